@@ -1,0 +1,109 @@
+"""llmopt: fast, paced and safe requests to any LLM provider.
+
+>>> import llmopt
+>>> with llmopt.Client() as client:
+...     client.embed("local/default", ["a text", "another"]).vectors.shape
+(2, 256)
+
+Every name here is imported when it is first used, so that ``import llmopt`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from llmopt import compatible as compatible
+    from llmopt.client.async_client import AsyncClient as AsyncClient
+    from llmopt.client.sync_client import Client as Client
+    from llmopt.config.tree import Config as Config
+    from llmopt.config.tree import Flags as Flags
+    from llmopt.config.tree import ProviderEntry as ProviderEntry
+    from llmopt.errors import AttemptTimeout as AttemptTimeout
+    from llmopt.errors import AuthError as AuthError
+    from llmopt.errors import BadRequest as BadRequest
+    from llmopt.errors import CircuitOpen as CircuitOpen
+    from llmopt.errors import ClientClosed as ClientClosed
+    from llmopt.errors import ConfigError as ConfigError
+    from llmopt.errors import ConnectFailed as ConnectFailed
+    from llmopt.errors import ConnectionLost as ConnectionLost
+    from llmopt.errors import ContentFiltered as ContentFiltered
+    from llmopt.errors import CostNeverFits as CostNeverFits
+    from llmopt.errors import DeadlineExceeded as DeadlineExceeded
+    from llmopt.errors import InvalidInput as InvalidInput
+    from llmopt.errors import InvalidResponse as InvalidResponse
+    from llmopt.errors import ItemRejected as ItemRejected
+    from llmopt.errors import ItemTooLong as ItemTooLong
+    from llmopt.errors import LLMOptError as LLMOptError
+    from llmopt.errors import LocalRejection as LocalRejection
+    from llmopt.errors import NotFound as NotFound
+    from llmopt.errors import Overloaded as Overloaded
+    from llmopt.errors import PartialFailure as PartialFailure
+    from llmopt.errors import PermissionDenied as PermissionDenied
+    from llmopt.errors import PluginConflict as PluginConflict
+    from llmopt.errors import PluginContractError as PluginContractError
+    from llmopt.errors import PluginError as PluginError
+    from llmopt.errors import PluginLoadError as PluginLoadError
+    from llmopt.errors import PoolTimeout as PoolTimeout
+    from llmopt.errors import ProviderError as ProviderError
+    from llmopt.errors import QueueFull as QueueFull
+    from llmopt.errors import QuotaExhausted as QuotaExhausted
+    from llmopt.errors import RateLimited as RateLimited
+    from llmopt.errors import RequestTimeout as RequestTimeout
+    from llmopt.errors import RequestTooLarge as RequestTooLarge
+    from llmopt.errors import ServerError as ServerError
+    from llmopt.errors import StreamError as StreamError
+    from llmopt.errors import StreamIdle as StreamIdle
+    from llmopt.errors import StreamInterrupted as StreamInterrupted
+    from llmopt.errors import TransportError as TransportError
+    from llmopt.errors import UnexpectedStatus as UnexpectedStatus
+    from llmopt.errors import UnknownProvider as UnknownProvider
+    from llmopt.markers import hookimpl as hookimpl
+    from llmopt.values.attempt import Attempt as Attempt
+    from llmopt.values.attempt import AttemptInfo as AttemptInfo
+    from llmopt.values.calls import Call as Call
+    from llmopt.values.calls import CatalogCall as CatalogCall
+    from llmopt.values.calls import ChatCall as ChatCall
+    from llmopt.values.calls import EmbedCall as EmbedCall
+    from llmopt.values.catalog import Catalog as Catalog
+    from llmopt.values.catalog import CatalogPage as CatalogPage
+    from llmopt.values.catalog import Model as Model
+    from llmopt.values.embeddings import EmbeddedPart as EmbeddedPart
+    from llmopt.values.embeddings import EmbeddedRows as EmbeddedRows
+    from llmopt.values.embeddings import Embeddings as Embeddings
+    from llmopt.values.embeddings import Usage as Usage
+    from llmopt.values.failure import ErrorBody as ErrorBody
+    from llmopt.values.failure import Failure as Failure
+    from llmopt.values.http import HttpRequest as HttpRequest
+    from llmopt.values.http import HttpResponse as HttpResponse
+    from llmopt.values.limits import BatchLimit as BatchLimit
+    from llmopt.values.limits import RateLimit as RateLimit
+    from llmopt.values.limits import RateLimits as RateLimits
+    from llmopt.values.profile import Option as Option
+    from llmopt.values.profile import Profile as Profile
+    from llmopt.values.profile import Timeouts as Timeouts
+    from llmopt.values.secret import Secret as Secret
+    from llmopt.values.settings import Settings as Settings
+    from llmopt.values.verdict import Verdict as Verdict
+    from llmopt.values.verdict import VerdictKind as VerdictKind
+else:
+    # Behind `not TYPE_CHECKING`, so that a type checker still reports a misspelled name.
+    from llmopt._exports import MODULES
+
+    __all__ = sorted([*MODULES, "__version__"])
+
+    def __getattr__(name: str) -> object:
+        """Import the module that a name lives in, and keep what it gave."""
+        if name not in MODULES:
+            raise AttributeError(f"module 'llmopt' has no attribute {name!r}")
+        from importlib import import_module
+
+        module = import_module(MODULES[name])
+        value = getattr(module, name, module)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return __all__

@@ -1,0 +1,1 @@
+"""The two faces of llmopt: `AsyncClient`, and `Client`, the same without await."""

@@ -1,0 +1,210 @@
+"""The asynchronous client: one engine, its providers, its connections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from llmopt.config.load import load_config
+from llmopt.config.tree import Config
+from llmopt.engine.engine import Engine
+from llmopt.operations.catalog import batch_list_models, list_models
+from llmopt.operations.embed import ErrorMode, embed
+from llmopt.operations.embed_job import EmbedJob
+from llmopt.operations.embed_stream import EmbedStream
+from llmopt.operations.inputs import embed_call
+from llmopt.policies.deadline import Deadline
+from llmopt.policies.tokens import TokenEstimator
+from llmopt.providers.provider import Provider
+from llmopt.providers.registry import Registry
+from llmopt.values.catalog import Catalog
+from llmopt.values.embeddings import Embeddings
+
+if TYPE_CHECKING:
+    import httpx
+
+    from llmopt.errors import LLMOptError
+
+WhenOpen = Literal["fail", "wait"]
+"""What a call does while its provider is given a rest: fail at once, or wait for its return."""
+
+
+class AsyncClient:
+    """Asks any number of providers, with one set of connections.
+
+    Use it in ``async with``, or call `aclose`. Making one opens nothing and imports little.
+
+    Args:
+        config: a mapping as in ``llmopt.toml``, the path of such a file, or a `Config`; by default
+            ``llmopt.toml`` here or in the user's configuration folder. A mapping is laid over the
+            file and the environment.
+        transport: an httpx transport to use for every provider, instead of llmopt's own pool.
+        plugins: wrapper plugins, called around every provider's hooks.
+        flags: switches over those of the configuration, such as ``{"retry": False}``.
+
+    Raises:
+        ConfigError: the configuration cannot be used; the message names the key.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | str | os.PathLike[str] | Config | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        plugins: Sequence[object] = (),
+        flags: Mapping[str, bool] | None = None,
+    ) -> None:
+        loaded = load_config(config, environ=os.environ)
+        if flags is not None:
+            loaded = loaded.with_flags(flags)
+        self._registry: Final = Registry(loaded, plugins, os.environ)
+        self._engine: Final = Engine(transport=transport)
+        self._estimators: Final[dict[tuple[str, str], TokenEstimator]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections. Calls made later raise `ClientClosed`."""
+        await self._engine.aclose()
+
+    async def embed(
+        self,
+        model: str,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        dimensions: int | None = None,
+        input_type: str | None = None,
+        deadline: float | None = None,
+        errors: ErrorMode = "raise",
+        when_open: WhenOpen = "fail",
+        extra: Mapping[str, Any] | None = None,
+    ) -> Embeddings:
+        """Embed texts: row i of the result is text i.
+
+        Identical texts are sent once. The texts are cut into as many requests as the provider's
+        limits on items, tokens and bytes demand, and several are under way at once.
+
+        Args:
+            model: "provider/model".
+            texts: any iterable of non-empty str; an empty one gives shape (0, 0) without a request.
+            dimensions: length of the vectors, for models that can shorten them.
+            input_type: what the texts are for, such as "query" or "document".
+            deadline: seconds for the whole call, None for no bound.
+            errors: "raise" raises when any text failed; "return" gives NaN rows and their errors.
+            when_open: whether to fail or to wait while the provider is given a rest.
+            extra: further keys of the request's body, passed on as given.
+
+        Returns:
+            float32 vectors of shape (number of texts, dimensions), the usage, and the errors.
+
+        Raises:
+            InvalidInput: a text cannot be sent; ``index`` says which. Nothing was sent.
+            PartialFailure: some texts failed; ``result`` has all the others.
+            LLMOptError: every text failed for this one reason.
+        """
+        job = self._job(model, dimensions, input_type, deadline, extra, when_open)
+        return await embed(job, texts, errors=_mode(errors))
+
+    def embed_iter(
+        self,
+        model: str,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        dimensions: int | None = None,
+        input_type: str | None = None,
+        deadline: float | None = None,
+        errors: ErrorMode = "raise",
+        when_open: WhenOpen = "wait",
+        extra: Mapping[str, Any] | None = None,
+    ) -> EmbedStream:
+        """Embed an iterable of any length, in order, in bounded memory.
+
+        Args:
+            model, texts, dimensions, input_type, deadline, errors, extra: as for `embed`; an
+                iterable that never ends is fine.
+            when_open: as for `embed`; waiting is the default here.
+
+        Returns:
+            An asynchronous iterator of `EmbeddedPart`, to be used in ``async with`` where the loop
+            may be left early. Before an error is raised, all parts before it come.
+        """
+        job = self._job(model, dimensions, input_type, deadline, extra, when_open)
+        return EmbedStream(job, texts, errors=_mode(errors))
+
+    async def list_models(self, provider: str, *, deadline: float | None = None) -> Catalog:
+        """All models of one provider, in its order.
+
+        Raises:
+            LLMOptError: the provider could not be asked.
+        """
+        found = self._registry.get(provider)
+        return await list_models(self._engine, found, deadline=self._deadline(found, deadline))
+
+    async def batch_list_models(
+        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
+    ) -> Mapping[str, Catalog | LLMOptError]:
+        """The models of many providers at once.
+
+        Args:
+            providers: names of entries; by default all that are configured or have a key.
+            deadline: seconds for the whole call.
+
+        Returns:
+            For each provider its catalogue, or the error that is its alone.
+        """
+        names = self._registry.names() if providers is None else _names(providers)
+        bound = self._engine.deadline(deadline)
+        return await batch_list_models(names, self._registry.get, self._engine, deadline=bound)
+
+    def _job(
+        self,
+        model: str,
+        dimensions: int | None,
+        input_type: str | None,
+        deadline: float | None,
+        extra: Mapping[str, Any] | None,
+        when_open: WhenOpen,
+    ) -> EmbedJob:
+        if when_open not in ("fail", "wait"):
+            raise _wrong("when_open", "'fail' or 'wait'")
+        provider, name = self._registry.split(model)
+        call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
+        key = (provider.name, name)
+        if key not in self._estimators:
+            self._estimators[key] = TokenEstimator()
+        return EmbedJob(
+            self._engine,
+            provider,
+            call,
+            estimator=self._estimators[key],
+            deadline=self._deadline(provider, deadline),
+        )
+
+    def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:
+        total = provider.endpoints[0].timeouts.total
+        return self._engine.deadline(total if seconds is None else seconds)
+
+
+def _mode(errors: ErrorMode) -> ErrorMode:
+    if errors not in ("raise", "return"):
+        raise _wrong("errors", "'raise' or 'return'")
+    return errors
+
+
+def _wrong(name: str, choices: str) -> LLMOptError:
+    from llmopt.errors import ConfigError
+
+    return ConfigError(f"{name} must be {choices}.")
+
+
+def _names(providers: Iterable[str]) -> Iterable[str]:
+    if isinstance(providers, str):
+        raise _wrong("providers", "a list of names, such as ['local']")
+    return providers
+
+

@@ -1,0 +1,137 @@
+"""A stream of embeddings for a synchronous caller, whose iterable is read in the caller's thread.
+
+A database cursor belongs to the thread that made it, so the loop's thread never touches the
+iterable: it asks for texts, and the caller, who waits for the next part anyway, reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Final, Self
+
+from llmopt.client.loop_thread import LoopThread
+from llmopt.operations.embed_stream import EmbedStream
+from llmopt.values.embeddings import EmbeddedPart
+
+_MOST_TEXTS: Final = 512
+_MOST_SECONDS: Final = 0.01
+
+
+class _Feed:
+    """The caller's iterable as the loop sees it: an asynchronous one that asks the caller for more."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, asks: queue.SimpleQueue[_Ask | None]) -> None:
+        self._loop: Final = loop
+        self._asks: Final = asks
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while True:
+            answer: asyncio.Future[tuple[list[str], bool]] = self._loop.create_future()
+            self._asks.put(_Ask(self._loop, answer))
+            texts, more = await answer
+            for text in texts:
+                yield text
+            if not more:
+                return
+
+
+class _Ask:
+    """One wish of the loop's for more texts."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[tuple[list[str], bool]]
+    ) -> None:
+        self._loop: Final = loop
+        self._answer: Final = answer
+
+    def give(self, texts: list[str], *, more: bool) -> None:
+        self._loop.call_soon_threadsafe(self._set, (texts, more))
+
+    def fail(self, error: BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _set(self, value: tuple[list[str], bool]) -> None:
+        if not self._answer.done():
+            self._answer.set_result(value)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+
+class SyncEmbedStream(Iterator[EmbeddedPart]):
+    """The parts of an embedding, in order. Use it in ``with`` to stop the work on leaving."""
+
+    def __init__(
+        self, thread: LoopThread, texts: Iterable[str], open_stream: Callable[[Any], EmbedStream]
+    ) -> None:
+        self._thread: Final = thread
+        self._texts: Final = iter(texts)
+        self._asks: Final[queue.SimpleQueue[_Ask | None]] = queue.SimpleQueue()
+        self._held: BaseException | None = None
+        self._stream: Final = thread.run(_opened(open_stream, _Feed(thread.loop, self._asks)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> EmbeddedPart:
+        work = self._thread.submit(_next(self._stream))
+        work.future.add_done_callback(lambda _: self._asks.put(None))
+        try:
+            while (ask := self._asks.get()) is not None:
+                self._serve(ask)
+        except BaseException:
+            work.abandon()
+            self.close()
+            raise
+        return self._result(work.future)
+
+    def _result(self, future: Future[EmbeddedPart | None]) -> EmbeddedPart:
+        part = future.result()
+        if part is None:
+            raise StopIteration
+        return part
+
+    def _serve(self, ask: _Ask) -> None:
+        """Read texts for the loop: many, unless they come slowly."""
+        if self._held is not None:
+            ask.fail(self._held)
+            return
+        texts: list[str] = []
+        until = time.monotonic() + _MOST_SECONDS
+        try:
+            for text in self._texts:
+                texts.append(text)
+                if len(texts) >= _MOST_TEXTS or time.monotonic() >= until:
+                    ask.give(texts, more=True)
+                    return
+        except Exception as error:  # noqa: BLE001 - raised to the caller, after all that came before it
+            self._held = error
+            if not texts:
+                ask.fail(error)
+                return
+        ask.give(texts, more=self._held is not None)
+
+    def close(self) -> None:
+        """Stop the work that is under way."""
+        with suppress(RuntimeError):
+            self._thread.run(self._stream.aclose())
+
+
+async def _opened(open_stream: Callable[[Any], EmbedStream], feed: _Feed) -> EmbedStream:
+    return open_stream(feed)
+
+
+async def _next(stream: EmbedStream) -> EmbeddedPart | None:
+    return await anext(stream, None)

@@ -1,0 +1,166 @@
+"""Where the key of an endpoint comes from, attempt by attempt."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, Literal
+
+from llmopt.config.tree import TokenProvider
+from llmopt.errors import AuthError, ConfigError
+from llmopt.values.secret import Secret
+
+_PROCESS_KEY: Final = os.urandom(32)
+"""Fingerprints mean nothing outside this process, so that none can be tried against a list of keys."""
+
+
+class CredentialSource:
+    """A key that is there, a function that gives one, none, or the reason why there is none.
+
+    Args:
+        owner: path of the entry or endpoint, for messages.
+        origin: where the key comes from, in words.
+        secret: the key.
+        provider: a function, sync or async, that gives a key or token.
+        problem: why there is no key although one is needed; raised when it is asked for.
+    """
+
+    __slots__ = ("_origin", "_owner", "_problem", "_provider", "_secret")
+
+    def __init__(
+        self,
+        owner: str,
+        origin: str = "none",
+        *,
+        secret: Secret | None = None,
+        provider: TokenProvider | None = None,
+        problem: str = "",
+    ) -> None:
+        self._owner: Final = owner
+        self._origin: Final = origin
+        self._secret: Final = secret
+        self._provider: Final = provider
+        self._problem: Final = problem
+
+    @property
+    def kind(self) -> Literal["key", "token"]:
+        """ "token" where a function gives it, else "key"."""
+        return "key" if self._provider is None else "token"
+
+    @property
+    def is_static(self) -> bool:
+        """Whether `peek` already says all, so that nothing need be awaited."""
+        return self._provider is None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no key although one is needed; "" if all is well."""
+        return self._problem
+
+    def peek(self) -> Secret | None:
+        """The key that is known without asking a function for it.
+
+        Raises:
+            ConfigError: a key is needed and there is none; the message says what to set.
+        """
+        if self._problem:
+            raise ConfigError(self._problem)
+        return self._secret
+
+    async def get(self) -> Secret | None:
+        """The key or token for one attempt; None where none is needed.
+
+        Raises:
+            ConfigError: there is none, or the function returned something that is none.
+            AuthError: the function failed.
+        """
+        if self._provider is None:
+            return self.peek()
+        return self._secret_of(await _asked(self._provider))
+
+    def describe(self) -> str:
+        """Where the key comes from, for people."""
+        return self._origin
+
+    def fingerprint(self) -> str:
+        """The same for the same key or function, different for others, and no help in finding the key."""
+        import hmac
+
+        if self._secret is not None:
+            text = f"key {self._secret.reveal()}"
+        else:
+            text = "none" if self._provider is None else f"function {_identity(self._provider)}"
+        return hmac.digest(_PROCESS_KEY, text.encode(), "sha256").hex()
+
+    def __repr__(self) -> str:
+        return f"CredentialSource({self._owner!r}, {self._origin!r})"
+
+    def _secret_of(self, answer: _Answer) -> Secret:
+        found, failure = answer.found, answer.failure
+        # The text of the failure may hold a token, so only its kind is told, and it is not chained.
+        del answer
+        if failure:
+            raise AuthError(f"the token provider of {self._owner} failed with {failure}.")
+        if isinstance(found, Secret):
+            return found
+        if isinstance(found, str):
+            found = _checked(found, self._owner)
+            if isinstance(found, Secret):
+                return found
+            raise ConfigError(found)
+        raise ConfigError(
+            f"the token provider of {self._owner} returned {type(found).__name__}; it must return text."
+        )
+
+
+class _Answer:
+    """What a function gave, or the kind of its failure; shows neither."""
+
+    __slots__ = ("failure", "found")
+
+    def __init__(self, found: object = None, failure: str = "") -> None:
+        self.found = found
+        self.failure = failure
+
+
+async def _asked(provider: TokenProvider) -> _Answer:
+    import asyncio
+    import inspect
+
+    if _is_async(provider):
+        answer = _call(provider)
+    else:
+        # It may block, on a network or a lock.
+        answer = await asyncio.to_thread(_call, provider)
+    if inspect.isawaitable(answer.found):
+        try:
+            answer.found = await answer.found
+        except Exception as error:
+            return _Answer(failure=type(error).__name__)
+    return answer
+
+
+def _call(provider: TokenProvider) -> _Answer:
+    # Caught here and not by the caller: a StopIteration never comes back from a thread.
+    try:
+        return _Answer(provider())
+    except Exception as error:
+        return _Answer(failure=type(error).__name__)
+
+
+def _is_async(provider: Any) -> bool:
+    from inspect import iscoroutinefunction
+
+    return iscoroutinefunction(provider) or iscoroutinefunction(type(provider).__call__)
+
+
+def _checked(text: str, owner: str) -> Secret | str:
+    try:
+        return Secret(text, source=f"the token of {owner}")
+    except ConfigError as error:
+        return error.message
+
+
+def _identity(provider: Any) -> str:
+    # A bound method is a new object each time it is looked up; what it is bound to is not.
+    bound = getattr(provider, "__self__", provider)
+    return f"{id(bound)} {getattr(provider, '__qualname__', '')}"

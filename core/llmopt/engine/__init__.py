@@ -1,0 +1,1 @@
+"""One request, from a call to a value: prepare, send, judge."""

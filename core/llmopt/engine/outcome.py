@@ -1,0 +1,104 @@
+"""What an answer comes to: a value, or the one exception that its verdict is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+from llmopt.engine.redact import redact
+from llmopt.errors import (
+    AuthError,
+    InvalidResponse,
+    LLMOptError,
+    ProviderError,
+    RequestTooLarge,
+    UnexpectedStatus,
+)
+from llmopt.providers.hooks import ProviderHooks
+from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.failure import Failure
+from llmopt.values.http import HttpResponse
+from llmopt.values.settings import Settings
+from llmopt.values.verdict import EXCEPTION_OF, Verdict, VerdictKind
+
+T = TypeVar("T")
+
+Parse = Callable[[HttpResponse, Settings], T | Failure]
+"""Reads a 2xx answer: the value, or the failure that it carries."""
+
+_REQUEST_ID: Final = ("x-request-id", "request-id", "apim-request-id", "x-ms-request-id", "cf-ray")
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The provider's own id of a request, None when it sends none."""
+    for name in _REQUEST_ID:
+        if name in headers:
+            return headers[name][:128]
+    return None
+
+
+def judge(
+    hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Settings, parse: Parse[T]
+) -> T:
+    """The value of an answer.
+
+    Raises:
+        ProviderError: the answer is an error, by the plugin's verdict.
+        InvalidResponse: the answer is a success that cannot be used.
+    """
+    if 200 <= response.status < 300:
+        found = parse(response, settings)
+        if not isinstance(found, Failure):
+            return found
+        failure = found
+    else:
+        failure = Failure.from_response(response, operation=call.operation, model=call.model)
+        if (error := _redirect(failure)) is not None:
+            raise error
+    raise error_of(hooks.classify_error(failure, settings), failure, call, settings)
+
+
+def _redirect(failure: Failure) -> LLMOptError | None:
+    if not 300 <= failure.status < 400:
+        return None
+    # The origin alone: the rest of a Location may repeat the query.
+    target = failure.headers.get("location", "elsewhere").split("?")[0][:120]
+    return UnexpectedStatus(
+        f"the server redirects to {redact(target)} (HTTP {failure.status}); redirects are never followed: "
+        "set base_url to the address that answers.",
+        status=failure.status,
+        sent="yes",
+    )
+
+
+def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings) -> LLMOptError:
+    """The exception that a verdict is, with a message fit to be shown."""
+    secrets = [settings.credential.reveal()] if settings.credential is not None else []
+    texts = call.texts if isinstance(call, EmbedCall) else ()
+    said = redact(verdict.message or failure.error.message, secrets=secrets, texts=texts)
+    message = _sentence(said, verdict, failure, settings)
+    kind = EXCEPTION_OF[verdict.kind]
+    if issubclass(kind, InvalidResponse):
+        return InvalidResponse(message, reason="error", status=failure.status, sent="yes")
+    error: ProviderError
+    if kind is RequestTooLarge:
+        error = RequestTooLarge(message, limit=verdict.limit)
+    else:
+        error = kind(message)
+    error.status = failure.status
+    error.code = verdict.code
+    error.retry_after = verdict.retry_after
+    error.sent = "yes"
+    return error
+
+
+def _sentence(said: str, verdict: Verdict, failure: Failure, settings: Settings) -> str:
+    code = f", {verdict.code}" if verdict.code and verdict.code != str(failure.status) else ""
+    hint = verdict.hint or _hint(verdict.kind, settings)
+    return f"{said or 'no message'} (HTTP {failure.status}{code}){f'; {hint}' if hint else ''}"
+
+
+def _hint(kind: VerdictKind, settings: Settings) -> str:
+    if EXCEPTION_OF[kind] is AuthError and settings.credential is None:
+        return f"no key was sent: give providers.{settings.provider} its api_key or api_key_env"
+    return ""

@@ -1,0 +1,90 @@
+"""From what a plugin says to the bytes that go out, checked on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from attrs import field, frozen
+
+from llmopt.errors import InvalidInput, PluginContractError
+from llmopt.values.http import HttpRequest
+from llmopt.values.settings import Settings
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
+_PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
+
+encoder: Final = msgspec.json.Encoder()
+
+
+@frozen(kw_only=True)
+class Prepared:
+    """A request ready for the wire. The body is made once and never changed."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(repr=False)
+
+
+def prepare(request: HttpRequest, settings: Settings) -> Prepared:
+    """Encode a plugin's request.
+
+    Raises:
+        PluginContractError: the URL leaves the endpoint's origin, or a header cannot be sent.
+        InvalidInput: the body holds something that JSON does not have.
+    """
+    headers = {"accept": "application/json", **request.headers}
+    body = None
+    if request.json is not None:
+        body = _encode(request.json)
+        headers["content-type"] = "application/json"
+    _check_headers(headers, settings)
+    return Prepared(method=request.method, url=_url(request.path, settings), headers=headers, body=body)
+
+
+def _encode(value: object) -> bytes:
+    try:
+        return encoder.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        # Its message names the type that has no JSON, and no value.
+        raise InvalidInput(f"the request cannot be written as JSON: {type(error).__name__}; check `extra`.") from None
+
+
+def _check_headers(headers: Mapping[str, str], settings: Settings) -> None:
+    for name, value in headers.items():
+        if not (isinstance(value, str) and _HEADER_NAME.match(name) and _HEADER_VALUE.match(value)):
+            # The value is not shown: it may be the key.
+            raise PluginContractError(
+                f"the plugin of {settings.provider!r} wants to send a header {name!r:.60} that HTTP does not allow.",
+                provider=settings.provider,
+            )
+
+
+def _url(path: str, settings: Settings) -> str:
+    if "://" not in path.partition("?")[0]:
+        url = settings.base_url + (path if path.startswith(("/", "?")) else f"/{path}")
+    else:
+        url = path
+        if origin(url) != origin(settings.base_url):
+            raise PluginContractError(
+                f"the plugin of {settings.provider!r} wants to send to {origin(url)}, which is not the "
+                f"endpoint's origin {origin(settings.base_url)}.",
+                provider=settings.provider,
+            )
+    if not _PATH.match(url):
+        raise PluginContractError(
+            f"the plugin of {settings.provider!r} built a URL with characters that must be escaped.",
+            provider=settings.provider,
+        )
+    return url
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL."""
+    scheme, _, rest = url.partition("://")
+    host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    return f"{scheme.lower()}://{host.lower()}"

@@ -1,0 +1,83 @@
+"""Everything a plugin can be asked: the one page that a plugin's author reads.
+
+A plugin is a module with some of these functions, each marked with ``@llmopt.hookimpl``, and an
+entry point in the group ``llmopt`` whose key is the provider's name. Hooks are pure: they take
+frozen values, return values, do no I/O and never sleep.
+
+Returning None means "do what the core would do", which is right for any server that speaks the
+common (OpenAI-compatible) dialect. "Nothing" is a value of its own: ``BatchLimit()``, ``RateLimits()``, ``()``.
+A hook may leave out the parameters it does not use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmopt.config.tree import ProviderEntry
+from llmopt.markers import hookspec
+from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.catalog import CatalogPage
+from llmopt.values.embeddings import EmbeddedRows
+from llmopt.values.failure import Failure
+from llmopt.values.http import HttpRequest, HttpResponse
+from llmopt.values.limits import BatchLimit
+from llmopt.values.profile import Profile
+from llmopt.values.settings import Settings
+from llmopt.values.verdict import Verdict
+
+if TYPE_CHECKING:
+    import httpx
+
+# ruff: noqa: ARG001 - a specification has parameters and no body
+
+
+@hookspec(firstresult=True)
+def provider_profile(entry: ProviderEntry) -> Profile | None:  # type: ignore[empty-body] # a specification
+    """What the provider is like: base URL, key variables, time-outs, pool, retries, usual rate limits.
+
+    Asked once for each endpoint of an entry. ``entry`` is that endpoint as configured, so that a
+    profile may depend on where the server is; ``entry.options`` are not checked yet.
+    """
+
+
+@hookspec(firstresult=True)
+def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:  # type: ignore[empty-body] # same
+    """The most that one request for ``call.model`` may hold. ``call.texts`` is empty here."""
+
+
+@hookspec(firstresult=True)
+def build_request(call: Call, settings: Settings) -> HttpRequest | None:  # type: ignore[empty-body] # same
+    """The request for a call: method, path, headers and JSON value.
+
+    Asked for every attempt, with the settings of the endpoint chosen. The path is relative to
+    ``settings.base_url`` or a URL of that same origin. A secret stands in a header, nowhere else.
+    """
+
+
+@hookspec(firstresult=True)
+def parse_embeddings(  # type: ignore[empty-body] # same
+    call: EmbedCall, response: HttpResponse, settings: Settings
+) -> EmbeddedRows | Failure | None:
+    """The vectors of a 2xx answer, or the `Failure` that it carries."""
+
+
+@hookspec(firstresult=True)
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:  # type: ignore[empty-body] # same
+    """The models of a 2xx answer and the cursor of the next page, or the `Failure` that it carries."""
+
+
+@hookspec(firstresult=True)
+def classify_error(failure: Failure, settings: Settings) -> Verdict | None:  # type: ignore[empty-body] # same
+    """What a non-2xx answer, or a 2xx that carries an error, means.
+
+    Asked once for each. None leaves it to the core, which judges by status and by the
+    machine-readable codes that the common dialect uses.
+    """
+
+
+@hookspec(firstresult=True)
+def open_transport(settings: Settings) -> httpx.AsyncBaseTransport | None:
+    """Another way out than the network pool: an engine inside the process, a signer, a Unix socket.
+
+    Called once for each endpoint, when it is first used; the core closes what it gets.
+    """

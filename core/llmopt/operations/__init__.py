@@ -1,0 +1,1 @@
+"""What the application asks for, carried out over the engine: embeddings and catalogues."""

@@ -1,0 +1,94 @@
+"""Listing models: one provider page by page, many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from attrs import evolve
+
+from llmopt.engine.engine import Engine
+from llmopt.errors import InvalidResponse, LLMOptError
+from llmopt.policies.deadline import Deadline
+from llmopt.providers.provider import Provider
+from llmopt.values.calls import CatalogCall
+from llmopt.values.catalog import Catalog, CatalogPage, Model
+from llmopt.values.failure import Failure
+from llmopt.values.http import HttpResponse
+from llmopt.values.settings import Settings
+
+_MOST_PAGES: Final = 1_000
+_MOST_BYTES: Final = 64 << 20
+_AT_ONCE: Final = 10
+
+
+async def list_models(engine: Engine, provider: Provider, *, deadline: Deadline) -> Catalog:
+    """All models of one provider, following its pages.
+
+    Raises:
+        InvalidResponse: a page names a cursor that was there before, or there is no end of pages.
+        LLMOptError: the provider could not be asked.
+    """
+    models: dict[str, Model] = {}
+    seen: set[str] = set()
+    cursor: str | None = None
+    for _ in range(_MOST_PAGES):
+        page = await _page(engine, provider, cursor, deadline)
+        for model in page.models:
+            models.setdefault(model.id, evolve(model, provider=provider.name))
+        cursor = page.next_cursor
+        if cursor is None:
+            return Catalog(provider=provider.name, models=tuple(models.values()))
+        if cursor in seen:
+            raise _endless(provider, "a page names a cursor that was there before")
+        seen.add(cursor)
+    raise _endless(provider, f"there are more than {_MOST_PAGES} pages")
+
+
+def _endless(provider: Provider, why: str) -> InvalidResponse:
+    return InvalidResponse(
+        f"the list of models of {provider.name!r} has no end: {why}.",
+        reason="pages",
+        provider=provider.name,
+        sent="yes",
+    )
+
+
+async def _page(engine: Engine, provider: Provider, cursor: str | None, deadline: Deadline) -> CatalogPage:
+    call = CatalogCall(cursor=cursor)
+    endpoint = engine.endpoints(provider)[0]
+
+    def parse(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
+        return provider.hooks.parse_catalog(response, settings)
+
+    return await engine.run(
+        provider,
+        call,
+        parse,
+        deadline=deadline,
+        timeout=None if endpoint.config.in_process else endpoint.config.timeouts.catalog,
+        max_body=_MOST_BYTES,
+    )
+
+
+async def batch_list_models(
+    names: Iterable[str], find: Callable[[str], Provider], engine: Engine, *, deadline: Deadline
+) -> Mapping[str, Catalog | LLMOptError]:
+    """The models of many providers, at most ten asked at once.
+
+    Returns:
+        For each name its catalogue, or the error that is that provider's alone.
+    """
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(name: str) -> Catalog | LLMOptError:
+        async with room:
+            try:
+                return await list_models(engine, find(name), deadline=deadline)
+            except LLMOptError as error:
+                return error
+
+    asked = list(dict.fromkeys(names))
+    found = await asyncio.gather(*map(one, asked))
+    return dict(zip(asked, found, strict=True))

@@ -1,0 +1,79 @@
+"""A wrong answer must never become a shifted row: what every answer is held against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmopt.errors import InvalidResponse
+from llmopt.values.embeddings import EmbeddedRows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> NDArray[np.float32]:
+    """The rows in the order of the texts.
+
+    Args:
+        rows: what the answer holds.
+        count: texts in the request.
+        dimensions: length a vector must have, None for any.
+
+    Returns:
+        float32, shape (count, d), C-contiguous.
+
+    Raises:
+        InvalidResponse: count, indices, type, length or finiteness are wrong; ``reason`` says which.
+    """
+    import numpy as np
+
+    vectors = rows.vectors
+    if vectors.dtype != np.float32 or vectors.ndim != 2:  # noqa: PLR2004 - rows and columns
+        raise _invalid(f"the plugin gave {vectors.dtype} vectors of {vectors.ndim} axes.", "type")
+    if vectors.shape[0] != count:
+        raise _invalid(f"{count} texts were sent, {vectors.shape[0]} vectors came back.", "count")
+    if vectors.shape[1] == 0:
+        raise _invalid("the vectors of the answer are empty.", "dimensions")
+    if dimensions is not None and vectors.shape[1] != dimensions:
+        raise _invalid(
+            f"the vectors of the answer have {vectors.shape[1]} numbers, expected {dimensions}.", "dimensions"
+        )
+    ordered = _ordered(vectors, rows.indices, count)
+    if not _all_finite(ordered):
+        bad = int(np.flatnonzero(~np.isfinite(ordered).all(axis=1))[0])
+        raise _invalid(f"vector {bad} of the answer holds a number that is not finite.", "non_finite")
+    return np.ascontiguousarray(ordered)
+
+
+def _ordered(
+    vectors: NDArray[np.float32], indices: NDArray[np.int64] | None, count: int
+) -> NDArray[np.float32]:
+    import numpy as np
+
+    if indices is None:
+        return vectors
+    expected = np.arange(count)
+    if indices.shape != (count,):
+        raise _invalid(f"{count} texts were sent, {indices.size} indices came back.", "index")
+    if np.array_equal(indices, expected):
+        return vectors
+    if not np.array_equal(np.sort(indices), expected):
+        raise _invalid(f"the indices of the answer are not 0 to {count - 1}, each once.", "index")
+    ordered = np.empty_like(vectors)
+    ordered[indices] = vectors
+    return ordered
+
+
+def _all_finite(vectors: NDArray[np.float32]) -> bool:
+    import numpy as np
+
+    # One pass without a temporary: a sum is finite only if all its terms are, or it overflowed.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(vectors.sum(dtype=np.float64)):
+            return True
+    return bool(np.isfinite(vectors).all())
+
+
+def _invalid(message: str, reason: str) -> InvalidResponse:
+    return InvalidResponse(message, reason=reason, sent="yes")

@@ -1,0 +1,93 @@
+"""The outcomes of batches, put together into one result in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from llmopt.errors import LLMOptError, PartialFailure
+from llmopt.operations.embed_job import Outcome
+from llmopt.values.embeddings import Embeddings, Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Collector:
+    """Puts the outcomes of distinct texts together into the result of all texts."""
+
+    def __init__(self, distinct: list[str], model: str) -> None:
+        self._distinct: Final = distinct
+        self._vectors: NDArray[np.float32] | None = None
+        self._errors: Final[dict[int, LLMOptError]] = {}
+        self._usage = Usage()
+        self._requested: Final = model
+        self._model: str | None = None
+
+    def take(self, outcome: Outcome) -> None:
+        start = outcome.batch.start
+        self._usage += outcome.usage
+        self._model = self._model or outcome.model
+        self._errors.update({start + row: error for row, error in outcome.errors.items()})
+        if outcome.vectors is not None:
+            rows = slice(start, start + len(outcome.batch.texts))
+            self._space(outcome.vectors.shape[1])[rows] = outcome.vectors
+
+    def _space(self, dimensions: int) -> NDArray[np.float32]:
+        import numpy as np
+
+        if self._vectors is None:
+            self._vectors = np.full((len(self._distinct), dimensions), np.nan, dtype=np.float32)
+        return self._vectors
+
+    def result(self, texts: list[str], faults: Mapping[int, LLMOptError]) -> Embeddings:
+        import numpy as np
+
+        vectors, errors = self._vectors, dict(self._errors)
+        if vectors is None:
+            vectors = np.empty((len(self._distinct), 0), dtype=np.float32)
+        if faults or len(self._distinct) < len(texts):
+            vectors, errors = self._expand(vectors, texts, faults)
+        return Embeddings(
+            vectors=vectors,
+            usage=self._usage,
+            model=self._model or self._requested,
+            errors=dict(sorted(errors.items())),
+        )
+
+    def _expand(
+        self, vectors: NDArray[np.float32], texts: list[str], faults: Mapping[int, LLMOptError]
+    ) -> tuple[NDArray[np.float32], dict[int, LLMOptError]]:
+        import numpy as np
+
+        place = {text: row for row, text in enumerate(self._distinct)}
+        good = [row for row in range(len(texts)) if row not in faults]
+        source = [place[texts[row]] for row in good]
+        expanded = np.full((len(texts), vectors.shape[1]), np.nan, dtype=np.float32)
+        expanded[good] = vectors[source]
+        errors = dict(faults)
+        for row, origin in zip(good, source, strict=True):
+            if origin in self._errors:
+                errors[row] = self._errors[origin].copy()
+        return expanded, errors
+
+
+def failure_of(result: Embeddings) -> LLMOptError:
+    """The exception that a result with errors is raised as.
+
+    One cause for everything is raised itself; else a `PartialFailure` that carries the result.
+    """
+    causes = {(type(error), error.message) for error in result.errors.values()}
+    first = next(iter(result.errors.values()))
+    if len(result.errors) == len(result) and len(causes) == 1:
+        return first.copy()
+    return PartialFailure(
+        f"{len(result.errors)} of {len(result)} texts could not be embedded; the first: {first.message} "
+        "The others are in `result`.",
+        result=result,
+        provider=first.provider,
+        model=first.model,
+        endpoint=first.endpoint,
+        sent=first.sent,
+    )

@@ -1,0 +1,118 @@
+"""Many pieces of work at once, bounded, with the results in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class OrderedFlow(Generic[T, R]):
+    """Runs ``work`` over a source with at most ``width`` pieces under way, and yields in order.
+
+    Memory is bounded: at most ``ahead`` pieces are taken from the source and not yet yielded. An
+    error of the source, or of a piece, comes after all results before it; the pieces under way by
+    then are finished, never thrown away, unless the consumer leaves.
+
+    Args:
+        source: the pieces of work.
+        work: one piece to its result.
+        width: pieces under way at once, 1 or more.
+        ahead: pieces taken and not yet yielded, ``width`` or more.
+    """
+
+    def __init__(
+        self, source: AsyncIterator[T], work: Callable[[T], Awaitable[R]], *, width: int, ahead: int
+    ) -> None:
+        self._source: Final = source
+        self._work: Final = work
+        self._room: Final = asyncio.Semaphore(max(width, ahead))
+        self._turn: Final = asyncio.Lock()
+        self._slots: Final[dict[int, asyncio.Future[R]]] = {}
+        self._width: Final = width
+        self._taken = 0
+        self._exhausted = False
+        self._source_error: BaseException | None = None
+        self._changed: Final = asyncio.Event()
+        self._workers: list[asyncio.Task[None]] = []
+
+    async def __aiter__(self) -> AsyncIterator[R]:
+        """The results, in the order of the source."""
+        self._workers = [asyncio.create_task(self._worker()) for _ in range(self._width)]
+        try:
+            given = 0
+            while (slot := await self._slot(given)) is not None:
+                result = await slot
+                del self._slots[given]
+                self._room.release()
+                given += 1
+                yield result
+            if self._source_error is not None:
+                raise self._source_error
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop all work under way and wait until it has stopped."""
+        for worker in self._workers:
+            worker.cancel()
+        for worker in self._workers:
+            with suppress(asyncio.CancelledError):
+                await worker
+        self._workers = []
+        close = getattr(self._source, "aclose", None)
+        if close is not None:
+            await close()
+
+    async def _slot(self, number: int) -> asyncio.Future[R] | None:
+        """The future of a piece, as soon as that piece has been taken; None when there is no such piece."""
+        while number not in self._slots:
+            if self._exhausted and number >= self._taken:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return self._slots[number]
+
+    async def _worker(self) -> None:
+        while True:
+            await self._room.acquire()
+            async with self._turn:
+                taken = await self._take()
+            if taken is None:
+                return
+            slot, piece = taken
+            try:
+                slot.set_result(await self._work(piece))
+            except asyncio.CancelledError:
+                slot.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001 - handed to the consumer, in its place in the order
+                slot.set_exception(error)
+                # A consumer that left does not look at it.
+                slot.exception()
+
+    async def _take(self) -> tuple[asyncio.Future[R], T] | None:
+        if self._exhausted:
+            return None
+        try:
+            piece = await anext(self._source)
+        except asyncio.CancelledError:
+            raise
+        except StopAsyncIteration:
+            return self._end()
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer after what came before it
+            self._source_error = error
+            return self._end()
+        slot: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._slots[self._taken] = slot
+        self._taken += 1
+        self._changed.set()
+        return slot, piece
+
+    def _end(self) -> None:
+        self._exhausted = True
+        self._changed.set()

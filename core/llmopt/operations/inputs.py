@@ -1,0 +1,100 @@
+"""Which texts can be sent. Everything here happens before any I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from llmopt.errors import InvalidInput
+from llmopt.values.calls import EmbedCall
+
+
+def fault_of(text: object, index: int) -> InvalidInput | None:
+    """Why a text cannot be sent, None when it can.
+
+    The text itself never stands in the message.
+    """
+    if not isinstance(text, str):
+        return InvalidInput(f"text {index} is of type {type(text).__name__}, not str.", index=index)
+    if not text:
+        return InvalidInput(f"text {index} is empty; leave it out, or put a placeholder.", index=index)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return InvalidInput(
+                f"text {index} holds half of a surrogate pair at character {error.start}; it was cut or decoded "
+                "wrongly. Read it with errors='replace', or repair it.",
+                index=index,
+            )
+    return None
+
+
+def refuse_single(texts: object) -> None:
+    """Refuse what looks like a list of texts and is something else.
+
+    Raises:
+        InvalidInput: a single text, bytes, a mapping, or not iterable at all.
+    """
+    if isinstance(texts, (str, bytes, bytearray)):
+        raise InvalidInput(f"the texts must be a list of str, not one {type(texts).__name__}; write [text].")
+    if isinstance(texts, Mapping) or not isinstance(texts, (Iterable, AsyncIterable)):
+        raise InvalidInput(f"the texts must be a list of str, not {type(texts).__name__}.")
+
+
+async def as_async(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[str]:
+    """Any iterable, as an asynchronous iterator."""
+    if isinstance(texts, AsyncIterable):
+        async for text in texts:
+            yield text
+    else:
+        for text in texts:
+            yield text
+
+
+async def as_list(texts: Iterable[str] | AsyncIterable[str]) -> list[str]:
+    """Any iterable, as a list."""
+    if isinstance(texts, AsyncIterable):
+        return [text async for text in texts]
+    return list(texts)
+
+
+def embed_call(
+    model: str, *, dimensions: int | None, input_type: str | None, extra: Mapping[str, Any] | None
+) -> EmbedCall:
+    """The options of an embedding call, checked.
+
+    Raises:
+        InvalidInput: an option has a value that no provider could take.
+    """
+    if dimensions is not None and (type(dimensions) is not int or not 0 < dimensions <= 1_000_000):
+        raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r:.40}.")
+    if input_type is not None and (not isinstance(input_type, str) or not input_type):
+        raise InvalidInput("input_type must be a word such as 'query' or 'document'.")
+    return EmbedCall(model=model, dimensions=dimensions, input_type=input_type, extra=_extra(extra))
+
+
+def _extra(extra: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if extra is None:
+        return {}
+    if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
+        raise InvalidInput("extra must be a mapping from names to JSON values.")
+    plain = dict(extra)
+    try:
+        msgspec.json.encode(plain)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput("extra holds something that JSON cannot express.") from None
+    if _holds_nonfinite(plain):
+        raise InvalidInput("extra holds a number that is not finite.")
+    return plain
+
+
+def _holds_nonfinite(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_holds_nonfinite, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_nonfinite, value))

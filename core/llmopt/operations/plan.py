@@ -1,0 +1,129 @@
+"""Cutting texts into requests: by items, tokens and bytes together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from attrs import field, frozen
+
+from llmopt.values.limits import BatchLimit
+
+_OVERHEAD_BYTES: Final = 512
+_PER_TEXT_BYTES: Final = 3  # two quotes and a comma
+_SURE_BYTES_PER_TOKEN: Final = 256
+
+
+@frozen(kw_only=True)
+class Batch:
+    """Texts that travel in one request.
+
+    Attributes:
+        start: position of the first text among all texts of the call.
+        texts: the texts.
+        tokens: estimate of their tokens.
+    """
+
+    start: int
+    texts: tuple[str, ...] = field(repr=len)
+    tokens: int = 0
+
+    def halves(self, estimate: Callable[[str], int]) -> tuple[Batch, Batch]:
+        """The same texts in two batches of about equal tokens. Needs two texts or more."""
+        middle = _middle([estimate(text) for text in self.texts])
+        return self._slice(0, middle, estimate), self._slice(middle, len(self.texts), estimate)
+
+    def _slice(self, first: int, last: int, estimate: Callable[[str], int]) -> Batch:
+        texts = self.texts[first:last]
+        return Batch(start=self.start + first, texts=texts, tokens=sum(map(estimate, texts)))
+
+
+def _middle(costs: Sequence[int]) -> int:
+    half, run = sum(costs) / 2, 0
+    for position, cost in enumerate(costs[:-1]):
+        run += cost
+        if run >= half:
+            # At least one on each side, and never the larger half first by more than one text.
+            return max(1, position if run - half > half - (run - cost) else position + 1)
+    return max(1, len(costs) - 1)
+
+
+class Cutter:
+    """Takes texts one by one and gives a batch whenever the next text would not fit.
+
+    Args:
+        limit: asked again for each batch, so that it may change under way.
+        estimate: tokens of a text.
+    """
+
+    def __init__(self, limit: Callable[[], BatchLimit], estimate: Callable[[str], int]) -> None:
+        self._limit: Final = limit
+        self._estimate: Final = estimate
+        self._start = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        limit = self._limit()
+        self._max_items = limit.max_items or 1 << 62
+        self._max_tokens = limit.max_tokens or 1 << 62
+        self._max_bytes = (limit.max_bytes or 1 << 62) - _OVERHEAD_BYTES
+        self._texts: list[str] = []
+        self._tokens = 0
+        self._bytes = 0
+
+    def add(self, text: str) -> Batch | None:
+        """Take a text; the batch that was full before it, if one was."""
+        tokens = self._estimate(text)
+        size = wire_bytes(text)
+        full = None
+        if self._texts and (
+            self._tokens + tokens > self._max_tokens or self._bytes + size > self._max_bytes
+        ):
+            full = self.flush()
+        self._texts.append(text)
+        self._tokens += tokens
+        self._bytes += size
+        if full is None and len(self._texts) >= self._max_items:
+            return self.flush()
+        return full
+
+    def skip(self) -> None:
+        """Leave out one position. Only between batches."""
+        self._start += 1
+
+    def flush(self) -> Batch | None:
+        """What was taken and not yet given, None when there is nothing."""
+        if not self._texts:
+            return None
+        batch = Batch(start=self._start, texts=tuple(self._texts), tokens=self._tokens)
+        self._start += len(self._texts)
+        self._reset()
+        return batch
+
+
+def cut(texts: Sequence[str], cutter: Cutter) -> Iterator[Batch]:
+    """All texts in batches, made one at a time as they are asked for."""
+    for text in texts:
+        if (batch := cutter.add(text)) is not None:
+            yield batch
+    if (batch := cutter.flush()) is not None:
+        yield batch
+
+
+def wire_bytes(text: str) -> int:
+    """Bytes of a text in a JSON body, up to escapes."""
+    return (len(text) if text.isascii() else len(text.encode())) + _PER_TEXT_BYTES
+
+
+def surely_too_long(text: str, limit: BatchLimit) -> bool:
+    """Whether no tokenizer could bring a text under the limits, so that sending it is pointless.
+
+    A token of the vocabularies in use stands for at most some 128 characters (a run of spaces), so
+    a text with over 256 bytes for each token that is allowed is beyond doubt.
+    """
+    size = wire_bytes(text)
+    if limit.max_bytes is not None and size + _OVERHEAD_BYTES > limit.max_bytes:
+        return True
+    if limit.max_item_tokens is None or limit.truncates:
+        return False
+    return size > limit.max_item_tokens * _SURE_BYTES_PER_TOKEN

@@ -1,0 +1,175 @@
+"""The two circuits that a request passes: its origin's, and that of what it asks for there.
+
+The origin's (E) learns from connections that fail, the other one (M: origin, credential, model, operation)
+from answers that do. So a dead host opens for all its models at once, and one broken deployment
+does not take its neighbours along (RELIABILITY 2.3; Envoy separates local-origin failures likewise).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, Self
+
+from attrs import evolve
+
+from llmopt import errors
+from llmopt.policies.breaker import BreakerChange, BreakerRules, CircuitBreaker, Mode
+from llmopt.policies.deadline import Now
+from llmopt.policies.permit import Permit, Refusal, Result
+
+Evidence = tuple[Result, Result]
+"""What an outcome says of the origin, and of the model."""
+
+_CONNECT_FAILURES_IN_A_ROW: Final = 5
+_MOST_CIRCUITS: Final = 4096
+
+
+def evidence(error: BaseException | None) -> Evidence:
+    """What an attempt's outcome says of the two circuits; None stands for a good answer.
+
+    A 4xx or 429 is an answer: good news of the origin, none of the model's health. A local
+    rejection or a cancellation says nothing of either.
+    """
+    if error is None:
+        return "success", "success"
+    if isinstance(error, errors.ConnectionLost):
+        # A server may close an idle connection whenever it likes.
+        return "neutral" if error.stale else "failure", "neutral"
+    if isinstance(error, errors.ConnectFailed):
+        return "failure", "neutral"
+    if isinstance(error, (errors.AttemptTimeout, errors.StreamError)):
+        return "neutral", "failure"
+    if isinstance(error, (errors.ProviderError, errors.InvalidResponse)):
+        return "success", "failure" if error.counts_for_breaker else "neutral"
+    return "neutral", "neutral"
+
+
+def deadline_counts(ran_s: float, timeout_s: float) -> bool:
+    """Whether an attempt that the caller's own deadline cut off after so long counts as timed out.
+
+    A caller in a hurry says nothing of the server; one who waited 10 s, or the attempt's whole time, does.
+    """
+    return ran_s >= min(timeout_s, 10.0)
+
+
+class PairPermit:
+    """A permit of each circuit. Leaving the ``with`` block without a report is neutral for both."""
+
+    __slots__ = ("_model", "_origin")
+
+    def __init__(self, origin: Permit, model: Permit) -> None:
+        self._origin = origin
+        self._model = model
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.neutral()
+
+    def success(self) -> None:
+        """A good answer: good news of both."""
+        self._origin.settle("success")
+        self._model.settle("success")
+
+    def neutral(self) -> None:
+        """Nothing was learned."""
+        self._origin.settle("neutral")
+        self._model.settle("neutral")
+
+    def failed(self, error: BaseException) -> None:
+        """Report an error to whom it concerns, see `evidence`."""
+        origin, model = evidence(error)
+        self._origin.settle(origin)
+        self._model.settle(model)
+
+
+class BreakerPair:
+    """The circuits of one origin and of one model behind it, asked and told as one."""
+
+    __slots__ = ("model", "origin")
+
+    def __init__(self, origin: CircuitBreaker, model: CircuitBreaker) -> None:
+        self.origin = origin
+        self.model = model
+
+    def __repr__(self) -> str:
+        return f"BreakerPair({self.origin!r}, {self.model!r})"
+
+    def peek(self) -> float | None:
+        """Seconds until both admit a request, None if they do. Takes nothing."""
+        origin, model = self.origin.peek(), self.model.peek()
+        if origin is None or model is None:
+            return model if origin is None else origin
+        return max(origin, model)
+
+    def acquire(self, timeout_s: float = 60.0) -> PairPermit | Refusal:
+        """A permit of both, or the refusal of one; see `CircuitBreaker.acquire`."""
+        origin = self.origin.acquire(timeout_s)
+        if isinstance(origin, Refusal):
+            return origin
+        model = self.model.acquire(timeout_s)
+        if isinstance(model, Refusal):
+            origin.neutral()
+            return model
+        return PairPermit(origin, model)
+
+
+class Breakers:
+    """All circuits of a client, made when first asked for. State is per process, never shared."""
+
+    def __init__(
+        self,
+        rules: BreakerRules | None = None,
+        *,
+        now: Now,
+        rng: random.Random | None = None,
+        on_change: Callable[[BreakerChange], None] | None = None,
+        mode: Mode = "automatic",
+    ) -> None:
+        self._rules = rules or BreakerRules()
+        self._now = now
+        self._rng = rng or random.Random()
+        self._on_change = on_change
+        self._mode: Mode = mode
+        self._origins: dict[str, CircuitBreaker] = {}
+        self._models: dict[tuple[str, str, str, str], CircuitBreaker] = {}
+
+    def pair(self, origin: str, credential: str, model: str, operation: str) -> BreakerPair:
+        """The circuits of a request. ``credential`` is a fingerprint, never the key itself."""
+        outer = self._origins.get(origin)
+        if outer is None:
+            outer = self._origins[origin] = self._make(origin, _CONNECT_FAILURES_IN_A_ROW)
+        key = (origin, credential, model, operation)
+        inner = self._models.get(key)
+        if inner is None:
+            self._make_room()
+            # The name goes into events and messages: it does not hold the credential.
+            inner = self._models[key] = self._make(f"{origin} {model} {operation}", None)
+        return BreakerPair(outer, inner)
+
+    def set_mode(self, mode: Mode) -> None:
+        """The same mode for every circuit there is and will be."""
+        self._mode = mode
+        for breaker in (*self._origins.values(), *self._models.values()):
+            breaker.set_mode(mode)
+
+    def _make(self, name: str, consecutive: int | None) -> CircuitBreaker:
+        return CircuitBreaker(
+            name,
+            evolve(self._rules, consecutive=consecutive),
+            now=self._now,
+            rng=self._rng,
+            on_change=self._on_change,
+            mode=self._mode,
+        )
+
+    def _make_room(self) -> None:
+        """A service with a key for each of its users must not keep a circuit for each for ever."""
+        if len(self._models) < _MOST_CIRCUITS:
+            return
+        for key in list(islice(self._models, _MOST_CIRCUITS // 4)):
+            if self._models[key].state == "closed":
+                del self._models[key]

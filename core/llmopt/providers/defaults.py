@@ -1,0 +1,62 @@
+"""The core's own implementation of every hook, asked when a plugin leaves a question open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmopt import compatible
+from llmopt.markers import hookimpl
+from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.catalog import CatalogPage
+from llmopt.values.embeddings import EmbeddedRows
+from llmopt.values.failure import Failure
+from llmopt.values.http import HttpRequest, HttpResponse
+from llmopt.values.limits import BatchLimit
+from llmopt.values.profile import Profile
+from llmopt.values.settings import Settings
+from llmopt.values.verdict import Verdict
+
+if TYPE_CHECKING:
+    import httpx
+
+
+@hookimpl(trylast=True)
+def provider_profile() -> Profile:
+    """A provider of which only the address is known."""
+    return Profile()
+
+
+@hookimpl(trylast=True)
+def batch_limit() -> BatchLimit:
+    """A size that every server seen takes."""
+    return BatchLimit(max_items=32)
+
+
+@hookimpl(trylast=True)
+def build_request(call: Call, settings: Settings) -> HttpRequest:
+    """See `llmopt.compatible.build_request`."""
+    return compatible.build_request(call, settings)
+
+
+@hookimpl(trylast=True)
+def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
+    """See `llmopt.compatible.parse_embeddings`."""
+    return compatible.parse_embeddings(call, response)
+
+
+@hookimpl(trylast=True)
+def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+    """See `llmopt.compatible.parse_catalog`."""
+    return compatible.parse_catalog(response)
+
+
+@hookimpl(trylast=True)
+def classify_error(failure: Failure) -> Verdict:
+    """See `llmopt.compatible.classify`."""
+    return compatible.classify(failure)
+
+
+@hookimpl(trylast=True)
+def open_transport() -> httpx.AsyncBaseTransport | None:
+    """None: the core's own pool."""
+    return None

@@ -1,0 +1,146 @@
+"""The typed face of one provider's hooks: what goes out is what the plugin said, checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import pluggy
+
+from llmopt import hookspecs
+from llmopt.errors import LLMOptError, PluginContractError
+from llmopt.markers import PROJECT
+from llmopt.providers import defaults
+from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.catalog import CatalogPage
+from llmopt.values.embeddings import EmbeddedRows
+from llmopt.values.failure import Failure
+from llmopt.values.http import HttpRequest, HttpResponse
+from llmopt.values.limits import BatchLimit
+from llmopt.values.profile import Profile
+from llmopt.values.settings import Settings
+from llmopt.values.verdict import Verdict
+
+if TYPE_CHECKING:
+    import httpx
+
+    from llmopt.config.tree import ProviderEntry
+
+_T = TypeVar("_T")
+
+HOOK_NAMES: Final = frozenset(
+    name for name, value in vars(hookspecs).items() if hasattr(value, f"{PROJECT}_spec")
+)
+"""The hooks there are."""
+
+
+class ProviderHooks:
+    """One provider's hooks: its plugin, the user's wrappers, and the core's defaults behind them.
+
+    Args:
+        provider: the plugin's name, for messages.
+        plugin: the plugin's module or object.
+        wrappers: plugins of the user's, called around (or instead of) the provider's.
+
+    Raises:
+        PluginContractError: a hook is misspelled, lacks its marker, or has a wrong signature.
+    """
+
+    def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
+        self._provider: Final = provider
+        self._relay: Final[Any] = _manager(provider, plugin, wrappers).hook
+
+    def provider_profile(self, entry: ProviderEntry) -> Profile:
+        """See `llmopt.hookspecs.provider_profile`."""
+        return self._ask(Profile, self._relay.provider_profile, entry=entry)
+
+    def batch_limit(self, call: EmbedCall, settings: Settings) -> BatchLimit:
+        """See `llmopt.hookspecs.batch_limit`."""
+        return self._ask(BatchLimit, self._relay.batch_limit, call=call, settings=settings)
+
+    def build_request(self, call: Call, settings: Settings) -> HttpRequest:
+        """See `llmopt.hookspecs.build_request`."""
+        return self._ask(HttpRequest, self._relay.build_request, call=call, settings=settings)
+
+    def parse_embeddings(
+        self, call: EmbedCall, response: HttpResponse, settings: Settings
+    ) -> EmbeddedRows | Failure:
+        """See `llmopt.hookspecs.parse_embeddings`."""
+        hook = self._relay.parse_embeddings
+        return self._ask((EmbeddedRows, Failure), hook, call=call, response=response, settings=settings)
+
+    def parse_catalog(self, response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
+        """See `llmopt.hookspecs.parse_catalog`."""
+        return self._ask(
+            (CatalogPage, Failure), self._relay.parse_catalog, response=response, settings=settings
+        )
+
+    def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
+        """See `llmopt.hookspecs.classify_error`."""
+        return self._ask(Verdict, self._relay.classify_error, failure=failure, settings=settings)
+
+    def open_transport(self, settings: Settings) -> httpx.AsyncBaseTransport | None:
+        """See `llmopt.hookspecs.open_transport`."""
+        found = self._call(self._relay.open_transport, settings=settings)
+        if found is not None and not callable(getattr(found, "handle_async_request", None)):
+            raise self._wrong("open_transport", found, "an httpx.AsyncBaseTransport")
+        return found  # type: ignore[no-any-return] # checked by its one method
+
+    def _ask(self, kind: type[_T] | tuple[type[_T], ...], hook: Callable[..., Any], **values: object) -> _T:
+        found = self._call(hook, **values)
+        if isinstance(found, kind):
+            return found
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise self._wrong(_name(hook), found, " or ".join(each.__name__ for each in kinds))
+
+    def _call(self, hook: Callable[..., Any], **values: object) -> Any:
+        try:
+            return hook(**values)
+        except LLMOptError:
+            raise
+        except Exception as error:
+            raise PluginContractError(
+                f"plugin {self._provider!r}: hook {_name(hook)} raised {type(error).__name__}; "
+                "a hook returns a value or raises an llmopt error.",
+                provider=self._provider,
+            ) from error
+
+    def _wrong(self, hook: str, found: object, expected: str) -> PluginContractError:
+        return PluginContractError(
+            f"plugin {self._provider!r}: hook {hook} returned {type(found).__name__}; expected {expected}.",
+            provider=self._provider,
+        )
+
+
+def _name(hook: Callable[..., Any]) -> str:
+    return str(getattr(hook, "name", hook))
+
+
+def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> pluggy.PluginManager:
+    # One manager for each provider: a plugin registered with one is unknown to all others.
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        for each in (plugin, *wrappers):
+            _refuse_unmarked(provider, each)
+            manager.register(each)
+        # Among those marked `trylast` the one registered last is asked last.
+        manager.register(defaults)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginContractError(
+            f"plugin {provider!r}: {' '.join(str(error).split())}; the hooks are {', '.join(sorted(HOOK_NAMES))}.",
+            provider=provider,
+        ) from error
+    return manager
+
+
+def _refuse_unmarked(provider: str, plugin: object) -> None:
+    for name in HOOK_NAMES & set(dir(plugin)):
+        found = getattr(plugin, name)
+        if inspect.isroutine(found) and not hasattr(found, f"{PROJECT}_impl"):
+            raise PluginContractError(
+                f"plugin {provider!r}: function {name} is named like a hook and lacks @llmopt.hookimpl.",
+                provider=provider,
+            )

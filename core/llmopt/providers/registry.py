@@ -1,0 +1,115 @@
+"""All providers that can be asked: configured entries and installed plugins, each made when first used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from llmopt.config.endpoint import Endpoint
+from llmopt.config.resolve import resolve_endpoints
+from llmopt.config.tree import Config, ProviderEntry
+from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
+from llmopt.providers.discovery import NAME, InstalledPlugin, discover
+from llmopt.providers.hooks import ProviderHooks
+from llmopt.providers.provider import Provider
+
+
+class Registry:
+    """Finds providers by the name of their entry.
+
+    Args:
+        config: the configuration.
+        wrappers: the user's plugins, called around every provider's.
+        environ: environment variables.
+    """
+
+    def __init__(self, config: Config, wrappers: Sequence[object], environ: Mapping[str, str]) -> None:
+        self._config: Final = config
+        self._wrappers: Final = tuple(wrappers)
+        self._environ: Final = environ
+        self._providers: Final[dict[str, Provider]] = {}
+        self._hooks: Final[dict[str, ProviderHooks]] = {}
+        self._installed: Mapping[str, InstalledPlugin] | None = None
+
+    @property
+    def installed(self) -> Mapping[str, InstalledPlugin]:
+        """Installed plugins by name, read from metadata once."""
+        if self._installed is None:
+            self._installed = discover()
+        return self._installed
+
+    def split(self, reference: str) -> tuple[Provider, str]:
+        """The provider and the model that ``"<provider>/<model>"`` means.
+
+        Raises:
+            InvalidInput: the reference has another form.
+            UnknownProvider: nothing serves that name.
+        """
+        if not isinstance(reference, str):
+            raise InvalidInput(f"the model must be text like 'local/default', not {type(reference).__name__}.")
+        name, slash, model = reference.partition("/")
+        if not slash or not model or not name:
+            raise InvalidInput(
+                f"the model {reference!r:.80} must have the form 'provider/model', such as 'local/default'."
+            )
+        return self.get(name), model
+
+    def get(self, name: str) -> Provider:
+        """The provider of an entry, made at the first call.
+
+        Raises:
+            UnknownProvider, PluginError, ConfigError: it cannot be made; the message says why.
+        """
+        found = self._providers.get(name)
+        if found is None:
+            found = self._providers[name] = self._make(name)
+        return found
+
+    def _make(self, name: str) -> Provider:
+        entry = self._entry(name)
+        hooks = self._hooks_of(entry.plugin or name, name)
+        endpoints = resolve_endpoints(
+            entry, hooks.provider_profile, client_flags=self._config.flags, environ=self._environ
+        )
+        return Provider(name, entry.plugin or name, hooks, endpoints)
+
+    def _entry(self, name: str) -> ProviderEntry:
+        if not NAME.match(name):
+            raise UnknownProvider(
+                f"{name!r:.80} cannot be a provider: names have small letters, digits, '-' and '_'."
+            )
+        return self._config.providers.get(name) or ProviderEntry(name=name, plugin=name)
+
+    def _hooks_of(self, plugin: str, name: str) -> ProviderHooks:
+        if plugin not in self._hooks:
+            if plugin not in self.installed:
+                raise self._unknown(plugin, name)
+            self._hooks[plugin] = ProviderHooks(plugin, self.installed[plugin].load(), self._wrappers)
+        return self._hooks[plugin]
+
+    def _unknown(self, plugin: str, name: str) -> UnknownProvider:
+        known = sorted({*self.installed, *self._config.providers})
+        have = f"there are {', '.join(known)}" if known else "none is installed"
+        return UnknownProvider(
+            f"no plugin {plugin!r} for provider {name!r} is installed ({have}); "
+            f"try: pip install llmopt-plugin-{plugin}",
+            provider=name,
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """Entries that are configured, then installed plugins that need no key or have theirs."""
+        configured = tuple(self._config.providers)
+        served = {entry.plugin or name for name, entry in self._config.providers.items()}
+        extra = [name for name in self.installed if name not in {*configured, *served} and self._usable(name)]
+        return (*configured, *extra)
+
+    def _usable(self, name: str) -> bool:
+        try:
+            return all(map(_ready, self.get(name).endpoints))
+        except LLMOptError:
+            # A plugin that does not load, or that lacks its address, was not asked for by anyone.
+            return False
+
+
+def _ready(endpoint: Endpoint) -> bool:
+    return endpoint.in_process or endpoint.credential.available

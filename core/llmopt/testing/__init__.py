@@ -1,0 +1,1 @@
+"""What a test of a program built on llmopt needs: simulated time."""

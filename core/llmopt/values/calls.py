@@ -1,0 +1,63 @@
+"""What the application asks for, as the plugins see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from attrs import field, frozen
+
+Operation = Literal["embeddings", "catalog", "chat"]
+
+
+@frozen(kw_only=True)
+class EmbedCall:
+    """One request for embeddings.
+
+    Attributes:
+        model: the model as the provider names it.
+        texts: the texts of this request, in order; empty while limits are asked for.
+        dimensions: wanted length of a vector, or None for the model's own.
+        input_type: what the texts are for, such as "query" or "document", or None.
+        extra: further keys for the request body, passed on as given.
+    """
+
+    operation: ClassVar[Operation] = "embeddings"
+
+    model: str
+    texts: tuple[str, ...] = field(default=(), repr=len)
+    dimensions: int | None = None
+    input_type: str | None = None
+    extra: Mapping[str, Any] = field(factory=dict, repr=list)
+
+
+@frozen(kw_only=True)
+class CatalogCall:
+    """One page of a provider's list of models. ``cursor`` is what the page before gave, None at first."""
+
+    operation: ClassVar[Operation] = "catalog"
+
+    cursor: str | None = None
+    model: str = ""
+
+
+@frozen(kw_only=True)
+class ChatCall:
+    """One chat request.
+
+    Attributes:
+        model: the model as the provider names it.
+        messages: the conversation, each a mapping with "role" and "content".
+        stream: whether the answer comes as a stream of events.
+        extra: further keys for the request body, passed on as given.
+    """
+
+    operation: ClassVar[Operation] = "chat"
+
+    model: str
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=len)
+    stream: bool = False
+    extra: Mapping[str, Any] = field(factory=dict, repr=list)
+
+
+Call = EmbedCall | CatalogCall | ChatCall

@@ -1,0 +1,140 @@
+"""The embedded engines behind the same interface as a remote server: an httpx transport.
+
+A request goes through the same batches, checks and errors as any other; only the socket is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import httpx
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Engine(Protocol):
+    """What turns texts into vectors."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+        """Unit vectors, float32, shape (len(texts), dimensions), and the number of tokens read."""
+        ...
+
+
+class _Request(msgspec.Struct):
+    model: str
+    input: list[str]
+    dimensions: int | None = None
+
+
+class _Refusal(Exception):  # noqa: N818 - an answer, not a fault
+    def __init__(self, status: int, message: str, code: str | None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": "invalid_request_error", "code": code, "param": param}}
+
+
+MODELS: Final = ("default", "minilm")
+"""The models there are; the second needs the extra ``minilm``."""
+
+
+class EmbeddedTransport(httpx.AsyncBaseTransport):
+    """Answers embedding and catalogue requests from inside the process, off the event loop, one at a time."""
+
+    def __init__(self) -> None:
+        self._worker: tuple[int, ThreadPoolExecutor] | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer one request."""
+        body = await request.aread()
+        if request.method == "GET":
+            return _answer(200, {"object": "list", "data": [_card(name) for name in MODELS]})
+        loop = asyncio.get_running_loop()
+        status, answer = await loop.run_in_executor(self._executor(), _embed, body)
+        return httpx.Response(status, headers={"content-type": "application/json"}, content=answer)
+
+    async def aclose(self) -> None:
+        """Let the worker thread go once its work is done."""
+        if self._worker is not None and self._worker[0] == os.getpid():
+            self._worker[1].shutdown(wait=False)
+        self._worker = None
+
+    def _executor(self) -> ThreadPoolExecutor:
+        # A forked child has the parent's pool object and none of its threads.
+        if self._worker is None or self._worker[0] != os.getpid():
+            pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llmopt-embedded")
+            self._worker = (os.getpid(), pool)
+        return self._worker[1]
+
+
+def _embed(body: bytes) -> tuple[int, bytes]:
+    try:
+        return 200, _embedded(msgspec.json.decode(body, type=_Request))
+    except _Refusal as refusal:
+        return refusal.status, msgspec.json.encode(refusal.body)
+    except msgspec.MsgspecError:
+        refusal = _Refusal(400, "the request is not an embeddings request", None)
+        return refusal.status, msgspec.json.encode(refusal.body)
+
+
+def _embedded(request: _Request) -> bytes:
+    import pybase64
+
+    vectors, tokens = _engine(request.model).encode(request.input)
+    rows = _shortened(vectors, request.dimensions)
+    data = [
+        {"object": "embedding", "index": index, "embedding": pybase64.b64encode_as_string(row.data)}
+        for index, row in enumerate(rows)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return msgspec.json.encode({"object": "list", "model": request.model, "data": data, "usage": usage})
+
+
+def _shortened(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
+    """The first numbers of each vector, scaled to unit length again: the axes come in order of weight."""
+    import numpy as np
+
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return np.ascontiguousarray(vectors)
+    if dimensions > vectors.shape[1]:
+        raise _Refusal(400, f"dimensions is at most {vectors.shape[1]}", "unsupported_value", "dimensions")
+    short = np.ascontiguousarray(vectors[:, :dimensions])
+    lengths = np.linalg.norm(short, axis=1, keepdims=True)
+    return np.divide(short, lengths, out=short, where=lengths > 0)
+
+
+def _engine(model: str) -> Engine:
+    if model == "default":
+        from llmopt_plugin_local._static import StaticModel
+
+        return StaticModel.load()
+    if model == "minilm":
+        from llmopt_plugin_local._minilm import MiniLM
+
+        try:
+            return MiniLM.load()
+        except ImportError as error:
+            raise _Refusal(404, str(error), "model_not_found") from None
+    known = ", ".join(MODELS)
+    raise _Refusal(
+        404,
+        f"the embedded engine has no model {model!r:.80}, only {known}; for a server, set base_url",
+        "model_not_found",
+    )
+
+
+def _card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "owned_by": "llmopt", "created": 0}
+
+
+def _answer(status: int, value: object) -> httpx.Response:
+    return httpx.Response(
+        status, headers={"content-type": "application/json"}, content=msgspec.json.encode(value)
+    )

@@ -1,0 +1,40 @@
+"""Mistral's errors: flat bodies, numeric codes as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import evolve
+
+from llmopt import BatchLimit, Failure, Verdict, VerdictKind, compatible
+
+_K = VerdictKind
+_BY_CODE: Final[Mapping[str, VerdictKind]] = {
+    "1300": _K.RATE_LIMITED,
+    "3210": _K.BATCH_TOO_LARGE,
+    "3505": _K.OVERLOADED,
+    "unknown_model": _K.NOT_FOUND,
+}
+_TOO_LARGE: Final = ("too many tokens in batch", "too many tokens overall", "too many inputs in request")
+_STATED: Final = re.compile(r"max is (\d+)", re.IGNORECASE)
+
+
+def verdict_of(failure: Failure) -> Verdict:
+    """What an error of Mistral's means."""
+    verdict = compatible.classify(failure)
+    message = failure.error.message.lower()
+    if failure.status == 400 and any(phrase in message for phrase in _TOO_LARGE):  # noqa: PLR2004 - an HTTP status
+        return evolve(verdict, kind=_K.BATCH_TOO_LARGE, limit=_limit(message))
+    if "service tier capacity exceeded" in message:
+        return evolve(verdict, kind=_K.OVERLOADED)
+    kind = _BY_CODE.get(failure.error.code or "")
+    return evolve(verdict, kind=kind) if kind is not None else verdict
+
+
+def _limit(message: str) -> BatchLimit | None:
+    stated = _STATED.search(message)
+    if stated is None or not int(stated[1]):
+        return None
+    return BatchLimit(max_tokens=int(stated[1])) if "token" in message else BatchLimit(max_items=int(stated[1]))

@@ -1,0 +1,28 @@
+"""Servers that answer as the providers do, over real sockets, for tests. Facts: PROVIDERS.md sections 3 to 7.
+
+From a shell, at the root of the repository: ``python -m tests.emulators openai --port 8080``.
+"""
+
+from tests.emulators._base import Emulator, Received, Refusal, serve_in_thread, token_count, vector_for
+from tests.emulators.azure import AzureEmulator
+from tests.emulators.mistral import MistralEmulator, MistralModel
+from tests.emulators.ollama import OllamaEmulator, OllamaModel
+from tests.emulators.openai import OpenAIEmulator, go_duration
+from tests.emulators.tei import TEIEmulator
+
+__all__ = [
+    "AzureEmulator",
+    "Emulator",
+    "MistralEmulator",
+    "MistralModel",
+    "OllamaEmulator",
+    "OllamaModel",
+    "OpenAIEmulator",
+    "Received",
+    "Refusal",
+    "TEIEmulator",
+    "go_duration",
+    "serve_in_thread",
+    "token_count",
+    "vector_for",
+]

@@ -1,0 +1,1157 @@
+"""The fault server does what its scripts say, byte for byte; seen through bare sockets."""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import gzip
+import http.client
+import io
+import json
+import os
+import select
+import socket
+import ssl
+import struct
+import zlib
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.faults import (
+    ROWS,
+    Answer,
+    Certificate,
+    Close,
+    CloseAfter,
+    Crossed,
+    Drip,
+    Fault,
+    FaultServer,
+    Flaky,
+    Framing,
+    HalfClose,
+    MalformedRequestError,
+    ManualClock,
+    MaxItems,
+    OutageSchedule,
+    Poison,
+    RateLimited,
+    ReadBytes,
+    ReadRequest,
+    ReadUntil,
+    Repeat,
+    Reply,
+    Request,
+    RequestReader,
+    Reset,
+    Respond,
+    Script,
+    Send,
+    Signal,
+    Stall,
+    StartTls,
+    Step,
+    TokenLimit,
+    Wait,
+    answer_openai,
+    bomb,
+    can_make_certificates,
+    chunked,
+    cut,
+    embeddings_answer,
+    expired_certificate,
+    faults_of,
+    find_fault,
+    flap,
+    full_backlog,
+    good_certificate,
+    refused_port,
+    self_signed_certificate,
+    serving,
+    tokens_of,
+    truncated_gzip,
+    vector_for,
+    wrong_host_certificate,
+)
+
+FIN, RST = "FIN", "RST"
+PATIENCE = 10.0  # seconds; nothing here waits so long unless it is broken
+HELLO = Answer(200, b"hello", [("content-type", "text/plain")])
+
+
+class Client:
+    """A bare TCP client: it sends what it is told, and says how the other side ended."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.port = port
+        self.loop = asyncio.get_running_loop()
+
+    async def connect(self) -> None:
+        await self.loop.sock_connect(self.sock, ("127.0.0.1", self.port))
+
+    async def send(self, data: bytes) -> None:
+        await self.loop.sock_sendall(self.sock, data)
+
+    async def some(self) -> bytes:
+        async with asyncio.timeout(PATIENCE):
+            return await self.loop.sock_recv(self.sock, 1 << 20)
+
+    async def exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            piece = await self.some()
+            assert piece, f"FIN after {data!r}"
+            data += piece
+        assert len(data) == count, f"more than asked: {data!r}"
+        return data
+
+    async def everything(self) -> tuple[bytes, str]:
+        data = b""
+        while True:
+            try:
+                piece = await self.some()
+            except ConnectionResetError:
+                return data, RST
+            if not piece:
+                return data, FIN
+            data += piece
+
+    @property
+    def has_something(self) -> bool:
+        return bool(select.select([self.sock], [], [], 0)[0])
+
+
+@contextlib.asynccontextmanager
+async def connected(server: FaultServer) -> AsyncIterator[Client]:
+    client = Client(server.port)
+    with client.sock:
+        await client.connect()
+        yield client
+
+
+async def exchange(server: FaultServer, data: bytes) -> tuple[bytes, str]:
+    async with connected(server) as client:
+        await client.send(data)
+        return await client.everything()
+
+
+def get(path: str = "/") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode()
+
+
+def post(*texts: str, **fields: object) -> bytes:
+    body = json.dumps({"model": "m", "input": texts, **fields}).encode()
+    return b"POST /v1/embeddings HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def asked(*texts: str, at: float = 0.0, **fields: object) -> Request:
+    """Make the request that a responder gets, without a connection."""
+    reader = RequestReader(bytearray(post(*texts, **fields)))
+    message = reader.next()
+    assert message is not None
+    return Request("POST", message.target, message.headers, message.body, connection=1, nth=1, time=at)
+
+
+def status_of(reply: Reply) -> int:
+    assert isinstance(reply, Answer)
+    return reply.status
+
+
+def header_of(reply: Reply, name: str) -> str:
+    assert isinstance(reply, Answer)
+    return next(str(value) for key, value in reply.headers if key == name)
+
+
+class Unpacked:
+    """What the standard library makes of an answer: an independent judge."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.response = http.client.HTTPResponse(self)  # type: ignore[arg-type]  # it only calls makefile
+        self.response.begin()
+        self.body = self.response.read()
+        self.response.close()
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+# Framing.
+
+NAMES = st.from_regex(r"x-[a-z]{1,10}", fullmatch=True)
+VALUES = st.from_regex(r"([!-~]([ -~]{0,20}[!-~])?)?", fullmatch=True)
+HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=5)
+
+
+@given(
+    body=st.binary(max_size=300),
+    headers=HEADERS,
+    framing=st.sampled_from([Framing.LENGTH, Framing.CHUNKED, Framing.EOF]),
+    chunk=st.integers(1, 64),
+    status=st.sampled_from([200, 400, 429, 503, 599]),
+)
+def test_answer_is_understood(
+    body: bytes, headers: list[tuple[str, str]], framing: Framing, chunk: int, status: int
+) -> None:
+    """Any body in any framing is read by the standard library as what it was."""
+    answer = Answer(status, body, headers, framing, chunk=chunk)
+    seen = Unpacked(bytes(answer))
+    assert (status, body) == (seen.response.status, seen.body)
+    assert headers == [pair for pair in seen.response.getheaders() if pair[0].startswith("x-")]
+
+
+@given(
+    bodies=st.lists(st.tuples(st.binary(max_size=100), st.integers(0, 40)), min_size=1, max_size=4),
+    headers=HEADERS,
+    splits=st.lists(st.integers(0, 2000), max_size=8),
+)
+def test_requests_are_read_however_they_are_split(
+    bodies: list[tuple[bytes, int]], headers: list[tuple[str, str]], splits: list[int]
+) -> None:
+    """Pipelined requests, by length or chunked (size > 0), come out whole wherever the stream was cut."""
+    stream = b"".join(_request(body, headers, chunk) for body, chunk in bodies)
+    reader = RequestReader(bytearray())
+    seen = []
+    cuts = sorted({0, len(stream), *(split % (len(stream) + 1) for split in splits)})
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        reader.buffer += stream[start:end]
+        while message := reader.next():
+            seen.append(message)
+    assert [body for body, _ in bodies] == [message.body for message in seen]
+    assert all(list(message.headers[:-1]) == headers for message in seen)
+    assert not reader.buffer
+    assert not reader.within
+
+
+def _request(body: bytes, headers: list[tuple[str, str]], chunk: int) -> bytes:
+    framing = ("transfer-encoding", "chunked") if chunk else ("content-length", str(len(body)))
+    lines = [f"{name}: {value}" for name, value in [*headers, framing]]
+    return "\r\n".join(["POST /a?b=c HTTP/1.1", *lines, "", ""]).encode() + (
+        chunked(body, chunk) if chunk else body
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/2.0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nspace : a\r\n\r\n",
+        b"GET / HTTP/1.1\r\ncontent-length: +1\r\n\r\n",
+        b"GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nz\r\n",
+        b"GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\nab\r\n",
+        b"a" * ((1 << 20) + 1),
+    ],
+)
+def test_a_malformed_request_is_said_to_be_one(data: bytes) -> None:
+    """Bytes that can never become a request raise at once."""
+    with pytest.raises(MalformedRequestError):
+        RequestReader(bytearray(data)).next()
+
+
+# Plain service.
+
+
+async def test_it_answers_like_a_provider_by_default() -> None:
+    """Without a script an embeddings request gets its vectors and the connection stays open."""
+    async with FaultServer() as server, connected(server) as client:
+        for text in ("a", "b"):
+            expected = bytes(embeddings_answer(asked(text)))
+            await client.send(post(text))
+            assert expected == await client.exactly(len(expected))
+        assert server.open_connections == 1
+
+
+async def test_requests_are_recorded() -> None:
+    """What was asked, on which connection, as which of its requests, and when."""
+    clock = ManualClock(100.0)
+    async with FaultServer(clock=clock) as server:
+        server.default(HELLO)
+        async with connected(server) as client, connected(server) as other:
+            await client.send(
+                b"PUT /a/b?c=d&e= HTTP/1.1\r\nHost: x\r\nX-Y: 1\r\nx-y: 2\r\nContent-Length: 2\r\n\r\n{}"
+            )
+            await client.exactly(len(bytes(HELLO)))
+            clock.advance(5)
+            await client.send(get("/second"))
+            await client.exactly(len(bytes(HELLO)))
+            await other.send(get("/third"))
+            await server.wait_requests(3)
+        first, second, third = server.requests
+    assert ("PUT", "/a/b", {"c": "d", "e": ""}) == (first.method, first.path, first.query)
+    assert ("x", None, ["1", "2"]) == (first.header("host"), first.header("z"), first.header_values("X-Y"))
+    assert {} == first.json()
+    assert [(1, 1, 100.0), (1, 2, 105.0), (2, 1, 105.0)] == [
+        (r.connection, r.nth, r.time) for r in server.requests
+    ]
+    assert (b"", "/third") == (second.body, third.path)
+
+
+async def test_a_gzipped_request_body_is_read() -> None:
+    """`json()` takes the content encoding off."""
+    body = gzip.compress(b'{"a":1}')
+    async with FaultServer() as server, connected(server) as client:
+        await client.send(
+            b"POST / HTTP/1.1\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        )
+        await server.wait_requests(1)
+        assert server.requests[0].json() == {"a": 1}
+
+
+async def test_replies_are_played_in_order_before_the_default() -> None:
+    """Each reply, in any of its forms, serves one request."""
+    async with FaultServer() as server, connected(server) as client:
+        server.default(b"default")
+        server.play(
+            b"bytes", HELLO, lambda request: request.path.encode(), Script([Send(b"scr"), Send(b"ipt")])
+        )
+        assert server.unplayed == 4
+        for expected in (b"bytes", bytes(HELLO), b"/path", b"script", b"default"):
+            await client.send(get("/path"))
+            assert expected == await client.exactly(len(expected))
+        assert server.unplayed == 0
+
+
+async def test_pipelined_requests_wait_for_the_script_before_them() -> None:
+    """A connection plays one thing at a time."""
+    event = asyncio.Event()
+    async with FaultServer() as server, connected(server) as client:
+        server.play(Script([Wait(event), Send(b"one")]), b"two")
+        await client.send(get() + get())
+        await server.wait_requests(1)
+        assert not client.has_something
+        event.set()
+        assert await client.exactly(6) == b"onetwo"
+
+
+async def test_a_malformed_request_is_answered_and_recorded() -> None:
+    """The client hears 400 and FIN, and the test can see what was wrong."""
+    async with FaultServer() as server:
+        data, end = await exchange(server, b"nonsense\r\n\r\n")
+        assert data.startswith(b"HTTP/1.1 400 ")
+        assert end == FIN
+        assert server.malformed_requests == ["not a request line: 'nonsense'"]
+
+
+async def test_ten_thousand_requests_on_ten_connections() -> None:
+    """All are answered, each with its own vector."""
+
+    async def ask(client: Client, name: int) -> None:
+        texts = [f"{name} {n}" for n in range(1000)]
+        expected = b"".join(bytes(embeddings_answer(asked(text))) for text in texts)
+        sending = asyncio.create_task(client.send(b"".join(map(post, texts))))
+        seen = bytearray()
+        while len(seen) < len(expected):
+            seen += await client.some()
+        await sending
+        assert seen == expected
+
+    async with FaultServer() as server, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server)) for _ in range(10)]
+        await asyncio.gather(*(ask(client, name) for name, client in enumerate(clients)))
+        assert (len(server.requests), server.connections) == (10_000, 10)
+
+
+async def test_a_bug_in_a_responder_fails_the_test() -> None:
+    """The connection ends, and leaving the server raises what the responder raised."""
+
+    def broken(request: Request) -> Answer:
+        raise KeyError("a bug")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with FaultServer() as server:
+            server.play(broken, Script([Respond(broken)]))
+            assert await exchange(server, get()) == (b"", FIN)
+            assert await exchange(server, get()) == (b"", FIN)
+    assert [KeyError, KeyError] == [type(problem) for problem in caught.value.exceptions]
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED, Framing.EOF])
+@pytest.mark.parametrize(("step", "end"), [(Reset(), RST), (Close(), FIN)])
+async def test_cut_at_every_offset(framing: Framing, step: Step, end: str) -> None:
+    """N01 to N04: exactly so many bytes arrive, then exactly that end."""
+    good = lambda request: embeddings_answer(request, framing=framing)  # noqa: E731 - one use in a loop
+    whole = bytes(good(asked("a")))
+    async with FaultServer() as server:
+        for offset in range(len(whole) + 1):
+            server.play(cut(offset, step, good))
+            assert (whole[:offset], end) == await exchange(server, post("a"))
+
+
+async def test_reset_comes_after_a_large_answer() -> None:
+    """RST waits until the client has been sent everything, even where the kernel's buffers are too small."""
+    whole = os.urandom(20_000_000)
+    async with FaultServer() as server:
+        server.play(Script([Send(whole), Reset()]))
+        data, end = await exchange(server, get())
+        assert (len(whole), RST) == (len(data), end)
+        assert whole == data
+
+
+async def test_reset_at_once_does_not_wait() -> None:
+    """RST may also throw away what is still in the send queue."""
+    async with FaultServer() as server, connected(server) as client:
+        server.play(Script([Repeat([Send(b"x" * 65536)], times=2), Reset(at_once=True)]))
+        await client.send(get())
+        await server.wait_all_closed()
+        assert (await client.everything())[1] == RST
+
+
+@pytest.mark.parametrize("framing", [Framing.EOF, Framing.AS_GIVEN])
+async def test_an_answer_that_says_close_closes(framing: Framing) -> None:
+    """By its framing, or by its own header."""
+    answer = Answer(200, b"body", [("Connection", "Close")] if framing is Framing.AS_GIVEN else [], framing)
+    async with FaultServer() as server:
+        server.play(answer)
+        assert (bytes(answer), FIN) == await exchange(server, get() + get())
+
+
+async def test_close_sends_fin_though_bytes_are_unread() -> None:
+    """A plain close of the socket would have sent RST here."""
+    async with FaultServer() as server:
+        server.on_accept(Script([ReadUntil(), Send(HELLO), Close()]))
+        request = b"POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n" + b"x" * 100_000
+        assert (bytes(HELLO), FIN) == await exchange(server, request)
+
+
+async def test_half_close_reads_on() -> None:
+    """The client sees FIN, and what it sends afterwards still arrives."""
+    async with FaultServer() as server, connected(server) as client:
+        server.play(Script([HalfClose(), ReadRequest()]))
+        await client.send(get("/one"))
+        assert await client.everything() == (b"", FIN)
+        await client.send(get("/two"))
+        await server.wait_requests(2)
+        assert [request.path for request in server.requests] == ["/one", "/two"]
+
+
+async def test_a_script_ends_when_the_client_leaves() -> None:
+    """Nothing is raised, and the connection is gone."""
+    async with FaultServer() as server:
+        server.play(Script([Repeat([Send(b"x" * 1000)])]))
+        async with connected(server) as client:
+            await client.send(get())
+            await client.some()
+        await server.wait_all_closed()
+
+
+# Pace.
+
+
+async def test_drip_takes_its_time() -> None:
+    """So many bytes per interval of the server's own sleep, and none between."""
+    clock = ManualClock()
+    async with FaultServer(sleep=clock.sleep) as server, connected(server) as client:
+        server.play(Script([Drip(b"abcde", every=0.2, size=2), Send(b"!")]))
+        await client.send(get())
+        for expected in (b"ab", b"cd", b"e"):
+            await clock.wait_sleepers()
+            assert expected == await client.exactly(len(expected))
+            clock.advance(0.1)
+            assert not client.has_something
+            clock.advance(0.1)
+        assert await client.exactly(1) == b"!"
+
+
+async def test_wait_and_signal_meet_the_test() -> None:
+    """A script tells how far it is and goes on when told."""
+    reached, go = asyncio.Event(), asyncio.Event()
+    async with FaultServer() as server, connected(server) as client:
+        server.play(Script([Signal(reached), Wait(go), Wait(0.0), Send(b"done")]))
+        await client.send(get())
+        await reached.wait()
+        assert not client.has_something
+        go.set()
+        assert await client.exactly(4) == b"done"
+
+
+async def test_never_reading_closes_the_window() -> None:
+    """N08, N11: the client's send blocks long before its body is out, and nothing was read."""
+    async with FaultServer(receive_buffer=4096) as server, connected(server) as client:
+        server.on_accept(Script([Stall(reading=False)]))
+        # The accept above took no script: it was made before. This one meets it.
+        async with connected(server) as stuck:
+            await server.wait_connections(2)
+            stuck.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sent = 0
+            with pytest.raises(BlockingIOError):
+                while sent < 10_000_000:
+                    sent += stuck.sock.send(b"x" * 65536)
+            assert server.requests == []
+        assert client.has_something is False
+
+
+async def test_a_dead_peer_neither_reads_nor_writes() -> None:
+    """N16: after the first request the connection stays open and silent until the server closes."""
+    async with FaultServer() as server, connected(server) as client:
+        server.play(Script([Stall(reading=False)]))
+        await client.send(get())
+        await server.wait_requests(1)
+        await client.send(get())
+        await server.stop()
+        assert (await client.everything())[0] == b""
+        assert len(server.requests) == 1
+
+
+async def test_idle_connections_are_closed_on_time() -> None:
+    """N15: so many seconds after the last answer, each answer starting anew."""
+    clock = ManualClock()
+    async with FaultServer(sleep=clock.sleep, idle_close=lambda: 5.0) as server, connected(server) as client:
+        server.default(HELLO)
+        for _ in range(2):
+            await client.send(get())
+            await client.exactly(len(bytes(HELLO)))
+            await clock.wait_sleepers()
+            clock.advance(4.99)
+            assert not client.has_something
+        clock.advance(0.01)
+        assert await client.everything() == (b"", FIN)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_the_keep_alive_race(reset: bool) -> None:
+    """N15: the server closes an idle connection at the moment in which the client sends on it."""
+    async with FaultServer() as server, connected(server) as client, connected(server) as busy:
+        server.play(HELLO, Script([Stall()]))
+        await client.send(get())
+        await client.exactly(len(bytes(HELLO)))
+        await busy.send(get())
+        await server.wait_requests(2)
+        assert server.drop_idle(reset=reset) == 1
+        with contextlib.suppress(ConnectionResetError):
+            client.sock.send(get())
+        assert (await client.everything())[0] == b""
+        assert (len(server.requests), server.open_connections) == (2, 1)
+
+
+async def test_close_after_n_requests() -> None:
+    """N15: the n-th answer of each connection is its last."""
+    async with FaultServer() as server:
+        server.default(CloseAfter(2, lambda request: HELLO))
+        for _ in range(2):
+            assert (bytes(HELLO) * 2, FIN) == await exchange(server, get() * 3)
+
+
+# Life of the server.
+
+
+async def test_it_dies_and_comes_back_on_its_port() -> None:
+    """N20: two hundred requests in flight are cut, connects are refused, then all is as before."""
+    async with FaultServer() as server, contextlib.AsyncExitStack() as stack:
+        server.default(Script([Stall()]))
+        clients = [await stack.enter_async_context(connected(server)) for _ in range(200)]
+        for client in clients:
+            await client.send(get())
+        await server.wait_requests(200)
+        port = server.port
+        await server.stop()
+        assert {(b"", FIN)} == {await client.everything() for client in clients}
+        assert (server.up, server.open_connections) == (False, 0)
+        with pytest.raises(ConnectionRefusedError):
+            await exchange(server, get())
+        await server.start()
+        assert port == server.port
+        server.default(Script([Send(b"back"), Close()]))
+        assert await exchange(server, get()) == (b"back", FIN)
+
+
+async def test_stop_with_resets() -> None:
+    """A server may also die loudly."""
+    async with FaultServer() as server, connected(server) as client:
+        server.play(Script([Stall()]))
+        await client.send(get())
+        await server.wait_requests(1)
+        await server.stop(reset=True)
+        assert await client.everything() == (b"", RST)
+
+
+async def test_flapping_keeps_its_schedule() -> None:
+    """N21: up for a while, down for a while, and up at the end."""
+    clock = ManualClock()
+    async with FaultServer() as server:
+        flapping = asyncio.create_task(flap(server, 2, up=1.0, down=3.0, sleep=clock.sleep))
+        for seconds, up_after in ((1.0, False), (3.0, True)) * 2:
+            await clock.wait_sleepers()
+            clock.advance(seconds)
+            await server.wait_for(lambda up_after=up_after: server.up is up_after)
+        await flapping
+
+
+async def test_a_black_hole_for_every_connection() -> None:
+    """N22: the default for connections holds until it is taken back."""
+    async with FaultServer() as server, connected(server):
+        await server.wait_connections(1)
+        server.default_on_accept(Script([Send(b"hole"), Close()]))
+        for _ in range(2):
+            assert await exchange(server, b"") == (b"hole", FIN)
+        server.default_on_accept(None)
+        server.default(Script([Send(b"whole"), Close()]))
+        assert await exchange(server, get()) == (b"whole", FIN)
+
+
+async def test_nothing_is_left_behind() -> None:
+    """Stalled scripts, half requests and open connections end with the server: no task, no descriptor."""
+    descriptors, tasks = len(os.listdir("/proc/self/fd")), asyncio.all_tasks()
+    async with FaultServer(idle_close=60.0) as server, contextlib.AsyncExitStack() as stack:
+        server.play(Script([Stall()]), Script([Stall(reading=False)]), Script([Wait(60.0)]), b"answer")
+        server.on_accept(*[Script([])] * 5, Script([ReadBytes(10)]))
+        for data in (get(), get(), get(), get(), b"GET / HT", b"abc"):
+            client = await stack.enter_async_context(connected(server))
+            await client.send(data)
+        await server.wait_requests(4)
+    gc.collect()
+    assert (descriptors, tasks) == (len(os.listdir("/proc/self/fd")), asyncio.all_tasks())
+    assert (
+        repr(server) == "<FaultServer closed: down, 4 requests on 6 connections, 0 open, 0 replies to play>"
+    )
+
+
+async def test_waiting_in_vain_says_at_what() -> None:
+    """The error shows the state of the server."""
+    async with FaultServer() as server:
+        with pytest.raises(
+            TimeoutError, match=r"<FaultServer http://127.0.0.1:\d+: up, 0 requests on 0 connections"
+        ):
+            await server.wait_for(lambda: False, timeout=0.001)
+
+
+async def test_a_refused_port() -> None:
+    """N12: nobody listens."""
+    with refused_port() as port, pytest.raises(ConnectionRefusedError):
+        await Client(port).connect()
+
+
+def test_a_full_backlog() -> None:
+    """N12: a connect gets neither a yes nor a no."""
+    with full_backlog() as port, socket.socket() as client:
+        client.setblocking(False)
+        assert client.connect_ex(("127.0.0.1", port)) == errno.EINPROGRESS
+        assert select.select([], [client], [], 0)[1] == []
+
+
+def test_it_serves_from_a_thread() -> None:
+    """A test without an event loop plays, asks, and reaches into the server's loop."""
+    with serving() as thread:
+        thread.server.play(b"one", Script([Stall()]))
+        with socket.create_connection(("127.0.0.1", thread.server.port), PATIENCE) as client:
+            client.sendall(get())
+            assert client.recv(100) == b"one"
+            client.sendall(get())
+            thread.run(thread.server.wait_requests(2))
+            thread.run(thread.server.stop())
+            assert client.recv(100) == b""
+        assert thread.call(thread.server.drop_idle) == 0
+
+
+def test_a_bug_in_a_responder_fails_a_sync_test_too() -> None:
+    """The thread hands the error over at the end."""
+    with pytest.raises(ExceptionGroup), serving() as thread:
+        thread.server.play(lambda request: request.json()["nothing"])
+        with socket.create_connection(("127.0.0.1", thread.server.port), PATIENCE) as client:
+            client.sendall(post("a"))
+            assert client.recv(100) == b""
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def certificate() -> Certificate:
+    if not can_make_certificates():
+        pytest.skip("neither trustme nor the openssl command is here")
+    return good_certificate()
+
+
+async def over_tls(server: FaultServer, context: ssl.SSLContext, data: bytes = b"") -> bytes:
+    """Send data over TLS and read until the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+    try:
+        writer.write(data)
+        return await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_tls_serves(certificate: Certificate) -> None:
+    """Behind a good certificate everything is as without."""
+    whole = os.urandom(3_000_000)
+    async with FaultServer(tls=certificate.server()) as server:
+        assert server.base_url.startswith("https://")
+        server.play(HELLO, Script([Send(whole), Close()]))
+        assert bytes(HELLO) + whole == await over_tls(server, certificate.client(), get() * 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (expired_certificate, "certificate has expired"),
+        (wrong_host_certificate, "IP address mismatch"),
+        (self_signed_certificate, "self-signed certificate"),
+    ],
+)
+async def test_bad_certificates_are_refused(
+    make: Callable[[], Certificate], words: str, certificate: Certificate
+) -> None:
+    """N14: each for its own reason; the server sees a connection and no request."""
+    bad = make()
+    async with FaultServer() as server:
+        server.on_accept(Script([StartTls(bad.server())]))
+        with pytest.raises(ssl.SSLCertVerificationError, match=words):
+            await over_tls(server, bad.client(), get())
+        await server.wait_all_closed()
+        assert (server.connections, server.requests) == (1, [])
+
+
+async def test_a_tls_answer_is_reset_or_truncated(certificate: Certificate) -> None:
+    """RST, and FIN without a close_notify, both after the exact bytes."""
+    async with FaultServer(tls=certificate.server()) as server:
+        server.play(Script([Send(b"abc"), Reset()]), Script([Send(b"abc"), HalfClose()]))
+        with pytest.raises(ConnectionResetError):
+            await over_tls(server, certificate.client(), get())
+        assert await over_tls(server, certificate.client(), get()) == b"abc"
+
+
+@pytest.mark.parametrize(
+    "fault", [each for each in faults_of("N14") if each.name != "handshake stalls"], ids=str
+)
+async def test_handshakes_that_fail(fault: Fault, certificate: Certificate) -> None:
+    """N14: plain HTTP, FIN or RST in place of a ServerHello."""
+    async with FaultServer() as server:
+        fault.inject(server)
+        with pytest.raises(OSError):  # noqa: PT011 - ssl.SSLError or ConnectionResetError
+            await over_tls(server, certificate.client())
+
+
+async def test_a_handshake_that_stalls(certificate: Certificate) -> None:
+    """N14: nothing comes back until the server ends."""
+    async with FaultServer() as server:
+        find_fault("N14", "handshake stalls").inject(server)
+        trying = asyncio.create_task(over_tls(server, certificate.client()))
+        await server.wait_connections(1)
+        assert not trying.done()
+        await server.stop()
+        with pytest.raises(OSError):  # noqa: PT011 - as above
+            await trying
+
+
+async def test_a_server_that_stops_within_a_handshake(certificate: Certificate) -> None:
+    """A client that connects and says nothing cannot hold the server up."""
+    async with FaultServer(tls=certificate.server()) as server, connected(server) as client:
+        await server.wait_connections(1)
+        await server.stop()
+        assert (await client.everything())[0] == b""
+
+
+async def test_a_proxy_that_tunnels(certificate: Certificate) -> None:
+    """N19: after CONNECT the same connection speaks TLS and serves requests."""
+    async with FaultServer() as server, connected(server) as client:
+        server.play(
+            Script([Send(b"HTTP/1.1 200 OK\r\n\r\n"), StartTls(certificate.server())]),
+            Script([Send(b"in"), Close()]),
+        )
+        await client.send(b"CONNECT api.example:443 HTTP/1.1\r\n\r\n")
+        await client.exactly(19)
+        reader, writer = await asyncio.open_connection(
+            sock=client.sock.dup(), ssl=certificate.client(), server_hostname="127.0.0.1"
+        )
+        writer.write(get("/inner"))
+        assert await reader.read() == b"in"
+        writer.close()
+        await writer.wait_closed()
+        assert [request.target for request in server.requests] == ["api.example:443", "/inner"]
+
+
+# The fault matrix.
+
+
+def test_every_row_is_there() -> None:
+    """Rows of 3.1 to 3.3 that are one reply or one connection have a fault, and no two share a name."""
+    needs_more = {"N01", "N02", "N03", "N04", "N13", "N20", "N21", "N22", "N23", "H09", "H10", "P10", "P12"}
+    sizes = {"N": 23, "H": 19, "P": 13}
+    rows = {f"{letter}{number:02}" for letter, size in sizes.items() for number in range(1, size + 1)}
+    assert rows - needs_more == {fault.row for fault in ROWS}
+    assert len(ROWS) == len({str(fault) for fault in ROWS})
+
+
+@pytest.mark.parametrize("fault", [each for each in ROWS if "bomb" not in each.name], ids=str)
+async def test_every_row_can_be_played(fault: Fault) -> None:
+    """Each is injected, met by one request, and leaves the server sound: the next request is served."""
+    async with FaultServer() as server:
+        fault.inject(server)
+        async with connected(server) as client:
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                await client.send(post("a", "b"))
+            await (server.wait_requests(1) if fault.reply else server.wait_connections(1))
+            assert server.unplayed == 0
+        async with connected(server) as client:
+            expected = bytes(embeddings_answer(asked("c")))
+            await client.send(post("c"))
+            assert expected == await client.exactly(len(expected))
+
+
+async def played(row: str, name: str, *texts: str) -> tuple[bytes, str]:
+    """Give what a client receives that asks once and leaves when the server ends."""
+    async with FaultServer() as server:
+        find_fault(row, name).inject(server)
+        server.default(lambda request: answer_openai(request).plus(("connection", "close")))
+        async with connected(server) as client:
+            await client.send(post(*texts))
+            first = await client.some()
+            await server.stop()
+            data, end = await client.everything()
+            return first + data, end
+
+
+@pytest.mark.parametrize(("name", "offset"), [("length too long, then FIN", 10), ("length too short", -10)])
+async def test_wrong_lengths(name: str, offset: int) -> None:
+    """N05: the body is whole, its length a lie."""
+    data, end = await played("N05", name, "a")
+    body = embeddings_answer(asked("a")).body
+    assert data.endswith(body)
+    assert f"content-length: {len(body) + offset}\r\n".encode() in data
+    assert end == FIN
+
+
+async def test_unsolicited_bytes_come_in_the_same_segment() -> None:
+    """N06: one receive gives the answer and a faultless stranger behind it."""
+    async with FaultServer() as server, connected(server) as client:
+        find_fault("N06", "another answer in the same segment").inject(server)
+        await client.send(post("a"))
+        data = await client.some()
+        good = bytes(embeddings_answer(asked("a")))
+        assert data.startswith(good)
+        (item,) = json.loads(Unpacked(data[len(good) :]).body)["data"]
+        assert item["embedding"] == vector_for("not a").tolist()
+
+
+async def test_conflicting_framing() -> None:
+    """N07: two lengths that differ; a length beside chunks."""
+    data, _ = await played("N07", "two lengths", "a")
+    length = len(embeddings_answer(asked("a")).body)
+    assert f"content-length: {length}\r\ncontent-length: {length + 1}\r\n".encode() in data
+    data, _ = await played("N07", "a length and chunks", "a")
+    assert f"content-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n".encode() in data
+
+
+async def test_interim_answers() -> None:
+    """N10: one interim answer and then the real one; or no end of them."""
+    good = bytes(answer_openai(asked("a")).plus(("connection", "close")))
+    for name, interim in (("one 100", b"HTTP/1.1 100 "), ("103 then 200", b"HTTP/1.1 103 ")):
+        data, _ = await played("N10", name, "a")
+        assert data.startswith(interim)
+        assert data.endswith(b"\r\n\r\n" + good)
+    async with FaultServer() as server, connected(server) as client:
+        find_fault("N10", "103 for ever at full speed").inject(server)
+        await client.send(get())
+        seen = b""
+        while len(seen) < 1_000_000:
+            seen += await client.some()
+        assert seen.count(b"HTTP/1.1 103 ") > 10_000
+
+
+async def test_accept_then_reset() -> None:
+    """N12: RST before a byte was sent."""
+    async with FaultServer() as server, connected(server) as client:
+        pass
+    async with FaultServer() as server:
+        find_fault("N12", "accept then RST").inject(server)
+        async with connected(server) as client:
+            assert await client.everything() == (b"", RST)
+
+
+async def test_header_storms() -> None:
+    """N17: the large, the many and the odd arrive as written."""
+    data, _ = await played("N17", "header of 200 KB", "a")
+    assert b"\r\nx-large: " + b"a" * 200_000 + b"\r\n" in data
+    data, _ = await played("N17", "10,000 headers", "a")
+    assert b"\r\nx-9999: a\r\n" in data
+    assert data.partition(b"\r\n\r\n")[0].count(b"\r\nx-") == 10_000
+    data, _ = await played("N17", "NUL in a header", "a")
+    assert b"\r\nx-odd: a\0b\r\n" in data
+    data, _ = await played("N17", "folded header", "a")
+    assert b"\r\nx-odd: a\r\n b\r\n" in data
+
+
+async def test_a_flood_is_as_long_as_it_says() -> None:
+    """H19: gigabytes come without being held in memory; the client may leave at any time."""
+    async with FaultServer() as server, connected(server) as client:
+        find_fault("H19", "2 GiB with a length").inject(server)
+        await client.send(get())
+        seen = len(await client.some())
+        while seen < 50_000_000:
+            seen += len(await client.some())
+    assert len(server.requests) == 1
+
+
+def test_compressed_bodies() -> None:
+    """H18: a bomb unpacks a thousandfold; truncation leaves a stream without its end."""
+    explosive = bomb(64 << 20)
+    assert len(explosive.body) * 900 < 64 << 20
+    assert len(gzip.decompress(explosive.body)) == 64 << 20
+    unpacker = zlib.decompressobj(31)
+    assert unpacker.decompress(truncated_gzip(HELLO).body) == b"hello"
+    assert not unpacker.eof
+    chained = find_fault("H18", "20 encodings").reply
+    assert callable(chained)
+    answer = chained(asked("a"))
+    assert isinstance(answer, Answer)
+    body = answer.body
+    for _ in header_of(answer, "content-encoding").split(", "):
+        body = gzip.decompress(body)
+    assert body == embeddings_answer(asked("a")).body
+
+
+def test_header_texts_go_out_as_they_are() -> None:
+    """H02: Arabic digits and a megabyte of nines are sent, not checked."""
+    arabic = find_fault("H02", "Retry-After '١٢'").reply
+    nines = next(fault.reply for fault in faults_of("H02") if "999" in fault.name)
+    assert isinstance(arabic, Answer)
+    assert isinstance(nines, Answer)
+    assert b"retry-after: " + "١٢".encode() + b"\r\n" in bytes(arabic)
+    assert b"retry-after: " + b"9" * 1_000_000 + b"\r\n" in bytes(nines)
+
+
+def test_unknown_faults_are_said_to_be_unknown() -> None:
+    """A misspelt row must not make an empty test."""
+    with pytest.raises(LookupError, match="no faults of"):
+        faults_of("X")
+    with pytest.raises(LookupError, match="N12 has no 'nothing', but"):
+        find_fault("N12", "nothing")
+
+
+def payload_of(fault: Fault, *texts: str) -> Any:
+    """Give the JSON that a fault makes of a request."""
+    assert callable(fault.reply)
+    answer = fault.reply(asked(*texts))
+    assert isinstance(answer, Answer)
+    return json.loads(answer.body)
+
+
+def test_payload_faults_are_what_they_say() -> None:
+    """P01, P02, P04, P06: a sample, looked at closely."""
+    a, b = vector_for("a").tolist(), vector_for("b").tolist()
+    missing = payload_of(find_fault("P01", "one item missing"), "a", "b")["data"]
+    assert [(1, b)] == [(item["index"], item["embedding"]) for item in missing]
+    turned = payload_of(find_fault("P02", "reversed"), "a", "b")["data"]
+    assert [(1, b), (0, a)] == [(item["index"], item["embedding"]) for item in turned]
+    infinite = find_fault("P04", "1e999 in a list").reply
+    assert callable(infinite)
+    assert b'"embedding":[1e999,' in bytes(infinite(asked("a")))  # type: ignore[arg-type]  # it is an Answer
+    swapped = payload_of(find_fault("P06", "big-endian"), "a")["data"][0]["embedding"]
+    assert np.array_equal(np.frombuffer(b64decode(swapped), ">f4"), vector_for("a"))
+
+
+# The provider.
+
+
+@given(text=st.text(), other=st.text(), dimensions=st.integers(1, 64))
+def test_vectors_tell_their_text(text: str, other: str, dimensions: int) -> None:
+    """They are the same each time, finite, not zero, exact in decimals, and another text has another one."""
+    vector = vector_for(text, dimensions)
+    assert np.array_equal(vector, vector_for(text, dimensions))
+    assert (np.float32, (dimensions,)) == (vector.dtype, vector.shape)
+    assert np.all(vector != 0)
+    assert np.all(np.abs(vector) <= 1)
+    assert np.array_equal(vector, np.array(json.loads(json.dumps(vector.tolist())), np.float32))
+    if dimensions >= 8 and text != other:
+        assert not np.array_equal(vector, vector_for(other, dimensions))
+
+
+@given(texts=st.lists(st.text(), min_size=1, max_size=4), encoding=st.sampled_from(["float", "base64", None]))
+def test_embeddings_are_right_in_every_encoding(texts: list[str], encoding: str | None) -> None:
+    """The default answer holds the vector of each text at its index, as asked."""
+    fields = {} if encoding is None else {"encoding_format": encoding}
+    payload = json.loads(embeddings_answer(asked(*texts, dimensions=5, **fields)).body)
+    for index, (text, item) in enumerate(zip(texts, payload["data"], strict=True)):
+        given = item["embedding"]
+        row = np.frombuffer(b64decode(given), "<f4") if encoding == "base64" else np.array(given, np.float32)
+        assert np.array_equal(row, vector_for(text, 5))
+        assert item["index"] == index
+    assert payload["usage"]["total_tokens"] == sum(map(tokens_of, texts))
+
+
+async def test_catalogue_chat_and_unknown_paths() -> None:
+    """The default provider has a model, talks, and knows no other path."""
+    async with FaultServer() as server, connected(server) as client:
+        await client.send(get("/v1/models"))
+        assert json.loads(Unpacked(await client.some()).body)["data"][0]["id"] == "text-embedding-3-small"
+        for body, words in ((b'{"stream":true}', b"data: [DONE]"), (b"{}", b'"content":"Hello world"')):
+            await client.send(
+                b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            assert words in await client.some()
+        await client.send(get("/nowhere"))
+        assert (await client.some()).startswith(b"HTTP/1.1 404 ")
+
+
+def test_too_many_items() -> None:
+    """The limit is kept, and stated or not, in the words of the status."""
+    for status, words in (
+        (400, b"maximum length 2"),
+        (422, b"allowed batch size 2"),
+        (413, b"maximum length 2"),
+    ):
+        stated, silent = MaxItems(2, status=status), MaxItems(2, status=status, state_limit=False)
+        assert status_of(stated(asked("a", "b"))) == 200
+        assert status_of(stated(asked("a", "b", "c"))) == status == status_of(silent(asked("a", "b", "c")))
+        assert words in bytes(stated(asked("a", "b", "c")))  # type: ignore[arg-type]  # it is an Answer
+        assert b"2" not in silent(asked("a", "b", "c")).body  # type: ignore[union-attr]
+        assert (stated.refused, silent.refused) == (2, 2)
+
+
+def test_too_many_tokens() -> None:
+    """Per item or per request, counted as the server counts."""
+    four, nine = "a" * 16, "b" * 36
+    item, request = TokenLimit(8), TokenLimit(8, per="request")
+    assert [200, 400, 200] == [
+        status_of(item(asked(*texts))) for texts in ((four,), (nine,), (four, four, four))
+    ]
+    assert [200, 400] == [status_of(request(asked(*texts))) for texts in ((four, four), (four, four, four))]
+    assert b"maximum context length is 8 tokens" in bytes(item(asked(nine)))  # type: ignore[arg-type]
+    assert b"Requested 9 tokens, max 8 tokens per request" in bytes(request(asked(nine)))  # type: ignore[arg-type]
+
+
+def test_poison() -> None:
+    """Only batches with the text fail, wherever it stands."""
+    for status in (400, 500):
+        poison = Poison("bad", "worse", status=status)
+        assert [200, status, status] == [
+            status_of(poison(asked(*texts))) for texts in (("a",), ("a", "bad"), ("worse",))
+        ]
+        assert poison.refused == 2
+
+
+def test_flaky_throws_its_own_dice() -> None:
+    """The same seed fails the same requests; the share is about the probability."""
+    one, two = Flaky(0.3, seed=7), Flaky(0.3, seed=7)
+    statuses = [status_of(one(asked("a"))) for _ in range(1000)]
+    assert statuses == [status_of(two(asked("a"))) for _ in range(1000)]
+    assert set(statuses) == {200, 500}
+    assert 250 < one.failed < 350
+
+
+def test_outages_keep_their_hours() -> None:
+    """From the start of each outage until just before its end."""
+    clock = ManualClock(50.0)
+    schedule = OutageSchedule([(1, 2), (4, 5)], clock=clock)
+    seen = []
+    for _ in range(12):
+        seen.append(status_of(schedule(asked("a"))))
+        clock.advance(0.5)
+    assert seen == [200, 200, 503, 503, 200, 200, 200, 200, 503, 503, 200, 200]
+
+
+async def test_crossed_answers() -> None:
+    """P10: each of two concurrent requests gets the other's vectors."""
+    async with FaultServer() as server, connected(server) as one, connected(server) as two:
+        server.default(Crossed())
+        await one.send(post("a"))
+        await server.wait_requests(1)
+        await two.send(post("b"))
+        assert await two.some() == bytes(embeddings_answer(asked("a")))
+        assert await one.some() == bytes(embeddings_answer(asked("b")))
+
+
+# The quota.
+
+
+def test_requests_per_minute() -> None:
+    """A full bucket lets its burst through, then tells truly how long to wait."""
+    clock = ManualClock()
+    limited = RateLimited(rpm=120, burst=2.0, clock=clock)
+    assert [status_of(limited(asked("a"))) for _ in range(5)] == [200, 200, 200, 200, 429]
+    refusal = limited(asked("a"))
+    assert header_of(refusal, "retry-after-ms") == "500"
+    assert header_of(refusal, "retry-after") == "1"
+    assert header_of(refusal, "x-ratelimit-remaining-requests") == "0"
+    assert header_of(refusal, "x-ratelimit-reset-requests") == "2s"
+    clock.advance(0.499)
+    assert status_of(limited(asked("a"))) == 429
+    clock.advance(0.001)
+    assert status_of(limited(asked("a"))) == 200
+
+
+def test_tokens_per_minute() -> None:
+    """Both buckets must have enough, and who is refused pays neither."""
+    clock = ManualClock()
+    limited = RateLimited(rpm=60, tpm=600, burst=60, clock=clock, headers=False, hint=False)
+    assert status_of(limited(asked("a" * 2000))) == 200  # 500 of 600 tokens
+    refusal = limited(asked("a" * 2000))
+    assert (429, "tokens") == (status_of(refusal), json.loads(refusal.body)["error"]["type"])  # type: ignore[union-attr]
+    assert b"ratelimit-" not in bytes(refusal)  # type: ignore[arg-type]
+    assert b"retry-after" not in bytes(refusal)  # type: ignore[arg-type]
+    assert status_of(limited(asked("a" * 400))) == 200
+    assert [(0.0, 500), (0.0, 100)] == [(grant.time, grant.tokens) for grant in limited.grants]
+    assert limited.refusals == [0.0]
+    too_large = limited(asked("a" * 4000))
+    assert b"Request too large for" in bytes(too_large)  # type: ignore[arg-type]
+
+
+@given(
+    steps=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 30)), min_size=1, max_size=60),
+    burst=st.sampled_from([1.0, 5.0, 60.0]),
+)
+def test_grants_fit_the_limit_in_every_window(steps: list[tuple[float, int]], burst: float) -> None:
+    """Over any stretch of time no more is granted than the rate times its length plus the burst."""
+    clock = ManualClock()
+    limited = RateLimited(rpm=60, tpm=600, burst=burst, clock=clock)
+    for pause, tokens in steps:
+        clock.advance(pause)
+        limited(asked("a" * 4 * tokens))
+    for first, start in enumerate(limited.grants):
+        for last in range(first, len(limited.grants)):
+            window = limited.grants[first : last + 1]
+            seconds = window[-1].time - start.time + burst
+            assert len(window) <= seconds * 1 + 1e-6
+            assert sum(grant.tokens for grant in window) <= seconds * 10 + 1e-6
+
+
+def test_durations_are_written_like_go() -> None:
+    """As OpenAI's reset headers show them."""
+    clock = ManualClock()
+    limited = RateLimited(rpm=1, tpm=100_000, burst=3600, clock=clock)
+    first = limited(asked("a"))
+    assert header_of(first, "x-ratelimit-reset-requests") == "1m0s"
+    assert header_of(first, "x-ratelimit-reset-tokens") == "1ms"
+    for _ in range(59):
+        last = limited(asked("a"))
+    assert header_of(last, "x-ratelimit-reset-requests") == "1h0m0s"
+
+
+# Time.
+
+
+async def test_the_manual_clock_wakes_in_order() -> None:
+    """Sleepers wake when their moment comes, the earlier ones first, and cancelled ones not at all."""
+    clock = ManualClock()
+    woken: list[float] = []
+
+    async def sleeper(seconds: float) -> None:
+        await clock.sleep(seconds)
+        woken.append(seconds)
+
+    async with asyncio.TaskGroup() as group:
+        for seconds in (3.0, 1.0, 2.0, 0.0):
+            group.create_task(sleeper(seconds))
+        lost = group.create_task(sleeper(1.0))
+        await clock.wait_sleepers(4)
+        lost.cancel()
+        clock.advance(2.5)
+        assert clock.sleeping == 1
+        clock.advance(0.5)
+    assert (woken, clock()) == ([0.0, 1.0, 2.0, 3.0], 3.0)
+    assert repr(clock) == "ManualClock(now=3.0, sleeping=0)"
