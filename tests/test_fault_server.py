@@ -3,20 +3,21 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import gc
 import gzip
 import http.client
 import io
+import itertools
 import json
 import os
 import select
 import socket
 import ssl
-import struct
 import zlib
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,17 +41,18 @@ from tests.faults import (
     ManualClock,
     MaxItems,
     OutageSchedule,
+    Playable,
     Poison,
     RateLimited,
     ReadBytes,
     ReadRequest,
     ReadUntil,
     Repeat,
-    Reply,
     Request,
     RequestReader,
     Reset,
     Respond,
+    Responder,
     Script,
     Send,
     Signal,
@@ -79,95 +81,34 @@ from tests.faults import (
     vector_for,
     wrong_host_certificate,
 )
+from tests.faults.client import PATIENCE, Client, connected, exchange, get, post
 
 FIN, RST = "FIN", "RST"
-PATIENCE = 10.0  # seconds; nothing here waits so long unless it is broken
 HELLO = Answer(200, b"hello", [("content-type", "text/plain")])
 
 
-class Client:
-    """A bare TCP client: it sends what it is told, and says how the other side ended."""
-
-    def __init__(self, port: int) -> None:
-        self.sock = socket.socket()
-        self.sock.setblocking(False)
-        self.port = port
-        self.loop = asyncio.get_running_loop()
-
-    async def connect(self) -> None:
-        await self.loop.sock_connect(self.sock, ("127.0.0.1", self.port))
-
-    async def send(self, data: bytes) -> None:
-        await self.loop.sock_sendall(self.sock, data)
-
-    async def some(self) -> bytes:
-        async with asyncio.timeout(PATIENCE):
-            return await self.loop.sock_recv(self.sock, 1 << 20)
-
-    async def exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            piece = await self.some()
-            assert piece, f"FIN after {data!r}"
-            data += piece
-        assert len(data) == count, f"more than asked: {data!r}"
-        return data
-
-    async def everything(self) -> tuple[bytes, str]:
-        data = b""
-        while True:
-            try:
-                piece = await self.some()
-            except ConnectionResetError:
-                return data, RST
-            if not piece:
-                return data, FIN
-            data += piece
-
-    @property
-    def has_something(self) -> bool:
-        return bool(select.select([self.sock], [], [], 0)[0])
-
-
-@contextlib.asynccontextmanager
-async def connected(server: FaultServer) -> AsyncIterator[Client]:
-    client = Client(server.port)
-    with client.sock:
-        await client.connect()
-        yield client
-
-
-async def exchange(server: FaultServer, data: bytes) -> tuple[bytes, str]:
-    async with connected(server) as client:
-        await client.send(data)
-        return await client.everything()
-
-
-def get(path: str = "/") -> bytes:
-    return f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode()
-
-
-def post(*texts: str, **fields: object) -> bytes:
-    body = json.dumps({"model": "m", "input": texts, **fields}).encode()
-    return b"POST /v1/embeddings HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-
-
-def asked(*texts: str, at: float = 0.0, **fields: object) -> Request:
+def asked(*texts: str, **fields: object) -> Request:
     """Make the request that a responder gets, without a connection."""
     reader = RequestReader(bytearray(post(*texts, **fields)))
     message = reader.next()
     assert message is not None
-    return Request("POST", message.target, message.headers, message.body, connection=1, nth=1, time=at)
+    return Request("POST", message.target, message.headers, message.body, connection=1, nth=1, time=0.0)
 
 
-def status_of(reply: Reply) -> int:
+def answer_of(responder: Playable | None, *texts: str) -> Answer:
+    """Give the answer that a responder makes of a request for these texts."""
+    reply = responder(asked(*texts)) if callable(responder) else responder
     assert isinstance(reply, Answer)
-    return reply.status
+    return reply
 
 
-def header_of(reply: Reply, name: str) -> str:
-    assert isinstance(reply, Answer)
-    return next(str(value) for key, value in reply.headers if key == name)
+def statuses(responder: Responder, *batches: tuple[str, ...]) -> list[int]:
+    """Give the statuses that a responder answers to requests, one after the other."""
+    return [answer_of(responder, *texts).status for texts in batches]
+
+
+def header_of(answer: Answer, name: str) -> str:
+    return next(str(value) for key, value in answer.headers if key == name)
 
 
 class Unpacked:
@@ -221,7 +162,7 @@ def test_requests_are_read_however_they_are_split(
     reader = RequestReader(bytearray())
     seen = []
     cuts = sorted({0, len(stream), *(split % (len(stream) + 1) for split in splits)})
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         reader.buffer += stream[start:end]
         while message := reader.next():
             seen.append(message)
@@ -287,13 +228,15 @@ async def test_requests_are_recorded() -> None:
             await other.send(get("/third"))
             await server.wait_requests(3)
         first, second, third = server.requests
-    assert ("PUT", "/a/b", {"c": "d", "e": ""}) == (first.method, first.path, first.query)
-    assert ("x", None, ["1", "2"]) == (first.header("host"), first.header("z"), first.header_values("X-Y"))
-    assert {} == first.json()
-    assert [(1, 1, 100.0), (1, 2, 105.0), (2, 1, 105.0)] == [
-        (r.connection, r.nth, r.time) for r in server.requests
+    assert (first.method, first.path, first.query) == ("PUT", "/a/b", {"c": "d", "e": ""})
+    assert (first.header("host"), first.header("z"), first.header_values("X-Y")) == ("x", None, ["1", "2"])
+    assert first.json() == {}
+    assert [(r.connection, r.nth, r.time) for r in server.requests] == [
+        (1, 1, 100.0),
+        (1, 2, 105.0),
+        (2, 1, 105.0),
     ]
-    assert (b"", "/third") == (second.body, third.path)
+    assert (second.body, third.path) == (b"", "/third")
 
 
 async def test_a_gzipped_request_body_is_read() -> None:
@@ -364,15 +307,24 @@ async def test_ten_thousand_requests_on_ten_connections() -> None:
 async def test_a_bug_in_a_responder_fails_the_test() -> None:
     """The connection ends, and leaving the server raises what the responder raised."""
 
-    def broken(request: Request) -> Answer:
-        raise KeyError("a bug")
+    async with failing() as server:
+        server.play(broken, Script([Respond(broken)]))
+        assert await exchange(server, get()) == (b"", FIN)
+        assert await exchange(server, get()) == (b"", FIN)
 
+
+def broken(request: Request) -> Answer:
+    raise KeyError("a bug")
+
+
+@contextlib.asynccontextmanager
+async def failing() -> AsyncIterator[FaultServer]:
+    """Run a server that must raise a `KeyError` for each reply played, when it is left."""
     with pytest.raises(ExceptionGroup) as caught:
         async with FaultServer() as server:
-            server.play(broken, Script([Respond(broken)]))
-            assert await exchange(server, get()) == (b"", FIN)
-            assert await exchange(server, get()) == (b"", FIN)
-    assert [KeyError, KeyError] == [type(problem) for problem in caught.value.exceptions]
+            yield server
+    assert {KeyError} == {type(problem) for problem in caught.value.exceptions}
+    assert len(caught.value.exceptions) == len(server.requests)
 
 
 # Ends.
@@ -382,7 +334,7 @@ async def test_a_bug_in_a_responder_fails_the_test() -> None:
 @pytest.mark.parametrize(("step", "end"), [(Reset(), RST), (Close(), FIN)])
 async def test_cut_at_every_offset(framing: Framing, step: Step, end: str) -> None:
     """N01 to N04: exactly so many bytes arrive, then exactly that end."""
-    good = lambda request: embeddings_answer(request, framing=framing)  # noqa: E731 - one use in a loop
+    good = functools.partial(embeddings_answer, framing=framing)
     whole = bytes(good(asked("a")))
     async with FaultServer() as server:
         for offset in range(len(whole) + 1):
@@ -479,18 +431,20 @@ async def test_wait_and_signal_meet_the_test() -> None:
 
 async def test_never_reading_closes_the_window() -> None:
     """N08, N11: the client's send blocks long before its body is out, and nothing was read."""
-    async with FaultServer(receive_buffer=4096) as server, connected(server) as client:
-        server.on_accept(Script([Stall(reading=False)]))
-        # The accept above took no script: it was made before. This one meets it.
-        async with connected(server) as stuck:
-            await server.wait_connections(2)
-            stuck.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            sent = 0
+    async with FaultServer(receive_buffer=4096) as server:
+        find_fault("N11", "window closes").inject(server)
+        async with connected(server) as client:
+            await server.wait_connections(1)
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             with pytest.raises(BlockingIOError):
-                while sent < 10_000_000:
-                    sent += stuck.sock.send(b"x" * 65536)
-            assert server.requests == []
-        assert client.has_something is False
+                send_at_once(client, 10_000_000)
+        assert server.requests == []
+
+
+def send_at_once(client: Client, count: int) -> None:
+    """Send without ever waiting for room."""
+    while count > 0:
+        count -= client.sock.send(b"x" * 65536)
 
 
 async def test_a_dead_peer_neither_reads_nor_writes() -> None:
@@ -533,7 +487,8 @@ async def test_the_keep_alive_race(reset: bool) -> None:
         with contextlib.suppress(ConnectionResetError):
             client.sock.send(get())
         assert (await client.everything())[0] == b""
-        assert (len(server.requests), server.open_connections) == (2, 1)
+        await server.wait_for(lambda: server.open_connections == 1)
+        assert len(server.requests) == 2
 
 
 async def test_close_after_n_requests() -> None:
@@ -582,10 +537,13 @@ async def test_flapping_keeps_its_schedule() -> None:
     clock = ManualClock()
     async with FaultServer() as server:
         flapping = asyncio.create_task(flap(server, 2, up=1.0, down=3.0, sleep=clock.sleep))
-        for seconds, up_after in ((1.0, False), (3.0, True)) * 2:
+        for _ in range(2):
             await clock.wait_sleepers()
-            clock.advance(seconds)
-            await server.wait_for(lambda up_after=up_after: server.up is up_after)
+            clock.advance(1.0)
+            await server.wait_for(lambda: not server.up)
+            await clock.wait_sleepers()
+            clock.advance(3.0)
+            await server.wait_for(lambda: server.up)
         await flapping
 
 
@@ -603,7 +561,7 @@ async def test_a_black_hole_for_every_connection() -> None:
 
 async def test_nothing_is_left_behind() -> None:
     """Stalled scripts, half requests and open connections end with the server: no task, no descriptor."""
-    descriptors, tasks = len(os.listdir("/proc/self/fd")), asyncio.all_tasks()
+    descriptors, tasks = open_descriptors(), asyncio.all_tasks()
     async with FaultServer(idle_close=60.0) as server, contextlib.AsyncExitStack() as stack:
         server.play(Script([Stall()]), Script([Stall(reading=False)]), Script([Wait(60.0)]), b"answer")
         server.on_accept(*[Script([])] * 5, Script([ReadBytes(10)]))
@@ -612,10 +570,14 @@ async def test_nothing_is_left_behind() -> None:
             await client.send(data)
         await server.wait_requests(4)
     gc.collect()
-    assert (descriptors, tasks) == (len(os.listdir("/proc/self/fd")), asyncio.all_tasks())
+    assert (descriptors, tasks) == (open_descriptors(), asyncio.all_tasks())
     assert (
         repr(server) == "<FaultServer closed: down, 4 requests on 6 connections, 0 open, 0 replies to play>"
     )
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 async def test_waiting_in_vain_says_at_what() -> None:
@@ -627,10 +589,10 @@ async def test_waiting_in_vain_says_at_what() -> None:
             await server.wait_for(lambda: False, timeout=0.001)
 
 
-async def test_a_refused_port() -> None:
+def test_a_refused_port() -> None:
     """N12: nobody listens."""
-    with refused_port() as port, pytest.raises(ConnectionRefusedError):
-        await Client(port).connect()
+    with refused_port() as port, socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 def test_a_full_backlog() -> None:
@@ -657,10 +619,10 @@ def test_it_serves_from_a_thread() -> None:
 
 def test_a_bug_in_a_responder_fails_a_sync_test_too() -> None:
     """The thread hands the error over at the end."""
-    with pytest.raises(ExceptionGroup), serving() as thread:
-        thread.server.play(lambda request: request.json()["nothing"])
+    with pytest.raises(ExceptionGroup), serving() as thread:  # noqa: PT012 - what raises is the end of the block
+        thread.server.play(broken)
         with socket.create_connection(("127.0.0.1", thread.server.port), PATIENCE) as client:
-            client.sendall(post("a"))
+            client.sendall(get())
             assert client.recv(100) == b""
 
 
@@ -787,7 +749,7 @@ def test_every_row_is_there() -> None:
     assert len(ROWS) == len({str(fault) for fault in ROWS})
 
 
-@pytest.mark.parametrize("fault", [each for each in ROWS if "bomb" not in each.name], ids=str)
+@pytest.mark.parametrize("fault", ROWS, ids=str)
 async def test_every_row_can_be_played(fault: Fault) -> None:
     """Each is injected, met by one request, and leaves the server sound: the next request is served."""
     async with FaultServer() as server:
@@ -797,32 +759,35 @@ async def test_every_row_can_be_played(fault: Fault) -> None:
                 await client.send(post("a", "b"))
             await (server.wait_requests(1) if fault.reply else server.wait_connections(1))
             assert server.unplayed == 0
+        expected = bytes(embeddings_answer(asked("c")))
         async with connected(server) as client:
-            expected = bytes(embeddings_answer(asked("c")))
             await client.send(post("c"))
             assert expected == await client.exactly(len(expected))
 
 
-async def played(row: str, name: str, *texts: str) -> tuple[bytes, str]:
-    """Give what a client receives that asks once and leaves when the server ends."""
+def closing(request: Request) -> Answer:
+    """Answer rightly and close, so that everything can be read."""
+    return answer_openai(request).plus(("connection", "close"))
+
+
+async def played(fault: Fault) -> tuple[bytes, str]:
+    """Give everything that a client receives who asks for the vector of "a", then for a last answer."""
     async with FaultServer() as server:
-        find_fault(row, name).inject(server)
-        server.default(lambda request: answer_openai(request).plus(("connection", "close")))
-        async with connected(server) as client:
-            await client.send(post(*texts))
-            first = await client.some()
-            await server.stop()
-            data, end = await client.everything()
-            return first + data, end
+        fault.inject(server)
+        server.default(closing)
+        return await exchange(server, post("a") + post("last"))
+
+
+GOOD = embeddings_answer(asked("a"))
+LAST = bytes(closing(asked("last")))
 
 
 @pytest.mark.parametrize(("name", "offset"), [("length too long, then FIN", 10), ("length too short", -10)])
 async def test_wrong_lengths(name: str, offset: int) -> None:
     """N05: the body is whole, its length a lie."""
-    data, end = await played("N05", name, "a")
-    body = embeddings_answer(asked("a")).body
-    assert data.endswith(body)
-    assert f"content-length: {len(body) + offset}\r\n".encode() in data
+    data, end = await played(find_fault("N05", name))
+    assert f"content-length: {len(GOOD.body) + offset}\r\n".encode() in data
+    assert data.removesuffix(LAST).endswith(GOOD.body)
     assert end == FIN
 
 
@@ -831,98 +796,111 @@ async def test_unsolicited_bytes_come_in_the_same_segment() -> None:
     async with FaultServer() as server, connected(server) as client:
         find_fault("N06", "another answer in the same segment").inject(server)
         await client.send(post("a"))
-        data = await client.some()
-        good = bytes(embeddings_answer(asked("a")))
-        assert data.startswith(good)
-        (item,) = json.loads(Unpacked(data[len(good) :]).body)["data"]
+        good, stranger = (await client.some()).split(GOOD.body)
+        assert good + GOOD.body == bytes(GOOD)
+        (item,) = json.loads(Unpacked(stranger).body)["data"]
         assert item["embedding"] == vector_for("not a").tolist()
 
 
 async def test_conflicting_framing() -> None:
     """N07: two lengths that differ; a length beside chunks."""
-    data, _ = await played("N07", "two lengths", "a")
-    length = len(embeddings_answer(asked("a")).body)
+    length = len(GOOD.body)
+    data, _ = await played(find_fault("N07", "two lengths"))
     assert f"content-length: {length}\r\ncontent-length: {length + 1}\r\n".encode() in data
-    data, _ = await played("N07", "a length and chunks", "a")
+    data, _ = await played(find_fault("N07", "a length and chunks"))
     assert f"content-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n".encode() in data
 
 
-async def test_interim_answers() -> None:
-    """N10: one interim answer and then the real one; or no end of them."""
-    good = bytes(answer_openai(asked("a")).plus(("connection", "close")))
-    for name, interim in (("one 100", b"HTTP/1.1 100 "), ("103 then 200", b"HTTP/1.1 103 ")):
-        data, _ = await played("N10", name, "a")
-        assert data.startswith(interim)
-        assert data.endswith(b"\r\n\r\n" + good)
+@pytest.mark.parametrize(
+    ("name", "interim"), [("one 100", b"HTTP/1.1 100 "), ("103 then 200", b"HTTP/1.1 103 ")]
+)
+async def test_an_interim_answer(name: str, interim: bytes) -> None:
+    """N10: one interim answer, then the real one."""
+    data, _ = await played(find_fault("N10", name))
+    first, real = data.split(b"\r\n\r\n", 1)
+    assert first.startswith(interim)
+    assert real == bytes(closing(asked("a")))
+
+
+async def test_interim_answers_without_end() -> None:
+    """N10: as many as the client can take, and never a real one."""
     async with FaultServer() as server, connected(server) as client:
         find_fault("N10", "103 for ever at full speed").inject(server)
         await client.send(get())
-        seen = b""
+        seen = bytearray()
         while len(seen) < 1_000_000:
             seen += await client.some()
-        assert seen.count(b"HTTP/1.1 103 ") > 10_000
+        whole = seen[: seen.rindex(b"\r\n\r\n")].split(b"\r\n\r\n")
+        assert all(answer.startswith(b"HTTP/1.1 103 ") for answer in whole)
 
 
 async def test_accept_then_reset() -> None:
     """N12: RST before a byte was sent."""
-    async with FaultServer() as server, connected(server) as client:
-        pass
     async with FaultServer() as server:
         find_fault("N12", "accept then RST").inject(server)
         async with connected(server) as client:
             assert await client.everything() == (b"", RST)
 
 
-async def test_header_storms() -> None:
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("header of 200 KB", b"x-large: " + b"a" * 200_000),
+        ("10,000 headers", b"x-0: a"),
+        ("10,000 headers", b"x-9999: a"),
+        ("NUL in a header", b"x-odd: a\0b"),
+        ("folded header", b"x-odd: a\r\n b"),
+        ("space before the colon", b"x-odd : a"),
+        ("no colon", b"x-odd"),
+    ],
+    ids=str,
+)
+async def test_header_storms(name: str, line: bytes) -> None:
     """N17: the large, the many and the odd arrive as written."""
-    data, _ = await played("N17", "header of 200 KB", "a")
-    assert b"\r\nx-large: " + b"a" * 200_000 + b"\r\n" in data
-    data, _ = await played("N17", "10,000 headers", "a")
-    assert b"\r\nx-9999: a\r\n" in data
-    assert data.partition(b"\r\n\r\n")[0].count(b"\r\nx-") == 10_000
-    data, _ = await played("N17", "NUL in a header", "a")
-    assert b"\r\nx-odd: a\0b\r\n" in data
-    data, _ = await played("N17", "folded header", "a")
-    assert b"\r\nx-odd: a\r\n b\r\n" in data
+    data, _ = await played(find_fault("N17", name))
+    assert b"\r\n" + line + b"\r\n" in data
+    assert data.removesuffix(LAST).endswith(GOOD.body)
 
 
-async def test_a_flood_is_as_long_as_it_says() -> None:
-    """H19: gigabytes come without being held in memory; the client may leave at any time."""
+async def test_a_flood_is_sent_for_as_long_as_it_is_read() -> None:
+    """H19: gigabytes are not held in memory, and the client may leave at any time."""
     async with FaultServer() as server, connected(server) as client:
         find_fault("H19", "2 GiB with a length").inject(server)
         await client.send(get())
-        seen = len(await client.some())
+        seen = 0
         while seen < 50_000_000:
             seen += len(await client.some())
-    assert len(server.requests) == 1
 
 
-def test_compressed_bodies() -> None:
-    """H18: a bomb unpacks a thousandfold; truncation leaves a stream without its end."""
-    explosive = bomb(64 << 20)
-    assert len(explosive.body) * 900 < 64 << 20
-    assert len(gzip.decompress(explosive.body)) == 64 << 20
+def test_a_bomb_unpacks_a_thousandfold() -> None:
+    """H18: small on the wire, large in memory."""
+    body = bomb(64 << 20).body
+    assert len(body) * 900 < 64 << 20
+    assert len(gzip.decompress(body)) == 64 << 20
+
+
+def test_a_truncated_gzip_has_no_end() -> None:
+    """H18: the text is all there, the trailer is not."""
     unpacker = zlib.decompressobj(31)
     assert unpacker.decompress(truncated_gzip(HELLO).body) == b"hello"
     assert not unpacker.eof
-    chained = find_fault("H18", "20 encodings").reply
-    assert callable(chained)
-    answer = chained(asked("a"))
-    assert isinstance(answer, Answer)
-    body = answer.body
-    for _ in header_of(answer, "content-encoding").split(", "):
-        body = gzip.decompress(body)
-    assert body == embeddings_answer(asked("a")).body
 
 
-def test_header_texts_go_out_as_they_are() -> None:
-    """H02: Arabic digits and a megabyte of nines are sent, not checked."""
-    arabic = find_fault("H02", "Retry-After '١٢'").reply
-    nines = next(fault.reply for fault in faults_of("H02") if "999" in fault.name)
-    assert isinstance(arabic, Answer)
-    assert isinstance(nines, Answer)
-    assert b"retry-after: " + "١٢".encode() + b"\r\n" in bytes(arabic)
-    assert b"retry-after: " + b"9" * 1_000_000 + b"\r\n" in bytes(nines)
+def test_twenty_encodings() -> None:
+    """H18: each one that the header names is really there."""
+    answer = answer_of(find_fault("H18", "20 encodings").reply, "a")
+    names = header_of(answer, "content-encoding").split(", ")
+    assert functools.reduce(lambda body, _: gzip.decompress(body), names, answer.body) == GOOD.body
+    assert len(names) == 20
+
+
+@pytest.mark.parametrize("value", ["١٢", " 3 ", "9" * 1_000_000], ids=["Arabic", "spaces", "a megabyte"])
+def test_header_texts_go_out_as_they_are(value: str) -> None:
+    """H02: nothing is checked, trimmed or shortened."""
+    lines = [
+        b"retry-after: " + value.encode() + b"\r\n" in bytes(answer_of(f.reply)) for f in faults_of("H02")
+    ]
+    assert lines.count(True) == 1
 
 
 def test_unknown_faults_are_said_to_be_unknown() -> None:
@@ -933,25 +911,20 @@ def test_unknown_faults_are_said_to_be_unknown() -> None:
         find_fault("N12", "nothing")
 
 
-def payload_of(fault: Fault, *texts: str) -> Any:
-    """Give the JSON that a fault makes of a request."""
-    assert callable(fault.reply)
-    answer = fault.reply(asked(*texts))
-    assert isinstance(answer, Answer)
-    return json.loads(answer.body)
+def rows_of(row: str, name: str) -> list[tuple[int, object]]:
+    """Give index and vector of each item that a fault makes of the texts "a" and "b"."""
+    payload = json.loads(answer_of(find_fault(row, name).reply, "a", "b").body)
+    return [(item["index"], item["embedding"]) for item in payload["data"]]
 
 
 def test_payload_faults_are_what_they_say() -> None:
     """P01, P02, P04, P06: a sample, looked at closely."""
     a, b = vector_for("a").tolist(), vector_for("b").tolist()
-    missing = payload_of(find_fault("P01", "one item missing"), "a", "b")["data"]
-    assert [(1, b)] == [(item["index"], item["embedding"]) for item in missing]
-    turned = payload_of(find_fault("P02", "reversed"), "a", "b")["data"]
-    assert [(1, b), (0, a)] == [(item["index"], item["embedding"]) for item in turned]
-    infinite = find_fault("P04", "1e999 in a list").reply
-    assert callable(infinite)
-    assert b'"embedding":[1e999,' in bytes(infinite(asked("a")))  # type: ignore[arg-type]  # it is an Answer
-    swapped = payload_of(find_fault("P06", "big-endian"), "a")["data"][0]["embedding"]
+    assert rows_of("P01", "one item missing") == [(1, b)]
+    assert rows_of("P02", "reversed") == [(1, b), (0, a)]
+    assert rows_of("P04", "null in a list") == [(0, [None, *a[1:]]), (1, b)]
+    assert b'"embedding":[1e999,' in answer_of(find_fault("P04", "1e999 in a list").reply, "a").body
+    swapped = str(rows_of("P06", "big-endian")[0][1])
     assert np.array_equal(np.frombuffer(b64decode(swapped), ">f4"), vector_for("a"))
 
 
@@ -963,7 +936,8 @@ def test_vectors_tell_their_text(text: str, other: str, dimensions: int) -> None
     """They are the same each time, finite, not zero, exact in decimals, and another text has another one."""
     vector = vector_for(text, dimensions)
     assert np.array_equal(vector, vector_for(text, dimensions))
-    assert (np.float32, (dimensions,)) == (vector.dtype, vector.shape)
+    assert vector.dtype == np.float32
+    assert vector.shape == (dimensions,)
     assert np.all(vector != 0)
     assert np.all(np.abs(vector) <= 1)
     assert np.array_equal(vector, np.array(json.loads(json.dumps(vector.tolist())), np.float32))
@@ -971,11 +945,11 @@ def test_vectors_tell_their_text(text: str, other: str, dimensions: int) -> None
         assert not np.array_equal(vector, vector_for(other, dimensions))
 
 
-@given(texts=st.lists(st.text(), min_size=1, max_size=4), encoding=st.sampled_from(["float", "base64", None]))
-def test_embeddings_are_right_in_every_encoding(texts: list[str], encoding: str | None) -> None:
-    """The default answer holds the vector of each text at its index, as asked."""
-    fields = {} if encoding is None else {"encoding_format": encoding}
-    payload = json.loads(embeddings_answer(asked(*texts, dimensions=5, **fields)).body)
+@given(texts=st.lists(st.text(), min_size=1, max_size=4), encoding=st.sampled_from(["float", "base64"]))
+def test_embeddings_are_right_in_every_encoding(texts: list[str], encoding: str) -> None:
+    """The default answer holds the vector of each text at its index, in the form and size that were asked for."""
+    request = asked(*texts, dimensions=5, encoding_format=encoding)
+    payload = json.loads(embeddings_answer(request).body)
     for index, (text, item) in enumerate(zip(texts, payload["data"], strict=True)):
         given = item["embedding"]
         row = np.frombuffer(b64decode(given), "<f4") if encoding == "base64" else np.array(given, np.float32)
@@ -986,73 +960,70 @@ def test_embeddings_are_right_in_every_encoding(texts: list[str], encoding: str 
 
 async def test_catalogue_chat_and_unknown_paths() -> None:
     """The default provider has a model, talks, and knows no other path."""
+    chat = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b"
     async with FaultServer() as server, connected(server) as client:
         await client.send(get("/v1/models"))
         assert json.loads(Unpacked(await client.some()).body)["data"][0]["id"] == "text-embedding-3-small"
         for body, words in ((b'{"stream":true}', b"data: [DONE]"), (b"{}", b'"content":"Hello world"')):
-            await client.send(
-                b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-            )
+            await client.send(chat % (len(body), body))
             assert words in await client.some()
         await client.send(get("/nowhere"))
         assert (await client.some()).startswith(b"HTTP/1.1 404 ")
 
 
-def test_too_many_items() -> None:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, b"maximum length 2,"),
+        (413, b"maximum length 2,"),
+        (422, b"batch size 3 > maximum allowed batch size 2"),
+    ],
+)
+def test_too_many_items(status: int, words: bytes) -> None:
     """The limit is kept, and stated or not, in the words of the status."""
-    for status, words in (
-        (400, b"maximum length 2"),
-        (422, b"allowed batch size 2"),
-        (413, b"maximum length 2"),
-    ):
-        stated, silent = MaxItems(2, status=status), MaxItems(2, status=status, state_limit=False)
-        assert status_of(stated(asked("a", "b"))) == 200
-        assert status_of(stated(asked("a", "b", "c"))) == status == status_of(silent(asked("a", "b", "c")))
-        assert words in bytes(stated(asked("a", "b", "c")))  # type: ignore[arg-type]  # it is an Answer
-        assert b"2" not in silent(asked("a", "b", "c")).body  # type: ignore[union-attr]
-        assert (stated.refused, silent.refused) == (2, 2)
+    stated, silent = MaxItems(2, status=status), MaxItems(2, status=status, state_limit=False)
+    assert statuses(stated, ("a",), ("a", "b"), ("a", "b", "c")) == [200, 200, status]
+    assert words in answer_of(stated, "a", "b", "c").body
+    assert b"2" not in answer_of(silent, "a", "b", "c").body
+    assert (stated.refused, silent.refused) == (2, 1)
 
 
 def test_too_many_tokens() -> None:
     """Per item or per request, counted as the server counts."""
     four, nine = "a" * 16, "b" * 36
-    item, request = TokenLimit(8), TokenLimit(8, per="request")
-    assert [200, 400, 200] == [
-        status_of(item(asked(*texts))) for texts in ((four,), (nine,), (four, four, four))
-    ]
-    assert [200, 400] == [status_of(request(asked(*texts))) for texts in ((four, four), (four, four, four))]
-    assert b"maximum context length is 8 tokens" in bytes(item(asked(nine)))  # type: ignore[arg-type]
-    assert b"Requested 9 tokens, max 8 tokens per request" in bytes(request(asked(nine)))  # type: ignore[arg-type]
+    per_item, per_request = TokenLimit(8), TokenLimit(8, per="request")
+    assert statuses(per_item, (four,), (nine,), (four, four, four)) == [200, 400, 200]
+    assert statuses(per_request, (four, four), (four, four, four)) == [200, 400]
+    assert b"maximum context length is 8 tokens" in answer_of(per_item, nine).body
+    assert b"Requested 9 tokens, max 8 tokens per request" in answer_of(per_request, nine).body
 
 
-def test_poison() -> None:
+@pytest.mark.parametrize("status", [400, 500])
+def test_poison(status: int) -> None:
     """Only batches with the text fail, wherever it stands."""
-    for status in (400, 500):
-        poison = Poison("bad", "worse", status=status)
-        assert [200, status, status] == [
-            status_of(poison(asked(*texts))) for texts in (("a",), ("a", "bad"), ("worse",))
-        ]
-        assert poison.refused == 2
+    poison = Poison("bad", "worse", status=status)
+    assert statuses(poison, ("a",), ("a", "bad"), ("worse",), ("bad!",)) == [200, status, status, 200]
+    assert poison.refused == 2
 
 
 def test_flaky_throws_its_own_dice() -> None:
     """The same seed fails the same requests; the share is about the probability."""
     one, two = Flaky(0.3, seed=7), Flaky(0.3, seed=7)
-    statuses = [status_of(one(asked("a"))) for _ in range(1000)]
-    assert statuses == [status_of(two(asked("a"))) for _ in range(1000)]
-    assert set(statuses) == {200, 500}
+    seen = statuses(one, *[("a",)] * 1000)
+    assert seen == statuses(two, *[("a",)] * 1000)
+    assert set(seen) == {200, 500}
     assert 250 < one.failed < 350
 
 
 def test_outages_keep_their_hours() -> None:
     """From the start of each outage until just before its end."""
     clock = ManualClock(50.0)
-    schedule = OutageSchedule([(1, 2), (4, 5)], clock=clock)
+    schedule = OutageSchedule([(1, 2), (3, 4)], clock=clock)
     seen = []
-    for _ in range(12):
-        seen.append(status_of(schedule(asked("a"))))
+    for _ in range(9):
+        seen += statuses(schedule, ("a",))
         clock.advance(0.5)
-    assert seen == [200, 200, 503, 503, 200, 200, 200, 200, 503, 503, 200, 200]
+    assert seen == [200, 200, 503, 503, 200, 200, 503, 503, 200]
 
 
 async def test_crossed_answers() -> None:
@@ -1073,32 +1044,37 @@ def test_requests_per_minute() -> None:
     """A full bucket lets its burst through, then tells truly how long to wait."""
     clock = ManualClock()
     limited = RateLimited(rpm=120, burst=2.0, clock=clock)
-    assert [status_of(limited(asked("a"))) for _ in range(5)] == [200, 200, 200, 200, 429]
-    refusal = limited(asked("a"))
+    assert statuses(limited, *[("a",)] * 5) == [200, 200, 200, 200, 429]
+    refusal = answer_of(limited, "a")
     assert header_of(refusal, "retry-after-ms") == "500"
     assert header_of(refusal, "retry-after") == "1"
     assert header_of(refusal, "x-ratelimit-remaining-requests") == "0"
     assert header_of(refusal, "x-ratelimit-reset-requests") == "2s"
     clock.advance(0.499)
-    assert status_of(limited(asked("a"))) == 429
+    assert statuses(limited, ("a",)) == [429]
     clock.advance(0.001)
-    assert status_of(limited(asked("a"))) == 200
+    assert statuses(limited, ("a",)) == [200]
 
 
 def test_tokens_per_minute() -> None:
     """Both buckets must have enough, and who is refused pays neither."""
-    clock = ManualClock()
-    limited = RateLimited(rpm=60, tpm=600, burst=60, clock=clock, headers=False, hint=False)
-    assert status_of(limited(asked("a" * 2000))) == 200  # 500 of 600 tokens
-    refusal = limited(asked("a" * 2000))
-    assert (429, "tokens") == (status_of(refusal), json.loads(refusal.body)["error"]["type"])  # type: ignore[union-attr]
-    assert b"ratelimit-" not in bytes(refusal)  # type: ignore[arg-type]
-    assert b"retry-after" not in bytes(refusal)  # type: ignore[arg-type]
-    assert status_of(limited(asked("a" * 400))) == 200
-    assert [(0.0, 500), (0.0, 100)] == [(grant.time, grant.tokens) for grant in limited.grants]
+    limited = RateLimited(rpm=60, tpm=600, clock=ManualClock())
+    five_hundred, one_hundred = "a" * 2000, "a" * 400
+    assert statuses(limited, (five_hundred,), (five_hundred,), (one_hundred,)) == [200, 429, 200]
+    assert [(grant.time, grant.tokens) for grant in limited.grants] == [(0.0, 500), (0.0, 100)]
     assert limited.refusals == [0.0]
-    too_large = limited(asked("a" * 4000))
-    assert b"Request too large for" in bytes(too_large)  # type: ignore[arg-type]
+    error = json.loads(answer_of(limited, one_hundred).body)["error"]
+    assert (error["type"], error["code"]) == ("tokens", "rate_limit_exceeded")
+    assert "Limit 600, Used 600, Requested 100. Please try again in 10s." in error["message"]
+    assert b"Request too large for" in answer_of(limited, "a" * 4000).body
+
+
+def test_a_silent_quota() -> None:
+    """Headers and hints can be left out."""
+    limited = RateLimited(rpm=1, clock=ManualClock(), headers=False, hint=False)
+    answers = [answer_of(limited, "a"), answer_of(limited, "a")]
+    assert [answer.status for answer in answers] == [200, 429]
+    assert not any(b"ratelimit-" in bytes(answer) or b"retry-after" in bytes(answer) for answer in answers)
 
 
 @given(
@@ -1112,24 +1088,20 @@ def test_grants_fit_the_limit_in_every_window(steps: list[tuple[float, int]], bu
     for pause, tokens in steps:
         clock.advance(pause)
         limited(asked("a" * 4 * tokens))
-    for first, start in enumerate(limited.grants):
-        for last in range(first, len(limited.grants)):
-            window = limited.grants[first : last + 1]
-            seconds = window[-1].time - start.time + burst
-            assert len(window) <= seconds * 1 + 1e-6
-            assert sum(grant.tokens for grant in window) <= seconds * 10 + 1e-6
+    for first, last in itertools.combinations_with_replacement(range(len(limited.grants)), 2):
+        window = limited.grants[first : last + 1]
+        seconds = window[-1].time - window[0].time + burst
+        assert len(window) <= seconds * 1 + 1e-6
+        assert sum(grant.tokens for grant in window) <= seconds * 10 + 1e-6
 
 
 def test_durations_are_written_like_go() -> None:
     """As OpenAI's reset headers show them."""
-    clock = ManualClock()
-    limited = RateLimited(rpm=1, tpm=100_000, burst=3600, clock=clock)
-    first = limited(asked("a"))
-    assert header_of(first, "x-ratelimit-reset-requests") == "1m0s"
-    assert header_of(first, "x-ratelimit-reset-tokens") == "1ms"
-    for _ in range(59):
-        last = limited(asked("a"))
-    assert header_of(last, "x-ratelimit-reset-requests") == "1h0m0s"
+    limited = RateLimited(rpm=1, tpm=100_000, burst=3600, clock=ManualClock())
+    answers = [answer_of(limited, "a") for _ in range(60)]
+    assert header_of(answers[0], "x-ratelimit-reset-tokens") == "1ms"
+    resets = [header_of(answers[n], "x-ratelimit-reset-requests") for n in (0, 1, 59)]
+    assert resets == ["1m0s", "2m0s", "1h0m0s"]
 
 
 # Time.

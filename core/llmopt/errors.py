@@ -192,15 +192,19 @@ class TransportError(LLMOptError):
 class ConnectFailed(TransportError):
     """No connection came about. ``cause`` is "dns", "refused", "tls", "timeout", "proxy" or "other"."""
 
-    def __init__(self, message: str, *, cause: str = "other", permanent: bool = False, **context: Unpack[Context]) -> None:
+    def __init__(
+        self, message: str, *, cause: str = "other", permanent: bool = False, **context: Unpack[Context]
+    ) -> None:
         super().__init__(message, **context)
         self.cause = cause
         self.permanent = permanent
 
 
 class ConnectionLost(TransportError):
-    """The connection broke with a request under way. ``stale`` is True for a kept connection that
-    the server had closed before it saw the request."""
+    """The connection broke with a request under way.
+
+    ``stale`` is True for a kept connection that the server had closed before it saw the request.
+    """
 
     def __init__(self, message: str, *, stale: bool = False, **context: Unpack[Context]) -> None:
         super().__init__(message, **context)

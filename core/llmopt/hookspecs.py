@@ -28,11 +28,9 @@ from llmopt.values.verdict import Verdict
 if TYPE_CHECKING:
     import httpx
 
-# ruff: noqa: ARG001 - a specification has parameters and no body
-
 
 @hookspec(firstresult=True)
-def provider_profile(entry: ProviderEntry) -> Profile | None:  # type: ignore[empty-body] # a specification
+def provider_profile(entry: ProviderEntry) -> Profile | None:
     """What the provider is like: base URL, key variables, time-outs, pool, retries, usual rate limits.
 
     Asked once for each endpoint of an entry. ``entry`` is that endpoint as configured, so that a
@@ -41,12 +39,12 @@ def provider_profile(entry: ProviderEntry) -> Profile | None:  # type: ignore[em
 
 
 @hookspec(firstresult=True)
-def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:  # type: ignore[empty-body] # same
+def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:
     """The most that one request for ``call.model`` may hold. ``call.texts`` is empty here."""
 
 
 @hookspec(firstresult=True)
-def build_request(call: Call, settings: Settings) -> HttpRequest | None:  # type: ignore[empty-body] # same
+def build_request(call: Call, settings: Settings) -> HttpRequest | None:
     """The request for a call: method, path, headers and JSON value.
 
     Asked for every attempt, with the settings of the endpoint chosen. The path is relative to
@@ -55,19 +53,19 @@ def build_request(call: Call, settings: Settings) -> HttpRequest | None:  # type
 
 
 @hookspec(firstresult=True)
-def parse_embeddings(  # type: ignore[empty-body] # same
+def parse_embeddings(
     call: EmbedCall, response: HttpResponse, settings: Settings
 ) -> EmbeddedRows | Failure | None:
     """The vectors of a 2xx answer, or the `Failure` that it carries."""
 
 
 @hookspec(firstresult=True)
-def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:  # type: ignore[empty-body] # same
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:
     """The models of a 2xx answer and the cursor of the next page, or the `Failure` that it carries."""
 
 
 @hookspec(firstresult=True)
-def classify_error(failure: Failure, settings: Settings) -> Verdict | None:  # type: ignore[empty-body] # same
+def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
     """What a non-2xx answer, or a 2xx that carries an error, means.
 
     Asked once for each. None leaves it to the core, which judges by status and by the

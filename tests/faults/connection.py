@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
@@ -172,12 +173,8 @@ class Connection(Wire):
 
     def drop(self, *, reset: bool = False) -> None:
         """Close at this very moment, without waiting for anything."""
-        if self.ending:
-            return
-        if reset:
-            self.reset()
-        else:
-            self.close()
+        with contextlib.suppress(ConnectionGoneError):
+            self.reset() if reset else self.close()
 
     # Closing after idleness.
 

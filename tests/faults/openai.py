@@ -38,9 +38,7 @@ def tokens_of(text: Any) -> int:
 
 def inputs_of(request: Request) -> list[Any]:
     """Give the items of an embeddings request: texts, or lists of token numbers."""
-    given = request.json()["input"]
-    single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-    return [given] if single else list(given)
+    return _items(request.json()["input"])
 
 
 def embeddings_payload(
@@ -61,7 +59,7 @@ def embeddings_payload(
     asked = request.json()
     size = asked.get("dimensions", dimensions)
     form = encoding or asked.get("encoding_format", "float")
-    items = inputs_of(request)
+    items = _items(asked["input"])
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vectors(item, size), form)}
         for index, item in enumerate(items)
@@ -141,6 +139,11 @@ def answer_openai(request: Request) -> Answer:
         words = ["Hello", " world"]
         return stream_answer(words) if request.json().get("stream") else json_answer(chat_payload(words))
     return error_answer(404, f"no such path: {request.path}")
+
+
+def _items(given: Any) -> list[Any]:
+    single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    return [given] if single else list(given)
 
 
 def _written(vector: Vector, form: str) -> list[float] | str:

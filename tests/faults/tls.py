@@ -30,6 +30,7 @@ database = index.txt
 new_certs_dir = .
 default_md = sha256
 policy = any
+rand_serial = yes
 x509_extensions = leaf
 [any]
 commonName = supplied
@@ -114,7 +115,7 @@ def _with_openssl(name: str, end: dt.datetime) -> Certificate:
         Path(folder, "index.txt").touch()
         ask = "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -out ask.pem"
         _openssl(folder, *ask.split(), "-subj", f"/CN={name}")
-        sign = "ca -batch -config ca.cnf -selfsign -notext -rand_serial -keyfile key.pem -in ask.pem -out cert.pem"
+        sign = "ca -batch -config ca.cnf -selfsign -notext -keyfile key.pem -in ask.pem -out cert.pem"
         dates = "-startdate", f"{LONG_AGO:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}"
         _openssl(folder, *sign.split(), *dates)
         certificate = Path(folder, "cert.pem").read_text()

@@ -132,7 +132,11 @@ class Wire(asyncio.Protocol):
     def half_close(self) -> None:
         """Send FIN; under TLS without a close_notify before it."""
         self.check()
-        self._socket.shutdown(socket.SHUT_WR)
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:  # ENOTCONN: the client has sent RST, and the event loop does not know it yet
+            self.abort()
+            raise ConnectionGoneError from None
 
     def close(self) -> None:
         """Send FIN, even where unread bytes would make a plain close send RST; under TLS, close_notify first."""

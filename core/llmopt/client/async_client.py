@@ -6,6 +6,8 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from attrs import evolve
+
 from llmopt.config.load import load_config
 from llmopt.config.tree import Config
 from llmopt.engine.engine import Engine
@@ -57,7 +59,7 @@ class AsyncClient:
     ) -> None:
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
-            loaded = loaded.with_flags(flags)
+            loaded = evolve(loaded, flags={**loaded.flags, **flags})
         self._registry: Final = Registry(loaded, plugins, os.environ)
         self._engine: Final = Engine(transport=transport)
         self._estimators: Final[dict[tuple[str, str], TokenEstimator]] = {}
@@ -125,9 +127,14 @@ class AsyncClient:
         """Embed an iterable of any length, in order, in bounded memory.
 
         Args:
-            model, texts, dimensions, input_type, deadline, errors, extra: as for `embed`; an
-                iterable that never ends is fine.
+            model: "provider/model".
+            texts: any iterable of non-empty str, one that never ends among them.
+            dimensions: as for `embed`.
+            input_type: as for `embed`.
+            deadline: seconds for the whole iteration, None for no bound.
+            errors: "raise" ends with the first part that has a failed text; "return" goes on.
             when_open: as for `embed`; waiting is the default here.
+            extra: as for `embed`.
 
         Returns:
             An asynchronous iterator of `EmbeddedPart`, to be used in ``async with`` where the loop
@@ -206,5 +213,3 @@ def _names(providers: Iterable[str]) -> Iterable[str]:
     if isinstance(providers, str):
         raise _wrong("providers", "a list of names, such as ['local']")
     return providers
-
-

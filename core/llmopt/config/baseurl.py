@@ -12,8 +12,9 @@ from llmopt.errors import ConfigError
 
 _LONGEST: Final = 2048
 _URL: Final = re.compile(r"(?i:(https?))://([^/]*)((?:/[^/]+)*)/?")
-_AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\]]*)(?::([0-9]*))?")
+_AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\]]*)(?::([0-9]{0,9}))?")
 _PORTS: Final = {"http": 80, "https": 443}
+_LAST_PORT: Final = 65535
 
 
 @frozen(kw_only=True)
@@ -90,8 +91,8 @@ def _host_and_port(authority: str, path: str) -> tuple[str, int | None]:
     if match is None:
         raise ConfigError(f"{path}: expected a host, or a host and a port, after the scheme.")
     name, port = match.groups()
-    if port is not None and not (0 < len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise ConfigError(f"{path}: a port is a number from 1 to 65535.")
+    if port is not None and not 1 <= int(port or 0) <= _LAST_PORT:
+        raise ConfigError(f"{path}: a port is a number from 1 to {_LAST_PORT}.")
     try:
         return canonical_host(name), None if port is None else int(port)
     except BadHost as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from llmopt.config.tree import TokenProvider
 from llmopt.errors import AuthError, ConfigError
@@ -43,7 +43,7 @@ class CredentialSource:
 
     @property
     def kind(self) -> Literal["key", "token"]:
-        """ "token" where a function gives it, else "key"."""
+        """Whether it is a fixed "key" or a "token" that a function gives."""
         return "key" if self._provider is None else "token"
 
     @property
@@ -107,9 +107,9 @@ class CredentialSource:
             if isinstance(found, Secret):
                 return found
             raise ConfigError(found)
-        raise ConfigError(
-            f"the token provider of {self._owner} returned {type(found).__name__}; it must return text."
-        )
+        kind = type(found).__name__
+        del found
+        raise ConfigError(f"the token provider of {self._owner} returned {kind}; it must return text.")
 
 
 class _Answer:
@@ -134,7 +134,7 @@ async def _asked(provider: TokenProvider) -> _Answer:
     if inspect.isawaitable(answer.found):
         try:
             answer.found = await answer.found
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a user's function raises, its text stays inside
             return _Answer(failure=type(error).__name__)
     return answer
 
@@ -143,11 +143,11 @@ def _call(provider: TokenProvider) -> _Answer:
     # Caught here and not by the caller: a StopIteration never comes back from a thread.
     try:
         return _Answer(provider())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as above
         return _Answer(failure=type(error).__name__)
 
 
-def _is_async(provider: Any) -> bool:
+def _is_async(provider: TokenProvider) -> bool:
     from inspect import iscoroutinefunction
 
     return iscoroutinefunction(provider) or iscoroutinefunction(type(provider).__call__)
@@ -160,7 +160,7 @@ def _checked(text: str, owner: str) -> Secret | str:
         return error.message
 
 
-def _identity(provider: Any) -> str:
+def _identity(provider: TokenProvider) -> str:
     # A bound method is a new object each time it is looked up; what it is bound to is not.
     bound = getattr(provider, "__self__", provider)
     return f"{id(bound)} {getattr(provider, '__qualname__', '')}"

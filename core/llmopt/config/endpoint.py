@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from llmopt.config.credential import CredentialSource
 from llmopt.config.rates import Rates
+from llmopt.config.tables import names_only
 from llmopt.config.tree import Flags
 from llmopt.values.profile import Timeouts
 from llmopt.values.secret import Secret
@@ -55,7 +56,7 @@ class Endpoint:
     weight: float = 1.0
     credential: CredentialSource
     auth: str = "bearer"
-    headers: Mapping[str, str] = field(factory=dict, repr=list)
+    headers: Mapping[str, str] = field(factory=dict, repr=names_only)
     timeouts: Timeouts = field(factory=Timeouts)
     max_retries: int = 2
     retry_delay: float = 1.0
@@ -69,7 +70,7 @@ class Endpoint:
     cache_ttl: float | None = None
     cache_dir: str | None = None
     flags: Flags = field(factory=Flags)
-    options: Mapping[str, Any] = field(factory=dict, repr=list)
+    options: Mapping[str, Any] = field(factory=dict, repr=names_only)
     in_process: bool = False
 
     def rpm_for(self, *names: str) -> float | None:

@@ -117,7 +117,9 @@ def _put(table: dict[str, Any], path: list[str], value: EnvText) -> None:
     for name in tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{value.variable}: a variable for the whole of {name} is set as well; keep one.")
+            raise ConfigError(
+                f"{value.variable}: a variable for the whole of {name} is set as well; keep one."
+            )
     if last in table:
         raise ConfigError(f"{value.variable}: another variable sets {'.'.join(path)} too; keep one.")
     table[last] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final, Self
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
@@ -20,7 +20,7 @@ class EnvText(str):
 
     variable: str
 
-    def __new__(cls, text: str, variable: str) -> EnvText:
+    def __new__(cls, text: str, variable: str) -> Self:
         """Text and the name of its variable."""
         made = super().__new__(cls, text)
         made.variable = variable
@@ -33,20 +33,20 @@ class EnvText(str):
         return f"EnvText('***', variable={self.variable!r})"
 
 
-def as_number(value: Any) -> Any:
+def as_number(value: object) -> object:
     """The number that an environment variable spells, as TOML writes numbers; else the value itself."""
     if not isinstance(value, EnvText) or len(value) > _LONGEST or "\n" in value:
         return value
     import tomllib
 
     try:
-        number = tomllib.loads(f"value = {value}")["value"]
+        number: object = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
         return value
     return number if type(number) in (int, float) else value
 
 
-def as_bool(value: Any) -> Any:
+def as_bool(value: object) -> object:
     """The truth that an environment variable spells; else the value itself."""
     if not isinstance(value, EnvText):
         return value

@@ -26,18 +26,13 @@ class KeyFault(ConfigError):
         self.text = text
 
 
-def child(path: str, key: object) -> str:
+def child(path: str, key: str | int) -> str:
     """The path of ``key`` in the table at ``path``; a number is a position in a list."""
-    if type(key) is int:
+    if isinstance(key, int):
         return f"{path}[{key}]"
-    name = key if isinstance(key, str) and _BARE.fullmatch(key) else _quoted(key)
-    return f"{path}.{name}" if path else name
-
-
-def _quoted(key: object) -> str:
-    if not isinstance(key, str):
-        return f"<{type(key).__name__}>"
-    return ascii(key if len(key) <= _SHOWN else key[:_SHOWN] + "...")
+    if not _BARE.fullmatch(key):
+        key = ascii(key if len(key) <= _SHOWN else key[:_SHOWN] + "...")
+    return f"{path}.{key}" if path else key
 
 
 def got(value: object) -> str:
@@ -59,12 +54,12 @@ _WORDS: Final[tuple[tuple[type, str], ...]] = (
 )
 
 
-def unknown_key(key: object, known: Iterable[str]) -> str:
+def unknown_key(key: str, known: Iterable[str]) -> str:
     """The sentence about a key that nobody knows, with the likeliest one meant."""
     from difflib import get_close_matches
 
     names = sorted(known)
-    word = str(key)[:_SHOWN].lower().replace("-", "_")
+    word = key[:_SHOWN].lower().replace("-", "_")
     near = get_close_matches(word, names, n=1)
     if near:
         return f"unknown key; did you mean {near[0]}?"

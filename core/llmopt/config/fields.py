@@ -4,11 +4,13 @@ Each function makes an attrs field. A check belongs to the class, not to the way
 a table from a file and a call of the constructor pass the same one.
 """
 
+# ruff: noqa: ANN401 - a field takes any value; its check is what gives it a type
+
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from attrs import Attribute, field
 
@@ -21,7 +23,7 @@ MOST: Final = 10**9
 FASTEST: Final = 1e12
 
 
-def _key(expected: str, fits: Callable[[Any], bool], convert: Callable[[Any], Any], **more: Any) -> Any:
+def _key(expected: str, fits: Callable[[Any], bool], convert: Callable[[object], object], **more: Any) -> Any:
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:
         if value is not None and not fits(value):
             raise KeyFault(attribute.name, f"expected {expected}, got {measured(value)}.")
@@ -36,12 +38,12 @@ def measured(value: object) -> str:
     return got(value)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is an int or a float; true and false are no numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def to_float(value: Any) -> Any:
+def to_float(value: object) -> object:
     """A number as a float, where it is one; anything else as it is."""
     value = as_number(value)
     # A whole number too long for a float stays as it is, and is out of any range.
@@ -83,11 +85,11 @@ def folder() -> Any:
     return _key("a path", lambda v: isinstance(v, str) and bool(v) and "\0" not in v, _path)
 
 
-def _path(value: Any) -> Any:
+def _path(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def table_of(kind: type, plural: bool = False) -> Callable[[object, Attribute[Any], Any], None]:
+def table_of(kind: type, *, plural: bool = False) -> Callable[[object, Attribute[Any], Any], None]:
     """A validator for a value, or a tuple of values, of one of the tree's own classes."""
 
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:

@@ -58,7 +58,7 @@ def is_loopback(host: str) -> bool:
 
 
 def matches(host: str, pattern: str) -> bool:
-    """Whether a canonical host is the one of ``pattern``, or below it where that begins with ``*.``"""
+    """Whether a canonical host is the one of ``pattern``; ``*.`` at its beginning means all below."""
     pattern = pattern.lower()
     if pattern.startswith("*."):
         return host.endswith(pattern[1:]) and host != pattern[1:]

@@ -14,7 +14,13 @@ from llmopt.values.secret import Secret
 
 
 def credential_for(
-    entry: ProviderEntry, profile: Profile, base: BaseUrl | None, *, vouched: bool, path: str, environ: Environment
+    entry: ProviderEntry,
+    profile: Profile,
+    base: BaseUrl | None,
+    *,
+    vouched: bool,
+    path: str,
+    environ: Environment,
 ) -> CredentialSource:
     """The key of one endpoint.
 
@@ -38,7 +44,7 @@ def credential_for(
         text = environ.text([entry.api_key_env])
         return _from_variable(path, text) if text else _unset(path, entry.api_key_env)
     text = environ.text(profile.key_env)
-    if base is None or vouched or _is_own(base, profile, entry):
+    if base is None or vouched or _is_own(base, profile):
         return _from_variable(path, text) if text else _none(path, profile, base)
     return _withheld(path, profile, text)
 
@@ -82,7 +88,7 @@ def _own_places(profile: Profile) -> str:
     return " or ".join(places) or "a base URL from the environment"
 
 
-def _is_own(base: BaseUrl, profile: Profile, entry: ProviderEntry) -> bool:
+def _is_own(base: BaseUrl, profile: Profile) -> bool:
     if profile.base_url is not None and base.origin == _own_url(profile.base_url).origin:
         return True
     safe = base.encrypted or is_loopback(base.host)

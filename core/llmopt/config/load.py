@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from llmopt.config.environment import CONFIG_PATH, Environment, environment_table
@@ -47,7 +48,6 @@ def _from_file(source: object, environ: Environment) -> Config:
     path = _path(source) if source is not None else environ.get(CONFIG_PATH) or discover()
     if path is None:
         return Config()
-    path = os.path.expanduser(path)
     shown = path if path.isprintable() else ascii(path)
     return structure(_parsed(_read(path, shown), shown), shown)
 
@@ -61,19 +61,20 @@ def _path(source: object) -> str:
 
 def discover() -> str | None:
     """The path of the configuration file that is used when none is named."""
-    if os.path.isfile(FILE_NAME):
+    # os.path.isfile takes a folder that may not be read for one without the file; Path.is_file raises.
+    if os.path.isfile(FILE_NAME):  # noqa: PTH113
         return FILE_NAME
     from platformdirs import user_config_dir
 
-    path = os.path.join(user_config_dir("llmopt", appauthor=False), FILE_NAME)
-    return path if os.path.isfile(path) else None
+    path = str(Path(user_config_dir("llmopt", appauthor=False)) / FILE_NAME)
+    return path if os.path.isfile(path) else None  # noqa: PTH113
 
 
 def _read(path: str, shown: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with Path(path).expanduser().open("rb") as file:
             content = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "this is no path"
         raise ConfigError(f"the configuration file {shown} cannot be read: {reason}.") from None
     if len(content) > _LARGEST:
@@ -102,7 +103,8 @@ def _parse(content: bytes) -> dict[str, Any] | str:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        place = f"line {text.count(chr(10)) + 1}, the end of the document"
+        last = text.rstrip().count("\n") + 1
+        place = f"line {last}, the end of the document"
         return f"not valid TOML: {str(error)[:200].replace('end of document', place)}."
     except RecursionError:
         return "not valid TOML: nested too deeply."

@@ -68,7 +68,7 @@ def checked_options(
     for key in options:
         if key not in declared:
             raise ConfigError(f"{table.place(key)}: {unknown_key(key, table.keys(key) | declared.keys())}")
-    found = {}
+    found: dict[str, Any] = {}
     for name, option in declared.items():
         value = options.get(name)
         if value is None:
@@ -78,7 +78,7 @@ def checked_options(
     return found
 
 
-def _checked(value: Any, option: Option, path: str) -> Any:
+def _checked(value: object, option: Option, path: str) -> object:
     plain = _typed(value, option.type)
     fault = _fault(plain, option)
     if not fault:
@@ -89,17 +89,19 @@ def _checked(value: Any, option: Option, path: str) -> Any:
     raise ConfigError(f"{path}: {fault}, got {got(plain)}.{help_line}")
 
 
-def _typed(value: Any, kind: type) -> Any:
+def _typed(value: object, kind: type) -> object:
     if kind is bool:
         return as_bool(value)
     if kind in (int, float):
         value = as_number(value)
         return float(value) if kind is float and type(value) is int and abs(value) < 2**53 else value
-    # Plugins get plain text, which shows itself as such.
+    if isinstance(value, Mapping):
+        return {key: _typed(item, str) for key, item in value.items()}
+    # Plugins get plain text.
     return str(value) if isinstance(value, EnvText) else value
 
 
-def _fault(value: Any, option: Option) -> str:
+def _fault(value: object, option: Option) -> str:
     if not _fits(value, option.type):
         return f"expected {_WORDS.get(option.type, option.type.__name__)}"
     if option.choices and value not in option.choices:
@@ -107,7 +109,7 @@ def _fault(value: Any, option: Option) -> str:
     return ""
 
 
-def _fits(value: Any, kind: type) -> bool:
+def _fits(value: object, kind: type) -> bool:
     if isinstance(value, bool):
         return kind in (bool, object)
     if isinstance(value, float) and not math.isfinite(value):

@@ -62,10 +62,11 @@ def _without_key_beside(lower: ProviderEntry, higher: ProviderEntry) -> Provider
 
 def _overlay(lower: _T, higher: _T) -> _T:
     names = [each.name for each in fields(type(lower))]
-    return evolve(lower, **{name: _value(getattr(lower, name), getattr(higher, name)) for name in names})
+    values: dict[str, Any] = {name: _value(getattr(lower, name), getattr(higher, name)) for name in names}
+    return evolve(lower, **values)
 
 
-def _value(lower: Any, higher: Any) -> Any:
+def _value(lower: object, higher: object) -> object:
     if isinstance(lower, TimeoutsEntry) and isinstance(higher, TimeoutsEntry):
         return _overlay(lower, higher)
     if isinstance(lower, Mapping) and isinstance(higher, Mapping):

@@ -71,7 +71,6 @@ class _Resolution:
         self.environ = environ
         self.entry_path = child("providers", entry.name)
         self.path = child(child(self.entry_path, "endpoints"), index) if entry.endpoints else self.entry_path
-```
 
     def endpoint(self, client_flags: Flags) -> Endpoint:
         entry, profile = self.entry, self.profile
@@ -101,7 +100,7 @@ class _Resolution:
             keepalive=_or(entry.keepalive, profile.keepalive),
             compress_requests=_or(entry.compress_requests, profile.compress_requests),
             cache_ttl=entry.cache_ttl,
-            cache_dir=None if entry.cache_dir is None else os.path.expanduser(str(entry.cache_dir)),
+            cache_dir=_folder(entry.cache_dir),
             flags=client_flags.overridden(entry.flags),
             options=checked_options(entry.options, profile, table=self._table(), environ=self.environ),
             in_process=profile.in_process,
@@ -134,6 +133,11 @@ class _Resolution:
     def _table(self) -> Table:
         own = frozenset(self.own.options)
         return Table(path=self.path, entry_path=self.entry_path, own=own)
+
+
+def _folder(path: str | None) -> str | None:
+    # Not Path.expanduser, which raises for a user that there is not.
+    return None if path is None else os.path.expanduser(str(path))  # noqa: PTH111
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -71,7 +71,7 @@ def _faults(error: Exception, path: str) -> Iterator[str]:
         for fault, place in error.group_exceptions()[0]:
             yield from _faults(fault, child(path, place.index))
     elif isinstance(error, ForbiddenExtraKeysError):
-        for key in sorted(error.extra_fields, key=repr):
+        for key in sorted(error.extra_fields):
             yield f"{child(path, key)}: {unknown_key(key, known_keys(error.cl))}"
     elif isinstance(error, KeyFault):
         yield _sentence(path, error)
@@ -107,34 +107,44 @@ def _converter() -> Converter:
     return converter
 
 
-_Hook = Callable[[Any, Any], Any]
+_Hook = Callable[[Any, type], object]
 
 
 def _table_hook(kind: type, converter: Converter) -> _Hook:
     from cattrs.gen import make_dict_structure_fn, override
 
-    inner = make_dict_structure_fn(kind, converter, **({"name": override(omit=True)} if kind is ProviderEntry else {}))
+    if kind is ProviderEntry:
+        inner: _Hook = make_dict_structure_fn(kind, converter, name=override(omit=True))
+    else:
+        inner = make_dict_structure_fn(kind, converter)
     if kind not in (ProviderEntry, EndpointEntry):
         return _only(Mapping, "a table", inner)
     known = known_keys(kind)
 
-    def split(table: Any, _: Any) -> Any:
+    def split(table: Mapping[str, object], _: type) -> object:
         # What is no key of the core's may be one of the plugin's, which is not known here.
-        ours: dict[str, Any] = {key: value for key, value in table.items() if key in known}
+        ours: dict[str, object] = {key: value for key, value in table.items() if key in known}
         ours["options"] = {key: value for key, value in table.items() if key not in known}
         return inner(ours, kind)
 
     return _only(Mapping, "a table", split)
 
 
+def _text_keys(table: Mapping[object, object]) -> dict[str, object]:
+    found = {key: value for key, value in table.items() if isinstance(key, str)}
+    if len(found) < len(table):
+        raise KeyFault("", "every key of a table must be text.")
+    return found
+
+
 def _only(kind: type | tuple[type, ...], words: str, inner: _Hook) -> _Hook:
-    def hook(value: Any, target: Any) -> Any:
+    def hook(value: object, target: type) -> object:
         if value is None:
             value = {}
         elif not isinstance(value, kind):
             raise KeyFault("", f"expected {words}, got {got(value)}.")
         elif isinstance(value, Mapping):
-            value = dict(value)
+            value = _text_keys(value)
         elif not value:
             raise KeyFault("", "this list is empty; leave it out, or name at least one endpoint.")
         return inner(value, target)

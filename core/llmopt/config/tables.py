@@ -1,9 +1,11 @@
 """The keys that hold a table: rates by model, switches by name, headers."""
 
+# ruff: noqa: ANN401 - as in fields.py
+
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from attrs import Attribute, field
@@ -19,6 +21,11 @@ _OURS: Final = frozenset(
 """Headers that the wire sets; another value would break the framing of requests."""
 
 
+def names_only(table: Mapping[str, object]) -> str:
+    """A table as ``repr`` shows it: its keys without their values."""
+    return repr(list(table))
+
+
 def rate() -> Any:
     """A number for each minute, or a table of such numbers by model or deployment."""
 
@@ -29,7 +36,7 @@ def rate() -> Any:
                 key = attribute.name if name is None else child(attribute.name, name)
                 raise KeyFault(key, f"expected a number above 0, got {measured(number)}.")
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> object:
         if not isinstance(value, Mapping):
             return to_float(value)
         return {name: to_float(number) for name, number in _items("a rate", value)}
@@ -37,21 +44,17 @@ def rate() -> Any:
     return field(default=None, converter=convert, validator=check)
 
 
-def to_flags(known: Iterable[str]) -> Callable[[Mapping[str, bool] | None], dict[str, bool]]:
-    """A converter for a table of true and false under ``known`` names."""
-    names = frozenset(known)
-
-    def convert(value: Mapping[str, bool] | None) -> dict[str, bool]:
-        found: dict[str, bool] = {}
-        for name, flag in _items("flags", value):
-            if name not in names:
-                raise KeyFault(child("flags", name), unknown_key(name, names))
-            found[name] = as_bool(flag)
-            if not isinstance(found[name], bool):
-                raise KeyFault(child("flags", name), f"expected true or false, got {got(flag)}.")
-        return found
-
-    return convert
+def to_switches(value: Mapping[str, bool] | None, known: frozenset[str]) -> dict[str, bool]:
+    """A table of true and false under ``known`` names."""
+    found: dict[str, bool] = {}
+    for name, item in _items("flags", value):
+        flag = as_bool(item)
+        if name not in known:
+            raise KeyFault(child("flags", name), unknown_key(name, known))
+        if not isinstance(flag, bool):
+            raise KeyFault(child("flags", name), f"expected true or false, got {got(flag)}.")
+        found[name] = flag
+    return found
 
 
 def to_headers(value: Mapping[str, str] | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from attrs import evolve, field, fields, frozen
 from llmopt.config.envtext import as_bool
 from llmopt.config.faults import KeyFault, child, got
 from llmopt.config.fields import boolean, count, folder, seconds, share, table_of, text
-from llmopt.config.tables import rate, to_flags, to_headers
+from llmopt.config.tables import names_only, rate, to_headers, to_switches
 from llmopt.errors import ConfigError
 from llmopt.values.secret import Secret
 
@@ -50,7 +50,11 @@ class Flags:
         return found
 
 
-_overrides = to_flags(flag.name for flag in fields(Flags))
+_FLAGS: Final = frozenset(flag.name for flag in fields(Flags))
+
+
+def _overrides(value: Mapping[str, bool] | None) -> dict[str, bool]:
+    return to_switches(value, _FLAGS)
 
 
 def _key(value: str | Secret | TokenProvider | None) -> Secret | TokenProvider | None:
@@ -116,7 +120,7 @@ class _Entry:
     base_url: str | None = text(repr=_shown_url)
     api_key: Secret | TokenProvider | None = field(default=None, converter=_key, repr=False)
     api_key_env: str | None = text()
-    headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=list)
+    headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=names_only)
     timeouts: TimeoutsEntry = field(factory=TimeoutsEntry, validator=table_of(TimeoutsEntry))
     max_retries: int | None = count(least=0)
     retry_delay: float | None = seconds(zero=True)
@@ -131,7 +135,7 @@ class _Entry:
     cache_dir: str | None = folder()
     allow_http: bool | None = boolean()
     flags: Mapping[str, bool] = field(default=None, converter=_overrides)
-    options: Mapping[str, Any] = field(default=None, converter=_options, repr=list)
+    options: Mapping[str, Any] = field(default=None, converter=_options, repr=names_only)
 
     def __attrs_post_init__(self) -> None:
         if self.api_key is not None and self.api_key_env is not None:
@@ -169,7 +173,7 @@ class ProviderEntry(_Entry):
         return self.plugin or self.name
 
 
-def _named(value: Mapping[str, ProviderEntry]) -> dict[str, ProviderEntry]:
+def _named(value: Mapping[Any, ProviderEntry]) -> dict[str, ProviderEntry]:
     for name, entry in value.items():
         table_of(ProviderEntry)(None, fields(Config).providers, entry)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -180,8 +184,8 @@ def _named(value: Mapping[str, ProviderEntry]) -> dict[str, ProviderEntry]:
     return {name: evolve(entry, name=name) for name, entry in value.items()}
 
 
-def _cache(value: bool | str | None) -> bool | str | None:
-    chosen: bool | str | None = as_bool(value)
+def _cache(value: object) -> bool | str | None:
+    chosen = as_bool(value)
     if chosen is None or isinstance(chosen, bool) or (isinstance(chosen, str) and chosen):
         return chosen
     raise KeyFault("cache", f"expected true, false or text, got {got(chosen)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llmopt.config.endpoint import Endpoint
@@ -44,14 +45,6 @@ class LiveEndpoint:
         self._hooks: Final = hooks
         self._transport: Final = transport
         self._wire: Wire | None = None
-        self._bare: Final = Settings(
-            provider=endpoint.provider,
-            base_url=endpoint.base_url,
-            auth=endpoint.auth,
-            headers=endpoint.headers,
-            options=endpoint.options,
-            credential_kind=endpoint.credential.kind,
-        )
         self._static: Settings | None = None
 
     @property
@@ -59,10 +52,10 @@ class LiveEndpoint:
         """Its origin, or the provider's name for an engine inside the process."""
         return self.config.origin or f"in-process:{self.config.provider}"
 
-    @property
+    @cached_property
     def bare(self) -> Settings:
         """Its settings without a credential, for hooks that need none."""
-        return self._bare
+        return self.config.settings(None)
 
     async def settings(self) -> Settings:
         """Its settings for one attempt, with the credential of this moment.
@@ -72,13 +65,11 @@ class LiveEndpoint:
         """
         if self._static is not None:
             return self._static
-        from attrs import evolve
-
         source = self.config.credential
-        settings = evolve(self._bare, credential=await source.get())
-        if source.static:
-            self._static = settings
-        return settings
+        if not source.is_static:
+            return self.config.settings(await source.get())
+        self._static = self.config.settings(source.peek())
+        return self._static
 
     @property
     def wire(self) -> Wire:
@@ -88,7 +79,7 @@ class LiveEndpoint:
         return self._wire
 
     def _open(self) -> Wire:
-        own = self._hooks.open_transport(self._bare)
+        own = self._hooks.open_transport(self.bare)
         chosen = own if own is not None else self._transport
         if chosen is not None:
             from llmopt.wire.seam import TransportWire

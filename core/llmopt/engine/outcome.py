@@ -37,9 +37,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return None
 
 
-def judge(
-    hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Settings, parse: Parse[T]
-) -> T:
+def judge(hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Settings, parse: Parse[T]) -> T:
     """The value of an answer.
 
     Raises:
@@ -80,11 +78,9 @@ def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings)
     kind = EXCEPTION_OF[verdict.kind]
     if issubclass(kind, InvalidResponse):
         return InvalidResponse(message, reason="error", status=failure.status, sent="yes")
-    error: ProviderError
-    if kind is RequestTooLarge:
-        error = RequestTooLarge(message, limit=verdict.limit)
-    else:
-        error = kind(message)
+    error: ProviderError = kind(message)
+    if isinstance(error, RequestTooLarge):
+        error.limit = verdict.limit
     error.status = failure.status
     error.code = verdict.code
     error.retry_after = verdict.retry_after

@@ -15,6 +15,7 @@ from llmopt.values.settings import Settings
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
+_IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
 
 encoder: Final = msgspec.json.Encoder()
@@ -51,7 +52,9 @@ def _encode(value: object) -> bytes:
         return encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         # Its message names the type that has no JSON, and no value.
-        raise InvalidInput(f"the request cannot be written as JSON: {type(error).__name__}; check `extra`.") from None
+        raise InvalidInput(
+            f"the request cannot be written as JSON: {type(error).__name__}; check `extra`."
+        ) from None
 
 
 def _check_headers(headers: Mapping[str, str], settings: Settings) -> None:
@@ -66,7 +69,7 @@ def _check_headers(headers: Mapping[str, str], settings: Settings) -> None:
 
 def _url(path: str, settings: Settings) -> str:
     if "://" not in path.partition("?")[0]:
-        url = settings.base_url + (path if path.startswith(("/", "?")) else f"/{path}")
+        url = (settings.base_url or _IN_PROCESS) + (path if path.startswith(("/", "?")) else f"/{path}")
     else:
         url = path
         if origin(url) != origin(settings.base_url):

@@ -29,7 +29,7 @@ def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> ND
     import numpy as np
 
     vectors = rows.vectors
-    if vectors.dtype != np.float32 or vectors.ndim != 2:  # noqa: PLR2004 - rows and columns
+    if vectors.dtype != np.float32 or vectors.ndim != 2:
         raise _invalid(f"the plugin gave {vectors.dtype} vectors of {vectors.ndim} axes.", "type")
     if vectors.shape[0] != count:
         raise _invalid(f"{count} texts were sent, {vectors.shape[0]} vectors came back.", "count")

@@ -26,6 +26,7 @@ class Collector:
         self._model: str | None = None
 
     def take(self, outcome: Outcome) -> None:
+        """Put one batch's rows and errors where they belong."""
         start = outcome.batch.start
         self._usage += outcome.usage
         self._model = self._model or outcome.model
@@ -42,6 +43,7 @@ class Collector:
         return self._vectors
 
     def result(self, texts: list[str], faults: Mapping[int, LLMOptError]) -> Embeddings:
+        """The result for all texts, repeated ones and those that could not be sent among them."""
         import numpy as np
 
         vectors, errors = self._vectors, dict(self._errors)

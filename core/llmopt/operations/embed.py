@@ -17,9 +17,7 @@ ErrorMode = Literal["raise", "return"]
 """What to do with items that fail: raise them at the end, or return them beside the vectors."""
 
 
-async def embed(
-    job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode
-) -> Embeddings:
+async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode) -> Embeddings:
     """All texts at once. See ``AsyncClient.embed``."""
     refuse_single(texts)
     listed = await as_list(texts)

@@ -188,9 +188,7 @@ _ITEM_FAULTS: Final = frozenset(
 )
 
 
-def _spread(
-    vectors: NDArray[np.float32], slots: list[list[int]], count: int
-) -> NDArray[np.float32]:
+def _spread(vectors: NDArray[np.float32], slots: list[list[int]], count: int) -> NDArray[np.float32]:
     """The rows of distinct texts, put wherever each text stood; NaN where none was sent."""
     import numpy as np
 

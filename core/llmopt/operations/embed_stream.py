@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from typing import Final
+from typing import Final, Self
 
 from attrs import frozen
 
@@ -38,13 +38,13 @@ class EmbedStream:
         self._texts: Final = texts
         self._parts: Final = self._run()
 
-    async def __aenter__(self) -> EmbedStream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def __aiter__(self) -> EmbedStream:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> EmbeddedPart:

@@ -103,10 +103,12 @@ class OrderedFlow(Generic[T, R]):
         except asyncio.CancelledError:
             raise
         except StopAsyncIteration:
-            return self._end()
+            self._end()
+            return None
         except BaseException as error:  # noqa: BLE001 - handed to the consumer after what came before it
             self._source_error = error
-            return self._end()
+            self._end()
+            return None
         slot: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._slots[self._taken] = slot
         self._taken += 1

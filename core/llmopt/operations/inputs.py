@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from llmopt.errors import InvalidInput
 from llmopt.values.calls import EmbedCall
+
+_MOST_DIMENSIONS: Final = 1_000_000
 
 
 def fault_of(text: object, index: int) -> InvalidInput | None:
@@ -70,14 +72,14 @@ def embed_call(
     Raises:
         InvalidInput: an option has a value that no provider could take.
     """
-    if dimensions is not None and (type(dimensions) is not int or not 0 < dimensions <= 1_000_000):
+    if dimensions is not None and (type(dimensions) is not int or not 0 < dimensions <= _MOST_DIMENSIONS):
         raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r:.40}.")
-    if input_type is not None and (not isinstance(input_type, str) or not input_type):
+    if input_type is not None and not (isinstance(input_type, str) and input_type):
         raise InvalidInput("input_type must be a word such as 'query' or 'document'.")
     return EmbedCall(model=model, dimensions=dimensions, input_type=input_type, extra=_extra(extra))
 
 
-def _extra(extra: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _extra(extra: object) -> Mapping[str, Any]:
     if extra is None:
         return {}
     if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):

@@ -8,6 +8,7 @@ from typing import Final
 from attrs import field, frozen
 
 from llmopt.values.limits import BatchLimit
+from llmopt.values.shown import size
 
 _OVERHEAD_BYTES: Final = 512
 _PER_TEXT_BYTES: Final = 3  # two quotes and a comma
@@ -25,7 +26,7 @@ class Batch:
     """
 
     start: int
-    texts: tuple[str, ...] = field(repr=len)
+    texts: tuple[str, ...] = field(repr=size)
     tokens: int = 0
 
     def halves(self, estimate: Callable[[str], int]) -> tuple[Batch, Batch]:
@@ -76,9 +77,7 @@ class Cutter:
         tokens = self._estimate(text)
         size = wire_bytes(text)
         full = None
-        if self._texts and (
-            self._tokens + tokens > self._max_tokens or self._bytes + size > self._max_bytes
-        ):
+        if self._texts and (self._tokens + tokens > self._max_tokens or self._bytes + size > self._max_bytes):
             full = self.flush()
         self._texts.append(text)
         self._tokens += tokens

@@ -34,9 +34,7 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Let other tasks run for so many seconds."""
 
-    def call_later(
-        self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: Unpack[_Args]
-    ) -> Timer:
+    def call_later(self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: *_Args) -> Timer:
         """Have ``callback(*args)`` called on the running event loop in so many seconds."""
 
 
@@ -53,8 +51,6 @@ class SystemClock:
         """As `Clock.sleep`."""
         await asyncio.sleep(seconds)
 
-    def call_later(
-        self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: Unpack[_Args]
-    ) -> Timer:
+    def call_later(self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: *_Args) -> Timer:
         """As `Clock.call_later`."""
         return asyncio.get_running_loop().call_later(seconds, callback, *args)

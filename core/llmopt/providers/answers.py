@@ -26,7 +26,7 @@ _BRACKET: Final = 0x5B
 
 class _Item(msgspec.Struct):
     embedding: msgspec.Raw
-    index: int | None | msgspec.UnsetType = msgspec.UNSET
+    index: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Answer(msgspec.Struct):
@@ -133,16 +133,17 @@ class _RowReader:
 
     def __call__(self, raw: msgspec.Raw, number: int) -> NDArray[np.floating[Any]]:
         view = memoryview(raw)
-        if len(view) and view[0] == _QUOTE:
+        if view and view[0] == _QUOTE:
             return self._from_base64(view, number)
-        if len(view) and view[0] == _BRACKET:
+        if view and view[0] == _BRACKET:
             return self._from_list(bytes(view), number)
         raise _invalid(f"vector {number} of the answer is neither base64 nor a list.", "type")
 
     def _from_base64(self, view: memoryview, number: int) -> NDArray[np.floating[Any]]:
-        text: bytes | str = bytes(view[1:-1])
-        if b"\\" in bytes(view[1:65]) or b"\\" in text:  # type: ignore[operator] # bytes here
-            text = msgspec.json.decode(view, type=str)
+        text = bytes(view[1:-1])
+        # JSON may write a slash with a backslash before it.
+        if b"\\" in text:
+            text = msgspec.json.decode(view, type=str).encode()
         try:
             data = self._unbase64(text, validate=True)
         except ValueError:
@@ -159,7 +160,7 @@ class _RowReader:
         if text.count(b"[") != 1:
             raise _invalid(f"vector {number} of the answer holds something else than numbers.", "type")
         try:
-            values = self._parser.parse(text)
+            values: Any = self._parser.parse(text)
             numbers = self._np.frombuffer(values.as_buffer(of_type="d"), dtype=self._np.float64)
         except (ValueError, TypeError, RuntimeError) as error:
             reason = "non_finite" if "NUMBER_ERROR" in str(error) else "type"

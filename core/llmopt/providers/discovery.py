@@ -52,7 +52,8 @@ class InstalledPlugin:
             raise conflict
         try:
             return self.entry_points[0].load()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may fail in any way, and takes down only itself
+        except (Exception, SystemExit) as error:
+            # A plugin may fail in any way, and takes down only itself.
             raise PluginLoadError(
                 f"the plugin of provider {self.name!r} ({self.entry_points[0].value}) did not import: "
                 f"{type(error).__name__}: {error}",

@@ -67,14 +67,17 @@ class ProviderHooks:
         self, call: EmbedCall, response: HttpResponse, settings: Settings
     ) -> EmbeddedRows | Failure:
         """See `llmopt.hookspecs.parse_embeddings`."""
-        hook = self._relay.parse_embeddings
-        return self._ask((EmbeddedRows, Failure), hook, call=call, response=response, settings=settings)
+        found = self._call(self._relay.parse_embeddings, call=call, response=response, settings=settings)
+        if isinstance(found, (EmbeddedRows, Failure)):
+            return found
+        raise self._wrong("parse_embeddings", found, "EmbeddedRows or Failure")
 
     def parse_catalog(self, response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
         """See `llmopt.hookspecs.parse_catalog`."""
-        return self._ask(
-            (CatalogPage, Failure), self._relay.parse_catalog, response=response, settings=settings
-        )
+        found = self._call(self._relay.parse_catalog, response=response, settings=settings)
+        if isinstance(found, (CatalogPage, Failure)):
+            return found
+        raise self._wrong("parse_catalog", found, "CatalogPage or Failure")
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
@@ -87,12 +90,11 @@ class ProviderHooks:
             raise self._wrong("open_transport", found, "an httpx.AsyncBaseTransport")
         return found  # type: ignore[no-any-return] # checked by its one method
 
-    def _ask(self, kind: type[_T] | tuple[type[_T], ...], hook: Callable[..., Any], **values: object) -> _T:
+    def _ask(self, kind: type[_T], hook: Callable[..., Any], **values: object) -> _T:
         found = self._call(hook, **values)
         if isinstance(found, kind):
             return found
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise self._wrong(_name(hook), found, " or ".join(each.__name__ for each in kinds))
+        raise self._wrong(_name(hook), found, kind.__name__)
 
     def _call(self, hook: Callable[..., Any], **values: object) -> Any:
         try:

@@ -7,7 +7,7 @@ from typing import Final
 
 from llmopt.config.endpoint import Endpoint
 from llmopt.config.resolve import resolve_endpoints
-from llmopt.config.tree import Config, ProviderEntry
+from llmopt.config.tree import Config, Flags, ProviderEntry
 from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
 from llmopt.providers.discovery import NAME, InstalledPlugin, discover
 from llmopt.providers.hooks import ProviderHooks
@@ -46,7 +46,9 @@ class Registry:
             UnknownProvider: nothing serves that name.
         """
         if not isinstance(reference, str):
-            raise InvalidInput(f"the model must be text like 'local/default', not {type(reference).__name__}.")
+            raise InvalidInput(
+                f"the model must be text like 'local/default', not {type(reference).__name__}."
+            )
         name, slash, model = reference.partition("/")
         if not slash or not model or not name:
             raise InvalidInput(
@@ -67,18 +69,21 @@ class Registry:
 
     def _make(self, name: str) -> Provider:
         entry = self._entry(name)
-        hooks = self._hooks_of(entry.plugin or name, name)
+        hooks = self._hooks_of(entry.plugin_name, name)
         endpoints = resolve_endpoints(
-            entry, hooks.provider_profile, client_flags=self._config.flags, environ=self._environ
+            entry,
+            hooks.provider_profile,
+            client_flags=Flags().overridden(self._config.flags),
+            environ=self._environ,
         )
-        return Provider(name, entry.plugin or name, hooks, endpoints)
+        return Provider(name, entry.plugin_name, hooks, endpoints)
 
     def _entry(self, name: str) -> ProviderEntry:
         if not NAME.match(name):
             raise UnknownProvider(
                 f"{name!r:.80} cannot be a provider: names have small letters, digits, '-' and '_'."
             )
-        return self._config.providers.get(name) or ProviderEntry(name=name, plugin=name)
+        return self._config.entry(name)
 
     def _hooks_of(self, plugin: str, name: str) -> ProviderHooks:
         if plugin not in self._hooks:
@@ -99,7 +104,7 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         """Entries that are configured, then installed plugins that need no key or have theirs."""
         configured = tuple(self._config.providers)
-        served = {entry.plugin or name for name, entry in self._config.providers.items()}
+        served = {entry.plugin_name for entry in self._config.providers.values()}
         extra = [name for name in self.installed if name not in {*configured, *served} and self._usable(name)]
         return (*configured, *extra)
 
@@ -112,4 +117,4 @@ class Registry:
 
 
 def _ready(endpoint: Endpoint) -> bool:
-    return endpoint.in_process or endpoint.credential.available
+    return not endpoint.credential.problem

@@ -14,8 +14,8 @@ known from *looptime* and Trio's ``MockClock``; this one looks at public methods
     assert run_simulated(main) == 3600
 
 What stays real: sockets and threads. Time stands still while a thread of ``run_in_executor`` or
-``asyncio.to_thread`` works, and data that is ready is read before time moves on; but a peer in
-another process has no simulated time, so talk to it in real time.
+``asyncio.to_thread`` works, and what a socket brings is read before time moves on, so that a server in
+the same loop serves; but a peer in another process has no simulated time: talk to it in real time.
 """
 
 from __future__ import annotations
@@ -23,23 +23,30 @@ from __future__ import annotations
 import asyncio
 import heapq
 import selectors
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Executor
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from llmopt.policies.clock import Timer
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike as _File
 
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 
 _SAME = 1e-9
 """Seconds within which the loop takes a timer for due (its clock's resolution)."""
+_GRACE = 0.001
+"""Real seconds that a byte between two sockets of this process gets to arrive before time moves on."""
 
 
-class SimulationStalled(RuntimeError):
+class SimulationStalledError(RuntimeError):
     """Every task waits for something that no timer, socket or thread will ever bring."""
 
 
-class SimulationTooLong(RuntimeError):
+class SimulationOverrunError(RuntimeError):
     """The program outlived the simulated time it was given: it probably polls for ever."""
 
 
@@ -52,7 +59,7 @@ class SimulatedClock:
 
     __slots__ = ("_epoch", "_now", "_start")
 
-    def __init__(self, *, start: float = 1_000.0, epoch: float = 1_790_000_000.0) -> None:
+    def __init__(self, *, start: float = 0.0, epoch: float = 1_790_000_000.0) -> None:
         self._start = start
         self._now = start
         self._epoch = epoch - start
@@ -91,9 +98,7 @@ class SimulatedClock:
         """Sleep in simulated time."""
         await asyncio.sleep(seconds)
 
-    def call_later(
-        self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: Unpack[_Args]
-    ) -> Timer:
+    def call_later(self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: *_Args) -> Timer:
         """A timer in simulated time."""
         return asyncio.get_running_loop().call_later(seconds, callback, *args)
 
@@ -113,15 +118,25 @@ class _SkippingSelector(selectors.BaseSelector):
         heapq.heappush(self._timers, when)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._real.select(None if self.threads else 0)
+        ready = self._real.select(0 if timeout == 0 else self._patience())
         if ready or timeout == 0:
             return ready
         if timeout is None:
-            raise SimulationStalled("nothing is left that could wake any of these tasks up: " + _waiting())
+            raise SimulationStalledError(
+                "nothing is left that could wake any of these tasks up: " + _waiting()
+            )
         self._clock.advance_to(self._next(self._clock.now() + max(0.0, timeout)))
         if self._clock.elapsed > self._limit:
-            raise SimulationTooLong(f"not finished after {self._limit:g} simulated seconds: " + _waiting())
+            raise SimulationOverrunError(
+                f"not finished after {self._limit:g} simulated seconds: " + _waiting()
+            )
         return ready
+
+    def _patience(self) -> float | None:
+        if self.threads:
+            return None
+        # The loop's own wake-up socket is always there; nothing can come by it on this thread.
+        return _GRACE if len(self._real.get_map()) > 1 else 0
 
     def _next(self, about: float) -> float:
         while self._timers and self._timers[0] < about - _SAME:
@@ -130,16 +145,16 @@ class _SkippingSelector(selectors.BaseSelector):
             return self._timers[0]
         return about
 
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+    def register(self, fileobj: _File, events: int, data: object = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
 
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+    def unregister(self, fileobj: _File) -> selectors.SelectorKey:
         return self._real.unregister(fileobj)
 
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+    def modify(self, fileobj: _File, events: int, data: object = None) -> selectors.SelectorKey:
         return self._real.modify(fileobj, events, data)
 
-    def get_map(self) -> Any:
+    def get_map(self) -> Mapping[_File, selectors.SelectorKey]:
         return self._real.get_map()
 
     def close(self) -> None:
@@ -147,7 +162,7 @@ class _SkippingSelector(selectors.BaseSelector):
 
 
 def _waiting() -> str:
-    return "; ".join(sorted(repr(task) for task in asyncio.all_tasks(asyncio.get_event_loop())))[:4000]
+    return "; ".join(sorted(repr(task) for task in asyncio.all_tasks()))[:4000]
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
@@ -162,17 +177,34 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """The simulated time."""
         return self._clock.now()
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[_Args]], object],
+        *args: *_Args,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
         """As asyncio's; ``call_later``, sleeps and time-outs all come through here."""
         self._skipping.expect(when)
         return super().call_at(when, callback, *args, context=context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[_Args]], _T], *args: *_Args
+    ) -> asyncio.Future[_T]:
         """As asyncio's; time stands still until the thread is done."""
         future = super().run_in_executor(executor, func, *args)
         self._skipping.threads += 1
         future.add_done_callback(self._thread_done)
         return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109, ARG002 asyncio's name
+        """As asyncio's, which joins the threads from a thread."""
+        self._skipping.threads += 1
+        try:
+            # Python 3.11 knows no time-out here, and none is ever reached: time stands still.
+            await super().shutdown_default_executor()
+        finally:
+            self._skipping.threads -= 1
 
     def _thread_done(self, _: object) -> None:
         self._skipping.threads -= 1
@@ -195,8 +227,8 @@ def run_simulated(
         limit: simulated seconds after which the program is taken for endless.
 
     Raises:
-        SimulationStalled: all tasks wait for something that can never come.
-        SimulationTooLong: the program was still running after ``limit`` seconds.
+        SimulationStalledError: all tasks wait for something that can never come.
+        SimulationOverrunError: the program was still running after ``limit`` seconds.
     """
     clock = SimulatedClock() if clock is None else clock
     with asyncio.Runner(loop_factory=lambda: SimulatedLoop(clock, limit=limit)) as runner:

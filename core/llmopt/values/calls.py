@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from attrs import field, frozen
 
+from llmopt.values.shown import names, size
+
 Operation = Literal["embeddings", "catalog", "chat"]
 
 
@@ -25,10 +27,10 @@ class EmbedCall:
     operation: ClassVar[Operation] = "embeddings"
 
     model: str
-    texts: tuple[str, ...] = field(default=(), repr=len)
+    texts: tuple[str, ...] = field(default=(), repr=size)
     dimensions: int | None = None
     input_type: str | None = None
-    extra: Mapping[str, Any] = field(factory=dict, repr=list)
+    extra: Mapping[str, Any] = field(factory=dict, repr=names)
 
 
 @frozen(kw_only=True)
@@ -55,9 +57,9 @@ class ChatCall:
     operation: ClassVar[Operation] = "chat"
 
     model: str
-    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=len)
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=size)
     stream: bool = False
-    extra: Mapping[str, Any] = field(factory=dict, repr=list)
+    extra: Mapping[str, Any] = field(factory=dict, repr=names)
 
 
 Call = EmbedCall | CatalogCall | ChatCall

@@ -7,6 +7,8 @@ from typing import Any, Literal, overload
 
 from attrs import field, frozen
 
+from llmopt.values.shown import size
+
 ModelKind = Literal[
     "chat", "embedding", "rerank", "image", "audio", "moderation", "completion", "ocr", "other", "unknown"
 ]
@@ -63,7 +65,7 @@ class Catalog(Sequence[Model]):
     """
 
     provider: str
-    models: tuple[Model, ...] = field(default=(), repr=len)
+    models: tuple[Model, ...] = field(default=(), repr=size)
     age: float = 0.0
     stale: bool = False
 

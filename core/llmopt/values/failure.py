@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from llmopt.values.calls import Operation
 from llmopt.values.http import HttpResponse
+from llmopt.values.shown import size
 
 _MAX_MESSAGE: Final = 500
 
@@ -50,7 +51,7 @@ class Failure:
 
     status: int
     headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=len)
+    body: bytes = field(default=b"", repr=size)
     operation: Operation = "embeddings"
     model: str = ""
 

@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from llmopt.errors import InvalidResponse
 from llmopt.values.attempt import AttemptInfo
+from llmopt.values.shown import names, size
 
 
 @frozen(kw_only=True)
@@ -26,7 +27,7 @@ class HttpRequest:
 
     method: str
     path: str
-    headers: Mapping[str, str] = field(factory=dict, repr=list)
+    headers: Mapping[str, str] = field(factory=dict, repr=names)
     json: Any = field(default=None, repr=False)
 
 
@@ -43,7 +44,7 @@ class HttpResponse:
 
     status: int
     headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=len)
+    body: bytes = field(default=b"", repr=size)
     info: AttemptInfo = field(factory=AttemptInfo)
 
     @cached_property

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from attrs import evolve, field, frozen
 
 from llmopt.values.secret import Secret
+from llmopt.values.shown import names
 
 
 @frozen(kw_only=True)
@@ -30,8 +31,8 @@ class Settings:
     credential: Secret | None = None
     credential_kind: Literal["key", "token"] = "key"
     auth: str = "bearer"
-    headers: Mapping[str, str] = field(factory=dict, repr=list)
-    options: Mapping[str, Any] = field(factory=dict, repr=list)
+    headers: Mapping[str, str] = field(factory=dict, repr=names)
+    options: Mapping[str, Any] = field(factory=dict, repr=names)
 
     def with_headers(self, headers: Mapping[str, str | None]) -> Settings:
         """The same with further headers; those that are None are left out."""

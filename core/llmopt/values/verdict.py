@@ -48,7 +48,7 @@ class VerdictKind(Enum):
 
 _K = VerdictKind
 
-EXCEPTION_OF: Final[dict[VerdictKind, type[errors.ProviderError] | type[errors.InvalidResponse]]] = {
+EXCEPTION_OF: Final[dict[VerdictKind, type[errors.ProviderError | errors.InvalidResponse]]] = {
     _K.TRANSIENT: errors.ServerError,
     _K.TIMEOUT: errors.RequestTimeout,
     _K.RATE_LIMITED: errors.RateLimited,

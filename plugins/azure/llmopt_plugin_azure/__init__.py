@@ -30,7 +30,11 @@ _PROFILE = Profile(
     max_concurrency=32,
     rpm=300,
     options=(
-        Option(name="surface", choices=("classic", "v1"), help="which of the two APIs; v1 unless api_version is set"),
+        Option(
+            name="surface",
+            choices=("classic", "v1"),
+            help="which of the two APIs; v1 unless api_version is set",
+        ),
         Option(
             name="api_version",
             env=("OPENAI_API_VERSION", "AZURE_OPENAI_API_VERSION"),

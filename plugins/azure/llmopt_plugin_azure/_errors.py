@@ -42,7 +42,9 @@ def _unauthorized(failure: Failure, verdict: Verdict, settings: Settings) -> Ver
 
 def _not_found(failure: Failure, verdict: Verdict, settings: Settings) -> Verdict:
     if failure.error.code == "DeploymentNotFound":
-        hint = "the model must be the name of a deployment; one made in the last five minutes may need a moment"
+        hint = (
+            "the model must be the name of a deployment; one made in the last five minutes may need a moment"
+        )
     elif failure.error.code == "404":
         hint = f"check providers.{settings.provider}.base_url, surface and api_version"
     else:

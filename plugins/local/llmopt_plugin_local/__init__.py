@@ -25,7 +25,6 @@ from llmopt_plugin_local._addresses import is_loopback
 if TYPE_CHECKING:
     import httpx
 
-_KEYS = {"base_url_env": ("LLMOPT_LOCAL_BASE_URL",), "key_env": ("LLMOPT_LOCAL_API_KEY",)}
 _EMBEDDED_ITEMS = 1_024
 _EMBEDDED_BYTES = 32 * 1024 * 1024
 
@@ -34,9 +33,7 @@ _EMBEDDED_BYTES = 32 * 1024 * 1024
 def provider_profile(entry: ProviderEntry) -> Profile:
     """No key needed. Nearby servers get one retry, far ones four, the embedded engine none."""
     if entry.base_url is None:
-        return Profile(
-            key_required=False, in_process=True, max_retries=0, max_concurrency=2, timeouts=Timeouts(), **_KEYS
-        )
+        return Profile(key_required=False, in_process=True, max_retries=0, max_concurrency=2)
     near = is_loopback(entry.base_url)
     return Profile(
         key_required=False,
@@ -44,7 +41,6 @@ def provider_profile(entry: ProviderEntry) -> Profile:
         max_retries=1 if near else 4,
         retry_delay=0.2,
         max_concurrency=16,
-        **_KEYS,
     )
 
 

@@ -34,11 +34,13 @@ class _Request(msgspec.Struct):
     dimensions: int | None = None
 
 
-class _Refusal(Exception):  # noqa: N818 - an answer, not a fault
+class _Refusal(Exception):
     def __init__(self, status: int, message: str, code: str | None, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"error": {"message": message, "type": "invalid_request_error", "code": code, "param": param}}
+        self.body = {
+            "error": {"message": message, "type": "invalid_request_error", "code": code, "param": param}
+        }
 
 
 MODELS: Final = ("default", "minilm")
@@ -76,12 +78,16 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
 
 def _embed(body: bytes) -> tuple[int, bytes]:
     try:
-        return 200, _embedded(msgspec.json.decode(body, type=_Request))
+        return 200, _embedded(_read(body))
     except _Refusal as refusal:
         return refusal.status, msgspec.json.encode(refusal.body)
+
+
+def _read(body: bytes) -> _Request:
+    try:
+        return msgspec.json.decode(body, type=_Request)
     except msgspec.MsgspecError:
-        refusal = _Refusal(400, "the request is not an embeddings request", None)
-        return refusal.status, msgspec.json.encode(refusal.body)
+        raise _Refusal(400, "the request is not an embeddings request", None) from None
 
 
 def _embedded(request: _Request) -> bytes:
@@ -107,7 +113,8 @@ def _shortened(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[
         raise _Refusal(400, f"dimensions is at most {vectors.shape[1]}", "unsupported_value", "dimensions")
     short = np.ascontiguousarray(vectors[:, :dimensions])
     lengths = np.linalg.norm(short, axis=1, keepdims=True)
-    return np.divide(short, lengths, out=short, where=lengths > 0)
+    np.divide(short, lengths, out=short, where=lengths > 0)
+    return short
 
 
 def _engine(model: str) -> Engine:

@@ -99,7 +99,7 @@ class StaticModel:
         offset = (np.arange(len(owner)) - first[owner]) * _SEGMENT
         starts = (np.cumsum(lengths) - lengths)[owner] + offset
         sums = self._segment_sums(ids, starts, np.minimum(lengths[owner] - offset, _SEGMENT))
-        totals = sums[first].astype(np.int64)
+        totals: NDArray[np.int64] = sums[first].astype(np.int64)
         for text in np.flatnonzero(counts > 1):
             totals[text] = sums[first[text] : first[text] + counts[text]].sum(axis=0, dtype=np.int64)
         return totals

@@ -48,7 +48,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest | None:
     """Embeddings with Mistral's own key for dimensions, and no key that it does not know."""
     if not isinstance(call, EmbedCall):
         return None
-    body = {"model": call.model, "input": call.texts, "encoding_format": "base64"}
+    body: dict[str, object] = {"model": call.model, "input": call.texts, "encoding_format": "base64"}
     if call.dimensions is not None:
         body["output_dimension"] = call.dimensions
     headers = {**settings.headers, **settings.auth_headers()}

@@ -25,7 +25,7 @@ def verdict_of(failure: Failure) -> Verdict:
     """What an error of Mistral's means."""
     verdict = compatible.classify(failure)
     message = failure.error.message.lower()
-    if failure.status == 400 and any(phrase in message for phrase in _TOO_LARGE):  # noqa: PLR2004 - an HTTP status
+    if failure.status == 400 and any(phrase in message for phrase in _TOO_LARGE):
         return evolve(verdict, kind=_K.BATCH_TOO_LARGE, limit=_limit(message))
     if "service tier capacity exceeded" in message:
         return evolve(verdict, kind=_K.OVERLOADED)
@@ -37,4 +37,6 @@ def _limit(message: str) -> BatchLimit | None:
     stated = _STATED.search(message)
     if stated is None or not int(stated[1]):
         return None
-    return BatchLimit(max_tokens=int(stated[1])) if "token" in message else BatchLimit(max_items=int(stated[1]))
+    return (
+        BatchLimit(max_tokens=int(stated[1])) if "token" in message else BatchLimit(max_items=int(stated[1]))
+    )

@@ -53,7 +53,10 @@ def batch_limit() -> BatchLimit:
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     """The common dialect, with base64 vectors and the organisation and project headers."""
     scoped = settings.with_headers(
-        {"OpenAI-Organization": settings.options.get("organization"), "OpenAI-Project": settings.options.get("project")}
+        {
+            "OpenAI-Organization": settings.options.get("organization"),
+            "OpenAI-Project": settings.options.get("project"),
+        }
     )
     encoding = "base64" if isinstance(call, EmbedCall) else None
     return compatible.build_request(call, scoped, encoding_format=encoding)

@@ -17,7 +17,9 @@ _REQUEST_TOKENS: Final = re.compile(r"max (\d+) tokens per request", re.IGNORECA
 _CONTEXT: Final = re.compile(r"maximum context length is (\d+) tokens", re.IGNORECASE)
 _MINUTE_TOKENS: Final = re.compile(r"\bLimit:? (\d+)\b")
 _TRY_AGAIN: Final = re.compile(r"try again in (?:(\d+)m)?(\d+(?:\.\d+)?)(ms|s)\b", re.IGNORECASE)
-_ITEMS: Final = re.compile(r"\$\.input.*\b(\d+) or (?:fewer|less)|at most (\d+) (?:items|inputs)", re.IGNORECASE)
+_ITEMS: Final = re.compile(
+    r"\$\.input.*\b(\d+) or (?:fewer|less)|at most (\d+) (?:items|inputs)", re.IGNORECASE
+)
 
 
 def verdict_of(failure: Failure) -> Verdict:
@@ -25,9 +27,9 @@ def verdict_of(failure: Failure) -> Verdict:
     verdict = compatible.classify(failure)
     if verdict.kind is VerdictKind.QUOTA_EXHAUSTED:
         return verdict
-    if failure.status == 429:  # noqa: PLR2004 - an HTTP status
+    if failure.status == 429:
         return _too_many(failure, verdict)
-    if failure.status == 400:  # noqa: PLR2004 - an HTTP status
+    if failure.status == 400:
         return _bad_request(failure, verdict)
     return verdict
 

@@ -1,0 +1,155 @@
+"""What happened, as it happens: the values that ``on_event`` gets.
+
+Each kind is a class, its ``name`` is the same for ever. Events hold no key and no text. Nothing is
+made when nobody listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from attrs import frozen
+
+from llmopt.errors import Sent
+from llmopt.values.calls import Operation
+
+WaitCause = Literal["limiter", "breaker", "concurrency", "pool"]
+"""What a request waited for."""
+
+
+@frozen(kw_only=True)
+class Event:
+    """The base of all events.
+
+    Attributes:
+        provider: name of the provider entry.
+        model: model of the call, "" where none is concerned.
+        endpoint: origin of the endpoint, "" before one is chosen.
+    """
+
+    name: ClassVar[str] = ""
+
+    provider: str
+    model: str = ""
+    endpoint: str = ""
+
+
+@frozen(kw_only=True)
+class RequestStart(Event):
+    """A request begins. ``items`` texts of about ``tokens`` tokens."""
+
+    name: ClassVar[str] = "request.start"
+
+    operation: Operation
+    items: int = 0
+    tokens: int = 0
+
+
+@frozen(kw_only=True)
+class RequestEnd(Event):
+    """A request is over, after all its attempts.
+
+    Attributes:
+        outcome: "ok" or the name of the exception.
+        attempts: HTTP requests made.
+        seconds: from its start, waits included.
+    """
+
+    name: ClassVar[str] = "request.end"
+
+    operation: Operation
+    outcome: str
+    attempts: int
+    seconds: float
+
+
+@frozen(kw_only=True)
+class RequestAttempt(Event):
+    """One HTTP request was made.
+
+    Attributes:
+        attempt: 1 for the first.
+        outcome: "ok" or the name of the exception.
+        status: HTTP status, None without an answer.
+        seconds: on the wire.
+        sent: whether it left this process.
+        reused: whether it travelled on a kept connection.
+    """
+
+    name: ClassVar[str] = "request.attempt"
+
+    attempt: int
+    outcome: str
+    status: int | None = None
+    seconds: float = 0.0
+    sent: Sent = "no"
+    reused: bool = False
+
+
+@frozen(kw_only=True)
+class RequestRetry(Event):
+    """A request will be made again in ``delay`` seconds; ``attempt`` is the number it will have."""
+
+    name: ClassVar[str] = "request.retry"
+
+    attempt: int
+    delay: float
+    cause: str
+
+
+@frozen(kw_only=True)
+class RequestWait(Event):
+    """A request waited ``seconds`` for something before it could be sent."""
+
+    name: ClassVar[str] = "request.wait"
+
+    cause: WaitCause
+    seconds: float
+
+
+@frozen(kw_only=True)
+class BatchSplit(Event):
+    """A batch of ``items`` texts is sent again in parts, because of ``cause``."""
+
+    name: ClassVar[str] = "batch.split"
+
+    items: int
+    cause: str
+
+
+@frozen(kw_only=True)
+class LimitLearned(Event):
+    """A limit became known: ``limit`` is "max_items", "max_tokens", "rpm" or the like."""
+
+    name: ClassVar[str] = "limit.learned"
+
+    limit: str
+    value: float
+    source: Literal["stated", "observed", "headers", "server"]
+
+
+@frozen(kw_only=True)
+class BreakerChanged(Event):
+    """A circuit changed from ``old`` to ``new``; while open it rests ``rest_s`` seconds."""
+
+    name: ClassVar[str] = "breaker.change"
+
+    circuit: str
+    old: str
+    new: str
+    rest_s: float = 0.0
+
+
+@frozen(kw_only=True)
+class PoolCheckout(Event):
+    """A connection was taken, after ``seconds`` of waiting."""
+
+    name: ClassVar[str] = "pool.checkout"
+
+    seconds: float
+    reused: bool
+
+
+OnEvent = Callable[[Event], None]
+"""A listener. It is called on the event loop, and must be quick."""

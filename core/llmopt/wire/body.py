@@ -1,0 +1,187 @@
+"""Unpacking an answer's body, bounded in size and in ratio. Pure: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from llmopt.errors import InvalidResponse
+
+ACCEPT_ENCODING: Final = "gzip, deflate"
+"""What is asked for: what `Unpacker` can unpack."""
+
+ERROR_BODY: Final = 64 * 1024
+"""The most of an error's body that is read, in bytes; the rest is cut off."""
+
+_GZIP: Final = zlib.MAX_WBITS | 16
+_MOST_ENCODINGS: Final = 2
+_STEP: Final = 256 * 1024
+_FREE: Final = 2**20
+_MOST_RATIO: Final = 50
+
+
+class Unpacker:
+    """Turns the bytes of a body into what they stand for, piece by piece.
+
+    Args:
+        encoding: the ``content-encoding`` header, None or "" for none.
+        max_body: the most bytes that may come out.
+        cut: for the body of an error, whose status says more than its text: stop at the first
+            trouble and keep what came before, instead of raising.
+
+    Attributes:
+        stopped: whether ``cut`` ended the body early; what follows of it is not wanted.
+
+    Raises:
+        InvalidResponse: reason "too_large" or "decompression".
+    """
+
+    def __init__(self, encoding: str | None, max_body: int, *, cut: bool = False) -> None:
+        self.max_body: Final = min(max_body, ERROR_BODY) if cut else max_body
+        self.stopped = False
+        self._cut: Final = cut
+        self._received = 0
+        self._produced = 0
+        self._stages: list[_Stage] = []
+        try:
+            self._stages = _stages(encoding) if encoding else []
+        except InvalidResponse:
+            if not cut:
+                raise
+            self.stopped = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether the bytes are passed on as they are, and all of them are wanted."""
+        return not self._stages and not self._cut
+
+    def feed(self, data: bytes) -> bytes:
+        """What the next bytes of the body unpack to; b"" while more are needed."""
+        pieces: list[bytes] = []
+        if self.stopped:
+            return b""
+        self._received += len(data)
+        try:
+            self._unpack(data, 0, pieces)
+        except InvalidResponse:
+            if not self._cut:
+                raise
+            self.stopped = True
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def finish(self) -> None:
+        """Say that the body has ended."""
+        if self._received and not self._cut and not all(stage.complete for stage in self._stages):
+            raise InvalidResponse("the packed answer ends in its middle.", reason="decompression")
+
+    def _unpack(self, data: bytes, depth: int, pieces: list[bytes]) -> None:
+        """Depth first and a step at a time, so that no stage can pile up what the next must refuse."""
+        if depth == len(self._stages):
+            self._emit(data, pieces)
+            return
+        stage = self._stages[depth]
+        stage.take(data)
+        while piece := stage.step():
+            self._unpack(piece, depth + 1, pieces)
+
+    def _emit(self, data: bytes, pieces: list[bytes]) -> None:
+        room = self.max_body - self._produced
+        self._produced += len(data)
+        if self._stages:
+            _check_ratio(self._stages[0].consumed, self._produced)
+        pieces.append(data[:room] if len(data) > room else data)
+        if len(data) > room:
+            raise InvalidResponse(
+                f"the answer is larger than the {self.max_body} bytes that this request can need.",
+                reason="too_large",
+            )
+
+
+class _Stage:
+    """One encoding."""
+
+    def __init__(self, *, gzip: bool) -> None:
+        self._gzip: Final = gzip
+        self._engine = zlib.decompressobj(_GZIP) if gzip else None
+        self._waiting = b""
+        self._received = 0
+        self._produced = 0
+
+    @property
+    def complete(self) -> bool:
+        return self._engine is not None and self._engine.eof
+
+    @property
+    def consumed(self) -> int:
+        """How many bytes have gone into what has come out."""
+        return self._received - len(self._waiting)
+
+    def take(self, data: bytes) -> None:
+        self._received += len(data)
+        self._waiting = self._waiting + data if self._waiting else data
+
+    def step(self) -> bytes:
+        """The next piece of at most `_STEP` bytes, b"" when more input is needed."""
+        engine = self._engine or self._choose()
+        try:
+            while engine is not None and self._waiting:
+                if engine.eof:
+                    engine = self._next_member()
+                    continue
+                piece = engine.decompress(self._waiting, _STEP)
+                self._waiting = engine.unused_data if engine.eof else engine.unconsumed_tail
+                if piece:
+                    self._produced += len(piece)
+                    _check_ratio(self.consumed, self._produced)
+                    return piece
+            return self._held_back(engine)
+        except zlib.error:
+            raise InvalidResponse("the packed answer is damaged.", reason="decompression") from None
+
+    def _held_back(self, engine: zlib._Decompress | None) -> bytes:
+        """What zlib still holds when the input is used up and a step was full exactly then."""
+        if engine is None or engine.eof:
+            return b""
+        piece = engine.decompress(b"", _STEP)
+        self._produced += len(piece)
+        _check_ratio(self.consumed, self._produced)
+        return piece
+
+    def _choose(self) -> zlib._Decompress | None:
+        """By its first two bytes: "deflate" means zlib's format, and some servers send it bare."""
+        if len(self._waiting) < 2:
+            return None
+        first, second = self._waiting[0], self._waiting[1]
+        wrapped = first & 0x0F == zlib.DEFLATED and (first * 256 + second) % 31 == 0
+        self._engine = zlib.decompressobj(zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS)
+        return self._engine
+
+    def _next_member(self) -> zlib._Decompress | None:
+        """Gzip may go on with a further member, or be padded with zeros; all else is damage."""
+        if self._gzip and self._waiting.startswith(b"\x1f"):
+            self._engine = zlib.decompressobj(_GZIP)
+            return self._engine
+        if self._waiting.strip(b"\x00"):
+            raise InvalidResponse("the packed answer goes on after its end.", reason="decompression")
+        self._waiting = b""
+        return None
+
+
+def _check_ratio(consumed: int, produced: int) -> None:
+    if produced > _FREE and produced > _MOST_RATIO * consumed:
+        raise InvalidResponse(
+            f"the packed answer grows more than {_MOST_RATIO}-fold; this is no honest answer.",
+            reason="decompression",
+        )
+
+
+def _stages(encoding: str) -> list[_Stage]:
+    names = [name for part in encoding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
+    if len(names) > _MOST_ENCODINGS:
+        raise InvalidResponse(f"the answer is packed {len(names)} times over.", reason="decompression")
+    for name in names:
+        if name not in ("gzip", "x-gzip", "deflate"):
+            raise InvalidResponse(
+                f"the answer is packed with {name[:20]!r}, which was not asked for.", reason="decompression"
+            )
+    return [_Stage(gzip=name != "deflate") for name in reversed(names)]

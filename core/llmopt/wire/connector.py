@@ -1,0 +1,164 @@
+"""The connections of one event loop: aiohttp's connector, stricter about reuse and counting for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any, Final, cast
+
+import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+
+from llmopt.wire import faults
+from llmopt.wire.outgoing import Outgoing
+from llmopt.wire.protocol import Protocol
+from llmopt.wire.sockets import Sockets, finish
+
+_NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+
+
+class Connector(aiohttp.TCPConnector):
+    """Connections to any number of hosts, each with its own limit: one that hangs must not delay others.
+
+    Built on aiohttp's connector by the four methods that it overrides; tests/wire/test_aiohttp_surface.py
+    names all that is relied upon.
+
+    Args:
+        pool_size: most connections to one host.
+        keepalive: seconds that an idle connection is kept, 0 for no reuse.
+        tls: context for https, None for the system's certificate authorities.
+
+    Attributes:
+        loop: the loop it belongs to.
+        created: connections made.
+        reused: requests that went over a kept connection.
+        peak: most connections in use at once.
+    """
+
+    def __init__(self, *, pool_size: int, keepalive: float, tls: Any = None) -> None:
+        self._sockets: Final = Sockets()
+        super().__init__(
+            limit=0,
+            limit_per_host=pool_size,
+            ssl=True if tls is None else tls,
+            # The library for asynchronous DNS, if installed, has error numbers of its own.
+            resolver=aiohttp.ThreadedResolver(),
+            socket_factory=self._sockets.open,
+            **({"keepalive_timeout": keepalive} if keepalive > 0 else {"force_close": True}),
+        )
+        self._factory = partial(Protocol, loop=self._loop)
+        self.loop: Final = self._loop
+        self.created = 0
+        self.reused = 0
+        self.peak = 0
+
+    @property
+    def in_use(self) -> int:
+        """Connections that carry a request or are being made."""
+        return len(self._acquired)
+
+    @property
+    def idle(self) -> int:
+        """Connections kept for the next request."""
+        return sum(len(kept) for kept in self._conns.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return sum(len(waiters) for waiters in self._waiters.values())
+
+    async def lease(self, outgoing: Outgoing) -> Connection:
+        """A connection for a request, kept or new; the caller releases or closes it.
+
+        Raises:
+            PoolTimeout: none became free in time.
+            ConnectFailed: a new one was not made in time.
+        """
+        if len(self._acquired) >= self._limit_per_host:
+            key = outgoing.connection_key
+            if self._available_connections(key) <= 0:
+                await self._queue(key, outgoing)
+        connection = await self.connect(outgoing, [], _NO_TIMEOUTS)
+        self.peak = max(self.peak, len(self._acquired))
+        return connection
+
+    async def _queue(self, key: ConnectionKey, outgoing: Outgoing) -> None:
+        trip, started = outgoing.trip, self._loop.time()
+        try:
+            async with asyncio.timeout(trip.request.pool_timeout):
+                await self._wait_for_available_connection(key, [])
+        except BaseException as error:
+            # aiohttp forgets to pass the turn on when the one whose turn it is gives up.
+            self._release_waiter()
+            if isinstance(error, TimeoutError):
+                raise faults.pool_timeout(trip) from None
+            raise
+        finally:
+            trip.queued_s = self._loop.time() - started
+
+    async def _get(self, key: ConnectionKey, traces: list[Any]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            protocol = cast(Protocol, connection.protocol)
+            if protocol.usable():
+                self.reused += 1
+                return connection
+            protocol.abort()
+            connection.close()
+        return None
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> Any:
+        trip = cast(Outgoing, req).trip
+        trip.phase = "connect"
+        try:
+            async with asyncio.timeout(trip.request.connect_timeout):
+                protocol = await super()._create_connection(req, traces, timeout)
+        except TimeoutError as error:
+            if error.errno is not None:
+                raise
+            raise faults.connect_timeout(trip) from None
+        self.created += 1
+        return protocol
+
+    async def shut(self) -> None:
+        """Break off everything and close; waits until the sockets are closed."""
+        self._abort()
+        await self.close(abort_ssl=True)
+
+    def shut_soon(self) -> None:
+        """The same without waiting, called by the loop."""
+        self._abort()
+        self._close(abort_ssl=True)
+
+    def _abort(self) -> None:
+        # Not left to aiohttp: it closes, which waits for the peer to take what is still to be sent.
+        for protocol in list(self._acquired):
+            protocol.abort()
+
+    def hang_up(self) -> None:
+        """Close from another thread, or without one's loop: each connection ends as if the peer had gone."""
+        self._forget()
+        self._sockets.shut_down()
+
+    def bury(self) -> None:
+        """Close after the loop was closed."""
+        protocols = [protocol for kept in self._conns.values() for protocol, _ in kept] + list(self._acquired)
+        self._forget()
+        for protocol in protocols:
+            if protocol.transport is not None:
+                finish(protocol.transport)
+        self._sockets.close()
+
+    def disown(self) -> None:
+        """Let go in a forked child: the connections are the parent's."""
+        self._sockets.disown()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be closed, as far as aiohttp is concerned, without having closed anything."""
+        self._closed = True
+        self._conns.clear()
+        self._acquired.clear()
+        self._waiters.clear()

@@ -1,0 +1,253 @@
+"""The pooled sender: our own way to the network, over aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from attrs import evolve, frozen
+
+from llmopt.values.http import HttpResponse
+from llmopt.wire import faults
+from llmopt.wire.connector import Connector
+from llmopt.wire.exchange import Exchange
+from llmopt.wire.request import WireRequest
+from llmopt.wire.stream import WireStream
+from llmopt.wire.target import Targets
+
+if TYPE_CHECKING:
+    import ssl
+
+
+@frozen(kw_only=True)
+class PoolStats:
+    """What a pool has done and is doing, over all its event loops.
+
+    Attributes:
+        created: connections made.
+        reused: requests that went over a kept connection.
+        in_use: connections that carry a request or are being made, now.
+        idle: connections kept for the next request, now.
+        waiting: requests that wait for a connection, now.
+        peak: most connections in use at once on one loop.
+    """
+
+    created: int = 0
+    reused: int = 0
+    in_use: int = 0
+    idle: int = 0
+    waiting: int = 0
+    peak: int = 0
+
+
+class ConnectionPool:
+    """Sends requests over kept connections; one set of connections per process and event loop.
+
+    It may be made anywhere, used from several loops and threads, and carried across `os.fork`: each
+    loop gets its own connections when it first sends, a forked child starts with none and never
+    touches its parent's.
+
+    Args:
+        pool_size: most connections to one host.
+        keepalive: seconds that an idle connection is kept, 0 for a new connection per request.
+        tls: context for https, None for the system's certificate authorities.
+    """
+
+    def __init__(
+        self, *, pool_size: int = 64, keepalive: float = 60.0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._pool_size: Final = pool_size
+        self._keepalive: Final = keepalive
+        self._tls: Final = tls
+        self._targets: Final = Targets()
+        self._connectors: dict[asyncio.AbstractEventLoop, Connector] = {}
+        self._inherited: tuple[tuple[asyncio.AbstractEventLoop, Connector], ...] = ()
+        self._past = PoolStats()
+        self._pid = os.getpid()
+        self._closed = False
+        _pools.add(self)
+
+    async def send(self, request: WireRequest) -> HttpResponse:
+        """Send a request and read the whole answer, whatever its status.
+
+        An error's body is cut at 64 KiB.
+
+        Raises:
+            ConfigError: the URL, the method or a header cannot be sent.
+            PoolTimeout, ConnectFailed: nothing was sent.
+            ConnectionLost: the connection broke; ``stale`` if it was a kept one that had gone before.
+            AttemptTimeout: ``request.timeout`` ran out, whatever it was spent on.
+            InvalidResponse: the answer is not HTTP ("http"), broke off ("truncated"), is larger than
+                ``max_body`` ("too_large"), or cannot be unpacked ("decompression").
+            ClientClosed: the pool was closed.
+        """
+        exchange = self._exchange(request)
+        return await exchange.guard(_whole(exchange))
+
+    @asynccontextmanager
+    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
+        """Send a request and read the answer while it comes; ``timeout`` ends with the answer's head.
+
+        Leaving the block early closes the connection. Raises as `send` does, also from the iteration.
+        """
+        exchange = await self.start(request)
+
+        async def read() -> bytes:
+            piece = await exchange.guard(exchange.chunk())
+            if not piece:
+                exchange.end()
+            return piece
+
+        async def close() -> None:
+            exchange.end()
+
+        try:
+            yield WireStream(
+                status=exchange.status,
+                headers=exchange.headers,
+                info=exchange.trip.info(),
+                read=read,
+                close=close,
+            )
+        finally:
+            exchange.end()
+
+    async def start(self, request: WireRequest) -> Exchange:
+        """Send a request and read the head of its answer; the caller ends the exchange."""
+        exchange = self._exchange(request)
+        await exchange.guard(_head(exchange))
+        return exchange
+
+    async def aclose(self) -> None:
+        """Break off what is under way and close all connections. Later requests raise `ClientClosed`."""
+        self._closed = True
+        self._disown_if_forked()
+        here = asyncio.get_running_loop()
+        for loop in list(self._connectors):
+            connector = self._drop(loop)
+            if connector is None:
+                continue
+            if loop is here:
+                await connector.shut()
+            elif loop.is_running():
+                loop.call_soon_threadsafe(connector.shut_soon)
+            else:
+                _leave(loop, connector)
+
+    def stats(self) -> PoolStats:
+        """The counters as they stand; those of loops that were closed are kept in the sums."""
+        total = self._past
+        for connector in list(self._connectors.values()):
+            total = _sum(total, connector)
+        return total
+
+    def _exchange(self, request: WireRequest) -> Exchange:
+        target = self._targets.of(request.url)
+        return Exchange(self._connector(), target, request)
+
+    def _connector(self) -> Connector:
+        self._disown_if_forked()
+        loop = asyncio.get_running_loop()
+        connector = self._connectors.get(loop)
+        if connector is None or len(self._connectors) > 1:
+            self._bury_dead()
+        if connector is None:
+            connector = self._open(loop)
+        return connector
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> Connector:
+        if self._closed:
+            raise faults.closed()
+        connector = Connector(pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls)
+        self._connectors[loop] = connector
+        return connector
+
+    def _bury_dead(self) -> None:
+        for loop in list(self._connectors):
+            if loop.is_closed() and (connector := self._drop(loop)) is not None:
+                connector.bury()
+
+    def _drop(self, loop: asyncio.AbstractEventLoop) -> Connector | None:
+        connector = self._connectors.pop(loop, None)
+        if connector is not None:
+            gone = _sum(self._past, connector)
+            self._past = evolve(gone, in_use=0, idle=0, waiting=0)
+        return connector
+
+    def _disown_if_forked(self) -> None:
+        # The hook below does the same at once; this is for what forks without calling it.
+        if self._pid != os.getpid():
+            self._disown()
+
+    def _disown(self) -> None:
+        inherited, self._connectors = self._connectors, {}
+        self._pid = os.getpid()
+        self._past = PoolStats()
+        for connector in inherited.values():
+            connector.disown()
+        # Kept, so that nothing of the parent's loop is finalized in this process.
+        self._inherited = (*self._inherited, *inherited.items())
+
+    def __repr__(self) -> str:
+        now = self.stats()
+        state = "closed" if self._closed else "open"
+        return f"<ConnectionPool {state}: {now.in_use} in use, {now.idle} idle, {now.waiting} waiting>"
+
+    def __del__(self, warn: Any = warnings.warn) -> None:
+        connectors = getattr(self, "_connectors", {})
+        if not connectors or self._pid != os.getpid():
+            return
+        warn(f"unclosed {self!r}; await its aclose()", ResourceWarning, source=self)
+        for loop, connector in connectors.items():
+            _leave(loop, connector)
+
+
+_pools: Final[WeakSet[ConnectionPool]] = WeakSet()
+
+
+def _disown_all() -> None:
+    for pool in list(_pools):
+        pool._disown()  # noqa: SLF001 - part of the class, called by the system
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)
+
+
+async def _head(exchange: Exchange) -> None:
+    async with asyncio.timeout(exchange.trip.request.timeout):
+        await exchange.open()
+
+
+async def _whole(exchange: Exchange) -> HttpResponse:
+    async with asyncio.timeout(exchange.trip.request.timeout):
+        await exchange.open()
+        body = await exchange.body()
+    exchange.end()
+    return HttpResponse(
+        status=exchange.status, headers=exchange.headers, body=body, info=exchange.trip.info()
+    )
+
+
+def _leave(loop: asyncio.AbstractEventLoop, connector: Connector) -> None:
+    """Close without the help of the connector's loop."""
+    if loop.is_closed():
+        connector.bury()
+    else:
+        connector.hang_up()
+
+
+def _sum(total: PoolStats, connector: Connector) -> PoolStats:
+    return PoolStats(
+        created=total.created + connector.created,
+        reused=total.reused + connector.reused,
+        in_use=total.in_use + connector.in_use,
+        idle=total.idle + connector.idle,
+        waiting=total.waiting + connector.waiting,
+        peak=max(total.peak, connector.peak),
+    )

@@ -1,0 +1,37 @@
+"""One request as the wire sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+
+def _without_query(url: str) -> str:
+    return repr(url.partition("?")[0])
+
+
+@frozen(kw_only=True)
+class WireRequest:
+    """What to send, and the bounds within which an answer is wanted.
+
+    Attributes:
+        method: "GET" or "POST".
+        url: absolute, http or https, without user information.
+        headers: names and values; ``accept-encoding`` is added by the wire.
+        body: the encoded body, None for none.
+        connect_timeout: seconds for name look-up, TCP and TLS together, None for no bound.
+        pool_timeout: seconds to wait for a free connection, None for no bound.
+        timeout: seconds for the whole attempt, from the first wait to the last byte of the answer; of a
+            stream, to the end of the answer's head. None for no bound.
+        max_body: most bytes that an answer may have once it is unpacked.
+    """
+
+    method: str
+    url: str = field(repr=_without_query)
+    headers: Mapping[str, str] = field(factory=dict, repr=list)
+    body: bytes | None = field(default=None, repr=lambda body: "None" if body is None else f"{len(body)} bytes")
+    connect_timeout: float | None = 10.0
+    pool_timeout: float | None = 5.0
+    timeout: float | None = 60.0
+    max_body: int = 512 * 2**20

@@ -1,0 +1,1 @@
+"""Configuration: layers, checks, endpoints and keys."""

@@ -1,0 +1,143 @@
+"""Bounded, ordered concurrency."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from llmopt.operations.flow import OrderedFlow
+
+
+async def numbers(count: int, taken: list[int] | None = None) -> AsyncIterator[int]:
+    for number in range(count):
+        if taken is not None:
+            taken.append(number)
+        yield number
+
+
+async def test_results_come_in_order_whatever_finishes_first() -> None:
+    """Even when each piece waits for the one after it."""
+    gates = [asyncio.Event() for _ in range(6)]
+
+    async def work(number: int) -> int:
+        if number % 3 != 2:
+            await gates[number + 1].wait()
+        gates[number].set()
+        return number * 10
+
+    flow = OrderedFlow(numbers(6), work, width=3, ahead=3)
+    assert [result async for result in flow] == [0, 10, 20, 30, 40, 50]
+
+
+async def test_no_more_than_width_at_once_and_no_more_than_ahead_taken() -> None:
+    """The source of an endless flow is read only as far as there is room."""
+    taken: list[int] = []
+    running = most = 0
+
+    async def work(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return number
+
+    flow = OrderedFlow(numbers(10**9, taken), work, width=4, ahead=8)
+    seen = 0
+    results = aiter(flow)
+    async for _ in results:
+        seen += 1
+        assert len(taken) <= seen + 8
+        if seen == 100:
+            break
+    await results.aclose()  # type: ignore[attr-defined] # an async generator
+    assert most == 4
+
+
+async def test_an_error_comes_after_what_came_before_it() -> None:
+    """And what was under way behind it is not waited for by the consumer."""
+
+    async def work(number: int) -> int:
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    got: list[int] = []
+    with pytest.raises(ValueError, match="three"):
+        async for result in OrderedFlow(numbers(9), work, width=2, ahead=4):
+            got.append(result)
+    assert got == [0, 1, 2]
+
+
+async def test_an_error_of_the_source_comes_last() -> None:
+    """All pieces that were taken before it are finished first."""
+
+    async def source() -> AsyncIterator[int]:
+        yield 0
+        yield 1
+        raise KeyError("cursor")
+
+    async def work(number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    got: list[int] = []
+    with pytest.raises(KeyError, match="cursor"):
+        async for result in OrderedFlow(source(), work, width=3, ahead=3):
+            got.append(result)
+    assert got == [0, 1]
+
+
+async def test_leaving_early_stops_the_work() -> None:
+    """No task is left behind, and the source is closed."""
+    closed = False
+
+    async def source() -> AsyncIterator[int]:
+        nonlocal closed
+        try:
+            for number in range(100):
+                yield number
+        finally:
+            closed = True
+
+    async def work(number: int) -> int:
+        if number:
+            await asyncio.Event().wait()
+        return number
+
+    results = aiter(OrderedFlow(source(), work, width=4, ahead=8))
+    assert await anext(results) == 0
+    await results.aclose()  # type: ignore[attr-defined] # an async generator
+    assert closed
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_cancelling_the_consumer_stops_the_work() -> None:
+    """As leaving does."""
+
+    async def work(number: int) -> int:
+        await asyncio.Event().wait()
+        return number
+
+    async def consume() -> None:
+        async for _ in OrderedFlow(numbers(10), work, width=4, ahead=4):
+            pass
+
+    task = asyncio.create_task(consume())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_empty_source() -> None:
+    """Gives nothing and ends."""
+
+    async def work(number: int) -> int:
+        return number
+
+    assert [result async for result in OrderedFlow(numbers(0), work, width=3, ahead=3)] == []

@@ -1,0 +1,93 @@
+"""The retry budget: the AWS SDKs' table of outcomes and tokens left (RELIABILITY 1.7)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt.policies.budget import CAPACITY, FREE, THROTTLED, TRANSIENT, RetryBudget
+
+
+def test_the_prices():
+    """As in botocore: 500, 14, 5."""
+    assert (500, 14, 5, 0) == (CAPACITY, TRANSIENT, THROTTLED, FREE)
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([], 500),
+        (["transient"], 486),
+        (["throttled"], 495),
+        (["free"], 500),
+        (["transient", "transient", "throttled"], 467),
+        (["transient", "success 14"], 500),
+        (["transient", "success"], 487),
+        (["transient", "success 0"], 487),
+        (["throttled", "throttled", "success 5"], 495),
+        (["success", "success 14"], 500),
+        (["throttled", "success 14"], 500),
+        (["transient", "put back 14"], 500),
+    ],
+)
+def test_tokens_left(steps, left):
+    """Each outcome moves the level by its rule and never above the capacity."""
+    budget = RetryBudget()
+    costs = {"transient": TRANSIENT, "throttled": THROTTLED, "free": FREE}
+    for step in steps:
+        if step in costs:
+            assert budget.take(costs[step])
+        elif step.startswith("put back"):
+            budget.put_back(int(step.split()[-1]))
+        else:
+            budget.succeeded(int(step.split()[-1]) if " " in step else None)
+
+    assert budget.left == left
+
+
+def test_an_outage_costs_35_retries():
+    """Then it fails fast; what is too little for a transient retry still pays throttled ones."""
+    budget = RetryBudget()
+
+    assert sum(budget.take(TRANSIENT) for _ in range(1000)) == 35
+    assert budget.left == 10
+    assert sum(budget.take(THROTTLED) for _ in range(1000)) == 2
+    assert budget.left == 0
+    assert budget.take(FREE)
+
+
+def test_fourteen_good_calls_pay_for_one_retry():
+    """A budget that is empty fills by one a call."""
+    budget = RetryBudget(14)
+    assert budget.take(TRANSIENT)
+
+    for _ in range(13):
+        budget.succeeded()
+    assert not budget.take(TRANSIENT)
+    budget.succeeded()
+    assert budget.take(TRANSIENT)
+
+
+def test_no_capacity_is_no_retries():
+    """Except those that are no load."""
+    budget = RetryBudget(0)
+
+    assert not budget.take(THROTTLED)
+    assert budget.take(FREE)
+    assert repr(budget) == "RetryBudget(0/0)"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["take", "back", "good"]), st.sampled_from([0, 5, 14]))))
+def test_stays_within_its_bounds(steps):
+    """Whatever happens, the level is between nothing and all, and only a refusal leaves it alone."""
+    budget = RetryBudget(40)
+    for kind, cost in steps:
+        before = budget.left
+        if kind == "take":
+            assert budget.take(cost) == (cost <= before)
+        elif kind == "back":
+            budget.put_back(cost)
+        else:
+            budget.succeeded(cost)
+        assert 0 <= budget.left <= 40

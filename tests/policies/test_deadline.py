@@ -1,0 +1,122 @@
+"""The deadline of a call, and what a user may give for one (fault row C15)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from llmopt.errors import ConfigError
+from llmopt.policies.deadline import Deadline, valid_seconds
+from llmopt.testing.clock import SimulatedClock
+
+
+def test_counts_down():
+    """What is left shrinks with the clock and ends at zero."""
+    clock = SimulatedClock(start=50.0)
+    deadline = Deadline.after(10, clock.now)
+
+    assert (60.0, 10.0, False) == (deadline.at, deadline.remaining(), deadline.expired())
+    clock.advance(9.5)
+    assert (0.5, False) == (deadline.remaining(), deadline.expired())
+    clock.advance(0.5)
+    assert (0.0, True) == (deadline.remaining(), deadline.expired())
+    clock.advance(5)
+    assert (0.0, True) == (deadline.remaining(), deadline.expired())
+
+
+def test_none_is_for_ever():
+    """Without a bound there is always more than any wait."""
+    clock = SimulatedClock()
+    deadline = Deadline.after(None, clock.now)
+
+    clock.advance(1e12)
+
+    assert not deadline.bounded
+    assert not deadline.expired()
+    assert deadline.remaining() == math.inf
+    assert deadline.clamp(30.0) == 30.0
+    assert deadline.leaves(1e15)
+
+
+def test_a_bound_is_one():
+    """Also one that is far away."""
+    assert Deadline.after(1e300, SimulatedClock().now).bounded
+
+
+def test_clamp_and_leaves():
+    """A wait is cut to what is left, and fits when the spare time still comes after it."""
+    clock = SimulatedClock(start=0.0)
+    deadline = Deadline.after(10, clock.now)
+
+    assert deadline.clamp(4.0) == 4.0
+    assert deadline.clamp(40.0) == 10.0
+    assert deadline.leaves(9.0, spare=1.0)
+    assert not deadline.leaves(9.1, spare=1.0)
+    assert deadline.leaves(10.0)
+    clock.advance(2)
+    assert not deadline.leaves(9.0)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.0, -0.0, -1, -1e300])
+def test_c15_no_time_left_is_expired_at_once(seconds):
+    """What a caller computed as left over is taken at its word: the time is up."""
+    deadline = Deadline.after(seconds, SimulatedClock().now)
+
+    assert deadline.expired()
+    assert deadline.remaining() == 0.0
+
+
+def test_c15_a_nanosecond_is_a_deadline():
+    """The smallest time is one, and is over as soon as the clock moves."""
+    clock = SimulatedClock(start=0.0)
+    deadline = Deadline.after(1e-9, clock.now)
+
+    assert not deadline.expired()
+    clock.advance(1e-6)
+    assert deadline.expired()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (math.nan, "not nan"),
+        (math.inf, "not inf"),
+        (-math.inf, "not -inf"),
+        (10**400, "not inf"),
+        ("5", "not str"),
+        (b"5", "not bytes"),
+        (True, "not bool"),
+        ([], "not list"),
+        (dt.timedelta(seconds=5), "not timedelta"),
+        (Decimal(5), "not Decimal"),
+        (5 + 0j, "not complex"),
+    ],
+)
+def test_c15_what_is_no_time_is_refused(value, told):
+    """The message names the option, what it got, and what to write for no bound."""
+    with pytest.raises(ConfigError, match=r"deadline must be .* or None for no bound") as caught:
+        Deadline.after(value, SimulatedClock().now)
+
+    assert told in caught.value.message
+
+
+@pytest.mark.parametrize("value", [2, 2.0, Fraction(2), np.float32(2), np.int64(2)])
+def test_any_real_number_will_do(value):
+    """Numbers of other libraries become floats."""
+    seconds = valid_seconds(value, "deadline")
+
+    assert seconds == 2.0
+    assert type(seconds) is float
+
+
+def test_shows_the_moment_only():
+    """The readable state is short, and equality is that of the moment."""
+    clock = SimulatedClock(start=1.0)
+
+    assert repr(Deadline.after(2, clock.now)) == "Deadline(at=3.0)"
+    assert Deadline.after(2, clock.now) == Deadline.after(2.0, SimulatedClock(start=1.0).now)

@@ -1,0 +1,512 @@
+"""Which failures are tried again, when, and at what price (RELIABILITY 2.1 and 2.2, DESIGN section 3)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt import errors as e
+from llmopt.policies.deadline import Deadline
+from llmopt.policies.retry import Facts, GiveUp, RetryDecision, RetryHistory, RetryPolicy
+from llmopt.testing.clock import SimulatedClock
+from llmopt.values.verdict import EXCEPTION_OF, VerdictKind
+
+
+class FixedJitter(random.Random):
+    """The same share of every range."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(0)
+        self.share = share
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + (b - a) * self.share
+
+
+NO_JITTER = FixedJitter(0.0)
+FOREVER = Deadline.after(None, SimulatedClock().now)
+CHAT = Facts(idempotent=False)
+
+
+def error(kind, *, status=None, hint=None, **more):
+    made = kind("m", retry_after=hint, **more)
+    if status is not None:
+        made.status = status
+    return made
+
+
+def decide(failure, history=None, facts=Facts(), *, left=None, **policy):
+    deadline = Deadline.after(left, SimulatedClock(start=0.0).now)
+    return RetryPolicy(**{"rng": NO_JITTER, **policy}).decide(
+        failure, history or RetryHistory(), deadline, facts
+    )
+
+
+def after(*decisions):
+    history = RetryHistory()
+    for decision in decisions:
+        history.note(decision)
+    return history
+
+
+def retried(reason, **more):
+    return RetryDecision(delay=1.0, reason=reason, **more)
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "cost"),
+    [
+        (e.ConnectFailed, "connect", 14),
+        (e.PoolTimeout, "pool", 14),
+        (e.ConnectionLost, "connection", 14),
+        (e.AttemptTimeout, "timeout", 14),
+        (e.ServerError, "server", 14),
+        (e.RequestTimeout, "timeout", 14),
+        (e.RateLimited, "rate_limited", 5),
+        (e.Overloaded, "overloaded", 14),
+        (e.InvalidResponse, "invalid_response", 14),
+    ],
+)
+def test_what_may_pass_is_tried_again(kind, reason, cost):
+    """After the first back-off, counted, at the price of its kind."""
+    assert decide(error(kind)) == RetryDecision(delay=1.0, reason=reason, cost=cost)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        e.ConfigError, e.InvalidInput, e.UnknownProvider, e.PluginError, e.PluginConflict, e.PluginLoadError,
+        e.PluginContractError, e.LocalRejection, e.DeadlineExceeded, e.QueueFull, e.CostNeverFits,
+        e.ClientClosed, e.QuotaExhausted, e.RequestTooLarge, e.ItemTooLong, e.ItemRejected,
+        e.ContentFiltered, e.AuthError, e.PermissionDenied, e.NotFound, e.BadRequest, e.UnexpectedStatus,
+        e.StreamError, e.StreamInterrupted, e.StreamIdle, e.ProviderError, e.LLMOptError,
+    ],
+)  # fmt: skip
+def test_what_stays_is_final(kind):
+    """No second request for what a second request cannot mend."""
+    assert decide(error(kind)) == GiveUp(reason="final")
+
+
+def test_partial_failure_is_final():
+    """Its items were retried on their own."""
+    assert decide(e.PartialFailure("m", result=None)) == GiveUp(reason="final")
+
+
+def test_every_kind_of_error_was_thought_of():
+    """A kind that calls itself retryable is retried, save two that the caller's options decide."""
+    kinds = [k for _, k in inspect.getmembers(e, inspect.isclass) if issubclass(k, e.LLMOptError)]
+    makes = {k: {"result": None} for k in (e.PartialFailure,)}
+
+    again = {k for k in kinds if isinstance(decide(k("m", **makes.get(k, {}))), RetryDecision)}
+
+    claimed = {k for k in kinds if k.retryable}
+    # TransportError is only ever raised as one of its subclasses.
+    assert claimed - again == {e.CircuitOpen, e.QueueFull, e.TransportError}
+    assert again <= claimed
+
+
+@pytest.mark.parametrize("kind", list(VerdictKind))
+def test_every_verdict_is_treated_as_the_design_says(kind):
+    """DESIGN section 3: five kinds are tried again, ten are not."""
+    again = {
+        VerdictKind.TRANSIENT,
+        VerdictKind.TIMEOUT,
+        VerdictKind.RATE_LIMITED,
+        VerdictKind.OVERLOADED,
+        VerdictKind.INVALID_RESPONSE,
+    }
+
+    assert isinstance(decide(error(EXCEPTION_OF[kind])), RetryDecision) == (kind in again)
+
+
+def test_a_subclass_is_treated_as_its_kind():
+    """An error of a plugin's own that derives from ours."""
+
+    class Busy(e.Overloaded):
+        pass
+
+    assert decide(Busy("m")).reason == "overloaded"
+
+
+# --- the number of attempts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_n_retries_are_n(most):
+    """n + 1 requests in all, and then the last error."""
+    history = RetryHistory()
+    for _ in range(most):
+        history.note(decide(error(e.ServerError), history, max_retries=most))
+
+    assert decide(error(e.ServerError), history, max_retries=most) == GiveUp(reason="attempts")
+
+
+def test_reasons_share_the_count():
+    """Three retries are three, whatever each was for."""
+    history = after(retried("server"), retried("rate_limited"), retried("connect"))
+
+    assert decide(error(e.ServerError), history, max_retries=3) == GiveUp(reason="attempts")
+
+
+# --- rules of single kinds -------------------------------------------------------------------------------
+
+
+def test_permanent_connect_failures_are_final():
+    """A name that does not exist and a certificate that does not fit stay so (N13, N14)."""
+    assert decide(error(e.ConnectFailed, permanent=True, cause="dns")) == GiveUp(reason="final")
+
+
+def test_unusable_answers_are_asked_for_once_more():
+    """Then the item is looked for instead."""
+    failure = error(e.InvalidResponse, reason="count")
+
+    assert decide(failure).reason == "invalid_response"
+    assert decide(failure, after(retried("invalid_response"))) == GiveUp(reason="once")
+    assert decide(failure, after(retried("server"))).reason == "invalid_response"
+
+
+@pytest.mark.parametrize("reason", ["too_large", "decompression"])
+def test_bombs_are_not_asked_for_again(reason):
+    """The same request would be answered by the same flood."""
+    assert decide(error(e.InvalidResponse, reason=reason)) == GiveUp(reason="final")
+
+
+def test_overload_with_a_hint_is_cheap():
+    """A server that says when to come is shedding load in good order."""
+    assert decide(error(e.Overloaded, hint=3.0)).cost == 5
+    assert decide(error(e.Overloaded, hint=math.nan)).cost == 14
+    assert decide(error(e.ServerError, hint=3.0)).cost == 14
+
+
+def test_stale_connection_is_replaced_at_once_and_free():
+    """Once per call: a second one is a lost connection like others (N15)."""
+    failure = error(e.ConnectionLost, stale=True, sent="maybe")
+    free = RetryDecision(delay=0.0, reason="stale", cost=0, counted=False, computed=False)
+
+    assert decide(failure) == free
+    assert decide(failure, max_retries=0) == free
+    assert decide(failure, after(free)) == RetryDecision(delay=1.0, reason="connection")
+    assert decide(failure, after(free), max_retries=0) == GiveUp(reason="attempts")
+
+
+def test_stale_connection_of_a_chat_is_ambiguous():
+    """It is sent again like any that may have been carried out: once, after the back-off."""
+    failure = error(e.ConnectionLost, stale=True, sent="maybe")
+
+    assert decide(failure, facts=CHAT) == RetryDecision(delay=1.0, reason="connection", ambiguous=True)
+
+
+@pytest.mark.parametrize("kind", [e.ConnectionLost, e.AttemptTimeout])
+@pytest.mark.parametrize("sent", ["maybe", "yes"])
+def test_ambiguous_chat_is_repeated_once(kind, sent):
+    """The paid work of a request that may have been carried out is repeated at most once."""
+    first = decide(error(kind, sent=sent), facts=CHAT, max_retries=9)
+    assert first.ambiguous
+
+    assert decide(error(kind, sent=sent), after(first), CHAT, max_retries=9) == GiveUp(reason="ambiguous")
+    assert decide(error(kind, sent=sent), facts=CHAT, ambiguous=0) == GiveUp(reason="ambiguous")
+    assert decide(error(e.ServerError, sent="yes"), after(first), CHAT, max_retries=9).reason == "server"
+
+
+@pytest.mark.parametrize("kind", [e.ConnectionLost, e.AttemptTimeout])
+def test_a_request_that_never_left_is_not_ambiguous(kind):
+    """Nor is any that does no harm twice."""
+    twice = after(*[retried("timeout", ambiguous=True)] * 2)
+
+    assert isinstance(decide(error(kind, sent="no"), twice, CHAT, max_retries=9), RetryDecision)
+    embedding = decide(error(kind, sent="maybe"), twice, max_retries=9)
+    assert isinstance(embedding, RetryDecision)
+    assert not embedding.ambiguous
+
+
+@pytest.mark.parametrize("kind", [e.ConnectFailed, e.ServerError, e.RateLimited])
+def test_only_broken_requests_are_ambiguous(kind):
+    """An answer is an answer, and no connection is no request."""
+    assert not decide(error(kind), facts=CHAT).ambiguous
+
+
+def test_open_circuit():
+    """Fails by default; where waiting was asked for it takes neither attempts nor budget."""
+    waiting = Facts(wait_when_open=True)
+
+    assert decide(error(e.CircuitOpen, hint=4.0)) == GiveUp(reason="circuit_open")
+    assert decide(error(e.CircuitOpen, hint=4.0), facts=waiting, max_retries=0) == RetryDecision(
+        delay=4.0, reason="circuit_open", cost=0, counted=False, computed=False
+    )
+    assert decide(error(e.CircuitOpen, hint=math.inf), facts=waiting) == GiveUp(reason="circuit_open")
+    assert decide(error(e.CircuitOpen), facts=waiting) == GiveUp(reason="circuit_open")
+
+
+def test_new_credential_is_tried_once():
+    """A 401 is final unless the credential's provider has another key by now."""
+    fresh = Facts(new_credential=True)
+    once = RetryDecision(delay=0.0, reason="credential", cost=0, computed=False)
+
+    assert decide(error(e.AuthError), facts=fresh) == once
+    assert decide(error(e.AuthError), after(once), fresh) == GiveUp(reason="once")
+    assert decide(error(e.PermissionDenied), facts=fresh) == GiveUp(reason="final")
+    assert decide(error(e.AuthError), facts=fresh, max_retries=0) == GiveUp(reason="attempts")
+
+
+# --- x-should-retry (H12) --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [e.ServerError, e.RateLimited, e.Overloaded, e.RequestTimeout, e.BadRequest])
+def test_h12_false_vetoes(kind):
+    """The server knows best that a retry cannot help."""
+    assert decide(error(kind), facts=Facts(should_retry=False)) == GiveUp(reason="vetoed")
+
+
+@pytest.mark.parametrize("kind", [e.BadRequest, e.NotFound])
+def test_h12_true_allows(kind):
+    """A 409, above all."""
+    allowed = decide(error(kind, status=409), facts=Facts(should_retry=True))
+
+    assert allowed == RetryDecision(delay=1.0, reason="asked", cost=14)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        e.QuotaExhausted, e.AuthError, e.PermissionDenied, e.RequestTooLarge, e.ItemTooLong, e.ItemRejected,
+        e.ContentFiltered, e.UnexpectedStatus, e.ConfigError, e.StreamInterrupted,
+    ],
+)  # fmt: skip
+def test_h12_true_does_not_allow_everything(kind):
+    """Never for money, keys and permissions, nor where another request is the answer."""
+    assert decide(error(kind), facts=Facts(should_retry=True)) == GiveUp(reason="final")
+
+
+def test_h12_true_raises_no_bound():
+    """It allows a retry, it does not add one."""
+    once = after(retried("server"))
+
+    assert decide(error(e.ServerError), once, Facts(should_retry=True), max_retries=1).reason == "attempts"
+    assert decide(error(e.ServerError), facts=Facts(should_retry=True)).reason == "server"
+
+
+# --- back-off --------------------------------------------------------------------------------------------
+
+
+def backoffs(kind, jitter_share, rounds=8, **policy):
+    history = RetryHistory()
+    delays = []
+    for _ in range(rounds):
+        made = decide(error(kind), history, max_retries=99, rng=FixedJitter(jitter_share), **policy)
+        history.note(made)
+        delays.append(made.delay)
+    return delays
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "share", "expected"),
+    [
+        (e.ServerError, {}, 0.0, [1, 2, 4, 8, 16, 16, 16, 16]),
+        (e.ServerError, {}, 1.0, [1.5, 2.5, 4.5, 8.5, 16.5, 16.5, 16.5, 16.5]),
+        (e.ServerError, {"retry_delay": 0.2}, 0.0, [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 16]),
+        (e.ServerError, {"retry_delay": 0.2}, 1.0, [0.3, 0.5, 0.9, 1.7, 3.3, 6.5, 12.9, 16.1]),
+        (e.ServerError, {"jitter": "full"}, 1.0, [1, 2, 4, 8, 16, 16, 16, 16]),
+        (e.ServerError, {"jitter": "full"}, 0.5, [0.5, 1, 2, 4, 8, 8, 8, 8]),
+        (e.ServerError, {"jitter": "full"}, 0.0, [0] * 8),
+        (e.ServerError, {"max_delay": 3}, 0.0, [1, 2, 3, 3, 3, 3, 3, 3]),
+        # Throttling starts at a second even for a provider on this very machine.
+        (e.RateLimited, {"retry_delay": 0.2}, 0.0, [1, 2, 4, 8, 16, 16, 16, 16]),
+        (e.RateLimited, {"retry_delay": 0.2}, 1.0, [1.5, 2.5, 4.5, 8.5, 16.5, 16.5, 16.5, 16.5]),
+        (e.RateLimited, {"retry_delay": 3.0}, 0.0, [3, 6, 12, 16, 16, 16, 16, 16]),
+        (e.Overloaded, {"retry_delay": 0.2}, 0.0, [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 16]),
+    ],
+)
+def test_back_off(kind, policy, share, expected):
+    """min(16, retry_delay * 2^n) + U(0, retry_delay / 2), or all of it random."""
+    assert backoffs(kind, share, **policy) == pytest.approx(expected)
+
+
+def test_back_off_of_a_long_job_stays_finite():
+    """2^n leaves the floats long before a job gives up."""
+    history = RetryHistory()
+    history.backoffs = 100_000
+
+    assert decide(error(e.ServerError), history).delay == 16.0
+
+
+def test_only_computed_waits_grow():
+    """A wait that the server asked for is no sign that ours was too short."""
+    history = after(
+        decide(error(e.RateLimited, hint=7.0)),
+        decide(error(e.ConnectionLost, stale=True)),
+        decide(error(e.ServerError)),
+    )
+
+    assert history.backoffs == 1
+    assert decide(error(e.ServerError), history, max_retries=9).delay == 2.0
+
+
+def test_jitter_is_seeded():
+    """The same seed gives the same waits, within the bounds of the formula."""
+    first, second = ([decide(error(e.ServerError), rng=random.Random(7)).delay for _ in "ab"] for _ in "ab")
+
+    assert first == second
+    assert all(1.0 <= delay <= 1.5 for delay in first)
+
+
+# --- Retry-After (H01-H03) --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hint", "least", "most"),
+    [(1.0, 1.0, 1.1), (1.5, 1.5, 1.65), (0.25, 0.25, 0.275), (2.0, 2.0, 2.2), (10.0, 10, 11), (60.0, 60, 61), (120.0, 120, 121)],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded, e.ServerError, e.RequestTimeout])
+def test_h01_a_hint_is_obeyed(kind, hint, least, most):
+    """Never less than asked for, and at most a tenth or a second more."""
+    assert decide(error(kind, hint=hint), rng=FixedJitter(0.0)).delay == pytest.approx(least)
+    assert decide(error(kind, hint=hint), rng=FixedJitter(1.0)).delay == pytest.approx(most)
+
+
+@pytest.mark.parametrize("hint", [0.0, -5.0, math.nan, math.inf, -math.inf, None])
+def test_h02_no_hint_is_none(hint):
+    """What is no time to wait leaves the computed back-off."""
+    made = decide(error(e.RateLimited, hint=hint))
+
+    assert (made.delay, made.computed) == (1.0, True)
+
+
+@pytest.mark.parametrize("hint", [120.001, 121.0, 1e9])
+def test_h03_too_long_a_hint_fails_at_once(hint):
+    """The caller learns how long, instead of waiting without a word."""
+    assert decide(error(e.RateLimited, hint=hint)) == GiveUp(reason="retry_after", wait=hint)
+
+
+def test_h03_a_job_may_wait_longer():
+    """The bound is the policy's."""
+    assert decide(error(e.RateLimited, hint=1800.0), max_retry_after=3600.0).delay == 1800.0
+
+
+def test_attempts_are_looked_at_before_the_hint():
+    """A call without retries left says so, however long the wait would be."""
+    assert decide(error(e.RateLimited, hint=1e6), max_retries=0) == GiveUp(reason="attempts")
+
+
+# --- deadline ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("left", "made"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)])
+def test_the_deadline_is_never_outslept(left, made):
+    """The wait and a second for the attempt must fit."""
+    found = decide(error(e.ServerError), left=left)
+
+    assert found == (RetryDecision(delay=1.0, reason="server") if made else GiveUp(reason="deadline", wait=1.0))
+
+
+def test_ninety_seconds_with_thirty_left():
+    """It fails at once and says what the wait would have been."""
+    assert decide(error(e.RateLimited, hint=90.0), left=30) == GiveUp(reason="deadline", wait=90.0)
+
+
+def test_an_immediate_retry_needs_its_time_too():
+    """A second, unless the policy says otherwise."""
+    failure = error(e.ConnectionLost, stale=True)
+
+    assert decide(failure, left=1.0).reason == "stale"
+    assert decide(failure, left=0.9) == GiveUp(reason="deadline", wait=0.0)
+    assert decide(failure, left=0.9, min_attempt=0.5).reason == "stale"
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------
+
+
+def test_waits_of_a_job_are_flow_control():
+    """Twenty rounds of 429 and 503 use up no attempts; then they count."""
+    history = RetryHistory()
+    for n in range(20):
+        kind = e.RateLimited if n % 2 else e.Overloaded
+        made = decide(error(kind), history, max_retries=1, flow_rounds=20)
+        assert not made.counted
+        history.note(made)
+
+    counted = decide(error(e.RateLimited), history, max_retries=1, flow_rounds=20)
+    assert counted.counted
+    history.note(counted)
+    assert decide(error(e.Overloaded), history, max_retries=1, flow_rounds=20) == GiveUp(reason="attempts")
+
+
+def test_other_failures_of_a_job_count():
+    """Flow control is for servers that ask for it."""
+    made = decide(error(e.ServerError), max_retries=1, flow_rounds=20)
+
+    assert made.counted
+
+
+# --- the history --------------------------------------------------------------------------------------------
+
+
+def test_history_adds_up():
+    """What counts, what was computed, what it cost last."""
+    history = after(
+        retried("server", cost=14),
+        retried("timeout", cost=14, ambiguous=True),
+        retried("server", cost=5, computed=False),
+        retried("stale", cost=0, counted=False, computed=False),
+    )
+
+    assert (3, 1, 2, 0) == (history.counted, history.ambiguous, history.backoffs, history.last_cost)
+    assert history.times == {"server": 2, "timeout": 1, "stale": 1}
+    assert RetryHistory().last_cost is None
+
+
+KINDS = [e.ServerError, e.RateLimited, e.Overloaded, e.ConnectionLost, e.AttemptTimeout, e.ConnectFailed]
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    kinds=st.lists(st.sampled_from(KINDS), max_size=30),
+    hints=st.lists(st.one_of(st.none(), st.floats()), min_size=30, max_size=30),
+    left=st.one_of(st.none(), st.floats(0, 1e4)),
+    jitter=st.sampled_from(["half", "full"]),
+    retry_delay=st.floats(0.001, 30),
+    chat=st.booleans(),
+    job=st.booleans(),
+)
+def test_every_decision_is_safe(seed, kinds, hints, left, jitter, retry_delay, chat, job):
+    """Waits are finite, bounded, obedient and within the deadline; a call ends; repeats are few."""
+    policy = RetryPolicy(
+        max_retries=4,
+        retry_delay=retry_delay,
+        jitter=jitter,
+        flow_rounds=20 if job else 0,
+        rng=random.Random(seed),
+    )
+    deadline = Deadline.after(left, SimulatedClock(start=0.0).now)
+    history = RetryHistory()
+    for kind, hint in zip(kinds, hints, strict=False):
+        made = policy.decide(error(kind, hint=hint, sent="maybe"), history, deadline, Facts(idempotent=not chat))
+        if isinstance(made, GiveUp):
+            break
+        assert 0 <= made.delay <= 121 + retry_delay / 2 + max(0.0, retry_delay - 16)
+        assert made.delay + 1.0 <= deadline.at
+        if hint is not None and 0 < hint < math.inf:
+            assert hint <= made.delay <= hint + 1.0
+        history.note(made)
+    assert history.counted <= 4
+    assert history.ambiguous <= (1 if chat else 0)
+
+
+def test_decisions_are_values():
+    """Frozen, comparable, with defaults that say what is usual."""
+    assert RetryDecision(delay=1.0, reason="server") == evolve(RetryDecision(delay=2.0, reason="server"), delay=1.0)
+    assert (14, True, True, False) == (
+        retried("server").cost,
+        retried("server").counted,
+        retried("server").computed,
+        retried("server").ambiguous,
+    )
+    assert repr(GiveUp(reason="budget")) == "GiveUp(reason='budget', wait=None)"

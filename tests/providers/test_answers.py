@@ -1,0 +1,167 @@
+"""Embedding answers of the common dialect."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt import InvalidResponse
+from llmopt.providers.answers import decode_embeddings
+
+numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def packed(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def body(*embeddings: Any, **more: Any) -> bytes:
+    data = [{"index": index, "embedding": value} for index, value in enumerate(embeddings)]
+    return json.dumps({"data": data, **more}).encode()
+
+
+@given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=1, max_size=5), st.booleans())
+def test_both_forms_give_the_same_rows(vectors: list[list[float]], mixed: bool) -> None:
+    """base64 and lists, even mixed in one answer, round-trip exactly."""
+    forms = [packed(vector) if mixed or index % 2 else vector for index, vector in enumerate(vectors)]
+    found = decode_embeddings(body(*forms))
+    assert found is not None
+    assert found.vectors.dtype == np.float32
+    np.testing.assert_array_equal(found.vectors, np.array(vectors, dtype=np.float32))
+
+
+def test_base64_may_be_escaped() -> None:
+    """JSON allows a slash to be written as backslash slash."""
+    text = packed([-1.5, 3.0e38, 1e-40])
+    escaped = body(text).replace(b"/", b"\\/")
+    found = decode_embeddings(escaped)
+    assert found is not None
+    assert found.vectors[0].tolist() == np.array([-1.5, 3.0e38, 1e-40], dtype=np.float32).tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("A===", "base64"),
+        ("AAAA", "base64"),
+        ("ä", "base64"),
+        ("AAAAAA==!", "base64"),
+        ([1, [2]], "type"),
+        ([1, None], "type"),
+        ([1, "2"], "type"),
+        ([True], "type"),
+        ({}, "type"),
+        (None, "type"),
+        (3, "type"),
+    ],
+)
+def test_p04_p06_unreadable_vectors(value: Any, reason: str) -> None:
+    """Each is refused for what it is."""
+    with pytest.raises(InvalidResponse) as caught:
+        decode_embeddings(body([1.0], value))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("text", ["[1, NaN]", "[Infinity]", "[1e999]", "[1,]", "[", "[1 2]"])
+def test_p04_p07_what_is_no_json_number(text: str) -> None:
+    """Python's own JSON would have taken some of these."""
+    with pytest.raises(InvalidResponse):
+        decode_embeddings(b'{"data":[{"index":0,"embedding":' + text.encode() + b"}]}")
+
+
+def test_p05_lengths_differ() -> None:
+    """Vectors of one answer have one length."""
+    with pytest.raises(InvalidResponse) as caught:
+        decode_embeddings(body([1.0, 2.0], [1.0]))
+    assert caught.value.reason == "dimensions"
+
+
+@pytest.mark.parametrize("index", ["0", 0.5, 1.0, True, None, -(10**30), [0]])
+def test_p03_an_index_is_a_whole_number(index: Any) -> None:
+    """Nothing is read as an index that is none."""
+    data = json.dumps({"data": [{"index": index, "embedding": [1.0]}]}).encode()
+    with pytest.raises(InvalidResponse) as caught:
+        decode_embeddings(data)
+    assert caught.value.reason == "index"
+
+
+def test_p03_no_index_needs_a_promise_of_order() -> None:
+    """Only a plugin that declares ordered answers may go without."""
+    data = json.dumps({"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}).encode()
+    with pytest.raises(InvalidResponse):
+        decode_embeddings(data)
+    found = decode_embeddings(data, ordered=True)
+    assert found is not None
+    assert found.indices is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"data": {}}',
+        b'{"data": [3]}',
+        b'{"data": [{"index": 0}]}',
+        b"<html></html>",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b'{"data": []} x',
+        b'{"model": "\\ud800"}',
+        b'{"usage": ' + b"[" * 100_000,
+        b'{"usage": ' + b"9" * 5_000 + b"}",
+    ],
+)
+def test_p07_p12_nothing_but_invalid_response(data: bytes) -> None:
+    """No body, however strange, raises anything else."""
+    with pytest.raises(InvalidResponse):
+        decode_embeddings(data)
+
+
+def test_an_error_under_a_good_status_is_told_apart() -> None:
+    """None: the caller makes a failure of it."""
+    assert decode_embeddings(b'{"error": {"message": "no"}, "data": []}') is None
+    assert decode_embeddings(body([1.0], error=None)) is not None
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        "x",
+        {"prompt_tokens": -1},
+        {"prompt_tokens": "3"},
+        {"total_tokens": 10**13},
+        {"prompt_tokens": True},
+    ],
+)
+def test_p08_unbelievable_usage_is_no_usage(usage: Any) -> None:
+    """A count that makes no sense is not counted."""
+    found = decode_embeddings(body([1.0], usage=usage))
+    assert found is not None
+    assert found.usage is None
+
+
+def test_usage_with_only_a_total() -> None:
+    """Some providers report nothing else."""
+    found = decode_embeddings(body([1.0], usage={"total_tokens": 5}))
+    assert found is not None
+    assert found.usage is not None
+    assert (found.usage.prompt_tokens, found.usage.total_tokens) == (5, 5)
+
+
+def test_p01_no_items() -> None:
+    """An empty list is a value here; the count is checked against the request elsewhere."""
+    found = decode_embeddings(b'{"data": []}')
+    assert found is not None
+    assert found.vectors.shape == (0, 0)

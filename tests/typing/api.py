@@ -1,0 +1,51 @@
+"""The public types, checked by mypy and never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+import llmopt
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def sync(client: llmopt.Client, texts: Iterator[str]) -> None:
+    found = client.embed("local/default", texts, dimensions=64, errors="return")
+    assert_type(found, llmopt.Embeddings)
+    assert_type(found.vectors, NDArray[np.float32])
+    assert_type(found.errors, Mapping[int, llmopt.LLMOptError])
+    assert_type(found.usage.total_tokens, int)
+    with client.embed_iter("local/default", texts) as parts:
+        for part in parts:
+            assert_type(part, llmopt.EmbeddedPart)
+            assert_type(part.start, int)
+    assert_type(client.list_models("local"), llmopt.Catalog)
+    for model in client.list_models("local"):
+        assert_type(model, llmopt.Model)
+    assert_type(client.batch_list_models(["local"]), Mapping[str, llmopt.Catalog | llmopt.LLMOptError])
+
+
+async def asynchronous(texts: AsyncIterator[str], transport: httpx.AsyncBaseTransport) -> None:
+    config = {"providers": {"mine": {"plugin": "local", "base_url": "http://127.0.0.1:1/v1"}}}
+    async with llmopt.AsyncClient(config, transport=transport, flags={"retry": False}) as client:
+        assert_type(await client.embed("local/default", ["a"]), llmopt.Embeddings)
+        async with client.embed_iter("local/default", texts) as parts:
+            async for part in parts:
+                assert_type(part.vectors, NDArray[np.float32])
+        assert_type(await client.list_models("local"), llmopt.Catalog)
+
+
+def wrong(client: llmopt.Client) -> None:
+    client.embed("local/default", ["a"], errors="ignore")  # type: ignore[arg-type] # no such mode
+    client.embed("local/default", ["a"], dimension=3)  # type: ignore[call-arg] # misspelled
+    llmopt.Clinet()  # type: ignore[attr-defined] # misspelled
+
+
+@llmopt.hookimpl
+def batch_limit(call: llmopt.EmbedCall, settings: llmopt.Settings) -> llmopt.BatchLimit:
+    return llmopt.BatchLimit(max_items=96 if settings.options.get("large") else 1, max_bytes=len(call.model))
