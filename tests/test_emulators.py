@@ -4,13 +4,14 @@ import asyncio
 import base64
 import gzip
 import io
+import itertools
 import json
 import math
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
+from multidict import CIMultiDictProxy
 
 from tests.emulators import (
     AzureEmulator,
@@ -49,7 +51,7 @@ class Got:
     """One answer, read to the end."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: CIMultiDictProxy[str]
     body: bytes
 
     @property
@@ -98,6 +100,13 @@ async def embed(server: Emulator, given: Any, path: str = "/v1/embeddings", **mo
     """POST an OpenAI-shaped embeddings request for the server's usual model."""
     model = {MistralEmulator: "mistral-embed", OllamaEmulator: "nomic-embed-text"}.get(type(server), SMALL)
     return await send(server, path, {"model": model, "input": given, **more})
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until something is so."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 def rows_of(got: Got) -> list[Any]:
@@ -231,12 +240,12 @@ async def test_requests_are_recorded(openai: OpenAIEmulator) -> None:
 
 async def test_scripted_answers_come_first_and_bare(openai: OpenAIEmulator) -> None:
     """fail_next answers so many requests, before authentication, with nothing added."""
-    openai.fail_next(502, "<html>bad gateway</html>", {"Content-Type": "text/html"}, times=2)
+    openai.fail_next(502, "<html>bad gateway</html>", {"content-type": "text/html"}, times=2)
     openai.fail_next(503, {"error": "busy"})
     got = [await embed(openai, "a") for _ in range(4)]
     assert [answer.status for answer in got] == [502, 502, 503, 200]
     assert got[0].body == b"<html>bad gateway</html>"
-    assert got[0].headers["Content-Type"] == "text/html"
+    assert got[0].headers.getall("Content-Type") == ["text/html"]
     assert "x-request-id" not in got[0].headers
     assert got[2].json == {"error": "busy"}
 
@@ -248,8 +257,7 @@ async def test_requests_in_flight_are_counted(
     gate = asyncio.Event()
     monkeypatch.setattr(openai, "work", gate.wait)
     calls = [asyncio.ensure_future(embed(openai, text)) for text in "abc"]
-    while openai.in_flight < 3:
-        await asyncio.sleep(0)
+    await until(lambda: openai.in_flight == 3)
     gate.set()
     assert [got.status for got in await asyncio.gather(*calls)] == [200, 200, 200]
     assert (openai.in_flight, openai.most_in_flight) == (0, 3)
@@ -270,6 +278,59 @@ async def test_large_replies_pass(openai: OpenAIEmulator) -> None:
     got = await embed(openai, [str(number) for number in range(300)])
     assert len(got.body) > 5_000_000
     assert np.array_equal(np.float32(rows_of(got)[299]), vector_for("299", 1536))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [OpenAIEmulator, AzureEmulator, MistralEmulator, OllamaEmulator, TEIEmulator],
+    ids=lambda kind: kind.__name__,
+)
+async def test_odd_bodies_are_the_client_s_fault(kind: type[Emulator]) -> None:
+    """A value of the wrong type under any key is answered with success or 4xx, never with a 500."""
+    sound = {"model": SMALL, "input": "a", "inputs": "a", "prompt": "a", "messages": HELLO}
+    odd: list[Any] = [None, True, -1, "\ud800", [None], {"a": [1]}]
+    keys = [
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "options",
+        "dimensions",
+        "output_dimension",
+        "output_dtype",
+        "encoding_format",
+    ]
+    keys += [*sound, "truncate", "truncation_direction", "prompt_name", "normalize"]
+    async with kind() as server, aiohttp.ClientSession() as session:
+        models = {
+            "AzureEmulator": "embed-small",
+            "MistralEmulator": "mistral-embed",
+            "OllamaEmulator": "qwen3:0.6b",
+        }
+        sound["model"] = models.get(kind.__name__, SMALL)
+        paths = [
+            path.format(deployment="embed-small") for method, path, _ in server.routes() if method == "POST"
+        ]
+        for path, key, value in itertools.product(paths, keys, odd):
+            url = f"{server.origin}{path}" + ("?api-version=2024-10-21" if "deployments" in path else "")
+            headers = {"Authorization": "Bearer test-key", "api-key": "test-key"}
+            async with session.post(url, json=sound | {key: value}, headers=headers) as response:
+                await response.read()
+            assert response.status < 500, (path, key, value)
+
+
+async def test_wrong_types_are_worded_by_the_provider() -> None:
+    """What a value of the wrong type gets, provider by provider."""
+    async with (
+        OpenAIEmulator() as openai,
+        MistralEmulator() as mistral,
+        OllamaEmulator() as ollama,
+        TEIEmulator() as tei,
+    ):
+        assert (await embed(openai, "a", dimensions="8")).error["param"] == "dimensions"
+        assert (await embed(mistral, "a", encoding_format=1)).json["detail"][0]["type"] == "string_type"
+        assert (await embed(ollama, "a", dimensions="8")).error["type"] == "invalid_request_error"
+        got = await embed(tei, "a", dimensions="8")
+        assert (got.status, got.body[:33]) == (422, b"Failed to deserialize the JSON bo")
 
 
 async def test_rows_can_come_last_first(openai: OpenAIEmulator) -> None:
@@ -1167,8 +1228,7 @@ async def test_tei_takes_a_permit_for_each_item(monkeypatch: pytest.MonkeyPatch)
     async with TEIEmulator(max_concurrent_requests=3) as server:
         monkeypatch.setattr(server, "work", gate.wait)
         first = asyncio.ensure_future(send(server, "/embed", {"inputs": ["a", "b"]}))
-        while server.permits_taken < 2:
-            await asyncio.sleep(0)
+        await until(lambda: server.permits_taken == 2)
         got = await both_routes(server, ["c", "d"])
         assert tuple(each.json for each in got) == tei_error("Overloaded", 429, "Model is overloaded")
         assert "Retry-After" not in got[0].headers
@@ -1184,8 +1244,7 @@ async def test_tei_batches_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     async with TEIEmulator(max_concurrent_requests=1, batches_wait=True) as server:
         monkeypatch.setattr(server, "work", gate.wait)
         first = asyncio.ensure_future(send(server, "/embed", {"inputs": ["a"]}))
-        while server.permits_taken < 1:
-            await asyncio.sleep(0)
+        await until(lambda: server.permits_taken == 1)
         second = asyncio.ensure_future(send(server, "/embed", {"inputs": ["b"]}))
         assert (await send(server, "/embed", {"inputs": "c"})).status == 429
         gate.set()

@@ -1,5 +1,7 @@
 """Variables that begin with LLMOPT_."""
 
+from typing import Any
+
 import pytest
 
 from llmopt.config.envtext import EnvText
@@ -41,7 +43,9 @@ def test_values_become_what_their_key_wants() -> None:
     assert (found.cache, found.cache_dir) == (False, "/tmp/cache")
 
 
-@pytest.mark.parametrize("text", ["many", "nan", "inf", "-1", "0", "true", "[1]", "1\n2", "9" * 5000, "{}", "''"])
+@pytest.mark.parametrize(
+    "text", ["many", "nan", "inf", "-1", "0", "true", "[1]", "1\n2", "9" * 5000, "{}", "''"]
+)
 def test_a_variable_that_spells_no_sensible_number_is_refused(text: str) -> None:
     """With the path of the key, and in no way that evaluates the text."""
     told = fault(lambda: load({}, LLMOPT_PROVIDERS__ACME__RPM=text))
@@ -64,7 +68,7 @@ def test_an_unknown_entry_is_made() -> None:
 
 def test_a_name_with_two_underscores_is_found_whole() -> None:
     """The longest name of an entry that fits is the one meant."""
-    config = {"providers": {"a": {}, "a__b": {}}}
+    config: dict[str, Any] = {"providers": {"a": {}, "a__b": {}}}
     found = load(config, LLMOPT_PROVIDERS__A__B__RPM="5", LLMOPT_PROVIDERS__A__TPM="6")
     assert (found.entry("a__b").rpm, found.entry("a").tpm) == (5.0, 6.0)
 
@@ -82,8 +86,14 @@ def test_a_name_with_two_underscores_is_found_whole() -> None:
         ({"LLMOPT_PROVIDERS___A__RPM": "5"}, "the name of an entry"),
         ({"LLMOPT_PROVIDERS__ACME__ENDPOINTS": "[]"}, "providers.acme.endpoints: expected a list, got text"),
         ({"LLMOPT_PROVIDERS__A__TPM": "5", "LLMOPT_PROVIDERS__A__TPM__DEFAULT": "5"}, "for the whole of tpm"),
-        ({"LLMOPT_PROVIDERS__A__RPM": "5", "LLMOPT_PROVIDERS__a__RPM": "6"}, "another variable sets providers.a.rpm"),
-        ({"LLMOPT_PROVIDERS__A__API_KEY": CANARY, "LLMOPT_PROVIDERS__A__API_KEY_ENV": "X"}, "give one of the two"),
+        (
+            {"LLMOPT_PROVIDERS__A__RPM": "5", "LLMOPT_PROVIDERS__a__RPM": "6"},
+            "another variable sets providers.a.rpm",
+        ),
+        (
+            {"LLMOPT_PROVIDERS__A__API_KEY": CANARY, "LLMOPT_PROVIDERS__A__API_KEY_ENV": "X"},
+            "give one of the two",
+        ),
         ({"LLMOPT_PROVIDERS__A__API_KEY": f"{CANARY} x"}, "providers.a.api_key: "),
     ],
 )
@@ -94,14 +104,16 @@ def test_a_variable_that_names_no_key_is_refused(variables: dict[str, str], told
 
 def test_two_entries_that_look_alike_to_a_shell_are_told_apart_by_an_error() -> None:
     """Only when a variable might mean either."""
-    config = {"providers": {"a-b": {}, "a_b": {}}}
+    config: dict[str, Any] = {"providers": {"a-b": {}, "a_b": {}}}
     assert load(config).providers.keys() == {"a-b", "a_b"}
     assert "this may mean a-b or a_b" in fault(lambda: load(config, LLMOPT_PROVIDERS__A_B__RPM="5"))
 
 
 def test_variables_of_others_and_empty_ones_are_passed_over() -> None:
     """The prefix with a single underscore is not ours alone."""
-    found = load({}, LLMOPT_LOG="x", PATH="x", LLMOPT_FLAGS__RETRY="", LLMOPT_CACHE="", LLMOPT_PROVIDERS__A__RPM="")
+    found = load(
+        {}, LLMOPT_LOG="x", PATH="x", LLMOPT_FLAGS__RETRY="", LLMOPT_CACHE="", LLMOPT_PROVIDERS__A__RPM=""
+    )
     assert found == load({})
 
 
@@ -109,7 +121,11 @@ def test_a_plugin_s_option_from_a_variable_gets_its_declared_type() -> None:
     """Its type is known only when the plugin's profile is."""
     profile = Profile(
         base_url="https://a.example",
-        options=(Option(name="size", type=int), Option(name="ratio", type=float), Option(name="strict", type=bool)),
+        options=(
+            Option(name="size", type=int),
+            Option(name="ratio", type=float),
+            Option(name="strict", type=bool),
+        ),
     )
     found = one(
         {},

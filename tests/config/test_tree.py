@@ -72,7 +72,17 @@ def test_a_full_entry_is_read() -> None:
 
 def test_none_says_the_same_as_leaving_a_key_out() -> None:
     """None is no value anywhere, also inside of tables."""
-    keys = ("base_url", "api_key", "headers", "timeouts", "rpm", "flags", "endpoints", "max_retries", "plugin")
+    keys = (
+        "base_url",
+        "api_key",
+        "headers",
+        "timeouts",
+        "rpm",
+        "flags",
+        "endpoints",
+        "max_retries",
+        "plugin",
+    )
     assert entry(**dict.fromkeys(keys)) == ProviderEntry(name="acme")
     assert entry(headers={"a": None}, rpm={"m": None}, timeouts={"read": None}) == entry(rpm={})
 
@@ -87,9 +97,15 @@ def test_a_misspelled_key_is_named_with_its_path_and_the_one_meant(name: str) ->
     ("config", "told"),
     [
         ({"provider": {}}, "provider: unknown key; did you mean providers?"),
-        ({"providers": {"a": {"timeouts": {"reed": 1}}}}, "providers.a.timeouts.reed: unknown key; did you mean read?"),
+        (
+            {"providers": {"a": {"timeouts": {"reed": 1}}}},
+            "providers.a.timeouts.reed: unknown key; did you mean read?",
+        ),
         ({"flags": {"retri": True}}, "flags.retri: unknown key; did you mean retry?"),
-        ({"providers": {"a": {"flags": {"hedge": True}}}}, "providers.a.flags.hedge: unknown key; the keys here are"),
+        (
+            {"providers": {"a": {"flags": {"hedge": True}}}},
+            "providers.a.flags.hedge: unknown key; the keys here are",
+        ),
         ({"zzz": 1}, "zzz: unknown key; the keys here are cache, cache_dir, flags, providers."),
         ({5: 1}, "the configuration: every key of a table must be text."),
         ({"a b\n": 1}, r"'a b\n': unknown key"),
@@ -110,7 +126,9 @@ def test_unknown_keys_are_refused_wherever_they_stand(config: Any, told: str) ->
         ("max_retries", "3", "expected a whole number, 0 or more, got text."),
         ("max_retries", -1, "expected a whole number, 0 or more, got -1."),
         ("max_batch_size", 0, "expected a whole number, 1 or more, got 0."),
-        pytest.param("pool_size", 10**5000, "expected a whole number, 1 or more, got a whole number.", id="huge"),
+        pytest.param(
+            "pool_size", 10**5000, "expected a whole number, 1 or more, got a whole number.", id="huge"
+        ),
         ("compress_requests", 1, "expected true or false, got 1."),
         ("allow_http", "yes", "expected true or false, got text."),
         ("base_url", 5, "expected text, got 5."),
@@ -130,11 +148,15 @@ def test_a_wrong_value_is_told_by_path_kind_and_what_is_expected(key: str, value
     assert entry_fault(**{key: value}).startswith(f"providers.acme.{key}: {told}")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1, 0, 10**400, 1e300, "1", True])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), float("-inf"), -1, 0, 10**400, 1e300, "1", True]
+)
 @pytest.mark.parametrize("key", ["connect", "read", "read_large", "catalog", "first", "pool", "total"])
 def test_c15_senseless_timeouts_are_refused(key: str, value: object) -> None:
     """A time-out is a number of seconds above 0 that a clock can hold."""
-    assert entry_fault(timeouts={key: value}).startswith(f"providers.acme.timeouts.{key}: expected seconds above 0")
+    assert entry_fault(timeouts={key: value}).startswith(
+        f"providers.acme.timeouts.{key}: expected seconds above 0"
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 0, 10**400, [], {}])

@@ -19,12 +19,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeAlias, TypedDict, TypeVar
+from typing import Any, ClassVar, Self, TypeAlias, TypedDict, TypeGuard, TypeVar
 
 import msgspec
 import numpy as np
 from aiohttp import web
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 from numpy.typing import NDArray
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -107,7 +107,7 @@ def message_text(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
-def is_conversation(value: Any) -> bool:
+def is_conversation(value: Any) -> TypeGuard[list[JsonObject]]:
     """Tell whether a value is a list of messages, not empty, with content that ``message_text`` can read."""
     return isinstance(value, list) and bool(value) and all(map(_is_message, value))
 
@@ -137,7 +137,7 @@ def reply_to(messages: Sequence[Mapping[str, Any]], max_tokens: int | None = Non
 # -- answers ------------------------------------------------------------------------------------------------
 
 
-class Refusal(Exception):  # noqa: N818 - an answer on its way, not an error of ours
+class Refusal(Exception):
     """An answer other than success, raised by a handler wherever it finds the fault."""
 
     def __init__(self, status: int, body: Any = None, headers: Headers | None = None) -> None:
@@ -159,8 +159,10 @@ def answer(status: int, body: Any = None, headers: Headers | None = None) -> web
         return web.Response(status=status, body=body, headers=headers)
     text = isinstance(body, str)
     kind = "text/plain; charset=utf-8" if text else "application/json"
-    content = body.encode() if text else json_bytes(body)
-    return web.Response(status=status, body=content, headers={"Content-Type": kind, **(headers or {})})
+    content = body.encode(errors="replace") if text else json_bytes(body)
+    all_headers = CIMultiDict({"Content-Type": kind})
+    all_headers.update(headers or {})
+    return web.Response(status=status, body=content, headers=all_headers)
 
 
 def sse(event: JsonObject) -> bytes:

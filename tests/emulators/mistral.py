@@ -20,8 +20,10 @@ from tests.emulators._base import (
     Refusal,
     Reply,
     Route,
+    Shape,
     Shortage,
     answer,
+    is_conversation,
     reply_to,
     sse,
     token_count,
@@ -60,6 +62,15 @@ CHAT_KEYS = frozenset(
         "safe_prompt",
     ]
 )
+KEY_TYPES: Shape = {
+    "model": str,
+    "metadata": dict,
+    "output_dtype": str,
+    "encoding_format": str,
+    "stream": bool,
+    "max_tokens": int,
+}
+TYPE_NAMES = {str: "string", dict: "dict", bool: "bool", int: "int"}
 CAPABILITIES = [
     "completion_chat",
     "function_calling",
@@ -166,6 +177,11 @@ class MistralEmulator(Emulator):
     def unreadable(self, received: Received) -> Refusal:
         return self.malformed([invalid("json_invalid", [0], "JSON decode error", {})])
 
+    def mistyped(self, received: Received, key: str) -> Refusal:
+        name = TYPE_NAMES[KEY_TYPES[key]]
+        text = f"Input should be a valid {name}"
+        return self.malformed([invalid(f"{name}_type", [key], text, received.json[key])])
+
     def malformed(self, detail: list[JsonObject]) -> Refusal:
         return Refusal(422, {"detail": detail})
 
@@ -250,7 +266,7 @@ class MistralEmulator(Emulator):
     # Embeddings.
 
     async def embeddings(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
+        body = self.body_of(received, KEY_TYPES)
         self.check(body, embedding_faults(body))
         model = self.model_of(body, embeds=True)
         size = body.get("output_dimension") or model.dimensions
@@ -287,7 +303,7 @@ class MistralEmulator(Emulator):
     # Chat.
 
     async def chat(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
+        body = self.body_of(received, KEY_TYPES)
         self.check(body, chat_faults(body))
         model = self.model_of(body, embeds=False)
         reply = reply_to(body["messages"], body.get("max_tokens"))
@@ -352,7 +368,7 @@ def embedding_faults(body: JsonObject) -> Iterator[JsonObject]:
 def chat_faults(body: JsonObject) -> Iterator[JsonObject]:
     """Yield what is wrong with the shape of a chat request."""
     yield from key_faults(body, CHAT_KEYS, ("model", "messages"))
-    if "messages" in body and not (isinstance(body["messages"], list) and body["messages"]):
+    if "messages" in body and not is_conversation(body["messages"]):
         yield invalid("list_type", ["messages"], "Input should be a valid list", body["messages"])
 
 

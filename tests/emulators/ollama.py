@@ -17,9 +17,11 @@ from tests.emulators._base import (
     Refusal,
     Reply,
     Route,
+    Shape,
     answer,
     cut,
     embedding_rows,
+    is_conversation,
     json_bytes,
     reply_to,
     sse,
@@ -27,6 +29,22 @@ from tests.emulators._base import (
     vector_for,
 )
 
+EMBED_SHAPE: Shape = {
+    "model": str,
+    "prompt": str,
+    "truncate": bool,
+    "dimensions": int,
+    "encoding_format": str,
+    "options": dict,
+}
+CHAT_SHAPE: Shape = {
+    "model": str,
+    "messages": list,
+    "stream": bool,
+    "stream_options": dict,
+    "max_tokens": int,
+    "options": dict,
+}
 MOMENT = "2023-11-14T22:13:20Z"
 DURATION = 1_000_000
 V1_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
@@ -127,12 +145,16 @@ class OllamaEmulator(Emulator):
     def unreadable(self, received: Received) -> Refusal:
         return self.error(received, 400, json_complaint(received.body))
 
+    def mistyped(self, received: Received, key: str) -> Refusal:
+        return self.error(received, 400, f"json: cannot unmarshal value into Go struct field {key}")
+
     async def no_route(self, received: Received) -> web.StreamResponse:
         return answer(404, "404 page not found")
 
-    def find(self, received: Received, name: Any, hint: str = "") -> OllamaModel:
+    def find(self, received: Received, name: str | None, hint: str = "") -> OllamaModel:
         """Return a pulled model; a name without a tag means ``:latest``."""
-        tagged = name if ":" in str(name) else f"{name}:latest"
+        name = name or ""
+        tagged = name if ":" in name else f"{name}:latest"
         if tagged not in self.models_by_name:
             raise self.error(received, 404, f"model '{name}' not found{hint}")
         return self.models_by_name[tagged]
@@ -142,7 +164,7 @@ class OllamaEmulator(Emulator):
         if self.in_flight > self.max_queue:
             text = "server busy, please try again.  maximum pending requests exceeded"
             raise self.error(received, 503, text)
-        model = self.find(received, body.get("model", ""), ", try pulling it first")
+        model = self.find(received, body.get("model"), ", try pulling it first")
         if capability not in model.capabilities:
             raise self.error(received, 400, f'"{body["model"]}" does not support {capability}')
         self._loaded[model.name] = model
@@ -178,7 +200,7 @@ class OllamaEmulator(Emulator):
         return answer(200, {"models": cards})
 
     async def show(self, received: Received) -> web.StreamResponse:
-        model = self.find(received, self.body_of(received).get("model", ""))
+        model = self.find(received, self.body_of(received, {"model": str}).get("model"))
         info = {
             "general.architecture": model.family,
             f"{model.family}.context_length": model.context,
@@ -204,11 +226,12 @@ class OllamaEmulator(Emulator):
         if body.get("truncate") is False and any(token_count(text) > model.context for text in texts):
             raise self.error(received, 400, "the input length exceeds the context length")
         kept = [cut(text, model.context) for text in texts]
-        size = min(body.get("dimensions") or model.dimensions, model.dimensions)
+        asked = body.get("dimensions") or 0
+        size = asked if 0 < asked < model.dimensions else model.dimensions
         return [vector_for(text, size) for text in kept], sum(map(token_count, kept))
 
     async def embed(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
+        body = self.body_of(received, EMBED_SHAPE)
         vectors, tokens = self.embedded(received, body, body.get("input"))
         await self.work()
         reply = {"model": body["model"], "embeddings": [vector.tolist() for vector in vectors]}
@@ -216,14 +239,14 @@ class OllamaEmulator(Emulator):
         return answer(200, reply | times)
 
     async def embed_one(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
+        body = self.body_of(received, EMBED_SHAPE)
         vectors, _ = self.embedded(received, body, body.get("prompt"))
         await self.work()
         return answer(200, {"embedding": vectors[0].tolist() if vectors else []})
 
     async def v1_embeddings(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
-        given, encoding = body.get("input"), body.get("encoding_format", "float")
+        body = self.body_of(received, EMBED_SHAPE)
+        given, encoding = body.get("input"), body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             text = f"Invalid value for 'encoding_format' = {encoding}. Supported values: ['float', 'base64']."
             raise self.error(received, 400, text)
@@ -240,13 +263,14 @@ class OllamaEmulator(Emulator):
 
     def reply(self, received: Received, body: JsonObject, max_tokens: int | None) -> Reply:
         self.model_of(received, body, "completion")
-        if not body.get("messages"):
+        if not is_conversation(body.get("messages")):
             raise self.error(received, 400, "[] is too short - 'messages'")
         return reply_to(body["messages"], max_tokens)
 
     async def chat(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
-        reply = self.reply(received, body, (body.get("options") or {}).get("num_predict"))
+        body = self.body_of(received, CHAT_SHAPE)
+        most = (body.get("options") or {}).get("num_predict")
+        reply = self.reply(received, body, most if isinstance(most, int) else None)
         await self.work()
         if body.get("stream", True):
             return await self.stream(received, self.chat_lines(body["model"], reply), "application/x-ndjson")
@@ -267,7 +291,7 @@ class OllamaEmulator(Emulator):
         return line(model, text) | {"done": True, "done_reason": reply.finish_reason} | counts | times
 
     async def v1_chat(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
+        body = self.body_of(received, CHAT_SHAPE)
         reply = self.reply(received, body, body.get("max_tokens"))
         await self.work()
         head = {

@@ -16,6 +16,7 @@ from tests.emulators._base import (
     Received,
     Refusal,
     Route,
+    Shape,
     answer,
     cut,
     embedding_rows,
@@ -32,6 +33,14 @@ STATUS = {
     "Unhealthy": 503,
 }
 CHARACTERS_PER_TOKEN = 250
+EMBED_SHAPE: Shape = {
+    "truncate": bool,
+    "truncation_direction": str,
+    "prompt_name": str,
+    "normalize": bool,
+    "dimensions": int,
+}
+V1_SHAPE: Shape = {"model": str, "user": str, "encoding_format": str, "dimensions": int}
 
 
 def is_ids(value: Any) -> bool:
@@ -112,18 +121,21 @@ class TEIEmulator(Emulator):
         if self.key and received.path != "/health" and received.bearer != self.key:
             raise Refusal(401)
 
-    def body_of(self, received: Received) -> JsonObject:
+    def body_of(self, received: Received, shape: Shape) -> JsonObject:
         """Return the JSON object in the body, or refuse as the web layer does: in plain text."""
         if "json" not in received.headers.get("Content-Type", ""):
             raise Refusal(415, "Expected request with `Content-Type: application/json`")
         if len(received.body) > self.payload_limit:
             raise Refusal(413, "Failed to buffer the request body: length limit exceeded")
-        return super().body_of(received)
+        return super().body_of(received, shape)
 
     def unreadable(self, received: Received) -> Refusal:
         if received.json is None:
             return Refusal(400, "Failed to parse the request body as JSON: expected value at line 1 column 1")
         return misfit("invalid type, expected a struct")
+
+    def mistyped(self, received: Received, key: str) -> Refusal:
+        return misfit(f"{key}: invalid type")
 
     # Embeddings.
 
@@ -152,7 +164,7 @@ class TEIEmulator(Emulator):
         })  # fmt: skip
 
     async def embed(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
+        body = self.body_of(received, EMBED_SHAPE)
         truncate = body.get("truncate")
         items = await self.processed(
             received,
@@ -166,8 +178,8 @@ class TEIEmulator(Emulator):
         return answer(200, vectors, compute_headers(items))
 
     async def v1_embeddings(self, received: Received) -> web.StreamResponse:
-        body = self.body_of(received)
-        encoding = body.get("encoding_format", "float")
+        body = self.body_of(received, V1_SHAPE)
+        encoding = body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise misfit(f"encoding_format: unknown variant `{encoding}`")
         given = body.get("input")
@@ -227,6 +239,8 @@ class TEIEmulator(Emulator):
 
     def size_of(self, received: Received, body: JsonObject) -> int:
         size: int = body.get("dimensions") or self.dimensions
+        if size < 0:
+            raise misfit(f"dimensions: invalid value: integer `{size}`, expected usize")
         if size > self.dimensions:
             text = f"Input validation error: `dimensions` must be at most {self.dimensions}. Given: {size}"
             raise self.error(received, "Validation", text)

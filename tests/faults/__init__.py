@@ -1,4 +1,8 @@
-"""A byte-exact fault server over raw sockets: see `FaultServer`, the steps of a `Script`, and the fault matrix `ROWS`."""
+"""A byte-exact fault server over raw sockets.
+
+`FaultServer` runs it, a `Script` of steps says what a connection does, and `ROWS` is the fault matrix, ready to play.
+`tests.faults.client` is a bare client to look at it with.
+"""
 
 from tests.faults.answer import Answer, Framing, chunked, json_answer
 from tests.faults.clock import ManualClock

@@ -49,9 +49,9 @@ class Owner(Protocol):
 class Connection(Wire):
     """A wire that speaks HTTP, and the `Line` that scripts act on. `served` counts its requests."""
 
-    def __init__(self, owner: Owner, number: int) -> None:
+    def __init__(self, owner: Owner) -> None:
         super().__init__()
-        self.number = number
+        self.number = 0  # its owner numbers it
         self.served = 0
         self._owner = owner
         self._reader = RequestReader(self.buffer)

@@ -88,14 +88,20 @@ class FaultServer:
             raise ExceptionGroup("the test's own responders or scripts failed", self._failures)
 
     async def start(self) -> None:
-        """Listen, on the same port as before if there was one."""
+        """Listen, on the same port as before if there was one.
+
+        Raises:
+            TypeError: the running loop is not asyncio's own, on which resets and exact ends rely.
+        """
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, asyncio.SelectorEventLoop):
+            raise TypeError(f"run the fault server with serving(), not on {type(loop).__name__}")
         if self._anchor is None:
             self._anchor = _bound(0)
         listening = _bound(self.port)
         if self._receive_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connection, sock=listening, backlog=BACKLOG)
+        self._listener = await loop.create_server(lambda: Connection(self), sock=listening, backlog=BACKLOG)
         self._changed()
 
     async def stop(self, *, reset: bool = False) -> None:
@@ -104,9 +110,8 @@ class FaultServer:
             self._listener.close()
             self._listener = None
             self._changed()
-        for _ in range(
-            ACCEPT_TICKS
-        ):  # a connection that the loop was just accepting comes in and finds us down
+        # A connection that the loop was just accepting comes in now and finds the server down.
+        for _ in range(ACCEPT_TICKS):
             await asyncio.sleep(0)
         while self._open or self._tasks:
             self._end_all(reset=reset)
@@ -208,7 +213,9 @@ class FaultServer:
     # What its connections tell it and ask it (their `Owner`).
 
     def opened(self, connection: Connection) -> Script | None:
-        """Note a connection and give its first script."""
+        """Number a connection and give its first script."""
+        self.connections += 1
+        connection.number = self.connections
         self._open.add(connection)
         if not self.up:
             connection.abort()
@@ -266,10 +273,6 @@ class FaultServer:
         self._failures.append(problem)
 
     # Small things.
-
-    def _connection(self) -> Connection:
-        self.connections += 1
-        return Connection(self, self.connections)
 
     def _end_all(self, *, reset: bool) -> None:
         for task in self._tasks:

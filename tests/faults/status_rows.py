@@ -182,7 +182,10 @@ def _encodings() -> Iterator[Fault]:
     yield Fault("H18", "20 encodings", lambda request: gzipped(answer_openai(request), times=20))
     yield Fault("H18", "bad gzip", encoded_as(Answer(200, NOISE), "gzip"))
     yield Fault("H18", "plain text called gzip", lambda request: encoded_as(answer_openai(request), "gzip"))
-    yield Fault("H18", "truncated gzip", lambda request: truncated_gzip(answer_openai(request)))
+    yield Fault("H18", "gzip without its trailer", lambda request: truncated_gzip(answer_openai(request)))
+    yield Fault(
+        "H18", "gzip cut in the middle", lambda request: truncated_gzip(answer_openai(request), missing=40)
+    )
     for encoding in ("br", "zstd", "deflate", "rot13"):
         yield Fault("H18", f"{encoding}, not asked for", encoded_as(Answer(200, NOISE), encoding))
     yield Fault("H19", "2 GiB with a length", flood(2 * GIBIBYTE, framing=Framing.AS_GIVEN))

@@ -104,6 +104,7 @@ FRAMING = (
     Fault("N05", "length negative", misframed(lambda length: [("content-length", f"-{length}")])),
     Fault("N05", "length no number", misframed(lambda length: [("content-length", "many")])),
     Fault("N06", "another answer in the same segment", followed_by(strange_answer)),
+    Fault("N06", "another answer right behind it", Script([Respond(), Respond(strange_answer)])),
     Fault("N06", "an error in the same segment", followed_by(lambda request: BAD_REQUEST)),
     Fault("N06", "noise in the same segment", followed_by(lambda request: NOISE)),
     Fault("N07", "two lengths", misframed(_two_lengths)),

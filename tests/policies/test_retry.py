@@ -399,12 +399,16 @@ def test_attempts_are_looked_at_before_the_hint():
 # --- deadline ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("left", "made"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)])
+@pytest.mark.parametrize(
+    ("left", "made"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)]
+)
 def test_the_deadline_is_never_outslept(left, made):
     """The wait and a second for the attempt must fit."""
     found = decide(error(e.ServerError), left=left)
 
-    assert found == (RetryDecision(delay=1.0, reason="server") if made else GiveUp(reason="deadline", wait=1.0))
+    assert found == (
+        RetryDecision(delay=1.0, reason="server") if made else GiveUp(reason="deadline", wait=1.0)
+    )
 
 
 def test_ninety_seconds_with_thirty_left():
@@ -488,7 +492,9 @@ def test_every_decision_is_safe(seed, kinds, hints, left, jitter, retry_delay, c
     deadline = Deadline.after(left, SimulatedClock(start=0.0).now)
     history = RetryHistory()
     for kind, hint in zip(kinds, hints, strict=False):
-        made = policy.decide(error(kind, hint=hint, sent="maybe"), history, deadline, Facts(idempotent=not chat))
+        made = policy.decide(
+            error(kind, hint=hint, sent="maybe"), history, deadline, Facts(idempotent=not chat)
+        )
         if isinstance(made, GiveUp):
             break
         assert 0 <= made.delay <= 121 + retry_delay / 2 + max(0.0, retry_delay - 16)
@@ -502,7 +508,9 @@ def test_every_decision_is_safe(seed, kinds, hints, left, jitter, retry_delay, c
 
 def test_decisions_are_values():
     """Frozen, comparable, with defaults that say what is usual."""
-    assert RetryDecision(delay=1.0, reason="server") == evolve(RetryDecision(delay=2.0, reason="server"), delay=1.0)
+    assert RetryDecision(delay=1.0, reason="server") == evolve(
+        RetryDecision(delay=2.0, reason="server"), delay=1.0
+    )
     assert (14, True, True, False) == (
         retried("server").cost,
         retried("server").counted,

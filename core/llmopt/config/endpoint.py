@@ -9,11 +9,11 @@ from attrs import field, frozen
 
 from llmopt.config.credential import CredentialSource
 from llmopt.config.rates import Rates
-from llmopt.config.tables import names_only
 from llmopt.config.tree import Flags
 from llmopt.values.profile import Timeouts
 from llmopt.values.secret import Secret
 from llmopt.values.settings import Settings
+from llmopt.values.shown import names
 
 
 @frozen(kw_only=True)
@@ -56,7 +56,7 @@ class Endpoint:
     weight: float = 1.0
     credential: CredentialSource
     auth: str = "bearer"
-    headers: Mapping[str, str] = field(factory=dict, repr=names_only)
+    headers: Mapping[str, str] = field(factory=dict, repr=names)
     timeouts: Timeouts = field(factory=Timeouts)
     max_retries: int = 2
     retry_delay: float = 1.0
@@ -70,7 +70,7 @@ class Endpoint:
     cache_ttl: float | None = None
     cache_dir: str | None = None
     flags: Flags = field(factory=Flags)
-    options: Mapping[str, Any] = field(factory=dict, repr=names_only)
+    options: Mapping[str, Any] = field(factory=dict, repr=names)
     in_process: bool = False
 
     def rpm_for(self, *names: str) -> float | None:

@@ -4,11 +4,10 @@ Each function makes an attrs field. A check belongs to the class, not to the way
 a table from a file and a call of the constructor pass the same one.
 """
 
-# ruff: noqa: ANN401 - a field takes any value; its check is what gives it a type
-
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Final, TypeGuard
 
@@ -21,6 +20,9 @@ LONGEST_S: Final = 1e9
 """No time is longer than thirty years; clocks overflow somewhere beyond."""
 MOST: Final = 10**9
 FASTEST: Final = 1e12
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_USUAL: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
 def _key(expected: str, fits: Callable[[Any], bool], convert: Callable[[object], object], **more: Any) -> Any:
@@ -78,6 +80,21 @@ def boolean() -> Any:
 def text(**more: Any) -> Any:
     """Text with something in it."""
     return _key("text", lambda v: isinstance(v, str) and bool(v) and "\0" not in v, lambda v: v, **more)
+
+
+def variable() -> Any:
+    """The name of an environment variable."""
+    return _key(
+        "the name of an environment variable",
+        lambda v: isinstance(v, str) and bool(_VARIABLE.fullmatch(v)),
+        lambda v: v,
+        repr=lambda v: repr(v) if v is None else shown_variable(v),
+    )
+
+
+def shown_variable(name: str) -> str:
+    """The name of a variable for a message; hidden if it looks like a key that was put there by mistake."""
+    return str(name) if _USUAL.fullmatch(name) else "'***'"
 
 
 def folder() -> Any:

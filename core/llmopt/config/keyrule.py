@@ -6,6 +6,7 @@ from llmopt.config.baseurl import BaseUrl, parse_base_url
 from llmopt.config.credential import CredentialSource
 from llmopt.config.environment import Environment
 from llmopt.config.envtext import EnvText
+from llmopt.config.fields import shown_variable
 from llmopt.config.hosts import is_loopback, matches
 from llmopt.config.tree import ProviderEntry
 from llmopt.errors import ConfigError
@@ -58,7 +59,8 @@ def _from_variable(path: str, text: EnvText) -> CredentialSource:
 
 
 def _unset(path: str, variable: str) -> CredentialSource:
-    problem = f"{path}: api_key_env names the environment variable {variable}, which is not set."
+    shown = shown_variable(variable)
+    problem = f"{path}: api_key_env names the environment variable {shown}, which is not set."
     return CredentialSource(path, problem=problem)
 
 

@@ -1,7 +1,5 @@
 """The keys that hold a table: rates by model, switches by name, headers."""
 
-# ruff: noqa: ANN401 - as in fields.py
-
 from __future__ import annotations
 
 import re
@@ -19,11 +17,6 @@ _OURS: Final = frozenset(
     {"connection", "content-encoding", "content-length", "host", "te", "transfer-encoding", "upgrade"}
 )
 """Headers that the wire sets; another value would break the framing of requests."""
-
-
-def names_only(table: Mapping[str, object]) -> str:
-    """A table as ``repr`` shows it: its keys without their values."""
-    return repr(list(table))
 
 
 def rate() -> Any:

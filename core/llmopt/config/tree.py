@@ -10,10 +10,11 @@ from attrs import evolve, field, fields, frozen
 
 from llmopt.config.envtext import as_bool
 from llmopt.config.faults import KeyFault, child, got
-from llmopt.config.fields import boolean, count, folder, seconds, share, table_of, text
-from llmopt.config.tables import names_only, rate, to_headers, to_switches
+from llmopt.config.fields import boolean, count, folder, seconds, share, table_of, text, variable
+from llmopt.config.tables import rate, to_headers, to_switches
 from llmopt.errors import ConfigError
 from llmopt.values.secret import Secret
+from llmopt.values.shown import names
 
 TokenProvider: TypeAlias = Callable[[], str | Awaitable[str]]
 """Called for every attempt; gives a key or token that is valid now."""
@@ -119,8 +120,8 @@ class _Entry:
 
     base_url: str | None = text(repr=_shown_url)
     api_key: Secret | TokenProvider | None = field(default=None, converter=_key, repr=False)
-    api_key_env: str | None = text()
-    headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=names_only)
+    api_key_env: str | None = variable()
+    headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=names)
     timeouts: TimeoutsEntry = field(factory=TimeoutsEntry, validator=table_of(TimeoutsEntry))
     max_retries: int | None = count(least=0)
     retry_delay: float | None = seconds(zero=True)
@@ -135,7 +136,7 @@ class _Entry:
     cache_dir: str | None = folder()
     allow_http: bool | None = boolean()
     flags: Mapping[str, bool] = field(default=None, converter=_overrides)
-    options: Mapping[str, Any] = field(default=None, converter=_options, repr=names_only)
+    options: Mapping[str, Any] = field(default=None, converter=_options, repr=names)
 
     def __attrs_post_init__(self) -> None:
         if self.api_key is not None and self.api_key_env is not None:

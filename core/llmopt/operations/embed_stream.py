@@ -63,10 +63,13 @@ class EmbedStream:
             yield part
 
     async def _pieces(self) -> AsyncIterator[Batch | _Fault]:
-        """Batches; an input that cannot be sent ends the batch before it and stands alone."""
+        """Batches; an input that cannot be sent ends the batch before it and stands alone.
+
+        When the iterable raises, what it gave before is still sent.
+        """
         cutter: Final = self._job.cutter()
-        row = 0
-        async for text in as_async(self._texts):
+        source = _Source(self._texts)
+        async for row, text in source:
             fault = fault_of(text, row)
             if fault is None:
                 if (batch := cutter.add(text)) is not None:
@@ -74,9 +77,10 @@ class EmbedStream:
             else:
                 async for piece in self._around(fault, cutter, row):
                     yield piece
-            row += 1
         if (batch := cutter.flush()) is not None:
             yield batch
+        if source.failure is not None:
+            raise source.failure
 
     async def _around(self, fault: InvalidInput, cutter: Cutter, row: int) -> AsyncIterator[Batch | _Fault]:
         if (batch := cutter.flush()) is not None:
@@ -105,6 +109,23 @@ class EmbedStream:
             usage=outcome.usage,
             model=outcome.model or self._job.model,
         )
+
+
+class _Source:
+    """The caller's iterable, numbered; its exception is kept until the texts before it are through."""
+
+    def __init__(self, texts: Iterable[str] | AsyncIterable[str]) -> None:
+        self._texts: Final = texts
+        self.failure: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
+        row = 0
+        try:
+            async for text in as_async(self._texts):
+                yield row, text
+                row += 1
+        except Exception as error:  # noqa: BLE001 - the caller's own, raised to the caller
+            self.failure = error
 
 
 @frozen(kw_only=True)

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 
-from llmopt.wire import faults
+from llmopt.wire import endings
 from llmopt.wire.outgoing import Outgoing
 from llmopt.wire.protocol import Protocol
 from llmopt.wire.sockets import Sockets, finish
@@ -47,7 +47,7 @@ class Connector(aiohttp.TCPConnector):
             socket_factory=self._sockets.open,
             **({"keepalive_timeout": keepalive} if keepalive > 0 else {"force_close": True}),
         )
-        self._factory = partial(Protocol, loop=self._loop)
+        self._factory: partial[Any] = partial(Protocol, loop=self._loop)
         self.loop: Final = self._loop
         self.created = 0
         self.reused = 0
@@ -92,14 +92,14 @@ class Connector(aiohttp.TCPConnector):
             # aiohttp forgets to pass the turn on when the one whose turn it is gives up.
             self._release_waiter()
             if isinstance(error, TimeoutError):
-                raise faults.pool_timeout(trip) from None
+                raise endings.pool_timeout(trip) from None
             raise
         finally:
             trip.queued_s = self._loop.time() - started
 
     async def _get(self, key: ConnectionKey, traces: list[Any]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:
-            protocol = cast(Protocol, connection.protocol)
+            protocol = cast("Protocol", connection.protocol)
             if protocol.usable():
                 self.reused += 1
                 return connection
@@ -110,7 +110,7 @@ class Connector(aiohttp.TCPConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> Any:
-        trip = cast(Outgoing, req).trip
+        trip = cast("Outgoing", req).trip
         trip.phase = "connect"
         try:
             async with asyncio.timeout(trip.request.connect_timeout):
@@ -118,7 +118,7 @@ class Connector(aiohttp.TCPConnector):
         except TimeoutError as error:
             if error.errno is not None:
                 raise
-            raise faults.connect_timeout(trip) from None
+            raise endings.connect_timeout(trip) from None
         self.created += 1
         return protocol
 

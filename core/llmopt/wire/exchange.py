@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from llmopt.errors import LLMOptError
-from llmopt.wire import faults
-from llmopt.wire.body import Unpacker
+from llmopt.values.http import HttpResponse
+from llmopt.wire import endings, faults
 from llmopt.wire.connector import Connector
 from llmopt.wire.outgoing import Outgoing, outgoing
 from llmopt.wire.protocol import Protocol
+from llmopt.wire.reader import Reader
 from llmopt.wire.request import WireRequest
 from llmopt.wire.target import Target
 from llmopt.wire.trip import Trip
@@ -24,33 +26,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SUCCESS: Final = range(200, 300)
 _PROXY_AUTHENTICATION: Final = 407
 
 
-class Exchange:
+class Exchange(Reader):
     """From leasing a connection to giving it back or breaking it off.
 
     Whoever opens it ends it, on every way out, with `end`; that is synchronous, so that no cancellation
     can come between.
 
     Attributes:
-        trip: how far it has come.
-        status: status of the answer, 0 before its head was read.
-        headers: of the answer, with lower-case names.
+        raw_headers: of the answer, as they came.
     """
 
     def __init__(self, connector: Connector, target: Target, request: WireRequest) -> None:
-        self.trip: Final = Trip(request, target.origin, target.proxy)
-        self.status = 0
-        self.headers: dict[str, str] = {}
+        super().__init__(Trip(request, target.origin, target.proxy))
+        self.raw_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._connector: Final = connector
         self._target: Final = target
         self._outgoing: Outgoing | None = None
         self._connection: Connection | None = None
         self._protocol: Protocol | None = None
         self._payload: StreamReader = EMPTY_PAYLOAD
-        self._unpacker: Unpacker | None = None
         self._complete = False
 
     async def open(self) -> None:
@@ -58,7 +55,7 @@ class Exchange:
         trip, request = self.trip, self.trip.request
         self._outgoing = sending = outgoing(trip, self._target, self._connector.loop)
         self._connection = connection = await self._connector.lease(sending)
-        self._protocol = protocol = cast(Protocol, connection.protocol)
+        self._protocol = protocol = cast("Protocol", connection.protocol)
         trip.reused = protocol.served > 0
         protocol.begin(request.method)
         trip.phase = "send"
@@ -68,8 +65,22 @@ class Exchange:
         trip.phase = "read"
         self.status = trip.status = message.code
         self.headers = _folded(message.headers)
+        self.raw_headers = message.raw_headers
         if self.status == _PROXY_AUTHENTICATION and trip.proxy is not None and not self._target.tunnelled:
-            raise faults.proxy_refused(trip, self.status, message.reason)
+            raise endings.proxy_refused(trip, self.status, message.reason)
+
+    async def head(self) -> None:
+        """`open` within the attempt's time-out."""
+        async with asyncio.timeout(self.trip.request.timeout):
+            await self.open()
+
+    async def whole(self) -> HttpResponse:
+        """The whole answer within the attempt's time-out."""
+        async with asyncio.timeout(self.trip.request.timeout):
+            await self.open()
+            body = await self.body()
+        self.end()
+        return HttpResponse(status=self.status, headers=self.headers, body=body, info=self.trip.info())
 
     async def raw(self) -> bytes:
         """The next bytes of the body as they came, b"" at its end."""
@@ -77,33 +88,6 @@ class Exchange:
         if not data:
             self._complete = True
         return data
-
-    async def chunk(self) -> bytes:
-        """The next bytes of the body, unpacked, b"" at its end."""
-        unpacker = self._unpacker = self._unpacker or self._unpack()
-        while not unpacker.stopped:
-            data = await self.raw()
-            if not data:
-                unpacker.finish()
-                break
-            if piece := unpacker.feed(data):
-                return piece
-        return b""
-
-    async def body(self) -> bytes:
-        """The whole body, unpacked."""
-        unpacker = self._unpacker = self._unpack()
-        declared = self.headers.get("content-length", "")
-        if unpacker.plain and declared.isdecimal() and int(declared) <= unpacker.max_body:
-            # The parser holds it to its length: nothing to count, and no reason to stop the socket.
-            self._payload.set_read_chunk_size(int(declared) + 1)
-            read = self.raw
-        else:
-            read = self.chunk
-        pieces = []
-        while piece := await read():
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def guard(self, step: Coroutine[Any, Any, T]) -> T:
         """Take a step of this exchange; if it fails, end the exchange and raise llmopt's error for it."""
@@ -142,12 +126,13 @@ class Exchange:
         self.end()
         return faults.translate(error, trip)
 
-    def _unpack(self) -> Unpacker:
-        return Unpacker(
-            self.headers.get("content-encoding"),
-            self.trip.request.max_body,
-            cut=self.status not in _SUCCESS,
-        )
+    def _bounded(self, max_body: int) -> bool:
+        declared = self.headers.get("content-length", "")
+        if not declared.isdecimal() or int(declared) > max_body:
+            return False
+        # The parser holds the body to this length, so there is no reason to stop the socket either.
+        self._payload.set_read_chunk_size(int(declared) + 1)
+        return True
 
 
 def _folded(headers: CIMultiDictProxy[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from attrs import evolve, frozen
 
 from llmopt.values.http import HttpResponse
-from llmopt.wire import faults
+from llmopt.wire import endings
 from llmopt.wire.connector import Connector
 from llmopt.wire.exchange import Exchange
 from llmopt.wire.request import WireRequest
@@ -86,8 +86,8 @@ class ConnectionPool:
                 ``max_body`` ("too_large"), or cannot be unpacked ("decompression").
             ClientClosed: the pool was closed.
         """
-        exchange = self._exchange(request)
-        return await exchange.guard(_whole(exchange))
+        exchange = self.exchange(request)
+        return await exchange.guard(exchange.whole())
 
     @asynccontextmanager
     async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
@@ -95,7 +95,8 @@ class ConnectionPool:
 
         Leaving the block early closes the connection. Raises as `send` does, also from the iteration.
         """
-        exchange = await self.start(request)
+        exchange = self.exchange(request)
+        await exchange.guard(exchange.head())
 
         async def read() -> bytes:
             piece = await exchange.guard(exchange.chunk())
@@ -117,11 +118,10 @@ class ConnectionPool:
         finally:
             exchange.end()
 
-    async def start(self, request: WireRequest) -> Exchange:
-        """Send a request and read the head of its answer; the caller ends the exchange."""
-        exchange = self._exchange(request)
-        await exchange.guard(_head(exchange))
-        return exchange
+    def exchange(self, request: WireRequest) -> Exchange:
+        """An exchange on this event loop, not yet begun; its steps run in its ``guard``."""
+        target = self._targets.of(request.url)
+        return Exchange(self._connector(), target, request)
 
     async def aclose(self) -> None:
         """Break off what is under way and close all connections. Later requests raise `ClientClosed`."""
@@ -146,10 +146,6 @@ class ConnectionPool:
             total = _sum(total, connector)
         return total
 
-    def _exchange(self, request: WireRequest) -> Exchange:
-        target = self._targets.of(request.url)
-        return Exchange(self._connector(), target, request)
-
     def _connector(self) -> Connector:
         self._disown_if_forked()
         loop = asyncio.get_running_loop()
@@ -162,7 +158,7 @@ class ConnectionPool:
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Connector:
         if self._closed:
-            raise faults.closed()
+            raise endings.closed()
         connector = Connector(pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls)
         self._connectors[loop] = connector
         return connector
@@ -217,21 +213,6 @@ def _disown_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_all)
-
-
-async def _head(exchange: Exchange) -> None:
-    async with asyncio.timeout(exchange.trip.request.timeout):
-        await exchange.open()
-
-
-async def _whole(exchange: Exchange) -> HttpResponse:
-    async with asyncio.timeout(exchange.trip.request.timeout):
-        await exchange.open()
-        body = await exchange.body()
-    exchange.end()
-    return HttpResponse(
-        status=exchange.status, headers=exchange.headers, body=body, info=exchange.trip.info()
-    )
 
 
 def _leave(loop: asyncio.AbstractEventLoop, connector: Connector) -> None:

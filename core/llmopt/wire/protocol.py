@@ -71,19 +71,29 @@ class Protocol(ResponseHandler):
             return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Learn the socket, to ask it later whether something lies there."""
         super().connection_made(transport)
         opened = transport.get_extra_info("socket")
         if opened is not None:
             self._readable = watch(opened.fileno())
 
     def data_received(self, data: bytes) -> None:
+        """Note that the peer has spoken."""
         self.heard = True
         super().data_received(data)
+        # aiohttp tells nobody of a malformed chunk that comes after the head of its answer was read.
+        if self._exception is not None:
+            self._break(self._exception)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        """Note how it ended, and end the answer with it."""
         self.broken = exc
-        payload = self._payload
         # aiohttp takes a reset for the regular end of a body that has no length.
-        if exc is not None and payload is not None and not payload.is_eof():
-            payload.set_exception(ClientPayloadError(), exc)
+        if exc is not None:
+            self._break(ClientPayloadError())
         super().connection_lost(exc)
+
+    def _break(self, error: BaseException) -> None:
+        payload = self._payload
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(error)

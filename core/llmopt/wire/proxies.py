@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
 from typing import Final
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
 
 from attrs import field, frozen
 
@@ -27,20 +29,54 @@ class Proxy:
     authorization: str | None = field(default=None, repr=False)
 
 
-def proxy_for(origin: str) -> Proxy | None:
+def proxy_for(origin: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
     """The proxy that the environment names for an origin, None where requests go straight.
 
-    Nothing else of the environment is looked at: no netrc, no ALL_PROXY, no settings of the system.
+    Lower-case variables win, as everywhere. NO_PROXY lists hosts, each with all below it, host:port,
+    addresses, networks such as 10.0.0.0/8, or ``*``. Nothing else is looked at: no netrc, no ALL_PROXY,
+    no settings of the system.
 
     Raises:
         ConfigError: the variable's value cannot be used; the message never holds it.
     """
-    scheme, _, authority = origin.partition("://")
-    proxies = getproxies_environment()
-    text = proxies.get(scheme)
-    if not text or proxy_bypass_environment(authority, proxies):
+    parts = urlsplit(origin)
+    variable = f"{parts.scheme.upper()}_PROXY"
+    text = environment.get(variable.lower()) or _upper(variable, environment)
+    excepted = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if not text or _bypasses(parts.hostname or "", parts.port, excepted):
         return None
-    return _parse(text, f"{scheme.upper()}_PROXY")
+    return _parse(text, variable)
+
+
+def _upper(variable: str, environment: Mapping[str, str]) -> str | None:
+    # In a CGI program HTTP_PROXY is the header "Proxy" of whoever asks.
+    forged = variable == "HTTP_PROXY" and "REQUEST_METHOD" in environment
+    return None if forged else environment.get(variable)
+
+
+def _bypasses(host: str, port: int | None, excepted: str) -> bool:
+    return any(_matches(host, port, entry.strip().lower()) for entry in excepted.split(","))
+
+
+def _matches(host: str, port: int | None, entry: str) -> bool:
+    if entry == "*":
+        return True
+    if "/" in entry:
+        return _within(host, entry)
+    name, colon, number = entry.rpartition(":")
+    if colon and number.isdecimal() and not name.endswith(":"):
+        if port is None or int(number) != port:
+            return False
+        entry = name
+    entry = entry.strip("[]").removeprefix("*").removeprefix(".")
+    return bool(entry) and (host == entry or host.endswith(f".{entry}"))
+
+
+def _within(host: str, network: str) -> bool:
+    try:
+        return ip_address(host) in ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def _parse(text: str, variable: str) -> Proxy:

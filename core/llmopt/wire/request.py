@@ -11,6 +11,14 @@ def _without_query(url: str) -> str:
     return repr(url.partition("?")[0])
 
 
+def _names(headers: Mapping[str, str]) -> str:
+    return repr(list(headers))
+
+
+def _size(body: bytes | None) -> str:
+    return "None" if body is None else f"<{len(body)} bytes>"
+
+
 @frozen(kw_only=True)
 class WireRequest:
     """What to send, and the bounds within which an answer is wanted.
@@ -29,8 +37,8 @@ class WireRequest:
 
     method: str
     url: str = field(repr=_without_query)
-    headers: Mapping[str, str] = field(factory=dict, repr=list)
-    body: bytes | None = field(default=None, repr=lambda body: "None" if body is None else f"{len(body)} bytes")
+    headers: Mapping[str, str] = field(factory=dict, repr=_names)
+    body: bytes | None = field(default=None, repr=_size)
     connect_timeout: float | None = 10.0
     pool_timeout: float | None = 5.0
     timeout: float | None = 60.0

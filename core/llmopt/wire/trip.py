@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llmopt.errors import Sent
 from llmopt.values.attempt import AttemptInfo, Phase
-from llmopt.wire.proxies import Proxy
 from llmopt.wire.request import WireRequest
+
+if TYPE_CHECKING:
+    from llmopt.wire.proxies import Proxy
 
 _USUAL: Final = AttemptInfo(phase="done", reused=True, sent="yes")
 

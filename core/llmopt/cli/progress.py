@@ -1,0 +1,82 @@
+"""How far a run is, on a terminal and nowhere else."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress
+
+    from llmopt.cli.tally import Tally
+
+
+class Watcher(Protocol):
+    """Is shown the numbers whenever they change."""
+
+    def show(self, tally: Tally) -> None:
+        """Take a look."""
+        ...
+
+
+class _Nobody:
+    def show(self, tally: Tally) -> None:
+        """Nobody looks."""
+
+
+def watcher(total: int | None, *, quiet: bool, no_color: bool) -> AbstractContextManager[Watcher]:
+    """A bar where standard error is a terminal, else nothing.
+
+    Args:
+        total: number of texts, None when it is not known.
+        quiet: nothing in any case.
+        no_color: without colours.
+    """
+    if quiet or not sys.stderr.isatty():
+        return nullcontext(_Nobody())
+    return ProgressBar(total, no_color=no_color)
+
+
+class ProgressBar:
+    """Texts, rate, time left and tokens, in one line that goes away at the end."""
+
+    def __init__(self, total: int | None, *, no_color: bool) -> None:
+        self._total: Final = total
+        self._bar: Final = _bar(known=total is not None, no_color=no_color)
+        self._task: Final = self._bar.add_task("", total=total, of=f"/{total:,}" if total else "", tokens=0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, tally: Tally) -> None:
+        """Show these numbers."""
+        self._bar.update(self._task, completed=tally.texts, tokens=tally.tokens, rate=_rate(tally))
+
+
+def _rate(tally: Tally) -> float:
+    return tally.texts / tally.seconds if tally.seconds else 0.0
+
+
+def _bar(*, known: bool, no_color: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed:,.0f}{task.fields[of]} texts"),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        *([TimeRemainingColumn(compact=True), TextColumn("left")] if known else []),
+        TextColumn("{task.fields[tokens]:,} tokens"),
+    ]
+    # None leaves the choice to NO_COLOR and to the kind of terminal.
+    console = Console(stderr=True, no_color=no_color or None)
+    return Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

@@ -1,0 +1,81 @@
+"""A JSON object a line, for each text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from llmopt.cli.writers.append import AppendFile
+from llmopt.cli.writers.rows import Rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_DIGITS: Final = 9
+"""So many tell any two float32 apart."""
+_LARGEST_EXACT: Final = 22
+"""Up to here a power of ten is a float64 without loss."""
+
+
+class JsonlWriter:
+    """Writes ``{"index": ..., "line": ..., "embedding": [...]}``; a failed row has null and an "error".
+
+    Args:
+        path: of a file that is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: Final = AppendFile(path)
+        self._encoder: Final = msgspec.json.Encoder()
+
+    def add(self, rows: Rows) -> None:
+        """Write rows."""
+        records = map(_record, range(len(rows)), [rows] * len(rows), _numbers(rows))
+        self._file.append(self._encoder.encode_lines(records))
+
+    def finish(self) -> None:
+        """All is written already."""
+        self._file.close()
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
+
+
+def _numbers(rows: Rows) -> list[list[float]]:
+    numbers: list[list[float]] = shortest(rows.vectors).tolist()
+    return numbers
+
+
+def _record(position: int, rows: Rows, numbers: list[float]) -> dict[str, Any]:
+    error = rows.errors.get(position)
+    record: dict[str, Any] = {
+        "index": rows.start + position,
+        "line": rows.lines[position],
+        "embedding": numbers if error is None else None,
+    }
+    if rows.texts is not None:
+        record["text"] = rows.texts[position]
+    if error is not None:
+        record["error"] = error
+    return record
+
+
+def shortest(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The float64 of nine digits beside each float32: half as long to write, and the same float32 again.
+
+    What is too small or too large for that, or not finite, stays as it is.
+    """
+    import numpy as np
+
+    exact = vectors.astype(np.float64)
+    # An exponent of two gives that of ten to within one; a digit more than needed does no harm.
+    _, binary = np.frexp(exact)
+    power = _DIGITS - np.floor(binary * np.log10(2)).astype(np.int64)
+    fits = (power >= 0) & (power <= _LARGEST_EXACT) & np.isfinite(exact)
+    scale = (10.0 ** np.arange(_LARGEST_EXACT + 1))[np.where(fits, power, 0)]
+    # A whole number over an exact power of ten is rounded once, to the very float64 of that decimal.
+    return np.where(fits, np.rint(exact * scale) / scale, exact)

@@ -1,0 +1,44 @@
+"""What an operation asks of the engine: a call, and how much it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic
+
+from attrs import field, frozen
+
+from llmopt.engine.outcome import Parse, T
+from llmopt.policies.deadline import Deadline
+from llmopt.values.calls import Call
+from llmopt.values.embeddings import Usage
+
+
+def _no_usage(_: object) -> Usage | None:
+    return None
+
+
+@frozen(kw_only=True)
+class Request(Generic[T]):
+    """One request, however often it has to be sent.
+
+    Attributes:
+        call: what is asked for.
+        parse: reads a 2xx answer.
+        deadline: of the caller's whole call.
+        max_body: most bytes of an unpacked answer.
+        items: texts in it.
+        tokens: estimate of its tokens, what it costs of a rate limit.
+        fill: how much of the largest allowed request it is, 0 to 1; decides its time-out.
+        wait_when_open: whether to wait while all endpoints are given a rest.
+        usage_of: the usage that an answer reports, None when it reports none.
+    """
+
+    call: Call
+    parse: Parse[T] = field(repr=False)
+    deadline: Deadline
+    max_body: int
+    items: int = 0
+    tokens: int = 0
+    fill: float = 0.0
+    wait_when_open: bool = False
+    usage_of: Callable[[T], Usage | None] = field(default=_no_usage, repr=False)

@@ -1,0 +1,188 @@
+"""How fast one quantity (requests, or tokens) may go: what is known, and what is learned.
+
+Three voices are heard, the lowest decides:
+
+* the **ceiling**: the configured limit, and the limit that headers tell.
+* the **share** of it that others who use the same quota leave us. What headers tell of the rest is the
+  common signal: all clients of a quota see the same rest, and a controller (proportional and integral,
+  on the logarithm of the rate) holds it at a set point. It is the idea of RCP (Dukkipati 2005), with the rest
+  of the bucket in the place of the queue: a refusal is foreseen rather than provoked.
+* the **learned** rate, for refusals that no header foretold: CUBIC (RFC 9438, as the AWS SDKs use
+  it: a cut by 0.7, slow round the rate of the last refusal, then ever faster), in units of
+  the rate itself so that one curve serves 1 and 10,000 a second. The rate it comes back to is
+  measured: between two refusals an empty bucket became empty again, so what was granted is what the server
+  gives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from llmopt.values.limits import RateLimit
+
+CUT: Final = 0.7
+"""Rate after a refusal, as a part of the rate before (CUBIC's beta in the AWS SDKs)."""
+CUT_EVERY_S: Final = 1.0
+"""One overload shows in many answers: they count once."""
+_RECOVERY_S: Final = 8.0
+"""Seconds from a cut back to the rate of the refusal; the curve is symmetric about this point."""
+_ANCHOR_S: Final = 20.0
+_SHORTEST_SPAN_S: Final = 0.5
+
+_LOW_MARK: Final = 0.2
+_MARK_WHEN_SHARED: Final = 0.3
+_PROPORTIONAL: Final = 1.5
+_INTEGRAL: Final = 0.5
+_SMALLEST_SHARE: Final = math.log(0.01)
+_MOST_ELAPSED_S: Final = 1.0
+
+_JUMP: Final = 10.0
+"""A told limit that changes by more than this factor is believed when it is repeated."""
+_REPEATS: Final = 3
+
+
+class Pace:
+    """The rate of one quantity, per second.
+
+    Attributes:
+        rate: the rate in force.
+        ceiling: the rate that is known to be allowed; infinite when nothing is known.
+    """
+
+    __slots__ = (
+        "_anchor",
+        "_configured",
+        "_cut_at",
+        "_deepest",
+        "_error",
+        "_full",
+        "_observed_at",
+        "_peak",
+        "_share",
+        "_strange",
+        "_told",
+        "burst_s",
+        "ceiling",
+        "moving",
+        "rate",
+    )
+
+    def __init__(self, per_second: float | None, burst_s: float) -> None:
+        self._configured = math.inf if per_second is None else per_second
+        self._told = math.inf
+        self.burst_s = burst_s
+        self.ceiling = self._configured
+        self.rate = self.ceiling
+        self.moving = False
+        self._share = 0.0  # logarithm
+        self._error = 0.0
+        self._observed_at = -math.inf
+        self._deepest = 0.0
+        self._strange = 0
+        self._peak = math.inf  # of the learned curve
+        self._cut_at = -math.inf
+        self._anchor = (0.0, 0.0)
+        self._full = True
+
+    @property
+    def share(self) -> float:
+        """The part of the ceiling that is ours; below 1 when others use the quota too."""
+        return math.exp(self._share)
+
+    # The ceiling
+
+    def hear(self, limit: RateLimit) -> None:
+        """Take note of a limit that headers tell."""
+        if limit.limit is None or limit.window_s <= 0:
+            return
+        told = limit.limit / limit.window_s
+        if self.ceiling != math.inf and not 1 / _JUMP <= told / self.ceiling <= _JUMP:
+            self._strange += 1
+            if told < self.ceiling and self._strange < _REPEATS:
+                return
+        self._strange = 0
+        self._told = told
+        self.ceiling = min(self._configured, told)
+        self._combine(self._observed_at)
+
+    # The share
+
+    def feel(self, now: float, rest: float, expected: float) -> None:
+        """Learn from the rest that headers tell.
+
+        Args:
+            now: seconds.
+            rest: as told.
+            expected: what should be left by now, what is under way taken off.
+        """
+        self._deepest = max(rest, self._deepest)
+        depth = min(self._deepest, self.ceiling * self.burst_s)
+        if depth <= 0 or depth == math.inf:
+            return
+        mark = _LOW_MARK + _MARK_WHEN_SHARED * (1 - self.share)
+        self._error = max(-1.0, min(1.0, expected / depth - mark))
+        elapsed = min(now - self._observed_at, _MOST_ELAPSED_S)
+        self._observed_at = now
+        self._shift(_INTEGRAL * self._error * elapsed)
+        self._combine(now)
+
+    def yield_to_others(self, now: float) -> None:
+        """Cut the share after a refusal that the rest explains."""
+        if now - self._cut_at >= CUT_EVERY_S:
+            self._cut_at = now
+            self._shift(math.log(CUT))
+            self._combine(now)
+
+    def _shift(self, by: float) -> None:
+        self._share = max(_SMALLEST_SHARE, min(0.0, self._share + by))
+
+    # The learned rate
+
+    def cut(self, now: float, sent_at: float, accepted: float, floor: float) -> None:
+        """Slow down after a refusal that nothing foretold.
+
+        Args:
+            now: seconds.
+            sent_at: when the refused request was sent; what was sent before the last cut is no news.
+            accepted: all that was ever granted and not refused.
+            floor: the lowest rate.
+        """
+        if sent_at < self._cut_at or now - self._cut_at < CUT_EVERY_S:
+            return
+        current = self._curve(now)
+        began, base = self._anchor
+        span = now - began + (1.0 if self._full else 0.0)
+        measured = (accepted - base) / span if span >= _SHORTEST_SPAN_S else current
+        self._peak = max(floor / CUT, min(current, measured))
+        self._cut_at = now
+        if self._full or now - began > _ANCHOR_S:
+            self._anchor = (now, accepted)
+            self._full = False
+        self._combine(now)
+
+    def begin(self, now: float, accepted: float) -> None:
+        """Sending starts, or starts again after a rest: the server's bucket may be full."""
+        self._anchor = (now, accepted)
+        self._full = True
+
+    def _curve(self, now: float) -> float:
+        if self._peak == math.inf:
+            return self.ceiling
+        x = (now - self._cut_at) / _RECOVERY_S - 1
+        return self._peak * (1 + (1 - CUT) * x * x * x)
+
+    def advance(self, now: float) -> float:
+        """The rate at a later time, along the curve."""
+        self._combine(now)
+        return self.rate
+
+    def _combine(self, now: float) -> None:
+        shared = self.ceiling
+        if self._share < 0.0 or self._error < 0.0:
+            shared *= min(1.0, math.exp(self._share + _PROPORTIONAL * self._error))
+        learned = self._curve(now)
+        if learned >= self.ceiling:
+            self._peak = math.inf
+        self.moving = self._peak != math.inf
+        self.rate = min(shared, learned)

@@ -1,0 +1,110 @@
+"""The decision: may this request go now?"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from llmopt.policies.bucket import Bucket
+from llmopt.policies.lease import Lease
+from llmopt.policies.pace import Pace
+from llmopt.values.limits import RateLimits
+
+_BACKOFF_S: Final = 0.5
+_LONGEST_BACKOFF_S: Final = 30.0
+_FLOOR: Final = 0.5
+_CANARY_FROM_S: Final = 2.0
+_IDLE_S: Final = 5.0
+
+
+class Quota:
+    def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
+        self.requests = Bucket(Pace(None if rpm is None else rpm / 60, 1.0), 1.0, now)
+        self.tokens = Bucket(Pace(None if tpm is None else tpm / 60, 5.0), 0.0, now)
+        self.cause = ""
+        self.number = 0
+        self._closed_until = -math.inf
+        self._pause_s = 0.0
+        self._probing = False
+        self.canary: Lease | None = None
+        self._strikes = 0
+        self._penalized_at = -math.inf
+        self._newest = 0
+        self._last = -math.inf
+
+    def wait(self, now: float, tokens: float) -> float:
+        if now < self._closed_until:
+            self.cause = "canary" if self._probing and self.canary else "pause"
+            return self._closed_until - now
+        short = self.requests.wait(now, 1.0)
+        other = self.tokens.wait(now, tokens)
+        if short > 0 or other > 0:
+            self.cause = "requests" if short >= other else "tokens"
+        return max(short, other)
+
+    def take(self, now: float, tokens: float) -> Lease:
+        self.requests.take(1.0)
+        self.tokens.take(tokens)
+        self.number += 1
+        if now - self._last > _IDLE_S:
+            self.requests.pace.begin(now, self.requests.spent - self.requests.refused)
+            self.tokens.pace.begin(now, self.tokens.spent - self.tokens.refused)
+        self._last = now
+        lease = Lease(self, tokens, now, self.number, self.requests.spent, self.tokens.spent)
+        if self._probing:
+            self.canary = lease
+            self._closed_until = now + max(1.0, self._pause_s)
+        return lease
+
+    def observe(self, now: float, limits: RateLimits, lease: Lease) -> None:
+        if lease.number < self._newest:
+            return
+        self._newest = lease.number
+        if limits.requests is not None:
+            self.requests.observe(now, limits.requests, lease.sent_at, self.requests.spent - lease.requests_mark)
+        if limits.tokens is not None:
+            self.tokens.observe(now, limits.tokens, lease.sent_at, self.tokens.spent - lease.tokens_mark)
+
+    def answered(self, lease: Lease) -> None:
+        self.requests.release()
+        self.tokens.release()
+        self._strikes = 0
+        if lease is self.canary:
+            self.canary = None
+            self._probing = False
+            self._closed_until = -math.inf
+
+    def penalize(self, now: float, retry_after: float | None, lease: Lease, limits: RateLimits | None) -> None:
+        self.requests.refused += 1
+        self.tokens.refused += lease.tokens
+        news = lease.sent_at >= self._penalized_at
+        if news:
+            self._strikes += 1
+            self._penalized_at = now
+        if lease is self.canary:
+            self.canary = None
+        pause = retry_after
+        if pause is None:
+            pause = min(_BACKOFF_S * 2 ** (self._strikes - 1), _LONGEST_BACKOFF_S) if news else 0.0
+        if now + pause > self._closed_until:
+            self._closed_until = now + pause
+            self._pause_s = pause
+        self._probing = self._probing or pause >= _CANARY_FROM_S or self._strikes > 2
+        explained = False
+        if limits is not None:
+            if limits.requests is not None and limits.requests.remaining is not None and limits.requests.remaining < 1 and self.requests.pace.ceiling < math.inf:
+                self.requests.pace.yield_to_others(now)
+                self.requests.resize(now)
+                explained = True
+            if limits.tokens is not None and limits.tokens.remaining is not None and limits.tokens.remaining < lease.tokens and self.tokens.pace.ceiling < math.inf:
+                self.tokens.pace.yield_to_others(now)
+                self.tokens.resize(now)
+                explained = True
+        if not explained:
+            mean = self.tokens.spent / max(1.0, self.requests.spent)
+            for b, floor in ((self.requests, _FLOOR), (self.tokens, _FLOOR * mean)):
+                b.wait(now, 0.0)
+                b.pace.cut(now, lease.sent_at, b.spent - b.refused, min(floor, b.pace.ceiling))
+                b.resize(now)
+                b.level = min(b.level, 0.0)
+        self.tokens.give_back(lease.tokens)

@@ -1,0 +1,213 @@
+"""Which base URLs are taken, in which spelling, and which never see a request."""
+
+import pytest
+
+from llmopt.config.baseurl import BaseUrl, parse_base_url
+from llmopt.config.hosts import is_loopback, matches
+from tests.config.helpers import CANARY, entry_fault, fault, one
+
+
+def parse(text: str, *, allow_http: bool = False) -> BaseUrl:
+    return parse_base_url(text, path="providers.acme.base_url", entry="providers.acme", allow_http=allow_http)
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "origin"),
+    [
+        ("https://api.acme.example", "https://api.acme.example", "https://api.acme.example"),
+        ("https://api.acme.example/v1/", "https://api.acme.example/v1", "https://api.acme.example"),
+        ("HTTPS://API.Acme.Example/V1", "https://api.acme.example/V1", "https://api.acme.example"),
+        ("https://api.acme.example:443/v1", "https://api.acme.example/v1", "https://api.acme.example"),
+        (
+            "https://api.acme.example:8443/v1",
+            "https://api.acme.example:8443/v1",
+            "https://api.acme.example:8443",
+        ),
+        ("https://api.acme.example./v1", "https://api.acme.example/v1", "https://api.acme.example"),
+        ("https://a/b%20c/d~e", "https://a/b%20c/d~e", "https://a"),
+        ("http://localhost:11434", "http://localhost:11434", "http://localhost:11434"),
+        ("http://models.localhost", "http://models.localhost", "http://models.localhost"),
+        ("http://127.0.0.1:80/v1", "http://127.0.0.1/v1", "http://127.0.0.1"),
+        ("http://127.8.9.1:8000", "http://127.8.9.1:8000", "http://127.8.9.1:8000"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1", "http://[::1]:8000"),
+        ("https://[2001:DB8:0:0::1]/v1", "https://[2001:db8::1]/v1", "https://[2001:db8::1]"),
+        ("https://10.1.2.3/v1", "https://10.1.2.3/v1", "https://10.1.2.3"),
+        ("https://my_service.internal", "https://my_service.internal", "https://my_service.internal"),
+        ("https://bücher.example/v1", "https://xn--bcher-kva.example/v1", "https://xn--bcher-kva.example"),
+        ("https://api。acme。example", "https://api.acme.example", "https://api.acme.example"),
+        ("https://ａｐｉ.acme.example", "https://api.acme.example", "https://api.acme.example"),  # noqa: RUF001
+    ],
+)
+def test_a_url_has_one_spelling(text: str, url: str, origin: str) -> None:
+    """So that origins can be compared."""
+    found = parse(text)
+    assert (found.url, found.origin) == (url, origin)
+    assert parse(found.url) == found
+
+
+HOMOGRAPH = "https://api.аcme.example/v1"  # noqa: RUF001 - a Cyrillic a, which is the point
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("http://api.acme.example", "plain http to api.acme.example is refused"),
+        ("http://10.0.0.5:8000", "plain http to 10.0.0.5 is refused"),
+        ("http://127.0.0.1.evil.example", "plain http to 127.0.0.1.evil.example is refused"),
+        ("http://127.evil", "plain http to 127.evil is refused"),
+        ("http://notlocalhost", "plain http to notlocalhost is refused"),
+        (f"https://user:{CANARY}@api.acme.example", "it holds an @"),
+        (f"https://{CANARY}@api.acme.example", "it holds an @"),
+        ("https://api.acme.example/@x", "it holds an @"),
+        (f"https://api.acme.example/v1?key={CANARY}", "a query"),
+        (f"https://api.acme.example/v1#{CANARY}", "a fragment"),
+        ("https://api.acme.example?", "a query"),
+        ("//evil", "expected https://<host>"),
+        ("https:////evil", "expected https://<host>"),
+        ("https://api.acme.example//evil", "expected https://<host>"),
+        ("https:\\\\api.acme.example", "a backslash"),
+        ("https://api.acme.example\\@evil", "a backslash"),
+        ("https://169.254.169.254/latest", "link-local"),
+        ("https://169.254.1.1", "link-local"),
+        ("https://[fe80::1]", "link-local"),
+        ("https://[fe80::1%25eth0]", "expected a host, or a host and a port"),
+        ("https://2852039166", "four decimal numbers"),
+        ("https://0xa9fea9fe", "four decimal numbers"),
+        ("https://0xA9.0xFE.0xA9.0xFE", "four decimal numbers"),
+        ("https://0251.0376.0251.0376", "four decimal numbers"),
+        ("https://169.16689662", "four decimal numbers"),
+        ("https://169.254.43518", "four decimal numbers"),
+        ("https://169.254.169.254.", "link-local"),
+        ("https://169.254.169.0xfe", "four decimal numbers"),
+        ("http://2130706433", "four decimal numbers"),
+        ("http://127.1", "four decimal numbers"),
+        ("https://999.1.1.1", "four decimal numbers"),
+        ("https://１６９.２５４.１６９.２５４", "link-local"),  # noqa: RUF001 - full-width digits
+        ("https://169。254。169。254", "link-local"),
+        ("https://[::ffff:169.254.169.254]", "inside an IPv6 address"),
+        ("https://[::ffff:a9fe:a9fe]", "inside an IPv6 address"),
+        ("http://[::ffff:127.0.0.1]", "inside an IPv6 address"),
+        ("https://[::169.254.169.254]", "inside an IPv6 address"),
+        ("https://[64:ff9b::a9fe:a9fe]", "inside an IPv6 address"),
+        ("https://[2002:a9fe:a9fe::]", "inside an IPv6 address"),
+        ("https://[fd00:ec2::254]", "metadata service"),
+        ("https://100.100.100.200", "metadata service"),
+        ("https://metadata.google.internal", "metadata service"),
+        ("https://Metadata.Google.Internal.", "metadata service"),
+        ("http://0.0.0.0:8000", "write 127.0.0.1"),
+        ("http://[::]:8000", "write 127.0.0.1"),
+        ("https://224.0.0.1", "a group"),
+        ("https://255.255.255.255", "a group"),
+        (" https://api.acme.example", "a space"),
+        ("https://api.acme.example ", "a space"),
+        ("https://api.acme.example\n", "a line break"),
+        ("https://api.\tacme.example", "a control character"),
+        ("https://api.acme.example/\x00", "a control character"),
+        ("https://api.acme.example\u202e/x", "a control character"),
+        ("https://api.acme.example/\u00a0", "a control character"),
+        ("https://api.acme.example/ä", "a character outside ASCII"),
+        ("https://api.acme.example/v1/../admin", "a . or .. step"),
+        ("https://api.acme.example/./v1", "a . or .. step"),
+        ("https://a%2eb", "a character that no host has"),
+        ("https://a,b", "a character that no host has"),
+        ("https://-a.example", "a character that no host has"),
+        ("https://a..b", "a character that no host has"),
+        ("https://" + "a" * 64 + ".example", "a character that no host has"),
+        ("https://℀.example", "no valid international name"),
+        ("https://ä" + "a" * 100, "no valid international name"),
+        ("https://[abc]", "no IPv6 address"),
+        ("https://[fe80::1%1]", "names no interface"),
+        ("https://[12345::]", "no IPv6 address"),
+        ("https://::1", "a host and a port"),
+        ("https://a" + "/x" * 2000, "longer than 2048"),
+    ],
+)
+def test_s03_where_no_request_goes(text: str, told: str) -> None:
+    """Each is refused with its reason; a URL that may hold a key is never shown."""
+    message = fault(lambda: parse(text))
+    assert message.startswith("providers.acme.base_url: ")
+    assert told in message
+
+
+def test_s03_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> None:
+    """It is a host like any other, whose owner is not the provider."""
+    found = one({"base_url": HOMOGRAPH}, ACME_API_KEY=CANARY)
+    assert found.origin == "https://api.xn--cme-5cd.example"
+    assert "a key from the environment goes only to https://api.acme.example" in fault(found.credential.peek)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://api.acme.example:99999",
+        "https://api.acme.example:0",
+        "https://api.acme.example:",
+        "https://api.acme.example:x",
+        "https://api.acme.example:-1",
+        "https://api.acme.example:80:80",
+        "https://api.acme.example:" + "9" * 1000,
+        "https://api.acme.example:８０",  # noqa: RUF001 - full-width digits
+        "ftp://api.acme.example",
+        "file:///etc/passwd",
+        "api.acme.example",
+        "http://[::1",
+        "http://::1]",
+        "https://",
+        "https:///v1",
+        "https://:443",
+        "https:/api.acme.example",
+        "https:api.acme.example",
+        "x",
+        ".",
+    ],
+)
+def test_n23_what_is_no_url_is_refused_before_anything_is_sent(text: str) -> None:
+    """In an entry as in one of its endpoints, with the path of the key."""
+    assert entry_fault(base_url=text).startswith("providers.acme.base_url: ")
+    assert entry_fault(endpoints=[{"base_url": text}]).startswith("providers.acme.endpoints[0].base_url: ")
+
+
+def test_plain_http_is_a_decision_of_the_user_s() -> None:
+    """Said in the entry, for that entry."""
+    url = "http://gpu-box:8000/v1"
+    told = entry_fault(base_url=url)
+    assert told.endswith("use https, or set allow_http = true in providers.acme.")
+    assert one({"base_url": url, "allow_http": True}).base_url == url
+    assert one({"allow_http": True, "endpoints": [{"base_url": url}]}).base_url == url
+    assert "refused" in entry_fault(allow_http=True, endpoints=[{"base_url": url, "allow_http": False}])
+    assert (
+        one({}, LLMOPT_PROVIDERS__ACME__BASE_URL=url, LLMOPT_PROVIDERS__ACME__ALLOW_HTTP="true").base_url
+        == url
+    )
+
+
+def test_a_link_local_address_is_refused_whatever_is_allowed() -> None:
+    """A cloud machine's own credentials are there for the asking."""
+    assert "link-local" in fault(lambda: parse("http://169.254.169.254", allow_http=True))
+
+
+@pytest.mark.parametrize(
+    ("host", "pattern", "expected"),
+    [
+        ("api.acme.example", "api.acme.example", True),
+        ("api.acme.example", "API.Acme.Example", True),
+        ("api.acme.example", "acme.example", False),
+        ("a.acme.cloud", "*.acme.cloud", True),
+        ("a.b.acme.cloud", "*.acme.cloud", True),
+        ("acme.cloud", "*.acme.cloud", False),
+        (".acme.cloud", "*.acme.cloud", False),
+        ("evilacme.cloud", "*.acme.cloud", False),
+        ("a.acme.cloud.evil", "*.acme.cloud", False),
+    ],
+)
+def test_own_hosts_match_whole_labels(host: str, pattern: str, expected: bool) -> None:
+    """The end of a longer word is not the same domain."""
+    assert matches(host, pattern) is expected
+
+
+def test_this_machine_is_known_by_its_names() -> None:
+    """And by nothing that merely begins like one of them."""
+    assert all(map(is_loopback, ("localhost", "a.localhost", "127.0.0.1", "127.1.2.3", "::1")))
+    assert not any(
+        map(is_loopback, ("127.0.0.1.evil", "localhost.evil", "10.0.0.1", "1270.0.0.1", "::2", "127"))
+    )

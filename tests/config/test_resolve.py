@@ -1,0 +1,360 @@
+"""Profile, entry and endpoint as one; the plugin's own options."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from llmopt.config.endpoint import Endpoint
+from llmopt.config.resolve import resolve_endpoints
+from llmopt.config.tree import Config, EndpointEntry, Flags, ProviderEntry
+from llmopt.values.profile import Option, Profile, Timeouts
+from llmopt.values.secret import Secret
+from llmopt.values.settings import Settings
+from tests.config.helpers import ACME, CANARY, endpoints, entry_fault, fault, load, one
+
+OPTIONS = evolve(
+    ACME,
+    options=(
+        Option(name="deployment", help="The name of the deployment."),
+        Option(name="api_version", env=("ACME_API_VERSION", "API_VERSION"), choices=("v1", "v2")),
+        Option(name="size", type=int),
+        Option(name="ratio", type=float),
+        Option(name="strict", type=bool),
+        Option(name="models", type=dict),
+        Option(name="scopes", type=list),
+        Option(name="anything", type=object),
+    ),
+)
+
+
+def test_an_unconfigured_entry_is_its_profile() -> None:
+    """Every value comes from the plugin, the rest is off or unlimited."""
+    profile = Profile(
+        base_url="https://api.acme.example/v1/",
+        key_required=False,
+        auth="api-key",
+        headers={"X-Version": "1"},
+        timeouts=Timeouts(connect=1, read=2, read_large=3, catalog=4, pool=5, total=6, first=7),
+        max_retries=8,
+        retry_delay=9,
+        pool_size=10,
+        max_concurrency=11,
+        keepalive=12,
+        rpm=13,
+        tpm=14,
+        compress_requests=True,
+    )
+    (found,) = resolve_endpoints(ProviderEntry(name="a"), profile, client_flags=Flags(), environ={})
+    assert found == Endpoint(
+        provider="a",
+        plugin="a",
+        path="providers.a",
+        base_url="https://api.acme.example/v1",
+        origin="https://api.acme.example",
+        credential=found.credential,
+        auth="api-key",
+        headers={"x-version": "1"},
+        timeouts=profile.timeouts,
+        max_retries=8,
+        retry_delay=9,
+        pool_size=10,
+        max_concurrency=10,
+        keepalive=12,
+        rpm=found.rpm,
+        tpm=found.tpm,
+        compress_requests=True,
+    )
+    assert (found.rpm_for("m"), found.tpm_for("m")) == (13, 14)
+    assert found.credential.peek() is None
+
+
+def test_the_entry_goes_over_the_profile_and_the_endpoint_over_the_entry() -> None:
+    """Key by key, tables too."""
+    keys: dict[str, Any] = {
+        "max_retries": 5,
+        "keepalive": 5,
+        "headers": {"a": "entry", "b": "entry"},
+        "timeouts": {"connect": 5, "pool": 5},
+        "flags": {"retry": False, "cache": False},
+        "rpm": {"m": 5, "default": 50},
+        "tpm": 5,
+        "deployment": "entry",
+        "size": 5,
+        "endpoints": [
+            {
+                "max_retries": 1,
+                "headers": {"B": "endpoint"},
+                "timeouts": {"connect": 1},
+                "flags": {"cache": True},
+                "rpm": {"m": 1},
+                "tpm": {"m": 1},
+                "deployment": "endpoint",
+                "weight": 3,
+            },
+            {},
+        ],
+    }
+    profile = evolve(OPTIONS, headers={"a": "profile", "c": "profile"}, tpm=99)
+    first, second = endpoints(keys, profile)
+    assert (first.index, first.weight, first.max_retries, first.keepalive) == (0, 3.0, 1, 5.0)
+    assert first.headers == {"a": "entry", "b": "endpoint", "c": "profile"}
+    assert (first.timeouts.connect, first.timeouts.pool, first.timeouts.read) == (1.0, 5.0, 60.0)
+    assert (first.flags.retry, first.flags.cache) == (False, True)
+    assert (first.rpm_for("m"), first.rpm_for("n")) == (1.0, 50.0)
+    assert (first.tpm_for("m"), first.tpm_for("n")) == (1.0, 99)
+    assert first.options == {"deployment": "endpoint", "size": 5}
+    assert (second.index, second.weight, second.max_retries) == (1, 1.0, 5)
+    assert (second.rpm_for("m"), second.tpm_for("n"), second.options["deployment"]) == (5.0, 5.0, "entry")
+    assert (first.path, second.path) == ("providers.acme.endpoints[0]", "providers.acme.endpoints[1]")
+
+
+def test_a_false_or_zero_in_an_endpoint_is_a_value() -> None:
+    """It overrides what is true or more."""
+    keys = {
+        "compress_requests": True,
+        "max_retries": 3,
+        "keepalive": 5,
+        "endpoints": [{"compress_requests": False, "max_retries": 0, "keepalive": 0}],
+    }
+    found = one(keys)
+    assert (found.compress_requests, found.max_retries, found.keepalive) == (False, 0, 0.0)
+
+
+def test_one_plugin_serves_several_entries() -> None:
+    """Each with its own name, place and key."""
+    config = load(
+        {
+            "providers": {
+                "a": {"plugin": "local", "base_url": "http://127.0.0.1:1/v1", "api_key": "ka"},
+                "b": {"plugin": "local", "base_url": "http://127.0.0.1:2/v1", "rpm": 5},
+                "local": {},
+            }
+        }
+    )
+    profile = Profile(base_url="http://127.0.0.1:3/v1", key_required=False)
+    found = [
+        resolve_endpoints(config.entry(name), profile, client_flags=Flags(), environ={})[0]
+        for name in ("a", "b", "local")
+    ]
+    assert [each.provider for each in found] == ["a", "b", "local"]
+    assert {each.plugin for each in found} == {"local"}
+    assert [each.base_url for each in found] == [f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3)]
+    assert [each.credential.peek() for each in found] == [Secret("ka"), None, None]
+
+
+def test_the_flags_of_an_entry_win_over_those_of_the_client() -> None:
+    """The nearer one to the request decides."""
+    found = one({"flags": {"retry": True}}, LLMOPT_FLAGS__RETRY="0", LLMOPT_FLAGS__CACHE="0")
+    assert (found.flags.retry, found.flags.cache, found.flags.breaker) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "concurrency", "pool"),
+    [
+        ({}, 16, 64),
+        ({"max_concurrency": 4}, 4, 64),
+        ({"pool_size": 4}, 4, 4),
+        ({"max_concurrency": 100}, 100, 100),
+        ({"max_concurrency": 100, "pool_size": 50}, 50, 50),
+        ({"pool_size": 50, "endpoints": [{"max_concurrency": 100}]}, 50, 50),
+    ],
+)
+def test_there_are_never_more_requests_in_flight_than_connections(
+    keys: dict[str, Any], concurrency: int, pool: int
+) -> None:
+    """A wish for more requests brings the connections along, unless those are limited in so many words."""
+    found = one(keys)
+    assert (found.max_concurrency, found.pool_size) == (concurrency, pool)
+
+
+def test_a_read_timeout_alone_bounds_every_attempt() -> None:
+    """A catalogue is not waited for longer than before, a model is not given less time to load."""
+    usual = evolve(ACME, timeouts=Timeouts(read=60, read_large=120, catalog=15, first=300))
+    short, long = (
+        one({"timeouts": {"read": 5}}, usual).timeouts,
+        one({"timeouts": {"read": 900}}, usual).timeouts,
+    )
+    assert (short.read, short.read_large, short.catalog, short.first) == (5, 5, 5, 300)
+    assert (long.read, long.read_large, long.catalog, long.first) == (900, 900, 15, 900)
+    own = one(
+        {"timeouts": {"read": 5, "read_large": 50, "catalog": 2, "first": 9, "total": 99}}, usual
+    ).timeouts
+    assert (own.read, own.read_large, own.catalog, own.first, own.total) == (5, 50, 2, 9, 99)
+    assert one({"timeouts": {"read": 5}}).timeouts.first is None
+
+
+def test_c15_no_timeout_given_is_the_profile_s_never_none() -> None:
+    """None in a mapping does not switch a time-out off."""
+    assert one({"timeouts": {"read": None, "connect": None}}).timeouts == ACME.timeouts
+
+
+def test_rates_are_found_by_the_first_name_that_is_listed() -> None:
+    """A deployment may have its own, else the model, else the default."""
+    found = one({"rpm": {"east": 1, "small": 2, "default": 3}})
+    assert found.rpm_for("east", "small") == 1.0
+    assert found.rpm_for("west", "small") == 2.0
+    assert found.rpm_for("west", "large") == 3.0
+    assert one({"rpm": {"small": 2}}).rpm_for("large") is None
+
+
+def test_a_profile_may_depend_on_the_endpoint() -> None:
+    """It is asked for each, with the entry as it is there."""
+    seen: list[ProviderEntry] = []
+
+    def profile(entry: ProviderEntry) -> Profile:
+        seen.append(entry)
+        return evolve(OPTIONS, in_process=entry.base_url is None)
+
+    inside, outside = endpoints(
+        {"size": 5, "endpoints": [{}, {"base_url": "https://a.example", "size": 6}]}, profile
+    )
+    assert (inside.in_process, inside.base_url, inside.origin) == (True, "", "")
+    assert (outside.in_process, outside.base_url) == (False, "https://a.example")
+    assert [(each.name, each.endpoints, each.options) for each in seen] == [
+        ("acme", (), {"size": 5}),
+        ("acme", (), {"size": 6}),
+    ]
+
+
+def test_an_engine_inside_the_process_needs_neither_url_nor_key() -> None:
+    """A base URL would be ignored there, so it is refused."""
+    profile = Profile(in_process=True)
+    assert one({}, profile).credential.peek() is None
+    told = fault(lambda: one({"base_url": "https://a.example"}, profile))
+    assert told == "providers.acme.base_url: this provider works inside the process; leave base_url out."
+
+
+def test_a_missing_base_url_is_told_with_the_variables_that_set_it() -> None:
+    """Only the user knows where an Azure resource is."""
+    profile = evolve(ACME, base_url=None)
+    assert fault(lambda: one({}, profile)) == (
+        "providers.acme: there is no base URL; set base_url, or the environment variable ACME_BASE_URL."
+    )
+    assert fault(lambda: one({}, Profile())) == "providers.acme: there is no base URL; set base_url."
+    assert one({}, profile, ACME_BASE_URL="https://r.acme.cloud/").base_url == "https://r.acme.cloud"
+
+
+def test_a_variable_for_the_base_url_is_checked_like_any_other() -> None:
+    """And goes under what is configured."""
+    told = fault(lambda: one({}, ACME_BASE_URL=f"https://user:{CANARY}@host"))
+    assert told.startswith("providers.acme.base_url (environment variable ACME_BASE_URL): it holds an @")
+    assert (
+        one({"base_url": "https://b.example"}, ACME_BASE_URL="https://a.example").base_url
+        == "https://b.example"
+    )
+
+
+def test_options_are_what_the_profile_declares() -> None:
+    """Of the type it declares; those not given are absent."""
+    keys = {
+        "deployment": "d",
+        "api_version": "v1",
+        "size": 5,
+        "ratio": 2,
+        "strict": False,
+        "models": {"a": {"b": 1}},
+        "scopes": ["x"],
+        "anything": True,
+    }
+    assert one(keys, OPTIONS).options == keys
+    assert isinstance(one(keys, OPTIONS).options["ratio"], float)
+    assert one({"deployment": None}, OPTIONS).options == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"deploymnt": "d"}, "providers.acme.deploymnt: unknown key; did you mean deployment?"),
+        ({"max_retry": 1}, "providers.acme.max_retry: unknown key; did you mean max_retries?"),
+        ({"weight": 1}, "providers.acme.weight: unknown key"),
+        ({"options": {"size": 1}}, "providers.acme.options: unknown key"),
+        ({"name": "x"}, "providers.acme.name: unknown key"),
+        ({"endpoints": [{"rpmm": 1}]}, "providers.acme.endpoints[0].rpmm: unknown key; did you mean rpm?"),
+        ({"endpoints": [{"plugin": "x"}]}, "providers.acme.endpoints[0].plugin: unknown key"),
+        ({"endpoints": [{"endpoints": []}]}, "providers.acme.endpoints[0].endpoints: unknown key"),
+        (
+            {"deployment": 5},
+            "providers.acme.deployment: expected text, got a whole number. The name of the deployment.",
+        ),
+        ({"api_version": "v3"}, "providers.acme.api_version: expected one of v1, v2, got text."),
+        ({"size": True}, "providers.acme.size: expected a whole number, got true or false."),
+        ({"size": 1.0}, "providers.acme.size: expected a whole number, got a number."),
+        ({"size": "5"}, "providers.acme.size: expected a whole number, got text."),
+        ({"ratio": float("nan")}, "providers.acme.ratio: expected a number, got a number."),
+        ({"ratio": float("inf")}, "providers.acme.ratio: expected a number, got a number."),
+        ({"strict": 1}, "providers.acme.strict: expected true or false, got a whole number."),
+        ({"models": ["a"]}, "providers.acme.models: expected a table, got a list."),
+        ({"scopes": "a"}, "providers.acme.scopes: expected a list, got text."),
+        (
+            {"endpoints": [{}, {"size": "x"}]},
+            "providers.acme.endpoints[1].size: expected a whole number, got text.",
+        ),
+        ({"size": "x", "endpoints": [{}]}, "providers.acme.size: expected a whole number, got text."),
+    ],
+)
+def test_wrong_options_are_told_by_path(keys: dict[str, Any], told: str) -> None:
+    """As the core's own keys are."""
+    assert fault(lambda: endpoints(keys, OPTIONS)).startswith(told)
+
+
+def test_without_declared_options_every_other_key_is_refused() -> None:
+    """A plugin says what it takes."""
+    assert entry_fault(deployment="d").startswith("providers.acme.deployment: unknown key")
+
+
+def test_an_option_s_variables_go_under_the_configuration() -> None:
+    """The first that holds something wins, and its value is checked with its name in the message."""
+    assert one({}, OPTIONS, API_VERSION="v2").options == {"api_version": "v2"}
+    assert one({}, OPTIONS, ACME_API_VERSION="v1", API_VERSION="v2").options == {"api_version": "v1"}
+    assert one({"api_version": "v1"}, OPTIONS, API_VERSION="v2").options == {"api_version": "v1"}
+    assert type(one({}, OPTIONS, API_VERSION="v2").options["api_version"]) is str
+    told = fault(lambda: one({}, OPTIONS, API_VERSION="v3"))
+    assert told.startswith(
+        "providers.acme.api_version (environment variable API_VERSION): expected one of v1, v2"
+    )
+
+
+def test_a_table_option_may_be_set_by_variables() -> None:
+    """As plain text, entry by entry."""
+    found = one({}, OPTIONS, LLMOPT_PROVIDERS__ACME__MODELS__A="b").options
+    assert found == {"models": {"a": "b"}}
+    assert type(found["models"]["a"]) is str
+
+
+def test_an_endpoint_hands_a_plugin_its_settings() -> None:
+    """One attempt's key with everything that a hook may know."""
+    found = one({"api_key": lambda: "x", "headers": {"A": "1"}, "size": 5}, OPTIONS)
+    assert found.settings(Secret(CANARY)) == Settings(
+        provider="acme",
+        base_url="https://api.acme.example/v1",
+        credential=Secret(CANARY),
+        credential_kind="token",
+        auth="bearer",
+        headers={"a": "1"},
+        options={"size": 5},
+    )
+
+
+def test_a_repr_of_an_endpoint_shows_no_secret() -> None:
+    """Endpoints end up in logs."""
+    keys = {"api_key": CANARY, "headers": {"x": CANARY}, "deployment": CANARY}
+    assert CANARY not in repr(one(keys, OPTIONS))
+
+
+def test_a_folder_is_found_from_the_user_s_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way a shell writes it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert one({"cache_dir": "~/cache"}).cache_dir == "/home/me/cache"
+    assert one({"cache_dir": Path("/x")}).cache_dir == "/x"
+    assert (one({}).cache_dir, one({}).cache_ttl, one({"cache_ttl": 5}).cache_ttl) == (None, None, 5.0)
+
+
+def test_a_configuration_built_in_python_resolves_like_one_from_a_file() -> None:
+    """Names are taken from the mapping."""
+    config = Config(
+        providers={"acme": ProviderEntry(endpoints=(EndpointEntry(base_url="https://a.example"),))}
+    )
+    (found,) = resolve_endpoints(config.entry("acme"), ACME, client_flags=Flags(), environ={})
+    assert (found.provider, found.base_url) == ("acme", "https://a.example")

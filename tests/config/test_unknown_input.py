@@ -1,0 +1,195 @@
+"""Whatever comes in, a configuration or a ConfigError comes out, and no key with it."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmopt.config.baseurl import parse_base_url
+from llmopt.config.load import _parse, load_config
+from llmopt.config.resolve import resolve_endpoints
+from llmopt.config.structure import known_keys, structure
+from llmopt.config.tree import Config, EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
+from llmopt.errors import ConfigError
+from llmopt.values.profile import Option, Profile
+from tests.config.helpers import ACME, CANARY, NO_FILE
+
+KEYS = sorted(
+    {*known_keys(ProviderEntry), *known_keys(EndpointEntry), *known_keys(TimeoutsEntry), "size", "default"}
+)
+PROFILE = Profile(
+    base_url="https://api.acme.example",
+    base_url_env=("ACME_BASE_URL",),
+    key_env=("ACME_API_KEY",),
+    options=(Option(name="size", type=int, env=("SIZE",)),),
+)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(
+        [CANARY, f"{CANARY}\n", f"https://{CANARY}@host", f"https://host?{CANARY}", "https://a.example"]
+    )
+    | st.binary(max_size=4)
+    | st.builds(object)
+    | st.sampled_from([10**400, -(10**3000), "9" * 5000, (), frozenset({1}), str, len])
+)
+names = st.sampled_from(KEYS) | st.text(max_size=6) | st.integers(0, 3)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=12,
+)
+entries = st.dictionaries(st.sampled_from(KEYS), values, max_size=5) | values
+# A key may be put where keys belong, and by mistake into its neighbours.
+secrets = st.sampled_from([CANARY, f"{CANARY}\n", f"{CANARY} x", [CANARY], {"x-key": CANARY}])
+urls = st.sampled_from(
+    [f"https://{CANARY}@host", f"https://host?{CANARY}", f"{CANARY}@", "https://a.example", "x"]
+)
+own = {
+    "api_key": secrets,
+    "api_key_env": secrets,
+    "headers": secrets,
+    "size": secrets,
+    "base_url": urls,
+    "timeouts": secrets,
+    "max_retries": st.integers(-1, 3) | secrets,
+}
+keyed = st.fixed_dictionaries(
+    {}, optional={**own, "endpoints": st.lists(st.fixed_dictionaries({}, optional=own), max_size=2)}
+)
+configs = st.fixed_dictionaries(
+    {},
+    optional={
+        "providers": st.dictionaries(st.sampled_from(["acme", "b-c", "B"]), entries) | values,
+        "flags": values,
+    },
+) | st.dictionaries(names, values, max_size=4)
+variables = st.dictionaries(
+    st.builds(
+        "LLMOPT_{}".format,
+        st.lists(
+            st.sampled_from(["PROVIDERS", "ACME", "B_C", "FLAGS", "RETRY", "TIMEOUTS", "READ", "", "_", "ä"])
+            | st.sampled_from(KEYS).map(str.upper),
+            max_size=5,
+        ).map("__".join),
+    ),
+    st.text(max_size=10) | st.sampled_from([CANARY, f"{CANARY} x", "5", "true", "[[", '"', "9" * 5000]),
+    max_size=4,
+)
+
+
+def checked(error: ConfigError) -> None:
+    assert CANARY not in f"{error}{error!r}{error.__cause__!r}{error.__context__!r}"
+
+
+def resolved(config: Config, environ: Mapping[str, str]) -> str:
+    shown = repr(config)
+    for name in config.providers:
+        try:
+            found = resolve_endpoints(config.entry(name), PROFILE, client_flags=Flags(), environ=environ)
+        except ConfigError as error:
+            checked(error)
+            continue
+        for endpoint in found:
+            shown += repr(endpoint)
+            assert endpoint.max_concurrency <= endpoint.pool_size
+            assert endpoint.origin.startswith(("https://", "http://"))
+            assert endpoint.base_url.startswith(endpoint.origin)
+            try:
+                endpoint.credential.peek()
+            except ConfigError as error:
+                checked(error)
+    return shown
+
+
+@settings(max_examples=400, deadline=None)
+@given(source=configs, environ=variables)
+def test_any_mapping_and_any_variables(source: dict[str, Any], environ: dict[str, str]) -> None:
+    """Keys of every kind in every place, values of every kind under them."""
+    environ = {"ACME_API_KEY": CANARY, **environ, **NO_FILE}
+    try:
+        config = load_config(source, environ=environ)
+    except ConfigError as error:
+        checked(error)
+        return
+    resolved(config, environ)
+
+
+@settings(max_examples=300, deadline=None)
+@given(keys=keyed)
+def test_any_entry_with_a_key_somewhere(keys: dict[str, Any]) -> None:
+    """It is in no error and in no repr."""
+    try:
+        config = structure({"providers": {"acme": keys}})
+    except ConfigError as error:
+        checked(error)
+        return
+    assert CANARY not in resolved(config, {"ACME_API_KEY": CANARY})
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    content=st.binary(max_size=60) | st.text(alphabet="[]{}=\"'\n\r.#,ab1 \\u", max_size=40).map(str.encode)
+)
+def test_any_file(content: bytes) -> None:
+    """A table, or what is wrong with the file."""
+    found = _parse(content)
+    assert isinstance(found, dict) or found.startswith("not ")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text(max_size=30)
+    | st.builds(
+        "{}://{}{}".format,
+        st.sampled_from(["http", "https", "HTTPS", "ftp", ""]),
+        st.text(alphabet="aA1.:[]%@-_ä。１x0", max_size=16),  # noqa: RUF001 - odd on purpose
+        st.text(alphabet="/.?#%@a\\", max_size=6),
+    )
+)
+def test_any_base_url(text: str) -> None:
+    """Refused, or in a spelling that stays as it is."""
+    try:
+        found = parse_base_url(text, path="p", entry="e", allow_http=True)
+    except ConfigError:
+        return
+    assert found.url.isascii()
+    assert not set("@?#\\ ") & set(found.url)
+    assert parse_base_url(found.url, path="p", entry="e", allow_http=True) == found
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    address=st.integers(0xA9FE0000, 0xA9FEFFFF),
+    dots=st.integers(0, 3),
+    base=st.sampled_from(["{}", "{:#x}", "0{:o}"]),
+)
+def test_s03_a_link_local_address_is_refused_in_any_spelling(address: int, dots: int, base: str) -> None:
+    """Every form that libc's inet_aton would read."""
+    parts = [(address >> 8 * (3 - index)) & 0xFF for index in range(dots)]
+    parts.append(address & ((1 << 8 * (4 - dots)) - 1))
+    host = ".".join(base.format(part) for part in parts)
+    for text in (
+        f"https://{host}",
+        f"https://{host}./v1",
+        f"http://{host}:80",
+        f"https://[::ffff:{address >> 16:x}:{address & 0xFFFF:x}]",
+    ):
+        try:
+            parse_base_url(text, path="p", entry="e", allow_http=True)
+        except ConfigError:
+            continue
+        raise AssertionError(text)
+
+
+def test_the_strategies_reach_both_outcomes() -> None:
+    """A search that only ever finds errors proves little."""
+    assert isinstance(
+        load_config({"providers": {"acme": {"size": 5}}}, environ={"LLMOPT_CONFIG": os.devnull}), Config
+    )
+    assert ACME.base_url

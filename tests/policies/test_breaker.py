@@ -1,0 +1,795 @@
+"""The circuit breaker and the pair of them that a request passes (RELIABILITY 2.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+
+import pytest
+
+from llmopt import errors as e
+from llmopt.policies.breaker import BreakerChange, BreakerRules, CircuitBreaker
+from llmopt.policies.breaker_pair import BreakerPair, Breakers, PairPermit, deadline_counts, evidence
+from llmopt.policies.failure_window import FailureWindow
+from llmopt.policies.permit import Permit, Refusal
+from llmopt.testing.clock import SimulatedClock
+
+
+class FixedJitter(random.Random):
+    """The same share of every range."""
+
+    def __init__(self, share: float = 0.5) -> None:
+        super().__init__(0)
+        self.share = share
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + (b - a) * self.share
+
+
+class Bench:
+    """A breaker, its clock, and the changes it reported."""
+
+    def __init__(self, jitter: float = 0.5, mode="automatic", **rules) -> None:
+        self.clock = SimulatedClock(start=1000.0)
+        self.changes: list[BreakerChange] = []
+        self.breaker = CircuitBreaker(
+            "e",
+            BreakerRules(**rules),
+            now=self.clock.now,
+            rng=FixedJitter(jitter),
+            on_change=self.changes.append,
+            mode=mode,
+        )
+
+    def permit(self, timeout_s: float = 60.0) -> Permit:
+        permit = self.breaker.acquire(timeout_s)
+        assert isinstance(permit, Permit)
+        return permit
+
+    def refusal(self) -> Refusal:
+        refusal = self.breaker.acquire()
+        assert isinstance(refusal, Refusal)
+        return refusal
+
+    def run(self, results: str) -> None:
+        """One call each, one after the other: s, f or n."""
+        for letter in results:
+            permit = self.permit()
+            {"s": permit.success, "f": permit.failure, "n": permit.neutral}[letter]()
+
+    def opened(self) -> None:
+        self.run("f" * 10)
+        assert self.breaker.state == "open"
+
+    def half_open(self) -> None:
+        self.opened()
+        self.clock.advance(5)
+
+    @property
+    def states(self) -> list[str]:
+        return [change.new for change in self.changes]
+
+
+# --- opening ----------------------------------------------------------------------------------------------
+
+
+def test_starts_closed():
+    """And admits without taking anything."""
+    bench = Bench()
+
+    assert bench.breaker.state == "closed"
+    assert bench.breaker.peek() is None
+    assert repr(bench.breaker) == "CircuitBreaker('e', closed, 0/0 failed)"
+
+
+@pytest.mark.parametrize(
+    ("results", "state"),
+    [
+        ("f" * 9, "closed"),  # too few calls to tell
+        ("f" * 10, "open"),
+        ("sssss" + "fffff", "open"),  # half of ten
+        ("ssssss" + "ffff", "closed"),
+        ("ssssss" + "fffff", "closed"),  # 5 of 11
+        ("ssssss" + "ffffff", "open"),  # 6 of 12
+        ("f" * 9 + "n" * 50, "closed"),  # neutral results are no calls
+        ("f" * 9 + "n" * 50 + "f", "open"),
+        ("ffff" + "s" * 7, "closed"),
+        ("f" * 5 + "s" * 5, "closed"),  # a success never opens
+        ("f" * 5 + "s" * 5 + "f", "open"),
+    ],
+)
+def test_opens_at_half_of_ten_calls(results, state):
+    """Ten calls in the window, half of them failures, and the last one a failure."""
+    bench = Bench()
+    bench.run(results)
+
+    assert bench.breaker.state == state
+
+
+@pytest.mark.parametrize(("share", "state"), [(49, "closed"), (51, "open")])
+def test_h10_failures_below_and_above_half(share, state):
+    """49 % of failures are borne for ever, 51 % are not."""
+    bench = Bench()
+    failed = 0
+    for n in range(1, 101):
+        bad = failed + 1 <= n * share / 100
+        failed += bad
+        if bench.breaker.state == "closed":
+            bench.run("f" if bad else "s")
+
+    assert bench.breaker.state == state
+
+
+@pytest.mark.parametrize(
+    ("results", "state"),
+    [
+        ("ffff", "closed"),
+        ("fffff", "open"),
+        ("ffffsf", "closed"),
+        ("ffffnf", "open"),
+        ("sssssssssfffff", "open"),
+    ],
+)
+def test_failures_in_a_row(results, state):
+    """Five in a row open where the rule is set; a neutral result neither adds nor breaks the row."""
+    bench = Bench(consecutive=5)
+    bench.run(results)
+
+    assert bench.breaker.state == state
+
+
+def test_the_window_slides():
+    """After 30 s the oldest results have left it."""
+    bench = Bench()
+    bench.run("f" * 9)
+    bench.clock.advance(26.9)
+    bench.run("s")
+    assert (10, 9) == (bench.breaker._window.calls, bench.breaker._window.failures)
+
+    bench.clock.advance(3.1)
+    bench.run("f")
+
+    assert (2, 1) == (bench.breaker._window.calls, bench.breaker._window.failures)
+    assert bench.breaker.state == "closed"
+
+
+def test_the_window_counts_by_completion():
+    """A call counts when it ends, not when it began."""
+    bench = Bench(min_calls=2)
+    slow = bench.permit()
+    bench.clock.advance(600)
+    bench.run("f")
+    slow.failure()
+
+    assert bench.breaker.state == "open"
+
+
+def test_the_window_forgets_bucket_by_bucket():
+    """Each part leaves at its time, and a long silence empties it all."""
+    window = FailureWindow(30.0, 10)
+    for second in range(0, 30, 3):
+        window.add(second, failed=second % 2 == 0)
+    assert (10, 5) == (window.calls, window.failures)
+
+    window.add(30.0, failed=False)
+    assert (10, 4) == (window.calls, window.failures)
+    window.add(38.9, failed=True)
+    assert (9, 4) == (window.calls, window.failures)
+    window.add(1e6, failed=True)
+    assert (1, 1) == (window.calls, window.failures)
+    window.clear()
+    assert (0, 0) == (window.calls, window.failures)
+    window.add(1e6, failed=False)
+    assert (1, 0) == (window.calls, window.failures)
+
+
+def test_no_buckets_are_lost_over_a_turn():
+    """A jump of exactly one turn empties everything, one bucket less leaves the newest."""
+    for jump, left in ((27.0, 2), (29.9, 2), (30.0, 1), (33.0, 1), (60.0, 1)):
+        window = FailureWindow(30.0, 10)
+        window.add(300.0, failed=False)
+        window.add(300.0 + jump, failed=False)
+        assert window.calls == left, jump
+
+
+# --- resting ----------------------------------------------------------------------------------------------
+
+
+def test_open_refuses_and_says_how_long():
+    """For 5 s, without a jitter."""
+    bench = Bench()
+    bench.opened()
+
+    assert bench.refusal() == Refusal("e", 5.0)
+    bench.clock.advance(4.5)
+    assert bench.breaker.peek() == 0.5
+    assert bench.refusal().retry_after == 0.5
+    bench.clock.advance(0.5)
+    assert bench.breaker.peek() is None
+    assert bench.breaker.state == "open"  # peeking took nothing and changed nothing
+
+
+@pytest.mark.parametrize(("jitter", "rest"), [(0.0, 4.0), (0.5, 5.0), (1.0, 6.0)])
+def test_the_rest_is_jittered(jitter, rest):
+    """By a fifth either way, so that clients do not come back in step."""
+    bench = Bench(jitter)
+    bench.opened()
+
+    assert bench.refusal().retry_after == pytest.approx(rest)
+    assert bench.changes[0].rest_s == pytest.approx(rest)
+
+
+def fail_probes(bench: Bench, rounds: int) -> list[float]:
+    rests = []
+    for _ in range(rounds):
+        rests.append(bench.breaker.peek())
+        bench.clock.advance(rests[-1])
+        bench.permit().failure()
+    return rests
+
+
+def test_rests_grow_to_a_cap():
+    """5 s, 7.5 s, then 8 s however long it lasts: a server that is back is noticed within 10 s."""
+    bench = Bench()
+    bench.opened()
+
+    assert fail_probes(bench, 100) == pytest.approx([5.0, 7.5] + [8.0] * 98)
+
+
+def test_the_cap_is_jittered_too():
+    """No more than 9.6 s."""
+    bench = Bench(jitter=1.0)
+    bench.opened()
+
+    assert fail_probes(bench, 4) == pytest.approx([6.0, 9.0, 9.6, 9.6])
+
+
+def test_jobs_rest_longer():
+    """Up to a minute."""
+    bench = Bench(max_rest_s=60.0)
+    bench.opened()
+
+    assert fail_probes(bench, 8) == pytest.approx([5, 7.5, 11.25, 16.875, 25.3125, 37.96875, 56.953125, 60])
+
+
+def test_growth_is_bounded_before_it_overflows():
+    """1.5 to the 2,000th is no float."""
+    bench = Bench(max_rest_s=1.0)
+    bench.opened()
+
+    assert fail_probes(bench, 2000)[-1] == 1.0
+
+
+@pytest.mark.parametrize(("calm", "rest"), [(59.9, 7.5), (60.0, 5.0)])
+def test_a_minute_of_calm_resets_the_growth(calm, rest):
+    """Before that a new outage is taken for the old one."""
+    bench = Bench()
+    bench.half_open()
+    bench.run("ss")
+    assert bench.breaker.state == "closed"
+
+    bench.clock.advance(calm)
+    bench.opened()
+
+    assert bench.breaker.peek() == pytest.approx(rest)
+
+
+def test_the_first_outage_is_a_first_one():
+    """However young the process is."""
+    clock = SimulatedClock(start=0.0)
+    breaker = CircuitBreaker(now=clock.now, rng=FixedJitter())
+    for _ in range(10):
+        breaker.acquire().failure()
+
+    assert breaker.peek() == 5.0
+
+
+def test_the_later_deadline_wins():
+    """A shorter rest asked for meanwhile does not end a longer one (litellm #40130)."""
+    bench = Bench()
+    bench.breaker.trip(100.0)
+    bench.clock.advance(10)
+
+    bench.breaker.trip(20.0)
+    assert bench.breaker.peek() == 90.0
+    bench.breaker.trip(200.0)
+    assert bench.breaker.peek() == 200.0
+    assert bench.states == ["open"]
+
+
+def test_trip_without_a_time_is_a_usual_rest():
+    """From any state, and later results of before are late."""
+    bench = Bench()
+    early = bench.permit()
+    bench.breaker.trip()
+    early.success()
+
+    assert bench.breaker.peek() == 5.0
+    bench.clock.advance(5)
+    probe = bench.permit()
+    bench.breaker.trip()
+    probe.success()
+    assert bench.breaker.peek() == 7.5
+    bench.clock.advance(7.5)
+    assert bench.breaker.peek() is None
+
+
+# --- late results -----------------------------------------------------------------------------------------
+
+
+def test_results_of_before_the_break_are_ignored():
+    """They neither extend the rest, nor close, nor count afterwards."""
+    bench = Bench()
+    early = [bench.permit() for _ in range(6)]
+    bench.opened()
+
+    early[0].failure()
+    early[1].success()
+    assert bench.breaker.peek() == 5.0
+
+    bench.clock.advance(5)
+    probe = bench.permit()
+    early[2].failure()
+    early[3].success()
+    assert bench.breaker.state == "half_open"
+    assert isinstance(bench.breaker.acquire(), Refusal)  # the probe is still under way
+    probe.success()
+    bench.run("s")
+    assert bench.breaker.state == "closed"
+
+    early[4].failure()
+    assert bench.breaker._window.calls == 0
+    assert bench.states == ["open", "half_open", "closed"]
+
+
+# --- half open --------------------------------------------------------------------------------------------
+
+
+def test_one_probe_at_a_time():
+    """While it is under way others are told to look again soon."""
+    bench = Bench()
+    bench.half_open()
+    probe = bench.permit()
+
+    assert bench.breaker.state == "half_open"
+    assert bench.refusal() == Refusal("e", 0.5)
+    assert bench.breaker.peek() == 0.5
+    probe.success()
+    assert bench.breaker.peek() is None
+    assert bench.breaker.state == "half_open"
+
+
+def test_two_good_probes_close():
+    """In a row; the window starts empty."""
+    bench = Bench()
+    bench.half_open()
+    bench.run("ss")
+
+    assert bench.breaker.state == "closed"
+    bench.run("f" * 9)
+    assert bench.breaker.state == "closed"
+    bench.run("f")
+    assert bench.breaker.state == "open"
+
+
+def test_failures_in_a_row_start_anew_after_closing():
+    """Neither the good probes nor the failures of before count into the row."""
+    bench = Bench(consecutive=5)
+    bench.run("f" * 5)
+    bench.clock.advance(5)
+    bench.run("ss" + "ffff")
+
+    assert bench.breaker.state == "closed"
+    bench.run("f")
+    assert bench.breaker.state == "open"
+
+
+def test_a_bad_probe_opens_again():
+    """At once, and the good one before it is forgotten."""
+    bench = Bench()
+    bench.half_open()
+    bench.run("sf")
+    assert (bench.breaker.state, bench.breaker.peek()) == ("open", 7.5)
+
+    bench.clock.advance(7.5)
+    bench.run("s")
+    assert bench.breaker.state == "half_open"
+    bench.run("s")
+    assert bench.breaker.state == "closed"
+
+
+def test_a_neutral_probe_frees_its_place():
+    """A cancelled one too: leaving the block is enough."""
+    bench = Bench()
+    bench.half_open()
+    bench.run("nn")
+    with bench.permit():
+        pass
+    with pytest.raises(asyncio.CancelledError), bench.permit():
+        raise asyncio.CancelledError
+
+    assert bench.breaker.state == "half_open"
+    bench.run("sn")
+    bench.run("s")
+    assert bench.breaker.state == "closed"
+
+
+def test_the_watchdog_frees_a_probe_that_never_reports():
+    """After the attempt's time-out and 5 s; what it says after that is late."""
+    bench = Bench()
+    bench.half_open()
+    lost = bench.permit(timeout_s=10.0)
+
+    bench.clock.advance(14.75)
+    assert bench.breaker.peek() == 0.25
+    bench.clock.advance(0.25)
+    assert bench.breaker.peek() is None
+    probe = bench.permit(timeout_s=1.0)
+    lost.failure()
+    assert bench.breaker.state == "half_open"
+    assert bench.breaker.peek() == 0.5
+    probe.success()
+    lost.success()
+    bench.run("s")
+    assert bench.breaker.state == "closed"
+
+
+def test_a_late_probe_still_counts_while_nobody_took_its_place():
+    """Its news is the only news there is."""
+    bench = Bench()
+    bench.half_open()
+    late = bench.permit(timeout_s=1.0)
+    bench.clock.advance(100)
+    late.failure()
+
+    assert bench.breaker.state == "open"
+
+
+# --- permits ----------------------------------------------------------------------------------------------
+
+
+def test_the_first_report_counts():
+    """A permit says one thing once."""
+    bench = Bench()
+    with bench.permit() as permit:
+        permit.failure()
+        permit.failure()
+        permit.success()
+
+    assert (1, 1) == (bench.breaker._window.calls, bench.breaker._window.failures)
+
+
+# --- modes ------------------------------------------------------------------------------------------------
+
+
+def test_forced_open():
+    """Held open by an operator until it is given back."""
+    bench = Bench()
+    bench.breaker.set_mode("forced_open")
+
+    assert bench.breaker.state == "forced_open"
+    assert bench.breaker.peek() == math.inf
+    assert bench.refusal() == Refusal("e", math.inf)
+    bench.clock.advance(1e6)
+    assert bench.breaker.peek() == math.inf
+    bench.breaker.set_mode("automatic")
+    assert bench.breaker.peek() is None
+    assert [(c.old, c.new) for c in bench.changes] == [("closed", "forced_open"), ("forced_open", "closed")]
+
+
+def test_disabled():
+    """Admits everything, counts nothing."""
+    bench = Bench(mode="disabled", consecutive=1)
+    bench.run("f" * 100)
+
+    assert bench.breaker.state == "disabled"
+    assert bench.breaker.peek() is None
+    assert bench.breaker._window.calls == 0
+    assert bench.changes == []
+
+
+def test_disabled_admits_through_an_open_circuit():
+    """And results from under it do not count later."""
+    bench = Bench()
+    bench.opened()
+    bench.breaker.set_mode("disabled")
+    late = bench.permit()
+    bench.breaker.set_mode("automatic")
+    late.failure()
+
+    assert bench.breaker.state == "open"
+    assert bench.breaker.peek() == 5.0
+
+
+def test_metrics_only():
+    """Goes through its states and reports them as shadows, and refuses nobody."""
+    bench = Bench(mode="metrics_only")
+    bench.run("f" * 10)
+    assert bench.breaker.state == "metrics_only"
+    assert bench.breaker.peek() is None
+
+    bench.run("sf")  # while it would rest
+    bench.clock.advance(5)
+    probe = bench.permit()
+    bench.run("f")  # beside the probe
+    probe.success()
+    bench.run("s")
+
+    assert bench.states == ["open", "half_open", "closed"]
+    assert all(change.shadow for change in bench.changes)
+    assert bench.breaker._window.calls == 0
+
+
+def test_setting_a_mode_ends_the_probe():
+    """The place of a probe from before is free, and its result late."""
+    bench = Bench()
+    bench.half_open()
+    probe = bench.permit()
+    bench.breaker.set_mode("disabled")
+    bench.breaker.set_mode("automatic")
+
+    assert bench.breaker.peek() is None
+    probe.failure()
+    assert bench.breaker.state == "half_open"
+
+
+def test_reset():
+    """Closed, empty, and the next rest is a first one."""
+    bench = Bench()
+    bench.opened()
+    fail_probes(bench, 3)
+    bench.breaker.reset()
+
+    assert bench.breaker.state == "closed"
+    assert bench.breaker.peek() is None
+    bench.opened()
+    assert bench.breaker.peek() == 5.0
+    assert bench.states[-2:] == ["closed", "open"]
+
+
+def test_reset_ends_the_probe():
+    """And the rest that was promised."""
+    bench = Bench()
+    bench.breaker.trip(1000.0)
+    bench.breaker.reset()
+    bench.opened()
+    assert bench.breaker.peek() == 5.0
+    bench.clock.advance(5)
+    probe = bench.permit()
+    bench.breaker.reset()
+    probe.failure()
+    assert bench.breaker._window.calls == 0
+
+
+# --- events -----------------------------------------------------------------------------------------------
+
+
+def test_changes_are_reported():
+    """With what led to them."""
+    bench = Bench()
+    bench.run("ss" + "f" * 8)
+    bench.clock.advance(5)
+    bench.run("ss")
+
+    assert bench.changes == [
+        BreakerChange(name="e", old="closed", new="open", rest_s=5.0, calls=10, failures=8),
+        BreakerChange(name="e", old="open", new="half_open", calls=10, failures=8),
+        BreakerChange(name="e", old="half_open", new="closed"),
+    ]
+
+
+def test_nobody_needs_to_listen():
+    """The usual case."""
+    clock = SimulatedClock()
+    breaker = CircuitBreaker(now=clock.now)
+    for _ in range(10):
+        breaker.acquire().failure()
+    breaker.set_mode("disabled")
+
+    assert breaker.state == "disabled"
+
+
+def test_a_listener_sees_the_new_state():
+    """The change is complete when it is told."""
+    seen = []
+    clock = SimulatedClock()
+    breaker = CircuitBreaker(
+        rules=BreakerRules(consecutive=1), now=clock.now, on_change=lambda _: seen.append(breaker.state)
+    )
+    breaker.acquire().failure()
+
+    assert seen == ["open"]
+
+
+# --- the pair ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "origin", "model"),
+    [
+        (None, "success", "success"),
+        (e.ConnectFailed("m"), "failure", "neutral"),
+        (e.ConnectFailed("m", cause="tls", permanent=True), "failure", "neutral"),
+        (e.ConnectionLost("m"), "failure", "neutral"),
+        (e.ConnectionLost("m", stale=True), "neutral", "neutral"),
+        (e.AttemptTimeout("m"), "neutral", "failure"),
+        (e.PoolTimeout("m"), "neutral", "neutral"),
+        (e.ServerError("m"), "success", "failure"),
+        (e.Overloaded("m"), "success", "failure"),
+        (e.RequestTimeout("m"), "success", "failure"),
+        (e.InvalidResponse("m"), "success", "failure"),
+        (e.StreamInterrupted("m"), "neutral", "failure"),
+        (e.StreamIdle("m"), "neutral", "failure"),
+        (e.RateLimited("m"), "success", "neutral"),
+        (e.QuotaExhausted("m"), "success", "neutral"),
+        (e.AuthError("m"), "success", "neutral"),
+        (e.BadRequest("m"), "success", "neutral"),
+        (e.RequestTooLarge("m"), "success", "neutral"),
+        (e.UnexpectedStatus("m"), "success", "neutral"),
+        (e.CircuitOpen("m"), "neutral", "neutral"),
+        (e.DeadlineExceeded("m"), "neutral", "neutral"),
+        (e.InvalidInput("m"), "neutral", "neutral"),
+        (asyncio.CancelledError(), "neutral", "neutral"),
+        (ValueError(), "neutral", "neutral"),
+    ],
+)
+def test_evidence(error, origin, model):
+    """Connections speak of the origin, answers of the model, and neither of what the caller did."""
+    assert evidence(error) == (origin, model)
+
+
+@pytest.mark.parametrize(
+    ("ran", "timeout", "counts"),
+    [(9.9, 60, False), (10.0, 60, True), (4.9, 5, False), (5.0, 5, True), (30, 60, True)],
+)
+def test_a_deadline_that_was_patient_counts(ran, timeout, counts):
+    """One who waited 10 s or the whole time-out has learned something of the server."""
+    assert deadline_counts(ran, timeout) is counts
+
+
+class PairBench:
+    def __init__(self, **more) -> None:
+        self.clock = SimulatedClock()
+        self.changes: list[BreakerChange] = []
+        self.breakers = Breakers(now=self.clock.now, rng=FixedJitter(), on_change=self.changes.append, **more)
+
+    def pair(self, origin="https://a", credential="k", model="m", operation="embeddings") -> BreakerPair:
+        return self.breakers.pair(origin, credential, model, operation)
+
+    def fail(self, error, times, **names) -> None:
+        for _ in range(times):
+            permit = self.pair(**names).acquire()
+            assert isinstance(permit, PairPermit)
+            permit.failed(error)
+
+
+def test_a_dead_origin_opens_for_all_its_models():
+    """Five failed connections in a row, whatever was asked for."""
+    bench = PairBench()
+    for model in "abcd":
+        bench.fail(e.ConnectFailed("m"), 1, model=model)
+    assert bench.pair(model="z").peek() is None
+    bench.fail(e.ConnectFailed("m"), 1, model="e")
+
+    assert bench.pair(model="z").peek() == 5.0
+    assert bench.pair(model="z").acquire() == Refusal("https://a", 5.0)
+    assert bench.pair(origin="https://b").peek() is None
+
+
+@pytest.mark.parametrize("other", [{"model": "x"}, {"credential": "x"}, {"operation": "x"}, {"origin": "x"}])
+def test_a_broken_model_leaves_its_neighbours_alone(other):
+    """Circuits differ by origin, credential, model and operation."""
+    bench = PairBench()
+    bench.fail(e.ServerError("m"), 10)
+
+    assert bench.pair().acquire() == Refusal("https://a m embeddings", 5.0)
+    assert bench.pair(**other).peek() is None
+    assert [change.name for change in bench.changes] == ["https://a m embeddings"]
+
+
+def test_five_errors_in_a_row_do_not_open_a_model():
+    """Only connections go by the row."""
+    bench = PairBench()
+    bench.fail(e.ServerError("m"), 9)
+
+    assert bench.pair().peek() is None
+
+
+def test_the_longer_wait_is_the_pairs():
+    """Both must admit."""
+    bench = PairBench()
+    pair = bench.pair()
+    pair.origin.trip(3.0)
+    assert pair.peek() == 3.0
+    pair.model.trip(9.0)
+    assert pair.peek() == 9.0
+    pair.origin.trip(20.0)
+    assert pair.peek() == 20.0
+    bench.clock.advance(20)
+    pair.model.trip(4.0)
+    assert pair.peek() == 4.0
+
+
+def test_a_refused_pair_keeps_no_probe():
+    """The origin's place is free again when the model refuses."""
+    bench = PairBench()
+    pair = bench.pair()
+    pair.origin.trip(1.0)
+    pair.model.trip(10.0)
+    bench.clock.advance(1)
+
+    assert isinstance(pair.acquire(), Refusal)
+    assert pair.origin.peek() is None
+
+
+def test_a_pair_of_probes():
+    """Both are watched by the attempt's time-out, and both learn from one answer."""
+    bench = PairBench()
+    pair = bench.pair()
+    pair.origin.trip(1.0)
+    pair.model.trip(1.0)
+    bench.clock.advance(1)
+    pair.acquire(10.0)
+    assert pair.peek() == 0.5
+    bench.clock.advance(14.9)
+    assert (pair.origin.peek(), pair.model.peek()) == (pytest.approx(0.1), pytest.approx(0.1))
+    bench.clock.advance(0.2)
+    for _ in "ab":
+        pair.acquire().success()
+
+    assert (pair.origin.state, pair.model.state) == ("closed", "closed")
+
+
+def test_a_pairs_block_is_neutral():
+    """Nothing is reported for a call that was cancelled, and one report is enough."""
+    bench = PairBench()
+    pair = bench.pair()
+    with pair.acquire():
+        pass
+    with pair.acquire() as permit:
+        permit.failed(e.ServerError("m"))
+    pair.acquire().neutral()
+
+    assert (1, 0) == (pair.origin._window.calls, pair.origin._window.failures)
+    assert (1, 1) == (pair.model._window.calls, pair.model._window.failures)
+    assert repr(pair).startswith("BreakerPair(CircuitBreaker('https://a', closed")
+
+
+def test_the_same_circuits_for_the_same_request():
+    """Made once."""
+    bench = PairBench()
+
+    assert bench.pair().origin is bench.pair(model="other").origin
+    assert bench.pair().model is bench.pair().model
+
+
+def test_modes_hold_for_all_circuits():
+    """Those that are there and those to come."""
+    bench = PairBench(mode="metrics_only")
+    before = bench.pair()
+    assert before.model.state == before.origin.state == "metrics_only"
+
+    bench.breakers.set_mode("forced_open")
+
+    assert before.model.state == before.origin.state == "forced_open"
+    assert bench.pair(origin="https://new").origin.state == "forced_open"
+
+
+def test_rules_are_passed_on():
+    """For both levels."""
+    bench = PairBench(rules=BreakerRules(min_calls=2, rest_s=1.0))
+    bench.fail(e.ServerError("m"), 2)
+
+    assert bench.pair().peek() == 1.0
+
+
+def test_circuits_of_many_tenants_are_bounded():
+    """Closed ones make room; open ones are kept, for they say something."""
+    bench = PairBench()
+    bench.pair(credential="tenant 0").model.trip(1e6)
+    for n in range(10_000):
+        bench.pair(credential=f"tenant {n}")
+
+    assert len(bench.breakers._models) <= 4096
+    assert bench.pair(credential="tenant 0").peek() is not None

@@ -1,0 +1,146 @@
+"""The breaker against a model that keeps every result in a list (Hypothesis, fake clock)."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from llmopt.policies.breaker import BreakerRules, CircuitBreaker
+from llmopt.policies.permit import Permit
+from llmopt.testing.clock import SimulatedClock
+
+RULES = BreakerRules(min_calls=4, ratio=0.5, consecutive=6, jitter=0.0)
+
+
+class Model:
+    """The rules of RELIABILITY 2.3 as plainly as they can be written."""
+
+    def __init__(self) -> None:
+        self.state = "closed"
+        self.results: list[tuple[int, bool]] = []
+        self.row: list[str] = []
+        self.until = self.watch = self.closed_at = float("-inf")
+        self.rests = 0
+        self.epoch = 0  # what a permit must have been given in to count
+        self.shadow = False
+
+    def wait(self, now: float) -> float | None:
+        if self.state == "open" and now < self.until:
+            return self.until - now
+        if self.state == "half_open" and now < self.watch:
+            return min(RULES.look_again_s, self.watch - now)
+        return None
+
+    def acquire(self, now: float, timeout: float) -> int | None:
+        if self.wait(now) is not None:
+            return -1 if self.shadow else None
+        if self.state == "open":
+            self.state, self.row = "half_open", []
+        if self.state == "half_open":
+            self.epoch += 1
+            self.watch = now + timeout + RULES.watch_spare_s
+        return self.epoch
+
+    def settle(self, epoch: int, result: str, now: float) -> None:
+        if epoch != self.epoch:
+            return
+        if self.state == "half_open":
+            self.watch = float("-inf")
+        if result == "neutral":
+            return
+        self.row.append(result)
+        if self.state == "half_open":
+            if result == "failure":
+                self.open(now)
+            elif self.row == ["success"] * RULES.probes:
+                self.state, self.closed_at, self.row, self.results = "closed", now, [], []
+                self.epoch += 1
+            return
+        self.results.append((int(now / 3.0), result == "failure"))
+        recent = [bad for at, bad in self.results if at > int(now / 3.0) - 10]
+        streak = self.row[-RULES.consecutive :] == ["failure"] * RULES.consecutive
+        many = len(recent) >= RULES.min_calls and sum(recent) >= len(recent) / 2
+        if result == "failure" and (streak or many):
+            self.open(now)
+
+    def open(self, now: float, rest: float | None = None) -> None:
+        if self.state == "closed" and now - self.closed_at >= RULES.calm_s:
+            self.rests = 0
+        if rest is None:
+            rest = min(RULES.max_rest_s, RULES.rest_s * RULES.growth**self.rests)
+        self.rests += 1
+        self.until = max(self.until, now + rest)
+        self.state, self.watch, self.row = "open", float("-inf"), []
+        self.epoch += 1
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    permits = Bundle("permits")
+
+    @initialize(shadow=st.booleans())
+    def start(self, shadow):
+        self.clock = SimulatedClock(start=999.0)
+        self.changes = []
+        self.breaker = CircuitBreaker(
+            "e",
+            RULES,
+            now=self.clock.now,
+            rng=random.Random(0),
+            on_change=self.changes.append,
+            mode="metrics_only" if shadow else "automatic",
+        )
+        self.model = Model()
+        self.model.shadow = shadow
+
+    @rule(target=permits, timeout=st.sampled_from([0.0, 1.0, 60.0]))
+    def acquire(self, timeout):
+        expected = self.model.acquire(self.clock.now(), timeout)
+        got = self.breaker.acquire(timeout)
+        if not isinstance(got, Permit):
+            assert expected is None
+            return multiple()
+        assert expected is not None
+        return got, expected
+
+    @rule(permit=consumes(permits), result=st.sampled_from(["success", "failure", "failure", "neutral"]))
+    def settle(self, permit, result):
+        self.model.settle(permit[1], result, self.clock.now())
+        permit[0].settle(result)
+        permit[0].settle("failure")  # a second report never counts
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 2.9, 3.0, 5.0, 8.0, 30.0, 61.0]))
+    def advance(self, seconds):
+        self.clock.advance(seconds)
+
+    @rule(times=st.integers(1, 12), result=st.sampled_from(["success", "failure"]))
+    def burst(self, times, result):
+        for _ in range(times):
+            expected = self.model.acquire(self.clock.now(), 1.0)
+            got = self.breaker.acquire(1.0)
+            assert isinstance(got, Permit) == (expected is not None)
+            if isinstance(got, Permit):
+                self.settle((got, expected), result)
+
+    @rule(rest=st.sampled_from([None, 1.0, 20.0]))
+    def trip(self, rest):
+        self.model.open(self.clock.now(), rest)
+        self.breaker.trip(rest)
+
+    @invariant()
+    def agree(self):
+        if not hasattr(self, "breaker"):
+            return
+        assert self.breaker._state == self.model.state
+        assert self.breaker.peek() == (None if self.model.shadow else self.model.wait(self.clock.now()))
+        if self.changes:
+            assert self.changes[-1].new == self.model.state
+        for old, new in zip(self.changes, self.changes[1:], strict=False):
+            assert old.new == new.old
+            assert new.old != new.new
+
+
+TestBreaker = BreakerMachine.TestCase
+TestBreaker.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

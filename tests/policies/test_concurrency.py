@@ -1,0 +1,512 @@
+"""The adaptive limit of requests in flight, and the line before it (RELIABILITY 2.5, rows C03 and C05)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from llmopt import errors as e
+from llmopt.policies.concurrency import Concurrency, Load, Slot, load_of
+from llmopt.policies.deadline import Deadline
+from llmopt.testing.clock import SimulatedClock, run_simulated
+
+
+def made(clock: SimulatedClock | None = None, **bounds: Any) -> Concurrency:
+    return Concurrency(clock=clock or SimulatedClock(), **bounds)
+
+
+def take(concurrency: Concurrency, count: int) -> list[Slot]:
+    slots = [concurrency.try_acquire() for _ in range(count)]
+    assert all(slot is not None for slot in slots)
+    return [slot for slot in slots if slot is not None]
+
+
+# --- the limit ----------------------------------------------------------------------------------------------
+
+
+def test_the_defaults() -> None:
+    """Sixteen to begin with."""
+    concurrency = made()
+
+    assert len(take(concurrency, 16)) == 16
+    assert concurrency.try_acquire() is None
+    assert repr(concurrency) == "Concurrency(limit=16, in_flight=16, waiting=0)"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "limit"),
+    [
+        ({"initial": 16, "maximum": 10}, 10),
+        ({"initial": 0}, 1),
+        ({"initial": 3, "minimum": 5}, 5),
+        ({"initial": 1, "minimum": 4, "maximum": 2}, 4),
+        ({"initial": 400}, 256),
+    ],
+)
+def test_the_limit_starts_within_its_bounds(bounds: dict[str, int], limit: int) -> None:
+    """Never above the pool."""
+    assert made(**bounds).limit == limit
+
+
+def test_success_adds_one_over_the_limit() -> None:
+    """Less for each further one, as long as half of the limit is in flight."""
+    concurrency = made(initial=4)
+    for slot in take(concurrency, 4):
+        slot.release("success")
+
+    assert concurrency.limit == pytest.approx(4 + 1 / 4 + 1 / 4.25)
+
+
+def test_an_unused_limit_does_not_grow() -> None:
+    """Half of it must be in flight, this request included."""
+    concurrency = made(initial=16)
+    for slot in take(concurrency, 7):
+        slot.release("success")
+    assert concurrency.limit == 16.0
+
+    first, *_ = take(concurrency, 8)
+    first.release("success")
+    assert concurrency.limit == 16.0625
+
+
+def test_growth_stops_at_the_maximum() -> None:
+    """However well it goes."""
+    concurrency = made(initial=9, maximum=10)
+    for _ in range(100):
+        for slot in take(concurrency, int(concurrency.limit)):
+            slot.release("success")
+
+    assert concurrency.limit == 10
+
+
+def test_overload_takes_a_quarter_once_a_second() -> None:
+    """One overload shows in many answers."""
+    clock = SimulatedClock()
+    concurrency = made(clock, initial=16)
+    slots = take(concurrency, 16)
+    slots[0].release("overload")
+    assert concurrency.limit == 12.0
+    slots[1].release("overload")
+    clock.advance(0.999)
+    slots[2].release("overload")
+    assert concurrency.limit == 12.0
+    clock.advance(0.001)
+    slots[3].release("overload")
+    assert concurrency.limit == 9.0
+
+
+def test_the_limit_keeps_a_minimum() -> None:
+    """One, or what was said."""
+    clock = SimulatedClock()
+    for minimum in (1, 3):
+        concurrency = made(clock, initial=4, minimum=minimum)
+        for _ in range(20):
+            take(concurrency, 1)[0].release("overload")
+            clock.advance(1)
+        assert concurrency.limit == minimum
+        assert len(take(concurrency, minimum)) == minimum
+        assert concurrency.try_acquire() is None
+
+
+def test_neutral_changes_nothing() -> None:
+    """A 4xx, a 429, a cancellation."""
+    concurrency = made(initial=2)
+    for slot in take(concurrency, 2):
+        slot.release("neutral")
+
+    assert (concurrency.limit, concurrency.in_flight) == (2.0, 0)
+
+
+def test_only_whole_places_are_given() -> None:
+    """A limit of 2.5 is two."""
+    concurrency = made(initial=2.5)
+
+    take(concurrency, 2)
+    assert concurrency.try_acquire() is None
+
+
+def test_resize() -> None:
+    """To a smaller pool at once, to a larger one by growing; waiters feel it."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=4)
+        concurrency.resize(2)
+        assert concurrency.limit == 2.0
+        take(concurrency, 2)
+        concurrency.resize(8)
+        assert concurrency.limit == 2.0
+        waiter = asyncio.ensure_future(concurrency.acquire())
+        await asyncio.sleep(0)
+        concurrency.limit = 3.0
+        concurrency.resize(8)
+        await waiter
+        assert concurrency.in_flight == 3
+        concurrency.resize(0)
+        assert concurrency.limit == 1.0
+
+    run_simulated(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "load"),
+    [
+        (None, "success"),
+        (e.Overloaded("m"), "overload"),
+        (e.AttemptTimeout("m"), "overload"),
+        (e.ConnectFailed("m", cause="timeout"), "overload"),
+        (e.ConnectFailed("m", cause="refused"), "neutral"),
+        (e.RateLimited("m"), "neutral"),
+        (e.ServerError("m"), "neutral"),
+        (e.BadRequest("m"), "neutral"),
+        (asyncio.CancelledError(), "neutral"),
+    ],
+)
+def test_load_of(error: BaseException | None, load: Load) -> None:
+    """Pace is the limiter's business, load is this one's."""
+    assert load_of(error) == load
+
+
+# --- slots --------------------------------------------------------------------------------------------------
+
+
+def test_the_first_release_counts() -> None:
+    """A slot goes back once, the end of its block included."""
+    concurrency = made(initial=2)
+    with take(concurrency, 1)[0] as slot:
+        assert concurrency.in_flight == 1
+        slot.release("success")
+        slot.release("overload")
+
+    assert concurrency.in_flight == 0
+    assert concurrency.limit == 2.5
+
+
+def test_a_block_gives_back_on_every_way_out() -> None:
+    """Without a word about the load."""
+    concurrency = made(initial=1)
+    with pytest.raises(asyncio.CancelledError), take(concurrency, 1)[0]:
+        raise asyncio.CancelledError
+
+    assert (concurrency.in_flight, concurrency.limit) == (0, 1.0)
+
+
+# --- the line -----------------------------------------------------------------------------------------------
+
+
+def test_waiters_go_in_order() -> None:
+    """First come, first served, and nobody passes the line."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        order: list[int] = []
+
+        async def call(n: int) -> None:
+            with await concurrency.acquire():
+                order.append(n)
+                await asyncio.sleep(1)
+
+        tasks = [asyncio.ensure_future(call(n)) for n in range(5)]
+        await asyncio.sleep(0.5)
+        assert concurrency.waiting == 4
+        assert concurrency.try_acquire() is None
+        await asyncio.gather(*tasks)
+        assert order == [0, 1, 2, 3, 4]
+        assert clock.elapsed == 5.0
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0)
+
+    run_simulated(main)
+
+
+def test_nobody_passes_the_line() -> None:
+    """A slot that becomes free in this moment belongs to who waits."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        waiter = asyncio.ensure_future(concurrency.acquire())
+        await asyncio.sleep(0)
+        slot.release()
+        assert concurrency.in_flight == 1  # granted already, though the waiter has not run
+        assert concurrency.try_acquire() is None
+        (await waiter).release()
+        assert concurrency.in_flight == 0
+
+    run_simulated(main)
+
+
+def test_a_growing_limit_lets_several_in() -> None:
+    """As many as there is room for."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        slots = take(concurrency, 1)
+        waiters = [asyncio.ensure_future(concurrency.acquire()) for _ in range(3)]
+        await asyncio.sleep(0)
+        slots[0].release("success")  # 1 + 1/1 = 2
+        await asyncio.sleep(0)
+        assert [waiter.done() for waiter in waiters] == [True, True, False]
+        waiters[2].cancel()
+
+    run_simulated(main)
+
+
+def test_a_falling_limit_lets_nobody_in() -> None:
+    """Until enough have left."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=4)
+        slots = take(concurrency, 4)
+        waiter = asyncio.ensure_future(concurrency.acquire())
+        await asyncio.sleep(0)
+        slots[0].release("overload")  # limit 3, three in flight
+        await asyncio.sleep(0)
+        assert not waiter.done()
+        slots[1].release()
+        await asyncio.sleep(0)
+        assert waiter.done()
+
+    run_simulated(main)
+
+
+def test_a_cancelled_waiter_leaves_the_line() -> None:
+    """From its middle, at no cost to the others."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        waiters = [asyncio.ensure_future(concurrency.acquire()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiters[1].cancel()
+        await asyncio.sleep(0)
+        assert concurrency.waiting == 2
+        slot.release()
+        (await waiters[0]).release()
+        (await waiters[2]).release()
+        assert waiters[1].cancelled()
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0)
+
+    run_simulated(main)
+
+
+def test_c03_cancelled_in_the_moment_of_the_grant() -> None:
+    """The slot goes to the next in line (Netflix PR #179)."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        lost, next_one = (asyncio.ensure_future(concurrency.acquire()) for _ in "ab")
+        await asyncio.sleep(0)
+        slot.release()
+        lost.cancel()
+        (await next_one).release()
+        assert lost.cancelled()
+        assert (concurrency.in_flight, concurrency.limit) == (0, 1.0)
+
+    run_simulated(main)
+
+
+def test_c03_released_in_the_moment_of_the_cancellation() -> None:
+    """A waiter that is cancelled but has not run yet is not granted anything."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        gone, next_one = (asyncio.ensure_future(concurrency.acquire()) for _ in "ab")
+        await asyncio.sleep(0)
+        gone.cancel()
+        slot.release()
+        assert concurrency.in_flight == 1
+        (await next_one).release()
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0)
+
+    run_simulated(main)
+
+
+def test_the_deadline_ends_the_wait() -> None:
+    """At its moment, with an error that says where the time went."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        with pytest.raises(e.DeadlineExceeded, match="waiting for a free slot") as caught:
+            await concurrency.acquire(Deadline.after(3, clock.now))
+        assert caught.value.phase == "concurrency"
+        assert clock.elapsed == pytest.approx(3)
+        assert (concurrency.in_flight, concurrency.waiting) == (1, 0)
+        slot.release()
+        assert concurrency.in_flight == 0
+
+    run_simulated(main)
+
+
+def test_a_deadline_that_is_not_needed_leaves_no_timer() -> None:
+    """Granted in time, or at once, or without a bound."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (await concurrency.acquire(Deadline.after(5, clock.now))).release()
+        for left in (5, None):
+            (slot,) = take(concurrency, 1)
+            waiter = asyncio.ensure_future(concurrency.acquire(Deadline.after(left, clock.now)))
+            await asyncio.sleep(0)
+            slot.release()
+            (await waiter).release()
+        await asyncio.sleep(10)
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0)
+
+    run_simulated(main)
+
+
+def test_c03_granted_in_the_moment_of_the_deadline() -> None:
+    """The grant that came first stands."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        clock_call = clock.call_later(3, slot.release)  # due in the same tick, and first
+        waiter = asyncio.ensure_future(concurrency.acquire(Deadline.after(3, clock.now)))
+        await asyncio.sleep(3)
+        await asyncio.sleep(0)
+        clock_call.cancel()
+        outcome = (await asyncio.gather(waiter, return_exceptions=True))[0]
+        if isinstance(outcome, Slot):
+            outcome.release()
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0)
+
+    run_simulated(main)
+
+
+def test_an_expired_waiter_is_dropped_without_a_slot() -> None:
+    """Though its timer has not fired: the loop was busy while the deadline passed."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        late = asyncio.ensure_future(concurrency.acquire(Deadline.after(1, clock.now)))
+        patient = asyncio.ensure_future(concurrency.acquire())
+        await asyncio.sleep(0)
+        clock.advance(2)
+        slot.release()
+        (await patient).release()
+        with pytest.raises(e.DeadlineExceeded):
+            await late
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0)
+
+    run_simulated(main)
+
+
+def test_c03_expired_and_cancelled_at_once() -> None:
+    """The cancellation is delivered, nothing is leaked and no error goes unread."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        waiter = asyncio.ensure_future(concurrency.acquire(Deadline.after(1, clock.now)))
+        await asyncio.sleep(0)
+        clock.advance(2)
+        slot.release()
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+        assert waiter.cancelled()
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0)
+
+    run_simulated(main)
+
+
+def test_an_abandoned_coroutine_leaves_the_line() -> None:
+    """One that is closed in the middle of its wait, as by a loop that shuts down."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        waiting: Coroutine[Any, Any, Slot] = concurrency.acquire()
+        waiting.send(None)
+        assert concurrency.waiting == 1
+        waiting.close()
+        assert concurrency.waiting == 0
+        slot.release()
+        assert concurrency.in_flight == 0
+
+    run_simulated(main)
+
+
+def test_c05_ten_thousand_waiters_are_cancelled_at_once() -> None:
+    """In the worst order for a search; the line is empty afterwards."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=1)
+        (slot,) = take(concurrency, 1)
+        waiters = [asyncio.ensure_future(concurrency.acquire()) for _ in range(10_000)]
+        await asyncio.sleep(0)
+        assert concurrency.waiting == 10_000
+        for waiter in reversed(waiters):
+            waiter.cancel()
+        await asyncio.gather(*waiters, return_exceptions=True)
+        assert concurrency.waiting == 0
+        slot.release()
+        assert concurrency.in_flight == 0
+
+    run_simulated(main)
+
+
+# --- seeded schedules ---------------------------------------------------------------------------------------
+
+
+def schedule(seed: int) -> None:
+    """One random schedule: arrivals, cancellations, deadlines, outcomes, in every order of the loop's ticks."""
+    rng = random.Random(seed)
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=rng.randint(1, 3), maximum=4)
+        most = 0
+
+        async def call() -> None:
+            nonlocal most
+            left = rng.choice([None, None, 0, 1, 2])
+            with await concurrency.acquire(Deadline.after(left, clock.now)) as slot:
+                most = max(most, concurrency.in_flight)
+                for _ in range(rng.randint(0, 3)):
+                    await asyncio.sleep(rng.choice([0, 0, 1]))
+                slot.release(rng.choice(["success", "overload", "neutral"]))
+
+        tasks: list[asyncio.Task[None]] = []
+        for _ in range(rng.randint(3, 12)):
+            action = rng.random()
+            if action < 0.55 or not tasks:
+                tasks.append(asyncio.ensure_future(call()))
+            elif action < 0.85:
+                rng.choice(tasks).cancel()
+            else:
+                await asyncio.sleep(rng.choice([0, 0, 1]))
+        for _ in range(rng.randint(0, 2)):
+            await asyncio.sleep(0)
+            rng.choice(tasks).cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled():
+                assert task.exception() is None or isinstance(task.exception(), e.DeadlineExceeded)
+        assert most <= 4
+        assert (concurrency.in_flight, concurrency.waiting) == (0, 0), seed
+        # No place was lost: the whole limit can be had again.
+        take(concurrency, int(concurrency.limit))
+
+    run_simulated(main)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_c03_no_slot_is_lost_in_seeded_schedules(block: int) -> None:
+    """Every way for a grant, a cancellation and a deadline to meet."""
+    for seed in range(block * 1000, block * 1000 + 1000):
+        schedule(seed)
+
+
+if __name__ == "__main__":  # the long run: 100,000 schedules
+    started = time.perf_counter()
+    for long_seed in range(100_000):
+        schedule(long_seed)
+    print(f"100,000 schedules in {time.perf_counter() - started:.0f} s, no slot lost")

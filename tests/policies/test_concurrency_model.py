@@ -1,0 +1,163 @@
+"""The adaptive limit and its line against a model with a plain list (Hypothesis, one step of the loop at a time)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from llmopt.errors import DeadlineExceeded
+from llmopt.policies.concurrency import Concurrency, Load, Slot
+from llmopt.policies.deadline import Deadline
+from llmopt.testing.clock import SimulatedClock, SimulatedLoop
+
+
+class Model:
+    """RELIABILITY 2.5 as plainly as it can be written."""
+
+    def __init__(self, limit: int, maximum: int) -> None:
+        self.limit, self.maximum = float(limit), maximum
+        self.holding: set[int] = set()
+        self.line: list[tuple[int, float]] = []
+        self.late: set[int] = set()
+        self.decreased = float("-inf")
+
+    def arrive(self, who: int, until: float, now: float) -> None:
+        if not self.line and len(self.holding) < int(self.limit):
+            self.holding.add(who)
+        else:
+            self.line.append((who, until))
+        self.pump(now)
+
+    def pump(self, now: float) -> None:
+        while self.line and len(self.holding) < int(self.limit):
+            who, until = self.line.pop(0)
+            (self.late if now >= until else self.holding).add(who)
+
+    def expire(self, now: float) -> None:
+        self.late |= {who for who, until in self.line if now >= until}
+        self.line = [(who, until) for who, until in self.line if now < until]
+
+    def leave(self, who: int, load: Load, now: float) -> None:
+        if load == "success" and len(self.holding) >= self.limit / 2:
+            self.limit = min(self.maximum, self.limit + 1 / self.limit)
+        if load == "overload" and now - self.decreased >= 1:
+            self.limit, self.decreased = max(1, self.limit * 0.75), now
+        self.holding.discard(who)
+        self.pump(now)
+
+    def cancel(self, who: int, now: float) -> None:
+        self.line = [(waiting, until) for waiting, until in self.line if waiting != who]
+        if who in self.holding:  # granted, and not told yet
+            self.leave(who, "neutral", now)
+
+
+class ConcurrencyMachine(RuleBasedStateMachine):
+    """Tasks arrive, are cancelled, finish and expire; `settle` lets the loop run dry in between, or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = SimulatedClock()
+        self.loop = SimulatedLoop(self.clock)
+        self.tasks: dict[int, asyncio.Task[Slot]] = {}
+        self.slots: dict[int, Slot] = {}
+        self.settled = True
+        self.count = 0
+
+    @initialize(limit=st.integers(1, 4), maximum=st.integers(2, 6))
+    def start(self, limit: int, maximum: int) -> None:
+        self.concurrency = Concurrency(clock=self.clock, initial=limit, maximum=maximum)
+        self.model = Model(min(limit, maximum), maximum)
+
+    def run(self, ticks: int) -> None:
+        async def spin() -> None:
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(spin())
+
+    def settle(self) -> None:
+        self.run(4)
+        for who, task in list(self.tasks.items()):
+            if task.done():
+                del self.tasks[who]
+                if not task.cancelled() and task.exception() is None:
+                    self.slots[who] = task.result()
+                elif not task.cancelled():
+                    assert isinstance(task.exception(), DeadlineExceeded)
+                    assert who in self.model.late
+
+    @rule(left=st.sampled_from([None, None, 1.0, 3.0]))
+    def arrive(self, left: float | None) -> None:
+        self.count += 1
+        self.model.arrive(self.count, float("inf") if left is None else self.clock.now() + left, self.clock.now())
+        waiting = self.concurrency.acquire(Deadline.after(left, self.clock.now))
+        self.tasks[self.count] = self.loop.create_task(waiting)
+        self.run(1)
+        self.settle()
+
+    @precondition(lambda self: self.slots)
+    @rule(data=st.data(), load=st.sampled_from(["success", "success", "overload", "neutral"]))
+    def release(self, data: Any, load: Load) -> None:
+        who = data.draw(st.sampled_from(sorted(self.slots)))
+        self.slots.pop(who).release(load)
+        self.model.leave(who, load, self.clock.now())
+        self.settle()
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        who = data.draw(st.sampled_from(sorted(self.tasks)))
+        self.tasks[who].cancel()
+        self.model.cancel(who, self.clock.now())
+        self.settle()
+
+    @precondition(lambda self: self.tasks and self.slots)
+    @rule(data=st.data(), cancel_first=st.booleans())
+    def race(self, data: Any, cancel_first: bool) -> None:
+        """A release and a cancellation within one tick of the loop."""
+        leaving = data.draw(st.sampled_from(sorted(self.slots)))
+        waiting = data.draw(st.sampled_from(sorted(self.tasks)))
+        now = self.clock.now()
+        steps = [
+            lambda: (self.tasks[waiting].cancel(), self.model.cancel(waiting, now)),
+            lambda: (self.slots.pop(leaving).release(), self.model.leave(leaving, "neutral", now)),
+        ]
+        for step in steps if cancel_first else reversed(steps):
+            step()
+        self.settle()
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.0]))
+    def sleep(self, seconds: float) -> None:
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+        self.model.expire(self.clock.now())
+        self.settle()
+
+    @invariant()
+    def agree(self) -> None:
+        if not hasattr(self, "concurrency"):
+            return
+        assert self.concurrency.limit == pytest.approx(self.model.limit)
+        assert self.concurrency.in_flight == len(self.model.holding)
+        assert set(self.slots) == self.model.holding
+        assert list(self.tasks) == [who for who, _ in self.model.line]
+        assert self.concurrency.waiting == len(self.model.line)
+        assert not self.model.line or self.concurrency.in_flight >= int(self.concurrency.limit)
+
+    def teardown(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        self.run(3)
+        for slot in self.slots.values():
+            slot.release()
+        if hasattr(self, "concurrency"):
+            assert (self.concurrency.in_flight, self.concurrency.waiting) == (0, 0)
+        self.loop.close()
+
+
+TestConcurrency = ConcurrencyMachine.TestCase
+TestConcurrency.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,0 +1,698 @@
+"""The retry loop on stamina: what is retried, when, and what stamina's own switches do (C14, C16).
+
+Time is simulated; stamina's global state is put back after each test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import subprocess
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import stamina
+from stamina.instrumentation import RetryDetails, RetryHookFactory, get_on_retry_hooks, set_on_retry_hooks
+
+from llmopt import errors as e
+from llmopt.policies.budget import RetryBudget
+from llmopt.policies.deadline import Deadline
+from llmopt.policies.nesting import SingleRetrier, inside_attempt
+from llmopt.policies.retry import Facts, RetryPolicy
+from llmopt.policies.retry_hooks import HookFilter
+from llmopt.policies.stamina_loop import Retry, with_retries
+from llmopt.testing.clock import SimulatedClock, run_simulated
+
+
+@pytest.fixture(autouse=True)
+def _stamina_as_before() -> Iterator[None]:
+    yield
+    stamina.set_active(True)
+    stamina.set_testing(False)
+    set_on_retry_hooks(None)
+
+
+class NoJitter(random.Random):
+    """No share of any range."""
+
+    def uniform(self, a: float, b: float) -> float:  # noqa: ARG002 - the signature of random.Random
+        return a
+
+
+class Call:
+    """One call: outcomes played one after the other, and what was seen of it."""
+
+    def __init__(self, *outcomes: BaseException | str, left: float | None = None, **policy: Any) -> None:
+        self.outcomes = list(outcomes)
+        self.policy = RetryPolicy(**{"max_retries": 3, "rng": NoJitter(0), **policy})
+        self.left = left
+        self.at: list[float] = []
+        self.attempts: list[int] = []
+        self.retries: list[Retry] = []
+        self.budget = RetryBudget()
+        self.facts = Facts()
+        self.clock = SimulatedClock()
+        self.during: Callable[[int], Awaitable[object]] | None = None
+
+    async def attempt(self, number: int) -> str:
+        self.at.append(self.clock.elapsed)
+        self.attempts.append(number)
+        if self.during is not None:
+            await self.during(number)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    async def run(self) -> str:
+        """As the engine does it: the first attempt by itself, the rest in the loop."""
+        deadline = Deadline.after(self.left, self.clock.now)
+        try:
+            with SingleRetrier():
+                return await self.attempt(1)
+        except e.LLMOptError as error:
+            return await with_retries(
+                error,
+                self.attempt,
+                self.policy,
+                deadline=deadline,
+                budget=lambda _: self.budget,
+                facts=lambda _: self.facts,
+                on_retry=self.retries.append,
+            )
+
+    def play(self) -> str:
+        return run_simulated(lambda _: self.run(), clock=self.clock)
+
+
+def server_error() -> e.ServerError:
+    return e.ServerError("down", status=500)
+
+
+# --- attempts and waits -----------------------------------------------------------------------------------
+
+
+def test_comes_through_after_failures() -> None:
+    """Attempts are numbered on, waits are the policy's, and each was told of before."""
+    call = Call(server_error(), e.RateLimited("slow", retry_after=5.0), server_error(), "done")
+
+    assert call.play() == "done"
+    assert call.attempts == [1, 2, 3, 4]
+    assert call.at == pytest.approx([0.0, 1.0, 6.0, 8.0])
+    assert [(r.attempt, r.delay, r.decision.reason) for r in call.retries] == [
+        (2, 1.0, "server"),
+        (3, 5.0, "rate_limited"),
+        (4, 2.0, "server"),
+    ]
+
+
+def test_three_retries_are_four_attempts() -> None:
+    """And the last error is the one that is raised, the same object, without a note."""
+    errors = [server_error() for _ in range(5)]
+    call = Call(*errors)
+
+    with pytest.raises(e.ServerError) as caught:
+        call.play()
+
+    assert caught.value is errors[3]
+    assert call.attempts == [1, 2, 3, 4]
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_final_errors_are_raised_at_once() -> None:
+    """One attempt, no wait, no event, and stamina's hooks were not touched."""
+    call = Call(e.QuotaExhausted("no money"))
+
+    with pytest.raises(e.QuotaExhausted):
+        call.play()
+
+    assert call.at == [0.0]
+    assert call.retries == []
+
+
+def test_a_final_error_ends_a_loop() -> None:
+    """Whatever failed before."""
+    call = Call(server_error(), e.AuthError("no"), "never")
+
+    with pytest.raises(e.AuthError):
+        call.play()
+
+    assert call.attempts == [1, 2]
+
+
+def test_a_stale_connection_costs_no_time() -> None:
+    """The second attempt follows at once and leaves all retries to come."""
+    call = Call(e.ConnectionLost("gone", stale=True), *[server_error() for _ in range(3)], "done")
+
+    assert call.play() == "done"
+    assert call.at == pytest.approx([0.0, 0.0, 1.0, 3.0, 7.0])
+
+
+def test_facts_are_asked_for_each_error() -> None:
+    """A veto of the server's ends it."""
+    call = Call(server_error(), "never")
+    call.facts = Facts(should_retry=False)
+
+    with pytest.raises(e.ServerError):
+        call.play()
+
+    assert call.attempts == [1]
+
+
+def test_without_extras() -> None:
+    """Budget, facts and events are optional."""
+
+    async def main(clock: SimulatedClock) -> int:
+        async def attempt(number: int) -> int:
+            return number
+
+        return await with_retries(
+            server_error(), attempt, RetryPolicy(), deadline=Deadline.after(None, clock.now)
+        )
+
+    assert run_simulated(main) == 2
+
+
+# --- deadline, hints, budget --------------------------------------------------------------------------------
+
+
+def test_the_deadline_is_never_outslept() -> None:
+    """The wait that does not fit is not begun; the error says what it would have been."""
+    last = e.RateLimited("slow down", retry_after=90.0, provider="p", model="m", request_id="r", sent="yes")
+    call = Call(server_error(), last, left=30)
+
+    with pytest.raises(e.DeadlineExceeded) as caught:
+        call.play()
+
+    assert call.clock.elapsed == 1.0
+    assert caught.value.__cause__ is last
+    assert caught.value.message == (
+        "the server asks to wait 90 s, but 29 s are left of the deadline; the last error was RateLimited: slow down"
+    )
+    assert (caught.value.phase, caught.value.retry_after, caught.value.sent) == ("retry", 90.0, "yes")
+    assert (caught.value.provider, caught.value.model, caught.value.request_id) == ("p", "m", "r")
+
+
+def test_a_deadline_without_a_hint() -> None:
+    """The wait was our own."""
+    call = Call(server_error(), left=1.5)
+
+    with pytest.raises(e.DeadlineExceeded, match=r"^the next attempt would be in 1 s, but 1\.5 s are left"):
+        call.play()
+
+
+def test_too_long_a_hint_fails_at_once() -> None:
+    """With the value in the error, and a note of why."""
+    call = Call(e.RateLimited("slow", retry_after=3600.0))
+
+    with pytest.raises(e.RateLimited) as caught:
+        call.play()
+
+    assert caught.value.retry_after == 3600.0
+    assert caught.value.__notes__ == ["Not tried again: the server asks for a longer wait than llmopt waits."]
+
+
+def test_an_empty_budget_ends_it() -> None:
+    """Without waiting, and with a note."""
+    call = Call(server_error(), server_error())
+    call.budget = RetryBudget(20)
+
+    with pytest.raises(e.ServerError) as caught:
+        call.play()
+
+    assert call.attempts == [1, 2]
+    assert call.budget.left == 6
+    assert caught.value.__notes__[0].startswith("Not tried again: the endpoint's retry budget is empty")
+
+
+def test_success_pays_the_last_retry_back() -> None:
+    """As the AWS SDKs do it."""
+    call = Call(server_error(), e.RateLimited("slow"), "done")
+    call.play()
+
+    assert call.budget.left == 500 - 14 - 5 + 5
+
+
+def test_an_ambiguous_chat_says_so() -> None:
+    """Its second broken attempt is the last one."""
+    call = Call(*[e.AttemptTimeout("slow", sent="maybe") for _ in range(3)])
+    call.facts = Facts(idempotent=False)
+
+    with pytest.raises(e.AttemptTimeout) as caught:
+        call.play()
+
+    assert call.attempts == [1, 2]
+    assert caught.value.__notes__[0].startswith("Not tried again: the request may have been carried out")
+
+
+# --- what is not ours ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("foreign", [ValueError("bug"), asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3)])
+def test_foreign_exceptions_pass_through(foreign: BaseException) -> None:
+    """Never retried, never wrapped, never swallowed."""
+    call = Call(server_error(), foreign, "never")
+
+    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+        # A KeyboardInterrupt inside a task would end the loop itself.
+        with pytest.raises(type(foreign)) as caught:
+            await call.run()
+        assert caught.value is foreign
+
+    run_simulated(main, clock=call.clock)
+    assert call.attempts == [1, 2]
+
+
+def test_cancelled_while_waiting() -> None:
+    """The cancellation arrives once, and the price of the retry that was not made goes back."""
+    call = Call(server_error(), "never")
+
+    async def main(clock: SimulatedClock) -> None:
+        task = asyncio.ensure_future(call.run())
+        await asyncio.sleep(0.5)
+        assert call.budget.left == 486
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert clock.elapsed == 0.5
+
+    run_simulated(main, clock=call.clock)
+    assert call.attempts == [1]
+    assert call.budget.left == 500
+
+
+def test_cancelled_during_an_attempt() -> None:
+    """That retry was made, and is paid."""
+    call = Call(server_error(), "never")
+
+    async def hang(number: int) -> None:
+        if number == 2:
+            await asyncio.sleep(1000)
+
+    call.during = hang
+
+    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+        task = asyncio.ensure_future(call.run())
+        await asyncio.sleep(2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_simulated(main, clock=call.clock)
+    assert call.budget.left == 486
+
+
+def test_a_timeout_around_it_works() -> None:
+    """`asyncio.timeout` sees its own cancellation."""
+    call = Call(server_error(), "never")
+
+    async def main(clock: SimulatedClock) -> float:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.25):
+                await call.run()
+        return clock.elapsed
+
+    assert run_simulated(main, clock=call.clock) == 0.25
+
+
+# --- nesting (C14) --------------------------------------------------------------------------------------------
+
+
+def test_c14_nested_calls_do_not_retry() -> None:
+    """In the first attempt and in those of the loop: attempts add up, they do not multiply."""
+    inner_calls: list[Call] = []
+
+    async def nested(_: int) -> None:
+        inner = Call(server_error(), server_error(), "never")
+        inner.clock = call.clock
+        inner_calls.append(inner)
+        await inner.run()
+
+    call = Call()
+    call.during = nested
+
+    with pytest.raises(e.ServerError):
+        call.play()
+
+    assert call.attempts == [1, 2, 3, 4]
+    assert [inner.attempts for inner in inner_calls] == [[1]] * 4
+
+
+def test_after_an_attempt_calls_retry_again() -> None:
+    """The mark goes with the attempt, failed or not."""
+    with SingleRetrier():
+        assert inside_attempt()
+        with SingleRetrier():
+            assert inside_attempt()
+        assert inside_attempt()
+    assert not inside_attempt()
+    with contextlib.suppress(ValueError), SingleRetrier():
+        raise ValueError
+    assert not inside_attempt()
+
+
+# --- stamina's switches (C16) ---------------------------------------------------------------------------------
+
+
+def test_c16_inactive_stamina_retries_nothing() -> None:
+    """The first error comes through, untouched."""
+    stamina.set_active(False)
+    first = server_error()
+    call = Call(first, "never")
+
+    with pytest.raises(e.ServerError) as caught:
+        call.play()
+
+    assert caught.value is first
+    assert call.attempts == [1]
+    assert call.budget.left == 500
+
+
+def test_c16_test_mode_makes_one_attempt() -> None:
+    """By default; nothing is told of and nothing is paid."""
+    stamina.set_testing(True)
+    call = Call(server_error(), "never")
+
+    with pytest.raises(e.ServerError):
+        call.play()
+
+    assert call.attempts == [1]
+    assert call.retries == []
+    assert call.budget.left == 500
+
+
+def test_c16_test_mode_does_not_wait() -> None:
+    """Its attempts include the first one, and an event says that nothing was waited for."""
+    call = Call(e.RateLimited("slow", retry_after=60.0), server_error(), server_error())
+    with stamina.set_testing(True, attempts=2), pytest.raises(e.ServerError):
+        call.play()
+
+    assert call.at == [0.0, 0.0]
+    assert [(r.attempt, r.delay) for r in call.retries] == [(2, 0.0)]
+    assert call.budget.left == 495
+
+
+def test_c16_test_mode_does_not_raise_our_bounds() -> None:
+    """It can only make fewer attempts of ours, never more."""
+    call = Call(*[server_error() for _ in range(9)])
+    with stamina.set_testing(True, attempts=50), pytest.raises(e.ServerError):
+        call.play()
+
+    assert call.attempts == [1, 2, 3, 4]
+
+
+# --- stamina's hooks ------------------------------------------------------------------------------------------
+
+
+class Hook:
+    """A user's hook that remembers the retries it was told of."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name = name
+        self.log = log
+
+    def __call__(self, details: RetryDetails) -> None:
+        self.log.append(f"{self.name}:{type(details.caused_by).__name__}")
+
+
+async def users_own_retry() -> None:
+    """A retry of the user's own, one failure and one success."""
+    async for attempt in stamina.retry_context(on=(OSError, e.LLMOptError), wait_initial=0.01, wait_jitter=0):
+        with attempt:
+            if attempt.num == 1:
+                raise OSError
+
+
+def test_hooks_hear_of_the_users_retries_only() -> None:
+    """Before, while and after llmopt retries; and the hooks are the very same ones afterwards."""
+    log: list[str] = []
+    first, second = Hook("1", log), Hook("2", log)
+    set_on_retry_hooks([first, second])
+    call = Call(server_error(), server_error(), "done")
+    seen_while: list[tuple[Any, ...]] = []
+
+    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+        task = asyncio.ensure_future(call.run())
+        await asyncio.sleep(0.5)
+        seen_while.append(get_on_retry_hooks())
+        await users_own_retry()
+        await task
+        await users_own_retry()
+
+    run_simulated(main, clock=call.clock)
+
+    assert call.attempts == [1, 2, 3]
+    assert log == ["1:OSError", "2:OSError"] * 2
+    (during,) = seen_while
+    assert [hook.hook for hook in during] == [first, second]
+    assert repr(during[0]).startswith("HookFilter(<")
+    assert [id(hook) for hook in get_on_retry_hooks()] == [id(first), id(second)]
+
+
+def test_a_users_loop_around_an_llmopt_call_is_heard() -> None:
+    """Its retries are the user's, though the error is ours."""
+    log: list[str] = []
+    set_on_retry_hooks([Hook("1", log)])
+    call = Call(*[server_error() for _ in range(4)], "done")
+
+    async def main(clock: SimulatedClock) -> str:  # noqa: ARG001
+        async for attempt in stamina.retry_context(on=e.LLMOptError, wait_jitter=0):
+            with attempt:
+                return await call.run()
+        raise AssertionError
+
+    assert run_simulated(main, clock=call.clock) == "done"
+    assert call.attempts == [1, 2, 3, 4, 1]
+    assert log == ["1:ServerError"]
+
+
+def test_a_users_loop_around_a_stopped_test_mode_is_heard() -> None:
+    """Also when our own loop had meant to go on with that very error."""
+    log: list[str] = []
+    set_on_retry_hooks([Hook("1", log)])
+    call = Call(server_error(), "done")
+
+    async def main(clock: SimulatedClock) -> str:  # noqa: ARG001
+        async for attempt in stamina.retry_context(on=e.LLMOptError):
+            with attempt, stamina.set_testing(True):
+                return await call.run()
+        raise AssertionError
+
+    assert run_simulated(main, clock=call.clock) == "done"
+    assert log == ["1:ServerError"]
+
+
+def test_a_users_loop_inside_an_attempt_is_heard() -> None:
+    """Such as that of a credential's provider."""
+    log: list[str] = []
+    set_on_retry_hooks([Hook("1", log)])
+    call = Call(server_error(), "done")
+
+    async def provider(_: int) -> None:
+        await users_own_retry()
+
+    call.during = provider
+    call.play()
+
+    assert log == ["1:OSError"] * 2
+
+
+def test_hooks_set_meanwhile_stay() -> None:
+    """They hear of the user's own retries, not of ours, and are there afterwards, in their order."""
+    log: list[str] = []
+    late = [Hook("3", log), Hook("4", log)]
+    set_on_retry_hooks([Hook("1", log)])
+    call = Call(server_error(), server_error(), "done")
+
+    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+        task = asyncio.ensure_future(call.run())
+        await asyncio.sleep(0.5)
+        set_on_retry_hooks(late)
+        assert list(get_on_retry_hooks()) == late
+        await asyncio.sleep(1)
+        await users_own_retry()
+        await task
+
+    run_simulated(main, clock=call.clock)
+
+    assert log == ["3:OSError", "4:OSError"]
+    assert list(get_on_retry_hooks()) == late
+
+
+def test_hooks_added_to_those_that_were_filtered() -> None:
+    """Who reads the present hooks, adds one and sets them finds neither lost nor doubled ones."""
+    log: list[str] = []
+    old, new = Hook("1", log), Hook("2", log)
+    set_on_retry_hooks([old])
+    call = Call(server_error(), server_error(), "done")
+
+    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+        task = asyncio.ensure_future(call.run())
+        await asyncio.sleep(0.5)
+        set_on_retry_hooks([*get_on_retry_hooks(), new])
+        await asyncio.sleep(1)
+        assert all(type(hook.hook) is Hook for hook in get_on_retry_hooks())
+        await task
+
+    run_simulated(main, clock=call.clock)
+
+    assert list(get_on_retry_hooks()) == [old, new]
+    assert log == []
+
+
+def test_hooks_are_filtered_until_the_last_loop_ends() -> None:
+    """Two calls at once."""
+    log: list[str] = []
+    hook = Hook("1", log)
+    set_on_retry_hooks([hook])
+    short, long = Call(server_error(), "a"), Call(server_error(), server_error(), server_error(), "b")
+    long.clock = short.clock
+
+    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+        tasks = [asyncio.ensure_future(short.run()), asyncio.ensure_future(long.run())]
+        await tasks[0]
+        assert isinstance(get_on_retry_hooks()[0], HookFilter)
+        await tasks[1]
+
+    run_simulated(main, clock=short.clock)
+
+    assert get_on_retry_hooks() == (hook,)
+    assert log == []
+
+
+def test_no_hooks_stay_none() -> None:
+    """Who has switched stamina's instrumentation off finds it off."""
+    set_on_retry_hooks([])
+    assert Call(server_error(), "done").play() == "done"
+    assert get_on_retry_hooks() == ()
+
+
+def test_a_hook_may_return_a_context_manager() -> None:
+    """It is stamina's to enter and leave."""
+    steps: list[str] = []
+
+    @contextlib.contextmanager
+    def waiting() -> Iterator[None]:
+        steps.append("enter")
+        yield
+        steps.append("leave")
+
+    set_on_retry_hooks([lambda _: waiting()])
+    call = Call(server_error(), server_error(), "done")
+
+    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+        task = asyncio.ensure_future(call.run())
+        await asyncio.sleep(0.5)
+        await users_own_retry()
+        await task
+
+    run_simulated(main, clock=call.clock)
+
+    assert steps == ["enter", "leave"]
+
+
+def test_c16_hooks_that_raise_do_not_reach_our_retries() -> None:
+    """The user's own loop gets the error, as ever."""
+
+    def broken(_: RetryDetails) -> None:
+        raise RuntimeError("hook")
+
+    set_on_retry_hooks([broken])
+    call = Call(server_error(), "done")
+
+    assert call.play() == "done"
+    with pytest.raises(RuntimeError, match="hook"):
+        asyncio.run(users_own_retry())
+
+
+def test_c16_hooks_that_cannot_be_made() -> None:
+    """The provider's error is what the caller sees, with a note; stamina cannot retry in that state."""
+
+    def broken() -> Any:
+        raise RuntimeError("factory")
+
+    set_on_retry_hooks([RetryHookFactory(broken)])
+    call = Call(server_error(), "never")
+
+    with pytest.raises(e.ServerError) as caught:
+        call.play()
+
+    assert caught.value.__notes__ == ["Not tried again: a stamina on_retry hook could not be made."]
+    assert call.attempts == [1]
+    assert call.budget.left == 500
+    with pytest.raises(RuntimeError, match="factory"):
+        get_on_retry_hooks()
+
+
+def test_final_errors_leave_hooks_unmade() -> None:
+    """A factory runs when there is a retry, not before."""
+    made: list[int] = []
+
+    def factory() -> Any:
+        made.append(1)
+        return lambda _: None
+
+    set_on_retry_hooks([RetryHookFactory(factory)])
+    with pytest.raises(e.AuthError):
+        Call(e.AuthError("no")).play()
+
+    assert made == []
+
+
+def test_structlog_prints_nothing_of_ours() -> None:
+    """With stamina's default hooks: stdout holds the user's own retry alone, before and after."""
+    program = """
+        import asyncio, stamina, structlog
+        from llmopt import errors as e
+        from llmopt.policies.deadline import Deadline
+        from llmopt.policies.retry import RetryPolicy
+        from llmopt.policies.stamina_loop import with_retries
+        from llmopt.testing.clock import run_simulated
+
+        async def users(text):
+            async for attempt in stamina.retry_context(on=OSError, wait_initial=0.01, wait_jitter=0):
+                with attempt:
+                    if attempt.num == 1:
+                        raise OSError(text)
+
+        async def main(clock):
+            async def attempt(number):
+                if number < 4:
+                    raise e.ServerError("SECRET")
+                return "ok"
+
+            await users("before")
+            assert await with_retries(
+                e.ServerError("SECRET"), attempt, RetryPolicy(max_retries=3), deadline=Deadline.after(None, clock.now)
+            ) == "ok"
+            await users("after")
+
+        run_simulated(main)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert ["before" in lines[0], "after" in lines[1], len(lines)] == [True, True, 2]
+    assert "SECRET" not in done.stdout
+
+
+def test_the_loop_is_not_imported_by_the_other_policies() -> None:
+    """A process that never fails never imports stamina."""
+    program = """
+        import sys
+        import llmopt.policies.breaker_pair, llmopt.policies.retry, llmopt.policies.nesting, llmopt.policies.budget
+        import llmopt.policies.concurrency, llmopt.policies.balance, llmopt.policies.timeouts
+        assert "stamina" not in sys.modules and "tenacity" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)

