@@ -73,8 +73,10 @@ def test_imports_run_downhill(path: Path) -> None:
 
 
 def test_core_knows_no_provider_by_name() -> None:
-    """Outside docstrings the core names none of the providers."""
+    """Outside docstrings and the examples of the command line's help the core names none of the providers."""
     for path in modules():
+        if path.parent.name == "cli":
+            continue
         tree = ast.parse(path.read_text())
         docstrings = {
             node.body[0].value

@@ -20,7 +20,7 @@ from llmopt.values.catalog import CatalogPage
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
-from llmopt.values.limits import BatchLimit
+from llmopt.values.limits import BatchLimit, RateLimits
 from llmopt.values.profile import Profile
 from llmopt.values.settings import Settings
 from llmopt.values.verdict import Verdict
@@ -71,6 +71,11 @@ def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
     Asked once for each. None leaves it to the core, which judges by status and by the
     machine-readable codes that the common dialect uses.
     """
+
+
+@hookspec(firstresult=True)
+def rate_limits(response: HttpResponse, settings: Settings) -> RateLimits | None:
+    """What the headers of an answer, good or bad, tell of the rate limits; ``RateLimits()`` for nothing."""
 
 
 @hookspec(firstresult=True)

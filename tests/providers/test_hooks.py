@@ -130,6 +130,7 @@ def test_g03_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -
         "parse_catalog": (response, SETTINGS),
         "classify_error": (Failure(status=400), SETTINGS),
         "open_transport": (SETTINGS,),
+        "rate_limits": (response, SETTINGS),
     }[hook]
     with pytest.raises(PluginContractError, match=rf"'acme'.*{hook} returned int; expected"):
         getattr(hooks, hook)(*arguments)

@@ -16,8 +16,8 @@ from llmopt.operations.embed import ErrorMode, embed
 from llmopt.operations.embed_job import EmbedJob
 from llmopt.operations.embed_stream import EmbedStream
 from llmopt.operations.inputs import embed_call
+from llmopt.operations.memory import ModelMemory
 from llmopt.policies.deadline import Deadline
-from llmopt.policies.tokens import TokenEstimator
 from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
 from llmopt.values.catalog import Catalog
@@ -62,7 +62,7 @@ class AsyncClient:
             loaded = evolve(loaded, flags={**loaded.flags, **flags})
         self._registry: Final = Registry(loaded, plugins, os.environ)
         self._engine: Final = Engine(transport=transport)
-        self._estimators: Final[dict[tuple[str, str], TokenEstimator]] = {}
+        self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,14 +181,11 @@ class AsyncClient:
             raise _wrong("when_open", "'fail' or 'wait'")
         provider, name = self._registry.split(model)
         call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
-        key = (provider.name, name)
-        if key not in self._estimators:
-            self._estimators[key] = TokenEstimator()
         return EmbedJob(
             self._engine,
             provider,
             call,
-            estimator=self._estimators[key],
+            memory=self._memories.setdefault((provider.name, name), ModelMemory()),
             deadline=self._deadline(provider, deadline),
         )
 

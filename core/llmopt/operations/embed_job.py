@@ -10,9 +10,9 @@ from attrs import evolve, field, frozen
 from llmopt.engine.engine import Engine
 from llmopt.errors import ItemTooLong, LLMOptError
 from llmopt.operations.check import in_input_order
+from llmopt.operations.memory import ModelMemory
 from llmopt.operations.plan import Batch, Cutter, surely_too_long
 from llmopt.policies.deadline import Deadline
-from llmopt.policies.tokens import TokenEstimator
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage
@@ -57,7 +57,7 @@ class EmbedJob:
         engine: sends the requests.
         provider: whom to ask.
         call: the call's options, without texts.
-        estimator: tokens of a text, corrected by what answers report.
+        memory: what earlier calls learned of the model.
         deadline: of the whole call.
     """
 
@@ -67,23 +67,23 @@ class EmbedJob:
         provider: Provider,
         call: EmbedCall,
         *,
-        estimator: TokenEstimator,
+        memory: ModelMemory,
         deadline: Deadline,
     ) -> None:
         self._engine: Final = engine
         self._provider: Final = provider
         self._call: Final = call
-        self._estimator: Final = estimator
+        self._memory: Final = memory
+        self._estimator: Final = memory.estimator
         self._deadline: Final = deadline
         self._endpoint: Final = engine.endpoints(provider)[0]
-        self._dimensions = call.dimensions
         self._fatal: LLMOptError | None = None
         self.model: Final = call.model
 
     @property
     def dimensions(self) -> int | None:
         """Length of a vector, as asked for or as first seen; None before either."""
-        return self._dimensions
+        return self._call.dimensions or self._memory.length
 
     @property
     def width(self) -> int:
@@ -147,7 +147,7 @@ class EmbedJob:
             found = self._provider.hooks.parse_embeddings(call, response, settings)
             if isinstance(found, Failure):
                 return found
-            ordered = in_input_order(found, len(texts), self._dimensions)
+            ordered = in_input_order(found, len(texts), self.dimensions)
             return evolve(found, vectors=ordered, indices=None)
 
         rows = await self._engine.run(
@@ -158,7 +158,8 @@ class EmbedJob:
             timeout=self._timeout(len(texts)),
             max_body=self._max_body(len(texts)),
         )
-        self._dimensions = int(rows.vectors.shape[1])
+        if self._call.dimensions is None:
+            self._memory.length = int(rows.vectors.shape[1])
         if rows.usage is not None:
             self._estimator.learn(sum(map(self._estimator.estimate, texts)), rows.usage.prompt_tokens)
         return rows
@@ -173,7 +174,7 @@ class EmbedJob:
         return timeouts.read + (timeouts.read_large - timeouts.read) * share
 
     def _max_body(self, items: int) -> int:
-        dimensions = self._dimensions or _UNKNOWN_DIMENSIONS
+        dimensions = self.dimensions or _UNKNOWN_DIMENSIONS
         size = _ANSWER_BYTES_PER_NUMBER * items * dimensions + _SLACK_BYTES
         return min(size, _MOST_BYTES)
 

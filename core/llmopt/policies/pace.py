@@ -27,6 +27,7 @@ CUT_EVERY_S: Final = 1.0
 """One overload shows in many answers: they count once."""
 _RECOVERY_S: Final = 8.0
 """Seconds from a cut back to the rate of the refusal; the curve is symmetric about this point."""
+_DIP = 0.15
 _ANCHOR_S: Final = 20.0
 _SHORTEST_SPAN_S: Final = 0.5
 
@@ -170,7 +171,7 @@ class Pace:
         if self._peak == math.inf:
             return self.ceiling
         x = (now - self._cut_at) / _RECOVERY_S - 1
-        return self._peak * (1 + (1 - CUT) * x * x * x)
+        return self._peak * (1 + _DIP * x * x * x)
 
     def advance(self, now: float) -> float:
         """The rate at a later time, along the curve."""

@@ -98,16 +98,20 @@ class _Histogram:
         self._total += 1
         self._fresh += 1
         self._row = self._row + 1 if censored else 0
+        if censored:
+            self._p99 = None  # news that cannot wait
         if self._row >= _IN_A_ROW:
             self._forget()
 
     def tail(self, now: float) -> float | None:
         """The duration that 99 % stayed below, None when too little is known."""
         self._turn(now)
+        if self._total < _ENOUGH:
+            return None
         # A few samples more do not move the quantile of many: computed anew after each 3 %.
-        if self._fresh and self._fresh * 32 >= self._total:
+        if self._p99 is None or self._fresh * 32 >= self._total:
             self._fresh = 0
-            self._p99 = self._quantile() if self._total >= _ENOUGH else None
+            self._p99 = self._quantile()
         return self._p99
 
     def _quantile(self) -> float:
@@ -129,7 +133,7 @@ class _Histogram:
                 self._sum = [have - less for have, less in zip(self._sum, old, strict=True)]
                 self._total -= gone
                 self._slices[passed % _SLICES] = [0] * _BUCKETS
-                self._fresh = max(1, self._total)  # compute anew
+                self._p99 = None
         self._at = at
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_TOKENS: Final = 10**12
+_ABSURDLY_LARGE: Final = 1e18
+_ABSURDLY_SMALL: Final = 1e-18
 _QUOTE: Final = 0x22
 _BRACKET: Final = 0x5B
 
@@ -106,6 +108,7 @@ def rows_from_raw(raws: Sequence[msgspec.Raw]) -> NDArray[np.float32]:
         return np.empty((0, 0), dtype=np.float32)
     read = _RowReader()
     first = read(raws[0], 0)
+    _check_byte_order(first)
     rows = np.empty((len(raws), first.size), dtype=np.float32)
     rows[0] = first
     for number, raw in enumerate(raws[1:], start=1):
@@ -117,6 +120,18 @@ def rows_from_raw(raws: Sequence[msgspec.Raw]) -> NDArray[np.float32]:
             )
         rows[number] = row
     return rows
+
+
+def _check_byte_order(row: NDArray[np.floating[Any]]) -> None:
+    """Refuse numbers of a size that no embedding has: big-endian bytes read as little-endian look so.
+
+    One row tells: a server does not change its byte order within an answer.
+    """
+    import numpy as np
+
+    largest = float(np.abs(row).max(initial=0.0))
+    if largest > _ABSURDLY_LARGE or 0.0 < largest < _ABSURDLY_SMALL:
+        raise _invalid("the numbers of the answer look like big-endian bytes; little-endian is expected.", "base64")
 
 
 class _RowReader:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from llmopt import compatible
 from llmopt.markers import hookimpl
+from llmopt.policies.rate_headers import parse_rate_limits
 from llmopt.values.calls import Call, EmbedCall
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
-from llmopt.values.limits import BatchLimit
+from llmopt.values.limits import BatchLimit, RateLimits
 from llmopt.values.profile import Profile
 from llmopt.values.settings import Settings
 from llmopt.values.verdict import Verdict
@@ -54,6 +55,12 @@ def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
 def classify_error(failure: Failure) -> Verdict:
     """See `llmopt.compatible.classify`."""
     return compatible.classify(failure)
+
+
+@hookimpl(trylast=True)
+def rate_limits(response: HttpResponse) -> RateLimits:
+    """The usual ``x-ratelimit-*`` headers, in every format seen."""
+    return parse_rate_limits(response.headers, response.received)
 
 
 @hookimpl(trylast=True)

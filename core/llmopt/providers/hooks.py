@@ -17,7 +17,7 @@ from llmopt.values.catalog import CatalogPage
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
-from llmopt.values.limits import BatchLimit
+from llmopt.values.limits import BatchLimit, RateLimits
 from llmopt.values.profile import Profile
 from llmopt.values.settings import Settings
 from llmopt.values.verdict import Verdict
@@ -82,6 +82,10 @@ class ProviderHooks:
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
         return self._ask(Verdict, self._relay.classify_error, failure=failure, settings=settings)
+
+    def rate_limits(self, response: HttpResponse, settings: Settings) -> RateLimits:
+        """See `llmopt.hookspecs.rate_limits`."""
+        return self._ask(RateLimits, self._relay.rate_limits, response=response, settings=settings)
 
     def open_transport(self, settings: Settings) -> httpx.AsyncBaseTransport | None:
         """See `llmopt.hookspecs.open_transport`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -40,12 +41,14 @@ class HttpResponse:
         headers: lower-case names; of a repeated header the values are joined with ", ".
         body: the unpacked body.
         info: how the request travelled.
+        received: when it came, in seconds since 1970: what dates in headers are measured against.
     """
 
     status: int
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     body: bytes = field(default=b"", repr=size)
     info: AttemptInfo = field(factory=AttemptInfo)
+    received: float = field(factory=time.time, eq=False)
 
     @cached_property
     def json(self) -> Any:

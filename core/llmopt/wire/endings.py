@@ -62,13 +62,6 @@ def unsendable(trip: Trip) -> ConfigError:
     )
 
 
-def unusual_host(trip: Trip) -> ConfigError:
-    """The host is an address in a form that other programs read differently."""
-    return ConfigError(
-        f"no request goes to {trip.origin}: write its address in the usual form, such as 127.0.0.1."
-    )
-
-
 def pool_timeout(trip: Trip) -> PoolTimeout:
     """No connection became free in time."""
     return PoolTimeout(

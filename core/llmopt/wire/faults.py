@@ -41,8 +41,6 @@ def _fault(error: BaseException, trip: Trip) -> LLMOptError | None:
     # One with a number is the system's: the peer's machine does not react.
     if isinstance(error, TimeoutError) and error.errno is None:
         return endings.attempt_timeout(trip)
-    if isinstance(error, aiohttp.InvalidURL):
-        return endings.unusual_host(trip)
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         return endings.unsendable(trip)
     return _unconnected(error, trip) if trip.connecting else _broken(error, trip)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv4Address
 from typing import Final
 from urllib.parse import urlsplit
 
 from llmopt.errors import ConfigError
 
 _DEFAULT_PORT: Final = {"http": 80, "https": 443}
+_NUMBER: Final = re.compile(r"\d+|0x[0-9a-f]*")
 
 
 def origin_of(url: str) -> str:
@@ -39,10 +42,22 @@ def _ascii(host: str | None) -> str:
         raise ConfigError("the URL of the request names no host.")
     if ":" in host:
         return f"[{host}]"
+    if _NUMBER.fullmatch(host.rpartition(".")[2]):
+        return _address(host)
     try:
         return host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError:
         raise ConfigError("the host name in the URL of the request is not a valid one.") from None
+
+
+def _address(host: str) -> str:
+    # 127.1, 2130706433 and 0x7f000001 are all 127.0.0.1 to the system, and mere names to whoever checks.
+    try:
+        return str(IPv4Address(host))
+    except ValueError:
+        raise ConfigError(
+            "the host in the URL of the request is an address in an odd form; write four numbers."
+        ) from None
 
 
 def _reason(error: ValueError) -> str:

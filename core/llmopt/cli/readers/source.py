@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -75,17 +76,13 @@ class Source:
             raise BadInput(f"{self.name} cannot be read: Permission denied.")
         return status
 
-    @contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
+    def _opened(self) -> AbstractContextManager[BinaryIO]:
         if self._path == STDIN:
-            yield _stdin()
-            return
+            return nullcontext(_stdin())
         try:
-            file = Path(self._path).open("rb")
+            return Path(self._path).open("rb")
         except OSError as error:
             raise self._unreadable(error) from None
-        with file:
-            yield file
 
     def _read(self, file: BinaryIO) -> bytes:
         try:
@@ -117,14 +114,15 @@ def _at_once(file: BinaryIO) -> bytes:
 
 
 def _stdin() -> BinaryIO:
-    import click
-
-    return click.get_binary_stream("stdin")
+    if sys.stdin is None:
+        # The process was started with its standard input closed.
+        raise BadInput("standard input is closed; give a file, or pipe the texts in.")
+    return sys.stdin.buffer
 
 
 def _status_of_stdin() -> os.stat_result | None:
     try:
         return os.fstat(_stdin().fileno())
-    except (OSError, RuntimeError, ValueError):
-        # Closed, or not a file of the system's.
+    except (OSError, ValueError):
+        # Not a file of the system's.
         return None

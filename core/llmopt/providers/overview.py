@@ -1,0 +1,166 @@
+"""What is installed and what is configured, looked at without changing or asking anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+from attrs import frozen
+
+from llmopt.config.tree import Config
+from llmopt.errors import LLMOptError, PluginContractError
+from llmopt.markers import PROJECT
+from llmopt.providers.discovery import NAME, InstalledPlugin, group
+from llmopt.providers.hooks import ProviderHooks
+from llmopt.providers.provider import Provider
+from llmopt.providers.registry import Registry
+
+if TYPE_CHECKING:
+    from importlib_metadata import EntryPoint
+
+PluginState = Literal[
+    "ok", "conflict", "does not load", "breaks the contract", "unusable name", "not installed"
+]
+
+
+@frozen(kw_only=True)
+class PluginOverview:
+    """One plugin's name, and whatever claims it.
+
+    Attributes:
+        name: the provider name.
+        distributions: name and version of each distribution that claims it.
+        module: where the plugin is.
+        state: "ok", or what is wrong with it.
+        problem: what is wrong, in a sentence; "" if nothing is.
+        entries: names of the configured entries that it serves.
+    """
+
+    name: str
+    distributions: tuple[str, ...] = ()
+    module: str = ""
+    state: PluginState = "ok"
+    problem: str = ""
+    entries: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class ProviderOverview:
+    """One provider: as it would be asked, or why it cannot be.
+
+    Attributes:
+        name: name of the entry.
+        plugin: name of the plugin.
+        provider: ready to be asked, None when it cannot be made.
+        problem: why it cannot be made.
+        chosen: whether somebody configured it or asked for it by name.
+    """
+
+    name: str
+    plugin: str
+    provider: Provider | None = None
+    problem: LLMOptError | None = None
+    chosen: bool = False
+
+
+def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
+    """Every plugin that is installed, and every one that an entry of the configuration needs."""
+    from importlib_metadata import entry_points
+
+    points = tuple(entry_points(group=PROJECT))
+    users = _users(config)
+    found = [_overview(plugin, users.pop(plugin.name, ())) for plugin in group(points).values()]
+    found += [_misnamed(point) for point in points if not NAME.match(point.name.lower())]
+    found += [_missing(name, entries) for name, entries in users.items()]
+    return tuple(sorted(found, key=_by_name))
+
+
+def providers_overview(
+    config: Config, environ: Mapping[str, str], names: Iterable[str] = ()
+) -> tuple[ProviderOverview, ...]:
+    """Providers as they would be asked.
+
+    Args:
+        config: the configuration.
+        environ: the environment variables.
+        names: the ones to look at; without any all configured entries, and all installed plugins
+            that could be used under their own names.
+    """
+    registry = Registry(config, (), environ)
+    chosen = tuple(dict.fromkeys(names))
+    shown = chosen or _all_names(config, registry)
+    return tuple(_look(registry, config, name, bool(chosen)) for name in shown)
+
+
+def _all_names(config: Config, registry: Registry) -> Sequence[str]:
+    served = {entry.plugin_name for entry in config.providers.values()}
+    return [
+        *config.providers,
+        *(name for name in registry.installed if name not in {*config.providers, *served}),
+    ]
+
+
+def _look(registry: Registry, config: Config, name: str, chosen: bool) -> ProviderOverview:  # noqa: FBT001 - private
+    plugin = config.entry(name).plugin_name
+    chosen = chosen or name in config.providers
+    try:
+        return ProviderOverview(name=name, plugin=plugin, provider=registry.get(name), chosen=chosen)
+    except LLMOptError as error:
+        return ProviderOverview(name=name, plugin=plugin, problem=error, chosen=chosen)
+
+
+def _users(config: Config) -> dict[str, tuple[str, ...]]:
+    users: dict[str, tuple[str, ...]] = {}
+    for name, entry in config.providers.items():
+        users[entry.plugin_name] = (*users.get(entry.plugin_name, ()), name)
+    return users
+
+
+def _overview(plugin: InstalledPlugin, entries: tuple[str, ...]) -> PluginOverview:
+    state, problem = _state(plugin)
+    return PluginOverview(
+        name=plugin.name,
+        distributions=plugin.distributions,
+        module=", ".join(point.value for point in plugin.entry_points),
+        state=state,
+        problem=problem,
+        entries=entries,
+    )
+
+
+def _state(plugin: InstalledPlugin) -> tuple[PluginState, str]:
+    if plugin.conflict is not None:
+        return "conflict", plugin.conflict.message
+    try:
+        ProviderHooks(plugin.name, plugin.load())
+    except PluginContractError as error:
+        return "breaks the contract", error.message
+    except LLMOptError as error:
+        return "does not load", error.message
+    return "ok", ""
+
+
+def _misnamed(point: EntryPoint) -> PluginOverview:
+    rule: Final = (
+        "a provider's name has small letters, digits, '-' and '_', and begins with none of those two"
+    )
+    return PluginOverview(
+        name=point.name,
+        distributions=InstalledPlugin(name=point.name, entry_points=(point,)).distributions,
+        module=point.value,
+        state="unusable name",
+        problem=f"{rule}; its author must rename the entry point.",
+    )
+
+
+def _missing(name: str, entries: tuple[str, ...]) -> PluginOverview:
+    return PluginOverview(
+        name=name,
+        state="not installed",
+        problem=f"no plugin {name!r} is installed; try: pip install llmopt-plugin-{name}",
+        entries=entries,
+    )
+
+
+def _by_name(plugin: PluginOverview) -> str:
+    return plugin.name

@@ -1,0 +1,73 @@
+"""Every fault that a server can play: right vectors or one clear error, and the next call succeeds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmopt
+from tests.faults import FaultServer, answer_openai, faults_of, vector_for
+from tests.faults.fault import Fault
+
+KEY = "canary-key-58d1"
+TEXTS = ["canary-text-a07c one", "canary-text-a07c two", "canary-text-a07c three"]
+EMBEDDINGS = [fault for fault in faults_of("N", "H", "P") if fault.row not in {"P11", "P13"}]
+"""P13 is of catalogues; P11, a zero or constant vector, is an answer like any other and is accepted."""
+
+
+def config(server: FaultServer, **more: Any) -> dict[str, Any]:
+    timeouts = {"connect": 0.5, "read": 0.5, "pool": 0.5}
+    entry = {"plugin": "local", "base_url": server.base_url, "api_key": KEY, "timeouts": timeouts, **more}
+    return {"providers": {"server": entry}}
+
+
+def expected() -> np.ndarray[Any, Any]:
+    return np.array([vector_for(text, 4) for text in TEXTS], dtype=np.float32)
+
+
+async def turns() -> None:
+    """Let the server, which runs on this loop too, finish what it is writing.
+
+    A stray answer that arrives in the same instant as the next request goes out is that request's
+    answer as far as anybody can tell; one that lies there before is found.
+    """
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def shown(error: BaseException) -> str:
+    return "\n".join([repr(error), *traceback.format_exception(error)])
+
+
+@pytest.mark.parametrize("fault", EMBEDDINGS, ids=str)
+async def test_one_attempt_gives_right_rows_or_one_clear_error(
+    fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Never a shifted row, never another kind of exception, never the key or a text in what is shown."""
+    caplog.set_level(logging.DEBUG)
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"retry": False}) as client:
+        server.default(answer_openai)
+        # What the model's vectors look like is known from an earlier call.
+        await client.embed("server/model", TEXTS)
+        fault.inject(server)
+        try:
+            found = await client.embed("server/model", TEXTS)
+        except llmopt.LLMOptError as error:
+            assert error.provider == "server"
+            assert error.endpoint == server.base_url.removesuffix("/v1")
+            assert error.attempts
+            text = shown(error)
+            assert KEY not in text
+            assert "canary-text" not in text.replace("TEXTS", "")
+        else:
+            np.testing.assert_array_equal(found.vectors, expected())
+        await turns()
+        again = await client.embed("server/model", TEXTS)
+        np.testing.assert_array_equal(again.vectors, expected())
+    assert KEY not in caplog.text
+    assert "canary-text" not in caplog.text
