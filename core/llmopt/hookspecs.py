@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmopt.config.tree import ProviderEntry
+from llmopt.config.tree import ProviderEntry, TokenProvider
 from llmopt.markers import hookspec
 from llmopt.values.calls import Call, EmbedCall
 from llmopt.values.catalog import CatalogPage
@@ -76,6 +76,33 @@ def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
 @hookspec(firstresult=True)
 def rate_limits(response: HttpResponse, settings: Settings) -> RateLimits | None:
     """What the headers of an answer, good or bad, tell of the rate limits; ``RateLimits()`` for nothing."""
+
+
+@hookspec(firstresult=True)
+def limits_request(call: EmbedCall, settings: Settings) -> HttpRequest | None:
+    """The request that asks a server for its limits; None where there is nothing to ask.
+
+    Sent once for each endpoint and model, before the first batch. When it fails, `batch_limit` holds
+    alone; the call never fails for it. ``call.texts`` is empty here.
+    """
+
+
+@hookspec(firstresult=True)
+def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit | None:
+    """What the 2xx answer to `limits_request` tells. Of this, `batch_limit` and the user's own
+    ``max_batch_size``, the least of each number counts.
+    """
+
+
+@hookspec(firstresult=True)
+def credential_provider(settings: Settings) -> TokenProvider | None:
+    """A function that gives the key or token of each attempt; None for the configured key.
+
+    For a way to sign in that the plugin brings, such as a cloud's identity library, and that the
+    configuration asks for by an option of the plugin's own. Asked once for each endpoint. The hook
+    itself does no I/O: it returns a function, sync or async, which the core calls for every
+    attempt and never on the event loop's thread if it is sync. A missing library is a `ConfigError` here.
+    """
 
 
 @hookspec(firstresult=True)

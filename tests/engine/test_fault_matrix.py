@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import traceback
 from typing import Any
@@ -16,8 +15,17 @@ from tests.faults.fault import Fault
 
 KEY = "canary-key-58d1"
 TEXTS = ["canary-text-a07c one", "canary-text-a07c two", "canary-text-a07c three"]
-EMBEDDINGS = [fault for fault in faults_of("N", "H", "P") if fault.row not in {"P11", "P13"}]
-"""P13 is of catalogues; P11, a zero or constant vector, is an answer like any other and is accepted."""
+LATE_STRAY = ("N06", "another answer right behind it")
+"""An answer to nothing that arrives in the same instant as the next request leaves is that request's
+answer as far as anybody on this side can tell. Those that lie there before are found: see the other
+variants of N06, and tests/wire."""
+
+EMBEDDINGS = [
+    fault
+    for fault in faults_of("N", "H", "P")
+    # P13 is of catalogues; P11, a zero or constant vector, is an answer like any other and is accepted.
+    if fault.row not in {"P11", "P13"} and (fault.row, fault.name) != LATE_STRAY
+]
 
 
 def config(server: FaultServer, **more: Any) -> dict[str, Any]:
@@ -28,16 +36,6 @@ def config(server: FaultServer, **more: Any) -> dict[str, Any]:
 
 def expected() -> np.ndarray[Any, Any]:
     return np.array([vector_for(text, 4) for text in TEXTS], dtype=np.float32)
-
-
-async def turns() -> None:
-    """Let the server, which runs on this loop too, finish what it is writing.
-
-    A stray answer that arrives in the same instant as the next request goes out is that request's
-    answer as far as anybody can tell; one that lies there before is found.
-    """
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def shown(error: BaseException) -> str:
@@ -66,7 +64,6 @@ async def test_one_attempt_gives_right_rows_or_one_clear_error(
             assert "canary-text" not in text.replace("TEXTS", "")
         else:
             np.testing.assert_array_equal(found.vectors, expected())
-        await turns()
         again = await client.embed("server/model", TEXTS)
         np.testing.assert_array_equal(again.vectors, expected())
     assert KEY not in caplog.text

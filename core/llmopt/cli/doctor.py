@@ -16,7 +16,7 @@ from llmopt.cli.jsonout import print_json
 from llmopt.cli.options import example, shared
 from llmopt.cli.plugins import show as show_plugins
 from llmopt.cli.table import print_table
-from llmopt.cli.tell import say
+from llmopt.cli.tell import named, say
 from llmopt.cli.text import plain
 from llmopt.config.environment import CONFIG_PATH
 from llmopt.config.load import discover, load_config
@@ -53,7 +53,11 @@ class Findings:
         return Exit.FAILED if any(each.state == "failed" for each in self.checks) else Exit.OK
 
 
-@click.command("doctor", epilog=example("llmopt doctor", "llmopt doctor local --offline"))
+@click.command(
+    "doctor",
+    short_help="See what is set up, and what answers.",
+    epilog=example("llmopt doctor", "llmopt doctor local --offline"),
+)
 @click.argument("providers", nargs=-1, metavar="[PROVIDER]...")
 @click.option("--offline", is_flag=True, help="Ask no provider; look at the configuration alone.")
 @click.option(
@@ -116,7 +120,7 @@ def _show(found: Findings, *, no_color: bool) -> None:
     for each in found.checks:
         if each.error:
             advice = f" To do: {each.advice}." if each.advice else ""
-            say(f"{'llmopt' if each.chosen else 'not set up'}: {each.name}: {each.error}{advice}")
+            say(f"{'llmopt' if each.chosen else 'not set up'}: {named(each.name, each.error)}{advice}")
 
 
 def _row(check: Check) -> tuple[str, ...]:

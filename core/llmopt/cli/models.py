@@ -12,7 +12,7 @@ from llmopt.cli.jsonout import print_json
 from llmopt.cli.options import example, shared
 from llmopt.cli.table import print_table
 from llmopt.cli.tally import error_table
-from llmopt.cli.tell import say
+from llmopt.cli.tell import named, say
 from llmopt.errors import LLMOptError
 from llmopt.values.catalog import Catalog, Model, ModelKind
 
@@ -59,7 +59,7 @@ def command(
     else:
         print_table(_COLUMNS, [_row(each) for each in _all(catalogues)], no_color=no_color)
     for name, error in failures.items():
-        say(f"llmopt: {name}: {error.message}")
+        say(f"llmopt: {named(name, error.message)}")
     return _code(catalogues, failures)
 
 

@@ -13,14 +13,18 @@ from llmopt.cli.exits import Exit
 from llmopt.cli.jsonout import print_json
 from llmopt.cli.options import example, shared
 from llmopt.cli.table import print_table
-from llmopt.cli.tell import say
+from llmopt.cli.tell import named, say
 from llmopt.config.load import load_config
 from llmopt.providers.overview import PluginOverview, plugins_overview
 
 _COLUMNS: Final = ("plugin", "distribution", "module", "state", "entries")
 
 
-@click.command("plugins", epilog=example("llmopt plugins", "llmopt plugins --json"))
+@click.command(
+    "plugins",
+    short_help="Show which plugins are installed.",
+    epilog=example("llmopt plugins", "llmopt plugins --json"),
+)
 @shared
 def command(*, config: str | None, as_json: bool, no_color: bool) -> Exit:
     """Show which plugins are installed, and whether they can be used.
@@ -41,7 +45,7 @@ def show(found: Sequence[PluginOverview], *, no_color: bool) -> None:
     print_table(_COLUMNS, [_row(each) for each in found], no_color=no_color)
     for each in found:
         if each.problem:
-            say(f"llmopt: {each.name}: {each.problem}")
+            say(f"llmopt: {named(each.name, each.problem)}")
     if not found:
         say("llmopt: no plugin is installed; try: pip install llmopt-plugin-local")
 

@@ -29,3 +29,8 @@ def tell(error: BaseException, *, more: str = "") -> None:
     if os.environ.get(_TRACEBACK):
         traceback.print_exception(error)
     say(f"llmopt: {sentence_of(error)}{f' {more}' if more else ''}")
+
+
+def named(name: str, sentence: str) -> str:
+    """A sentence about something, with its name in front unless it is there already."""
+    return sentence if name in sentence else f"{name}: {sentence}"

@@ -44,8 +44,6 @@ class Bucket:
         self._at = now
         rate = self.pace.rate
         self.level = min(self.level + elapsed * rate, max(self.capacity, self.need))
-        if self.pace.moving:
-            self.resize(now)
         if now >= self._whole_at:
             self._whole_at = math.inf
             self.level = max(self.level, self.need)

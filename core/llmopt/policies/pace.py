@@ -138,40 +138,9 @@ class Pace:
     def _shift(self, by: float) -> None:
         self._share = max(_SMALLEST_SHARE, min(0.0, self._share + by))
 
-    # The learned rate
-
-    def cut(self, now: float, sent_at: float, accepted: float, floor: float) -> None:
-        """Slow down after a refusal that nothing foretold.
-
-        Args:
-            now: seconds.
-            sent_at: when the refused request was sent; what was sent before the last cut is no news.
-            accepted: all that was ever granted and not refused.
-            floor: the lowest rate.
-        """
-        if sent_at < self._cut_at or now - self._cut_at < CUT_EVERY_S:
-            return
-        current = self._curve(now)
-        began, base = self._anchor
-        span = now - began + (1.0 if self._full else 0.0)
-        measured = (accepted - base) / span if span >= _SHORTEST_SPAN_S else current
-        self._peak = max(floor / CUT, min(current, measured))
-        self._cut_at = now
-        if self._full or now - began > _ANCHOR_S:
-            self._anchor = (now, accepted)
-            self._full = False
+    def learn(self, now: float, rate: float) -> None:
+        self._peak = rate
         self._combine(now)
-
-    def begin(self, now: float, accepted: float) -> None:
-        """Sending starts, or starts again after a rest: the server's bucket may be full."""
-        self._anchor = (now, accepted)
-        self._full = True
-
-    def _curve(self, now: float) -> float:
-        if self._peak == math.inf:
-            return self.ceiling
-        x = (now - self._cut_at) / _RECOVERY_S - 1
-        return self._peak * (1 + _DIP * x * x * x)
 
     def advance(self, now: float) -> float:
         """The rate at a later time, along the curve."""
@@ -182,8 +151,4 @@ class Pace:
         shared = self.ceiling
         if self._share < 0.0 or self._error < 0.0:
             shared *= min(1.0, math.exp(self._share + _PROPORTIONAL * self._error))
-        learned = self._curve(now)
-        if learned >= self.ceiling:
-            self._peak = math.inf
-        self.moving = self._peak != math.inf
-        self.rate = min(shared, learned)
+        self.rate = min(shared, self._peak)

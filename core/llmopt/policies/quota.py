@@ -7,6 +7,7 @@ from typing import Final
 
 from llmopt.policies.bucket import Bucket
 from llmopt.policies.lease import Lease
+from llmopt.policies.learner import Learner
 from llmopt.policies.pace import Pace
 from llmopt.values.limits import RateLimits
 
@@ -22,6 +23,7 @@ class Quota:
         self.requests = Bucket(Pace(None if rpm is None else rpm / 60, 1.0), 1.0, now)
         self.tokens = Bucket(Pace(None if tpm is None else tpm / 60, 5.0), 0.0, now)
         self.cause = ""
+        self.learner = Learner()
         self.number = 0
         self._closed_until = -math.inf
         self._pause_s = 0.0
@@ -36,6 +38,8 @@ class Quota:
         if now < self._closed_until:
             self.cause = "canary" if self._probing and self.canary else "pause"
             return self._closed_until - now
+        if self.learner.active:
+            self._follow(now)
         short = self.requests.wait(now, 1.0)
         other = self.tokens.wait(now, tokens)
         if short > 0 or other > 0:
@@ -46,15 +50,26 @@ class Quota:
         self.requests.take(1.0)
         self.tokens.take(tokens)
         self.number += 1
-        if now - self._last > _IDLE_S:
-            self.requests.pace.begin(now, self.requests.spent - self.requests.refused)
-            self.tokens.pace.begin(now, self.tokens.spent - self.tokens.refused)
-        self._last = now
+        if now >= self.learner.next_note:
+            self.learner.note(now, self.requests.spent - self.requests.refused -1, self.tokens.spent - self.tokens.refused-tokens)
         lease = Lease(self, tokens, now, self.number, self.requests.spent, self.tokens.spent)
         if self._probing:
             self.canary = lease
             self._closed_until = now + max(1.0, self._pause_s)
         return lease
+
+    def _follow(self, now: float) -> None:
+        factor = self.learner.factor(now)
+        q, k = self.learner.peaks
+        self.requests.wait(now, 0)
+        self.tokens.wait(now, 0)
+        if q * factor > self.requests.pace.ceiling and k * factor > self.tokens.pace.ceiling:
+            self.learner.active = False
+            factor = math.inf
+        self.requests.pace.learn(now, q * factor)
+        self.tokens.pace.learn(now, k * factor)
+        self.requests.resize(now)
+        self.tokens.resize(now)
 
     def observe(self, now: float, limits: RateLimits, lease: Lease) -> None:
         if lease.number < self._newest:
@@ -101,10 +116,9 @@ class Quota:
                 self.tokens.resize(now)
                 explained = True
         if not explained:
-            mean = self.tokens.spent / max(1.0, self.requests.spent)
-            for b, floor in ((self.requests, _FLOOR), (self.tokens, _FLOOR * mean)):
-                b.wait(now, 0.0)
-                b.pace.cut(now, lease.sent_at, b.spent - b.refused, min(floor, b.pace.ceiling))
-                b.resize(now)
-                b.level = min(b.level, 0.0)
+            r, k = self.requests, self.tokens
+            if self.learner.cut(now, lease.sent_at, r.spent - r.refused, k.spent - k.refused, (r.pace.rate, k.pace.rate)):
+                self._follow(now)
+                r.level = min(r.level, 0.0)
+                k.level = min(k.level, 0.0)
         self.tokens.give_back(lease.tokens)

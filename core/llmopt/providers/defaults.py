@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmopt import compatible
+from llmopt.config.tree import TokenProvider
 from llmopt.markers import hookimpl
 from llmopt.policies.rate_headers import parse_rate_limits
 from llmopt.values.calls import Call, EmbedCall
@@ -61,6 +62,24 @@ def classify_error(failure: Failure) -> Verdict:
 def rate_limits(response: HttpResponse) -> RateLimits:
     """The usual ``x-ratelimit-*`` headers, in every format seen."""
     return parse_rate_limits(response.headers, response.received)
+
+
+@hookimpl(trylast=True)
+def limits_request() -> HttpRequest | None:
+    """None: nothing is asked."""
+    return None
+
+
+@hookimpl(trylast=True)
+def parse_limits() -> BatchLimit:
+    """Nothing is told."""
+    return BatchLimit()
+
+
+@hookimpl(trylast=True)
+def credential_provider() -> TokenProvider | None:
+    """None: the configured key."""
+    return None
 
 
 @hookimpl(trylast=True)

@@ -25,7 +25,7 @@ from llmopt.values.verdict import Verdict
 if TYPE_CHECKING:
     import httpx
 
-    from llmopt.config.tree import ProviderEntry
+    from llmopt.config.tree import ProviderEntry, TokenProvider
 
 _T = TypeVar("_T")
 
@@ -86,6 +86,26 @@ class ProviderHooks:
     def rate_limits(self, response: HttpResponse, settings: Settings) -> RateLimits:
         """See `llmopt.hookspecs.rate_limits`."""
         return self._ask(RateLimits, self._relay.rate_limits, response=response, settings=settings)
+
+    def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:
+        """See `llmopt.hookspecs.limits_request`."""
+        found = self._call(self._relay.limits_request, call=call, settings=settings)
+        if found is None or isinstance(found, HttpRequest):
+            return found
+        raise self._wrong("limits_request", found, "HttpRequest or None")
+
+    def parse_limits(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
+        """See `llmopt.hookspecs.parse_limits`."""
+        return self._ask(
+            BatchLimit, self._relay.parse_limits, call=call, response=response, settings=settings
+        )
+
+    def credential_provider(self, settings: Settings) -> TokenProvider | None:
+        """See `llmopt.hookspecs.credential_provider`."""
+        found = self._call(self._relay.credential_provider, settings=settings)
+        if found is not None and not callable(found):
+            raise self._wrong("credential_provider", found, "a function or None")
+        return found  # type: ignore[no-any-return] # a function's own types cannot be checked
 
     def open_transport(self, settings: Settings) -> httpx.AsyncBaseTransport | None:
         """See `llmopt.hookspecs.open_transport`."""

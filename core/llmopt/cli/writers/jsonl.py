@@ -33,7 +33,9 @@ class JsonlWriter:
 
     def add(self, rows: Rows) -> None:
         """Write rows."""
-        records = map(_record, range(len(rows)), [rows] * len(rows), _numbers(rows))
+        numbers = shortest(rows.vectors).tolist()
+        # A list, because encode_lines leaks what a `map` gives it (msgspec 0.22).
+        records = [_record(rows, position, each) for position, each in enumerate(numbers)]
         self._file.append(self._encoder.encode_lines(records))
 
     def finish(self) -> None:
@@ -45,12 +47,7 @@ class JsonlWriter:
         self._file.close()
 
 
-def _numbers(rows: Rows) -> list[list[float]]:
-    numbers: list[list[float]] = shortest(rows.vectors).tolist()
-    return numbers
-
-
-def _record(position: int, rows: Rows, numbers: list[float]) -> dict[str, Any]:
+def _record(rows: Rows, position: int, numbers: list[float]) -> dict[str, Any]:
     error = rows.errors.get(position)
     record: dict[str, Any] = {
         "index": rows.start + position,
