@@ -43,6 +43,7 @@ MODULES: Final[dict[str, str]] = {
     "LLMOptError": "llmopt.errors",
     "LocalRejection": "llmopt.errors",
     "Model": "llmopt.values.catalog",
+    "ModelTable": "llmopt.modeltable",
     "NotFound": "llmopt.errors",
     "Option": "llmopt.values.profile",
     "Overloaded": "llmopt.errors",

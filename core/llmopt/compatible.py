@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from llmopt.errors import InvalidResponse
-from llmopt.providers.answers import decode_embeddings
+from llmopt.providers.answers import decode_embeddings, rows_from_raw
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.catalog import CatalogPage, Model
 from llmopt.values.embeddings import EmbeddedRows
@@ -27,6 +27,7 @@ __all__ = [
     "model_from_entry",
     "parse_catalog",
     "parse_embeddings",
+    "rows_from_raw",
 ]
 
 _K = VerdictKind

@@ -89,8 +89,9 @@ def limits_request(call: EmbedCall, settings: Settings) -> HttpRequest | None:
 
 @hookspec(firstresult=True)
 def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit | None:
-    """What the 2xx answer to `limits_request` tells. Of this, `batch_limit` and the user's own
-    ``max_batch_size``, the least of each number counts.
+    """What the 2xx answer to `limits_request` tells; ``BatchLimit()`` for nothing.
+
+    Of this, of `batch_limit` and of the user's ``max_batch_size`` the least number counts.
     """
 
 

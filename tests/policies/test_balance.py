@@ -64,7 +64,9 @@ def test_load_is_measured_by_weight() -> None:
     """Three times the weight bears three times the requests."""
     balance = made(3, 1)
 
-    assert shares(balance, [Candidate(0, 12, 16), Candidate(1, 4, 16)]) == pytest.approx([0.75, 0.25], abs=0.03)
+    assert shares(balance, [Candidate(0, 12, 16), Candidate(1, 4, 16)]) == pytest.approx(
+        [0.75, 0.25], abs=0.03
+    )
     assert shares(balance, [Candidate(0, 9, 16), Candidate(1, 6, 16)], 50) == [1.0, 0.0]
 
 
@@ -73,7 +75,9 @@ def test_a_small_difference_decides_nothing() -> None:
     balance = made(1, 1)
 
     assert shares(balance, [Candidate(0, 9, 16), Candidate(1, 8, 16)]) == pytest.approx([0.5, 0.5], abs=0.03)
-    assert shares(balance, [Candidate(0, 9, 16), Candidate(1, 7, 16)]) == pytest.approx([0.5, 0.5], abs=0.03)  # 8/10
+    assert shares(balance, [Candidate(0, 9, 16), Candidate(1, 7, 16)]) == pytest.approx(
+        [0.5, 0.5], abs=0.03
+    )  # 8/10
     assert shares(balance, [Candidate(0, 9, 16), Candidate(1, 6, 16)], 50) == [0.0, 1.0]
 
 
@@ -127,6 +131,7 @@ def test_latency_is_an_average_over_time() -> None:
     assert latency.value == pytest.approx(2 - math.exp(-1))
 
     before = latency.value
+    assert before is not None
     for _ in range(10):
         clock.advance(0.01)
         balance.took(0, 100.0)
@@ -148,7 +153,9 @@ def test_an_old_value_fades_towards_the_best() -> None:
     assert shares(balance, idle(2), 1000)[1] > 0.3
 
 
-def simulate(weights: tuple[float, ...], seconds: tuple[float, ...], at_once: int, seed: int = 3) -> list[float]:
+def simulate(
+    weights: tuple[float, ...], seconds: tuple[float, ...], at_once: int, seed: int = 3
+) -> list[float]:
     """A closed loop of callers against servers that take so long; the share of each."""
     clock = SimulatedClock(start=0.0)
     rng = random.Random(seed)
@@ -193,7 +200,9 @@ def test_every_choice_is_a_candidate(weights: list[float], data: st.DataObject, 
     clock = SimulatedClock()
     balance = Balance(weights, now=clock.now, rng=random.Random(seed))
     indices = data.draw(st.sets(st.integers(0, len(weights) - 1)))
-    candidates = [Candidate(i, data.draw(st.integers(0, 1000)), data.draw(st.floats(1, 256))) for i in sorted(indices)]
+    candidates = [
+        Candidate(i, data.draw(st.integers(0, 1000)), data.draw(st.floats(1, 256))) for i in sorted(indices)
+    ]
     for index in range(len(weights)):
         if data.draw(st.booleans()):
             balance.took(index, data.draw(st.floats(0, 1e6)))

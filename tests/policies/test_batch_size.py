@@ -56,7 +56,8 @@ def test_starts_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "count", "expected"), [(2048, 2048, 1024), (2048, 200, 100), (2048, 201, 100), (3, 3, 1), (2, 2, 1)]
+    ("most", "count", "expected"),
+    [(2048, 2048, 1024), (2048, 200, 100), (2048, 201, 100), (3, 3, 1), (2, 2, 1)],
 )
 def test_a_refusal_halves_what_was_refused(most: int, count: int, expected: int) -> None:
     """Not what was allowed: 200 of 2,048 become 100."""
@@ -87,7 +88,12 @@ def test_a_refusal_says_whether_it_was_news() -> None:
     """A later moment of expiry is none."""
     size = made(1000)
 
-    assert [size.refused(1000), size.refused(1000), size.refused(600), size.refused(600)] == [True, False, True, False]
+    assert [size.refused(1000), size.refused(1000), size.refused(600), size.refused(600)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert (size.size, size.changes) == (300, 2)
 
 
@@ -174,7 +180,7 @@ def test_a_stated_limit_does_not_raise_ours() -> None:
 def test_a_stated_limit_of_one() -> None:
     """Then it is one."""
     size = made(50)
-    size.refused(2, stated=1)
+    size.refused(50, stated=1)
 
     assert size.size == 1
     clean(size, 100)
@@ -190,8 +196,9 @@ def test_repeated_time_outs_halve() -> None:
 
     assert [size.timed_out(1000), size.timed_out(1000)] == [False, True]
     assert (size.size, size.changes) == (500, 1)
+    assert [size.timed_out(1000), size.timed_out(1000)] == [False, False]
     assert [size.timed_out(500), size.timed_out(500)] == [False, True]
-    assert size.size == 250
+    assert (size.size, size.changes) == (250, 2)
 
 
 def test_a_clean_batch_breaks_the_row() -> None:
@@ -254,7 +261,9 @@ def test_ten_clean_batches_add_a_tenth() -> None:
     assert size.size == 100
     clean(size, 1)
     assert size.size == 110
-    clean(size, 10)
+    clean(size, 9)
+    assert size.size == 110
+    clean(size, 1)
     assert size.size == 121
 
 
@@ -411,7 +420,13 @@ def test_state_is_plain() -> None:
     size.clean(30)
     size.refused(80)
 
-    assert size.state() == {"version": 1, "size": 40, "good": 30, "refused": 80, "refused_until": 1000.0 + DAY}
+    assert size.state() == {
+        "version": 1,
+        "size": 40,
+        "good": 30,
+        "refused": 80,
+        "refused_until": 1000.0 + DAY,
+    }
     assert made(100, clock, size.state()).state() == size.state()
 
 
@@ -420,6 +435,28 @@ def test_state_is_cut_to_a_smaller_limit() -> None:
     size = made(20, state={"version": 1, "size": 40, "good": 30, "refused": None, "refused_until": 0.0})
 
     assert (size.size, size.state()["good"]) == (20, 20)
+
+
+def test_a_smaller_limit_bounds_growth_too() -> None:
+    """Though larger sizes were once good, and the refused one is far above."""
+    clock = SimulatedClock()
+    state = {"version": 1, "size": 1, "good": 30, "refused": 80, "refused_until": clock.wall() + 1000}
+    size = made(20, clock, state)
+    assert size.size == 1
+    clean(size, 1000)
+
+    assert size.size == 20
+
+
+def test_the_limit_is_reached_again_after_an_expiry() -> None:
+    """To the last text."""
+    clock = SimulatedClock()
+    size = made(20, clock)
+    size.refused(20)
+    clock.advance(DAY)
+    clean(size, 1000)
+
+    assert size.size == 20
 
 
 def test_state_of_an_expired_refusal() -> None:
@@ -468,7 +505,8 @@ def test_a_damaged_state_is_ignored(state: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refused", "until"), [("50", 1e12), (0, 1e12), (None, None), (50, None), (50, "x"), (50, math.inf), (50, math.nan)]
+    ("refused", "until"),
+    [("50", 1e12), (0, 1e12), (None, None), (50, None), (50, "x"), (50, math.inf), (50, math.nan)],
 )
 def test_a_damaged_memory_is_ignored(refused: object, until: object) -> None:
     """The size is still worth having."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from llmopt.policies.breaker import BreakerRules, CircuitBreaker
+from llmopt.policies.breaker import BreakerChange, BreakerRules, CircuitBreaker
 from llmopt.policies.permit import Permit
 from llmopt.testing.clock import SimulatedClock
 
-RULES = BreakerRules(min_calls=4, ratio=0.5, consecutive=6, jitter=0.0)
+IN_A_ROW = 6
+RULES = BreakerRules(min_calls=4, ratio=0.5, consecutive=IN_A_ROW, jitter=0.0)
 
 
 class Model:
@@ -61,7 +63,7 @@ class Model:
             return
         self.results.append((int(now / 3.0), result == "failure"))
         recent = [bad for at, bad in self.results if at > int(now / 3.0) - 10]
-        streak = self.row[-RULES.consecutive :] == ["failure"] * RULES.consecutive
+        streak = self.row[-IN_A_ROW:] == ["failure"] * IN_A_ROW
         many = len(recent) >= RULES.min_calls and sum(recent) >= len(recent) / 2
         if result == "failure" and (streak or many):
             self.open(now)
@@ -81,9 +83,9 @@ class BreakerMachine(RuleBasedStateMachine):
     permits = Bundle("permits")
 
     @initialize(shadow=st.booleans())
-    def start(self, shadow):
+    def start(self, shadow: bool) -> None:
         self.clock = SimulatedClock(start=999.0)
-        self.changes = []
+        self.changes: list[BreakerChange] = []
         self.breaker = CircuitBreaker(
             "e",
             RULES,
@@ -96,7 +98,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.model.shadow = shadow
 
     @rule(target=permits, timeout=st.sampled_from([0.0, 1.0, 60.0]))
-    def acquire(self, timeout):
+    def acquire(self, timeout: float) -> Any:
         expected = self.model.acquire(self.clock.now(), timeout)
         got = self.breaker.acquire(timeout)
         if not isinstance(got, Permit):
@@ -106,17 +108,17 @@ class BreakerMachine(RuleBasedStateMachine):
         return got, expected
 
     @rule(permit=consumes(permits), result=st.sampled_from(["success", "failure", "failure", "neutral"]))
-    def settle(self, permit, result):
+    def settle(self, permit: Any, result: Any) -> None:
         self.model.settle(permit[1], result, self.clock.now())
         permit[0].settle(result)
         permit[0].settle("failure")  # a second report never counts
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 2.9, 3.0, 5.0, 8.0, 30.0, 61.0]))
-    def advance(self, seconds):
+    def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     @rule(times=st.integers(1, 12), result=st.sampled_from(["success", "failure"]))
-    def burst(self, times, result):
+    def burst(self, times: int, result: Any) -> None:
         for _ in range(times):
             expected = self.model.acquire(self.clock.now(), 1.0)
             got = self.breaker.acquire(1.0)
@@ -125,12 +127,12 @@ class BreakerMachine(RuleBasedStateMachine):
                 self.settle((got, expected), result)
 
     @rule(rest=st.sampled_from([None, 1.0, 20.0]))
-    def trip(self, rest):
+    def trip(self, rest: float) -> None:
         self.model.open(self.clock.now(), rest)
         self.breaker.trip(rest)
 
     @invariant()
-    def agree(self):
+    def agree(self) -> None:
         if not hasattr(self, "breaker"):
             return
         assert self.breaker._state == self.model.state

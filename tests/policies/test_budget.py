@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 from llmopt.policies.budget import CAPACITY, FREE, THROTTLED, TRANSIENT, RetryBudget
 
 
-def test_the_prices():
+def test_the_prices() -> None:
     """As in botocore: 500, 14, 5."""
-    assert (500, 14, 5, 0) == (CAPACITY, TRANSIENT, THROTTLED, FREE)
+    assert (CAPACITY, TRANSIENT, THROTTLED, FREE) == (500, 14, 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_the_prices():
         (["transient", "put back 14"], 500),
     ],
 )
-def test_tokens_left(steps, left):
+def test_tokens_left(steps: list[str], left: Any) -> None:
     """Each outcome moves the level by its rule and never above the capacity."""
     budget = RetryBudget()
     costs = {"transient": TRANSIENT, "throttled": THROTTLED, "free": FREE}
@@ -46,7 +48,7 @@ def test_tokens_left(steps, left):
     assert budget.left == left
 
 
-def test_an_outage_costs_35_retries():
+def test_an_outage_costs_35_retries() -> None:
     """Then it fails fast; what is too little for a transient retry still pays throttled ones."""
     budget = RetryBudget()
 
@@ -57,7 +59,7 @@ def test_an_outage_costs_35_retries():
     assert budget.take(FREE)
 
 
-def test_fourteen_good_calls_pay_for_one_retry():
+def test_fourteen_good_calls_pay_for_one_retry() -> None:
     """A budget that is empty fills by one a call."""
     budget = RetryBudget(14)
     assert budget.take(TRANSIENT)
@@ -69,7 +71,7 @@ def test_fourteen_good_calls_pay_for_one_retry():
     assert budget.take(TRANSIENT)
 
 
-def test_no_capacity_is_no_retries():
+def test_no_capacity_is_no_retries() -> None:
     """Except those that are no load."""
     budget = RetryBudget(0)
 
@@ -79,7 +81,7 @@ def test_no_capacity_is_no_retries():
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "back", "good"]), st.sampled_from([0, 5, 14]))))
-def test_stays_within_its_bounds(steps):
+def test_stays_within_its_bounds(steps: list[tuple[str, int]]) -> None:
     """Whatever happens, the level is between nothing and all, and only a refusal leaves it alone."""
     budget = RetryBudget(40)
     for kind, cost in steps:

@@ -48,7 +48,7 @@ def test_the_defaults() -> None:
         ({"initial": 400}, 256),
     ],
 )
-def test_the_limit_starts_within_its_bounds(bounds: dict[str, int], limit: int) -> None:
+def test_the_limit_starts_within_its_bounds(bounds: dict[str, Any], limit: int) -> None:
     """Never above the pool."""
     assert made(**bounds).limit == limit
 

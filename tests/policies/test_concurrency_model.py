@@ -94,7 +94,9 @@ class ConcurrencyMachine(RuleBasedStateMachine):
     @rule(left=st.sampled_from([None, None, 1.0, 3.0]))
     def arrive(self, left: float | None) -> None:
         self.count += 1
-        self.model.arrive(self.count, float("inf") if left is None else self.clock.now() + left, self.clock.now())
+        self.model.arrive(
+            self.count, float("inf") if left is None else self.clock.now() + left, self.clock.now()
+        )
         waiting = self.concurrency.acquire(Deadline.after(left, self.clock.now))
         self.tasks[self.count] = self.loop.create_task(waiting)
         self.run(1)
@@ -123,12 +125,13 @@ class ConcurrencyMachine(RuleBasedStateMachine):
         leaving = data.draw(st.sampled_from(sorted(self.slots)))
         waiting = data.draw(st.sampled_from(sorted(self.tasks)))
         now = self.clock.now()
-        steps = [
-            lambda: (self.tasks[waiting].cancel(), self.model.cancel(waiting, now)),
-            lambda: (self.slots.pop(leaving).release(), self.model.leave(leaving, "neutral", now)),
-        ]
-        for step in steps if cancel_first else reversed(steps):
-            step()
+        for cancelling in (cancel_first, not cancel_first):
+            if cancelling:
+                self.tasks[waiting].cancel()
+                self.model.cancel(waiting, now)
+            else:
+                self.slots.pop(leaving).release()
+                self.model.leave(leaving, "neutral", now)
         self.settle()
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0]))

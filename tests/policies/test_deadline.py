@@ -6,6 +6,7 @@ import datetime as dt
 import math
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,21 +16,21 @@ from llmopt.policies.deadline import Deadline, valid_seconds
 from llmopt.testing.clock import SimulatedClock
 
 
-def test_counts_down():
+def test_counts_down() -> None:
     """What is left shrinks with the clock and ends at zero."""
     clock = SimulatedClock(start=50.0)
     deadline = Deadline.after(10, clock.now)
 
-    assert (60.0, 10.0, False) == (deadline.at, deadline.remaining(), deadline.expired())
+    assert (deadline.at, deadline.remaining(), deadline.expired()) == (60.0, 10.0, False)
     clock.advance(9.5)
-    assert (0.5, False) == (deadline.remaining(), deadline.expired())
+    assert (deadline.remaining(), deadline.expired()) == (0.5, False)
     clock.advance(0.5)
-    assert (0.0, True) == (deadline.remaining(), deadline.expired())
+    assert (deadline.remaining(), deadline.expired()) == (0.0, True)
     clock.advance(5)
-    assert (0.0, True) == (deadline.remaining(), deadline.expired())
+    assert (deadline.remaining(), deadline.expired()) == (0.0, True)
 
 
-def test_none_is_for_ever():
+def test_none_is_for_ever() -> None:
     """Without a bound there is always more than any wait."""
     clock = SimulatedClock()
     deadline = Deadline.after(None, clock.now)
@@ -43,12 +44,12 @@ def test_none_is_for_ever():
     assert deadline.leaves(1e15)
 
 
-def test_a_bound_is_one():
+def test_a_bound_is_one() -> None:
     """Also one that is far away."""
     assert Deadline.after(1e300, SimulatedClock().now).bounded
 
 
-def test_clamp_and_leaves():
+def test_clamp_and_leaves() -> None:
     """A wait is cut to what is left, and fits when the spare time still comes after it."""
     clock = SimulatedClock(start=0.0)
     deadline = Deadline.after(10, clock.now)
@@ -63,7 +64,7 @@ def test_clamp_and_leaves():
 
 
 @pytest.mark.parametrize("seconds", [0, 0.0, -0.0, -1, -1e300])
-def test_c15_no_time_left_is_expired_at_once(seconds):
+def test_c15_no_time_left_is_expired_at_once(seconds: float) -> None:
     """What a caller computed as left over is taken at its word: the time is up."""
     deadline = Deadline.after(seconds, SimulatedClock().now)
 
@@ -71,7 +72,7 @@ def test_c15_no_time_left_is_expired_at_once(seconds):
     assert deadline.remaining() == 0.0
 
 
-def test_c15_a_nanosecond_is_a_deadline():
+def test_c15_a_nanosecond_is_a_deadline() -> None:
     """The smallest time is one, and is over as soon as the clock moves."""
     clock = SimulatedClock(start=0.0)
     deadline = Deadline.after(1e-9, clock.now)
@@ -97,7 +98,7 @@ def test_c15_a_nanosecond_is_a_deadline():
         (5 + 0j, "not complex"),
     ],
 )
-def test_c15_what_is_no_time_is_refused(value, told):
+def test_c15_what_is_no_time_is_refused(value: Any, told: str) -> None:
     """The message names the option, what it got, and what to write for no bound."""
     with pytest.raises(ConfigError, match=r"deadline must be .* or None for no bound") as caught:
         Deadline.after(value, SimulatedClock().now)
@@ -106,7 +107,7 @@ def test_c15_what_is_no_time_is_refused(value, told):
 
 
 @pytest.mark.parametrize("value", [2, 2.0, Fraction(2), np.float32(2), np.int64(2)])
-def test_any_real_number_will_do(value):
+def test_any_real_number_will_do(value: Any) -> None:
     """Numbers of other libraries become floats."""
     seconds = valid_seconds(value, "deadline")
 
@@ -114,7 +115,7 @@ def test_any_real_number_will_do(value):
     assert type(seconds) is float
 
 
-def test_shows_the_moment_only():
+def test_shows_the_moment_only() -> None:
     """The readable state is short, and equality is that of the moment."""
     clock = SimulatedClock(start=1.0)
 

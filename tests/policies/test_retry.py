@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -32,30 +33,38 @@ class FixedJitter(random.Random):
 NO_JITTER = FixedJitter(0.0)
 FOREVER = Deadline.after(None, SimulatedClock().now)
 CHAT = Facts(idempotent=False)
+NO_FACTS = Facts()
 
 
-def error(kind, *, status=None, hint=None, **more):
+def error(kind: type[Any], *, status: int | None = None, hint: float | None = None, **more: Any) -> Any:
     made = kind("m", retry_after=hint, **more)
     if status is not None:
         made.status = status
     return made
 
 
-def decide(failure, history=None, facts=Facts(), *, left=None, **policy):
+def decide(
+    failure: Any,
+    history: RetryHistory | None = None,
+    facts: Facts = NO_FACTS,
+    *,
+    left: Any = None,
+    **policy: Any,
+) -> Any:
     deadline = Deadline.after(left, SimulatedClock(start=0.0).now)
     return RetryPolicy(**{"rng": NO_JITTER, **policy}).decide(
         failure, history or RetryHistory(), deadline, facts
     )
 
 
-def after(*decisions):
+def after(*decisions: RetryDecision) -> RetryHistory:
     history = RetryHistory()
     for decision in decisions:
         history.note(decision)
     return history
 
 
-def retried(reason, **more):
+def retried(reason: Any, **more: Any) -> RetryDecision:
     return RetryDecision(delay=1.0, reason=reason, **more)
 
 
@@ -76,7 +85,7 @@ def retried(reason, **more):
         (e.InvalidResponse, "invalid_response", 14),
     ],
 )
-def test_what_may_pass_is_tried_again(kind, reason, cost):
+def test_what_may_pass_is_tried_again(kind: type[e.LLMOptError], reason: Any, cost: int) -> None:
     """After the first back-off, counted, at the price of its kind."""
     assert decide(error(kind)) == RetryDecision(delay=1.0, reason=reason, cost=cost)
 
@@ -91,20 +100,21 @@ def test_what_may_pass_is_tried_again(kind, reason, cost):
         e.StreamError, e.StreamInterrupted, e.StreamIdle, e.ProviderError, e.LLMOptError,
     ],
 )  # fmt: skip
-def test_what_stays_is_final(kind):
+def test_what_stays_is_final(kind: type[e.LLMOptError]) -> None:
     """No second request for what a second request cannot mend."""
     assert decide(error(kind)) == GiveUp(reason="final")
 
 
-def test_partial_failure_is_final():
+def test_partial_failure_is_final() -> None:
     """Its items were retried on their own."""
-    assert decide(e.PartialFailure("m", result=None)) == GiveUp(reason="final")
+    nothing: Any = None
+    assert decide(e.PartialFailure("m", result=nothing)) == GiveUp(reason="final")
 
 
-def test_every_kind_of_error_was_thought_of():
+def test_every_kind_of_error_was_thought_of() -> None:
     """A kind that calls itself retryable is retried, save two that the caller's options decide."""
-    kinds = [k for _, k in inspect.getmembers(e, inspect.isclass) if issubclass(k, e.LLMOptError)]
-    makes = {k: {"result": None} for k in (e.PartialFailure,)}
+    kinds: list[Any] = [k for _, k in inspect.getmembers(e, inspect.isclass) if issubclass(k, e.LLMOptError)]
+    makes: dict[Any, dict[str, Any]] = {e.PartialFailure: {"result": None}}
 
     again = {k for k in kinds if isinstance(decide(k("m", **makes.get(k, {}))), RetryDecision)}
 
@@ -115,7 +125,7 @@ def test_every_kind_of_error_was_thought_of():
 
 
 @pytest.mark.parametrize("kind", list(VerdictKind))
-def test_every_verdict_is_treated_as_the_design_says(kind):
+def test_every_verdict_is_treated_as_the_design_says(kind: VerdictKind) -> None:
     """DESIGN section 3: five kinds are tried again, ten are not."""
     again = {
         VerdictKind.TRANSIENT,
@@ -128,7 +138,7 @@ def test_every_verdict_is_treated_as_the_design_says(kind):
     assert isinstance(decide(error(EXCEPTION_OF[kind])), RetryDecision) == (kind in again)
 
 
-def test_a_subclass_is_treated_as_its_kind():
+def test_a_subclass_is_treated_as_its_kind() -> None:
     """An error of a plugin's own that derives from ours."""
 
     class Busy(e.Overloaded):
@@ -141,7 +151,7 @@ def test_a_subclass_is_treated_as_its_kind():
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
-def test_n_retries_are_n(most):
+def test_n_retries_are_n(most: Any) -> None:
     """n + 1 requests in all, and then the last error."""
     history = RetryHistory()
     for _ in range(most):
@@ -150,7 +160,7 @@ def test_n_retries_are_n(most):
     assert decide(error(e.ServerError), history, max_retries=most) == GiveUp(reason="attempts")
 
 
-def test_reasons_share_the_count():
+def test_reasons_share_the_count() -> None:
     """Three retries are three, whatever each was for."""
     history = after(retried("server"), retried("rate_limited"), retried("connect"))
 
@@ -160,12 +170,12 @@ def test_reasons_share_the_count():
 # --- rules of single kinds -------------------------------------------------------------------------------
 
 
-def test_permanent_connect_failures_are_final():
+def test_permanent_connect_failures_are_final() -> None:
     """A name that does not exist and a certificate that does not fit stay so (N13, N14)."""
     assert decide(error(e.ConnectFailed, permanent=True, cause="dns")) == GiveUp(reason="final")
 
 
-def test_unusable_answers_are_asked_for_once_more():
+def test_unusable_answers_are_asked_for_once_more() -> None:
     """Then the item is looked for instead."""
     failure = error(e.InvalidResponse, reason="count")
 
@@ -175,19 +185,19 @@ def test_unusable_answers_are_asked_for_once_more():
 
 
 @pytest.mark.parametrize("reason", ["too_large", "decompression"])
-def test_bombs_are_not_asked_for_again(reason):
+def test_bombs_are_not_asked_for_again(reason: str) -> None:
     """The same request would be answered by the same flood."""
     assert decide(error(e.InvalidResponse, reason=reason)) == GiveUp(reason="final")
 
 
-def test_overload_with_a_hint_is_cheap():
+def test_overload_with_a_hint_is_cheap() -> None:
     """A server that says when to come is shedding load in good order."""
     assert decide(error(e.Overloaded, hint=3.0)).cost == 5
     assert decide(error(e.Overloaded, hint=math.nan)).cost == 14
     assert decide(error(e.ServerError, hint=3.0)).cost == 14
 
 
-def test_stale_connection_is_replaced_at_once_and_free():
+def test_stale_connection_is_replaced_at_once_and_free() -> None:
     """Once per call: a second one is a lost connection like others (N15)."""
     failure = error(e.ConnectionLost, stale=True, sent="maybe")
     free = RetryDecision(delay=0.0, reason="stale", cost=0, counted=False, computed=False)
@@ -198,7 +208,7 @@ def test_stale_connection_is_replaced_at_once_and_free():
     assert decide(failure, after(free), max_retries=0) == GiveUp(reason="attempts")
 
 
-def test_stale_connection_of_a_chat_is_ambiguous():
+def test_stale_connection_of_a_chat_is_ambiguous() -> None:
     """It is sent again like any that may have been carried out: once, after the back-off."""
     failure = error(e.ConnectionLost, stale=True, sent="maybe")
 
@@ -207,7 +217,7 @@ def test_stale_connection_of_a_chat_is_ambiguous():
 
 @pytest.mark.parametrize("kind", [e.ConnectionLost, e.AttemptTimeout])
 @pytest.mark.parametrize("sent", ["maybe", "yes"])
-def test_ambiguous_chat_is_repeated_once(kind, sent):
+def test_ambiguous_chat_is_repeated_once(kind: type[e.LLMOptError], sent: Any) -> None:
     """The paid work of a request that may have been carried out is repeated at most once."""
     first = decide(error(kind, sent=sent), facts=CHAT, max_retries=9)
     assert first.ambiguous
@@ -218,7 +228,7 @@ def test_ambiguous_chat_is_repeated_once(kind, sent):
 
 
 @pytest.mark.parametrize("kind", [e.ConnectionLost, e.AttemptTimeout])
-def test_a_request_that_never_left_is_not_ambiguous(kind):
+def test_a_request_that_never_left_is_not_ambiguous(kind: type[e.LLMOptError]) -> None:
     """Nor is any that does no harm twice."""
     twice = after(*[retried("timeout", ambiguous=True)] * 2)
 
@@ -229,12 +239,12 @@ def test_a_request_that_never_left_is_not_ambiguous(kind):
 
 
 @pytest.mark.parametrize("kind", [e.ConnectFailed, e.ServerError, e.RateLimited])
-def test_only_broken_requests_are_ambiguous(kind):
+def test_only_broken_requests_are_ambiguous(kind: type[e.LLMOptError]) -> None:
     """An answer is an answer, and no connection is no request."""
     assert not decide(error(kind), facts=CHAT).ambiguous
 
 
-def test_open_circuit():
+def test_open_circuit() -> None:
     """Fails by default; where waiting was asked for it takes neither attempts nor budget."""
     waiting = Facts(wait_when_open=True)
 
@@ -246,7 +256,7 @@ def test_open_circuit():
     assert decide(error(e.CircuitOpen), facts=waiting) == GiveUp(reason="circuit_open")
 
 
-def test_new_credential_is_tried_once():
+def test_new_credential_is_tried_once() -> None:
     """A 401 is final unless the credential's provider has another key by now."""
     fresh = Facts(new_credential=True)
     once = RetryDecision(delay=0.0, reason="credential", cost=0, computed=False)
@@ -261,13 +271,13 @@ def test_new_credential_is_tried_once():
 
 
 @pytest.mark.parametrize("kind", [e.ServerError, e.RateLimited, e.Overloaded, e.RequestTimeout, e.BadRequest])
-def test_h12_false_vetoes(kind):
+def test_h12_false_vetoes(kind: type[e.LLMOptError]) -> None:
     """The server knows best that a retry cannot help."""
     assert decide(error(kind), facts=Facts(should_retry=False)) == GiveUp(reason="vetoed")
 
 
 @pytest.mark.parametrize("kind", [e.BadRequest, e.NotFound])
-def test_h12_true_allows(kind):
+def test_h12_true_allows(kind: type[e.LLMOptError]) -> None:
     """A 409, above all."""
     allowed = decide(error(kind, status=409), facts=Facts(should_retry=True))
 
@@ -281,12 +291,12 @@ def test_h12_true_allows(kind):
         e.ContentFiltered, e.UnexpectedStatus, e.ConfigError, e.StreamInterrupted,
     ],
 )  # fmt: skip
-def test_h12_true_does_not_allow_everything(kind):
+def test_h12_true_does_not_allow_everything(kind: type[e.LLMOptError]) -> None:
     """Never for money, keys and permissions, nor where another request is the answer."""
     assert decide(error(kind), facts=Facts(should_retry=True)) == GiveUp(reason="final")
 
 
-def test_h12_true_raises_no_bound():
+def test_h12_true_raises_no_bound() -> None:
     """It allows a retry, it does not add one."""
     once = after(retried("server"))
 
@@ -297,11 +307,11 @@ def test_h12_true_raises_no_bound():
 # --- back-off --------------------------------------------------------------------------------------------
 
 
-def backoffs(kind, jitter_share, rounds=8, **policy):
+def backoffs(kind: type[e.LLMOptError], share: float, rounds: int = 8, **policy: Any) -> list[float]:
     history = RetryHistory()
     delays = []
     for _ in range(rounds):
-        made = decide(error(kind), history, max_retries=99, rng=FixedJitter(jitter_share), **policy)
+        made = decide(error(kind), history, max_retries=99, rng=FixedJitter(share), **policy)
         history.note(made)
         delays.append(made.delay)
     return delays
@@ -325,12 +335,12 @@ def backoffs(kind, jitter_share, rounds=8, **policy):
         (e.Overloaded, {"retry_delay": 0.2}, 0.0, [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 16]),
     ],
 )
-def test_back_off(kind, policy, share, expected):
+def test_back_off(kind: type[e.LLMOptError], policy: Any, share: int, expected: Any) -> None:
     """min(16, retry_delay * 2^n) + U(0, retry_delay / 2), or all of it random."""
     assert backoffs(kind, share, **policy) == pytest.approx(expected)
 
 
-def test_back_off_of_a_long_job_stays_finite():
+def test_back_off_of_a_long_job_stays_finite() -> None:
     """2^n leaves the floats long before a job gives up."""
     history = RetryHistory()
     history.backoffs = 100_000
@@ -338,7 +348,7 @@ def test_back_off_of_a_long_job_stays_finite():
     assert decide(error(e.ServerError), history).delay == 16.0
 
 
-def test_only_computed_waits_grow():
+def test_only_computed_waits_grow() -> None:
     """A wait that the server asked for is no sign that ours was too short."""
     history = after(
         decide(error(e.RateLimited, hint=7.0)),
@@ -350,7 +360,7 @@ def test_only_computed_waits_grow():
     assert decide(error(e.ServerError), history, max_retries=9).delay == 2.0
 
 
-def test_jitter_is_seeded():
+def test_jitter_is_seeded() -> None:
     """The same seed gives the same waits, within the bounds of the formula."""
     first, second = ([decide(error(e.ServerError), rng=random.Random(7)).delay for _ in "ab"] for _ in "ab")
 
@@ -366,14 +376,14 @@ def test_jitter_is_seeded():
     [(1.0, 1.0, 1.1), (1.5, 1.5, 1.65), (0.25, 0.25, 0.275), (2.0, 2.0, 2.2), (10.0, 10, 11), (60.0, 60, 61), (120.0, 120, 121)],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded, e.ServerError, e.RequestTimeout])
-def test_h01_a_hint_is_obeyed(kind, hint, least, most):
+def test_h01_a_hint_is_obeyed(kind: type[e.LLMOptError], hint: float | None, least: float, most: Any) -> None:
     """Never less than asked for, and at most a tenth or a second more."""
     assert decide(error(kind, hint=hint), rng=FixedJitter(0.0)).delay == pytest.approx(least)
     assert decide(error(kind, hint=hint), rng=FixedJitter(1.0)).delay == pytest.approx(most)
 
 
 @pytest.mark.parametrize("hint", [0.0, -5.0, math.nan, math.inf, -math.inf, None])
-def test_h02_no_hint_is_none(hint):
+def test_h02_no_hint_is_none(hint: float | None) -> None:
     """What is no time to wait leaves the computed back-off."""
     made = decide(error(e.RateLimited, hint=hint))
 
@@ -381,17 +391,17 @@ def test_h02_no_hint_is_none(hint):
 
 
 @pytest.mark.parametrize("hint", [120.001, 121.0, 1e9])
-def test_h03_too_long_a_hint_fails_at_once(hint):
+def test_h03_too_long_a_hint_fails_at_once(hint: float | None) -> None:
     """The caller learns how long, instead of waiting without a word."""
     assert decide(error(e.RateLimited, hint=hint)) == GiveUp(reason="retry_after", wait=hint)
 
 
-def test_h03_a_job_may_wait_longer():
+def test_h03_a_job_may_wait_longer() -> None:
     """The bound is the policy's."""
     assert decide(error(e.RateLimited, hint=1800.0), max_retry_after=3600.0).delay == 1800.0
 
 
-def test_attempts_are_looked_at_before_the_hint():
+def test_attempts_are_looked_at_before_the_hint() -> None:
     """A call without retries left says so, however long the wait would be."""
     assert decide(error(e.RateLimited, hint=1e6), max_retries=0) == GiveUp(reason="attempts")
 
@@ -402,7 +412,7 @@ def test_attempts_are_looked_at_before_the_hint():
 @pytest.mark.parametrize(
     ("left", "made"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)]
 )
-def test_the_deadline_is_never_outslept(left, made):
+def test_the_deadline_is_never_outslept(left: Any, made: Any) -> None:
     """The wait and a second for the attempt must fit."""
     found = decide(error(e.ServerError), left=left)
 
@@ -411,12 +421,12 @@ def test_the_deadline_is_never_outslept(left, made):
     )
 
 
-def test_ninety_seconds_with_thirty_left():
+def test_ninety_seconds_with_thirty_left() -> None:
     """It fails at once and says what the wait would have been."""
     assert decide(error(e.RateLimited, hint=90.0), left=30) == GiveUp(reason="deadline", wait=90.0)
 
 
-def test_an_immediate_retry_needs_its_time_too():
+def test_an_immediate_retry_needs_its_time_too() -> None:
     """A second, unless the policy says otherwise."""
     failure = error(e.ConnectionLost, stale=True)
 
@@ -428,7 +438,7 @@ def test_an_immediate_retry_needs_its_time_too():
 # --- jobs ---------------------------------------------------------------------------------------------------
 
 
-def test_waits_of_a_job_are_flow_control():
+def test_waits_of_a_job_are_flow_control() -> None:
     """Twenty rounds of 429 and 503 use up no attempts; then they count."""
     history = RetryHistory()
     for n in range(20):
@@ -443,7 +453,20 @@ def test_waits_of_a_job_are_flow_control():
     assert decide(error(e.Overloaded), history, max_retries=1, flow_rounds=20) == GiveUp(reason="attempts")
 
 
-def test_other_failures_of_a_job_count():
+@pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded])
+def test_rounds_of_one_kind(kind: type[e.LLMOptError]) -> None:
+    """Exactly twenty, also when all were alike."""
+    history = RetryHistory()
+    counted = []
+    for _ in range(22):
+        made = decide(error(kind), history, max_retries=9, flow_rounds=20)
+        history.note(made)
+        counted.append(made.counted)
+
+    assert counted == [False] * 20 + [True] * 2
+
+
+def test_other_failures_of_a_job_count() -> None:
     """Flow control is for servers that ask for it."""
     made = decide(error(e.ServerError), max_retries=1, flow_rounds=20)
 
@@ -453,7 +476,7 @@ def test_other_failures_of_a_job_count():
 # --- the history --------------------------------------------------------------------------------------------
 
 
-def test_history_adds_up():
+def test_history_adds_up() -> None:
     """What counts, what was computed, what it cost last."""
     history = after(
         retried("server", cost=14),
@@ -462,7 +485,7 @@ def test_history_adds_up():
         retried("stale", cost=0, counted=False, computed=False),
     )
 
-    assert (3, 1, 2, 0) == (history.counted, history.ambiguous, history.backoffs, history.last_cost)
+    assert (history.counted, history.ambiguous, history.backoffs, history.last_cost) == (3, 1, 2, 0)
     assert history.times == {"server": 2, "timeout": 1, "stale": 1}
     assert RetryHistory().last_cost is None
 
@@ -480,7 +503,9 @@ KINDS = [e.ServerError, e.RateLimited, e.Overloaded, e.ConnectionLost, e.Attempt
     chat=st.booleans(),
     job=st.booleans(),
 )
-def test_every_decision_is_safe(seed, kinds, hints, left, jitter, retry_delay, chat, job):
+def test_every_decision_is_safe(
+    seed: int, kinds: Any, hints: Any, left: Any, jitter: Any, retry_delay: Any, chat: Any, job: Any
+) -> None:
     """Waits are finite, bounded, obedient and within the deadline; a call ends; repeats are few."""
     policy = RetryPolicy(
         max_retries=4,
@@ -506,15 +531,15 @@ def test_every_decision_is_safe(seed, kinds, hints, left, jitter, retry_delay, c
     assert history.ambiguous <= (1 if chat else 0)
 
 
-def test_decisions_are_values():
+def test_decisions_are_values() -> None:
     """Frozen, comparable, with defaults that say what is usual."""
     assert RetryDecision(delay=1.0, reason="server") == evolve(
         RetryDecision(delay=2.0, reason="server"), delay=1.0
     )
-    assert (14, True, True, False) == (
+    assert (
         retried("server").cost,
         retried("server").counted,
         retried("server").computed,
         retried("server").ambiguous,
-    )
+    ) == (14, True, True, False)
     assert repr(GiveUp(reason="budget")) == "GiveUp(reason='budget', wait=None)"

@@ -26,6 +26,7 @@ from llmopt.policies.retry import Facts, RetryPolicy
 from llmopt.policies.retry_hooks import HookFilter
 from llmopt.policies.stamina_loop import Retry, with_retries
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from llmopt.values.attempt import Attempt
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def _stamina_as_before() -> Iterator[None]:
 class NoJitter(random.Random):
     """No share of any range."""
 
-    def uniform(self, a: float, b: float) -> float:  # noqa: ARG002 - the signature of random.Random
+    def uniform(self, a: float, b: float) -> float:
         return a
 
 
@@ -163,6 +164,60 @@ def test_facts_are_asked_for_each_error() -> None:
     assert call.attempts == [1]
 
 
+def test_everybody_is_told_of_the_error() -> None:
+    """Facts and budget are asked, and events made, for the error at hand."""
+    first, second = server_error(), e.RateLimited("slow")
+    asked: list[tuple[str, e.LLMOptError]] = []
+    told: list[Retry] = []
+
+    def budget(error: e.LLMOptError) -> RetryBudget:
+        asked.append(("budget", error))
+        return RetryBudget()
+
+    def facts(error: e.LLMOptError) -> Facts:
+        asked.append(("facts", error))
+        return Facts()
+
+    async def main(clock: SimulatedClock) -> None:
+        async def attempt(number: int) -> int:
+            if number == 2:
+                raise second
+            return number
+
+        for_ever = Deadline.after(None, clock.now)
+        await with_retries(
+            first, attempt, RetryPolicy(), deadline=for_ever, budget=budget, facts=facts, on_retry=told.append
+        )
+
+    run_simulated(main)
+
+    assert asked == [("facts", first), ("budget", first), ("facts", second), ("budget", second)]
+    assert [retry.error for retry in told] == [first, second]
+
+
+def test_the_budget_of_the_failed_endpoint_pays() -> None:
+    """And the one that paid last gets it back."""
+    budgets = {"a": RetryBudget(), "b": RetryBudget()}
+
+    async def main(clock: SimulatedClock) -> None:
+        async def attempt(number: int) -> int:
+            if number == 2:
+                raise e.RateLimited("slow", endpoint="b")
+            return number
+
+        await with_retries(
+            e.ServerError("down", endpoint="a"),
+            attempt,
+            RetryPolicy(),
+            deadline=Deadline.after(None, clock.now),
+            budget=lambda error: budgets[error.endpoint or ""],
+        )
+
+    run_simulated(main)
+
+    assert (budgets["a"].left, budgets["b"].left) == (486, 500)
+
+
 def test_without_extras() -> None:
     """Budget, facts and events are optional."""
 
@@ -182,7 +237,17 @@ def test_without_extras() -> None:
 
 def test_the_deadline_is_never_outslept() -> None:
     """The wait that does not fit is not begun; the error says what it would have been."""
-    last = e.RateLimited("slow down", retry_after=90.0, provider="p", model="m", request_id="r", sent="yes")
+    tried = [Attempt(endpoint="https://e", outcome="ok")]
+    last = e.RateLimited(
+        "slow down",
+        retry_after=90.0,
+        provider="p",
+        model="m",
+        request_id="r",
+        sent="yes",
+        endpoint="https://e",
+        attempts=tried,
+    )
     call = Call(server_error(), last, left=30)
 
     with pytest.raises(e.DeadlineExceeded) as caught:
@@ -195,6 +260,7 @@ def test_the_deadline_is_never_outslept() -> None:
     )
     assert (caught.value.phase, caught.value.retry_after, caught.value.sent) == ("retry", 90.0, "yes")
     assert (caught.value.provider, caught.value.model, caught.value.request_id) == ("p", "m", "r")
+    assert (caught.value.endpoint, caught.value.attempts) == ("https://e", tuple(tried))
 
 
 def test_a_deadline_without_a_hint() -> None:
@@ -252,12 +318,14 @@ def test_an_ambiguous_chat_says_so() -> None:
 # --- what is not ours ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("foreign", [ValueError("bug"), asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3)])
+@pytest.mark.parametrize(
+    "foreign", [ValueError("bug"), asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3)]
+)
 def test_foreign_exceptions_pass_through(foreign: BaseException) -> None:
     """Never retried, never wrapped, never swallowed."""
     call = Call(server_error(), foreign, "never")
 
-    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> None:
         # A KeyboardInterrupt inside a task would end the loop itself.
         with pytest.raises(type(foreign)) as caught:
             await call.run()
@@ -295,7 +363,7 @@ def test_cancelled_during_an_attempt() -> None:
 
     call.during = hang
 
-    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> None:
         task = asyncio.ensure_future(call.run())
         await asyncio.sleep(2)
         task.cancel()
@@ -393,6 +461,8 @@ def test_c16_test_mode_does_not_wait() -> None:
 
     assert call.at == [0.0, 0.0]
     assert [(r.attempt, r.delay) for r in call.retries] == [(2, 0.0)]
+    assert isinstance(call.retries[0].error, e.RateLimited)
+    assert call.retries[0].decision.delay == 60.0
     assert call.budget.left == 495
 
 
@@ -435,7 +505,7 @@ def test_hooks_hear_of_the_users_retries_only() -> None:
     call = Call(server_error(), server_error(), "done")
     seen_while: list[tuple[Any, ...]] = []
 
-    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> None:
         task = asyncio.ensure_future(call.run())
         await asyncio.sleep(0.5)
         seen_while.append(get_on_retry_hooks())
@@ -459,7 +529,7 @@ def test_a_users_loop_around_an_llmopt_call_is_heard() -> None:
     set_on_retry_hooks([Hook("1", log)])
     call = Call(*[server_error() for _ in range(4)], "done")
 
-    async def main(clock: SimulatedClock) -> str:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> str:
         async for attempt in stamina.retry_context(on=e.LLMOptError, wait_jitter=0):
             with attempt:
                 return await call.run()
@@ -476,7 +546,7 @@ def test_a_users_loop_around_a_stopped_test_mode_is_heard() -> None:
     set_on_retry_hooks([Hook("1", log)])
     call = Call(server_error(), "done")
 
-    async def main(clock: SimulatedClock) -> str:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> str:
         async for attempt in stamina.retry_context(on=e.LLMOptError):
             with attempt, stamina.set_testing(True):
                 return await call.run()
@@ -508,7 +578,7 @@ def test_hooks_set_meanwhile_stay() -> None:
     set_on_retry_hooks([Hook("1", log)])
     call = Call(server_error(), server_error(), "done")
 
-    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> None:
         task = asyncio.ensure_future(call.run())
         await asyncio.sleep(0.5)
         set_on_retry_hooks(late)
@@ -523,6 +593,23 @@ def test_hooks_set_meanwhile_stay() -> None:
     assert list(get_on_retry_hooks()) == late
 
 
+def test_hooks_set_in_the_last_wait_stay() -> None:
+    """No further retry comes that would wrap them."""
+    late = [Hook("3", [])]
+    set_on_retry_hooks([Hook("1", [])])
+    call = Call(server_error(), "done")
+
+    async def main(clock: SimulatedClock) -> None:
+        task = asyncio.ensure_future(call.run())
+        await asyncio.sleep(0.5)
+        set_on_retry_hooks(late)
+        await task
+
+    run_simulated(main, clock=call.clock)
+
+    assert list(get_on_retry_hooks()) == late
+
+
 def test_hooks_added_to_those_that_were_filtered() -> None:
     """Who reads the present hooks, adds one and sets them finds neither lost nor doubled ones."""
     log: list[str] = []
@@ -530,12 +617,12 @@ def test_hooks_added_to_those_that_were_filtered() -> None:
     set_on_retry_hooks([old])
     call = Call(server_error(), server_error(), "done")
 
-    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> None:
         task = asyncio.ensure_future(call.run())
         await asyncio.sleep(0.5)
         set_on_retry_hooks([*get_on_retry_hooks(), new])
         await asyncio.sleep(1)
-        assert all(type(hook.hook) is Hook for hook in get_on_retry_hooks())
+        assert all(isinstance(hook, HookFilter) and type(hook.hook) is Hook for hook in get_on_retry_hooks())
         await task
 
     run_simulated(main, clock=call.clock)
@@ -552,7 +639,7 @@ def test_hooks_are_filtered_until_the_last_loop_ends() -> None:
     short, long = Call(server_error(), "a"), Call(server_error(), server_error(), server_error(), "b")
     long.clock = short.clock
 
-    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> None:
         tasks = [asyncio.ensure_future(short.run()), asyncio.ensure_future(long.run())]
         await tasks[0]
         assert isinstance(get_on_retry_hooks()[0], HookFilter)
@@ -584,7 +671,7 @@ def test_a_hook_may_return_a_context_manager() -> None:
     set_on_retry_hooks([lambda _: waiting()])
     call = Call(server_error(), server_error(), "done")
 
-    async def main(clock: SimulatedClock) -> None:  # noqa: ARG001
+    async def main(clock: SimulatedClock) -> None:
         task = asyncio.ensure_future(call.run())
         await asyncio.sleep(0.5)
         await users_own_retry()
@@ -598,7 +685,7 @@ def test_a_hook_may_return_a_context_manager() -> None:
 def test_c16_hooks_that_raise_do_not_reach_our_retries() -> None:
     """The user's own loop gets the error, as ever."""
 
-    def broken(_: RetryDetails) -> None:
+    def broken(details: RetryDetails) -> None:
         raise RuntimeError("hook")
 
     set_on_retry_hooks([broken])

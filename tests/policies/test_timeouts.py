@@ -113,6 +113,20 @@ def test_a_long_silence_forgets_everything() -> None:
     assert bench.limit() < 10
 
 
+@pytest.mark.parametrize("jump", [300, 301, 359, 3600])
+def test_a_jump_of_a_whole_turn_empties_every_slice(jump: float) -> None:
+    """Wherever the old samples lay."""
+    bench = Bench()
+    for _ in range(5):
+        bench.took(*[3.0] * 20)
+        bench.clock.advance(60)
+    bench.clock.advance(jump - 60)
+    bench.took(3.0)
+    histogram = bench.timeouts._by_size[(100).bit_length()]
+
+    assert histogram._total == sum(histogram._sum) == 1
+
+
 def test_slices_of_a_second_turn_are_empty() -> None:
     """A slice that is used again holds nothing of the turn before."""
     bench = Bench()

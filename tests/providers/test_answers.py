@@ -27,7 +27,10 @@ def body(*embeddings: Any, **more: Any) -> bytes:
     return json.dumps({"data": data, **more}).encode()
 
 
-@given(st.lists(st.lists(numbers, min_size=3, max_size=3).map(lambda row: [1.0, *row]), min_size=1, max_size=5), st.booleans())
+@given(
+    st.lists(st.lists(numbers, min_size=3, max_size=3).map(lambda row: [1.0, *row]), min_size=1, max_size=5),
+    st.booleans(),
+)
 def test_both_forms_give_the_same_rows(vectors: list[list[float]], mixed: bool) -> None:
     """base64 and lists, even mixed in one answer, round-trip exactly."""
     forms = [packed(vector) if mixed or index % 2 else vector for index, vector in enumerate(vectors)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmopt import (
     EmbedCall,
     Failure,
     HttpRequest,
+    HttpResponse,
     PluginContractError,
     Profile,
     ProviderEntry,
@@ -20,6 +22,7 @@ from llmopt import (
     Verdict,
     VerdictKind,
     hookimpl,
+    hookspecs,
 )
 from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
 
@@ -121,17 +124,14 @@ def test_g03_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -
     namespace: dict[str, Any] = {"hookimpl": hookimpl}
     exec(source, namespace)
     hooks = ProviderHooks("acme", plugin(**{hook: namespace[hook]}))
-    response = SimpleNamespace(body=b"")
-    arguments = {
-        "provider_profile": (ProviderEntry(name="acme"),),
-        "batch_limit": (CALL, SETTINGS),
-        "build_request": (CALL, SETTINGS),
-        "parse_embeddings": (CALL, response, SETTINGS),
-        "parse_catalog": (response, SETTINGS),
-        "classify_error": (Failure(status=400), SETTINGS),
-        "open_transport": (SETTINGS,),
-        "rate_limits": (response, SETTINGS),
-    }[hook]
+    samples = {
+        "entry": ProviderEntry(name="acme"),
+        "call": CALL,
+        "settings": SETTINGS,
+        "response": HttpResponse(status=200),
+        "failure": Failure(status=400),
+    }
+    arguments = [samples[name] for name in inspect.signature(getattr(hookspecs, hook)).parameters]
     with pytest.raises(PluginContractError, match=rf"'acme'.*{hook} returned int; expected"):
         getattr(hooks, hook)(*arguments)
 

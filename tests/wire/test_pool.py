@@ -20,7 +20,7 @@ async def test_what_is_sent_arrives_as_it_is(server: FaultServer, pool: Connecti
     (seen,) = server.requests
     assert (seen.method, seen.path) == ("POST", "/v1/embeddings")
     assert seen.json()["input"] == ["a", "b"]
-    assert {name.lower(): value for name, value in seen.headers.items()} == {
+    assert {name.lower(): value for name, value in seen.headers} == {
         **HEADERS,
         "host": f"127.0.0.1:{server.port}",
         "accept": "*/*",
@@ -34,12 +34,9 @@ async def test_given_headers_win(server: FaultServer, pool: ConnectionPool) -> N
     """Also over those that the wire adds by itself."""
     given = {"User-Agent": "app/1", "Accept": "application/json", "accept-encoding": "identity"}
     await pool.send(asking(server, headers=given))
-    sent = {name.lower(): value for name, value in server.requests[0].headers.items()}
-    assert {name: sent[name] for name in ("user-agent", "accept", "accept-encoding")} == {
-        "user-agent": "app/1",
-        "accept": "application/json",
-        "accept-encoding": "identity",
-    }
+    (seen,) = server.requests
+    for name, value in given.items():
+        assert seen.header_values(name) == [value]
 
 
 async def test_an_answer_is_status_headers_body(server: FaultServer, pool: ConnectionPool) -> None:
@@ -55,7 +52,7 @@ async def test_an_answer_is_status_headers_body(server: FaultServer, pool: Conne
 async def test_every_status_is_an_answer(server: FaultServer, pool: ConnectionPool) -> None:
     """What it means is not the wire's to say."""
     for status in (200, 201, 204, 304, 401, 404, 429, 500, 503, 529, 600, 999):
-        server.play(error_answer(status, "Hm.", headers=[("retry-after", "7")]) if status != 204 else Answer(204))
+        server.play(Answer(status) if status in (204, 304) else error_answer(status, "Hm."))
         response = await pool.send(asking(server))
         assert response.status == status
     assert pool.stats().created == 1
@@ -67,9 +64,7 @@ async def test_get_has_no_body(server: FaultServer, pool: ConnectionPool) -> Non
     response = await pool.send(request)
     assert response.json["object"] == "list"
     assert server.requests[0].body == b""
-    assert not {"content-length", "content-type"} & {name.lower() for name in server.requests[0].headers} - {
-        "content-type"
-    }
+    assert server.requests[0].header("content-length") is None
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_000, 70_000, 2**20 + 1, 20 * 2**20])
@@ -114,7 +109,7 @@ async def test_without_keepalive_each_request_has_its_own(server: FaultServer) -
             await pool.send(asking(server))
         assert pool.stats() == PoolStats(created=3, peak=1)
     assert server.connections == 3
-    assert server.requests[0].headers["connection"] == "close"
+    assert server.requests[0].header("connection") == "close"
 
 
 async def test_a_connection_idle_for_too_long_is_not_used_again(server: FaultServer) -> None:
@@ -179,6 +174,7 @@ async def test_c04_many_requests_over_few_connections(server: FaultServer) -> No
         {"authorization": f"Bearer {KEY}\n"},
         {"authorization": f"Bearer {KEY}\0"},
         {"authorization": f"Bearer {KEY}\udc80"},
+        {"authorization": f"Bearer {KEY}é"},
         {f"x-{KEY}\r\n": "a"},
     ],
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import evolve, frozen
 
 from llmopt.cli.advice import advice_for
+from llmopt.cli.exits import sentence_of
 from llmopt.errors import LLMOptError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Check:
         name: of the provider's entry.
         plugin: that serves it.
         base_url: where requests go, "" for an engine inside the process.
-        key: "present", "missing", "not needed" or "unknown".
+        key: "present", "missing", "unusable" or "not needed"; "" where nobody can tell.
         key_source: where the key comes from, in words; "" if there is none.
         state: "ok" when it answered.
         models: number of models that it has, None when it did not say.
@@ -42,7 +43,7 @@ class Check:
     name: str
     plugin: str
     base_url: str = ""
-    key: str = "unknown"
+    key: str = ""
     key_source: str = ""
     state: CheckState = "not asked"
     models: int | None = None
@@ -130,6 +131,8 @@ async def _ask(provider: Provider, endpoint: Endpoint, known: Check, seconds: fl
     except LLMOptError as error:
         advice = advice_for(error, known.key_source)
         return evolve(known, state="failed", error=error.message, advice=advice)
+    except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding as well
+        return evolve(known, state="failed", error=sentence_of(error))
     finally:
         await engine.aclose()
     return evolve(known, state="ok", models=len(models), latency_ms=round(passed() * 1000, 1))

@@ -16,6 +16,7 @@ from llmopt.cli.output import OutputFile
 from llmopt.cli.progress import watcher
 from llmopt.cli.readers.reader import Texts
 from llmopt.cli.tally import Tally
+from llmopt.cli.tell import say
 from llmopt.cli.writers.writer import Writer, open_writer
 from llmopt.config.load import load_config
 from llmopt.providers.registry import Registry
@@ -68,6 +69,8 @@ class _Embedding:
         self._tally: Final = Tally()
 
     def run(self, interrupts: Interrupts) -> Exit:
+        if self._texts.source.interactive and not self._options.quiet:
+            say("Type a text a line, and Ctrl-D at the end.")
         try:
             total = self._texts.total()
         except BaseException:

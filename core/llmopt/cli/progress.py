@@ -46,7 +46,9 @@ class ProgressBar:
     def __init__(self, total: int | None, *, no_color: bool) -> None:
         self._total: Final = total
         self._bar: Final = _bar(known=total is not None, no_color=no_color)
-        self._task: Final = self._bar.add_task("", total=total, of=f"/{total:,}" if total else "", tokens=0)
+        self._task: Final = self._bar.add_task(
+            "", total=total, of=f"/{total:,}" if total else "", tokens=0, rate=0.0
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -6,9 +6,14 @@ import asyncio
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol
 
+from attrs import evolve
+
+from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
+from llmopt.errors import ClientClosed
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.http import HttpResponse
+from llmopt.values.limits import BatchLimit
 from llmopt.values.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,16 +41,26 @@ class LiveEndpoint:
         endpoint: as configured.
         hooks: of the provider's plugin.
         transport: the user's own way out, instead of the plugin's or the pool.
+
+    Attributes:
+        told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
+        asking: held while it is asked.
+
+    Raises:
+        ConfigError: the plugin's way to sign in cannot be used.
     """
 
     def __init__(
         self, endpoint: Endpoint, hooks: ProviderHooks, transport: httpx.AsyncBaseTransport | None
     ) -> None:
-        self.config: Final = endpoint
+        self.config: Final = _signed_in(endpoint, hooks)
+        self.told: Final[dict[str, BatchLimit]] = {}
+        self.asking: Final[dict[object, asyncio.Lock]] = {}
         self._hooks: Final = hooks
         self._transport: Final = transport
         self._wire: Wire | None = None
         self._static: Settings | None = None
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -73,7 +88,13 @@ class LiveEndpoint:
 
     @property
     def wire(self) -> Wire:
-        """Its way out, opened at the first call."""
+        """Its way out, opened at the first call.
+
+        Raises:
+            ClientClosed: it was closed; nobody would close a second one.
+        """
+        if self._closed:
+            raise ClientClosed("the client is closed; make a new one.")
         if self._wire is None:
             self._wire = self._open()
         return self._wire
@@ -91,6 +112,16 @@ class LiveEndpoint:
 
     async def aclose(self) -> None:
         """Close the way out, if it was opened."""
+        self._closed = True
         wire, self._wire = self._wire, None
         if wire is not None:
             await asyncio.shield(wire.aclose())
+
+
+def _signed_in(endpoint: Endpoint, hooks: ProviderHooks) -> Endpoint:
+    """The endpoint with the credentials that its plugin gives for it, where it gives any."""
+    given = hooks.credential_provider(endpoint.settings(None))
+    if given is None:
+        return endpoint
+    source = CredentialSource(endpoint.path, f"plugin {endpoint.plugin}", provider=given)
+    return evolve(endpoint, credential=source)

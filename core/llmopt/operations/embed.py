@@ -26,6 +26,8 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
         raise next(iter(faults.values()))
     good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
     distinct = list(dict.fromkeys(good))
+    if distinct:
+        await job.ask_limits()
     batches = cut(distinct, job.cutter())
     collected = Collector(distinct, job.model)
     if distinct:

@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 from llmopt.engine.engine import Engine
 from llmopt.errors import ItemTooLong, LLMOptError
 from llmopt.operations.check import in_input_order
+from llmopt.operations.limits import merged, told_limits
 from llmopt.operations.memory import ModelMemory
 from llmopt.operations.plan import Batch, Cutter, surely_too_long
 from llmopt.policies.deadline import Deadline
@@ -77,6 +78,7 @@ class EmbedJob:
         self._estimator: Final = memory.estimator
         self._deadline: Final = deadline
         self._endpoint: Final = engine.endpoints(provider)[0]
+        self._told = BatchLimit()
         self._fatal: LLMOptError | None = None
         self.model: Final = call.model
 
@@ -90,9 +92,14 @@ class EmbedJob:
         """Requests under way at once."""
         return sum(endpoint.config.max_concurrency for endpoint in self._engine.endpoints(self._provider))
 
+    async def ask_limits(self) -> None:
+        """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
+        endpoints = self._engine.endpoints(self._provider)
+        self._told = await told_limits(endpoints, self._provider.hooks, self._call, self._deadline)
+
     def limit(self) -> BatchLimit:
         """What fits into one request now."""
-        limit = self._provider.hooks.batch_limit(self._call, self._endpoint.bare)
+        limit = merged(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), self._told)
         configured = self._endpoint.config.max_batch_size
         if configured is None:
             return limit

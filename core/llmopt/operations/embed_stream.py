@@ -67,6 +67,7 @@ class EmbedStream:
 
         When the iterable raises, what it gave before is still sent.
         """
+        await self._job.ask_limits()
         cutter: Final = self._job.cutter()
         source = _Source(self._texts)
         async for row, text in source:

@@ -8,7 +8,8 @@ from typing import Final
 CUT_EVERY_S: Final = 1.0
 DIP = 0.15
 RECOVERY_S = 8.0
-_ANCHOR_S: Final = 30.0
+KEEP_S = 4.0
+QUICK_S = 3.0
 NOTE_S = 0.5
 BURSTS = (1.0, 5.0)
 
@@ -29,32 +30,27 @@ class Learner:
         self._notes.append((now, requests, tokens))
         self.next_note = now + NOTE_S
 
-    def cut(self, now: float, sent_at: float, requests: float, tokens: float, current: tuple[float,float]) -> bool:
+    def cut(self, now: float, sent_at: float, cost, requests: float, tokens: float, current: tuple[float,float], mean) -> bool:
+        if self._notes and self._notes[-1][0] >= sent_at:
+            self._notes = deque(((t, q - 1, k - cost) if t >= sent_at else (t, q, k) for t,q,k in self._notes), maxlen=60)
         if sent_at < self._cut_at or now - self._cut_at < CUT_EVERY_S:
             return False
-        mean = self._mean(requests, tokens)
         measured = self._measure(now, requests, tokens, mean)
         now_rate = min(current[0], current[1] / mean)
-        if measured == 0:
+        if measured <= 0:
             measured = now_rate * .7
+        if now - self._cut_at < QUICK_S:
+            now_rate *= 0.7
         speed = max(0.5, min(now_rate, measured))
         self.peaks = (speed, speed * mean)
         self.active = True
         self._cut_at = now
-        while self._anchored and len(self._notes)>1 and now - self._notes[0][0] > _ANCHOR_S:
-            self._notes.popleft()
-        if not self._anchored:
+        if not self._anchored or now - self._notes[0][0] >= KEEP_S:
             self._notes.clear()
             self._anchored = True
         self._notes.append((now, requests, tokens))
         self.next_note = now + NOTE_S
         return True
-
-    def _mean(self, requests: float, tokens: float) -> float:
-        if self._notes and requests > self._notes[0][1]:
-            t, q, k = self._notes[0]
-            return max(1.0, (tokens - k) / (requests - q))
-        return 1.0
 
     def _measure(self, now: float, requests: float, tokens: float, mean: float) -> float:
         best = 0.0

@@ -13,6 +13,7 @@ from llmopt.values.limits import RateLimits
 
 _BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
+RESERVE = 0.2
 _FLOOR: Final = 0.5
 _CANARY_FROM_S: Final = 2.0
 _IDLE_S: Final = 5.0
@@ -117,8 +118,8 @@ class Quota:
                 explained = True
         if not explained:
             r, k = self.requests, self.tokens
-            if self.learner.cut(now, lease.sent_at, r.spent - r.refused, k.spent - k.refused, (r.pace.rate, k.pace.rate)):
+            if self.learner.cut(now, lease.sent_at, lease.tokens, r.spent - r.refused, k.spent - k.refused, (r.pace.rate, k.pace.rate), k.spent/r.spent):
                 self._follow(now)
-                r.level = min(r.level, 0.0)
-                k.level = min(k.level, 0.0)
+                r.level = min(r.level, -RESERVE * r.pace.rate * r.pace.burst_s)
+                k.level = min(k.level, -RESERVE * k.pace.rate * k.pace.burst_s)
         self.tokens.give_back(lease.tokens)

@@ -29,6 +29,7 @@ class Model:
         created: seconds since the epoch, or None.
         deprecated: date of its deprecation, ISO 8601, or None.
         shutdown: date after which it does not answer, ISO 8601, or None.
+        known: names of the fields above that the provider's list leaves out and its plugin knows.
         raw: the provider's own entry.
     """
 
@@ -42,6 +43,7 @@ class Model:
     created: int | None = None
     deprecated: str | None = None
     shutdown: str | None = None
+    known: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
 
 

@@ -71,6 +71,9 @@ def outgoing(trip: Trip, target: Target, loop: Any) -> Outgoing:
     """
     request, proxy = trip.request, target.proxy
     headers = request.headers
+    if not (all(map(str.isascii, headers)) and all(map(str.isascii, headers.values()))):
+        # aiohttp would send UTF-8, and leave out what has none.
+        raise ValueError("a header is not ASCII")
     proxy_headers = None
     if proxy is not None and proxy.authorization is not None:
         credentials = {"proxy-authorization": proxy.authorization}

@@ -10,6 +10,7 @@ from llmopt import (
     Failure,
     HttpRequest,
     HttpResponse,
+    ModelTable,
     Profile,
     Settings,
     Timeouts,
@@ -19,7 +20,9 @@ from llmopt import (
 )
 from llmopt_plugin_mistral._catalog import page_of
 from llmopt_plugin_mistral._errors import verdict_of
+from llmopt_plugin_mistral._requests import request_of
 
+_MODELS = ModelTable("llmopt_plugin_mistral")
 _PROFILE = Profile(
     base_url="https://api.mistral.ai/v1",
     base_url_env=("MISTRAL_BASE_URL",),
@@ -38,28 +41,22 @@ def provider_profile() -> Profile:
 
 
 @hookimpl
-def batch_limit() -> BatchLimit:
-    """Careful sizes: Mistral documents none, 16,384 tokens a request and 512 items were seen."""
-    return BatchLimit(max_items=128, max_item_tokens=8_192, max_tokens=16_000)
+def batch_limit(call: EmbedCall) -> BatchLimit:
+    """Careful sizes, because Mistral documents none; see models.toml."""
+    return _MODELS.limit(call.model)
 
 
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest | None:
-    """Embeddings with Mistral's own key for dimensions, and no key that it does not know."""
-    if not isinstance(call, EmbedCall):
-        return None
-    body: dict[str, object] = {"model": call.model, "input": call.texts, "encoding_format": "base64"}
-    if call.dimensions is not None:
-        body["output_dimension"] = call.dimensions
-    headers = {**settings.headers, **settings.auth_headers()}
-    return HttpRequest(method="POST", path="/embeddings", headers=headers, json={**body, **call.extra})
+    """See `llmopt_plugin_mistral._requests`."""
+    return request_of(call, settings) if isinstance(call, EmbedCall) else None
 
 
 @hookimpl
 def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
-    """One model for all its aliases."""
+    """One model for all its aliases, from an object or from a bare list."""
     page = compatible.parse_catalog(response)
-    return page_of(page) if isinstance(page, CatalogPage) else page
+    return _MODELS.described_page(page_of(page)) if isinstance(page, CatalogPage) else page
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Mistral's errors: flat bodies, numeric codes as text."""
+"""Mistral's errors: flat bodies, numeric codes as text. Every shape that was seen stands in errors.toml."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from attrs import evolve
 
 from llmopt import BatchLimit, Failure, Verdict, VerdictKind, compatible
 
-_K = VerdictKind
+_K: Final = VerdictKind
 _BY_CODE: Final[Mapping[str, VerdictKind]] = {
     "1300": _K.RATE_LIMITED,
+    "1500": _K.NOT_FOUND,
     "3210": _K.BATCH_TOO_LARGE,
     "3505": _K.OVERLOADED,
+    "invalid_model": _K.NOT_FOUND,
     "unknown_model": _K.NOT_FOUND,
 }
 _TOO_LARGE: Final = ("too many tokens in batch", "too many tokens overall", "too many inputs in request")
-_STATED: Final = re.compile(r"max is (\d+)", re.IGNORECASE)
+_STATED: Final = re.compile(r"max is (\d{1,12})\b", re.IGNORECASE)
 
 
 def verdict_of(failure: Failure) -> Verdict:
@@ -29,14 +31,15 @@ def verdict_of(failure: Failure) -> Verdict:
         return evolve(verdict, kind=_K.BATCH_TOO_LARGE, limit=_limit(message))
     if "service tier capacity exceeded" in message:
         return evolve(verdict, kind=_K.OVERLOADED)
-    kind = _BY_CODE.get(failure.error.code or "")
+    if verdict.kind is _K.AUTH:
+        return evolve(verdict, hint="Mistral also answers so to some keys whose quota is used up")
+    kind = _BY_CODE.get(failure.error.code or "") or _BY_CODE.get(failure.error.type or "")
     return evolve(verdict, kind=kind) if kind is not None else verdict
 
 
 def _limit(message: str) -> BatchLimit | None:
     stated = _STATED.search(message)
-    if stated is None or not int(stated[1]):
+    most = int(stated[1]) if stated else 0
+    if not most:
         return None
-    return (
-        BatchLimit(max_tokens=int(stated[1])) if "token" in message else BatchLimit(max_items=int(stated[1]))
-    )
+    return BatchLimit(max_tokens=most) if "token" in message else BatchLimit(max_items=most)

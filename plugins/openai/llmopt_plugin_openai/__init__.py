@@ -5,9 +5,12 @@ from __future__ import annotations
 from llmopt import (
     BatchLimit,
     Call,
+    CatalogPage,
     EmbedCall,
     Failure,
     HttpRequest,
+    HttpResponse,
+    ModelTable,
     Option,
     Profile,
     Settings,
@@ -17,7 +20,9 @@ from llmopt import (
     hookimpl,
 )
 from llmopt_plugin_openai._errors import verdict_of
+from llmopt_plugin_openai._requests import request_of
 
+_MODELS = ModelTable("llmopt_plugin_openai")
 _PROFILE = Profile(
     base_url="https://api.openai.com/v1",
     base_url_env=("OPENAI_BASE_URL",),
@@ -44,22 +49,22 @@ def provider_profile() -> Profile:
 
 
 @hookimpl
-def batch_limit() -> BatchLimit:
-    """The documented limits of every embedding model."""
-    return BatchLimit(max_items=2_048, max_item_tokens=8_192, max_tokens=300_000)
+def batch_limit(call: EmbedCall) -> BatchLimit:
+    """The documented limits of every embedding model, see models.toml."""
+    return _MODELS.limit(call.model)
 
 
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
-    """The common dialect, with base64 vectors and the organisation and project headers."""
-    scoped = settings.with_headers(
-        {
-            "OpenAI-Organization": settings.options.get("organization"),
-            "OpenAI-Project": settings.options.get("project"),
-        }
-    )
-    encoding = "base64" if isinstance(call, EmbedCall) else None
-    return compatible.build_request(call, scoped, encoding_format=encoding)
+    """See `llmopt_plugin_openai._requests`."""
+    return request_of(call, settings)
+
+
+@hookimpl
+def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+    """OpenAI's list names models and no more; what is known of the embedding models is added."""
+    page = compatible.parse_catalog(response)
+    return _MODELS.described_page(page) if isinstance(page, CatalogPage) else page
 
 
 @hookimpl

@@ -41,6 +41,11 @@ class Source:
         return self._path != STDIN and self._status is not None and stat.S_ISREG(self._status.st_mode)
 
     @property
+    def interactive(self) -> bool:
+        """Whether somebody types it."""
+        return self._path == STDIN and _stdin().isatty()
+
+    @property
     def size(self) -> int:
         """Bytes of a regular file."""
         return self._status.st_size if self._status is not None else 0

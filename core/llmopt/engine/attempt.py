@@ -1,0 +1,120 @@
+"""One attempt: what it holds, and how it is settled whichever way it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llmopt.engine.endpoint import LiveEndpoint
+from llmopt.engine.outcome import request_id
+from llmopt.errors import (
+    AttemptTimeout,
+    InvalidResponse,
+    LLMOptError,
+    ProviderError,
+    RateLimited,
+)
+from llmopt.policies.concurrency import Slot, load_of
+from llmopt.policies.retry_after import parse_retry_after
+from llmopt.values.attempt import Attempt
+from llmopt.values.calls import Call
+from llmopt.values.http import HttpResponse
+
+if TYPE_CHECKING:
+    from llmopt.policies.breaker_pair import PairPermit
+    from llmopt.policies.lease import Lease
+
+
+class Held:
+    """What one attempt holds of the policies. Every method is synchronous.
+
+    Attributes:
+        endpoint: where it goes.
+        call: what it asks.
+        size: its tokens, what its time-out is learned by.
+        timeout: seconds it may take.
+    """
+
+    def __init__(
+        self,
+        endpoint: LiveEndpoint,
+        call: Call,
+        size: int,
+        timeout: float,
+        *,
+        slot: Slot,
+        lease: Lease | None,
+        permit: PairPermit | None,
+    ) -> None:
+        self.endpoint: Final = endpoint
+        self.call: Final = call
+        self.size: Final = size
+        self.timeout: Final = timeout
+        self._slot: Final = slot
+        self._lease: Final = lease
+        self._permit: Final = permit
+        # The first answer of a server that may be loading its model counts for neither breaker nor load.
+        self._counts: Final = endpoint.guards.warm or endpoint.config.timeouts.first is None
+
+    def succeeded(self, seconds: float, tokens: int | None) -> None:
+        """A good answer came after so long, and cost so many tokens, None when it does not say."""
+        self.endpoint.guards.took(self.call, self.size, seconds)
+        self._slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
+        if self._permit is not None:
+            self._permit.success()
+        if self._lease is not None and tokens is not None:
+            self._lease.settle(tokens)
+
+    def failed(self, error: LLMOptError, seconds: float, response: HttpResponse | None) -> None:
+        """It ended in an error."""
+        guards = self.endpoint.guards
+        guards.latch(error)
+        if isinstance(error, AttemptTimeout):
+            guards.timed_out(self.call, self.size, self.timeout)
+        elif response is not None:
+            guards.took(self.call, self.size, seconds)
+        if self._counts or not isinstance(error, AttemptTimeout):
+            self._slot.release(load_of(error) if self.endpoint.config.flags.concurrency else "neutral")
+            if self._permit is not None:
+                self._permit.failed(error)
+        if self._lease is not None:
+            self._settle(self._lease, error)
+
+    def _settle(self, lease: Lease, error: LLMOptError) -> None:
+        if error.sent == "no":
+            lease.refund()
+        elif isinstance(error, RateLimited):
+            lease.penalize(error.retry_after)
+        elif isinstance(error, ProviderError) and not error.retryable:
+            # Refused before any token was read.
+            lease.settle(0)
+
+
+def explain(
+    error: LLMOptError,
+    endpoint: LiveEndpoint,
+    call: Call,
+    response: HttpResponse | None,
+    seconds: float,
+) -> Attempt:
+    """Fill into an error what only the engine knows of it; a line for the history of attempts."""
+    error.provider = error.provider or endpoint.config.provider
+    error.model = error.model or call.model or None
+    error.endpoint = error.endpoint or endpoint.name
+    if response is not None:
+        error.request_id = error.request_id or request_id(response.headers)
+        if isinstance(error, (ProviderError, InvalidResponse)):
+            hint = parse_retry_after(response.headers, response.received)
+            error.retry_after = hint if hint is not None else error.retry_after
+    return Attempt(
+        endpoint=endpoint.name,
+        outcome=type(error).__name__,
+        status=response.status if response is not None else None,
+        seconds=seconds,
+    )
+
+
+def should_retry(response: HttpResponse | None) -> bool | None:
+    """What the server says of trying again in ``x-should-retry``, None when it says nothing."""
+    if response is None:
+        return None
+    return {"true": True, "false": False}.get(response.headers.get("x-should-retry", "").strip().lower())

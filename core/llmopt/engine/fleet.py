@@ -1,0 +1,86 @@
+"""The endpoints of one provider entry, and which of them is asked next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from typing import Final
+
+from llmopt.engine.endpoint import LiveEndpoint
+from llmopt.errors import CircuitOpen
+from llmopt.policies.balance import Balance, Candidate
+from llmopt.policies.clock import Clock
+from llmopt.values.calls import Call
+
+
+class Fleet:
+    """All endpoints of an entry.
+
+    Args:
+        endpoints: at least one.
+        clock: the time.
+    """
+
+    def __init__(self, endpoints: tuple[LiveEndpoint, ...], clock: Clock) -> None:
+        self.endpoints: Final = endpoints
+        self._balance: Final = Balance([endpoint.config.weight for endpoint in endpoints], now=clock.now)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether requests stay inside this process."""
+        return self.endpoints[0].config.in_process
+
+    def choose(self, call: Call, tried: Container[int]) -> LiveEndpoint:
+        """The endpoint for the next attempt: one that admits, the better of two, elsewhere first.
+
+        Raises:
+            CircuitOpen: all endpoints are given a rest; ``retry_after`` is the shortest.
+            QuotaExhausted, AuthError: every endpoint that is not at rest has had its credential refused.
+        """
+        if len(self.endpoints) == 1:
+            return self._only(call)
+        rests: list[float] = []
+        candidates = []
+        for index, endpoint in enumerate(self.endpoints):
+            rest = endpoint.rest(call)
+            if rest is not None:
+                rests.append(rest)
+            elif endpoint.guards.refusal() is None:
+                candidates.append(self._candidate(index, endpoint))
+        if not candidates:
+            raise self._none_left(rests)
+        if not self.endpoints[0].config.flags.balance:
+            return self.endpoints[candidates[0].index]
+        chosen = self._balance.choose(candidates, tried)
+        return self.endpoints[(chosen or candidates[0]).index]
+
+    def took(self, endpoint: LiveEndpoint, seconds: float) -> None:
+        """An attempt at an endpoint took so long."""
+        if len(self.endpoints) > 1:
+            self._balance.took(endpoint.config.index, seconds)
+
+    def _only(self, call: Call) -> LiveEndpoint:
+        endpoint = self.endpoints[0]
+        refusal = endpoint.guards.refusal()
+        if refusal is not None:
+            raise refusal.copy()
+        rest = endpoint.rest(call)
+        if rest is not None:
+            raise self._none_left([rest])
+        return endpoint
+
+    def _candidate(self, index: int, endpoint: LiveEndpoint) -> Candidate:
+        line = endpoint.guards.concurrency()
+        return Candidate(index, line.in_flight + line.waiting, line.limit)
+
+    def _none_left(self, rests: list[float]) -> Exception:
+        if not rests:
+            refusals = [endpoint.guards.refusal() for endpoint in self.endpoints]
+            return next(refusal.copy() for refusal in refusals if refusal is not None)
+        soonest = min(rests)
+        when = f"for another {soonest:.1f} s" if math.isfinite(soonest) else "until it is released by hand"
+        return CircuitOpen(
+            f"{self.endpoints[0].config.provider!r} failed repeatedly and is given a rest {when}; "
+            "nothing was sent. Try later, or pass when_open='wait'.",
+            retry_after=soonest if math.isfinite(soonest) else None,
+        )

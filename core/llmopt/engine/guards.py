@@ -1,0 +1,144 @@
+"""The policies that watch over one endpoint, and what they have learned of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from llmopt.config.endpoint import Endpoint
+from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
+from llmopt.policies.breaker_pair import BreakerPair, Breakers
+from llmopt.policies.budget import RetryBudget
+from llmopt.policies.clock import Clock
+from llmopt.policies.concurrency import Concurrency
+from llmopt.policies.limiter import RateLimiter
+from llmopt.policies.retry import RetryPolicy
+from llmopt.policies.timeouts import AdaptiveTimeout, ceiling
+from llmopt.values.calls import Call
+
+_QUOTA_LATCH_S: Final = 300.0
+_AUTH_LATCH_S: Final = 60.0
+
+
+class Guards:
+    """Budget, breakers, concurrency, limiters and time-outs of one endpoint.
+
+    Args:
+        endpoint: as configured; its flags switch each of them off.
+        breakers: the client's circuits.
+        clock: the time.
+    """
+
+    def __init__(self, endpoint: Endpoint, breakers: Breakers, clock: Clock) -> None:
+        self._endpoint: Final = endpoint
+        self._clock: Final = clock
+        self._breakers: Final = breakers
+        self._credential: Final = endpoint.credential.fingerprint()
+        self._pairs: Final[dict[tuple[str, str], BreakerPair]] = {}
+        self._limiters: Final[dict[str, RateLimiter]] = {}
+        self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
+        self._lines: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Concurrency]] = WeakKeyDictionary()
+        self._latched: tuple[LLMOptError, float] | None = None
+        self._warm = False
+        self.budget: Final = RetryBudget()
+        self.retry: Final = RetryPolicy(
+            max_retries=endpoint.max_retries, retry_delay=endpoint.retry_delay
+        )
+
+    def breakers(self, call: Call) -> BreakerPair | None:
+        """The circuits that a call passes, None when they are switched off."""
+        if not self._endpoint.flags.breaker:
+            return None
+        key = (call.model, call.operation)
+        pair = self._pairs.get(key)
+        if pair is None:
+            pair = self._breakers.pair(self._endpoint.origin, self._credential, *key)
+            self._pairs[key] = pair
+        return pair
+
+    def concurrency(self) -> Concurrency:
+        """The line before this endpoint on the running event loop."""
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            line = self._lines[loop] = Concurrency(
+                clock=self._clock,
+                initial=self._endpoint.max_concurrency,
+                maximum=self._endpoint.max_concurrency,
+            )
+        return line
+
+    def limiter(self, model: str) -> RateLimiter | None:
+        """The pace for a model, None when pacing is switched off."""
+        if not self._endpoint.flags.limiter:
+            return None
+        found = self._limiters.get(model)
+        if found is None:
+            found = self._limiters[model] = RateLimiter(
+                rpm=self._endpoint.rpm_for(model), tpm=self._endpoint.tpm_for(model), clock=self._clock
+            )
+        return found
+
+    def timeout(self, call: Call, size: int, fill: float) -> float:
+        """Seconds for one attempt at a call of this size."""
+        timeouts = self._endpoint.timeouts
+        if call.operation == "catalog":
+            return timeouts.catalog
+        most = ceiling(timeouts, fill)
+        if not self._warm and timeouts.first is not None:
+            # The engine may have to load its model first.
+            return max(most, timeouts.first)
+        if not self._endpoint.flags.adaptive_timeouts:
+            return most
+        return self._adaptive(call.model).limit(size, most)
+
+    def took(self, call: Call, size: int, seconds: float) -> None:
+        """A complete answer came after so long."""
+        self._warm = True
+        if call.operation != "catalog":
+            self._adaptive(call.model).took(size, seconds)
+
+    def timed_out(self, call: Call, size: int, seconds: float) -> None:
+        """No complete answer came in so long."""
+        if call.operation != "catalog":
+            self._adaptive(call.model).timed_out(size, seconds)
+
+    @property
+    def warm(self) -> bool:
+        """Whether the endpoint has answered before."""
+        return self._warm
+
+    def _adaptive(self, model: str) -> AdaptiveTimeout:
+        found = self._timeouts.get(model)
+        if found is None:
+            found = self._timeouts[model] = AdaptiveTimeout(now=self._clock.now)
+        return found
+
+    def latch(self, error: LLMOptError) -> None:
+        """Remember that the credential was refused, so that nobody asks with it for a while."""
+        if isinstance(error, QuotaExhausted):
+            self._latched = (error, self._clock.now() + _QUOTA_LATCH_S)
+        elif isinstance(error, AuthError):
+            self._latched = (error, self._clock.now() + _AUTH_LATCH_S)
+
+    def refusal(self) -> LLMOptError | None:
+        """The refusal of the credential that still stands, None when there is none."""
+        if self._latched is None:
+            return None
+        error, until = self._latched
+        if self._clock.now() >= until:
+            self._latched = None
+            return None
+        return error
+
+    def stats(self) -> dict[str, Any]:
+        """What the policies stand at, as plain values."""
+        lines = list(self._lines.values())
+        return {
+            "budget": self.budget.left,
+            "in_flight": sum(line.in_flight for line in lines),
+            "waiting": sum(line.waiting for line in lines),
+            "concurrency": max((line.limit for line in lines), default=float(self._endpoint.max_concurrency)),
+            "breakers": {" ".join(key): repr(pair) for key, pair in self._pairs.items()},
+        }

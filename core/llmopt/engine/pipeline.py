@@ -1,0 +1,251 @@
+"""One request through all policies, in the one order there is.
+
+::
+
+    retry( choose an endpoint whose breakers admit
+           -> wait for a concurrency slot -> wait for a rate lease
+           -> credential, build, encode
+           -> breaker permit, taken last and without a pause before the send
+           -> send -> judge -> settle lease, slot and permit )
+
+The limiter is inside retry because each attempt spends quota. The breaker is looked at before the
+queues, so that an open circuit costs nothing, and its permit is taken just before the send, so that
+those who waited in line while it opened do not go. If it opened meanwhile, lease and slot are given
+back and another endpoint is chosen. Every permit is returned on every way out, cancellation included:
+each is a context manager whose exit does not await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Final, Generic, TypeVar
+
+from llmopt.engine.attempt import Held, explain, should_retry
+from llmopt.engine.endpoint import LiveEndpoint
+from llmopt.engine.fleet import Fleet
+from llmopt.engine.outcome import T, judge
+from llmopt.engine.prepare import Prepared, prepare
+from llmopt.engine.request import Request
+from llmopt.engine.telemetry import Telemetry
+from llmopt.errors import DeadlineExceeded, LLMOptError
+from llmopt.policies.clock import Clock
+from llmopt.policies.concurrency import Slot
+from llmopt.policies.lease import Lease
+from llmopt.policies.nesting import SingleRetrier, inside_attempt
+from llmopt.policies.permit import Refusal
+from llmopt.policies.retry import Facts
+from llmopt.values.attempt import Attempt
+from llmopt.values.events import RequestAttempt, RequestEnd, RequestStart, RequestWait, WaitCause
+from llmopt.values.http import HttpResponse
+from llmopt.values.settings import Settings
+from llmopt.wire.request import WireRequest
+
+_W = TypeVar("_W")
+
+
+class Pipeline(Generic[T]):
+    """One request and all its attempts.
+
+    Args:
+        fleet: the endpoints of the provider.
+        request: what to send.
+        clock: the time.
+        telemetry: told of what happens.
+    """
+
+    def __init__(self, fleet: Fleet, request: Request[T], clock: Clock, telemetry: Telemetry) -> None:
+        self._fleet: Final = fleet
+        self._request: Final = request
+        self._call: Final = request.call
+        self._clock: Final = clock
+        self._telemetry: Final = telemetry
+        self._history: Final[list[Attempt]] = []
+        self._tried: Final[set[int]] = set()
+        self._should_retry: bool | None = None
+        self._endpoint = fleet.endpoints[0]
+
+    async def run(self) -> T:
+        """The parsed answer, after as many attempts as it takes and the policy allows.
+
+        Raises:
+            LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
+        """
+        if not self._telemetry.on:
+            return await self._described()
+        started = self._clock.now()
+        self._emit_start()
+        outcome = "cancelled"
+        try:
+            value = await self._described()
+            outcome = "ok"
+        except LLMOptError as error:
+            outcome = type(error).__name__
+            raise
+        else:
+            return value
+        finally:
+            self._emit_end(outcome, self._clock.now() - started)
+
+    async def _described(self) -> T:
+        try:
+            return await self._attempts()
+        except LLMOptError as error:
+            error.provider = error.provider or self._endpoint.config.provider
+            error.model = error.model or self._call.model or None
+            error.endpoint = error.endpoint or self._endpoint.name
+            error.attempts = tuple(self._history)
+            raise
+
+    async def _attempts(self) -> T:
+        if self._fleet.in_process:
+            return await self._in_process()
+        try:
+            value = await self._attempt(1)
+        except LLMOptError as error:
+            # Inside another attempt of llmopt's it is that one's to retry.
+            if not self._endpoint.config.flags.retry or inside_attempt():
+                raise
+            return await self._retried(error)
+        self._endpoint.guards.budget.succeeded()
+        return value
+
+    async def _retried(self, error: LLMOptError) -> T:
+        # Imported here: a client whose requests all succeed never pays for stamina.
+        from llmopt.policies.stamina_loop import with_retries
+
+        return await with_retries(
+            error,
+            self._attempt,
+            self._endpoint.guards.retry,
+            deadline=self._request.deadline,
+            budget=lambda _: self._endpoint.guards.budget,
+            facts=lambda _: Facts(
+                idempotent=self._call.operation != "chat",
+                should_retry=self._should_retry,
+                wait_when_open=self._request.wait_when_open,
+            ),
+            on_retry=lambda retry: self._telemetry.retry(self._call, self._endpoint.config.provider, retry),
+        )
+
+    async def _in_process(self) -> T:
+        """An engine inside the process: no queues, nothing that needs sparing."""
+        endpoint = self._endpoint
+        self._check_deadline("before it began")
+        settings = await endpoint.settings()
+        prepared = self._prepare(endpoint, settings)
+        response: HttpResponse | None = None
+        started = self._clock.now()
+        try:
+            response = await self._exchange(endpoint, prepared, None)
+            return judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+        except LLMOptError as error:
+            self._history.append(explain(error, endpoint, self._call, response, self._clock.now() - started))
+            raise
+
+    async def _attempt(self, number: int) -> T:
+        """One HTTP request, or the reason why none may be made."""
+        while True:
+            self._should_retry = None
+            self._check_deadline("before it was sent")
+            endpoint = self._endpoint = self._fleet.choose(self._call, self._tried)
+            guards = endpoint.guards
+            with await self._slot(endpoint) as slot, await self._lease(endpoint) as lease:
+                settings = await endpoint.settings()
+                prepared = self._prepare(endpoint, settings)
+                timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
+                breakers = guards.breakers(self._call)
+                permit = breakers.acquire(timeout) if breakers is not None else None
+                if isinstance(permit, Refusal):
+                    lease.refund()
+                    continue
+                held = Held(
+                    endpoint,
+                    self._call,
+                    self._request.tokens,
+                    timeout,
+                    slot=slot,
+                    lease=lease,
+                    permit=permit,
+                )
+                with held, SingleRetrier():
+                    return await self._send(number, held, prepared, settings)
+
+    async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
+        endpoint = held.endpoint
+        self._tried.add(endpoint.config.index)
+        response: HttpResponse | None = None
+        started = self._clock.now()
+        try:
+            response = await self._exchange(endpoint, prepared, held.timeout)
+            held.observe(endpoint.hooks.rate_limits(response, settings))
+            value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+        except LLMOptError as error:
+            seconds = self._clock.now() - started
+            self._should_retry = should_retry(response)
+            self._history.append(explain(error, endpoint, self._call, response, seconds))
+            held.failed(error, seconds, response)
+            self._emit_attempt(number, type(error).__name__, endpoint, response, seconds)
+            raise
+        seconds = self._clock.now() - started
+        usage = self._request.usage_of(value)
+        held.succeeded(seconds, usage.total_tokens if usage is not None else None)
+        self._fleet.took(endpoint, seconds)
+        self._emit_attempt(number, "ok", endpoint, response, seconds)
+        return value
+
+    def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
+        return prepare(endpoint.hooks.build_request(self._call, settings), settings)
+
+    async def _exchange(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> HttpResponse:
+        request = WireRequest(
+            method=prepared.method,
+            url=prepared.url,
+            headers=prepared.headers,
+            body=prepared.body,
+            connect_timeout=endpoint.config.timeouts.connect,
+            pool_timeout=endpoint.config.timeouts.pool,
+            timeout=timeout,
+            max_body=self._request.max_body,
+        )
+        if not self._request.deadline.bounded:
+            return await endpoint.wire.send(request)
+        try:
+            async with asyncio.timeout(self._request.deadline.remaining()):
+                return await endpoint.wire.send(request)
+        except TimeoutError:
+            raise _late("while waiting for the answer", "send") from None
+
+    async def _slot(self, endpoint: LiveEndpoint) -> Slot:
+        line = endpoint.guards.concurrency()
+        slot = line.try_acquire()
+        if slot is not None:
+            return slot
+        return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
+
+    async def _lease(self, endpoint: LiveEndpoint) -> Lease:
+        limiter = endpoint.guards.limiter(self._call.model)
+        lease = limiter.try_acquire(self._request.tokens)
+        if lease is not None:
+            return lease
+        deadline = self._request.deadline
+        return await self._waiting("limiter", endpoint, limiter.acquire(self._request.tokens, deadline=deadline))
+
+    async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
+        started = self._clock.now()
+        got = await wait
+        if self._telemetry.on:
+            self._telemetry.emit(
+                RequestWait(
+                    provider=endpoint.config.provider,
+                    model=self._call.model,
+                    endpoint=endpoint.name,
+                    cause=cause,
+                    seconds=self._clock.now() - started,
+                )
+            )
+        return got
+
+    def _check_deadline(self, when: str) -> None:
+        if self._request.deadline.expired():
+            raise _late(when, "queue")

@@ -1,0 +1,70 @@
+"""Telling what happens. Nothing is made when nobody listens, and no listener's fault becomes a call's."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from llmopt.values.events import BreakerChanged, Event, OnEvent, RequestRetry
+
+if TYPE_CHECKING:
+    from llmopt.policies.breaker import BreakerChange
+    from llmopt.policies.stamina_loop import Retry
+    from llmopt.values.calls import Call
+
+_log: Final = logging.getLogger("llmopt")
+
+
+class Telemetry:
+    """The one place where events leave.
+
+    Attributes:
+        on: whether anybody listens; look before making an event.
+    """
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._on_event: Final = on_event
+        self.on: Final = on_event is not None
+
+    def emit(self, event: Event) -> None:
+        """Give an event to the listener. One that raises is logged and otherwise ignored."""
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception:
+            _log.exception("the listener on_event raised on %s", event.name)
+
+    def retry(self, call: Call, provider: str, retry: Retry) -> None:
+        """A request will be made again: an event, and one line in the log."""
+        endpoint, cause = retry.error.endpoint or "", type(retry.error).__name__
+        _log.info(
+            "retry %d of %s/%s at %s in %.2f s after %s",
+            retry.attempt - 1,
+            provider,
+            call.model,
+            endpoint,
+            retry.delay,
+            cause,
+        )
+        if self.on:
+            self.emit(
+                RequestRetry(
+                    provider=provider,
+                    model=call.model,
+                    endpoint=endpoint,
+                    attempt=retry.attempt,
+                    delay=retry.delay,
+                    cause=cause,
+                )
+            )
+
+    def breaker(self, change: BreakerChange) -> None:
+        """A circuit changed."""
+        _log.warning("circuit %s: %s -> %s (%.1f s)", change.name, change.old, change.new, change.rest_s)
+        if self.on:
+            self.emit(
+                BreakerChanged(
+                    provider="", circuit=change.name, old=change.old, new=change.new, rest_s=change.rest_s
+                )
+            )

@@ -1,0 +1,84 @@
+"""A plugin's table of models: what is known of them that neither requests nor lists tell.
+
+The table is a TOML file beside the plugin's module; its format is in docs/limits-format.md. It serves
+two hooks: `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.described`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Final
+
+from attrs import evolve
+
+from llmopt.providers.table_rows import KnownModel, read_table
+from llmopt.values.catalog import CatalogPage, Model
+from llmopt.values.limits import BatchLimit
+
+__all__ = ["KnownModel", "ModelTable", "read_table"]
+
+
+class ModelTable:
+    """The table of one plugin, read when it is first needed.
+
+    Args:
+        package: the plugin's package, ``__package__`` in its own modules.
+        file: name of the file within it.
+    """
+
+    def __init__(self, package: str, file: str = "models.toml") -> None:
+        self._package: Final = package
+        self._file: Final = file
+
+    def __repr__(self) -> str:
+        return f"ModelTable({self._package!r}, {self._file!r})"
+
+    @cached_property
+    def rows(self) -> tuple[KnownModel, ...]:
+        """All rows, in the order of the file.
+
+        Raises:
+            PluginContractError: the file is not of the documented format.
+        """
+        from importlib.resources import files
+
+        text = files(self._package).joinpath(self._file).read_text("utf-8")
+        return read_table(text, where=f"{self._package}/{self._file}")
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, KnownModel]:
+        return {name: row for row in self.rows for name in (*row.aliases, row.name)}
+
+    def get(self, *names: str) -> KnownModel | None:
+        """The row of the first of these models that is listed by its name or by an alias."""
+        for name in names:
+            if name != "*" and name in self._by_name:
+                return self._by_name[name]
+        return None
+
+    def limit(self, *names: str) -> BatchLimit:
+        """What fits into one request for the first of these models that is listed, or for any other."""
+        row = self.get(*names) or self._by_name.get("*")
+        return row.limit if row is not None else BatchLimit()
+
+    def described(self, model: Model, *names: str) -> Model:
+        """A model of the provider's list with what the list leaves out.
+
+        Args:
+            model: as the provider describes it; what it says is never changed.
+            names: what to look it up by, its id where none is given.
+        """
+        row = self.get(*(names or (model.id,)))
+        if row is None:
+            return model
+        missing = {name: value for name, value in row.fields.items() if _is_missing(model, name)}
+        return evolve(model, **missing, known=(*model.known, *missing)) if missing else model
+
+    def described_page(self, page: CatalogPage) -> CatalogPage:
+        """Every model of a page, likewise."""
+        return evolve(page, models=tuple(map(self.described, page.models)))
+
+
+def _is_missing(model: Model, name: str) -> bool:
+    return getattr(model, name) in (None, "unknown")

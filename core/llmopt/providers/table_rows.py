@@ -1,0 +1,142 @@
+"""The rows of a plugin's table of models, read from TOML. The format is in docs/limits-format.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast, get_args
+
+from attrs import field, frozen
+
+from llmopt.errors import PluginContractError
+from llmopt.values.catalog import ModelKind
+from llmopt.values.limits import BatchLimit
+
+FORMAT: Final = 1
+"""The version of the format that this reader knows."""
+
+_NUMBERS: Final = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
+_LIMITS: Final = (*_NUMBERS, "truncates")
+_KINDS: Final = get_args(ModelKind)
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+@frozen(kw_only=True)
+class KnownModel:
+    """One row.
+
+    Attributes:
+        name: id of the model as the provider names it; "*" for the row of all models not listed.
+        aliases: other ids of the same model.
+        kind: what it is for.
+        limit: what fits into one request.
+        dimensions: length of its vectors, None when not known.
+        shortens: whether a request may ask for shorter vectors, None when not known.
+        base64: whether vectors can be had as base64, None when not known.
+        shutdown: date after which it does not answer, ISO 8601, None when none is known.
+        source: where the row comes from.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    kind: ModelKind = "unknown"
+    limit: BatchLimit = field(factory=BatchLimit)
+    dimensions: int | None = None
+    shortens: bool | None = None
+    base64: bool | None = None
+    shutdown: str | None = None
+    source: str
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What it says of a `Model`, by the names of the fields there."""
+        found = {
+            "kind": None if self.kind == "unknown" else self.kind,
+            "dimensions": self.dimensions,
+            "context_length": self.limit.max_item_tokens,
+            "shutdown": self.shutdown,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def read_table(text: str, *, where: str = "the table") -> tuple[KnownModel, ...]:
+    """The rows of a table.
+
+    Args:
+        text: TOML in the format of docs/limits-format.md.
+        where: what to call it in messages.
+
+    Raises:
+        PluginContractError: it is not of that format; the message names the row and the key.
+    """
+    import tomllib
+
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PluginContractError(f"{where}: not valid TOML: {error}.") from None
+    if table.get("format") != FORMAT:
+        raise PluginContractError(f"{where}: expected format = {FORMAT}.")
+    rows = table.get("model")
+    if not isinstance(rows, list) or set(table) - {"format", "model"}:
+        raise PluginContractError(f"{where}: expected tables [[model]] and nothing else beside format.")
+    known = tuple(_row(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
+    _refuse_twice(known, where)
+    return known
+
+
+def _row(row: Mapping[str, Any], where: str) -> KnownModel:
+    for key, value in row.items():
+        if fault := _fault(key, value):
+            raise PluginContractError(f"{where}: {key}: {fault}.")
+    for key in ("name", "source"):
+        if key not in row:
+            raise PluginContractError(f"{where}: {key} is missing.")
+    limit = BatchLimit(**{key: row[key] for key in _LIMITS if key in row})
+    rest = {key: value for key, value in row.items() if key not in _LIMITS}
+    aliases = tuple(rest.pop("aliases", ()))
+    kind = cast("ModelKind", rest.pop("kind", "unknown"))
+    return KnownModel(limit=limit, aliases=aliases, kind=kind, **rest)
+
+
+def _fault(key: str, value: object) -> str:
+    """What is wrong with a value, "" when it is right."""
+    expected, fits = _CHECKS.get(key, ("one of the documented keys", _never))
+    return "" if fits(value) else f"expected {expected}"
+
+
+def _never(_: object) -> bool:
+    return False
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _is_date(value: object) -> bool:
+    return isinstance(value, str) and _DATE.fullmatch(value) is not None
+
+
+_Check = tuple[str, Callable[[object], bool]]
+_NUMBER: Final[_Check] = ("a whole number above 0", lambda value: type(value) is int and value > 0)
+_SWITCH: Final[_Check] = ("true or false", lambda value: isinstance(value, bool))
+_TEXT: Final[_Check] = ("text", lambda value: isinstance(value, str) and bool(value))
+_CHECKS: Final[Mapping[str, _Check]] = {
+    "name": _TEXT,
+    "source": _TEXT,
+    "aliases": ("a list of names", _is_names),
+    "kind": (f"one of {', '.join(_KINDS)}", lambda value: value in _KINDS),
+    "shutdown": ("a date such as 2027-01-31", _is_date),
+    "shortens": _SWITCH,
+    "base64": _SWITCH,
+    "truncates": _SWITCH,
+    **dict.fromkeys((*_NUMBERS, "dimensions"), _NUMBER),
+}
+
+
+def _refuse_twice(rows: tuple[KnownModel, ...], where: str) -> None:
+    seen: set[str] = set()
+    for name in (name for row in rows for name in (row.name, *row.aliases)):
+        if name in seen:
+            raise PluginContractError(f"{where}: {name} stands there twice.")
+        seen.add(name)

@@ -1,0 +1,77 @@
+"""A way out that goes nowhere: requests are answered by a function in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from attrs import field, frozen
+
+from llmopt.values.shown import names, size
+
+if TYPE_CHECKING:
+    import httpx
+
+
+@frozen(kw_only=True)
+class Sent:
+    """A request as it left.
+
+    Attributes:
+        method: in capitals.
+        url: the whole URL.
+        headers: names in lower case.
+        body: the bytes.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=names)
+    body: bytes = field(default=b"", repr=size)
+
+    @property
+    def target(self) -> str:
+        """Path and query."""
+        rest = self.url.partition("://")[2]
+        return "/" + rest.partition("/")[2]
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON, None when there is none."""
+        return msgspec.json.decode(self.body) if self.body else None
+
+
+@frozen(kw_only=True)
+class Reply:
+    """An answer to give.
+
+    Attributes:
+        status: HTTP status.
+        body: the bytes.
+        headers: besides the content type.
+        breaks: how the connection fails instead: "connect" before, "read" after the request was sent.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(factory=dict)
+    breaks: str = ""
+
+
+def transport_of(answer: Callable[[Sent], Reply]) -> httpx.AsyncBaseTransport:
+    """An httpx transport that asks a function for every answer."""
+    from httpx import ConnectError, MockTransport, ReadError, Request, Response
+
+    async def handle(request: Request) -> Response:
+        body = await request.aread()
+        sent = Sent(method=request.method, url=str(request.url), headers=dict(request.headers), body=body)
+        reply = answer(sent)
+        if reply.breaks == "connect":
+            raise ConnectError("the connection was refused", request=request)
+        if reply.breaks:
+            raise ReadError("the connection broke", request=request)
+        headers = {"content-type": "application/json", **reply.headers}
+        return Response(reply.status, headers=headers, content=reply.body)
+
+    return MockTransport(handle)

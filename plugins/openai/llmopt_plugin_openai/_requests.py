@@ -1,0 +1,21 @@
+"""Requests to OpenAI: the common dialect, with base64 vectors and the scope headers."""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from llmopt import Call, EmbedCall, HttpRequest, Settings, compatible
+
+
+def request_of(call: Call, settings: Settings) -> HttpRequest:
+    """The request for a call."""
+    scoped = settings.with_headers(
+        {
+            "OpenAI-Organization": settings.options.get("organization"),
+            "OpenAI-Project": settings.options.get("project"),
+        }
+    )
+    if not isinstance(call, EmbedCall):
+        return compatible.build_request(call, scoped)
+    # The description allows no further key, and a text means the same to these models whatever it is for.
+    return compatible.build_request(evolve(call, input_type=None), scoped, encoding_format="base64")

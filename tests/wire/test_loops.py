@@ -1,0 +1,178 @@
+"""C06, C07, C08: event loops that come, go and run side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import warnings
+
+import pytest
+
+from llmopt.wire.pool import ConnectionPool, PoolStats
+from tests.faults import FaultServer, can_make_certificates, good_certificate, serving
+from tests.wire.helpers import asking, texts_of
+
+
+def test_c08_one_pool_in_two_runs_one_after_the_other() -> None:
+    """Each run has its own connections, and those of the first are gone, silently."""
+    with serving() as thread:
+        pool = ConnectionPool()
+
+        async def use() -> str:
+            for _ in range(3):
+                assert texts_of(await pool.send(asking(thread.server))) == 1
+            return repr(pool)
+
+        assert asyncio.run(use()) == "<ConnectionPool open: 0 in use, 1 idle, 0 waiting>"
+        assert asyncio.run(use()) == "<ConnectionPool open: 0 in use, 1 idle, 0 waiting>"
+        gc.collect()
+        thread.run(thread.server.wait_for(lambda: thread.server.open_connections == 1))
+        assert pool.stats() == PoolStats(created=2, reused=4, idle=1, peak=1)
+        asyncio.run(pool.aclose())
+        thread.run(thread.server.wait_all_closed())
+        gc.collect()
+
+
+@pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
+def test_c08_the_same_over_tls() -> None:
+    """A TLS connection says no goodbye, as nobody is there to say it."""
+    certificate = good_certificate()
+    with serving(FaultServer(tls=certificate.server())) as thread:
+        pool = ConnectionPool(tls=certificate.client())
+
+        async def use() -> None:
+            for _ in range(2):
+                assert texts_of(await pool.send(asking(thread.server))) == 1
+
+        asyncio.run(use())
+        asyncio.run(use())
+        gc.collect()
+        asyncio.run(pool.aclose())
+        thread.run(thread.server.wait_all_closed())
+        gc.collect()
+
+
+def test_c08_a_run_that_ends_in_the_middle() -> None:
+    """Requests under way are cancelled with their loop; the next run starts clean."""
+    from tests.faults import Script, Stall
+
+    with serving() as thread:
+        pool = ConnectionPool()
+        thread.server.play(*[Script([Stall()])] * 5)
+
+        async def leave() -> None:
+            for _ in range(5):
+                asyncio.create_task(pool.send(asking(thread.server)))  # noqa: RUF006 - cancelled with the loop
+            while len(thread.server.requests) < 5:
+                await asyncio.sleep(0.001)
+
+        async def use() -> None:
+            assert texts_of(await pool.send(asking(thread.server))) == 1
+            await pool.aclose()
+
+        asyncio.run(leave())
+        asyncio.run(use())
+        thread.run(thread.server.wait_all_closed())
+        gc.collect()
+
+
+def test_c08_many_loops_at_once() -> None:
+    """In threads, on one pool; nobody gets another's answer."""
+    from tests.faults import Answer
+
+    with serving() as thread:
+        thread.server.default(lambda request: Answer(200, request.body))
+        pool = ConnectionPool(pool_size=4)
+        wrong: list[bytes] = []
+
+        async def use(name: str) -> None:
+            async def one(number: int) -> None:
+                body = f"{name}-{number}".encode()
+                answer = await pool.send(asking(thread.server, body=body, pool_timeout=None))
+                if answer.body != body:
+                    wrong.append(answer.body)
+
+            await asyncio.gather(*(one(number) for number in range(200)))
+
+        threads = [threading.Thread(target=lambda n=n: asyncio.run(use(f"t{n}"))) for n in range(6)]  # type: ignore[misc]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        assert wrong == []
+        assert len(thread.server.requests) == 1200
+        asyncio.run(pool.aclose())
+        thread.run(thread.server.wait_all_closed())
+        stats = pool.stats()
+        assert stats.created + stats.reused == 1200
+        gc.collect()
+
+
+def test_c06_closing_from_another_loop() -> None:
+    """The connections of a loop that runs elsewhere are closed there."""
+    with serving() as thread:
+        pool = ConnectionPool()
+        elsewhere = asyncio.new_event_loop()
+        runner = threading.Thread(target=elsewhere.run_forever)
+        runner.start()
+        sent = asyncio.run_coroutine_threadsafe(pool.send(asking(thread.server)), elsewhere)
+        assert texts_of(sent.result(10)) == 1
+        asyncio.run(pool.aclose())
+        thread.run(thread.server.wait_all_closed())
+        elsewhere.call_soon_threadsafe(elsewhere.stop)
+        runner.join()
+        elsewhere.close()
+        assert pool.stats() == PoolStats(created=1, peak=1)
+        gc.collect()
+
+
+def test_c07_a_pool_never_closed_says_so_and_closes() -> None:
+    """With a `ResourceWarning`, and the server sees its connections end."""
+    with serving() as thread:
+        loop = asyncio.new_event_loop()
+        pool = ConnectionPool()
+        loop.run_until_complete(pool.send(asking(thread.server)))
+        loop.close()
+        with pytest.warns(ResourceWarning, match=r"unclosed <ConnectionPool open: .* aclose"):
+            del pool
+            gc.collect()
+        thread.run(thread.server.wait_all_closed())
+
+
+def test_c07_also_while_its_loop_lives() -> None:
+    """Nothing is scheduled: the loop sees its connections end by itself."""
+    with serving() as thread:
+        errors: list[object] = []
+
+        async def use() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+            pool = ConnectionPool()
+            await pool.send(asking(thread.server))
+            with pytest.warns(ResourceWarning, match="unclosed"):
+                del pool
+                gc.collect()
+            while thread.server.open_connections:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+
+        asyncio.run(use())
+        gc.collect()
+        assert errors == []
+
+
+def test_c07_a_pool_never_used_says_nothing() -> None:
+    """There is nothing to close."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ConnectionPool()
+        gc.collect()
+
+
+async def test_s05_debug_mode_changes_nothing(server: FaultServer) -> None:
+    """PYTHONASYNCIODEBUG only watches."""
+    asyncio.get_running_loop().set_debug(True)
+    pool = ConnectionPool(pool_size=2)
+    answers = await asyncio.gather(*(pool.send(asking(server)) for _ in range(10)))
+    assert [texts_of(answer) for answer in answers] == [1] * 10
+    await pool.aclose()
