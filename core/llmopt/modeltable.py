@@ -6,12 +6,15 @@ two hooks: `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Final
+from importlib.util import find_spec
+from typing import Any, Final
 
 from attrs import evolve
 
+from llmopt.errors import PluginContractError
 from llmopt.providers.table_rows import KnownModel, read_table
 from llmopt.values.catalog import CatalogPage, Model
 from llmopt.values.limits import BatchLimit
@@ -41,10 +44,7 @@ class ModelTable:
         Raises:
             PluginContractError: the file is not of the documented format.
         """
-        from importlib.resources import files
-
-        text = files(self._package).joinpath(self._file).read_text("utf-8")
-        return read_table(text, where=f"{self._package}/{self._file}")
+        return read_table(_read(self._package, self._file), where=f"{self._package}/{self._file}")
 
     @cached_property
     def _by_name(self) -> Mapping[str, KnownModel]:
@@ -82,3 +82,16 @@ class ModelTable:
 
 def _is_missing(model: Model, name: str) -> bool:
     return getattr(model, name) in (None, "unknown")
+
+
+def _read(package: str, file: str) -> str:
+    """A file of a package, through what imported the package: a folder, a zip or whatever it came from."""
+    spec = find_spec(package)
+    loader: Any = None if spec is None else spec.loader
+    if spec is None or not spec.submodule_search_locations or not hasattr(loader, "get_data"):
+        raise PluginContractError(f"{package}: no package that {file} could be in.")
+    path = f"{next(iter(spec.submodule_search_locations))}{os.sep}{file}"
+    try:
+        return bytes(loader.get_data(path)).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PluginContractError(f"{package}/{file} cannot be read: {type(error).__name__}.") from None

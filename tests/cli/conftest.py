@@ -19,7 +19,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     for name in list(os.environ):
-        if name.startswith(("LLMOPT_", "OPENAI_", "AZURE_", "MISTRAL_", "LLM_")) or name in {"NO_COLOR", "FORCE_COLOR"}:
+        if name.startswith(("LLMOPT_", "OPENAI_", "AZURE_", "MISTRAL_", "LLM_")) or name in {
+            "NO_COLOR",
+            "FORCE_COLOR",
+        }:
             monkeypatch.delenv(name)
     return folder
 

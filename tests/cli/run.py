@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
@@ -16,9 +17,13 @@ LLMOPT = (sys.executable, "-W", "error", "-m", "llmopt.cli")
 """The command as a process in which warnings are errors."""
 
 
-def llmopt(*arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+def llmopt(
+    *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """Run a command in a process of its own."""
-    return subprocess.run([*LLMOPT, *arguments], input=stdin, capture_output=True, env=env, check=False, timeout=100)
+    return subprocess.run(
+        [*LLMOPT, *arguments], input=stdin, capture_output=True, env=env, check=False, timeout=100
+    )
 
 
 def invoke(*arguments: str, stdin: bytes | None = None) -> Result:
@@ -29,3 +34,8 @@ def invoke(*arguments: str, stdin: bytes | None = None) -> Result:
 def found(result: subprocess.CompletedProcess[bytes] | Result) -> Any:
     """The JSON object that is all of standard output."""
     return json.loads(result.stdout)
+
+
+def names() -> list[str]:
+    """What is in the current directory."""
+    return sorted(path.name for path in Path().iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any, Self
@@ -52,7 +53,11 @@ class EmbeddingServer:
         if refusal is not None:
             return refusal
         data = [{"index": row, "embedding": vector(text)} for row, text in enumerate(texts)]
-        return 200, {"data": data, "model": "small", "usage": {"prompt_tokens": len(texts), "total_tokens": len(texts)}}
+        return 200, {
+            "data": data,
+            "model": "small",
+            "usage": {"prompt_tokens": len(texts), "total_tokens": len(texts)},
+        }
 
     def catalogue(self) -> Answer:
         if isinstance(self.models, tuple):
@@ -72,6 +77,15 @@ class EmbeddingServer:
             def do_POST(self) -> None:
                 size = int(self.headers["content-length"])
                 self._send(*owner.answer(json.loads(self.rfile.read(size))))
+
+            def handle(self) -> None:
+                # A client that is gone was told to go.
+                with suppress(ConnectionError):
+                    super().handle()
+
+            def finish(self) -> None:
+                with suppress(ConnectionError):
+                    super().finish()
 
             def _send(self, status: int, body: dict[str, Any]) -> None:
                 content = json.dumps(body).encode()

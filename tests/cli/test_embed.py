@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,16 @@ import pytest
 from numpy.typing import NDArray
 
 import llmopt as library
-from tests.cli.run import found, invoke, llmopt
+from tests.cli.run import found, invoke, llmopt, names
 from tests.cli.server import EmbeddingServer, vector
 
-TEXTS = ["The cat sat on the mat.", "Stocks fell on Monday.", "Ein Zug fährt ab.", "猫が座った", "The cat sat on the mat."]
+TEXTS = [
+    "The cat sat on the mat.",
+    "Stocks fell on Monday.",
+    "Ein Zug fährt ab.",
+    "猫が座った",
+    "The cat sat on the mat.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def test_text_a_line_into_npy(expected: NDArray[np.float32]) -> None:
     vectors = np.load("out.npy", mmap_mode="r")
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, expected)
-    assert sorted(os.listdir()) == ["in.txt", "out.npy"]
+    assert names() == ["in.txt", "out.npy"]
 
 
 def test_console_script() -> None:
@@ -83,7 +88,9 @@ def test_standard_input(expected: NDArray[np.float32]) -> None:
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load("out.npy"), expected)
     lines = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
-    done = llmopt("embed", "-", "--model", "local/default", "--out", "out.npy", "--input-format", "jsonl", stdin=lines)
+    done = llmopt(
+        "embed", "-", "--model", "local/default", "--out", "out.npy", "--input-format", "jsonl", stdin=lines
+    )
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load("out.npy"), expected)
 
@@ -98,7 +105,9 @@ def test_jsonl_output(expected: NDArray[np.float32]) -> None:
         (0, 2, {"index", "line", "embedding"}),
         (1, 4, {"index", "line", "embedding"}),
     ]
-    np.testing.assert_array_equal(np.array([row["embedding"] for row in rows], dtype=np.float32), expected[:2])
+    np.testing.assert_array_equal(
+        np.array([row["embedding"] for row in rows], dtype=np.float32), expected[:2]
+    )
     invoke("embed", "in.txt", "--model", "local/default", "--out", "out.jsonl", "--with-text")
     assert [json.loads(line)["text"] for line in Path("out.jsonl").read_text().splitlines()] == TEXTS[:2]
 
@@ -173,6 +182,8 @@ def test_many_batches_through_a_server(served: EmbeddingServer) -> None:
     write("in.txt", "\n".join(texts))
     done = invoke("embed", "in.txt", "--model", "near/small", "--out", "out.npy", "--json")
     assert done.exit_code == 0, done.stderr
-    np.testing.assert_array_equal(np.load("out.npy"), np.array([vector(text) for text in texts], dtype=np.float32))
+    np.testing.assert_array_equal(
+        np.load("out.npy"), np.array([vector(text) for text in texts], dtype=np.float32)
+    )
     table = found(done)
     assert (table["requests"], table["tokens"]) == (served.requests, 500)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.run import found, invoke, llmopt
+from tests.cli.run import found, invoke, llmopt, names
 from tests.cli.server import EmbeddingServer, refused, vector
 
 TEXTS = [f"text number {number}" for number in range(320)]
@@ -42,7 +42,7 @@ def test_failure_keeps_what_was_finished(served: EmbeddingServer) -> None:
     assert good.sum() == 64
     rows = np.array([vector(text) for text in TEXTS[: len(kept)]], dtype=np.float32)
     np.testing.assert_array_equal(kept[good], rows[good])
-    assert {path.name for path in Path().iterdir()} == {"in.txt", "llmopt.toml", "out.npy", "out.npy.partial"}
+    assert names() == ["in.txt", "llmopt.toml", "out.npy", "out.npy.partial"]
 
 
 def test_failure_as_json(served: EmbeddingServer) -> None:
@@ -65,7 +65,7 @@ def test_nothing_succeeded_leaves_nothing(served: EmbeddingServer, name: str) ->
         done = invoke("embed", "in.txt", "--model", "near/small", "--out", name, "--errors", errors)
         assert done.exit_code == 1
         assert "No vectors were written." in done.stderr
-        assert sorted(path.name for path in Path().iterdir()) == ["in.txt", "llmopt.toml"]
+        assert names() == ["in.txt", "llmopt.toml"]
 
 
 def test_return_leaves_failed_rows_empty(served: EmbeddingServer) -> None:
@@ -91,7 +91,17 @@ def test_return_in_jsonl_and_parquet(served: EmbeddingServer) -> None:
     assert [row["index"] for row in rows] == list(range(320))
     assert sum(row["embedding"] is None and "revoked" in row["error"] for row in rows) == 256
     served.requests = 0
-    invoke("embed", "in.txt", "--model", "near/small", "--out", "out.parquet", "--errors", "return", "--with-text")
+    invoke(
+        "embed",
+        "in.txt",
+        "--model",
+        "near/small",
+        "--out",
+        "out.parquet",
+        "--errors",
+        "return",
+        "--with-text",
+    )
     table = pq.read_table("out.parquet")
     assert table.column_names == ["index", "line", "embedding", "error", "text"]
     assert table["embedding"].null_count == 256

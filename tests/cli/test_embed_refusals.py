@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import LLMOPT, invoke, llmopt
+from tests.cli.run import LLMOPT, invoke, llmopt, names
 
 
 def file(name: str, content: bytes) -> Callable[[], object]:
@@ -25,7 +25,12 @@ INPUTS = [
     ("a.txt", file("a.txt", b""), (), "a.txt is empty: there is no text to embed in it."),
     ("a.txt", file("a.txt", b"\n  \n\r\n"), (), "a.txt is empty: there is no text to embed in it."),
     ("a.csv", file("a.csv", b"text\n"), (), "a.csv is empty"),
-    ("a.bin", file("a.bin", b"one\ntwo\0"), (), "a.bin is binary, not UTF-8 text: byte 8, in line 2, is a NUL."),
+    (
+        "a.bin",
+        file("a.bin", b"one\ntwo\0"),
+        (),
+        "a.bin is binary, not UTF-8 text: byte 8, in line 2, is a NUL.",
+    ),
     ("a.txt", file("a.txt", "one".encode("utf-16")), (), "a.txt is UTF-16, not UTF-8; convert it first"),
     (
         "a.txt",
@@ -33,7 +38,12 @@ INPUTS = [
         (),
         "a.txt, line 2: byte 7 of the input (0xE9) is not UTF-8; convert it first",
     ),
-    ("a.jsonl", file("a.jsonl", b'{"text": "\xff"}'), (), "a.jsonl, line 1: byte 11 of the input (0xFF) is not UTF-8"),
+    (
+        "a.jsonl",
+        file("a.jsonl", b'{"text": "\xff"}'),
+        (),
+        "a.jsonl, line 1: byte 11 of the input (0xFF) is not UTF-8",
+    ),
     ("a.jsonl", file("a.jsonl", b'{"text": "a"}\n{"text"'), (), "a.jsonl, line 2: not valid JSON"),
     ("a.jsonl", file("a.jsonl", b'{"text": "a"}\n[1]'), (), "a.jsonl, line 2: this is a list, not an object"),
     ("a.jsonl", file("a.jsonl", b'"text"'), (), "a.jsonl, line 1: this is text, not an object"),
@@ -43,9 +53,24 @@ INPUTS = [
         (),
         "a.jsonl, line 1: there is no field \"text\"; the fields there are 'id', 'body' (choose one with --field).",
     ),
-    ("a.jsonl", file("a.jsonl", b"{}"), (), 'a.jsonl, line 1: there is no field "text"; the fields there are none'),
-    ("a.jsonl", file("a.jsonl", b'{"text": 5}'), (), 'a.jsonl, line 1: the field "text" holds a number, not text.'),
-    ("a.jsonl", file("a.jsonl", b'{"text": null}'), (), 'a.jsonl, line 1: the field "text" holds null, not text.'),
+    (
+        "a.jsonl",
+        file("a.jsonl", b"{}"),
+        (),
+        'a.jsonl, line 1: there is no field "text"; the fields there are none',
+    ),
+    (
+        "a.jsonl",
+        file("a.jsonl", b'{"text": 5}'),
+        (),
+        'a.jsonl, line 1: the field "text" holds a number, not text.',
+    ),
+    (
+        "a.jsonl",
+        file("a.jsonl", b'{"text": null}'),
+        (),
+        'a.jsonl, line 1: the field "text" holds null, not text.',
+    ),
     ("a.jsonl", file("a.jsonl", b'{"text": "\\ud800"}'), (), "a.jsonl, line 1: not valid JSON"),
     ("a.jsonl", file("a.jsonl", b"[" * 100_000), (), "a.jsonl, line 1: not valid JSON"),
     (
@@ -72,12 +97,12 @@ INPUTS = [
 def test_bad_input(name: str, make: Callable[[], object], options: tuple[str, ...], message: str) -> None:
     """One sentence with the line, exit code 2, and no file."""
     make()
-    before = sorted(os.listdir())
+    before = names()
     done = invoke("embed", name, "--model", "local/default", "--out", "out.npy", *options)
     assert done.stderr.startswith(f"llmopt: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert (done.exit_code, done.stdout) == (2, "")
-    assert sorted(os.listdir()) == before
+    assert names() == before
 
 
 def test_unreadable_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +121,21 @@ def test_empty_and_closed_standard_input() -> None:
         2,
         b"llmopt: standard input is empty: there is no text to embed in it. No vectors were written.\n",
     )
-    assert os.listdir() == []
+    assert names() == []
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&-', "sh", *LLMOPT, "embed", "-", "--model", "local/default", "--out", "out.npy"],
+        [
+            "sh",
+            "-c",
+            'exec "$@" <&-',
+            "sh",
+            *LLMOPT,
+            "embed",
+            "-",
+            "--model",
+            "local/default",
+            "--out",
+            "out.npy",
+        ],
         capture_output=True,
         check=False,
     )
@@ -106,7 +143,7 @@ def test_empty_and_closed_standard_input() -> None:
         2,
         b"llmopt: standard input is closed; give a file, or pipe the texts in.\n",
     )
-    assert os.listdir() == []
+    assert names() == []
 
 
 def listening(name: str) -> None:
@@ -124,8 +161,16 @@ OUTPUTS = [
     ("s.npy", lambda: listening("s.npy"), "--out s.npy is not a regular file"),
     ("/dev/null", lambda: None, "--out /dev/null is not a regular file"),
     ("in.txt", lambda: None, "--out in.txt is the input itself; name another file."),
-    ("./l.npy", lambda: Path("l.npy").hardlink_to("in.txt"), "--out ./l.npy is the input itself; name another file."),
-    ("l.npy", lambda: Path("l.npy").symlink_to("in.txt"), "--out l.npy is the input itself; name another file."),
+    (
+        "./l.npy",
+        lambda: Path("l.npy").hardlink_to("in.txt"),
+        "--out ./l.npy is the input itself; name another file.",
+    ),
+    (
+        "l.npy",
+        lambda: Path("l.npy").symlink_to("in.txt"),
+        "--out l.npy is the input itself; name another file.",
+    ),
     ("x" * 300 + ".npy", lambda: None, f"--out {'x' * 300}.npy cannot be written: File name too long."),
 ]
 
@@ -135,12 +180,12 @@ def test_bad_output(out: str, make: Callable[[], object], message: str) -> None:
     """Told before any work begins, and nothing is touched."""
     Path("in.txt").write_text("one\n")
     make()
-    before = {name: stat.S_IFMT(os.lstat(name).st_mode) for name in os.listdir()}
+    before = {name: stat.S_IFMT(os.lstat(name).st_mode) for name in names()}
     form = ("--format", "npy") if out in ("-", "/dev/null", "in.txt") else ()
     done = invoke("embed", "in.txt", "--model", "local/default", "--out", out, *form)
     assert done.stderr.startswith(f"llmopt: {message}")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert {name: stat.S_IFMT(os.lstat(name).st_mode) for name in os.listdir()} == before
+    assert {name: stat.S_IFMT(os.lstat(name).st_mode) for name in names()} == before
     assert Path("in.txt").read_text() == "one\n"
 
 
@@ -174,7 +219,11 @@ def test_output_is_the_redirected_input() -> None:
 MODELS = [
     ("default", 2, "the model 'default' must have the form 'provider/model', such as 'local/default'."),
     ("nobody/x", 3, "no plugin 'nobody' for provider 'nobody' is installed"),
-    ("mistral/mistral-embed", 3, "providers.mistral: there is no key; set the environment variable MISTRAL_API_KEY"),
+    (
+        "mistral/mistral-embed",
+        3,
+        "providers.mistral: there is no key; set the environment variable MISTRAL_API_KEY",
+    ),
     ("local/unknown", 1, "all texts failed; the first, in line 1: "),
 ]
 
@@ -186,7 +235,7 @@ def test_bad_model(model: str, code: int, message: str) -> None:
     done = invoke("embed", "in.txt", "--model", model, "--out", "out.npy")
     assert done.stderr.startswith(f"llmopt: {message}")
     assert done.exit_code == code
-    assert os.listdir() == ["in.txt"]
+    assert names() == ["in.txt"]
 
 
 def test_bad_configuration() -> None:
@@ -208,7 +257,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.parquet")
     assert 'pip install "llmopt[parquet]"' in done.stderr
     assert done.exit_code == 3
-    assert os.listdir() == ["in.txt"]
+    assert names() == ["in.txt"]
 
 
 @pytest.mark.parametrize(

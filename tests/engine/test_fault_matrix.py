@@ -28,6 +28,10 @@ EMBEDDINGS = [
 ]
 
 
+REFUSED_KEYS = {"H07", "H11"}
+"""A key that was refused, or that has no money left, is not used again for a while."""
+
+
 def config(server: FaultServer, **more: Any) -> dict[str, Any]:
     timeouts = {"connect": 0.5, "read": 0.5, "pool": 0.5}
     entry = {"plugin": "local", "base_url": server.base_url, "api_key": KEY, "timeouts": timeouts, **more}
@@ -64,7 +68,34 @@ async def test_one_attempt_gives_right_rows_or_one_clear_error(
             assert "canary-text" not in text.replace("TEXTS", "")
         else:
             np.testing.assert_array_equal(found.vectors, expected())
-        again = await client.embed("server/model", TEXTS)
-        np.testing.assert_array_equal(again.vectors, expected())
+        if fault.row not in REFUSED_KEYS:
+            again = await client.embed("server/model", TEXTS)
+            np.testing.assert_array_equal(again.vectors, expected())
     assert KEY not in caplog.text
     assert "canary-text" not in caplog.text
+
+
+WAITS = {"H01", "H02", "H03", "H04", "H05", "H06"}
+"""Hints to wait: tested in simulated time, see tests/policies and tests/engine/test_retrying.py."""
+
+VETOED = {"408, x-should-retry false", "409, x-should-retry false"}
+
+RETRIED = [fault for fault in EMBEDDINGS if fault.row not in WAITS and fault.name not in VETOED]
+
+
+@pytest.mark.parametrize("fault", RETRIED, ids=str)
+async def test_with_retries_a_fault_that_passes_is_not_seen_or_ends_in_one_clear_error(fault: Fault) -> None:
+    """What may be retried comes right; what may not is sent once."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, retry_delay=0.001)) as client:
+        server.default(answer_openai)
+        await client.embed("server/model", TEXTS)
+        before = len(server.requests)
+        fault.inject(server)
+        try:
+            found = await client.embed("server/model", TEXTS)
+        except llmopt.LLMOptError as error:
+            assert not isinstance(error, (llmopt.TransportError, llmopt.ServerError, llmopt.Overloaded))
+            assert len(server.requests) - before <= 2
+        else:
+            np.testing.assert_array_equal(found.vectors, expected())
+            assert len(server.requests) - before <= 3

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmopt.policies.budget import RetryBudget
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
 from llmopt.policies.retry import Facts, RetryPolicy
-from llmopt.policies.retry_hooks import HookFilter
+from llmopt.policies.retry_hooks import HookFilter, QuietHooks
 from llmopt.policies.stamina_loop import Retry, with_retries
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.attempt import Attempt
@@ -122,6 +123,15 @@ def test_three_retries_are_four_attempts() -> None:
     assert caught.value is errors[3]
     assert call.attempts == [1, 2, 3, 4]
     assert not hasattr(caught.value, "__notes__")
+
+
+def test_staminas_own_bounds_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ten attempts and 45 s; the policy's are in force."""
+    call = Call(*[server_error() for _ in range(20)], "done", max_retries=20)
+    monkeypatch.setattr(time, "monotonic", call.clock.now)
+
+    assert call.play() == "done"
+    assert call.clock.elapsed > 200
 
 
 def test_final_errors_are_raised_at_once() -> None:
@@ -374,17 +384,24 @@ def test_cancelled_during_an_attempt() -> None:
     assert call.budget.left == 486
 
 
-def test_a_timeout_around_it_works() -> None:
-    """`asyncio.timeout` sees its own cancellation."""
+@pytest.mark.parametrize("seconds", [0.25, 1.5])
+def test_a_timeout_around_it_works(seconds: float) -> None:
+    """`asyncio.timeout` sees its own cancellation, out of a wait and out of an attempt."""
     call = Call(server_error(), "never")
+
+    async def hang(number: int) -> None:
+        if number == 2:
+            await asyncio.sleep(1000)
+
+    call.during = hang
 
     async def main(clock: SimulatedClock) -> float:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.25):
+            async with asyncio.timeout(seconds):
                 await call.run()
         return clock.elapsed
 
-    assert run_simulated(main, clock=call.clock) == 0.25
+    assert run_simulated(main, clock=call.clock) == seconds
 
 
 # --- nesting (C14) --------------------------------------------------------------------------------------------
@@ -649,6 +666,22 @@ def test_hooks_are_filtered_until_the_last_loop_ends() -> None:
 
     assert get_on_retry_hooks() == (hook,)
     assert log == []
+
+
+def test_a_forked_child_starts_anew() -> None:
+    """Loops of the parent's do not keep the hooks wrapped in the child."""
+    hook = Hook("1", [])
+    set_on_retry_hooks([hook])
+    hooks = QuietHooks()
+    hooks.__enter__()
+    hooks.scheduled(ValueError())
+    hooks._lock.acquire()
+
+    hooks.forked()
+    with hooks:
+        assert isinstance(get_on_retry_hooks()[0], HookFilter)
+
+    assert get_on_retry_hooks() == (hook,)
 
 
 def test_no_hooks_stay_none() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import evolve, frozen
@@ -15,8 +15,8 @@ from llmopt.errors import LLMOptError
 
 if TYPE_CHECKING:
     from llmopt.config.endpoint import Endpoint
+    from llmopt.config.tree import Config
     from llmopt.providers.overview import ProviderOverview
-    from llmopt.providers.provider import Provider
 
 CheckState = Literal["ok", "no key", "not asked", "failed", "cannot be used"]
 _AT_ONCE: Final = 10
@@ -29,6 +29,7 @@ class Check:
     Attributes:
         name: of the provider's entry.
         plugin: that serves it.
+        endpoint: position among the endpoints of the entry.
         base_url: where requests go, "" for an engine inside the process.
         key: "present", "missing", "unusable" or "not needed"; "" where nobody can tell.
         key_source: where the key comes from, in words; "" if there is none.
@@ -42,6 +43,7 @@ class Check:
 
     name: str
     plugin: str
+    endpoint: int = 0
     base_url: str = ""
     key: str = ""
     key_source: str = ""
@@ -53,91 +55,74 @@ class Check:
     chosen: bool = False
 
 
-def check_all(found: Sequence[ProviderOverview], *, offline: bool, seconds: float) -> list[Check]:
+def check_all(
+    found: Sequence[ProviderOverview], config: Config, *, offline: bool, seconds: float
+) -> list[Check]:
     """Look at every endpoint of these providers, at most ten asked at once.
 
     Args:
         found: the providers.
+        config: the configuration they come from.
         offline: whether none is asked.
         seconds: time for each.
     """
-    return asyncio.run(_all(found, offline=offline, seconds=seconds))
+    known = [check for each in found for check in _known(each)]
+    return known if offline else asyncio.run(_ask_all(known, config, seconds))
 
 
-async def _all(found: Sequence[ProviderOverview], *, offline: bool, seconds: float) -> list[Check]:
+def _known(found: ProviderOverview) -> list[Check]:
+    """What is known of a provider without asking anybody, for each endpoint."""
+    blank = Check(name=found.name, plugin=found.plugin, chosen=found.chosen)
+    if found.provider is None:
+        error = found.problem.message if found.problem is not None else ""
+        return [evolve(blank, state="cannot be used", error=error)]
+    return [
+        _with_key(evolve(blank, endpoint=each.index, base_url=each.base_url), each)
+        for each in found.provider.endpoints
+    ]
+
+
+def _with_key(check: Check, endpoint: Endpoint) -> Check:
+    source, problem = endpoint.credential.describe(), endpoint.credential.problem
+    none = source.startswith("none")
+    if problem:
+        check = evolve(check, key="missing" if none else "unusable", state="no key", error=problem)
+    else:
+        check = evolve(check, key="not needed" if none else "present")
+    return check if source == "none" else evolve(check, key_source=source)
+
+
+async def _ask_all(known: Sequence[Check], config: Config, seconds: float) -> list[Check]:
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(provider: Provider, endpoint: Endpoint, known: Check) -> Check:
-        if known.state != "not asked" or offline:
-            return known
+    async def one(check: Check) -> Check:
+        if check.state != "not asked":
+            return check
         async with room:
-            return await _ask(provider, endpoint, known, seconds)
+            return await _ask(check, config, seconds)
 
-    pending: list[asyncio.Future[Check]] = []
-    for each in found:
-        if each.provider is None:
-            pending.append(_done(_unusable(each)))
-            continue
-        for endpoint in each.provider.endpoints:
-            known = _known(each, endpoint)
-            pending.append(asyncio.ensure_future(one(each.provider, endpoint, known)))
-    return list(await asyncio.gather(*pending))
+    return list(await asyncio.gather(*map(one, known)))
 
 
-def _done(check: Check) -> asyncio.Future[Check]:
-    future: asyncio.Future[Check] = asyncio.get_running_loop().create_future()
-    future.set_result(check)
-    return future
+async def _ask(check: Check, config: Config, seconds: float) -> Check:
+    from llmopt.client.async_client import AsyncClient
+
+    # A client of its own, that knows this endpoint alone and asks it once.
+    async with AsyncClient(_alone(config, check), flags={"retry": False, "cache": False}) as client:
+        started = time.monotonic()
+        try:
+            models = await client.list_models(check.name, deadline=seconds)
+        except LLMOptError as error:
+            advice = advice_for(error, check.key_source)
+            return evolve(check, state="failed", error=error.message, advice=advice)
+        except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding as well
+            return evolve(check, state="failed", error=sentence_of(error))
+        passed = time.monotonic() - started
+    return evolve(check, state="ok", models=len(models), latency_ms=round(passed * 1000, 1))
 
 
-def _unusable(found: ProviderOverview) -> Check:
-    error = found.problem.message if found.problem is not None else ""
-    return Check(
-        name=found.name, plugin=found.plugin, state="cannot be used", error=error, chosen=found.chosen
-    )
-
-
-def _known(found: ProviderOverview, endpoint: Endpoint) -> Check:
-    """What is known without asking anybody."""
-    credential = endpoint.credential
-    source = credential.describe()
-    if credential.problem:
-        key = "missing" if source.startswith("none") else "unusable"
-    else:
-        key = "not needed" if source.startswith("none") else "present"
-    return Check(
-        name=found.name,
-        plugin=found.plugin,
-        base_url=endpoint.base_url,
-        key=key,
-        key_source="" if source == "none" else source,
-        state="no key" if credential.problem else "not asked",
-        error=credential.problem,
-        chosen=found.chosen,
-    )
-
-
-async def _ask(provider: Provider, endpoint: Endpoint, known: Check, seconds: float) -> Check:
-    from llmopt.engine.engine import Engine
-    from llmopt.operations.catalog import list_models
-    from llmopt.providers.provider import Provider as Alone
-
-    # Its own engine and a provider with this endpoint alone, so that each one is asked and not the first.
-    engine = Engine()
-    alone = Alone(provider.name, provider.plugin, provider.hooks, (endpoint,))
-    passed = _stopwatch()
-    try:
-        models = await list_models(engine, alone, deadline=engine.deadline(seconds))
-    except LLMOptError as error:
-        advice = advice_for(error, known.key_source)
-        return evolve(known, state="failed", error=error.message, advice=advice)
-    except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding as well
-        return evolve(known, state="failed", error=sentence_of(error))
-    finally:
-        await engine.aclose()
-    return evolve(known, state="ok", models=len(models), latency_ms=round(passed() * 1000, 1))
-
-
-def _stopwatch() -> Callable[[], float]:
-    started = time.monotonic()
-    return lambda: time.monotonic() - started
+def _alone(config: Config, check: Check) -> Config:
+    entry = config.entry(check.name)
+    if entry.endpoints:
+        entry = evolve(entry, endpoints=(entry.endpoints[check.endpoint],))
+    return evolve(config, providers={**config.providers, check.name: entry})

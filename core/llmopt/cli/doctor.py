@@ -100,9 +100,8 @@ def _examine(providers: tuple[str, ...], source: str | None, *, offline: bool, s
     checks: list[Check] = []
     if not fault:
         # With half a configuration the providers would be others than the ones that are meant.
-        checks = check_all(
-            providers_overview(config, os.environ, providers), offline=offline, seconds=seconds
-        )
+        found = providers_overview(config, os.environ, providers)
+        checks = check_all(found, config, offline=offline, seconds=seconds)
     return Findings(file=file, fault=fault, plugins=plugins_overview(config), checks=checks)
 
 

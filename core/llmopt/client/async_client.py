@@ -22,6 +22,7 @@ from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
 from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
+from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
@@ -43,6 +44,7 @@ class AsyncClient:
             file and the environment.
         transport: an httpx transport to use for every provider, instead of llmopt's own pool.
         plugins: wrapper plugins, called around every provider's hooks.
+        on_event: a function that gets every event (`llmopt.values.events`), on the event loop.
         flags: switches over those of the configuration, such as ``{"retry": False}``.
 
     Raises:
@@ -55,13 +57,14 @@ class AsyncClient:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         plugins: Sequence[object] = (),
+        on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
     ) -> None:
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
             loaded = evolve(loaded, flags={**loaded.flags, **flags})
         self._registry: Final = Registry(loaded, plugins, os.environ)
-        self._engine: Final = Engine(transport=transport)
+        self._engine: Final = Engine(transport=transport, on_event=on_event)
         self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 
     async def __aenter__(self) -> Self:
@@ -168,6 +171,10 @@ class AsyncClient:
         bound = self._engine.deadline(deadline)
         return await batch_list_models(names, self._registry.get, self._engine, deadline=bound)
 
+    def stats(self) -> Mapping[str, Any]:
+        """Counters and gauges as plain values: for each provider in use, for each of its endpoints."""
+        return self._engine.stats()
+
     def _job(
         self,
         model: str,
@@ -187,6 +194,7 @@ class AsyncClient:
             call,
             memory=self._memories.setdefault((provider.name, name), ModelMemory()),
             deadline=self._deadline(provider, deadline),
+            wait_when_open=when_open == "wait",
         )
 
     def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:

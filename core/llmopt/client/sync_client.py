@@ -17,6 +17,7 @@ from llmopt.operations.embed import ErrorMode
 from llmopt.operations.inputs import refuse_single
 from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
+from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
@@ -38,10 +39,11 @@ class Client:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         plugins: Sequence[object] = (),
+        on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
     ) -> None:
         def make() -> AsyncClient:
-            return AsyncClient(config, transport=transport, plugins=plugins, flags=flags)
+            return AsyncClient(config, transport=transport, plugins=plugins, on_event=on_event, flags=flags)
 
         self._make: Final[Callable[[], AsyncClient]] = make
         self._client = make()
@@ -171,3 +173,7 @@ class Client:
         """The models of many providers; see `llmopt.AsyncClient.batch_list_models`."""
         thread = self._running()
         return thread.run(self._client.batch_list_models(providers, deadline=deadline))
+
+    def stats(self) -> Mapping[str, Any]:
+        """Counters and gauges as plain values; see `llmopt.AsyncClient.stats`."""
+        return self._client.stats()

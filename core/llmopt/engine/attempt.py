@@ -18,10 +18,11 @@ from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.attempt import Attempt
 from llmopt.values.calls import Call
 from llmopt.values.http import HttpResponse
+from llmopt.values.settings import Settings
 
 if TYPE_CHECKING:
     from llmopt.policies.breaker_pair import PairPermit
-    from llmopt.policies.lease import Lease
+    from llmopt.engine.pace import PaceLease
 
 
 class Held:
@@ -42,7 +43,7 @@ class Held:
         timeout: float,
         *,
         slot: Slot,
-        lease: Lease | None,
+        lease: PaceLease,
         permit: PairPermit | None,
     ) -> None:
         self.endpoint: Final = endpoint
@@ -55,13 +56,18 @@ class Held:
         # The first answer of a server that may be loading its model counts for neither breaker nor load.
         self._counts: Final = endpoint.guards.warm or endpoint.config.timeouts.first is None
 
+    def observe(self, response: HttpResponse, settings: Settings) -> None:
+        """An answer came, good or bad: its headers may tell of rate limits."""
+        if self.endpoint.config.flags.limiter:
+            self._lease.observe(self.endpoint.hooks.rate_limits(response, settings))
+
     def succeeded(self, seconds: float, tokens: int | None) -> None:
         """A good answer came after so long, and cost so many tokens, None when it does not say."""
         self.endpoint.guards.took(self.call, self.size, seconds)
         self._slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self._permit is not None:
             self._permit.success()
-        if self._lease is not None and tokens is not None:
+        if tokens is not None:
             self._lease.settle(tokens)
 
     def failed(self, error: LLMOptError, seconds: float, response: HttpResponse | None) -> None:
@@ -76,17 +82,16 @@ class Held:
             self._slot.release(load_of(error) if self.endpoint.config.flags.concurrency else "neutral")
             if self._permit is not None:
                 self._permit.failed(error)
-        if self._lease is not None:
-            self._settle(self._lease, error)
+        self._settle(error)
 
-    def _settle(self, lease: Lease, error: LLMOptError) -> None:
+    def _settle(self, error: LLMOptError) -> None:
         if error.sent == "no":
-            lease.refund()
+            self._lease.refund()
         elif isinstance(error, RateLimited):
-            lease.penalize(error.retry_after)
+            self._lease.penalize(error.retry_after)
         elif isinstance(error, ProviderError) and not error.retryable:
             # Refused before any token was read.
-            lease.settle(0)
+            self._lease.settle(0)
 
 
 def explain(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
+from llmopt.engine.guards import Guards
 from llmopt.errors import ClientClosed
+from llmopt.policies.breaker_pair import Breakers
+from llmopt.policies.clock import Clock
 from llmopt.providers.hooks import ProviderHooks
+from llmopt.values.calls import Call
 from llmopt.values.http import HttpResponse
 from llmopt.values.limits import BatchLimit
 from llmopt.values.settings import Settings
@@ -29,6 +33,17 @@ class Wire(Protocol):
         """The whole answer, or a `TransportError` or `InvalidResponse`."""
         ...
 
+    def rest(self, call: Call) -> float | None:
+        """Seconds that it is still given a rest, None when it may be asked."""
+        breakers = self.guards.breakers(call)
+        return None if breakers is None else breakers.peek()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
+        stats = self.guards.stats()
+        pool = getattr(self._wire, "stats", None)
+        return stats if pool is None else {**stats, "connections": asdict(pool())}
+
     async def aclose(self) -> None:
         """Let every connection go."""
         ...
@@ -41,8 +56,12 @@ class LiveEndpoint:
         endpoint: as configured.
         hooks: of the provider's plugin.
         transport: the user's own way out, instead of the plugin's or the pool.
+        breakers: the client's circuits.
+        clock: the time.
 
     Attributes:
+        hooks: of the provider's plugin.
+        guards: the policies that watch over it.
         told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
         asking: held while it is asked.
 
@@ -51,12 +70,19 @@ class LiveEndpoint:
     """
 
     def __init__(
-        self, endpoint: Endpoint, hooks: ProviderHooks, transport: httpx.AsyncBaseTransport | None
+        self,
+        endpoint: Endpoint,
+        hooks: ProviderHooks,
+        transport: httpx.AsyncBaseTransport | None,
+        *,
+        breakers: Breakers,
+        clock: Clock,
     ) -> None:
         self.config: Final = _signed_in(endpoint, hooks)
         self.told: Final[dict[str, BatchLimit]] = {}
         self.asking: Final[dict[object, asyncio.Lock]] = {}
-        self._hooks: Final = hooks
+        self.hooks: Final = hooks
+        self.guards: Final = Guards(self.config, breakers, clock)
         self._transport: Final = transport
         self._wire: Wire | None = None
         self._static: Settings | None = None
@@ -100,7 +126,7 @@ class LiveEndpoint:
         return self._wire
 
     def _open(self) -> Wire:
-        own = self._hooks.open_transport(self.bare)
+        own = self.hooks.open_transport(self.bare)
         chosen = own if own is not None else self._transport
         if chosen is not None:
             from llmopt.wire.seam import TransportWire
@@ -109,6 +135,11 @@ class LiveEndpoint:
         from llmopt.wire.pool import ConnectionPool
 
         return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive)
+
+    def rest(self, call: Call) -> float | None:
+        """Seconds that it is still given a rest, None when it may be asked."""
+        breakers = self.guards.breakers(call)
+        return None if breakers is None else breakers.peek()
 
     async def aclose(self) -> None:
         """Close the way out, if it was opened."""

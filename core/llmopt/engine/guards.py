@@ -7,12 +7,12 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from llmopt.config.endpoint import Endpoint
+from llmopt.engine.pace import Pace, Unpaced
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
 from llmopt.policies.breaker_pair import BreakerPair, Breakers
 from llmopt.policies.budget import RetryBudget
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Concurrency
-from llmopt.policies.limiter import RateLimiter
 from llmopt.policies.retry import RetryPolicy
 from llmopt.policies.timeouts import AdaptiveTimeout, ceiling
 from llmopt.values.calls import Call
@@ -36,7 +36,7 @@ class Guards:
         self._breakers: Final = breakers
         self._credential: Final = endpoint.credential.fingerprint()
         self._pairs: Final[dict[tuple[str, str], BreakerPair]] = {}
-        self._limiters: Final[dict[str, RateLimiter]] = {}
+        self._unpaced: Final = Unpaced()
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._lines: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Concurrency]] = WeakKeyDictionary()
         self._latched: tuple[LLMOptError, float] | None = None
@@ -69,16 +69,11 @@ class Guards:
             )
         return line
 
-    def limiter(self, model: str) -> RateLimiter | None:
-        """The pace for a model, None when pacing is switched off."""
+    def limiter(self, model: str) -> Pace:
+        """The pace for a model."""
         if not self._endpoint.flags.limiter:
-            return None
-        found = self._limiters.get(model)
-        if found is None:
-            found = self._limiters[model] = RateLimiter(
-                rpm=self._endpoint.rpm_for(model), tpm=self._endpoint.tpm_for(model), clock=self._clock
-            )
-        return found
+            return self._unpaced
+        return self._unpaced
 
     def timeout(self, call: Call, size: int, fill: float) -> float:
         """Seconds for one attempt at a call of this size."""

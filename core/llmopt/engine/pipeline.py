@@ -19,19 +19,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import nullcontext
 from typing import Final, Generic, TypeVar
 
 from llmopt.engine.attempt import Held, explain, should_retry
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge
+from llmopt.engine.pace import PaceLease
 from llmopt.engine.prepare import Prepared, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import DeadlineExceeded, LLMOptError
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Slot
-from llmopt.policies.lease import Lease
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
 from llmopt.policies.permit import Refusal
 from llmopt.policies.retry import Facts
@@ -62,6 +63,7 @@ class Pipeline(Generic[T]):
         self._telemetry: Final = telemetry
         self._history: Final[list[Attempt]] = []
         self._tried: Final[set[int]] = set()
+        self._sent = 0
         self._should_retry: bool | None = None
         self._endpoint = fleet.endpoints[0]
 
@@ -168,17 +170,18 @@ class Pipeline(Generic[T]):
                     lease=lease,
                     permit=permit,
                 )
-                with held, SingleRetrier():
+                with permit or nullcontext(), SingleRetrier():
                     return await self._send(number, held, prepared, settings)
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
         self._tried.add(endpoint.config.index)
+        self._sent += 1
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
             response = await self._exchange(endpoint, prepared, held.timeout)
-            held.observe(endpoint.hooks.rate_limits(response, settings))
+            held.observe(response, settings)
             value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
         except LLMOptError as error:
             seconds = self._clock.now() - started
@@ -223,7 +226,7 @@ class Pipeline(Generic[T]):
             return slot
         return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
 
-    async def _lease(self, endpoint: LiveEndpoint) -> Lease:
+    async def _lease(self, endpoint: LiveEndpoint) -> PaceLease:
         limiter = endpoint.guards.limiter(self._call.model)
         lease = limiter.try_acquire(self._request.tokens)
         if lease is not None:
@@ -249,3 +252,55 @@ class Pipeline(Generic[T]):
     def _check_deadline(self, when: str) -> None:
         if self._request.deadline.expired():
             raise _late(when, "queue")
+
+    def _emit_start(self) -> None:
+        self._telemetry.emit(
+            RequestStart(
+                provider=self._endpoint.config.provider,
+                model=self._call.model,
+                operation=self._call.operation,
+                items=self._request.items,
+                tokens=self._request.tokens,
+            )
+        )
+
+    def _emit_end(self, outcome: str, seconds: float) -> None:
+        self._telemetry.emit(
+            RequestEnd(
+                provider=self._endpoint.config.provider,
+                model=self._call.model,
+                endpoint=self._endpoint.name,
+                operation=self._call.operation,
+                outcome=outcome,
+                attempts=self._sent,
+                seconds=seconds,
+            )
+        )
+
+    def _emit_attempt(
+        self,
+        number: int,
+        outcome: str,
+        endpoint: LiveEndpoint,
+        response: HttpResponse | None,
+        seconds: float,
+    ) -> None:
+        if not self._telemetry.on:
+            return
+        self._telemetry.emit(
+            RequestAttempt(
+                provider=endpoint.config.provider,
+                model=self._call.model,
+                endpoint=endpoint.name,
+                attempt=number,
+                outcome=outcome,
+                status=response.status if response is not None else None,
+                seconds=seconds,
+                sent=response.info.sent if response is not None else "maybe",
+                reused=response.info.reused if response is not None else False,
+            )
+        )
+
+
+def _late(when: str, phase: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the deadline passed {when}.", phase=phase)

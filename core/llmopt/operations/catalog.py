@@ -9,14 +9,12 @@ from typing import Final
 from attrs import evolve
 
 from llmopt.engine.engine import Engine
+from llmopt.engine.request import Request
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import CatalogCall
 from llmopt.values.catalog import Catalog, CatalogPage, Model
-from llmopt.values.failure import Failure
-from llmopt.values.http import HttpResponse
-from llmopt.values.settings import Settings
 
 _MOST_PAGES: Final = 1_000
 _MOST_BYTES: Final = 64 << 20
@@ -56,20 +54,13 @@ def _endless(provider: Provider, why: str) -> InvalidResponse:
 
 
 async def _page(engine: Engine, provider: Provider, cursor: str | None, deadline: Deadline) -> CatalogPage:
-    call = CatalogCall(cursor=cursor)
-    endpoint = engine.endpoints(provider)[0]
-
-    def parse(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
-        return provider.hooks.parse_catalog(response, settings)
-
-    return await engine.run(
-        provider,
-        call,
-        parse,
+    request = Request(
+        call=CatalogCall(cursor=cursor),
+        parse=provider.hooks.parse_catalog,
         deadline=deadline,
-        timeout=None if endpoint.config.in_process else endpoint.config.timeouts.catalog,
         max_body=_MOST_BYTES,
     )
+    return await engine.run(provider, request)
 
 
 async def batch_list_models(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import evolve, field, frozen
 
 from llmopt.engine.engine import Engine
+from llmopt.engine.request import Request
 from llmopt.errors import ItemTooLong, LLMOptError
 from llmopt.operations.check import in_input_order
 from llmopt.operations.limits import merged, told_limits
@@ -60,6 +61,7 @@ class EmbedJob:
         call: the call's options, without texts.
         memory: what earlier calls learned of the model.
         deadline: of the whole call.
+        wait_when_open: whether to wait while the provider is given a rest.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class EmbedJob:
         *,
         memory: ModelMemory,
         deadline: Deadline,
+        wait_when_open: bool = False,
     ) -> None:
         self._engine: Final = engine
         self._provider: Final = provider
@@ -77,6 +80,7 @@ class EmbedJob:
         self._memory: Final = memory
         self._estimator: Final = memory.estimator
         self._deadline: Final = deadline
+        self._wait_when_open: Final = wait_when_open
         self._endpoint: Final = engine.endpoints(provider)[0]
         self._told = BatchLimit()
         self._fatal: LLMOptError | None = None
@@ -159,11 +163,17 @@ class EmbedJob:
 
         rows = await self._engine.run(
             self._provider,
-            call,
-            parse,
-            deadline=self._deadline,
-            timeout=self._timeout(len(texts)),
-            max_body=self._max_body(len(texts)),
+            Request(
+                call=call,
+                parse=parse,
+                deadline=self._deadline,
+                max_body=self._max_body(len(texts)),
+                items=len(texts),
+                tokens=sum(map(self._estimator.estimate, texts)),
+                fill=self._fill(len(texts)),
+                wait_when_open=self._wait_when_open,
+                usage_of=_usage_of,
+            ),
         )
         if self._call.dimensions is None:
             self._memory.length = int(rows.vectors.shape[1])
@@ -171,19 +181,19 @@ class EmbedJob:
             self._estimator.learn(sum(map(self._estimator.estimate, texts)), rows.usage.prompt_tokens)
         return rows
 
-    def _timeout(self, items: int) -> float | None:
-        """Between the time-outs of one text and of a full batch, by size."""
-        if self._endpoint.config.in_process:
-            return None
-        timeouts = self._endpoint.config.timeouts
+    def _fill(self, items: int) -> float:
+        """How much of a full batch so many texts are."""
         full = max(1, (self.limit().max_items or items) - 1)
-        share = min(1.0, (items - 1) / full)
-        return timeouts.read + (timeouts.read_large - timeouts.read) * share
+        return min(1.0, (items - 1) / full)
 
     def _max_body(self, items: int) -> int:
         dimensions = self.dimensions or _UNKNOWN_DIMENSIONS
         size = _ANSWER_BYTES_PER_NUMBER * items * dimensions + _SLACK_BYTES
         return min(size, _MOST_BYTES)
+
+
+def _usage_of(rows: EmbeddedRows) -> Usage | None:
+    return rows.usage
 
 
 def _passes(error: LLMOptError) -> bool:

@@ -242,13 +242,12 @@ class CircuitBreaker:
 
     def trip(self, rest_s: float | None = None) -> None:
         """Open now, for so many seconds or the usual rest; a rest that ends later already stays."""
-        self._watch_until = -math.inf
         self._open(self._now(), rest_s)
 
     def reset(self) -> None:
         """Close now and forget what was counted."""
         self._rests = 0
-        self._until = self._watch_until = -math.inf
+        self._until = -math.inf
         self._close()
 
     def set_mode(self, mode: Mode) -> None:

@@ -25,8 +25,7 @@ class Bucket:
         self.refused = 0.0
         self._whole_at = math.inf
         self.capacity = self._capacity()
-        self.level = self.capacity if self.capacity == math.inf else max(self._smallest, self.capacity * _START)
-        self._withheld = self.capacity - self.level if self.capacity != math.inf else 0.0
+        self.level = self.capacity
 
     def _capacity(self) -> float:
         return max(self._smallest, self.pace.rate * self.pace.burst_s * (1 - MARGIN))
@@ -51,8 +50,6 @@ class Bucket:
     def resize(self, now: float) -> None:
         self.pace.advance(now)
         self.capacity = self._capacity()
-        if self.level == math.inf and self.capacity != math.inf:
-            self.level = 0.0
         self.level = min(self.level, max(self.capacity, self.need))
 
     def take(self, cost: float) -> None:
@@ -75,13 +72,5 @@ class Bucket:
         self.pace.feel(now, rest, expected)
         self.resize(now)
         expected -= MARGIN * self.pace.rate * self.pace.burst_s
-        if self._withheld:
-            self.level = min(self.level + self._withheld, self.capacity)
-            self._withheld = 0.0
         self.level = max(min(self.level, expected), -self.capacity)
 
-    def release(self) -> None:
-        """First success without headers."""
-        if self._withheld:
-            self.level = min(self.level + self._withheld, self.capacity)
-            self._withheld = 0.0

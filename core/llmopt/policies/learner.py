@@ -10,6 +10,7 @@ DIP = 0.15
 RECOVERY_S = 8.0
 KEEP_S = 4.0
 QUICK_S = 3.0
+SLACK = 1.0
 NOTE_S = 0.5
 BURSTS = (1.0, 5.0)
 
@@ -33,16 +34,22 @@ class Learner:
     def cut(self, now: float, sent_at: float, cost, requests: float, tokens: float, current: tuple[float,float], mean) -> bool:
         if self._notes and self._notes[-1][0] >= sent_at:
             self._notes = deque(((t, q - 1, k - cost) if t >= sent_at else (t, q, k) for t,q,k in self._notes), maxlen=60)
+        if sent_at < self._cut_at and self._n > 1:
+            f = (self._n - 1) / self._n
+            self._n -= 1
+            self.peaks = (self.peaks[0] * f, self.peaks[1] * f)
         if sent_at < self._cut_at or now - self._cut_at < CUT_EVERY_S:
             return False
         measured = self._measure(now, requests, tokens, mean)
         now_rate = min(current[0], current[1] / mean)
         if measured <= 0:
             measured = now_rate * .7
-        if now - self._cut_at < QUICK_S:
+        self._n = requests - self._notes[0][1] if self._notes else 0
+        self.quick = now - self._cut_at < QUICK_S or not self._anchored
+        if self.quick:
             now_rate *= 0.7
         speed = max(0.5, min(now_rate, measured))
-        self.peaks = (speed, speed * mean)
+        self.peaks = (speed, speed * mean * SLACK)
         self.active = True
         self._cut_at = now
         if not self._anchored or now - self._notes[0][0] >= KEEP_S:

@@ -13,7 +13,8 @@ from llmopt.values.limits import RateLimits
 
 _BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
-RESERVE = 0.2
+SCOUTS = 2
+RESERVE = 0.1
 _FLOOR: Final = 0.5
 _CANARY_FROM_S: Final = 2.0
 _IDLE_S: Final = 5.0
@@ -34,11 +35,18 @@ class Quota:
         self._penalized_at = -math.inf
         self._newest = 0
         self._last = -math.inf
+        self._window = SCOUTS
+        self._starting = True
+        self._began = math.inf
+        self.flying = 0
 
     def wait(self, now: float, tokens: float) -> float:
         if now < self._closed_until:
             self.cause = "canary" if self._probing and self.canary else "pause"
             return self._closed_until - now
+        if self._starting and self._began < math.inf and self.flying >= self._window * 2 ** (now - self._began):
+            self.cause = "start"
+            return max(1e-3, math.log2((self.flying + 1) / self._window) - (now - self._began))
         if self.learner.active:
             self._follow(now)
         short = self.requests.wait(now, 1.0)
@@ -51,6 +59,9 @@ class Quota:
         self.requests.take(1.0)
         self.tokens.take(tokens)
         self.number += 1
+        self.flying += 1
+        if self._began == math.inf:
+            self._began = now
         if now >= self.learner.next_note:
             self.learner.note(now, self.requests.spent - self.requests.refused -1, self.tokens.spent - self.tokens.refused-tokens)
         lease = Lease(self, tokens, now, self.number, self.requests.spent, self.tokens.spent)
@@ -76,14 +87,18 @@ class Quota:
         if lease.number < self._newest:
             return
         self._newest = lease.number
+        if limits.requests is not None and limits.requests.limit is not None:
+            self._starting = False
         if limits.requests is not None:
             self.requests.observe(now, limits.requests, lease.sent_at, self.requests.spent - lease.requests_mark)
         if limits.tokens is not None:
             self.tokens.observe(now, limits.tokens, lease.sent_at, self.tokens.spent - lease.tokens_mark)
 
     def answered(self, lease: Lease) -> None:
-        self.requests.release()
-        self.tokens.release()
+        self.flying -= 1
+        self._window += 1
+        if self._window > 64:
+            self._starting = False
         self._strikes = 0
         if lease is self.canary:
             self.canary = None
@@ -91,6 +106,7 @@ class Quota:
             self._closed_until = -math.inf
 
     def penalize(self, now: float, retry_after: float | None, lease: Lease, limits: RateLimits | None) -> None:
+        self.flying -= 1
         self.requests.refused += 1
         self.tokens.refused += lease.tokens
         news = lease.sent_at >= self._penalized_at
@@ -119,7 +135,10 @@ class Quota:
         if not explained:
             r, k = self.requests, self.tokens
             if self.learner.cut(now, lease.sent_at, lease.tokens, r.spent - r.refused, k.spent - k.refused, (r.pace.rate, k.pace.rate), k.spent/r.spent):
+                self._starting = False
                 self._follow(now)
-                r.level = min(r.level, -RESERVE * r.pace.rate * r.pace.burst_s)
-                k.level = min(k.level, -RESERVE * k.pace.rate * k.pace.burst_s)
+                for b in (r, k):
+                    b.level = min(b.level, -RESERVE * b.pace.burst_s * b.pace.rate)
+                    if self.learner.quick:
+                        b._at = self._closed_until
         self.tokens.give_back(lease.tokens)

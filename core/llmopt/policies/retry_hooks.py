@@ -9,6 +9,7 @@ retry comes, and stay in place.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from threading import Lock
@@ -80,6 +81,11 @@ class QuietHooks:
                     [hook if isinstance(hook, HookFilter) else HookFilter(hook) for hook in present]
                 )
 
+    def forked(self) -> None:
+        """In a forked child: the parent's loops do not run here, and nobody is left to open its lock."""
+        self._lock = Lock()
+        self._loops = 0
+
     def started(self) -> None:
         """The attempt has begun: what is retried from here on, inside it, is somebody else's."""
         _scheduled.set(None)
@@ -87,3 +93,6 @@ class QuietHooks:
 
 QUIET_HOOKS: Final = QuietHooks()
 """As process-wide as what it filters."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=QUIET_HOOKS.forked)

@@ -197,7 +197,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_done)
         return future
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109, ARG002 asyncio's name
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002 asyncio's name
         """As asyncio's, which joins the threads from a thread."""
         self._skipping.threads += 1
         try:

@@ -64,14 +64,15 @@ class TransportWire:
 
         Exceptions of the transport that are neither httpx's nor the system's pass as they are.
         """
-        visit = self._visit(request, request.timeout)
+        visit = self._visit(request)
         return await visit.guard(visit.whole(), request.timeout)
 
     @asynccontextmanager
     async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
         """Send a request and read the answer while it comes; as `ConnectionPool.open_stream`."""
-        visit = self._visit(request, None)
+        visit = self._visit(request)
         await visit.guard(visit.open(), request.timeout)
+        visit.read_slowly(_LONGEST_READ if self._isolate else None)
         try:
             yield WireStream(
                 status=visit.status,
@@ -89,12 +90,11 @@ class TransportWire:
         await self._owned.end()
         await self._transport.aclose()
 
-    def _visit(self, request: WireRequest, read: float | None) -> Visit:
+    def _visit(self, request: WireRequest) -> Visit:
         if self._closed:
             raise endings.closed()
-        if read is None and self._isolate:
-            # A task that nobody cancels must come to an end by itself.
-            read = _LONGEST_READ
+        # A task that nobody cancels must come to an end by itself.
+        read = _LONGEST_READ if self._isolate and request.timeout is None else request.timeout
         trip = Trip(request, origin_of(request.url))
         try:
             sending = _request(request, read)

@@ -80,6 +80,10 @@ class Visit(Reader):
         self.status = self.trip.status = response.status_code
         self.headers = dict(response.headers)
 
+    def read_slowly(self, seconds: float | None) -> None:
+        """Allow so long between two pieces of the body, None for ever: transports look when they begin it."""
+        self._sending.extensions["timeout"]["read"] = seconds
+
     async def raw(self) -> bytes:
         """The next bytes of the body as they came, b"" at its end."""
         while self._pieces is not None and not self._left:

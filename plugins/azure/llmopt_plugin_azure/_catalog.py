@@ -1,31 +1,41 @@
-"""Azure's list: base models that the resource could deploy, unless deployments are configured."""
+"""Azure's list: base models that the resource could deploy, unless deployments are told or configured."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 from attrs import evolve
 
 from llmopt import CatalogPage, Model, Settings
 from llmopt.values.catalog import ModelKind
+from llmopt_plugin_azure._limits import MODELS, deployments
 
 
 def page_of(page: CatalogPage, settings: Settings) -> CatalogPage:
-    """The configured deployments, or the base models with what Azure says of them."""
-    names = settings.options.get("deployments")
-    if names:
-        return CatalogPage(models=tuple(Model(id=str(name), raw={"object": "deployment"}) for name in names))
+    """The configured deployments, or what the resource lists with what is known of it."""
+    configured = deployments(settings)
+    if configured:
+        return CatalogPage(models=tuple(_deployed(name, base) for name, base in configured.items()))
     return evolve(page, models=tuple(map(_described, page.models)))
 
 
+def _deployed(name: str, base: str | None) -> Model:
+    raw = {"id": name, "object": "deployment", **({"model": base} if base else {})}
+    return MODELS.described(Model(id=name, name=base or "", raw=raw), base or name)
+
+
 def _described(model: Model) -> Model:
-    retired = model.raw.get("deprecation")
-    dates = retired if isinstance(retired, dict) else {}
-    when = dates.get("inference")
-    return evolve(model, kind=_kind(model.raw.get("capabilities")), shutdown=_date(when))
+    base = model.raw.get("model")
+    base = base if isinstance(base, str) else model.id
+    if model.raw.get("object") == "deployment":
+        return MODELS.described(evolve(model, name=base), base)
+    dates = model.raw.get("deprecation")
+    when = dates.get("inference") if isinstance(dates, dict) else None
+    told = evolve(model, kind=_kind(model.raw.get("capabilities")), shutdown=model.shutdown or _date(when))
+    return MODELS.described(told, base)
 
 
 def _date(seconds: object) -> str | None:
-    from datetime import UTC, datetime
-
     if type(seconds) is not int or not 0 < seconds < 1 << 33:
         return None
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()

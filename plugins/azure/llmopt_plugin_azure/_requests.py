@@ -1,4 +1,4 @@
-"""Azure's two surfaces: where a deployment stands in the URL, and where in the body."""
+"""Azure's two surfaces: a deployment stands in the URL, or in the body."""
 
 from __future__ import annotations
 
@@ -8,39 +8,52 @@ from urllib.parse import quote
 from attrs import evolve
 
 from llmopt import Call, CatalogCall, EmbedCall, HttpRequest, Settings, compatible
+from llmopt_plugin_azure._addresses import Resource, resource_of
 
-CLASSIC_VERSION: Final = "2024-10-21"
-"""The last dated version that is generally available."""
-
-
-def is_classic(settings: Settings) -> bool:
-    """Whether the classic surface is meant: when it is named, or an api_version is."""
-    surface = settings.options.get("surface")
-    return surface == "classic" or (surface is None and bool(settings.options.get("api_version")))
+_LISTING_VERSION: Final = "2023-03-15-preview"
+"""The one version whose data plane lists deployments (github openai/openai-python#447, langflow-ai/langflow#14509)."""
+_BASE64_SINCE: Final = "2024-03-01"
 
 
 def request_of(call: Call, settings: Settings) -> HttpRequest:
     """The request for a call on the surface that the settings mean."""
-    deployment = settings.options.get("deployment")
-    if deployment and not isinstance(call, CatalogCall):
-        call = evolve(call, model=deployment)
-    encoding = "base64" if isinstance(call, EmbedCall) else None
+    resource = resource_of(settings)
+    if resource.deployment and not isinstance(call, CatalogCall):
+        call = evolve(call, model=resource.deployment)
+    encoding = "base64" if isinstance(call, EmbedCall) and _knows_base64(resource) else None
     request = compatible.build_request(call, settings, encoding_format=encoding)
     headers = {**settings.headers, **_auth(settings)}
-    return evolve(request, path=_path(call, request.path, settings), headers=headers)
+    url = _url(call, request.path, resource, settings)
+    return evolve(request, path=_relative(url, settings.base_url), headers=headers)
+
+
+def _relative(url: str, base: str) -> str:
+    """The path behind base_url; the whole URL where what was pasted as base_url holds more than the resource."""
+    rest = url.removeprefix(base)
+    return rest if rest.startswith("/") else url
+
+
+def _knows_base64(resource: Resource) -> bool:
+    return not resource.classic or (resource.version or "") >= _BASE64_SINCE
 
 
 def _auth(settings: Settings) -> dict[str, str]:
-    if settings.credential is not None and settings.credential_kind == "token":
+    kind = settings.options.get("auth") or settings.credential_kind
+    if settings.credential is not None and kind in ("token", "entra"):
         return {"authorization": f"Bearer {settings.credential.reveal()}"}
     return settings.auth_headers()
 
 
-def _path(call: Call, path: str, settings: Settings) -> str:
-    root = "" if settings.base_url.endswith(("/openai", "/openai/v1")) else "/openai"
-    if not is_classic(settings):
-        return path if settings.base_url.endswith("/v1") else f"{root}/v1{path}"
-    version = quote(settings.options.get("api_version") or CLASSIC_VERSION, safe="")
+def _url(call: Call, path: str, resource: Resource, settings: Settings) -> str:
+    root = f"{resource.root}/openai"
     if isinstance(call, CatalogCall):
-        return f"{root}/models?api-version={version}"
-    return f"{root}/deployments/{quote(call.model, safe='')}{path}?api-version={version}"
+        if settings.options.get("catalog") == "deployments":
+            return f"{root}/deployments?api-version={_LISTING_VERSION}"
+        return _versioned(f"{root}/models" if resource.classic else f"{root}/v1/models", resource)
+    if resource.classic:
+        return _versioned(f"{root}/deployments/{quote(call.model, safe='')}{path}", resource)
+    return _versioned(f"{root}/v1{path}", resource)
+
+
+def _versioned(url: str, resource: Resource) -> str:
+    return url if resource.version is None else f"{url}?api-version={quote(resource.version, safe='')}"

@@ -1,7 +1,8 @@
 """Local and custom servers as a provider of llmopt, and an embedding engine inside the process.
 
 With nothing configured, ``local/default`` is a real embedding model that runs in this process. With
-a ``base_url`` it is whatever OpenAI-compatible server answers there.
+a ``base_url`` it is whatever server answers there: one that speaks the common dialect, or by its
+``flavour`` TEI, Ollama, vLLM, llama.cpp, Infinity or LM Studio.
 """
 
 from __future__ import annotations
@@ -11,53 +12,71 @@ from typing import TYPE_CHECKING
 from llmopt import (
     BatchLimit,
     Call,
+    CatalogPage,
     EmbedCall,
+    EmbeddedRows,
+    Failure,
     HttpRequest,
+    HttpResponse,
     Profile,
     ProviderEntry,
     Settings,
-    Timeouts,
-    compatible,
+    Verdict,
     hookimpl,
 )
-from llmopt_plugin_local._addresses import is_loopback
+from llmopt_plugin_local import _answers, _catalog, _limits, _profile, _requests
+from llmopt_plugin_local._errors import verdict_of
 
 if TYPE_CHECKING:
     import httpx
 
-_EMBEDDED_ITEMS = 1_024
-_EMBEDDED_BYTES = 32 * 1024 * 1024
-
 
 @hookimpl
 def provider_profile(entry: ProviderEntry) -> Profile:
-    """No key needed. Nearby servers get one retry, far ones four, the embedded engine none."""
-    if entry.base_url is None:
-        return Profile(key_required=False, in_process=True, max_retries=0, max_concurrency=2)
-    near = is_loopback(entry.base_url)
-    return Profile(
-        key_required=False,
-        timeouts=Timeouts(connect=30, read=10, read_large=60, catalog=30, pool=5, first=300),
-        max_retries=1 if near else 4,
-        retry_delay=0.2,
-        max_concurrency=16,
-    )
+    """See `llmopt_plugin_local._profile`."""
+    return _profile.profile_of(entry)
 
 
 @hookimpl
-def batch_limit(settings: Settings) -> BatchLimit:
-    """Large batches for the embedded engine; 32 items for a server that says nothing else."""
-    if not settings.base_url:
-        return BatchLimit(max_items=_EMBEDDED_ITEMS, max_bytes=_EMBEDDED_BYTES)
-    return BatchLimit(max_items=32)
+def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit:
+    """See `llmopt_plugin_local._limits`."""
+    return _limits.limit_of(call, settings)
 
 
 @hookimpl
-def build_request(call: Call, settings: Settings) -> HttpRequest | None:
-    """The common dialect. Base64 is asked for only of the embedded engine, which surely knows it."""
-    if isinstance(call, EmbedCall) and not settings.base_url:
-        return compatible.build_request(call, settings, encoding_format="base64")
-    return None
+def limits_request(settings: Settings) -> HttpRequest | None:
+    """Where the flavour has something to tell."""
+    return _limits.question_of(settings)
+
+
+@hookimpl
+def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
+    """See `llmopt_plugin_local._limits`."""
+    return _limits.told_by(call, response, settings)
+
+
+@hookimpl
+def build_request(call: Call, settings: Settings) -> HttpRequest:
+    """See `llmopt_plugin_local._requests`."""
+    return _requests.request_of(call, settings)
+
+
+@hookimpl
+def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
+    """See `llmopt_plugin_local._answers`."""
+    return _answers.rows_of(call, response)
+
+
+@hookimpl
+def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+    """See `llmopt_plugin_local._catalog`."""
+    return _catalog.page_of(response)
+
+
+@hookimpl
+def classify_error(failure: Failure, settings: Settings) -> Verdict:
+    """See `llmopt_plugin_local._errors`."""
+    return verdict_of(failure, settings)
 
 
 @hookimpl

@@ -28,37 +28,40 @@ def page_of(page: CatalogPage) -> CatalogPage:
 def _families(models: Iterable[Model]) -> list[list[Model]]:
     """Cards of one model together, in the order of the first of each.
 
-    Cards belong together when one names the id of another as its name or alias; a list in which only
-    one of two cards names the other is put right too.
+    Cards belong together when they share a name or one names the other as its alias; a list in which
+    only one of the two says so is put right too.
     """
-    families: list[tuple[set[str], list[Model]]] = []
+    families: list[list[Model]] = []
+    family_of: dict[str, int] = {}
     for model in models:
-        names = _names(model)
-        same = [family for family in families if family[0] & names]
-        cards = [card for family in same for card in family[1]] + [model]
-        joined = (names.union(*(family[0] for family in same)), cards)
-        place = families.index(same[0]) if same else len(families)
-        families[place : place + bool(same)] = [joined]
-        families = [family for family in families if family is joined or family not in same]
-    return [cards for _, cards in families]
+        names = {model.id, *_listed(model), _text(model.raw.get("name")) or model.id}
+        found = sorted({family_of[name] for name in names if name in family_of})
+        own = found[0] if found else len(families)
+        if not found:
+            families.append([])
+        for other in found[1:]:
+            families[own] += families[other]
+            families[other] = []
+            family_of = {name: own if place == other else place for name, place in family_of.items()}
+        families[own].append(model)
+        family_of.update(dict.fromkeys(names, own))
+    return [cards for cards in families if cards]
 
 
-def _names(model: Model) -> set[str]:
+def _listed(model: Model) -> set[str]:
     aliases = model.raw.get("aliases")
-    listed = aliases if isinstance(aliases, list) else []
-    return {name for name in (model.id, model.raw.get("name"), *listed) if isinstance(name, str) and name}
+    return {alias for alias in aliases if _text(alias)} if isinstance(aliases, list) else set()
 
 
 def _merged(cards: list[Model]) -> Model:
     # The card whose name is its id is the model itself, all others are aliases of it.
     own = next((card for card in cards if card.raw.get("name") == card.id), cards[0])
-    names = set().union(*map(_names, cards))
+    ids = {card.id for card in cards}.union(*map(_listed, cards))
     return evolve(
         own,
-        name=_text(own.raw.get("description")) or "",
         kind=_kind(own.id, own.raw.get("capabilities")),
         context_length=_whole(own.raw.get("max_context_length")),
-        aliases=tuple(sorted(names - {own.id})),
+        aliases=tuple(sorted(ids - {own.id})),
         deprecated=_text(own.raw.get("deprecation")),
     )
 

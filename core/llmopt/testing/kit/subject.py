@@ -163,7 +163,11 @@ class Subject:
 
     @staticmethod
     def answer(
-        body: bytes, *, status: int = 200, kind: str = "application/json", headers: Mapping[str, str] | None = None
+        body: bytes,
+        *,
+        status: int = 200,
+        kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
     ) -> HttpResponse:
         """An answer of the server's, made anew with each call."""
         return HttpResponse(

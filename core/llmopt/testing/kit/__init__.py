@@ -1,0 +1,1 @@
+"""The checks of the conformance kit, and what they have in common."""

@@ -1,0 +1,84 @@
+"""Embedding answers by their shape: the common one, Ollama's, and the bare lists of TEI and llama.cpp."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from llmopt import EmbedCall, EmbeddedRows, Failure, HttpResponse, InvalidResponse, Usage, compatible
+
+_MOST_TOKENS: Final = 10**12
+_HEAD: Final = 4_096
+_T = TypeVar("_T")
+
+
+class _Ollama(msgspec.Struct):
+    embeddings: list[msgspec.Raw]
+    model: Any = None
+    prompt_eval_count: Any = None
+    error: Any = None
+
+
+class _Unpooled(msgspec.Struct):
+    index: int
+    embedding: list[msgspec.Raw]
+
+
+def rows_of(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
+    """The vectors of an answer, or the failure that a 2xx carries.
+
+    Raises:
+        InvalidResponse: the answer is neither.
+    """
+    head = response.body[:_HEAD].lstrip()
+    if head.startswith(b"["):
+        return _from_list(response.body)
+    # The key comes before the vectors; the common shape has `embedding`, for each of them.
+    if b'"embeddings"' in head:
+        return _from_ollama(call, response)
+    return compatible.parse_embeddings(call, response)
+
+
+def _from_ollama(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
+    answer = _decoded(response.body, _Ollama)
+    if answer.error:
+        return Failure.from_response(response, model=call.model)
+    count = answer.prompt_eval_count
+    known = type(count) is int and 0 <= count <= _MOST_TOKENS
+    return EmbeddedRows(
+        vectors=compatible.rows_from_raw(answer.embeddings),
+        usage=Usage(prompt_tokens=count, total_tokens=count) if known else None,
+        model=answer.model if isinstance(answer.model, str) else None,
+    )
+
+
+def _from_list(body: bytes) -> EmbeddedRows:
+    raws = _decoded(body, list[msgspec.Raw])
+    if raws and bytes(raws[0])[:1] == b"{":
+        raws = _in_order(_decoded(body, list[_Unpooled]))
+    return EmbeddedRows(vectors=compatible.rows_from_raw(raws))
+
+
+def _in_order(items: list[_Unpooled]) -> list[msgspec.Raw]:
+    """llama.cpp without ``/v1``: each vector in a list of its own, or one vector for each token."""
+    items = sorted(items, key=lambda item: item.index)
+    if [item.index for item in items] != list(range(len(items))):
+        raise _invalid("the indices of the answer are not 0, 1, 2 and so on", "index")
+    if any(len(item.embedding) != 1 for item in items):
+        raise _invalid("the server gives a vector for each token; start it with pooling", "dimensions")
+    return [item.embedding[0] for item in items]
+
+
+def _decoded(body: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        # Its message names types and the path, never a value.
+        raise _invalid(f"the answer has another form than embeddings: {error}", "json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _invalid(f"the answer ({len(body)} bytes) is not JSON", "json") from None
+
+
+def _invalid(message: str, reason: str) -> InvalidResponse:
+    return InvalidResponse(f"{message}.", reason=reason, sent="yes")

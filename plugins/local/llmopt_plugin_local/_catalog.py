@@ -1,0 +1,91 @@
+"""Lists of models by their shape: the common one with what each server adds, Ollama's, and TEI's ``/info``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import evolve
+
+from llmopt import CatalogPage, Failure, HttpResponse, Model, compatible
+from llmopt.values.catalog import ModelKind
+from llmopt_plugin_local._limits import MODELS
+
+_KINDS: Final[Mapping[str, ModelKind]] = {
+    "embed": "embedding",
+    "embedding": "embedding",
+    "embeddings": "embedding",
+    "rerank": "rerank",
+    "reranker": "rerank",
+    "classifier": "other",
+    "classify": "other",
+    "completion": "chat",
+    "llm": "chat",
+    "vlm": "chat",
+}
+"""Types (TEI, LM Studio) and capabilities (Ollama, Infinity), and what a model of these is for."""
+_ORDER: Final[tuple[ModelKind, ...]] = ("embedding", "chat", "rerank", "other")
+"""Of several capabilities the first of these counts."""
+
+
+def page_of(response: HttpResponse) -> CatalogPage | Failure:
+    """The models that a server has.
+
+    Raises:
+        InvalidResponse: the answer holds no list.
+    """
+    value = response.json
+    if isinstance(value, dict) and isinstance(value.get("model_id"), str):
+        return CatalogPage(models=(_of_info(value),))
+    page = compatible.parse_catalog(response)
+    if isinstance(page, Failure):
+        return page
+    return evolve(page, models=tuple(map(_described, page.models)))
+
+
+def _of_info(info: Mapping[str, Any]) -> Model:
+    served, model = info.get("served_model_name"), str(info["model_id"])
+    kinds = info.get("model_type")
+    told = Model(
+        id=served if isinstance(served, str) and served else model,
+        name=model,
+        kind=_kind(list(kinds) if isinstance(kinds, Mapping) else [kinds]),
+        context_length=_whole(info.get("max_input_length")),
+        raw=info,
+    )
+    return MODELS.described(told, *_names(told))
+
+
+def _described(model: Model) -> Model:
+    raw = model.raw
+    details = _table(raw.get("details"))
+    meta = _table(raw.get("meta"))
+    capabilities = raw.get("capabilities")
+    context = raw.get("loaded_context_length"), details.get("context_length"), meta.get("n_ctx_train")
+    told = evolve(
+        model,
+        kind=_kind([raw.get("type"), *(capabilities if isinstance(capabilities, list) else [])]),
+        context_length=next(filter(None, map(_whole, context)), model.context_length),
+        dimensions=_whole(details.get("embedding_length")) or _whole(meta.get("n_embd")),
+        aliases=(model.id.removesuffix(":latest"),) if model.id.endswith(":latest") else (),
+    )
+    return MODELS.described(told, *_names(told))
+
+
+def _names(model: Model) -> tuple[str, ...]:
+    """What a model may be called in the table: "nomic-ai/Nomic-Embed-Text:v1.5" is "nomic-embed-text" there."""
+    plain = (name.rpartition("/")[2].lower() for name in (model.id, model.name))
+    return tuple(form for name in plain for form in (name, name.partition(":")[0]))
+
+
+def _kind(words: list[Any]) -> ModelKind:
+    found = {_KINDS[word] for word in words if isinstance(word, str) and word in _KINDS}
+    return next((kind for kind in _ORDER if kind in found), "unknown")
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None

@@ -1,0 +1,105 @@
+"""What fits into one request: what is known of each server, and what it tells of itself.
+
+| server | tells |
+|---|---|
+| TEI | ``/info``: items and permits for a request, tokens for a text |
+| vLLM | ``/v1/models``: ``max_model_len`` of each model |
+| llama.cpp | ``/props``: the context; the physical batch, which is the limit of a text, stays untold |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import evolve
+
+from llmopt import BatchLimit, EmbedCall, HttpRequest, HttpResponse, InvalidResponse, ModelTable, Settings
+from llmopt_plugin_local._flavours import (
+    INFINITY,
+    LLAMACPP,
+    OLLAMA,
+    TEI,
+    VLLM,
+    common,
+    flavour_of,
+    native,
+)
+from llmopt_plugin_local._requests import get
+
+MODELS: Final = ModelTable("llmopt_plugin_local")
+
+_USUAL: Final = BatchLimit(max_items=32)
+"""A size that every server seen takes."""
+_BY_FLAVOUR: Final[Mapping[str, BatchLimit]] = {
+    # TEI's own default; with 16 requests in flight it uses up the 512 permits that a router has.
+    TEI: BatchLimit(max_items=32, max_bytes=2_000_000),
+    # Infinity takes 2,048; vLLM has no limit. Both put texts of several requests together anyway.
+    INFINITY: BatchLimit(max_items=256),
+    VLLM: BatchLimit(max_items=256),
+}
+_CUTTING: Final = (TEI, OLLAMA, VLLM)
+"""Flavours that are told whether to cut a text that is too long."""
+
+
+def limit_of(call: EmbedCall, settings: Settings) -> BatchLimit:
+    """What fits into one request, as far as it is known without asking."""
+    if not settings.base_url:
+        return MODELS.limit(call.model)
+    return evolve(_BY_FLAVOUR.get(flavour_of(settings), _USUAL), truncates=_cuts(settings))
+
+
+def _cuts(settings: Settings) -> bool:
+    return flavour_of(settings) in _CUTTING and bool(settings.options.get("truncate"))
+
+
+def question_of(settings: Settings) -> HttpRequest | None:
+    """The request that asks a server for its limits."""
+    if not settings.base_url:
+        return None
+    flavour = flavour_of(settings)
+    if flavour == TEI:
+        return get(native(settings, "/info"), settings)
+    if flavour == VLLM:
+        return get(common(settings, "/models"), settings)
+    return get(native(settings, "/props"), settings) if flavour == LLAMACPP else None
+
+
+def told_by(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
+    """What an answer tells; nothing for one of another shape."""
+    try:
+        value = response.json
+    except InvalidResponse:
+        return BatchLimit()
+    if not isinstance(value, dict):
+        return BatchLimit()
+    if "max_client_batch_size" in value or "max_input_length" in value:
+        return _of_info(value, settings)
+    if isinstance(value.get("data"), list):
+        length = _length_of(value["data"], call.model)
+        return BatchLimit(max_item_tokens=length, truncates=length is not None and _cuts(settings))
+    generation = value.get("default_generation_settings")
+    return BatchLimit(max_item_tokens=_whole(generation, "n_ctx"))
+
+
+def _of_info(info: Mapping[str, Any], settings: Settings) -> BatchLimit:
+    # Each text of a batch takes a permit, without waiting: one with more texts than permits never passes.
+    items = [_whole(info, "max_client_batch_size"), _whole(info, "max_concurrent_requests")]
+    return BatchLimit(
+        max_items=min((number for number in items if number), default=None),
+        max_item_tokens=_whole(info, "max_input_length"),
+        truncates=_cuts(settings),
+    )
+
+
+def _length_of(entries: list[Any], model: str) -> int | None:
+    """The length of one model; of the only one there is, whatever it is called."""
+    tables = [entry for entry in entries if isinstance(entry, Mapping)]
+    named = [entry for entry in tables if entry.get("id") == model]
+    chosen = named or (tables if len(tables) == 1 else [])
+    return _whole(chosen[0], "max_model_len") if chosen else None
+
+
+def _whole(table: object, key: str) -> int | None:
+    value = table.get(key) if isinstance(table, Mapping) else None
+    return value if type(value) is int and value > 0 else None

@@ -1,0 +1,53 @@
+"""What local servers are like, and the keys that they add to a provider entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from llmopt import Option, Profile, ProviderEntry, Timeouts
+from llmopt_plugin_local._addresses import is_loopback
+from llmopt_plugin_local._flavours import FLAVOURS, INFINITY, LLAMACPP, LMSTUDIO, OLLAMA, TEI, VLLM
+
+_OPTIONS: Final = (
+    Option(
+        name="flavour",
+        choices=FLAVOURS,
+        help="which server it is, to ask it natively and for its limits; the common dialect unless given",
+    ),
+    Option(
+        name="truncate",
+        type=bool,
+        help="whether TEI, Ollama and vLLM cut a text that is too long, instead of refusing it",
+    ),
+)
+
+
+_EMBEDDED: Final = Profile(
+    key_required=False, in_process=True, max_retries=0, max_concurrency=2, options=_OPTIONS
+)
+_ADDRESSES: Final[Mapping[str, str]] = {
+    TEI: "http://127.0.0.1:3000",
+    OLLAMA: "http://127.0.0.1:11434",
+    VLLM: "http://127.0.0.1:8000",
+    LLAMACPP: "http://127.0.0.1:8080",
+    INFINITY: "http://127.0.0.1:7997",
+    LMSTUDIO: "http://127.0.0.1:1234",
+}
+"""Where each server listens unless it is told otherwise."""
+
+
+def profile_of(entry: ProviderEntry) -> Profile:
+    """No key needed. Nearby servers get one retry, far ones four, the embedded engine none."""
+    usual = _ADDRESSES.get(str(entry.options.get("flavour")))
+    if entry.base_url is None and usual is None:
+        return _EMBEDDED
+    return Profile(
+        base_url=usual,
+        key_required=False,
+        timeouts=Timeouts(connect=30, read=10, read_large=60, catalog=30, pool=5, first=300),
+        max_retries=1 if is_loopback(entry.base_url or str(usual)) else 4,
+        retry_delay=0.2,
+        max_concurrency=16,
+        options=_OPTIONS,
+    )

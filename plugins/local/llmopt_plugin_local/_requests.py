@@ -1,0 +1,89 @@
+"""Requests to local servers: the common dialect, and what is native to TEI and Ollama.
+
+A text that is too long is an error of that text and no silent loss: TEI and Ollama are told not to cut
+it, unless ``truncate = true``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from attrs import evolve
+
+from llmopt import Call, CatalogCall, EmbedCall, HttpRequest, Settings, compatible
+from llmopt_plugin_local._flavours import (
+    INFINITY,
+    LLAMACPP,
+    LMSTUDIO,
+    OLLAMA,
+    TEI,
+    VLLM,
+    common,
+    flavour_of,
+    native,
+)
+
+_BASE64: Final = frozenset({VLLM, LLAMACPP, INFINITY})
+"""Flavours that surely know base64. Others might refuse it, and answer with lists without it."""
+_LISTS: Final[Mapping[str, str]] = {TEI: "/info", OLLAMA: "/api/tags", LMSTUDIO: "/api/v0/models"}
+"""Native lists of models: they tell more than ``/v1/models``."""
+
+
+def request_of(call: Call, settings: Settings) -> HttpRequest:
+    """The request for a call."""
+    if not settings.base_url:
+        encoding = "base64" if isinstance(call, EmbedCall) else None
+        return compatible.build_request(call, settings, encoding_format=encoding)
+    flavour = flavour_of(settings)
+    if isinstance(call, CatalogCall) and flavour in _LISTS:
+        return get(native(settings, _LISTS[flavour]), settings)
+    if isinstance(call, EmbedCall) and flavour in _NATIVE:
+        path, body = _NATIVE[flavour](call, settings)
+        return HttpRequest(method="POST", path=native(settings, path), headers=_headers(settings), json=body)
+    return _common(call, settings, flavour)
+
+
+def get(path: str, settings: Settings) -> HttpRequest:
+    """A request without a body."""
+    return HttpRequest(method="GET", path=path, headers=_headers(settings))
+
+
+def _headers(settings: Settings) -> dict[str, str]:
+    return {**settings.headers, **settings.auth_headers()}
+
+
+def _common(call: Call, settings: Settings, flavour: str) -> HttpRequest:
+    encoding = "base64" if isinstance(call, EmbedCall) and flavour in _BASE64 else None
+    if isinstance(call, EmbedCall) and flavour == VLLM and settings.options.get("truncate"):
+        # -1 stands for the model's own length.
+        call = evolve(call, extra={"truncate_prompt_tokens": -1, **call.extra})
+    request = compatible.build_request(call, settings, encoding_format=encoding)
+    return evolve(request, path=common(settings, request.path))
+
+
+def _tei(call: EmbedCall, settings: Settings) -> tuple[str, dict[str, Any]]:
+    """``/embed``: one model, so none is named; what a text is for selects one of the model's prompts."""
+    body: dict[str, Any] = {"inputs": call.texts, "truncate": bool(settings.options.get("truncate"))}
+    if call.dimensions is not None:
+        body["dimensions"] = call.dimensions
+    if call.input_type is not None:
+        body["prompt_name"] = call.input_type
+    return "/embed", {**body, **call.extra}
+
+
+def _ollama(call: EmbedCall, settings: Settings) -> tuple[str, dict[str, Any]]:
+    body: dict[str, Any] = {
+        "model": call.model,
+        "input": call.texts,
+        "truncate": bool(settings.options.get("truncate")),
+    }
+    if call.dimensions is not None:
+        body["dimensions"] = call.dimensions
+    return "/api/embed", {**body, **call.extra}
+
+
+_NATIVE: Final[Mapping[str, Callable[[EmbedCall, Settings], tuple[str, dict[str, Any]]]]] = {
+    TEI: _tei,
+    OLLAMA: _ollama,
+}

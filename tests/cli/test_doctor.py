@@ -1,0 +1,191 @@
+"""``llmopt doctor``: what is set up, what answers, and what to do."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmopt as library
+from tests.cli.installed import install, path_with
+from tests.cli.run import found, invoke, llmopt
+from tests.cli.server import EmbeddingServer, refused
+
+
+def checks(*arguments: str) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in found(invoke("doctor", "--json", *arguments))["providers"]}
+
+
+def configure(**entries: str) -> None:
+    Path("llmopt.toml").write_text("".join(f"[providers.{name}]\n{text}\n" for name, text in entries.items()))
+
+
+def test_versions_and_configuration(served: EmbeddingServer) -> None:
+    """The versions, the file in use and the plugins, as text and as JSON."""
+    done = llmopt("doctor")
+    assert done.returncode == 0, done.stderr
+    head = done.stdout.decode().splitlines()[:2]
+    assert head[0].startswith(f"llmopt {library.__version__}, Python {platform.python_version()}, ")
+    assert head[1] == "configuration: llmopt.toml"
+    table = found(invoke("doctor", "--json"))
+    assert (table["llmopt"], table["python"]) == (library.__version__, platform.python_version())
+    assert table["configuration"] == {"file": "llmopt.toml", "error": None}
+    assert {"local", "mistral"} <= {each["name"] for each in table["plugins"]}
+
+
+def test_what_answers(served: EmbeddingServer) -> None:
+    """Models, latency and address of a server; the engine inside the process has none."""
+    near = checks()["near"]
+    assert near.pop("latency_ms") > 0
+    assert near == {
+        "name": "near",
+        "plugin": "local",
+        "endpoint": 0,
+        "base_url": served.url,
+        "key": "not needed",
+        "key_source": "",
+        "state": "ok",
+        "models": 2,
+        "error": "",
+        "advice": "",
+        "chosen": True,
+    }
+    assert "in this process" in invoke("doctor", "local").stdout
+
+
+def test_a_provider_that_nobody_set_up_is_no_failure() -> None:
+    """Installed without a key: told how to set it up, exit code 0. Asked for by name it is a failure."""
+    done = invoke("doctor")
+    assert done.exit_code == 0, done.stderr
+    assert (
+        "not set up: providers.mistral: there is no key; set the environment variable MISTRAL_API_KEY"
+        in done.stderr
+    )
+    done = invoke("doctor", "mistral")
+    assert done.exit_code == 3
+    assert done.stderr.startswith("llmopt: providers.mistral: there is no key")
+
+
+@pytest.mark.parametrize("offline", [(), ("--offline",)])
+def test_the_key_is_never_shown(
+    served: EmbeddingServer, monkeypatch: pytest.MonkeyPatch, offline: tuple[str, ...]
+) -> None:
+    """Present or not and from where, in every form of output."""
+    configure(
+        a=f'plugin = "local"\nbase_url = "{served.url}"\napi_key = "sk-in-the-file"',
+        b=f'plugin = "local"\nbase_url = "{served.url}"\napi_key_env = "MY_KEY"',
+        c=f'plugin = "local"\nbase_url = "{served.url}"\napi_key_env = "NOT_THERE"',
+        d=f'plugin = "local"\nbase_url = "{served.url}"\napi_key_env = "BAD_KEY"',
+    )
+    monkeypatch.setenv("MY_KEY", "sk-in-the-environment")
+    monkeypatch.setenv("BAD_KEY", "sk with spaces")
+    shown = checks(*offline)
+    assert (shown["a"]["key"], shown["a"]["key_source"]) == ("present", "configuration")
+    assert (shown["b"]["key"], shown["b"]["key_source"]) == ("present", "environment variable MY_KEY")
+    assert shown["c"]["key"] == "missing"
+    assert "NOT_THERE" in shown["c"]["error"]
+    assert shown["d"]["key"] == "unusable"
+    done = invoke("doctor", *offline)
+    for text in (done.stdout, done.stderr, str(shown)):
+        assert "sk-" not in text
+        assert "spaces" not in text.replace("a space", "")
+
+
+def test_offline_asks_nobody(served: EmbeddingServer) -> None:
+    """--offline looks at the configuration alone."""
+    served.models = refused(500, "nobody should see this")
+    done = invoke("doctor", "near", "--offline", "--json")
+    assert (done.exit_code, found(done)["providers"][0]["state"]) == (0, "not asked")
+
+
+ANSWERS = [
+    (401, "set a key: this server wants one"),
+    (403, "the key is valid and may not list models; embedding may work all the same"),
+    (404, "check the path of base_url; a server without a list of models may embed all the same"),
+    (418, ""),
+]
+
+
+@pytest.mark.parametrize(("status", "advice"), ANSWERS)
+def test_what_to_do_where_a_server_refuses(served: EmbeddingServer, status: int, advice: str) -> None:
+    """Each answer with its advice; exit code 1."""
+    served.models = refused(status, "this is what the server said")
+    done = invoke("doctor", "near", "--json")
+    near = found(done)["providers"][0]
+    assert (done.exit_code, near["state"], near["models"]) == (1, "failed", None)
+    assert "this is what the server said" in near["error"]
+    if advice:
+        assert near["advice"] == advice
+
+
+def test_what_to_do_where_nobody_listens() -> None:
+    """A server that is not running."""
+    configure(gone='plugin = "local"\nbase_url = "http://127.0.0.1:1/v1"')
+    done = invoke("doctor", "gone")
+    assert done.exit_code == 1
+    assert "To do: start the server, or correct the port in base_url." in done.stderr
+
+
+def test_what_to_do_where_something_else_answers(served: EmbeddingServer) -> None:
+    """A page instead of a list of models."""
+    served.models = (200, {"hello": "world"})
+    assert (
+        checks("near")["near"]["advice"] == "check base_url: something else than the provider answers there"
+    )
+
+
+def test_a_broken_configuration_is_a_finding(here: Path) -> None:
+    """The doctor comes to the sick: plugins and versions are shown all the same."""
+    (here / "other.toml").write_text("[providers.near]\nmax_retries = 'many'\n")
+    done = invoke("doctor", "--config", "other.toml", "--json")
+    table = found(done)
+    assert done.exit_code == 3
+    assert table["configuration"]["file"] == "other.toml"
+    assert "providers.near.max_retries" in table["configuration"]["error"]
+    assert table["plugins"]
+    assert "providers.near.max_retries" in invoke("doctor", "--config", "other.toml").stderr
+
+
+def test_a_broken_plugin_is_a_finding(tmp_path: Path) -> None:
+    """It takes down only itself."""
+    folder = tmp_path / "packages"
+    source = (
+        "from llmopt import Profile, hookimpl\n"
+        "@hookimpl\n"
+        "def provider_profile(entry):\n"
+        "    return Profile(base_url='http://127.0.0.1:1', key_required=False)\n"
+        "@hookimpl\n"
+        "def open_transport(settings):\n"
+        "    return 7\n"
+    )
+    install(folder, "faulty-1.0", {"faulty": "faulty_plugin"}, {"faulty_plugin": source})
+    done = llmopt("doctor", "faulty", "local", "--json", env=path_with(folder))
+    found_checks = {each["name"]: each for each in found(done)["providers"]}
+    assert found_checks["faulty"]["state"] == "failed"
+    assert "open_transport returned int" in found_checks["faulty"]["error"]
+    assert found_checks["local"]["state"] == "ok"
+    assert done.returncode == 1
+
+
+def test_every_endpoint_of_an_entry(served: EmbeddingServer) -> None:
+    """Not only the first one."""
+    configure(
+        both=(
+            'plugin = "local"\n'
+            f'endpoints = [{{ base_url = "{served.url}" }}, {{ base_url = "http://127.0.0.1:1/v1" }}]'
+        )
+    )
+    done = invoke("doctor", "both", "--json")
+    assert [each["state"] for each in found(done)["providers"]] == ["ok", "failed"]
+
+
+def test_an_entry_with_an_unknown_key_is_a_finding(served: EmbeddingServer) -> None:
+    """The others are looked at all the same."""
+    configure(near=f'plugin = "local"\nbase_url = "{served.url}"', bad='plugin = "local"\nurl = "x"')
+    done = invoke("doctor", "--json")
+    states = {each["name"]: each for each in found(done)["providers"]}
+    assert (states["near"]["state"], states["bad"]["state"]) == ("ok", "cannot be used")
+    assert "providers.bad.url" in states["bad"]["error"]
+    assert done.exit_code == 3

@@ -1,0 +1,124 @@
+"""How commands end: codes, sentences, tracebacks on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmopt import errors
+from llmopt.cli.advice import advice_for
+from llmopt.cli.exits import BadInput, CommandError, Exit, code_of, sentence_of
+from llmopt.cli.text import count, listed, plain
+from llmopt.cli.writers.append import AppendFile
+from tests.cli.run import invoke
+
+CODES = [
+    (errors.ConfigError("x"), Exit.SETUP),
+    (errors.UnknownProvider("x"), Exit.SETUP),
+    (errors.PluginConflict("x"), Exit.SETUP),
+    (errors.InvalidInput("x"), Exit.USAGE),
+    (errors.AuthError("x"), Exit.FAILED),
+    (errors.DeadlineExceeded("x"), Exit.FAILED),
+    (BadInput("x"), Exit.USAGE),
+    (CommandError("x", Exit.SETUP), Exit.SETUP),
+    (KeyboardInterrupt(), Exit.INTERRUPTED),
+    (OSError(28, "No space left on device"), Exit.FAILED),
+    (ValueError("x"), Exit.FAILED),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), CODES, ids=lambda value: type(value).__name__)
+def test_code_of_an_error(error: BaseException, code: Exit) -> None:
+    """What can be mended where, in a number."""
+    assert code_of(error) == code
+
+
+def test_sentences() -> None:
+    """Errors of the system and of nobody's making are sentences too."""
+    assert (
+        sentence_of(OSError(28, "No space left on device", "out.npy")) == "No space left on device: out.npy."
+    )
+    assert sentence_of(OSError(28, "No space left on device")) == "No space left on device."
+    assert sentence_of(errors.ConfigError("do this.")) == "do this."
+    assert "LLMOPT_TRACEBACK=1" in sentence_of(ValueError("oh"))
+
+
+def test_an_internal_fault_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No traceback, unless it is asked for."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oh dear")
+
+    monkeypatch.setattr("llmopt.cli.plugins.load_config", broken)
+    done = invoke("plugins")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(
+        "llmopt: this is a fault of llmopt or of a plugin (ZeroDivisionError: oh dear)"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    monkeypatch.setenv("LLMOPT_TRACEBACK", "1")
+    done = invoke("plugins")
+    assert done.exit_code == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "in broken" in done.stderr
+
+
+def test_an_interrupt_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 130 from every command."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmopt.cli.plugins.load_config", interrupted)
+    done = invoke("plugins")
+    assert (done.exit_code, done.stderr) == (130, "llmopt: interrupted.\n")
+
+
+def test_a_disk_that_fills_up_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure to write is told, and the rows before it are kept."""
+    append = AppendFile.append
+
+    def full(self: AppendFile, data: memoryview) -> None:
+        if self.size > 2_000_000:
+            raise OSError(28, "No space left on device")
+        append(self, data)
+
+    monkeypatch.setattr(AppendFile, "append", full)
+    Path("in.txt").write_text("".join(f"text {row}\n" for row in range(8000)))
+    done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.npy")
+    assert done.exit_code == 1
+    assert (
+        done.stderr == "llmopt: No space left on device. 2,048 finished rows are kept in out.npy.partial.\n"
+    )
+    assert np.load("out.npy.partial").shape == (2048, 256)
+
+
+def test_a_partial_file_that_cannot_have_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is too long with ".partial": the rows stay in the temporary file, which is named."""
+    name = "o" * 250 + ".npy"
+    done = invoke("embed", "-", "--model", "local/default", "--out", name, stdin=b"good\n" * 3000 + b"\xff")
+    assert done.exit_code == 2
+    (left,) = Path().glob(".llmopt-*.tmp")
+    assert str(left) in done.stderr
+
+
+def test_advice_for_every_way_to_fail() -> None:
+    """Half a sentence, with the key's source where the key is at fault."""
+    refused = errors.ConnectFailed("x", cause="refused")
+    assert advice_for(refused, "") == "start the server, or correct the port in base_url"
+    assert advice_for(errors.ConnectFailed("x", cause="other"), "").startswith("check base_url")
+    assert advice_for(errors.AuthError("x"), "configuration") == "check the key (configuration)"
+    assert advice_for(errors.DeadlineExceeded("x"), "") == "try again, with a larger --deadline"
+    assert advice_for(errors.ItemRejected("x"), "") == ""
+
+
+def test_text_for_people() -> None:
+    """Numbers with their nouns, names few and short, and nothing that moves a cursor."""
+    assert (count(1, "text"), count(1234, "text")) == ("1 text", "1,234 texts")
+    assert plain("a\x1b[1m\nb") == "a\ufffd[1m\ufffdb"
+    assert plain("a\x1b\nb", lines=True) == "a\ufffd\nb"
+    assert listed(["a", "b"]) == "'a', 'b'"
+    assert listed(str(number) for number in range(30)).endswith("'19', and 10 more")
+    assert len(listed(["x" * 100])) < 50

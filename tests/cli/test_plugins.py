@@ -1,0 +1,84 @@
+"""``llmopt plugins``: what is installed, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.installed import install, path_with
+from tests.cli.run import found, invoke, llmopt
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with plugins that are wrong in every way there is."""
+    folder = tmp_path / "packages"
+    install(folder, "other-local-9.1", {"local": "other_local"}, {"other_local": ""})
+    install(
+        folder,
+        "broken-1.0",
+        {"broken": "broken_plugin"},
+        {"broken_plugin": "raise RuntimeError('not today')"},
+    )
+    misspelt = "from llmopt import hookimpl\n@hookimpl\ndef batch_limits(call):\n    return None\n"
+    install(folder, "misspelt-1.0", {"misspelt": "misspelt_plugin"}, {"misspelt_plugin": misspelt})
+    install(folder, "odd-1.0", {"Odd.Name": "odd_plugin"}, {"odd_plugin": ""})
+    return folder
+
+
+def plugins(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    done = llmopt("plugins", "--json", *arguments, env=path_with(folder))
+    assert done.returncode == 3
+    return {each["name"]: each for each in found(done)["plugins"]}
+
+
+def test_all_is_well() -> None:
+    """Name, distribution, module, state and entries; exit code 0."""
+    Path("llmopt.toml").write_text('[providers.near]\nplugin = "local"\nbase_url = "http://127.0.0.1:1/v1"\n')
+    done = invoke("plugins")
+    assert done.exit_code == 0, done.stderr
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
+    assert rows["local"] == ["llmopt-plugin-local 0.1.0", "llmopt_plugin_local", "ok", "near"]
+
+
+def test_a_conflict_names_both(folder: Path) -> None:
+    """Two distributions with one name."""
+    local = plugins(folder)["local"]
+    assert local["state"] == "conflict"
+    assert sorted(local["distributions"]) == ["llmopt-plugin-local 0.1.0", "other-local 9.1"]
+    assert "llmopt-plugin-local 0.1.0 and other-local 9.1; uninstall all but one" in local["problem"]
+
+
+def test_what_does_not_load_or_breaks_the_contract(folder: Path) -> None:
+    """Each with its own state, and the others work on."""
+    states = plugins(folder)
+    assert states["broken"]["state"] == "does not load"
+    assert "RuntimeError: not today" in states["broken"]["problem"]
+    assert states["misspelt"]["state"] == "breaks the contract"
+    assert "batch_limits" in states["misspelt"]["problem"]
+    assert states["Odd.Name"]["state"] == "unusable name"
+    assert states["mistral"]["state"] == "ok"
+
+
+def test_an_entry_without_its_plugin(tmp_path: Path) -> None:
+    """What the configuration needs and nobody installed."""
+    Path("llmopt.toml").write_text('[providers.mine]\nplugin = "absent"\n')
+    absent = plugins(tmp_path)["absent"]
+    assert (absent["state"], absent["entries"]) == ("not installed", ["mine"])
+    assert "pip install llmopt-plugin-absent" in absent["problem"]
+
+
+def test_problems_stand_below_the_table(folder: Path) -> None:
+    """On standard error, a sentence each."""
+    done = llmopt("plugins", env=path_with(folder))
+    assert done.returncode == 3
+    assert len(done.stderr.decode().splitlines()) == 4
+    assert b"broken\tbroken 1.0\tbroken_plugin\tdoes not load\t" in done.stdout
+
+
+def test_none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told what to install."""
+    monkeypatch.setattr("importlib_metadata.entry_points", lambda **_: ())
+    assert "pip install llmopt-plugin-local" in invoke("plugins").stderr

@@ -1,0 +1,545 @@
+"""Any httpx transport as a wire: answers, faults, time-outs, and httpx's own pool under cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import gzip
+import itertools
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from llmopt import errors
+from llmopt.values.attempt import AttemptInfo
+from llmopt.wire.pool import ConnectionPool
+from llmopt.wire.seam import PoolTransport, TransportWire
+from tests.faults import (
+    Answer,
+    FaultServer,
+    Framing,
+    Reset,
+    Respond,
+    Script,
+    Stall,
+    Wait,
+    can_make_certificates,
+    faults_of,
+    find_fault,
+    full_backlog,
+    good_certificate,
+    gzip_bomb,
+    refused_port,
+)
+from tests.wire.helpers import (
+    HEADERS,
+    KEY,
+    Suspensions,
+    asking,
+    failure,
+    other_tasks,
+    pooled,
+    request_to,
+    texts_of,
+)
+
+URL = "http://provider.example"
+Handler = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
+
+
+class Pieces(httpx.AsyncByteStream):
+    """A body whose end can be seen."""
+
+    def __init__(self, *pieces: bytes, failing: Exception | None = None) -> None:
+        self.closed = 0
+        self._pieces = pieces
+        self._failing = failing
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+        if self._failing is not None:
+            raise self._failing
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+def mocked(handler: Any) -> TransportWire:
+    return TransportWire(httpx.MockTransport(handler))
+
+
+def raising(error: BaseException) -> TransportWire:
+    def handler(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    return mocked(handler)
+
+
+class TestForeign:
+    """What a foreign transport is given and gives."""
+
+    async def test_a_mock(self) -> None:
+        """It sees a whole httpx request, and its answer becomes ours."""
+        seen: list[httpx.Request] = []
+
+        def handler(request: httpx.Request) -> httpx.Response:
+            seen.append(request)
+            return httpx.Response(
+                200, json={"data": [1]}, headers=[("X-Id", "1"), ("Link", "a"), ("link", "b")]
+            )
+
+        wire = mocked(handler)
+        response = await wire.send(request_to(URL, connect_timeout=1, pool_timeout=2, timeout=3))
+        assert texts_of(response) == 1
+        assert response.headers["x-id"] == "1"
+        assert response.headers["link"] == "a, b"
+        (request,) = seen
+        assert (request.method, request.url.host) == ("POST", "provider.example")
+        assert request.headers["authorization"] == HEADERS["authorization"]
+        assert request.headers["accept-encoding"] == "gzip, deflate"
+        assert request.headers["content-length"] == str(len(request.content))
+        assert request.extensions["timeout"] == {"connect": 1, "pool": 2, "read": 3, "write": 3}
+        await wire.aclose()
+
+    async def test_an_asynchronous_handler(self) -> None:
+        """Mock handlers may be coroutines."""
+
+        async def handler(_: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0)
+            return httpx.Response(201, content=b"made")
+
+        response = await mocked(handler).send(request_to(URL))
+        assert (response.status, response.body) == (201, b"made")
+
+    async def test_an_application(self) -> None:
+        """An ASGI program inside the process."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            message = await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"x-path", scope["raw_path"])]})
+            await send({"type": "http.response.body", "body": message["body"]})
+
+        wire = TransportWire(httpx.ASGITransport(app=app))
+        response = await wire.send(request_to(URL, body=b"echo"))
+        assert (response.body, response.headers["x-path"]) == (b"echo", "/v1/embeddings")
+        await wire.aclose()
+
+    async def test_respx(self) -> None:
+        """The usual way to test programs that use httpx."""
+        respx = pytest.importorskip("respx")
+        router = respx.MockRouter(assert_all_called=True)
+        router.post(f"{URL}/v1/embeddings").respond(200, json={"data": [1, 2]})
+        assert texts_of(await TransportWire(httpx.MockTransport(router.async_handler)).send(request_to(URL))) == 2
+
+    async def test_how_far_it_came_is_unknown(self) -> None:
+        """Unless it says so itself."""
+        response = await mocked(lambda _: httpx.Response(200)).send(request_to(URL))
+        assert response.info == AttemptInfo()
+        assert response.info.sent == "maybe"
+
+        def handler(request: httpx.Request) -> httpx.Response:
+            request.extensions["attempt_info"] = AttemptInfo(phase="connect", sent="no", queued_s=2.0)
+            if request.method == "GET":
+                raise httpx.ReadError("canned")
+            return httpx.Response(200, extensions={"attempt_info": AttemptInfo(reused=True, sent="yes")})
+
+        telling = mocked(handler)
+        assert (await telling.send(request_to(URL))).info == AttemptInfo(reused=True, sent="yes")
+        error = await failure(telling, request_to(URL, method="GET"), errors.ConnectionLost)
+        assert error.sent == "no"
+
+    async def test_the_answer_is_closed_on_every_way_out(self) -> None:
+        """Read, refused, failed."""
+        endings: list[tuple[Pieces, dict[str, str], type[BaseException] | None]] = [
+            (Pieces(b"a", b"", b"b"), {}, None),
+            (Pieces(), {}, None),
+            (Pieces(b"no gzip"), {"content-encoding": "gzip"}, errors.InvalidResponse),
+            (Pieces(b"a" * 100), {}, errors.InvalidResponse),
+            (Pieces(b"a", failing=httpx.ReadError("canned")), {}, errors.ConnectionLost),
+            (Pieces(b"a", failing=KeyError("bug")), {}, KeyError),
+        ]
+        for pieces, headers, kind in endings:
+            wire = mocked(lambda _, p=pieces, h=headers: httpx.Response(200, headers=h, stream=p))
+            if kind is None:
+                assert (await wire.send(request_to(URL, max_body=50))).body == b"".join(pieces._pieces)
+            else:
+                with pytest.raises(kind):
+                    await wire.send(request_to(URL, max_body=50))
+            assert pieces.closed == 1
+
+    async def test_packed_answers_are_unpacked_here(self) -> None:
+        """Bounded as on our own wire; httpx alone would unpack a bomb to its end."""
+        packed = gzip.compress(b"hello")
+        wire = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Pieces(packed)))
+        assert (await wire.send(request_to(URL))).body == b"hello"
+        bomb = Pieces(gzip_bomb(64 * 2**20))
+        wire = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=bomb))
+        error = await failure(wire, request_to(URL), errors.InvalidResponse)
+        assert (error.reason, error.status, error.sent) == ("decompression", 200, "yes")
+        assert bomb.closed == 1
+
+    async def test_error_bodies_are_cut(self) -> None:
+        """As on our own wire."""
+        wire = mocked(lambda _: httpx.Response(500, stream=Pieces(*[b"a" * 40_000] * 100)))
+        response = await wire.send(request_to(URL))
+        assert (response.status, len(response.body)) == (500, 65536)
+
+    async def test_a_body_that_is_no_asynchronous_stream(self) -> None:
+        """A mistake in the transport, said as one."""
+        wire = mocked(lambda _: httpx.Response(200, content=iter([b"a"])))
+        error = await failure(wire, request_to(URL), errors.ConfigError)
+        assert "MockTransport" in str(error)
+
+    @pytest.mark.parametrize("value", [f"{KEY}\r\n", f"{KEY}é", f"{KEY}\udc80"])
+    async def test_s01_headers_that_cannot_be_sent(self, value: str) -> None:
+        """httpx's exception would hold the key."""
+        own = TransportWire(httpx.AsyncHTTPTransport())
+        async with FaultServer() as server:
+            error = await failure(own, asking(server, headers={"authorization": value}), errors.ConfigError)
+            assert error.__context__ is None
+            assert server.requests == []
+        await own.aclose()
+
+    async def test_closed(self) -> None:
+        """It sends nothing more, and closes the transport once."""
+
+        class Counting(httpx.AsyncBaseTransport):
+            closed = 0
+
+            async def aclose(self) -> None:
+                self.closed += 1
+
+        transport = Counting()
+        wire = TransportWire(transport)
+        await asyncio.gather(*(wire.aclose() for _ in range(5)))
+        assert transport.closed == 1
+        await failure(wire, request_to(URL), errors.ClientClosed)
+        assert repr(wire) == "<TransportWire over Counting: 0 under way>"
+
+
+CANNED: list[tuple[BaseException, type[errors.LLMOptError], dict[str, Any]]] = [
+    (httpx.ConnectTimeout("x"), errors.ConnectFailed, {"cause": "timeout", "sent": "no"}),
+    (httpx.ConnectError("x"), errors.ConnectFailed, {"cause": "other", "sent": "no"}),
+    (httpx.PoolTimeout("x"), errors.PoolTimeout, {"sent": "no"}),
+    (httpx.ReadTimeout("x"), errors.AttemptTimeout, {"sent": "maybe", "timeout": 20.0}),
+    (httpx.WriteTimeout("x"), errors.AttemptTimeout, {"sent": "maybe"}),
+    (httpx.ReadError("x"), errors.ConnectionLost, {"sent": "maybe", "stale": False}),
+    (httpx.WriteError("x"), errors.ConnectionLost, {"sent": "maybe"}),
+    (httpx.CloseError("x"), errors.ConnectionLost, {"sent": "maybe"}),
+    (
+        httpx.RemoteProtocolError("Server disconnected without sending a response."),
+        errors.ConnectionLost,
+        {"sent": "maybe"},
+    ),
+    (
+        httpx.RemoteProtocolError("peer closed connection without sending complete message body (received 1"),
+        errors.InvalidResponse,
+        {"reason": "truncated"},
+    ),
+    (httpx.RemoteProtocolError("illegal status line"), errors.InvalidResponse, {"reason": "http", "sent": "yes"}),
+    (httpx.LocalProtocolError(f"Illegal header {KEY}"), errors.ConfigError, {"sent": "no"}),
+    (httpx.UnsupportedProtocol("x"), errors.ConfigError, {}),
+    (httpx.InvalidURL("x"), errors.ConfigError, {}),
+    (httpx.ProxyError("407"), errors.ConnectFailed, {"cause": "proxy", "sent": "no"}),
+    (ConnectionResetError(errno.ECONNRESET, "x"), errors.ConnectionLost, {}),
+    (TimeoutError(errno.ETIMEDOUT, "x"), errors.ConnectionLost, {}),
+    (TimeoutError(), errors.AttemptTimeout, {}),
+    (errors.RateLimited("own"), errors.RateLimited, {}),
+]
+
+
+def because(error: httpx.HTTPError, *causes: BaseException) -> httpx.HTTPError:
+    """The error, made of one that was made of one, as anyio and httpcore do."""
+    below: BaseException = error
+    for cause in causes:
+        below.__cause__ = cause
+        below = cause
+    return error
+
+
+CAUSED: list[tuple[BaseException, dict[str, Any]]] = [
+    (ConnectionRefusedError(errno.ECONNREFUSED, "x"), {"cause": "refused", "permanent": False}),
+    (socket.gaierror(socket.EAI_NONAME, "x"), {"cause": "dns", "permanent": True}),
+    (socket.gaierror(socket.EAI_AGAIN, "x"), {"cause": "dns", "permanent": False}),
+    (OSError(errno.EMFILE, "x"), {"cause": "other"}),
+]
+
+
+class TestFaults:
+    """Every exception of a transport has its one meaning."""
+
+    @pytest.mark.parametrize(("raised", "kind", "data"), CANNED, ids=lambda value: repr(value)[:60])
+    @pytest.mark.parametrize("grouped", [False, True], ids=["bare", "in a group"])
+    async def test_exactly(
+        self, raised: BaseException, kind: type[errors.LLMOptError], data: dict[str, Any], grouped: bool
+    ) -> None:
+        """Also when it comes in one of anyio's groups."""
+        raised.__traceback__ = None
+        if grouped and isinstance(raised, Exception):
+            raised = ExceptionGroup("canned", [ExceptionGroup("inner", [raised])])
+        error = await failure(raising(raised), request_to(URL), kind)
+        assert {name: getattr(error, name) for name in data} == data
+        assert error.endpoint == URL
+
+    @pytest.mark.parametrize(("cause", "data"), CAUSED, ids=repr)
+    @pytest.mark.parametrize("grouped", [False, True], ids=["bare", "in a group"])
+    async def test_below_a_connect_error_lies_why(
+        self, cause: BaseException, data: dict[str, Any], grouped: bool
+    ) -> None:
+        """Found however deep."""
+        lowest = ExceptionGroup("canned", [cause]) if grouped and isinstance(cause, Exception) else cause
+        made = because(httpx.ConnectError("x"), OSError("All connection attempts failed"), lowest)
+        error = await failure(raising(made), request_to(URL), errors.ConnectFailed)
+        assert {name: getattr(error, name) for name in data} == data
+
+    @pytest.mark.parametrize("error", [KeyError("a bug"), AssertionError("of a mock"), MemoryError()])
+    async def test_what_is_not_the_networks_passes(self, error: Exception) -> None:
+        """A bug in a transport is shown where it is."""
+        with pytest.raises(type(error)):
+            await raising(error).send(request_to(URL))
+
+    async def test_cancellation_passes(self) -> None:
+        """Once, and the answer is closed."""
+        pieces = Pieces(b"a")
+        reading = asyncio.Event()
+
+        async def endless() -> AsyncIterator[bytes]:
+            reading.set()
+            await asyncio.get_running_loop().create_future()
+            yield b""
+
+        pieces.__class__.__aiter__, kept = lambda _: endless(), Pieces.__aiter__  # type: ignore[assignment,method-assign]
+        try:
+            task = asyncio.create_task(
+                mocked(lambda _: httpx.Response(200, stream=pieces)).send(request_to(URL))
+            )
+            await reading.wait()
+            task.cancel()
+            await asyncio.wait([task])
+        finally:
+            Pieces.__aiter__ = kept  # type: ignore[method-assign]
+        assert task.cancelled()
+        assert pieces.closed == 1
+        assert other_tasks() == set()
+
+
+class TestHttpx:
+    """httpx's own transport, over real sockets."""
+
+    @pytest.fixture
+    async def wire(self) -> AsyncIterator[TransportWire]:
+        transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=4), trust_env=False)
+        wire = TransportWire(transport)
+        yield wire
+        await wire.aclose()
+        gc.collect()
+
+    async def test_it_works(self, server: FaultServer, wire: TransportWire) -> None:
+        """Many requests over few connections."""
+        answers = await asyncio.gather(*(wire.send(asking(server)) for _ in range(50)))
+        assert [texts_of(answer) for answer in answers] == [1] * 50
+        assert server.connections <= 4
+
+    async def test_n12(self, server: FaultServer, wire: TransportWire) -> None:
+        """Refused, and a backlog that is full."""
+        with refused_port() as port:
+            error = await failure(wire, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
+        assert (error.cause, error.sent) == ("refused", "no")
+        with full_backlog() as port:
+            request = request_to(f"http://127.0.0.1:{port}", connect_timeout=0.05)
+            error = await failure(wire, request, errors.ConnectFailed)
+        assert error.cause == "timeout"
+        server.play(Script([Reset()]))
+        await failure(wire, asking(server), errors.ConnectionLost)
+
+    @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
+    async def test_n14(self, wire: TransportWire) -> None:
+        """An unknown authority is for good."""
+        async with FaultServer(tls=good_certificate().server()) as server:
+            error = await failure(wire, asking(server), errors.ConnectFailed)
+        assert (error.cause, error.permanent, error.sent) == ("tls", True, "no")
+
+    @pytest.mark.parametrize(
+        "fault", [f for f in faults_of("N08", "N09", "N10", "N16") if "one 100" != f.name != "103 then 200"], ids=str
+    )
+    async def test_d4_the_attempt_ends_in_time(
+        self, fault: Any, server: FaultServer, wire: TransportWire
+    ) -> None:
+        """httpx alone would wait for ever for a server that drips."""
+        fault.inject(server)
+        error = await failure(wire, asking(server, timeout=0.05), errors.AttemptTimeout)
+        assert error.sent == "maybe"
+
+    async def test_pool_timeout(self, server: FaultServer, wire: TransportWire) -> None:
+        """Its own pool is full."""
+        gate = asyncio.Event()
+        server.default(Script([Wait(gate), Respond()]))
+        tasks = [asyncio.create_task(wire.send(asking(server))) for _ in range(4)]
+        await server.wait_requests(4)
+        error = await failure(wire, asking(server, pool_timeout=0.01), errors.PoolTimeout)
+        assert error.sent == "no"
+        server.default(Answer(200, b"{}"))
+        gate.set()
+        await asyncio.gather(*tasks)
+
+    @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+    async def test_d1_cancelled_at_every_suspension(self, warm: bool, server: FaultServer) -> None:
+        """Its pool loses a slot for ever when a cancellation reaches it: none does."""
+        for number in itertools.count(1):
+            transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1), trust_env=False)
+            wire = TransportWire(transport)
+            if warm:
+                await wire.send(asking(server))
+            sweep = Suspensions(number)
+            task = asyncio.ensure_future(sweep.run(wire.send(asking(server))))  # type: ignore[arg-type]
+            await asyncio.wait([task])
+            assert task.cancelled() == sweep.reached
+            assert texts_of(await wire.send(asking(server))) == 1
+            await wire.aclose()
+            if not sweep.reached:
+                break
+        assert number > 1
+
+    async def test_d1_a_storm_of_cancellations_costs_no_slot(
+        self, server: FaultServer, wire: TransportWire
+    ) -> None:
+        """Two thousand requests, cancelled at all moments."""
+        for turn in range(40):
+            tasks = [asyncio.create_task(wire.send(asking(server, str(n)))) for n in range(50)]
+            for _ in range(turn % 29):
+                await asyncio.sleep(0)
+            for task in tasks[turn % 3 :: 2]:
+                task.cancel()
+            await asyncio.wait(tasks)
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*(wire.send(asking(server, str(n))) for n in range(20)))
+        assert [texts_of(answer) for answer in answers] == [1] * 20
+
+    async def test_an_abandoned_request_ends_by_itself(self, server: FaultServer, wire: TransportWire) -> None:
+        """At its own read time-out, or with the next piece of its answer."""
+        server.play(Script([Stall()]))
+        find_fault("N09", "body drips for ever").inject(server)
+        for _ in range(2):
+            await failure(wire, asking(server, timeout=0.05), errors.AttemptTimeout)
+        await server.wait_all_closed()
+        async with asyncio.timeout(5):
+            while len(wire._owned):
+                await asyncio.sleep(0)
+        assert repr(wire) == "<TransportWire over AsyncHTTPTransport: 0 under way>"
+
+    async def test_closing_ends_what_is_under_way(self, server: FaultServer) -> None:
+        """No task outlives the wire."""
+        wire = TransportWire(httpx.AsyncHTTPTransport(trust_env=False))
+        server.default(Script([Stall()]))
+        before = other_tasks()
+        tasks = [asyncio.create_task(wire.send(asking(server))) for _ in range(3)]
+        await server.wait_requests(3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await wire.aclose()
+        assert not {task for task in other_tasks() - before if "faults" not in repr(task)}
+
+
+class TestPoolTransport:
+    """Our pool for programs that speak httpx."""
+
+    @pytest.fixture
+    async def client(self, pool: ConnectionPool) -> AsyncIterator[httpx.AsyncClient]:
+        async with httpx.AsyncClient(transport=PoolTransport(pool), timeout=5) as client:
+            yield client
+
+    async def test_a_client_of_httpx_works_over_it(
+        self, server: FaultServer, client: httpx.AsyncClient, pool: ConnectionPool
+    ) -> None:
+        """With bodies, headers, encodings and kept connections."""
+        from tests.faults import answer_openai, gzipped
+
+        server.default(lambda request: gzipped(answer_openai(request)))
+        for _ in range(3):
+            response = await client.post(f"{server.base_url}/v1/embeddings", json={"input": ["a"]}, headers=HEADERS)
+            assert len(response.json()["data"]) == 1
+        assert server.connections == 1
+        assert response.http_version == "HTTP/1.1"
+        assert response.extensions["attempt_info"].reused
+        assert response.request.extensions["attempt_info"].sent == "yes"
+        assert pool.stats().reused == 2
+
+    async def test_streams_both_ways(self, server: FaultServer, client: httpx.AsyncClient) -> None:
+        """The body of a request is read before it is sent, that of an answer comes in pieces."""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"a"
+            yield b"b"
+
+        server.default(lambda request: Answer(200, request.body * 500_000, framing=Framing.CHUNKED))
+        async with client.stream("POST", server.base_url, content=pieces()) as response:
+            parts = [part async for part in response.aiter_bytes()]
+        assert b"".join(parts) == b"ab" * 500_000
+        assert len(parts) > 1
+        assert server.requests[0].header("content-length") == "2"
+        assert server.requests[0].header("transfer-encoding") is None
+
+    async def test_leaving_a_stream_closes_its_connection(
+        self, server: FaultServer, client: httpx.AsyncClient, pool: ConnectionPool
+    ) -> None:
+        """Without a task or a slot left behind."""
+        server.play(Answer(200, b"a" * 10_000_000))
+        async with client.stream("GET", server.base_url) as response:
+            async for _ in response.aiter_bytes():
+                break
+        assert pool.stats().in_use == 0
+        gc.collect()
+
+    async def test_its_exceptions_are_httpxs(self, server: FaultServer, client: httpx.AsyncClient) -> None:
+        """With ours as their cause."""
+        with refused_port() as port, pytest.raises(httpx.ConnectError) as caught:
+            await client.get(f"http://127.0.0.1:{port}")
+        assert isinstance(caught.value.__cause__, errors.ConnectFailed)
+        assert caught.value.request.extensions["attempt_info"].sent == "no"
+        server.play(Script([Reset()]), b"SSH-2.0\r\n", Script([Stall()]))
+        for kind in (httpx.ReadError, httpx.RemoteProtocolError):
+            with pytest.raises(kind):
+                await client.get(server.base_url)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get(server.base_url, timeout=0.05)
+        with full_backlog() as port, pytest.raises(httpx.ConnectTimeout):
+            await client.get(f"http://127.0.0.1:{port}", timeout=httpx.Timeout(5, connect=0.05))
+        with pytest.raises(httpx.LocalProtocolError):
+            await client.get("http://127.0.0.1:99999")
+
+    async def test_pool_timeout(self, server: FaultServer) -> None:
+        """Told apart from that of connecting."""
+        async with pooled(pool_size=1) as pool, httpx.AsyncClient(transport=PoolTransport(pool)) as client:
+            server.play(Script([Stall()]))
+            holder = asyncio.create_task(client.get(server.base_url))
+            await server.wait_requests(1)
+            with pytest.raises(httpx.PoolTimeout):
+                await client.get(server.base_url, timeout=httpx.Timeout(5, pool=0.01))
+            holder.cancel()
+            await asyncio.wait([holder])
+
+    async def test_a_silent_body_is_a_read_time_out(self, server: FaultServer, client: httpx.AsyncClient) -> None:
+        """Between two pieces, as httpx means it."""
+        find_fault("N05", "length too long, then silence").inject(server)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(f"{server.base_url}/v1/embeddings", json={"input": ["a"]}, timeout=0.1)
+
+    async def test_through_both_seams_nothing_is_lost(self, server: FaultServer, pool: ConnectionPool) -> None:
+        """Our wire over our transport over our pool knows as much as the pool."""
+        wire = TransportWire(PoolTransport(pool))
+        await wire.send(asking(server))
+        answer = await wire.send(asking(server))
+        assert (answer.info.reused, answer.info.sent) == (True, "yes")
+        server.play(Script([Reset()]))
+        error = await failure(wire, asking(server), errors.ConnectionLost)
+        assert (error.stale, error.sent) == (True, "maybe")
+        with refused_port() as port:
+            refused = await failure(wire, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
+        assert (refused.cause, refused.sent) == ("refused", "no")
+        await wire.aclose()

@@ -1,0 +1,218 @@
+"""Answers that are read while they come, over both wires."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse
+from llmopt.wire.pool import ConnectionPool
+from llmopt.wire.seam import PoolTransport, TransportWire
+from tests.faults import (
+    Answer,
+    Close,
+    FaultServer,
+    Framing,
+    Reset,
+    Script,
+    Send,
+    Stall,
+    Wait,
+    cut,
+    error_answer,
+    gzip_bomb,
+    refused_port,
+    stream_answer,
+    stream_events,
+)
+from tests.wire.helpers import Wire, asking, pooled, request_to
+
+WORDS = ["one ", "two ", "three"]
+
+
+@pytest.fixture(params=["pool", "httpx", "pool behind httpx"])
+async def wire(request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
+    async with pooled(pool_size=1) as pool:
+        made: Wire = pool
+        if request.param == "httpx":
+            made = TransportWire(httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1)))
+        elif request.param == "pool behind httpx":
+            made = TransportWire(PoolTransport(pool))
+        yield made
+        await made.aclose()
+
+
+async def test_a_stream_comes_piece_by_piece(server: FaultServer, wire: Wire) -> None:
+    """Each event is there before the next is sent."""
+    head = Answer(200, b"", [("content-type", "text/event-stream")], Framing.CHUNKED).head()
+    events, gates = stream_events(WORDS), [asyncio.Event() for _ in stream_events(WORDS)]
+    steps = [Send(head)]
+    for event, gate in zip(events, gates, strict=True):
+        steps += [Send(b"%x\r\n%b\r\n" % (len(event), event)), Wait(gate)]  # type: ignore[list-item]
+    server.play(Script([*steps, Send(b"0\r\n\r\n")]))
+    async with wire.open_stream(asking(server)) as stream:
+        assert stream.status == 200
+        assert stream.headers["content-type"] == "text/event-stream"
+        for event, gate in zip(events, gates, strict=True):
+            assert await anext(stream) == event
+            gate.set()
+        assert [piece async for piece in stream] == []
+
+
+async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer, wire: Wire) -> None:
+    """Also when its pieces were packed."""
+    body = b"".join(stream_events(WORDS))
+    server.play(
+        stream_answer(WORDS), Answer(200, gzip.compress(body), [("content-encoding", "gzip")], Framing.CHUNKED)
+    )
+    for _ in range(2):
+        async with wire.open_stream(asking(server)) as stream:
+            assert b"".join([piece async for piece in stream]) == body
+    assert (await wire.send(asking(server))).status == 200
+    assert server.connections == 1
+
+
+async def test_packed_pieces_are_unpacked_as_they_come(server: FaultServer, wire: Wire) -> None:
+    """A flush of the packer at the end of each event is enough."""
+    packer, gate = zlib.compressobj(wbits=31), asyncio.Event()
+    first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
+    second = packer.compress(b"data: 2\n\n") + packer.flush()
+    head = Answer(200, b"", [("content-encoding", "gzip")], Framing.EOF)
+    server.play(Script([Send(head), Send(first), Wait(gate), Send(second), Close()]))
+    async with wire.open_stream(asking(server)) as stream:
+        assert await anext(stream) == b"data: 1\n\n"
+        gate.set()
+        assert [piece async for piece in stream] == [b"data: 2\n\n"]
+
+
+@pytest.mark.parametrize("how", ["break", "raise", "aclose", "unread"])
+async def test_e11_leaving_early_closes_the_connection(how: str, server: FaultServer, wire: Wire) -> None:
+    """Twenty times, over one connection at most; then the next request is answered."""
+    server.default(Script([Send(Answer(200, b"data: 1\n\n" * 10, framing=Framing.EOF)), Stall()]))
+    for _ in range(20):
+        with pytest.raises(KeyError) if how == "raise" else contextlib.nullcontext():
+            async with wire.open_stream(asking(server)) as stream:
+                if how == "unread":
+                    continue
+                async for _piece in stream:
+                    if how == "raise":
+                        raise KeyError
+                    break
+                if how == "aclose":
+                    await stream.aclose()
+                    await stream.aclose()
+        await server.wait_all_closed()
+    gc.collect()
+    server.default(stream_answer(WORDS))
+    async with wire.open_stream(asking(server)) as stream:
+        assert b"".join([piece async for piece in stream]).endswith(b"data: [DONE]\n\n")
+
+
+async def test_e12_error_statuses_are_streams_too(server: FaultServer, wire: Wire) -> None:
+    """A hundred 429s leave the only connection as it was."""
+    server.default(error_answer(429, "Later.", headers=[("retry-after", "1")]))
+    for turn in range(100):
+        async with wire.open_stream(asking(server)) as stream:
+            assert stream.status == 429
+            assert stream.headers["retry-after"] == "1"
+            if turn % 2:
+                assert b"Later." in b"".join([piece async for piece in stream])
+    assert len(server.requests) == 100
+
+
+async def test_the_time_out_ends_with_the_head(server: FaultServer, wire: Wire) -> None:
+    """How long a stream may be silent is not the wire's to say."""
+    answer = Answer(200, b"1", framing=Framing.EOF)
+    server.play(Script([Stall()]), Script([Send(answer), Wait(0.15), Send(b"2"), Close()]))
+    with pytest.raises(AttemptTimeout) as caught:
+        async with wire.open_stream(asking(server, timeout=0.1)):
+            pass
+    assert caught.value.sent == "maybe"
+    async with wire.open_stream(asking(server, timeout=0.1)) as stream:
+        assert await anext(stream) == b"1"
+        assert await anext(stream) == b"2"
+
+
+@pytest.mark.parametrize(
+    ("end", "framing", "expected"),
+    [
+        (Reset(), Framing.CHUNKED, ConnectionLost),
+        (Reset(), Framing.EOF, ConnectionLost),
+        (Close(), Framing.CHUNKED, InvalidResponse),
+        (Close(), Framing.LENGTH, InvalidResponse),
+    ],
+    ids=str,
+)
+async def test_e10_a_stream_that_breaks_off(
+    end: Close | Reset, framing: Framing, expected: type[Exception], server: FaultServer, wire: Wire
+) -> None:
+    """What came is handed out first."""
+    answer = stream_answer(WORDS, framing=framing)
+    server.play(cut(len(bytes(answer)) - 30, end, answer))
+    got = b""
+    with pytest.raises(expected) as caught:
+        async with wire.open_stream(asking(server)) as stream:
+            async for piece in stream:
+                got += piece
+    assert got
+    if isinstance(caught.value, InvalidResponse):
+        assert caught.value.reason == "truncated"
+
+
+async def test_a_stream_is_bounded_like_any_answer(server: FaultServer, wire: Wire) -> None:
+    """In size and in ratio."""
+    bomb = Answer(200, gzip_bomb(64 * 2**20), [("content-encoding", "gzip")], Framing.CHUNKED)
+    server.play(bomb, Answer(200, b"a" * 1000))
+    for reason, most in (("decompression", 2**30), ("too_large", 999)):
+        with pytest.raises(InvalidResponse) as caught:
+            async with wire.open_stream(asking(server, max_body=most)) as stream:
+                async for _ in stream:
+                    pass
+        assert caught.value.reason == reason
+
+
+async def test_a_stream_that_does_not_begin(wire: Wire) -> None:
+    """Raises on entering."""
+    with refused_port() as port, pytest.raises(ConnectFailed) as caught:
+        async with wire.open_stream(request_to(f"http://127.0.0.1:{port}")):
+            raise AssertionError
+    assert (caught.value.cause, caught.value.sent) == ("refused", "no")
+
+
+async def test_a_slow_reader_stops_the_sender(server: FaultServer) -> None:
+    """What nobody reads is not piled up."""
+    from tests.faults import flood
+
+    server.play(flood(2**30, framing=Framing.EOF))
+    async with pooled() as pool, pool.open_stream(asking(server, max_body=2**31)) as stream:
+        await anext(stream)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        read = len(await anext(stream))
+        assert read < 4 * 2**20
+
+
+async def test_a_cancelled_reader_closes(server: FaultServer, pool: ConnectionPool) -> None:
+    """And its cancellation is delivered."""
+    server.play(Script([Send(Answer(200, b"1", framing=Framing.EOF)), Stall()]))
+
+    async def read() -> None:
+        async with pool.open_stream(asking(server)) as stream:
+            async for _ in stream:
+                reading.set()
+
+    reading = asyncio.Event()
+    task = asyncio.create_task(read())
+    await reading.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await server.wait_all_closed()
+    assert pool.stats().in_use == 0
