@@ -231,6 +231,8 @@ class ProviderError(LLMOptError):
     Attributes:
         status: HTTP status of the answer.
         code: the provider's machine-readable code as a string, or None.
+        param: the parameter that the provider names as wrong, or None.
+        item: position in its request of the text that the provider names, or None.
     """
 
     def __init__(
@@ -239,6 +241,8 @@ class ProviderError(LLMOptError):
         super().__init__(message, **context)
         self.status = status
         self.code = code
+        self.param: str | None = None
+        self.item: int | None = None
 
 
 class ServerError(ProviderError):
@@ -281,7 +285,11 @@ class RequestTooLarge(ProviderError):
 
 
 class ItemTooLong(ProviderError):
-    """One text has more tokens than the model takes."""
+    """One text has more tokens than the model takes. ``limit`` is what the provider stated, if it did."""
+
+    def __init__(self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[Context]) -> None:
+        super().__init__(message, **context)
+        self.limit = limit
 
 
 class ItemRejected(ProviderError):

@@ -145,7 +145,7 @@ def test_a_forked_child_works_and_leaves_the_parent_alone() -> None:
 
 def run(code: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-X", "dev", "-c", code],
+        [sys.executable, "-W", "default", "-c", code],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import random
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import errors as e
+from llmopt.policies import jitter
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.retry import Facts, GiveUp, RetryDecision, RetryHistory, RetryPolicy
 from llmopt.testing.clock import SimulatedClock
@@ -158,6 +163,8 @@ def test_n_retries_are_n(most: Any) -> None:
         history.note(decide(error(e.ServerError), history, max_retries=most))
 
     assert decide(error(e.ServerError), history, max_retries=most) == GiveUp(reason="attempts")
+    history.note(retried("server"))
+    assert decide(error(e.ServerError), history, max_retries=most) == GiveUp(reason="attempts")
 
 
 def test_reasons_share_the_count() -> None:
@@ -224,6 +231,7 @@ def test_ambiguous_chat_is_repeated_once(kind: type[e.LLMOptError], sent: Any) -
 
     assert decide(error(kind, sent=sent), after(first), CHAT, max_retries=9) == GiveUp(reason="ambiguous")
     assert decide(error(kind, sent=sent), facts=CHAT, ambiguous=0) == GiveUp(reason="ambiguous")
+    assert decide(error(kind, sent=sent), after(first), CHAT, ambiguous=0) == GiveUp(reason="ambiguous")
     assert decide(error(e.ServerError, sent="yes"), after(first), CHAT, max_retries=9).reason == "server"
 
 
@@ -529,6 +537,48 @@ def test_every_decision_is_safe(
         history.note(made)
     assert history.counted <= 4
     assert history.ambiguous <= (1 if chat else 0)
+
+
+def test_the_defaults() -> None:
+    """RELIABILITY 2.2."""
+    policy = RetryPolicy()
+
+    assert repr(policy) == (
+        "RetryPolicy(max_retries=2, retry_delay=1.0, max_delay=16.0, jitter='half', max_retry_after=120.0, "
+        "throttle_delay=1.0, min_attempt=1.0, flow_rounds=0, ambiguous=1)"
+    )
+    assert policy == RetryPolicy(rng=random.Random(1))
+
+
+def test_a_forked_child_has_its_own_jitter() -> None:
+    """Parent and child share a server, not their delays; the application's own numbers are left alone."""
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    policy = RetryPolicy()
+    before = policy.rng.getstate()
+    assert random.random() == expected
+
+    jitter._reseed()
+
+    assert policy.rng.getstate() != before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_reseeding_happens_in_the_child_alone() -> None:
+    """By a real fork, in a process of its own."""
+    program = """
+        import os
+        from llmopt.policies.retry import RetryPolicy
+        policy = RetryPolicy()
+        before = policy.rng.getstate()
+        child = os.fork()
+        if child == 0:
+            os._exit(policy.rng.getstate() == before)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert policy.rng.getstate() == before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
 
 
 def test_decisions_are_values() -> None:

@@ -16,6 +16,7 @@ from llmopt.operations.embed import ErrorMode, embed
 from llmopt.operations.embed_job import EmbedJob
 from llmopt.operations.embed_stream import EmbedStream
 from llmopt.operations.inputs import embed_call
+from llmopt.operations.learned import learned_file
 from llmopt.operations.memory import ModelMemory
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
@@ -65,6 +66,7 @@ class AsyncClient:
             loaded = evolve(loaded, flags={**loaded.flags, **flags})
         self._registry: Final = Registry(loaded, plugins, os.environ)
         self._engine: Final = Engine(transport=transport, on_event=on_event)
+        self._learned: Final = learned_file(loaded.cache_dir)
         self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 
     async def __aenter__(self) -> Self:
@@ -192,10 +194,17 @@ class AsyncClient:
             self._engine,
             provider,
             call,
-            memory=self._memories.setdefault((provider.name, name), ModelMemory()),
+            memory=self._memory(provider, name),
             deadline=self._deadline(provider, deadline),
             wait_when_open=when_open == "wait",
         )
+
+    def _memory(self, provider: Provider, model: str) -> ModelMemory:
+        key = (provider.name, model)
+        if key not in self._memories:
+            origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
+            self._memories[key] = ModelMemory(f"{provider.name} {origins} {model}", self._learned)
+        return self._memories[key]
 
     def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:
         total = provider.endpoints[0].timeouts.total

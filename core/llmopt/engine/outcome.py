@@ -8,10 +8,15 @@ from typing import Final, TypeVar
 from llmopt.engine.redact import redact
 from llmopt.errors import (
     AuthError,
+    BadRequest,
+    ContentFiltered,
     InvalidResponse,
+    ItemRejected,
+    ItemTooLong,
     LLMOptError,
     ProviderError,
     RequestTooLarge,
+    ServerError,
     UnexpectedStatus,
 )
 from llmopt.providers.hooks import ProviderHooks
@@ -79,10 +84,12 @@ def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings)
     if issubclass(kind, InvalidResponse):
         return InvalidResponse(message, reason="error", status=failure.status, sent="yes")
     error: ProviderError = kind(message)
-    if isinstance(error, RequestTooLarge):
+    if isinstance(error, (RequestTooLarge, ItemTooLong)):
         error.limit = verdict.limit
     error.status = failure.status
     error.code = verdict.code
+    error.param = verdict.param
+    error.item = verdict.item
     error.retry_after = verdict.retry_after
     error.sent = "yes"
     return error
@@ -98,3 +105,22 @@ def _hint(kind: VerdictKind, settings: Settings) -> str:
     if EXCEPTION_OF[kind] is AuthError and settings.credential is None:
         return f"no key was sent: give providers.{settings.provider} its api_key or api_key_env"
     return ""
+
+
+_SHAPE_FAULTS: Final = frozenset({"count", "index", "non_finite", "type", "dimensions", "base64"})
+"""Reasons of `InvalidResponse` that one text in the batch can bring about."""
+
+
+def may_be_an_items(error: LLMOptError) -> bool:
+    """Whether an error may be the fault of one text alone, so that finding that text helps.
+
+    A 400 or 422 that names a parameter is the whole request's. A 500, of all server errors, is what
+    some servers answer to a text that they cannot compute.
+    """
+    if isinstance(error, InvalidResponse):
+        return error.reason in _SHAPE_FAULTS
+    if isinstance(error, (ItemTooLong, ItemRejected, ContentFiltered)):
+        return True
+    if isinstance(error, BadRequest):
+        return error.status in (400, 422) and error.param is None
+    return isinstance(error, ServerError) and error.status == 500

@@ -25,7 +25,7 @@ from typing import Final, Generic, TypeVar
 from llmopt.engine.attempt import Held, explain, should_retry
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
-from llmopt.engine.outcome import T, judge
+from llmopt.engine.outcome import T, judge, may_be_an_items
 from llmopt.engine.pace import PaceLease
 from llmopt.engine.prepare import Prepared, prepare
 from llmopt.engine.request import Request
@@ -105,12 +105,17 @@ class Pipeline(Generic[T]):
         try:
             value = await self._attempt(1)
         except LLMOptError as error:
-            # Inside another attempt of llmopt's it is that one's to retry.
-            if not self._endpoint.config.flags.retry or inside_attempt():
+            if not self._worth_retrying(error):
                 raise
             return await self._retried(error)
         self._endpoint.guards.budget.succeeded()
         return value
+
+    def _worth_retrying(self, error: LLMOptError) -> bool:
+        # Inside another attempt of llmopt's it is that one's to retry.
+        if not self._endpoint.config.flags.retry or inside_attempt():
+            return False
+        return not (self._request.suspect and may_be_an_items(error))
 
     async def _retried(self, error: LLMOptError) -> T:
         # Imported here: a client whose requests all succeed never pays for stamina.

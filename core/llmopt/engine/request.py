@@ -30,6 +30,8 @@ class Request(Generic[T]):
         tokens: estimate of its tokens, what it costs of a rate limit.
         fill: how much of the largest allowed request it is, 0 to 1; decides its time-out.
         wait_when_open: whether to wait while all endpoints are given a rest.
+        suspect: whether it is part of a request that failed for what may be the fault of one text, so
+            that failing again in that way is no surprise and not worth a retry.
         usage_of: the usage that an answer reports, None when it reports none.
     """
 
@@ -41,4 +43,5 @@ class Request(Generic[T]):
     tokens: int = 0
     fill: float = 0.0
     wait_when_open: bool = False
+    suspect: bool = False
     usage_of: Callable[[T], Usage | None] = field(default=_no_usage, repr=False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from llmopt.errors import LLMOptError, PartialFailure
-from llmopt.operations.embed_job import Outcome
+from llmopt.operations.embed_outcome import Outcome
 from llmopt.values.embeddings import Embeddings, Usage
 
 if TYPE_CHECKING:

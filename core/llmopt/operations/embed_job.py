@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable
+from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from llmopt.engine.engine import Engine
+from llmopt.engine.outcome import may_be_an_items
 from llmopt.engine.request import Request
-from llmopt.errors import ItemTooLong, LLMOptError
+from llmopt.errors import DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
 from llmopt.operations.check import in_input_order
+from llmopt.operations.cuts import TextCuts
+from llmopt.operations.embed_outcome import Outcome, assemble
 from llmopt.operations.limits import merged, told_limits
 from llmopt.operations.memory import ModelMemory
 from llmopt.operations.plan import Batch, Cutter, surely_too_long
+from llmopt.operations.recover import ExtraRequests, Part, Recovered, Recovery
+from llmopt.operations.sizes import LearnedSizes
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage
+from llmopt.values.events import BatchSplit
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.limits import BatchLimit
 from llmopt.values.settings import Settings
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 _ANSWER_BYTES_PER_NUMBER: Final = 24
 _UNKNOWN_DIMENSIONS: Final = 4_096
 _SLACK_BYTES: Final = 1 << 20
 _MOST_BYTES: Final = 512 << 20
-
-
-@frozen(kw_only=True, eq=False)
-class Outcome:
-    """What a batch came to: vectors for its texts in order, or the errors of those that failed.
-
-    Attributes:
-        batch: the batch.
-        vectors: float32, shape (texts, d), a failed row is NaN; None when all failed.
-        errors: by position in the batch.
-        usage: what it cost.
-        model: who answered, None when nobody did.
-    """
-
-    batch: Batch
-    vectors: NDArray[np.float32] | None = field(default=None, repr=False)
-    errors: Mapping[int, LLMOptError] = field(factory=dict)
-    usage: Usage = field(factory=Usage)
-    model: str | None = None
 
 
 class EmbedJob:
@@ -82,6 +65,7 @@ class EmbedJob:
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
         self._endpoint: Final = engine.endpoints(provider)[0]
+        self._extra: Final = ExtraRequests()
         self._told = BatchLimit()
         self._fatal: LLMOptError | None = None
         self.model: Final = call.model
@@ -103,11 +87,24 @@ class EmbedJob:
 
     def limit(self) -> BatchLimit:
         """What fits into one request now."""
+        sizes = self._sizes()
+        return self._declared if sizes is None else sizes.apply(self._declared)
+
+    @property
+    def _declared(self) -> BatchLimit:
         limit = merged(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), self._told)
         configured = self._endpoint.config.max_batch_size
+        if not self._endpoint.config.flags.batching:
+            configured = 1
         if configured is None:
             return limit
         return evolve(limit, max_items=min(configured, limit.max_items or configured))
+
+    def _sizes(self) -> LearnedSizes | None:
+        config = self._endpoint.config
+        if config.in_process or not config.flags.adaptive_batches:
+            return None
+        return self._memory.sizes(self._declared)
 
     def cutter(self) -> Cutter:
         """Cuts texts into batches by the limit of the moment."""
@@ -116,29 +113,40 @@ class EmbedJob:
     async def run(self, batch: Batch) -> Outcome:
         """Embed one batch. Errors of the provider are in the outcome, never raised."""
         limit = self.limit()
-        errors: dict[int, LLMOptError] = {}
+        hopeless: dict[int, LLMOptError] = {}
         slots: dict[str, list[int]] = {}
         for row, text in enumerate(batch.texts):
             if surely_too_long(text, limit):
-                errors[row] = self._too_long(text, limit)
+                hopeless[row] = self._too_long(text, limit)
             else:
                 slots.setdefault(text, []).append(row)
         if not slots:
-            return Outcome(batch=batch, errors=errors)
-        try:
-            rows = await self._request(tuple(slots))
-        except LLMOptError as error:
-            return Outcome(batch=batch, errors={**errors, **self._all_failed(slots, error)})
-        vectors = rows.vectors
-        if len(slots) < len(batch.texts):
-            vectors = _spread(vectors, list(slots.values()), len(batch.texts))
-        usage = evolve(rows.usage or Usage(), requests=1)
-        return Outcome(batch=batch, vectors=vectors, errors=errors, usage=usage, model=rows.model)
+            return Outcome(batch=batch, errors=hopeless)
+        recovered = await self._recovery(tuple(slots)).run(len(slots))
+        self._note_fatal(recovered, len(slots))
+        return assemble(batch, list(slots.values()), recovered, hopeless)
 
-    def _all_failed(self, slots: Mapping[str, list[int]], error: LLMOptError) -> dict[int, LLMOptError]:
-        if self._fatal is None and not _passes(error):
-            self._fatal = error
-        return {row: error.copy() for rows in slots.values() for row in rows}
+    def _recovery(self, texts: tuple[str, ...]) -> Recovery:
+        def send(part: Part, suspect: bool) -> Awaitable[EmbeddedRows]:  # noqa: FBT001 - a protocol of one use
+            chosen = texts if len(part) == len(texts) else tuple(texts[at] for at in part)
+            return self._request(chosen, suspect=suspect)
+
+        cuts = TextCuts(texts, self._estimator.estimate, self.limit, self._sizes())
+        return Recovery(send, cuts, self._extra, self._split)
+
+    def _split(self, items: int, error: LLMOptError) -> None:
+        telemetry = self._engine.telemetry
+        if telemetry.on:
+            name, cause = self._provider.name, type(error).__name__
+            telemetry.emit(BatchSplit(provider=name, model=self.model, items=items, cause=cause))
+
+    def _note_fatal(self, recovered: Recovered, count: int) -> None:
+        """After a batch of which nothing came through for a cause that will not pass, no other is sent."""
+        if self._fatal is not None or len(recovered.errors) < count:
+            return
+        first = next(iter(recovered.errors.values()))
+        if not _passes(first):
+            self._fatal = first
 
     def _too_long(self, text: str, limit: BatchLimit) -> ItemTooLong:
         most = f"{limit.max_item_tokens} tokens" if limit.max_item_tokens else f"{limit.max_bytes} bytes"
@@ -149,10 +157,11 @@ class EmbedJob:
             model=self._call.model,
         )
 
-    async def _request(self, texts: tuple[str, ...]) -> EmbeddedRows:
+    async def _request(self, texts: tuple[str, ...], *, suspect: bool) -> EmbeddedRows:
         if self._fatal is not None:
             raise self._fatal.copy()
         call = evolve(self._call, texts=texts)
+        tokens = sum(map(self._estimator.estimate, texts))
 
         def parse(response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
             found = self._provider.hooks.parse_embeddings(call, response, settings)
@@ -169,17 +178,24 @@ class EmbedJob:
                 deadline=self._deadline,
                 max_body=self._max_body(len(texts)),
                 items=len(texts),
-                tokens=sum(map(self._estimator.estimate, texts)),
+                tokens=tokens,
                 fill=self._fill(len(texts)),
                 wait_when_open=self._wait_when_open,
+                suspect=suspect,
                 usage_of=_usage_of,
             ),
         )
+        self._learn(rows, len(texts), tokens)
+        return rows
+
+    def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
         if self._call.dimensions is None:
             self._memory.length = int(rows.vectors.shape[1])
         if rows.usage is not None:
-            self._estimator.learn(sum(map(self._estimator.estimate, texts)), rows.usage.prompt_tokens)
-        return rows
+            self._estimator.learn(tokens, rows.usage.prompt_tokens)
+        sizes = self._sizes()
+        if sizes is not None:
+            sizes.clean(items, tokens)
 
     def _fill(self, items: int) -> float:
         """How much of a full batch so many texts are."""
@@ -197,20 +213,5 @@ def _usage_of(rows: EmbeddedRows) -> Usage | None:
 
 
 def _passes(error: LLMOptError) -> bool:
-    """Whether the next batch may fare better: true for what passes, and for what is one text's fault."""
-    return error.retryable or type(error).__name__ in _ITEM_FAULTS
-
-
-_ITEM_FAULTS: Final = frozenset(
-    {"ItemTooLong", "ItemRejected", "ContentFiltered", "RequestTooLarge", "BadRequest", "DeadlineExceeded"}
-)
-
-
-def _spread(vectors: NDArray[np.float32], slots: list[list[int]], count: int) -> NDArray[np.float32]:
-    """The rows of distinct texts, put wherever each text stood; NaN where none was sent."""
-    import numpy as np
-
-    spread = np.full((count, vectors.shape[1]), np.nan, dtype=np.float32)
-    for row, places in zip(vectors, slots, strict=True):
-        spread[places] = row
-    return spread
+    """Whether the next batch may fare better: what passes by itself, and what may be a text's fault."""
+    return error.retryable or may_be_an_items(error) or isinstance(error, (RequestTooLarge, DeadlineExceeded))

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Final
+import time
+from collections.abc import Mapping
+from typing import Any, Final
 
+from llmopt.operations.learned import LearnedFile
+from llmopt.operations.sizes import LearnedSizes
 from llmopt.policies.tokens import TokenEstimator
+from llmopt.values.limits import BatchLimit
 
 
 class ModelMemory:
     """One model of one provider.
+
+    Args:
+        name: provider, endpoints and model, under which sizes are kept for the next process.
+        file: where they are kept.
 
     Attributes:
         estimator: tokens of a text, corrected by what answers report.
         length: length of the model's own vectors as first seen, None before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, file: LearnedFile) -> None:
+        self._name: Final = name
+        self._file: Final = file
+        self._sizes: LearnedSizes | None = None
         self.estimator: Final = TokenEstimator()
         self.length: int | None = None
+
+    def sizes(self, declared: BatchLimit) -> LearnedSizes:
+        """What was learned of sizes, in this process or in one before."""
+        if self._sizes is None:
+            self._sizes = LearnedSizes(
+                declared, wall=time.time, state=self._file.get(self._name), keep=self._keep
+            )
+        return self._sizes
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        self._file.put(self._name, state)

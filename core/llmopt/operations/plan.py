@@ -29,17 +29,9 @@ class Batch:
     texts: tuple[str, ...] = field(repr=size)
     tokens: int = 0
 
-    def halves(self, estimate: Callable[[str], int]) -> tuple[Batch, Batch]:
-        """The same texts in two batches of about equal tokens. Needs two texts or more."""
-        middle = _middle([estimate(text) for text in self.texts])
-        return self._slice(0, middle, estimate), self._slice(middle, len(self.texts), estimate)
 
-    def _slice(self, first: int, last: int, estimate: Callable[[str], int]) -> Batch:
-        texts = self.texts[first:last]
-        return Batch(start=self.start + first, texts=texts, tokens=sum(map(estimate, texts)))
-
-
-def _middle(costs: Sequence[int]) -> int:
+def middle(costs: Sequence[int]) -> int:
+    """Where to cut so that both sides cost about the same; at least one on each side of two or more."""
     half, run = sum(costs) / 2, 0
     for position, cost in enumerate(costs[:-1]):
         run += cost

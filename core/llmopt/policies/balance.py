@@ -22,6 +22,7 @@ from typing import Final
 from attrs import frozen
 
 from llmopt.policies.deadline import Now
+from llmopt.policies.jitter import new_source
 
 _CLEARLY: Final = 0.75
 _MEMORY_S: Final = 10.0
@@ -71,7 +72,7 @@ class Balance:
         self._shares = tuple(weight / mean for weight in weights)
         self._latencies = tuple(_Latency() for _ in weights)
         self._now = now
-        self._rng = rng or random.Random()
+        self._rng = rng or new_source()
 
     def took(self, index: int, seconds: float) -> None:
         """An attempt took so long: a good answer, or a time-out. An error that comes fast is no good sign."""

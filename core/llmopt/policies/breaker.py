@@ -20,6 +20,7 @@ from attrs import frozen
 
 from llmopt.policies.deadline import Now
 from llmopt.policies.failure_window import FailureWindow
+from llmopt.policies.jitter import new_source
 from llmopt.policies.permit import Permit, Refusal, Result
 
 State = Literal["closed", "open", "half_open", "forced_open", "disabled", "metrics_only"]
@@ -104,7 +105,7 @@ class CircuitBreaker:
         self.name = name
         self._rules = rules = rules or BreakerRules()
         self._now = now
-        self._rng = rng or random.Random()
+        self._rng = rng or new_source()
         self._on_change = on_change
         self._mode: Mode = mode
         self._state: Literal["closed", "open", "half_open"] = "closed"

@@ -17,6 +17,7 @@ from attrs import evolve
 from llmopt import errors
 from llmopt.policies.breaker import BreakerChange, BreakerRules, CircuitBreaker, Mode
 from llmopt.policies.deadline import Now
+from llmopt.policies.jitter import new_source
 from llmopt.policies.permit import Permit, Refusal, Result
 
 Evidence = tuple[Result, Result]
@@ -131,7 +132,7 @@ class Breakers:
     ) -> None:
         self._rules = rules or BreakerRules()
         self._now = now
-        self._rng = rng or random.Random()
+        self._rng = rng or new_source()
         self._on_change = on_change
         self._mode: Mode = mode
         self._origins: dict[str, CircuitBreaker] = {}

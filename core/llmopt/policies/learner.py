@@ -6,11 +6,11 @@ from collections import deque
 from typing import Final
 
 CUT_EVERY_S: Final = 1.0
-DIP = 0.15
-RECOVERY_S = 8.0
+DIP = 0.1
+RECOVERY_S = 6.0
 KEEP_S = 4.0
 QUICK_S = 3.0
-SLACK = 1.0
+SLACK = 1.1
 NOTE_S = 0.5
 BURSTS = (1.0, 5.0)
 

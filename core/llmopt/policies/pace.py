@@ -35,6 +35,9 @@ _LOW_MARK: Final = 0.2
 _MARK_WHEN_SHARED: Final = 0.3
 _PROPORTIONAL: Final = 1.5
 _INTEGRAL: Final = 0.5
+AI = 0.15
+MD = 0.5
+MOST_S = 3.0
 _SMALLEST_SHARE: Final = math.log(0.01)
 _MOST_ELAPSED_S: Final = 1.0
 
@@ -76,7 +79,7 @@ class Pace:
         self.ceiling = self._configured
         self.rate = self.ceiling
         self.moving = False
-        self._share = 0.0  # logarithm
+        self._share = 1.0
         self._error = 0.0
         self._observed_at = -math.inf
         self._deepest = 0.0
@@ -89,7 +92,7 @@ class Pace:
     @property
     def share(self) -> float:
         """The part of the ceiling that is ours; below 1 when others use the quota too."""
-        return math.exp(self._share)
+        return self._share
 
     # The ceiling
 
@@ -123,20 +126,20 @@ class Pace:
             return
         mark = _LOW_MARK + _MARK_WHEN_SHARED * (1 - self.share)
         self._error = max(-1.0, min(1.0, expected / depth - mark))
-        elapsed = min(now - self._observed_at, _MOST_ELAPSED_S)
+        elapsed = min(now - self._observed_at, MOST_S)
         self._observed_at = now
-        self._shift(_INTEGRAL * self._error * elapsed)
+        if self._error > 0:
+            self._share = min(1.0, self._share + AI * self._error * elapsed)
+        else:
+            self._share = max(0.01, self._share * math.exp(MD * self._error * elapsed))
         self._combine(now)
 
     def yield_to_others(self, now: float) -> None:
         """Cut the share after a refusal that the rest explains."""
         if now - self._cut_at >= CUT_EVERY_S:
             self._cut_at = now
-            self._shift(math.log(CUT))
+            self._share = max(0.01, self._share * CUT)
             self._combine(now)
-
-    def _shift(self, by: float) -> None:
-        self._share = max(_SMALLEST_SHARE, min(0.0, self._share + by))
 
     def learn(self, now: float, rate: float) -> None:
         self._peak = rate
@@ -149,6 +152,6 @@ class Pace:
 
     def _combine(self, now: float) -> None:
         shared = self.ceiling
-        if self._share < 0.0 or self._error < 0.0:
-            shared *= min(1.0, math.exp(self._share + _PROPORTIONAL * self._error))
+        if self._share < 1.0 or self._error < 0.0:
+            shared *= min(1.0, self._share * math.exp(_PROPORTIONAL * self._error))
         self.rate = min(shared, self._peak)

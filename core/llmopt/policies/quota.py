@@ -87,8 +87,6 @@ class Quota:
         if lease.number < self._newest:
             return
         self._newest = lease.number
-        if limits.requests is not None and limits.requests.limit is not None:
-            self._starting = False
         if limits.requests is not None:
             self.requests.observe(now, limits.requests, lease.sent_at, self.requests.spent - lease.requests_mark)
         if limits.tokens is not None:

@@ -17,6 +17,7 @@ from attrs import evolve, field, frozen
 from llmopt import errors
 from llmopt.policies.budget import FREE, THROTTLED, TRANSIENT
 from llmopt.policies.deadline import Deadline
+from llmopt.policies.jitter import new_source
 
 RetryReason = Literal[
     "asked", "circuit_open", "connect", "connection", "credential", "invalid_response", "overloaded", "pool",
@@ -149,7 +150,7 @@ class RetryPolicy:
     min_attempt: float = 1.0
     flow_rounds: int = 0
     ambiguous: int = 1
-    rng: random.Random = field(factory=random.Random, repr=False, eq=False)
+    rng: random.Random = field(factory=new_source, repr=False, eq=False)
 
     def decide(
         self, error: errors.LLMOptError, history: RetryHistory, deadline: Deadline, facts: Facts = Facts()

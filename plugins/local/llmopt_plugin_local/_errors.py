@@ -100,10 +100,9 @@ def _hint(status: int, message: str, settings: Settings) -> str:
         return f"set providers.{settings.provider}.compress_requests = false"
     if not message.startswith(_UNKNOWN_PATH) and (status != 404 or "model" in message):
         return ""
-    path = f"providers.{settings.provider}.base_url"
-    if settings.base_url.endswith("/v1"):
-        return f"there is no such path: check {path}"
-    return f"there is no such path: check {path}; most servers want /v1 at its end"
+    path = f"providers.{settings.provider}"
+    hint = f"there is no such path: check {path}.base_url and {path}.flavour"
+    return hint if settings.base_url.endswith("/v1") else f"{hint}; most servers want /v1 at its end"
 
 
 def _too_many(failure: Failure, verdict: Verdict) -> Verdict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +20,8 @@ _DIGITS: Final = 9
 """So many tell any two float32 apart."""
 _LARGEST_EXACT: Final = 22
 """Up to here a power of ten is a float64 without loss."""
+_SMALLEST_EXPONENT: Final = -148
+"""Of a float32, as frexp counts; the largest is 128."""
 
 
 class JsonlWriter:
@@ -69,10 +73,17 @@ def shortest(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     import numpy as np
 
     exact = vectors.astype(np.float64)
-    # An exponent of two gives that of ten to within one; a digit more than needed does no harm.
-    _, binary = np.frexp(exact)
-    power = _DIGITS - np.floor(binary * np.log10(2)).astype(np.int64)
-    fits = (power >= 0) & (power <= _LARGEST_EXACT) & np.isfinite(exact)
-    scale = (10.0 ** np.arange(_LARGEST_EXACT + 1))[np.where(fits, power, 0)]
+    _, exponents = np.frexp(exact)
+    # Clipped, because what frexp counts for a number that is not finite is nowhere written.
+    scales = np.take(np.array(_scales()), exponents - _SMALLEST_EXPONENT, mode="clip")
     # A whole number over an exact power of ten is rounded once, to the very float64 of that decimal.
-    return np.where(fits, np.rint(exact * scale) / scale, exact)
+    short = np.rint(exact * scales) / scales
+    fits = np.isfinite(short)
+    return short if fits.all() else np.where(fits, short, exact)
+
+
+@cache
+def _scales() -> list[float]:
+    """For each binary exponent the power of ten that leaves nine digits or ten; NaN where none is exact."""
+    powers = [_DIGITS - math.floor(each * math.log10(2)) for each in range(_SMALLEST_EXPONENT, 129)]
+    return [10.0**power if 0 <= power <= _LARGEST_EXACT else math.nan for power in powers]

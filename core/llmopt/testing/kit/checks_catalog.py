@@ -18,7 +18,7 @@ from llmopt.values.calls import CatalogCall
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.failure import Failure
 
-FAMILY: Final = check = Family("catalog")
+check: Final = Family("catalog")
 
 _MODELS: Final = ("kit-embed-small", "org/kit-embed:large", "kit-chat")
 _CURSOR: Final = "a b&c=d/e?f#g+%41"

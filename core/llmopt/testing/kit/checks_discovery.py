@@ -14,7 +14,7 @@ from llmopt.providers.hooks import HOOK_NAMES
 from llmopt.testing.kit.check import Family, expect, explain
 from llmopt.testing.kit.subject import Subject
 
-FAMILY: Final = check = Family("discovery")
+check: Final = Family("discovery")
 
 
 def _routines(subject: Subject) -> Iterator[tuple[str, Callable[..., Any]]]:

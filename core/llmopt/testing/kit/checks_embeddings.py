@@ -19,7 +19,7 @@ from llmopt.testing.samples import SampleError, SampleRows
 from llmopt.values.embeddings import EmbeddedRows, Usage
 from llmopt.values.failure import Failure
 
-FAMILY: Final = check = Family("embeddings")
+check: Final = Family("embeddings")
 
 _REFUSED: Final = "parse_embeddings raises llmopt.InvalidResponse or returns a Failure."
 

@@ -12,7 +12,7 @@ from llmopt.testing.kit.types import type_faults
 from llmopt.values.calls import EmbedCall
 from llmopt.values.limits import BatchLimit, RateLimit
 
-FAMILY: Final = check = Family("limits")
+check: Final = Family("limits")
 
 _MODELS: Final = ("kit-model", "org/kit-model", "Z\u00fcrich", "x" * 300, "a b?c#d&e=f")
 _HEADERS: Final[tuple[dict[str, str], ...]] = (

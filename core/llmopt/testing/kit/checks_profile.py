@@ -19,7 +19,7 @@ from llmopt.testing.kit.subject import SOMEWHERE, Subject
 from llmopt.testing.kit.types import type_faults
 from llmopt.values.profile import Option
 
-FAMILY: Final = check = Family("profile")
+check: Final = Family("profile")
 
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_]*\Z")

@@ -9,7 +9,7 @@ from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.exercise import Exercise, exercises
 from llmopt.testing.kit.subject import Subject
 
-FAMILY: Final = check = Family("purity")
+check: Final = Family("purity")
 
 _OPENERS: Final = frozenset({"open_transport", "credential_provider"})
 """Hooks that make something which works later: they may look around, and no more."""

@@ -15,7 +15,7 @@ from llmopt.testing.kit.texts import MESSAGES, TEXTS, order_of, scalars, shown, 
 from llmopt.testing.kit.types import type_faults
 from llmopt.values.calls import CatalogCall, EmbedCall
 
-FAMILY: Final = check = Family("request")
+check: Final = Family("request")
 
 _ODD_MODEL: Final = "org/kit model:8b?x=1&y#z%2F"
 

@@ -14,7 +14,7 @@ from llmopt.testing.kit.subject import CONFIGURED, KEY, TOKEN, Subject
 from llmopt.testing.samples import SampleError
 from llmopt.values.failure import Failure
 
-FAMILY: Final = check = Family("secrets")
+check: Final = Family("secrets")
 
 
 def _carriers(asked: Asked, secret: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -11,11 +12,13 @@ import attrs
 
 def type_faults(value: Any) -> list[str]:
     """For each field that holds something else than it may, a sentence; of nested values too."""
-    hints = get_type_hints(type(value))
+    kind = type(value)
+    # Its module's names alone: a field called `type` would stand for itself.
+    hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
     return [
         fault
-        for each in attrs.fields(type(value))
-        for fault in _faults(f"{type(value).__name__}.{each.name}", getattr(value, each.name), hints[each.name])
+        for each in attrs.fields(kind)
+        for fault in _faults(f"{kind.__name__}.{each.name}", getattr(value, each.name), hints[each.name])
     ]
 
 

@@ -1,0 +1,73 @@
+"""How the texts of one batch are cut when the batch failed as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from llmopt.errors import RequestTooLarge
+from llmopt.operations.plan import Cutter, cut, middle
+from llmopt.operations.recover import Part
+from llmopt.operations.sizes import LearnedSizes
+from llmopt.values.limits import BatchLimit
+
+_FAR_LONGER: Final = 0.8
+_SUSPECT: Final = 0.7
+"""Of a stated limit: a text estimated at so much of it may be over it, as far as we can count."""
+
+
+class TextCuts:
+    """The sizes that a `Recovery` asks for.
+
+    Args:
+        texts: of the batch.
+        estimate: tokens of a text.
+        limit: what fits into one request now.
+        sizes: where refusals are remembered, None to forget them.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        estimate: Callable[[str], int],
+        limit: Callable[[], BatchLimit],
+        sizes: LearnedSizes | None,
+    ) -> None:
+        self._texts: Final = texts
+        self._estimate: Final = estimate
+        self._limit: Final = limit
+        self._sizes: Final = sizes
+
+    def cut(self, positions: Part) -> list[Part]:
+        """See `Sizes.cut`."""
+        chosen = [self._texts[position] for position in positions]
+        batches = cut(chosen, Cutter(self._limit, self._estimate))
+        return [positions[batch.start : batch.start + len(batch.texts)] for batch in batches]
+
+    def halves(self, positions: Part) -> list[Part]:
+        """See `Sizes.halves`."""
+        at = middle([self._tokens(position) for position in positions])
+        return [positions[:at], positions[at:]]
+
+    def longest(self, positions: Part, stated: int | None) -> list[Part]:
+        """See `Sizes.longest`. Texts under suspicion go alone, so that each is known after one request."""
+        tokens = {position: self._tokens(position) for position in positions}
+        bound = max(tokens.values()) * _FAR_LONGER if stated is None else stated * _SUSPECT
+        suspects = {position for position in positions if tokens[position] >= bound}
+        if not suspects or 2 * len(suspects) > len(positions):
+            return self.halves(positions)
+        rest = tuple(position for position in positions if position not in suspects)
+        return [*((position,) for position in positions if position in suspects), rest]
+
+    def refused(self, positions: Part, error: RequestTooLarge) -> None:
+        """See `Sizes.refused`."""
+        if self._sizes is not None:
+            tokens = sum(map(self._tokens, positions))
+            self._sizes.refused(len(positions), tokens, error.limit)
+
+    def timed_out(self, positions: Part) -> bool:
+        """See `Sizes.timed_out`."""
+        return self._sizes is not None and self._sizes.timed_out(len(positions))
+
+    def _tokens(self, position: int) -> int:
+        return self._estimate(self._texts[position])

@@ -1,0 +1,187 @@
+"""Getting out of a failed batch whatever can be had: split what is too large, find the text at fault.
+
+A batch goes out whole. What fails for being too large is cut smaller; what fails for what may be one
+text's fault is halved, level by level, until that text stands alone: two requests a level. Nothing
+that succeeded is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from attrs import field, frozen
+
+from llmopt.engine.outcome import may_be_an_items
+from llmopt.errors import (
+    AttemptTimeout,
+    BadRequest,
+    ContentFiltered,
+    ItemRejected,
+    ItemTooLong,
+    LLMOptError,
+    ProviderError,
+    RequestTooLarge,
+)
+
+if TYPE_CHECKING:
+    from llmopt.values.embeddings import EmbeddedRows
+
+_MOST_EXTRA: Final = 64
+_HOPELESS_LEVEL: Final = 3
+"""When not one of the eight parts of a third level came through, the fault is not a text's."""
+
+Part = tuple[int, ...]
+"""Positions in the batch, of texts that travel together."""
+
+
+class Sizes(Protocol):
+    """What a recovery needs to know of sizes."""
+
+    def cut(self, positions: Part) -> list[Part]:
+        """The texts at these positions in parts that fit, by what is known now."""
+
+    def halves(self, positions: Part) -> list[Part]:
+        """Two parts of about equal tokens."""
+
+    def longest(self, positions: Part, stated: int | None) -> list[Part]:
+        """The texts that are too long for certain or by far the longest, and all others."""
+
+    def refused(self, positions: Part, error: RequestTooLarge) -> None:
+        """These texts together were too large."""
+
+    def timed_out(self, positions: Part) -> bool:
+        """These texts together took too long; whether smaller batches are wanted now."""
+
+
+@frozen(kw_only=True, eq=False)
+class Recovered:
+    """What a batch came to.
+
+    Attributes:
+        rows: answers with the positions of their texts.
+        errors: by position, for all others.
+    """
+
+    rows: list[tuple[Part, EmbeddedRows]] = field(factory=list)
+    errors: dict[int, LLMOptError] = field(factory=dict)
+
+
+class ExtraRequests:
+    """How many requests a call may still spend on finding texts at fault."""
+
+    def __init__(self, most: int = _MOST_EXTRA) -> None:
+        self._left = most
+
+    def spend(self, count: int) -> bool:
+        """Take so many; False, and nothing taken, when there are not so many left."""
+        if count > self._left:
+            return False
+        self._left -= count
+        return True
+
+
+class Recovery:
+    """Carries out one batch, however many requests it takes.
+
+    Args:
+        send: sends the texts at some positions; told whether they are under suspicion.
+        sizes: how texts are cut.
+        extra: bounds the requests of the whole call.
+        on_split: told of every part that is sent again in pieces: its size and why.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Part, bool], Awaitable[EmbeddedRows]],
+        sizes: Sizes,
+        extra: ExtraRequests,
+        on_split: Callable[[int, LLMOptError], None],
+    ) -> None:
+        self._send: Final = send
+        self._sizes: Final = sizes
+        self._extra: Final = extra
+        self._on_split: Final = on_split
+        self._found: Final = Recovered()
+
+    async def run(self, count: int) -> Recovered:
+        """Everything that can be had of so many texts."""
+        level: list[Part] = [tuple(range(count))]
+        depth = 0
+        while level:
+            failed = await self._try(level, suspect=depth > 0)
+            level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
+            depth += 1
+        return self._found
+
+    async def _try(self, parts: Sequence[Part], *, suspect: bool) -> list[tuple[Part, LLMOptError]]:
+        """Send all parts of a level at once; those that failed."""
+        if len(parts) == 1:
+            results: Iterable[LLMOptError | None] = [await self._one(parts[0], suspect=suspect)]
+        else:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._one(part, suspect=suspect)) for part in parts]
+            results = [task.result() for task in tasks]
+        return [(part, error) for part, error in zip(parts, results, strict=True) if error is not None]
+
+    async def _one(self, part: Part, *, suspect: bool) -> LLMOptError | None:
+        try:
+            rows = await self._send(part, suspect)
+        except LLMOptError as error:
+            return error
+        self._found.rows.append((part, rows))
+        return None
+
+    def _pieces(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
+        """The parts to send instead of a failed one; none when its texts are given up."""
+        pieces = self._decide(part, error, depth)
+        if len(pieces) == 1 and len(pieces[0]) == len(part):
+            pieces = []
+        # Cutting smaller is how everything gets through; only the search for a text may cost too much.
+        search = not isinstance(error, (RequestTooLarge, AttemptTimeout))
+        if not pieces or (search and not self._extra.spend(len(pieces))):
+            self._give_up(part, error)
+            return []
+        self._on_split(len(part), error)
+        return pieces
+
+    def _decide(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
+        if isinstance(error, RequestTooLarge):
+            self._sizes.refused(part, error)
+            return self._smaller(part)
+        if isinstance(error, AttemptTimeout):
+            timeouts = sum(attempt.outcome == AttemptTimeout.__name__ for attempt in error.attempts)
+            smaller = [self._sizes.timed_out(part) for _ in range(timeouts)]
+            return self._smaller(part) if any(smaller) else []
+        if len(part) == 1 or not may_be_an_items(error):
+            return []
+        if isinstance(error, ProviderError) and error.item is not None and error.item < len(part):
+            return self._without(part, error.item, error)
+        if isinstance(error, ItemTooLong):
+            stated = error.limit.max_item_tokens if error.limit is not None else None
+            return self._sizes.longest(part, stated)
+        if depth >= _HOPELESS_LEVEL and not self._found.rows and not _surely_an_items(error):
+            return []
+        return self._sizes.halves(part)
+
+    def _smaller(self, part: Part) -> list[Part]:
+        if len(part) == 1:
+            return []
+        pieces = self._sizes.cut(part)
+        return pieces if len(pieces) > 1 else self._sizes.halves(part)
+
+    def _without(self, part: Part, item: int, error: LLMOptError) -> list[Part]:
+        """The server names the text: it is given up, all others go again."""
+        self._give_up((part[item],), error)
+        return [part[:item] + part[item + 1 :]]
+
+    def _give_up(self, part: Part, error: LLMOptError) -> None:
+        # Each text gets an exception of its own: a shared one would grow tracebacks.
+        for position in part:
+            self._found.errors[position] = error.copy()
+
+
+def _surely_an_items(error: LLMOptError) -> bool:
+    """Whether the provider itself says that it is a text's fault. A bare 400 or 500 may be anything's."""
+    return isinstance(error, (ItemRejected, ContentFiltered, ItemTooLong)) and not isinstance(error, BadRequest)

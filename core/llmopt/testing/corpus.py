@@ -1,0 +1,169 @@
+"""Errors as providers send them, with the verdict that each must get; read from TOML.
+
+The format is that of docs/error-corpus.md. In the kit's own file an error has a ``check`` beside, the
+check that it belongs to, and ``kind`` may be a list: any of these is right.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from llmopt.values.calls import Operation
+from llmopt.values.failure import Failure
+from llmopt.values.limits import BatchLimit
+from llmopt.values.shown import size
+from llmopt.values.verdict import Verdict, VerdictKind
+
+FILE: Final = "errors.toml"
+"""The name of a plugin's corpus, in its package."""
+
+_KEYS: Final = frozenset(
+    {"name", "source", "operation", "status", "headers", "body", "kind", "retry_after", "limit", "item", "check"}
+)
+_REQUIRED: Final = frozenset({"name", "status", "kind"})
+_LIMITS: Final = frozenset({"max_items", "max_item_tokens", "max_tokens", "max_bytes"})
+
+
+class CorpusFault(ValueError):
+    """A corpus cannot be used; the text says which entry is wrong, and how."""
+
+
+@frozen(kw_only=True)
+class KnownError:
+    """An error and its verdict.
+
+    Attributes:
+        name: unique in its file.
+        source: where it was seen.
+        operation: "embeddings", "catalog" or "chat".
+        status: HTTP status.
+        headers: names in lower case.
+        body: the bytes.
+        kinds: right verdicts; one in a plugin's own corpus.
+        retry_after: seconds that the verdict must name, None when it is left open.
+        limit: the limit that the verdict must name, None when it is left open.
+        item: the index that the verdict must name, None when it is left open.
+        check: the kit's check that it belongs to, "" in a plugin's own corpus.
+    """
+
+    name: str
+    source: str = ""
+    operation: Operation = "embeddings"
+    status: int
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=size)
+    kinds: frozenset[VerdictKind]
+    retry_after: float | None = None
+    limit: BatchLimit | None = None
+    item: int | None = None
+    check: str = ""
+
+    @property
+    def failure(self) -> Failure:
+        """What ``classify_error`` is given for it."""
+        return Failure(
+            status=self.status,
+            headers=dict(self.headers),
+            body=self.body[:65536],
+            operation=self.operation,
+            model="kit-model",
+        )
+
+    def faults(self, verdict: Verdict) -> list[str]:
+        """What is wrong with a verdict, a sentence each; none when it is right."""
+        found = []
+        if verdict.kind not in self.kinds:
+            wanted = " or ".join(sorted(kind.name for kind in self.kinds))
+            found.append(f"{self.name} (HTTP {self.status}): the verdict is {verdict.kind.name}, not {wanted}.")
+        for name in ("retry_after", "limit", "item"):
+            wanted, given = getattr(self, name), getattr(verdict, name)
+            if wanted is not None and given != wanted:
+                found.append(f"{self.name} (HTTP {self.status}): {name} is {given}, not {wanted}.")
+        return found
+
+
+def read_corpus(text: str) -> tuple[KnownError, ...]:
+    """The errors of a corpus.
+
+    Raises:
+        CorpusFault: it is no such file, or an entry is wrong.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CorpusFault(f"not valid TOML: {error}") from None
+    entries = table.get("error", [])
+    if not isinstance(entries, list) or set(table) - {"error"}:
+        raise CorpusFault("a corpus holds [[error]] tables and nothing else.")
+    found = tuple(_known(entry, number) for number, entry in enumerate(entries))
+    names = [each.name for each in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CorpusFault(f"names occur twice: {', '.join(twice)}.")
+    return found
+
+
+def corpus_of(folder: Path) -> tuple[KnownError, ...]:
+    """The corpus of a plugin's package; nothing when it has none."""
+    path = folder / FILE
+    return read_corpus(path.read_text("utf-8")) if path.is_file() else ()
+
+
+def own_corpus() -> tuple[KnownError, ...]:
+    """The corpus of the kit: what every plugin must judge rightly."""
+    return read_corpus((Path(__file__).parent / "corpus.toml").read_text("utf-8"))
+
+
+def _known(entry: Mapping[str, Any], number: int) -> KnownError:
+    where = f"error {number} ({entry.get('name', 'without a name')})"
+    unknown, missing = sorted(set(entry) - _KEYS), sorted(_REQUIRED - set(entry))
+    if unknown or missing:
+        raise CorpusFault(f"{where}: unknown {unknown}, missing {missing}.")
+    values = {key: _READERS.get(key, _same)(value, where) for key, value in entry.items()}
+    return KnownError(kinds=values.pop("kind"), **values)
+
+
+def _same(value: Any, _: str) -> Any:
+    return value
+
+
+def _body(value: Any, where: str) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, list) and all(type(byte) is int and 0 <= byte < 256 for byte in value):
+        return bytes(value)
+    raise CorpusFault(f"{where}: body is text, or a list of bytes.")
+
+
+def _kinds(value: Any, where: str) -> frozenset[VerdictKind]:
+    names = value if isinstance(value, list) else [value]
+    try:
+        return frozenset(VerdictKind(str(name).lower()) for name in names)
+    except ValueError as error:
+        kinds = ", ".join(kind.value for kind in VerdictKind)
+        raise CorpusFault(f"{where}: {error}; the kinds are {kinds}.") from None
+
+
+def _limit(value: Any, where: str) -> BatchLimit:
+    if not isinstance(value, dict) or set(value) - _LIMITS:
+        raise CorpusFault(f"{where}: limit is a table of {', '.join(sorted(_LIMITS))}.")
+    return BatchLimit(**value)
+
+
+def _headers(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or any(name != name.lower() for name in value):
+        raise CorpusFault(f"{where}: headers is a table of text, with names in lower case.")
+    return {name: str(text) for name, text in value.items()}
+
+
+_READERS: Final[Mapping[str, Callable[[Any, str], Any]]] = {
+    "body": _body,
+    "kind": _kinds,
+    "limit": _limit,
+    "headers": _headers,
+}

@@ -1,0 +1,62 @@
+"""Reads a plugin's errors.toml, as docs/error-corpus.md describes it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import frozen
+
+from llmopt import BatchLimit, Failure, Verdict, VerdictKind
+
+PLUGINS: Final = ("openai", "mistral", "azure", "local")
+REPOSITORY: Final = Path(__file__).parents[2]
+KEYS: Final = {
+    "name", "source", "operation", "status", "headers", "body", "kind", "retry_after", "limit", "item",
+}  # fmt: skip
+REQUIRED: Final = {"name", "source", "status", "body", "kind"}
+
+
+@frozen(kw_only=True)
+class Entry:
+    """One error as it comes, and the verdict that it must get."""
+
+    plugin: str
+    name: str
+    row: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.plugin}: {self.name}"
+
+    @property
+    def failure(self) -> Failure:
+        return Failure(
+            status=self.row["status"],
+            headers=self.row.get("headers", {}),
+            body=self.row["body"].encode(),
+            operation=self.row.get("operation", "embeddings"),
+            model="m",
+        )
+
+    def check(self, verdict: Verdict) -> None:
+        """Compare a verdict with the one that is wanted."""
+        limit = self.row.get("limit")
+        assert verdict.kind is VerdictKind(self.row["kind"])
+        assert verdict.retry_after == (None if "retry_after" not in self.row else _near(self.row["retry_after"]))
+        assert verdict.limit == (None if limit is None else BatchLimit(**limit))
+        assert verdict.item == self.row.get("item")
+
+
+def _near(seconds: float) -> Any:
+    import pytest
+
+    return pytest.approx(seconds)
+
+
+def entries(plugin: str) -> Iterator[Entry]:
+    """All rows of one plugin."""
+    path = REPOSITORY / "plugins" / plugin / f"llmopt_plugin_{plugin}" / "errors.toml"
+    for row in tomllib.loads(path.read_text("utf-8"))["error"]:
+        yield Entry(plugin=plugin, name=row["name"], row=row)

@@ -1,0 +1,88 @@
+"""Every error that was ever seen gets its verdict, through the hooks as the core calls them."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+import pytest
+
+from llmopt import EmbedCall, Failure, LLMOptError, Settings
+from llmopt.engine.outcome import error_of
+from llmopt.providers.hooks import ProviderHooks
+from llmopt.values.verdict import EXCEPTION_OF
+from tests.plugins.corpus import KEYS, PLUGINS, REQUIRED, Entry, entries
+
+ALL = [entry for plugin in PLUGINS for entry in entries(plugin)]
+BASES = {
+    "openai": "https://api.openai.com/v1",
+    "mistral": "https://api.mistral.ai/v1",
+    "azure": "https://r.openai.azure.com",
+    "local": "http://127.0.0.1:8000/v1",
+}
+
+
+@cache
+def hooks(plugin: str) -> ProviderHooks:
+    return ProviderHooks(plugin, importlib.import_module(f"llmopt_plugin_{plugin}"))
+
+
+def settings(entry: Entry, **options: str) -> Settings:
+    return Settings(provider=entry.plugin, base_url=BASES[entry.plugin], options=options)
+
+
+@pytest.mark.parametrize("entry", ALL, ids=str)
+def test_every_error_gets_its_verdict(entry: Entry) -> None:
+    """Kind, wait, limit and item, as the corpus says."""
+    entry.check(hooks(entry.plugin).classify_error(entry.failure, settings(entry)))
+
+
+@pytest.mark.parametrize("flavour", ["tei", "ollama", "vllm", "llamacpp", "infinity", "lmstudio"])
+def test_the_flavour_changes_no_verdict(flavour: str) -> None:
+    """A server's own errors are told by their shape."""
+    for entry in entries("local"):
+        entry.check(hooks("local").classify_error(entry.failure, settings(entry, flavour=flavour)))
+
+
+@pytest.mark.parametrize("entry", ALL, ids=str)
+def test_every_verdict_becomes_its_exception(entry: Entry) -> None:
+    """The message is one line, names the status, and holds no input even where the body repeats it."""
+    texts = ("zebra crossing", "zither music", "a zeppelin over the lake")
+    verdict = hooks(entry.plugin).classify_error(entry.failure, settings(entry))
+    error = error_of(verdict, entry.failure, EmbedCall(model="m", texts=texts), settings(entry))
+    assert isinstance(error, LLMOptError)
+    assert type(error) is EXCEPTION_OF[verdict.kind]
+    assert "\n" not in error.message
+    assert f"HTTP {entry.row['status']}" in error.message
+    assert not any(text in error.message for text in texts)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_every_row_is_of_the_documented_format(plugin: str) -> None:
+    """Names are told once, keys are known, each row names its source."""
+    rows = [entry.row for entry in entries(plugin)]
+    names = [row["name"] for row in rows]
+    assert len(names) == len(set(names))
+    for row in rows:
+        assert row.keys() >= REQUIRED, row["name"]
+        assert row.keys() <= KEYS, row["name"]
+        assert row["source"], row["name"]
+        assert "sk-" not in row["body"], row["name"]
+
+
+def test_every_kind_is_in_the_corpus() -> None:
+    """But UNEXPECTED, which is the core's own, and no kind is missing for want of an example."""
+    seen = {entry.row["kind"] for entry in ALL}
+    assert seen == {kind.value for kind in EXCEPTION_OF} - {"unexpected"}
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize("status", [*range(400, 432), 451, 498, 499, *range(500, 512), *range(520, 531), 599])
+def test_any_status_with_any_body_gets_some_verdict(plugin: str, status: int) -> None:
+    """Nothing that a server may send makes classify_error fail."""
+    bodies = [b"", b"null", b"[]", b"{}", b"[[]]", b'{"error": null}', b'{"detail": [7]}', b'{"detail": [{"loc": 1}]}']
+    bodies += [b"\xff\xfe", b'{"error": {"code": {}, "message": 7, "innererror": "x"}}', b'{"message": "Limit 0"}']
+    seen = [entry.failure.body for entry in entries(plugin)]
+    where = Settings(provider=plugin, base_url=BASES[plugin])
+    for body in (*bodies, *seen, *(body[: len(body) // 2] for body in seen)):
+        hooks(plugin).classify_error(Failure(status=status, body=body), where)

@@ -1,0 +1,108 @@
+"""Mistral's plugin: what it sends, what it reads, what it knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmopt import BatchLimit, CatalogCall, ProviderEntry
+from tests.plugins.helpers import KEY, call, hooks, page, settings
+
+BASE = "https://api.mistral.ai/v1"
+MISTRAL = hooks("mistral")
+HERE = settings("mistral", BASE)
+SPEC_KEYS = {"model", "input", "output_dimension", "output_dtype", "encoding_format", "metadata"}
+
+
+def card(name: str, own: str | None = None, aliases: tuple[str, ...] = (), **more: object) -> dict[str, object]:
+    able = {"completion_chat": "embed" not in name, "completion_fim": False}
+    fixed = {"object": "model", "created": 1, "owned_by": "mistralai", "max_context_length": 8192}
+    return {"id": name, "name": own, "aliases": list(aliases), "capabilities": able, **fixed, **more}
+
+
+def test_the_profile() -> None:
+    """The key of the `llm` tool counts too."""
+    profile = MISTRAL.provider_profile(ProviderEntry(name="mistral"))
+    assert profile.base_url == BASE
+    assert profile.key_env == ("MISTRAL_API_KEY", "LLM_MISTRAL_KEY")
+
+
+def test_a_request_holds_only_keys_that_mistral_knows() -> None:
+    """Any other one is a 422."""
+    request = MISTRAL.build_request(call(dimensions=512, input_type="query"), HERE)
+    assert request.json == {
+        "model": "m",
+        "input": ("one", "two"),
+        "encoding_format": "base64",
+        "output_dimension": 512,
+    }
+    assert request.json.keys() <= SPEC_KEYS
+    assert (request.path, request.headers) == ("/embeddings", {"authorization": f"Bearer {KEY}"})
+
+
+@pytest.mark.parametrize(("dtype", "encoding"), [("float", "base64"), ("int8", "float"), ("ubinary", "float")])
+def test_other_dtypes_come_as_lists(dtype: str, encoding: str) -> None:
+    """Their base64 holds bytes, which would be taken for float32."""
+    body = MISTRAL.build_request(call(extra={"output_dtype": dtype}), HERE).json
+    assert (body["encoding_format"], body["output_dtype"]) == (encoding, dtype)
+
+
+def test_the_list_is_asked_for_in_the_common_way() -> None:
+    """There is one page."""
+    assert MISTRAL.build_request(CatalogCall(), HERE).path == "/models"
+
+
+@pytest.mark.parametrize("model", ["mistral-embed", "codestral-embed-2505", "another"])
+def test_the_limits_are_careful(model: str) -> None:
+    """Below every number that was ever seen."""
+    found = MISTRAL.batch_limit(call(model), HERE)
+    assert found == BatchLimit(max_items=128, max_item_tokens=8_192, max_tokens=16_000)
+
+
+def test_one_model_for_all_its_aliases() -> None:
+    """Under the id that is its own name, in the place of its first card."""
+    cards = [
+        card("mistral-small-latest", "mistral-small-2506", ("mistral-small-2506",)),
+        card("mistral-embed", "mistral-embed-2312", ("mistral-embed-2312",)),
+        card("mistral-embed-2312", "mistral-embed-2312", ("mistral-embed",)),
+        card("mistral-small-2506", "mistral-small-2506", ("mistral-small-latest",), deprecation="2026-12-31"),
+    ]
+    small, embed = page("mistral", {"object": "list", "data": cards}, HERE).models
+    assert (small.id, small.aliases, small.kind) == ("mistral-small-2506", ("mistral-small-latest",), "chat")
+    assert small.deprecated == "2026-12-31"
+    assert (embed.id, embed.aliases, embed.kind) == ("mistral-embed-2312", ("mistral-embed",), "embedding")
+    assert (embed.dimensions, embed.context_length, embed.known) == (1_024, 8_192, ("dimensions",))
+
+
+def test_cards_that_only_one_side_puts_together() -> None:
+    """A name alone, or one alias in one direction, is enough; three that chain are one."""
+    cards = [card("a"), card("c", aliases=("b",)), card("b", "a"), card("d")]
+    first, last = page("mistral", cards, HERE).models
+    assert (first.id, first.aliases) == ("a", ("b", "c"))
+    assert last.id == "d"
+
+
+def test_a_name_for_people_is_no_alias() -> None:
+    """Only ids can be asked for."""
+    (model,) = page("mistral", [card("a", "The Model A"), card("b", "The Model A")], HERE).models
+    assert (model.id, model.aliases) == ("a", ("b",))
+
+
+def test_a_bare_list_is_read_as_well() -> None:
+    """As the description's own example has it."""
+    assert [model.id for model in page("mistral", [card("a"), card("b")], HERE).models] == ["a", "b"]
+
+
+def test_odd_cards_spoil_nothing() -> None:
+    """Whatever type a field has."""
+    odd = [card("a", aliases=(), capabilities=None), card("b") | {"aliases": "x"}, {"id": "c"}, None, {"id": 7}]
+    odd += [card("d") | {"aliases": [None, 7, "e"], "max_context_length": "8192"}]
+    models = page("mistral", odd, HERE).models
+    assert [model.id for model in models] == ["a", "b", "c", "d"]
+    assert models[3].aliases == ("e",)
+    assert models[3].context_length is None
+
+
+def test_a_long_list_is_read_in_no_time() -> None:
+    """5,000 models with an alias each."""
+    cards = [card(f"m-{number}-{form}", f"m-{number}-0") for form in (0, 1) for number in range(5_000)]
+    assert len(page("mistral", cards, HERE).models) == 5_000

@@ -1,0 +1,116 @@
+"""OpenAI's plugin: what it sends, what it reads, what it knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmopt import BatchLimit, CatalogCall, ChatCall, ProviderEntry, VerdictKind
+from llmopt_plugin_openai._errors import retry_after_in
+from tests.plugins.helpers import KEY, call, failure, hooks, page, settings
+
+BASE = "https://api.openai.com/v1"
+OPENAI = hooks("openai")
+
+
+def test_the_profile() -> None:
+    """A key from the environment goes to OpenAI's own hosts, the regional ones among them."""
+    profile = OPENAI.provider_profile(ProviderEntry(name="openai"))
+    assert profile.base_url == BASE
+    assert profile.key_env == ("OPENAI_API_KEY",)
+    assert profile.base_url_env == ("OPENAI_BASE_URL",)
+    assert profile.own_hosts == ("*.api.openai.com",)
+    assert {option.name: option.env for option in profile.options} == {
+        "organization": ("OPENAI_ORG_ID",),
+        "project": ("OPENAI_PROJECT_ID",),
+    }
+
+
+def test_a_request_asks_for_base64_and_holds_no_other_key() -> None:
+    """The description allows five keys and no further one."""
+    request = OPENAI.build_request(call("text-embedding-3-small"), settings("openai", BASE))
+    assert (request.method, request.path) == ("POST", "/embeddings")
+    assert request.json == {
+        "model": "text-embedding-3-small",
+        "input": ("one", "two"),
+        "encoding_format": "base64",
+    }
+    assert request.headers == {"authorization": f"Bearer {KEY}"}
+
+
+def test_dimensions_and_extra_keys_are_passed_on() -> None:
+    """Extra keys go as given."""
+    asked = call("text-embedding-3-large", dimensions=256, extra={"user": "u-1"})
+    body = OPENAI.build_request(asked, settings("openai", BASE)).json
+    assert (body["dimensions"], body["user"]) == (256, "u-1")
+
+
+def test_an_input_type_is_not_sent() -> None:
+    """It would be refused, and means nothing to these models."""
+    body = OPENAI.build_request(call(input_type="query"), settings("openai", BASE)).json
+    assert "input_type" not in body
+
+
+def test_organisation_and_project_are_headers() -> None:
+    """Beside the configured ones; those that are not set are left out."""
+    where = settings("openai", BASE, headers={"x-team": "a"}, organization="org-1", project="proj_1")
+    headers = OPENAI.build_request(CatalogCall(), where).headers
+    assert headers["OpenAI-Organization"] == "org-1"
+    assert headers["OpenAI-Project"] == "proj_1"
+    assert headers["x-team"] == "a"
+    alone = OPENAI.build_request(CatalogCall(), settings("openai", BASE, organization="org-1"))
+    assert "OpenAI-Project" not in alone.headers
+
+
+def test_a_chat_has_no_encoding() -> None:
+    """Base64 is for embeddings alone."""
+    body = OPENAI.build_request(ChatCall(model="m", messages=({"role": "user"},)), settings("openai", BASE)).json
+    assert "encoding_format" not in body
+
+
+@pytest.mark.parametrize("model", ["text-embedding-3-small", "text-embedding-ada-002", "one-of-tomorrow"])
+def test_the_limits_hold_for_every_model(model: str) -> None:
+    """2,048 inputs, 8,192 tokens each, 300,000 together."""
+    limit = OPENAI.batch_limit(call(model), settings("openai", BASE))
+    assert limit == BatchLimit(max_items=2_048, max_item_tokens=8_192, max_tokens=300_000)
+
+
+def test_a_list_is_filled_up_from_the_table() -> None:
+    """OpenAI's list says neither kind nor size; what the plugin adds is marked."""
+    entries = [
+        {"id": "text-embedding-3-large", "object": "model", "created": 1705953180, "owned_by": "system"},
+        {"id": "gpt-4o-mini", "object": "model", "created": 1721172741, "shutdown_date": "2026-10-23"},
+    ]
+    embedding, chat = page("openai", {"object": "list", "data": entries}, settings("openai", BASE)).models
+    assert (embedding.kind, embedding.dimensions, embedding.context_length) == ("embedding", 3_072, 8_192)
+    assert embedding.known == ("kind", "dimensions", "context_length")
+    assert (chat.kind, chat.known, chat.shutdown) == ("unknown", (), "2026-10-23")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Please try again in 644ms.", 0.644),
+        ("Please try again in 18.642s.", 18.642),
+        ("Please try again in 6m0s.", 360.0),
+        ("Please try again in 1m30.951s. Visit the page.", 90.951),
+        ("Please try again in 2h.", 7_200.0),
+        ("try again in 0s", None),
+        ("try again in a while", None),
+        ("", None),
+    ],
+)
+def test_waits_are_read_from_the_text(text: str, seconds: float | None) -> None:
+    """Go's durations, as OpenAI writes them."""
+    found = retry_after_in(text)
+    assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_limits_in_a_text_may_have_commas_or_be_nonsense() -> None:
+    """A stated limit of 0 or of thirty digits is none."""
+    where = settings("openai", BASE)
+    body = {"error": {"message": "Request too large for m: Limit 30,000, Requested 40,000.", "code": None}}
+    assert OPENAI.classify_error(failure(429, body), where).limit == BatchLimit(max_tokens=30_000)
+    for number in ("0", "9" * 30):
+        body["error"]["message"] = f"Request too large for m: Limit {number}, Requested 5"
+        verdict = OPENAI.classify_error(failure(429, body), where)
+        assert (verdict.kind, verdict.limit) == (VerdictKind.BATCH_TOO_LARGE, None)
