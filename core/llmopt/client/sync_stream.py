@@ -89,8 +89,14 @@ class SyncEmbedStream(Iterator[EmbeddedPart]):
         work = self._thread.submit(_next(self._stream))
         work.future.add_done_callback(lambda _: self._asks.put(None))
         try:
-            while (ask := self._asks.get()) is not None:
-                self._serve(ask)
+            # A wake-up of an earlier part may still lie in the queue: only the future tells.
+            while not work.future.done():
+                ask = self._asks.get()
+                if ask is not None and work.future.done():
+                    # A part is ready: it goes first, however long the iterable takes for its next text.
+                    self._asks.put(ask)
+                elif ask is not None:
+                    self._serve(ask)
         except BaseException:
             work.abandon()
             self.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.outcome import request_id
+from llmopt.engine.outcome import may_be_an_items, request_id
 from llmopt.errors import (
     AttemptTimeout,
     InvalidResponse,
@@ -33,6 +33,7 @@ class Held:
         call: what it asks.
         size: its tokens, what its time-out is learned by.
         timeout: seconds it may take.
+        suspect: whether one of its texts is under suspicion, see `Request.suspect`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Held:
         slot: Slot,
         lease: PaceLease,
         permit: PairPermit | None,
+        suspect: bool = False,
     ) -> None:
         self.endpoint: Final = endpoint
         self.call: Final = call
@@ -53,6 +55,7 @@ class Held:
         self._slot: Final = slot
         self._lease: Final = lease
         self._permit: Final = permit
+        self._suspect: Final = suspect
         # The first answer of a server that may be loading its model counts for neither breaker nor load.
         self._counts: Final = endpoint.guards.warm or endpoint.config.timeouts.first is None
 
@@ -80,7 +83,8 @@ class Held:
             guards.took(self.call, self.size, seconds)
         if self._counts or not isinstance(error, AttemptTimeout):
             self._slot.release(load_of(error) if self.endpoint.config.flags.concurrency else "neutral")
-            if self._permit is not None:
+            if self._permit is not None and not (self._suspect and may_be_an_items(error)):
+                # A text that cannot be computed says nothing of the server's health.
                 self._permit.failed(error)
         self._settle(error)
 

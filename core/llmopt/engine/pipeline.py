@@ -174,6 +174,7 @@ class Pipeline(Generic[T]):
                     slot=slot,
                     lease=lease,
                     permit=permit,
+                    suspect=self._request.suspect,
                 )
                 with permit or nullcontext(), SingleRetrier():
                     return await self._send(number, held, prepared, settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from llmopt.errors import RequestTooLarge
 from llmopt.operations.plan import Cutter, cut, middle
 from llmopt.operations.recover import Part
 from llmopt.operations.sizes import LearnedSizes
@@ -59,11 +58,10 @@ class TextCuts:
         rest = tuple(position for position in positions if position not in suspects)
         return [*((position,) for position in positions if position in suspects), rest]
 
-    def refused(self, positions: Part, error: RequestTooLarge) -> None:
+    def refused(self, positions: Part, stated: BatchLimit | None) -> None:
         """See `Sizes.refused`."""
         if self._sizes is not None:
-            tokens = sum(map(self._tokens, positions))
-            self._sizes.refused(len(positions), tokens, error.limit)
+            self._sizes.refused(len(positions), sum(map(self._tokens, positions)), stated)
 
     def timed_out(self, positions: Part) -> bool:
         """See `Sizes.timed_out`."""

@@ -27,6 +27,7 @@ from llmopt.errors import (
 
 if TYPE_CHECKING:
     from llmopt.values.embeddings import EmbeddedRows
+    from llmopt.values.limits import BatchLimit
 
 _MOST_EXTRA: Final = 64
 _HOPELESS_LEVEL: Final = 3
@@ -48,8 +49,8 @@ class Sizes(Protocol):
     def longest(self, positions: Part, stated: int | None) -> list[Part]:
         """The texts that are too long for certain or by far the longest, and all others."""
 
-    def refused(self, positions: Part, error: RequestTooLarge) -> None:
-        """These texts together were too large."""
+    def refused(self, positions: Part, stated: BatchLimit | None) -> None:
+        """These texts together were too large; what limit the server states, None if it states none."""
 
     def timed_out(self, positions: Part) -> bool:
         """These texts together took too long; whether smaller batches are wanted now."""
@@ -104,6 +105,7 @@ class Recovery:
         self._extra: Final = extra
         self._on_split: Final = on_split
         self._found: Final = Recovered()
+        self._searched: Final[list[Part]] = []
 
     async def run(self, count: int) -> Recovered:
         """Everything that can be had of so many texts."""
@@ -113,7 +115,14 @@ class Recovery:
             failed = await self._try(level, suspect=depth > 0)
             level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
             depth += 1
+        self._learn_sizes()
         return self._found
+
+    def _learn_sizes(self) -> None:
+        """A part that failed as a whole and came through in pieces was too large, whatever was said of it."""
+        for part in self._searched:
+            if self._found.errors.keys().isdisjoint(part):
+                self._sizes.refused(part, None)
 
     async def _try(self, parts: Sequence[Part], *, suspect: bool) -> list[tuple[Part, LLMOptError]]:
         """Send all parts of a level at once; those that failed."""
@@ -143,12 +152,14 @@ class Recovery:
         if not pieces or (search and not self._extra.spend(len(pieces))):
             self._give_up(part, error)
             return []
+        if isinstance(error, BadRequest):
+            self._searched.append(part)
         self._on_split(len(part), error)
         return pieces
 
     def _decide(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         if isinstance(error, RequestTooLarge):
-            self._sizes.refused(part, error)
+            self._sizes.refused(part, error.limit)
             return self._smaller(part)
         if isinstance(error, AttemptTimeout):
             timeouts = sum(attempt.outcome == AttemptTimeout.__name__ for attempt in error.attempts)

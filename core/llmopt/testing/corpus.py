@@ -23,7 +23,19 @@ FILE: Final = "errors.toml"
 """The name of a plugin's corpus, in its package."""
 
 _KEYS: Final = frozenset(
-    {"name", "source", "operation", "status", "headers", "body", "kind", "retry_after", "limit", "item", "check"}
+    {
+        "name",
+        "source",
+        "operation",
+        "status",
+        "headers",
+        "body",
+        "kind",
+        "retry_after",
+        "limit",
+        "item",
+        "check",
+    }
 )
 _REQUIRED: Final = frozenset({"name", "status", "kind"})
 _LIMITS: Final = frozenset({"max_items", "max_item_tokens", "max_tokens", "max_bytes"})
@@ -79,7 +91,9 @@ class KnownError:
         found = []
         if verdict.kind not in self.kinds:
             wanted = " or ".join(sorted(kind.name for kind in self.kinds))
-            found.append(f"{self.name} (HTTP {self.status}): the verdict is {verdict.kind.name}, not {wanted}.")
+            found.append(
+                f"{self.name} (HTTP {self.status}): the verdict is {verdict.kind.name}, not {wanted}."
+            )
         for name in ("retry_after", "limit", "item"):
             wanted, given = getattr(self, name), getattr(verdict, name)
             if wanted is not None and given != wanted:

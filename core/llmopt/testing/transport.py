@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from attrs import field, frozen
@@ -50,27 +50,32 @@ class Reply:
         status: HTTP status.
         body: the bytes.
         headers: besides the content type.
-        breaks: how the connection fails instead: "connect" before, "read" after the request was sent.
+        breaks: how the connection fails instead: "connect" before, "read" or "timeout" after the request
+            was sent; "" when it does not.
     """
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(factory=dict)
-    breaks: str = ""
+    breaks: Literal["", "connect", "read", "timeout"] = ""
 
 
 def transport_of(answer: Callable[[Sent], Reply]) -> httpx.AsyncBaseTransport:
     """An httpx transport that asks a function for every answer."""
-    from httpx import ConnectError, MockTransport, ReadError, Request, Response
+    from httpx import ConnectError, MockTransport, ReadError, ReadTimeout, Request, RequestError, Response
+
+    broken: dict[str, type[RequestError]] = {
+        "connect": ConnectError,
+        "read": ReadError,
+        "timeout": ReadTimeout,
+    }
 
     async def handle(request: Request) -> Response:
         body = await request.aread()
         sent = Sent(method=request.method, url=str(request.url), headers=dict(request.headers), body=body)
         reply = answer(sent)
-        if reply.breaks == "connect":
-            raise ConnectError("the connection was refused", request=request)
         if reply.breaks:
-            raise ReadError("the connection broke", request=request)
+            raise broken[reply.breaks](f"the connection fails ({reply.breaks})", request=request)
         headers = {"content-type": "application/json", **reply.headers}
         return Response(reply.status, headers=headers, content=reply.body)
 

@@ -86,6 +86,8 @@ class TransportWire:
 
     async def aclose(self) -> None:
         """End what is still going on and close the transport."""
+        if self._closed:
+            return
         self._closed = True
         await self._owned.end()
         await self._transport.aclose()
@@ -169,8 +171,9 @@ class _PoolStream(httpx.AsyncByteStream):
         self._exchange.end()
 
     async def _next(self) -> bytes:
+        seconds = self._request.extensions.get("timeout", {}).get("read")
         try:
-            async with asyncio.timeout(self._exchange.trip.request.timeout):
+            async with asyncio.timeout(seconds):
                 return await self._exchange.guard(self._exchange.raw())
         except TimeoutError:
             error: errors.LLMOptError = endings.attempt_timeout(self._exchange.trip)

@@ -89,7 +89,9 @@ def _malformed_entries(subject: Subject) -> None:
     bad = [None, 7, "kit", [], {}, {"id": None}, {"id": 7}, {"id": ["x"]}, {"object": "model"}]
     body = _listed(subject, {"id": "kit-a"}, *bad, {"id": "kit-b"})
     found = _ids(_page(subject, body))
-    expect("kit-a" in found and "kit-b" in found, f"between bad entries stood kit-a and kit-b; it read {found}.")
+    expect(
+        "kit-a" in found and "kit-b" in found, f"between bad entries stood kit-a and kit-b; it read {found}."
+    )
 
 
 @check("odd-fields")
@@ -160,7 +162,7 @@ def _nonsense(subject: Subject) -> None:
 
 @check("altered")
 def _altered(subject: Subject) -> None:
-    """A right list with any one value replaced or left out never crashes."""
+    """A right list with any one value replaced or left out never makes parse_catalog crash."""
     for label, body in altered(subject.dialect.catalog(SamplePage(models=_MODELS[:2], cursor="next"))):
         _survives(subject, f"a list with {label}", body)
 

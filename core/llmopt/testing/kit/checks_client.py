@@ -44,7 +44,11 @@ def _ready(subject: Subject, **changes: Any) -> Iterator[Config]:
     plugin = f"kit-{subject.name}"
     entry = subject.entry_with(plugin=plugin, max_retries=0, retry_delay=0.0, **changes)
     profile = subject.profile
-    names = {*profile.key_env, *profile.base_url_env, *(name for each in profile.options for name in each.env)}
+    names = {
+        *profile.key_env,
+        *profile.base_url_env,
+        *(name for each in profile.options for name in each.env),
+    }
     held = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         with installed(plugin, subject.plugin):
@@ -54,7 +58,10 @@ def _ready(subject: Subject, **changes: Any) -> Iterator[Config]:
 
 
 def _run(
-    subject: Subject, server: PretendedServer, work: Callable[[AsyncClient], Coroutine[Any, Any, _T]], **changes: Any
+    subject: Subject,
+    server: PretendedServer,
+    work: Callable[[AsyncClient], Coroutine[Any, Any, _T]],
+    **changes: Any,
 ) -> _T:
     async def main(config: Config) -> _T:
         async with AsyncClient(config, transport=server.transport, flags=_STRAIGHT) as client:
@@ -64,7 +71,9 @@ def _run(
         return asyncio.run(main(config))
 
 
-def _embed(subject: Subject, server: PretendedServer, texts: tuple[str, ...] = _DOUBLED, **changes: Any) -> Any:
+def _embed(
+    subject: Subject, server: PretendedServer, texts: tuple[str, ...] = _DOUBLED, **changes: Any
+) -> Any:
     subject.without("embeddings")
     model = f"{subject.name}/{subject.samples.model}"
     return _run(subject, server, lambda client: client.embed(model, texts), **changes)
@@ -84,7 +93,9 @@ def _expect_rows(found: Any, texts: tuple[str, ...]) -> None:
     expected = [vector_of(text, DIMENSIONS) for text in texts]
     rows = [single(row) for row in found.vectors.tolist()]
     wrong = [index for index, row in enumerate(rows) if row != expected[index]]
-    expect(len(rows) == len(texts) and not wrong, f"of {len(texts)} texts those at {wrong} have wrong vectors.")
+    expect(
+        len(rows) == len(texts) and not wrong, f"of {len(texts)} texts those at {wrong} have wrong vectors."
+    )
 
 
 @check("embed")
@@ -101,7 +112,9 @@ def _batches(subject: Subject) -> None:
     """Texts that need several requests come back in their order."""
     server = PretendedServer(subject, TEXTS)
     _expect_rows(_embed(subject, server, TEXTS, max_batch_size=2), TEXTS)
-    expect(len(server.sent) >= 3, f"{len(TEXTS)} texts, two a request, went out in {len(server.sent)} requests.")
+    expect(
+        len(server.sent) >= 3, f"{len(TEXTS)} texts, two a request, went out in {len(server.sent)} requests."
+    )
 
 
 @check("list")
@@ -110,7 +123,9 @@ def _lists(subject: Subject) -> None:
     subject.without("catalog")
     server = PretendedServer(subject)
     found = _run(subject, server, lambda client: client.list_models(subject.name))
-    expect([model.id for model in found] == list(MODELS), f"of {list(MODELS)} it lists {[m.id for m in found]}.")
+    expect(
+        [model.id for model in found] == list(MODELS), f"of {list(MODELS)} it lists {[m.id for m in found]}."
+    )
     expect(all(model.provider == subject.name for model in found), "a model has another provider's name.")
 
 
@@ -187,7 +202,9 @@ def _wrapped(subject: Subject) -> None:
 
     async def main(config: Config) -> None:
         wrappers = [HeaderWrapper()]
-        async with AsyncClient(config, transport=server.transport, plugins=wrappers, flags=_STRAIGHT) as client:
+        async with AsyncClient(
+            config, transport=server.transport, plugins=wrappers, flags=_STRAIGHT
+        ) as client:
             await client.embed(f"{subject.name}/{subject.samples.model}", TEXTS[:1])
 
     with _ready(subject) as config:

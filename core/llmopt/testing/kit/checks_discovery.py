@@ -66,7 +66,9 @@ def _parameters(subject: Subject) -> None:
     for name, function in _marked(subject):
         if name in HOOK_NAMES:
             allowed = list(inspect.signature(getattr(hookspecs, name)).parameters)
-            wrong = [each for each in inspect.signature(function).parameters if each not in {*allowed, "self"}]
+            wrong = [
+                each for each in inspect.signature(function).parameters if each not in {*allowed, "self"}
+            ]
             expect(
                 not wrong,
                 f"{name} has the parameter {', '.join(wrong)}; the hook is {name}({', '.join(allowed)}).",

@@ -49,7 +49,9 @@ def _vectors(subject: Subject, answer: SampleRows, **changes: Any) -> list[tuple
     if isinstance(found, EmbeddedRows):
         ordered = in_input_order(found, len(answer.rows), None)
         return [single(row) for row in ordered.tolist()]
-    raise CheckFailed(f"parse_embeddings gave {_word(found)} for a right answer.", "the vectors of the answer.")
+    raise CheckFailed(
+        f"parse_embeddings gave {_word(found)} for a right answer.", "the vectors of the answer."
+    )
 
 
 def _word(found: object) -> str:
@@ -101,7 +103,9 @@ def _one_text(subject: Subject) -> None:
     answer = _rows(1)
     found = _parse(subject, subject.dialect.embeddings(answer), count=1)
     expect(isinstance(found, EmbeddedRows), f"parse_embeddings gave {_word(found)}.")
-    expect(single(in_input_order(found, 1, None)[0].tolist()) == answer.rows[0][1], "the vector is another one.")
+    expect(
+        single(in_input_order(found, 1, None)[0].tolist()) == answer.rows[0][1], "the vector is another one."
+    )
 
 
 @check("order")
@@ -111,7 +115,9 @@ def _order(subject: Subject) -> None:
         raise NotApplicable("the provider's answers have no indices")
     answer = _rows(_several(subject))
     found = _vectors(subject, answer, rows=answer.rows[::-1])
-    expect(found == [row for _, row in answer.rows], "the vectors are at the wrong texts: the index is not used.")
+    expect(
+        found == [row for _, row in answer.rows], "the vectors are at the wrong texts: the index is not used."
+    )
 
 
 @check("usage")
@@ -143,7 +149,9 @@ def _index_twice(subject: Subject) -> None:
     if not subject.samples.indexed:
         raise NotApplicable("the provider's answers have no indices")
     rows = _rows(_several(subject)).rows
-    _never_accepted(subject, SampleRows(rows=(rows[0], (rows[0][0], rows[1][1]), *rows[2:])), "an index twice")
+    _never_accepted(
+        subject, SampleRows(rows=(rows[0], (rows[0][0], rows[1][1]), *rows[2:])), "an index twice"
+    )
 
 
 @check("index-out-of-range")
@@ -173,7 +181,9 @@ def _empty_vectors(subject: Subject) -> None:
 @check("not-finite")
 def _not_finite(subject: Subject) -> None:
     """An answer with NaN or infinity among its numbers never passes for a right one."""
-    good = subject.dialect.embeddings(SampleRows(rows=tuple((i, (0.5, 0.25)) for i in range(_count(subject)))))
+    good = subject.dialect.embeddings(
+        SampleRows(rows=tuple((i, (0.5, 0.25)) for i in range(_count(subject))))
+    )
     for word in (b"NaN", b"Infinity", b"1e999", b"null"):
         _refuses(subject, good.replace(b"0.25", word), f"the number {word.decode()}")
 
@@ -221,7 +231,7 @@ def _nonsense(subject: Subject) -> None:
 
 @check("altered")
 def _altered(subject: Subject) -> None:
-    """A right answer with any one value replaced or left out never crashes, and never loses a vector."""
+    """A right answer with any one value replaced or left out never makes parse_embeddings crash."""
     body = subject.dialect.embeddings(_rows(_count(subject), 2))
     for label, changed in altered(body):
         try:

@@ -26,7 +26,12 @@ _STRANGE: Final[tuple[dict[str, str], ...]] = (
     {"content-type": "", "x-request-id": "\u0663" * 500},
     {"retry-after": "Wed, 99 Foo 2026 25:61:61 GMT"},
 )
-_FOREIGN: Final = {"server": "kit", "date": "Sat, 21 Nov 2026 10:00:00 GMT", "x-request-id": "kit-1", "via": "1.1 kit"}
+_FOREIGN: Final = {
+    "server": "kit",
+    "date": "Sat, 21 Nov 2026 10:00:00 GMT",
+    "x-request-id": "kit-1",
+    "via": "1.1 kit",
+}
 _LATER: Final = {"retry-after": "5", "x-ratelimit-remaining-requests": "0", "x-should-retry": "true"}
 
 
@@ -34,7 +39,9 @@ def _verdict(subject: Subject, failure: Failure) -> Verdict:
     return subject.hooks.classify_error(failure, subject.settings())
 
 
-def _of(subject: Subject, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Verdict:
+def _of(
+    subject: Subject, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
+) -> Verdict:
     return _verdict(subject, Failure(status=status, headers=dict(headers or {}), body=body[:65536]))
 
 
@@ -136,7 +143,9 @@ def _numbers(subject: Subject) -> None:
     for each in _corpus():
         verdict = _verdict(subject, each.failure)
         wait = verdict.retry_after
-        expect(wait is None or (math.isfinite(wait) and wait >= 0), f"for {each.name}: retry_after is {wait}.")
+        expect(
+            wait is None or (math.isfinite(wait) and wait >= 0), f"for {each.name}: retry_after is {wait}."
+        )
         expect(verdict.item is None or verdict.item >= 0, f"for {each.name}: item is {verdict.item}.")
 
 
@@ -197,7 +206,9 @@ def _headers_invite(subject: Subject) -> None:
     for each in _corpus():
         if not _again(_verdict(subject, each.failure)):
             found = _of(subject, each.status, each.body, {**each.headers, **_LATER})
-            expect(not _again(found), f"{each.name} becomes {found.kind.name} when it comes with Retry-After.")
+            expect(
+                not _again(found), f"{each.name} becomes {found.kind.name} when it comes with Retry-After."
+            )
 
 
 @check("strange-headers")

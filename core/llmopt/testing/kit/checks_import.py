@@ -12,7 +12,9 @@ from llmopt.testing.kit.subject import Subject
 check: Final = Family("import")
 
 _LIGHT: Final = frozenset({"attr", "attrs", "msgspec", "typing_extensions"})
-_HEAVY_STANDARD: Final = frozenset({"asyncio", "concurrent", "http", "multiprocessing", "sqlite3", "unittest"})
+_HEAVY_STANDARD: Final = frozenset(
+    {"asyncio", "concurrent", "http", "multiprocessing", "sqlite3", "unittest"}
+)
 
 
 def _found(subject: Subject) -> dict[str, Any]:

@@ -62,7 +62,10 @@ def _name(subject: Subject) -> None:
     names = [point.name for point in distribution.entry_points if point.group == PROJECT]
     allowed = [f"llmopt-plugin-{name}" for name in names]
     found = distribution.name.lower().replace("_", "-")
-    expect(found in [each.replace("_", "-") for each in allowed], f"it is called {found}, not {' or '.join(allowed)}.")
+    expect(
+        found in [each.replace("_", "-") for each in allowed],
+        f"it is called {found}, not {' or '.join(allowed)}.",
+    )
 
 
 @check("requires")
@@ -72,7 +75,10 @@ def _requires(subject: Subject) -> None:
     found = [match.group(2) for match in lines if match is not None]
     expect(found, "it does not require llmopt.")
     bounds = found[0]
-    expect(">=" in bounds or "~=" in bounds or ">" in bounds, f"it requires llmopt{bounds}, without a lower bound.")
+    expect(
+        ">=" in bounds or "~=" in bounds or ">" in bounds,
+        f"it requires llmopt{bounds}, without a lower bound.",
+    )
     expect("<" in bounds or "~=" in bounds, f"it requires llmopt{bounds}, without an upper bound.")
 
 
@@ -114,7 +120,10 @@ def _public_modules(subject: Subject) -> None:
         if module.startswith(f"{PROJECT}."):
             open_to_all = any(module == each or module.startswith(f"{each}.") for each in _OPEN)
             private = any(part.startswith("_") for part in (*module.split("."), name))
-            expect(open_to_all and not private, f"{place} imports {module} {name}".rstrip() + ", which is not public.")
+            expect(
+                open_to_all and not private,
+                f"{place} imports {module} {name}".rstrip() + ", which is not public.",
+            )
             expect(find_spec(module), f"{place} imports {module}, which there is not.")
 
 

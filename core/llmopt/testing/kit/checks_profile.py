@@ -66,7 +66,11 @@ def _resolves(subject: Subject) -> None:
 def _environment_names(subject: Subject) -> None:
     """Environment variables have capital letters, digits and _ only."""
     profile = subject.profile
-    names = [*profile.base_url_env, *profile.key_env, *(name for each in profile.options for name in each.env)]
+    names = [
+        *profile.base_url_env,
+        *profile.key_env,
+        *(name for each in profile.options for name in each.env),
+    ]
     wrong = [name for name in names if not _VARIABLE.match(name)]
     expect(not wrong, f"there are variables called {', '.join(map(repr, wrong))}.")
 
@@ -86,7 +90,9 @@ def _auth(subject: Subject) -> None:
     profile = subject.profile
     if profile.auth not in ("bearer", "none"):
         faults = header_faults({profile.auth: ""})
-        expect(not faults and profile.auth.lower() not in {*OF_THE_WIRE, "basic"}, f"auth is {profile.auth!r}.")
+        expect(
+            not faults and profile.auth.lower() not in {*OF_THE_WIRE, "basic"}, f"auth is {profile.auth!r}."
+        )
     expect(profile.auth != "none" or not profile.key_required, 'auth is "none" and key_required is True.')
 
 
@@ -105,7 +111,9 @@ def _headers(subject: Subject) -> None:
     faults = header_faults(headers)
     expect(not faults, "\n".join(faults))
     for name in headers:
-        expect(name.lower() not in OF_KEYS, f"headers holds {name}: a key is the user's, never the profile's.")
+        expect(
+            name.lower() not in OF_KEYS, f"headers holds {name}: a key is the user's, never the profile's."
+        )
         expect(name.lower() not in OF_THE_WIRE, f"headers holds {name}, which the wire sets.")
 
 
@@ -114,7 +122,10 @@ def _timeouts(subject: Subject) -> None:
     """Time-outs are seconds: above 0, at most an hour; connecting takes no longer than a whole attempt."""
     times = subject.profile.timeouts
     _within(attrs.asdict(times).items(), "timeouts", least=0.001, most=_HOUR)
-    expect(times.connect <= max(times.read, times.first or 0, 30), "timeouts.connect is longer than timeouts.read.")
+    expect(
+        times.connect <= max(times.read, times.first or 0, 30),
+        "timeouts.connect is longer than timeouts.read.",
+    )
 
 
 @check("retries")

@@ -38,8 +38,12 @@ def _method(subject: Subject) -> None:
     """The method is GET, without a body, or POST."""
     for call in calls(subject):
         request = Asked(subject, call).request
-        expect(request.method in ("GET", "POST"), f"for {type(call).__name__} the method is {request.method!r}.")
-        expect(request.method != "GET" or request.json is None, f"for {type(call).__name__} a GET has a body.")
+        expect(
+            request.method in ("GET", "POST"), f"for {type(call).__name__} the method is {request.method!r}."
+        )
+        expect(
+            request.method != "GET" or request.json is None, f"for {type(call).__name__} a GET has a body."
+        )
 
 
 @check("origin")
@@ -97,7 +101,10 @@ def _text_unchanged(subject: Subject) -> None:
     subject.without("embeddings")
     for index, text in enumerate(TEXTS):
         body = Asked(subject, EmbedCall(model=subject.samples.model, texts=(text,))).body
-        expect(any(text in found for found in strings(body)), f"{shown(index, TEXTS)} is not in the body as it is.")
+        expect(
+            any(text in found for found in strings(body)),
+            f"{shown(index, TEXTS)} is not in the body as it is.",
+        )
 
 
 @check("full-batch")
@@ -120,7 +127,10 @@ def _model(subject: Subject) -> None:
     if "model" in subject.samples.ignores:
         raise NotApplicable("the samples say that the provider ignores the model")
     asked = Asked(subject, EmbedCall(model="kit-other-model", texts=TEXTS[:1]))
-    expect("kit-other-model" in asked.everything, "the model 'kit-other-model' is neither in the body nor in the path.")
+    expect(
+        "kit-other-model" in asked.everything,
+        "the model 'kit-other-model' is neither in the body nor in the path.",
+    )
 
 
 @check("model-escaped")
@@ -144,7 +154,9 @@ def _dimensions(subject: Subject) -> None:
     if "dimensions" in subject.samples.ignores:
         raise NotApplicable("the samples say that the provider ignores dimensions")
     asked = _embed(subject, dimensions=1_357)
-    expect(1_357 in list(scalars(asked.body)) or "1357" in asked.url, "dimensions=1357 is not in the request.")
+    expect(
+        1_357 in list(scalars(asked.body)) or "1357" in asked.url, "dimensions=1357 is not in the request."
+    )
 
 
 @check("input-type")
@@ -187,7 +199,9 @@ def _settings_per_call(subject: Subject) -> None:
         raise NotApplicable("the provider works inside the process")
     url = settings.base_url.replace("://", "://other.", 1)
     asked = Asked(subject, subject.embed_call(), evolve(settings, base_url=url))
-    expect(origin(asked.url) == origin(url), f"for the endpoint {origin(url)} it goes to {origin(asked.url)}.")
+    expect(
+        origin(asked.url) == origin(url), f"for the endpoint {origin(url)} it goes to {origin(asked.url)}."
+    )
 
 
 @check("catalog")
@@ -203,14 +217,18 @@ def _chat_messages(subject: Subject) -> None:
     asked = _chat(subject)
     contents = [message["content"] for message in MESSAGES]
     found = [index for text in strings(asked.body) for index, each in enumerate(contents) if each in text]
-    expect(found == list(range(len(contents))), f"the contents of {len(contents)} messages arrive as {found}.")
+    expect(
+        found == list(range(len(contents))), f"the contents of {len(contents)} messages arrive as {found}."
+    )
 
 
 @check("chat-stream")
 def _chat_stream(subject: Subject) -> None:
     """A streamed chat is asked for otherwise than one that is not."""
     plain, streamed = _chat(subject), _chat(subject, stream=True)
-    expect((plain.url, plain.body) != (streamed.url, streamed.body), "stream=True and stream=False are the same.")
+    expect(
+        (plain.url, plain.body) != (streamed.url, streamed.body), "stream=True and stream=False are the same."
+    )
 
 
 def _chat(subject: Subject, **changes: Any) -> Asked:

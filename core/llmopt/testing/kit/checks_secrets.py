@@ -35,7 +35,9 @@ def _key_in_header(subject: Subject) -> None:
     for call in calls(subject):
         carriers = _carriers(Asked(subject, call), KEY)
         expect(carriers, f"for {type(call).__name__} no header holds the key.")
-        expect(len(carriers) == 1, f"for {type(call).__name__} several headers hold it: {', '.join(carriers)}.")
+        expect(
+            len(carriers) == 1, f"for {type(call).__name__} several headers hold it: {', '.join(carriers)}."
+        )
 
 
 @check("key-not-in-url")
@@ -60,7 +62,10 @@ def _no_key(subject: Subject) -> None:
     for call in calls(subject):
         bare = Asked(subject, call, subject.settings(key=None))
         for name in _carriers(Asked(subject, call), KEY):
-            expect(name not in bare.headers, f"for {type(call).__name__} the header {name} is sent without a key.")
+            expect(
+                name not in bare.headers,
+                f"for {type(call).__name__} the header {name} is sent without a key.",
+            )
         expect("None" not in str(bare.headers.values()), f"for {type(call).__name__} a header says None.")
 
 
@@ -71,7 +76,9 @@ def _token(subject: Subject) -> None:
     for call in calls(subject):
         asked = Asked(subject, call, subject.settings(key=TOKEN, kind="token"))
         expect(len(_carriers(asked, TOKEN)) == 1, f"for {type(call).__name__} no one header holds the token.")
-        expect(TOKEN not in asked.everything, f"for {type(call).__name__} the token is in the URL or the body.")
+        expect(
+            TOKEN not in asked.everything, f"for {type(call).__name__} the token is in the URL or the body."
+        )
 
 
 @check("headers-valid")
@@ -88,7 +95,10 @@ def _headers_configured(subject: Subject) -> None:
     for call in calls(subject):
         headers = Asked(subject, call).headers
         for name, value in CONFIGURED.items():
-            expect(headers.get(name) == value, f"for {type(call).__name__} the configured header {name} is missing.")
+            expect(
+                headers.get(name) == value,
+                f"for {type(call).__name__} the configured header {name} is missing.",
+            )
 
 
 @check("headers-of-the-wire")

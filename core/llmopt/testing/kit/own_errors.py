@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from llmopt.testing.corpus import FILE, CorpusFault, KnownError, corpus_of
@@ -28,7 +29,7 @@ def _check(error: KnownError) -> Check:
         faults = error.faults(subject.hooks.classify_error(error.failure, subject.settings()))
         expect(not faults, "\n".join(faults))
 
-    return Check(id=f"own-errors.{error.name}", expects=_SENTENCE, ask=ask)
+    return Check(id=f"own-errors.{_slug(error.name)}", expects=_SENTENCE, ask=ask)
 
 
 def _unreadable(fault: str) -> Check:
@@ -36,3 +37,7 @@ def _unreadable(fault: str) -> Check:
         raise CheckFailed(f"{FILE}: {fault}")
 
     return Check(id="own-errors.readable", expects=f"{FILE} has the form of docs/error-corpus.md.", ask=ask)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -9,10 +9,15 @@ import threading
 from importlib import import_module
 from typing import Any, Final
 
-_CODE: Final = (
-    "import sys; sys.path[:] = {path!r}; from llmopt.testing.kit.probe import main; main({module!r}, {files!r})"
+_CODE: Final = "import sys; sys.path[:] = {path!r}; from llmopt.testing.kit.probe import main; main({module!r}, {files!r})"
+_PUBLIC: Final = (
+    "errors",
+    "values.calls",
+    "values.verdict",
+    "values.settings",
+    "values.catalog",
+    "hookspecs",
 )
-_PUBLIC: Final = ("errors", "values.calls", "values.verdict", "values.settings", "values.catalog", "hookspecs")
 
 
 def probe(module: str, files: list[str]) -> dict[str, Any]:

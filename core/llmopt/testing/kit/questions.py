@@ -63,7 +63,10 @@ def _requests(subject: Subject) -> Iterator[Question]:
         ("for embeddings with every option", embed),
         ("for the catalogue", CatalogCall),
         ("for its second page", lambda: CatalogCall(cursor="page-2")),
-        ("for a chat", lambda: ChatCall(model=subject.samples.model, messages=MESSAGES, extra={"kit_extra": 1})),
+        (
+            "for a chat",
+            lambda: ChatCall(model=subject.samples.model, messages=MESSAGES, extra={"kit_extra": 1}),
+        ),
     ):
         yield _request(subject, label, call)
     yield Question(
