@@ -144,12 +144,16 @@ def _cursor(value: object) -> str | None:
     return None
 
 
+_IDS: Final = ("id", "model_id", "name", "key")
+"""Under which key a server tells what to call a model: the common one, and those of gateways and desktop servers."""
+
+
 def model_from_entry(entry: object) -> Model | None:
     """One entry of a list as a `Model`, None when it has no usable id."""
     if not isinstance(entry, dict):
         return None
-    name = entry.get("id") or entry.get("name")
-    if not isinstance(name, str):
+    name = next((found for key in _IDS if (found := _text(entry.get(key)))), None)
+    if name is None:
         return None
     return Model(
         id=name,

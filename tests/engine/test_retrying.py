@@ -98,8 +98,6 @@ async def test_quota_is_not_asked_for_again_by_the_next_call() -> None:
     assert len(server.requests) == 1
 
 
-
-
 async def test_retry_off_sends_once() -> None:
     """The flag switches it off alone."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"retry": False}) as client:

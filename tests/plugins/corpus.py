@@ -44,7 +44,9 @@ class Entry:
         """Compare a verdict with the one that is wanted."""
         limit = self.row.get("limit")
         assert verdict.kind is VerdictKind(self.row["kind"])
-        assert verdict.retry_after == (None if "retry_after" not in self.row else _near(self.row["retry_after"]))
+        assert verdict.retry_after == (
+            None if "retry_after" not in self.row else _near(self.row["retry_after"])
+        )
         assert verdict.limit == (None if limit is None else BatchLimit(**limit))
         assert verdict.item == self.row.get("item")
 

@@ -127,7 +127,9 @@ def test_chat_goes_to_the_deployment_too() -> None:
     assert url(classic, chat) == f"{ROOT}/openai/deployments/gpt-x/chat/completions?api-version=2024-10-21"
 
 
-@pytest.mark.parametrize(("version", "asks"), [("2023-05-15", False), ("2024-02-01", False), ("2024-06-01", True)])
+@pytest.mark.parametrize(
+    ("version", "asks"), [("2023-05-15", False), ("2024-02-01", False), ("2024-06-01", True)]
+)
 def test_old_versions_do_not_know_base64(version: str, asks: bool) -> None:
     """It came with 2024-03-01-preview."""
     body = AZURE.build_request(call(), settings_of("azure", ROOT, auth="api-key", api_version=version)).json
@@ -294,7 +296,10 @@ def test_base_models_are_described() -> None:
 def test_configured_deployments_are_the_list() -> None:
     """Base models cannot be asked for; deployments can."""
     where = settings(deployments=["emb", "chat"])
-    assert [model.id for model in page("azure", {"data": [{"id": "gpt-4o"}]}, where).models] == ["emb", "chat"]
+    assert [model.id for model in page("azure", {"data": [{"id": "gpt-4o"}]}, where).models] == [
+        "emb",
+        "chat",
+    ]
 
 
 def test_a_table_of_deployments_tells_their_models() -> None:
@@ -329,7 +334,11 @@ def test_the_undocumented_list_of_deployments() -> None:
 
 def test_the_limits() -> None:
     """Whatever the deployment is called."""
-    for where in (settings(), settings(deployments={"m": "text-embedding-3-small"}), settings(deployment="d")):
+    for where in (
+        settings(),
+        settings(deployments={"m": "text-embedding-3-small"}),
+        settings(deployment="d"),
+    ):
         found = AZURE.batch_limit(call(), where)
         assert found == BatchLimit(max_items=2_048, max_item_tokens=8_192, max_tokens=300_000)
 
@@ -339,7 +348,10 @@ def test_the_limits() -> None:
 
 def test_a_wrong_audience_names_the_setting() -> None:
     """And the scope in use, where a token was sent."""
-    flat = {"statusCode": 401, "message": "Unauthorized. Access token is missing, invalid, audience is incorrect"}
+    flat = {
+        "statusCode": 401,
+        "message": "Unauthorized. Access token is missing, invalid, audience is incorrect",
+    }
     token = settings_of("azure", ROOT, auth="api-key", kind="token")
     hint = AZURE.classify_error(failure(401, flat), token).hint
     assert "providers.azure.token_scope" in hint
@@ -353,7 +365,11 @@ def test_a_wrong_audience_names_the_setting() -> None:
 def test_two_kinds_of_404() -> None:
     """A deployment that is not there, and a path that is not there."""
     where = settings()
-    gone = AZURE.classify_error(failure(404, {"error": {"code": "DeploymentNotFound", "message": "no"}}), where)
-    path = AZURE.classify_error(failure(404, {"error": {"code": "404", "message": "Resource not found"}}), where)
+    gone = AZURE.classify_error(
+        failure(404, {"error": {"code": "DeploymentNotFound", "message": "no"}}), where
+    )
+    path = AZURE.classify_error(
+        failure(404, {"error": {"code": "404", "message": "Resource not found"}}), where
+    )
     assert "name of a deployment" in gone.hint
     assert "providers.azure.api_version" in path.hint

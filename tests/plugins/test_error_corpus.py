@@ -80,8 +80,21 @@ def test_every_kind_is_in_the_corpus() -> None:
 @pytest.mark.parametrize("status", [*range(400, 432), 451, 498, 499, *range(500, 512), *range(520, 531), 599])
 def test_any_status_with_any_body_gets_some_verdict(plugin: str, status: int) -> None:
     """Nothing that a server may send makes classify_error fail."""
-    bodies = [b"", b"null", b"[]", b"{}", b"[[]]", b'{"error": null}', b'{"detail": [7]}', b'{"detail": [{"loc": 1}]}']
-    bodies += [b"\xff\xfe", b'{"error": {"code": {}, "message": 7, "innererror": "x"}}', b'{"message": "Limit 0"}']
+    bodies = [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"[[]]",
+        b'{"error": null}',
+        b'{"detail": [7]}',
+        b'{"detail": [{"loc": 1}]}',
+    ]
+    bodies += [
+        b"\xff\xfe",
+        b'{"error": {"code": {}, "message": 7, "innererror": "x"}}',
+        b'{"message": "Limit 0"}',
+    ]
     seen = [entry.failure.body for entry in entries(plugin)]
     where = Settings(provider=plugin, base_url=BASES[plugin])
     for body in (*bodies, *seen, *(body[: len(body) // 2] for body in seen)):

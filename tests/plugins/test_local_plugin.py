@@ -57,7 +57,9 @@ def test_the_common_dialect_follows_the_base_url_as_it_stands(base: str) -> None
         ("lmstudio", "/v1/embeddings", "/api/v0/models"),
     ],
 )
-def test_a_flavour_finds_its_paths_from_any_base_url(base: str, flavour: str, embed: str, models: str) -> None:
+def test_a_flavour_finds_its_paths_from_any_base_url(
+    base: str, flavour: str, embed: str, models: str
+) -> None:
     """With /v1 or without."""
     where = here(base, flavour=flavour)
     assert sent(where)[0] == f"{HOST}{embed}"
@@ -132,7 +134,9 @@ def test_a_key_is_sent_where_there_is_one() -> None:
 
 def test_ollamas_vectors() -> None:
     """In the order of the texts, with the tokens read."""
-    found = rows("local", {"model": "m:latest", "embeddings": [[1, 0], [0, 2]], "prompt_eval_count": 7}, here())
+    found = rows(
+        "local", {"model": "m:latest", "embeddings": [[1, 0], [0, 2]], "prompt_eval_count": 7}, here()
+    )
     np.testing.assert_array_equal(found.vectors, np.array([[1, 0], [0, 2]], dtype=np.float32))
     assert found.indices is None
     assert found.model == "m:latest"
@@ -230,7 +234,11 @@ def test_ollamas_tags() -> None:
                 "details": {"context_length": 2_048, "embedding_length": 768},
                 "capabilities": ["embedding"],
             },
-            {"name": "qwen3:0.6b", "details": {"context_length": 40_960}, "capabilities": ["completion", "tools"]},
+            {
+                "name": "qwen3:0.6b",
+                "details": {"context_length": 40_960},
+                "capabilities": ["completion", "tools"],
+            },
             {"name": "nomic-embed-text:v1.5", "details": {"family": "nomic-bert"}},
         ]
     }
@@ -238,7 +246,11 @@ def test_ollamas_tags() -> None:
     assert (nomic.kind, nomic.context_length, nomic.dimensions, nomic.known) == ("embedding", 2_048, 768, ())
     assert nomic.aliases == ("nomic-embed-text",)
     assert (qwen.kind, qwen.context_length) == ("chat", 40_960)
-    assert (old.kind, old.dimensions, old.known) == ("embedding", 768, ("kind", "dimensions", "context_length"))
+    assert (old.kind, old.dimensions, old.known) == (
+        "embedding",
+        768,
+        ("kind", "dimensions", "context_length"),
+    )
 
 
 def test_what_servers_add_to_the_common_list() -> None:
@@ -340,11 +352,17 @@ def test_who_is_asked_for_limits(flavour: str, url: str | None) -> None:
         ({"max_client_batch_size": 64, "max_concurrent_requests": 16}, BatchLimit(max_items=16)),
         ({"max_input_length": 512}, BatchLimit(max_item_tokens=512)),
         ({"max_client_batch_size": 0, "max_input_length": "512"}, BatchLimit()),
-        ({"data": [{"id": "m", "max_model_len": 512}, {"id": "n", "max_model_len": 9}]}, BatchLimit(max_item_tokens=512)),
+        (
+            {"data": [{"id": "m", "max_model_len": 512}, {"id": "n", "max_model_len": 9}]},
+            BatchLimit(max_item_tokens=512),
+        ),
         ({"data": [{"id": "other", "max_model_len": 512}]}, BatchLimit(max_item_tokens=512)),
         ({"data": [{"id": "n", "max_model_len": 1}, {"id": "o", "max_model_len": 2}]}, BatchLimit()),
         ({"data": [None, {"id": "m"}]}, BatchLimit()),
-        ({"default_generation_settings": {"n_ctx": 4_096}, "total_slots": 4}, BatchLimit(max_item_tokens=4_096)),
+        (
+            {"default_generation_settings": {"n_ctx": 4_096}, "total_slots": 4},
+            BatchLimit(max_item_tokens=4_096),
+        ),
         ({"default_generation_settings": None}, BatchLimit()),
         ([], BatchLimit()),
         (b"<html>", BatchLimit()),

@@ -13,7 +13,9 @@ HERE = settings("mistral", BASE)
 SPEC_KEYS = {"model", "input", "output_dimension", "output_dtype", "encoding_format", "metadata"}
 
 
-def card(name: str, own: str | None = None, aliases: tuple[str, ...] = (), **more: object) -> dict[str, object]:
+def card(
+    name: str, own: str | None = None, aliases: tuple[str, ...] = (), **more: object
+) -> dict[str, object]:
     able = {"completion_chat": "embed" not in name, "completion_fim": False}
     fixed = {"object": "model", "created": 1, "owned_by": "mistralai", "max_context_length": 8192}
     return {"id": name, "name": own, "aliases": list(aliases), "capabilities": able, **fixed, **more}
@@ -39,7 +41,9 @@ def test_a_request_holds_only_keys_that_mistral_knows() -> None:
     assert (request.path, request.headers) == ("/embeddings", {"authorization": f"Bearer {KEY}"})
 
 
-@pytest.mark.parametrize(("dtype", "encoding"), [("float", "base64"), ("int8", "float"), ("ubinary", "float")])
+@pytest.mark.parametrize(
+    ("dtype", "encoding"), [("float", "base64"), ("int8", "float"), ("ubinary", "float")]
+)
 def test_other_dtypes_come_as_lists(dtype: str, encoding: str) -> None:
     """Their base64 holds bytes, which would be taken for float32."""
     body = MISTRAL.build_request(call(extra={"output_dtype": dtype}), HERE).json
@@ -94,7 +98,13 @@ def test_a_bare_list_is_read_as_well() -> None:
 
 def test_odd_cards_spoil_nothing() -> None:
     """Whatever type a field has."""
-    odd = [card("a", aliases=(), capabilities=None), card("b") | {"aliases": "x"}, {"id": "c"}, None, {"id": 7}]
+    odd = [
+        card("a", aliases=(), capabilities=None),
+        card("b") | {"aliases": "x"},
+        {"id": "c"},
+        None,
+        {"id": 7},
+    ]
     odd += [card("d") | {"aliases": [None, 7, "e"], "max_context_length": "8192"}]
     models = page("mistral", odd, HERE).models
     assert [model.id for model in models] == ["a", "b", "c", "d"]

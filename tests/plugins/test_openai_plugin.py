@@ -63,7 +63,9 @@ def test_organisation_and_project_are_headers() -> None:
 
 def test_a_chat_has_no_encoding() -> None:
     """Base64 is for embeddings alone."""
-    body = OPENAI.build_request(ChatCall(model="m", messages=({"role": "user"},)), settings("openai", BASE)).json
+    body = OPENAI.build_request(
+        ChatCall(model="m", messages=({"role": "user"},)), settings("openai", BASE)
+    ).json
     assert "encoding_format" not in body
 
 

@@ -145,7 +145,9 @@ class TestProxies:
         assert "cret" not in repr(proxy)
         assert "Basic" not in repr(proxy)
 
-    @pytest.mark.parametrize("value", ["socks5://u:canary@proxy", "http://u:canary@", "http://u:canary@h:port"])
+    @pytest.mark.parametrize(
+        "value", ["socks5://u:canary@proxy", "http://u:canary@", "http://u:canary@h:port"]
+    )
     def test_an_unusable_proxy_is_said_without_its_password(self, value: str) -> None:
         """The variable is named, its value is not."""
         with pytest.raises(ConfigError, match="HTTPS_PROXY") as caught:

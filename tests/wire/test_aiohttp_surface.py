@@ -54,7 +54,9 @@ def test_keywords() -> None:
     assert {"skip_payload", "read_until_eof", "auto_decompress", "read_bufsize"} <= set(
         parameters(ResponseHandler.set_response_params)
     )
-    assert {"headers", "data", "loop", "proxy", "proxy_headers"} <= set(parameters(aiohttp.ClientRequest.__init__))
+    assert {"headers", "data", "loop", "proxy", "proxy_headers"} <= set(
+        parameters(aiohttp.ClientRequest.__init__)
+    )
     assert {"socket_factory", "resolver", "ssl"} <= set(parameters(aiohttp.TCPConnector.__init__))
 
 

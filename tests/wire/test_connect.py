@@ -175,9 +175,7 @@ async def test_names_are_not_asked_for_again_at_once(
     """Ten requests at once cost one look-up, and its failure is told to each by itself."""
     names = resolving(monkeypatch, lambda: found(("127.0.0.1", server.port)))
     async with pooled() as pool:
-        await asyncio.gather(
-            *(pool.send(request_to(f"http://a.example:{server.port}")) for _ in range(10))
-        )
+        await asyncio.gather(*(pool.send(request_to(f"http://a.example:{server.port}")) for _ in range(10)))
     assert names == ["a.example"]
     resolving(monkeypatch, gai(socket.EAI_AGAIN))
     async with pooled() as pool:
@@ -245,9 +243,7 @@ class TestTls:
             (self_signed_certificate, "self-signed certificate"),
         ],
     )
-    async def test_a_bad_one_is_refused_for_good(
-        self, make: Callable[[], Certificate], words: str
-    ) -> None:
+    async def test_a_bad_one_is_refused_for_good(self, make: Callable[[], Certificate], words: str) -> None:
         """Nothing was sent, trying again does not help, and the text says why."""
         certificate = make()
         async with (

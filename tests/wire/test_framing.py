@@ -148,7 +148,13 @@ async def test_n06_bytes_that_the_loop_has_not_read_yet_are_seen(
 
 @pytest.mark.parametrize(
     "tail",
-    [b"zz\r\nhello\r\n0\r\n\r\n", b"5\r\nhelloXX", b"-5\r\nhello\r\n", b"5 5\r\nhello\r\n", b"ffffffffffffffffff\r\n"],
+    [
+        b"zz\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhelloXX",
+        b"-5\r\nhello\r\n",
+        b"5 5\r\nhello\r\n",
+        b"ffffffffffffffffff\r\n",
+    ],
 )
 @pytest.mark.parametrize("together", [True, False])
 async def test_a_malformed_chunk_ends_the_answer_at_once(
@@ -212,7 +218,13 @@ async def test_a_switch_of_protocols_is_an_answer_without_body(
 ) -> None:
     """Nobody asked for one, so the connection is of no further use."""
     server.play(
-        Script([Send(b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"), Send(b"x"), Stall()])
+        Script(
+            [
+                Send(b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
+                Send(b"x"),
+                Stall(),
+            ]
+        )
     )
     response = await pool.send(asking(server))
     assert (response.status, response.body) == (101, b"")

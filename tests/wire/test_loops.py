@@ -15,7 +15,7 @@ from tests.wire.helpers import asking, texts_of
 
 
 def test_c08_one_pool_in_two_runs_one_after_the_other() -> None:
-    """Each run has its own connections, and those of the first are gone, silently."""
+    """Connections end with their run, and each run makes its own."""
     with serving() as thread:
         pool = ConnectionPool()
 
@@ -24,14 +24,47 @@ def test_c08_one_pool_in_two_runs_one_after_the_other() -> None:
                 assert texts_of(await pool.send(asking(thread.server))) == 1
             return repr(pool)
 
-        assert asyncio.run(use()) == "<ConnectionPool open: 0 in use, 1 idle, 0 waiting>"
-        assert asyncio.run(use()) == "<ConnectionPool open: 0 in use, 1 idle, 0 waiting>"
+        for _ in range(2):
+            assert asyncio.run(use()) == "<ConnectionPool open: 0 in use, 1 idle, 0 waiting>"
+            thread.run(thread.server.wait_all_closed())
+        assert pool.stats() == PoolStats(created=2, reused=4, peak=1)
+        del pool
         gc.collect()
-        thread.run(thread.server.wait_for(lambda: thread.server.open_connections == 1))
-        assert pool.stats() == PoolStats(created=2, reused=4, idle=1, peak=1)
+
+
+def test_c08_a_loop_that_was_closed_without_a_word() -> None:
+    """It had no chance to close anything: its sockets are dropped when the pool is used next, silently."""
+    with serving() as thread:
+        pool = ConnectionPool()
+
+        async def use() -> None:
+            await asyncio.gather(*(pool.send(asking(thread.server)) for _ in range(3)))
+
+        for _ in range(2):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(use())
+            loop.close()
+            thread.run(thread.server.wait_for(lambda: thread.server.open_connections == 3))
+        assert pool.stats() == PoolStats(created=6, idle=3, peak=3)
         asyncio.run(pool.aclose())
         thread.run(thread.server.wait_all_closed())
         gc.collect()
+
+
+def test_c08_a_loop_that_goes_on_after_its_generators_were_shut_down() -> None:
+    """That closes its connections; new ones are made."""
+    with serving() as thread:
+        pool = ConnectionPool()
+
+        async def use() -> None:
+            await pool.send(asking(thread.server))
+            await asyncio.get_running_loop().shutdown_asyncgens()
+            assert texts_of(await pool.send(asking(thread.server))) == 1
+            await pool.aclose()
+
+        with pytest.warns(ResourceWarning, match="shutdown_asyncgens"):
+            asyncio.run(use())
+        assert pool.stats() == PoolStats(created=2, peak=1)
 
 
 @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")

@@ -197,7 +197,9 @@ async def test_s01_nor_is_a_method(server: FaultServer, pool: ConnectionPool) ->
 
 def test_a_request_shows_no_secrets() -> None:
     """Its representation holds names of headers and sizes."""
-    text = repr(WireRequest(method="POST", url=f"http://h/v1?key={KEY}", headers=HEADERS, body=PROMPT.encode()))
+    text = repr(
+        WireRequest(method="POST", url=f"http://h/v1?key={KEY}", headers=HEADERS, body=PROMPT.encode())
+    )
     assert KEY not in text
     assert PROMPT not in text
     assert "['authorization', 'content-type']" in text
@@ -236,7 +238,9 @@ class TestClosing:
         await pool.aclose()
         await asyncio.gather(*tasks)
         await server.wait_all_closed()
-        assert other_tasks() <= {task for task in other_tasks() if "Server" in repr(task) or "Connection" in repr(task)}
+        assert other_tasks() <= {
+            task for task in other_tasks() if "Server" in repr(task) or "Connection" in repr(task)
+        }
 
     async def test_closing_does_not_wait_for_a_dead_peer(self) -> None:
         """An upload that nobody takes is thrown away."""

@@ -132,7 +132,10 @@ async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Answer(407, b"", [("proxy-authenticate", "Basic")]), "407 Proxy Authentication Required; check the user"),
+        (
+            Answer(407, b"", [("proxy-authenticate", "Basic")]),
+            "407 Proxy Authentication Required; check the user",
+        ),
         (Answer(502, b"no route"), "502 Bad Gateway"),
         (Answer(403, b"no"), "403 Forbidden"),
         (Script([Close()]), "no proper answer"),

@@ -121,7 +121,9 @@ class TestForeign:
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             message = await receive()
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"x-path", scope["raw_path"])]})
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"x-path", scope["raw_path"])]}
+            )
             await send({"type": "http.response.body", "body": message["body"]})
 
         wire = TransportWire(httpx.ASGITransport(app=app))
@@ -134,7 +136,10 @@ class TestForeign:
         respx = pytest.importorskip("respx")
         router = respx.MockRouter(assert_all_called=True)
         router.post(f"{URL}/v1/embeddings").respond(200, json={"data": [1, 2]})
-        assert texts_of(await TransportWire(httpx.MockTransport(router.async_handler)).send(request_to(URL))) == 2
+        assert (
+            texts_of(await TransportWire(httpx.MockTransport(router.async_handler)).send(request_to(URL)))
+            == 2
+        )
 
     async def test_how_far_it_came_is_unknown(self) -> None:
         """Unless it says so itself."""
@@ -175,7 +180,9 @@ class TestForeign:
     async def test_packed_answers_are_unpacked_here(self) -> None:
         """Bounded as on our own wire; httpx alone would unpack a bomb to its end."""
         packed = gzip.compress(b"hello")
-        wire = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Pieces(packed)))
+        wire = mocked(
+            lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Pieces(packed))
+        )
         assert (await wire.send(request_to(URL))).body == b"hello"
         bomb = Pieces(gzip_bomb(64 * 2**20))
         wire = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=bomb))
@@ -241,7 +248,11 @@ CANNED: list[tuple[BaseException, type[errors.LLMOptError], dict[str, Any]]] = [
         errors.InvalidResponse,
         {"reason": "truncated"},
     ),
-    (httpx.RemoteProtocolError("illegal status line"), errors.InvalidResponse, {"reason": "http", "sent": "yes"}),
+    (
+        httpx.RemoteProtocolError("illegal status line"),
+        errors.InvalidResponse,
+        {"reason": "http", "sent": "yes"},
+    ),
     (httpx.LocalProtocolError(f"Illegal header {KEY}"), errors.ConfigError, {"sent": "no"}),
     (httpx.UnsupportedProtocol("x"), errors.ConfigError, {}),
     (httpx.InvalidURL("x"), errors.ConfigError, {}),
@@ -365,7 +376,9 @@ class TestHttpx:
         assert (error.cause, error.permanent, error.sent) == ("tls", True, "no")
 
     @pytest.mark.parametrize(
-        "fault", [f for f in faults_of("N08", "N09", "N10", "N16") if "one 100" != f.name != "103 then 200"], ids=str
+        "fault",
+        [f for f in faults_of("N08", "N09", "N10", "N16") if "one 100" != f.name != "103 then 200"],
+        ids=str,
     )
     async def test_d4_the_attempt_ends_in_time(
         self, fault: Any, server: FaultServer, wire: TransportWire
@@ -420,7 +433,9 @@ class TestHttpx:
             answers = await asyncio.gather(*(wire.send(asking(server, str(n))) for n in range(20)))
         assert [texts_of(answer) for answer in answers] == [1] * 20
 
-    async def test_an_abandoned_request_ends_by_itself(self, server: FaultServer, wire: TransportWire) -> None:
+    async def test_an_abandoned_request_ends_by_itself(
+        self, server: FaultServer, wire: TransportWire
+    ) -> None:
         """At its own read time-out, or with the next piece of its answer."""
         server.play(Script([Stall()]))
         find_fault("N09", "body drips for ever").inject(server)
@@ -462,7 +477,9 @@ class TestPoolTransport:
 
         server.default(lambda request: gzipped(answer_openai(request)))
         for _ in range(3):
-            response = await client.post(f"{server.base_url}/v1/embeddings", json={"input": ["a"]}, headers=HEADERS)
+            response = await client.post(
+                f"{server.base_url}/v1/embeddings", json={"input": ["a"]}, headers=HEADERS
+            )
             assert len(response.json()["data"]) == 1
         assert server.connections == 1
         assert response.http_version == "HTTP/1.1"
@@ -524,13 +541,17 @@ class TestPoolTransport:
             holder.cancel()
             await asyncio.wait([holder])
 
-    async def test_a_silent_body_is_a_read_time_out(self, server: FaultServer, client: httpx.AsyncClient) -> None:
+    async def test_a_silent_body_is_a_read_time_out(
+        self, server: FaultServer, client: httpx.AsyncClient
+    ) -> None:
         """Between two pieces, as httpx means it."""
         find_fault("N05", "length too long, then silence").inject(server)
         with pytest.raises(httpx.ReadTimeout):
             await client.post(f"{server.base_url}/v1/embeddings", json={"input": ["a"]}, timeout=0.1)
 
-    async def test_through_both_seams_nothing_is_lost(self, server: FaultServer, pool: ConnectionPool) -> None:
+    async def test_through_both_seams_nothing_is_lost(
+        self, server: FaultServer, pool: ConnectionPool
+    ) -> None:
         """Our wire over our transport over our pool knows as much as the pool."""
         wire = TransportWire(PoolTransport(pool))
         await wire.send(asking(server))

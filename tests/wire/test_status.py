@@ -69,9 +69,7 @@ async def test_h18_honest_gzip(server: FaultServer, pool: ConnectionPool) -> Non
 
 @pytest.mark.parametrize("fault", [f for f in faults_of("H18") if f.name != "honest gzip"], ids=str)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_h18_packed_lies(
-    fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool
-) -> None:
+async def test_h18_packed_lies(fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool) -> None:
     """Refused for one reason, and the connection is not used again."""
     if warm:
         await pool.send(asking(server))

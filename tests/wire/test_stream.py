@@ -70,7 +70,8 @@ async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer
     """Also when its pieces were packed."""
     body = b"".join(stream_events(WORDS))
     server.play(
-        stream_answer(WORDS), Answer(200, gzip.compress(body), [("content-encoding", "gzip")], Framing.CHUNKED)
+        stream_answer(WORDS),
+        Answer(200, gzip.compress(body), [("content-encoding", "gzip")], Framing.CHUNKED),
     )
     for _ in range(2):
         async with wire.open_stream(asking(server)) as stream:

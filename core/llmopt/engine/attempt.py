@@ -21,8 +21,8 @@ from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
 
 if TYPE_CHECKING:
-    from llmopt.policies.breaker_pair import PairPermit
     from llmopt.engine.pace import PaceLease
+    from llmopt.policies.breaker_pair import PairPermit
 
 
 class Held:

@@ -33,17 +33,6 @@ class Wire(Protocol):
         """The whole answer, or a `TransportError` or `InvalidResponse`."""
         ...
 
-    def rest(self, call: Call) -> float | None:
-        """Seconds that it is still given a rest, None when it may be asked."""
-        breakers = self.guards.breakers(call)
-        return None if breakers is None else breakers.peek()
-
-    def stats(self) -> dict[str, Any]:
-        """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
-        stats = self.guards.stats()
-        pool = getattr(self._wire, "stats", None)
-        return stats if pool is None else {**stats, "connections": asdict(pool())}
-
     async def aclose(self) -> None:
         """Let every connection go."""
         ...
@@ -140,6 +129,12 @@ class LiveEndpoint:
         """Seconds that it is still given a rest, None when it may be asked."""
         breakers = self.guards.breakers(call)
         return None if breakers is None else breakers.peek()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
+        stats = self.guards.stats()
+        pool = getattr(self._wire, "stats", None)
+        return stats if pool is None else {**stats, "connections": asdict(pool())}
 
     async def aclose(self) -> None:
         """Close the way out, if it was opened."""

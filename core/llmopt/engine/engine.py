@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
+from llmopt.engine.flights import Flights
 from llmopt.engine.outcome import T
 from llmopt.engine.pipeline import Pipeline
 from llmopt.engine.request import Request
@@ -31,6 +32,7 @@ class Engine:
 
     Attributes:
         telemetry: where events leave.
+        flights: what is under way, for callers that ask the same.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Engine:
         self._clock: Final[Clock] = clock or SystemClock()
         self.telemetry: Final = Telemetry(on_event)
         self._breakers: Final = Breakers(now=self._clock.now, on_change=self.telemetry.breaker)
+        self.flights: Final = Flights()
         self._fleets: Final[dict[str, Fleet]] = {}
         self._closed = False
 
@@ -89,6 +92,7 @@ class Engine:
     async def aclose(self) -> None:
         """Close every connection. Calls made later raise `ClientClosed`."""
         self._closed = True
+        await self.flights.aclose()
         for fleet in self._fleets.values():
             for endpoint in fleet.endpoints:
                 await endpoint.aclose()

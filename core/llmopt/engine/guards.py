@@ -42,9 +42,7 @@ class Guards:
         self._latched: tuple[LLMOptError, float] | None = None
         self._warm = False
         self.budget: Final = RetryBudget()
-        self.retry: Final = RetryPolicy(
-            max_retries=endpoint.max_retries, retry_delay=endpoint.retry_delay
-        )
+        self.retry: Final = RetryPolicy(max_retries=endpoint.max_retries, retry_delay=endpoint.retry_delay)
 
     def breakers(self, call: Call) -> BreakerPair | None:
         """The circuits that a call passes, None when they are switched off."""

@@ -206,7 +206,9 @@ class Pipeline(Generic[T]):
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         return prepare(endpoint.hooks.build_request(self._call, settings), settings)
 
-    async def _exchange(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> HttpResponse:
+    async def _exchange(
+        self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None
+    ) -> HttpResponse:
         request = WireRequest(
             method=prepared.method,
             url=prepared.url,
@@ -238,7 +240,9 @@ class Pipeline(Generic[T]):
         if lease is not None:
             return lease
         deadline = self._request.deadline
-        return await self._waiting("limiter", endpoint, limiter.acquire(self._request.tokens, deadline=deadline))
+        return await self._waiting(
+            "limiter", endpoint, limiter.acquire(self._request.tokens, deadline=deadline)
+        )
 
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()

@@ -32,7 +32,7 @@ class Telemetry:
             return
         try:
             self._on_event(event)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a listener's fault is never a call's
             _log.exception("the listener on_event raised on %s", event.name)
 
     def retry(self, call: Call, provider: str, retry: Retry) -> None:

@@ -10,7 +10,7 @@ from attrs import evolve
 
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
-from llmopt.errors import InvalidResponse, LLMOptError
+from llmopt.errors import DeadlineExceeded, InvalidResponse, LLMOptError, LocalRejection
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import CatalogCall
@@ -22,7 +22,32 @@ _AT_ONCE: Final = 10
 
 
 async def list_models(engine: Engine, provider: Provider, *, deadline: Deadline) -> Catalog:
-    """All models of one provider, following its pages.
+    """All models of one provider. Callers that ask at the same time share one answer.
+
+    Raises:
+        InvalidResponse: a page names a cursor that was there before, or there is no end of pages.
+        LLMOptError: the provider could not be asked.
+    """
+    if not provider.endpoints[0].flags.coalesce:
+        return await _all_pages(engine, provider, deadline=deadline)
+    try:
+        async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
+            return await engine.flights.share(
+                f"catalog of {provider.name}", lambda: _all_pages(engine, provider, deadline=deadline)
+            )
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "the deadline passed while waiting for the answer.", phase="coalesce"
+        ) from None
+    except LocalRejection:
+        # The one who asked first was turned away, or in more of a hurry.
+        if deadline.expired():
+            raise
+        return await _all_pages(engine, provider, deadline=deadline)
+
+
+async def _all_pages(engine: Engine, provider: Provider, *, deadline: Deadline) -> Catalog:
+    """Every page, one after the other.
 
     Raises:
         InvalidResponse: a page names a cursor that was there before, or there is no end of pages.

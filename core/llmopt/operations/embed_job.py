@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Final
 
+import msgspec
 from attrs import evolve
 
 from llmopt.engine.engine import Engine
@@ -18,6 +19,7 @@ from llmopt.operations.limits import merged, told_limits
 from llmopt.operations.memory import ModelMemory
 from llmopt.operations.plan import Batch, Cutter, surely_too_long
 from llmopt.operations.recover import ExtraRequests, Part, Recovered, Recovery
+from llmopt.operations.shared import SharedWork
 from llmopt.operations.sizes import LearnedSizes
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
@@ -66,9 +68,18 @@ class EmbedJob:
         self._wait_when_open: Final = wait_when_open
         self._endpoint: Final = engine.endpoints(provider)[0]
         self._extra: Final = ExtraRequests()
+        self._shared: Final = self._sharing()
         self._told = BatchLimit()
         self._fatal: LLMOptError | None = None
         self.model: Final = call.model
+
+    def _sharing(self) -> SharedWork | None:
+        if not self._endpoint.config.flags.coalesce:
+            return None
+        call = self._call
+        extra = msgspec.json.encode(dict(call.extra), order="sorted")
+        key = (self._provider.name, call.model, call.dimensions, call.input_type, extra)
+        return SharedWork(self._engine.flights, key, self._work, self._deadline)
 
     @property
     def dimensions(self) -> int | None:
@@ -122,9 +133,17 @@ class EmbedJob:
                 slots.setdefault(text, []).append(row)
         if not slots:
             return Outcome(batch=batch, errors=hopeless)
-        recovered = await self._recovery(tuple(slots)).run(len(slots))
+        recovered = await self._recovered(tuple(slots))
         self._note_fatal(recovered, len(slots))
         return assemble(batch, list(slots.values()), recovered, hopeless)
+
+    async def _recovered(self, texts: tuple[str, ...]) -> Recovered:
+        if self._shared is not None:
+            return await self._shared.run(texts)
+        return await self._work(texts)
+
+    async def _work(self, texts: tuple[str, ...]) -> Recovered:
+        return await self._recovery(texts).run(len(texts))
 
     def _recovery(self, texts: tuple[str, ...]) -> Recovery:
         def send(part: Part, suspect: bool) -> Awaitable[EmbeddedRows]:  # noqa: FBT001 - a protocol of one use

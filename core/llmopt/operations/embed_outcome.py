@@ -64,7 +64,7 @@ def assemble(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.total_tokens,
-            requests=len(recovered.rows),
+            requests=recovered.requests,
         ),
         model=recovered.rows[0][1].model if recovered.rows else None,
     )

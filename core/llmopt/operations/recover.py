@@ -7,11 +7,10 @@ that succeeded is sent again.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from attrs import field, frozen
+from attrs import define, evolve, field
 
 from llmopt.engine.outcome import may_be_an_items
 from llmopt.errors import (
@@ -24,6 +23,7 @@ from llmopt.errors import (
     ProviderError,
     RequestTooLarge,
 )
+from llmopt.operations.together import together
 
 if TYPE_CHECKING:
     from llmopt.values.embeddings import EmbeddedRows
@@ -56,17 +56,43 @@ class Sizes(Protocol):
         """These texts together took too long; whether smaller batches are wanted now."""
 
 
-@frozen(kw_only=True, eq=False)
+@define(kw_only=True, eq=False)
 class Recovered:
     """What a batch came to.
 
     Attributes:
         rows: answers with the positions of their texts.
         errors: by position, for all others.
+        requests: requests that were answered with vectors.
     """
 
     rows: list[tuple[Part, EmbeddedRows]] = field(factory=list)
     errors: dict[int, LLMOptError] = field(factory=dict)
+    requests: int = 0
+
+    def add(self, other: Recovered) -> None:
+        """Take in what was had elsewhere of other texts of the same batch."""
+        self.rows.extend(other.rows)
+        self.errors.update(other.errors)
+        self.requests += other.requests
+
+    def moved(self, places: Mapping[int, int]) -> Recovered:
+        """The same for the texts that have a place elsewhere, at those places. Errors are copies."""
+        rows = [_picked(part, found, places) for part, found in self.rows]
+        return Recovered(
+            rows=[(part, found) for part, found in rows if part],
+            errors={places[at]: error.copy() for at, error in self.errors.items() if at in places},
+            requests=self.requests,
+        )
+
+
+def _picked(part: Part, found: EmbeddedRows, places: Mapping[int, int]) -> tuple[Part, EmbeddedRows]:
+    chosen = [row for row, at in enumerate(part) if at in places]
+    moved = tuple(places[part[row]] for row in chosen)
+    if len(chosen) == len(part):
+        return moved, found
+    # Of an answer to somebody else's texts too, the usage says nothing about these.
+    return moved, evolve(found, vectors=found.vectors[chosen], usage=None)
 
 
 class ExtraRequests:
@@ -126,12 +152,7 @@ class Recovery:
 
     async def _try(self, parts: Sequence[Part], *, suspect: bool) -> list[tuple[Part, LLMOptError]]:
         """Send all parts of a level at once; those that failed."""
-        if len(parts) == 1:
-            results: Iterable[LLMOptError | None] = [await self._one(parts[0], suspect=suspect)]
-        else:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(part, suspect=suspect)) for part in parts]
-            results = [task.result() for task in tasks]
+        results = await together([self._one(part, suspect=suspect) for part in parts])
         return [(part, error) for part, error in zip(parts, results, strict=True) if error is not None]
 
     async def _one(self, part: Part, *, suspect: bool) -> LLMOptError | None:
@@ -139,7 +160,7 @@ class Recovery:
             rows = await self._send(part, suspect)
         except LLMOptError as error:
             return error
-        self._found.rows.append((part, rows))
+        self._found.add(Recovered(rows=[(part, rows)], requests=1))
         return None
 
     def _pieces(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
@@ -165,13 +186,14 @@ class Recovery:
             timeouts = sum(attempt.outcome == AttemptTimeout.__name__ for attempt in error.attempts)
             smaller = [self._sizes.timed_out(part) for _ in range(timeouts)]
             return self._smaller(part) if any(smaller) else []
-        if len(part) == 1 or not may_be_an_items(error):
-            return []
+        return self._suspects(part, error, depth) if len(part) > 1 and may_be_an_items(error) else []
+
+    def _suspects(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
+        """The pieces in which to look for the text at fault."""
         if isinstance(error, ProviderError) and error.item is not None and error.item < len(part):
             return self._without(part, error.item, error)
         if isinstance(error, ItemTooLong):
-            stated = error.limit.max_item_tokens if error.limit is not None else None
-            return self._sizes.longest(part, stated)
+            return self._sizes.longest(part, error.limit.max_item_tokens if error.limit is not None else None)
         if depth >= _HOPELESS_LEVEL and not self._found.rows and not _surely_an_items(error):
             return []
         return self._sizes.halves(part)
@@ -195,4 +217,6 @@ class Recovery:
 
 def _surely_an_items(error: LLMOptError) -> bool:
     """Whether the provider itself says that it is a text's fault. A bare 400 or 500 may be anything's."""
-    return isinstance(error, (ItemRejected, ContentFiltered, ItemTooLong)) and not isinstance(error, BadRequest)
+    return isinstance(error, (ItemRejected, ContentFiltered, ItemTooLong)) and not isinstance(
+        error, BadRequest
+    )

@@ -10,11 +10,12 @@ from llmopt.values.limits import RateLimit
 
 _EPSILON: Final = 1e-6
 MARGIN: Final = 0.1
+SHARED=.2
 _START: Final = 0.2
 
 
 class Bucket:
-    __slots__ = ("_at", "_smallest", "capacity", "level", "need", "pace", "spent", "refused", "_withheld", "_whole_at")
+    __slots__ = ("_at", "_smallest", "capacity", "level", "need", "pace", "spent", "refused", "corrected", "_withheld", "_whole_at")
 
     def __init__(self, pace: Pace, smallest: float, now: float) -> None:
         self.pace = pace
@@ -23,6 +24,7 @@ class Bucket:
         self.need = 0.0
         self.spent = 0.0
         self.refused = 0.0
+        self.corrected = 0.0
         self._whole_at = math.inf
         self.capacity = self._capacity()
         self.level = self.capacity
@@ -56,10 +58,14 @@ class Bucket:
         self.level -= cost
         self.spent += cost
 
+    def settle(self, extra: float) -> None:
+        self.corrected += extra
+        self.give_back(-extra)
+
     def give_back(self, amount: float) -> None:
         self.level = max(-self.capacity, min(self.level + amount, max(self.capacity, self.need)))
 
-    def observe(self, now: float, limit: RateLimit, sent_at: float, since: float) -> None:
+    def observe(self, now: float, limit: RateLimit, sent_at: float, since: float, own: float) -> None:
         self.wait(now, 0.0)
         self.pace.hear(limit)
         self.resize(now)
@@ -69,8 +75,10 @@ class Bucket:
         reset = limit.reset_s
         self._whole_at = now + (limit.window_s if reset is None or self.pace.share < 1 else max(reset, self.pace.burst_s))
         expected = rest + self.pace.rate * (now - sent_at) - since
-        self.pace.feel(now, rest, expected)
+        self.pace.feel(now, sent_at, rest, own, expected)
         self.resize(now)
-        expected -= MARGIN * self.pace.rate * self.pace.burst_s
+        expected -= (MARGIN * self.pace.rate if self.pace.alone else SHARED * self.pace.ceiling)* self.pace.burst_s
+        if self.pace.alone and self.pace._deepest <= self.pace.ceiling * self.pace.burst_s:
+            self.level = min(max(self.level, expected), self.capacity)
         self.level = max(min(self.level, expected), -self.capacity)
 

@@ -35,6 +35,9 @@ _LOW_MARK = 0.25
 _MARK_WHEN_SHARED = 0.0
 _PROPORTIONAL = 1.5
 _INTEGRAL: Final = 0.5
+FLOOR=.05
+KEEPSHARE=False
+LO, HI, KI, KP, TAU, DEAD = .5, .35, .5, 1, 5.0, .08
 AI = 0.15
 MD = 0.5
 MOST_S = 3.0
@@ -68,7 +71,7 @@ class Pace:
         "_told",
         "burst_s",
         "ceiling",
-        "moving",
+        "moving", "others", "alone", "_seen",
         "rate",
     )
 
@@ -80,6 +83,9 @@ class Pace:
         self.rate = self.ceiling
         self.moving = False
         self._share = 1.0
+        self.others = 0.0
+        self.alone = True
+        self._seen = None
         self._error = 0.0
         self._observed_at = -math.inf
         self._deepest = 0.0
@@ -112,26 +118,39 @@ class Pace:
 
     # The share
 
-    def feel(self, now: float, rest: float, expected: float) -> None:
-        """Learn from the rest that headers tell.
-
-        Args:
-            now: seconds.
-            rest: as told.
-            expected: what should be left by now, what is under way taken off.
-        """
+    def feel(self, now: float, sent_at: float, rest: float, own: float, expected: float) -> None:
+        depth = min(max(rest, self._deepest), self.ceiling * self.burst_s)
         self._deepest = max(rest, self._deepest)
-        depth = min(self._deepest, self.ceiling * self.burst_s)
         if depth <= 0 or depth == math.inf:
             return
-        mark = _LOW_MARK + _MARK_WHEN_SHARED * (1 - self.share)
-        self._error = max(-1.0, min(1.0, expected / depth - mark))
-        elapsed = min(now - self._observed_at, MOST_S)
-        self._observed_at = now
-        if self._error > 0:
-            self._share = min(1.0, self._share + AI * self._error * elapsed)
+        if self._seen is None:
+            used = self.ceiling * self.burst_s - rest
+            span = 1.0
+            others = used - own
+            self.others = max(0.0, others) / self.burst_s
+            self.alone = self.others < self.ceiling * 2 * DEAD
+            if not self.alone:
+                self._share = max(FLOOR, own / used)
         else:
-            self._share = max(0.01, self._share * math.exp(MD * self._error * elapsed))
+            t0, r0, o0 = self._seen
+            span = max(sent_at - t0, 1e-3)
+            others = r0 + self.ceiling * span - rest - (own - o0)
+            if r0 + self.ceiling * span <= self.ceiling * self.burst_s or self.alone:
+                w = math.exp(-span / TAU)
+                self.others = max(0.0, self.others * w + (min(r0 + self.ceiling * span, depth)- rest - (own - o0)) / span * (1 - w))
+            self.alone = self.others < self.ceiling * (DEAD if not self.alone else 2 * DEAD)
+        self._seen = (sent_at, rest, own)
+        if self.alone:
+            self._share = max(FLOOR, 1 - self.others / self.ceiling)
+            self._error = 0
+            self._observed_at = now
+            self._combine(now)
+            return
+        mark = LO + HI * self._share
+        self._error = max(-1.0, min(1.0, expected / depth - mark))
+        elapsed = min(now - self._observed_at, MOST_S) if self._observed_at > 0 else 0
+        self._observed_at = now
+        self._share = max(min(FLOOR,self._share), min(1.0, self._share * math.exp(KI * self._error * elapsed)))
         self._combine(now)
 
     def yield_to_others(self, now: float) -> None:
@@ -153,5 +172,6 @@ class Pace:
     def _combine(self, now: float) -> None:
         shared = self.ceiling
         if self._share < 1.0 or self._error < 0.0:
-            shared *= min(1.0, self._share * math.exp(_PROPORTIONAL * self._error))
+            if not self.alone or KEEPSHARE:
+                shared *= min(1.0, self._share * math.exp(KP * self._error))
         self.rate = min(shared, self._peak)

@@ -88,9 +88,9 @@ class Quota:
             return
         self._newest = lease.number
         if limits.requests is not None:
-            self.requests.observe(now, limits.requests, lease.sent_at, self.requests.spent - lease.requests_mark)
+            self.requests.observe(now, limits.requests, lease.sent_at, self.requests.spent - lease.requests_mark, lease.requests_mark - self.requests.refused)
         if limits.tokens is not None:
-            self.tokens.observe(now, limits.tokens, lease.sent_at, self.tokens.spent - lease.tokens_mark)
+            self.tokens.observe(now, limits.tokens, lease.sent_at, self.tokens.spent - lease.tokens_mark, lease.tokens_mark - self.tokens.refused + self.tokens.corrected)
 
     def answered(self, lease: Lease) -> None:
         self.flying -= 1

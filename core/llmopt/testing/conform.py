@@ -1,4 +1,6 @@
-"""A plugin author's whole test file::
+"""A plugin author's whole test file.
+
+::
 
     import llmopt_plugin_acme
     from llmopt.testing import conformance
@@ -43,10 +45,12 @@ def conformance(plugin: object, *, name: str = "", samples: Samples | None = Non
 
 
 class Conformance:
-    """The same as a class::
+    """The same as a class.
 
-    class TestAcme(Conformance):
-        plugin = llmopt_plugin_acme
+    ::
+
+        class TestAcme(Conformance):
+            plugin = llmopt_plugin_acme
     """
 
     plugin: ClassVar[object]

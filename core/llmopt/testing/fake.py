@@ -40,7 +40,9 @@ class FakeCall:
 
 
 class FakeProvider:
-    """A provider that answers in memory::
+    """A provider that answers in memory.
+
+    ::
 
         with FakeProvider() as fake, llmopt.Client(fake.config, transport=fake.transport) as client:
             found = client.embed("fake/any-model", ["a text"])

@@ -33,7 +33,7 @@ _BROKEN: Final[tuple[tuple[type[LLMOptError], Reply], ...]] = (
     (AttemptTimeout, Reply(breaks="timeout")),
     (InvalidResponse, Reply(body=b"<html>this is no JSON</html>")),
 )
-_KIND_OF: Final = {
+_KIND_OF: Final[dict[type[LLMOptError], VerdictKind]] = {
     error: kind for kind, error in EXCEPTION_OF.items() if kind is not VerdictKind.INVALID_RESPONSE
 }
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
+from weakref import ref
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
@@ -52,6 +55,8 @@ class Connector(aiohttp.TCPConnector):
         self.created = 0
         self.reused = 0
         self.peak = 0
+        self._keeper: Final = _until_the_loop_ends(ref(self))
+        _step(self._keeper.__anext__())
 
     @property
     def in_use(self) -> int:
@@ -126,11 +131,13 @@ class Connector(aiohttp.TCPConnector):
         """Break off everything and close; waits until the sockets are closed."""
         self._abort()
         await self.close(abort_ssl=True)
+        _step(self._keeper.aclose())
 
     def shut_soon(self) -> None:
         """The same without waiting, called by the loop."""
         self._abort()
         self._close(abort_ssl=True)
+        _step(self._keeper.aclose())
 
     def _abort(self) -> None:
         # Not left to aiohttp: it closes, which waits for the peer to take what is still to be sent.
@@ -162,3 +169,24 @@ class Connector(aiohttp.TCPConnector):
         self._conns.clear()
         self._acquired.clear()
         self._waiters.clear()
+        _step(self._keeper.aclose())
+
+
+async def _until_the_loop_ends(connector: ref[Connector]) -> AsyncGenerator[None, None]:
+    """Close the connector when its loop shuts down, as `asyncio.run` does at its end.
+
+    A loop closes the asynchronous generators that have begun on it, while it can still run. Without this
+    a program that uses one pool in several runs would leave the first run's sockets to the next.
+    """
+    try:
+        yield
+    finally:
+        left = connector()
+        if left is not None and not left.closed:
+            await left.shut()
+
+
+def _step(work: Awaitable[object]) -> None:
+    """Run what is known not to wait for anything."""
+    with suppress(StopIteration, StopAsyncIteration, RuntimeError):
+        work.__await__().__next__()

@@ -150,9 +150,9 @@ class ConnectionPool:
         self._disown_if_forked()
         loop = asyncio.get_running_loop()
         connector = self._connectors.get(loop)
-        if connector is None or len(self._connectors) > 1:
+        if connector is None or connector.closed or len(self._connectors) > 1:
             self._bury_dead()
-        if connector is None:
+        if connector is None or connector.closed:
             connector = self._open(loop)
         return connector
 
@@ -165,8 +165,8 @@ class ConnectionPool:
 
     def _bury_dead(self) -> None:
         for loop in list(self._connectors):
-            if loop.is_closed() and (connector := self._drop(loop)) is not None:
-                connector.bury()
+            if (loop.is_closed() or self._connectors[loop].closed) and (gone := self._drop(loop)):
+                gone.bury()
 
     def _drop(self, loop: asyncio.AbstractEventLoop) -> Connector | None:
         connector = self._connectors.pop(loop, None)
@@ -195,11 +195,12 @@ class ConnectionPool:
         return f"<ConnectionPool {state}: {now.in_use} in use, {now.idle} idle, {now.waiting} waiting>"
 
     def __del__(self, warn: Any = warnings.warn) -> None:
-        connectors = getattr(self, "_connectors", {})
-        if not connectors or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return
-        warn(f"unclosed {self!r}; await its aclose()", ResourceWarning, source=self)
-        for loop, connector in connectors.items():
+        left = {loop: connector for loop, connector in self._connectors.items() if not connector.closed}
+        if left:
+            warn(f"unclosed {self!r}; await its aclose()", ResourceWarning, source=self)
+        for loop, connector in left.items():
             _leave(loop, connector)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from llmopt import errors
+from llmopt.values.attempt import AttemptInfo
 from llmopt.values.http import HttpResponse
 from llmopt.wire import endings
 from llmopt.wire.body import ACCEPT_ENCODING
@@ -136,18 +137,20 @@ class PoolTransport(httpx.AsyncBaseTransport):
             pool_timeout=times.get("pool"),
             timeout=times.get("read"),
         )
-        exchange = self._pool.exchange(wire)
+        exchange = None
         try:
+            exchange = self._pool.exchange(wire)
             await exchange.guard(exchange.head())
         except errors.LLMOptError as error:
             raise _as_httpx(error, request) from error
         finally:
-            request.extensions = {**request.extensions, INFO: exchange.trip.info()}
+            info = AttemptInfo(sent="no") if exchange is None else exchange.trip.info()
+            request.extensions = {**request.extensions, INFO: info}
         return httpx.Response(
             exchange.status,
             headers=exchange.raw_headers,
             stream=_PoolStream(exchange, request),
-            extensions={"http_version": b"HTTP/1.1", INFO: exchange.trip.info()},
+            extensions={"http_version": b"HTTP/1.1", INFO: info},
         )
 
     async def aclose(self) -> None:

@@ -46,14 +46,12 @@ def _auth(settings: Settings) -> dict[str, str]:
 
 def _url(call: Call, path: str, resource: Resource, settings: Settings) -> str:
     root = f"{resource.root}/openai"
-    if isinstance(call, CatalogCall):
-        if settings.options.get("catalog") == "deployments":
-            return f"{root}/deployments?api-version={_LISTING_VERSION}"
-        return _versioned(f"{root}/models" if resource.classic else f"{root}/v1/models", resource)
-    if resource.classic:
-        return _versioned(f"{root}/deployments/{quote(call.model, safe='')}{path}", resource)
-    return _versioned(f"{root}/v1{path}", resource)
-
-
-def _versioned(url: str, resource: Resource) -> str:
-    return url if resource.version is None else f"{url}?api-version={quote(resource.version, safe='')}"
+    path, _, query = path.partition("?")
+    if isinstance(call, CatalogCall) and settings.options.get("catalog") == "deployments":
+        return f"{root}/deployments?api-version={_LISTING_VERSION}"
+    if not resource.classic:
+        path = f"/v1{path}"
+    elif not isinstance(call, CatalogCall):
+        path = f"/deployments/{quote(call.model, safe='')}{path}"
+    version = "" if resource.version is None else f"api-version={quote(resource.version, safe='')}"
+    return root + path + "?" * bool(version or query) + "&".join(filter(None, (version, query)))

@@ -26,7 +26,7 @@ _TEI_TYPES: Final[Mapping[str, VerdictKind]] = {
     "unhealthy": _K.TRANSIENT,
 }
 """TEI's types in small letters: its description and its code do not agree on them."""
-_UNKNOWN_MODEL: Final = ("invalid model:", "no models loaded")
+_UNKNOWN_MODEL: Final = re.compile(r"invalid model:|no models loaded|model \S+ is not supported")
 _UNKNOWN_PATH: Final = "unexpected endpoint or method"
 _PACKED: Final = r"invalid character '\x1f'"
 """A server that takes a gzip body for JSON (Ollama)."""
@@ -91,8 +91,9 @@ def _kind_by_text(status: int, message: str) -> VerdictKind | None:
         # The backend behind a router failed.
         return _K.TRANSIENT
     # LM Studio sends an unknown path with status 200.
-    unknown = message.startswith(_UNKNOWN_PATH) or (status == 400 and message.startswith(_UNKNOWN_MODEL))
-    return _K.NOT_FOUND if unknown else None
+    if message.startswith(_UNKNOWN_PATH) or (status == 400 and _UNKNOWN_MODEL.match(message)):
+        return _K.NOT_FOUND
+    return None
 
 
 def _hint(status: int, message: str, settings: Settings) -> str:

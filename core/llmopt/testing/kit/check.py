@@ -66,8 +66,12 @@ class Check:
             failed = error
         except LLMOptError as error:
             failed = CheckFailed(explain(error))
-        except RecursionError:
-            failed = CheckFailed("RecursionError: the plugin goes on for ever on this input.")
+        except NotApplicable:
+            raise
+        except Exception as error:  # noqa: BLE001 - a plugin may return anything, and is to blame for it
+            failed = CheckFailed(
+                f"what the plugin gave cannot be looked at: {type(error).__name__}: {error}{_place(error)}"
+            )
         if failed is not None:
             raise CheckFailed(self._report(subject, failed), failed.expected or self.expects) from None
 

@@ -23,11 +23,11 @@ from llmopt.errors import (
     ServerError,
 )
 from llmopt.testing.dialect import single, vector_of
-from llmopt.testing.pretend import installed
 from llmopt.testing.kit.check import CheckFailed, Family, NotApplicable, expect, explain
 from llmopt.testing.kit.server import DIMENSIONS, MODELS, PretendedServer
 from llmopt.testing.kit.subject import KEY, Subject
 from llmopt.testing.kit.texts import TEXTS
+from llmopt.testing.pretend import installed
 
 check: Final = Family("client")
 

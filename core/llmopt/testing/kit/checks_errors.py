@@ -3,64 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable
 from typing import Final
 
-from llmopt.errors import LLMOptError
-from llmopt.testing.corpus import KnownError, own_corpus
-from llmopt.testing.kit.check import CheckFailed, Family, expect, explain
-from llmopt.testing.kit.junk import ANSWERS, HTML, altered
+from llmopt.testing.kit.check import Family, expect
+from llmopt.testing.kit.judging import corpus, judged, survives, tried_again, verdict_of
+from llmopt.testing.kit.junk import HTML
 from llmopt.testing.kit.subject import Subject
 from llmopt.testing.kit.types import type_faults
 from llmopt.testing.samples import SampleError
 from llmopt.values.failure import Failure
-from llmopt.values.verdict import EXCEPTION_OF, Verdict, VerdictKind
+from llmopt.values.verdict import VerdictKind
 
 check: Final = Family("errors")
-
-_STRANGE: Final[tuple[dict[str, str], ...]] = (
-    {"retry-after": "soon"},
-    {"retry-after": "-1", "retry-after-ms": "nan"},
-    {"retry-after": "1e999", "x-should-retry": "maybe"},
-    {"content-type": "", "x-request-id": "\u0663" * 500},
-    {"retry-after": "Wed, 99 Foo 2026 25:61:61 GMT"},
-)
-_FOREIGN: Final = {
-    "server": "kit",
-    "date": "Sat, 21 Nov 2026 10:00:00 GMT",
-    "x-request-id": "kit-1",
-    "via": "1.1 kit",
-}
-_LATER: Final = {"retry-after": "5", "x-ratelimit-remaining-requests": "0", "x-should-retry": "true"}
-
-
-def _verdict(subject: Subject, failure: Failure) -> Verdict:
-    return subject.hooks.classify_error(failure, subject.settings())
-
-
-def _of(
-    subject: Subject, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
-) -> Verdict:
-    return _verdict(subject, Failure(status=status, headers=dict(headers or {}), body=body[:65536]))
-
-
-def _again(verdict: Verdict) -> bool:
-    """Whether the engine would try again."""
-    return EXCEPTION_OF[verdict.kind].retryable
-
-
-@cache
-def _corpus() -> tuple[KnownError, ...]:
-    return own_corpus()
 
 
 def _known(name: str) -> Callable[[Subject], None]:
     """A check that the errors of the corpus that belong to it get their verdicts."""
 
     def ask(subject: Subject) -> None:
-        errors = [each for each in _corpus() if each.check == name]
-        faults = [fault for each in errors for fault in each.faults(_verdict(subject, each.failure))]
+        errors = [each for each in corpus() if each.check == name]
+        faults = [fault for each in errors for fault in each.faults(verdict_of(subject, each.failure))]
         expect(not faults, "\n".join(faults))
 
     ask.__doc__ = _SENTENCES[name]
@@ -85,63 +48,64 @@ for _name in _SENTENCES:
     check(_name)(_known(_name))
 
 
-def _sweep(subject: Subject, statuses: range) -> Iterator[tuple[str, Verdict]]:
+def _sweep(subject: Subject, statuses: range) -> None:
     error = subject.dialect.error(SampleError(status=statuses.start, message="something is wrong"))
     for status in statuses:
         for label, body in (("no body", b""), ("HTML", HTML), ("an error", error)):
-            yield f"status {status} with {label}", _of(subject, status, body)
+            verdict = survives(subject, Failure(status=status, body=body), f"status {status} with {label}")
+            expect(
+                verdict.kind is not VerdictKind.INVALID_RESPONSE,
+                f"status {status} with {label} is INVALID_RESPONSE, which is for answers of success.",
+            )
 
 
 @check("every-4xx")
 def _every_4xx(subject: Subject) -> None:
-    """Every status from 400 to 499 gets a verdict, with any body."""
-    for label, verdict in _sweep(subject, range(400, 500)):
-        expect(isinstance(verdict.kind, VerdictKind), f"{label} has the verdict {verdict.kind!r}.")
+    """Every status from 400 to 499 gets a verdict that fits an error, with any body."""
+    _sweep(subject, range(400, 500))
 
 
 @check("every-5xx")
 def _every_5xx(subject: Subject) -> None:
-    """Every status from 500 to 599 gets a verdict, with any body."""
-    for label, verdict in _sweep(subject, range(500, 600)):
-        expect(isinstance(verdict.kind, VerdictKind), f"{label} has the verdict {verdict.kind!r}.")
+    """Every status from 500 to 599 gets a verdict that fits an error, with any body."""
+    _sweep(subject, range(500, 600))
 
 
 @check("odd-status")
 def _odd_status(subject: Subject) -> None:
-    """A status that nobody expects, or an error under 200, gets a verdict too; never one of success."""
+    """A status that nobody expects, or an error under 200, gets a verdict too."""
     for status in (100, 199, 200, 204, 207, 301, 304, 399, 600, 799, 999):
-        verdict = _of(subject, status)
-        expect(isinstance(verdict.kind, VerdictKind), f"status {status} has the verdict {verdict.kind!r}.")
+        survives(subject, Failure(status=status), f"status {status}")
 
 
 @check("permanent-4xx")
 def _permanent_4xx(subject: Subject) -> None:
     """A plain 400, 401, 403, 404, 405, 410, 415, 422 or 431 is not tried again."""
     for status in (400, 401, 403, 404, 405, 410, 415, 422, 431):
-        expect(not _again(_of(subject, status)), f"a bare {status} would be tried again.")
+        expect(not tried_again(judged(subject, status)), f"a bare {status} would be tried again.")
 
 
 @check("passing-5xx")
 def _passing_5xx(subject: Subject) -> None:
     """A plain 500, 502, 503 or 504 is tried again."""
     for status in (500, 502, 503, 504):
-        verdict = _of(subject, status)
-        expect(_again(verdict), f"a bare {status} would not be tried again: it is {verdict.kind.name}.")
+        verdict = judged(subject, status)
+        expect(tried_again(verdict), f"a bare {status} would not be tried again: it is {verdict.kind.name}.")
 
 
 @check("types")
 def _types(subject: Subject) -> None:
     """classify_error returns a Verdict, each field of its own type."""
-    for each in _corpus():
-        faults = type_faults(_verdict(subject, each.failure))
+    for each in corpus():
+        faults = type_faults(verdict_of(subject, each.failure))
         expect(not faults, f"for {each.name}: {'; '.join(faults)}")
 
 
 @check("numbers")
 def _numbers(subject: Subject) -> None:
     """What a verdict says of waiting and of items is usable: seconds that end, an index from 0."""
-    for each in _corpus():
-        verdict = _verdict(subject, each.failure)
+    for each in corpus():
+        verdict = verdict_of(subject, each.failure)
         wait = verdict.retry_after
         expect(
             wait is None or (math.isfinite(wait) and wait >= 0), f"for {each.name}: retry_after is {wait}."
@@ -153,84 +117,5 @@ def _numbers(subject: Subject) -> None:
 def _message(subject: Subject) -> None:
     """A verdict's message is the provider's own sentence, at most 2,000 characters, or empty for the body's."""
     body = subject.dialect.error(SampleError(status=400, message="kit sentence " * 50_000))
-    verdict = _of(subject, 400, body)
+    verdict = judged(subject, 400, body)
     expect(len(verdict.message) <= 2_000, f"the message has {len(verdict.message)} characters.")
-
-
-@check("large-body")
-def _large_body(subject: Subject) -> None:
-    """An error of 1 MB is judged like a small one."""
-    small = _of(subject, 401, subject.dialect.error(SampleError(status=401, message="no")))
-    large = _of(subject, 401, subject.dialect.error(SampleError(status=401, message="no" * 500_000)))
-    expect(large.kind is small.kind, f"it is {large.kind.name} instead of {small.kind.name}.")
-
-
-@check("nonsense")
-def _nonsense(subject: Subject) -> None:
-    """Whatever the body of a 400, a 401, a 429 or a 500 is, classify_error gives a verdict: it never crashes."""
-    for status in (400, 401, 429, 500):
-        for label, body in ANSWERS:
-            _survives(subject, Failure(status=status, body=body[:65536]), f"status {status} with {label}")
-
-
-@check("altered")
-def _altered(subject: Subject) -> None:
-    """A known error with any one value replaced or left out gets a verdict: classify_error never crashes."""
-    for each in _corpus():
-        for label, body in altered(each.body):
-            failure = Failure(status=each.status, headers=dict(each.headers), body=body)
-            _survives(subject, failure, f"{each.name} with {label}")
-
-
-@check("validation-lists")
-def _validation_lists(subject: Subject) -> None:
-    """FastAPI's lists of what is wrong, in every odd form, get a verdict."""
-    for detail in ('[]', '[{}]', '[{"loc":null,"msg":null}]', '[{"loc":["body","input",7],"msg":["x"]}]', '"x"',
-                   '{"detail":[{"msg":"x"}]}', '[[["x"]]]', 'null', '7'):  # fmt: skip
-        body = f'{{"detail":{detail}}}'.encode()
-        _survives(subject, Failure(status=422, body=body), f"detail = {detail}")
-
-
-@check("foreign-headers")
-def _foreign_headers(subject: Subject) -> None:
-    """Headers that say nothing about the error do not change its verdict."""
-    for each in _corpus():
-        plain = _verdict(subject, each.failure).kind
-        found = _of(subject, each.status, each.body, {**each.headers, **_FOREIGN}).kind
-        expect(found is plain, f"{each.name} is {plain.name}, and {found.name} with {', '.join(_FOREIGN)}.")
-
-
-@check("headers-invite")
-def _headers_invite(subject: Subject) -> None:
-    """Retry-After and its like never make an error worth trying again that is not: they come with anything."""
-    for each in _corpus():
-        if not _again(_verdict(subject, each.failure)):
-            found = _of(subject, each.status, each.body, {**each.headers, **_LATER})
-            expect(
-                not _again(found), f"{each.name} becomes {found.kind.name} when it comes with Retry-After."
-            )
-
-
-@check("strange-headers")
-def _strange_headers(subject: Subject) -> None:
-    """Headers that make no sense never make classify_error crash."""
-    for headers in _STRANGE:
-        for status in (400, 429, 503):
-            _survives(subject, Failure(status=status, headers=headers), f"status {status} with {headers}")
-
-
-@check("every-operation")
-def _every_operation(subject: Subject) -> None:
-    """Errors of the catalogue and of chats get verdicts as those of embeddings do."""
-    for status in (400, 401, 404, 429, 500):
-        _survives(subject, Failure(status=status, operation="catalog"), f"a catalogue's {status}")
-        _survives(subject, Failure(status=status, operation="chat", model="kit-chat"), f"a chat's {status}")
-
-
-def _survives(subject: Subject, failure: Failure, label: str) -> None:
-    try:
-        verdict = _verdict(subject, failure)
-    except LLMOptError as error:
-        raise CheckFailed(f"for {label}: {explain(error)}") from None
-    faults = type_faults(verdict)
-    expect(not faults, f"for {label}: {'; '.join(faults)}")

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import llmopt
 from llmopt.markers import PROJECT
@@ -15,7 +15,7 @@ from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.subject import Subject
 
 if TYPE_CHECKING:
-    from importlib_metadata import Distribution, EntryPoint
+    from importlib_metadata import EntryPoint
 
 check: Final = Family("package")
 
@@ -31,8 +31,9 @@ def _entry_point(subject: Subject) -> EntryPoint:
     return found
 
 
-def _distribution(subject: Subject) -> Distribution:
-    found = _entry_point(subject).dist
+def _distribution(subject: Subject) -> Any:
+    _entry_point(subject)
+    found = subject.sources.distribution
     if found is None:
         raise NotApplicable("its entry point belongs to no distribution")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -179,6 +179,7 @@ def _check_option(option: Option) -> None:
 @check("any-entry")
 def _any_entry(subject: Subject) -> None:
     """provider_profile answers for any entry: a bare one, one with a base URL, one with unchecked options."""
+    changes: dict[str, Any]
     for changes in (
         {"base_url": None, "api_key": None, "options": {}},
         {"base_url": SOMEWHERE, "options": {}},

@@ -83,9 +83,8 @@ class Watch:
     def note(self, sin: Sin, what: str, frame: FrameType | None) -> None:
         """Write down what the code of a frame did."""
         place = self._place(frame)
-        if place is not None:
-            if not any(act.sin == sin and act.place == place for act in self.acts):
-                self.acts.append(Act(sin=sin, what=what, place=place))
+        if place is not None and not any(act.sin == sin and act.place == place for act in self.acts):
+            self.acts.append(Act(sin=sin, what=what, place=place))
 
     def _place(self, frame: FrameType | None) -> str | None:
         """Where the plugin did it; None when it was the core, or an import."""

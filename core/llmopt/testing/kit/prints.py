@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import attrs
 
+from llmopt.errors import LLMOptError
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
 from llmopt.values.secret import Secret
@@ -27,6 +29,10 @@ def fingerprint(value: Any) -> Any:
         return _of_fields(value)
     if isinstance(value, Mapping):
         return [(fingerprint(key), fingerprint(inner)) for key, inner in value.items()]
+    return _of_collection(value)
+
+
+def _of_collection(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [fingerprint(inner) for inner in value]
     if isinstance(value, (set, frozenset)):
@@ -55,10 +61,9 @@ def work_out(value: Any) -> Any:
     if isinstance(value, Failure):
         _ = value.error
     elif isinstance(value, HttpResponse):
-        try:
+        # Some answers are no JSON on purpose.
+        with suppress(LLMOptError):
             _ = value.json
-        except Exception:  # noqa: BLE001, S110 - some answers are no JSON on purpose
-            pass
     return value
 
 

@@ -8,12 +8,12 @@ import sysconfig
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.markers import PROJECT
 
 if TYPE_CHECKING:
-    from importlib_metadata import Distribution, EntryPoint
+    from importlib_metadata import EntryPoint
 
 _PREFIX: Final = f"{PROJECT}_plugin_"
 CORE: Final = str(Path(__file__).parents[2])
@@ -91,8 +91,8 @@ class Sources:
         return found[0] if found else None
 
     @property
-    def distribution(self) -> Distribution | None:
-        """The installed distribution, None when there is none."""
+    def distribution(self) -> Any:
+        """The installed distribution, None when there is none; its class depends on importlib-metadata's version."""
         return None if self.entry_point is None else self.entry_point.dist
 
 

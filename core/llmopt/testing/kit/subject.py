@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from types import ModuleType
@@ -13,7 +14,7 @@ from llmopt.config.endpoint import Endpoint
 from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.tree import Flags, ProviderEntry
 from llmopt.errors import LLMOptError
-from llmopt.providers.hooks import ProviderHooks
+from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
 from llmopt.testing.dialect import Dialect
 from llmopt.testing.kit.check import NotApplicable
 from llmopt.testing.kit.sources import Sources
@@ -77,9 +78,12 @@ class Subject:
             NotApplicable: the hooks do not load, which the checks of "discovery" report.
         """
         try:
-            return self.loaded
+            found = self.loaded
         except LLMOptError:
             raise NotApplicable("its hooks do not load; see the checks of discovery") from None
+        if any(inspect.iscoroutinefunction(getattr(self.plugin, name, None)) for name in HOOK_NAMES):
+            raise NotApplicable("its hooks are no plain functions; see discovery.plain-functions")
+        return found
 
     def implements(self, hook: str) -> bool:
         """Whether the plugin has an implementation of its own."""

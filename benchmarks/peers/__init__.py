@@ -1,0 +1,1 @@
+"""The contenders of `benchmarks.faults`, each in a process of its own, and the cases that they meet."""

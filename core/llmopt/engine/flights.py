@@ -1,0 +1,123 @@
+"""Work that several callers wait for at once: identical questions are asked once.
+
+The work runs in a task of the client's own, so that no caller's cancellation takes it away from the
+others; it is cancelled when nobody waits any more. What is in flight is forgotten before its result is
+given out, and a failure is remembered for nobody: whoever asks later asks afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Final, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from llmopt.errors import ClientClosed, LLMOptError
+
+R = TypeVar("R")
+
+
+class Flight(Generic[R]):
+    """One piece of work under way.
+
+    Args:
+        work: what is to be done.
+        landed: called once when it is over, before any waiter goes on.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, R], landed: Callable[[], None]) -> None:
+        self._waiters = 0
+        self._closing = False
+        self._landed: Final = landed
+        self._task: Final = asyncio.get_running_loop().create_task(self._run(work))
+
+    async def _run(self, work: Coroutine[Any, Any, R]) -> R:
+        try:
+            return await work
+        finally:
+            self._landed()
+
+    async def wait(self) -> R:
+        """The result; each waiter gets an exception of its own.
+
+        Raises:
+            ClientClosed: the client was closed meanwhile.
+            LLMOptError: the work failed.
+        """
+        self._waiters += 1
+        try:
+            return await asyncio.shield(self._task)
+        except LLMOptError as error:
+            raise error.copy() from None
+        except asyncio.CancelledError:
+            if self._closing and self._task.cancelled():
+                raise ClientClosed("the client was closed during the call.") from None
+            raise
+        finally:
+            self._waiters -= 1
+            if not self._waiters and not self._task.done():
+                self._task.cancel()
+
+    async def abort(self) -> None:
+        """Cancel the work because the client closes, and wait until it has stopped."""
+        self._closing = True
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+class Flights:
+    """Everything in flight of one client, by event loop."""
+
+    def __init__(self) -> None:
+        self._loops: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Board]] = WeakKeyDictionary()
+
+    def _board(self) -> _Board:
+        loop = asyncio.get_running_loop()
+        board = self._loops.get(loop)
+        if board is None:
+            board = self._loops[loop] = _Board()
+        return board
+
+    def table(self, key: Hashable) -> dict[str, tuple[Flight[Any], int]]:
+        """For one kind of work, the parts that are in flight: by name, their flight and place in it."""
+        return self._board().tables.setdefault(key, {})
+
+    def launch(self, work: Coroutine[Any, Any, R], landed: Callable[[], None]) -> Flight[R]:
+        """Start some work."""
+        board = self._board()
+
+        def over() -> None:
+            board.flights.discard(flight)
+            landed()
+
+        flight = Flight(work, over)
+        board.flights.add(flight)
+        return flight
+
+    async def share(self, key: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """The result of work that is known by a name: joined where it is under way, else started."""
+        table = self.table(None)
+        found = table.get(key)
+        if found is None:
+
+            def landed() -> None:
+                table.pop(key, None)
+
+            flight: Flight[R] = self.launch(make(), landed)
+            table[key] = (flight, 0)
+        else:
+            flight = found[0]
+        return await flight.wait()
+
+    async def aclose(self) -> None:
+        """Cancel what is under way on this loop; its waiters get `ClientClosed`."""
+        for flight in list(self._board().flights):
+            await flight.abort()
+
+
+class _Board:
+    """What is in flight on one event loop."""
+
+    def __init__(self) -> None:
+        self.tables: Final[dict[Hashable, dict[str, tuple[Flight[Any], int]]]] = {}
+        self.flights: Final[set[Flight[Any]]] = set()

@@ -1,0 +1,107 @@
+"""Texts that another call is embedding right now are waited for, not sent again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from attrs import evolve
+
+from llmopt.engine.flights import Flight, Flights
+from llmopt.errors import DeadlineExceeded, LLMOptError, LocalRejection
+from llmopt.operations.recover import Recovered
+from llmopt.operations.together import together
+from llmopt.policies.deadline import Deadline
+
+Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, Recovered]]
+"""Embeds some texts, whatever it takes."""
+
+_Places = list[tuple[int, int]]
+"""Pairs: where a text stands here, and where it stands in somebody's flight."""
+
+
+class SharedWork:
+    """Embeds texts for one call, together with all other calls of the same kind.
+
+    Args:
+        flights: the client's.
+        key: provider, model and every option that changes a vector.
+        work: embeds texts that nobody embeds yet.
+        deadline: of this call; it bounds this call's waiting only.
+    """
+
+    def __init__(self, flights: Flights, key: tuple[object, ...], work: Work, deadline: Deadline) -> None:
+        self._flights: Final = flights
+        self._key: Final = key
+        self._work: Final = work
+        self._deadline: Final = deadline
+
+    @property
+    def _table(self) -> dict[str, tuple[Flight[Recovered], int]]:
+        """What is in flight of this kind, on the running event loop."""
+        return self._flights.table(self._key)
+
+    async def run(self, texts: tuple[str, ...]) -> Recovered:
+        """What can be had of distinct texts."""
+        if self._table.keys().isdisjoint(texts):
+            return await self._launch(texts).wait()
+        return await self._mixed(texts)
+
+    async def _mixed(self, texts: tuple[str, ...]) -> Recovered:
+        table = self._table
+        mine = [at for at, text in enumerate(texts) if text not in table]
+        joined: dict[Flight[Recovered], _Places] = {}
+        for at, text in enumerate(texts):
+            if text in table:
+                flight, place = table[text]
+                joined.setdefault(flight, []).append((at, place))
+        waits = [self._join(flight, places) for flight, places in joined.items()]
+        if mine:
+            waits.append(self._own(texts, mine))
+        found = Recovered()
+        for part in await together(waits):
+            found.add(part)
+        return await self._again(texts, found)
+
+    async def _own(self, texts: Sequence[str], mine: Sequence[int]) -> Recovered:
+        recovered = await self._launch(tuple(texts[at] for at in mine)).wait()
+        return recovered.moved(dict(enumerate(mine)))
+
+    async def _join(self, flight: Flight[Recovered], places: _Places) -> Recovered:
+        try:
+            async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
+                recovered = await flight.wait()
+        except TimeoutError:
+            late = DeadlineExceeded("the deadline passed while waiting for the answer.", phase="coalesce")
+            return Recovered(errors={at: late.copy() for at, _ in places})
+        # What it cost is on the account of the call that sent it.
+        return evolve(recovered.moved({place: at for at, place in places}), requests=0)
+
+    async def _again(self, texts: Sequence[str], found: Recovered) -> Recovered:
+        """Texts whose owner was turned away on this side, or ran out of its own time, go once more."""
+        left = [at for at, error in found.errors.items() if _was_the_owners(error, self._deadline)]
+        if not left:
+            return found
+        again = await self._launch(tuple(texts[at] for at in left)).wait()
+        for at in left:
+            del found.errors[at]
+        found.add(again.moved(dict(enumerate(left))))
+        return found
+
+    def _launch(self, texts: tuple[str, ...]) -> Flight[Recovered]:
+        table = self._table
+
+        def landed() -> None:
+            for text in texts:
+                if table.get(text, (None,))[0] is flight:
+                    del table[text]
+
+        flight = self._flights.launch(self._work(texts), landed)
+        for place, text in enumerate(texts):
+            table.setdefault(text, (flight, place))
+        return flight
+
+
+def _was_the_owners(error: LLMOptError, deadline: Deadline) -> bool:
+    return isinstance(error, LocalRejection) and not deadline.expired()

@@ -1,0 +1,141 @@
+"""Exchanges with real servers, recorded by others: asked for alike, read rightly, judged rightly.
+
+The recordings lie beside the repository (shared/samples/recorded, see SOURCES.md there); without them
+these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from llmopt import CatalogCall, CatalogPage, ChatCall, EmbedCall, Failure, HttpResponse, Settings, VerdictKind
+from llmopt.engine.prepare import prepare
+from tests.plugins.corpus import REPOSITORY
+from tests.plugins.helpers import hooks, settings
+
+FOLDER = REPOSITORY.parent / "shared" / "samples" / "recorded"
+PLUGIN_OF = {
+    "api.openai.com": "openai",
+    "api.mistral.ai": "mistral",
+    "example-resource.openai.azure.com": "azure",
+    # The common dialect, which the local plugin speaks to whoever understands it.
+    "localhost": "local",
+    "api.cerebras.ai": "local",
+    "us.inference.heroku.com": "local",
+    "api.groq.com": "local",
+    "openrouter.ai": "local",
+    "api.voyageai.com": "local",
+}
+NO_PLUGIN = {
+    "api.anthropic.com",
+    "api.cohere.com",
+    "bedrock-runtime.us-east-1.amazonaws.com",
+    "generativelanguage.googleapis.com",
+}
+ERRORS = {
+    "groq-404-model": VerdictKind.NOT_FOUND,
+    "openai-chat-400-unsupported-value": VerdictKind.BAD_REQUEST,
+    "openai-embeddings-404-model": VerdictKind.NOT_FOUND,
+    "voyage-embeddings-400-model": VerdictKind.NOT_FOUND,
+}
+SUFFIXES = ("/embeddings", "/chat/completions", "/models", "/available-models")
+ASYMMETRIC = {"input_type", "truncation", "output_dimension", "output_dtype", "encoding_format"}
+
+
+def exchanges() -> Iterator[Any]:
+    for path in sorted(FOLDER.glob("*.json")):
+        for number, exchange in enumerate(json.loads(path.read_text())["exchanges"]):
+            yield pytest.param(path.stem, exchange, id=f"{path.stem}-{number}")
+
+
+def host(exchange: Any) -> str:
+    return urlsplit(exchange["request"]["url"]).hostname or ""
+
+
+def where(exchange: Any) -> tuple[str, Settings]:
+    """The plugin, and settings as a user would write them."""
+    url = urlsplit(exchange["request"]["url"])
+    plugin = PLUGIN_OF[host(exchange)]
+    path = next(url.path.removesuffix(end) for end in SUFFIXES if url.path.endswith(end))
+    options = dict(part.split("=", 1) for part in url.query.split("&") if part)
+    version = {"api_version": options["api-version"]} if "api-version" in options else {}
+    base = f"{url.scheme}://{url.netloc}{path}"
+    return plugin, settings(plugin, base, auth="api-key" if plugin == "azure" else "bearer", **version)
+
+
+def call_of(exchange: Any) -> Any:
+    request = exchange["request"]
+    body = request.get("body")
+    if request["method"] == "GET":
+        return CatalogCall()
+    if "input" in body:
+        return EmbedCall(model=body["model"], texts=tuple(body["input"]))
+    extra = {key: value for key, value in body.items() if key not in ("model", "messages", "stream")}
+    return ChatCall(
+        model=body["model"], messages=tuple(body["messages"]), stream=body.get("stream", False), extra=extra
+    )
+
+
+def answer_of(exchange: Any) -> HttpResponse:
+    found = exchange["response"]
+    text = found["body_text"] if "body_text" in found else json.dumps(found["body"])
+    return HttpResponse(status=found["status"], headers=found["headers"], body=text.encode())
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="the recordings are not there")
+def test_every_recording_belongs_to_somebody() -> None:
+    """A new one is noticed: it gets a plugin, or stands among those that have none."""
+    found = {host(parameters.values[1]) for parameters in exchanges()}
+    assert found <= PLUGIN_OF.keys() | NO_PLUGIN
+
+
+@pytest.mark.parametrize(("name", "exchange"), list(exchanges()))
+def test_requests_go_where_the_recorded_ones_went(name: str, exchange: Any) -> None:
+    """The same URL, and the same body as far as it was asked for."""
+    if host(exchange) in NO_PLUGIN:
+        pytest.skip("no plugin here for this provider")
+    if name.startswith("catalogues"):
+        pytest.skip("a gateway's own path")
+    plugin, there = where(exchange)
+    request = hooks(plugin).build_request(call_of(exchange), there)
+    assert prepare(request, there).url == exchange["request"]["url"]
+    body = json.loads(prepare(request, there).body or b"null")
+    recorded = exchange["request"].get("body")
+    if plugin == "local" and "input" in recorded:
+        body, recorded = ({k: v for k, v in each.items() if k not in ASYMMETRIC} for each in (body, recorded))
+    assert body == {"stream": False, **recorded} if "messages" in recorded else body == recorded
+
+
+@pytest.mark.parametrize(("name", "exchange"), list(exchanges()))
+def test_answers_parse_or_classify_as_recorded(name: str, exchange: Any) -> None:
+    """Vectors, lists and errors; chats are another hook's."""
+    if host(exchange) in NO_PLUGIN:
+        pytest.skip("no plugin here for this provider")
+    plugin, there = where(exchange)
+    call, answer = call_of(exchange), answer_of(exchange)
+    if answer.status >= 400:
+        failure = Failure.from_response(answer, operation=call.operation, model=call.model)
+        verdict = hooks(plugin).classify_error(failure, there)
+        assert verdict.kind is ERRORS[name]
+        assert verdict.message
+        return
+    if isinstance(call, ChatCall):
+        pytest.skip("a chat")
+    if isinstance(call, CatalogCall):
+        page = hooks(plugin).parse_catalog(answer, there)
+        assert isinstance(page, CatalogPage)
+        entries = answer.json if isinstance(answer.json, list) else answer.json["data"]
+        assert [model.id for model in page.models] == [each.get("id") or each["model_id"] for each in entries]
+        return
+    rows = hooks(plugin).parse_embeddings(call, answer, there)
+    assert not isinstance(rows, Failure)
+    assert rows.vectors.shape == (len(call.texts), 1536)
+    np.testing.assert_allclose(np.linalg.norm(rows.vectors, axis=1), 1.0, atol=1e-5)
+    assert rows.usage is not None
+    assert rows.usage.prompt_tokens == answer.json["usage"]["prompt_tokens"]

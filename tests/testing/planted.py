@@ -1,0 +1,108 @@
+"""A good plugin, and the same with one fault planted in it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module, invalidate_caches
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+
+from attrs import frozen
+
+_numbers = count()
+
+HEAD = '''
+"""A plugin for the common dialect."""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from llmopt import (
+    BatchLimit, Call, CatalogPage, EmbedCall, EmbeddedRows, Failure, HttpRequest, HttpResponse, Profile,
+    RateLimits, Settings, Verdict, VerdictKind, compatible, hookimpl,
+)
+'''
+
+HOOKS = {
+    "provider_profile": """
+@hookimpl
+def provider_profile() -> Profile:
+    return Profile(base_url="https://api.acme.example/v1", key_env=("ACME_API_KEY",))
+""",
+    "batch_limit": """
+@hookimpl
+def batch_limit() -> BatchLimit:
+    return BatchLimit(max_items=16, max_item_tokens=512, max_tokens=8192)
+""",
+    "build_request": """
+@hookimpl
+def build_request(call: Call, settings: Settings) -> HttpRequest:
+    return compatible.build_request(call, settings)
+""",
+    "parse_embeddings": """
+@hookimpl
+def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
+    return compatible.parse_embeddings(call, response)
+""",
+    "parse_catalog": """
+@hookimpl
+def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+    return compatible.parse_catalog(response)
+""",
+    "classify_error": """
+@hookimpl
+def classify_error(failure: Failure) -> Verdict:
+    return compatible.classify(failure)
+""",
+}
+
+
+@frozen(kw_only=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        name: what is wrong.
+        hook: the hook that it stands in, "" for none.
+        source: the faulty code, in place of that hook's; added to the module if there is no hook.
+        check: the check that must find it.
+        says: a regular expression for what the message must say.
+    """
+
+    name: str
+    hook: str = ""
+    source: str
+    check: str
+    says: str
+
+
+def source_of(fault: Fault | None) -> str:
+    """The text of the module."""
+    hooks = dict(HOOKS)
+    if fault is None:
+        return HEAD + "\n".join(hooks.values())
+    if fault.hook:
+        hooks[fault.hook] = fault.source
+        return HEAD + "\n".join(hooks.values())
+    return HEAD + "\n".join(hooks.values()) + fault.source
+
+
+@contextmanager
+def plugin(folder: Path, source: str) -> Iterator[ModuleType]:
+    """A package with this text, imported."""
+    name = f"llmopt_plugin_planted{next(_numbers)}"
+    package = folder / name
+    package.mkdir()
+    (package / "__init__.py").write_text(source, "utf-8")
+    sys.path.insert(0, str(folder))
+    invalidate_caches()
+    try:
+        yield import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+        for each in [module for module in sys.modules if module.partition(".")[0] == name]:
+            del sys.modules[each]

@@ -1,0 +1,60 @@
+"""The conformance kit finds what it is there to find, and says it in words that name the fault."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from llmopt.testing.kit.catalog import CHECKS
+from llmopt.testing.kit.check import CheckFailed, NotApplicable
+from llmopt.testing.kit.subject import Subject
+from tests.testing.faults import FAULTS
+from tests.testing.planted import Fault, plugin, source_of
+
+_LONG = ("errors.altered", "catalog.altered", "embeddings.altered", "import.")
+"""Checks that take long; asked only where a fault is theirs."""
+
+
+def failures(module: ModuleType, wanted: str = "") -> dict[str, str]:
+    """Every check that fails, and what it says; with ``wanted``, of the long ones only that."""
+    subject = Subject(module)
+    found: dict[str, str] = {}
+    for check in CHECKS:
+        if wanted and check.id.startswith(_LONG) and check.id != wanted:
+            continue
+        try:
+            check.run(subject)
+        except CheckFailed as error:
+            found[check.id] = str(error)
+        except NotApplicable:
+            pass
+    return found
+
+
+def test_the_plugin_without_a_fault_conforms(tmp_path: Path) -> None:
+    """Otherwise the others would prove nothing."""
+    with plugin(tmp_path, source_of(None)) as module:
+        found = failures(module)
+    # A package that is put down in a folder has no py.typed; that is all there is to say.
+    assert set(found) == {"package.typed"}
+
+
+def test_there_are_ten_faults_and_more() -> None:
+    """Each stands here once."""
+    names = [fault.name for fault in FAULTS]
+    assert len(set(names)) == len(names) >= 10
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
+def test_a_planted_fault_fails_the_kit_by_name(fault: Fault, tmp_path: Path) -> None:
+    """The check that it belongs to fails, and its message says what is wrong and what was expected."""
+    with plugin(tmp_path, source_of(fault)) as module:
+        found = failures(module, fault.check)
+    assert fault.check in found, found
+    message = found[fault.check]
+    assert re.search(fault.says, " ".join(message.split())), message
+    assert f"does not conform to {fault.check}" in message
+    assert "expected: " in message
