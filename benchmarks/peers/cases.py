@@ -141,7 +141,9 @@ CASES = (
     Case("poison", "300 texts, 1 refused without saying which", 300, _poison),
     Case("parameter", "300 texts, 400 that names a parameter", 300, _always(_bad_parameter())),
     Case("count", "answer lacks the last vector, once", 4, _payload(lambda value: value["data"].pop())),
-    Case("order", "answer in reverse order, indices right", 4, _payload(lambda value: value["data"].reverse())),
+    Case(
+        "order", "answer in reverse order, indices right", 4, _payload(lambda value: value["data"].reverse())
+    ),
     Case("duplicate", "answer has vector 0 twice, not 1; once", 4, _payload(_twice_the_first)),
     Case("nan", "NaN in one vector, once", 4, _once(_with_nan)),
     Case("truncated", "body ends half way, once", 4, _once(_half)),

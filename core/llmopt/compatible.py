@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from llmopt.errors import InvalidResponse
+from llmopt.policies.rate_headers import rate_limit
 from llmopt.providers.answers import decode_embeddings, rows_from_raw
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.catalog import CatalogPage, Model
@@ -27,6 +28,7 @@ __all__ = [
     "model_from_entry",
     "parse_catalog",
     "parse_embeddings",
+    "rate_limit",
     "rows_from_raw",
 ]
 

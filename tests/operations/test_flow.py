@@ -141,3 +141,25 @@ async def test_an_empty_source() -> None:
         return number
 
     assert [result async for result in OrderedFlow(numbers(0), work, width=3, ahead=3)] == []
+
+
+async def test_a_piece_that_is_finished_while_its_consumer_is_cancelled_is_no_fault() -> None:
+    """Both happen in the same turn of the loop."""
+    gate = asyncio.Event()
+
+    async def work(number: int) -> int:
+        await gate.wait()
+        return number
+
+    async def consume() -> None:
+        async for _ in OrderedFlow(numbers(3), work, width=2, ahead=2):
+            pass
+
+    task = asyncio.create_task(consume())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from llmopt import BatchLimit, CatalogCall, ProviderEntry
+from llmopt import BatchLimit, CatalogCall, HttpResponse, ProviderEntry
 from tests.plugins.helpers import KEY, call, hooks, page, settings
 
 BASE = "https://api.mistral.ai/v1"
@@ -116,3 +118,45 @@ def test_a_long_list_is_read_in_no_time() -> None:
     """5,000 models with an alias each."""
     cards = [card(f"m-{number}-{form}", f"m-{number}-0") for form in (0, 1) for number in range(5_000)]
     assert len(page("mistral", cards, HERE).models) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("headers", "requests", "tokens"),
+    [
+        ({}, None, None),
+        (
+            {"x-ratelimitbysize-limit-minute": "500", "x-ratelimitbysize-remaining-minute": "400"},
+            None,
+            (500, 400, 45),
+        ),
+        (
+            {
+                "ratelimitbysize-limit": "500",
+                "ratelimitbysize-remaining": "400",
+                "ratelimitbysize-reset": "7",
+            },
+            None,
+            (500, 400, 7),
+        ),
+        (
+            {
+                "x-ratelimit-limit-tokens-minute": "5000000",
+                "x-ratelimit-remaining-tokens-minute": "4999948",
+                "x-ratelimit-tokens-query-cost": "52",
+                "x-ratelimit-limit-req-minute": "720",
+                "x-ratelimit-remaining-req-minute": "0",
+            },
+            (720, 0, 45),
+            (5_000_000, 4_999_948, 45),
+        ),
+        ({"x-ratelimit-limit-tokens-minute": "-1", "x-ratelimit-remaining-req-minute": "many"}, None, None),
+    ],
+)
+def test_three_generations_of_rate_headers(headers: dict[str, str], requests: Any, tokens: Any) -> None:
+    """The newest tells no reset: it is the turn of the minute."""
+    found = MISTRAL.rate_limits(HttpResponse(status=200, headers=headers, received=75.0), HERE)
+    told = [
+        None if limit is None else (limit.limit, limit.remaining, limit.reset_s)
+        for limit in (found.requests, found.tokens)
+    ]
+    assert told == [requests, tokens]

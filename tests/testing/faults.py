@@ -8,20 +8,20 @@ FAULTS = (
     Fault(
         name="key in the URL",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
     key = settings.credential.reveal() if settings.credential else ""
     return evolve(request, path=f"{request.path}?key={key}")
-''',
+""",
         check="secrets.key-not-in-url",
         says="the key is in the URL",
     ),
     Fault(
         name="key in the body",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
@@ -29,153 +29,153 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         return request
     key = settings.credential.reveal() if settings.credential else ""
     return evolve(request, json={**request.json, "user": key})
-''',
+""",
         check="secrets.key-not-in-body",
         says="the key is in the body",
     ),
     Fault(
         name="no key at all",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     return evolve(compatible.build_request(call, settings), headers=dict(settings.headers))
-''',
+""",
         check="secrets.key-in-header",
         says="no header holds the key",
     ),
     Fault(
         name="Bearer None without a key",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     key = settings.credential.reveal() if settings.credential else None
     headers = {**settings.headers, "authorization": f"Bearer {key}"}
     return evolve(compatible.build_request(call, settings), headers=headers)
-''',
+""",
         check="secrets.no-key",
         says="the header authorization is sent without a key",
     ),
     Fault(
         name="a count that is no whole number",
         hook="batch_limit",
-        source='''
+        source="""
 @hookimpl
 def batch_limit() -> BatchLimit:
     return BatchLimit(max_items=16.0)
-''',
+""",
         check="limits.types",
         says=r"max_items is '16.0' \(float\); expected int \| None",
     ),
     Fault(
         name="a number instead of a BatchLimit",
         hook="batch_limit",
-        source='''
+        source="""
 @hookimpl
 def batch_limit() -> BatchLimit:
     return 16
-''',
+""",
         check="limits.types",
         says="hook batch_limit returned int; expected BatchLimit",
     ),
     Fault(
         name="I/O in a hook: a file",
         hook="batch_limit",
-        source='''
+        source="""
 @hookimpl
 def batch_limit() -> BatchLimit:
     with open("/dev/null") as file:
         return BatchLimit(max_items=len(file.read()) + 1)
-''',
+""",
         check="purity.no-files",
         says=r"batch_limit \(for a model\) does file I/O: io.open\(\) at llmopt_plugin_planted\d+/__init__.py:\d+",
     ),
     Fault(
         name="I/O in a hook: the network",
         hook="rate_limits",
-        source='''
+        source="""
 @hookimpl
 def rate_limits(response: HttpResponse) -> RateLimits:
     import socket
     socket.socket().close()
     return RateLimits()
-''',
+""",
         check="purity.no-network",
         says="rate_limits .* does network I/O: socket",
     ),
     Fault(
         name="a process started in a hook",
         hook="classify_error",
-        source='''
+        source="""
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
     import subprocess
     subprocess.run(["true"], check=True)
     return compatible.classify(failure)
-''',
+""",
         check="purity.no-processes",
         says="classify_error .* starts or signals a process: subprocess.Popen",
     ),
     Fault(
         name="sleeping in a hook",
         hook="classify_error",
-        source='''
+        source="""
 from time import sleep as nap
 
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
     nap(0)
     return compatible.classify(failure)
-''',
+""",
         check="purity.no-sleep",
         says=r"classify_error .* sleeps: time.sleep\(\)",
     ),
     Fault(
         name="the clock in a request",
         hook="build_request",
-        source='''
+        source="""
 from time import time as now
 
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
     return evolve(request, headers={**request.headers, "x-sent": str(now())})
-''',
+""",
         check="purity.no-clock",
         says=r"build_request .* depends on the time: time.time\(\)",
     ),
     Fault(
         name="chance in a request",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     import uuid
     request = compatible.build_request(call, settings)
     return evolve(request, headers={**request.headers, "x-id": uuid.uuid4().hex})
-''',
+""",
         check="purity.no-randomness",
         says="build_request .* depends on chance",
     ),
     Fault(
         name="the environment read in a hook",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     import os
     team = os.environ.get("ACME_TEAM", "")
     request = compatible.build_request(call, settings)
     return evolve(request, headers={**request.headers, "x-team": team})
-''',
+""",
         check="purity.no-environment",
         says="build_request .* reads the environment",
     ),
     Fault(
         name="a state that is kept",
         hook="build_request",
-        source='''
+        source="""
 _COUNT = []
 
 @hookimpl
@@ -183,39 +183,39 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
     _COUNT.append(1)
     request = compatible.build_request(call, settings)
     return evolve(request, headers={**request.headers, "x-count": str(len(_COUNT))})
-''',
+""",
         check="purity.repeats",
         says="build_request .* gave two different answers to the same question",
     ),
     Fault(
         name="an argument that is changed",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     settings.headers["x-acme"] = "1"
     return compatible.build_request(call, settings)
-''',
+""",
         check="purity.arguments",
         says="build_request .* changed its argument settings",
     ),
     Fault(
         name="an answer that is changed while it is read",
         hook="parse_catalog",
-        source='''
+        source="""
 @hookimpl
 def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
     if isinstance(response.json, dict):
         response.json.pop("object", None)
     return compatible.parse_catalog(response)
-''',
+""",
         check="purity.arguments",
         says="parse_catalog .* changed its argument response",
     ),
     Fault(
         name="one dictionary for all requests",
         hook="build_request",
-        source='''
+        source="""
 _HEADERS: dict[str, str] = {}
 
 @hookimpl
@@ -223,311 +223,311 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
     _HEADERS.update(request.headers)
     return evolve(request, headers=_HEADERS)
-''',
+""",
         check="purity.nothing-shared",
         says="build_request .* returns a dictionary that is not new: changing it changes a later result",
     ),
     Fault(
         name="the settings' own dictionary in a request",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     return evolve(compatible.build_request(call, settings), headers=settings.headers)
-''',
+""",
         check="purity.nothing-shared",
         says="changing it changes an argument",
     ),
     Fault(
         name="a spent quota that is tried again",
         hook="classify_error",
-        source='''
+        source="""
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
     if failure.status == 429:
         return Verdict(kind=VerdictKind.RATE_LIMITED, message=failure.error.message)
     return compatible.classify(failure)
-''',
+""",
         check="errors.quota",
         says=r"quota-429 \(HTTP 429\): the verdict is RATE_LIMITED, not QUOTA_EXHAUSTED",
     ),
     Fault(
         name="Retry-After taken for an invitation",
         hook="classify_error",
-        source='''
+        source="""
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
     if "retry-after" in failure.headers:
         return Verdict(kind=VerdictKind.RATE_LIMITED)
     return compatible.classify(failure)
-''',
+""",
         check="errors.headers-invite",
         says="becomes RATE_LIMITED when it comes with Retry-After",
     ),
     Fault(
         name="an error body that is not what was expected",
         hook="classify_error",
-        source='''
+        source="""
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
     import json
     code = json.loads(failure.body)["error"]["code"]
     return Verdict(kind=VerdictKind.AUTH if code == "bad_key" else VerdictKind.TRANSIENT)
-''',
+""",
         check="errors.nonsense",
         says="for status 400 with an empty body: .*hook classify_error raised JSONDecodeError",
     ),
     Fault(
         name="a dictionary instead of a Verdict",
         hook="classify_error",
-        source='''
+        source="""
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
     return {"kind": "auth", "status": failure.status}
-''',
+""",
         check="errors.types",
         says="hook classify_error returned dict; expected Verdict",
     ),
     Fault(
         name="a request to another place",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
     return evolve(request, path="https://collect.example/v1" + request.path)
-''',
+""",
         check="request.origin",
         says="goes to https://collect.example; the endpoint is https://api.acme.example",
     ),
     Fault(
         name="a text that is left out",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     if isinstance(call, EmbedCall) and len(call.texts) > 1:
         call = evolve(call, texts=call.texts[:-1])
     return compatible.build_request(call, settings)
-''',
+""",
         check="request.every-text",
         says="build_request left out text 4 of 5",
     ),
     Fault(
         name="texts in another order",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     if isinstance(call, EmbedCall):
         call = evolve(call, texts=tuple(sorted(call.texts)))
     return compatible.build_request(call, settings)
-''',
+""",
         check="request.text-order",
         says="build_request reordered the texts",
     ),
     Fault(
         name="texts that are tidied up",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     if isinstance(call, EmbedCall):
         call = evolve(call, texts=tuple(text.strip() for text in call.texts))
     return compatible.build_request(call, settings)
-''',
+""",
         check="request.text-unchanged",
         says="text 4 of 5 .* is not in the body as it is",
     ),
     Fault(
         name="dimensions that are forgotten",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     if isinstance(call, EmbedCall):
         call = evolve(call, dimensions=None)
     return compatible.build_request(call, settings)
-''',
+""",
         check="request.dimensions",
         says="dimensions=1357 is not in the request",
     ),
     Fault(
         name="a model that is not escaped",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
     return evolve(request, path=f"/models/{call.model}{request.path}") if call.model else request
-''',
+""",
         check="request.model-escaped",
         says="characters that must be escaped",
     ),
     Fault(
         name="a header with a line break",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
     return evolve(request, headers={**request.headers, "x-acme": "a\\r\\nx-other: b"})
-''',
+""",
         check="secrets.headers-valid",
         says=r"the header x-acme holds a line break \(CR or LF\)",
     ),
     Fault(
         name="a hook that is misspelled",
-        source='''
+        source="""
 @hookimpl
 def batch_limits() -> BatchLimit:
     return BatchLimit(max_items=1)
-''',
+""",
         check="discovery.spelling",
         says="there is no hook 'batch_limits'; did you mean batch_limit",
     ),
     Fault(
         name="a marker that is missing",
         hook="classify_error",
-        source='''
+        source="""
 def classify_error(failure: Failure) -> Verdict:
     return compatible.classify(failure)
-''',
+""",
         check="discovery.markers",
         says="classify_error is named like a hook and lacks @llmopt.hookimpl",
     ),
     Fault(
         name="a parameter that there is not",
         hook="batch_limit",
-        source='''
+        source="""
 @hookimpl
 def batch_limit(model: str) -> BatchLimit:
     return BatchLimit(max_items=1)
-''',
+""",
         check="discovery.parameters",
         says=r"batch_limit has the parameter model; the hook is batch_limit\(call, settings\)",
     ),
     Fault(
         name="a hook that is a coroutine",
         hook="classify_error",
-        source='''
+        source="""
 @hookimpl
 async def classify_error(failure: Failure) -> Verdict:
     return compatible.classify(failure)
-''',
+""",
         check="discovery.plain-functions",
         says="classify_error is a coroutine function",
     ),
     Fault(
         name="vectors taken in the order they come in",
         hook="parse_embeddings",
-        source='''
+        source="""
 @hookimpl
 def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
     rows = compatible.parse_embeddings(call, response)
     return rows if isinstance(rows, Failure) else evolve(rows, indices=None)
-''',
+""",
         check="embeddings.order",
         says="the vectors are at the wrong texts: the index is not used",
     ),
     Fault(
         name="a page of HTML that makes it crash",
         hook="parse_embeddings",
-        source='''
+        source="""
 @hookimpl
 def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
     import json
     json.loads(response.body)
     return compatible.parse_embeddings(call, response)
-''',
+""",
         check="embeddings.html",
         says="hook parse_embeddings raised JSONDecodeError",
     ),
     Fault(
         name="one bad entry that spoils the list",
         hook="parse_catalog",
-        source='''
+        source="""
 @hookimpl
 def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
     models = tuple(compatible.model_from_entry(entry) for entry in response.json["data"])
     return CatalogPage(models=models)
-''',
+""",
         check="catalog.malformed-entries",
-        says=r"CatalogPage.models is .*None.*; expected tuple\[.*Model, ...\]",
+        says=r"CatalogPage.models\[1\] is 'None' \(NoneType\); expected Model",
     ),
     Fault(
         name="a cursor that is not passed on",
         hook="build_request",
-        source='''
+        source="""
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
     request = compatible.build_request(call, settings)
     return evolve(request, path=request.path.partition("?")[0])
-''',
+""",
         check="catalog.cursor",
         says="does not name it: '/models'",
     ),
     Fault(
         name="a base URL without encryption",
         hook="provider_profile",
-        source='''
+        source="""
 @hookimpl
 def provider_profile() -> Profile:
     return Profile(base_url="http://api.acme.example/v1", key_env=("ACME_API_KEY",))
-''',
+""",
         check="profile.base-url",
         says="base_url begins with 'http'",
     ),
     Fault(
         name="a key in the base URL",
         hook="provider_profile",
-        source='''
+        source="""
 @hookimpl
 def provider_profile() -> Profile:
     return Profile(base_url="https://api.acme.example/v1?key=shared", key_env=("ACME_API_KEY",))
-''',
+""",
         check="profile.no-key-in-url",
         says="base_url holds a query",
     ),
     Fault(
         name="something slow imported at once",
-        source='''
+        source="""
 import httpx
-''',
+""",
         check="import.light",
         says="it imports .*httpx",
     ),
     Fault(
         name="the environment read at import",
-        source='''
+        source="""
 import os
 KEY = os.environ.get("ACME_API_KEY")
-''',
+""",
         check="import.no-environment",
         says="importing it reads the environment: os.environ",
     ),
     Fault(
         name="a thread started at import",
-        source='''
+        source="""
 import threading
 threading.Thread(target=threading.Event().wait, args=(0.1,), daemon=True).start()
-''',
+""",
         check="import.no-threads",
         says="importing it starts a thread or process",
     ),
     Fault(
         name="a private name of llmopt's",
-        source='''
+        source="""
 from llmopt.engine.prepare import prepare
-''',
+""",
         check="package.public-modules",
         says="imports llmopt.engine.prepare prepare, which is not public",
     ),
     Fault(
         name="pluggy instead of llmopt's marker",
-        source='''
+        source="""
 import pluggy
-''',
+""",
         check="package.no-pluggy",
         says="imports pluggy",
     ),

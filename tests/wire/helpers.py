@@ -98,15 +98,23 @@ class Suspensions:
         self.reached = False
         self._number = number
 
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it in a task, which is done or cancelled afterwards."""
+
+        async def counted() -> T:
+            return await self._run(work)
+
+        return asyncio.create_task(counted())
+
     @types.coroutine
-    def run(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    def _run(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
         passed = 0
         step: Callable[[], Any] = functools.partial(work.send, None)
         while True:
             try:
                 awaited = step()
             except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
+                return done.value
             passed += 1
             if passed == self._number:
                 self.reached = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from llmopt.errors import ConfigError
@@ -158,8 +159,6 @@ class TestProxies:
 @pytest.mark.parametrize("url", BAD)
 async def test_n23_over_a_foreign_transport(url: str) -> None:
     """The same words, and never one of httpx's exception groups."""
-    import httpx
-
     wire = TransportWire(httpx.AsyncHTTPTransport())
     await failure(wire, request_to(url), ConfigError)
     await wire.aclose()

@@ -26,7 +26,7 @@ async def test_c01_cancelled_at_every_suspension(warm: bool, size: int, server: 
                 assert texts_of(await pool.send(asking(server, "a" * size))) == 1
             sweep = Suspensions(number)
             before = other_tasks()
-            task = asyncio.ensure_future(sweep.run(pool.send(asking(server, "a" * size))))  # type: ignore[arg-type]
+            task = sweep.start(pool.send(asking(server, "a" * size)))
             await asyncio.wait([task])
             assert task.cancelled() == sweep.reached
             assert pool.stats().in_use == 0
@@ -54,7 +54,7 @@ async def test_c01_other_calls_cancelled_at_every_suspension(action: str, server
 
         sweep = Suspensions(number)
         work = pool.aclose() if action == "aclose" else stream()
-        task = asyncio.ensure_future(sweep.run(work))  # type: ignore[arg-type]
+        task = sweep.start(work)
         await asyncio.wait([task])
         assert pool.stats().in_use == 0
         server._played.clear()

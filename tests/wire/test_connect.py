@@ -9,16 +9,19 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import aiohappyeyeballs
 import pytest
 
-from llmopt.errors import ConnectFailed, ConnectionLost
+from llmopt.errors import ConnectFailed, ConnectionLost, LLMOptError
 from llmopt.wire.pool import ConnectionPool
 from tests.faults import (
+    Answer,
     Certificate,
     FaultServer,
     Reset,
     Script,
     can_make_certificates,
+    cut,
     expired_certificate,
     find_fault,
     full_backlog,
@@ -159,7 +162,6 @@ async def test_n13_mixed_reasons(
     text: str, cause: str, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that tells most."""
-    import aiohappyeyeballs
 
     async def start_connection(**_: Any) -> None:
         raise OSError(text)
@@ -282,8 +284,6 @@ class TestTls:
 
     async def test_https_to_a_plain_port_and_back(self, server: FaultServer, pool: ConnectionPool) -> None:
         """Plain HTTP to a TLS port is answered with an alert, which is not HTTP."""
-        from llmopt.errors import LLMOptError
-
         certificate = good_certificate()
         async with FaultServer(tls=certificate.server()) as secured:
             plain = secured.base_url.replace("https:", "http:")
@@ -291,8 +291,6 @@ class TestTls:
 
     async def test_a_broken_tls_connection_is_lost(self) -> None:
         """RST in the middle of an answer over TLS."""
-        from tests.faults import Answer, cut
-
         certificate = good_certificate()
         async with (
             FaultServer(tls=certificate.server()) as server,

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from llmopt.wire.pool import ConnectionPool, PoolStats
-from tests.faults import FaultServer, can_make_certificates, good_certificate, serving
+from tests.faults import Answer, FaultServer, Script, Stall, can_make_certificates, good_certificate, serving
 from tests.wire.helpers import asking, texts_of
 
 
@@ -28,7 +28,6 @@ def test_c08_one_pool_in_two_runs_one_after_the_other() -> None:
             assert asyncio.run(use()) == "<ConnectionPool open: 0 in use, 1 idle, 0 waiting>"
             thread.run(thread.server.wait_all_closed())
         assert pool.stats() == PoolStats(created=2, reused=4, peak=1)
-        del pool
         gc.collect()
 
 
@@ -88,8 +87,6 @@ def test_c08_the_same_over_tls() -> None:
 
 def test_c08_a_run_that_ends_in_the_middle() -> None:
     """Requests under way are cancelled with their loop; the next run starts clean."""
-    from tests.faults import Script, Stall
-
     with serving() as thread:
         pool = ConnectionPool()
         thread.server.play(*[Script([Stall()])] * 5)
@@ -97,8 +94,7 @@ def test_c08_a_run_that_ends_in_the_middle() -> None:
         async def leave() -> None:
             for _ in range(5):
                 asyncio.create_task(pool.send(asking(thread.server)))  # noqa: RUF006 - cancelled with the loop
-            while len(thread.server.requests) < 5:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(thread.run, thread.server.wait_requests(5))
 
         async def use() -> None:
             assert texts_of(await pool.send(asking(thread.server))) == 1
@@ -112,8 +108,6 @@ def test_c08_a_run_that_ends_in_the_middle() -> None:
 
 def test_c08_many_loops_at_once() -> None:
     """In threads, on one pool; nobody gets another's answer."""
-    from tests.faults import Answer
-
     with serving() as thread:
         thread.server.default(lambda request: Answer(200, request.body))
         pool = ConnectionPool(pool_size=4)
@@ -164,12 +158,11 @@ def test_c07_a_pool_never_closed_says_so_and_closes() -> None:
     """With a `ResourceWarning`, and the server sees its connections end."""
     with serving() as thread:
         loop = asyncio.new_event_loop()
-        pool = ConnectionPool()
-        loop.run_until_complete(pool.send(asking(thread.server)))
+        pools = [ConnectionPool()]
+        loop.run_until_complete(pools[0].send(asking(thread.server)))
         loop.close()
         with pytest.warns(ResourceWarning, match=r"unclosed <ConnectionPool open: .* aclose"):
-            del pool
-            gc.collect()
+            pools.clear()
         thread.run(thread.server.wait_all_closed())
 
 
@@ -180,14 +173,11 @@ def test_c07_also_while_its_loop_lives() -> None:
 
         async def use() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-            pool = ConnectionPool()
-            await pool.send(asking(thread.server))
+            pools = [ConnectionPool()]
+            await pools[0].send(asking(thread.server))
             with pytest.warns(ResourceWarning, match="unclosed"):
-                del pool
-                gc.collect()
-            while thread.server.open_connections:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.01)
+                pools.clear()
+            await asyncio.to_thread(thread.run, thread.server.wait_all_closed())
 
         asyncio.run(use())
         gc.collect()

@@ -9,9 +9,9 @@ import pytest
 
 from llmopt.errors import ConnectionLost, InvalidResponse, LLMOptError
 from llmopt.wire.pool import ConnectionPool
-from tests.faults import Answer, Close, FaultServer, Framing, Reset, Step, cut
+from tests.faults import Answer, Close, FaultServer, Framing, Reset, Step, cut, gzipped
 from tests.faults.request import Request
-from tests.faults.script import Script
+from tests.faults.script import Reply, Script
 from tests.wire.helpers import HEADERS, asking, assert_silent, pooled
 
 BODY = b'{"data":"' + bytes(97 + number % 26 for number in range(1900)) + b'"}'
@@ -22,9 +22,8 @@ WHOLE = "whole"
 async def outcomes(server: FaultServer, pool: ConnectionPool, answer: Answer, end: Step) -> list[str]:
     """What becomes of the answer when it is cut after 0, 1, 2, ... all of its bytes."""
 
-    def reply(request: Request) -> Script:
-        respond = cut(int(request.header("x-offset") or 0), end, answer)
-        return respond(request)
+    def reply(request: Request) -> Reply:
+        return cut(int(request.header("x-offset") or 0), end, answer)(request)
 
     server.default(reply)
     offsets = iter(range(len(bytes(answer)) + 1))
@@ -93,8 +92,6 @@ async def test_n04_fin_at_every_byte_of_a_body_without_length(server: FaultServe
 
 async def test_n02_fin_at_every_byte_of_a_packed_body(server: FaultServer) -> None:
     """Also where no length tells: gzip has an end of its own."""
-    from tests.faults import gzipped
-
     answer = gzipped(Answer(200, BODY, framing=Framing.EOF))
     head = len(answer.head())
     async with pooled(pool_size=AT_ONCE) as pool:

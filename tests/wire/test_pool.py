@@ -10,7 +10,7 @@ import pytest
 from llmopt.errors import ClientClosed, ConfigError, PoolTimeout
 from llmopt.wire.pool import ConnectionPool, PoolStats
 from llmopt.wire.request import WireRequest
-from tests.faults import Answer, FaultServer, Respond, Script, Stall, Wait, error_answer, json_answer
+from tests.faults import Answer, FaultServer, Framing, Respond, Script, Stall, Wait, error_answer, json_answer
 from tests.wire.helpers import HEADERS, KEY, PROMPT, asking, failure, other_tasks, pooled, texts_of
 
 
@@ -83,8 +83,6 @@ async def test_answers_of_every_size_come_in_whole(
     size: int, server: FaultServer, pool: ConnectionPool
 ) -> None:
     """With a length, in chunks, or until the end."""
-    from tests.faults import Framing
-
     body = bytes(range(256)) * (size // 256 + 1)
     for framing in (Framing.LENGTH, Framing.CHUNKED, Framing.EOF):
         server.play(Answer(200, body[:size], framing=framing))

@@ -26,7 +26,7 @@ from tests.faults import (
 )
 from tests.wire.helpers import asking, failure, pooled, request_to, texts_of
 
-PASSWORD = "canary-password"  # noqa: S105
+PASSWORD = "canary-password"
 CREDENTIALS = f"user:{PASSWORD}@"
 
 

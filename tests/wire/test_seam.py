@@ -27,12 +27,14 @@ from tests.faults import (
     Script,
     Stall,
     Wait,
+    answer_openai,
     can_make_certificates,
     faults_of,
     find_fault,
     full_backlog,
     good_certificate,
     gzip_bomb,
+    gzipped,
     refused_port,
 )
 from tests.wire.helpers import (
@@ -409,7 +411,7 @@ class TestHttpx:
             if warm:
                 await wire.send(asking(server))
             sweep = Suspensions(number)
-            task = asyncio.ensure_future(sweep.run(wire.send(asking(server))))  # type: ignore[arg-type]
+            task = sweep.start(wire.send(asking(server)))
             await asyncio.wait([task])
             assert task.cancelled() == sweep.reached
             assert texts_of(await wire.send(asking(server))) == 1
@@ -473,14 +475,11 @@ class TestPoolTransport:
         self, server: FaultServer, client: httpx.AsyncClient, pool: ConnectionPool
     ) -> None:
         """With bodies, headers, encodings and kept connections."""
-        from tests.faults import answer_openai, gzipped
-
         server.default(lambda request: gzipped(answer_openai(request)))
-        for _ in range(3):
-            response = await client.post(
-                f"{server.base_url}/v1/embeddings", json={"input": ["a"]}, headers=HEADERS
-            )
-            assert len(response.json()["data"]) == 1
+        url = f"{server.base_url}/v1/embeddings"
+        responses = [await client.post(url, json={"input": ["a"]}, headers=HEADERS) for _ in range(3)]
+        assert [len(response.json()["data"]) for response in responses] == [1, 1, 1]
+        response = responses[-1]
         assert server.connections == 1
         assert response.http_version == "HTTP/1.1"
         assert response.extensions["attempt_info"].reused

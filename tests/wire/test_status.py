@@ -6,10 +6,25 @@ import resource
 import sys
 
 import pytest
+from attrs import evolve
 
 from llmopt.errors import InvalidResponse
 from llmopt.wire.pool import ConnectionPool
-from tests.faults import Answer, Fault, FaultServer, answer_openai, faults_of, find_fault, gzipped
+from tests.faults import (
+    Answer,
+    Fault,
+    FaultServer,
+    Framing,
+    Repeat,
+    Script,
+    Send,
+    answer_openai,
+    faults_of,
+    find_fault,
+    flood,
+    gzipped,
+    redirect,
+)
 from tests.wire.helpers import asking, failure, pooled, texts_of
 
 MEBIBYTE = 2**20
@@ -30,8 +45,6 @@ async def test_h13_redirects_are_handed_on_unfollowed(
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_h13_the_target_sees_nothing(status: int, server: FaultServer, pool: ConnectionPool) -> None:
     """Least of all the key."""
-    from tests.faults import redirect
-
     async with FaultServer() as target:
         server.play(redirect(status, f"{target.base_url}/v1/embeddings"))
         assert (await pool.send(asking(server))).status == status
@@ -99,8 +112,6 @@ async def test_h19_a_flood_stops_at_the_bound(
 
 async def test_h19_exactly_the_bound_is_allowed(server: FaultServer, pool: ConnectionPool) -> None:
     """One byte more is not."""
-    from tests.faults import Framing
-
     for framing in (Framing.LENGTH, Framing.CHUNKED, Framing.EOF):
         server.play(Answer(200, b"a" * 1000, framing=framing), Answer(200, b"a" * 1001, framing=framing))
         assert len((await pool.send(asking(server, max_body=1000))).body) == 1000
@@ -112,9 +123,6 @@ class TestErrors:
 
     async def test_a_long_one_is_cut(self, server: FaultServer, pool: ConnectionPool) -> None:
         """At 64 KiB; the rest is not read."""
-        from tests.faults import flood, Framing, Script, Send
-        from attrs import evolve
-
         script = flood(2**31, framing=Framing.EOF)
         head = Send(Answer(503, b"", framing=Framing.EOF))
         server.play(evolve(script, steps=(head, *script.steps[1:])))
@@ -145,8 +153,6 @@ class TestErrors:
 
 async def test_headers_alone_are_bounded_in_memory() -> None:
     """N17: a head that never ends is refused while it comes."""
-    from tests.faults import Repeat, Script, Send
-
     async with FaultServer() as server, pooled() as pool:
         server.play(Script([Send(b"HTTP/1.1 200 OK\r\nx: "), Repeat([Send(b"a" * 65536)])]))
         error = await failure(pool, asking(server), InvalidResponse)

@@ -27,6 +27,7 @@ from tests.faults import (
     Wait,
     cut,
     error_answer,
+    flood,
     gzip_bomb,
     refused_port,
     stream_answer,
@@ -189,8 +190,6 @@ async def test_a_stream_that_does_not_begin(wire: Wire) -> None:
 
 async def test_a_slow_reader_stops_the_sender(server: FaultServer) -> None:
     """What nobody reads is not piled up."""
-    from tests.faults import flood
-
     server.play(flood(2**30, framing=Framing.EOF))
     async with pooled() as pool, pool.open_stream(asking(server, max_body=2**31)) as stream:
         await anext(stream)

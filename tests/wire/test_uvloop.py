@@ -89,7 +89,7 @@ def test_cancelled_at_every_suspension() -> None:
     async def test(thread: ServerThread, pool: ConnectionPool) -> None:
         for number in itertools.count(1):
             sweep = Suspensions(number)
-            task = asyncio.ensure_future(sweep.run(pool.send(asking(thread.server))))  # type: ignore[arg-type]
+            task = sweep.start(pool.send(asking(thread.server)))
             await asyncio.wait([task])
             assert pool.stats().in_use == 0
             assert texts_of(await pool.send(asking(thread.server))) == 1

@@ -86,14 +86,16 @@ class OrderedFlow(Generic[T, R]):
                 return
             slot, piece = taken
             try:
-                slot.set_result(await self._work(piece))
+                result = await self._work(piece)
             except asyncio.CancelledError:
                 slot.cancel()
                 raise
             except Exception as error:  # noqa: BLE001 - handed to the consumer, in its place in the order
-                slot.set_exception(error)
-                # A consumer that left does not look at it.
-                slot.exception()
+                _fail(slot, error)
+            else:
+                # A consumer that was cancelled while it waited for this piece has cancelled its slot.
+                if not slot.done():
+                    slot.set_result(result)
 
     async def _take(self) -> tuple[asyncio.Future[R], T] | None:
         if self._exhausted:
@@ -118,3 +120,10 @@ class OrderedFlow(Generic[T, R]):
     def _end(self) -> None:
         self._exhausted = True
         self._changed.set()
+
+
+def _fail(slot: asyncio.Future[R], error: Exception) -> None:
+    if not slot.done():
+        slot.set_exception(error)
+        # A consumer that left does not look at it.
+        slot.exception()

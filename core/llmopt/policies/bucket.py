@@ -11,6 +11,8 @@ from llmopt.values.limits import RateLimit
 _EPSILON: Final = 1e-6
 MARGIN: Final = 0.1
 SHARED=.2
+CAUTION=1.1
+RAISE=.03
 _START: Final = 0.2
 
 
@@ -36,7 +38,7 @@ class Bucket:
         elapsed = now - self._at
         if elapsed > 0:
             self._refill(now, elapsed)
-        short = cost - self.level
+        short = cost * (CAUTION if self.pace.burst_s > 1 else 1) - self.level
         if short <= _EPSILON:
             return 0.0
         return max(min(short / self.pace.rate, self._whole_at - now), 1e-6)
@@ -79,6 +81,6 @@ class Bucket:
         self.resize(now)
         expected -= (MARGIN * self.pace.rate if self.pace.alone else SHARED * self.pace.ceiling)* self.pace.burst_s
         if self.pace.alone and self.pace._deepest <= self.pace.ceiling * self.pace.burst_s:
-            self.level = min(max(self.level, expected), self.capacity)
+            self.level += RAISE * max(0.0, min(expected, self.capacity) - self.level)
         self.level = max(min(self.level, expected), -self.capacity)
 

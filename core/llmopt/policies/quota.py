@@ -122,11 +122,11 @@ class Quota:
         self._probing = self._probing or pause >= _CANARY_FROM_S or self._strikes > 2
         explained = False
         if limits is not None:
-            if limits.requests is not None and limits.requests.remaining is not None and limits.requests.remaining < 1 and self.requests.pace.ceiling < math.inf:
+            if limits.requests is not None and limits.requests.remaining is not None and limits.requests.remaining < 2 and self.requests.pace.ceiling < math.inf:
                 self.requests.pace.yield_to_others(now)
                 self.requests.resize(now)
                 explained = True
-            if limits.tokens is not None and limits.tokens.remaining is not None and limits.tokens.remaining < lease.tokens and self.tokens.pace.ceiling < math.inf:
+            if limits.tokens is not None and limits.tokens.remaining is not None and limits.tokens.remaining < 2*lease.tokens and self.tokens.pace.ceiling < math.inf:
                 self.tokens.pace.yield_to_others(now)
                 self.tokens.resize(now)
                 explained = True

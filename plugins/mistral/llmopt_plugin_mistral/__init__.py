@@ -12,6 +12,7 @@ from llmopt import (
     HttpResponse,
     ModelTable,
     Profile,
+    RateLimits,
     Settings,
     Timeouts,
     Verdict,
@@ -20,6 +21,7 @@ from llmopt import (
 )
 from llmopt_plugin_mistral._catalog import page_of
 from llmopt_plugin_mistral._errors import verdict_of
+from llmopt_plugin_mistral._rates import rates_of
 from llmopt_plugin_mistral._requests import request_of
 
 _MODELS = ModelTable("llmopt_plugin_mistral")
@@ -63,3 +65,9 @@ def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
 def classify_error(failure: Failure) -> Verdict:
     """See `llmopt_plugin_mistral._errors`."""
     return verdict_of(failure)
+
+
+@hookimpl
+def rate_limits(response: HttpResponse) -> RateLimits:
+    """See `llmopt_plugin_mistral._rates`."""
+    return rates_of(response)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
+
+
+_MODULE: Final = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
+"""What stands before the names of types."""
 
 
 def type_faults(value: Any) -> list[str]:
     """For each field that holds something else than it may, a sentence; of nested values too."""
     kind = type(value)
-    # Its module's names alone: a field called `type` would stand for itself.
-    hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+    hints = _hints(kind)
     return [
         fault
         for each in attrs.fields(kind)
@@ -22,15 +27,20 @@ def type_faults(value: Any) -> list[str]:
     ]
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    # Its module's names alone: a field called `type` would stand for itself.
+    return get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+
+
 def _faults(name: str, found: Any, hint: Any) -> Iterator[str]:
-    if not _fits(found, hint):
+    if isinstance(found, tuple) and get_origin(hint) is tuple:
+        for index, inner in enumerate(found):
+            yield from _faults(f"{name}[{index}]", inner, get_args(hint)[0])
+    elif not _fits(found, hint):
         yield f"{name} is {_shown(found)}; expected {_words(hint)}."
     elif attrs.has(type(found)):
         yield from type_faults(found)
-    elif isinstance(found, tuple):
-        for inner in found:
-            if attrs.has(type(inner)):
-                yield from type_faults(inner)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -77,7 +87,7 @@ _SHAPES: dict[Any, Callable[[Any, tuple[Any, ...]], bool]] = {
 
 def _words(hint: Any) -> str:
     text = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
-    return text.replace("typing.", "").replace("collections.abc.", "").replace("NoneType", "None")
+    return _MODULE.sub("", text).replace("NoneType", "None")
 
 
 def _shown(value: Any) -> str:
