@@ -12,6 +12,7 @@ from tests.faults import (
     Close,
     FaultServer,
     MaxItems,
+    Playable,
     Poison,
     Request,
     Reset,
@@ -59,11 +60,11 @@ class Case:
         return [f"text {number} of {self.name}" for number in range(self.count)]
 
 
-def _once(reply: Callable[[Request], Answer | Script] | Answer | Script) -> Callable[[FaultServer], None]:
+def _once(reply: Playable) -> Callable[[FaultServer], None]:
     return lambda server: server.play(reply)
 
 
-def _always(reply: Callable[[Request], Answer | Script] | Answer) -> Callable[[FaultServer], None]:
+def _always(reply: Playable) -> Callable[[FaultServer], None]:
     return lambda server: server.default(reply)
 
 

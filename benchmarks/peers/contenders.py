@@ -1,11 +1,12 @@
 """How each contender is asked for vectors. Imported in its own environment: nothing but the standard library is.
 
-Every client is used as its documentation shows it, with its own defaults, and its rows are read by position.
+Every client is used as its documentation shows it, with its own defaults.
 """
 
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,15 +16,33 @@ KEY = "test-key"
 RETRIES = 3  # for those that are asked to retry; the others have their own default
 
 Rows = list[Any]
-Embed = Callable[[Sequence[str]], Awaitable[Rows]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave: vectors in their order, and the `index` that the client hands out beside each, if it does."""
+
+    rows: Rows
+    indices: list[int] | None = None
+
+
+Embed = Callable[[Sequence[str]], Awaitable[Answer]]
 
 
 @dataclass
 class Seen:
-    """What a program that uses the contender can see of a wait while it lasts."""
+    """What a program that uses the contender can see of its waits, and when (on the monotonic clock)."""
 
-    events: list[str] = field(default_factory=list)
-    logs: list[str] = field(default_factory=list)
+    events: list[tuple[float, str]] = field(default_factory=list)
+    logs: list[tuple[float, str]] = field(default_factory=list)
+
+    def event(self, text: str) -> None:
+        """Take note of what a call-back was told."""
+        self.events.append((time.monotonic(), text))
+
+    def log(self, text: str) -> None:
+        """Take note of a log record."""
+        self.logs.append((time.monotonic(), text))
 
 
 class PartlyFailedError(Exception):
@@ -41,18 +60,18 @@ def open_llmopt(origin: str, deadline: float | None, seen: Seen) -> Embed:
 
     def listen(event: Any) -> None:
         if event.name in ("request.retry", "request.wait"):
-            seen.events.append(f"{event.name} {getattr(event, 'delay', None) or event.seconds:.2f} s")
+            seconds = event.delay if event.name == "request.retry" else event.seconds
+            seen.event(f"{event.name} ({event.cause}) {seconds:.2f} s")
 
     config = {"providers": {"openai": {"base_url": f"{origin}/v1", "api_key": KEY}}}
     client = llmopt.AsyncClient(config, on_event=listen)
 
-    async def embed(texts: Sequence[str]) -> Rows:
+    async def embed(texts: Sequence[str]) -> Answer:
         try:
             found = await client.embed(f"openai/{MODEL}", texts, deadline=deadline)
         except llmopt.PartialFailure as failure:
             raise _partly(failure) from failure
-        rows: Rows = found.vectors.tolist()
-        return rows
+        return Answer(found.vectors.tolist())
 
     return embed
 
@@ -70,9 +89,9 @@ def open_openai(origin: str, deadline: float | None, seen: Seen) -> Embed:  # no
     bound = {} if deadline is None else {"timeout": deadline}
     client = module.AsyncOpenAI(base_url=f"{origin}/v1", api_key=KEY, **bound)
 
-    async def embed(texts: Sequence[str]) -> Rows:
+    async def embed(texts: Sequence[str]) -> Answer:
         answer = await client.embeddings.create(model=MODEL, input=list(texts))
-        return [item.embedding for item in answer.data]
+        return Answer([item.embedding for item in answer.data], [item.index for item in answer.data])
 
     return embed
 
@@ -83,9 +102,9 @@ def open_litellm(origin: str, deadline: float | None, seen: Seen) -> Embed:  # n
     given: dict[str, Any] = {"api_base": f"{origin}/v1", "api_key": KEY, "num_retries": RETRIES}
     given |= {} if deadline is None else {"timeout": deadline}
 
-    async def embed(texts: Sequence[str]) -> Rows:
+    async def embed(texts: Sequence[str]) -> Answer:
         answer = await module.aembedding(model=f"openai/{MODEL}", input=list(texts), **given)
-        return [item["embedding"] for item in answer.data]
+        return Answer([item["embedding"] for item in answer.data], [item["index"] for item in answer.data])
 
     return embed
 
@@ -98,24 +117,23 @@ def open_router(origin: str, deadline: float | None, seen: Seen) -> Embed:  # no
     deployments = [{"model_name": "embed", "litellm_params": params}]
     router = module.Router(model_list=deployments, num_retries=RETRIES, **bound)
 
-    async def embed(texts: Sequence[str]) -> Rows:
+    async def embed(texts: Sequence[str]) -> Answer:
         answer = await router.aembedding(model="embed", input=list(texts))
-        return [item["embedding"] for item in answer.data]
+        return Answer([item["embedding"] for item in answer.data], [item["index"] for item in answer.data])
 
     return embed
 
 
 def open_baseten(origin: str, deadline: float | None, seen: Seen) -> Embed:  # noqa: ARG001
-    """Baseten's performance client; a deadline is its time-out for the whole operation."""
+    """Baseten's performance client; a deadline is its time-out for the whole operation, and so for each request."""
     module: Any = importlib.import_module("baseten_performance_client")
     client = module.PerformanceClient(origin, KEY)
-    bound = {} if deadline is None else {"total_timeout_s": deadline}
+    bound = {} if deadline is None else {"total_timeout_s": deadline, "timeout_s": deadline}
 
-    async def embed(texts: Sequence[str]) -> Rows:
+    async def embed(texts: Sequence[str]) -> Answer:
         preference = module.RequestProcessingPreference(**bound)
         answer = await client.async_embed(list(texts), model=MODEL, preference=preference)
-        rows: Rows = answer.numpy().tolist()
-        return rows
+        return Answer(answer.numpy().tolist(), [item.index for item in answer.data])
 
     return embed
 

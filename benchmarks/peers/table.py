@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,9 +47,7 @@ def cell_of(outcome: Outcome) -> str:
     if outcome.broken is not None:
         return outcome.broken
     words = [f"**{outcome.requests}**", _result(outcome), f"{outcome.seconds:.1f} s", outcome.visible]
-    if outcome.exit_code != 0:
-        words.append("killed at exit" if outcome.exit_code is None else f"exit {outcome.exit_code}")
-    return " · ".join(word for word in words if word)
+    return " · ".join(word for word in [*words, _end(outcome.exit_code)] if word)
 
 
 def _result(outcome: Outcome) -> str:
@@ -62,9 +61,17 @@ def _result(outcome: Outcome) -> str:
     return ", ".join(parts)
 
 
+def _end(exit_code: int | None) -> str:
+    """How the process died, if it did: after the answer, so that a caller sees it only as a failed program."""
+    if not exit_code:
+        return ""
+    return f"then {signal.Signals(-exit_code).name}" if exit_code < 0 else f"then exit {exit_code}"
+
+
 def _rows(outcome: Outcome) -> str:
     if outcome.rows != outcome.count:
         return f"**WRONG: {outcome.rows} rows for {outcome.count} texts**"
     if outcome.wrong:
-        return f"**WRONG ROWS: {outcome.wrong} of {outcome.count}**"
+        remedy = " unless sorted by `index`" if outcome.sorted_right else ""
+        return f"**WRONG ROWS: {outcome.wrong} of {outcome.count}**{remedy}"
     return f"{outcome.good} of {outcome.count}"

@@ -33,7 +33,7 @@ class Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if ABOUT_WAITING.search(text):
-            self._seen.logs.append(f"{record.name}: {text}"[:MESSAGE])
+            self._seen.log(f"{record.name}: {text}"[:MESSAGE])
 
 
 def main() -> None:
@@ -72,14 +72,16 @@ async def _meet(contender: Contender, task: Report, out: TextIO) -> None:
     sys.stdin.readline()
     start = time.monotonic()
     report = await _outcome(embed, task)
-    report |= {"seconds": time.monotonic() - start, "events": seen.events, "logs": seen.logs}
+    report |= {"seconds": time.monotonic() - start, "start": start, "events": seen.events, "logs": seen.logs}
     _write(out, report)
 
 
 async def _outcome(embed: Embed, task: Report) -> Report:
+    window = asyncio.timeout(task["window"])
     try:
-        async with asyncio.timeout(task["window"]) as window:
-            return {"rows": await embed(task["texts"])}
+        async with window:
+            answer = await embed(task["texts"])
+            return {"rows": answer.rows, "indices": answer.indices}
     except PartlyFailedError as failure:
         return {"rows": failure.rows, "error": failure.name}
     except Exception as error:  # noqa: BLE001 # every outcome is one to report

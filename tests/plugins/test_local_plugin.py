@@ -312,6 +312,7 @@ def test_a_server_that_cuts_is_believed() -> None:
     """A text over the limit is then its business."""
     assert LOCAL.batch_limit(call(), here(flavour="tei", truncate=True)).truncates
     assert not LOCAL.batch_limit(call(), here(flavour="llamacpp", truncate=True)).truncates
+    assert LOCAL.batch_limit(call(extra={"truncate": True}), here(flavour="ollama")).truncates
 
 
 def test_the_embedded_engine_takes_large_batches() -> None:

@@ -128,6 +128,15 @@ def test_what_was_good_need_not_stay_so() -> None:
     assert size.size == 25
 
 
+def test_a_refusal_far_below_what_was_good() -> None:
+    """What was good is forgotten there too."""
+    size = made(1000)
+    size.clean(100)
+    size.refused(60)
+
+    assert (size.size, size.state()["good"]) == (30, 0)
+
+
 def test_good_below_the_half_does_not_matter() -> None:
     """The half is more."""
     size = made(1000)
@@ -267,6 +276,16 @@ def test_ten_clean_batches_add_a_tenth() -> None:
     assert size.size == 121
 
 
+def test_larger_batches_than_now_add() -> None:
+    """They were planned before the size fell."""
+    size = made(1000)
+    size._set(100)
+    for _ in range(10):
+        size.clean(150)
+
+    assert size.size == 110
+
+
 def test_batches_that_are_not_full_do_not_add() -> None:
     """They say nothing about fuller ones."""
     size = made(1000)
@@ -377,16 +396,17 @@ def test_a_calendar_that_was_set_back() -> None:
 def test_a_clean_batch_of_a_refused_size_refutes_it() -> None:
     """That refusal was about something else: longer texts, say."""
     size = made(100)
-    size.refused(40)
-    changes = size.changes
-    size.clean(39)
-    assert size.state()["refused"] == 40
-    size.clean(40)
+    for count in (40, 50):
+        size.refused(40)
+        changes = size.changes
+        size.clean(39)
+        assert size.state()["refused"] == 40
+        size.clean(count)
 
-    assert size.state()["refused"] is None
-    assert size.changes == changes + 1
-    clean(size, 1000)
-    assert size.size == 100
+        assert size.state()["refused"] is None
+        assert size.changes == changes + 1
+        clean(size, 1000)
+        assert size.size == 100
 
 
 # --- what the issue asks for --------------------------------------------------------------------------------

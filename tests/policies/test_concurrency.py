@@ -273,6 +273,30 @@ def test_a_falling_limit_lets_nobody_in() -> None:
     run_simulated(main)
 
 
+def test_nobody_gets_in_while_too_many_are() -> None:
+    """A limit that fell below what is in flight is made up for first."""
+
+    async def main(clock: SimulatedClock) -> None:
+        concurrency = made(clock, initial=8)
+        slots = take(concurrency, 8)
+        slots.pop().release("overload")  # limit 6, seven in flight
+        assert concurrency.try_acquire() is None
+        waiter = asyncio.ensure_future(concurrency.acquire())
+        clock.advance(1)
+        slots.pop().release("overload")  # limit 4.5, six in flight
+        slots.pop().release()
+        assert (concurrency.in_flight, concurrency.waiting) == (5, 0)
+        await asyncio.sleep(0)
+        assert concurrency.waiting == 1
+        slots.pop().release()
+        assert concurrency.in_flight == 4
+        slots.pop().release()
+        (await waiter).release()
+        assert concurrency.in_flight == 3
+
+    run_simulated(main)
+
+
 def test_a_cancelled_waiter_leaves_the_line() -> None:
     """From its middle, at no cost to the others."""
 

@@ -75,7 +75,7 @@ def join(*pids: int) -> None:
 
 def run(work: Any) -> Any:
     if "uvloop" in sys.argv:
-        import uvloop
+        import uvloop  # type: ignore[import-not-found,unused-ignore]
 
         return uvloop.run(work)
     return asyncio.run(work)

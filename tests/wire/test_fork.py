@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -84,4 +85,7 @@ def test_c09_without_the_hook_the_process_id_tells() -> None:
             await pool.aclose()
 
         asyncio.run(use())
+        # In a child these would be the parent's, and never be finalized.
         pool._inherited = ()
+        with pytest.warns(ResourceWarning):
+            gc.collect()

@@ -139,7 +139,7 @@ async def test_n06_bytes_that_the_loop_has_not_read_yet_are_seen(
     assert texts_of(await pool.send(asking(server))) == 1
     # Written by hand, so that this loop has no turn between the write and the next request.
     (connection,) = server._open
-    opened = connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+    opened = connection._transport.get_extra_info("socket")
     raw = socket.socket(fileno=opened.fileno())
     try:
         raw.send(bytes(Answer(200, b'{"data":["wrong"]}')))
@@ -263,3 +263,25 @@ async def test_n05_a_length_too_long_waits_no_longer_than_the_attempt(
     find_fault("N05", "length too long, then silence").inject(server)
     error = await failure(pool, asking(server, timeout=0.05), AttemptTimeout)
     assert "reading the answer" in str(error)
+
+
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+@pytest.mark.parametrize("status", [200, 204, 304])
+async def test_answers_that_have_no_body(
+    method: str, status: int, server: FaultServer, pool: ConnectionPool
+) -> None:
+    """Whatever their headers say of one, and the connection is kept."""
+    headers = b"content-length: 0\r\n" if (method, status) == ("POST", 200) else b"content-length: 500\r\n"
+    server.default(b"HTTP/1.1 %d Odd\r\ncontent-encoding: gzip\r\n%b\r\n" % (status, headers))
+    for _ in range(3):
+        response = await pool.send(asking(server, method=method))
+        assert (response.status, response.body) == (status, b"")
+    assert server.connections == 1
+
+
+async def test_headers_are_text_that_can_be_written(server: FaultServer, pool: ConnectionPool) -> None:
+    """Also where their bytes are not UTF-8."""
+    server.play(Answer(200, b"{}", [("x-odd", b"caf\xe9"), ("x-good", "café".encode())]))
+    response = await pool.send(asking(server))
+    assert response.headers["x-good"] == "café"
+    response.headers["x-odd"].encode()

@@ -122,7 +122,7 @@ def test_c08_many_loops_at_once() -> None:
 
             await asyncio.gather(*(one(number) for number in range(200)))
 
-        threads = [threading.Thread(target=lambda n=n: asyncio.run(use(f"t{n}"))) for n in range(6)]  # type: ignore[misc]
+        threads = [threading.Thread(target=lambda n=n: asyncio.run(use(f"t{n}"))) for n in range(6)]
         for one in threads:
             one.start()
         for one in threads:

@@ -41,6 +41,20 @@ async def test_an_end_instead_of_an_answer_is_stale_on_a_kept_connection_only(
     assert texts_of(await pool.send(asking(server))) == 1
 
 
+async def test_after_a_stale_one_comes_a_fresh_one(server: FaultServer, pool: ConnectionPool) -> None:
+    """A server that gave up one kept connection gave up others: none of them is tried."""
+    async with FaultServer() as other:
+        await pool.send(asking(other))
+        await asyncio.gather(*(pool.send(asking(server)) for _ in range(4)))
+        assert pool.stats().idle == 5
+        server.play(Script([Reset()]))
+        assert (await failure(pool, asking(server), ConnectionLost)).stale
+        assert pool.stats().idle == 1
+        response = await pool.send(asking(server))
+        assert not response.info.reused
+        assert (await pool.send(asking(other))).info.reused
+
+
 async def test_after_the_first_byte_it_is_not_stale(server: FaultServer, pool: ConnectionPool) -> None:
     """Then the server has certainly taken the request."""
     await pool.send(asking(server))

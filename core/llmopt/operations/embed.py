@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from itertools import chain
 from typing import Literal
 
 from llmopt.errors import LLMOptError
 from llmopt.operations.collect import Collector, failure_of
 from llmopt.operations.embed_job import EmbedJob
+from llmopt.operations.embed_outcome import Outcome
 from llmopt.operations.flow import OrderedFlow
 from llmopt.operations.inputs import as_list, fault_of, refuse_single
 from llmopt.operations.plan import Batch, cut
@@ -26,14 +28,10 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
         raise next(iter(faults.values()))
     good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
     distinct = list(dict.fromkeys(good))
-    if distinct:
-        await job.ask_limits()
-    batches = cut(distinct, job.cutter())
     collected = Collector(distinct, job.model)
     if distinct:
-        width = job.width
-        flow = OrderedFlow(_in_turn(batches), job.run, width=width, ahead=len(distinct) + width)
-        async for outcome in flow:
+        await job.ask_limits()
+        async for outcome in _outcomes(job, cut(distinct, job.cutter()), len(distinct)):
             collected.take(outcome)
     result = collected.result(listed, faults)
     if result.errors and errors == "raise":
@@ -44,6 +42,20 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
 def _faults(texts: list[str]) -> dict[int, LLMOptError]:
     found = ((row, fault_of(text, row)) for row, text in enumerate(texts))
     return {row: fault for row, fault in found if fault is not None}
+
+
+async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncIterator[Outcome]:
+    """What all batches come to, several under way at once."""
+    first = next(batches)
+    second = next(batches, None)
+    if second is None:
+        # The usual case of one request needs no machinery.
+        yield await job.run(first)
+        return
+    width = job.width
+    source = _in_turn(chain((first, second), batches))
+    async for outcome in OrderedFlow(source, job.run, width=width, ahead=texts + width):
+        yield outcome
 
 
 async def _in_turn(batches: Iterator[Batch]) -> AsyncIterator[Batch]:

@@ -69,7 +69,7 @@ class EmbedJob:
         self._endpoint: Final = engine.endpoints(provider)[0]
         self._extra: Final = ExtraRequests()
         self._shared: Final = self._sharing()
-        self._told = BatchLimit()
+        self._declared = BatchLimit()
         self._fatal: LLMOptError | None = None
         self.model: Final = call.model
 
@@ -94,19 +94,19 @@ class EmbedJob:
     async def ask_limits(self) -> None:
         """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
         endpoints = self._engine.endpoints(self._provider)
-        self._told = await told_limits(endpoints, self._provider.hooks, self._call, self._deadline)
+        told = await told_limits(endpoints, self._provider.hooks, self._call, self._deadline)
+        self._declared = self._declare(told)
 
     def limit(self) -> BatchLimit:
         """What fits into one request now."""
         sizes = self._sizes()
         return self._declared if sizes is None else sizes.apply(self._declared)
 
-    @property
-    def _declared(self) -> BatchLimit:
-        limit = merged(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), self._told)
-        configured = self._endpoint.config.max_batch_size
-        if not self._endpoint.config.flags.batching:
-            configured = 1
+    def _declare(self, told: BatchLimit) -> BatchLimit:
+        """The limit by plugin, server and configuration, the same for the whole call."""
+        limit = merged(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), told)
+        config = self._endpoint.config
+        configured = config.max_batch_size if config.flags.batching else 1
         if configured is None:
             return limit
         return evolve(limit, max_items=min(configured, limit.max_items or configured))

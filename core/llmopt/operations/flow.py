@@ -42,7 +42,7 @@ class OrderedFlow(Generic[T, R]):
 
     async def __aiter__(self) -> AsyncIterator[R]:
         """The results, in the order of the source."""
-        self._workers = [asyncio.create_task(self._worker()) for _ in range(self._width)]
+        self._hire()
         try:
             given = 0
             while (slot := await self._slot(given)) is not None:
@@ -77,6 +77,10 @@ class OrderedFlow(Generic[T, R]):
             await self._changed.wait()
         return self._slots[number]
 
+    def _hire(self) -> None:
+        # One at a time, when the last one has found work: most calls have work for one.
+        self._workers.append(asyncio.create_task(self._worker()))
+
     async def _worker(self) -> None:
         while True:
             await self._room.acquire()
@@ -84,6 +88,8 @@ class OrderedFlow(Generic[T, R]):
                 taken = await self._take()
             if taken is None:
                 return
+            if len(self._workers) < self._width:
+                self._hire()
             slot, piece = taken
             try:
                 result = await self._work(piece)

@@ -43,6 +43,7 @@ class LearnedSizes:
         )
         self._keep: Final = keep
         self._kept = self._changes
+        self._applied: tuple[BatchLimit, int, BatchLimit] | None = None
 
     @property
     def _changes(self) -> int:
@@ -50,11 +51,15 @@ class LearnedSizes:
 
     def apply(self, limit: BatchLimit) -> BatchLimit:
         """A declared limit, lowered to what was learned."""
-        return evolve(
-            limit,
-            max_items=min(limit.max_items or _MOST_ITEMS, self._items.size),
-            max_tokens=min(limit.max_tokens or _MOST_TOKENS, self._tokens.size),
-        )
+        # Asked several times for each batch, and next to always the same.
+        if self._applied is None or self._applied[:2] != (limit, self._changes):
+            lowered = evolve(
+                limit,
+                max_items=min(limit.max_items or _MOST_ITEMS, self._items.size),
+                max_tokens=min(limit.max_tokens or _MOST_TOKENS, self._tokens.size),
+            )
+            self._applied = (limit, self._changes, lowered)
+        return self._applied[2]
 
     def clean(self, items: int, tokens: int) -> None:
         """A batch came through."""

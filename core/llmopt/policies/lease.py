@@ -1,16 +1,83 @@
+"""Leave to send one request, with the tokens it was estimated at."""
+
 from __future__ import annotations
-from typing import Any
+
+from typing import Protocol, Self
+
+
+class Lender(Protocol):
+    """Where a lease came from."""
+
+    def settle(self, lease: Lease, tokens: float | None) -> None:
+        """The request is answered, and cost so many tokens."""
+
+    def refund(self, lease: Lease) -> None:
+        """The request was not sent."""
 
 
 class Lease:
-    __slots__ = ("quota", "tokens", "sent_at", "number", "requests_mark", "tokens_mark", "waited", "cause")
+    """Leave to send one request. It ends once: later words of it have no effect.
 
-    def __init__(self, quota: Any, tokens: float, sent_at: float, number: int, rm: float, tm: float) -> None:
-        self.quota = quota
+    Leaving the ``with`` block without a word settles it at its estimate. Nothing here awaits, so that
+    a cancellation cannot come between.
+
+    Attributes:
+        tokens: the estimate.
+        number: place in the order of all leases of this quota.
+        granted_at: when it was granted, on the clock's monotonic seconds.
+        requests_mark: requests taken from the quota up to and with this one.
+        tokens_mark: tokens likewise.
+        waited: seconds spent in line.
+        cause: what for, last: "requests" or "tokens" (the limit), "pause" (a refusal), "canary" (another request
+            is trying whether the refusals are over), "start" (no answer has come yet), or "" for no wait.
+        open: whether nothing was said of it so far.
+    """
+
+    __slots__ = (
+        "_lender",
+        "cause",
+        "granted_at",
+        "number",
+        "open",
+        "requests_mark",
+        "tokens",
+        "tokens_mark",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        lender: Lender,
+        tokens: float,
+        granted_at: float,
+        number: int,
+        requests_mark: float,
+        tokens_mark: float,
+    ) -> None:
+        self._lender = lender
         self.tokens = tokens
-        self.sent_at = sent_at
+        self.granted_at = granted_at
         self.number = number
-        self.requests_mark = rm
-        self.tokens_mark = tm
+        self.requests_mark = requests_mark
+        self.tokens_mark = tokens_mark
         self.waited = 0.0
         self.cause = ""
+        self.open = True
+
+    def __repr__(self) -> str:
+        return f"Lease(tokens={self.tokens:g}, waited={self.waited:.3f}, open={self.open})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.open:
+            self._lender.settle(self, None)
+
+    def settle(self, tokens: float | None = None) -> None:
+        """The request was answered. ``tokens`` is what it really cost, None for "as estimated"."""
+        self._lender.settle(self, tokens)
+
+    def refund(self) -> None:
+        """The request was not sent: all of it goes back."""
+        self._lender.refund(self)

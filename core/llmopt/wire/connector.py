@@ -66,7 +66,7 @@ class Connector(aiohttp.TCPConnector):
     @property
     def idle(self) -> int:
         """Connections kept for the next request."""
-        return sum(len(kept) for kept in self._conns.values())
+        return sum(protocol.is_connected() for kept in self._conns.values() for protocol, _ in kept)
 
     @property
     def waiting(self) -> int:
@@ -126,6 +126,11 @@ class Connector(aiohttp.TCPConnector):
             raise endings.connect_timeout(trip) from None
         self.created += 1
         return protocol
+
+    def drop_idle(self, key: ConnectionKey) -> None:
+        """Close the kept connections to one host."""
+        for protocol, _ in self._conns.pop(key, ()):
+            protocol.abort()
 
     async def shut(self) -> None:
         """Break off everything and close; waits until the sockets are closed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiohttp.streams import EMPTY_PAYLOAD
 
-from llmopt.errors import LLMOptError
+from llmopt.errors import ConnectionLost, LLMOptError
 from llmopt.values.http import HttpResponse
 from llmopt.wire import endings, faults
 from llmopt.wire.connector import Connector
@@ -124,7 +124,11 @@ class Exchange(Reader):
             trip.heard, trip.broken = protocol.heard, protocol.broken is not None
         trip.closed = self._connector.closed
         self.end()
-        return faults.translate(error, trip)
+        fault = faults.translate(error, trip)
+        if isinstance(fault, ConnectionLost) and fault.stale and self._outgoing is not None:
+            # The server has given up kept connections; whoever tries again shall not meet the next of them.
+            self._connector.drop_idle(self._outgoing.connection_key)
+        return fault
 
     def _bounded(self, max_body: int) -> bool:
         declared = self.headers.get("content-length", "")
@@ -139,5 +143,8 @@ def _folded(headers: CIMultiDictProxy[str]) -> dict[str, str]:
     folded: dict[str, str] = {}
     for name, value in headers.items():
         key = name.lower()
+        if not value.isascii():
+            # Bytes that are not UTF-8 are lone surrogates here, which nobody could print or store.
+            value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901
         folded[key] = f"{folded[key]}, {value}" if key in folded else value
     return folded

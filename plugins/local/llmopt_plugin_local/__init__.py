@@ -50,9 +50,9 @@ def limits_request(settings: Settings) -> HttpRequest | None:
 
 
 @hookimpl
-def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
+def parse_limits(call: EmbedCall, response: HttpResponse) -> BatchLimit:
     """See `llmopt_plugin_local._limits`."""
-    return _limits.told_by(call, response, settings)
+    return _limits.told_by(call, response)
 
 
 @hookimpl
@@ -68,9 +68,9 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
 
 
 @hookimpl
-def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """See `llmopt_plugin_local._catalog`."""
-    return _catalog.page_of(response)
+    return _catalog.page_of(response, settings)
 
 
 @hookimpl

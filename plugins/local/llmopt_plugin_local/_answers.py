@@ -10,6 +10,7 @@ from llmopt import EmbedCall, EmbeddedRows, Failure, HttpResponse, InvalidRespon
 
 _MOST_TOKENS: Final = 10**12
 _HEAD: Final = 4_096
+_BRACE: Final = 0x7B
 _T = TypeVar("_T")
 
 
@@ -55,7 +56,7 @@ def _from_ollama(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Fail
 
 def _from_list(body: bytes) -> EmbeddedRows:
     raws = _decoded(body, list[msgspec.Raw])
-    if raws and bytes(raws[0])[:1] == b"{":
+    if raws and memoryview(raws[0])[0] == _BRACE:
         raws = _in_order(_decoded(body, list[_Unpooled]))
     return EmbeddedRows(vectors=compatible.rows_from_raw(raws))
 

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from llmopt import CatalogPage, Failure, HttpResponse, Model, compatible
+from llmopt import CatalogPage, Failure, HttpResponse, Model, Settings, compatible
 from llmopt.values.catalog import ModelKind
+from llmopt_plugin_local._flavours import flavour_of
 from llmopt_plugin_local._limits import MODELS
+from llmopt_plugin_local._requests import LISTS
 
 _KINDS: Final[Mapping[str, ModelKind]] = {
     "embed": "embedding",
@@ -28,7 +30,7 @@ _ORDER: Final[tuple[ModelKind, ...]] = ("embedding", "chat", "rerank", "other")
 """Of several capabilities the first of these counts."""
 
 
-def page_of(response: HttpResponse) -> CatalogPage | Failure:
+def page_of(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """The models that a server has.
 
     Raises:
@@ -40,7 +42,9 @@ def page_of(response: HttpResponse) -> CatalogPage | Failure:
     page = compatible.parse_catalog(response)
     if isinstance(page, Failure):
         return page
-    return evolve(page, models=tuple(map(_described, page.models)))
+    # Native lists have one page, whatever they say: the next one could not be asked for.
+    cursor = None if flavour_of(settings) in LISTS else page.next_cursor
+    return evolve(page, models=tuple(map(_described, page.models)), next_cursor=cursor)
 
 
 def _of_info(info: Mapping[str, Any]) -> Model:

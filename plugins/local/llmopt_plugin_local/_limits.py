@@ -46,11 +46,13 @@ def limit_of(call: EmbedCall, settings: Settings) -> BatchLimit:
     """What fits into one request, as far as it is known without asking."""
     if not settings.base_url:
         return MODELS.limit(call.model)
-    return evolve(_BY_FLAVOUR.get(flavour_of(settings), _USUAL), truncates=_cuts(settings))
+    limit = _BY_FLAVOUR.get(flavour_of(settings), _USUAL)
+    return evolve(limit, truncates=flavour_of(settings) in _CUTTING and _cuts(call, settings))
 
 
-def _cuts(settings: Settings) -> bool:
-    return flavour_of(settings) in _CUTTING and bool(settings.options.get("truncate"))
+def _cuts(call: EmbedCall, settings: Settings) -> bool:
+    # A call may decide for itself; what the server told is kept for all calls and says nothing of it.
+    return bool(call.extra.get("truncate", settings.options.get("truncate")))
 
 
 def question_of(settings: Settings) -> HttpRequest | None:
@@ -65,7 +67,7 @@ def question_of(settings: Settings) -> HttpRequest | None:
     return get(native(settings, "/props"), settings) if flavour == LLAMACPP else None
 
 
-def told_by(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
+def told_by(call: EmbedCall, response: HttpResponse) -> BatchLimit:
     """What an answer tells; nothing for one of another shape."""
     try:
         value = response.json
@@ -74,21 +76,19 @@ def told_by(call: EmbedCall, response: HttpResponse, settings: Settings) -> Batc
     if not isinstance(value, dict):
         return BatchLimit()
     if "max_client_batch_size" in value or "max_input_length" in value:
-        return _of_info(value, settings)
+        return _of_info(value)
     if isinstance(value.get("data"), list):
-        length = _length_of(value["data"], call.model)
-        return BatchLimit(max_item_tokens=length, truncates=length is not None and _cuts(settings))
+        return BatchLimit(max_item_tokens=_length_of(value["data"], call.model))
     generation = value.get("default_generation_settings")
     return BatchLimit(max_item_tokens=_whole(generation, "n_ctx"))
 
 
-def _of_info(info: Mapping[str, Any], settings: Settings) -> BatchLimit:
+def _of_info(info: Mapping[str, Any]) -> BatchLimit:
     # Each text of a batch takes a permit, without waiting: one with more texts than permits never passes.
     items = [_whole(info, "max_client_batch_size"), _whole(info, "max_concurrent_requests")]
     return BatchLimit(
         max_items=min((number for number in items if number), default=None),
         max_item_tokens=_whole(info, "max_input_length"),
-        truncates=_cuts(settings),
     )
 
 

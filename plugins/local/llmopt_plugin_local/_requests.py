@@ -26,7 +26,7 @@ from llmopt_plugin_local._flavours import (
 
 _BASE64: Final = frozenset({VLLM, LLAMACPP, INFINITY})
 """Flavours that surely know base64. Others might refuse it, and answer with lists without it."""
-_LISTS: Final[Mapping[str, str]] = {TEI: "/info", OLLAMA: "/api/tags", LMSTUDIO: "/api/v0/models"}
+LISTS: Final[Mapping[str, str]] = {TEI: "/info", OLLAMA: "/api/tags", LMSTUDIO: "/api/v0/models"}
 """Native lists of models: they tell more than ``/v1/models``."""
 
 
@@ -36,8 +36,8 @@ def request_of(call: Call, settings: Settings) -> HttpRequest:
         encoding = "base64" if isinstance(call, EmbedCall) else None
         return compatible.build_request(call, settings, encoding_format=encoding)
     flavour = flavour_of(settings)
-    if isinstance(call, CatalogCall) and flavour in _LISTS:
-        return get(native(settings, _LISTS[flavour]), settings)
+    if isinstance(call, CatalogCall) and flavour in LISTS:
+        return get(native(settings, LISTS[flavour]), settings)
     if isinstance(call, EmbedCall) and flavour in _NATIVE:
         path, body = _NATIVE[flavour](call, settings)
         return HttpRequest(method="POST", path=native(settings, path), headers=_headers(settings), json=body)

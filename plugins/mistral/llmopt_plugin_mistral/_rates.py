@@ -5,11 +5,13 @@ The monthly numbers of the oldest one are left out: they are no matter of pacing
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import evolve
 
 from llmopt import HttpResponse, RateLimit, RateLimits, compatible
 
-_MINUTE_S = 60.0
+_MINUTE_S: Final = 60.0
 
 
 def rates_of(response: HttpResponse) -> RateLimits:

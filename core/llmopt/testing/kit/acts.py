@@ -90,5 +90,6 @@ def name_of_call(function: Any) -> str:
     """A function of C as people know it."""
     owner = getattr(function, "__self__", None)
     name = str(getattr(function, "__qualname__", function))
-    module = getattr(owner, "__name__", None) if owner is not None else function.__module__
-    return f"{module}.{name}()" if module and module != "builtins" and "." not in name else f"{name}()"
+    module = str(getattr(owner, "__name__", "") if owner is not None else function.__module__)
+    module = {"posix": "os", "builtins": ""}.get(module, module.lstrip("_"))
+    return f"{module}.{name}()" if module and "." not in name else f"{name}()"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from llmopt.engine.prepare import origin, prepare
 from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.junk import ANSWERS
-from llmopt.testing.kit.subject import Subject
+from llmopt.testing.kit.subject import KEY, Subject
 from llmopt.testing.kit.types import type_faults
 from llmopt.values.calls import EmbedCall
 from llmopt.values.limits import BatchLimit, RateLimit
@@ -54,6 +55,20 @@ def _any_model(subject: Subject) -> None:
     for model in _MODELS:
         faults = type_faults(_limit(subject, model))
         expect(not faults, f"for the model {model[:40]!r}: {'; '.join(faults)}")
+
+
+@check("question")
+def _question(subject: Subject) -> None:
+    """limits_request asks the endpoint itself, with the key in a header only; None where there is nothing to ask."""
+    settings = subject.settings()
+    found = subject.hooks.limits_request(_call(subject), settings)
+    if found is None:
+        raise NotApplicable("the plugin does not ask the server for limits")
+    sent = prepare(found, settings)
+    expect(origin(sent.url) == origin(settings.base_url), f"it goes to {origin(sent.url)}.")
+    expect(
+        KEY not in sent.url and KEY.encode() not in (sent.body or b""), "the key is in the URL or the body."
+    )
 
 
 @check("asked-of-server")

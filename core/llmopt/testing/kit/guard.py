@@ -11,6 +11,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, Final, TypeVar
 
@@ -54,9 +55,11 @@ class Watch:
     def __init__(self, sources: Sources) -> None:
         self._sources: Final = sources
         self.acts: Final[list[Act]] = []
+        self.thread = 0
 
     def call(self, function: Callable[..., _T], *args: Any, **values: Any) -> _T:
         """Call a function under observation."""
+        self.thread = get_ident()
         before = sys.getprofile()
         collecting = gc.isenabled()
         # What a collection tidies up meanwhile is nobody's act here.
@@ -87,7 +90,7 @@ class Watch:
             self.acts.append(Act(sin=sin, what=what, place=place))
 
     def _place(self, frame: FrameType | None) -> str | None:
-        """Where the plugin did it; None when it was the core, or an import."""
+        """Where the plugin did it; None when it was the core, an import, or nothing of the call's."""
         if frame is None or _trusted(frame.f_code.co_filename):
             return None
         innermost = frame
@@ -95,10 +98,9 @@ class Watch:
             name = frame.f_code.co_filename
             if self._sources.owns(name):
                 return f"{self._sources.shown(name)}:{frame.f_lineno}"
-            if "importlib" in name:
+            if name.startswith("<frozen importlib"):
                 return None
             if frame.f_back is None:
-                # Another thread's.
                 return None
             frame = frame.f_back
         name = innermost.f_code.co_filename
@@ -118,7 +120,8 @@ def _audit_once() -> None:
 
 
 def _audit(event: str, _: tuple[object, ...]) -> None:
-    if not _watching:
+    # What other threads do meanwhile is not the call's.
+    if not _watching or _watching[-1].thread != get_ident():
         return
     sin = sin_of_event(event)
     if sin is not None:

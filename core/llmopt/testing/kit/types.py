@@ -6,11 +6,9 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
-
 
 _MODULE: Final = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
 """What stands before the names of types."""
@@ -27,10 +25,14 @@ def type_faults(value: Any) -> list[str]:
     ]
 
 
-@cache
 def _hints(kind: type) -> dict[str, Any]:
-    # Its module's names alone: a field called `type` would stand for itself.
-    return get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+    if kind not in _known:
+        # Its module's names alone: a field called `type` would stand for itself.
+        _known[kind] = get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+    return _known[kind]
+
+
+_known: dict[type, dict[str, Any]] = {}
 
 
 def _faults(name: str, found: Any, hint: Any) -> Iterator[str]:

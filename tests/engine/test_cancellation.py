@@ -1,0 +1,146 @@
+"""C01, C04, C05: cancellation at every turn of the loop, and crowds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmopt
+from tests.faults import FaultServer, answer_openai, vector_for
+
+MODEL = "server/m"
+TURNS = 120
+"""More turns of the loop than a call over loopback takes from its start to its end."""
+
+
+def config(server: FaultServer, **more: Any) -> dict[str, Any]:
+    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, **more}
+    return {"providers": {"server": entry}}
+
+
+def expected(texts: list[str]) -> np.ndarray[Any, Any]:
+    return np.array([vector_for(text, 4) for text in texts], dtype=np.float32)
+
+
+async def embed(client: llmopt.AsyncClient) -> None:
+    texts = [f"text {number}" for number in range(70)]
+    found = await client.embed(MODEL, texts)
+    np.testing.assert_array_equal(found.vectors, expected(texts))
+
+
+async def embed_iter(client: llmopt.AsyncClient) -> None:
+    async with client.embed_iter(MODEL, (f"text {number}" for number in range(70))) as parts:
+        async for part in parts:
+            np.testing.assert_array_equal(part.vectors[0], expected([f"text {part.start}"])[0])
+
+
+async def list_models(client: llmopt.AsyncClient) -> None:
+    assert len(await client.list_models("server")) > 0
+
+
+async def batch_list_models(client: llmopt.AsyncClient) -> None:
+    assert len((await client.batch_list_models(["server"]))["server"]) > 0  # type: ignore[arg-type] # a Catalog
+
+
+CALLS: list[Callable[[llmopt.AsyncClient], Awaitable[None]]] = [embed, embed_iter, list_models, batch_list_models]
+
+
+async def cancelled_after(turns: int, call: Awaitable[None]) -> bool:
+    """Cancel a call after so many turns of the loop; whether it was still running."""
+    task = asyncio.ensure_future(call)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    was_running = task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return was_running
+    return False
+
+
+def at_rest(client: llmopt.AsyncClient) -> bool:
+    endpoint = next(iter(next(iter(client.stats().values())).values()))
+    connections = endpoint["connections"]
+    return (endpoint["in_flight"], endpoint["waiting"], connections["in_use"], connections["waiting"]) == (0,) * 4
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+async def test_c01_cancelled_at_every_turn(
+    call: Callable[[llmopt.AsyncClient], Awaitable[None]], warm: bool
+) -> None:
+    """The next call succeeds, and nothing is held by a call that is gone."""
+    async with FaultServer() as server:
+        server.default(answer_openai)
+        running = True
+        turns = 0
+        while running and turns < TURNS:
+            async with llmopt.AsyncClient(config(server)) as client:
+                if warm:
+                    await call(client)
+                running = await cancelled_after(turns, call(client))
+                await call(client)
+                assert at_rest(client)
+            turns += 1
+        assert turns > 3
+
+
+async def test_c04_ten_thousand_calls_on_ten_connections() -> None:
+    """All succeed, each with its own rows; never more connections than allowed."""
+    async with (
+        FaultServer() as server,
+        llmopt.AsyncClient(config(server, pool_size=10, max_concurrency=10)) as client,
+    ):
+        server.default(answer_openai)
+
+        async def one(number: int) -> bool:
+            found = await client.embed(MODEL, [f"text {number}"])
+            return bool(np.array_equal(found.vectors, expected([f"text {number}"])))
+
+        good = await asyncio.gather(*map(one, range(10_000)))
+        assert all(good)
+        assert at_rest(client)
+        assert server.connections == 10
+        assert len(server.requests) == 10_000
+
+
+async def test_c05_thousands_of_waiters_are_cancelled() -> None:
+    """The lines are empty, and the next call succeeds."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, pool_size=4)) as client:
+        from tests.faults import Respond, Script, Wait
+
+        server.default(answer_openai)
+        server.play(*[Script([Wait(gate), Respond(answer_openai)])] * 4)
+        calls = [asyncio.create_task(client.embed(MODEL, [f"text {number}"])) for number in range(3_000)]
+        await server.wait_requests(4)
+        for call in calls:
+            call.cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        gate.set()
+        assert (await client.embed(MODEL, ["afterwards"])).vectors.shape == (1, 4)
+        assert at_rest(client)
+
+
+async def test_c06_closing_in_many_ways() -> None:
+    """Many at once, during a call, and a call afterwards."""
+    gate = asyncio.Event()
+    async with FaultServer() as server:
+        from tests.faults import Respond, Script, Wait
+
+        server.default(Script([Wait(gate), Respond(answer_openai)]))
+        client = llmopt.AsyncClient(config(server))
+        call = asyncio.create_task(client.embed(MODEL, ["a"]))
+        await server.wait_requests(1)
+        await asyncio.gather(*(client.aclose() for _ in range(10)))
+        with pytest.raises(llmopt.ClientClosed):
+            await call
+        with pytest.raises(llmopt.ClientClosed):
+            await client.embed(MODEL, ["a"])
+        gate.set()
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -1,0 +1,233 @@
+"""A stranger's plugin: built as a wheel, installed with pip, found, used, removed; refused where it must be."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+import llmopt
+from tests.emulators import OpenAIEmulator, serve_in_thread, vector_for
+from tests.thirdparty.wheels import Environment, build_wheel, write_wheel
+
+ACME = Path(__file__).parent / "thirdparty" / "acme"
+EMPTY = '"""A plugin that leaves everything to the core."""\n'
+
+_DISCOVER = "from llmopt.providers.discovery import discover\n"
+_INSTALLED = f"{_DISCOVER}found = sorted(discover())"
+_ASK = """
+import llmopt
+try:
+    with llmopt.Client({"providers": {}}) as client:
+        found = client.embed("acme/acme-embed", ["a text"]).vectors.shape
+except llmopt.LLMOptError as error:
+    found = [type(error).__name__, str(error)]
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Acme's wheel, as its author would build it."""
+    return build_wheel(ACME, tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
+    """An environment with Acme's plugin in it."""
+    found = Environment(tmp_path_factory.mktemp("environment"))
+    found.install(wheel)
+    return found
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OpenAIEmulator]:
+    """Acme's server: it speaks the common dialect."""
+    with serve_in_thread(
+        OpenAIEmulator(key="acme-emulated", embedding_models={"acme-embed": 16})
+    ) as emulator:
+        yield emulator
+
+
+def config(server: OpenAIEmulator) -> str:
+    """The configuration of a client that uses it."""
+    return repr({"providers": {"acme": {"base_url": server.base_url, "api_key": "acme-emulated"}}})
+
+
+def test_the_module_is_as_short_as_promised() -> None:
+    """At most 25 lines for a provider that speaks the common dialect, and a test file of three."""
+    module = (ACME / "llmopt_plugin_acme" / "__init__.py").read_text()
+    assert len(module.splitlines()) <= 25
+    test = (ACME / "tests" / "test_acme.py").read_text()
+    assert len([line for line in test.splitlines() if line]) == 3
+
+
+def test_an_installed_plugin_is_found(environment: Environment) -> None:
+    """By its entry point, without an import."""
+    code = f"{_DISCOVER}import sys\nfound = [sorted(discover()), 'llmopt_plugin_acme' in sys.modules]"
+    names, imported = environment.tell(code)
+    assert "acme" in names
+    assert imported is False
+
+
+def test_an_installed_plugin_is_used(environment: Environment, server: OpenAIEmulator) -> None:
+    """Over a real socket: vectors in their order, and the list of models."""
+    code = f"""
+import llmopt
+with llmopt.Client({config(server)}) as client:
+    rows = client.embed("acme/acme-embed", ["one", "two", "one"]).vectors
+    found = [rows.tolist(), [model.id for model in client.list_models("acme")]]
+"""
+    rows, models = environment.tell(code)
+    assert rows == [vector_for(text, 16).tolist() for text in ("one", "two", "one")]
+    assert "acme-embed" in models
+
+
+def test_an_installed_plugin_passes_the_kit(environment: Environment) -> None:
+    """By its name, and nothing about its packaging is left out."""
+    done = environment.run("-m", "llmopt.testing", "acme", "--verbose")
+    assert done.returncode == 0, done.stdout
+    for check in ("package.entry-point", "package.name", "package.requires", "package.typed", "import.light"):
+        assert f"passed  {check}\n" in done.stdout
+    assert "passed  own-errors.the-credit-is-used-up" in done.stdout
+
+
+def test_its_own_three_lines_pass(environment: Environment, tmp_path: Path) -> None:
+    """As its author runs them."""
+    shutil.copy(ACME / "tests" / "test_acme.py", tmp_path)
+    done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    passed = int(done.stdout.rpartition(" passed")[0].rpartition("\n")[2].rpartition(" ")[2])
+    assert passed >= 60
+
+
+def test_removing_a_plugin_leaves_no_trace(tmp_path: Path, wheel: Path) -> None:
+    """Every file is gone, the provider is unknown, and the error says how to get it back."""
+    environment = Environment(tmp_path)
+    before = environment.files()
+    environment.install(wheel)
+    assert environment.files() > before
+    assert "acme" in environment.tell(_INSTALLED)
+    environment.uninstall("llmopt-plugin-acme")
+    assert environment.files() == before
+    assert "acme" not in environment.tell(_INSTALLED)
+    kind, message = environment.tell(_ASK)
+    assert kind == "UnknownProvider"
+    assert "pip install llmopt-plugin-acme" in message
+
+
+def _unpacked(wheel: Path, folder: Path) -> Path:
+    with ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_two_distributions_with_one_name_are_refused(tmp_path: Path, wheel: Path) -> None:
+    """Both are named, whichever comes first on the path; other providers work."""
+    other = write_wheel(tmp_path, "acme-for-llmopt", "9.1", "acme", {"acme_for_llmopt.py": EMPTY})
+    first, second = _unpacked(wheel, tmp_path / "first"), _unpacked(other, tmp_path / "second")
+    environment = Environment(tmp_path / "environment")
+    told = [environment.tell(_ASK, path=order) for order in ((first, second), (second, first))]
+    assert told[0] == told[1]
+    kind, message = told[0]
+    assert kind == "PluginConflict"
+    assert "acme-for-llmopt 9.1" in message
+    assert "llmopt-plugin-acme 1.2.3" in message
+    assert "uninstall" in message
+
+
+def test_the_same_distribution_twice_on_the_path_is_no_conflict(tmp_path: Path, wheel: Path) -> None:
+    """As an editable checkout beside an installed wheel is: the first one counts."""
+    first, second = _unpacked(wheel, tmp_path / "first"), _unpacked(wheel, tmp_path / "second")
+    environment = Environment(tmp_path / "environment")
+    kind, _ = environment.tell(_ASK, path=(first, second))
+    assert kind == "ConfigError"
+
+
+BROKEN = {
+    "no-module": "import llmopt_there_is_no_such_module\n",
+    "no-name": "from llmopt import ThereIsNoSuchName\n",
+    "no-syntax": "def build_request(:\n",
+    "no-sense": "raise RuntimeError('broken on purpose')\n",
+    "exits": "import sys\nsys.exit(3)\n",
+    "misspelled": "from llmopt import hookimpl\n@hookimpl\ndef batch_limits():\n    return None\n",
+    "unmarked": "def batch_limit():\n    return None\n",
+    "not-pure": "from llmopt import hookimpl\n@hookimpl\ndef provider_profile():\n    return 7\n",
+}
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
+    """An environment with Acme's plugin among broken ones."""
+    folder = tmp_path_factory.mktemp("broken")
+    wheels = [
+        write_wheel(
+            folder, f"llmopt-plugin-{name}", "1.0", name, {f"broken_{name.replace('-', '_')}.py": source}
+        )
+        for name, source in BROKEN.items()
+    ]
+    found = Environment(tmp_path_factory.mktemp("crowded"))
+    found.install(wheel, *wheels)
+    return found
+
+
+def test_broken_plugins_take_down_nothing_else(crowded: Environment, server: OpenAIEmulator) -> None:
+    """All of them are found, one works, and everything is listed that can be."""
+    code = f"""
+import llmopt
+with llmopt.Client({config(server)}) as client:
+    every = client.batch_list_models()
+    found = [list(client.embed("acme/acme-embed", ["a text"]).vectors.shape), sorted(every), len(every["acme"])]
+"""
+    shape, listed, models = crowded.tell(code)
+    assert shape == [1, 16]
+    assert "acme" in listed
+    assert models > 0
+    assert set(BROKEN) < set(crowded.tell(_INSTALLED))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_says_what_is_wrong_with_it(crowded: Environment, name: str) -> None:
+    """It is a PluginError that names the provider and the cause."""
+    kind, message = crowded.tell(_ASK.replace("acme/", f"{name}/"))
+    assert kind in ("PluginLoadError", "PluginContractError")
+    assert repr(name) in message
+    cause = {
+        "no-module": "llmopt_there_is_no_such_module",
+        "no-name": "ThereIsNoSuchName",
+        "no-syntax": "SyntaxError",
+        "no-sense": "broken on purpose",
+        "exits": "SystemExit",
+        "misspelled": "batch_limits",
+        "unmarked": "@llmopt.hookimpl",
+        "not-pure": "returned int; expected Profile",
+    }[name]
+    assert cause in message
+
+
+@pytest.mark.parametrize(
+    ("providers", "model", "package"),
+    [
+        ({}, "acme/m", "llmopt-plugin-acme"),
+        ({}, "acme-two/m", "llmopt-plugin-acme-two"),
+        ({}, "acme_two/m/with/slashes", "llmopt-plugin-acme_two"),
+        ({"mine": {"plugin": "acme"}}, "mine/m", "llmopt-plugin-acme"),
+    ],
+)
+def test_the_line_to_install_a_provider_is_right(
+    providers: dict[str, dict[str, str]], model: str, package: str
+) -> None:
+    """It names the plugin's package, also where an entry has a name of its own; and what there is."""
+    with llmopt.Client({"providers": providers}) as client, pytest.raises(llmopt.UnknownProvider) as caught:
+        client.embed(model, ["a text"])
+    assert str(caught.value).endswith(f"pip install {package}")
+
+
+def test_the_line_to_install_names_what_we_publish() -> None:
+    """For each of our providers the package is called as the line says."""
+    for project in (Path(__file__).parents[1] / "plugins").glob("*/pyproject.toml"):
+        table = tomllib.loads(project.read_text())["project"]
+        assert [f"llmopt-plugin-{name}" for name in table["entry-points"]["llmopt"]] == [table["name"]]

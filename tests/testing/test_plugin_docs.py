@@ -1,0 +1,71 @@
+"""docs/plugins.md says what the code says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import llmopt
+from llmopt import compatible, hookspecs
+from llmopt.providers.hooks import HOOK_NAMES
+from llmopt.testing.kit.catalog import CHECKS
+from llmopt.testing.samples import Samples
+from tests.test_third_party import ACME
+
+PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("hook", sorted(HOOK_NAMES))
+def test_every_hook_is_documented_with_its_exact_signature(hook: str) -> None:
+    """Parameters, their types and what is returned."""
+    signature = str(inspect.signature(getattr(hookspecs, hook))).replace("'", "")
+    assert f"| `{hook}{signature.replace('|', chr(92) + '|')}` |" in PAGE
+
+
+def test_no_hook_is_documented_that_there_is_not() -> None:
+    """A hook that is gone goes from the page too."""
+    assert set(re.findall(r"^\| `(\w+)\(", PAGE, re.MULTILINE)) == HOOK_NAMES
+
+
+def test_the_smallest_plugin_is_the_one_that_is_tested() -> None:
+    """The page shows Acme's module and its project, word for word."""
+    assert BLOCKS[0] == (ACME / "llmopt_plugin_acme" / "__init__.py").read_text()
+    project = (ACME / "pyproject.toml").read_text()
+    for line in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0].splitlines():
+        assert line in project.splitlines()
+
+
+def test_its_test_file_is_the_one_that_is_tested() -> None:
+    """The same three lines."""
+    shown = next(block for block in BLOCKS if "test_conformance = conformance(llmopt_plugin_acme)\n" in block)
+    assert shown.splitlines() == [
+        line for line in (ACME / "tests" / "test_acme.py").read_text().splitlines() if line
+    ]
+
+
+def test_every_family_of_checks_is_named() -> None:
+    """And the number of checks is not overstated."""
+    for family in {check.id.partition(".")[0] for check in CHECKS} | {"own-errors"}:
+        assert f"`{family}`" in PAGE, family
+    assert len(CHECKS) >= 160
+
+
+def test_the_other_examples_run() -> None:
+    """Those that are whole."""
+    for block in BLOCKS:
+        if "import llmopt\n" in block or "import evolve\n" in block:
+            exec(compile(block, "docs/plugins.md", "exec"), {})
+
+
+def test_names_on_the_page_exist() -> None:
+    """Of the package, of its common dialect, and of the samples."""
+    for name in re.findall(r"`llmopt\.(\w+)`", PAGE):
+        assert hasattr(llmopt, name) or name in ("errors", "testing", "toml"), name
+    for name in re.findall(r"compatible\.(\w+)", PAGE):
+        assert hasattr(compatible, name), name
+    for name in re.findall(r"^    (\w+)=", BLOCKS[-2], re.MULTILINE):
+        assert hasattr(Samples, name), name
