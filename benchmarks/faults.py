@@ -26,7 +26,7 @@ from benchmarks.peers.outcome import Outcome
 from benchmarks.peers.table import cell_of, table_of, write
 
 Outcomes = dict[tuple[str, str], Outcome]
-JOBS = 4  # meetings at a time: most of each is waiting
+JOBS = 6  # meetings at a time: most of each is waiting
 
 
 def main() -> None:
@@ -105,7 +105,10 @@ def _arguments() -> argparse.Namespace:
         help="the Python in whose environment llmopt, openai, litellm or baseten is installed",
     )
     parser.add_argument("--jobs", type=int, default=JOBS, help="meetings at a time")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.markdown and (asked.only or asked.contender):
+        parser.error("--markdown replaces the whole table, so it goes without --only and --contender")
+    return asked
 
 
 if __name__ == "__main__":

@@ -468,6 +468,17 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="does not name it: '/models'",
     ),
     Fault(
+        name="a dictionary instead of a Profile",
+        hook="provider_profile",
+        source="""
+@hookimpl
+def provider_profile() -> Profile:
+    return {"base_url": "https://api.acme.example/v1"}
+""",
+        check="profile.any-entry",
+        says="hook provider_profile returned dict; expected Profile",
+    ),
+    Fault(
         name="a base URL without encryption",
         hook="provider_profile",
         source="""

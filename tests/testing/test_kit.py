@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmopt import BatchLimit, Failure, Verdict, VerdictKind
+from llmopt import BatchLimit, Failure, Verdict, VerdictKind, testing
 from llmopt.testing.corpus import CorpusFault, own_corpus, read_corpus
 from llmopt.testing.kit.catalog import CHECKS
 from llmopt.testing.kit.guard import Watch
@@ -164,3 +165,13 @@ def test_other_threads_are_not_blamed_on_the_call() -> None:
     stop.set()
     thread.join()
     assert watch.acts == []
+
+
+def test_exports_are_the_same_for_type_checkers_and_at_run_time() -> None:
+    """And every name can be had, also after a module of that name was imported."""
+    source = Path(testing.__file__).read_text("utf-8")
+    assert sorted(re.findall(r"import (\w+) as \1\n", source)) == sorted(testing.__all__)  # type: ignore[attr-defined]
+    for name in testing.__all__:  # type: ignore[attr-defined]
+        assert callable(getattr(testing, name)), name
+    with pytest.raises(AttributeError, match="FakeProvidr"):
+        _ = testing.FakeProvidr  # type: ignore[attr-defined]

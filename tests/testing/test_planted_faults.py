@@ -58,3 +58,12 @@ def test_a_planted_fault_fails_the_kit_by_name(fault: Fault, tmp_path: Path) -> 
     assert re.search(fault.says, " ".join(message.split())), message
     assert f"does not conform to {fault.check}" in message
     assert "expected: " in message
+
+
+@pytest.mark.parametrize("name", ["a dictionary instead of a Profile", "a hook that is misspelled"])
+def test_what_everything_rests_on_is_reported_once(name: str, tmp_path: Path) -> None:
+    """Not by every check that could not even begin."""
+    (fault,) = [each for each in FAULTS if each.name == name]
+    with plugin(tmp_path, source_of(fault)) as module:
+        found = failures(module, fault.check)
+    assert set(found) - {"package.typed"} <= {fault.check, "discovery.loads", "discovery.parameters"}

@@ -32,7 +32,17 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
     """Run pytest in a folder, in a process of its own."""
     (folder / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *_LOAD, *arguments],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:hypothesispytest",
+            *_LOAD,
+            *arguments,
+        ],
         cwd=folder,
         capture_output=True,
         text=True,

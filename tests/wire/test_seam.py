@@ -449,6 +449,28 @@ class TestHttpx:
                 await asyncio.sleep(0)
         assert repr(wire) == "<TransportWire over AsyncHTTPTransport: 0 under way>"
 
+    @pytest.mark.parametrize("streaming", [False, True])
+    async def test_an_answer_to_nobody_is_closed(self, streaming: bool) -> None:
+        """It comes when its caller has gone; the task that went on for it closes it."""
+        gate, pieces = asyncio.Event(), Pieces(b"a")
+
+        async def handler(_: httpx.Request) -> httpx.Response:
+            await gate.wait()
+            return httpx.Response(200, stream=pieces)
+
+        wire = TransportWire(httpx.MockTransport(handler), isolate=True)
+        request = request_to(URL, timeout=0.01)
+        with pytest.raises(errors.AttemptTimeout):
+            if streaming:
+                await wire.open_stream(request).__aenter__()
+            else:
+                await wire.send(request)
+        assert (len(wire._owned), pieces.closed) == (1, 0)
+        gate.set()
+        while len(wire._owned):
+            await asyncio.sleep(0)
+        assert pieces.closed == 1
+
     async def test_closing_ends_what_is_under_way(self, server: FaultServer) -> None:
         """No task outlives the wire."""
         wire = TransportWire(httpx.AsyncHTTPTransport(trust_env=False))

@@ -18,6 +18,7 @@ from llmopt.operations.embed_stream import EmbedStream
 from llmopt.operations.inputs import embed_call
 from llmopt.operations.learned import learned_file
 from llmopt.operations.memory import ModelMemory
+from llmopt.policies.clock import Clock
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
@@ -47,6 +48,7 @@ class AsyncClient:
         plugins: wrapper plugins, called around every provider's hooks.
         on_event: a function that gets every event (`llmopt.values.events`), on the event loop.
         flags: switches over those of the configuration, such as ``{"retry": False}``.
+        clock: the time, for tests: `llmopt.testing.clock.SimulatedClock`.
 
     Raises:
         ConfigError: the configuration cannot be used; the message names the key.
@@ -60,12 +62,13 @@ class AsyncClient:
         plugins: Sequence[object] = (),
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
             loaded = evolve(loaded, flags={**loaded.flags, **flags})
         self._registry: Final = Registry(loaded, plugins, os.environ)
-        self._engine: Final = Engine(transport=transport, on_event=on_event)
+        self._engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
         self._learned: Final = learned_file(loaded.cache_dir)
         self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 

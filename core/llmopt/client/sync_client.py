@@ -15,6 +15,7 @@ from llmopt.config.tree import Config
 from llmopt.errors import ClientClosed
 from llmopt.operations.embed import ErrorMode
 from llmopt.operations.inputs import refuse_single
+from llmopt.policies.clock import Clock
 from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent
@@ -41,9 +42,10 @@ class Client:
         plugins: Sequence[object] = (),
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         def make() -> AsyncClient:
-            return AsyncClient(config, transport=transport, plugins=plugins, on_event=on_event, flags=flags)
+            return AsyncClient(config, transport=transport, plugins=plugins, on_event=on_event, flags=flags, clock=clock)
 
         self._make: Final[Callable[[], AsyncClient]] = make
         self._client = make()

@@ -54,6 +54,12 @@ class Fleet:
         chosen = self._balance.choose(candidates, tried)
         return self.endpoints[(chosen or candidates[0]).index]
 
+    def rest(self, call: Call) -> float | None:
+        """Seconds until one of the endpoints admits again, None when one does now."""
+        rests = [endpoint.rest(call) for endpoint in self.endpoints]
+        known = [rest for rest in rests if rest is not None and math.isfinite(rest)]
+        return min(known) if len(known) == len(rests) else None
+
     def took(self, endpoint: LiveEndpoint, seconds: float) -> None:
         """An attempt at an endpoint took so long."""
         if len(self.endpoints) > 1:

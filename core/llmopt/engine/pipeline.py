@@ -131,6 +131,7 @@ class Pipeline(Generic[T]):
                 idempotent=self._call.operation != "chat",
                 should_retry=self._should_retry,
                 wait_when_open=self._request.wait_when_open,
+                rest=self._fleet.rest(self._call),
             ),
             on_retry=lambda retry: self._telemetry.retry(self._call, self._endpoint.config.provider, retry),
         )

@@ -24,6 +24,9 @@ Evidence = tuple[Result, Result]
 """What an outcome says of the origin, and of the model."""
 
 _CONNECT_FAILURES_IN_A_ROW: Final = 5
+_FAILURES_IN_A_ROW: Final = 16
+"""Without one good answer between them. The ratio alone is slow where much went well before: at 20
+requests a second, half of a full window of 30 s are 300 requests into an outage."""
 _MOST_CIRCUITS: Final = 4096
 
 
@@ -148,7 +151,7 @@ class Breakers:
         if inner is None:
             self._make_room()
             # The name goes into events and messages: it does not hold the credential.
-            inner = self._models[key] = self._make(f"{origin} {model} {operation}", None)
+            inner = self._models[key] = self._make(f"{origin} {model} {operation}", _FAILURES_IN_A_ROW)
         return BreakerPair(outer, inner)
 
     def set_mode(self, mode: Mode) -> None:

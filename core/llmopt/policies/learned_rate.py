@@ -30,6 +30,7 @@ _DIP: Final = 0.1
 _RECOVERY_S: Final = 6.0
 """Seconds from a refusal back to its rate."""
 _SOON_S: Final = 3.0
+_AGAIN: Final = 0.85
 _SHORTEST_CYCLE_S: Final = 4.0
 _SHORTEST_SPAN_S: Final = 0.5
 _IDLE_S: Final = 5.0
@@ -52,7 +53,7 @@ class LearnedRate:
         next_note: when `note` is wanted again.
     """
 
-    __slots__ = ("_anchored", "_cut_at", "_counted", "_notes", "_speed", "_tokens_each", "active", "next_note", "soon")
+    __slots__ = ("_anchored", "_cut_at", "_counted", "_notes", "_sure", "_speed", "_tokens_each", "active", "next_note", "soon")
 
     def __init__(self) -> None:
         self.active = False
@@ -66,6 +67,7 @@ class LearnedRate:
         # server's bucket was empty, or else, it may be, full.
         self._notes: deque[tuple[float, float, float]] = deque()
         self._anchored = False
+        self._sure = False
 
     def __repr__(self) -> str:
         return f"LearnedRate({self._speed:.3g}/s)" if self.active else "LearnedRate(nothing)"
@@ -109,16 +111,26 @@ class LearnedRate:
         each = self._mean(granted)
         current = min(rates[0], rates[1] / each if each else math.inf)
         self.soon = not self._anchored or now - self._cut_at < _SOON_S
-        if self.soon:
-            current *= CUT
-        measured = self._measure(now, granted, each)
-        speed = min(current, measured) if measured > 0 else current * CUT
-        self._speed = max(FLOOR, speed if speed < math.inf else 0.0)
+        self._speed = max(FLOOR, self._plateau(now, granted, each, current))
         self._tokens_each = each
         self._counted = granted[0] - self._notes[0][1] if self._notes else 0.0
         self.active = True
         self._drop_anchor(now, granted)
         return True
+
+    def _plateau(self, now: float, granted: tuple[float, float], each: float, current: float) -> float:
+        long = self._anchored and now - self._notes[0][0] >= _SHORTEST_CYCLE_S
+        if self.soon and self._sure and not long:
+            # A refusal leaves up to one request's cost in the bucket. Over so short a time that matters
+            # more than what a measurement would tell.
+            return self._speed * _AGAIN
+        self._sure = long
+        measured = self._measure(now, granted, each)
+        if self.soon:
+            current *= CUT
+        if measured <= 0:
+            measured = current * CUT
+        return min(current, measured) if current < math.inf else measured if measured < math.inf else 0.0
 
     def _drop_anchor(self, now: float, granted: tuple[float, float]) -> None:
         self._cut_at = now

@@ -69,12 +69,14 @@ class Facts:
         should_retry: the server's ``x-should-retry``, None when it did not say.
         new_credential: whether the credential's provider has given another key since the attempt.
         wait_when_open: whether to wait for an open circuit instead of failing.
+        rest: seconds that the circuit, which the failure may have opened, stays open; None if it is closed.
     """
 
     idempotent: bool = True
     should_retry: bool | None = None
     new_credential: bool = False
     wait_when_open: bool = False
+    rest: float | None = None
 
 
 class RetryHistory:
@@ -203,6 +205,9 @@ def _plan(error: errors.LLMOptError, history: RetryHistory, facts: Facts) -> Ret
     """The table's row for an error, with the rules that one row alone cannot say."""
     if isinstance(error, errors.CircuitOpen):
         return _wait_for_circuit(error, facts)
+    if facts.wait_when_open and facts.rest is not None and error.retryable and error.counts_for_breaker:
+        # One of the failures that opened it, or the probe that kept it open: it waits with the others.
+        return RetryDecision(delay=facts.rest, reason="circuit_open", cost=FREE, counted=False, computed=False)
     if isinstance(error, errors.AuthError):
         return _with_new_credential(history, facts)
     if facts.should_retry is False:

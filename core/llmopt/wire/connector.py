@@ -24,8 +24,7 @@ _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_conne
 class Connector(aiohttp.TCPConnector):
     """Connections to any number of hosts, each with its own limit: one that hangs must not delay others.
 
-    Built on aiohttp's connector by the four methods that it overrides; tests/wire/test_aiohttp_surface.py
-    names all that is relied upon.
+    What it relies upon of aiohttp beyond its documentation is named in tests/wire/test_aiohttp_surface.py.
 
     Args:
         pool_size: most connections to one host.

@@ -2,91 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from llmopt.client.async_client import AsyncClient
 from llmopt.client.sync_client import Client
-from llmopt.config.tree import Config
 from llmopt.engine.prepare import origin
 from llmopt.errors import (
     AuthError,
     ConfigError,
     InvalidResponse,
-    LLMOptError,
     Overloaded,
     QuotaExhausted,
     RequestTimeout,
     ServerError,
 )
 from llmopt.testing.dialect import single, vector_of
-from llmopt.testing.kit.check import CheckFailed, Family, NotApplicable, expect, explain
+from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.server import DIMENSIONS, MODELS, PretendedServer
 from llmopt.testing.kit.subject import KEY, Subject
 from llmopt.testing.kit.texts import TEXTS
-from llmopt.testing.pretend import installed
+from llmopt.testing.kit.using import STRAIGHT, embed, fails, ready, run
+from llmopt.testing.kit.wrapper import ADDED, HeaderWrapper
 
 check: Final = Family("client")
 
-_T = TypeVar("_T")
 _DOUBLED: Final = (TEXTS[0], TEXTS[1], TEXTS[0])
-_STRAIGHT: Final = {"retry": False, "cache": False, "coalesce": False}
-
-
-@contextmanager
-def _ready(subject: Subject, **changes: Any) -> Iterator[Config]:
-    """A configuration in which the plugin is found, whether installed or not, and the environment is bare."""
-    if not subject.base_url:
-        raise NotApplicable("the provider works inside the process")
-    plugin = f"kit-{subject.name}"
-    entry = subject.entry_with(plugin=plugin, max_retries=0, retry_delay=0.0, **changes)
-    profile = subject.profile
-    names = {
-        *profile.key_env,
-        *profile.base_url_env,
-        *(name for each in profile.options for name in each.env),
-    }
-    held = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        with installed(plugin, subject.plugin):
-            yield Config(providers={subject.name: entry})
-    finally:
-        os.environ.update(held)
-
-
-def _run(
-    subject: Subject,
-    server: PretendedServer,
-    work: Callable[[AsyncClient], Coroutine[Any, Any, _T]],
-    **changes: Any,
-) -> _T:
-    async def main(config: Config) -> _T:
-        async with AsyncClient(config, transport=server.transport, flags=_STRAIGHT) as client:
-            return await work(client)
-
-    with _ready(subject, **changes) as config:
-        return asyncio.run(main(config))
-
-
-def _embed(
-    subject: Subject, server: PretendedServer, texts: tuple[str, ...] = _DOUBLED, **changes: Any
-) -> Any:
-    subject.without("embeddings")
-    model = f"{subject.name}/{subject.samples.model}"
-    return _run(subject, server, lambda client: client.embed(model, texts), **changes)
-
-
-def _fails(kinds: tuple[type[LLMOptError], ...], ask: Callable[[], object]) -> LLMOptError:
-    try:
-        ask()
-    except kinds as error:
-        return error
-    except LLMOptError as error:
-        raise CheckFailed(f"it raised {type(error).__name__}: {explain(error)}") from None
-    raise CheckFailed("no error was raised.")
 
 
 def _expect_rows(found: Any, texts: tuple[str, ...]) -> None:
@@ -102,7 +41,7 @@ def _expect_rows(found: Any, texts: tuple[str, ...]) -> None:
 def _embeds(subject: Subject) -> None:
     """Texts come back as vectors in their order; a text that is there twice is sent once."""
     server = PretendedServer(subject, TEXTS)
-    found = _embed(subject, server)
+    found = embed(subject, server, _DOUBLED)
     _expect_rows(found, _DOUBLED)
     expect(not found.errors, f"there are errors: {found.errors}.")
 
@@ -111,7 +50,7 @@ def _embeds(subject: Subject) -> None:
 def _batches(subject: Subject) -> None:
     """Texts that need several requests come back in their order."""
     server = PretendedServer(subject, TEXTS)
-    _expect_rows(_embed(subject, server, TEXTS, max_batch_size=2), TEXTS)
+    _expect_rows(embed(subject, server, TEXTS, max_batch_size=2), TEXTS)
     expect(
         len(server.sent) >= 3, f"{len(TEXTS)} texts, two a request, went out in {len(server.sent)} requests."
     )
@@ -122,7 +61,7 @@ def _lists(subject: Subject) -> None:
     """The models of the provider are listed, under its name."""
     subject.without("catalog")
     server = PretendedServer(subject)
-    found = _run(subject, server, lambda client: client.list_models(subject.name))
+    found = run(subject, server, lambda client: client.list_models(subject.name))
     expect(
         [model.id for model in found] == list(MODELS), f"of {list(MODELS)} it lists {[m.id for m in found]}."
     )
@@ -134,14 +73,14 @@ def _sync(subject: Subject) -> None:
     """The synchronous client does the same."""
     subject.without("embeddings")
     server = PretendedServer(subject, TEXTS)
-    with _ready(subject) as config, Client(config, transport=server.transport, flags=_STRAIGHT) as client:
+    with ready(subject) as config, Client(config, transport=server.transport, flags=STRAIGHT) as client:
         _expect_rows(client.embed(f"{subject.name}/{subject.samples.model}", _DOUBLED), _DOUBLED)
 
 
 @check("wrong-key")
 def _wrong_key(subject: Subject) -> None:
     """A 401 is an AuthError that names the provider and holds no key."""
-    error = _fails((AuthError,), lambda: _embed(subject, PretendedServer(subject, TEXTS, status=401)))
+    error = fails((AuthError,), lambda: embed(subject, PretendedServer(subject, TEXTS, status=401), _DOUBLED))
     expect(error.provider == subject.name, f"the error names the provider {error.provider!r}.")
     expect(KEY not in f"{error!r}{error}{vars(error)}", "the error holds the key.")
 
@@ -150,7 +89,7 @@ def _wrong_key(subject: Subject) -> None:
 def _no_money(subject: Subject) -> None:
     """A 402 is a QuotaExhausted, after one request."""
     server = PretendedServer(subject, TEXTS, status=402)
-    _fails((QuotaExhausted,), lambda: _embed(subject, server))
+    fails((QuotaExhausted,), lambda: embed(subject, server, _DOUBLED))
     posts = [sent for sent in server.sent if sent.method == "POST"]
     expect(len(posts) == 1, f"{len(posts)} requests were sent.")
 
@@ -158,16 +97,16 @@ def _no_money(subject: Subject) -> None:
 @check("server-error")
 def _server_error(subject: Subject) -> None:
     """A 500 is a ServerError, or another that is worth trying again."""
-    _fails(
+    fails(
         (ServerError, Overloaded, RequestTimeout),
-        lambda: _embed(subject, PretendedServer(subject, TEXTS, status=500)),
+        lambda: embed(subject, PretendedServer(subject, TEXTS, status=500), _DOUBLED),
     )
 
 
 @check("wrong-count")
 def _wrong_count(subject: Subject) -> None:
     """An answer with a vector too few is an InvalidResponse; no vector comes to another text."""
-    _fails((InvalidResponse,), lambda: _embed(subject, PretendedServer(subject, TEXTS, missing=1)))
+    fails((InvalidResponse,), lambda: embed(subject, PretendedServer(subject, TEXTS, missing=1), _DOUBLED))
 
 
 @check("no-key")
@@ -176,7 +115,7 @@ def _no_key(subject: Subject) -> None:
     if not subject.profile.key_required or subject.profile.auth == "none":
         raise NotApplicable("this provider needs no key")
     server = PretendedServer(subject, TEXTS)
-    _fails((ConfigError, AuthError), lambda: _embed(subject, server, api_key=None))
+    fails((ConfigError, AuthError), lambda: embed(subject, server, _DOUBLED, api_key=None))
     expect(not server.sent, f"{len(server.sent)} requests were sent.")
 
 
@@ -184,7 +123,7 @@ def _no_key(subject: Subject) -> None:
 def _sent(subject: Subject) -> None:
     """What reaches the wire goes to the endpoint's origin, with the key in a header only."""
     server = PretendedServer(subject, TEXTS)
-    _embed(subject, server)
+    embed(subject, server, _DOUBLED)
     own = origin(subject.settings().base_url)
     expect(server.sent, "nothing was sent over the transport.")
     for sent in server.sent:
@@ -195,19 +134,9 @@ def _sent(subject: Subject) -> None:
 @check("wrapped")
 def _wrapped(subject: Subject) -> None:
     """A user's wrapper plugin can add a header to every request."""
-    from llmopt.testing.kit.wrapper import ADDED, HeaderWrapper
-
     subject.without("embeddings")
     server = PretendedServer(subject, TEXTS)
-
-    async def main(config: Config) -> None:
-        wrappers = [HeaderWrapper()]
-        async with AsyncClient(
-            config, transport=server.transport, plugins=wrappers, flags=_STRAIGHT
-        ) as client:
-            await client.embed(f"{subject.name}/{subject.samples.model}", TEXTS[:1])
-
-    with _ready(subject) as config:
-        asyncio.run(main(config))
+    model = f"{subject.name}/{subject.samples.model}"
+    run(subject, server, lambda client: client.embed(model, TEXTS[:1]), wrappers=(HeaderWrapper(),))
     seen = [sent.headers.get(name) for sent in server.sent if sent.method == "POST" for name in ADDED]
     expect(seen == list(ADDED.values()), f"the wrapper's header arrives as {seen}.")

@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
+from attrs import evolve
 
 from llmopt.config.hosts import is_loopback
 from llmopt.config.structure import known_keys
@@ -59,7 +60,7 @@ def _no_key_in_url(subject: Subject) -> None:
 @check("resolves")
 def _resolves(subject: Subject) -> None:
     """With a key, a base URL and the samples' options, the configuration comes to an endpoint."""
-    _ = subject.endpoint
+    _ = subject.endpoint_of(subject.entry)
 
 
 @check("environment-names")
@@ -178,13 +179,14 @@ def _check_option(option: Option) -> None:
 
 @check("any-entry")
 def _any_entry(subject: Subject) -> None:
-    """provider_profile answers for any entry: a bare one, one with a base URL, one with unchecked options."""
+    """provider_profile returns a Profile for any entry: a bare one, one with a base URL, one with odd options."""
+    declared = subject.hooks.provider_profile(subject.bare_entry).options
     changes: dict[str, Any]
     for changes in (
-        {"base_url": None, "api_key": None, "options": {}},
+        {"options": {}},
         {"base_url": SOMEWHERE, "options": {}},
         {"base_url": "http://127.0.0.1:9/v1"},
-        {"options": {option.name: ["not", "checked"] for option in subject.profile.options}},
+        {"options": {option.name: ["not", "checked"] for option in declared}},
         {"options": {"kit_unknown": object()}},
     ):
-        _ = subject.hooks.provider_profile(subject.entry_with(**changes))
+        _ = subject.hooks.provider_profile(evolve(subject.bare_entry, **changes))

@@ -105,11 +105,17 @@ class Subject:
         """Where the server is pretended to be, "" for an engine inside the process."""
         if self.samples.base_url is not None:
             return self.samples.base_url
-        bare = ProviderEntry(name=self.name, options=self.samples.options)
-        usual = self.hooks.provider_profile(bare)
-        url = usual.base_url or SOMEWHERE
-        there = self.hooks.provider_profile(evolve(bare, base_url=url))
+        try:
+            url = self.hooks.provider_profile(self.bare_entry).base_url or SOMEWHERE
+            there = self.hooks.provider_profile(evolve(self.bare_entry, base_url=url))
+        except LLMOptError:
+            raise NotApplicable("its provider_profile does not work; see profile.any-entry") from None
         return "" if there.in_process else url
+
+    @property
+    def bare_entry(self) -> ProviderEntry:
+        """The plugin's entry without a key and without a base URL."""
+        return ProviderEntry(name=self.name, options=self.samples.options)
 
     @cached_property
     def profile(self) -> Profile:
@@ -118,8 +124,15 @@ class Subject:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """The entry's endpoint, as the core resolves it, without any environment."""
-        return self.endpoint_of(self.entry)
+        """The entry's endpoint, as the core resolves it, without any environment.
+
+        Raises:
+            NotApplicable: it comes to none, which "profile.resolves" reports.
+        """
+        try:
+            return self.endpoint_of(self.entry)
+        except LLMOptError:
+            raise NotApplicable("its entry comes to no endpoint; see profile.resolves") from None
 
     def endpoint_of(self, entry: ProviderEntry) -> Endpoint:
         """The endpoint that an entry comes to."""

@@ -1,0 +1,93 @@
+"""A plugin in use by llmopt's client, with a server in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from llmopt.client.async_client import AsyncClient
+from llmopt.config.tree import Config
+from llmopt.errors import LLMOptError
+from llmopt.testing.kit.check import CheckFailed, NotApplicable, explain
+from llmopt.testing.kit.server import PretendedServer
+from llmopt.testing.kit.subject import Subject
+from llmopt.testing.pretend import installed
+from llmopt.values.profile import Profile
+
+_T = TypeVar("_T")
+
+STRAIGHT: Final = {"retry": False, "cache": False, "coalesce": False}
+"""Every call is a request, and every request is sent once."""
+
+
+@contextmanager
+def ready(subject: Subject, **changes: Any) -> Iterator[Config]:
+    """A configuration in which the plugin is found, whether installed or not, and the environment is bare."""
+    if not subject.base_url:
+        raise NotApplicable("the provider works inside the process")
+    plugin = f"kit-{subject.name}"
+    entry = subject.entry_with(plugin=plugin, max_retries=0, retry_delay=0.0, **changes)
+    held = {name: os.environ.pop(name) for name in _variables(subject.profile) if name in os.environ}
+    try:
+        with installed(plugin, subject.plugin):
+            yield Config(providers={subject.name: entry})
+    finally:
+        os.environ.update(held)
+
+
+def _variables(profile: Profile) -> set[str]:
+    options = (name for each in profile.options for name in each.env)
+    return {*profile.key_env, *profile.base_url_env, *options}
+
+
+def run(
+    subject: Subject,
+    server: PretendedServer,
+    work: Callable[[AsyncClient], Coroutine[Any, Any, _T]],
+    *,
+    wrappers: Sequence[object] = (),
+    **changes: Any,
+) -> _T:
+    """What comes of work with a client.
+
+    Args:
+        subject: the plugin.
+        server: answers.
+        work: gets the client.
+        wrappers: wrapper plugins of the user's.
+        changes: what is different about the plugin's entry.
+    """
+
+    async def main(config: Config) -> _T:
+        transport = server.transport
+        async with AsyncClient(config, transport=transport, plugins=wrappers, flags=STRAIGHT) as client:
+            return await work(client)
+
+    # With a factory the runner leaves the thread's own event loop alone.
+    with ready(subject, **changes) as config, asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(main(config))
+
+
+def embed(subject: Subject, server: PretendedServer, texts: tuple[str, ...], **changes: Any) -> Any:
+    """The vectors of some texts."""
+    subject.without("embeddings")
+    model = f"{subject.name}/{subject.samples.model}"
+    return run(subject, server, lambda client: client.embed(model, texts), **changes)
+
+
+def fails(kinds: tuple[type[LLMOptError], ...], ask: Callable[[], object]) -> LLMOptError:
+    """Expect one of some errors, and give it.
+
+    Raises:
+        CheckFailed: there was none, or another.
+    """
+    try:
+        ask()
+    except kinds as error:
+        return error
+    except LLMOptError as error:
+        raise CheckFailed(f"it raised {type(error).__name__}: {explain(error)}") from None
+    raise CheckFailed("no error was raised.")
