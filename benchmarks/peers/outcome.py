@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from tests.faults import vector_for
 
-WAITED_S = 0.9  # a pause that is a wait worth telling a caller of
+WAITED_S = 1.5  # a pause that is a wait worth telling a caller of
 LEAD_S = 0.5  # seconds before the end of a pause at which a caller must know of it
 NOISE_S = 0.05  # between two processes' looks at one clock
 

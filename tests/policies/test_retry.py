@@ -264,6 +264,49 @@ def test_open_circuit() -> None:
     assert decide(error(e.CircuitOpen), facts=waiting) == GiveUp(reason="circuit_open")
 
 
+RESTING = Facts(wait_when_open=True, rest=7.0)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [e.ServerError, e.Overloaded, e.RequestTimeout, e.AttemptTimeout, e.ConnectFailed, e.ConnectionLost],
+)
+def test_what_opened_a_circuit_waits_with_the_others(kind: type[e.LLMOptError]) -> None:
+    """Until the next probe, at no attempt and no price."""
+    assert decide(error(kind), facts=RESTING, max_retries=0) == RetryDecision(
+        delay=7.0, reason="circuit_open", cost=0, counted=False, computed=False
+    )
+
+
+@pytest.mark.parametrize(
+    "facts", [Facts(rest=7.0), Facts(wait_when_open=True), evolve(RESTING, rest=math.inf)]
+)
+def test_without_a_rest_to_wait_for_it_is_a_retry(facts: Facts) -> None:
+    """Not asked to wait, nothing open, or held open by hand."""
+    assert decide(error(e.ServerError), facts=facts) == RetryDecision(delay=1.0, reason="server")
+
+
+def test_what_would_not_be_tried_again_does_not_wait() -> None:
+    """It would wait for ever, from probe to probe."""
+    chat = evolve(RESTING, idempotent=False)
+    first = decide(error(e.AttemptTimeout, sent="maybe"), facts=chat)
+    unusable = error(e.InvalidResponse, reason="non_finite")
+
+    assert decide(error(e.ConnectFailed, permanent=True), facts=RESTING) == GiveUp(reason="final")
+    assert decide(error(e.ServerError), facts=evolve(RESTING, should_retry=False)) == GiveUp(reason="vetoed")
+    assert decide(error(e.InvalidResponse, reason="too_large"), facts=RESTING) == GiveUp(reason="final")
+    assert decide(unusable, facts=RESTING).reason == "invalid_response"
+    assert decide(unusable, after(retried("invalid_response")), RESTING) == GiveUp(reason="once")
+    assert (first.reason, first.ambiguous) == ("circuit_open", True)
+    assert decide(error(e.AttemptTimeout, sent="maybe"), after(first), chat) == GiveUp(reason="ambiguous")
+    assert decide(error(e.RateLimited), facts=RESTING).reason == "rate_limited"
+
+
+def test_the_wait_for_a_circuit_keeps_the_deadline() -> None:
+    """As every wait."""
+    assert decide(error(e.ServerError), facts=RESTING, left=7.5) == GiveUp(reason="deadline", wait=7.0)
+
+
 def test_new_credential_is_tried_once() -> None:
     """A 401 is final unless the credential's provider has another key by now."""
     fresh = Facts(new_credential=True)

@@ -60,6 +60,15 @@ def test_a_planted_fault_fails_the_kit_by_name(fault: Fault, tmp_path: Path) -> 
     assert "expected: " in message
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
+def test_a_check_finds_its_fault_alone(fault: Fault, tmp_path: Path) -> None:
+    """As with ``pytest -k``: no check relies on another that ran before it."""
+    (check,) = [each for each in CHECKS if each.id == fault.check]
+    with plugin(tmp_path, source_of(fault)) as module, pytest.raises(CheckFailed) as caught:
+        check.run(Subject(module))
+    assert re.search(fault.says, " ".join(str(caught.value).split())), str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["a dictionary instead of a Profile", "a hook that is misspelled"])
 def test_what_everything_rests_on_is_reported_once(name: str, tmp_path: Path) -> None:
     """Not by every check that could not even begin."""

@@ -205,16 +205,13 @@ def _plan(error: errors.LLMOptError, history: RetryHistory, facts: Facts) -> Ret
     """The table's row for an error, with the rules that one row alone cannot say."""
     if isinstance(error, errors.CircuitOpen):
         return _wait_for_circuit(error, facts)
-    if facts.wait_when_open and facts.rest is not None and error.retryable and error.counts_for_breaker:
-        # One of the failures that opened it, or the probe that kept it open: it waits with the others.
-        return RetryDecision(delay=facts.rest, reason="circuit_open", cost=FREE, counted=False, computed=False)
     if isinstance(error, errors.AuthError):
         return _with_new_credential(history, facts)
     if facts.should_retry is False:
         return GiveUp(reason="vetoed")
     plan = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
     if plan is not None:
-        return _refined(plan, error, history, facts)
+        return _resting(_refined(plan, error, history, facts), error, facts)
     if facts.should_retry and isinstance(error, _HEADER_MAY_ALLOW):
         return RetryDecision(delay=_UNDECIDED, reason="asked")
     return _FINAL
@@ -235,6 +232,19 @@ def _refined(
     if isinstance(error, (errors.ConnectionLost, errors.AttemptTimeout)):
         return _broken(plan, error, history, facts)
     return plan
+
+
+def _resting(plan: RetryDecision | GiveUp, error: errors.LLMOptError, facts: Facts) -> RetryDecision | GiveUp:
+    """A retry after one of the failures that opened a circuit, or kept it open: it waits with the others.
+
+    Only where it would be tried again anyway, and for as long as that: a name that does not exist, a chat that
+    may have been carried out twice, an answer that stays unusable would otherwise wait for ever.
+    """
+    if isinstance(plan, GiveUp) or isinstance(error, errors.InvalidResponse) or not error.counts_for_breaker:
+        return plan
+    if not facts.wait_when_open or facts.rest is None or not math.isfinite(facts.rest):
+        return plan
+    return evolve(plan, delay=facts.rest, reason="circuit_open", cost=FREE, counted=False, computed=False)
 
 
 def _broken(

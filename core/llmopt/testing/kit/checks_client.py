@@ -19,7 +19,7 @@ from llmopt.testing.dialect import single, vector_of
 from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.server import DIMENSIONS, MODELS, PretendedServer
 from llmopt.testing.kit.subject import KEY, Subject
-from llmopt.testing.kit.texts import TEXTS
+from llmopt.testing.kit.texts import TEXTS, order_of
 from llmopt.testing.kit.using import STRAIGHT, embed, fails, ready, run
 from llmopt.testing.kit.wrapper import ADDED, HeaderWrapper
 
@@ -44,6 +44,8 @@ def _embeds(subject: Subject) -> None:
     found = embed(subject, server, _DOUBLED)
     _expect_rows(found, _DOUBLED)
     expect(not found.errors, f"there are errors: {found.errors}.")
+    times = [order_of(TEXTS, sent.json).count(0) for sent in server.sent]
+    expect(sum(times) == 1, f"the text that is there twice was sent {sum(times)} times.")
 
 
 @check("batches")

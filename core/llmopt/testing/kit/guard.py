@@ -54,8 +54,11 @@ class Watch:
 
     def __init__(self, sources: Sources) -> None:
         self._sources: Final = sources
+        self._noting = False
         self.acts: Final[list[Act]] = []
         self.thread = 0
+        # Looked up now: to find them is file I/O itself.
+        _ = sources.files, sources.folder
 
     def call(self, function: Callable[..., _T], *args: Any, **values: Any) -> _T:
         """Call a function under observation."""
@@ -85,7 +88,15 @@ class Watch:
 
     def note(self, sin: Sin, what: str, frame: FrameType | None) -> None:
         """Write down what the code of a frame did."""
-        place = self._place(frame)
+        if self._noting:
+            return
+        self._noting = True
+        try:
+            self._add(sin, what, self._place(frame))
+        finally:
+            self._noting = False
+
+    def _add(self, sin: Sin, what: str, place: str | None) -> None:
         if place is not None and not any(act.sin == sin and act.place == place for act in self.acts):
             self.acts.append(Act(sin=sin, what=what, place=place))
 

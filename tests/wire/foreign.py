@@ -1,0 +1,42 @@
+"""Foreign transports for tests of the seam."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+
+from llmopt.wire.seam import TransportWire
+
+URL = "http://provider.example"
+Handler = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
+
+
+class Pieces(httpx.AsyncByteStream):
+    """A body whose end can be seen."""
+
+    def __init__(self, *pieces: bytes, failing: Exception | None = None) -> None:
+        self.closed = 0
+        self._pieces = pieces
+        self._failing = failing
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+        if self._failing is not None:
+            raise self._failing
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+def mocked(handler: Any) -> TransportWire:
+    return TransportWire(httpx.MockTransport(handler))
+
+
+def raising(error: BaseException) -> TransportWire:
+    def handler(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    return mocked(handler)
