@@ -116,13 +116,16 @@ def test_one_core_file_imports_httpx() -> None:
             for inner in ast.walk(node)
         }
         for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "httpx" and node not in guarded:
+                importing.append(name_of(path))
             if (
                 isinstance(node, ast.Import)
                 and any(name.name == "httpx" for name in node.names)
                 and node not in guarded
             ):
                 importing.append(name_of(path))
-    assert set(importing) == {"llmopt.wire.seam"}
+    # The kit for plugin authors gives them transports to test with; nothing imports it.
+    assert {name for name in importing if not name.startswith("llmopt.testing.")} == {"llmopt.wire.seam"}
 
 
 def test_import_is_nearly_free() -> None:

@@ -771,12 +771,17 @@ def test_a_broken_model_leaves_its_neighbours_alone(other: dict[str, str]) -> No
     assert [change.name for change in bench.changes] == ["https://a m embeddings"]
 
 
-def test_five_errors_in_a_row_do_not_open_a_model() -> None:
-    """Only connections go by the row."""
+def test_sixteen_failures_in_a_row_open_a_model() -> None:
+    """However much went well before them; five open an origin alone."""
     bench = PairBench()
-    bench.fail(e.ServerError("m"), 9)
-
+    for _ in range(100):
+        granted(bench.pair()).success()
+    bench.fail(e.ServerError("m"), 15)
     assert bench.pair().peek() is None
+    bench.fail(e.ServerError("m"), 1)
+
+    assert bench.pair().peek() == 5.0
+    assert bench.pair().origin.peek() is None
 
 
 def test_the_longer_wait_is_the_pairs() -> None:
