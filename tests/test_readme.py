@@ -37,7 +37,8 @@ def test_python_examples_run(code: str, tmp_path: Path) -> None:
     """Each block by itself, in the repository."""
     script = tmp_path / "example.py"
     script.write_text(code)
-    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    acme = REPOSITORY / "tests" / "thirdparty" / "acme"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(acme)])}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=REPOSITORY,

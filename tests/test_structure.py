@@ -171,7 +171,7 @@ def test_no_path_of_a_machine_and_no_lock_file_in_the_repository() -> None:
         ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout.split()
     assert not [name for name in files if name.endswith(".lock")]
-    homes = re.compile(rf"{re.escape(str(Path.home()))}/|{re.escape(str(REPOSITORY.parent))}/")
+    homes = re.compile(rf"{re.escape(str(Path.home()))}/|{re.escape(str(REPOSITORY))}/")
     for name in files:
         path = REPOSITORY / name
         if path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".yml", ""} and path.is_file():

@@ -93,7 +93,7 @@ else:
     # Behind `not TYPE_CHECKING`, so that a type checker still reports a misspelled name.
     from llmopt._exports import MODULES
 
-    __all__ = [*MODULES, "__version__"]
+    __all__ = [*MODULES, "__version__"]  # noqa: PLE0604 - the names stand in one table
 
     def __getattr__(name: str) -> object:
         """Import the module that a name lives in, and keep what it gave."""

@@ -46,7 +46,12 @@ async def batch_list_models(client: llmopt.AsyncClient) -> None:
     assert len((await client.batch_list_models(["server"]))["server"]) > 0  # type: ignore[arg-type] # a Catalog
 
 
-CALLS: list[Callable[[llmopt.AsyncClient], Awaitable[None]]] = [embed, embed_iter, list_models, batch_list_models]
+CALLS: list[Callable[[llmopt.AsyncClient], Awaitable[None]]] = [
+    embed,
+    embed_iter,
+    list_models,
+    batch_list_models,
+]
 
 
 async def cancelled_after(turns: int, call: Awaitable[None]) -> bool:
@@ -65,7 +70,9 @@ async def cancelled_after(turns: int, call: Awaitable[None]) -> bool:
 def at_rest(client: llmopt.AsyncClient) -> bool:
     endpoint = next(iter(next(iter(client.stats().values())).values()))
     connections = endpoint["connections"]
-    return (endpoint["in_flight"], endpoint["waiting"], connections["in_use"], connections["waiting"]) == (0,) * 4
+    return (endpoint["in_flight"], endpoint["waiting"], connections["in_use"], connections["waiting"]) == (
+        0,
+    ) * 4
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])

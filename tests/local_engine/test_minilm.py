@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from llmopt_plugin_local._minilm import MiniLM
 from llmopt_plugin_local._static import read_vocabulary
-from numpy.typing import NDArray
 
 # The first eight numbers that the same weights give with the tokenizer of the package tokenizers 0.23.3.
 EXPECTED = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmopt_plugin_local import _static, _wordpiece
 from llmopt_plugin_local._static import StaticModel, read_vocabulary
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llmopt_plugin_local import _wordpiece
 from llmopt_plugin_local._static import read_vocabulary
 from llmopt_plugin_local._wordpiece import WordPiece

@@ -6,8 +6,7 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from attrs import evolve
-
+from llmopt.client.arguments import check_arguments, with_flags
 from llmopt.config.load import load_config
 from llmopt.config.tree import Config
 from llmopt.engine.engine import Engine
@@ -64,9 +63,10 @@ class AsyncClient:
         flags: Mapping[str, bool] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        check_arguments(transport=transport, plugins=plugins, on_event=on_event, flags=flags)
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
-            loaded = evolve(loaded, flags={**loaded.flags, **flags})
+            loaded = with_flags(loaded, flags)
         self._registry: Final = Registry(loaded, plugins, os.environ)
         self._engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
         self._learned: Final = learned_file(loaded.cache_dir)
@@ -77,6 +77,9 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a client holds connections and cannot be pickled; make one in the other process")
 
     async def aclose(self) -> None:
         """Close all connections. Calls made later raise `ClientClosed`."""

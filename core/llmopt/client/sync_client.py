@@ -45,7 +45,9 @@ class Client:
         clock: Clock | None = None,
     ) -> None:
         def make() -> AsyncClient:
-            return AsyncClient(config, transport=transport, plugins=plugins, on_event=on_event, flags=flags, clock=clock)
+            return AsyncClient(
+                config, transport=transport, plugins=plugins, on_event=on_event, flags=flags, clock=clock
+            )
 
         self._make: Final[Callable[[], AsyncClient]] = make
         self._client = make()
@@ -65,6 +67,9 @@ class Client:
         thread = getattr(self, "_thread", None)
         if thread is not None and not self._closed and thread.pid == os.getpid():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a client holds connections and cannot be pickled; make one in the other process")
 
     def close(self) -> None:
         """Close all connections and end the thread. Calls made later raise `ClientClosed`."""

@@ -96,6 +96,9 @@ def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings)
 
 
 def _sentence(said: str, verdict: Verdict, failure: Failure, settings: Settings) -> str:
+    if not settings.base_url:
+        # Inside the process there is no HTTP to speak of.
+        return said or "the engine refused"
     code = f", {verdict.code}" if verdict.code and verdict.code != str(failure.status) else ""
     hint = verdict.hint or _hint(verdict.kind, settings)
     return f"{said or 'no message'} (HTTP {failure.status}{code}){f'; {hint}' if hint else ''}"

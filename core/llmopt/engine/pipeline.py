@@ -30,7 +30,7 @@ from llmopt.engine.pace import PaceLease
 from llmopt.engine.prepare import Prepared, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import DeadlineExceeded, LLMOptError
+from llmopt.errors import DeadlineExceeded, LLMOptError, Sent
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Slot
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
@@ -195,13 +195,13 @@ class Pipeline(Generic[T]):
             self._should_retry = should_retry(response)
             self._history.append(explain(error, endpoint, self._call, response, seconds))
             held.failed(error, seconds, response)
-            self._emit_attempt(number, type(error).__name__, endpoint, response, seconds)
+            self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
             raise
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
         held.succeeded(seconds, usage.total_tokens if usage is not None else None)
         self._fleet.took(endpoint, seconds)
-        self._emit_attempt(number, "ok", endpoint, response, seconds)
+        self._emit_attempt(number, "ok", endpoint, response, seconds, sent="yes")
         return value
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
@@ -295,6 +295,8 @@ class Pipeline(Generic[T]):
         endpoint: LiveEndpoint,
         response: HttpResponse | None,
         seconds: float,
+        *,
+        sent: Sent,
     ) -> None:
         if not self._telemetry.on:
             return
@@ -307,7 +309,7 @@ class Pipeline(Generic[T]):
                 outcome=outcome,
                 status=response.status if response is not None else None,
                 seconds=seconds,
-                sent=response.info.sent if response is not None else "maybe",
+                sent=sent,
                 reused=response.info.reused if response is not None else False,
             )
         )

@@ -32,7 +32,8 @@ def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> ND
     if vectors.dtype != np.float32 or vectors.ndim != 2:
         raise _invalid(f"the plugin gave {vectors.dtype} vectors of {vectors.ndim} axes.", "type")
     if vectors.shape[0] != count:
-        raise _invalid(f"{count} texts were sent, {vectors.shape[0]} vectors came back.", "count")
+        sent = "1 text was" if count == 1 else f"{count} texts were"
+        raise _invalid(f"{sent} sent and {vectors.shape[0]} vectors came back.", "count")
     if vectors.shape[1] == 0:
         raise _invalid("the vectors of the answer are empty.", "dimensions")
     if dimensions is not None and vectors.shape[1] != dimensions:

@@ -47,21 +47,26 @@ def refuse_single(texts: object) -> None:
         raise InvalidInput(f"the texts must be a list of str, not {type(texts).__name__}.")
 
 
+def plain(text: str) -> str:
+    """A text as ``str`` itself: subclasses (numpy's, enums, markup) say the same to a provider."""
+    return text if type(text) is str or not isinstance(text, str) else str.__str__(text)
+
+
 async def as_async(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[str]:
-    """Any iterable, as an asynchronous iterator."""
+    """Any iterable, as an asynchronous iterator of plain texts."""
     if isinstance(texts, AsyncIterable):
         async for text in texts:
-            yield text
+            yield plain(text)
     else:
         for text in texts:
-            yield text
+            yield plain(text)
 
 
 async def as_list(texts: Iterable[str] | AsyncIterable[str]) -> list[str]:
-    """Any iterable, as a list."""
+    """Any iterable, as a list of plain texts."""
     if isinstance(texts, AsyncIterable):
-        return [text async for text in texts]
-    return list(texts)
+        return [plain(text) async for text in texts]
+    return [plain(text) for text in texts]
 
 
 def embed_call(

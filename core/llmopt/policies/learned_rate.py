@@ -29,6 +29,8 @@ NOTE_EVERY_S: Final = 0.5
 _DIP: Final = 0.1
 _RECOVERY_S: Final = 6.0
 """Seconds from a refusal back to its rate."""
+_RECOVERY_REQUESTS: Final = 60.0
+_LONGEST_RECOVERY_S: Final = 60.0
 _SOON_S: Final = 3.0
 _AGAIN: Final = 0.85
 _SHORTEST_CYCLE_S: Final = 4.0
@@ -53,7 +55,19 @@ class LearnedRate:
         next_note: when `note` is wanted again.
     """
 
-    __slots__ = ("_anchored", "_cut_at", "_counted", "_notes", "_sure", "_speed", "_tokens_each", "active", "next_note", "soon")
+    __slots__ = (
+        "_anchored",
+        "_counted",
+        "_cut_at",
+        "_notes",
+        "_recovery_s",
+        "_speed",
+        "_sure",
+        "_tokens_each",
+        "active",
+        "next_note",
+        "soon",
+    )
 
     def __init__(self) -> None:
         self.active = False
@@ -68,6 +82,7 @@ class LearnedRate:
         self._notes: deque[tuple[float, float, float]] = deque()
         self._anchored = False
         self._sure = False
+        self._recovery_s = _RECOVERY_S
 
     def __repr__(self) -> str:
         return f"LearnedRate({self._speed:.3g}/s)" if self.active else "LearnedRate(nothing)"
@@ -81,7 +96,7 @@ class LearnedRate:
 
     def rates(self, now: float) -> tuple[float, float]:
         """Requests and tokens per second at a later time, along the curve."""
-        x = (now - self._cut_at) / _RECOVERY_S - 1
+        x = (now - self._cut_at) / self._recovery_s - 1
         factor = 1 + _DIP * x * x * x
         if factor > _FORGOTTEN:
             self.forget()
@@ -94,7 +109,12 @@ class LearnedRate:
         self._speed = math.inf
 
     def cut(
-        self, now: float, sent_at: float, cost: float, granted: tuple[float, float], rates: tuple[float, float]
+        self,
+        now: float,
+        sent_at: float,
+        cost: float,
+        granted: tuple[float, float],
+        rates: tuple[float, float],
     ) -> bool:
         """Slow down after a refusal; True when it counted.
 
@@ -113,6 +133,7 @@ class LearnedRate:
         self.soon = not self._anchored or now - self._cut_at < _SOON_S
         self._speed = max(FLOOR, self._plateau(now, granted, each, current))
         self._tokens_each = each
+        self._recovery_s = max(_RECOVERY_S, min(_LONGEST_RECOVERY_S, _RECOVERY_REQUESTS / self._speed))
         self._counted = granted[0] - self._notes[0][1] if self._notes else 0.0
         self.active = True
         self._drop_anchor(now, granted)
@@ -141,7 +162,7 @@ class LearnedRate:
 
     def _append(self, now: float, requests: float, tokens: float) -> None:
         self._notes.append((now, requests, tokens))
-        self.next_note = now + NOTE_EVERY_S
+        self.next_note = now + NOTE_EVERY_S * self._recovery_s / _RECOVERY_S
         if len(self._notes) > _NOTES:
             self._notes.popleft()
             self._anchored = False
@@ -149,7 +170,9 @@ class LearnedRate:
     def _uncount(self, sent_at: float, cost: float) -> None:
         """Take a refused request out of what was noted as granted since it was sent."""
         if self._notes and self._notes[-1][0] >= sent_at:
-            self._notes = deque((t, q - 1, k - cost) if t >= sent_at else (t, q, k) for t, q, k in self._notes)
+            self._notes = deque(
+                (t, q - 1, k - cost) if t >= sent_at else (t, q, k) for t, q, k in self._notes
+            )
         if sent_at < self._cut_at and self._counted > 1:
             # It had been counted in the measurement that the last cut rests on, too.
             self._speed = max(FLOOR, self._speed * (1 - 1 / self._counted))

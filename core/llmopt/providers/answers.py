@@ -7,6 +7,7 @@ object is made for a number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _MAX_TOKENS: Final = 10**12
 _ABSURDLY_LARGE: Final = 1e18
 _ABSURDLY_SMALL: Final = 1e-18
+_NOT_A_NUMBER: Final = re.compile(rb"[\[,:]\s*-?(?:NaN|Infinity)\b")
 _QUOTE: Final = 0x22
 _BRACKET: Final = 0x5B
 
@@ -76,7 +78,23 @@ def _decode(body: bytes) -> _Answer:
         reason = "index" if ".index" in str(error) else "json"
         raise _invalid(f"the answer has another form than embeddings: {error}.", reason) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _invalid(f"the answer ({len(body)} bytes) is not JSON.", "json") from None
+        raise _not_json(body) from None
+
+
+def _not_json(body: bytes) -> InvalidResponse:
+    if _NOT_A_NUMBER.search(body):
+        return _invalid(
+            "the answer holds NaN or Infinity among its numbers, which no vector has.", "non_finite"
+        )
+    start = body[:64].lstrip().lower()
+    if not start:
+        return _invalid("the answer is empty.", "json")
+    if start.startswith(b"<"):
+        return _invalid(
+            "the answer is HTML, not JSON: is base_url right, and does a proxy or a login page answer for it?",
+            "json",
+        )
+    return _invalid(f"the answer ({len(body)} bytes) is not JSON, or was cut off.", "json")
 
 
 def _indices(items: list[_Item], *, ordered: bool) -> NDArray[np.int64] | None:
@@ -130,8 +148,12 @@ def _check_byte_order(row: NDArray[np.floating[Any]]) -> None:
     import numpy as np
 
     largest = float(np.abs(row).max(initial=0.0))
+    if not np.isfinite(largest):
+        return
     if largest > _ABSURDLY_LARGE or 0.0 < largest < _ABSURDLY_SMALL:
-        raise _invalid("the numbers of the answer look like big-endian bytes; little-endian is expected.", "base64")
+        raise _invalid(
+            "the numbers of the answer look like big-endian bytes; little-endian is expected.", "base64"
+        )
 
 
 class _RowReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -147,26 +148,36 @@ def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> plugg
     # One manager for each provider: a plugin registered with one is unknown to all others.
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
+    owner = f"plugin {provider!r}"
     try:
         for each in (plugin, *wrappers):
-            _refuse_unmarked(provider, each)
+            owner = f"plugin {provider!r}" if each is plugin else f"wrapper {_kind(each)}"
+            _refuse_unmarked(owner, each, provider)
             manager.register(each)
+            manager.check_pending()
         # Among those marked `trylast` the one registered last is asked last.
         manager.register(defaults)
-        manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginContractError(
-            f"plugin {provider!r}: {' '.join(str(error).split())}; the hooks are {', '.join(sorted(HOOK_NAMES))}.",
+            f"{owner}: {_without_address(error)}; the hooks are {', '.join(sorted(HOOK_NAMES))}.",
             provider=provider,
         ) from error
     return manager
 
 
-def _refuse_unmarked(provider: str, plugin: object) -> None:
+def _kind(plugin: object) -> str:
+    return getattr(plugin, "__name__", type(plugin).__name__)
+
+
+def _without_address(error: Exception) -> str:
+    return re.sub(r" in plugin .*|<[^<>]* at 0x[0-9a-f]+>", "", " ".join(str(error).split()))
+
+
+def _refuse_unmarked(owner: str, plugin: object, provider: str) -> None:
     for name in HOOK_NAMES & set(dir(plugin)):
         found = getattr(plugin, name)
         if inspect.isroutine(found) and not hasattr(found, f"{PROJECT}_impl"):
             raise PluginContractError(
-                f"plugin {provider!r}: function {name} is named like a hook and lacks @llmopt.hookimpl.",
+                f"{owner}: function {name} is named like a hook and lacks @llmopt.hookimpl.",
                 provider=provider,
             )

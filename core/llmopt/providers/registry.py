@@ -93,7 +93,8 @@ class Registry:
         return self._hooks[plugin]
 
     def _unknown(self, plugin: str, name: str) -> UnknownProvider:
-        known = sorted({*self.installed, *self._config.providers})
+        served = {key for key, entry in self._config.providers.items() if entry.plugin_name in self.installed}
+        known = sorted({*self.installed, *served})
         have = f"there are {', '.join(known)}" if known else "none is installed"
         return UnknownProvider(
             f"no plugin {plugin!r} for provider {name!r} is installed ({have}); "

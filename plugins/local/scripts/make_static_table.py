@@ -47,7 +47,7 @@ def _weights() -> Path:
     return folder
 
 
-def _distill(folder: Path) -> Any:  # noqa: ANN401 (model2vec has no business among the checked dependencies)
+def _distill(folder: Path) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
     try:
         model2vec = importlib.import_module("model2vec.distill")
@@ -56,7 +56,7 @@ def _distill(folder: Path) -> Any:  # noqa: ANN401 (model2vec has no business am
     return model2vec.distill(str(folder), pca_dims=256, sif_coefficient=1e-4, quantize_to="int8")
 
 
-def _write(model: Any, path: Path) -> None:  # noqa: ANN401 (as above)
+def _write(model: Any, path: Path) -> None:
     """Write the int8 rows and the pieces, one a line; numpy gives the members a fixed date."""
     numpy = importlib.import_module("numpy")
     vocabulary = "\n".join(model.tokens).encode()
