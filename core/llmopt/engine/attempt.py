@@ -18,7 +18,6 @@ from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.attempt import Attempt
 from llmopt.values.calls import Call
 from llmopt.values.http import HttpResponse
-from llmopt.values.settings import Settings
 
 if TYPE_CHECKING:
     from llmopt.engine.pace import PaceLease
@@ -58,11 +57,6 @@ class Held:
         self._suspect: Final = suspect
         # The first answer of a server that may be loading its model counts for neither breaker nor load.
         self._counts: Final = endpoint.guards.warm or endpoint.config.timeouts.first is None
-
-    def observe(self, response: HttpResponse, settings: Settings) -> None:
-        """An answer came, good or bad: its headers may tell of rate limits."""
-        if self.endpoint.config.flags.limiter:
-            self._lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
     def succeeded(self, seconds: float, tokens: int | None) -> None:
         """A good answer came after so long, and cost so many tokens, None when it does not say."""

@@ -67,10 +67,9 @@ class Guards:
             )
         return line
 
-    def limiter(self, model: str) -> Pace:
-        """The pace for a model."""
-        if not self._endpoint.flags.limiter:
-            return self._unpaced
+    @property
+    def pace(self) -> Pace:
+        """How requests are paced: by the retries' waits and the concurrency alone, until there is a rate limiter."""
         return self._unpaced
 
     def timeout(self, call: Call, size: int, fill: float) -> float:

@@ -1,11 +1,10 @@
-"""How an attempt is paced: by a rate limiter, or not at all."""
+"""How an attempt is paced: the place of a rate limiter in the pipeline."""
 
 from __future__ import annotations
 
 from typing import Protocol, Self
 
 from llmopt.policies.deadline import Deadline
-from llmopt.values.limits import RateLimits
 
 
 class PaceLease(Protocol):
@@ -20,9 +19,6 @@ class PaceLease(Protocol):
 
     def refund(self) -> None:
         """Nothing was sent."""
-
-    def observe(self, limits: RateLimits) -> None:
-        """What the answer's headers tell."""
 
     def penalize(self, retry_after: float | None) -> None:
         """The server answered that it was too much."""
@@ -56,15 +52,12 @@ class _FreeLease:
     def refund(self) -> None:
         """Nothing to give back."""
 
-    def observe(self, limits: RateLimits) -> None:
-        """Nothing to learn for."""
-
     def penalize(self, retry_after: float | None) -> None:
         """Nobody to slow down: the retry waits by itself."""
 
 
 class Unpaced:
-    """No pacing, for providers whose ``limiter`` flag is off."""
+    """No pacing."""
 
     __slots__ = ("_lease",)
 

@@ -18,8 +18,10 @@ each is a context manager whose exit does not await.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable
 from contextlib import nullcontext
+from importlib import import_module
 from typing import Final, Generic, TypeVar
 
 from llmopt.engine.attempt import Held, explain, should_retry
@@ -43,6 +45,7 @@ from llmopt.values.settings import Settings
 from llmopt.wire.request import WireRequest
 
 _W = TypeVar("_W")
+_RETRIER: Final = "llmopt.policies.stamina_loop"
 
 
 class Pipeline(Generic[T]):
@@ -118,7 +121,10 @@ class Pipeline(Generic[T]):
         return not (self._request.suspect and may_be_an_items(error))
 
     async def _retried(self, error: LLMOptError) -> T:
-        # Imported here: a client whose requests all succeed never pays for stamina.
+        # A client whose requests all succeed never pays for stamina. It is a large import, so that the
+        # first retry has it made beside the loop, which goes on with other requests.
+        if _RETRIER not in sys.modules:
+            await asyncio.to_thread(import_module, _RETRIER)
         from llmopt.policies.stamina_loop import with_retries
 
         return await with_retries(
@@ -188,7 +194,6 @@ class Pipeline(Generic[T]):
         started = self._clock.now()
         try:
             response = await self._exchange(endpoint, prepared, held.timeout)
-            held.observe(response, settings)
             value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
         except LLMOptError as error:
             seconds = self._clock.now() - started
@@ -236,14 +241,12 @@ class Pipeline(Generic[T]):
         return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
 
     async def _lease(self, endpoint: LiveEndpoint) -> PaceLease:
-        limiter = endpoint.guards.limiter(self._call.model)
-        lease = limiter.try_acquire(self._request.tokens)
+        pace = endpoint.guards.pace
+        lease = pace.try_acquire(self._request.tokens)
         if lease is not None:
             return lease
         deadline = self._request.deadline
-        return await self._waiting(
-            "limiter", endpoint, limiter.acquire(self._request.tokens, deadline=deadline)
-        )
+        return await self._waiting("limiter", endpoint, pace.acquire(self._request.tokens, deadline=deadline))
 
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()

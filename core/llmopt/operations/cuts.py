@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from llmopt.operations.plan import Cutter, cut, middle
+from llmopt.operations.plan import Cutter, cut
 from llmopt.operations.recover import Part
 from llmopt.operations.sizes import LearnedSizes
 from llmopt.values.limits import BatchLimit
@@ -45,7 +45,7 @@ class TextCuts:
 
     def halves(self, positions: Part) -> list[Part]:
         """See `Sizes.halves`."""
-        at = middle([self._tokens(position) for position in positions])
+        at = (len(positions) + 1) // 2
         return [positions[:at], positions[at:]]
 
     def longest(self, positions: Part, stated: int | None) -> list[Part]:

@@ -30,17 +30,6 @@ class Batch:
     tokens: int = 0
 
 
-def middle(costs: Sequence[int]) -> int:
-    """Where to cut so that both sides cost about the same; at least one on each side of two or more."""
-    half, run = sum(costs) / 2, 0
-    for position, cost in enumerate(costs[:-1]):
-        run += cost
-        if run >= half:
-            # At least one on each side, and never the larger half first by more than one text.
-            return max(1, position if run - half > half - (run - cost) else position + 1)
-    return max(1, len(costs) - 1)
-
-
 class Cutter:
     """Takes texts one by one and gives a batch whenever the next text would not fit.
 

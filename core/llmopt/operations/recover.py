@@ -44,7 +44,7 @@ class Sizes(Protocol):
         """The texts at these positions in parts that fit, by what is known now."""
 
     def halves(self, positions: Part) -> list[Part]:
-        """Two parts of about equal tokens."""
+        """Two parts of the same number of texts, so that a search takes as few steps as can be."""
 
     def longest(self, positions: Part, stated: int | None) -> list[Part]:
         """The texts that are too long for certain or by far the longest, and all others."""
@@ -211,8 +211,17 @@ class Recovery:
 
     def _give_up(self, part: Part, error: LLMOptError) -> None:
         # Each text gets an exception of its own: a shared one would grow tracebacks.
+        rejected = len(part) == 1 and bool(self._found.rows) and isinstance(error, BadRequest)
         for position in part:
-            self._found.errors[position] = error.copy()
+            # Others came through and this one alone did not: by now it is known whose fault it is.
+            self._found.errors[position] = as_rejected(error) if rejected else error.copy()
+
+
+def as_rejected(error: LLMOptError) -> ItemRejected:
+    """The same refusal, of one text instead of a whole request."""
+    found = ItemRejected(error.message)
+    found.__dict__.update(error.__dict__)
+    return found
 
 
 def _surely_an_items(error: LLMOptError) -> bool:

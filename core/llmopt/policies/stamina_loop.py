@@ -190,7 +190,10 @@ class _Judge:
 
 
 def _too_late(error: LLMOptError, wait: float, remaining: float) -> DeadlineExceeded:
-    asked = "the server asks to wait" if error.retry_after else "the next attempt would be in"
+    # What the server asked for, not what jitter made of it.
+    asked = "the next attempt would be in"
+    if error.retry_after:
+        asked, wait = "the server asks to wait", error.retry_after
     return DeadlineExceeded(
         f"{asked} {wait:.3g} s, but {remaining:.3g} s are left of the deadline; "
         f"the last error was {type(error).__name__}: {error.message}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Final
 
 from llmopt.config.endpoint import Endpoint
@@ -96,9 +97,11 @@ class Registry:
         served = {key for key, entry in self._config.providers.items() if entry.plugin_name in self.installed}
         known = sorted({*self.installed, *served})
         have = f"there are {', '.join(known)}" if known else "none is installed"
+        near = get_close_matches(name, known, n=1)
+        advice = f"did you mean {near[0]!r}? If not, " if near else ""
         return UnknownProvider(
             f"no plugin {plugin!r} for provider {name!r} is installed ({have}); "
-            f"try: pip install llmopt-plugin-{plugin}",
+            f"{advice}try: pip install llmopt-plugin-{plugin.removeprefix('llmopt-plugin-')}",
             provider=name,
         )
 

@@ -14,6 +14,7 @@ from llmopt import BatchLimit, Failure, Settings, Verdict, VerdictKind, compatib
 from llmopt_plugin_azure._entra import scope_of
 
 _K: Final = VerdictKind
+_MINUTE: Final = re.compile(r"\bLimit:? (\d{1,12})\b")
 _RETRY_AFTER: Final = re.compile(r"retry after (\d{1,9}(?:\.\d+)?) (milli)?second", re.IGNORECASE)
 _CONTEXT: Final = re.compile(r"maximum context length is (\d{1,12}) tokens", re.IGNORECASE)
 _REQUEST_TOKENS: Final = re.compile(r"\bmax (\d{1,12}) tokens per request", re.IGNORECASE)
@@ -47,7 +48,9 @@ def _unauthorized(failure: Failure, verdict: Verdict, settings: Settings) -> Ver
     if "audience is incorrect" not in failure.error.message.lower():
         return verdict
     path = f"providers.{settings.provider}"
-    if settings.credential_kind == "token" or settings.options.get("auth") in ("token", "entra"):
+    if settings.credential_kind == "token" and settings.options.get("auth") != "entra":
+        hint = f"the token provider of {path} must ask for the audience of this host, {scope_of(settings)}"
+    elif settings.options.get("auth") in ("token", "entra"):
         hint = f"set {path}.token_scope if the audience is wrong; it is {scope_of(settings)} now"
     else:
         hint = f"check the key, or if it is an Entra token set {path}.auth and {path}.token_scope"
@@ -76,6 +79,10 @@ def _too_many(failure: Failure, verdict: Verdict, _settings: Settings) -> Verdic
     message = failure.error.message
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return verdict
+    if message.lower().startswith("request too large for"):
+        # More than a whole minute's tokens: waiting never helps.
+        most = _number(_MINUTE, message)
+        return evolve(verdict, kind=_K.BATCH_TOO_LARGE, limit=BatchLimit(max_tokens=most) if most else None)
     found = _RETRY_AFTER.search(message)
     wait = float(found[1]) / (1000 if found[2] else 1) if found else None
     kind = _K.OVERLOADED if "high demand" in message.lower() else verdict.kind

@@ -26,7 +26,12 @@ _STATED: Final = re.compile(r"max is (\d{1,12})\b", re.IGNORECASE)
 def verdict_of(failure: Failure) -> Verdict:
     """What an error of Mistral's means."""
     verdict = compatible.classify(failure)
+    if verdict.kind is _K.QUOTA_EXHAUSTED:
+        return verdict
     message = failure.error.message.lower()
+    if message.startswith("request too large for"):
+        # More than a whole minute's tokens: waiting never helps.
+        return evolve(verdict, kind=_K.BATCH_TOO_LARGE)
     if failure.status == 400 and any(phrase in message for phrase in _TOO_LARGE):
         return evolve(verdict, kind=_K.BATCH_TOO_LARGE, limit=_limit(message))
     if "service tier capacity exceeded" in message:

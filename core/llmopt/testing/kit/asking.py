@@ -71,13 +71,14 @@ class Asked:
 
 
 def calls(subject: Subject) -> list[Call]:
-    """One call of each kind that the provider has."""
+    """One call of each kind that the provider has, and a further page of its list."""
     from llmopt.values.calls import CatalogCall
 
     found: list[Call] = []
     for operation, call in (
         ("embeddings", subject.embed_call()),
         ("catalog", CatalogCall()),
+        ("catalog", CatalogCall(cursor="page-2")),
         ("chat", chat(subject)),
     ):
         if operation not in subject.samples.without and not refused(subject, call):

@@ -94,13 +94,14 @@ def _text_order(subject: Subject) -> None:
 
 @check("text-unchanged")
 def _text_unchanged(subject: Subject) -> None:
-    """A text goes out as it is: nothing stripped, replaced or escaped in it."""
+    """A text goes out as it is: nothing stripped, replaced, escaped or cut off."""
     subject.without("embeddings")
-    for index, text in enumerate(TEXTS):
+    texts = (*TEXTS, "kit text, a long one" + ", and so on" * 500)
+    for index, text in enumerate(texts):
         body = Asked(subject, EmbedCall(model=subject.samples.model, texts=(text,))).body
         expect(
             any(text in found for found in strings(body)),
-            f"{shown(index, TEXTS)} is not in the body as it is.",
+            f"{shown(index, texts)} is not in the body as it is.",
         )
 
 

@@ -1,5 +1,4 @@
 import llmopt_plugin_acme
-
 from llmopt.testing import conformance
 
 test_conformance = conformance(llmopt_plugin_acme)
