@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from threading import Event
+from typing import IO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -112,11 +115,21 @@ def test_interrupt_while_waiting_for_standard_input() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    until(lambda: list(Path().glob(".llmopt-*.tmp")), lambda: process.poll() is None)
+    assert process.stdin is not None
+    process.stdin.write(b"one text, and then nothing for a long time\n")
+    process.stdin.flush()
+    until(lambda: unread(process.stdin) == 0, lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert (process.returncode, names()) == (130, [])
     assert err.startswith(b"llmopt: interrupted.")
+
+
+def unread(pipe: IO[bytes] | None) -> int:
+    """Bytes in a pipe that its reader has not taken."""
+    assert pipe is not None
+    found = fcntl.ioctl(pipe.fileno(), termios.FIONREAD, b"\0" * 4)
+    return int.from_bytes(found, sys.byteorder)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
