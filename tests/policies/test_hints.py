@@ -44,7 +44,22 @@ def test_h01_h04_h05_hints_are_read(headers: dict[str, str], seconds: float | No
 
 @pytest.mark.parametrize(
     "text",
-    ["0", "-5", "nan", "inf", "1e400", "0x10", "1_000", "١٢", "", "tomorrow", "9" * 1_000_000, "+3", "3s", "³"],
+    [
+        "0",
+        "-5",
+        "nan",
+        "inf",
+        "1e400",
+        "0x10",
+        "1_000",
+        "١٢",
+        "",
+        "tomorrow",
+        "9" * 1_000_000,
+        "+3",
+        "3s",
+        "³",
+    ],
 )
 def test_h02_absurd_hints_are_none(text: str) -> None:
     """A hint is obeyed, so its grammar is narrow."""
