@@ -7,16 +7,19 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 
 from llmopt.wire import endings
-from llmopt.wire.outgoing import Outgoing
-from llmopt.wire.protocol import Protocol
+from llmopt.wire.head import Heads
+from llmopt.wire.outgoing import Outgoing, way_to
+from llmopt.wire.protocol import Protocol, scratch
 from llmopt.wire.sockets import Sockets, finish
+from llmopt.wire.target import Target
+from llmopt.wire.trip import Trip
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -33,6 +36,7 @@ class Connector(aiohttp.TCPConnector):
 
     Attributes:
         loop: the loop it belongs to.
+        heads: the heads of requests, as written so far.
         created: connections made.
         reused: requests that went over a kept connection.
         peak: most connections in use at once.
@@ -49,8 +53,10 @@ class Connector(aiohttp.TCPConnector):
             socket_factory=self._sockets.open,
             **({"keepalive_timeout": keepalive} if keepalive > 0 else {"force_close": True}),
         )
-        self._factory: partial[Any] = partial(Protocol, loop=self._loop)
+        self._factory: partial[Any] = partial(Protocol, loop=self._loop, room=scratch())
         self.loop: Final = self._loop
+        self.heads: Final = Heads(close=keepalive <= 0)
+        self._keys: Final[WeakKeyDictionary[Target, ConnectionKey]] = WeakKeyDictionary()
         self.created = 0
         self.reused = 0
         self.peak = 0
@@ -72,23 +78,31 @@ class Connector(aiohttp.TCPConnector):
         """Requests that wait for a connection."""
         return sum(len(waiters) for waiters in self._waiters.values())
 
-    async def lease(self, outgoing: Outgoing) -> Connection:
+    async def lease(self, trip: Trip, target: Target) -> Connection:
         """A connection for a request, kept or new; the caller releases or closes it.
 
         Raises:
             PoolTimeout: none became free in time.
             ConnectFailed: a new one was not made in time.
         """
-        if len(self._acquired) >= self._limit_per_host:
-            key = outgoing.connection_key
-            if self._available_connections(key) <= 0:
-                await self._queue(key, outgoing)
-        connection = await self.connect(outgoing, [], _NO_TIMEOUTS)
+        key = self.key_of(target)
+        if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
+            await self._queue(key, trip)
+        connection = await self._get(key, [])
+        if connection is None:
+            connection = await self.connect(way_to(target, self.loop, trip), [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
         return connection
 
-    async def _queue(self, key: ConnectionKey, outgoing: Outgoing) -> None:
-        trip, started = outgoing.trip, self._loop.time()
+    def key_of(self, target: Target) -> ConnectionKey:
+        """What connections that lead there have in common."""
+        key = self._keys.get(target)
+        if key is None:
+            key = self._keys[target] = way_to(target, self.loop).connection_key
+        return key
+
+    async def _queue(self, key: ConnectionKey, trip: Trip) -> None:
+        started = self._loop.time()
         try:
             async with asyncio.timeout(trip.request.pool_timeout):
                 await self._wait_for_available_connection(key, [])
@@ -115,6 +129,7 @@ class Connector(aiohttp.TCPConnector):
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> Any:
         trip = cast("Outgoing", req).trip
+        assert trip is not None
         trip.phase = "connect"
         try:
             async with asyncio.timeout(trip.request.connect_timeout):
