@@ -80,6 +80,28 @@ _BY_STATUS: Final[Mapping[int, VerdictKind]] = {
 }
 """What a status means by itself."""
 
+_BY_TYPE: Final[Mapping[str, VerdictKind]] = {
+    "server_error": _K.TRANSIENT,
+    "internal_server_error": _K.TRANSIENT,
+    "internalservererror": _K.TRANSIENT,
+    "api_error": _K.TRANSIENT,
+    "timeout_error": _K.TIMEOUT,
+    "overloaded_error": _K.OVERLOADED,
+    "service_unavailable_error": _K.OVERLOADED,
+    "unavailable_error": _K.OVERLOADED,
+    "rate_limit_error": _K.RATE_LIMITED,
+    "rate_limit_exceeded": _K.RATE_LIMITED,
+    "invalid_request_error": _K.BAD_REQUEST,
+    "badrequesterror": _K.BAD_REQUEST,
+    "authentication_error": _K.AUTH,
+    "permission_error": _K.PERMISSION,
+    "permission_denied_error": _K.PERMISSION,
+    "not_found_error": _K.NOT_FOUND,
+    "notfounderror": _K.NOT_FOUND,
+    "exceed_context_size_error": _K.ITEM_TOO_LONG,
+}
+"""Types and codes in small letters, for an error under a success that states no status."""
+
 
 def build_request(call: Call, settings: Settings, *, encoding_format: str | None = None) -> HttpRequest:
     """The request for any call.
@@ -183,9 +205,14 @@ def _text(value: object) -> str | None:
 
 
 def classify(failure: Failure) -> Verdict:
-    """The verdict by machine-readable code, then by status. No message is read here."""
+    """The verdict by machine-readable code, then by status; under a success by type. No message is read here."""
     error = failure.error
-    kind = _kind_by_code(error.code, error.type, error.inner_code) or _kind_by_status(failure.status)
+    kind = _kind_by_code(error.code, error.type, error.inner_code)
+    if kind is None and 200 <= failure.status < 300:
+        types = ((each or "").lower() for each in (error.code, error.type))
+        kind = next((_BY_TYPE[each] for each in types if each in _BY_TYPE), None)
+    if kind is None:
+        kind = _kind_by_status(failure.status)
     return Verdict(kind=kind, code=error.code or error.type, message=error.message, param=error.param)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
@@ -15,6 +16,7 @@ from llmopt.values.shown import size
 from llmopt.values.stream import ServerEvent
 
 _MAX_MESSAGE: Final = 500
+_AN_ERROR: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 
 
 @frozen(kw_only=True)
@@ -43,9 +45,10 @@ class Failure:
     """A non-2xx answer, or a 2xx that carries an error, handed to ``classify_error``.
 
     Attributes:
-        status: HTTP status.
+        status: HTTP status; under a success the status that the error itself states, where it does
+            (gateways, and errors in streams).
         headers: lower-case names.
-        body: the first 64 KiB of the body.
+        body: the first 64 KiB of the body, or the data of the event.
         operation: "embeddings", "catalog" or "chat".
         model: model of the call, "" where none is concerned.
     """
@@ -61,18 +64,20 @@ class Failure:
         cls, response: HttpResponse, *, operation: Operation = "embeddings", model: str = ""
     ) -> Failure:
         """The failure that an answer is."""
+        body = response.body[:65536]
         return cls(
-            status=response.status,
+            status=_meant(response.status, body),
             headers=response.headers,
-            body=response.body[:65536],
+            body=body,
             operation=operation,
             model=model,
         )
 
     @classmethod
-    def from_event(cls, event: ServerEvent, *, status: int = 200, model: str = "") -> Failure:
-        """The failure that an event of a stream is. Its status is that of the answer, a success as a rule."""
-        return cls(status=status, body=event.data[:65536].encode(), operation="chat", model=model)
+    def from_event(cls, event: ServerEvent, *, model: str = "") -> Failure:
+        """The failure that an event of a stream is."""
+        body = event.data[:65536].encode()
+        return cls(status=_meant(200, body), body=body, operation="chat", model=model)
 
     @cached_property
     def error(self) -> ErrorBody:
@@ -87,11 +92,9 @@ def read_error_body(body: bytes) -> ErrorBody:
     text; the flat form; FastAPI's ``detail`` (whose echo of the input is left out); ``message`` alone.
     """
     try:
-        value = msgspec.json.decode(body)
+        value = _first_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ErrorBody(message=_cut(body.decode("utf-8", "replace")))
-    if isinstance(value, list) and value:
-        value = value[0]
     if not isinstance(value, dict):
         return ErrorBody(message=_cut(str(value)) if isinstance(value, str) else "")
     error = value.get("error")
@@ -102,6 +105,30 @@ def read_error_body(body: bytes) -> ErrorBody:
     if "message" not in value and "detail" in value:
         return ErrorBody(message=_detail(value["detail"]), raw=value)
     return _from_object(value)
+
+
+def _first_object(body: bytes) -> Any:
+    value = msgspec.json.decode(body)
+    return value[0] if isinstance(value, list) and value else value
+
+
+_STATING: Final = ("status_code", "code", "statusCode", "status")
+"""Where an error under a success states the status that it would have had."""
+
+
+def _meant(status: int, body: bytes) -> int:
+    if not 200 <= status < 300:
+        return status
+    try:
+        value = _first_object(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return status
+    if not isinstance(value, dict):
+        return status
+    error = value.get("error")
+    where = error if isinstance(error, dict) else value
+    stated = (str(where[key]) for key in _STATING if type(where.get(key)) in (int, str))
+    return next((int(each) for each in stated if _AN_ERROR.fullmatch(each)), status)
 
 
 def _from_object(value: Mapping[str, Any]) -> ErrorBody:
