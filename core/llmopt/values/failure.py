@@ -45,8 +45,7 @@ class Failure:
     """A non-2xx answer, or a 2xx that carries an error, handed to ``classify_error``.
 
     Attributes:
-        status: HTTP status; under a success the status that the error itself states, where it does
-            (gateways, and errors in streams).
+        status: HTTP status; a success for an error in a stream, and with some gateways.
         headers: lower-case names.
         body: the first 64 KiB of the body, or the data of the event.
         operation: "embeddings", "catalog" or "chat".
@@ -64,11 +63,10 @@ class Failure:
         cls, response: HttpResponse, *, operation: Operation = "embeddings", model: str = ""
     ) -> Failure:
         """The failure that an answer is."""
-        body = response.body[:65536]
         return cls(
-            status=_meant(response.status, body),
+            status=response.status,
             headers=response.headers,
-            body=body,
+            body=response.body[:65536],
             operation=operation,
             model=model,
         )
@@ -76,8 +74,12 @@ class Failure:
     @classmethod
     def from_event(cls, event: ServerEvent, *, model: str = "") -> Failure:
         """The failure that an event of a stream is."""
-        body = event.data[:65536].encode()
-        return cls(status=_meant(200, body), body=body, operation="chat", model=model)
+        return cls(status=200, body=event.data[:65536].encode(), operation="chat", model=model)
+
+    @cached_property
+    def stated_status(self) -> int:
+        """The status that the error has by its own account: under a success that of the body, if it names one."""
+        return _stated(self.body) or self.status if 200 <= self.status < 300 else self.status
 
     @cached_property
     def error(self) -> ErrorBody:
@@ -113,22 +115,20 @@ def _first_object(body: bytes) -> Any:
 
 
 _STATING: Final = ("status_code", "code", "statusCode", "status")
-"""Where an error under a success states the status that it would have had."""
+"""Where an error under a success names the status that it would have had."""
 
 
-def _meant(status: int, body: bytes) -> int:
-    if not 200 <= status < 300:
-        return status
+def _stated(body: bytes) -> int | None:
     try:
         value = _first_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return status
+        return None
     if not isinstance(value, dict):
-        return status
+        return None
     error = value.get("error")
     where = error if isinstance(error, dict) else value
     stated = (str(where[key]) for key in _STATING if type(where.get(key)) in (int, str))
-    return next((int(each) for each in stated if _AN_ERROR.fullmatch(each)), status)
+    return next((int(each) for each in stated if _AN_ERROR.fullmatch(each)), None)
 
 
 def _from_object(value: Mapping[str, Any]) -> ErrorBody:
