@@ -23,7 +23,6 @@ from llmopt.values.stream import ServerEvent
 
 DONE: Final = "[DONE]"
 """The data of the event that ends a stream."""
-_END: Final = (ChatEvent(last=True),)
 _decode: Final = msgspec.json.Decoder().decode
 
 
@@ -76,7 +75,7 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
     """
     data = event.data
     if data == DONE:
-        return _END
+        return (ChatEvent(last=True),)
     if event.event == "error":
         return Failure.from_event(event, model=call.model)
     return () if not data or data.isspace() else _chunk(call, event)
