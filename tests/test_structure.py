@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "_exports", "markers"},
     {"values"},
-    {"policies"},
+    {"policies", "decoding"},
     {"wire", "config"},
     {"hookspecs"},
     {"compatible", "modeltable", "providers"},

@@ -13,6 +13,8 @@ from urllib.parse import quote
 from llmopt.errors import InvalidResponse
 from llmopt.policies.rate_headers import rate_limit
 from llmopt.providers.answers import decode_embeddings, rows_from_raw
+from llmopt.providers.chat_answers import parse_chat, parse_stream_event
+from llmopt.providers.chat_request import chat_body
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.catalog import CatalogPage, Model
 from llmopt.values.embeddings import EmbeddedRows
@@ -23,11 +25,14 @@ from llmopt.values.verdict import Verdict, VerdictKind
 
 __all__ = [
     "build_request",
+    "chat_body",
     "classify",
     "embed_body",
     "model_from_entry",
     "parse_catalog",
+    "parse_chat",
     "parse_embeddings",
+    "parse_stream_event",
     "rate_limit",
     "rows_from_raw",
 ]
@@ -92,8 +97,7 @@ def build_request(call: Call, settings: Settings, *, encoding_format: str | None
     if isinstance(call, CatalogCall):
         path = "/models" if call.cursor is None else f"/models?after={quote(call.cursor, safe='')}"
         return HttpRequest(method="GET", path=path, headers=headers)
-    chat = {"model": call.model, "messages": call.messages, "stream": call.stream, **call.extra}
-    return HttpRequest(method="POST", path="/chat/completions", headers=headers, json=chat)
+    return HttpRequest(method="POST", path="/chat/completions", headers=headers, json=chat_body(call))
 
 
 def embed_body(call: EmbedCall, *, encoding_format: str | None = None) -> dict[str, Any]:

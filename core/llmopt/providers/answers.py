@@ -222,7 +222,14 @@ def read_usage(value: object) -> Usage | None:
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=total if total is not None else prompt + completion,
+        cached_tokens=_detail(value, "prompt_tokens_details", "cached_tokens"),
+        reasoning_tokens=_detail(value, "completion_tokens_details", "reasoning_tokens"),
     )
+
+
+def _detail(usage: dict[str, Any], group: str, name: str) -> int:
+    details = usage.get(group)
+    return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0
 
 
 def _count(value: object) -> int | None:

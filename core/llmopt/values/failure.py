@@ -12,6 +12,7 @@ from attrs import field, frozen
 from llmopt.values.calls import Operation
 from llmopt.values.http import HttpResponse
 from llmopt.values.shown import size
+from llmopt.values.stream import ServerEvent
 
 _MAX_MESSAGE: Final = 500
 
@@ -67,6 +68,11 @@ class Failure:
             operation=operation,
             model=model,
         )
+
+    @classmethod
+    def from_event(cls, event: ServerEvent, *, status: int = 200, model: str = "") -> Failure:
+        """The failure that an event of a stream is. Its status is that of the answer, a success as a rule."""
+        return cls(status=status, body=event.data[:65536].encode(), operation="chat", model=model)
 
     @cached_property
     def error(self) -> ErrorBody:
