@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from llmopt.engine.redact import redact
@@ -20,7 +20,7 @@ from llmopt.errors import (
     UnexpectedStatus,
 )
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
@@ -77,8 +77,7 @@ def _redirect(failure: Failure) -> LLMOptError | None:
 def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings) -> LLMOptError:
     """The exception that a verdict is, with a message fit to be shown."""
     secrets = [settings.credential.reveal()] if settings.credential is not None else []
-    texts = call.texts if isinstance(call, EmbedCall) else ()
-    said = redact(verdict.message or failure.error.message, secrets=secrets, texts=texts)
+    said = redact(verdict.message or failure.error.message, secrets=secrets, texts=texts_of(call))
     message = _sentence(said, verdict, failure, settings)
     kind = EXCEPTION_OF[verdict.kind]
     if issubclass(kind, InvalidResponse):
@@ -93,6 +92,23 @@ def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings)
     error.retry_after = verdict.retry_after
     error.sent = "yes"
     return error
+
+
+def texts_of(call: Call) -> Sequence[str]:
+    """What the user wrote in a call, which no message may repeat."""
+    if isinstance(call, EmbedCall):
+        return call.texts
+    if isinstance(call, ChatCall):
+        return [text for message in call.messages for text in _strings(message)]
+    return ()
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
 
 
 def _sentence(said: str, verdict: Verdict, failure: Failure, settings: Settings) -> str:

@@ -35,7 +35,7 @@ class Pace(Protocol):
         ...
 
 
-class _FreeLease:
+class FreeLease:
     """Leave that costs nothing."""
 
     __slots__ = ()
@@ -62,7 +62,7 @@ class Unpaced:
     __slots__ = ("_lease",)
 
     def __init__(self) -> None:
-        self._lease = _FreeLease()
+        self._lease = FreeLease()
 
     def try_acquire(self, tokens: int) -> PaceLease:  # noqa: ARG002 - free of charge
         """Always."""

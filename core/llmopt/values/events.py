@@ -151,5 +151,19 @@ class PoolCheckout(Event):
     reused: bool
 
 
+@frozen(kw_only=True)
+class StreamChunk(Event):
+    """A piece of a stream came, after its first: ``size`` bytes, which completed ``events`` of the server's events.
+
+    ``seconds`` were waited for it.
+    """
+
+    name: ClassVar[str] = "stream.chunk"
+
+    size: int
+    events: int
+    seconds: float
+
+
 OnEvent = Callable[[Event], None]
 """A listener. It is called on the event loop, and must be quick."""

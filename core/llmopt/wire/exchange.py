@@ -152,6 +152,9 @@ class Exchange(Reader):
         Most servers end an answer a moment after its last event. Whoever read that event need not wait
         for it, and the connection is too good to be thrown away.
         """
+        if self._payload.is_eof():
+            self._complete = True
+            self.end()
         if self._connection is None:
             return
         loop, leaving = self._connector.loop, self._connector.leaving
