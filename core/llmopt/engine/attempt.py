@@ -19,6 +19,8 @@ from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.attempt import Attempt
 from llmopt.values.calls import Call
 from llmopt.values.http import HttpResponse
+from llmopt.values.limits import RateLimits
+from llmopt.values.settings import Settings
 
 if TYPE_CHECKING:
     from llmopt.policies.breaker_pair import PairPermit
@@ -64,17 +66,34 @@ class Held:
         self._suspect: Final = suspect
         self._counts = True
 
-    def succeeded(self, seconds: float, tokens: int | None) -> None:
-        """A good answer came after so long, and cost so many tokens, None when it does not say."""
+    def succeeded(
+        self, response: HttpResponse, settings: Settings, seconds: float, tokens: int | None
+    ) -> bool:
+        """A good answer came after so long, and cost so many tokens, None when it does not say.
+
+        Returns:
+            Whether its headers taught a limit.
+        """
         self.endpoint.guards.took(self.call, self.size, seconds)
+        self.completed(tokens)
+        # After the cost: what the headers tell of the rest is held against it.
+        return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
+
+    def completed(self, tokens: int | None) -> None:
+        """All of a good answer is there, and cost so many tokens, None when it does not say."""
         self.slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self.permit is not None:
             self.permit.success()
-        if tokens is not None:
-            self.lease.settle(tokens)
+        self.lease.settle(tokens)
 
-    def failed(self, error: LLMOptError, seconds: float, response: HttpResponse | None) -> None:
-        """It ended in an error."""
+    def failed(
+        self, error: LLMOptError, settings: Settings, seconds: float, response: HttpResponse | None
+    ) -> bool:
+        """It ended in an error.
+
+        Returns:
+            Whether the headers of the answer, if there is one, taught a limit.
+        """
         guards = self.endpoint.guards
         guards.latch(error)
         if isinstance(error, AttemptTimeout):
@@ -86,40 +105,47 @@ class Held:
             if self.permit is not None and not (self._suspect and may_be_an_items(error)):
                 # A text that cannot be computed says nothing of the server's health.
                 self.permit.failed(error)
-        self._settle(error)
+        limits = None if response is None else self.endpoint.hooks.rate_limits(response, settings)
+        return self._settle(error, limits)
 
-    def _settle(self, error: LLMOptError) -> None:
+    def _settle(self, error: LLMOptError, limits: RateLimits | None) -> bool:
         if error.sent == "no":
             self.lease.refund()
-        elif isinstance(error, RateLimited):
-            self.lease.penalize(error.retry_after)
-        elif isinstance(error, ProviderError) and not error.retryable:
-            # Refused before any token was read.
-            self.lease.settle(0)
+            return False
+        if isinstance(error, RateLimited):
+            return self.lease.penalize(error.retry_after, limits=limits)
+        # Refused before any token was read, or else as estimated.
+        self.lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
+        return limits is not None and self.lease.observe(limits)
 
-    def began(self, seconds: float) -> None:
-        """The first event of a stream came after so long."""
+    def began(self, response: HttpResponse, settings: Settings, seconds: float) -> bool:
+        """The first event of a stream came after so long.
+
+        Returns:
+            Whether the headers of the answer taught a limit.
+        """
         self.endpoint.guards.took(self.call, self.size, seconds)
         breakers = self.endpoint.guards.breakers(self.call)
         if self.permit is not None and breakers is not None and breakers.on_probation:
             # A circuit that lets one request through to see must not wait for the end of a long answer.
             self.permit.success()
+        return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
     def left(self, tokens: int) -> None:
         """Its reader had enough of a stream that had cost so many tokens by then."""
         self.lease.settle(tokens)
+
+    def broke(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
+        """A stream that had cost so many tokens broke off."""
+        if not isinstance(error, RateLimited):
+            self.lease.settle(tokens)
+        self.failed(error, settings, 0.0, None)
 
     def admitted(self, permit: PairPermit | None, timeout: float) -> None:
         """The circuits let it through; it has so many seconds from now."""
         self.permit, self.timeout = permit, timeout
         # The first answer of a server that may be loading its model counts for neither breaker nor load.
         self._counts = self.endpoint.guards.warm or self.endpoint.config.timeouts.first is None
-
-    def broke(self, error: LLMOptError, tokens: int) -> None:
-        """A stream that had cost so many tokens broke off."""
-        if not isinstance(error, RateLimited):
-            self.lease.settle(tokens)
-        self.failed(error, 0.0, None)
 
     def __enter__(self) -> Self:
         return self

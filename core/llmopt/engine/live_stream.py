@@ -15,6 +15,7 @@ from llmopt.policies.clock import Clock
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.idle import IdleClocks
 from llmopt.values.chat import ChatEvent
+from llmopt.values.http import HttpResponse
 from llmopt.wire.stream import WireStream
 
 _DRAIN_S: Final = 0.1
@@ -34,14 +35,14 @@ class LiveStream:
     Args:
         wire: the answer.
         reader: makes events of its bytes.
-        request_id: the provider's id of the request, None when it gives none.
+        head: status and headers of the answer.
         idle: how long it may be silent.
         deadline: of the caller's whole call.
         clock: the time.
         on_piece: told of each piece, None for nobody.
 
     Attributes:
-        reader, request_id: see there.
+        reader, head: see there.
         on_end: told once how it ended, at the moment it does, before anything is raised for it. Must not await.
         ended: whether it has.
     """
@@ -51,14 +52,14 @@ class LiveStream:
         wire: WireStream,
         reader: EventReader,
         *,
-        request_id: str | None,
+        head: HttpResponse,
         idle: IdleClocks,
         deadline: Deadline,
         clock: Clock,
         on_piece: OnPiece | None,
     ) -> None:
         self.reader: Final = reader
-        self.request_id: Final = request_id
+        self.head: Final = head
         self.on_end: Callable[[Outcome], None] | None = None
         self.ended = False
         self._wire: Final = wire

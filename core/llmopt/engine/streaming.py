@@ -18,7 +18,7 @@ from llmopt.engine.attempt import Held, explain
 from llmopt.engine.event_reader import EventReader
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.live_stream import LiveStream, Outcome
-from llmopt.engine.outcome import error_of, judge, request_id
+from llmopt.engine.outcome import error_of, judge
 from llmopt.engine.pipeline import Pipeline, late
 from llmopt.engine.prepare import Prepared
 from llmopt.engine.request import StreamRequest
@@ -91,13 +91,14 @@ class StreamPipeline(Pipeline[LiveStream]):
         try:
             stream = await self._open(held, prepared, settings)
         except LLMOptError as error:
-            self._failed(number, held, error, self._head, self._clock.now() - started)
+            self._failed(number, held, settings, error, self._head, self._clock.now() - started)
             raise
         seconds = self._clock.now() - started
-        held.began(seconds)
+        if held.began(stream.head, settings, seconds):
+            self._emit_limits(held.endpoint)
         held.keep()
         self._fleet.took(held.endpoint, seconds)
-        stream.on_end = partial(self._ended, stream, number, held, self._head, started)
+        stream.on_end = partial(self._ended, stream, number, held, settings, started)
         return stream
 
     async def _open(self, held: Held, prepared: Prepared, settings: Settings) -> LiveStream:
@@ -147,7 +148,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         stream = LiveStream(
             wire,
             self._reader(decoder or SSEDecoder(), held, settings),
-            request_id=request_id(head.headers),
+            head=head,
             idle=self._clocks(held),
             deadline=self._request.deadline,
             clock=self._clock,
@@ -178,7 +179,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         stream: LiveStream,
         number: int,
         held: Held,
-        head: HttpResponse | None,
+        settings: Settings,
         started: float,
         outcome: Outcome,
     ) -> None:
@@ -188,18 +189,24 @@ class StreamPipeline(Pipeline[LiveStream]):
         name = "ok" if outcome == "complete" else "cancelled"
         if isinstance(outcome, LLMOptError):
             name = type(outcome).__name__
-            self._broke(held, outcome, head, seconds, tokens)
+            self._broke(stream.head, held, settings, outcome, seconds, tokens)
         elif outcome == "complete":
-            held.succeeded(seconds, tokens)
+            held.completed(tokens)
         else:
             held.left(tokens)
         held.release()
         if self._telemetry.on:
-            self._emit_attempt(number, name, held.endpoint, head, seconds, sent="yes")
+            self._emit_attempt(number, name, held.endpoint, stream.head, seconds, sent="yes")
             self._over(name)
 
     def _broke(
-        self, held: Held, error: LLMOptError, head: HttpResponse | None, seconds: float, tokens: int
+        self,
+        head: HttpResponse,
+        held: Held,
+        settings: Settings,
+        error: LLMOptError,
+        seconds: float,
+        tokens: int,
     ) -> None:
         # What it broke off for says more of the server than that it broke off.
         cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
@@ -207,7 +214,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         error.retry_after = cause.retry_after
         self._history.append(explain(error, held.endpoint, self._call, head, seconds))
         error.attempts = tuple(self._history)
-        held.broke(cause, tokens)
+        held.broke(cause, settings, tokens)
 
     def _spent(self, reader: EventReader) -> int:
         """Tokens so far: as the server says, else as estimated from what was said."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from llmopt.decoding.gather import Gathered
 from llmopt.engine.live_stream import LiveStream
+from llmopt.engine.outcome import request_id
 from llmopt.errors import LLMOptError, StreamError, StreamInterrupted
 from llmopt.operations.chat import ChatJob
 from llmopt.values.chat import ChatEvent
@@ -79,7 +80,7 @@ class ChatSource:
         live = self._live
         if live is None:
             live = self._live = await self._job.open(self._buffer_size)
-            self.request_id = live.request_id
+            self.request_id = request_id(live.head.headers)
         events = [] if self._closed else await live.read()
         if self._closed:
             # By another task, which has no use for these.
