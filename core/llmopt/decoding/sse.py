@@ -52,8 +52,13 @@ class SSEDecoder:
             StreamFault: a line or an event is too long, or not UTF-8. Its ``events`` are those that
                 came before in this piece.
         """
+        self._refuse_after_fault()
         events: list[ServerEvent] = []
-        self._guarded(piece, events, end=False)
+        try:
+            self._read(piece, events)
+        except StreamFault as fault:
+            self._fail(fault, events)
+            raise
         return events
 
     def end(self) -> list[ServerEvent]:
@@ -62,24 +67,24 @@ class SSEDecoder:
         Raises:
             StreamFault: as `feed` does.
         """
+        self._refuse_after_fault()
         events: list[ServerEvent] = []
-        self._guarded(b"", events, end=True)
+        try:
+            self._finish(events)
+        except StreamFault as fault:
+            self._fail(fault, events)
+            raise
         return events
 
-    def _guarded(self, piece: bytes, events: list[ServerEvent], *, end: bool) -> None:
+    def _refuse_after_fault(self) -> None:
         if self._fault is not None:
             raise StreamFault(str(self._fault), self._fault.reason)
-        try:
-            if end:
-                self._finish(events)
-            else:
-                self._read(piece, events)
-        except StreamFault as fault:
-            fault.events = tuple(events)
-            self._fault = fault
-            self._line.clear()
-            self._data = None
-            raise
+
+    def _fail(self, fault: StreamFault, events: list[ServerEvent]) -> None:
+        fault.events = tuple(events)
+        self._fault = fault
+        self._line.clear()
+        self._data = None
 
     def _read(self, piece: bytes, events: list[ServerEvent]) -> None:
         if not self._beginning.over:
@@ -91,7 +96,8 @@ class SSEDecoder:
             # A line ends at the CR already; the LF that may follow in the next piece is its second half.
             self._after_cr = piece.endswith(b"\r")
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        piece = self._read_begun(piece, events)
+        if self._line or self._data is not None or self._event:
+            piece = self._read_begun(piece, events)
         *blocks, rest = piece.split(b"\n\n")
         for block in blocks:
             # What nearly all events are, in as few steps as can be.
@@ -100,9 +106,10 @@ class SSEDecoder:
             elif block:
                 self._read_lines(block.split(b"\n"), events)
                 self._dispatch(events)
-        *lines, rest = rest.split(b"\n")
-        self._read_lines(lines, events)
-        self._keep(rest)
+        if rest:
+            *lines, rest = rest.split(b"\n")
+            self._read_lines(lines, events)
+            self._keep(rest)
 
     def _read_begun(self, piece: bytes, events: list[ServerEvent]) -> bytes:
         """Read up to the end of the block that an earlier piece began; return what lies behind."""

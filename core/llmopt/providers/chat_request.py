@@ -23,10 +23,11 @@ _PARAMETERS: Final = (
     "reasoning_effort",
 )
 """The fields of a `ChatCall` that are keys of the body, by the names they have in both."""
-_SAME: Final[Mapping[str, str | None]] = {}
+SAME_NAMES: Final[Mapping[str, str | None]] = {}
+"""Every parameter as it is called here."""
 
 
-def chat_body(call: ChatCall, names: Mapping[str, str | None] = _SAME) -> dict[str, Any]:
+def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> dict[str, Any]:
     """The body of a chat request. Keys that are not asked for are left out, ``extra`` comes last.
 
     Args:
