@@ -115,6 +115,7 @@ class Exchange(Reader):
             # Not close: that waits for the peer to take what is still to be sent.
             self._protocol.abort()
         connection.close()
+        self._connector.tell_size()
 
     def fail(self, error: BaseException) -> LLMOptError | None:
         """End after an error, and say what it means; None for what is not to be translated."""
