@@ -242,7 +242,7 @@ def test_n21_a_server_that_flaps() -> None:
 
             await asyncio.gather(*(worker() for _ in range(5)))
             good = outcomes.count("ok")
-            assert good > 100
+            assert good > 30
             assert len(server.requests) <= 1.35 * good
             assert at_rest(client)
 
