@@ -204,6 +204,23 @@ def test_c03_a_grant_to_a_cancelled_waiter_goes_on_to_the_next() -> None:
     run_simulated(main)
 
 
+def test_a_thousand_refusals_in_a_row_and_a_day_without_an_answer() -> None:
+    """Neither leaves the floats."""
+
+    async def main(clock: SimulatedClock) -> None:
+        limiter = RateLimiter(clock=clock)
+        (await limiter.acquire()).refund()
+        held = await limiter.acquire()
+        await clock.sleep(86_400)
+        (await limiter.acquire()).settle()
+        held.settle()
+        for _ in range(1_100):
+            (await limiter.acquire()).penalize()
+        assert limiter.paused == pytest.approx(30)
+
+    run_simulated(main)
+
+
 def test_c05_ten_thousand_cancelled_leave_nothing() -> None:
     """The line is empty, the level intact."""
 

@@ -18,6 +18,8 @@ from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.attempt import Attempt
 from llmopt.values.calls import Call
 from llmopt.values.http import HttpResponse
+from llmopt.values.limits import RateLimits
+from llmopt.values.settings import Settings
 
 if TYPE_CHECKING:
     from llmopt.engine.pace import PaceLease
@@ -58,17 +60,30 @@ class Held:
         # The first answer of a server that may be loading its model counts for neither breaker nor load.
         self._counts: Final = endpoint.guards.warm or endpoint.config.timeouts.first is None
 
-    def succeeded(self, seconds: float, tokens: int | None) -> None:
-        """A good answer came after so long, and cost so many tokens, None when it does not say."""
+    def succeeded(
+        self, response: HttpResponse, settings: Settings, seconds: float, tokens: int | None
+    ) -> bool:
+        """A good answer came after so long, and cost so many tokens, None when it does not say.
+
+        Returns:
+            Whether its headers taught a limit.
+        """
         self.endpoint.guards.took(self.call, self.size, seconds)
         self._slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self._permit is not None:
             self._permit.success()
-        if tokens is not None:
-            self._lease.settle(tokens)
+        # The cost first: what the headers tell of the rest is held against it.
+        self._lease.settle(tokens)
+        return self._lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
-    def failed(self, error: LLMOptError, seconds: float, response: HttpResponse | None) -> None:
-        """It ended in an error."""
+    def failed(
+        self, error: LLMOptError, settings: Settings, seconds: float, response: HttpResponse | None
+    ) -> bool:
+        """It ended in an error.
+
+        Returns:
+            Whether the headers of the answer, if there is one, taught a limit.
+        """
         guards = self.endpoint.guards
         guards.latch(error)
         if isinstance(error, AttemptTimeout):
@@ -80,16 +95,18 @@ class Held:
             if self._permit is not None and not (self._suspect and may_be_an_items(error)):
                 # A text that cannot be computed says nothing of the server's health.
                 self._permit.failed(error)
-        self._settle(error)
+        limits = None if response is None else self.endpoint.hooks.rate_limits(response, settings)
+        return self._settle(error, limits)
 
-    def _settle(self, error: LLMOptError) -> None:
+    def _settle(self, error: LLMOptError, limits: RateLimits | None) -> bool:
         if error.sent == "no":
             self._lease.refund()
-        elif isinstance(error, RateLimited):
-            self._lease.penalize(error.retry_after)
-        elif isinstance(error, ProviderError) and not error.retryable:
-            # Refused before any token was read.
-            self._lease.settle(0)
+            return False
+        if isinstance(error, RateLimited):
+            return self._lease.penalize(error.retry_after, limits=limits)
+        # Refused before any token was read, or else as estimated.
+        self._lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
+        return limits is not None and self._lease.observe(limits)
 
 
 def explain(

@@ -18,6 +18,7 @@ each is a context manager whose exit does not await.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import Awaitable
 from contextlib import nullcontext
@@ -28,18 +29,25 @@ from llmopt.engine.attempt import Held, explain, should_retry
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge, may_be_an_items
-from llmopt.engine.pace import PaceLease
+from llmopt.engine.pace import Pace, PaceLease
 from llmopt.engine.prepare import Prepared, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import DeadlineExceeded, LLMOptError, Sent
+from llmopt.errors import DeadlineExceeded, LLMOptError, RateLimited, Sent
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Slot
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
 from llmopt.policies.permit import Refusal
 from llmopt.policies.retry import Facts
 from llmopt.values.attempt import Attempt
-from llmopt.values.events import RequestAttempt, RequestEnd, RequestStart, RequestWait, WaitCause
+from llmopt.values.events import (
+    LimitLearned,
+    RequestAttempt,
+    RequestEnd,
+    RequestStart,
+    RequestWait,
+    WaitCause,
+)
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
 from llmopt.wire.request import WireRequest
@@ -138,6 +146,7 @@ class Pipeline(Generic[T]):
                 should_retry=self._should_retry,
                 wait_when_open=self._request.wait_when_open,
                 rest=self._fleet.rest(self._call),
+                elsewhere=self._fleet.elsewhere(self._endpoint, self._call, self._tried),
             ),
             on_retry=lambda retry: self._telemetry.retry(self._call, self._endpoint.config.provider, retry),
         )
@@ -164,27 +173,31 @@ class Pipeline(Generic[T]):
             self._check_deadline("before it was sent")
             endpoint = self._endpoint = self._fleet.choose(self._call, self._tried)
             guards = endpoint.guards
-            with await self._slot(endpoint) as slot, await self._lease(endpoint) as lease:
-                settings = await endpoint.settings()
-                prepared = self._prepare(endpoint, settings)
-                timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
-                breakers = guards.breakers(self._call)
-                permit = breakers.acquire(timeout) if breakers is not None else None
-                if isinstance(permit, Refusal):
-                    lease.refund()
+            with await self._slot(endpoint) as slot:
+                lease = await self._lease(endpoint)
+                if lease is None:
                     continue
-                held = Held(
-                    endpoint,
-                    self._call,
-                    self._request.tokens,
-                    timeout,
-                    slot=slot,
-                    lease=lease,
-                    permit=permit,
-                    suspect=self._request.suspect,
-                )
-                with permit or nullcontext(), SingleRetrier():
-                    return await self._send(number, held, prepared, settings)
+                with lease:
+                    settings = await endpoint.settings()
+                    prepared = self._prepare(endpoint, settings)
+                    timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
+                    breakers = guards.breakers(self._call)
+                    permit = breakers.acquire(timeout) if breakers is not None else None
+                    if isinstance(permit, Refusal):
+                        lease.refund()
+                        continue
+                    held = Held(
+                        endpoint,
+                        self._call,
+                        self._request.tokens,
+                        timeout,
+                        slot=slot,
+                        lease=lease,
+                        permit=permit,
+                        suspect=self._request.suspect,
+                    )
+                    with permit or nullcontext(), SingleRetrier():
+                        return await self._send(number, held, prepared, settings)
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
@@ -199,12 +212,14 @@ class Pipeline(Generic[T]):
             seconds = self._clock.now() - started
             self._should_retry = should_retry(response)
             self._history.append(explain(error, endpoint, self._call, response, seconds))
-            held.failed(error, seconds, response)
+            if held.failed(error, settings, seconds, response):
+                self._emit_limits(endpoint)
             self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
             raise
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
-        held.succeeded(seconds, usage.total_tokens if usage is not None else None)
+        if held.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
+            self._emit_limits(endpoint)
         self._fleet.took(endpoint, seconds)
         self._emit_attempt(number, "ok", endpoint, response, seconds, sent="yes")
         return value
@@ -240,13 +255,24 @@ class Pipeline(Generic[T]):
             return slot
         return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
 
-    async def _lease(self, endpoint: LiveEndpoint) -> PaceLease:
-        pace = endpoint.guards.pace
+    async def _lease(self, endpoint: LiveEndpoint) -> PaceLease | None:
+        """Leave to send; none when the server wants a pause and another endpoint is free."""
+        pace = endpoint.guards.pace(self._call)
         lease = pace.try_acquire(self._request.tokens)
         if lease is not None:
             return lease
+        if len(self._fleet.endpoints) > 1:
+            try:
+                return await self._in_line(endpoint, pace, patience=0.0)
+            except RateLimited:
+                if self._fleet.elsewhere(endpoint, self._call):
+                    return None
+        return await self._in_line(endpoint, pace, patience=endpoint.guards.retry.max_retry_after)
+
+    async def _in_line(self, endpoint: LiveEndpoint, pace: Pace, *, patience: float) -> PaceLease:
         deadline = self._request.deadline
-        return await self._waiting("limiter", endpoint, pace.acquire(self._request.tokens, deadline=deadline))
+        wait = pace.acquire(self._request.tokens, deadline=deadline, patience=patience)
+        return await self._waiting("limiter", endpoint, wait)
 
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()
@@ -262,6 +288,23 @@ class Pipeline(Generic[T]):
                 )
             )
         return got
+
+    def _emit_limits(self, endpoint: LiveEndpoint) -> None:
+        """Its headers taught a limit, or another one than before."""
+        if not self._telemetry.on:
+            return
+        for name, rate in zip(("rpm", "tpm"), endpoint.guards.pace(self._call).rates, strict=True):
+            if math.isfinite(rate):
+                self._telemetry.emit(
+                    LimitLearned(
+                        provider=endpoint.config.provider,
+                        model=self._call.model,
+                        endpoint=endpoint.name,
+                        limit=name,
+                        value=rate * 60,
+                        source="headers",
+                    )
+                )
 
     def _check_deadline(self, when: str) -> None:
         if self._request.deadline.expired():

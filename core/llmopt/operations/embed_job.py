@@ -22,6 +22,7 @@ from llmopt.operations.recover import ExtraRequests, Part, Recovered, Recovery
 from llmopt.operations.shared import SharedWork
 from llmopt.operations.sizes import LearnedSize, LearnedSizes
 from llmopt.policies.deadline import Deadline
+from llmopt.policies.learned_rate import BURST_S
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage
@@ -113,9 +114,23 @@ class EmbedJob:
         limit = merged(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), told)
         config = self._endpoint.config
         configured = config.max_batch_size if config.flags.batching else 1
+        limit = self._within_a_burst(limit)
         if configured is None:
             return limit
         return evolve(limit, max_items=min(configured, limit.max_items or configured))
+
+    def _within_a_burst(self, limit: BatchLimit) -> BatchLimit:
+        """A batch of no more tokens than are let through at once: a larger one would wait for others to save up."""
+        rates = [
+            endpoint.config.tpm_for(self.model)
+            for endpoint in self._engine.endpoints(self._provider)
+            if endpoint.config.flags.limiter
+        ]
+        least = min((rate for rate in rates if rate is not None), default=None)
+        if least is None:
+            return limit
+        burst = max(1, int(least / 60 * BURST_S[1]))
+        return evolve(limit, max_tokens=min(burst, limit.max_tokens or burst))
 
     def _sizes(self) -> LearnedSizes | None:
         config = self._endpoint.config

@@ -144,7 +144,12 @@ class LearnedRate:
         began = self._notes[0][0] if self._notes and not self._anchored else self._cut_at
         self.soon = now - began < _SOON_S
         current = min(rates[0], rates[1] / each if each else math.inf)
-        self._speed = max(FLOOR, self._plateau(now, granted, each, current))
+        plateau = self._plateau(now, granted, each, current)
+        if plateau == math.inf:
+            # Too little was sent to tell a rate from. The pause alone must do.
+            self._anchor(now, granted)
+            return False
+        self._speed = max(FLOOR, plateau)
         self._tokens_each = each
         self._recovery_s = max(_RECOVERY_S, min(_LONGEST_RECOVERY_S, _RECOVERY_REQUESTS / self._speed))
         self.active = True
@@ -160,7 +165,7 @@ class LearnedRate:
             # matters more than what a measurement would tell.
             return self._speed * _AGAIN
         self._sure = long
-        if self._counted < _FEW and current < math.inf:
+        if self._counted < _FEW:
             return current * _CUT
         return min(current * (_CUT if self.soon else 1.0), self._measure(now, granted, each))
 

@@ -13,7 +13,7 @@ import math
 import threading
 from typing import Final
 
-from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
 from llmopt.policies.clock import Clock
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.lease import Lease
@@ -99,23 +99,27 @@ class RateLimiter:
                 return None
             return self._quota.take(now, tokens)
 
-    async def acquire(self, tokens: float = 0, *, deadline: Deadline | None = None) -> Lease:
+    async def acquire(
+        self, tokens: float = 0, *, deadline: Deadline | None = None, patience: float = math.inf
+    ) -> Lease:
         """A lease, when it is this caller's turn; it says how long that took, and why.
 
         Args:
             tokens: what the request is estimated to cost.
             deadline: until when to wait.
+            patience: the longest pause of the server's, in seconds, that this caller waits for.
 
         Raises:
             CostNeverFits: more tokens than the configured limit allows in a minute.
             QueueFull: too many are in line.
+            RateLimited: the server wants, or comes to want, a pause longer than the caller's patience.
             DeadlineExceeded: the deadline passes before the turn comes, or, and then at once, before the
                 end of a pause that the server asked for.
         """
         lease = self.try_acquire(tokens)
         if lease is not None:
             return lease
-        waiter = self._join(tokens, deadline)
+        waiter = self._join(tokens, deadline, patience)
         try:
             return await waiter.future
         except BaseException:
@@ -125,11 +129,11 @@ class RateLimiter:
             if waiter.expiry is not None:
                 waiter.expiry.cancel()
 
-    def _join(self, tokens: float, deadline: Deadline | None) -> Waiter:
+    def _join(self, tokens: float, deadline: Deadline | None, patience: float) -> Waiter:
         with self._mutex:
             now = self._now()
-            self._check(now, tokens, deadline)
-            waiter = Waiter(tokens, now, deadline)
+            waiter = Waiter(tokens, now, deadline, patience)
+            self._check(now, waiter)
             if deadline is not None and deadline.bounded:
                 waiter.expiry = self._clock.call_later(deadline.remaining(), self._expire, waiter)
             self._line.join(waiter)
@@ -137,7 +141,8 @@ class RateLimiter:
             waiter.cause = self._quota.cause
         return waiter
 
-    def _check(self, now: float, tokens: float, deadline: Deadline | None) -> None:
+    def _check(self, now: float, waiter: Waiter) -> None:
+        tokens = waiter.tokens
         if not 0 <= tokens < math.inf:
             raise ValueError(f"tokens must be a finite number, 0 or more, not {tokens}")
         if not self._quota.fits(tokens):
@@ -151,8 +156,9 @@ class RateLimiter:
                 f"{waiting} calls with about {self._line.tokens:.0f} tokens wait for the rate limit already"
             )
         pause = self._quota.pause.left(now)
-        if deadline is not None and now + pause > deadline.at:
-            raise _too_late(pause)
+        hopeless = _hopeless(waiter, now, pause)
+        if hopeless is not None:
+            raise hopeless
 
     def _leave(self, waiter: Waiter) -> None:
         """A waiter goes without a lease; if one was granted to it just now, the next gets it."""
@@ -187,6 +193,12 @@ class RateLimiter:
                 return
             self._grant(waiter, now)
         self._quota.save_up(0.0)
+
+    def _send_away(self, now: float, pause: float) -> None:
+        for waiter in self._line.all():
+            hopeless = _hopeless(waiter, now, pause)
+            if hopeless is not None:
+                self._line.reject(waiter, hopeless)
 
     def _grant(self, waiter: Waiter, now: float) -> None:
         lease = self._quota.take(now, waiter.tokens)
@@ -262,10 +274,19 @@ class RateLimiter:
                 now, retry_after, lease, limits=limits or RateLimits(), counted=counted
             )
             pause = self._quota.pause.left(now)
-            for waiter in self._line.hopeless(now + pause):
-                self._line.reject(waiter, _too_late(pause))
+            if pause:
+                self._send_away(now, pause)
             self._pump(now)
             return changed
+
+
+def _hopeless(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
+    """Why it makes no sense to wait through a pause, None if it does."""
+    if pause > waiter.patience:
+        return _too_long(pause)
+    if pause and waiter.deadline is not None and now + pause > waiter.deadline.at:
+        return _too_late(pause)
+    return None
 
 
 def _too_late(pause: float) -> DeadlineExceeded:
@@ -276,3 +297,11 @@ def _too_late(pause: float) -> DeadlineExceeded:
             retry_after=pause,
         )
     return DeadlineExceeded("the deadline passed while waiting for the rate limit", phase="limiter")
+
+
+def _too_long(pause: float) -> LLMOptError:
+    return RateLimited(
+        f"the server asked for a pause that lasts {pause:.0f} s more, longer than llmopt waits; nothing was sent",
+        retry_after=pause,
+        sent="no",
+    )

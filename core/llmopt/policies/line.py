@@ -31,19 +31,21 @@ class Waiter:
         since: when it came.
         cause: what it waits for, as it was when it came.
         deadline: until when it waits.
+        patience: seconds of a pause that it waits for at most.
         loop: the event loop it waits on.
         future: what it awaits.
         lease: what it was granted, and may not know of yet.
         expiry: the timer of its deadline.
     """
 
-    __slots__ = ("cause", "deadline", "expiry", "future", "lease", "loop", "since", "tokens")
+    __slots__ = ("cause", "deadline", "expiry", "future", "lease", "loop", "patience", "since", "tokens")
 
-    def __init__(self, tokens: float, since: float, deadline: Deadline | None) -> None:
+    def __init__(self, tokens: float, since: float, deadline: Deadline | None, patience: float) -> None:
         self.tokens = tokens
         self.since = since
         self.cause = ""
         self.deadline = deadline
+        self.patience = patience
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Lease] = self.loop.create_future()
         self.lease: Lease | None = None
@@ -89,9 +91,9 @@ class Line:
             self.leave(waiter)
         return None
 
-    def hopeless(self, moment: float) -> list[Waiter]:
-        """Those whose deadline comes before this moment."""
-        return [w for w in self._waiters if w.deadline is not None and w.deadline.at < moment]
+    def all(self) -> list[Waiter]:
+        """All of them, in order."""
+        return list(self._waiters)
 
     def join(self, waiter: Waiter) -> None:
         """Stand at the end."""

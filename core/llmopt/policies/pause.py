@@ -16,6 +16,8 @@ from llmopt.policies.lease import Lease
 _LONGEST_S: Final = 3_600.0
 _BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
+_MOST_DOUBLINGS: Final = 16
+"""Past the longest back-off already; some thousand in a row would leave the floats."""
 _CANARY_FROM_S: Final = 2.0
 _CANARY_STRIKES: Final = 3
 _PATIENCE_S: Final = 1.0
@@ -85,4 +87,5 @@ class Pause:
     def _length(self, retry_after: float | None, *, news: bool) -> float:
         if retry_after is not None and retry_after > 0:
             return min(retry_after, _LONGEST_S)
-        return min(_BACKOFF_S * 2.0 ** (self._strikes - 1), _LONGEST_BACKOFF_S) if news else 0.0
+        doublings = min(self._strikes - 1, _MOST_DOUBLINGS)
+        return min(_BACKOFF_S * 2.0**doublings, _LONGEST_BACKOFF_S) if news else 0.0

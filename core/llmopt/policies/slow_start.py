@@ -14,6 +14,7 @@ from typing import Final
 SCOUTS: Final = 2
 """Requests in the air before the first answer."""
 _ENOUGH: Final = 64
+_LONGEST_S: Final = 60.0
 _SHORTEST_HOLD_S: Final = 1e-3
 
 
@@ -38,7 +39,8 @@ class SlowStart:
 
     def wait(self, now: float) -> float:
         """Seconds to hold the next request back; 0 when it may go."""
-        elapsed = 0.0 if self._first_at is None else now - self._first_at
+        # Beyond the bound nobody is held back, and a day's doublings leave the floats.
+        elapsed = 0.0 if self._first_at is None else min(now - self._first_at, _LONGEST_S)
         if self._in_air < self._window * 2.0**elapsed:
             return 0.0
         return max(_SHORTEST_HOLD_S, math.log2((self._in_air + 1) / self._window) - elapsed)
