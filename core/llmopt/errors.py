@@ -104,8 +104,10 @@ class LLMOptError(Exception):
         return str(self.args[0])
 
     def copy(self) -> Self:
-        """A new exception with the same data and no traceback, for a further waiter."""
-        return _rebuild(type(self), self.message, dict(self.__dict__))
+        """A new exception with the same data and cause and no traceback, for a further waiter."""
+        made = _rebuild(type(self), self.message, dict(self.__dict__))
+        made.__cause__ = self.__cause__
+        return made
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = {key: value for key, value in self.__dict__.items() if key != "__notes__"}

@@ -62,7 +62,12 @@ class Engine:
         if fleet is None:
             live = tuple(
                 LiveEndpoint(
-                    endpoint, provider.hooks, self._transport, breakers=self._breakers, clock=self._clock
+                    endpoint,
+                    provider.hooks,
+                    self._transport,
+                    breakers=self._breakers,
+                    clock=self._clock,
+                    telemetry=self.telemetry,
                 )
                 for endpoint in provider.endpoints
             )

@@ -145,6 +145,7 @@ class Exchange(Reader):
             # Not close: that waits for the peer to take what is still to be sent.
             self._protocol.abort()
         connection.close()
+        self._connector.tell_size()
 
     def drain(self, seconds: float) -> None:
         """End when the answer has ended, at the latest in so many seconds; what comes by then is not wanted.
