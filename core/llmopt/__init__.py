@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from llmopt.values.limits import BatchLimit as BatchLimit
     from llmopt.values.limits import RateLimit as RateLimit
     from llmopt.values.limits import RateLimits as RateLimits
+    from llmopt.values.prices import Prices as Prices
     from llmopt.values.profile import Option as Option
     from llmopt.values.profile import Profile as Profile
     from llmopt.values.profile import Timeouts as Timeouts

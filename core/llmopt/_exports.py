@@ -54,6 +54,7 @@ MODULES: Final[dict[str, str]] = {
     "PluginError": "llmopt.errors",
     "PluginLoadError": "llmopt.errors",
     "PoolTimeout": "llmopt.errors",
+    "Prices": "llmopt.values.prices",
     "Profile": "llmopt.values.profile",
     "ProviderEntry": "llmopt.config.tree",
     "ProviderError": "llmopt.errors",
