@@ -80,5 +80,6 @@ MODULES: Final[dict[str, str]] = {
     "VerdictKind": "llmopt.values.verdict",
     "compatible": "llmopt.compatible",
     "hookimpl": "llmopt.markers",
+    "package_data": "llmopt.packagedata",
 }
 """Public name to module. A name that is a submodule stands for itself."""

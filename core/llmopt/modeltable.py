@@ -7,15 +7,14 @@ may be JSON, and stand by itself so that a request for embeddings need not read 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
 
 from attrs import evolve
 
 from llmopt.errors import PluginContractError
+from llmopt.packagedata import package_data
 from llmopt.providers.table_rows import KnownModel, read_table
 from llmopt.values.catalog import CatalogPage, Model
 from llmopt.values.limits import BatchLimit
@@ -92,13 +91,7 @@ def _is_missing(model: Model, name: str) -> bool:
 
 
 def _read(package: str, file: str) -> str:
-    """A file of a package, through what imported the package: a folder, a zip or whatever it came from."""
-    spec = find_spec(package)
-    loader: Any = None if spec is None else spec.loader
-    if spec is None or not spec.submodule_search_locations or not hasattr(loader, "get_data"):
-        raise PluginContractError(f"{package}: no package that {file} could be in.")
-    path = f"{next(iter(spec.submodule_search_locations))}{os.sep}{file}"
     try:
-        return bytes(loader.get_data(path)).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginContractError(f"{package}/{file} cannot be read: {type(error).__name__}.") from None
+        return package_data(package, file).decode()
+    except UnicodeDecodeError:
+        raise PluginContractError(f"{package}/{file} cannot be read: it is not UTF-8.") from None

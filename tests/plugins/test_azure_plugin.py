@@ -290,7 +290,7 @@ def test_base_models_are_described() -> None:
     ]
     small, mini, curie, tuned = page("azure", {"data": entries}, settings()).models
     assert (small.kind, small.created, small.shutdown) == ("embedding", 1705953180, "2030-03-17")
-    assert (small.dimensions, small.context_length, small.prices) == (1_536, 8_192, Prices(input=0.02))
+    assert (small.dimensions, small.context_length, small.prices) == (1_536, 8_192, Prices(input=0.022))
     assert set(small.known) == {"dimensions", "context_length", "prices"}
     assert (mini.context_length, mini.inputs[:2], "kind" in mini.known) == (128_000, ("text", "image"), False)
     assert (mini.kind, curie.kind, curie.shutdown, tuned.kind) == ("chat", "completion", None, "unknown")
