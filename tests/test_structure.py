@@ -22,7 +22,7 @@ LAYERS = (
     {"policies", "decoding"},
     {"wire", "config"},
     {"hookspecs"},
-    {"compatible", "modeltable", "providers"},
+    {"compatible", "modeltable", "packagedata", "providers"},
     {"engine"},
     {"operations"},
     {"client"},
