@@ -89,6 +89,8 @@ class FakeProvider:
             max_retries=max_retries,
             max_batch_size=max_batch_size,
             retry_delay=0.0,
+            # A scripted refusal is one refusal: it must not slow down the test's next call.
+            flags={"limiter": False},
         )
         self.config: Final = Config(providers={name: entry})
         self.transport: Final[httpx.AsyncBaseTransport] = transport_of(self._answer)
