@@ -103,11 +103,9 @@ class ProviderHooks:
         found = self._call(self._relay.parse_stream_event, call=call, event=event, settings=settings)
         if isinstance(found, Failure):
             return found
-        # Asked for every event: a loop costs half of `all` with a generator.
-        for each in found if isinstance(found, tuple) else (None,):
-            if not isinstance(each, ChatEvent):
-                raise self._wrong("parse_stream_event", found, "a tuple of ChatEvent, or Failure")
-        return found  # type: ignore[no-any-return] # checked item by item
+        if isinstance(found, tuple) and all(isinstance(each, ChatEvent) for each in found):
+            return found
+        raise self._wrong("parse_stream_event", found, "a tuple of ChatEvent, or Failure")
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
