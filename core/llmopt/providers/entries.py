@@ -200,7 +200,8 @@ def _for_a_million(value: object) -> float | None:
         found = float(f"{value}e6")
     except ValueError:
         try:
-            found = float(value) * 1e6
+            # With an exponent of its own; twelve digits are more than any price has.
+            found = float(f"{float(value) * 1e6:.12g}")
         except ValueError:
             return None
     return found if 0.0 <= found <= _DEAREST else None
