@@ -72,6 +72,11 @@ if TYPE_CHECKING:
     from llmopt.values.catalog import Catalog as Catalog
     from llmopt.values.catalog import CatalogPage as CatalogPage
     from llmopt.values.catalog import Model as Model
+    from llmopt.values.chat import ChatEvent as ChatEvent
+    from llmopt.values.chat import ChatReply as ChatReply
+    from llmopt.values.chat import Message as Message
+    from llmopt.values.chat import ToolCall as ToolCall
+    from llmopt.values.chat import ToolCallPart as ToolCallPart
     from llmopt.values.embeddings import EmbeddedPart as EmbeddedPart
     from llmopt.values.embeddings import EmbeddedRows as EmbeddedRows
     from llmopt.values.embeddings import Embeddings as Embeddings
@@ -89,6 +94,7 @@ if TYPE_CHECKING:
     from llmopt.values.profile import Timeouts as Timeouts
     from llmopt.values.secret import Secret as Secret
     from llmopt.values.settings import Settings as Settings
+    from llmopt.values.stream import ServerEvent as ServerEvent
     from llmopt.values.verdict import Verdict as Verdict
     from llmopt.values.verdict import VerdictKind as VerdictKind
 else:

@@ -102,6 +102,8 @@ class _Resolution:
             pool_size=pool,
             keepalive=_or(entry.keepalive, profile.keepalive),
             compress_requests=_or(entry.compress_requests, profile.compress_requests),
+            stream_usage=profile.stream_usage,
+            stream_end=profile.stream_end,
             cache_ttl=entry.cache_ttl,
             cache_dir=_folder(entry.cache_dir),
             flags=client_flags.overridden(entry.flags),

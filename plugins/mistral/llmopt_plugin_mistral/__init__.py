@@ -34,6 +34,9 @@ _PROFILE = Profile(
     max_retries=3,
     max_concurrency=16,
     rpm=100,
+    # It comes unasked with the last chunk, and `stream_options` is refused.
+    stream_usage=False,
+    stream_end="done",
 )
 
 
@@ -50,9 +53,9 @@ def batch_limit(call: EmbedCall) -> BatchLimit:
 
 
 @hookimpl
-def build_request(call: Call, settings: Settings) -> HttpRequest | None:
+def build_request(call: Call, settings: Settings) -> HttpRequest:
     """See `llmopt_plugin_mistral._requests`."""
-    return request_of(call, settings) if isinstance(call, EmbedCall) else None
+    return request_of(call, settings)
 
 
 @hookimpl

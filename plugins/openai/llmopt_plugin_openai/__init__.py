@@ -36,6 +36,7 @@ _PROFILE = Profile(
     max_concurrency=64,
     rpm=3_000,
     tpm=1_000_000,
+    stream_end="done",
     options=(
         Option(name="organization", env=("OPENAI_ORG_ID",), help="sent as OpenAI-Organization"),
         Option(name="project", env=("OPENAI_PROJECT_ID",), help="sent as OpenAI-Project"),
