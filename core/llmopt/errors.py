@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llmopt.values.attempt import Attempt
+    from llmopt.values.chat import ChatReply
     from llmopt.values.embeddings import Embeddings
     from llmopt.values.limits import BatchLimit
 
@@ -337,13 +338,21 @@ class InvalidResponse(LLMOptError):
 
 
 class StreamError(LLMOptError):
-    """A stream broke off. ``text`` is what had arrived."""
+    """A stream broke off. It is never repeated by itself: part of the answer was handed out already.
+
+    Attributes:
+        text: what had arrived of the answer.
+        partial: all that had arrived, with reasoning, tool calls and, if it was told, the usage.
+    """
 
     counts_for_breaker = True
 
-    def __init__(self, message: str, *, text: str = "", **context: Unpack[Context]) -> None:
+    def __init__(
+        self, message: str, *, text: str = "", partial: ChatReply | None = None, **context: Unpack[Context]
+    ) -> None:
         super().__init__(message, **context)
         self.text = text
+        self.partial = partial
 
 
 class StreamInterrupted(StreamError):

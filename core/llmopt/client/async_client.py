@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.client.arguments import check_arguments, with_flags
+from llmopt.client.arguments import WhenOpen, check_arguments, waits_when_open, with_flags
+from llmopt.client.async_chat import AsyncChat
 from llmopt.config.load import load_config
 from llmopt.config.tree import Config
 from llmopt.engine.engine import Engine
 from llmopt.operations.catalog import batch_list_models, list_models
+from llmopt.operations.chat import ChatJob
+from llmopt.operations.chat_inputs import ChatParameters, Messages, chat_call
 from llmopt.operations.embed import ErrorMode, embed
 from llmopt.operations.embed_job import EmbedJob
 from llmopt.operations.embed_stream import EmbedStream
@@ -30,11 +33,8 @@ if TYPE_CHECKING:
 
     from llmopt.errors import LLMOptError
 
-WhenOpen = Literal["fail", "wait"]
-"""What a call does while its provider is given a rest: fail at once, or wait for its return."""
 
-
-class AsyncClient:
+class AsyncClient(AsyncChat):
     """Asks any number of providers, with one set of connections.
 
     Use it in ``async with``, or call `aclose`. Making one opens nothing and imports little.
@@ -192,8 +192,7 @@ class AsyncClient:
         extra: Mapping[str, Any] | None,
         when_open: WhenOpen,
     ) -> EmbedJob:
-        if when_open not in ("fail", "wait"):
-            raise _wrong("when_open", "'fail' or 'wait'")
+        waits = waits_when_open(when_open)
         provider, name = self._registry.split(model)
         call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
         return EmbedJob(
@@ -202,7 +201,27 @@ class AsyncClient:
             call,
             memory=self._memory(provider, name),
             deadline=self._deadline(provider, deadline),
-            wait_when_open=when_open == "wait",
+            wait_when_open=waits,
+        )
+
+    def _chat_job(
+        self,
+        model: str,
+        messages: Messages,
+        parameters: ChatParameters,
+        deadline: float | None,
+        when_open: WhenOpen,
+        extra: Mapping[str, Any] | None,
+    ) -> ChatJob:
+        waits = waits_when_open(when_open)
+        provider, name = self._registry.split(model)
+        return ChatJob(
+            self._engine,
+            provider,
+            chat_call(name, messages, parameters, extra),
+            estimator=self._memory(provider, name).estimator,
+            deadline=self._deadline(provider, deadline),
+            wait_when_open=waits,
         )
 
     def _memory(self, provider: Provider, model: str) -> ModelMemory:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
     from llmopt.wire.request import WireRequest
+    from llmopt.wire.stream import WireStream
 
 
 class Wire(Protocol):
@@ -32,6 +33,10 @@ class Wire(Protocol):
 
     async def send(self, request: WireRequest) -> HttpResponse:
         """The whole answer, or a `TransportError` or `InvalidResponse`."""
+        ...
+
+    async def open(self, request: WireRequest) -> WireStream:
+        """The head of the answer and a way to its body; raises as `send`."""
         ...
 
     async def aclose(self) -> None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.flights import Flights
+from llmopt.engine.live_stream import LiveStream
 from llmopt.engine.outcome import T
 from llmopt.engine.pipeline import Pipeline
 from llmopt.engine.presence import Presence
-from llmopt.engine.request import Request
+from llmopt.engine.request import Request, StreamRequest
+from llmopt.engine.streaming import StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.breaker_pair import Breakers
@@ -93,6 +95,18 @@ class Engine:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
         with self._presence.call():
             return await Pipeline(self.fleet(provider), request, self._clock, self.telemetry).run()
+
+    async def open(self, provider: Provider, request: StreamRequest) -> LiveStream:
+        """Send a request for a stream and wait for its first event; see `StreamPipeline`.
+
+        Raises:
+            ClientClosed: the client was closed before, or meanwhile.
+            LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
+        """
+        if self._closed:
+            raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
+        with self._presence.call():
+            return await StreamPipeline(self.fleet(provider), request, self._clock, self.telemetry).run()
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges of every endpoint in use, as plain values."""

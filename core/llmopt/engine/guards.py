@@ -17,12 +17,15 @@ from llmopt.policies.concurrency import Concurrency
 from llmopt.policies.limiter import RateLimiter
 from llmopt.policies.retry import RetryPolicy
 from llmopt.policies.timeouts import AdaptiveTimeout, ceiling
-from llmopt.values.calls import Call
+from llmopt.values.calls import Call, ChatCall
 
 _QUOTA_LATCH_S: Final = 300.0
 _AUTH_LATCH_S: Final = 60.0
 _TOKEN_LATCH_S: Final = 5.0
 """A function that gives tokens may give another one any moment, which only the next attempt finds out."""
+_THINKING: Final = 5.0
+"""So much longer may the first event take of a model that is told to think first: 300 s for the usual 60."""
+_HARDLY_THINKING: Final = (None, "none", "minimal")
 
 
 class Guards:
@@ -97,6 +100,8 @@ class Guards:
         timeouts = self._endpoint.timeouts
         if call.operation == "catalog":
             return timeouts.catalog
+        if isinstance(call, ChatCall):
+            return self._chat_timeout(call)
         most = ceiling(timeouts, fill)
         if not self._warm and timeouts.first is not None:
             # The engine may have to load its model first.
@@ -108,13 +113,21 @@ class Guards:
     def took(self, call: Call, size: int, seconds: float) -> None:
         """A complete answer came after so long."""
         self._warm = True
-        if call.operation != "catalog":
+        if call.operation == "embeddings":
             self._adaptive(call.model).took(size, seconds)
 
     def timed_out(self, call: Call, size: int, seconds: float) -> None:
         """No complete answer came in so long."""
-        if call.operation != "catalog":
+        if call.operation == "embeddings":
             self._adaptive(call.model).timed_out(size, seconds)
+
+    def _chat_timeout(self, call: ChatCall) -> float:
+        """Until the whole answer, or the first event of a stream. Not adaptive: it depends on what is asked."""
+        timeouts = self._endpoint.timeouts
+        most = timeouts.first_event if call.stream else timeouts.chat
+        if call.stream and call.reasoning_effort not in _HARDLY_THINKING:
+            most *= _THINKING
+        return most if self._warm or timeouts.first is None else max(most, timeouts.first)
 
     @property
     def warm(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from llmopt.engine.redact import redact
@@ -21,7 +21,7 @@ from llmopt.errors import (
     UnexpectedStatus,
 )
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
@@ -99,13 +99,29 @@ def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings)
     return error
 
 
+def texts_of(call: Call) -> Sequence[str]:
+    """What the user wrote in a call, which no message may repeat."""
+    if isinstance(call, EmbedCall):
+        return call.texts
+    if isinstance(call, ChatCall):
+        return [text for message in call.messages for text in _strings(message)]
+    return ()
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
+
+
 def _fit(said: str, call: Call, settings: Settings) -> str:
     """A provider's words, fit to be shown: what they repeat of the request is taken out."""
     secrets = [value for name, value in settings.headers.items() if _SECRET_HEADER.search(name)]
     if settings.credential is not None:
         secrets.append(settings.credential.reveal())
-    texts = call.texts if isinstance(call, EmbedCall) else ()
-    return redact(said[:_MOST_SAID], secrets=secrets, texts=texts)
+    return redact(said[:_MOST_SAID], secrets=secrets, texts=texts_of(call))
 
 
 def _fit_code(code: str | None, call: Call, settings: Settings) -> str | None:

@@ -53,7 +53,7 @@ class Pace(Protocol):
         ...
 
 
-class _FreeLease:
+class FreeLease:
     """Leave that costs nothing."""
 
     __slots__ = ()
@@ -88,7 +88,7 @@ class Unpaced:
     rates = (math.inf, math.inf)
 
     def __init__(self) -> None:
-        self._lease = _FreeLease()
+        self._lease = FreeLease()
 
     def try_acquire(self, tokens: float) -> PaceLease:  # noqa: ARG002 - free of charge
         """Always."""

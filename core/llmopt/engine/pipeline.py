@@ -21,7 +21,6 @@ import asyncio
 import math
 import sys
 from collections.abc import Awaitable
-from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -184,31 +183,27 @@ class Pipeline(Generic[T]):
             self._check_deadline("before it was sent")
             endpoint = self._endpoint = await self._chosen()
             guards = endpoint.guards
-            with await self._slot(endpoint) as slot:
+            with Held(endpoint, self._call, self._request.tokens, suspect=self._request.suspect) as held:
+                held.slot = await self._slot(endpoint)
                 lease = await self._lease(endpoint)
                 if lease is None:
                     continue
-                with lease:
-                    settings = await endpoint.settings()
-                    prepared = self._prepare(endpoint, settings)
-                    timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
-                    breakers = guards.breakers(self._call)
-                    permit = breakers.acquire(timeout) if breakers is not None else None
-                    if isinstance(permit, Refusal):
-                        lease.refund()
-                        continue
-                    held = Held(
-                        endpoint,
-                        self._call,
-                        self._request.tokens,
-                        timeout,
-                        slot=slot,
-                        lease=lease,
-                        permit=permit,
-                        suspect=self._request.suspect,
-                    )
-                    with permit or nullcontext(), SingleRetrier():
+                held.lease = lease
+                settings = await endpoint.settings()
+                prepared = self._prepare(endpoint, settings)
+                timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
+                breakers = guards.breakers(self._call)
+                permit = breakers.acquire(timeout) if breakers is not None else None
+                if isinstance(permit, Refusal):
+                    lease.refund()
+                    continue
+                held.admitted(permit, timeout)
+                with SingleRetrier():
+                    try:
                         return await self._send(number, held, prepared, settings)
+                    except AuthError:
+                        self._new_credential = await self._another_key(endpoint, settings)
+                        raise
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
@@ -220,14 +215,7 @@ class Pipeline(Generic[T]):
             response = await self._exchange(endpoint, prepared, held.timeout)
             value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
         except LLMOptError as error:
-            seconds = self._clock.now() - started
-            self._should_retry = should_retry(response)
-            self._history.append(explain(error, endpoint, self._call, response, seconds))
-            if held.failed(error, settings, seconds, response):
-                self._emit_limits(endpoint)
-            self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
-            if isinstance(error, AuthError):
-                self._new_credential = await self._another_key(endpoint, settings)
+            self._failed(number, held, settings, error, response, self._clock.now() - started)
             raise
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
@@ -250,13 +238,39 @@ class Pipeline(Generic[T]):
         endpoint.guards.unlatch()
         return True
 
+    def _failed(
+        self,
+        number: int,
+        held: Held,
+        settings: Settings,
+        error: LLMOptError,
+        response: HttpResponse | None,
+        seconds: float,
+    ) -> None:
+        endpoint = held.endpoint
+        self._should_retry = should_retry(response)
+        self._history.append(explain(error, endpoint, self._call, response, seconds))
+        if held.failed(error, settings, seconds, response):
+            self._emit_limits(endpoint)
+        self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
+
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         return prepare(endpoint.hooks.build_request(self._call, settings), settings)
 
     async def _exchange(
         self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None
     ) -> HttpResponse:
-        request = WireRequest(
+        request = self._wire_request(endpoint, prepared, timeout)
+        if not self._request.deadline.bounded:
+            return await endpoint.wire.send(request)
+        try:
+            async with asyncio.timeout(self._request.deadline.remaining()):
+                return await endpoint.wire.send(request)
+        except TimeoutError:
+            raise late("while waiting for the answer", "send", sent="maybe") from None
+
+    def _wire_request(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> WireRequest:
+        return WireRequest(
             method=prepared.method,
             url=prepared.url,
             headers=prepared.headers,
@@ -266,13 +280,6 @@ class Pipeline(Generic[T]):
             timeout=timeout,
             max_body=self._request.max_body,
         )
-        if not self._request.deadline.bounded:
-            return await endpoint.wire.send(request)
-        try:
-            async with asyncio.timeout(self._request.deadline.remaining()):
-                return await endpoint.wire.send(request)
-        except TimeoutError:
-            raise _late("while waiting for the answer", "send", sent="maybe") from None
 
     async def _chosen(self) -> LiveEndpoint:
         """The endpoint for the next attempt; while all are given a rest, whoever may wait waits here."""
@@ -350,7 +357,7 @@ class Pipeline(Generic[T]):
 
     def _check_deadline(self, when: str) -> None:
         if self._request.deadline.expired():
-            raise _late(when, "queue")
+            raise late(when, "queue")
 
     def _emit_start(self) -> None:
         self._telemetry.emit(
@@ -403,5 +410,6 @@ class Pipeline(Generic[T]):
         )
 
 
-def _late(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:
+def late(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:
+    """The caller's time is up."""
     return DeadlineExceeded(f"the deadline passed {when}.", phase=phase, sent=sent)

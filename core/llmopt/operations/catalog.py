@@ -55,14 +55,18 @@ async def _all_pages(engine: Engine, provider: Provider, *, deadline: Deadline) 
     """
     models: dict[str, Model] = {}
     seen: set[str] = set()
+    dropped = 0
     cursor: str | None = None
     for _ in range(_MOST_PAGES):
         page = await _page(engine, provider, cursor, deadline)
         for model in page.models:
-            models.setdefault(model.id, evolve(model, provider=provider.name))
+            # Most plugins pass the name on, so that no model is copied here.
+            own = model if model.provider == provider.name else evolve(model, provider=provider.name)
+            models.setdefault(model.id, own)
+        dropped += page.dropped
         cursor = page.next_cursor
         if cursor is None:
-            return Catalog(provider=provider.name, models=tuple(models.values()))
+            return Catalog(provider=provider.name, models=tuple(models.values()), dropped=dropped)
         if cursor in seen:
             raise _endless(provider, "a page names a cursor that was there before")
         seen.add(cursor)

@@ -156,6 +156,20 @@ class PoolCheckout(Event):
 
 
 @frozen(kw_only=True)
+class StreamChunk(Event):
+    """A piece of a stream came, after its first: ``size`` bytes, which completed ``events`` of the server's events.
+
+    ``seconds`` were waited for it.
+    """
+
+    name: ClassVar[str] = "stream.chunk"
+
+    size: int
+    events: int
+    seconds: float
+
+
+@frozen(kw_only=True)
 class PoolReuse(Event):
     """A kept connection carries one more request; it has carried ``served`` before."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
@@ -38,6 +38,7 @@ class Connector(aiohttp.TCPConnector):
         created: connections made.
         reused: requests that went over a kept connection.
         peak: most connections in use at once.
+        leaving: what ends the exchanges that only wait for the end of an answer nobody reads.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Connector(aiohttp.TCPConnector):
         self.created = 0
         self.reused = 0
         self.peak = 0
+        self.leaving: Final[set[Callable[[], None]]] = set()
         self._keeper: Final = _until_the_loop_ends(ref(self))
         _step(self._keeper.__anext__())
 
@@ -172,6 +174,8 @@ class Connector(aiohttp.TCPConnector):
         _step(self._keeper.aclose())
 
     def _abort(self) -> None:
+        for end in list(self.leaving):
+            end()
         # Not left to aiohttp: it closes, which waits for the peer to take what is still to be sent.
         for protocol in list(self._acquired):
             protocol.abort()

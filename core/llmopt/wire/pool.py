@@ -97,34 +97,23 @@ class ConnectionPool:
         exchange = self.exchange(request)
         return await exchange.guard(exchange.whole())
 
-    @asynccontextmanager
-    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
-        """Send a request and read the answer while it comes; ``timeout`` ends with the answer's head.
+    async def open(self, request: WireRequest) -> WireStream:
+        """Send a request, and read the answer while it comes; ``timeout`` ends with the answer's head.
 
-        Leaving the block early closes the connection. Raises as `send` does, also from the iteration.
+        Raises as `send` does, also from reading. Whoever opens it ends it.
         """
         exchange = self.exchange(request)
         await exchange.guard(exchange.head())
+        return WireStream(exchange)
 
-        async def read() -> bytes:
-            piece = await exchange.guard(exchange.chunk())
-            if not piece:
-                exchange.end()
-            return piece
-
-        async def close() -> None:
-            exchange.end()
-
+    @asynccontextmanager
+    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
+        """`open` for ``async with``: leaving the block early closes the connection."""
+        stream = await self.open(request)
         try:
-            yield WireStream(
-                status=exchange.status,
-                headers=exchange.headers,
-                info=exchange.trip.info(),
-                read=read,
-                close=close,
-            )
+            yield stream
         finally:
-            exchange.end()
+            stream.end()
 
     def exchange(self, request: WireRequest) -> Exchange:
         """An exchange on this event loop, not yet begun; its steps run in its ``guard``."""
