@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "_exports", "markers"},
     {"values"},
     {"policies"},
-    {"wire", "config"},
+    {"wire", "config", "cache"},
     {"hookspecs"},
     {"compatible", "modeltable", "providers"},
     {"engine"},

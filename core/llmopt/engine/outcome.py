@@ -20,7 +20,7 @@ from llmopt.errors import (
     UnexpectedStatus,
 )
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
@@ -49,7 +49,7 @@ def judge(hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Se
         ProviderError: the answer is an error, by the plugin's verdict.
         InvalidResponse: the answer is a success that cannot be used.
     """
-    if 200 <= response.status < 300:
+    if 200 <= response.status < 300 or _unchanged(call, response):
         found = parse(response, settings)
         if not isinstance(found, Failure):
             return found
@@ -59,6 +59,11 @@ def judge(hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Se
         if (error := _redirect(failure)) is not None:
             raise error
     raise error_of(hooks.classify_error(failure, settings), failure, call, settings)
+
+
+def _unchanged(call: Call, response: HttpResponse) -> bool:
+    """Whether the answer says that what the caller has is what there is; the operation asked for that."""
+    return response.status == 304 and isinstance(call, CatalogCall) and call.etag is not None
 
 
 def _redirect(failure: Failure) -> LLMOptError | None:

@@ -29,7 +29,7 @@ from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge, may_be_an_items
 from llmopt.engine.pace import PaceLease
-from llmopt.engine.prepare import Prepared, prepare
+from llmopt.engine.prepare import Prepared, conditional, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import DeadlineExceeded, LLMOptError, Sent
@@ -39,7 +39,14 @@ from llmopt.policies.nesting import SingleRetrier, inside_attempt
 from llmopt.policies.permit import Refusal
 from llmopt.policies.retry import Facts
 from llmopt.values.attempt import Attempt
-from llmopt.values.events import RequestAttempt, RequestEnd, RequestStart, RequestWait, WaitCause
+from llmopt.values.events import (
+    RequestAttempt,
+    RequestEnd,
+    RequestStart,
+    RequestWait,
+    ResponseCompression,
+    WaitCause,
+)
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
 from llmopt.wire.request import WireRequest
@@ -210,7 +217,8 @@ class Pipeline(Generic[T]):
         return value
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
-        return prepare(endpoint.hooks.build_request(self._call, settings), settings)
+        request = endpoint.hooks.build_request(self._call, settings)
+        return prepare(conditional(request, self._call), settings)
 
     async def _exchange(
         self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None
@@ -303,6 +311,16 @@ class Pipeline(Generic[T]):
     ) -> None:
         if not self._telemetry.on:
             return
+        if response is not None and response.info.packed is not None:
+            self._telemetry.emit(
+                ResponseCompression(
+                    provider=endpoint.config.provider,
+                    model=self._call.model,
+                    endpoint=endpoint.name,
+                    received=response.info.packed,
+                    size=len(response.body),
+                )
+            )
         self._telemetry.emit(
             RequestAttempt(
                 provider=endpoint.config.provider,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Final
 
 from llmopt.config.endpoint import Endpoint
@@ -104,6 +105,13 @@ class Registry:
             f"{advice}try: pip install llmopt-plugin-{plugin.removeprefix('llmopt-plugin-')}",
             provider=name,
         )
+
+    def identity(self, provider: Provider) -> tuple[str, ...]:
+        """What makes a provider's requests and reads its answers: distributions with versions, and wrappers."""
+        plugin = self.installed.get(provider.plugin)
+        wrappers = (each if isinstance(each, ModuleType) else type(each) for each in self._wrappers)
+        named = (f"{getattr(each, '__module__', '')} {each.__name__}" for each in wrappers)
+        return (*(plugin.distributions if plugin is not None else ()), *named)
 
     def names(self) -> tuple[str, ...]:
         """Entries that are configured, then installed plugins that need no key or have theirs."""
