@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from llmopt.cache.guarded import GuardedStore
 from llmopt.cache.record import Record, read_record, write_record
@@ -45,6 +45,7 @@ class Kept:
         provider: name of the entry.
         key: in the store; None where it is kept in memory alone.
         life: its age, and who asks for the next one.
+        rules: by which it ages.
         catalog: the list as it came, None where there is none.
         etag: what to ask for a newer one with.
         size: bytes of it.
@@ -52,9 +53,9 @@ class Kept:
     """
 
     provider: str
-    key: bytes | None
-    life: Life
-    rules: FreshnessRules
+    key: bytes | None = field(repr=False)
+    life: Life = field(repr=False)
+    rules: FreshnessRules = field(repr=False)
     catalog: Catalog | None = None
     etag: str | None = None
     size: int = 0

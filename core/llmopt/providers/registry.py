@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 from llmopt.config.endpoint import Endpoint
 from llmopt.config.resolve import resolve_endpoints
@@ -32,6 +32,7 @@ class Registry:
         self._providers: Final[dict[str, Provider]] = {}
         self._hooks: Final[dict[str, ProviderHooks]] = {}
         self._installed: Mapping[str, InstalledPlugin] | None = None
+        self._identities: Final[dict[str, tuple[str, ...]]] = {}
 
     @property
     def installed(self) -> Mapping[str, InstalledPlugin]:
@@ -108,10 +109,13 @@ class Registry:
 
     def identity(self, provider: Provider) -> tuple[str, ...]:
         """What makes a provider's requests and reads its answers: distributions with versions, and wrappers."""
-        plugin = self.installed.get(provider.plugin)
-        wrappers = (each if isinstance(each, ModuleType) else type(each) for each in self._wrappers)
-        named = (f"{getattr(each, '__module__', '')} {each.__name__}" for each in wrappers)
-        return (*(plugin.distributions if plugin is not None else ()), *named)
+        name = provider.plugin
+        if name not in self._identities:
+            # Read from disk, which takes too long to be done for each of many entries.
+            plugin = self.installed.get(name)
+            own = plugin.distributions if plugin is not None else ()
+            self._identities[name] = (*own, *map(_named, self._wrappers))
+        return self._identities[name]
 
     def names(self) -> tuple[str, ...]:
         """Entries that are configured, then installed plugins that need no key or have theirs."""
@@ -126,6 +130,11 @@ class Registry:
         except LLMOptError:
             # A plugin that does not load, or that lacks its address, was not asked for by anyone.
             return False
+
+
+def _named(wrapper: object) -> str:
+    kind: Any = wrapper if isinstance(wrapper, ModuleType) else type(wrapper)
+    return f"{getattr(kind, '__module__', '')} {kind.__name__}"
 
 
 def _ready(endpoint: Endpoint) -> bool:
