@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llmopt.values.attempt import Attempt
+    from llmopt.values.chat import ChatReply
     from llmopt.values.embeddings import Embeddings
     from llmopt.values.limits import BatchLimit
 
@@ -104,8 +105,10 @@ class LLMOptError(Exception):
         return str(self.args[0])
 
     def copy(self) -> Self:
-        """A new exception with the same data and no traceback, for a further waiter."""
-        return _rebuild(type(self), self.message, dict(self.__dict__))
+        """A new exception with the same data and cause and no traceback, for a further waiter."""
+        made = _rebuild(type(self), self.message, dict(self.__dict__))
+        made.__cause__ = self.__cause__
+        return made
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = {key: value for key, value in self.__dict__.items() if key != "__notes__"}
@@ -340,13 +343,21 @@ class InvalidResponse(LLMOptError):
 
 
 class StreamError(LLMOptError):
-    """A stream broke off. ``text`` is what had arrived."""
+    """A stream broke off. It is never repeated by itself: part of the answer was handed out already.
+
+    Attributes:
+        text: what had arrived of the answer.
+        partial: all that had arrived, with reasoning, tool calls and, if it was told, the usage.
+    """
 
     counts_for_breaker = True
 
-    def __init__(self, message: str, *, text: str = "", **context: Unpack[Context]) -> None:
+    def __init__(
+        self, message: str, *, text: str = "", partial: ChatReply | None = None, **context: Unpack[Context]
+    ) -> None:
         super().__init__(message, **context)
         self.text = text
+        self.partial = partial
 
 
 class StreamInterrupted(StreamError):

@@ -18,6 +18,7 @@ from llmopt import (
     PluginContractError,
     Profile,
     ProviderEntry,
+    ServerEvent,
     Settings,
     Verdict,
     VerdictKind,
@@ -130,6 +131,7 @@ def test_g03_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -
         "settings": SETTINGS,
         "response": HttpResponse(status=200),
         "failure": Failure(status=400),
+        "event": ServerEvent(data="{}"),
     }
     arguments = [samples[name] for name in inspect.signature(getattr(hookspecs, hook)).parameters]
     with pytest.raises(PluginContractError, match=rf"'acme'.*{hook} returned int; expected"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.client.arguments import check_arguments, with_flags
+from llmopt.client.arguments import WhenOpen, check_arguments, waits_when_open, with_flags
+from llmopt.client.async_chat import AsyncChat
 from llmopt.client.caching import CacheChoice, Caches, plan_of
 from llmopt.config.load import load_config
 from llmopt.config.tree import Config
@@ -16,6 +17,8 @@ from llmopt.errors import LLMOptError
 from llmopt.operations.catalog import CacheMode, Catalogs
 from llmopt.operations.catalog_batch import CatalogBatching
 from llmopt.operations.catalog_shelf import Shelf
+from llmopt.operations.chat import ChatJob
+from llmopt.operations.chat_inputs import ChatParameters, Messages, chat_call
 from llmopt.operations.embed import ErrorMode, embed
 from llmopt.operations.embed_job import EmbedJob
 from llmopt.operations.embed_stream import EmbedStream
@@ -38,11 +41,8 @@ _CATALOG_S: Final = 30.0
 _EACH_S: Final = 8.0
 """And of many at once: one that hangs must not hold up all others."""
 
-WhenOpen = Literal["fail", "wait"]
-"""What a call does while its provider is given a rest: fail at once, or wait for its return."""
 
-
-class AsyncClient:
+class AsyncClient(AsyncChat):
     """Asks any number of providers, with one set of connections.
 
     Use it in ``async with``, or call `aclose`. Making one opens nothing and imports little.
@@ -262,8 +262,7 @@ class AsyncClient:
         extra: Mapping[str, Any] | None,
         when_open: WhenOpen,
     ) -> EmbedJob:
-        if when_open not in ("fail", "wait"):
-            raise _wrong("when_open", "'fail' or 'wait'")
+        waits = waits_when_open(when_open)
         provider, name = self._registry.split(model)
         call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
         memory = self._memory(provider, name)
@@ -274,8 +273,28 @@ class AsyncClient:
             call,
             memory=memory,
             deadline=self._deadline(provider, deadline),
-            wait_when_open=when_open == "wait",
+            wait_when_open=waits,
             cache=(lambda: self._caches.texts(provider, call, memory)) if keeps else None,
+        )
+
+    def _chat_job(
+        self,
+        model: str,
+        messages: Messages,
+        parameters: ChatParameters,
+        deadline: float | None,
+        when_open: WhenOpen,
+        extra: Mapping[str, Any] | None,
+    ) -> ChatJob:
+        waits = waits_when_open(when_open)
+        provider, name = self._registry.split(model)
+        return ChatJob(
+            self._engine,
+            provider,
+            chat_call(name, messages, parameters, extra),
+            estimator=self._memory(provider, name).estimator,
+            deadline=self._deadline(provider, deadline),
+            wait_when_open=waits,
         )
 
     def _memory(self, provider: Provider, model: str) -> ModelMemory:

@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.client.async_client import AsyncClient, WhenOpen
+from llmopt.client.arguments import WhenOpen
+from llmopt.client.async_client import AsyncClient
 from llmopt.client.caching import CacheChoice
 from llmopt.client.loop_thread import LoopThread, at_exit
+from llmopt.client.sync_chat import SyncChat
 from llmopt.client.sync_stream import SyncEmbedStream
 from llmopt.config.tree import Config
 from llmopt.errors import ClientClosed
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from llmopt.errors import LLMOptError
 
 
-class Client:
+class Client(SyncChat):
     """Asks any number of providers. Safe to use from many threads, and inside a running event loop.
 
     Arguments and methods are those of `llmopt.AsyncClient`, without ``await``. Use it in ``with``,
@@ -59,7 +61,7 @@ class Client:
             )
 
         self._make: Final[Callable[[], AsyncClient]] = make
-        self._client = make()
+        self._client: AsyncClient = make()
         self._thread: LoopThread | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()

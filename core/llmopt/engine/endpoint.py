@@ -11,6 +11,7 @@ from attrs import asdict, evolve
 from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
 from llmopt.engine.guards import Guards
+from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.breaker_pair import Breakers
 from llmopt.policies.clock import Clock
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
     from llmopt.wire.request import WireRequest
+    from llmopt.wire.stream import WireStream
 
 
 class Wire(Protocol):
@@ -31,6 +33,10 @@ class Wire(Protocol):
 
     async def send(self, request: WireRequest) -> HttpResponse:
         """The whole answer, or a `TransportError` or `InvalidResponse`."""
+        ...
+
+    async def open(self, request: WireRequest) -> WireStream:
+        """The head of the answer and a way to its body; raises as `send`."""
         ...
 
     async def aclose(self) -> None:
@@ -47,6 +53,7 @@ class LiveEndpoint:
         transport: the user's own way out, instead of the plugin's or the pool.
         breakers: the client's circuits.
         clock: the time.
+        telemetry: told of what happens.
 
     Attributes:
         hooks: of the provider's plugin.
@@ -66,6 +73,7 @@ class LiveEndpoint:
         *,
         breakers: Breakers,
         clock: Clock,
+        telemetry: Telemetry,
     ) -> None:
         self.config: Final = _signed_in(endpoint, hooks)
         self.told: Final[dict[str, BatchLimit]] = {}
@@ -73,6 +81,7 @@ class LiveEndpoint:
         self.hooks: Final = hooks
         self.guards: Final = Guards(self.config, breakers, clock)
         self._transport: Final = transport
+        self._telemetry: Final = telemetry
         self._wire: Wire | None = None
         self._static: Settings | None = None
         self._closed = False
@@ -123,7 +132,8 @@ class LiveEndpoint:
             return TransportWire(chosen)
         from llmopt.wire.pool import ConnectionPool
 
-        return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive)
+        watch = self._telemetry.pool(self.config.provider, self.name)
+        return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive, watch=watch)
 
     def rest(self, call: Call) -> float | None:
         """Seconds that it is still given a rest, None when it may be asked."""

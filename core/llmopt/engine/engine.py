@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.flights import Flights
+from llmopt.engine.live_stream import LiveStream
 from llmopt.engine.outcome import T
 from llmopt.engine.pipeline import Pipeline
-from llmopt.engine.request import Request
+from llmopt.engine.request import Request, StreamRequest
+from llmopt.engine.streaming import StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.breaker_pair import Breakers
@@ -70,7 +72,12 @@ class Engine:
         if fleet is None:
             live = tuple(
                 LiveEndpoint(
-                    endpoint, provider.hooks, self._transport, breakers=self._breakers, clock=self._clock
+                    endpoint,
+                    provider.hooks,
+                    self._transport,
+                    breakers=self._breakers,
+                    clock=self._clock,
+                    telemetry=self.telemetry,
                 )
                 for endpoint in provider.endpoints
             )
@@ -91,6 +98,17 @@ class Engine:
         if self._closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
         return await Pipeline(self.fleet(provider), request, self._clock, self.telemetry).run()
+
+    async def open(self, provider: Provider, request: StreamRequest) -> LiveStream:
+        """Send a request for a stream and wait for its first event; see `StreamPipeline`.
+
+        Raises:
+            ClientClosed: the client was closed before.
+            LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
+        """
+        if self._closed:
+            raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
+        return await StreamPipeline(self.fleet(provider), request, self._clock, self.telemetry).run()
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges of every endpoint in use, as plain values."""

@@ -51,8 +51,25 @@ class Fleet:
             raise self._none_left(rests)
         if not self.endpoints[0].config.flags.balance:
             return self.endpoints[candidates[0].index]
+        # One that asked for a pause would hold a request that another could take now.
+        ready = [one for one in candidates if not self._paused(one.index, call)]
+        candidates = ready or candidates
         chosen = self._balance.choose(candidates, tried)
         return self.endpoints[(chosen or candidates[0]).index]
+
+    def elsewhere(self, endpoint: LiveEndpoint, call: Call, tried: Container[int] = ()) -> bool:
+        """Whether another endpoint, not tried yet, would take the call now."""
+        return len(self.endpoints) > 1 and any(
+            other is not endpoint
+            and index not in tried
+            and other.rest(call) is None
+            and other.guards.refusal() is None
+            and not self._paused(index, call)
+            for index, other in enumerate(self.endpoints)
+        )
+
+    def _paused(self, index: int, call: Call) -> bool:
+        return self.endpoints[index].guards.pace(call).paused > 0
 
     def rest(self, call: Call) -> float | None:
         """Seconds until one of the endpoints admits again, None when one does now."""

@@ -18,9 +18,9 @@ each is a context manager whose exit does not await.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import Awaitable
-from contextlib import nullcontext
 from importlib import import_module
 from typing import Final, Generic, TypeVar
 
@@ -28,11 +28,11 @@ from llmopt.engine.attempt import Held, explain, should_retry
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge, may_be_an_items
-from llmopt.engine.pace import PaceLease
+from llmopt.engine.pace import Pace, PaceLease
 from llmopt.engine.prepare import Prepared, conditional, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import DeadlineExceeded, LLMOptError, Sent
+from llmopt.errors import DeadlineExceeded, LLMOptError, RateLimited, Sent
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Slot
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
@@ -40,6 +40,7 @@ from llmopt.policies.permit import Refusal
 from llmopt.policies.retry import Facts
 from llmopt.values.attempt import Attempt
 from llmopt.values.events import (
+    LimitLearned,
     RequestAttempt,
     RequestEnd,
     RequestStart,
@@ -145,6 +146,7 @@ class Pipeline(Generic[T]):
                 should_retry=self._should_retry,
                 wait_when_open=self._request.wait_when_open,
                 rest=self._fleet.rest(self._call),
+                elsewhere=self._fleet.elsewhere(self._endpoint, self._call, self._tried),
             ),
             on_retry=lambda retry: self._telemetry.retry(self._call, self._endpoint.config.provider, retry),
         )
@@ -171,7 +173,12 @@ class Pipeline(Generic[T]):
             self._check_deadline("before it was sent")
             endpoint = self._endpoint = self._fleet.choose(self._call, self._tried)
             guards = endpoint.guards
-            with await self._slot(endpoint) as slot, await self._lease(endpoint) as lease:
+            with Held(endpoint, self._call, self._request.tokens, suspect=self._request.suspect) as held:
+                held.slot = await self._slot(endpoint)
+                lease = await self._lease(endpoint)
+                if lease is None:
+                    continue
+                held.lease = lease
                 settings = await endpoint.settings()
                 prepared = self._prepare(endpoint, settings)
                 timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
@@ -180,17 +187,8 @@ class Pipeline(Generic[T]):
                 if isinstance(permit, Refusal):
                     lease.refund()
                     continue
-                held = Held(
-                    endpoint,
-                    self._call,
-                    self._request.tokens,
-                    timeout,
-                    slot=slot,
-                    lease=lease,
-                    permit=permit,
-                    suspect=self._request.suspect,
-                )
-                with permit or nullcontext(), SingleRetrier():
+                held.admitted(permit, timeout)
+                with SingleRetrier():
                     return await self._send(number, held, prepared, settings)
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
@@ -203,18 +201,31 @@ class Pipeline(Generic[T]):
             response = await self._exchange(endpoint, prepared, held.timeout)
             value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
         except LLMOptError as error:
-            seconds = self._clock.now() - started
-            self._should_retry = should_retry(response)
-            self._history.append(explain(error, endpoint, self._call, response, seconds))
-            held.failed(error, seconds, response)
-            self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
+            self._failed(number, held, settings, error, response, self._clock.now() - started)
             raise
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
-        held.succeeded(seconds, usage.total_tokens if usage is not None else None)
+        if held.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
+            self._emit_limits(endpoint)
         self._fleet.took(endpoint, seconds)
         self._emit_attempt(number, "ok", endpoint, response, seconds, sent="yes")
         return value
+
+    def _failed(
+        self,
+        number: int,
+        held: Held,
+        settings: Settings,
+        error: LLMOptError,
+        response: HttpResponse | None,
+        seconds: float,
+    ) -> None:
+        endpoint = held.endpoint
+        self._should_retry = should_retry(response)
+        self._history.append(explain(error, endpoint, self._call, response, seconds))
+        if held.failed(error, settings, seconds, response):
+            self._emit_limits(endpoint)
+        self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         request = endpoint.hooks.build_request(self._call, settings)
@@ -223,7 +234,17 @@ class Pipeline(Generic[T]):
     async def _exchange(
         self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None
     ) -> HttpResponse:
-        request = WireRequest(
+        request = self._wire_request(endpoint, prepared, timeout)
+        if not self._request.deadline.bounded:
+            return await endpoint.wire.send(request)
+        try:
+            async with asyncio.timeout(self._request.deadline.remaining()):
+                return await endpoint.wire.send(request)
+        except TimeoutError:
+            raise late("while waiting for the answer", "send") from None
+
+    def _wire_request(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> WireRequest:
+        return WireRequest(
             method=prepared.method,
             url=prepared.url,
             headers=prepared.headers,
@@ -233,13 +254,6 @@ class Pipeline(Generic[T]):
             timeout=timeout,
             max_body=self._request.max_body,
         )
-        if not self._request.deadline.bounded:
-            return await endpoint.wire.send(request)
-        try:
-            async with asyncio.timeout(self._request.deadline.remaining()):
-                return await endpoint.wire.send(request)
-        except TimeoutError:
-            raise _late("while waiting for the answer", "send") from None
 
     async def _slot(self, endpoint: LiveEndpoint) -> Slot:
         line = endpoint.guards.concurrency()
@@ -248,13 +262,24 @@ class Pipeline(Generic[T]):
             return slot
         return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
 
-    async def _lease(self, endpoint: LiveEndpoint) -> PaceLease:
-        pace = endpoint.guards.pace
+    async def _lease(self, endpoint: LiveEndpoint) -> PaceLease | None:
+        """Leave to send; none when the server wants a pause and another endpoint is free."""
+        pace = endpoint.guards.pace(self._call)
         lease = pace.try_acquire(self._request.tokens)
         if lease is not None:
             return lease
+        if len(self._fleet.endpoints) > 1:
+            try:
+                return await self._in_line(endpoint, pace, patience=0.0)
+            except RateLimited:
+                if self._fleet.elsewhere(endpoint, self._call):
+                    return None
+        return await self._in_line(endpoint, pace, patience=endpoint.guards.retry.max_retry_after)
+
+    async def _in_line(self, endpoint: LiveEndpoint, pace: Pace, *, patience: float) -> PaceLease:
         deadline = self._request.deadline
-        return await self._waiting("limiter", endpoint, pace.acquire(self._request.tokens, deadline=deadline))
+        wait = pace.acquire(self._request.tokens, deadline=deadline, patience=patience)
+        return await self._waiting("limiter", endpoint, wait)
 
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()
@@ -271,9 +296,26 @@ class Pipeline(Generic[T]):
             )
         return got
 
+    def _emit_limits(self, endpoint: LiveEndpoint) -> None:
+        """Its headers taught a limit, or another one than before."""
+        if not self._telemetry.on:
+            return
+        for name, rate in zip(("rpm", "tpm"), endpoint.guards.pace(self._call).rates, strict=True):
+            if math.isfinite(rate):
+                self._telemetry.emit(
+                    LimitLearned(
+                        provider=endpoint.config.provider,
+                        model=self._call.model,
+                        endpoint=endpoint.name,
+                        limit=name,
+                        value=rate * 60,
+                        source="headers",
+                    )
+                )
+
     def _check_deadline(self, when: str) -> None:
         if self._request.deadline.expired():
-            raise _late(when, "queue")
+            raise late(when, "queue")
 
     def _emit_start(self) -> None:
         self._telemetry.emit(
@@ -336,5 +378,6 @@ class Pipeline(Generic[T]):
         )
 
 
-def _late(when: str, phase: str) -> DeadlineExceeded:
+def late(when: str, phase: str) -> DeadlineExceeded:
+    """The caller's time is up."""
     return DeadlineExceeded(f"the deadline passed {when}.", phase=phase)

@@ -11,8 +11,8 @@ from llmopt.errors import LLMOptError
 from llmopt.operations.catalog import CacheMode, Catalogs
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
+from llmopt.values.cache_events import CatalogBatch
 from llmopt.values.catalog import Catalog
-from llmopt.values.events import CatalogBatch
 
 _AT_ONCE: Final = 10
 

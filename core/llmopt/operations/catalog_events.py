@@ -11,8 +11,7 @@ from llmopt.errors import LLMOptError
 from llmopt.operations.catalog_shelf import Kept
 from llmopt.policies.freshness import Decision
 from llmopt.providers.provider import Provider
-from llmopt.values.catalog import Catalog
-from llmopt.values.events import (
+from llmopt.values.cache_events import (
     CacheEviction,
     CacheHit,
     CacheMiss,
@@ -21,6 +20,7 @@ from llmopt.values.events import (
     CacheStale,
     CatalogDiscover,
 )
+from llmopt.values.catalog import Catalog
 
 
 class CatalogEvents:

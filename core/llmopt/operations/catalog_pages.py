@@ -69,7 +69,9 @@ async def all_pages(
         if page is None:
             return Listing(models=None, etag=answer.etag or etag)
         for model in page.models:
-            models.setdefault(model.id, evolve(model, provider=provider.name))
+            # Most plugins pass the name on, so that no model is copied here.
+            own = model if model.provider == provider.name else evolve(model, provider=provider.name)
+            models.setdefault(model.id, own)
         dropped += page.dropped
         if page.next_cursor is None:
             # An etag speaks for one page, and for one server.

@@ -22,7 +22,7 @@ from llmopt.operations.cache_keys import TextKeys
 from llmopt.operations.memory import ModelMemory
 from llmopt.policies.clock import Clock
 from llmopt.policies.freshness import FreshnessRules, still_good
-from llmopt.values.events import CacheHit, CacheMiss
+from llmopt.values.cache_events import CacheHit, CacheMiss
 
 if TYPE_CHECKING:
     import numpy as np

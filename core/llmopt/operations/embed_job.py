@@ -17,13 +17,14 @@ from llmopt.operations.cuts import TextCuts
 from llmopt.operations.embed_cache import Recalled, TextCache
 from llmopt.operations.embed_outcome import Outcome, assemble
 from llmopt.operations.embed_recall import with_recall
-from llmopt.operations.limits import merged, told_limits
+from llmopt.operations.limits import merged, numbers_of, told_limits
 from llmopt.operations.memory import ModelMemory
 from llmopt.operations.plan import Batch, Cutter, surely_too_long
 from llmopt.operations.recover import ExtraRequests, Part, Recovered, Recovery
 from llmopt.operations.shared import SharedWork
-from llmopt.operations.sizes import LearnedSizes
+from llmopt.operations.sizes import LearnedSize, LearnedSizes
 from llmopt.policies.deadline import Deadline
+from llmopt.policies.learned_rate import BURST_S
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage
@@ -107,7 +108,13 @@ class EmbedJob:
     async def ask_limits(self) -> None:
         """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
         endpoints = self._engine.endpoints(self._provider)
+        unasked = [endpoint for endpoint in endpoints if self.model not in endpoint.told]
         told = await told_limits(endpoints, self._provider.hooks, self._call, self._deadline)
+        for endpoint in unasked:
+            for name, value in numbers_of(endpoint.told.get(self.model, BatchLimit())):
+                self._engine.telemetry.limit(
+                    self._provider.name, self.model, endpoint.name, name, value, "server"
+                )
         self._declared = self._declare(told)
 
     def limit(self) -> BatchLimit:
@@ -120,9 +127,23 @@ class EmbedJob:
         limit = merged(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), told)
         config = self._endpoint.config
         configured = config.max_batch_size if config.flags.batching else 1
+        limit = self._within_a_burst(limit)
         if configured is None:
             return limit
         return evolve(limit, max_items=min(configured, limit.max_items or configured))
+
+    def _within_a_burst(self, limit: BatchLimit) -> BatchLimit:
+        """A batch of no more tokens than are let through at once: a larger one would wait for others to save up."""
+        rates = [
+            endpoint.config.tpm_for(self.model)
+            for endpoint in self._engine.endpoints(self._provider)
+            if endpoint.config.flags.limiter
+        ]
+        least = min((rate for rate in rates if rate is not None), default=None)
+        if least is None:
+            return limit
+        burst = max(1, int(least / 60 * BURST_S[1]))
+        return evolve(limit, max_tokens=min(burst, limit.max_tokens or burst))
 
     def _sizes(self) -> LearnedSizes | None:
         config = self._endpoint.config
@@ -172,7 +193,7 @@ class EmbedJob:
             chosen = texts if len(part) == len(texts) else tuple(texts[at] for at in part)
             return self._request(chosen, suspect=suspect)
 
-        cuts = TextCuts(texts, self._estimator.estimate, self.limit, self._sizes())
+        cuts = TextCuts(texts, self._estimator.estimate, self.limit, self._sizes(), self._learned)
         return Recovery(send, cuts, self._extra, self._split)
 
     def _split(self, items: int, error: LLMOptError) -> None:
@@ -180,6 +201,11 @@ class EmbedJob:
         if telemetry.on:
             name, cause = self._provider.name, type(error).__name__
             telemetry.emit(BatchSplit(provider=name, model=self.model, items=items, cause=cause))
+
+    def _learned(self, found: LearnedSize) -> None:
+        self._engine.telemetry.limit(
+            self._provider.name, self.model, "", found.limit, found.value, found.source
+        )
 
     def _note_fatal(self, recovered: Recovered, count: int) -> None:
         """After a batch of which nothing came through for a cause that will not pass, no other is sent."""

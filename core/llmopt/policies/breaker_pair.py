@@ -102,6 +102,11 @@ class BreakerPair:
     def __repr__(self) -> str:
         return f"BreakerPair({self.origin!r}, {self.model!r})"
 
+    @property
+    def on_probation(self) -> bool:
+        """Whether one of them is waiting for what a single request comes to."""
+        return self.origin.state == "half_open" or self.model.state == "half_open"
+
     def peek(self) -> float | None:
         """Seconds until both admit a request, None if they do. Takes nothing."""
         origin, model = self.origin.peek(), self.model.peek()

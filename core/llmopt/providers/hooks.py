@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -13,14 +14,16 @@ from llmopt import hookspecs
 from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.markers import PROJECT
 from llmopt.providers import defaults
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.catalog import CatalogPage
+from llmopt.values.chat import ChatEvent, ChatReply
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
 from llmopt.values.limits import BatchLimit, RateLimits
 from llmopt.values.profile import Profile
 from llmopt.values.settings import Settings
+from llmopt.values.stream import ServerEvent
 from llmopt.values.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -49,8 +52,14 @@ class ProviderHooks:
     """
 
     def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
-        self._provider: Final = provider
+        self._provider = provider
         self._relay: Final[Any] = _manager(provider, plugin, wrappers).hook
+
+    def named(self, provider: str) -> ProviderHooks:
+        """The same for another provider that the plugin serves."""
+        found = copy(self)
+        found._provider = provider  # noqa: SLF001 - it is this class
+        return found
 
     def provider_profile(self, entry: ProviderEntry) -> Profile:
         """See `llmopt.hookspecs.provider_profile`."""
@@ -79,6 +88,24 @@ class ProviderHooks:
         if isinstance(found, (CatalogPage, Failure)):
             return found
         raise self._wrong("parse_catalog", found, "CatalogPage or Failure")
+
+    def parse_chat(self, call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
+        """See `llmopt.hookspecs.parse_chat`."""
+        found = self._call(self._relay.parse_chat, call=call, response=response, settings=settings)
+        if isinstance(found, (ChatReply, Failure)):
+            return found
+        raise self._wrong("parse_chat", found, "ChatReply or Failure")
+
+    def parse_stream_event(
+        self, call: ChatCall, event: ServerEvent, settings: Settings
+    ) -> tuple[ChatEvent, ...] | Failure:
+        """See `llmopt.hookspecs.parse_stream_event`."""
+        found = self._call(self._relay.parse_stream_event, call=call, event=event, settings=settings)
+        if isinstance(found, Failure):
+            return found
+        if isinstance(found, tuple) and all(isinstance(each, ChatEvent) for each in found):
+            return found
+        raise self._wrong("parse_stream_event", found, "a tuple of ChatEvent, or Failure")
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""

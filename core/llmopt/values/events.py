@@ -17,9 +17,6 @@ from llmopt.values.calls import Operation
 WaitCause = Literal["limiter", "breaker", "concurrency", "pool"]
 """What a request waited for."""
 
-CacheKind = Literal["catalog", "embeddings"]
-"""What is kept."""
-
 
 @frozen(kw_only=True)
 class Event:
@@ -121,6 +118,10 @@ class BatchSplit(Event):
     cause: str
 
 
+LimitSource = Literal["stated", "observed", "headers", "server"]
+"""Who says so: a refusal's text, its mere fact, the headers of answers, the server when asked."""
+
+
 @frozen(kw_only=True)
 class LimitLearned(Event):
     """A limit became known: ``limit`` is "max_items", "max_tokens", "rpm" or the like."""
@@ -129,7 +130,7 @@ class LimitLearned(Event):
 
     limit: str
     value: float
-    source: Literal["stated", "observed", "headers", "server"]
+    source: LimitSource
 
 
 @frozen(kw_only=True)
@@ -146,12 +147,52 @@ class BreakerChanged(Event):
 
 @frozen(kw_only=True)
 class PoolCheckout(Event):
-    """A connection was taken, after ``seconds`` of waiting."""
+    """A request got its connection, ``seconds`` after it asked: a kept one, or one that was made for it."""
 
     name: ClassVar[str] = "pool.checkout"
 
     seconds: float
     reused: bool
+
+
+@frozen(kw_only=True)
+class StreamChunk(Event):
+    """A piece of a stream came, after its first: ``size`` bytes, which completed ``events`` of the server's events.
+
+    ``seconds`` were waited for it.
+    """
+
+    name: ClassVar[str] = "stream.chunk"
+
+    size: int
+    events: int
+    seconds: float
+
+
+@frozen(kw_only=True)
+class PoolReuse(Event):
+    """A kept connection carries one more request; it has carried ``served`` before."""
+
+    name: ClassVar[str] = "pool.reuse"
+
+    served: int
+
+
+@frozen(kw_only=True)
+class PoolSize(Event):
+    """The number of an endpoint's connections is not what it was.
+
+    Attributes:
+        open: connections in all, those under way included.
+        in_use: those that carry a request or are being made.
+        waiting: requests that wait for one.
+    """
+
+    name: ClassVar[str] = "pool.size"
+
+    open: int
+    in_use: int
+    waiting: int
 
 
 @frozen(kw_only=True)
@@ -177,107 +218,6 @@ class JsonParse(Event):
 
     operation: Operation
     size: int
-    seconds: float
-
-
-@frozen(kw_only=True)
-class CacheEvent(Event):
-    """The base of what happens at the cache.
-
-    Attributes:
-        cache: "catalog" for lists of models, "embeddings" for vectors.
-        items: lists, or texts, that it concerns.
-    """
-
-    cache: CacheKind
-    items: int = 1
-
-
-@frozen(kw_only=True)
-class CacheHit(CacheEvent):
-    """Something was had from the cache. ``age`` is in seconds, 0.0 where several were had at once."""
-
-    name: ClassVar[str] = "cache.hit"
-
-    age: float = 0.0
-
-
-@frozen(kw_only=True)
-class CacheMiss(CacheEvent):
-    """Something was not in the cache, or too old."""
-
-    name: ClassVar[str] = "cache.miss"
-
-
-@frozen(kw_only=True)
-class CacheStale(CacheEvent):
-    """Something older than it should be was given; ``cause`` is "refreshing", or the exception's name."""
-
-    name: ClassVar[str] = "cache.stale"
-
-    age: float
-    cause: str
-
-
-@frozen(kw_only=True)
-class CacheRefresh(CacheEvent):
-    """Something was asked for anew beside its callers.
-
-    Attributes:
-        outcome: "new", "unchanged" or the name of the exception.
-        seconds: it took.
-    """
-
-    name: ClassVar[str] = "cache.refresh"
-
-    outcome: str
-    seconds: float
-
-
-@frozen(kw_only=True)
-class CacheSized(CacheEvent):
-    """How much the cache holds: ``items`` entries of ``size`` bytes, of ``most`` that it may take."""
-
-    name: ClassVar[str] = "cache.size"
-
-    size: int
-    most: int
-
-
-@frozen(kw_only=True)
-class CacheEviction(CacheEvent):
-    """``items`` entries had to go for others since this was last told."""
-
-    name: ClassVar[str] = "cache.eviction"
-
-
-@frozen(kw_only=True)
-class CatalogDiscover(Event):
-    """A provider's list of models was got, or could not be.
-
-    Attributes:
-        outcome: "ok" or the name of the exception.
-        source: "cache" or "provider".
-        models: number of models.
-        seconds: it took.
-    """
-
-    name: ClassVar[str] = "catalog.discover"
-
-    outcome: str
-    source: Literal["cache", "provider"]
-    models: int = 0
-    seconds: float = 0.0
-
-
-@frozen(kw_only=True)
-class CatalogBatch(Event):
-    """The lists of ``providers`` providers were got, but for those of ``failures`` of them; ``seconds`` it took."""
-
-    name: ClassVar[str] = "catalog.batch"
-
-    providers: int
-    failures: int
     seconds: float
 
 

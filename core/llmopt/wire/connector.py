@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
@@ -17,6 +17,7 @@ from llmopt.wire import endings
 from llmopt.wire.outgoing import Outgoing
 from llmopt.wire.protocol import Protocol
 from llmopt.wire.sockets import Sockets, finish
+from llmopt.wire.watch import PoolWatch
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -30,15 +31,21 @@ class Connector(aiohttp.TCPConnector):
         pool_size: most connections to one host.
         keepalive: seconds that an idle connection is kept, 0 for no reuse.
         tls: context for https, None for the system's certificate authorities.
+        watch: told of what happens, None for nobody.
 
     Attributes:
         loop: the loop it belongs to.
         created: connections made.
         reused: requests that went over a kept connection.
         peak: most connections in use at once.
+        leaving: what ends the exchanges that only wait for the end of an answer nobody reads.
     """
 
-    def __init__(self, *, pool_size: int, keepalive: float, tls: Any = None) -> None:
+    def __init__(
+        self, *, pool_size: int, keepalive: float, tls: Any = None, watch: PoolWatch | None = None
+    ) -> None:
+        self._watch: Final = watch
+        self._told = 0
         self._sockets: Final = Sockets()
         super().__init__(
             limit=0,
@@ -54,6 +61,7 @@ class Connector(aiohttp.TCPConnector):
         self.created = 0
         self.reused = 0
         self.peak = 0
+        self.leaving: Final[set[Callable[[], None]]] = set()
         self._keeper: Final = _until_the_loop_ends(ref(self))
         _step(self._keeper.__anext__())
 
@@ -79,6 +87,11 @@ class Connector(aiohttp.TCPConnector):
             PoolTimeout: none became free in time.
             ConnectFailed: a new one was not made in time.
         """
+        if self._watch is not None:
+            return await self._watched(outgoing, self._watch)
+        return await self._lease(outgoing)
+
+    async def _lease(self, outgoing: Outgoing) -> Connection:
         if len(self._acquired) >= self._limit_per_host:
             key = outgoing.connection_key
             if self._available_connections(key) <= 0:
@@ -86,6 +99,23 @@ class Connector(aiohttp.TCPConnector):
         connection = await self.connect(outgoing, [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
         return connection
+
+    async def _watched(self, outgoing: Outgoing, watch: PoolWatch) -> Connection:
+        started = self._loop.time()
+        connection = await self._lease(outgoing)
+        watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
+        self.tell_size()
+        return connection
+
+    def tell_size(self) -> None:
+        """Tell who watches how many connections there are, if that has changed."""
+        if self._watch is None or self._closed:
+            return
+        in_use = self.in_use
+        now = in_use + self.idle
+        if now != self._told:
+            self._told = now
+            self._watch.sized(now, in_use, self.waiting)
 
     async def _queue(self, key: ConnectionKey, outgoing: Outgoing) -> None:
         trip, started = outgoing.trip, self._loop.time()
@@ -144,6 +174,8 @@ class Connector(aiohttp.TCPConnector):
         _step(self._keeper.aclose())
 
     def _abort(self) -> None:
+        for end in list(self.leaving):
+            end()
         # Not left to aiohttp: it closes, which waits for the peer to take what is still to be sent.
         for protocol in list(self._acquired):
             protocol.abort()
