@@ -29,7 +29,7 @@ from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge, may_be_an_items
 from llmopt.engine.pace import Pace, PaceLease
-from llmopt.engine.prepare import Prepared, prepare
+from llmopt.engine.prepare import Prepared, conditional, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
@@ -45,6 +45,7 @@ from llmopt.values.events import (
     RequestEnd,
     RequestStart,
     RequestWait,
+    ResponseCompression,
     WaitCause,
 )
 from llmopt.values.http import HttpResponse
@@ -255,7 +256,8 @@ class Pipeline(Generic[T]):
         self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
-        return prepare(endpoint.hooks.build_request(self._call, settings), settings)
+        request = endpoint.hooks.build_request(self._call, settings)
+        return prepare(conditional(request, self._call), settings)
 
     async def _exchange(
         self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None
@@ -395,6 +397,16 @@ class Pipeline(Generic[T]):
     ) -> None:
         if not self._telemetry.on:
             return
+        if response is not None and response.info.packed is not None:
+            self._telemetry.emit(
+                ResponseCompression(
+                    provider=endpoint.config.provider,
+                    model=self._call.model,
+                    endpoint=endpoint.name,
+                    received=response.info.packed,
+                    size=len(response.body),
+                )
+            )
         self._telemetry.emit(
             RequestAttempt(
                 provider=endpoint.config.provider,

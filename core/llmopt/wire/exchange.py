@@ -82,7 +82,9 @@ class Exchange(Reader):
             await self.open()
             body = await self.body()
         self.end()
-        return HttpResponse(status=self.status, headers=self.headers, body=body, info=self.trip.info())
+        return HttpResponse(
+            status=self.status, headers=self.headers, body=body, info=self.trip.info(packed=self.packed)
+        )
 
     async def raw(self) -> bytes:
         """The next bytes of the body as they came, b"" at its end."""
