@@ -241,7 +241,9 @@ class Pipeline(Generic[T]):
         except TimeoutError:
             raise late("while waiting for the answer", "send") from None
 
-    def _wire_request(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> WireRequest:
+    def _wire_request(
+        self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None, idle: float | None = None
+    ) -> WireRequest:
         return WireRequest(
             method=prepared.method,
             url=prepared.url,
@@ -250,6 +252,7 @@ class Pipeline(Generic[T]):
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,
+            idle=idle,
             max_body=self._request.max_body,
         )
 
