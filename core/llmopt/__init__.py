@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from llmopt.errors import UnknownProvider as UnknownProvider
     from llmopt.markers import hookimpl as hookimpl
     from llmopt.modeltable import ModelTable as ModelTable
+    from llmopt.packagedata import package_data as package_data
     from llmopt.values.attempt import Attempt as Attempt
     from llmopt.values.attempt import AttemptInfo as AttemptInfo
     from llmopt.values.calls import Call as Call
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from llmopt.values.limits import BatchLimit as BatchLimit
     from llmopt.values.limits import RateLimit as RateLimit
     from llmopt.values.limits import RateLimits as RateLimits
+    from llmopt.values.prices import Prices as Prices
     from llmopt.values.profile import Option as Option
     from llmopt.values.profile import Profile as Profile
     from llmopt.values.profile import Timeouts as Timeouts

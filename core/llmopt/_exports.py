@@ -57,6 +57,7 @@ MODULES: Final[dict[str, str]] = {
     "PluginError": "llmopt.errors",
     "PluginLoadError": "llmopt.errors",
     "PoolTimeout": "llmopt.errors",
+    "Prices": "llmopt.values.prices",
     "Profile": "llmopt.values.profile",
     "ProviderEntry": "llmopt.config.tree",
     "ProviderError": "llmopt.errors",
@@ -85,5 +86,6 @@ MODULES: Final[dict[str, str]] = {
     "VerdictKind": "llmopt.values.verdict",
     "compatible": "llmopt.compatible",
     "hookimpl": "llmopt.markers",
+    "package_data": "llmopt.packagedata",
 }
 """Public name to module. A name that is a submodule stands for itself."""

@@ -7,14 +7,15 @@ them in one place only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
-from llmopt.errors import InvalidResponse
 from llmopt.policies.rate_headers import rate_limit
 from llmopt.providers.answers import decode_embeddings, rows_from_raw
 from llmopt.providers.chat_answers import parse_chat, parse_stream_event
 from llmopt.providers.chat_request import SAME_NAMES, chat_body
+from llmopt.providers.entries import model_from_table
+from llmopt.providers.lists import read_page
 from llmopt.providers.verdicts import classify
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.catalog import CatalogPage, Model
@@ -91,61 +92,26 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
     return rows if rows is not None else Failure.from_response(response, model=call.model)
 
 
-def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+def parse_catalog(response: HttpResponse, provider: str = "") -> CatalogPage | Failure:
     """The models of ``{"data": [...]}``, ``{"models": [...]}`` or a bare list.
 
-    An entry without an id spoils only itself.
+    An entry that cannot be read is left out and counted; see `CatalogPage.dropped`.
+
+    Args:
+        response: the answer.
+        provider: name of the provider entry (``settings.provider``). The core fills it in where it is
+            left out, which takes a second copy of every model.
 
     Raises:
         InvalidResponse: the answer holds no list.
     """
-    value = response.json
-    if isinstance(value, dict):
-        if value.get("error"):
-            return Failure.from_response(response, operation="catalog")
-        entries = value.get("data", value.get("models"))
-    else:
-        entries = value
-    if not isinstance(entries, list):
-        raise InvalidResponse("the answer holds no list of models.", reason="json", sent="yes")
-    models = tuple(model for model in map(model_from_entry, entries) if model is not None)
-    return CatalogPage(models=models, next_cursor=_cursor(value))
-
-
-def _cursor(value: object) -> str | None:
-    if isinstance(value, dict) and value.get("has_more") is True:
-        last = value.get("last_id")
-        return last if isinstance(last, str) else None
-    return None
-
-
-_IDS: Final = ("id", "model_id", "name", "key")
-"""Under which key a server tells what to call a model: the common one, and those of gateways and desktop servers."""
+    page = read_page(response, provider)
+    return page if page is not None else Failure.from_response(response, operation="catalog")
 
 
 def model_from_entry(entry: object) -> Model | None:
-    """One entry of a list as a `Model`, None when it has no usable id."""
-    if not isinstance(entry, dict):
-        return None
-    name = next((found for key in _IDS if (found := _text(entry.get(key)))), None)
-    if name is None:
-        return None
-    return Model(
-        id=name,
-        context_length=_positive(entry, "context_length", "max_model_len", "max_context_length"),
-        created=_positive(entry, "created", "created_at"),
-        shutdown=_text(entry.get("shutdown_date")),
-        raw=entry,
-    )
+    """One entry of a list as a `Model`, None when it has no usable id.
 
-
-def _positive(entry: Mapping[str, Any], *keys: str) -> int | None:
-    for key in keys:
-        value = entry.get(key)
-        if type(value) is int and value > 0:
-            return value
-    return None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    For lists in a format of their own; the keys are those of the common dialect and its usual extensions.
+    """
+    return model_from_table(entry)

@@ -15,6 +15,7 @@
     |   |-- DeadlineExceeded   the caller's time is up
     |   |-- QueueFull          too many calls are waiting already
     |   |-- CostNeverFits      the request is larger than the rate limit ever allows
+    |   |-- NotCached          only the cache was to be asked, and it has nothing
     |   `-- ClientClosed       the client was closed
     |-- TransportError         the connection failed, no answer was read
     |   |-- ConnectFailed      nothing was sent
@@ -104,8 +105,10 @@ class LLMOptError(Exception):
         return str(self.args[0])
 
     def copy(self) -> Self:
-        """A new exception with the same data and no traceback, for a further waiter."""
-        return _rebuild(type(self), self.message, dict(self.__dict__))
+        """A new exception with the same data and cause and no traceback, for a further waiter."""
+        made = _rebuild(type(self), self.message, dict(self.__dict__))
+        made.__cause__ = self.__cause__
+        return made
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = {key: value for key, value in self.__dict__.items() if key != "__notes__"}
@@ -177,6 +180,10 @@ class QueueFull(LocalRejection):
 
 class CostNeverFits(LocalRejection):
     """One request costs more than the configured rate limit ever allows at once."""
+
+
+class NotCached(LocalRejection):
+    """The call allowed no request, and nothing is kept that could answer it."""
 
 
 class ClientClosed(LocalRejection):

@@ -46,6 +46,7 @@ class Endpoint:
         cache_dir: folder of the cache, None for the default.
         flags: what llmopt does for its requests.
         options: the plugin's own keys, checked.
+        discovered: whether it is asked, unnamed, once a key of the environment is there.
         in_process: whether the plugin answers without a network.
     """
 
@@ -75,6 +76,7 @@ class Endpoint:
     cache_dir: str | None = None
     flags: Flags = field(factory=Flags)
     options: Mapping[str, Any] = field(factory=dict, repr=names)
+    discovered: bool = True
     in_process: bool = False
 
     def rpm_for(self, *names: str) -> float | None:
@@ -89,6 +91,7 @@ class Endpoint:
         """What a hook may know, with the key of one attempt."""
         return Settings(
             provider=self.provider,
+            plugin=self.plugin,
             base_url=self.base_url,
             credential=credential,
             credential_kind=self.credential.kind,

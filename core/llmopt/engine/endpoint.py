@@ -11,6 +11,7 @@ from attrs import asdict, evolve
 from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
 from llmopt.engine.guards import Guards
+from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.breaker_pair import Breakers
 from llmopt.policies.clock import Clock
@@ -52,6 +53,7 @@ class LiveEndpoint:
         transport: the user's own way out, instead of the plugin's or the pool.
         breakers: the client's circuits.
         clock: the time.
+        telemetry: told of what happens.
 
     Attributes:
         hooks: of the provider's plugin.
@@ -71,6 +73,7 @@ class LiveEndpoint:
         *,
         breakers: Breakers,
         clock: Clock,
+        telemetry: Telemetry,
     ) -> None:
         self.config: Final = _signed_in(endpoint, hooks)
         self.told: Final[dict[str, BatchLimit]] = {}
@@ -78,6 +81,7 @@ class LiveEndpoint:
         self.hooks: Final = hooks
         self.guards: Final = Guards(self.config, breakers, clock)
         self._transport: Final = transport
+        self._telemetry: Final = telemetry
         self._wire: Wire | None = None
         self._static: Settings | None = None
         self._closed = False
@@ -128,12 +132,18 @@ class LiveEndpoint:
             return TransportWire(chosen)
         from llmopt.wire.pool import ConnectionPool
 
-        return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive)
+        watch = self._telemetry.pool(self.config.provider, self.name)
+        return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive, watch=watch)
 
     def rest(self, call: Call) -> float | None:
         """Seconds that it is still given a rest, None when it may be asked."""
         breakers = self.guards.breakers(call)
         return None if breakers is None else breakers.peek()
+
+    def patience(self, call: Call) -> float | None:
+        """As `rest`, for one who is woken when there are news."""
+        breakers = self.guards.breakers(call)
+        return None if breakers is None else breakers.patience()
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""

@@ -48,7 +48,7 @@ class Flight(Generic[R]):
         try:
             return await asyncio.shield(self._task)
         except LLMOptError as error:
-            raise error.copy() from None
+            raise error.copy() from error.__cause__
         except asyncio.CancelledError:
             if self._closing and self._task.cancelled():
                 raise ClientClosed("the client was closed during the call.") from None

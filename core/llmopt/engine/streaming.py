@@ -117,7 +117,7 @@ class StreamPipeline(Pipeline[LiveStream]):
                     wire.end()
                     raise
         except TimeoutError:
-            raise late("while waiting for the answer", "send") from None
+            raise late("while waiting for the answer", "send", sent="maybe") from None
 
     async def _first_event(
         self, wire: WireStream, held: Held, settings: Settings, left: float | None

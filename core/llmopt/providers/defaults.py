@@ -49,9 +49,9 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
 
 
 @hookimpl(trylast=True)
-def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """See `llmopt.compatible.parse_catalog`."""
-    return compatible.parse_catalog(response)
+    return compatible.parse_catalog(response, settings.provider)
 
 
 @hookimpl(trylast=True)

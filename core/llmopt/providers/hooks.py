@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -53,8 +54,14 @@ class ProviderHooks:
     """
 
     def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
-        self._provider: Final = provider
+        self._provider = provider
         self._relay: Final[Any] = _manager(provider, plugin, wrappers).hook
+
+    def named(self, provider: str) -> ProviderHooks:
+        """The same for another provider that the plugin serves."""
+        found = copy(self)
+        found._provider = provider  # noqa: SLF001 - it is this class
+        return found
 
     def provider_profile(self, entry: ProviderEntry) -> Profile:
         """See `llmopt.hookspecs.provider_profile`."""

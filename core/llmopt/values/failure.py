@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from llmopt.values.calls import Operation
 from llmopt.values.http import HttpResponse
-from llmopt.values.shown import size
+from llmopt.values.shown import size, token
 from llmopt.values.stream import ServerEvent
 
 _MAX_MESSAGE: Final = 500
@@ -32,11 +32,11 @@ class ErrorBody:
         raw: the object the fields came from, for what is special to one provider.
     """
 
-    message: str = ""
-    code: str | None = None
-    type: str | None = None
-    param: str | None = None
-    inner_code: str | None = None
+    message: str = field(default="", repr=size)
+    code: str | None = field(default=None, repr=token)
+    type: str | None = field(default=None, repr=token)
+    param: str | None = field(default=None, repr=token)
+    inner_code: str | None = field(default=None, repr=token)
     raw: Mapping[str, Any] = field(factory=dict, repr=False)
 
 

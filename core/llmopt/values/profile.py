@@ -62,7 +62,8 @@ class Profile:
     """The built-in defaults of a provider; every value can be overridden by configuration.
 
     Attributes:
-        base_url: where the provider is, None where only the user knows.
+        base_url: where the provider is, None where only the user knows. A part such as ``{account}``
+            stands for the value of one of ``options``.
         base_url_env: environment variables for another base URL.
         key_env: environment variables for the key, the first one set wins.
         key_required: whether a request without a key is pointless.
@@ -85,6 +86,8 @@ class Profile:
             (``ChatEvent.last``). "finish": also a finish reason and then the end of the body, for
             servers that send no end of their own.
         options: the plugin's own configuration keys.
+        discovered: whether ``batch_list_models()`` asks it, unnamed, once a key of the environment is
+            there; False where that variable is meant for more than this provider.
         in_process: whether ``open_transport`` answers without a network, without any key or URL.
     """
 
@@ -107,4 +110,5 @@ class Profile:
     stream_usage: bool = True
     stream_end: Literal["done", "finish"] = "finish"
     options: tuple[Option, ...] = ()
+    discovered: bool = True
     in_process: bool = False

@@ -55,6 +55,11 @@ class Unpacker:
         """Whether the bytes are passed on as they are, and all of them are wanted."""
         return not self._stages and not self._cut
 
+    @property
+    def packed(self) -> int | None:
+        """How many bytes have come of a body that was packed; None for one that is not."""
+        return self._received if self._stages else None
+
     def feed(self, data: bytes) -> bytes:
         """What the next bytes of the body unpack to; b"" while more are needed."""
         pieces: list[bytes] = []

@@ -17,6 +17,7 @@ from llmopt.wire import endings
 from llmopt.wire.outgoing import Outgoing
 from llmopt.wire.protocol import Protocol
 from llmopt.wire.sockets import Sockets, finish
+from llmopt.wire.watch import PoolWatch
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -30,6 +31,7 @@ class Connector(aiohttp.TCPConnector):
         pool_size: most connections to one host.
         keepalive: seconds that an idle connection is kept, 0 for no reuse.
         tls: context for https, None for the system's certificate authorities.
+        watch: told of what happens, None for nobody.
 
     Attributes:
         loop: the loop it belongs to.
@@ -39,7 +41,11 @@ class Connector(aiohttp.TCPConnector):
         leaving: what ends the exchanges that only wait for the end of an answer nobody reads.
     """
 
-    def __init__(self, *, pool_size: int, keepalive: float, tls: Any = None) -> None:
+    def __init__(
+        self, *, pool_size: int, keepalive: float, tls: Any = None, watch: PoolWatch | None = None
+    ) -> None:
+        self._watch: Final = watch
+        self._told = 0
         self._sockets: Final = Sockets()
         super().__init__(
             limit=0,
@@ -81,6 +87,11 @@ class Connector(aiohttp.TCPConnector):
             PoolTimeout: none became free in time.
             ConnectFailed: a new one was not made in time.
         """
+        if self._watch is not None:
+            return await self._watched(outgoing, self._watch)
+        return await self._lease(outgoing)
+
+    async def _lease(self, outgoing: Outgoing) -> Connection:
         if len(self._acquired) >= self._limit_per_host:
             key = outgoing.connection_key
             if self._available_connections(key) <= 0:
@@ -88,6 +99,23 @@ class Connector(aiohttp.TCPConnector):
         connection = await self.connect(outgoing, [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
         return connection
+
+    async def _watched(self, outgoing: Outgoing, watch: PoolWatch) -> Connection:
+        started = self._loop.time()
+        connection = await self._lease(outgoing)
+        watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
+        self.tell_size()
+        return connection
+
+    def tell_size(self) -> None:
+        """Tell who watches how many connections there are, if that has changed."""
+        if self._watch is None or self._closed:
+            return
+        in_use = self.in_use
+        now = in_use + self.idle
+        if now != self._told:
+            self._told = now
+            self._watch.sized(now, in_use, self.waiting)
 
     async def _queue(self, key: ConnectionKey, outgoing: Outgoing) -> None:
         trip, started = outgoing.trip, self._loop.time()

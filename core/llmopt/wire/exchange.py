@@ -82,7 +82,9 @@ class Exchange(Reader):
             await self.open()
             body = await self.body()
         self.end()
-        return HttpResponse(status=self.status, headers=self.headers, body=body, info=self.trip.info())
+        return HttpResponse(
+            status=self.status, headers=self.headers, body=body, info=self.trip.info(packed=self.packed)
+        )
 
     async def raw(self) -> bytes:
         """The next bytes of the body as they came, b"" at its end."""
@@ -151,6 +153,7 @@ class Exchange(Reader):
             # Not close: that waits for the peer to take what is still to be sent.
             self._protocol.abort()
         connection.close()
+        self._connector.tell_size()
 
     def drain(self, seconds: float) -> None:
         """End when the answer has ended, at the latest in so many seconds; what comes by then is not wanted.

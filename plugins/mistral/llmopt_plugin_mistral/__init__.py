@@ -25,6 +25,7 @@ from llmopt_plugin_mistral._rates import rates_of
 from llmopt_plugin_mistral._requests import request_of
 
 _MODELS = ModelTable("llmopt_plugin_mistral")
+_KNOWN = ModelTable("llmopt_plugin_mistral", "known.json")
 _PROFILE = Profile(
     base_url="https://api.mistral.ai/v1",
     base_url_env=("MISTRAL_BASE_URL",),
@@ -58,10 +59,13 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
 
 
 @hookimpl
-def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """One model for all its aliases, from an object or from a bare list."""
-    page = compatible.parse_catalog(response)
-    return _MODELS.described_page(page_of(page)) if isinstance(page, CatalogPage) else page
+    page = compatible.parse_catalog(response, settings.provider)
+    if not isinstance(page, CatalogPage):
+        return page
+    # The second one was checked by hand, and what it knows counts.
+    return _MODELS.described_page(_KNOWN.described_page(page_of(page)))
 
 
 @hookimpl
