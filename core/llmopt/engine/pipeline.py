@@ -264,7 +264,9 @@ class Pipeline(Generic[T]):
         except TimeoutError:
             raise late("while waiting for the answer", "send", sent="maybe") from None
 
-    def _wire_request(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> WireRequest:
+    def _wire_request(
+        self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None, idle: float | None = None
+    ) -> WireRequest:
         return WireRequest(
             method=prepared.method,
             url=prepared.url,
@@ -273,6 +275,7 @@ class Pipeline(Generic[T]):
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,
+            idle=idle,
             max_body=self._request.max_body,
         )
 

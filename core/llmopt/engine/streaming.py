@@ -106,7 +106,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         started = self._clock.now()
         try:
             async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
-                wire = await endpoint.wire.open(self._wire_request(endpoint, prepared, left))
+                idle = None if left is None else max(left, endpoint.config.timeouts.idle)
+                wire = await endpoint.wire.open(self._wire_request(endpoint, prepared, left, idle))
                 try:
                     if left is not None:
                         left = max(0.0, left - (self._clock.now() - started))
