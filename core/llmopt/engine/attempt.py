@@ -9,11 +9,13 @@ from llmopt.engine.outcome import may_be_an_items, request_id
 from llmopt.engine.pace import FreeLease, PaceLease
 from llmopt.errors import (
     AttemptTimeout,
+    DeadlineExceeded,
     InvalidResponse,
     LLMOptError,
     ProviderError,
     RateLimited,
 )
+from llmopt.policies.breaker_pair import deadline_counts
 from llmopt.policies.concurrency import Slot, load_of
 from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.attempt import Attempt
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from llmopt.policies.breaker_pair import PairPermit
 
 
+_STALL_S: Final = 0.5
+_STALL: Final = 0.1
+"""Lateness of a time-out, in seconds and as a part of it, that a busy event loop does not explain."""
 _NO_SLOT: Final = Slot(lambda _: None)
 _NO_LEASE: Final = FreeLease()
 
@@ -96,17 +101,28 @@ class Held:
         """
         guards = self.endpoint.guards
         guards.latch(error)
-        if isinstance(error, AttemptTimeout):
+        timed_out = isinstance(error, AttemptTimeout)
+        if timed_out and not self._stalled(seconds):
             guards.timed_out(self.call, self.size, self.timeout)
         elif response is not None:
             guards.took(self.call, self.size, seconds)
-        if self._counts or not isinstance(error, AttemptTimeout):
+        if not timed_out or (self._counts and not self._stalled(seconds)):
             self.slot.release(load_of(error) if self.endpoint.config.flags.concurrency else "neutral")
             if self.permit is not None and not (self._suspect and may_be_an_items(error)):
                 # A text that cannot be computed says nothing of the server's health.
-                self.permit.failed(error)
+                self.permit.failed(self._evidence(error, seconds))
         limits = None if response is None else self.endpoint.hooks.rate_limits(response, settings)
         return self._settle(error, limits)
+
+    def _stalled(self, seconds: float) -> bool:
+        """Whether the time-out came so late that it was this process that stood still, not the server."""
+        return seconds - self.timeout > max(_STALL_S, _STALL * self.timeout)
+
+    def _evidence(self, error: LLMOptError, seconds: float) -> LLMOptError:
+        """What the breakers are told: a deadline that was patient enough is as good as a time-out."""
+        if isinstance(error, DeadlineExceeded) and deadline_counts(seconds, self.timeout):
+            return AttemptTimeout(error.message)
+        return error
 
     def _settle(self, error: LLMOptError, limits: RateLimits | None) -> bool:
         if error.sent == "no":

@@ -140,6 +140,11 @@ class LiveEndpoint:
         breakers = self.guards.breakers(call)
         return None if breakers is None else breakers.peek()
 
+    def patience(self, call: Call) -> float | None:
+        """As `rest`, for one who is woken when there are news."""
+        breakers = self.guards.breakers(call)
+        return None if breakers is None else breakers.patience()
+
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
         stats = self.guards.stats()

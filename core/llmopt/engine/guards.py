@@ -21,6 +21,8 @@ from llmopt.values.calls import Call, ChatCall
 
 _QUOTA_LATCH_S: Final = 300.0
 _AUTH_LATCH_S: Final = 60.0
+_TOKEN_LATCH_S: Final = 5.0
+"""A function that gives tokens may give another one any moment, which only the next attempt finds out."""
 _THINKING: Final = 5.0
 """So much longer may the first event take of a model that is told to think first: 300 s for the usual 60."""
 _HARDLY_THINKING: Final = (None, "none", "minimal")
@@ -143,7 +145,12 @@ class Guards:
         if isinstance(error, QuotaExhausted):
             self._latched = (error, self._clock.now() + _QUOTA_LATCH_S)
         elif isinstance(error, AuthError):
-            self._latched = (error, self._clock.now() + _AUTH_LATCH_S)
+            fixed = self._endpoint.credential.is_static
+            self._latched = (error, self._clock.now() + (_AUTH_LATCH_S if fixed else _TOKEN_LATCH_S))
+
+    def unlatch(self) -> None:
+        """There is another credential now."""
+        self._latched = None
 
     def refusal(self) -> LLMOptError | None:
         """The refusal of the credential that still stands, None when there is none."""

@@ -22,7 +22,7 @@ import math
 import sys
 from collections.abc import Awaitable
 from importlib import import_module
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from llmopt.engine.attempt import Held, explain, should_retry
 from llmopt.engine.endpoint import LiveEndpoint
@@ -32,7 +32,7 @@ from llmopt.engine.pace import Pace, PaceLease
 from llmopt.engine.prepare import Prepared, conditional, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import DeadlineExceeded, LLMOptError, RateLimited, Sent
+from llmopt.errors import AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Slot
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
@@ -51,6 +51,9 @@ from llmopt.values.events import (
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
 from llmopt.wire.request import WireRequest
+
+if TYPE_CHECKING:
+    from llmopt.policies.stamina_loop import Retry
 
 _W = TypeVar("_W")
 _RETRIER: Final = "llmopt.policies.stamina_loop"
@@ -76,6 +79,7 @@ class Pipeline(Generic[T]):
         self._tried: Final[set[int]] = set()
         self._sent = 0
         self._should_retry: bool | None = None
+        self._new_credential = False
         self._endpoint = fleet.endpoints[0]
 
     async def run(self) -> T:
@@ -144,12 +148,18 @@ class Pipeline(Generic[T]):
             facts=lambda _: Facts(
                 idempotent=self._call.operation != "chat",
                 should_retry=self._should_retry,
+                new_credential=self._new_credential,
                 wait_when_open=self._request.wait_when_open,
                 rest=self._fleet.rest(self._call),
                 elsewhere=self._fleet.elsewhere(self._endpoint, self._call, self._tried),
             ),
-            on_retry=lambda retry: self._telemetry.retry(self._call, self._endpoint.config.provider, retry),
+            on_retry=self._tell_retry,
         )
+
+    def _tell_retry(self, retry: Retry) -> None:
+        # A wait for a circuit is told of when it is over, as a wait.
+        if retry.decision.reason != "circuit_open":
+            self._telemetry.retry(self._call, self._endpoint.config.provider, retry)
 
     async def _in_process(self) -> T:
         """An engine inside the process: no queues, nothing that needs sparing."""
@@ -170,8 +180,9 @@ class Pipeline(Generic[T]):
         """One HTTP request, or the reason why none may be made."""
         while True:
             self._should_retry = None
+            self._new_credential = False
             self._check_deadline("before it was sent")
-            endpoint = self._endpoint = self._fleet.choose(self._call, self._tried)
+            endpoint = self._endpoint = await self._chosen()
             guards = endpoint.guards
             with Held(endpoint, self._call, self._request.tokens, suspect=self._request.suspect) as held:
                 held.slot = await self._slot(endpoint)
@@ -189,7 +200,11 @@ class Pipeline(Generic[T]):
                     continue
                 held.admitted(permit, timeout)
                 with SingleRetrier():
-                    return await self._send(number, held, prepared, settings)
+                    try:
+                        return await self._send(number, held, prepared, settings)
+                    except AuthError:
+                        self._new_credential = await self._another_key(endpoint, settings)
+                        raise
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
@@ -210,6 +225,19 @@ class Pipeline(Generic[T]):
         self._fleet.took(endpoint, seconds)
         self._emit_attempt(number, "ok", endpoint, response, seconds, sent="yes")
         return value
+
+    async def _another_key(self, endpoint: LiveEndpoint, used: Settings) -> bool:
+        """Whether the credential's provider gives another one now than that which was refused."""
+        if endpoint.config.credential.is_static:
+            return False
+        try:
+            settings = await endpoint.settings()
+        except LLMOptError:
+            return False
+        if settings.credential == used.credential:
+            return False
+        endpoint.guards.unlatch()
+        return True
 
     def _failed(
         self,
@@ -241,7 +269,7 @@ class Pipeline(Generic[T]):
             async with asyncio.timeout(self._request.deadline.remaining()):
                 return await endpoint.wire.send(request)
         except TimeoutError:
-            raise late("while waiting for the answer", "send") from None
+            raise late("while waiting for the answer", "send", sent="maybe") from None
 
     def _wire_request(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> WireRequest:
         return WireRequest(
@@ -254,6 +282,22 @@ class Pipeline(Generic[T]):
             timeout=timeout,
             max_body=self._request.max_body,
         )
+
+    async def _chosen(self) -> LiveEndpoint:
+        """The endpoint for the next attempt; while all are given a rest, whoever may wait waits here."""
+        while True:
+            try:
+                return self._fleet.choose(self._call, self._tried)
+            except CircuitOpen as error:
+                rest = error.retry_after
+                if rest is None or not self._request.wait_when_open:
+                    raise
+                # With too little time left it is for the retry policy to say so.
+                if not self._request.deadline.leaves(rest, spare=self._endpoint.guards.retry.min_attempt):
+                    raise
+            patience = self._fleet.patience(self._call) or rest
+            wait = self._fleet.recess.wait(self._request.deadline.clamp(patience))
+            await self._waiting("breaker", self._endpoint, wait)
 
     async def _slot(self, endpoint: LiveEndpoint) -> Slot:
         line = endpoint.guards.concurrency()
@@ -378,6 +422,6 @@ class Pipeline(Generic[T]):
         )
 
 
-def late(when: str, phase: str) -> DeadlineExceeded:
+def late(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:
     """The caller's time is up."""
-    return DeadlineExceeded(f"the deadline passed {when}.", phase=phase)
+    return DeadlineExceeded(f"the deadline passed {when}.", phase=phase, sent=sent)

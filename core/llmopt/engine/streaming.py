@@ -31,7 +31,6 @@ from llmopt.values.events import StreamChunk
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
-from llmopt.values.stream import ServerEvent
 from llmopt.wire.stream import WireStream
 
 _CHARACTERS_PER_TOKEN: Final = 4
@@ -117,7 +116,7 @@ class StreamPipeline(Pipeline[LiveStream]):
                     wire.end()
                     raise
         except TimeoutError:
-            raise late("while waiting for the answer", "send") from None
+            raise late("while waiting for the answer", "send", sent="maybe") from None
 
     async def _first_event(
         self, wire: WireStream, held: Held, settings: Settings, left: float | None
@@ -160,14 +159,15 @@ class StreamPipeline(Pipeline[LiveStream]):
     def _reader(self, decoder: Any, held: Held, settings: Settings) -> EventReader:
         endpoint, call = held.endpoint, self._asked.call
 
-        def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
-            return endpoint.hooks.parse_stream_event(call, event, settings)
-
         def judged(failure: Failure) -> LLMOptError:
             return error_of(endpoint.hooks.classify_error(failure, settings), failure, call, settings)
 
         return EventReader(
-            decoder, parse, judged, end=endpoint.config.stream_end, at_once=self._asked.buffer_size
+            decoder,
+            endpoint.hooks.stream_parser(call, settings),
+            judged,
+            end=endpoint.config.stream_end,
+            at_once=self._asked.buffer_size,
         )
 
     def _clocks(self, held: Held) -> IdleClocks:

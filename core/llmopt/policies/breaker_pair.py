@@ -114,6 +114,10 @@ class BreakerPair:
             return model if origin is None else origin
         return max(origin, model)
 
+    def patience(self) -> float | None:
+        """As `peek`, for one who hears of news; see `CircuitBreaker.patience`."""
+        return max((self.origin.patience(), self.model.patience()), key=lambda wait: wait or 0.0)
+
     def acquire(self, timeout_s: float = 60.0) -> PairPermit | Refusal:
         """A permit of both, or the refusal of one; see `CircuitBreaker.acquire`."""
         origin = self.origin.acquire(timeout_s)
@@ -136,8 +140,10 @@ class Breakers:
         now: Now,
         rng: random.Random | None = None,
         on_change: Callable[[BreakerChange], None] | None = None,
+        on_news: Callable[[], None] | None = None,
         mode: Mode = "automatic",
     ) -> None:
+        self._on_news = on_news
         self._rules = rules or BreakerRules()
         self._now = now
         self._rng = rng or new_source()
@@ -172,6 +178,7 @@ class Breakers:
             now=self._now,
             rng=self._rng,
             on_change=self._on_change,
+            on_news=self._on_news,
             mode=self._mode,
         )
 

@@ -74,6 +74,12 @@ class Unpacker:
             self.stopped = True
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def pass_on(self, data: bytes) -> None:
+        """Count bytes that are passed on as they are, see `plain`."""
+        self._produced += len(data)
+        if self._produced > self.max_body:
+            raise self._too_large()
+
     def finish(self) -> None:
         """Say that the body has ended."""
         if self._received and not self._cut and not all(stage.complete for stage in self._stages):
@@ -96,10 +102,13 @@ class Unpacker:
             _check_ratio(self._stages[0].consumed, self._produced)
         pieces.append(data[:room] if len(data) > room else data)
         if len(data) > room:
-            raise InvalidResponse(
-                f"the answer is larger than the {self.max_body} bytes that this request can need.",
-                reason="too_large",
-            )
+            raise self._too_large()
+
+    def _too_large(self) -> InvalidResponse:
+        return InvalidResponse(
+            f"the answer is larger than the {self.max_body} bytes that this request can need.",
+            reason="too_large",
+        )
 
 
 class _Stage:
