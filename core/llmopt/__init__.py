@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from llmopt.errors import UnknownProvider as UnknownProvider
     from llmopt.markers import hookimpl as hookimpl
     from llmopt.modeltable import ModelTable as ModelTable
+    from llmopt.packagedata import package_data as package_data
     from llmopt.values.attempt import Attempt as Attempt
     from llmopt.values.attempt import AttemptInfo as AttemptInfo
     from llmopt.values.calls import Call as Call
@@ -71,6 +72,11 @@ if TYPE_CHECKING:
     from llmopt.values.catalog import Catalog as Catalog
     from llmopt.values.catalog import CatalogPage as CatalogPage
     from llmopt.values.catalog import Model as Model
+    from llmopt.values.chat import ChatEvent as ChatEvent
+    from llmopt.values.chat import ChatReply as ChatReply
+    from llmopt.values.chat import Message as Message
+    from llmopt.values.chat import ToolCall as ToolCall
+    from llmopt.values.chat import ToolCallPart as ToolCallPart
     from llmopt.values.embeddings import EmbeddedPart as EmbeddedPart
     from llmopt.values.embeddings import EmbeddedRows as EmbeddedRows
     from llmopt.values.embeddings import Embeddings as Embeddings
@@ -82,11 +88,13 @@ if TYPE_CHECKING:
     from llmopt.values.limits import BatchLimit as BatchLimit
     from llmopt.values.limits import RateLimit as RateLimit
     from llmopt.values.limits import RateLimits as RateLimits
+    from llmopt.values.prices import Prices as Prices
     from llmopt.values.profile import Option as Option
     from llmopt.values.profile import Profile as Profile
     from llmopt.values.profile import Timeouts as Timeouts
     from llmopt.values.secret import Secret as Secret
     from llmopt.values.settings import Settings as Settings
+    from llmopt.values.stream import ServerEvent as ServerEvent
     from llmopt.values.verdict import Verdict as Verdict
     from llmopt.values.verdict import VerdictKind as VerdictKind
 else:

@@ -15,6 +15,7 @@
     |   |-- DeadlineExceeded   the caller's time is up
     |   |-- QueueFull          too many calls are waiting already
     |   |-- CostNeverFits      the request is larger than the rate limit ever allows
+    |   |-- NotCached          only the cache was to be asked, and it has nothing
     |   `-- ClientClosed       the client was closed
     |-- TransportError         the connection failed, no answer was read
     |   |-- ConnectFailed      nothing was sent
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llmopt.values.attempt import Attempt
+    from llmopt.values.chat import ChatReply
     from llmopt.values.embeddings import Embeddings
     from llmopt.values.limits import BatchLimit
 
@@ -103,8 +105,10 @@ class LLMOptError(Exception):
         return str(self.args[0])
 
     def copy(self) -> Self:
-        """A new exception with the same data and no traceback, for a further waiter."""
-        return _rebuild(type(self), self.message, dict(self.__dict__))
+        """A new exception with the same data and cause and no traceback, for a further waiter."""
+        made = _rebuild(type(self), self.message, dict(self.__dict__))
+        made.__cause__ = self.__cause__
+        return made
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = {key: value for key, value in self.__dict__.items() if key != "__notes__"}
@@ -176,6 +180,10 @@ class QueueFull(LocalRejection):
 
 class CostNeverFits(LocalRejection):
     """One request costs more than the configured rate limit ever allows at once."""
+
+
+class NotCached(LocalRejection):
+    """The call allowed no request, and nothing is kept that could answer it."""
 
 
 class ClientClosed(LocalRejection):
@@ -335,13 +343,21 @@ class InvalidResponse(LLMOptError):
 
 
 class StreamError(LLMOptError):
-    """A stream broke off. ``text`` is what had arrived."""
+    """A stream broke off. It is never repeated by itself: part of the answer was handed out already.
+
+    Attributes:
+        text: what had arrived of the answer.
+        partial: all that had arrived, with reasoning, tool calls and, if it was told, the usage.
+    """
 
     counts_for_breaker = True
 
-    def __init__(self, message: str, *, text: str = "", **context: Unpack[Context]) -> None:
+    def __init__(
+        self, message: str, *, text: str = "", partial: ChatReply | None = None, **context: Unpack[Context]
+    ) -> None:
         super().__init__(message, **context)
         self.text = text
+        self.partial = partial
 
 
 class StreamInterrupted(StreamError):

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 
 from llmopt.config.tree import ProviderEntry, TokenProvider
 from llmopt.markers import hookspec
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.catalog import CatalogPage
+from llmopt.values.chat import ChatEvent, ChatReply
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
 from llmopt.values.limits import BatchLimit, RateLimits
 from llmopt.values.profile import Profile
 from llmopt.values.settings import Settings
+from llmopt.values.stream import ServerEvent
 from llmopt.values.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -62,6 +64,26 @@ def parse_embeddings(
 @hookspec(firstresult=True)
 def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:
     """The models of a 2xx answer and the cursor of the next page, or the `Failure` that it carries."""
+
+
+@hookspec(firstresult=True)
+def parse_chat(call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure | None:
+    """The reply of a 2xx answer that is not a stream, or the `Failure` that it carries.
+
+    ``ChatReply.request_id`` is filled in by the core.
+    """
+
+
+@hookspec(firstresult=True)
+def parse_stream_event(
+    call: ChatCall, event: ServerEvent, settings: Settings
+) -> tuple[ChatEvent, ...] | Failure | None:
+    """What one event of a stream adds to the answer, or the `Failure` that it carries.
+
+    ``()`` for an event with nothing in it, such as a ping. Asked for every event, in order; nothing is
+    remembered from one to the next. Lines of newline-delimited JSON come as events of type "line".
+    ``Failure.from_event(event, model=call.model)`` is the failure for an event that is an error.
+    """
 
 
 @hookspec(firstresult=True)

@@ -1,20 +1,20 @@
 """A plugin's table of models: what is known of them that neither requests nor lists tell.
 
 The table is a TOML file beside the plugin's module; its format is in docs/limits-format.md. It serves
-two hooks: `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.described`).
+two hooks: `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.described`). A long one
+may be JSON, and stand by itself so that a request for embeddings need not read it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
 
 from attrs import evolve
 
 from llmopt.errors import PluginContractError
+from llmopt.packagedata import package_data
 from llmopt.providers.table_rows import KnownModel, read_table
 from llmopt.values.catalog import CatalogPage, Model
 from llmopt.values.limits import BatchLimit
@@ -27,7 +27,7 @@ class ModelTable:
 
     Args:
         package: the plugin's package, ``__package__`` in its own modules.
-        file: name of the file within it.
+        file: name of the file within it; JSON if it ends in ``.json``, else TOML.
     """
 
     def __init__(self, package: str, file: str = "models.toml") -> None:
@@ -44,7 +44,9 @@ class ModelTable:
         Raises:
             PluginContractError: the file is not of the documented format.
         """
-        return read_table(_read(self._package, self._file), where=f"{self._package}/{self._file}")
+        text = _read(self._package, self._file)
+        where = f"{self._package}/{self._file}"
+        return read_table(text, where=where, json=self._file.endswith(".json"))
 
     @cached_property
     def _by_name(self) -> Mapping[str, KnownModel]:
@@ -66,14 +68,17 @@ class ModelTable:
         """A model of the provider's list with what the list leaves out.
 
         Args:
-            model: as the provider describes it; what it says is never changed.
-            names: what to look it up by, its id where none is given.
+            model: as the provider describes it; what it says is never changed, and what another table
+                filled in or was guessed (``model.known``) counts less than this table.
+            names: what to look it up by; without any its id, then its aliases.
         """
-        row = self.get(*(names or (model.id,)))
+        row = self.get(*(names or (model.id, *model.aliases)))
         if row is None:
             return model
         missing = {name: value for name, value in row.fields.items() if _is_missing(model, name)}
-        return evolve(model, **missing, known=(*model.known, *missing)) if missing else model
+        if not missing:
+            return model
+        return evolve(model, **missing, known=tuple(dict.fromkeys((*model.known, *missing))))
 
     def described_page(self, page: CatalogPage) -> CatalogPage:
         """Every model of a page, likewise."""
@@ -81,17 +86,12 @@ class ModelTable:
 
 
 def _is_missing(model: Model, name: str) -> bool:
-    return getattr(model, name) in (None, "unknown")
+    # What was guessed from the id is no more than what is known.
+    return getattr(model, name) in (None, "unknown", ()) or name in model.known
 
 
 def _read(package: str, file: str) -> str:
-    """A file of a package, through what imported the package: a folder, a zip or whatever it came from."""
-    spec = find_spec(package)
-    loader: Any = None if spec is None else spec.loader
-    if spec is None or not spec.submodule_search_locations or not hasattr(loader, "get_data"):
-        raise PluginContractError(f"{package}: no package that {file} could be in.")
-    path = f"{next(iter(spec.submodule_search_locations))}{os.sep}{file}"
     try:
-        return bytes(loader.get_data(path)).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginContractError(f"{package}/{file} cannot be read: {type(error).__name__}.") from None
+        return package_data(package, file).decode()
+    except UnicodeDecodeError:
+        raise PluginContractError(f"{package}/{file} cannot be read: it is not UTF-8.") from None

@@ -328,6 +328,7 @@ def test_an_endpoint_hands_a_plugin_its_settings() -> None:
     found = one({"api_key": lambda: "x", "headers": {"A": "1"}, "size": 5}, OPTIONS)
     assert found.settings(Secret(CANARY)) == Settings(
         provider="acme",
+        plugin="acme",
         base_url="https://api.acme.example/v1",
         credential=Secret(CANARY),
         credential_kind="token",

@@ -32,6 +32,16 @@ def test_keys_are_taken_out() -> None:
     assert redact("Incorrect key: test-key-1.", secrets=["test-key-1"]) == "Incorrect key: [key]."
 
 
+def test_s02_part_of_a_key_is_taken_out() -> None:
+    """A message is cut at a length, perhaps in the middle of the key."""
+    assert redact("you sent Bearer test-key-1", secrets=["test-key-1234567890"]) == "you sent Bearer [key]"
+
+
+def test_s02_white_space_hides_nothing() -> None:
+    """An error's line breaks are made spaces, so those of the text are too."""
+    assert redact("bad: one two three four", texts=["one  two\n\tthree four"]) == "bad: [text]"
+
+
 def test_the_rest_stays() -> None:
     """What is useful is left alone."""
     message = "maximum context length is 8192 tokens, requested 9000"

@@ -16,6 +16,7 @@ from llmopt import (
     CatalogCall,
     ChatCall,
     ConfigError,
+    Prices,
     ProviderEntry,
     Settings,
     VerdictKind,
@@ -289,7 +290,9 @@ def test_base_models_are_described() -> None:
     ]
     small, mini, curie, tuned = page("azure", {"data": entries}, settings()).models
     assert (small.kind, small.created, small.shutdown) == ("embedding", 1705953180, "2030-03-17")
-    assert (small.dimensions, small.known) == (1_536, ("dimensions", "context_length"))
+    assert (small.dimensions, small.context_length, small.prices) == (1_536, 8_192, Prices(input=0.022))
+    assert set(small.known) == {"dimensions", "context_length", "prices"}
+    assert (mini.context_length, mini.inputs[:2], "kind" in mini.known) == (128_000, ("text", "image"), False)
     assert (mini.kind, curie.kind, curie.shutdown, tuned.kind) == ("chat", "completion", None, "unknown")
 
 
@@ -307,7 +310,8 @@ def test_a_table_of_deployments_tells_their_models() -> None:
     where = settings(deployments={"emb": "text-embedding-3-large", "chat": "gpt-4o"})
     emb, chat = page("azure", {"data": []}, where).models
     assert (emb.name, emb.kind, emb.dimensions) == ("text-embedding-3-large", "embedding", 3_072)
-    assert (chat.name, chat.kind) == ("gpt-4o", "unknown")
+    assert (chat.name, chat.kind, chat.context_length) == ("gpt-4o", "chat", 128_000)
+    assert {"kind", "context_length", "prices"} <= set(chat.known)
 
 
 def test_deployments_from_the_environment() -> None:

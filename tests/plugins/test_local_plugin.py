@@ -48,23 +48,24 @@ def test_the_common_dialect_follows_the_base_url_as_it_stands(base: str) -> None
 
 @pytest.mark.parametrize("base", [HOST, f"{HOST}/v1", f"{HOST}/api"])
 @pytest.mark.parametrize(
-    ("flavour", "embed", "models"),
+    ("flavour", "embed", "models", "chat"),
     [
-        ("tei", "/embed", "/info"),
-        ("ollama", "/api/embed", "/api/tags"),
-        ("vllm", "/v1/embeddings", "/v1/models"),
-        ("llamacpp", "/v1/embeddings", "/v1/models"),
-        ("lmstudio", "/v1/embeddings", "/api/v0/models"),
+        ("tei", "/embed", "/info", None),
+        ("ollama", "/api/embed", "/api/tags", "/api/chat"),
+        ("vllm", "/v1/embeddings", "/v1/models", "/v1/chat/completions"),
+        ("llamacpp", "/v1/embeddings", "/v1/models", "/v1/chat/completions"),
+        ("lmstudio", "/v1/embeddings", "/api/v0/models", "/v1/chat/completions"),
     ],
 )
 def test_a_flavour_finds_its_paths_from_any_base_url(
-    base: str, flavour: str, embed: str, models: str
+    base: str, flavour: str, embed: str, models: str, chat: str | None
 ) -> None:
     """With /v1 or without."""
     where = here(base, flavour=flavour)
     assert sent(where)[0] == f"{HOST}{embed}"
     assert sent(where, CatalogCall())[0] == f"{HOST}{models}"
-    assert sent(where, ChatCall(model="m"))[0] == f"{HOST}/v1/chat/completions"
+    if chat is not None:
+        assert sent(where, ChatCall(model="m"))[0] == f"{HOST}{chat}"
 
 
 def test_infinity_has_no_v1() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmopt import BatchLimit, CatalogCall, HttpResponse, ProviderEntry
+from llmopt import BatchLimit, CatalogCall, HttpResponse, Prices, ProviderEntry
 from tests.plugins.helpers import KEY, call, hooks, page, settings
 
 BASE = "https://api.mistral.ai/v1"
@@ -76,7 +76,10 @@ def test_one_model_for_all_its_aliases() -> None:
     assert (small.id, small.aliases, small.kind) == ("mistral-small-2506", ("mistral-small-latest",), "chat")
     assert small.deprecated == "2026-12-31"
     assert (embed.id, embed.aliases, embed.kind) == ("mistral-embed-2312", ("mistral-embed",), "embedding")
-    assert (embed.dimensions, embed.context_length, embed.known) == (1_024, 8_192, ("dimensions",))
+    assert (embed.dimensions, embed.context_length, embed.prices) == (1_024, 8_192, Prices(input=0.1))
+    assert set(embed.known) == {"kind", "dimensions", "prices"}
+    assert (small.inputs, small.outputs, small.context_length) == (("text",), ("text",), 8_192)
+    assert set(small.known) == {"max_output_tokens", "prices"}
 
 
 def test_cards_that_only_one_side_puts_together() -> None:

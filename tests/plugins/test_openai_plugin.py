@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmopt import BatchLimit, CatalogCall, ChatCall, ProviderEntry, VerdictKind
+from llmopt import BatchLimit, CatalogCall, ChatCall, Prices, ProviderEntry, VerdictKind
 from llmopt_plugin_openai._errors import retry_after_in
 from tests.plugins.helpers import KEY, call, failure, hooks, page, settings
 
@@ -84,8 +84,12 @@ def test_a_list_is_filled_up_from_the_table() -> None:
     ]
     embedding, chat = page("openai", {"object": "list", "data": entries}, settings("openai", BASE)).models
     assert (embedding.kind, embedding.dimensions, embedding.context_length) == ("embedding", 3_072, 8_192)
-    assert embedding.known == ("kind", "dimensions", "context_length")
-    assert (chat.kind, chat.known, chat.shutdown) == ("unknown", (), "2026-10-23")
+    assert set(embedding.known) == {"kind", "dimensions", "context_length", "prices"}
+    # What OpenAI says itself stays, and is not called known.
+    assert (chat.kind, chat.shutdown, chat.max_output_tokens) == ("chat", "2026-10-23", 16_384)
+    assert chat.prices == Prices(input=0.15, output=0.6, cached_input=0.075)
+    assert {"kind", "prices"} <= set(chat.known)
+    assert "shutdown" not in chat.known
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ async def test_openai() -> None:
     small, ada = models["text-embedding-3-small"], models["text-embedding-ada-002"]
     assert (small.kind, small.dimensions, small.context_length) == ("embedding", 1_536, 8_192)
     assert ada.shutdown == "2026-10-23"
-    assert ada.known == ("kind", "dimensions", "context_length")
-    assert models["gpt-4o-mini"].kind == "unknown"
+    assert set(ada.known) == {"kind", "dimensions", "context_length", "prices"}
+    assert models["gpt-4o-mini"].kind == "chat"
 
 
 @pytest.mark.parametrize(
@@ -484,6 +484,7 @@ SERVERS: dict[str, type[Emulator]] = {
     "mistral": MistralEmulator,
     "azure": AzureEmulator,
     "local": TEIEmulator,
+    "compatible": OpenAIEmulator,
 }
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from attrs import evolve
 
 from llmopt.config.tree import Config
 from llmopt.errors import ConfigError
+
+WhenOpen = Literal["fail", "wait"]
+"""What a call does while its provider is given a rest: fail at once, or wait for its return."""
 
 
 def check_arguments(*, transport: object, plugins: object, on_event: object, flags: object) -> None:
@@ -29,6 +33,17 @@ def check_arguments(*, transport: object, plugins: object, on_event: object, fla
         raise _wrong("on_event", "a function of one event", on_event)
     if flags is not None and not isinstance(flags, Mapping):
         raise _wrong("flags", "a mapping from flags to True or False", flags)
+
+
+def waits_when_open(when_open: object) -> bool:
+    """Whether a call waits while its provider is given a rest.
+
+    Raises:
+        ConfigError: it says neither yes nor no.
+    """
+    if when_open not in ("fail", "wait"):
+        raise ConfigError("when_open must be 'fail' or 'wait'.")
+    return when_open == "wait"
 
 
 def _has_hooks(plugin: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -40,10 +40,13 @@ class Endpoint:
         pool_size: most connections.
         keepalive: seconds an idle connection is kept.
         compress_requests: whether request bodies go out with gzip.
+        stream_usage: whether streams are asked for their usage, see `llmopt.values.profile.Profile`.
+        stream_end: what makes a stream complete, likewise.
         cache_ttl: seconds a cached answer is good for, None for the cache's own default.
         cache_dir: folder of the cache, None for the default.
         flags: what llmopt does for its requests.
         options: the plugin's own keys, checked.
+        discovered: whether it is asked, unnamed, once a key of the environment is there.
         in_process: whether the plugin answers without a network.
     """
 
@@ -67,10 +70,13 @@ class Endpoint:
     pool_size: int = 64
     keepalive: float = 60.0
     compress_requests: bool = False
+    stream_usage: bool = True
+    stream_end: Literal["done", "finish"] = "finish"
     cache_ttl: float | None = None
     cache_dir: str | None = None
     flags: Flags = field(factory=Flags)
     options: Mapping[str, Any] = field(factory=dict, repr=names)
+    discovered: bool = True
     in_process: bool = False
 
     def rpm_for(self, *names: str) -> float | None:
@@ -85,6 +91,7 @@ class Endpoint:
         """What a hook may know, with the key of one attempt."""
         return Settings(
             provider=self.provider,
+            plugin=self.plugin,
             base_url=self.base_url,
             credential=credential,
             credential_kind=self.credential.kind,

@@ -18,6 +18,7 @@ from llmopt.config.options import Table, checked_options
 from llmopt.config.overlay import overlay_endpoint
 from llmopt.config.rates import rates
 from llmopt.config.tables import to_headers
+from llmopt.config.template import filled
 from llmopt.config.tree import EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
 from llmopt.errors import ConfigError
 from llmopt.values.profile import Profile, Timeouts
@@ -71,8 +72,10 @@ class _Resolution:
         self.environ = environ
         self.entry_path = child("providers", entry.name)
         self.path = child(child(self.entry_path, "endpoints"), index) if entry.endpoints else self.entry_path
+        self.options: Mapping[str, object] = {}
 
     def endpoint(self, client_flags: Flags) -> Endpoint:
+        self._fill()
         entry, profile = self.entry, self.profile
         base, vouched = self._base()
         concurrency, pool = _sizes(entry, profile)
@@ -99,12 +102,22 @@ class _Resolution:
             pool_size=pool,
             keepalive=_or(entry.keepalive, profile.keepalive),
             compress_requests=_or(entry.compress_requests, profile.compress_requests),
+            stream_usage=profile.stream_usage,
+            stream_end=profile.stream_end,
             cache_ttl=entry.cache_ttl,
             cache_dir=_folder(entry.cache_dir),
             flags=client_flags.overridden(entry.flags),
-            options=checked_options(entry.options, profile, table=self._table(), environ=self.environ),
+            options=self.options,
+            discovered=profile.discovered,
             in_process=profile.in_process,
         )
+
+    def _fill(self) -> None:
+        """Check the plugin's own keys, and put those into the profile's base URL that it asks for."""
+        entry, profile = self.entry, self.profile
+        self.options = checked_options(entry.options, profile, table=self._table(), environ=self.environ)
+        elsewhere = bool(entry.base_url or self.environ.text(profile.base_url_env))
+        self.profile = filled(profile, self.options, path=self.path, needed=not elsewhere)
 
     def _base(self) -> tuple[BaseUrl | None, bool]:
         """Where requests go, and whether it was the environment that said so."""

@@ -10,7 +10,9 @@ from attrs import asdict, evolve
 
 from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
+from llmopt.engine.counts import Counts
 from llmopt.engine.guards import Guards
+from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.breaker_pair import Breakers
 from llmopt.policies.clock import Clock
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import httpx
 
     from llmopt.wire.request import WireRequest
+    from llmopt.wire.stream import WireStream
 
 
 class Wire(Protocol):
@@ -31,6 +34,10 @@ class Wire(Protocol):
 
     async def send(self, request: WireRequest) -> HttpResponse:
         """The whole answer, or a `TransportError` or `InvalidResponse`."""
+        ...
+
+    async def open(self, request: WireRequest) -> WireStream:
+        """The head of the answer and a way to its body; raises as `send`."""
         ...
 
     async def aclose(self) -> None:
@@ -47,10 +54,12 @@ class LiveEndpoint:
         transport: the user's own way out, instead of the plugin's or the pool.
         breakers: the client's circuits.
         clock: the time.
+        telemetry: told of what happens.
 
     Attributes:
         hooks: of the provider's plugin.
         guards: the policies that watch over it.
+        counts: what was done there.
         told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
         asking: held while it is asked.
 
@@ -66,13 +75,16 @@ class LiveEndpoint:
         *,
         breakers: Breakers,
         clock: Clock,
+        telemetry: Telemetry,
     ) -> None:
         self.config: Final = _signed_in(endpoint, hooks)
         self.told: Final[dict[str, BatchLimit]] = {}
         self.asking: Final[dict[object, asyncio.Lock]] = {}
         self.hooks: Final = hooks
+        self.counts: Final = Counts()
         self.guards: Final = Guards(self.config, breakers, clock)
         self._transport: Final = transport
+        self._telemetry: Final = telemetry
         self._wire: Wire | None = None
         self._static: Settings | None = None
         self._closed = False
@@ -123,16 +135,22 @@ class LiveEndpoint:
             return TransportWire(chosen)
         from llmopt.wire.pool import ConnectionPool
 
-        return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive)
+        watch = self._telemetry.pool(self.config.provider, self.name)
+        return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive, watch=watch)
 
     def rest(self, call: Call) -> float | None:
         """Seconds that it is still given a rest, None when it may be asked."""
         breakers = self.guards.breakers(call)
         return None if breakers is None else breakers.peek()
 
+    def patience(self, call: Call) -> float | None:
+        """As `rest`, for one who is woken when there are news."""
+        breakers = self.guards.breakers(call)
+        return None if breakers is None else breakers.patience()
+
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
-        stats = self.guards.stats()
+        stats = {**self.counts.stats(), **self.guards.stats()}
         pool = getattr(self._wire, "stats", None)
         return stats if pool is None else {**stats, "connections": asdict(pool())}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Final
 
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.errors import CircuitOpen
 from llmopt.policies.balance import Balance, Candidate
 from llmopt.policies.clock import Clock
+from llmopt.policies.recess import Recess
 from llmopt.values.calls import Call
 
 
@@ -19,10 +20,12 @@ class Fleet:
     Args:
         endpoints: at least one.
         clock: the time.
+        recess: where those wait whose circuits are open.
     """
 
-    def __init__(self, endpoints: tuple[LiveEndpoint, ...], clock: Clock) -> None:
+    def __init__(self, endpoints: tuple[LiveEndpoint, ...], clock: Clock, recess: Recess) -> None:
         self.endpoints: Final = endpoints
+        self.recess: Final = recess
         self._balance: Final = Balance([endpoint.config.weight for endpoint in endpoints], now=clock.now)
 
     @property
@@ -51,14 +54,33 @@ class Fleet:
             raise self._none_left(rests)
         if not self.endpoints[0].config.flags.balance:
             return self.endpoints[candidates[0].index]
+        # One that asked for a pause would hold a request that another could take now.
+        ready = [one for one in candidates if not self._paused(one.index, call)]
+        candidates = ready or candidates
         chosen = self._balance.choose(candidates, tried)
         return self.endpoints[(chosen or candidates[0]).index]
 
+    def elsewhere(self, endpoint: LiveEndpoint, call: Call, tried: Container[int] = ()) -> bool:
+        """Whether another endpoint, not tried yet, would take the call now."""
+        return len(self.endpoints) > 1 and any(
+            other is not endpoint
+            and index not in tried
+            and other.rest(call) is None
+            and other.guards.refusal() is None
+            and not self._paused(index, call)
+            for index, other in enumerate(self.endpoints)
+        )
+
+    def _paused(self, index: int, call: Call) -> bool:
+        return self.endpoints[index].guards.pace(call).paused > 0
+
     def rest(self, call: Call) -> float | None:
         """Seconds until one of the endpoints admits again, None when one does now."""
-        rests = [endpoint.rest(call) for endpoint in self.endpoints]
-        known = [rest for rest in rests if rest is not None and math.isfinite(rest)]
-        return min(known) if len(known) == len(rests) else None
+        return _soonest([endpoint.rest(call) for endpoint in self.endpoints])
+
+    def patience(self, call: Call) -> float | None:
+        """As `rest`, for one who is woken when there are news."""
+        return _soonest([endpoint.patience(call) for endpoint in self.endpoints])
 
     def took(self, endpoint: LiveEndpoint, seconds: float) -> None:
         """An attempt at an endpoint took so long."""
@@ -90,3 +112,8 @@ class Fleet:
             "nothing was sent. Try later, or pass when_open='wait'.",
             retry_after=soonest if math.isfinite(soonest) else None,
         )
+
+
+def _soonest(rests: Sequence[float | None]) -> float | None:
+    known = [rest for rest in rests if rest is not None and math.isfinite(rest)]
+    return min(known) if len(known) == len(rests) else None

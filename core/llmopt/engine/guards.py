@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -13,12 +14,18 @@ from llmopt.policies.breaker_pair import BreakerPair, Breakers
 from llmopt.policies.budget import RetryBudget
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Concurrency
+from llmopt.policies.limiter import RateLimiter
 from llmopt.policies.retry import RetryPolicy
 from llmopt.policies.timeouts import AdaptiveTimeout, ceiling
-from llmopt.values.calls import Call
+from llmopt.values.calls import Call, ChatCall
 
 _QUOTA_LATCH_S: Final = 300.0
 _AUTH_LATCH_S: Final = 60.0
+_TOKEN_LATCH_S: Final = 5.0
+"""A function that gives tokens may give another one any moment, which only the next attempt finds out."""
+_THINKING: Final = 5.0
+"""So much longer may the first event take of a model that is told to think first: 300 s for the usual 60."""
+_HARDLY_THINKING: Final = (None, "none", "minimal")
 
 
 class Guards:
@@ -37,6 +44,7 @@ class Guards:
         self._credential: Final = endpoint.credential.fingerprint()
         self._pairs: Final[dict[tuple[str, str], BreakerPair]] = {}
         self._unpaced: Final = Unpaced()
+        self._limiters: Final[dict[str, RateLimiter]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._lines: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Concurrency]] = WeakKeyDictionary()
         self._latched: tuple[LLMOptError, float] | None = None
@@ -67,16 +75,33 @@ class Guards:
             )
         return line
 
-    @property
-    def pace(self) -> Pace:
-        """How requests are paced: by the retries' waits and the concurrency alone, until there is a rate limiter."""
-        return self._unpaced
+    def pace(self, call: Call) -> Pace:
+        """The limiter of the quota that a call spends: that of its model; lists of models have one of their own."""
+        if not self._endpoint.flags.limiter:
+            return self._unpaced
+        limiter = self._limiters.get(call.model)
+        if limiter is None:
+            limiter = self._limiters[call.model] = self._limiter(call)
+        return limiter
+
+    def _limiter(self, call: Call) -> RateLimiter:
+        # A number in the configuration is meant for a model, or for what an option names (a deployment).
+        endpoint = self._endpoint
+        names = (call.model, *(value for value in endpoint.options.values() if isinstance(value, str)))
+        spends = call.operation != "catalog"
+        return RateLimiter(
+            clock=self._clock,
+            rpm=endpoint.rpm_for(*names) if spends else None,
+            tpm=endpoint.tpm_for(*names) if spends else None,
+        )
 
     def timeout(self, call: Call, size: int, fill: float) -> float:
         """Seconds for one attempt at a call of this size."""
         timeouts = self._endpoint.timeouts
         if call.operation == "catalog":
             return timeouts.catalog
+        if isinstance(call, ChatCall):
+            return self._chat_timeout(call)
         most = ceiling(timeouts, fill)
         if not self._warm and timeouts.first is not None:
             # The engine may have to load its model first.
@@ -88,13 +113,21 @@ class Guards:
     def took(self, call: Call, size: int, seconds: float) -> None:
         """A complete answer came after so long."""
         self._warm = True
-        if call.operation != "catalog":
+        if call.operation == "embeddings":
             self._adaptive(call.model).took(size, seconds)
 
     def timed_out(self, call: Call, size: int, seconds: float) -> None:
         """No complete answer came in so long."""
-        if call.operation != "catalog":
+        if call.operation == "embeddings":
             self._adaptive(call.model).timed_out(size, seconds)
+
+    def _chat_timeout(self, call: ChatCall) -> float:
+        """Until the whole answer, or the first event of a stream. Not adaptive: it depends on what is asked."""
+        timeouts = self._endpoint.timeouts
+        most = timeouts.first_event if call.stream else timeouts.chat
+        if call.stream and call.reasoning_effort not in _HARDLY_THINKING:
+            most *= _THINKING
+        return most if self._warm or timeouts.first is None else max(most, timeouts.first)
 
     @property
     def warm(self) -> bool:
@@ -112,7 +145,12 @@ class Guards:
         if isinstance(error, QuotaExhausted):
             self._latched = (error, self._clock.now() + _QUOTA_LATCH_S)
         elif isinstance(error, AuthError):
-            self._latched = (error, self._clock.now() + _AUTH_LATCH_S)
+            fixed = self._endpoint.credential.is_static
+            self._latched = (error, self._clock.now() + (_AUTH_LATCH_S if fixed else _TOKEN_LATCH_S))
+
+    def unlatch(self) -> None:
+        """There is another credential now."""
+        self._latched = None
 
     def refusal(self) -> LLMOptError | None:
         """The refusal of the credential that still stands, None when there is none."""
@@ -132,5 +170,17 @@ class Guards:
             "in_flight": sum(line.in_flight for line in lines),
             "waiting": sum(line.waiting for line in lines),
             "concurrency": max((line.limit for line in lines), default=float(self._endpoint.max_concurrency)),
-            "breakers": {" ".join(key): repr(pair) for key, pair in self._pairs.items()},
+            "limiters": {model: _standing(limiter) for model, limiter in self._limiters.items()},
+            "breakers": {" ".join(key): pair.stats() for key, pair in self._pairs.items()},
         }
+
+
+def _standing(limiter: RateLimiter) -> dict[str, float | None]:
+    """Where a limiter stands: limits in force a minute, None where there is none."""
+    requests, tokens = limiter.rates
+    return {
+        "waiting": limiter.waiting,
+        "paused_s": limiter.paused,
+        "rpm": requests * 60 if math.isfinite(requests) else None,
+        "tpm": tokens * 60 if math.isfinite(tokens) else None,
+    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from llmopt.engine.redact import redact
@@ -20,7 +21,7 @@ from llmopt.errors import (
     UnexpectedStatus,
 )
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.calls import Call, CatalogCall, ChatCall, EmbedCall
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
@@ -32,13 +33,17 @@ Parse = Callable[[HttpResponse, Settings], T | Failure]
 """Reads a 2xx answer: the value, or the failure that it carries."""
 
 _REQUEST_ID: Final = ("x-request-id", "request-id", "apim-request-id", "x-ms-request-id", "cf-ray")
+_TOKEN: Final = re.compile(r"[!-~]{1,128}\Z")
+_MOST_CODE: Final = 128
+_MOST_SAID: Final = 500
+_SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """The provider's own id of a request, None when it sends none."""
+    """The provider's own id of a request, None when it sends none, or a sentence in its place."""
     for name in _REQUEST_ID:
         if name in headers:
-            return headers[name][:128]
+            return headers[name] if _TOKEN.match(headers[name]) else None
     return None
 
 
@@ -49,25 +54,30 @@ def judge(hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Se
         ProviderError: the answer is an error, by the plugin's verdict.
         InvalidResponse: the answer is a success that cannot be used.
     """
-    if 200 <= response.status < 300:
+    if 200 <= response.status < 300 or _unchanged(call, response):
         found = parse(response, settings)
         if not isinstance(found, Failure):
             return found
         failure = found
     else:
         failure = Failure.from_response(response, operation=call.operation, model=call.model)
-        if (error := _redirect(failure)) is not None:
+        if (error := _redirect(failure, call, settings)) is not None:
             raise error
     raise error_of(hooks.classify_error(failure, settings), failure, call, settings)
 
 
-def _redirect(failure: Failure) -> LLMOptError | None:
+def _unchanged(call: Call, response: HttpResponse) -> bool:
+    """Whether the answer says that what the caller has is what there is; the operation asked for that."""
+    return response.status == 304 and isinstance(call, CatalogCall) and call.etag is not None
+
+
+def _redirect(failure: Failure, call: Call, settings: Settings) -> LLMOptError | None:
     if not 300 <= failure.status < 400:
         return None
-    # The origin alone: the rest of a Location may repeat the query.
-    target = failure.headers.get("location", "elsewhere").split("?")[0][:120]
+    # Without what may repeat the query.
+    target = _fit(failure.headers.get("location", "elsewhere").split("?")[0], call, settings)
     return UnexpectedStatus(
-        f"the server redirects to {redact(target)} (HTTP {failure.status}); redirects are never followed: "
+        f"the server redirects to {target[:120]} (HTTP {failure.status}); redirects are never followed: "
         "set base_url to the address that answers.",
         status=failure.status,
         sent="yes",
@@ -76,10 +86,9 @@ def _redirect(failure: Failure) -> LLMOptError | None:
 
 def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings) -> LLMOptError:
     """The exception that a verdict is, with a message fit to be shown."""
-    secrets = [settings.credential.reveal()] if settings.credential is not None else []
-    texts = call.texts if isinstance(call, EmbedCall) else ()
-    said = redact(verdict.message or failure.error.message, secrets=secrets, texts=texts)
-    message = _sentence(said, verdict, failure, settings)
+    said = _fit(verdict.message or failure.error.message, call, settings)
+    code, param = _fit_code(verdict.code, call, settings), _fit_code(verdict.param, call, settings)
+    message = _sentence(said, code, verdict, failure, settings)
     kind = EXCEPTION_OF[verdict.kind]
     if issubclass(kind, InvalidResponse):
         return InvalidResponse(message, reason="error", status=failure.status, sent="yes")
@@ -87,19 +96,48 @@ def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings)
     if isinstance(error, (RequestTooLarge, ItemTooLong)):
         error.limit = verdict.limit
     error.status = failure.status
-    error.code = verdict.code
-    error.param = verdict.param
+    error.code = code
+    error.param = param
     error.item = verdict.item
     error.retry_after = verdict.retry_after
     error.sent = "yes"
     return error
 
 
-def _sentence(said: str, verdict: Verdict, failure: Failure, settings: Settings) -> str:
+def texts_of(call: Call) -> Sequence[str]:
+    """What the user wrote in a call, which no message may repeat."""
+    if isinstance(call, EmbedCall):
+        return call.texts
+    if isinstance(call, ChatCall):
+        return [text for message in call.messages for text in _strings(message)]
+    return ()
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
+
+
+def _fit(said: str, call: Call, settings: Settings) -> str:
+    """A provider's words, fit to be shown: what they repeat of the request is taken out."""
+    secrets = [value for name, value in settings.headers.items() if _SECRET_HEADER.search(name)]
+    if settings.credential is not None:
+        secrets.append(settings.credential.reveal())
+    return redact(said[:_MOST_SAID], secrets=secrets, texts=texts_of(call))
+
+
+def _fit_code(code: str | None, call: Call, settings: Settings) -> str | None:
+    return None if code is None else _fit(code, call, settings)[:_MOST_CODE]
+
+
+def _sentence(said: str, named: str | None, verdict: Verdict, failure: Failure, settings: Settings) -> str:
     if not settings.base_url:
         # Inside the process there is no HTTP to speak of.
         return said or "the engine refused"
-    code = f", {verdict.code}" if verdict.code and verdict.code != str(failure.status) else ""
+    code = f", {named}" if named and named != str(failure.status) else ""
     hint = verdict.hint or _hint(verdict.kind, settings)
     return f"{said or 'no message'} (HTTP {failure.status}{code}){f'; {hint}' if hint else ''}"
 

@@ -1,10 +1,12 @@
-"""How an attempt is paced: the place of a rate limiter in the pipeline."""
+"""How an attempt is paced: the place of the rate limiter in the pipeline, and none for those who want none."""
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, Self
 
 from llmopt.policies.deadline import Deadline
+from llmopt.values.limits import RateLimits
 
 
 class PaceLease(Protocol):
@@ -14,28 +16,44 @@ class PaceLease(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def settle(self, tokens: int) -> None:
-        """The request cost so many tokens."""
+    def settle(self, tokens: float | None) -> None:
+        """The request cost so many tokens, None for as many as estimated."""
 
     def refund(self) -> None:
         """Nothing was sent."""
 
-    def penalize(self, retry_after: float | None) -> None:
-        """The server answered that it was too much."""
+    def observe(self, limits: RateLimits) -> bool:
+        """The headers of the answer tell this; True when a limit was learned or has changed."""
+        ...
+
+    def penalize(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:
+        """The server answered that it was too much; True as `observe`."""
+        ...
 
 
 class Pace(Protocol):
     """Gives leave, in order."""
 
-    def try_acquire(self, tokens: int) -> PaceLease | None:
-        """Leave at once, None when there is a wait."""
+    @property
+    def paused(self) -> float:
+        """Seconds that nothing goes out because the server refused; 0 when that is not so."""
+        ...
 
-    async def acquire(self, tokens: int, *, deadline: Deadline) -> PaceLease:
-        """Leave, when it is this caller's turn."""
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Requests and tokens per second in force; infinite where there is no limit."""
+        ...
+
+    def try_acquire(self, tokens: float) -> PaceLease | None:
+        """Leave at once, None when there is a wait."""
+        ...
+
+    async def acquire(self, tokens: float, *, deadline: Deadline, patience: float) -> PaceLease:
+        """Leave, when it is this caller's turn; `RateLimited` before a pause longer than its patience."""
         ...
 
 
-class _FreeLease:
+class FreeLease:
     """Leave that costs nothing."""
 
     __slots__ = ()
@@ -46,14 +64,19 @@ class _FreeLease:
     def __exit__(self, *_: object) -> None:
         return
 
-    def settle(self, tokens: int) -> None:
+    def settle(self, tokens: float | None) -> None:
         """Nothing to settle."""
 
     def refund(self) -> None:
         """Nothing to give back."""
 
-    def penalize(self, retry_after: float | None) -> None:
+    def observe(self, limits: RateLimits) -> bool:  # noqa: ARG002 - nothing is learned
+        """Nobody to tell."""
+        return False
+
+    def penalize(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:  # noqa: ARG002 - as above
         """Nobody to slow down: the retry waits by itself."""
+        return False
 
 
 class Unpaced:
@@ -61,13 +84,22 @@ class Unpaced:
 
     __slots__ = ("_lease",)
 
-    def __init__(self) -> None:
-        self._lease = _FreeLease()
+    paused = 0.0
+    rates = (math.inf, math.inf)
 
-    def try_acquire(self, tokens: int) -> PaceLease:  # noqa: ARG002 - free of charge
+    def __init__(self) -> None:
+        self._lease = FreeLease()
+
+    def try_acquire(self, tokens: float) -> PaceLease:  # noqa: ARG002 - free of charge
         """Always."""
         return self._lease
 
-    async def acquire(self, tokens: int, *, deadline: Deadline) -> PaceLease:  # noqa: ARG002 - as above
+    async def acquire(
+        self,
+        tokens: float,  # noqa: ARG002 - as above
+        *,
+        deadline: Deadline,  # noqa: ARG002
+        patience: float,  # noqa: ARG002
+    ) -> PaceLease:
         """Always."""
         return self._lease

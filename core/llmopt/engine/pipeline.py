@@ -20,26 +20,26 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable
-from contextlib import nullcontext
 from importlib import import_module
 from typing import Final, Generic, TypeVar
 
+from llmopt.engine.account import CANCELLED, OK, Account
 from llmopt.engine.attempt import Held, explain, should_retry
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge, may_be_an_items
-from llmopt.engine.pace import PaceLease
-from llmopt.engine.prepare import Prepared, prepare
+from llmopt.engine.pace import Pace, PaceLease
+from llmopt.engine.prepare import Prepared, conditional, prepare
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import DeadlineExceeded, LLMOptError, Sent
+from llmopt.errors import AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Slot
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
 from llmopt.policies.permit import Refusal
 from llmopt.policies.retry import Facts
 from llmopt.values.attempt import Attempt
-from llmopt.values.events import RequestAttempt, RequestEnd, RequestStart, RequestWait, WaitCause
+from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
 from llmopt.wire.request import WireRequest
@@ -63,11 +63,11 @@ class Pipeline(Generic[T]):
         self._request: Final = request
         self._call: Final = request.call
         self._clock: Final = clock
-        self._telemetry: Final = telemetry
+        self._account: Final = Account(request.call, fleet.endpoints[0].config.provider, telemetry)
         self._history: Final[list[Attempt]] = []
         self._tried: Final[set[int]] = set()
-        self._sent = 0
         self._should_retry: bool | None = None
+        self._new_credential = False
         self._endpoint = fleet.endpoints[0]
 
     async def run(self) -> T:
@@ -76,21 +76,21 @@ class Pipeline(Generic[T]):
         Raises:
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        if not self._telemetry.on:
+        if not self._account.on:
             return await self._described()
         started = self._clock.now()
-        self._emit_start()
-        outcome = "cancelled"
+        self._account.started(self._request.items, self._request.tokens)
+        outcome = CANCELLED
         try:
             value = await self._described()
-            outcome = "ok"
+            outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
             raise
         else:
             return value
         finally:
-            self._emit_end(outcome, self._clock.now() - started)
+            self._account.ended(self._endpoint, outcome, self._clock.now() - started)
 
     async def _described(self) -> T:
         try:
@@ -136,10 +136,12 @@ class Pipeline(Generic[T]):
             facts=lambda _: Facts(
                 idempotent=self._call.operation != "chat",
                 should_retry=self._should_retry,
+                new_credential=self._new_credential,
                 wait_when_open=self._request.wait_when_open,
                 rest=self._fleet.rest(self._call),
+                elsewhere=self._fleet.elsewhere(self._endpoint, self._call, self._tried),
             ),
-            on_retry=lambda retry: self._telemetry.retry(self._call, self._endpoint.config.provider, retry),
+            on_retry=lambda retry: self._account.retrying(self._endpoint, retry),
         )
 
     async def _in_process(self) -> T:
@@ -149,22 +151,37 @@ class Pipeline(Generic[T]):
         settings = await endpoint.settings()
         prepared = self._prepare(endpoint, settings)
         response: HttpResponse | None = None
+        self._account.sending(endpoint)
         started = self._clock.now()
+        outcome, usage = CANCELLED, None
         try:
             response = await self._exchange(endpoint, prepared, None)
-            return judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+            value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+            outcome, usage = OK, self._request.usage_of(value)
         except LLMOptError as error:
+            outcome = type(error).__name__
             self._history.append(explain(error, endpoint, self._call, response, self._clock.now() - started))
             raise
+        else:
+            return value
+        finally:
+            seconds = self._clock.now() - started
+            self._account.attempted(endpoint, 1, outcome, response, seconds, sent="yes", usage=usage)
 
     async def _attempt(self, number: int) -> T:
         """One HTTP request, or the reason why none may be made."""
         while True:
             self._should_retry = None
+            self._new_credential = False
             self._check_deadline("before it was sent")
-            endpoint = self._endpoint = self._fleet.choose(self._call, self._tried)
+            endpoint = self._endpoint = await self._chosen()
             guards = endpoint.guards
-            with await self._slot(endpoint) as slot, await self._lease(endpoint) as lease:
+            with Held(endpoint, self._call, self._request.tokens, suspect=self._request.suspect) as held:
+                held.slot = await self._slot(endpoint)
+                lease = await self._lease(endpoint)
+                if lease is None:
+                    continue
+                held.lease = lease
                 settings = await endpoint.settings()
                 prepared = self._prepare(endpoint, settings)
                 timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
@@ -173,49 +190,84 @@ class Pipeline(Generic[T]):
                 if isinstance(permit, Refusal):
                     lease.refund()
                     continue
-                held = Held(
-                    endpoint,
-                    self._call,
-                    self._request.tokens,
-                    timeout,
-                    slot=slot,
-                    lease=lease,
-                    permit=permit,
-                    suspect=self._request.suspect,
-                )
-                with permit or nullcontext(), SingleRetrier():
-                    return await self._send(number, held, prepared, settings)
+                held.admitted(permit, timeout)
+                with SingleRetrier():
+                    try:
+                        return await self._send(number, held, prepared, settings)
+                    except AuthError:
+                        self._new_credential = await self._another_key(endpoint, settings)
+                        raise
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
         self._tried.add(endpoint.config.index)
-        self._sent += 1
+        self._account.sending(endpoint)
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
             response = await self._exchange(endpoint, prepared, held.timeout)
             value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
         except LLMOptError as error:
-            seconds = self._clock.now() - started
-            self._should_retry = should_retry(response)
-            self._history.append(explain(error, endpoint, self._call, response, seconds))
-            held.failed(error, seconds, response)
-            self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
+            self._failed(number, held, settings, error, response, self._clock.now() - started)
             raise
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
-        held.succeeded(seconds, usage.total_tokens if usage is not None else None)
+        if held.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
+            self._account.learned(endpoint)
         self._fleet.took(endpoint, seconds)
-        self._emit_attempt(number, "ok", endpoint, response, seconds, sent="yes")
+        self._account.attempted(endpoint, number, OK, response, seconds, sent="yes", usage=usage)
         return value
 
+    async def _another_key(self, endpoint: LiveEndpoint, used: Settings) -> bool:
+        """Whether the credential's provider gives another one now than that which was refused."""
+        if endpoint.config.credential.is_static:
+            return False
+        try:
+            settings = await endpoint.settings()
+        except LLMOptError:
+            return False
+        if settings.credential == used.credential:
+            return False
+        endpoint.guards.unlatch()
+        return True
+
+    def _failed(
+        self,
+        number: int,
+        held: Held,
+        settings: Settings,
+        error: LLMOptError,
+        response: HttpResponse | None,
+        seconds: float,
+    ) -> None:
+        endpoint = held.endpoint
+        self._should_retry = should_retry(response)
+        self._history.append(explain(error, endpoint, self._call, response, seconds))
+        if held.failed(error, settings, seconds, response):
+            self._account.learned(endpoint)
+        outcome = type(error).__name__
+        self._account.attempted(endpoint, number, outcome, response, seconds, sent=error.sent)
+
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
-        return prepare(endpoint.hooks.build_request(self._call, settings), settings)
+        request = endpoint.hooks.build_request(self._call, settings)
+        return prepare(conditional(request, self._call), settings)
 
     async def _exchange(
         self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None
     ) -> HttpResponse:
-        request = WireRequest(
+        request = self._wire_request(endpoint, prepared, timeout)
+        if not self._request.deadline.bounded:
+            return await endpoint.wire.send(request)
+        try:
+            async with asyncio.timeout(self._request.deadline.remaining()):
+                return await endpoint.wire.send(request)
+        except TimeoutError:
+            raise late("while waiting for the answer", "send", sent="maybe") from None
+
+    def _wire_request(
+        self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None, idle: float | None = None
+    ) -> WireRequest:
+        return WireRequest(
             method=prepared.method,
             url=prepared.url,
             headers=prepared.headers,
@@ -223,15 +275,25 @@ class Pipeline(Generic[T]):
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,
+            idle=idle,
             max_body=self._request.max_body,
         )
-        if not self._request.deadline.bounded:
-            return await endpoint.wire.send(request)
-        try:
-            async with asyncio.timeout(self._request.deadline.remaining()):
-                return await endpoint.wire.send(request)
-        except TimeoutError:
-            raise _late("while waiting for the answer", "send") from None
+
+    async def _chosen(self) -> LiveEndpoint:
+        """The endpoint for the next attempt; while all are given a rest, whoever may wait waits here."""
+        while True:
+            try:
+                return self._fleet.choose(self._call, self._tried)
+            except CircuitOpen as error:
+                rest = error.retry_after
+                if rest is None or not self._request.wait_when_open:
+                    raise
+                # With too little time left it is for the retry policy to say so.
+                if not self._request.deadline.leaves(rest, spare=self._endpoint.guards.retry.min_attempt):
+                    raise
+            patience = self._fleet.patience(self._call) or rest
+            wait = self._fleet.recess.wait(self._request.deadline.clamp(patience))
+            await self._waiting("breaker", self._endpoint, wait)
 
     async def _slot(self, endpoint: LiveEndpoint) -> Slot:
         line = endpoint.guards.concurrency()
@@ -240,83 +302,36 @@ class Pipeline(Generic[T]):
             return slot
         return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
 
-    async def _lease(self, endpoint: LiveEndpoint) -> PaceLease:
-        pace = endpoint.guards.pace
+    async def _lease(self, endpoint: LiveEndpoint) -> PaceLease | None:
+        """Leave to send; none when the server wants a pause and another endpoint is free."""
+        pace = endpoint.guards.pace(self._call)
         lease = pace.try_acquire(self._request.tokens)
         if lease is not None:
             return lease
+        if len(self._fleet.endpoints) > 1:
+            try:
+                return await self._in_line(endpoint, pace, patience=0.0)
+            except RateLimited:
+                if self._fleet.elsewhere(endpoint, self._call):
+                    return None
+        return await self._in_line(endpoint, pace, patience=endpoint.guards.retry.max_retry_after)
+
+    async def _in_line(self, endpoint: LiveEndpoint, pace: Pace, *, patience: float) -> PaceLease:
         deadline = self._request.deadline
-        return await self._waiting("limiter", endpoint, pace.acquire(self._request.tokens, deadline=deadline))
+        wait = pace.acquire(self._request.tokens, deadline=deadline, patience=patience)
+        return await self._waiting("limiter", endpoint, wait)
 
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()
         got = await wait
-        if self._telemetry.on:
-            self._telemetry.emit(
-                RequestWait(
-                    provider=endpoint.config.provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    cause=cause,
-                    seconds=self._clock.now() - started,
-                )
-            )
+        self._account.waited(endpoint, cause, self._clock.now() - started)
         return got
 
     def _check_deadline(self, when: str) -> None:
         if self._request.deadline.expired():
-            raise _late(when, "queue")
-
-    def _emit_start(self) -> None:
-        self._telemetry.emit(
-            RequestStart(
-                provider=self._endpoint.config.provider,
-                model=self._call.model,
-                operation=self._call.operation,
-                items=self._request.items,
-                tokens=self._request.tokens,
-            )
-        )
-
-    def _emit_end(self, outcome: str, seconds: float) -> None:
-        self._telemetry.emit(
-            RequestEnd(
-                provider=self._endpoint.config.provider,
-                model=self._call.model,
-                endpoint=self._endpoint.name,
-                operation=self._call.operation,
-                outcome=outcome,
-                attempts=self._sent,
-                seconds=seconds,
-            )
-        )
-
-    def _emit_attempt(
-        self,
-        number: int,
-        outcome: str,
-        endpoint: LiveEndpoint,
-        response: HttpResponse | None,
-        seconds: float,
-        *,
-        sent: Sent,
-    ) -> None:
-        if not self._telemetry.on:
-            return
-        self._telemetry.emit(
-            RequestAttempt(
-                provider=endpoint.config.provider,
-                model=self._call.model,
-                endpoint=endpoint.name,
-                attempt=number,
-                outcome=outcome,
-                status=response.status if response is not None else None,
-                seconds=seconds,
-                sent=sent,
-                reused=response.info.reused if response is not None else False,
-            )
-        )
+            raise late(when, "queue")
 
 
-def _late(when: str, phase: str) -> DeadlineExceeded:
-    return DeadlineExceeded(f"the deadline passed {when}.", phase=phase)
+def late(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:
+    """The caller's time is up."""
+    return DeadlineExceeded(f"the deadline passed {when}.", phase=phase, sent=sent)

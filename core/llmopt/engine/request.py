@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic
+from typing import Any, Generic
 
 from attrs import field, frozen
 
 from llmopt.engine.outcome import Parse, T
 from llmopt.policies.deadline import Deadline
-from llmopt.values.calls import Call
+from llmopt.values.calls import Call, ChatCall
 from llmopt.values.embeddings import Usage
 
 
@@ -45,3 +45,18 @@ class Request(Generic[T]):
     wait_when_open: bool = False
     suspect: bool = False
     usage_of: Callable[[T], Usage | None] = field(default=_no_usage, repr=False)
+
+
+@frozen(kw_only=True)
+class StreamRequest(Request[Any]):
+    """A request for a stream. ``parse`` reads an answer that comes in one piece all the same.
+
+    Attributes:
+        call: what is asked for, with ``stream``.
+        prompt_tokens: estimate of those of ``tokens`` that are in the question.
+        buffer_size: most events that are parsed together.
+    """
+
+    call: ChatCall
+    prompt_tokens: int = 0
+    buffer_size: int = 100

@@ -5,7 +5,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from llmopt.values.events import BreakerChanged, Event, OnEvent, RequestRetry
+from llmopt.values.events import (
+    BreakerChanged,
+    Event,
+    LimitLearned,
+    LimitSource,
+    OnEvent,
+    PoolCheckout,
+    PoolReuse,
+    PoolSize,
+    RequestRetry,
+)
 
 if TYPE_CHECKING:
     from llmopt.policies.breaker import BreakerChange
@@ -59,6 +69,22 @@ class Telemetry:
                 )
             )
 
+    def limit(
+        self, provider: str, model: str, endpoint: str, limit: str, value: float, source: LimitSource
+    ) -> None:
+        """A limit became known."""
+        if self.on:
+            self.emit(
+                LimitLearned(
+                    provider=provider,
+                    model=model,
+                    endpoint=endpoint,
+                    limit=limit,
+                    value=value,
+                    source=source,
+                )
+            )
+
     def breaker(self, change: BreakerChange) -> None:
         """A circuit changed."""
         _log.warning("circuit %s: %s -> %s (%.1f s)", change.name, change.old, change.new, change.rest_s)
@@ -68,3 +94,36 @@ class Telemetry:
                     provider="", circuit=change.name, old=change.old, new=change.new, rest_s=change.rest_s
                 )
             )
+
+    def pool(self, provider: str, endpoint: str) -> PoolTelemetry | None:
+        """For an endpoint's pool, None when nobody listens."""
+        return PoolTelemetry(self, provider, endpoint) if self.on else None
+
+
+class PoolTelemetry:
+    """What one endpoint's pool tells, as events."""
+
+    def __init__(self, telemetry: Telemetry, provider: str, endpoint: str) -> None:
+        self._telemetry: Final = telemetry
+        self._provider: Final = provider
+        self._endpoint: Final = endpoint
+
+    def taken(self, seconds: float, served: int) -> None:
+        """See `llmopt.wire.watch.PoolWatch`."""
+        self._telemetry.emit(
+            PoolCheckout(provider=self._provider, endpoint=self._endpoint, seconds=seconds, reused=served > 0)
+        )
+        if served:
+            self._telemetry.emit(PoolReuse(provider=self._provider, endpoint=self._endpoint, served=served))
+
+    def sized(self, open_now: int, in_use: int, waiting: int) -> None:
+        """See `llmopt.wire.watch.PoolWatch`."""
+        self._telemetry.emit(
+            PoolSize(
+                provider=self._provider,
+                endpoint=self._endpoint,
+                open=open_now,
+                in_use=in_use,
+                waiting=waiting,
+            )
+        )

@@ -7,7 +7,7 @@ from typing import Final
 
 from llmopt.operations.plan import Cutter, cut
 from llmopt.operations.recover import Part
-from llmopt.operations.sizes import LearnedSizes
+from llmopt.operations.sizes import LearnedSize, LearnedSizes
 from llmopt.values.limits import BatchLimit
 
 _FAR_LONGER: Final = 0.8
@@ -23,6 +23,7 @@ class TextCuts:
         estimate: tokens of a text.
         limit: what fits into one request now.
         sizes: where refusals are remembered, None to forget them.
+        learned: told of what they taught.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class TextCuts:
         estimate: Callable[[str], int],
         limit: Callable[[], BatchLimit],
         sizes: LearnedSizes | None,
+        learned: Callable[[LearnedSize], None] = lambda _: None,
     ) -> None:
         self._texts: Final = texts
         self._estimate: Final = estimate
         self._limit: Final = limit
         self._sizes: Final = sizes
+        self._learned: Final = learned
 
     def cut(self, positions: Part) -> list[Part]:
         """See `Sizes.cut`."""
@@ -61,11 +64,16 @@ class TextCuts:
     def refused(self, positions: Part, stated: BatchLimit | None) -> None:
         """See `Sizes.refused`."""
         if self._sizes is not None:
-            self._sizes.refused(len(positions), sum(map(self._tokens, positions)), stated)
+            self._note(self._sizes.refused(len(positions), sum(map(self._tokens, positions)), stated))
 
     def timed_out(self, positions: Part) -> bool:
         """See `Sizes.timed_out`."""
-        return self._sizes is not None and self._sizes.timed_out(len(positions))
+        return self._sizes is not None and self._note(self._sizes.timed_out(len(positions)))
+
+    def _note(self, found: LearnedSize | None) -> bool:
+        if found is not None:
+            self._learned(found)
+        return found is not None
 
     def _tokens(self, position: int) -> int:
         return self._estimate(self._texts[position])

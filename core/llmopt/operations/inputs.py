@@ -81,10 +81,15 @@ def embed_call(
         raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r:.40}.")
     if input_type is not None and not (isinstance(input_type, str) and input_type):
         raise InvalidInput("input_type must be a word such as 'query' or 'document'.")
-    return EmbedCall(model=model, dimensions=dimensions, input_type=input_type, extra=_extra(extra))
+    return EmbedCall(model=model, dimensions=dimensions, input_type=input_type, extra=checked_extra(extra))
 
 
-def _extra(extra: object) -> Mapping[str, Any]:
+def checked_extra(extra: object) -> Mapping[str, Any]:
+    """Further keys of a request's body.
+
+    Raises:
+        InvalidInput: they are no mapping, or hold something that JSON does not have.
+    """
     if extra is None:
         return {}
     if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):

@@ -37,6 +37,12 @@ def merged(first: BatchLimit, second: BatchLimit) -> BatchLimit:
     return BatchLimit(**least, truncates=first.truncates or second.truncates)
 
 
+def numbers_of(limit: BatchLimit) -> list[tuple[str, int]]:
+    """The limits that are known, by name."""
+    known = ((name, getattr(limit, name)) for name in _NUMBERS)
+    return [(name, value) for name, value in known if value is not None]
+
+
 def _least(first: int | None, second: int | None) -> int | None:
     if first is None or second is None:
         return first or second

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from llmopt.policies.batch_size import BatchSize
 from llmopt.values.limits import BatchLimit
@@ -14,6 +14,15 @@ _MOST_ITEMS: Final = 4_096
 _MOST_TOKENS: Final = 10_000_000
 _SAFE_SHARE: Final = 0.95
 """Of a limit in tokens that the server states: its count and our estimate differ a little."""
+
+
+@frozen(kw_only=True)
+class LearnedSize:
+    """What one refusal taught: the name of the limit, what it is taken for now, and who says so."""
+
+    limit: Literal["max_items", "max_tokens"]
+    value: int
+    source: Literal["stated", "observed"]
 
 
 class LearnedSizes:
@@ -67,19 +76,26 @@ class LearnedSizes:
         self._tokens.clean(tokens)
         self._save()
 
-    def refused(self, items: int, tokens: int, stated: BatchLimit | None) -> None:
-        """A batch was too large. A limit that the server states is taken at once."""
+    def refused(self, items: int, tokens: int, stated: BatchLimit | None) -> LearnedSize | None:
+        """A batch was too large; what that taught. A limit that the server states is taken at once."""
         if stated is not None and stated.max_tokens is not None:
-            self._tokens.refused(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
+            news = self._tokens.refused(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
+            found = LearnedSize(limit="max_tokens", value=self._tokens.size, source="stated")
         else:
-            self._items.refused(items, stated=None if stated is None else stated.max_items)
+            most = None if stated is None else stated.max_items
+            news = self._items.refused(items, stated=most)
+            source: Literal["stated", "observed"] = "stated" if self._items.size == most else "observed"
+            found = LearnedSize(limit="max_items", value=self._items.size, source=source)
         self._save()
+        return found if news else None
 
-    def timed_out(self, items: int) -> bool:
-        """A batch got no answer in time; whether the next ones will be smaller for it."""
+    def timed_out(self, items: int) -> LearnedSize | None:
+        """A batch got no answer in time; the size of the next ones if they will be smaller for it."""
         smaller = self._items.timed_out(items)
         self._save()
-        return smaller
+        if not smaller:
+            return None
+        return LearnedSize(limit="max_items", value=self._items.size, source="observed")
 
     def state(self) -> dict[str, Any]:
         """What was learned, as plain values."""

@@ -100,13 +100,26 @@ class CircuitBreaker:
         now: Now,
         rng: random.Random | None = None,
         on_change: Callable[[BreakerChange], None] | None = None,
+        on_news: Callable[[], None] | None = None,
         mode: Mode = "automatic",
     ) -> None:
+        """Start closed.
+
+        Args:
+            name: for people.
+            rules: when it opens and closes.
+            now: the clock.
+            rng: source of the jitter.
+            on_change: told of each change of state.
+            on_news: told when those who were refused should look again, other than by a rest's end.
+            mode: the operator's wish.
+        """
         self.name = name
         self._rules = rules = rules or BreakerRules()
         self._now = now
         self._rng = rng or new_source()
         self._on_change = on_change
+        self._on_news = on_news
         self._mode: Mode = mode
         self._state: Literal["closed", "open", "half_open"] = "closed"
         self._window = FailureWindow(rules.window_s, rules.buckets)
@@ -130,6 +143,13 @@ class CircuitBreaker:
         if self._mode == "automatic":
             return None if self._state == "closed" else self._wait()
         return math.inf if self._mode == "forced_open" else None
+
+    def patience(self) -> float | None:
+        """As `peek`, for one who hears `on_news`: behind a probe, as long as the probe may take."""
+        if self._state == "half_open" and self._mode == "automatic":
+            left = self._watch_until - self._now()
+            return left if left > 0 else None
+        return self.peek()
 
     def acquire(self, timeout_s: float = 60.0) -> Permit | Refusal:
         """A permit, or how long to stay away.
@@ -194,14 +214,13 @@ class CircuitBreaker:
 
     def _probe_ended(self, result: Result) -> None:
         self._watch_until = -math.inf
-        if result == "neutral":
-            return
         if result == "failure":
             self._open(self._now())
-            return
-        self._row += 1
-        if self._row >= self._rules.probes:
-            self._close()
+        elif result == "success":
+            self._row += 1
+            if self._row >= self._rules.probes:
+                self._close()
+        self._tell_news()
 
     def _open(self, now: float, rest_s: float | None = None) -> None:
         rules = self._rules
@@ -241,6 +260,10 @@ class CircuitBreaker:
         )
         self._on_change(change)
 
+    def _tell_news(self) -> None:
+        if self._on_news is not None:
+            self._on_news()
+
     def trip(self, rest_s: float | None = None) -> None:
         """Open now, for so many seconds or the usual rest; a rest that ends later already stays."""
         self._open(self._now(), rest_s)
@@ -250,6 +273,7 @@ class CircuitBreaker:
         self._rests = 0
         self._until = -math.inf
         self._close()
+        self._tell_news()
 
     def set_mode(self, mode: Mode) -> None:
         """Hold the circuit open, switch it off, let it only count, or give it back to itself."""
@@ -258,3 +282,4 @@ class CircuitBreaker:
         self._generation += 1
         self._watch_until = -math.inf
         self._tell(old, self.state)
+        self._tell_news()

@@ -102,12 +102,25 @@ class BreakerPair:
     def __repr__(self) -> str:
         return f"BreakerPair({self.origin!r}, {self.model!r})"
 
+    def stats(self) -> dict[str, str]:
+        """The state of each, as plain values."""
+        return {"origin": self.origin.state, "model": self.model.state}
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether one of them is waiting for what a single request comes to."""
+        return self.origin.state == "half_open" or self.model.state == "half_open"
+
     def peek(self) -> float | None:
         """Seconds until both admit a request, None if they do. Takes nothing."""
         origin, model = self.origin.peek(), self.model.peek()
         if origin is None or model is None:
             return model if origin is None else origin
         return max(origin, model)
+
+    def patience(self) -> float | None:
+        """As `peek`, for one who hears of news; see `CircuitBreaker.patience`."""
+        return max((self.origin.patience(), self.model.patience()), key=lambda wait: wait or 0.0)
 
     def acquire(self, timeout_s: float = 60.0) -> PairPermit | Refusal:
         """A permit of both, or the refusal of one; see `CircuitBreaker.acquire`."""
@@ -131,8 +144,10 @@ class Breakers:
         now: Now,
         rng: random.Random | None = None,
         on_change: Callable[[BreakerChange], None] | None = None,
+        on_news: Callable[[], None] | None = None,
         mode: Mode = "automatic",
     ) -> None:
+        self._on_news = on_news
         self._rules = rules or BreakerRules()
         self._now = now
         self._rng = rng or new_source()
@@ -167,6 +182,7 @@ class Breakers:
             now=self._now,
             rng=self._rng,
             on_change=self._on_change,
+            on_news=self._on_news,
             mode=self._mode,
         )
 

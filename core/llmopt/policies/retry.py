@@ -70,6 +70,7 @@ class Facts:
         new_credential: whether the credential's provider has given another key since the attempt.
         wait_when_open: whether to wait for an open circuit instead of failing.
         rest: seconds that the circuit, which the failure may have opened, stays open; None if it is closed.
+        elsewhere: whether another endpoint, not tried yet, would take the request now.
     """
 
     idempotent: bool = True
@@ -77,6 +78,7 @@ class Facts:
     new_credential: bool = False
     wait_when_open: bool = False
     rest: float | None = None
+    elsewhere: bool = False
 
 
 class RetryHistory:
@@ -166,6 +168,11 @@ class RetryPolicy:
             return GiveUp(reason="attempts")
         if plan.ambiguous and history.ambiguous >= self.ambiguous:
             return GiveUp(reason="ambiguous")
+        if facts.elsewhere:
+            # A hint to wait is of the endpoint that gave it, and another's quota is another.
+            if plan.reason == "rate_limited":
+                plan = evolve(plan, delay=0.0)
+            return self._timed(plan, None, history, deadline)
         return self._timed(plan, _hint(error), history, deadline)
 
     def _count(self, plan: RetryDecision, history: RetryHistory) -> RetryDecision:

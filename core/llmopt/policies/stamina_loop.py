@@ -154,7 +154,8 @@ class _Judge:
             return False
         if not is_testing():
             self._on_retry(self._coming)
-        return decision.delay
+        # Who waits for a circuit is woken by it; the attempt itself does so, which stamina's sleep cannot.
+        return 0.0 if decision.reason == "circuit_open" else decision.delay
 
     def begin(self) -> None:
         """An attempt begins: the retry that was decided on is made."""

@@ -222,7 +222,20 @@ def read_usage(value: object) -> Usage | None:
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=total if total is not None else prompt + completion,
+        cached_tokens=_detail(value, "cached_tokens", *_OF_PROMPTS)
+        or _count(value.get("num_cached_tokens"))
+        or 0,
+        reasoning_tokens=_detail(value, "reasoning_tokens", "completion_tokens_details"),
     )
+
+
+_OF_PROMPTS: Final = ("prompt_tokens_details", "prompt_token_details")
+"""Both spellings occur, in one and the same answer even."""
+
+
+def _detail(usage: dict[str, Any], name: str, *groups: str) -> int:
+    counts = (_count(group.get(name)) for key in groups if isinstance(group := usage.get(key), dict))
+    return next(filter(None, counts), 0)
 
 
 def _count(value: object) -> int | None:

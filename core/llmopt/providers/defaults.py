@@ -8,14 +8,16 @@ from llmopt import compatible
 from llmopt.config.tree import TokenProvider
 from llmopt.markers import hookimpl
 from llmopt.policies.rate_headers import parse_rate_limits
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.catalog import CatalogPage
+from llmopt.values.chat import ChatEvent, ChatReply
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
 from llmopt.values.limits import BatchLimit, RateLimits
 from llmopt.values.profile import Profile
 from llmopt.values.settings import Settings
+from llmopt.values.stream import ServerEvent
 from llmopt.values.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -47,9 +49,21 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
 
 
 @hookimpl(trylast=True)
-def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """See `llmopt.compatible.parse_catalog`."""
-    return compatible.parse_catalog(response)
+    return compatible.parse_catalog(response, settings.provider)
+
+
+@hookimpl(trylast=True)
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    """See `llmopt.compatible.parse_chat`."""
+    return compatible.parse_chat(call, response)
+
+
+@hookimpl(trylast=True)
+def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+    """See `llmopt.compatible.parse_stream_event`."""
+    return compatible.parse_stream_event(call, event)
 
 
 @hookimpl(trylast=True)

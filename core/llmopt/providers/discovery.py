@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
@@ -18,12 +18,23 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 """What a provider may be called."""
 
 
+FALLBACK: Final = f"{PROJECT}.fallback"
+"""Group of names that a general plugin serves for as long as no plugin of a name's own is installed."""
+
+
 @frozen(kw_only=True)
 class InstalledPlugin:
-    """A provider's name and the entry points that claim it: one, unless there is a conflict."""
+    """A provider's name and the entry points that claim it: one, unless there is a conflict.
+
+    Attributes:
+        name: the provider's name.
+        entry_points: what claims it.
+        shared: whether it is one of many names that a general plugin serves.
+    """
 
     name: str
     entry_points: tuple[EntryPoint, ...] = field(repr=False)
+    shared: bool = False
 
     @property
     def conflict(self) -> PluginConflict | None:
@@ -66,19 +77,33 @@ def _distribution(point: EntryPoint) -> str:
 
 
 def discover() -> Mapping[str, InstalledPlugin]:
-    """All installed plugins by provider name. Names are compared without regard to case."""
+    """All installed plugins by provider name. Names are compared without regard to case.
+
+    A name of a general plugin's is left out where a plugin of that name is installed.
+    """
+    own, shared = claims()
+    found = {**group(shared, shared=True), **group(own)}
+    return {name: found[name] for name in sorted(found)}
+
+
+def claims() -> tuple[Sequence[EntryPoint], Sequence[EntryPoint]]:
+    """The entry points of plugins of one name, and those of general plugins."""
     from importlib_metadata import entry_points
 
-    return group(entry_points(group=PROJECT))
+    # One look at all the metadata there is, which is what takes the time.
+    points = tuple(entry_points())
+    return [each for each in points if each.group == PROJECT], [
+        each for each in points if each.group == FALLBACK
+    ]
 
 
-def group(points: Iterable[EntryPoint]) -> Mapping[str, InstalledPlugin]:
+def group(points: Iterable[EntryPoint], *, shared: bool = False) -> Mapping[str, InstalledPlugin]:
     """Put entry points together by provider name, in the order of the names."""
     found: dict[str, list[EntryPoint]] = {}
     for point in points:
         found.setdefault(point.name.lower(), []).append(point)
     return {
-        name: InstalledPlugin(name=name, entry_points=tuple(found[name]))
+        name: InstalledPlugin(name=name, entry_points=tuple(found[name]), shared=shared)
         for name in sorted(found)
         if NAME.match(name)
     }

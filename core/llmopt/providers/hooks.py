@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -13,14 +15,17 @@ from llmopt import hookspecs
 from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.markers import PROJECT
 from llmopt.providers import defaults
-from llmopt.values.calls import Call, EmbedCall
+from llmopt.providers.stream_parser import bound
+from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.catalog import CatalogPage
+from llmopt.values.chat import ChatEvent, ChatReply
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpRequest, HttpResponse
 from llmopt.values.limits import BatchLimit, RateLimits
 from llmopt.values.profile import Profile
 from llmopt.values.settings import Settings
+from llmopt.values.stream import ServerEvent
 from llmopt.values.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -49,8 +54,14 @@ class ProviderHooks:
     """
 
     def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
-        self._provider: Final = provider
+        self._provider = provider
         self._relay: Final[Any] = _manager(provider, plugin, wrappers).hook
+
+    def named(self, provider: str) -> ProviderHooks:
+        """The same for another provider that the plugin serves."""
+        found = copy(self)
+        found._provider = provider  # noqa: SLF001 - it is this class
+        return found
 
     def provider_profile(self, entry: ProviderEntry) -> Profile:
         """See `llmopt.hookspecs.provider_profile`."""
@@ -79,6 +90,47 @@ class ProviderHooks:
         if isinstance(found, (CatalogPage, Failure)):
             return found
         raise self._wrong("parse_catalog", found, "CatalogPage or Failure")
+
+    def parse_chat(self, call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
+        """See `llmopt.hookspecs.parse_chat`."""
+        found = self._call(self._relay.parse_chat, call=call, response=response, settings=settings)
+        if isinstance(found, (ChatReply, Failure)):
+            return found
+        raise self._wrong("parse_chat", found, "ChatReply or Failure")
+
+    def parse_stream_event(
+        self, call: ChatCall, event: ServerEvent, settings: Settings
+    ) -> tuple[ChatEvent, ...] | Failure:
+        """See `llmopt.hookspecs.parse_stream_event`."""
+        return self.stream_parser(call, settings)(event)
+
+    def stream_parser(
+        self, call: ChatCall, settings: Settings
+    ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
+        """`parse_stream_event` for the events of one stream."""
+        hook = self._relay.parse_stream_event
+        asked = bound(hook.get_hookimpls(), call, settings) or partial(
+            _relayed, hook, call=call, settings=settings
+        )
+
+        def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+            try:
+                found = asked(event)
+            except LLMOptError:
+                raise
+            except Exception as error:
+                raise self._raised("parse_stream_event", error) from error
+            if isinstance(found, tuple):
+                for each in found:
+                    if not isinstance(each, ChatEvent):
+                        break
+                else:
+                    return found
+            elif isinstance(found, Failure):
+                return found
+            raise self._wrong("parse_stream_event", found, "a tuple of ChatEvent, or Failure")
+
+        return parse
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
@@ -127,17 +179,24 @@ class ProviderHooks:
         except LLMOptError:
             raise
         except Exception as error:
-            raise PluginContractError(
-                f"plugin {self._provider!r}: hook {_name(hook)} raised {type(error).__name__}; "
-                "a hook returns a value or raises an llmopt error.",
-                provider=self._provider,
-            ) from error
+            raise self._raised(_name(hook), error) from error
+
+    def _raised(self, hook: str, error: Exception) -> PluginContractError:
+        return PluginContractError(
+            f"plugin {self._provider!r}: hook {hook} raised {type(error).__name__}; "
+            "a hook returns a value or raises an llmopt error.",
+            provider=self._provider,
+        )
 
     def _wrong(self, hook: str, found: object, expected: str) -> PluginContractError:
         return PluginContractError(
             f"plugin {self._provider!r}: hook {hook} returned {type(found).__name__}; expected {expected}.",
             provider=self._provider,
         )
+
+
+def _relayed(hook: Callable[..., Any], event: ServerEvent, *, call: ChatCall, settings: Settings) -> Any:
+    return hook(call=call, event=event, settings=settings)
 
 
 def _name(hook: Callable[..., Any]) -> str:

@@ -9,8 +9,7 @@ from attrs import frozen
 
 from llmopt.config.tree import Config
 from llmopt.errors import LLMOptError, PluginContractError
-from llmopt.markers import PROJECT
-from llmopt.providers.discovery import NAME, InstalledPlugin, group
+from llmopt.providers.discovery import NAME, InstalledPlugin, claims, group
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
@@ -34,6 +33,8 @@ class PluginOverview:
         state: "ok", or what is wrong with it.
         problem: what is wrong, in a sentence; "" if nothing is.
         entries: names of the configured entries that it serves.
+        providers: further names that it serves, where it is a general plugin; a plugin of a name's own
+            comes before it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PluginOverview:
     state: PluginState = "ok"
     problem: str = ""
     entries: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -65,12 +67,13 @@ class ProviderOverview:
 
 def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
     """Every plugin that is installed, and every one that an entry of the configuration needs."""
-    from importlib_metadata import entry_points
-
-    points = tuple(entry_points(group=PROJECT))
+    points, general = claims()
     users = _users(config)
-    found = [_overview(plugin, users.pop(plugin.name, ())) for plugin in group(points).values()]
-    found += [_misnamed(point) for point in points if not NAME.match(point.name.lower())]
+    own = group(points)
+    modules = _by_module(each for each in group(general, shared=True).values() if each.name not in own)
+    found = [_overview(each, modules.pop(_module(each), []), users) for each in own.values()]
+    found += [_overview(first, others, users) for first, *others in modules.values()]
+    found += [_misnamed(point) for point in (*points, *general) if not NAME.match(point.name.lower())]
     found += [_missing(name, entries) for name, entries in users.items()]
     return tuple(sorted(found, key=_by_name))
 
@@ -94,9 +97,15 @@ def providers_overview(
 
 def _all_names(config: Config, registry: Registry) -> Sequence[str]:
     served = {entry.plugin_name for entry in config.providers.values()}
+    # Of a general plugin's many names only those that somebody has a key for.
+    keyed = set(registry.names())
     return [
         *config.providers,
-        *(name for name in registry.installed if name not in {*config.providers, *served}),
+        *(
+            name
+            for name, plugin in registry.installed.items()
+            if name not in {*config.providers, *served} and (name in keyed or not plugin.shared)
+        ),
     ]
 
 
@@ -116,15 +125,32 @@ def _users(config: Config) -> dict[str, tuple[str, ...]]:
     return users
 
 
-def _overview(plugin: InstalledPlugin, entries: tuple[str, ...]) -> PluginOverview:
+def _module(plugin: InstalledPlugin) -> str:
+    # Where several claim a name, each stands for itself.
+    return plugin.entry_points[0].value if plugin.conflict is None else f"{plugin.name}: conflict"
+
+
+def _by_module(plugins: Iterable[InstalledPlugin]) -> dict[str, list[InstalledPlugin]]:
+    """The names of general plugins, by the module that serves them."""
+    found: dict[str, list[InstalledPlugin]] = {}
+    for plugin in plugins:
+        found.setdefault(_module(plugin), []).append(plugin)
+    return found
+
+
+def _overview(
+    plugin: InstalledPlugin, others: Sequence[InstalledPlugin], users: dict[str, tuple[str, ...]]
+) -> PluginOverview:
     state, problem = _state(plugin)
+    names = tuple(each.name for each in others)
     return PluginOverview(
         name=plugin.name,
         distributions=plugin.distributions,
         module=", ".join(point.value for point in plugin.entry_points),
         state=state,
         problem=problem,
-        entries=entries,
+        entries=tuple(entry for name in (plugin.name, *names) for entry in users.pop(name, ())),
+        providers=names,
     )
 
 

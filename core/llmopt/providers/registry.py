@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
 from llmopt.config.endpoint import Endpoint
 from llmopt.config.resolve import resolve_endpoints
@@ -30,7 +31,10 @@ class Registry:
         self._environ: Final = environ
         self._providers: Final[dict[str, Provider]] = {}
         self._hooks: Final[dict[str, ProviderHooks]] = {}
+        self._modules: Final[dict[int, tuple[object, ProviderHooks]]] = {}
+        self._variables: Final[dict[str, tuple[str, ...]]] = {}
         self._installed: Mapping[str, InstalledPlugin] | None = None
+        self._identities: Final[dict[str, tuple[str, ...]]] = {}
 
     @property
     def installed(self) -> Mapping[str, InstalledPlugin]:
@@ -90,20 +94,48 @@ class Registry:
         if plugin not in self._hooks:
             if plugin not in self.installed:
                 raise self._unknown(plugin, name)
-            self._hooks[plugin] = ProviderHooks(plugin, self.installed[plugin].load(), self._wrappers)
+            self._hooks[plugin] = self._loaded(self.installed[plugin])
         return self._hooks[plugin]
+
+    def _loaded(self, plugin: InstalledPlugin) -> ProviderHooks:
+        """A plugin's hooks; a general plugin is taken up once for all its names."""
+        module = plugin.load()
+        if id(module) in self._modules:
+            return self._modules[id(module)][1].named(plugin.name)
+        made = ProviderHooks(plugin.name, module, self._wrappers)
+        # The module is kept with them, so that its id stays its own.
+        self._modules[id(module)] = (module, made)
+        return made
 
     def _unknown(self, plugin: str, name: str) -> UnknownProvider:
         served = {key for key, entry in self._config.providers.items() if entry.plugin_name in self.installed}
-        known = sorted({*self.installed, *served})
-        have = f"there are {', '.join(known)}" if known else "none is installed"
-        near = get_close_matches(name, known, n=1)
+        general = any(each.shared for each in self.installed.values())
+        near = get_close_matches(name, {*self.installed, *served}, n=1)
         advice = f"did you mean {near[0]!r}? If not, " if near else ""
         return UnknownProvider(
-            f"no plugin {plugin!r} for provider {name!r} is installed ({have}); "
-            f"{advice}try: pip install llmopt-plugin-{plugin.removeprefix('llmopt-plugin-')}",
+            f"no plugin {plugin!r} for provider {name!r} is installed ({self._have(served)}); "
+            f"{advice}try: pip install llmopt-plugin-{plugin.removeprefix('llmopt-plugin-')}"
+            + ("" if general else "; many providers come with llmopt-plugin-compatible"),
             provider=name,
         )
+
+    def identity(self, provider: Provider) -> tuple[str, ...]:
+        """What makes a provider's requests and reads its answers: distributions with versions, and wrappers."""
+        name = provider.plugin
+        if name not in self._identities:
+            # Read from disk, which takes too long to be done for each of many entries.
+            plugin = self.installed.get(name)
+            own = plugin.distributions if plugin is not None else ()
+            self._identities[name] = (*own, *map(_named, self._wrappers))
+        return self._identities[name]
+
+    def _have(self, served: set[str]) -> str:
+        """What there is, in few words: a general plugin's names are counted."""
+        own = sorted(served | {name for name, plugin in self.installed.items() if not plugin.shared})
+        more = len(self.installed) + len(served - set(self.installed)) - len(own)
+        if more:
+            own.append(f"{more} more, which llmopt plugins lists")
+        return f"there are {', '.join(own)}" if own else "none is installed"
 
     def names(self) -> tuple[str, ...]:
         """Entries that are configured, then installed plugins that need no key or have theirs."""
@@ -113,12 +145,29 @@ class Registry:
         return (*configured, *extra)
 
     def _usable(self, name: str) -> bool:
+        if self.installed[name].shared and not self._has_key(name):
+            # Most of a general plugin's many names are nobody's here, and cost no more than a look.
+            return False
         try:
             return all(map(_ready, self.get(name).endpoints))
         except LLMOptError:
             # A plugin that does not load, or that lacks its address, was not asked for by anyone.
             return False
 
+    def _has_key(self, name: str) -> bool:
+        if name not in self._variables:
+            try:
+                hooks = self._hooks_of(name, name)
+                self._variables[name] = hooks.provider_profile(ProviderEntry(name=name)).key_env
+            except LLMOptError:
+                self._variables[name] = ()
+        return any(map(self._environ.get, self._variables[name]))
+
+
+def _named(wrapper: object) -> str:
+    kind: Any = wrapper if isinstance(wrapper, ModuleType) else type(wrapper)
+    return f"{getattr(kind, '__module__', '')} {kind.__name__}"
+
 
 def _ready(endpoint: Endpoint) -> bool:
-    return not endpoint.credential.problem
+    return endpoint.discovered and not endpoint.credential.problem

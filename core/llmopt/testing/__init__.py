@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmopt.testing.conform import conformance as conformance
     from llmopt.testing.fake import FakeProvider as FakeProvider
     from llmopt.testing.pretend import installed as installed
+    from llmopt.testing.samples import SampleChat as SampleChat
     from llmopt.testing.samples import SampleError as SampleError
     from llmopt.testing.samples import SamplePage as SamplePage
     from llmopt.testing.samples import SampleRows as SampleRows
@@ -29,6 +30,7 @@ else:
     _MODULES = {
         "Conformance": "conform",
         "FakeProvider": "fake",
+        "SampleChat": "samples",
         "SampleError": "samples",
         "SamplePage": "samples",
         "SampleRows": "samples",

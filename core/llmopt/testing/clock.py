@@ -139,7 +139,8 @@ class _SkippingSelector(selectors.BaseSelector):
         return _GRACE if len(self._real.get_map()) > 1 else 0
 
     def _next(self, about: float) -> float:
-        while self._timers and self._timers[0] < about - _SAME:
+        # What is due already has run: taken for the next, it would hold the time for ever.
+        while self._timers and (self._timers[0] <= self._clock.now() or self._timers[0] < about - _SAME):
             heapq.heappop(self._timers)
         if self._timers and self._timers[0] <= about + _SAME:
             return self._timers[0]

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
+from attrs import evolve
 from pybase64 import b64encode
 
-from llmopt.testing.samples import SampleError, SamplePage, SampleRows, Samples
+from llmopt.testing.samples import SampleChat, SampleError, SamplePage, SampleRows, Samples
+from llmopt.values.chat import ToolCall
 
 
 def vector_of(text: str, dimensions: int) -> tuple[float, ...]:
@@ -57,6 +59,83 @@ def error_body(error: SampleError, *, code: str | None = None, kind: str = "api_
     return _json({"error": {"message": error.message, "type": kind, "param": None, "code": code}})
 
 
+def chat_body(answer: SampleChat) -> bytes:
+    """A chat answer in one piece."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text or None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = [_call(call) for call in answer.tool_calls]
+    choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
+    head = {"id": answer.id, "object": "chat.completion", "created": 1_790_000_000, "model": answer.model}
+    return _json({**head, "choices": [choice], "usage": _usage(answer)})
+
+
+def chat_stream(answer: SampleChat, *, usage: bool = True) -> tuple[bytes, ...]:
+    """The same as a stream, event by event.
+
+    Args:
+        answer: what to say.
+        usage: whether the stream tells its usage, as ``stream_options.include_usage`` asks for.
+    """
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    if answer.reasoning:
+        deltas.append({"reasoning_content": answer.reasoning})
+    deltas += ({"content": piece} for piece in answer.pieces)
+    for index, call in enumerate(answer.tool_calls):
+        deltas += ({"tool_calls": [fragment]} for fragment in _fragments(index, call))
+    chunks: list[dict[str, Any]] = [{"choices": [_choice(delta, None)]} for delta in deltas]
+    chunks.append({"choices": [_choice({}, answer.finish_reason)]})
+    if usage:
+        chunks.append({"choices": [], "usage": _usage(answer)})
+    head = {
+        "id": answer.id,
+        "object": "chat.completion.chunk",
+        "created": 1_790_000_000,
+        "model": answer.model,
+    }
+    return (*(event_of(_json({**head, **chunk})) for chunk in chunks), event_of(b"[DONE]"))
+
+
+def event_of(data: bytes) -> bytes:
+    """One server-sent event."""
+    return b"data: " + data + b"\n\n"
+
+
+def stream_error(error: SampleError) -> bytes:
+    """An error within a stream."""
+    return event_of(error_body(error))
+
+
+def _choice(delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def _fragments(index: int, call: ToolCall) -> list[dict[str, Any]]:
+    """A call as streams bring it: id and name first, then the arguments in two pieces."""
+    middle = len(call.arguments) // 2
+    pieces = (call.arguments[:middle], call.arguments[middle:])
+    first = {"index": index, **_call(evolve(call, arguments=""))}
+    return [first, *({"index": index, "function": {"arguments": piece}} for piece in pieces)]
+
+
+def _usage(answer: SampleChat) -> dict[str, Any]:
+    total = answer.prompt_tokens + answer.completion_tokens
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": total,
+    }
+
+
 class Dialect:
     """How answers are written for one plugin: its own samples, or the common dialect.
 
@@ -68,6 +147,9 @@ class Dialect:
         self.embeddings = samples.embeddings or embeddings_body
         self.catalog = samples.catalog or catalog_body
         self.error = samples.error or error_body
+        self.chat = samples.chat or chat_body
+        self.stream = samples.stream or chat_stream
+        self.stream_error = samples.stream_error or stream_error
 
 
 def _json(value: object) -> bytes:

@@ -24,6 +24,7 @@ def provider_profile() -> Profile:
         retry_delay=0.0,
         pool_size=8,
         max_concurrency=8,
+        stream_end="done",
     )
 
 

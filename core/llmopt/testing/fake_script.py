@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from attrs import evolve, frozen
 
 from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse, LLMOptError
-from llmopt.testing.dialect import error_body
+from llmopt.testing.dialect import chat_body, chat_stream, error_body, event_of
 from llmopt.testing.fake_plugin import PREFIX
-from llmopt.testing.samples import SampleError
+from llmopt.testing.samples import SampleChat, SampleError
 from llmopt.testing.transport import Reply
 from llmopt.values.verdict import EXCEPTION_OF, VerdictKind
 
@@ -57,6 +57,37 @@ def reply_of(error: type[LLMOptError], message: str, retry_after: float | None) 
     return Reply(status=status, body=body, headers=headers)
 
 
+Ending = Literal["done", "cut", "break", "error"]
+"""How a stream ends: as it should, without its end, with the connection, with an error in it."""
+
+
+@frozen(kw_only=True)
+class Speech:
+    """A chat answer that a test asks for."""
+
+    answer: SampleChat
+    ends: Ending = "done"
+    error: str = ""
+    pause: float = 0.0
+
+    def reply(self, *, stream: bool, usage: bool) -> Reply:
+        """As one answer, or as a stream."""
+        if not stream:
+            return Reply(body=chat_body(self.answer))
+        events = chat_stream(self.answer, usage=usage)
+        if self.ends != "done":
+            # Neither a finish reason nor a usage, nor the end itself.
+            events = events[: -2 - usage]
+        if self.ends == "error":
+            events = (*events, event_of(self.error.encode()), event_of(b"[DONE]"))
+        return Reply(
+            pieces=events,
+            headers={"content-type": "text/event-stream"},
+            breaks="read" if self.ends == "break" else "",
+            pause=self.pause,
+        )
+
+
 @frozen(kw_only=True)
 class _Refusal:
     texts: frozenset[str]
@@ -64,9 +95,10 @@ class _Refusal:
 
 
 class Script:
-    """The errors still to come; they are used up from several threads and tasks."""
+    """The errors and the chat answers still to come; they are used up from several threads and tasks."""
 
     def __init__(self) -> None:
+        self._said: Final[deque[Speech]] = deque()
         self._next: Final[deque[Reply]] = deque()
         self._refusals: Final[list[_Refusal]] = []
 
@@ -85,7 +117,19 @@ class Script:
         except IndexError:
             return next((each.reply for each in self._refusals if not each.texts.isdisjoint(texts)), None)
 
+    def say(self, speech: Speech, times: int) -> None:
+        """Give an answer to the next chats."""
+        self._said.extend(speech for _ in range(times))
+
+    def next_speech(self) -> Speech | None:
+        """The answer to a chat, None when none is scripted."""
+        try:
+            return self._said.popleft()
+        except IndexError:
+            return None
+
     def clear(self) -> None:
         """Forget all of it."""
         self._next.clear()
+        self._said.clear()
         self._refusals.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -52,12 +53,16 @@ class Reply:
         headers: besides the content type.
         breaks: how the connection fails instead: "connect" before, "read" or "timeout" after the request
             was sent; "" when it does not.
+        pieces: the body of a streamed answer, piece by piece; "read" then breaks the connection behind them.
+        pause: seconds before each of the pieces.
     """
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(factory=dict)
     breaks: Literal["", "connect", "read", "timeout"] = ""
+    pieces: tuple[bytes, ...] = field(default=(), repr=size)
+    pause: float = 0.0
 
 
 def transport_of(answer: Callable[[Sent], Reply]) -> httpx.AsyncBaseTransport:
@@ -70,13 +75,23 @@ def transport_of(answer: Callable[[Sent], Reply]) -> httpx.AsyncBaseTransport:
         "timeout": ReadTimeout,
     }
 
+    async def spoken(reply: Reply, request: Request) -> AsyncIterator[bytes]:
+        for piece in reply.pieces:
+            if reply.pause:
+                await asyncio.sleep(reply.pause)
+            yield piece
+        if reply.breaks:
+            raise ReadError("the connection breaks in the middle of the stream", request=request)
+
     async def handle(request: Request) -> Response:
         body = await request.aread()
         sent = Sent(method=request.method, url=str(request.url), headers=dict(request.headers), body=body)
         reply = answer(sent)
-        if reply.breaks:
+        if reply.breaks and not reply.pieces:
             raise broken[reply.breaks](f"the connection fails ({reply.breaks})", request=request)
         headers = {"content-type": "application/json", **reply.headers}
+        if reply.pieces:
+            return Response(reply.status, headers=headers, content=spoken(reply, request))
         return Response(reply.status, headers=headers, content=reply.body)
 
     return MockTransport(handle)

@@ -22,12 +22,16 @@ class Usage:
         prompt_tokens: tokens of the input.
         completion_tokens: tokens of the output, 0 for embeddings.
         total_tokens: all tokens.
+        cached_tokens: those of the input that the provider had in a cache.
+        reasoning_tokens: those of the output that the model thought and did not say.
         requests: requests that got an answer.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
     requests: int = 0
 
     def __add__(self, other: Usage) -> Usage:
@@ -35,6 +39,8 @@ class Usage:
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
             total_tokens=self.total_tokens + other.total_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
             requests=self.requests + other.requests,
         )
 

@@ -118,6 +118,10 @@ class BatchSplit(Event):
     cause: str
 
 
+LimitSource = Literal["stated", "observed", "headers", "server"]
+"""Who says so: a refusal's text, its mere fact, the headers of answers, the server when asked."""
+
+
 @frozen(kw_only=True)
 class LimitLearned(Event):
     """A limit became known: ``limit`` is "max_items", "max_tokens", "rpm" or the like."""
@@ -126,7 +130,7 @@ class LimitLearned(Event):
 
     limit: str
     value: float
-    source: Literal["stated", "observed", "headers", "server"]
+    source: LimitSource
 
 
 @frozen(kw_only=True)
@@ -143,12 +147,78 @@ class BreakerChanged(Event):
 
 @frozen(kw_only=True)
 class PoolCheckout(Event):
-    """A connection was taken, after ``seconds`` of waiting."""
+    """A request got its connection, ``seconds`` after it asked: a kept one, or one that was made for it."""
 
     name: ClassVar[str] = "pool.checkout"
 
     seconds: float
     reused: bool
+
+
+@frozen(kw_only=True)
+class StreamChunk(Event):
+    """A piece of a stream came, after its first: ``size`` bytes, which completed ``events`` of the server's events.
+
+    ``seconds`` were waited for it.
+    """
+
+    name: ClassVar[str] = "stream.chunk"
+
+    size: int
+    events: int
+    seconds: float
+
+
+@frozen(kw_only=True)
+class PoolReuse(Event):
+    """A kept connection carries one more request; it has carried ``served`` before."""
+
+    name: ClassVar[str] = "pool.reuse"
+
+    served: int
+
+
+@frozen(kw_only=True)
+class PoolSize(Event):
+    """The number of an endpoint's connections is not what it was.
+
+    Attributes:
+        open: connections in all, those under way included.
+        in_use: those that carry a request or are being made.
+        waiting: requests that wait for one.
+    """
+
+    name: ClassVar[str] = "pool.size"
+
+    open: int
+    in_use: int
+    waiting: int
+
+
+@frozen(kw_only=True)
+class ResponseCompression(Event):
+    """An answer came packed: ``received`` bytes on the wire stood for ``size`` bytes."""
+
+    name: ClassVar[str] = "response.compression"
+
+    received: int
+    size: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times larger it is than what travelled."""
+        return self.size / self.received if self.received else 1.0
+
+
+@frozen(kw_only=True)
+class JsonParse(Event):
+    """An answer of ``size`` bytes was read into values, in ``seconds``."""
+
+    name: ClassVar[str] = "json.parse"
+
+    operation: Operation
+    size: int
+    seconds: float
 
 
 OnEvent = Callable[[Event], None]

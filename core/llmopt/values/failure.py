@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
@@ -11,9 +12,11 @@ from attrs import field, frozen
 
 from llmopt.values.calls import Operation
 from llmopt.values.http import HttpResponse
-from llmopt.values.shown import size
+from llmopt.values.shown import size, token
+from llmopt.values.stream import ServerEvent
 
 _MAX_MESSAGE: Final = 500
+_AN_ERROR: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 
 
 @frozen(kw_only=True)
@@ -29,11 +32,11 @@ class ErrorBody:
         raw: the object the fields came from, for what is special to one provider.
     """
 
-    message: str = ""
-    code: str | None = None
-    type: str | None = None
-    param: str | None = None
-    inner_code: str | None = None
+    message: str = field(default="", repr=size)
+    code: str | None = field(default=None, repr=token)
+    type: str | None = field(default=None, repr=token)
+    param: str | None = field(default=None, repr=token)
+    inner_code: str | None = field(default=None, repr=token)
     raw: Mapping[str, Any] = field(factory=dict, repr=False)
 
 
@@ -42,9 +45,9 @@ class Failure:
     """A non-2xx answer, or a 2xx that carries an error, handed to ``classify_error``.
 
     Attributes:
-        status: HTTP status.
+        status: HTTP status; a success for an error in a stream, and with some gateways.
         headers: lower-case names.
-        body: the first 64 KiB of the body.
+        body: the first 64 KiB of the body, or the data of the event.
         operation: "embeddings", "catalog" or "chat".
         model: model of the call, "" where none is concerned.
     """
@@ -68,6 +71,16 @@ class Failure:
             model=model,
         )
 
+    @classmethod
+    def from_event(cls, event: ServerEvent, *, model: str = "") -> Failure:
+        """The failure that an event of a stream is."""
+        return cls(status=200, body=event.data[:65536].encode(), operation="chat", model=model)
+
+    @cached_property
+    def stated_status(self) -> int:
+        """The status that the error has by its own account: under a success that of the body, if it names one."""
+        return _stated(self.body) or self.status if 200 <= self.status < 300 else self.status
+
     @cached_property
     def error(self) -> ErrorBody:
         """The body, read tolerantly. Never raises."""
@@ -81,11 +94,9 @@ def read_error_body(body: bytes) -> ErrorBody:
     text; the flat form; FastAPI's ``detail`` (whose echo of the input is left out); ``message`` alone.
     """
     try:
-        value = msgspec.json.decode(body)
+        value = _first_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ErrorBody(message=_cut(body.decode("utf-8", "replace")))
-    if isinstance(value, list) and value:
-        value = value[0]
     if not isinstance(value, dict):
         return ErrorBody(message=_cut(str(value)) if isinstance(value, str) else "")
     error = value.get("error")
@@ -96,6 +107,28 @@ def read_error_body(body: bytes) -> ErrorBody:
     if "message" not in value and "detail" in value:
         return ErrorBody(message=_detail(value["detail"]), raw=value)
     return _from_object(value)
+
+
+def _first_object(body: bytes) -> Any:
+    value = msgspec.json.decode(body)
+    return value[0] if isinstance(value, list) and value else value
+
+
+_STATING: Final = ("status_code", "code", "statusCode", "status")
+"""Where an error under a success names the status that it would have had."""
+
+
+def _stated(body: bytes) -> int | None:
+    try:
+        value = _first_object(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error")
+    where = error if isinstance(error, dict) else value
+    stated = (str(where[key]) for key in _STATING if type(where.get(key)) in (int, str))
+    return next((int(each) for each in stated if _AN_ERROR.fullmatch(each)), None)
 
 
 def _from_object(value: Mapping[str, Any]) -> ErrorBody:

@@ -17,6 +17,7 @@ class Settings:
 
     Attributes:
         provider: name of the entry.
+        plugin: the name that the plugin serves it under, which tells the providers of a general plugin apart.
         base_url: without a slash at the end; "" for an engine inside the process.
         credential: the key or token of this attempt, None when there is none.
         credential_kind: "key" for a configured or environment key, "token" for one that a token
@@ -27,6 +28,7 @@ class Settings:
     """
 
     provider: str
+    plugin: str = ""
     base_url: str = ""
     credential: Secret | None = None
     credential_kind: Literal["key", "token"] = "key"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
@@ -20,6 +20,7 @@ from llmopt.wire.protocol import Protocol, scratch
 from llmopt.wire.sockets import Sockets, finish
 from llmopt.wire.target import Target
 from llmopt.wire.trip import Trip
+from llmopt.wire.watch import PoolWatch
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -33,6 +34,7 @@ class Connector(aiohttp.TCPConnector):
         pool_size: most connections to one host.
         keepalive: seconds that an idle connection is kept, 0 for no reuse.
         tls: context for https, None for the system's certificate authorities.
+        watch: told of what happens, None for nobody.
 
     Attributes:
         loop: the loop it belongs to.
@@ -40,9 +42,14 @@ class Connector(aiohttp.TCPConnector):
         created: connections made.
         reused: requests that went over a kept connection.
         peak: most connections in use at once.
+        leaving: what ends the exchanges that only wait for the end of an answer nobody reads.
     """
 
-    def __init__(self, *, pool_size: int, keepalive: float, tls: Any = None) -> None:
+    def __init__(
+        self, *, pool_size: int, keepalive: float, tls: Any = None, watch: PoolWatch | None = None
+    ) -> None:
+        self._watch: Final = watch
+        self._told = 0
         self._sockets: Final = Sockets()
         super().__init__(
             limit=0,
@@ -60,6 +67,7 @@ class Connector(aiohttp.TCPConnector):
         self.created = 0
         self.reused = 0
         self.peak = 0
+        self.leaving: Final[set[Callable[[], None]]] = set()
         self._keeper: Final = _until_the_loop_ends(ref(self))
         _step(self._keeper.__anext__())
 
@@ -85,6 +93,11 @@ class Connector(aiohttp.TCPConnector):
             PoolTimeout: none became free in time.
             ConnectFailed: a new one was not made in time.
         """
+        if self._watch is not None:
+            return await self._watched(trip, target, self._watch)
+        return await self._lease(trip, target)
+
+    async def _lease(self, trip: Trip, target: Target) -> Connection:
         key = self.key_of(target)
         if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
             await self._queue(key, trip)
@@ -94,12 +107,29 @@ class Connector(aiohttp.TCPConnector):
         self.peak = max(self.peak, len(self._acquired))
         return connection
 
+    async def _watched(self, trip: Trip, target: Target, watch: PoolWatch) -> Connection:
+        started = self._loop.time()
+        connection = await self._lease(trip, target)
+        watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
+        self.tell_size()
+        return connection
+
     def key_of(self, target: Target) -> ConnectionKey:
         """What connections that lead there have in common."""
         key = self._keys.get(target)
         if key is None:
             key = self._keys[target] = way_to(target, self.loop).connection_key
         return key
+
+    def tell_size(self) -> None:
+        """Tell who watches how many connections there are, if that has changed."""
+        if self._watch is None or self._closed:
+            return
+        in_use = self.in_use
+        now = in_use + self.idle
+        if now != self._told:
+            self._told = now
+            self._watch.sized(now, in_use, self.waiting)
 
     async def _queue(self, key: ConnectionKey, trip: Trip) -> None:
         started = self._loop.time()
@@ -128,8 +158,7 @@ class Connector(aiohttp.TCPConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> Any:
-        trip = cast("Outgoing", req).trip
-        assert trip is not None
+        trip = cast("Trip", cast("Outgoing", req).trip)
         trip.phase = "connect"
         try:
             async with asyncio.timeout(trip.request.connect_timeout):
@@ -159,6 +188,8 @@ class Connector(aiohttp.TCPConnector):
         _step(self._keeper.aclose())
 
     def _abort(self) -> None:
+        for end in list(self.leaving):
+            end()
         # Not left to aiohttp: it closes, which waits for the peer to take what is still to be sent.
         for protocol in list(self._acquired):
             protocol.abort()

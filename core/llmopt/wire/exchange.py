@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from llmopt.errors import ConnectionLost, LLMOptError
+from llmopt.values.attempt import AttemptInfo
 from llmopt.values.http import HttpResponse
 from llmopt.wire import endings, faults
 from llmopt.wire.connector import Connector
@@ -85,7 +87,9 @@ class Exchange(Reader):
             else:
                 body = await self.body()
         self.end()
-        return HttpResponse(status=self.status, headers=self.headers, body=body, info=self.trip.info())
+        return HttpResponse(
+            status=self.status, headers=self.headers, body=body, info=self.trip.info(packed=self.packed)
+        )
 
     async def raw(self) -> bytes:
         """The next bytes of the body as they came, b"" at its end."""
@@ -97,6 +101,40 @@ class Exchange(Reader):
     @property
     def _stream(self) -> StreamReader:
         return cast("StreamReader", self._payload)
+
+    @property
+    def info(self) -> AttemptInfo:
+        """How far it is."""
+        return self.trip.info()
+
+    async def piece(self) -> bytes:
+        """The next bytes of the body, unpacked; b"" at its end, which gives the connection back.
+
+        As `guard` around `chunk`, with fewer coroutines for each of a stream's many pieces.
+        """
+        unpacker = self._unpacker = self._unpacker or self._unpack()
+        try:
+            if unpacker.plain:
+                data = await self._stream.readany()
+                unpacker.pass_on(data)
+                self._complete = not data
+            else:
+                data = await self.chunk()
+        except BaseException as error:
+            fault = self.fail(error)
+            if fault is None:
+                raise
+        else:
+            if not data:
+                self.end()
+            return data
+        raise fault
+
+    async def rest(self) -> bytes:
+        """What remains of the body, of an error's at most 64 KiB; ends the exchange."""
+        body = await self.guard(self.body())
+        self.end()
+        return body
 
     async def guard(self, step: Coroutine[Any, Any, T]) -> T:
         """Take a step of this exchange; if it fails, end the exchange and raise llmopt's error for it."""
@@ -125,6 +163,38 @@ class Exchange(Reader):
             # Not close: that waits for the peer to take what is still to be sent.
             self._protocol.abort()
         connection.close()
+        self._connector.tell_size()
+
+    def drain(self, seconds: float) -> None:
+        """End when the answer has ended, at the latest in so many seconds; what comes by then is not wanted.
+
+        Most servers end an answer a moment after its last event. Whoever read that event need not wait
+        for it, and the connection is too good to be thrown away.
+        """
+        if self._stream.is_eof():
+            self._complete = True
+            self.end()
+        if self._connection is None:
+            return
+        loop, leaving = self._connector.loop, self._connector.leaving
+        leaving.add(self.end)
+
+        def over(*, complete: bool) -> None:
+            timer.cancel()
+            leaving.discard(self.end)
+            self._complete = self._complete or complete
+            self.end()
+
+        def ended() -> None:
+            # Not at once: the parser calls this, and giving a connection back asks the parser how it stands.
+            loop.call_soon(partial(over, complete=True))
+
+        timer = loop.call_later(seconds, partial(over, complete=False))
+        self._stream.on_eof(ended)
+
+    async def aclose(self) -> None:
+        """As `end`."""
+        self.end()
 
     def fail(self, error: BaseException) -> LLMOptError | None:
         """End after an error, and say what it means; None for what is not to be translated."""

@@ -20,10 +20,14 @@ class Owned:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for the work in a task of its own; cancelled, stop waiting and let it go on."""
+        return await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin the work in a task of its own."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def end(self) -> None:
         """Cancel what is still going on and wait for it."""

@@ -19,6 +19,7 @@ from llmopt.wire.exchange import Exchange
 from llmopt.wire.request import WireRequest
 from llmopt.wire.stream import WireStream
 from llmopt.wire.target import Targets
+from llmopt.wire.watch import PoolWatch
 
 if TYPE_CHECKING:
     import ssl
@@ -56,11 +57,18 @@ class ConnectionPool:
         pool_size: most connections to one host.
         keepalive: seconds that an idle connection is kept, 0 for a new connection per request.
         tls: context for https, None for the system's certificate authorities.
+        watch: told of what happens, None for nobody.
     """
 
     def __init__(
-        self, *, pool_size: int = 64, keepalive: float = 60.0, tls: ssl.SSLContext | None = None
+        self,
+        *,
+        pool_size: int = 64,
+        keepalive: float = 60.0,
+        tls: ssl.SSLContext | None = None,
+        watch: PoolWatch | None = None,
     ) -> None:
+        self._watch: Final = watch
         self._pool_size: Final = pool_size
         self._keepalive: Final = keepalive
         self._tls: Final = tls
@@ -89,34 +97,23 @@ class ConnectionPool:
         exchange = self.exchange(request)
         return await exchange.guard(exchange.whole())
 
-    @asynccontextmanager
-    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
-        """Send a request and read the answer while it comes; ``timeout`` ends with the answer's head.
+    async def open(self, request: WireRequest) -> WireStream:
+        """Send a request, and read the answer while it comes; ``timeout`` ends with the answer's head.
 
-        Leaving the block early closes the connection. Raises as `send` does, also from the iteration.
+        Raises as `send` does, also from reading. Whoever opens it ends it.
         """
         exchange = self.exchange(request)
         await exchange.guard(exchange.head())
+        return WireStream(exchange)
 
-        async def read() -> bytes:
-            piece = await exchange.guard(exchange.chunk())
-            if not piece:
-                exchange.end()
-            return piece
-
-        async def close() -> None:
-            exchange.end()
-
+    @asynccontextmanager
+    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
+        """`open` for ``async with``: leaving the block early closes the connection."""
+        stream = await self.open(request)
         try:
-            yield WireStream(
-                status=exchange.status,
-                headers=exchange.headers,
-                info=exchange.trip.info(),
-                read=read,
-                close=close,
-            )
+            yield stream
         finally:
-            exchange.end()
+            stream.end()
 
     def exchange(self, request: WireRequest) -> Exchange:
         """An exchange on this event loop, not yet begun; its steps run in its ``guard``."""
@@ -159,7 +156,9 @@ class ConnectionPool:
     def _open(self, loop: asyncio.AbstractEventLoop) -> Connector:
         if self._closed:
             raise endings.closed()
-        connector = Connector(pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls)
+        connector = Connector(
+            pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls, watch=self._watch
+        )
         self._connectors[loop] = connector
         return connector
 

@@ -68,22 +68,21 @@ class TransportWire:
         visit = self._visit(request)
         return await visit.guard(visit.whole(), request.timeout)
 
-    @asynccontextmanager
-    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
-        """Send a request and read the answer while it comes; as `ConnectionPool.open_stream`."""
+    async def open(self, request: WireRequest) -> WireStream:
+        """Send a request, and read the answer while it comes; as `ConnectionPool.open`."""
         visit = self._visit(request)
         await visit.guard(visit.open(), request.timeout)
-        visit.read_slowly(_LONGEST_READ if self._isolate else None)
+        visit.read_slowly((request.idle or _LONGEST_READ) if self._isolate else None)
+        return WireStream(visit)
+
+    @asynccontextmanager
+    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
+        """`open` for ``async with``; as `ConnectionPool.open_stream`."""
+        stream = await self.open(request)
         try:
-            yield WireStream(
-                status=visit.status,
-                headers=visit.headers,
-                info=visit.info,
-                read=lambda: visit.guard(visit.chunk(), None),
-                close=visit.leave,
-            )
+            yield stream
         finally:
-            await visit.leave()
+            await stream.aclose()
 
     async def aclose(self) -> None:
         """End what is still going on and close the transport."""

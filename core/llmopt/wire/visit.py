@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from attrs import evolve
+
 from llmopt.errors import ConfigError, InvalidResponse, LLMOptError
 from llmopt.values.attempt import AttemptInfo
 from llmopt.values.http import HttpResponse
@@ -99,7 +101,8 @@ class Visit(Reader):
         await self.open()
         body = await self.body()
         await self._end()
-        return HttpResponse(status=self.status, headers=self.headers, body=body, info=self.info)
+        info = self.info if self.packed is None else evolve(self.info, packed=self.packed)
+        return HttpResponse(status=self.status, headers=self.headers, body=body, info=info)
 
     async def guard(self, step: Coroutine[Any, Any, T], seconds: float | None) -> T:
         """Take a step within a time; if it fails, leave, and raise llmopt's error for it."""
@@ -108,18 +111,47 @@ class Visit(Reader):
                 return await (self._owned.run(self._isolated(step)) if self._isolate else step)
         except (Exception, asyncio.CancelledError) as error:
             fault = self._translate(error, self.trip)
-            await self.leave()
+            await self.aclose()
             if fault is None:
                 raise
         if self.info.sent != "maybe" and not isinstance(fault, InvalidResponse):
             fault.sent = self.info.sent
         raise fault
 
-    async def leave(self) -> None:
+    async def piece(self) -> bytes:
+        """The next bytes of the body, unpacked, b"" at its end."""
+        return await self.guard(self.chunk(), None)
+
+    async def rest(self) -> bytes:
+        """What remains of the body, of an error's at most 64 KiB."""
+        body = await self.guard(self.body(), None)
+        await self.aclose()
+        return body
+
+    async def aclose(self) -> None:
         """Close the answer, at once or when the step under way has ended."""
         self._left = True
         if not self._busy and self._response is not None:
             await self._owned.run(self._end())
+
+    def end(self) -> None:
+        """As `aclose`, without waiting."""
+        self._left = True
+        if not self._busy and self._response is not None:
+            self._owned.start(self._end())
+
+    def drain(self, seconds: float) -> None:
+        """Read what is left, for so many seconds, and close. Does not wait."""
+        if self._response is not None:
+            self._owned.start(self._drained(seconds))
+
+    async def _drained(self, seconds: float) -> None:
+        # Closing it unread would cost many a transport the connection.
+        with suppress(Exception):
+            async with asyncio.timeout(seconds):
+                while await self.raw():
+                    pass
+        await self._end()
 
     async def _isolated(self, step: Coroutine[Any, Any, T]) -> T:
         if self._left:

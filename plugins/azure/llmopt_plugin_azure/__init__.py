@@ -50,7 +50,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
 @hookimpl
 def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """See `llmopt_plugin_azure._catalog`."""
-    page = compatible.parse_catalog(response)
+    page = compatible.parse_catalog(response, settings.provider)
     return _catalog.page_of(page, settings) if isinstance(page, CatalogPage) else page
 
 

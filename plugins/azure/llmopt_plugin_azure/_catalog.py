@@ -8,7 +8,7 @@ from attrs import evolve
 
 from llmopt import CatalogPage, Model, Settings
 from llmopt.values.catalog import ModelKind
-from llmopt_plugin_azure._limits import MODELS, deployments
+from llmopt_plugin_azure._limits import KNOWN, MODELS, deployments
 
 
 def page_of(page: CatalogPage, settings: Settings) -> CatalogPage:
@@ -21,18 +21,29 @@ def page_of(page: CatalogPage, settings: Settings) -> CatalogPage:
 
 def _deployed(name: str, base: str | None) -> Model:
     raw = {"id": name, "object": "deployment", **({"model": base} if base else {})}
-    return MODELS.described(Model(id=name, name=base or "", raw=raw), base or name)
+    return _known(Model(id=name, name=base or "", raw=raw), base or name)
 
 
 def _described(model: Model) -> Model:
     base = model.raw.get("model")
     base = base if isinstance(base, str) else model.id
     if model.raw.get("object") == "deployment":
-        return MODELS.described(evolve(model, name=base), base)
+        return _known(evolve(model, name=base), base)
     dates = model.raw.get("deprecation")
     when = dates.get("inference") if isinstance(dates, dict) else None
-    told = evolve(model, kind=_kind(model.raw.get("capabilities")), shutdown=model.shutdown or _date(when))
-    return MODELS.described(told, base)
+    kind = _kind(model.raw.get("capabilities"))
+    told = evolve(
+        model,
+        kind=kind or model.kind,
+        known=() if kind else model.known,
+        shutdown=model.shutdown or _date(when),
+    )
+    return _known(told, base)
+
+
+def _known(model: Model, base: str) -> Model:
+    # The second one was checked by hand, and what it knows counts.
+    return MODELS.described(KNOWN.described(model, base), base)
 
 
 def _date(seconds: object) -> str | None:
@@ -41,10 +52,10 @@ def _date(seconds: object) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
-def _kind(capabilities: object) -> ModelKind:
+def _kind(capabilities: object) -> ModelKind | None:
     can = capabilities if isinstance(capabilities, dict) else {}
     if can.get("embeddings"):
         return "embedding"
     if can.get("chat_completion"):
         return "chat"
-    return "completion" if can.get("completion") else "unknown"
+    return "completion" if can.get("completion") else None

@@ -25,7 +25,7 @@ _FILTERED: Final = "ResponsibleAIPolicyViolation"
 def verdict_of(failure: Failure, settings: Settings) -> Verdict:
     """What an error of Azure's means."""
     verdict = compatible.classify(failure)
-    judge = _BY_STATUS.get(failure.status)
+    judge = _BY_STATUS.get(failure.stated_status)
     return judge(failure, verdict, settings) if judge is not None else verdict
 
 
@@ -101,6 +101,8 @@ def _number(form: re.Pattern[str], message: str) -> int | None:
 
 
 _BY_STATUS: Final = {
+    # In a stream, behind a status that went out before anything was wrong.
+    200: _bad_request,
     400: _bad_request,
     401: _unauthorized,
     404: _not_found,

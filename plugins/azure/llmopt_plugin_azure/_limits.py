@@ -9,6 +9,8 @@ from llmopt import BatchLimit, ConfigError, EmbedCall, ModelTable, Settings
 from llmopt_plugin_azure._addresses import resource_of
 
 MODELS: Final = ModelTable("llmopt_plugin_azure")
+KNOWN: Final = ModelTable("llmopt_plugin_azure", "known.json")
+"""What only lists need: kinds, prices and dates of all models, derived from another's table."""
 
 
 def limit_of(call: EmbedCall, settings: Settings) -> BatchLimit:

@@ -23,6 +23,7 @@ _BY_KEY: Final = Profile(
     max_retries=3,
     max_concurrency=32,
     rpm=300,
+    stream_end="done",
     options=(
         Option(
             name="surface",

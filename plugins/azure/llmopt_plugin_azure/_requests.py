@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
 from attrs import evolve
 
-from llmopt import Call, CatalogCall, EmbedCall, HttpRequest, Settings, compatible
+from llmopt import Call, CatalogCall, ChatCall, EmbedCall, HttpRequest, Settings, compatible
 from llmopt_plugin_azure._addresses import Resource, resource_of
 
 _LISTING_VERSION: Final = "2023-03-15-preview"
 """The one version whose data plane lists deployments (github openai/openai-python#447, langflow-ai/langflow#14509)."""
 _BASE64_SINCE: Final = "2024-03-01"
+_USAGE_SINCE: Final = "2024-09-01"
+"""Older versions refuse ``stream_options`` (github Azure/azure-rest-api-specs#29157, openai/openai-dotnet#103)."""
+_COMPLETION_TOKENS_SINCE: Final = "2024-12-01"
+"""Older versions refuse ``max_completion_tokens`` (github openai/openai-python#1724); models that reason want it."""
+_NAMES: Final[Mapping[str, str]] = {"max_tokens": "max_completion_tokens"}
 
 
 def request_of(call: Call, settings: Settings) -> HttpRequest:
@@ -20,8 +26,11 @@ def request_of(call: Call, settings: Settings) -> HttpRequest:
     resource = resource_of(settings)
     if resource.deployment and not isinstance(call, CatalogCall):
         call = evolve(call, model=resource.deployment)
-    encoding = "base64" if isinstance(call, EmbedCall) and _knows_base64(resource) else None
-    request = compatible.build_request(call, settings, encoding_format=encoding)
+    encoding = "base64" if isinstance(call, EmbedCall) and _knows(resource, _BASE64_SINCE) else None
+    if isinstance(call, ChatCall) and not _knows(resource, _USAGE_SINCE):
+        call = evolve(call, include_usage=False)
+    names = _NAMES if _knows(resource, _COMPLETION_TOKENS_SINCE) else {}
+    request = compatible.build_request(call, settings, encoding_format=encoding, chat_names=names)
     headers = {**settings.headers, **_auth(settings)}
     url = _url(call, request.path, resource, settings)
     return evolve(request, path=_relative(url, settings.base_url), headers=headers)
@@ -33,8 +42,9 @@ def _relative(url: str, base: str) -> str:
     return rest if rest.startswith("/") else url
 
 
-def _knows_base64(resource: Resource) -> bool:
-    return not resource.classic or (resource.version or "") >= _BASE64_SINCE
+def _knows(resource: Resource, since: str) -> bool:
+    """Whether a surface has what the classic one has since a version; v1 has it all."""
+    return not resource.classic or (resource.version or "") >= since
 
 
 def _auth(settings: Settings) -> dict[str, str]:

@@ -13,6 +13,9 @@ from llmopt import (
     BatchLimit,
     Call,
     CatalogPage,
+    ChatCall,
+    ChatEvent,
+    ChatReply,
     EmbedCall,
     EmbeddedRows,
     Failure,
@@ -20,11 +23,12 @@ from llmopt import (
     HttpResponse,
     Profile,
     ProviderEntry,
+    ServerEvent,
     Settings,
     Verdict,
     hookimpl,
 )
-from llmopt_plugin_local import _answers, _catalog, _limits, _profile, _requests
+from llmopt_plugin_local import _answers, _catalog, _limits, _ollama, _profile, _requests
 from llmopt_plugin_local._errors import verdict_of
 
 if TYPE_CHECKING:
@@ -65,6 +69,18 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
 def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
     """See `llmopt_plugin_local._answers`."""
     return _answers.rows_of(call, response)
+
+
+@hookimpl
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    """See `llmopt_plugin_local._ollama`."""
+    return _ollama.reply_of(call, response)
+
+
+@hookimpl
+def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure | None:
+    """Lines are Ollama's own; all else is the common dialect."""
+    return _ollama.events_of(call, event) if event.event == "line" else None
 
 
 @hookimpl

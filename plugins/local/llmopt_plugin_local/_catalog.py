@@ -39,7 +39,7 @@ def page_of(response: HttpResponse, settings: Settings) -> CatalogPage | Failure
     value = response.json
     if isinstance(value, dict) and isinstance(value.get("model_id"), str):
         return CatalogPage(models=(_of_info(value),))
-    page = compatible.parse_catalog(response)
+    page = compatible.parse_catalog(response, settings.provider)
     if isinstance(page, Failure):
         return page
     # Native lists have one page, whatever they say: the next one could not be asked for.
@@ -53,7 +53,7 @@ def _of_info(info: Mapping[str, Any]) -> Model:
     told = Model(
         id=served if isinstance(served, str) and served else model,
         name=model,
-        kind=_kind(list(kinds) if isinstance(kinds, Mapping) else [kinds]),
+        kind=_kind(list(kinds) if isinstance(kinds, Mapping) else [kinds]) or "unknown",
         context_length=_whole(info.get("max_input_length")),
         raw=info,
     )
@@ -62,18 +62,39 @@ def _of_info(info: Mapping[str, Any]) -> Model:
 
 def _described(model: Model) -> Model:
     raw = model.raw
-    details = _table(raw.get("details"))
-    meta = _table(raw.get("meta"))
-    capabilities = raw.get("capabilities")
-    context = raw.get("loaded_context_length"), details.get("context_length"), meta.get("n_ctx_train")
-    told = evolve(
-        model,
-        kind=_kind([raw.get("type"), *(capabilities if isinstance(capabilities, list) else [])]),
-        context_length=next(filter(None, map(_whole, context)), model.context_length),
-        dimensions=_whole(details.get("embedding_length")) or _whole(meta.get("n_embd")),
-        aliases=(model.id.removesuffix(":latest"),) if model.id.endswith(":latest") else (),
+    details, meta = _table(raw.get("details")), _table(raw.get("meta"))
+    listed = raw.get("capabilities")
+    abilities = listed if isinstance(listed, list) else []
+    told = _kind([raw.get("type"), *abilities])
+    kind = told or _kind_without_words(model)
+    context = (
+        raw.get("loaded_context_length"),
+        details.get("context_length"),
+        meta.get("n_ctx"),
+        meta.get("n_ctx_train"),
     )
-    return MODELS.described(told, *_names(told))
+    length = _whole(details.get("embedding_length")) or _whole(meta.get("n_embd"))
+    found = evolve(
+        model,
+        kind=kind,
+        known=() if told else model.known,
+        context_length=next(filter(None, map(_whole, context)), model.context_length),
+        # Of a model that chats this is the width of its layers, and no vector is to be had.
+        dimensions=None if kind == "chat" else length,
+        inputs=model.inputs or (("text", "image") if "vision" in abilities else ()),
+        aliases=_aliases(model),
+    )
+    return MODELS.described(found, *_names(found))
+
+
+def _kind_without_words(model: Model) -> ModelKind:
+    # llama.cpp says that every model gives text, embedding models among them.
+    return "unknown" if model.raw.get("owned_by") == "llamacpp" and model.kind == "chat" else model.kind
+
+
+def _aliases(model: Model) -> tuple[str, ...]:
+    plain = model.id.removesuffix(":latest")
+    return model.aliases if plain == model.id else (*model.aliases, plain)
 
 
 def _names(model: Model) -> tuple[str, ...]:
@@ -82,9 +103,9 @@ def _names(model: Model) -> tuple[str, ...]:
     return tuple(form for name in plain for form in (name, name.partition(":")[0]))
 
 
-def _kind(words: list[Any]) -> ModelKind:
+def _kind(words: list[Any]) -> ModelKind | None:
     found = {_KINDS[word] for word in words if isinstance(word, str) and word in _KINDS}
-    return next((kind for kind in _ORDER if kind in found), "unknown")
+    return next((kind for kind in _ORDER if kind in found), None)
 
 
 def _table(value: object) -> Mapping[str, Any]:

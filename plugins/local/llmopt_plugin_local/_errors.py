@@ -31,14 +31,10 @@ _UNKNOWN_PATH: Final = "unexpected endpoint or method"
 _PACKED: Final = r"invalid character '\x1f'"
 """A server that takes a gzip body for JSON (Ollama)."""
 _TRY_AGAIN: Final = re.compile(r"try again in (\d{1,9}(?:\.\d+)?)(ms|s)\b", re.IGNORECASE)
-_CODE_IS_STATUS: Final = re.compile(r"[45]\d\d")
 
 
 def verdict_of(failure: Failure, settings: Settings) -> Verdict:
     """What an error of a local server means."""
-    if 200 <= failure.status < 300 and _CODE_IS_STATUS.fullmatch(failure.error.code or ""):
-        # Some gateways answer 200 and put the status into the body.
-        failure = evolve(failure, status=int(str(failure.error.code)))
     verdict = compatible.classify(failure)
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return verdict
@@ -59,7 +55,7 @@ def _invalid(verdict: Verdict, detail: Detail) -> Verdict:
 
 def _too_large(failure: Failure, verdict: Verdict) -> Verdict | None:
     """A request or a text that is too large: 4xx, and a 500 with llama.cpp."""
-    if failure.status not in (400, 413, 422, 429, 500):
+    if failure.stated_status not in (400, 413, 422, 429, 500):
         return None
     error = failure.error
     if error.type == "exceed_context_size_error":
@@ -72,18 +68,20 @@ def _too_large(failure: Failure, verdict: Verdict) -> Verdict | None:
 
 def _by_type(failure: Failure, verdict: Verdict) -> Verdict | None:
     kind = _TEI_TYPES.get((failure.error.type or "").lower())
-    loading = failure.status == 503 and (kind is _K.TRANSIENT or "loading model" in verdict.message.lower())
+    loading = failure.stated_status == 503 and (
+        kind is _K.TRANSIENT or "loading model" in verdict.message.lower()
+    )
     if loading:
         return evolve(verdict, kind=_K.TRANSIENT, retry_after=_LOADING_S)
     return evolve(verdict, kind=kind) if kind is not None else None
 
 
 def _by_text(failure: Failure, verdict: Verdict, settings: Settings) -> Verdict:
-    if failure.status == 429:
+    if failure.stated_status == 429:
         return _too_many(failure, verdict)
     message = failure.error.message.lower()
-    kind = _kind_by_text(failure.status, message) or verdict.kind
-    return evolve(verdict, kind=kind, hint=_hint(failure.status, message, settings))
+    kind = _kind_by_text(failure.stated_status, message) or verdict.kind
+    return evolve(verdict, kind=kind, hint=_hint(failure.stated_status, message, settings))
 
 
 def _kind_by_text(status: int, message: str) -> VerdictKind | None:

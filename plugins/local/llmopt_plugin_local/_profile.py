@@ -20,6 +20,11 @@ _OPTIONS: Final = (
         type=bool,
         help="whether TEI, Ollama and vLLM cut a text that is too long, instead of refusing it",
     ),
+    Option(
+        name="stream_usage",
+        type=bool,
+        help="false for a server that refuses to be asked for the usage of a stream (stream_options)",
+    ),
 )
 
 
@@ -39,16 +44,20 @@ _ADDRESSES: Final[Mapping[str, str]] = {
 
 def profile_of(entry: ProviderEntry) -> Profile:
     """No key needed. Nearby servers get one retry, far ones four, the embedded engine none."""
-    usual = _ADDRESSES.get(str(entry.options.get("flavour")))
+    flavour = str(entry.options.get("flavour"))
+    usual = _ADDRESSES.get(flavour)
     if entry.base_url is None and usual is None:
         return _EMBEDDED
     return Profile(
         base_url=usual,
         key_required=False,
-        timeouts=Timeouts(connect=30, read=10, read_large=60, catalog=30, pool=5, first=300),
+        timeouts=Timeouts(connect=30, read=10, read_large=60, catalog=30, pool=5, first=300, first_event=300),
         max_retries=1 if is_loopback(entry.base_url or str(usual)) else 4,
         retry_delay=0.2,
         # Most servers on one machine compute one request at a time; a line of their own helps nobody.
         max_concurrency=8,
+        stream_usage=entry.options.get("stream_usage") is not False,
+        # Of an unknown server it is not known whether it sends an end of its own.
+        stream_end="done" if flavour in _ADDRESSES else "finish",
         options=_OPTIONS,
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from llmopt import Call, CatalogCall, EmbedCall, HttpRequest, Settings, compatible
+from llmopt import Call, CatalogCall, ChatCall, ConfigError, EmbedCall, HttpRequest, Settings, compatible
 from llmopt_plugin_local._flavours import (
     INFINITY,
     LLAMACPP,
@@ -23,6 +23,7 @@ from llmopt_plugin_local._flavours import (
     flavour_of,
     native,
 )
+from llmopt_plugin_local._ollama import chat_body
 
 _BASE64: Final = frozenset({VLLM, LLAMACPP, INFINITY})
 """Flavours that surely know base64. Others might refuse it, and answer with lists without it."""
@@ -31,7 +32,14 @@ LISTS: Final[Mapping[str, str]] = {TEI: "/info", OLLAMA: "/api/tags", LMSTUDIO: 
 
 
 def request_of(call: Call, settings: Settings) -> HttpRequest:
-    """The request for a call."""
+    """The request for a call.
+
+    Raises:
+        ConfigError: a chat, with what has none.
+        InvalidInput: a chat with a parameter that the server does not have.
+    """
+    if isinstance(call, ChatCall):
+        return _chat(call, settings)
     if not settings.base_url:
         encoding = "base64" if isinstance(call, EmbedCall) else None
         return compatible.build_request(call, settings, encoding_format=encoding)
@@ -41,6 +49,22 @@ def request_of(call: Call, settings: Settings) -> HttpRequest:
     if isinstance(call, EmbedCall) and flavour in _NATIVE:
         path, body = _NATIVE[flavour](call, settings)
         return HttpRequest(method="POST", path=native(settings, path), headers=_headers(settings), json=body)
+    return _common(call, settings, flavour)
+
+
+def _chat(call: ChatCall, settings: Settings) -> HttpRequest:
+    path = f"providers.{settings.provider}"
+    if not settings.base_url:
+        raise ConfigError(
+            f"the engine inside the process makes vectors and has no chat; set {path}.base_url to a server that "
+            "chats, such as http://127.0.0.1:8000/v1."
+        )
+    flavour = flavour_of(settings)
+    if flavour in (TEI, INFINITY):
+        raise ConfigError(f"a server of {path}.flavour = {flavour!r} has no chat; name another server.")
+    if flavour == OLLAMA:
+        url = native(settings, "/api/chat")
+        return HttpRequest(method="POST", path=url, headers=_headers(settings), json=chat_body(call))
     return _common(call, settings, flavour)
 
 

@@ -25,6 +25,7 @@ from llmopt_plugin_mistral._rates import rates_of
 from llmopt_plugin_mistral._requests import request_of
 
 _MODELS = ModelTable("llmopt_plugin_mistral")
+_KNOWN = ModelTable("llmopt_plugin_mistral", "known.json")
 _PROFILE = Profile(
     base_url="https://api.mistral.ai/v1",
     base_url_env=("MISTRAL_BASE_URL",),
@@ -33,6 +34,9 @@ _PROFILE = Profile(
     max_retries=3,
     max_concurrency=16,
     rpm=100,
+    # It comes unasked with the last chunk, and `stream_options` is refused.
+    stream_usage=False,
+    stream_end="done",
 )
 
 
@@ -49,16 +53,19 @@ def batch_limit(call: EmbedCall) -> BatchLimit:
 
 
 @hookimpl
-def build_request(call: Call, settings: Settings) -> HttpRequest | None:
+def build_request(call: Call, settings: Settings) -> HttpRequest:
     """See `llmopt_plugin_mistral._requests`."""
-    return request_of(call, settings) if isinstance(call, EmbedCall) else None
+    return request_of(call, settings)
 
 
 @hookimpl
-def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """One model for all its aliases, from an object or from a bare list."""
-    page = compatible.parse_catalog(response)
-    return _MODELS.described_page(page_of(page)) if isinstance(page, CatalogPage) else page
+    page = compatible.parse_catalog(response, settings.provider)
+    if not isinstance(page, CatalogPage):
+        return page
+    # The second one was checked by hand, and what it knows counts.
+    return _MODELS.described_page(_KNOWN.described_page(page_of(page)))
 
 
 @hookimpl

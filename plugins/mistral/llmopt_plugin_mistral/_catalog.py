@@ -18,6 +18,8 @@ _KINDS: Final[tuple[tuple[str, ModelKind], ...]] = (
     ("completion_fim", "completion"),
 )
 """Capabilities that tell what a model is for, when it is no chat model; the first one counts."""
+_INPUTS: Final = (("vision", "image"), ("audio", "audio"))
+"""Capabilities of a chat model, and what it takes beside text."""
 
 
 def page_of(page: CatalogPage) -> CatalogPage:
@@ -57,27 +59,24 @@ def _merged(cards: list[Model]) -> Model:
     # The card whose name is its id is the model itself, all others are aliases of it.
     own = next((card for card in cards if card.raw.get("name") == card.id), cards[0])
     ids = {card.id for card in cards}.union(*map(_listed, cards))
+    flags = own.raw.get("capabilities")
+    can = flags if isinstance(flags, Mapping) else {}
+    kind = _kind(can)
     return evolve(
         own,
-        kind=_kind(own.id, own.raw.get("capabilities")),
-        context_length=_whole(own.raw.get("max_context_length")),
+        # There is no flag for embeddings: of these the id alone tells.
+        kind=kind or own.kind,
+        known=() if kind else own.known,
+        inputs=("text", *(found for flag, found in _INPUTS if can.get(flag))) if kind == "chat" else (),
+        outputs=("text",) if kind == "chat" else (),
         aliases=tuple(sorted(ids - {own.id})),
-        deprecated=_text(own.raw.get("deprecation")),
     )
 
 
-def _kind(model_id: str, capabilities: object) -> ModelKind:
-    can = capabilities if isinstance(capabilities, Mapping) else {}
+def _kind(can: Mapping[str, Any]) -> ModelKind | None:
     if can.get("completion_chat"):
         return "chat"
-    # There is no flag for embeddings.
-    if "embed" in model_id:
-        return "embedding"
-    return next((kind for flag, kind in _KINDS if can.get(flag)), "unknown")
-
-
-def _whole(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    return next((kind for flag, kind in _KINDS if can.get(flag)), None)
 
 
 def _text(value: Any) -> str | None:

@@ -32,7 +32,7 @@ def verdict_of(failure: Failure) -> Verdict:
     if message.startswith("request too large for"):
         # More than a whole minute's tokens: waiting never helps.
         return evolve(verdict, kind=_K.BATCH_TOO_LARGE)
-    if failure.status == 400 and any(phrase in message for phrase in _TOO_LARGE):
+    if failure.stated_status == 400 and any(phrase in message for phrase in _TOO_LARGE):
         return evolve(verdict, kind=_K.BATCH_TOO_LARGE, limit=_limit(message))
     if "service tier capacity exceeded" in message:
         return evolve(verdict, kind=_K.OVERLOADED)

@@ -1,16 +1,32 @@
-"""Requests for embeddings to Mistral: keys of its own, and none that it does not know.
+"""Requests to Mistral: keys of its own, and none that it does not know.
 
 Mistral answers 422 to any other key (``additionalProperties: false`` in its description): to
-``dimensions``, ``user`` and ``input_type`` among them.
+``dimensions``, ``user`` and ``input_type`` of embeddings, to ``seed`` and ``stream_options`` of chats.
 """
 
 from __future__ import annotations
 
-from llmopt import EmbedCall, HttpRequest, Settings
+from collections.abc import Mapping
+from typing import Final
+
+from attrs import evolve
+
+from llmopt import Call, ChatCall, EmbedCall, HttpRequest, Settings, compatible
+
+_NAMES: Final[Mapping[str, str]] = {"seed": "random_seed"}
 
 
-def request_of(call: EmbedCall, settings: Settings) -> HttpRequest:
-    """The request for embeddings."""
+def request_of(call: Call, settings: Settings) -> HttpRequest:
+    """The request for a call."""
+    if isinstance(call, EmbedCall):
+        return _embeddings(call, settings)
+    if isinstance(call, ChatCall):
+        # The last chunk of a stream has the usage, asked or not.
+        call = evolve(call, include_usage=False)
+    return compatible.build_request(call, settings, chat_names=_NAMES)
+
+
+def _embeddings(call: EmbedCall, settings: Settings) -> HttpRequest:
     body: dict[str, object] = {"model": call.model, "input": call.texts, "encoding_format": _encoding(call)}
     if call.dimensions is not None:
         body["output_dimension"] = call.dimensions

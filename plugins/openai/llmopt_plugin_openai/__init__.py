@@ -23,6 +23,7 @@ from llmopt_plugin_openai._errors import verdict_of
 from llmopt_plugin_openai._requests import request_of
 
 _MODELS = ModelTable("llmopt_plugin_openai")
+_KNOWN = ModelTable("llmopt_plugin_openai", "known.json")
 _PROFILE = Profile(
     base_url="https://api.openai.com/v1",
     base_url_env=("OPENAI_BASE_URL",),
@@ -35,6 +36,7 @@ _PROFILE = Profile(
     max_concurrency=64,
     rpm=3_000,
     tpm=1_000_000,
+    stream_end="done",
     options=(
         Option(name="organization", env=("OPENAI_ORG_ID",), help="sent as OpenAI-Organization"),
         Option(name="project", env=("OPENAI_PROJECT_ID",), help="sent as OpenAI-Project"),
@@ -61,10 +63,13 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
 
 
 @hookimpl
-def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
-    """OpenAI's list names models and no more; what is known of the embedding models is added."""
-    page = compatible.parse_catalog(response)
-    return _MODELS.described_page(page) if isinstance(page, CatalogPage) else page
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
+    """OpenAI's list names models and no more; what is known of them is added."""
+    page = compatible.parse_catalog(response, settings.provider)
+    if not isinstance(page, CatalogPage):
+        return page
+    # The second one was checked by hand, and what it knows counts.
+    return _MODELS.described_page(_KNOWN.described_page(page))
 
 
 @hookimpl

@@ -36,9 +36,9 @@ def verdict_of(failure: Failure) -> Verdict:
         return evolve(verdict, kind=_K.QUOTA_EXHAUSTED)
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return verdict
-    if failure.status == 429:
+    if failure.stated_status == 429:
         return _too_many(failure, verdict)
-    if failure.status == 400:
+    if failure.stated_status == 400:
         return _bad_request(failure, verdict)
     return verdict
 

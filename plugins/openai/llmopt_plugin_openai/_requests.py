@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from attrs import evolve
 
 from llmopt import Call, EmbedCall, HttpRequest, Settings, compatible
+
+# ``max_tokens`` is deprecated, and refused by models that reason (API description, CreateChatCompletionRequest).
+_NAMES: Final[Mapping[str, str]] = {"max_tokens": "max_completion_tokens"}
 
 
 def request_of(call: Call, settings: Settings) -> HttpRequest:
@@ -16,6 +22,6 @@ def request_of(call: Call, settings: Settings) -> HttpRequest:
         }
     )
     if not isinstance(call, EmbedCall):
-        return compatible.build_request(call, scoped)
+        return compatible.build_request(call, scoped, chat_names=_NAMES)
     # The description allows no further key, and a text means the same to these models whatever it is for.
     return compatible.build_request(evolve(call, input_type=None), scoped, encoding_format="base64")

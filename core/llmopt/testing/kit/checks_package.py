@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import llmopt
 from llmopt.markers import PROJECT
-from llmopt.providers.discovery import NAME
+from llmopt.providers.discovery import FALLBACK, NAME
 from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.subject import Subject
 
@@ -60,6 +60,8 @@ def _only_claim(subject: Subject) -> None:
 def _name(subject: Subject) -> None:
     """The distribution is called llmopt-plugin-NAME, so that the line that llmopt tells users to try is right."""
     distribution = _distribution(subject)
+    if _entry_point(subject).group == FALLBACK:
+        raise NotApplicable("a general plugin has many names")
     names = [point.name for point in distribution.entry_points if point.group == PROJECT]
     allowed = [f"llmopt-plugin-{name}" for name in names]
     found = distribution.name.lower().replace("_", "-")

@@ -13,6 +13,7 @@ from attrs import evolve
 
 from llmopt.config.hosts import is_loopback
 from llmopt.config.structure import known_keys
+from llmopt.config.template import gaps
 from llmopt.config.tree import ProviderEntry
 from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.headers import OF_KEYS, OF_THE_WIRE, header_faults
@@ -46,6 +47,21 @@ def _base_url(subject: Subject) -> None:
     expect(parts.scheme == "https" or local, f"base_url begins with {parts.scheme!r}.")
     expect(parts.hostname, "base_url has no host.")
     expect(not url.endswith("/"), "base_url ends with a slash.")
+
+
+@check("gaps")
+def _gaps(subject: Subject) -> None:
+    """A gap in the base URL is one of the plugin's text options, and stands before a domain of the provider's own."""
+    url = subject.profile.base_url
+    names = gaps(url)
+    if url is None or not names:
+        raise NotApplicable("the base URL has no gaps")
+    texts = {option.name for option in subject.profile.options if option.type is str}
+    wrong = [name for name in names if name not in texts]
+    expect(not wrong, f"base_url asks for {', '.join(wrong)}, which no option of type str is called.")
+    fixed = url.partition("://")[2].partition("/")[0].rpartition("}")[2]
+    whole = "}" not in url.partition("://")[2].partition("/")[0]
+    expect(whole or fixed.count(".") >= 2, "whatever is filled in decides whose the host is.")
 
 
 @check("no-key-in-url")

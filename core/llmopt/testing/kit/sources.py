@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.markers import PROJECT
+from llmopt.providers.discovery import claims
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -83,11 +84,10 @@ class Sources:
     @cached_property
     def entry_point(self) -> EntryPoint | None:
         """The entry point that names the module, None when it is not installed."""
-        from importlib_metadata import entry_points
-
         if not isinstance(self._plugin, ModuleType):
             return None
-        found = [point for point in entry_points(group=PROJECT) if point.module == self.module_name]
+        own, shared = claims()
+        found = [point for point in (*own, *shared) if point.module == self.module_name]
         return found[0] if found else None
 
     @property

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from llmopt.config.endpoint import Endpoint
 from llmopt.config.resolve import resolve_endpoints
+from llmopt.config.template import filled, gaps
 from llmopt.config.tree import Flags, ProviderEntry
 from llmopt.errors import LLMOptError
 from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
@@ -97,8 +98,17 @@ class Subject:
     def entry_with(self, **changes: Any) -> ProviderEntry:
         """The plugin's entry in a configuration, with something else about it."""
         url = self.base_url or None
-        entry = ProviderEntry(name=self.name, base_url=url, api_key=Secret(KEY), options=self.samples.options)
+        entry = ProviderEntry(name=self.name, base_url=url, api_key=Secret(KEY), options=self.options)
         return evolve(entry, **changes)
+
+    @cached_property
+    def options(self) -> Mapping[str, Any]:
+        """The plugin's own configuration keys: the samples', and something for each gap in its base URL."""
+        try:
+            url = self.hooks.provider_profile(self.bare_entry).base_url
+        except LLMOptError:
+            url = None
+        return {**dict.fromkeys(gaps(url if isinstance(url, str) else None), "kit"), **self.samples.options}
 
     @cached_property
     def base_url(self) -> str:
@@ -106,7 +116,8 @@ class Subject:
         if self.samples.base_url is not None:
             return self.samples.base_url
         try:
-            url = self.hooks.provider_profile(self.bare_entry).base_url or SOMEWHERE
+            bare = self.hooks.provider_profile(self.bare_entry)
+            url = filled(bare, self.options, path="the profile").base_url or SOMEWHERE
             there = self.hooks.provider_profile(evolve(self.bare_entry, base_url=url))
         except LLMOptError:
             raise NotApplicable("its provider_profile does not work; see profile.any-entry") from None

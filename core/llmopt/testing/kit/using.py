@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 from llmopt.client.async_client import AsyncClient
 from llmopt.config.tree import Config
 from llmopt.errors import LLMOptError
+from llmopt.providers.discovery import discover
 from llmopt.testing.kit.check import CheckFailed, NotApplicable, explain
 from llmopt.testing.kit.server import PretendedServer
 from llmopt.testing.kit.subject import Subject
@@ -28,14 +29,26 @@ def ready(subject: Subject, **changes: Any) -> Iterator[Config]:
     """A configuration in which the plugin is found, whether installed or not, and the environment is bare."""
     if not subject.base_url:
         raise NotApplicable("the provider works inside the process")
-    plugin = f"kit-{subject.name}"
+    there = _is_installed(subject)
+    plugin = subject.name if there else f"kit-{subject.name}"
     entry = subject.entry_with(plugin=plugin, max_retries=0, retry_delay=0.0, **changes)
     held = {name: os.environ.pop(name) for name in _variables(subject.profile) if name in os.environ}
     try:
-        with installed(plugin, subject.plugin):
+        with nullcontext() if there else installed(plugin, subject.plugin):
             yield Config(providers={subject.name: entry})
     finally:
         os.environ.update(held)
+
+
+def _is_installed(subject: Subject) -> bool:
+    """Whether the plugin is found under its name as it is: a general one knows its provider by it."""
+    found = discover().get(subject.name)
+    return (
+        found is not None
+        and found.conflict is None
+        and found.entry_points[0].value == subject.sources.module_name
+        and found.load() is subject.plugin
+    )
 
 
 def _variables(profile: Profile) -> set[str]:

@@ -1,0 +1,307 @@
+"""The rate limiter of one quota key: requests and tokens per minute at once, first come first served.
+
+Who may go is decided by `llmopt.policies.quota.Quota`; here are the lock and the line. Both are shared
+by all event loops and threads, under one plain mutex that is never held over an await. Nothing polls.
+
+A lease that is granted in the moment its waiter is cancelled or times out goes on to the next in line
+(the permit lost there is Netflix concurrency-limits PR #179).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Final
+
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
+from llmopt.policies.clock import Clock
+from llmopt.policies.deadline import Deadline
+from llmopt.policies.lease import Lease
+from llmopt.policies.line import Line, Waiter
+from llmopt.policies.quota import Quota
+from llmopt.policies.slow_start import SCOUTS
+from llmopt.values.limits import RateLimits
+
+MAX_WAITING: Final = 10_000
+MAX_WAITING_TOKENS: Final = 100_000_000
+"""About 400 MB of text held by those who wait."""
+
+
+class RateLimiter:
+    """The limiter of one quota key: provider, credential, group of models."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_tokens: float = MAX_WAITING_TOKENS,
+        scouts: int = SCOUTS,
+    ) -> None:
+        """Limit by what is configured, by what headers tell, and by what refusals teach.
+
+        Args:
+            clock: where time comes from.
+            rpm: requests per minute at most, None to go by headers and refusals alone.
+            tpm: tokens per minute, likewise.
+            max_waiting: calls in line before another is turned away.
+            max_waiting_tokens: tokens of all that are in line, likewise.
+            scouts: requests in the air before the first answer; 0 sends all that the limits allow.
+
+        Raises:
+            ConfigError: a limit is not a number above 0.
+        """
+        for name, limit in (("rpm", rpm), ("tpm", tpm)):
+            if limit is not None and not 0 < limit < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, or None for no limit, not {limit}")
+        self._clock = clock
+        self._now = clock.now
+        self._mutex = threading.Lock()
+        self._quota = Quota(rpm, tpm, now=clock.now(), lender=self, scouts=scouts)
+        self._line = Line(clock, self._ring)
+        self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
+
+    def __repr__(self) -> str:
+        return f"RateLimiter({self._quota}, waiting={self.waiting})"
+
+    @property
+    def waiting(self) -> int:
+        """How many are in line."""
+        return len(self._line)
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Requests and tokens per second in force; infinite where there is no limit."""
+        return self._quota.requests.rate, self._quota.tokens.rate
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Requests and tokens that may go at once, as of the last look; negative after an underestimate."""
+        return self._quota.requests.level, self._quota.tokens.level
+
+    @property
+    def paused(self) -> float:
+        """Seconds that nothing goes out because the server refused; 0 when that is not so."""
+        return self._quota.pause.left(self._now())
+
+    # Getting a lease
+
+    def try_acquire(self, tokens: float = 0) -> Lease | None:
+        """A lease if one is to be had now and nobody waits for it, else None. Never awaits."""
+        with self._mutex:
+            if self._line:
+                return None
+            now = self._now()
+            if self._quota.wait(now, tokens) > 0:
+                return None
+            return self._quota.take(now, tokens)
+
+    async def acquire(
+        self, tokens: float = 0, *, deadline: Deadline | None = None, patience: float = math.inf
+    ) -> Lease:
+        """A lease, when it is this caller's turn; it says how long that took, and why.
+
+        Args:
+            tokens: what the request is estimated to cost.
+            deadline: until when to wait.
+            patience: the longest pause of the server's, in seconds, that this caller waits for.
+
+        Raises:
+            CostNeverFits: more tokens than the configured limit allows in a minute.
+            QueueFull: too many are in line.
+            RateLimited: the server wants, or comes to want, a pause longer than the caller's patience.
+            DeadlineExceeded: the deadline passes before the turn comes, or, and then at once, before the
+                end of a pause that the server asked for.
+        """
+        lease = self.try_acquire(tokens)
+        if lease is not None:
+            return lease
+        waiter = self._join(tokens, deadline, patience)
+        try:
+            return await waiter.future
+        except BaseException:
+            self._leave(waiter)
+            raise
+        finally:
+            if waiter.expiry is not None:
+                waiter.expiry.cancel()
+
+    def _join(self, tokens: float, deadline: Deadline | None, patience: float) -> Waiter:
+        with self._mutex:
+            now = self._now()
+            waiter = Waiter(tokens, now, deadline, patience)
+            self._check(now, waiter)
+            if deadline is not None and deadline.bounded:
+                waiter.expiry = self._clock.call_later(deadline.remaining(), self._expire, waiter)
+            self._line.join(waiter)
+            self._pump(now)
+            waiter.cause = self._quota.cause
+        return waiter
+
+    def _check(self, now: float, waiter: Waiter) -> None:
+        tokens = waiter.tokens
+        if not 0 <= tokens < math.inf:
+            raise ValueError(f"tokens must be a finite number, 0 or more, not {tokens}")
+        if not self._quota.fits(tokens):
+            raise CostNeverFits(
+                f"the request has about {tokens:.0f} tokens, more than the configured limit allows in a minute;"
+                " raise tpm, or send less at once"
+            )
+        waiting = len(self._line)
+        if waiting >= self._max_waiting or self._line.tokens + tokens > self._max_waiting_tokens:
+            raise QueueFull(
+                f"{waiting} calls with about {self._line.tokens:.0f} tokens wait for the rate limit already"
+            )
+        pause = self._quota.pause.left(now)
+        hopeless = _hopeless(waiter, now, pause)
+        if hopeless is not None:
+            raise hopeless
+
+    def _leave(self, waiter: Waiter) -> None:
+        """A waiter goes without a lease; if one was granted to it just now, the next gets it."""
+        with self._mutex:
+            if self._line.leave(waiter):
+                self._pump(self._now())
+            lease = waiter.lease
+        if lease is not None:
+            self.refund(lease)
+
+    def _expire(self, waiter: Waiter) -> None:
+        with self._mutex:
+            self._line.reject(waiter, _too_late(0.0))
+            self._pump(self._now())
+
+    # Granting
+
+    def _ring(self) -> None:
+        with self._mutex:
+            self._pump(self._now())
+
+    def _pump(self, now: float) -> None:
+        """Grant from the front for as long as there is room, then have oneself woken for the next."""
+        while (waiter := self._line.first()) is not None:
+            if waiter.deadline is not None and waiter.deadline.expired():
+                self._line.reject(waiter, _too_late(0.0))
+                continue
+            self._quota.save_up(waiter.tokens)
+            wait = self._quota.wait(now, waiter.tokens)
+            if wait > 0:
+                self._line.wake_at(now + wait)
+                return
+            self._grant(waiter, now)
+        self._quota.save_up(0.0)
+
+    def _send_away(self, now: float, pause: float) -> None:
+        for waiter in self._line.all():
+            hopeless = _hopeless(waiter, now, pause)
+            if hopeless is not None:
+                self._line.reject(waiter, hopeless)
+
+    def _grant(self, waiter: Waiter, now: float) -> None:
+        lease = self._quota.take(now, waiter.tokens)
+        lease.waited = now - waiter.since
+        lease.cause = waiter.cause
+        if not self._line.serve(waiter, lease):
+            lease.open = False
+            self._quota.refund(lease, now)
+
+    # What became of a lease
+
+    def settle(self, lease: Lease, tokens: float | None) -> None:
+        """As `Lease.settle`."""
+        with self._mutex:
+            if lease.open:
+                lease.open = False
+                self._quota.settle(lease, tokens)
+                if self._line:
+                    self._pump(self._now())
+
+    def refund(self, lease: Lease) -> None:
+        """As `Lease.refund`."""
+        with self._mutex:
+            if lease.open:
+                lease.open = False
+                now = self._now()
+                self._quota.refund(lease, now)
+                self._pump(now)
+
+    def observe(self, limits: RateLimits, lease: Lease) -> bool:
+        """Learn from the headers of an answer; settle its lease before, if the cost is known.
+
+        Args:
+            limits: what they tell.
+            lease: that of the answered request. Answers older than the newest one heard are ignored.
+
+        Returns:
+            Whether a limit was learned, or has changed.
+        """
+        with self._mutex:
+            now = self._now()
+            changed = self._quota.observe(now, limits, lease)
+            if self._line:
+                self._pump(now)
+            return changed
+
+    def penalize(
+        self,
+        retry_after: float | None = None,
+        lease: Lease | None = None,
+        *,
+        limits: RateLimits | None = None,
+        counted: bool = False,
+    ) -> bool:
+        """The server refused a request for its rate (429): pause, and go slower unless its headers explain it.
+
+        Args:
+            retry_after: seconds it asks to wait, None if it does not say.
+            lease: that of the refused request, which ends with this; None if it is not known.
+            limits: what the headers of the refusal tell, which need no `observe` then.
+            counted: whether the server counts the tokens of what it refuses.
+
+        Returns:
+            As `observe`.
+        """
+        with self._mutex:
+            if lease is not None:
+                if not lease.open:
+                    return False
+                lease.open = False
+            now = self._now()
+            changed = self._quota.penalize(
+                now, retry_after, lease, limits=limits or RateLimits(), counted=counted
+            )
+            pause = self._quota.pause.left(now)
+            if pause:
+                self._send_away(now, pause)
+            self._pump(now)
+            return changed
+
+
+def _hopeless(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
+    """Why it makes no sense to wait through a pause, None if it does."""
+    if pause > waiter.patience:
+        return _too_long(pause)
+    if pause and waiter.deadline is not None and now + pause > waiter.deadline.at:
+        return _too_late(pause)
+    return None
+
+
+def _too_late(pause: float) -> DeadlineExceeded:
+    if pause:
+        return DeadlineExceeded(
+            f"the server asked for a pause that lasts {pause:.1f} s more, longer than the deadline allows",
+            phase="limiter",
+            retry_after=pause,
+        )
+    return DeadlineExceeded("the deadline passed while waiting for the rate limit", phase="limiter")
+
+
+def _too_long(pause: float) -> LLMOptError:
+    return RateLimited(
+        f"the server asked for a pause that lasts {pause:.0f} s more, longer than llmopt waits; nothing was sent",
+        retry_after=pause,
+        sent="no",
+    )

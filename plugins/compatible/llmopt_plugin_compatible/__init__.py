@@ -1,0 +1,53 @@
+"""Many OpenAI-compatible providers of llmopt, as data: ``groq/llama-3.3-70b-versatile`` and the like.
+
+`providers.json` is the table; `_table.py` tells what a row holds. What a row leaves open is the common dialect.
+"""
+
+from __future__ import annotations
+
+from llmopt import (
+    BatchLimit,
+    Call,
+    CatalogPage,
+    Failure,
+    HttpRequest,
+    HttpResponse,
+    Profile,
+    ProviderEntry,
+    Settings,
+    Verdict,
+    hookimpl,
+)
+from llmopt_plugin_compatible import _catalog, _profile, _requests
+from llmopt_plugin_compatible._errors import verdict_of
+from llmopt_plugin_compatible._table import TABLE
+
+
+@hookimpl
+def provider_profile(entry: ProviderEntry) -> Profile:
+    """See `llmopt_plugin_compatible._profile`."""
+    return _profile.profile_of(TABLE.row(entry.plugin_name))
+
+
+@hookimpl
+def batch_limit(settings: Settings) -> BatchLimit | None:
+    """What the row states, where it states something."""
+    return TABLE.row(settings.plugin).limit
+
+
+@hookimpl
+def build_request(call: Call, settings: Settings) -> HttpRequest | None:
+    """The common dialect's; lists of models may have a path of their own."""
+    return _requests.request_of(call, settings, TABLE.row(settings.plugin))
+
+
+@hookimpl
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
+    """The common dialect's, and what the row says of the provider's own keys."""
+    return _catalog.page_of(response, settings, TABLE.row(settings.plugin))
+
+
+@hookimpl
+def classify_error(failure: Failure) -> Verdict:
+    """See `llmopt_plugin_compatible._errors`."""
+    return verdict_of(failure)

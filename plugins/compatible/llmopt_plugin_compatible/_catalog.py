@@ -1,0 +1,74 @@
+"""Lists of models: the common dialect, and what a row says of the provider's own keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import evolve
+
+from llmopt import CatalogPage, Failure, HttpResponse, Model, Prices, Settings, compatible
+from llmopt_plugin_compatible._table import Reading, Row
+
+_MOST: Final = 1e12
+_DEAREST: Final = 100_000.0
+"""More than anybody asks for a million tokens: such a number is meant in another unit."""
+
+
+def page_of(response: HttpResponse, settings: Settings, row: Row) -> CatalogPage | Failure:
+    """The models of an answer.
+
+    Raises:
+        InvalidResponse: the answer holds no list.
+    """
+    page = compatible.parse_catalog(response, settings.provider)
+    reading = row.reading
+    if reading is None or isinstance(page, Failure):
+        return page
+    return evolve(page, models=tuple(_read(model, reading) for model in page.models))
+
+
+def _read(model: Model, reading: Reading) -> Model:
+    raw = model.raw
+    return evolve(
+        model,
+        context_length=_whole(_at(raw, reading.context_length)) or model.context_length,
+        max_output_tokens=_whole(_at(raw, reading.max_output_tokens)) or model.max_output_tokens,
+        inputs=_words(_at(raw, reading.inputs)) or model.inputs,
+        outputs=_words(_at(raw, reading.outputs)) or model.outputs,
+        prices=_prices(raw, reading) or model.prices,
+    )
+
+
+def _prices(raw: Mapping[str, Any], reading: Reading) -> Prices | None:
+    sent, given, cached = (
+        _price(_at(raw, path), reading.scale)
+        for path in (reading.input, reading.output, reading.cached_input)
+    )
+    if sent is None and given is None:
+        return None
+    return Prices(input=sent, output=given, cached_input=cached, currency=reading.currency)
+
+
+def _price(value: object, scale: float) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST:
+        return None
+    found = value * scale
+    # Ten digits are more than any price has, and none of them is binary dust.
+    return float(f"{found:.10g}") if found <= _DEAREST else None
+
+
+def _at(raw: Mapping[str, Any], path: str) -> Any:
+    """What stands at a path of keys, None when there is nothing."""
+    found: Any = raw if path else None
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _words(value: object) -> tuple[str, ...]:
+    return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()

@@ -1,0 +1,20 @@
+"""What a provider of the table is like."""
+
+from __future__ import annotations
+
+from llmopt import Option, Profile, Timeouts
+from llmopt_plugin_compatible._table import Row
+
+
+def profile_of(row: Row) -> Profile:
+    """A row's profile. A key from the environment goes to the row's own origin and nowhere else."""
+    return Profile(
+        base_url=row.base_url,
+        key_env=row.key_env,
+        # Of an address that only the user knows nobody can tell whether it wants a key.
+        key_required=row.base_url is not None,
+        discovered=row.discovered,
+        # Where lists take long to make, they have hundreds of models.
+        timeouts=Timeouts(connect=10, read=60, read_large=120, catalog=20, pool=5),
+        options=tuple(Option(name=name, env=part.env, help=part.help) for name, part in row.parts.items()),
+    )

@@ -1,0 +1,573 @@
+"""The rate limiter: who goes when, what becomes of leases, and what refusals and headers do."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+
+import pytest
+
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull
+from llmopt.policies.deadline import Deadline
+from llmopt.policies.limiter import RateLimiter
+from llmopt.testing.clock import SimulatedClock, SimulatedLoop, run_simulated
+from llmopt.values.limits import RateLimit, RateLimits
+
+
+def limiter(
+    clock: SimulatedClock, rpm: float | None = 600, tpm: float | None = None, **more: object
+) -> RateLimiter:
+    return RateLimiter(clock=clock, rpm=rpm, tpm=tpm, **{"scouts": 0, **more})  # type: ignore[arg-type]
+
+
+def drain(pacer: RateLimiter, tokens: float = 0) -> int:
+    count = 0
+    while pacer.try_acquire(tokens) is not None:
+        count += 1
+    return count
+
+
+def told(*, requests: RateLimit | None = None, tokens: RateLimit | None = None) -> RateLimits:
+    return RateLimits(requests=requests, tokens=tokens)
+
+
+def test_a_burst_is_nine_tenths_of_a_second_of_requests() -> None:
+    """And comes back in that time, never more of it."""
+    clock = SimulatedClock()
+    pacer = limiter(clock)
+    assert drain(pacer) == 9
+    clock.advance(0.3)
+    assert drain(pacer) == 3
+    clock.advance(1_000)
+    assert drain(pacer) == 9
+
+
+def test_tokens_hold_five_seconds() -> None:
+    """Nine tenths of them."""
+    clock = SimulatedClock()
+    pacer = limiter(clock, rpm=None, tpm=6_000)
+    assert drain(pacer, 45) == 10
+    clock.advance(1)
+    assert drain(pacer, 10) == 10
+
+
+def test_without_any_limit_all_go() -> None:
+    """Nothing is known, nothing is held back."""
+    pacer = limiter(SimulatedClock(), rpm=None)
+    assert all(pacer.try_acquire(1e6) for _ in range(1_000))
+    assert pacer.rates == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("limits", [{"rpm": 0}, {"tpm": -1}, {"rpm": math.nan}, {"tpm": math.inf}])
+def test_a_limit_is_a_number_above_zero(limits: dict[str, float]) -> None:
+    """A slip in the configuration is told at once."""
+    with pytest.raises(ConfigError, match="above 0"):
+        limiter(SimulatedClock(), **{"rpm": None, **limits})
+
+
+def test_first_come_first_served() -> None:
+    """Each waits its turn, and knows how long and for what."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        order: list[int] = []
+
+        async def one(i: int) -> None:
+            lease = await pacer.acquire()
+            order.append(i)
+            assert lease.waited == pytest.approx((i + 1) / 10)
+            assert lease.cause == "requests"
+
+        await asyncio.gather(*(one(i) for i in range(50)))
+        assert order == list(range(50))
+        assert clock.elapsed == pytest.approx(5)
+
+    run_simulated(main)
+
+
+def test_l02_a_huge_request_is_not_passed_by_small_ones() -> None:
+    """It saves up for what is more than a burst, while those behind it wait."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, rpm=None, tpm=6_000)
+        drain(pacer, 45)
+        huge = asyncio.create_task(pacer.acquire(3_000))
+        await asyncio.sleep(0)
+        small = [asyncio.create_task(pacer.acquire(1)) for _ in range(100)]
+        lease = await huge
+        assert lease.waited == pytest.approx(30)
+        assert lease.cause == "tokens"
+        assert not any(task.done() for task in small)
+        await asyncio.gather(*small)
+
+    run_simulated(main)
+
+
+def test_what_is_saved_up_for_a_huge_request_goes_when_it_goes() -> None:
+    """A burst stays a burst."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, rpm=None, tpm=6_000)
+        drain(pacer, 45)
+        huge = asyncio.create_task(pacer.acquire(5_000))
+        await clock.sleep(40)
+        huge.cancel()
+        await asyncio.gather(huge, return_exceptions=True)
+        assert pacer.waiting == 0
+        await clock.sleep(1)
+        assert drain(pacer, 1) == 450
+
+    run_simulated(main)
+
+
+def test_more_than_a_minute_allows_never_fits() -> None:
+    """That is told at once; a whole minute's worth does fit."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, rpm=None, tpm=6_000)
+        with pytest.raises(CostNeverFits, match="tpm"):
+            await pacer.acquire(6_001)
+        assert (await pacer.acquire(6_000)).waited == pytest.approx(55.5)
+
+    run_simulated(main)
+
+
+@pytest.mark.parametrize("tokens", [math.nan, math.inf])
+def test_nonsense_tokens(tokens: float) -> None:
+    """They would wait for ever."""
+
+    async def main(clock: SimulatedClock) -> None:
+        with pytest.raises((ValueError, CostNeverFits)):
+            await limiter(clock, tpm=60).acquire(tokens)
+
+    run_simulated(main)
+
+
+def test_the_line_is_bounded() -> None:
+    """By heads and by tokens."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, tpm=6_000, max_waiting=3, max_waiting_tokens=100)
+        drain(pacer, 45)
+        waiting = [asyncio.create_task(pacer.acquire(40)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await pacer.acquire(21)
+        waiting.append(asyncio.create_task(pacer.acquire(20)))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await pacer.acquire(0)
+        await asyncio.gather(*waiting)
+        assert pacer.waiting == 0
+
+    run_simulated(main)
+
+
+def test_a_deadline_ends_the_wait_without_charge() -> None:
+    """And only that one's."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        first = asyncio.create_task(pacer.acquire())
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await pacer.acquire(deadline=Deadline.after(0.05, clock.now))
+        assert caught.value.phase == "limiter"
+        assert clock.elapsed == pytest.approx(0.05)
+        assert (await first).waited == pytest.approx(0.1)
+        assert (await pacer.acquire()).waited == pytest.approx(0.1)
+
+    run_simulated(main)
+
+
+def test_c03_a_grant_to_a_cancelled_waiter_goes_on_to_the_next() -> None:
+    """Granted and not yet delivered is given back."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        leases = [pacer.try_acquire() for _ in range(9)]
+        first = asyncio.create_task(pacer.acquire())
+        second = asyncio.create_task(pacer.acquire())
+        await asyncio.sleep(0)
+        assert leases[0] is not None
+        leases[0].refund()  # grants the first
+        first.cancel()  # before it runs
+        await asyncio.gather(first, return_exceptions=True)
+        assert first.cancelled()
+        assert (await second).waited == 0
+        assert clock.elapsed == 0
+        assert pacer.levels[0] == pytest.approx(0)
+
+    run_simulated(main)
+
+
+def test_a_thousand_refusals_in_a_row_and_a_day_without_an_answer() -> None:
+    """Neither leaves the floats."""
+
+    async def main(clock: SimulatedClock) -> None:
+        limiter = RateLimiter(clock=clock)
+        (await limiter.acquire()).refund()
+        held = await limiter.acquire()
+        await clock.sleep(86_400)
+        (await limiter.acquire()).settle()
+        held.settle()
+        for _ in range(1_100):
+            (await limiter.acquire()).penalize()
+        assert limiter.paused == pytest.approx(30)
+
+    run_simulated(main)
+
+
+def test_c05_ten_thousand_cancelled_leave_nothing() -> None:
+    """The line is empty, the level intact."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        tasks = [asyncio.create_task(pacer.acquire()) for _ in range(10_000)]
+        await asyncio.sleep(0)
+        assert pacer.waiting == 10_000
+        for task in reversed(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert pacer.waiting == 0
+        await clock.sleep(10)
+        assert drain(pacer) == 9
+
+    run_simulated(main)
+
+
+def test_leaving_the_block_settles_to_the_estimate() -> None:
+    """And a second word of a lease has no effect."""
+    clock = SimulatedClock()
+    pacer = limiter(clock, rpm=None, tpm=6_000)
+    lease = pacer.try_acquire(100)
+    assert lease is not None
+    with lease:
+        pass
+    lease.settle(0)
+    lease.refund()
+    assert pacer.levels[1] == pytest.approx(350)
+
+
+def test_settling_takes_or_gives_the_difference() -> None:
+    """Debt is bounded by a burst (L03)."""
+    clock = SimulatedClock()
+    pacer = limiter(clock, rpm=None, tpm=6_000)
+    lease = pacer.try_acquire(100)
+    assert lease is not None
+    lease.settle(40)
+    assert pacer.levels[1] == pytest.approx(410)
+    lease = pacer.try_acquire(0)
+    assert lease is not None
+    lease.settle(1e7)
+    assert pacer.levels[1] == pytest.approx(-450)
+    assert pacer.try_acquire(0) is None
+    clock.advance(4.6)
+    assert pacer.try_acquire(0) is not None
+
+
+@pytest.mark.parametrize("tokens", [math.nan, -5.0, math.inf])
+def test_a_nonsensical_cost_counts_as_estimated(tokens: float) -> None:
+    """Usage is what a server says."""
+    pacer = limiter(SimulatedClock(), rpm=None, tpm=6_000)
+    lease = pacer.try_acquire(100)
+    assert lease is not None
+    lease.settle(tokens)
+    assert pacer.levels[1] == pytest.approx(350)
+
+
+def test_a_refund_gives_all_back_and_wakes_the_next() -> None:
+    """Nothing was sent."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, rpm=60, tpm=6_000)
+        lease = pacer.try_acquire(450)
+        waiting = asyncio.create_task(pacer.acquire(450))
+        await clock.sleep(0.2)
+        assert lease is not None
+        lease.refund()
+        assert (await waiting).waited == pytest.approx(0.2)
+
+    run_simulated(main)
+
+
+# Refusals
+
+
+def test_h01_a_refusal_pauses_everybody() -> None:
+    """For as long as the server asks."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        lease = pacer.try_acquire()
+        pacer.penalize(1.5, lease)
+        assert pacer.paused == 1.5
+        later = await pacer.acquire()
+        assert 1.5 <= later.waited <= 2.5
+        assert later.cause == "pause"
+
+    run_simulated(main)
+
+
+def test_h06_without_a_hint_the_pause_doubles() -> None:
+    """Half a second, one, two; a success starts over."""
+    clock = SimulatedClock()
+    pacer = limiter(clock)
+    found = []
+    for _ in range(4):
+        lease = pacer.try_acquire()
+        assert lease is not None
+        pacer.penalize(None, lease)
+        found.append(pacer.paused)
+        clock.advance(pacer.paused)
+        clock.advance(5)
+    assert found == [0.5, 1.0, 2.0, 4.0]
+    lease = pacer.try_acquire()
+    assert lease is not None
+    lease.settle()
+    lease = pacer.try_acquire()
+    pacer.penalize(None, lease)
+    assert pacer.paused == 0.5
+
+
+def test_refusals_of_what_was_under_way_count_once() -> None:
+    """One overload shows in many answers."""
+    clock = SimulatedClock()
+    pacer = limiter(clock)
+    leases = [pacer.try_acquire() for _ in range(5)]
+    clock.advance(0.1)
+    for lease in leases:
+        pacer.penalize(None, lease)
+    assert pacer.paused == 0.5
+    assert pacer.rates[0] >= 3
+
+
+def test_one_canary_after_a_long_pause() -> None:
+    """The others wait for what becomes of it."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(3.0, pacer.try_acquire())
+        tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
+        await clock.sleep(4)
+        assert [task.done() for task in tasks] == [True, False, False]
+        tasks[0].result().settle()
+        await clock.sleep(1)
+        assert all(task.done() for task in tasks)
+        assert tasks[1].result().cause == "pause"
+
+    run_simulated(main)
+
+
+def test_a_canary_that_is_not_sent_makes_room_for_another() -> None:
+    """A refund is no answer; neither is a canary that never comes back."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(3.0, pacer.try_acquire())
+        tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
+        await clock.sleep(3.01)
+        assert not tasks[0].done()
+        await clock.sleep(0.5)
+        tasks[0].result().refund()
+        await clock.sleep(0.5)
+        assert [task.done() for task in tasks] == [True, True, False]
+        await clock.sleep(3.1)
+        assert tasks[2].done()
+
+    run_simulated(main)
+
+
+def test_a_deadline_before_the_end_of_a_pause_fails_at_once() -> None:
+    """Whoever comes, and whoever waits already."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        waiting = asyncio.create_task(pacer.acquire(deadline=Deadline.after(30, clock.now)))
+        patient = asyncio.create_task(pacer.acquire())
+        await asyncio.sleep(0)
+        pacer.penalize(90)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await waiting
+        assert caught.value.retry_after == pytest.approx(90)
+        with pytest.raises(DeadlineExceeded, match="90"):
+            await pacer.acquire(deadline=Deadline.after(30, clock.now))
+        assert clock.elapsed == 0
+        assert 90 <= (await patient).waited <= 91
+
+    run_simulated(main)
+
+
+def test_a_refused_request_costs_no_tokens_unless_they_count() -> None:
+    """The request itself does."""
+    for counted, left in ((False, 450), (True, 350)):
+        pacer = limiter(SimulatedClock(), tpm=6_000)
+        lease = pacer.try_acquire(100)
+        limits = told(requests=RateLimit(remaining=0))
+        pacer.penalize(0.1, lease, limits=limits, counted=counted)
+        assert pacer.levels[1] == pytest.approx(left)
+        pacer.penalize(50, lease)
+        assert pacer.paused == pytest.approx(0.1)
+
+
+# Headers
+
+
+def test_a_limit_is_learned_from_headers() -> None:
+    """Where none is configured it is taken; where one is, the lower counts."""
+    for rpm, rate in ((None, 2.0), (600, 2.0), (60, 1.0)):
+        pacer = limiter(SimulatedClock(), rpm=rpm)
+        lease = pacer.try_acquire()
+        assert lease is not None
+        limits = told(requests=RateLimit(limit=120, remaining=100))
+        assert pacer.observe(limits, lease) is (rpm != 60)
+        assert pacer.rates[0] == rate
+        assert pacer.observe(limits, lease) is False
+
+
+def test_the_rest_lowers_the_level_by_what_is_under_way() -> None:
+    """What was sent after the answered request is not in its rest; what flowed in since is added."""
+    clock = SimulatedClock()
+    pacer = limiter(clock)
+    first = pacer.try_acquire()
+    clock.advance(0.1)
+    assert pacer.try_acquire() is not None
+    assert first is not None
+    pacer.observe(told(requests=RateLimit(limit=600, remaining=5)), first)
+    # 5 left, 1 flowed in, 1 is under way, and a tenth of a burst is left to the server.
+    assert pacer.levels[0] <= 4.0 + 1e-6
+
+
+def test_older_answers_are_ignored() -> None:
+    """By the order in which their requests were sent."""
+    pacer = limiter(SimulatedClock())
+    first, second = pacer.try_acquire(), pacer.try_acquire()
+    assert first is not None
+    assert second is not None
+    pacer.observe(told(requests=RateLimit(limit=300, remaining=3)), second)
+    assert pacer.observe(told(requests=RateLimit(limit=60, remaining=0)), first) is False
+    assert pacer.rates[0] <= 5.0
+    assert pacer.rates[0] > 1.0
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        RateLimit(limit=-1, remaining=-1, reset_s=-1),
+        RateLimit(limit=math.nan, remaining=math.nan, reset_s=math.nan),
+        RateLimit(limit=1e30, remaining=1e30, reset_s=1e30),
+        RateLimit(limit=600, window_s=0),
+        RateLimit(limit=1, remaining=599),
+        RateLimit(),
+    ],
+)
+def test_h16_nonsense_changes_nothing(limit: RateLimit) -> None:
+    """No stall, no exception."""
+    pacer = limiter(SimulatedClock(), tpm=60_000)
+    lease = pacer.try_acquire(10)
+    assert lease is not None
+    pacer.observe(told(requests=limit), lease)
+    assert pacer.rates[0] == 10
+    assert pacer.try_acquire(10) is not None
+
+
+def test_h16_a_limit_that_falls_to_almost_nothing_is_believed_the_third_time() -> None:
+    """And then the next may still try when the server says it is whole again."""
+    clock = SimulatedClock()
+    pacer = limiter(clock, rpm=None, tpm=60_000)
+    for expected in (1_000, 1_000, 1 / 60):
+        lease = pacer.try_acquire(100)
+        assert lease is not None
+        pacer.observe(told(tokens=RateLimit(limit=1, remaining=5_000, reset_s=20)), lease)
+        assert pacer.rates[1] == pytest.approx(expected)
+
+    async def main(clock: SimulatedClock) -> None:
+        drain(pacer, 1)
+        assert (await pacer.acquire(100)).waited <= 60
+
+    run_simulated(main, clock=clock)
+
+
+# Start, loops, threads
+
+
+def test_two_scouts_go_before_the_first_answer() -> None:
+    """Then one more for each answer, and twice as many each second."""
+    clock = SimulatedClock()
+    pacer = RateLimiter(clock=clock)
+    first, second = pacer.try_acquire(), pacer.try_acquire()
+    assert first is not None
+    assert second is not None
+    assert pacer.try_acquire() is None
+    first.settle()
+    assert drain(pacer) == 2
+    clock.advance(1)
+    assert drain(pacer) == 3
+    for _ in range(70):
+        second.open = True
+        second.settle()
+    assert drain_up_to(pacer, 500) == 500
+
+
+def drain_up_to(pacer: RateLimiter, count: int) -> int:
+    return sum(pacer.try_acquire() is not None for _ in range(count))
+
+
+def test_c08_two_loops_share_one_quota_and_one_line() -> None:
+    """One loop's waiters do not depend on the other, even when it is gone."""
+    clock = SimulatedClock()
+    pacer = limiter(clock)
+    drain(pacer)
+    gone, here = SimulatedLoop(clock), SimulatedLoop(clock)
+    lost = gone.create_task(pacer.acquire())
+    gone.run_until_complete(asyncio.sleep(0))
+    gone.close()
+
+    async def main() -> float:
+        return (await pacer.acquire()).waited
+
+    try:
+        assert here.run_until_complete(main()) <= 0.3
+    finally:
+        here.close()
+    assert pacer.waiting == 0
+    lost._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def test_threads_take_each_lease_once() -> None:
+    """The mutex holds."""
+    pacer = limiter(SimulatedClock(), rpm=60_000)
+    taken: list[int] = []
+
+    def work() -> None:
+        taken.append(drain(pacer))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 900
+
+
+def test_c10_a_suspended_machine_gets_one_burst() -> None:
+    """Time that leaps does not pile up leases, and the wall clock plays no part."""
+    clock = SimulatedClock()
+    pacer = limiter(clock)
+    drain(pacer)
+    clock.advance(86_400)
+    clock.set_wall(0)
+    assert drain(pacer) == 9
+
+
+def test_reprs_tell_the_state() -> None:
+    """For whoever debugs."""
+    pacer = limiter(SimulatedClock())
+    lease = pacer.try_acquire(5)
+    assert "waiting=0" in repr(pacer)
+    assert repr(lease) == "Lease(tokens=5, waited=0.000, open=True)"

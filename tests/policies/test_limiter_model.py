@@ -1,0 +1,180 @@
+"""The limiter against a small model, over random histories (L01).
+
+The model knows three things: over any time w no more is granted than rate * w and one burst (or the
+largest request), who came first goes first, and who was cancelled gets nothing. What is given back
+counts from the moment it is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llmopt.policies.lease import Lease
+from llmopt.policies.limiter import RateLimiter
+from llmopt.testing.clock import SimulatedClock, SimulatedLoop
+
+RPM, TPM = 600, 60_000
+REQUEST_BURST, TOKEN_BURST = 9.0, 4_500.0
+SLACK = 1e-3
+
+
+class Debt:
+    """What was granted and has not flowed back since: the worst of all windows that end now."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.amount = 0.0
+        self.at = 0.0
+
+    def add(self, now: float, cost: float) -> None:
+        """Grant ``cost`` at ``now``, or give it back when it is negative."""
+        self.amount = max(0.0, self.amount - self.rate * (now - self.at)) + cost
+        self.at = now
+
+
+class Call:
+    """One caller: the task that waits, and what it got."""
+
+    def __init__(self, task: asyncio.Task[Lease], tokens: int) -> None:
+        self.task = task
+        self.tokens = tokens
+        self.cancelled = False
+        self.open = True
+
+
+class LimiterMachine(RuleBasedStateMachine):
+    """Arrivals, cancellations, settlements, refunds and refusals in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = SimulatedClock()
+        self.loop = SimulatedLoop(self.clock)
+        self.limiter = RateLimiter(clock=self.clock, rpm=RPM, tpm=TPM, scouts=0)
+        self.calls: list[Call] = []
+        self.order: list[Call] = []
+        self.requests = Debt(RPM / 60)
+        self.tokens = Debt(TPM / 60)
+        self.largest = TOKEN_BURST
+        self.breaches: list[str] = []
+
+    def teardown(self) -> None:
+        """No stall: with time, everybody left is served."""
+        waiting = [call for call in self.calls if not call.task.done()]
+        longest = sum(call.tokens for call in waiting) / (TPM / 60) + len(waiting) / (RPM / 60)
+        # Refusals slow down to the floor at worst, and pauses add up to half a minute each.
+        self.pass_time(longest * 30 + 200)
+        for call in waiting:
+            assert call.task.done(), (call.tokens, self.limiter)
+        assert self.limiter.waiting == 0
+        self.loop.close()
+
+    def pass_time(self, seconds: float) -> None:
+        """Run the loop for a while."""
+
+        async def main() -> None:
+            await asyncio.sleep(seconds)
+
+        self.loop.run_until_complete(main())
+
+    async def acquire(self, call: list[Call], tokens: int) -> Lease:
+        lease = await self.limiter.acquire(tokens)
+        self.order.append(call[0])
+        self.largest = max(self.largest, tokens)
+        self.charge(1, tokens, lease.granted_at)
+        return lease
+
+    def charge(self, requests: float, tokens: float, at: float) -> None:
+        """Something is granted, or given back when it is negative."""
+        self.requests.add(at, requests)
+        self.tokens.add(at, tokens)
+        # What is larger than a burst was saved up for before it went.
+        if self.requests.amount > REQUEST_BURST + SLACK or self.tokens.amount > self.largest + SLACK:
+            self.breaches.append(f"{self.requests.amount} requests, {self.tokens.amount} tokens at {at}")
+
+    @rule(tokens=st.one_of(st.integers(0, 300), st.integers(1_000, 20_000)), count=st.integers(1, 12))
+    def arrive(self, tokens: int, count: int) -> None:
+        """Some come at once."""
+        for _ in range(count):
+            holder: list[Call] = []
+            call = Call(self.loop.create_task(self.acquire(holder, tokens)), tokens)
+            holder.append(call)
+            self.calls.append(call)
+        self.pass_time(0)
+
+    @rule(seconds=st.floats(0, 3))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.pass_time(seconds)
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Someone gives up, maybe in the moment of its grant."""
+        call = data.draw(st.sampled_from(self.calls))
+        if not call.task.done():
+            call.cancelled = call.task.cancel()
+            self.pass_time(0)
+
+    @precondition(lambda self: any(self.has_lease(call) for call in self.calls))
+    @rule(data=st.data(), part=st.floats(0, 1))
+    def settle(self, data: st.DataObject, part: float) -> None:
+        """An answer came; it cost no more than was estimated."""
+        call = data.draw(st.sampled_from([call for call in self.calls if self.has_lease(call)]))
+        call.open = False
+        actual = int(call.tokens * part)
+        self.charge(0, actual - call.tokens, self.clock.now())
+        call.task.result().settle(actual)
+        self.pass_time(0)
+
+    @precondition(lambda self: any(self.has_lease(call) for call in self.calls))
+    @rule(data=st.data())
+    def refund(self, data: st.DataObject) -> None:
+        """Nothing was sent."""
+        call = data.draw(st.sampled_from([call for call in self.calls if self.has_lease(call)]))
+        call.open = False
+        self.charge(-1, -call.tokens, self.clock.now())
+        call.task.result().refund()
+        self.pass_time(0)
+
+    @precondition(lambda self: any(self.has_lease(call) for call in self.calls))
+    @rule(data=st.data(), retry_after=st.one_of(st.none(), st.floats(0.1, 5)))
+    def refuse(self, data: st.DataObject, retry_after: float | None) -> None:
+        """The server said 429; its tokens were not counted."""
+        call = data.draw(st.sampled_from([call for call in self.calls if self.has_lease(call)]))
+        call.open = False
+        self.charge(0, -call.tokens, self.clock.now())
+        call.task.result().penalize(retry_after)
+        self.pass_time(0)
+
+    @staticmethod
+    def has_lease(call: Call) -> bool:
+        return call.task.done() and not call.task.cancelled() and call.open
+
+    @invariant()
+    def windows_hold(self) -> None:
+        """Over any time, rate and one burst at most."""
+        assert not self.breaches
+
+    @invariant()
+    def first_come_first_served(self) -> None:
+        """In the order of arrival."""
+        places = [self.calls.index(call) for call in self.order]
+        assert places == sorted(places)
+
+    @invariant()
+    def the_cancelled_get_nothing(self) -> None:
+        """Their grants went on to the next."""
+        assert not any(call.cancelled and call in self.order for call in self.calls)
+
+    @invariant()
+    def the_line_is_what_waits(self) -> None:
+        """No more and no less."""
+        assert self.limiter.waiting == sum(not call.task.done() for call in self.calls)
+
+
+LimiterMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestLimiter = LimiterMachine.TestCase

@@ -1,0 +1,58 @@
+"""Estimates of tokens: near enough for every kind of text, and corrected by answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmopt.policies.tokens import TokenEstimator
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("The quick brown fox jumps over the lazy dog near the river bank.", 14),
+        ("def read(path: str) -> bytes:\n    return open(path, 'rb').read()\n", 18),
+        ("机器学习模型把文本变成向量。", 16),
+        ("Быстрая лиса перепрыгивает через ленивую собаку.", 20),
+        ("", 1),
+    ],
+)
+def test_a_first_estimate_is_within_a_factor_of_two(text: str, tokens: int) -> None:
+    """Without any answer."""
+    assert tokens / 2 <= TokenEstimator().estimate(text) <= tokens * 2
+
+
+def test_answers_correct_it() -> None:
+    """However wrong it began (L03); absurd usage has bounds."""
+    for true in (0.3, 3.0):
+        estimator = TokenEstimator()
+        for _ in range(60):
+            estimated = estimator.estimate("x" * 4_000)
+            estimator.learn(estimated, int(1_000 * true))
+        assert estimator.estimate("x" * 4_000) == pytest.approx(1_000 * true, rel=0.05)
+    estimator.learn(1, 10**12)
+    assert estimator.estimate("x" * 4_000) < 8_100
+
+
+def test_nothing_is_learned_of_nothing() -> None:
+    """Zero and less are no usage."""
+    estimator = TokenEstimator()
+    estimator.learn(0, 5)
+    estimator.learn(5, 0)
+    assert repr(estimator) == "TokenEstimator(ratio=1.00, high=1.00)"
+
+
+def test_the_high_estimate_is_rarely_exceeded() -> None:
+    """It rises at once with a text that had more, and comes down slowly."""
+    estimator = TokenEstimator()
+    assert estimator.estimate_high("x" * 400) == 102
+    estimator.learn(100, 150)
+    assert estimator.estimate_high("x" * 400) >= 1.49 * estimator.estimate("x" * 400)
+    for _ in range(200):
+        estimator.learn(100, 100)
+    assert estimator.estimate_high("x" * 400) <= 1.02 * estimator.estimate("x" * 400) + 1
+
+
+def test_a_lone_surrogate_does_no_harm() -> None:
+    """It is refused elsewhere."""
+    assert TokenEstimator().estimate("\ud800") >= 1

@@ -1,0 +1,106 @@
+"""The provider for an application's tests, when it chats."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+import llmopt
+from llmopt import ChatCall, Failure, Message, ServerEvent, ToolCall, compatible
+from llmopt.decoding.gather import Gathered
+from llmopt.decoding.sse import SSEDecoder
+from llmopt.testing import FakeProvider, fake_plugin
+
+MESSAGES = (Message("user", "say this again").as_dict(),)
+CALL = ChatCall(model="any", messages=MESSAGES)
+
+
+async def ask(fake: FakeProvider, **body: Any) -> httpx.Response:
+    request = httpx.Request(
+        "POST",
+        "https://fake.llmopt.example/v1/chat/completions",
+        json={"model": "any", "messages": MESSAGES, **body},
+    )
+    return await fake.transport.handle_async_request(request)
+
+
+async def events_of(response: httpx.Response) -> list[ServerEvent]:
+    assert response.headers["content-type"] == "text/event-stream"
+    decoder = SSEDecoder()
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return [event async for piece in response.stream for event in decoder.feed(piece)] + decoder.end()
+
+
+def gathered(events: list[ServerEvent]) -> Gathered:
+    found = Gathered()
+    for event in events:
+        parts = compatible.parse_stream_event(CALL, event)
+        assert not isinstance(parts, Failure)
+        for part in parts:
+            found.add(part)
+    return found
+
+
+async def test_it_repeats_what_was_said() -> None:
+    """Without a script the answer depends on the question alone, whole and as a stream."""
+    fake = FakeProvider()
+    whole = json.loads(await (await ask(fake)).aread())
+    stream = await events_of(await ask(fake, stream=True, stream_options={"include_usage": True}))
+    found = gathered(stream)
+    assert found.text == whole["choices"][0]["message"]["content"] == "say this again"
+    assert found.usage is not None
+    assert found.usage.total_tokens == whole["usage"]["total_tokens"] == 8
+    assert found.finish_reason == "stop"
+    assert found.last
+    assert [call.operation for call in fake.calls] == ["chat", "chat"]
+    assert fake.calls[0].messages == MESSAGES
+    assert "again" not in repr(fake.calls)
+
+
+async def test_a_script_is_spoken_piece_by_piece() -> None:
+    """Text, thoughts and tool calls as the test says, each time that it says."""
+    fake = FakeProvider()
+    call = ToolCall(id="c1", name="find", arguments='{"x": 1}')
+    fake.say("a", "b", reasoning="hm", tool_calls=[call], times=2)
+    for _ in range(2):
+        reply = gathered(await events_of(await ask(fake, stream=True))).reply()
+        assert (reply.text, reply.reasoning, reply.tool_calls) == ("ab", "hm", (call,))
+        assert reply.finish_reason == "tool_calls"
+        assert reply.usage is None
+    assert gathered(await events_of(await ask(fake, stream=True))).text == "say this again"
+
+
+async def test_a_stream_can_be_cut_and_broken() -> None:
+    """Without an end, with the connection, with an error: each a way that streams fail."""
+    fake = FakeProvider()
+    fake.say("a", ends="cut")
+    cut = gathered(await events_of(await ask(fake, stream=True)))
+    assert (cut.text, cut.finish_reason, cut.last) == ("a", None, False)
+    fake.say("a", ends="break")
+    with pytest.raises(httpx.ReadError):
+        await events_of(await ask(fake, stream=True))
+    fake.say("a", ends="error", error=llmopt.Overloaded)
+    *_, event, _ = await events_of(await ask(fake, stream=True))
+    failure = compatible.parse_stream_event(CALL, event)
+    assert isinstance(failure, Failure)
+    assert fake_plugin.classify_error(failure).kind is llmopt.VerdictKind.OVERLOADED
+
+
+def test_an_error_that_no_stream_can_hold_is_refused() -> None:
+    """At once, with what to write instead."""
+    fake = FakeProvider()
+    with pytest.raises(ValueError, match="ends='break'"):
+        fake.say("a", ends="error", error=llmopt.ConnectionLost)
+    with pytest.raises(ValueError, match="cannot bring about ConfigError"):
+        fake.say("a", ends="error", error=llmopt.ConfigError)
+
+
+async def test_reset_forgets_what_was_to_be_said() -> None:
+    """Calls, errors and answers."""
+    fake = FakeProvider()
+    fake.say("never")
+    fake.reset()
+    assert gathered(await events_of(await ask(fake, stream=True))).text == "say this again"
