@@ -12,7 +12,7 @@ from llmopt.operations.embed_cache import Recalled
 from llmopt.operations.embed_job import EmbedJob
 from llmopt.operations.embed_outcome import Outcome
 from llmopt.operations.flow import OrderedFlow
-from llmopt.operations.inputs import as_list, fault_of, refuse_single
+from llmopt.operations.inputs import as_list, faults_of, refuse_single
 from llmopt.operations.plan import Batch, cut
 from llmopt.values.embeddings import Embeddings
 
@@ -24,7 +24,7 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
     """All texts at once. See ``AsyncClient.embed``."""
     refuse_single(texts)
     listed = await as_list(texts)
-    faults = _faults(listed)
+    faults = faults_of(listed)
     if faults and errors == "raise":
         raise next(iter(faults.values()))
     good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
@@ -57,28 +57,23 @@ async def _send(
         collected: takes the results.
         places: of these texts among all distinct ones; None when they are all of them.
     """
-    if texts:
-        await job.ask_limits()
-        async for outcome in _outcomes(job, cut(texts, job.cutter()), len(texts)):
-            collected.take(outcome, places)
-
-
-def _faults(texts: list[str]) -> dict[int, LLMOptError]:
-    found = ((row, fault_of(text, row)) for row, text in enumerate(texts))
-    return {row: fault for row, fault in found if fault is not None}
-
-
-async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncIterator[Outcome]:
-    """What all batches come to, several under way at once."""
-    first = next(batches)
-    second = next(batches, None)
+    if not texts:
+        return
+    await job.ask_limits()
+    batches = cut(texts, job.cutter())
+    first, second = next(batches), next(batches, None)
     if second is None:
         # The usual case of one request needs no machinery.
-        yield await job.run(first)
+        collected.take(await job.run(first), places)
         return
+    async for outcome in _several(job, chain((first, second), batches), len(texts)):
+        collected.take(outcome, places)
+
+
+async def _several(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncIterator[Outcome]:
+    """What batches come to, several under way at once."""
     width = job.width
-    source = _in_turn(chain((first, second), batches))
-    async for outcome in OrderedFlow(source, job.run, width=width, ahead=texts + width):
+    async for outcome in OrderedFlow(_in_turn(batches), job.run, width=width, ahead=texts + width):
         yield outcome
 
 
