@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import llmopt
+from llmopt.engine.flights import Flights
 from tests.faults import FaultServer, Respond, Script, Wait, answer_openai, vector_for
 
 MODEL = "server/m"
@@ -213,3 +214,14 @@ async def test_nobody_joins_what_everybody_has_left() -> None:
         assert len(await client.list_models("server")) == 1
         assert len(server.requests) == 2
         await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_work_that_is_stopped_before_it_began() -> None:
+    """Its coroutine is not left behind unawaited."""
+    flights = Flights()
+
+    async def work() -> None:
+        raise AssertionError("it never begins")
+
+    flights.launch(work(), lambda: None)
+    await flights.aclose()

@@ -31,6 +31,8 @@ class Flight(Generic[R]):
         self._closing = False
         self._landed: Final = landed
         self._task: Final = asyncio.get_running_loop().create_task(self._run(work))
+        # Stopped before its first step, it would never have been awaited.
+        self.when_over(work.close)
 
     async def _run(self, work: Coroutine[Any, Any, R]) -> R:
         try:
