@@ -21,19 +21,21 @@ class Flight(Generic[R]):
     """One piece of work under way.
 
     Args:
-        work: what is to be done.
+        work: begins what is to be done.
         landed: called once when it is over, before any waiter goes on.
     """
 
-    def __init__(self, work: Coroutine[Any, Any, R], landed: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> None:
         self._waiters = 0
         self._closing = False
         self._landed: Final = landed
         self._task: Final = asyncio.get_running_loop().create_task(self._run(work))
+        # A task that is cancelled before its first step never comes to its `finally`.
+        self._task.add_done_callback(lambda _: landed())
 
-    async def _run(self, work: Coroutine[Any, Any, R]) -> R:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         try:
-            return await work
+            return await work()
         finally:
             self._landed()
 
@@ -82,8 +84,8 @@ class Flights:
         """For one kind of work, the parts that are in flight: by name, their flight and place in it."""
         return self._board().tables.setdefault(key, {})
 
-    def launch(self, work: Coroutine[Any, Any, R], landed: Callable[[], None]) -> Flight[R]:
-        """Start some work."""
+    def launch(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> Flight[R]:
+        """Start some work; ``landed`` may be called more than once."""
         board = self._board()
 
         def over() -> None:
@@ -101,9 +103,10 @@ class Flights:
         if found is None:
 
             def landed() -> None:
-                table.pop(key, None)
+                if table.get(key, (None,))[0] is flight:
+                    del table[key]
 
-            flight: Flight[R] = self.launch(make(), landed)
+            flight: Flight[R] = self.launch(make, landed)
             table[key] = (flight, 0)
         else:
             flight = found[0]
