@@ -136,7 +136,11 @@ async def later(settings: dict[str, Any], label: str) -> None:
 def main() -> None:
     if len(sys.argv) > 1:
         mode, settings = sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-        work = {"serve": serve, "first": lambda: first(settings), "later": lambda: later(settings, sys.argv[3])}
+        work = {
+            "serve": serve,
+            "first": lambda: first(settings),
+            "later": lambda: later(settings, sys.argv[3]),
+        }
         asyncio.run(work[mode]())
         return
     with tempfile.TemporaryDirectory() as folder:
