@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 from itertools import chain
 from typing import Literal
 
@@ -31,8 +32,9 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
     collected = Collector(distinct, job.model)
     if distinct:
         await job.ask_limits()
-        async for outcome in _outcomes(job, cut(distinct, job.cutter()), len(distinct)):
-            collected.take(outcome)
+        async with aclosing(_outcomes(job, cut(distinct, job.cutter()), len(distinct))) as outcomes:
+            async for outcome in outcomes:
+                collected.take(outcome)
     result = collected.result(listed, faults)
     if result.errors and errors == "raise":
         raise failure_of(result)
@@ -44,7 +46,7 @@ def _faults(texts: list[str]) -> dict[int, LLMOptError]:
     return {row: fault for row, fault in found if fault is not None}
 
 
-async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncIterator[Outcome]:
+async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncGenerator[Outcome, None]:
     """What all batches come to, several under way at once."""
     first = next(batches)
     second = next(batches, None)
@@ -54,8 +56,10 @@ async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> Asyn
         return
     width = job.width
     source = _in_turn(chain((first, second), batches))
-    async for outcome in OrderedFlow(source, job.run, width=width, ahead=texts + width):
-        yield outcome
+    flow = OrderedFlow(source, job.run, width=width, ahead=texts + width)
+    async with aclosing(aiter(flow)) as outcomes:
+        async for outcome in outcomes:
+            yield outcome
 
 
 async def _in_turn(batches: Iterator[Batch]) -> AsyncIterator[Batch]:
