@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("nightly", max_examples=800, deadline=None)
+"""``pytest --hypothesis-profile nightly``: what is tried with chance is tried at length."""
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "_exports", "markers"},
     {"values"},
     {"policies", "decoding"},
-    {"wire", "config"},
+    {"wire", "config", "cache"},
     {"hookspecs"},
     {"compatible", "modeltable", "packagedata", "providers"},
     {"engine"},

@@ -15,6 +15,7 @@
     |   |-- DeadlineExceeded   the caller's time is up
     |   |-- QueueFull          too many calls are waiting already
     |   |-- CostNeverFits      the request is larger than the rate limit ever allows
+    |   |-- NotCached          only the cache was to be asked, and it has nothing
     |   `-- ClientClosed       the client was closed
     |-- TransportError         the connection failed, no answer was read
     |   |-- ConnectFailed      nothing was sent
@@ -179,6 +180,10 @@ class QueueFull(LocalRejection):
 
 class CostNeverFits(LocalRejection):
     """One request costs more than the configured rate limit ever allows at once."""
+
+
+class NotCached(LocalRejection):
+    """The call allowed no request, and nothing is kept that could answer it."""
 
 
 class ClientClosed(LocalRejection):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmopt.cli.plugins import show
+from llmopt.providers.overview import PluginOverview
 from tests.cli.installed import install, path_with
 from tests.cli.run import found, invoke, llmopt
 
@@ -40,7 +43,36 @@ def test_all_is_well() -> None:
     done = invoke("plugins")
     assert done.exit_code == 0, done.stderr
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
-    assert rows["local"] == ["llmopt-plugin-local 0.1.0", "llmopt_plugin_local", "ok", "near"]
+    assert rows["local"] == ["llmopt-plugin-local 0.1.0", "llmopt_plugin_local", "ok", "near", ""]
+
+
+def test_a_general_plugin_is_one_row_with_its_names() -> None:
+    """All of them, in the last column; in JSON as a list."""
+    Path("llmopt.toml").write_text('[providers.fast]\nplugin = "groq"\n')
+    done = invoke("plugins")
+    assert done.exit_code == 0, done.stderr
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in done.stdout.splitlines()}
+    assert not {"groq", "xai"} & set(rows)
+    names = rows["compatible"][-1].split(", ")
+    assert {"groq", "xai", "openrouter"} <= set(names)
+    assert len(names) >= 57
+    assert rows["compatible"][3] == "fast"
+    table = {each["name"]: each for each in json.loads(invoke("plugins", "--json").stdout)["plugins"]}
+    assert table["compatible"]["providers"] == names
+
+
+def test_on_a_terminal_the_names_stand_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number in the table, and a paragraph."""
+    lines: list[str] = []
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        "llmopt.cli.plugins.print_table", lambda columns, rows, **_: lines.extend(map(str, rows))
+    )
+    monkeypatch.setattr("llmopt.cli.plugins.click.echo", lines.append)
+    overview = PluginOverview(name="many", providers=("north", "south"))
+    show([overview], no_color=True)
+    assert "'2'" in lines[0]
+    assert lines[1:] == ["many serves 2 providers:", "north, south"]
 
 
 def test_a_conflict_names_both(folder: Path) -> None:

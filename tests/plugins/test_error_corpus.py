@@ -19,6 +19,7 @@ BASES = {
     "mistral": "https://api.mistral.ai/v1",
     "azure": "https://r.openai.azure.com",
     "local": "http://127.0.0.1:8000/v1",
+    "compatible": "https://openrouter.ai/api/v1",
 }
 
 

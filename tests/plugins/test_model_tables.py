@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from llmopt import BatchLimit, CatalogPage, Model, ModelTable, PluginContractError
+from llmopt import BatchLimit, CatalogPage, Model, ModelTable, PluginContractError, Prices
 from llmopt.providers.table_rows import read_table
 from tests.plugins.corpus import PLUGINS, REPOSITORY
 
+TABLES = tuple(plugin for plugin in PLUGINS if plugin != "compatible")
+"""Plugins with a table of models of their own."""
+KNOWN = ("openai", "mistral", "azure")
+"""Plugins whose providers' lists say little."""
 SAMPLES = REPOSITORY.parent / "shared" / "samples"
 ROW = '[[model]]\nname = "m"\nsource = "s"\n'
 
@@ -20,7 +24,7 @@ def table(plugin: str) -> ModelTable:
     return ModelTable(f"llmopt_plugin_{plugin}")
 
 
-@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize("plugin", TABLES)
 def test_every_table_is_of_the_documented_format(plugin: str) -> None:
     """Rows have a source, embedding models a length and a number of tokens that is not more than a request's."""
     for row in table(plugin).rows:
@@ -141,11 +145,95 @@ def test_nothing_is_read_before_it_is_needed_and_nothing_twice() -> None:
     assert lazy.rows is lazy.rows
 
 
+@pytest.mark.parametrize("plugin", KNOWN)
+def test_what_is_known_of_models_is_sane(plugin: str) -> None:
+    """Kinds, prices that somebody may ask, limits that fit; one source for all."""
+    rows = ModelTable(f"llmopt_plugin_{plugin}", "known.json").rows
+    assert len(rows) > 50
+    assert {row.source for row in rows} == {rows[0].source}
+    assert {row.kind for row in rows} >= {"chat", "embedding", "audio"}
+    for row in rows:
+        assert row.kind != "unknown", row.name
+        assert not row.limit.max_items
+        if row.prices is not None:
+            assert 0 < (row.prices.input or 0) + (row.prices.output or 0) < 1_000, row.name
+            assert (row.prices.cached_input or 0) <= (row.prices.input or 0), row.name
+        if row.kind == "chat":
+            assert row.inputs[0] == "text", row.name
+
+
+@pytest.mark.parametrize("plugin", KNOWN)
+def test_the_licence_of_what_is_known_lies_beside_it(plugin: str) -> None:
+    """With its whole text, and where it comes from."""
+    notice = (REPOSITORY / "plugins" / plugin / f"llmopt_plugin_{plugin}" / "NOTICE.txt").read_text()
+    assert "litellm 1.109.1" in notice
+    assert "Permission is hereby granted, free of charge" in notice
+
+
+def test_a_later_table_counts_more_than_an_earlier_one() -> None:
+    """What was checked by hand replaces what was derived; what the provider said replaces both."""
+    known, checked = ModelTable("llmopt_plugin_openai", "known.json"), table("openai")
+    first = known.described(Model(id="text-embedding-3-small"))
+    assert (first.context_length, first.kind) == (8_191, "embedding")
+    both = checked.described(first)
+    assert (both.context_length, both.prices) == (8_192, first.prices)
+    assert len(both.known) == len(set(both.known))
+    told = checked.described(known.described(Model(id="text-embedding-3-small", context_length=5)))
+    assert (told.context_length, "context_length" in told.known) == (5, False)
+
+
+def test_a_table_of_json_is_the_same_in_other_letters() -> None:
+    """With one source for all rows."""
+    text = """{"format": 1, "source": "s", "model": [{"name": "m", "kind": "chat", "context_length": 5,
+        "max_output_tokens": 2, "inputs": ["text"], "prices": {"input": 1, "cached_input": 0.5}}, {"name": "n", "source": "t"}]}"""
+    first, second = read_table(text, json=True)
+    assert (first.source, second.source, first.prices) == ("s", "t", Prices(input=1, cached_input=0.5))
+    assert first.fields == {
+        "kind": "chat", "context_length": 5, "max_output_tokens": 2, "inputs": ("text",), "prices": first.prices,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected format = 1"),
+        ('{"format": 1, "model": [7]}', "row 1: expected a table"),
+        ('{"format": 1, "source": 7, "model": [{"name": "m"}]}', "source: expected text"),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {}}]}',
+            "prices: expected US dollars",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {"input": -1}}]}',
+            "prices: expected",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {"output": true}}]}',
+            "prices: expected",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {"price": 1}}]}',
+            "prices: expected",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "context_length": 0}]}',
+            "context_length: expected",
+        ),
+    ],
+)
+def test_a_wrong_table_of_json_says_where(text: str, fault: str) -> None:
+    """As one of TOML does."""
+    with pytest.raises(PluginContractError, match=fault):
+        read_table(text, json=True)
+
+
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_data_files_lie_in_the_package(plugin: str) -> None:
     """Where a wheel takes them from."""
     package = importlib.import_module(f"llmopt_plugin_{plugin}")
     folder = Path(str(package.__file__)).parent
-    assert (folder / "models.toml").is_file()
+    assert (folder / ("models.toml" if plugin in TABLES else "providers.json")).is_file()
+    assert plugin not in KNOWN or (folder / "known.json").is_file()
     assert (folder / "errors.toml").is_file()
     assert (folder.parent / "LICENSE").read_text() == (REPOSITORY / "LICENSE").read_text()

@@ -484,6 +484,7 @@ SERVERS: dict[str, type[Emulator]] = {
     "mistral": MistralEmulator,
     "azure": AzureEmulator,
     "local": TEIEmulator,
+    "compatible": OpenAIEmulator,
 }
 
 

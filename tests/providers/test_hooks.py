@@ -10,6 +10,8 @@ import pytest
 
 from llmopt import (
     BatchLimit,
+    ChatCall,
+    ChatEvent,
     ConfigError,
     EmbedCall,
     Failure,
@@ -172,3 +174,29 @@ def test_plugins_do_not_see_each_other() -> None:
     second = ProviderHooks("two", plugin())
     assert first.batch_limit(CALL, SETTINGS).max_items == 1
     assert second.batch_limit(CALL, SETTINGS).max_items == 32
+
+
+@pytest.mark.parametrize("given", [[ChatEvent()], ("text",), (ChatEvent(), None), ChatEvent(), "text"])
+def test_g03_events_of_a_stream_are_a_tuple_of_them(given: object) -> None:
+    """Each is looked at, for every event."""
+
+    @hookimpl
+    def parse_stream_event() -> object:
+        return given
+
+    hooks = ProviderHooks("acme", plugin(parse_stream_event=parse_stream_event))
+    with pytest.raises(PluginContractError, match="expected a tuple of ChatEvent, or Failure"):
+        hooks.parse_stream_event(ChatCall(model="m"), ServerEvent(data="{}"), SETTINGS)
+
+
+def test_events_of_a_stream_come_through() -> None:
+    """None of them, several, or a failure."""
+    outcomes = [(), (ChatEvent(), ChatEvent(last=True)), Failure(status=200)]
+    for outcome in outcomes:
+
+        @hookimpl
+        def parse_stream_event(outcome: object = outcome) -> object:
+            return outcome
+
+        hooks = ProviderHooks("acme", plugin(parse_stream_event=parse_stream_event))
+        assert hooks.parse_stream_event(ChatCall(model="m"), ServerEvent(), SETTINGS) == outcome

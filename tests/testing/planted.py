@@ -22,8 +22,8 @@ from __future__ import annotations
 from attrs import evolve
 
 from llmopt import (
-    BatchLimit, Call, CatalogPage, EmbedCall, EmbeddedRows, Failure, HttpRequest, HttpResponse, Profile,
-    RateLimits, Settings, Verdict, VerdictKind, compatible, hookimpl,
+    BatchLimit, Call, CatalogPage, ChatCall, ChatEvent, ChatReply, EmbedCall, EmbeddedRows, Failure, HttpRequest, HttpResponse, Profile,
+    RateLimits, ServerEvent, Settings, Verdict, VerdictKind, compatible, hookimpl,
 )
 '''
 
@@ -52,6 +52,16 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
 @hookimpl
 def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
     return compatible.parse_catalog(response)
+""",
+    "parse_chat": """
+@hookimpl
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    return compatible.parse_chat(call, response)
+""",
+    "parse_stream_event": """
+@hookimpl
+def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+    return compatible.parse_stream_event(call, event)
 """,
     "classify_error": """
 @hookimpl

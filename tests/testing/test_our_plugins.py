@@ -1,6 +1,7 @@
 """Our own plugins pass the kit that everybody's must pass, in each of the ways they can be configured."""
 
 import llmopt_plugin_azure
+import llmopt_plugin_compatible
 import llmopt_plugin_local
 import llmopt_plugin_mistral
 import llmopt_plugin_openai
@@ -17,3 +18,7 @@ test_azure_classic = conformance(
 test_local = conformance(llmopt_plugin_local)
 test_local_tei = conformance(llmopt_plugin_local, samples=TEI)
 test_local_ollama = conformance(llmopt_plugin_local, samples=OLLAMA)
+test_compatible = conformance(llmopt_plugin_compatible)
+test_compatible_groq = conformance(llmopt_plugin_compatible, name="groq")
+test_compatible_with_gaps = conformance(llmopt_plugin_compatible, name="cloudflare-workers-ai")
+test_compatible_with_a_list_of_its_own = conformance(llmopt_plugin_compatible, name="github-models")

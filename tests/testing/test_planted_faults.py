@@ -11,10 +11,19 @@ import pytest
 from llmopt.testing.kit.catalog import CHECKS
 from llmopt.testing.kit.check import CheckFailed, NotApplicable
 from llmopt.testing.kit.subject import Subject
-from tests.testing.faults import FAULTS
+from tests.testing import chat_faults, faults
 from tests.testing.planted import Fault, plugin, source_of
 
-_LONG = ("errors.altered", "catalog.altered", "embeddings.altered", "import.")
+FAULTS = (*faults.FAULTS, *chat_faults.FAULTS)
+
+_LONG = (
+    "errors.altered",
+    "catalog.altered",
+    "embeddings.altered",
+    "chat.altered",
+    "stream.altered",
+    "import.",
+)
 """Checks that take long; asked only where a fault is theirs."""
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.arguments import WhenOpen, check_arguments, waits_when_open, with_flags
 from llmopt.client.async_chat import AsyncChat
+from llmopt.client.caching import CacheChoice, Caches, plan_of
 from llmopt.config.load import load_config
 from llmopt.config.tree import Config
 from llmopt.engine.engine import Engine
-from llmopt.operations.catalog import batch_list_models, list_models
+from llmopt.errors import LLMOptError
+from llmopt.operations.catalog import CacheMode, Catalogs
+from llmopt.operations.catalog_batch import CatalogBatching
+from llmopt.operations.catalog_shelf import Shelf
 from llmopt.operations.chat import ChatJob
 from llmopt.operations.chat_inputs import ChatParameters, Messages, chat_call
 from llmopt.operations.embed import ErrorMode, embed
@@ -21,7 +26,7 @@ from llmopt.operations.inputs import embed_call
 from llmopt.operations.learned import learned_file
 from llmopt.operations.memory import ModelMemory
 from llmopt.policies.clock import Clock
-from llmopt.policies.deadline import Deadline
+from llmopt.policies.deadline import Deadline, valid_seconds
 from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
 from llmopt.values.catalog import Catalog
@@ -31,7 +36,10 @@ from llmopt.values.events import OnEvent
 if TYPE_CHECKING:
     import httpx
 
-    from llmopt.errors import LLMOptError
+_CATALOG_S: Final = 30.0
+"""A list of models that takes longer is no use to anybody who waits for it."""
+_EACH_S: Final = 8.0
+"""And of many at once: one that hangs must not hold up all others."""
 
 
 class AsyncClient(AsyncChat):
@@ -44,6 +52,10 @@ class AsyncClient(AsyncChat):
             ``llmopt.toml`` here or in the user's configuration folder. A mapping is laid over the
             file and the environment.
         transport: an httpx transport to use for every provider, instead of llmopt's own pool.
+        cache: what is kept, and where. By default lists of models are, on disk in the user's cache
+            folder. True keeps the vectors of texts there as well; a path does the same in that
+            folder, "memory" in this process alone, an object with the methods of
+            `llmopt.CacheStore` wherever it likes; False keeps nothing.
         plugins: wrapper plugins, called around every provider's hooks.
         on_event: a function that gets every event (`llmopt.values.events`), on the event loop.
         flags: switches over those of the configuration, such as ``{"retry": False}``.
@@ -58,6 +70,7 @@ class AsyncClient(AsyncChat):
         config: Mapping[str, Any] | str | os.PathLike[str] | Config | None = None,
         *,
         transport: httpx.AsyncBaseTransport | None = None,
+        cache: CacheChoice = None,
         plugins: Sequence[object] = (),
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
@@ -70,6 +83,11 @@ class AsyncClient(AsyncChat):
         self._registry: Final = Registry(loaded, plugins, os.environ)
         self._engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
         self._learned: Final = learned_file(loaded.cache_dir)
+        plan = plan_of(cache, loaded, own_transport=transport is not None)
+        self._caches: Final = Caches(plan, self._engine, self._registry)
+        shelf = Shelf(self._caches.keys, self._caches.catalogs, self._engine.clock)
+        self._catalogs: Final = Catalogs(self._engine, shelf, self._caches.all, on=plan.catalogs)
+        self._batch: Final = CatalogBatching(self._engine, self._catalogs, self._registry.get)
         self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 
     async def __aenter__(self) -> Self:
@@ -82,8 +100,14 @@ class AsyncClient(AsyncChat):
         raise TypeError("a client holds connections and cannot be pickled; make one in the other process")
 
     async def aclose(self) -> None:
-        """Close all connections. Calls made later raise `ClientClosed`."""
-        await self._engine.aclose()
+        """Close all connections, and write what the cache has still to write. Calls made later raise `ClientClosed`."""
+        try:
+            await self._catalogs.aclose()
+        finally:
+            try:
+                await self._engine.aclose()
+            finally:
+                await self._caches.aclose()
 
     async def embed(
         self,
@@ -154,30 +178,76 @@ class AsyncClient(AsyncChat):
         job = self._job(model, dimensions, input_type, deadline, extra, when_open)
         return EmbedStream(job, texts, errors=_mode(errors))
 
-    async def list_models(self, provider: str, *, deadline: float | None = None) -> Catalog:
+    async def list_models(
+        self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
+    ) -> Catalog:
         """All models of one provider, in its order.
 
+        The list is kept for an hour. After that it is still given for a day, marked as ``stale``, while
+        a new one is asked for beside the call; and for a week where no new one can be had.
+
+        Args:
+            provider: name of the entry.
+            deadline: seconds for the whole call; by default what is configured, else 30.
+            cached: "auto" as above; "refresh" asks the provider whatever is kept; "offline" asks nobody
+                and gives what is kept, however old.
+
         Raises:
-            LLMOptError: the provider could not be asked.
+            NotCached: nothing is kept, and ``cached`` is "offline".
+            LLMOptError: the provider could not be asked, and nothing is kept.
         """
         found = self._registry.get(provider)
-        return await list_models(self._engine, found, deadline=self._deadline(found, deadline))
+        bound = self._catalog_deadline(found, deadline)
+        return await self._catalogs.list(found, deadline=bound, mode=_cached(cached))
 
     async def batch_list_models(
-        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
+        self,
+        providers: Iterable[str] | None = None,
+        *,
+        deadline: float | None = None,
+        timeout: float | None = None,
+        cached: CacheMode = "auto",
     ) -> Mapping[str, Catalog | LLMOptError]:
-        """The models of many providers at once.
+        """The models of many providers at once, at most ten asked at the same time.
+
+        A provider that failed less than five seconds ago, and of which nothing is kept, is not asked again.
 
         Args:
             providers: names of entries; by default all that are configured or have a key.
             deadline: seconds for the whole call.
+            timeout: seconds for each provider, from its turn on; by default what is configured, else 8.
+            cached: as for `list_models`.
 
         Returns:
             For each provider its catalogue, or the error that is its alone.
         """
         names = self._registry.names() if providers is None else _names(providers)
+        if timeout is not None:
+            valid_seconds(timeout, "timeout")
+
+        def each(provider: Provider) -> float | None:
+            return timeout if timeout is not None else provider.endpoints[0].timeouts.total or _EACH_S
+
         bound = self._engine.deadline(deadline)
-        return await batch_list_models(names, self._registry.get, self._engine, deadline=bound)
+        return await self._batch.run(names, deadline=bound, each=each, mode=_cached(cached))
+
+    async def warm(
+        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
+    ) -> Mapping[str, Catalog | LLMOptError]:
+        """Have the lists of models at hand, at start-up: `batch_list_models`, for its effect."""
+        return await self.batch_list_models(providers, deadline=deadline)
+
+    async def invalidate(self, provider: str | None = None) -> None:
+        """Let the kept list of models of a provider go, or all of them, here and in the store."""
+        for name in self._registry.names() if provider is None else (provider,):
+            # So that its store is known, wherever it is configured to be.
+            with suppress(LLMOptError):
+                self._caches.catalogs(self._registry.get(name))
+        await self._catalogs.invalidate(provider)
+
+    def _models_at_hand(self, provider: str) -> Catalog | None:
+        """A list that can be given at once, from any thread; None where more must be done."""
+        return self._catalogs.peek(self._registry.get(provider))
 
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges as plain values: for each provider in use, for each of its endpoints."""
@@ -195,13 +265,16 @@ class AsyncClient(AsyncChat):
         waits = waits_when_open(when_open)
         provider, name = self._registry.split(model)
         call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
+        memory = self._memory(provider, name)
+        keeps = self._caches.plan.vectors
         return EmbedJob(
             self._engine,
             provider,
             call,
-            memory=self._memory(provider, name),
+            memory=memory,
             deadline=self._deadline(provider, deadline),
             wait_when_open=waits,
+            cache=(lambda: self._caches.texts(provider, call, memory)) if keeps else None,
         )
 
     def _chat_job(
@@ -231,6 +304,11 @@ class AsyncClient(AsyncChat):
             self._memories[key] = ModelMemory(f"{provider.name} {origins} {model}", self._learned)
         return self._memories[key]
 
+    def _catalog_deadline(self, provider: Provider, seconds: float | None) -> Deadline:
+        if seconds is None:
+            seconds = provider.endpoints[0].timeouts.total or _CATALOG_S
+        return self._engine.deadline(seconds)
+
     def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:
         total = provider.endpoints[0].timeouts.total
         return self._engine.deadline(total if seconds is None else seconds)
@@ -240,6 +318,12 @@ def _mode(errors: ErrorMode) -> ErrorMode:
     if errors not in ("raise", "return"):
         raise _wrong("errors", "'raise' or 'return'")
     return errors
+
+
+def _cached(mode: CacheMode) -> CacheMode:
+    if mode not in ("auto", "refresh", "offline"):
+        raise _wrong("cached", "'auto', 'refresh' or 'offline'")
+    return mode
 
 
 def _wrong(name: str, choices: str) -> LLMOptError:

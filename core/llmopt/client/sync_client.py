@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.arguments import WhenOpen
 from llmopt.client.async_client import AsyncClient
+from llmopt.client.caching import CacheChoice
 from llmopt.client.loop_thread import LoopThread, at_exit
 from llmopt.client.sync_chat import SyncChat
 from llmopt.client.sync_stream import SyncEmbedStream
 from llmopt.config.tree import Config
 from llmopt.errors import ClientClosed
+from llmopt.operations.catalog import CacheMode
 from llmopt.operations.embed import ErrorMode
 from llmopt.operations.inputs import refuse_single
 from llmopt.policies.clock import Clock
@@ -41,6 +43,7 @@ class Client(SyncChat):
         config: Mapping[str, Any] | str | os.PathLike[str] | Config | None = None,
         *,
         transport: httpx.AsyncBaseTransport | None = None,
+        cache: CacheChoice = None,
         plugins: Sequence[object] = (),
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
@@ -48,7 +51,13 @@ class Client(SyncChat):
     ) -> None:
         def make() -> AsyncClient:
             return AsyncClient(
-                config, transport=transport, plugins=plugins, on_event=on_event, flags=flags, clock=clock
+                config,
+                transport=transport,
+                cache=cache,
+                plugins=plugins,
+                on_event=on_event,
+                flags=flags,
+                clock=clock,
             )
 
         self._make: Final[Callable[[], AsyncClient]] = make
@@ -171,17 +180,43 @@ class Client(SyncChat):
             ),
         )
 
-    def list_models(self, provider: str, *, deadline: float | None = None) -> Catalog:
+    def list_models(
+        self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
+    ) -> Catalog:
         """All models of one provider; see `llmopt.AsyncClient.list_models`."""
         thread = self._running()
-        return thread.run(self._client.list_models(provider, deadline=deadline))
+        if cached == "auto":
+            # What is at hand need not cross to the other thread and back, which takes ten times as long.
+            found = self._client._models_at_hand(provider)  # noqa: SLF001 - the mirror's own other half
+            if found is not None:
+                return found
+        return thread.run(self._client.list_models(provider, deadline=deadline, cached=cached))
 
     def batch_list_models(
-        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
+        self,
+        providers: Iterable[str] | None = None,
+        *,
+        deadline: float | None = None,
+        timeout: float | None = None,
+        cached: CacheMode = "auto",
     ) -> Mapping[str, Catalog | LLMOptError]:
         """The models of many providers; see `llmopt.AsyncClient.batch_list_models`."""
         thread = self._running()
-        return thread.run(self._client.batch_list_models(providers, deadline=deadline))
+        return thread.run(
+            self._client.batch_list_models(providers, deadline=deadline, timeout=timeout, cached=cached)
+        )
+
+    def warm(
+        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
+    ) -> Mapping[str, Catalog | LLMOptError]:
+        """Have the lists of models at hand; see `llmopt.AsyncClient.warm`."""
+        thread = self._running()
+        return thread.run(self._client.warm(providers, deadline=deadline))
+
+    def invalidate(self, provider: str | None = None) -> None:
+        """Let kept lists of models go; see `llmopt.AsyncClient.invalidate`."""
+        thread = self._running()
+        thread.run(self._client.invalidate(provider))
 
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges as plain values; see `llmopt.AsyncClient.stats`."""

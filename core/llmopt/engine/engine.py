@@ -58,6 +58,16 @@ class Engine:
         self._fleets: Final[dict[str, Fleet]] = {}
         self._closed = False
 
+    @property
+    def clock(self) -> Clock:
+        """The time."""
+        return self._clock
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def deadline(self, seconds: float | None) -> Deadline:
         """The moment so many seconds from now."""
         return Deadline.after(seconds, self._clock.now)

@@ -21,7 +21,7 @@ from llmopt.errors import (
     UnexpectedStatus,
 )
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import Call, ChatCall, EmbedCall
+from llmopt.values.calls import Call, CatalogCall, ChatCall, EmbedCall
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
@@ -54,7 +54,7 @@ def judge(hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Se
         ProviderError: the answer is an error, by the plugin's verdict.
         InvalidResponse: the answer is a success that cannot be used.
     """
-    if 200 <= response.status < 300:
+    if 200 <= response.status < 300 or _unchanged(call, response):
         found = parse(response, settings)
         if not isinstance(found, Failure):
             return found
@@ -64,6 +64,11 @@ def judge(hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Se
         if (error := _redirect(failure, call, settings)) is not None:
             raise error
     raise error_of(hooks.classify_error(failure, settings), failure, call, settings)
+
+
+def _unchanged(call: Call, response: HttpResponse) -> bool:
+    """Whether the answer says that what the caller has is what there is; the operation asked for that."""
+    return response.status == 304 and isinstance(call, CatalogCall) and call.etag is not None
 
 
 def _redirect(failure: Failure, call: Call, settings: Settings) -> LLMOptError | None:

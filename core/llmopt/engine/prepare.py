@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from llmopt.errors import InvalidInput, PluginContractError
+from llmopt.values.calls import Call, CatalogCall
 from llmopt.values.http import HttpRequest
 from llmopt.values.settings import Settings
 
@@ -45,6 +46,13 @@ def prepare(request: HttpRequest, settings: Settings) -> Prepared:
         headers["content-type"] = "application/json"
     _check_headers(headers, settings)
     return Prepared(method=request.method, url=_url(request.path, settings), headers=headers, body=body)
+
+
+def conditional(request: HttpRequest, call: Call) -> HttpRequest:
+    """The request, asking for an answer only if there is a new one, where the call knows an old one."""
+    if not isinstance(call, CatalogCall) or call.etag is None:
+        return request
+    return evolve(request, headers={**request.headers, "if-none-match": call.etag})
 
 
 def _encode(value: object) -> bytes:

@@ -1,114 +1,275 @@
-"""Listing models: one provider page by page, many at once."""
+"""Lists of models: given from what is kept, asked for when they must be, one request for all who wait.
+
+What to do for a caller is decided in `llmopt.policies.freshness`; here it is done. Lists that must be
+refreshed beside their callers are asked for by tasks of the client's own, a few at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Literal
 
-from attrs import evolve
-
+from llmopt.cache.guarded import GuardedStore
 from llmopt.engine.engine import Engine
-from llmopt.engine.request import Request
-from llmopt.errors import DeadlineExceeded, InvalidResponse, LLMOptError, LocalRejection
+from llmopt.errors import (
+    CircuitOpen,
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidResponse,
+    LLMOptError,
+    LocalRejection,
+    NotCached,
+    NotFound,
+    Overloaded,
+    QuotaExhausted,
+    RateLimited,
+    RequestTimeout,
+    ServerError,
+    TransportError,
+)
+from llmopt.operations.beside import Beside
+from llmopt.operations.catalog_events import CatalogEvents
+from llmopt.operations.catalog_pages import all_pages
+from llmopt.operations.catalog_shelf import Kept, Shelf
 from llmopt.policies.deadline import Deadline
+from llmopt.policies.freshness import Decision
 from llmopt.providers.provider import Provider
-from llmopt.values.calls import CatalogCall
-from llmopt.values.catalog import Catalog, CatalogPage, Model
+from llmopt.values.catalog import Catalog
 
-_MOST_PAGES: Final = 1_000
-_MOST_BYTES: Final = 64 << 20
-_AT_ONCE: Final = 10
+CacheMode = Literal["auto", "refresh", "offline"]
+"""What a caller makes of the cache: use it, ask anew whatever it has, or ask nobody."""
+
+_log: Final = logging.getLogger("llmopt")
+_AT_ONCE: Final = 4
+_REFRESH_S: Final = 30.0
+_RECENT_S: Final = 5.0
+_PASSING: Final = (
+    TransportError,
+    ServerError,
+    Overloaded,
+    RequestTimeout,
+    RateLimited,
+    QuotaExhausted,
+    CircuitOpen,
+    InvalidResponse,
+    DeadlineExceeded,
+)
+"""With these an older list is better than none. A refusal (401, 403, 404) says that it is not ours any more."""
 
 
-async def list_models(engine: Engine, provider: Provider, *, deadline: Deadline) -> Catalog:
-    """All models of one provider. Callers that ask at the same time share one answer.
+class Catalogs:
+    """The lists of models of all providers of one client.
 
-    Raises:
-        InvalidResponse: a page names a cursor that was there before, or there is no end of pages.
-        LLMOptError: the provider could not be asked.
+    Args:
+        engine: sends the requests.
+        shelf: where lists are kept.
+        stores: all stores in use.
+        on: whether lists are kept at all.
     """
-    if not provider.endpoints[0].flags.coalesce:
-        return await _all_pages(engine, provider, deadline=deadline)
-    try:
-        async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
-            return await engine.flights.share(
-                f"catalog of {provider.name}", lambda: _all_pages(engine, provider, deadline=deadline)
-            )
-    except TimeoutError:
-        raise DeadlineExceeded(
-            "the deadline passed while waiting for the answer.", phase="coalesce"
-        ) from None
-    except LocalRejection:
-        # The one who asked first was turned away, or in more of a hurry.
-        if deadline.expired():
+
+    def __init__(
+        self, engine: Engine, shelf: Shelf, stores: Callable[[], Iterable[GuardedStore]], *, on: bool = True
+    ) -> None:
+        self._on: Final = on
+        self._engine: Final = engine
+        self._shelf: Final = shelf
+        self._stores: Final = stores
+        self._events: Final = CatalogEvents(engine)
+        self._beside: Final = Beside(_AT_ONCE)
+
+    async def list(self, provider: Provider, *, deadline: Deadline, mode: CacheMode = "auto") -> Catalog:
+        """All models of one provider.
+
+        Raises:
+            NotCached: ``mode`` is "offline" and nothing is kept.
+            LLMOptError: the provider could not be asked.
+        """
+        self._check_open(provider)
+        if not self._cached(provider):
+            if mode == "offline":
+                raise _not_cached(provider)
+            return await self._share(provider, lambda: self._ask(provider, None, deadline), deadline)
+        kept = await self._shelf.find(provider)
+        if mode == "offline":
+            return self._kept(provider, kept)
+        if mode == "refresh":
+            return await self._anew(provider, kept, deadline)
+        return await self._usual(provider, kept, deadline)
+
+    async def _usual(self, provider: Provider, kept: Kept, deadline: Deadline) -> Catalog:
+        decision = kept.life.ask()
+        given = self._at_once(provider, kept, decision)
+        if given is not None:
+            return given
+        self._events.missed(provider)
+        try:
+            return await self._anew(provider, kept, deadline)
+        except LLMOptError as error:
+            # Looked at again: meanwhile it may have been refused, or have come by another way.
+            if decision.act != "ask or give" or not isinstance(error, _PASSING) or kept.catalog is None:
+                raise
+            return self._give(kept, decision, cause=type(error).__name__)
+
+    def settled(self, provider: Provider) -> Catalog | LLMOptError | None:
+        """What can be said without waiting: a list, why there is none, or None where somebody must be asked.
+
+        A provider that nothing is kept of and that failed a moment ago counts as settled too.
+        """
+        self._check_open(provider)
+        kept = self._shelf.look(provider) if self._cached(provider) else None
+        if kept is None:
+            return None
+        if kept.catalog is None and kept.failure is not None:
+            error, at = kept.failure
+            if self._engine.clock.now() < at + _RECENT_S:
+                return error.copy()
+        try:
+            return self._at_once(provider, kept, kept.life.ask())
+        except NotFound as error:
+            return error
+
+    async def find(self, provider: Provider) -> None:
+        """Have what is kept of a provider at hand."""
+        if self._cached(provider):
+            await self._shelf.find(provider)
+
+    def peek(self, provider: Provider) -> Catalog | None:
+        """A list that is fresh and needs no refreshing, from any thread; None where there is more to it."""
+        kept = self._shelf.look(provider) if self._cached(provider) else None
+        if kept is None or kept.catalog is None or self._engine.telemetry.on:
+            return None
+        decision = kept.life.ask()
+        if decision.act == "give and refresh":
+            kept.life.given_up()
+        return _aged(kept.catalog, decision) if decision.act == "give" else None
+
+    async def invalidate(self, name: str | None) -> None:
+        """Let a provider's list go, or all of them, here and in every store."""
+        await self._shelf.invalidate(name, self._stores())
+
+    async def aclose(self) -> None:
+        """Stop asking beside the callers."""
+        await self._beside.aclose()
+
+    def _cached(self, provider: Provider) -> bool:
+        endpoint = provider.endpoints[0]
+        return self._on and endpoint.flags.cache and endpoint.cache_ttl != 0
+
+    def _check_open(self, provider: Provider) -> None:
+        if self._engine.closed:
+            raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
+
+    def _kept(self, provider: Provider, kept: Kept) -> Catalog:
+        if kept.catalog is None:
+            raise _not_cached(provider)
+        return self._give(kept, kept.life.peek(), cause="offline")
+
+    def _at_once(self, provider: Provider, kept: Kept, decision: Decision) -> Catalog | None:
+        if decision.act == "missing" and kept.failure is not None:
+            raise kept.failure[0].copy()
+        if kept.catalog is None or decision.act not in ("give", "give and refresh"):
+            return None
+        if decision.act == "give and refresh":
+            self._beside.begin(self._refreshed(provider, kept))
+        return self._give(kept, decision, cause="refreshing")
+
+    def _give(self, kept: Kept, decision: Decision, *, cause: str) -> Catalog:
+        assert kept.catalog is not None  # noqa: S101 - whoever calls has looked
+        self._events.gave(kept, decision, cause)
+        return _aged(kept.catalog, decision)
+
+    async def _anew(self, provider: Provider, kept: Kept, deadline: Deadline) -> Catalog:
+        return await self._share(provider, lambda: self._ask(provider, kept, deadline), deadline)
+
+    async def _share(
+        self, provider: Provider, make: Callable[[], Coroutine[Any, Any, Catalog]], deadline: Deadline
+    ) -> Catalog:
+        """Ask, or wait for the answer that another caller is waiting for."""
+        if not provider.endpoints[0].flags.coalesce:
+            return await make()
+        try:
+            async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
+                return await self._engine.flights.share(f"catalog of {provider.name}", make)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the deadline passed while waiting for the answer.", phase="coalesce"
+            ) from None
+        except LocalRejection:
+            # The one who asked first was turned away, or in more of a hurry.
+            if deadline.expired() or self._engine.closed:
+                raise
+            return await make()
+
+    async def _ask(self, provider: Provider, kept: Kept | None, deadline: Deadline) -> Catalog:
+        """Ask the provider, and take note of what came of it."""
+        started = self._engine.clock.now()
+        try:
+            found = await self._asked(provider, kept, deadline)
+        except LLMOptError as error:
+            if kept is not None:
+                await self._note(provider, kept, error)
+            self._events.discovered(provider, started, error=error)
             raise
-        return await _all_pages(engine, provider, deadline=deadline)
+        self._events.discovered(provider, started, found=found)
+        return found
+
+    async def _asked(self, provider: Provider, kept: Kept | None, deadline: Deadline) -> Catalog:
+        if kept is None:
+            listing = await all_pages(self._engine, provider, deadline=deadline)
+            return Catalog(provider=provider.name, models=listing.models or (), dropped=listing.dropped)
+        etag = kept.etag if kept.catalog is not None else None
+        listing = await all_pages(self._engine, provider, deadline=deadline, etag=etag)
+        if listing.models is None and kept.catalog is None:
+            # It was let go while the provider said that it is still the same.
+            listing = await all_pages(self._engine, provider, deadline=deadline)
+        found = await self._shelf.keep(provider, kept, listing)
+        await self._events.sized(self._stores())
+        return found
+
+    async def _note(self, provider: Provider, kept: Kept, error: LLMOptError) -> None:
+        if isinstance(error, LocalRejection) and not isinstance(error, CircuitOpen):
+            # It says something of the caller, and nothing of the provider.
+            kept.life.given_up()
+            return
+        kept.failure = error.copy(), self._engine.clock.now()
+        if isinstance(error, _PASSING):
+            kept.life.failed()
+            return
+        if isinstance(error, NotFound):
+            kept.life.missing()
+        else:
+            kept.life.refused()
+        await self._shelf.drop(provider, kept)
+
+    async def _refreshed(self, provider: Provider, kept: Kept) -> None:
+        started = self._engine.clock.now()
+        before = kept.etag
+        outcome = "new"
+        try:
+            await self._anew(provider, kept, self._engine.deadline(_REFRESH_S))
+            outcome = "unchanged" if before is not None and kept.etag == before else "new"
+        except LLMOptError as error:
+            outcome = type(error).__name__
+            _log.debug("the models of %s could not be refreshed: %s", provider.name, outcome)
+        finally:
+            kept.life.given_up()
+        self._events.refreshed(provider, started, outcome)
 
 
-async def _all_pages(engine: Engine, provider: Provider, *, deadline: Deadline) -> Catalog:
-    """Every page, one after the other.
-
-    Raises:
-        InvalidResponse: a page names a cursor that was there before, or there is no end of pages.
-        LLMOptError: the provider could not be asked.
-    """
-    models: dict[str, Model] = {}
-    seen: set[str] = set()
-    dropped = 0
-    cursor: str | None = None
-    for _ in range(_MOST_PAGES):
-        page = await _page(engine, provider, cursor, deadline)
-        for model in page.models:
-            # Most plugins pass the name on, so that no model is copied here.
-            own = model if model.provider == provider.name else evolve(model, provider=provider.name)
-            models.setdefault(model.id, own)
-        dropped += page.dropped
-        cursor = page.next_cursor
-        if cursor is None:
-            return Catalog(provider=provider.name, models=tuple(models.values()), dropped=dropped)
-        if cursor in seen:
-            raise _endless(provider, "a page names a cursor that was there before")
-        seen.add(cursor)
-    raise _endless(provider, f"there are more than {_MOST_PAGES} pages")
+def _aged(catalog: Catalog, decision: Decision) -> Catalog:
+    return Catalog(
+        provider=catalog.provider,
+        models=catalog.models,
+        age=decision.age,
+        stale=decision.stale,
+        dropped=catalog.dropped,
+    )
 
 
-def _endless(provider: Provider, why: str) -> InvalidResponse:
-    return InvalidResponse(
-        f"the list of models of {provider.name!r} has no end: {why}.",
-        reason="pages",
+def _not_cached(provider: Provider) -> NotCached:
+    return NotCached(
+        f"nothing is kept of the models of {provider.name!r}, and no request was allowed; ask once without that.",
         provider=provider.name,
-        sent="yes",
     )
-
-
-async def _page(engine: Engine, provider: Provider, cursor: str | None, deadline: Deadline) -> CatalogPage:
-    request = Request(
-        call=CatalogCall(cursor=cursor),
-        parse=provider.hooks.parse_catalog,
-        deadline=deadline,
-        max_body=_MOST_BYTES,
-    )
-    return await engine.run(provider, request)
-
-
-async def batch_list_models(
-    names: Iterable[str], find: Callable[[str], Provider], engine: Engine, *, deadline: Deadline
-) -> Mapping[str, Catalog | LLMOptError]:
-    """The models of many providers, at most ten asked at once.
-
-    Returns:
-        For each name its catalogue, or the error that is that provider's alone.
-    """
-    room = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(name: str) -> Catalog | LLMOptError:
-        async with room:
-            try:
-                return await list_models(engine, find(name), deadline=deadline)
-            except LLMOptError as error:
-                return error
-
-    asked = list(dict.fromkeys(names))
-    found = await asyncio.gather(*map(one, asked))
-    return dict(zip(asked, found, strict=True))

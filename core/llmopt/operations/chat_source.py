@@ -60,7 +60,10 @@ class ChatSource:
             raise RuntimeError("another task is reading this stream already.")
         self._reading = True
         try:
-            events = await self._next()
+            live = self._live or await self._open()
+            events = await live.read()
+            if self._closed:
+                raise StreamInterrupted("it was closed.", sent="yes")
         except LLMOptError as error:
             told = self._told(error)
             # A copy: the one that is raised holds the frames it came through.
@@ -76,17 +79,13 @@ class ChatSource:
             self._job.learn(self.gathered.usage)
         return events
 
-    async def _next(self) -> list[ChatEvent]:
-        live = self._live
-        if live is None:
-            live = self._live = await self._job.open(self._buffer_size)
-            self.request_id = request_id(live.head.headers)
-        events = [] if self._closed else await live.read()
+    async def _open(self) -> LiveStream:
+        self._live = live = await self._job.open(self._buffer_size)
+        self.request_id = request_id(live.head.headers)
         if self._closed:
-            # By another task, which has no use for these.
+            # By another task, which found nothing to close yet.
             await live.aclose()
-            raise StreamInterrupted("the stream was closed while it was read.", sent="yes")
-        return events
+        return live
 
     def _told(self, error: LLMOptError) -> LLMOptError:
         """The error, with what had come of the answer."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from llmopt.errors import LLMOptError, PartialFailure
+from llmopt.operations.embed_cache import Recalled
 from llmopt.operations.embed_outcome import Outcome
+from llmopt.operations.embed_recall import belong_together
 from llmopt.values.embeddings import Embeddings, Usage
 
 if TYPE_CHECKING:
@@ -25,15 +27,33 @@ class Collector:
         self._requested: Final = model
         self._model: str | None = None
 
-    def take(self, outcome: Outcome) -> None:
-        """Put one batch's rows and errors where they belong."""
+    def take(self, outcome: Outcome, places: Sequence[int] | None = None) -> None:
+        """Put one batch's rows and errors where they belong.
+
+        Args:
+            outcome: of the batch.
+            places: of all texts that were cut into batches among the distinct ones; None when they are all.
+        """
         start = outcome.batch.start
+        end = start + len(outcome.batch.texts)
         self._usage += outcome.usage
         self._model = self._model or outcome.model
-        self._errors.update({start + row: error for row, error in outcome.errors.items()})
+        for row, error in outcome.errors.items():
+            self._errors[start + row if places is None else places[start + row]] = error
         if outcome.vectors is not None:
-            rows = slice(start, start + len(outcome.batch.texts))
+            rows = slice(start, end) if places is None else list(places[start:end])
             self._space(outcome.vectors.shape[1])[rows] = outcome.vectors
+
+    def recall(self, recalled: Recalled) -> bool:
+        """Put vectors that were kept where they belong; False, if they do not belong to those that came."""
+        if recalled.vectors is None:
+            return True
+        came = self._vectors
+        if came is not None and not belong_together(recalled, came, self._model, self._requested):
+            return False
+        self._model = self._model or recalled.model
+        self._space(recalled.vectors.shape[1])[list(recalled.at)] = recalled.vectors
+        return True
 
     def _space(self, dimensions: int) -> NDArray[np.float32]:
         import numpy as np

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import chain
 from typing import Literal
 
 from llmopt.errors import LLMOptError
 from llmopt.operations.collect import Collector, failure_of
+from llmopt.operations.embed_cache import Recalled
 from llmopt.operations.embed_job import EmbedJob
 from llmopt.operations.embed_outcome import Outcome
 from llmopt.operations.flow import OrderedFlow
@@ -30,15 +31,38 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
     good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
     distinct = list(dict.fromkeys(good))
     collected = Collector(distinct, job.model)
-    if distinct:
-        await job.ask_limits()
-        async with aclosing(_outcomes(job, cut(distinct, job.cutter()), len(distinct))) as outcomes:
-            async for outcome in outcomes:
-                collected.take(outcome)
+    recalled = await job.recall(distinct) if distinct else Recalled()
+    if not recalled:
+        await _send(job, distinct, collected)
+    else:
+        known = set(recalled.at)
+        missed = [at for at in range(len(distinct)) if at not in known]
+        await _send(job, [distinct[at] for at in missed], collected, missed)
+        if not collected.recall(recalled):
+            # Another model answers to the name by now.
+            await _send(job, [distinct[at] for at in recalled.at], collected, recalled.at)
     result = collected.result(listed, faults)
     if result.errors and errors == "raise":
         raise failure_of(result)
     return result
+
+
+async def _send(
+    job: EmbedJob, texts: list[str], collected: Collector, places: Sequence[int] | None = None
+) -> None:
+    """Have distinct texts embedded.
+
+    Args:
+        job: the call.
+        texts: the texts.
+        collected: takes the results.
+        places: of these texts among all distinct ones; None when they are all of them.
+    """
+    if texts:
+        await job.ask_limits()
+        async with aclosing(_outcomes(job, cut(texts, job.cutter()), len(texts))) as outcomes:
+            async for outcome in outcomes:
+                collected.take(outcome, places)
 
 
 def _faults(texts: list[str]) -> dict[int, LLMOptError]:

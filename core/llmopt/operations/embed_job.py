@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -14,7 +14,9 @@ from llmopt.engine.request import Request
 from llmopt.errors import DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
 from llmopt.operations.check import in_input_order
 from llmopt.operations.cuts import TextCuts
+from llmopt.operations.embed_cache import Recalled, TextCache
 from llmopt.operations.embed_outcome import Outcome, assemble
+from llmopt.operations.embed_recall import with_recall
 from llmopt.operations.limits import merged, numbers_of, told_limits
 from llmopt.operations.memory import ModelMemory
 from llmopt.operations.plan import Batch, Cutter, surely_too_long
@@ -26,7 +28,7 @@ from llmopt.policies.learned_rate import BURST_S
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage
-from llmopt.values.events import BatchSplit
+from llmopt.values.events import BatchSplit, JsonParse
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.limits import BatchLimit
@@ -48,6 +50,7 @@ class EmbedJob:
         memory: what earlier calls learned of the model.
         deadline: of the whole call.
         wait_when_open: whether to wait while the provider is given a rest.
+        cache: gives what is kept of the texts, None where nothing is.
     """
 
     def __init__(
@@ -59,7 +62,10 @@ class EmbedJob:
         memory: ModelMemory,
         deadline: Deadline,
         wait_when_open: bool = False,
+        cache: Callable[[], Awaitable[TextCache | None]] | None = None,
     ) -> None:
+        self._open_cache: Final = cache
+        self._cache: TextCache | None = None
         self._engine: Final = engine
         self._provider: Final = provider
         self._call: Final = call
@@ -91,6 +97,13 @@ class EmbedJob:
     def width(self) -> int:
         """Requests under way at once."""
         return sum(endpoint.config.max_concurrency for endpoint in self._engine.endpoints(self._provider))
+
+    async def recall(self, texts: Sequence[str]) -> Recalled:
+        """What is kept of distinct texts. Before the first batch."""
+        if self._open_cache is None:
+            return Recalled()
+        self._cache = await self._open_cache()
+        return Recalled() if self._cache is None else await self._cache.recall(texts)
 
     async def ask_limits(self) -> None:
         """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
@@ -142,8 +155,13 @@ class EmbedJob:
         """Cuts texts into batches by the limit of the moment."""
         return Cutter(self.limit, self._estimator.estimate)
 
-    async def run(self, batch: Batch) -> Outcome:
-        """Embed one batch. Errors of the provider are in the outcome, never raised."""
+    async def run(self, batch: Batch, *, recall: bool = False) -> Outcome:
+        """Embed one batch. Errors of the provider are in the outcome, never raised.
+
+        Args:
+            batch: the batch.
+            recall: whether its texts are looked for in the cache, and were not yet.
+        """
         limit = self.limit()
         hopeless: dict[int, LLMOptError] = {}
         slots: dict[str, list[int]] = {}
@@ -154,7 +172,11 @@ class EmbedJob:
                 slots.setdefault(text, []).append(row)
         if not slots:
             return Outcome(batch=batch, errors=hopeless)
-        recovered = await self._recovered(tuple(slots))
+        texts = tuple(slots)
+        if recall and self._cache is not None:
+            recovered = await with_recall(self._cache, texts, self._recovered, self.model)
+        else:
+            recovered = await self._recovered(texts)
         self._note_fatal(recovered, len(slots))
         return assemble(batch, list(slots.values()), recovered, hopeless)
 
@@ -209,7 +231,9 @@ class EmbedJob:
         tokens = sum(map(self._estimator.estimate, texts))
 
         def parse(response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
+            started = self._engine.clock.now()
             found = self._provider.hooks.parse_embeddings(call, response, settings)
+            self._parsed(response, started)
             if isinstance(found, Failure):
                 return found
             ordered = in_input_order(found, len(texts), self.dimensions)
@@ -231,7 +255,18 @@ class EmbedJob:
             ),
         )
         self._learn(rows, len(texts), tokens)
+        if self._cache is not None:
+            await self._cache.keep(texts, rows.vectors, rows.model)
         return rows
+
+    def _parsed(self, response: HttpResponse, started: float) -> None:
+        telemetry = self._engine.telemetry
+        if telemetry.on:
+            seconds, size = self._engine.clock.now() - started, len(response.body)
+            name = self._provider.name
+            telemetry.emit(
+                JsonParse(provider=name, model=self.model, operation="embeddings", size=size, seconds=seconds)
+            )
 
     def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
         if self._call.dimensions is None:

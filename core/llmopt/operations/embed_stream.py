@@ -70,6 +70,7 @@ class EmbedStream:
 
         When the iterable raises, what it gave before is still sent.
         """
+        await self._job.recall(())
         await self._job.ask_limits()
         cutter: Final = self._job.cutter()
         source = _Source(self._texts)
@@ -103,7 +104,7 @@ class EmbedStream:
             return EmbeddedPart(
                 start=piece.start, vectors=nothing, errors={piece.start: piece.error}, model=self._job.model
             )
-        outcome = await self._job.run(piece)
+        outcome = await self._job.run(piece, recall=True)
         vectors = outcome.vectors
         if vectors is None:
             vectors = np.empty((len(piece.texts), 0), dtype=np.float32)

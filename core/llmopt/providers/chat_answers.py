@@ -23,7 +23,6 @@ from llmopt.values.stream import ServerEvent
 
 DONE: Final = "[DONE]"
 """The data of the event that ends a stream."""
-_END: Final = (ChatEvent(last=True),)
 _decode: Final = msgspec.json.Decoder().decode
 
 
@@ -48,7 +47,7 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
         raise _invalid("the choice of the answer holds no message.", "type")
     finish_reason = _finish_reason(choice)
     if finish_reason == "error":
-        return Failure.from_response(response, operation="chat", model=call.model)
+        return _ended_badly(call)
     said = said_in(message)
     return ChatReply(
         text=said.text,
@@ -76,17 +75,21 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
     """
     data = event.data
     if data == DONE:
-        return _END
+        return (ChatEvent(last=True),)
     if event.event == "error":
         return Failure.from_event(event, model=call.model)
-    if not data or data.isspace():
-        return ()
-    value = _object(data)
+    return () if not data or data.isspace() else _chunk(call, event)
+
+
+def _chunk(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+    value = _object(event.data)
     failed = _is_error(value)
     choice = _first(_list_of(value, "choices")) if not failed else None
     finish_reason = _finish_reason(choice) if choice is not None else None
-    if failed or finish_reason == "error":
+    if failed:
         return Failure.from_event(event, model=call.model)
+    if finish_reason == "error":
+        return _ended_badly(call)
     usage = read_usage(value.get("usage"))
     if choice is None and usage is None and "choices" not in value:
         # A ping, or something of a kind that is yet to come.
@@ -105,6 +108,16 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
             raw=value,
         ),
     )
+
+
+def _ended_badly(call: ChatCall) -> Failure:
+    """The failure of an answer that says in one word that it is none."""
+    return Failure(status=200, body=_BADLY, operation="chat", model=call.model)
+
+
+_BADLY: Final = msgspec.json.encode(
+    {"error": {"message": 'the model ended its answer with finish_reason "error"'}}
+)
 
 
 def _object(data: str) -> dict[str, Any]:

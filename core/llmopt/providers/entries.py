@@ -104,12 +104,13 @@ def model_from_table(entry: object, provider: str = "") -> Model | None:
 
 def _model(found: _Fields, raw: Mapping[str, Any], provider: str) -> Model | None:
     # The common name of the id, then those of gateways and desktop servers.
-    name = _text(found.id) or _text(found.model_id) or _text(found.name) or _text(found.key)
+    name = _text(found.id, found.model_id, found.name, found.key)
     if name is None:
         return None
-    shown = _text(found.display_name) or _text(found.name) or ""
+    shown = _text(found.display_name, found.name) or ""
     inputs, outputs = _modalities(found)
     kind = kind_of(found.type) or kind_of(outputs)
+    top = found.top_provider
     guess = None if kind else _BY_NAME.search(name.lower())
     return Model(
         id=name,
@@ -128,7 +129,7 @@ def _model(found: _Fields, raw: Mapping[str, Any], provider: str) -> Model | Non
             found.max_output_tokens,
             found.max_completion_tokens,
             found.max_output_length,
-            found.top_provider.get("max_completion_tokens") if isinstance(found.top_provider, dict) else None,
+            top.get("max_completion_tokens") if isinstance(top, dict) else None,
         ),
         inputs=inputs,
         outputs=outputs,
@@ -137,9 +138,7 @@ def _model(found: _Fields, raw: Mapping[str, Any], provider: str) -> Model | Non
         created=whole(found.created, found.created_at),
         deprecated=iso_date(found.deprecation_date, found.deprecation, found.deprecated),
         shutdown=iso_date(found.shutdown_date, found.eol_date, found.expiration_date),
-        replacement=_text(found.replacement_model)
-        or _text(found.deprecation_replacement_model)
-        or _text(found.replaced_by),
+        replacement=_text(found.replacement_model, found.deprecation_replacement_model, found.replaced_by),
         known=("kind",) if guess else (),
         raw=raw,
     )
@@ -151,6 +150,8 @@ def kind_of(words: object) -> ModelKind | None:
         return _KINDS.get(words)
     if not words or not isinstance(words, (list, tuple)):
         return None
+    if len(words) == 1 and isinstance(words[0], str):
+        return _KINDS.get(words[0])
     found = [_KINDS[word] for word in words if isinstance(word, str) and word in _KINDS]
     return "chat" if "chat" in found else next(iter(found), None)
 
@@ -172,6 +173,8 @@ def _modalities(found: _Fields) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _words(value: object) -> tuple[str, ...]:
     if not value or not isinstance(value, (list, tuple)):
         return ()
+    if len(value) == 1 and isinstance(value[0], str) and value[0]:
+        return (value[0],)
     return tuple([each for each in value if isinstance(each, str) and each])
 
 
@@ -200,7 +203,8 @@ def _for_a_million(value: object) -> float | None:
         found = float(f"{value}e6")
     except ValueError:
         try:
-            found = float(value) * 1e6
+            # With an exponent of its own; twelve digits are more than any price has.
+            found = float(f"{float(value) * 1e6:.12g}")
         except ValueError:
             return None
     return found if 0.0 <= found <= _DEAREST else None
@@ -209,7 +213,7 @@ def _for_a_million(value: object) -> float | None:
 def whole(*values: object) -> int | None:
     """The first of these that is a whole number above 0."""
     for value in values:
-        if type(value) is int and value > 0:
+        if value is not None and type(value) is int and value > 0:
             return value
     return None
 
@@ -217,6 +221,8 @@ def whole(*values: object) -> int | None:
 def iso_date(*values: object) -> str | None:
     """The first of these that is a date: ISO 8601, or seconds since 1970."""
     for value in values:
+        if value is None:
+            continue
         if isinstance(value, str) and _DATE.fullmatch(value):
             return value
         if type(value) is int and 0 < value < _LAST_SECOND:
@@ -224,5 +230,9 @@ def iso_date(*values: object) -> str | None:
     return None
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+def _text(*values: object) -> str | None:
+    """The first of these that is text, and not empty."""
+    for value in values:
+        if value and isinstance(value, str):
+            return value
+    return None

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -14,6 +15,7 @@ from llmopt import hookspecs
 from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.markers import PROJECT
 from llmopt.providers import defaults
+from llmopt.providers.stream_parser import bound
 from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.chat import ChatEvent, ChatReply
@@ -100,12 +102,35 @@ class ProviderHooks:
         self, call: ChatCall, event: ServerEvent, settings: Settings
     ) -> tuple[ChatEvent, ...] | Failure:
         """See `llmopt.hookspecs.parse_stream_event`."""
-        found = self._call(self._relay.parse_stream_event, call=call, event=event, settings=settings)
-        if isinstance(found, Failure):
-            return found
-        if isinstance(found, tuple) and all(isinstance(each, ChatEvent) for each in found):
-            return found
-        raise self._wrong("parse_stream_event", found, "a tuple of ChatEvent, or Failure")
+        return self.stream_parser(call, settings)(event)
+
+    def stream_parser(
+        self, call: ChatCall, settings: Settings
+    ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
+        """`parse_stream_event` for the events of one stream."""
+        hook = self._relay.parse_stream_event
+        asked = bound(hook.get_hookimpls(), call, settings) or partial(
+            _relayed, hook, call=call, settings=settings
+        )
+
+        def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+            try:
+                found = asked(event)
+            except LLMOptError:
+                raise
+            except Exception as error:
+                raise self._raised("parse_stream_event", error) from error
+            if isinstance(found, tuple):
+                for each in found:
+                    if not isinstance(each, ChatEvent):
+                        break
+                else:
+                    return found
+            elif isinstance(found, Failure):
+                return found
+            raise self._wrong("parse_stream_event", found, "a tuple of ChatEvent, or Failure")
+
+        return parse
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
@@ -154,17 +179,24 @@ class ProviderHooks:
         except LLMOptError:
             raise
         except Exception as error:
-            raise PluginContractError(
-                f"plugin {self._provider!r}: hook {_name(hook)} raised {type(error).__name__}; "
-                "a hook returns a value or raises an llmopt error.",
-                provider=self._provider,
-            ) from error
+            raise self._raised(_name(hook), error) from error
+
+    def _raised(self, hook: str, error: Exception) -> PluginContractError:
+        return PluginContractError(
+            f"plugin {self._provider!r}: hook {hook} raised {type(error).__name__}; "
+            "a hook returns a value or raises an llmopt error.",
+            provider=self._provider,
+        )
 
     def _wrong(self, hook: str, found: object, expected: str) -> PluginContractError:
         return PluginContractError(
             f"plugin {self._provider!r}: hook {hook} returned {type(found).__name__}; expected {expected}.",
             provider=self._provider,
         )
+
+
+def _relayed(hook: Callable[..., Any], event: ServerEvent, *, call: ChatCall, settings: Settings) -> Any:
+    return hook(call=call, event=event, settings=settings)
 
 
 def _name(hook: Callable[..., Any]) -> str:

@@ -15,10 +15,10 @@ _BRACKET: Final = b"["
 
 
 class _Answer(msgspec.Struct):
-    """What stands around the list."""
+    """What stands around the list. Its entries are only split from each other."""
 
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    models: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    data: list[msgspec.Raw] | None = None
+    models: list[msgspec.Raw] | None = None
     error: Any = None
     has_more: Any = None
     last_id: Any = None
@@ -44,12 +44,14 @@ def read_page(response: HttpResponse, provider: str) -> CatalogPage | None:
         answer = _answer.decode(body)
         if answer.error:
             return None
-        listed = answer.models if isinstance(answer.data, msgspec.UnsetType) else answer.data
-        if not isinstance(listed, msgspec.UnsetType):
-            return _page(_entries.decode(listed), provider, _cursor(answer))
+        listed = answer.models if answer.data is None else answer.data
+        if listed is not None:
+            return _page(listed, provider, _cursor(answer))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # It says in what way it is no JSON, if it is none.
-        _ = response.json
+        # It raises if it is no JSON, and says in what way.
+        value = response.json
+        if isinstance(value, dict) and value.get("error"):
+            return None
     raise InvalidResponse("the answer holds no list of models.", reason="json", sent="yes")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
 from llmopt.config.endpoint import Endpoint
 from llmopt.config.resolve import resolve_endpoints
@@ -33,6 +34,7 @@ class Registry:
         self._modules: Final[dict[int, tuple[object, ProviderHooks]]] = {}
         self._variables: Final[dict[str, tuple[str, ...]]] = {}
         self._installed: Mapping[str, InstalledPlugin] | None = None
+        self._identities: Final[dict[str, tuple[str, ...]]] = {}
 
     @property
     def installed(self) -> Mapping[str, InstalledPlugin]:
@@ -117,6 +119,16 @@ class Registry:
             provider=name,
         )
 
+    def identity(self, provider: Provider) -> tuple[str, ...]:
+        """What makes a provider's requests and reads its answers: distributions with versions, and wrappers."""
+        name = provider.plugin
+        if name not in self._identities:
+            # Read from disk, which takes too long to be done for each of many entries.
+            plugin = self.installed.get(name)
+            own = plugin.distributions if plugin is not None else ()
+            self._identities[name] = (*own, *map(_named, self._wrappers))
+        return self._identities[name]
+
     def _have(self, served: set[str]) -> str:
         """What there is, in few words: a general plugin's names are counted."""
         own = sorted(served | {name for name, plugin in self.installed.items() if not plugin.shared})
@@ -150,6 +162,11 @@ class Registry:
             except LLMOptError:
                 self._variables[name] = ()
         return any(map(self._environ.get, self._variables[name]))
+
+
+def _named(wrapper: object) -> str:
+    kind: Any = wrapper if isinstance(wrapper, ModuleType) else type(wrapper)
+    return f"{getattr(kind, '__module__', '')} {kind.__name__}"
 
 
 def _ready(endpoint: Endpoint) -> bool:

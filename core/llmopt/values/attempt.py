@@ -20,12 +20,14 @@ class AttemptInfo:
         reused: whether the connection had carried a request before.
         sent: whether bytes of the request left this process: "no", "maybe" or "yes".
         queued_s: seconds spent waiting for a pooled connection.
+        packed: bytes of the answer's body as it travelled, None where it was not packed.
     """
 
     phase: Phase = "pool"
     reused: bool = False
     sent: Sent = "maybe"
     queued_s: float = 0.0
+    packed: int | None = None
 
 
 @frozen(kw_only=True)

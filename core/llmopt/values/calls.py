@@ -35,11 +35,17 @@ class EmbedCall:
 
 @frozen(kw_only=True)
 class CatalogCall:
-    """One page of a provider's list of models. ``cursor`` is what the page before gave, None at first."""
+    """One page of a provider's list of models.
+
+    Attributes:
+        cursor: what the page before gave, None at first.
+        etag: of the list as it is known, None for none; the core asks with it whether there is a new one.
+    """
 
     operation: ClassVar[Operation] = "catalog"
 
     cursor: str | None = None
+    etag: str | None = None
     model: str = ""
 
 

@@ -195,5 +195,31 @@ class PoolSize(Event):
     waiting: int
 
 
+@frozen(kw_only=True)
+class ResponseCompression(Event):
+    """An answer came packed: ``received`` bytes on the wire stood for ``size`` bytes."""
+
+    name: ClassVar[str] = "response.compression"
+
+    received: int
+    size: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times larger it is than what travelled."""
+        return self.size / self.received if self.received else 1.0
+
+
+@frozen(kw_only=True)
+class JsonParse(Event):
+    """An answer of ``size`` bytes was read into values, in ``seconds``."""
+
+    name: ClassVar[str] = "json.parse"
+
+    operation: Operation
+    size: int
+    seconds: float
+
+
 OnEvent = Callable[[Event], None]
 """A listener. It is called on the event loop, and must be quick."""

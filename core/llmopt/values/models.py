@@ -82,7 +82,7 @@ class Models(Sequence[Model]):
             self.provider: Final = provider
             if self._parts:
                 # One of another form gives the whole away.
-                self._look(0)
+                _one.decode(self._parts[0])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"no list of models: {error}") from None
 
@@ -118,8 +118,16 @@ class Models(Sequence[Model]):
     def _look(self, index: int) -> Model:
         found = self._made[index]
         if found is None:
-            found = self._made[index] = _model(_one.decode(self._parts[index]), self.provider)
+            found = self._made[index] = _model(self._read(index), self.provider)
         return found
+
+    def _read(self, index: int) -> _Stored:
+        part = self._parts[index]
+        try:
+            return _one.decode(part)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            # Of a store that somebody else wrote to: one entry spoils only itself.
+            return _Stored(id=f"unreadable entry {index}")
 
 
 def _model(stored: _Stored, provider: str) -> Model:

@@ -55,6 +55,11 @@ class Unpacker:
         """Whether the bytes are passed on as they are, and all of them are wanted."""
         return not self._stages and not self._cut
 
+    @property
+    def packed(self) -> int | None:
+        """How many bytes have come of a body that was packed; None for one that is not."""
+        return self._received if self._stages else None
+
     def feed(self, data: bytes) -> bytes:
         """What the next bytes of the body unpack to; b"" while more are needed."""
         pieces: list[bytes] = []
@@ -68,6 +73,12 @@ class Unpacker:
                 raise
             self.stopped = True
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def pass_on(self, data: bytes) -> None:
+        """Count bytes that are passed on as they are, see `plain`."""
+        self._produced += len(data)
+        if self._produced > self.max_body:
+            raise self._too_large()
 
     def finish(self) -> None:
         """Say that the body has ended."""
@@ -91,10 +102,13 @@ class Unpacker:
             _check_ratio(self._stages[0].consumed, self._produced)
         pieces.append(data[:room] if len(data) > room else data)
         if len(data) > room:
-            raise InvalidResponse(
-                f"the answer is larger than the {self.max_body} bytes that this request can need.",
-                reason="too_large",
-            )
+            raise self._too_large()
+
+    def _too_large(self) -> InvalidResponse:
+        return InvalidResponse(
+            f"the answer is larger than the {self.max_body} bytes that this request can need.",
+            reason="too_large",
+        )
 
 
 class _Stage:

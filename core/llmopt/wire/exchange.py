@@ -82,7 +82,9 @@ class Exchange(Reader):
             await self.open()
             body = await self.body()
         self.end()
-        return HttpResponse(status=self.status, headers=self.headers, body=body, info=self.trip.info())
+        return HttpResponse(
+            status=self.status, headers=self.headers, body=body, info=self.trip.info(packed=self.packed)
+        )
 
     async def raw(self) -> bytes:
         """The next bytes of the body as they came, b"" at its end."""
@@ -99,10 +101,16 @@ class Exchange(Reader):
     async def piece(self) -> bytes:
         """The next bytes of the body, unpacked; b"" at its end, which gives the connection back.
 
-        As `guard` around `chunk`, one coroutine less for each of a stream's many pieces.
+        As `guard` around `chunk`, with fewer coroutines for each of a stream's many pieces.
         """
+        unpacker = self._unpacker = self._unpacker or self._unpack()
         try:
-            data = await self.chunk()
+            if unpacker.plain:
+                data = await self._payload.readany()
+                unpacker.pass_on(data)
+                self._complete = not data
+            else:
+                data = await self.chunk()
         except BaseException as error:
             fault = self.fail(error)
             if fault is None:

@@ -93,6 +93,11 @@ class Protocol(ResponseHandler):
             self._break(ClientPayloadError())
         super().connection_lost(exc)
 
+    def abort(self) -> None:
+        """Break off, and tell whoever is waiting for more of the answer, of whom aiohttp lets go."""
+        self._break(ClientPayloadError())
+        super().abort()
+
     def _break(self, error: BaseException) -> None:
         payload = self._payload
         if payload is not None and not payload.is_eof() and payload.exception() is None:

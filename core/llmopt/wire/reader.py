@@ -50,6 +50,11 @@ class Reader:
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    @property
+    def packed(self) -> int | None:
+        """Bytes of the body as it travelled, None where it was not packed."""
+        return None if self._unpacker is None else self._unpacker.packed
+
     def _bounded(self, max_body: int) -> bool:  # noqa: ARG002 - for those who know
         """Whether something else holds the body to at most so many bytes, so that nobody need count."""
         return False

@@ -67,9 +67,11 @@ class Trip:
             return "no"
         return "maybe" if self.status is None else "yes"
 
-    def info(self) -> AttemptInfo:
-        """The same as a value."""
+    def info(self, *, packed: int | None = None) -> AttemptInfo:
+        """The same as a value; ``packed`` bytes of an answer travelled, None where it was not packed."""
         # One instance for the usual case: a value made per request costs a microsecond of sixty.
-        if self.phase == "done" and self.reused and not self.queued_s:
+        if self.phase == "done" and self.reused and not self.queued_s and packed is None:
             return _USUAL
-        return AttemptInfo(phase=self.phase, reused=self.reused, sent=self.sent, queued_s=self.queued_s)
+        return AttemptInfo(
+            phase=self.phase, reused=self.reused, sent=self.sent, queued_s=self.queued_s, packed=packed
+        )

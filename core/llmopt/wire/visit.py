@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from attrs import evolve
+
 from llmopt.errors import ConfigError, InvalidResponse, LLMOptError
 from llmopt.values.attempt import AttemptInfo
 from llmopt.values.http import HttpResponse
@@ -99,7 +101,8 @@ class Visit(Reader):
         await self.open()
         body = await self.body()
         await self._end()
-        return HttpResponse(status=self.status, headers=self.headers, body=body, info=self.info)
+        info = self.info if self.packed is None else evolve(self.info, packed=self.packed)
+        return HttpResponse(status=self.status, headers=self.headers, body=body, info=info)
 
     async def guard(self, step: Coroutine[Any, Any, T], seconds: float | None) -> T:
         """Take a step within a time; if it fails, leave, and raise llmopt's error for it."""

@@ -15,9 +15,11 @@ from llmopt import (
     Profile,
     ProviderEntry,
     Settings,
+    Verdict,
     hookimpl,
 )
 from llmopt_plugin_compatible import _catalog, _profile, _requests
+from llmopt_plugin_compatible._errors import verdict_of
 from llmopt_plugin_compatible._table import TABLE
 
 
@@ -43,3 +45,9 @@ def build_request(call: Call, settings: Settings) -> HttpRequest | None:
 def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
     """The common dialect's, and what the row says of the provider's own keys."""
     return _catalog.page_of(response, settings, TABLE.row(settings.plugin))
+
+
+@hookimpl
+def classify_error(failure: Failure) -> Verdict:
+    """See `llmopt_plugin_compatible._errors`."""
+    return verdict_of(failure)

@@ -6,6 +6,7 @@ from typing import Final
 
 from llmopt.testing.kit import (
     checks_catalog,
+    checks_chat,
     checks_client,
     checks_discovery,
     checks_embeddings,
@@ -20,6 +21,7 @@ from llmopt.testing.kit import (
     checks_request,
     checks_robust,
     checks_secrets,
+    checks_stream,
     checks_transport,
 )
 from llmopt.testing.kit.check import Check
@@ -39,6 +41,8 @@ CHECKS: Final[tuple[Check, ...]] = (
     *checks_embeddings.check.checks,
     *checks_refusals.check.checks,
     *checks_catalog.check.checks,
+    *checks_chat.check.checks,
+    *checks_stream.check.checks,
     *checks_errors.check.checks,
     *checks_robust.check.checks,
     *checks_transport.check.checks,

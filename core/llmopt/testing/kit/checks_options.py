@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from llmopt.errors import InvalidInput
 from llmopt.testing.kit.asking import Asked, chat, refused
 from llmopt.testing.kit.check import Family, NotApplicable, expect
 from llmopt.testing.kit.subject import Subject
+from llmopt.testing.kit.talking import CHAT_OPTIONS
 from llmopt.testing.kit.texts import MESSAGES, TEXTS, scalars, strings
 from llmopt.values.calls import CatalogCall, EmbedCall
 
@@ -116,6 +118,52 @@ def _chat_stream(subject: Subject) -> None:
     expect(
         (plain.url, plain.body) != (streamed.url, streamed.body), "stream=True and stream=False are the same."
     )
+
+
+@check("chat-options")
+def _chat_options(subject: Subject) -> None:
+    """Each parameter of a chat is passed on, under whatever name, or refused by InvalidInput: never left out."""
+    subject.without("chat")
+    plain = _chat(subject)
+    for name, value in CHAT_OPTIONS.items():
+        try:
+            asked = Asked(subject, chat(subject, **{name: value}))
+        except InvalidInput:
+            continue
+        expect(
+            (asked.url, asked.body) != (plain.url, plain.body),
+            f"{name}={value!r} changes nothing in the request.",
+        )
+
+
+@check("chat-numbers")
+def _chat_numbers(subject: Subject) -> None:
+    """Numbers and texts that a chat asks for arrive as they are."""
+    for name in ("max_tokens", "temperature", "top_p", "seed", "stop"):
+        try:
+            body = _chat(subject, **{name: CHAT_OPTIONS[name]}).body
+        except InvalidInput:
+            continue
+        wanted = CHAT_OPTIONS[name][0] if name == "stop" else CHAT_OPTIONS[name]
+        expect(wanted in list(scalars(body)), f"{name}={CHAT_OPTIONS[name]!r} is not in the body.")
+
+
+@check("chat-extra")
+def _chat_extra(subject: Subject) -> None:
+    """Extra keys of a chat are passed on as given."""
+    if "extra" in subject.samples.ignores:
+        raise NotApplicable("the samples say that the provider takes no further keys")
+    body = _chat(subject, extra={"kit_extra": {"deep": [1, None, "x"]}}).body
+    found = body.get("kit_extra") if isinstance(body, dict) else None
+    expect(found == {"deep": [1, None, "x"]}, f"extra={{'kit_extra': ...}} arrives as {found!r}.")
+
+
+@check("chat-nothing-unasked")
+def _chat_nothing_unasked(subject: Subject) -> None:
+    """Keys that nobody asked a chat for are left out: strict servers refuse a null."""
+    body = _chat(subject).body
+    nulls = [key for key, value in body.items() if value is None] if isinstance(body, dict) else []
+    expect(not nulls, f"the body holds {', '.join(nulls)} = null.")
 
 
 def _chat(subject: Subject, **changes: Any) -> Asked:

@@ -8,10 +8,12 @@ from typing import Any
 from attrs import field, frozen
 
 from llmopt.testing.kit.subject import Subject
+from llmopt.testing.kit.talking import decoded, full_chat
 from llmopt.testing.kit.texts import MESSAGES
-from llmopt.testing.samples import SampleError, SamplePage, SampleRows
+from llmopt.testing.samples import SampleChat, SampleError, SamplePage, SampleRows
 from llmopt.values.calls import CatalogCall, ChatCall, EmbedCall
 from llmopt.values.failure import Failure
+from llmopt.values.stream import ServerEvent
 
 
 @frozen(kw_only=True)
@@ -49,6 +51,7 @@ def questions(subject: Subject) -> Iterator[Question]:
     )
     yield from _requests(subject)
     yield from _answers(subject)
+    yield from _chats(subject)
     yield from _failures(subject)
     for hook in ("credential_provider", "open_transport"):
         yield Question(hook=hook, label="for an endpoint", arguments=lambda: {"settings": settings(key=None)})
@@ -67,6 +70,7 @@ def _requests(subject: Subject) -> Iterator[Question]:
             "for a chat",
             lambda: ChatCall(model=subject.samples.model, messages=MESSAGES, extra={"kit_extra": 1}),
         ),
+        ("for a chat with every option", lambda: full_chat(subject)),
     ):
         yield _request(subject, label, call)
     yield Question(
@@ -114,6 +118,42 @@ def _answers(subject: Subject) -> Iterator[Question]:
         arguments=lambda: {
             "call": EmbedCall(model=subject.samples.model),
             "response": subject.answer(b"{}"),
+            "settings": subject.settings(),
+        },
+    )
+
+
+def _chats(subject: Subject) -> Iterator[Question]:
+    answer = SampleChat(pieces=("kit ", "says"), reasoning="hm")
+    for label, body in (
+        ("of words", subject.dialect.chat(answer)),
+        ("of a failure under 200", subject.dialect.error(SampleError(status=200, message="it failed"))),
+    ):
+        yield _chat(subject, label, body)
+    failure = subject.dialect.stream_error(SampleError(status=200, message="it failed"))
+    for number, event in enumerate(decoded(subject, (*subject.dialect.stream(answer), failure))):
+        yield _event(subject, number, event)
+
+
+def _chat(subject: Subject, label: str, body: bytes) -> Question:
+    return Question(
+        hook="parse_chat",
+        label=label,
+        arguments=lambda: {
+            "call": ChatCall(model=subject.samples.model, messages=MESSAGES),
+            "response": subject.answer(body),
+            "settings": subject.settings(),
+        },
+    )
+
+
+def _event(subject: Subject, number: int, event: ServerEvent) -> Question:
+    return Question(
+        hook="parse_stream_event",
+        label=f"of event {number} of a stream",
+        arguments=lambda: {
+            "call": ChatCall(model=subject.samples.model, messages=MESSAGES, stream=True),
+            "event": event,
             "settings": subject.settings(),
         },
     )

@@ -1,0 +1,84 @@
+"""The plots, as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.speed.cases import case_named
+from benchmarks.speed.results import Results
+
+_OURS: Final = "#1f6feb"
+_FLOOR: Final = "#3d7d4a"
+_OTHERS: Final = "#9aa4b2"
+
+PLOTS: Final[Sequence[tuple[str, str, str]]] = (
+    ("one-64", "cpu", "CPU per request, µs"),
+    ("one-512", "cpu", "CPU per request, µs"),
+    ("large", "cpu", "CPU per vector, µs"),
+    ("numbers-512", "cpu", "CPU per vector, µs"),
+    ("many-1536", "total", "wall, s"),
+    ("many-384", "total", "wall, s"),
+    ("sync", "cpu", "CPU per request, µs"),
+    ("start", "cpu", "CPU beyond Python's own, ms"),
+    ("memory", "peak", "peak memory, MB"),
+)
+"""A case, what is shown of it, and what stands at its axis."""
+
+
+def draw(results: Results, folder: Path) -> list[str]:
+    """Write the plots of all cases that were run; their names without ending."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    # The same run gives the same file, byte for byte.
+    mpl.rcParams.update({"svg.hashsalt": "llmopt", "font.size": 9})
+    folder.mkdir(parents=True, exist_ok=True)
+    return [name for name, measure, axis in PLOTS if _draw(results, name, measure, axis, folder)]
+
+
+def _draw(results: Results, name: str, measure: str, axis: str, folder: Path) -> bool:
+    from matplotlib import pyplot as plt
+
+    bars = _bars(results, name, measure)
+    if not bars:
+        return False
+    figure, axes = plt.subplots(figsize=(7, 0.5 + 0.28 * len(bars)), layout="constrained")
+    labels, lengths, colours = zip(*reversed(bars), strict=True)
+    drawn = axes.barh(labels, lengths, color=colours, height=0.7)
+    axes.bar_label(drawn, labels=[_label(length) for length in lengths], padding=3, fontsize=8)
+    if max(lengths) > 8 * min(lengths):
+        axes.set_xscale("log")
+    axes.set_xlim(right=max(lengths) * (2.2 if axes.get_xscale() == "log" else 1.15))
+    axes.set_xlabel(axis)
+    axes.set_title(case_named(name).title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        figure.savefig(folder / f"{name}.{ending}", dpi=150, metadata=metadata)
+    plt.close(figure)
+    return True
+
+
+def _bars(results: Results, name: str, measure: str) -> list[tuple[str, float, str]]:
+    case, bars = case_named(name), []
+    for contender, row in results.rows(name).items():
+        if contender in ("sockets", "python"):
+            continue
+        length: Any = row["peak"] / 1e6 if measure == "peak" else None
+        if measure == "total":
+            length = (results.value(name, contender, "wall") or 0.0) * case.total / 1e6
+        elif length is None:
+            length = results.value(name, contender, measure)
+        bars.append((row["title"], max(float(length), 1e-3), _colour(contender)))
+    return bars
+
+
+def _colour(contender: str) -> str:
+    if contender.startswith("llmopt"):
+        return _OURS
+    return _FLOOR if contender == "floor" else _OTHERS
+
+
+def _label(length: float) -> str:
+    return f"{length:,.0f}" if length >= 100 else f"{length:.3g}"

@@ -1,0 +1,133 @@
+"""What llmopt wants to reach, and whether it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.speed.results import Results
+
+Measured = Callable[[Results], float | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line.
+
+    Attributes:
+        what: the case and the comparison.
+        most: what may be measured at most.
+        unit: of both numbers.
+        measured: the number of a run, None when the run lacks a part of it.
+        aim: a better value that is aimed at.
+    """
+
+    what: str
+    most: float
+    unit: str
+    measured: Measured
+    aim: float | None = None
+
+
+def _ratio(case: str, other: str, *, measure: str = "cpu") -> Measured:
+    return lambda results: results.ratio(case, "llmopt", other, measure)
+
+
+def _best_ratio(case: str, others: Sequence[str], *, measure: str) -> Measured:
+    """Against the better of several ways to use the same client."""
+
+    def measured(results: Results) -> float | None:
+        found = [results.ratio(case, "llmopt", other, measure) for other in others]
+        known = [each for each in found if each is not None]
+        return max(known) if known else None
+
+    return measured
+
+
+def _added_by_sync(results: Results) -> float | None:
+    both = [results.value("sync", name, "cpu") for name in ("llmopt", "llmopt-async")]
+    return both[0] - both[1] if both[0] is not None and both[1] is not None else None
+
+
+def _catalogue_ms(results: Results) -> float | None:
+    cost = results.value("catalogue", "llmopt", "cpu")
+    return None if cost is None else cost * 1000 / 1e3
+
+
+def _catalogue_mb(results: Results) -> float | None:
+    row = results.rows("catalogue").get("llmopt")
+    return None if row is None else (row["peak"] - row["memory_before"]) / 1e6
+
+
+def _start(one: str, other: str, *, ratio: bool) -> Measured:
+    def measured(results: Results) -> float | None:
+        first, second = (results.value("start", name, "cpu") for name in (one, other))
+        if first is None or second is None:
+            return None
+        return first / second if ratio else first - second
+
+    return measured
+
+
+def _memory(results: Results) -> float | None:
+    row = results.rows("memory").get("llmopt")
+    return None if row is None else row["peak"] / 1e6
+
+
+_BASETEN = ("baseten", "baseten-base64")
+
+TARGETS: Sequence[Target] = (
+    Target("one text per request, 64 in flight, over bare aiohttp", 1.8, "x", _ratio("one-64", "floor"), 1.4),
+    Target("the same, against openai", 1 / 12, "x", _ratio("one-64", "openai"), 1 / 18),
+    Target("the same, against litellm's Router", 1 / 15, "x", _ratio("one-64", "router"), 1 / 22),
+    Target("512 in flight, over bare aiohttp", 1.8, "x", _ratio("one-512", "floor")),
+    Target("2,048 x 1,536 base64, over bare aiohttp", 1.25, "x", _ratio("large", "floor"), 1.1),
+    Target("the same, against openai", 1 / 7, "x", _ratio("large", "openai")),
+    Target("512 x 384 JSON numbers, against Baseten", 1 / 3, "x", _ratio("numbers-512", "baseten")),
+    Target("the same, against openai", 1 / 15, "x", _ratio("numbers-512", "openai")),
+    Target(
+        "131,072 texts x 384, wall, against Baseten",
+        1 / 2,
+        "x",
+        _best_ratio("many-384", _BASETEN, measure="wall"),
+    ),
+    Target("the same, against openai", 1 / 8, "x", _ratio("many-384", "openai", measure="wall")),
+    Target(
+        "131,072 texts x 1,536, wall, against Baseten",
+        1 / 2,
+        "x",
+        _best_ratio("many-1536", _BASETEN, measure="wall"),
+    ),
+    Target("the same, against openai", 1 / 8, "x", _ratio("many-1536", "openai", measure="wall")),
+    Target("synchronous client, added to the asynchronous one", 120, "µs CPU", _added_by_sync),
+    Target("catalogue of 5,000 models, per 1,000", 10, "ms CPU", _catalogue_ms),
+    Target("the same, memory above the start", 50, "MB", _catalogue_mb),
+    Target(
+        "`import llmopt; llmopt.AsyncClient()`, against `import httpx`",
+        1,
+        "x",
+        _start("llmopt", "httpx", ratio=True),
+    ),
+    Target("20 unused plugins", 10, "ms CPU", _start("llmopt-plugins", "llmopt-found", ratio=False)),
+    Target("131,072 x 1,536 into a file, peak memory", 300, "MB", _memory),
+)
+
+
+def reach_table(results: Results) -> list[list[str]]:
+    """A head, and a row for each target that the run says something of."""
+    lines = [["", "at most", "aim", "measured", ""]]
+    for target in TARGETS:
+        measured = target.measured(results)
+        if measured is not None:
+            aim = "" if target.aim is None else _told(target.aim, target.unit)
+            met = "yes" if measured <= target.most else "**no**"
+            lines.append(
+                [target.what, _told(target.most, target.unit), aim, _told(measured, target.unit), met]
+            )
+    return lines
+
+
+def _told(number: float, unit: str) -> str:
+    if unit == "x" and number < 0.9:
+        return f"1/{1 / number:.1f}".removesuffix(".0")
+    return f"{number:.2f} {unit}" if number < 10 else f"{number:.0f} {unit}"

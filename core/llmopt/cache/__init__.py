@@ -1,0 +1,1 @@
+"""Where answers are kept: one interface, in memory and on disk."""

@@ -1,0 +1,195 @@
+"""Vectors that were paid for, kept by text. Of a text nothing is kept but a hash that nobody can turn back.
+
+Vectors stand under the model that answered, not the one that was asked for: behind a name such as "latest" the
+model may change, and vectors of two models do not belong into one result. Which model answers to a
+name is kept beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from attrs import field, frozen
+
+from llmopt.cache.guarded import GuardedStore
+from llmopt.cache.record import read_record, write_record
+from llmopt.cache.store import CacheItem
+from llmopt.engine.telemetry import Telemetry
+from llmopt.operations.cache_keys import TextKeys
+from llmopt.operations.memory import ModelMemory
+from llmopt.policies.clock import Clock
+from llmopt.policies.freshness import FreshnessRules, still_good
+from llmopt.values.cache_events import CacheHit, CacheMiss
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_VECTOR: Final = b"LOV1"
+_ANSWERING: Final = b"LOA1"
+_DIMENSIONS: Final = struct.Struct("<I")
+_MONTH_S: Final = 30 * 24 * 3600.0
+_RULES: Final = FreshnessRules()
+_FEW: Final = 64
+"""So many vectors are read or written on the event loop; more would hold up everybody else."""
+
+
+@frozen(kw_only=True, eq=False)
+class Recalled:
+    """Vectors that were kept.
+
+    Attributes:
+        at: for each row the position of its text.
+        vectors: float32, shape (len(at), dimensions).
+        model: the model that gave them.
+    """
+
+    at: tuple[int, ...] = ()
+    vectors: NDArray[np.float32] | None = field(default=None, repr=False)
+    model: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.at)
+
+
+class TextCache:
+    """The vectors of texts that are embedded in one way.
+
+    Args:
+        store: where they are kept.
+        keys: of these texts.
+        provider: name of the provider entry.
+        model: as it is asked for.
+        dimensions: length that the call asks for, None for the model's own.
+        seconds: for which a vector is good; None for thirty days.
+        memory: of the model.
+        clock: the time.
+        telemetry: told of hits and misses.
+    """
+
+    def __init__(
+        self,
+        store: GuardedStore,
+        keys: TextKeys,
+        *,
+        provider: str,
+        model: str,
+        dimensions: int | None,
+        seconds: float | None,
+        memory: ModelMemory,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._store: Final = store
+        self._keys: Final = keys
+        self._provider: Final = provider
+        self._model: Final = model
+        self._dimensions: Final = dimensions
+        self._seconds: Final = _MONTH_S if seconds is None else seconds
+        self._memory: Final = memory
+        self._clock: Final = clock
+        self._telemetry: Final = telemetry
+        self._pointer: Final = keys.answering()
+
+    async def recall(self, texts: Sequence[str]) -> Recalled:
+        """The vectors there are of distinct texts."""
+        found = await self._recalled(texts)
+        if self._telemetry.on:
+            self._tell(len(found.at), len(texts))
+        return found
+
+    async def _recalled(self, texts: Sequence[str]) -> Recalled:
+        model = await self._answering()
+        if model is None:
+            return Recalled()
+        keys = self._keys.of(model, texts)
+        values = await self._store.get(keys)
+        if len(keys) <= _FEW:
+            return self._read(model, keys, values)
+        return await asyncio.to_thread(self._read, model, keys, values)
+
+    async def _answering(self) -> str | None:
+        """The model that answers to the name that is asked for, None when that is not known."""
+        known = self._memory.answering.get(self._pointer)
+        if known is not None:
+            return known
+        (data,) = await self._store.get([self._pointer])
+        record = None if data is None else read_record(_ANSWERING, self._pointer, data)
+        if record is None or not self._good(record.created, self._pointer):
+            return None
+        return self._memory.answering.setdefault(self._pointer, record.head.decode(errors="replace"))
+
+    def _good(self, created: float, key: bytes) -> bool:
+        return still_good(created, self._seconds, key, self._clock.wall(), _RULES)
+
+    def _read(self, model: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> Recalled:
+        import numpy as np
+
+        rows: list[NDArray[np.float32]] = []
+        at: list[int] = []
+        length = self._dimensions or self._memory.length
+        for place, (key, value) in enumerate(zip(keys, values, strict=True)):
+            vector = None if value is None else self._vector(key, value, model.encode(), length)
+            if vector is not None:
+                length = length or len(vector)
+                rows.append(vector)
+                at.append(place)
+        return Recalled(at=tuple(at), vectors=np.stack(rows) if rows else None, model=model)
+
+    def _vector(
+        self, key: bytes, value: bytes, model: bytes, length: int | None
+    ) -> NDArray[np.float32] | None:
+        import numpy as np
+
+        record = read_record(_VECTOR, key, value)
+        if record is None or record.head[_DIMENSIONS.size :] != model or not self._good(record.created, key):
+            return None
+        (dimensions,) = _DIMENSIONS.unpack_from(record.head)
+        if dimensions * 4 != len(record.body) or not dimensions or length not in (None, dimensions):
+            return None
+        return np.frombuffer(record.body, dtype="<f4").astype(np.float32, copy=False)
+
+    async def keep(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str | None) -> None:
+        """Keep the vectors of distinct texts. They were checked.
+
+        Args:
+            texts: the texts.
+            vectors: float32, a row for each.
+            model: that answered, None where the answer does not say.
+        """
+        answering = model or self._model
+        if len(texts) <= _FEW:
+            items = [*self._items(texts, vectors, answering)]
+        else:
+            items = await asyncio.to_thread(lambda: [*self._items(texts, vectors, answering)])
+        if self._memory.answering.get(self._pointer) != answering:
+            self._memory.answering[self._pointer] = answering
+            items.append(self._item(_ANSWERING, self._pointer, answering.encode(), b""))
+        await self._store.put(items)
+
+    def _items(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str) -> Iterator[CacheItem]:
+        import numpy as np
+
+        plain = np.ascontiguousarray(vectors, dtype="<f4")
+        head = _DIMENSIONS.pack(plain.shape[1]) + model.encode()
+        for key, row in zip(self._keys.of(model, texts), plain, strict=True):
+            yield self._item(_VECTOR, key, head, row.data.cast("B"))
+
+    def _item(self, kind: bytes, key: bytes, head: bytes, body: bytes | memoryview) -> CacheItem:
+        created = self._clock.wall()
+        until = created + self._seconds * (1 + _RULES.jitter)
+        value = write_record(kind, key, created, head, body)
+        return CacheItem(key=key, group=f"embeddings/{self._provider}", value=value, until=until)
+
+    def _tell(self, hits: int, texts: int) -> None:
+        if hits:
+            self._telemetry.emit(
+                CacheHit(provider=self._provider, model=self._model, cache="embeddings", items=hits)
+            )
+        if hits < texts:
+            self._telemetry.emit(
+                CacheMiss(provider=self._provider, model=self._model, cache="embeddings", items=texts - hits)
+            )

@@ -1,0 +1,304 @@
+"""Lists of models, read entry by entry."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmopt import CatalogPage, Failure, HttpResponse, InvalidResponse, Model, Prices, compatible
+from llmopt.values.entry import Entry
+
+
+def parsed(body: bytes) -> CatalogPage:
+    found = compatible.parse_catalog(HttpResponse(status=200, body=body), "here")
+    assert isinstance(found, CatalogPage)
+    return found
+
+
+def page(*entries: object) -> CatalogPage:
+    return parsed(json.dumps({"object": "list", "data": entries}).encode())
+
+
+def one(**entry: object) -> Model:
+    (model,) = page({"id": "m", **entry}).models
+    return model
+
+
+def test_an_entry_of_openrouter() -> None:
+    """Prices for one token become prices for a million, exactly."""
+    model = one(
+        name="Vendor: M",
+        created=1_778_613_011,
+        context_length=1_000_000,
+        architecture={"modality": "text+image->text", "input_modalities": ["text", "image"], "output_modalities": ["text"]},
+        pricing={"prompt": "0.00003", "completion": "0.00015", "input_cache_read": "0.000003", "input_cache_write": "0.0000375"},
+        top_provider={"context_length": 1, "max_completion_tokens": 128_000},
+        expiration_date="2026-06-01",
+    )  # fmt: skip
+    assert model == Model(
+        id="m",
+        provider="here",
+        kind="chat",
+        name="Vendor: M",
+        context_length=1_000_000,
+        max_output_tokens=128_000,
+        inputs=("text", "image"),
+        outputs=("text",),
+        prices=Prices(input=30.0, output=150.0, cached_input=3.0, cache_write=37.5),
+        created=1_778_613_011,
+        shutdown="2026-06-01",
+    )
+    assert model.raw["pricing"]["prompt"] == "0.00003"
+
+
+@pytest.mark.parametrize(
+    ("text", "cost"),
+    [
+        ("0", 0.0),
+        ("0.0000001", 0.1),
+        ("1e-7", 0.1),
+        ("0.00000015", 0.15),
+        (".0001", 100.0),
+        ("-1", None),
+        ("-0.000001", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e400", None),
+        ("", None),
+        ("free", None),
+        ("0.5", None),  # half a dollar for a token: for a million, rather
+        ("0." + "0" * 60 + "1", None),
+        (0.0000001, None),  # of a number nobody can tell what it is for
+        (3, None),
+        (None, None),
+        (["0"], None),
+    ],
+)
+def test_prices(text: object, cost: float | None) -> None:
+    """Decimal strings for one token, and nothing else."""
+    found = one(pricing={"prompt": text, "completion": "0.000001"}).prices
+    assert found == Prices(input=cost, output=1.0)
+    assert one(pricing={"prompt": text}).prices == (None if cost is None else Prices(input=cost))
+
+
+@pytest.mark.parametrize(
+    "pricing", [None, [], "0.1", {}, {"prompt": "-1", "completion": "-1"}, {"request": "1"}]
+)
+def test_no_prices(pricing: object) -> None:
+    """What varies or is not said is not known."""
+    assert one(pricing=pricing).prices is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        ({"type": "chat"}, "chat"),
+        ({"type": "embedding"}, "embedding"),
+        ({"type": ["text-to-score"]}, "rerank"),
+        ({"type": ["text-to-image", "text-to-text"]}, "chat"),
+        ({"type": "moderation"}, "moderation"),
+        ({"type": "transcribe"}, "audio"),
+        ({"type": "model"}, "unknown"),
+        ({"type": {"a": 1}}, "unknown"),
+        ({"type": [[], {}]}, "unknown"),
+        ({"output_modalities": ["image"]}, "image"),
+        ({"output_modalities": ["image", "text"]}, "chat"),
+        ({"architecture": {"modality": "text->embedding"}}, "embedding"),
+        ({"architecture": {"modality": "text+image->text"}}, "chat"),
+        ({"architecture": {"modality": "text"}}, "unknown"),
+        ({"architecture": "transformer"}, "unknown"),
+        ({"type": "video"}, "other"),
+    ],
+)
+def test_kinds(entry: dict[str, Any], kind: str) -> None:
+    """By type, then by what it gives; nothing is known that was not said."""
+    model = one(**entry)
+    assert (model.kind, model.known) == (kind, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("text-embedding-3-small", "embedding"),
+        ("BAAI/bge-reranker-v2-m3", "rerank"),
+        ("Rerank-Embed", "rerank"),
+        ("whisper-1", "audio"),
+        ("tts-1-hd", "audio"),
+        ("gpt-4o-mini-transcribe", "audio"),
+        ("omni-moderation-latest", "moderation"),
+        ("dall-e-3", "image"),
+        ("potts-model", "unknown"),
+        ("gpt-4o", "unknown"),
+    ],
+)
+def test_a_kind_by_name_is_marked_as_known(name: str, kind: str) -> None:
+    """It is not the provider who said so."""
+    (model,) = page({"id": name}).models
+    assert (model.kind, model.known) == (kind, ("kind",) if kind != "unknown" else ())
+
+
+def test_what_a_list_says_counts_more_than_a_name() -> None:
+    """Of an embedding model with a chat's type."""
+    assert one(id="embedding-chat", type="chat").kind == "chat"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"max_model_len": 512}, {"context_length": 512}),
+        ({"context_window": 8192, "max_completion_tokens": 448}, {"context_length": 8192, "max_output_tokens": 448}),
+        ({"context_size": 4096, "max_output_length": 5}, {"context_length": 4096, "max_output_tokens": 5}),
+        ({"context_length": 0, "max_context_length": 7}, {"context_length": 7}),
+        ({"context_length": True, "created": -5}, {}),
+        ({"context_length": "8192", "created": "yesterday", "max_output_tokens": 1.5}, {}),
+        ({"deprecation_date": "2026-05-12T00:00:00Z", "eol_date": "2026-06-12", "replacement_model": "n"},
+         {"deprecated": "2026-05-12T00:00:00Z", "shutdown": "2026-06-12", "replacement": "n"}),
+        ({"deprecated": 1_788_824_437, "replaced_by": "n"}, {"deprecated": "2026-09-07", "replacement": "n"}),
+        ({"deprecated": True, "shutdown_date": "soon", "deprecation": {"inference": 1}}, {}),
+        ({"deprecated": 1 << 60, "eol_date": 0}, {}),
+        ({"aliases": ["m", "n", 7, ""]}, {"aliases": ("n",)}),
+        ({"aliases": "n"}, {}),
+        ({"display_name": "M the model", "name": "m"}, {"name": "M the model"}),
+        ({"name": "m"}, {}),
+        ({"input_modalities": ["text", 5], "output_modalities": "text"}, {"inputs": ("text",)}),
+        ({"top_provider": ["x"], "top_k": 3}, {}),
+    ],
+)  # fmt: skip
+def test_other_fields(entry: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Under each of their names; what is of another type says nothing."""
+    assert one(**entry) == Model(id="m", provider="here", **expected)
+
+
+@pytest.mark.parametrize("key", ["id", "model_id", "name", "key"])
+def test_names_of_the_id(key: str) -> None:
+    """The first that holds text."""
+    (model,) = page({"id": None, "key": "", key: "found"}).models
+    assert (model.id, model.name) == ("found", "")
+
+
+def test_a_bad_entry_spoils_only_itself() -> None:
+    """It is left out and counted."""
+    bad = [None, 7, "kit", [], {}, {"id": None}, {"id": 7}, {"object": "model"}, {"id": {"a": "b"}}]
+    found = page({"id": "a"}, *bad, {"id": "b"})
+    assert [model.id for model in found.models] == ["a", "b"]
+    assert found.dropped == len(bad)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kept"),
+    [
+        (b'{"id": "x", "note": 1e999}', True),
+        (b'{"id": "x", "note": "\xff\xfe"}', True),
+        (b'{"id": "x", "note": 123456789012345678901234567890}', True),
+        (b'{"id": "x", "context_length": 1e999}', False),
+        (b'{"id": "\xff"}', False),
+        (b'{"id": 1e999}', False),
+    ],
+)
+def test_values_that_cannot_be_read(entry: bytes, kept: bool) -> None:
+    """A number or a letter that there is not: it may stand where nobody looks."""
+    found = parsed(b'{"data": [{"id": "a"}, ' + entry + b', {"id": "b"}]}')
+    assert [model.id for model in found.models] == (["a", "x", "b"] if kept else ["a", "b"])
+    assert found.dropped == (0 if kept else 1)
+    for model in found.models:
+        assert model.raw["id"] == model.id
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'[{"id": "a"}]',
+        b' \n\t[{"id": "a"}]',
+        b" " * 100 + b'[{"id": "a"}]',
+        b'{"data": [{"id": "a"}]}',
+        b'{"models": [{"name": "a"}]}',
+        b'{"models": [{"name": "other"}], "object": "list", "data": [{"id": "a"}]}',
+        b'{"data": [{"id": "a"}], "has_more": false, "last_id": "a"}',
+        b'{"data": [{"id": "a"}], "has_more": true}',
+        b'{"data": [{"id": "a"}], "error": null}',
+    ],
+)
+def test_shapes_of_a_list(body: bytes) -> None:
+    """All that were seen."""
+    found = parsed(body)
+    assert ([model.id for model in found.models], found.next_cursor) == (["a"], None)
+
+
+def test_a_further_page() -> None:
+    """Asked for with the last id."""
+    assert parsed(b'{"data": [], "has_more": true, "last_id": "z"}').next_cursor == "z"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"7", b'"x"', b"{}", b'{"data": null}', b'{"data": {"id": "a"}}', b'{"object": "list"}',
+        b"<html>502</html>", b'[{"id": "a"}', b'{"data": [{"id": "a"},]}', b'{"data": [tru]}', b"\xff[]",
+        b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_list_is_refused(body: bytes) -> None:
+    """Whatever else it is."""
+    with pytest.raises(InvalidResponse):
+        compatible.parse_catalog(HttpResponse(status=200, body=body))
+
+
+@pytest.mark.parametrize("body", [b'{"error": "no"}', b'{"error": {"code": 429}, "data": []}'])
+def test_an_error_under_200(body: bytes) -> None:
+    """It is a failure and no empty list."""
+    assert isinstance(compatible.parse_catalog(HttpResponse(status=200, body=body)), Failure)
+
+
+def test_one_entry_by_itself() -> None:
+    """As plugins with a format of their own read it."""
+    model = compatible.model_from_entry({"id": "m", "context_length": 5, "pricing": {"prompt": "0.000001"}})
+    assert model == Model(id="m", context_length=5, prices=Prices(input=1.0))
+    assert compatible.model_from_entry(["m"]) is None
+    assert compatible.model_from_entry({"object": "model"}) is None
+
+
+def test_the_provider_s_own_entry() -> None:
+    """A table in every respect, whatever becomes of the answer."""
+    raw = one(owned_by="me", nested={"a": [1]}).raw
+    assert isinstance(raw, Entry)
+    assert raw == {"id": "m", "owned_by": "me", "nested": {"a": [1]}}
+    assert (len(raw), list(raw), "id" in raw, raw.get("none")) == (
+        3,
+        ["id", "owned_by", "nested"],
+        True,
+        None,
+    )
+    assert pickle.loads(pickle.dumps(raw)) == raw
+    assert "me" not in repr(raw)
+    assert json.loads(raw.text)["owned_by"] == "me"
+
+
+_SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_KEYS = st.sampled_from([
+    "id", "name", "type", "pricing", "architecture", "top_provider", "aliases", "created", "deprecated",
+    "input_modalities", "output_modalities", "context_length", "max_output_tokens", "shutdown_date", "prompt",
+])  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(_KEYS | st.text(), _VALUES, max_size=8), max_size=5))
+def test_no_entry_breaks_the_list(entries: list[dict[str, Any]]) -> None:
+    """Every entry is a model or is counted, and a model's own entry is what came."""
+    found = page(*entries)
+    assert len(found.models) + found.dropped == len(entries)
+    ids = {entry["id"] for entry in entries if isinstance(entry.get("id"), str) and entry["id"]}
+    assert ids <= {model.id for model in found.models}
+    for model in found.models:
+        assert dict(model.raw) in entries

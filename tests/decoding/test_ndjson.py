@@ -1,0 +1,68 @@
+"""Newline-delimited JSON."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmopt import ServerEvent
+from llmopt.decoding.fault import MIB, StreamFault
+from llmopt.decoding.ndjson import NDJSONDecoder
+from tests.decoding.splits import events, halves, random_cuts, single_bytes
+
+BOM = b"\xef\xbb\xbf"
+CASES: dict[str, tuple[bytes, list[str]]] = {
+    "nothing": (b"", []),
+    "lines": (b'{"a":1}\n{"b":2}\n', ['{"a":1}', '{"b":2}']),
+    "no end of line at the end": (b'{"a":1}\n{"b":2}', ['{"a":1}', '{"b":2}']),
+    "CRLF": (b'{"a":1}\r\n{"b":2}\r\n', ['{"a":1}', '{"b":2}']),
+    "CRLF without its LF at the end": (b'{"a":1}\r', ['{"a":1}']),
+    "a CR alone is white space": (b'{"a":\r1}\n', ['{"a":\r1}']),
+    "blank lines": (b'\n\r\n \t \n{"a":1}\n\n', ['{"a":1}']),
+    "BOM": (BOM + b'{"a":1}\n', ['{"a":1}']),
+    "BOM and nothing": (BOM, []),
+    "line separators of Unicode": ('{"a":"\u2028\x85"}\n'.encode(), ['{"a":"\u2028\x85"}']),
+    "text of several bytes": ('{"a":"ä€𝄞"}\n'.encode(), ['{"a":"ä€𝄞"}']),
+    "no JSON is for others to judge": (b"error\n", ["error"]),
+}
+
+
+@pytest.mark.parametrize(("body", "expected"), CASES.values(), ids=CASES.keys())
+def test_a_line_is_an_event_in_any_pieces(body: bytes, expected: list[str]) -> None:
+    """Whole, cut in two anywhere, byte by byte."""
+    wanted = [ServerEvent(event="line", data=data) for data in expected]
+    assert events(NDJSONDecoder(), [body]) == wanted
+    assert events(NDJSONDecoder(), single_bytes(body)) == wanted
+    for pieces in halves(body):
+        assert events(NDJSONDecoder(), pieces) == wanted
+    for seed in range(20):
+        assert events(NDJSONDecoder(), random_cuts(body, seed)) == wanted
+
+
+def test_a_line_comes_with_its_last_byte() -> None:
+    """Nothing waits for the next line."""
+    decoder = NDJSONDecoder()
+    assert [len(decoder.feed(piece)) for piece in (b"1", b"\n", b"2\n3\n4", b"\n")] == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("size", [MIB, MIB + 1])
+def test_e05_the_cap_is_exact(size: int) -> None:
+    """The last byte allowed, and the first that is not."""
+    body = b"x" * size + b"\n"
+    for pieces in ([body], [body[:9], body[9:]], [body[i : i + 70_000] for i in range(0, len(body), 70_000)]):
+        if size <= MIB:
+            assert [len(each.data) for each in events(NDJSONDecoder(), pieces)] == [size]
+        else:
+            with pytest.raises(StreamFault, match="line of more than 1048576 bytes"):
+                events(NDJSONDecoder(), pieces)
+
+
+def test_e09_what_is_no_utf8_is_a_fault_and_never_replaced() -> None:
+    """The good lines before it are not lost, and nothing follows."""
+    decoder = NDJSONDecoder()
+    with pytest.raises(StreamFault, match="not UTF-8") as caught:
+        decoder.feed(b'{"a":1}\n{"b":"\xff"}\n{"c":3}\n')
+    assert [each.data for each in caught.value.events] == ['{"a":1}']
+    for again in (lambda: decoder.feed(b"1\n"), decoder.end):
+        with pytest.raises(StreamFault) as caught:
+            again()
+        assert caught.value.events == ()

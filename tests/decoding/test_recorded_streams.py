@@ -1,0 +1,145 @@
+"""Streams of real servers, recorded by others, cut everywhere.
+
+The recordings lie beside the repository (shared/samples/recorded, see SOURCES.md there); without them
+these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmopt import ChatCall, ChatEvent, Failure, ServerEvent, VerdictKind, compatible
+from llmopt.decoding.framing import decoder_for
+from llmopt.decoding.gather import Gathered
+from tests.decoding.splits import events, halves, random_cuts, single_bytes
+
+FOLDER = Path(__file__).parents[3] / "shared" / "samples" / "recorded"
+CALL = ChatCall(model="m", stream=True)
+
+
+def streams() -> Iterator[Any]:
+    for path in sorted(FOLDER.glob("*.json")):
+        for number, exchange in enumerate(json.loads(path.read_text())["exchanges"]):
+            response = exchange["response"]
+            if "body_text" in response and "stream" in response["headers"].get("content-type", ""):
+                yield pytest.param(response, id=f"{path.stem}-{number}")
+
+
+STREAMS = list(streams())
+WITHOUT = [
+    pytest.param(None, id="none", marks=pytest.mark.skip(reason="no recordings beside the repository"))
+]
+
+
+def decoded(response: Any, pieces: Any) -> list[ServerEvent]:
+    decoder = decoder_for(response["headers"]["content-type"])
+    assert decoder is not None
+    return events(decoder, pieces)
+
+
+@pytest.mark.parametrize("response", STREAMS or WITHOUT)
+def test_e01_a_recording_is_the_same_in_any_pieces(response: Any) -> None:
+    """Cut in two at every byte, in single bytes, in random pieces: the events do not change."""
+    body = response["body_text"].encode()
+    whole = decoded(response, [body])
+    assert len(whole) == body.replace(b"\r", b"").count(b"\ndata: ") + body.startswith(b"data: ")
+    assert decoded(response, single_bytes(body)) == whole
+    for seed in range(50):
+        assert decoded(response, random_cuts(body, seed)) == whole
+    for pieces in halves(body):
+        assert decoded(response, pieces) == whole
+
+
+@cache
+def recording(name: str, number: int = 0) -> tuple[Any, ...]:
+    """What the events of a recording add, and the failures among them."""
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        pytest.skip("no recordings beside the repository")
+    response = json.loads(path.read_text())["exchanges"][number]["response"]
+    return tuple(
+        compatible.parse_stream_event(CALL, event)
+        for event in decoded(response, [response["body_text"].encode()])
+    )
+
+
+def gathered(name: str, number: int = 0) -> Gathered:
+    found = Gathered()
+    for parts in recording(name, number):
+        if not isinstance(parts, Failure):
+            for part in parts:
+                found.add(part)
+    return found
+
+
+def test_the_answer_with_a_tool_call() -> None:
+    """Fragments come together; the usage comes last, with no choice beside it."""
+    found = gathered("openai-chat-stream-usage-last").reply("r1")
+    (call,) = found.tool_calls
+    assert (call.id, call.name, call.arguments) == (
+        "call_ZR5UUuTt3pf61kjwAJIYdVMj",
+        "get_capital",
+        '{"country":"UK"}',
+    )
+    assert found.finish_reason == "tool_calls"
+    assert found.usage is not None
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (
+        53,
+        15,
+        68,
+    )
+    assert found.model == "gpt-4o-mini-2024-07-18"
+    assert found.id.startswith("chatcmpl-")
+    assert found.request_id == "r1"
+    second = gathered("openai-chat-stream-usage-last", 1)
+    assert second.text == "The capital of the UK is London."
+    assert second.finish_reason == "stop"
+    assert second.last
+
+
+def test_the_answer_in_typed_parts() -> None:
+    """Thoughts are kept apart from words; the usage comes unasked."""
+    found = gathered("mistral-chat-stream-typed-content")
+    assert found.text.startswith("To cross the street safely, follow these steps:\n\n1. Look bot")
+    assert found.reasoning.startswith("Okay, the user")
+    assert (len(found.text), len(found.reasoning)) == (607, 421)
+    assert found.usage is not None
+    assert found.usage.total_tokens == 242
+    assert found.last
+
+
+def test_the_answer_with_comments_and_an_error() -> None:
+    """Fifteen comments and no event; thoughts; an error beside choices; the end as if nothing had been."""
+    kinds = Counter(type(parts) for parts in recording("openrouter-stream-comments-and-error"))
+    assert kinds == {tuple: 4, Failure: 1}
+    (failure,) = [
+        parts for parts in recording("openrouter-stream-comments-and-error") if isinstance(parts, Failure)
+    ]
+    assert failure.error.message == "Token limit reached"
+    assert (failure.status, failure.stated_status) == (200, 400)
+    assert compatible.classify(failure).kind is VerdictKind.BAD_REQUEST
+    assert gathered("openrouter-stream-comments-and-error").reasoning.startswith("We need to respond")
+
+
+def test_a_stream_of_another_dialect_is_no_answer() -> None:
+    """Named events of a provider that has no plugin: nothing is made of them, and nothing breaks."""
+    for parts in recording("anthropic-stream"):
+        assert parts == ()
+
+
+def test_events_come_without_delay() -> None:
+    """Each event of a recording adds its piece at its own place, whatever came in one piece."""
+    added = [
+        part.text
+        for parts in recording("openai-chat-stream-usage-last", 1)
+        for part in parts
+        if isinstance(part, ChatEvent) and part.text
+    ]
+    assert added == ["The", " capital", " of", " the", " UK", " is", " London", "."]

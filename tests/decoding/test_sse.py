@@ -1,0 +1,202 @@
+"""Server-sent events by the rules of the WHATWG, and by what servers send."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from llmopt import ServerEvent
+from llmopt.decoding.fault import MIB, StreamFault
+from llmopt.decoding.sse import SSEDecoder
+from tests.decoding.splits import events, halves, random_cuts, single_bytes
+
+
+def event(data: str, kind: str = "message", *, number: str = "") -> ServerEvent:
+    return ServerEvent(event=kind, data=data, id=number)
+
+
+BOM = b"\xef\xbb\xbf"
+CASES: dict[str, tuple[bytes, list[ServerEvent]]] = {
+    "nothing": (b"", []),
+    "an event": (b"data: a\n\n", [event("a")]),
+    "two events": (b"data: a\n\ndata: b\n\n", [event("a"), event("b")]),
+    # The examples of the standard, section 9.2.6.
+    "the standard: lines of data": (b"data: YHOO\ndata: +2\ndata: 10\n\n", [event("YHOO\n+2\n10")]),
+    "the standard: comment, ids and a space": (
+        b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n",
+        [event("first event", number="1"), event("second event"), event(" third event")],
+    ),
+    "the standard: data without a colon": (b"data\n\ndata\ndata\n\n", [event(""), event("\n")]),
+    "the standard: the space may lack": (b"data:test\n\ndata: test\n\n", [event("test"), event("test")]),
+    # Ends of lines.
+    "CRLF": (b"data: a\r\n\r\ndata: b\r\n\r\n", [event("a"), event("b")]),
+    "CR": (b"data: a\r\rdata: b\r\r", [event("a"), event("b")]),
+    "mixed": (b"data: a\r\n\ndata: b\n\r\ndata: c\r\ndata: d\r\r\n", [event("a"), event("b"), event("c\nd")]),
+    "CR, then LF, is one end": (b"data: a\r\ndata: b\r\n\n", [event("a\nb")]),
+    "many blank lines": (b"\n\n\ndata: a\n\n\n\n\ndata: b\n\n\n", [event("a"), event("b")]),
+    # The byte order mark.
+    "BOM": (BOM + b"data: a\n\n", [event("a")]),
+    "BOM and nothing": (BOM, []),
+    "a second BOM is part of a name": (BOM + BOM + b"data: a\n\ndata: b\n\n", [event("b")]),
+    "BOM later": (b"data: a\n\n" + BOM + b"data: b\n\n", [event("a")]),
+    "BOM in data": (b"data: " + BOM + b"\n\n", [event("\ufeff")]),
+    "half a BOM": (b"\xef\xbb", []),
+    # Fields.
+    "data before event": (b"data: a\nevent: x\n\n", [event("a", "x")]),
+    "event before data": (b"event: x\ndata: a\n\n", [event("a", "x")]),
+    "the last event name counts": (b"event: x\nevent: y\ndata: a\n\n", [event("a", "y")]),
+    "an empty event name": (b"event: x\nevent:\ndata: a\n\n", [event("a")]),
+    "event without data": (b"event: x\n\ndata: a\n\n", [event("a")]),
+    "id without data": (b"id: 7\n\ndata: a\n\n", [event("a", number="7")]),
+    "an id stays": (b"id: 7\ndata: a\n\ndata: b\n\n", [event("a", number="7"), event("b", number="7")]),
+    "an id with NUL is none": (b"id: 7\n\nid: a\0b\ndata: a\n\n", [event("a", number="7")]),
+    "retry": (b"retry: 10\ndata: a\n\nretry: 10\n\n", [event("a")]),
+    "unknown fields": (b"dat: x\ndatax: x\nDATA: x\n data: x\ndata: a\n\n", [event("a")]),
+    "one space is taken": (b"data:  a \n\n", [event(" a ")]),
+    "a tab is not": (b"data:\ta\n\n", [event("\ta")]),
+    "colons in data": (b"data: a: b:c\n\ndata::\n\n", [event("a: b:c"), event(":")]),
+    "comments": (b": ping\n\n:\n\n:x\ndata: a\n:y\n\n", [event("a")]),
+    "empty data": (b"data:\n\ndata: \n\n", [event(""), event("")]),
+    # Text.
+    "line separators of Unicode": ("data: a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\n\n".encode(), [event("a\u2028b\u2029c\x85d\x0be\x0cf\x1cg")]),
+    "NUL in data": (b"data: a\0b\n\n", [event("a\0b")]),
+    "text of several bytes": ("data: ä€𝄞\n\n".encode(), [event("ä€𝄞")]),
+    # What servers add to the standard.
+    "no blank line at the end": (b"data: a\n\ndata: [DONE]\n", [event("a"), event("[DONE]")]),
+    "no end of line at the end": (b"data: a\n\ndata: [DONE]", [event("a"), event("[DONE]")]),
+    "an event name at the end": (b"data: a\nevent: x", [event("a", "x")]),
+    "the field of old llama.cpp": (b'error: {"code":500}\n\ndata: [DONE]\n\n', [event('{"code":500}', "error"), event("[DONE]")]),
+    "half a field at the end": (b"data: a\n\ndat", [event("a")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "expected"), CASES.values(), ids=CASES.keys())
+def test_e02_by_the_standard_in_any_pieces(body: bytes, expected: list[ServerEvent]) -> None:
+    """Whole, cut in two anywhere, byte by byte."""
+    assert events(SSEDecoder(), [body]) == expected
+    assert events(SSEDecoder(), single_bytes(body)) == expected
+    for pieces in halves(body):
+        assert events(SSEDecoder(), pieces) == expected
+    for seed in range(20):
+        assert events(SSEDecoder(), random_cuts(body, seed)) == expected
+
+
+@pytest.mark.parametrize(
+    ("pieces", "counts"),
+    [
+        ((b"data: a\n", b"\n"), (0, 1)),
+        ((b"data: a\r\n\r", b"\ndata: b\r", b"\r"), (1, 0, 1)),
+        ((b"data: a\r\r", b"data: b\n\n"), (1, 1)),
+        ((b"data: a\n\nda", b"ta: b\n\ndata: c\n\n"), (1, 2)),
+    ],
+)
+def test_an_event_comes_with_its_last_byte(pieces: tuple[bytes, ...], counts: tuple[int, ...]) -> None:
+    """Nothing waits for what follows: not for the LF behind a CR, not for another event."""
+    decoder = SSEDecoder()
+    assert tuple(len(decoder.feed(piece)) for piece in pieces) == counts
+
+
+def test_e05_an_endless_line_is_a_fault_at_the_cap() -> None:
+    """At 1 MiB, in pieces of any size, in data and in comments."""
+    for start in (b"data: ", b": ", b"nothing", b""):
+        decoder = SSEDecoder()
+        decoder.feed(start)
+        fed = 0
+        with pytest.raises(StreamFault, match="line of more than 1048576 bytes") as caught:
+            while fed <= 2 * MIB:
+                fed += 65_536
+                decoder.feed(b"x" * 65_536)
+        assert caught.value.reason == "line"
+        assert fed <= MIB + 2 * 65_536
+
+
+@pytest.mark.parametrize("size", [MIB, MIB + 1])
+@pytest.mark.parametrize("whole", [True, False])
+def test_e05_the_cap_is_exact(size: int, whole: bool) -> None:
+    """The last byte allowed, and the first that is not."""
+    line = b"data: " + b"x" * (size - 6)
+    pieces = [line + b"\n\n"] if whole else [line[:500_000], line[500_000:], b"\n\n"]
+    if size <= MIB:
+        assert [len(each.data) for each in events(SSEDecoder(), pieces)] == [size - 6]
+    else:
+        with pytest.raises(StreamFault):
+            events(SSEDecoder(), pieces)
+
+
+def test_e05_an_event_of_many_lines_is_a_fault_at_the_cap() -> None:
+    """2 MiB in lines of 1 KiB; lines without a byte of data count too."""
+    for line in (b"data: " + b"x" * 1024 + b"\n", b"data\n"):
+        decoder = SSEDecoder()
+        with pytest.raises(StreamFault, match="an event of more than 1048576 bytes") as caught:
+            for _ in range(2 * MIB // 100):
+                decoder.feed(line * 100)
+        assert caught.value.reason == "event"
+
+
+def test_a_lower_cap_for_events_holds_for_single_lines_too() -> None:
+    """The quick way is no way around it."""
+    assert events(SSEDecoder(max_event=3), [b"data: abc\n\n"]) == [event("abc")]
+    with pytest.raises(StreamFault, match="event of more than 3 bytes"):
+        events(SSEDecoder(max_event=3), [b"data: abcd\n\n"])
+
+
+def test_e05_a_million_events_take_steady_memory() -> None:
+    """What has been given out is not kept."""
+    decoder = SSEDecoder()
+    piece = b"data: x\n\n" * 1_000
+    decoder.feed(piece)
+    before = sys.getallocatedblocks()
+    count, most = 0, 0
+    for _ in range(1_000):
+        count += len(decoder.feed(piece))
+        most = max(most, sys.getallocatedblocks() - before)
+    assert count == 1_000_000
+    assert most < 1_000
+
+
+@pytest.mark.parametrize(
+    "line", [b"data: \xff", b"data: \xe4\xf6", b"event: \xff\ndata: a", b"id: \x80", b"data: \xed\xa0\x80"]
+)
+def test_e09_what_is_no_utf8_is_a_fault_and_never_replaced(line: bytes) -> None:
+    """Latin-1, half a character, a lone surrogate; the good events before it are not lost."""
+    body = b"data: good\n\n" + line + b"\n\ndata: after\n\n"
+    decoder = SSEDecoder()
+    with pytest.raises(StreamFault, match="not UTF-8") as caught:
+        decoder.feed(body)
+    assert caught.value.reason == "utf8"
+    assert caught.value.events == (event("good"),)
+    for pieces in halves(body):
+        decoder, found = SSEDecoder(), []
+        with pytest.raises(StreamFault):
+            for piece in pieces:
+                found += decoder.feed(piece)
+
+
+def test_a_comment_need_not_be_utf8() -> None:
+    """Nobody reads it."""
+    assert events(SSEDecoder(), [b": \xff\ndata: a\n\n"]) == [event("a")]
+
+
+def test_after_a_fault_a_decoder_gives_nothing_more() -> None:
+    """It would be anybody's guess what belongs to what."""
+    decoder = SSEDecoder(max_line=8)
+    with pytest.raises(StreamFault):
+        decoder.feed(b"data: far too long")
+    for again in (lambda: decoder.feed(b"\n\ndata: a\n\n"), decoder.end):
+        with pytest.raises(StreamFault, match="more than 8 bytes") as caught:
+            again()
+        assert caught.value.events == ()
+
+
+def test_an_event_that_the_stream_ends_in_can_be_a_fault() -> None:
+    """As any other."""
+    decoder = SSEDecoder()
+    decoder.feed(b"data: \xc3")
+    with pytest.raises(StreamFault, match="not UTF-8"):
+        decoder.end()
+
+
+def test_data_does_not_show_itself() -> None:
+    """Texts stay out of logs."""
+    assert "secret" not in repr(event("secret"))

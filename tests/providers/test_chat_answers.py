@@ -1,0 +1,306 @@
+"""Chat answers of the common dialect, read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llmopt import (
+    ChatCall,
+    ChatEvent,
+    ChatReply,
+    Failure,
+    HttpResponse,
+    InvalidResponse,
+    ServerEvent,
+    ToolCall,
+    ToolCallPart,
+    Usage,
+    VerdictKind,
+    compatible,
+)
+
+CALL = ChatCall(model="m")
+
+
+def streamed(value: Any, kind: str = "message") -> tuple[ChatEvent, ...] | Failure:
+    data = value if isinstance(value, str) else json.dumps(value)
+    return compatible.parse_stream_event(CALL, ServerEvent(event=kind, data=data))
+
+
+def one(value: Any) -> ChatEvent:
+    found = streamed(value)
+    assert isinstance(found, tuple)
+    (event,) = found
+    return event
+
+
+def delta(finish_reason: Any = None, **said: Any) -> dict[str, Any]:
+    return {"id": "c", "model": "m", "choices": [{"index": 0, "delta": said, "finish_reason": finish_reason}]}
+
+
+def reply(value: Any) -> ChatReply | Failure:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return compatible.parse_chat(CALL, HttpResponse(status=200, body=body))
+
+
+def message(finish_reason: Any = "stop", **said: Any) -> dict[str, Any]:
+    said = {"role": "assistant", **said}
+    return {
+        "id": "c",
+        "model": "m",
+        "choices": [{"index": 0, "message": said, "finish_reason": finish_reason}],
+    }
+
+
+def test_words() -> None:
+    """Text, id, model, and all that the server sent."""
+    value = delta(content="Hi")
+    assert one(value) == ChatEvent(text="Hi", id="c", model="m", raw=value)
+    found = reply(message(content="Hi"))
+    assert isinstance(found, ChatReply)
+    assert (found.text, found.finish_reason, found.id, found.model) == ("Hi", "stop", "c", "m")
+    assert found.request_id is None
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_thoughts_stand_apart(key: str) -> None:
+    """Under either of the keys that servers use."""
+    assert one(delta(content=None, **{key: "hm"})).reasoning == "hm"
+    found = reply(message(content="a", **{key: "hm"}))
+    assert isinstance(found, ChatReply)
+    assert (found.text, found.reasoning) == ("a", "hm")
+
+
+def test_thoughts_that_are_told_twice_are_read_once() -> None:
+    """Some gateways send them under both keys."""
+    assert one(delta(reasoning="hm", reasoning_content="hm")).reasoning == "hm"
+    assert one(delta(reasoning="", reasoning_content=None)).reasoning == ""
+
+
+def test_typed_parts() -> None:
+    """Text, thoughts in parts or as text, a refusal; parts of another type are left alone."""
+    content = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "h"}, {"type": "reference", "x": 1}]},
+        {"type": "thinking", "thinking": "m"},
+        {"type": "text", "text": "a"},
+        {"type": "reference", "reference_ids": [1]},
+        {"text": "b"},
+        {"type": "refusal", "refusal": "n"},
+    ]
+    event = one(delta(content=content))
+    assert (event.text, event.reasoning, event.refusal) == ("ab", "hm", "n")
+
+
+def test_a_refusal_stands_apart() -> None:
+    """It is no answer."""
+    assert one(delta(content=None, refusal="no")).refusal == "no"
+    found = reply(message(content=None, refusal="no"))
+    assert isinstance(found, ChatReply)
+    assert (found.text, found.refusal) == ("", "no")
+
+
+def test_tool_calls() -> None:
+    """Fragments with and without index, id and name; arguments as text or as an object."""
+    wire = [
+        {"index": 3, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}},
+        {"function": {"arguments": '{"x"'}},
+        {"index": True, "function": {"name": "g", "arguments": {"y": 1}}},
+        {"index": 0, "id": None, "function": None},
+    ]
+    assert one(delta(tool_calls=wire)).tool_calls == (
+        ToolCallPart(index=3, id="a", name="f"),
+        ToolCallPart(index=1, arguments='{"x"'),
+        ToolCallPart(index=2, name="g", arguments='{"y":1}'),
+        ToolCallPart(index=0),
+    )
+    found = reply(message("tool_calls", content=None, tool_calls=wire[:1]))
+    assert isinstance(found, ChatReply)
+    assert found.tool_calls == (ToolCall(id="a", name="f"),)
+
+
+def test_the_first_choice_is_read() -> None:
+    """Of several, by its index and not by its place; the others are in raw."""
+    choices = [{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "a"}}]
+    assert one({"choices": choices}).text == "a"
+    assert one({"choices": choices[:1]}).text == ""
+    assert one({"choices": [{"delta": {"content": "c"}}]}).text == "c"
+
+
+def test_usage() -> None:
+    """Without a choice, beside one, null, or what cannot be believed."""
+    counts = {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    wanted = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5, cached_tokens=1, reasoning_tokens=2)
+    assert one({"choices": [], "usage": counts}) == ChatEvent(
+        usage=wanted, raw={"choices": [], "usage": counts}
+    )
+    assert one({"usage": counts}).usage == wanted
+    assert one({**delta("stop"), "usage": counts}).usage == wanted
+    for nothing in (None, {}, [], "5", {"total_tokens": -1}, {"prompt_tokens": True}):
+        assert one({**delta(), "usage": nothing}).usage is None
+    other = {"prompt_tokens": 1, "prompt_token_details": {"cached_tokens": 1}, "prompt_tokens_details": None}
+    assert one({"usage": other}).usage == Usage(prompt_tokens=1, total_tokens=1, cached_tokens=1)
+    assert one({"usage": {"prompt_tokens": 4, "num_cached_tokens": 3}}).usage == Usage(
+        prompt_tokens=4, total_tokens=4, cached_tokens=3
+    )
+
+
+def test_the_end_is_the_end_by_every_character() -> None:
+    """E08: strict equality; all else is an event like any other, and is no JSON."""
+    assert streamed("[DONE]") == (ChatEvent(last=True),)
+    for nearly in ("[DONE]x", " [DONE]", "[DONE] ", "[done]", "[DONE", "DONE"):
+        with pytest.raises(InvalidResponse, match="is not JSON"):
+            streamed(nearly)
+
+
+@pytest.mark.parametrize(
+    "data", ["", " ", "\n", "{}", '{"type":"ping"}', '{"choices_":[]}', '{"message":null}']
+)
+def test_what_is_empty_or_unknown_adds_nothing(data: str) -> None:
+    """Pings, and kinds of events that are yet to come."""
+    assert streamed(data) == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        # Azure: before the first word, and a filter's verdict behind the last one.
+        {"id": "", "object": "", "created": 0, "model": "", "prompt_filter_results": [{}], "choices": [], "usage": None},
+        {"choices": [{"index": 0, "finish_reason": None, "content_filter_results": {}, "content_filter_offsets": {}}]},
+        {"choices": [{"index": 0, "delta": None}]},
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
+        {"choices": None},
+        {**delta(content=None), "obfuscation": "x", "x_groq": {}, "sla_metrics": 1, "provider": "P"},
+    ],
+)  # fmt: skip
+def test_chunks_without_words_are_no_errors(value: Any) -> None:
+    """They are handed on, with what the server sent, and add nothing."""
+    event = one(value)
+    assert not event.adds
+    assert event.raw == value
+
+
+ERRORS: list[Any] = [
+    {"error": {"message": "it failed", "type": "server_error", "param": None, "code": None}},
+    {"error": {"message": "it failed"}, "choices": [{"index": 0, "delta": {"content": ""}}]},
+    {"error": "it failed"},
+    {"error": {"message": "it failed"}, "message": "it failed"},
+    {"object": "error", "message": "it failed", "type": "internal", "code": "1"},
+    {"message": "it failed"},
+    {"detail": "it failed"},
+    {"detail": [{"loc": ["body"], "msg": "it failed"}]},
+]
+
+
+@pytest.mark.parametrize("value", ERRORS)
+def test_errors_in_all_their_shapes(value: Any) -> None:
+    """In a stream and instead of an answer; never taken for words."""
+    for found in (streamed(value), streamed(value, "error"), reply(value)):
+        assert isinstance(found, Failure)
+        assert "it failed" in found.error.message
+        assert (found.status, found.operation, found.model) == (200, "chat", "m")
+        assert compatible.classify(found).kind is VerdictKind.TRANSIENT
+
+
+@pytest.mark.parametrize(
+    "data", ['{"code":500,"message":"it failed","type":"server_error"}', "it failed", ""]
+)
+def test_an_event_named_error_is_one_whatever_it_holds(data: str) -> None:
+    """Groq and LM Studio name it so, and old llama.cpp's own field comes as such."""
+    found = streamed(data, "error")
+    assert isinstance(found, Failure)
+    assert found.error.message in ("it failed", "")
+
+
+def test_a_finish_reason_of_error_is_an_error() -> None:
+    """Mistral describes it; an answer that ends so is none."""
+    for found in (
+        streamed(delta("error", content="half an ans")),
+        reply(message("error", content="half an ans")),
+    ):
+        assert isinstance(found, Failure)
+        assert found.error.message == 'the model ended its answer with finish_reason "error"'
+        assert compatible.classify(found).kind is VerdictKind.TRANSIENT
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        ({"code": 502, "message": "x"}, 502, VerdictKind.TRANSIENT),
+        ({"code": "429", "message": "x"}, 429, VerdictKind.RATE_LIMITED),
+        ({"status_code": 400, "code": "tool_use_failed"}, 400, VerdictKind.BAD_REQUEST),
+        ({"code": 529, "type": "overloaded_error"}, 529, VerdictKind.OVERLOADED),
+        ({"code": "insufficient_quota"}, 200, VerdictKind.QUOTA_EXHAUSTED),
+        ({"type": "rate_limit_error", "code": None}, 200, VerdictKind.RATE_LIMITED),
+        ({"type": "service_unavailable_error"}, 200, VerdictKind.OVERLOADED),
+        ({"type": "invalid_request_error"}, 200, VerdictKind.BAD_REQUEST),
+        ({"type": "BadRequestError", "code": "1300"}, 200, VerdictKind.BAD_REQUEST),
+        ({"code": "content_filter"}, 200, VerdictKind.CONTENT_FILTERED),
+        ({"code": True, "message": "x"}, 200, VerdictKind.TRANSIENT),
+    ],
+)
+def test_an_error_in_a_stream_is_judged_by_what_it_states(error: Any, status: int, kind: VerdictKind) -> None:
+    """A status if it names one, else its code or type; the answer's own status is a success."""
+    found = streamed({"error": error})
+    assert isinstance(found, Failure)
+    assert (found.status, found.stated_status) == (200, status)
+    assert compatible.classify(found).kind is kind
+
+
+@pytest.mark.parametrize("data", ["nonsense", "[1]", "null", "7", '"a"', '{"a":', '{"a":NaN}', "[" * 100_000])
+def test_e09_an_event_that_is_no_object_is_refused(data: str) -> None:
+    """Without the text in the message."""
+    with pytest.raises(InvalidResponse) as caught:
+        streamed(data)
+    assert caught.value.reason == "json"
+    assert "nonsense" not in str(caught.value)
+
+
+WRONG: list[dict[str, Any]] = [
+    {"choices": {}},
+    {"choices": "a"},
+    {"choices": [1]},
+    {"choices": [{"delta": []}]},
+    {"choices": [{"delta": "a"}]},
+    delta(content=1),
+    delta(content={"a": 1}),
+    delta(content=["a"]),
+    delta(content=[{"type": "text", "text": 1}]),
+    delta(content=[{"type": "thinking", "thinking": {}}]),
+    delta(content=[{"type": "thinking", "thinking": ["a"]}]),
+    delta(refusal=1),
+    delta(tool_calls={}),
+    delta(tool_calls=["a"]),
+    delta(tool_calls=[{"function": "f"}]),
+    delta(tool_calls=[{"function": {"name": 1}}]),
+    delta(tool_calls=[{"function": {"arguments": 1}}]),
+    delta(tool_calls=[{"id": 1}]),
+    delta(1),
+    delta(["stop"]),
+]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: json.dumps(value)[-60:])
+def test_words_of_a_wrong_type_are_refused(value: dict[str, Any]) -> None:
+    """They must not vanish."""
+    with pytest.raises(InvalidResponse) as caught:
+        streamed(value)
+    assert caught.value.reason == "type"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, [], {"choices": []}, {"choices": None}, {"choices": [{"index": 1, "message": {}}]}, {"choices": [{}]}, {"choices": [{"message": None}]}, {"choices": [{"message": "a"}]}, message(content=1), message(3), b"", b"<html>", b"\xff"],
+)  # fmt: skip
+def test_an_answer_without_an_answer_is_refused(value: Any) -> None:
+    """Whatever it is, it is no empty answer."""
+    with pytest.raises(InvalidResponse):
+        reply(value)
