@@ -82,6 +82,7 @@ async def test_the_events_tell_the_whole_story() -> None:
                 pass
     names = [each.name for each in told if not each.name.startswith("pool.")]
     assert names[3:] == ["stream.chunk"] * 6 + ["request.attempt", "request.end"]
+    told = [each for each in told if not each.name.startswith("pool.")]
     pieces = [each for each in told if each.name == "stream.chunk"]
     assert [each.events for each in pieces] == [1] * 6
     assert [each.size for each in pieces] == [*map(len, said()[1:]), len(DONE)]
