@@ -1,6 +1,6 @@
 """The lists of models of sixty providers at once, five of which fail: what it costs, and what is left without a network.
 
-    python benchmarks/catalogue.py
+    python benchmarks/sixty_providers.py
 
 Starts the sixty in a process of its own on loopback, each with 100 models and 200 ms for an answer.
 """
