@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import CatalogPage, Failure, HttpResponse, InvalidResponse, Model, Prices, compatible
@@ -292,6 +292,7 @@ _KEYS = st.sampled_from([
 ])  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(_KEYS | st.text(), _VALUES, max_size=8), max_size=5))
 def test_no_entry_breaks_the_list(entries: list[dict[str, Any]]) -> None:
     """Every entry is a model or is counted, and a model's own entry is what came."""

@@ -6,7 +6,7 @@ import pickle
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import Catalog, Model, Prices
@@ -38,6 +38,7 @@ _MODELS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_MODELS, max_size=5))
 def test_what_was_packed_comes_back(models: list[Model]) -> None:
     """Field by field, the provider's own entry too."""

@@ -14,8 +14,8 @@ RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"
 def public(kind: type) -> dict[str, inspect.Signature]:
     return {
         name: inspect.signature(value)
-        for name, value in vars(kind).items()
-        if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")
+        for name, value in inspect.getmembers(kind, inspect.isfunction)
+        if value.__module__.startswith("llmopt.client") and (not name.startswith("_") or name == "__init__")
     }
 
 

@@ -1,4 +1,4 @@
-"""C01, C04, C05: cancellation at every turn of the loop, and crowds."""
+"""C01, C02, C04, C05: cancellation at every turn of the loop, and crowds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ import numpy as np
 import pytest
 
 import llmopt
-from tests.faults import FaultServer, answer_openai, vector_for
+from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.faults import (
+    Answer,
+    FaultServer,
+    Framing,
+    Request,
+    Respond,
+    Script,
+    Send,
+    Stall,
+    Wait,
+    answer_openai,
+    chunked,
+    stream_events,
+    vector_for,
+)
+from tests.faults.script import Reply
 
 MODEL = "server/m"
 TURNS = 120
@@ -46,11 +62,31 @@ async def batch_list_models(client: llmopt.AsyncClient) -> None:
     assert len((await client.batch_list_models(["server"]))["server"]) > 0  # type: ignore[arg-type] # a Catalog
 
 
+async def chat(client: llmopt.AsyncClient) -> None:
+    assert (await client.chat(MODEL, [{"role": "user", "content": "Hello?"}])).text == "Hello world"
+
+
+async def stream(client: llmopt.AsyncClient) -> None:
+    async with client.stream(MODEL, [{"role": "user", "content": "Hello?"}]) as events:
+        async for _ in events:
+            # As a reader that does something with each event.
+            await asyncio.sleep(0)
+    assert events.text == "Hello world"
+
+
+async def stream_left_early(client: llmopt.AsyncClient) -> None:
+    async with client.stream(MODEL, [{"role": "user", "content": "Hello?"}]) as events:
+        await anext(events)
+
+
 CALLS: list[Callable[[llmopt.AsyncClient], Awaitable[None]]] = [
     embed,
     embed_iter,
     list_models,
     batch_list_models,
+    chat,
+    stream,
+    stream_left_early,
 ]
 
 
@@ -75,6 +111,28 @@ def at_rest(client: llmopt.AsyncClient) -> bool:
     ) * 4
 
 
+async def all_at_rest(client: llmopt.AsyncClient) -> None:
+    """Nothing is held any more, at the latest when the formal end of a stream has come."""
+    for _ in range(20):
+        if at_rest(client):
+            return
+        await asyncio.sleep(0)
+    assert at_rest(client)
+
+
+def answer_slowly(request: Request) -> Reply:
+    """Streams event by event, and their end a little later; everything else at once."""
+    if not (request.path.endswith("/chat/completions") and request.json().get("stream")):
+        return answer_openai(request)
+    head = Answer(200, b"", [("content-type", "text/event-stream")], Framing.CHUNKED).head()
+    pieces = [chunked(each).removesuffix(END) for each in stream_events(["Hello", " world"])]
+    steps = [step for piece in [head, *pieces, END] for step in (Send(piece), Wait(0.0), Wait(0.0))]
+    return Script(steps)
+
+
+END = b"0\r\n\r\n"
+
+
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 async def test_c01_cancelled_at_every_turn(
@@ -82,7 +140,7 @@ async def test_c01_cancelled_at_every_turn(
 ) -> None:
     """The next call succeeds, and nothing is held by a call that is gone."""
     async with FaultServer() as server:
-        server.default(answer_openai)
+        server.default(answer_slowly)
         running = True
         turns = 0
         while running and turns < TURNS:
@@ -92,9 +150,75 @@ async def test_c01_cancelled_at_every_turn(
                     await call(client)
                 running = await cancelled_after(turns, call(client))
                 await call(client)
-                assert at_rest(client)
+                await all_at_rest(client)
             turns += 1
         assert turns > 3
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+async def test_c01_a_close_cancelled_at_every_turn(warm: bool) -> None:
+    """With and without a call under way: nothing stays open, and closing again is fine."""
+    async with FaultServer() as server:
+        server.default(answer_openai)
+        running, turns = True, 0
+        while running and turns < TURNS:
+            client = llmopt.AsyncClient(config(server))
+            if warm:
+                await embed(client)
+            server.play(Script([Stall()]))
+            call = asyncio.create_task(client.embed(MODEL, [f"call {turns}"]))
+            await server.wait_for(lambda: not server.unplayed)
+            running = await cancelled_after(turns, client.aclose())
+            await client.aclose()
+            with pytest.raises(llmopt.ClientClosed):
+                await call
+            await server.wait_all_closed()
+            turns += 1
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_c02_cancelled_twice_at_every_turn() -> None:
+    """The second one while the first is being cleaned up after."""
+    async with FaultServer() as server:
+        server.default(answer_openai)
+        for turns in range(40):
+            for between in range(4):
+                async with llmopt.AsyncClient(config(server)) as client:
+                    task = asyncio.ensure_future(embed(client))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                    for _ in range(between):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                    await asyncio.wait([task])
+                    await embed(client)
+                    assert at_rest(client)
+
+
+def test_c02_cancelled_in_the_moment_of_a_time_out() -> None:
+    """Of the attempt, of the deadline, of a back-off: the caller's wish is what counts."""
+
+    async def main(clock: SimulatedClock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            llmopt.AsyncClient(
+                config(server, timeouts={"read": 2.0}, retry_delay=1.0), clock=clock
+            ) as client,
+        ):
+            server.default(answer_openai)
+            await embed(client)
+            for deadline in (None, 2.0):
+                server.play(Script([Stall()]))
+                call = asyncio.create_task(client.embed(MODEL, ["a"], deadline=deadline))
+                asyncio.get_running_loop().call_later(2.0, call.cancel)
+                outcome = (await asyncio.gather(call, return_exceptions=True))[0]
+                assert isinstance(outcome, (asyncio.CancelledError, llmopt.DeadlineExceeded))
+                assert deadline or call.cancelled()
+                await embed(client)
+                assert at_rest(client)
+
+    run_simulated(main)
 
 
 async def test_c04_ten_thousand_calls_on_ten_connections() -> None:
@@ -120,8 +244,6 @@ async def test_c05_thousands_of_waiters_are_cancelled() -> None:
     """The lines are empty, and the next call succeeds."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server, pool_size=4)) as client:
-        from tests.faults import Respond, Script, Wait
-
         server.default(answer_openai)
         server.play(*[Script([Wait(gate), Respond(answer_openai)])] * 4)
         calls = [asyncio.create_task(client.embed(MODEL, [f"text {number}"])) for number in range(3_000)]
@@ -139,8 +261,6 @@ async def test_c06_closing_in_many_ways() -> None:
     """Many at once, during a call, and a call afterwards."""
     gate = asyncio.Event()
     async with FaultServer() as server:
-        from tests.faults import Respond, Script, Wait
-
         server.default(Script([Wait(gate), Respond(answer_openai)]))
         client = llmopt.AsyncClient(config(server))
         call = asyncio.create_task(client.embed(MODEL, ["a"]))

@@ -223,5 +223,5 @@ async def test_work_that_is_stopped_before_it_began() -> None:
     async def work() -> None:
         raise AssertionError("it never begins")
 
-    flights.launch(work(), lambda: None)
+    flights.launch(work, lambda: None)
     await flights.aclose()

@@ -6,12 +6,13 @@ import asyncio
 import gc
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 import llmopt
+from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.engine.streams import (
     ASKED,
     DONE,
@@ -264,91 +265,160 @@ async def test_e05_a_flood_of_tiny_events_is_read_in_steady_memory() -> None:
     assert peak < 32 << 20
 
 
-# E06: silence.
+# E06: silence, in simulated time and with the times that a hosted provider has.
+
+PINGS = b'event: ping\ndata: {"type": "ping"}\n\n'
+SIGNS = [None, b": comment\n\n", PINGS]
 
 
-@pytest.mark.parametrize(
-    "alive", [None, b": comment\n\n", b"event: ping\ndata: {}\n\n"], ids=["still", "comments", "pings"]
-)
-async def test_e06_no_first_event(alive: bytes | None) -> None:
-    """Signs of life are no event; it is tried again once, since it may have been carried out."""
-    signs = [Repeat([Send(chunk(alive)), Wait(0.01)])] if alive else []
-    times = {"first": 0.15, "first_event": 0.15}
-    async with FaultServer() as server, llmopt.AsyncClient(config(server, times, max_retries=3)) as client:
-        server.default(Script([Send(head()), *signs, Stall()]))
-        with pytest.raises(llmopt.AttemptTimeout, match=r"no first event within 0\.15 s"):
+def in_simulated_time(
+    play: Script, test: Callable[[llmopt.AsyncClient, SimulatedClock], Coroutine[Any, Any, None]]
+) -> list[Request]:
+    """Run a test against a server that plays a script for every request; nothing must be held at its end.
+
+    Returns:
+        The requests that were made.
+    """
+
+    async def main(clock: SimulatedClock) -> list[Request]:
+        async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
+            server.default(play)
+            entry = {"plugin": "openai", "base_url": server.base_url, "api_key": "test-key"}
+            async with llmopt.AsyncClient({"providers": {"server": entry}}, clock=clock) as client:
+                await test(client, clock)
+                await asyncio.sleep(1)
+                assert at_rest(client)
+            return server.requests
+
+    return run_simulated(main)
+
+
+def silent(*pieces: bytes, signs: bytes | None) -> Script:
+    """These pieces, and then nothing but signs of life, one in ten seconds, if any."""
+    alive = [Repeat([Wait(10.0), Send(chunk(signs))])] if signs else [Stall()]
+    return Script([Send(head()), *(Send(chunk(piece)) for piece in pieces), *alive])
+
+
+@pytest.mark.parametrize("signs", SIGNS, ids=["still", "comments", "pings"])
+def test_e06_no_first_event(signs: bytes | None) -> None:
+    """Signs of life are no event. It is tried again once, since it may have been carried out."""
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
+        with pytest.raises(llmopt.AttemptTimeout, match="no first event within 60 s"):
             await events_of(client)
-        await server.wait_all_closed()
-        assert at_rest(client)
-    assert len(server.requests) == 2
+        assert 121 <= clock.elapsed < 123
+
+    assert len(in_simulated_time(silent(signs=signs), test)) == 2
 
 
-async def test_e06_no_head() -> None:
+def test_e06_no_head() -> None:
     """The same time holds for it."""
-    times = {"first": 0.1, "first_event": 0.1}
-    async with FaultServer() as server, llmopt.AsyncClient(config(server, times)) as client:
-        server.default(Script([Stall()]))
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
         with pytest.raises(llmopt.AttemptTimeout):
             await events_of(client)
-    assert len(server.requests) == 2
+        assert 121 <= clock.elapsed < 123
+
+    assert len(in_simulated_time(Script([Stall()]), test)) == 2
 
 
-async def test_e06_a_model_told_to_think_has_longer() -> None:
-    """Five times."""
-    times = {"first": 0.05, "first_event": 0.1, "idle": 0.05}
-    async with FaultServer() as server, llmopt.AsyncClient(config(server, times)) as client:
-        server.play(Script([Send(head()), Wait(0.2), Send(chunk(WHOLE) + END)]))
+@pytest.mark.parametrize("first", [b": thinking\n\n", said()[0]], ids=["comment", "role"])
+def test_e06_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
+    """For its first word, whether or not the stream began with an event before it."""
+    play = Script([Send(head()), Send(chunk(first)), Wait(290.0), Send(chunk(WHOLE) + END)])
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
         assert await text_of(client, reasoning_effort="low") == TEXT
-    assert len(server.requests) == 1
+
+    assert len(in_simulated_time(play, test)) == 1
 
 
 @pytest.mark.parametrize(
-    ("alive", "told"),
+    ("signs", "seconds", "told"),
     [
-        (None, "nothing came for 0.1 s"),
-        (b": comment\n\n", "signs of life"),
-        (b"data: {}\n\n", "signs of life"),
+        (None, 60, "nothing came for 60 s"),
+        (SIGNS[1], 120, "signs of life came for 120 s"),
+        (PINGS, 120, "signs of"),
     ],
     ids=["still", "comments", "pings"],
 )
-async def test_e06_silence_in_the_middle(alive: bytes | None, told: str) -> None:
+def test_e06_silence_in_the_middle(signs: bytes | None, seconds: float, told: str) -> None:
     """Bytes set one clock back, only words the other; what came is kept, nothing is repeated."""
-    signs = [Repeat([Send(chunk(alive)), Wait(0.01)])] if alive else []
-    times = {"first": 0.05, "first_event": 0.05, "idle": 0.1, "idle_content": 0.25}
-    async with FaultServer() as server, llmopt.AsyncClient(config(server, times)) as client:
-        server.default(Script([Send(head()), Send(chunk(b"".join(said()))), *signs, Stall()]))
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
         with pytest.raises(llmopt.StreamIdle, match=told) as caught:
             await events_of(client)
-        await server.wait_all_closed()
-        assert at_rest(client)
-    assert caught.value.text == TEXT
-    assert len(server.requests) == 1
+        assert clock.elapsed == pytest.approx(seconds, abs=0.1)
+        assert caught.value.text == TEXT
+
+    assert len(in_simulated_time(silent(*said(), signs=signs), test)) == 1
 
 
-async def test_e06_a_slow_reader_is_no_silent_server() -> None:
+def test_e06_a_slow_reader_is_no_silent_server() -> None:
     """Time counts only while somebody waits."""
-    times = {"first": 0.05, "first_event": 0.05, "idle": 0.1, "idle_content": 0.1}
-    gate = asyncio.Event()
-    async with FaultServer() as server, llmopt.AsyncClient(config(server, times)) as client:
-        first, *others = said()
-        server.play(
-            Script(
-                [
-                    Send(head()),
-                    Send(chunk(first)),
-                    Wait(gate),
-                    *(Send(chunk(o)) for o in others),
-                    Send(chunk(DONE) + END),
-                ]
-            )
-        )
+    first, *others = said()
+    play = Script([Send(head()), Send(chunk(first)), Wait(700.0), Send(chunk(b"".join(others) + DONE) + END)])
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
         async with client.stream(MODEL, ASKED) as stream:
             await anext(stream)
-            await asyncio.sleep(0.2)
-            gate.set()
+            await asyncio.sleep(690)
+            async for _ in stream:
+                await asyncio.sleep(100)
+        assert stream.text == TEXT
+
+    in_simulated_time(play, test)
+
+
+def test_e06_a_slow_writer_is_no_silent_server() -> None:
+    """A word in 59 seconds is enough."""
+    steps = [step for piece in said() for step in (Wait(59.0), Send(chunk(piece)))]
+    play = Script([Send(head()), *steps, Send(chunk(DONE) + END)])
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
+        assert await text_of(client) == TEXT
+        assert clock.elapsed > 300
+
+    in_simulated_time(play, test)
+
+
+def test_the_deadline_holds_for_the_whole_stream() -> None:
+    """It ends a stream that speaks; what had come can be looked at."""
+    word = Repeat([Send(chunk(said()[1])), Wait(10.0)])
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
+        with pytest.raises(llmopt.DeadlineExceeded, match="middle of the answer"):
+            async with client.stream(MODEL, ASKED, deadline=45) as stream:
+                async for _ in stream:
+                    pass
+        assert clock.elapsed == pytest.approx(45)
+        assert stream.text == WORDS[0] * 5
+
+    in_simulated_time(Script([Send(head()), word]), test)
+
+
+def test_c11_a_loop_that_was_held_up_reads_first_and_judges_then() -> None:
+    """What lies in the socket when the timer is due wins."""
+    words = said()
+    play = Script(
+        [Send(head()), Send(chunk(words[0])), Wait(30.0), Send(chunk(b"".join(words[1:]) + DONE) + END)]
+    )
+
+    async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
+        async def hold_up() -> None:
+            # While nobody else has a turn, the server's time and the time-out both pass.
+            await asyncio.sleep(30.0)
+            clock.advance(100.0)
+
+        async with client.stream(MODEL, ASKED) as stream:
+            await anext(stream)
+            holding = asyncio.create_task(hold_up())
             async for _ in stream:
                 pass
+            await holding
         assert stream.text == TEXT
+
+    in_simulated_time(play, test)
 
 
 # E07, E08: the end.

@@ -12,19 +12,23 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse
+from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse, LLMOptError
 from llmopt.wire.pool import ConnectionPool
 from llmopt.wire.seam import PoolTransport, TransportWire
+from llmopt.wire.stream import WireStream
 from tests.faults import (
     Answer,
     Close,
     FaultServer,
     Framing,
+    Repeat,
     Reset,
     Script,
     Send,
     Stall,
+    Step,
     Wait,
+    chunked,
     cut,
     error_answer,
     flood,
@@ -215,4 +219,77 @@ async def test_a_cancelled_reader_closes(server: FaultServer, pool: ConnectionPo
     await asyncio.wait([task])
     assert task.cancelled()
     await server.wait_all_closed()
+    assert pool.stats().in_use == 0
+
+
+# Leaving before the formal end.
+
+EVENTS = b"".join(stream_events(WORDS))
+
+
+async def opened(wire: Wire, server: FaultServer) -> WireStream:
+    """A stream of which everything but the formal end was read."""
+    stream = await wire.open(asking(server))
+    got = b""
+    while not got.startswith(EVENTS):
+        got += await stream.read()
+    return stream
+
+
+def unended(*steps: Step) -> Script:
+    head = Answer(200, b"", [("content-type", "text/event-stream")], Framing.CHUNKED).head()
+    return Script([Send(head), Send(chunked(EVENTS).removesuffix(b"0\r\n\r\n")), *steps])
+
+
+async def test_drained_when_the_end_comes_soon(server: FaultServer, wire: Wire) -> None:
+    """The connection carries the next request."""
+    gate = asyncio.Event()
+    server.play(unended(Wait(gate), Send(b"0\r\n\r\n")))
+    (await opened(wire, server)).drain(5.0)
+    gate.set()
+    assert (await wire.send(asking(server))).status == 200
+    assert server.connections == 1
+
+
+async def test_drained_when_the_end_is_there_already(server: FaultServer, pool: ConnectionPool) -> None:
+    """The connection is free at once, without a turn of the loop."""
+    server.play(stream_answer(WORDS))
+    stream = await pool.open(asking(server))
+    assert await stream.read() == EVENTS
+    stream.drain(5.0)
+    assert (pool.stats().in_use, pool.stats().idle) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [[Stall()], [Repeat([Send(chunked(b"x" * 1000).removesuffix(b"0\r\n\r\n"))])]],
+    ids=["silence", "a flood"],
+)
+async def test_drained_no_longer_than_allowed(after: list[Step], server: FaultServer, wire: Wire) -> None:
+    """Then the connection is closed."""
+    server.play(unended(*after))
+    (await opened(wire, server)).drain(0.05)
+    await server.wait_all_closed()
+    assert (await wire.send(asking(server))).status == 200
+
+
+async def test_a_pool_closed_while_it_drains(server: FaultServer) -> None:
+    """Does not wait, and leaves nothing."""
+    server.play(unended(Stall()))
+    async with pooled() as pool:
+        (await opened(pool, server)).drain(60.0)
+        assert pool.stats().in_use == 1
+        await pool.aclose()
+    await server.wait_all_closed()
+
+
+async def test_ended_while_it_is_read(server: FaultServer, pool: ConnectionPool) -> None:
+    """Its reader is woken with an error."""
+    server.play(unended(Stall()))
+    stream = await opened(pool, server)
+    reading = asyncio.ensure_future(stream.read())
+    await asyncio.sleep(0)
+    stream.end()
+    with pytest.raises(LLMOptError):
+        await reading
     assert pool.stats().in_use == 0

@@ -30,14 +30,38 @@ _STOP_S: Final = 2.0
 class Work(Generic[T]):
     """A coroutine that runs for another thread: its future, and whether its task has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self.future: Final[Future[T]] = Future()
         self.stopped: Final = threading.Event()
+        self._coroutine: Final = coroutine
+        self._context: Final = contextvars.copy_context()
+        self._started = False
 
-    def follow(self, task: asyncio.Task[T]) -> None:
-        """Tie the future to its task, both ways."""
+    def start(self) -> None:
+        """Make a task of it, on the running loop, and tie the future to that, both ways."""
+        self._started = True
+        task = asyncio.get_running_loop().create_task(self._coroutine, context=self._context)
+        task.add_done_callback(lambda _: self.stopped.set())
         # What run_coroutine_threadsafe does; that function takes no context.
         asyncio.futures._chain_future(task, self.future)  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+
+    def result(self) -> T:
+        """Wait for what comes of it.
+
+        Raises:
+            ClientClosed: the loop was stopped under it: by `close` in another thread.
+        """
+        try:
+            return self.future.result()
+        except CancelledError:
+            raise ClientClosed("the client was closed during the call.") from None
+
+    def drop(self) -> None:
+        """The loop is over, and it will never run, or never run on."""
+        if not self._started:
+            self._coroutine.close()
+        self.future.cancel()
+        self.stopped.set()
 
     def abandon(self) -> None:
         """Cancel the task, unless it has ended, and wait a moment for it to stop."""
@@ -52,6 +76,9 @@ class LoopThread:
     def __init__(self) -> None:
         self.pid: Final = os.getpid()
         self.loop: Final = asyncio.new_event_loop()
+        self._lock: Final = threading.Lock()
+        self._works: Final[set[Work[Any]]] = set()
+        self._over = False
         self._thread: Final = threading.Thread(target=self._serve, name="llmopt", daemon=True)
         self._thread.start()
 
@@ -60,7 +87,13 @@ class LoopThread:
         try:
             self.loop.run_forever()
         finally:
+            # What came in after the loop's last turn would wait for ever: nothing more comes in from here on.
+            with self._lock:
+                self._over = True
+            self.loop.run_until_complete(_end_tasks())
             self.loop.close()
+            for work in tuple(self._works):
+                work.drop()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end and give its result.
@@ -70,30 +103,21 @@ class LoopThread:
         """
         work = self.submit(coroutine)
         try:
-            return work.future.result()
-        except CancelledError:
-            # The loop was stopped under the call: by `close` in another thread.
-            raise ClientClosed("the client was closed during the call.") from None
+            return work.result()
         except BaseException:
             work.abandon()
             raise
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Work[T]:
         """Start a coroutine, with the caller's context variables."""
-        work: Work[T] = Work()
-        context = contextvars.copy_context()
-
-        def start() -> None:
-            task = self.loop.create_task(coroutine, context=context)
-            task.add_done_callback(lambda _: work.stopped.set())
-            work.follow(task)
-
-        try:
-            self.loop.call_soon_threadsafe(start)
-        except RuntimeError:
-            coroutine.close()
-            work.future.cancel()
-            work.stopped.set()
+        work = Work(coroutine)
+        with self._lock:
+            if not self._over:
+                self._works.add(work)
+                self.loop.call_soon_threadsafe(work.start)
+                work.future.add_done_callback(lambda _: self._works.discard(work))
+                return work
+        work.drop()
         return work
 
     def stop(self, farewell: Callable[[], Coroutine[Any, Any, None]], timeout: float | None = None) -> None:
@@ -113,10 +137,15 @@ async def _last(farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         await farewell()
     finally:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await _end_tasks()
+
+
+async def _end_tasks() -> None:
+    """Cancel all other tasks of the loop and wait until they have ended."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def at_exit(stop: Callable[[float], None]) -> Callable[[], None]:

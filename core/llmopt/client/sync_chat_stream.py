@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, Final, Self
 
 from llmopt.client.loop_thread import LoopThread
@@ -54,9 +53,11 @@ class SyncChatStream(ChatView, Iterator[ChatEvent]):
     def close(self) -> None:
         """Stop: the rest of the answer is not wanted. What was handed out stays to be looked at."""
         self._ready.clear()
-        # After the client there is nothing left to close.
-        with suppress(ClientClosed, RuntimeError):
+        try:
             self._thread.run(self.source.aclose())
+        except (ClientClosed, RuntimeError):
+            # The client was closed before, and its connections with it.
+            self.source.abandon()
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         source = getattr(self, "source", None)

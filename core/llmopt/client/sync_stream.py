@@ -10,11 +10,11 @@ import asyncio
 import queue
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, Self
 
 from llmopt.client.loop_thread import LoopThread
+from llmopt.errors import ClientClosed
 from llmopt.operations.embed_stream import EmbedStream
 from llmopt.values.embeddings import EmbeddedPart
 
@@ -101,10 +101,7 @@ class SyncEmbedStream(Iterator[EmbeddedPart]):
             work.abandon()
             self.close()
             raise
-        return self._result(work.future)
-
-    def _result(self, future: Future[EmbeddedPart | None]) -> EmbeddedPart:
-        part = future.result()
+        part = work.result()
         if part is None:
             raise StopIteration
         return part
@@ -131,7 +128,8 @@ class SyncEmbedStream(Iterator[EmbeddedPart]):
 
     def close(self) -> None:
         """Stop the work that is under way."""
-        with suppress(RuntimeError):
+        # After the client there is nothing left to close.
+        with suppress(ClientClosed, RuntimeError):
             self._thread.run(self._stream.aclose())
 
 

@@ -10,6 +10,7 @@ from attrs import asdict, evolve
 
 from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
+from llmopt.engine.counts import Counts
 from llmopt.engine.guards import Guards
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
@@ -58,6 +59,7 @@ class LiveEndpoint:
     Attributes:
         hooks: of the provider's plugin.
         guards: the policies that watch over it.
+        counts: what was done there.
         told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
         asking: held while it is asked.
 
@@ -79,6 +81,7 @@ class LiveEndpoint:
         self.told: Final[dict[str, BatchLimit]] = {}
         self.asking: Final[dict[object, asyncio.Lock]] = {}
         self.hooks: Final = hooks
+        self.counts: Final = Counts()
         self.guards: Final = Guards(self.config, breakers, clock)
         self._transport: Final = transport
         self._telemetry: Final = telemetry
@@ -147,7 +150,7 @@ class LiveEndpoint:
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
-        stats = self.guards.stats()
+        stats = {**self.counts.stats(), **self.guards.stats()}
         pool = getattr(self._wire, "stats", None)
         return stats if pool is None else {**stats, "connections": asdict(pool())}
 

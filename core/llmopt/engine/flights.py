@@ -21,22 +21,22 @@ class Flight(Generic[R]):
     """One piece of work under way.
 
     Args:
-        work: what is to be done.
+        work: begins what is to be done.
         landed: called when it is over, before any waiter goes on, and when everybody has left it, so that
             nobody joins what is being stopped; it may be called twice.
     """
 
-    def __init__(self, work: Coroutine[Any, Any, R], landed: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> None:
         self._waiters = 0
         self._closing = False
         self._landed: Final = landed
         self._task: Final = asyncio.get_running_loop().create_task(self._run(work))
-        # Stopped before its first step, it would never have been awaited.
-        self.when_over(work.close)
+        # A task that is cancelled before its first step never comes to its `finally`.
+        self._task.add_done_callback(lambda _: landed())
 
-    async def _run(self, work: Coroutine[Any, Any, R]) -> R:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         try:
-            return await work
+            return await work()
         finally:
             self._landed()
 
@@ -90,8 +90,8 @@ class Flights:
         """For one kind of work, the parts that are in flight: by name, their flight and place in it."""
         return self._board().tables.setdefault(key, {})
 
-    def launch(self, work: Coroutine[Any, Any, R], landed: Callable[[], None]) -> Flight[R]:
-        """Start some work."""
+    def launch(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> Flight[R]:
+        """Start some work; ``landed`` may be called more than once."""
         board = self._board()
         flight = Flight(work, landed)
         board.flights.add(flight)
@@ -108,7 +108,7 @@ class Flights:
                 if table.get(key, (None,))[0] is flight:
                     del table[key]
 
-            flight: Flight[R] = self.launch(make(), landed)
+            flight: Flight[R] = self.launch(make, landed)
             table[key] = (flight, 0)
         else:
             flight = found[0]

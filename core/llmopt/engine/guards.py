@@ -171,7 +171,7 @@ class Guards:
             "waiting": sum(line.waiting for line in lines),
             "concurrency": max((line.limit for line in lines), default=float(self._endpoint.max_concurrency)),
             "limiters": {model: _standing(limiter) for model, limiter in self._limiters.items()},
-            "breakers": {" ".join(key): repr(pair) for key, pair in self._pairs.items()},
+            "breakers": {" ".join(key): pair.stats() for key, pair in self._pairs.items()},
         }
 
 

@@ -177,6 +177,7 @@ class LiveStream:
         with suppress(RuntimeError):
             if self._loop.is_closed():
                 self._settle("left")
+                self._wire.end()
             else:
                 # Not at once: a garbage collector may call this in the middle of anything.
                 self._loop.call_soon_threadsafe(self._end, "left")

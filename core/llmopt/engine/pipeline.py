@@ -18,12 +18,12 @@ each is a context manager whose exit does not await.
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from collections.abc import Awaitable
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
+from llmopt.engine.account import CANCELLED, OK, Account
 from llmopt.engine.attempt import Held, explain, should_retry
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
@@ -39,21 +39,10 @@ from llmopt.policies.nesting import SingleRetrier, inside_attempt
 from llmopt.policies.permit import Refusal
 from llmopt.policies.retry import Facts
 from llmopt.values.attempt import Attempt
-from llmopt.values.events import (
-    LimitLearned,
-    RequestAttempt,
-    RequestEnd,
-    RequestStart,
-    RequestWait,
-    ResponseCompression,
-    WaitCause,
-)
+from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
 from llmopt.wire.request import WireRequest
-
-if TYPE_CHECKING:
-    from llmopt.policies.stamina_loop import Retry
 
 _W = TypeVar("_W")
 _RETRIER: Final = "llmopt.policies.stamina_loop"
@@ -74,10 +63,9 @@ class Pipeline(Generic[T]):
         self._request: Final = request
         self._call: Final = request.call
         self._clock: Final = clock
-        self._telemetry: Final = telemetry
+        self._account: Final = Account(request.call, fleet.endpoints[0].config.provider, telemetry)
         self._history: Final[list[Attempt]] = []
         self._tried: Final[set[int]] = set()
-        self._sent = 0
         self._should_retry: bool | None = None
         self._new_credential = False
         self._endpoint = fleet.endpoints[0]
@@ -88,21 +76,21 @@ class Pipeline(Generic[T]):
         Raises:
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        if not self._telemetry.on:
+        if not self._account.on:
             return await self._described()
         started = self._clock.now()
-        self._emit_start()
-        outcome = "cancelled"
+        self._account.started(self._request.items, self._request.tokens)
+        outcome = CANCELLED
         try:
             value = await self._described()
-            outcome = "ok"
+            outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
             raise
         else:
             return value
         finally:
-            self._emit_end(outcome, self._clock.now() - started)
+            self._account.ended(self._endpoint, outcome, self._clock.now() - started)
 
     async def _described(self) -> T:
         try:
@@ -153,13 +141,8 @@ class Pipeline(Generic[T]):
                 rest=self._fleet.rest(self._call),
                 elsewhere=self._fleet.elsewhere(self._endpoint, self._call, self._tried),
             ),
-            on_retry=self._tell_retry,
+            on_retry=lambda retry: self._account.retrying(self._endpoint, retry),
         )
-
-    def _tell_retry(self, retry: Retry) -> None:
-        # A wait for a circuit is told of when it is over, as a wait.
-        if retry.decision.reason != "circuit_open":
-            self._telemetry.retry(self._call, self._endpoint.config.provider, retry)
 
     async def _in_process(self) -> T:
         """An engine inside the process: no queues, nothing that needs sparing."""
@@ -168,13 +151,22 @@ class Pipeline(Generic[T]):
         settings = await endpoint.settings()
         prepared = self._prepare(endpoint, settings)
         response: HttpResponse | None = None
+        self._account.sending(endpoint)
         started = self._clock.now()
+        outcome, usage = CANCELLED, None
         try:
             response = await self._exchange(endpoint, prepared, None)
-            return judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+            value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+            outcome, usage = OK, self._request.usage_of(value)
         except LLMOptError as error:
+            outcome = type(error).__name__
             self._history.append(explain(error, endpoint, self._call, response, self._clock.now() - started))
             raise
+        else:
+            return value
+        finally:
+            seconds = self._clock.now() - started
+            self._account.attempted(endpoint, 1, outcome, response, seconds, sent="yes", usage=usage)
 
     async def _attempt(self, number: int) -> T:
         """One HTTP request, or the reason why none may be made."""
@@ -209,7 +201,7 @@ class Pipeline(Generic[T]):
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
         self._tried.add(endpoint.config.index)
-        self._sent += 1
+        self._account.sending(endpoint)
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
@@ -221,9 +213,9 @@ class Pipeline(Generic[T]):
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
         if held.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
-            self._emit_limits(endpoint)
+            self._account.learned(endpoint)
         self._fleet.took(endpoint, seconds)
-        self._emit_attempt(number, "ok", endpoint, response, seconds, sent="yes")
+        self._account.attempted(endpoint, number, OK, response, seconds, sent="yes", usage=usage)
         return value
 
     async def _another_key(self, endpoint: LiveEndpoint, used: Settings) -> bool:
@@ -252,8 +244,9 @@ class Pipeline(Generic[T]):
         self._should_retry = should_retry(response)
         self._history.append(explain(error, endpoint, self._call, response, seconds))
         if held.failed(error, settings, seconds, response):
-            self._emit_limits(endpoint)
-        self._emit_attempt(number, type(error).__name__, endpoint, response, seconds, sent=error.sent)
+            self._account.learned(endpoint)
+        outcome = type(error).__name__
+        self._account.attempted(endpoint, number, outcome, response, seconds, sent=error.sent)
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         request = endpoint.hooks.build_request(self._call, settings)
@@ -271,7 +264,9 @@ class Pipeline(Generic[T]):
         except TimeoutError:
             raise late("while waiting for the answer", "send", sent="maybe") from None
 
-    def _wire_request(self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None) -> WireRequest:
+    def _wire_request(
+        self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None, idle: float | None = None
+    ) -> WireRequest:
         return WireRequest(
             method=prepared.method,
             url=prepared.url,
@@ -280,6 +275,7 @@ class Pipeline(Generic[T]):
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,
+            idle=idle,
             max_body=self._request.max_body,
         )
 
@@ -328,98 +324,12 @@ class Pipeline(Generic[T]):
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()
         got = await wait
-        if self._telemetry.on:
-            self._telemetry.emit(
-                RequestWait(
-                    provider=endpoint.config.provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    cause=cause,
-                    seconds=self._clock.now() - started,
-                )
-            )
+        self._account.waited(endpoint, cause, self._clock.now() - started)
         return got
-
-    def _emit_limits(self, endpoint: LiveEndpoint) -> None:
-        """Its headers taught a limit, or another one than before."""
-        if not self._telemetry.on:
-            return
-        for name, rate in zip(("rpm", "tpm"), endpoint.guards.pace(self._call).rates, strict=True):
-            if math.isfinite(rate):
-                self._telemetry.emit(
-                    LimitLearned(
-                        provider=endpoint.config.provider,
-                        model=self._call.model,
-                        endpoint=endpoint.name,
-                        limit=name,
-                        value=rate * 60,
-                        source="headers",
-                    )
-                )
 
     def _check_deadline(self, when: str) -> None:
         if self._request.deadline.expired():
             raise late(when, "queue")
-
-    def _emit_start(self) -> None:
-        self._telemetry.emit(
-            RequestStart(
-                provider=self._endpoint.config.provider,
-                model=self._call.model,
-                operation=self._call.operation,
-                items=self._request.items,
-                tokens=self._request.tokens,
-            )
-        )
-
-    def _emit_end(self, outcome: str, seconds: float) -> None:
-        self._telemetry.emit(
-            RequestEnd(
-                provider=self._endpoint.config.provider,
-                model=self._call.model,
-                endpoint=self._endpoint.name,
-                operation=self._call.operation,
-                outcome=outcome,
-                attempts=self._sent,
-                seconds=seconds,
-            )
-        )
-
-    def _emit_attempt(
-        self,
-        number: int,
-        outcome: str,
-        endpoint: LiveEndpoint,
-        response: HttpResponse | None,
-        seconds: float,
-        *,
-        sent: Sent,
-    ) -> None:
-        if not self._telemetry.on:
-            return
-        if response is not None and response.info.packed is not None:
-            self._telemetry.emit(
-                ResponseCompression(
-                    provider=endpoint.config.provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    received=response.info.packed,
-                    size=len(response.body),
-                )
-            )
-        self._telemetry.emit(
-            RequestAttempt(
-                provider=endpoint.config.provider,
-                model=self._call.model,
-                endpoint=endpoint.name,
-                attempt=number,
-                outcome=outcome,
-                status=response.status if response is not None else None,
-                seconds=seconds,
-                sent=sent,
-                reused=response.info.reused if response is not None else False,
-            )
-        )
 
 
 def late(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from llmopt.decoding.framing import decoder_for
 from llmopt.decoding.sse import SSEDecoder
+from llmopt.engine.account import CANCELLED, OK
 from llmopt.engine.attempt import Held, explain
 from llmopt.engine.event_reader import EventReader
 from llmopt.engine.fleet import Fleet
@@ -27,7 +28,6 @@ from llmopt.errors import AttemptTimeout, LLMOptError
 from llmopt.policies.clock import Clock
 from llmopt.policies.idle import IdleClocks
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
-from llmopt.values.events import StreamChunk
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
@@ -59,19 +59,18 @@ class StreamPipeline(Pipeline[LiveStream]):
             LLMOptError: there is none; with provider, model, endpoint, request id and all attempts filled in.
         """
         self._began = self._clock.now()
-        if self._telemetry.on:
-            self._emit_start()
-        outcome = "cancelled"
+        self._account.started(self._request.items, self._request.tokens)
+        outcome = CANCELLED
         try:
             stream = await self._described()
-            outcome = "ok"
+            outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
             raise
         else:
             return stream
         finally:
-            if outcome != "ok":
+            if outcome != OK:
                 self._over(outcome)
 
     async def _in_process(self) -> LiveStream:
@@ -84,7 +83,7 @@ class StreamPipeline(Pipeline[LiveStream]):
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> LiveStream:
         self._tried.add(held.endpoint.config.index)
-        self._sent += 1
+        self._account.sending(held.endpoint)
         self._head = None
         started = self._clock.now()
         try:
@@ -94,7 +93,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             raise
         seconds = self._clock.now() - started
         if held.began(stream.head, settings, seconds):
-            self._emit_limits(held.endpoint)
+            self._account.learned(held.endpoint)
         held.keep()
         self._fleet.took(held.endpoint, seconds)
         stream.on_end = partial(self._ended, stream, number, held, settings, started)
@@ -107,7 +106,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         started = self._clock.now()
         try:
             async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
-                wire = await endpoint.wire.open(self._wire_request(endpoint, prepared, left))
+                idle = None if left is None else max(left, endpoint.config.timeouts.idle)
+                wire = await endpoint.wire.open(self._wire_request(endpoint, prepared, left, idle))
                 try:
                     if left is not None:
                         left = max(0.0, left - (self._clock.now() - started))
@@ -151,7 +151,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             idle=self._clocks(held),
             deadline=self._request.deadline,
             clock=self._clock,
-            on_piece=self._emit_piece if self._telemetry.on else None,
+            on_piece=partial(self._account.piece, held.endpoint) if self._account.on else None,
         )
         await stream.begin(whole)
         return stream
@@ -186,7 +186,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         """The stream is over: settle what it cost, tell what it was like, and give everything back."""
         seconds = self._clock.now() - started
         tokens = self._spent(stream.reader)
-        name = "ok" if outcome == "complete" else "cancelled"
+        name = OK if outcome == "complete" else CANCELLED
         if isinstance(outcome, LLMOptError):
             name = type(outcome).__name__
             self._broke(stream.head, held, settings, outcome, seconds, tokens)
@@ -195,9 +195,9 @@ class StreamPipeline(Pipeline[LiveStream]):
         else:
             held.left(tokens)
         held.release()
-        if self._telemetry.on:
-            self._emit_attempt(number, name, held.endpoint, stream.head, seconds, sent="yes")
-            self._over(name)
+        usage = stream.reader.usage
+        self._account.attempted(held.endpoint, number, name, stream.head, seconds, sent="yes", usage=usage)
+        self._over(name)
 
     def _broke(
         self,
@@ -223,20 +223,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         return self._asked.prompt_tokens + reader.characters // _CHARACTERS_PER_TOKEN
 
     def _over(self, outcome: str) -> None:
-        if self._telemetry.on:
-            self._emit_end(outcome, self._clock.now() - self._began)
-
-    def _emit_piece(self, size: int, events: int, seconds: float) -> None:
-        self._telemetry.emit(
-            StreamChunk(
-                provider=self._endpoint.config.provider,
-                model=self._call.model,
-                endpoint=self._endpoint.name,
-                size=size,
-                events=events,
-                seconds=seconds,
-            )
-        )
+        self._account.ended(self._endpoint, outcome, self._clock.now() - self._began)
 
 
 def as_event(reply: ChatReply) -> ChatEvent:

@@ -97,7 +97,7 @@ class SharedWork:
                 if table.get(text, (None,))[0] is flight:
                     del table[text]
 
-        flight = self._flights.launch(self._work(texts), landed)
+        flight = self._flights.launch(lambda: self._work(texts), landed)
         for place, text in enumerate(texts):
             table.setdefault(text, (flight, place))
         return flight

@@ -102,6 +102,10 @@ class BreakerPair:
     def __repr__(self) -> str:
         return f"BreakerPair({self.origin!r}, {self.model!r})"
 
+    def stats(self) -> dict[str, str]:
+        """The state of each, as plain values."""
+        return {"origin": self.origin.state, "model": self.model.state}
+
     @property
     def on_probation(self) -> bool:
         """Whether one of them is waiting for what a single request comes to."""

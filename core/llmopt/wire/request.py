@@ -32,6 +32,8 @@ class WireRequest:
         pool_timeout: seconds to wait for a free connection, None for no bound.
         timeout: seconds for the whole attempt, from the first wait to the last byte of the answer; of a
             stream, to the end of the answer's head. None for no bound.
+        idle: seconds without a byte of a stream after which a transport that nobody can interrupt gives up
+            by itself; None for a long time. No bound for others: their idle clock is the caller's.
         max_body: most bytes that an answer may have once it is unpacked.
     """
 
@@ -42,4 +44,5 @@ class WireRequest:
     connect_timeout: float | None = 10.0
     pool_timeout: float | None = 5.0
     timeout: float | None = 60.0
+    idle: float | None = None
     max_body: int = 512 * 2**20

@@ -72,7 +72,7 @@ class TransportWire:
         """Send a request, and read the answer while it comes; as `ConnectionPool.open`."""
         visit = self._visit(request)
         await visit.guard(visit.open(), request.timeout)
-        visit.read_slowly(_LONGEST_READ if self._isolate else None)
+        visit.read_slowly((request.idle or _LONGEST_READ) if self._isolate else None)
         return WireStream(visit)
 
     @asynccontextmanager

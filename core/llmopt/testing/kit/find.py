@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 
 from llmopt.errors import UnknownProvider
-from llmopt.providers.discovery import discover
+from llmopt.providers.discovery import InstalledPlugin, discover
 from llmopt.testing.kit.subject import Subject
 from llmopt.testing.samples import Samples
 
@@ -26,9 +27,9 @@ def subject_named(name: str, samples: str = "") -> Subject:
     if name in found:
         return Subject(found[name].load(), name=name, samples=_samples(samples))
     if not name.isidentifier() and not all(part.isidentifier() for part in name.split(".")):
-        raise _unknown(name, list(found))
+        raise _unknown(name, found)
     if find_spec(name.partition(".")[0]) is None:
-        raise _unknown(name, list(found))
+        raise _unknown(name, found)
     return Subject(import_module(name), samples=_samples(samples))
 
 
@@ -42,7 +43,11 @@ def _samples(place: str) -> Samples | None:
     return found
 
 
-def _unknown(name: str, installed: list[str]) -> UnknownProvider:
+def _unknown(name: str, installed: Mapping[str, InstalledPlugin]) -> UnknownProvider:
+    # A general plugin's many names are counted.
+    have = [each.name for each in installed.values() if not each.shared]
+    more = len(installed) - len(have)
+    listed = ", ".join([*have, *([f"{more} more, which llmopt plugins lists"] if more else [])])
     return UnknownProvider(
-        f"no provider {name!r} is installed (there are {', '.join(installed) or 'none'}), and no module is called that."
+        f"no provider {name!r} is installed (there are {listed or 'none'}), and no module is called that."
     )

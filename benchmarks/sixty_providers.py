@@ -1,6 +1,6 @@
 """The lists of models of sixty providers at once, five of which fail: what it costs, and what is left without a network.
 
-    python benchmarks/catalogue.py
+    python benchmarks/sixty_providers.py
 
 Starts the sixty in a process of its own on loopback, each with 100 models and 200 ms for an answer.
 """
@@ -136,7 +136,11 @@ async def later(settings: dict[str, Any], label: str) -> None:
 def main() -> None:
     if len(sys.argv) > 1:
         mode, settings = sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-        work = {"serve": serve, "first": lambda: first(settings), "later": lambda: later(settings, sys.argv[3])}
+        work = {
+            "serve": serve,
+            "first": lambda: first(settings),
+            "later": lambda: later(settings, sys.argv[3]),
+        }
         asyncio.run(work[mode]())
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,196 @@
+"""Chats of the synchronous client: the same, without await."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import llmopt
+from tests.engine.streams import (
+    ASKED,
+    MODEL,
+    TEXT,
+    WORDS,
+    at_rest,
+    chunk,
+    config,
+    cut_off,
+    head,
+    playing,
+    said,
+)
+from tests.faults import (
+    Script,
+    Send,
+    ServerThread,
+    Stall,
+    answer_openai,
+    error_answer,
+    serving,
+    stream_answer,
+    stream_events,
+)
+
+NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
+
+
+@pytest.fixture
+def thread() -> Iterator[ServerThread]:
+    with serving() as made:
+        made.server.default(answer_openai)
+        yield made
+
+
+@pytest.fixture
+def client(thread: ServerThread) -> Iterator[llmopt.Client]:
+    with llmopt.Client(config(thread.server)) as made:
+        yield made
+
+
+def resting(client: llmopt.Client, thread: ServerThread) -> bool:
+    """Whether nothing is held, once the server has seen its connections go."""
+    thread.run(thread.server.wait_all_closed())
+    return at_rest(client)  # type: ignore[arg-type] # looks at the stats alone
+
+
+def test_a_chat(client: llmopt.Client) -> None:
+    """In one piece."""
+    assert client.chat(MODEL, ASKED, temperature=0).text == "Hello world"
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_stream(size: int, client: llmopt.Client, thread: ServerThread) -> None:
+    """All its events, and the answer afterwards."""
+    thread.server.default(lambda _: playing(*stream_events(WORDS)))
+    with client.stream(MODEL, ASKED, buffer_size=size) as stream:
+        events = list(stream)
+        assert list(stream) == []
+    assert "".join(each.text for each in events) == stream.text == TEXT
+    assert (events[-1].last, stream.finish_reason, stream.reply.text) == (True, "stop", TEXT)
+
+
+def test_events_come_one_by_one(client: llmopt.Client, thread: ServerThread) -> None:
+    """Each before the next is sent, and the answer grows with what was handed out."""
+    gates = [asyncio.Event() for _ in said()]
+    steps = []
+    from tests.faults import Wait
+
+    for piece, gate in zip(said(), gates, strict=True):
+        steps += [Send(chunk(piece)), Wait(gate)]  # type: ignore[list-item] # steps of two kinds
+    thread.server.default(Script([Send(head()), *steps, Send(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")]))
+    with client.stream(MODEL, ASKED) as stream:
+        for count, gate in enumerate(gates):
+            next(stream)
+            assert stream.text == "".join(WORDS[:count])
+            thread.call(gate.set)
+        assert next(stream).last
+
+
+def test_without_with(client: llmopt.Client) -> None:
+    """Begun by the first event asked for."""
+    stream = client.stream(MODEL, ASKED)
+    assert [each.text for each in stream] == ["", "Hello", " world", "", ""]
+
+
+def test_e04_refusals(client: llmopt.Client, thread: ServerThread) -> None:
+    """Raised on entering, and by a chat."""
+    thread.server.default(error_answer(404, "no such model"))
+    with pytest.raises(llmopt.NotFound), client.stream(MODEL, ASKED):
+        raise AssertionError
+    with pytest.raises(llmopt.NotFound):
+        client.chat(MODEL, ASKED)
+    with pytest.raises(llmopt.InvalidInput):
+        client.stream(MODEL, "Hello?")  # type: ignore[arg-type] # what is tested
+
+
+def test_e03_a_stream_without_an_end(client: llmopt.Client, thread: ServerThread) -> None:
+    """With what had come, which was handed out before."""
+    thread.server.default(cut_off(*said()))
+    got = []
+    with pytest.raises(llmopt.StreamInterrupted) as caught:
+        for each in client.stream(MODEL, ASKED):
+            got.append(each.text)  # what came before the error is wanted
+    assert "".join(got) == caught.value.text == TEXT
+
+
+@pytest.mark.parametrize("how", ["break", "raise", "close"])
+def test_e11_left_early(how: str, client: llmopt.Client, thread: ServerThread) -> None:
+    """The connection is let go; what was handed out stays."""
+    thread.server.default(NEVER_ENDING)
+    try:
+        with client.stream(MODEL, ASKED) as stream:
+            for _ in stream:
+                if how == "raise":
+                    raise KeyError
+                if how == "close":
+                    stream.close()
+                break
+    except KeyError:
+        assert how == "raise"
+    assert resting(client, thread)
+    assert list(stream) == []
+
+
+def test_e11_dropped(client: llmopt.Client, thread: ServerThread) -> None:
+    """With a warning."""
+    thread.server.default(NEVER_ENDING)
+    stream = client.stream(MODEL, ASKED)
+    next(stream)
+    with pytest.warns(ResourceWarning, match="unclosed <SyncChatStream under way"):
+        del stream
+    assert resting(client, thread)
+
+
+def test_ctrl_c_ends_the_wait(client: llmopt.Client, thread: ServerThread) -> None:
+    """The answer so far stays, and the request is given up."""
+    thread.server.default(NEVER_ENDING)
+    with client.stream(MODEL, ASKED) as stream:
+        for _ in said():
+            next(stream)
+        killer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        killer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        assert stream.text == TEXT
+    assert resting(client, thread)
+
+
+def test_the_client_closed_under_a_stream(thread: ServerThread) -> None:
+    """The next look says so, and closing the stream does no harm."""
+    thread.server.default(NEVER_ENDING)
+    client = llmopt.Client(config(thread.server))
+    stream = client.stream(MODEL, ASKED)
+    next(stream)
+    client.close()
+    with pytest.raises(llmopt.LLMOptError):
+        for _ in stream:
+            pass
+    stream.close()
+    with pytest.raises(llmopt.ClientClosed):
+        client.stream(MODEL, ASKED)
+    del stream
+    gc.collect()
+
+
+def test_c08_from_many_threads_and_inside_a_loop(client: llmopt.Client, thread: ServerThread) -> None:
+    """Streams beside each other."""
+    thread.server.default(stream_answer(WORDS))
+
+    def one(_: int) -> str:
+        with client.stream(MODEL, ASKED) as stream:
+            return "".join(each.text for each in stream)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(40))) == [TEXT] * 40
+
+    async def inside() -> str:
+        return one(0)
+
+    assert asyncio.run(inside()) == TEXT
