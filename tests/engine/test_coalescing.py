@@ -194,3 +194,22 @@ async def test_c13_switched_off_everybody_asks() -> None:
         server.default(answer_openai)
         await asyncio.gather(*(client.embed(MODEL, ["a"]) for _ in range(3)))
     assert len(server.requests) == 3
+
+
+async def test_nobody_joins_what_everybody_has_left() -> None:
+    """A caller that comes in the instant in which the last one is cancelled starts afresh."""
+    gate = asyncio.Event()
+    async with (
+        FaultServer() as server,
+        llmopt.AsyncClient(config(server), flags={"cache": False}) as client,
+    ):
+        server.default(answer_openai)
+        server.play(held(gate))
+        first = asyncio.create_task(client.list_models("server"))
+        await server.wait_requests(1)
+        first.cancel()
+        # One turn of the loop: it has left, and the request that nobody waits for has not ended yet.
+        await asyncio.sleep(0)
+        assert len(await client.list_models("server")) == 1
+        assert len(server.requests) == 2
+        await asyncio.gather(first, return_exceptions=True)
