@@ -29,8 +29,9 @@ def scenario(name: str, folder: Path) -> Any:
 def test_c09_eight_children_of_a_warm_store(tmp_path: Path) -> None:
     """Each reads, writes and holds locks of its own; nothing is lost, nothing is damaged."""
     found = scenario("many", tmp_path)
-    # Two of SQLite's and more while it reads: as many as in any process that was never forked.
-    assert found["children"] == [[[2, 2], found["parent"][1]]] * 8
+    # Two of SQLite's at least, as in any process that was never forked.
+    assert [values for values, _ in found["children"]] == [[2, 2]] * 8
+    assert min(held for _, held in found["children"]) >= 2
     assert found["parent"][0] == [2, 2]
     assert found["parent"][1] >= 2
     assert (found["integrity"], found["entries"], found["aside"]) == ("ok", 2 + 9 * 600, 0)
