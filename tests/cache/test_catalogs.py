@@ -95,7 +95,9 @@ def test_asked_once_an_hour(tmp_path: Path) -> None:
             assert (first(found), found.age, found.stale) == ("model-1", 3_000.0, False)
             assert world.requests == 1
             assert world.told() == ["cache.miss", "cache.hit", "cache.hit", "cache.hit"]
-            assert [(each.source, each.models) for each in world.events if isinstance(each, CatalogDiscover)] == [
+            assert [
+                (each.source, each.models) for each in world.events if isinstance(each, CatalogDiscover)
+            ] == [
                 ("provider", 1),
                 *[("cache", 1)] * 3,
             ]
@@ -487,9 +489,7 @@ def test_an_etag_that_changed(tmp_path: Path) -> None:
         world.server.default(with_etag(world))
         async with world.client() as client:
             await client.list_models("s")
-            world.server.default(
-                lambda _: json_answer(models_payload(["c"]), headers=[("etag", 'W/"two"')])
-            )
+            world.server.default(lambda _: json_answer(models_payload(["c"]), headers=[("etag", 'W/"two"')]))
             assert [model.id for model in await client.list_models("s", cached="refresh")] == ["c"]
             await client.list_models("s", cached="refresh")
             assert world.server.requests[2].header("if-none-match") == 'W/"two"'
@@ -657,7 +657,13 @@ def test_a_list_of_pages_is_kept_whole(tmp_path: Path) -> None:
 def test_what_comes_out_of_the_store_is_what_went_in(tmp_path: Path) -> None:
     """Every field of every model, and the raw entry."""
     entries = [
-        {"id": "a", "object": "model", "created": 5, "max_model_len": 4096, "novel": {"deep": [1, None, "ä"]}},
+        {
+            "id": "a",
+            "object": "model",
+            "created": 5,
+            "max_model_len": 4096,
+            "novel": {"deep": [1, None, "ä"]},
+        },
         {"id": "b", "object": "model", "owned_by": "x"},
     ]
 

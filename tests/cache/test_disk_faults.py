@@ -120,7 +120,9 @@ async def test_k01_a_foreign_schema_gets_another_name(version: int, tmp_path: Pa
     """The file of another version, or of another program, is left as it is."""
     path = tmp_path / DB
     connection = sqlite3.connect(path)
-    connection.executescript(f"CREATE TABLE theirs (x); INSERT INTO theirs VALUES (7); PRAGMA user_version={version}")
+    connection.executescript(
+        f"CREATE TABLE theirs (x); INSERT INTO theirs VALUES (7); PRAGMA user_version={version}"
+    )
     connection.close()
     path.chmod(0o600)
     before = path.read_bytes()

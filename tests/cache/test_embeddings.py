@@ -17,7 +17,17 @@ from llmopt.cache.memory import MemoryStore
 from llmopt.cache.store import CacheStore
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.cache_events import CacheHit, CacheMiss
-from tests.faults import Answer, FaultServer, Poison, Request, answer_openai, embeddings_payload, json_answer, serving, vector_for
+from tests.faults import (
+    Answer,
+    FaultServer,
+    Poison,
+    Request,
+    answer_openai,
+    embeddings_payload,
+    json_answer,
+    serving,
+    vector_for,
+)
 
 MODEL = "s/m"
 
@@ -187,7 +197,9 @@ async def test_other_dimensions_under_the_same_name() -> None:
 
 def stored(folder: Path) -> list[tuple[bytes, bytes]]:
     connection = sqlite3.connect(folder / "cache-1.db")
-    found = connection.execute("SELECT key, value FROM entries WHERE substr(value, 1, 4)=CAST('LOV1' AS BLOB)").fetchall()
+    found = connection.execute(
+        "SELECT key, value FROM entries WHERE substr(value, 1, 4)=CAST('LOV1' AS BLOB)"
+    ).fetchall()
     connection.close()
     return found
 

@@ -61,9 +61,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "header": lambda: text_key({**BASE, "headers": {"x-tenant": "one"}}),
     "header's value": lambda: text_key({**BASE, "headers": {"x-tenant": "two"}}),
     "plugin's option": lambda: text_key({**BASE, "flavour": "vllm"}),
-    "endpoint": lambda: text_key(
-        {"endpoints": [BASE, {**BASE, "base_url": "http://127.0.0.1:11/v1"}]}
-    ),
+    "endpoint": lambda: text_key({"endpoints": [BASE, {**BASE, "base_url": "http://127.0.0.1:11/v1"}]}),
     "plugin's version": lambda: text_key(BASE, identity=("local 2",)),
     "installation": lambda: text_key(BASE, secret=b"t" * 32),
     "a function's key": lambda: text_key({**BASE, "api_key": lambda: "key-one"}),

@@ -21,7 +21,12 @@ def written(head: bytes = b"head", body: bytes = b"the body", **more: object) ->
     return write_record(**{"kind": KIND, "key": KEY, "created": NOW, "head": head, "body": body, **more})  # type: ignore[arg-type] # as the test likes
 
 
-@given(st.binary(max_size=100), st.binary(max_size=3_000), st.floats(0, 1e11), st.binary(min_size=32, max_size=32))
+@given(
+    st.binary(max_size=100),
+    st.binary(max_size=3_000),
+    st.floats(0, 1e11),
+    st.binary(min_size=32, max_size=32),
+)
 def test_what_is_written_is_read(head: bytes, body: bytes, created: float, key: bytes) -> None:
     """Every head, every body, to the last bit of the date."""
     record = read_record(KIND, key, write_record(KIND, key, created, head, body))

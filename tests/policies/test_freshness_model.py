@@ -14,14 +14,18 @@ from llmopt.testing.clock import SimulatedClock
 RULES = FreshnessRules(
     fresh_s=100, stale_s=200, if_error_s=500, missing_s=60, pause_s=30, often=2, jitter=0.0, ahead=0.5
 )
-TIMES = st.one_of(st.sampled_from([0.0, 1.0, 29.0, 30.0, 31.0, 49.0, 51.0, 60.0, 100.0, 250.0, 700.0]), st.floats(0, 900))
+TIMES = st.one_of(
+    st.sampled_from([0.0, 1.0, 29.0, 30.0, 31.0, 49.0, 51.0, 60.0, 100.0, 250.0, 700.0]), st.floats(0, 900)
+)
 
 
 class Model:
     """RELIABILITY.md 2.7, as plainly as it can be written: a list of what happened, and questions to it."""
 
     def __init__(self) -> None:
-        self.history: list[tuple[str, float, float]] = []  # what, when by the one clock, made when by the other
+        self.history: list[
+            tuple[str, float, float]
+        ] = []  # what, when by the one clock, made when by the other
 
     def last(self, *kinds: str) -> int:
         return max((at for at, (what, _, _) in enumerate(self.history) if what in kinds), default=-1)
@@ -42,7 +46,10 @@ class Model:
 
     def missing(self, now: float) -> bool:
         found = self.last("missing")
-        return found > self.last("came", "failed", "forgotten") and now < self.history[found][1] + RULES.missing_s
+        return (
+            found > self.last("came", "failed", "forgotten")
+            and now < self.history[found][1] + RULES.missing_s
+        )
 
     def refreshing(self) -> bool:
         begun = self.last("begun")
