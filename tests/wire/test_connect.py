@@ -245,7 +245,9 @@ class TestTls:
             (self_signed_certificate, "self-signed certificate"),
         ],
     )
-    async def test_n14_a_bad_one_is_refused_for_good(self, make: Callable[[], Certificate], words: str) -> None:
+    async def test_n14_a_bad_one_is_refused_for_good(
+        self, make: Callable[[], Certificate], words: str
+    ) -> None:
         """Nothing was sent, trying again does not help, and the text says why."""
         certificate = make()
         async with (
