@@ -41,7 +41,8 @@ def test_help_has_examples_that_parse(arguments: tuple[str, ...]) -> None:
         assert program == "llmopt"
         assert command is not None
         assert arguments in ((), (name,))
-        command.make_context(name, rest)
+        # Below the program, whose settings count: a command remembers its option for help.
+        command.make_context(name, rest, parent=click.Context(app, **app.context_settings))
 
 
 @pytest.mark.parametrize("arguments", _PAGES, ids=" ".join)

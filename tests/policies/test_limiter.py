@@ -571,3 +571,18 @@ def test_reprs_tell_the_state() -> None:
     lease = pacer.try_acquire(5)
     assert "waiting=0" in repr(pacer)
     assert repr(lease) == "Lease(tokens=5, waited=0.000, open=True)"
+
+
+def test_headers_are_heard_fifty_times_a_second() -> None:
+    """Those of a good answer right after another's are not worth reading."""
+
+    async def main(clock: SimulatedClock) -> None:
+        limiter = RateLimiter(clock=clock)
+        leases = [await limiter.acquire() for _ in range(2)]
+        assert leases[0].curious
+        leases[0].observe(RateLimits())
+        assert not leases[1].curious
+        await clock.sleep(0.021)
+        assert leases[1].curious
+
+    run_simulated(main)

@@ -65,8 +65,9 @@ class LimiterMachine(RuleBasedStateMachine):
         """No stall: with time, everybody left is served."""
         waiting = [call for call in self.calls if not call.task.done()]
         longest = sum(call.tokens for call in waiting) / (TPM / 60) + len(waiting) / (RPM / 60)
-        # Refusals slow down to the floor at worst, and pauses add up to half a minute each.
-        self.pass_time(longest * 30 + 200)
+        # Refusals slow down to the floor at worst. After many, one goes at a time, half a minute after another
+        # of which nothing was heard.
+        self.pass_time(longest * 30 + 200 + 35 * len(waiting))
         for call in waiting:
             assert call.task.done(), (call.tokens, self.limiter)
         assert self.limiter.waiting == 0

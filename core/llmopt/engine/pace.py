@@ -16,6 +16,11 @@ class PaceLease(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
+    @property
+    def curious(self) -> bool:
+        """Whether `observe` would learn from headers now; they need not be read otherwise."""
+        ...
+
     def settle(self, tokens: float | None) -> None:
         """The request cost so many tokens, None for as many as estimated."""
 
@@ -57,6 +62,8 @@ class FreeLease:
     """Leave that costs nothing."""
 
     __slots__ = ()
+
+    curious = False
 
     def __enter__(self) -> Self:
         return self

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from itertools import chain
 from typing import Literal
 
-from llmopt.errors import LLMOptError
 from llmopt.operations.collect import Collector, failure_of
 from llmopt.operations.embed_cache import Recalled
 from llmopt.operations.embed_job import EmbedJob
-from llmopt.operations.embed_outcome import Outcome
 from llmopt.operations.flow import OrderedFlow
 from llmopt.operations.inputs import as_list, faults_of, refuse_single
 from llmopt.operations.plan import Batch, cut
@@ -66,15 +65,13 @@ async def _send(
         # The usual case of one request needs no machinery.
         collected.take(await job.run(first), places)
         return
-    async for outcome in _several(job, chain((first, second), batches), len(texts)):
-        collected.take(outcome, places)
-
-
-async def _several(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncIterator[Outcome]:
-    """What batches come to, several under way at once."""
     width = job.width
-    async for outcome in OrderedFlow(_in_turn(batches), job.run, width=width, ahead=texts + width):
-        yield outcome
+    flow = OrderedFlow(
+        _in_turn(chain((first, second), batches)), job.run, width=width, ahead=len(texts) + width
+    )
+    async with aclosing(aiter(flow)) as outcomes:
+        async for outcome in outcomes:
+            collected.take(outcome, places)
 
 
 async def _in_turn(batches: Iterator[Batch]) -> AsyncIterator[Batch]:

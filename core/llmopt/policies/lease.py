@@ -10,6 +10,11 @@ from llmopt.values.limits import RateLimits
 class Lender(Protocol):
     """Where a lease came from."""
 
+    @property
+    def curious(self) -> bool:
+        """Whether headers of good answers would tell anything new."""
+        ...
+
     def settle(self, lease: Lease, tokens: float | None) -> None:
         """The request is answered, and cost so many tokens."""
 
@@ -85,6 +90,11 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         if self.open:
             self._lender.settle(self, None)
+
+    @property
+    def curious(self) -> bool:
+        """Whether the headers of a good answer would tell anything new; see `RateLimiter.curious`."""
+        return self._lender.curious
 
     def settle(self, tokens: float | None = None) -> None:
         """The request was answered. ``tokens`` is what it really cost, None for "as estimated"."""

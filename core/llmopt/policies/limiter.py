@@ -22,6 +22,7 @@ from llmopt.policies.quota import Quota
 from llmopt.policies.slow_start import SCOUTS
 from llmopt.values.limits import RateLimits
 
+_HEAR_EVERY_S: Final = 0.02
 MAX_WAITING: Final = 10_000
 MAX_WAITING_TOKENS: Final = 100_000_000
 """About 400 MB of text held by those who wait."""
@@ -63,6 +64,7 @@ class RateLimiter:
         self._line = Line(clock, self._ring)
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
+        self._heard_at = -math.inf
 
     def __repr__(self) -> str:
         return f"RateLimiter({self._quota}, waiting={self.waiting})"
@@ -86,6 +88,15 @@ class RateLimiter:
     def paused(self) -> float:
         """Seconds that nothing goes out because the server refused; 0 when that is not so."""
         return self._quota.pause.left(self._now())
+
+    @property
+    def curious(self) -> bool:
+        """Whether headers of good answers would tell anything new: not right after others were heard.
+
+        A bucket that is heard of fifty times a second holds no surprises, and reading the headers of each of
+        thousands of answers a second would cost a tenth of the whole.
+        """
+        return self._now() >= self._heard_at + _HEAR_EVERY_S
 
     # Getting a lease
 
@@ -240,6 +251,7 @@ class RateLimiter:
         """
         with self._mutex:
             now = self._now()
+            self._heard_at = now
             changed = self._quota.observe(now, limits, lease)
             if self._line:
                 self._pump(now)

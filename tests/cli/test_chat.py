@@ -1,0 +1,409 @@
+"""``llmopt chat``: one question, a conversation, for people and for machines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.cli.run import LLMOPT, llmopt
+from tests.cli.waiting import until
+from tests.engine.streams import (
+    DONE,
+    END,
+    TEXT,
+    WORDS,
+    chunk,
+    cut_off,
+    error_event,
+    event,
+    head,
+    playing,
+    said,
+)
+from tests.faults import (
+    Answer,
+    Request,
+    Script,
+    Send,
+    ServerThread,
+    Signal,
+    Stall,
+    Wait,
+    answer_openai,
+    error_answer,
+    serving,
+    stream_answer,
+    stream_events,
+)
+
+MODEL = "near/m"
+NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
+# A test runner in the background of a shell was told to ignore SIGINT, and its children with it.
+HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli import main; main()"
+
+
+@pytest.fixture
+def thread(here: Path) -> Iterator[ServerThread]:
+    """A server that chats, configured as "near"."""
+    with serving() as made:
+        made.server.default(stream_answer(WORDS))
+        (here / "llmopt.toml").write_text(
+            f'[providers.near]\nplugin = "local"\nbase_url = "{made.server.base_url}"\nmax_retries = 0\n'
+            "timeouts = {first = 5, first_event = 5}\n"
+        )
+        yield made
+
+
+def asked(thread: ServerThread, number: int = 0) -> Any:
+    """The body of a request."""
+    return thread.server.requests[number].json()
+
+
+# One question.
+
+
+def test_a_question_on_standard_input(thread: ServerThread) -> None:
+    """Standard output gets the answer alone, and a line end."""
+    done = llmopt("chat", MODEL, stdin="Wer war König?\n".encode())
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, TEXT + "\n", b"")
+    assert asked(thread)["messages"] == [{"role": "user", "content": "Wer war König?\n"}]
+    assert asked(thread)["stream"] is True
+
+
+def test_all_options_arrive(thread: ServerThread) -> None:
+    """By their names."""
+    options = [
+        "--system",
+        "Be brief.",
+        "--max-tokens",
+        "7",
+        "--temperature",
+        "0.5",
+        "--top-p",
+        "0.9",
+        "--seed",
+        "3",
+    ]
+    options += ["--stop", "a", "--stop", "b", "--reasoning-effort", "low", "--deadline", "30"]
+    assert llmopt("chat", MODEL, *options, stdin=b"Hello?").returncode == 0
+    body = asked(thread)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    expected = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["a", "b"]}
+    assert {name: body[name] for name in expected} == expected
+    assert body["reasoning_effort"] == "low"
+
+
+def test_without_a_stream(thread: ServerThread) -> None:
+    """In one piece, which looks the same."""
+    thread.server.default(answer_openai)
+    done = llmopt("chat", MODEL, "--no-stream", stdin=b"Hello?")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Hello world\n", b"")
+    assert asked(thread)["stream"] is False
+
+
+def test_json_gives_events_and_at_last_the_answer(thread: ServerThread) -> None:
+    """A line each, without what is empty."""
+    call = {"index": 0, "id": "c1", "function": {"name": "look", "arguments": "{}"}}
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    pieces = [
+        *said(),
+        event(choices=[{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "stop"}]),
+    ]
+    thread.server.default(playing(*pieces, event(choices=[], usage=usage), DONE))
+    done = llmopt("chat", MODEL, "--json", stdin=b"Hello?")
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "".join(line.get("text", "") for line in lines[:-1]) == TEXT
+    assert lines[1] == {"text": "Es ", "model": "m", "id": "c1"}
+    part = {"index": 0, "id": "c1", "name": "look", "arguments": "{}"}
+    assert {"tool_calls": [part], "finish_reason": "stop"}.items() <= lines[-4].items()
+    reply = lines[-1]["reply"]
+    assert (reply["text"], reply["finish_reason"]) == (TEXT, "stop")
+    assert reply["usage"]["total_tokens"] == 7
+    assert reply["tool_calls"] == [{"id": "c1", "name": "look", "arguments": "{}"}]
+    thread.server.default(answer_openai)
+    whole = llmopt("chat", MODEL, "--json", "--no-stream", stdin=b"Hello?")
+    assert json.loads(whole.stdout)["reply"]["text"] == "Hello world"
+
+
+@pytest.mark.parametrize(
+    ("play", "code", "out", "told"),
+    [
+        (error_answer(404, "no such model"), 1, "", "no such model"),
+        (error_answer(401, "who are you?"), 1, "", "api_key"),
+        (cut_off(*said()), 1, TEXT + "\n", "broke off"),
+        (playing(*said(), error_event("it broke")), 1, TEXT + "\n", "it broke"),
+    ],
+    ids=["404", "401", "no end", "error"],
+)
+def test_errors_are_one_sentence(
+    play: Answer | Script, code: int, out: str, told: str, thread: ServerThread
+) -> None:
+    """On standard error, with an exit code; what had come stands on standard output."""
+    thread.server.default(play)
+    done = llmopt("chat", MODEL, stdin=b"Hello?")
+    assert (done.returncode, done.stdout.decode()) == (code, out)
+    assert told in done.stderr.decode()
+    assert done.stderr.startswith(b"llmopt: ")
+    assert done.stderr.count(b"\n") == 1
+    done = llmopt("chat", MODEL, "--json", stdin=b"Hello?")
+    assert done.returncode == code
+    assert told in json.loads(done.stdout.splitlines()[-1])["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "told"),
+    [
+        (["nobody/m"], b"Hello?", 3, "nobody"),
+        (["m"], b"Hello?", 2, "provider/model"),
+        ([MODEL], b"  \n", 2, "no question"),
+        ([MODEL], b"\xff\xfe\x00", 2, "UTF-8"),
+        ([MODEL, "--temperature", "-1"], b"Hello?", 2, "temperature"),
+        ([MODEL, "--max-tokens", "0"], b"Hello?", 2, "max-tokens"),
+        ([MODEL, "--top-p", "2"], b"Hello?", 2, "top-p"),
+        ([], b"Hello?", 2, "PROVIDER/MODEL"),
+    ],
+    ids=["provider", "reference", "empty", "bytes", "temperature", "tokens", "top-p", "nothing"],
+)
+def test_what_cannot_be_asked(
+    arguments: list[str], stdin: bytes, code: int, told: str, thread: ServerThread
+) -> None:
+    """Nothing is sent."""
+    done = llmopt("chat", *arguments, stdin=stdin)
+    assert done.returncode == code
+    assert told in done.stderr.decode()
+    assert thread.server.requests == []
+
+
+def test_an_answer_that_was_cut_off(thread: ServerThread) -> None:
+    """Is said to be."""
+    finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "length"}])
+    thread.server.default(playing(*said(), finish, DONE))
+    done = llmopt("chat", MODEL, stdin=b"Hello?")
+    assert (done.returncode, done.stdout.decode()) == (0, TEXT + "\n")
+    assert b"--max-tokens" in done.stderr
+
+
+def test_a_file_gets_the_answer_as_it_is(thread: ServerThread) -> None:
+    """With the characters that a terminal would not be given; a terminal's are told below."""
+    thread.server.default(stream_answer(["a\x1b[31mb\tc\r\n", "👩‍🚀"]))
+    assert llmopt("chat", MODEL, stdin=b"Hello?").stdout.decode() == "a\x1b[31mb\tc\r\n👩‍🚀\n"
+
+
+def test_a_reader_that_has_seen_enough(thread: ServerThread) -> None:
+    """No error, and the request ends."""
+    thread.server.default(stream_answer(["x" * 1000] * 500))
+    process = subprocess.Popen(
+        [*LLMOPT, "chat", MODEL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(b"Hello?")
+    process.stdin.close()
+    process.stdout.read(10)
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == b""
+    assert process.wait(60) == 0
+
+
+def test_ctrl_c_ends_the_only_answer(thread: ServerThread) -> None:
+    """Exit code 130; what came is on standard output."""
+    thread.server.default(NEVER_ENDING)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", HEEDING, "chat", MODEL],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"Hello?")
+    process.stdin.close()
+    process.stdin = None
+    assert process.stdout.read(len(TEXT.encode())).decode() == TEXT
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (130, b"\n", b"")
+    thread.run(thread.server.wait_all_closed())
+
+
+# A conversation.
+
+
+class Terminal:
+    """A process on a terminal of its own, and what it wrote there."""
+
+    def __init__(self, *arguments: str, **env: str) -> None:
+        self._master, slave = pty.openpty()
+        command = [sys.executable, "-W", "error", "-c", HEEDING, "chat", MODEL, *arguments]
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, "TERM": "dumb", **env},
+        )
+        os.close(slave)
+        self.seen = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        data = b""
+        while True:
+            try:
+                piece = os.read(self._master, 4096)
+            except OSError:
+                # The other end is closed.
+                return
+            if not piece:
+                return
+            data += piece
+            self.seen = data.decode(errors="replace").replace("\r\n", "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        os.close(self._master)
+
+    def type(self, text: str) -> None:
+        """Type some text."""
+        os.write(self._master, text.encode())
+
+    def shows(self, text: str, times: int = 1) -> None:
+        """Wait until it has shown a text so often."""
+        until(lambda: self.seen.count(text) >= times, lambda: self.process.poll() is None)
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+
+    def ends(self) -> int:
+        """Wait for its end; the exit code."""
+        return self.process.wait(60)
+
+
+def counting(thread: ServerThread) -> Callable[[Request], Answer]:
+    """Answers that tell how many messages there were."""
+    return lambda request: stream_answer([f"I was told {len(request.json()['messages'])} things."])
+
+
+def test_a_conversation_is_kept(thread: ServerThread) -> None:
+    """Each question comes with all before it; blank lines are none; Ctrl-D ends it well."""
+    thread.server.default(counting(thread))
+    with Terminal("--system", "Be brief.") as terminal:
+        terminal.shows("> ")
+        terminal.type("First?\n")
+        terminal.shows("I was told 2 things.\n> ")
+        terminal.type("\n   \nSecond?\n")
+        terminal.shows("I was told 4 things.\n> ")
+        terminal.type("\x04")
+        assert terminal.ends() == 0
+    messages = asked(thread, 1)["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert [message["content"] for message in messages[1:]] == ["First?", "I was told 2 things.", "Second?"]
+
+
+def test_ctrl_c_stops_an_answer_and_then_the_conversation(thread: ServerThread) -> None:
+    """What came of it is kept; at the prompt it ends."""
+    thread.server.play(NEVER_ENDING)
+    thread.server.default(counting(thread))
+    with Terminal() as terminal:
+        terminal.shows("> ")
+        terminal.type("First?\n")
+        terminal.shows(TEXT)
+        terminal.interrupt()
+        terminal.shows(f"{TEXT}\n> ")
+        terminal.type("Second?\n")
+        terminal.shows("I was told 3 things.\n> ")
+        terminal.interrupt()
+        assert terminal.ends() == 130
+        assert "Traceback" not in terminal.seen
+    assert asked(thread, 1)["messages"][1] == {"role": "assistant", "content": TEXT}
+
+
+def test_an_answer_stopped_before_its_first_word_was_not_asked_for(thread: ServerThread) -> None:
+    """Two questions in a row are refused by many a model."""
+    waiting = asyncio.Event()
+    thread.server.play(Script([Signal(waiting), Stall()]))
+    thread.server.default(counting(thread))
+    with Terminal() as terminal:
+        terminal.shows("> ")
+        terminal.type("First?\n")
+        thread.run(thread.server.wait_requests(1))
+        terminal.interrupt()
+        terminal.shows("> ", 2)
+        terminal.type("Second?\n")
+        terminal.shows("I was told 1 things.\n> ")
+        terminal.type("\x04")
+        assert terminal.ends() == 0
+
+
+def test_an_error_does_not_end_the_conversation(thread: ServerThread) -> None:
+    """It is told, and the next question may do better."""
+    thread.server.play(error_answer(400, "not like this"), cut_off(*said()))
+    thread.server.default(counting(thread))
+    with Terminal() as terminal:
+        terminal.shows("> ")
+        terminal.type("First?\n")
+        terminal.shows("llmopt: not like this")
+        terminal.shows("> ", 2)
+        terminal.type("Second?\n")
+        terminal.shows("broke off")
+        terminal.shows("> ", 3)
+        terminal.type("Third?\n")
+        terminal.shows("I was told 3 things.\n> ")
+        terminal.type("\x04")
+        assert terminal.ends() == 0
+
+
+def test_a_terminal_is_not_steered_by_an_answer(thread: ServerThread) -> None:
+    """Thoughts are dimmed unless colours are off; control characters are shown as such."""
+    thought = event(choices=[{"index": 0, "delta": {"reasoning_content": "Hmm."}}])
+    words = stream_events(["a\x1b[31mb\tc\r\nd 👩‍🚀"])
+    thread.server.default(lambda _: playing(thought, *words))
+    for env, shown in (({}, "\x1b[2mHmm.\x1b[0m\n\n"), ({"NO_COLOR": "1"}, "Hmm.\n\n")):
+        with Terminal(**env) as terminal:
+            terminal.shows("> ")
+            terminal.type("First?\n")
+            terminal.shows("d 👩‍🚀\n> ")
+            assert shown in terminal.seen
+            assert "a\N{REPLACEMENT CHARACTER}[31mb" in terminal.seen
+            terminal.type("\x04")
+            assert terminal.ends() == 0
+
+
+def test_words_are_shown_as_they_come(thread: ServerThread) -> None:
+    """Each before the next is sent."""
+    gates = [asyncio.Event() for _ in WORDS]
+    steps: list[Any] = [Send(head()), Send(chunk(said()[0]))]
+    for piece, gate in zip(said()[1:], gates, strict=True):
+        steps += [Send(chunk(piece)), Wait(gate)]
+    thread.server.default(Script([*steps, Send(chunk(DONE) + END)]))
+    with Terminal() as terminal:
+        terminal.shows("> ")
+        terminal.type("First?\n")
+        for count, gate in enumerate(gates, 1):
+            terminal.shows("".join(WORDS[:count]))
+            thread.call(gate.set)
+        terminal.shows(f"{TEXT}\n> ")
+        terminal.type("\x04")
+        assert terminal.ends() == 0
