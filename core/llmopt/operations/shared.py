@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from llmopt.engine.flights import Flight, Flights
+from llmopt.engine.flights import Flight, Flights, Table
 from llmopt.errors import DeadlineExceeded, LLMOptError, LocalRejection
 from llmopt.operations.recover import Recovered
 from llmopt.operations.together import together
@@ -37,25 +37,25 @@ class SharedWork:
         self._work: Final = work
         self._deadline: Final = deadline
 
-    @property
-    def _table(self) -> dict[str, tuple[Flight[Recovered], int]]:
-        """What is in flight of this kind, on the running event loop."""
-        return self._flights.table(self._key)
-
     async def run(self, texts: tuple[str, ...]) -> Recovered:
         """What can be had of distinct texts."""
-        if self._table.keys().isdisjoint(texts):
-            return await self._launch(texts).wait()
-        return await self._mixed(texts)
+        table = self._flights.table(self._key)
+        if table.keys().isdisjoint(texts):
+            return await self._launch(texts, table).wait()
+        return await self._mixed(texts, table)
 
-    async def _mixed(self, texts: tuple[str, ...]) -> Recovered:
-        table = self._table
-        mine = [at for at, text in enumerate(texts) if text not in table]
+    async def _mixed(self, texts: tuple[str, ...], table: Table) -> Recovered:
+        mine: list[int] = []
         joined: dict[Flight[Recovered], _Places] = {}
+        seats: dict[Flight[Recovered], dict[str, int]] = {}
         for at, text in enumerate(texts):
-            if text in table:
-                flight, place = table[text]
-                joined.setdefault(flight, []).append((at, place))
+            if text not in table:
+                mine.append(at)
+                continue
+            flight, names = table[text]
+            if flight not in seats:
+                seats[flight] = {name: place for place, name in enumerate(names)}
+            joined.setdefault(flight, []).append((at, seats[flight][text]))
         waits = [self._join(flight, places) for flight, places in joined.items()]
         if mine:
             waits.append(self._own(texts, mine))
@@ -89,17 +89,21 @@ class SharedWork:
         found.add(again.moved(dict(enumerate(left))))
         return found
 
-    def _launch(self, texts: tuple[str, ...]) -> Flight[Recovered]:
-        table = self._table
+    def _launch(self, texts: tuple[str, ...], table: Table | None = None) -> Flight[Recovered]:
+        """Send texts, and let others join those that nobody had sent; with ``table``, that is all of them."""
+        free, texts_in = texts, table
+        if texts_in is None:
+            texts_in = self._flights.table(self._key)
+            free = tuple(text for text in texts if text not in texts_in)
 
         def landed() -> None:
-            for text in texts:
-                if table.get(text, (None,))[0] is flight:
-                    del table[text]
+            for text in free:
+                if texts_in.get(text) is entry:
+                    del texts_in[text]
 
         flight = self._flights.launch(lambda: self._work(texts), landed)
-        for place, text in enumerate(texts):
-            table.setdefault(text, (flight, place))
+        entry = (flight, texts)
+        texts_in.update(dict.fromkeys(free, entry))
         return flight
 
 
