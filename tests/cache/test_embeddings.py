@@ -189,7 +189,7 @@ async def test_other_dimensions_under_the_same_name() -> None:
         async with llmopt.AsyncClient(config(server), cache=MemoryStore()) as client:
             await client.embed(MODEL, ["a"])
             # Another client does not know yet how long the model's vectors are.
-            client._memories.clear()
+            client._parts.memories.clear()
             server.default(named("m", 8))
             found = await client.embed(MODEL, ["a", "b"])
     np.testing.assert_array_equal(found.vectors, rows(["a", "b"], 8))
