@@ -65,7 +65,13 @@ def test_words() -> None:
         "3 d",
     ]
     assert age(7_200, stale=True) == "2 h, stale"
-    assert [amount(each, "USD") for each in (None, 0.0, 0.02, 1.5, 15.0)] == ["", "$0", "$0.02", "$1.5", "$15"]
+    assert [amount(each, "USD") for each in (None, 0.0, 0.02, 1.5, 15.0)] == [
+        "",
+        "$0",
+        "$0.02",
+        "$1.5",
+        "$15",
+    ]
     assert amount(1.25, "EUR") == "1.25 EUR"
     assert [bytes_of(each) for each in (0, 1_023, 1_024, 3_500_000, 5 << 30)] == [
         "0 B",
