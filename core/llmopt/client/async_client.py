@@ -80,7 +80,7 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
         plan = plan_of(cache, loaded, own_transport=transport is not None)
         self._caches = Caches(plan, self._engine, self._registry)
         shelf = Shelf(self._caches.keys, self._caches.catalogs, self._engine.clock)
-        self._catalogs = Catalogs(self._engine, shelf, self._caches.all, on=plan.catalogs)
+        self._catalogs = Catalogs(self._engine, shelf, self._caches.all, self._caches.watch, on=plan.catalogs)
         self._batch = CatalogBatching(self._engine, self._catalogs, self._registry.get)
         self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 
