@@ -252,6 +252,45 @@ async def test_k03_what_is_not_whole_is_a_miss(fault: str, tmp_path: Path) -> No
             assert len(sent(server)) == requests
 
 
+async def test_k03_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None:
+    """Whole in themselves, but not of one model: the first one found decides."""
+
+    def shortened(key: bytes, value: bytes) -> bytes:
+        at = value.index(struct.pack("<I", 4), 16)
+        return summed(key, value[:at] + struct.pack("<I", 3) + value[at + 4 : -8])
+
+    async with FaultServer() as server:
+        server.default(named("model-x"))
+        async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+            await client.embed(MODEL, ["a"])
+        replace(tmp_path, shortened)
+        async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+            await client.embed(MODEL, ["b", "c"])
+            client._memories.clear()
+            found = await client.embed(MODEL, ["b", "a", "c"])
+            np.testing.assert_array_equal(found.vectors, rows(["b", "a", "c"]))
+            assert sent(server)[-1] == ["a"]
+
+
+async def test_k03_the_length_is_known(tmp_path: Path) -> None:
+    """From an earlier answer, or because the call asks for it."""
+
+    def shortened(key: bytes, value: bytes) -> bytes:
+        at = value.index(struct.pack("<I", 4), 16)
+        return summed(key, value[:at] + struct.pack("<I", 3) + value[at + 4 : -8])
+
+    async with FaultServer() as server:
+        server.default(answer_openai)
+        for options in ({}, {"dimensions": 4}):
+            async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+                await client.embed(MODEL, ["a"], **options)
+            replace(tmp_path, shortened)
+            async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+                await client.embed(MODEL, ["seen"], **options)
+                found = await client.embed(MODEL, ["a"], **options)
+                np.testing.assert_array_equal(found.vectors, rows(["a"]))
+
+
 async def test_how_a_vector_is_written(tmp_path: Path) -> None:
     """Little-endian float32, its length, its model, a checksum."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), cache=tmp_path) as client:
@@ -377,6 +416,25 @@ def test_vectors_are_good_for_thirty_days_or_as_configured() -> None:
                     clock.advance((bad - good) * 86_400)
                     await client.embed(MODEL, ["a"])
                     assert len(server.requests) == before + 2
+
+    run_simulated(main)
+
+
+def test_which_model_answers_is_written_again_now_and_then(tmp_path: Path) -> None:
+    """So that it outlives the vectors that are found by it."""
+
+    async def main(clock: SimulatedClock) -> None:
+        async with FaultServer() as server:
+            server.default(answer_openai)
+            async with llmopt.AsyncClient(config(server), cache=tmp_path, clock=clock) as client:
+                for number in range(10):
+                    await client.embed(MODEL, [f"text {number}"])
+                    clock.advance(5 * 86_400)
+            before = len(server.requests)
+            async with llmopt.AsyncClient(config(server), cache=tmp_path, clock=clock) as client:
+                # Of 50 days; the last ones are 5 to 25 days old.
+                await client.embed(MODEL, [f"text {number}" for number in range(5, 10)])
+            assert len(server.requests) == before
 
     run_simulated(main)
 

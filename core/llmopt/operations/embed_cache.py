@@ -119,12 +119,14 @@ class TextCache:
         """The model that answers to the name that is asked for, None when that is not known."""
         known = self._memory.answering.get(self._pointer)
         if known is not None:
-            return known
+            return known[0]
         (data,) = await self._store.get([self._pointer])
         record = None if data is None else read_record(_ANSWERING, self._pointer, data)
-        if record is None or not self._good(record.created, self._pointer):
+        if record is None:
             return None
-        return self._memory.answering.setdefault(self._pointer, record.head.decode(errors="replace"))
+        # It does not run out: whether what is found under it is good is told by that itself.
+        found = record.head.decode(errors="replace"), record.created
+        return self._memory.answering.setdefault(self._pointer, found)[0]
 
     def _good(self, created: float, key: bytes) -> bool:
         return still_good(created, self._seconds, key, self._clock.wall(), _RULES)
@@ -169,8 +171,11 @@ class TextCache:
             items = [*self._items(texts, vectors, answering)]
         else:
             items = await asyncio.to_thread(lambda: [*self._items(texts, vectors, answering)])
-        if self._memory.answering.get(self._pointer) != answering:
-            self._memory.answering[self._pointer] = answering
+        known, written = self._memory.answering.get(self._pointer, ("", 0.0))
+        now = self._clock.wall()
+        if known != answering or not written <= now < written + self._seconds * _RULES.jitter:
+            # Now and then again, so that it does not go before the vectors do.
+            self._memory.answering[self._pointer] = answering, now
             items.append(self._item(_ANSWERING, self._pointer, answering.encode(), b""))
         await self._store.put(items)
         await self._watch.put("embeddings")
@@ -185,7 +190,7 @@ class TextCache:
 
     def _item(self, kind: bytes, key: bytes, head: bytes, body: bytes | memoryview) -> CacheItem:
         created = self._clock.wall()
-        until = created + self._seconds * (1 + _RULES.jitter)
+        until = created + self._seconds * (1 + 2 * _RULES.jitter)
         value = write_record(kind, key, created, head, body)
         return CacheItem(key=key, group=f"embeddings/{self._provider}", value=value, until=until)
 

@@ -22,7 +22,7 @@ class ModelMemory:
     Attributes:
         estimator: tokens of a text, corrected by what answers report.
         length: length of the model's own vectors as first seen, None before.
-        answering: which model answers, by the key under which that is kept.
+        answering: which model answers and when that was written down, by the key under which it is kept.
     """
 
     def __init__(self, name: str, file: LearnedFile) -> None:
@@ -31,7 +31,7 @@ class ModelMemory:
         self._sizes: LearnedSizes | None = None
         self.estimator: Final = TokenEstimator()
         self.length: int | None = None
-        self.answering: Final[dict[bytes, str]] = {}
+        self.answering: Final[dict[bytes, tuple[str, float]]] = {}
 
     def sizes(self, declared: BatchLimit) -> LearnedSizes:
         """What was learned of sizes, in this process or in one before."""
