@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,8 @@ def test_sync_has_it_refreshed_too(tmp_path: Path) -> None:
             clock.advance(3_200)
             assert not client.list_models("s").stale
             server.run(server.server.wait_requests(2))
+            while client.list_models("s").age > 0:
+                time.sleep(0.001)
             clock.advance(7_200)
             assert client.list_models("s").age > 7_000
             server.run(server.server.wait_requests(3))
