@@ -45,6 +45,11 @@ class Pace(Protocol):
         ...
 
     @property
+    def free(self) -> bool:
+        """Whether a small request would go at once."""
+        ...
+
+    @property
     def rates(self) -> tuple[float, float]:
         """Requests and tokens per second in force; infinite where there is no limit."""
         ...
@@ -92,6 +97,7 @@ class Unpaced:
     __slots__ = ("_lease",)
 
     paused = 0.0
+    free = True
     rates = (math.inf, math.inf)
 
     def __init__(self) -> None:

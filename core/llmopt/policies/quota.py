@@ -90,6 +90,9 @@ class Quota:
             return held
         if self._learned.active:
             self._follow(now)
+        if self.pause.keeps_its_word:
+            # The server has said when. Whatever our own books hold, the first may go then.
+            return 0.0
         for_request = self.requests.wait(now, 1.0)
         for_tokens = self.tokens.wait(now, tokens)
         if for_request > for_tokens:
@@ -109,6 +112,7 @@ class Quota:
         lease = Lease(self._lender, tokens, now, self._number, self.requests.spent, self.tokens.spent)
         if not self._start.over:
             self._start.sent(now)
+        self.pause.keeps_its_word = False
         if self.pause.wants_canary:
             self.pause.sent(now, lease)
         return lease
