@@ -121,7 +121,6 @@ class Models(Sequence[Model]):
             found = self._made[index] = _model(self._read(index), self.provider)
         return found
 
-
     def _read(self, index: int) -> _Stored:
         part = self._parts[index]
         try:
