@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,7 +14,6 @@ import pytest
 
 import llmopt
 from llmopt.cache.memory import MemoryStore
-from llmopt.cache.store import CacheStore
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.cache_events import CacheHit, CacheMiss
 from tests.faults import (
@@ -325,7 +324,7 @@ async def test_embed_iter_uses_it_too(tmp_path: Path) -> None:
             parts = [part async for part in client.embed_iter(MODEL, texts)]
             found = np.concatenate([part.vectors for part in parts])
             np.testing.assert_array_equal(found, rows(texts))
-            assert sorted(sum(sent(server)[before:], [])) == sorted(texts[1::2])
+            assert sorted(text for batch in sent(server)[before:] for text in batch) == sorted(texts[1::2])
             before = len(sent(server))
             parts = [part async for part in client.embed_iter(MODEL, texts)]
             assert len(sent(server)) == before
@@ -418,8 +417,3 @@ def test_sync(tmp_path: Path) -> None:
             again = client.embed(MODEL, ["b", "a"])
     np.testing.assert_array_equal(again.vectors, first.vectors[::-1])
     assert again.usage.requests == 0
-
-
-def typed(store: CacheStore) -> Mapping[str, Any]:
-    """A store of one's own is accepted by type, too."""
-    return {"cache": store}

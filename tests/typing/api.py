@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
 import numpy as np
@@ -35,6 +36,10 @@ def sync(client: llmopt.Client, texts: Iterator[str]) -> None:
     for model in client.list_models("local"):
         assert_type(model, llmopt.Model)
     assert_type(client.batch_list_models(["local"]), Mapping[str, llmopt.Catalog | llmopt.LLMOptError])
+    assert_type(client.list_models("local", cached="offline").age, float)
+    assert_type(client.warm(["local"]), Mapping[str, llmopt.Catalog | llmopt.LLMOptError])
+    client.invalidate("local")
+    client.invalidate()
 
 
 async def asynchronous(texts: AsyncIterator[str], transport: httpx.AsyncBaseTransport) -> None:
@@ -53,7 +58,18 @@ async def asynchronous(texts: AsyncIterator[str], transport: httpx.AsyncBaseTran
         assert_type(stream.tool_calls, tuple[llmopt.ToolCall, ...])
 
 
+def caches(own: llmopt.CacheStore) -> None:
+    llmopt.Client(cache=True)
+    llmopt.Client(cache="memory")
+    llmopt.Client(cache=Path("somewhere"))
+    llmopt.Client(cache=own)
+    llmopt.Client(cache=llmopt.MemoryStore(max_bytes=1 << 20))
+    llmopt.Client(cache=llmopt.DiskStore("somewhere"))
+    llmopt.Client(cache=3)  # type: ignore[arg-type] # nothing that keeps anything
+
+
 def wrong(client: llmopt.Client) -> None:
+    client.list_models("local", cached="never")  # type: ignore[arg-type] # no such mode
     client.embed("local/default", ["a"], errors="ignore")  # type: ignore[arg-type] # no such mode
     client.embed("local/default", ["a"], dimension=3)  # type: ignore[call-arg] # misspelled
     client.chat("local/m", [{"role": "user", "content": "?"}], temprature=1)  # type: ignore[call-arg] # misspelled

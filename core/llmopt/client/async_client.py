@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.arguments import WhenOpen, check_arguments, waits_when_open, with_flags
+from llmopt.client.async_catalogs import AsyncCatalogs
 from llmopt.client.async_chat import AsyncChat
 from llmopt.client.caching import CacheChoice, Caches, plan_of
 from llmopt.config.load import load_config
 from llmopt.config.tree import Config
 from llmopt.engine.engine import Engine
 from llmopt.errors import LLMOptError
-from llmopt.operations.catalog import CacheMode, Catalogs
+from llmopt.operations.catalog import Catalogs
 from llmopt.operations.catalog_batch import CatalogBatching
 from llmopt.operations.catalog_shelf import Shelf
 from llmopt.operations.chat import ChatJob
@@ -26,23 +26,17 @@ from llmopt.operations.inputs import embed_call
 from llmopt.operations.learned import learned_file
 from llmopt.operations.memory import ModelMemory
 from llmopt.policies.clock import Clock
-from llmopt.policies.deadline import Deadline, valid_seconds
+from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
-from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
 
-_CATALOG_S: Final = 30.0
-"""A list of models that takes longer is no use to anybody who waits for it."""
-_EACH_S: Final = 8.0
-"""And of many at once: one that hangs must not hold up all others."""
 
-
-class AsyncClient(AsyncChat):
+class AsyncClient(AsyncChat, AsyncCatalogs):
     """Asks any number of providers, with one set of connections.
 
     Use it in ``async with``, or call `aclose`. Making one opens nothing and imports little.
@@ -80,14 +74,14 @@ class AsyncClient(AsyncChat):
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
             loaded = with_flags(loaded, flags)
-        self._registry: Final = Registry(loaded, plugins, os.environ)
-        self._engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
+        self._registry = Registry(loaded, plugins, os.environ)
+        self._engine = Engine(transport=transport, on_event=on_event, clock=clock)
         self._learned: Final = learned_file(loaded.cache_dir)
         plan = plan_of(cache, loaded, own_transport=transport is not None)
-        self._caches: Final = Caches(plan, self._engine, self._registry)
+        self._caches = Caches(plan, self._engine, self._registry)
         shelf = Shelf(self._caches.keys, self._caches.catalogs, self._engine.clock)
-        self._catalogs: Final = Catalogs(self._engine, shelf, self._caches.all, on=plan.catalogs)
-        self._batch: Final = CatalogBatching(self._engine, self._catalogs, self._registry.get)
+        self._catalogs = Catalogs(self._engine, shelf, self._caches.all, self._caches.watch, on=plan.catalogs)
+        self._batch = CatalogBatching(self._engine, self._catalogs, self._registry.get)
         self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 
     async def __aenter__(self) -> Self:
@@ -178,78 +172,6 @@ class AsyncClient(AsyncChat):
         job = self._job(model, dimensions, input_type, deadline, extra, when_open)
         return EmbedStream(job, texts, errors=_mode(errors))
 
-    async def list_models(
-        self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
-    ) -> Catalog:
-        """All models of one provider, in its order.
-
-        The list is kept for an hour. After that it is still given for a day, marked as ``stale``, while
-        a new one is asked for beside the call; and for a week where no new one can be had.
-
-        Args:
-            provider: name of the entry.
-            deadline: seconds for the whole call; by default what is configured, else 30.
-            cached: "auto" as above; "refresh" asks the provider whatever is kept; "offline" asks nobody
-                and gives what is kept, however old.
-
-        Raises:
-            NotCached: nothing is kept, and ``cached`` is "offline".
-            LLMOptError: the provider could not be asked, and nothing is kept.
-        """
-        found = self._registry.get(provider)
-        bound = self._catalog_deadline(found, deadline)
-        return await self._catalogs.list(found, deadline=bound, mode=_cached(cached))
-
-    async def batch_list_models(
-        self,
-        providers: Iterable[str] | None = None,
-        *,
-        deadline: float | None = None,
-        timeout: float | None = None,
-        cached: CacheMode = "auto",
-    ) -> Mapping[str, Catalog | LLMOptError]:
-        """The models of many providers at once, at most ten asked at the same time.
-
-        A provider that failed less than five seconds ago, and of which nothing is kept, is not asked again.
-
-        Args:
-            providers: names of entries; by default all that are configured or have a key.
-            deadline: seconds for the whole call.
-            timeout: seconds for each provider, from its turn on; by default what is configured, else 8.
-            cached: as for `list_models`.
-
-        Returns:
-            For each provider its catalogue, or the error that is its alone.
-        """
-        names = self._registry.names() if providers is None else _names(providers)
-        if timeout is not None:
-            valid_seconds(timeout, "timeout")
-
-        def each(provider: Provider) -> float | None:
-            return timeout if timeout is not None else provider.endpoints[0].timeouts.total or _EACH_S
-
-        bound = self._engine.deadline(deadline)
-        return await self._batch.run(names, deadline=bound, each=each, mode=_cached(cached))
-
-    async def warm(
-        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
-    ) -> Mapping[str, Catalog | LLMOptError]:
-        """Have the lists of models at hand, at start-up: `batch_list_models`, for its effect."""
-        return await self.batch_list_models(providers, deadline=deadline)
-
-    async def invalidate(self, provider: str | None = None) -> None:
-        """Let the kept list of models of a provider go, or all of them, here and in the store."""
-        for name in self._registry.names() if provider is None else (provider,):
-            # So that its store is known, wherever it is configured to be.
-            with suppress(LLMOptError):
-                self._caches.catalogs(self._registry.get(name))
-        await self._catalogs.invalidate(provider)
-
-    def _models_at_hand(self, provider: str) -> Catalog | None:
-        """A list that can be given at once, from any thread; None where more must be done."""
-        found = self._registry.known(provider)
-        return None if found is None else self._catalogs.peek(found)
-
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges as plain values: for each provider in use, for each of its endpoints."""
         return self._engine.stats()
@@ -305,11 +227,6 @@ class AsyncClient(AsyncChat):
             self._memories[key] = ModelMemory(f"{provider.name} {origins} {model}", self._learned)
         return self._memories[key]
 
-    def _catalog_deadline(self, provider: Provider, seconds: float | None) -> Deadline:
-        if seconds is None:
-            seconds = provider.endpoints[0].timeouts.total or _CATALOG_S
-        return self._engine.deadline(seconds)
-
     def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:
         total = provider.endpoints[0].timeouts.total
         return self._engine.deadline(total if seconds is None else seconds)
@@ -321,19 +238,7 @@ def _mode(errors: ErrorMode) -> ErrorMode:
     return errors
 
 
-def _cached(mode: CacheMode) -> CacheMode:
-    if mode not in ("auto", "refresh", "offline"):
-        raise _wrong("cached", "'auto', 'refresh' or 'offline'")
-    return mode
-
-
 def _wrong(name: str, choices: str) -> LLMOptError:
     from llmopt.errors import ConfigError
 
     return ConfigError(f"{name} must be {choices}.")
-
-
-def _names(providers: Iterable[str]) -> Iterable[str]:
-    if isinstance(providers, str):
-        raise _wrong("providers", "a list of names, such as ['local']")
-    return providers

@@ -20,6 +20,7 @@ from llmopt.cache.store import CacheItem
 from llmopt.engine.telemetry import Telemetry
 from llmopt.operations.cache_keys import TextKeys
 from llmopt.operations.memory import ModelMemory
+from llmopt.operations.store_watch import StoreWatch
 from llmopt.policies.clock import Clock
 from llmopt.policies.freshness import FreshnessRules, still_good
 from llmopt.values.cache_events import CacheHit, CacheMiss
@@ -68,6 +69,7 @@ class TextCache:
         memory: of the model.
         clock: the time.
         telemetry: told of hits and misses.
+        watch: told of what is put into the store.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class TextCache:
         memory: ModelMemory,
         clock: Clock,
         telemetry: Telemetry,
+        watch: StoreWatch,
     ) -> None:
         self._store: Final = store
         self._keys: Final = keys
@@ -92,6 +95,7 @@ class TextCache:
         self._memory: Final = memory
         self._clock: Final = clock
         self._telemetry: Final = telemetry
+        self._watch: Final = watch
         self._pointer: Final = keys.answering()
 
     async def recall(self, texts: Sequence[str]) -> Recalled:
@@ -169,6 +173,7 @@ class TextCache:
             self._memory.answering[self._pointer] = answering
             items.append(self._item(_ANSWERING, self._pointer, answering.encode(), b""))
         await self._store.put(items)
+        await self._watch.put("embeddings")
 
     def _items(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str) -> Iterator[CacheItem]:
         import numpy as np
