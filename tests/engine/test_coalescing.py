@@ -141,6 +141,26 @@ async def test_c13_a_follower_with_less_time_leaves_alone() -> None:
         assert (await leader).vectors.shape == (1, 4)
 
 
+async def test_c13_each_gets_its_own_order_and_an_array_of_its_own() -> None:
+    """The same texts the other way round are not sent, and are not given back the first way round."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        texts = ["a", "b", "c"]
+        orders = [texts, texts[::-1], ["c", "a"], texts]
+        calls = [asyncio.create_task(client.embed(MODEL, order)) for order in orders]
+        await server.wait_requests(1)
+        await asyncio.sleep(0)
+        gate.set()
+        found = await asyncio.gather(*calls)
+    assert len(server.requests) == 1
+    for order, each in zip(orders, found, strict=True):
+        assert each.vectors.tolist() == [row(text) for text in order]
+    found[0].vectors[:] = 0
+    assert found[3].vectors.any()
+
+
 async def test_c13_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
     """What ended was the leader's time, not the follower's."""
     gate = asyncio.Event()

@@ -15,11 +15,11 @@ from llmopt.errors import DeadlineExceeded, ItemTooLong, LLMOptError, RequestToo
 from llmopt.operations.check import in_input_order
 from llmopt.operations.cuts import TextCuts
 from llmopt.operations.embed_cache import Recalled, TextCache
-from llmopt.operations.embed_outcome import Outcome, assemble
+from llmopt.operations.embed_outcome import Outcome, assemble, whole
 from llmopt.operations.embed_recall import with_recall
 from llmopt.operations.limits import merged, numbers_of, told_limits
 from llmopt.operations.memory import ModelMemory
-from llmopt.operations.plan import Batch, Cutter, surely_too_long
+from llmopt.operations.plan import Batch, Cutter, any_too_long, surely_too_long
 from llmopt.operations.recover import ExtraRequests, Part, Recovered, Recovery
 from llmopt.operations.shared import SharedWork
 from llmopt.operations.sizes import LearnedSize, LearnedSizes
@@ -165,20 +165,26 @@ class EmbedJob:
         limit = self.limit()
         hopeless: dict[int, LLMOptError] = {}
         slots: dict[str, list[int]] = {}
-        for row, text in enumerate(batch.texts):
-            if surely_too_long(text, limit):
-                hopeless[row] = self._too_long(text, limit)
-            else:
-                slots.setdefault(text, []).append(row)
-        if not slots:
-            return Outcome(batch=batch, errors=hopeless)
-        texts = tuple(slots)
+        texts = batch.texts
+        distinct = len(set(texts)) == len(texts) and not any_too_long(texts, limit)
+        if not distinct:
+            for row, text in enumerate(texts):
+                if surely_too_long(text, limit):
+                    hopeless[row] = self._too_long(text, limit)
+                else:
+                    slots.setdefault(text, []).append(row)
+            if not slots:
+                return Outcome(batch=batch, errors=hopeless)
+            texts = tuple(slots)
         if recall and self._cache is not None:
             recovered = await with_recall(self._cache, texts, self._recovered, self.model)
         else:
             recovered = await self._recovered(texts)
-        self._note_fatal(recovered, len(slots))
-        return assemble(batch, list(slots.values()), recovered, hopeless)
+        self._note_fatal(recovered, len(texts))
+        if distinct and (outcome := whole(batch, recovered)) is not None:
+            return outcome
+        rows = [[row] for row in range(len(texts))] if distinct else list(slots.values())
+        return assemble(batch, rows, recovered, hopeless)
 
     async def _recovered(self, texts: tuple[str, ...]) -> Recovered:
         if self._shared is not None:
@@ -186,12 +192,15 @@ class EmbedJob:
         return await self._work(texts)
 
     async def _work(self, texts: tuple[str, ...]) -> Recovered:
-        return await self._recovery(texts).run(len(texts))
+        try:
+            rows = await self._request(texts)
+        except LLMOptError as error:
+            return await self._recovery(texts).run(len(texts), error)
+        return Recovered(rows=[(tuple(range(len(texts))), rows)], requests=1)
 
     def _recovery(self, texts: tuple[str, ...]) -> Recovery:
-        def send(part: Part, suspect: bool) -> Awaitable[EmbeddedRows]:  # noqa: FBT001 - a protocol of one use
-            chosen = texts if len(part) == len(texts) else tuple(texts[at] for at in part)
-            return self._request(chosen, suspect=suspect)
+        def send(part: Part) -> Awaitable[EmbeddedRows]:
+            return self._request(tuple(texts[at] for at in part), suspect=True)
 
         cuts = TextCuts(texts, self._estimator.estimate, self.limit, self._sizes(), self._learned)
         return Recovery(send, cuts, self._extra, self._split)
@@ -224,7 +233,7 @@ class EmbedJob:
             model=self._call.model,
         )
 
-    async def _request(self, texts: tuple[str, ...], *, suspect: bool) -> EmbeddedRows:
+    async def _request(self, texts: tuple[str, ...], *, suspect: bool = False) -> EmbeddedRows:
         if self._fatal is not None:
             raise self._fatal.copy()
         call = evolve(self._call, texts=texts)
