@@ -12,6 +12,7 @@ from llmopt.errors import (
     DeadlineExceeded,
     InvalidResponse,
     LLMOptError,
+    Overloaded,
     ProviderError,
     RateLimited,
 )
@@ -203,6 +204,8 @@ def explain(
         if isinstance(error, (ProviderError, InvalidResponse)):
             hint = parse_retry_after(response.headers, response.received)
             error.retry_after = hint if hint is not None else error.retry_after
+            if error.retry_after is not None and isinstance(error, (RateLimited, Overloaded)):
+                error.args = (f"{error.message}; the server asks to wait {error.retry_after:g} s",)
     return Attempt(
         endpoint=endpoint.name,
         outcome=type(error).__name__,

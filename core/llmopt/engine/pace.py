@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, Self
 
 from llmopt.policies.deadline import Deadline
@@ -50,8 +49,8 @@ class Pace(Protocol):
         ...
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """Requests and tokens per second in force; infinite where there is no limit."""
+    def told(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that headers told of; None where they did not."""
         ...
 
     def try_acquire(self, tokens: float) -> PaceLease | None:
@@ -98,7 +97,7 @@ class Unpaced:
 
     paused = 0.0
     free = True
-    rates = (math.inf, math.inf)
+    told = (None, None)
 
     def __init__(self) -> None:
         self._lease = FreeLease()

@@ -44,6 +44,7 @@ class Bucket:
         spent: all that was ever taken, by estimates.
         refused: what of it the server refused.
         share: what others leave of the limit.
+        told: the limit a minute as headers told it last, None before they do.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class Bucket:
         "refused",
         "share",
         "spent",
+        "told",
     )
 
     def __init__(self, per_second: float | None, *, burst_s: float, smallest: float, now: float) -> None:
@@ -83,6 +85,7 @@ class Bucket:
         self._whole_at = math.inf
         self._at = now
         self.share = Share()
+        self.told: float | None = None
         self.ceiling = self._configured
         self.rate = self.ceiling
         self.capacity = math.inf
@@ -192,6 +195,7 @@ class Bucket:
             if self._strange < _REPEATS:
                 return
         self._strange = 0
+        self.told = rate * 60
         self.ceiling = min(self._configured, rate)
         self._resize()
 

@@ -80,6 +80,11 @@ class RateLimiter:
         return self._quota.requests.rate, self._quota.tokens.rate
 
     @property
+    def told(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that headers told of; None where they did not."""
+        return self._quota.requests.told, self._quota.tokens.told
+
+    @property
     def levels(self) -> tuple[float, float]:
         """Requests and tokens that may go at once, as of the last look; negative after an underestimate."""
         return self._quota.requests.level, self._quota.tokens.level

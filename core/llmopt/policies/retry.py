@@ -216,11 +216,8 @@ def _plan(error: errors.LLMOptError, history: RetryHistory, facts: Facts) -> Ret
     """The table's row for an error, with the rules that one row alone cannot say."""
     if isinstance(error, errors.CircuitOpen):
         return _wait_for_circuit(error, facts)
-    if isinstance(error, (errors.AuthError, errors.QuotaExhausted)) and facts.elsewhere:
-        # Another endpoint has a key and a quota of its own, and each is tried once at most.
-        return RetryDecision(delay=0.0, reason="elsewhere", cost=FREE, counted=False, computed=False)
-    if isinstance(error, errors.AuthError):
-        return _with_new_credential(history, facts)
+    if isinstance(error, (errors.AuthError, errors.QuotaExhausted)):
+        return _with_another_credential(error, history, facts)
     if facts.should_retry is False:
         return GiveUp(reason="vetoed")
     plan = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
@@ -286,8 +283,13 @@ def _wait_for_circuit(error: errors.CircuitOpen, facts: Facts) -> RetryDecision 
     return RetryDecision(delay=_UNDECIDED, reason="circuit_open", cost=FREE, counted=False)
 
 
-def _with_new_credential(history: RetryHistory, facts: Facts) -> RetryDecision | GiveUp:
-    if not facts.new_credential:
+def _with_another_credential(
+    error: errors.LLMOptError, history: RetryHistory, facts: Facts
+) -> RetryDecision | GiveUp:
+    if facts.elsewhere:
+        # Another endpoint has a key and a quota of its own, and each is tried once at most.
+        return RetryDecision(delay=0.0, reason="elsewhere", cost=FREE, counted=False, computed=False)
+    if not facts.new_credential or not isinstance(error, errors.AuthError):
         return _FINAL
     if "credential" in history.times:
         return GiveUp(reason="once")
