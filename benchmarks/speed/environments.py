@@ -14,8 +14,9 @@ PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "litellm": ("litellm>=1.60,<1.107", "numpy"),
     "langchain": ("langchain-openai>=1", "numpy"),
     "baseten": ("baseten-performance-client>=0.1.16", "numpy"),
+    "server": ("uvloop>=0.21", "numpy"),
 }
-"""Peers keep each other from their newest versions, so each has an environment of its own."""
+"""Peers keep each other from their newest versions, so each has an environment of its own; so has the server."""
 
 CHECKOUT: Final = "llmopt"
 """The environment of everything that needs llmopt or the floor's packages: the one this runs in, with this folder's code."""

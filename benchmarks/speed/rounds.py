@@ -24,7 +24,7 @@ def run_case(
     case: Case, contenders: Sequence[Contender], environments: Environments, rounds: int
 ) -> list[Row]:
     """The rows of a case, with everything that was measured; of who could not take part, why."""
-    with Server() as server:
+    with Server(environments.python("server")) as server:
         rows, workers = [], {}
         for contender in contenders:
             row: Row = {"contender": contender.name, "title": contender.title, "rounds": []}

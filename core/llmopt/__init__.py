@@ -16,6 +16,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from llmopt import compatible as compatible
+    from llmopt.cache.disk import DiskStore as DiskStore
+    from llmopt.cache.memory import MemoryStore as MemoryStore
+    from llmopt.cache.store import CacheItem as CacheItem
+    from llmopt.cache.store import CacheSize as CacheSize
+    from llmopt.cache.store import CacheStore as CacheStore
     from llmopt.client.async_client import AsyncClient as AsyncClient
     from llmopt.client.sync_client import Client as Client
     from llmopt.config.tree import Config as Config
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from llmopt.errors import ItemTooLong as ItemTooLong
     from llmopt.errors import LLMOptError as LLMOptError
     from llmopt.errors import LocalRejection as LocalRejection
+    from llmopt.errors import NotCached as NotCached
     from llmopt.errors import NotFound as NotFound
     from llmopt.errors import Overloaded as Overloaded
     from llmopt.errors import PartialFailure as PartialFailure

@@ -67,9 +67,12 @@ class Gathered:
 
     def objects(self) -> None:
         """Look at the repr of every living object whose class is llmopt's or one of its plugins'."""
+        ours: dict[type, bool] = {}
         for each in gc.get_objects():
             kind = type(each)
-            if str(kind.__module__).startswith("llmopt"):
+            if kind not in ours:
+                ours[kind] = str(kind.__module__).startswith("llmopt")
+            if ours[kind]:
                 with contextlib.suppress(ReferenceError):
                     self.look(f"repr of {kind.__module__}.{kind.__qualname__}", repr(each))
 

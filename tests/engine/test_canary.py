@@ -18,9 +18,13 @@ from tests.faults.script import Reply
 KEY = "canary-key-58d1c07e"
 TOKEN = "canary-token-93b1e6aa"
 TEXT = "canary-text-a07c"
-TEXTS = [f"{TEXT} {number}" for number in ("one", "two", "three")]
 AT_ONCE = 24
 TIMEOUT_S = 0.3
+DEADLINE_S = 2.0
+
+
+def texts(call: int) -> list[str]:
+    return [f"{TEXT} {number} {call}" for number in ("one", "two", "three")]
 
 
 def validator(request: Request) -> Answer:
@@ -33,8 +37,9 @@ def echoes() -> Iterator[Fault]:
     """Servers that repeat in their answer, in every place there is, what they were sent."""
 
     def said(request: Request) -> str:
-        texts = " ".join(request.json()["input"]) if request.body else "no texts"
-        return f"bad: {texts} ({request.header('authorization')}, {request.header('x-gateway-token')})"
+        given = request.json() if request.body else {}
+        words = " ".join(given.get("input") or [each["content"] for each in given.get("messages", ())])
+        return f"bad: {words} ({request.header('authorization')}, {request.header('x-gateway-token')})"
 
     def body(status: int, **others: str) -> Any:
         def reply(request: Request) -> Reply:
@@ -72,7 +77,7 @@ FAULTS = [*ROWS, *echoes()]
 
 
 def config(server: FaultServer, folder: Path, number: int) -> dict[str, Any]:
-    timeouts = {"connect": TIMEOUT_S, "read": TIMEOUT_S, "pool": TIMEOUT_S}
+    timeouts = {"connect": TIMEOUT_S, "read": TIMEOUT_S, "pool": TIMEOUT_S, "catalog": TIMEOUT_S}
     entry = {
         "plugin": "local",
         "base_url": server.base_url,
@@ -93,13 +98,22 @@ async def meet(fault: Fault, number: int, folder: Path, gathered: Gathered) -> N
         server.default(answer_openai)
         name = f"server{number}"
         embeds = [
-            lambda: client.embed(f"{name}/m", TEXTS, deadline=5, extra={"user": TEXT}),
-            lambda: client.embed(f"{name}/m", TEXTS, errors="return", deadline=5),
+            # Other texts for each call, or the cache would answer the second one.
+            lambda: client.embed(f"{name}/m", texts(1), deadline=DEADLINE_S, extra={"user": TEXT}),
+            lambda: client.embed(f"{name}/m", texts(2), errors="return", deadline=DEADLINE_S),
         ]
-        catalog = [lambda: client.list_models(name, deadline=5)]
+        catalog = [lambda: client.list_models(name, deadline=DEADLINE_S)]
+        said = [{"role": "user", "content": f"{TEXT} in a chat"}]
+
+        async def streamed() -> object:
+            async with client.stream(f"{name}/m", said, deadline=DEADLINE_S) as answer:
+                return [event async for event in answer]
+
+        chats = [lambda: client.chat(f"{name}/m", said, deadline=DEADLINE_S), streamed]
         calls: list[Callable[[], Awaitable[object]]] = [
             *(embeds if fault.row != "P13" else []),
             *(catalog if fault.row not in OF_EMBEDDINGS else []),
+            *(chats if not fault.row.startswith("P") and fault.row not in OF_EMBEDDINGS else []),
         ]
         for call in calls:
             fault.inject(server)
@@ -112,7 +126,7 @@ async def meet(fault: Fault, number: int, folder: Path, gathered: Gathered) -> N
                 for error in getattr(found, "errors", {}).values():
                     gathered.error(str(fault), error)
         gathered.look(f"{fault}: stats", repr(client.stats()), repr(client))
-        if number % 20 == 0:
+        if number % 40 == 0:
             gathered.objects()
 
 

@@ -11,6 +11,7 @@ import pytest
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.limiter import RateLimiter
+from llmopt.policies.rate_headers import parse_rate_limits
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop, run_simulated
 from llmopt.values.limits import RateLimit, RateLimits
 
@@ -371,7 +372,7 @@ def test_a_canary_that_is_not_sent_makes_room_for_another() -> None:
         pacer.penalize(3.0, pacer.try_acquire())
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(3.01)
-        assert not tasks[0].done()
+        assert tasks[0].done()
         await clock.sleep(0.5)
         tasks[0].result().refund()
         await clock.sleep(0.5)
@@ -509,9 +510,56 @@ def test_two_scouts_go_before_the_first_answer() -> None:
     clock.advance(1)
     assert drain(pacer) == 3
     for _ in range(70):
-        second.open = True
+        second.open, second.accepted = True, False
         second.settle()
     assert drain_up_to(pacer, 500) == 500
+
+
+def test_a_long_answer_counts_when_it_begins() -> None:
+    """Once: neither for the start nor for a canary does its end count again, however it comes."""
+    clock = SimulatedClock()
+    pacer = RateLimiter(clock=clock)
+    first, second = pacer.try_acquire(), pacer.try_acquire()
+    assert first is not None
+    assert second is not None
+    first.accept()
+    first.accept()
+    assert drain(pacer) == 2
+    first.settle(10)
+    assert drain(pacer) == 0
+    second.accept()
+    assert drain(pacer) == 2
+    second.penalize(3.0)
+    assert pacer.try_acquire() is None
+
+
+def test_a_canarys_answer_that_has_begun_is_enough() -> None:
+    """The others need not wait for its end."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(3.0, pacer.try_acquire())
+        tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
+        await clock.sleep(4)
+        assert [task.done() for task in tasks] == [True, False, False]
+        tasks[0].result().accept()
+        await clock.sleep(1)
+        assert all(task.done() for task in tasks)
+
+    run_simulated(main)
+
+
+def test_what_a_long_answer_really_cost_is_settled_at_its_end() -> None:
+    """Though it was let through long before."""
+    clock = SimulatedClock()
+    pacer = limiter(clock, rpm=None, tpm=6_000)
+    lease = pacer.try_acquire(400)
+    assert lease is not None
+    lease.accept()
+    assert lease.open
+    assert drain(pacer, 50) == 1
+    lease.settle(100)
+    assert drain(pacer, 50) == 6
 
 
 def drain_up_to(pacer: RateLimiter, count: int) -> int:
@@ -571,3 +619,80 @@ def test_reprs_tell_the_state() -> None:
     lease = pacer.try_acquire(5)
     assert "waiting=0" in repr(pacer)
     assert repr(lease) == "Lease(tokens=5, waited=0.000, open=True)"
+
+
+def test_headers_are_heard_fifty_times_a_second() -> None:
+    """Those of a good answer right after another's are not worth reading."""
+
+    async def main(clock: SimulatedClock) -> None:
+        limiter = RateLimiter(clock=clock)
+        leases = [await limiter.acquire() for _ in range(2)]
+        assert leases[0].curious
+        leases[0].observe(RateLimits())
+        assert not leases[1].curious
+        await clock.sleep(0.021)
+        assert leases[1].curious
+
+    run_simulated(main)
+
+
+def test_the_first_after_a_pause_goes_when_the_server_said() -> None:
+    """Whatever the books hold; those behind it wait their time."""
+
+    async def main(clock: SimulatedClock) -> None:
+        slow = RateLimiter(clock=clock, rpm=100, tpm=100_000)
+        slow.penalize(2.0, slow.try_acquire(50))
+        leases = [asyncio.create_task(slow.acquire(50)) for _ in range(2)]
+        await clock.sleep(2.0001)
+        assert leases[0].done()
+        leases[0].result().settle(50)
+        assert not leases[1].done()
+        await clock.sleep(5)
+        assert leases[1].done()
+
+    run_simulated(main)
+
+
+def test_a_deadline_that_the_rate_can_never_keep_fails_at_once() -> None:
+    """And names limit and wait."""
+
+    async def main(clock: SimulatedClock) -> None:
+        slow = RateLimiter(clock=clock, rpm=1, scouts=0)
+        slow.try_acquire()
+        with pytest.raises(DeadlineExceeded, match="1 requests a minute") as caught:
+            await slow.acquire(deadline=Deadline.after(3, clock.now))
+        assert clock.elapsed == 0
+        assert caught.value.retry_after == pytest.approx(60, rel=0.2)
+
+    run_simulated(main)
+
+
+@pytest.mark.parametrize("hint", [99_999_999_999.0, 90_000.0])
+def test_an_absurd_hint_is_told_and_not_kept_to_for_long(hint: float) -> None:
+    """The next caller asks again within a minute or so."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(hint, pacer.try_acquire())
+        assert pacer.paused == pytest.approx(60)
+
+    run_simulated(main)
+
+
+@pytest.mark.parametrize(("told", "reset"), [(0.001, None), (0.5, None), (1.0, 1.0)])
+def test_nonsense_of_limits_stalls_nobody_for_ever(told: float, reset: float | None) -> None:
+    """Less than one a window is no limit; and what is whole again in a second is not waited for by the minute."""
+    headers = {"x-ratelimit-limit-requests": str(told), "x-ratelimit-remaining-requests": "0"}
+    if reset is not None:
+        headers["x-ratelimit-reset-requests"] = f"{reset:g}s"
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = RateLimiter(clock=clock)
+        for _ in range(5):
+            with await pacer.acquire() as lease:
+                await clock.sleep(0.05)
+                lease.settle()
+                lease.observe(parse_rate_limits(headers, clock.wall()))
+        assert clock.elapsed < 60
+
+    run_simulated(main)

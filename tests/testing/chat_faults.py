@@ -94,6 +94,20 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
         says=r"those at \[\] are last; the profile says stream_end='done'",
     ),
     Fault(
+        name="a finish reason with every word",
+        hook="parse_stream_event",
+        source="""
+@hookimpl
+def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+    found = compatible.parse_stream_event(call, event)
+    if isinstance(found, Failure):
+        return found
+    return tuple(evolve(part, finish_reason="stop") if part.text else part for part in found)
+""",
+        check="stream.finish-reason-once",
+        says="a finish reason comes with 5 events",
+    ),
+    Fault(
         name="an error in a stream that adds nothing",
         hook="parse_stream_event",
         source="""

@@ -23,7 +23,6 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
-from weakref import finalize
 
 from llmopt.cache.forks import watch_forks
 from llmopt.cache.pending import Pending
@@ -149,8 +148,9 @@ class DiskStore:
         if self._abandoned is not None:
             return None
         if self._thread is None:
+            # No finalizer ends it: it would have to take locks, and the collector may run while they are held.
+            # A thread whose store is gone ends by itself.
             self._thread = self._start()
-            finalize(self, self._thread.end)
         return self._thread
 
     def _start(self) -> _Thread:

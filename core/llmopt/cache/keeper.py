@@ -47,11 +47,12 @@ class Keeper:
         self._warned: set[str] = set()
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values there are."""
+        """The values there are, those that are still to be written among them."""
         nothing: tuple[dict[bytes, bytes], list[bytes]] = ({}, [])
         found, unmarked = self._do(lambda database: database.get(keys), nothing)
         if unmarked:
             self._pending.mark(unmarked)
+        found.update(self._pending.look(keys))
         return found
 
     def flush(self) -> bool:
@@ -83,7 +84,9 @@ class Keeper:
         self._do(lambda database: database.clear(group), None, writing=True)
 
     def size(self) -> CacheSize:
-        """How much there is."""
+        """How much there is, when all is written."""
+        while self.flush():
+            pass
         return self._do(lambda database: database.size(), CacheSize())
 
     def finish(self) -> None:

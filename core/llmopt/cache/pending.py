@@ -31,6 +31,14 @@ class Pending:
             for item in items:
                 self._items.put(item.key, item)
 
+    def look(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values of these keys that are still to be written."""
+        if not len(self._items):
+            return {}
+        with self._lock:
+            found = ((key, self._items.get(key)) for key in keys)
+            return {key: item.value for key, item in found if item is not None}
+
     def mark(self, keys: Sequence[bytes]) -> None:
         """These were used, which is to be written down."""
         with self._lock:

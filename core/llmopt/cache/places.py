@@ -30,7 +30,7 @@ def private_folder(folder: Path) -> None:
     if os.name != "posix":
         raise Refused("this system has no owners of files as they are relied on here")
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
+        _make(folder)
         link, found, parent = folder.lstat(), folder.stat(), folder.resolve().parent.stat()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "this is no path"
@@ -41,6 +41,15 @@ def private_folder(folder: Path) -> None:
         raise Refused("other users may write into the folder")
     if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
         raise Refused("other users may put another folder in its place")
+
+
+def _make(folder: Path) -> None:
+    # The folders above too: those that mkdir makes by itself are open to whomever the umask lets in.
+    for each in (*reversed(folder.parents), folder):
+        if not each.exists():
+            each.mkdir(exist_ok=True, mode=_PRIVATE_FOLDER)
+    if not folder.is_dir():
+        raise Refused("the folder cannot be made: there is something else in its place")
 
 
 def private_file(path: Path) -> bool:
@@ -70,11 +79,12 @@ def private_file(path: Path) -> bool:
 
 
 def writable_by_others(path: Path) -> bool:
-    """Whether others may write to a file, so that what it holds is anybody's."""
+    """Whether others may write to a file, so that what it holds is anybody's. A link is no file."""
     try:
-        return bool(path.lstat().st_mode & _WRITABLE_BY_OTHERS)
+        mode = path.lstat().st_mode
     except OSError:
         return False
+    return stat.S_ISREG(mode) and bool(mode & _WRITABLE_BY_OTHERS)
 
 
 def make_private(path: Path) -> None:

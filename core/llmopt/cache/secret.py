@@ -27,7 +27,10 @@ def install_secret(folder: Path) -> bytes | None:
     try:
         private_folder(folder)
         for _ in range(3):
-            if private_file(path) and not writable_by_others(path):
+            if writable_by_others(path):
+                # Anybody may have put it there.
+                path.unlink()
+            if private_file(path):
                 found = _read(path)
                 if found is not None:
                     return found

@@ -15,7 +15,7 @@ import llmopt
 from llmopt.cli.exits import Exit, code_of
 from llmopt.cli.tell import tell
 
-_COMMANDS: Final = ("embed", "chat", "models", "plugins", "doctor")
+_COMMANDS: Final = ("embed", "chat", "models", "plugins", "cache", "doctor")
 
 _HELP = """Fast, paced and safe requests to any LLM provider.
 

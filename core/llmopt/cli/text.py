@@ -42,3 +42,30 @@ def listed(names: Iterable[object]) -> str:
     ]
     more = len(shown) - len(cut)
     return ", ".join([*cut, *([f"and {more} more"] if more > 0 else [])])
+
+
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+def age(seconds: float, *, stale: bool = False) -> str:
+    """How old something is: "now", "5 min", "3 h, stale"."""
+    told = next((f"{int(seconds // size)} {unit}" for size, unit in _UNITS if seconds >= size), "now")
+    return f"{told}, stale" if stale else told
+
+
+def amount(money: float | None, currency: str) -> str:
+    """A sum of money: "$0.02", "1.5 EUR"; "" for one that is not known."""
+    if money is None:
+        return ""
+    plain_number = f"{money:.6f}".rstrip("0").rstrip(".")
+    return f"${plain_number}" if currency == "USD" else f"{plain_number} {currency}"
+
+
+def bytes_of(size: int) -> str:
+    """A number of bytes: "512 B", "3.4 MiB"."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"

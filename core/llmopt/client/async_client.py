@@ -247,7 +247,8 @@ class AsyncClient(AsyncChat):
 
     def _models_at_hand(self, provider: str) -> Catalog | None:
         """A list that can be given at once, from any thread; None where more must be done."""
-        return self._catalogs.peek(self._registry.get(provider))
+        found = self._registry.known(provider)
+        return None if found is None else self._catalogs.peek(found)
 
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges as plain values: for each provider in use, for each of its endpoints."""

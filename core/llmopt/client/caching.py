@@ -31,6 +31,9 @@ from llmopt.values.calls import EmbedCall
 CacheChoice = bool | str | os.PathLike[str] | CacheStore | None
 """What a client takes as ``cache=``."""
 
+WORDS: Final = frozenset({"off", "memory", "disk"})
+"""What is no path of a folder; write ./memory for a folder of that name."""
+
 _log: Final = logging.getLogger("llmopt")
 _METHODS: Final = ("get", "put", "remove", "clear", "size", "aclose")
 

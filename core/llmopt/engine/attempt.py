@@ -82,6 +82,11 @@ class Held:
         self.endpoint.guards.took(self.call, self.size, seconds)
         self.completed(tokens)
         # After the cost: what the headers tell of the rest is held against it.
+        return self._heard(response, settings)
+
+    def _heard(self, response: HttpResponse, settings: Settings) -> bool:
+        if not self.lease.curious:
+            return False
         return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
     def completed(self, tokens: int | None) -> None:
@@ -145,7 +150,9 @@ class Held:
         if self.permit is not None and breakers is not None and breakers.on_probation:
             # A circuit that lets one request through to see must not wait for the end of a long answer.
             self.permit.success()
-        return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
+        # Nor those whom the limiter has wait for the first answers.
+        self.lease.accept()
+        return self._heard(response, settings)
 
     def left(self, tokens: int) -> None:
         """Its reader had enough of a stream that had cost so many tokens by then."""

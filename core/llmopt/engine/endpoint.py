@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -86,6 +87,8 @@ class LiveEndpoint:
         self._transport: Final = transport
         self._telemetry: Final = telemetry
         self._wire: Wire | None = None
+        # A client may be used on several loops in several threads, and a second pool would be nobody's.
+        self._opening: Final = threading.Lock()
         self._static: Settings | None = None
         self._closed = False
 
@@ -123,7 +126,9 @@ class LiveEndpoint:
         if self._closed:
             raise ClientClosed("the client is closed; make a new one.")
         if self._wire is None:
-            self._wire = self._open()
+            with self._opening:
+                if self._wire is None:
+                    self._wire = self._open()
         return self._wire
 
     def _open(self) -> Wire:

@@ -22,7 +22,8 @@ class Flight(Generic[R]):
 
     Args:
         work: begins what is to be done.
-        landed: called once when it is over, before any waiter goes on.
+        landed: called when it is over, before any waiter goes on, and when everybody has left it, so that
+            nobody joins what is being stopped; it may be called twice.
     """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> None:
@@ -58,7 +59,12 @@ class Flight(Generic[R]):
         finally:
             self._waiters -= 1
             if not self._waiters and not self._task.done():
+                self._landed()
                 self._task.cancel()
+
+    def when_over(self, act: Callable[[], None]) -> None:
+        """Have something done when the work has ended or has been stopped."""
+        self._task.add_done_callback(lambda _: act())
 
     async def abort(self) -> None:
         """Cancel the work because the client closes, and wait until it has stopped."""
@@ -87,13 +93,9 @@ class Flights:
     def launch(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> Flight[R]:
         """Start some work; ``landed`` may be called more than once."""
         board = self._board()
-
-        def over() -> None:
-            board.flights.discard(flight)
-            landed()
-
-        flight = Flight(work, over)
+        flight = Flight(work, landed)
         board.flights.add(flight)
+        flight.when_over(lambda: board.flights.discard(flight))
         return flight
 
     async def share(self, key: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:

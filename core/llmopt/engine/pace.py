@@ -16,8 +16,16 @@ class PaceLease(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
+    @property
+    def curious(self) -> bool:
+        """Whether `observe` would learn from headers now; they need not be read otherwise."""
+        ...
+
     def settle(self, tokens: float | None) -> None:
         """The request cost so many tokens, None for as many as estimated."""
+
+    def accept(self) -> None:
+        """The answer has begun; what it cost is settled when it ends."""
 
     def refund(self) -> None:
         """Nothing was sent."""
@@ -40,6 +48,11 @@ class Pace(Protocol):
         ...
 
     @property
+    def free(self) -> bool:
+        """Whether a small request would go at once."""
+        ...
+
+    @property
     def rates(self) -> tuple[float, float]:
         """Requests and tokens per second in force; infinite where there is no limit."""
         ...
@@ -58,6 +71,8 @@ class FreeLease:
 
     __slots__ = ()
 
+    curious = False
+
     def __enter__(self) -> Self:
         return self
 
@@ -66,6 +81,9 @@ class FreeLease:
 
     def settle(self, tokens: float | None) -> None:
         """Nothing to settle."""
+
+    def accept(self) -> None:
+        """Nobody waits for that."""
 
     def refund(self) -> None:
         """Nothing to give back."""
@@ -85,6 +103,7 @@ class Unpaced:
     __slots__ = ("_lease",)
 
     paused = 0.0
+    free = True
     rates = (math.inf, math.inf)
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from llmopt.values.events import (
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("llmopt")
 
 
+def _note(level: int, message: str, *values: object) -> None:
+    """A line in the log. A handler of the user's that raises is no fault of the call's."""
+    with suppress(Exception):
+        _log.log(level, message, *values)
+
+
 class Telemetry:
     """The one place where events leave.
 
@@ -43,12 +50,14 @@ class Telemetry:
         try:
             self._on_event(event)
         except Exception:  # noqa: BLE001 - a listener's fault is never a call's
-            _log.exception("the listener on_event raised on %s", event.name)
+            with suppress(Exception):
+                _log.exception("the listener on_event raised on %s", event.name)
 
     def retry(self, call: Call, provider: str, retry: Retry) -> None:
         """A request will be made again: an event, and one line in the log."""
         endpoint, cause = retry.error.endpoint or "", type(retry.error).__name__
-        _log.info(
+        _note(
+            logging.INFO,
             "retry %d of %s/%s at %s in %.2f s after %s",
             retry.attempt - 1,
             provider,
@@ -87,7 +96,14 @@ class Telemetry:
 
     def breaker(self, change: BreakerChange) -> None:
         """A circuit changed."""
-        _log.warning("circuit %s: %s -> %s (%.1f s)", change.name, change.old, change.new, change.rest_s)
+        _note(
+            logging.WARNING,
+            "circuit %s: %s -> %s (%.1f s)",
+            change.name,
+            change.old,
+            change.new,
+            change.rest_s,
+        )
         if self.on:
             self.emit(
                 BreakerChanged(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -19,8 +19,13 @@ class Beside:
         self._at_once: Final = at_once
         self._loops: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Room]] = WeakKeyDictionary()
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start some work. It must deal with its own errors."""
+    def begin(self, work: Callable[[], Coroutine[Any, Any, None]], over: Callable[[], None]) -> None:
+        """Start some work. It must deal with its own errors.
+
+        Args:
+            work: makes the coroutine, when its turn has come.
+            over: called when it has ended, was stopped, or never had its turn.
+        """
         loop = asyncio.get_running_loop()
         room = self._loops.get(loop)
         if room is None:
@@ -29,12 +34,7 @@ class Beside:
         task = loop.create_task(room.run(work))
         room.tasks.add(task)
         task.add_done_callback(room.tasks.discard)
-
-    async def settle(self, seconds: float) -> None:
-        """Give what is under way on this loop so long to end by itself."""
-        room = self._loops.get(asyncio.get_running_loop())
-        if room is not None and room.tasks:
-            await asyncio.wait(list(room.tasks), timeout=seconds)
+        task.add_done_callback(lambda _: over())
 
     async def aclose(self) -> None:
         """Cancel what is under way on this loop, and wait until it has stopped."""
@@ -52,10 +52,6 @@ class _Room:
         self._room: Final = asyncio.Semaphore(at_once)
         self.tasks: Final[set[asyncio.Task[None]]] = set()
 
-    async def run(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            async with self._room:
-                await work
-        finally:
-            # Where it was stopped before its turn came.
-            work.close()
+    async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async with self._room:
+            await work()

@@ -172,7 +172,7 @@ class Catalogs:
         if kept.catalog is None or decision.act not in ("give", "give and refresh"):
             return None
         if decision.act == "give and refresh":
-            self._beside.begin(self._refreshed(provider, kept))
+            self._beside.begin(lambda: self._refreshed(provider, kept), kept.life.given_up)
         return self._give(kept, decision, cause="refreshing")
 
     def _give(self, kept: Kept, decision: Decision, *, cause: str) -> Catalog:
@@ -181,7 +181,12 @@ class Catalogs:
         return _aged(kept.catalog, decision)
 
     async def _anew(self, provider: Provider, kept: Kept, deadline: Deadline) -> Catalog:
-        return await self._share(provider, lambda: self._ask(provider, kept, deadline), deadline)
+        try:
+            return await self._share(provider, lambda: self._ask(provider, kept, deadline), deadline)
+        except DeadlineExceeded:
+            # Another caller may have more time; but what is kept is there for all, at once.
+            kept.life.failed()
+            raise
 
     async def _share(
         self, provider: Provider, make: Callable[[], Coroutine[Any, Any, Catalog]], deadline: Deadline
@@ -230,7 +235,7 @@ class Catalogs:
 
     async def _note(self, provider: Provider, kept: Kept, error: LLMOptError) -> None:
         if isinstance(error, LocalRejection) and not isinstance(error, CircuitOpen):
-            # It says something of the caller, and nothing of the provider.
+            # It says something of this side, and nothing of the provider.
             kept.life.given_up()
             return
         kept.failure = error.copy(), self._engine.clock.now()
@@ -253,8 +258,6 @@ class Catalogs:
         except LLMOptError as error:
             outcome = type(error).__name__
             _log.debug("the models of %s could not be refreshed: %s", provider.name, outcome)
-        finally:
-            kept.life.given_up()
         self._events.refreshed(provider, started, outcome)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from itertools import chain
 from typing import Literal
 
@@ -59,8 +60,9 @@ async def _send(
     """
     if texts:
         await job.ask_limits()
-        async for outcome in _outcomes(job, cut(texts, job.cutter()), len(texts)):
-            collected.take(outcome, places)
+        async with aclosing(_outcomes(job, cut(texts, job.cutter()), len(texts))) as outcomes:
+            async for outcome in outcomes:
+                collected.take(outcome, places)
 
 
 def _faults(texts: list[str]) -> dict[int, LLMOptError]:
@@ -68,7 +70,7 @@ def _faults(texts: list[str]) -> dict[int, LLMOptError]:
     return {row: fault for row, fault in found if fault is not None}
 
 
-async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncIterator[Outcome]:
+async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncGenerator[Outcome, None]:
     """What all batches come to, several under way at once."""
     first = next(batches)
     second = next(batches, None)
@@ -78,8 +80,10 @@ async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> Asyn
         return
     width = job.width
     source = _in_turn(chain((first, second), batches))
-    async for outcome in OrderedFlow(source, job.run, width=width, ahead=texts + width):
-        yield outcome
+    flow = OrderedFlow(source, job.run, width=width, ahead=texts + width)
+    async with aclosing(aiter(flow)) as outcomes:
+        async for outcome in outcomes:
+            yield outcome
 
 
 async def _in_turn(batches: Iterator[Batch]) -> AsyncIterator[Batch]:

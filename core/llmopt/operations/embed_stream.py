@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import Final, Self
 
 from attrs import frozen
@@ -57,10 +58,12 @@ class EmbedStream:
     async def _run(self) -> AsyncGenerator[EmbeddedPart, None]:
         width = self._job.width
         flow = OrderedFlow(self._pieces(), self._embed, width=width, ahead=2 * width)
-        async for part in flow:
-            if part.errors and self._errors == "raise":
-                raise failure_of(_as_result(part))
-            yield part
+        # Closed here and now: an asynchronous generator that is only left is closed some turns of the loop later.
+        async with aclosing(aiter(flow)) as parts:
+            async for part in parts:
+                if part.errors and self._errors == "raise":
+                    raise failure_of(_as_result(part))
+                yield part
 
     async def _pieces(self) -> AsyncIterator[Batch | _Fault]:
         """Batches; an input that cannot be sent ends the batch before it and stands alone.
@@ -71,14 +74,15 @@ class EmbedStream:
         await self._job.ask_limits()
         cutter: Final = self._job.cutter()
         source = _Source(self._texts)
-        async for row, text in source:
-            fault = fault_of(text, row)
-            if fault is None:
-                if (batch := cutter.add(text)) is not None:
-                    yield batch
-            else:
-                async for piece in self._around(fault, cutter, row):
-                    yield piece
+        async with aclosing(aiter(source)) as texts:
+            async for row, text in texts:
+                fault = fault_of(text, row)
+                if fault is None:
+                    if (batch := cutter.add(text)) is not None:
+                        yield batch
+                else:
+                    async for piece in self._around(fault, cutter, row):
+                        yield piece
         if (batch := cutter.flush()) is not None:
             yield batch
         if source.failure is not None:
@@ -120,12 +124,13 @@ class _Source:
         self._texts: Final = texts
         self.failure: Exception | None = None
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, str], None]:
         row = 0
         try:
-            async for text in as_async(self._texts):
-                yield row, text
-                row += 1
+            async with aclosing(as_async(self._texts)) as texts:
+                async for text in texts:
+                    yield row, text
+                    row += 1
         except Exception as error:  # noqa: BLE001 - the caller's own, raised to the caller
             self.failure = error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
@@ -40,7 +40,7 @@ class OrderedFlow(Generic[T, R]):
         self._changed: Final = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
 
-    async def __aiter__(self) -> AsyncIterator[R]:
+    async def __aiter__(self) -> AsyncGenerator[R, None]:
         """The results, in the order of the source."""
         self._hire()
         try:

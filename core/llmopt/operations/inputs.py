@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -52,7 +52,7 @@ def plain(text: str) -> str:
     return text if type(text) is str or not isinstance(text, str) else str.__str__(text)
 
 
-async def as_async(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[str]:
+async def as_async(texts: Iterable[str] | AsyncIterable[str]) -> AsyncGenerator[str, None]:
     """Any iterable, as an asynchronous iterator of plain texts."""
     if isinstance(texts, AsyncIterable):
         async for text in texts:

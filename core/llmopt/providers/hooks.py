@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -15,6 +15,7 @@ from llmopt import hookspecs
 from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.markers import PROJECT
 from llmopt.providers import defaults
+from llmopt.providers.direct import Ask, direct
 from llmopt.providers.stream_parser import bound
 from llmopt.values.calls import Call, ChatCall, EmbedCall
 from llmopt.values.catalog import CatalogPage
@@ -56,6 +57,9 @@ class ProviderHooks:
     def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
         self._provider = provider
         self._relay: Final[Any] = _manager(provider, plugin, wrappers).hook
+        self._direct: Final[Mapping[str, Ask]] = {
+            name: direct(getattr(self._relay, name)) for name in HOOK_NAMES
+        }
 
     def named(self, provider: str) -> ProviderHooks:
         """The same for another provider that the plugin serves."""
@@ -65,35 +69,35 @@ class ProviderHooks:
 
     def provider_profile(self, entry: ProviderEntry) -> Profile:
         """See `llmopt.hookspecs.provider_profile`."""
-        return self._ask(Profile, self._relay.provider_profile, entry=entry)
+        return self._ask(Profile, "provider_profile", entry)
 
     def batch_limit(self, call: EmbedCall, settings: Settings) -> BatchLimit:
         """See `llmopt.hookspecs.batch_limit`."""
-        return self._ask(BatchLimit, self._relay.batch_limit, call=call, settings=settings)
+        return self._ask(BatchLimit, "batch_limit", call, settings)
 
     def build_request(self, call: Call, settings: Settings) -> HttpRequest:
         """See `llmopt.hookspecs.build_request`."""
-        return self._ask(HttpRequest, self._relay.build_request, call=call, settings=settings)
+        return self._ask(HttpRequest, "build_request", call, settings)
 
     def parse_embeddings(
         self, call: EmbedCall, response: HttpResponse, settings: Settings
     ) -> EmbeddedRows | Failure:
         """See `llmopt.hookspecs.parse_embeddings`."""
-        found = self._call(self._relay.parse_embeddings, call=call, response=response, settings=settings)
+        found = self._call("parse_embeddings", call, response, settings)
         if isinstance(found, (EmbeddedRows, Failure)):
             return found
         raise self._wrong("parse_embeddings", found, "EmbeddedRows or Failure")
 
     def parse_catalog(self, response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
         """See `llmopt.hookspecs.parse_catalog`."""
-        found = self._call(self._relay.parse_catalog, response=response, settings=settings)
+        found = self._call("parse_catalog", response, settings)
         if isinstance(found, (CatalogPage, Failure)):
             return found
         raise self._wrong("parse_catalog", found, "CatalogPage or Failure")
 
     def parse_chat(self, call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
         """See `llmopt.hookspecs.parse_chat`."""
-        found = self._call(self._relay.parse_chat, call=call, response=response, settings=settings)
+        found = self._call("parse_chat", call, response, settings)
         if isinstance(found, (ChatReply, Failure)):
             return found
         raise self._wrong("parse_chat", found, "ChatReply or Failure")
@@ -134,52 +138,50 @@ class ProviderHooks:
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
-        return self._ask(Verdict, self._relay.classify_error, failure=failure, settings=settings)
+        return self._ask(Verdict, "classify_error", failure, settings)
 
     def rate_limits(self, response: HttpResponse, settings: Settings) -> RateLimits:
         """See `llmopt.hookspecs.rate_limits`."""
-        return self._ask(RateLimits, self._relay.rate_limits, response=response, settings=settings)
+        return self._ask(RateLimits, "rate_limits", response, settings)
 
     def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:
         """See `llmopt.hookspecs.limits_request`."""
-        found = self._call(self._relay.limits_request, call=call, settings=settings)
+        found = self._call("limits_request", call, settings)
         if found is None or isinstance(found, HttpRequest):
             return found
         raise self._wrong("limits_request", found, "HttpRequest or None")
 
     def parse_limits(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
         """See `llmopt.hookspecs.parse_limits`."""
-        return self._ask(
-            BatchLimit, self._relay.parse_limits, call=call, response=response, settings=settings
-        )
+        return self._ask(BatchLimit, "parse_limits", call, response, settings)
 
     def credential_provider(self, settings: Settings) -> TokenProvider | None:
         """See `llmopt.hookspecs.credential_provider`."""
-        found = self._call(self._relay.credential_provider, settings=settings)
+        found = self._call("credential_provider", settings)
         if found is not None and not callable(found):
             raise self._wrong("credential_provider", found, "a function or None")
         return found  # type: ignore[no-any-return] # a function's own types cannot be checked
 
     def open_transport(self, settings: Settings) -> httpx.AsyncBaseTransport | None:
         """See `llmopt.hookspecs.open_transport`."""
-        found = self._call(self._relay.open_transport, settings=settings)
+        found = self._call("open_transport", settings)
         if found is not None and not callable(getattr(found, "handle_async_request", None)):
             raise self._wrong("open_transport", found, "an httpx.AsyncBaseTransport")
         return found  # type: ignore[no-any-return] # checked by its one method
 
-    def _ask(self, kind: type[_T], hook: Callable[..., Any], **values: object) -> _T:
-        found = self._call(hook, **values)
+    def _ask(self, kind: type[_T], hook: str, *values: object) -> _T:
+        found = self._call(hook, *values)
         if isinstance(found, kind):
             return found
-        raise self._wrong(_name(hook), found, kind.__name__)
+        raise self._wrong(hook, found, kind.__name__)
 
-    def _call(self, hook: Callable[..., Any], **values: object) -> Any:
+    def _call(self, hook: str, *values: object) -> Any:
         try:
-            return hook(**values)
+            return self._direct[hook](*values)
         except LLMOptError:
             raise
         except Exception as error:
-            raise self._raised(_name(hook), error) from error
+            raise self._raised(hook, error) from error
 
     def _raised(self, hook: str, error: Exception) -> PluginContractError:
         return PluginContractError(
@@ -197,10 +199,6 @@ class ProviderHooks:
 
 def _relayed(hook: Callable[..., Any], event: ServerEvent, *, call: ChatCall, settings: Settings) -> Any:
     return hook(call=call, event=event, settings=settings)
-
-
-def _name(hook: Callable[..., Any]) -> str:
-    return str(getattr(hook, "name", hook))
 
 
 def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> pluggy.PluginManager:

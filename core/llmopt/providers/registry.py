@@ -72,6 +72,10 @@ class Registry:
             found = self._providers[name] = self._make(name)
         return found
 
+    def known(self, name: str) -> Provider | None:
+        """The provider of an entry, if it was made before. Safe from any thread."""
+        return self._providers.get(name)
+
     def _make(self, name: str) -> Provider:
         entry = self._entry(name)
         hooks = self._hooks_of(entry.plugin_name, name)

@@ -7,16 +7,19 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 
 from llmopt.wire import endings
-from llmopt.wire.outgoing import Outgoing
-from llmopt.wire.protocol import Protocol
+from llmopt.wire.head import Heads
+from llmopt.wire.outgoing import Outgoing, way_to
+from llmopt.wire.protocol import Protocol, scratch
 from llmopt.wire.sockets import Sockets, finish
+from llmopt.wire.target import Target
+from llmopt.wire.trip import Trip
 from llmopt.wire.watch import PoolWatch
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
@@ -35,6 +38,7 @@ class Connector(aiohttp.TCPConnector):
 
     Attributes:
         loop: the loop it belongs to.
+        heads: the heads of requests, as written so far.
         created: connections made.
         reused: requests that went over a kept connection.
         peak: most connections in use at once.
@@ -56,8 +60,10 @@ class Connector(aiohttp.TCPConnector):
             socket_factory=self._sockets.open,
             **({"keepalive_timeout": keepalive} if keepalive > 0 else {"force_close": True}),
         )
-        self._factory: partial[Any] = partial(Protocol, loop=self._loop)
+        self._factory: partial[Any] = partial(Protocol, loop=self._loop, room=scratch())
         self.loop: Final = self._loop
+        self.heads: Final = Heads(close=keepalive <= 0)
+        self._keys: Final[WeakKeyDictionary[Target, ConnectionKey]] = WeakKeyDictionary()
         self.created = 0
         self.reused = 0
         self.peak = 0
@@ -80,7 +86,7 @@ class Connector(aiohttp.TCPConnector):
         """Requests that wait for a connection."""
         return sum(len(waiters) for waiters in self._waiters.values())
 
-    async def lease(self, outgoing: Outgoing) -> Connection:
+    async def lease(self, trip: Trip, target: Target) -> Connection:
         """A connection for a request, kept or new; the caller releases or closes it.
 
         Raises:
@@ -88,24 +94,32 @@ class Connector(aiohttp.TCPConnector):
             ConnectFailed: a new one was not made in time.
         """
         if self._watch is not None:
-            return await self._watched(outgoing, self._watch)
-        return await self._lease(outgoing)
+            return await self._watched(trip, target, self._watch)
+        return await self._lease(trip, target)
 
-    async def _lease(self, outgoing: Outgoing) -> Connection:
-        if len(self._acquired) >= self._limit_per_host:
-            key = outgoing.connection_key
-            if self._available_connections(key) <= 0:
-                await self._queue(key, outgoing)
-        connection = await self.connect(outgoing, [], _NO_TIMEOUTS)
+    async def _lease(self, trip: Trip, target: Target) -> Connection:
+        key = self.key_of(target)
+        if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
+            await self._queue(key, trip)
+        connection = await self._get(key, [])
+        if connection is None:
+            connection = await self.connect(way_to(target, self.loop, trip), [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
         return connection
 
-    async def _watched(self, outgoing: Outgoing, watch: PoolWatch) -> Connection:
+    async def _watched(self, trip: Trip, target: Target, watch: PoolWatch) -> Connection:
         started = self._loop.time()
-        connection = await self._lease(outgoing)
+        connection = await self._lease(trip, target)
         watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
         self.tell_size()
         return connection
+
+    def key_of(self, target: Target) -> ConnectionKey:
+        """What connections that lead there have in common."""
+        key = self._keys.get(target)
+        if key is None:
+            key = self._keys[target] = way_to(target, self.loop).connection_key
+        return key
 
     def tell_size(self) -> None:
         """Tell who watches how many connections there are, if that has changed."""
@@ -117,8 +131,8 @@ class Connector(aiohttp.TCPConnector):
             self._told = now
             self._watch.sized(now, in_use, self.waiting)
 
-    async def _queue(self, key: ConnectionKey, outgoing: Outgoing) -> None:
-        trip, started = outgoing.trip, self._loop.time()
+    async def _queue(self, key: ConnectionKey, trip: Trip) -> None:
+        started = self._loop.time()
         try:
             async with asyncio.timeout(trip.request.pool_timeout):
                 await self._wait_for_available_connection(key, [])
@@ -144,7 +158,7 @@ class Connector(aiohttp.TCPConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> Any:
-        trip = cast("Outgoing", req).trip
+        trip = cast("Trip", cast("Outgoing", req).trip)
         trip.phase = "connect"
         try:
             async with asyncio.timeout(trip.request.connect_timeout):

@@ -14,12 +14,12 @@ from llmopt.values.attempt import AttemptInfo
 from llmopt.values.http import HttpResponse
 from llmopt.wire import endings, faults
 from llmopt.wire.connector import Connector
-from llmopt.wire.outgoing import Outgoing, outgoing
 from llmopt.wire.protocol import Protocol
 from llmopt.wire.reader import Reader
 from llmopt.wire.request import WireRequest
 from llmopt.wire.target import Target
 from llmopt.wire.trip import Trip
+from llmopt.wire.upload import Upload
 
 if TYPE_CHECKING:
     from aiohttp import StreamReader
@@ -46,22 +46,23 @@ class Exchange(Reader):
         self.raw_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._connector: Final = connector
         self._target: Final = target
-        self._outgoing: Outgoing | None = None
         self._connection: Connection | None = None
         self._protocol: Protocol | None = None
-        self._payload: StreamReader = EMPTY_PAYLOAD
+        self._upload: Upload | None = None
+        self._payload: StreamReader | bytes = EMPTY_PAYLOAD
         self._complete = False
 
-    async def open(self) -> None:
-        """Send the request and read the head of the answer."""
-        trip, request = self.trip, self.trip.request
-        self._outgoing = sending = outgoing(trip, self._target, self._connector.loop)
-        self._connection = connection = await self._connector.lease(sending)
+    async def open(self, *, whole: bool = False) -> None:
+        """Send the request and read the head of the answer, and with ``whole`` all of it where that is shorter."""
+        trip, request, connector = self.trip, self.trip.request, self._connector
+        head = connector.heads.of(self._target, request)
+        self._connection = connection = await connector.lease(trip, self._target)
         self._protocol = protocol = cast("Protocol", connection.protocol)
         trip.reused = protocol.served > 0
-        protocol.begin(request.method)
+        protocol.begin(trip, whole=whole)
         trip.phase = "send"
-        await sending.send(connection)
+        self._upload = upload = Upload(protocol)
+        upload.start(head, request.body, connector.loop)
         trip.phase = "wait"
         message, self._payload = await protocol.answer()
         trip.phase = "read"
@@ -79,8 +80,12 @@ class Exchange(Reader):
     async def whole(self) -> HttpResponse:
         """The whole answer within the attempt's time-out."""
         async with asyncio.timeout(self.trip.request.timeout):
-            await self.open()
-            body = await self.body()
+            await self.open(whole=True)
+            body = self._payload
+            if isinstance(body, bytes):
+                self._complete = True
+            else:
+                body = await self.body()
         self.end()
         return HttpResponse(
             status=self.status, headers=self.headers, body=body, info=self.trip.info(packed=self.packed)
@@ -88,10 +93,14 @@ class Exchange(Reader):
 
     async def raw(self) -> bytes:
         """The next bytes of the body as they came, b"" at its end."""
-        data = await self._payload.readany()
+        data = await self._stream.readany()
         if not data:
             self._complete = True
         return data
+
+    @property
+    def _stream(self) -> StreamReader:
+        return cast("StreamReader", self._payload)
 
     @property
     def info(self) -> AttemptInfo:
@@ -106,7 +115,7 @@ class Exchange(Reader):
         unpacker = self._unpacker = self._unpacker or self._unpack()
         try:
             if unpacker.plain:
-                data = await self._payload.readany()
+                data = await self._stream.readany()
                 unpacker.pass_on(data)
                 self._complete = not data
             else:
@@ -141,15 +150,16 @@ class Exchange(Reader):
     def end(self) -> None:
         """Give the connection back if the whole answer was read and good, else break it off."""
         connection, self._connection = self._connection, None
-        if connection is None or self._protocol is None or self._outgoing is None:
+        upload = self._upload
+        if connection is None or self._protocol is None or upload is None:
             return
-        if self._complete and not self._outgoing.uploading:
+        if self._complete and not upload.going:
             self.trip.phase = "done"
             self._protocol.served += 1
             connection.release()
             return
         if not self._connector.closed:
-            self._outgoing.stop()
+            upload.stop()
             # Not close: that waits for the peer to take what is still to be sent.
             self._protocol.abort()
         connection.close()
@@ -161,7 +171,7 @@ class Exchange(Reader):
         Most servers end an answer a moment after its last event. Whoever read that event need not wait
         for it, and the connection is too good to be thrown away.
         """
-        if self._payload.is_eof():
+        if self._stream.is_eof():
             self._complete = True
             self.end()
         if self._connection is None:
@@ -180,7 +190,7 @@ class Exchange(Reader):
             loop.call_soon(partial(over, complete=True))
 
         timer = loop.call_later(seconds, partial(over, complete=False))
-        self._payload.on_eof(ended)
+        self._stream.on_eof(ended)
 
     async def aclose(self) -> None:
         """As `end`."""
@@ -195,9 +205,9 @@ class Exchange(Reader):
         trip.closed = self._connector.closed
         self.end()
         fault = faults.translate(error, trip)
-        if isinstance(fault, ConnectionLost) and fault.stale and self._outgoing is not None:
+        if isinstance(fault, ConnectionLost) and fault.stale:
             # The server has given up kept connections; whoever tries again shall not meet the next of them.
-            self._connector.drop_idle(self._outgoing.connection_key)
+            self._connector.drop_idle(self._connector.key_of(self._target))
         return fault
 
     def _bounded(self, max_body: int) -> bool:
@@ -205,7 +215,7 @@ class Exchange(Reader):
         if not declared.isdecimal() or int(declared) > max_body:
             return False
         # The parser holds the body to this length, so there is no reason to stop the socket either.
-        self._payload.set_read_chunk_size(int(declared) + 1)
+        self._stream.set_read_chunk_size(int(declared) + 1)
         return True
 
 

@@ -8,18 +8,22 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
-from weakref import WeakSet
 
 
 class Sockets:
-    """A register of sockets, weak: asyncio owns them, this only knows them."""
+    """A register of sockets: asyncio owns them, this only knows those that are open.
+
+    Not a weak one: of a client that nobody closed, the garbage collector empties it before anybody could
+    hang up.
+    """
 
     def __init__(self) -> None:
-        self._opened: Final[WeakSet[socket.socket]] = WeakSet()
+        self._opened: Final[set[socket.socket]] = set()
 
     def open(self, address: tuple[Any, ...]) -> socket.socket:
         """A new socket for an entry of `socket.getaddrinfo`; aiohttp's ``socket_factory``."""
         family, kind, protocol, *_ = address
+        self._opened.difference_update([known for known in self._opened if known.fileno() < 0])
         opened = socket.socket(family, kind, protocol)
         self._opened.add(opened)
         return opened

@@ -14,7 +14,7 @@ from llmopt.wire.proxies import Proxy, proxy_for
 _MOST_KEPT: Final = 1024
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False)
 class Target:
     """A URL in the form aiohttp wants, its origin as text, and the proxy to go through."""
 

@@ -11,7 +11,6 @@ from attrs import evolve
 from llmopt import BatchLimit, Failure, Verdict, VerdictKind, compatible
 
 _K: Final = VerdictKind
-_STATUS: Final = re.compile(r"[45][0-9]{2}")
 _TOO_LARGE: Final[tuple[tuple[re.Pattern[str], VerdictKind, str], ...]] = tuple(
     (re.compile(form), kind, number)
     for form, kind, number in (
@@ -30,15 +29,12 @@ _LONGEST: Final = 300
 
 def verdict_of(failure: Failure) -> Verdict:
     """What an error of a hosted provider means."""
-    if 200 <= failure.status < 300 and _STATUS.fullmatch(failure.error.code or ""):
-        # A gateway that answers 200 and puts the status into the body.
-        failure = evolve(failure, status=int(str(failure.error.code)))
     verdict = _with_text(failure, compatible.classify(failure))
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return evolve(verdict, kind=_K.RATE_LIMITED) if _is_in_flight(failure) else verdict
-    if failure.status in (400, 413, 422, 429) and (found := _too_large(verdict.message.lower())):
+    if failure.stated_status in (400, 413, 422, 429) and (found := _too_large(verdict.message.lower())):
         return evolve(verdict, kind=found[0], limit=found[1])
-    if failure.status == 400 and _UNKNOWN_MODEL.match(verdict.message.lower()):
+    if failure.stated_status == 400 and _UNKNOWN_MODEL.match(verdict.message.lower()):
         return evolve(verdict, kind=_K.NOT_FOUND)
     return verdict
 

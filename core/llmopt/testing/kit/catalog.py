@@ -7,6 +7,7 @@ from typing import Final
 from llmopt.testing.kit import (
     checks_catalog,
     checks_chat,
+    checks_chat_client,
     checks_client,
     checks_discovery,
     checks_embeddings,
@@ -47,6 +48,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *checks_robust.check.checks,
     *checks_transport.check.checks,
     *checks_client.check.checks,
+    *checks_chat_client.check.checks,
 )
 """The checks that every plugin gets."""
 

@@ -99,6 +99,16 @@ def _finish_reason(subject: Subject) -> None:
     expect(bool(whole) and bool(short) and whole != short, f"they are {whole!r} and {short!r}.")
 
 
+@check("finish-reason-once")
+def _finish_reason_once(subject: Subject) -> None:
+    """The finish reason comes once, behind the last word: a stream that was cut before it must not look whole."""
+    parts = [part for each in heard(subject, subject.dialect.stream(WORDS)).parts for part in each]
+    reasons = [number for number, part in enumerate(parts) if part.finish_reason is not None]
+    expect(len(reasons) <= 1, f"a finish reason comes with {len(reasons)} events.")
+    words = [number for number, part in enumerate(parts) if part.text]
+    expect(not reasons or reasons[0] >= words[-1], "words come behind the finish reason.")
+
+
 @check("usage")
 def _usage(subject: Subject) -> None:
     """The tokens that a stream reports are read."""

@@ -1,6 +1,6 @@
 """How fast lists of models are read, and in how much memory.
 
-    python benchmarks/catalogs.py FILE...
+    python benchmarks/list_parsing.py FILE...
 
 Each file is an answer to ``GET /models``, or models.dev's ``api.json``, whose models are put into the shape of one.
 """

@@ -1,0 +1,73 @@
+"""K04: several processes at once, some of which are killed. `tests.cache.kills` does it fifty times."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.cache.helpers import item, key, opened
+from tests.cache.kills import run
+
+
+@pytest.mark.timeout(180)
+def test_k04_killed_at_any_moment(tmp_path: Path) -> None:
+    """The database is whole, and nobody saw an exception or a wrong value."""
+    seen = run(tmp_path / "kept", kills=4, processes=4, between=0.4)
+    assert seen.integrity == "ok"
+    assert seen.complaints == []
+    assert seen.aside == 0
+
+
+async def test_k04_two_stores_of_one_folder(tmp_path: Path) -> None:
+    """What one writes the other reads, and the log does not grow for ever."""
+    async with opened(tmp_path) as one, opened(tmp_path) as other:
+        for turn in range(20):
+            await one.put([item(turn * 100 + each, bytes(5_000)) for each in range(100)])
+            await one.size()
+            found = await other.get([key(turn * 100 + each) for each in range(100)])
+            assert all(value is not None for value in found)
+            await other.remove([key(turn * 100)])
+            assert await one.get([key(turn * 100)]) == [None]
+        assert (tmp_path / "cache-1.db-wal").stat().st_size < 16 << 20
+    # The last one to close copies the log back.
+    assert not (tmp_path / "cache-1.db-wal").exists()
+
+
+async def test_every_write_begins_as_one(tmp_path: Path) -> None:
+    """A transaction that begins by reading fails at once when it comes to write and another was faster."""
+    statements: list[str] = []
+    async with opened(tmp_path) as store:
+        await store.size()
+        connection = store._thread.keeper._database._connection  # type: ignore[union-attr] # it runs
+        await store._ask(lambda _: connection.set_trace_callback(statements.append), None)
+        await store.put([item(1)])
+        await store.remove([key(1)])
+        await store.clear()
+        await store.size()
+    begun = [each for each in statements if each.startswith("BEGIN")]
+    assert begun
+    assert set(begun) == {"BEGIN IMMEDIATE"}
+
+
+async def test_how_a_connection_is_set_up(tmp_path: Path) -> None:
+    """The settings that keep a cache of several processes whole."""
+    async with opened(tmp_path) as store:
+        await store.size()
+        connection = store._thread.keeper._database._connection  # type: ignore[union-attr] # it runs
+
+        def ask(name: str) -> object:
+            return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+        async def of(name: str) -> object:
+            return await store._ask(lambda _: ask(name), None)
+
+        assert await of("journal_mode") == "wal"
+        assert await of("synchronous") == 1
+        assert await of("trusted_schema") == 0
+        assert await of("busy_timeout") == 5_000
+        assert await of("journal_size_limit") == 64 << 20
+        assert await of("auto_vacuum") == 2
+        own = sqlite3.sqlite_version_info < (3, 51, 3)
+        assert await of("wal_autocheckpoint") == (0 if own else 1_000)

@@ -1,0 +1,85 @@
+"""What was used last is kept, up to so many bytes: against a plain list."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt.policies.lru import BoundedByBytes
+from llmopt.policies.store_health import StoreHealth
+
+EACH = 200
+
+
+def test_a_value_may_change_while_it_is_kept() -> None:
+    """What it took when it came is what is given back when it goes."""
+    kept: BoundedByBytes[str, list[int]] = BoundedByBytes(10_000, len)
+    value = [1] * 50
+    kept.put("a", value)
+    value.extend([2] * 500)
+    kept.remove("a")
+    assert kept.bytes == 0
+
+
+def test_too_large_alone() -> None:
+    """It is not kept, and nothing goes for it, but for what it was to replace."""
+    kept: BoundedByBytes[str, bytes] = BoundedByBytes(1_000, len)
+    kept.put("a", b"")
+    kept.put("b", b"old")
+    assert kept.put("b", b"x" * 1_000) == 0
+    assert dict(kept.items()) == {"a": b""}
+
+
+OPS = st.lists(st.tuples(st.sampled_from("gprc"), st.integers(0, 8), st.integers(0, 600)), max_size=60)
+
+
+@given(OPS)
+def test_like_a_plain_list(operations: list[tuple[str, int, int]]) -> None:
+    """The same contents, in the same order, within the same bound."""
+    kept: BoundedByBytes[int, bytes] = BoundedByBytes(2_000, len)
+    plain: list[tuple[int, int]] = []
+    gone = 0
+    for what, key, size in operations:
+        there = next((each for each in plain if each[0] == key), None)
+        if what == "c" and size < 50:
+            kept.clear()
+            plain.clear()
+        elif what == "g":
+            assert kept.get(key) == (None if there is None else bytes(there[1]))
+            if there is not None:
+                plain.remove(there)
+                plain.append(there)
+        elif what == "r":
+            kept.remove(key)
+            if there is not None:
+                plain.remove(there)
+        elif what == "p":
+            if there is not None:
+                plain.remove(there)
+            plain.append((key, size))
+            while sum(each[1] + EACH for each in plain) > 2_000:
+                plain.pop(0)
+                gone += 1
+            kept.put(key, bytes(size))
+        assert [(each, len(value)) for each, value in kept.items()] == plain
+        assert kept.bytes == sum(each[1] + EACH for each in plain) <= 2_000
+        assert len(kept) == len(plain)
+    assert kept.evicted == gone
+
+
+def test_a_store_that_failed_is_left_alone_for_a_minute() -> None:
+    """What cannot be written may still be read; what cannot be opened may neither."""
+    now = [0.0]
+    health = StoreHealth(lambda: now[0])
+    assert health.may_read
+    assert health.may_write
+    health.cannot_write()
+    assert (health.may_read, health.may_write) == (True, False)
+    now[0] = 59.9
+    assert not health.may_write
+    now[0] = 60.0
+    assert health.may_write
+    health.cannot_open()
+    assert (health.may_read, health.may_write) == (False, False)
+    now[0] = 120.0
+    assert (health.may_read, health.may_write) == (True, True)
