@@ -510,9 +510,56 @@ def test_two_scouts_go_before_the_first_answer() -> None:
     clock.advance(1)
     assert drain(pacer) == 3
     for _ in range(70):
-        second.open = True
+        second.open, second.accepted = True, False
         second.settle()
     assert drain_up_to(pacer, 500) == 500
+
+
+def test_a_long_answer_counts_when_it_begins() -> None:
+    """Once: neither for the start nor for a canary does its end count again, however it comes."""
+    clock = SimulatedClock()
+    pacer = RateLimiter(clock=clock)
+    first, second = pacer.try_acquire(), pacer.try_acquire()
+    assert first is not None
+    assert second is not None
+    first.accept()
+    first.accept()
+    assert drain(pacer) == 2
+    first.settle(10)
+    assert drain(pacer) == 0
+    second.accept()
+    assert drain(pacer) == 2
+    second.penalize(3.0)
+    assert pacer.try_acquire() is None
+
+
+def test_a_canarys_answer_that_has_begun_is_enough() -> None:
+    """The others need not wait for its end."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(3.0, pacer.try_acquire())
+        tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
+        await clock.sleep(4)
+        assert [task.done() for task in tasks] == [True, False, False]
+        tasks[0].result().accept()
+        await clock.sleep(1)
+        assert all(task.done() for task in tasks)
+
+    run_simulated(main)
+
+
+def test_what_a_long_answer_really_cost_is_settled_at_its_end() -> None:
+    """Though it was let through long before."""
+    clock = SimulatedClock()
+    pacer = limiter(clock, rpm=None, tpm=6_000)
+    lease = pacer.try_acquire(400)
+    assert lease is not None
+    lease.accept()
+    assert lease.open
+    assert drain(pacer, 50) == 1
+    lease.settle(100)
+    assert drain(pacer, 50) == 6
 
 
 def drain_up_to(pacer: RateLimiter, count: int) -> int:

@@ -151,6 +151,8 @@ class Held:
         if self.permit is not None and breakers is not None and breakers.on_probation:
             # A circuit that lets one request through to see must not wait for the end of a long answer.
             self.permit.success()
+        # Nor those whom the limiter has wait for the first answers.
+        self.lease.accept()
         return self._heard(response, settings)
 
     def left(self, tokens: int) -> None:

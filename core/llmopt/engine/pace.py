@@ -23,6 +23,9 @@ class PaceLease(Protocol):
     def settle(self, tokens: float | None) -> None:
         """The request cost so many tokens, None for as many as estimated."""
 
+    def accept(self) -> None:
+        """The answer has begun; what it cost is settled when it ends."""
+
     def refund(self) -> None:
         """Nothing was sent."""
 
@@ -77,6 +80,9 @@ class FreeLease:
 
     def settle(self, tokens: float | None) -> None:
         """Nothing to settle."""
+
+    def accept(self) -> None:
+        """Nobody waits for that."""
 
     def refund(self) -> None:
         """Nothing to give back."""

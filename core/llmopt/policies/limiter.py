@@ -255,6 +255,14 @@ class RateLimiter:
                 if self._line:
                     self._pump(self._now())
 
+    def accept(self, lease: Lease) -> None:
+        """As `Lease.accept`."""
+        with self._mutex:
+            if lease.open:
+                self._quota.accept(lease)
+                if self._line:
+                    self._pump(self._now())
+
     def refund(self, lease: Lease) -> None:
         """As `Lease.refund`."""
         with self._mutex:
