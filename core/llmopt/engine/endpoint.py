@@ -13,6 +13,7 @@ from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
 from llmopt.engine.counts import Counts
 from llmopt.engine.guards import Guards
+from llmopt.engine.prepare import Preparer
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.breaker_pair import Breakers
@@ -61,6 +62,7 @@ class LiveEndpoint:
         hooks: of the provider's plugin.
         guards: the policies that watch over it.
         counts: what was done there.
+        prepare: encodes requests to it.
         told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
         asking: held while it is asked.
 
@@ -83,6 +85,7 @@ class LiveEndpoint:
         self.asking: Final[dict[object, asyncio.Lock]] = {}
         self.hooks: Final = hooks
         self.counts: Final = Counts()
+        self.prepare: Final = Preparer()
         self.guards: Final = Guards(self.config, breakers, clock)
         self._transport: Final = transport
         self._telemetry: Final = telemetry

@@ -29,7 +29,7 @@ from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge, may_be_an_items
 from llmopt.engine.pace import Pace, PaceLease
-from llmopt.engine.prepare import Prepared, conditional, prepare
+from llmopt.engine.prepare import Prepared, conditional
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
@@ -254,7 +254,7 @@ class Pipeline(Generic[T]):
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         request = endpoint.hooks.build_request(self._call, settings)
-        return prepare(conditional(request, self._call), settings)
+        return endpoint.prepare(conditional(request, self._call), settings)
 
     async def _exchange(
         self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None

@@ -12,6 +12,10 @@ from llmopt.policies.tokens import TokenEstimator
 from llmopt.values.limits import BatchLimit
 
 
+Kind = tuple[int | None, str | None, bytes]
+"""The options of a call that change its vectors: dimensions, type of input, everything else as JSON."""
+
+
 class ModelMemory:
     """One model of one provider.
 
@@ -23,6 +27,7 @@ class ModelMemory:
         estimator: tokens of a text, corrected by what answers report.
         length: length of the model's own vectors as first seen, None before.
         answering: which model answers, by the key under which that is kept.
+        declared: limits as plugin, server and configuration declare them, by the options of the call.
     """
 
     def __init__(self, name: str, file: LearnedFile) -> None:
@@ -32,6 +37,7 @@ class ModelMemory:
         self.estimator: Final = TokenEstimator()
         self.length: int | None = None
         self.answering: Final[dict[bytes, str]] = {}
+        self.declared: Final[dict[Kind, BatchLimit]] = {}
 
     def sizes(self, declared: BatchLimit) -> LearnedSizes:
         """What was learned of sizes, in this process or in one before."""
