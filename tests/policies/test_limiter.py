@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull, RateLimited
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.limiter import RateLimiter
 from llmopt.policies.rate_headers import parse_rate_limits
@@ -636,6 +636,50 @@ def test_headers_are_heard_fifty_times_a_second() -> None:
     run_simulated(main)
 
 
+# What is said, and to whom
+
+
+def test_errors_say_what_the_matter_is() -> None:
+    """In words, with numbers and a phase."""
+
+    async def main(clock: SimulatedClock) -> None:
+        for limits, name in (({"rpm": -1}, "rpm"), ({"rpm": None, "tpm": 0}, "tpm")):
+            with pytest.raises(
+                ConfigError, match=rf"^{name} must be a number above 0, or None for no limit, not"
+            ):
+                limiter(clock, **limits)  # type: ignore[arg-type]
+        assert limiter(clock, rpm=0.5).rates[0] == pytest.approx(0.5 / 60)
+        pacer = limiter(clock, rpm=None, tpm=6_000, max_waiting=1)
+        with pytest.raises(
+            CostNeverFits, match=r"about 7000 tokens.*a minute; raise tpm, or send less at once"
+        ):
+            await pacer.acquire(7_000)
+        with pytest.raises(ValueError, match="finite number, 0 or more, not nan"):
+            await pacer.acquire(math.nan)
+        drain(pacer, 45)
+        waiting = asyncio.create_task(pacer.acquire(40))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match=r"^1 calls with about 40 tokens wait for the rate limit already"):
+            await pacer.acquire(1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        with pytest.raises(DeadlineExceeded) as late:
+            await pacer.acquire(450, deadline=Deadline.after(0.1, clock.now))
+        assert late.value.message == "the deadline passed while waiting for the rate limit"
+        assert (late.value.phase, late.value.retry_after) == ("limiter", None)
+        pacer.penalize(50)
+        with pytest.raises(DeadlineExceeded) as paused:
+            await pacer.acquire(1, deadline=Deadline.after(5, clock.now))
+        assert (paused.value.phase, paused.value.retry_after) == ("limiter", 50)
+        with pytest.raises(
+            RateLimited, match=r"lasts 50 s more, longer than llmopt waits; nothing was sent"
+        ) as long:
+            await pacer.acquire(1, patience=20)
+        assert (long.value.retry_after, long.value.sent) == (50, "no")
+
+    run_simulated(main)
+
+
 def test_the_first_after_a_pause_goes_when_the_server_said() -> None:
     """Whatever the books hold; those behind it wait their time."""
 
@@ -679,6 +723,18 @@ def test_an_absurd_hint_is_told_and_not_kept_to_for_long(hint: float) -> None:
     run_simulated(main)
 
 
+def test_patience_is_for_a_pause_that_is_longer() -> None:
+    """One of just that length is waited for."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(5, pacer.try_acquire())
+        lease = await pacer.acquire(patience=5, deadline=Deadline.after(6, clock.now))
+        assert 5 <= lease.waited < 5.5
+
+    run_simulated(main)
+
+
 @pytest.mark.parametrize(("told", "reset"), [(0.001, None), (0.5, None), (1.0, 1.0)])
 def test_nonsense_of_limits_stalls_nobody_for_ever(told: float, reset: float | None) -> None:
     """Less than one a window is no limit; and what is whole again in a second is not waited for by the minute."""
@@ -694,5 +750,81 @@ def test_nonsense_of_limits_stalls_nobody_for_ever(told: float, reset: float | N
                 lease.settle()
                 lease.observe(parse_rate_limits(headers, clock.wall()))
         assert clock.elapsed < 60
+
+    run_simulated(main)
+
+
+def test_who_waits_is_sent_away_when_a_pause_begins_that_is_too_long() -> None:
+    """The patient stay."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        hasty = asyncio.create_task(pacer.acquire(patience=10))
+        patient = asyncio.create_task(pacer.acquire(patience=100))
+        await asyncio.sleep(0)
+        pacer.penalize(20)
+        with pytest.raises(RateLimited):
+            await hasty
+        assert clock.elapsed == 0
+        assert (await patient).waited >= 20
+
+    run_simulated(main)
+
+
+def test_a_lease_that_has_ended_teaches_no_pause() -> None:
+    """A second refusal of one request is none."""
+    pacer = limiter(SimulatedClock())
+    lease = pacer.try_acquire()
+    assert lease is not None
+    lease.settle()
+    assert not lease.open
+    assert pacer.penalize(5, lease) is False
+    assert pacer.paused == 0
+    lease = pacer.try_acquire()
+    assert lease is not None
+    lease.refund()
+    assert not lease.open
+    level = pacer.levels[0]
+    lease.refund()
+    assert pacer.levels[0] == level
+    lease = pacer.try_acquire()
+    assert lease is not None
+    lease.penalize(1.0, limits=told(requests=RateLimit(remaining=0)))
+    assert not lease.open
+
+
+def test_tokens_default_to_none() -> None:
+    """A list of models costs no tokens."""
+    pacer = limiter(SimulatedClock(), rpm=None, tpm=60)
+    assert [pacer.try_acquire() is not None for _ in range(100)] == [True] * 100
+
+    async def main(clock: SimulatedClock) -> None:
+        assert (await limiter(clock, rpm=None, tpm=60).acquire()).tokens == 0
+
+    run_simulated(main)
+
+
+def test_what_a_refusal_counts_its_tokens_for() -> None:
+    """By default the server does not."""
+    pacer = limiter(SimulatedClock(), rpm=None, tpm=6_000)
+    pacer.penalize(0.1, pacer.try_acquire(100), limits=told(tokens=RateLimit(remaining=0)))
+    assert pacer._quota.tokens.refused == 100
+
+
+def test_an_expired_waiter_at_the_front_does_not_stop_the_line() -> None:
+    """The next is granted in the same moment."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, rpm=None, tpm=6_000)
+        drain(pacer, 45)
+        late = asyncio.create_task(pacer.acquire(400, deadline=Deadline.after(1, clock.now)))
+        await asyncio.sleep(0)
+        next_one = asyncio.create_task(pacer.acquire(50))
+        await asyncio.sleep(0)
+        clock.advance(2)  # the loop stood still: the deadline and the room come to light together
+        with pytest.raises(DeadlineExceeded, match="while waiting"):
+            await late
+        assert (await next_one).waited == pytest.approx(2)
 
     run_simulated(main)
