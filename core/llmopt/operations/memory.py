@@ -11,7 +11,6 @@ from llmopt.operations.sizes import LearnedSizes
 from llmopt.policies.tokens import TokenEstimator
 from llmopt.values.limits import BatchLimit
 
-
 Kind = tuple[int | None, str | None, bytes]
 """The options of a call that change its vectors: dimensions, type of input, everything else as JSON."""
 
