@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from llmopt.policies.rate_headers import rate_limit
-from llmopt.providers.answers import decode_embeddings, rows_from_raw
+from llmopt.providers.answers import decode_embeddings
 from llmopt.providers.chat_answers import parse_chat, parse_stream_event
 from llmopt.providers.chat_request import SAME_NAMES, chat_body
 from llmopt.providers.entries import model_from_table
 from llmopt.providers.lists import read_page
+from llmopt.providers.vectors import rows_from_raw
 from llmopt.providers.verdicts import classify
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.catalog import CatalogPage, Model

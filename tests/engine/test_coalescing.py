@@ -28,7 +28,7 @@ def row(text: str) -> list[float]:
     return [float(value) for value in vector_for(text, 4)]
 
 
-async def test_a_thousand_callers_of_one_text_send_one_request() -> None:
+async def test_c13_a_thousand_callers_of_one_text_send_one_request() -> None:
     """Each gets the vector."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -44,7 +44,7 @@ async def test_a_thousand_callers_of_one_text_send_one_request() -> None:
     assert sum(each.usage.requests for each in found) == 1
 
 
-async def test_overlapping_lists_send_only_what_is_new() -> None:
+async def test_c13_overlapping_lists_send_only_what_is_new() -> None:
     """Texts of both are in order in both."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -61,7 +61,7 @@ async def test_overlapping_lists_send_only_what_is_new() -> None:
     np.testing.assert_array_equal(two.vectors, np.array([row(text) for text in "xcya"], dtype=np.float32))
 
 
-async def test_options_that_change_a_vector_are_not_mixed() -> None:
+async def test_c13_options_that_change_a_vector_are_not_mixed() -> None:
     """Another length is another question."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -75,7 +75,7 @@ async def test_options_that_change_a_vector_are_not_mixed() -> None:
     assert len(server.requests) == 2
 
 
-async def test_the_leader_is_cancelled_and_the_others_get_their_answer() -> None:
+async def test_c13_the_leader_is_cancelled_and_the_others_get_their_answer() -> None:
     """From the same request."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -94,7 +94,7 @@ async def test_the_leader_is_cancelled_and_the_others_get_their_answer() -> None
     assert len(server.requests) == 1
 
 
-async def test_all_are_cancelled_and_the_request_with_them() -> None:
+async def test_c13_all_are_cancelled_and_the_request_with_them() -> None:
     """The connection is given up; the next call asks afresh."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -110,7 +110,7 @@ async def test_all_are_cancelled_and_the_request_with_them() -> None:
     assert len(server.requests) == 2
 
 
-async def test_a_failure_is_everyones_and_remembered_for_nobody() -> None:
+async def test_c13_a_failure_is_everyones_and_remembered_for_nobody() -> None:
     """Each has an exception of its own; they do not each retry."""
     gate = asyncio.Event()
     refusal = Script([Wait(gate), Respond(lambda _: b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n")])
@@ -127,7 +127,7 @@ async def test_a_failure_is_everyones_and_remembered_for_nobody() -> None:
     assert len(server.requests) == 2
 
 
-async def test_a_follower_with_less_time_leaves_alone() -> None:
+async def test_c13_a_follower_with_less_time_leaves_alone() -> None:
     """The leader goes on."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -141,7 +141,27 @@ async def test_a_follower_with_less_time_leaves_alone() -> None:
         assert (await leader).vectors.shape == (1, 4)
 
 
-async def test_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
+async def test_c13_each_gets_its_own_order_and_an_array_of_its_own() -> None:
+    """The same texts the other way round are not sent, and are not given back the first way round."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        texts = ["a", "b", "c"]
+        orders = [texts, texts[::-1], ["c", "a"], texts]
+        calls = [asyncio.create_task(client.embed(MODEL, order)) for order in orders]
+        await server.wait_requests(1)
+        await asyncio.sleep(0)
+        gate.set()
+        found = await asyncio.gather(*calls)
+    assert len(server.requests) == 1
+    for order, each in zip(orders, found, strict=True):
+        assert each.vectors.tolist() == [row(text) for text in order]
+    found[0].vectors[:] = 0
+    assert found[3].vectors.any()
+
+
+async def test_c13_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
     """What ended was the leader's time, not the follower's."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -157,7 +177,7 @@ async def test_a_leader_with_less_time_is_followed_by_a_request_of_the_followers
     assert len(server.requests) == 2
 
 
-async def test_closing_tells_the_waiters_so() -> None:
+async def test_c13_closing_tells_the_waiters_so() -> None:
     """ClientClosed, never a cancellation that nobody asked for."""
     gate = asyncio.Event()
     async with FaultServer() as server:
@@ -172,7 +192,7 @@ async def test_closing_tells_the_waiters_so() -> None:
     assert [type(error) for error in errors] == [llmopt.ClientClosed] * 3, errors
 
 
-async def test_lists_of_models_are_shared() -> None:
+async def test_c13_lists_of_models_are_shared() -> None:
     """Ten callers, one request."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -186,7 +206,7 @@ async def test_lists_of_models_are_shared() -> None:
     assert len({len(models) for models in lists}) == 1
 
 
-async def test_switched_off_everybody_asks() -> None:
+async def test_c13_switched_off_everybody_asks() -> None:
     """The flag alone decides."""
     async with (
         FaultServer() as server,

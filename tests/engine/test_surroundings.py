@@ -72,6 +72,27 @@ def test_c08_one_client_on_several_loops_at_once() -> None:
         asyncio.run(client.aclose())
 
 
+def test_c08_first_calls_from_many_threads_share_one_pool() -> None:
+    """Whoever is first opens it; nobody's is left open and forgotten."""
+    with serving() as thread:
+        for _ in range(30):
+            client = llmopt.AsyncClient(config(thread.server))
+            ready = threading.Barrier(4)
+
+            def use(client: llmopt.AsyncClient = client, ready: threading.Barrier = ready) -> None:
+                ready.wait(10)
+                asyncio.run(client.embed(MODEL, ["a"]))
+
+            threads = [threading.Thread(target=use) for _ in range(4)]
+            for one in threads:
+                one.start()
+            for one in threads:
+                one.join()
+            asyncio.run(client.aclose())
+        thread.run(thread.server.wait_all_closed())
+    gc.collect()
+
+
 def test_c08_uvloop() -> None:
     """Another loop, the same answers."""
     uvloop = pytest.importorskip("uvloop")

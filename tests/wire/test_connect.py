@@ -245,7 +245,9 @@ class TestTls:
             (self_signed_certificate, "self-signed certificate"),
         ],
     )
-    async def test_a_bad_one_is_refused_for_good(self, make: Callable[[], Certificate], words: str) -> None:
+    async def test_n14_a_bad_one_is_refused_for_good(
+        self, make: Callable[[], Certificate], words: str
+    ) -> None:
         """Nothing was sent, trying again does not help, and the text says why."""
         certificate = make()
         async with (
@@ -266,7 +268,7 @@ class TestTls:
             assert "SSL_CERT_FILE" in str(error)
 
     @pytest.mark.parametrize("name", ["no TLS here", "EOF in the handshake", "RST in the handshake"])
-    async def test_no_tls_comes_about(self, name: str, server: FaultServer, pool: ConnectionPool) -> None:
+    async def test_n14_no_tls_comes_about(self, name: str, server: FaultServer, pool: ConnectionPool) -> None:
         """It may pass, as when a proxy in front restarts."""
         find_fault("N14", name).inject(server)
         url = server.base_url.replace("http:", "https:")
@@ -274,7 +276,7 @@ class TestTls:
         assert (error.cause, error.permanent, error.sent) == ("tls", False, "no")
         assert "https" in str(error)
 
-    async def test_a_handshake_that_stalls(self, server: FaultServer, pool: ConnectionPool) -> None:
+    async def test_n14_a_handshake_that_stalls(self, server: FaultServer, pool: ConnectionPool) -> None:
         """Shaking hands belongs to connecting."""
         find_fault("N14", "handshake stalls").inject(server)
         url = server.base_url.replace("http:", "https:")

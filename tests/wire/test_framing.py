@@ -87,7 +87,7 @@ FAULTS = [fault for fault in faults_of("N05", "N06", "N07", "N17", "N18") if "ri
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_the_rules_are_kept_or_the_connection_goes(
+async def test_n05_n06_n07_n17_n18_the_rules_are_kept_or_the_connection_goes(
     fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool
 ) -> None:
     """The outcome is as the table says, and the next request gets its own answer on a connection it may trust."""

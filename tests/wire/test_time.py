@@ -20,7 +20,7 @@ SLOW = [
 
 @pytest.mark.parametrize("fault", SLOW, ids=str)
 @pytest.mark.parametrize("text", ["a", "a" * 10_000_000], ids=["small", "10 MB"])
-async def test_the_attempt_ends_in_time(fault: Fault, text: str) -> None:
+async def test_n08_n09_n10_n11_n16_the_attempt_ends_in_time(fault: Fault, text: str) -> None:
     """Whatever the server does or leaves undone; the slot is free again and the next request succeeds."""
     async with FaultServer(receive_buffer=4096) as server, pooled(pool_size=1) as pool:
         fault.inject(server)

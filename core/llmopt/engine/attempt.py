@@ -12,6 +12,7 @@ from llmopt.errors import (
     DeadlineExceeded,
     InvalidResponse,
     LLMOptError,
+    Overloaded,
     ProviderError,
     RateLimited,
 )
@@ -82,6 +83,11 @@ class Held:
         self.endpoint.guards.took(self.call, self.size, seconds)
         self.completed(tokens)
         # After the cost: what the headers tell of the rest is held against it.
+        return self._heard(response, settings)
+
+    def _heard(self, response: HttpResponse, settings: Settings) -> bool:
+        if not self.lease.curious:
+            return False
         return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
     def completed(self, tokens: int | None) -> None:
@@ -145,7 +151,9 @@ class Held:
         if self.permit is not None and breakers is not None and breakers.on_probation:
             # A circuit that lets one request through to see must not wait for the end of a long answer.
             self.permit.success()
-        return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
+        # Nor those whom the limiter has wait for the first answers.
+        self.lease.accept()
+        return self._heard(response, settings)
 
     def left(self, tokens: int) -> None:
         """Its reader had enough of a stream that had cost so many tokens by then."""
@@ -198,6 +206,8 @@ def explain(
         if isinstance(error, (ProviderError, InvalidResponse)):
             hint = parse_retry_after(response.headers, response.received)
             error.retry_after = hint if hint is not None else error.retry_after
+            if error.retry_after is not None and isinstance(error, (RateLimited, Overloaded)):
+                error.args = (f"{error.message}; the server asks to wait {error.retry_after:g} s",)
     return Attempt(
         endpoint=endpoint.name,
         outcome=type(error).__name__,

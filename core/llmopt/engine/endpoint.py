@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -12,6 +13,7 @@ from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
 from llmopt.engine.counts import Counts
 from llmopt.engine.guards import Guards
+from llmopt.engine.prepare import Preparer
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.breaker_pair import Breakers
@@ -60,6 +62,7 @@ class LiveEndpoint:
         hooks: of the provider's plugin.
         guards: the policies that watch over it.
         counts: what was done there.
+        prepare: encodes requests to it.
         told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
         asking: held while it is asked.
 
@@ -82,10 +85,13 @@ class LiveEndpoint:
         self.asking: Final[dict[object, asyncio.Lock]] = {}
         self.hooks: Final = hooks
         self.counts: Final = Counts()
+        self.prepare: Final = Preparer()
         self.guards: Final = Guards(self.config, breakers, clock)
         self._transport: Final = transport
         self._telemetry: Final = telemetry
         self._wire: Wire | None = None
+        # A client may be used on several loops in several threads, and a second pool would be nobody's.
+        self._opening: Final = threading.Lock()
         self._static: Settings | None = None
         self._closed = False
 
@@ -123,7 +129,9 @@ class LiveEndpoint:
         if self._closed:
             raise ClientClosed("the client is closed; make a new one.")
         if self._wire is None:
-            self._wire = self._open()
+            with self._opening:
+                if self._wire is None:
+                    self._wire = self._open()
         return self._wire
 
     def _open(self) -> Wire:

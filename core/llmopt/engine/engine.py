@@ -87,7 +87,8 @@ class Engine:
                 )
                 for endpoint in provider.endpoints
             )
-            fleet = self._fleets[provider.name] = Fleet(live, self._clock, self._recess)
+            # Another loop's thread may have been quicker; nothing of this one was opened yet.
+            fleet = self._fleets.setdefault(provider.name, Fleet(live, self._clock, self._recess))
         return fleet
 
     def endpoints(self, provider: Provider) -> tuple[LiveEndpoint, ...]:

@@ -27,18 +27,32 @@ class Flight(Generic[R]):
     """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> None:
-        self._waiters = 0
+        self._waiters: Final[dict[asyncio.Future[None], None]] = {}
+        self._acts: Final[list[Callable[[], None]]] = []
         self._closing = False
         self._landed: Final = landed
-        self._task: Final = asyncio.get_running_loop().create_task(self._run(work))
-        # A task that is cancelled before its first step never comes to its `finally`.
-        self._task.add_done_callback(lambda _: landed())
+        self._loop: Final = asyncio.get_running_loop()
+        self._task: Final = self._loop.create_task(self._run(work))
+        self._task.add_done_callback(self._over)
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         try:
             return await work()
         finally:
             self._landed()
+
+    def _over(self, task: asyncio.Task[R]) -> None:
+        if task.cancelled():
+            # One that is cancelled before its first step never comes to its `finally`.
+            self._landed()
+        elif not self._waiters:
+            # Nobody looks at it any more.
+            task.exception()
+        for act in self._acts:
+            act()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def wait(self) -> R:
         """The result; each waiter gets an exception of its own.
@@ -47,9 +61,13 @@ class Flight(Generic[R]):
             ClientClosed: the client was closed meanwhile.
             LLMOptError: the work failed.
         """
-        self._waiters += 1
+        # Not asyncio.shield, which needs two callbacks more for each waiter.
+        waiter = self._loop.create_future()
+        self._waiters[waiter] = None
         try:
-            return await asyncio.shield(self._task)
+            if not self._task.done():
+                await waiter
+            return self._task.result()
         except LLMOptError as error:
             raise error.copy() from error.__cause__
         except asyncio.CancelledError:
@@ -57,14 +75,14 @@ class Flight(Generic[R]):
                 raise ClientClosed("the client was closed during the call.") from None
             raise
         finally:
-            self._waiters -= 1
+            del self._waiters[waiter]
             if not self._waiters and not self._task.done():
                 self._landed()
                 self._task.cancel()
 
     def when_over(self, act: Callable[[], None]) -> None:
         """Have something done when the work has ended or has been stopped."""
-        self._task.add_done_callback(lambda _: act())
+        self._acts.append(act)
 
     async def abort(self) -> None:
         """Cancel the work because the client closes, and wait until it has stopped."""

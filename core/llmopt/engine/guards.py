@@ -60,7 +60,7 @@ class Guards:
         pair = self._pairs.get(key)
         if pair is None:
             pair = self._breakers.pair(self._endpoint.origin, self._credential, *key)
-            self._pairs[key] = pair
+            pair = self._pairs.setdefault(key, pair)
         return pair
 
     def concurrency(self) -> Concurrency:
@@ -81,7 +81,8 @@ class Guards:
             return self._unpaced
         limiter = self._limiters.get(call.model)
         if limiter is None:
-            limiter = self._limiters[call.model] = self._limiter(call)
+            # Atomic, as all of these are: another loop's thread may have been quicker.
+            limiter = self._limiters.setdefault(call.model, self._limiter(call))
         return limiter
 
     def _limiter(self, call: Call) -> RateLimiter:
@@ -137,7 +138,7 @@ class Guards:
     def _adaptive(self, model: str) -> AdaptiveTimeout:
         found = self._timeouts.get(model)
         if found is None:
-            found = self._timeouts[model] = AdaptiveTimeout(now=self._clock.now)
+            found = self._timeouts.setdefault(model, AdaptiveTimeout(now=self._clock.now))
         return found
 
     def latch(self, error: LLMOptError) -> None:
@@ -181,6 +182,6 @@ def _standing(limiter: RateLimiter) -> dict[str, float | None]:
     return {
         "waiting": limiter.waiting,
         "paused_s": limiter.paused,
-        "rpm": requests * 60 if math.isfinite(requests) else None,
-        "tpm": tokens * 60 if math.isfinite(tokens) else None,
+        "rpm": round(requests * 60, 3) if math.isfinite(requests) else None,
+        "tpm": round(tokens * 60, 3) if math.isfinite(tokens) else None,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, Self
 
 from llmopt.policies.deadline import Deadline
@@ -16,8 +15,16 @@ class PaceLease(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
+    @property
+    def curious(self) -> bool:
+        """Whether `observe` would learn from headers now; they need not be read otherwise."""
+        ...
+
     def settle(self, tokens: float | None) -> None:
         """The request cost so many tokens, None for as many as estimated."""
+
+    def accept(self) -> None:
+        """The answer has begun; what it cost is settled when it ends."""
 
     def refund(self) -> None:
         """Nothing was sent."""
@@ -40,8 +47,13 @@ class Pace(Protocol):
         ...
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """Requests and tokens per second in force; infinite where there is no limit."""
+    def free(self) -> bool:
+        """Whether a small request would go at once."""
+        ...
+
+    @property
+    def told(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that headers told of; None where they did not."""
         ...
 
     def try_acquire(self, tokens: float) -> PaceLease | None:
@@ -58,6 +70,8 @@ class FreeLease:
 
     __slots__ = ()
 
+    curious = False
+
     def __enter__(self) -> Self:
         return self
 
@@ -66,6 +80,9 @@ class FreeLease:
 
     def settle(self, tokens: float | None) -> None:
         """Nothing to settle."""
+
+    def accept(self) -> None:
+        """Nobody waits for that."""
 
     def refund(self) -> None:
         """Nothing to give back."""
@@ -85,7 +102,8 @@ class Unpaced:
     __slots__ = ("_lease",)
 
     paused = 0.0
-    rates = (math.inf, math.inf)
+    free = True
+    told = (None, None)
 
     def __init__(self) -> None:
         self._lease = FreeLease()

@@ -29,7 +29,7 @@ from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.fleet import Fleet
 from llmopt.engine.outcome import T, judge, may_be_an_items
 from llmopt.engine.pace import Pace, PaceLease
-from llmopt.engine.prepare import Prepared, conditional, prepare
+from llmopt.engine.prepare import Prepared, conditional
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
@@ -210,6 +210,10 @@ class Pipeline(Generic[T]):
         except LLMOptError as error:
             self._failed(number, held, settings, error, response, self._clock.now() - started)
             raise
+        except asyncio.CancelledError:
+            seconds = self._clock.now() - started
+            self._account.attempted(endpoint, number, CANCELLED, response, seconds, sent="maybe")
+            raise
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
         if held.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
@@ -250,7 +254,7 @@ class Pipeline(Generic[T]):
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         request = endpoint.hooks.build_request(self._call, settings)
-        return prepare(conditional(request, self._call), settings)
+        return endpoint.prepare(conditional(request, self._call), settings)
 
     async def _exchange(
         self, endpoint: LiveEndpoint, prepared: Prepared, timeout: float | None
@@ -323,6 +327,7 @@ class Pipeline(Generic[T]):
 
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()
+        self._account.waits(endpoint, cause)
         got = await wait
         self._account.waited(endpoint, cause, self._clock.now() - started)
         return got

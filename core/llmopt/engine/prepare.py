@@ -19,6 +19,8 @@ _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
 
+_MOST_CHECKED: Final = 64
+
 encoder: Final = msgspec.json.Encoder()
 
 
@@ -32,20 +34,47 @@ class Prepared:
     body: bytes | None = field(repr=False)
 
 
-def prepare(request: HttpRequest, settings: Settings) -> Prepared:
-    """Encode a plugin's request.
+class Preparer:
+    """Encodes the requests of one endpoint. Their addresses and headers are checked once: they repeat."""
 
-    Raises:
-        PluginContractError: the URL leaves the endpoint's origin, or a header cannot be sent.
-        InvalidInput: the body holds something that JSON does not have.
-    """
+    def __init__(self) -> None:
+        self._checked: Final[dict[tuple[object, ...], tuple[str, Mapping[str, str]]]] = {}
+
+    def __call__(self, request: HttpRequest, settings: Settings) -> Prepared:
+        """Encode a plugin's request.
+
+        Raises:
+            PluginContractError: the URL leaves the endpoint's origin, or a header cannot be sent.
+            InvalidInput: the body holds something that JSON does not have.
+        """
+        body = None if request.json is None else _encode(request.json)
+        key = (settings.base_url, request.path, body is None, *request.headers.items())
+        try:
+            found = self._checked.get(key)
+        except TypeError:
+            # Something in it is no text, which is said below.
+            found = None
+        if found is None:
+            found = _checked(request, settings)
+            # A path with a cursor, a token that changes by the hour.
+            if len(self._checked) >= _MOST_CHECKED:
+                self._checked.clear()
+            self._checked[key] = found
+        url, headers = found
+        return Prepared(method=request.method, url=url, headers=headers, body=body)
+
+
+def prepare(request: HttpRequest, settings: Settings) -> Prepared:
+    """As a `Preparer`, for once."""
+    return Preparer()(request, settings)
+
+
+def _checked(request: HttpRequest, settings: Settings) -> tuple[str, Mapping[str, str]]:
     headers = {"accept": "application/json", **request.headers}
-    body = None
     if request.json is not None:
-        body = _encode(request.json)
         headers["content-type"] = "application/json"
     _check_headers(headers, settings)
-    return Prepared(method=request.method, url=_url(request.path, settings), headers=headers, body=body)
+    return _url(request.path, settings), headers
 
 
 def conditional(request: HttpRequest, call: Call) -> HttpRequest:

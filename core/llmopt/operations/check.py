@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmopt.errors import InvalidResponse
 from llmopt.values.embeddings import EmbeddedRows
+from llmopt.values.order import in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,8 +42,9 @@ def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> ND
             f"the vectors of the answer have {vectors.shape[1]} numbers, expected {dimensions}.", "dimensions"
         )
     ordered = _ordered(vectors, rows.indices, count)
-    if not _all_finite(ordered):
-        bad = int(np.flatnonzero(~np.isfinite(ordered).all(axis=1))[0])
+    finite = np.isfinite(ordered)
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite.all(axis=1))[0])
         raise _invalid(f"vector {bad} of the answer holds a number that is not finite.", "non_finite")
     return np.ascontiguousarray(ordered)
 
@@ -54,7 +56,9 @@ def _ordered(
 
     if indices is None:
         return vectors
-    expected = np.arange(count)
+    expected = in_order(count)
+    if indices is expected:
+        return vectors
     if indices.shape != (count,):
         raise _invalid(f"{count} texts were sent, {indices.size} indices came back.", "index")
     if np.array_equal(indices, expected):
@@ -64,16 +68,6 @@ def _ordered(
     ordered = np.empty_like(vectors)
     ordered[indices] = vectors
     return ordered
-
-
-def _all_finite(vectors: NDArray[np.float32]) -> bool:
-    import numpy as np
-
-    # One pass without a temporary: a sum is finite only if all its terms are, or it overflowed.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(vectors.sum(dtype=np.float64)):
-            return True
-    return bool(np.isfinite(vectors).all())
 
 
 def _invalid(message: str, reason: str) -> InvalidResponse:

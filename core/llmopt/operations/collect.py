@@ -22,6 +22,7 @@ class Collector:
     def __init__(self, distinct: list[str], model: str) -> None:
         self._distinct: Final = distinct
         self._vectors: NDArray[np.float32] | None = None
+        self._blank: Final[list[slice | list[int]]] = []
         self._errors: Final[dict[int, LLMOptError]] = {}
         self._usage = Usage()
         self._requested: Final = model
@@ -40,8 +41,13 @@ class Collector:
         self._model = self._model or outcome.model
         for row, error in outcome.errors.items():
             self._errors[start + row if places is None else places[start + row]] = error
-        if outcome.vectors is not None:
-            rows = slice(start, end) if places is None else list(places[start:end])
+        rows = slice(start, end) if places is None else list(places[start:end])
+        if outcome.vectors is None:
+            self._blank.append(rows)
+        elif self._vectors is None and places is None and len(outcome.vectors) == len(self._distinct):
+            # One batch for all: its array is the result's.
+            self._vectors = outcome.vectors
+        else:
             self._space(outcome.vectors.shape[1])[rows] = outcome.vectors
 
     def recall(self, recalled: Recalled) -> bool:
@@ -59,7 +65,8 @@ class Collector:
         import numpy as np
 
         if self._vectors is None:
-            self._vectors = np.full((len(self._distinct), dimensions), np.nan, dtype=np.float32)
+            # Every row is written once, by `take`, by `recall` or in the end.
+            self._vectors = np.empty((len(self._distinct), dimensions), dtype=np.float32)
         return self._vectors
 
     def result(self, texts: list[str], faults: Mapping[int, LLMOptError]) -> Embeddings:
@@ -69,6 +76,8 @@ class Collector:
         vectors, errors = self._vectors, dict(self._errors)
         if vectors is None:
             vectors = np.empty((len(self._distinct), 0), dtype=np.float32)
+        for rows in self._blank:
+            vectors[rows] = np.nan
         if faults or len(self._distinct) < len(texts):
             vectors, errors = self._expand(vectors, texts, faults)
         return Embeddings(
@@ -104,9 +113,11 @@ def failure_of(result: Embeddings) -> LLMOptError:
     first = next(iter(result.errors.values()))
     if len(result.errors) == len(result) and len(causes) == 1:
         return first.copy()
+    had = len(result) - len(result.errors)
+    rest = f" The other {had} are in `result`." if had else ""
     return PartialFailure(
-        f"{len(result.errors)} of {len(result)} texts could not be embedded; the first: {first.message} "
-        "The others are in `result`.",
+        f"{len(result.errors)} of {len(result)} texts could not be embedded; the first: "
+        f"{first.message.rstrip('.')}.{rest}",
         result=result,
         provider=first.provider,
         model=first.model,

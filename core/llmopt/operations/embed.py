@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import chain
 from typing import Literal
 
-from llmopt.errors import LLMOptError
 from llmopt.operations.collect import Collector, failure_of
 from llmopt.operations.embed_cache import Recalled
 from llmopt.operations.embed_job import EmbedJob
-from llmopt.operations.embed_outcome import Outcome
 from llmopt.operations.flow import OrderedFlow
-from llmopt.operations.inputs import as_list, fault_of, refuse_single
+from llmopt.operations.inputs import as_list, faults_of, refuse_single
 from llmopt.operations.plan import Batch, cut
 from llmopt.values.embeddings import Embeddings
 
@@ -25,7 +23,7 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
     """All texts at once. See ``AsyncClient.embed``."""
     refuse_single(texts)
     listed = await as_list(texts)
-    faults = _faults(listed)
+    faults = faults_of(listed)
     if faults and errors == "raise":
         raise next(iter(faults.values()))
     good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
@@ -58,32 +56,22 @@ async def _send(
         collected: takes the results.
         places: of these texts among all distinct ones; None when they are all of them.
     """
-    if texts:
-        await job.ask_limits()
-        async with aclosing(_outcomes(job, cut(texts, job.cutter()), len(texts))) as outcomes:
-            async for outcome in outcomes:
-                collected.take(outcome, places)
-
-
-def _faults(texts: list[str]) -> dict[int, LLMOptError]:
-    found = ((row, fault_of(text, row)) for row, text in enumerate(texts))
-    return {row: fault for row, fault in found if fault is not None}
-
-
-async def _outcomes(job: EmbedJob, batches: Iterator[Batch], texts: int) -> AsyncGenerator[Outcome, None]:
-    """What all batches come to, several under way at once."""
-    first = next(batches)
-    second = next(batches, None)
+    if not texts:
+        return
+    await job.ask_limits()
+    batches = cut(texts, job.cutter())
+    first, second = next(batches), next(batches, None)
     if second is None:
         # The usual case of one request needs no machinery.
-        yield await job.run(first)
+        collected.take(await job.run(first), places)
         return
     width = job.width
-    source = _in_turn(chain((first, second), batches))
-    flow = OrderedFlow(source, job.run, width=width, ahead=texts + width)
+    flow = OrderedFlow(
+        _in_turn(chain((first, second), batches)), job.run, width=width, ahead=len(texts) + width
+    )
     async with aclosing(aiter(flow)) as outcomes:
         async for outcome in outcomes:
-            yield outcome
+            collected.take(outcome, places)
 
 
 async def _in_turn(batches: Iterator[Batch]) -> AsyncIterator[Batch]:

@@ -15,11 +15,11 @@ from llmopt.errors import DeadlineExceeded, ItemTooLong, LLMOptError, RequestToo
 from llmopt.operations.check import in_input_order
 from llmopt.operations.cuts import TextCuts
 from llmopt.operations.embed_cache import Recalled, TextCache
-from llmopt.operations.embed_outcome import Outcome, assemble
+from llmopt.operations.embed_outcome import Outcome, assemble, whole
 from llmopt.operations.embed_recall import with_recall
 from llmopt.operations.limits import merged, numbers_of, told_limits
-from llmopt.operations.memory import ModelMemory
-from llmopt.operations.plan import Batch, Cutter, surely_too_long
+from llmopt.operations.memory import Kind, ModelMemory
+from llmopt.operations.plan import Batch, Cutter, any_too_long, surely_too_long
 from llmopt.operations.recover import ExtraRequests, Part, Recovered, Recovery
 from llmopt.operations.shared import SharedWork
 from llmopt.operations.sizes import LearnedSize, LearnedSizes
@@ -38,6 +38,7 @@ _ANSWER_BYTES_PER_NUMBER: Final = 24
 _UNKNOWN_DIMENSIONS: Final = 4_096
 _SLACK_BYTES: Final = 1 << 20
 _MOST_BYTES: Final = 512 << 20
+_MOST_KINDS: Final = 64
 
 
 class EmbedJob:
@@ -75,6 +76,7 @@ class EmbedJob:
         self._wait_when_open: Final = wait_when_open
         self._endpoint: Final = engine.endpoints(provider)[0]
         self._extra: Final = ExtraRequests()
+        self._kind: Final = _kind(call)
         self._shared: Final = self._sharing()
         self._declared = BatchLimit()
         self._fatal: LLMOptError | None = None
@@ -83,9 +85,7 @@ class EmbedJob:
     def _sharing(self) -> SharedWork | None:
         if not self._endpoint.config.flags.coalesce:
             return None
-        call = self._call
-        extra = msgspec.json.encode(dict(call.extra), order="sorted")
-        key = (self._provider.name, call.model, call.dimensions, call.input_type, extra)
+        key = (self._provider.name, self._call.model, *self._kind)
         return SharedWork(self._engine.flights, key, self._work, self._deadline)
 
     @property
@@ -107,6 +107,10 @@ class EmbedJob:
 
     async def ask_limits(self) -> None:
         """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
+        known = self._memory.declared.get(self._kind)
+        if known is not None:
+            self._declared = known
+            return
         endpoints = self._engine.endpoints(self._provider)
         unasked = [endpoint for endpoint in endpoints if self.model not in endpoint.told]
         told = await told_limits(endpoints, self._provider.hooks, self._call, self._deadline)
@@ -116,6 +120,10 @@ class EmbedJob:
                     self._provider.name, self.model, endpoint.name, name, value, "server"
                 )
         self._declared = self._declare(told)
+        if all(self.model in endpoint.told for endpoint in endpoints):
+            if len(self._memory.declared) >= _MOST_KINDS:
+                self._memory.declared.clear()
+            self._memory.declared[self._kind] = self._declared
 
     def limit(self) -> BatchLimit:
         """What fits into one request now."""
@@ -165,20 +173,26 @@ class EmbedJob:
         limit = self.limit()
         hopeless: dict[int, LLMOptError] = {}
         slots: dict[str, list[int]] = {}
-        for row, text in enumerate(batch.texts):
-            if surely_too_long(text, limit):
-                hopeless[row] = self._too_long(text, limit)
-            else:
-                slots.setdefault(text, []).append(row)
-        if not slots:
-            return Outcome(batch=batch, errors=hopeless)
-        texts = tuple(slots)
+        texts = batch.texts
+        distinct = len(set(texts)) == len(texts) and not any_too_long(texts, limit)
+        if not distinct:
+            for row, text in enumerate(texts):
+                if surely_too_long(text, limit):
+                    hopeless[row] = self._too_long(text, limit)
+                else:
+                    slots.setdefault(text, []).append(row)
+            if not slots:
+                return Outcome(batch=batch, errors=hopeless)
+            texts = tuple(slots)
         if recall and self._cache is not None:
             recovered = await with_recall(self._cache, texts, self._recovered, self.model)
         else:
             recovered = await self._recovered(texts)
-        self._note_fatal(recovered, len(slots))
-        return assemble(batch, list(slots.values()), recovered, hopeless)
+        self._note_fatal(recovered, len(texts))
+        if distinct and (outcome := whole(batch, recovered)) is not None:
+            return outcome
+        rows = [[row] for row in range(len(texts))] if distinct else list(slots.values())
+        return assemble(batch, rows, recovered, hopeless)
 
     async def _recovered(self, texts: tuple[str, ...]) -> Recovered:
         if self._shared is not None:
@@ -186,12 +200,15 @@ class EmbedJob:
         return await self._work(texts)
 
     async def _work(self, texts: tuple[str, ...]) -> Recovered:
-        return await self._recovery(texts).run(len(texts))
+        try:
+            rows = await self._request(texts)
+        except LLMOptError as error:
+            return await self._recovery(texts).run(len(texts), error)
+        return Recovered(rows=[(tuple(range(len(texts))), rows)], requests=1)
 
     def _recovery(self, texts: tuple[str, ...]) -> Recovery:
-        def send(part: Part, suspect: bool) -> Awaitable[EmbeddedRows]:  # noqa: FBT001 - a protocol of one use
-            chosen = texts if len(part) == len(texts) else tuple(texts[at] for at in part)
-            return self._request(chosen, suspect=suspect)
+        def send(part: Part) -> Awaitable[EmbeddedRows]:
+            return self._request(tuple(texts[at] for at in part), suspect=True)
 
         cuts = TextCuts(texts, self._estimator.estimate, self.limit, self._sizes(), self._learned)
         return Recovery(send, cuts, self._extra, self._split)
@@ -224,10 +241,18 @@ class EmbedJob:
             model=self._call.model,
         )
 
-    async def _request(self, texts: tuple[str, ...], *, suspect: bool) -> EmbeddedRows:
+    async def _request(self, texts: tuple[str, ...], *, suspect: bool = False) -> EmbeddedRows:
         if self._fatal is not None:
             raise self._fatal.copy()
-        call = evolve(self._call, texts=texts)
+        asked = self._call
+        # Not evolve, which costs five times as much.
+        call = EmbedCall(
+            model=asked.model,
+            texts=texts,
+            dimensions=asked.dimensions,
+            input_type=asked.input_type,
+            extra=asked.extra,
+        )
         tokens = sum(map(self._estimator.estimate, texts))
 
         def parse(response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
@@ -237,7 +262,7 @@ class EmbedJob:
             if isinstance(found, Failure):
                 return found
             ordered = in_input_order(found, len(texts), self.dimensions)
-            return evolve(found, vectors=ordered, indices=None)
+            return EmbeddedRows(vectors=ordered, usage=found.usage, model=found.model)
 
         rows = await self._engine.run(
             self._provider,
@@ -286,6 +311,11 @@ class EmbedJob:
         dimensions = self.dimensions or _UNKNOWN_DIMENSIONS
         size = _ANSWER_BYTES_PER_NUMBER * items * dimensions + _SLACK_BYTES
         return min(size, _MOST_BYTES)
+
+
+def _kind(call: EmbedCall) -> Kind:
+    extra = msgspec.json.encode(dict(call.extra), order="sorted") if call.extra else b""
+    return call.dimensions, call.input_type, extra
 
 
 def _usage_of(rows: EmbeddedRows) -> Usage | None:

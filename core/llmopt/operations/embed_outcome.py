@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
@@ -15,6 +15,9 @@ from llmopt.values.embeddings import Usage
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+_NO_USAGE: Final = Usage()
 
 
 @frozen(kw_only=True, eq=False)
@@ -32,7 +35,7 @@ class Outcome:
     batch: Batch
     vectors: NDArray[np.float32] | None = field(default=None, repr=False)
     errors: Mapping[int, LLMOptError] = field(factory=dict)
-    usage: Usage = field(factory=Usage)
+    usage: Usage = _NO_USAGE
     model: str | None = None
 
 
@@ -53,20 +56,36 @@ def assemble(
     errors = dict(hopeless)
     for position, error in recovered.errors.items():
         errors.update({row: error.copy() for row in slots[position]})
-    usage = Usage()
-    for _, rows in recovered.rows:
-        usage += rows.usage or Usage()
     return Outcome(
         batch=batch,
         vectors=_vectors(batch, slots, recovered),
         errors=errors,
-        usage=Usage(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-            requests=recovered.requests,
-        ),
+        usage=_usage(recovered),
         model=recovered.rows[0][1].model if recovered.rows else None,
+    )
+
+
+def whole(batch: Batch, recovered: Recovered) -> Outcome | None:
+    """The outcome of a batch of distinct texts that one answer had vectors for; None when it is another."""
+    if recovered.errors or len(recovered.rows) != 1:
+        return None
+    part, rows = recovered.rows[0]
+    # In another order when the texts were shared with a call that has them in another order.
+    if part != tuple(range(len(batch.texts))):
+        return None
+    return Outcome(batch=batch, vectors=rows.vectors, usage=_usage(recovered), model=rows.model)
+
+
+def _usage(recovered: Recovered) -> Usage:
+    if len(recovered.rows) == 1:
+        usage = recovered.rows[0][1].usage or _NO_USAGE
+    else:
+        usage = sum((rows.usage or _NO_USAGE for _, rows in recovered.rows), _NO_USAGE)
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.total_tokens,
+        requests=recovered.requests,
     )
 
 
@@ -78,9 +97,6 @@ def _vectors(
     if not recovered.rows:
         return None
     first = recovered.rows[0][1].vectors
-    if len(recovered.rows) == 1 and first.shape[0] == len(batch.texts) == len(slots):
-        # The usual case: one answer for all, each text once, nothing to move.
-        return first
     vectors = np.full((len(batch.texts), first.shape[1]), np.nan, dtype=np.float32)
     for part, rows in recovered.rows:
         for position, row in zip(part, rows.vectors, strict=True):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llmopt.errors import InvalidInput
+from llmopt.errors import InvalidInput, LLMOptError
 from llmopt.values.calls import EmbedCall
 
 _MOST_DIMENSIONS: Final = 1_000_000
@@ -64,9 +64,23 @@ async def as_async(texts: Iterable[str] | AsyncIterable[str]) -> AsyncGenerator[
 
 async def as_list(texts: Iterable[str] | AsyncIterable[str]) -> list[str]:
     """Any iterable, as a list of plain texts."""
-    if isinstance(texts, AsyncIterable):
+    if not isinstance(texts, (list, tuple)) and isinstance(texts, AsyncIterable):
         return [plain(text) async for text in texts]
-    return [plain(text) for text in texts]
+    listed = list(texts)
+    return listed if _are_plain(listed) else [plain(text) for text in listed]
+
+
+def faults_of(texts: list[str]) -> dict[int, LLMOptError]:
+    """Why texts cannot be sent, by position; empty when all can."""
+    # Three looks by C at all of them are quicker than one by Python at each.
+    if _are_plain(texts) and "" not in texts and all(map(str.isascii, texts)):
+        return {}
+    found = ((row, fault_of(text, row)) for row, text in enumerate(texts))
+    return {row: fault for row, fault in found if fault is not None}
+
+
+def _are_plain(texts: list[str]) -> bool:
+    return set(map(type, texts)) == {str}
 
 
 def embed_call(

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Final
 
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.prepare import Prepared, prepare
+from llmopt.engine.prepare import Prepared
 from llmopt.errors import LLMOptError
 from llmopt.policies.deadline import Deadline
 from llmopt.providers.hooks import ProviderHooks
@@ -101,7 +101,7 @@ async def _question(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCal
         return None
     settings = await endpoint.settings()
     request = hooks.limits_request(call, settings)
-    return None if request is None else prepare(request, settings)
+    return None if request is None else endpoint.prepare(request, settings)
 
 
 async def _send(endpoint: LiveEndpoint, question: Prepared, deadline: Deadline) -> HttpResponse:

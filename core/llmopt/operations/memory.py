@@ -11,6 +11,9 @@ from llmopt.operations.sizes import LearnedSizes
 from llmopt.policies.tokens import TokenEstimator
 from llmopt.values.limits import BatchLimit
 
+Kind = tuple[int | None, str | None, bytes]
+"""The options of a call that change its vectors: dimensions, type of input, everything else as JSON."""
+
 
 class ModelMemory:
     """One model of one provider.
@@ -23,6 +26,7 @@ class ModelMemory:
         estimator: tokens of a text, corrected by what answers report.
         length: length of the model's own vectors as first seen, None before.
         answering: which model answers and when that was written down, by the key under which it is kept.
+        declared: limits as plugin, server and configuration declare them, by the options of the call.
     """
 
     def __init__(self, name: str, file: LearnedFile) -> None:
@@ -32,6 +36,7 @@ class ModelMemory:
         self.estimator: Final = TokenEstimator()
         self.length: int | None = None
         self.answering: Final[dict[bytes, tuple[str, float]]] = {}
+        self.declared: Final[dict[Kind, BatchLimit]] = {}
 
     def sizes(self, declared: BatchLimit) -> LearnedSizes:
         """What was learned of sizes, in this process or in one before."""

@@ -95,6 +95,15 @@ def wire_bytes(text: str) -> int:
     return (len(text) if text.isascii() else len(text.encode())) + _PER_TEXT_BYTES
 
 
+def any_too_long(texts: Sequence[str], limit: BatchLimit) -> bool:
+    """Whether one of the texts might be `surely_too_long`, by a look at the longest alone."""
+    # UTF-8 has at most four bytes for a character.
+    most = 4 * max(map(len, texts)) + _PER_TEXT_BYTES
+    if limit.max_bytes is not None and most + _OVERHEAD_BYTES > limit.max_bytes:
+        return True
+    return limit.max_item_tokens is not None and most > limit.max_item_tokens * _SURE_BYTES_PER_TOKEN
+
+
 def surely_too_long(text: str, limit: BatchLimit) -> bool:
     """Whether no tokenizer could bring a text under the limits, so that sending it is pointless.
 

@@ -90,7 +90,8 @@ def _picked(part: Part, found: EmbeddedRows, places: Mapping[int, int]) -> tuple
     chosen = [row for row, at in enumerate(part) if at in places]
     moved = tuple(places[part[row]] for row in chosen)
     if len(chosen) == len(part):
-        return moved, found
+        # A copy: whoever it came for may write to it.
+        return moved, evolve(found, vectors=found.vectors.copy())
     # Of an answer to somebody else's texts too, the usage says nothing about these.
     return moved, evolve(found, vectors=found.vectors[chosen], usage=None)
 
@@ -110,10 +111,10 @@ class ExtraRequests:
 
 
 class Recovery:
-    """Carries out one batch, however many requests it takes.
+    """Carries out one batch that failed as a whole, however many requests it takes.
 
     Args:
-        send: sends the texts at some positions; told whether they are under suspicion.
+        send: sends the texts at some positions, which are under suspicion.
         sizes: how texts are cut.
         extra: bounds the requests of the whole call.
         on_split: told of every part that is sent again in pieces: its size and why.
@@ -121,7 +122,7 @@ class Recovery:
 
     def __init__(
         self,
-        send: Callable[[Part, bool], Awaitable[EmbeddedRows]],
+        send: Callable[[Part], Awaitable[EmbeddedRows]],
         sizes: Sizes,
         extra: ExtraRequests,
         on_split: Callable[[int, LLMOptError], None],
@@ -133,13 +134,12 @@ class Recovery:
         self._found: Final = Recovered()
         self._searched: Final[list[Part]] = []
 
-    async def run(self, count: int) -> Recovered:
-        """Everything that can be had of so many texts."""
-        level: list[Part] = [tuple(range(count))]
+    async def run(self, count: int, error: LLMOptError) -> Recovered:
+        """Everything that can be had of so many texts, which failed when they went out together."""
+        failed: list[tuple[Part, LLMOptError]] = [(tuple(range(count)), error)]
         depth = 0
-        while level:
-            failed = await self._try(level, suspect=depth > 0)
-            level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
+        while level := [piece for part, error in failed for piece in self._pieces(part, error, depth)]:
+            failed = await self._try(level)
             depth += 1
         self._learn_sizes()
         return self._found
@@ -150,14 +150,14 @@ class Recovery:
             if self._found.errors.keys().isdisjoint(part):
                 self._sizes.refused(part, None)
 
-    async def _try(self, parts: Sequence[Part], *, suspect: bool) -> list[tuple[Part, LLMOptError]]:
+    async def _try(self, parts: Sequence[Part]) -> list[tuple[Part, LLMOptError]]:
         """Send all parts of a level at once; those that failed."""
-        results = await together([self._one(part, suspect=suspect) for part in parts])
+        results = await together([self._one(part) for part in parts])
         return [(part, error) for part, error in zip(parts, results, strict=True) if error is not None]
 
-    async def _one(self, part: Part, *, suspect: bool) -> LLMOptError | None:
+    async def _one(self, part: Part) -> LLMOptError | None:
         try:
-            rows = await self._send(part, suspect)
+            rows = await self._send(part)
         except LLMOptError as error:
             return error
         self._found.add(Recovered(rows=[(part, rows)], requests=1))

@@ -10,11 +10,19 @@ from llmopt.values.limits import RateLimits
 class Lender(Protocol):
     """Where a lease came from."""
 
+    @property
+    def curious(self) -> bool:
+        """Whether headers of good answers would tell anything new."""
+        ...
+
     def settle(self, lease: Lease, tokens: float | None) -> None:
         """The request is answered, and cost so many tokens."""
 
     def refund(self, lease: Lease) -> None:
         """The request was not sent."""
+
+    def accept(self, lease: Lease) -> None:
+        """Its answer has begun."""
 
     def observe(self, limits: RateLimits, lease: Lease) -> bool:
         """The headers of its answer tell this."""
@@ -43,10 +51,12 @@ class Lease:
         cause: what for, when it came: "requests" or "tokens" (the limit), "pause" (a refusal), "canary" (another request
             is trying whether the refusals are over), "start" (no answer has come yet), or "" for no wait.
         open: whether nothing was said of it so far.
+        accepted: whether an answer to it has begun.
     """
 
     __slots__ = (
         "_lender",
+        "accepted",
         "cause",
         "granted_at",
         "number",
@@ -75,6 +85,7 @@ class Lease:
         self.waited = 0.0
         self.cause = ""
         self.open = True
+        self.accepted = False
 
     def __repr__(self) -> str:
         return f"Lease(tokens={self.tokens:g}, waited={self.waited:.3f}, open={self.open})"
@@ -86,9 +97,18 @@ class Lease:
         if self.open:
             self._lender.settle(self, None)
 
+    @property
+    def curious(self) -> bool:
+        """Whether the headers of a good answer would tell anything new; see `RateLimiter.curious`."""
+        return self._lender.curious
+
     def settle(self, tokens: float | None = None) -> None:
         """The request was answered. ``tokens`` is what it really cost, None for "as estimated"."""
         self._lender.settle(self, tokens)
+
+    def accept(self) -> None:
+        """The answer has begun, and may take long: the request was let through. What it cost is settled later."""
+        self._lender.accept(self)
 
     def refund(self) -> None:
         """The request was not sent: all of it goes back."""

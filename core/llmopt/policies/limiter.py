@@ -22,6 +22,7 @@ from llmopt.policies.quota import Quota
 from llmopt.policies.slow_start import SCOUTS
 from llmopt.values.limits import RateLimits
 
+_HEAR_EVERY_S: Final = 0.02
 MAX_WAITING: Final = 10_000
 MAX_WAITING_TOKENS: Final = 100_000_000
 """About 400 MB of text held by those who wait."""
@@ -63,6 +64,7 @@ class RateLimiter:
         self._line = Line(clock, self._ring)
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
+        self._heard_at = -math.inf
 
     def __repr__(self) -> str:
         return f"RateLimiter({self._quota}, waiting={self.waiting})"
@@ -78,6 +80,11 @@ class RateLimiter:
         return self._quota.requests.rate, self._quota.tokens.rate
 
     @property
+    def told(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that headers told of; None where they did not."""
+        return self._quota.requests.told, self._quota.tokens.told
+
+    @property
     def levels(self) -> tuple[float, float]:
         """Requests and tokens that may go at once, as of the last look; negative after an underestimate."""
         return self._quota.requests.level, self._quota.tokens.level
@@ -86,6 +93,21 @@ class RateLimiter:
     def paused(self) -> float:
         """Seconds that nothing goes out because the server refused; 0 when that is not so."""
         return self._quota.pause.left(self._now())
+
+    @property
+    def curious(self) -> bool:
+        """Whether headers of good answers would tell anything new: not right after others were heard.
+
+        A bucket that is heard of fifty times a second holds no surprises, and reading the headers of each of
+        thousands of answers a second would cost a tenth of the whole.
+        """
+        return self._now() >= self._heard_at + _HEAR_EVERY_S
+
+    @property
+    def free(self) -> bool:
+        """Whether a small request would go at once."""
+        with self._mutex:
+            return not self._line and self._quota.wait(self._now(), 0.0) <= 0
 
     # Getting a lease
 
@@ -156,9 +178,23 @@ class RateLimiter:
                 f"{waiting} calls with about {self._line.tokens:.0f} tokens wait for the rate limit already"
             )
         pause = self._quota.pause.left(now)
-        hopeless = _hopeless(waiter, now, pause)
+        hopeless = _hopeless(waiter, now, pause) or self._never_in_time(now, waiter)
         if hopeless is not None:
             raise hopeless
+
+    def _never_in_time(self, now: float, waiter: Waiter) -> LLMOptError | None:
+        """Why the next in line would wait in vain; requests do not come back before their time."""
+        if waiter.deadline is None or not waiter.deadline.bounded or self._line:
+            return None
+        wait = self._quota.wait(now, waiter.tokens)
+        if self._quota.cause != "requests" or now + wait <= waiter.deadline.at:
+            return None
+        rate = self._quota.requests.rate * 60
+        return DeadlineExceeded(
+            f"the rate limit in force, {rate:.3g} requests a minute, has room in {wait:.1f} s, later than the deadline",
+            phase="limiter",
+            retry_after=wait,
+        )
 
     def _leave(self, waiter: Waiter) -> None:
         """A waiter goes without a lease; if one was granted to it just now, the next gets it."""
@@ -219,6 +255,14 @@ class RateLimiter:
                 if self._line:
                     self._pump(self._now())
 
+    def accept(self, lease: Lease) -> None:
+        """As `Lease.accept`."""
+        with self._mutex:
+            if lease.open:
+                self._quota.accept(lease)
+                if self._line:
+                    self._pump(self._now())
+
     def refund(self, lease: Lease) -> None:
         """As `Lease.refund`."""
         with self._mutex:
@@ -240,6 +284,7 @@ class RateLimiter:
         """
         with self._mutex:
             now = self._now()
+            self._heard_at = now
             changed = self._quota.observe(now, limits, lease)
             if self._line:
                 self._pump(now)

@@ -1,8 +1,8 @@
 """Embedding answers in the common dialect: from bytes to one float32 array.
 
-The list is split by a typed decode that leaves each vector as the bytes it came in; base64 then
-goes straight into its row, and a list of numbers through a parser that fills a buffer. No Python
-object is made for a number.
+Base64: the answer is split by a typed decode that leaves each vector as the bytes it came in, and these go
+straight into their row. Lists of numbers: see `llmopt.providers.numbers`. No Python object is made for a number.
+What is unusual in any way is decoded by the typed decode and vector by vector, which can say what is wrong.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from llmopt.errors import InvalidResponse
+from llmopt.providers.numbers import cut_lists, rows_of_lists
+from llmopt.providers.vectors import check_byte_order, rows_from_raw
 from llmopt.values.embeddings import EmbeddedRows, Usage
+from llmopt.values.order import in_order
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _MAX_TOKENS: Final = 10**12
-_ABSURDLY_LARGE: Final = 1e18
-_ABSURDLY_SMALL: Final = 1e-18
 _NOT_A_NUMBER: Final = re.compile(rb"[\[,:]\s*-?(?:NaN|Infinity)\b")
-_QUOTE: Final = 0x22
-_BRACKET: Final = 0x5B
 
 
 class _Item(msgspec.Struct):
@@ -57,14 +56,44 @@ def decode_embeddings(body: bytes, *, ordered: bool = False) -> EmbeddedRows | N
         InvalidResponse: the body is not such an object, or a vector is unreadable, or vectors
             differ in length. ``reason`` is "json", "index", "type", "base64" or "dimensions".
     """
+    found = _from_lists(body, ordered=ordered)
+    if found is not None:
+        return found
     answer = _decode(body)
     if answer.error:
         return None
     if answer.data is None:
         raise _invalid("the answer has no list `data`.", "json")
+    vectors = rows_from_raw([item.embedding for item in answer.data])
+    return _embedded(answer, answer.data, vectors, ordered=ordered)
+
+
+def _from_lists(body: bytes, *, ordered: bool) -> EmbeddedRows | None:
+    """The quick way for lists of numbers; None when it does not lead there."""
+    cut = cut_lists(body)
+    if cut is None:
+        return None
+    rest, spans = cut
+    try:
+        answer = _decoder.decode(rest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    items = answer.data or ()
+    if answer.error or len(items) != len(spans) or any(bytes(item.embedding) != b"[]" for item in items):
+        return None
+    vectors = rows_of_lists(body, spans)
+    if vectors is None:
+        return None
+    check_byte_order(vectors[0])
+    return _embedded(answer, items, vectors, ordered=ordered)
+
+
+def _embedded(
+    answer: _Answer, items: Sequence[_Item], vectors: NDArray[np.float32], *, ordered: bool
+) -> EmbeddedRows:
     return EmbeddedRows(
-        vectors=rows_from_raw([item.embedding for item in answer.data]),
-        indices=_indices(answer.data, ordered=ordered),
+        vectors=vectors,
+        indices=_indices(items, ordered=ordered),
         usage=read_usage(answer.usage),
         model=answer.model if isinstance(answer.model, str) else None,
     )
@@ -97,10 +126,12 @@ def _not_json(body: bytes) -> InvalidResponse:
     return _invalid(f"the answer ({len(body)} bytes) is not JSON, or was cut off.", "json")
 
 
-def _indices(items: list[_Item], *, ordered: bool) -> NDArray[np.int64] | None:
+def _indices(items: Sequence[_Item], *, ordered: bool) -> NDArray[np.int64] | None:
     import numpy as np
 
     found = [item.index for item in items]
+    if found == list(range(len(found))):
+        return in_order(len(found))
     if all(index is msgspec.UNSET for index in found) and ordered:
         return None
     if not all(type(index) is int for index in found):
@@ -109,103 +140,6 @@ def _indices(items: list[_Item], *, ordered: bool) -> NDArray[np.int64] | None:
         return np.array(found, dtype=np.int64)
     except OverflowError:
         raise _invalid("an index of the answer is absurdly large.", "index") from None
-
-
-def rows_from_raw(raws: Sequence[msgspec.Raw]) -> NDArray[np.float32]:
-    """Vectors as they stand in JSON, as rows of one array.
-
-    Returns:
-        float32, shape (len(raws), dimensions), C-contiguous; (0, 0) for no vectors.
-
-    Raises:
-        InvalidResponse: a vector is neither base64 nor a flat list of numbers, or lengths differ.
-    """
-    import numpy as np
-
-    if not raws:
-        return np.empty((0, 0), dtype=np.float32)
-    read = _RowReader()
-    first = read(raws[0], 0)
-    _check_byte_order(first)
-    rows = np.empty((len(raws), first.size), dtype=np.float32)
-    rows[0] = first
-    for number, raw in enumerate(raws[1:], start=1):
-        row = read(raw, number)
-        if row.size != first.size:
-            raise _invalid(
-                f"vector {number} of the answer has {row.size} numbers, vector 0 has {first.size}.",
-                "dimensions",
-            )
-        rows[number] = row
-    return rows
-
-
-def _check_byte_order(row: NDArray[np.floating[Any]]) -> None:
-    """Refuse numbers of a size that no embedding has: big-endian bytes read as little-endian look so.
-
-    One row tells: a server does not change its byte order within an answer.
-    """
-    import numpy as np
-
-    largest = float(np.abs(row).max(initial=0.0))
-    if not np.isfinite(largest):
-        return
-    if largest > _ABSURDLY_LARGE or 0.0 < largest < _ABSURDLY_SMALL:
-        raise _invalid(
-            "the numbers of the answer look like big-endian bytes; little-endian is expected.", "base64"
-        )
-
-
-class _RowReader:
-    """Reads one vector after the other with one parser and its one buffer."""
-
-    def __init__(self) -> None:
-        import numpy as np
-        import pybase64
-        import simdjson
-
-        self._np = np
-        self._unbase64 = pybase64.b64decode
-        self._parser = simdjson.Parser()
-
-    def __call__(self, raw: msgspec.Raw, number: int) -> NDArray[np.floating[Any]]:
-        view = memoryview(raw)
-        if view and view[0] == _QUOTE:
-            return self._from_base64(view, number)
-        if view and view[0] == _BRACKET:
-            return self._from_list(bytes(view), number)
-        raise _invalid(f"vector {number} of the answer is neither base64 nor a list.", "type")
-
-    def _from_base64(self, view: memoryview, number: int) -> NDArray[np.floating[Any]]:
-        text = bytes(view[1:-1])
-        # JSON may write a slash with a backslash before it.
-        if b"\\" in text:
-            text = msgspec.json.decode(view, type=str).encode()
-        try:
-            data = self._unbase64(text, validate=True)
-        except ValueError:
-            raise _invalid(f"vector {number} of the answer is not base64.", "base64") from None
-        if len(data) % 4:
-            raise _invalid(
-                f"vector {number} of the answer has {len(data)} bytes, no whole number of float32.",
-                "base64",
-            )
-        return self._np.frombuffer(data, dtype="<f4")
-
-    def _from_list(self, text: bytes, number: int) -> NDArray[np.floating[Any]]:
-        # The parser's buffer flattens nested lists, so they are told apart here.
-        if text.count(b"[") != 1:
-            raise _invalid(f"vector {number} of the answer holds something else than numbers.", "type")
-        try:
-            values: Any = self._parser.parse(text)
-            numbers = self._np.frombuffer(values.as_buffer(of_type="d"), dtype=self._np.float64)
-        except (ValueError, TypeError, RuntimeError) as error:
-            reason = "non_finite" if "NUMBER_ERROR" in str(error) else "type"
-            raise _invalid(
-                f"vector {number} of the answer holds something else than finite numbers.", reason
-            ) from None
-        with self._np.errstate(over="ignore"):
-            return numbers.astype(self._np.float32)
 
 
 def read_usage(value: object) -> Usage | None:

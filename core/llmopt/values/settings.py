@@ -39,6 +39,8 @@ class Settings:
     def with_headers(self, headers: Mapping[str, str | None]) -> Settings:
         """The same with further headers; those that are None are left out."""
         added = {name: value for name, value in headers.items() if value is not None}
+        if not added:
+            return self
         return evolve(self, headers={**self.headers, **added})
 
     def auth_headers(self) -> dict[str, str]:

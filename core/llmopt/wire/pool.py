@@ -163,8 +163,9 @@ class ConnectionPool:
         return connector
 
     def _bury_dead(self) -> None:
-        for loop in list(self._connectors):
-            if (loop.is_closed() or self._connectors[loop].closed) and (gone := self._drop(loop)):
+        # Another loop's thread may be at it as well: whoever drops one buries it.
+        for loop, connector in list(self._connectors.items()):
+            if (loop.is_closed() or connector.closed) and (gone := self._drop(loop)):
                 gone.bury()
 
     def _drop(self, loop: asyncio.AbstractEventLoop) -> Connector | None:

@@ -24,4 +24,6 @@ def request_of(call: Call, settings: Settings) -> HttpRequest:
     if not isinstance(call, EmbedCall):
         return compatible.build_request(call, scoped, chat_names=_NAMES)
     # The description allows no further key, and a text means the same to these models whatever it is for.
-    return compatible.build_request(evolve(call, input_type=None), scoped, encoding_format="base64")
+    if call.input_type is not None:
+        call = evolve(call, input_type=None)
+    return compatible.build_request(call, scoped, encoding_format="base64")
