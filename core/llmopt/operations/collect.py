@@ -9,7 +9,7 @@ from llmopt.errors import LLMOptError, PartialFailure
 from llmopt.operations.embed_cache import Recalled
 from llmopt.operations.embed_outcome import Outcome
 from llmopt.operations.embed_recall import belong_together
-from llmopt.values.embeddings import Embeddings, Usage
+from llmopt.values.embeddings import NO_USAGE, Embeddings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ class Collector:
         self._vectors: NDArray[np.float32] | None = None
         self._blank: Final[list[slice | list[int]]] = []
         self._errors: Final[dict[int, LLMOptError]] = {}
-        self._usage = Usage()
+        self._usage = NO_USAGE
         self._requested: Final = model
         self._model: str | None = None
 
@@ -84,7 +84,7 @@ class Collector:
             vectors=vectors,
             usage=self._usage,
             model=self._model or self._requested,
-            errors=dict(sorted(errors.items())),
+            errors=dict(sorted(errors.items())) if errors else {},
         )
 
     def _expand(

@@ -39,6 +39,7 @@ _UNKNOWN_DIMENSIONS: Final = 4_096
 _SLACK_BYTES: Final = 1 << 20
 _MOST_BYTES: Final = 512 << 20
 _MOST_KINDS: Final = 64
+_NOTHING: Final = BatchLimit()
 
 
 class EmbedJob:
@@ -78,7 +79,7 @@ class EmbedJob:
         self._extra: Final = ExtraRequests()
         self._kind: Final = _kind(call)
         self._shared: Final = self._sharing()
-        self._declared = BatchLimit()
+        self._declared = _NOTHING
         self._fatal: LLMOptError | None = None
         self.model: Final = call.model
 
@@ -115,7 +116,7 @@ class EmbedJob:
         unasked = [endpoint for endpoint in endpoints if self.model not in endpoint.told]
         told = await told_limits(endpoints, self._provider.hooks, self._call, self._deadline)
         for endpoint in unasked:
-            for name, value in numbers_of(endpoint.told.get(self.model, BatchLimit())):
+            for name, value in numbers_of(endpoint.told.get(self.model, _NOTHING)):
                 self._engine.telemetry.limit(
                     self._provider.name, self.model, endpoint.name, name, value, "server"
                 )
@@ -123,7 +124,8 @@ class EmbedJob:
         if all(self.model in endpoint.told for endpoint in endpoints):
             if len(self._memory.declared) >= _MOST_KINDS:
                 self._memory.declared.clear()
-            self._memory.declared[self._kind] = self._declared
+            # The first one stays, so that whoever compares limits sees by identity that they are the same.
+            self._declared = self._memory.declared.setdefault(self._kind, self._declared)
 
     def limit(self) -> BatchLimit:
         """What fits into one request now."""
@@ -253,7 +255,7 @@ class EmbedJob:
             input_type=asked.input_type,
             extra=asked.extra,
         )
-        tokens = sum(map(self._estimator.estimate, texts))
+        tokens = self._estimator.total(texts)
 
         def parse(response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
             started = self._engine.clock.now()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
 from llmopt.errors import LLMOptError
 from llmopt.operations.plan import Batch
 from llmopt.operations.recover import Recovered
-from llmopt.values.embeddings import Usage
+from llmopt.values.embeddings import NO_USAGE, Usage
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-_NO_USAGE: Final = Usage()
 
 
 @frozen(kw_only=True, eq=False)
@@ -35,7 +32,7 @@ class Outcome:
     batch: Batch
     vectors: NDArray[np.float32] | None = field(default=None, repr=False)
     errors: Mapping[int, LLMOptError] = field(factory=dict)
-    usage: Usage = _NO_USAGE
+    usage: Usage = NO_USAGE
     model: str | None = None
 
 
@@ -78,9 +75,9 @@ def whole(batch: Batch, recovered: Recovered) -> Outcome | None:
 
 def _usage(recovered: Recovered) -> Usage:
     if len(recovered.rows) == 1:
-        usage = recovered.rows[0][1].usage or _NO_USAGE
+        usage = recovered.rows[0][1].usage or NO_USAGE
     else:
-        usage = sum((rows.usage or _NO_USAGE for _, rows in recovered.rows), _NO_USAGE)
+        usage = sum((rows.usage or NO_USAGE for _, rows in recovered.rows), NO_USAGE)
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,

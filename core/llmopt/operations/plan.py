@@ -42,14 +42,13 @@ class Cutter:
         self._limit: Final = limit
         self._estimate: Final = estimate
         self._start = 0
-        self._reset()
+        self._texts: list[str] = []
 
-    def _reset(self) -> None:
+    def _begin(self) -> None:
         limit = self._limit()
         self._max_items = limit.max_items or 1 << 62
         self._max_tokens = limit.max_tokens or 1 << 62
         self._max_bytes = (limit.max_bytes or 1 << 62) - _OVERHEAD_BYTES
-        self._texts: list[str] = []
         self._tokens = 0
         self._bytes = 0
 
@@ -58,14 +57,36 @@ class Cutter:
         tokens = self._estimate(text)
         size = wire_bytes(text)
         full = None
-        if self._texts and (self._tokens + tokens > self._max_tokens or self._bytes + size > self._max_bytes):
+        if not self._texts:
+            self._begin()
+        elif self._tokens + tokens > self._max_tokens or self._bytes + size > self._max_bytes:
             full = self.flush()
+            self._begin()
         self._texts.append(text)
         self._tokens += tokens
         self._bytes += size
         if full is None and len(self._texts) >= self._max_items:
             return self.flush()
         return full
+
+    def full_from(self, texts: Sequence[str], start: int) -> Batch | None:
+        """As many texts as may go into one batch, if they fit as they are; what `add` would give after so many calls.
+
+        None when they do not, or when texts were taken and not yet given.
+        """
+        if self._texts:
+            return None
+        self._begin()
+        some = tuple(texts[start : start + self._max_items])
+        if not all(map(str.isascii, some)):
+            return None
+        tokens = sum(map(self._estimate, some))
+        size = sum(map(len, some)) + _PER_TEXT_BYTES * len(some)
+        if tokens > self._max_tokens or size > self._max_bytes:
+            return None
+        batch = Batch(start=self._start, texts=some, tokens=tokens)
+        self._start += len(some)
+        return batch
 
     def skip(self) -> None:
         """Leave out one position. Only between batches."""
@@ -77,14 +98,21 @@ class Cutter:
             return None
         batch = Batch(start=self._start, texts=tuple(self._texts), tokens=self._tokens)
         self._start += len(self._texts)
-        self._reset()
+        self._texts = []
         return batch
 
 
 def cut(texts: Sequence[str], cutter: Cutter) -> Iterator[Batch]:
     """All texts in batches, made one at a time as they are asked for."""
-    for text in texts:
-        if (batch := cutter.add(text)) is not None:
+    at = 0
+    while at < len(texts):
+        batch = cutter.full_from(texts, at)
+        if batch is None:
+            batch = cutter.add(texts[at])
+            at += 1
+        else:
+            at += len(batch.texts)
+        if batch is not None:
             yield batch
     if (batch := cutter.flush()) is not None:
         yield batch

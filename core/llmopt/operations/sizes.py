@@ -61,14 +61,15 @@ class LearnedSizes:
     def apply(self, limit: BatchLimit) -> BatchLimit:
         """A declared limit, lowered to what was learned."""
         # Asked several times for each batch, and next to always the same.
-        if self._applied is None or self._applied[:2] != (limit, self._changes):
+        applied, changes = self._applied, self._items.changes + self._tokens.changes
+        if applied is None or applied[0] is not limit or applied[1] != changes:
             lowered = evolve(
                 limit,
                 max_items=min(limit.max_items or _MOST_ITEMS, self._items.size),
                 max_tokens=min(limit.max_tokens or _MOST_TOKENS, self._tokens.size),
             )
-            self._applied = (limit, self._changes, lowered)
-        return self._applied[2]
+            self._applied = applied = (limit, changes, lowered)
+        return applied[2]
 
     def clean(self, items: int, tokens: int) -> None:
         """A batch came through."""

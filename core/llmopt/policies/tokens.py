@@ -11,6 +11,7 @@ estimate of a kind of text is 0.55 (numbers) to 1.35 (Russian) times the truth, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 _PER_CHARACTER: Final = 0.25
@@ -44,6 +45,13 @@ class TokenEstimator:
         # A lone surrogate cannot be sent, but must not raise here.
         further = len(text.encode(errors="surrogatepass")) - characters
         return int((characters * _PER_CHARACTER + further * _PER_FURTHER_BYTE) * self._ratio) + 1
+
+    def total(self, texts: Sequence[str]) -> int:
+        """Tokens of all of these texts: the sum of their estimates."""
+        if all(map(str.isascii, texts)):
+            factor = self._factor
+            return sum([int(length * factor) for length in map(len, texts)]) + len(texts)
+        return sum(map(self.estimate, texts))
 
     def estimate_high(self, text: str) -> int:
         """Tokens of a text, rarely exceeded: for limits that a request must keep."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
@@ -35,6 +35,8 @@ class Usage:
     requests: int = 0
 
     def __add__(self, other: Usage) -> Usage:
+        if self is NO_USAGE:
+            return other
         return Usage(
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
@@ -44,6 +46,9 @@ class Usage:
             requests=self.requests + other.requests,
         )
 
+
+NO_USAGE: Final = Usage()
+"""Nothing was used yet."""
 
 @frozen(kw_only=True, eq=False)
 class EmbeddedRows:
