@@ -169,14 +169,14 @@ def test_c08_each_loop_is_served_on_its_own() -> None:
             outcomes.append(type(error))
         done.set()
 
-    thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+    thread = threading.Thread(target=lambda: asyncio.run(elsewhere()), daemon=True)
     thread.start()
     assert ready.wait(10)
     given = lease()
     assert line.serve(both[0], given) is True
     line.reject(both[1], QueueFull("no"))
     assert done.wait(10)
-    thread.join()
+    thread.join(10)
     assert outcomes == [given, QueueFull]
 
 
