@@ -50,6 +50,7 @@ class Usage:
 NO_USAGE: Final = Usage()
 """Nothing was used yet."""
 
+
 @frozen(kw_only=True, eq=False)
 class EmbeddedRows:
     """The vectors of one answer, as a plugin's ``parse_embeddings`` gives them.
