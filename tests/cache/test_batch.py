@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.faults import (
     json_answer,
     models_payload,
     refused_port,
+    serving,
 )
 
 PROVIDERS = 60
@@ -156,7 +158,8 @@ def test_a_provider_that_failed_is_asked_again_after_five_seconds(tmp_path: Path
                 server.default(error_answer(500, "sorry"))
                 found = [(await client.batch_list_models(["s"]))["s"] for _ in range(2)]
                 assert [type(each) for each in found] == [llmopt.ServerError] * 2
-                assert found[0] is not found[1]
+                found.append((await client.batch_list_models(["s"]))["s"])
+                assert len({id(each) for each in found}) == 3
                 assert len(server.requests) == 1
                 with pytest.raises(llmopt.ServerError):
                     await client.list_models("s")
@@ -232,8 +235,6 @@ def test_sync_and_threads(tmp_path: Path) -> None:
     """The mirror: one request for many threads, and lists at hand without crossing to the loop."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from tests.faults import serving
-
     with serving() as server:
         server.server.default(answer_openai)
         settings = {
@@ -251,6 +252,27 @@ def test_sync_and_threads(tmp_path: Path) -> None:
             assert len(server.server.requests) == 2
         with pytest.raises(llmopt.ClientClosed):
             client.list_models("s")
+
+
+def test_sync_has_it_refreshed_too(tmp_path: Path) -> None:
+    """What is not fresh any more, or due, goes the long way, on which somebody sees to it."""
+    clock = SimulatedClock()
+    with serving() as server:
+        server.server.default(answer_openai)
+        entry = {"plugin": "local", "base_url": server.server.base_url}
+        settings = {"cache_dir": str(tmp_path), "providers": {"s": entry}}
+        with llmopt.Client(settings, clock=clock) as client:
+            for _ in range(6):
+                assert not client.list_models("s").stale
+            # Due for every time to live there is, and fresh for every one.
+            clock.advance(3_200)
+            assert not client.list_models("s").stale
+            server.run(server.server.wait_requests(2))
+            while client.list_models("s").age > 0:
+                time.sleep(0.001)
+            clock.advance(7_200)
+            assert client.list_models("s").age > 7_000
+            server.run(server.server.wait_requests(3))
 
 
 async def test_two_event_loops_one_after_the_other(tmp_path: Path) -> None:

@@ -476,6 +476,36 @@ async def test_two_that_find_the_same_file_broken(tmp_path: Path) -> None:
     files.set_aside(tmp_path / "nothing.db", 1)
 
 
+async def test_the_log_of_a_broken_file_goes_with_it(tmp_path: Path) -> None:
+    """Found beside a new file it would be played into it."""
+    path = await filled(tmp_path, 3)
+    for beside in ("-wal", "-shm"):
+        path.with_name(path.name + beside).touch()
+    CacheFiles(tmp_path, max_bytes=1 << 20).set_aside(path, path.stat().st_ino)
+    assert {each.name.partition(".corrupt")[0] for each in tmp_path.iterdir()} == {DB, f"{DB}.lock"}
+
+
+async def test_what_cannot_be_opened_is_tried_once_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at every call."""
+    tries = []
+    real = CacheFiles.open
+    monkeypatch.setattr(CacheFiles, "open", lambda files: tries.append(1) or real(files))
+    now = [0.0]
+    folder = tmp_path / "kept"
+    folder.write_bytes(b"in the way")
+    async with opened(folder, now=lambda: now[0]) as store:
+        for moment in (0, 1, 59, 60, 61):
+            now[0] = moment
+            assert await store.get([key(1)]) == [None]
+        assert len(tries) == 2
+        folder.unlink()
+        now[0] = 121
+        await store.put([item(1)])
+        assert await store.get([key(1)]) == [b"value 1"]
+
+
 def test_a_folder_that_is_no_path() -> None:
     """Refused, not raised."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,7 +14,6 @@ import pytest
 
 import llmopt
 from llmopt.cache.memory import MemoryStore
-from llmopt.cache.store import CacheStore
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.cache_events import CacheHit, CacheMiss
 from tests.faults import (
@@ -253,6 +252,45 @@ async def test_k03_what_is_not_whole_is_a_miss(fault: str, tmp_path: Path) -> No
             assert len(sent(server)) == requests
 
 
+async def test_k03_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None:
+    """Whole in themselves, but not of one model: the first one found decides."""
+
+    def shortened(key: bytes, value: bytes) -> bytes:
+        at = value.index(struct.pack("<I", 4), 16)
+        return summed(key, value[:at] + struct.pack("<I", 3) + value[at + 4 : -8])
+
+    async with FaultServer() as server:
+        server.default(named("model-x"))
+        async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+            await client.embed(MODEL, ["a"])
+        replace(tmp_path, shortened)
+        async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+            await client.embed(MODEL, ["b", "c"])
+            client._parts.memories.clear()
+            found = await client.embed(MODEL, ["b", "a", "c"])
+            np.testing.assert_array_equal(found.vectors, rows(["b", "a", "c"]))
+            assert sent(server)[-1] == ["a"]
+
+
+async def test_k03_the_length_is_known(tmp_path: Path) -> None:
+    """From an earlier answer, or because the call asks for it."""
+
+    def shortened(key: bytes, value: bytes) -> bytes:
+        at = value.index(struct.pack("<I", 4), 16)
+        return summed(key, value[:at] + struct.pack("<I", 3) + value[at + 4 : -8])
+
+    async with FaultServer() as server:
+        server.default(answer_openai)
+        for options in ({}, {"dimensions": 4}):
+            async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+                await client.embed(MODEL, ["a"], **options)
+            replace(tmp_path, shortened)
+            async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+                await client.embed(MODEL, ["seen"], **options)
+                found = await client.embed(MODEL, ["a"], **options)
+                np.testing.assert_array_equal(found.vectors, rows(["a"]))
+
+
 async def test_how_a_vector_is_written(tmp_path: Path) -> None:
     """Little-endian float32, its length, its model, a checksum."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), cache=tmp_path) as client:
@@ -325,7 +363,7 @@ async def test_embed_iter_uses_it_too(tmp_path: Path) -> None:
             parts = [part async for part in client.embed_iter(MODEL, texts)]
             found = np.concatenate([part.vectors for part in parts])
             np.testing.assert_array_equal(found, rows(texts))
-            assert sorted(sum(sent(server)[before:], [])) == sorted(texts[1::2])
+            assert sorted(text for batch in sent(server)[before:] for text in batch) == sorted(texts[1::2])
             before = len(sent(server))
             parts = [part async for part in client.embed_iter(MODEL, texts)]
             assert len(sent(server)) == before
@@ -382,6 +420,25 @@ def test_vectors_are_good_for_thirty_days_or_as_configured() -> None:
     run_simulated(main)
 
 
+def test_which_model_answers_is_written_again_now_and_then(tmp_path: Path) -> None:
+    """So that it outlives the vectors that are found by it."""
+
+    async def main(clock: SimulatedClock) -> None:
+        async with FaultServer() as server:
+            server.default(answer_openai)
+            async with llmopt.AsyncClient(config(server), cache=tmp_path, clock=clock) as client:
+                for number in range(10):
+                    await client.embed(MODEL, [f"text {number}"])
+                    clock.advance(5 * 86_400)
+            before = len(server.requests)
+            async with llmopt.AsyncClient(config(server), cache=tmp_path, clock=clock) as client:
+                # Of 50 days; the last ones are 5 to 25 days old.
+                await client.embed(MODEL, [f"text {number}" for number in range(5, 10)])
+            assert len(server.requests) == before
+
+    run_simulated(main)
+
+
 async def test_a_function_as_key_keeps_in_memory_only(tmp_path: Path) -> None:
     """Another process could not know whose it is."""
     async with FaultServer() as server:
@@ -418,8 +475,3 @@ def test_sync(tmp_path: Path) -> None:
             again = client.embed(MODEL, ["b", "a"])
     np.testing.assert_array_equal(again.vectors, first.vectors[::-1])
     assert again.usage.requests == 0
-
-
-def typed(store: CacheStore) -> Mapping[str, Any]:
-    """A store of one's own is accepted by type, too."""
-    return {"cache": store}

@@ -15,7 +15,18 @@ pytestmark = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="looks 
 
 def scenario(name: str, folder: Path) -> Any:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.cache.fork_scenario", name, str(folder)],
+        # That threads of the test's own may be running is what the later versions of Python warn of.
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore:This process:DeprecationWarning",
+            "-m",
+            "tests.cache.fork_scenario",
+            name,
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         check=False,

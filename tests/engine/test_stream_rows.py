@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import tracemalloc
 import warnings
 from collections.abc import Callable, Coroutine
@@ -46,6 +47,7 @@ from tests.faults import (
     Stall,
     Wait,
     answer_openai,
+    chat_payload,
     error_answer,
     stream_answer,
     stream_events,
@@ -513,6 +515,24 @@ async def test_e09_what_a_header_says_of_the_charset_does_not_matter() -> None:
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(WHOLE, kind="text/event-stream; charset=latin1"))
         assert await text_of(client) == TEXT
+
+
+@pytest.mark.parametrize("kind", ["text/plain; charset=utf-8", "application/octet-stream", None])
+async def test_e09_a_content_type_that_says_nothing(kind: str | None) -> None:
+    """What comes tells: a stream, an answer in one piece, or an error. However it is cut."""
+    headers = [("content-type", kind)] if kind else []
+    whole = json.dumps(chat_payload(["Hello"])).encode()
+    error = json.dumps({"error": {"message": "no", "code": "insufficient_quota"}}).encode()
+    start = Answer(200, b"", headers, Framing.CHUNKED).head()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        for body, text in ((WHOLE, TEXT), (b"\xef\xbb\xbf" + WHOLE, TEXT), (b" \n" + whole, "Hello")):
+            pieces = [Send(chunk(body[:9])), Wait(0.0), Wait(0.0), Send(chunk(body[9:]) + END)]
+            server.play(Script([Send(start), *pieces]))
+            assert await text_of(client) == text
+        server.play(Script([Send(start), Send(END)]))
+        server.default(Answer(200, error, headers))
+        with pytest.raises(llmopt.QuotaExhausted):
+            await events_of(client)
 
 
 async def test_e09_a_page_instead_of_a_stream() -> None:

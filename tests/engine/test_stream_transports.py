@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 import llmopt
+from llmopt.testing import installed
 from tests.engine.streams import (
     ASKED,
     DONE,
@@ -134,3 +136,36 @@ async def test_without_a_network() -> None:
         async with client.stream(MODEL, ASKED) as stream:
             await anext(stream)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_engine_inside_the_process() -> None:
+    """Without queues, circuits and time-outs, and left early like any other."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            for each in stream_events(WORDS):
+                yield each
+
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body())
+
+    plugin = SimpleNamespace(
+        provider_profile=llmopt.hookimpl(lambda: llmopt.Profile(in_process=True, key_required=False)),
+        open_transport=llmopt.hookimpl(lambda: httpx.MockTransport(answer)),
+    )
+    with installed("inside", plugin):
+        async with llmopt.AsyncClient() as client:
+            async with client.stream("inside/m", ASKED) as stream:
+                assert "".join([each.text async for each in stream]) == TEXT
+            async with client.stream("inside/m", ASKED) as stream:
+                await anext(stream)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_engine_without_chat() -> None:
+    """Says so, before anything is loaded."""
+    async with llmopt.AsyncClient() as client:
+        with pytest.raises(llmopt.ConfigError, match="no chat"):
+            async with client.stream("local/default", ASKED):
+                raise AssertionError
+        with pytest.raises(llmopt.ConfigError, match="no chat"):
+            await client.chat("local/default", ASKED)

@@ -142,6 +142,30 @@ def test_whoever_asks_often_has_it_refreshed_ahead(clock: SimulatedClock) -> Non
     assert rarely.ask().act == "give"
 
 
+@pytest.mark.parametrize(("asked", "act"), [(2, "give"), (3, "give and refresh")])
+def test_often_is_more_than_three_times(asked: int, act: str, clock: SimulatedClock) -> None:
+    """Counted from the last answer on."""
+    found = life(clock)
+    for _ in range(2):
+        found.came()
+        clock.advance(HOUR / 2)
+        for _ in range(asked):
+            assert found.ask().act == "give"
+        clock.advance(0.4 * HOUR)
+        assert found.ask().act == act
+        found.given_up()
+
+
+@pytest.mark.parametrize("end", ["forget", "refused", "missing"])
+def test_what_is_over_is_not_being_refreshed(end: str, clock: SimulatedClock) -> None:
+    """The next answer can be refreshed again."""
+    found = after(clock, 2 * HOUR)
+    found.ask()
+    assert found.refreshing
+    getattr(found, end)()
+    assert not found.refreshing
+
+
 def test_refreshing_ahead_that_fails_waits_too(clock: SimulatedClock) -> None:
     """Half a minute, as ever."""
     found = life(clock)
@@ -209,6 +233,12 @@ def test_c10_a_jump_ahead_has_it_asked_anew_and_loses_nothing(clock: SimulatedCl
     clock.set_wall(clock.wall() + 10 * 365 * 24 * HOUR)
     decision = found.ask()
     assert (decision.act, decision.stale, decision.age) == ("ask or give", True, 60)
+
+
+def test_peeking_at_the_boundary(clock: SimulatedClock) -> None:
+    """Stale from the moment on at which it is not fresh."""
+    assert after(clock, HOUR).peek().stale
+    assert not after(clock, HOUR - 1).peek().stale
 
 
 def test_peeking_asks_for_nothing(clock: SimulatedClock) -> None:

@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
-from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull, RateLimited
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.limiter import RateLimiter
+from llmopt.policies.rate_headers import parse_rate_limits
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop, run_simulated
 from llmopt.values.limits import RateLimit, RateLimits
 
@@ -371,7 +372,7 @@ def test_a_canary_that_is_not_sent_makes_room_for_another() -> None:
         pacer.penalize(3.0, pacer.try_acquire())
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(3.01)
-        assert not tasks[0].done()
+        assert tasks[0].done()
         await clock.sleep(0.5)
         tasks[0].result().refund()
         await clock.sleep(0.5)
@@ -509,9 +510,56 @@ def test_two_scouts_go_before_the_first_answer() -> None:
     clock.advance(1)
     assert drain(pacer) == 3
     for _ in range(70):
-        second.open = True
+        second.open, second.accepted = True, False
         second.settle()
     assert drain_up_to(pacer, 500) == 500
+
+
+def test_a_long_answer_counts_when_it_begins() -> None:
+    """Once: neither for the start nor for a canary does its end count again, however it comes."""
+    clock = SimulatedClock()
+    pacer = RateLimiter(clock=clock)
+    first, second = pacer.try_acquire(), pacer.try_acquire()
+    assert first is not None
+    assert second is not None
+    first.accept()
+    first.accept()
+    assert drain(pacer) == 2
+    first.settle(10)
+    assert drain(pacer) == 0
+    second.accept()
+    assert drain(pacer) == 2
+    second.penalize(3.0)
+    assert pacer.try_acquire() is None
+
+
+def test_a_canarys_answer_that_has_begun_is_enough() -> None:
+    """The others need not wait for its end."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(3.0, pacer.try_acquire())
+        tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
+        await clock.sleep(4)
+        assert [task.done() for task in tasks] == [True, False, False]
+        tasks[0].result().accept()
+        await clock.sleep(1)
+        assert all(task.done() for task in tasks)
+
+    run_simulated(main)
+
+
+def test_what_a_long_answer_really_cost_is_settled_at_its_end() -> None:
+    """Though it was let through long before."""
+    clock = SimulatedClock()
+    pacer = limiter(clock, rpm=None, tpm=6_000)
+    lease = pacer.try_acquire(400)
+    assert lease is not None
+    lease.accept()
+    assert lease.open
+    assert drain(pacer, 50) == 1
+    lease.settle(100)
+    assert drain(pacer, 50) == 6
 
 
 def drain_up_to(pacer: RateLimiter, count: int) -> int:
@@ -584,5 +632,199 @@ def test_headers_are_heard_fifty_times_a_second() -> None:
         assert not leases[1].curious
         await clock.sleep(0.021)
         assert leases[1].curious
+
+    run_simulated(main)
+
+
+# What is said, and to whom
+
+
+def test_errors_say_what_the_matter_is() -> None:
+    """In words, with numbers and a phase."""
+
+    async def main(clock: SimulatedClock) -> None:
+        for limits, name in (({"rpm": -1}, "rpm"), ({"rpm": None, "tpm": 0}, "tpm")):
+            with pytest.raises(
+                ConfigError, match=rf"^{name} must be a number above 0, or None for no limit, not"
+            ):
+                limiter(clock, **limits)  # type: ignore[arg-type]
+        assert limiter(clock, rpm=0.5).rates[0] == pytest.approx(0.5 / 60)
+        pacer = limiter(clock, rpm=None, tpm=6_000, max_waiting=1)
+        with pytest.raises(
+            CostNeverFits, match=r"about 7000 tokens.*a minute; raise tpm, or send less at once"
+        ):
+            await pacer.acquire(7_000)
+        with pytest.raises(ValueError, match="finite number, 0 or more, not nan"):
+            await pacer.acquire(math.nan)
+        drain(pacer, 45)
+        waiting = asyncio.create_task(pacer.acquire(40))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match=r"^1 calls with about 40 tokens wait for the rate limit already"):
+            await pacer.acquire(1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        with pytest.raises(DeadlineExceeded) as late:
+            await pacer.acquire(450, deadline=Deadline.after(0.1, clock.now))
+        assert late.value.message == "the deadline passed while waiting for the rate limit"
+        assert (late.value.phase, late.value.retry_after) == ("limiter", None)
+        pacer.penalize(50)
+        with pytest.raises(DeadlineExceeded) as paused:
+            await pacer.acquire(1, deadline=Deadline.after(5, clock.now))
+        assert (paused.value.phase, paused.value.retry_after) == ("limiter", 50)
+        with pytest.raises(
+            RateLimited, match=r"lasts 50 s more, longer than llmopt waits; nothing was sent"
+        ) as long:
+            await pacer.acquire(1, patience=20)
+        assert (long.value.retry_after, long.value.sent) == (50, "no")
+
+    run_simulated(main)
+
+
+def test_the_first_after_a_pause_goes_when_the_server_said() -> None:
+    """Whatever the books hold; those behind it wait their time."""
+
+    async def main(clock: SimulatedClock) -> None:
+        slow = RateLimiter(clock=clock, rpm=100, tpm=100_000)
+        slow.penalize(2.0, slow.try_acquire(50))
+        leases = [asyncio.create_task(slow.acquire(50)) for _ in range(2)]
+        await clock.sleep(2.0001)
+        assert leases[0].done()
+        leases[0].result().settle(50)
+        assert not leases[1].done()
+        await clock.sleep(5)
+        assert leases[1].done()
+
+    run_simulated(main)
+
+
+def test_a_deadline_that_the_rate_can_never_keep_fails_at_once() -> None:
+    """And names limit and wait."""
+
+    async def main(clock: SimulatedClock) -> None:
+        slow = RateLimiter(clock=clock, rpm=1, scouts=0)
+        slow.try_acquire()
+        with pytest.raises(DeadlineExceeded, match="1 requests a minute") as caught:
+            await slow.acquire(deadline=Deadline.after(3, clock.now))
+        assert clock.elapsed == 0
+        assert caught.value.retry_after == pytest.approx(60, rel=0.2)
+
+    run_simulated(main)
+
+
+@pytest.mark.parametrize("hint", [99_999_999_999.0, 90_000.0])
+def test_an_absurd_hint_is_told_and_not_kept_to_for_long(hint: float) -> None:
+    """The next caller asks again within a minute or so."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(hint, pacer.try_acquire())
+        assert pacer.paused == pytest.approx(60)
+
+    run_simulated(main)
+
+
+def test_patience_is_for_a_pause_that_is_longer() -> None:
+    """One of just that length is waited for."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        pacer.penalize(5, pacer.try_acquire())
+        lease = await pacer.acquire(patience=5, deadline=Deadline.after(6, clock.now))
+        assert 5 <= lease.waited < 5.5
+
+    run_simulated(main)
+
+
+@pytest.mark.parametrize(("told", "reset"), [(0.001, None), (0.5, None), (1.0, 1.0)])
+def test_nonsense_of_limits_stalls_nobody_for_ever(told: float, reset: float | None) -> None:
+    """Less than one a window is no limit; and what is whole again in a second is not waited for by the minute."""
+    headers = {"x-ratelimit-limit-requests": str(told), "x-ratelimit-remaining-requests": "0"}
+    if reset is not None:
+        headers["x-ratelimit-reset-requests"] = f"{reset:g}s"
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = RateLimiter(clock=clock)
+        for _ in range(5):
+            with await pacer.acquire() as lease:
+                await clock.sleep(0.05)
+                lease.settle()
+                lease.observe(parse_rate_limits(headers, clock.wall()))
+        assert clock.elapsed < 60
+
+    run_simulated(main)
+
+
+def test_who_waits_is_sent_away_when_a_pause_begins_that_is_too_long() -> None:
+    """The patient stay."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        hasty = asyncio.create_task(pacer.acquire(patience=10))
+        patient = asyncio.create_task(pacer.acquire(patience=100))
+        await asyncio.sleep(0)
+        pacer.penalize(20)
+        with pytest.raises(RateLimited):
+            await hasty
+        assert clock.elapsed == 0
+        assert (await patient).waited >= 20
+
+    run_simulated(main)
+
+
+def test_a_lease_that_has_ended_teaches_no_pause() -> None:
+    """A second refusal of one request is none."""
+    pacer = limiter(SimulatedClock())
+    lease = pacer.try_acquire()
+    assert lease is not None
+    lease.settle()
+    assert not lease.open
+    assert pacer.penalize(5, lease) is False
+    assert pacer.paused == 0
+    lease = pacer.try_acquire()
+    assert lease is not None
+    lease.refund()
+    assert not lease.open
+    level = pacer.levels[0]
+    lease.refund()
+    assert pacer.levels[0] == level
+    lease = pacer.try_acquire()
+    assert lease is not None
+    lease.penalize(1.0, limits=told(requests=RateLimit(remaining=0)))
+    assert not lease.open
+
+
+def test_tokens_default_to_none() -> None:
+    """A list of models costs no tokens."""
+    pacer = limiter(SimulatedClock(), rpm=None, tpm=60)
+    assert [pacer.try_acquire() is not None for _ in range(100)] == [True] * 100
+
+    async def main(clock: SimulatedClock) -> None:
+        assert (await limiter(clock, rpm=None, tpm=60).acquire()).tokens == 0
+
+    run_simulated(main)
+
+
+def test_what_a_refusal_counts_its_tokens_for() -> None:
+    """By default the server does not."""
+    pacer = limiter(SimulatedClock(), rpm=None, tpm=6_000)
+    pacer.penalize(0.1, pacer.try_acquire(100), limits=told(tokens=RateLimit(remaining=0)))
+    assert pacer._quota.tokens.refused == 100
+
+
+def test_an_expired_waiter_at_the_front_does_not_stop_the_line() -> None:
+    """The next is granted in the same moment."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, rpm=None, tpm=6_000)
+        drain(pacer, 45)
+        late = asyncio.create_task(pacer.acquire(400, deadline=Deadline.after(1, clock.now)))
+        await asyncio.sleep(0)
+        next_one = asyncio.create_task(pacer.acquire(50))
+        await asyncio.sleep(0)
+        clock.advance(2)  # the loop stood still: the deadline and the room come to light together
+        with pytest.raises(DeadlineExceeded, match="while waiting"):
+            await late
+        assert (await next_one).waited == pytest.approx(2)
 
     run_simulated(main)

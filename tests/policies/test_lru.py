@@ -30,6 +30,17 @@ def test_too_large_alone() -> None:
     assert dict(kept.items()) == {"a": b""}
 
 
+def test_exactly_full_is_not_too_full() -> None:
+    """Neither for one value nor for all."""
+    kept: BoundedByBytes[str, bytes] = BoundedByBytes(2 * EACH + 100, len)
+    kept.put("a", bytes(EACH + 100))
+    assert len(kept) == 1
+    kept.put("a", bytes(60))
+    assert kept.put("b", bytes(40)) == 0
+    assert len(kept) == 2
+    assert kept.put("b", bytes(41)) == 1
+
+
 OPS = st.lists(st.tuples(st.sampled_from("gprc"), st.integers(0, 8), st.integers(0, 600)), max_size=60)
 
 

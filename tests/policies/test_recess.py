@@ -73,10 +73,10 @@ def test_c08_those_on_another_loop_are_woken_there() -> None:
         await task
         woken.set()
 
-    thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+    thread = threading.Thread(target=lambda: asyncio.run(elsewhere()), daemon=True)
     thread.start()
     assert ready.wait(10)
     recess.over()
     assert woken.wait(10)
-    thread.join()
+    thread.join(10)
     lost._log_destroy_pending = False  # type: ignore[attr-defined]

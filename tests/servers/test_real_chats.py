@@ -180,4 +180,5 @@ def test_the_command_line_chats_with_it(llama_url: str, tmp_path: Path) -> None:
         env={**os.environ, "SERVER_KEY": KEY},
     )
     assert done.stdout.strip()
-    assert done.stderr == ""
+    # It may have had more to say than it was allowed to.
+    assert done.stderr == "" or "--max-tokens" in done.stderr

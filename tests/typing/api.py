@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
 import numpy as np
@@ -24,10 +25,21 @@ def sync(client: llmopt.Client, texts: Iterator[str]) -> None:
         for part in parts:
             assert_type(part, llmopt.EmbeddedPart)
             assert_type(part.start, int)
+    messages = [{"role": "user", "content": "Hello?"}]
+    assert_type(client.chat("local/m", messages, temperature=0.5, stop=["a"]), llmopt.ChatReply)
+    assert_type(client.chat("local/m", [llmopt.Message("user", "Hello?")]).usage, llmopt.Usage | None)
+    with client.stream("local/m", messages, max_tokens=7, buffer_size=10) as stream:
+        for event in stream:
+            assert_type(event, llmopt.ChatEvent)
+    assert_type(stream.reply, llmopt.ChatReply)
     assert_type(client.list_models("local"), llmopt.Catalog)
     for model in client.list_models("local"):
         assert_type(model, llmopt.Model)
     assert_type(client.batch_list_models(["local"]), Mapping[str, llmopt.Catalog | llmopt.LLMOptError])
+    assert_type(client.list_models("local", cached="offline").age, float)
+    assert_type(client.warm(["local"]), Mapping[str, llmopt.Catalog | llmopt.LLMOptError])
+    client.invalidate("local")
+    client.invalidate()
 
 
 async def asynchronous(texts: AsyncIterator[str], transport: httpx.AsyncBaseTransport) -> None:
@@ -38,11 +50,30 @@ async def asynchronous(texts: AsyncIterator[str], transport: httpx.AsyncBaseTran
             async for part in parts:
                 assert_type(part.vectors, NDArray[np.float32])
         assert_type(await client.list_models("local"), llmopt.Catalog)
+        messages = [{"role": "user", "content": [{"type": "text", "text": "Hello?"}]}]
+        assert_type(await client.chat("local/m", messages, tools=[{}], deadline=3), llmopt.ChatReply)
+        async with client.stream("local/m", messages) as stream:
+            async for event in stream:
+                assert_type(event.text, str)
+        assert_type(stream.tool_calls, tuple[llmopt.ToolCall, ...])
+
+
+def caches(own: llmopt.CacheStore) -> None:
+    llmopt.Client(cache=True)
+    llmopt.Client(cache="memory")
+    llmopt.Client(cache=Path("somewhere"))
+    llmopt.Client(cache=own)
+    llmopt.Client(cache=llmopt.MemoryStore(max_bytes=1 << 20))
+    llmopt.Client(cache=llmopt.DiskStore("somewhere"))
+    llmopt.Client(cache=3)  # type: ignore[arg-type] # nothing that keeps anything
 
 
 def wrong(client: llmopt.Client) -> None:
+    client.list_models("local", cached="never")  # type: ignore[arg-type] # no such mode
     client.embed("local/default", ["a"], errors="ignore")  # type: ignore[arg-type] # no such mode
     client.embed("local/default", ["a"], dimension=3)  # type: ignore[call-arg] # misspelled
+    client.chat("local/m", [{"role": "user", "content": "?"}], temprature=1)  # type: ignore[call-arg] # misspelled
+    client.stream("local/m", "Hello?")  # type: ignore[arg-type] # no list
     llmopt.Clinet()  # type: ignore[attr-defined] # misspelled
 
 

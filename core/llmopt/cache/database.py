@@ -30,6 +30,8 @@ _COALESCED_S: Final = 60
 _ROOM: Final = 0.95
 """Where room must be made, some more is made, so that not every write has to."""
 
+_NEVER: Final = 1 << 53
+
 _PUT: Final = """
 INSERT INTO entries (key, family, value, until, used) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET family=excluded.family, value=excluded.value, until=excluded.until, used=excluded.used
@@ -118,7 +120,7 @@ class Database:
     def put(self, items: Sequence[CacheItem]) -> None:
         """Keep some, and make room if need be."""
         now = int(self._wall())
-        rows = [(item.key, item.group, item.value, int(item.until), now) for item in items]
+        rows = [(item.key, item.group, item.value, int(min(item.until, _NEVER)), now) for item in items]
         with self._writing() as connection:
             connection.executemany(_PUT, rows)
         self._make_room()

@@ -87,6 +87,8 @@ class DiskStore:
     async def put(self, items: Sequence[CacheItem]) -> None:
         """See `CacheStore.put`; written a moment later."""
         with self._gate:
+            if self._running() is None:
+                return
             self._pending.add(items)
         self._see_to_writing()
 
@@ -113,11 +115,13 @@ class DiskStore:
             idle = self._thread is None and not self._pending
         if idle:
             return
-        await self._ask(lambda keeper: keeper.finish(), None)
-        with self._gate:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.end()
+        try:
+            await self._ask(lambda keeper: keeper.finish(), None)
+        finally:
+            with self._gate:
+                thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.end()
 
     async def _ask(self, act: Callable[[Keeper], T], otherwise: T) -> T:
         with self._gate:

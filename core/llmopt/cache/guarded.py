@@ -14,6 +14,8 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("llmopt")
 _PATIENCE_S: Final = 2.0
 """An answer that takes longer may as well be asked of the provider."""
+_FAREWELL_S: Final = 10.0
+"""What is still to be written is worth waiting for."""
 
 
 class GuardedStore:
@@ -54,11 +56,13 @@ class GuardedStore:
 
     async def aclose(self) -> None:
         """See `CacheStore.aclose`."""
-        await self._try(self._store.aclose, None)
+        await self._try(self._store.aclose, None, patience=_FAREWELL_S)
 
-    async def _try(self, act: Callable[[], Awaitable[T]], otherwise: T) -> T:
+    async def _try(
+        self, act: Callable[[], Awaitable[T]], otherwise: T, *, patience: float = _PATIENCE_S
+    ) -> T:
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(patience):
                 return await act()
         except Exception as error:  # noqa: BLE001 - whatever it is, the call goes on without a cache
             self._tell(error)

@@ -105,12 +105,15 @@ class _Embedding:
             with_texts=options.with_text,
         )
         look = watcher(total, quiet=options.quiet, no_color=options.no_color)
-        with Client(self._config) as client, look as watching:
+        with look as watching, Client(self._config, on_event=watching.on_event) as client:
 
             def open_parts(feed: Iterator[str]) -> AbstractContextManager[Iterable[EmbeddedPart]]:
                 return client.embed_iter(options.model, feed, **options.call())
 
-            run.run(open_parts, interrupts, watching)
+            try:
+                run.run(open_parts, interrupts, watching)
+            finally:
+                self._tally.sent(client.stats())
 
     def _judge(self) -> CommandError | None:
         """Why the result is not to be had under its name, None if it is."""

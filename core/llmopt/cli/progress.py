@@ -6,6 +6,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+from llmopt.values.events import Event, OnEvent, RequestRetry, RequestWaiting
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -14,8 +16,20 @@ if TYPE_CHECKING:
     from llmopt.cli.tally import Tally
 
 
+_CAUSES: Final[dict[str, str]] = {
+    "limiter": "waiting for the rate limit",
+    "breaker": "waiting for the server to recover",
+}
+
+
 class Watcher(Protocol):
-    """Is shown the numbers whenever they change."""
+    """Is shown the numbers whenever they change.
+
+    Attributes:
+        on_event: for the client whose work is watched, None where events are of no use.
+    """
+
+    on_event: OnEvent | None
 
     def show(self, tally: Tally) -> None:
         """Take a look."""
@@ -23,6 +37,8 @@ class Watcher(Protocol):
 
 
 class _Nobody:
+    on_event: OnEvent | None = None
+
     def show(self, tally: Tally) -> None:
         """Nobody looks."""
 
@@ -47,8 +63,9 @@ class ProgressBar:
         self._total: Final = total
         self._bar: Final = _bar(known=total is not None, no_color=no_color)
         self._task: Final = self._bar.add_task(
-            "", total=total, of=f"/{total:,}" if total else "", tokens=0, rate=0.0
+            "", total=total, of=f"/{total:,}" if total else "", tokens=0, rate=0.0, why=""
         )
+        self.on_event: OnEvent | None = self._hear
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -61,7 +78,14 @@ class ProgressBar:
 
     def show(self, tally: Tally) -> None:
         """Show these numbers."""
-        self._bar.update(self._task, completed=tally.texts, tokens=tally.tokens, rate=_rate(tally))
+        self._bar.update(self._task, completed=tally.texts, tokens=tally.tokens, rate=_rate(tally), why="")
+
+    def _hear(self, event: Event) -> None:
+        """Say why nothing moves; on the client's thread."""
+        if isinstance(event, RequestRetry):
+            self._bar.update(self._task, why=f"{event.cause}, again in {event.delay:.1f} s")
+        elif isinstance(event, RequestWaiting) and event.cause in _CAUSES:
+            self._bar.update(self._task, why=_CAUSES[event.cause])
 
 
 def _rate(tally: Tally) -> float:
@@ -78,6 +102,7 @@ def _bar(*, known: bool, no_color: bool) -> Progress:
         TextColumn("{task.fields[rate]:,.0f}/s"),
         *([TimeRemainingColumn(compact=True), TextColumn("left")] if known else []),
         TextColumn("{task.fields[tokens]:,} tokens"),
+        TextColumn("{task.fields[why]}"),
     ]
     # None leaves the choice to NO_COLOR and to the kind of terminal.
     console = Console(stderr=True, no_color=no_color or None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from attrs import frozen
@@ -41,7 +41,7 @@ class Tally:
         texts: texts answered, well or not.
         failed: those that failed.
         errors: the first of them, with their lines.
-        requests: requests answered.
+        requests: HTTP requests made, whatever became of them.
         tokens: tokens of the texts, as the provider counted them.
         dimensions: numbers in a vector, 0 while no vector is there.
         model: who answered.
@@ -76,10 +76,13 @@ class Tally:
         for index in sorted(part.errors)[: max(0, room)]:
             line = lines[index - part.start]
             self.errors.append(FailedText(index=index, line=line, error=part.errors[index]))
-        self.requests += part.usage.requests
         self.tokens += part.usage.prompt_tokens or part.usage.total_tokens
         self.dimensions = self.dimensions or int(part.vectors.shape[1])
         self.model = self.model or part.model
+
+    def sent(self, stats: Mapping[str, Any]) -> None:
+        """Count the requests by a client's ``stats()``."""
+        self.requests = sum(at["requests"] for entry in stats.values() for at in entry.values())
 
     def line(self, file: str, skipped: int) -> str:
         """The closing line for people."""
@@ -89,7 +92,7 @@ class Tally:
             count(self.requests, "request"),
             count(self.tokens, "token"),
             f"{seconds:.1f} s",
-            f"{number(self.texts / seconds if seconds else 0)} texts/s",
+            f"{number(self.good / seconds if seconds else 0)} texts/s",
         ]
         if skipped:
             parts.append(f"{count(skipped, 'blank line')} skipped")
@@ -113,7 +116,7 @@ class Tally:
             "requests": self.requests,
             "tokens": self.tokens,
             "seconds": round(seconds, 3),
-            "texts_per_second": round(self.texts / seconds) if seconds else 0,
+            "texts_per_second": round(self.good / seconds) if seconds else 0,
             "errors": [
                 {"index": each.index, "line": each.line, **error_table(each.error)} for each in self.errors
             ],

@@ -28,7 +28,10 @@ def tell(error: BaseException, *, more: str = "") -> None:
     """
     if os.environ.get(_TRACEBACK):
         traceback.print_exception(error)
-    say(f"llmopt: {sentence_of(error)}{f' {more}' if more else ''}")
+    sentence = sentence_of(error)
+    if more and not sentence.endswith((".", "!", "?")):
+        sentence += "."
+    say(f"llmopt: {sentence}{f' {more}' if more else ''}")
 
 
 def named(name: str, sentence: str) -> str:

@@ -19,6 +19,7 @@ from llmopt.engine.engine import Engine
 from llmopt.operations.cache_keys import CacheKeys
 from llmopt.operations.embed_cache import TextCache
 from llmopt.operations.memory import ModelMemory
+from llmopt.operations.store_watch import StoreWatch
 from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
 from llmopt.values.calls import EmbedCall
@@ -33,6 +34,9 @@ class Caches:
         plan: what is kept, and where.
         engine: of the client.
         registry: its providers.
+
+    Attributes:
+        watch: told of what is put into the stores.
     """
 
     def __init__(self, plan: CachePlan, engine: Engine, registry: Registry) -> None:
@@ -43,6 +47,7 @@ class Caches:
         self._layers: Final[dict[Path, GuardedStore]] = {}
         self._given: Final = None if plan.store is None else GuardedStore(plan.store)
         self._memory: MemoryStore | None = None
+        self.watch: Final = StoreWatch(engine, self._in_use)
         self._keys: CacheKeys | None = None
 
     def catalogs(self, provider: Provider) -> GuardedStore | None:
@@ -51,16 +56,13 @@ class Caches:
             return self._given
         return self._disk(self._folder(provider)) if self.plan.disk else None
 
-    def vectors(self, provider: Provider, *, lasting: bool) -> GuardedStore | None:
-        """Where the vectors of its texts are, None where they are not kept.
+    def vectors(self, provider: Provider, *, lasting: bool) -> GuardedStore:
+        """Where the vectors of its texts are.
 
         Args:
             provider: the provider.
             lasting: whether another process could find them.
         """
-        endpoint = provider.endpoints[0]
-        if not self.plan.vectors or not endpoint.flags.cache or endpoint.cache_ttl == 0:
-            return None
         if self._given is not None and lasting:
             return self._given
         if self.plan.disk and lasting:
@@ -74,6 +76,14 @@ class Caches:
         if self.plan.disk:
             self._disk(cache_folder(self.plan.folder))
         return tuple(self._disks.values())
+
+    def _in_use(self) -> Iterable[GuardedStore]:
+        """Those that tell how much is kept."""
+        if self._given is not None:
+            return (self._given,)
+        if self._disks or self._memory is None:
+            return tuple(self._disks.values())
+        return (GuardedStore(self._memory),)
 
     async def keys(self) -> CacheKeys:
         """The maker of keys."""
@@ -89,7 +99,8 @@ class Caches:
 
     async def texts(self, provider: Provider, call: EmbedCall, memory: ModelMemory) -> TextCache | None:
         """What is kept of texts that are embedded in one way; None where nothing is."""
-        if self.vectors(provider, lasting=False) is None:
+        endpoint = provider.endpoints[0]
+        if not self.plan.vectors or not endpoint.flags.cache or endpoint.cache_ttl == 0:
             return None
         keys = await self.keys()
         store = self.vectors(provider, lasting=keys.lasting(provider))
@@ -98,20 +109,17 @@ class Caches:
         except Exception as error:  # noqa: BLE001 - what no key can be made for is not kept
             _log.debug("no key for texts of %s: %s", provider.name, type(error).__name__)
             return None
-        return (
-            None
-            if store is None
-            else TextCache(
-                store,
-                found,
-                provider=provider.name,
-                model=call.model,
-                dimensions=call.dimensions,
-                seconds=provider.endpoints[0].cache_ttl,
-                memory=memory,
-                clock=self._engine.clock,
-                telemetry=self._engine.telemetry,
-            )
+        return TextCache(
+            store,
+            found,
+            provider=provider.name,
+            model=call.model,
+            dimensions=call.dimensions,
+            seconds=endpoint.cache_ttl,
+            memory=memory,
+            clock=self._engine.clock,
+            telemetry=self._engine.telemetry,
+            watch=self.watch,
         )
 
     def _folder(self, provider: Provider) -> Path:

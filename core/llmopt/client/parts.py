@@ -68,7 +68,9 @@ class Parts:
         self._learned: Final = learned_file(config.cache_dir)
         self.caches: Final = Caches(plan, self.engine, self.registry)
         shelf = Shelf(self.caches.keys, self.caches.catalogs, self.engine.clock)
-        self.catalogs: Final = Catalogs(self.engine, shelf, self.caches.all, on=plan.catalogs)
+        self.catalogs: Final = Catalogs(
+            self.engine, shelf, self.caches.all, self.caches.watch, on=plan.catalogs
+        )
         self.batch: Final = CatalogBatching(self.engine, self.catalogs, self.registry.get)
         self.memories: Final[dict[tuple[str, str], ModelMemory]] = {}
 

@@ -12,25 +12,22 @@ from llmopt.client.arguments import WhenOpen
 from llmopt.client.async_client import AsyncClient
 from llmopt.client.cache_plan import CacheChoice
 from llmopt.client.loop_thread import LoopThread, at_exit
+from llmopt.client.sync_catalogs import SyncCatalogs
 from llmopt.client.sync_chat import SyncChat
 from llmopt.client.sync_stream import SyncEmbedStream
 from llmopt.config.tree import Config
 from llmopt.errors import ClientClosed
-from llmopt.operations.catalog import CacheMode
 from llmopt.operations.embed import ErrorMode
 from llmopt.operations.inputs import refuse_single
 from llmopt.policies.clock import Clock
-from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
 
-    from llmopt.errors import LLMOptError
 
-
-class Client(SyncChat):
+class Client(SyncChat, SyncCatalogs):
     """Asks any number of providers. Safe to use from many threads, and inside a running event loop.
 
     Arguments and methods are those of `llmopt.AsyncClient`, without ``await``. Use it in ``with``,
@@ -179,44 +176,6 @@ class Client(SyncChat):
                 extra=extra,
             ),
         )
-
-    def list_models(
-        self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
-    ) -> Catalog:
-        """All models of one provider; see `llmopt.AsyncClient.list_models`."""
-        thread = self._running()
-        if cached == "auto":
-            # What is at hand need not cross to the other thread and back, which takes ten times as long.
-            found = self._client._models_at_hand(provider)  # noqa: SLF001 - the mirror's own other half
-            if found is not None:
-                return found
-        return thread.run(self._client.list_models(provider, deadline=deadline, cached=cached))
-
-    def batch_list_models(
-        self,
-        providers: Iterable[str] | None = None,
-        *,
-        deadline: float | None = None,
-        timeout: float | None = None,
-        cached: CacheMode = "auto",
-    ) -> Mapping[str, Catalog | LLMOptError]:
-        """The models of many providers; see `llmopt.AsyncClient.batch_list_models`."""
-        thread = self._running()
-        return thread.run(
-            self._client.batch_list_models(providers, deadline=deadline, timeout=timeout, cached=cached)
-        )
-
-    def warm(
-        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
-    ) -> Mapping[str, Catalog | LLMOptError]:
-        """Have the lists of models at hand; see `llmopt.AsyncClient.warm`."""
-        thread = self._running()
-        return thread.run(self._client.warm(providers, deadline=deadline))
-
-    def invalidate(self, provider: str | None = None) -> None:
-        """Let kept lists of models go; see `llmopt.AsyncClient.invalidate`."""
-        thread = self._running()
-        thread.run(self._client.invalidate(provider))
 
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges as plain values; see `llmopt.AsyncClient.stats`."""

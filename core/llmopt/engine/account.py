@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
 from llmopt.engine.endpoint import LiveEndpoint
@@ -15,6 +14,7 @@ from llmopt.values.events import (
     RequestEnd,
     RequestStart,
     RequestWait,
+    RequestWaiting,
     ResponseCompression,
     StreamChunk,
     WaitCause,
@@ -100,7 +100,9 @@ class Account:
         counts.spent(usage)
         if outcome == OK:
             counts.answered += 1
-        elif outcome != CANCELLED:
+        elif outcome == CANCELLED:
+            counts.cancelled += 1
+        else:
             counts.errors[outcome] += 1
         if not self.on:
             return
@@ -128,6 +130,15 @@ class Account:
             )
         )
 
+    def waits(self, endpoint: LiveEndpoint, cause: WaitCause) -> None:
+        """It begins to wait."""
+        if self.on:
+            self._telemetry.emit(
+                RequestWaiting(
+                    provider=self._provider, model=self._call.model, endpoint=endpoint.name, cause=cause
+                )
+            )
+
     def waited(self, endpoint: LiveEndpoint, cause: WaitCause, seconds: float) -> None:
         """It waited before it could be sent."""
         waited = endpoint.counts.waited
@@ -153,11 +164,9 @@ class Account:
         """Headers taught a limit, or another one than before."""
         if not self.on:
             return
-        for name, rate in zip(("rpm", "tpm"), endpoint.guards.pace(self._call).rates, strict=True):
-            if math.isfinite(rate):
-                self._telemetry.limit(
-                    self._provider, self._call.model, endpoint.name, name, rate * 60, "headers"
-                )
+        for name, limit in zip(("rpm", "tpm"), endpoint.guards.pace(self._call).told, strict=True):
+            if limit is not None:
+                self._telemetry.limit(self._provider, self._call.model, endpoint.name, name, limit, "headers")
 
     def piece(self, endpoint: LiveEndpoint, size: int, events: int, seconds: float) -> None:
         """A piece of its stream came, after its first."""

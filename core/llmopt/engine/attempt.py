@@ -12,6 +12,7 @@ from llmopt.errors import (
     DeadlineExceeded,
     InvalidResponse,
     LLMOptError,
+    Overloaded,
     ProviderError,
     RateLimited,
 )
@@ -150,6 +151,8 @@ class Held:
         if self.permit is not None and breakers is not None and breakers.on_probation:
             # A circuit that lets one request through to see must not wait for the end of a long answer.
             self.permit.success()
+        # Nor those whom the limiter has wait for the first answers.
+        self.lease.accept()
         return self._heard(response, settings)
 
     def left(self, tokens: int) -> None:
@@ -203,6 +206,8 @@ def explain(
         if isinstance(error, (ProviderError, InvalidResponse)):
             hint = parse_retry_after(response.headers, response.received)
             error.retry_after = hint if hint is not None else error.retry_after
+            if error.retry_after is not None and isinstance(error, (RateLimited, Overloaded)):
+                error.args = (f"{error.message}; the server asks to wait {error.retry_after:g} s",)
     return Attempt(
         endpoint=endpoint.name,
         outcome=type(error).__name__,

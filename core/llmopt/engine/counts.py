@@ -16,6 +16,7 @@ class Counts:
         requests: HTTP requests made, retries included.
         answered: those that brought what was asked for.
         errors: the others, by the name of the exception they ended in.
+        cancelled: those that were given up before either.
         retries: requests that were made again.
         input_tokens: tokens sent, as answers report them.
         output_tokens: tokens received, likewise.
@@ -25,6 +26,7 @@ class Counts:
 
     __slots__ = (
         "answered",
+        "cancelled",
         "errors",
         "input_tokens",
         "on_the_wire",
@@ -38,6 +40,7 @@ class Counts:
         self.requests = 0
         self.answered = 0
         self.errors: Counter[str] = Counter()
+        self.cancelled = 0
         self.retries = 0
         self.input_tokens = 0
         self.output_tokens = 0
@@ -56,6 +59,7 @@ class Counts:
             "requests": self.requests,
             "answered": self.answered,
             "errors": dict(self.errors),
+            "cancelled": self.cancelled,
             "retries": self.retries,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,

@@ -54,9 +54,10 @@ class Fleet:
             raise self._none_left(rests)
         if not self.endpoints[0].config.flags.balance:
             return self.endpoints[candidates[0].index]
-        # One that asked for a pause would hold a request that another could take now.
-        ready = [one for one in candidates if not self._paused(one.index, call)]
-        candidates = ready or candidates
+        # One that asked for a pause, or whose rate is spent, would hold a request that another could take now.
+        ready = [one for one in candidates if not self._paused(one.index, call)] or candidates
+        free = [one for one in ready if self.endpoints[one.index].guards.pace(call).free]
+        candidates = free or ready
         chosen = self._balance.choose(candidates, tried)
         return self.endpoints[(chosen or candidates[0]).index]
 

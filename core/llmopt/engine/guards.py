@@ -177,6 +177,6 @@ def _standing(limiter: RateLimiter) -> dict[str, float | None]:
     return {
         "waiting": limiter.waiting,
         "paused_s": limiter.paused,
-        "rpm": requests * 60 if math.isfinite(requests) else None,
-        "tpm": tokens * 60 if math.isfinite(tokens) else None,
+        "rpm": round(requests * 60, 3) if math.isfinite(requests) else None,
+        "tpm": round(tokens * 60, 3) if math.isfinite(tokens) else None,
     }

@@ -170,16 +170,19 @@ class LiveStream:
             await self._wire.aclose()
 
     def abandon(self) -> None:
-        """As `aclose`, soon, from any thread, and when the loop is closed too: for a stream that nobody closes."""
+        """As `aclose`, soon, from any thread: for a stream that nobody closes.
+
+        The garbage collector may call this in the middle of anything, so nothing is done here that takes a
+        lock or looks at anything shared. When the loop is closed there is no later time: what was estimated
+        stays settled as it is, a line of that loop has nobody in it, and a circuit helps itself.
+        """
         if not self.held:
             return
-        # A closed loop has no line left in which somebody could wait for what is given back here.
         with suppress(RuntimeError):
             if self._loop.is_closed():
-                self._settle("left")
+                self.ended = True
                 self._wire.end()
             else:
-                # Not at once: a garbage collector may call this in the middle of anything.
                 self._loop.call_soon_threadsafe(self._end, "left")
 
     def _end(self, outcome: Outcome) -> None:

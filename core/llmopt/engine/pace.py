@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, Self
 
 from llmopt.policies.deadline import Deadline
@@ -23,6 +22,9 @@ class PaceLease(Protocol):
 
     def settle(self, tokens: float | None) -> None:
         """The request cost so many tokens, None for as many as estimated."""
+
+    def accept(self) -> None:
+        """The answer has begun; what it cost is settled when it ends."""
 
     def refund(self) -> None:
         """Nothing was sent."""
@@ -45,8 +47,13 @@ class Pace(Protocol):
         ...
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """Requests and tokens per second in force; infinite where there is no limit."""
+    def free(self) -> bool:
+        """Whether a small request would go at once."""
+        ...
+
+    @property
+    def told(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that headers told of; None where they did not."""
         ...
 
     def try_acquire(self, tokens: float) -> PaceLease | None:
@@ -74,6 +81,9 @@ class FreeLease:
     def settle(self, tokens: float | None) -> None:
         """Nothing to settle."""
 
+    def accept(self) -> None:
+        """Nobody waits for that."""
+
     def refund(self) -> None:
         """Nothing to give back."""
 
@@ -92,7 +102,8 @@ class Unpaced:
     __slots__ = ("_lease",)
 
     paused = 0.0
-    rates = (math.inf, math.inf)
+    free = True
+    told = (None, None)
 
     def __init__(self) -> None:
         self._lease = FreeLease()

@@ -210,6 +210,10 @@ class Pipeline(Generic[T]):
         except LLMOptError as error:
             self._failed(number, held, settings, error, response, self._clock.now() - started)
             raise
+        except asyncio.CancelledError:
+            seconds = self._clock.now() - started
+            self._account.attempted(endpoint, number, CANCELLED, response, seconds, sent="maybe")
+            raise
         seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
         if held.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
@@ -323,6 +327,7 @@ class Pipeline(Generic[T]):
 
     async def _waiting(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
         started = self._clock.now()
+        self._account.waits(endpoint, cause)
         got = await wait
         self._account.waited(endpoint, cause, self._clock.now() - started)
         return got

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import math
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from llmopt.decoding.framing import decoder_for
+from llmopt.decoding.framing import Decoder
 from llmopt.decoding.sse import SSEDecoder
 from llmopt.engine.account import CANCELLED, OK
+from llmopt.engine.answer_form import form_of
 from llmopt.engine.attempt import Held, explain
 from llmopt.engine.event_reader import EventReader
 from llmopt.engine.fleet import Fleet
@@ -135,18 +136,19 @@ class StreamPipeline(Pipeline[LiveStream]):
 
     async def _begun(self, wire: WireStream, held: Held, settings: Settings) -> LiveStream:
         self._head = head = HttpResponse(status=wire.status, headers=wire.headers, info=wire.info)
-        decoder = decoder_for(head.headers.get("content-type", "")) if 200 <= wire.status < 300 else None
+        form = await form_of(wire)
+        reader = self._reader(form.decoder or SSEDecoder(), held, settings)
         whole: ChatEvent | None = None
-        if decoder is None:
+        if form.decoder is None:
             # An error, or a server that does not stream whatever it is asked.
-            response = HttpResponse(
-                status=head.status, headers=head.headers, body=await wire.rest(), info=head.info
-            )
+            response = HttpResponse(status=head.status, headers=head.headers, body=form.body, info=head.info)
             reply: ChatReply = judge(held.endpoint.hooks, self._call, response, settings, self._asked.parse)
             whole = as_event(reply)
+        elif form.first is not None:
+            reader.feed(form.first)
         stream = LiveStream(
             wire,
-            self._reader(decoder or SSEDecoder(), held, settings),
+            reader,
             head=head,
             idle=self._clocks(held),
             deadline=self._request.deadline,
@@ -156,7 +158,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         await stream.begin(whole)
         return stream
 
-    def _reader(self, decoder: Any, held: Held, settings: Settings) -> EventReader:
+    def _reader(self, decoder: Decoder, held: Held, settings: Settings) -> EventReader:
         endpoint, call = held.endpoint, self._asked.call
 
         def judged(failure: Failure) -> LLMOptError:

@@ -33,6 +33,7 @@ from llmopt.operations.beside import Beside
 from llmopt.operations.catalog_events import CatalogEvents
 from llmopt.operations.catalog_pages import all_pages
 from llmopt.operations.catalog_shelf import Kept, Shelf
+from llmopt.operations.store_watch import StoreWatch
 from llmopt.policies.deadline import Deadline
 from llmopt.policies.freshness import Decision
 from llmopt.providers.provider import Provider
@@ -66,12 +67,20 @@ class Catalogs:
         engine: sends the requests.
         shelf: where lists are kept.
         stores: all stores in use.
+        watch: told of what is put into them.
         on: whether lists are kept at all.
     """
 
     def __init__(
-        self, engine: Engine, shelf: Shelf, stores: Callable[[], Iterable[GuardedStore]], *, on: bool = True
+        self,
+        engine: Engine,
+        shelf: Shelf,
+        stores: Callable[[], Iterable[GuardedStore]],
+        watch: StoreWatch,
+        *,
+        on: bool = True,
     ) -> None:
+        self._watch: Final = watch
         self._on: Final = on
         self._engine: Final = engine
         self._shelf: Final = shelf
@@ -230,7 +239,7 @@ class Catalogs:
             # It was let go while the provider said that it is still the same.
             listing = await all_pages(self._engine, provider, deadline=deadline)
         found = await self._shelf.keep(provider, kept, listing)
-        await self._events.sized(self._stores())
+        await self._watch.put("catalog")
         return found
 
     async def _note(self, provider: Provider, kept: Kept, error: LLMOptError) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
-from llmopt.cache.guarded import GuardedStore
 from llmopt.engine.engine import Engine
 from llmopt.errors import LLMOptError
 from llmopt.operations.catalog_shelf import Kept
 from llmopt.policies.freshness import Decision
 from llmopt.providers.provider import Provider
 from llmopt.values.cache_events import (
-    CacheEviction,
     CacheHit,
     CacheMiss,
     CacheRefresh,
-    CacheSized,
     CacheStale,
     CatalogDiscover,
 )
@@ -33,7 +29,6 @@ class CatalogEvents:
     def __init__(self, engine: Engine) -> None:
         self._telemetry: Final = engine.telemetry
         self._now: Final = engine.clock.now
-        self._evicted = 0
 
     def gave(self, kept: Kept, decision: Decision, cause: str) -> None:
         """A kept list was given."""
@@ -80,16 +75,3 @@ class CatalogEvents:
             self._telemetry.emit(
                 CacheRefresh(provider=provider.name, cache="catalog", outcome=outcome, seconds=seconds)
             )
-
-    async def sized(self, stores: Iterable[GuardedStore]) -> None:
-        """Something was put into a store."""
-        if not self._telemetry.on:
-            return
-        for store in stores:
-            size = await store.size()
-            self._telemetry.emit(
-                CacheSized(provider="", cache="catalog", items=size.entries, size=size.bytes, most=size.most)
-            )
-            if size.evicted > self._evicted:
-                gone, self._evicted = size.evicted - self._evicted, size.evicted
-                self._telemetry.emit(CacheEviction(provider="", cache="catalog", items=gone))

@@ -113,9 +113,11 @@ def failure_of(result: Embeddings) -> LLMOptError:
     first = next(iter(result.errors.values()))
     if len(result.errors) == len(result) and len(causes) == 1:
         return first.copy()
+    had = len(result) - len(result.errors)
+    rest = f" The other {had} are in `result`." if had else ""
     return PartialFailure(
-        f"{len(result.errors)} of {len(result)} texts could not be embedded; the first: {first.message} "
-        "The others are in `result`.",
+        f"{len(result.errors)} of {len(result)} texts could not be embedded; the first: "
+        f"{first.message.rstrip('.')}.{rest}",
         result=result,
         provider=first.provider,
         model=first.model,

@@ -20,6 +20,7 @@ from llmopt.cache.store import CacheItem
 from llmopt.engine.telemetry import Telemetry
 from llmopt.operations.cache_keys import TextKeys
 from llmopt.operations.memory import ModelMemory
+from llmopt.operations.store_watch import StoreWatch
 from llmopt.policies.clock import Clock
 from llmopt.policies.freshness import FreshnessRules, still_good
 from llmopt.values.cache_events import CacheHit, CacheMiss
@@ -68,6 +69,7 @@ class TextCache:
         memory: of the model.
         clock: the time.
         telemetry: told of hits and misses.
+        watch: told of what is put into the store.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class TextCache:
         memory: ModelMemory,
         clock: Clock,
         telemetry: Telemetry,
+        watch: StoreWatch,
     ) -> None:
         self._store: Final = store
         self._keys: Final = keys
@@ -92,6 +95,7 @@ class TextCache:
         self._memory: Final = memory
         self._clock: Final = clock
         self._telemetry: Final = telemetry
+        self._watch: Final = watch
         self._pointer: Final = keys.answering()
 
     async def recall(self, texts: Sequence[str]) -> Recalled:
@@ -115,12 +119,14 @@ class TextCache:
         """The model that answers to the name that is asked for, None when that is not known."""
         known = self._memory.answering.get(self._pointer)
         if known is not None:
-            return known
+            return known[0]
         (data,) = await self._store.get([self._pointer])
         record = None if data is None else read_record(_ANSWERING, self._pointer, data)
-        if record is None or not self._good(record.created, self._pointer):
+        if record is None:
             return None
-        return self._memory.answering.setdefault(self._pointer, record.head.decode(errors="replace"))
+        # It does not run out: whether what is found under it is good is told by that itself.
+        found = record.head.decode(errors="replace"), record.created
+        return self._memory.answering.setdefault(self._pointer, found)[0]
 
     def _good(self, created: float, key: bytes) -> bool:
         return still_good(created, self._seconds, key, self._clock.wall(), _RULES)
@@ -165,10 +171,14 @@ class TextCache:
             items = [*self._items(texts, vectors, answering)]
         else:
             items = await asyncio.to_thread(lambda: [*self._items(texts, vectors, answering)])
-        if self._memory.answering.get(self._pointer) != answering:
-            self._memory.answering[self._pointer] = answering
+        known, written = self._memory.answering.get(self._pointer, ("", 0.0))
+        now = self._clock.wall()
+        if known != answering or not written <= now < written + self._seconds * _RULES.jitter:
+            # Now and then again, so that it does not go before the vectors do.
+            self._memory.answering[self._pointer] = answering, now
             items.append(self._item(_ANSWERING, self._pointer, answering.encode(), b""))
         await self._store.put(items)
+        await self._watch.put("embeddings")
 
     def _items(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str) -> Iterator[CacheItem]:
         import numpy as np
@@ -180,7 +190,7 @@ class TextCache:
 
     def _item(self, kind: bytes, key: bytes, head: bytes, body: bytes | memoryview) -> CacheItem:
         created = self._clock.wall()
-        until = created + self._seconds * (1 + _RULES.jitter)
+        until = created + self._seconds * (1 + 2 * _RULES.jitter)
         value = write_record(kind, key, created, head, body)
         return CacheItem(key=key, group=f"embeddings/{self._provider}", value=value, until=until)
 

@@ -25,7 +25,7 @@ class ModelMemory:
     Attributes:
         estimator: tokens of a text, corrected by what answers report.
         length: length of the model's own vectors as first seen, None before.
-        answering: which model answers, by the key under which that is kept.
+        answering: which model answers and when that was written down, by the key under which it is kept.
         declared: limits as plugin, server and configuration declare them, by the options of the call.
     """
 
@@ -35,7 +35,7 @@ class ModelMemory:
         self._sizes: LearnedSizes | None = None
         self.estimator: Final = TokenEstimator()
         self.length: int | None = None
-        self.answering: Final[dict[bytes, str]] = {}
+        self.answering: Final[dict[bytes, tuple[str, float]]] = {}
         self.declared: Final[dict[Kind, BatchLimit]] = {}
 
     def sizes(self, declared: BatchLimit) -> LearnedSizes:

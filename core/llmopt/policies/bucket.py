@@ -23,6 +23,7 @@ _EPSILON: Final = 1e-6
 _MARGIN: Final = 0.1
 """Part of a burst that is left to the server: requests overtake each other on the way."""
 _MARGIN_IN_COMPANY: Final = 0.15
+_PATIENCE_IN_COMPANY: Final = 10.0
 _DRAW_UP: Final = 0.02
 _JUMP: Final = 10.0
 """A limit that falls to less than a tenth is believed when ``_REPEATS`` answers in a row say it."""
@@ -43,6 +44,7 @@ class Bucket:
         spent: all that was ever taken, by estimates.
         refused: what of it the server refused.
         share: what others leave of the limit.
+        told: the limit a minute as headers told it last, None before they do.
     """
 
     __slots__ = (
@@ -62,6 +64,7 @@ class Bucket:
         "refused",
         "share",
         "spent",
+        "told",
     )
 
     def __init__(self, per_second: float | None, *, burst_s: float, smallest: float, now: float) -> None:
@@ -82,6 +85,7 @@ class Bucket:
         self._whole_at = math.inf
         self._at = now
         self.share = Share()
+        self.told: float | None = None
         self.ceiling = self._configured
         self.rate = self.ceiling
         self.capacity = math.inf
@@ -133,7 +137,7 @@ class Bucket:
         if now >= self._whole_at:
             # By the server's own word it is whole again: whatever we believe, the next may try.
             self._whole_at = math.inf
-            self.level = max(self.level, self.need)
+            self.level = max(self.level, self.need, self._smallest)
 
     # The rate
 
@@ -191,6 +195,7 @@ class Bucket:
             if self._strange < _REPEATS:
                 return
         self._strange = 0
+        self.told = rate * 60
         self.ceiling = min(self._configured, rate)
         self._resize()
 
@@ -206,9 +211,13 @@ class Bucket:
         self._whole_at = now + self._renewal(told)
 
     def _renewal(self, told: RateLimit) -> float:
+        window = _believed(told.window_s, _DAY) or _DAY
         reset = _believed(told.reset_s, _DAY)
-        if reset is None or not self.share.alone:
-            reset = _believed(told.window_s, _DAY) or _DAY
+        if reset is None:
+            return max(window, self._burst_s)
+        if not self.share.alone:
+            # Others take of what comes back, too.
+            reset = min(window, reset * _PATIENCE_IN_COMPANY)
         return max(reset, self._burst_s)
 
 

@@ -21,6 +21,9 @@ class Lender(Protocol):
     def refund(self, lease: Lease) -> None:
         """The request was not sent."""
 
+    def accept(self, lease: Lease) -> None:
+        """Its answer has begun."""
+
     def observe(self, limits: RateLimits, lease: Lease) -> bool:
         """The headers of its answer tell this."""
         ...
@@ -48,10 +51,12 @@ class Lease:
         cause: what for, when it came: "requests" or "tokens" (the limit), "pause" (a refusal), "canary" (another request
             is trying whether the refusals are over), "start" (no answer has come yet), or "" for no wait.
         open: whether nothing was said of it so far.
+        accepted: whether an answer to it has begun.
     """
 
     __slots__ = (
         "_lender",
+        "accepted",
         "cause",
         "granted_at",
         "number",
@@ -80,6 +85,7 @@ class Lease:
         self.waited = 0.0
         self.cause = ""
         self.open = True
+        self.accepted = False
 
     def __repr__(self) -> str:
         return f"Lease(tokens={self.tokens:g}, waited={self.waited:.3f}, open={self.open})"
@@ -99,6 +105,10 @@ class Lease:
     def settle(self, tokens: float | None = None) -> None:
         """The request was answered. ``tokens`` is what it really cost, None for "as estimated"."""
         self._lender.settle(self, tokens)
+
+    def accept(self) -> None:
+        """The answer has begun, and may take long: the request was let through. What it cost is settled later."""
+        self._lender.accept(self)
 
     def refund(self) -> None:
         """The request was not sent: all of it goes back."""

@@ -80,6 +80,11 @@ class RateLimiter:
         return self._quota.requests.rate, self._quota.tokens.rate
 
     @property
+    def told(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that headers told of; None where they did not."""
+        return self._quota.requests.told, self._quota.tokens.told
+
+    @property
     def levels(self) -> tuple[float, float]:
         """Requests and tokens that may go at once, as of the last look; negative after an underestimate."""
         return self._quota.requests.level, self._quota.tokens.level
@@ -97,6 +102,12 @@ class RateLimiter:
         thousands of answers a second would cost a tenth of the whole.
         """
         return self._now() >= self._heard_at + _HEAR_EVERY_S
+
+    @property
+    def free(self) -> bool:
+        """Whether a small request would go at once."""
+        with self._mutex:
+            return not self._line and self._quota.wait(self._now(), 0.0) <= 0
 
     # Getting a lease
 
@@ -167,9 +178,23 @@ class RateLimiter:
                 f"{waiting} calls with about {self._line.tokens:.0f} tokens wait for the rate limit already"
             )
         pause = self._quota.pause.left(now)
-        hopeless = _hopeless(waiter, now, pause)
+        hopeless = _hopeless(waiter, now, pause) or self._never_in_time(now, waiter)
         if hopeless is not None:
             raise hopeless
+
+    def _never_in_time(self, now: float, waiter: Waiter) -> LLMOptError | None:
+        """Why the next in line would wait in vain; requests do not come back before their time."""
+        if waiter.deadline is None or not waiter.deadline.bounded or self._line:
+            return None
+        wait = self._quota.wait(now, waiter.tokens)
+        if self._quota.cause != "requests" or now + wait <= waiter.deadline.at:
+            return None
+        rate = self._quota.requests.rate * 60
+        return DeadlineExceeded(
+            f"the rate limit in force, {rate:.3g} requests a minute, has room in {wait:.1f} s, later than the deadline",
+            phase="limiter",
+            retry_after=wait,
+        )
 
     def _leave(self, waiter: Waiter) -> None:
         """A waiter goes without a lease; if one was granted to it just now, the next gets it."""
@@ -227,6 +252,14 @@ class RateLimiter:
             if lease.open:
                 lease.open = False
                 self._quota.settle(lease, tokens)
+                if self._line:
+                    self._pump(self._now())
+
+    def accept(self, lease: Lease) -> None:
+        """As `Lease.accept`."""
+        with self._mutex:
+            if lease.open:
+                self._quota.accept(lease)
                 if self._line:
                     self._pump(self._now())
 

@@ -14,10 +14,15 @@ from typing import Final
 from llmopt.policies.lease import Lease
 
 _LONGEST_S: Final = 3_600.0
+_ABSURD_S: Final = 86_400.0
+_INSTEAD_S: Final = 60.0
+"""After a hint of more than a day, which its caller is told of, the next caller asks again so soon."""
 _BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
 _MOST_DOUBLINGS: Final = 16
 """Past the longest back-off already; some thousand in a row would leave the floats."""
+_WORD_FROM_S: Final = 1.0
+"""Shorter hints are the time until the next request of anybody fits; many are told the same."""
 _CANARY_FROM_S: Final = 2.0
 _CANARY_STRIKES: Final = 3
 _PATIENCE_S: Final = 1.0
@@ -30,15 +35,17 @@ class Pause:
         until: nothing goes out before.
         canary: the request that is trying, if one is.
         wants_canary: whether the next request is to be one.
+        keeps_its_word: whether the server said how long, and nothing went out since.
     """
 
-    __slots__ = ("_began_at", "_length_s", "_strikes", "canary", "until", "wants_canary")
+    __slots__ = ("_began_at", "_length_s", "_strikes", "canary", "keeps_its_word", "until", "wants_canary")
 
     def __init__(self) -> None:
         self.until = -math.inf
         self.canary: Lease | None = None
         self._length_s = 0.0
         self.wants_canary = False
+        self.keeps_its_word = False
         self._strikes = 0
         self._began_at = -math.inf
 
@@ -81,11 +88,12 @@ class Pause:
         if now + length > self.until:
             self.until = now + length
             self._length_s = length
+            self.keeps_its_word = retry_after is not None and retry_after >= _WORD_FROM_S
         if length >= _CANARY_FROM_S or self._strikes >= _CANARY_STRIKES:
             self.wants_canary = True
 
     def _length(self, retry_after: float | None, *, news: bool) -> float:
         if retry_after is not None and retry_after > 0:
-            return min(retry_after, _LONGEST_S)
+            return min(retry_after, _LONGEST_S) if retry_after <= _ABSURD_S else _INSTEAD_S
         doublings = min(self._strikes - 1, _MOST_DOUBLINGS)
         return min(_BACKOFF_S * 2.0**doublings, _LONGEST_BACKOFF_S) if news else 0.0

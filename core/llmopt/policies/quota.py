@@ -90,6 +90,9 @@ class Quota:
             return held
         if self._learned.active:
             self._follow(now)
+        if self.pause.keeps_its_word:
+            # The server has said when. Whatever our own books hold, the first may go then.
+            return 0.0
         for_request = self.requests.wait(now, 1.0)
         for_tokens = self.tokens.wait(now, tokens)
         if for_request > for_tokens:
@@ -109,6 +112,7 @@ class Quota:
         lease = Lease(self._lender, tokens, now, self._number, self.requests.spent, self.tokens.spent)
         if not self._start.over:
             self._start.sent(now)
+        self.pause.keeps_its_word = False
         if self.pause.wants_canary:
             self.pause.sent(now, lease)
         return lease
@@ -137,6 +141,13 @@ class Quota:
         """The request was answered, and cost so many tokens (None: as estimated)."""
         if tokens is not None and tokens != lease.tokens and 0 <= tokens < math.inf:
             self.tokens.correct(tokens - lease.tokens)
+        self.accept(lease)
+
+    def accept(self, lease: Lease) -> None:
+        """The request was let through, and its answer has begun."""
+        if lease.accepted:
+            return
+        lease.accepted = True
         if not self._start.over:
             self._start.returned(answered=True)
         self.pause.answered(lease)
@@ -190,7 +201,8 @@ class Quota:
             self._slow_down(now, now, 0.0)
             return False
         self.pause.refused(now, lease.granted_at, retry_after, lease)
-        self._start.returned(answered=False)
+        if not lease.accepted:
+            self._start.returned(answered=False)
         self.requests.refused += 1.0
         if not counted:
             self.tokens.refused += lease.tokens

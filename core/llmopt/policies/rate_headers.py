@@ -109,13 +109,15 @@ def rate_limit(
 
     Args:
         headers: lower-case names; repeated ones joined with ", ".
-        limit: names of headers with the allowance per window. 0 means "unknown".
+        limit: names of headers with the allowance per window. Less than 1 means "unknown".
         remaining: names of headers with what is left.
         reset: names of headers with the time of renewal, in any of the formats.
         wall_now: seconds since 1970.
         window_s: seconds that the limit is counted over.
     """
-    allowance = _first(headers, limit, _least_amount) or None
+    allowance = _first(headers, limit, _least_amount)
+    if allowance is not None and allowance < 1:
+        allowance = None
     left = _first(headers, remaining, _least_amount)
     renewal = _first(headers, reset, lambda value: _latest_reset(value, headers, wall_now))
     if allowance is None and left is None and renewal is None:

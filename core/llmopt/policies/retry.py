@@ -20,7 +20,7 @@ from llmopt.policies.deadline import Deadline
 from llmopt.policies.jitter import new_source
 
 RetryReason = Literal[
-    "asked", "circuit_open", "connect", "connection", "credential", "invalid_response", "overloaded", "pool",
+    "asked", "circuit_open", "connect", "connection", "credential", "elsewhere", "invalid_response", "overloaded", "pool",
     "rate_limited", "server", "stale", "timeout",
 ]  # fmt: skip
 """Why a request is tried again."""
@@ -125,6 +125,9 @@ among them, nor what has a better answer than the same request again (too large,
 _HOPELESS_ANSWERS: Final = frozenset({"too_large", "decompression"})
 """Reasons of `InvalidResponse` that the same request would meet again at the same price."""
 
+_ANOTHERS: Final[tuple[RetryReason, ...]] = ("rate_limited", "connect")
+"""Reasons that say nothing of another endpoint at all."""
+
 _FLOW_CONTROL: Final[tuple[RetryReason, ...]] = ("rate_limited", "overloaded")
 
 
@@ -169,9 +172,10 @@ class RetryPolicy:
         if plan.ambiguous and history.ambiguous >= self.ambiguous:
             return GiveUp(reason="ambiguous")
         if facts.elsewhere:
-            # A hint to wait is of the endpoint that gave it, and another's quota is another.
-            if plan.reason == "rate_limited":
-                plan = evolve(plan, delay=0.0)
+            # Hints and back-off are for the endpoint that failed. The spread is for those who come with us.
+            spread = self.rng.uniform(0.0, self.retry_delay / 2)
+            if plan.delay == _UNDECIDED:
+                plan = evolve(plan, delay=0.0 if plan.reason in _ANOTHERS else spread, computed=False)
             return self._timed(plan, None, history, deadline)
         return self._timed(plan, _hint(error), history, deadline)
 
@@ -212,8 +216,8 @@ def _plan(error: errors.LLMOptError, history: RetryHistory, facts: Facts) -> Ret
     """The table's row for an error, with the rules that one row alone cannot say."""
     if isinstance(error, errors.CircuitOpen):
         return _wait_for_circuit(error, facts)
-    if isinstance(error, errors.AuthError):
-        return _with_new_credential(history, facts)
+    if isinstance(error, (errors.AuthError, errors.QuotaExhausted)):
+        return _with_another_credential(error, history, facts)
     if facts.should_retry is False:
         return GiveUp(reason="vetoed")
     plan = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
@@ -279,8 +283,13 @@ def _wait_for_circuit(error: errors.CircuitOpen, facts: Facts) -> RetryDecision 
     return RetryDecision(delay=_UNDECIDED, reason="circuit_open", cost=FREE, counted=False)
 
 
-def _with_new_credential(history: RetryHistory, facts: Facts) -> RetryDecision | GiveUp:
-    if not facts.new_credential:
+def _with_another_credential(
+    error: errors.LLMOptError, history: RetryHistory, facts: Facts
+) -> RetryDecision | GiveUp:
+    if facts.elsewhere:
+        # Another endpoint has a key and a quota of its own, and each is tried once at most.
+        return RetryDecision(delay=0.0, reason="elsewhere", cost=FREE, counted=False, computed=False)
+    if not facts.new_credential or not isinstance(error, errors.AuthError):
         return _FINAL
     if "credential" in history.times:
         return GiveUp(reason="once")

@@ -41,7 +41,7 @@ class SlowStart:
         """Seconds to hold the next request back; 0 when it may go."""
         # Beyond the bound nobody is held back, and a day's doublings leave the floats.
         elapsed = 0.0 if self._first_at is None else min(now - self._first_at, _LONGEST_S)
-        if self._in_air < self._window * 2.0**elapsed:
+        if self._in_air + 1 <= self._window * 2.0**elapsed:
             return 0.0
         return max(_SHORTEST_HOLD_S, math.log2((self._in_air + 1) / self._window) - elapsed)
 

@@ -99,6 +99,15 @@ class RequestRetry(Event):
 
 
 @frozen(kw_only=True)
+class RequestWaiting(Event):
+    """A request begins to wait for something; `RequestWait` tells when that is over, unless it is given up."""
+
+    name: ClassVar[str] = "request.waiting"
+
+    cause: WaitCause
+
+
+@frozen(kw_only=True)
 class RequestWait(Event):
     """A request waited ``seconds`` for something before it could be sent."""
 

@@ -1,0 +1,218 @@
+"""Those who wait for a rate limit: their order, their loops, their timers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from typing import Any, cast
+
+import pytest
+
+from llmopt.errors import QueueFull
+from llmopt.policies.lease import Lease
+from llmopt.policies.line import Line, Waiter
+from llmopt.testing.clock import SimulatedClock, run_simulated
+
+
+def lease() -> Lease:
+    return Lease(cast("Any", None), 0.0, 0.0, 1, 1.0, 0.0)
+
+
+def waiter(tokens: float = 1.0) -> Waiter:
+    return Waiter(tokens, 5.0, None, math.inf)
+
+
+def test_a_waiter_says_what_it_wants() -> None:
+    """And has got nothing yet."""
+
+    async def main(clock: SimulatedClock) -> None:
+        it = Waiter(3.0, 5.0, None, 7.0)
+        assert (it.tokens, it.since, it.deadline, it.patience) == (3.0, 5.0, None, 7.0)
+        assert (it.cause, it.lease, it.expiry) == ("", None, None)
+        assert it.loop is asyncio.get_running_loop()
+
+    run_simulated(main)
+
+
+def test_they_stand_in_order_and_their_tokens_are_counted() -> None:
+    """Whoever leaves takes his along, once."""
+
+    async def main(clock: SimulatedClock) -> None:
+        line = Line(clock, lambda: None)
+        assert (len(line), line.tokens, line.first()) == (0, 0.0, None)
+        first, second, third = (waiter(tokens) for tokens in (1.0, 20.0, 300.0))
+        for each in (first, second, third):
+            line.join(each)
+        assert (len(line), line.tokens) == (3, 321.0)
+        assert line.all() == [first, second, third]
+        assert line.first() is first
+        assert line.leave(second)
+        assert not line.leave(second)
+        assert (line.all(), line.tokens) == ([first, third], 301.0)
+        second_again = waiter(4.0)
+        line.join(second_again)
+        assert line.all() == [first, third, second_again]
+        for each in (first, third, second_again):
+            assert line.leave(each)
+        assert (len(line), line.tokens) == (0, 0.0)
+
+    run_simulated(main)
+
+
+def test_who_was_cancelled_is_passed_over() -> None:
+    """And has left the line with it."""
+
+    async def main(clock: SimulatedClock) -> None:
+        line = Line(clock, lambda: None)
+        first, second = waiter(1.0), waiter(2.0)
+        line.join(first)
+        line.join(second)
+        first.future.cancel()
+        assert line.first() is second
+        assert line.all() == [second]
+        assert line.tokens == 2.0
+
+    run_simulated(main)
+
+
+def test_serving_and_rejecting() -> None:
+    """Each leaves the line with what it gets."""
+
+    async def main(clock: SimulatedClock) -> None:
+        line = Line(clock, lambda: None)
+        first, second = waiter(), waiter()
+        line.join(first)
+        line.join(second)
+        given = lease()
+        assert line.serve(first, given) is True
+        assert first.lease is given
+        assert await first.future is given
+        line.reject(second, QueueFull("no"))
+        with pytest.raises(QueueFull):
+            await second.future
+        assert len(line) == 0
+        # One who is gone is not sent away a second time.
+        line.reject(second, QueueFull("no"))
+
+    run_simulated(main)
+
+
+def test_one_timer_at_the_earliest_moment() -> None:
+    """A later wish does not move it, an earlier one does; it rings once."""
+
+    async def main(clock: SimulatedClock) -> None:
+        rings: list[float] = []
+        line = Line(clock, lambda: rings.append(clock.elapsed))
+        line.join(waiter())
+        line.join(waiter())
+        line.wake_at(5.0)
+        line.wake_at(7.0)
+        line.wake_at(3.0)
+        await clock.sleep(10)
+        assert rings == [3.0]
+        line.wake_at(12.0)
+        line.wake_at(12.0)
+        await clock.sleep(10)
+        assert rings == [3.0, 12.0]
+        line.wake_at(1.0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert rings == [3.0, 12.0, 20.0], "a moment that is past is now"
+
+    run_simulated(main)
+
+
+def test_with_the_last_of_a_loop_its_timer_goes() -> None:
+    """Not with the last but one."""
+
+    async def main(clock: SimulatedClock) -> None:
+        rings: list[float] = []
+        line = Line(clock, lambda: rings.append(clock.elapsed))
+        first, second = waiter(), waiter()
+        line.join(first)
+        line.join(second)
+        line.wake_at(3.0)
+        line.leave(first)
+        await clock.sleep(4)
+        assert rings == [3.0]
+        line.wake_at(6.0)
+        line.leave(second)
+        await clock.sleep(4)
+        assert rings == [3.0]
+        # Who comes later has a timer of his own.
+        line.join(waiter())
+        line.wake_at(10.0)
+        await clock.sleep(4)
+        assert rings == [3.0, 10.0]
+
+    run_simulated(main)
+
+
+def test_c08_each_loop_is_served_on_its_own() -> None:
+    """From a thread that has none, and from another loop's."""
+    clock = SimulatedClock()
+    line = Line(clock, lambda: None)
+    ready, done = threading.Event(), threading.Event()
+    outcomes: list[Any] = []
+    both: list[Waiter] = []
+
+    async def elsewhere() -> None:
+        both.extend([waiter(), waiter()])
+        for each in both:
+            line.join(each)
+        ready.set()
+        outcomes.append(await both[0].future)
+        try:
+            await both[1].future
+        except QueueFull as error:
+            outcomes.append(type(error))
+        done.set()
+
+    thread = threading.Thread(target=lambda: asyncio.run(elsewhere()), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    given = lease()
+    assert line.serve(both[0], given) is True
+    line.reject(both[1], QueueFull("no"))
+    assert done.wait(10)
+    thread.join(10)
+    assert outcomes == [given, QueueFull]
+
+
+def test_a_loop_that_is_closed_is_nobodys() -> None:
+    """Whoever waited there gets nothing, and the giver is told."""
+    clock = SimulatedClock()
+    line = Line(clock, lambda: None)
+    gone = asyncio.new_event_loop()
+    both: list[Waiter] = []
+
+    async def join() -> None:
+        both.extend([waiter(), waiter()])
+        for each in both:
+            line.join(each)
+
+    gone.run_until_complete(join())
+    gone.close()
+    line.wake_at(1.0)
+    assert line.serve(both[0], lease()) is False
+    line.reject(both[1], QueueFull("no"))
+    assert len(line) == 0
+
+
+def test_an_outcome_that_comes_too_late_is_dropped() -> None:
+    """A waiter that was cancelled in the same moment."""
+
+    async def main(clock: SimulatedClock) -> None:
+        line = Line(clock, lambda: None)
+        first, second = waiter(), waiter()
+        line.join(first)
+        line.join(second)
+        first.future.cancel()
+        second.future.cancel()
+        assert line.serve(first, lease()) is True
+        line.reject(second, QueueFull("no"))
+        assert first.future.cancelled()
+        assert second.future.cancelled()
+
+    run_simulated(main)
