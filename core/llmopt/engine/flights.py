@@ -30,7 +30,7 @@ class Flight(Generic[R]):
         self._waiters: Final[dict[asyncio.Future[None], None]] = {}
         self._acts: Final[list[Callable[[], None]]] = []
         self._closing = False
-        self._landed: Final = landed
+        self._landed: Callable[[], None] | None = landed
         self._loop: Final = asyncio.get_running_loop()
         self._task: Final = self._loop.create_task(self._run(work))
         self._task.add_done_callback(self._over)
@@ -39,17 +39,24 @@ class Flight(Generic[R]):
         try:
             return await work()
         finally:
+            self._land()
+
+    def _land(self) -> None:
+        if self._landed is not None:
             self._landed()
 
     def _over(self, task: asyncio.Task[R]) -> None:
         if task.cancelled():
             # One that is cancelled before its first step never comes to its `finally`.
-            self._landed()
+            self._land()
         elif not self._waiters:
             # Nobody looks at it any more.
             task.exception()
         for act in self._acts:
             act()
+        # What they refer to refers to this flight, and so to its result: without them it goes when it is given out.
+        self._acts.clear()
+        self._landed = None
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -77,7 +84,7 @@ class Flight(Generic[R]):
         finally:
             del self._waiters[waiter]
             if not self._waiters and not self._task.done():
-                self._landed()
+                self._land()
                 self._task.cancel()
 
     def when_over(self, act: Callable[[], None]) -> None:
