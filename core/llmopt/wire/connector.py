@@ -21,6 +21,7 @@ from llmopt.wire.sockets import Sockets, finish
 from llmopt.wire.target import Target
 from llmopt.wire.trip import Trip
 from llmopt.wire.watch import PoolWatch
+from llmopt.wire.watchdog import Watchdog
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -38,6 +39,7 @@ class Connector(aiohttp.TCPConnector):
 
     Attributes:
         loop: the loop it belongs to.
+        watchdog: of the time-outs of attempts.
         heads: the heads of requests, as written so far.
         created: connections made.
         reused: requests that went over a kept connection.
@@ -62,6 +64,7 @@ class Connector(aiohttp.TCPConnector):
         )
         self._factory: partial[Any] = partial(Protocol, loop=self._loop, room=scratch())
         self.loop: Final = self._loop
+        self.watchdog: Final = Watchdog(self._loop)
         self.heads: Final = Heads(close=keepalive <= 0)
         self._keys: Final[WeakKeyDictionary[Target, ConnectionKey]] = WeakKeyDictionary()
         self.created = 0

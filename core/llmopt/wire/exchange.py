@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from collections.abc import Coroutine
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -74,12 +74,12 @@ class Exchange(Reader):
 
     async def head(self) -> None:
         """`open` within the attempt's time-out."""
-        async with asyncio.timeout(self.trip.request.timeout):
+        with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open()
 
     async def whole(self) -> HttpResponse:
         """The whole answer within the attempt's time-out."""
-        async with asyncio.timeout(self.trip.request.timeout):
+        with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open(whole=True)
             body = self._payload
             if isinstance(body, bytes):
@@ -222,9 +222,15 @@ class Exchange(Reader):
 def _folded(headers: CIMultiDictProxy[str]) -> dict[str, str]:
     folded: dict[str, str] = {}
     for name, value in headers.items():
-        key = name.lower()
+        key = _lower(name)
         if not value.isascii():
             # Bytes that are not UTF-8 are lone surrogates here, which nobody could print or store.
             value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901
         folded[key] = f"{folded[key]}, {value}" if key in folded else value
     return folded
+
+
+@lru_cache(maxsize=256)
+def _lower(name: str) -> str:
+    # A server sends the same names each time; those that are kept also compare by identity.
+    return sys.intern(name.lower())
