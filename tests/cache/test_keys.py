@@ -23,7 +23,7 @@ CALL = EmbedCall(model="m")
 
 def provider_of(config: Mapping[str, Any], name: str = "s") -> Any:
     client = llmopt.AsyncClient({"providers": {name: {"plugin": "local", **config}}})
-    return client._registry.get(name)
+    return client._parts.registry.get(name)
 
 
 def keys(identity: tuple[str, ...] = ("local 1",), secret: bytes = SECRET) -> CacheKeys:

@@ -5,6 +5,7 @@ Rate limits are set out of the way, not switched off: the limiter is asked for e
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,9 @@ class Ours(Client):
         import llmopt
 
         super().__init__(setting)
-        self._client = llmopt.AsyncClient(config_of(setting, packed=packed), flags=flags_of(on=on))
+        self._folder = tempfile.TemporaryDirectory()
+        config = config_of(setting, packed=packed) | {"cache_dir": self._folder.name}
+        self._client = llmopt.AsyncClient(config, flags=flags_of(on=on))
 
     async def ask(self, texts: Sequence[str]) -> Any:
         return await self._client.embed(REFERENCE, texts)
@@ -54,7 +57,8 @@ class Ours(Client):
         return found.vectors
 
     async def models(self) -> int:
-        return len(await self._client.list_models("openai"))
+        # Otherwise it would give what it has, and do nothing.
+        return len(await self._client.list_models("openai", cached="refresh"))
 
     async def bulk(self, texts: Sequence[str]) -> Any:
         return (await self._client.embed(REFERENCE, texts)).vectors
@@ -70,6 +74,7 @@ class Ours(Client):
 
     async def close(self) -> None:
         await self._client.aclose()
+        self._folder.cleanup()
 
 
 class OursSync(SyncClient):

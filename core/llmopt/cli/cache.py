@@ -19,7 +19,7 @@ from llmopt.cli.options import example, shared
 from llmopt.cli.table import print_table
 from llmopt.cli.tell import say
 from llmopt.cli.text import bytes_of, plain
-from llmopt.client.caching import WORDS
+from llmopt.client.cache_plan import WORDS
 from llmopt.config.load import load_config
 
 _KINDS: Final = {"catalog": "list of models", "embeddings": "vectors"}

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from llmopt.client.caching import Caches
-from llmopt.engine.engine import Engine
 from llmopt.errors import ConfigError, LLMOptError
-from llmopt.operations.catalog import CacheMode, Catalogs
-from llmopt.operations.catalog_batch import CatalogBatching
-from llmopt.policies.deadline import Deadline, valid_seconds
-from llmopt.providers.provider import Provider
-from llmopt.providers.registry import Registry
-from llmopt.values.catalog import Catalog
 
-_CATALOG_S: Final = 30.0
-"""A list of models that takes longer is no use to anybody who waits for it."""
+if TYPE_CHECKING:
+    from llmopt.client.parts import Parts
+    from llmopt.operations.catalog import CacheMode
+    from llmopt.providers.provider import Provider
+    from llmopt.values.catalog import Catalog
+
 _EACH_S: Final = 8.0
-"""And of many at once: one that hangs must not hold up all others."""
+"""Seconds for each of many lists of models: one that hangs must not hold up all others."""
 
 
 class AsyncCatalogs:
     """The methods of `llmopt.AsyncClient` for lists of models."""
 
-    _registry: Registry
-    _engine: Engine
-    _caches: Caches
-    _catalogs: Catalogs
-    _batch: CatalogBatching
+    @property
+    def _parts(self) -> Parts:
+        raise NotImplementedError
 
     async def list_models(
         self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
@@ -49,9 +43,10 @@ class AsyncCatalogs:
             NotCached: nothing is kept, and ``cached`` is "offline".
             LLMOptError: the provider could not be asked, and nothing is kept.
         """
-        found = self._registry.get(provider)
-        bound = self._catalog_deadline(found, deadline)
-        return await self._catalogs.list(found, deadline=bound, mode=_cached(cached))
+        parts = self._parts
+        found = parts.registry.get(provider)
+        bound = parts.catalog_deadline(found, deadline)
+        return await parts.catalogs.list(found, deadline=bound, mode=_cached(cached))
 
     async def batch_list_models(
         self,
@@ -74,15 +69,18 @@ class AsyncCatalogs:
         Returns:
             For each provider its catalogue, or the error that is its alone.
         """
-        names = self._registry.names() if providers is None else _names(providers)
+        from llmopt.policies.deadline import valid_seconds
+
+        parts = self._parts
+        names = parts.registry.names() if providers is None else _names(providers)
         if timeout is not None:
             valid_seconds(timeout, "timeout")
 
         def each(provider: Provider) -> float | None:
             return timeout if timeout is not None else provider.endpoints[0].timeouts.total or _EACH_S
 
-        bound = self._engine.deadline(deadline)
-        return await self._batch.run(names, deadline=bound, each=each, mode=_cached(cached))
+        bound = parts.engine.deadline(deadline)
+        return await parts.batch.run(names, deadline=bound, each=each, mode=_cached(cached))
 
     async def warm(
         self, providers: Iterable[str] | None = None, *, deadline: float | None = None
@@ -92,21 +90,17 @@ class AsyncCatalogs:
 
     async def invalidate(self, provider: str | None = None) -> None:
         """Let the kept list of models of a provider go, or all of them, here and in the store."""
-        for name in self._registry.names() if provider is None else (provider,):
+        parts = self._parts
+        for name in parts.registry.names() if provider is None else (provider,):
             # So that its store is known, wherever it is configured to be.
             with suppress(LLMOptError):
-                self._caches.catalogs(self._registry.get(name))
-        await self._catalogs.invalidate(provider)
+                parts.caches.catalogs(parts.registry.get(name))
+        await parts.catalogs.invalidate(provider)
 
     def _models_at_hand(self, provider: str) -> Catalog | None:
         """A list that can be given at once, from any thread; None where more must be done."""
-        found = self._registry.known(provider)
-        return None if found is None else self._catalogs.peek(found)
-
-    def _catalog_deadline(self, provider: Provider, seconds: float | None) -> Deadline:
-        if seconds is None:
-            seconds = provider.endpoints[0].timeouts.total or _CATALOG_S
-        return self._engine.deadline(seconds)
+        found = self._parts.registry.known(provider)
+        return None if found is None else self._parts.catalogs.peek(found)
 
 
 def _cached(mode: CacheMode) -> CacheMode:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmopt.client.arguments import WhenOpen
-from llmopt.operations.chat import ChatJob
-from llmopt.operations.chat_inputs import ChatParameters, Messages, checked_buffer_size
-from llmopt.operations.chat_source import ChatSource
-from llmopt.operations.chat_stream import ChatStream
-from llmopt.values.chat import ChatReply
+if TYPE_CHECKING:
+    from llmopt.client.arguments import WhenOpen
+    from llmopt.client.parts import Parts
+    from llmopt.operations.chat_inputs import ChatParameters, Messages
+    from llmopt.operations.chat_stream import ChatStream
+    from llmopt.values.chat import ChatReply
 
 
 class AsyncChat:
@@ -83,7 +83,7 @@ class AsyncChat:
             "response_format": response_format,
             "reasoning_effort": reasoning_effort,
         }
-        return await self._chat_job(model, messages, parameters, deadline, when_open, extra).ask()
+        return await self._parts.chat_job(model, messages, parameters, deadline, when_open, extra).ask()
 
     def stream(
         self,
@@ -167,17 +167,14 @@ class AsyncChat:
             "response_format": response_format,
             "reasoning_effort": reasoning_effort,
         }
+        from llmopt.operations.chat_inputs import checked_buffer_size
+        from llmopt.operations.chat_source import ChatSource
+        from llmopt.operations.chat_stream import ChatStream
+
         size = checked_buffer_size(buffer_size)
-        job = self._chat_job(model, messages, parameters, deadline, when_open, extra)
+        job = self._parts.chat_job(model, messages, parameters, deadline, when_open, extra)
         return ChatStream(ChatSource(job, buffer_size=size))
 
-    def _chat_job(
-        self,
-        model: str,
-        messages: Messages,
-        parameters: ChatParameters,
-        deadline: float | None,
-        when_open: WhenOpen,
-        extra: Mapping[str, Any] | None,
-    ) -> ChatJob:
+    @property
+    def _parts(self) -> Parts:
         raise NotImplementedError

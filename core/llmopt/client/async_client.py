@@ -6,34 +6,26 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.client.arguments import WhenOpen, check_arguments, waits_when_open, with_flags
+from llmopt.client.arguments import WhenOpen, check_arguments, with_flags
 from llmopt.client.async_catalogs import AsyncCatalogs
 from llmopt.client.async_chat import AsyncChat
-from llmopt.client.caching import CacheChoice, Caches, plan_of
+from llmopt.client.cache_plan import CacheChoice, plan_of
 from llmopt.config.load import load_config
 from llmopt.config.tree import Config
-from llmopt.engine.engine import Engine
-from llmopt.errors import LLMOptError
-from llmopt.operations.catalog import Catalogs
-from llmopt.operations.catalog_batch import CatalogBatching
-from llmopt.operations.catalog_shelf import Shelf
-from llmopt.operations.chat import ChatJob
-from llmopt.operations.chat_inputs import ChatParameters, Messages, chat_call
-from llmopt.operations.embed import ErrorMode, embed
-from llmopt.operations.embed_job import EmbedJob
-from llmopt.operations.embed_stream import EmbedStream
-from llmopt.operations.inputs import embed_call
-from llmopt.operations.learned import learned_file
-from llmopt.operations.memory import ModelMemory
-from llmopt.policies.clock import Clock
-from llmopt.policies.deadline import Deadline
-from llmopt.providers.provider import Provider
-from llmopt.providers.registry import Registry
-from llmopt.values.embeddings import Embeddings
-from llmopt.values.events import OnEvent
+from llmopt.errors import ConfigError, LLMOptError
 
 if TYPE_CHECKING:
     import httpx
+
+    from llmopt.client.parts import Parts
+    from llmopt.operations.embed import ErrorMode
+    from llmopt.operations.embed_stream import EmbedStream
+    from llmopt.policies.clock import Clock
+    from llmopt.values.embeddings import Embeddings
+    from llmopt.values.events import OnEvent
+
+_EACH_S: Final = 8.0
+"""Seconds for each of many lists of models: one that hangs must not hold up all others."""
 
 
 class AsyncClient(AsyncChat, AsyncCatalogs):
@@ -74,15 +66,20 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
             loaded = with_flags(loaded, flags)
-        self._registry = Registry(loaded, plugins, os.environ)
-        self._engine = Engine(transport=transport, on_event=on_event, clock=clock)
-        self._learned: Final = learned_file(loaded.cache_dir)
         plan = plan_of(cache, loaded, own_transport=transport is not None)
-        self._caches = Caches(plan, self._engine, self._registry)
-        shelf = Shelf(self._caches.keys, self._caches.catalogs, self._engine.clock)
-        self._catalogs = Catalogs(self._engine, shelf, self._caches.all, self._caches.watch, on=plan.catalogs)
-        self._batch = CatalogBatching(self._engine, self._catalogs, self._registry.get)
-        self._memories: Final[dict[tuple[str, str], ModelMemory]] = {}
+
+        def make() -> Parts:
+            from llmopt.client.parts import Parts
+
+            return Parts(loaded, plan, transport=transport, plugins=plugins, on_event=on_event, clock=clock)
+
+        self._make: Final = make
+        self._made: dict[str, Parts] = {}
+
+    @property
+    def _parts(self) -> Parts:
+        # Most of llmopt is imported here. Two threads that come at once must get the same: setdefault sees to that.
+        return self._made.get("parts") or self._made.setdefault("parts", self._make())
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,13 +92,7 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
 
     async def aclose(self) -> None:
         """Close all connections, and write what the cache has still to write. Calls made later raise `ClientClosed`."""
-        try:
-            await self._catalogs.aclose()
-        finally:
-            try:
-                await self._engine.aclose()
-            finally:
-                await self._caches.aclose()
+        await self._parts.aclose()
 
     async def embed(
         self,
@@ -138,7 +129,9 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
             PartialFailure: some texts failed; ``result`` has all the others.
             LLMOptError: every text failed for this one reason.
         """
-        job = self._job(model, dimensions, input_type, deadline, extra, when_open)
+        from llmopt.operations.embed import embed
+
+        job = self._parts.embed_job(model, dimensions, input_type, deadline, extra, when_open)
         return await embed(job, texts, errors=_mode(errors))
 
     def embed_iter(
@@ -169,67 +162,14 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
             An asynchronous iterator of `EmbeddedPart`, to be used in ``async with`` where the loop
             may be left early. Before an error is raised, all parts before it come.
         """
-        job = self._job(model, dimensions, input_type, deadline, extra, when_open)
+        from llmopt.operations.embed_stream import EmbedStream
+
+        job = self._parts.embed_job(model, dimensions, input_type, deadline, extra, when_open)
         return EmbedStream(job, texts, errors=_mode(errors))
 
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges as plain values: for each provider in use, for each of its endpoints."""
-        return self._engine.stats()
-
-    def _job(
-        self,
-        model: str,
-        dimensions: int | None,
-        input_type: str | None,
-        deadline: float | None,
-        extra: Mapping[str, Any] | None,
-        when_open: WhenOpen,
-    ) -> EmbedJob:
-        waits = waits_when_open(when_open)
-        provider, name = self._registry.split(model)
-        call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
-        memory = self._memory(provider, name)
-        keeps = self._caches.plan.vectors
-        return EmbedJob(
-            self._engine,
-            provider,
-            call,
-            memory=memory,
-            deadline=self._deadline(provider, deadline),
-            wait_when_open=waits,
-            cache=(lambda: self._caches.texts(provider, call, memory)) if keeps else None,
-        )
-
-    def _chat_job(
-        self,
-        model: str,
-        messages: Messages,
-        parameters: ChatParameters,
-        deadline: float | None,
-        when_open: WhenOpen,
-        extra: Mapping[str, Any] | None,
-    ) -> ChatJob:
-        waits = waits_when_open(when_open)
-        provider, name = self._registry.split(model)
-        return ChatJob(
-            self._engine,
-            provider,
-            chat_call(name, messages, parameters, extra),
-            estimator=self._memory(provider, name).estimator,
-            deadline=self._deadline(provider, deadline),
-            wait_when_open=waits,
-        )
-
-    def _memory(self, provider: Provider, model: str) -> ModelMemory:
-        key = (provider.name, model)
-        if key not in self._memories:
-            origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
-            self._memories[key] = ModelMemory(f"{provider.name} {origins} {model}", self._learned)
-        return self._memories[key]
-
-    def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:
-        total = provider.endpoints[0].timeouts.total
-        return self._engine.deadline(total if seconds is None else seconds)
+        return self._parts.engine.stats()
 
 
 def _mode(errors: ErrorMode) -> ErrorMode:
@@ -239,6 +179,4 @@ def _mode(errors: ErrorMode) -> ErrorMode:
 
 
 def _wrong(name: str, choices: str) -> LLMOptError:
-    from llmopt.errors import ConfigError
-
     return ConfigError(f"{name} must be {choices}.")

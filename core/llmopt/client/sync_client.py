@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.arguments import WhenOpen
 from llmopt.client.async_client import AsyncClient
-from llmopt.client.caching import CacheChoice
+from llmopt.client.cache_plan import CacheChoice
 from llmopt.client.loop_thread import LoopThread, at_exit
 from llmopt.client.sync_catalogs import SyncCatalogs
 from llmopt.client.sync_chat import SyncChat

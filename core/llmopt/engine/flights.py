@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Final, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 from llmopt.errors import ClientClosed, LLMOptError
+from llmopt.policies.per_loop import PerLoop
 
 R = TypeVar("R")
 
@@ -30,7 +30,7 @@ class Flight(Generic[R]):
         self._waiters: Final[dict[asyncio.Future[None], None]] = {}
         self._acts: Final[list[Callable[[], None]]] = []
         self._closing = False
-        self._landed: Final = landed
+        self._landed: Callable[[], None] | None = landed
         self._loop: Final = asyncio.get_running_loop()
         self._task: Final = self._loop.create_task(self._run(work))
         self._task.add_done_callback(self._over)
@@ -39,17 +39,24 @@ class Flight(Generic[R]):
         try:
             return await work()
         finally:
+            self._land()
+
+    def _land(self) -> None:
+        if self._landed is not None:
             self._landed()
 
     def _over(self, task: asyncio.Task[R]) -> None:
         if task.cancelled():
             # One that is cancelled before its first step never comes to its `finally`.
-            self._landed()
+            self._land()
         elif not self._waiters:
             # Nobody looks at it any more.
             task.exception()
         for act in self._acts:
             act()
+        # What they refer to refers to this flight, and so to its result: without them it goes when it is given out.
+        self._acts.clear()
+        self._landed = None
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -77,7 +84,7 @@ class Flight(Generic[R]):
         finally:
             del self._waiters[waiter]
             if not self._waiters and not self._task.done():
-                self._landed()
+                self._land()
                 self._task.cancel()
 
     def when_over(self, act: Callable[[], None]) -> None:
@@ -91,26 +98,22 @@ class Flight(Generic[R]):
         await asyncio.wait([self._task])
 
 
+Table = dict[str, tuple[Flight[Any], tuple[str, ...]]]
+
+
 class Flights:
     """Everything in flight of one client, by event loop."""
 
     def __init__(self) -> None:
-        self._loops: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Board]] = WeakKeyDictionary()
+        self._boards: Final[PerLoop[_Board]] = PerLoop(_Board)
 
-    def _board(self) -> _Board:
-        loop = asyncio.get_running_loop()
-        board = self._loops.get(loop)
-        if board is None:
-            board = self._loops[loop] = _Board()
-        return board
-
-    def table(self, key: Hashable) -> dict[str, tuple[Flight[Any], int]]:
-        """For one kind of work, the parts that are in flight: by name, their flight and place in it."""
-        return self._board().tables.setdefault(key, {})
+    def table(self, key: Hashable) -> Table:
+        """For one kind of work, the parts that are in flight: by name, their flight and all names in it."""
+        return self._boards.here().tables.setdefault(key, {})
 
     def launch(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> Flight[R]:
         """Start some work; ``landed`` may be called more than once."""
-        board = self._board()
+        board = self._boards.here()
         flight = Flight(work, landed)
         board.flights.add(flight)
         flight.when_over(lambda: board.flights.discard(flight))
@@ -123,18 +126,18 @@ class Flights:
         if found is None:
 
             def landed() -> None:
-                if table.get(key, (None,))[0] is flight:
+                if key in table and table[key][0] is flight:
                     del table[key]
 
             flight: Flight[R] = self.launch(make, landed)
-            table[key] = (flight, 0)
+            table[key] = (flight, (key,))
         else:
             flight = found[0]
         return await flight.wait()
 
     async def aclose(self) -> None:
         """Cancel what is under way on this loop; its waiters get `ClientClosed`."""
-        for flight in list(self._board().flights):
+        for flight in list(self._boards.here().flights):
             await flight.abort()
 
 
@@ -142,5 +145,5 @@ class _Board:
     """What is in flight on one event loop."""
 
     def __init__(self) -> None:
-        self.tables: Final[dict[Hashable, dict[str, tuple[Flight[Any], int]]]] = {}
+        self.tables: Final[dict[Hashable, Table]] = {}
         self.flights: Final[set[Flight[Any]]] = set()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from llmopt.config.endpoint import Endpoint
 from llmopt.engine.pace import Pace, Unpaced
@@ -15,6 +13,7 @@ from llmopt.policies.budget import RetryBudget
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Concurrency
 from llmopt.policies.limiter import RateLimiter
+from llmopt.policies.per_loop import PerLoop
 from llmopt.policies.retry import RetryPolicy
 from llmopt.policies.timeouts import AdaptiveTimeout, ceiling
 from llmopt.values.calls import Call, ChatCall
@@ -46,7 +45,7 @@ class Guards:
         self._unpaced: Final = Unpaced()
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
-        self._lines: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Concurrency]] = WeakKeyDictionary()
+        self._lines: Final[PerLoop[Concurrency]] = PerLoop(self._line)
         self._latched: tuple[LLMOptError, float] | None = None
         self._warm = False
         self.budget: Final = RetryBudget()
@@ -65,15 +64,11 @@ class Guards:
 
     def concurrency(self) -> Concurrency:
         """The line before this endpoint on the running event loop."""
-        loop = asyncio.get_running_loop()
-        line = self._lines.get(loop)
-        if line is None:
-            line = self._lines[loop] = Concurrency(
-                clock=self._clock,
-                initial=self._endpoint.max_concurrency,
-                maximum=self._endpoint.max_concurrency,
-            )
-        return line
+        return self._lines.here()
+
+    def _line(self) -> Concurrency:
+        most = self._endpoint.max_concurrency
+        return Concurrency(clock=self._clock, initial=most, maximum=most)
 
     def pace(self, call: Call) -> Pace:
         """The limiter of the quota that a call spends: that of its model; lists of models have one of their own."""
@@ -165,7 +160,7 @@ class Guards:
 
     def stats(self) -> dict[str, Any]:
         """What the policies stand at, as plain values."""
-        lines = list(self._lines.values())
+        lines = list(self._lines)
         return {
             "budget": self.budget.left,
             "in_flight": sum(line.in_flight for line in lines),

@@ -87,7 +87,7 @@ class EmbedJob:
         if not self._endpoint.config.flags.coalesce:
             return None
         key = (self._provider.name, self._call.model, *self._kind)
-        return SharedWork(self._engine.flights, key, self._work, self._deadline)
+        return SharedWork(self._engine.flights, key, self._deadline)
 
     @property
     def dimensions(self) -> int | None:
@@ -198,7 +198,7 @@ class EmbedJob:
 
     async def _recovered(self, texts: tuple[str, ...]) -> Recovered:
         if self._shared is not None:
-            return await self._shared.run(texts)
+            return await self._shared.run(texts, self._work)
         return await self._work(texts)
 
     async def _work(self, texts: tuple[str, ...]) -> Recovered:

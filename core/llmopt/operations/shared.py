@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from llmopt.engine.flights import Flight, Flights
+from llmopt.engine.flights import Flight, Flights, Table
 from llmopt.errors import DeadlineExceeded, LLMOptError, LocalRejection
 from llmopt.operations.recover import Recovered
 from llmopt.operations.together import together
@@ -27,45 +27,48 @@ class SharedWork:
     Args:
         flights: the client's.
         key: provider, model and every option that changes a vector.
-        work: embeds texts that nobody embeds yet.
         deadline: of this call; it bounds this call's waiting only.
     """
 
-    def __init__(self, flights: Flights, key: tuple[object, ...], work: Work, deadline: Deadline) -> None:
+    def __init__(self, flights: Flights, key: tuple[object, ...], deadline: Deadline) -> None:
         self._flights: Final = flights
         self._key: Final = key
-        self._work: Final = work
         self._deadline: Final = deadline
 
-    @property
-    def _table(self) -> dict[str, tuple[Flight[Recovered], int]]:
-        """What is in flight of this kind, on the running event loop."""
-        return self._flights.table(self._key)
+    async def run(self, texts: tuple[str, ...], work: Work) -> Recovered:
+        """What can be had of distinct texts.
 
-    async def run(self, texts: tuple[str, ...]) -> Recovered:
-        """What can be had of distinct texts."""
-        if self._table.keys().isdisjoint(texts):
-            return await self._launch(texts).wait()
-        return await self._mixed(texts)
+        Args:
+            texts: the texts.
+            work: embeds those that nobody embeds yet.
+        """
+        table = self._flights.table(self._key)
+        if table.keys().isdisjoint(texts):
+            return await self._launch(texts, work, table).wait()
+        return await self._mixed(texts, work, table)
 
-    async def _mixed(self, texts: tuple[str, ...]) -> Recovered:
-        table = self._table
-        mine = [at for at, text in enumerate(texts) if text not in table]
+    async def _mixed(self, texts: tuple[str, ...], work: Work, table: Table) -> Recovered:
+        mine: list[int] = []
         joined: dict[Flight[Recovered], _Places] = {}
+        seats: dict[Flight[Recovered], dict[str, int]] = {}
         for at, text in enumerate(texts):
-            if text in table:
-                flight, place = table[text]
-                joined.setdefault(flight, []).append((at, place))
+            if text not in table:
+                mine.append(at)
+                continue
+            flight, names = table[text]
+            if flight not in seats:
+                seats[flight] = {name: place for place, name in enumerate(names)}
+            joined.setdefault(flight, []).append((at, seats[flight][text]))
         waits = [self._join(flight, places) for flight, places in joined.items()]
         if mine:
-            waits.append(self._own(texts, mine))
+            waits.append(self._own(texts, mine, work))
         found = Recovered()
         for part in await together(waits):
             found.add(part)
-        return await self._again(texts, found)
+        return await self._again(texts, found, work)
 
-    async def _own(self, texts: Sequence[str], mine: Sequence[int]) -> Recovered:
-        recovered = await self._launch(tuple(texts[at] for at in mine)).wait()
+    async def _own(self, texts: Sequence[str], mine: Sequence[int], work: Work) -> Recovered:
+        recovered = await self._launch(tuple(texts[at] for at in mine), work).wait()
         return recovered.moved(dict(enumerate(mine)))
 
     async def _join(self, flight: Flight[Recovered], places: _Places) -> Recovered:
@@ -78,28 +81,32 @@ class SharedWork:
         # What it cost is on the account of the call that sent it.
         return evolve(recovered.moved({place: at for at, place in places}), requests=0)
 
-    async def _again(self, texts: Sequence[str], found: Recovered) -> Recovered:
+    async def _again(self, texts: Sequence[str], found: Recovered, work: Work) -> Recovered:
         """Texts whose owner was turned away on this side, or ran out of its own time, go once more."""
         left = [at for at, error in found.errors.items() if _was_the_owners(error, self._deadline)]
         if not left:
             return found
-        again = await self._launch(tuple(texts[at] for at in left)).wait()
+        again = await self._launch(tuple(texts[at] for at in left), work).wait()
         for at in left:
             del found.errors[at]
         found.add(again.moved(dict(enumerate(left))))
         return found
 
-    def _launch(self, texts: tuple[str, ...]) -> Flight[Recovered]:
-        table = self._table
+    def _launch(self, texts: tuple[str, ...], work: Work, table: Table | None = None) -> Flight[Recovered]:
+        """Send texts, and let others join those that nobody had sent; with ``table``, that is all of them."""
+        free, texts_in = texts, table
+        if texts_in is None:
+            texts_in = self._flights.table(self._key)
+            free = tuple(text for text in texts if text not in texts_in)
 
         def landed() -> None:
-            for text in texts:
-                if table.get(text, (None,))[0] is flight:
-                    del table[text]
+            for text in free:
+                if texts_in.get(text) is entry:
+                    del texts_in[text]
 
-        flight = self._flights.launch(lambda: self._work(texts), landed)
-        for place, text in enumerate(texts):
-            table.setdefault(text, (flight, place))
+        flight = self._flights.launch(lambda: work(texts), landed)
+        entry = (flight, texts)
+        texts_in.update(dict.fromkeys(free, entry))
         return flight
 
 
