@@ -352,6 +352,22 @@ async def test_hits_are_given_when_the_rest_cannot_be_had() -> None:
             assert (await client.embed(MODEL, ["b"])).errors == {}
 
 
+async def test_after_closing(tmp_path: Path) -> None:
+    """Neither from the cache, nor is anything opened again."""
+    import threading
+
+    async with FaultServer() as server:
+        server.default(answer_openai)
+        client = llmopt.AsyncClient(config(server), cache=tmp_path)
+        await client.embed(MODEL, ["a"])
+        await client.aclose()
+        with pytest.raises(llmopt.ClientClosed):
+            await client.embed(MODEL, ["a"])
+        with pytest.raises(llmopt.ClientClosed):
+            _ = [part async for part in client.embed_iter(MODEL, ["a"])]
+    assert not [each for each in threading.enumerate() if "llmopt-cache" in each.name]
+
+
 async def test_embed_iter_uses_it_too(tmp_path: Path) -> None:
     """In order, sending what is missing; a part of hits alone costs nothing."""
     texts = [f"text {number}" for number in range(200)]

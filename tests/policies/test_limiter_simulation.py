@@ -1,4 +1,4 @@
-"""The limiter against a simulated provider that keeps its own limits (issue 4, Show).
+"""The limiter against a simulated provider that keeps its own limits.
 
 600 requests and 100,000 tokens a minute, in buckets that hold one second of requests and five of tokens;
 two minutes of simulated time, every number seeded. "Possible" is what a client would get through that

@@ -19,7 +19,7 @@ _FAREWELL_S: Final = 10.0
 
 
 class GuardedStore:
-    """A store that does not fail.
+    """A store that does not fail. Closed, it is empty for good: nothing opens again behind a client's back.
 
     Args:
         store: what it guards.
@@ -28,6 +28,7 @@ class GuardedStore:
     def __init__(self, store: CacheStore) -> None:
         self._store: Final = store
         self._told = False
+        self._closed = False
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of these keys, None for what is not there or cannot be had."""
@@ -56,11 +57,16 @@ class GuardedStore:
 
     async def aclose(self) -> None:
         """See `CacheStore.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
         await self._try(self._store.aclose, None, patience=_FAREWELL_S)
 
     async def _try(
         self, act: Callable[[], Awaitable[T]], otherwise: T, *, patience: float = _PATIENCE_S
     ) -> T:
+        if self._closed and act != self._store.aclose:
+            return otherwise
         try:
             async with asyncio.timeout(patience):
                 return await act()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from llmopt.decoding.framing import Decoder, decoder_for
 from llmopt.decoding.sse import SSEDecoder
 from llmopt.errors import InvalidResponse
+from llmopt.values.shown import size
 from llmopt.wire.stream import WireStream
 
 _SILENT: Final = ("", "text/plain", "application/octet-stream")
@@ -29,8 +30,8 @@ class AnswerForm:
     """
 
     decoder: Decoder | None = None
-    first: bytes | None = None
-    body: bytes = b""
+    first: bytes | None = field(default=None, repr=False)
+    body: bytes = field(default=b"", repr=size)
 
 
 async def form_of(wire: WireStream) -> AnswerForm:

@@ -11,7 +11,7 @@ from attrs import evolve
 from llmopt.engine.engine import Engine
 from llmopt.engine.outcome import may_be_an_items
 from llmopt.engine.request import Request
-from llmopt.errors import DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
+from llmopt.errors import ClientClosed, DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
 from llmopt.operations.check import in_input_order
 from llmopt.operations.cuts import TextCuts
 from llmopt.operations.embed_cache import Recalled, TextCache
@@ -103,6 +103,8 @@ class EmbedJob:
         """What is kept of distinct texts. Before the first batch."""
         if self._open_cache is None:
             return Recalled()
+        if self._engine.closed:
+            raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
         self._cache = await self._open_cache()
         return Recalled() if self._cache is None else await self._cache.recall(texts)
 

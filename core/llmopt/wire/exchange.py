@@ -55,14 +55,14 @@ class Exchange(Reader):
     async def open(self, *, whole: bool = False) -> None:
         """Send the request and read the head of the answer, and with ``whole`` all of it where that is shorter."""
         trip, request, connector = self.trip, self.trip.request, self._connector
-        head = connector.heads.of(self._target, request)
         self._connection = connection = await connector.lease(trip, self._target)
         self._protocol = protocol = cast("Protocol", connection.protocol)
         trip.reused = protocol.served > 0
         protocol.begin(trip, whole=whole)
         trip.phase = "send"
         self._upload = upload = Upload(protocol)
-        upload.start(head, request.body, connector.loop)
+        # Not by a name of its own: the head holds the key, and tracebacks show what a frame has names for.
+        upload.start(connector.heads.of(self._target, request), request.body, connector.loop)
         trip.phase = "wait"
         message, self._payload = await protocol.answer()
         trip.phase = "read"
