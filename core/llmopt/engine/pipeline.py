@@ -77,12 +77,12 @@ class Pipeline(Generic[T]):
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
         if not self._account.on:
-            return await self._described()
+            return await self._attempts()
         started = self._clock.now()
         self._account.started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
-            value = await self._described()
+            value = await self._attempts()
             outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
@@ -92,27 +92,25 @@ class Pipeline(Generic[T]):
         finally:
             self._account.ended(self._endpoint, outcome, self._clock.now() - started)
 
-    async def _described(self) -> T:
+    async def _attempts(self) -> T:
         try:
-            return await self._attempts()
+            if self._fleet.in_process:
+                return await self._in_process()
+            try:
+                value = await self._attempt(1)
+            except LLMOptError as error:
+                if not self._worth_retrying(error):
+                    raise
+                return await self._retried(error)
+            self._endpoint.guards.budget.succeeded()
         except LLMOptError as error:
             error.provider = error.provider or self._endpoint.config.provider
             error.model = error.model or self._call.model or None
             error.endpoint = error.endpoint or self._endpoint.name
             error.attempts = tuple(self._history)
             raise
-
-    async def _attempts(self) -> T:
-        if self._fleet.in_process:
-            return await self._in_process()
-        try:
-            value = await self._attempt(1)
-        except LLMOptError as error:
-            if not self._worth_retrying(error):
-                raise
-            return await self._retried(error)
-        self._endpoint.guards.budget.succeeded()
-        return value
+        else:
+            return value
 
     def _worth_retrying(self, error: LLMOptError) -> bool:
         # Inside another attempt of llmopt's it is that one's to retry.
@@ -174,15 +172,18 @@ class Pipeline(Generic[T]):
             self._should_retry = None
             self._new_credential = False
             self._check_deadline("before it was sent")
-            endpoint = self._endpoint = await self._chosen()
+            # What need not wait is not awaited: a coroutine for each would cost more than the policies themselves.
+            endpoint = self._endpoint = self._at_hand() or await self._chosen()
             guards = endpoint.guards
             with Held(endpoint, self._call, self._request.tokens, suspect=self._request.suspect) as held:
-                held.slot = await self._slot(endpoint)
-                lease = await self._lease(endpoint)
+                held.slot = guards.concurrency().try_acquire() or await self._slot(endpoint)
+                lease = guards.pace(self._call).try_acquire(self._request.tokens)
                 if lease is None:
-                    continue
+                    lease = await self._lease(endpoint)
+                    if lease is None:
+                        continue
                 held.lease = lease
-                settings = await endpoint.settings()
+                settings = endpoint.fixed or await endpoint.settings()
                 prepared = self._prepare(endpoint, settings)
                 timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
                 breakers = guards.breakers(self._call)
@@ -283,6 +284,13 @@ class Pipeline(Generic[T]):
             max_body=self._request.max_body,
         )
 
+    def _at_hand(self) -> LiveEndpoint | None:
+        """The endpoint for the next attempt, None while all are given a rest."""
+        try:
+            return self._fleet.choose(self._call, self._tried)
+        except CircuitOpen:
+            return None
+
     async def _chosen(self) -> LiveEndpoint:
         """The endpoint for the next attempt; while all are given a rest, whoever may wait waits here."""
         while True:
@@ -301,17 +309,11 @@ class Pipeline(Generic[T]):
 
     async def _slot(self, endpoint: LiveEndpoint) -> Slot:
         line = endpoint.guards.concurrency()
-        slot = line.try_acquire()
-        if slot is not None:
-            return slot
         return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
 
     async def _lease(self, endpoint: LiveEndpoint) -> PaceLease | None:
         """Leave to send; none when the server wants a pause and another endpoint is free."""
         pace = endpoint.guards.pace(self._call)
-        lease = pace.try_acquire(self._request.tokens)
-        if lease is not None:
-            return lease
         if len(self._fleet.endpoints) > 1:
             try:
                 return await self._in_line(endpoint, pace, patience=0.0)

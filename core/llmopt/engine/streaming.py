@@ -63,7 +63,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         self._account.started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
-            stream = await self._described()
+            stream = await self._attempts()
             outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from itertools import chain
 from typing import Literal
 
 from llmopt.operations.collect import Collector, failure_of
@@ -59,16 +58,14 @@ async def _send(
     if not texts:
         return
     await job.ask_limits()
-    batches = cut(texts, job.cutter())
-    first, second = next(batches), next(batches, None)
-    if second is None:
+    batch = job.cutter().full_from(texts, 0)
+    if batch is not None and len(batch.texts) == len(texts):
         # The usual case of one request needs no machinery.
-        collected.take(await job.run(first), places)
+        collected.take(await job.run(batch), places)
         return
+    batches = cut(texts, job.cutter())
     width = job.width
-    flow = OrderedFlow(
-        _in_turn(chain((first, second), batches)), job.run, width=width, ahead=len(texts) + width
-    )
+    flow = OrderedFlow(_in_turn(batches), job.run, width=width, ahead=len(texts) + width)
     async with aclosing(aiter(flow)) as outcomes:
         async for outcome in outcomes:
             collected.take(outcome, places)

@@ -191,7 +191,8 @@ class EmbedJob:
         if recall and self._cache is not None:
             recovered = await with_recall(self._cache, texts, self._recovered, self.model)
         else:
-            recovered = await self._recovered(texts)
+            shared = self._shared
+            recovered = await (self._work(texts) if shared is None else shared.run(texts, self._work))
         self._note_fatal(recovered, len(texts))
         if distinct and (outcome := whole(batch, recovered)) is not None:
             return outcome

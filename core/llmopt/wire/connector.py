@@ -96,11 +96,7 @@ class Connector(aiohttp.TCPConnector):
             PoolTimeout: none became free in time.
             ConnectFailed: a new one was not made in time.
         """
-        if self._watch is not None:
-            return await self._watched(trip, target, self._watch)
-        return await self._lease(trip, target)
-
-    async def _lease(self, trip: Trip, target: Target) -> Connection:
+        started = self._loop.time()
         key = self.key_of(target)
         if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
             await self._queue(key, trip)
@@ -108,13 +104,9 @@ class Connector(aiohttp.TCPConnector):
         if connection is None:
             connection = await self.connect(way_to(target, self.loop, trip), [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
-        return connection
-
-    async def _watched(self, trip: Trip, target: Target, watch: PoolWatch) -> Connection:
-        started = self._loop.time()
-        connection = await self._lease(trip, target)
-        watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
-        self.tell_size()
+        if self._watch is not None:
+            self._watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
+            self.tell_size()
         return connection
 
     def key_of(self, target: Target) -> ConnectionKey:

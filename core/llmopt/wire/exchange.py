@@ -77,8 +77,18 @@ class Exchange(Reader):
         with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open()
 
-    async def whole(self) -> HttpResponse:
-        """The whole answer within the attempt's time-out."""
+    async def send(self) -> HttpResponse:
+        """The whole answer within the attempt's time-out; if it fails, end the exchange and raise llmopt's error."""
+        try:
+            return await self._whole()
+        except BaseException as error:
+            fault = self.fail(error)
+            if fault is None:
+                raise
+        # As in `guard`, which would cost a coroutine more.
+        raise fault
+
+    async def _whole(self) -> HttpResponse:
         with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open(whole=True)
             body = self._payload
