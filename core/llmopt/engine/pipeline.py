@@ -64,8 +64,8 @@ class Pipeline(Generic[T]):
         self._call: Final = request.call
         self._clock: Final = clock
         self._account: Final = Account(request.call, fleet.endpoints[0].config.provider, telemetry)
-        self._history: Final[list[Attempt]] = []
-        self._tried: Final[set[int]] = set()
+        self._history: tuple[Attempt, ...] = ()
+        self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
         self._new_credential = False
         self._endpoint = fleet.endpoints[0]
@@ -107,7 +107,7 @@ class Pipeline(Generic[T]):
             error.provider = error.provider or self._endpoint.config.provider
             error.model = error.model or self._call.model or None
             error.endpoint = error.endpoint or self._endpoint.name
-            error.attempts = tuple(self._history)
+            error.attempts = self._history
             raise
         else:
             return value
@@ -158,7 +158,7 @@ class Pipeline(Generic[T]):
             outcome, usage = OK, self._request.usage_of(value)
         except LLMOptError as error:
             outcome = type(error).__name__
-            self._history.append(explain(error, endpoint, self._call, response, self._clock.now() - started))
+            self._note(error, endpoint, response, self._clock.now() - started)
             raise
         else:
             return value
@@ -201,12 +201,15 @@ class Pipeline(Generic[T]):
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
-        self._tried.add(endpoint.config.index)
+        self._tried = (*self._tried, endpoint.config.index)
         self._account.sending(endpoint)
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
-            response = await self._exchange(endpoint, prepared, held.timeout)
+            if self._request.deadline.bounded:
+                response = await self._exchange(endpoint, prepared, held.timeout)
+            else:
+                response = await endpoint.wire.send(self._wire_request(endpoint, prepared, held.timeout))
             value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
         except LLMOptError as error:
             self._failed(number, held, settings, error, response, self._clock.now() - started)
@@ -247,11 +250,16 @@ class Pipeline(Generic[T]):
     ) -> None:
         endpoint = held.endpoint
         self._should_retry = should_retry(response)
-        self._history.append(explain(error, endpoint, self._call, response, seconds))
+        self._note(error, endpoint, response, seconds)
         if held.failed(error, settings, seconds, response):
             self._account.learned(endpoint)
         outcome = type(error).__name__
         self._account.attempted(endpoint, number, outcome, response, seconds, sent=error.sent)
+
+    def _note(
+        self, error: LLMOptError, endpoint: LiveEndpoint, response: HttpResponse | None, seconds: float
+    ) -> None:
+        self._history = (*self._history, explain(error, endpoint, self._call, response, seconds))
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         request = endpoint.hooks.build_request(self._call, settings)

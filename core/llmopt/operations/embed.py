@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Literal
 
 from llmopt.operations.collect import Collector, failure_of
-from llmopt.operations.embed_cache import Recalled
+from llmopt.operations.embed_cache import NOTHING_RECALLED
 from llmopt.operations.embed_job import EmbedJob
 from llmopt.operations.flow import OrderedFlow
 from llmopt.operations.inputs import as_list, faults_of, refuse_single
@@ -28,7 +28,7 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
     good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
     distinct = list(dict.fromkeys(good))
     collected = Collector(distinct, job.model)
-    recalled = await job.recall(distinct) if distinct else Recalled()
+    recalled = await job.recall(distinct) if distinct and job.keeps else NOTHING_RECALLED
     if not recalled:
         await _send(job, distinct, collected)
     else:

@@ -96,7 +96,7 @@ class Connector(aiohttp.TCPConnector):
             PoolTimeout: none became free in time.
             ConnectFailed: a new one was not made in time.
         """
-        started = self._loop.time()
+        started = 0.0 if self._watch is None else self._loop.time()
         key = self.key_of(target)
         if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
             await self._queue(key, trip)
