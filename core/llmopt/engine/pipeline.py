@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from importlib import import_module
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from llmopt.engine.account import CANCELLED, OK, Account
 from llmopt.engine.attempt import Held, explain, should_retry
@@ -70,14 +70,15 @@ class Pipeline(Generic[T]):
         self._new_credential = False
         self._endpoint = fleet.endpoints[0]
 
-    async def run(self) -> T:
+    def run(self) -> Coroutine[Any, Any, T]:
         """The parsed answer, after as many attempts as it takes and the policy allows.
 
         Raises:
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        if not self._account.on:
-            return await self._attempts()
+        return self._told() if self._account.on else self._attempts()
+
+    async def _told(self) -> T:
         started = self._clock.now()
         self._account.started(self._request.items, self._request.tokens)
         outcome = CANCELLED

@@ -105,9 +105,12 @@ class Connector(aiohttp.TCPConnector):
             connection = await self.connect(way_to(target, self.loop, trip), [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
         if self._watch is not None:
-            self._watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
-            self.tell_size()
+            self._tell(self._watch, started, connection)
         return connection
+
+    def _tell(self, watch: PoolWatch, started: float, connection: Connection) -> None:
+        watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
+        self.tell_size()
 
     def key_of(self, target: Target) -> ConnectionKey:
         """What connections that lead there have in common."""
