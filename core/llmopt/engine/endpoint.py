@@ -65,6 +65,7 @@ class LiveEndpoint:
         prepare: encodes requests to it.
         told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
         asking: held while it is asked.
+        foreign: whether its requests may go through somebody else's code, which may itself call llmopt.
 
     Raises:
         ConfigError: the plugin's way to sign in cannot be used.
@@ -93,6 +94,7 @@ class LiveEndpoint:
         # A client may be used on several loops in several threads, and a second pool would be nobody's.
         self._opening: Final = threading.Lock()
         self._static: Settings | None = None
+        self.foreign = True
         self._closed = False
 
     @property
@@ -146,6 +148,7 @@ class LiveEndpoint:
             from llmopt.wire.seam import TransportWire
 
             return TransportWire(chosen)
+        self.foreign = False
         from llmopt.wire.pool import ConnectionPool
 
         watch = self._telemetry.pool(self.config.provider, self.name)

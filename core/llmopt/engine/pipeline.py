@@ -193,12 +193,14 @@ class Pipeline(Generic[T]):
                     lease.refund()
                     continue
                 held.admitted(permit, timeout)
-                with SingleRetrier():
-                    try:
+                try:
+                    if not endpoint.foreign:
                         return await self._send(number, held, prepared, settings)
-                    except AuthError:
-                        self._new_credential = await self._another_key(endpoint, settings)
-                        raise
+                    with SingleRetrier():
+                        return await self._send(number, held, prepared, settings)
+                except AuthError:
+                    self._new_credential = await self._another_key(endpoint, settings)
+                    raise
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field
 
 from llmopt.errors import InvalidInput, PluginContractError
 from llmopt.values.calls import Call, CatalogCall
@@ -24,9 +24,9 @@ _MOST_CHECKED: Final = 64
 encoder: Final = msgspec.json.Encoder()
 
 
-@frozen(kw_only=True)
+@define(kw_only=True, eq=False)
 class Prepared:
-    """A request ready for the wire. The body is made once and never changed."""
+    """A request ready for the wire. Nothing of it is ever changed; freezing it would double its price."""
 
     method: str
     url: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from llmopt.wire.body import Unpacker
@@ -22,7 +23,7 @@ class Reader:
     def __init__(self, trip: Trip) -> None:
         self.trip: Final = trip
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self.headers: Mapping[str, str] = {}
         self._unpacker: Unpacker | None = None
 
     async def raw(self) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import field, frozen
+from attrs import define, field
 
 
 def _without_query(url: str) -> str:
@@ -19,9 +19,9 @@ def _size(body: bytes | None) -> str:
     return "None" if body is None else f"<{len(body)} bytes>"
 
 
-@frozen(kw_only=True)
+@define(kw_only=True, eq=False)
 class WireRequest:
-    """What to send, and the bounds within which an answer is wanted.
+    """What to send, and the bounds within which an answer is wanted. Never changed; freezing it would double its price.
 
     Attributes:
         method: "GET" or "POST".

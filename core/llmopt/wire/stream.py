@@ -12,7 +12,7 @@ class Carrier(Protocol):
     """Whatever carries an answer: an exchange on a connection of ours, or a visit to somebody else's transport."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
 
     @property
     def info(self) -> AttemptInfo:
