@@ -68,6 +68,7 @@ class Pipeline(Generic[T]):
         self._tried: Final[set[int]] = set()
         self._should_retry: bool | None = None
         self._new_credential = False
+        self._packed: Prepared | None = None
         self._endpoint = fleet.endpoints[0]
 
     async def run(self) -> T:
@@ -184,6 +185,9 @@ class Pipeline(Generic[T]):
                 held.lease = lease
                 settings = await endpoint.settings()
                 prepared = self._prepare(endpoint, settings)
+                if endpoint.packing is not None:
+                    prepared = await endpoint.packing.pack(prepared, self._packed, self._call.model)
+                    self._packed = prepared
                 timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
                 breakers = guards.breakers(self._call)
                 permit = breakers.acquire(timeout) if breakers is not None else None
@@ -276,6 +280,7 @@ class Pipeline(Generic[T]):
             url=prepared.url,
             headers=prepared.headers,
             body=prepared.body,
+            unpacked=prepared.unpacked,
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,

@@ -205,6 +205,30 @@ class PoolSize(Event):
 
 
 @frozen(kw_only=True)
+class RequestCompression(Event):
+    """The body of a request, ``size`` bytes, was packed into ``sent`` bytes, which all its attempts send."""
+
+    name: ClassVar[str] = "request.compression"
+
+    size: int
+    sent: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller it is than it was."""
+        return self.size / self.sent if self.sent else 1.0
+
+
+@frozen(kw_only=True)
+class CompressionRefused(Event):
+    """An endpoint refused a packed request with this status and took it unpacked: it gets no more packed ones."""
+
+    name: ClassVar[str] = "compression.refused"
+
+    status: int
+
+
+@frozen(kw_only=True)
 class ResponseCompression(Event):
     """An answer came packed: ``received`` bytes on the wire stood for ``size`` bytes."""
 
