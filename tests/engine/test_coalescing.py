@@ -243,5 +243,5 @@ async def test_work_that_is_stopped_before_it_began() -> None:
     async def work() -> None:
         raise AssertionError("it never begins")
 
-    flights.launch(work, lambda: None)
+    flights.launch(work, flights.table("kind"), ("name",))
     await flights.aclose()

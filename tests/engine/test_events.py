@@ -100,12 +100,12 @@ def test_without_a_listener_a_pool_is_not_watched() -> None:
 
 
 async def test_without_a_listener_the_connector_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its watched way is not taken."""
+    """Nobody is told how long a connection was waited for."""
 
     def never(*_: object) -> None:
         raise AssertionError("somebody measures")
 
-    monkeypatch.setattr(Connector, "_watched", never)
+    monkeypatch.setattr(Connector, "_tell", never)
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
         assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)

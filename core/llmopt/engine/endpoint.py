@@ -111,6 +111,11 @@ class LiveEndpoint:
         """Its settings without a credential, for hooks that need none."""
         return self.config.settings(None)
 
+    @property
+    def fixed(self) -> Settings | None:
+        """Its settings where they stay the same, once they were asked for; None where they must be asked for."""
+        return self._static
+
     async def settings(self) -> Settings:
         """Its settings for one attempt, with the credential of this moment.
 

@@ -22,18 +22,28 @@ class Flight(Generic[R]):
 
     Args:
         work: begins what is to be done.
-        landed: called when it is over, before any waiter goes on, and when everybody has left it, so that
-            nobody joins what is being stopped; it may be called twice.
+        board: of all flights on this loop.
+        table: where others find it.
+        names: under which names. They are taken out when the work is over, before any waiter goes on, and when
+            everybody has left it, so that nobody joins what is being stopped.
     """
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        work: Callable[[], Coroutine[Any, Any, R]],
+        board: _Board,
+        table: Table,
+        names: tuple[str, ...],
+    ) -> None:
         self._waiters: Final[dict[asyncio.Future[None], None]] = {}
-        self._acts: Final[list[Callable[[], None]]] = []
         self._closing = False
-        self._landed: Callable[[], None] | None = landed
+        self._board: Final = board
+        self._table: Final = table
+        self._names: Final = names
         self._loop: Final = asyncio.get_running_loop()
         self._task: Final = self._loop.create_task(self._run(work))
         self._task.add_done_callback(self._over)
+        board.flights.add(self)
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         try:
@@ -42,21 +52,18 @@ class Flight(Generic[R]):
             self._land()
 
     def _land(self) -> None:
-        if self._landed is not None:
-            self._landed()
+        for name in self._names:
+            if (entry := self._table.get(name)) is not None and entry[0] is self:
+                del self._table[name]
 
     def _over(self, task: asyncio.Task[R]) -> None:
+        self._board.flights.discard(self)
         if task.cancelled():
             # One that is cancelled before its first step never comes to its `finally`.
             self._land()
         elif not self._waiters:
             # Nobody looks at it any more.
             task.exception()
-        for act in self._acts:
-            act()
-        # What they refer to refers to this flight, and so to its result: without them it goes when it is given out.
-        self._acts.clear()
-        self._landed = None
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -87,10 +94,6 @@ class Flight(Generic[R]):
                 self._land()
                 self._task.cancel()
 
-    def when_over(self, act: Callable[[], None]) -> None:
-        """Have something done when the work has ended or has been stopped."""
-        self._acts.append(act)
-
     async def abort(self) -> None:
         """Cancel the work because the client closes, and wait until it has stopped."""
         self._closing = True
@@ -99,6 +102,7 @@ class Flight(Generic[R]):
 
 
 Table = dict[str, tuple[Flight[Any], tuple[str, ...]]]
+"""The parts of one kind of work that are in flight: by name, their flight and all names in it."""
 
 
 class Flights:
@@ -108,31 +112,25 @@ class Flights:
         self._boards: Final[PerLoop[_Board]] = PerLoop(_Board)
 
     def table(self, key: Hashable) -> Table:
-        """For one kind of work, the parts that are in flight: by name, their flight and all names in it."""
+        """What is in flight of one kind of work."""
         return self._boards.here().tables.setdefault(key, {})
 
-    def launch(self, work: Callable[[], Coroutine[Any, Any, R]], landed: Callable[[], None]) -> Flight[R]:
-        """Start some work; ``landed`` may be called more than once."""
-        board = self._boards.here()
-        flight = Flight(work, landed)
-        board.flights.add(flight)
-        flight.when_over(lambda: board.flights.discard(flight))
+    def launch(
+        self, work: Callable[[], Coroutine[Any, Any, R]], table: Table, names: tuple[str, ...]
+    ) -> Flight[R]:
+        """Start some work, to be joined by those of its names that are not in the table yet."""
+        free = names
+        if not table.keys().isdisjoint(names):
+            free = tuple(name for name in names if name not in table)
+        flight = Flight(work, self._boards.here(), table, free)
+        table.update(dict.fromkeys(free, (flight, names)))
         return flight
 
     async def share(self, key: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """The result of work that is known by a name: joined where it is under way, else started."""
         table = self.table(None)
         found = table.get(key)
-        if found is None:
-
-            def landed() -> None:
-                if key in table and table[key][0] is flight:
-                    del table[key]
-
-            flight: Flight[R] = self.launch(make, landed)
-            table[key] = (flight, (key,))
-        else:
-            flight = found[0]
+        flight: Flight[R] = self.launch(make, table, (key,)) if found is None else found[0]
         return await flight.wait()
 
     async def aclose(self) -> None:

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from importlib import import_module
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from llmopt.engine.account import CANCELLED, OK, Account
 from llmopt.engine.attempt import Held, explain, should_retry
@@ -64,26 +64,27 @@ class Pipeline(Generic[T]):
         self._call: Final = request.call
         self._clock: Final = clock
         self._account: Final = Account(request.call, fleet.endpoints[0].config.provider, telemetry)
-        self._history: Final[list[Attempt]] = []
-        self._tried: Final[set[int]] = set()
+        self._history: tuple[Attempt, ...] = ()
+        self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
         self._new_credential = False
         self._packed: Prepared | None = None
         self._endpoint = fleet.endpoints[0]
 
-    async def run(self) -> T:
+    def run(self) -> Coroutine[Any, Any, T]:
         """The parsed answer, after as many attempts as it takes and the policy allows.
 
         Raises:
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        if not self._account.on:
-            return await self._described()
+        return self._told() if self._account.on else self._attempts()
+
+    async def _told(self) -> T:
         started = self._clock.now()
         self._account.started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
-            value = await self._described()
+            value = await self._attempts()
             outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
@@ -93,27 +94,25 @@ class Pipeline(Generic[T]):
         finally:
             self._account.ended(self._endpoint, outcome, self._clock.now() - started)
 
-    async def _described(self) -> T:
+    async def _attempts(self) -> T:
         try:
-            return await self._attempts()
+            if self._fleet.in_process:
+                return await self._in_process()
+            try:
+                value = await self._attempt(1)
+            except LLMOptError as error:
+                if not self._worth_retrying(error):
+                    raise
+                return await self._retried(error)
+            self._endpoint.guards.budget.succeeded()
         except LLMOptError as error:
             error.provider = error.provider or self._endpoint.config.provider
             error.model = error.model or self._call.model or None
             error.endpoint = error.endpoint or self._endpoint.name
-            error.attempts = tuple(self._history)
+            error.attempts = self._history
             raise
-
-    async def _attempts(self) -> T:
-        if self._fleet.in_process:
-            return await self._in_process()
-        try:
-            value = await self._attempt(1)
-        except LLMOptError as error:
-            if not self._worth_retrying(error):
-                raise
-            return await self._retried(error)
-        self._endpoint.guards.budget.succeeded()
-        return value
+        else:
+            return value
 
     def _worth_retrying(self, error: LLMOptError) -> bool:
         # Inside another attempt of llmopt's it is that one's to retry.
@@ -161,7 +160,7 @@ class Pipeline(Generic[T]):
             outcome, usage = OK, self._request.usage_of(value)
         except LLMOptError as error:
             outcome = type(error).__name__
-            self._history.append(explain(error, endpoint, self._call, response, self._clock.now() - started))
+            self._note(error, endpoint, response, self._clock.now() - started)
             raise
         else:
             return value
@@ -175,15 +174,18 @@ class Pipeline(Generic[T]):
             self._should_retry = None
             self._new_credential = False
             self._check_deadline("before it was sent")
-            endpoint = self._endpoint = await self._chosen()
+            # What need not wait is not awaited: a coroutine for each would cost more than the policies themselves.
+            endpoint = self._endpoint = self._at_hand() or await self._chosen()
             guards = endpoint.guards
             with Held(endpoint, self._call, self._request.tokens, suspect=self._request.suspect) as held:
-                held.slot = await self._slot(endpoint)
-                lease = await self._lease(endpoint)
+                held.slot = guards.concurrency().try_acquire() or await self._slot(endpoint)
+                lease = guards.pace(self._call).try_acquire(self._request.tokens)
                 if lease is None:
-                    continue
+                    lease = await self._lease(endpoint)
+                    if lease is None:
+                        continue
                 held.lease = lease
-                settings = await endpoint.settings()
+                settings = endpoint.fixed or await endpoint.settings()
                 prepared = self._prepare(endpoint, settings)
                 if endpoint.packing is not None:
                     prepared = await endpoint.packing.pack(prepared, self._packed, self._call.model)
@@ -204,12 +206,15 @@ class Pipeline(Generic[T]):
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
-        self._tried.add(endpoint.config.index)
+        self._tried = (*self._tried, endpoint.config.index)
         self._account.sending(endpoint)
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
-            response = await self._exchange(endpoint, prepared, held.timeout)
+            if self._request.deadline.bounded:
+                response = await self._exchange(endpoint, prepared, held.timeout)
+            else:
+                response = await endpoint.wire.send(self._wire_request(endpoint, prepared, held.timeout))
             value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
         except LLMOptError as error:
             self._failed(number, held, settings, error, response, self._clock.now() - started)
@@ -250,11 +255,16 @@ class Pipeline(Generic[T]):
     ) -> None:
         endpoint = held.endpoint
         self._should_retry = should_retry(response)
-        self._history.append(explain(error, endpoint, self._call, response, seconds))
+        self._note(error, endpoint, response, seconds)
         if held.failed(error, settings, seconds, response):
             self._account.learned(endpoint)
         outcome = type(error).__name__
         self._account.attempted(endpoint, number, outcome, response, seconds, sent=error.sent)
+
+    def _note(
+        self, error: LLMOptError, endpoint: LiveEndpoint, response: HttpResponse | None, seconds: float
+    ) -> None:
+        self._history = (*self._history, explain(error, endpoint, self._call, response, seconds))
 
     def _prepare(self, endpoint: LiveEndpoint, settings: Settings) -> Prepared:
         request = endpoint.hooks.build_request(self._call, settings)
@@ -288,6 +298,13 @@ class Pipeline(Generic[T]):
             max_body=self._request.max_body,
         )
 
+    def _at_hand(self) -> LiveEndpoint | None:
+        """The endpoint for the next attempt, None while all are given a rest."""
+        try:
+            return self._fleet.choose(self._call, self._tried)
+        except CircuitOpen:
+            return None
+
     async def _chosen(self) -> LiveEndpoint:
         """The endpoint for the next attempt; while all are given a rest, whoever may wait waits here."""
         while True:
@@ -306,17 +323,11 @@ class Pipeline(Generic[T]):
 
     async def _slot(self, endpoint: LiveEndpoint) -> Slot:
         line = endpoint.guards.concurrency()
-        slot = line.try_acquire()
-        if slot is not None:
-            return slot
         return await self._waiting("concurrency", endpoint, line.acquire(self._request.deadline))
 
     async def _lease(self, endpoint: LiveEndpoint) -> PaceLease | None:
         """Leave to send; none when the server wants a pause and another endpoint is free."""
         pace = endpoint.guards.pace(self._call)
-        lease = pace.try_acquire(self._request.tokens)
-        if lease is not None:
-            return lease
         if len(self._fleet.endpoints) > 1:
             try:
                 return await self._in_line(endpoint, pace, patience=0.0)

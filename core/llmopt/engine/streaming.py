@@ -63,7 +63,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         self._account.started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
-            stream = await self._described()
+            stream = await self._attempts()
             outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
@@ -83,7 +83,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         return await self._send(1, held, self._prepare(endpoint, settings), settings)
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> LiveStream:
-        self._tried.add(held.endpoint.config.index)
+        self._tried = (*self._tried, held.endpoint.config.index)
         self._account.sending(held.endpoint)
         self._head = None
         started = self._clock.now()
@@ -216,8 +216,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
         explain(cause, held.endpoint, self._call, head, seconds)
         error.retry_after = cause.retry_after
-        self._history.append(explain(error, held.endpoint, self._call, head, seconds))
-        error.attempts = tuple(self._history)
+        self._note(error, held.endpoint, head, seconds)
+        error.attempts = self._history
         held.broke(cause, settings, tokens)
 
     def _spent(self, reader: EventReader) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Final
 
 from llmopt.errors import InvalidResponse
 from llmopt.values.embeddings import EmbeddedRows
@@ -11,6 +12,9 @@ from llmopt.values.order import in_order
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+_FEW: Final = 8_192
 
 
 def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> NDArray[np.float32]:
@@ -42,11 +46,22 @@ def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> ND
             f"the vectors of the answer have {vectors.shape[1]} numbers, expected {dimensions}.", "dimensions"
         )
     ordered = _ordered(vectors, rows.indices, count)
-    finite = np.isfinite(ordered)
-    if not finite.all():
-        bad = int(np.flatnonzero(~finite.all(axis=1))[0])
-        raise _invalid(f"vector {bad} of the answer holds a number that is not finite.", "non_finite")
+    if not _surely_finite(ordered):
+        finite = np.isfinite(ordered)
+        if not finite.all():
+            bad = int(np.flatnonzero(~finite.all(axis=1))[0])
+            raise _invalid(f"vector {bad} of the answer holds a number that is not finite.", "non_finite")
     return np.ascontiguousarray(ordered)
+
+
+def _surely_finite(vectors: NDArray[np.float32]) -> bool:
+    """A quick look at few numbers: a sum of squares is finite only if all of them are."""
+    import numpy as np
+
+    if vectors.size > _FEW:
+        return False
+    flat = vectors.reshape(-1)
+    return math.isfinite(np.vdot(flat, flat))
 
 
 def _ordered(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from itertools import chain
 from typing import Literal
 
 from llmopt.operations.collect import Collector, failure_of
-from llmopt.operations.embed_cache import Recalled
+from llmopt.operations.embed_cache import NOTHING_RECALLED
 from llmopt.operations.embed_job import EmbedJob
+from llmopt.operations.embed_outcome import Outcome
 from llmopt.operations.flow import OrderedFlow
 from llmopt.operations.inputs import as_list, faults_of, refuse_single
 from llmopt.operations.plan import Batch, cut
@@ -29,7 +29,13 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
     good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
     distinct = list(dict.fromkeys(good))
     collected = Collector(distinct, job.model)
-    recalled = await job.recall(distinct) if distinct else Recalled()
+    if len(distinct) == len(listed) and not job.keeps and (outcome := await _in_one(job, distinct)):
+        if outcome.vectors is not None and not outcome.errors:
+            # The usual case of one request needs no putting together.
+            return Embeddings(vectors=outcome.vectors, usage=outcome.usage, model=outcome.model or job.model)
+        collected.take(outcome)
+        return _checked(collected.result(listed, faults), errors)
+    recalled = await job.recall(distinct) if distinct and job.keeps else NOTHING_RECALLED
     if not recalled:
         await _send(job, distinct, collected)
     else:
@@ -39,10 +45,22 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
         if not collected.recall(recalled):
             # Another model answers to the name by now.
             await _send(job, [distinct[at] for at in recalled.at], collected, recalled.at)
-    result = collected.result(listed, faults)
+    return _checked(collected.result(listed, faults), errors)
+
+
+def _checked(result: Embeddings, errors: ErrorMode) -> Embeddings:
     if result.errors and errors == "raise":
         raise failure_of(result)
     return result
+
+
+async def _in_one(job: EmbedJob, texts: list[str]) -> Outcome | None:
+    """What distinct texts come to that fit into one request; None when they do not."""
+    if not texts:
+        return None
+    await job.ask_limits()
+    batch = job.cutter().full_from(texts, 0)
+    return await job.run(batch) if batch is not None and len(batch.texts) == len(texts) else None
 
 
 async def _send(
@@ -60,15 +78,8 @@ async def _send(
         return
     await job.ask_limits()
     batches = cut(texts, job.cutter())
-    first, second = next(batches), next(batches, None)
-    if second is None:
-        # The usual case of one request needs no machinery.
-        collected.take(await job.run(first), places)
-        return
     width = job.width
-    flow = OrderedFlow(
-        _in_turn(chain((first, second), batches)), job.run, width=width, ahead=len(texts) + width
-    )
+    flow = OrderedFlow(_in_turn(batches), job.run, width=width, ahead=len(texts) + width)
     async with aclosing(aiter(flow)) as outcomes:
         async for outcome in outcomes:
             collected.take(outcome, places)

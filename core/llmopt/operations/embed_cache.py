@@ -56,6 +56,9 @@ class Recalled:
         return bool(self.at)
 
 
+NOTHING_RECALLED: Final = Recalled()
+
+
 class TextCache:
     """The vectors of texts that are embedded in one way.
 

@@ -14,7 +14,7 @@ from llmopt.engine.request import Request
 from llmopt.errors import ClientClosed, DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
 from llmopt.operations.check import in_input_order
 from llmopt.operations.cuts import TextCuts
-from llmopt.operations.embed_cache import Recalled, TextCache
+from llmopt.operations.embed_cache import NOTHING_RECALLED, Recalled, TextCache
 from llmopt.operations.embed_outcome import Outcome, assemble, whole
 from llmopt.operations.embed_recall import with_recall
 from llmopt.operations.limits import merged, numbers_of, told_limits
@@ -76,7 +76,7 @@ class EmbedJob:
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
         self._endpoint: Final = engine.endpoints(provider)[0]
-        self._extra: Final = ExtraRequests()
+        self._extra: ExtraRequests | None = None
         self._kind: Final = _kind(call)
         self._shared: Final = self._sharing()
         self._declared = _NOTHING
@@ -99,14 +99,19 @@ class EmbedJob:
         """Requests under way at once."""
         return sum(endpoint.config.max_concurrency for endpoint in self._engine.endpoints(self._provider))
 
+    @property
+    def keeps(self) -> bool:
+        """Whether something may be kept of its texts."""
+        return self._open_cache is not None
+
     async def recall(self, texts: Sequence[str]) -> Recalled:
         """What is kept of distinct texts. Before the first batch."""
         if self._open_cache is None:
-            return Recalled()
+            return NOTHING_RECALLED
         if self._engine.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
         self._cache = await self._open_cache()
-        return Recalled() if self._cache is None else await self._cache.recall(texts)
+        return NOTHING_RECALLED if self._cache is None else await self._cache.recall(texts)
 
     async def ask_limits(self) -> None:
         """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
@@ -191,7 +196,8 @@ class EmbedJob:
         if recall and self._cache is not None:
             recovered = await with_recall(self._cache, texts, self._recovered, self.model)
         else:
-            recovered = await self._recovered(texts)
+            shared = self._shared
+            recovered = await (self._work(texts) if shared is None else shared.run(texts, self._work))
         self._note_fatal(recovered, len(texts))
         if distinct and (outcome := whole(batch, recovered)) is not None:
             return outcome
@@ -215,6 +221,7 @@ class EmbedJob:
             return self._request(tuple(texts[at] for at in part), suspect=True)
 
         cuts = TextCuts(texts, self._estimator.estimate, self.limit, self._sizes(), self._learned)
+        self._extra = self._extra or ExtraRequests()
         return Recovery(send, cuts, self._extra, self._split)
 
     def _split(self, items: int, error: LLMOptError) -> None:

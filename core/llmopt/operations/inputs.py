@@ -41,6 +41,8 @@ def refuse_single(texts: object) -> None:
     Raises:
         InvalidInput: a single text, bytes, a mapping, or not iterable at all.
     """
+    if isinstance(texts, (list, tuple)):
+        return
     if isinstance(texts, (str, bytes, bytearray)):
         raise InvalidInput(f"the texts must be a list of str, not one {type(texts).__name__}; write [text].")
     if isinstance(texts, Mapping) or not isinstance(texts, (Iterable, AsyncIterable)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 from attrs import evolve
@@ -93,21 +94,9 @@ class SharedWork:
         return found
 
     def _launch(self, texts: tuple[str, ...], work: Work, table: Table | None = None) -> Flight[Recovered]:
-        """Send texts, and let others join those that nobody had sent; with ``table``, that is all of them."""
-        free, texts_in = texts, table
-        if texts_in is None:
-            texts_in = self._flights.table(self._key)
-            free = tuple(text for text in texts if text not in texts_in)
-
-        def landed() -> None:
-            for text in free:
-                if texts_in.get(text) is entry:
-                    del texts_in[text]
-
-        flight = self._flights.launch(lambda: work(texts), landed)
-        entry = (flight, texts)
-        texts_in.update(dict.fromkeys(free, entry))
-        return flight
+        """Send texts, and let others join those that nobody had sent."""
+        at = self._flights.table(self._key) if table is None else table
+        return self._flights.launch(partial(work, texts), at, texts)
 
 
 def _was_the_owners(error: LLMOptError, deadline: Deadline) -> bool:

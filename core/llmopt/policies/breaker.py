@@ -117,6 +117,7 @@ class CircuitBreaker:
         self.name = name
         self._rules = rules = rules or BreakerRules()
         self._now = now
+        self._report = self._settle  # bound once, not for each permit
         self._rng = rng or new_source()
         self._on_change = on_change
         self._on_news = on_news
@@ -159,9 +160,9 @@ class CircuitBreaker:
                 is given up, and the next one may go.
         """
         if self._state == "closed" and self._mode == "automatic":
-            return Permit(self._settle, self._generation)
+            return Permit(self._report, self._generation)
         if self._mode == "disabled":
-            return Permit(self._settle, _UNCOUNTED)
+            return Permit(self._report, _UNCOUNTED)
         if self._mode == "forced_open":
             return Refusal(self.name, math.inf)
         return self._admit(timeout_s)
@@ -181,7 +182,7 @@ class CircuitBreaker:
         wait = self._wait()
         if wait is not None:
             shadow = self._mode == "metrics_only"
-            return Permit(self._settle, _UNCOUNTED) if shadow else Refusal(self.name, wait)
+            return Permit(self._report, _UNCOUNTED) if shadow else Refusal(self.name, wait)
         if self._state == "open":
             self._row = 0
             self._change("half_open")
@@ -189,7 +190,7 @@ class CircuitBreaker:
             # A new generation for each probe: one that was given up must not speak for the next.
             self._generation += 1
             self._watch_until = self._now() + timeout_s + self._rules.watch_spare_s
-        return Permit(self._settle, self._generation)
+        return Permit(self._report, self._generation)
 
     def _settle(self, ticket: int, result: Result) -> None:
         if ticket != self._generation:

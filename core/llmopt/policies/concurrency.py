@@ -80,6 +80,7 @@ class Concurrency:
     def __init__(self, *, clock: Clock, initial: float = 16, minimum: int = 1, maximum: int = 256) -> None:
         """Keep between ``minimum`` and ``maximum``; the latter is never above the size of the pool."""
         self._clock = clock
+        self._take_back = self._release  # bound once, not for each slot
         self._minimum = minimum
         self._maximum = max(minimum, maximum)
         self.limit = float(min(max(initial, minimum), self._maximum))
@@ -102,7 +103,7 @@ class Concurrency:
         if self.in_flight >= int(self.limit) or self._line:
             return None
         self.in_flight += 1
-        return Slot(self._release)
+        return Slot(self._take_back)
 
     async def acquire(self, deadline: Deadline | None = None) -> Slot:
         """A slot, when it is this caller's turn.
@@ -126,7 +127,7 @@ class Concurrency:
         finally:
             if timer is not None:
                 timer.cancel()
-        return Slot(self._release)
+        return Slot(self._take_back)
 
     def resize(self, maximum: int) -> None:
         """Set another maximum, such as that of a new pool."""

@@ -152,10 +152,13 @@ def read_usage(value: object) -> Usage | None:
     if total is None and prompt is None:
         return None
     prompt = prompt if prompt is not None else max(0, (total or 0) - completion)
+    total = total if total is not None else prompt + completion
+    if value.keys() <= _PLAIN:
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=total if total is not None else prompt + completion,
+        total_tokens=total,
         cached_tokens=_detail(value, "cached_tokens", *_OF_PROMPTS)
         or _count(value.get("num_cached_tokens"))
         or 0,
@@ -163,6 +166,7 @@ def read_usage(value: object) -> Usage | None:
     )
 
 
+_PLAIN: Final = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _OF_PROMPTS: Final = ("prompt_tokens_details", "prompt_token_details")
 """Both spellings occur, in one and the same answer even."""
 

@@ -21,6 +21,7 @@ from llmopt.wire.sockets import Sockets, finish
 from llmopt.wire.target import Target
 from llmopt.wire.trip import Trip
 from llmopt.wire.watch import PoolWatch
+from llmopt.wire.watchdog import Watchdog
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
 
@@ -38,6 +39,7 @@ class Connector(aiohttp.TCPConnector):
 
     Attributes:
         loop: the loop it belongs to.
+        watchdog: of the time-outs of attempts.
         heads: the heads of requests, as written so far.
         created: connections made.
         reused: requests that went over a kept connection.
@@ -62,6 +64,7 @@ class Connector(aiohttp.TCPConnector):
         )
         self._factory: partial[Any] = partial(Protocol, loop=self._loop, room=scratch())
         self.loop: Final = self._loop
+        self.watchdog: Final = Watchdog(self._loop)
         self.heads: Final = Heads(close=keepalive <= 0)
         self._keys: Final[WeakKeyDictionary[Target, ConnectionKey]] = WeakKeyDictionary()
         self.created = 0
@@ -93,11 +96,7 @@ class Connector(aiohttp.TCPConnector):
             PoolTimeout: none became free in time.
             ConnectFailed: a new one was not made in time.
         """
-        if self._watch is not None:
-            return await self._watched(trip, target, self._watch)
-        return await self._lease(trip, target)
-
-    async def _lease(self, trip: Trip, target: Target) -> Connection:
+        started = 0.0 if self._watch is None else self._loop.time()
         key = self.key_of(target)
         if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
             await self._queue(key, trip)
@@ -105,14 +104,13 @@ class Connector(aiohttp.TCPConnector):
         if connection is None:
             connection = await self.connect(way_to(target, self.loop, trip), [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
+        if self._watch is not None:
+            self._tell(self._watch, started, connection)
         return connection
 
-    async def _watched(self, trip: Trip, target: Target, watch: PoolWatch) -> Connection:
-        started = self._loop.time()
-        connection = await self._lease(trip, target)
+    def _tell(self, watch: PoolWatch, started: float, connection: Connection) -> None:
         watch.taken(self._loop.time() - started, cast("Protocol", connection.protocol).served)
         self.tell_size()
-        return connection
 
     def key_of(self, target: Target) -> ConnectionKey:
         """What connections that lead there have in common."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from collections.abc import Coroutine
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -19,7 +19,7 @@ from llmopt.wire.reader import Reader
 from llmopt.wire.request import WireRequest
 from llmopt.wire.target import Target
 from llmopt.wire.trip import Trip
-from llmopt.wire.upload import Upload
+from llmopt.wire.upload import Upload, at_once
 
 if TYPE_CHECKING:
     from aiohttp import StreamReader
@@ -60,9 +60,8 @@ class Exchange(Reader):
         trip.reused = protocol.served > 0
         protocol.begin(trip, whole=whole)
         trip.phase = "send"
-        self._upload = upload = Upload(protocol)
         # Not by a name of its own: the head holds the key, and tracebacks show what a frame has names for.
-        upload.start(connector.heads.of(self._target, request), request.body, connector.loop)
+        self._write(protocol, connector.heads.of(self._target, request), request.body)
         trip.phase = "wait"
         message, self._payload = await protocol.answer()
         trip.phase = "read"
@@ -72,14 +71,32 @@ class Exchange(Reader):
         if self.status == _PROXY_AUTHENTICATION and trip.proxy is not None and not self._target.tunnelled:
             raise endings.proxy_refused(trip, self.status, message.reason)
 
+    def _write(self, protocol: Protocol, head: bytes, body: bytes | None) -> None:
+        transport = protocol.transport
+        if transport is None:
+            raise ConnectionResetError("the connection is gone")
+        if not at_once(transport, head, body) and body is not None:
+            transport.write(head)
+            self._upload = Upload(protocol, body, self._connector.loop)
+
     async def head(self) -> None:
         """`open` within the attempt's time-out."""
-        async with asyncio.timeout(self.trip.request.timeout):
+        with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open()
 
-    async def whole(self) -> HttpResponse:
-        """The whole answer within the attempt's time-out."""
-        async with asyncio.timeout(self.trip.request.timeout):
+    async def send(self) -> HttpResponse:
+        """The whole answer within the attempt's time-out; if it fails, end the exchange and raise llmopt's error."""
+        try:
+            return await self._whole()
+        except BaseException as error:
+            fault = self.fail(error)
+            if fault is None:
+                raise
+        # As in `guard`, which would cost a coroutine more.
+        raise fault
+
+    async def _whole(self) -> HttpResponse:
+        with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open(whole=True)
             body = self._payload
             if isinstance(body, bytes):
@@ -150,18 +167,19 @@ class Exchange(Reader):
     def end(self) -> None:
         """Give the connection back if the whole answer was read and good, else break it off."""
         connection, self._connection = self._connection, None
-        upload = self._upload
-        if connection is None or self._protocol is None or upload is None:
+        protocol, upload = self._protocol, self._upload
+        if connection is None or protocol is None:
             return
-        if self._complete and not upload.going:
+        if self._complete and not protocol.sending and not (upload is not None and upload.going):
             self.trip.phase = "done"
-            self._protocol.served += 1
+            protocol.served += 1
             connection.release()
             return
         if not self._connector.closed:
-            upload.stop()
+            if upload is not None:
+                upload.stop()
             # Not close: that waits for the peer to take what is still to be sent.
-            self._protocol.abort()
+            protocol.abort()
         connection.close()
         self._connector.tell_size()
 
@@ -222,9 +240,15 @@ class Exchange(Reader):
 def _folded(headers: CIMultiDictProxy[str]) -> dict[str, str]:
     folded: dict[str, str] = {}
     for name, value in headers.items():
-        key = name.lower()
+        key = _lower(name)
         if not value.isascii():
             # Bytes that are not UTF-8 are lone surrogates here, which nobody could print or store.
             value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901
         folded[key] = f"{folded[key]}, {value}" if key in folded else value
     return folded
+
+
+@lru_cache(maxsize=256)
+def _lower(name: str) -> str:
+    # A server sends the same names each time; those that are kept also compare by identity.
+    return sys.intern(name.lower())

@@ -95,7 +95,7 @@ class ConnectionPool:
             ClientClosed: the pool was closed.
         """
         exchange = self.exchange(request)
-        return await exchange.guard(exchange.whole())
+        return await exchange.send()
 
     async def open(self, request: WireRequest) -> WireStream:
         """Send a request, and read the answer while it comes; ``timeout`` ends with the answer's head.

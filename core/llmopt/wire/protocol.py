@@ -84,6 +84,11 @@ class Protocol(ResponseHandler, asyncio.BufferedProtocol):
         """Wait until the socket takes more."""
         await self._drain_helper()
 
+    @property
+    def sending(self) -> bool:
+        """Whether something that was written has not been taken by the socket."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
     def usable(self) -> bool:
         """Whether an idle connection may carry another request.
 
