@@ -179,7 +179,8 @@ class LiveEndpoint:
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
         stats = {**self.counts.stats(), **self.guards.stats()}
-        stats["compression"]["on"] = self.packing is not None and self.packing.on
+        packing = self.packing is not None and self.packing.on
+        stats["compression"] = {"on": packing, **stats["compression"]}
         pool = getattr(self._carrier, "stats", None)
         return stats if pool is None else {**stats, "connections": asdict(pool())}
 

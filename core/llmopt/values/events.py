@@ -52,7 +52,7 @@ class RequestEnd(Event):
 
     Attributes:
         outcome: "ok" or the name of the exception.
-        attempts: HTTP requests made.
+        attempts: HTTP requests made; a packed one that is sent again as it was is one with that.
         seconds: from its start, waits included.
     """
 
