@@ -104,18 +104,10 @@ class Account:
             counts.cancelled += 1
         else:
             counts.errors[outcome] += 1
+        if response is not None and response.info.packed is not None:
+            self.unpacked(endpoint, response.info.packed, len(response.body))
         if not self.on:
             return
-        if response is not None and response.info.packed is not None:
-            self._telemetry.emit(
-                ResponseCompression(
-                    provider=self._provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    received=response.info.packed,
-                    size=len(response.body),
-                )
-            )
         self._telemetry.emit(
             RequestAttempt(
                 provider=self._provider,
@@ -129,6 +121,20 @@ class Account:
                 reused=response.info.reused if response is not None else False,
             )
         )
+
+    def unpacked(self, endpoint: LiveEndpoint, received: int, size: int) -> None:
+        """Its answer came packed: so many bytes travelled, and stood for so many."""
+        endpoint.counts.saved_received += size - received
+        if self.on:
+            self._telemetry.emit(
+                ResponseCompression(
+                    provider=self._provider,
+                    model=self._call.model,
+                    endpoint=endpoint.name,
+                    received=received,
+                    size=size,
+                )
+            )
 
     def waits(self, endpoint: LiveEndpoint, cause: WaitCause) -> None:
         """It begins to wait."""

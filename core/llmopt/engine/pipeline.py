@@ -68,6 +68,7 @@ class Pipeline(Generic[T]):
         self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
         self._new_credential = False
+        self._packed: Prepared | None = None
         self._endpoint = fleet.endpoints[0]
 
     def run(self) -> Coroutine[Any, Any, T]:
@@ -186,6 +187,9 @@ class Pipeline(Generic[T]):
                 held.lease = lease
                 settings = endpoint.fixed or await endpoint.settings()
                 prepared = self._prepare(endpoint, settings)
+                if endpoint.packing is not None:
+                    prepared = await endpoint.packing.pack(prepared, self._packed, self._call.model)
+                    self._packed = prepared
                 timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
                 breakers = guards.breakers(self._call)
                 permit = breakers.acquire(timeout) if breakers is not None else None
@@ -288,6 +292,7 @@ class Pipeline(Generic[T]):
             url=prepared.url,
             headers=prepared.headers,
             body=prepared.body,
+            unpacked=prepared.unpacked,
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,

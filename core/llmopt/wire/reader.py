@@ -56,6 +56,14 @@ class Reader:
         """Bytes of the body as it travelled, None where it was not packed."""
         return None if self._unpacker is None else self._unpacker.packed
 
+    @property
+    def unpacked(self) -> tuple[int, int] | None:
+        """Bytes of the body so far as they travelled, and as what they stand for; None where it is not packed."""
+        unpacker = self._unpacker
+        if unpacker is None or unpacker.packed is None:
+            return None
+        return unpacker.packed, unpacker.produced
+
     def _bounded(self, max_body: int) -> bool:  # noqa: ARG002 - for those who know
         """Whether something else holds the body to at most so many bytes, so that nobody need count."""
         return False

@@ -28,6 +28,8 @@ class WireRequest:
         url: absolute, http or https, without user information.
         headers: names and values; ``accept-encoding`` is added by the wire.
         body: the encoded body, None for none.
+        unpacked: the body as it was before it was packed, None where it is not. Not sent, but by who sends the
+            request once more.
         connect_timeout: seconds for name look-up, TCP and TLS together, None for no bound.
         pool_timeout: seconds to wait for a free connection, None for no bound.
         timeout: seconds for the whole attempt, from the first wait to the last byte of the answer; of a
@@ -41,6 +43,7 @@ class WireRequest:
     url: str = field(repr=_without_query)
     headers: Mapping[str, str] = field(factory=dict, repr=_names)
     body: bytes | None = field(default=None, repr=_size)
+    unpacked: bytes | None = field(default=None, repr=_size)
     connect_timeout: float | None = 10.0
     pool_timeout: float | None = 5.0
     timeout: float | None = 60.0
