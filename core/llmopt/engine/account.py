@@ -10,6 +10,7 @@ from llmopt.errors import Sent
 from llmopt.values.calls import Call
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import (
+    JsonParse,
     RequestAttempt,
     RequestEnd,
     RequestStart,
@@ -133,6 +134,19 @@ class Account:
                     endpoint=endpoint.name,
                     received=received,
                     size=size,
+                )
+            )
+
+    def read(self, response: HttpResponse, seconds: float) -> None:
+        """Its answer became a value, in so long."""
+        if self.on and response.body:
+            self._telemetry.emit(
+                JsonParse(
+                    provider=self._provider,
+                    model=self._call.model,
+                    operation=self._call.operation,
+                    size=len(response.body),
+                    seconds=seconds,
                 )
             )
 

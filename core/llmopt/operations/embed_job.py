@@ -29,7 +29,7 @@ from llmopt.policies.learned_rate import BURST_S
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage
-from llmopt.values.events import BatchSplit, JsonParse
+from llmopt.values.events import BatchSplit
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.limits import BatchLimit
@@ -287,19 +287,6 @@ class EmbedJob:
         return rows
 
     def _parse(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
-        if not self._engine.telemetry.on:
-            return self._read(call, response, settings)
-        started = self._engine.clock.now()
-        try:
-            return self._read(call, response, settings)
-        finally:
-            seconds, size = self._engine.clock.now() - started, len(response.body)
-            name = self._provider.name
-            self._engine.telemetry.emit(
-                JsonParse(provider=name, model=self.model, operation="embeddings", size=size, seconds=seconds)
-            )
-
-    def _read(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
         found = self._provider.hooks.parse_embeddings(call, response, settings)
         if isinstance(found, Failure):
             return found
