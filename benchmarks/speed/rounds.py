@@ -58,7 +58,7 @@ def _started(
             failure = worker.first.get("missing")
             if failure is None:
                 row["version"] = worker.first["version"]
-                row["memory_before"] = worker.first["peak"]
+                row["memory_before"], row["memory_once"] = worker.first["peak_before"], worker.first["peak"]
                 return worker
             worker.close()
     row["missing"] = failure
