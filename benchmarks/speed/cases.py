@@ -30,6 +30,8 @@ class Case:
         total: texts altogether, where the case is about many.
         seconds: how long a contender is measured in a round, about.
         rounds: how often.
+        words: words of prose per text; 0 for the short texts that were made up.
+        sizes: whether bytes per request are told.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Case:
     total: int = 0
     seconds: float = 0.4
     rounds: int = 5
+    words: int = 0
+    sizes: bool = False
 
     @property
     def path(self) -> str:
@@ -124,8 +128,9 @@ CASES: Sequence[Case] = (
         "catalogue",
         "A catalogue of 5,000 models",
         "catalogue",
-        ("floor", "httpx", "httpx2", "llmopt", "llmopt-off", "openai"),
+        ("floor", "httpx", "httpx2", "llmopt", "llmopt-plain", "llmopt-off", "openai"),
         items=5000,
+        sizes=True,
     ),
     Case("start", "Import, and a client made", "start", _STARTERS, rounds=7),
     Case(
@@ -140,12 +145,14 @@ CASES: Sequence[Case] = (
     ),
     Case(
         "packed",
-        "128 texts per request, bodies packed",
+        "128 passages of 150 words per request, 384 numbers each, bodies as they are and packed",
         "requests",
-        ("llmopt", "llmopt-packed"),
+        ("floor", "llmopt", "llmopt-packed"),
         items=128,
         dimensions=384,
         in_flight=8,
+        words=150,
+        sizes=True,
     ),
 )
 

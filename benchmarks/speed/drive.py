@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Self
 
 from benchmarks.speed.cases import Case
-from benchmarks.speed.texts import texts, vectors
+from benchmarks.speed.texts import passages, texts, vectors
 
 Report = dict[str, Any]
 
@@ -45,8 +45,9 @@ class Driver:
         self._next = 0
 
     def _texts(self, count: int) -> list[str]:
+        start, words = self._next, self._case.words
         self._next += count
-        return texts(self._next - count, count)
+        return passages(start, count, words) if words else texts(start, count)
 
     async def check(self) -> None:
         """One request, and whether its result is right: who decodes wrongly need not be measured."""

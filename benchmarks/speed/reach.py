@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.speed.results import Results
+from benchmarks.speed.results import Results, bytes_of
 
 Measured = Callable[[Results], float | None]
 
@@ -70,6 +70,15 @@ def _start(one: str, other: str, *, ratio: bool) -> Measured:
     return measured
 
 
+def _bytes_ratio(case: str, one: str, other: str, what: str) -> Measured:
+    def measured(results: Results) -> float | None:
+        rows = results.rows(case)
+        first, second = (bytes_of(rows[name], what) if name in rows else None for name in (one, other))
+        return first / second if first and second else None
+
+    return measured
+
+
 def _memory(results: Results) -> float | None:
     row = results.rows("memory").get("llmopt")
     return None if row is None else row["peak"] / 1e6
@@ -103,6 +112,18 @@ TARGETS: Sequence[Target] = (
     Target("synchronous client, added to the asynchronous one", 120, "µs CPU", _added_by_sync),
     Target("catalogue of 5,000 models, per 1,000", 10, "ms CPU", _catalogue_ms),
     Target("the same, memory above the start", 50, "MB", _catalogue_mb),
+    Target(
+        "bytes of its answer, packed over as they are",
+        1 / 2,
+        "x",
+        _bytes_ratio("catalogue", "llmopt", "llmopt-plain", "sent"),
+    ),
+    Target(
+        "bytes of a request with 128 passages, packed over as they are",
+        1 / 2,
+        "x",
+        _bytes_ratio("packed", "llmopt-packed", "llmopt", "received"),
+    ),
     Target(
         "`import llmopt; llmopt.AsyncClient()`, against `import httpx`",
         1,

@@ -91,6 +91,7 @@ def table_of(results: Results, case: Case) -> list[list[str]]:
             "memory, MB",
             "server, µs of CPU",
         ]
+        head += ["request, bytes", "answer, bytes"] if case.sizes else []
         head += [f"all {case.total:,}, s"] if case.total else []
         head += (
             ["holds the loop, ms"] if any("hold" in row for row in results.cases[case.name]["rows"]) else []
@@ -116,9 +117,22 @@ def _line(results: Results, case: Case, row: Row, head: Sequence[str]) -> list[s
         _megabytes(row["peak"]),
         _short(statistics.median(served)) if served else "",
     ]
+    line += [_bytes(row, "received"), _bytes(row, "sent")] if case.sizes else []
     line += [f"{wall * case.total / 1e6:.2f}"] if case.total else []
     line += [f"{row['hold'] * 1e3:.1f}" if "hold" in row else ""] if "holds the loop, ms" in head else []
     return line
+
+
+def bytes_of(row: Row, what: str) -> float | None:
+    """Bytes of a request ("received" by the server) or of an answer ("sent"), heads included, as they travelled."""
+    served = [each["server"] for each in row["rounds"] if "server" in each]
+    requests = sum(each["requests"] for each in served)
+    return sum(each[what] for each in served) / requests if requests else None
+
+
+def _bytes(row: Row, what: str) -> str:
+    found = bytes_of(row, what)
+    return "" if found is None else f"{found:,.0f}"
 
 
 def _units(case: Case, block: Mapping[str, Any]) -> float:

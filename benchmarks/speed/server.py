@@ -39,7 +39,7 @@ _HEADERS: Final = (
 
 
 class Counters:
-    """What was served so far."""
+    """What was served so far: requests, and the bytes of them and of their answers, heads included, as they travelled."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -63,7 +63,6 @@ class Answering(asyncio.Protocol):
         self._transport: Any = transport
 
     def data_received(self, data: bytes) -> None:
-        self._counters.received += len(data)
         self._pieces.append(data)
         self._missing -= len(data)
         # A long body is put together once, when all of it is there.
@@ -95,6 +94,7 @@ class Answering(asyncio.Protocol):
             asked = form == b"asked" and _asks_base64(request, end)
             answer = _embeddings(int(items), int(dimensions), asked)
         self._counters.requests += 1
+        self._counters.received += len(request)
         self._counters.sent += len(answer)
         if delay != b"0":
             asyncio.get_running_loop().call_later(int(delay) / 1000, self._write, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -27,6 +28,24 @@ def text(number: int) -> str:
 def texts(start: int, count: int) -> list[str]:
     """So many texts."""
     return [text(number) for number in range(start, start + count)]
+
+
+def passages(start: int, count: int, words: int) -> list[str]:
+    """So many passages of English prose, each with its number: of Python's own documentation, which is everywhere."""
+    prose = _prose()
+    most = len(prose) - words
+    found = []
+    for number in range(start, start + count):
+        at = number * words % most
+        found.append(f"{number}: {' '.join(prose[at : at + words])}")
+    return found
+
+
+@cache
+def _prose() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return " ".join(topics[name] for name in sorted(topics)).split()
 
 
 def vectors(items: int, dimensions: int) -> NDArray[np.float32]:

@@ -18,6 +18,8 @@ from tests.faults.script import Reply
 KEY = "canary-key-58d1c07e"
 TOKEN = "canary-token-93b1e6aa"
 TEXT = "canary-text-a07c"
+LONG = f"{TEXT} and so on. " * 400
+"""Enough for a body that goes out packed."""
 AT_ONCE = 24
 TIMEOUT_S = 0.3
 DEADLINE_S = 2.0
@@ -85,6 +87,8 @@ def config(server: FaultServer, folder: Path, number: int) -> dict[str, Any]:
         "headers": {"x-gateway-token": TOKEN},
         "timeouts": timeouts,
         "retry_delay": 0.001,
+        # Long bodies go out packed, and again as they are where that is refused.
+        "compress_requests": True,
     }
     return {"providers": {f"server{number}": entry}, "cache_dir": str(folder)}
 
@@ -100,10 +104,10 @@ async def meet(fault: Fault, number: int, folder: Path, gathered: Gathered) -> N
         embeds = [
             # Other texts for each call, or the cache would answer the second one.
             lambda: client.embed(f"{name}/m", texts(1), deadline=DEADLINE_S, extra={"user": TEXT}),
-            lambda: client.embed(f"{name}/m", texts(2), errors="return", deadline=DEADLINE_S),
+            lambda: client.embed(f"{name}/m", [*texts(2), LONG], errors="return", deadline=DEADLINE_S),
         ]
         catalog = [lambda: client.list_models(name, deadline=DEADLINE_S)]
-        said = [{"role": "user", "content": f"{TEXT} in a chat"}]
+        said = [{"role": "user", "content": f"{TEXT} in a chat, {LONG}"}]
 
         async def streamed() -> object:
             async with client.stream(f"{name}/m", said, deadline=DEADLINE_S) as answer:

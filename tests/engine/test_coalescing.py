@@ -240,8 +240,9 @@ async def test_work_that_is_stopped_before_it_began() -> None:
     """Its coroutine is not left behind unawaited."""
     flights = Flights()
 
-    async def work() -> None:
+    async def work(_: tuple[str, ...]) -> None:
         raise AssertionError("it never begins")
 
-    flights.launch(work, flights.table("kind"), ("name",))
+    board = flights.here()
+    board.launch(work, board.table("kind"), ("name",))
     await flights.aclose()

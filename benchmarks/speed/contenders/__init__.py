@@ -91,6 +91,9 @@ CONTENDERS = (
     Contender(
         "llmopt-packed", "llmopt, bodies packed", "llmopt", "llmopt", ("ours", "Ours", {"packed": True})
     ),
+    Contender(
+        "llmopt-plain", "llmopt, nothing packed", "llmopt", "llmopt", ("ours", "Ours", {"compression": False})
+    ),
     Contender("llmopt-found", "llmopt, a provider looked up", "llmopt", "llmopt", program=_FOUND),
     Contender(
         "llmopt-plugins", "the same among 20 unused plugins", "llmopt", "llmopt", program=_FOUND, plugins=20

@@ -29,10 +29,10 @@ def config_of(setting: Setting, *, packed: bool = False) -> dict[str, Any]:
     return {"providers": {"openai": entry}}
 
 
-def flags_of(*, on: bool) -> dict[str, bool]:
-    """No switch touched, or every one off that can be without changing what is sent."""
+def flags_of(*, on: bool, compression: bool = True) -> dict[str, bool]:
+    """No switch touched, or that of compression, or every one off that can be without changing what is sent."""
     if on:
-        return {}
+        return {} if compression else {"compression": False}
     from llmopt.config.tree import Flags
 
     # Without pooling and batching it would send other requests than everybody else.
@@ -42,13 +42,15 @@ def flags_of(*, on: bool) -> dict[str, bool]:
 class Ours(Client):
     """llmopt.AsyncClient."""
 
-    def __init__(self, setting: Setting, *, on: bool = True, packed: bool = False) -> None:
+    def __init__(
+        self, setting: Setting, *, on: bool = True, packed: bool = False, compression: bool = True
+    ) -> None:
         import llmopt
 
         super().__init__(setting)
         self._folder = tempfile.TemporaryDirectory()
         config = config_of(setting, packed=packed) | {"cache_dir": self._folder.name}
-        self._client = llmopt.AsyncClient(config, flags=flags_of(on=on))
+        self._client = llmopt.AsyncClient(config, flags=flags_of(on=on, compression=compression))
 
     async def ask(self, texts: Sequence[str]) -> Any:
         return await self._client.embed(REFERENCE, texts)

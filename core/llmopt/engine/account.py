@@ -10,6 +10,7 @@ from llmopt.errors import Sent
 from llmopt.values.calls import Call
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import (
+    JsonParse,
     RequestAttempt,
     RequestEnd,
     RequestStart,
@@ -104,18 +105,10 @@ class Account:
             counts.cancelled += 1
         else:
             counts.errors[outcome] += 1
+        if response is not None and response.info.packed is not None:
+            self.unpacked(endpoint, response.info.packed, len(response.body))
         if not self.on:
             return
-        if response is not None and response.info.packed is not None:
-            self._telemetry.emit(
-                ResponseCompression(
-                    provider=self._provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    received=response.info.packed,
-                    size=len(response.body),
-                )
-            )
         self._telemetry.emit(
             RequestAttempt(
                 provider=self._provider,
@@ -129,6 +122,33 @@ class Account:
                 reused=response.info.reused if response is not None else False,
             )
         )
+
+    def unpacked(self, endpoint: LiveEndpoint, received: int, size: int) -> None:
+        """Its answer came packed: so many bytes travelled, and stood for so many."""
+        endpoint.counts.saved_received += size - received
+        if self.on:
+            self._telemetry.emit(
+                ResponseCompression(
+                    provider=self._provider,
+                    model=self._call.model,
+                    endpoint=endpoint.name,
+                    received=received,
+                    size=size,
+                )
+            )
+
+    def read(self, response: HttpResponse, seconds: float) -> None:
+        """Its answer became a value, in so long."""
+        if self.on and response.body:
+            self._telemetry.emit(
+                JsonParse(
+                    provider=self._provider,
+                    model=self._call.model,
+                    operation=self._call.operation,
+                    size=len(response.body),
+                    seconds=seconds,
+                )
+            )
 
     def waits(self, endpoint: LiveEndpoint, cause: WaitCause) -> None:
         """It begins to wait."""

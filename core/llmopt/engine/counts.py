@@ -21,6 +21,10 @@ class Counts:
         input_tokens: tokens sent, as answers report them.
         output_tokens: tokens received, likewise.
         waited: seconds that requests waited before they were sent, by cause.
+        packed: requests that went out packed.
+        packed_refused: those that were sent again as they are, because that may be why they were refused.
+        saved_sent: bytes that packing requests has saved.
+        saved_received: bytes that packed answers have saved.
         on_the_wire: seconds from sending to the end of the answer, of all requests together.
     """
 
@@ -31,8 +35,12 @@ class Counts:
         "input_tokens",
         "on_the_wire",
         "output_tokens",
+        "packed",
+        "packed_refused",
         "requests",
         "retries",
+        "saved_received",
+        "saved_sent",
         "waited",
     )
 
@@ -45,6 +53,10 @@ class Counts:
         self.input_tokens = 0
         self.output_tokens = 0
         self.waited: dict[WaitCause, float] = {}
+        self.packed = 0
+        self.packed_refused = 0
+        self.saved_sent = 0
+        self.saved_received = 0
         self.on_the_wire = 0.0
 
     def spent(self, usage: Usage | None) -> None:
@@ -65,4 +77,10 @@ class Counts:
             "output_tokens": self.output_tokens,
             "waited_s": dict(self.waited),
             "on_the_wire_s": self.on_the_wire,
+            "compression": {
+                "packed": self.packed,
+                "refused": self.packed_refused,
+                "saved_sent": self.saved_sent,
+                "saved_received": self.saved_received,
+            },
         }

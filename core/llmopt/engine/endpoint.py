@@ -13,6 +13,8 @@ from llmopt.config.credential import CredentialSource
 from llmopt.config.endpoint import Endpoint
 from llmopt.engine.counts import Counts
 from llmopt.engine.guards import Guards
+from llmopt.engine.packed_wire import PackedWire
+from llmopt.engine.packing import Packing
 from llmopt.engine.prepare import Preparer
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
@@ -63,8 +65,10 @@ class LiveEndpoint:
         guards: the policies that watch over it.
         counts: what was done there.
         prepare: encodes requests to it.
+        packing: packs their bodies, None where that is not wanted.
         told: what the server told of its limits, by model; kept by `llmopt.operations.limits`.
         asking: held while it is asked.
+        foreign: whether its requests may go through somebody else's code, which may itself call llmopt.
 
     Raises:
         ConfigError: the plugin's way to sign in cannot be used.
@@ -85,14 +89,18 @@ class LiveEndpoint:
         self.asking: Final[dict[object, asyncio.Lock]] = {}
         self.hooks: Final = hooks
         self.counts: Final = Counts()
-        self.prepare: Final = Preparer()
+        self.prepare: Final = Preparer(compression=self.config.flags.compression)
+        self.packing: Final = self._packing(telemetry)
         self.guards: Final = Guards(self.config, breakers, clock)
+        self._clock: Final = clock
         self._transport: Final = transport
         self._telemetry: Final = telemetry
         self._wire: Wire | None = None
+        self._carrier: Wire | None = None
         # A client may be used on several loops in several threads, and a second pool would be nobody's.
         self._opening: Final = threading.Lock()
         self._static: Settings | None = None
+        self.foreign = True
         self._closed = False
 
     @property
@@ -136,8 +144,16 @@ class LiveEndpoint:
         if self._wire is None:
             with self._opening:
                 if self._wire is None:
-                    self._wire = self._open()
+                    carrier = self._carrier = self._open()
+                    packing = self.packing
+                    self._wire = carrier if packing is None else PackedWire(carrier, packing, self._clock)
         return self._wire
+
+    def _packing(self, telemetry: Telemetry) -> Packing | None:
+        config = self.config
+        if not config.compress_requests or not config.flags.compression or config.in_process:
+            return None
+        return Packing(config, self.name, counts=self.counts, telemetry=telemetry)
 
     def _open(self) -> Wire:
         own = self.hooks.open_transport(self.bare)
@@ -146,10 +162,12 @@ class LiveEndpoint:
             from llmopt.wire.seam import TransportWire
 
             return TransportWire(chosen)
+        self.foreign = False
         from llmopt.wire.pool import ConnectionPool
 
         watch = self._telemetry.pool(self.config.provider, self.name)
-        return ConnectionPool(pool_size=self.config.pool_size, keepalive=self.config.keepalive, watch=watch)
+        keepalive = self.config.keepalive if self.config.flags.pooling else 0.0
+        return ConnectionPool(pool_size=self.config.pool_size, keepalive=keepalive, watch=watch)
 
     def rest(self, call: Call) -> float | None:
         """Seconds that it is still given a rest, None when it may be asked."""
@@ -164,7 +182,9 @@ class LiveEndpoint:
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
         stats = {**self.counts.stats(), **self.guards.stats()}
-        pool = getattr(self._wire, "stats", None)
+        packing = self.packing is not None and self.packing.on
+        stats["compression"] = {"on": packing, **stats["compression"]}
+        pool = getattr(self._carrier, "stats", None)
         return stats if pool is None else {**stats, "connections": asdict(pool())}
 
     async def aclose(self) -> None:

@@ -48,6 +48,7 @@ class Engine:
     ) -> None:
         self._transport: Final = transport
         self._clock: Final[Clock] = clock or SystemClock()
+        self._never: Final = Deadline.after(None, self._clock.now)
         self.telemetry: Final = Telemetry(on_event)
         self._recess: Final = Recess(self._clock)
         self._breakers: Final = Breakers(
@@ -70,7 +71,7 @@ class Engine:
 
     def deadline(self, seconds: float | None) -> Deadline:
         """The moment so many seconds from now."""
-        return Deadline.after(seconds, self._clock.now)
+        return self._never if seconds is None else Deadline.after(seconds, self._clock.now)
 
     def fleet(self, provider: Provider) -> Fleet:
         """A provider's endpoints, kept as long as the client."""

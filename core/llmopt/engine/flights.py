@@ -15,44 +15,48 @@ from llmopt.errors import ClientClosed, LLMOptError
 from llmopt.policies.per_loop import PerLoop
 
 R = TypeVar("R")
+Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, R]]
+"""Begins what is to be done about some names, and gives what came of it."""
 
 
 class Flight(Generic[R]):
     """One piece of work under way.
 
     Args:
-        work: begins what is to be done.
+        work: begins what is to be done, given all names.
         board: of all flights on this loop.
         table: where others find it.
-        names: under which names. They are taken out when the work is over, before any waiter goes on, and when
-            everybody has left it, so that nobody joins what is being stopped.
+        names: what it is about.
+        free: those of the names under which others find it. They are taken out when the work is over, before any
+            waiter goes on, and when everybody has left it, so that nobody joins what is being stopped.
     """
 
     def __init__(
         self,
-        work: Callable[[], Coroutine[Any, Any, R]],
-        board: _Board,
+        work: Work[R],
+        board: Board,
         table: Table,
         names: tuple[str, ...],
+        free: tuple[str, ...],
     ) -> None:
         self._waiters: Final[dict[asyncio.Future[None], None]] = {}
         self._closing = False
         self._board: Final = board
         self._table: Final = table
-        self._names: Final = names
+        self._free: Final = free
         self._loop: Final = asyncio.get_running_loop()
-        self._task: Final = self._loop.create_task(self._run(work))
+        self._task: Final = self._loop.create_task(self._run(work, names))
         self._task.add_done_callback(self._over)
         board.flights.add(self)
 
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    async def _run(self, work: Work[R], names: tuple[str, ...]) -> R:
         try:
-            return await work()
+            return await work(names)
         finally:
             self._land()
 
     def _land(self) -> None:
-        for name in self._names:
+        for name in self._free:
             if (entry := self._table.get(name)) is not None and entry[0] is self:
                 del self._table[name]
 
@@ -105,43 +109,51 @@ Table = dict[str, tuple[Flight[Any], tuple[str, ...]]]
 """The parts of one kind of work that are in flight: by name, their flight and all names in it."""
 
 
-class Flights:
-    """Everything in flight of one client, by event loop."""
+class Board:
+    """What is in flight on one event loop."""
 
     def __init__(self) -> None:
-        self._boards: Final[PerLoop[_Board]] = PerLoop(_Board)
+        self._tables: Final[dict[Hashable, Table]] = {}
+        self.flights: Final[set[Flight[Any]]] = set()
 
     def table(self, key: Hashable) -> Table:
         """What is in flight of one kind of work."""
-        return self._boards.here().tables.setdefault(key, {})
+        table = self._tables.get(key)
+        if table is None:
+            table = self._tables[key] = {}
+        return table
 
-    def launch(
-        self, work: Callable[[], Coroutine[Any, Any, R]], table: Table, names: tuple[str, ...]
-    ) -> Flight[R]:
+    def launch(self, work: Work[R], table: Table, names: tuple[str, ...]) -> Flight[R]:
         """Start some work, to be joined by those of its names that are not in the table yet."""
         free = names
         if not table.keys().isdisjoint(names):
             free = tuple(name for name in names if name not in table)
-        flight = Flight(work, self._boards.here(), table, free)
-        table.update(dict.fromkeys(free, (flight, names)))
+        flight = Flight(work, self, table, names, free)
+        entry = (flight, names)
+        for name in free:
+            table[name] = entry
         return flight
+
+
+class Flights:
+    """Everything in flight of one client, by event loop."""
+
+    def __init__(self) -> None:
+        self._boards: Final[PerLoop[Board]] = PerLoop(Board)
+
+    def here(self) -> Board:
+        """What is in flight on the running loop."""
+        return self._boards.here()
 
     async def share(self, key: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """The result of work that is known by a name: joined where it is under way, else started."""
-        table = self.table(None)
+        board = self.here()
+        table = board.table(None)
         found = table.get(key)
-        flight: Flight[R] = self.launch(make, table, (key,)) if found is None else found[0]
+        flight: Flight[R] = board.launch(lambda _: make(), table, (key,)) if found is None else found[0]
         return await flight.wait()
 
     async def aclose(self) -> None:
         """Cancel what is under way on this loop; its waiters get `ClientClosed`."""
-        for flight in list(self._boards.here().flights):
+        for flight in list(self.here().flights):
             await flight.abort()
-
-
-class _Board:
-    """What is in flight on one event loop."""
-
-    def __init__(self) -> None:
-        self.tables: Final[dict[Hashable, Table]] = {}
-        self.flights: Final[set[Flight[Any]]] = set()

@@ -72,6 +72,11 @@ class LiveStream:
         self._pid: Final = os.getpid()
         self._first: list[ChatEvent] = []
 
+    @property
+    def unpacked(self) -> tuple[int, int] | None:
+        """Bytes of the answer so far as they travelled, and as what they stand for; None where it is not packed."""
+        return self._wire.unpacked
+
     async def begin(self, whole: ChatEvent | None = None) -> None:
         """Wait for the first event; whoever calls it bounds the time, and ends the stream's wire on an error.
 

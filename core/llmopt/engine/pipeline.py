@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
@@ -39,12 +39,15 @@ from llmopt.policies.nesting import SingleRetrier, inside_attempt
 from llmopt.policies.permit import Refusal
 from llmopt.policies.retry import Facts
 from llmopt.values.attempt import Attempt
+from llmopt.values.calls import Operation
 from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
 from llmopt.wire.request import WireRequest
 
 _W = TypeVar("_W")
+_LONG: Final[Mapping[Operation, int]] = {"embeddings": 8 << 20, "catalog": 1 << 20, "chat": 1 << 20}
+"""From how many bytes reading an answer takes long: 4 ms for vectors in base64, 8 ms for numbers and lists of models."""
 _RETRIER: Final = "llmopt.policies.stamina_loop"
 
 
@@ -68,6 +71,7 @@ class Pipeline(Generic[T]):
         self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
         self._new_credential = False
+        self._packed: Prepared | None = None
         self._endpoint = fleet.endpoints[0]
 
     def run(self) -> Coroutine[Any, Any, T]:
@@ -155,7 +159,7 @@ class Pipeline(Generic[T]):
         outcome, usage = CANCELLED, None
         try:
             response = await self._exchange(endpoint, prepared, None)
-            value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+            value = await self._value(endpoint, response, settings)
             outcome, usage = OK, self._request.usage_of(value)
         except LLMOptError as error:
             outcome = type(error).__name__
@@ -186,6 +190,9 @@ class Pipeline(Generic[T]):
                 held.lease = lease
                 settings = endpoint.fixed or await endpoint.settings()
                 prepared = self._prepare(endpoint, settings)
+                if endpoint.packing is not None:
+                    prepared = await endpoint.packing.pack(prepared, self._packed, self._call.model)
+                    self._packed = prepared
                 timeout = guards.timeout(self._call, self._request.tokens, self._request.fill)
                 breakers = guards.breakers(self._call)
                 permit = breakers.acquire(timeout) if breakers is not None else None
@@ -193,12 +200,14 @@ class Pipeline(Generic[T]):
                     lease.refund()
                     continue
                 held.admitted(permit, timeout)
-                with SingleRetrier():
-                    try:
+                try:
+                    if not endpoint.foreign:
                         return await self._send(number, held, prepared, settings)
-                    except AuthError:
-                        self._new_credential = await self._another_key(endpoint, settings)
-                        raise
+                    with SingleRetrier():
+                        return await self._send(number, held, prepared, settings)
+                except AuthError:
+                    self._new_credential = await self._another_key(endpoint, settings)
+                    raise
 
     async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> T:
         endpoint = held.endpoint
@@ -211,7 +220,7 @@ class Pipeline(Generic[T]):
                 response = await self._exchange(endpoint, prepared, held.timeout)
             else:
                 response = await endpoint.wire.send(self._wire_request(endpoint, prepared, held.timeout))
-            value = judge(endpoint.hooks, self._call, response, settings, self._request.parse)
+            value = await self._value(endpoint, response, settings)
         except LLMOptError as error:
             self._failed(number, held, settings, error, response, self._clock.now() - started)
             raise
@@ -225,6 +234,18 @@ class Pipeline(Generic[T]):
             self._account.learned(endpoint)
         self._fleet.took(endpoint, seconds)
         self._account.attempted(endpoint, number, OK, response, seconds, sent="yes", usage=usage)
+        return value
+
+    async def _value(self, endpoint: LiveEndpoint, response: HttpResponse, settings: Settings) -> T:
+        """What the answer says; a long one is read in a thread, while the loop goes on with other requests."""
+        call, parse = self._call, self._request.parse
+        started = self._clock.now() if self._account.on else 0.0
+        if len(response.body) < _LONG[call.operation]:
+            value = judge(endpoint.hooks, call, response, settings, parse)
+        else:
+            value = await asyncio.to_thread(judge, endpoint.hooks, call, response, settings, parse)
+        if self._account.on:
+            self._account.read(response, self._clock.now() - started)
         return value
 
     async def _another_key(self, endpoint: LiveEndpoint, used: Settings) -> bool:
@@ -286,6 +307,7 @@ class Pipeline(Generic[T]):
             url=prepared.url,
             headers=prepared.headers,
             body=prepared.body,
+            unpacked=prepared.unpacked,
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,

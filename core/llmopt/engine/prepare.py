@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field
 
 from llmopt.errors import InvalidInput, PluginContractError
 from llmopt.values.calls import Call, CatalogCall
@@ -19,25 +19,37 @@ _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
 
+_OWN: Final = {"accept": "application/json"}
 _MOST_CHECKED: Final = 64
 
 encoder: Final = msgspec.json.Encoder()
 
 
-@frozen(kw_only=True)
+@define(kw_only=True, eq=False)
 class Prepared:
-    """A request ready for the wire. The body is made once and never changed."""
+    """A request ready for the wire. Nothing of it is ever changed; freezing it would double its price.
+
+    Attributes:
+        unpacked: the body as it was before it was packed, None where it is not.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | None = field(repr=False)
+    unpacked: bytes | None = field(default=None, repr=False)
 
 
 class Preparer:
-    """Encodes the requests of one endpoint. Their addresses and headers are checked once: they repeat."""
+    """Encodes the requests of one endpoint. Their addresses and headers are checked once: they repeat.
 
-    def __init__(self) -> None:
+    Args:
+        compression: whether answers may come packed.
+    """
+
+    def __init__(self, *, compression: bool = True) -> None:
+        # What may come packed, and how, is for the wire to say.
+        self._own: Final = _OWN if compression else {**_OWN, "accept-encoding": "identity"}
         self._checked: Final[dict[tuple[object, ...], tuple[str, Mapping[str, str]]]] = {}
 
     def __call__(self, request: HttpRequest, settings: Settings) -> Prepared:
@@ -55,7 +67,7 @@ class Preparer:
             # Something in it is no text, which is said below.
             found = None
         if found is None:
-            found = _checked(request, settings)
+            found = _checked(request, settings, self._own)
             # A path with a cursor, a token that changes by the hour.
             if len(self._checked) >= _MOST_CHECKED:
                 self._checked.clear()
@@ -69,8 +81,10 @@ def prepare(request: HttpRequest, settings: Settings) -> Prepared:
     return Preparer()(request, settings)
 
 
-def _checked(request: HttpRequest, settings: Settings) -> tuple[str, Mapping[str, str]]:
-    headers = {"accept": "application/json", **request.headers}
+def _checked(
+    request: HttpRequest, settings: Settings, own: Mapping[str, str]
+) -> tuple[str, Mapping[str, str]]:
+    headers = {**own, **request.headers}
     if request.json is not None:
         headers["content-type"] = "application/json"
     _check_headers(headers, settings)

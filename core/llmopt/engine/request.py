@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic
 
-from attrs import field, frozen
+from attrs import define, field
 
 from llmopt.engine.outcome import Parse, T
 from llmopt.policies.deadline import Deadline
@@ -17,9 +17,9 @@ def _no_usage(_: object) -> Usage | None:
     return None
 
 
-@frozen(kw_only=True)
+@define(kw_only=True, eq=False)
 class Request(Generic[T]):
-    """One request, however often it has to be sent.
+    """One request, however often it has to be sent. Never changed; freezing it would double its price.
 
     Attributes:
         call: what is asked for.
@@ -47,7 +47,7 @@ class Request(Generic[T]):
     usage_of: Callable[[T], Usage | None] = field(default=_no_usage, repr=False)
 
 
-@frozen(kw_only=True)
+@define(kw_only=True, eq=False)
 class StreamRequest(Request[Any]):
     """A request for a stream. ``parse`` reads an answer that comes in one piece all the same.
 

@@ -197,6 +197,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         else:
             held.left(tokens)
         held.release()
+        if stream.unpacked is not None:
+            self._account.unpacked(held.endpoint, *stream.unpacked)
         usage = stream.reader.usage
         self._account.attempted(held.endpoint, number, name, stream.head, seconds, sent="yes", usage=usage)
         self._over(name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmopt.values.events import (
     BreakerChanged,
+    CompressionRefused,
     Event,
     LimitLearned,
     LimitSource,
@@ -93,6 +94,14 @@ class Telemetry:
                     source=source,
                 )
             )
+
+    def unpacked(self, provider: str, endpoint: str, status: int) -> None:
+        """An endpoint does not take packed requests: an event, and one line in the log."""
+        _note(
+            logging.INFO, "%s refuses packed requests (HTTP %d): sending them as they are", endpoint, status
+        )
+        if self.on:
+            self.emit(CompressionRefused(provider=provider, endpoint=endpoint, status=status))
 
     def breaker(self, change: BreakerChange) -> None:
         """A circuit changed."""

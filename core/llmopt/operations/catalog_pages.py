@@ -13,7 +13,6 @@ from llmopt.policies.deadline import Deadline
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import CatalogCall
 from llmopt.values.catalog import CatalogPage, Model
-from llmopt.values.events import JsonParse
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.settings import Settings
@@ -100,18 +99,7 @@ async def _ask(engine: Engine, provider: Provider, call: CatalogCall, deadline: 
         etag = _etag(response)
         if response.status == 304:
             return _Answer(page=None, etag=etag)
-        started = engine.clock.now()
         found = provider.hooks.parse_catalog(response, settings)
-        if engine.telemetry.on:
-            seconds = engine.clock.now() - started
-            engine.telemetry.emit(
-                JsonParse(
-                    provider=provider.name,
-                    operation="catalog",
-                    size=len(response.body),
-                    seconds=seconds,
-                )
-            )
         return found if isinstance(found, Failure) else _Answer(page=found, etag=etag)
 
     request = Request(call=call, parse=parse, deadline=deadline, max_body=_MOST_BYTES)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Literal
 
+from llmopt.errors import LLMOptError
 from llmopt.operations.collect import Collector, failure_of
 from llmopt.operations.embed_cache import NOTHING_RECALLED
 from llmopt.operations.embed_job import EmbedJob
@@ -26,41 +27,48 @@ async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, err
     faults = faults_of(listed)
     if faults and errors == "raise":
         raise next(iter(faults.values()))
-    good = [text for row, text in enumerate(listed) if row not in faults] if faults else listed
-    distinct = list(dict.fromkeys(good))
+    distinct = list(dict.fromkeys(_without(faults, listed) if faults else listed))
+    if distinct and len(distinct) == len(listed) and not job.keeps:
+        await job.ask_limits()
+        batch = job.cutter().full_from(distinct, 0)
+        if batch is not None and len(batch.texts) == len(distinct):
+            return _checked(_alone(await job.run(batch), distinct, job.model), errors)
     collected = Collector(distinct, job.model)
-    if len(distinct) == len(listed) and not job.keeps and (outcome := await _in_one(job, distinct)):
-        if outcome.vectors is not None and not outcome.errors:
-            # The usual case of one request needs no putting together.
-            return Embeddings(vectors=outcome.vectors, usage=outcome.usage, model=outcome.model or job.model)
-        collected.take(outcome)
-        return _checked(collected.result(listed, faults), errors)
+    await _collect(job, distinct, collected)
+    return _checked(collected.result(listed, faults), errors)
+
+
+def _without(faults: Mapping[int, LLMOptError], texts: list[str]) -> list[str]:
+    return [text for row, text in enumerate(texts) if row not in faults]
+
+
+def _alone(outcome: Outcome, texts: list[str], model: str) -> Embeddings:
+    """The result of distinct texts that went in one batch, which needs no putting together where all went well."""
+    if outcome.vectors is not None and not outcome.errors:
+        return Embeddings(vectors=outcome.vectors, usage=outcome.usage, model=outcome.model or model)
+    collected = Collector(texts, model)
+    collected.take(outcome)
+    return collected.result(texts, {})
+
+
+async def _collect(job: EmbedJob, distinct: list[str], collected: Collector) -> None:
+    """Take distinct texts from what is kept, and send the others."""
     recalled = await job.recall(distinct) if distinct and job.keeps else NOTHING_RECALLED
     if not recalled:
         await _send(job, distinct, collected)
-    else:
-        known = set(recalled.at)
-        missed = [at for at in range(len(distinct)) if at not in known]
-        await _send(job, [distinct[at] for at in missed], collected, missed)
-        if not collected.recall(recalled):
-            # Another model answers to the name by now.
-            await _send(job, [distinct[at] for at in recalled.at], collected, recalled.at)
-    return _checked(collected.result(listed, faults), errors)
+        return
+    known = set(recalled.at)
+    missed = [at for at in range(len(distinct)) if at not in known]
+    await _send(job, [distinct[at] for at in missed], collected, missed)
+    if not collected.recall(recalled):
+        # Another model answers to the name by now.
+        await _send(job, [distinct[at] for at in recalled.at], collected, recalled.at)
 
 
 def _checked(result: Embeddings, errors: ErrorMode) -> Embeddings:
     if result.errors and errors == "raise":
         raise failure_of(result)
     return result
-
-
-async def _in_one(job: EmbedJob, texts: list[str]) -> Outcome | None:
-    """What distinct texts come to that fit into one request; None when they do not."""
-    if not texts:
-        return None
-    await job.ask_limits()
-    batch = job.cutter().full_from(texts, 0)
-    return await job.run(batch) if batch is not None and len(batch.texts) == len(texts) else None
 
 
 async def _send(

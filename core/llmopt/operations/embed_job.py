@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -28,7 +29,7 @@ from llmopt.policies.learned_rate import BURST_S
 from llmopt.providers.provider import Provider
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage
-from llmopt.values.events import BatchSplit, JsonParse
+from llmopt.values.events import BatchSplit
 from llmopt.values.failure import Failure
 from llmopt.values.http import HttpResponse
 from llmopt.values.limits import BatchLimit
@@ -265,21 +266,11 @@ class EmbedJob:
             extra=asked.extra,
         )
         tokens = self._estimator.total(texts)
-
-        def parse(response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
-            started = self._engine.clock.now()
-            found = self._provider.hooks.parse_embeddings(call, response, settings)
-            self._parsed(response, started)
-            if isinstance(found, Failure):
-                return found
-            ordered = in_input_order(found, len(texts), self.dimensions)
-            return EmbeddedRows(vectors=ordered, usage=found.usage, model=found.model)
-
         rows = await self._engine.run(
             self._provider,
             Request(
                 call=call,
-                parse=parse,
+                parse=partial(self._parse, call),
                 deadline=self._deadline,
                 max_body=self._max_body(len(texts)),
                 items=len(texts),
@@ -295,14 +286,14 @@ class EmbedJob:
             await self._cache.keep(texts, rows.vectors, rows.model)
         return rows
 
-    def _parsed(self, response: HttpResponse, started: float) -> None:
-        telemetry = self._engine.telemetry
-        if telemetry.on:
-            seconds, size = self._engine.clock.now() - started, len(response.body)
-            name = self._provider.name
-            telemetry.emit(
-                JsonParse(provider=name, model=self.model, operation="embeddings", size=size, seconds=seconds)
-            )
+    def _parse(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
+        found = self._provider.hooks.parse_embeddings(call, response, settings)
+        if isinstance(found, Failure):
+            return found
+        ordered = in_input_order(found, len(call.texts), self.dimensions)
+        if ordered is found.vectors:
+            return found
+        return EmbeddedRows(vectors=ordered, usage=found.usage, model=found.model)
 
     def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
         if self._call.dimensions is None:
@@ -325,8 +316,9 @@ class EmbedJob:
 
 
 def _kind(call: EmbedCall) -> Kind:
-    extra = msgspec.json.encode(dict(call.extra), order="sorted") if call.extra else b""
-    return call.dimensions, call.input_type, extra
+    if not call.extra:
+        return call.dimensions, call.input_type, b""
+    return call.dimensions, call.input_type, msgspec.json.encode(dict(call.extra), order="sorted")
 
 
 def _usage_of(rows: EmbeddedRows) -> Usage | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from attrs import evolve
@@ -36,17 +35,18 @@ class SharedWork:
         self._key: Final = key
         self._deadline: Final = deadline
 
-    async def run(self, texts: tuple[str, ...], work: Work) -> Recovered:
-        """What can be had of distinct texts.
+    def run(self, texts: tuple[str, ...], work: Work) -> Awaitable[Recovered]:
+        """What can be had of distinct texts. Must be awaited at once.
 
         Args:
             texts: the texts.
             work: embeds those that nobody embeds yet.
         """
-        table = self._flights.table(self._key)
+        board = self._flights.here()
+        table = board.table(self._key)
         if table.keys().isdisjoint(texts):
-            return await self._launch(texts, work, table).wait()
-        return await self._mixed(texts, work, table)
+            return board.launch(work, table, texts).wait()
+        return self._mixed(texts, work, table)
 
     async def _mixed(self, texts: tuple[str, ...], work: Work, table: Table) -> Recovered:
         mine: list[int] = []
@@ -93,10 +93,10 @@ class SharedWork:
         found.add(again.moved(dict(enumerate(left))))
         return found
 
-    def _launch(self, texts: tuple[str, ...], work: Work, table: Table | None = None) -> Flight[Recovered]:
+    def _launch(self, texts: tuple[str, ...], work: Work) -> Flight[Recovered]:
         """Send texts, and let others join those that nobody had sent."""
-        at = self._flights.table(self._key) if table is None else table
-        return self._flights.launch(partial(work, texts), at, texts)
+        board = self._flights.here()
+        return board.launch(work, board.table(self._key), texts)
 
 
 def _was_the_owners(error: LLMOptError, deadline: Deadline) -> bool:

@@ -57,7 +57,7 @@ class Deadline:
 
     def expired(self) -> bool:
         """Whether the time is up."""
-        return self.now() >= self.at
+        return self.at != math.inf and self.now() >= self.at
 
     def clamp(self, seconds: float) -> float:
         """A wait or a time-out, cut to what is left."""

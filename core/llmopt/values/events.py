@@ -52,7 +52,7 @@ class RequestEnd(Event):
 
     Attributes:
         outcome: "ok" or the name of the exception.
-        attempts: HTTP requests made.
+        attempts: HTTP requests made; a packed one that is sent again as it was is one with that.
         seconds: from its start, waits included.
     """
 
@@ -202,6 +202,30 @@ class PoolSize(Event):
     open: int
     in_use: int
     waiting: int
+
+
+@frozen(kw_only=True)
+class RequestCompression(Event):
+    """The body of a request, ``size`` bytes, was packed into ``sent`` bytes, which all its attempts send."""
+
+    name: ClassVar[str] = "request.compression"
+
+    size: int
+    sent: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller it is than it was."""
+        return self.size / self.sent if self.sent else 1.0
+
+
+@frozen(kw_only=True)
+class CompressionRefused(Event):
+    """An endpoint refused a packed request with this status and took it unpacked: it gets no more packed ones."""
+
+    name: ClassVar[str] = "compression.refused"
+
+    status: int
 
 
 @frozen(kw_only=True)

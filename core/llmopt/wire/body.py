@@ -60,6 +60,11 @@ class Unpacker:
         """How many bytes have come of a body that was packed; None for one that is not."""
         return self._received if self._stages else None
 
+    @property
+    def produced(self) -> int:
+        """How many bytes have come out."""
+        return self._produced
+
     def feed(self, data: bytes) -> bytes:
         """What the next bytes of the body unpack to; b"" while more are needed."""
         pieces: list[bytes] = []

@@ -67,6 +67,8 @@ class Connector(aiohttp.TCPConnector):
         self.watchdog: Final = Watchdog(self._loop)
         self.heads: Final = Heads(close=keepalive <= 0)
         self._keys: Final[WeakKeyDictionary[Target, ConnectionKey]] = WeakKeyDictionary()
+        # A pool mostly leads to one place.
+        self._last_key: tuple[Target, ConnectionKey] | None = None
         self.created = 0
         self.reused = 0
         self.peak = 0
@@ -114,9 +116,13 @@ class Connector(aiohttp.TCPConnector):
 
     def key_of(self, target: Target) -> ConnectionKey:
         """What connections that lead there have in common."""
+        last = self._last_key
+        if last is not None and last[0] is target:
+            return last[1]
         key = self._keys.get(target)
         if key is None:
             key = self._keys[target] = way_to(target, self.loop).connection_key
+        self._last_key = (target, key)
         return key
 
     def tell_size(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Coroutine
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -14,6 +13,7 @@ from llmopt.values.attempt import AttemptInfo
 from llmopt.values.http import HttpResponse
 from llmopt.wire import endings, faults
 from llmopt.wire.connector import Connector
+from llmopt.wire.folded import FoldedHeaders
 from llmopt.wire.protocol import Protocol
 from llmopt.wire.reader import Reader
 from llmopt.wire.request import WireRequest
@@ -24,7 +24,6 @@ from llmopt.wire.upload import Upload, at_once
 if TYPE_CHECKING:
     from aiohttp import StreamReader
     from aiohttp.connector import Connection
-    from multidict import CIMultiDictProxy
 
 T = TypeVar("T")
 
@@ -66,7 +65,7 @@ class Exchange(Reader):
         message, self._payload = await protocol.answer()
         trip.phase = "read"
         self.status = trip.status = message.code
-        self.headers = _folded(message.headers)
+        self.headers = FoldedHeaders(message.headers)
         self.raw_headers = message.raw_headers
         if self.status == _PROXY_AUTHENTICATION and trip.proxy is not None and not self._target.tunnelled:
             raise endings.proxy_refused(trip, self.status, message.reason)
@@ -84,18 +83,8 @@ class Exchange(Reader):
         with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open()
 
-    async def send(self) -> HttpResponse:
-        """The whole answer within the attempt's time-out; if it fails, end the exchange and raise llmopt's error."""
-        try:
-            return await self._whole()
-        except BaseException as error:
-            fault = self.fail(error)
-            if fault is None:
-                raise
-        # As in `guard`, which would cost a coroutine more.
-        raise fault
-
-    async def _whole(self) -> HttpResponse:
+    async def whole(self) -> HttpResponse:
+        """The whole answer within the attempt's time-out. Whoever awaits it calls `fail` if it fails."""
         with self._connector.watchdog.watch(self.trip.request.timeout):
             await self.open(whole=True)
             body = self._payload
@@ -235,20 +224,3 @@ class Exchange(Reader):
         # The parser holds the body to this length, so there is no reason to stop the socket either.
         self._stream.set_read_chunk_size(int(declared) + 1)
         return True
-
-
-def _folded(headers: CIMultiDictProxy[str]) -> dict[str, str]:
-    folded: dict[str, str] = {}
-    for name, value in headers.items():
-        key = _lower(name)
-        if not value.isascii():
-            # Bytes that are not UTF-8 are lone surrogates here, which nobody could print or store.
-            value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901
-        folded[key] = f"{folded[key]}, {value}" if key in folded else value
-    return folded
-
-
-@lru_cache(maxsize=256)
-def _lower(name: str) -> str:
-    # A server sends the same names each time; those that are kept also compare by identity.
-    return sys.intern(name.lower())

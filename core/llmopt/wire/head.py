@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from attrs import evolve
+
 from llmopt.wire.body import ACCEPT_ENCODING
 from llmopt.wire.request import WireRequest
 from llmopt.wire.target import Target
@@ -27,6 +29,7 @@ class Heads:
     def __init__(self, *, close: bool) -> None:
         self._own: Final = {**_OWN, "connection": "close"} if close else _OWN
         self._written: Final[dict[tuple[object, ...], bytes]] = {}
+        self._last = (WireRequest(method="", url=""), b"")
 
     def of(self, target: Target, request: WireRequest) -> bytes:
         """Everything before the body.
@@ -34,18 +37,25 @@ class Heads:
         Raises:
             ValueError: the method or a header holds what HTTP forbids.
         """
-        headers = request.headers
-        key = (request.method, request.url, *headers.items())
+        last, head = self._last
+        # Requests to one endpoint share their headers as an object, too, and nobody changes it.
+        if last.headers is not request.headers or last.url != request.url or last.method != request.method:
+            head = self._find(target, request)
+            self._last = (evolve(request, body=None), head)
+        if request.body is not None:
+            return b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body))
+        return head + (b"\r\n" if request.method in _BODILESS else b"content-length: 0\r\n\r\n")
+
+    def _find(self, target: Target, request: WireRequest) -> bytes:
+        key = (request.method, request.url, *request.headers.items())
         head = self._written.get(key)
         if head is None:
-            head = self._write(target, request.method, headers)
+            head = self._write(target, request.method, request.headers)
             # A token that changes by the hour, or a path per call, must not grow it for ever.
             if len(self._written) >= _MOST_KEPT:
                 self._written.clear()
             self._written[key] = head
-        if request.body is not None:
-            return b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body))
-        return head + (b"\r\n" if request.method in _BODILESS else b"content-length: 0\r\n\r\n")
+        return head
 
     def _write(self, target: Target, method: str, given: Mapping[str, str]) -> bytes:
         headers = {"host": target.url.host_port_subcomponent or "", **self._own}

@@ -95,7 +95,14 @@ class ConnectionPool:
             ClientClosed: the pool was closed.
         """
         exchange = self.exchange(request)
-        return await exchange.send()
+        try:
+            return await exchange.whole()
+        except BaseException as error:
+            fault = exchange.fail(error)
+            if fault is None:
+                raise
+        # As in `Exchange.guard`, which would cost a coroutine more.
+        raise fault
 
     async def open(self, request: WireRequest) -> WireStream:
         """Send a request, and read the answer while it comes; ``timeout`` ends with the answer's head.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from llmopt.wire.body import Unpacker
@@ -22,7 +23,7 @@ class Reader:
     def __init__(self, trip: Trip) -> None:
         self.trip: Final = trip
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self.headers: Mapping[str, str] = {}
         self._unpacker: Unpacker | None = None
 
     async def raw(self) -> bytes:
@@ -54,6 +55,14 @@ class Reader:
     def packed(self) -> int | None:
         """Bytes of the body as it travelled, None where it was not packed."""
         return None if self._unpacker is None else self._unpacker.packed
+
+    @property
+    def unpacked(self) -> tuple[int, int] | None:
+        """Bytes of the body so far as they travelled, and as what they stand for; None where it is not packed."""
+        unpacker = self._unpacker
+        if unpacker is None or unpacker.packed is None:
+            return None
+        return unpacker.packed, unpacker.produced
 
     def _bounded(self, max_body: int) -> bool:  # noqa: ARG002 - for those who know
         """Whether something else holds the body to at most so many bytes, so that nobody need count."""

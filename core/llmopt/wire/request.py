@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import field, frozen
+from attrs import define, field
 
 
 def _without_query(url: str) -> str:
@@ -19,15 +19,17 @@ def _size(body: bytes | None) -> str:
     return "None" if body is None else f"<{len(body)} bytes>"
 
 
-@frozen(kw_only=True)
+@define(kw_only=True, eq=False)
 class WireRequest:
-    """What to send, and the bounds within which an answer is wanted.
+    """What to send, and the bounds within which an answer is wanted. Never changed; freezing it would double its price.
 
     Attributes:
         method: "GET" or "POST".
         url: absolute, http or https, without user information.
         headers: names and values; ``accept-encoding`` is added by the wire.
         body: the encoded body, None for none.
+        unpacked: the body as it was before it was packed, None where it is not. Not sent, but by who sends the
+            request once more.
         connect_timeout: seconds for name look-up, TCP and TLS together, None for no bound.
         pool_timeout: seconds to wait for a free connection, None for no bound.
         timeout: seconds for the whole attempt, from the first wait to the last byte of the answer; of a
@@ -41,6 +43,7 @@ class WireRequest:
     url: str = field(repr=_without_query)
     headers: Mapping[str, str] = field(factory=dict, repr=_names)
     body: bytes | None = field(default=None, repr=_size)
+    unpacked: bytes | None = field(default=None, repr=_size)
     connect_timeout: float | None = 10.0
     pool_timeout: float | None = 5.0
     timeout: float | None = 60.0

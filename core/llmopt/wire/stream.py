@@ -12,11 +12,16 @@ class Carrier(Protocol):
     """Whatever carries an answer: an exchange on a connection of ours, or a visit to somebody else's transport."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
 
     @property
     def info(self) -> AttemptInfo:
         """How the request travelled."""
+        ...
+
+    @property
+    def unpacked(self) -> tuple[int, int] | None:
+        """Bytes of the body so far as they travelled, and as what they stand for; None where it is not packed."""
         ...
 
     async def piece(self) -> bytes:
@@ -59,6 +64,11 @@ class WireStream:
         # The carrier's own: a wrapper would cost a coroutine for each piece.
         self.read: Final[Callable[[], Awaitable[bytes]]] = carrier.piece
         self.rest: Final[Callable[[], Awaitable[bytes]]] = carrier.rest
+
+    @property
+    def unpacked(self) -> tuple[int, int] | None:
+        """Bytes of the body so far as they travelled, and as what they stand for; None where it is not packed."""
+        return self._carrier.unpacked
 
     def __aiter__(self) -> Self:
         return self
