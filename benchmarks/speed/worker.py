@@ -43,7 +43,8 @@ async def _serve(contender: Contender, case: Case, origin: str, out: TextIO) -> 
     before = await _warm(contender, case, origin)
     await driver.check()
     version = importlib.metadata.version(contender.package)
-    _say(out, {"version": version, "peak": peak(), "peak_before": before})
+    first = {"version": version, "peak": peak(), "peak_before": before, "note": getattr(client, "note", "")}
+    _say(out, first)
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "block":
