@@ -57,7 +57,14 @@ class Case:
     @property
     def unit(self) -> str:
         """What costs are counted by."""
+        if self.kind == "catalogue":
+            return "model"
         return "vector" if self.total or self.items > 1 else "request"
+
+    @property
+    def counted(self) -> Literal["requests", "vectors"]:
+        """The number by which they are divided; models count as vectors do, by item."""
+        return "requests" if self.unit == "request" else "vectors"
 
 
 _NUMBERS = ("sockets", *BATCH_PEERS, "baseten")
@@ -82,6 +89,15 @@ CASES: Sequence[Case] = (
     Case("one-64", "One text per request, 64 in flight", "requests", in_flight=64, rounds=7),
     Case("one-512", "One text per request, 512 in flight", "requests", in_flight=512, seconds=0.6),
     Case("large", "2,048 texts per request, 1,536 numbers each", "requests", items=2048),
+    Case(
+        "numbers-2048",
+        "2,048 texts per request, 1,536 numbers each, as JSON numbers",
+        "requests",
+        ("floor", "llmopt", "openai", "baseten"),
+        "numbers",
+        2048,
+        rounds=3,
+    ),
     Case(
         "numbers-512",
         "512 texts per request, 384 numbers each, as JSON numbers",

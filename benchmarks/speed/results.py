@@ -73,8 +73,7 @@ def per_round(case: Case, row: Row, measure: str) -> list[float]:
     """A measure of each round, in µs per unit; of the case "start" in ms, without the bare Python."""
     if case.kind == "start":
         return [1e3 * (each[measure] - each[f"bare_{measure}"]) for each in row["rounds"]]
-    unit = "vectors" if case.unit == "vector" else "requests"
-    return [1e6 * each[measure] / each[unit] for each in row["rounds"]]
+    return [1e6 * each[measure] / each[case.counted] for each in row["rounds"]]
 
 
 def table_of(results: Results, case: Case) -> list[list[str]]:
@@ -136,7 +135,7 @@ def _bytes(row: Row, what: str) -> str:
 
 
 def _units(case: Case, block: Mapping[str, Any]) -> float:
-    return float(block["vectors" if case.unit == "vector" else "requests"])
+    return float(block[case.counted])
 
 
 def _short(number: float) -> str:

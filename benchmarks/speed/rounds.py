@@ -58,7 +58,9 @@ def _started(
             failure = worker.first.get("missing")
             if failure is None:
                 row["version"] = worker.first["version"]
-                row["memory_before"] = worker.first["peak"]
+                if worker.first["note"]:
+                    row["title"] = f"{contender.title}, {worker.first['note']}"
+                row["memory_before"], row["memory_once"] = worker.first["peak_before"], worker.first["peak"]
                 return worker
             worker.close()
     row["missing"] = failure
@@ -131,7 +133,6 @@ def _note(row: Row, worker: Worker, **order: Any) -> None:
 
 def _tell(case: Case, row: Row) -> None:
     if row["rounds"]:
-        unit = "vectors" if case.unit == "vector" else "requests"
-        cost = statistics.median(each["cpu"] / each[unit] for each in row["rounds"]) * 1e6
-        wall = statistics.median(each["wall"] / each[unit] for each in row["rounds"]) * 1e6
+        cost = statistics.median(each["cpu"] / each[case.counted] for each in row["rounds"]) * 1e6
+        wall = statistics.median(each["wall"] / each[case.counted] for each in row["rounds"]) * 1e6
         print(f"  {row['title']:24} {cost:10.1f} µs CPU  {wall:10.1f} µs wall per {case.unit}", flush=True)

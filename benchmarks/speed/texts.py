@@ -19,6 +19,10 @@ _WORDS: Final = (
 # fmt: on
 
 
+PERIOD: Final = 1024
+"""After so many vectors they begin again, so that a long request may be cut without another result."""
+
+
 def text(number: int) -> str:
     """A short text, another one for each number, so that nothing can be answered twice."""
     words = (_WORDS[(number >> shift) % len(_WORDS)] for shift in (0, 5, 10, 15))
@@ -52,6 +56,6 @@ def vectors(items: int, dimensions: int) -> NDArray[np.float32]:
     """The vectors that an answer of this shape holds: of length 1, with numbers as a model's are."""
     import numpy as np
 
-    found: Any = np.random.default_rng(dimensions).standard_normal((items, dimensions))
+    found: Any = np.random.default_rng(dimensions).standard_normal((min(items, PERIOD), dimensions))
     found /= np.sqrt((found**2).sum(axis=1, keepdims=True))
-    return np.ascontiguousarray(found, dtype=np.float32)
+    return np.ascontiguousarray(found[np.arange(items) % PERIOD], dtype=np.float32)

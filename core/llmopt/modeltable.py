@@ -82,6 +82,10 @@ class ModelTable:
 
     def described_page(self, page: CatalogPage) -> CatalogPage:
         """Every model of a page, likewise."""
+        known = self._by_name
+        # Lists are long, and most of what is in them stands in no table.
+        if not any(model.id in known or model.aliases for model in page.models):
+            return page
         return evolve(page, models=tuple(map(self.described, page.models)))
 
 

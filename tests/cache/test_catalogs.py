@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define
+from attrs import define, evolve
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
@@ -704,5 +704,24 @@ def test_c01_cancelled_at_every_turn_of_the_cache(tmp_path: Path) -> None:
                     assert len(await client.list_models("s")) == 1
                 if over and turns > 3:
                     break
+
+    simulated(tmp_path, main)
+
+
+def test_a_model_that_cannot_be_kept(tmp_path: Path) -> None:
+    """It is the plugin's mistake, and said as such."""
+
+    class Wrong:
+        @llmopt.hookimpl(wrapper=True)
+        def parse_catalog(self) -> Generator[None, llmopt.CatalogPage, llmopt.CatalogPage]:
+            page = yield
+            return evolve(page, models=tuple(evolve(each, context_length="8k") for each in page.models))
+
+    async def main(world: World) -> None:
+        async with world.client(plugins=[Wrong()]) as client:
+            with pytest.raises(llmopt.PluginContractError, match=r"'s' filled a model.*context_length"):
+                await client.list_models("s")
+        async with world.client(plugins=[Wrong()], cache=False) as client:
+            assert first(await client.list_models("s")) == "model-2"
 
     simulated(tmp_path, main)

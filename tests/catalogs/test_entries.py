@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,6 +180,23 @@ def test_names_of_the_id(key: str) -> None:
     """The first that holds text."""
     (model,) = page({"id": None, "key": "", key: "found"}).models
     assert (model.id, model.name) == ("found", "")
+
+
+def test_a_key_of_another_type_spoils_only_itself() -> None:
+    """All others are read as without it."""
+    told: dict[str, Any] = {
+        "name": "M", "context_length": 5, "pricing": {"prompt": "0.000001"}, "aliases": ["n"],
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["image"]},
+        "top_provider": {"max_completion_tokens": 7}, "replacement_model": "o",
+    }  # fmt: skip
+    whole = one(**told)
+    assert (whole.kind, whole.prices, whole.max_output_tokens) == ("image", Prices(input=1.0), 7)
+    assert one(**told, display_name=7) == whole
+    assert one(**{**told, "aliases": ["n", 7]}) == whole
+    assert one(**told, replaced_by=["x"]) == whole
+    assert one(**{**told, "architecture": {**told["architecture"], "modality": 7}}) == whole
+    assert one(**{**told, "top_provider": 7}) == evolve(whole, max_output_tokens=None)
+    assert one(**{**told, "pricing": "free"}) == evolve(whole, prices=None)
 
 
 def test_a_bad_entry_spoils_only_itself() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import Catalog, Model, Prices
 from llmopt.values.catalog import ModelKind
+from llmopt.values.entry import Entry
 from llmopt.values.models import Models, pack_models, unpack_models
 
 _WORDS = st.lists(st.text(max_size=5), max_size=3).map(tuple)
@@ -63,6 +65,26 @@ def test_a_model_is_made_when_it_is_looked_at() -> None:
     assert len([model for model in found._made if model is not None]) <= 3
     assert [model.id for model in found[10:12]] == ["m10", "m11"]
     assert found[5].raw == {"n": 5}
+
+
+def test_what_was_just_packed_is_not_looked_into() -> None:
+    """Before somebody looks; then it is as any other."""
+    models = some(3)
+    found = unpack_models(memoryview(pack_models(models)), provider="p", count=3)
+    assert (len(found), found._parts) == (3, None)
+    assert (found[-1].id, list(found)) == ("m2", models)
+    assert pickle.loads(pickle.dumps(found)) == models
+    with pytest.raises(IndexError):
+        _ = found[-4]
+
+
+def test_the_provider_s_entry_goes_in_as_it_came() -> None:
+    """Letter by letter."""
+    text = b'{ "id" : "a", "n" : 1e400 }'
+    for raw in (text, msgspec.Raw(text)):
+        (found,) = unpack_models(pack_models([Model(id="a", raw=Entry(raw))]), provider="p")
+        assert isinstance(found.raw, Entry)
+        assert found.raw.text == text
 
 
 def test_it_is_a_sequence_like_any() -> None:

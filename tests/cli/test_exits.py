@@ -12,7 +12,7 @@ from llmopt.cli.advice import advice_for
 from llmopt.cli.exits import BadInput, CommandError, Exit, code_of, sentence_of
 from llmopt.cli.text import count, listed, plain
 from llmopt.cli.writers.append import AppendFile
-from tests.cli.run import invoke
+from tests.cli.run import found, invoke
 
 CODES = [
     (errors.ConfigError("x"), Exit.SETUP),
@@ -122,3 +122,32 @@ def test_text_for_people() -> None:
     assert listed(["a", "b"]) == "'a', 'b'"
     assert listed(str(number) for number in range(30)).endswith("'19', and 10 more")
     assert len(listed(["x" * 100])) < 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (("embed", "in.txt", "--model", "local/default", "--out", "out.npy"), "ConfigError"),
+        (("embed", "none.txt", "--model", "local/default", "--out", "out.npy"), "BadInput"),
+        (("models",), "ConfigError"),
+        (("models", "--offline", "--refresh"), "CommandError"),
+        (("plugins",), "ConfigError"),
+        (("chat", "local/default"), "ConfigError"),
+        (("cache", "info"), "ConfigError"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_what_never_began_is_told_to_machines_too(
+    arguments: tuple[str, ...], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One object with the error, and the same sentence on standard error."""
+    monkeypatch.chdir(tmp_path)
+    Path("in.txt").write_text("a text\n")
+    Path("broken.toml").write_text("[providers\n")
+    done = invoke(*arguments, "--json", "--config", "broken.toml", stdin=b"Hello?")
+    told = found(done)["error"]
+    assert told["type"] == kind
+    assert told["message"] in done.stderr
+    assert done.exit_code in (Exit.USAGE, Exit.SETUP)
+    plain_done = invoke(*arguments, "--config", "broken.toml", stdin=b"Hello?")
+    assert (plain_done.stdout, plain_done.stderr) == ("", done.stderr)

@@ -50,7 +50,7 @@ def test_pieces_come_together_in_their_order() -> None:
     reply = found.reply("r")
     assert (reply.text, reply.reasoning, reply.refusal) == ("ab", "hm", "no")
     assert (reply.finish_reason, reply.model, reply.id, reply.request_id) == ("stop", "m", "i", "r")
-    assert reply.usage == Usage(total_tokens=3)
+    assert reply.usage == Usage(total_tokens=3, requests=1)
     assert found.last
 
 
@@ -62,7 +62,7 @@ def test_what_was_told_is_not_taken_back() -> None:
         ChatEvent(),
     )
     assert (found.finish_reason, found.model, found.id) == ("stop", "m", "i")
-    assert found.usage == Usage(total_tokens=2)
+    assert found.usage == Usage(total_tokens=2, requests=1)
 
 
 def test_fragments_belong_to_their_index() -> None:

@@ -61,7 +61,7 @@ async def test_everything_asked_for_arrives() -> None:
     assert server.requests[1].json() == {"model": "m", "stream": False, "messages": ASKED}
     assert (reply.text, reply.finish_reason, reply.request_id) == ("Hello world", "stop", "req_7")
     assert reply.usage is not None
-    assert reply.usage.total_tokens == 4
+    assert (reply.usage.total_tokens, reply.usage.requests) == (4, 1)
 
 
 BAD: list[tuple[Any, dict[str, Any], str, int | None]] = [

@@ -557,6 +557,7 @@ async def test_e09_a_server_that_does_not_stream() -> None:
             events = [each async for each in stream]
         assert ([each.text for each in events], events[0].last) == (["Hello world"], True)
         assert stream.usage is not None
+        assert stream.usage.requests == 1
         assert stream.reply.finish_reason == "stop"
         server.default(error_answer(200, "no", code="insufficient_quota"))
         with pytest.raises(llmopt.QuotaExhausted):

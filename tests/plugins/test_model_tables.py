@@ -89,6 +89,14 @@ def test_a_page_is_described_model_by_model() -> None:
     assert found.next_cursor == "c"
 
 
+def test_a_page_of_which_nothing_is_known() -> None:
+    """Is the same."""
+    page = CatalogPage(models=(Model(id="gpt-4o"),), dropped=1)
+    assert table("openai").described_page(page) is page
+    aliased = CatalogPage(models=(Model(id="mine", aliases=("text-embedding-ada-002",)),))
+    assert table("openai").described_page(aliased).models[0].dimensions == 1_536
+
+
 def test_every_key_is_read() -> None:
     """The format in full."""
     (row,) = read_table(

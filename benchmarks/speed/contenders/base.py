@@ -35,7 +35,12 @@ class Client:
 
     ``ask`` and ``models`` are what is measured. ``rows`` makes one float32 array of what ``ask`` gave; in the
     cases with many texts that is part of what is measured too, for that is what vectors are wanted as.
+
+    Attributes:
+        note: what it does differently from the others in this case, "" for nothing.
     """
+
+    note = ""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.speed.contenders.base import KEY, MODEL, Client, Setting, SyncClient
 
 _MOST_CHARACTERS = 1_048_576  # otherwise it would cut batches at 8,000
+_MOST_TEXTS = 1_024  # more it refuses
 
 
 class Baseten(Client):
@@ -23,9 +24,15 @@ class Baseten(Client):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         module: Any = importlib.import_module("baseten_performance_client")
-        self._client = module.PerformanceClient(setting.base_url.removesuffix("/v1"), KEY)
+        size = min(setting.batch, _MOST_TEXTS)
+        address = setting.base_url.removesuffix("/v1")
+        if size < setting.batch:
+            # The path says how many vectors an answer has.
+            address = address.replace(f"-{setting.batch}x", f"-{size}x")
+            self.note = f"in requests of {size:,}"
+        self._client = module.PerformanceClient(address, KEY)
         self._preference = module.RequestProcessingPreference(
-            batch_size=setting.batch,
+            batch_size=size,
             max_concurrent_requests=setting.in_flight,
             max_chars_per_request=_MOST_CHARACTERS,
         )

@@ -52,8 +52,9 @@ def write_record(kind: bytes, key: bytes, created: float, head: bytes, body: byt
         head: its first part.
         body: its second part.
     """
-    data = b"".join((_HEAD.pack(kind, created, len(head)), head, body))
-    return data + _CHECK.pack(crc32(data, crc32(key)))
+    start = _HEAD.pack(kind, created, len(head)) + head
+    # Bodies may be megabytes, which are copied once.
+    return b"".join((start, body, _CHECK.pack(crc32(body, crc32(start, crc32(key))))))
 
 
 def read_record(kind: bytes, key: bytes, data: bytes) -> Record | None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from llmopt.cli.exits import Exit
-from llmopt.cli.options import config, example, no_color
+from llmopt.cli.options import config, example, no_color, telling_errors
 
 
 @click.command(
@@ -42,6 +42,7 @@ from llmopt.cli.options import config, example, no_color
 )
 @config
 @no_color
+@telling_errors
 def command(**options: Any) -> Exit:
     """Chat with a model.
 

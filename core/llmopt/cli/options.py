@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
 
 import click
 
@@ -15,7 +16,10 @@ config: Final = click.option(
     help="Configuration file, instead of ./llmopt.toml or the one in your configuration folder.",
 )
 as_json: Final = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object on standard output, for machines."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help='One JSON object on standard output, for machines; {"error": ...} where there is nothing else to tell.',
 )
 no_color: Final = click.option(
     "--no-color", is_flag=True, help="No colours; the variable NO_COLOR does the same."
@@ -24,7 +28,27 @@ no_color: Final = click.option(
 
 def shared(command: _F) -> _F:
     """The options of every command: --config, --json, --no-color."""
-    return config(as_json(no_color(command)))
+    return config(as_json(no_color(telling_errors(command))))
+
+
+def telling_errors(command: _F) -> _F:
+    """With --json a command that ends in an error says so on standard output too, as its last JSON object."""
+
+    @wraps(command)
+    def run(**options: Any) -> Any:
+        try:
+            return command(**options)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if options["as_json"]:
+                from llmopt.cli.jsonout import print_line
+                from llmopt.cli.tally import error_table
+
+                print_line({"error": error_table(error)})
+            raise
+
+    return cast("_F", run)
 
 
 def example(*lines: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from attrs import evolve
 
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCall, ToolCallPart
 from llmopt.values.embeddings import Usage
@@ -15,7 +16,6 @@ class Gathered:
 
     Attributes:
         finish_reason: why the model ended, None while it has not.
-        usage: the last usage that was told, None while none was.
         model: the model that answers, "" while it is not known.
         id: the provider's id of the answer, "" while it is not known.
         last: whether the provider's own end of the stream has come.
@@ -23,10 +23,10 @@ class Gathered:
 
     def __init__(self) -> None:
         self.finish_reason: str | None = None
-        self.usage: Usage | None = None
         self.model = ""
         self.id = ""
         self.last = False
+        self._usage: Usage | None = None
         self._text: Final[list[str]] = []
         self._reasoning: Final[list[str]] = []
         self._refusal: Final[list[str]] = []
@@ -43,10 +43,15 @@ class Gathered:
         for part in event.tool_calls:
             self._add_part(part)
         self.finish_reason = event.finish_reason or self.finish_reason
-        self.usage = event.usage or self.usage
+        self._usage = event.usage or self._usage
         self.model = event.model or self.model
         self.id = event.id or self.id
         self.last = self.last or event.last
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last usage that was told, as that of one request; None while none was."""
+        return None if self._usage is None else evolve(self._usage, requests=1)
 
     @property
     def text(self) -> str:

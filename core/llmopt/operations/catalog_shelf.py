@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 from llmopt.cache.guarded import GuardedStore
 from llmopt.cache.record import Record, read_record, write_record
 from llmopt.cache.store import CacheItem
-from llmopt.errors import LLMOptError
+from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.operations.cache_keys import CacheKeys
 from llmopt.operations.catalog_pages import Listing
 from llmopt.policies.clock import Clock
@@ -153,12 +153,16 @@ class Shelf:
         return given
 
     async def _pack(self, kept: Kept, given: Catalog) -> None:
-        if len(given) > _MANY:
-            data = await asyncio.to_thread(pack_models, given.models)
-        else:
-            data = pack_models(given.models)
+        try:
+            if len(given) > _MANY:
+                data = await asyncio.to_thread(pack_models, given.models)
+            else:
+                data = pack_models(given.models)
+        except ValueError as error:
+            text = f"the plugin of {kept.provider!r} filled a model with what does not belong there: {error}."
+            raise PluginContractError(text, provider=kept.provider) from None
         # As it will come out of the store: what nobody looks at takes no objects.
-        models = unpack_models(data, provider=kept.provider)
+        models = unpack_models(data, provider=kept.provider, count=len(given))
         kept.catalog = Catalog(provider=kept.provider, models=models, dropped=given.dropped)
         kept.size = len(data)
 
@@ -202,4 +206,4 @@ def _group_of(provider: str) -> str:
 
 def _parts(record: Record, provider: str) -> tuple[_Head, Any]:
     head = msgspec.json.decode(record.head, type=_Head)
-    return head, unpack_models(bytes(record.body), provider=provider)
+    return head, unpack_models(record.body, provider=provider)

@@ -105,4 +105,5 @@ class ChatJob:
         reply = self._provider.hooks.parse_chat(self._call, response, settings)
         if isinstance(reply, Failure):
             return reply
-        return evolve(reply, request_id=request_id(response.headers))
+        usage = None if reply.usage is None else evolve(reply.usage, requests=1)
+        return evolve(reply, usage=usage, request_id=request_id(response.headers))

@@ -14,47 +14,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from llmopt.providers.entry_keys import EntryKeys, PricingKeys, keys_in, keys_of
 from llmopt.values.catalog import Model, ModelKind
 from llmopt.values.entry import Entry
 from llmopt.values.prices import Prices
-
-
-class _Fields(msgspec.Struct):
-    """The keys that are looked at. Any of them may hold anything."""
-
-    id: Any = None
-    model_id: Any = None
-    name: Any = None
-    key: Any = None
-    display_name: Any = None
-    type: Any = None
-    architecture: Any = None
-    input_modalities: Any = None
-    output_modalities: Any = None
-    context_length: Any = None
-    max_model_len: Any = None
-    max_context_length: Any = None
-    context_window: Any = None
-    context_size: Any = None
-    max_input_tokens: Any = None
-    max_output_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_length: Any = None
-    top_provider: Any = None
-    pricing: Any = None
-    aliases: Any = None
-    created: Any = None
-    created_at: Any = None
-    deprecation_date: Any = None
-    deprecation: Any = None
-    deprecated: Any = None
-    shutdown_date: Any = None
-    eol_date: Any = None
-    expiration_date: Any = None
-    replacement_model: Any = None
-    deprecation_replacement_model: Any = None
-    replaced_by: Any = None
-
 
 _WORDS: Final[Mapping[ModelKind, str]] = {
     "chat": "chat language llm vlm text text-generation text-to-text",
@@ -82,36 +45,30 @@ _DEAREST: Final = 100_000.0
 """More than anybody asks for a million tokens: such a number is meant in another unit."""
 _LONGEST_PRICE: Final = 40
 
-_decoder: Final = msgspec.json.Decoder(_Fields)
-
 
 def model_from_raw(raw: msgspec.Raw, provider: str) -> Model | None:
     """The model that a JSON value describes, None when it has no usable id."""
-    try:
-        found = _decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return _model(found, Entry(raw), provider)
+    found = keys_of(raw)
+    return None if found is None else _model(found, Entry(raw), provider)
 
 
 def model_from_table(entry: object, provider: str = "") -> Model | None:
     """The model that a table describes, None when it has no usable id."""
     if not isinstance(entry, Mapping):
         return None
-    known = {key: entry[key] for key in _Fields.__struct_fields__ if key in entry}
-    return _model(_Fields(**known), entry, provider)
+    return _model(keys_in(entry), entry, provider)
 
 
-def _model(found: _Fields, raw: Mapping[str, Any], provider: str) -> Model | None:
+def _model(found: EntryKeys, raw: Mapping[str, Any], provider: str) -> Model | None:
     # The common name of the id, then those of gateways and desktop servers.
-    name = _text(found.id, found.model_id, found.name, found.key)
-    if name is None:
+    name = found.id or found.model_id or found.name or found.key
+    if not name:
         return None
-    shown = _text(found.display_name, found.name) or ""
+    shown = found.display_name or found.name or ""
     inputs, outputs = _modalities(found)
     kind = kind_of(found.type) or kind_of(outputs)
-    top = found.top_provider
     guess = None if kind else _BY_NAME.search(name.lower())
+    top = found.top_provider
     return Model(
         id=name,
         provider=provider,
@@ -129,16 +86,19 @@ def _model(found: _Fields, raw: Mapping[str, Any], provider: str) -> Model | Non
             found.max_output_tokens,
             found.max_completion_tokens,
             found.max_output_length,
-            top.get("max_completion_tokens") if isinstance(top, dict) else None,
+            None if top is None else top.max_completion_tokens,
         ),
         inputs=inputs,
         outputs=outputs,
-        prices=_prices(found.pricing) if isinstance(found.pricing, dict) else None,
+        prices=None if found.pricing is None else _prices(found.pricing),
         aliases=tuple(each for each in _words(found.aliases) if each != name) if found.aliases else (),
         created=whole(found.created, found.created_at),
         deprecated=iso_date(found.deprecation_date, found.deprecation, found.deprecated),
         shutdown=iso_date(found.shutdown_date, found.eol_date, found.expiration_date),
-        replacement=_text(found.replacement_model, found.deprecation_replacement_model, found.replaced_by),
+        replacement=found.replacement_model
+        or found.deprecation_replacement_model
+        or found.replaced_by
+        or None,
         known=("kind",) if guess else (),
         raw=raw,
     )
@@ -156,38 +116,33 @@ def kind_of(words: object) -> ModelKind | None:
     return "chat" if "chat" in found else next(iter(found), None)
 
 
-def _modalities(found: _Fields) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    inputs, outputs = found.input_modalities, found.output_modalities
-    table = found.architecture
-    if isinstance(table, dict):
-        inputs = inputs or table.get("input_modalities")
-        outputs = outputs or table.get("output_modalities")
-        modality = table.get("modality")
-        if not (inputs and outputs) and isinstance(modality, str):
+def _modalities(found: EntryKeys) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    inputs, outputs, table = found.input_modalities, found.output_modalities, found.architecture
+    if table is not None:
+        inputs, outputs = inputs or table.input_modalities, outputs or table.output_modalities
+        if table.modality and not (inputs and outputs):
             # Such as "text+image->text".
-            before, _, after = modality.partition("->")
-            inputs, outputs = inputs or before.split("+"), outputs or (after.split("+") if after else None)
+            before, _, after = table.modality.partition("->")
+            inputs, outputs = inputs or (*before.split("+"),), outputs or (*after.split("+"),)
     return _words(inputs), _words(outputs)
 
 
-def _words(value: object) -> tuple[str, ...]:
-    if not value or not isinstance(value, (list, tuple)):
+def _words(found: tuple[str, ...] | None) -> tuple[str, ...]:
+    if not found:
         return ()
-    if len(value) == 1 and isinstance(value[0], str) and value[0]:
-        return (value[0],)
-    return tuple([each for each in value if isinstance(each, str) and each])
+    return tuple(filter(None, found)) if "" in found else found
 
 
-def _prices(table: Mapping[str, Any]) -> Prices | None:
-    sent = _for_a_million(table.get("prompt", table.get("input")))
-    given = _for_a_million(table.get("completion", table.get("output")))
+def _prices(table: PricingKeys) -> Prices | None:
+    sent = _for_a_million(table.input if table.prompt is None else table.prompt)
+    given = _for_a_million(table.output if table.completion is None else table.completion)
     if sent is None and given is None:
         return None
     return Prices(
         input=sent,
         output=given,
-        cached_input=_for_a_million(table.get("input_cache_read")),
-        cache_write=_for_a_million(table.get("input_cache_write")),
+        cached_input=_for_a_million(table.input_cache_read),
+        cache_write=_for_a_million(table.input_cache_write),
     )
 
 
@@ -227,12 +182,4 @@ def iso_date(*values: object) -> str | None:
             return value
         if type(value) is int and 0 < value < _LAST_SECOND:
             return datetime.fromtimestamp(value, UTC).date().isoformat()
-    return None
-
-
-def _text(*values: object) -> str | None:
-    """The first of these that is text, and not empty."""
-    for value in values:
-        if value and isinstance(value, str):
-            return value
     return None

@@ -56,7 +56,7 @@ def read_page(response: HttpResponse, provider: str) -> CatalogPage | None:
 
 
 def _page(raws: list[msgspec.Raw], provider: str, cursor: str | None = None) -> CatalogPage:
-    models = tuple(model for raw in raws if (model := model_from_raw(raw, provider)) is not None)
+    models = tuple([model for raw in raws if (model := model_from_raw(raw, provider)) is not None])
     return CatalogPage(models=models, next_cursor=cursor, dropped=len(raws) - len(models))
 
 

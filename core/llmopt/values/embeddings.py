@@ -24,7 +24,7 @@ class Usage:
         total_tokens: all tokens.
         cached_tokens: those of the input that the provider had in a cache.
         reasoning_tokens: those of the output that the model thought and did not say.
-        requests: requests that got an answer.
+        requests: requests that got an answer: 1 for a chat, however it comes; 0 in the events of a stream.
     """
 
     prompt_tokens: int = 0

@@ -29,6 +29,11 @@ class Entry(Mapping[str, Any]):
         """The JSON, as it came."""
         return bytes(self._text)
 
+    @property
+    def part(self) -> msgspec.Raw:
+        """The same, not copied if it is a part of something."""
+        return self._text if isinstance(self._text, msgspec.Raw) else msgspec.Raw(self._text)
+
     def _look(self) -> dict[str, Any]:
         if self._table is None:
             self._table = _decoded(self._text)

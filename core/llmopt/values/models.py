@@ -21,7 +21,7 @@ FORMAT: Final = 1
 _NOTHING: Final = msgspec.Raw(b"{}")
 
 
-class _Prices(msgspec.Struct, omit_defaults=True):
+class _Prices(msgspec.Struct, omit_defaults=True, gc=False):
     """Prices in the store. The names are those of `Prices`."""
 
     input: float | None = None
@@ -32,8 +32,8 @@ class _Prices(msgspec.Struct, omit_defaults=True):
     per: int = 1_000_000
 
 
-class _Stored(msgspec.Struct, omit_defaults=True):
-    """A model in the store. The names are those of `Model`."""
+class _Fields(msgspec.Struct, omit_defaults=True, gc=False):
+    """What is stored of a model besides `raw`. The names are those of `Model`."""
 
     id: str
     kind: ModelKind = "unknown"
@@ -50,13 +50,23 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     shutdown: str | None = None
     replacement: str | None = None
     known: tuple[str, ...] = ()
+
+
+class _Packed(_Fields, omit_defaults=True, gc=False):
+    """A model on its way into the store."""
+
+    raw: Any = None
+
+
+class _Stored(_Fields, omit_defaults=True, gc=False):
+    """A model in the store."""
+
     raw: msgspec.Raw = _NOTHING
 
 
 _encoder: Final = msgspec.json.Encoder()
 _split: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _one: Final = msgspec.json.Decoder(_Stored)
-_all: Final = msgspec.json.Decoder(list[_Stored])
 _PRICES: Final = tuple(each for each in _Prices.__struct_fields__)
 _PLAIN: Final = tuple(each for each in _Stored.__struct_fields__ if each not in {"prices", "raw"})
 
@@ -65,8 +75,10 @@ class Models(Sequence[Model]):
     """A sequence of models that were stored.
 
     Args:
-        data: what `pack_models` gave.
+        data: what `pack_models` gave, which is not copied.
         provider: name of the provider entry they are of.
+        count: how many they are, where ``data`` was packed a moment ago: then it is not looked into
+            before one of them is.
 
     Raises:
         ValueError: it is no such list.
@@ -74,20 +86,24 @@ class Models(Sequence[Model]):
 
     __slots__ = ("_made", "_parts", "data", "provider")
 
-    def __init__(self, data: bytes, provider: str) -> None:
+    def __init__(self, data: bytes | memoryview, provider: str, count: int | None = None) -> None:
+        self.data: Final = data
+        self.provider: Final = provider
+        self._parts: list[msgspec.Raw] | None = None
+        self._made: Final[list[Model | None]] = [None] * (len(self._checked()) if count is None else count)
+
+    def _checked(self) -> list[msgspec.Raw]:
         try:
-            self._parts: Final = _split.decode(data)
-            self._made: Final[list[Model | None]] = [None] * len(self._parts)
-            self.data: Final = data
-            self.provider: Final = provider
+            self._parts = _split.decode(self.data)
             if self._parts:
                 # One of another form gives the whole away.
                 _one.decode(self._parts[0])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"no list of models: {error}") from None
+        return self._parts
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._made)
 
     @overload
     def __getitem__(self, index: int) -> Model: ...
@@ -113,7 +129,7 @@ class Models(Sequence[Model]):
         return f"Models(<{len(self)}>, provider={self.provider!r})"
 
     def __reduce__(self) -> tuple[type[Models], tuple[bytes, str]]:
-        return Models, (self.data, self.provider)
+        return Models, (bytes(self.data), self.provider)
 
     def _look(self, index: int) -> Model:
         found = self._made[index]
@@ -122,7 +138,7 @@ class Models(Sequence[Model]):
         return found
 
     def _read(self, index: int) -> _Stored:
-        part = self._parts[index]
+        part = (self._parts or self._checked())[index]
         try:
             return _one.decode(part)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -140,7 +156,7 @@ def _model(stored: _Stored, provider: str) -> Model:
     )
 
 
-def pack_models(models: Sequence[Model]) -> bytes:
+def pack_models(models: Sequence[Model]) -> bytes | memoryview:
     """A list of models as bytes, for `unpack_models`.
 
     Args:
@@ -151,36 +167,31 @@ def pack_models(models: Sequence[Model]) -> bytes:
     """
     if isinstance(models, Models):
         return models.data
-    data = _encoder.encode([_stored(model) for model in models])
-    # Only what a plugin put into a field can be wrong, and it must show now: later nobody looks.
     try:
-        _all.decode(data)
+        return _encoder.encode([_packed(model) for model in models])
     except msgspec.ValidationError as error:
         raise ValueError(f"a list of models that cannot be stored: {error}") from None
-    return data
 
 
-def unpack_models(data: bytes, *, provider: str) -> Models:
-    """What `pack_models` packed; nothing but the ends of the entries is looked for yet.
+def unpack_models(data: bytes | memoryview, *, provider: str, count: int | None = None) -> Models:
+    """What `pack_models` packed; nothing but the ends of the entries is looked for yet, or not even they, see `Models`.
 
     Raises:
         ValueError: it is no such list.
     """
-    return Models(data, provider)
+    return Models(data, provider, count)
 
 
-def _stored(model: Model) -> _Stored:
-    costs = model.prices
-    return _Stored(
-        prices=None if costs is None else _Prices(**{name: getattr(costs, name) for name in _PRICES}),
-        raw=_raw(model.raw),
-        **{name: getattr(model, name) for name in _PLAIN},
-    )
+def _packed(model: Model) -> _Packed:
+    # It looks at types too. Only what a plugin put into a field can be wrong, and it must show now: later nobody looks.
+    found = msgspec.convert(model, _Packed, from_attributes=True)
+    found.raw = _raw(model.raw)
+    return found
 
 
 def _raw(raw: Mapping[str, Any]) -> msgspec.Raw:
     if isinstance(raw, Entry):
-        return msgspec.Raw(raw.text)
+        return raw.part
     try:
         return msgspec.Raw(_encoder.encode(dict(raw)))
     except (TypeError, ValueError):
