@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.speed.cases import case_named
 from benchmarks.speed.results import Results, bytes_of
 
 Measured = Callable[[Results], float | None]
@@ -40,6 +42,21 @@ def _best_ratio(case: str, others: Sequence[str], *, measure: str) -> Measured:
         found = [results.ratio(case, "llmopt", other, measure) for other in others]
         known = [each for each in found if each is not None]
         return max(known) if known else None
+
+    return measured
+
+
+def _beyond(case_name: str, others: Sequence[str]) -> Measured:
+    """As `_best_ratio` of wall time, without what the server takes for itself at that concurrency."""
+    case = case_named(case_name)
+    rounds = math.ceil(case.total / case.items / case.in_flight)
+    thinking = rounds * case.delay_ms * 1e3 / case.total
+
+    def measured(results: Results) -> float | None:
+        walls = [results.value(case_name, name, "wall") for name in ("llmopt", *others)]
+        ours, *theirs = [None if wall is None else wall - thinking for wall in walls]
+        known = [each for each in theirs if each is not None]
+        return None if ours is None or not known else ours / min(known)
 
     return measured
 
@@ -112,6 +129,8 @@ TARGETS: Sequence[Target] = (
         _best_ratio("many-384", _BASETEN, measure="wall"),
     ),
     Target("the same, against openai", 1 / 8, "x", _ratio("many-384", "openai", measure="wall")),
+    Target("the same, beyond the server's own 1.6 s", 1 / 8, "x", _beyond("many-384", ("openai",))),
+    Target("and against Baseten", 1 / 2, "x", _beyond("many-384", _BASETEN)),
     Target(
         "131,072 texts x 1,536, wall, against Baseten",
         1 / 2,
@@ -119,6 +138,8 @@ TARGETS: Sequence[Target] = (
         _best_ratio("many-1536", _BASETEN, measure="wall"),
     ),
     Target("the same, against openai", 1 / 8, "x", _ratio("many-1536", "openai", measure="wall")),
+    Target("the same, beyond the server's own 1.6 s", 1 / 8, "x", _beyond("many-1536", ("openai",))),
+    Target("and against Baseten", 1 / 2, "x", _beyond("many-1536", _BASETEN)),
     Target("synchronous client, added to the asynchronous one", 120, "µs CPU", _added_by_sync),
     Target("catalogue of 5,000 models, per 1,000", 10, "ms CPU", _catalogue_ms),
     Target("the same, memory above the start, for one list", 50, "MB", _catalogue_mb),
