@@ -55,6 +55,7 @@ class Protocol(ResponseHandler, asyncio.BufferedProtocol):
         self._message: RawResponseMessage | None = None
         self._held: list[Parsed] | None = None
         self._whole: Whole | None = None
+        self._full: Whole | None = None
 
     def begin(self, trip: Trip, *, whole: bool) -> None:
         """Make ready for the answer to a new request.
@@ -128,11 +129,15 @@ class Protocol(ResponseHandler, asyncio.BufferedProtocol):
             self.data_received(bytes(self._scratch[:nbytes]))
         else:
             self._whole.wrote(nbytes)
-            self._deliver(self._whole)
+            if self._whole.full:
+                # Not yet: the loop still holds the room it wrote into, for which its memory would be copied.
+                self._full, self._whole = self._whole, None
+                self._loop.call_soon(self._hand_over)
 
     def data_received(self, data: bytes) -> None:
         """Take in what the peer has said."""
         self.heard = True
+        self._hand_over()
         if self._whole is not None:
             # uvloop reads into memory of its own.
             self._take_in(self._whole, data)
@@ -189,14 +194,17 @@ class Protocol(ResponseHandler, asyncio.BufferedProtocol):
     def _take_in(self, whole: Whole, data: bytes) -> None:
         room = len(whole.room)
         whole.put(memoryview(data)[:room])
-        self._deliver(whole)
+        if whole.full:
+            self._full, self._whole = whole, None
+            self._hand_over()
         if len(data) > room:
             self._parse(data[room:])
 
-    def _deliver(self, whole: Whole) -> None:
-        if whole.full:
-            self._whole = None
-            self._pass_on(whole.take())
+    def _hand_over(self) -> None:
+        """Give out an answer that is complete, if one is."""
+        full, self._full = self._full, None
+        if full is not None:
+            self._pass_on(full.take())
 
     def _pass_on(self, body: bytes) -> None:
         message, self._message = self._message, None
@@ -211,6 +219,7 @@ class Protocol(ResponseHandler, asyncio.BufferedProtocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Note how it ended, and end the answer with it."""
         self.broken = exc
+        self._hand_over()
         if self._message is not None:
             self._message = self._whole = None
             self.set_exception(ClientPayloadError())
