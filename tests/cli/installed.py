@@ -27,5 +27,6 @@ def install(folder: Path, distribution: str, points: Mapping[str, str], modules:
 
 
 def path_with(folder: Path) -> dict[str, str]:
-    """An environment in which the folder is on Python's path."""
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    """An environment in which the folder is on Python's path, before what is there already."""
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

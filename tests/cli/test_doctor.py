@@ -51,6 +51,8 @@ def test_what_answers(served: EmbeddingServer) -> None:
         "error": "",
         "advice": "",
         "chosen": True,
+        "rated": [],
+        "unlisted": [],
     }
     assert "in this process" in invoke("doctor", "local").stdout
 
@@ -167,6 +169,24 @@ def test_a_broken_plugin_is_a_finding(tmp_path: Path) -> None:
     assert "open_transport returned int" in found_checks["faulty"]["error"]
     assert found_checks["local"]["state"] == "ok"
     assert done.returncode == 1
+
+
+def test_names_with_rates_of_their_own(served: EmbeddingServer) -> None:
+    """Those that are in no list of models may be misspelt, which nobody else would notice."""
+    listed = found(invoke("models", "near", "--json"))["models"]["near"][0]["id"]
+    configure(
+        near=(
+            f'plugin = "local"\nbase_url = "{served.url}"\n'
+            f'rpm = {{ default = 60, "{listed}" = 30, mispelt = 10 }}\ntpm = {{ mispelt = 1000 }}'
+        )
+    )
+    done = invoke("doctor", "near", "--json")
+    near = found(done)["providers"][0]
+    assert (done.exit_code, near["state"]) == (0, "ok")
+    assert (near["rated"], near["unlisted"]) == ([listed, "mispelt"], ["mispelt"])
+    assert "near: rpm or tpm is set for mispelt: no such model" in invoke("doctor", "near").stderr
+    offline = found(invoke("doctor", "near", "--offline", "--json"))["providers"][0]
+    assert (offline["rated"], offline["unlisted"]) == ([listed, "mispelt"], [])
 
 
 def test_every_endpoint_of_an_entry(served: EmbeddingServer) -> None:

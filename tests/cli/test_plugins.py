@@ -94,6 +94,49 @@ def test_what_does_not_load_or_breaks_the_contract(folder: Path) -> None:
     assert states["mistral"]["state"] == "ok"
 
 
+PROFILE = "@hookimpl\ndef provider_profile():\n    return Profile(base_url='https://here.example/v1')\n"
+WRONG = [
+    (
+        "@hookimpl\ndef provider_profile():\n    return {}\n",
+        "provider_profile returned dict; expected Profile",
+    ),
+    ("@hookimpl\ndef provider_profile():\n    return Profile(base_url=7)\n", "a Profile that cannot be used"),
+    (
+        PROFILE + "@hookimpl\ndef classify_error(failure):\n    return 'retry'\n",
+        "classify_error returned str",
+    ),
+    (PROFILE + "@hookimpl\ndef batch_limit(call):\n    return 128\n", "batch_limit returned int"),
+    (
+        PROFILE + "@hookimpl\ndef build_request(call):\n    return call.text\n",
+        "build_request raised AttributeError",
+    ),
+    (PROFILE + "@hookimpl\ndef rate_limits(response):\n    return {}\n", "rate_limits returned dict"),
+]
+
+
+@pytest.mark.parametrize(("source", "problem"), WRONG, ids=lambda value: value.split("(")[0][-30:])
+def test_hooks_that_return_something_else(source: str, problem: str, tmp_path: Path) -> None:
+    """Those that can be asked without a network are."""
+    source = f"from llmopt import Profile, hookimpl\n{source}"
+    install(tmp_path, "wrong-1.0", {"wrong": "wrong_plugin"}, {"wrong_plugin": source})
+    wrong = plugins(tmp_path)["wrong"]
+    assert wrong["state"] == "breaks the contract"
+    assert problem in wrong["problem"]
+
+
+def test_what_only_a_configuration_could_tell_is_not_asked(tmp_path: Path) -> None:
+    """An address of the user's, and no such model or list: that is no fault."""
+    head = "from llmopt import InvalidInput, Profile, hookimpl\n"
+    nowhere = "@hookimpl\ndef batch_limit(settings):\n    return settings.options['region']\n"
+    refuses = PROFILE + "@hookimpl\ndef batch_limit(call):\n    raise InvalidInput('no such model')\n"
+    refuses += "@hookimpl\ndef open_transport(settings):\n    raise RuntimeError('an engine started')\n"
+    modules = {"nowhere_plugin": head + nowhere, "refuses_plugin": head + refuses}
+    install(tmp_path, "fine-1.0", {"nowhere": "nowhere_plugin", "refuses": "refuses_plugin"}, modules)
+    done = llmopt("plugins", "--json", env=path_with(tmp_path))
+    states = {each["name"]: each["state"] for each in found(done)["plugins"]}
+    assert (done.returncode, states["nowhere"], states["refuses"]) == (0, "ok", "ok")
+
+
 def test_an_entry_without_its_plugin(tmp_path: Path) -> None:
     """What the configuration needs and nobody installed."""
     Path("llmopt.toml").write_text('[providers.mine]\nplugin = "absent"\n')

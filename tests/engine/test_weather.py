@@ -289,6 +289,33 @@ def test_n22_one_of_three_endpoints_is_black_holed() -> None:
     run_simulated(main)
 
 
+def test_one_time_out_keeps_nobody_away() -> None:
+    """An endpoint that hung once and answers again has its half of the requests."""
+
+    async def main(clock: SimulatedClock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as steady,
+            FaultServer(sleep=clock.sleep, clock=clock.now) as hung,
+        ):
+            slow = Script([Wait(0.1), Respond(answer_openai)])
+            for server in (steady, hung):
+                server.default(slow)
+            entry = config(steady, hung, timeouts={"read": 20})
+            async with llmopt.AsyncClient(entry, clock=clock, flags={"adaptive_timeouts": False}) as client:
+                assert {await one(client, number) for number in range(20)} == {"ok"}
+                hung.play(Script([Stall()]))
+                numbers = itertools.count(1_000)
+                while hung.unplayed:
+                    assert await one(client, next(numbers)) == "ok"
+                assert clock.elapsed > 20
+                before = len(hung.requests)
+                for number in range(2_000, 2_100):
+                    assert await one(client, number) == "ok"
+                assert 30 <= len(hung.requests) - before <= 70
+
+    run_simulated(main)
+
+
 def test_a_retry_goes_elsewhere_first() -> None:
     """The endpoint that just failed is the last to be asked."""
 

@@ -52,6 +52,19 @@ def test_idle_endpoints_share_by_weight() -> None:
     assert shares(made(30, 10), idle(2)) == pytest.approx([0.75, 0.25], abs=0.03)
 
 
+def test_who_is_idle_is_asked_however_little_is_allowed() -> None:
+    """A limit is lowered after an overload and rises by being used: who were never asked could not rise."""
+    clock, noise = SimulatedClock(), random.Random(2)
+    balance, asked = made(1, 1, clock=clock), Counter[int]()
+    for _ in range(1000):
+        chosen = balance.choose([Candidate(0, 0, 16), Candidate(1, 0, 4)])
+        assert chosen is not None
+        asked[chosen.index] += 1
+        clock.advance(0.1)
+        balance.took(chosen.index, noise.uniform(0.18, 0.22))
+    assert asked[1] / 1000 == pytest.approx(0.5, abs=0.05)
+
+
 def test_the_less_loaded_of_two_wins() -> None:
     """By requests in flight per allowed one."""
     balance = made(1, 1)

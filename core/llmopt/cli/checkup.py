@@ -39,6 +39,8 @@ class Check:
         error: what went wrong; "" if nothing did.
         advice: what to do about it.
         chosen: whether somebody configured it or asked for it by name.
+        rated: models or deployments that ``rpm`` and ``tpm`` are set for by name.
+        unlisted: those of them that its list of models does not have.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Check:
     error: str = ""
     advice: str = ""
     chosen: bool = False
+    rated: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
 
 def check_all(
@@ -77,9 +81,13 @@ def _known(found: ProviderOverview) -> list[Check]:
         error = found.problem.message if found.problem is not None else ""
         return [evolve(blank, state="cannot be used", error=error)]
     return [
-        _with_key(evolve(blank, endpoint=each.index, base_url=each.base_url), each)
+        _with_key(evolve(blank, endpoint=each.index, base_url=each.base_url, rated=_rated(each)), each)
         for each in found.provider.endpoints
     ]
+
+
+def _rated(endpoint: Endpoint) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*endpoint.rpm.by_name, *endpoint.tpm.by_name)))
 
 
 def _with_key(check: Check, endpoint: Endpoint) -> Check:
@@ -118,7 +126,11 @@ async def _ask(check: Check, config: Config, seconds: float) -> Check:
         except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding as well
             return evolve(check, state="failed", error=sentence_of(error))
         passed = time.monotonic() - started
-    return evolve(check, state="ok", models=len(models), latency_ms=round(passed * 1000, 1))
+    listed = {name for model in models for name in (model.id, *model.aliases)}
+    unlisted = tuple(name for name in check.rated if name not in listed)
+    return evolve(
+        check, state="ok", models=len(models), latency_ms=round(passed * 1000, 1), unlisted=unlisted
+    )
 
 
 def _alone(config: Config, check: Check) -> Config:

@@ -82,6 +82,7 @@ def command(
 
     Shows the versions, the configuration file in use, the plugins, and for each provider where requests
     go, whether there is a key and where it comes from (never the key itself), and whether it answers.
+    Names that rpm and tpm are set for and that no list of models has are told, as they may be misspelt.
     """
     found = _examine(providers, config, offline=offline, seconds=deadline)
     if as_json:
@@ -120,6 +121,11 @@ def _show(found: Findings, *, no_color: bool) -> None:
         if each.error:
             advice = f" To do: {each.advice}." if each.advice else ""
             say(f"{'llmopt' if each.chosen else 'not set up'}: {named(each.name, each.error)}{advice}")
+        if each.unlisted:
+            models = ", ".join(each.unlisted)
+            say(
+                f"note: {each.name}: rpm or tpm is set for {models}: no such model is listed; a deployment may be."
+            )
 
 
 def _row(check: Check) -> tuple[str, ...]:

@@ -32,9 +32,10 @@ _COLUMNS: Final = ("plugin", "distribution", "module", "state", "entries", "prov
 def command(*, config: str | None, as_json: bool, no_color: bool) -> Exit:
     """Show which plugins are installed, and whether they can be used.
 
-    For each its distribution and version, its module, its state, the entries of the configuration
-    that it serves, and the further providers that a general plugin serves: on a terminal their number,
-    with their names below the table. The exit code is 3 if there is one that cannot be used.
+    Hooks that need neither a network nor a key are tried. For each plugin its distribution and version, its
+    module, its state, the entries of the configuration that it serves, and the further providers that a
+    general plugin serves: on a terminal their number, with their names below the table. The exit code is 3
+    if there is one that cannot be used.
     """
     found = plugins_overview(load_config(config, environ=os.environ))
     if as_json:

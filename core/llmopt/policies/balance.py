@@ -75,7 +75,12 @@ class Balance:
         self._rng = rng or new_source()
 
     def took(self, index: int, seconds: float) -> None:
-        """An attempt took so long: a good answer, or a time-out. An error that comes fast is no good sign."""
+        """A good answer took so long.
+
+        Errors that come fast are no good sign, and time-outs are none of a second kind: while it lasts a hanging
+        request counts as one in flight, then it lowers how many are allowed and tells the breaker. As an observation
+        among answers of 0.2 s one of 60 s would keep everybody away for 200 s, whatever the endpoint does by then.
+        """
         self._latencies[index].add(seconds, self._now())
 
     def choose(self, candidates: Sequence[Candidate], tried: Container[int] = ()) -> Candidate | None:
@@ -103,11 +108,13 @@ class Balance:
         now = self._now()
         known = [value for one in fresh if (value := self._latencies[one.index].value) is not None]
         best = min(known, default=1.0)
-        costs = [self._load(one) * self._latency(one, best, now) for one in (first, second)]
+        # What this request adds, as if all allowed the same: who is idle has room for it, however little is allowed.
+        one_more = 1.0 / max(one.limit for one in fresh)
+        costs = [(self._load(one) + one_more) * self._latency(one, best, now) for one in (first, second)]
         return second if costs[1] < _CLEARLY * costs[0] else first
 
     def _load(self, one: Candidate) -> float:
-        return (one.in_flight / self._shares[one.index] + 1.0) / one.limit
+        return one.in_flight / self._shares[one.index] / one.limit
 
     def _latency(self, one: Candidate, best: float, now: float) -> float:
         """What is known of it, fading towards the best of all: who is never asked could never improve."""

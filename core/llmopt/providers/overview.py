@@ -13,6 +13,7 @@ from llmopt.providers.discovery import NAME, InstalledPlugin, claims, group
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.providers.provider import Provider
 from llmopt.providers.registry import Registry
+from llmopt.providers.trial import try_hooks
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -158,7 +159,7 @@ def _state(plugin: InstalledPlugin) -> tuple[PluginState, str]:
     if plugin.conflict is not None:
         return "conflict", plugin.conflict.message
     try:
-        ProviderHooks(plugin.name, plugin.load())
+        try_hooks(plugin.name, ProviderHooks(plugin.name, plugin.load()))
     except PluginContractError as error:
         return "breaks the contract", error.message
     except LLMOptError as error:
