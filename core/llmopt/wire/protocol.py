@@ -192,7 +192,7 @@ class Protocol(ResponseHandler, asyncio.BufferedProtocol):
             self._whole.put(begun)
 
     def _take_in(self, whole: Whole, data: bytes) -> None:
-        room = len(whole.room)
+        room = whole.left
         whole.put(memoryview(data)[:room])
         if whole.full:
             self._full, self._whole = whole, None

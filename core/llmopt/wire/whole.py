@@ -5,6 +5,9 @@ from __future__ import annotations
 from io import BytesIO
 from typing import Final
 
+_AT_ONCE: Final = 1 << 20
+"""Half a millisecond of the event loop."""
+
 
 class Whole:
     """Room for so many bytes.
@@ -24,8 +27,13 @@ class Whole:
 
     @property
     def room(self) -> memoryview:
-        """Where the next bytes go."""
-        return self._view[self._at :]
+        """Where the next bytes go: some of it, for the kernel fills whatever it is given as long as more comes."""
+        return self._view[self._at : self._at + _AT_ONCE]
+
+    @property
+    def left(self) -> int:
+        """How many bytes are still to come."""
+        return self._size - self._at
 
     @property
     def full(self) -> bool:
