@@ -46,11 +46,20 @@ def _draw(results: Results, name: str, measure: str, axis: str, folder: Path) ->
         return False
     figure, axes = plt.subplots(figsize=(7, 0.5 + 0.28 * len(bars)), layout="constrained")
     labels, lengths, colours = zip(*reversed(bars), strict=True)
-    drawn = axes.barh(labels, lengths, color=colours, height=0.7)
-    axes.bar_label(drawn, labels=[_label(length) for length in lengths], padding=3, fontsize=8)
     if max(lengths) > 8 * min(lengths):
+        # Without a zero on the axis, the length of a bar would mean nothing.
         axes.set_xscale("log")
-    axes.set_xlim(right=max(lengths) * (2.2 if axes.get_xscale() == "log" else 1.15))
+        axes.scatter(lengths, labels, c=colours, s=44, zorder=3)
+        axes.grid(visible=True, axis="y", linewidth=0.6, color="#d5dae1")
+        axes.set_xlim(min(lengths) / 1.6, max(lengths) * 2.4)
+        axis = f"{axis} (logarithmic)"
+    else:
+        axes.barh(labels, lengths, color=colours, height=0.7)
+        axes.set_xlim(0, max(lengths) * 1.15)
+    for label, length in zip(labels, lengths, strict=True):
+        axes.annotate(
+            _label(length), (length, label), (7, 0), textcoords="offset points", va="center", fontsize=8
+        )
     axes.set_xlabel(axis)
     axes.set_title(case_named(name).title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
