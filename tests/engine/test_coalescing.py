@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 
 import llmopt
-from llmopt.engine.flights import Flights
+from llmopt.engine.flights import Flights, Table
 from tests.faults import FaultServer, Respond, Script, Wait, answer_openai, vector_for
 
 MODEL = "server/m"
@@ -246,3 +247,14 @@ async def test_work_that_is_stopped_before_it_began() -> None:
     board = flights.here()
     board.launch(work, board.table("kind"), ("name",))
     await flights.aclose()
+
+
+async def test_nothing_is_kept_of_a_kind_of_work_that_is_over() -> None:
+    """There may be one for each user of a program, by `extra`."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        gc.collect()
+        before = sum(isinstance(each, Table) for each in gc.get_objects())
+        for user in range(20):
+            await client.embed(MODEL, ["a"], extra={"user": f"user {user}"})
+        assert sum(isinstance(each, Table) for each in gc.get_objects()) == before

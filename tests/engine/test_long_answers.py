@@ -12,6 +12,7 @@ import pytest
 import llmopt
 from llmopt import EmbedCall, HttpResponse, hookimpl
 from llmopt.values.embeddings import EmbeddedRows
+from llmopt.wire.packing import pack
 from tests.faults import Answer, FaultServer
 
 _COUNT = 512
@@ -100,3 +101,26 @@ async def test_a_call_that_is_cancelled_while_its_answer_is_read_ends_at_once() 
         assert (await client.embed("s/m", ["another"])).vectors.shape == (1, 4)
         (endpoint,) = client.stats()["s"].values()
         assert endpoint["in_flight"] == 0
+
+
+async def test_a_busy_executor_of_the_programs_keeps_nobody_waiting() -> None:
+    """Long answers and long packed bodies have threads of their own."""
+    watcher = Watcher()
+    watcher.go_on.set()
+    release = threading.Event()
+    loop = asyncio.get_running_loop()
+    jobs = [loop.run_in_executor(None, release.wait, 60) for _ in range(64)]
+    texts = [f"text {row}" for row in range(_COUNT)]
+    try:
+        async with (
+            FaultServer() as server,
+            llmopt.AsyncClient(config(server), plugins=[watcher]) as client,
+        ):
+            server.default(answer(_COUNT, 1_024))
+            # With the program's executor it would end when its jobs do: never, as they wait for this.
+            found = await asyncio.wait_for(client.embed("s/m", texts), 50)
+            assert found.vectors.shape == (_COUNT, 1_024)
+        assert len(await asyncio.wait_for(pack(b"0" * (1 << 20)), 50)) < 1 << 14
+    finally:
+        release.set()
+        await asyncio.gather(*jobs)

@@ -35,6 +35,22 @@ def test_a_bad_request_is_bad_either_way() -> None:
     assert trust.on
 
 
+@pytest.mark.parametrize("plain", [401, 403, 408, 429, 500, 503])
+@pytest.mark.parametrize("packed", [400, 415, 422])
+def test_what_has_nothing_to_do_with_packing_ends_nothing(packed: int, plain: int) -> None:
+    """A rate limit, a refused key, an outage in the moment of the second sending."""
+    trust = PackingTrust()
+    assert trust.doubts(packed)
+    assert not trust.compare(packed, plain)
+    assert trust.on
+
+
+def test_a_body_that_is_read_only_unpacked_ends_packing() -> None:
+    """415 for how it came, 400 for what stands in it; a 400 that becomes another 4xx may have any cause."""
+    assert PackingTrust().compare(415, 400)
+    assert not PackingTrust().compare(400, 404)
+
+
 def test_who_has_taken_packed_bodies_is_believed() -> None:
     """Eight times in a row; each body that is taken begins that anew."""
     trust = PackingTrust()

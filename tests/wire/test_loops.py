@@ -6,6 +6,8 @@ import asyncio
 import gc
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -152,6 +154,30 @@ def test_c06_closing_from_another_loop() -> None:
         elsewhere.close()
         assert pool.stats() == PoolStats(created=1, peak=1)
         gc.collect()
+
+
+def test_loops_that_end_while_others_begin() -> None:
+    """Nobody touches the sockets of a loop that is still closing them."""
+    odd: list[dict[str, Any]] = []
+    with serving() as thread:
+        pool = ConnectionPool()
+
+        async def some() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: odd.append(context))
+            for _ in range(3):
+                answers = await asyncio.gather(*(pool.send(asking(thread.server)) for _ in range(8)))
+                assert [answer.status for answer in answers] == [200] * 8
+
+        def run() -> None:
+            for _ in range(6):
+                asyncio.run(some())
+
+        with ThreadPoolExecutor(8) as threads:
+            for done in [threads.submit(run) for _ in range(8)]:
+                done.result()
+        asyncio.run(pool.aclose())
+        gc.collect()
+    assert odd == []
 
 
 def test_c07_a_pool_never_closed_says_so_and_closes() -> None:

@@ -59,6 +59,8 @@ class Flight(Generic[R]):
         for name in self._free:
             if (entry := self._table.get(name)) is not None and entry[0] is self:
                 del self._table[name]
+        if not self._table:
+            self._board.drop(self._table)
 
     def _over(self, task: asyncio.Task[R]) -> None:
         self._board.flights.discard(self)
@@ -105,8 +107,22 @@ class Flight(Generic[R]):
         await asyncio.wait([self._task])
 
 
-Table = dict[str, tuple[Flight[Any], tuple[str, ...]]]
-"""The parts of one kind of work that are in flight: by name, their flight and all names in it."""
+class Table(dict[str, tuple[Flight[Any], tuple[str, ...]]]):
+    """The parts of one kind of work that are in flight: by name, their flight and all names in it.
+
+    Attributes:
+        kind: of work.
+    """
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: Hashable) -> None:
+        super().__init__()
+        self.kind: Final = kind
+
+    def __repr__(self) -> str:
+        # Names are texts of the user's.
+        return f"<Table of {len(self)} in flight>"
 
 
 class Board:
@@ -120,8 +136,13 @@ class Board:
         """What is in flight of one kind of work."""
         table = self._tables.get(key)
         if table is None:
-            table = self._tables[key] = {}
+            table = self._tables[key] = Table(key)
         return table
+
+    def drop(self, table: Table) -> None:
+        """Forget a table that is empty: there may be a kind of work for each user of a program."""
+        if self._tables.get(table.kind) is table:
+            del self._tables[table.kind]
 
     def launch(self, work: Work[R], table: Table, names: tuple[str, ...]) -> Flight[R]:
         """Start some work, to be joined by those of its names that are not in the table yet."""

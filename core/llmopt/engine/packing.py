@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from attrs import evolve
@@ -33,6 +34,7 @@ class Packing:
         self._counts: Final = counts
         self._telemetry: Final = telemetry
         self._trust: Final = PackingTrust()
+        self._headers: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
 
     @property
     def on(self) -> bool:
@@ -57,8 +59,10 @@ class Packing:
             self._tell(model, len(body), len(packed))
         if len(packed) >= len(body):
             return prepared
-        headers = {**prepared.headers, ENCODING: "gzip"}
-        return evolve(prepared, headers=headers, body=packed, unpacked=body)
+        if self._headers[0] is not prepared.headers:
+            # The same object for the same headers, so that their head is not written anew for each request.
+            self._headers = (prepared.headers, {**prepared.headers, ENCODING: "gzip"})
+        return evolve(prepared, headers=self._headers[1], body=packed, unpacked=body)
 
     def _tell(self, model: str, size: int, sent: int) -> None:
         if self._telemetry.on:

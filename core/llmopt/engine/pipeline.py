@@ -33,6 +33,7 @@ from llmopt.engine.prepare import Prepared, conditional
 from llmopt.engine.request import Request
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
+from llmopt.policies.aside import aside
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency import Slot
 from llmopt.policies.nesting import SingleRetrier, inside_attempt
@@ -127,7 +128,7 @@ class Pipeline(Generic[T]):
         # A client whose requests all succeed never pays for stamina. It is a large import, so that the
         # first retry has it made beside the loop, which goes on with other requests.
         if _RETRIER not in sys.modules:
-            await asyncio.to_thread(import_module, _RETRIER)
+            await aside(import_module, _RETRIER)
         from llmopt.policies.stamina_loop import with_retries
 
         return await with_retries(
@@ -220,6 +221,8 @@ class Pipeline(Generic[T]):
                 response = await self._exchange(endpoint, prepared, held.timeout)
             else:
                 response = await endpoint.wire.send(self._wire_request(endpoint, prepared, held.timeout))
+            # How long reading takes says nothing of the server.
+            seconds = self._clock.now() - started
             value = await self._value(endpoint, response, settings)
         except LLMOptError as error:
             self._failed(number, held, settings, error, response, self._clock.now() - started)
@@ -228,7 +231,6 @@ class Pipeline(Generic[T]):
             seconds = self._clock.now() - started
             self._account.attempted(endpoint, number, CANCELLED, response, seconds, sent="maybe")
             raise
-        seconds = self._clock.now() - started
         usage = self._request.usage_of(value)
         if held.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
             self._account.learned(endpoint)
@@ -243,7 +245,7 @@ class Pipeline(Generic[T]):
         if len(response.body) < _LONG[call.operation]:
             value = judge(endpoint.hooks, call, response, settings, parse)
         else:
-            value = await asyncio.to_thread(judge, endpoint.hooks, call, response, settings, parse)
+            value = await aside(judge, endpoint.hooks, call, response, settings, parse)
         if self._account.on:
             self._account.read(response, self._clock.now() - started)
         return value

@@ -2,8 +2,9 @@
 
 A server that does not unpack them answers 415, or takes them for bad JSON and says 400 or 422 in the words of its
 parser ("invalid character", "error parsing the body", "unsupported encoding"). No words are looked for: what
-may have been refused for being packed is sent once more as it is, and if the server then says something else,
-packing was the reason. A server that has taken packed bodies is believed when it calls a request bad, but not for
+may have been refused for being packed is sent once more as it is, and if the server then takes it, packing was the
+reason. If it says something else that has nothing to do with packing (a rate limit, a refused key, an outage), nothing is
+concluded. A server that has taken packed bodies is believed when it calls a request bad, but not for
 ever: what stands in front of it may change.
 """
 
@@ -13,6 +14,7 @@ from typing import Final
 
 _UNSUPPORTED: Final = 415
 _BAD: Final = (400, 422)
+_READ: Final = (400, 404, 413, 422)
 _MOST: Final = 8
 """Refusals in a row, after a packed request was taken, that are believed to be for something else."""
 
@@ -42,8 +44,9 @@ class PackingTrust:
 
     def compare(self, packed: int, plain: int) -> bool:
         """The same request had one status packed and one as it was; whether that ends packing, now and here."""
-        if packed == plain or not self.on:
-            # Refused either way: that says nothing of packing.
+        # A body that is refused as bad once it is read was refused before for how it came, if that is what 415 said.
+        read = 200 <= plain < 300 or (packed == _UNSUPPORTED and plain in _READ)
+        if not self.on or not read:
             return False
         self.on, self._belief = False, 0
         return True

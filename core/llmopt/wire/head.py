@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from attrs import evolve
-
 from llmopt.wire.body import ACCEPT_ENCODING
 from llmopt.wire.request import WireRequest
 from llmopt.wire.target import Target
@@ -29,7 +27,7 @@ class Heads:
     def __init__(self, *, close: bool) -> None:
         self._own: Final = {**_OWN, "connection": "close"} if close else _OWN
         self._written: Final[dict[tuple[object, ...], bytes]] = {}
-        self._last = (WireRequest(method="", url=""), b"")
+        self._last: tuple[Mapping[str, str], str, str, bytes] = ({}, "", "", b"")
 
     def of(self, target: Target, request: WireRequest) -> bytes:
         """Everything before the body.
@@ -37,11 +35,11 @@ class Heads:
         Raises:
             ValueError: the method or a header holds what HTTP forbids.
         """
-        last, head = self._last
+        headers, url, method, head = self._last
         # Requests to one endpoint share their headers as an object, too, and nobody changes it.
-        if last.headers is not request.headers or last.url != request.url or last.method != request.method:
+        if headers is not request.headers or url != request.url or method != request.method:
             head = self._find(target, request)
-            self._last = (evolve(request, body=None), head)
+            self._last = (request.headers, request.url, request.method, head)
         if request.body is not None:
             return b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body))
         return head + (b"\r\n" if request.method in _BODILESS else b"content-length: 0\r\n\r\n")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from typing import Final
+
+from llmopt.policies.aside import aside
 
 LEAST: Final = 8 * 1024
 """Bytes from which on a body is worth packing."""
@@ -19,7 +20,7 @@ async def pack(body: bytes) -> bytes:
     """A body as gzip, the same bytes each time. A long one is packed beside the event loop, which zlib leaves free."""
     if len(body) <= _MOST_ON_THE_LOOP:
         return _pack(body)
-    return await asyncio.to_thread(_pack, body)
+    return await aside(_pack, body)
 
 
 def _pack(body: bytes) -> bytes:

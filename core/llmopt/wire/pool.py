@@ -172,7 +172,10 @@ class ConnectionPool:
     def _bury_dead(self) -> None:
         # Another loop's thread may be at it as well: whoever drops one buries it.
         for loop, connector in list(self._connectors.items()):
-            if (loop.is_closed() or connector.closed) and (gone := self._drop(loop)):
+            if not (loop.is_closed() or connector.closed) or not (gone := self._drop(loop)):
+                continue
+            # One that is closed on a loop that still runs finishes there; its sockets are not this thread's to touch.
+            if loop.is_closed():
                 gone.bury()
 
     def _drop(self, loop: asyncio.AbstractEventLoop) -> Connector | None:
