@@ -80,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     )
     names = [each.name for each in CONTENDERS]
     parser.add_argument(
-        "--quick", action="store_true", help="a few seconds: llmopt and the floor in three cases"
+        "--quick", action="store_true", help="half a minute: llmopt and the floor in three cases"
     )
     parser.add_argument(
         "--case", action="append", choices=[case.name for case in CASES], help="may be repeated"
