@@ -647,7 +647,7 @@ def test_errors_say_what_the_matter_is() -> None:
             with pytest.raises(
                 ConfigError, match=rf"^{name} must be a number above 0, or None for no limit, not"
             ):
-                limiter(clock, **limits)  # type: ignore[arg-type]
+                limiter(clock, **limits)  # type: ignore[arg-type] # that is what is refused
         assert limiter(clock, rpm=0.5).rates[0] == pytest.approx(0.5 / 60)
         pacer = limiter(clock, rpm=None, tpm=6_000, max_waiting=1)
         with pytest.raises(

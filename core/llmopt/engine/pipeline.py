@@ -220,6 +220,7 @@ class Pipeline(Generic[T]):
             if self._request.deadline.bounded:
                 response = await self._exchange(endpoint, prepared, held.timeout)
             else:
+                # As `_exchange` does then, with a coroutine less under way.
                 response = await endpoint.wire.send(self._wire_request(endpoint, prepared, held.timeout))
             # How long reading takes says nothing of the server.
             seconds = self._clock.now() - started
@@ -255,7 +256,8 @@ class Pipeline(Generic[T]):
         if endpoint.config.credential.is_static:
             return False
         try:
-            settings = await endpoint.settings()
+            with SingleRetrier():
+                settings = await endpoint.settings()
         except LLMOptError:
             return False
         if settings.credential == used.credential:

@@ -11,8 +11,9 @@ _inside: Final[ContextVar[bool]] = ContextVar("llmopt_inside_attempt", default=F
 class SingleRetrier:
     """While it is entered, llmopt calls made inside do not retry: attempts would multiply.
 
-    The engine enters it around every attempt; a credential provider or a hook that itself calls
-    llmopt then gets one attempt, and the outer call decides (litellm #7262: (1 + N) x (1 + M) requests).
+    The engine enters it where somebody else's code runs: around an attempt that a transport of the user's carries, around
+    asking for another key, and around every attempt after the first. What calls llmopt from
+    there gets one attempt, and the outer call decides (litellm #7262: (1 + N) x (1 + M) requests).
     """
 
     __slots__ = ("_token",)

@@ -45,7 +45,7 @@ def _fold(headers: CIMultiDictProxy[str]) -> dict[str, str]:
         key = _lower(name)
         if not value.isascii():
             # Bytes that are not UTF-8 are lone surrogates here, which nobody could print or store.
-            value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901
+            value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901 - mended in place
         folded[key] = f"{folded[key]}, {value}" if key in folded else value
     return folded
 

@@ -1,4 +1,4 @@
-"""Packing a request's body. Pure: bytes in, bytes out."""
+"""Packing a request's body, and when that is worth it."""
 
 from __future__ import annotations
 
