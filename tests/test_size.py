@@ -1,0 +1,184 @@
+"""The size of the code: budgets of tests/size.toml, and what one warm call walks through."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+import tomllib
+from collections import Counter
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import llmopt
+from tests.faults import FaultServer
+from tests.test_structure import imports_of, modules, name_of
+
+CORE = Path(llmopt.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+LIMITS: dict[str, Any] = tomllib.loads((Path(__file__).parent / "size.toml").read_text())
+
+# The measure stands before the house is rebuilt to it.
+pytestmark = pytest.mark.xfail(strict=False, reason="the house is being rebuilt")
+
+
+def python_files() -> list[Path]:
+    return sorted(CORE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(CORE).with_suffix("").parts[0]
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    """The lines of docstrings, those below constants and attributes included."""
+    return {
+        line
+        for node in ast.walk(tree)
+        if isinstance(getattr(node, "body", None), list)
+        for each in node.body  # type: ignore[attr-defined] # looked at above
+        if isinstance(each, ast.Expr)
+        and isinstance(each.value, ast.Constant)
+        and isinstance(each.value.value, str)
+        for line in range(each.lineno, (each.end_lineno or each.lineno) + 1)
+    }
+
+
+def lines_of(path: Path) -> tuple[int, int]:
+    """Code lines and comment lines of a file."""
+    text = path.read_text()
+    code: set[int] = set()
+    comments: set[int] = set()
+    layout = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            comments.add(token.start[0])
+        elif token.type not in layout:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstring_lines(ast.parse(text))), len(comments)
+
+
+@pytest.mark.parametrize("ring", LIMITS["rings"])
+def test_a_ring_keeps_its_budget_of_code_lines(ring: str) -> None:
+    """Over budget means: delete elsewhere, or split off a distribution."""
+    limit = LIMITS["rings"][ring]
+    lines = sum(lines_of(path)[0] for path in python_files() if part_of(path) in limit["parts"])
+    assert lines <= limit["code_lines"], f"{ring}: {lines} code lines"
+
+
+def test_every_file_belongs_to_a_ring() -> None:
+    """No file escapes the budgets."""
+    known = {part for ring in LIMITS["rings"].values() for part in ring["parts"]}
+    assert {part_of(path) for path in python_files()} <= known
+
+
+def test_the_number_of_files() -> None:
+    """A file is a topic."""
+    assert len(python_files()) <= LIMITS["files"]["count"]
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    """A file can be read in one sitting, a function without scrolling."""
+    long = []
+    for path in python_files():
+        text = path.read_text()
+        if text.count("\n") > LIMITS["files"]["lines"]:
+            long.append(f"{path.relative_to(CORE)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = len(set(range(node.lineno, (node.end_lineno or 0) + 1)) - docstring_lines_of(node))
+                if body > LIMITS["files"]["function_lines"]:
+                    long.append(f"{path.relative_to(CORE)}:{node.lineno} {node.name}: {body} lines")
+    assert not long
+
+
+def docstring_lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> set[int]:
+    first = node.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        return set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return set()
+
+
+def test_comments_say_why_often_enough() -> None:
+    """Not a goal, a sign: the codebases that we learn from have 3 to 10 comments in a hundred lines."""
+    comments = sum(lines_of(path)[1] for path in python_files())
+    lines = sum(path.read_text().count("\n") for path in python_files())
+    assert comments >= LIMITS["files"]["comment_share"] * lines, f"{comments} of {lines}"
+
+
+def test_few_files_serve_one_other_file_alone() -> None:
+    """A file that only one other file imports is part of that file, unless it is a wall with a reason."""
+    importers: Counter[str] = Counter()
+    known = {name_of(path) for path in modules()}
+    for path in modules():
+        for module in resolved(imports_of(path), known) - {name_of(path)}:
+            importers[module] += 1
+    single = sorted(name for name, count in importers.items() if count == 1 and name not in LIMITS["walls"])
+    packages = {name_of(path) for path in modules() if path.stem == "__init__"}
+    single = [name for name in single if name not in packages]
+    assert len(single) <= LIMITS["files"]["single_importer"], single
+
+
+def resolved(imports: set[str], known: set[str]) -> set[str]:
+    """Modules of the core among what a file imports."""
+    return {module for module in imports if module in known}
+
+
+def test_base_names_repeat_only_for_shared_topics() -> None:
+    """Two files of one name are one topic in two layers."""
+    stems = Counter(path.stem for path in modules() if path.stem not in {"__init__", "__main__"})
+    repeated = {stem for stem, count in stems.items() if count > 1}
+    assert repeated <= set(LIMITS["names"]["shared"])
+
+
+def test_limits_are_called_max_and_min() -> None:
+    """As everywhere in the field."""
+    words = re.compile(r"\b_?(MOST|LONGEST|LEAST|SHORTEST)_|\b_(MOST|LONGEST|LEAST|SHORTEST)\b")
+    assert not [
+        f"{name_of(path)}: {found[0]}"
+        for path in python_files()
+        for found in words.finditer(path.read_text())
+    ]
+
+
+def test_every_document_that_the_code_cites_is_in_the_repository() -> None:
+    """A reader can open what a comment refers to."""
+    cited = re.compile(
+        r"\b[\w/-]+\.md\b|\b(?:RELIABILITY|PROVIDERS|DESIGN|HOUSE|SPEED|SCALE|EXTEND|FIELD|ERRORS)\b(?!\.md)(?= \d)"
+    )
+    missing = []
+    for folder in ("core", "conformance", "plugins", "tests", "benchmarks", "tools"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            for found in cited.finditer(path.read_text()):
+                name = found[0]
+                if not any((base / name).exists() for base in (REPOSITORY, REPOSITORY / "docs", path.parent)):
+                    missing.append(f"{path.relative_to(REPOSITORY)}: {name}")
+    assert not missing
+
+
+async def test_one_warm_embed_call_walks_through_few_files() -> None:
+    """Counted with the interpreter's profiling hook, after a first call has made everything ready."""
+    seen: set[CodeType] = set()
+    prefix = f"{CORE}/"
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(prefix):
+            seen.add(frame.f_code)
+
+    async with FaultServer() as server:
+        entry = {"plugin": "openai", "base_url": f"{server.base_url}/v1", "api_key": "key"}
+        async with llmopt.AsyncClient(config={"providers": {"server": entry}}) as client:
+            await client.embed("server/model", ["warm", "up"])
+            sys.setprofile(profile)
+            try:
+                await client.embed("server/model", ["one", "two"])
+            finally:
+                sys.setprofile(None)
+    files = sorted({code.co_filename.removeprefix(prefix) for code in seen})
+    assert len(files) <= LIMITS["call"]["files"], files
+    assert len(seen) <= LIMITS["call"]["functions"], len(seen)
