@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmopt import CatalogPage, HttpResponse, compatible
-from llmopt.values.models import pack_models, unpack_models
+from llmopt.values.catalog import pack_models, unpack_models
 
 ROUNDS = 9
 

@@ -17,12 +17,13 @@ CORE = Path(llmopt.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 
 LAYERS = (
-    {"errors", "_exports", "markers"},
+    {"errors", "_exports"},
     {"values"},
     {"policies", "decoding"},
-    {"wire", "config", "cache"},
+    {"transport", "config", "cache"},
     {"hookspecs"},
-    {"compatible", "modeltable", "packagedata", "providers"},
+    {"compatible", "known_models"},
+    {"providers"},
     {"engine"},
     {"operations"},
     {"client"},
@@ -30,9 +31,6 @@ LAYERS = (
     {"__main__"},
 )
 """From the bottom up: a file imports from its own layer and from those below."""
-
-# The decoder of answers stands with the providers and serves the functions that plugins use.
-WITHIN = {"compatible", "providers"}
 
 
 def layer_of(module: str) -> int:
@@ -69,7 +67,7 @@ def test_imports_run_downhill(path: Path) -> None:
     above = {module for module in imports_of(path) if module.startswith("llmopt.") and layer_of(module) > own}
     if name_of(path) == "llmopt.errors":
         # Under TYPE_CHECKING alone: the result that a PartialFailure carries.
-        above -= {f"llmopt.values.{name}" for name in ("attempt", "chat", "embeddings", "limits")}
+        above -= {f"llmopt.values.{name}" for name in ("calls", "chat", "embeddings")}
     assert not above
 
 
@@ -125,7 +123,9 @@ def test_one_core_file_imports_httpx() -> None:
             ):
                 importing.append(name_of(path))
     # The kit for plugin authors gives them transports to test with; nothing imports it.
-    assert {name for name in importing if not name.startswith("llmopt.testing.")} == {"llmopt.wire.seam"}
+    assert {name for name in importing if not name.startswith("llmopt.testing.")} == {
+        "llmopt.transport.httpx_transport"
+    }
 
 
 def test_import_is_nearly_free() -> None:

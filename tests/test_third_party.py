@@ -89,7 +89,7 @@ with llmopt.Client({config(server)}) as client:
 
 def test_an_installed_plugin_passes_the_kit(environment: Environment) -> None:
     """By its name, and nothing about its packaging is left out."""
-    done = environment.run("-m", "llmopt.testing", "acme", "--verbose")
+    done = environment.run("-m", "llmopt_conformance", "acme", "--verbose")
     assert done.returncode == 0, done.stdout
     for check in ("package.entry-point", "package.name", "package.requires", "package.typed", "import.light"):
         assert f"passed  {check}\n" in done.stdout

@@ -17,15 +17,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from llmopt import compatible as compatible
     from llmopt.cache.disk import DiskStore as DiskStore
-    from llmopt.cache.memory import MemoryStore as MemoryStore
     from llmopt.cache.store import CacheItem as CacheItem
     from llmopt.cache.store import CacheSize as CacheSize
     from llmopt.cache.store import CacheStore as CacheStore
+    from llmopt.cache.store import MemoryStore as MemoryStore
     from llmopt.client.async_client import AsyncClient as AsyncClient
     from llmopt.client.sync_client import Client as Client
-    from llmopt.config.tree import Config as Config
-    from llmopt.config.tree import Flags as Flags
-    from llmopt.config.tree import ProviderEntry as ProviderEntry
+    from llmopt.config.schema import Config as Config
+    from llmopt.config.schema import Flags as Flags
+    from llmopt.config.schema import ProviderEntry as ProviderEntry
+    from llmopt.errors import Attempt as Attempt
     from llmopt.errors import AttemptTimeout as AttemptTimeout
     from llmopt.errors import AuthError as AuthError
     from llmopt.errors import BadRequest as BadRequest
@@ -66,43 +67,42 @@ if TYPE_CHECKING:
     from llmopt.errors import TransportError as TransportError
     from llmopt.errors import UnexpectedStatus as UnexpectedStatus
     from llmopt.errors import UnknownProvider as UnknownProvider
-    from llmopt.markers import hookimpl as hookimpl
-    from llmopt.modeltable import ModelTable as ModelTable
-    from llmopt.packagedata import package_data as package_data
-    from llmopt.values.attempt import Attempt as Attempt
-    from llmopt.values.attempt import AttemptInfo as AttemptInfo
+    from llmopt.hookspecs import hookimpl as hookimpl
+    from llmopt.known_models import ModelTable as ModelTable
+    from llmopt.known_models import package_data as package_data
+    from llmopt.values.calls import BatchLimit as BatchLimit
     from llmopt.values.calls import Call as Call
     from llmopt.values.calls import CatalogCall as CatalogCall
     from llmopt.values.calls import ChatCall as ChatCall
     from llmopt.values.calls import EmbedCall as EmbedCall
+    from llmopt.values.calls import RateLimit as RateLimit
+    from llmopt.values.calls import RateLimits as RateLimits
+    from llmopt.values.calls import Settings as Settings
     from llmopt.values.catalog import Catalog as Catalog
     from llmopt.values.catalog import CatalogPage as CatalogPage
     from llmopt.values.catalog import Model as Model
+    from llmopt.values.catalog import Prices as Prices
     from llmopt.values.chat import ChatEvent as ChatEvent
     from llmopt.values.chat import ChatReply as ChatReply
     from llmopt.values.chat import Message as Message
+    from llmopt.values.chat import ServerEvent as ServerEvent
     from llmopt.values.chat import ToolCall as ToolCall
     from llmopt.values.chat import ToolCallPart as ToolCallPart
     from llmopt.values.embeddings import EmbeddedPart as EmbeddedPart
     from llmopt.values.embeddings import EmbeddedRows as EmbeddedRows
     from llmopt.values.embeddings import Embeddings as Embeddings
     from llmopt.values.embeddings import Usage as Usage
-    from llmopt.values.failure import ErrorBody as ErrorBody
-    from llmopt.values.failure import Failure as Failure
+    from llmopt.values.http import AttemptInfo as AttemptInfo
+    from llmopt.values.http import ErrorBody as ErrorBody
+    from llmopt.values.http import Failure as Failure
     from llmopt.values.http import HttpRequest as HttpRequest
     from llmopt.values.http import HttpResponse as HttpResponse
-    from llmopt.values.limits import BatchLimit as BatchLimit
-    from llmopt.values.limits import RateLimit as RateLimit
-    from llmopt.values.limits import RateLimits as RateLimits
-    from llmopt.values.prices import Prices as Prices
+    from llmopt.values.http import Verdict as Verdict
+    from llmopt.values.http import VerdictKind as VerdictKind
     from llmopt.values.profile import Option as Option
     from llmopt.values.profile import Profile as Profile
     from llmopt.values.profile import Timeouts as Timeouts
     from llmopt.values.secret import Secret as Secret
-    from llmopt.values.settings import Settings as Settings
-    from llmopt.values.stream import ServerEvent as ServerEvent
-    from llmopt.values.verdict import Verdict as Verdict
-    from llmopt.values.verdict import VerdictKind as VerdictKind
 else:
     # Behind `not TYPE_CHECKING`, so that a type checker still reports a misspelled name.
     from llmopt._exports import MODULES

@@ -41,18 +41,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack
 
+from attrs import frozen
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llmopt.values.attempt import Attempt
+    from llmopt.values.calls import BatchLimit
     from llmopt.values.chat import ChatReply
     from llmopt.values.embeddings import Embeddings
-    from llmopt.values.limits import BatchLimit
 
 _E = TypeVar("_E", bound="LLMOptError")
 
 Sent = Literal["no", "maybe", "yes"]
 """How far a request came: certainly not sent, possibly, certainly."""
+
+
+@frozen(kw_only=True)
+class Attempt:
+    """A line of an error's history: which endpoint, what happened, how long it took in seconds."""
+
+    endpoint: str
+    outcome: str
+    status: int | None = None
+    seconds: float = 0.0
 
 
 class Context(TypedDict, total=False):

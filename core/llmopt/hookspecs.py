@@ -11,24 +11,28 @@ A hook may leave out the parameters it does not use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from llmopt.config.tree import ProviderEntry, TokenProvider
-from llmopt.markers import hookspec
-from llmopt.values.calls import Call, ChatCall, EmbedCall
+import pluggy
+
+from llmopt.config.schema import ProviderEntry, TokenProvider
+from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, Settings
 from llmopt.values.catalog import CatalogPage
-from llmopt.values.chat import ChatEvent, ChatReply
+from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.embeddings import EmbeddedRows
-from llmopt.values.failure import Failure
-from llmopt.values.http import HttpRequest, HttpResponse
-from llmopt.values.limits import BatchLimit, RateLimits
+from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
-from llmopt.values.settings import Settings
-from llmopt.values.stream import ServerEvent
-from llmopt.values.verdict import Verdict
 
 if TYPE_CHECKING:
     import httpx
+
+
+# The two pluggy markers of llmopt. Plugins take ``hookimpl`` from ``llmopt`` and never import pluggy.
+
+PROJECT: Final = "llmopt"
+"""Name of the pluggy project and of the entry-point group."""
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec(firstresult=True)

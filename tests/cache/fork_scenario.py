@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.cache.disk import DiskStore
-from llmopt.cache.memory import MemoryStore
+from llmopt.cache.store import MemoryStore
 from tests.cache.helpers import item, key
 
 

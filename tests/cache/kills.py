@@ -22,8 +22,7 @@ from pathlib import Path
 from attrs import define
 
 from llmopt.cache.disk import DiskStore
-from llmopt.cache.record import read_record, write_record
-from llmopt.cache.store import CacheItem
+from llmopt.cache.store import CacheItem, read_record, write_record
 
 KIND = b"KILL"
 KEYS = 3_000

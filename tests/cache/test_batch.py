@@ -11,7 +11,7 @@ import pytest
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from llmopt.values.cache_events import CatalogBatch, CatalogDiscover
+from llmopt.values.events import CatalogBatch, CatalogDiscover
 from tests.faults import (
     Answer,
     FaultServer,

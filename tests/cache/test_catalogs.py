@@ -13,7 +13,7 @@ from attrs import define, evolve
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from llmopt.values.cache_events import CacheEvent, CatalogDiscover
+from llmopt.values.events import CacheEvent, CatalogDiscover
 from tests.faults import (
     Answer,
     Close,

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 import llmopt
-from llmopt.cache import trouble
+from llmopt.cache import sqlite as trouble
 from llmopt.cache.disk import DiskStore
 from llmopt.cache.files import CacheFiles
-from llmopt.cache.lock import Busy, FileLock
+from llmopt.cache.sqlite import Busy, FileLock
 from tests.cache.helpers import item, key, opened, works
 from tests.faults import FaultServer, answer_openai
 

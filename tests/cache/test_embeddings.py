@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import llmopt
-from llmopt.cache.memory import MemoryStore
+from llmopt.cache.store import MemoryStore
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from llmopt.values.cache_events import CacheHit, CacheMiss
+from llmopt.values.events import CacheHit, CacheMiss
 from tests.faults import (
     Answer,
     FaultServer,

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import llmopt
-from llmopt.cache.memory import MemoryStore
+from llmopt.cache.store import MemoryStore
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from llmopt.values.cache_events import CacheEviction, CacheSized
-from llmopt.values.events import JsonParse, ResponseCompression
+from llmopt.values.events import CacheEviction, CacheSized, JsonParse, ResponseCompression
 from tests.faults import Answer, FaultServer, answer_openai, models_payload
 
 

@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve
 
 import llmopt
-from llmopt.cache.secret import install_secret
+from llmopt.cache.files import install_secret
 from llmopt.engine.engine import Engine
 from llmopt.operations.cache_keys import CacheKeys
 from llmopt.values.calls import EmbedCall

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.cache.record import read_record, write_record
+from llmopt.cache.store import read_record, write_record
 
 KIND = b"TST1"
 KEY = bytes(range(32))

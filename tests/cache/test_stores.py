@@ -15,12 +15,8 @@ from typing import Any
 import pytest
 
 import llmopt
-from llmopt.cache.disk import DiskStore
-from llmopt.cache.guarded import GuardedStore
-from llmopt.cache.layered import LayeredStore
-from llmopt.cache.memory import MemoryStore
-from llmopt.cache.pending import Pending
-from llmopt.cache.store import CacheStore
+from llmopt.cache.disk import DiskStore, Pending
+from llmopt.cache.store import CacheStore, GuardedStore, LayeredStore, MemoryStore
 from tests.cache.helpers import item, key, opened
 
 Make = Callable[[Path], CacheStore]

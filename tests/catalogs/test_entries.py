@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import CatalogPage, Failure, HttpResponse, InvalidResponse, Model, Prices, compatible
-from llmopt.values.entry import Entry
+from llmopt.values.catalog import Entry
 
 
 def parsed(body: bytes) -> CatalogPage:

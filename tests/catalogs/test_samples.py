@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmopt import CatalogPage, HttpResponse, Prices, compatible
-from llmopt.values.models import pack_models, unpack_models
+from llmopt.values.catalog import pack_models, unpack_models
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "samples" / "catalogues"
 RECORDED = SAMPLES.parent / "recorded"

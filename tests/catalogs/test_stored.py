@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import Catalog, Model, Prices
-from llmopt.values.catalog import ModelKind
-from llmopt.values.entry import Entry
-from llmopt.values.models import Models, pack_models, unpack_models
+from llmopt.values.catalog import Entry, ModelKind, Models, pack_models, unpack_models
 
 _WORDS = st.lists(st.text(max_size=5), max_size=3).map(tuple)
 _COUNTS = st.none() | st.integers(min_value=1, max_value=1 << 60)

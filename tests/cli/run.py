@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from llmopt.cli.app import app
 
-LLMOPT = (sys.executable, "-W", "error", "-m", "llmopt.cli")
+LLMOPT = (sys.executable, "-W", "error", "-m", "llmopt")
 """The command as a process in which warnings are errors."""
 
 

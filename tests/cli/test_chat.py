@@ -50,7 +50,7 @@ from tests.faults import (
 MODEL = "near/m"
 NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
 # A test runner in the background of a shell was told to ignore SIGINT, and its children with it.
-HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli import main; main()"
+HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli.app import main; main()"
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from llmopt import errors
-from llmopt.cli.advice import advice_for
-from llmopt.cli.exits import BadInput, CommandError, Exit, code_of, sentence_of
-from llmopt.cli.text import count, listed, plain
-from llmopt.cli.writers.append import AppendFile
+from llmopt.cli.console import BadInput, CommandError, Exit, code_of, count, listed, plain, sentence_of
+from llmopt.cli.doctor import advice_for
+from llmopt.cli.writers import AppendFile
 from tests.cli.run import found, invoke
 
 CODES = [
@@ -51,7 +50,7 @@ def test_an_internal_fault_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh dear")
 
-    monkeypatch.setattr("llmopt.cli.plugins.load_config", broken)
+    monkeypatch.setattr("llmopt.cli.doctor.load_config", broken)
     done = invoke("plugins")
     assert done.exit_code == 1
     assert done.stderr.startswith(
@@ -71,7 +70,7 @@ def test_an_interrupt_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmopt.cli.plugins.load_config", interrupted)
+    monkeypatch.setattr("llmopt.cli.doctor.load_config", interrupted)
     done = invoke("plugins")
     assert (done.exit_code, done.stderr) == (130, "llmopt: interrupted.\n")
 

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from llmopt.cli.app import _COMMANDS, app
-from llmopt.cli.exits import Exit
+from llmopt.cli.console import Exit
 from tests.cli.run import invoke
 
 _PAGES = ((), *((name,) for name in _COMMANDS))

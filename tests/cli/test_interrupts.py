@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import llmopt
-from llmopt.cli.interrupts import Interrupts
+from llmopt.cli.progress import Interrupts
 from tests.cli.run import LLMOPT, names
 from tests.cli.server import EmbeddingServer
 from tests.cli.waiting import until
 
 # A test runner in the background of a shell was told to ignore SIGINT, and its children with it.
-_HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli import main; main()"
+_HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli.app import main; main()"
 
 
 def started(*arguments: str) -> subprocess.Popen[bytes]:

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from llmopt.cli.model_choice import SORTS, Choice
-from llmopt.cli.text import age, amount, bytes_of
-from llmopt.values.catalog import Model
-from llmopt.values.prices import Prices
+from llmopt.cli.console import age, amount, bytes_of
+from llmopt.cli.models import SORTS, Choice
+from llmopt.values.catalog import Model, Prices
 from tests.cli.run import found, invoke
 from tests.cli.server import EmbeddingServer, refused
 from tests.cli.test_progress import on_terminal

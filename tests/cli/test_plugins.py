@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.cli.plugins import show
+from llmopt.cli.doctor import show_plugins as show
 from llmopt.providers.overview import PluginOverview
 from tests.cli.installed import install, path_with
 from tests.cli.run import found, invoke, llmopt
@@ -66,9 +66,9 @@ def test_on_a_terminal_the_names_stand_below(monkeypatch: pytest.MonkeyPatch) ->
     lines: list[str] = []
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr(
-        "llmopt.cli.plugins.print_table", lambda columns, rows, **_: lines.extend(map(str, rows))
+        "llmopt.cli.doctor.print_table", lambda columns, rows, **_: lines.extend(map(str, rows))
     )
-    monkeypatch.setattr("llmopt.cli.plugins.click.echo", lines.append)
+    monkeypatch.setattr("llmopt.cli.doctor.click.echo", lines.append)
     overview = PluginOverview(name="many", providers=("north", "south"))
     show([overview], no_color=True)
     assert "'2'" in lines[0]

@@ -20,6 +20,10 @@ from tests.cli.run import LLMOPT
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+# The terminal itself says how wide it is.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+
+
 def on_terminal(
     *arguments: str, columns: int = 100, stdin: bytes = b"", env: Mapping[str, str] | None = None
 ) -> tuple[int, bytes, str]:
@@ -39,7 +43,7 @@ def on_terminal(
         input=stdin,
         stdout=theirs if to_terminal else subprocess.PIPE,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm", **(env or {})},
+        env={**_ENVIRONMENT, "TERM": "xterm", **(env or {})},
         check=False,
     )
     os.close(theirs)

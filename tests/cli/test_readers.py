@@ -15,13 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.cli.exits import BadInput
-from llmopt.cli.readers import lines as lines_module
-from llmopt.cli.readers import reader as reader_module
-from llmopt.cli.readers import source as source_module
-from llmopt.cli.readers.lines import Lines
-from llmopt.cli.readers.reader import InputFormat, Texts
-from llmopt.cli.readers.source import Source
+from llmopt.cli import readers
+from llmopt.cli.console import BadInput
+from llmopt.cli.readers import InputFormat, Lines, Source, Texts
 
 plain = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 texts = st.lists(plain, min_size=1, max_size=20)
@@ -107,7 +103,7 @@ def test_a_bad_byte_is_named_and_nothing_before_it_lost(texts: list[str], size: 
 
 def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded even where no line feed ever comes."""
-    monkeypatch.setattr(lines_module, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 100)
     with pytest.raises(BadInput, match="has a line of more than"):
         list(Lines(Chopped(b"x" * 1000, 10)).pieces())
 
@@ -142,7 +138,7 @@ def test_a_pipe_is_never_read_twice(here: Path) -> None:
 def test_a_very_large_file_is_not_checked_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its length is not known then."""
     Path("in.txt").write_text("one\ntwo\n")
-    monkeypatch.setattr(reader_module, "_CHECKED_BYTES", 3)
+    monkeypatch.setattr(readers, "_CHECKED_BYTES", 3)
     assert Texts("in.txt", None, name=None, limit=None, refuse=True).total() is None
 
 
@@ -153,6 +149,6 @@ def test_a_read_that_fails_is_a_bad_input(here: Path, monkeypatch: pytest.Monkey
         raise OSError(5, "Input/output error")
 
     Path("in.txt").write_text("one\n")
-    monkeypatch.setattr(source_module, "_at_once", broken)
+    monkeypatch.setattr(readers, "_at_once", broken)
     with pytest.raises(BadInput, match=r"in\.txt cannot be read: Input/output error\."):
         list(Texts("in.txt", None, name=None, limit=None, refuse=True))

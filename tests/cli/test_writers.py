@@ -15,12 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llmopt.cli.writers import parquet as parquet_module
-from llmopt.cli.writers.append import AppendFile
-from llmopt.cli.writers.jsonl import shortest
-from llmopt.cli.writers.npy import NpyWriter, _header
-from llmopt.cli.writers.rows import Rows
-from llmopt.cli.writers.writer import OutputFormat, open_writer
+from llmopt.cli import writers
+from llmopt.cli.writers import AppendFile, NpyWriter, OutputFormat, Rows, _header, open_writer, shortest
 
 floats = st.floats(width=32)
 PARTS = st.lists(st.tuples(st.integers(1, 5), st.booleans(), st.booleans()), min_size=1, max_size=12)
@@ -101,7 +97,7 @@ def test_parquet_round_trip(parts: list[tuple[int, bool, bool]], dimensions: int
     """pyarrow reads the same rows, however many make a group."""
     rows = rows_of(parts, dimensions)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet_module, "_GROUP_ROWS", group)
+        patch.setattr(writers, "_GROUP_ROWS", group)
         path = Path(folder) / "out.parquet"
         written("parquet", rows, path)
         compare(pq.read_table(path).to_pylist(), rows)

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from llmopt.config.endpoint import Endpoint
 from llmopt.config.load import load_config
-from llmopt.config.resolve import resolve_endpoints
-from llmopt.config.tree import Config, Flags
+from llmopt.config.resolve import Endpoint, resolve_endpoints
+from llmopt.config.schema import Config, Flags
 from llmopt.errors import ConfigError
 from llmopt.values.profile import Profile
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from llmopt.config.baseurl import BaseUrl, parse_base_url
-from llmopt.config.hosts import is_loopback, matches
+from llmopt.config.urls import BaseUrl, is_loopback, matches, parse_base_url
 from tests.config.helpers import CANARY, entry_fault, fault, one
 
 

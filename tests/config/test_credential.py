@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.config.credential import CredentialSource
+from llmopt.config.credentials import CredentialSource
 from llmopt.errors import AuthError, ConfigError
 from llmopt.values.secret import Secret
 from tests.config.helpers import CANARY
@@ -204,7 +204,7 @@ def test_fingerprints_of_functions_follow_the_function() -> None:
 def test_fingerprints_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the random key of the process a list of keys cannot be tried against one."""
     before = static(CANARY).fingerprint()
-    monkeypatch.setattr("llmopt.config.credential._PROCESS_KEY", b"another")
+    monkeypatch.setattr("llmopt.config.credentials._PROCESS_KEY", b"another")
     assert static(CANARY).fingerprint() != before
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.config.envtext import EnvText
+from llmopt.config.schema import EnvText
 from llmopt.values.profile import Option, Profile
 from llmopt.values.secret import Secret
 from tests.config.helpers import CANARY, fault, load, one

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmopt.config.environment import Environment
-from llmopt.config.load import load_config
-from llmopt.config.tree import Config, ProviderEntry
+from llmopt.config.load import Environment, load_config
+from llmopt.config.schema import Config, ProviderEntry
 from llmopt.errors import ConfigError
 from llmopt.values.secret import Secret
 from tests.config.helpers import CANARY, fault

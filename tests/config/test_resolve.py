@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from llmopt.config.endpoint import Endpoint
-from llmopt.config.resolve import resolve_endpoints
-from llmopt.config.tree import Config, EndpointEntry, Flags, ProviderEntry
+from llmopt.config.resolve import Endpoint, resolve_endpoints
+from llmopt.config.schema import Config, EndpointEntry, Flags, ProviderEntry
+from llmopt.values.calls import Settings
 from llmopt.values.profile import Option, Profile, Timeouts
 from llmopt.values.secret import Secret
-from llmopt.values.settings import Settings
 from tests.config.helpers import ACME, CANARY, endpoints, entry_fault, fault, load, one
 
 OPTIONS = evolve(

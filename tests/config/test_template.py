@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmopt import ConfigError, Option, Profile, ProviderEntry
-from llmopt.config.endpoint import Endpoint
-from llmopt.config.resolve import resolve_endpoints
-from llmopt.config.tree import Flags
+from llmopt.config.resolve import Endpoint, resolve_endpoints
+from llmopt.config.schema import Flags
 
 PROFILE = Profile(
     base_url="https://{account}.acme.example/regions/{region}/v1",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.config.tree import Config, EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
+from llmopt.config.schema import Config, EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
 from llmopt.errors import ConfigError
 from llmopt.values.secret import Secret
 from tests.config.helpers import CANARY, entry_fault, fault, load

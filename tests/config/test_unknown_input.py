@@ -6,11 +6,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmopt.config.baseurl import parse_base_url
-from llmopt.config.load import _parse, load_config
+from llmopt.config.load import _parse, known_keys, load_config, structure
 from llmopt.config.resolve import resolve_endpoints
-from llmopt.config.structure import known_keys, structure
-from llmopt.config.tree import Config, EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
+from llmopt.config.schema import Config, EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
+from llmopt.config.urls import parse_base_url
 from llmopt.errors import ConfigError
 from llmopt.values.profile import Option, Profile
 from tests.config.helpers import CANARY, NO_FILE

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmopt import ServerEvent
-from llmopt.decoding.framing import Decoder
+from llmopt.decoding.ndjson import Decoder
 
 
 def events(decoder: Decoder, pieces: Iterable[bytes]) -> list[ServerEvent]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmopt.decoding.framing import decoder_for
-from llmopt.decoding.ndjson import NDJSONDecoder
+from llmopt.decoding.ndjson import NDJSONDecoder, decoder_for
 from llmopt.decoding.sse import SSEDecoder
 
 

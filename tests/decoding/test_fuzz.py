@@ -22,11 +22,9 @@ from llmopt import (
     ServerEvent,
     Settings,
 )
-from llmopt.decoding.fault import StreamFault
-from llmopt.decoding.framing import Decoder
-from llmopt.decoding.gather import Gathered
-from llmopt.decoding.ndjson import NDJSONDecoder
-from llmopt.decoding.sse import SSEDecoder
+from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.ndjson import Decoder, NDJSONDecoder
+from llmopt.decoding.sse import SSEDecoder, StreamFault
 from tests.plugins.helpers import hooks
 
 PLUGINS = ("openai", "mistral", "azure", "local")

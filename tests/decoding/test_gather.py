@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmopt import ChatEvent, ToolCall, ToolCallPart, Usage
-from llmopt.decoding.gather import Gathered
+from llmopt.decoding.accumulator import Gathered
 
 
 def gathered(*events: ChatEvent) -> Gathered:

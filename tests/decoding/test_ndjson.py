@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmopt import ServerEvent
-from llmopt.decoding.fault import MIB, StreamFault
 from llmopt.decoding.ndjson import NDJSONDecoder
+from llmopt.decoding.sse import MIB, StreamFault
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
 BOM = b"\xef\xbb\xbf"

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from llmopt import ChatCall, ChatEvent, Failure, ServerEvent, VerdictKind, compatible
-from llmopt.decoding.framing import decoder_for
-from llmopt.decoding.gather import Gathered
+from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.ndjson import decoder_for
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
 FOLDER = Path(__file__).parents[3] / "shared" / "samples" / "recorded"

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from llmopt import ServerEvent
-from llmopt.decoding.fault import MIB, StreamFault
-from llmopt.decoding.sse import SSEDecoder
+from llmopt.decoding.sse import MIB, SSEDecoder, StreamFault
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import llmopt
-from llmopt.testing.pretend import installed
+from llmopt.testing.fake import installed
 from tests.faults import FaultServer, catalog, faults_of, find_fault, json_answer, models_payload
 from tests.faults.fault import Fault
 from tests.faults.request import Request

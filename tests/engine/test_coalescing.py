@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llmopt
-from llmopt.engine.flights import Flights, Table
+from llmopt.engine.singleflight import Flights, Table
 from tests.faults import FaultServer, Respond, Script, Wait, answer_openai, vector_for
 
 MODEL = "server/m"

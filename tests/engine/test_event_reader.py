@@ -15,7 +15,7 @@ from llmopt.engine.event_reader import EventReader
 from llmopt.errors import InvalidResponse, LLMOptError, ServerError
 from llmopt.values.calls import ChatCall
 from llmopt.values.chat import ChatEvent
-from llmopt.values.failure import Failure
+from llmopt.values.http import Failure
 
 CALL = ChatCall(model="m", stream=True)
 

@@ -10,9 +10,9 @@ import pytest
 import llmopt
 from llmopt.engine.telemetry import Telemetry
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from llmopt.transport.connector import Connector
+from llmopt.transport.pool import ConnectionPool
 from llmopt.values.events import Event, LimitLearned, PoolCheckout, PoolReuse, PoolSize
-from llmopt.wire.connector import Connector
-from llmopt.wire.pool import ConnectionPool
 from tests.emulators import TEIEmulator
 from tests.faults import (
     FaultServer,

@@ -11,8 +11,8 @@ import pytest
 
 import llmopt
 from llmopt import EmbedCall, HttpResponse, hookimpl
+from llmopt.engine.request import pack
 from llmopt.values.embeddings import EmbeddedRows
-from llmopt.wire.packing import pack
 from tests.faults import Answer, FaultServer
 
 _COUNT = 512

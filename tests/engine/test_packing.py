@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 import llmopt
-from llmopt.engine.counts import Counts
+from llmopt.engine import request as packing
+from llmopt.engine.telemetry import Counts
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import CompressionRefused, RequestCompression, ResponseCompression
-from llmopt.wire import packing
 from tests.emulators import OllamaEmulator, OpenAIEmulator, TEIEmulator
 from tests.engine.streams import DONE, MODEL, config, said
 from tests.faults import (

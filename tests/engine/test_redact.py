@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.engine.redact import redact
+from llmopt.engine.responses import redact
 
 CANARY = "canary-text-f3a9c1"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import llmopt
-from llmopt.policies.limiter import RateLimiter
+from llmopt.policies.rate_limiter import RateLimiter
 from tests.engine.streams import (
     ASKED,
     DONE,

@@ -17,7 +17,7 @@ import pytest
 import stamina
 
 import llmopt
-from llmopt.policies.budget import CAPACITY, TRANSIENT
+from llmopt.policies.retry import CAPACITY, TRANSIENT
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged
 from tests.faults import Answer, FaultServer, answer_openai, find_fault, retry_after, serving, vector_for

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llmopt.engine.watch import Watch
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from llmopt.transport.timers import Watch
 
 
 async def watched(watch: Watch, seconds: float, work: Coroutine[Any, Any, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import llmopt
-from llmopt.policies.budget import CAPACITY, TRANSIENT
+from llmopt.policies.retry import CAPACITY, TRANSIENT
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged, PoolCheckout, RequestAttempt
 from tests.faults import (

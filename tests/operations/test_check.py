@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import EmbeddedRows, InvalidResponse
-from llmopt.operations.check import in_input_order
+from llmopt.operations.embed_results import in_input_order
 
 
 def rows(vectors: Any, indices: Any = None) -> EmbeddedRows:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from llmopt.operations.flow import OrderedFlow
+from llmopt.operations.tasks import OrderedFlow
 
 
 async def numbers(count: int, taken: list[int] | None = None) -> AsyncIterator[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmopt import InvalidInput
-from llmopt.operations.inputs import embed_call, fault_of, refuse_single
+from llmopt.operations.embed import embed_call, fault_of, refuse_single
 
 
 @pytest.mark.parametrize("text", ["a", " ", "\x00", "\u2028", "\ufeff", "é", "👩‍👩‍👧", "a" * 100_000])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import BatchLimit
-from llmopt.operations.plan import Cutter, cut, surely_too_long, wire_bytes
+from llmopt.operations.embed_batches import Cutter, cut, surely_too_long, wire_bytes
 
 texts = st.lists(st.text(min_size=1, max_size=40), max_size=60)
 limits = st.builds(

@@ -13,10 +13,10 @@ from attrs import evolve
 
 from llmopt import ChatCall, ChatReply, Failure, HttpResponse, ProviderEntry, Secret, Settings, VerdictKind
 from llmopt.config.resolve import resolve_endpoints
-from llmopt.config.tree import Flags
-from llmopt.decoding.framing import decoder_for
-from llmopt.decoding.gather import Gathered
-from llmopt.engine.prepare import prepare
+from llmopt.config.schema import Flags
+from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.ndjson import decoder_for
+from llmopt.engine.request import prepare
 from tests.emulators import (
     AzureEmulator,
     Emulator,

@@ -17,7 +17,7 @@ import pytest
 
 import llmopt
 from llmopt import CatalogCall, CatalogPage, EmbedCall, HttpResponse, Prices, Settings
-from llmopt.config.template import gaps
+from llmopt.config.resolve import gaps
 from llmopt.providers.discovery import NAME, discover
 from llmopt.providers.hooks import ProviderHooks
 from llmopt_plugin_compatible._table import TABLE

@@ -8,9 +8,9 @@ from functools import cache
 import pytest
 
 from llmopt import EmbedCall, Failure, LLMOptError, Settings
-from llmopt.engine.outcome import error_of
+from llmopt.engine.responses import error_of
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.verdict import EXCEPTION_OF
+from llmopt.values.http import EXCEPTION_OF
 from tests.plugins.corpus import KEYS, PLUGINS, REQUIRED, Entry, entries
 
 ALL = [entry for plugin in PLUGINS for entry in entries(plugin)]

@@ -17,7 +17,7 @@ from llmopt import (
     Settings,
     VerdictKind,
 )
-from llmopt.engine.prepare import prepare
+from llmopt.engine.request import prepare
 from tests.plugins.helpers import answer, call, failure, hooks, page, rows, settings
 
 LOCAL = hooks("local")

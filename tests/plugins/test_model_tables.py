@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmopt import BatchLimit, CatalogPage, Model, ModelTable, PluginContractError, Prices
-from llmopt.providers.table_rows import read_table
+from llmopt.known_models import read_table
 from tests.plugins.corpus import PLUGINS, REPOSITORY
 
 TABLES = tuple(plugin for plugin in PLUGINS if plugin != "compatible")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import llmopt
-from llmopt.values.verdict import EXCEPTION_OF, VerdictKind
+from llmopt.values.http import EXCEPTION_OF, VerdictKind
 from tests.emulators import (
     AzureEmulator,
     Emulator,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llmopt import CatalogCall, CatalogPage, ChatCall, EmbedCall, Failure, HttpResponse, Settings, VerdictKind
-from llmopt.engine.prepare import prepare
+from llmopt.engine.request import prepare
 from tests.plugins.corpus import REPOSITORY
 from tests.plugins.helpers import hooks, settings
 

@@ -10,7 +10,7 @@ import pytest
 
 import llmopt
 from llmopt import BatchLimit, EmbedCall, HttpRequest, HttpResponse, hookimpl
-from llmopt.operations.limits import merged
+from llmopt.operations.embed_batches import merged
 from tests.emulators import TEIEmulator
 
 FULL = BatchLimit(max_items=1, max_item_tokens=2, max_tokens=3, max_bytes=4)

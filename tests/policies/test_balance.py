@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.balance import Balance, Candidate
+from llmopt.policies.load_balancer import Balance, Candidate
 from llmopt.testing.clock import SimulatedClock
 
 

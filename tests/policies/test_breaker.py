@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 
 from llmopt import errors as e
-from llmopt.policies.breaker import BreakerChange, BreakerRules, CircuitBreaker
-from llmopt.policies.breaker_pair import BreakerPair, Breakers, PairPermit, deadline_counts, evidence
-from llmopt.policies.failure_window import FailureWindow
-from llmopt.policies.permit import Permit, Refusal
+from llmopt.policies.circuit_breaker import (
+    BreakerChange,
+    BreakerRules,
+    CircuitBreaker,
+    FailureWindow,
+    Permit,
+    Refusal,
+)
+from llmopt.policies.circuit_pair import BreakerPair, Breakers, PairPermit, deadline_counts, evidence
 from llmopt.testing.clock import SimulatedClock
 
 

@@ -9,8 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from llmopt.policies.breaker import BreakerChange, BreakerRules, CircuitBreaker
-from llmopt.policies.permit import Permit
+from llmopt.policies.circuit_breaker import BreakerChange, BreakerRules, CircuitBreaker, Permit
 from llmopt.testing.clock import SimulatedClock
 
 IN_A_ROW = 6

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from llmopt.policies.bucket import Bucket
-from llmopt.values.limits import RateLimit
+from llmopt.policies.token_bucket import Bucket
+from llmopt.values.calls import RateLimit
 
 
 def bucket(per_second: float | None = 10.0, **more: Any) -> Bucket:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.budget import CAPACITY, FREE, THROTTLED, TRANSIENT, RetryBudget
+from llmopt.policies.retry import CAPACITY, FREE, THROTTLED, TRANSIENT, RetryBudget
 
 
 def test_the_prices() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from llmopt import errors as e
-from llmopt.policies.concurrency import Concurrency, Load, Slot, load_of
-from llmopt.policies.deadline import Deadline
+from llmopt.policies.clock import Deadline
+from llmopt.policies.concurrency_limit import Concurrency, Load, Slot, load_of
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmopt.errors import DeadlineExceeded
-from llmopt.policies.concurrency import Concurrency, Load, Slot
-from llmopt.policies.deadline import Deadline
+from llmopt.policies.clock import Deadline
+from llmopt.policies.concurrency_limit import Concurrency, Load, Slot
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llmopt.errors import ConfigError
-from llmopt.policies.deadline import Deadline, valid_seconds
+from llmopt.policies.clock import Deadline, valid_seconds
 from llmopt.testing.clock import SimulatedClock
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.freshness import FreshnessRules, Life, from_the_future, still_good, time_to_live
+from llmopt.cache.freshness import FreshnessRules, Life, from_the_future, still_good, time_to_live
 from llmopt.testing.clock import SimulatedClock
 
 KEY = b"k" * 32

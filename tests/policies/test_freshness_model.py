@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmopt.policies.freshness import FreshnessRules, Life
+from llmopt.cache.freshness import FreshnessRules, Life
 from llmopt.testing.clock import SimulatedClock
 
 RULES = FreshnessRules(

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.rate_headers import parse_duration, parse_rate_limits
-from llmopt.policies.retry_after import parse_retry_after
-from llmopt.policies.tokens import TokenEstimator
+from llmopt.policies.batch_size import TokenEstimator
+from llmopt.policies.retry_after import parse_duration, parse_rate_limits, parse_retry_after
 
 NOW = 1_790_000_000.0
 

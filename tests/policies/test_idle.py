@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.idle import IdleClocks
+from llmopt.policies.timeouts import IdleClocks
 
 
 def clocks(idle: float = 60, content: float = 120, first: float = 0) -> IdleClocks:

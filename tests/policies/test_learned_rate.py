@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from llmopt.policies.learned_rate import LearnedRate
+from llmopt.policies.adaptive_rate import LearnedRate
 
 FREE = (math.inf, math.inf)
 

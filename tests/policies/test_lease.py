@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmopt.policies.lease import Lease
-from llmopt.values.limits import RateLimits
+from llmopt.policies.quota import Lease
+from llmopt.values.calls import RateLimits
 
 
 class Lender:

@@ -9,11 +9,11 @@ import threading
 import pytest
 
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull, RateLimited
-from llmopt.policies.deadline import Deadline
-from llmopt.policies.limiter import RateLimiter
-from llmopt.policies.rate_headers import parse_rate_limits
+from llmopt.policies.clock import Deadline
+from llmopt.policies.rate_limiter import RateLimiter
+from llmopt.policies.retry_after import parse_rate_limits
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop, run_simulated
-from llmopt.values.limits import RateLimit, RateLimits
+from llmopt.values.calls import RateLimit, RateLimits
 
 
 def limiter(

@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmopt.policies.lease import Lease
-from llmopt.policies.limiter import RateLimiter
+from llmopt.policies.quota import Lease
+from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop
 
 RPM, TPM = 600, 60_000

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from llmopt.policies.limiter import RateLimiter
-from llmopt.policies.rate_headers import parse_rate_limits, parse_retry_after
+from llmopt.policies.rate_limiter import RateLimiter
+from llmopt.policies.retry_after import parse_rate_limits, parse_retry_after
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 SECONDS = 120.0

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from llmopt.policies.limiter import RateLimiter
+from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 RPM, TPM = 600.0, 60_000.0

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from llmopt.errors import QueueFull
-from llmopt.policies.lease import Lease
-from llmopt.policies.line import Line, Waiter
+from llmopt.policies.quota import Lease
+from llmopt.policies.rate_limiter import Line, Waiter
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 

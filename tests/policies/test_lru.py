@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.lru import BoundedByBytes
-from llmopt.policies.store_health import StoreHealth
+from llmopt.cache.disk import StoreHealth
+from llmopt.cache.store import BoundedByBytes
 
 EACH = 200
 

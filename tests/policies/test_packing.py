@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmopt.policies.packing import PackingTrust
+from llmopt.engine.request import PackingTrust
 
 
 @pytest.mark.parametrize("status", [400, 415, 422])

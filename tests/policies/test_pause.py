@@ -6,8 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from llmopt.policies.lease import Lease
-from llmopt.policies.pause import Pause
+from llmopt.policies.quota import Lease, Pause
 
 
 def lease(granted_at: float = 0.0) -> Lease:

@@ -7,9 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from llmopt.policies.lease import Lease
-from llmopt.policies.quota import Quota
-from llmopt.values.limits import RateLimit, RateLimits
+from llmopt.policies.quota import Lease, Quota
+from llmopt.values.calls import RateLimit, RateLimits
 
 NOBODY = cast("Any", None)
 

@@ -6,17 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.rate_headers import (
+from llmopt.policies.retry_after import (
     parse_amount,
     parse_duration,
+    parse_http_date,
     parse_ietf,
     parse_rate_limits,
     parse_reset,
     parse_retry_after,
     rate_limit,
+    split_values,
 )
-from llmopt.policies.retry_after import parse_http_date, split_values
-from llmopt.values.limits import RateLimit
+from llmopt.values.calls import RateLimit
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 HOUR_FAST = "Sun, 06 Nov 1994 09:49:37 GMT"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from llmopt.policies.recess import Recess
+from llmopt.policies.circuit_pair import Recess
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import errors as e
-from llmopt.policies import jitter
-from llmopt.policies.deadline import Deadline
+from llmopt.policies import clock as jitter
+from llmopt.policies.clock import Deadline
 from llmopt.policies.retry import Facts, GiveUp, RetryDecision, RetryHistory, RetryPolicy
 from llmopt.testing.clock import SimulatedClock
-from llmopt.values.verdict import EXCEPTION_OF, VerdictKind
+from llmopt.values.http import EXCEPTION_OF, VerdictKind
 
 
 class FixedJitter(random.Random):

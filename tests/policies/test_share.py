@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from llmopt.policies.share import Share, Sight
+from llmopt.policies.token_bucket import Share, Sight
 
 RATE = BURST = 10.0
 

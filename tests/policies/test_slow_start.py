@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llmopt.policies.slow_start import SCOUTS, SlowStart
+from llmopt.policies.quota import SCOUTS, SlowStart
 
 
 def send(start: SlowStart, count: int, now: float = 0.0) -> None:

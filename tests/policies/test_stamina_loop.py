@@ -20,14 +20,11 @@ import stamina
 from stamina.instrumentation import RetryDetails, RetryHookFactory, get_on_retry_hooks, set_on_retry_hooks
 
 from llmopt import errors as e
-from llmopt.policies.budget import RetryBudget
-from llmopt.policies.deadline import Deadline
-from llmopt.policies.nesting import SingleRetrier, inside_attempt
-from llmopt.policies.retry import Facts, RetryPolicy
-from llmopt.policies.retry_hooks import HookFilter, QuietHooks
-from llmopt.policies.stamina_loop import Retry, with_retries
+from llmopt.errors import Attempt
+from llmopt.policies.clock import Deadline
+from llmopt.policies.retry import Facts, RetryBudget, RetryPolicy, SingleRetrier, inside_attempt
+from llmopt.policies.retry_loop import HookFilter, QuietHooks, Retry, with_retries
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from llmopt.values.attempt import Attempt
 
 
 @pytest.fixture(autouse=True)
@@ -768,9 +765,9 @@ def test_structlog_prints_nothing_of_ours() -> None:
     program = """
         import asyncio, stamina, structlog
         from llmopt import errors as e
-        from llmopt.policies.deadline import Deadline
+        from llmopt.policies.clock import Deadline
         from llmopt.policies.retry import RetryPolicy
-        from llmopt.policies.stamina_loop import with_retries
+        from llmopt.policies.retry_loop import with_retries
         from llmopt.testing.clock import run_simulated
 
         async def users(text):
@@ -811,8 +808,8 @@ def test_the_loop_is_not_imported_by_the_other_policies() -> None:
     """A process that never fails never imports stamina."""
     program = """
         import sys
-        import llmopt.policies.breaker_pair, llmopt.policies.retry, llmopt.policies.nesting, llmopt.policies.budget
-        import llmopt.policies.concurrency, llmopt.policies.balance, llmopt.policies.timeouts
+        import llmopt.policies.circuit_pair, llmopt.policies.retry
+        import llmopt.policies.concurrency_limit, llmopt.policies.load_balancer, llmopt.policies.timeouts
         assert "stamina" not in sys.modules and "tenacity" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmopt.policies.tokens import TokenEstimator
+from llmopt.policies.batch_size import TokenEstimator
 
 
 @pytest.mark.parametrize(

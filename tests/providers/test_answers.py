@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import InvalidResponse
-from llmopt.providers.answers import decode_embeddings
+from llmopt.compatible.embeddings import decode_embeddings
 
 numbers = st.floats(-(2.0**50), 2.0**50, width=32, allow_nan=False, allow_infinity=False)
 

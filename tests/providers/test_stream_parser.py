@@ -9,9 +9,8 @@ import pytest
 
 import llmopt
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import ChatCall
-from llmopt.values.settings import Settings
-from llmopt.values.stream import ServerEvent
+from llmopt.values.calls import ChatCall, Settings
+from llmopt.values.chat import ServerEvent
 
 CALL = ChatCall(model="m", stream=True)
 SETTINGS = Settings(provider="p", base_url="http://127.0.0.1:1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llmopt.testing import SampleChat, SampleError, SamplePage, SampleRows, Samples
+from llmopt_conformance import SampleChat, SampleError, SamplePage, SampleRows, Samples
 
 
 def _tei_rows(answer: SampleRows) -> bytes:

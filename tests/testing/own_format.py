@@ -29,7 +29,7 @@ from llmopt import (
     compatible,
     hookimpl,
 )
-from llmopt.testing import SampleError, SamplePage, SampleRows, Samples
+from llmopt_conformance import SampleError, SamplePage, SampleRows, Samples
 
 
 @hookimpl

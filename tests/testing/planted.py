@@ -21,10 +21,8 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from llmopt import (
-    BatchLimit, Call, CatalogPage, ChatCall, ChatEvent, ChatReply, EmbedCall, EmbeddedRows, Failure, HttpRequest, HttpResponse, Profile,
-    RateLimits, ServerEvent, Settings, Verdict, VerdictKind, compatible, hookimpl,
-)
+from llmopt import BatchLimit, Call, CatalogPage, ChatCall, ChatEvent, ChatReply, EmbedCall, EmbeddedRows, Failure, HttpRequest, HttpResponse, Profile, RateLimits, ServerEvent, Settings, Verdict, VerdictKind, hookimpl
+from llmopt import compatible
 '''
 
 HOOKS = {

@@ -10,9 +10,10 @@ import pytest
 
 import llmopt
 from llmopt import ChatCall, Failure, Message, ServerEvent, ToolCall, compatible
-from llmopt.decoding.gather import Gathered
+from llmopt.decoding.accumulator import Gathered
 from llmopt.decoding.sse import SSEDecoder
-from llmopt.testing import FakeProvider, fake_plugin
+from llmopt.testing import FakeProvider
+from llmopt.testing.fake import FakePlugin
 
 MESSAGES = (Message("user", "say this again").as_dict(),)
 CALL = ChatCall(model="any", messages=MESSAGES)
@@ -86,7 +87,7 @@ async def test_a_stream_can_be_cut_and_broken() -> None:
     *_, event, _ = await events_of(await ask(fake, stream=True))
     failure = compatible.parse_stream_event(CALL, event)
     assert isinstance(failure, Failure)
-    assert fake_plugin.classify_error(failure).kind is llmopt.VerdictKind.OVERLOADED
+    assert FakePlugin().classify_error(failure).kind is llmopt.VerdictKind.OVERLOADED
 
 
 def test_an_error_that_no_stream_can_hold_is_refused() -> None:

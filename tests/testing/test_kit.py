@@ -16,9 +16,9 @@ import pytest
 
 from llmopt import BatchLimit, Failure, Verdict, VerdictKind, testing
 from llmopt.testing.corpus import CorpusFault, own_corpus, read_corpus
-from llmopt.testing.kit.catalog import CHECKS
-from llmopt.testing.kit.guard import Watch
-from llmopt.testing.kit.sources import Sources
+from llmopt_conformance.observe import Watch
+from llmopt_conformance.runner import CHECKS
+from llmopt_conformance.subject import Sources
 
 ERROR = """
 [[error]]

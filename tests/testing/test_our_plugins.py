@@ -5,7 +5,7 @@ import llmopt_plugin_compatible
 import llmopt_plugin_local
 import llmopt_plugin_mistral
 import llmopt_plugin_openai
-from llmopt.testing import Samples, conformance
+from llmopt_conformance import Samples, conformance
 from tests.testing.local_samples import OLLAMA, TEI
 
 test_openai = conformance(llmopt_plugin_openai)

@@ -8,9 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from llmopt.testing.kit.catalog import CHECKS
-from llmopt.testing.kit.check import CheckFailed, NotApplicable
-from llmopt.testing.kit.subject import Subject
+from llmopt_conformance.runner import CHECKS
+from llmopt_conformance.subject import CheckFailed, NotApplicable, Subject
 from tests.testing import chat_faults, faults
 from tests.testing.planted import Fault, plugin, source_of
 

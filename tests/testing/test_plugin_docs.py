@@ -11,8 +11,8 @@ import pytest
 import llmopt
 from llmopt import compatible, hookspecs
 from llmopt.providers.hooks import HOOK_NAMES
-from llmopt.testing.kit.catalog import CHECKS
-from llmopt.testing.samples import Samples
+from llmopt.testing.dialect import Samples
+from llmopt_conformance.runner import CHECKS
 from tests.test_third_party import ACME
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-_PLUGIN = "llmopt.testing.pytest_plugin"
+_PLUGINS = ("llmopt.testing.pytest_plugin", "llmopt_conformance.pytest_plugin")
 # A checkout that was installed before there was an entry point has none.
-_LOAD = (
-    () if [point for point in entry_points(group="pytest11") if point.value == _PLUGIN] else ("-p", _PLUGIN)
-)
+_INSTALLED = {point.value for point in entry_points(group="pytest11")}
+_LOAD = [word for plugin in _PLUGINS if plugin not in _INSTALLED for word in ("-p", plugin)]
 _GOOD = """
 from llmopt import BatchLimit, Profile, hookimpl
 
@@ -88,7 +87,7 @@ def test_samples_are_given_by_name(tmp_path: Path) -> None:
     """For a provider with a format of its own."""
     (tmp_path / "some_plugin.py").write_text(_GOOD)
     (tmp_path / "some_samples.py").write_text(
-        "from llmopt.testing import Samples\nSAMPLES = Samples(without={'chat'})\n"
+        "from llmopt_conformance import Samples\nSAMPLES = Samples(without={'chat'})\n"
     )
     arguments = ("--llmopt-conformance", "some_plugin", "--llmopt-samples", "some_samples:SAMPLES")
     code, told = run(tmp_path, *arguments, "-rs", "-k", "request")
@@ -107,10 +106,10 @@ def test_three_lines_are_a_test_file(tmp_path: Path) -> None:
     """As a function, and as a class."""
     (tmp_path / "some_plugin.py").write_text(_GOOD)
     (tmp_path / "test_function.py").write_text(
-        "import some_plugin\nfrom llmopt.testing import conformance\ntest_conformance = conformance(some_plugin)\n"
+        "import some_plugin\nfrom llmopt_conformance import conformance\ntest_conformance = conformance(some_plugin)\n"
     )
     (tmp_path / "test_class.py").write_text(
-        "import some_plugin\nfrom llmopt.testing import Conformance\n"
+        "import some_plugin\nfrom llmopt_conformance import Conformance\n"
         "class TestSome(Conformance):\n    plugin = some_plugin\n"
     )
     code, told = run(tmp_path, "-v", "-k", "purity")
@@ -132,19 +131,23 @@ def test_the_fixture_gives_a_provider(tmp_path: Path) -> None:
     assert code == 0, told
 
 
-def test_it_costs_next_to_nothing() -> None:
-    """Loading the plugin imports nothing of llmopt's but itself, and nothing slow."""
+@pytest.mark.parametrize("plugin", _PLUGINS)
+def test_it_costs_next_to_nothing(plugin: str) -> None:
+    """Loading a pytest plugin imports nothing of llmopt's but itself, and nothing slow."""
     code = (
-        f"import sys, pytest\nbefore = set(sys.modules)\nimport {_PLUGIN}\nprint(*set(sys.modules) - before)"
+        f"import sys, pytest\nbefore = set(sys.modules)\nimport {plugin}\nprint(*set(sys.modules) - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"llmopt", "llmopt._exports", "llmopt.testing", _PLUGIN}
+    package = plugin.rpartition(".")[0]
+    light = {"llmopt", "llmopt._exports", "llmopt.testing", "llmopt_conformance"}
+    assert set(done.stdout.split()) <= {*light, plugin}
+    assert package in done.stdout.split()
 
 
 def test_without_pytest_the_kit_is_a_command(tmp_path: Path) -> None:
     """It lists what fails, and its exit code says whether anything did."""
     (tmp_path / "some_plugin.py").write_text(_GOOD + _BAD)
-    command = [sys.executable, "-m", "llmopt.testing"]
+    command = [sys.executable, "-m", "llmopt_conformance"]
     bad = subprocess.run([*command, "some_plugin"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert bad.returncode == 1
     assert "FAILED  plugin 'some-plugin' does not conform to limits.types" in bad.stdout

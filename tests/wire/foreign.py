@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from llmopt.wire.seam import TransportWire
+from llmopt.transport.httpx_transport import TransportWire
 
 URL = "http://provider.example"
 Handler = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]

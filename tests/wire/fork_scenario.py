@@ -15,8 +15,8 @@ import sys
 import threading
 from typing import Any
 
-from llmopt.wire.pool import ConnectionPool
-from llmopt.wire.request import WireRequest
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.request import WireRequest
 
 CALLS = 500
 AT_ONCE = 10

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmopt.errors import LLMOptError
+from llmopt.transport.httpx_transport import TransportWire
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.request import WireRequest
 from llmopt.values.http import HttpResponse
-from llmopt.wire.pool import ConnectionPool
-from llmopt.wire.request import WireRequest
-from llmopt.wire.seam import TransportWire
 from tests.faults import FaultServer
 
 T = TypeVar("T")

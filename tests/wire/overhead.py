@@ -25,8 +25,8 @@ from typing import Any
 
 import aiohttp
 
-from llmopt.wire.pool import ConnectionPool
-from llmopt.wire.request import WireRequest
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.request import WireRequest
 
 WIDTH = 64
 DIMENSIONS = 1536

@@ -6,11 +6,9 @@ import httpx
 import pytest
 
 from llmopt.errors import ConfigError
-from llmopt.wire.origin import origin_of
-from llmopt.wire.pool import ConnectionPool
-from llmopt.wire.proxies import proxy_for
-from llmopt.wire.seam import TransportWire
-from llmopt.wire.target import Targets
+from llmopt.transport.httpx_transport import TransportWire
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.urls import Targets, origin_of, proxy_for
 from tests.wire.helpers import failure, request_to
 
 BAD = [

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from llmopt.errors import LLMOptError
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import Answer, FaultServer, Framing, Respond, Script, Stall, Wait, gzipped, json_answer
 from tests.wire.helpers import Suspensions, asking, other_tasks, pooled, texts_of
 

@@ -13,7 +13,7 @@ import aiohappyeyeballs
 import pytest
 
 from llmopt.errors import ConnectFailed, ConnectionLost, LLMOptError
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import (
     Answer,
     Certificate,

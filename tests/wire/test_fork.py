@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import serving
 from tests.wire.fork_scenario import AT_ONCE, CALLS
 from tests.wire.helpers import ROOT, asking, echo_server, texts_of

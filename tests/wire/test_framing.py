@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from llmopt.errors import AttemptTimeout, ConnectionLost, InvalidResponse, LLMOptError
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import (
     Answer,
     Close,

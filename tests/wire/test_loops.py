@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.wire.pool import ConnectionPool, PoolStats
+from llmopt.transport.pool import ConnectionPool, PoolStats
 from tests.faults import Answer, FaultServer, Script, Stall, can_make_certificates, good_certificate, serving
 from tests.wire.helpers import asking, texts_of
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from llmopt.errors import ConnectionLost, InvalidResponse, LLMOptError
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import Answer, Close, FaultServer, Framing, Reset, Step, cut, gzipped
 from tests.faults.request import Request
 from tests.faults.script import Reply, Script

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from llmopt.errors import ClientClosed, ConfigError, PoolTimeout
-from llmopt.wire.pool import ConnectionPool, PoolStats
-from llmopt.wire.request import WireRequest
+from llmopt.transport.pool import ConnectionPool, PoolStats
+from llmopt.transport.request import WireRequest
 from tests.faults import Answer, FaultServer, Framing, Respond, Script, Stall, Wait, error_answer, json_answer
 from tests.wire.helpers import HEADERS, KEY, PROMPT, asking, failure, other_tasks, pooled, texts_of
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from llmopt import errors
-from llmopt.wire.pool import ConnectionPool
-from llmopt.wire.seam import PoolTransport, TransportWire
+from llmopt.transport.httpx_transport import PoolTransport, TransportWire
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import (
     Answer,
     FaultServer,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmopt.errors import ConfigError, ConnectFailed, ConnectionLost
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import (
     Answer,
     Close,

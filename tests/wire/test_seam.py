@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from llmopt import errors
-from llmopt.values.attempt import AttemptInfo
-from llmopt.wire.seam import TransportWire
+from llmopt.transport.httpx_transport import TransportWire
+from llmopt.values.http import AttemptInfo
 from tests.faults import (
     FaultServer,
     gzip_bomb,

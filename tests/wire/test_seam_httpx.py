@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llmopt import errors
-from llmopt.wire.seam import TransportWire
+from llmopt.transport.httpx_transport import TransportWire
 from tests.faults import (
     Answer,
     FaultServer,

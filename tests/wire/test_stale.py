@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from llmopt.errors import ConnectionLost
-from llmopt.wire.pool import ConnectionPool
-from llmopt.wire.request import WireRequest
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.request import WireRequest
 from tests.faults import CloseAfter, Fault, FaultServer, Reset, Script, Send, faults_of
 from tests.wire.helpers import asking, failure, pooled, texts_of
 

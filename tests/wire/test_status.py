@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from llmopt.errors import InvalidResponse
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import (
     Answer,
     Fault,

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse, LLMOptError
-from llmopt.wire.pool import ConnectionPool
-from llmopt.wire.seam import PoolTransport, TransportWire
-from llmopt.wire.stream import WireStream
+from llmopt.transport.httpx_transport import PoolTransport, TransportWire
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.stream import WireStream
 from tests.faults import (
     Answer,
     Close,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from llmopt.errors import AttemptTimeout
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import Fault, FaultServer, Respond, Script, Stall, Wait, faults_of, json_answer
 from tests.wire.helpers import asking, failure, other_tasks, pooled, texts_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.faults import (
     Answer,
     FaultServer,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from llmopt.wire.pool import ConnectionPool
+from llmopt.transport.pool import ConnectionPool
 from tests.wire.helpers import request_to
 
 MEBIBYTE = 2**20

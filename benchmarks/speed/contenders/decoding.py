@@ -13,7 +13,7 @@ import numpy as np
 import pybase64
 from numpy.typing import NDArray
 
-from llmopt.providers.numbers import cut_lists, rows_of_lists
+from llmopt.compatible.embeddings import cut_lists, rows_of_lists
 
 
 class _Item(msgspec.Struct):

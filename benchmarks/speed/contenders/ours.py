@@ -33,7 +33,7 @@ def flags_of(*, on: bool, compression: bool = True) -> dict[str, bool]:
     """No switch touched, or that of compression, or every one off that can be without changing what is sent."""
     if on:
         return {} if compression else {"compression": False}
-    from llmopt.config.tree import Flags
+    from llmopt.config.schema import Flags
 
     # Without pooling and batching it would send other requests than everybody else.
     return {name: False for name in Flags.__annotations__ if name not in ("pooling", "batching")}

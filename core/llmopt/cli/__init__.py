@@ -1,3 +1,1 @@
-"""The command line: ``llmopt embed``, ``models``, ``plugins`` and ``doctor``."""
-
-from llmopt.cli.app import main as main
+"""The command line ``llmopt``, a file for each command."""

@@ -12,16 +12,21 @@ from typing import Any, Final
 import click
 
 import llmopt
-from llmopt.cli.exits import Exit, code_of
-from llmopt.cli.tell import tell
+from llmopt.cli.console import Exit, code_of, tell
 
-_COMMANDS: Final = ("embed", "chat", "models", "plugins", "cache", "doctor")
-
+_COMMANDS: Final = {
+    "embed": ("embed", "command"),
+    "chat": ("chat", "command"),
+    "models": ("models", "command"),
+    "plugins": ("doctor", "plugins_command"),
+    "cache": ("cache", "command"),
+    "doctor": ("doctor", "command"),
+}
+"""Where each command lives: its file, and its name there."""
 _HELP = """Fast, paced and safe requests to any LLM provider.
 
 A model is named PROVIDER/MODEL: local/default is one that runs inside this process, without a key or a
 server."""
-
 _EPILOG = """\b
 Example:
   llmopt embed notes.txt --model local/default --out notes.npy
@@ -48,7 +53,8 @@ class Commands(click.Group):
         """A command by its name."""
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = import_module(f"llmopt.cli.{cmd_name}").command
+        file, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"llmopt.cli.{file}"), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

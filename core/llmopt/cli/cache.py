@@ -13,13 +13,8 @@ from attrs import field, frozen
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import CacheFiles
 from llmopt.cache.store import CacheSize
-from llmopt.cli.exits import Exit
-from llmopt.cli.jsonout import print_json
-from llmopt.cli.options import example, shared
-from llmopt.cli.table import print_table
-from llmopt.cli.tell import say
-from llmopt.cli.text import bytes_of, plain
-from llmopt.client.cache_plan import WORDS
+from llmopt.cli.console import Exit, bytes_of, example, plain, print_json, print_table, say, shared
+from llmopt.client.options import WORDS
 from llmopt.config.load import load_config
 
 _KINDS: Final = {"catalog": "list of models", "embeddings": "vectors"}

@@ -2,25 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, get_args
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 import click
-from attrs import asdict
+from attrs import asdict, frozen
 
-from llmopt.cli.asking import ask_all
-from llmopt.cli.exits import CommandError, Exit, code_of
-from llmopt.cli.jsonout import print_json
-from llmopt.cli.model_choice import SORTS, Choice, SortKey
-from llmopt.cli.options import example, shared
-from llmopt.cli.table import print_table
-from llmopt.cli.tally import error_table
-from llmopt.cli.tell import named, say
-from llmopt.cli.text import age, amount
+from llmopt.cli.console import (
+    CommandError,
+    Exit,
+    age,
+    amount,
+    code_of,
+    error_table,
+    example,
+    named,
+    print_json,
+    print_table,
+    say,
+    shared,
+)
 from llmopt.errors import LLMOptError
-from llmopt.operations.catalog import CacheMode
+from llmopt.operations.models import CacheMode
 from llmopt.values.catalog import Catalog, Model, ModelKind
+from llmopt.values.events import CatalogDiscover, Event
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+# Asking many providers for their models, with a bar on a terminal.
+
+
+def ask_all(
+    providers: tuple[str, ...],
+    config: str | None,
+    *,
+    mode: CacheMode = "auto",
+    timeout: float | None = None,
+    no_color: bool = False,
+) -> Mapping[str, Catalog | LLMOptError]:
+    """The models of providers, or why there are none.
+
+    Args:
+        providers: names of entries; none for all that are configured or have a key.
+        config: path of the configuration file, None for the usual one.
+        mode: what to make of the cache.
+        timeout: seconds for each.
+        no_color: without colours.
+    """
+    from llmopt.client.sync_client import Client
+
+    with Answers(no_color=no_color) as answers, Client(config, on_event=answers.heard) as client:
+        return client.batch_list_models(providers or None, timeout=timeout, cached=mode)
+
+
+class Answers:
+    """Counts providers as they answer: a line that goes away at the end, on a terminal and nowhere else."""
+
+    def __init__(self, *, no_color: bool) -> None:
+        self._bar: Final = _bar(no_color=no_color) if sys.stderr.isatty() else None
+        self._task: Final = None if self._bar is None else self._bar.add_task("", total=None, failed="")
+        self._failed = 0
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def heard(self, event: Event) -> None:
+        """Take note of an event; called on the client's thread."""
+        if isinstance(event, CatalogDiscover) and self._bar is not None and self._task is not None:
+            self._failed += event.outcome != "ok"
+            failed = f", {self._failed} without an answer" if self._failed else ""
+            self._bar.update(self._task, advance=1, failed=failed)
+
+
+def _bar(*, no_color: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} providers{task.fields[failed]}"))
+    console = Console(stderr=True, no_color=no_color or None)
+    return Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+
+
+# Which models of a list are shown, and in which order. Pure.
+
+SortKey = Literal["id", "kind", "context", "dimensions", "price", "created", "shutdown"]
+SORTS: Final = get_args(SortKey)
+
+
+@frozen(kw_only=True)
+class Choice:
+    """What to show.
+
+    Attributes:
+        text: only models with this in their id, name or aliases, whatever the case.
+        kind: only models of this kind.
+        min_context: only models that are known to take so many tokens.
+        sort: what to order them by, None for the order they come in.
+        reverse: the other way round.
+    """
+
+    text: str | None = None
+    kind: ModelKind | None = None
+    min_context: int | None = None
+    sort: SortKey | None = None
+    reverse: bool = False
+
+    def of(self, models: Iterable[Model]) -> list[Model]:
+        """The models to show, in order."""
+        chosen = [model for model in models if self._fits(model)]
+        if self.sort is None:
+            return chosen[::-1] if self.reverse else chosen
+        key = _KEYS[self.sort]
+        known = [model for model in chosen if key(model) is not None]
+        unknown = [model for model in chosen if key(model) is None]
+        # What is not known is neither the least nor the most.
+        return [*sorted(known, key=key, reverse=self.reverse), *unknown]
+
+    def _fits(self, model: Model) -> bool:
+        if self.kind is not None and model.kind != self.kind:
+            return False
+        if self.min_context is not None and (model.context_length or 0) < self.min_context:
+            return False
+        return self.text is None or _mentions(model, self.text.casefold())
+
+
+def _mentions(model: Model, text: str) -> bool:
+    return any(text in each.casefold() for each in (model.id, model.name, *model.aliases))
+
+
+def _price(model: Model) -> float | None:
+    return (
+        None if model.prices is None or model.prices.input is None else model.prices.input / model.prices.per
+    )
+
+
+_KEYS: Final[Mapping[str, Callable[[Model], Any]]] = {
+    "id": lambda model: model.id.casefold(),
+    "kind": lambda model: model.kind,
+    "context": lambda model: model.context_length,
+    "dimensions": lambda model: model.dimensions,
+    "price": _price,
+    "created": lambda model: model.created,
+    "shutdown": lambda model: model.shutdown,
+}
 _COLUMNS: Final = (
     "provider",
     "model",

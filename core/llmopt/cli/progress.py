@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from llmopt.values.events import Event, OnEvent, RequestRetry, RequestWaiting
 
@@ -13,9 +16,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from llmopt.cli.tally import Tally
-
-
+    from llmopt.cli.console import Tally
 _CAUSES: Final[dict[str, str]] = {
     "limiter": "waiting for the rate limit",
     "breaker": "waiting for the server to recover",
@@ -107,3 +108,57 @@ def _bar(*, known: bool, no_color: bool) -> Progress:
     # None leaves the choice to NO_COLOR and to the kind of terminal.
     console = Console(stderr=True, no_color=no_color or None)
     return Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+
+
+# Ctrl-C, kept away from the few moments in which a file is being written.
+
+_SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Interrupts:
+    """Turns the signals that end a program into `KeyboardInterrupt`, except where they are held.
+
+    Use it in ``with``, in the main thread. A signal that the process was told to ignore, as by
+    ``nohup``, is still ignored.
+    """
+
+    def __init__(self) -> None:
+        self._former: Final[dict[int, Any]] = {}
+        self._held = False
+        self._waiting = False
+
+    def __enter__(self) -> Self:
+        for name in _SIGNALS:
+            # There is no SIGHUP on Windows.
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()
+
+    def _handle(self, *_: object) -> None:
+        if not self._held:
+            raise KeyboardInterrupt
+        self._waiting = True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait until the end of the block."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._waiting:
+            self._waiting = False
+            raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        """Let no signal through any more: what was earned is being saved, and then it ends anyway."""
+        self._held = True

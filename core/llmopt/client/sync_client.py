@@ -8,23 +8,180 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.client.arguments import WhenOpen
-from llmopt.client.async_client import AsyncClient
-from llmopt.client.cache_plan import CacheChoice
+from llmopt.client.async_client import AsyncCatalogs, AsyncChat, AsyncClient
 from llmopt.client.loop_thread import LoopThread, at_exit
-from llmopt.client.sync_catalogs import SyncCatalogs
-from llmopt.client.sync_chat import SyncChat
-from llmopt.client.sync_stream import SyncEmbedStream
-from llmopt.config.tree import Config
-from llmopt.errors import ClientClosed
-from llmopt.operations.embed import ErrorMode
-from llmopt.operations.inputs import refuse_single
+from llmopt.client.options import CacheChoice, WhenOpen
+from llmopt.client.sync_streams import SyncChatStream, SyncEmbedStream
+from llmopt.config.schema import Config
+from llmopt.errors import ClientClosed, LLMOptError
+from llmopt.operations.chat import Messages
+from llmopt.operations.embed import ErrorMode, refuse_single
+from llmopt.operations.models import CacheMode
 from llmopt.policies.clock import Clock
+from llmopt.values.catalog import Catalog
+from llmopt.values.chat import ChatReply
 from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
+
+
+# What the synchronous client does with lists of models.
+
+
+class SyncCatalogs:
+    """The methods of `llmopt.Client` for lists of models."""
+
+    _client: AsyncCatalogs
+
+    def _running(self) -> LoopThread:
+        raise NotImplementedError
+
+    def list_models(
+        self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
+    ) -> Catalog:
+        """All models of one provider; see `llmopt.AsyncClient.list_models`."""
+        thread = self._running()
+        if cached == "auto":
+            # What is at hand need not cross to the other thread and back, which takes ten times as long.
+            found = self._client._models_at_hand(provider)  # noqa: SLF001 - the mirror's own other half
+            if found is not None:
+                return found
+        return thread.run(self._client.list_models(provider, deadline=deadline, cached=cached))
+
+    def batch_list_models(
+        self,
+        providers: Iterable[str] | None = None,
+        *,
+        deadline: float | None = None,
+        timeout: float | None = None,
+        cached: CacheMode = "auto",
+    ) -> Mapping[str, Catalog | LLMOptError]:
+        """The models of many providers; see `llmopt.AsyncClient.batch_list_models`."""
+        thread = self._running()
+        return thread.run(
+            self._client.batch_list_models(providers, deadline=deadline, timeout=timeout, cached=cached)
+        )
+
+    def warm(
+        self, providers: Iterable[str] | None = None, *, deadline: float | None = None
+    ) -> Mapping[str, Catalog | LLMOptError]:
+        """Have the lists of models at hand; see `llmopt.AsyncClient.warm`."""
+        thread = self._running()
+        return thread.run(self._client.warm(providers, deadline=deadline))
+
+    def invalidate(self, provider: str | None = None) -> None:
+        """Let kept lists of models go; see `llmopt.AsyncClient.invalidate`."""
+        thread = self._running()
+        thread.run(self._client.invalidate(provider))
+
+
+# The chat methods of the synchronous client.
+
+
+class SyncChat:
+    """What `llmopt.Client` does with conversations."""
+
+    _client: AsyncChat
+
+    def _running(self) -> LoopThread:
+        raise NotImplementedError
+
+    def chat(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        tools: Iterable[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        reasoning_effort: str | None = None,
+        deadline: float | None = None,
+        when_open: WhenOpen = "fail",
+        extra: Mapping[str, Any] | None = None,
+    ) -> ChatReply:
+        """Ask for an answer, and wait for the whole of it; see `llmopt.AsyncClient.chat`."""
+        thread = self._running()
+        return thread.run(
+            self._client.chat(
+                model,
+                messages,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                stop=stop,
+                seed=seed,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+                response_format=response_format,
+                reasoning_effort=reasoning_effort,
+                deadline=deadline,
+                when_open=when_open,
+                extra=extra,
+            )
+        )
+
+    def stream(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        tools: Iterable[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        reasoning_effort: str | None = None,
+        deadline: float | None = None,
+        when_open: WhenOpen = "fail",
+        extra: Mapping[str, Any] | None = None,
+        buffer_size: int = 100,
+    ) -> SyncChatStream:
+        """Ask for an answer, and get it while it comes; see `llmopt.AsyncClient.stream`.
+
+        Returns:
+            An iterator of `llmopt.ChatEvent`, to be used in ``with``.
+        """
+        thread = self._running()
+        stream = self._client.stream(
+            model,
+            messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            reasoning_effort=reasoning_effort,
+            deadline=deadline,
+            when_open=when_open,
+            extra=extra,
+            buffer_size=buffer_size,
+        )
+        return SyncChatStream(thread, stream.source)
 
 
 class Client(SyncChat, SyncCatalogs):

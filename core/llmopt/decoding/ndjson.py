@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmopt.decoding.bom import Beginning
-from llmopt.decoding.fault import MIB, StreamFault, as_text, too_long
-from llmopt.values.stream import ServerEvent
+from llmopt.decoding.sse import MIB, Beginning, SSEDecoder, StreamFault, as_text, too_long
+from llmopt.values.chat import ServerEvent
 
 
 class NDJSONDecoder:
@@ -73,3 +72,30 @@ class NDJSONDecoder:
         self._line.extend(part)
         if len(self._line) > self._max_line:
             raise too_long("line", self._max_line)
+
+
+# How a stream is cut into events, by its content type.
+
+Decoder = SSEDecoder | NDJSONDecoder
+_EVENTS: Final = frozenset({"text/event-stream", ""})
+_LINES: Final = frozenset(
+    {
+        "application/x-ndjson",
+        "application/ndjson",
+        "application/jsonl",
+        "application/x-jsonlines",
+        "application/jsonlines",
+    }
+)
+
+
+def decoder_for(content_type: str) -> Decoder | None:
+    """A new decoder for an answer with this ``content-type``; None for one that is no stream.
+
+    Parameters such as ``charset`` do not matter: both forms are UTF-8 always. No content type at all
+    is taken for server-sent events.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in _LINES:
+        return NDJSONDecoder()
+    return SSEDecoder() if kind in _EVENTS else None

@@ -13,11 +13,82 @@ Text is UTF-8 whatever a header says, and bytes that are none are a fault: never
 
 from __future__ import annotations
 
-from typing import Final
+import codecs
+from typing import Final, Literal
 
-from llmopt.decoding.bom import Beginning
-from llmopt.decoding.fault import MIB, StreamFault, as_text, too_long
-from llmopt.values.stream import ServerEvent
+from llmopt.values.chat import ServerEvent
+
+# The byte order mark that a stream may begin with, wherever it is cut.
+
+_MARK: Final = codecs.BOM_UTF8
+
+
+class Beginning:
+    """Takes one byte order mark off the beginning of a stream.
+
+    Attributes:
+        over: whether the beginning has passed, so that nothing need be taken off any more.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._held = b""
+
+    def strip(self, piece: bytes) -> bytes:
+        """The piece without the mark; empty while it cannot be told yet whether there is one."""
+        held = self._held + piece
+        if len(held) < len(_MARK) and _MARK.startswith(held):
+            self._held = held
+            return b""
+        self.over = True
+        self._held = b""
+        return held.removeprefix(_MARK)
+
+    def rest(self) -> bytes:
+        """What was held back when the stream ended."""
+        self.over = True
+        held, self._held = self._held, b""
+        return held
+
+
+# What makes a stream's bytes undecodable.
+
+MIB: Final = 1 << 20
+"""The most bytes of a line, and of an event's data (RELIABILITY 2.8: SSE line/event <= 1 MiB)."""
+Reason = Literal["line", "event", "utf8"]
+
+
+class StreamFault(ValueError):
+    """The bytes of a stream cannot be decoded further.
+
+    Attributes:
+        reason: "line" or "event" for one that is too long, "utf8" for bytes that are no UTF-8.
+        events: the events of the same piece that came before the fault and are good. A decoder that
+            has raised raises again, without events, whatever it is given.
+    """
+
+    def __init__(self, message: str, reason: Reason, events: tuple[ServerEvent, ...] = ()) -> None:
+        super().__init__(message)
+        self.reason: Final[Reason] = reason
+        self.events = events
+
+
+def too_long(what: Literal["line", "event"], most: int) -> StreamFault:
+    """The fault of a line or an event above its limit of ``most`` bytes."""
+    return StreamFault(f"the stream holds a{'n' * (what == 'event')} {what} of more than {most} bytes.", what)
+
+
+def as_text(data: bytes | bytearray) -> str:
+    """UTF-8 as text, never with a replacement for what is none.
+
+    Raises:
+        StreamFault: the bytes are no UTF-8.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise StreamFault("the stream holds bytes that are not UTF-8.", "utf8") from None
+
 
 _DATA: Final = b"data: "
 _LF: Final = 0x0A

@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.fleet import Fleet
-from llmopt.engine.flights import Flights
-from llmopt.engine.live_stream import LiveStream
-from llmopt.engine.outcome import T
+from llmopt.engine.endpoint import Fleet, LiveEndpoint
 from llmopt.engine.pipeline import Pipeline
-from llmopt.engine.presence import Presence
 from llmopt.engine.request import Request, StreamRequest
-from llmopt.engine.streaming import StreamPipeline
+from llmopt.engine.responses import T
+from llmopt.engine.singleflight import Flights
+from llmopt.engine.streaming import LiveStream, StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
-from llmopt.policies.breaker_pair import Breakers
-from llmopt.policies.clock import Clock, SystemClock
-from llmopt.policies.deadline import Deadline
-from llmopt.policies.recess import Recess
-from llmopt.providers.provider import Provider
+from llmopt.policies.circuit_pair import Breakers, Recess
+from llmopt.policies.clock import Clock, Deadline, SystemClock
+from llmopt.providers.registry import Provider
 from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
+
+
+# Calls under way, which end with the client: none of them sleeps on until its retry or its turn.
+#
+# As `asyncio.timeout` does it: the task is cancelled, and on its way out the cancellation becomes
+# `ClientClosed`, unless somebody else wants the task cancelled too.
+
+
+class Presence:
+    """All calls of one client that are under way, on whatever event loop."""
+
+    def __init__(self) -> None:
+        self._calls: Final[set[_Call]] = set()
+
+    def call(self) -> _Call:
+        """One call, for as long as a ``with`` block lasts."""
+        return _Call(self._calls)
+
+    def end(self) -> None:
+        """End all of them; each raises `ClientClosed`."""
+        for call in tuple(self._calls):
+            call.end()
+
+
+class _Call:
+    __slots__ = ("_calls", "_ended", "_task", "_wishes")
+
+    def __init__(self, calls: set[_Call]) -> None:
+        self._calls = calls
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("llmopt must be called from a task of asyncio")
+        self._task: asyncio.Task[object] = task
+        self._wishes = task.cancelling()
+        self._calls.add(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._calls.discard(self)
+        if not self._ended:
+            return
+        nobody_else = self._task.uncancel() <= self._wishes
+        if nobody_else and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise ClientClosed("the client was closed during the call.") from None
+
+    def end(self) -> None:
+        loop = self._task.get_loop()
+        if not loop.is_closed():
+            # Also from another loop's thread; on one's own it is a turn later.
+            loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self in self._calls:
+            self._ended = True
+            self._task.cancel()
 
 
 class Engine:

@@ -23,33 +23,26 @@ from collections.abc import Awaitable, Coroutine, Mapping
 from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
-from llmopt.engine.account import CANCELLED, OK, Account
-from llmopt.engine.attempt import Held, explain, should_retry
-from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.fleet import Fleet
-from llmopt.engine.outcome import T, judge, may_be_an_items
-from llmopt.engine.pace import Pace, PaceLease
-from llmopt.engine.prepare import Prepared, conditional
-from llmopt.engine.request import Request
+from llmopt.engine.attempt import CANCELLED, OK, Account, Held, explain, should_retry
+from llmopt.engine.endpoint import Fleet, LiveEndpoint
+from llmopt.engine.endpoint_policies import Pace, PaceLease
+from llmopt.engine.request import Prepared, Request, conditional
+from llmopt.engine.responses import T, judge, may_be_an_items
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
-from llmopt.policies.aside import aside
-from llmopt.policies.clock import Clock
-from llmopt.policies.concurrency import Slot
-from llmopt.policies.nesting import SingleRetrier, inside_attempt
-from llmopt.policies.permit import Refusal
-from llmopt.policies.retry import Facts
-from llmopt.values.attempt import Attempt
-from llmopt.values.calls import Operation
+from llmopt.errors import Attempt, AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
+from llmopt.policies.circuit_breaker import Refusal
+from llmopt.policies.clock import Clock, aside
+from llmopt.policies.concurrency_limit import Slot
+from llmopt.policies.retry import Facts, SingleRetrier, inside_attempt
+from llmopt.transport.request import WireRequest
+from llmopt.values.calls import Operation, Settings
 from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
-from llmopt.values.settings import Settings
-from llmopt.wire.request import WireRequest
 
 _W = TypeVar("_W")
 _LONG: Final[Mapping[Operation, int]] = {"embeddings": 8 << 20, "catalog": 1 << 20, "chat": 1 << 20}
 """From how many bytes reading an answer takes long: 4 ms for vectors in base64, 8 ms for numbers and lists of models."""
-_RETRIER: Final = "llmopt.policies.stamina_loop"
+_RETRIER: Final = "llmopt.policies.retry_loop"
 
 
 class Pipeline(Generic[T]):
@@ -129,7 +122,7 @@ class Pipeline(Generic[T]):
         # first retry has it made beside the loop, which goes on with other requests.
         if _RETRIER not in sys.modules:
             await aside(import_module, _RETRIER)
-        from llmopt.policies.stamina_loop import with_retries
+        from llmopt.policies.retry_loop import with_retries
 
         return await with_retries(
             error,

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from attrs import evolve
 
+from llmopt.cache.store import GuardedStore
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.providers.provider import Provider
+from llmopt.engine.engine import Engine
+from llmopt.providers.registry import Provider
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
-from llmopt.values.models import FORMAT
+from llmopt.values.catalog import FORMAT
+from llmopt.values.events import CacheEviction, CacheKind, CacheSized
 
 if TYPE_CHECKING:
     from hashlib import _Hash
-
 _VERSION: Final = 1
 _NOT_OF_THE_ANSWER: Final = frozenset({"user", "metadata", "stream", "timeout"})
 _ANY_TEXT: Final = ("x",)
@@ -137,3 +139,40 @@ def _request(endpoint: LiveEndpoint, call: Call) -> list[Any]:
 def _canonical(value: Any) -> bytes:
     # What is no JSON is told apart by its own words, which at worst differ from process to process.
     return msgspec.json.encode(value, order="sorted", enc_hook=repr)
+
+
+# How full the stores are, told now and then to whoever listens.
+
+_EVERY_S: Final = 10.0
+"""Counting takes its time; nobody needs it more often."""
+
+
+class StoreWatch:
+    """Looks at stores after something was put into them.
+
+    Args:
+        engine: its clock and its telemetry.
+        stores: those in use.
+    """
+
+    def __init__(self, engine: Engine, stores: Callable[[], Iterable[GuardedStore]]) -> None:
+        self._telemetry: Final = engine.telemetry
+        self._now: Final = engine.clock.now
+        self._stores: Final = stores
+        self._looked = float("-inf")
+        self._evicted = 0
+
+    async def put(self, kind: CacheKind) -> None:
+        """Something was put into one of them."""
+        if not self._telemetry.on or self._now() < self._looked + _EVERY_S:
+            return
+        self._looked = self._now()
+        sizes = [await store.size() for store in self._stores()]
+        for size in sizes:
+            self._telemetry.emit(
+                CacheSized(provider="", cache=kind, items=size.entries, size=size.bytes, most=size.most)
+            )
+        evicted = sum(size.evicted for size in sizes)
+        if evicted > self._evicted:
+            gone, self._evicted = evicted - self._evicted, evicted
+            self._telemetry.emit(CacheEviction(provider="", cache=kind, items=gone))

@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
-from llmopt.cache.guarded import GuardedStore
-from llmopt.cache.record import read_record, write_record
-from llmopt.cache.store import CacheItem
+from llmopt.cache.freshness import FreshnessRules, still_good
+from llmopt.cache.store import CacheItem, GuardedStore, read_record, write_record
 from llmopt.engine.telemetry import Telemetry
-from llmopt.operations.cache_keys import TextKeys
-from llmopt.operations.memory import ModelMemory
-from llmopt.operations.store_watch import StoreWatch
+from llmopt.operations.cache_keys import StoreWatch, TextKeys
+from llmopt.operations.embed_batches import ModelMemory
+from llmopt.operations.embed_recovery import Recovered, Work
 from llmopt.policies.clock import Clock
-from llmopt.policies.freshness import FreshnessRules, still_good
-from llmopt.values.cache_events import CacheHit, CacheMiss
+from llmopt.values.embeddings import EmbeddedRows
+from llmopt.values.events import CacheHit, CacheMiss
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
 _VECTOR: Final = b"LOV1"
 _ANSWERING: Final = b"LOA1"
 _DIMENSIONS: Final = struct.Struct("<I")
@@ -206,3 +204,51 @@ class TextCache:
             self._telemetry.emit(
                 CacheMiss(provider=self._provider, model=self._model, cache="embeddings", items=texts - hits)
             )
+
+
+# A batch of texts, some of which were embedded before: those are not sent.
+
+
+def belong_together(recalled: Recalled, vectors: NDArray[np.float32], model: str | None, asked: str) -> bool:
+    """Whether vectors that were kept and vectors that just came are of one model.
+
+    Args:
+        recalled: what was kept.
+        vectors: what came, shape (n, dimensions).
+        model: that answered, None where it does not say.
+        asked: the model that was asked for.
+    """
+    assert recalled.vectors is not None  # noqa: S101 - whoever calls has looked
+    return recalled.model == (model or asked) and recalled.vectors.shape[1] == vectors.shape[1]
+
+
+async def with_recall(cache: TextCache, texts: Sequence[str], work: Work, asked: str) -> Recovered:
+    """What can be had of distinct texts, from the cache where it can.
+
+    Args:
+        cache: of these texts.
+        texts: the texts.
+        work: embeds texts.
+        asked: the model that is asked for.
+    """
+    recalled = await cache.recall(texts)
+    if not recalled:
+        return await work(tuple(texts))
+    known = set(recalled.at)
+    missed = [at for at in range(len(texts)) if at not in known]
+    found = await _of(missed, texts, work) if missed else Recovered()
+    strange = [
+        rows for _, rows in found.rows if not belong_together(recalled, rows.vectors, rows.model, asked)
+    ]
+    if strange:
+        # Another model answers to the name by now.
+        found.add(await _of(recalled.at, texts, work))
+    elif recalled.vectors is not None:
+        rows = EmbeddedRows(vectors=recalled.vectors, model=recalled.model)
+        found.add(Recovered(rows=[(recalled.at, rows)]))
+    return found
+
+
+async def _of(places: Sequence[int], texts: Sequence[str], work: Work) -> Recovered:
+    recovered = await work(tuple(texts[at] for at in places))
+    return recovered.moved(dict(enumerate(places)))

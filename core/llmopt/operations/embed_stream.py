@@ -9,12 +9,11 @@ from typing import Final, Self
 from attrs import frozen
 
 from llmopt.errors import InvalidInput, LLMOptError
-from llmopt.operations.collect import failure_of
-from llmopt.operations.embed import ErrorMode
-from llmopt.operations.embed_job import EmbedJob
-from llmopt.operations.flow import OrderedFlow
-from llmopt.operations.inputs import as_async, fault_of, refuse_single
-from llmopt.operations.plan import Batch, Cutter
+from llmopt.operations.embed import ErrorMode, as_async, fault_of, refuse_single
+from llmopt.operations.embed_batches import Batch, Cutter
+from llmopt.operations.embed_results import failure_of
+from llmopt.operations.embed_run import EmbedJob
+from llmopt.operations.tasks import OrderedFlow
 from llmopt.values.embeddings import EmbeddedPart, Embeddings
 
 

@@ -8,9 +8,20 @@ set it back (RELIABILITY.md 2.0, C10). Tests hand in `llmopt.testing.clock.Simul
 from __future__ import annotations
 
 import asyncio
+import math
+import os
+import random
 import time
-from collections.abc import Callable
-from typing import Protocol, TypeVarTuple, Unpack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from numbers import Real
+from typing import Final, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from attrs import field, frozen
+
+from llmopt.errors import ConfigError
 
 _Args = TypeVarTuple("_Args")
 
@@ -54,3 +65,158 @@ class SystemClock:
     def call_later(self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: *_Args) -> Timer:
         """As `Clock.call_later`."""
         return asyncio.get_running_loop().call_later(seconds, callback, *args)
+
+
+# The one deadline of a call: a point on the monotonic clock that every wait is measured against.
+#
+# A time-out per wait adds up (connect, then each read, then each retry), and no HTTP library bounds
+# the sum (RELIABILITY D4). So a call turns the seconds it was given into one absolute moment, once,
+# and every later wait asks that moment what is left.
+
+Now = Callable[[], float]
+"""Seconds on a clock that never goes back."""
+
+
+@frozen
+class Deadline:
+    """A moment after which a call must not go on.
+
+    Attributes:
+        at: the moment on the clock; ``math.inf`` when the call has all the time in the world.
+        now: the clock it is measured by.
+    """
+
+    at: float
+    now: Now = field(repr=False, eq=False)
+
+    @classmethod
+    def after(cls, seconds: float | None, now: Now) -> Deadline:
+        """The moment so many seconds from now, as a user gave them; None is never.
+
+        Zero and less are allowed and mean that the time is up already: a caller who passes on what
+        is left of its own time gets `DeadlineExceeded` from it, not a complaint about a number.
+
+        Raises:
+            ConfigError: not a finite number. Waiting for ever is asked for by None alone, so that
+                a wrong computation (NaN, infinity) is not taken for it.
+        """
+        if seconds is None:
+            return cls(math.inf, now)
+        return cls(now() + valid_seconds(seconds, "deadline"), now)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an end at all."""
+        return self.at != math.inf
+
+    def remaining(self) -> float:
+        """Seconds left: never negative, ``math.inf`` without a bound."""
+        return max(0.0, self.at - self.now())
+
+    def expired(self) -> bool:
+        """Whether the time is up."""
+        return self.at != math.inf and self.now() >= self.at
+
+    def clamp(self, seconds: float) -> float:
+        """A wait or a time-out, cut to what is left."""
+        return min(seconds, self.remaining())
+
+    def leaves(self, seconds: float, *, spare: float = 0.0) -> bool:
+        """Whether ``spare`` seconds are still left after a wait of so many seconds."""
+        return self.now() + seconds + spare <= self.at
+
+
+def valid_seconds(value: object, name: str) -> float:
+    """A user's number of seconds as a float.
+
+    Raises:
+        ConfigError: it is not a number, or not a finite one; the message names it.
+    """
+    # A bool is an int to Python; deadline=True is a slip, not one second.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(
+            f"{name} must be a number of seconds, or None for no bound, not {type(value).__name__}"
+        )
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise ConfigError(f"{name} must be a finite number of seconds, or None for no bound, not {seconds}")
+    return seconds
+
+
+# Random numbers for jitter: llmopt's own, and different ones in every process.
+#
+# Not the ``random`` module's functions: an application that seeds them must find its own sequence
+# undisturbed. But like those they are seeded anew in a forked child, or parent and children, which
+# share a server, would also share every delay.
+
+_SOURCES: Final[WeakSet[random.Random]] = WeakSet()
+
+
+def new_source() -> random.Random:
+    """A source of random numbers, seeded by the system."""
+    source = random.Random()
+    _SOURCES.add(source)
+    return source
+
+
+def _reseed() -> None:
+    for source in list(_SOURCES):
+        source.seed()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reseed)
+
+
+# One of something for each event loop: a client may be used in several, one after the other or at once.
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """Made when a loop first asks, and kept as long as that loop.
+
+    Args:
+        make: makes one, on its loop.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make: Final = make
+        self._all: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, T]] = WeakKeyDictionary()
+        # Asked several times for each request, and nearly always by the same loop as before.
+        self._last: tuple[ref[asyncio.AbstractEventLoop], T] | None = None
+
+    def here(self) -> T:
+        """That of the running loop."""
+        loop, last = asyncio.get_running_loop(), self._last
+        if last is not None and last[0]() is loop:
+            return last[1]
+        found = self._all.get(loop)
+        if found is None:
+            found = self._all[loop] = self._make()
+        self._last = (ref(loop), found)
+        return found
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._all.values()))
+
+
+# Work that takes long, done in a thread of its own while the event loop goes on.
+
+R = TypeVar("R")
+
+
+async def aside(function: Callable[[Unpack[_Args]], R], *args: *_Args) -> R:
+    """What a function gives, called in a thread that is there for this alone.
+
+    Not in the loop's own executor, as `asyncio.to_thread`: that is the program's, which may have filled it for
+    minutes. A thread costs a tenth of a millisecond, a part of what it is there for. Who is cancelled does not wait for it.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix="llmopt")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, function, *args)
+    finally:
+        executor.shutdown(wait=False)

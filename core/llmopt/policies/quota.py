@@ -7,14 +7,289 @@ A request needs room in two buckets, and may be held back besides by a slow star
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Protocol, Self
 
-from llmopt.policies.bucket import Bucket
-from llmopt.policies.learned_rate import BURST_S, LearnedRate
-from llmopt.policies.lease import Lease, Lender
-from llmopt.policies.pause import Pause
-from llmopt.policies.slow_start import SCOUTS, SlowStart
-from llmopt.values.limits import RateLimit, RateLimits
+from llmopt.policies.adaptive_rate import BURST_S, LearnedRate
+from llmopt.policies.token_bucket import Bucket
+from llmopt.values.calls import RateLimit, RateLimits
+
+# Leave to send one request, with the tokens it was estimated at.
+
+
+class Lender(Protocol):
+    """Where a lease came from."""
+
+    @property
+    def curious(self) -> bool:
+        """Whether headers of good answers would tell anything new."""
+        ...
+
+    def settle(self, lease: Lease, tokens: float | None) -> None:
+        """The request is answered, and cost so many tokens."""
+
+    def refund(self, lease: Lease) -> None:
+        """The request was not sent."""
+
+    def accept(self, lease: Lease) -> None:
+        """Its answer has begun."""
+
+    def observe(self, limits: RateLimits, lease: Lease) -> bool:
+        """The headers of its answer tell this."""
+        ...
+
+    def penalize(
+        self, retry_after: float | None, lease: Lease, *, limits: RateLimits | None, counted: bool
+    ) -> bool:
+        """The server refused it for its rate."""
+        ...
+
+
+class Lease:
+    """Leave to send one request. It ends once: later words of it have no effect.
+
+    Leaving the ``with`` block without a word settles it at its estimate. Nothing here awaits, so that
+    a cancellation cannot come between.
+
+    Attributes:
+        tokens: the estimate.
+        number: place in the order of all leases of this quota.
+        granted_at: when it was granted, on the clock's monotonic seconds.
+        requests_mark: requests taken from the quota up to and with this one.
+        tokens_mark: tokens likewise.
+        waited: seconds spent in line.
+        cause: what for, when it came: "requests" or "tokens" (the limit), "pause" (a refusal), "canary" (another request
+            is trying whether the refusals are over), "start" (no answer has come yet), or "" for no wait.
+        open: whether nothing was said of it so far.
+        accepted: whether an answer to it has begun.
+    """
+
+    __slots__ = (
+        "_lender",
+        "accepted",
+        "cause",
+        "granted_at",
+        "number",
+        "open",
+        "requests_mark",
+        "tokens",
+        "tokens_mark",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        lender: Lender,
+        tokens: float,
+        granted_at: float,
+        number: int,
+        requests_mark: float,
+        tokens_mark: float,
+    ) -> None:
+        self._lender = lender
+        self.tokens = tokens
+        self.granted_at = granted_at
+        self.number = number
+        self.requests_mark = requests_mark
+        self.tokens_mark = tokens_mark
+        self.waited = 0.0
+        self.cause = ""
+        self.open = True
+        self.accepted = False
+
+    def __repr__(self) -> str:
+        return f"Lease(tokens={self.tokens:g}, waited={self.waited:.3f}, open={self.open})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.open:
+            self._lender.settle(self, None)
+
+    @property
+    def curious(self) -> bool:
+        """Whether the headers of a good answer would tell anything new; see `RateLimiter.curious`."""
+        return self._lender.curious
+
+    def settle(self, tokens: float | None = None) -> None:
+        """The request was answered. ``tokens`` is what it really cost, None for "as estimated"."""
+        self._lender.settle(self, tokens)
+
+    def accept(self) -> None:
+        """The answer has begun, and may take long: the request was let through. What it cost is settled later."""
+        self._lender.accept(self)
+
+    def refund(self) -> None:
+        """The request was not sent: all of it goes back."""
+        self._lender.refund(self)
+
+    def observe(self, limits: RateLimits) -> bool:
+        """What the headers of the answer tell; True when a limit was learned or has changed.
+
+        Settle first if the cost is known. It may be said of a lease that has ended.
+        """
+        return self._lender.observe(limits, self)
+
+    def penalize(
+        self, retry_after: float | None = None, *, limits: RateLimits | None = None, counted: bool = False
+    ) -> bool:
+        """The server refused the request for its rate (429), which ends the lease; True as `observe`.
+
+        Args:
+            retry_after: seconds it asks to wait, None if it does not say.
+            limits: what the headers of the refusal tell, which need no `observe` then.
+            counted: whether the server counts the tokens of what it refuses.
+        """
+        return self._lender.penalize(retry_after, self, limits=limits, counted=counted)
+
+
+# The pause after a refusal, and the canary that tries whether it was long enough.
+#
+# A pause lasts as long as the server asks (an hour at most), or 0.5 s doubled with each refusal
+# in a row. Requests that were under way when it began tell nothing new: their refusals may prolong it, but count
+# for nothing else. After a long pause, or the third refusal in a row, one request goes first and the
+# others wait for what becomes of it, at most for another such pause.
+
+_MAX_BACKOFF_S: Final = 3_600.0
+_ABSURD_S: Final = 86_400.0
+_INSTEAD_S: Final = 60.0
+"""After a hint of more than a day, which its caller is told of, the next caller asks again so soon."""
+_BACKOFF_S: Final = 0.5
+_LONGEST_BACKOFF_S: Final = 30.0
+_MOST_DOUBLINGS: Final = 16
+"""Past the longest back-off already; some thousand in a row would leave the floats."""
+_WORD_FROM_S: Final = 1.0
+"""Shorter hints are the time until the next request of anybody fits; many are told the same."""
+_CANARY_FROM_S: Final = 2.0
+_CANARY_STRIKES: Final = 3
+_PATIENCE_S: Final = 1.0
+
+
+class Pause:
+    """The pause of one quota.
+
+    Attributes:
+        until: nothing goes out before.
+        canary: the request that is trying, if one is.
+        wants_canary: whether the next request is to be one.
+        keeps_its_word: whether the server said how long, and nothing went out since.
+    """
+
+    __slots__ = ("_began_at", "_length_s", "_strikes", "canary", "keeps_its_word", "until", "wants_canary")
+
+    def __init__(self) -> None:
+        self.until = -math.inf
+        self.canary: Lease | None = None
+        self._length_s = 0.0
+        self.wants_canary = False
+        self.keeps_its_word = False
+        self._strikes = 0
+        self._began_at = -math.inf
+
+    def __repr__(self) -> str:
+        return f"Pause(until={self.until:.3f}, strikes={self._strikes}, canary={self.canary})"
+
+    def left(self, now: float) -> float:
+        """Seconds that the server wants nothing; 0 while a canary is trying."""
+        return max(0.0, self.until - now) if self.canary is None else 0.0
+
+    def sent(self, now: float, lease: Lease) -> None:
+        """A canary goes out."""
+        self.canary = lease
+        self.until = now + max(_PATIENCE_S, self._length_s)
+
+    def answered(self, lease: Lease) -> None:
+        """A request came through."""
+        if lease.granted_at >= self._began_at:
+            self._strikes = 0
+        if lease is self.canary:
+            self.canary = None
+            self.wants_canary = False
+            self.until = -math.inf
+
+    def returned(self, now: float, lease: Lease) -> None:
+        """A request was not sent after all; if it was the canary, the next one is."""
+        if lease is self.canary:
+            self.canary = None
+            self.until = now
+
+    def refused(self, now: float, sent_at: float, retry_after: float | None, lease: Lease | None) -> None:
+        """The server refused a request that was sent at ``sent_at``."""
+        if lease is not None and lease is self.canary:
+            self.canary = None
+        news = sent_at >= self._began_at
+        if news:
+            self._strikes += 1
+            self._began_at = now
+        length = self._length(retry_after, news=news)
+        if now + length > self.until:
+            self.until = now + length
+            self._length_s = length
+            self.keeps_its_word = retry_after is not None and retry_after >= _WORD_FROM_S
+        if length >= _CANARY_FROM_S or self._strikes >= _CANARY_STRIKES:
+            self.wants_canary = True
+
+    def _length(self, retry_after: float | None, *, news: bool) -> float:
+        if retry_after is not None and retry_after > 0:
+            return min(retry_after, _MAX_BACKOFF_S) if retry_after <= _ABSURD_S else _INSTEAD_S
+        doublings = min(self._strikes - 1, _MOST_DOUBLINGS)
+        return min(_BACKOFF_S * 2.0**doublings, _LONGEST_BACKOFF_S) if news else 0.0
+
+
+# Few requests at first, twice as many each second and one more for each answer: TCP's slow start.
+#
+# What is configured may be wrong, others may use the quota, and a server's limits are known from its first
+# answer on. Two requests find out what sixty would have been refused for; the price is a round trip. It is
+# clocked by answers, so that a fast server is at full speed within milliseconds, and by time, so that one that
+# loads its model for a minute does not hold everybody up.
+
+SCOUTS: Final = 2
+"""Requests in the air before the first answer."""
+_ENOUGH: Final = 64
+_MAX_WAIT_S: Final = 60.0
+_SHORTEST_HOLD_S: Final = 1e-3
+
+
+class SlowStart:
+    """The start of one quota.
+
+    Attributes:
+        over: whether it is behind us.
+    """
+
+    __slots__ = ("_first_at", "_in_air", "_window", "over")
+
+    def __init__(self, scouts: int = SCOUTS) -> None:
+        """Begin with so many requests in the air; 0 for no slow start."""
+        self.over = scouts == 0
+        self._window = scouts
+        self._in_air = 0
+        self._first_at: float | None = None
+
+    def __repr__(self) -> str:
+        return f"SlowStart(over={self.over}, window={self._window}, in_air={self._in_air})"
+
+    def wait(self, now: float) -> float:
+        """Seconds to hold the next request back; 0 when it may go."""
+        # Beyond the bound nobody is held back, and a day's doublings leave the floats.
+        elapsed = 0.0 if self._first_at is None else min(now - self._first_at, _MAX_WAIT_S)
+        if self._in_air + 1 <= self._window * 2.0**elapsed:
+            return 0.0
+        return max(_SHORTEST_HOLD_S, math.log2((self._in_air + 1) / self._window) - elapsed)
+
+    def sent(self, now: float) -> None:
+        """A request goes out."""
+        self._in_air += 1
+        if self._first_at is None:
+            self._first_at = now
+
+    def returned(self, *, answered: bool) -> None:
+        """A request is no longer in the air."""
+        self._in_air -= 1
+        if answered:
+            self._window += 1
+            self.over = self.over or self._window >= _ENOUGH
+
 
 _SILENT: Final = RateLimits()
 _DEBT_AFTER_REFUSAL: Final = 0.1

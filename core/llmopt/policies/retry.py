@@ -10,21 +10,72 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Final, Literal
+from contextvars import ContextVar, Token
+from typing import Final, Literal, Self
 
 from attrs import evolve, field, frozen
 
 from llmopt import errors
-from llmopt.policies.budget import FREE, THROTTLED, TRANSIENT
-from llmopt.policies.deadline import Deadline
-from llmopt.policies.jitter import new_source
+from llmopt.policies.clock import Deadline, new_source
+
+# The retry budget of one endpoint: how many retries an outage may cost.
+#
+# The token bucket of the AWS SDKs' standard mode (botocore's retry quota; RELIABILITY 1.7): full at 500,
+# a retry after a transient failure takes 14, after throttling 5; a call that succeeds pays back what its
+# last retry took, or 1 when it needed none. An endpoint that is down for everybody so gets about 35
+# retries in all, whatever the number of callers, while one that fails now and then is never refused.
+
+CAPACITY: Final = 500
+TRANSIENT: Final = 14
+"""The price of a retry after a failure that says nothing of load."""
+THROTTLED: Final = 5
+"""The price of a retry that the server asked to come later: it costs the server little."""
+FREE: Final = 0
+"""A retry that is no extra load: the request was never seen, or nothing was sent."""
+
+
+class RetryBudget:
+    """Tokens that retries take and successes bring back. One per endpoint; not tied to a loop."""
+
+    __slots__ = ("_capacity", "_left")
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._left = capacity
+
+    def __repr__(self) -> str:
+        return f"RetryBudget({self._left}/{self._capacity})"
+
+    @property
+    def left(self) -> int:
+        """Tokens in the bucket."""
+        return self._left
+
+    def take(self, cost: int) -> bool:
+        """Take the price of a retry; False, and nothing taken, when it is not there.
+
+        It never queues: a retry that the budget refuses is not made (gRPC A6 does the same).
+        """
+        if cost > self._left:
+            return False
+        self._left -= cost
+        return True
+
+    def put_back(self, cost: int) -> None:
+        """Return what was taken for a retry that was not made after all."""
+        self._left = min(self._capacity, self._left + cost)
+
+    def succeeded(self, last_cost: int | None = None) -> None:
+        """A call came through. ``last_cost`` is what its last retry took; None or 0 when it took nothing."""
+        if self._left != self._capacity:
+            self.put_back(last_cost or 1)
+
 
 RetryReason = Literal[
     "asked", "circuit_open", "connect", "connection", "credential", "elsewhere", "invalid_response", "overloaded", "pool",
     "rate_limited", "server", "stale", "timeout",
 ]  # fmt: skip
 """Why a request is tried again."""
-
 GiveUpReason = Literal[
     "ambiguous", "attempts", "budget", "circuit_open", "deadline", "final", "once", "retry_after", "vetoed"
 ]
@@ -104,7 +155,6 @@ class RetryHistory:
 
 _FINAL: Final = GiveUp(reason="final")
 _UNDECIDED: Final = -1.0
-
 _TABLE: Final[dict[type[errors.LLMOptError], RetryDecision]] = {
     errors.ConnectFailed: RetryDecision(delay=_UNDECIDED, reason="connect"),
     errors.PoolTimeout: RetryDecision(delay=_UNDECIDED, reason="pool"),
@@ -117,17 +167,13 @@ _TABLE: Final[dict[type[errors.LLMOptError], RetryDecision]] = {
     errors.InvalidResponse: RetryDecision(delay=_UNDECIDED, reason="invalid_response"),
 }
 """The kinds that may pass by themselves. What is not here is final unless a rule below says otherwise."""
-
 _HEADER_MAY_ALLOW: Final = (errors.BadRequest, errors.NotFound)
 """Final kinds that ``x-should-retry: true`` turns: a 409 above all. Money, keys and permissions are not
 among them, nor what has a better answer than the same request again (too large, a bad item, a redirect)."""
-
 _HOPELESS_ANSWERS: Final = frozenset({"too_large", "decompression"})
 """Reasons of `InvalidResponse` that the same request would meet again at the same price."""
-
 _ANOTHERS: Final[tuple[RetryReason, ...]] = ("rate_limited", "connect")
 """Reasons that say nothing of another endpoint at all."""
-
 _FLOW_CONTROL: Final[tuple[RetryReason, ...]] = ("rate_limited", "overloaded")
 
 
@@ -300,3 +346,32 @@ def _hint(error: errors.LLMOptError) -> float | None:
     """The wait that was asked for, None when it is none: absent, zero, negative, NaN or infinite."""
     wait = error.retry_after
     return wait if wait is not None and math.isfinite(wait) and wait > 0 else None
+
+
+# One retrier per request, also when a call of llmopt is made inside another one's attempt.
+
+_inside: Final[ContextVar[bool]] = ContextVar("llmopt_inside_attempt", default=False)
+
+
+class SingleRetrier:
+    """While it is entered, llmopt calls made inside do not retry: attempts would multiply.
+
+    The engine enters it where somebody else's code runs: around an attempt that a transport of the user's carries, around
+    asking for another key, and around every attempt after the first. What calls llmopt from
+    there gets one attempt, and the outer call decides (litellm #7262: (1 + N) x (1 + M) requests).
+    """
+
+    __slots__ = ("_token",)
+    _token: Token[bool]
+
+    def __enter__(self) -> Self:
+        self._token = _inside.set(True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _inside.reset(self._token)
+
+
+def inside_attempt() -> bool:
+    """Whether this code runs inside an attempt of llmopt's."""
+    return _inside.get()

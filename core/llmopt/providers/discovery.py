@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen
 
 from llmopt.errors import PluginConflict, PluginLoadError
-from llmopt.markers import PROJECT
+from llmopt.hookspecs import PROJECT
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint

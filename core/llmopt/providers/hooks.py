@@ -7,35 +7,116 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
 
 from llmopt import hookspecs
+from llmopt.compatible import defaults
 from llmopt.errors import LLMOptError, PluginContractError
-from llmopt.markers import PROJECT
-from llmopt.providers import defaults
-from llmopt.providers.direct import Ask, direct
-from llmopt.providers.stream_parser import bound
-from llmopt.values.calls import Call, ChatCall, EmbedCall
+from llmopt.hookspecs import PROJECT
+from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, Settings
 from llmopt.values.catalog import CatalogPage
-from llmopt.values.chat import ChatEvent, ChatReply
+from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.embeddings import EmbeddedRows
-from llmopt.values.failure import Failure
-from llmopt.values.http import HttpRequest, HttpResponse
-from llmopt.values.limits import BatchLimit, RateLimits
+from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
-from llmopt.values.settings import Settings
-from llmopt.values.stream import ServerEvent
-from llmopt.values.verdict import Verdict
 
 if TYPE_CHECKING:
     import httpx
 
-    from llmopt.config.tree import ProviderEntry, TokenProvider
+    from llmopt.config.schema import ProviderEntry, TokenProvider
+
+
+# A hook's implementations as one function, worked out once instead of at every call.
+#
+# pluggy's relay copies its list, builds a dictionary and looks for wrappers each time, 2 to 10 µs a call. Which
+# implementations there are is known when the provider is made, and nothing registers with its manager afterwards.
+
+Ask = Callable[..., Any]
+
+
+def direct(hook: Any) -> Ask:
+    """The hook as a function of its parameters by position; does what the relay does."""
+    implementations: list[pluggy.HookImpl] = hook.get_hookimpls()
+    parameters: tuple[str, ...] = hook.spec.argnames
+    if any(each.wrapper or each.hookwrapper or each.kwargnames for each in implementations):
+        return lambda *values: hook(**dict(zip(parameters, values, strict=True)))
+    # The one that is asked first stands last.
+    asked = [_placed(each.function, each.argnames, parameters) for each in reversed(implementations)]
+
+    def first(*values: object) -> Any:
+        for ask in asked:
+            found = ask(*values)
+            if found is not None:
+                return found
+        return None
+
+    return first
+
+
+def _placed(function: Ask, names: Sequence[str], parameters: Sequence[str]) -> Ask:
+    """A function of some of the parameters as one of all of them."""
+    if tuple(names) == tuple(parameters):
+        return function
+    at = [parameters.index(name) for name in names]
+    if not at:
+        return lambda *_: function()
+    if len(at) == 1:
+        place = at[0]
+        return lambda *values: function(values[place])
+    chosen = itemgetter(*at)
+    return lambda *values: function(*chosen(values))
+
+
+# `parse_stream_event`, worked out once for a stream instead of for each of its many events.
+
+Parse = Callable[[ServerEvent], Any]
+_EVENT: Final = "event"
+
+
+def bound(implementations: Sequence[pluggy.HookImpl], call: ChatCall, settings: Settings) -> Parse | None:
+    """The implementations of the hook as one function of the event alone, which does what the relay does.
+
+    Args:
+        implementations: as the relay has them; the one asked first stands last.
+        call: of the stream.
+        settings: of the stream.
+
+    Returns:
+        The function, or None where a wrapper stands around them, which the relay must call.
+    """
+    if any(each.wrapper or each.hookwrapper for each in implementations):
+        return None
+    given = {"call": call, "settings": settings}
+    asked = [_bound(each, given) for each in reversed(implementations)]
+    if len(asked) == 1:
+        return asked[0]
+
+    def first(event: ServerEvent) -> Any:
+        for ask in asked:
+            found = ask(event)
+            if found is not None:
+                return found
+        return None
+
+    return first
+
+
+def _bound(implementation: pluggy.HookImpl, given: dict[str, Any]) -> Parse:
+    function: Any = implementation.function
+    names = implementation.argnames
+    if _EVENT not in names:
+        fixed = partial(function, *(given[name] for name in names))
+        return lambda _: fixed()
+    at = names.index(_EVENT)
+    before = partial(function, *(given[name] for name in names[:at]))
+    after = [given[name] for name in names[at + 1 :]]
+    return before if not after else lambda event: before(event, *after)
+
 
 _T = TypeVar("_T")
-
 HOOK_NAMES: Final = frozenset(
     name for name, value in vars(hookspecs).items() if hasattr(value, f"{PROJECT}_spec")
 )

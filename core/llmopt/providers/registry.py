@@ -7,13 +7,33 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Final
 
-from llmopt.config.endpoint import Endpoint
-from llmopt.config.resolve import resolve_endpoints
-from llmopt.config.tree import Config, Flags, ProviderEntry
+from llmopt.config.resolve import Endpoint, resolve_endpoints
+from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
 from llmopt.providers.discovery import NAME, InstalledPlugin, discover
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.providers.provider import Provider
+
+# One provider entry: its plugin's hooks and its endpoints.
+
+
+class Provider:
+    """A configured provider, ready to be asked.
+
+    Attributes:
+        name: name of the entry.
+        plugin: name of the plugin that serves it.
+        hooks: the plugin's hooks.
+        endpoints: where requests go; at least one.
+    """
+
+    def __init__(self, name: str, plugin: str, hooks: ProviderHooks, endpoints: tuple[Endpoint, ...]) -> None:
+        self.name: Final = name
+        self.plugin: Final = plugin
+        self.hooks: Final = hooks
+        self.endpoints: Final = endpoints
+
+    def __repr__(self) -> str:
+        return f"Provider({self.name!r}, plugin={self.plugin!r}, endpoints={len(self.endpoints)})"
 
 
 class Registry:

@@ -1,8 +1,5 @@
-"""For tests of programs and of plugins that are built on llmopt.
+"""For tests of programs that are built on llmopt.
 
-* ``conformance(plugin)`` and ``Conformance``: everything that a plugin must be, as tests; ``Samples``
-  says what is special about one. From a shell: ``pytest --llmopt-conformance NAME``, or
-  ``python -m llmopt.testing NAME``.
 * ``FakeProvider``: a provider without a network for the tests of an application.
 * ``installed``: lets clients find a plugin that is not installed.
 * ``SimulatedClock`` and ``run_simulated``: an hour of waiting runs in a moment.
@@ -17,27 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmopt.testing.clock import SimulatedClock as SimulatedClock
     from llmopt.testing.clock import run_simulated as run_simulated
-    from llmopt.testing.conform import Conformance as Conformance
-    from llmopt.testing.conform import conformance as conformance
     from llmopt.testing.fake import FakeProvider as FakeProvider
-    from llmopt.testing.pretend import installed as installed
-    from llmopt.testing.samples import SampleChat as SampleChat
-    from llmopt.testing.samples import SampleError as SampleError
-    from llmopt.testing.samples import SamplePage as SamplePage
-    from llmopt.testing.samples import SampleRows as SampleRows
-    from llmopt.testing.samples import Samples as Samples
+    from llmopt.testing.fake import installed as installed
 else:
     _MODULES = {
-        "Conformance": "conform",
         "FakeProvider": "fake",
-        "SampleChat": "samples",
-        "SampleError": "samples",
-        "SamplePage": "samples",
-        "SampleRows": "samples",
-        "Samples": "samples",
         "SimulatedClock": "clock",
-        "conformance": "conform",
-        "installed": "pretend",
+        "installed": "fake",
         "run_simulated": "clock",
     }
     __all__ = list(_MODULES)

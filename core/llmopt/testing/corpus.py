@@ -14,11 +14,9 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from llmopt.values.calls import Operation
-from llmopt.values.failure import Failure
-from llmopt.values.limits import BatchLimit
-from llmopt.values.shown import size
-from llmopt.values.verdict import Verdict, VerdictKind
+from llmopt.values.calls import BatchLimit, Operation
+from llmopt.values.http import Failure, Verdict, VerdictKind
+from llmopt.values.secret import size
 
 FILE: Final = "errors.toml"
 """The name of a plugin's corpus, in its package."""

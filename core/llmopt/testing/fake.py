@@ -2,25 +2,269 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from attrs import evolve, field, frozen
+from importlib_metadata import Distribution, DistributionFinder
 
-from llmopt.config.tree import Config, ProviderEntry
-from llmopt.errors import LLMOptError, ServerError
-from llmopt.testing import fake_plugin
-from llmopt.testing.dialect import catalog_body, embeddings_body, error_body, vector_of
-from llmopt.testing.fake_script import Ending, Script, Speech, reply_of
-from llmopt.testing.pretend import installed
-from llmopt.testing.samples import SampleChat, SampleError, SamplePage, SampleRows
+from llmopt.compatible import classify
+from llmopt.config.schema import Config, ProviderEntry
+from llmopt.errors import (
+    AttemptTimeout,
+    ConnectFailed,
+    ConnectionLost,
+    InvalidResponse,
+    LLMOptError,
+    ServerError,
+)
+from llmopt.hookspecs import PROJECT, hookimpl
+from llmopt.testing.dialect import (
+    SampleChat,
+    SampleError,
+    SamplePage,
+    SampleRows,
+    catalog_body,
+    chat_body,
+    chat_stream,
+    embeddings_body,
+    error_body,
+    event_of,
+    vector_of,
+)
 from llmopt.testing.transport import Reply, Sent, transport_of
+from llmopt.values.calls import BatchLimit
 from llmopt.values.chat import ToolCall
-from llmopt.values.shown import size
+from llmopt.values.http import EXCEPTION_OF, Failure, Verdict, VerdictKind
+from llmopt.values.profile import Profile
+from llmopt.values.secret import size
 
 if TYPE_CHECKING:
     import httpx
+    from importlib_metadata import SimplePath
+
+
+PREFIX: Final = "fake:"
+"""Prefix of the code of a scripted error; the kind of its verdict follows."""
+
+
+class FakePlugin:
+    """The plugin behind `FakeProvider`: the common dialect, with the verdicts that a test scripts."""
+
+    @hookimpl
+    def provider_profile(self) -> Profile:
+        """A fast provider that needs no key."""
+        return Profile(
+            base_url="https://fake.llmopt.example/v1",
+            key_required=False,
+            retry_delay=0.0,
+            pool_size=8,
+            max_concurrency=8,
+            stream_end="done",
+        )
+
+    @hookimpl
+    def batch_limit(self) -> BatchLimit:
+        """At most 32 texts a request, so that a test sees more than one."""
+        return BatchLimit(max_items=32)
+
+    @hookimpl
+    def classify_error(self, failure: Failure) -> Verdict:
+        """The verdict that the test asked for."""
+        code = failure.error.code or ""
+        if not code.startswith(PREFIX):
+            return classify(failure)
+        kind = VerdictKind(code.removeprefix(PREFIX))
+        return Verdict(kind=kind, code=kind.value, message=failure.error.message)
+
+
+# What a `FakeProvider` answers instead of vectors: the errors that a test asks for.
+
+_STATUS: Final[dict[VerdictKind, int]] = {
+    VerdictKind.TRANSIENT: 500,
+    VerdictKind.TIMEOUT: 504,
+    VerdictKind.RATE_LIMITED: 429,
+    VerdictKind.OVERLOADED: 503,
+    VerdictKind.QUOTA_EXHAUSTED: 429,
+    VerdictKind.BATCH_TOO_LARGE: 413,
+    VerdictKind.AUTH: 401,
+    VerdictKind.PERMISSION: 403,
+    VerdictKind.NOT_FOUND: 404,
+}
+"""The status that an error comes with; 400 unless listed."""
+_BROKEN: Final[tuple[tuple[type[LLMOptError], Reply], ...]] = (
+    (ConnectFailed, Reply(breaks="connect")),
+    (ConnectionLost, Reply(breaks="read")),
+    (AttemptTimeout, Reply(breaks="timeout")),
+    (InvalidResponse, Reply(body=b"<html>this is no JSON</html>")),
+)
+_KIND_OF: Final[dict[type[LLMOptError], VerdictKind]] = {
+    error: kind for kind, error in EXCEPTION_OF.items() if kind is not VerdictKind.INVALID_RESPONSE
+}
+
+
+def reply_of(error: type[LLMOptError], message: str, retry_after: float | None) -> Reply:
+    """The answer that reaches a caller as an error of this class.
+
+    Raises:
+        ValueError: no provider can bring that error about.
+    """
+    headers = {} if retry_after is None else {"retry-after": f"{retry_after:g}"}
+    for broken, reply in _BROKEN:
+        if issubclass(error, broken):
+            return reply
+    kind = _KIND_OF.get(error)
+    if kind is None:
+        names = sorted(each.__name__ for each in (*_KIND_OF, *(broken for broken, _ in _BROKEN)))
+        raise ValueError(f"a provider cannot bring about {error.__name__}; choose one of {', '.join(names)}.")
+    status = _STATUS.get(kind, 400)
+    body = error_body(SampleError(status=status, message=message), code=f"{PREFIX}{kind.value}")
+    return Reply(status=status, body=body, headers=headers)
+
+
+Ending = Literal["done", "cut", "break", "error"]
+"""How a stream ends: as it should, without its end, with the connection, with an error in it."""
+
+
+@frozen(kw_only=True)
+class Speech:
+    """A chat answer that a test asks for."""
+
+    answer: SampleChat
+    ends: Ending = "done"
+    error: str = ""
+    pause: float = 0.0
+
+    def reply(self, *, stream: bool, usage: bool) -> Reply:
+        """As one answer, or as a stream."""
+        if not stream:
+            return Reply(body=chat_body(self.answer))
+        events = chat_stream(self.answer, usage=usage)
+        if self.ends != "done":
+            # Neither a finish reason nor a usage, nor the end itself.
+            events = events[: -2 - usage]
+        if self.ends == "error":
+            events = (*events, event_of(self.error.encode()), event_of(b"[DONE]"))
+        return Reply(
+            pieces=events,
+            headers={"content-type": "text/event-stream"},
+            breaks="read" if self.ends == "break" else "",
+            pause=self.pause,
+        )
+
+
+@frozen(kw_only=True)
+class _Refusal:
+    texts: frozenset[str]
+    reply: Reply
+
+
+class Script:
+    """The errors and the chat answers still to come; they are used up from several threads and tasks."""
+
+    def __init__(self) -> None:
+        self._said: Final[deque[Speech]] = deque()
+        self._next: Final[deque[Reply]] = deque()
+        self._refusals: Final[list[_Refusal]] = []
+
+    def add(self, reply: Reply, times: int) -> None:
+        """Give an answer to the next requests."""
+        self._next.extend(evolve(reply) for _ in range(times))
+
+    def refuse(self, texts: Sequence[str], reply: Reply) -> None:
+        """Give an answer to every request with one of these texts."""
+        self._refusals.append(_Refusal(texts=frozenset(texts), reply=reply))
+
+    def reply_to(self, texts: Sequence[str]) -> Reply | None:
+        """The answer to a request with these texts, None when it is to go well."""
+        try:
+            return self._next.popleft()
+        except IndexError:
+            return next((each.reply for each in self._refusals if not each.texts.isdisjoint(texts)), None)
+
+    def say(self, speech: Speech, times: int) -> None:
+        """Give an answer to the next chats."""
+        self._said.extend(speech for _ in range(times))
+
+    def next_speech(self) -> Speech | None:
+        """The answer to a chat, None when none is scripted."""
+        try:
+            return self._said.popleft()
+        except IndexError:
+            return None
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self._next.clear()
+        self._said.clear()
+        self._refusals.clear()
+
+
+# A plugin that is found without being installed, for the length of a test.
+
+
+class _Pretended(Distribution):
+    """A distribution that has nothing but an entry point."""
+
+    def __init__(self, provider: str, module: str) -> None:
+        self._files: Final = {
+            "METADATA": f"Metadata-Version: 2.1\nName: {self.name_for(provider)}\nVersion: 0\n",
+            "entry_points.txt": f"[{PROJECT}]\n{provider} = {module}\n",
+        }
+
+    @staticmethod
+    def name_for(provider: str) -> str:
+        """What the distribution is called."""
+        return f"pretended-{provider}"
+
+    def read_text(self, filename: str) -> str | None:
+        """A file of the metadata."""
+        return self._files.get(filename)
+
+    def locate_file(self, path: Any) -> SimplePath:
+        """There are no files."""
+        raise FileNotFoundError(path)
+
+
+class _Finder(MetaPathFinder):
+    """Finds one pretended distribution, and no modules."""
+
+    def __init__(self, provider: str, module: str) -> None:
+        self._name: Final = _Pretended.name_for(provider)
+        self._found: Final = _Pretended(provider, module)
+
+    def find_spec(self, *_: object) -> None:
+        """No module comes from here."""
+
+    def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterator[Distribution]:
+        """The one there is, if it is asked for."""
+        name = None if context is None else context.name
+        if name is None or name.replace("_", "-") == self._name:
+            yield self._found
+
+
+@contextmanager
+def installed(provider: str, plugin: object) -> Iterator[None]:
+    """Let every client made inside find a plugin as if it were installed.
+
+    Args:
+        provider: the provider's name.
+        plugin: the plugin's module, or any object with its hooks.
+    """
+    # An entry point names a module, so the plugin is one under a name of its own.
+    module = f"_llmopt_pretended_{provider.replace('-', '_')}_{id(plugin):x}"
+    finder = _Finder(provider, module)
+    sys.modules[module] = plugin  # type: ignore[assignment] # whatever is there is what an import gives
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        sys.modules.pop(module, None)
 
 
 @frozen(kw_only=True)
@@ -97,7 +341,7 @@ class FakeProvider:
         self.calls: Final[list[FakeCall]] = []
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(installed(self._plugin, fake_plugin))
+        self._stack.enter_context(installed(self._plugin, FakePlugin()))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,93 +1,18 @@
-"""llmopt for pytest: ``--llmopt-conformance NAME`` and the fixture ``llmopt_fake``.
+"""The pytest fixture ``llmopt_fake``.
 
-pytest imports this in every run of every project that has llmopt installed, so it imports nothing by itself.
+A wall: pytest imports this file in every run of every project that has llmopt installed, so it imports
+nothing of llmopt until the fixture is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from llmopt.testing.fake import FakeProvider
-    from llmopt.testing.kit.check import Check
-    from llmopt.testing.kit.subject import Subject
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
-    group = parser.getgroup("llmopt")
-    group.addoption(
-        "--llmopt-conformance",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="hold an installed provider plugin, or a module, against llmopt's conformance kit; may be given "
-        "several times. Test files are run as well only when they are named.",
-    )
-    group.addoption(
-        "--llmopt-samples",
-        metavar="MODULE:NAME",
-        help="the llmopt.testing.Samples for it, where the provider differs from the common dialect",
-    )
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave test files alone that nobody named, when the kit was asked for."""
-    named = config.args_source is pytest.Config.ArgsSource.ARGS
-    return (
-        True if config.getoption("llmopt_conformance") and not named and collection_path.is_file() else None
-    )
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(
-    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
-) -> None:
-    """Add a test for each check of each plugin named, before others choose among the tests."""
-    for name in config.getoption("llmopt_conformance"):
-        collector = Plugin.from_parent(session, name=name, nodeid=f"llmopt/{name}")
-        items.extend(collector.collect())
-
-
-class Plugin(pytest.Collector):
-    """A plugin, as a collection of checks."""
-
-    def collect(self) -> list[pytest.Item]:
-        """A test for each check."""
-        from llmopt.testing.kit.catalog import checks_for
-        from llmopt.testing.kit.find import subject_named
-
-        try:
-            subject = subject_named(self.name, self.config.getoption("llmopt_samples") or "")
-        except (Exception, SystemExit) as error:
-            raise pytest.UsageError(f"--llmopt-conformance {self.name}: {error}") from error
-        return [
-            CheckItem.from_parent(self, name=check.id, check=check, subject=subject)
-            for check in checks_for(subject)
-        ]
-
-
-class CheckItem(pytest.Item):
-    """One check of one plugin."""
-
-    def __init__(self, *, check: Check, subject: Subject, **values: Any) -> None:
-        super().__init__(**values)
-        self._check = check
-        self._subject = subject
-
-    def runtest(self) -> None:
-        """Run it."""
-        from llmopt.testing.conform import run
-
-        run(self._check, self._subject)
-
-    def reportinfo(self) -> tuple[Path, None, str]:
-        """What a failure is called."""
-        return self.path, None, f"{self._subject.name}: {self.name}"
 
 
 @pytest.fixture

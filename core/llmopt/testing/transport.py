@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from attrs import field, frozen
 
-from llmopt.values.shown import names, size
+from llmopt.values.secret import names, size
 
 if TYPE_CHECKING:
     import httpx

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
+from attrs.validators import gt, optional
 
-from llmopt.values.shown import names, size
+from llmopt.values.secret import Secret, names, size
 
 Operation = Literal["embeddings", "catalog", "chat"]
 
@@ -95,3 +96,96 @@ class ChatCall:
 
 
 Call = EmbedCall | CatalogCall | ChatCall
+
+
+# What a hook may know of the endpoint it works for.
+
+
+@frozen(kw_only=True)
+class Settings:
+    """One endpoint of one provider entry, resolved for one attempt.
+
+    Attributes:
+        provider: name of the entry.
+        plugin: the name that the plugin serves it under, which tells the providers of a general plugin apart.
+        base_url: without a slash at the end; "" for an engine inside the process.
+        credential: the key or token of this attempt, None when there is none.
+        credential_kind: "key" for a configured or environment key, "token" for one that a token
+            provider gave.
+        auth: the profile's scheme: "bearer", "none" or a header's name.
+        headers: configured headers of the entry.
+        options: the plugin's own keys, as its profile declares them.
+    """
+
+    provider: str
+    plugin: str = ""
+    base_url: str = ""
+    credential: Secret | None = None
+    credential_kind: Literal["key", "token"] = "key"
+    auth: str = "bearer"
+    headers: Mapping[str, str] = field(factory=dict, repr=names)
+    options: Mapping[str, Any] = field(factory=dict, repr=names)
+
+    def with_headers(self, headers: Mapping[str, str | None]) -> Settings:
+        """The same with further headers; those that are None are left out."""
+        added = {name: value for name, value in headers.items() if value is not None}
+        if not added:
+            return self
+        return evolve(self, headers={**self.headers, **added})
+
+    def auth_headers(self) -> dict[str, str]:
+        """The header that carries the credential, by the profile's scheme; empty without one."""
+        if self.credential is None or self.auth == "none":
+            return {}
+        if self.auth == "bearer":
+            return {"authorization": f"Bearer {self.credential.reveal()}"}
+        return {self.auth: self.credential.reveal()}
+
+
+# How much fits into one request, and into one minute.
+
+_positive = optional(gt(0))
+
+
+@frozen(kw_only=True)
+class BatchLimit:
+    """The most that one request may hold. None means that no limit is known.
+
+    Attributes:
+        max_items: texts in a request.
+        max_item_tokens: tokens in one text.
+        max_tokens: tokens in all the texts of a request together.
+        max_bytes: bytes of the encoded request body.
+        truncates: whether a text over ``max_item_tokens`` is cut by the server instead of refused.
+    """
+
+    max_items: int | None = field(default=None, validator=_positive)
+    max_item_tokens: int | None = field(default=None, validator=_positive)
+    max_tokens: int | None = field(default=None, validator=_positive)
+    max_bytes: int | None = field(default=None, validator=_positive)
+    truncates: bool = False
+
+
+@frozen(kw_only=True)
+class RateLimit:
+    """One rate limit as the headers of an answer tell it.
+
+    Attributes:
+        limit: allowance per ``window_s`` seconds, None if not told.
+        remaining: what is left of it, None if not told.
+        reset_s: seconds until it is whole again, None if not told.
+        window_s: length of the window in seconds.
+    """
+
+    limit: float | None = None
+    remaining: float | None = None
+    reset_s: float | None = None
+    window_s: float = 60.0
+
+
+@frozen(kw_only=True)
+class RateLimits:
+    """What an answer tells of the rate limits; None where it is silent."""
+
+    requests: RateLimit | None = None
+    tokens: RateLimit | None = None

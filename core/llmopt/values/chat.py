@@ -8,7 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from llmopt.values.embeddings import Usage
-from llmopt.values.shown import names, size
+from llmopt.values.secret import names, size
 
 
 @frozen(kw_only=True)
@@ -151,3 +151,22 @@ class ChatReply:
         """The answer as the conversation's next message."""
         said = self.text or self.refusal
         return Message("assistant", said or None, tool_calls=self.tool_calls)
+
+
+# One decoded event of a streamed answer, before anybody has read what is in it.
+
+
+@frozen(kw_only=True)
+class ServerEvent:
+    """One event of ``text/event-stream``, or one line of ``application/x-ndjson``.
+
+    Attributes:
+        event: the event's type: "message" where the server names none, "line" for a line of
+            newline-delimited JSON.
+        data: the data, its lines joined with a line feed; it may be empty.
+        id: the last event id that the server gave, "" when it gave none.
+    """
+
+    event: str = "message"
+    data: str = field(default="", repr=size)
+    id: str = ""

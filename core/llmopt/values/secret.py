@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Mapping, Sized
+from typing import Any, Final
 
 from llmopt.errors import ConfigError
 
@@ -57,3 +59,23 @@ def _checked(text: str, source: str) -> str:
             "copy it again, without quotes and on one line."
         )
     return text
+
+
+# How values show themselves: sizes and names, never contents that may be secret or large.
+
+_TOKEN: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
+
+
+def size(value: Sized) -> str:
+    """The number of items or bytes alone."""
+    return f"<{len(value)}>"
+
+
+def names(value: Mapping[str, Any]) -> str:
+    """The keys alone."""
+    return f"<{', '.join(value)}>"
+
+
+def token(value: str | None) -> str:
+    """A code as it is; of a sentence in its place the size alone, since it may repeat the request."""
+    return repr(value) if value is None or _TOKEN.match(value) else size(value)

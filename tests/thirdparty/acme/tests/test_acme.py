@@ -1,4 +1,4 @@
 import llmopt_plugin_acme
-from llmopt.testing import conformance
+from llmopt_conformance import conformance
 
 test_conformance = conformance(llmopt_plugin_acme)

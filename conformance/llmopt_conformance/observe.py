@@ -1,0 +1,377 @@
+"""Calls that do something besides computing: by function of C, and by audit event."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
+from importlib import import_module
+from threading import get_ident
+from types import CodeType, FrameType
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+import attrs
+from attrs import evolve, frozen
+
+from llmopt.errors import LLMOptError
+from llmopt.hookspecs import hookimpl
+from llmopt.values.http import Failure, HttpRequest, HttpResponse
+from llmopt.values.secret import Secret
+from llmopt_conformance.subject import CORE, Sources, is_standard
+
+Sin: TypeAlias = Literal[
+    "network", "files", "processes", "threads", "sleep", "clock", "randomness", "environment", "output"
+]
+_BY_NAME: Final[dict[tuple[str, str], Sin]] = {
+    ("time", "sleep"): "sleep",
+    **{
+        ("time", name): "clock"
+        for name in (
+            "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns",
+            "process_time", "thread_time", "clock_gettime", "localtime", "gmtime",
+        )
+    },
+    **{("_random", name): "randomness" for name in ("random", "getrandbits", "seed")},
+    **{
+        ("posix", name): "files"
+        for name in (
+            "open", "stat", "lstat", "access", "listdir", "scandir", "mkdir", "remove", "unlink", "rename",
+            "replace", "rmdir", "readlink", "read", "write", "getcwd",
+        )
+    },
+    ("posix", "urandom"): "randomness",
+    ("posix", "getrandom"): "randomness",
+    ("io", "open"): "files",
+    ("_io", "open"): "files",
+    ("builtins", "print"): "output",
+    ("builtins", "input"): "output",
+    ("_thread", "start_new_thread"): "threads",
+    ("_thread", "start_joinable_thread"): "threads",
+    ("_posixsubprocess", "fork_exec"): "processes",
+    **{("posix", name): "processes" for name in ("fork", "system", "posix_spawn", "execv", "execve", "kill")},
+}  # fmt: skip
+"""Functions in C by the module they belong to."""
+_EVENTS: Final[tuple[tuple[str, Sin], ...]] = (
+    ("socket.", "network"),
+    ("open", "files"),
+    ("os.listdir", "files"),
+    ("os.scandir", "files"),
+    ("os.mkdir", "files"),
+    ("os.remove", "files"),
+    ("os.rename", "files"),
+    ("shutil.", "files"),
+    ("sqlite3.connect", "files"),
+    ("subprocess.", "processes"),
+    ("os.system", "processes"),
+    ("os.exec", "processes"),
+    ("os.fork", "processes"),
+    ("os.posix_spawn", "processes"),
+    ("_thread.start_new_thread", "threads"),
+    ("time.sleep", "sleep"),
+    ("urllib.Request", "network"),
+    ("http.client.connect", "network"),
+)
+"""Audit events by their beginnings."""
+_NOW: Final = frozenset({"now", "today", "utcnow"})
+
+
+def sin_of_event(event: str) -> Sin | None:
+    """What an audit event is the sign of, None for nothing."""
+    return next((sin for beginning, sin in _EVENTS if _begins(event, beginning)), None)
+
+
+def _begins(event: str, beginning: str) -> bool:
+    return event.startswith(beginning) if beginning.endswith(".") else event == beginning
+
+
+def sin_of_call(function: Any) -> Sin | None:
+    """What calling a function written in C does besides computing, None for nothing."""
+    name = getattr(function, "__name__", "")
+    owner = getattr(function, "__self__", None)
+    module = getattr(function, "__module__", None) or getattr(type(owner), "__module__", "")
+    if name in _NOW and isinstance(owner, type) and getattr(owner, "__module__", "") == "datetime":
+        return "clock"
+    if name in {"random", "getrandbits", "seed"} and type(owner).__module__ == "random":
+        return "randomness"
+    if module == "_socket" or type(owner).__module__ in {"_socket", "socket"}:
+        return "network"
+    return _BY_NAME.get((str(module), name))
+
+
+def name_of_call(function: Any) -> str:
+    """A function of C as people know it."""
+    owner = getattr(function, "__self__", None)
+    name = str(getattr(function, "__qualname__", function))
+    module = str(getattr(owner, "__name__", "") if owner is not None else function.__module__)
+    module = {"posix": "os", "builtins": ""}.get(module, module.lstrip("_"))
+    return f"{module}.{name}()" if module and "." not in name else f"{name}()"
+
+
+# Watching a call: what it does besides computing.
+#
+# Two observers together miss little. The interpreter's profiling hook sees each call of a function
+# written in C, by identity, so that ``from time import time`` hides nothing; its audit hook sees files,
+# sockets and processes however they are reached.
+
+_T = TypeVar("_T")
+
+
+@frozen(kw_only=True)
+class Act:
+    """One thing done besides computing: its kind, the function, and the place in the plugin."""
+
+    sin: Sin
+    what: str
+    place: str
+
+
+def _environment_codes() -> frozenset[CodeType]:
+    kind = type(os.environ)
+    names = ("__getitem__", "__iter__", "__len__", "__setitem__", "__delitem__", "copy", "setdefault")
+    return frozenset(
+        code for name in names if (code := getattr(getattr(kind, name, None), "__code__", None)) is not None
+    )
+
+
+_ENVIRONMENT: Final = _environment_codes()
+_watching: list[Watch] = []
+_installed: list[Callable[..., None]] = []
+
+
+class Watch:
+    """Notes what calls do.
+
+    Args:
+        sources: where the plugin's code is.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources: Final = sources
+        self._noting = False
+        self.acts: Final[list[Act]] = []
+        self.thread = 0
+        # Looked up now: to find them is file I/O itself.
+        _ = sources.files, sources.folder
+
+    def call(self, function: Callable[..., _T], *args: Any, **values: Any) -> _T:
+        """Call a function under observation."""
+        self.thread = get_ident()
+        before = sys.getprofile()
+        collecting = gc.isenabled()
+        # What a collection tidies up meanwhile is nobody's act here.
+        gc.disable()
+        _watching.append(self)
+        _audit_once()
+        sys.setprofile(self._profile)
+        try:
+            return function(*args, **values)
+        finally:
+            sys.setprofile(before)
+            _watching.remove(self)
+            if collecting:
+                gc.enable()
+
+    def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_call":
+            sin = sin_of_call(arg)
+            if sin is not None:
+                self.note(sin, name_of_call(arg), frame)
+        elif event == "call" and frame.f_code in _ENVIRONMENT:
+            self.note("environment", "os.environ", frame.f_back)
+
+    def note(self, sin: Sin, what: str, frame: FrameType | None) -> None:
+        """Write down what the code of a frame did."""
+        if self._noting:
+            return
+        self._noting = True
+        try:
+            self._add(sin, what, self._place(frame))
+        finally:
+            self._noting = False
+
+    def _add(self, sin: Sin, what: str, place: str | None) -> None:
+        if place is not None and not any(act.sin == sin and act.place == place for act in self.acts):
+            self.acts.append(Act(sin=sin, what=what, place=place))
+
+    def _place(self, frame: FrameType | None) -> str | None:
+        """Where the plugin did it; None when it was the core, an import, or nothing of the call's."""
+        if frame is None or _trusted(frame.f_code.co_filename):
+            return None
+        innermost = frame
+        while frame.f_code is not Watch.call.__code__:
+            name = frame.f_code.co_filename
+            if self._sources.owns(name):
+                return f"{self._sources.shown(name)}:{frame.f_lineno}"
+            if name.startswith("<frozen importlib"):
+                return None
+            if frame.f_back is None:
+                return None
+            frame = frame.f_back
+        name = innermost.f_code.co_filename
+        return None if is_standard(name) else f"{name}:{innermost.f_lineno}"
+
+
+def _trusted(name: str) -> bool:
+    # The core's own values may look at the clock when they are made; what attrs writes for them too.
+    return name.startswith((f"{CORE}/", "<attrs generated")) and f"{CORE}/testing/" not in name
+
+
+def _audit_once() -> None:
+    # An audit hook cannot be taken out again, so there is one for the process, idle outside of a watch.
+    if not _installed:
+        _installed.append(_audit)
+        sys.addaudithook(_audit)
+
+
+def _audit(event: str, _: tuple[object, ...]) -> None:
+    # What other threads do meanwhile is not the call's.
+    if not _watching or _watching[-1].thread != get_ident():
+        return
+    sin = sin_of_event(event)
+    if sin is not None:
+        _watching[-1].note(sin, event, sys._getframe(1))  # noqa: SLF001 - the documented way to a frame
+
+
+# Comparing whatever hooks take and give: values, arrays, errors, functions.
+
+_PLAIN = (str, bytes, int, float, bool, type(None), Secret, type)
+
+
+def fingerprint(value: Any) -> Any:
+    """A plain value that is equal for equal values, whatever they are made of.
+
+    Of what a hook may return but nobody can compare, a function or a transport, only the type counts.
+    """
+    if isinstance(value, _PLAIN):
+        return repr(value) if isinstance(value, float) else value
+    if isinstance(value, BaseException):
+        return type(value).__name__, str(value)
+    if attrs.has(type(value)):
+        return _of_fields(value)
+    if isinstance(value, Mapping):
+        return [(fingerprint(key), fingerprint(inner)) for key, inner in value.items()]
+    return _of_collection(value)
+
+
+def _of_collection(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [fingerprint(inner) for inner in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if hasattr(value, "dtype") and hasattr(value, "tobytes"):
+        return str(value.dtype), tuple(value.shape), value.tobytes()
+    return type(value).__qualname__
+
+
+def _of_fields(value: Any) -> Any:
+    found = {
+        each.name: fingerprint(getattr(value, each.name))
+        for each in attrs.fields(type(value))
+        if each.name != "received"
+    }
+    # What they have worked out once is theirs as well, and must stay as it is.
+    if isinstance(value, HttpResponse) and "json" in vars(value):
+        found["json"] = fingerprint(value.json)
+    if isinstance(value, Failure) and "error" in vars(value):
+        found["error"] = fingerprint(value.error)
+    return type(value).__name__, found
+
+
+def work_out(value: Any) -> Any:
+    """Make a value work out what it would work out when first asked."""
+    if isinstance(value, Failure):
+        _ = value.error
+    elif isinstance(value, HttpResponse):
+        # Some answers are no JSON on purpose.
+        with suppress(LLMOptError):
+            _ = value.json
+    return value
+
+
+def scribble(value: Any) -> bool:
+    """Change what can be changed in a result; whether there was anything."""
+    changed = False
+    if isinstance(value, HttpRequest):
+        for part in (value.headers, value.json):
+            if isinstance(part, dict):
+                part["x-kit-scribble"] = "added by the kit"
+                changed = True
+    vectors = getattr(value, "vectors", None)
+    if vectors is not None and vectors.flags.writeable:
+        vectors.fill(0)
+        changed = True
+    return changed
+
+
+# A wrapper plugin as a user might write one.
+
+ADDED: Final = {"x-kit-wrapper": "was here"}
+
+
+class HeaderWrapper:
+    """Adds a header to every request."""
+
+    @hookimpl(wrapper=True)
+    def build_request(self) -> Generator[None, HttpRequest, HttpRequest]:
+        """The plugin's request with one header more."""
+        request = yield
+        return evolve(request, headers={**request.headers, **ADDED})
+
+
+# Run in a fresh interpreter: import a plugin's module and tell, as JSON, what came with it.
+
+_CODE: Final = "import sys; sys.path[:] = {path!r}; from llmopt_conformance.observe import main; main({module!r}, {files!r})"
+_PUBLIC: Final = (
+    "errors",
+    "values.calls",
+    "values.http",
+    "values.catalog",
+    "hookspecs",
+)
+
+
+def probe(module: str, files: list[str]) -> dict[str, Any]:
+    """Import a module in a new interpreter.
+
+    Args:
+        module: its name.
+        files: the plugin's files.
+
+    Returns:
+        "error" if it does not import; else "acts" (kind, function, place), "modules" that came new,
+        and the names of "threads" started.
+    """
+    code = _CODE.format(path=sys.path, module=module, files=files)
+    done = subprocess.run(  # noqa: S603 - the interpreter that runs already
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode:
+        return {"error": done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"}
+    found: dict[str, Any] = json.loads(done.stdout.rpartition("\n")[2])
+    return {**found, "printed": done.stdout.rpartition("\n")[0] + done.stderr}
+
+
+def main(module: str, files: list[str]) -> None:
+    """Tell about one import; the last line of what is printed is the answer."""
+    import llmopt.compatible
+    from llmopt_conformance.subject import Sources
+
+    for name in _PUBLIC:
+        import_module(f"llmopt.{name}")
+    _ = llmopt.compatible
+    sources = Sources(None)
+    sources.__dict__["files"] = tuple(files)
+    watch = Watch(sources)
+    before, running = set(sys.modules), set(threading.enumerate())
+    watch.call(import_module, module)
+    found = {
+        "acts": [(act.sin, act.what, act.place) for act in watch.acts],
+        "modules": sorted(set(sys.modules) - before),
+        "threads": [each.name for each in threading.enumerate() if each not in running],
+    }
+    sys.stdout.write("\n" + json.dumps(found))

@@ -1,0 +1,273 @@
+"""Every hook asked under observation: what it gave, did, changed and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from attrs import field, frozen
+
+from llmopt.errors import LLMOptError
+from llmopt.testing.dialect import SampleChat, SampleError, SamplePage, SampleRows
+from llmopt.values.calls import CatalogCall, ChatCall, EmbedCall
+from llmopt.values.chat import ServerEvent
+from llmopt.values.http import Failure
+from llmopt_conformance.fixtures import decoded, full_chat
+from llmopt_conformance.observe import Act, Watch, fingerprint, scribble, work_out
+from llmopt_conformance.subject import MESSAGES, Subject
+
+# What the kit asks of each hook when it looks at how a hook works, not at what it says.
+
+
+@frozen(kw_only=True)
+class Question:
+    """One call of one hook.
+
+    Attributes:
+        hook: name of the hook.
+        label: the question in words.
+        arguments: makes the arguments, anew each time.
+    """
+
+    hook: str
+    label: str
+    arguments: Callable[[], dict[str, Any]] = field(repr=False)
+
+
+def questions(subject: Subject) -> Iterator[Question]:
+    """All of them."""
+    settings = subject.settings
+    yield Question(
+        hook="provider_profile",
+        label="of a bare entry",
+        arguments=lambda: {"entry": subject.entry_with(base_url=None)},
+    )
+    yield Question(
+        hook="provider_profile",
+        label="of an entry with a base URL",
+        arguments=lambda: {"entry": subject.entry_with(base_url=subject.base_url or None)},
+    )
+    yield Question(
+        hook="batch_limit",
+        label="for a model",
+        arguments=lambda: {"call": EmbedCall(model=subject.samples.model), "settings": settings()},
+    )
+    yield from _requests(subject)
+    yield from _answers(subject)
+    yield from _chats(subject)
+    yield from _failures(subject)
+    for hook in ("credential_provider", "open_transport"):
+        yield Question(hook=hook, label="for an endpoint", arguments=lambda: {"settings": settings(key=None)})
+
+
+def _requests(subject: Subject) -> Iterator[Question]:
+    def embed() -> EmbedCall:
+        return subject.embed_call(dimensions=7, input_type="query", extra={"kit_extra": {"deep": [1, 2]}})
+
+    for label, call in (
+        ("for embeddings", subject.embed_call),
+        ("for embeddings with every option", embed),
+        ("for the catalogue", CatalogCall),
+        ("for its second page", lambda: CatalogCall(cursor="page-2")),
+        (
+            "for a chat",
+            lambda: ChatCall(model=subject.samples.model, messages=MESSAGES, extra={"kit_extra": 1}),
+        ),
+        ("for a chat with every option", lambda: full_chat(subject)),
+    ):
+        yield _request(subject, label, call)
+    yield Question(
+        hook="limits_request",
+        label="for a model",
+        arguments=lambda: {"call": EmbedCall(model=subject.samples.model), "settings": subject.settings()},
+    )
+
+
+def _request(subject: Subject, label: str, call: Callable[[], Any]) -> Question:
+    return Question(
+        hook="build_request",
+        label=label,
+        arguments=lambda: {"call": call(), "settings": subject.settings()},
+    )
+
+
+def _answers(subject: Subject) -> Iterator[Question]:
+    rows = SampleRows(rows=((0, (1.0, 0.0)), (1, (0.0, 1.0))))
+    page = SamplePage(models=("kit-a", "kit-b"))
+    for label, body in (
+        ("of vectors", subject.dialect.embeddings(rows)),
+        ("of a failure under 200", subject.dialect.error(SampleError(status=200, message="it failed"))),
+    ):
+        yield _embeddings(subject, label, body)
+    yield Question(
+        hook="parse_catalog",
+        label="of a list",
+        arguments=lambda: {
+            "response": subject.answer(subject.dialect.catalog(page)),
+            "settings": subject.settings(),
+        },
+    )
+    yield Question(
+        hook="rate_limits",
+        label="of an answer with the usual headers",
+        arguments=lambda: {
+            "response": subject.answer(b"{}", headers={"x-ratelimit-remaining-requests": "5"}),
+            "settings": subject.settings(),
+        },
+    )
+    yield Question(
+        hook="parse_limits",
+        label="of an answer that tells none",
+        arguments=lambda: {
+            "call": EmbedCall(model=subject.samples.model),
+            "response": subject.answer(b"{}"),
+            "settings": subject.settings(),
+        },
+    )
+
+
+def _chats(subject: Subject) -> Iterator[Question]:
+    answer = SampleChat(pieces=("kit ", "says"), reasoning="hm")
+    for label, body in (
+        ("of words", subject.dialect.chat(answer)),
+        ("of a failure under 200", subject.dialect.error(SampleError(status=200, message="it failed"))),
+    ):
+        yield _chat(subject, label, body)
+    failure = subject.dialect.stream_error(SampleError(status=200, message="it failed"))
+    for number, event in enumerate(decoded(subject, (*subject.dialect.stream(answer), failure))):
+        yield _event(subject, number, event)
+
+
+def _chat(subject: Subject, label: str, body: bytes) -> Question:
+    return Question(
+        hook="parse_chat",
+        label=label,
+        arguments=lambda: {
+            "call": ChatCall(model=subject.samples.model, messages=MESSAGES),
+            "response": subject.answer(body),
+            "settings": subject.settings(),
+        },
+    )
+
+
+def _event(subject: Subject, number: int, event: ServerEvent) -> Question:
+    return Question(
+        hook="parse_stream_event",
+        label=f"of event {number} of a stream",
+        arguments=lambda: {
+            "call": ChatCall(model=subject.samples.model, messages=MESSAGES, stream=True),
+            "event": event,
+            "settings": subject.settings(),
+        },
+    )
+
+
+def _embeddings(subject: Subject, label: str, body: bytes) -> Question:
+    return Question(
+        hook="parse_embeddings",
+        label=label,
+        arguments=lambda: {
+            "call": subject.embed_call(2),
+            "response": subject.answer(body),
+            "settings": subject.settings(),
+        },
+    )
+
+
+def _failures(subject: Subject) -> Iterator[Question]:
+    body = subject.dialect.error(SampleError(status=429, message="slow down, please"))
+    for status, content in ((401, body), (429, body), (500, b"<html>broken</html>"), (404, b"")):
+        yield _failure(subject, status, content)
+
+
+def _failure(subject: Subject, status: int, body: bytes) -> Question:
+    return Question(
+        hook="classify_error",
+        label=f"of status {status}",
+        arguments=lambda: {
+            "failure": Failure(status=status, headers={"retry-after": "3"}, body=body),
+            "settings": subject.settings(),
+        },
+    )
+
+
+@frozen(kw_only=True)
+class Exercise:
+    """What came of asking one hook one question.
+
+    Attributes:
+        hook: name of the hook.
+        label: the question in words.
+        acts: what it did besides computing.
+        changed: names of the arguments that were not the same afterwards.
+        repeats: whether it gave the same for the same.
+        shares: what is changed elsewhere when its result is: "an argument", "a later result", "".
+    """
+
+    hook: str
+    label: str
+    acts: tuple[Act, ...]
+    changed: tuple[str, ...]
+    repeats: bool
+    shares: str
+
+    @property
+    def title(self) -> str:
+        """Hook and question."""
+        return f"{self.hook} ({self.label})"
+
+
+def exercises(subject: Subject) -> tuple[Exercise, ...]:
+    """All questions to all hooks that the plugin has, asked once for all checks."""
+    if "exercises" not in subject.findings:
+        asked = [each for each in questions(subject) if subject.implements(each.hook)]
+        subject.findings["exercises"] = tuple(_exercise(subject, each) for each in asked)
+    found: tuple[Exercise, ...] = subject.findings["exercises"]
+    return found
+
+
+def _exercise(subject: Subject, question: Question) -> Exercise:
+    hook: Callable[..., Any] = getattr(subject.hooks, question.hook)
+    watch = Watch(subject.sources)
+    given = question.arguments()
+    first = fingerprint(_outcome(watch, hook, given))
+    changed = _differences(given, question)
+    again = question.arguments()
+    result = _outcome(watch, hook, again)
+    second = fingerprint(result)
+    return Exercise(
+        hook=question.hook,
+        label=question.label,
+        acts=tuple(watch.acts),
+        changed=changed,
+        repeats=first == second,
+        shares=_shared(watch, hook, question, again, result) if first == second and not changed else "",
+    )
+
+
+def _outcome(watch: Watch, hook: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What the hook gives, or the error it ends with."""
+    try:
+        return watch.call(hook, **arguments)
+    except LLMOptError as error:
+        return error
+
+
+def _differences(given: dict[str, Any], question: Question) -> tuple[str, ...]:
+    fresh = question.arguments()
+    return tuple(
+        name
+        for name, value in given.items()
+        if fingerprint(work_out(value)) != fingerprint(work_out(fresh[name]))
+    )
+
+
+def _shared(
+    watch: Watch, hook: Callable[..., Any], question: Question, given: dict[str, Any], result: Any
+) -> str:
+    before = fingerprint(result)
+    if not scribble(result):
+        return ""
+    if _differences(given, question):
+        return "an argument"
+    return "" if fingerprint(_outcome(watch, hook, question.arguments())) == before else "a later result"

@@ -1,0 +1,561 @@
+"""A check: one sentence that must be true of a plugin, and a way to find out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+import attrs
+from attrs import evolve, field, frozen
+
+import llmopt
+from llmopt.config.resolve import Endpoint, filled, gaps, resolve_endpoints
+from llmopt.config.schema import Flags, ProviderEntry
+from llmopt.errors import LLMOptError
+from llmopt.hookspecs import PROJECT
+from llmopt.providers.discovery import claims
+from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
+from llmopt.testing.dialect import Dialect, Samples
+from llmopt.values.calls import EmbedCall, Settings
+from llmopt.values.http import HttpResponse
+from llmopt.values.profile import Profile
+from llmopt.values.secret import Secret
+
+if TYPE_CHECKING:
+    from importlib_metadata import EntryPoint
+Ask: TypeAlias = "Callable[[Subject], None]"
+
+
+class CheckFailed(AssertionError):
+    """What a check found in a plugin, and what it expected there, in words for the plugin's author."""
+
+    def __init__(self, found: str, expected: str = "") -> None:
+        super().__init__(found)
+        self.found: Final = found
+        self.expected: Final = expected
+
+
+class NotApplicable(Exception):
+    """A check has nothing to look at in this plugin; the text says why."""
+
+
+def expect(condition: object, found: str, expected: str = "") -> None:
+    """Fail the running check unless a condition holds.
+
+    Raises:
+        CheckFailed: it does not. ``expected`` is the check's own sentence unless given.
+    """
+    if not condition:
+        raise CheckFailed(found, expected)
+
+
+@frozen(kw_only=True)
+class Check:
+    """One check.
+
+    Attributes:
+        id: family and name, such as "request.text-order".
+        expects: the sentence that must be true.
+        ask: looks; raises `CheckFailed` or `NotApplicable`.
+    """
+
+    id: str
+    expects: str
+    ask: Ask = field(repr=False)
+
+    def run(self, subject: Subject) -> None:
+        """Hold a plugin against this check.
+
+        Raises:
+            CheckFailed: it does not conform; the text is for its author.
+            NotApplicable: there is nothing to check.
+        """
+        failed: CheckFailed | None = None
+        try:
+            self.ask(subject)
+        except CheckFailed as error:
+            failed = error
+        except LLMOptError as error:
+            failed = CheckFailed(explain(error))
+        except NotApplicable:
+            raise
+        except Exception as error:  # noqa: BLE001 - a plugin may return anything, and is to blame for it
+            failed = CheckFailed(
+                f"what the plugin gave cannot be looked at: {type(error).__name__}: {error}{_place(error)}"
+            )
+        if failed is not None:
+            raise CheckFailed(self._report(subject, failed), failed.expected or self.expects) from None
+
+    def _report(self, subject: Subject, failed: CheckFailed) -> str:
+        expected = failed.expected or self.expects
+        return (
+            f"plugin {subject.name!r} does not conform to {self.id}\n"
+            f"  found:    {_indented(failed.found)}\n"
+            f"  expected: {_indented(expected)}"
+        )
+
+
+class Family:
+    """Checks that belong together; a module of checks has one."""
+
+    def __init__(self, name: str) -> None:
+        self._name: Final = name
+        self._checks: Final[list[Check]] = []
+
+    def __call__(self, name: str) -> Callable[[Ask], Ask]:
+        """Make a check of a function; its docstring is the sentence that must be true."""
+
+        def added(ask: Ask) -> Ask:
+            sentence = " ".join((ask.__doc__ or "").split())
+            self._checks.append(Check(id=f"{self._name}.{name}", expects=sentence, ask=ask))
+            return ask
+
+        return added
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """All of them, in the order they are written in."""
+        return tuple(self._checks)
+
+
+def explain(error: BaseException) -> str:
+    """An error with its cause and the place in the plugin that raised it."""
+    text = str(error) if isinstance(error, LLMOptError) else f"{type(error).__name__}: {error}"
+    cause = error.__cause__
+    if cause is None:
+        return text
+    return f"{text}\n{type(cause).__name__}: {str(cause)[:200]}{_place(cause)}"
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n" + " " * 12)
+
+
+# Where a plugin's code is, and what it is called.
+
+_PREFIX: Final = f"{PROJECT}_plugin_"
+CORE: Final = str(Path(llmopt.__file__).parent)
+"""The folder of the core."""
+STANDARD: Final = sysconfig.get_path("stdlib")
+"""The folder of the standard library."""
+
+
+class Sources:
+    """The files and the metadata of a plugin.
+
+    Args:
+        plugin: its module, or any object with its hooks.
+    """
+
+    def __init__(self, plugin: object) -> None:
+        self._plugin: Final = plugin
+
+    @cached_property
+    def module_name(self) -> str:
+        """Name of the module, or of the object's class."""
+        plugin = self._plugin
+        return plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__qualname__
+
+    @cached_property
+    def provider_name(self) -> str:
+        """Key of the entry point, else what follows ``llmopt_plugin_`` in the module's name."""
+        if self.entry_point is not None:
+            return self.entry_point.name
+        return self.module_name.rpartition(".")[2].removeprefix(_PREFIX).replace("_", "-").lower()
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """All Python files: of the package, or the module's one, or where the hooks are written."""
+        if not isinstance(self._plugin, ModuleType):
+            return self._files_of_hooks()
+        path = getattr(self._plugin, "__file__", None)
+        if path is None:
+            return ()
+        if hasattr(self._plugin, "__path__"):
+            return tuple(sorted(Path(path).parent.rglob("*.py")))
+        return (Path(path),)
+
+    def _files_of_hooks(self) -> tuple[Path, ...]:
+        found = (inspect.unwrap(value) for _, value in inspect.getmembers(self._plugin, callable))
+        codes = (getattr(value, "__code__", None) for value in found)
+        return tuple(sorted({Path(code.co_filename) for code in codes if code is not None}))
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Folder of the package, None for a single file."""
+        if isinstance(self._plugin, ModuleType) and hasattr(self._plugin, "__path__") and self.files:
+            return Path(str(self._plugin.__file__)).parent
+        return None
+
+    def owns(self, filename: str) -> bool:
+        """Whether code of this file is the plugin's."""
+        if self.folder is not None and filename.startswith(f"{self.folder}/"):
+            return True
+        return filename in {str(path) for path in self.files}
+
+    def shown(self, filename: str) -> str:
+        """A file's name as its author knows it."""
+        root = self.folder.parent if self.folder is not None else Path(filename).parent
+        return filename.removeprefix(f"{root}/")
+
+    @cached_property
+    def entry_point(self) -> EntryPoint | None:
+        """The entry point that names the module, None when it is not installed."""
+        if not isinstance(self._plugin, ModuleType):
+            return None
+        own, shared = claims()
+        found = [point for point in (*own, *shared) if point.module == self.module_name]
+        return found[0] if found else None
+
+    @property
+    def distribution(self) -> Any:
+        """The installed distribution, None when there is none; its class depends on importlib-metadata's version."""
+        return None if self.entry_point is None else self.entry_point.dist
+
+
+def is_standard(filename: str) -> bool:
+    """Whether a file is of the standard library, or of no file at all."""
+    if filename.startswith("<"):
+        return True
+    return filename.startswith(f"{STANDARD}/") and "site-packages" not in filename
+
+
+def third_party(module: str) -> bool:
+    """Whether a module is neither of the standard library nor of the core."""
+    return module.partition(".")[0] not in {*sys.stdlib_module_names, PROJECT}
+
+
+# The texts that the kit sends, and how to find them in whatever body a plugin makes of them.
+
+TEXTS: Final = (
+    "kit text 0, plain",
+    'kit text 1, with "quotes", \\ and /',
+    "kit text 2, Z\u00fcrich \u6771\u4eac \U0001f642",
+    "kit text 3, a line\nbreak and a\ttab",
+    "  kit text 4, with blanks around  ",
+)
+"""Distinct, and none is a part of another."""
+MESSAGES: Final = (
+    {"role": "system", "content": "kit message 0, be brief"},
+    {"role": "user", "content": "kit message 1, how are you?"},
+)
+
+
+def strings(value: object) -> Iterator[str]:
+    """All text in a JSON value, in order, without the keys of objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from strings(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from strings(inner)
+
+
+def scalars(value: object) -> Iterator[object]:
+    """Everything in a JSON value that is neither an object nor a list, in order."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from scalars(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from scalars(inner)
+    else:
+        yield value
+
+
+def order_of(texts: Sequence[str], value: object) -> list[int]:
+    """Which of some texts stand in a JSON value, by their positions in ``texts``, in the value's order.
+
+    A text counts where it stands whole, also inside a longer one: a provider may want a prefix.
+    """
+    return [index for found in strings(value) for index, text in enumerate(texts) if text in found]
+
+
+def shown(index: int, texts: Sequence[str]) -> str:
+    """A text's position and its beginning."""
+    return f"text {index} of {len(texts)} ({texts[index][:24]!r})"
+
+
+# The plugin under examination, and everything a check needs to ask it.
+
+KEY: Final = "canary-key-of-the-kit"
+"""Stands for the user's key; must be seen in headers and nowhere else."""
+TOKEN: Final = "canary-token-of-the-kit"  # noqa: S105 - this is none
+"""Stands for what a token provider gives."""
+SOMEWHERE: Final = "https://server.llmopt-kit.example/v1"
+"""Where a server is pretended to be when the profile names no place."""
+CONFIGURED: Final = {"x-kit-configured": "by the user"}
+"""A header that the user's configuration asks for."""
+RECEIVED: Final = 1_790_000_000.0
+
+
+class Subject:
+    """A plugin, and how to ask it.
+
+    Args:
+        plugin: its module, or any object with its hooks.
+        name: the provider's name; by default that of its entry point, else taken from the module's name.
+        samples: what is special about it.
+    """
+
+    def __init__(self, plugin: object, *, name: str = "", samples: Samples | None = None) -> None:
+        self.plugin: Final = plugin
+        self.sources: Final = Sources(plugin)
+        self.name: Final = name or self.sources.provider_name
+        self.samples: Final = samples if samples is not None else Samples()
+        self.dialect: Final = Dialect(self.samples)
+        self.findings: Final[dict[str, Any]] = {}
+
+    @property
+    def module(self) -> ModuleType:
+        """The plugin's module.
+
+        Raises:
+            NotApplicable: it is another kind of object.
+        """
+        if not isinstance(self.plugin, ModuleType):
+            raise NotApplicable("the plugin is an object, not a module")
+        return self.plugin
+
+    @cached_property
+    def loaded(self) -> ProviderHooks:
+        """The plugin's hooks, behind the core's checked face; raises what the core would."""
+        return ProviderHooks(self.name, self.plugin)
+
+    @property
+    def hooks(self) -> ProviderHooks:
+        """The same for checks that come after.
+
+        Raises:
+            NotApplicable: the hooks do not load, which the checks of "discovery" report.
+        """
+        try:
+            found = self.loaded
+        except LLMOptError:
+            raise NotApplicable("its hooks do not load; see the checks of discovery") from None
+        if any(inspect.iscoroutinefunction(getattr(self.plugin, name, None)) for name in HOOK_NAMES):
+            raise NotApplicable("its hooks are no plain functions; see discovery.plain-functions")
+        return found
+
+    def implements(self, hook: str) -> bool:
+        """Whether the plugin has an implementation of its own."""
+        return hasattr(self.plugin, hook)
+
+    @cached_property
+    def entry(self) -> ProviderEntry:
+        """The plugin's entry in a configuration, with a key."""
+        return self.entry_with()
+
+    def entry_with(self, **changes: Any) -> ProviderEntry:
+        """The plugin's entry in a configuration, with something else about it."""
+        url = self.base_url or None
+        entry = ProviderEntry(name=self.name, base_url=url, api_key=Secret(KEY), options=self.options)
+        return evolve(entry, **changes)
+
+    @cached_property
+    def options(self) -> Mapping[str, Any]:
+        """The plugin's own configuration keys: the samples', and something for each gap in its base URL."""
+        try:
+            url = self.hooks.provider_profile(self.bare_entry).base_url
+        except LLMOptError:
+            url = None
+        return {**dict.fromkeys(gaps(url if isinstance(url, str) else None), "kit"), **self.samples.options}
+
+    @cached_property
+    def base_url(self) -> str:
+        """Where the server is pretended to be, "" for an engine inside the process."""
+        if self.samples.base_url is not None:
+            return self.samples.base_url
+        try:
+            bare = self.hooks.provider_profile(self.bare_entry)
+            url = filled(bare, self.options, path="the profile").base_url or SOMEWHERE
+            there = self.hooks.provider_profile(evolve(self.bare_entry, base_url=url))
+        except LLMOptError:
+            raise NotApplicable("its provider_profile does not work; see profile.any-entry") from None
+        return "" if there.in_process else url
+
+    @property
+    def bare_entry(self) -> ProviderEntry:
+        """The plugin's entry without a key and without a base URL."""
+        return ProviderEntry(name=self.name, options=self.samples.options)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """Its profile for the entry."""
+        return self.hooks.provider_profile(self.entry)
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """The entry's endpoint, as the core resolves it, without any environment.
+
+        Raises:
+            NotApplicable: it comes to none, which "profile.resolves" reports.
+        """
+        try:
+            return self.endpoint_of(self.entry)
+        except LLMOptError:
+            raise NotApplicable("its entry comes to no endpoint; see profile.resolves") from None
+
+    def endpoint_of(self, entry: ProviderEntry) -> Endpoint:
+        """The endpoint that an entry comes to."""
+        hooks = self.hooks
+        return resolve_endpoints(entry, hooks.provider_profile, client_flags=Flags(), environ={})[0]
+
+    def settings(
+        self,
+        *,
+        key: str | None = KEY,
+        kind: Literal["key", "token"] = "key",
+        headers: Mapping[str, str] = CONFIGURED,
+    ) -> Settings:
+        """What a hook is told of the endpoint, made anew with each call."""
+        secret = None if key is None else Secret(key)
+        found = self.endpoint.settings(secret)
+        return evolve(
+            found, credential_kind=kind, headers={**found.headers, **headers}, options=dict(found.options)
+        )
+
+    def embed_call(self, count: int = len(TEXTS), **changes: Any) -> EmbedCall:
+        """A call with some texts, no more of them than the plugin's own limit allows."""
+        most = self.limit or len(TEXTS)
+        call = EmbedCall(model=self.samples.model, texts=TEXTS[: min(count, most)])
+        return evolve(call, **changes)
+
+    @cached_property
+    def limit(self) -> int | None:
+        """Most items in a request, None when the plugin knows no limit or cannot say."""
+        try:
+            found = self.hooks.batch_limit(EmbedCall(model=self.samples.model), self.settings())
+        except LLMOptError:
+            return None
+        most = found.max_items
+        return most if type(most) is int and most > 0 else None
+
+    def without(self, operation: Literal["embeddings", "catalog", "chat"]) -> None:
+        """Leave the running check when the provider does not have an operation.
+
+        Raises:
+            NotApplicable: it does not.
+        """
+        if operation in self.samples.without:
+            raise NotApplicable(f"the samples say that the provider has no {operation}")
+
+    @staticmethod
+    def answer(
+        body: bytes,
+        *,
+        status: int = 200,
+        kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> HttpResponse:
+        """An answer of the server's, made anew with each call."""
+        return HttpResponse(
+            status=status, headers={"content-type": kind, **(headers or {})}, body=body, received=RECEIVED
+        )
+
+
+# Whether the fields of a value hold what their annotations say.
+
+_MODULE: Final = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z])")
+"""What stands before the names of types."""
+
+
+def type_faults(value: Any) -> list[str]:
+    """For each field that holds something else than it may, a sentence; of nested values too."""
+    kind = type(value)
+    hints = _hints(kind)
+    return [
+        fault
+        for each in attrs.fields(kind)
+        for fault in _faults(f"{kind.__name__}.{each.name}", getattr(value, each.name), hints[each.name])
+    ]
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    if kind not in _known:
+        # Its module's names alone: a field called `type` would stand for itself.
+        _known[kind] = get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+    return _known[kind]
+
+
+_known: dict[type, dict[str, Any]] = {}
+
+
+def _faults(name: str, found: Any, hint: Any) -> Iterator[str]:
+    if isinstance(found, tuple) and get_origin(hint) is tuple:
+        for index, inner in enumerate(found):
+            yield from _faults(f"{name}[{index}]", inner, get_args(hint)[0])
+    elif not _fits(found, hint):
+        yield f"{name} is {_shown(found)}; expected {_words(hint)}."
+    elif attrs.has(type(found)):
+        yield from type_faults(found)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if origin is not None:
+        shape: Callable[[Any, tuple[Any, ...]], bool] | None = _SHAPES.get(origin)
+        return shape(value, get_args(hint)) if shape is not None else isinstance(value, origin)
+    return _is(value, hint)
+
+
+def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, kind)
+
+
+def _literal(value: Any, choices: tuple[Any, ...]) -> bool:
+    return value in choices
+
+
+def _tuple(value: Any, inner: tuple[Any, ...]) -> bool:
+    return isinstance(value, tuple) and all(_fits(each, inner[0]) for each in value)
+
+
+def _mapping(value: Any, inner: tuple[Any, ...]) -> bool:
+    return isinstance(value, Mapping) and all(
+        _fits(key, inner[0]) and _fits(each, inner[1]) for key, each in value.items()
+    )
+
+
+_SHAPES: dict[Any, Callable[[Any, tuple[Any, ...]], bool]] = {
+    Literal: _literal,
+    tuple: _tuple,
+    Mapping: _mapping,
+    dict: _mapping,
+}
+
+
+def _words(hint: Any) -> str:
+    text = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+    return _MODULE.sub("", text).replace("NoneType", "None")
+
+
+def _shown(value: Any) -> str:
+    return f"{str(value)[:40]!r} ({type(value).__name__})"

@@ -1,0 +1,475 @@
+"""Comma-separated values with a header line, the text in one of the columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, Final, Literal, Protocol, get_args
+
+import msgspec
+
+from llmopt.cli.console import BadInput, CommandError, listed, plain
+from llmopt.operations.embed import fault_of
+
+# Where texts are read from: a file, or standard input.
+
+STDIN: Final = "-"
+_LOOKED_AT: Final = 8192
+_BLOCK: Final = 1 << 18
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Source:
+    """A file of texts, or standard input.
+
+    Args:
+        path: of the file, "-" for standard input.
+
+    Raises:
+        BadInput: it is a directory, is not there, or may not be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path: Final = path
+        self.name: Final = "standard input" if path == STDIN else plain(path)
+        self._status: Final = self._checked()
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be read from the beginning more than once."""
+        return self._path != STDIN and self._status is not None and stat.S_ISREG(self._status.st_mode)
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody types it."""
+        return self._path == STDIN and _stdin().isatty()
+
+    @property
+    def size(self) -> int:
+        """Bytes of a regular file."""
+        return self._status.st_size if self._status is not None else 0
+
+    def is_file(self, other: os.stat_result) -> bool:
+        """Whether it is the very file that was looked at."""
+        return self._status is not None and os.path.samestat(self._status, other)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes, in blocks as they come.
+
+        Raises:
+            BadInput: it cannot be read, or it is no text.
+        """
+        with self._opened() as file:
+            first = True
+            while block := self._read(file):
+                if first:
+                    self._refuse_binary(block[:_LOOKED_AT])
+                    first = False
+                yield block
+
+    def _checked(self) -> os.stat_result | None:
+        if self._path == STDIN:
+            return _status_of_stdin()
+        try:
+            status = Path(self._path).stat()
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from None
+        if stat.S_ISDIR(status.st_mode):
+            raise BadInput(f"{self.name} is a directory; name a file in it.")
+        if not os.access(self._path, os.R_OK):
+            raise BadInput(f"{self.name} cannot be read: Permission denied.")
+        return status
+
+    def _opened(self) -> AbstractContextManager[BinaryIO]:
+        if self._path == STDIN:
+            return nullcontext(_stdin())
+        try:
+            return Path(self._path).open("rb")
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _read(self, file: BinaryIO) -> bytes:
+        try:
+            return _at_once(file)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> BadInput:
+        reason = getattr(error, "strerror", None) or "this is no path"
+        return BadInput(f"{self.name} cannot be read: {reason}.")
+
+    def _refuse_binary(self, head: bytes) -> None:
+        if head.startswith(_UTF16):
+            raise BadInput(
+                f"{self.name} is UTF-16, not UTF-8; convert it first, for instance with: iconv -f UTF-16 -t UTF-8"
+            )
+        at = head.find(b"\0")
+        if at >= 0:
+            raise BadInput(
+                f"{self.name} is binary, not UTF-8 text: byte {at + 1}, in line {head.count(10, 0, at) + 1}, is a NUL."
+            )
+
+
+def _at_once(file: BinaryIO) -> bytes:
+    """What is there: texts that come slowly are embedded as they come."""
+    if isinstance(file, io.BufferedReader):
+        return file.read1(_BLOCK)
+    return file.read(_BLOCK)
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        # The process was started with its standard input closed.
+        raise BadInput("standard input is closed; give a file, or pipe the texts in.")
+    return sys.stdin.buffer
+
+
+def _status_of_stdin() -> os.stat_result | None:
+    try:
+        return os.fstat(_stdin().fileno())
+    except (OSError, ValueError):
+        # Not a file of the system's.
+        return None
+
+
+# Bytes into lines: decoded in large pieces, so that a line costs next to nothing.
+
+_LONGEST_LINE: Final = 64 << 20
+
+
+class Lines:
+    """The text of a source in pieces of whole lines, without a byte order mark.
+
+    Args:
+        source: where the bytes come from.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source: Final = source
+        self.name: Final = source.name
+
+    def pieces(self) -> Iterator[str]:
+        """Text that ends with a line feed, except for the last piece perhaps.
+
+        Raises:
+            BadInput: a byte is not UTF-8, or a line never ends; all lines before it come first.
+        """
+        line, offset = 1, 0
+        for chunk in self._chunks():
+            try:
+                text = chunk.decode()
+            except UnicodeDecodeError as error:
+                start = chunk.rfind(b"\n", 0, error.start) + 1
+                yield _without_mark(chunk[:start].decode(), offset)
+                raise self._undecodable(chunk, error.start, line, offset) from None
+            yield _without_mark(text, offset)
+            line += chunk.count(b"\n")
+            offset += len(chunk)
+
+    def _undecodable(self, chunk: bytes, at: int, line: int, offset: int) -> BadInput:
+        return BadInput(
+            f"{self.name}, line {line + chunk.count(10, 0, at)}: byte {offset + at + 1} of the input "
+            f"(0x{chunk[at]:02X}) is not UTF-8; convert it first, for instance with: iconv -f LATIN1 -t UTF-8"
+        )
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Blocks, cut behind a line feed."""
+        parts: list[bytes] = []
+        size = 0
+        for block in self._source.blocks():
+            end = block.rfind(b"\n") + 1
+            if end:
+                yield b"".join([*parts, block[:end]])
+                parts, size = [], 0
+            parts.append(block[end:])
+            size += len(block) - end
+            if size > _LONGEST_LINE:
+                raise BadInput(
+                    f"{self.name} has a line of more than {_LONGEST_LINE >> 20} MiB; cut it into several texts."
+                )
+        if size:
+            yield b"".join(parts)
+
+
+def _without_mark(text: str, offset: int) -> str:
+    return text if offset else text.removeprefix("\ufeff")
+
+
+_LONGEST_FIELD: Final = 64 << 20
+
+
+class CsvReader:
+    """The text of each record is one of its columns. Texts in quotes may hold line breaks.
+
+    Args:
+        lines: of the source.
+        column: name of the column in the header.
+
+    Attributes:
+        skipped: blank lines so far.
+    """
+
+    def __init__(self, lines: Lines, column: str) -> None:
+        self._lines: Final = lines
+        self._column: Final = column
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Each text with the number of the line that its record begins in."""
+        csv.field_size_limit(_LONGEST_FIELD)
+        records = _Records(self._lines)
+        place: int | None = None
+        for number, record in records:
+            if not record:
+                self.skipped += 1
+            elif place is None:
+                place = self._place(record, number)
+            elif len(record) <= place:
+                raise records.bad(
+                    number, f"{len(record)} columns, {self._quoted} is column {place + 1} of the header"
+                )
+            else:
+                yield number, record[place]
+
+    def _place(self, header: list[str], number: int) -> int:
+        times = header.count(self._column)
+        if times == 1:
+            return header.index(self._column)
+        if times:
+            raise BadInput(
+                f"{self._lines.name}, line {number}: the column {self._quoted} is there {times} times."
+            )
+        raise BadInput(
+            f"{self._lines.name}, line {number}: there is no column {self._quoted}; the columns there are "
+            f"{listed(header)} (choose one with --column)."
+        )
+
+    @property
+    def _quoted(self) -> str:
+        return repr(plain(self._column))
+
+
+class _Records:
+    """The records of a CSV file, each with the number of its first line."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines: Final = lines
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        # Strict, or one quote that is never closed would swallow the rest of the file.
+        records = csv.reader(self._rows(), strict=True)
+        number = 1
+        while True:
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise self.bad(number, f"not valid CSV: {error}") from None
+            yield number, record
+            number = records.line_num + 1
+
+    def _rows(self) -> Iterator[str]:
+        for piece in self._lines.pieces():
+            # Lines end at line feeds alone; the quoted ones are kept as they are.
+            yield from io.StringIO(piece, newline="\n")
+
+    def bad(self, number: int, fault: str) -> BadInput:
+        return BadInput(f"{self._lines.name}, line {number}: {fault}.")
+
+
+# A JSON object a line, with the text in one of its fields.
+
+_KINDS: Final = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}  # fmt: skip
+
+
+class JsonlReader:
+    """The text of each line is one field of the object that stands there.
+
+    Args:
+        lines: of the source.
+        field: name of the field.
+
+    Attributes:
+        skipped: blank lines so far.
+    """
+
+    def __init__(self, lines: Lines, field: str) -> None:
+        self._lines: Final = lines
+        self._field: Final = field
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Each text with the number of its line."""
+        number = 0
+        for piece in self._lines.pieces():
+            lines = piece.split("\n")
+            if not lines[-1]:
+                lines.pop()
+            for line in lines:
+                number += 1
+                if line and not line.isspace():
+                    yield number, self._text(line, number)
+                else:
+                    self.skipped += 1
+
+    def _text(self, line: str, number: int) -> str:
+        try:
+            found = msgspec.json.decode(line)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise self._bad(number, f"not valid JSON: {error}") from None
+        if type(found) is dict and type(text := found.get(self._field)) is str:
+            return text
+        raise self._bad(number, self._fault(found))
+
+    def _fault(self, found: Any) -> str:
+        if not isinstance(found, dict):
+            return f'this is {_KINDS[type(found)]}, not an object such as {{{self._quoted}: "..."}}'
+        if self._field not in found:
+            return (
+                f"there is no field {self._quoted}; the fields there are {listed(found) or 'none'} "
+                "(choose one with --field)"
+            )
+        return f"the field {self._quoted} holds {_KINDS[type(found[self._field])]}, not text"
+
+    @property
+    def _quoted(self) -> str:
+        return msgspec.json.encode(plain(self._field)).decode()
+
+    def _bad(self, number: int, fault: str) -> BadInput:
+        return BadInput(f"{self._lines.name}, line {number}: {fault}.")
+
+
+# The texts of an input, whatever its format.
+
+InputFormat = Literal["txt", "jsonl", "csv"]
+FORMATS: Final[tuple[str, ...]] = get_args(InputFormat)
+_EXTENSIONS: Final[dict[str, InputFormat]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+_CHECKED_BYTES: Final = 1 << 30
+
+
+class FormatReader(Protocol):
+    """Reads one format."""
+
+    skipped: int
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Each text with the number of its line."""
+        ...
+
+
+class Texts:
+    """The texts of an input with the numbers of their lines, read as they are asked for.
+
+    Args:
+        path: of the file, "-" for standard input.
+        form: its format, None for what the extension says.
+        name: field or column of the text, None for "text".
+        limit: most texts, None for all.
+        refuse: whether a text that cannot be sent is an error here, with its line.
+
+    Raises:
+        BadInput: the input cannot be opened.
+    """
+
+    def __init__(
+        self, path: str, form: InputFormat | None, *, name: str | None, limit: int | None, refuse: bool
+    ) -> None:
+        self.source: Final = Source(path)
+        self._form: Final = form or form_of(path)
+        self._name: Final = name or "text"
+        self._limit: Final = limit
+        self._refuse: Final = refuse
+        self._reader = self._open()
+
+    @property
+    def skipped(self) -> int:
+        """Blank lines so far."""
+        return self._reader.skipped
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        self._reader = self._open()
+        index = -1
+        for index, (line, text) in enumerate(islice(self._reader, self._limit)):
+            if self._refuse and (fault := fault_of(text, index)) is not None:
+                raise BadInput(f"{self.source.name}, line {line}: {fault.message}")
+            yield line, text
+        if index < 0:
+            raise BadInput(f"{self.source.name} is empty: there is no text to embed in it.")
+
+    def total(self) -> int | None:
+        """The number of texts, all of them checked; None for what can be read only once, or is very large.
+
+        Raises:
+            BadInput: a text cannot be read. Nothing was sent yet.
+        """
+        if not self.source.repeatable or self.source.size > _CHECKED_BYTES:
+            return None
+        return sum(1 for _ in self)
+
+    def _open(self) -> FormatReader:
+        lines = Lines(self.source)
+        if self._form == "jsonl":
+            return JsonlReader(lines, self._name)
+        if self._form == "csv":
+            return CsvReader(lines, self._name)
+
+        return TxtReader(lines)
+
+
+def form_of(path: str) -> InputFormat:
+    """The format that an extension stands for; a text a line where it stands for none."""
+    return "txt" if path == STDIN else _EXTENSIONS.get(PurePath(path).suffix.lower(), "txt")
+
+
+def chosen_name(form: InputFormat, field: str | None, column: str | None) -> str | None:
+    """The field or column to read.
+
+    Raises:
+        CommandError: it was given for a format that has none.
+    """
+    if field is not None and form != "jsonl":
+        raise CommandError(
+            f"--field is for .jsonl, and this is {form} (say so with --input-format if it is not)."
+        )
+    if column is not None and form != "csv":
+        raise CommandError(
+            f"--column is for .csv, and this is {form} (say so with --input-format if it is not)."
+        )
+    return field if form == "jsonl" else column
+
+
+# A text a line.
+
+
+class TxtReader:
+    """Every line that is not blank is a text.
+
+    Attributes:
+        skipped: blank lines so far.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines: Final = lines
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Each text with the number of its line."""
+        number = 0
+        for piece in self._lines.pieces():
+            texts = piece.split("\n")
+            if not texts[-1]:
+                texts.pop()
+            for text in texts:
+                number += 1
+                if text and not text.isspace():
+                    yield number, text.removesuffix("\r")
+                else:
+                    self.skipped += 1

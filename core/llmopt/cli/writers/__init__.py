@@ -1,1 +1,0 @@
-"""Vectors into files: .npy, .jsonl, .parquet; row by row, so that memory stays flat."""

@@ -1,0 +1,216 @@
+"""A rate learned from refusals alone, where no header tells a limit.
+
+CUBIC (RFC 9438; the AWS SDKs' adaptive mode uses it for rates): after a refusal the rate dips, comes
+back to that of the refusal, stays near it for long and only then probes further. Two things differ, each for
+what the simulation showed (tests/policies/test_limiter_simulation.py, no headers, limit unknown):
+
+* The rate to come back to is *measured*. Between two moments at which a server's bucket was empty
+  it granted exactly what flowed in; over any other time at most that and one burst. Both bound its rate
+  from below, the larger is taken. By the rate at the moment of the refusal, as CUBIC has it, 33 % of
+  all requests were refused; so it is 1 %.
+* The curve is in parts of that rate, so that one serves 1 and 10,000 requests a second; AWS' 0.4 requests/s³
+  comes back within 2 s at 10 a second, and within 20 s at 10,000. With the rate measured, a dip of a tenth is enough (97 %
+  of the possible throughput, 96 % with AWS' 0.3). A refusal soon after another takes 0.3: there the
+  measurement was wrong.
+
+Requests and tokens go in step, because a refusal does not say which of the two was too many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+CUT_EVERY_S: Final = 1.0
+"""One overload shows in many refusals; they count once a second."""
+FLOOR: Final = 0.5
+"""The lowest rate, in requests per second."""
+BURST_S: Final = (1.0, 5.0)
+"""Seconds' worth of requests and of tokens that a bucket holds (RELIABILITY.md 2.4)."""
+_CUT: Final = 0.7
+_AGAIN: Final = 0.85
+_DIP: Final = 0.1
+_RECOVERY_S: Final = 6.0
+"""Seconds from a refusal back to its rate: these, or those of so many requests, within a minute."""
+_RECOVERY_REQUESTS: Final = 30.0
+_LONGEST_RECOVERY_S: Final = 60.0
+_TOKEN_SLACK: Final = 1.1
+"""Sizes vary: with tokens held exactly in step, both limits bind in turn, and 3 % are lost."""
+_SOON_S: Final = 3.0
+_SHORTEST_CYCLE_S: Final = 4.0
+_SHORTEST_SPAN_S: Final = 0.5
+_FEW: Final = 5
+"""Requests below which nothing is measured."""
+_MIX_S: Final = 60.0
+_IDLE_S: Final = 5.0
+_FORGOTTEN: Final = 1_000.0
+_NOTE_EVERY_S: Final = 0.5
+_NOTES: Final = 60
+
+
+class LearnedRate:
+    """The curve of one quota.
+
+    "Granted" is throughout what was granted and not refused so far, as (requests, tokens).
+
+    Attributes:
+        active: whether there was a refusal that is not forgotten.
+        soon: whether the last cut came soon after the one before, or after the start.
+        next_note: when `note` is wanted again.
+    """
+
+    __slots__ = (
+        "_anchored",
+        "_counted",
+        "_cut_at",
+        "_mix",
+        "_mixed",
+        "_notes",
+        "_recovery_s",
+        "_speed",
+        "_sure",
+        "_tokens_each",
+        "active",
+        "next_note",
+        "soon",
+    )
+
+    def __init__(self) -> None:
+        self.active = False
+        self.soon = False
+        self.next_note = -math.inf
+        self._speed = math.inf  # requests per second at the plateau
+        self._tokens_each = 0.0  # 0 when unknown
+        self._recovery_s = _RECOVERY_S
+        self._cut_at = -math.inf
+        self._counted = 0.0  # requests that the last measurement rests on
+        self._sure = False  # whether that took long enough to be trusted
+        # Moments and what was granted by then. The first is the anchor: there the server's bucket was empty, or
+        # else, when not anchored, perhaps full.
+        self._notes: deque[tuple[float, float, float]] = deque()
+        self._anchored = False
+        self._mixed = (0.0, 0.0, 0.0)
+        self._mix = (0.0, 0.0)  # requests and tokens of the last minute, mostly
+
+    def __repr__(self) -> str:
+        return f"LearnedRate({self._speed:.3g}/s)" if self.active else "LearnedRate(nothing)"
+
+    def note(self, now: float, granted: tuple[float, float]) -> None:
+        """Remember what was granted by now."""
+        if now - self.next_note > _IDLE_S:
+            self._notes.clear()
+            self._anchored = False
+        self._weigh(now, granted)
+        self._append(now, granted)
+
+    def rates(self, now: float) -> tuple[float, float]:
+        """Requests and tokens per second along the curve; `active` may end with it."""
+        x = (now - self._cut_at) / self._recovery_s - 1
+        factor = 1 + _DIP * x * x * x
+        if factor > _FORGOTTEN:
+            self.forget()
+        tokens = self._speed * self._tokens_each * _TOKEN_SLACK if self._tokens_each else math.inf
+        return self._speed * factor, tokens * factor
+
+    def forget(self) -> None:
+        """The rate is as high as it may be; there is nothing left to learn."""
+        self.active = False
+        self._speed = math.inf
+
+    def cut(
+        self,
+        now: float,
+        sent_at: float,
+        cost: float,
+        granted: tuple[float, float],
+        rates: tuple[float, float],
+    ) -> bool:
+        """Slow down after a refusal; True when it counted.
+
+        Args:
+            now: seconds.
+            sent_at: when the refused request was sent.
+            cost: its tokens.
+            granted: what was granted by now, without this request.
+            rates: requests and tokens per second in force.
+        """
+        self._uncount(sent_at, cost)
+        if sent_at < self._cut_at or now - self._cut_at < CUT_EVERY_S:
+            return False
+        self._weigh(now, granted)
+        each = self._mix[1] / self._mix[0] if self._mix[0] >= _FEW else 0.0
+        began = self._notes[0][0] if self._notes and not self._anchored else self._cut_at
+        self.soon = now - began < _SOON_S
+        current = min(rates[0], rates[1] / each if each else math.inf)
+        plateau = self._plateau(now, granted, each, current)
+        if plateau == math.inf:
+            # Too little was sent to tell a rate from. The pause alone must do.
+            self._anchor(now, granted)
+            return False
+        self._speed = max(FLOOR, plateau)
+        self._tokens_each = each
+        self._recovery_s = max(_RECOVERY_S, min(_LONGEST_RECOVERY_S, _RECOVERY_REQUESTS / self._speed))
+        self.active = True
+        self._anchor(now, granted)
+        return True
+
+    def _plateau(self, now: float, granted: tuple[float, float], each: float, current: float) -> float:
+        then, requests, _ = self._notes[0] if self._notes else (now, granted[0], 0.0)
+        self._counted = granted[0] - requests
+        long = self._anchored and now - then >= _SHORTEST_CYCLE_S
+        if self.soon and self._sure and not long:
+            # A refusal leaves up to one request's cost in the bucket. Over so short a time that
+            # matters more than what a measurement would tell.
+            return self._speed * _AGAIN
+        self._sure = long
+        if self._counted < _FEW:
+            return current * _CUT
+        return min(current * (_CUT if self.soon else 1.0), self._measure(now, granted, each))
+
+    def _measure(self, now: float, granted: tuple[float, float], each: float) -> float:
+        best = FLOOR
+        for index, (then, requests, tokens) in enumerate(self._notes):
+            span = now - then
+            in_requests = granted[0] - requests
+            in_tokens = (granted[1] - tokens) / each if each else 0.0
+            if index == 0 and self._anchored and span > _SHORTEST_SPAN_S:
+                best = max(best, in_requests / span, in_tokens / span)
+            if index == 0 or span > BURST_S[0]:
+                best = max(best, in_requests / (span + BURST_S[0]), in_tokens / (span + BURST_S[1]))
+        return best
+
+    def _uncount(self, sent_at: float, cost: float) -> None:
+        """Take a refused request out of what was noted as granted since it was sent."""
+        if self._notes and self._notes[-1][0] >= sent_at:
+            self._notes = deque(
+                (then, requests - 1, tokens - cost) if then >= sent_at else (then, requests, tokens)
+                for then, requests, tokens in self._notes
+            )
+        if sent_at < self._cut_at and self._counted > 1:
+            # The measurement that the last cut rests on had counted it, too.
+            self._speed = max(FLOOR, self._speed * (1 - 1 / self._counted))
+            self._counted -= 1
+
+    def _weigh(self, now: float, granted: tuple[float, float]) -> None:
+        then, requests, tokens = self._mixed
+        weight = math.exp((then - now) / _MIX_S)
+        self._mixed = (now, *granted)
+        self._mix = (
+            self._mix[0] * weight + max(0.0, granted[0] - requests),
+            self._mix[1] * weight + max(0.0, granted[1] - tokens),
+        )
+
+    def _anchor(self, now: float, granted: tuple[float, float]) -> None:
+        self._cut_at = now
+        if not self._anchored or now - self._notes[0][0] >= _SHORTEST_CYCLE_S:
+            self._notes.clear()
+            self._anchored = True
+        self._append(now, granted)
+
+    def _append(self, now: float, granted: tuple[float, float]) -> None:
+        self._notes.append((now, *granted))
+        self.next_note = now + _NOTE_EVERY_S * self._recovery_s / _RECOVERY_S
+        if len(self._notes) > _NOTES:
+            self._notes.popleft()
+            self._anchored = False

@@ -1,0 +1,517 @@
+"""The rate limiter of one quota key: requests and tokens per minute at once, first come first served.
+
+Who may go is decided by `llmopt.policies.quota.Quota`; here are the lock and the line. Both are shared
+by all event loops and threads, under one plain mutex that is never held over an await. Nothing polls.
+
+A lease that is granted in the moment its waiter is cancelled or times out goes on to the next in line
+(the permit lost there is Netflix concurrency-limits PR #179).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, TypeVarTuple, Unpack
+
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
+from llmopt.policies.clock import Clock, Deadline, Timer
+from llmopt.policies.quota import SCOUTS, Lease, Quota
+from llmopt.values.calls import RateLimits
+
+# Those who wait for a rate limit, in the order they came, whatever event loop they wait on.
+#
+# A waiter's future belongs to its loop, and each loop with waiters keeps one timer, the same moment in all,
+# so that nobody depends on a loop that is blocked or closed. To be used under the limiter's mutex, except
+# for the callbacks, which run on their own loop.
+#
+# Written by hand because asyncio's semaphore and condition lost wake-ups under cancellation (gh-90155, gh-112202).
+
+_Args = TypeVarTuple("_Args")
+
+
+class Waiter:
+    """One in line.
+
+    Attributes:
+        tokens: what it wants.
+        since: when it came.
+        cause: what it waits for, as it was when it came.
+        deadline: until when it waits.
+        patience: seconds of a pause that it waits for at most.
+        loop: the event loop it waits on.
+        future: what it awaits.
+        lease: what it was granted, and may not know of yet.
+        expiry: the timer of its deadline.
+    """
+
+    __slots__ = ("cause", "deadline", "expiry", "future", "lease", "loop", "patience", "since", "tokens")
+
+    def __init__(self, tokens: float, since: float, deadline: Deadline | None, patience: float) -> None:
+        self.tokens = tokens
+        self.since = since
+        self.cause = ""
+        self.deadline = deadline
+        self.patience = patience
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Lease] = self.loop.create_future()
+        self.lease: Lease | None = None
+        self.expiry: Timer | None = None
+
+
+class _Alarm:
+    """The timer of one loop."""
+
+    __slots__ = ("due", "timer", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters = 0
+        self.due = math.inf
+        self.timer: Timer | None = None
+
+
+class Line:
+    """Waiters in order.
+
+    Attributes:
+        tokens: what all of them together want.
+    """
+
+    def __init__(self, clock: Clock, ring: Callable[[], None]) -> None:
+        """Call ``ring``, on a loop with waiters, when the moment given to `wake_at` has come."""
+        self.tokens = 0.0
+        self._clock = clock
+        self._ring = ring
+        # In a deque, a waiter that leaves the middle would cost a search: 10,000 cancelled at once, 10,000 searches.
+        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._alarms: dict[asyncio.AbstractEventLoop, _Alarm] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def first(self) -> Waiter | None:
+        """The one whose turn it is, None when the line is empty; who was cancelled leaves on the way."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            if not waiter.future.done():
+                return waiter
+            self.leave(waiter)
+        return None
+
+    def all(self) -> list[Waiter]:
+        """All of them, in order."""
+        return list(self._waiters)
+
+    def join(self, waiter: Waiter) -> None:
+        """Stand at the end."""
+        self._waiters[waiter] = None
+        self.tokens += waiter.tokens
+        self._alarms.setdefault(waiter.loop, _Alarm()).waiters += 1
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Leave the line; False if it had left before."""
+        if waiter not in self._waiters:
+            return False
+        del self._waiters[waiter]
+        self.tokens -= waiter.tokens
+        alarm = self._alarms[waiter.loop]
+        alarm.waiters -= 1
+        if not alarm.waiters:
+            del self._alarms[waiter.loop]
+            _on(waiter.loop, _silence, alarm)
+        return True
+
+    def serve(self, waiter: Waiter, lease: Lease) -> bool:
+        """Give a waiter its lease; False when its loop is closed, so that nobody will ever come for it."""
+        self.leave(waiter)
+        waiter.lease = lease
+        return _on(waiter.loop, _deliver, waiter.future, lease)
+
+    def reject(self, waiter: Waiter, error: LLMOptError) -> None:
+        """Send a waiter away."""
+        if self.leave(waiter):
+            _on(waiter.loop, _fail, waiter.future, error)
+
+    def wake_at(self, moment: float) -> None:
+        """Ring at that moment at the latest."""
+        for loop, alarm in self._alarms.items():
+            if moment < alarm.due:
+                alarm.due = moment
+                _on(loop, self._set, alarm, moment)
+
+    def _set(self, alarm: _Alarm, moment: float) -> None:
+        _silence(alarm)
+        if alarm.waiters:
+            alarm.timer = self._clock.call_later(max(0.0, moment - self._clock.now()), self._due, alarm)
+
+    def _due(self, alarm: _Alarm) -> None:
+        alarm.timer = None
+        alarm.due = math.inf
+        self._ring()
+
+
+def _on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
+    """Run it on that loop, at once if we are there; False when the loop is closed."""
+    if _running_loop() is loop:
+        act(*args)
+        return True
+    try:
+        loop.call_soon_threadsafe(act, *args)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _silence(alarm: _Alarm) -> None:
+    if alarm.timer is not None:
+        alarm.timer.cancel()
+        alarm.timer = None
+
+
+def _deliver(future: asyncio.Future[Lease], lease: Lease) -> None:
+    if not future.done():
+        future.set_result(lease)
+
+
+def _fail(future: asyncio.Future[Lease], error: LLMOptError) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+_HEAR_EVERY_S: Final = 0.02
+MAX_WAITING: Final = 10_000
+MAX_WAITING_TOKENS: Final = 100_000_000
+"""About 400 MB of text held by those who wait."""
+
+
+class RateLimiter:
+    """The limiter of one quota key: provider, credential, group of models."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_tokens: float = MAX_WAITING_TOKENS,
+        scouts: int = SCOUTS,
+    ) -> None:
+        """Limit by what is configured, by what headers tell, and by what refusals teach.
+
+        Args:
+            clock: where time comes from.
+            rpm: requests per minute at most, None to go by headers and refusals alone.
+            tpm: tokens per minute, likewise.
+            max_waiting: calls in line before another is turned away.
+            max_waiting_tokens: tokens of all that are in line, likewise.
+            scouts: requests in the air before the first answer; 0 sends all that the limits allow.
+
+        Raises:
+            ConfigError: a limit is not a number above 0.
+        """
+        for name, limit in (("rpm", rpm), ("tpm", tpm)):
+            if limit is not None and not 0 < limit < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, or None for no limit, not {limit}")
+        self._clock = clock
+        self._now = clock.now
+        self._mutex = threading.Lock()
+        self._quota = Quota(rpm, tpm, now=clock.now(), lender=self, scouts=scouts)
+        self._line = Line(clock, self._ring)
+        self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
+        self._heard_at = -math.inf
+
+    def __repr__(self) -> str:
+        return f"RateLimiter({self._quota}, waiting={self.waiting})"
+
+    @property
+    def waiting(self) -> int:
+        """How many are in line."""
+        return len(self._line)
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Requests and tokens per second in force; infinite where there is no limit."""
+        return self._quota.requests.rate, self._quota.tokens.rate
+
+    @property
+    def told(self) -> tuple[float | None, float | None]:
+        """Requests and tokens a minute that headers told of; None where they did not."""
+        return self._quota.requests.told, self._quota.tokens.told
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Requests and tokens that may go at once, as of the last look; negative after an underestimate."""
+        return self._quota.requests.level, self._quota.tokens.level
+
+    @property
+    def paused(self) -> float:
+        """Seconds that nothing goes out because the server refused; 0 when that is not so."""
+        return self._quota.pause.left(self._now())
+
+    @property
+    def curious(self) -> bool:
+        """Whether headers of good answers would tell anything new: not right after others were heard.
+
+        A bucket that is heard of fifty times a second holds no surprises, and reading the headers of each of
+        thousands of answers a second would cost a tenth of the whole.
+        """
+        return self._now() >= self._heard_at + _HEAR_EVERY_S
+
+    @property
+    def free(self) -> bool:
+        """Whether a small request would go at once."""
+        with self._mutex:
+            return not self._line and self._quota.wait(self._now(), 0.0) <= 0
+
+    # Getting a lease
+
+    def try_acquire(self, tokens: float = 0) -> Lease | None:
+        """A lease if one is to be had now and nobody waits for it, else None. Never awaits."""
+        with self._mutex:
+            if self._line:
+                return None
+            now = self._now()
+            if self._quota.wait(now, tokens) > 0:
+                return None
+            return self._quota.take(now, tokens)
+
+    async def acquire(
+        self, tokens: float = 0, *, deadline: Deadline | None = None, patience: float = math.inf
+    ) -> Lease:
+        """A lease, when it is this caller's turn; it says how long that took, and why.
+
+        Args:
+            tokens: what the request is estimated to cost.
+            deadline: until when to wait.
+            patience: the longest pause of the server's, in seconds, that this caller waits for.
+
+        Raises:
+            CostNeverFits: more tokens than the configured limit allows in a minute.
+            QueueFull: too many are in line.
+            RateLimited: the server wants, or comes to want, a pause longer than the caller's patience.
+            DeadlineExceeded: the deadline passes before the turn comes, or, and then at once, before the
+                end of a pause that the server asked for.
+        """
+        lease = self.try_acquire(tokens)
+        if lease is not None:
+            return lease
+        waiter = self._join(tokens, deadline, patience)
+        try:
+            return await waiter.future
+        except BaseException:
+            self._leave(waiter)
+            raise
+        finally:
+            if waiter.expiry is not None:
+                waiter.expiry.cancel()
+
+    def _join(self, tokens: float, deadline: Deadline | None, patience: float) -> Waiter:
+        with self._mutex:
+            now = self._now()
+            waiter = Waiter(tokens, now, deadline, patience)
+            self._check(now, waiter)
+            if deadline is not None and deadline.bounded:
+                waiter.expiry = self._clock.call_later(deadline.remaining(), self._expire, waiter)
+            self._line.join(waiter)
+            self._pump(now)
+            waiter.cause = self._quota.cause
+        return waiter
+
+    def _check(self, now: float, waiter: Waiter) -> None:
+        tokens = waiter.tokens
+        if not 0 <= tokens < math.inf:
+            raise ValueError(f"tokens must be a finite number, 0 or more, not {tokens}")
+        if not self._quota.fits(tokens):
+            raise CostNeverFits(
+                f"the request has about {tokens:.0f} tokens, more than the configured limit allows in a minute;"
+                " raise tpm, or send less at once"
+            )
+        waiting = len(self._line)
+        if waiting >= self._max_waiting or self._line.tokens + tokens > self._max_waiting_tokens:
+            raise QueueFull(
+                f"{waiting} calls with about {self._line.tokens:.0f} tokens wait for the rate limit already"
+            )
+        pause = self._quota.pause.left(now)
+        hopeless = _hopeless(waiter, now, pause) or self._never_in_time(now, waiter)
+        if hopeless is not None:
+            raise hopeless
+
+    def _never_in_time(self, now: float, waiter: Waiter) -> LLMOptError | None:
+        """Why the next in line would wait in vain; requests do not come back before their time."""
+        if waiter.deadline is None or not waiter.deadline.bounded or self._line:
+            return None
+        wait = self._quota.wait(now, waiter.tokens)
+        if self._quota.cause != "requests" or now + wait <= waiter.deadline.at:
+            return None
+        rate = self._quota.requests.rate * 60
+        return DeadlineExceeded(
+            f"the rate limit in force, {rate:.3g} requests a minute, has room in {wait:.1f} s, later than the deadline",
+            phase="limiter",
+            retry_after=wait,
+        )
+
+    def _leave(self, waiter: Waiter) -> None:
+        """A waiter goes without a lease; if one was granted to it just now, the next gets it."""
+        with self._mutex:
+            if self._line.leave(waiter):
+                self._pump(self._now())
+            lease = waiter.lease
+        if lease is not None:
+            self.refund(lease)
+
+    def _expire(self, waiter: Waiter) -> None:
+        with self._mutex:
+            self._line.reject(waiter, _too_late(0.0))
+            self._pump(self._now())
+
+    # Granting
+
+    def _ring(self) -> None:
+        with self._mutex:
+            self._pump(self._now())
+
+    def _pump(self, now: float) -> None:
+        """Grant from the front for as long as there is room, then have oneself woken for the next."""
+        while (waiter := self._line.first()) is not None:
+            if waiter.deadline is not None and waiter.deadline.expired():
+                self._line.reject(waiter, _too_late(0.0))
+                continue
+            self._quota.save_up(waiter.tokens)
+            wait = self._quota.wait(now, waiter.tokens)
+            if wait > 0:
+                self._line.wake_at(now + wait)
+                return
+            self._grant(waiter, now)
+        self._quota.save_up(0.0)
+
+    def _send_away(self, now: float, pause: float) -> None:
+        for waiter in self._line.all():
+            hopeless = _hopeless(waiter, now, pause)
+            if hopeless is not None:
+                self._line.reject(waiter, hopeless)
+
+    def _grant(self, waiter: Waiter, now: float) -> None:
+        lease = self._quota.take(now, waiter.tokens)
+        lease.waited = now - waiter.since
+        lease.cause = waiter.cause
+        if not self._line.serve(waiter, lease):
+            lease.open = False
+            self._quota.refund(lease, now)
+
+    # What became of a lease
+
+    def settle(self, lease: Lease, tokens: float | None) -> None:
+        """As `Lease.settle`."""
+        with self._mutex:
+            if lease.open:
+                lease.open = False
+                self._quota.settle(lease, tokens)
+                if self._line:
+                    self._pump(self._now())
+
+    def accept(self, lease: Lease) -> None:
+        """As `Lease.accept`."""
+        with self._mutex:
+            if lease.open:
+                self._quota.accept(lease)
+                if self._line:
+                    self._pump(self._now())
+
+    def refund(self, lease: Lease) -> None:
+        """As `Lease.refund`."""
+        with self._mutex:
+            if lease.open:
+                lease.open = False
+                now = self._now()
+                self._quota.refund(lease, now)
+                self._pump(now)
+
+    def observe(self, limits: RateLimits, lease: Lease) -> bool:
+        """Learn from the headers of an answer; settle its lease before, if the cost is known.
+
+        Args:
+            limits: what they tell.
+            lease: that of the answered request. Answers older than the newest one heard are ignored.
+
+        Returns:
+            Whether a limit was learned, or has changed.
+        """
+        with self._mutex:
+            now = self._now()
+            self._heard_at = now
+            changed = self._quota.observe(now, limits, lease)
+            if self._line:
+                self._pump(now)
+            return changed
+
+    def penalize(
+        self,
+        retry_after: float | None = None,
+        lease: Lease | None = None,
+        *,
+        limits: RateLimits | None = None,
+        counted: bool = False,
+    ) -> bool:
+        """The server refused a request for its rate (429): pause, and go slower unless its headers explain it.
+
+        Args:
+            retry_after: seconds it asks to wait, None if it does not say.
+            lease: that of the refused request, which ends with this; None if it is not known.
+            limits: what the headers of the refusal tell, which need no `observe` then.
+            counted: whether the server counts the tokens of what it refuses.
+
+        Returns:
+            As `observe`.
+        """
+        with self._mutex:
+            if lease is not None:
+                if not lease.open:
+                    return False
+                lease.open = False
+            now = self._now()
+            changed = self._quota.penalize(
+                now, retry_after, lease, limits=limits or RateLimits(), counted=counted
+            )
+            pause = self._quota.pause.left(now)
+            if pause:
+                self._send_away(now, pause)
+            self._pump(now)
+            return changed
+
+
+def _hopeless(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
+    """Why it makes no sense to wait through a pause, None if it does."""
+    if pause > waiter.patience:
+        return _too_long(pause)
+    if pause and waiter.deadline is not None and now + pause > waiter.deadline.at:
+        return _too_late(pause)
+    return None
+
+
+def _too_late(pause: float) -> DeadlineExceeded:
+    if pause:
+        return DeadlineExceeded(
+            f"the server asked for a pause that lasts {pause:.1f} s more, longer than the deadline allows",
+            phase="limiter",
+            retry_after=pause,
+        )
+    return DeadlineExceeded("the deadline passed while waiting for the rate limit", phase="limiter")
+
+
+def _too_long(pause: float) -> LLMOptError:
+    return RateLimited(
+        f"the server asked for a pause that lasts {pause:.0f} s more, longer than llmopt waits; nothing was sent",
+        retry_after=pause,
+        sent="no",
+    )

@@ -1,1 +1,0 @@
-"""The checks of the conformance kit, and what they have in common."""
