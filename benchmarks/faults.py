@@ -1,6 +1,6 @@
 """What llmopt and its peers do when a server fails: each in its own process, against the same server.
 
-    python -m benchmarks.faults --markdown docs/faults.md
+    python -m benchmarks.faults --markdown docs/development/peer-faults.md
 
 Run it in the repository. The peers are the extra `peers`; one that lives in another environment is named with
 `--python litellm=PATH/bin/python`. All traffic is on loopback, and every wait is bounded.

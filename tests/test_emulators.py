@@ -1,4 +1,4 @@
-"""The emulators answer on the wire as PROVIDERS.md says: seen by plain HTTP, by official clients, by JSON schemas."""
+"""The emulators answer on the wire as docs/development/provider-facts.md says: seen by plain HTTP, by official clients, by JSON schemas."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""docs/fault-matrix.md says what is so: every row is there, every test it names exists, one of them by its row."""
+"""docs/development/fault-matrix.md says what is so: every row is there, every test it names exists, one of them by its row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-PAGE = TESTS.parent / "docs" / "fault-matrix.md"
+PAGE = TESTS.parent / "docs" / "development" / "fault-matrix.md"
 ROWS = {"N": 23, "H": 19, "P": 13, "E": 12, "C": 18, "L": 3, "R": 4, "K": 6, "J": 4, "I": 6, "G": 4, "S": 6}
 """How many rows each letter has: 118."""
 NOT_BUILT = {"R", "J"}

@@ -7,7 +7,7 @@ pages in ``model_prices_and_context_window_backup.json`` (MIT licence, see the p
     unzip litellm-1.109.1-*.whl litellm/model_prices_and_context_window_backup.json
     python tools/derive_known_models.py litellm/model_prices_and_context_window_backup.json
 
-Only facts are taken, in llmopt's own format (docs/limits-format.md): no text and no code.
+Only facts are taken, in llmopt's own format (docs/development/limits-format.md): no text and no code.
 """
 
 from __future__ import annotations

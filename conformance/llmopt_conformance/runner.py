@@ -138,7 +138,9 @@ def _unreadable(fault: str) -> Check:
     def ask(_: Subject) -> None:
         raise CheckFailed(f"{FILE}: {fault}")
 
-    return Check(id="own-errors.readable", expects=f"{FILE} has the form of docs/error-corpus.md.", ask=ask)
+    return Check(
+        id="own-errors.readable", expects=f"{FILE} has the form of docs/development/error-corpus.md.", ask=ask
+    )
 
 
 def _slug(name: str) -> str:

@@ -1,6 +1,6 @@
 """A plugin's table of models: what is known of them that neither requests nor lists tell.
 
-The table is a TOML file beside the plugin's module; its format is in docs/limits-format.md. It serves
+The table is a TOML file beside the plugin's module; its format is in docs/development/limits-format.md. It serves
 two hooks: `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.described`). A long one
 may be JSON, and stand by itself so that a request for embeddings need not read it.
 """
@@ -47,7 +47,7 @@ def package_data(package: str, file: str) -> bytes:
         raise PluginContractError(f"{package}/{file} cannot be read: {type(error).__name__}.") from None
 
 
-# The rows of a plugin's table of models, read from TOML or JSON. The format is in docs/limits-format.md.
+# The rows of a plugin's table of models, read from TOML or JSON. The format is in docs/development/limits-format.md.
 
 FORMAT: Final = 1
 """The version of the format that this reader knows."""
@@ -116,7 +116,7 @@ def read_table(text: str, *, where: str = "the table", json: bool = False) -> tu
     """The rows of a table.
 
     Args:
-        text: TOML in the format of docs/limits-format.md.
+        text: TOML in the format of docs/development/limits-format.md.
         where: what to call it in messages.
         json: whether it is the same as JSON, which is read many times faster.
 

@@ -1,4 +1,4 @@
-"""Servers that answer as the providers do, over real sockets, for tests. Facts: PROVIDERS.md sections 3 to 7.
+"""Servers that answer as the providers do, over real sockets, for tests. Facts: docs/development/provider-facts.md.
 
 From a shell, at the root of the repository: ``python -m tests.emulators openai --port 8080``.
 """

@@ -1,4 +1,4 @@
-"""Azure OpenAI: classic deployments and the v1 surface on one resource (PROVIDERS.md section 5)."""
+"""Azure OpenAI: classic deployments and the v1 surface on one resource (docs/development/provider-facts.md#azure-openai)."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Mistral: embeddings, models and chat completions as api.mistral.ai serves them (PROVIDERS.md section 4)."""
+"""Mistral: embeddings, models and chat completions as api.mistral.ai serves them (docs/development/provider-facts.md#mistral)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Ollama: the native API under /api and the OpenAI-like one under /v1 (PROVIDERS.md section 7)."""
+"""Ollama: the native API under /api and the OpenAI-like one under /v1 (docs/development/provider-facts.md#ollama)."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""OpenAI: embeddings, models and chat completions as api.openai.com serves them (PROVIDERS.md section 3)."""
+"""OpenAI: embeddings, models and chat completions as api.openai.com serves them (docs/development/provider-facts.md#openai)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""text-embeddings-inference 1.9: /info, /embed and /v1/embeddings of one model (PROVIDERS.md section 6)."""
+"""text-embeddings-inference 1.9: /info, /embed and /v1/embeddings of one model (docs/development/provider-facts.md#tei)."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The fault matrix as values: every injection of RELIABILITY.md 3.1 to 3.3 that is one reply or one connection."""
+"""The fault matrix as values: every injection of docs/development/fault-matrix.md that is one reply or one connection."""
 
 from __future__ import annotations
 

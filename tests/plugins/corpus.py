@@ -1,4 +1,4 @@
-"""Reads a plugin's errors.toml, as docs/error-corpus.md describes it."""
+"""Reads a plugin's errors.toml, as docs/development/error-corpus.md describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice among several endpoints (RELIABILITY 2.5)."""
+"""The choice among several endpoints (docs/development/resilience.md)."""
 
 from __future__ import annotations
 

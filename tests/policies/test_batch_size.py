@@ -1,4 +1,4 @@
-"""The size of batches that finds itself (RELIABILITY 2.9)."""
+"""The size of batches that finds itself (docs/development/resilience.md)."""
 
 from __future__ import annotations
 

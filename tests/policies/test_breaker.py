@@ -1,4 +1,4 @@
-"""The circuit breaker and the pair of them that a request passes (RELIABILITY 2.3)."""
+"""The circuit breaker and the pair of them that a request passes (docs/development/resilience.md)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Bench:
 
 
 def test_the_defaults() -> None:
-    """RELIABILITY 2.3."""
+    """docs/development/resilience.md."""
     assert repr(BreakerRules()) == (
         "BreakerRules(window_s=30.0, buckets=10, min_calls=10, ratio=0.5, consecutive=None, rest_s=5.0, growth=1.5, "
         "max_rest_s=8.0, jitter=0.2, calm_s=60.0, probes=2, watch_spare_s=5.0, look_again_s=0.5)"

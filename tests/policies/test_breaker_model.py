@@ -17,7 +17,7 @@ RULES = BreakerRules(min_calls=4, ratio=0.5, consecutive=IN_A_ROW, jitter=0.0)
 
 
 class Model:
-    """The rules of RELIABILITY 2.3 as plainly as they can be written."""
+    """The rules of docs/development/resilience.md as plainly as they can be written."""
 
     def __init__(self) -> None:
         self.state = "closed"

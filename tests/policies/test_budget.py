@@ -1,4 +1,4 @@
-"""The retry budget: the AWS SDKs' table of outcomes and tokens left (RELIABILITY 1.7)."""
+"""The retry budget: the AWS SDKs' table of outcomes and tokens left (docs/development/resilience.md)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from llmopt.testing.clock import SimulatedClock, SimulatedLoop
 
 
 class Model:
-    """RELIABILITY 2.5 as plainly as it can be written."""
+    """docs/development/resilience.md as plainly as it can be written."""
 
     def __init__(self, limit: int, maximum: int) -> None:
         self.limit, self.maximum = float(limit), maximum

@@ -34,7 +34,7 @@ def after(clock: SimulatedClock, seconds: float, rules: FreshnessRules = RULES) 
 
 
 def test_the_defaults() -> None:
-    """RELIABILITY.md 2.7."""
+    """docs/development/resilience.md."""
     rules = FreshnessRules()
     assert (rules.fresh_s, rules.stale_s, rules.if_error_s) == (HOUR, 24 * HOUR, 7 * 24 * HOUR)
     assert (rules.missing_s, rules.pause_s, rules.jitter, rules.skew_s) == (60, 30, 0.1, 60)

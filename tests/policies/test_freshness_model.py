@@ -20,7 +20,7 @@ TIMES = st.one_of(
 
 
 class Model:
-    """RELIABILITY.md 2.7, as plainly as it can be written: a list of what happened, and questions to it."""
+    """docs/development/resilience.md, as plainly as it can be written: a list of what happened, and questions to it."""
 
     def __init__(self) -> None:
         self.history: list[

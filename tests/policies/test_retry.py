@@ -1,4 +1,4 @@
-"""Which failures are tried again, when, and at what price (RELIABILITY 2.1 and 2.2, DESIGN section 3)."""
+"""Which failures are tried again, when, and at what price (docs/development/resilience.md)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_every_kind_of_error_was_thought_of() -> None:
 
 @pytest.mark.parametrize("kind", list(VerdictKind))
 def test_every_verdict_is_treated_as_the_design_says(kind: VerdictKind) -> None:
-    """DESIGN section 3: five kinds are tried again, ten are not."""
+    """docs/development/resilience.md: five kinds are tried again, ten are not."""
     again = {
         VerdictKind.TRANSIENT,
         VerdictKind.TIMEOUT,
@@ -583,7 +583,7 @@ def test_every_decision_is_safe(
 
 
 def test_the_defaults() -> None:
-    """RELIABILITY 2.2."""
+    """docs/development/resilience.md."""
     policy = RetryPolicy()
 
     assert repr(policy) == (

@@ -1,4 +1,4 @@
-"""Time-outs learned from what answers took (RELIABILITY 2.8)."""
+"""Time-outs learned from what answers took (docs/development/resilience.md)."""
 
 from __future__ import annotations
 

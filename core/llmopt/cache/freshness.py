@@ -1,6 +1,6 @@
 """How long a kept answer is good for, and who asks for the next one. Pure: both clocks are handed in.
 
-An answer's life, from the moment it came (RELIABILITY.md 2.7; the words are those of RFC 5861)::
+An answer's life, from the moment it came (docs/development/resilience.md; the words are those of RFC 5861)::
 
     fresh              given as it is
     due                the last part of fresh: given as it is, and one who asks often has it asked for anew

@@ -54,7 +54,7 @@ class Beginning:
 # What makes a stream's bytes undecodable.
 
 MIB: Final = 1 << 20
-"""The most bytes of a line, and of an event's data (RELIABILITY 2.8: SSE line/event <= 1 MiB)."""
+"""The most bytes of a line, and of an event's data (docs/development/resilience.md: SSE line/event <= 1 MiB)."""
 Reason = Literal["line", "event", "utf8"]
 
 

@@ -27,7 +27,7 @@ CUT_EVERY_S: Final = 1.0
 FLOOR: Final = 0.5
 """The lowest rate, in requests per second."""
 BURST_S: Final = (1.0, 5.0)
-"""Seconds' worth of requests and of tokens that a bucket holds (RELIABILITY.md 2.4)."""
+"""Seconds' worth of requests and of tokens that a bucket holds (docs/development/resilience.md)."""
 _CUT: Final = 0.7
 _AGAIN: Final = 0.85
 _DIP: Final = 0.1

@@ -2,7 +2,7 @@
 
 Starts at the declared limit; a refusal or repeated time-outs halve it, ten clean full batches in a row
 add a tenth, and a size that was refused is not tried again until that memory expires
-(RELIABILITY 2.9). Two things are ours: after a refusal it goes back to the largest size that is known to
+(docs/development/resilience.md). Two things are ours: after a refusal it goes back to the largest size that is known to
 be good rather than to the half, if that is more, so that looking for the limit from below costs one
 request, not the throughput of a halved batch; and a limit that the server states replaces all guesses.
 

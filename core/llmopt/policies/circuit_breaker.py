@@ -1,7 +1,7 @@
 """The circuit breaker: an endpoint that keeps failing is left alone for a while.
 
 A sliding window of results opens it, a growing rest follows, then one watched probe at a time decides
-(RELIABILITY 2.3). The shape is Polly's (ratio over 30 s, a single probe, late results never extend a
+(docs/development/resilience.md). The shape is Polly's (ratio over 30 s, a single probe, late results never extend a
 break) with Envoy's growing, jittered ejection and Resilience4j's modes for operators.
 
 Time comes in through ``now``; nothing here waits, and a permit is given and settled synchronously, so a

@@ -2,7 +2,7 @@
 
 The origin's (E) learns from connections that fail, the other one (M: origin, credential, model, operation)
 from answers that do. So a dead host opens for all its models at once, and one broken deployment
-does not take its neighbours along (RELIABILITY 2.3; Envoy separates local-origin failures likewise).
+does not take its neighbours along (docs/development/resilience.md; Envoy separates local-origin failures likewise).
 """
 
 from __future__ import annotations

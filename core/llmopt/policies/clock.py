@@ -2,7 +2,7 @@
 
 Two readings, and they are not exchangeable. ``now`` only ever grows and measures waits, rates and
 deadlines; ``wall`` is the calendar and serves HTTP dates and cache ages alone, because somebody may
-set it back (RELIABILITY.md 2.0, C10). Tests hand in `llmopt.testing.clock.SimulatedClock`.
+set it back (docs/development/resilience.md). Tests hand in `llmopt.testing.clock.SimulatedClock`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SystemClock:
 # The one deadline of a call: a point on the monotonic clock that every wait is measured against.
 #
 # A time-out per wait adds up (connect, then each read, then each retry), and no HTTP library bounds
-# the sum (RELIABILITY D4). So a call turns the seconds it was given into one absolute moment, once,
+# the sum (docs/development/resilience.md). So a call turns the seconds it was given into one absolute moment, once,
 # and every later wait asks that moment what is left.
 
 Now = Callable[[], float]

@@ -2,7 +2,7 @@
 
 Additive increase, multiplicative decrease (TCP's rule, as in Netflix's concurrency-limits): each success
 adds 1/limit while the limit is really used, each sign of overload takes a quarter, at most once a
-second, because one overload shows in many answers (RELIABILITY 2.5). A latency gradient is left
+second, because one overload shows in many answers (docs/development/resilience.md). A latency gradient is left
 out: with time-outs of constant length it grows to the maximum (Netflix #137).
 
 Who finds no room waits in line, first come first served. The line is written by hand: asyncio's own

@@ -3,7 +3,7 @@
 Power of two choices (Mitzenmacher): comparing two drawn at random spreads load nearly as well as knowing
 the least loaded of all, and does not send everybody to the same one at once. What is compared is load times
 latency, as in Finagle's peak-EWMA balancer: requests in flight per allowed one, times a moving average
-of what answers take (RELIABILITY 2.5).
+of what answers take (docs/development/resilience.md).
 
 Weights count twice: they decide who is drawn, so that idle endpoints share by weight, and how much in
 flight is much, so that busy ones do. The second of the pair wins only if it is clearly better:

@@ -1,6 +1,6 @@
 """Whether and when a failed request is tried again.
 
-One table says it for every error (RELIABILITY 2.1, 2.2; DESIGN section 3); what it depends on besides the
+One table says it for every error (docs/development/resilience.md); what it depends on besides the
 error (how often this call was retried already, whether repeating does harm, what the server said) is
 handed in. Nothing here waits, sends or counts requests: `RetryPolicy.decide` returns a
 `RetryDecision` or a `GiveUp`, and ``stamina_loop`` acts on it.
@@ -20,7 +20,7 @@ from llmopt.policies.clock import Deadline, new_source
 
 # The retry budget of one endpoint: how many retries an outage may cost.
 #
-# The token bucket of the AWS SDKs' standard mode (botocore's retry quota; RELIABILITY 1.7): full at 500,
+# The token bucket of the AWS SDKs' standard mode (botocore's retry quota; docs/development/resilience.md): full at 500,
 # a retry after a transient failure takes 14, after throttling 5; a call that succeeds pays back what its
 # last retry took, or 1 when it needed none. An endpoint that is down for everybody so gets about 35
 # retries in all, whatever the number of callers, while one that fails now and then is never refused.
@@ -313,7 +313,7 @@ def _broken(
     """A request that broke under way: the server may have done it already, and may do it again.
 
     A kept connection that the server closed is nobody's failure: an idempotent request is sent
-    once more at once, on a fresh connection, and not counted (httpcore #1171; RELIABILITY 2.1).
+    once more at once, on a fresh connection, and not counted (httpcore #1171; docs/development/resilience.md).
     """
     if not facts.idempotent:
         return evolve(plan, ambiguous=error.sent != "no")

@@ -3,7 +3,7 @@
 The grammar is narrower than what Python's ``float`` and ``email.utils`` take, because a hint is obeyed:
 digits with an optional fraction, or one of the three dates of RFC 9110 (5.6.7). Whatever is not that
 (``-5``, ``nan``, ``1e400``, ``0x10``, ``1_000``, ``tomorrow``), and whatever is not in the future, is no
-hint, and the caller waits by its own back-off (RELIABILITY.md 2.2, H01 to H05).
+hint, and the caller waits by its own back-off (docs/development/resilience.md).
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ def _century(digits: int, this_year: int) -> int:
 
 # What the headers of an answer say of rate limits: pure, tolerant, and never believing nonsense.
 #
-# Every format of PROVIDERS.md 2.5 is read, in any header: Go durations (``1m30.951s``), bare seconds, RFC 3339
+# Every format of docs/development/provider-facts.md#retry-after-and-rate-limit-headers is read, in any header: Go durations (``1m30.951s``), bare seconds, RFC 3339
 # moments, Unix seconds and milliseconds, and the IETF draft's lists. A value that is negative, not
-# finite, over 1e9, or a reset more than a day away is taken for absent (RELIABILITY.md 2.4, H16): a parser
+# finite, over 1e9, or a reset more than a day away is taken for absent (docs/development/resilience.md): a parser
 # of headers raises nothing, whatever a server sends.
 #
 # `parse_rate_limits` reads the common ``x-ratelimit-*`` family and the IETF draft. A plugin whose
@@ -202,7 +202,7 @@ def parse_rate_limits(headers: Mapping[str, str], wall_now: float) -> RateLimits
         headers,
         limit=("x-ratelimit-limit-tokens",),
         remaining=("x-ratelimit-remaining-tokens",),
-        # The second spelling was seen on the wire (PROVIDERS.md 5.7).
+        # The second spelling was seen on the wire (docs/development/provider-facts.md#retry-after-and-rate-limit-headers).
         reset=("x-ratelimit-reset-tokens", "x-rate-limit-reset-tokens"),
         wall_now=wall_now,
     )

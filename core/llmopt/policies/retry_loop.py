@@ -182,7 +182,7 @@ async def with_retries(
     judge = _Judge(policy, deadline, budget, facts, on_retry)
     with QUIET_HOOKS:
         try:
-            # No bounds of stamina's own: its time-out lets a custom back-off through (RELIABILITY 1.1).
+            # No bounds of stamina's own: its time-out lets a custom back-off through (docs/development/resilience.md).
             async for attempt in retry_context(on=judge, attempts=None, timeout=None):
                 judge.begin()
                 with attempt:

@@ -1,6 +1,6 @@
 """How long to wait for an answer: twice what all but one in a hundred took lately.
 
-Per endpoint and model one `AdaptiveTimeout`, in it one histogram per size of request (RELIABILITY 2.8).
+Per endpoint and model one `AdaptiveTimeout`, in it one histogram per size of request (docs/development/resilience.md).
 A quantile over logarithmic buckets costs a few additions, where sorting the samples would cost
 more than many an answer. Time-outs enter as if the answer had come at the limit (their true length is
 unknown, but no less), so that a limit that cuts too much off grows again; three in a row throw
@@ -148,7 +148,7 @@ def _upper_edge(bucket: int) -> float:
 # How long a stream may be silent: two clocks, one for bytes and one for what adds to the answer.
 #
 # Servers send comments and pings to keep a connection alive, also when the engine behind them hangs. So any
-# byte sets the first clock back, and only what adds to the answer the second (RELIABILITY 2.8). Time counts
+# byte sets the first clock back, and only what adds to the answer the second (docs/development/resilience.md). Time counts
 # while somebody waits for the stream; a reader that takes its time is no fault of the server's.
 
 

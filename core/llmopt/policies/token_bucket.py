@@ -3,7 +3,7 @@
 Levels are floats. A level may be negative, a debt from requests that cost more than was estimated, but
 never by more than a whole burst. What is larger than a burst can be saved up for by the first in line.
 
-What headers tell corrects the copy as in RELIABILITY.md 2.4, with two additions. The formula there takes
+What headers tell corrects the copy as in docs/development/resilience.md, with two additions. The formula there takes
 all that was sent after the answered request off the rest it told, and counts nothing that flowed in meanwhile: with a
 latency as long as a bucket lasts (a second, for requests) 43 to 75 % of the possible throughput were left in the
 simulation, so the inflow is added (99 %). And while nobody else uses the quota the level is drawn up

@@ -1,6 +1,6 @@
 """Errors as providers send them, with the verdict that each must get; read from TOML.
 
-The format is that of docs/error-corpus.md. In the kit's own file an error has a ``check`` beside, the
+The format is that of docs/development/error-corpus.md. In the kit's own file an error has a ``check`` beside, the
 check that it belongs to; ``kind`` may be a list there, of which any is right, and what is left out is left
 open.
 """
