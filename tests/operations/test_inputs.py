@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from llmopt import InvalidInput
-from llmopt.operations.embed import embed_call, fault_of, refuse_single
+from llmopt.operations.embed import check_texts_argument, embed_call, text_error
 
 
 @pytest.mark.parametrize("text", ["a", " ", "\x00", "\u2028", "\ufeff", "é", "👩‍👩‍👧", "a" * 100_000])
 def test_i02_odd_texts_can_be_sent(text: str) -> None:
     """White space, NUL, line separators, BOM and emoji are texts like any other."""
-    assert fault_of(text, 0) is None
+    assert text_error(text, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_i02_odd_texts_can_be_sent(text: str) -> None:
 )
 def test_i01_unusable_texts_are_named_by_index(text: object, word: str) -> None:
     """The message says which one and what is wrong with it."""
-    fault = fault_of(text, 17)
+    fault = text_error(text, 17)
     assert fault is not None
     assert fault.index == 17
     assert "17" in fault.message
@@ -40,7 +40,7 @@ def test_i01_unusable_texts_are_named_by_index(text: object, word: str) -> None:
 def test_i01_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
     """A single text is not taken for a list of characters."""
     with pytest.raises(InvalidInput, match="list of str"):
-        refuse_single(texts)
+        check_texts_argument(texts)
 
 
 @pytest.mark.parametrize("dimensions", [0, -1, True, "5", 1.5, 10**9])

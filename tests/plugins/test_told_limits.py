@@ -10,7 +10,7 @@ import pytest
 
 import llmopt
 from llmopt import BatchLimit, EmbedCall, HttpRequest, HttpResponse, hookimpl
-from llmopt.operations.embed_batches import merged
+from llmopt.operations.embed_batches import merge_limits
 from tests.emulators import TEIEmulator
 
 FULL = BatchLimit(max_items=1, max_item_tokens=2, max_tokens=3, max_bytes=4)
@@ -36,7 +36,7 @@ FULL = BatchLimit(max_items=1, max_item_tokens=2, max_tokens=3, max_bytes=4)
 )
 def test_the_least_of_each_number_counts(first: BatchLimit, second: BatchLimit, expected: BatchLimit) -> None:
     """None is no limit, and is below nothing."""
-    assert merged(first, second) == expected
+    assert merge_limits(first, second) == expected
 
 
 def entry(server: TEIEmulator, **more: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final, Literal, Protocol, get_args
 import msgspec
 
 from llmopt.cli.console import BadInput, CommandError, listed, plain
-from llmopt.operations.embed import fault_of
+from llmopt.operations.embed import text_error
 
 # Where texts are read from: a file, or standard input.
 
@@ -398,7 +398,7 @@ class Texts:
         self._reader = self._open()
         index = -1
         for index, (line, text) in enumerate(islice(self._reader, self._limit)):
-            if self._refuse and (fault := fault_of(text, index)) is not None:
+            if self._refuse and (fault := text_error(text, index)) is not None:
                 raise BadInput(f"{self.source.name}, line {line}: {fault.message}")
             yield line, text
         if index < 0:

@@ -412,7 +412,7 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
         """
         from llmopt.operations.embed import embed
 
-        job = self._parts.embed_job(model, dimensions, input_type, deadline, extra, when_open)
+        job = self._parts.embed_run(model, dimensions, input_type, deadline, extra, when_open)
         return await embed(job, texts, errors=_mode(errors))
 
     def embed_iter(
@@ -445,7 +445,7 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
         """
         from llmopt.operations.embed_stream import EmbedStream
 
-        job = self._parts.embed_job(model, dimensions, input_type, deadline, extra, when_open)
+        job = self._parts.embed_run(model, dimensions, input_type, deadline, extra, when_open)
         return EmbedStream(job, texts, errors=_mode(errors))
 
     def stats(self) -> Mapping[str, Any]:

@@ -19,9 +19,9 @@ from llmopt.engine.engine import Engine
 from llmopt.operations.cache_keys import CacheKeys, StoreWatch
 from llmopt.operations.chat import ChatJob, ChatParameters, Messages, chat_call
 from llmopt.operations.embed import embed_call
-from llmopt.operations.embed_batches import ModelMemory, learned_file
-from llmopt.operations.embed_cache import TextCache
-from llmopt.operations.embed_run import EmbedJob
+from llmopt.operations.embed_batches import ModelState, state_file
+from llmopt.operations.embed_cache import EmbeddingCache
+from llmopt.operations.embed_run import EmbedRun
 from llmopt.operations.models import CatalogBatching, Catalogs
 from llmopt.operations.models_cache import Shelf
 from llmopt.policies.clock import Clock, Deadline
@@ -108,7 +108,7 @@ class Caches:
             secret = await asyncio.to_thread(install_secret, cache_folder(self.plan.folder))
         return CacheKeys(secret or secrets.token_bytes(32), self._registry.identity, self._engine.endpoints)
 
-    async def texts(self, provider: Provider, call: EmbedCall, memory: ModelMemory) -> TextCache | None:
+    async def texts(self, provider: Provider, call: EmbedCall, memory: ModelState) -> EmbeddingCache | None:
         """What is kept of texts that are embedded in one way; None where nothing is."""
         endpoint = provider.endpoints[0]
         if not self.plan.vectors or not endpoint.flags.cache or endpoint.cache_ttl == 0:
@@ -120,7 +120,7 @@ class Caches:
         except Exception as error:  # noqa: BLE001 - what no key can be made for is not kept
             _log.debug("no key for texts of %s: %s", provider.name, type(error).__name__)
             return None
-        return TextCache(
+        return EmbeddingCache(
             store,
             found,
             provider=provider.name,
@@ -197,14 +197,14 @@ class Parts:
     ) -> None:
         self.registry: Final = Registry(config, plugins, os.environ)
         self.engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
-        self._learned: Final = learned_file(config.cache_dir)
+        self._learned: Final = state_file(config.cache_dir)
         self.caches: Final = Caches(plan, self.engine, self.registry)
         shelf = Shelf(self.caches.keys, self.caches.catalogs, self.engine.clock)
         self.catalogs: Final = Catalogs(
             self.engine, shelf, self.caches.all, self.caches.watch, on=plan.catalogs
         )
         self.batch: Final = CatalogBatching(self.engine, self.catalogs, self.registry.get)
-        self.memories: Final[dict[tuple[str, str], ModelMemory]] = {}
+        self.memories: Final[dict[tuple[str, str], ModelState]] = {}
 
     async def aclose(self) -> None:
         """As the client's."""
@@ -216,7 +216,7 @@ class Parts:
             finally:
                 await self.caches.aclose()
 
-    def embed_job(
+    def embed_run(
         self,
         model: str,
         dimensions: int | None,
@@ -224,14 +224,14 @@ class Parts:
         deadline: float | None,
         extra: Mapping[str, Any] | None,
         when_open: WhenOpen,
-    ) -> EmbedJob:
+    ) -> EmbedRun:
         """One call for vectors."""
         waits = waits_when_open(when_open)
         provider, name = self.registry.split(model)
         call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
         memory = self._memory(provider, name)
         keeps = self.caches.plan.vectors
-        return EmbedJob(
+        return EmbedRun(
             self.engine,
             provider,
             call,
@@ -272,9 +272,9 @@ class Parts:
         total = provider.endpoints[0].timeouts.total
         return self.engine.deadline(total if seconds is None else seconds)
 
-    def _memory(self, provider: Provider, model: str) -> ModelMemory:
+    def _memory(self, provider: Provider, model: str) -> ModelState:
         key = (provider.name, model)
         if key not in self.memories:
             origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
-            self.memories[key] = ModelMemory(f"{provider.name} {origins} {model}", self._learned)
+            self.memories[key] = ModelState(f"{provider.name} {origins} {model}", self._learned)
         return self.memories[key]

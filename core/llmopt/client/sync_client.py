@@ -15,7 +15,7 @@ from llmopt.client.sync_streams import SyncChatStream, SyncEmbedStream
 from llmopt.config.schema import Config
 from llmopt.errors import ClientClosed, LLMOptError
 from llmopt.operations.chat import Messages
-from llmopt.operations.embed import ErrorMode, refuse_single
+from llmopt.operations.embed import ErrorMode, check_texts_argument
 from llmopt.operations.models import CacheMode
 from llmopt.policies.clock import Clock
 from llmopt.values.catalog import Catalog
@@ -284,7 +284,7 @@ class Client(SyncChat, SyncCatalogs):
     ) -> Embeddings:
         """Embed texts; see `llmopt.AsyncClient.embed`. The texts are read in the caller's thread."""
         thread = self._running()
-        refuse_single(texts)
+        check_texts_argument(texts)
         return thread.run(
             self._client.embed(
                 model,
@@ -317,7 +317,7 @@ class Client(SyncChat, SyncCatalogs):
         Returns:
             An iterator of `EmbeddedPart`, to be used in ``with`` where the loop may be left early.
         """
-        refuse_single(texts)
+        check_texts_argument(texts)
         client = self._client
         return SyncEmbedStream(
             self._running(),

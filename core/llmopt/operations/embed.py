@@ -19,9 +19,9 @@ import msgspec
 
 from llmopt.errors import InvalidInput, LLMOptError
 from llmopt.operations.embed_batches import Batch, cut
-from llmopt.operations.embed_cache import NOTHING_RECALLED
+from llmopt.operations.embed_cache import NO_CACHED_VECTORS
 from llmopt.operations.embed_results import Collector, Outcome, failure_of
-from llmopt.operations.embed_run import EmbedJob
+from llmopt.operations.embed_run import EmbedRun
 from llmopt.operations.tasks import OrderedFlow
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import Embeddings
@@ -31,7 +31,7 @@ from llmopt.values.embeddings import Embeddings
 _MOST_DIMENSIONS: Final = 1_000_000
 
 
-def fault_of(text: object, index: int) -> InvalidInput | None:
+def text_error(text: object, index: int) -> InvalidInput | None:
     """Why a text cannot be sent, None when it can.
 
     The text itself never stands in the message.
@@ -52,7 +52,7 @@ def fault_of(text: object, index: int) -> InvalidInput | None:
     return None
 
 
-def refuse_single(texts: object) -> None:
+def check_texts_argument(texts: object) -> None:
     """Refuse what looks like a list of texts and is something else.
 
     Raises:
@@ -89,12 +89,12 @@ async def as_list(texts: Iterable[str] | AsyncIterable[str]) -> list[str]:
     return listed if _are_plain(listed) else [plain(text) for text in listed]
 
 
-def faults_of(texts: list[str]) -> dict[int, LLMOptError]:
+def text_errors(texts: list[str]) -> dict[int, LLMOptError]:
     """Why texts cannot be sent, by position; empty when all can."""
     # Three looks by C at all of them are quicker than one by Python at each.
     if _are_plain(texts) and "" not in texts and all(map(str.isascii, texts)):
         return {}
-    found = ((row, fault_of(text, row)) for row, text in enumerate(texts))
+    found = ((row, text_error(text, row)) for row, text in enumerate(texts))
     return {row: fault for row, fault in found if fault is not None}
 
 
@@ -149,11 +149,11 @@ ErrorMode = Literal["raise", "return"]
 """What to do with items that fail: raise them at the end, or return them beside the vectors."""
 
 
-async def embed(job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode) -> Embeddings:
+async def embed(job: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode) -> Embeddings:
     """All texts at once. See ``AsyncClient.embed``."""
-    refuse_single(texts)
+    check_texts_argument(texts)
     listed = await as_list(texts)
-    faults = faults_of(listed)
+    faults = text_errors(listed)
     if faults and errors == "raise":
         raise next(iter(faults.values()))
     distinct = list(dict.fromkeys(_without(faults, listed) if faults else listed))
@@ -180,9 +180,9 @@ def _alone(outcome: Outcome, texts: list[str], model: str) -> Embeddings:
     return collected.result(texts, {})
 
 
-async def _collect(job: EmbedJob, distinct: list[str], collected: Collector) -> None:
+async def _collect(job: EmbedRun, distinct: list[str], collected: Collector) -> None:
     """Take distinct texts from what is kept, and send the others."""
-    recalled = await job.recall(distinct) if distinct and job.keeps else NOTHING_RECALLED
+    recalled = await job.recall(distinct) if distinct and job.keeps else NO_CACHED_VECTORS
     if not recalled:
         await _send(job, distinct, collected)
         return
@@ -201,7 +201,7 @@ def _checked(result: Embeddings, errors: ErrorMode) -> Embeddings:
 
 
 async def _send(
-    job: EmbedJob, texts: list[str], collected: Collector, places: Sequence[int] | None = None
+    job: EmbedRun, texts: list[str], collected: Collector, places: Sequence[int] | None = None
 ) -> None:
     """Have distinct texts embedded.
 

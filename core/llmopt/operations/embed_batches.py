@@ -45,7 +45,7 @@ class Batch:
     tokens: int = 0
 
 
-class Cutter:
+class Batcher:
     """Takes texts one by one and gives a batch whenever the next text would not fit.
 
     Args:
@@ -70,7 +70,7 @@ class Cutter:
     def add(self, text: str) -> Batch | None:
         """Take a text; the batch that was full before it, if one was."""
         tokens = self._estimate(text)
-        size = wire_bytes(text)
+        size = body_bytes(text)
         full = None
         if not self._texts:
             self._begin()
@@ -117,7 +117,7 @@ class Cutter:
         return batch
 
 
-def cut(texts: Sequence[str], cutter: Cutter) -> Iterator[Batch]:
+def cut(texts: Sequence[str], cutter: Batcher) -> Iterator[Batch]:
     """All texts in batches, made one at a time as they are asked for."""
     at = 0
     while at < len(texts):
@@ -133,13 +133,13 @@ def cut(texts: Sequence[str], cutter: Cutter) -> Iterator[Batch]:
         yield batch
 
 
-def wire_bytes(text: str) -> int:
+def body_bytes(text: str) -> int:
     """Bytes of a text in a JSON body, up to escapes."""
     return (len(text) if text.isascii() else len(text.encode())) + _PER_TEXT_BYTES
 
 
-def any_too_long(texts: Sequence[str], limit: BatchLimit) -> bool:
-    """Whether one of the texts might be `surely_too_long`, by a look at the longest alone."""
+def any_may_be_too_long(texts: Sequence[str], limit: BatchLimit) -> bool:
+    """Whether one of the texts might be `certainly_too_long`, by a look at the longest alone."""
     # UTF-8 has at most four bytes for a character.
     most = 4 * max(map(len, texts)) + _PER_TEXT_BYTES
     if limit.max_bytes is not None and most + _OVERHEAD_BYTES > limit.max_bytes:
@@ -147,13 +147,13 @@ def any_too_long(texts: Sequence[str], limit: BatchLimit) -> bool:
     return limit.max_item_tokens is not None and most > limit.max_item_tokens * _SURE_BYTES_PER_TOKEN
 
 
-def surely_too_long(text: str, limit: BatchLimit) -> bool:
+def certainly_too_long(text: str, limit: BatchLimit) -> bool:
     """Whether no tokenizer could bring a text under the limits, so that sending it is pointless.
 
     A token of the vocabularies in use stands for at most some 128 characters (a run of spaces), so
     a text with over 256 bytes for each token that is allowed is beyond doubt.
     """
-    size = wire_bytes(text)
+    size = body_bytes(text)
     if limit.max_bytes is not None and size + _OVERHEAD_BYTES > limit.max_bytes:
         return True
     if limit.max_item_tokens is None or limit.truncates:
@@ -170,7 +170,7 @@ _SAFE_SHARE: Final = 0.95
 
 
 @frozen(kw_only=True)
-class LearnedSize:
+class LimitChange:
     """What one refusal taught: the name of the limit, what it is taken for now, and who says so."""
 
     limit: Literal["max_items", "max_tokens"]
@@ -178,7 +178,7 @@ class LearnedSize:
     source: Literal["stated", "observed"]
 
 
-class LearnedSizes:
+class AdaptiveBatchLimit:
     """Sizes in items and in tokens for one model, and how to keep them for the next process.
 
     Args:
@@ -230,26 +230,26 @@ class LearnedSizes:
         self._tokens.clean(tokens)
         self._save()
 
-    def refused(self, items: int, tokens: int, stated: BatchLimit | None) -> LearnedSize | None:
+    def refused(self, items: int, tokens: int, stated: BatchLimit | None) -> LimitChange | None:
         """A batch was too large; what that taught. A limit that the server states is taken at once."""
         if stated is not None and stated.max_tokens is not None:
             news = self._tokens.refused(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
-            found = LearnedSize(limit="max_tokens", value=self._tokens.size, source="stated")
+            found = LimitChange(limit="max_tokens", value=self._tokens.size, source="stated")
         else:
             most = None if stated is None else stated.max_items
             news = self._items.refused(items, stated=most)
             source: Literal["stated", "observed"] = "stated" if self._items.size == most else "observed"
-            found = LearnedSize(limit="max_items", value=self._items.size, source=source)
+            found = LimitChange(limit="max_items", value=self._items.size, source=source)
         self._save()
         return found if news else None
 
-    def timed_out(self, items: int) -> LearnedSize | None:
+    def timed_out(self, items: int) -> LimitChange | None:
         """A batch got no answer in time; the size of the next ones if they will be smaller for it."""
         smaller = self._items.timed_out(items)
         self._save()
         if not smaller:
             return None
-        return LearnedSize(limit="max_items", value=self._items.size, source="observed")
+        return LimitChange(limit="max_items", value=self._items.size, source="observed")
 
     def state(self) -> dict[str, Any]:
         """What was learned, as plain values."""
@@ -279,7 +279,7 @@ _PASSING: Final = (408, 425, 429)
 _NOTHING: Final = BatchLimit()
 
 
-def merged(first: BatchLimit, second: BatchLimit) -> BatchLimit:
+def merge_limits(first: BatchLimit, second: BatchLimit) -> BatchLimit:
     """The least of each number. A server that cuts long texts is believed, whichever of the two says so."""
     if second == _NOTHING:
         return first
@@ -287,7 +287,7 @@ def merged(first: BatchLimit, second: BatchLimit) -> BatchLimit:
     return BatchLimit(**least, truncates=first.truncates or second.truncates)
 
 
-def numbers_of(limit: BatchLimit) -> list[tuple[str, int]]:
+def known_limits(limit: BatchLimit) -> list[tuple[str, int]]:
     """The limits that are known, by name."""
     known = ((name, getattr(limit, name)) for name in _NUMBERS)
     return [(name, value) for name, value in known if value is not None]
@@ -299,7 +299,7 @@ def _least(first: int | None, second: int | None) -> int | None:
     return min(first, second)
 
 
-async def told_limits(
+async def fetch_server_limits(
     endpoints: Iterable[LiveEndpoint], hooks: ProviderHooks, call: EmbedCall, deadline: Deadline
 ) -> BatchLimit:
     """What the endpoints tell of their limits, as one: a batch may go to any of them.
@@ -314,7 +314,7 @@ async def told_limits(
     unasked = [endpoint for endpoint in endpoints if call.model not in endpoint.told]
     if unasked:
         await asyncio.gather(*(_learn(endpoint, hooks, call, deadline) for endpoint in unasked))
-    return reduce(merged, (endpoint.told.get(call.model, _NOTHING) for endpoint in endpoints))
+    return reduce(merge_limits, (endpoint.told.get(call.model, _NOTHING) for endpoint in endpoints))
 
 
 async def _learn(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall, deadline: Deadline) -> None:
@@ -378,7 +378,7 @@ _MAX_STATE_BYTES: Final = 1 << 20
 _MOST_ENTRIES: Final = 1_000
 
 
-class LearnedFile:
+class StateFile:
     """States by name, in one JSON file of the cache folder. Holds origins and model names, no keys, no texts.
 
     Args:
@@ -425,13 +425,13 @@ class LearnedFile:
             raise
 
 
-def learned_file(folder: str | None) -> LearnedFile:
+def state_file(folder: str | None) -> StateFile:
     """The file in a folder, or in the user's cache folder."""
     if folder is None:
         import platformdirs
 
         folder = platformdirs.user_cache_dir("llmopt", appauthor=False)
-    return LearnedFile(Path(folder) / "limits.json")
+    return StateFile(Path(folder) / "limits.json")
 
 
 # What a client remembers of a model from one call to the next.
@@ -440,7 +440,7 @@ Kind = tuple[int | None, str | None, bytes]
 """The options of a call that change its vectors: dimensions, type of input, everything else as JSON."""
 
 
-class ModelMemory:
+class ModelState:
     """One model of one provider.
 
     Args:
@@ -454,19 +454,19 @@ class ModelMemory:
         declared: limits as plugin, server and configuration declare them, by the options of the call.
     """
 
-    def __init__(self, name: str, file: LearnedFile) -> None:
+    def __init__(self, name: str, file: StateFile) -> None:
         self._name: Final = name
         self._file: Final = file
-        self._sizes: LearnedSizes | None = None
+        self._sizes: AdaptiveBatchLimit | None = None
         self.estimator: Final = TokenEstimator()
         self.length: int | None = None
         self.answering: Final[dict[bytes, tuple[str, float]]] = {}
         self.declared: Final[dict[Kind, BatchLimit]] = {}
 
-    def sizes(self, declared: BatchLimit) -> LearnedSizes:
+    def sizes(self, declared: BatchLimit) -> AdaptiveBatchLimit:
         """What was learned of sizes, in this process or in one before."""
         if self._sizes is None:
-            self._sizes = LearnedSizes(
+            self._sizes = AdaptiveBatchLimit(
                 declared, wall=time.time, state=self._file.get(self._name), keep=self._keep
             )
         return self._sizes

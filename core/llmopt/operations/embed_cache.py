@@ -18,7 +18,7 @@ from llmopt.cache.freshness import FreshnessRules, still_good
 from llmopt.cache.store import CacheItem, GuardedStore, read_record, write_record
 from llmopt.engine.telemetry import Telemetry
 from llmopt.operations.cache_keys import StoreWatch, TextKeys
-from llmopt.operations.embed_batches import ModelMemory
+from llmopt.operations.embed_batches import ModelState
 from llmopt.operations.embed_recovery import Recovered, Work
 from llmopt.policies.clock import Clock
 from llmopt.values.embeddings import EmbeddedRows
@@ -37,7 +37,7 @@ _FEW: Final = 64
 
 
 @frozen(kw_only=True, eq=False)
-class Recalled:
+class CachedVectors:
     """Vectors that were kept.
 
     Attributes:
@@ -54,10 +54,10 @@ class Recalled:
         return bool(self.at)
 
 
-NOTHING_RECALLED: Final = Recalled()
+NO_CACHED_VECTORS: Final = CachedVectors()
 
 
-class TextCache:
+class EmbeddingCache:
     """The vectors of texts that are embedded in one way.
 
     Args:
@@ -82,7 +82,7 @@ class TextCache:
         model: str,
         dimensions: int | None,
         seconds: float | None,
-        memory: ModelMemory,
+        memory: ModelState,
         clock: Clock,
         telemetry: Telemetry,
         watch: StoreWatch,
@@ -99,17 +99,17 @@ class TextCache:
         self._watch: Final = watch
         self._pointer: Final = keys.answering()
 
-    async def recall(self, texts: Sequence[str]) -> Recalled:
+    async def recall(self, texts: Sequence[str]) -> CachedVectors:
         """The vectors there are of distinct texts."""
         found = await self._recalled(texts)
         if self._telemetry.on:
             self._tell(len(found.at), len(texts))
         return found
 
-    async def _recalled(self, texts: Sequence[str]) -> Recalled:
+    async def _recalled(self, texts: Sequence[str]) -> CachedVectors:
         model = await self._answering()
         if model is None:
-            return Recalled()
+            return CachedVectors()
         keys = self._keys.of(model, texts)
         values = await self._store.get(keys)
         if len(keys) <= _FEW:
@@ -132,7 +132,7 @@ class TextCache:
     def _good(self, created: float, key: bytes) -> bool:
         return still_good(created, self._seconds, key, self._clock.wall(), _RULES)
 
-    def _read(self, model: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> Recalled:
+    def _read(self, model: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> CachedVectors:
         import numpy as np
 
         rows: list[NDArray[np.float32]] = []
@@ -144,7 +144,7 @@ class TextCache:
                 length = length or len(vector)
                 rows.append(vector)
                 at.append(place)
-        return Recalled(at=tuple(at), vectors=np.stack(rows) if rows else None, model=model)
+        return CachedVectors(at=tuple(at), vectors=np.stack(rows) if rows else None, model=model)
 
     def _vector(
         self, key: bytes, value: bytes, model: bytes, length: int | None
@@ -209,7 +209,7 @@ class TextCache:
 # A batch of texts, some of which were embedded before: those are not sent.
 
 
-def belong_together(recalled: Recalled, vectors: NDArray[np.float32], model: str | None, asked: str) -> bool:
+def same_model(recalled: CachedVectors, vectors: NDArray[np.float32], model: str | None, asked: str) -> bool:
     """Whether vectors that were kept and vectors that just came are of one model.
 
     Args:
@@ -222,7 +222,9 @@ def belong_together(recalled: Recalled, vectors: NDArray[np.float32], model: str
     return recalled.model == (model or asked) and recalled.vectors.shape[1] == vectors.shape[1]
 
 
-async def with_recall(cache: TextCache, texts: Sequence[str], work: Work, asked: str) -> Recovered:
+async def embed_through_cache(
+    cache: EmbeddingCache, texts: Sequence[str], work: Work, asked: str
+) -> Recovered:
     """What can be had of distinct texts, from the cache where it can.
 
     Args:
@@ -237,9 +239,7 @@ async def with_recall(cache: TextCache, texts: Sequence[str], work: Work, asked:
     known = set(recalled.at)
     missed = [at for at in range(len(texts)) if at not in known]
     found = await _of(missed, texts, work) if missed else Recovered()
-    strange = [
-        rows for _, rows in found.rows if not belong_together(recalled, rows.vectors, rows.model, asked)
-    ]
+    strange = [rows for _, rows in found.rows if not same_model(recalled, rows.vectors, rows.model, asked)]
     if strange:
         # Another model answers to the name by now.
         found.add(await _of(recalled.at, texts, work))

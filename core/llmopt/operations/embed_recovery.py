@@ -27,8 +27,8 @@ from llmopt.errors import (
     ProviderError,
     RequestTooLarge,
 )
-from llmopt.operations.embed_batches import Cutter, LearnedSize, LearnedSizes, cut
-from llmopt.operations.tasks import together
+from llmopt.operations.embed_batches import AdaptiveBatchLimit, Batcher, LimitChange, cut
+from llmopt.operations.tasks import gather_first_error
 from llmopt.policies.clock import Deadline
 from llmopt.values.calls import BatchLimit
 
@@ -101,7 +101,7 @@ def _picked(part: Part, found: EmbeddedRows, places: Mapping[int, int]) -> tuple
     return moved, evolve(found, vectors=found.vectors[chosen], usage=None)
 
 
-class ExtraRequests:
+class SearchBudget:
     """How many requests a call may still spend on finding texts at fault."""
 
     def __init__(self, most: int = _MOST_EXTRA) -> None:
@@ -129,7 +129,7 @@ class Recovery:
         self,
         send: Callable[[Part], Awaitable[EmbeddedRows]],
         sizes: Sizes,
-        extra: ExtraRequests,
+        extra: SearchBudget,
         on_split: Callable[[int, LLMOptError], None],
     ) -> None:
         self._send: Final = send
@@ -157,7 +157,7 @@ class Recovery:
 
     async def _try(self, parts: Sequence[Part]) -> list[tuple[Part, LLMOptError]]:
         """Send all parts of a level at once; those that failed."""
-        results = await together([self._one(part) for part in parts])
+        results = await gather_first_error([self._one(part) for part in parts])
         return [(part, error) for part, error in zip(parts, results, strict=True) if error is not None]
 
     async def _one(self, part: Part) -> LLMOptError | None:
@@ -219,10 +219,10 @@ class Recovery:
         rejected = len(part) == 1 and bool(self._found.rows) and isinstance(error, BadRequest)
         for position in part:
             # Others came through and this one alone did not: by now it is known whose fault it is.
-            self._found.errors[position] = as_rejected(error) if rejected else error.copy()
+            self._found.errors[position] = to_item_rejected(error) if rejected else error.copy()
 
 
-def as_rejected(error: LLMOptError) -> ItemRejected:
+def to_item_rejected(error: LLMOptError) -> ItemRejected:
     """The same refusal, of one text instead of a whole request."""
     found = ItemRejected(error.message)
     found.__dict__.update(error.__dict__)
@@ -243,7 +243,7 @@ _SUSPECT: Final = 0.7
 """Of a stated limit: a text estimated at so much of it may be over it, as far as we can count."""
 
 
-class TextCuts:
+class BatchSplitter:
     """The sizes that a `Recovery` asks for.
 
     Args:
@@ -259,8 +259,8 @@ class TextCuts:
         texts: Sequence[str],
         estimate: Callable[[str], int],
         limit: Callable[[], BatchLimit],
-        sizes: LearnedSizes | None,
-        learned: Callable[[LearnedSize], None] = lambda _: None,
+        sizes: AdaptiveBatchLimit | None,
+        learned: Callable[[LimitChange], None] = lambda _: None,
     ) -> None:
         self._texts: Final = texts
         self._estimate: Final = estimate
@@ -271,7 +271,7 @@ class TextCuts:
     def cut(self, positions: Part) -> list[Part]:
         """See `Sizes.cut`."""
         chosen = [self._texts[position] for position in positions]
-        batches = cut(chosen, Cutter(self._limit, self._estimate))
+        batches = cut(chosen, Batcher(self._limit, self._estimate))
         return [positions[batch.start : batch.start + len(batch.texts)] for batch in batches]
 
     def halves(self, positions: Part) -> list[Part]:
@@ -298,7 +298,7 @@ class TextCuts:
         """See `Sizes.timed_out`."""
         return self._sizes is not None and self._note(self._sizes.timed_out(len(positions)))
 
-    def _note(self, found: LearnedSize | None) -> bool:
+    def _note(self, found: LimitChange | None) -> bool:
         if found is not None:
             self._learned(found)
         return found is not None
@@ -315,7 +315,7 @@ _Places = list[tuple[int, int]]
 """Pairs: where a text stands here, and where it stands in somebody's flight."""
 
 
-class SharedWork:
+class Coalescer:
     """Embeds texts for one call, together with all other calls of the same kind.
 
     Args:
@@ -358,7 +358,7 @@ class SharedWork:
         if mine:
             waits.append(self._own(texts, mine, work))
         found = Recovered()
-        for part in await together(waits):
+        for part in await gather_first_error(waits):
             found.add(part)
         return await self._again(texts, found, work)
 

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from llmopt.errors import InvalidResponse, LLMOptError, PartialFailure
 from llmopt.operations.embed_batches import Batch
-from llmopt.operations.embed_cache import Recalled, belong_together
+from llmopt.operations.embed_cache import CachedVectors, same_model
 from llmopt.operations.embed_recovery import Recovered
 from llmopt.values.embeddings import NO_USAGE, EmbeddedRows, Embeddings, Usage, in_order
 
@@ -216,12 +216,12 @@ class Collector:
         else:
             self._space(outcome.vectors.shape[1])[rows] = outcome.vectors
 
-    def recall(self, recalled: Recalled) -> bool:
+    def recall(self, recalled: CachedVectors) -> bool:
         """Put vectors that were kept where they belong; False, if they do not belong to those that came."""
         if recalled.vectors is None:
             return True
         came = self._vectors
-        if came is not None and not belong_together(recalled, came, self._model, self._requested):
+        if came is not None and not same_model(recalled, came, self._model, self._requested):
             return False
         self._model = self._model or recalled.model
         self._space(recalled.vectors.shape[1])[list(recalled.at)] = recalled.vectors

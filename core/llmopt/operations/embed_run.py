@@ -14,20 +14,25 @@ from llmopt.engine.request import Request
 from llmopt.engine.responses import may_be_an_items
 from llmopt.errors import ClientClosed, DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
 from llmopt.operations.embed_batches import (
+    AdaptiveBatchLimit,
     Batch,
-    Cutter,
+    Batcher,
     Kind,
-    LearnedSize,
-    LearnedSizes,
-    ModelMemory,
-    any_too_long,
-    merged,
-    numbers_of,
-    surely_too_long,
-    told_limits,
+    LimitChange,
+    ModelState,
+    any_may_be_too_long,
+    certainly_too_long,
+    fetch_server_limits,
+    known_limits,
+    merge_limits,
 )
-from llmopt.operations.embed_cache import NOTHING_RECALLED, Recalled, TextCache, with_recall
-from llmopt.operations.embed_recovery import ExtraRequests, Part, Recovered, Recovery, SharedWork, TextCuts
+from llmopt.operations.embed_cache import (
+    NO_CACHED_VECTORS,
+    CachedVectors,
+    EmbeddingCache,
+    embed_through_cache,
+)
+from llmopt.operations.embed_recovery import BatchSplitter, Coalescer, Part, Recovered, Recovery, SearchBudget
 from llmopt.operations.embed_results import Outcome, assemble, in_input_order, whole
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
@@ -45,7 +50,7 @@ _MOST_KINDS: Final = 64
 _NOTHING: Final = BatchLimit()
 
 
-class EmbedJob:
+class EmbedRun:
     """One call of ``embed`` or ``embed_iter``: what its batches have in common.
 
     Args:
@@ -64,13 +69,13 @@ class EmbedJob:
         provider: Provider,
         call: EmbedCall,
         *,
-        memory: ModelMemory,
+        memory: ModelState,
         deadline: Deadline,
         wait_when_open: bool = False,
-        cache: Callable[[], Awaitable[TextCache | None]] | None = None,
+        cache: Callable[[], Awaitable[EmbeddingCache | None]] | None = None,
     ) -> None:
         self._open_cache: Final = cache
-        self._cache: TextCache | None = None
+        self._cache: EmbeddingCache | None = None
         self._engine: Final = engine
         self._provider: Final = provider
         self._call: Final = call
@@ -79,18 +84,18 @@ class EmbedJob:
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
         self._endpoint: Final = engine.endpoints(provider)[0]
-        self._extra: ExtraRequests | None = None
+        self._extra: SearchBudget | None = None
         self._kind: Final = _kind(call)
         self._shared: Final = self._sharing()
         self._declared = _NOTHING
         self._fatal: LLMOptError | None = None
         self.model: Final = call.model
 
-    def _sharing(self) -> SharedWork | None:
+    def _sharing(self) -> Coalescer | None:
         if not self._endpoint.config.flags.coalesce:
             return None
         key = (self._provider.name, self._call.model, *self._kind)
-        return SharedWork(self._engine.flights, key, self._deadline)
+        return Coalescer(self._engine.flights, key, self._deadline)
 
     @property
     def dimensions(self) -> int | None:
@@ -107,14 +112,14 @@ class EmbedJob:
         """Whether something may be kept of its texts."""
         return self._open_cache is not None
 
-    async def recall(self, texts: Sequence[str]) -> Recalled:
+    async def recall(self, texts: Sequence[str]) -> CachedVectors:
         """What is kept of distinct texts. Before the first batch."""
         if self._open_cache is None:
-            return NOTHING_RECALLED
+            return NO_CACHED_VECTORS
         if self._engine.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
         self._cache = await self._open_cache()
-        return NOTHING_RECALLED if self._cache is None else await self._cache.recall(texts)
+        return NO_CACHED_VECTORS if self._cache is None else await self._cache.recall(texts)
 
     async def ask_limits(self) -> None:
         """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
@@ -124,9 +129,9 @@ class EmbedJob:
             return
         endpoints = self._engine.endpoints(self._provider)
         unasked = [endpoint for endpoint in endpoints if self.model not in endpoint.told]
-        told = await told_limits(endpoints, self._provider.hooks, self._call, self._deadline)
+        told = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
         for endpoint in unasked:
-            for name, value in numbers_of(endpoint.told.get(self.model, _NOTHING)):
+            for name, value in known_limits(endpoint.told.get(self.model, _NOTHING)):
                 self._engine.telemetry.limit(
                     self._provider.name, self.model, endpoint.name, name, value, "server"
                 )
@@ -144,7 +149,7 @@ class EmbedJob:
 
     def _declare(self, told: BatchLimit) -> BatchLimit:
         """The limit by plugin, server and configuration, the same for the whole call."""
-        limit = merged(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), told)
+        limit = merge_limits(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), told)
         config = self._endpoint.config
         configured = config.max_batch_size if config.flags.batching else 1
         limit = self._within_a_burst(limit)
@@ -165,15 +170,15 @@ class EmbedJob:
         burst = max(1, int(least / 60 * BURST_S[1]))
         return evolve(limit, max_tokens=min(burst, limit.max_tokens or burst))
 
-    def _sizes(self) -> LearnedSizes | None:
+    def _sizes(self) -> AdaptiveBatchLimit | None:
         config = self._endpoint.config
         if config.in_process or not config.flags.adaptive_batches:
             return None
         return self._memory.sizes(self._declared)
 
-    def cutter(self) -> Cutter:
+    def cutter(self) -> Batcher:
         """Cuts texts into batches by the limit of the moment."""
-        return Cutter(self.limit, self._estimator.estimate)
+        return Batcher(self.limit, self._estimator.estimate)
 
     async def run(self, batch: Batch, *, recall: bool = False) -> Outcome:
         """Embed one batch. Errors of the provider are in the outcome, never raised.
@@ -186,10 +191,10 @@ class EmbedJob:
         hopeless: dict[int, LLMOptError] = {}
         slots: dict[str, list[int]] = {}
         texts = batch.texts
-        distinct = len(set(texts)) == len(texts) and not any_too_long(texts, limit)
+        distinct = len(set(texts)) == len(texts) and not any_may_be_too_long(texts, limit)
         if not distinct:
             for row, text in enumerate(texts):
-                if surely_too_long(text, limit):
+                if certainly_too_long(text, limit):
                     hopeless[row] = self._too_long(text, limit)
                 else:
                     slots.setdefault(text, []).append(row)
@@ -197,7 +202,7 @@ class EmbedJob:
                 return Outcome(batch=batch, errors=hopeless)
             texts = tuple(slots)
         if recall and self._cache is not None:
-            recovered = await with_recall(self._cache, texts, self._recovered, self.model)
+            recovered = await embed_through_cache(self._cache, texts, self._recovered, self.model)
         else:
             shared = self._shared
             recovered = await (self._work(texts) if shared is None else shared.run(texts, self._work))
@@ -223,8 +228,8 @@ class EmbedJob:
         def send(part: Part) -> Awaitable[EmbeddedRows]:
             return self._request(tuple(texts[at] for at in part), suspect=True)
 
-        cuts = TextCuts(texts, self._estimator.estimate, self.limit, self._sizes(), self._learned)
-        self._extra = self._extra or ExtraRequests()
+        cuts = BatchSplitter(texts, self._estimator.estimate, self.limit, self._sizes(), self._learned)
+        self._extra = self._extra or SearchBudget()
         return Recovery(send, cuts, self._extra, self._split)
 
     def _split(self, items: int, error: LLMOptError) -> None:
@@ -233,7 +238,7 @@ class EmbedJob:
             name, cause = self._provider.name, type(error).__name__
             telemetry.emit(BatchSplit(provider=name, model=self.model, items=items, cause=cause))
 
-    def _learned(self, found: LearnedSize) -> None:
+    def _learned(self, found: LimitChange) -> None:
         self._engine.telemetry.limit(
             self._provider.name, self.model, "", found.limit, found.value, found.source
         )

@@ -9,10 +9,10 @@ from typing import Final, Self
 from attrs import frozen
 
 from llmopt.errors import InvalidInput, LLMOptError
-from llmopt.operations.embed import ErrorMode, as_async, fault_of, refuse_single
-from llmopt.operations.embed_batches import Batch, Cutter
+from llmopt.operations.embed import ErrorMode, as_async, check_texts_argument, text_error
+from llmopt.operations.embed_batches import Batch, Batcher
 from llmopt.operations.embed_results import failure_of
-from llmopt.operations.embed_run import EmbedJob
+from llmopt.operations.embed_run import EmbedRun
 from llmopt.operations.tasks import OrderedFlow
 from llmopt.values.embeddings import EmbeddedPart, Embeddings
 
@@ -30,9 +30,9 @@ class EmbedStream:
     """
 
     def __init__(
-        self, job: EmbedJob, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode
+        self, job: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode
     ) -> None:
-        refuse_single(texts)
+        check_texts_argument(texts)
         self._job: Final = job
         self._errors: Final = errors
         self._texts: Final = texts
@@ -75,7 +75,7 @@ class EmbedStream:
         source = _Source(self._texts)
         async with aclosing(aiter(source)) as texts:
             async for row, text in texts:
-                fault = fault_of(text, row)
+                fault = text_error(text, row)
                 if fault is None:
                     if (batch := cutter.add(text)) is not None:
                         yield batch
@@ -87,7 +87,7 @@ class EmbedStream:
         if source.failure is not None:
             raise source.failure
 
-    async def _around(self, fault: InvalidInput, cutter: Cutter, row: int) -> AsyncIterator[Batch | _Fault]:
+    async def _around(self, fault: InvalidInput, cutter: Batcher, row: int) -> AsyncIterator[Batch | _Fault]:
         if (batch := cutter.flush()) is not None:
             yield batch
         if self._errors == "raise":

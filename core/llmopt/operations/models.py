@@ -32,7 +32,7 @@ from llmopt.errors import (
 )
 from llmopt.operations.cache_keys import StoreWatch
 from llmopt.operations.models_cache import Kept, Shelf, all_pages
-from llmopt.operations.tasks import Beside
+from llmopt.operations.tasks import TaskSet
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
 from llmopt.values.catalog import Catalog
@@ -152,7 +152,7 @@ class Catalogs:
         self._shelf: Final = shelf
         self._stores: Final = stores
         self._events: Final = CatalogEvents(engine)
-        self._beside: Final = Beside(_MAX_CONCURRENT_PAGES)
+        self._beside: Final = TaskSet(_MAX_CONCURRENT_PAGES)
 
     async def list(self, provider: Provider, *, deadline: Deadline, mode: CacheMode = "auto") -> Catalog:
         """All models of one provider.

@@ -139,7 +139,7 @@ def _fail(slot: asyncio.Future[R], error: Exception) -> None:
 # Several coroutines at once, with plain exceptions.
 
 
-async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_first_error(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all, and give their results in order.
 
     The first exception cancels the others, is waited out, and comes as itself, not in a group.
@@ -157,7 +157,7 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 # Work that goes on beside the calls of a client, in tasks of its own.
 
 
-class Beside:
+class TaskSet:
     """Tasks that nobody waits for, by event loop.
 
     Args:
