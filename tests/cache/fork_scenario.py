@@ -137,14 +137,14 @@ def memory(folder: Path) -> dict[str, Any]:
 
     def busy() -> None:
         while not stop.is_set():
-            store.keep([item(number) for number in range(100)])
+            store.put_nowait([item(number) for number in range(100)])
 
     thread = threading.Thread(target=busy)
     thread.start()
 
     def look() -> int:
-        store.keep([item(1_000)])
-        return sum(value is not None for value in store.look([key(1_000)]))
+        store.put_nowait([item(1_000)])
+        return sum(value is not None for value in store.get_nowait([key(1_000)]))
 
     found = []
     for _ in range(20):

@@ -23,7 +23,7 @@ def item(
         key=key(number),
         group=group,
         value=b"value %d" % number if value is None else value,
-        until=time.time() + 1000 if until is None else until,
+        expires_at=time.time() + 1000 if until is None else until,
     )
 
 

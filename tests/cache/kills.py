@@ -36,7 +36,7 @@ def key_of(number: int) -> bytes:
 def item_of(number: int, chance: random.Random) -> CacheItem:
     body = chance.randbytes(chance.choice((40, 1_500, 6_200)))
     value = write_record(KIND, key_of(number), time.time(), str(number).encode(), body)
-    return CacheItem(key=key_of(number), group=f"g{number % 5}", value=value, until=time.time() + 3600)
+    return CacheItem(key=key_of(number), group=f"g{number % 5}", value=value, expires_at=time.time() + 3600)
 
 
 async def work(folder: Path, seconds: float) -> None:

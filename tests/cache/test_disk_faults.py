@@ -408,7 +408,7 @@ def test_what_errors_mean() -> None:
         error = sqlite3.OperationalError(text)
         if code is not None:
             error.sqlite_errorcode = code
-        return trouble.trouble_of(error)
+        return trouble.classify_sqlite_error(error)
 
     assert of(11) == of(26) == of(11 | 1 << 8) == of(10 | 2 << 8) == "broken"
     assert of(5) == of(5 | 2 << 8) == of(6) == of(18) == "busy"

@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve
 
 import llmopt
-from llmopt.cache.files import install_secret
+from llmopt.cache.files import installation_secret
 from llmopt.engine.engine import Engine
 from llmopt.operations.cache_keys import CacheKeys
 from llmopt.values.calls import EmbedCall
@@ -142,25 +142,25 @@ async def test_k05_two_tenants_do_not_see_each_others(tmp_path: Path) -> None:
 def test_the_secret_is_made_once(tmp_path: Path) -> None:
     """By whoever comes first; private; one that was cut is made anew."""
     folder = tmp_path / "kept"
-    secret = install_secret(folder)
+    secret = installation_secret(folder)
     assert secret is not None
     assert len(secret) == 32
-    assert install_secret(folder) == secret
+    assert installation_secret(folder) == secret
     path = folder / "secret"
     assert path.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in folder.iterdir()] == ["secret"]
     path.write_bytes(b"cut")
-    another = install_secret(folder)
+    another = installation_secret(folder)
     assert another is not None
     assert another != secret
     path.chmod(0o666)
-    assert install_secret(folder) not in (None, another)
+    assert installation_secret(folder) not in (None, another)
     path.unlink()
     path.symlink_to(tmp_path / "elsewhere")
-    assert install_secret(folder) is None
+    assert installation_secret(folder) is None
     path.unlink()
     path.mkdir()
-    assert install_secret(folder) is None
+    assert installation_secret(folder) is None
 
 
 def test_many_that_come_first_at_once(tmp_path: Path) -> None:
@@ -168,5 +168,5 @@ def test_many_that_come_first_at_once(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(16) as pool:
-        found = set(pool.map(lambda _: install_secret(tmp_path / "kept"), range(200)))
+        found = set(pool.map(lambda _: installation_secret(tmp_path / "kept"), range(200)))
     assert len(found) == 1

@@ -16,7 +16,7 @@ import pytest
 
 import llmopt
 from llmopt.cache.disk import DiskStore, Pending
-from llmopt.cache.store import CacheStore, GuardedStore, LayeredStore, MemoryStore
+from llmopt.cache.store import CacheStore, LayeredStore, MemoryStore, SafeStore
 from tests.cache.helpers import item, key, opened
 
 Make = Callable[[Path], CacheStore]
@@ -24,7 +24,7 @@ STORES: dict[str, Make] = {
     "memory": lambda _: MemoryStore(),
     "disk": DiskStore,
     "layered": lambda folder: LayeredStore(MemoryStore(), DiskStore(folder)),
-    "guarded": lambda folder: GuardedStore(DiskStore(folder)),
+    "guarded": lambda folder: SafeStore(DiskStore(folder)),
 }
 
 
@@ -61,7 +61,7 @@ async def test_size(store: CacheStore) -> None:
     await store.put([item(1), item(2, group="h"), item(3, b"x" * 1000, group="h")])
     size = await store.size()
     assert (size.entries, dict(size.groups)) == (3, {"g": 1, "h": 2})
-    assert 1000 < size.bytes < size.most
+    assert 1000 < size.bytes < size.max_bytes
 
 
 async def test_closed_and_used_again(store: CacheStore) -> None:
@@ -70,7 +70,7 @@ async def test_closed_and_used_again(store: CacheStore) -> None:
     await store.aclose()
     await store.aclose()
     await store.put([item(2)])
-    guarded = isinstance(store, GuardedStore)
+    guarded = isinstance(store, SafeStore)
     assert (await store.get([key(2)]))[0] == (None if guarded else b"value 2")
 
 
@@ -79,7 +79,7 @@ async def test_many_values_at_once(store: CacheStore) -> None:
     items = [item(number, os.urandom(number % 7 * 900)) for number in range(1_777)]
     await store.put(items)
     # On disk a read may pass those that wait in line; closing writes them all.
-    if not isinstance(store, GuardedStore):
+    if not isinstance(store, SafeStore):
         await store.aclose()
     assert list(await store.get([each.key for each in items])) == [each.value for each in items]
 
@@ -235,7 +235,7 @@ class Failing:
 @pytest.mark.parametrize("how", ["raises", "nonsense"])
 async def test_a_store_that_fails_is_a_miss(how: str, caplog: pytest.LogCaptureFixture) -> None:
     """Said once, without the text of its error."""
-    store = GuardedStore(Failing(how))
+    store = SafeStore(Failing(how))
     for _ in range(3):
         assert await store.get([key(1), key(2)]) == [None, None]
         await store.put([item(1)])
@@ -253,7 +253,7 @@ def test_a_store_that_hangs_is_a_miss() -> None:
     from llmopt.testing.clock import SimulatedClock, run_simulated
 
     async def main(clock: SimulatedClock) -> float:
-        assert await GuardedStore(Failing("hangs")).get([key(1)]) == [None]
+        assert await SafeStore(Failing("hangs")).get([key(1)]) == [None]
         return clock.elapsed
 
     assert run_simulated(main) == 2.0

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt.cache.disk import StoreHealth
-from llmopt.cache.store import BoundedByBytes
+from llmopt.cache.store import LRUCache
 
 EACH = 200
 
 
 def test_a_value_may_change_while_it_is_kept() -> None:
     """What it took when it came is what is given back when it goes."""
-    kept: BoundedByBytes[str, list[int]] = BoundedByBytes(10_000, len)
+    kept: LRUCache[str, list[int]] = LRUCache(10_000, len)
     value = [1] * 50
     kept.put("a", value)
     value.extend([2] * 500)
@@ -23,7 +23,7 @@ def test_a_value_may_change_while_it_is_kept() -> None:
 
 def test_too_large_alone() -> None:
     """It is not kept, and nothing goes for it, but for what it was to replace."""
-    kept: BoundedByBytes[str, bytes] = BoundedByBytes(1_000, len)
+    kept: LRUCache[str, bytes] = LRUCache(1_000, len)
     kept.put("a", b"")
     kept.put("b", b"old")
     assert kept.put("b", b"x" * 1_000) == 0
@@ -32,7 +32,7 @@ def test_too_large_alone() -> None:
 
 def test_exactly_full_is_not_too_full() -> None:
     """Neither for one value nor for all."""
-    kept: BoundedByBytes[str, bytes] = BoundedByBytes(2 * EACH + 100, len)
+    kept: LRUCache[str, bytes] = LRUCache(2 * EACH + 100, len)
     kept.put("a", bytes(EACH + 100))
     assert len(kept) == 1
     kept.put("a", bytes(60))
@@ -47,7 +47,7 @@ OPS = st.lists(st.tuples(st.sampled_from("gprc"), st.integers(0, 8), st.integers
 @given(OPS)
 def test_like_a_plain_list(operations: list[tuple[str, int, int]]) -> None:
     """The same contents, in the same order, within the same bound."""
-    kept: BoundedByBytes[int, bytes] = BoundedByBytes(2_000, len)
+    kept: LRUCache[int, bytes] = LRUCache(2_000, len)
     plain: list[tuple[int, int]] = []
     gone = 0
     for what, key, size in operations:

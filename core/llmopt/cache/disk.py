@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from llmopt.cache.files import CacheFiles, Refused
-from llmopt.cache.sqlite import Busy, Database, trouble_of
-from llmopt.cache.store import BoundedByBytes, CacheItem, CacheSize, watch_forks
+from llmopt.cache.sqlite import Busy, Database, classify_sqlite_error
+from llmopt.cache.store import CacheItem, CacheSize, LRUCache, notify_on_fork
 
 # What is still to be written: bounded, and the oldest is dropped where there is too much.
 
@@ -39,7 +39,7 @@ class Pending:
     """Filled by anybody, emptied by the thread that writes. A key stands in it once, with its newest value."""
 
     def __init__(self) -> None:
-        self._items: Final = BoundedByBytes[bytes, CacheItem](_MOST_BYTES, lambda item: len(item.value))
+        self._items: Final = LRUCache[bytes, CacheItem](_MOST_BYTES, lambda item: len(item.value))
         self._used: set[bytes] = set()
         self._claimed = False
         self._lock: Final = threading.Lock()
@@ -134,7 +134,7 @@ class DiskStore:
         self._thread: _Thread | None = None
         self._pid = os.getpid()
         self._abandoned: _Thread | None = None
-        watch_forks(self)
+        notify_on_fork(self)
 
     def __repr__(self) -> str:
         return f"DiskStore({str(self.folder)!r})"
@@ -171,7 +171,7 @@ class DiskStore:
 
     async def size(self) -> CacheSize:
         """See `CacheStore.size`."""
-        return await self._ask(lambda keeper: keeper.size(), CacheSize(most=self._max_bytes))
+        return await self._ask(lambda keeper: keeper.size(), CacheSize(max_bytes=self._max_bytes))
 
     async def aclose(self) -> None:
         """Write what is still to be written, close the file and end the thread."""
@@ -447,7 +447,7 @@ class Keeper:
         return self._database
 
     def _mend(self, error: sqlite3.Error) -> None:
-        trouble = trouble_of(error)
+        trouble = classify_sqlite_error(error)
         if trouble == "busy":
             _log.debug("the cache is busy (%s); this once it goes without.", error)
         elif trouble == "full":

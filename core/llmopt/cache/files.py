@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from llmopt.cache.sqlite import VERSION, Database, FileLock, ForeignSchemaError, trouble_of
+from llmopt.cache.sqlite import VERSION, Database, FileLock, ForeignSchemaError, classify_sqlite_error
 
 # Where files may lie: in a folder that is ours, under names that are ours.
 #
@@ -158,7 +158,7 @@ class CacheFiles:
             try:
                 return Database(path, max_bytes=self._max_bytes, wall=self._wall, lock=self._lock_of(path))
             except sqlite3.Error as error:
-                if last or trouble_of(error) != "broken":
+                if last or classify_sqlite_error(error) != "broken":
                     raise
             self.set_aside(path, inode)
         raise AssertionError
@@ -214,7 +214,7 @@ _LENGTH: Final = 32
 _NAME: Final = "secret"
 
 
-def install_secret(folder: Path) -> bytes | None:
+def installation_secret(folder: Path) -> bytes | None:
     """The 32 bytes that all processes that use a folder share, made by the first of them. Reads a file.
 
     Returns:

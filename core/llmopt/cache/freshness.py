@@ -29,34 +29,34 @@ class FreshnessRules:
     """The bounds of a life, in seconds.
 
     Attributes:
-        fresh_s: time to live.
-        stale_s: after that, how long it is still given while a new one is asked for.
-        if_error_s: after the time to live, how long it is given where no new one can be had.
-        missing_s: how long "there is no such thing" is believed.
-        pause_s: after a failure nobody asks again for so long, while there is something to give.
-        ahead: the share of its time to live after which it is due.
-        often: how many times it must have been asked for by then to be worth it.
+        ttl_s: time to live.
+        stale_while_revalidate_s: after that, how long it is still given while a new one is asked for.
+        stale_if_error_s: after the time to live, how long it is given where no new one can be had.
+        not_found_ttl_s: how long "there is no such thing" is believed.
+        failure_pause_s: after a failure nobody asks again for so long, while there is something to give.
+        refresh_ahead: the share of its time to live after which it is due.
+        refresh_min_requests: how many times it must have been asked for by then to be worth it.
         jitter: the time to live varies by this share either way, or all would run out at once.
-        skew_s: an answer from further in the future than this is from a clock that was wrong.
+        max_clock_skew_s: an answer from further in the future than this is from a clock that was wrong.
     """
 
-    fresh_s: float = 3600.0
-    stale_s: float = 24 * 3600.0
-    if_error_s: float = 7 * 24 * 3600.0
-    missing_s: float = 60.0
-    pause_s: float = 30.0
-    ahead: float = 0.8
-    often: int = 3
+    ttl_s: float = 3600.0
+    stale_while_revalidate_s: float = 24 * 3600.0
+    stale_if_error_s: float = 7 * 24 * 3600.0
+    not_found_ttl_s: float = 60.0
+    failure_pause_s: float = 30.0
+    refresh_ahead: float = 0.8
+    refresh_min_requests: int = 3
     jitter: float = 0.1
-    skew_s: float = 60.0
+    max_clock_skew_s: float = 60.0
 
     @property
-    def longest_s(self) -> float:
+    def max_age_s(self) -> float:
         """After so long an answer is of no use to anybody."""
-        return self.fresh_s * (1 + self.jitter) + max(self.stale_s, self.if_error_s)
+        return self.ttl_s * (1 + self.jitter) + max(self.stale_while_revalidate_s, self.stale_if_error_s)
 
 
-Act = Literal["give", "give and refresh", "ask", "ask or give", "missing"]
+Action = Literal["serve", "serve_and_refresh", "fetch", "fetch_or_serve", "not_found"]
 """What to do for a caller: give what is kept, ask first, or say that there is no such thing."""
 
 
@@ -65,50 +65,50 @@ class Decision:
     """What a caller gets.
 
     Attributes:
-        act: what to do.
+        action: what to do.
         stale: whether what is kept is to be marked as older than it should be.
         age: of what is kept, in seconds.
     """
 
-    act: Act
+    action: Action
     stale: bool = False
     age: float = 0.0
 
 
-def time_to_live(fresh_s: float, jitter: float, key: bytes, created: float) -> float:
+def jittered_ttl(ttl_s: float, jitter: float, key: bytes, created: float) -> float:
     """The seconds that one entry is fresh: the same in every process, and others for every entry.
 
     Args:
-        fresh_s: the rule.
+        ttl_s: the rule.
         jitter: the share that it varies by.
         key: of the entry.
         created: when the entry was, in seconds since 1970.
     """
     fraction = crc32(created.hex().encode(), crc32(key)) / _MOST_FRACTION
-    return fresh_s * (1 + jitter * (2 * fraction - 1))
+    return ttl_s * (1 + jitter * (2 * fraction - 1))
 
 
-def from_the_future(created: float, wall: float, skew_s: float) -> bool:
+def is_from_future(created: float, wall: float, max_clock_skew_s: float) -> bool:
     """Whether an entry bears a date that its maker's clock must have had wrong, or ours has."""
-    return not created <= wall + skew_s
+    return not created <= wall + max_clock_skew_s
 
 
-def still_good(created: float, fresh_s: float, key: bytes, wall: float, rules: FreshnessRules) -> bool:
+def is_fresh(created: float, ttl_s: float, key: bytes, wall: float, rules: FreshnessRules) -> bool:
     """Whether an answer that does not go stale, such as a vector, is still given.
 
     Args:
-        created: when it came.
-        fresh_s: its time to live.
+        created: when it stored.
+        ttl_s: its time to live.
         key: what it is kept under.
         wall: now.
         rules: for jitter and wrong clocks.
     """
-    if from_the_future(created, wall, rules.skew_s):
+    if is_from_future(created, wall, rules.max_clock_skew_s):
         return False
-    return wall - created < time_to_live(fresh_s, rules.jitter, key, created)
+    return wall - created < jittered_ttl(ttl_s, rules.jitter, key, created)
 
 
-class Life:
+class CacheLifetime:
     """What is known of one answer's age and of the asking for it. It holds no answer itself.
 
     Args:
@@ -132,17 +132,17 @@ class Life:
         self._created = 0.0
         self._seen = 0.0
         self._age_when_seen = 0.0
-        self._fresh_s = 0.0
+        self._ttl_s = 0.0
         self._asked = 0
         self._paused_until = self._missing_until = float("-inf")
         self.refreshing = False
 
     @property
-    def alive(self) -> bool:
+    def has_entry(self) -> bool:
         """Whether there is an answer at all."""
         return self._alive
 
-    def came(self, created: float | None = None) -> bool:
+    def stored(self, created: float | None = None) -> bool:
         """An answer came.
 
         Args:
@@ -154,78 +154,80 @@ class Life:
         wall = self._wall()
         if created is not None:
             age = wall - created
-            if from_the_future(created, wall, self._rules.skew_s) or age >= self._rules.longest_s:
+            if is_from_future(created, wall, self._rules.max_clock_skew_s) or age >= self._rules.max_age_s:
                 return False
         self._created = wall if created is None else created
         self._seen = self._now()
         self._age_when_seen = max(0.0, wall - self._created)
-        self._fresh_s = time_to_live(self._rules.fresh_s, self._rules.jitter, self._key, self._created)
+        self._ttl_s = jittered_ttl(self._rules.ttl_s, self._rules.jitter, self._key, self._created)
         self._asked = 0
         self._alive, self.refreshing = True, False
         self._paused_until = self._missing_until = float("-inf")
         return True
 
-    def failed(self) -> None:
+    def refresh_failed(self) -> None:
         """Asking failed in a way that may pass: what is kept is kept, and nobody asks for a while."""
         self.refreshing = False
         self._missing_until = float("-inf")
-        self._paused_until = self._now() + self._rules.pause_s
+        self._paused_until = self._now() + self._rules.failure_pause_s
 
-    def refused(self) -> None:
+    def refresh_refused(self) -> None:
         """Asking was refused, which will not pass by itself: what is kept is not ours to give any more."""
         self.refreshing = self._alive = False
 
-    def missing(self) -> None:
+    def not_found(self) -> None:
         """There is no such thing."""
-        self.refused()
-        self._missing_until = self._now() + self._rules.missing_s
+        self.refresh_refused()
+        self._missing_until = self._now() + self._rules.not_found_ttl_s
 
-    def given_up(self) -> None:
+    def abandoned(self) -> None:
         """Whoever was asking anew was stopped."""
         self.refreshing = False
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop the answer and all that was learned of asking."""
         self._alive = self.refreshing = False
         self._paused_until = self._missing_until = float("-inf")
 
-    def ask(self) -> Decision:
+    def decide(self) -> Decision:
         """Somebody asks. Whoever is told to refresh must do it, and say how it went."""
         now = self._now()
         if now < self._missing_until:
-            return Decision(act="missing")
+            return Decision(action="not_found")
         if not self._alive:
-            return _ASK
+            return _FETCH
         least = self._age_when_seen + now - self._seen
         most = max(least, self._wall() - self._created)
-        if most < self._fresh_s:
+        if most < self._ttl_s:
             return self._fresh(now, most)
-        after = self._fresh_s
-        if most < after + self._rules.stale_s:
-            return Decision(act=self._behind(now), stale=True, age=most)
-        if least < after + self._rules.if_error_s:
+        after = self._ttl_s
+        if most < after + self._rules.stale_while_revalidate_s:
+            return Decision(action=self._behind(now), stale=True, age=most)
+        if least < after + self._rules.stale_if_error_s:
             paused = now < self._paused_until
-            return Decision(act="give" if paused else "ask or give", stale=True, age=least)
-        return _ASK
+            return Decision(action="serve" if paused else "fetch_or_serve", stale=True, age=least)
+        return _FETCH
 
     def peek(self) -> Decision:
         """What is there for one who asks nobody."""
         if not self._alive:
-            return _ASK
+            return _FETCH
         least = self._age_when_seen + self._now() - self._seen
         most = max(least, self._wall() - self._created)
-        return Decision(act="give", stale=most >= self._fresh_s, age=most)
+        return Decision(action="serve", stale=most >= self._ttl_s, age=most)
 
     def _fresh(self, now: float, age: float) -> Decision:
         self._asked += 1
-        due = age >= self._rules.ahead * self._fresh_s and self._asked > self._rules.often
-        return Decision(act=self._behind(now) if due else "give", age=age)
+        due = (
+            age >= self._rules.refresh_ahead * self._ttl_s and self._asked > self._rules.refresh_min_requests
+        )
+        return Decision(action=self._behind(now) if due else "serve", age=age)
 
-    def _behind(self, now: float) -> Act:
+    def _behind(self, now: float) -> Action:
         if self.refreshing or now < self._paused_until:
-            return "give"
+            return "serve"
         self.refreshing = True
-        return "give and refresh"
+        return "serve_and_refresh"
 
 
-_ASK: Final = Decision(act="ask")
+_FETCH: Final = Decision(action="fetch")

@@ -258,7 +258,7 @@ class Database:
     def put(self, items: Sequence[CacheItem]) -> None:
         """Keep some, and make room if need be."""
         now = int(self._wall())
-        rows = [(item.key, item.group, item.value, int(min(item.until, _NEVER)), now) for item in items]
+        rows = [(item.key, item.group, item.value, int(min(item.expires_at, _NEVER)), now) for item in items]
         with self._writing() as connection:
             connection.executemany(_PUT, rows)
         self._make_room()
@@ -297,7 +297,7 @@ class Database:
         return CacheSize(
             entries=sum(groups.values()),
             bytes=self._bytes(),
-            most=self._most,
+            max_bytes=self._most,
             evicted=self.evicted,
             groups=groups,
         )
@@ -388,7 +388,7 @@ _SHORT_READ: Final = 10 | 2 << 8  # IOERR_SHORT_READ: the file ends before a pag
 _BROKEN_SHAPES: Final = ("malformed", "no such table", "no such column", "no column named")
 
 
-def trouble_of(error: sqlite3.Error) -> Trouble:
+def classify_sqlite_error(error: sqlite3.Error) -> Trouble:
     """What to do about an error."""
     code = getattr(error, "sqlite_errorcode", None)
     if code == _MOVED:

@@ -33,13 +33,13 @@ class CacheItem:
         key: 32 bytes that nobody else uses for anything else.
         group: what is let go together, such as "catalog/openai".
         value: the bytes.
-        until: seconds since 1970 after which it is of no use to anybody.
+        expires_at: seconds since 1970 after which it is of no use to anybody.
     """
 
     key: bytes = field(repr=bytes.hex)
     group: str
     value: bytes = field(repr=size)
-    until: float
+    expires_at: float
 
 
 @frozen(kw_only=True)
@@ -49,14 +49,14 @@ class CacheSize:
     Attributes:
         entries: number of entries.
         bytes: what they take, as the store counts.
-        most: bytes that it may take.
+        max_bytes: bytes that it may take.
         evicted: how many entries had to go for others since this store was made.
         groups: for each group the number of its entries.
     """
 
     entries: int = 0
     bytes: int = 0
-    most: int = 0
+    max_bytes: int = 0
     evicted: int = 0
     groups: Mapping[str, int] = field(factory=dict)
 
@@ -99,7 +99,7 @@ _FAREWELL_S: Final = 10.0
 """What is still to be written is worth waiting for."""
 
 
-class GuardedStore:
+class SafeStore:
     """A store that does not fail. Closed, it is empty for good: nothing opens again behind a client's back.
 
     Args:
@@ -169,7 +169,7 @@ class GuardedStore:
 # What must stand still while this process forks.
 
 
-class Forked(Protocol):
+class ForkListener(Protocol):
     """Is told of a fork before and after it."""
 
     def before_fork(self) -> None:
@@ -182,12 +182,12 @@ class Forked(Protocol):
         """Begin anew."""
 
 
-_WATCHED: Final[WeakSet[Forked]] = WeakSet()
-_RESTING: Final[list[Forked]] = []
+_WATCHED: Final[WeakSet[ForkListener]] = WeakSet()
+_RESTING: Final[list[ForkListener]] = []
 """Who was told of the fork that is under way: others may be made or collected meanwhile."""
 
 
-def watch_forks(watched: Forked) -> None:
+def notify_on_fork(watched: ForkListener) -> None:
     """Have an object told of every fork as long as it lives."""
     _WATCHED.add(watched)
 
@@ -222,7 +222,7 @@ _EACH: Final = 200
 """Bytes that an entry takes besides its value: without them a million empty ones would be free."""
 
 
-class BoundedByBytes(Generic[K, V]):
+class LRUCache(Generic[K, V]):
     """Values by key, the least recently used of which go first. Not for several threads at once.
 
     Args:
@@ -301,15 +301,15 @@ class MemoryStore:
 
     def __init__(self, max_bytes: int = MOST_BYTES) -> None:
         self._most: Final = max_bytes
-        self._kept: Final = BoundedByBytes[bytes, CacheItem](max_bytes, _size)
+        self._kept: Final = LRUCache[bytes, CacheItem](max_bytes, _size)
         self._lock = threading.Lock()
-        watch_forks(self)
+        notify_on_fork(self)
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `CacheStore.get`."""
-        return self.look(keys)
+        return self.get_nowait(keys)
 
-    def look(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_nowait(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The same at once."""
         with self._lock:
             found = map(self._kept.get, keys)
@@ -317,9 +317,9 @@ class MemoryStore:
 
     async def put(self, items: Sequence[CacheItem]) -> None:
         """See `CacheStore.put`."""
-        self.keep(items)
+        self.put_nowait(items)
 
-    def keep(self, items: Sequence[CacheItem]) -> None:
+    def put_nowait(self, items: Sequence[CacheItem]) -> None:
         """The same at once."""
         with self._lock:
             for item in items:
@@ -344,7 +344,7 @@ class MemoryStore:
             return CacheSize(
                 entries=len(self._kept),
                 bytes=self._kept.bytes,
-                most=self._most,
+                max_bytes=self._most,
                 evicted=self._kept.evicted,
                 groups=Counter(item.group for _, item in self._kept.items()),
             )
@@ -388,7 +388,7 @@ class LayeredStore:
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `CacheStore.get`."""
-        found = self._memory.look(keys)
+        found = self._memory.get_nowait(keys)
         missed = [at for at, value in enumerate(found) if value is None]
         if not missed:
             return found
@@ -397,13 +397,13 @@ class LayeredStore:
         for at, value in zip(missed, values, strict=True):
             found[at] = value
             if value is not None:
-                lifted.append(CacheItem(key=keys[at], group="", value=value, until=math.inf))
-        self._memory.keep(lifted)
+                lifted.append(CacheItem(key=keys[at], group="", value=value, expires_at=math.inf))
+        self._memory.put_nowait(lifted)
         return found
 
     async def put(self, items: Sequence[CacheItem]) -> None:
         """See `CacheStore.put`."""
-        self._memory.keep(items)
+        self._memory.put_nowait(items)
         await self._below.put(items)
 
     async def remove(self, keys: Sequence[bytes]) -> None:

@@ -113,7 +113,7 @@ def _named(group: str) -> tuple[str, str]:
 def _state(found: _Found) -> str:
     if not found.there:
         return "nothing is kept"
-    return f"{bytes_of(found.size.bytes)} of {bytes_of(found.size.most)}, {_entries(found.size.entries)}"
+    return f"{bytes_of(found.size.bytes)} of {bytes_of(found.size.max_bytes)}, {_entries(found.size.entries)}"
 
 
 def _entries(number: int) -> str:
@@ -130,6 +130,6 @@ def _table(found: _Found) -> dict[str, Any]:
         "exists": found.there,
         "entries": found.size.entries,
         "bytes": found.size.bytes,
-        "max_bytes": found.size.most,
+        "max_bytes": found.size.max_bytes,
         "groups": groups,
     }

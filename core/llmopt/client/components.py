@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.cache.disk import DiskStore, cache_folder
-from llmopt.cache.files import install_secret
-from llmopt.cache.store import GuardedStore, LayeredStore, MemoryStore
+from llmopt.cache.files import installation_secret
+from llmopt.cache.store import LayeredStore, MemoryStore, SafeStore
 from llmopt.client.options import CachePlan, WhenOpen, waits_when_open
 from llmopt.config.schema import Config
 from llmopt.engine.engine import Engine
@@ -54,20 +54,20 @@ class Caches:
         self.plan: Final = plan
         self._engine: Final = engine
         self._registry: Final = registry
-        self._disks: Final[dict[Path, GuardedStore]] = {}
-        self._layers: Final[dict[Path, GuardedStore]] = {}
-        self._given: Final = None if plan.store is None else GuardedStore(plan.store)
+        self._disks: Final[dict[Path, SafeStore]] = {}
+        self._layers: Final[dict[Path, SafeStore]] = {}
+        self._given: Final = None if plan.store is None else SafeStore(plan.store)
         self._memory: MemoryStore | None = None
         self.watch: Final = StoreWatch(engine, self._in_use)
         self._keys: CacheKeys | None = None
 
-    def catalogs(self, provider: Provider) -> GuardedStore | None:
+    def catalogs(self, provider: Provider) -> SafeStore | None:
         """Where a provider's lists of models are kept beyond memory."""
         if self._given is not None:
             return self._given
         return self._disk(self._folder(provider)) if self.plan.disk else None
 
-    def vectors(self, provider: Provider, *, lasting: bool) -> GuardedStore:
+    def vectors(self, provider: Provider, *, lasting: bool) -> SafeStore:
         """Where the vectors of its texts are.
 
         Args:
@@ -78,9 +78,9 @@ class Caches:
             return self._given
         if self.plan.disk and lasting:
             return self._layered(self._folder(provider))
-        return GuardedStore(self._in_memory())
+        return SafeStore(self._in_memory())
 
-    def all(self) -> Iterable[GuardedStore]:
+    def all(self) -> Iterable[SafeStore]:
         """All that outlive this client, those of providers that were not asked for yet left out."""
         if self._given is not None:
             return (self._given,)
@@ -88,13 +88,13 @@ class Caches:
             self._disk(cache_folder(self.plan.folder))
         return tuple(self._disks.values())
 
-    def _in_use(self) -> Iterable[GuardedStore]:
+    def _in_use(self) -> Iterable[SafeStore]:
         """Those that tell how much is kept."""
         if self._given is not None:
             return (self._given,)
         if self._disks or self._memory is None:
             return tuple(self._disks.values())
-        return (GuardedStore(self._memory),)
+        return (SafeStore(self._memory),)
 
     async def keys(self) -> CacheKeys:
         """The maker of keys."""
@@ -105,7 +105,7 @@ class Caches:
     async def _make_keys(self) -> CacheKeys:
         secret = None
         if self.plan.disk or self._given is not None:
-            secret = await asyncio.to_thread(install_secret, cache_folder(self.plan.folder))
+            secret = await asyncio.to_thread(installation_secret, cache_folder(self.plan.folder))
         return CacheKeys(secret or secrets.token_bytes(32), self._registry.identity, self._engine.endpoints)
 
     async def texts(self, provider: Provider, call: EmbedCall, memory: ModelState) -> EmbeddingCache | None:
@@ -136,18 +136,18 @@ class Caches:
     def _folder(self, provider: Provider) -> Path:
         return cache_folder(provider.endpoints[0].cache_dir or self.plan.folder)
 
-    def _disk(self, folder: Path) -> GuardedStore:
+    def _disk(self, folder: Path) -> SafeStore:
         found = self._disks.get(folder)
         if found is None:
             clock = self._engine.clock
-            found = self._disks[folder] = GuardedStore(DiskStore(folder, wall=clock.wall, now=clock.now))
+            found = self._disks[folder] = SafeStore(DiskStore(folder, wall=clock.wall, now=clock.now))
         return found
 
-    def _layered(self, folder: Path) -> GuardedStore:
+    def _layered(self, folder: Path) -> SafeStore:
         found = self._layers.get(folder)
         if found is None:
             layered = LayeredStore(self._in_memory(), self._disk(folder))
-            found = self._layers[folder] = GuardedStore(layered)
+            found = self._layers[folder] = SafeStore(layered)
         return found
 
     def _in_memory(self) -> MemoryStore:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from attrs import evolve
 
-from llmopt.cache.store import GuardedStore
+from llmopt.cache.store import SafeStore
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.providers.registry import Provider
@@ -155,7 +155,7 @@ class StoreWatch:
         stores: those in use.
     """
 
-    def __init__(self, engine: Engine, stores: Callable[[], Iterable[GuardedStore]]) -> None:
+    def __init__(self, engine: Engine, stores: Callable[[], Iterable[SafeStore]]) -> None:
         self._telemetry: Final = engine.telemetry
         self._now: Final = engine.clock.now
         self._stores: Final = stores
@@ -170,7 +170,7 @@ class StoreWatch:
         sizes = [await store.size() for store in self._stores()]
         for size in sizes:
             self._telemetry.emit(
-                CacheSized(provider="", cache=kind, items=size.entries, size=size.bytes, most=size.most)
+                CacheSized(provider="", cache=kind, items=size.entries, size=size.bytes, most=size.max_bytes)
             )
         evicted = sum(size.evicted for size in sizes)
         if evicted > self._evicted:

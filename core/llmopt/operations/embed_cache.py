@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
-from llmopt.cache.freshness import FreshnessRules, still_good
-from llmopt.cache.store import CacheItem, GuardedStore, read_record, write_record
+from llmopt.cache.freshness import FreshnessRules, is_fresh
+from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
 from llmopt.engine.telemetry import Telemetry
 from llmopt.operations.cache_keys import StoreWatch, TextKeys
 from llmopt.operations.embed_batches import ModelState
@@ -75,7 +75,7 @@ class EmbeddingCache:
 
     def __init__(
         self,
-        store: GuardedStore,
+        store: SafeStore,
         keys: TextKeys,
         *,
         provider: str,
@@ -130,7 +130,7 @@ class EmbeddingCache:
         return self._memory.answering.setdefault(self._pointer, found)[0]
 
     def _good(self, created: float, key: bytes) -> bool:
-        return still_good(created, self._seconds, key, self._clock.wall(), _RULES)
+        return is_fresh(created, self._seconds, key, self._clock.wall(), _RULES)
 
     def _read(self, model: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> CachedVectors:
         import numpy as np
@@ -191,9 +191,9 @@ class EmbeddingCache:
 
     def _item(self, kind: bytes, key: bytes, head: bytes, body: bytes | memoryview) -> CacheItem:
         created = self._clock.wall()
-        until = created + self._seconds * (1 + 2 * _RULES.jitter)
+        expires_at = created + self._seconds * (1 + 2 * _RULES.jitter)
         value = write_record(kind, key, created, head, body)
-        return CacheItem(key=key, group=f"embeddings/{self._provider}", value=value, until=until)
+        return CacheItem(key=key, group=f"embeddings/{self._provider}", value=value, expires_at=expires_at)
 
     def _tell(self, hits: int, texts: int) -> None:
         if hits:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, Literal
 
 from llmopt.cache.freshness import Decision
-from llmopt.cache.store import GuardedStore
+from llmopt.cache.store import SafeStore
 from llmopt.engine.engine import Engine
 from llmopt.errors import (
     CircuitOpen,
@@ -141,7 +141,7 @@ class Catalogs:
         self,
         engine: Engine,
         shelf: Shelf,
-        stores: Callable[[], Iterable[GuardedStore]],
+        stores: Callable[[], Iterable[SafeStore]],
         watch: StoreWatch,
         *,
         on: bool = True,
@@ -174,7 +174,7 @@ class Catalogs:
         return await self._usual(provider, kept, deadline)
 
     async def _usual(self, provider: Provider, kept: Kept, deadline: Deadline) -> Catalog:
-        decision = kept.life.ask()
+        decision = kept.life.decide()
         given = self._at_once(provider, kept, decision)
         if given is not None:
             return given
@@ -183,7 +183,7 @@ class Catalogs:
             return await self._anew(provider, kept, deadline)
         except LLMOptError as error:
             # Looked at again: meanwhile it may have been refused, or have come by another way.
-            if decision.act != "ask or give" or not isinstance(error, _PASSING) or kept.catalog is None:
+            if decision.action != "fetch_or_serve" or not isinstance(error, _PASSING) or kept.catalog is None:
                 raise
             return self._give(kept, decision, cause=type(error).__name__)
 
@@ -201,7 +201,7 @@ class Catalogs:
             if self._engine.clock.now() < at + _RECENT_S:
                 return error.copy()
         try:
-            return self._at_once(provider, kept, kept.life.ask())
+            return self._at_once(provider, kept, kept.life.decide())
         except NotFound as error:
             return error
 
@@ -215,10 +215,10 @@ class Catalogs:
         kept = self._shelf.look(provider) if self._cached(provider) else None
         if kept is None or kept.catalog is None or self._engine.telemetry.on:
             return None
-        decision = kept.life.ask()
-        if decision.act == "give and refresh":
-            kept.life.given_up()
-        return _aged(kept.catalog, decision) if decision.act == "give" else None
+        decision = kept.life.decide()
+        if decision.action == "serve_and_refresh":
+            kept.life.abandoned()
+        return _aged(kept.catalog, decision) if decision.action == "serve" else None
 
     async def invalidate(self, name: str | None) -> None:
         """Let a provider's list go, or all of them, here and in every store."""
@@ -242,12 +242,12 @@ class Catalogs:
         return self._give(kept, kept.life.peek(), cause="offline")
 
     def _at_once(self, provider: Provider, kept: Kept, decision: Decision) -> Catalog | None:
-        if decision.act == "missing" and kept.failure is not None:
+        if decision.action == "not_found" and kept.failure is not None:
             raise kept.failure[0].copy()
-        if kept.catalog is None or decision.act not in ("give", "give and refresh"):
+        if kept.catalog is None or decision.action not in ("serve", "serve_and_refresh"):
             return None
-        if decision.act == "give and refresh":
-            self._beside.begin(lambda: self._refreshed(provider, kept), kept.life.given_up)
+        if decision.action == "serve_and_refresh":
+            self._beside.begin(lambda: self._refreshed(provider, kept), kept.life.abandoned)
         return self._give(kept, decision, cause="refreshing")
 
     def _give(self, kept: Kept, decision: Decision, *, cause: str) -> Catalog:
@@ -260,7 +260,7 @@ class Catalogs:
             return await self._share(provider, lambda: self._ask(provider, kept, deadline), deadline)
         except DeadlineExceeded:
             # Another caller may have more time; but what is kept is there for all, at once.
-            kept.life.failed()
+            kept.life.refresh_failed()
             raise
 
     async def _share(
@@ -311,16 +311,16 @@ class Catalogs:
     async def _note(self, provider: Provider, kept: Kept, error: LLMOptError) -> None:
         if isinstance(error, LocalRejection) and not isinstance(error, CircuitOpen):
             # It says something of this side, and nothing of the provider.
-            kept.life.given_up()
+            kept.life.abandoned()
             return
         kept.failure = error.copy(), self._engine.clock.now()
         if isinstance(error, _PASSING):
-            kept.life.failed()
+            kept.life.refresh_failed()
             return
         if isinstance(error, NotFound):
-            kept.life.missing()
+            kept.life.not_found()
         else:
-            kept.life.refused()
+            kept.life.refresh_refused()
         await self._shelf.drop(provider, kept)
 
     async def _refreshed(self, provider: Provider, kept: Kept) -> None:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 from attrs import define, evolve, field, frozen
 
-from llmopt.cache.freshness import FreshnessRules, Life
-from llmopt.cache.store import BoundedByBytes, CacheItem, GuardedStore, Record, read_record, write_record
+from llmopt.cache.freshness import CacheLifetime, FreshnessRules
+from llmopt.cache.store import CacheItem, LRUCache, Record, SafeStore, read_record, write_record
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
 from llmopt.errors import InvalidResponse, LLMOptError, PluginContractError
@@ -150,7 +150,7 @@ class Kept:
 
     provider: str
     key: bytes | None = field(repr=False)
-    life: Life = field(repr=False)
+    life: CacheLifetime = field(repr=False)
     rules: FreshnessRules = field(repr=False)
     catalog: Catalog | None = None
     etag: str | None = None
@@ -170,13 +170,13 @@ class Shelf:
     def __init__(
         self,
         keys: Callable[[], Awaitable[CacheKeys]],
-        store: Callable[[Provider], GuardedStore | None],
+        store: Callable[[Provider], SafeStore | None],
         clock: Clock,
     ) -> None:
         self._keys: Final = keys
         self._store: Final = store
         self._clock: Final = clock
-        self._kept: Final = BoundedByBytes[str, Kept](_MOST_BYTES, lambda kept: kept.size)
+        self._kept: Final = LRUCache[str, Kept](_MOST_BYTES, lambda kept: kept.size)
 
     def look(self, provider: Provider) -> Kept | None:
         """What is in memory."""
@@ -198,8 +198,8 @@ class Shelf:
     async def _fetched(self, provider: Provider) -> Kept:
         key = await self._key(provider)
         ttl = provider.endpoints[0].cache_ttl
-        rules = _RULES if ttl is None else evolve(_RULES, fresh_s=ttl)
-        life = Life(key or provider.name.encode(), rules, self._clock.now, self._clock.wall)
+        rules = _RULES if ttl is None else evolve(_RULES, ttl_s=ttl)
+        life = CacheLifetime(key or provider.name.encode(), rules, self._clock.now, self._clock.wall)
         kept = Kept(provider=provider.name, key=key, life=life, rules=rules)
         store = self._store(provider)
         if key is not None and store is not None:
@@ -220,12 +220,12 @@ class Shelf:
     def _read(self, kept: Kept, key: bytes, data: bytes) -> bool:
         """Take in what was stored; False when it is not what was put there, or of no use."""
         record = read_record(_KIND, key, data)
-        if record is None or not kept.life.came(record.created):
+        if record is None or not kept.life.stored(record.created):
             return False
         try:
             head, models = _parts(record, kept.provider)
         except (msgspec.MsgspecError, ValueError):
-            kept.life.forget()
+            kept.life.reset()
             return False
         kept.catalog = Catalog(provider=kept.provider, models=models, dropped=head.dropped)
         kept.etag, kept.size = head.etag, len(data)
@@ -243,7 +243,7 @@ class Shelf:
             given = Catalog(provider=kept.provider, models=listing.models or (), dropped=listing.dropped)
         await self._pack(kept, given)
         kept.etag, kept.failure = listing.etag, None
-        kept.life.came()
+        kept.life.stored()
         self._place(kept)
         await self._store_it(provider, kept)
         return given
@@ -269,8 +269,10 @@ class Shelf:
         created = self._clock.wall()
         head = msgspec.json.encode(_Head(etag=kept.etag, dropped=kept.catalog.dropped))
         value = write_record(_KIND, kept.key, created, head, pack_models(kept.catalog.models))
-        until = created + kept.rules.longest_s
-        await store.put([CacheItem(key=kept.key, group=_group_of(provider.name), value=value, until=until)])
+        expires_at = created + kept.rules.max_age_s
+        await store.put(
+            [CacheItem(key=kept.key, group=_group_of(provider.name), value=value, expires_at=expires_at)]
+        )
 
     async def drop(self, provider: Provider, kept: Kept) -> None:
         """Let a list go that is not ours to give any more; how its asking failed is kept."""
@@ -281,13 +283,13 @@ class Shelf:
         if had and store is not None and kept.key is not None:
             await store.remove([kept.key])
 
-    async def invalidate(self, name: str | None, stores: Iterable[GuardedStore]) -> None:
+    async def invalidate(self, name: str | None, stores: Iterable[SafeStore]) -> None:
         """Let a provider's list go, whoever's it is, or all of them."""
         for each in [each for each, _ in self._kept.items() if name in (None, each)]:
             kept = self._kept.remove(each)
             if kept is not None:
                 # Somebody may be asking at this moment.
-                kept.life.forget()
+                kept.life.reset()
                 kept.catalog = kept.etag = kept.failure = None
         for store in stores:
             groups = [_group_of(name)] if name is not None else (await store.size()).groups
