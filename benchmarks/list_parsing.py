@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmopt import CatalogPage, HttpResponse, compatible
-from llmopt.values.catalog import pack_models, unpack_models
+from llmopt.values.catalog import decode_models, encode_models
 
 ROUNDS = 9
 
@@ -54,16 +54,16 @@ def main() -> None:
     for path in parser.parse_args().files:
         body = body_of(path)
         models = page_of(body).models
-        packed = pack_models(models)
+        packed = encode_models(models)
         tracemalloc.start()
         page_of(body)
         peak = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
         times = [
             best_ms(lambda body=body: page_of(body)),  # type: ignore[misc] # bound now
-            best_ms(lambda models=models: pack_models(models)),  # type: ignore[misc]
-            best_ms(lambda packed=packed: unpack_models(packed, provider="p")),  # type: ignore[misc]
-            best_ms(lambda packed=packed: list(unpack_models(packed, provider="p"))),  # type: ignore[misc]
+            best_ms(lambda models=models: encode_models(models)),  # type: ignore[misc]
+            best_ms(lambda packed=packed: decode_models(packed, provider="p")),  # type: ignore[misc]
+            best_ms(lambda packed=packed: list(decode_models(packed, provider="p"))),  # type: ignore[misc]
         ]
         shown = " ".join(f"{each / len(models) * 1000:7.2f}" for each in times)
         print(f"{path.name:34} {len(models):6} {len(body):9} {shown} {peak:8.1f}")

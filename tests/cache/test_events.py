@@ -34,7 +34,7 @@ def test_size_and_evictions(tmp_path: Path) -> None:
         sized = [each for each in events if isinstance(each, CacheSized)]
         gone = [each for each in events if isinstance(each, CacheEviction)]
         assert len(sized) == 3
-        assert all(each.size <= each.most == 20_000 and each.items > 0 for each in sized)
+        assert all(each.size <= each.max_size == 20_000 and each.items > 0 for each in sized)
         assert 0 < sum(each.items for each in gone) <= (await store.size()).evicted
 
     run_simulated(main)

@@ -23,7 +23,7 @@ CALL = EmbedCall(model="m")
 
 def provider_of(config: Mapping[str, Any], name: str = "s") -> Any:
     client = llmopt.AsyncClient({"providers": {name: {"plugin": "local", **config}}})
-    return client._parts.registry.get(name)
+    return client._components.registry.get(name)
 
 
 def keys(identity: tuple[str, ...] = ("local 1",), secret: bytes = SECRET) -> CacheKeys:
@@ -33,7 +33,7 @@ def keys(identity: tuple[str, ...] = ("local 1",), secret: bytes = SECRET) -> Ca
 def text_key(
     entry: Mapping[str, Any], call: EmbedCall = CALL, model: str = "m", text: str = "a", **more: Any
 ) -> bytes:
-    (found,) = keys(**more).texts(provider_of(entry), call).of(model, [text])
+    (found,) = keys(**more).texts(provider_of(entry), call).for_texts(model, [text])
     return found
 
 
@@ -65,7 +65,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "plugin's version": lambda: text_key(BASE, identity=("local 2",)),
     "installation": lambda: text_key(BASE, secret=b"t" * 32),
     "a function's key": lambda: text_key({**BASE, "api_key": lambda: "key-one"}),
-    "entry": lambda: keys().texts(provider_of(BASE, "t"), CALL).of("m", ["a"])[0],
+    "entry": lambda: keys().texts(provider_of(BASE, "t"), CALL).for_texts("m", ["a"])[0],
     "plugin": lambda: text_key({**BASE, "plugin": "openai"}),
 }
 
@@ -102,28 +102,30 @@ def test_order_of_fields_does_not_matter() -> None:
 def test_keys_of_catalogues() -> None:
     """By the same rules; none is that of a text."""
     made = [
-        keys().catalog(provider_of(BASE)),
-        keys().catalog(provider_of({**BASE, "api_key": "key-two"})),
-        keys().catalog(provider_of({**BASE, "base_url": "http://127.0.0.1:9/other/v1"})),
-        keys().catalog(provider_of({**BASE, "headers": {"x-tenant": "one"}})),
-        keys(("local 2",)).catalog(provider_of(BASE)),
+        keys().model_list(provider_of(BASE)),
+        keys().model_list(provider_of({**BASE, "api_key": "key-two"})),
+        keys().model_list(provider_of({**BASE, "base_url": "http://127.0.0.1:9/other/v1"})),
+        keys().model_list(provider_of({**BASE, "headers": {"x-tenant": "one"}})),
+        keys(("local 2",)).model_list(provider_of(BASE)),
         text_key(BASE),
-        keys().texts(provider_of(BASE), CALL).answering(),
+        keys().texts(provider_of(BASE), CALL).answering_model(),
     ]
     assert len(set(made)) == len(made)
-    assert made[0] == keys().catalog(provider_of(BASE))
+    assert made[0] == keys().model_list(provider_of(BASE))
 
 
 def test_a_function_lasts_for_this_process_only() -> None:
     """Whose key it gives nobody can tell from outside."""
-    assert keys().lasting(provider_of(BASE))
-    assert not keys().lasting(provider_of({**BASE, "api_key": lambda: "key-one"}))
+    assert keys().stable(provider_of(BASE))
+    assert not keys().stable(provider_of({**BASE, "api_key": lambda: "key-one"}))
 
 
 def test_many_texts_are_as_each_alone() -> None:
     """The copied hash is the same hash."""
     made = keys().texts(provider_of(BASE), CALL)
-    assert made.of("m", ["a", "b", "ä"]) == [made.of("m", [text])[0] for text in ("a", "b", "ä")]
+    assert made.for_texts("m", ["a", "b", "ä"]) == [
+        made.for_texts("m", [text])[0] for text in ("a", "b", "ä")
+    ]
 
 
 async def test_k05_two_tenants_do_not_see_each_others(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import CatalogPage, Failure, HttpResponse, InvalidResponse, Model, Prices, compatible
-from llmopt.values.catalog import Entry
+from llmopt.values.catalog import LazyJsonObject
 
 
 def parsed(body: bytes) -> CatalogPage:
@@ -283,7 +283,7 @@ def test_one_entry_by_itself() -> None:
 def test_the_provider_s_own_entry() -> None:
     """A table in every respect, whatever becomes of the answer."""
     raw = one(owned_by="me", nested={"a": [1]}).raw
-    assert isinstance(raw, Entry)
+    assert isinstance(raw, LazyJsonObject)
     assert raw == {"id": "m", "owned_by": "me", "nested": {"a": [1]}}
     assert (len(raw), list(raw), "id" in raw, raw.get("none")) == (
         3,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmopt import CatalogPage, HttpResponse, Prices, compatible
-from llmopt.values.catalog import pack_models, unpack_models
+from llmopt.values.catalog import decode_models, encode_models
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "samples" / "catalogues"
 RECORDED = SAMPLES.parent / "recorded"
@@ -73,7 +73,7 @@ def test_thousands(make: Any, count: int) -> None:
         tracemalloc.stop()
     assert (len(found.models), found.dropped) == (count, 0)
     assert peak < _MOST
-    assert unpack_models(pack_models(found.models), provider="here") == found.models
+    assert decode_models(encode_models(found.models), provider="here") == found.models
     assert json.loads(body)["data"][7] == found.models[7].raw
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import Catalog, Model, Prices
-from llmopt.values.catalog import Entry, ModelKind, Models, pack_models, unpack_models
+from llmopt.values.catalog import LazyJsonObject, ModelKind, StoredModels, decode_models, encode_models
 
 _WORDS = st.lists(st.text(max_size=5), max_size=3).map(tuple)
 _COUNTS = st.none() | st.integers(min_value=1, max_value=1 << 60)
@@ -42,7 +42,7 @@ _MODELS = st.builds(
 @given(st.lists(_MODELS, max_size=5))
 def test_what_was_packed_comes_back(models: list[Model]) -> None:
     """Field by field, the provider's own entry too."""
-    found = unpack_models(pack_models(models), provider="p")
+    found = decode_models(encode_models(models), provider="p")
     assert found == models
     assert list(found) == models
     assert [dict(model.raw) for model in found] == [dict(model.raw) for model in models]
@@ -54,7 +54,7 @@ def some(count: int) -> list[Model]:
 
 def test_a_model_is_made_when_it_is_looked_at() -> None:
     """And once."""
-    found = unpack_models(pack_models(some(1000)), provider="p")
+    found = decode_models(encode_models(some(1000)), provider="p")
     assert len(found) == 1000
     made = [model for model in found._made if model is not None]
     assert len(made) <= 1
@@ -68,7 +68,7 @@ def test_a_model_is_made_when_it_is_looked_at() -> None:
 def test_what_was_just_packed_is_not_looked_into() -> None:
     """Before somebody looks; then it is as any other."""
     models = some(3)
-    found = unpack_models(memoryview(pack_models(models)), provider="p", count=3)
+    found = decode_models(memoryview(encode_models(models)), provider="p", count=3)
     assert (len(found), found._parts) == (3, None)
     assert (found[-1].id, list(found)) == ("m2", models)
     assert pickle.loads(pickle.dumps(found)) == models
@@ -80,15 +80,15 @@ def test_the_provider_s_entry_goes_in_as_it_came() -> None:
     """Letter by letter."""
     text = b'{ "id" : "a", "n" : 1e400 }'
     for raw in (text, msgspec.Raw(text)):
-        (found,) = unpack_models(pack_models([Model(id="a", raw=Entry(raw))]), provider="p")
-        assert isinstance(found.raw, Entry)
+        (found,) = decode_models(encode_models([Model(id="a", raw=LazyJsonObject(raw))]), provider="p")
+        assert isinstance(found.raw, LazyJsonObject)
         assert found.raw.text == text
 
 
 def test_it_is_a_sequence_like_any() -> None:
     """Of a catalogue's."""
     models = some(3)
-    found = unpack_models(pack_models(models), provider="p")
+    found = decode_models(encode_models(models), provider="p")
     catalogue = Catalog(provider="p", models=found)
     assert catalogue == Catalog(provider="p", models=tuple(models))
     assert hash(found) == hash(tuple(models))
@@ -98,7 +98,7 @@ def test_it_is_a_sequence_like_any() -> None:
     assert found != models[:2]
     assert found != "m0"
     assert pickle.loads(pickle.dumps(found)) == models
-    assert pack_models(found) is found.data
+    assert encode_models(found) is found.data
     with pytest.raises(IndexError):
         _ = found[3]
 
@@ -120,22 +120,22 @@ def test_it_is_a_sequence_like_any() -> None:
 def test_what_is_no_list_is_refused(data: bytes) -> None:
     """So that a store can take it for a miss."""
     with pytest.raises(ValueError, match="no list of models"):
-        unpack_models(data, provider="p")
+        decode_models(data, provider="p")
 
 
 @pytest.mark.parametrize("wrong", [{"id": 7}, {"id": "a", "created": "x"}, {"id": "a", "kind": "odd"}])
 def test_what_cannot_come_back_is_not_packed(wrong: dict[str, Any]) -> None:
     """A plugin may have put anything into a field."""
     with pytest.raises(ValueError, match="cannot be stored"):
-        pack_models([Model(id="fine"), Model(**wrong)])
+        encode_models([Model(id="fine"), Model(**wrong)])
 
 
 def test_a_raw_entry_that_json_has_not() -> None:
     """Is left out; the model stays."""
-    (found,) = unpack_models(pack_models([Model(id="a", raw={"x": object()})]), provider="p")
+    (found,) = decode_models(encode_models([Model(id="a", raw={"x": object()})]), provider="p")
     assert (found.id, found.raw) == ("a", {})
 
 
 def test_an_empty_list() -> None:
     """Is one."""
-    assert list(Models(b"[]", "p")) == []
+    assert list(StoredModels(b"[]", "p")) == []

@@ -148,7 +148,7 @@ async def test_a_circuit_on_probation_does_not_wait_for_the_end_of_a_long_answer
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(stream_answer(["x"]))
         await text_of(client)
-        fleet = client._parts.engine._fleets["server"].endpoints[0]
+        fleet = client._components.engine._fleets["server"].endpoints[0]
         pair = fleet.guards.breakers(_call())
         assert pair is not None
         pair.model.trip(0.0)

@@ -22,7 +22,7 @@ from zlib import crc32
 
 from attrs import field, frozen
 
-from llmopt.values.secret import size
+from llmopt.values.secret import repr_size
 
 
 @frozen(kw_only=True)
@@ -38,7 +38,7 @@ class CacheItem:
 
     key: bytes = field(repr=bytes.hex)
     group: str
-    value: bytes = field(repr=size)
+    value: bytes = field(repr=repr_size)
     expires_at: float
 
 
@@ -456,7 +456,7 @@ class Record:
 
     created: float
     head: bytes
-    body: memoryview = field(repr=size)
+    body: memoryview = field(repr=repr_size)
 
 
 def write_record(kind: bytes, key: bytes, created: float, head: bytes, body: bytes | memoryview) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.client.options import CacheChoice, WhenOpen, check_arguments, plan_of, with_flags
+from llmopt.client.options import CacheChoice, WhenOpen, cache_options, check_client_arguments, with_flags
 from llmopt.config.load import load_config
 from llmopt.config.schema import Config
 from llmopt.errors import ConfigError, LLMOptError
@@ -15,9 +15,9 @@ from llmopt.errors import ConfigError, LLMOptError
 if TYPE_CHECKING:
     import httpx
 
-    from llmopt.client.components import Parts
+    from llmopt.client.components import Components
     from llmopt.client.options import WhenOpen
-    from llmopt.operations.chat import ChatParameters, Messages
+    from llmopt.operations.chat import ChatOptions, Messages
     from llmopt.operations.chat_stream import ChatStream
     from llmopt.operations.embed import ErrorMode
     from llmopt.operations.embed_stream import EmbedStream
@@ -40,7 +40,7 @@ class AsyncCatalogs:
     """The methods of `llmopt.AsyncClient` for lists of models."""
 
     @property
-    def _parts(self) -> Parts:
+    def _components(self) -> Components:
         raise NotImplementedError
 
     async def list_models(
@@ -61,7 +61,7 @@ class AsyncCatalogs:
             NotCached: nothing is kept, and ``cached`` is "offline".
             LLMOptError: the provider could not be asked, and nothing is kept.
         """
-        parts = self._parts
+        parts = self._components
         found = parts.registry.get(provider)
         bound = parts.catalog_deadline(found, deadline)
         return await parts.catalogs.list(found, deadline=bound, mode=_cached(cached))
@@ -89,7 +89,7 @@ class AsyncCatalogs:
         """
         from llmopt.policies.clock import valid_seconds
 
-        parts = self._parts
+        parts = self._components
         names = parts.registry.names() if providers is None else _names(providers)
         if timeout is not None:
             valid_seconds(timeout, "timeout")
@@ -108,17 +108,17 @@ class AsyncCatalogs:
 
     async def invalidate(self, provider: str | None = None) -> None:
         """Let the kept list of models of a provider go, or all of them, here and in the store."""
-        parts = self._parts
+        parts = self._components
         for name in parts.registry.names() if provider is None else (provider,):
             # So that its store is known, wherever it is configured to be.
             with suppress(LLMOptError):
                 parts.caches.catalogs(parts.registry.get(name))
         await parts.catalogs.invalidate(provider)
 
-    def _models_at_hand(self, provider: str) -> Catalog | None:
+    def _cached_models(self, provider: str) -> Catalog | None:
         """A list that can be given at once, from any thread; None where more must be done."""
-        found = self._parts.registry.known(provider)
-        return None if found is None else self._parts.catalogs.peek(found)
+        found = self._components.registry.known(provider)
+        return None if found is None else self._components.catalogs.peek(found)
 
 
 def _cached(mode: CacheMode) -> CacheMode:
@@ -196,7 +196,7 @@ class AsyncChat:
             InvalidInput: a message or a parameter cannot be sent; ``index`` is a message's. Nothing was sent.
             LLMOptError: there is no answer; the kind says what to do.
         """
-        parameters: ChatParameters = {
+        parameters: ChatOptions = {
             "max_tokens": max_tokens,
             "temperature": temperature,
             "top_p": top_p,
@@ -210,7 +210,7 @@ class AsyncChat:
             "response_format": response_format,
             "reasoning_effort": reasoning_effort,
         }
-        return await self._parts.chat_job(model, messages, parameters, deadline, when_open, extra).ask()
+        return await self._components.chat_job(model, messages, parameters, deadline, when_open, extra).ask()
 
     def stream(
         self,
@@ -280,7 +280,7 @@ class AsyncChat:
         Entering and iterating raise `StreamInterrupted` or `StreamIdle` for an answer that breaks off, with
         what had come as ``text`` and ``partial``, and any `LLMOptError` when there is no answer.
         """
-        parameters: ChatParameters = {
+        parameters: ChatOptions = {
             "max_tokens": max_tokens,
             "temperature": temperature,
             "top_p": top_p,
@@ -294,15 +294,15 @@ class AsyncChat:
             "response_format": response_format,
             "reasoning_effort": reasoning_effort,
         }
-        from llmopt.operations.chat import checked_buffer_size
+        from llmopt.operations.chat import check_buffer_size
         from llmopt.operations.chat_stream import ChatSource, ChatStream
 
-        size = checked_buffer_size(buffer_size)
-        job = self._parts.chat_job(model, messages, parameters, deadline, when_open, extra)
+        size = check_buffer_size(buffer_size)
+        job = self._components.chat_job(model, messages, parameters, deadline, when_open, extra)
         return ChatStream(ChatSource(job, buffer_size=size))
 
     @property
-    def _parts(self) -> Parts:
+    def _components(self) -> Components:
         raise NotImplementedError
 
 
@@ -343,22 +343,24 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
         flags: Mapping[str, bool] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        check_arguments(transport=transport, plugins=plugins, on_event=on_event, flags=flags)
+        check_client_arguments(transport=transport, plugins=plugins, on_event=on_event, flags=flags)
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
             loaded = with_flags(loaded, flags)
-        plan = plan_of(cache, loaded, own_transport=transport is not None)
+        plan = cache_options(cache, loaded, own_transport=transport is not None)
 
-        def make() -> Parts:
-            from llmopt.client.components import Parts
+        def make() -> Components:
+            from llmopt.client.components import Components
 
-            return Parts(loaded, plan, transport=transport, plugins=plugins, on_event=on_event, clock=clock)
+            return Components(
+                loaded, plan, transport=transport, plugins=plugins, on_event=on_event, clock=clock
+            )
 
         self._make: Final = make
-        self._made: dict[str, Parts] = {}
+        self._made: dict[str, Components] = {}
 
     @property
-    def _parts(self) -> Parts:
+    def _components(self) -> Components:
         # Most of llmopt is imported here. Two threads that come at once must get the same: setdefault sees to that.
         return self._made.get("parts") or self._made.setdefault("parts", self._make())
 
@@ -373,7 +375,7 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
 
     async def aclose(self) -> None:
         """Close all connections, and write what the cache has still to write. Calls made later raise `ClientClosed`."""
-        await self._parts.aclose()
+        await self._components.aclose()
 
     async def embed(
         self,
@@ -412,7 +414,7 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
         """
         from llmopt.operations.embed import embed
 
-        job = self._parts.embed_run(model, dimensions, input_type, deadline, extra, when_open)
+        job = self._components.embed_run(model, dimensions, input_type, deadline, extra, when_open)
         return await embed(job, texts, errors=_mode(errors))
 
     def embed_iter(
@@ -445,12 +447,12 @@ class AsyncClient(AsyncChat, AsyncCatalogs):
         """
         from llmopt.operations.embed_stream import EmbedStream
 
-        job = self._parts.embed_run(model, dimensions, input_type, deadline, extra, when_open)
+        job = self._components.embed_run(model, dimensions, input_type, deadline, extra, when_open)
         return EmbedStream(job, texts, errors=_mode(errors))
 
     def stats(self) -> Mapping[str, Any]:
         """Counters and gauges as plain values: for each provider in use, for each of its endpoints."""
-        return self._parts.engine.stats()
+        return self._components.engine.stats()
 
 
 def _mode(errors: ErrorMode) -> ErrorMode:

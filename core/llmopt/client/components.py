@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import installation_secret
 from llmopt.cache.store import LayeredStore, MemoryStore, SafeStore
-from llmopt.client.options import CachePlan, WhenOpen, waits_when_open
+from llmopt.client.options import CacheOptions, WhenOpen, waits_when_open
 from llmopt.config.schema import Config
 from llmopt.engine.engine import Engine
-from llmopt.operations.cache_keys import CacheKeys, StoreWatch
-from llmopt.operations.chat import ChatJob, ChatParameters, Messages, chat_call
+from llmopt.operations.cache_keys import CacheKeys, StoreSizeReporter
+from llmopt.operations.chat import ChatOptions, ChatRun, Messages, chat_call
 from llmopt.operations.embed import embed_call
 from llmopt.operations.embed_batches import ModelState, state_file
 from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.operations.models import CatalogBatching, Catalogs
-from llmopt.operations.models_cache import Shelf
+from llmopt.operations.models import BatchListModels, ModelLists
+from llmopt.operations.models_cache import ModelListCache
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.providers.registry import Provider, Registry
 from llmopt.values.calls import EmbedCall
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     import httpx
 
 
-# Where a client keeps what: the stores that follow from its `CachePlan`.
+# Where a client keeps what: the stores that follow from its `CacheOptions`.
 
 _log: Final = logging.getLogger("llmopt")
 
 
-class Caches:
+class CacheStores:
     """The stores of one client, each made when first used.
 
     Args:
@@ -47,10 +47,10 @@ class Caches:
         registry: its providers.
 
     Attributes:
-        watch: told of what is put into the stores.
+        size_reporter: reports the size of the stores after something was stored.
     """
 
-    def __init__(self, plan: CachePlan, engine: Engine, registry: Registry) -> None:
+    def __init__(self, plan: CacheOptions, engine: Engine, registry: Registry) -> None:
         self.plan: Final = plan
         self._engine: Final = engine
         self._registry: Final = registry
@@ -58,7 +58,7 @@ class Caches:
         self._layers: Final[dict[Path, SafeStore]] = {}
         self._given: Final = None if plan.store is None else SafeStore(plan.store)
         self._memory: MemoryStore | None = None
-        self.watch: Final = StoreWatch(engine, self._in_use)
+        self.size_reporter: Final = StoreSizeReporter(engine, self._in_use)
         self._keys: CacheKeys | None = None
 
     def catalogs(self, provider: Provider) -> SafeStore | None:
@@ -67,16 +67,16 @@ class Caches:
             return self._given
         return self._disk(self._folder(provider)) if self.plan.disk else None
 
-    def vectors(self, provider: Provider, *, lasting: bool) -> SafeStore:
+    def vectors(self, provider: Provider, *, persistent: bool) -> SafeStore:
         """Where the vectors of its texts are.
 
         Args:
             provider: the provider.
-            lasting: whether another process could find them.
+            persistent: whether another process could find them.
         """
-        if self._given is not None and lasting:
+        if self._given is not None and persistent:
             return self._given
-        if self.plan.disk and lasting:
+        if self.plan.disk and persistent:
             return self._layered(self._folder(provider))
         return SafeStore(self._in_memory())
 
@@ -114,7 +114,7 @@ class Caches:
         if not self.plan.vectors or not endpoint.flags.cache or endpoint.cache_ttl == 0:
             return None
         keys = await self.keys()
-        store = self.vectors(provider, lasting=keys.lasting(provider))
+        store = self.vectors(provider, persistent=keys.stable(provider))
         try:
             found = keys.texts(provider, call)
         except Exception as error:  # noqa: BLE001 - what no key can be made for is not kept
@@ -130,7 +130,7 @@ class Caches:
             memory=memory,
             clock=self._engine.clock,
             telemetry=self._engine.telemetry,
-            watch=self.watch,
+            size_reporter=self.size_reporter,
         )
 
     def _folder(self, provider: Provider) -> Path:
@@ -165,7 +165,7 @@ _CATALOG_S: Final = 30.0
 """A list of models that takes longer is no use to anybody who waits for it."""
 
 
-class Parts:
+class Components:
     """One engine, its providers, what is kept of them.
 
     Args:
@@ -188,7 +188,7 @@ class Parts:
     def __init__(
         self,
         config: Config,
-        plan: CachePlan,
+        plan: CacheOptions,
         *,
         transport: httpx.AsyncBaseTransport | None,
         plugins: Sequence[object],
@@ -198,12 +198,12 @@ class Parts:
         self.registry: Final = Registry(config, plugins, os.environ)
         self.engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
         self._learned: Final = state_file(config.cache_dir)
-        self.caches: Final = Caches(plan, self.engine, self.registry)
-        shelf = Shelf(self.caches.keys, self.caches.catalogs, self.engine.clock)
-        self.catalogs: Final = Catalogs(
-            self.engine, shelf, self.caches.all, self.caches.watch, on=plan.catalogs
+        self.caches: Final = CacheStores(plan, self.engine, self.registry)
+        shelf = ModelListCache(self.caches.keys, self.caches.catalogs, self.engine.clock)
+        self.catalogs: Final = ModelLists(
+            self.engine, shelf, self.caches.all, self.caches.size_reporter, on=plan.catalogs
         )
-        self.batch: Final = CatalogBatching(self.engine, self.catalogs, self.registry.get)
+        self.batch: Final = BatchListModels(self.engine, self.catalogs, self.registry.get)
         self.memories: Final[dict[tuple[str, str], ModelState]] = {}
 
     async def aclose(self) -> None:
@@ -245,15 +245,15 @@ class Parts:
         self,
         model: str,
         messages: Messages,
-        parameters: ChatParameters,
+        parameters: ChatOptions,
         deadline: float | None,
         when_open: WhenOpen,
         extra: Mapping[str, Any] | None,
-    ) -> ChatJob:
+    ) -> ChatRun:
         """One call for an answer in a conversation."""
         waits = waits_when_open(when_open)
         provider, name = self.registry.split(model)
-        return ChatJob(
+        return ChatRun(
             self.engine,
             provider,
             chat_call(name, messages, parameters, extra),

@@ -148,7 +148,7 @@ async def _end_tasks() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-def at_exit(stop: Callable[[float], None]) -> Callable[[], None]:
+def register_exit_handler(stop: Callable[[float], None]) -> Callable[[], None]:
     """Have a bound method called when the interpreter ends, if its object still lives.
 
     Returns:

@@ -17,7 +17,7 @@ WhenOpen = Literal["fail", "wait"]
 """What a call does while its provider is given a rest: fail at once, or wait for its return."""
 
 
-def check_arguments(*, transport: object, plugins: object, on_event: object, flags: object) -> None:
+def check_client_arguments(*, transport: object, plugins: object, on_event: object, flags: object) -> None:
     """Refuse what would fail later and less clearly.
 
     Raises:
@@ -82,7 +82,7 @@ _METHODS: Final = ("get", "put", "remove", "clear", "size", "aclose")
 
 
 @frozen(kw_only=True)
-class CachePlan:
+class CacheOptions:
     """What is kept, and where.
 
     Attributes:
@@ -100,7 +100,7 @@ class CachePlan:
     store: CacheStore | None = field(default=None, repr=False)
 
 
-def plan_of(choice: CacheChoice, config: Config, *, own_transport: bool) -> CachePlan:
+def cache_options(choice: CacheChoice, config: Config, *, own_transport: bool) -> CacheOptions:
     """What a client's ``cache=`` means, or where it is None, the configuration's ``cache``.
 
     Args:
@@ -115,25 +115,25 @@ def plan_of(choice: CacheChoice, config: Config, *, own_transport: bool) -> Cach
     if choice is None:
         choice = config.cache
     if choice is None:
-        return CachePlan(disk=not own_transport, folder=config.cache_dir)
+        return CacheOptions(disk=not own_transport, folder=config.cache_dir)
     if isinstance(choice, bool):
-        return CachePlan(catalogs=choice, vectors=choice, disk=choice, folder=config.cache_dir)
+        return CacheOptions(catalogs=choice, vectors=choice, disk=choice, folder=config.cache_dir)
     if isinstance(choice, (str, os.PathLike)):
         return _named(choice, config)
     if all(callable(getattr(choice, name, None)) for name in _METHODS):
-        return CachePlan(vectors=True, disk=False, folder=config.cache_dir, store=choice)
+        return CacheOptions(vectors=True, disk=False, folder=config.cache_dir, store=choice)
     raise ConfigError(
         f"cache must be True, False, 'memory', the path of a folder or an object with the methods of "
         f"llmopt.CacheStore, not {type(choice).__name__}."
     )
 
 
-def _named(choice: str | os.PathLike[str], config: Config) -> CachePlan:
+def _named(choice: str | os.PathLike[str], config: Config) -> CacheOptions:
     word = os.fspath(choice)
     if not isinstance(word, str) or not word or "\0" in word:
         raise ConfigError("cache: this is no path of a folder.")
     if word == "off":
-        return CachePlan(catalogs=False, disk=False)
+        return CacheOptions(catalogs=False, disk=False)
     if word == "memory":
-        return CachePlan(vectors=True, disk=False)
-    return CachePlan(vectors=True, folder=config.cache_dir if word == "disk" else word)
+        return CacheOptions(vectors=True, disk=False)
+    return CacheOptions(vectors=True, folder=config.cache_dir if word == "disk" else word)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.async_client import AsyncCatalogs, AsyncChat, AsyncClient
-from llmopt.client.loop_thread import LoopThread, at_exit
+from llmopt.client.loop_thread import LoopThread, register_exit_handler
 from llmopt.client.options import CacheChoice, WhenOpen
 from llmopt.client.sync_streams import SyncChatStream, SyncEmbedStream
 from llmopt.config.schema import Config
@@ -45,7 +45,7 @@ class SyncCatalogs:
         thread = self._running()
         if cached == "auto":
             # What is at hand need not cross to the other thread and back, which takes ten times as long.
-            found = self._client._models_at_hand(provider)  # noqa: SLF001 - the mirror's own other half
+            found = self._client._cached_models(provider)  # noqa: SLF001 - the mirror's own other half
             if found is not None:
                 return found
         return thread.run(self._client.list_models(provider, deadline=deadline, cached=cached))
@@ -220,7 +220,7 @@ class Client(SyncChat, SyncCatalogs):
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
-        self._forget_exit = at_exit(self._stop)
+        self._forget_exit = register_exit_handler(self._stop)
 
     def __enter__(self) -> Self:
         return self

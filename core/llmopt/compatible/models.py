@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast, get_args, get_origin
 import msgspec
 
 from llmopt.errors import InvalidResponse
-from llmopt.values.catalog import CatalogPage, Entry, Model, ModelKind, Prices
+from llmopt.values.catalog import CatalogPage, LazyJsonObject, Model, ModelKind, Prices
 from llmopt.values.http import HttpResponse
 
 # The keys of an entry of a list of models that are looked at, read in one go or, if need be, one by one.
@@ -183,7 +183,7 @@ _LONGEST_PRICE: Final = 40
 def model_from_raw(raw: msgspec.Raw, provider: str) -> Model | None:
     """The model that a JSON value describes, None when it has no usable id."""
     found = keys_of(raw)
-    return None if found is None else _model(found, Entry(raw), provider)
+    return None if found is None else _model(found, LazyJsonObject(raw), provider)
 
 
 def model_from_table(entry: object, provider: str = "") -> Model | None:

@@ -29,7 +29,7 @@ from llmopt.config.urls import BaseUrl, parse_base_url
 from llmopt.errors import ConfigError
 from llmopt.values.calls import Settings
 from llmopt.values.profile import Option, Profile, Timeouts
-from llmopt.values.secret import Secret, names
+from llmopt.values.secret import Secret, repr_names
 
 # How many a minute: for all models, or for each.
 
@@ -112,7 +112,7 @@ class Endpoint:
     weight: float = 1.0
     credential: CredentialSource
     auth: str = "bearer"
-    headers: Mapping[str, str] = field(factory=dict, repr=names)
+    headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
     timeouts: Timeouts = field(factory=Timeouts)
     max_retries: int = 2
     retry_delay: float = 1.0
@@ -128,7 +128,7 @@ class Endpoint:
     cache_ttl: float | None = None
     cache_dir: str | None = None
     flags: Flags = field(factory=Flags)
-    options: Mapping[str, Any] = field(factory=dict, repr=names)
+    options: Mapping[str, Any] = field(factory=dict, repr=repr_names)
     discovered: bool = True
     in_process: bool = False
 

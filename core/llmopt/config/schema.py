@@ -10,7 +10,7 @@ from typing import Any, Final, Self, TypeAlias, TypeGuard
 from attrs import Attribute, evolve, field, fields, frozen
 
 from llmopt.errors import ConfigError
-from llmopt.values.secret import Secret, names
+from llmopt.values.secret import Secret, repr_names
 
 # Text that came from an environment variable, and still knows it.
 
@@ -416,7 +416,7 @@ class _Entry:
     base_url: str | None = text(repr=_shown_url)
     api_key: Secret | TokenProvider | None = field(default=None, converter=_key, repr=False)
     api_key_env: str | None = variable()
-    headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=names)
+    headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=repr_names)
     timeouts: TimeoutsEntry = field(factory=TimeoutsEntry, validator=table_of(TimeoutsEntry))
     max_retries: int | None = count(least=0)
     retry_delay: float | None = seconds(zero=True)
@@ -431,7 +431,7 @@ class _Entry:
     cache_dir: str | None = folder()
     allow_http: bool | None = boolean()
     flags: Mapping[str, bool] = field(default=None, converter=_overrides)
-    options: Mapping[str, Any] = field(default=None, converter=_options, repr=names)
+    options: Mapping[str, Any] = field(default=None, converter=_options, repr=repr_names)
 
     def __attrs_post_init__(self) -> None:
         if self.api_key is not None and self.api_key_env is not None:

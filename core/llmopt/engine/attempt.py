@@ -316,8 +316,8 @@ class Account:
             counts.cancelled += 1
         else:
             counts.errors[outcome] += 1
-        if response is not None and response.info.packed is not None:
-            self.unpacked(endpoint, response.info.packed, len(response.body))
+        if response is not None and response.info.compressed_size is not None:
+            self.unpacked(endpoint, response.info.compressed_size, len(response.body))
         if not self.on:
             return
         self._telemetry.emit(

@@ -15,7 +15,7 @@ from llmopt.transport.stream import WireStream
 from llmopt.values.chat import ChatEvent, ServerEvent
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure
-from llmopt.values.secret import size
+from llmopt.values.secret import repr_size
 
 ParseEvent = Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]
 """What one event of the stream adds, or the failure that it carries."""
@@ -151,7 +151,7 @@ class AnswerForm:
 
     decoder: Decoder | None = None
     first: bytes | None = field(default=None, repr=False)
-    body: bytes = field(default=b"", repr=size)
+    body: bytes = field(default=b"", repr=repr_size)
 
 
 async def form_of(wire: WireStream) -> AnswerForm:

@@ -118,7 +118,11 @@ class Telemetry:
         if self.on:
             self.emit(
                 BreakerChanged(
-                    provider="", circuit=change.name, old=change.old, new=change.new, rest_s=change.rest_s
+                    provider="",
+                    circuit=change.name,
+                    old=change.old,
+                    new=change.new,
+                    break_duration_s=change.rest_s,
                 )
             )
 

@@ -21,7 +21,7 @@ from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
-from llmopt.values.catalog import FORMAT
+from llmopt.values.catalog import MODELS_FORMAT
 from llmopt.values.events import CacheEviction, CacheKind, CacheSized
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ class CacheKeys:
         self._identity: Final = identity
         self._endpoints: Final = endpoints
 
-    def lasting(self, provider: Provider) -> bool:
+    def stable(self, provider: Provider) -> bool:
         """Whether another process would find the same keys.
 
         It would not where a function gives the credential: whose it is cannot be told from outside.
         """
         return all(endpoint.config.credential.is_static for endpoint in self._endpoints(provider))
 
-    def catalog(self, provider: Provider) -> bytes:
+    def model_list(self, provider: Provider) -> bytes:
         """The key of a provider's list of models.
 
         Raises:
@@ -76,7 +76,7 @@ class CacheKeys:
     def _hash(self, provider: Provider, call: Call) -> _Hash:
         endpoints = self._endpoints(provider)
         told = {
-            "version": [_VERSION, FORMAT],
+            "version": [_VERSION, MODELS_FORMAT],
             "namespace": self._namespace(endpoints),
             "provider": provider.name,
             "plugin": [provider.plugin, *self._identity(provider)],
@@ -110,13 +110,13 @@ class TextKeys:
     def __init__(self, common: _Hash) -> None:
         self._common: Final = common
 
-    def answering(self) -> bytes:
+    def answering_model(self) -> bytes:
         """Where it is kept which model answers."""
         found = self._common.copy()
         found.update(b"answering")
         return found.digest()
 
-    def of(self, model: str, texts: Sequence[str]) -> list[bytes]:
+    def for_texts(self, model: str, texts: Sequence[str]) -> list[bytes]:
         """The keys of texts as the model that answers embeds them."""
         common = self._common.copy()
         common.update(msgspec.json.encode(model))
@@ -147,7 +147,7 @@ _EVERY_S: Final = 10.0
 """Counting takes its time; nobody needs it more often."""
 
 
-class StoreWatch:
+class StoreSizeReporter:
     """Looks at stores after something was put into them.
 
     Args:
@@ -162,7 +162,7 @@ class StoreWatch:
         self._looked = float("-inf")
         self._evicted = 0
 
-    async def put(self, kind: CacheKind) -> None:
+    async def stored(self, kind: CacheKind) -> None:
         """Something was put into one of them."""
         if not self._telemetry.on or self._now() < self._looked + _EVERY_S:
             return
@@ -170,7 +170,9 @@ class StoreWatch:
         sizes = [await store.size() for store in self._stores()]
         for size in sizes:
             self._telemetry.emit(
-                CacheSized(provider="", cache=kind, items=size.entries, size=size.bytes, most=size.max_bytes)
+                CacheSized(
+                    provider="", cache=kind, items=size.entries, size=size.bytes, max_size=size.max_bytes
+                )
             )
         evicted = sum(size.evicted for size in sizes)
         if evicted > self._evicted:

@@ -67,7 +67,7 @@ _MOST_BYTES: Final = 64 << 20
 _MOST_STREAMED_BYTES: Final = 512 << 20
 
 
-class ChatJob:
+class ChatRun:
     """One chat with one model.
 
     Args:
@@ -153,14 +153,14 @@ class ChatJob:
 
 # What can be asked in a chat. Everything here happens before any I/O.
 
-MOST_AT_ONCE: Final = 10_000
+MAX_BUFFER_SIZE: Final = 10_000
 """The largest ``buffer_size``."""
 Messages = Iterable[Mapping[str, Any] | Message]
 """A conversation, oldest message first."""
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class ChatParameters(TypedDict):
+class ChatOptions(TypedDict):
     """The parameters of a chat as the user gave them, not checked; see `llmopt.values.calls.ChatCall`."""
 
     max_tokens: int | None
@@ -178,7 +178,7 @@ class ChatParameters(TypedDict):
 
 
 def chat_call(
-    model: str, messages: Messages, parameters: ChatParameters, extra: Mapping[str, Any] | None
+    model: str, messages: Messages, parameters: ChatOptions, extra: Mapping[str, Any] | None
 ) -> ChatCall:
     """A chat as asked for, checked.
 
@@ -204,14 +204,16 @@ def chat_call(
     )
 
 
-def checked_buffer_size(value: object) -> int:
+def check_buffer_size(value: object) -> int:
     """How many events may be parsed together.
 
     Raises:
-        InvalidInput: it is no whole number from 1 to `MOST_AT_ONCE`.
+        InvalidInput: it is no whole number from 1 to `MAX_BUFFER_SIZE`.
     """
-    if type(value) is not int or not 1 <= value <= MOST_AT_ONCE:
-        raise InvalidInput(f"buffer_size must be a whole number from 1 to {MOST_AT_ONCE}, not {value!r:.40}.")
+    if type(value) is not int or not 1 <= value <= MAX_BUFFER_SIZE:
+        raise InvalidInput(
+            f"buffer_size must be a whole number from 1 to {MAX_BUFFER_SIZE}, not {value!r:.40}."
+        )
     return value
 
 

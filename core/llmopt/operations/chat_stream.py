@@ -10,7 +10,7 @@ from llmopt.decoding.accumulator import Gathered
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import LLMOptError, StreamError, StreamInterrupted
-from llmopt.operations.chat import ChatJob
+from llmopt.operations.chat import ChatRun
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCall
 from llmopt.values.embeddings import Usage
 
@@ -29,7 +29,7 @@ class ChatSource:
         request_id: the provider's id of the request, None before the answer began.
     """
 
-    def __init__(self, job: ChatJob, *, buffer_size: int) -> None:
+    def __init__(self, job: ChatRun, *, buffer_size: int) -> None:
         self.gathered: Final = Gathered()
         self.request_id: str | None = None
         self._job: Final = job

@@ -23,7 +23,7 @@ from llmopt.policies.clock import Deadline
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.calls import BatchLimit, EmbedCall
 from llmopt.values.http import HttpResponse
-from llmopt.values.secret import size
+from llmopt.values.secret import repr_size
 
 _OVERHEAD_BYTES: Final = 512
 _PER_TEXT_BYTES: Final = 3  # two quotes and a comma
@@ -41,7 +41,7 @@ class Batch:
     """
 
     start: int
-    texts: tuple[str, ...] = field(repr=size)
+    texts: tuple[str, ...] = field(repr=repr_size)
     tokens: int = 0
 
 

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from llmopt.cache.freshness import FreshnessRules, is_fresh
 from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
 from llmopt.engine.telemetry import Telemetry
-from llmopt.operations.cache_keys import StoreWatch, TextKeys
+from llmopt.operations.cache_keys import StoreSizeReporter, TextKeys
 from llmopt.operations.embed_batches import ModelState
 from llmopt.operations.embed_recovery import Recovered, Work
 from llmopt.policies.clock import Clock
@@ -70,7 +70,7 @@ class EmbeddingCache:
         memory: of the model.
         clock: the time.
         telemetry: told of hits and misses.
-        watch: told of what is put into the store.
+        size_reporter: reports the size of the store after something was stored.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class EmbeddingCache:
         memory: ModelState,
         clock: Clock,
         telemetry: Telemetry,
-        watch: StoreWatch,
+        size_reporter: StoreSizeReporter,
     ) -> None:
         self._store: Final = store
         self._keys: Final = keys
@@ -96,8 +96,8 @@ class EmbeddingCache:
         self._memory: Final = memory
         self._clock: Final = clock
         self._telemetry: Final = telemetry
-        self._watch: Final = watch
-        self._pointer: Final = keys.answering()
+        self._size_reporter: Final = size_reporter
+        self._pointer: Final = keys.answering_model()
 
     async def recall(self, texts: Sequence[str]) -> CachedVectors:
         """The vectors there are of distinct texts."""
@@ -110,7 +110,7 @@ class EmbeddingCache:
         model = await self._answering()
         if model is None:
             return CachedVectors()
-        keys = self._keys.of(model, texts)
+        keys = self._keys.for_texts(model, texts)
         values = await self._store.get(keys)
         if len(keys) <= _FEW:
             return self._read(model, keys, values)
@@ -179,14 +179,14 @@ class EmbeddingCache:
             self._memory.answering[self._pointer] = answering, now
             items.append(self._item(_ANSWERING, self._pointer, answering.encode(), b""))
         await self._store.put(items)
-        await self._watch.put("embeddings")
+        await self._size_reporter.stored("embeddings")
 
     def _items(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str) -> Iterator[CacheItem]:
         import numpy as np
 
         plain = np.ascontiguousarray(vectors, dtype="<f4")
         head = _DIMENSIONS.pack(plain.shape[1]) + model.encode()
-        for key, row in zip(self._keys.of(model, texts), plain, strict=True):
+        for key, row in zip(self._keys.for_texts(model, texts), plain, strict=True):
             yield self._item(_VECTOR, key, head, row.data.cast("B"))
 
     def _item(self, kind: bytes, key: bytes, head: bytes, body: bytes | memoryview) -> CacheItem:

@@ -30,8 +30,8 @@ from llmopt.errors import (
     ServerError,
     TransportError,
 )
-from llmopt.operations.cache_keys import StoreWatch
-from llmopt.operations.models_cache import Kept, Shelf, all_pages
+from llmopt.operations.cache_keys import StoreSizeReporter
+from llmopt.operations.models_cache import CachedList, ModelListCache, fetch_model_list
 from llmopt.operations.tasks import TaskSet
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
@@ -59,7 +59,7 @@ class CatalogEvents:
         self._telemetry: Final = engine.telemetry
         self._now: Final = engine.clock.now
 
-    def gave(self, kept: Kept, decision: Decision, cause: str) -> None:
+    def gave(self, kept: CachedList, decision: Decision, cause: str) -> None:
         """A kept list was given."""
         if not self._telemetry.on:
             return
@@ -126,27 +126,27 @@ _PASSING: Final = (
 """With these an older list is better than none. A refusal (401, 403, 404) says that it is not ours any more."""
 
 
-class Catalogs:
+class ModelLists:
     """The lists of models of all providers of one client.
 
     Args:
         engine: sends the requests.
         shelf: where lists are kept.
         stores: all stores in use.
-        watch: told of what is put into them.
+        size_reporter: reports their size after something was stored.
         on: whether lists are kept at all.
     """
 
     def __init__(
         self,
         engine: Engine,
-        shelf: Shelf,
+        shelf: ModelListCache,
         stores: Callable[[], Iterable[SafeStore]],
-        watch: StoreWatch,
+        size_reporter: StoreSizeReporter,
         *,
         on: bool = True,
     ) -> None:
-        self._watch: Final = watch
+        self._size_reporter: Final = size_reporter
         self._on: Final = on
         self._engine: Final = engine
         self._shelf: Final = shelf
@@ -173,7 +173,7 @@ class Catalogs:
             return await self._anew(provider, kept, deadline)
         return await self._usual(provider, kept, deadline)
 
-    async def _usual(self, provider: Provider, kept: Kept, deadline: Deadline) -> Catalog:
+    async def _usual(self, provider: Provider, kept: CachedList, deadline: Deadline) -> Catalog:
         decision = kept.life.decide()
         given = self._at_once(provider, kept, decision)
         if given is not None:
@@ -236,12 +236,12 @@ class Catalogs:
         if self._engine.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
 
-    def _kept(self, provider: Provider, kept: Kept) -> Catalog:
+    def _kept(self, provider: Provider, kept: CachedList) -> Catalog:
         if kept.catalog is None:
             raise _not_cached(provider)
         return self._give(kept, kept.life.peek(), cause="offline")
 
-    def _at_once(self, provider: Provider, kept: Kept, decision: Decision) -> Catalog | None:
+    def _at_once(self, provider: Provider, kept: CachedList, decision: Decision) -> Catalog | None:
         if decision.action == "not_found" and kept.failure is not None:
             raise kept.failure[0].copy()
         if kept.catalog is None or decision.action not in ("serve", "serve_and_refresh"):
@@ -250,12 +250,12 @@ class Catalogs:
             self._beside.begin(lambda: self._refreshed(provider, kept), kept.life.abandoned)
         return self._give(kept, decision, cause="refreshing")
 
-    def _give(self, kept: Kept, decision: Decision, *, cause: str) -> Catalog:
+    def _give(self, kept: CachedList, decision: Decision, *, cause: str) -> Catalog:
         assert kept.catalog is not None  # noqa: S101 - whoever calls has looked
         self._events.gave(kept, decision, cause)
         return _aged(kept.catalog, decision)
 
-    async def _anew(self, provider: Provider, kept: Kept, deadline: Deadline) -> Catalog:
+    async def _anew(self, provider: Provider, kept: CachedList, deadline: Deadline) -> Catalog:
         try:
             return await self._share(provider, lambda: self._ask(provider, kept, deadline), deadline)
         except DeadlineExceeded:
@@ -282,7 +282,7 @@ class Catalogs:
                 raise
             return await make()
 
-    async def _ask(self, provider: Provider, kept: Kept | None, deadline: Deadline) -> Catalog:
+    async def _ask(self, provider: Provider, kept: CachedList | None, deadline: Deadline) -> Catalog:
         """Ask the provider, and take note of what came of it."""
         started = self._engine.clock.now()
         try:
@@ -295,20 +295,20 @@ class Catalogs:
         self._events.discovered(provider, started, found=found)
         return found
 
-    async def _asked(self, provider: Provider, kept: Kept | None, deadline: Deadline) -> Catalog:
+    async def _asked(self, provider: Provider, kept: CachedList | None, deadline: Deadline) -> Catalog:
         if kept is None:
-            listing = await all_pages(self._engine, provider, deadline=deadline)
+            listing = await fetch_model_list(self._engine, provider, deadline=deadline)
             return Catalog(provider=provider.name, models=listing.models or (), dropped=listing.dropped)
         etag = kept.etag if kept.catalog is not None else None
-        listing = await all_pages(self._engine, provider, deadline=deadline, etag=etag)
+        listing = await fetch_model_list(self._engine, provider, deadline=deadline, etag=etag)
         if listing.models is None and kept.catalog is None:
             # It was let go while the provider said that it is still the same.
-            listing = await all_pages(self._engine, provider, deadline=deadline)
+            listing = await fetch_model_list(self._engine, provider, deadline=deadline)
         found = await self._shelf.keep(provider, kept, listing)
-        await self._watch.put("catalog")
+        await self._size_reporter.stored("catalog")
         return found
 
-    async def _note(self, provider: Provider, kept: Kept, error: LLMOptError) -> None:
+    async def _note(self, provider: Provider, kept: CachedList, error: LLMOptError) -> None:
         if isinstance(error, LocalRejection) and not isinstance(error, CircuitOpen):
             # It says something of this side, and nothing of the provider.
             kept.life.abandoned()
@@ -323,7 +323,7 @@ class Catalogs:
             kept.life.refresh_refused()
         await self._shelf.drop(provider, kept)
 
-    async def _refreshed(self, provider: Provider, kept: Kept) -> None:
+    async def _refreshed(self, provider: Provider, kept: CachedList) -> None:
         started = self._engine.clock.now()
         before = kept.etag
         outcome = "new"
@@ -359,7 +359,7 @@ _MAX_CONCURRENT_PROVIDERS: Final = 10
 Found = Catalog | LLMOptError
 
 
-class CatalogBatching:
+class BatchListModels:
     """Asks many providers.
 
     Args:
@@ -368,7 +368,7 @@ class CatalogBatching:
         find: the provider of a name.
     """
 
-    def __init__(self, engine: Engine, catalogs: Catalogs, find: Callable[[str], Provider]) -> None:
+    def __init__(self, engine: Engine, catalogs: ModelLists, find: Callable[[str], Provider]) -> None:
         self._engine: Final = engine
         self._catalogs: Final = catalogs
         self._find: Final = find

@@ -18,7 +18,7 @@ from llmopt.operations.cache_keys import CacheKeys
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import CatalogCall, Settings
-from llmopt.values.catalog import Catalog, CatalogPage, Model, pack_models, unpack_models
+from llmopt.values.catalog import Catalog, CatalogPage, Model, decode_models, encode_models
 from llmopt.values.http import Failure, HttpResponse
 
 # Asking a provider for its models, page by page.
@@ -49,7 +49,7 @@ class _Answer:
     etag: str | None = None
 
 
-async def all_pages(
+async def fetch_model_list(
     engine: Engine, provider: Provider, *, deadline: Deadline, etag: str | None = None
 ) -> Listing:
     """Every page, one after the other.
@@ -134,7 +134,7 @@ class _Head(msgspec.Struct):
 
 
 @define(eq=False, kw_only=True)
-class Kept:
+class CachedList:
     """A provider's list, and what is known of asking for it.
 
     Attributes:
@@ -158,7 +158,7 @@ class Kept:
     failure: tuple[LLMOptError, float] | None = None
 
 
-class Shelf:
+class ModelListCache:
     """Lists of models by provider.
 
     Args:
@@ -176,13 +176,13 @@ class Shelf:
         self._keys: Final = keys
         self._store: Final = store
         self._clock: Final = clock
-        self._kept: Final = LRUCache[str, Kept](_MOST_BYTES, lambda kept: kept.size)
+        self._kept: Final = LRUCache[str, CachedList](_MOST_BYTES, lambda kept: kept.size)
 
-    def look(self, provider: Provider) -> Kept | None:
+    def look(self, provider: Provider) -> CachedList | None:
         """What is in memory."""
         return self._kept.get(provider.name)
 
-    async def find(self, provider: Provider) -> Kept:
+    async def find(self, provider: Provider) -> CachedList:
         """What is in memory or in the store; something to keep a list in where there is none."""
         kept = self._kept.get(provider.name)
         if kept is not None:
@@ -191,16 +191,16 @@ class Shelf:
         # Another call may have been faster.
         return self._kept.get(provider.name) or self._place(kept)
 
-    def _place(self, kept: Kept) -> Kept:
+    def _place(self, kept: CachedList) -> CachedList:
         self._kept.put(kept.provider, kept)
         return kept
 
-    async def _fetched(self, provider: Provider) -> Kept:
+    async def _fetched(self, provider: Provider) -> CachedList:
         key = await self._key(provider)
         ttl = provider.endpoints[0].cache_ttl
         rules = _RULES if ttl is None else evolve(_RULES, ttl_s=ttl)
         life = CacheLifetime(key or provider.name.encode(), rules, self._clock.now, self._clock.wall)
-        kept = Kept(provider=provider.name, key=key, life=life, rules=rules)
+        kept = CachedList(provider=provider.name, key=key, life=life, rules=rules)
         store = self._store(provider)
         if key is not None and store is not None:
             (data,) = await store.get([key])
@@ -213,17 +213,17 @@ class Shelf:
             return None
         keys = await self._keys()
         try:
-            return keys.catalog(provider) if keys.lasting(provider) else None
+            return keys.model_list(provider) if keys.stable(provider) else None
         except Exception:  # noqa: BLE001 - what no key can be made for is kept in memory alone
             return None
 
-    def _read(self, kept: Kept, key: bytes, data: bytes) -> bool:
+    def _read(self, kept: CachedList, key: bytes, data: bytes) -> bool:
         """Take in what was stored; False when it is not what was put there, or of no use."""
         record = read_record(_KIND, key, data)
         if record is None or not kept.life.stored(record.created):
             return False
         try:
-            head, models = _parts(record, kept.provider)
+            head, models = _record_parts(record, kept.provider)
         except (msgspec.MsgspecError, ValueError):
             kept.life.reset()
             return False
@@ -231,7 +231,7 @@ class Shelf:
         kept.etag, kept.size = head.etag, len(data)
         return True
 
-    async def keep(self, provider: Provider, kept: Kept, listing: Listing) -> Catalog:
+    async def keep(self, provider: Provider, kept: CachedList, listing: Listing) -> Catalog:
         """Take in what a provider answered.
 
         Returns:
@@ -248,33 +248,33 @@ class Shelf:
         await self._store_it(provider, kept)
         return given
 
-    async def _pack(self, kept: Kept, given: Catalog) -> None:
+    async def _pack(self, kept: CachedList, given: Catalog) -> None:
         try:
             if len(given) > _MANY:
-                data = await asyncio.to_thread(pack_models, given.models)
+                data = await asyncio.to_thread(encode_models, given.models)
             else:
-                data = pack_models(given.models)
+                data = encode_models(given.models)
         except ValueError as error:
             text = f"the plugin of {kept.provider!r} filled a model with what does not belong there: {error}."
             raise PluginContractError(text, provider=kept.provider) from None
         # As it will come out of the store: what nobody looks at takes no objects.
-        models = unpack_models(data, provider=kept.provider, count=len(given))
+        models = decode_models(data, provider=kept.provider, count=len(given))
         kept.catalog = Catalog(provider=kept.provider, models=models, dropped=given.dropped)
         kept.size = len(data)
 
-    async def _store_it(self, provider: Provider, kept: Kept) -> None:
+    async def _store_it(self, provider: Provider, kept: CachedList) -> None:
         store = self._store(provider)
         if store is None or kept.key is None or kept.catalog is None:
             return
         created = self._clock.wall()
         head = msgspec.json.encode(_Head(etag=kept.etag, dropped=kept.catalog.dropped))
-        value = write_record(_KIND, kept.key, created, head, pack_models(kept.catalog.models))
+        value = write_record(_KIND, kept.key, created, head, encode_models(kept.catalog.models))
         expires_at = created + kept.rules.max_age_s
         await store.put(
             [CacheItem(key=kept.key, group=_group_of(provider.name), value=value, expires_at=expires_at)]
         )
 
-    async def drop(self, provider: Provider, kept: Kept) -> None:
+    async def drop(self, provider: Provider, kept: CachedList) -> None:
         """Let a list go that is not ours to give any more; how its asking failed is kept."""
         had = kept.catalog is not None
         kept.catalog, kept.etag, kept.size = None, None, 0
@@ -302,6 +302,6 @@ def _group_of(provider: str) -> str:
     return _GROUP + provider
 
 
-def _parts(record: Record, provider: str) -> tuple[_Head, Any]:
+def _record_parts(record: Record, provider: str) -> tuple[_Head, Any]:
     head = msgspec.json.decode(record.head, type=_Head)
-    return head, unpack_models(record.body, provider=provider)
+    return head, decode_models(record.body, provider=provider)

@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from llmopt.values.calls import BatchLimit, Operation
 from llmopt.values.http import Failure, Verdict, VerdictKind
-from llmopt.values.secret import size
+from llmopt.values.secret import repr_size
 
 FILE: Final = "errors.toml"
 """The name of a plugin's corpus, in its package."""
@@ -67,7 +67,7 @@ class KnownError:
     operation: Operation = "embeddings"
     status: int
     headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes = field(repr=size)
+    body: bytes = field(repr=repr_size)
     kinds: frozenset[VerdictKind]
     retry_after: float | None = None
     limit: BatchLimit | None = None

@@ -13,7 +13,7 @@ from pybase64 import b64encode
 
 from llmopt.values.calls import Operation
 from llmopt.values.chat import ToolCall
-from llmopt.values.secret import names, size
+from llmopt.values.secret import repr_names, repr_size
 
 # What the conformance kit asks a plugin and answers it, where that differs from the common dialect.
 
@@ -68,8 +68,8 @@ class SampleChat:
         id: the answer's id.
     """
 
-    pieces: tuple[str, ...] = field(default=(), repr=size)
-    reasoning: str = field(default="", repr=size)
+    pieces: tuple[str, ...] = field(default=(), repr=repr_size)
+    reasoning: str = field(default="", repr=repr_size)
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str = "stop"
     prompt_tokens: int = 7
@@ -113,7 +113,7 @@ class Samples:
     """
 
     base_url: str | None = None
-    options: Mapping[str, Any] = field(factory=dict, repr=names)
+    options: Mapping[str, Any] = field(factory=dict, repr=repr_names)
     model: str = "kit-model"
     embeddings: Callable[[SampleRows], bytes] | None = None
     catalog: Callable[[SamplePage], bytes] | None = None

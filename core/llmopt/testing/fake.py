@@ -41,7 +41,7 @@ from llmopt.values.calls import BatchLimit
 from llmopt.values.chat import ToolCall
 from llmopt.values.http import EXCEPTION_OF, Failure, Verdict, VerdictKind
 from llmopt.values.profile import Profile
-from llmopt.values.secret import size
+from llmopt.values.secret import repr_size
 
 if TYPE_CHECKING:
     import httpx
@@ -281,8 +281,8 @@ class FakeCall:
 
     operation: Literal["embeddings", "catalog", "chat", "other"]
     model: str = ""
-    texts: tuple[str, ...] = field(default=(), repr=size)
-    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=size)
+    texts: tuple[str, ...] = field(default=(), repr=repr_size)
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=repr_size)
     body: Any = field(default=None, repr=False)
 
 

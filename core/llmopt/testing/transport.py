@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from attrs import field, frozen
 
-from llmopt.values.secret import names, size
+from llmopt.values.secret import repr_names, repr_size
 
 if TYPE_CHECKING:
     import httpx
@@ -28,8 +28,8 @@ class Sent:
 
     method: str
     url: str
-    headers: Mapping[str, str] = field(repr=names)
-    body: bytes = field(default=b"", repr=size)
+    headers: Mapping[str, str] = field(repr=repr_names)
+    body: bytes = field(default=b"", repr=repr_size)
 
     @property
     def target(self) -> str:
@@ -61,7 +61,7 @@ class Reply:
     body: bytes = b""
     headers: Mapping[str, str] = field(factory=dict)
     breaks: Literal["", "connect", "read", "timeout"] = ""
-    pieces: tuple[bytes, ...] = field(default=(), repr=size)
+    pieces: tuple[bytes, ...] = field(default=(), repr=repr_size)
     pause: float = 0.0
 
 

@@ -203,7 +203,10 @@ class Exchange(Reader):
                 body = await self.body()
         self.end()
         return HttpResponse(
-            status=self.status, headers=self.headers, body=body, info=self.trip.info(packed=self.packed)
+            status=self.status,
+            headers=self.headers,
+            body=body,
+            info=self.trip.info(compressed_size=self.packed),
         )
 
     async def raw(self) -> bytes:

@@ -145,7 +145,7 @@ class Visit(Reader):
         await self.open()
         body = await self.body()
         await self._end()
-        info = self.info if self.packed is None else evolve(self.info, packed=self.packed)
+        info = self.info if self.packed is None else evolve(self.info, compressed_size=self.packed)
         return HttpResponse(status=self.status, headers=self.headers, body=body, info=info)
 
     async def guard(self, step: Coroutine[Any, Any, T], seconds: float | None) -> T:

@@ -116,11 +116,15 @@ class Trip:
             return "no"
         return "maybe" if self.status is None else "yes"
 
-    def info(self, *, packed: int | None = None) -> AttemptInfo:
-        """The same as a value; ``packed`` bytes of an answer travelled, None where it was not packed."""
+    def info(self, *, compressed_size: int | None = None) -> AttemptInfo:
+        """The same as a value. ``compressed_size``: bytes of the body as received, None if not compressed."""
         # One instance for the usual case: a value made per request costs a microsecond of sixty.
-        if self.phase == "done" and self.reused and not self.queued_s and packed is None:
+        if self.phase == "done" and self.reused and not self.queued_s and compressed_size is None:
             return _USUAL
         return AttemptInfo(
-            phase=self.phase, reused=self.reused, sent=self.sent, queued_s=self.queued_s, packed=packed
+            phase=self.phase,
+            reused=self.reused,
+            sent=self.sent,
+            queued_s=self.queued_s,
+            compressed_size=compressed_size,
         )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from attrs import evolve, field, frozen
 from attrs.validators import gt, optional
 
-from llmopt.values.secret import Secret, names, size
+from llmopt.values.secret import Secret, repr_names, repr_size
 
 Operation = Literal["embeddings", "catalog", "chat"]
 
@@ -28,10 +28,10 @@ class EmbedCall:
     operation: ClassVar[Operation] = "embeddings"
 
     model: str
-    texts: tuple[str, ...] = field(default=(), repr=size)
+    texts: tuple[str, ...] = field(default=(), repr=repr_size)
     dimensions: int | None = None
     input_type: str | None = None
-    extra: Mapping[str, Any] = field(factory=dict, repr=names)
+    extra: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
 
 @frozen(kw_only=True)
@@ -77,22 +77,22 @@ class ChatCall:
     operation: ClassVar[Operation] = "chat"
 
     model: str
-    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=size)
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=repr_size)
     stream: bool = False
     include_usage: bool = False
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    stop: tuple[str, ...] = field(default=(), repr=size)
+    stop: tuple[str, ...] = field(default=(), repr=repr_size)
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=size)
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=repr_size)
     tool_choice: str | Mapping[str, Any] | None = field(default=None, repr=False)
     parallel_tool_calls: bool | None = None
     response_format: Mapping[str, Any] | None = field(default=None, repr=False)
     reasoning_effort: str | None = None
-    extra: Mapping[str, Any] = field(factory=dict, repr=names)
+    extra: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
 
 Call = EmbedCall | CatalogCall | ChatCall
@@ -123,8 +123,8 @@ class Settings:
     credential: Secret | None = None
     credential_kind: Literal["key", "token"] = "key"
     auth: str = "bearer"
-    headers: Mapping[str, str] = field(factory=dict, repr=names)
-    options: Mapping[str, Any] = field(factory=dict, repr=names)
+    headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
+    options: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     def with_headers(self, headers: Mapping[str, str | None]) -> Settings:
         """The same with further headers; those that are None are left out."""

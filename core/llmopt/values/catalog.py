@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, overload
 import msgspec
 from attrs import field, frozen
 
-from llmopt.values.secret import size
+from llmopt.values.secret import repr_size
 
 # What a model costs.
 
@@ -111,7 +111,7 @@ class Catalog(Sequence[Model]):
     """
 
     provider: str
-    models: Sequence[Model] = field(default=(), repr=size)
+    models: Sequence[Model] = field(default=(), repr=repr_size)
     age: float = 0.0
     stale: bool = False
     dropped: int = 0
@@ -133,7 +133,7 @@ class Catalog(Sequence[Model]):
 _decoder: Final = msgspec.json.Decoder()
 
 
-class Entry(Mapping[str, Any]):
+class LazyJsonObject(Mapping[str, Any]):
     """A JSON object as a mapping, decoded at the first look and kept.
 
     Args:
@@ -174,10 +174,10 @@ class Entry(Mapping[str, Any]):
         return key in self._look()
 
     def __repr__(self) -> str:
-        return f"Entry(<{len(bytes(self._text))} bytes>)"
+        return f"LazyJsonObject(<{len(bytes(self._text))} bytes>)"
 
-    def __reduce__(self) -> tuple[type[Entry], tuple[bytes]]:
-        return Entry, (self.text,)
+    def __reduce__(self) -> tuple[type[LazyJsonObject], tuple[bytes]]:
+        return LazyJsonObject, (self.text,)
 
 
 def _decoded(text: bytes | msgspec.Raw) -> dict[str, Any]:
@@ -192,9 +192,9 @@ def _decoded(text: bytes | msgspec.Raw) -> dict[str, Any]:
 # Lists of models as bytes, and back: out of a store each model becomes an object when it is looked at.
 #
 # The form is JSON: a list of objects that hold the fields of `Model` which are set, without the provider,
-# and ``raw`` as the provider wrote it. `FORMAT` is its version, which belongs into the key of whatever keeps it.
+# and ``raw`` as the provider wrote it. `MODELS_FORMAT` is its version, which belongs into the key of whatever keeps it.
 
-FORMAT: Final = 1
+MODELS_FORMAT: Final = 1
 """The version of the form."""
 _NOTHING: Final = msgspec.Raw(b"{}")
 
@@ -230,13 +230,13 @@ class _Fields(msgspec.Struct, omit_defaults=True, gc=False):
     known: tuple[str, ...] = ()
 
 
-class _Packed(_Fields, omit_defaults=True, gc=False):
+class _EncodedModel(_Fields, omit_defaults=True, gc=False):
     """A model on its way into the store."""
 
     raw: Any = None
 
 
-class _Stored(_Fields, omit_defaults=True, gc=False):
+class _StoredModel(_Fields, omit_defaults=True, gc=False):
     """A model in the store."""
 
     raw: msgspec.Raw = _NOTHING
@@ -244,16 +244,16 @@ class _Stored(_Fields, omit_defaults=True, gc=False):
 
 _encoder: Final = msgspec.json.Encoder()
 _split: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_one: Final = msgspec.json.Decoder(_Stored)
+_one: Final = msgspec.json.Decoder(_StoredModel)
 _PRICES: Final = tuple(each for each in _Prices.__struct_fields__)
-_PLAIN: Final = tuple(each for each in _Stored.__struct_fields__ if each not in {"prices", "raw"})
+_PLAIN: Final = tuple(each for each in _StoredModel.__struct_fields__ if each not in {"prices", "raw"})
 
 
-class Models(Sequence[Model]):
+class StoredModels(Sequence[Model]):
     """A sequence of models that were stored.
 
     Args:
-        data: what `pack_models` gave, which is not copied.
+        data: what `encode_models` gave, which is not copied.
         provider: name of the provider entry they are of.
         count: how many they are, where ``data`` was packed a moment ago: then it is not looked into
             before one of them is.
@@ -296,7 +296,7 @@ class Models(Sequence[Model]):
         return map(self._look, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, (Models, tuple, list)):
+        if not isinstance(other, (StoredModels, tuple, list)):
             return NotImplemented
         return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
 
@@ -304,10 +304,10 @@ class Models(Sequence[Model]):
         return hash(tuple(self))
 
     def __repr__(self) -> str:
-        return f"Models(<{len(self)}>, provider={self.provider!r})"
+        return f"StoredModels(<{len(self)}>, provider={self.provider!r})"
 
-    def __reduce__(self) -> tuple[type[Models], tuple[bytes, str]]:
-        return Models, (bytes(self.data), self.provider)
+    def __reduce__(self) -> tuple[type[StoredModels], tuple[bytes, str]]:
+        return StoredModels, (bytes(self.data), self.provider)
 
     def _look(self, index: int) -> Model:
         found = self._made[index]
@@ -315,27 +315,27 @@ class Models(Sequence[Model]):
             found = self._made[index] = _model(self._read(index), self.provider)
         return found
 
-    def _read(self, index: int) -> _Stored:
+    def _read(self, index: int) -> _StoredModel:
         part = (self._parts or self._checked())[index]
         try:
             return _one.decode(part)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # Of a store that somebody else wrote to: one entry spoils only itself.
-            return _Stored(id=f"unreadable entry {index}")
+            return _StoredModel(id=f"unreadable entry {index}")
 
 
-def _model(stored: _Stored, provider: str) -> Model:
+def _model(stored: _StoredModel, provider: str) -> Model:
     costs = stored.prices
     return Model(
         provider=provider,
         prices=None if costs is None else Prices(**{name: getattr(costs, name) for name in _PRICES}),
-        raw=Entry(stored.raw),
+        raw=LazyJsonObject(stored.raw),
         **{name: getattr(stored, name) for name in _PLAIN},
     )
 
 
-def pack_models(models: Sequence[Model]) -> bytes | memoryview:
-    """A list of models as bytes, for `unpack_models`.
+def encode_models(models: Sequence[Model]) -> bytes | memoryview:
+    """A list of models as bytes, for `decode_models`.
 
     Args:
         models: of one provider, whose name is left out.
@@ -343,32 +343,32 @@ def pack_models(models: Sequence[Model]) -> bytes | memoryview:
     Raises:
         ValueError: a field holds something else than its annotation says.
     """
-    if isinstance(models, Models):
+    if isinstance(models, StoredModels):
         return models.data
     try:
-        return _encoder.encode([_packed(model) for model in models])
+        return _encoder.encode([_to_encode(model) for model in models])
     except msgspec.ValidationError as error:
         raise ValueError(f"a list of models that cannot be stored: {error}") from None
 
 
-def unpack_models(data: bytes | memoryview, *, provider: str, count: int | None = None) -> Models:
-    """What `pack_models` packed; nothing but the ends of the entries is looked for yet, or not even they, see `Models`.
+def decode_models(data: bytes | memoryview, *, provider: str, count: int | None = None) -> StoredModels:
+    """What `encode_models` packed; nothing but the ends of the entries is looked for yet, or not even they, see `StoredModels`.
 
     Raises:
         ValueError: it is no such list.
     """
-    return Models(data, provider, count)
+    return StoredModels(data, provider, count)
 
 
-def _packed(model: Model) -> _Packed:
+def _to_encode(model: Model) -> _EncodedModel:
     # It looks at types too. Only what a plugin put into a field can be wrong, and it must show now: later nobody looks.
-    found = msgspec.convert(model, _Packed, from_attributes=True)
+    found = msgspec.convert(model, _EncodedModel, from_attributes=True)
     found.raw = _raw(model.raw)
     return found
 
 
 def _raw(raw: Mapping[str, Any]) -> msgspec.Raw:
-    if isinstance(raw, Entry):
+    if isinstance(raw, LazyJsonObject):
         return raw.part
     try:
         return msgspec.Raw(_encoder.encode(dict(raw)))

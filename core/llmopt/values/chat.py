@@ -8,7 +8,7 @@ from typing import Any
 from attrs import field, frozen
 
 from llmopt.values.embeddings import Usage
-from llmopt.values.secret import names, size
+from llmopt.values.secret import repr_names, repr_size
 
 
 @frozen(kw_only=True)
@@ -23,7 +23,7 @@ class ToolCall:
 
     id: str = ""
     name: str = ""
-    arguments: str = field(default="", repr=size)
+    arguments: str = field(default="", repr=repr_size)
 
 
 @frozen(kw_only=True)
@@ -40,7 +40,7 @@ class ToolCallPart:
     index: int
     id: str = ""
     name: str = ""
-    arguments: str = field(default="", repr=size)
+    arguments: str = field(default="", repr=repr_size)
 
 
 @frozen
@@ -59,7 +59,7 @@ class Message:
     role: str
     content: str | Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
     name: str = field(default="", kw_only=True)
-    tool_calls: Sequence[ToolCall] = field(default=(), kw_only=True, repr=size)
+    tool_calls: Sequence[ToolCall] = field(default=(), kw_only=True, repr=repr_size)
     tool_call_id: str = field(default="", kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,16 +99,16 @@ class ChatEvent:
         raw: the event's JSON as it came, for what is special to one provider.
     """
 
-    text: str = field(default="", repr=size)
-    reasoning: str = field(default="", repr=size)
-    refusal: str = field(default="", repr=size)
+    text: str = field(default="", repr=repr_size)
+    reasoning: str = field(default="", repr=repr_size)
+    refusal: str = field(default="", repr=repr_size)
     tool_calls: tuple[ToolCallPart, ...] = ()
     finish_reason: str | None = None
     usage: Usage | None = None
     model: str = ""
     id: str = ""
     last: bool = False
-    raw: Mapping[str, Any] = field(factory=dict, repr=names)
+    raw: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     @property
     def adds(self) -> bool:
@@ -135,16 +135,16 @@ class ChatReply:
         raw: the answer's JSON as it came; empty for an answer that was put together from a stream.
     """
 
-    text: str = field(default="", repr=size)
-    reasoning: str = field(default="", repr=size)
-    refusal: str = field(default="", repr=size)
+    text: str = field(default="", repr=repr_size)
+    reasoning: str = field(default="", repr=repr_size)
+    refusal: str = field(default="", repr=repr_size)
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str | None = None
     usage: Usage | None = None
     model: str = ""
     id: str = ""
     request_id: str | None = None
-    raw: Mapping[str, Any] = field(factory=dict, repr=names)
+    raw: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     @property
     def message(self) -> Message:
@@ -168,5 +168,5 @@ class ServerEvent:
     """
 
     event: str = "message"
-    data: str = field(default="", repr=size)
+    data: str = field(default="", repr=repr_size)
     id: str = ""

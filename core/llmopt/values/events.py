@@ -144,14 +144,14 @@ class LimitLearned(Event):
 
 @frozen(kw_only=True)
 class BreakerChanged(Event):
-    """A circuit changed from ``old`` to ``new``; while open it rests ``rest_s`` seconds."""
+    """A circuit changed from ``old`` to ``new``; an open circuit lets no request through for ``break_duration_s`` seconds."""
 
     name: ClassVar[str] = "breaker.change"
 
     circuit: str
     old: str
     new: str
-    rest_s: float = 0.0
+    break_duration_s: float = 0.0
 
 
 @frozen(kw_only=True)
@@ -320,12 +320,12 @@ class CacheRefresh(CacheEvent):
 
 @frozen(kw_only=True)
 class CacheSized(CacheEvent):
-    """How much the cache holds: ``items`` entries of ``size`` bytes, of ``most`` that it may take."""
+    """How much the cache holds: ``items`` entries of ``size`` bytes, of at most ``max_size`` bytes."""
 
     name: ClassVar[str] = "cache.size"
 
     size: int
-    most: int
+    max_size: int
 
 
 @frozen(kw_only=True)

@@ -16,7 +16,7 @@ from llmopt import errors
 from llmopt.errors import InvalidResponse, Sent
 from llmopt.values.calls import BatchLimit, Operation
 from llmopt.values.chat import ServerEvent
-from llmopt.values.secret import names, size, token
+from llmopt.values.secret import repr_code, repr_names, repr_size
 
 # What one attempt at a request came to.
 
@@ -32,14 +32,14 @@ class AttemptInfo:
         reused: whether the connection had carried a request before.
         sent: whether bytes of the request left this process: "no", "maybe" or "yes".
         queued_s: seconds spent waiting for a pooled connection.
-        packed: bytes of the answer's body as it travelled, None where it was not packed.
+        compressed_size: bytes of the response body as received, None where it was not compressed.
     """
 
     phase: Phase = "pool"
     reused: bool = False
     sent: Sent = "maybe"
     queued_s: float = 0.0
-    packed: int | None = None
+    compressed_size: int | None = None
 
 
 @frozen(kw_only=True)
@@ -55,7 +55,7 @@ class HttpRequest:
 
     method: str
     path: str
-    headers: Mapping[str, str] = field(factory=dict, repr=names)
+    headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
     json: Any = field(default=None, repr=False)
 
 
@@ -73,7 +73,7 @@ class HttpResponse:
 
     status: int
     headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=size)
+    body: bytes = field(default=b"", repr=repr_size)
     info: AttemptInfo = field(factory=AttemptInfo)
     received: float = field(factory=time.time, eq=False)
 
@@ -115,11 +115,11 @@ class ErrorBody:
         raw: the object the fields came from, for what is special to one provider.
     """
 
-    message: str = field(default="", repr=size)
-    code: str | None = field(default=None, repr=token)
-    type: str | None = field(default=None, repr=token)
-    param: str | None = field(default=None, repr=token)
-    inner_code: str | None = field(default=None, repr=token)
+    message: str = field(default="", repr=repr_size)
+    code: str | None = field(default=None, repr=repr_code)
+    type: str | None = field(default=None, repr=repr_code)
+    param: str | None = field(default=None, repr=repr_code)
+    inner_code: str | None = field(default=None, repr=repr_code)
     raw: Mapping[str, Any] = field(factory=dict, repr=False)
 
 
@@ -137,7 +137,7 @@ class Failure:
 
     status: int
     headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=size)
+    body: bytes = field(default=b"", repr=repr_size)
     operation: Operation = "embeddings"
     model: str = ""
 

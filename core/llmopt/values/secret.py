@@ -66,16 +66,16 @@ def _checked(text: str, source: str) -> str:
 _TOKEN: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
 
 
-def size(value: Sized) -> str:
+def repr_size(value: Sized) -> str:
     """The number of items or bytes alone."""
     return f"<{len(value)}>"
 
 
-def names(value: Mapping[str, Any]) -> str:
+def repr_names(value: Mapping[str, Any]) -> str:
     """The keys alone."""
     return f"<{', '.join(value)}>"
 
 
-def token(value: str | None) -> str:
+def repr_code(value: str | None) -> str:
     """A code as it is; of a sentence in its place the size alone, since it may repeat the request."""
-    return repr(value) if value is None or _TOKEN.match(value) else size(value)
+    return repr(value) if value is None or _TOKEN.match(value) else repr_size(value)
