@@ -143,7 +143,7 @@ class TestHttpx:
             await failure(wire, asking(server, timeout=0.05), errors.AttemptTimeout)
         await server.wait_all_closed()
         async with asyncio.timeout(5):
-            while len(wire._owned):
+            while len(wire._tasks):
                 await asyncio.sleep(0)
         assert repr(wire) == "<TransportWire over AsyncHTTPTransport: 0 under way>"
 
@@ -163,9 +163,9 @@ class TestHttpx:
                 await wire.open_stream(request).__aenter__()
             else:
                 await wire.send(request)
-        assert (len(wire._owned), pieces.closed) == (1, 0)
+        assert (len(wire._tasks), pieces.closed) == (1, 0)
         gate.set()
-        while len(wire._owned):
+        while len(wire._tasks):
             await asyncio.sleep(0)
         assert pieces.closed == 1
 

@@ -22,7 +22,7 @@ from llmopt.operations.embed_batches import Batch, cut
 from llmopt.operations.embed_cache import NO_CACHED_VECTORS
 from llmopt.operations.embed_results import Collector, Outcome, failure_of
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.operations.tasks import OrderedFlow
+from llmopt.policies.tasks import ordered_map
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import Embeddings
 
@@ -216,8 +216,8 @@ async def _send(
     await job.ask_limits()
     batches = cut(texts, job.cutter())
     width = job.width
-    flow = OrderedFlow(_in_turn(batches), job.run, width=width, ahead=len(texts) + width)
-    async with aclosing(aiter(flow)) as outcomes:
+    results = ordered_map(_in_turn(batches), job.run, concurrency=width, lookahead=len(texts) + width)
+    async with aclosing(results) as outcomes:
         async for outcome in outcomes:
             collected.take(outcome, places)
 

@@ -28,8 +28,8 @@ from llmopt.errors import (
     RequestTooLarge,
 )
 from llmopt.operations.embed_batches import AdaptiveBatchLimit, Batcher, LimitChange, cut
-from llmopt.operations.tasks import gather_first_error
 from llmopt.policies.clock import Deadline
+from llmopt.policies.tasks import gather_first_error
 from llmopt.values.calls import BatchLimit
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from llmopt.operations.embed import ErrorMode, as_async, check_texts_argument, t
 from llmopt.operations.embed_batches import Batch, Batcher
 from llmopt.operations.embed_results import failure_of
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.operations.tasks import OrderedFlow
+from llmopt.policies.tasks import ordered_map
 from llmopt.values.embeddings import EmbeddedPart, Embeddings
 
 
@@ -56,9 +56,8 @@ class EmbedStream:
 
     async def _run(self) -> AsyncGenerator[EmbeddedPart, None]:
         width = self._job.width
-        flow = OrderedFlow(self._pieces(), self._embed, width=width, ahead=2 * width)
-        # Closed here and now: an asynchronous generator that is only left is closed some turns of the loop later.
-        async with aclosing(aiter(flow)) as parts:
+        results = ordered_map(self._pieces(), self._embed, concurrency=width, lookahead=2 * width)
+        async with aclosing(results) as parts:
             async for part in parts:
                 if part.errors and self._errors == "raise":
                     raise failure_of(_as_result(part))

@@ -32,8 +32,8 @@ from llmopt.errors import (
 )
 from llmopt.operations.cache_keys import StoreSizeReporter
 from llmopt.operations.models_cache import CachedList, ModelListCache, fetch_model_list
-from llmopt.operations.tasks import TaskSet
-from llmopt.policies.clock import Deadline
+from llmopt.policies.clock import Deadline, PerLoop
+from llmopt.policies.tasks import TaskSet
 from llmopt.providers.registry import Provider
 from llmopt.values.catalog import Catalog
 from llmopt.values.events import (
@@ -152,7 +152,8 @@ class ModelLists:
         self._shelf: Final = shelf
         self._stores: Final = stores
         self._events: Final = CatalogEvents(engine)
-        self._beside: Final = TaskSet(_MAX_CONCURRENT_PAGES)
+        self._refreshes: Final = TaskSet()
+        self._refresh_slots: Final = PerLoop(lambda: asyncio.Semaphore(_MAX_CONCURRENT_PAGES))
 
     async def list(self, provider: Provider, *, deadline: Deadline, mode: CacheMode = "auto") -> Catalog:
         """All models of one provider.
@@ -226,7 +227,7 @@ class ModelLists:
 
     async def aclose(self) -> None:
         """Stop asking beside the callers."""
-        await self._beside.aclose()
+        await self._refreshes.aclose()
 
     def _cached(self, provider: Provider) -> bool:
         endpoint = provider.endpoints[0]
@@ -247,7 +248,9 @@ class ModelLists:
         if kept.catalog is None or decision.action not in ("serve", "serve_and_refresh"):
             return None
         if decision.action == "serve_and_refresh":
-            self._beside.begin(lambda: self._refreshed(provider, kept), kept.life.abandoned)
+            task = self._refreshes.start(self._refreshed(provider, kept))
+            # Also called where the task is cancelled before it begins.
+            task.add_done_callback(lambda _: kept.life.abandoned())
         return self._give(kept, decision, cause="refreshing")
 
     def _give(self, kept: CachedList, decision: Decision, *, cause: str) -> Catalog:
@@ -324,16 +327,16 @@ class ModelLists:
         await self._shelf.drop(provider, kept)
 
     async def _refreshed(self, provider: Provider, kept: CachedList) -> None:
-        started = self._engine.clock.now()
-        before = kept.etag
-        outcome = "new"
-        try:
-            await self._anew(provider, kept, self._engine.deadline(_REFRESH_S))
-            outcome = "unchanged" if before is not None and kept.etag == before else "new"
-        except LLMOptError as error:
-            outcome = type(error).__name__
-            _log.debug("the models of %s could not be refreshed: %s", provider.name, outcome)
-        self._events.refreshed(provider, started, outcome)
+        async with self._refresh_slots.here():
+            started = self._engine.clock.now()
+            before = kept.etag
+            try:
+                await self._anew(provider, kept, self._engine.deadline(_REFRESH_S))
+                outcome = "unchanged" if before is not None and kept.etag == before else "new"
+            except LLMOptError as error:
+                outcome = type(error).__name__
+                _log.debug("the models of %s could not be refreshed: %s", provider.name, outcome)
+            self._events.refreshed(provider, started, outcome)
 
 
 def _aged(catalog: Catalog, decision: Decision) -> Catalog:

@@ -15,6 +15,7 @@ from attrs import evolve
 
 from llmopt import errors
 from llmopt.errors import ConfigError, InvalidResponse, LLMOptError
+from llmopt.policies.tasks import TaskSet
 from llmopt.transport import errors as transport_errors
 from llmopt.transport.body import ACCEPT_ENCODING, Reader
 from llmopt.transport.request import Trip, WireRequest
@@ -27,40 +28,7 @@ if TYPE_CHECKING:
     from llmopt.transport.pool import ConnectionPool
 
 
-# Work that finishes although its caller no longer waits for it.
-
 T = TypeVar("T")
-
-
-class Owned:
-    """Tasks that a caller's cancellation does not reach.
-
-    `asyncio.shield` alone would leave them to the garbage collector.
-    """
-
-    def __init__(self) -> None:
-        self._tasks: Final[set[asyncio.Task[Any]]] = set()
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for the work in a task of its own; cancelled, stop waiting and let it go on."""
-        return await asyncio.shield(self.start(work))
-
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin the work in a task of its own."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def end(self) -> None:
-        """Cancel what is still going on and wait for it."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def __len__(self) -> int:
-        return len(self._tasks)
 
 
 # One request and its answer over somebody else's httpx transport.
@@ -78,7 +46,7 @@ class Visit(Reader):
         trip: the request as we know it.
         translate: the error of llmopt for an exception that comes out of the transport, None for what
             is to pass.
-        owned: keeper of the tasks that must go on.
+        tasks: the steps that go on when the caller is cancelled.
         isolate: whether each step runs in such a task.
 
     Attributes:
@@ -91,7 +59,7 @@ class Visit(Reader):
         sending: httpx.Request,
         trip: Trip,
         translate: Callable[[BaseException, Trip], LLMOptError | None],
-        owned: Owned,
+        tasks: TaskSet,
         *,
         isolate: bool,
     ) -> None:
@@ -102,7 +70,7 @@ class Visit(Reader):
         self._transport: Final = transport
         self._sending: Final = sending
         self._translate: Final = translate
-        self._owned: Final = owned
+        self._tasks: Final = tasks
         self._isolate: Final = isolate
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
@@ -152,7 +120,7 @@ class Visit(Reader):
         """Take a step within a time; if it fails, leave, and raise llmopt's error for it."""
         try:
             async with asyncio.timeout(seconds):
-                return await (self._owned.run(self._isolated(step)) if self._isolate else step)
+                return await (self._tasks.run(self._isolated(step)) if self._isolate else step)
         except (Exception, asyncio.CancelledError) as error:
             fault = self._translate(error, self.trip)
             await self.aclose()
@@ -176,18 +144,18 @@ class Visit(Reader):
         """Close the answer, at once or when the step under way has ended."""
         self._left = True
         if not self._busy and self._response is not None:
-            await self._owned.run(self._end())
+            await self._tasks.run(self._end())
 
     def end(self) -> None:
         """As `aclose`, without waiting."""
         self._left = True
         if not self._busy and self._response is not None:
-            self._owned.start(self._end())
+            self._tasks.start(self._end())
 
     def drain(self, seconds: float) -> None:
         """Read what is left, for so many seconds, and close. Does not wait."""
         if self._response is not None:
-            self._owned.start(self._drained(seconds))
+            self._tasks.start(self._drained(seconds))
 
     async def _drained(self, seconds: float) -> None:
         # Closing it unread would cost many a transport the connection.
@@ -256,7 +224,7 @@ class TransportWire:
         self._transport: Final = transport
         own = isinstance(transport, httpx.AsyncHTTPTransport)
         self._isolate: Final = own if isolate is None else isolate
-        self._owned: Final = Owned()
+        self._tasks: Final = TaskSet()
         self._closed = False
 
     async def send(self, request: WireRequest) -> HttpResponse:
@@ -288,7 +256,7 @@ class TransportWire:
         if self._closed:
             return
         self._closed = True
-        await self._owned.end()
+        await self._tasks.aclose()
         await self._transport.aclose()
 
     def _visit(self, request: WireRequest) -> Visit:
@@ -303,10 +271,10 @@ class TransportWire:
             sending = None
         if sending is None:
             raise transport_errors.placed(transport_errors.unsendable(trip), trip)
-        return Visit(self._transport, sending, trip, _translate, self._owned, isolate=self._isolate)
+        return Visit(self._transport, sending, trip, _translate, self._tasks, isolate=self._isolate)
 
     def __repr__(self) -> str:
-        return f"<TransportWire over {type(self._transport).__name__}: {len(self._owned)} under way>"
+        return f"<TransportWire over {type(self._transport).__name__}: {len(self._tasks)} under way>"
 
 
 class PoolTransport(httpx.AsyncBaseTransport):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from llmopt.operations.tasks import OrderedFlow
+from llmopt.policies.tasks import ordered_map
 
 
 async def numbers(count: int, taken: list[int] | None = None) -> AsyncIterator[int]:
@@ -27,7 +27,7 @@ async def test_results_come_in_order_whatever_finishes_first() -> None:
         gates[number].set()
         return number * 10
 
-    flow = OrderedFlow(numbers(6), work, width=3, ahead=3)
+    flow = ordered_map(numbers(6), work, concurrency=3, lookahead=3)
     assert [result async for result in flow] == [0, 10, 20, 30, 40, 50]
 
 
@@ -44,15 +44,15 @@ async def test_no_more_than_width_at_once_and_no_more_than_ahead_taken() -> None
         running -= 1
         return number
 
-    flow = OrderedFlow(numbers(10**9, taken), work, width=4, ahead=8)
+    flow = ordered_map(numbers(10**9, taken), work, concurrency=4, lookahead=8)
     seen = 0
-    results = aiter(flow)
+    results = flow
     async for _ in results:
         seen += 1
         assert len(taken) <= seen + 8
         if seen == 100:
             break
-    await results.aclose()  # type: ignore[attr-defined] # an async generator
+    await results.aclose()
     assert most == 4
 
 
@@ -66,7 +66,7 @@ async def test_an_error_comes_after_what_came_before_it() -> None:
 
     got: list[int] = []
     with pytest.raises(ValueError, match="three"):
-        async for result in OrderedFlow(numbers(9), work, width=2, ahead=4):
+        async for result in ordered_map(numbers(9), work, concurrency=2, lookahead=4):
             got.append(result)
     assert got == [0, 1, 2]
 
@@ -85,7 +85,7 @@ async def test_an_error_of_the_source_comes_last() -> None:
 
     got: list[int] = []
     with pytest.raises(KeyError, match="cursor"):
-        async for result in OrderedFlow(source(), work, width=3, ahead=3):
+        async for result in ordered_map(source(), work, concurrency=3, lookahead=3):
             got.append(result)
     assert got == [0, 1]
 
@@ -107,9 +107,9 @@ async def test_leaving_early_stops_the_work() -> None:
             await asyncio.Event().wait()
         return number
 
-    results = aiter(OrderedFlow(source(), work, width=4, ahead=8))
+    results = ordered_map(source(), work, concurrency=4, lookahead=8)
     assert await anext(results) == 0
-    await results.aclose()  # type: ignore[attr-defined] # an async generator
+    await results.aclose()
     assert closed
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -122,7 +122,7 @@ async def test_cancelling_the_consumer_stops_the_work() -> None:
         return number
 
     async def consume() -> None:
-        async for _ in OrderedFlow(numbers(10), work, width=4, ahead=4):
+        async for _ in ordered_map(numbers(10), work, concurrency=4, lookahead=4):
             pass
 
     task = asyncio.create_task(consume())
@@ -140,7 +140,7 @@ async def test_an_empty_source() -> None:
     async def work(number: int) -> int:
         return number
 
-    assert [result async for result in OrderedFlow(numbers(0), work, width=3, ahead=3)] == []
+    assert [result async for result in ordered_map(numbers(0), work, concurrency=3, lookahead=3)] == []
 
 
 async def test_a_piece_that_is_finished_while_its_consumer_is_cancelled_is_no_fault() -> None:
@@ -152,7 +152,7 @@ async def test_a_piece_that_is_finished_while_its_consumer_is_cancelled_is_no_fa
         return number
 
     async def consume() -> None:
-        async for _ in OrderedFlow(numbers(3), work, width=2, ahead=2):
+        async for _ in ordered_map(numbers(3), work, concurrency=2, lookahead=2):
             pass
 
     task = asyncio.create_task(consume())

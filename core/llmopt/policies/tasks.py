@@ -1,0 +1,133 @@
+"""asyncio helpers: a concurrent map with results in order, a gather with plain errors, background tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from llmopt.policies.clock import PerLoop
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TaskSet:
+    """Background tasks. They go on when the caller that started them is cancelled.
+
+    The event loop keeps only weak references to its tasks; the set keeps strong ones until they are done.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: Final[PerLoop[set[asyncio.Task[Any]]]] = PerLoop(set)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tasks))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine in a task of this set, without waiting for it."""
+        tasks = self._tasks.here()
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in a task of this set, and wait for its result. A cancellation ends the waiting only."""
+        return await asyncio.shield(self.start(work))
+
+    async def aclose(self) -> None:
+        """Cancel the tasks on the running event loop, and wait until they have ended."""
+        await _cancel_all(list(self._tasks.here()))
+
+
+async def gather_first_error(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all coroutines concurrently; their results in order.
+
+    The first exception cancels the other coroutines, waits for them to end, and is raised as it is, not in an
+    `ExceptionGroup`.
+    """
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def ordered_map(
+    source: AsyncIterator[T],
+    function: Callable[[T], Coroutine[Any, Any, R]],
+    *,
+    concurrency: int,
+    lookahead: int,
+) -> AsyncGenerator[R, None]:
+    """Apply a coroutine function to all items, some at once; yields the results in the order of the items.
+
+    An exception of the source or of an item is raised after all results before it; what runs by then is
+    finished. Closing the generator cancels what runs and closes the source. Use it in `contextlib.aclosing`: a
+    generator that is only dropped is closed some turns of the event loop later.
+
+    Args:
+        source: the items.
+        function: makes the result of one item.
+        concurrency: most calls of the function that run at once.
+        lookahead: most items that are taken from the source and whose results are not yielded yet, which bounds
+            the memory; at least as many as run at once.
+    """
+    # None is put behind the last task.
+    tasks: asyncio.Queue[asyncio.Task[R] | None] = asyncio.Queue()
+    running = asyncio.Semaphore(concurrency)
+    held = asyncio.Semaphore(max(concurrency, lookahead))
+    source_errors: list[BaseException] = []
+
+    async def feed() -> None:
+        try:
+            while True:
+                await held.acquire()
+                await running.acquire()
+                try:
+                    item = await anext(source)
+                except StopAsyncIteration:
+                    return
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - raised to the consumer, after all results before it
+                    # Not left to this task: a KeyboardInterrupt of a task ends the whole event loop.
+                    source_errors.append(error)
+                    return
+                task = asyncio.create_task(function(item))
+                task.add_done_callback(lambda _: running.release())
+                tasks.put_nowait(task)
+        finally:
+            tasks.put_nowait(None)
+
+    feeder = asyncio.create_task(feed())
+    task = None
+    try:
+        while (task := await tasks.get()) is not None:
+            result = await task
+            held.release()
+            yield result
+        for error in source_errors:
+            raise error
+    finally:
+        await _cancel_all([feeder])
+        left = [each for each in (task, *_drain(tasks)) if each is not None]
+        await _cancel_all(left)
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _drain(queue: asyncio.Queue[T]) -> list[T]:
+    return [queue.get_nowait() for _ in range(queue.qsize())]
+
+
+async def _cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    # Exceptions are collected, so that asyncio does not report them as never retrieved.
+    await asyncio.gather(*tasks, return_exceptions=True)
