@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from attrs import evolve
 
-from llmopt.engine.request import origin, prepare
+from llmopt.engine.request import encode_request, origin
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.operations.embed_results import in_input_order
 from llmopt.testing.dialect import SampleError, SamplePage, SampleRows, single
@@ -439,7 +439,7 @@ def _question(subject: Subject) -> None:
     found = subject.hooks.limits_request(_call(subject), settings)
     if found is None:
         raise NotApplicable("the plugin does not ask the server for limits")
-    sent = prepare(found, settings)
+    sent = encode_request(found, settings)
     expect(origin(sent.url) == origin(settings.base_url), f"it goes to {origin(sent.url)}.")
     expect(
         KEY not in sent.url and KEY.encode() not in (sent.body or b""), "the key is in the URL or the body."

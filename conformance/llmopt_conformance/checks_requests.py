@@ -420,11 +420,11 @@ def _not_in_verdict(subject: Subject) -> None:
 @secrets_checks("not-in-error")
 def _not_in_error(subject: Subject) -> None:
     """The exception that a user sees holds no key, also when the server's answer repeats it."""
-    from llmopt.engine.responses import error_of
+    from llmopt.engine.responses import error_from_verdict
 
     failure = Failure(status=401, body=subject.dialect.error(_echo()))
     settings = subject.settings()
-    error: LLMOptError = error_of(
+    error: LLMOptError = error_from_verdict(
         subject.hooks.classify_error(failure, settings), failure, subject.embed_call(), settings
     )
     expect(KEY not in f"{error!r} {error} {vars(error)}", "the exception for a 401 holds the key.")

@@ -20,7 +20,7 @@ from llmopt.client.async_client import AsyncClient
 from llmopt.config.schema import Config
 from llmopt.decoding.accumulator import Gathered
 from llmopt.decoding.ndjson import decoder_for
-from llmopt.engine.request import encoder, prepare
+from llmopt.engine.request import encode_request, json_encoder
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.operations.embed_results import in_input_order
 from llmopt.providers.discovery import discover
@@ -79,7 +79,7 @@ class Asked:
         if self.request.json is None:
             return None
         try:
-            return json.loads(encoder.encode(self.request.json))
+            return json.loads(json_encoder.encode(self.request.json))
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckFailed(
                 f"the body cannot be written as JSON: {type(error).__name__}: {error}",
@@ -98,7 +98,7 @@ class Asked:
             CheckFailed: the core would refuse to send it.
         """
         try:
-            prepare(self.request, self.settings)
+            encode_request(self.request, self.settings)
         except LLMOptError as error:
             raise CheckFailed(explain(error)) from None
 
@@ -204,11 +204,11 @@ class PretendedServer:
 
 def _target(subject: Subject) -> tuple[str, str]:
     """Method and path of the request for the list of models."""
-    from llmopt.engine.request import prepare
+    from llmopt.engine.request import encode_request
 
     settings = subject.settings()
     try:
-        prepared = prepare(subject.hooks.build_request(CatalogCall(), settings), settings)
+        prepared = encode_request(subject.hooks.build_request(CatalogCall(), settings), settings)
     except LLMOptError:
         return "", ""
     sent = Sent(method=prepared.method, url=prepared.url, headers={})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llmopt
-from llmopt.engine.singleflight import Flights, Table
+from llmopt.engine.singleflight import Group, SingleFlight
 from tests.faults import FaultServer, Respond, Script, Wait, answer_openai, vector_for
 
 MODEL = "server/m"
@@ -239,13 +239,12 @@ async def test_nobody_joins_what_everybody_has_left() -> None:
 
 async def test_work_that_is_stopped_before_it_began() -> None:
     """Its coroutine is not left behind unawaited."""
-    flights = Flights()
+    flights = SingleFlight()
 
     async def work(_: tuple[str, ...]) -> None:
         raise AssertionError("it never begins")
 
-    board = flights.here()
-    board.launch(work, board.table("kind"), ("name",))
+    flights.group("kind").start(work, ("name",))
     await flights.aclose()
 
 
@@ -254,7 +253,7 @@ async def test_nothing_is_kept_of_a_kind_of_work_that_is_over() -> None:
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
         gc.collect()
-        before = sum(isinstance(each, Table) for each in gc.get_objects())
+        before = sum(isinstance(each, Group) for each in gc.get_objects())
         for user in range(20):
             await client.embed(MODEL, ["a"], extra={"user": f"user {user}"})
-        assert sum(isinstance(each, Table) for each in gc.get_objects()) == before
+        assert sum(isinstance(each, Group) for each in gc.get_objects()) == before

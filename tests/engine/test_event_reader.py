@@ -20,7 +20,7 @@ from llmopt.values.http import Failure
 CALL = ChatCall(model="m", stream=True)
 
 
-def reader(end: Literal["done", "finish"] = "done", at_once: int = 100) -> EventReader:
+def reader(end: Literal["done", "finish"] = "done", max_events: int = 100) -> EventReader:
     def judged(failure: Failure) -> LLMOptError:
         return ServerError(failure.error.message)
 
@@ -29,7 +29,7 @@ def reader(end: Literal["done", "finish"] = "done", at_once: int = 100) -> Event
         lambda event: compatible.parse_stream_event(CALL, event),
         judged,
         end=end,
-        at_once=at_once,
+        max_events=max_events,
     )
 
 
@@ -47,7 +47,7 @@ def everything(made: EventReader) -> list[ChatEvent]:
     while True:
         some = made.take()
         found += some
-        if not some and (made.over or not made.pending):
+        if not some and (made.finished or not made.pending):
             return found
 
 
@@ -57,7 +57,7 @@ USAGE = event(choices=[], usage={"prompt_tokens": 3, "completion_tokens": 4, "to
 
 def test_no_more_are_parsed_at_once_than_allowed() -> None:
     """And none is lost."""
-    made = reader(at_once=3)
+    made = reader(max_events=3)
     made.feed(b"".join(word(str(number)) for number in range(8)))
     taken = []
     while some := made.take():
@@ -84,28 +84,28 @@ ENDS: list[bytes] = [
     st.sampled_from(["done", "finish"]),
 )
 def test_what_comes_out_does_not_depend_on_how_it_is_cut(
-    pieces: list[bytes], end: bytes, at_once: int, cuts: list[int], kind: Literal["done", "finish"]
+    pieces: list[bytes], end: bytes, max_events: int, cuts: list[int], kind: Literal["done", "finish"]
 ) -> None:
     """Neither on the bytes that arrive together nor on the events that are parsed together."""
     body = b"".join(pieces) + end
     whole = reader(kind)
     whole.feed(body)
     expected = everything(whole)
-    if not whole.over:
+    if not whole.finished:
         whole.feed(b"")
         expected += everything(whole)
-    made, found = reader(kind, at_once), []
+    made, found = reader(kind, max_events), []
     start = 0
     for cut in [*cuts, len(body)]:
         if body[start : start + cut]:
             made.feed(body[start : start + cut])
         start += cut
         found += everything(made)
-    if not made.over:
+    if not made.finished:
         made.feed(b"")
         found += everything(made)
     assert found == expected
-    assert made.over
+    assert made.finished
     assert made.complete == whole.complete
     assert type(made.fault) is type(whole.fault)
     assert str(made.fault) == str(whole.fault)
@@ -155,4 +155,4 @@ def test_usage_and_length_are_noted() -> None:
     assert made.characters == len("four") + len("look") + len('{"a"')
     assert made.usage is not None
     assert made.usage.total_tokens == 7
-    assert made.spoke
+    assert made.new_content

@@ -81,7 +81,7 @@ def test_a_wait_for_a_connection_is_part_of_its_checkout() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         events: list[Event] = []
-        watch = Telemetry(events.append).pool("server", "http://x")
+        watch = Telemetry(events.append).pool_trace("server", "http://x")
         pool = ConnectionPool(pool_size=1, watch=watch)
         async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
             server.default(answer_openai)
@@ -96,7 +96,7 @@ def test_a_wait_for_a_connection_is_part_of_its_checkout() -> None:
 
 def test_without_a_listener_a_pool_is_not_watched() -> None:
     """It looks at no clock, counts nothing, and makes no event."""
-    assert Telemetry(None).pool("server", "http://x") is None
+    assert Telemetry(None).pool_trace("server", "http://x") is None
 
 
 async def test_without_a_listener_the_connector_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import llmopt
 from llmopt.engine import request as packing
-from llmopt.engine.telemetry import Counts
+from llmopt.engine.telemetry import EndpointMetrics
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import CompressionRefused, RequestCompression, ResponseCompression
 from tests.emulators import OllamaEmulator, OpenAIEmulator, TEIEmulator
@@ -82,7 +82,7 @@ async def test_from_8_kib_on() -> None:
     assert last.json()["input"] == ["a" * (8192 - around)]
     saved = 8192 - len(last.body)
     assert saved > 8000
-    assert stats == {"on": True, "packed": 1, "refused": 0, "saved_sent": saved, "saved_received": 0}
+    assert stats == {"on": True, "compressed": 1, "refused": 0, "saved_sent": saved, "saved_received": 0}
 
 
 async def test_only_where_it_is_asked_for() -> None:
@@ -115,7 +115,7 @@ async def test_a_retry_sends_the_same_bytes() -> None:
     assert (told.size, told.sent) == (len(first.content()), len(first.body))
     assert (told.provider, told.model, told.endpoint) == ("server", "m", origin)
     assert told.ratio > 2
-    assert (stats["packed"], stats["saved_sent"]) == (2, 2 * (told.size - told.sent))
+    assert (stats["compressed"], stats["saved_sent"]) == (2, 2 * (told.size - told.sent))
 
 
 async def test_a_long_body_is_packed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,11 +169,11 @@ async def test_a_refusal_is_met_once(refusal: Answer) -> None:
     assert [packed(request) for request in server.requests] == [True, False, False]
     first, second, _ = server.requests
     assert second.body == first.content()
-    assert (stats["requests"], stats["answered"], stats["errors"], stats["retries"]) == (3, 2, {}, 0)
+    assert (stats["requests"], stats["succeeded"], stats["errors"], stats["retries"]) == (3, 2, {}, 0)
     assert stats["breakers"]["m embeddings"] == {"origin": "closed", "model": "closed"}
     assert stats["budget"] == 500
     compression = stats["compression"]
-    assert (compression["on"], compression["packed"], compression["refused"]) == (False, 1, 1)
+    assert (compression["on"], compression["compressed"], compression["refused"]) == (False, 1, 1)
     assert compression["saved_sent"] == -len(first.body)
     (told,) = [event for event in events if isinstance(event, CompressionRefused)]
     assert (told.status, told.provider, told.endpoint) == (refusal.status, "server", origin)
@@ -261,7 +261,7 @@ async def test_a_refused_stream_is_asked_for_again(refusal: Answer) -> None:
                 assert "".join([event.text async for event in stream]) == "so be it"
         stats = of(made)
     assert [packed(request) for request in server.requests] == [True, False, False]
-    assert (stats["requests"], stats["answered"], stats["errors"]) == (3, 2, {})
+    assert (stats["requests"], stats["succeeded"], stats["errors"]) == (3, 2, {})
     assert stats["compression"]["refused"] == 1
 
 
@@ -318,7 +318,7 @@ async def test_a_server_that_unpacks() -> None:
             found = await made.embed("openai/text-embedding-3-small", texts, dimensions=8)
             assert found.vectors.shape == (300, 8)
             stats = of(made)["compression"]
-    assert (stats["on"], stats["packed"], stats["refused"]) == (True, 1, 0)
+    assert (stats["on"], stats["compressed"], stats["refused"]) == (True, 1, 0)
     assert stats["saved_sent"] > 10_000
 
 
@@ -368,7 +368,7 @@ async def test_packed_answers_are_counted() -> None:
 
 def test_counters_of_compression_begin_at_nothing() -> None:
     """All there, all zero."""
-    assert set(Counts().stats()["compression"].values()) == {0}
+    assert set(EndpointMetrics().stats()["compression"].values()) == {0}
 
 
 async def test_without_pooling_each_request_has_a_connection_of_its_own() -> None:

@@ -41,7 +41,7 @@ def test_counters_tell_what_was_done_and_why_it_waited() -> None:
                     await client.embed("server/m", ["refused"])
                 found = only(client)
                 assert found["requests"] == len(server.requests) == 6
-                assert found["answered"] == 4
+                assert found["succeeded"] == 4
                 assert found["errors"] == {"Overloaded": 1, "AuthError": 1}
                 assert found["retries"] == 1
                 assert found["input_tokens"] > 0
@@ -58,7 +58,7 @@ def test_an_engine_inside_the_process_is_counted_too() -> None:
     with llmopt.Client({"providers": {"local": {}}}) as client:
         client.embed("local/default", ["one", "two"])
         found = only(client)
-        assert (found["requests"], found["answered"]) == (1, 1)
+        assert (found["requests"], found["succeeded"]) == (1, 1)
 
 
 def test_a_fake_counts_chats_and_their_tokens() -> None:
@@ -68,5 +68,5 @@ def test_a_fake_counts_chats_and_their_tokens() -> None:
         with client.stream("fake/fake-chat", [{"role": "user", "content": "hello"}]) as stream:
             list(stream)
         found = only(client)
-        assert (found["requests"], found["answered"], found["errors"]) == (2, 2, {})
+        assert (found["requests"], found["succeeded"], found["errors"]) == (2, 2, {})
         assert found["output_tokens"] > 0

@@ -148,8 +148,8 @@ async def test_a_circuit_on_probation_does_not_wait_for_the_end_of_a_long_answer
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(stream_answer(["x"]))
         await text_of(client)
-        fleet = client._components.engine._fleets["server"].endpoints[0]
-        pair = fleet.guards.breakers(_call())
+        endpoint = client._components.engine._groups["server"].endpoints[0]
+        pair = endpoint.policies.breakers(_call())
         assert pair is not None
         pair.model.trip(0.0)
         server.default(NEVER_ENDING)

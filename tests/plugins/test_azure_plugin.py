@@ -21,7 +21,7 @@ from llmopt import (
     Settings,
     VerdictKind,
 )
-from llmopt.engine.request import prepare
+from llmopt.engine.request import encode_request
 from llmopt_plugin_azure._entra import scope_of
 from tests.plugins.helpers import KEY, call, failure, hooks, page
 from tests.plugins.helpers import settings as settings_of
@@ -37,7 +37,7 @@ def settings(base: str = ROOT, **more: Any) -> Settings:
 
 def url(where: Settings, asked: Any = None) -> str:
     """The whole URL that would be sent to."""
-    return prepare(AZURE.build_request(asked or call("emb"), where), where).url
+    return encode_request(AZURE.build_request(asked or call("emb"), where), where).url
 
 
 # Addresses.

@@ -16,7 +16,7 @@ from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Flags
 from llmopt.decoding.accumulator import Gathered
 from llmopt.decoding.ndjson import decoder_for
-from llmopt.engine.request import prepare
+from llmopt.engine.request import encode_request
 from tests.emulators import (
     AzureEmulator,
     Emulator,
@@ -58,7 +58,7 @@ async def ask(case: str, *, broken: int | None = None, **more: Any) -> tuple[Any
 
 
 async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, Gathered]:
-    sent = prepare(hooks(plugin).build_request(call, where), where)
+    sent = encode_request(hooks(plugin).build_request(call, where), where)
     gathered = Gathered()
     async with (
         aiohttp.ClientSession() as session,

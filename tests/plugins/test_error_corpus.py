@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from llmopt import EmbedCall, Failure, LLMOptError, Settings
-from llmopt.engine.responses import error_of
+from llmopt.engine.responses import error_from_verdict
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.http import EXCEPTION_OF
 from tests.plugins.corpus import KEYS, PLUGINS, REQUIRED, Entry, entries
@@ -50,7 +50,7 @@ def test_every_verdict_becomes_its_exception(entry: Entry) -> None:
     """The message is one line, names the status, and holds no input even where the body repeats it."""
     texts = ("zebra crossing", "zither music", "a zeppelin over the lake")
     verdict = hooks(entry.plugin).classify_error(entry.failure, settings(entry))
-    error = error_of(verdict, entry.failure, EmbedCall(model="m", texts=texts), settings(entry))
+    error = error_from_verdict(verdict, entry.failure, EmbedCall(model="m", texts=texts), settings(entry))
     assert isinstance(error, LLMOptError)
     assert type(error) is EXCEPTION_OF[verdict.kind]
     assert "\n" not in error.message

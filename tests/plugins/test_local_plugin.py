@@ -17,7 +17,7 @@ from llmopt import (
     Settings,
     VerdictKind,
 )
-from llmopt.engine.request import prepare
+from llmopt.engine.request import encode_request
 from tests.plugins.helpers import answer, call, failure, hooks, page, rows, settings
 
 LOCAL = hooks("local")
@@ -31,7 +31,7 @@ def here(base: str = HOST, **options: Any) -> Settings:
 def sent(where: Settings, asked: Any = None) -> tuple[str, Any]:
     """Where a request goes, and its body."""
     request = LOCAL.build_request(asked or call(), where)
-    return prepare(request, where).url, request.json
+    return encode_request(request, where).url, request.json
 
 
 # What is sent.
@@ -340,7 +340,7 @@ def test_who_is_asked_for_limits(flavour: str, url: str | None) -> None:
     """Without a flavour nobody is: a request that nobody asked for surprises."""
     where = here(f"{HOST}/v1", flavour=flavour)
     request = LOCAL.limits_request(call(), where)
-    assert (None if request is None else prepare(request, where).url) == url
+    assert (None if request is None else encode_request(request, where).url) == url
     assert LOCAL.limits_request(call(), here()) is None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llmopt import CatalogCall, CatalogPage, ChatCall, EmbedCall, Failure, HttpResponse, Settings, VerdictKind
-from llmopt.engine.request import prepare
+from llmopt.engine.request import encode_request
 from tests.plugins.corpus import REPOSITORY
 from tests.plugins.helpers import hooks, settings
 
@@ -104,8 +104,8 @@ def test_requests_go_where_the_recorded_ones_went(name: str, exchange: Any) -> N
         pytest.skip("a gateway's own path")
     plugin, there = where(exchange)
     request = hooks(plugin).build_request(call_of(exchange), there)
-    assert prepare(request, there).url == exchange["request"]["url"]
-    body = json.loads(prepare(request, there).body or b"null")
+    assert encode_request(request, there).url == exchange["request"]["url"]
+    body = json.loads(encode_request(request, there).body or b"null")
     recorded = exchange["request"].get("body")
     if plugin == "compatible" and "input" in recorded:
         body, recorded = ({k: v for k, v in each.items() if k not in ASYMMETRIC} for each in (body, recorded))

@@ -52,7 +52,7 @@ def test_packed_requests_are_taken_or_taken_back(server: str, request: pytest.Fi
             ((stats,),) = (endpoints.values() for endpoints in client.stats().values())
     np.testing.assert_allclose(found[0], found[1], atol=1e-3)
     compression = stats["compression"]
-    assert compression["packed"] == 1
+    assert compression["compressed"] == 1
     assert compression["on"] is (compression["refused"] == 0)
 
 

@@ -529,10 +529,10 @@ threading.Thread(target=threading.Event().wait, args=(0.1,), daemon=True).start(
     Fault(
         name="a private name of llmopt's",
         source="""
-from llmopt.engine.request import prepare
+from llmopt.engine.request import encode_request
 """,
         check="package.public-modules",
-        says="imports llmopt.engine.request prepare, which is not public",
+        says="imports llmopt.engine.request encode_request, which is not public",
     ),
     Fault(
         name="pluggy instead of llmopt's marker",

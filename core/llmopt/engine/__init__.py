@@ -1,1 +1,1 @@
-"""One request, from a call to a value: prepare, send, judge."""
+"""One request, from a call to a value: encode, send, judge."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.endpoint_policies import FreeLease, PaceLease
-from llmopt.engine.responses import may_be_an_items, request_id
+from llmopt.engine.endpoint_policies import NullLease, RateLimitLease
+from llmopt.engine.responses import may_be_item_error, request_id
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
     Attempt,
@@ -40,14 +40,14 @@ from llmopt.values.http import HttpResponse
 if TYPE_CHECKING:
     from llmopt.policies.circuit_pair import PairPermit
     from llmopt.policies.retry_loop import Retry
-_STALL_S: Final = 0.5
-_STALL: Final = 0.1
+_BLOCKED_S: Final = 0.5
+_BLOCKED_SHARE: Final = 0.1
 """Lateness of a time-out, in seconds and as a part of it, that a busy event loop does not explain."""
 _NO_SLOT: Final = Slot(lambda _: None)
-_NO_LEASE: Final = FreeLease()
+_NO_LEASE: Final = NullLease()
 
 
-class Held:
+class AttemptScope:
     """What one attempt holds of the policies. Every method is synchronous.
 
     Leaving its ``with`` block gives everything back, without a word about the server where none was said,
@@ -56,7 +56,7 @@ class Held:
     Attributes:
         endpoint: where it goes.
         call: what it asks.
-        size: its tokens, what its time-out is learned by.
+        tokens: its tokens, what its time-out is learned by.
         timeout: seconds it may take.
         slot: room among the requests in flight; none until it is set.
         lease: leave of the rate limiter, likewise.
@@ -68,20 +68,20 @@ class Held:
         self,
         endpoint: LiveEndpoint,
         call: Call,
-        size: int,
+        tokens: int,
         *,
         suspect: bool = False,
     ) -> None:
         self.endpoint: Final = endpoint
         self.call: Final = call
-        self.size: Final = size
+        self.tokens: Final = tokens
         self.timeout = 0.0
         self.slot = _NO_SLOT
-        self.lease: PaceLease = _NO_LEASE
+        self.lease: RateLimitLease = _NO_LEASE
         self.permit: PairPermit | None = None
-        self._kept = False
+        self._detached = False
         self._suspect: Final = suspect
-        self._counts = True
+        self._timeouts_count = True
 
     def succeeded(
         self, response: HttpResponse, settings: Settings, seconds: float, tokens: int | None
@@ -91,12 +91,12 @@ class Held:
         Returns:
             Whether its headers taught a limit.
         """
-        self.endpoint.guards.took(self.call, self.size, seconds)
+        self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
         self.completed(tokens)
         # After the cost: what the headers tell of the rest is held against it.
-        return self._heard(response, settings)
+        return self._observe_headers(response, settings)
 
-    def _heard(self, response: HttpResponse, settings: Settings) -> bool:
+    def _observe_headers(self, response: HttpResponse, settings: Settings) -> bool:
         if not self.lease.curious:
             return False
         return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
@@ -116,32 +116,32 @@ class Held:
         Returns:
             Whether the headers of the answer, if there is one, taught a limit.
         """
-        guards = self.endpoint.guards
-        guards.latch(error)
+        policies = self.endpoint.policies
+        policies.block_credential(error)
         timed_out = isinstance(error, AttemptTimeout)
-        if timed_out and not self._stalled(seconds):
-            guards.timed_out(self.call, self.size, self.timeout)
+        if timed_out and not self._loop_was_blocked(seconds):
+            policies.record_timeout(self.call, self.tokens, self.timeout)
         elif response is not None:
-            guards.took(self.call, self.size, seconds)
-        if not timed_out or (self._counts and not self._stalled(seconds)):
+            policies.record_latency(self.call, self.tokens, seconds)
+        if not timed_out or (self._timeouts_count and not self._loop_was_blocked(seconds)):
             self.slot.release(load_of(error) if self.endpoint.config.flags.concurrency else "neutral")
-            if self.permit is not None and not (self._suspect and may_be_an_items(error)):
+            if self.permit is not None and not (self._suspect and may_be_item_error(error)):
                 # A text that cannot be computed says nothing of the server's health.
-                self.permit.failed(self._evidence(error, seconds))
+                self.permit.failed(self._breaker_error(error, seconds))
         limits = None if response is None else self.endpoint.hooks.rate_limits(response, settings)
-        return self._settle(error, limits)
+        return self._settle_lease(error, limits)
 
-    def _stalled(self, seconds: float) -> bool:
+    def _loop_was_blocked(self, seconds: float) -> bool:
         """Whether the time-out came so late that it was this process that stood still, not the server."""
-        return seconds - self.timeout > max(_STALL_S, _STALL * self.timeout)
+        return seconds - self.timeout > max(_BLOCKED_S, _BLOCKED_SHARE * self.timeout)
 
-    def _evidence(self, error: LLMOptError, seconds: float) -> LLMOptError:
+    def _breaker_error(self, error: LLMOptError, seconds: float) -> LLMOptError:
         """What the breakers are told: a deadline that was patient enough is as good as a time-out."""
         if isinstance(error, DeadlineExceeded) and deadline_counts(seconds, self.timeout):
             return AttemptTimeout(error.message)
         return error
 
-    def _settle(self, error: LLMOptError, limits: RateLimits | None) -> bool:
+    def _settle_lease(self, error: LLMOptError, limits: RateLimits | None) -> bool:
         if error.sent == "no":
             self.lease.refund()
             return False
@@ -151,47 +151,49 @@ class Held:
         self.lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
         return limits is not None and self.lease.observe(limits)
 
-    def began(self, response: HttpResponse, settings: Settings, seconds: float) -> bool:
+    def stream_started(self, response: HttpResponse, settings: Settings, seconds: float) -> bool:
         """The first event of a stream came after so long.
 
         Returns:
             Whether the headers of the answer taught a limit.
         """
-        self.endpoint.guards.took(self.call, self.size, seconds)
-        breakers = self.endpoint.guards.breakers(self.call)
+        self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
+        breakers = self.endpoint.policies.breakers(self.call)
         if self.permit is not None and breakers is not None and breakers.on_probation:
             # A circuit that lets one request through to see must not wait for the end of a long answer.
             self.permit.success()
         # Nor those whom the limiter has wait for the first answers.
         self.lease.accept()
-        return self._heard(response, settings)
+        return self._observe_headers(response, settings)
 
-    def left(self, tokens: int) -> None:
+    def stream_abandoned(self, tokens: int) -> None:
         """Its reader had enough of a stream that had cost so many tokens by then."""
         self.lease.settle(tokens)
 
-    def broke(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
+    def stream_failed(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
         """A stream that had cost so many tokens broke off."""
         if not isinstance(error, RateLimited):
             self.lease.settle(tokens)
         self.failed(error, settings, 0.0, None)
 
-    def admitted(self, permit: PairPermit | None, timeout: float) -> None:
+    def begin(self, permit: PairPermit | None, timeout: float) -> None:
         """The circuits let it through; it has so many seconds from now."""
         self.permit, self.timeout = permit, timeout
         # The first answer of a server that may be loading its model counts for neither breaker nor load.
-        self._counts = self.endpoint.guards.warm or self.endpoint.config.timeouts.first is None
+        self._timeouts_count = (
+            self.endpoint.policies.has_answered or self.endpoint.config.timeouts.first is None
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._kept:
+        if not self._detached:
             self.release()
 
-    def keep(self) -> None:
+    def detach(self) -> None:
         """Leaving the block gives nothing back: whoever says this does, with `release`."""
-        self._kept = True
+        self._detached = True
 
     def release(self) -> None:
         """Give back what was not given back yet."""
@@ -201,7 +203,7 @@ class Held:
         self.slot.release()
 
 
-def explain(
+def add_context(
     error: LLMOptError,
     endpoint: LiveEndpoint,
     call: Call,
@@ -240,7 +242,7 @@ OK: Final = "ok"
 CANCELLED: Final = "cancelled"
 
 
-class Account:
+class RequestRecorder:
     """The account of one request and all its attempts.
 
     Args:
@@ -249,22 +251,22 @@ class Account:
         telemetry: where events leave.
 
     Attributes:
-        on: whether anybody listens; what only an event needs is not worked out otherwise.
+        enabled: whether anybody listens; what only an event needs is not worked out otherwise.
         sent: HTTP requests made so far.
     """
 
-    __slots__ = ("_call", "_provider", "_telemetry", "on", "sent")
+    __slots__ = ("_call", "_provider", "_telemetry", "enabled", "sent")
 
     def __init__(self, call: Call, provider: str, telemetry: Telemetry) -> None:
         self._call: Final = call
         self._provider: Final = provider
         self._telemetry: Final = telemetry
-        self.on: Final = telemetry.on
+        self.enabled: Final = telemetry.enabled
         self.sent = 0
 
-    def started(self, items: int, tokens: int) -> None:
+    def request_started(self, items: int, tokens: int) -> None:
         """It begins, with so many texts of so many tokens."""
-        if self.on:
+        if self.enabled:
             self._telemetry.emit(
                 RequestStart(
                     provider=self._provider,
@@ -275,9 +277,9 @@ class Account:
                 )
             )
 
-    def ended(self, endpoint: LiveEndpoint, outcome: str, seconds: float) -> None:
+    def request_ended(self, endpoint: LiveEndpoint, outcome: str, seconds: float) -> None:
         """It is over, in `OK`, `CANCELLED` or the exception of that name."""
-        if self.on:
+        if self.enabled:
             self._telemetry.emit(
                 RequestEnd(
                     provider=self._provider,
@@ -290,12 +292,12 @@ class Account:
                 )
             )
 
-    def sending(self, endpoint: LiveEndpoint) -> None:
+    def attempt_started(self, endpoint: LiveEndpoint) -> None:
         """An HTTP request is about to be made."""
         self.sent += 1
-        endpoint.counts.requests += 1
+        endpoint.metrics.requests += 1
 
-    def attempted(
+    def attempt_ended(
         self,
         endpoint: LiveEndpoint,
         number: int,
@@ -307,18 +309,18 @@ class Account:
         usage: Usage | None = None,
     ) -> None:
         """That request ended in `OK`, `CANCELLED` or the exception of that name."""
-        counts = endpoint.counts
-        counts.on_the_wire += seconds
-        counts.spent(usage)
+        metrics = endpoint.metrics
+        metrics.on_the_wire += seconds
+        metrics.add_usage(usage)
         if outcome == OK:
-            counts.answered += 1
+            metrics.succeeded += 1
         elif outcome == CANCELLED:
-            counts.cancelled += 1
+            metrics.cancelled += 1
         else:
-            counts.errors[outcome] += 1
+            metrics.errors[outcome] += 1
         if response is not None and response.info.compressed_size is not None:
-            self.unpacked(endpoint, response.info.compressed_size, len(response.body))
-        if not self.on:
+            self.response_decoded(endpoint, response.info.compressed_size, len(response.body))
+        if not self.enabled:
             return
         self._telemetry.emit(
             RequestAttempt(
@@ -334,10 +336,10 @@ class Account:
             )
         )
 
-    def unpacked(self, endpoint: LiveEndpoint, received: int, size: int) -> None:
+    def response_decoded(self, endpoint: LiveEndpoint, received: int, size: int) -> None:
         """Its answer came packed: so many bytes travelled, and stood for so many."""
-        endpoint.counts.saved_received += size - received
-        if self.on:
+        endpoint.metrics.saved_received += size - received
+        if self.enabled:
             self._telemetry.emit(
                 ResponseCompression(
                     provider=self._provider,
@@ -348,9 +350,9 @@ class Account:
                 )
             )
 
-    def read(self, response: HttpResponse, seconds: float) -> None:
+    def response_parsed(self, response: HttpResponse, seconds: float) -> None:
         """Its answer became a value, in so long."""
-        if self.on and response.body:
+        if self.enabled and response.body:
             self._telemetry.emit(
                 JsonParse(
                     provider=self._provider,
@@ -361,20 +363,20 @@ class Account:
                 )
             )
 
-    def waits(self, endpoint: LiveEndpoint, cause: WaitCause) -> None:
+    def wait_started(self, endpoint: LiveEndpoint, cause: WaitCause) -> None:
         """It begins to wait."""
-        if self.on:
+        if self.enabled:
             self._telemetry.emit(
                 RequestWaiting(
                     provider=self._provider, model=self._call.model, endpoint=endpoint.name, cause=cause
                 )
             )
 
-    def waited(self, endpoint: LiveEndpoint, cause: WaitCause, seconds: float) -> None:
+    def wait_ended(self, endpoint: LiveEndpoint, cause: WaitCause, seconds: float) -> None:
         """It waited before it could be sent."""
-        waited = endpoint.counts.waited
+        waited = endpoint.metrics.waited
         waited[cause] = waited.get(cause, 0.0) + seconds
-        if self.on:
+        if self.enabled:
             self._telemetry.emit(
                 RequestWait(
                     provider=self._provider,
@@ -385,23 +387,25 @@ class Account:
                 )
             )
 
-    def retrying(self, endpoint: LiveEndpoint, retry: Retry) -> None:
+    def retry_scheduled(self, endpoint: LiveEndpoint, retry: Retry) -> None:
         """It will be sent again. A wait for a circuit is told of when it is over, as a wait."""
         if retry.decision.reason != "circuit_open":
-            endpoint.counts.retries += 1
-            self._telemetry.retry(self._call, self._provider, retry)
+            endpoint.metrics.retries += 1
+            self._telemetry.retry_scheduled(self._call, self._provider, retry)
 
-    def learned(self, endpoint: LiveEndpoint) -> None:
+    def limits_learned(self, endpoint: LiveEndpoint) -> None:
         """Headers taught a limit, or another one than before."""
-        if not self.on:
+        if not self.enabled:
             return
-        for name, limit in zip(("rpm", "tpm"), endpoint.guards.pace(self._call).told, strict=True):
+        for name, limit in zip(("rpm", "tpm"), endpoint.policies.rate_limiter(self._call).told, strict=True):
             if limit is not None:
-                self._telemetry.limit(self._provider, self._call.model, endpoint.name, name, limit, "headers")
+                self._telemetry.limit_learned(
+                    self._provider, self._call.model, endpoint.name, name, limit, "headers"
+                )
 
-    def piece(self, endpoint: LiveEndpoint, size: int, events: int, seconds: float) -> None:
+    def stream_chunk(self, endpoint: LiveEndpoint, size: int, events: int, seconds: float) -> None:
         """A piece of its stream came, after its first."""
-        if self.on:
+        if self.enabled:
             self._telemetry.emit(
                 StreamChunk(
                     provider=self._provider,

@@ -13,9 +13,9 @@ from attrs import asdict, evolve
 
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
-from llmopt.engine.endpoint_policies import Guards
-from llmopt.engine.request import PackedWire, Packing, Preparer
-from llmopt.engine.telemetry import Counts, Telemetry
+from llmopt.engine.endpoint_policies import EndpointPolicies
+from llmopt.engine.request import PackedWire, Packing, RequestEncoder
+from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import CircuitOpen, ClientClosed
 from llmopt.policies.circuit_pair import Breakers, Recess
 from llmopt.policies.clock import Clock
@@ -42,13 +42,13 @@ class LiveEndpoint:
 
     Attributes:
         hooks: of the provider's plugin.
-        guards: the policies that watch over it.
-        counts: what was done there.
-        prepare: encodes requests to it.
+        policies: the policies that watch over it.
+        metrics: what was done there.
+        encode_request: encodes requests to it.
         packing: packs their bodies, None where that is not wanted.
-        told: what the server told of its limits, by model; kept by `llmopt.operations.embed_batches`.
-        asking: held while it is asked.
-        foreign: whether its requests may go through somebody else's code, which may itself call llmopt.
+        server_limits: what the server told of its limits, by model; kept by `llmopt.operations.embed_batches`.
+        limit_locks: held while it is asked.
+        custom_transport: whether its requests may go through somebody else's code, which may itself call llmopt.
 
     Raises:
         ConfigError: the plugin's way to sign in cannot be used.
@@ -64,23 +64,23 @@ class LiveEndpoint:
         clock: Clock,
         telemetry: Telemetry,
     ) -> None:
-        self.config: Final = _signed_in(endpoint, hooks)
-        self.told: Final[dict[str, BatchLimit]] = {}
-        self.asking: Final[dict[object, asyncio.Lock]] = {}
+        self.config: Final = _with_plugin_credential(endpoint, hooks)
+        self.server_limits: Final[dict[str, BatchLimit]] = {}
+        self.limit_locks: Final[dict[object, asyncio.Lock]] = {}
         self.hooks: Final = hooks
-        self.counts: Final = Counts()
-        self.prepare: Final = Preparer(compression=self.config.flags.compression)
+        self.metrics: Final = EndpointMetrics()
+        self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
         self.packing: Final = self._packing(telemetry)
-        self.guards: Final = Guards(self.config, breakers, clock)
+        self.policies: Final = EndpointPolicies(self.config, breakers, clock)
         self._clock: Final = clock
-        self._transport: Final = transport
+        self._client_transport: Final = transport
         self._telemetry: Final = telemetry
-        self._wire: Wire | None = None
-        self._carrier: Wire | None = None
+        self._opened_transport: Wire | None = None
+        self._base_transport: Wire | None = None
         # A client may be used on several loops in several threads, and a second pool would be nobody's.
         self._opening: Final = threading.Lock()
-        self._static: Settings | None = None
-        self.foreign = True
+        self._static_settings: Settings | None = None
+        self.custom_transport = True
         self._closed = False
 
     @property
@@ -89,14 +89,14 @@ class LiveEndpoint:
         return self.config.origin or f"in-process:{self.config.provider}"
 
     @cached_property
-    def bare(self) -> Settings:
+    def settings_without_credential(self) -> Settings:
         """Its settings without a credential, for hooks that need none."""
         return self.config.settings(None)
 
     @property
-    def fixed(self) -> Settings | None:
+    def static_settings(self) -> Settings | None:
         """Its settings where they stay the same, once they were asked for; None where they must be asked for."""
-        return self._static
+        return self._static_settings
 
     async def settings(self) -> Settings:
         """Its settings for one attempt, with the credential of this moment.
@@ -104,16 +104,16 @@ class LiveEndpoint:
         Raises:
             ConfigError: a key is needed and there is none; the message says where to put it.
         """
-        if self._static is not None:
-            return self._static
+        if self._static_settings is not None:
+            return self._static_settings
         source = self.config.credential
         if not source.is_static:
             return self.config.settings(await source.get())
-        self._static = self.config.settings(source.peek())
-        return self._static
+        self._static_settings = self.config.settings(source.peek())
+        return self._static_settings
 
     @property
-    def wire(self) -> Wire:
+    def transport(self) -> Wire:
         """Its way out, opened at the first call.
 
         Raises:
@@ -121,61 +121,63 @@ class LiveEndpoint:
         """
         if self._closed:
             raise ClientClosed("the client is closed; make a new one.")
-        if self._wire is None:
+        if self._opened_transport is None:
             with self._opening:
-                if self._wire is None:
-                    carrier = self._carrier = self._open()
+                if self._opened_transport is None:
+                    carrier = self._base_transport = self._open()
                     packing = self.packing
-                    self._wire = carrier if packing is None else PackedWire(carrier, packing, self._clock)
-        return self._wire
+                    self._opened_transport = (
+                        carrier if packing is None else PackedWire(carrier, packing, self._clock)
+                    )
+        return self._opened_transport
 
     def _packing(self, telemetry: Telemetry) -> Packing | None:
         config = self.config
         if not config.compress_requests or not config.flags.compression or config.in_process:
             return None
-        return Packing(config, self.name, counts=self.counts, telemetry=telemetry)
+        return Packing(config, self.name, counts=self.metrics, telemetry=telemetry)
 
     def _open(self) -> Wire:
-        own = self.hooks.open_transport(self.bare)
-        chosen = own if own is not None else self._transport
+        own = self.hooks.open_transport(self.settings_without_credential)
+        chosen = own if own is not None else self._client_transport
         if chosen is not None:
             from llmopt.transport.httpx_transport import TransportWire
 
             return TransportWire(chosen)
-        self.foreign = False
+        self.custom_transport = False
         from llmopt.transport.pool import ConnectionPool
 
-        watch = self._telemetry.pool(self.config.provider, self.name)
+        watch = self._telemetry.pool_trace(self.config.provider, self.name)
         keepalive = self.config.keepalive if self.config.flags.pooling else 0.0
         return ConnectionPool(pool_size=self.config.pool_size, keepalive=keepalive, watch=watch)
 
     def rest(self, call: Call) -> float | None:
         """Seconds that it is still given a rest, None when it may be asked."""
-        breakers = self.guards.breakers(call)
+        breakers = self.policies.breakers(call)
         return None if breakers is None else breakers.peek()
 
     def patience(self, call: Call) -> float | None:
         """As `rest`, for one who is woken when there are news."""
-        breakers = self.guards.breakers(call)
+        breakers = self.policies.breakers(call)
         return None if breakers is None else breakers.patience()
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
-        stats = {**self.counts.stats(), **self.guards.stats()}
+        stats = {**self.metrics.stats(), **self.policies.stats()}
         packing = self.packing is not None and self.packing.on
         stats["compression"] = {"on": packing, **stats["compression"]}
-        pool = getattr(self._carrier, "stats", None)
+        pool = getattr(self._base_transport, "stats", None)
         return stats if pool is None else {**stats, "connections": asdict(pool())}
 
     async def aclose(self) -> None:
         """Close the way out, if it was opened."""
         self._closed = True
-        wire, self._wire = self._wire, None
+        wire, self._opened_transport = self._opened_transport, None
         if wire is not None:
             await asyncio.shield(wire.aclose())
 
 
-def _signed_in(endpoint: Endpoint, hooks: ProviderHooks) -> Endpoint:
+def _with_plugin_credential(endpoint: Endpoint, hooks: ProviderHooks) -> Endpoint:
     """The endpoint with the credentials that its plugin gives for it, where it gives any."""
     given = hooks.credential_provider(endpoint.settings(None))
     if given is None:
@@ -187,19 +189,21 @@ def _signed_in(endpoint: Endpoint, hooks: ProviderHooks) -> Endpoint:
 # The endpoints of one provider entry, and which of them is asked next.
 
 
-class Fleet:
+class EndpointGroup:
     """All endpoints of an entry.
 
     Args:
         endpoints: at least one.
         clock: the time.
-        recess: where those wait whose circuits are open.
+        circuit_waiters: where those wait whose circuits are open.
     """
 
-    def __init__(self, endpoints: tuple[LiveEndpoint, ...], clock: Clock, recess: Recess) -> None:
+    def __init__(self, endpoints: tuple[LiveEndpoint, ...], clock: Clock, circuit_waiters: Recess) -> None:
         self.endpoints: Final = endpoints
-        self.recess: Final = recess
-        self._balance: Final = Balance([endpoint.config.weight for endpoint in endpoints], now=clock.now)
+        self.circuit_waiters: Final = circuit_waiters
+        self._load_balancer: Final = Balance(
+            [endpoint.config.weight for endpoint in endpoints], now=clock.now
+        )
 
     @property
     def in_process(self) -> bool:
@@ -214,70 +218,70 @@ class Fleet:
             QuotaExhausted, AuthError: every endpoint that is not at rest has had its credential refused.
         """
         if len(self.endpoints) == 1:
-            return self._only(call)
+            return self._single_endpoint(call)
         rests: list[float] = []
         candidates = []
         for index, endpoint in enumerate(self.endpoints):
             rest = endpoint.rest(call)
             if rest is not None:
                 rests.append(rest)
-            elif endpoint.guards.refusal() is None:
+            elif endpoint.policies.credential_error() is None:
                 candidates.append(self._candidate(index, endpoint))
         if not candidates:
-            raise self._none_left(rests)
+            raise self._unavailable_error(rests)
         if not self.endpoints[0].config.flags.balance:
             return self.endpoints[candidates[0].index]
         # One that asked for a pause, or whose rate is spent, would hold a request that another could take now.
-        ready = [one for one in candidates if not self._paused(one.index, call)] or candidates
-        free = [one for one in ready if self.endpoints[one.index].guards.pace(call).free]
+        ready = [one for one in candidates if not self._is_paused(one.index, call)] or candidates
+        free = [one for one in ready if self.endpoints[one.index].policies.rate_limiter(call).free]
         candidates = free or ready
-        chosen = self._balance.choose(candidates, tried)
+        chosen = self._load_balancer.choose(candidates, tried)
         return self.endpoints[(chosen or candidates[0]).index]
 
-    def elsewhere(self, endpoint: LiveEndpoint, call: Call, tried: Container[int] = ()) -> bool:
+    def has_alternative(self, endpoint: LiveEndpoint, call: Call, tried: Container[int] = ()) -> bool:
         """Whether another endpoint, not tried yet, would take the call now."""
         return len(self.endpoints) > 1 and any(
             other is not endpoint
             and index not in tried
             and other.rest(call) is None
-            and other.guards.refusal() is None
-            and not self._paused(index, call)
+            and other.policies.credential_error() is None
+            and not self._is_paused(index, call)
             for index, other in enumerate(self.endpoints)
         )
 
-    def _paused(self, index: int, call: Call) -> bool:
-        return self.endpoints[index].guards.pace(call).paused > 0
+    def _is_paused(self, index: int, call: Call) -> bool:
+        return self.endpoints[index].policies.rate_limiter(call).paused > 0
 
     def rest(self, call: Call) -> float | None:
         """Seconds until one of the endpoints admits again, None when one does now."""
-        return _soonest([endpoint.rest(call) for endpoint in self.endpoints])
+        return _earliest([endpoint.rest(call) for endpoint in self.endpoints])
 
     def patience(self, call: Call) -> float | None:
         """As `rest`, for one who is woken when there are news."""
-        return _soonest([endpoint.patience(call) for endpoint in self.endpoints])
+        return _earliest([endpoint.patience(call) for endpoint in self.endpoints])
 
-    def took(self, endpoint: LiveEndpoint, seconds: float) -> None:
+    def record_latency(self, endpoint: LiveEndpoint, seconds: float) -> None:
         """An attempt at an endpoint took so long."""
         if len(self.endpoints) > 1:
-            self._balance.took(endpoint.config.index, seconds)
+            self._load_balancer.took(endpoint.config.index, seconds)
 
-    def _only(self, call: Call) -> LiveEndpoint:
+    def _single_endpoint(self, call: Call) -> LiveEndpoint:
         endpoint = self.endpoints[0]
-        refusal = endpoint.guards.refusal()
+        refusal = endpoint.policies.credential_error()
         if refusal is not None:
             raise refusal.copy()
         rest = endpoint.rest(call)
         if rest is not None:
-            raise self._none_left([rest])
+            raise self._unavailable_error([rest])
         return endpoint
 
     def _candidate(self, index: int, endpoint: LiveEndpoint) -> Candidate:
-        line = endpoint.guards.concurrency()
+        line = endpoint.policies.concurrency()
         return Candidate(index, line.in_flight + line.waiting, line.limit)
 
-    def _none_left(self, rests: list[float]) -> Exception:
+    def _unavailable_error(self, rests: list[float]) -> Exception:
         if not rests:
-            refusals = [endpoint.guards.refusal() for endpoint in self.endpoints]
+            refusals = [endpoint.policies.credential_error() for endpoint in self.endpoints]
             return next(refusal.copy() for refusal in refusals if refusal is not None)
         soonest = min(rests)
         when = f"for another {soonest:.1f} s" if math.isfinite(soonest) else "until it is released by hand"
@@ -288,6 +292,6 @@ class Fleet:
         )
 
 
-def _soonest(rests: Sequence[float | None]) -> float | None:
+def _earliest(rests: Sequence[float | None]) -> float | None:
     known = [rest for rest in rests if rest is not None and math.isfinite(rest)]
     return min(known) if len(known) == len(rests) else None

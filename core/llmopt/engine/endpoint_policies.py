@@ -18,7 +18,7 @@ from llmopt.values.calls import Call, ChatCall, RateLimits
 # How an attempt is paced: the place of the rate limiter in the pipeline, and none for those who want none.
 
 
-class PaceLease(Protocol):
+class RateLimitLease(Protocol):
     """Leave to send one request now. Leaving the ``with`` block settles it to its estimate."""
 
     def __enter__(self) -> Self: ...
@@ -48,7 +48,7 @@ class PaceLease(Protocol):
         ...
 
 
-class Pace(Protocol):
+class RateLimiterLike(Protocol):
     """Gives leave, in order."""
 
     @property
@@ -66,16 +66,16 @@ class Pace(Protocol):
         """Requests and tokens a minute that headers told of; None where they did not."""
         ...
 
-    def try_acquire(self, tokens: float) -> PaceLease | None:
+    def try_acquire(self, tokens: float) -> RateLimitLease | None:
         """Leave at once, None when there is a wait."""
         ...
 
-    async def acquire(self, tokens: float, *, deadline: Deadline, patience: float) -> PaceLease:
+    async def acquire(self, tokens: float, *, deadline: Deadline, patience: float) -> RateLimitLease:
         """Leave, when it is this caller's turn; `RateLimited` before a pause longer than its patience."""
         ...
 
 
-class FreeLease:
+class NullLease:
     """Leave that costs nothing."""
 
     __slots__ = ()
@@ -106,7 +106,7 @@ class FreeLease:
         return False
 
 
-class Unpaced:
+class NullRateLimiter:
     """No pacing."""
 
     __slots__ = ("_lease",)
@@ -116,9 +116,9 @@ class Unpaced:
     told = (None, None)
 
     def __init__(self) -> None:
-        self._lease = FreeLease()
+        self._lease = NullLease()
 
-    def try_acquire(self, tokens: float) -> PaceLease:  # noqa: ARG002 - free of charge
+    def try_acquire(self, tokens: float) -> RateLimitLease:  # noqa: ARG002 - free of charge
         """Always."""
         return self._lease
 
@@ -128,21 +128,21 @@ class Unpaced:
         *,
         deadline: Deadline,  # noqa: ARG002
         patience: float,  # noqa: ARG002
-    ) -> PaceLease:
+    ) -> RateLimitLease:
         """Always."""
         return self._lease
 
 
-_QUOTA_LATCH_S: Final = 300.0
-_AUTH_LATCH_S: Final = 60.0
-_TOKEN_LATCH_S: Final = 5.0
+_QUOTA_BLOCK_S: Final = 300.0
+_AUTH_BLOCK_S: Final = 60.0
+_TOKEN_BLOCK_S: Final = 5.0
 """A function that gives tokens may give another one any moment, which only the next attempt finds out."""
-_THINKING: Final = 5.0
+_REASONING_FACTOR: Final = 5.0
 """So much longer may the first event take of a model that is told to think first: 300 s for the usual 60."""
-_HARDLY_THINKING: Final = (None, "none", "minimal")
+_LITTLE_REASONING: Final = (None, "none", "minimal")
 
 
-class Guards:
+class EndpointPolicies:
     """Budget, breakers, concurrency, limiters and time-outs of one endpoint.
 
     Args:
@@ -156,46 +156,48 @@ class Guards:
         self._clock: Final = clock
         self._breakers: Final = breakers
         self._credential: Final = endpoint.credential.fingerprint()
-        self._pairs: Final[dict[tuple[str, str], BreakerPair]] = {}
-        self._unpaced: Final = Unpaced()
+        self._breaker_pairs: Final[dict[tuple[str, str], BreakerPair]] = {}
+        self._null_limiter: Final = NullRateLimiter()
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
-        self._lines: Final[PerLoop[Concurrency]] = PerLoop(self._line)
-        self._latched: tuple[LLMOptError, float] | None = None
-        self._warm = False
-        self.budget: Final = RetryBudget()
-        self.retry: Final = RetryPolicy(max_retries=endpoint.max_retries, retry_delay=endpoint.retry_delay)
+        self._concurrency_limits: Final[PerLoop[Concurrency]] = PerLoop(self._new_concurrency_limit)
+        self._blocked: tuple[LLMOptError, float] | None = None
+        self._has_answered = False
+        self.retry_budget: Final = RetryBudget()
+        self.retry_policy: Final = RetryPolicy(
+            max_retries=endpoint.max_retries, retry_delay=endpoint.retry_delay
+        )
 
     def breakers(self, call: Call) -> BreakerPair | None:
         """The circuits that a call passes, None when they are switched off."""
         if not self._endpoint.flags.breaker:
             return None
         key = (call.model, call.operation)
-        pair = self._pairs.get(key)
+        pair = self._breaker_pairs.get(key)
         if pair is None:
             pair = self._breakers.pair(self._endpoint.origin, self._credential, *key)
-            pair = self._pairs.setdefault(key, pair)
+            pair = self._breaker_pairs.setdefault(key, pair)
         return pair
 
     def concurrency(self) -> Concurrency:
         """The line before this endpoint on the running event loop."""
-        return self._lines.here()
+        return self._concurrency_limits.here()
 
-    def _line(self) -> Concurrency:
-        most = self._endpoint.max_concurrency
-        return Concurrency(clock=self._clock, initial=most, maximum=most)
+    def _new_concurrency_limit(self) -> Concurrency:
+        maximum = self._endpoint.max_concurrency
+        return Concurrency(clock=self._clock, initial=maximum, maximum=maximum)
 
-    def pace(self, call: Call) -> Pace:
+    def rate_limiter(self, call: Call) -> RateLimiterLike:
         """The limiter of the quota that a call spends: that of its model; lists of models have one of their own."""
         if not self._endpoint.flags.limiter:
-            return self._unpaced
+            return self._null_limiter
         limiter = self._limiters.get(call.model)
         if limiter is None:
             # Atomic, as all of these are: another loop's thread may have been quicker.
-            limiter = self._limiters.setdefault(call.model, self._limiter(call))
+            limiter = self._limiters.setdefault(call.model, self._new_limiter(call))
         return limiter
 
-    def _limiter(self, call: Call) -> RateLimiter:
+    def _new_limiter(self, call: Call) -> RateLimiter:
         # A number in the configuration is meant for a model, or for what an option names (a deployment).
         endpoint = self._endpoint
         names = (call.model, *(value for value in endpoint.options.values() if isinstance(value, str)))
@@ -213,80 +215,80 @@ class Guards:
             return timeouts.catalog
         if isinstance(call, ChatCall):
             return self._chat_timeout(call)
-        most = ceiling(timeouts, fill)
-        if not self._warm and timeouts.first is not None:
+        maximum = ceiling(timeouts, fill)
+        if not self._has_answered and timeouts.first is not None:
             # The engine may have to load its model first.
-            return max(most, timeouts.first)
+            return max(maximum, timeouts.first)
         if not self._endpoint.flags.adaptive_timeouts:
-            return most
-        return self._adaptive(call.model).limit(size, most)
+            return maximum
+        return self._adaptive_timeout(call.model).limit(size, maximum)
 
-    def took(self, call: Call, size: int, seconds: float) -> None:
+    def record_latency(self, call: Call, size: int, seconds: float) -> None:
         """A complete answer came after so long."""
-        self._warm = True
+        self._has_answered = True
         if call.operation == "embeddings":
-            self._adaptive(call.model).took(size, seconds)
+            self._adaptive_timeout(call.model).took(size, seconds)
 
-    def timed_out(self, call: Call, size: int, seconds: float) -> None:
+    def record_timeout(self, call: Call, size: int, seconds: float) -> None:
         """No complete answer came in so long."""
         if call.operation == "embeddings":
-            self._adaptive(call.model).timed_out(size, seconds)
+            self._adaptive_timeout(call.model).timed_out(size, seconds)
 
     def _chat_timeout(self, call: ChatCall) -> float:
         """Until the whole answer, or the first event of a stream. Not adaptive: it depends on what is asked."""
         timeouts = self._endpoint.timeouts
-        most = timeouts.first_event if call.stream else timeouts.chat
-        if call.stream and call.reasoning_effort not in _HARDLY_THINKING:
-            most *= _THINKING
-        return most if self._warm or timeouts.first is None else max(most, timeouts.first)
+        maximum = timeouts.first_event if call.stream else timeouts.chat
+        if call.stream and call.reasoning_effort not in _LITTLE_REASONING:
+            maximum *= _REASONING_FACTOR
+        return maximum if self._has_answered or timeouts.first is None else max(maximum, timeouts.first)
 
     @property
-    def warm(self) -> bool:
+    def has_answered(self) -> bool:
         """Whether the endpoint has answered before."""
-        return self._warm
+        return self._has_answered
 
-    def _adaptive(self, model: str) -> AdaptiveTimeout:
+    def _adaptive_timeout(self, model: str) -> AdaptiveTimeout:
         found = self._timeouts.get(model)
         if found is None:
             found = self._timeouts.setdefault(model, AdaptiveTimeout(now=self._clock.now))
         return found
 
-    def latch(self, error: LLMOptError) -> None:
+    def block_credential(self, error: LLMOptError) -> None:
         """Remember that the credential was refused, so that nobody asks with it for a while."""
         if isinstance(error, QuotaExhausted):
-            self._latched = (error, self._clock.now() + _QUOTA_LATCH_S)
+            self._blocked = (error, self._clock.now() + _QUOTA_BLOCK_S)
         elif isinstance(error, AuthError):
             fixed = self._endpoint.credential.is_static
-            self._latched = (error, self._clock.now() + (_AUTH_LATCH_S if fixed else _TOKEN_LATCH_S))
+            self._blocked = (error, self._clock.now() + (_AUTH_BLOCK_S if fixed else _TOKEN_BLOCK_S))
 
-    def unlatch(self) -> None:
+    def unblock_credential(self) -> None:
         """There is another credential now."""
-        self._latched = None
+        self._blocked = None
 
-    def refusal(self) -> LLMOptError | None:
+    def credential_error(self) -> LLMOptError | None:
         """The refusal of the credential that still stands, None when there is none."""
-        if self._latched is None:
+        if self._blocked is None:
             return None
-        error, until = self._latched
+        error, until = self._blocked
         if self._clock.now() >= until:
-            self._latched = None
+            self._blocked = None
             return None
         return error
 
     def stats(self) -> dict[str, Any]:
         """What the policies stand at, as plain values."""
-        lines = list(self._lines)
+        lines = list(self._concurrency_limits)
         return {
-            "budget": self.budget.left,
+            "budget": self.retry_budget.left,
             "in_flight": sum(line.in_flight for line in lines),
             "waiting": sum(line.waiting for line in lines),
             "concurrency": max((line.limit for line in lines), default=float(self._endpoint.max_concurrency)),
-            "limiters": {model: _standing(limiter) for model, limiter in self._limiters.items()},
-            "breakers": {" ".join(key): pair.stats() for key, pair in self._pairs.items()},
+            "limiters": {model: _limiter_stats(limiter) for model, limiter in self._limiters.items()},
+            "breakers": {" ".join(key): pair.stats() for key, pair in self._breaker_pairs.items()},
         }
 
 
-def _standing(limiter: RateLimiter) -> dict[str, float | None]:
+def _limiter_stats(limiter: RateLimiter) -> dict[str, float | None]:
     """Where a limiter stands: limits in force a minute, None where there is none."""
     requests, tokens = limiter.rates
     return {

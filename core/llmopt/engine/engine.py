@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.engine.endpoint import Fleet, LiveEndpoint
+from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
 from llmopt.engine.pipeline import Pipeline
 from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import T
-from llmopt.engine.singleflight import Flights
+from llmopt.engine.singleflight import SingleFlight
 from llmopt.engine.streaming import LiveStream, StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 # `ClientClosed`, unless somebody else wants the task cancelled too.
 
 
-class Presence:
+class ActiveCalls:
     """All calls of one client that are under way, on whatever event loop."""
 
     def __init__(self) -> None:
-        self._calls: Final[set[_Call]] = set()
+        self._calls: Final[set[_ActiveCall]] = set()
 
-    def call(self) -> _Call:
+    def call(self) -> _ActiveCall:
         """One call, for as long as a ``with`` block lasts."""
-        return _Call(self._calls)
+        return _ActiveCall(self._calls)
 
     def end(self) -> None:
         """End all of them; each raises `ClientClosed`."""
@@ -44,10 +44,10 @@ class Presence:
             call.end()
 
 
-class _Call:
-    __slots__ = ("_calls", "_ended", "_task", "_wishes")
+class _ActiveCall:
+    __slots__ = ("_calls", "_cancel_requests", "_ended", "_task")
 
-    def __init__(self, calls: set[_Call]) -> None:
+    def __init__(self, calls: set[_ActiveCall]) -> None:
         self._calls = calls
         self._ended = False
 
@@ -56,7 +56,7 @@ class _Call:
         if task is None:
             raise RuntimeError("llmopt must be called from a task of asyncio")
         self._task: asyncio.Task[object] = task
-        self._wishes = task.cancelling()
+        self._cancel_requests = task.cancelling()
         self._calls.add(self)
         return self
 
@@ -64,8 +64,8 @@ class _Call:
         self._calls.discard(self)
         if not self._ended:
             return
-        nobody_else = self._task.uncancel() <= self._wishes
-        if nobody_else and kind is not None and issubclass(kind, asyncio.CancelledError):
+        not_cancelled_otherwise = self._task.uncancel() <= self._cancel_requests
+        if not_cancelled_otherwise and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise ClientClosed("the client was closed during the call.") from None
 
     def end(self) -> None:
@@ -90,7 +90,7 @@ class Engine:
 
     Attributes:
         telemetry: where events leave.
-        flights: what is under way, for callers that ask the same.
+        singleflight: what is under way, for callers that ask the same.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class Engine:
     ) -> None:
         self._transport: Final = transport
         self._clock: Final[Clock] = clock or SystemClock()
-        self._never: Final = Deadline.after(None, self._clock.now)
+        self._no_deadline: Final = Deadline.after(None, self._clock.now)
         self.telemetry: Final = Telemetry(on_event)
-        self._recess: Final = Recess(self._clock)
+        self._circuit_waiters: Final = Recess(self._clock)
         self._breakers: Final = Breakers(
-            now=self._clock.now, on_change=self.telemetry.breaker, on_news=self._recess.over
+            now=self._clock.now, on_change=self.telemetry.breaker_changed, on_news=self._circuit_waiters.over
         )
-        self.flights: Final = Flights()
-        self._presence: Final = Presence()
-        self._fleets: Final[dict[str, Fleet]] = {}
+        self.singleflight: Final = SingleFlight()
+        self._active_calls: Final = ActiveCalls()
+        self._groups: Final[dict[str, EndpointGroup]] = {}
         self._closed = False
 
     @property
@@ -125,12 +125,12 @@ class Engine:
 
     def deadline(self, seconds: float | None) -> Deadline:
         """The moment so many seconds from now."""
-        return self._never if seconds is None else Deadline.after(seconds, self._clock.now)
+        return self._no_deadline if seconds is None else Deadline.after(seconds, self._clock.now)
 
-    def fleet(self, provider: Provider) -> Fleet:
+    def endpoint_group(self, provider: Provider) -> EndpointGroup:
         """A provider's endpoints, kept as long as the client."""
-        fleet = self._fleets.get(provider.name)
-        if fleet is None:
+        group = self._groups.get(provider.name)
+        if group is None:
             live = tuple(
                 LiveEndpoint(
                     endpoint,
@@ -143,12 +143,14 @@ class Engine:
                 for endpoint in provider.endpoints
             )
             # Another loop's thread may have been quicker; nothing of this one was opened yet.
-            fleet = self._fleets.setdefault(provider.name, Fleet(live, self._clock, self._recess))
-        return fleet
+            group = self._groups.setdefault(
+                provider.name, EndpointGroup(live, self._clock, self._circuit_waiters)
+            )
+        return group
 
     def endpoints(self, provider: Provider) -> tuple[LiveEndpoint, ...]:
         """The endpoints alone."""
-        return self.fleet(provider).endpoints
+        return self.endpoint_group(provider).endpoints
 
     async def run(self, provider: Provider, request: Request[T]) -> T:
         """Send a request and give its parsed answer; see `Pipeline`.
@@ -159,8 +161,8 @@ class Engine:
         """
         if self._closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
-        with self._presence.call():
-            return await Pipeline(self.fleet(provider), request, self._clock, self.telemetry).run()
+        with self._active_calls.call():
+            return await Pipeline(self.endpoint_group(provider), request, self._clock, self.telemetry).run()
 
     async def open(self, provider: Provider, request: StreamRequest) -> LiveStream:
         """Send a request for a stream and wait for its first event; see `StreamPipeline`.
@@ -171,21 +173,23 @@ class Engine:
         """
         if self._closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
-        with self._presence.call():
-            return await StreamPipeline(self.fleet(provider), request, self._clock, self.telemetry).run()
+        with self._active_calls.call():
+            return await StreamPipeline(
+                self.endpoint_group(provider), request, self._clock, self.telemetry
+            ).run()
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges of every endpoint in use, as plain values."""
         return {
-            name: {endpoint.name: endpoint.stats() for endpoint in fleet.endpoints}
-            for name, fleet in self._fleets.items()
+            name: {endpoint.name: endpoint.stats() for endpoint in group.endpoints}
+            for name, group in self._groups.items()
         }
 
     async def aclose(self) -> None:
         """Close every connection. Calls made later raise `ClientClosed`."""
         self._closed = True
-        await self.flights.aclose()
-        self._presence.end()
-        for fleet in self._fleets.values():
-            for endpoint in fleet.endpoints:
+        await self.singleflight.aclose()
+        self._active_calls.end()
+        for group in self._groups.values():
+            for endpoint in group.endpoints:
                 await endpoint.aclose()

@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.responses import Parse, T
-from llmopt.engine.telemetry import Counts, Telemetry
+from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import InvalidInput, PluginContractError
 from llmopt.policies.clock import Clock, Deadline, aside
 from llmopt.transport.request import WireRequest
@@ -81,13 +81,13 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
-_OWN: Final = {"accept": "application/json"}
-_MOST_CHECKED: Final = 64
-encoder: Final = msgspec.json.Encoder()
+_DEFAULT_HEADERS: Final = {"accept": "application/json"}
+_MAX_CHECKED: Final = 64
+json_encoder: Final = msgspec.json.Encoder()
 
 
 @define(kw_only=True, eq=False)
-class Prepared:
+class EncodedRequest:
     """A request ready for the wire. Nothing of it is ever changed; freezing it would double its price.
 
     Attributes:
@@ -101,7 +101,7 @@ class Prepared:
     unpacked: bytes | None = field(default=None, repr=False)
 
 
-class Preparer:
+class RequestEncoder:
     """Encodes the requests of one endpoint. Their addresses and headers are checked once: they repeat.
 
     Args:
@@ -110,58 +110,60 @@ class Preparer:
 
     def __init__(self, *, compression: bool = True) -> None:
         # What may come packed, and how, is for the wire to say.
-        self._own: Final = _OWN if compression else {**_OWN, "accept-encoding": "identity"}
+        self._default_headers: Final = (
+            _DEFAULT_HEADERS if compression else {**_DEFAULT_HEADERS, "accept-encoding": "identity"}
+        )
         self._checked: Final[dict[tuple[object, ...], tuple[str, Mapping[str, str]]]] = {}
 
-    def __call__(self, request: HttpRequest, settings: Settings) -> Prepared:
+    def __call__(self, request: HttpRequest, settings: Settings) -> EncodedRequest:
         """Encode a plugin's request.
 
         Raises:
             PluginContractError: the URL leaves the endpoint's origin, or a header cannot be sent.
             InvalidInput: the body holds something that JSON does not have.
         """
-        body = None if request.json is None else _encode(request.json)
+        body = None if request.json is None else _encode_json(request.json)
         key = (settings.base_url, request.path, body is None, *request.headers.items())
         try:
-            found = self._checked.get(key)
+            checked = self._checked.get(key)
         except TypeError:
             # Something in it is no text, which is said below.
-            found = None
-        if found is None:
-            found = _checked(request, settings, self._own)
+            checked = None
+        if checked is None:
+            checked = _checked(request, settings, self._default_headers)
             # A path with a cursor, a token that changes by the hour.
-            if len(self._checked) >= _MOST_CHECKED:
+            if len(self._checked) >= _MAX_CHECKED:
                 self._checked.clear()
-            self._checked[key] = found
-        url, headers = found
-        return Prepared(method=request.method, url=url, headers=headers, body=body)
+            self._checked[key] = checked
+        url, headers = checked
+        return EncodedRequest(method=request.method, url=url, headers=headers, body=body)
 
 
-def prepare(request: HttpRequest, settings: Settings) -> Prepared:
-    """As a `Preparer`, for once."""
-    return Preparer()(request, settings)
+def encode_request(request: HttpRequest, settings: Settings) -> EncodedRequest:
+    """As a `RequestEncoder`, for once."""
+    return RequestEncoder()(request, settings)
 
 
 def _checked(
-    request: HttpRequest, settings: Settings, own: Mapping[str, str]
+    request: HttpRequest, settings: Settings, defaults: Mapping[str, str]
 ) -> tuple[str, Mapping[str, str]]:
-    headers = {**own, **request.headers}
+    headers = {**defaults, **request.headers}
     if request.json is not None:
         headers["content-type"] = "application/json"
     _check_headers(headers, settings)
     return _url(request.path, settings), headers
 
 
-def conditional(request: HttpRequest, call: Call) -> HttpRequest:
+def add_if_none_match(request: HttpRequest, call: Call) -> HttpRequest:
     """The request, asking for an answer only if there is a new one, where the call knows an old one."""
     if not isinstance(call, CatalogCall) or call.etag is None:
         return request
     return evolve(request, headers={**request.headers, "if-none-match": call.etag})
 
 
-def _encode(value: object) -> bytes:
+def _encode_json(value: object) -> bytes:
     try:
-        return encoder.encode(value)
+        return json_encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         # Its message names the type that has no JSON, and no value.
         raise InvalidInput(
@@ -261,12 +263,12 @@ LEAST: Final = 8 * 1024
 _LEVEL: Final = 1
 """English prose in JSON: 2.9 times smaller for 7 ms per MiB; level 6 makes it 3.5 times for 29 ms."""
 _GZIP: Final = zlib.MAX_WBITS | 16
-_MOST_ON_THE_LOOP: Final = 256 * 1024
+_MAX_ON_THE_LOOP: Final = 256 * 1024
 
 
 async def pack(body: bytes) -> bytes:
     """A body as gzip, the same bytes each time. A long one is packed beside the event loop, which zlib leaves free."""
-    if len(body) <= _MOST_ON_THE_LOOP:
+    if len(body) <= _MAX_ON_THE_LOOP:
         return _pack(body)
     return await aside(_pack, body)
 
@@ -290,7 +292,9 @@ class Packing:
         telemetry: told of what happens.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str, *, counts: Counts, telemetry: Telemetry) -> None:
+    def __init__(
+        self, endpoint: Endpoint, name: str, *, counts: EndpointMetrics, telemetry: Telemetry
+    ) -> None:
         self._provider: Final = endpoint.provider
         self._name: Final = name
         self._counts: Final = counts
@@ -303,31 +307,33 @@ class Packing:
         """Whether bodies go out packed."""
         return self._trust.on
 
-    async def pack(self, prepared: Prepared, before: Prepared | None, model: str) -> Prepared:
+    async def pack(
+        self, encoded: EncodedRequest, before: EncodedRequest | None, model: str
+    ) -> EncodedRequest:
         """The request with its body packed, if that is long enough.
 
         Args:
-            prepared: the request.
+            encoded: the request.
             before: as it went out in an attempt before; what was packed for that is not packed again.
             model: of its call.
         """
-        body = prepared.body
-        if body is None or len(body) < LEAST or not self._trust.on or _encoded(prepared):
-            return prepared
+        body = encoded.body
+        if body is None or len(body) < LEAST or not self._trust.on or _encoded(encoded):
+            return encoded
         if before is not None and before.unpacked == body and before.body is not None:
             packed = before.body
         else:
             packed = await pack(body)
             self._tell(model, len(body), len(packed))
         if len(packed) >= len(body):
-            return prepared
-        if self._headers[0] is not prepared.headers:
+            return encoded
+        if self._headers[0] is not encoded.headers:
             # The same object for the same headers, so that their head is not written anew for each request.
-            self._headers = (prepared.headers, {**prepared.headers, ENCODING: "gzip"})
-        return evolve(prepared, headers=self._headers[1], body=packed, unpacked=body)
+            self._headers = (encoded.headers, {**encoded.headers, ENCODING: "gzip"})
+        return evolve(encoded, headers=self._headers[1], body=packed, unpacked=body)
 
     def _tell(self, model: str, size: int, sent: int) -> None:
-        if self._telemetry.on:
+        if self._telemetry.enabled:
             self._telemetry.emit(
                 RequestCompression(
                     provider=self._provider, model=model, endpoint=self._name, size=size, sent=sent
@@ -336,7 +342,7 @@ class Packing:
 
     def sending(self, size: int, sent: int) -> None:
         """A body of ``size`` bytes goes out as ``sent`` bytes."""
-        self._counts.packed += 1
+        self._counts.compressed += 1
         self._counts.saved_sent += size - sent
 
     def doubts(self, status: int, size: int) -> bool:
@@ -344,18 +350,18 @@ class Packing:
         if not self._trust.doubts(status):
             return False
         self._counts.requests += 1
-        self._counts.packed_refused += 1
+        self._counts.compression_refused += 1
         self._counts.saved_sent -= size
         return True
 
     def compare(self, packed: int, plain: int) -> None:
         """It had one status packed and one as it was."""
         if self._trust.compare(packed, plain):
-            self._telemetry.unpacked(self._provider, self._name, packed)
+            self._telemetry.compression_refused(self._provider, self._name, packed)
 
 
-def _encoded(prepared: Prepared) -> bool:
-    return any(name.lower() == ENCODING for name in prepared.headers)
+def _encoded(encoded: EncodedRequest) -> bool:
+    return any(name.lower() == ENCODING for name in encoded.headers)
 
 
 # A way out on which a packed body that is refused is followed by the same unpacked.

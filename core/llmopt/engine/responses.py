@@ -25,9 +25,9 @@ from llmopt.values.http import EXCEPTION_OF, Failure, HttpResponse, Verdict, Ver
 
 # A provider's sentence, made fit for an error: no key, no input text, no control characters.
 
-_WINDOW: Final = 12
+_TEXT_WINDOW: Final = 12
 _KEY_WINDOW: Final = 8
-_SHORT: Final = 5
+_MIN_TEXT: Final = 5
 
 
 def redact(message: str, *, secrets: Sequence[str] = (), texts: Sequence[str] = ()) -> str:
@@ -42,18 +42,18 @@ def redact(message: str, *, secrets: Sequence[str] = (), texts: Sequence[str] = 
         secrets: keys and tokens.
         texts: the inputs of the request.
     """
-    message = _plain(message)
+    message = _printable(message)
     for secret in secrets:
         message = message.replace(secret, "[key]")
     message = _without_echo(message, "\n".join(secrets), _KEY_WINDOW, "[key]")
     for text in texts:
-        if _SHORT <= len(text) < _WINDOW:
-            message = message.replace(_plain(text), "[text]")
-    source = "\n".join(" ".join(_plain(text).split()) for text in texts if len(text) >= _WINDOW)
-    return _without_echo(message, source, _WINDOW, "[text]")
+        if _MIN_TEXT <= len(text) < _TEXT_WINDOW:
+            message = message.replace(_printable(text), "[text]")
+    source = "\n".join(" ".join(_printable(text).split()) for text in texts if len(text) >= _TEXT_WINDOW)
+    return _without_echo(message, source, _TEXT_WINDOW, "[text]")
 
 
-def _plain(text: str) -> str:
+def _printable(text: str) -> str:
     """Without control characters, with which one could steer a terminal or a log file."""
     if text.isprintable():
         return text
@@ -63,17 +63,17 @@ def _plain(text: str) -> str:
 def _without_echo(message: str, source: str, window: int, mark: str) -> str:
     if not source:
         return message
-    kept: list[str] = []
-    at = 0
-    while at < len(message):
-        end = _echo_end(message, at, source, window)
-        if end > at:
-            kept.append(mark)
-            at = end
+    parts: list[str] = []
+    position = 0
+    while position < len(message):
+        end = _echo_end(message, position, source, window)
+        if end > position:
+            parts.append(mark)
+            position = end
         else:
-            kept.append(message[at])
-            at += 1
-    return "".join(kept)
+            parts.append(message[position])
+            position += 1
+    return "".join(parts)
 
 
 def _echo_end(message: str, start: int, source: str, window: int) -> int:
@@ -90,9 +90,9 @@ T = TypeVar("T")
 Parse = Callable[[HttpResponse, Settings], T | Failure]
 """Reads a 2xx answer: the value, or the failure that it carries."""
 _REQUEST_ID: Final = ("x-request-id", "request-id", "apim-request-id", "x-ms-request-id", "cf-ray")
-_TOKEN: Final = re.compile(r"[!-~]{1,128}\Z")
-_MOST_CODE: Final = 128
-_MOST_SAID: Final = 500
+_ID_PATTERN: Final = re.compile(r"[!-~]{1,128}\Z")
+_MAX_CODE: Final = 128
+_MAX_MESSAGE: Final = 500
 _SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 
@@ -100,30 +100,32 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     """The provider's own id of a request, None when it sends none, or a sentence in its place."""
     for name in _REQUEST_ID:
         if name in headers:
-            return headers[name] if _TOKEN.match(headers[name]) else None
+            return headers[name] if _ID_PATTERN.match(headers[name]) else None
     return None
 
 
-def judge(hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Settings, parse: Parse[T]) -> T:
+def parse_or_raise(
+    hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Settings, parse: Parse[T]
+) -> T:
     """The value of an answer.
 
     Raises:
         ProviderError: the answer is an error, by the plugin's verdict.
         InvalidResponse: the answer is a success that cannot be used.
     """
-    if 200 <= response.status < 300 or _unchanged(call, response):
-        found = parse(response, settings)
-        if not isinstance(found, Failure):
-            return found
-        failure = found
+    if 200 <= response.status < 300 or _is_not_modified(call, response):
+        result = parse(response, settings)
+        if not isinstance(result, Failure):
+            return result
+        failure = result
     else:
         failure = Failure.from_response(response, operation=call.operation, model=call.model)
         if (error := _redirect(failure, call, settings)) is not None:
             raise error
-    raise error_of(hooks.classify_error(failure, settings), failure, call, settings)
+    raise error_from_verdict(hooks.classify_error(failure, settings), failure, call, settings)
 
 
-def _unchanged(call: Call, response: HttpResponse) -> bool:
+def _is_not_modified(call: Call, response: HttpResponse) -> bool:
     """Whether the answer says that what the caller has is what there is; the operation asked for that."""
     return response.status == 304 and isinstance(call, CatalogCall) and call.etag is not None
 
@@ -132,7 +134,7 @@ def _redirect(failure: Failure, call: Call, settings: Settings) -> LLMOptError |
     if not 300 <= failure.status < 400:
         return None
     # Without what may repeat the query.
-    target = _fit(failure.headers.get("location", "elsewhere").split("?")[0], call, settings)
+    target = _redacted(failure.headers.get("location", "elsewhere").split("?")[0], call, settings)
     return UnexpectedStatus(
         f"the server redirects to {target[:120]} (HTTP {failure.status}); redirects are never followed: "
         "set base_url to the address that answers.",
@@ -141,11 +143,11 @@ def _redirect(failure: Failure, call: Call, settings: Settings) -> LLMOptError |
     )
 
 
-def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings) -> LLMOptError:
+def error_from_verdict(verdict: Verdict, failure: Failure, call: Call, settings: Settings) -> LLMOptError:
     """The exception that a verdict is, with a message fit to be shown."""
-    said = _fit(verdict.message or failure.error.message, call, settings)
-    code, param = _fit_code(verdict.code, call, settings), _fit_code(verdict.param, call, settings)
-    message = _sentence(said, code, verdict, failure, settings)
+    message = _redacted(verdict.message or failure.error.message, call, settings)
+    code, param = _redacted_code(verdict.code, call, settings), _redacted_code(verdict.param, call, settings)
+    message = _sentence(message, code, verdict, failure, settings)
     kind = EXCEPTION_OF[verdict.kind]
     if issubclass(kind, InvalidResponse):
         return InvalidResponse(message, reason="error", status=failure.status, sent="yes")
@@ -161,7 +163,7 @@ def error_of(verdict: Verdict, failure: Failure, call: Call, settings: Settings)
     return error
 
 
-def texts_of(call: Call) -> Sequence[str]:
+def input_texts(call: Call) -> Sequence[str]:
     """What the user wrote in a call, which no message may repeat."""
     if isinstance(call, EmbedCall):
         return call.texts
@@ -178,25 +180,25 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _fit(said: str, call: Call, settings: Settings) -> str:
+def _redacted(message: str, call: Call, settings: Settings) -> str:
     """A provider's words, fit to be shown: what they repeat of the request is taken out."""
     secrets = [value for name, value in settings.headers.items() if _SECRET_HEADER.search(name)]
     if settings.credential is not None:
         secrets.append(settings.credential.reveal())
-    return redact(said[:_MOST_SAID], secrets=secrets, texts=texts_of(call))
+    return redact(message[:_MAX_MESSAGE], secrets=secrets, texts=input_texts(call))
 
 
-def _fit_code(code: str | None, call: Call, settings: Settings) -> str | None:
-    return None if code is None else _fit(code, call, settings)[:_MOST_CODE]
+def _redacted_code(code: str | None, call: Call, settings: Settings) -> str | None:
+    return None if code is None else _redacted(code, call, settings)[:_MAX_CODE]
 
 
-def _sentence(said: str, named: str | None, verdict: Verdict, failure: Failure, settings: Settings) -> str:
+def _sentence(message: str, named: str | None, verdict: Verdict, failure: Failure, settings: Settings) -> str:
     if not settings.base_url:
         # Inside the process there is no HTTP to speak of.
-        return said or "the engine refused"
+        return message or "the engine refused"
     code = f", {named}" if named and named != str(failure.status) else ""
     hint = verdict.hint or _hint(verdict.kind, settings)
-    return f"{said or 'no message'} (HTTP {failure.status}{code}){f'; {hint}' if hint else ''}"
+    return f"{message or 'no message'} (HTTP {failure.status}{code}){f'; {hint}' if hint else ''}"
 
 
 def _hint(kind: VerdictKind, settings: Settings) -> str:
@@ -205,18 +207,18 @@ def _hint(kind: VerdictKind, settings: Settings) -> str:
     return ""
 
 
-_SHAPE_FAULTS: Final = frozenset({"count", "index", "non_finite", "type", "dimensions", "base64"})
+_ITEM_REASONS: Final = frozenset({"count", "index", "non_finite", "type", "dimensions", "base64"})
 """Reasons of `InvalidResponse` that one text in the batch can bring about."""
 
 
-def may_be_an_items(error: LLMOptError) -> bool:
+def may_be_item_error(error: LLMOptError) -> bool:
     """Whether an error may be the fault of one text alone, so that finding that text helps.
 
     A 400 or 422 that names a parameter is the whole request's. A 500, of all server errors, is what
     some servers answer to a text that they cannot compute.
     """
     if isinstance(error, InvalidResponse):
-        return error.reason in _SHAPE_FAULTS
+        return error.reason in _ITEM_REASONS
     if isinstance(error, (ItemTooLong, ItemRejected, ContentFiltered)):
         return True
     if isinstance(error, BadRequest):

@@ -1,8 +1,11 @@
-"""Work that several callers wait for at once: identical questions are asked once.
+"""Single-flight: callers that ask for the same thing at the same time share one run of the work.
 
-The work runs in a task of the client's own, so that no caller's cancellation takes it away from the
-others; it is cancelled when nobody waits any more. What is in flight is forgotten before its result is
-given out, and a failure is remembered for nobody: whoever asks later asks afresh.
+As Go's ``golang.org/x/sync/singleflight``, with two differences. One run may be about several names (the texts of a
+batch), and each of them can be joined. The work runs in a task of its own, so that a cancelled caller does not take
+the answer away from the others; the task is cancelled when its last caller has left.
+
+A call can no longer be joined from the moment its result is given out, so nothing is cached here: a caller that
+comes later starts a new run, also after a failure.
 """
 
 from __future__ import annotations
@@ -16,72 +19,118 @@ from llmopt.policies.clock import PerLoop
 
 R = TypeVar("R")
 Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, R]]
-"""Begins what is to be done about some names, and gives what came of it."""
+"""Makes the coroutine that does the work for some names."""
 
 
-class Flight(Generic[R]):
-    """One piece of work under way.
+class SingleFlight:
+    """All shared calls of one client, by event loop."""
+
+    def __init__(self) -> None:
+        self._running: Final[PerLoop[_Running]] = PerLoop(_Running)
+
+    def group(self, key: Hashable) -> Group:
+        """The calls of one kind of work that run on the current event loop.
+
+        Args:
+            key: everything but the names that makes two pieces of work the same.
+        """
+        running = self._running.here()
+        group = running.groups.get(key)
+        if group is None:
+            group = running.groups[key] = Group(key, running)
+        return group
+
+    async def share(self, name: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """The result of the work of this name: of the run under way, else of a new one."""
+        group = self.group(None)
+        entry = group.get(name)
+        call: SharedCall[R] = group.start(lambda _: make(), (name,)) if entry is None else entry[0]
+        return await call.wait()
+
+    async def aclose(self) -> None:
+        """Cancel all calls of the current event loop; their callers get `ClientClosed`."""
+        for call in list(self._running.here().calls):
+            await call.abort()
+
+
+class _Running:
+    """What runs on one event loop. A call stays in ``calls`` when none of its names can be joined any more."""
+
+    def __init__(self) -> None:
+        self.groups: Final[dict[Hashable, Group]] = {}
+        self.calls: Final[set[SharedCall[Any]]] = set()
+
+
+class Group(dict[str, tuple["SharedCall[Any]", tuple[str, ...]]]):
+    """Calls of one kind of work that can be joined: by name, the call and all names that it is about."""
+
+    __slots__ = ("_key", "_running")
+
+    def __init__(self, key: Hashable, running: _Running) -> None:
+        super().__init__()
+        self._key: Final = key
+        self._running: Final = running
+
+    def start(self, work: Work[R], names: tuple[str, ...]) -> SharedCall[R]:
+        """Start a call. Others can join it by those of its names that no other call of the group has."""
+        own = names
+        if not self.keys().isdisjoint(names):
+            own = tuple(name for name in names if name not in self)
+        call = SharedCall(work(names), self, own, self._running.calls)
+        entry = (call, names)
+        for name in own:
+            self[name] = entry
+        return call
+
+    def remove(self, call: SharedCall[Any], names: tuple[str, ...]) -> None:
+        """Let nobody join a call any more."""
+        for name in names:
+            if (entry := self.get(name)) is not None and entry[0] is call:
+                del self[name]
+        # A program may have a kind of work for each of its users, so that an empty group is not kept.
+        if not self and self._running.groups.get(self._key) is self:
+            del self._running.groups[self._key]
+
+    def __repr__(self) -> str:
+        # The names are texts of the user's.
+        return f"<{type(self).__name__} of {len(self)} names>"
+
+
+class SharedCall(Generic[R]):
+    """One run of some work, and the callers that wait for it.
 
     Args:
-        work: begins what is to be done, given all names.
-        board: of all flights on this loop.
-        table: where others find it.
-        names: what it is about.
-        free: those of the names under which others find it. They are taken out when the work is over, before any
-            waiter goes on, and when everybody has left it, so that nobody joins what is being stopped.
+        work: the coroutine.
+        group: where others find it.
+        names: the names by which they find it, until it is over or its last caller has left.
+        calls: all calls on this event loop.
     """
 
     def __init__(
         self,
-        work: Work[R],
-        board: Board,
-        table: Table,
+        work: Coroutine[Any, Any, R],
+        group: Group,
         names: tuple[str, ...],
-        free: tuple[str, ...],
+        calls: set[SharedCall[Any]],
     ) -> None:
         self._waiters: Final[dict[asyncio.Future[None], None]] = {}
         self._closing = False
-        self._board: Final = board
-        self._table: Final = table
-        self._free: Final = free
+        self._group: Final = group
+        self._names: Final = names
+        self._calls: Final = calls
         self._loop: Final = asyncio.get_running_loop()
-        self._task: Final = self._loop.create_task(self._run(work, names))
-        self._task.add_done_callback(self._over)
-        board.flights.add(self)
-
-    async def _run(self, work: Work[R], names: tuple[str, ...]) -> R:
-        try:
-            return await work(names)
-        finally:
-            self._land()
-
-    def _land(self) -> None:
-        for name in self._free:
-            if (entry := self._table.get(name)) is not None and entry[0] is self:
-                del self._table[name]
-        if not self._table:
-            self._board.drop(self._table)
-
-    def _over(self, task: asyncio.Task[R]) -> None:
-        self._board.flights.discard(self)
-        if task.cancelled():
-            # One that is cancelled before its first step never comes to its `finally`.
-            self._land()
-        elif not self._waiters:
-            # Nobody looks at it any more.
-            task.exception()
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._task: Final = self._loop.create_task(work)
+        self._task.add_done_callback(self._finish)
+        calls.add(self)
 
     async def wait(self) -> R:
-        """The result; each waiter gets an exception of its own.
+        """The result; each caller gets an exception of its own.
 
         Raises:
             ClientClosed: the client was closed meanwhile.
             LLMOptError: the work failed.
         """
-        # Not asyncio.shield, which needs two callbacks more for each waiter.
+        # Not asyncio.shield, which needs two more callbacks for each waiter.
         waiter = self._loop.create_future()
         self._waiters[waiter] = None
         try:
@@ -89,6 +138,7 @@ class Flight(Generic[R]):
                 await waiter
             return self._task.result()
         except LLMOptError as error:
+            # A copy, because a shared exception would collect the traceback of every caller.
             raise error.copy() from error.__cause__
         except asyncio.CancelledError:
             if self._closing and self._task.cancelled():
@@ -97,84 +147,22 @@ class Flight(Generic[R]):
         finally:
             del self._waiters[waiter]
             if not self._waiters and not self._task.done():
-                self._land()
+                # Before the task has stopped, so that nobody joins what is being cancelled.
+                self._group.remove(self, self._names)
                 self._task.cancel()
+
+    def _finish(self, task: asyncio.Task[R]) -> None:
+        self._calls.discard(self)
+        self._group.remove(self, self._names)
+        if not self._waiters and not task.cancelled():
+            # Marks the exception as retrieved: asyncio logs it otherwise.
+            task.exception()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def abort(self) -> None:
         """Cancel the work because the client closes, and wait until it has stopped."""
         self._closing = True
         self._task.cancel()
         await asyncio.wait([self._task])
-
-
-class Table(dict[str, tuple[Flight[Any], tuple[str, ...]]]):
-    """The parts of one kind of work that are in flight: by name, their flight and all names in it.
-
-    Attributes:
-        kind: of work.
-    """
-
-    __slots__ = ("kind",)
-
-    def __init__(self, kind: Hashable) -> None:
-        super().__init__()
-        self.kind: Final = kind
-
-    def __repr__(self) -> str:
-        # Names are texts of the user's.
-        return f"<Table of {len(self)} in flight>"
-
-
-class Board:
-    """What is in flight on one event loop."""
-
-    def __init__(self) -> None:
-        self._tables: Final[dict[Hashable, Table]] = {}
-        self.flights: Final[set[Flight[Any]]] = set()
-
-    def table(self, key: Hashable) -> Table:
-        """What is in flight of one kind of work."""
-        table = self._tables.get(key)
-        if table is None:
-            table = self._tables[key] = Table(key)
-        return table
-
-    def drop(self, table: Table) -> None:
-        """Forget a table that is empty: there may be a kind of work for each user of a program."""
-        if self._tables.get(table.kind) is table:
-            del self._tables[table.kind]
-
-    def launch(self, work: Work[R], table: Table, names: tuple[str, ...]) -> Flight[R]:
-        """Start some work, to be joined by those of its names that are not in the table yet."""
-        free = names
-        if not table.keys().isdisjoint(names):
-            free = tuple(name for name in names if name not in table)
-        flight = Flight(work, self, table, names, free)
-        entry = (flight, names)
-        for name in free:
-            table[name] = entry
-        return flight
-
-
-class Flights:
-    """Everything in flight of one client, by event loop."""
-
-    def __init__(self) -> None:
-        self._boards: Final[PerLoop[Board]] = PerLoop(Board)
-
-    def here(self) -> Board:
-        """What is in flight on the running loop."""
-        return self._boards.here()
-
-    async def share(self, key: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """The result of work that is known by a name: joined where it is under way, else started."""
-        board = self.here()
-        table = board.table(None)
-        found = table.get(key)
-        flight: Flight[R] = board.launch(lambda _: make(), table, (key,)) if found is None else found[0]
-        return await flight.wait()
-
-    async def aclose(self) -> None:
-        """Cancel what is under way on this loop; its waiters get `ClientClosed`."""
-        for flight in list(self.here().flights):
-            await flight.abort()

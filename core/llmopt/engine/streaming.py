@@ -17,12 +17,12 @@ from typing import Final, Literal
 
 from llmopt.decoding.ndjson import Decoder
 from llmopt.decoding.sse import SSEDecoder
-from llmopt.engine.attempt import CANCELLED, OK, Held, explain
-from llmopt.engine.endpoint import Fleet
-from llmopt.engine.event_reader import EventReader, form_of
-from llmopt.engine.pipeline import Pipeline, late
-from llmopt.engine.request import Prepared, StreamRequest
-from llmopt.engine.responses import error_of, judge
+from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, add_context
+from llmopt.engine.endpoint import EndpointGroup
+from llmopt.engine.event_reader import EventReader, detect_stream_format
+from llmopt.engine.pipeline import Pipeline, deadline_error
+from llmopt.engine.request import EncodedRequest, StreamRequest
+from llmopt.engine.responses import error_from_verdict, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
     AttemptTimeout,
@@ -43,9 +43,9 @@ from llmopt.values.http import Failure, HttpResponse
 # A streamed answer under way: read as it is wanted, and ended once, whichever way.
 
 _DRAIN_S: Final = 0.1
-Outcome = LLMOptError | Literal["complete", "left"]
+Outcome = LLMOptError | Literal["complete", "abandoned"]
 """How a stream ended: as it should, because its reader had enough, or in an error."""
-OnPiece = Callable[[int, int, float], None]
+OnChunk = Callable[[int, int, float], None]
 """Told of each piece of an answer: its bytes, the events that it completed, the seconds that were waited for it."""
 
 
@@ -61,7 +61,7 @@ class LiveStream:
         idle: how long it may be silent.
         deadline: of the caller's whole call.
         clock: the time.
-        on_piece: told of each piece, None for nobody.
+        on_chunk: told of each piece, None for nobody.
 
     Attributes:
         reader, head: see there.
@@ -78,7 +78,7 @@ class LiveStream:
         idle: IdleClocks,
         deadline: Deadline,
         clock: Clock,
-        on_piece: OnPiece | None,
+        on_chunk: OnChunk | None,
     ) -> None:
         self.reader: Final = reader
         self.head: Final = head
@@ -88,29 +88,29 @@ class LiveStream:
         self._idle: Final = idle
         self._deadline: Final = deadline
         self._clock: Final = clock
-        self._on_piece: Final = on_piece
+        self._on_chunk: Final = on_chunk
         self._watch: Final = Watch()
         self._loop: Final = asyncio.get_running_loop()
         self._pid: Final = os.getpid()
         self._first: list[ChatEvent] = []
 
     @property
-    def unpacked(self) -> tuple[int, int] | None:
+    def decoded_sizes(self) -> tuple[int, int] | None:
         """Bytes of the answer so far as they travelled, and as what they stand for; None where it is not packed."""
         return self._wire.unpacked
 
-    async def begin(self, whole: ChatEvent | None = None) -> None:
+    async def read_first(self, single_event: ChatEvent | None = None) -> None:
         """Wait for the first event; whoever calls it bounds the time, and ends the stream's wire on an error.
 
         Args:
-            whole: the answer, where it came in one piece.
+            single_event: the answer, where it came in one piece.
 
         Raises:
             LLMOptError: there will be no event.
         """
-        if whole is not None:
-            self.reader.note(whole)
-            self._first = [whole]
+        if single_event is not None:
+            self.reader.record(single_event)
+            self._first = [single_event]
             return
         while not (events := self.reader.take()):
             if self.reader.fault is not None:
@@ -129,88 +129,88 @@ class LiveStream:
         """
         if self._first:
             events, self._first = self._first, []
-            self._note()
+            self._after_read()
             return events
         try:
-            while not (events := self.reader.take()) and not self.reader.over:
+            while not (events := self.reader.take()) and not self.reader.finished:
                 if self.reader.pending:
                     # Many events with nothing in them: others have their turn as well.
                     await asyncio.sleep(0)
                 else:
-                    await self._more()
+                    await self._read_chunk()
             if not events and self.reader.fault is not None:
                 raise self.reader.fault
         except LLMOptError as error:
-            broken = _broken(error)
+            broken = _interrupted(error)
             self._end(broken)
             raise broken from broken.__cause__
         except BaseException:
-            self._end("left")
+            self._end("abandoned")
             raise
-        self._note()
+        self._after_read()
         return events
 
-    def _note(self) -> None:
+    def _after_read(self) -> None:
         """Take note of what was just read."""
-        if self.reader.spoke:
-            self.reader.spoke = False
+        if self.reader.new_content:
+            self.reader.new_content = False
             self._idle.spoke()
         if self.reader.complete and not self.ended:
             # What is left of the body is its formal end, at best: the reader need not wait for that.
             self._wire.drain(_DRAIN_S)
             self._end("complete")
 
-    async def _more(self) -> None:
+    async def _read_chunk(self) -> None:
         """Wait for the next piece of the body."""
         started = self._clock.now()
         self._watch.begin(min(self._idle.bound, self._deadline.remaining()))
         try:
-            piece = await self._wire.read()
+            chunk = await self._wire.read()
         except asyncio.CancelledError:
             if not self._watch.broke_off():
                 raise
-            piece = None
+            chunk = None
         finally:
             self._watch.end()
         seconds = self._clock.now() - started
-        if piece is None:
-            raise self._late()
+        if chunk is None:
+            raise self._timeout_error()
         self._idle.waited(seconds)
-        self.reader.feed(piece)
-        if self._on_piece is not None:
-            self._on_piece(len(piece), self.reader.pending, seconds)
+        self.reader.feed(chunk)
+        if self._on_chunk is not None:
+            self._on_chunk(len(chunk), self.reader.pending, seconds)
 
-    def _late(self) -> LLMOptError:
+    def _timeout_error(self) -> LLMOptError:
         if self._deadline.expired():
             return DeadlineExceeded("the deadline passed in the middle of the answer.", phase="read")
         return StreamIdle(f"the stream fell silent: {self._idle.ran_out()}.", sent="yes")
 
     @property
-    def held(self) -> bool:
+    def holds_connection(self) -> bool:
         """Whether it holds anything of this process's."""
         return not self.ended and self._pid == os.getpid()
 
     async def aclose(self) -> None:
         """Stop, if it is not over: the rest is not wanted."""
         if not self.ended:
-            self._end("left")
+            self._end("abandoned")
             await self._wire.aclose()
 
-    def abandon(self) -> None:
+    def close_soon(self) -> None:
         """As `aclose`, soon, from any thread: for a stream that nobody closes.
 
         The garbage collector may call this in the middle of anything, so nothing is done here that takes a
         lock or looks at anything shared. When the loop is closed there is no later time: what was estimated
         stays settled as it is, a line of that loop has nobody in it, and a circuit helps itself.
         """
-        if not self.held:
+        if not self.holds_connection:
             return
         with suppress(RuntimeError):
             if self._loop.is_closed():
                 self.ended = True
                 self._wire.end()
             else:
-                self._loop.call_soon_threadsafe(self._end, "left")
+                self._loop.call_soon_threadsafe(self._end, "abandoned")
 
     def _end(self, outcome: Outcome) -> None:
         if self.ended:
@@ -226,7 +226,7 @@ class LiveStream:
             self.on_end(outcome)
 
 
-def _broken(cause: LLMOptError) -> LLMOptError:
+def _interrupted(cause: LLMOptError) -> LLMOptError:
     if isinstance(cause, (LocalRejection, StreamIdle)):
         return cause
     error = StreamInterrupted(f"the stream broke off: {cause.message}", sent="yes")
@@ -241,16 +241,18 @@ class StreamPipeline(Pipeline[LiveStream]):
     """One request for a stream, and all its attempts up to the first event.
 
     Args:
-        fleet: the endpoints of the provider.
+        group: the endpoints of the provider.
         request: what to send, of a `ChatCall` with ``stream``.
         clock: the time.
         telemetry: told of what happens.
     """
 
-    def __init__(self, fleet: Fleet, request: StreamRequest, clock: Clock, telemetry: Telemetry) -> None:
-        super().__init__(fleet, request, clock, telemetry)
-        self._asked: Final = request
-        self._began = clock.now()
+    def __init__(
+        self, group: EndpointGroup, request: StreamRequest, clock: Clock, telemetry: Telemetry
+    ) -> None:
+        super().__init__(group, request, clock, telemetry)
+        self._stream_request: Final = request
+        self._started_at = clock.now()
         self._head: HttpResponse | None = None
 
     async def run(self) -> LiveStream:
@@ -259,11 +261,11 @@ class StreamPipeline(Pipeline[LiveStream]):
         Raises:
             LLMOptError: there is none; with provider, model, endpoint, request id and all attempts filled in.
         """
-        self._began = self._clock.now()
-        self._account.started(self._request.items, self._request.tokens)
+        self._started_at = self._clock.now()
+        self._recorder.request_started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
-            stream = await self._attempts()
+            stream = await self._run_attempts()
             outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
@@ -272,141 +274,151 @@ class StreamPipeline(Pipeline[LiveStream]):
             return stream
         finally:
             if outcome != OK:
-                self._over(outcome)
+                self._request_ended(outcome)
 
     async def _in_process(self) -> LiveStream:
         endpoint = self._endpoint
         self._check_deadline("before it began")
         settings = await endpoint.settings()
-        held = Held(endpoint, self._call, 0)
-        held.admitted(None, math.inf)
-        return await self._send(1, held, self._prepare(endpoint, settings), settings)
+        scope = AttemptScope(endpoint, self._call, 0)
+        scope.begin(None, math.inf)
+        return await self._send(1, scope, self._build_request(endpoint, settings), settings)
 
-    async def _send(self, number: int, held: Held, prepared: Prepared, settings: Settings) -> LiveStream:
-        self._tried = (*self._tried, held.endpoint.config.index)
-        self._account.sending(held.endpoint)
+    async def _send(
+        self, number: int, scope: AttemptScope, encoded: EncodedRequest, settings: Settings
+    ) -> LiveStream:
+        self._tried = (*self._tried, scope.endpoint.config.index)
+        self._recorder.attempt_started(scope.endpoint)
         self._head = None
         started = self._clock.now()
         try:
-            stream = await self._open(held, prepared, settings)
+            stream = await self._open(scope, encoded, settings)
         except LLMOptError as error:
-            self._failed(number, held, settings, error, self._head, self._clock.now() - started)
+            self._record_failure(number, scope, settings, error, self._head, self._clock.now() - started)
             raise
         seconds = self._clock.now() - started
-        if held.began(stream.head, settings, seconds):
-            self._account.learned(held.endpoint)
-        held.keep()
-        self._fleet.took(held.endpoint, seconds)
-        stream.on_end = partial(self._ended, stream, number, held, settings, started)
+        if scope.stream_started(stream.head, settings, seconds):
+            self._recorder.limits_learned(scope.endpoint)
+        scope.detach()
+        self._group.record_latency(scope.endpoint, seconds)
+        stream.on_end = partial(self._stream_ended, stream, number, scope, settings, started)
         return stream
 
-    async def _open(self, held: Held, prepared: Prepared, settings: Settings) -> LiveStream:
+    async def _open(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> LiveStream:
         """Send, and wait for the first event."""
-        endpoint, deadline = held.endpoint, self._request.deadline
-        left = held.timeout if math.isfinite(held.timeout) else None
+        endpoint, deadline = scope.endpoint, self._request.deadline
+        left = scope.timeout if math.isfinite(scope.timeout) else None
         started = self._clock.now()
         try:
             async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
                 idle = None if left is None else max(left, endpoint.config.timeouts.idle)
-                wire = await endpoint.wire.open(self._wire_request(endpoint, prepared, left, idle))
+                wire = await endpoint.transport.open(self._transport_request(endpoint, encoded, left, idle))
                 try:
                     if left is not None:
                         left = max(0.0, left - (self._clock.now() - started))
-                    return await self._first_event(wire, held, settings, left)
+                    return await self._first_event(wire, scope, settings, left)
                 except BaseException:
                     wire.end()
                     raise
         except TimeoutError:
-            raise late("while waiting for the answer", "send", sent="maybe") from None
+            raise deadline_error("while waiting for the answer", "send", sent="maybe") from None
 
     async def _first_event(
-        self, wire: WireStream, held: Held, settings: Settings, left: float | None
+        self, wire: WireStream, scope: AttemptScope, settings: Settings, left: float | None
     ) -> LiveStream:
         try:
             async with asyncio.timeout(left):
-                return await self._begun(wire, held, settings)
+                return await self._start_stream(wire, scope, settings)
         except TimeoutError:
             if self._request.deadline.expired():
                 raise
         raise AttemptTimeout(
-            f"{held.endpoint.name} sent no first event within {held.timeout:g} s.",
-            timeout=held.timeout,
+            f"{scope.endpoint.name} sent no first event within {scope.timeout:g} s.",
+            timeout=scope.timeout,
             sent="maybe",
         )
 
-    async def _begun(self, wire: WireStream, held: Held, settings: Settings) -> LiveStream:
+    async def _start_stream(self, wire: WireStream, scope: AttemptScope, settings: Settings) -> LiveStream:
         self._head = head = HttpResponse(status=wire.status, headers=wire.headers, info=wire.info)
-        form = await form_of(wire)
-        reader = self._reader(form.decoder or SSEDecoder(), held, settings)
-        whole: ChatEvent | None = None
-        if form.decoder is None:
+        stream_format = await detect_stream_format(wire)
+        reader = self._reader(stream_format.decoder or SSEDecoder(), scope, settings)
+        single_event: ChatEvent | None = None
+        if stream_format.decoder is None:
             # An error, or a server that does not stream whatever it is asked.
-            response = HttpResponse(status=head.status, headers=head.headers, body=form.body, info=head.info)
-            reply: ChatReply = judge(held.endpoint.hooks, self._call, response, settings, self._asked.parse)
-            whole = as_event(reply)
-        elif form.first is not None:
-            reader.feed(form.first)
+            response = HttpResponse(
+                status=head.status, headers=head.headers, body=stream_format.body, info=head.info
+            )
+            reply: ChatReply = parse_or_raise(
+                scope.endpoint.hooks, self._call, response, settings, self._stream_request.parse
+            )
+            single_event = as_event(reply)
+        elif stream_format.first_bytes is not None:
+            reader.feed(stream_format.first_bytes)
         stream = LiveStream(
             wire,
             reader,
             head=head,
-            idle=self._clocks(held),
+            idle=self._idle_timeouts(scope),
             deadline=self._request.deadline,
             clock=self._clock,
-            on_piece=partial(self._account.piece, held.endpoint) if self._account.on else None,
+            on_chunk=partial(self._recorder.stream_chunk, scope.endpoint) if self._recorder.enabled else None,
         )
-        await stream.begin(whole)
+        await stream.read_first(single_event)
         return stream
 
-    def _reader(self, decoder: Decoder, held: Held, settings: Settings) -> EventReader:
-        endpoint, call = held.endpoint, self._asked.call
+    def _reader(self, decoder: Decoder, scope: AttemptScope, settings: Settings) -> EventReader:
+        endpoint, call = scope.endpoint, self._stream_request.call
 
         def judged(failure: Failure) -> LLMOptError:
-            return error_of(endpoint.hooks.classify_error(failure, settings), failure, call, settings)
+            return error_from_verdict(
+                endpoint.hooks.classify_error(failure, settings), failure, call, settings
+            )
 
         return EventReader(
             decoder,
             endpoint.hooks.stream_parser(call, settings),
             judged,
             end=endpoint.config.stream_end,
-            at_once=self._asked.buffer_size,
+            max_events=self._stream_request.buffer_size,
         )
 
-    def _clocks(self, held: Held) -> IdleClocks:
-        timeouts = held.endpoint.config.timeouts
-        return IdleClocks(idle=timeouts.idle, content=timeouts.idle_content, first=held.timeout)
+    def _idle_timeouts(self, scope: AttemptScope) -> IdleClocks:
+        timeouts = scope.endpoint.config.timeouts
+        return IdleClocks(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout)
 
-    def _ended(
+    def _stream_ended(
         self,
         stream: LiveStream,
         number: int,
-        held: Held,
+        scope: AttemptScope,
         settings: Settings,
         started: float,
         outcome: Outcome,
     ) -> None:
         """The stream is over: settle what it cost, tell what it was like, and give everything back."""
         seconds = self._clock.now() - started
-        tokens = self._spent(stream.reader)
+        tokens = self._tokens_used(stream.reader)
         name = OK if outcome == "complete" else CANCELLED
         if isinstance(outcome, LLMOptError):
             name = type(outcome).__name__
-            self._broke(stream.head, held, settings, outcome, seconds, tokens)
+            self._stream_broke(stream.head, scope, settings, outcome, seconds, tokens)
         elif outcome == "complete":
-            held.completed(tokens)
+            scope.completed(tokens)
         else:
-            held.left(tokens)
-        held.release()
-        if stream.unpacked is not None:
-            self._account.unpacked(held.endpoint, *stream.unpacked)
+            scope.stream_abandoned(tokens)
+        scope.release()
+        if stream.decoded_sizes is not None:
+            self._recorder.response_decoded(scope.endpoint, *stream.decoded_sizes)
         usage = stream.reader.usage
-        self._account.attempted(held.endpoint, number, name, stream.head, seconds, sent="yes", usage=usage)
-        self._over(name)
+        self._recorder.attempt_ended(
+            scope.endpoint, number, name, stream.head, seconds, sent="yes", usage=usage
+        )
+        self._request_ended(name)
 
-    def _broke(
+    def _stream_broke(
         self,
         head: HttpResponse,
-        held: Held,
+        scope: AttemptScope,
         settings: Settings,
         error: LLMOptError,
         seconds: float,
@@ -414,20 +426,20 @@ class StreamPipeline(Pipeline[LiveStream]):
     ) -> None:
         # What it broke off for says more of the server than that it broke off.
         cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
-        explain(cause, held.endpoint, self._call, head, seconds)
+        add_context(cause, scope.endpoint, self._call, head, seconds)
         error.retry_after = cause.retry_after
-        self._note(error, held.endpoint, head, seconds)
+        self._add_to_history(error, scope.endpoint, head, seconds)
         error.attempts = self._history
-        held.broke(cause, settings, tokens)
+        scope.stream_failed(cause, settings, tokens)
 
-    def _spent(self, reader: EventReader) -> int:
+    def _tokens_used(self, reader: EventReader) -> int:
         """Tokens so far: as the server says, else as estimated from what was said."""
         if reader.usage is not None and reader.usage.total_tokens:
             return reader.usage.total_tokens
-        return self._asked.prompt_tokens + reader.characters // _CHARACTERS_PER_TOKEN
+        return self._stream_request.prompt_tokens + reader.characters // _CHARACTERS_PER_TOKEN
 
-    def _over(self, outcome: str) -> None:
-        self._account.ended(self._endpoint, outcome, self._clock.now() - self._began)
+    def _request_ended(self, outcome: str) -> None:
+        self._recorder.request_ended(self._endpoint, outcome, self._clock.now() - self._started_at)
 
 
 def as_event(reply: ChatReply) -> ChatEvent:

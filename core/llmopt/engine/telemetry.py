@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("llmopt")
 
 
-def _note(level: int, message: str, *values: object) -> None:
+def _log_line(level: int, message: str, *values: object) -> None:
     """A line in the log. A handler of the user's that raises is no fault of the call's."""
     with suppress(Exception):
         _log.log(level, message, *values)
@@ -39,12 +39,12 @@ class Telemetry:
     """The one place where events leave.
 
     Attributes:
-        on: whether anybody listens; look before making an event.
+        enabled: whether anybody listens; look before making an event.
     """
 
     def __init__(self, on_event: OnEvent | None) -> None:
         self._on_event: Final = on_event
-        self.on: Final = on_event is not None
+        self.enabled: Final = on_event is not None
 
     def emit(self, event: Event) -> None:
         """Give an event to the listener. One that raises is logged and otherwise ignored."""
@@ -56,10 +56,10 @@ class Telemetry:
             with suppress(Exception):
                 _log.exception("the listener on_event raised on %s", event.name)
 
-    def retry(self, call: Call, provider: str, retry: Retry) -> None:
+    def retry_scheduled(self, call: Call, provider: str, retry: Retry) -> None:
         """A request will be made again: an event, and one line in the log."""
         endpoint, cause = retry.error.endpoint or "", type(retry.error).__name__
-        _note(
+        _log_line(
             logging.INFO,
             "retry %d of %s/%s at %s in %.2f s after %s",
             retry.attempt - 1,
@@ -69,7 +69,7 @@ class Telemetry:
             retry.delay,
             cause,
         )
-        if self.on:
+        if self.enabled:
             self.emit(
                 RequestRetry(
                     provider=provider,
@@ -81,11 +81,11 @@ class Telemetry:
                 )
             )
 
-    def limit(
+    def limit_learned(
         self, provider: str, model: str, endpoint: str, limit: str, value: float, source: LimitSource
     ) -> None:
         """A limit became known."""
-        if self.on:
+        if self.enabled:
             self.emit(
                 LimitLearned(
                     provider=provider,
@@ -97,17 +97,17 @@ class Telemetry:
                 )
             )
 
-    def unpacked(self, provider: str, endpoint: str, status: int) -> None:
+    def compression_refused(self, provider: str, endpoint: str, status: int) -> None:
         """An endpoint does not take packed requests: an event, and one line in the log."""
-        _note(
+        _log_line(
             logging.INFO, "%s refuses packed requests (HTTP %d): sending them as they are", endpoint, status
         )
-        if self.on:
+        if self.enabled:
             self.emit(CompressionRefused(provider=provider, endpoint=endpoint, status=status))
 
-    def breaker(self, change: BreakerChange) -> None:
+    def breaker_changed(self, change: BreakerChange) -> None:
         """A circuit changed."""
-        _note(
+        _log_line(
             logging.WARNING,
             "circuit %s: %s -> %s (%.1f s)",
             change.name,
@@ -115,7 +115,7 @@ class Telemetry:
             change.new,
             change.rest_s,
         )
-        if self.on:
+        if self.enabled:
             self.emit(
                 BreakerChanged(
                     provider="",
@@ -126,9 +126,9 @@ class Telemetry:
                 )
             )
 
-    def pool(self, provider: str, endpoint: str) -> PoolTelemetry | None:
+    def pool_trace(self, provider: str, endpoint: str) -> PoolTelemetry | None:
         """For an endpoint's pool, None when nobody listens."""
-        return PoolTelemetry(self, provider, endpoint) if self.on else None
+        return PoolTelemetry(self, provider, endpoint) if self.enabled else None
 
 
 class PoolTelemetry:
@@ -163,57 +163,57 @@ class PoolTelemetry:
 # Counters of one endpoint, for operators.
 
 
-class Counts:
+class EndpointMetrics:
     """What was done at one endpoint since its client was made.
 
     Attributes:
         requests: HTTP requests made, retries included.
-        answered: those that brought what was asked for.
+        succeeded: those that brought what was asked for.
         errors: the others, by the name of the exception they ended in.
         cancelled: those that were given up before either.
         retries: requests that were made again.
         input_tokens: tokens sent, as answers report them.
         output_tokens: tokens received, likewise.
         waited: seconds that requests waited before they were sent, by cause.
-        packed: requests that went out packed.
-        packed_refused: those that were sent again as they are, because that may be why they were refused.
+        compressed: requests that went out packed.
+        compression_refused: those that were sent again as they are, because that may be why they were refused.
         saved_sent: bytes that packing requests has saved.
         saved_received: bytes that packed answers have saved.
         on_the_wire: seconds from sending to the end of the answer, of all requests together.
     """
 
     __slots__ = (
-        "answered",
         "cancelled",
+        "compressed",
+        "compression_refused",
         "errors",
         "input_tokens",
         "on_the_wire",
         "output_tokens",
-        "packed",
-        "packed_refused",
         "requests",
         "retries",
         "saved_received",
         "saved_sent",
+        "succeeded",
         "waited",
     )
 
     def __init__(self) -> None:
         self.requests = 0
-        self.answered = 0
+        self.succeeded = 0
         self.errors: Counter[str] = Counter()
         self.cancelled = 0
         self.retries = 0
         self.input_tokens = 0
         self.output_tokens = 0
         self.waited: dict[WaitCause, float] = {}
-        self.packed = 0
-        self.packed_refused = 0
+        self.compressed = 0
+        self.compression_refused = 0
         self.saved_sent = 0
         self.saved_received = 0
         self.on_the_wire = 0.0
 
-    def spent(self, usage: Usage | None) -> None:
+    def add_usage(self, usage: Usage | None) -> None:
         """An answer reports this use."""
         if usage is not None:
             self.input_tokens += usage.prompt_tokens
@@ -223,7 +223,7 @@ class Counts:
         """All of it as plain values."""
         return {
             "requests": self.requests,
-            "answered": self.answered,
+            "succeeded": self.succeeded,
             "errors": dict(self.errors),
             "cancelled": self.cancelled,
             "retries": self.retries,
@@ -232,8 +232,8 @@ class Counts:
             "waited_s": dict(self.waited),
             "on_the_wire_s": self.on_the_wire,
             "compression": {
-                "packed": self.packed,
-                "refused": self.packed_refused,
+                "compressed": self.compressed,
+                "refused": self.compression_refused,
                 "saved_sent": self.saved_sent,
                 "saved_received": self.saved_received,
             },

@@ -129,7 +129,7 @@ class TextKeys:
 
 
 def _request(endpoint: LiveEndpoint, call: Call) -> list[Any]:
-    request = endpoint.hooks.build_request(call, endpoint.bare)
+    request = endpoint.hooks.build_request(call, endpoint.settings_without_credential)
     body = request.json
     if isinstance(body, dict):
         body = {name: value for name, value in body.items() if name not in _NOT_OF_THE_ANSWER}
@@ -164,7 +164,7 @@ class StoreSizeReporter:
 
     async def stored(self, kind: CacheKind) -> None:
         """Something was put into one of them."""
-        if not self._telemetry.on or self._now() < self._looked + _EVERY_S:
+        if not self._telemetry.enabled or self._now() < self._looked + _EVERY_S:
             return
         self._looked = self._now()
         sizes = [await store.size() for store in self._stores()]

@@ -48,7 +48,7 @@ class ChatSource:
     @property
     def unclosed(self) -> bool:
         """Whether it holds a connection."""
-        return self._live is not None and self._live.held
+        return self._live is not None and self._live.holds_connection
 
     async def read(self) -> list[ChatEvent]:
         """The next events, to be asked for when all before them were handed out; [] at the end.
@@ -110,7 +110,7 @@ class ChatSource:
     def abandon(self) -> None:
         """As `aclose`, at some time soon, from any thread."""
         if self._live is not None:
-            self._live.abandon()
+            self._live.close_soon()
 
 
 # What can be known of a streamed answer while it comes and afterwards.

@@ -16,7 +16,7 @@ import msgspec
 from attrs import evolve, field, frozen
 
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.request import Prepared
+from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
 from llmopt.policies.batch_size import BatchSize, TokenEstimator
 from llmopt.policies.clock import Deadline
@@ -311,22 +311,22 @@ async def fetch_server_limits(
         deadline: of the whole call.
     """
     endpoints = tuple(endpoints)
-    unasked = [endpoint for endpoint in endpoints if call.model not in endpoint.told]
+    unasked = [endpoint for endpoint in endpoints if call.model not in endpoint.server_limits]
     if unasked:
         await asyncio.gather(*(_learn(endpoint, hooks, call, deadline) for endpoint in unasked))
-    return reduce(merge_limits, (endpoint.told.get(call.model, _NOTHING) for endpoint in endpoints))
+    return reduce(merge_limits, (endpoint.server_limits.get(call.model, _NOTHING) for endpoint in endpoints))
 
 
 async def _learn(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall, deadline: Deadline) -> None:
     # A lock belongs to one event loop, and a client may be used in several, one after the other.
     key = (call.model, asyncio.get_running_loop())
-    async with endpoint.asking.setdefault(key, asyncio.Lock()):
-        if call.model in endpoint.told:
+    async with endpoint.limit_locks.setdefault(key, asyncio.Lock()):
+        if call.model in endpoint.server_limits:
             return
         found = await _ask(endpoint, hooks, call, deadline)
         if found is not None:
-            endpoint.told[call.model] = found
-            endpoint.asking.pop(key, None)
+            endpoint.server_limits[call.model] = found
+            endpoint.limit_locks.pop(key, None)
 
 
 async def _ask(
@@ -339,26 +339,26 @@ async def _ask(
             return _NOTHING
         response = await _send(endpoint, question, deadline)
         if 200 <= response.status < 300:
-            return hooks.parse_limits(call, response, endpoint.bare)
+            return hooks.parse_limits(call, response, endpoint.settings_without_credential)
     except LLMOptError as error:
         return None if error.retryable else _NOTHING
     return None if response.status in _PASSING or response.status >= 500 else _NOTHING
 
 
-async def _question(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall) -> Prepared | None:
+async def _question(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall) -> EncodedRequest | None:
     # Asked without a credential first: a token provider is called for attempts alone.
-    if hooks.limits_request(call, endpoint.bare) is None:
+    if hooks.limits_request(call, endpoint.settings_without_credential) is None:
         return None
     settings = await endpoint.settings()
     request = hooks.limits_request(call, settings)
-    return None if request is None else endpoint.prepare(request, settings)
+    return None if request is None else endpoint.encode_request(request, settings)
 
 
-async def _send(endpoint: LiveEndpoint, question: Prepared, deadline: Deadline) -> HttpResponse:
+async def _send(endpoint: LiveEndpoint, question: EncodedRequest, deadline: Deadline) -> HttpResponse:
     from llmopt.transport.request import WireRequest
 
     timeouts = endpoint.config.timeouts
-    return await endpoint.wire.send(
+    return await endpoint.transport.send(
         WireRequest(
             method=question.method,
             url=question.url,

@@ -102,7 +102,7 @@ class EmbeddingCache:
     async def recall(self, texts: Sequence[str]) -> CachedVectors:
         """The vectors there are of distinct texts."""
         found = await self._recalled(texts)
-        if self._telemetry.on:
+        if self._telemetry.enabled:
             self._tell(len(found.at), len(texts))
         return found
 

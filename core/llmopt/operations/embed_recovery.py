@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import define, evolve, field
 
-from llmopt.engine.responses import may_be_an_items
-from llmopt.engine.singleflight import Flight, Flights, Table
+from llmopt.engine.responses import may_be_item_error
+from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
 from llmopt.errors import (
     AttemptTimeout,
     BadRequest,
@@ -191,7 +191,7 @@ class Recovery:
             timeouts = sum(attempt.outcome == AttemptTimeout.__name__ for attempt in error.attempts)
             smaller = [self._sizes.timed_out(part) for _ in range(timeouts)]
             return self._smaller(part) if any(smaller) else []
-        return self._suspects(part, error, depth) if len(part) > 1 and may_be_an_items(error) else []
+        return self._suspects(part, error, depth) if len(part) > 1 and may_be_item_error(error) else []
 
     def _suspects(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         """The pieces in which to look for the text at fault."""
@@ -312,20 +312,20 @@ class BatchSplitter:
 Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, Recovered]]
 """Embeds some texts, whatever it takes."""
 _Places = list[tuple[int, int]]
-"""Pairs: where a text stands here, and where it stands in somebody's flight."""
+"""Pairs: where a text stands here, and where it stands in another call."""
 
 
 class Coalescer:
     """Embeds texts for one call, together with all other calls of the same kind.
 
     Args:
-        flights: the client's.
+        singleflight: the client's.
         key: provider, model and every option that changes a vector.
         deadline: of this call; it bounds this call's waiting only.
     """
 
-    def __init__(self, flights: Flights, key: tuple[object, ...], deadline: Deadline) -> None:
-        self._flights: Final = flights
+    def __init__(self, singleflight: SingleFlight, key: tuple[object, ...], deadline: Deadline) -> None:
+        self._singleflight: Final = singleflight
         self._key: Final = key
         self._deadline: Final = deadline
 
@@ -336,25 +336,24 @@ class Coalescer:
             texts: the texts.
             work: embeds those that nobody embeds yet.
         """
-        board = self._flights.here()
-        table = board.table(self._key)
-        if table.keys().isdisjoint(texts):
-            return board.launch(work, table, texts).wait()
-        return self._mixed(texts, work, table)
+        group = self._singleflight.group(self._key)
+        if group.keys().isdisjoint(texts):
+            return group.start(work, texts).wait()
+        return self._mixed(texts, work, group)
 
-    async def _mixed(self, texts: tuple[str, ...], work: Work, table: Table) -> Recovered:
+    async def _mixed(self, texts: tuple[str, ...], work: Work, group: Group) -> Recovered:
         mine: list[int] = []
-        joined: dict[Flight[Recovered], _Places] = {}
-        seats: dict[Flight[Recovered], dict[str, int]] = {}
+        joined: dict[SharedCall[Recovered], _Places] = {}
+        seats: dict[SharedCall[Recovered], dict[str, int]] = {}
         for at, text in enumerate(texts):
-            if text not in table:
+            if text not in group:
                 mine.append(at)
                 continue
-            flight, names = table[text]
-            if flight not in seats:
-                seats[flight] = {name: place for place, name in enumerate(names)}
-            joined.setdefault(flight, []).append((at, seats[flight][text]))
-        waits = [self._join(flight, places) for flight, places in joined.items()]
+            call, names = group[text]
+            if call not in seats:
+                seats[call] = {name: place for place, name in enumerate(names)}
+            joined.setdefault(call, []).append((at, seats[call][text]))
+        waits = [self._join(call, places) for call, places in joined.items()]
         if mine:
             waits.append(self._own(texts, mine, work))
         found = Recovered()
@@ -363,13 +362,13 @@ class Coalescer:
         return await self._again(texts, found, work)
 
     async def _own(self, texts: Sequence[str], mine: Sequence[int], work: Work) -> Recovered:
-        recovered = await self._launch(tuple(texts[at] for at in mine), work).wait()
+        recovered = await self._start(tuple(texts[at] for at in mine), work).wait()
         return recovered.moved(dict(enumerate(mine)))
 
-    async def _join(self, flight: Flight[Recovered], places: _Places) -> Recovered:
+    async def _join(self, call: SharedCall[Recovered], places: _Places) -> Recovered:
         try:
             async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
-                recovered = await flight.wait()
+                recovered = await call.wait()
         except TimeoutError:
             late = DeadlineExceeded("the deadline passed while waiting for the answer.", phase="coalesce")
             return Recovered(errors={at: late.copy() for at, _ in places})
@@ -381,16 +380,15 @@ class Coalescer:
         left = [at for at, error in found.errors.items() if _was_the_owners(error, self._deadline)]
         if not left:
             return found
-        again = await self._launch(tuple(texts[at] for at in left), work).wait()
+        again = await self._start(tuple(texts[at] for at in left), work).wait()
         for at in left:
             del found.errors[at]
         found.add(again.moved(dict(enumerate(left))))
         return found
 
-    def _launch(self, texts: tuple[str, ...], work: Work) -> Flight[Recovered]:
+    def _start(self, texts: tuple[str, ...], work: Work) -> SharedCall[Recovered]:
         """Send texts, and let others join those that nobody had sent."""
-        board = self._flights.here()
-        return board.launch(work, board.table(self._key), texts)
+        return self._singleflight.group(self._key).start(work, texts)
 
 
 def _was_the_owners(error: LLMOptError, deadline: Deadline) -> bool:

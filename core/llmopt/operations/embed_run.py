@@ -11,7 +11,7 @@ from attrs import evolve
 
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
-from llmopt.engine.responses import may_be_an_items
+from llmopt.engine.responses import may_be_item_error
 from llmopt.errors import ClientClosed, DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
@@ -95,7 +95,7 @@ class EmbedRun:
         if not self._endpoint.config.flags.coalesce:
             return None
         key = (self._provider.name, self._call.model, *self._kind)
-        return Coalescer(self._engine.flights, key, self._deadline)
+        return Coalescer(self._engine.singleflight, key, self._deadline)
 
     @property
     def dimensions(self) -> int | None:
@@ -128,15 +128,15 @@ class EmbedRun:
             self._declared = known
             return
         endpoints = self._engine.endpoints(self._provider)
-        unasked = [endpoint for endpoint in endpoints if self.model not in endpoint.told]
+        unasked = [endpoint for endpoint in endpoints if self.model not in endpoint.server_limits]
         told = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
         for endpoint in unasked:
-            for name, value in known_limits(endpoint.told.get(self.model, _NOTHING)):
-                self._engine.telemetry.limit(
+            for name, value in known_limits(endpoint.server_limits.get(self.model, _NOTHING)):
+                self._engine.telemetry.limit_learned(
                     self._provider.name, self.model, endpoint.name, name, value, "server"
                 )
         self._declared = self._declare(told)
-        if all(self.model in endpoint.told for endpoint in endpoints):
+        if all(self.model in endpoint.server_limits for endpoint in endpoints):
             if len(self._memory.declared) >= _MOST_KINDS:
                 self._memory.declared.clear()
             # The first one stays, so that whoever compares limits sees by identity that they are the same.
@@ -149,7 +149,9 @@ class EmbedRun:
 
     def _declare(self, told: BatchLimit) -> BatchLimit:
         """The limit by plugin, server and configuration, the same for the whole call."""
-        limit = merge_limits(self._provider.hooks.batch_limit(self._call, self._endpoint.bare), told)
+        limit = merge_limits(
+            self._provider.hooks.batch_limit(self._call, self._endpoint.settings_without_credential), told
+        )
         config = self._endpoint.config
         configured = config.max_batch_size if config.flags.batching else 1
         limit = self._within_a_burst(limit)
@@ -234,12 +236,12 @@ class EmbedRun:
 
     def _split(self, items: int, error: LLMOptError) -> None:
         telemetry = self._engine.telemetry
-        if telemetry.on:
+        if telemetry.enabled:
             name, cause = self._provider.name, type(error).__name__
             telemetry.emit(BatchSplit(provider=name, model=self.model, items=items, cause=cause))
 
     def _learned(self, found: LimitChange) -> None:
-        self._engine.telemetry.limit(
+        self._engine.telemetry.limit_learned(
             self._provider.name, self.model, "", found.limit, found.value, found.source
         )
 
@@ -334,4 +336,6 @@ def _usage_of(rows: EmbeddedRows) -> Usage | None:
 
 def _passes(error: LLMOptError) -> bool:
     """Whether the next batch may fare better: what passes by itself, and what may be a text's fault."""
-    return error.retryable or may_be_an_items(error) or isinstance(error, (RequestTooLarge, DeadlineExceeded))
+    return (
+        error.retryable or may_be_item_error(error) or isinstance(error, (RequestTooLarge, DeadlineExceeded))
+    )

@@ -61,7 +61,7 @@ class CatalogEvents:
 
     def gave(self, kept: CachedList, decision: Decision, cause: str) -> None:
         """A kept list was given."""
-        if not self._telemetry.on:
+        if not self._telemetry.enabled:
             return
         name, age = kept.provider, decision.age
         if decision.stale:
@@ -74,7 +74,7 @@ class CatalogEvents:
 
     def missed(self, provider: Provider) -> None:
         """Nothing could be given without asking."""
-        if self._telemetry.on:
+        if self._telemetry.enabled:
             self._telemetry.emit(CacheMiss(provider=provider.name, cache="catalog"))
 
     def discovered(
@@ -86,7 +86,7 @@ class CatalogEvents:
         error: LLMOptError | None = None,
     ) -> None:
         """The provider was asked, and answered, or did not."""
-        if self._telemetry.on:
+        if self._telemetry.enabled:
             self._telemetry.emit(
                 CatalogDiscover(
                     provider=provider.name,
@@ -99,7 +99,7 @@ class CatalogEvents:
 
     def refreshed(self, provider: Provider, started: float, outcome: str) -> None:
         """A list was asked for beside its callers."""
-        if self._telemetry.on:
+        if self._telemetry.enabled:
             seconds = self._now() - started
             self._telemetry.emit(
                 CacheRefresh(provider=provider.name, cache="catalog", outcome=outcome, seconds=seconds)
@@ -214,7 +214,7 @@ class ModelLists:
     def peek(self, provider: Provider) -> Catalog | None:
         """A list that is fresh and needs no refreshing, from any thread; None where there is more to it."""
         kept = self._shelf.look(provider) if self._cached(provider) else None
-        if kept is None or kept.catalog is None or self._engine.telemetry.on:
+        if kept is None or kept.catalog is None or self._engine.telemetry.enabled:
             return None
         decision = kept.life.decide()
         if decision.action == "serve_and_refresh":
@@ -274,7 +274,7 @@ class ModelLists:
             return await make()
         try:
             async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
-                return await self._engine.flights.share(f"catalog of {provider.name}", make)
+                return await self._engine.singleflight.share(f"catalog of {provider.name}", make)
         except TimeoutError:
             raise DeadlineExceeded(
                 "the deadline passed while waiting for the answer.", phase="coalesce"
@@ -439,7 +439,7 @@ class BatchListModels:
             return error
 
     def _tell(self, found: Mapping[str, Found], started: float) -> None:
-        if self._engine.telemetry.on:
+        if self._engine.telemetry.enabled:
             failures = sum(isinstance(each, LLMOptError) for each in found.values())
             seconds = self._engine.clock.now() - started
             self._engine.telemetry.emit(
