@@ -17,7 +17,7 @@ import pytest
 import stamina
 
 import llmopt
-from llmopt.policies.retry import CAPACITY, TRANSIENT
+from llmopt.policies.retry import BUDGET_CAPACITY, TRANSIENT_COST
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged
 from tests.faults import Answer, FaultServer, answer_openai, find_fault, retry_after, serving, vector_for
@@ -190,7 +190,7 @@ def test_c14_an_empty_budget_ends_retries() -> None:
                 with pytest.raises(llmopt.ServerError) as caught:
                     await client.embed(MODEL, [f"text {number}"])
                 notes.append(getattr(caught.value, "__notes__", []))
-            assert len(server.requests) == 30 + CAPACITY // TRANSIENT
+            assert len(server.requests) == 30 + BUDGET_CAPACITY // TRANSIENT_COST
             assert any("budget" in note for note in notes[-1])
 
     run_simulated(main)

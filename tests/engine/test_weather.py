@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import llmopt
-from llmopt.policies.retry import CAPACITY, TRANSIENT
+from llmopt.policies.retry import BUDGET_CAPACITY, TRANSIENT_COST
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged, PoolCheckout, RequestAttempt
 from tests.faults import (
@@ -94,7 +94,7 @@ def test_h09_an_outage_of_a_minute_at_a_hundred_requests_a_second() -> None:
 
     run_simulated(main)
     extra = [event for event in events if isinstance(event, RequestAttempt) and event.attempt > 1]
-    assert len(extra) <= CAPACITY / TRANSIENT
+    assert len(extra) <= BUDGET_CAPACITY / TRANSIENT_COST
     half_open = [e for e in events if isinstance(e, BreakerChanged) and e.new == "half_open"]
     # Rests of 5 to 8 s, a fifth more or less: one probe after each.
     assert 5 <= len(half_open) <= 15
@@ -216,7 +216,7 @@ def test_n20_a_server_dies_with_two_hundred_in_flight(when_open: str) -> None:
     run_simulated(main)
     if when_open == "fail":
         attempts = Counter(event.attempt > 1 for event in events if isinstance(event, RequestAttempt))
-        assert attempts[True] <= CAPACITY / TRANSIENT + 5
+        assert attempts[True] <= BUDGET_CAPACITY / TRANSIENT_COST + 5
     changes = [event.new for event in events if isinstance(event, BreakerChanged)]
     assert changes[0] == "open"
     assert changes[-1] == "closed"

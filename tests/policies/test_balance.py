@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.load_balancer import Balance, Candidate
+from llmopt.policies.load_balancer import Candidate, LoadBalancer
 from llmopt.testing.clock import SimulatedClock
 
 
-def made(*weights: float, seed: int = 1, clock: SimulatedClock | None = None) -> Balance:
-    return Balance(weights, now=(clock or SimulatedClock()).now, rng=random.Random(seed))
+def made(*weights: float, seed: int = 1, clock: SimulatedClock | None = None) -> LoadBalancer:
+    return LoadBalancer(weights, now=(clock or SimulatedClock()).now, rng=random.Random(seed))
 
 
 def idle(count: int) -> list[Candidate]:
     return [Candidate(index, 0, 16) for index in range(count)]
 
 
-def shares(balance: Balance, candidates: list[Candidate], rounds: int = 4000) -> list[float]:
+def shares(balance: LoadBalancer, candidates: list[Candidate], rounds: int = 4000) -> list[float]:
     counted = Counter(balance.choose(candidates).index for _ in range(rounds))  # type: ignore[union-attr]
     return [counted[one.index] / rounds for one in candidates]
 
@@ -61,7 +61,7 @@ def test_who_is_idle_is_asked_however_little_is_allowed() -> None:
         assert chosen is not None
         asked[chosen.index] += 1
         clock.advance(0.1)
-        balance.took(chosen.index, noise.uniform(0.18, 0.22))
+        balance.record_latency(chosen.index, noise.uniform(0.18, 0.22))
     assert asked[1] / 1000 == pytest.approx(0.5, abs=0.05)
 
 
@@ -97,8 +97,8 @@ def test_a_small_difference_decides_nothing() -> None:
 def test_the_faster_of_two_wins() -> None:
     """Latency times load."""
     balance = made(1, 1)
-    balance.took(0, 1.0)
-    balance.took(1, 3.0)
+    balance.record_latency(0, 1.0)
+    balance.record_latency(1, 3.0)
 
     assert shares(balance, idle(2), 50) == [1.0, 0.0]
     assert shares(balance, [Candidate(0, 5, 16), Candidate(1, 0, 16)], 50) == [0.0, 1.0]
@@ -108,8 +108,8 @@ def test_the_faster_of_two_wins() -> None:
 def test_an_unknown_endpoint_is_taken_for_the_best() -> None:
     """It gets its chance to be known."""
     balance = made(1, 1, 1)
-    balance.took(0, 4.0)
-    balance.took(1, 1.0)
+    balance.record_latency(0, 4.0)
+    balance.record_latency(1, 1.0)
 
     assert shares(balance, idle(3))[2] == pytest.approx(0.5, abs=0.04)
 
@@ -138,16 +138,16 @@ def test_latency_is_an_average_over_time() -> None:
     clock = SimulatedClock()
     balance = made(1, 1, clock=clock)
     latency = balance._latencies[0]
-    balance.took(0, 1.0)
+    balance.record_latency(0, 1.0)
     clock.advance(10)
-    balance.took(0, 2.0)
+    balance.record_latency(0, 2.0)
     assert latency.value == pytest.approx(2 - math.exp(-1))
 
     before = latency.value
     assert before is not None
     for _ in range(10):
         clock.advance(0.01)
-        balance.took(0, 100.0)
+        balance.record_latency(0, 100.0)
     assert latency.value == pytest.approx(100 + (before - 100) * math.exp(-0.01))
 
 
@@ -155,8 +155,8 @@ def test_an_old_value_fades_towards_the_best() -> None:
     """Who was slow once is tried again after a while."""
     clock = SimulatedClock()
     balance = made(1, 1, clock=clock)
-    balance.took(0, 1.0)
-    balance.took(1, 3.0)
+    balance.record_latency(0, 1.0)
+    balance.record_latency(1, 3.0)
     assert shares(balance, idle(2), 100)[1] == 0.0
 
     clock.advance(30)
@@ -172,7 +172,7 @@ def simulate(
     """A closed loop of callers against servers that take so long; the share of each."""
     clock = SimulatedClock(start=0.0)
     rng = random.Random(seed)
-    balance = Balance(weights, now=clock.now, rng=rng)
+    balance = LoadBalancer(weights, now=clock.now, rng=rng)
     flying = [0] * len(weights)
     counted = [0] * len(weights)
     events: list[tuple[float, int, int, float]] = []
@@ -181,7 +181,7 @@ def simulate(
             end, _, index, took = heapq.heappop(events)
             clock.advance_to(end)
             flying[index] -= 1
-            balance.took(index, took)
+            balance.record_latency(index, took)
         chosen = balance.choose([Candidate(i, flying[i], 16) for i in range(len(weights))])
         assert chosen is not None
         took = seconds[chosen.index] * rng.lognormvariate(0, 0.3)
@@ -211,14 +211,14 @@ def test_a_slow_endpoint_gets_little(at_once: int) -> None:
 def test_every_choice_is_a_candidate(weights: list[float], data: st.DataObject, seed: int) -> None:
     """Whatever the weights, loads and latencies: one of those that may be asked, a fresh one if there is one."""
     clock = SimulatedClock()
-    balance = Balance(weights, now=clock.now, rng=random.Random(seed))
+    balance = LoadBalancer(weights, now=clock.now, rng=random.Random(seed))
     indices = data.draw(st.sets(st.integers(0, len(weights) - 1)))
     candidates = [
         Candidate(i, data.draw(st.integers(0, 1000)), data.draw(st.floats(1, 256))) for i in sorted(indices)
     ]
     for index in range(len(weights)):
         if data.draw(st.booleans()):
-            balance.took(index, data.draw(st.floats(0, 1e6)))
+            balance.record_latency(index, data.draw(st.floats(0, 1e6)))
             clock.advance(data.draw(st.floats(0, 1e5)))
     tried = data.draw(st.sets(st.integers(0, len(weights) - 1)))
 

@@ -11,22 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llmopt.policies.batch_size import BatchSize
+from llmopt.policies.batch_size import AdaptiveBatchSize
 from llmopt.testing.clock import SimulatedClock
 
 DAY = 86_400.0
 
 
-def made(most: int = 2048, clock: SimulatedClock | None = None, state: Any = None, **more: Any) -> BatchSize:
-    return BatchSize(most, wall=(clock or SimulatedClock()).wall, state=state, **more)
+def made(
+    most: int = 2048, clock: SimulatedClock | None = None, state: Any = None, **more: Any
+) -> AdaptiveBatchSize:
+    return AdaptiveBatchSize(most, wall=(clock or SimulatedClock()).wall, state=state, **more)
 
 
-def clean(size: BatchSize, batches: int) -> None:
+def clean(size: AdaptiveBatchSize, batches: int) -> None:
     for _ in range(batches):
         size.clean(size.size)
 
 
-def embed(size: BatchSize, texts: int, takes: int, states: int | None = None) -> int:
+def embed(size: AdaptiveBatchSize, texts: int, takes: int, states: int | None = None) -> int:
     """How many requests it takes to get all the texts through a server that takes so many at once."""
     requests, todo = 0, [texts]
     while todo:

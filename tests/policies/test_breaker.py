@@ -11,14 +11,20 @@ import pytest
 
 from llmopt import errors as e
 from llmopt.policies.circuit_breaker import (
-    BreakerChange,
-    BreakerRules,
+    CallNotPermitted,
     CircuitBreaker,
+    CircuitBreakerOptions,
+    CircuitTransition,
     FailureWindow,
     Permit,
-    Refusal,
 )
-from llmopt.policies.circuit_pair import BreakerPair, Breakers, PairPermit, deadline_counts, evidence
+from llmopt.policies.circuit_pair import (
+    BreakerPair,
+    CircuitBreakerRegistry,
+    PairPermit,
+    counts_as_timeout,
+    results_of,
+)
 from llmopt.testing.clock import SimulatedClock
 
 
@@ -50,13 +56,13 @@ class Bench:
 
     def __init__(self, jitter: float = 0.5, mode: Any = "automatic", **rules: Any) -> None:
         self.clock = SimulatedClock(start=1000.0)
-        self.changes: list[BreakerChange] = []
+        self.changes: list[CircuitTransition] = []
         self.breaker = CircuitBreaker(
             "e",
-            BreakerRules(**rules),
+            CircuitBreakerOptions(**rules),
             now=self.clock.now,
             rng=FixedJitter(jitter),
-            on_change=self.changes.append,
+            on_transition=self.changes.append,
             mode=mode,
         )
 
@@ -65,9 +71,9 @@ class Bench:
         assert isinstance(permit, Permit)
         return permit
 
-    def refusal(self) -> Refusal:
+    def refusal(self) -> CallNotPermitted:
         refusal = self.breaker.acquire()
-        assert isinstance(refusal, Refusal)
+        assert isinstance(refusal, CallNotPermitted)
         return refusal
 
     def run(self, results: str) -> None:
@@ -100,9 +106,9 @@ class Bench:
 
 def test_the_defaults() -> None:
     """docs/development/resilience.md."""
-    assert repr(BreakerRules()) == (
-        "BreakerRules(window_s=30.0, buckets=10, min_calls=10, ratio=0.5, consecutive=None, rest_s=5.0, growth=1.5, "
-        "max_rest_s=8.0, jitter=0.2, calm_s=60.0, probes=2, watch_spare_s=5.0, look_again_s=0.5)"
+    assert repr(CircuitBreakerOptions()) == (
+        "CircuitBreakerOptions(window_s=30.0, buckets=10, minimum_calls=10, failure_ratio=0.5, consecutive_failures=None, break_duration_s=5.0, break_growth=1.5, "
+        "max_break_duration_s=8.0, jitter=0.2, reset_after_s=60.0, half_open_calls=2, probe_grace_s=5.0, probe_retry_in_s=0.5)"
     )
 
 
@@ -168,7 +174,7 @@ def test_h10_failures_below_and_above_half(share: int, state: str) -> None:
 )
 def test_failures_in_a_row(results: str, state: str) -> None:
     """Five in a row open where the rule is set; a neutral result neither adds nor breaks the row."""
-    bench = Bench(consecutive=5)
+    bench = Bench(consecutive_failures=5)
     bench.run(results)
 
     assert bench.state() == state
@@ -191,7 +197,7 @@ def test_the_window_slides() -> None:
 
 def test_the_window_counts_by_completion() -> None:
     """A call counts when it ends, not when it began."""
-    bench = Bench(min_calls=2)
+    bench = Bench(minimum_calls=2)
     slow = bench.permit()
     bench.clock.advance(600)
     bench.run("f")
@@ -236,7 +242,7 @@ def test_open_refuses_and_says_how_long() -> None:
     bench = Bench()
     bench.opened()
 
-    assert bench.refusal() == Refusal("e", 5.0)
+    assert bench.refusal() == CallNotPermitted("e", 5.0)
     bench.clock.advance(4.5)
     assert bench.breaker.peek() == 0.5
     assert bench.refusal().retry_after == 0.5
@@ -252,7 +258,7 @@ def test_the_rest_is_jittered(jitter: float, rest: float) -> None:
     bench.opened()
 
     assert bench.refusal().retry_after == pytest.approx(rest)
-    assert bench.changes[0].rest_s == pytest.approx(rest)
+    assert bench.changes[0].break_duration_s == pytest.approx(rest)
 
 
 def fail_probes(bench: Bench, rounds: int) -> list[float]:
@@ -282,7 +288,7 @@ def test_the_cap_is_jittered_too() -> None:
 
 def test_jobs_rest_longer() -> None:
     """Up to a minute."""
-    bench = Bench(max_rest_s=60.0)
+    bench = Bench(max_break_duration_s=60.0)
     bench.opened()
 
     assert fail_probes(bench, 8) == pytest.approx([5, 7.5, 11.25, 16.875, 25.3125, 37.96875, 56.953125, 60])
@@ -290,7 +296,7 @@ def test_jobs_rest_longer() -> None:
 
 def test_growth_is_bounded_before_it_overflows() -> None:
     """1.5 to the 2,000th is no float."""
-    bench = Bench(max_rest_s=1.0)
+    bench = Bench(max_break_duration_s=1.0)
     bench.opened()
 
     assert fail_probes(bench, 2000)[-1] == 1.0
@@ -368,7 +374,7 @@ def test_results_of_before_the_break_are_ignored() -> None:
     early[2].failure()
     early[3].success()
     assert bench.state() == "half_open"
-    assert isinstance(bench.breaker.acquire(), Refusal)  # the probe is still under way
+    assert isinstance(bench.breaker.acquire(), CallNotPermitted)  # the probe is still under way
     probe.success()
     bench.run("s")
     assert bench.state() == "closed"
@@ -399,7 +405,7 @@ def test_results_of_an_earlier_break_stay_late() -> None:
 
 def test_results_of_an_earlier_mode_stay_late() -> None:
     """Also after several changes back and forth."""
-    bench = Bench(min_calls=1)
+    bench = Bench(minimum_calls=1)
     kept = []
     for mode in ("metrics_only", "automatic", "disabled", "automatic", "metrics_only", "automatic"):
         kept.append(bench.permit())
@@ -420,7 +426,7 @@ def test_one_probe_at_a_time() -> None:
     probe = bench.permit()
 
     assert bench.state() == "half_open"
-    assert bench.refusal() == Refusal("e", 0.5)
+    assert bench.refusal() == CallNotPermitted("e", 0.5)
     assert bench.breaker.peek() == 0.5
     probe.success()
     assert bench.breaker.peek() is None
@@ -442,7 +448,7 @@ def test_two_good_probes_close() -> None:
 
 def test_failures_in_a_row_start_anew_after_closing() -> None:
     """Neither the good probes nor the failures of before count into the row."""
-    bench = Bench(consecutive=5)
+    bench = Bench(consecutive_failures=5)
     bench.run("f" * 5)
     bench.clock.advance(5)
     bench.run("ss" + "ffff")
@@ -552,7 +558,7 @@ def test_forced_open() -> None:
 
     assert bench.state() == "forced_open"
     assert bench.breaker.peek() == math.inf
-    assert bench.refusal() == Refusal("e", math.inf)
+    assert bench.refusal() == CallNotPermitted("e", math.inf)
     bench.clock.advance(1e6)
     assert bench.breaker.peek() == math.inf
     bench.breaker.set_mode("automatic")
@@ -562,7 +568,7 @@ def test_forced_open() -> None:
 
 def test_disabled() -> None:
     """Admits everything, counts nothing."""
-    bench = Bench(mode="disabled", consecutive=1)
+    bench = Bench(mode="disabled", consecutive_failures=1)
     bench.run("f" * 100)
 
     assert bench.state() == "disabled"
@@ -655,9 +661,9 @@ def test_changes_are_reported() -> None:
     bench.run("ss")
 
     assert bench.changes == [
-        BreakerChange(name="e", old="closed", new="open", rest_s=5.0, calls=10, failures=8),
-        BreakerChange(name="e", old="open", new="half_open", calls=10, failures=8),
-        BreakerChange(name="e", old="half_open", new="closed"),
+        CircuitTransition(name="e", old="closed", new="open", break_duration_s=5.0, calls=10, failures=8),
+        CircuitTransition(name="e", old="open", new="half_open", calls=10, failures=8),
+        CircuitTransition(name="e", old="half_open", new="closed"),
     ]
 
 
@@ -677,7 +683,9 @@ def test_a_listener_sees_the_new_state() -> None:
     seen = []
     clock = SimulatedClock()
     breaker = CircuitBreaker(
-        rules=BreakerRules(consecutive=1), now=clock.now, on_change=lambda _: seen.append(breaker.state)
+        rules=CircuitBreakerOptions(consecutive_failures=1),
+        now=clock.now,
+        on_transition=lambda _: seen.append(breaker.state),
     )
     permit_of(breaker).failure()
 
@@ -718,7 +726,7 @@ def test_a_listener_sees_the_new_state() -> None:
 )
 def test_evidence(error: Any, origin: Any, model: Any) -> None:
     """Connections speak of the origin, answers of the model, and neither of what the caller did."""
-    assert evidence(error) == (origin, model)
+    assert results_of(error) == (origin, model)
 
 
 @pytest.mark.parametrize(
@@ -727,14 +735,16 @@ def test_evidence(error: Any, origin: Any, model: Any) -> None:
 )
 def test_a_deadline_that_was_patient_counts(ran: float, timeout: float, counts: bool) -> None:
     """One who waited 10 s or the whole time-out has learned something of the server."""
-    assert deadline_counts(ran, timeout) is counts
+    assert counts_as_timeout(ran, timeout) is counts
 
 
 class PairBench:
     def __init__(self, **more: Any) -> None:
         self.clock = SimulatedClock()
-        self.changes: list[BreakerChange] = []
-        self.breakers = Breakers(now=self.clock.now, rng=FixedJitter(), on_change=self.changes.append, **more)
+        self.changes: list[CircuitTransition] = []
+        self.breakers = CircuitBreakerRegistry(
+            now=self.clock.now, rng=FixedJitter(), on_transition=self.changes.append, **more
+        )
 
     def pair(
         self,
@@ -761,7 +771,7 @@ def test_a_dead_origin_opens_for_all_its_models() -> None:
     bench.fail(e.ConnectFailed("m"), 1, model="e")
 
     assert bench.pair(model="z").peek() == 5.0
-    assert bench.pair(model="z").acquire() == Refusal("https://a", 5.0)
+    assert bench.pair(model="z").acquire() == CallNotPermitted("https://a", 5.0)
     assert bench.pair(origin="https://b").peek() is None
 
 
@@ -771,7 +781,7 @@ def test_a_broken_model_leaves_its_neighbours_alone(other: dict[str, str]) -> No
     bench = PairBench()
     bench.fail(e.ServerError("m"), 10)
 
-    assert bench.pair().acquire() == Refusal("https://a m embeddings", 5.0)
+    assert bench.pair().acquire() == CallNotPermitted("https://a m embeddings", 5.0)
     assert bench.pair(**other).peek() is None
     assert [change.name for change in bench.changes] == ["https://a m embeddings"]
 
@@ -812,7 +822,7 @@ def test_a_refused_pair_keeps_no_probe() -> None:
     pair.model.trip(10.0)
     bench.clock.advance(1)
 
-    assert isinstance(pair.acquire(), Refusal)
+    assert isinstance(pair.acquire(), CallNotPermitted)
     assert pair.origin.peek() is None
 
 
@@ -882,7 +892,7 @@ def test_good_answers_keep_both_closed() -> None:
 
 def test_rules_are_passed_on() -> None:
     """For both levels."""
-    bench = PairBench(rules=BreakerRules(min_calls=2, rest_s=1.0))
+    bench = PairBench(rules=CircuitBreakerOptions(minimum_calls=2, break_duration_s=1.0))
     bench.fail(e.ServerError("m"), 2)
 
     assert bench.pair().peek() == 1.0

@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from llmopt.policies.circuit_breaker import BreakerChange, BreakerRules, CircuitBreaker, Permit
+from llmopt.policies.circuit_breaker import CircuitBreaker, CircuitBreakerOptions, CircuitTransition, Permit
 from llmopt.testing.clock import SimulatedClock
 
 IN_A_ROW = 6
-RULES = BreakerRules(min_calls=4, ratio=0.5, consecutive=IN_A_ROW, jitter=0.0)
+RULES = CircuitBreakerOptions(minimum_calls=4, failure_ratio=0.5, consecutive_failures=IN_A_ROW, jitter=0.0)
 
 
 class Model:
@@ -32,7 +32,7 @@ class Model:
         if self.state == "open" and now < self.until:
             return self.until - now
         if self.state == "half_open" and now < self.watch:
-            return min(RULES.look_again_s, self.watch - now)
+            return min(RULES.probe_retry_in_s, self.watch - now)
         return None
 
     def acquire(self, now: float, timeout: float) -> int | None:
@@ -42,7 +42,7 @@ class Model:
             self.state, self.row = "half_open", []
         if self.state == "half_open":
             self.epoch += 1
-            self.watch = now + timeout + RULES.watch_spare_s
+            self.watch = now + timeout + RULES.probe_grace_s
         return self.epoch
 
     def settle(self, epoch: int, result: str, now: float) -> None:
@@ -56,22 +56,22 @@ class Model:
         if self.state == "half_open":
             if result == "failure":
                 self.open(now)
-            elif self.row == ["success"] * RULES.probes:
+            elif self.row == ["success"] * RULES.half_open_calls:
                 self.state, self.closed_at, self.row, self.results = "closed", now, [], []
                 self.epoch += 1
             return
         self.results.append((int(now / 3.0), result == "failure"))
         recent = [bad for at, bad in self.results if at > int(now / 3.0) - 10]
         streak = self.row[-IN_A_ROW:] == ["failure"] * IN_A_ROW
-        many = len(recent) >= RULES.min_calls and sum(recent) >= len(recent) / 2
+        many = len(recent) >= RULES.minimum_calls and sum(recent) >= len(recent) / 2
         if result == "failure" and (streak or many):
             self.open(now)
 
     def open(self, now: float, rest: float | None = None) -> None:
-        if self.state == "closed" and now - self.closed_at >= RULES.calm_s:
+        if self.state == "closed" and now - self.closed_at >= RULES.reset_after_s:
             self.rests = 0
         if rest is None:
-            rest = min(RULES.max_rest_s, RULES.rest_s * RULES.growth**self.rests)
+            rest = min(RULES.max_break_duration_s, RULES.break_duration_s * RULES.break_growth**self.rests)
         self.rests += 1
         self.until = max(self.until, now + rest)
         self.state, self.watch, self.row = "open", float("-inf"), []
@@ -84,13 +84,13 @@ class BreakerMachine(RuleBasedStateMachine):
     @initialize(shadow=st.booleans())
     def start(self, shadow: bool) -> None:
         self.clock = SimulatedClock(start=999.0)
-        self.changes: list[BreakerChange] = []
+        self.changes: list[CircuitTransition] = []
         self.breaker = CircuitBreaker(
             "e",
             RULES,
             now=self.clock.now,
             rng=random.Random(0),
-            on_change=self.changes.append,
+            on_transition=self.changes.append,
             mode="metrics_only" if shadow else "automatic",
         )
         self.model = Model()

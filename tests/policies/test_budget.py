@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.retry import CAPACITY, FREE, THROTTLED, TRANSIENT, RetryBudget
+from llmopt.policies.retry import BUDGET_CAPACITY, NO_COST, THROTTLED_COST, TRANSIENT_COST, RetryBudget
 
 
 def test_the_prices() -> None:
     """As in botocore: 500, 14, 5."""
-    assert (CAPACITY, TRANSIENT, THROTTLED, FREE) == (500, 14, 5, 0)
+    assert (BUDGET_CAPACITY, TRANSIENT_COST, THROTTLED_COST, NO_COST) == (500, 14, 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_the_prices() -> None:
 def test_tokens_left(steps: list[str], left: Any) -> None:
     """Each outcome moves the level by its rule and never above the capacity."""
     budget = RetryBudget()
-    costs = {"transient": TRANSIENT, "throttled": THROTTLED, "free": FREE}
+    costs = {"transient": TRANSIENT_COST, "throttled": THROTTLED_COST, "free": NO_COST}
     for step in steps:
         if step in costs:
             assert budget.take(costs[step])
         elif step.startswith("put back"):
-            budget.put_back(int(step.split()[-1]))
+            budget.release(int(step.split()[-1]))
         else:
             budget.succeeded(int(step.split()[-1]) if " " in step else None)
 
@@ -52,31 +52,31 @@ def test_an_outage_costs_35_retries() -> None:
     """Then it fails fast; what is too little for a transient retry still pays throttled ones."""
     budget = RetryBudget()
 
-    assert sum(budget.take(TRANSIENT) for _ in range(1000)) == 35
+    assert sum(budget.take(TRANSIENT_COST) for _ in range(1000)) == 35
     assert budget.left == 10
-    assert sum(budget.take(THROTTLED) for _ in range(1000)) == 2
+    assert sum(budget.take(THROTTLED_COST) for _ in range(1000)) == 2
     assert budget.left == 0
-    assert budget.take(FREE)
+    assert budget.take(NO_COST)
 
 
 def test_fourteen_good_calls_pay_for_one_retry() -> None:
     """A budget that is empty fills by one a call."""
     budget = RetryBudget(14)
-    assert budget.take(TRANSIENT)
+    assert budget.take(TRANSIENT_COST)
 
     for _ in range(13):
         budget.succeeded()
-    assert not budget.take(TRANSIENT)
+    assert not budget.take(TRANSIENT_COST)
     budget.succeeded()
-    assert budget.take(TRANSIENT)
+    assert budget.take(TRANSIENT_COST)
 
 
 def test_no_capacity_is_no_retries() -> None:
     """Except those that are no load."""
     budget = RetryBudget(0)
 
-    assert not budget.take(THROTTLED)
-    assert budget.take(FREE)
+    assert not budget.take(THROTTLED_COST)
+    assert budget.take(NO_COST)
     assert repr(budget) == "RetryBudget(0/0)"
 
 
@@ -89,7 +89,7 @@ def test_stays_within_its_bounds(steps: list[tuple[str, int]]) -> None:
         if kind == "take":
             assert budget.take(cost) == (cost <= before)
         elif kind == "back":
-            budget.put_back(cost)
+            budget.release(cost)
         else:
             budget.succeeded(cost)
         assert 0 <= budget.left <= 40

@@ -12,15 +12,15 @@ import pytest
 
 from llmopt import errors as e
 from llmopt.policies.clock import Deadline
-from llmopt.policies.concurrency_limit import Concurrency, Load, Slot, load_of
+from llmopt.policies.concurrency_limit import ConcurrencyLimiter, LoadSignal, Slot, load_signal
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 
-def made(clock: SimulatedClock | None = None, **bounds: Any) -> Concurrency:
-    return Concurrency(clock=clock or SimulatedClock(), **bounds)
+def made(clock: SimulatedClock | None = None, **bounds: Any) -> ConcurrencyLimiter:
+    return ConcurrencyLimiter(clock=clock or SimulatedClock(), **bounds)
 
 
-def take(concurrency: Concurrency, count: int) -> list[Slot]:
+def take(concurrency: ConcurrencyLimiter, count: int) -> list[Slot]:
     slots = [concurrency.try_acquire() for _ in range(count)]
     assert all(slot is not None for slot in slots)
     return [slot for slot in slots if slot is not None]
@@ -166,9 +166,9 @@ def test_resize() -> None:
         (asyncio.CancelledError(), "neutral"),
     ],
 )
-def test_load_of(error: BaseException | None, load: Load) -> None:
+def test_load_of(error: BaseException | None, load: LoadSignal) -> None:
     """Pace is the limiter's business, load is this one's."""
-    assert load_of(error) == load
+    assert load_signal(error) == load
 
 
 # --- slots --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llmopt.errors import DeadlineExceeded
 from llmopt.policies.clock import Deadline
-from llmopt.policies.concurrency_limit import Concurrency, Load, Slot
+from llmopt.policies.concurrency_limit import ConcurrencyLimiter, LoadSignal, Slot
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop
 
 
@@ -42,7 +42,7 @@ class Model:
         self.late |= {who for who, until in self.line if now >= until}
         self.line = [(who, until) for who, until in self.line if now < until]
 
-    def leave(self, who: int, load: Load, now: float) -> None:
+    def leave(self, who: int, load: LoadSignal, now: float) -> None:
         if load == "success" and len(self.holding) >= self.limit / 2:
             self.limit = min(self.maximum, self.limit + 1 / self.limit)
         if load == "overload" and now - self.decreased >= 1:
@@ -70,7 +70,7 @@ class ConcurrencyMachine(RuleBasedStateMachine):
 
     @initialize(limit=st.integers(1, 4), maximum=st.integers(2, 6))
     def start(self, limit: int, maximum: int) -> None:
-        self.concurrency = Concurrency(clock=self.clock, initial=limit, maximum=maximum)
+        self.concurrency = ConcurrencyLimiter(clock=self.clock, initial=limit, maximum=maximum)
         self.model = Model(min(limit, maximum), maximum)
 
     def run(self, ticks: int) -> None:
@@ -104,7 +104,7 @@ class ConcurrencyMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.slots)
     @rule(data=st.data(), load=st.sampled_from(["success", "success", "overload", "neutral"]))
-    def release(self, data: Any, load: Load) -> None:
+    def release(self, data: Any, load: LoadSignal) -> None:
         who = data.draw(st.sampled_from(sorted(self.slots)))
         self.slots.pop(who).release(load)
         self.model.leave(who, load, self.clock.now())

@@ -5,44 +5,44 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.timeouts import IdleClocks
+from llmopt.policies.timeouts import StreamTimeouts
 
 
-def clocks(idle: float = 60, content: float = 120, first: float = 0) -> IdleClocks:
-    return IdleClocks(idle=idle, content=content, first=first)
+def clocks(idle: float = 60, content: float = 120, first: float = 0) -> StreamTimeouts:
+    return StreamTimeouts(idle=idle, content=content, first=first)
 
 
 def test_each_wait_has_the_whole_time_for_a_byte() -> None:
     """However many there were."""
     made = clocks()
-    assert made.bound == 60
-    made.waited(50)
-    assert made.bound == 60
-    made.waited(20)
-    assert made.bound == 50
+    assert made.read_timeout == 60
+    made.bytes_received(50)
+    assert made.read_timeout == 60
+    made.bytes_received(20)
+    assert made.read_timeout == 50
 
 
 def test_only_words_set_the_second_clock_back() -> None:
     """And its sentence says which of them ran out."""
     made = clocks()
-    made.waited(59)
-    made.waited(59)
-    assert made.bound == 2
-    assert made.ran_out() == "only signs of life came for 120 s, and nothing of the answer"
-    made.spoke()
-    assert made.bound == 60
-    assert made.ran_out() == "nothing came for 60 s"
+    made.bytes_received(59)
+    made.bytes_received(59)
+    assert made.read_timeout == 2
+    assert made.describe() == "only signs of life came for 120 s, and nothing of the answer"
+    made.content_received()
+    assert made.read_timeout == 60
+    assert made.describe() == "nothing came for 60 s"
 
 
 def test_before_the_first_word_a_model_may_think() -> None:
     """As long as its first event may take; never shorter than usual."""
     made = clocks(first=300)
-    assert made.bound == 300
-    made.waited(290)
-    assert made.bound == 10
-    made.spoke()
-    assert made.bound == 60
-    assert clocks(first=1).bound == 60
+    assert made.read_timeout == 300
+    made.bytes_received(290)
+    assert made.read_timeout == 10
+    made.content_received()
+    assert made.read_timeout == 60
+    assert clocks(first=1).read_timeout == 60
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.booleans()), max_size=50), st.floats(0, 300))
@@ -53,10 +53,10 @@ def test_the_bound_is_never_more_than_either_clock_allows(
     made = clocks(first=first)
     quiet, spoken = 0.0, False
     for seconds, spoke in waits:
-        made.waited(seconds)
+        made.bytes_received(seconds)
         quiet += seconds
         if spoke:
-            made.spoke()
+            made.content_received()
             quiet, spoken = 0.0, True
         idle, content = (60, 120) if spoken else (max(60, first), max(120, first))
-        assert made.bound == min(idle, content - quiet)
+        assert made.read_timeout == min(idle, content - quiet)

@@ -19,7 +19,7 @@ from llmopt.values.calls import RateLimit, RateLimits
 def limiter(
     clock: SimulatedClock, rpm: float | None = 600, tpm: float | None = None, **more: object
 ) -> RateLimiter:
-    return RateLimiter(clock=clock, rpm=rpm, tpm=tpm, **{"scouts": 0, **more})  # type: ignore[arg-type]
+    return RateLimiter(clock=clock, rpm=rpm, tpm=tpm, **{"initial_window": 0, **more})  # type: ignore[arg-type]
 
 
 def drain(pacer: RateLimiter, tokens: float = 0) -> int:
@@ -216,7 +216,7 @@ def test_a_thousand_refusals_in_a_row_and_a_day_without_an_answer() -> None:
         (await limiter.acquire()).settle()
         held.settle()
         for _ in range(1_100):
-            (await limiter.acquire()).penalize()
+            (await limiter.acquire()).throttled()
         assert limiter.paused == pytest.approx(30)
 
     run_simulated(main)
@@ -305,7 +305,7 @@ def test_h01_a_refusal_pauses_everybody() -> None:
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
         lease = pacer.try_acquire()
-        pacer.penalize(1.5, lease)
+        pacer.throttled(1.5, lease)
         assert pacer.paused == 1.5
         later = await pacer.acquire()
         assert 1.5 <= later.waited <= 2.5
@@ -322,7 +322,7 @@ def test_h06_without_a_hint_the_pause_doubles() -> None:
     for _ in range(4):
         lease = pacer.try_acquire()
         assert lease is not None
-        pacer.penalize(None, lease)
+        pacer.throttled(None, lease)
         found.append(pacer.paused)
         clock.advance(pacer.paused)
         clock.advance(5)
@@ -331,7 +331,7 @@ def test_h06_without_a_hint_the_pause_doubles() -> None:
     assert lease is not None
     lease.settle()
     lease = pacer.try_acquire()
-    pacer.penalize(None, lease)
+    pacer.throttled(None, lease)
     assert pacer.paused == 0.5
 
 
@@ -342,17 +342,17 @@ def test_refusals_of_what_was_under_way_count_once() -> None:
     leases = [pacer.try_acquire() for _ in range(5)]
     clock.advance(0.1)
     for lease in leases:
-        pacer.penalize(None, lease)
+        pacer.throttled(None, lease)
     assert pacer.paused == 0.5
     assert pacer.rates[0] >= 3
 
 
-def test_one_canary_after_a_long_pause() -> None:
+def test_one_probe_after_a_long_pause() -> None:
     """The others wait for what becomes of it."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.penalize(3.0, pacer.try_acquire())
+        pacer.throttled(3.0, pacer.try_acquire())
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(4)
         assert [task.done() for task in tasks] == [True, False, False]
@@ -364,12 +364,12 @@ def test_one_canary_after_a_long_pause() -> None:
     run_simulated(main)
 
 
-def test_a_canary_that_is_not_sent_makes_room_for_another() -> None:
-    """A refund is no answer; neither is a canary that never comes back."""
+def test_a_probe_that_is_not_sent_makes_room_for_another() -> None:
+    """A refund is no answer; neither is a probe that never comes back."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.penalize(3.0, pacer.try_acquire())
+        pacer.throttled(3.0, pacer.try_acquire())
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(3.01)
         assert tasks[0].done()
@@ -392,7 +392,7 @@ def test_a_deadline_before_the_end_of_a_pause_fails_at_once() -> None:
         waiting = asyncio.create_task(pacer.acquire(deadline=Deadline.after(30, clock.now)))
         patient = asyncio.create_task(pacer.acquire())
         await asyncio.sleep(0)
-        pacer.penalize(90)
+        pacer.throttled(90)
         with pytest.raises(DeadlineExceeded) as caught:
             await waiting
         assert caught.value.retry_after == pytest.approx(90)
@@ -410,9 +410,9 @@ def test_a_refused_request_costs_no_tokens_unless_they_count() -> None:
         pacer = limiter(SimulatedClock(), tpm=6_000)
         lease = pacer.try_acquire(100)
         limits = told(requests=RateLimit(remaining=0))
-        pacer.penalize(0.1, lease, limits=limits, counted=counted)
+        pacer.throttled(0.1, lease, limits=limits, tokens_counted=counted)
         assert pacer.levels[1] == pytest.approx(left)
-        pacer.penalize(50, lease)
+        pacer.throttled(50, lease)
         assert pacer.paused == pytest.approx(0.1)
 
 
@@ -497,7 +497,7 @@ def test_h16_a_limit_that_falls_to_almost_nothing_is_believed_the_third_time() -
 # Start, loops, threads
 
 
-def test_two_scouts_go_before_the_first_answer() -> None:
+def test_two_requests_go_before_the_first_answer() -> None:
     """Then one more for each answer, and twice as many each second."""
     clock = SimulatedClock()
     pacer = RateLimiter(clock=clock)
@@ -516,7 +516,7 @@ def test_two_scouts_go_before_the_first_answer() -> None:
 
 
 def test_a_long_answer_counts_when_it_begins() -> None:
-    """Once: neither for the start nor for a canary does its end count again, however it comes."""
+    """Once: neither for the start nor for a probe does its end count again, however it comes."""
     clock = SimulatedClock()
     pacer = RateLimiter(clock=clock)
     first, second = pacer.try_acquire(), pacer.try_acquire()
@@ -529,16 +529,16 @@ def test_a_long_answer_counts_when_it_begins() -> None:
     assert drain(pacer) == 0
     second.accept()
     assert drain(pacer) == 2
-    second.penalize(3.0)
+    second.throttled(3.0)
     assert pacer.try_acquire() is None
 
 
-def test_a_canarys_answer_that_has_begun_is_enough() -> None:
+def test_a_probes_answer_that_has_begun_is_enough() -> None:
     """The others need not wait for its end."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.penalize(3.0, pacer.try_acquire())
+        pacer.throttled(3.0, pacer.try_acquire())
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(4)
         assert [task.done() for task in tasks] == [True, False, False]
@@ -627,11 +627,11 @@ def test_headers_are_heard_fifty_times_a_second() -> None:
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock)
         leases = [await limiter.acquire() for _ in range(2)]
-        assert leases[0].curious
+        assert leases[0].wants_headers
         leases[0].observe(RateLimits())
-        assert not leases[1].curious
+        assert not leases[1].wants_headers
         await clock.sleep(0.021)
-        assert leases[1].curious
+        assert leases[1].wants_headers
 
     run_simulated(main)
 
@@ -667,14 +667,14 @@ def test_errors_say_what_the_matter_is() -> None:
             await pacer.acquire(450, deadline=Deadline.after(0.1, clock.now))
         assert late.value.message == "the deadline passed while waiting for the rate limit"
         assert (late.value.phase, late.value.retry_after) == ("limiter", None)
-        pacer.penalize(50)
+        pacer.throttled(50)
         with pytest.raises(DeadlineExceeded) as paused:
             await pacer.acquire(1, deadline=Deadline.after(5, clock.now))
         assert (paused.value.phase, paused.value.retry_after) == ("limiter", 50)
         with pytest.raises(
             RateLimited, match=r"lasts 50 s more, longer than llmopt waits; nothing was sent"
         ) as long:
-            await pacer.acquire(1, patience=20)
+            await pacer.acquire(1, max_pause=20)
         assert (long.value.retry_after, long.value.sent) == (50, "no")
 
     run_simulated(main)
@@ -685,7 +685,7 @@ def test_the_first_after_a_pause_goes_when_the_server_said() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         slow = RateLimiter(clock=clock, rpm=100, tpm=100_000)
-        slow.penalize(2.0, slow.try_acquire(50))
+        slow.throttled(2.0, slow.try_acquire(50))
         leases = [asyncio.create_task(slow.acquire(50)) for _ in range(2)]
         await clock.sleep(2.0001)
         assert leases[0].done()
@@ -701,7 +701,7 @@ def test_a_deadline_that_the_rate_can_never_keep_fails_at_once() -> None:
     """And names limit and wait."""
 
     async def main(clock: SimulatedClock) -> None:
-        slow = RateLimiter(clock=clock, rpm=1, scouts=0)
+        slow = RateLimiter(clock=clock, rpm=1, initial_window=0)
         slow.try_acquire()
         with pytest.raises(DeadlineExceeded, match="1 requests a minute") as caught:
             await slow.acquire(deadline=Deadline.after(3, clock.now))
@@ -717,7 +717,7 @@ def test_an_absurd_hint_is_told_and_not_kept_to_for_long(hint: float) -> None:
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.penalize(hint, pacer.try_acquire())
+        pacer.throttled(hint, pacer.try_acquire())
         assert pacer.paused == pytest.approx(60)
 
     run_simulated(main)
@@ -728,8 +728,8 @@ def test_patience_is_for_a_pause_that_is_longer() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.penalize(5, pacer.try_acquire())
-        lease = await pacer.acquire(patience=5, deadline=Deadline.after(6, clock.now))
+        pacer.throttled(5, pacer.try_acquire())
+        lease = await pacer.acquire(max_pause=5, deadline=Deadline.after(6, clock.now))
         assert 5 <= lease.waited < 5.5
 
     run_simulated(main)
@@ -760,10 +760,10 @@ def test_who_waits_is_sent_away_when_a_pause_begins_that_is_too_long() -> None:
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
         drain(pacer)
-        hasty = asyncio.create_task(pacer.acquire(patience=10))
-        patient = asyncio.create_task(pacer.acquire(patience=100))
+        hasty = asyncio.create_task(pacer.acquire(max_pause=10))
+        patient = asyncio.create_task(pacer.acquire(max_pause=100))
         await asyncio.sleep(0)
-        pacer.penalize(20)
+        pacer.throttled(20)
         with pytest.raises(RateLimited):
             await hasty
         assert clock.elapsed == 0
@@ -779,7 +779,7 @@ def test_a_lease_that_has_ended_teaches_no_pause() -> None:
     assert lease is not None
     lease.settle()
     assert not lease.open
-    assert pacer.penalize(5, lease) is False
+    assert pacer.throttled(5, lease) is False
     assert pacer.paused == 0
     lease = pacer.try_acquire()
     assert lease is not None
@@ -790,7 +790,7 @@ def test_a_lease_that_has_ended_teaches_no_pause() -> None:
     assert pacer.levels[0] == level
     lease = pacer.try_acquire()
     assert lease is not None
-    lease.penalize(1.0, limits=told(requests=RateLimit(remaining=0)))
+    lease.throttled(1.0, limits=told(requests=RateLimit(remaining=0)))
     assert not lease.open
 
 
@@ -808,8 +808,8 @@ def test_tokens_default_to_none() -> None:
 def test_what_a_refusal_counts_its_tokens_for() -> None:
     """By default the server does not."""
     pacer = limiter(SimulatedClock(), rpm=None, tpm=6_000)
-    pacer.penalize(0.1, pacer.try_acquire(100), limits=told(tokens=RateLimit(remaining=0)))
-    assert pacer._quota.tokens.refused == 100
+    pacer.throttled(0.1, pacer.try_acquire(100), limits=told(tokens=RateLimit(remaining=0)))
+    assert pacer._quota.tokens.refused_total == 100
 
 
 def test_an_expired_waiter_at_the_front_does_not_stop_the_line() -> None:

@@ -53,7 +53,7 @@ class LimiterMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = SimulatedClock()
         self.loop = SimulatedLoop(self.clock)
-        self.limiter = RateLimiter(clock=self.clock, rpm=RPM, tpm=TPM, scouts=0)
+        self.limiter = RateLimiter(clock=self.clock, rpm=RPM, tpm=TPM, initial_window=0)
         self.calls: list[Call] = []
         self.order: list[Call] = []
         self.requests = Debt(RPM / 60)
@@ -152,7 +152,7 @@ class LimiterMachine(RuleBasedStateMachine):
         call.open = False
         self.charge(0, -call.tokens, self.clock.now())
         self.words += retry_after is not None and retry_after >= 1
-        call.task.result().penalize(retry_after)
+        call.task.result().throttled(retry_after)
         self.pass_time(0)
 
     @staticmethod

@@ -146,7 +146,7 @@ class Client:
                 self.limiter.observe(limits, lease)
                 return True
             hint = parse_retry_after(answer.headers, self.clock.wall())
-            self.limiter.penalize(hint, lease, limits=limits)
+            self.limiter.throttled(hint, lease, limits=limits)
         wait = 0.5 * 2 ** min(tries, 5) if hint is None else hint
         await self.clock.sleep(wait + self.random.uniform(0, 0.5))
         return False

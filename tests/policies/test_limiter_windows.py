@@ -34,7 +34,7 @@ def test_l01_no_window_holds_more_than_its_limit_and_the_line_is_kept(seed: int)
     dice = random.Random(seed)
 
     async def main(clock: SimulatedClock) -> None:
-        limiter = RateLimiter(clock=clock, rpm=RPM, tpm=TPM, scouts=0)
+        limiter = RateLimiter(clock=clock, rpm=RPM, tpm=TPM, initial_window=0)
         grants: list[tuple[float, float]] = []
         turns: list[int] = []
 
@@ -73,7 +73,7 @@ def test_l03_an_estimate_that_is_wrong_is_paid_for_afterwards(factor: float) -> 
     """What it really cost is taken off at once, as a debt of one burst at most, and the rate comes right."""
 
     async def main(clock: SimulatedClock) -> None:
-        limiter = RateLimiter(clock=clock, tpm=TPM, scouts=0)
+        limiter = RateLimiter(clock=clock, tpm=TPM, initial_window=0)
         spent = 0.0
         while clock.elapsed < 120:
             lease = await limiter.acquire(100)
@@ -89,7 +89,7 @@ def test_l03_an_estimate_of_nothing() -> None:
     """Tokens that were never estimated are a debt like any other."""
 
     async def main(clock: SimulatedClock) -> None:
-        limiter = RateLimiter(clock=clock, tpm=TPM, scouts=0)
+        limiter = RateLimiter(clock=clock, tpm=TPM, initial_window=0)
         spent = 0.0
         while clock.elapsed < 60:
             lease = await limiter.acquire(0)

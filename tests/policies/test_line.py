@@ -11,7 +11,7 @@ import pytest
 
 from llmopt.errors import QueueFull
 from llmopt.policies.quota import Lease
-from llmopt.policies.rate_limiter import Line, Waiter
+from llmopt.policies.rate_limiter import Waiter, WaitQueue
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 
@@ -28,8 +28,8 @@ def test_a_waiter_says_what_it_wants() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         it = Waiter(3.0, 5.0, None, 7.0)
-        assert (it.tokens, it.since, it.deadline, it.patience) == (3.0, 5.0, None, 7.0)
-        assert (it.cause, it.lease, it.expiry) == ("", None, None)
+        assert (it.tokens, it.enqueued_at, it.deadline, it.max_pause) == (3.0, 5.0, None, 7.0)
+        assert (it.cause, it.lease, it.deadline_timer) == ("", None, None)
         assert it.loop is asyncio.get_running_loop()
 
     run_simulated(main)
@@ -39,22 +39,22 @@ def test_they_stand_in_order_and_their_tokens_are_counted() -> None:
     """Whoever leaves takes his along, once."""
 
     async def main(clock: SimulatedClock) -> None:
-        line = Line(clock, lambda: None)
+        line = WaitQueue(clock, lambda: None)
         assert (len(line), line.tokens, line.first()) == (0, 0.0, None)
         first, second, third = (waiter(tokens) for tokens in (1.0, 20.0, 300.0))
         for each in (first, second, third):
-            line.join(each)
+            line.put(each)
         assert (len(line), line.tokens) == (3, 321.0)
         assert line.all() == [first, second, third]
         assert line.first() is first
-        assert line.leave(second)
-        assert not line.leave(second)
+        assert line.remove(second)
+        assert not line.remove(second)
         assert (line.all(), line.tokens) == ([first, third], 301.0)
         second_again = waiter(4.0)
-        line.join(second_again)
+        line.put(second_again)
         assert line.all() == [first, third, second_again]
         for each in (first, third, second_again):
-            assert line.leave(each)
+            assert line.remove(each)
         assert (len(line), line.tokens) == (0, 0.0)
 
     run_simulated(main)
@@ -64,10 +64,10 @@ def test_who_was_cancelled_is_passed_over() -> None:
     """And has left the line with it."""
 
     async def main(clock: SimulatedClock) -> None:
-        line = Line(clock, lambda: None)
+        line = WaitQueue(clock, lambda: None)
         first, second = waiter(1.0), waiter(2.0)
-        line.join(first)
-        line.join(second)
+        line.put(first)
+        line.put(second)
         first.future.cancel()
         assert line.first() is second
         assert line.all() == [second]
@@ -80,12 +80,12 @@ def test_serving_and_rejecting() -> None:
     """Each leaves the line with what it gets."""
 
     async def main(clock: SimulatedClock) -> None:
-        line = Line(clock, lambda: None)
+        line = WaitQueue(clock, lambda: None)
         first, second = waiter(), waiter()
-        line.join(first)
-        line.join(second)
+        line.put(first)
+        line.put(second)
         given = lease()
-        assert line.serve(first, given) is True
+        assert line.grant(first, given) is True
         assert first.lease is given
         assert await first.future is given
         line.reject(second, QueueFull("no"))
@@ -103,9 +103,9 @@ def test_one_timer_at_the_earliest_moment() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []
-        line = Line(clock, lambda: rings.append(clock.elapsed))
-        line.join(waiter())
-        line.join(waiter())
+        line = WaitQueue(clock, lambda: rings.append(clock.elapsed))
+        line.put(waiter())
+        line.put(waiter())
         line.wake_at(5.0)
         line.wake_at(7.0)
         line.wake_at(3.0)
@@ -128,20 +128,20 @@ def test_with_the_last_of_a_loop_its_timer_goes() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []
-        line = Line(clock, lambda: rings.append(clock.elapsed))
+        line = WaitQueue(clock, lambda: rings.append(clock.elapsed))
         first, second = waiter(), waiter()
-        line.join(first)
-        line.join(second)
+        line.put(first)
+        line.put(second)
         line.wake_at(3.0)
-        line.leave(first)
+        line.remove(first)
         await clock.sleep(4)
         assert rings == [3.0]
         line.wake_at(6.0)
-        line.leave(second)
+        line.remove(second)
         await clock.sleep(4)
         assert rings == [3.0]
         # Who comes later has a timer of his own.
-        line.join(waiter())
+        line.put(waiter())
         line.wake_at(10.0)
         await clock.sleep(4)
         assert rings == [3.0, 10.0]
@@ -152,7 +152,7 @@ def test_with_the_last_of_a_loop_its_timer_goes() -> None:
 def test_c08_each_loop_is_served_on_its_own() -> None:
     """From a thread that has none, and from another loop's."""
     clock = SimulatedClock()
-    line = Line(clock, lambda: None)
+    line = WaitQueue(clock, lambda: None)
     ready, done = threading.Event(), threading.Event()
     outcomes: list[Any] = []
     both: list[Waiter] = []
@@ -160,7 +160,7 @@ def test_c08_each_loop_is_served_on_its_own() -> None:
     async def elsewhere() -> None:
         both.extend([waiter(), waiter()])
         for each in both:
-            line.join(each)
+            line.put(each)
         ready.set()
         outcomes.append(await both[0].future)
         try:
@@ -173,7 +173,7 @@ def test_c08_each_loop_is_served_on_its_own() -> None:
     thread.start()
     assert ready.wait(10)
     given = lease()
-    assert line.serve(both[0], given) is True
+    assert line.grant(both[0], given) is True
     line.reject(both[1], QueueFull("no"))
     assert done.wait(10)
     thread.join(10)
@@ -183,19 +183,19 @@ def test_c08_each_loop_is_served_on_its_own() -> None:
 def test_a_loop_that_is_closed_is_nobodys() -> None:
     """Whoever waited there gets nothing, and the giver is told."""
     clock = SimulatedClock()
-    line = Line(clock, lambda: None)
+    line = WaitQueue(clock, lambda: None)
     gone = asyncio.new_event_loop()
     both: list[Waiter] = []
 
     async def join() -> None:
         both.extend([waiter(), waiter()])
         for each in both:
-            line.join(each)
+            line.put(each)
 
     gone.run_until_complete(join())
     gone.close()
     line.wake_at(1.0)
-    assert line.serve(both[0], lease()) is False
+    assert line.grant(both[0], lease()) is False
     line.reject(both[1], QueueFull("no"))
     assert len(line) == 0
 
@@ -204,13 +204,13 @@ def test_an_outcome_that_comes_too_late_is_dropped() -> None:
     """A waiter that was cancelled in the same moment."""
 
     async def main(clock: SimulatedClock) -> None:
-        line = Line(clock, lambda: None)
+        line = WaitQueue(clock, lambda: None)
         first, second = waiter(), waiter()
-        line.join(first)
-        line.join(second)
+        line.put(first)
+        line.put(second)
         first.future.cancel()
         second.future.cancel()
-        assert line.serve(first, lease()) is True
+        assert line.grant(first, lease()) is True
         line.reject(second, QueueFull("no"))
         assert first.future.cancelled()
         assert second.future.cancelled()

@@ -13,8 +13,8 @@ from llmopt.values.calls import RateLimit, RateLimits
 NOBODY = cast("Any", None)
 
 
-def quota(rpm: float | None = 600, tpm: float | None = 6_000, scouts: int = 0) -> Quota:
-    return Quota(rpm, tpm, now=0.0, lender=NOBODY, scouts=scouts)
+def quota(rpm: float | None = 600, tpm: float | None = 6_000, initial_window: int = 0) -> Quota:
+    return Quota(rpm, tpm, now=0.0, owner=NOBODY, initial_window=initial_window)
 
 
 def levels(it: Quota) -> tuple[float, float]:
@@ -22,7 +22,7 @@ def levels(it: Quota) -> tuple[float, float]:
 
 
 def take(it: Quota, tokens: float = 0.0, now: float = 0.0) -> Lease:
-    assert it.wait(now, tokens) == 0
+    assert it.wait_time(now, tokens) == 0
     return it.take(now, tokens)
 
 
@@ -39,7 +39,7 @@ def test_it_starts_with_full_buckets() -> None:
     assert levels(quota(rpm=6, tpm=6)) == (1.0, pytest.approx(0.45))
     assert levels(quota(None, None)) == (math.inf, math.inf)
     assert quota().cause == ""
-    assert "Quota(requests=Bucket(level=9, rate=10/s)" in repr(quota())
+    assert "Quota(requests=TokenBucket(level=9, rate=10/s)" in repr(quota())
 
 
 def test_a_minutes_worth_fits() -> None:
@@ -53,30 +53,30 @@ def test_what_holds_a_request_back_is_named() -> None:
     """The longer of the two waits, for requests where they are longer."""
     it = quota()
     take(it, 445.0)
-    assert it.wait(0.0, 10.0) == pytest.approx(0.05)
+    assert it.wait_time(0.0, 10.0) == pytest.approx(0.05)
     assert it.cause == "tokens"
     for _ in range(8):
         it.take(0.0, 0.0)
-    assert it.wait(0.0, 6.0) == pytest.approx(0.1)
+    assert it.wait_time(0.0, 6.0) == pytest.approx(0.1)
     assert it.cause == "requests"
-    assert it.wait(0.0, 25.0) == pytest.approx(0.2)
+    assert it.wait_time(0.0, 25.0) == pytest.approx(0.2)
     assert it.cause == "tokens"
     it.cause = "as it was"
-    assert it.wait(10.0, 0.0) == 0
+    assert it.wait_time(10.0, 0.0) == 0
     assert it.cause == "as it was"
 
 
 def test_a_slow_start_holds_back_before_the_buckets_do() -> None:
     """Until it is over."""
-    it = quota(scouts=2)
+    it = quota(initial_window=2)
     first = take(it)
     take(it)
-    assert it.wait(0.0, 0.0) == pytest.approx(math.log2(3 / 2))
+    assert it.wait_time(0.0, 0.0) == pytest.approx(math.log2(3 / 2))
     assert it.cause == "start"
     it.settle(first, None)
     take(it)
     take(it)
-    assert it.wait(0.0, 0.0) > 0
+    assert it.wait_time(0.0, 0.0) > 0
 
 
 def test_leases_are_numbered_and_marked() -> None:
@@ -84,22 +84,22 @@ def test_leases_are_numbered_and_marked() -> None:
     it = quota()
     first, second = take(it, 30.0), take(it, 20.0, now=0.5)
     assert (first.number, first.tokens, first.granted_at) == (1, 30.0, 0.0)
-    assert (first.requests_mark, first.tokens_mark) == (1.0, 30.0)
+    assert (first.requests_spent, first.tokens_spent) == (1.0, 30.0)
     assert (second.number, second.granted_at) == (2, 0.5)
-    assert (second.requests_mark, second.tokens_mark) == (2.0, 50.0)
+    assert (second.requests_spent, second.tokens_spent) == (2.0, 50.0)
 
 
 def test_a_refund_leaves_no_trace() -> None:
     """Neither in the buckets nor in what was spent, nor as an answer to the slow start."""
-    it = quota(scouts=2)
+    it = quota(initial_window=2)
     lease = take(it, 30.0)
     take(it, 5.0)
     it.refund(lease, 0.0)
     assert levels(it) == (8.0, 445.0)
     assert (it.requests.spent, it.tokens.spent) == (1.0, 5.0)
-    assert it.wait(0.0, 0.0) == 0
+    assert it.wait_time(0.0, 0.0) == 0
     take(it)
-    assert it.wait(0.0, 0.0) > 0
+    assert it.wait_time(0.0, 0.0) > 0
 
 
 @pytest.mark.parametrize(
@@ -144,30 +144,30 @@ def test_answers_to_older_requests_are_not_heard() -> None:
 
 
 def test_a_refusal_pauses_and_names_the_pause() -> None:
-    """Then a canary, behind which all wait."""
+    """Then a probe, behind which all wait."""
     it = quota()
     lease = take(it)
-    it.penalize(0.0, 3.0, lease)
-    assert it.wait(1.0, 0.0) == 2.0
+    it.throttled(0.0, 3.0, lease)
+    assert it.wait_time(1.0, 0.0) == 2.0
     assert it.cause == "pause"
-    canary = take(it, now=3.5)
-    assert it.pause.canary is canary
-    assert it.wait(3.5, 0.0) == 3.0
-    assert it.cause == "canary"
-    it.settle(canary, None)
-    assert it.wait(4.0, 0.0) == 0
+    probe = take(it, now=3.5)
+    assert it.backoff.probe is probe
+    assert it.wait_time(3.5, 0.0) == 3.0
+    assert it.cause == "probe"
+    it.settle(probe, None)
+    assert it.wait_time(4.0, 0.0) == 0
 
 
 def test_what_was_refused_is_kept_in_mind() -> None:
     """A request each time, and its tokens unless the server counts them."""
     it = quota()
     for _ in range(2):
-        it.penalize(0.0, 0.1, it.take(0.0, 100.0), limits=told(requests={"remaining": 0}))
-    assert (it.requests.refused, it.tokens.refused) == (2.0, 200.0)
+        it.throttled(0.0, 0.1, it.take(0.0, 100.0), limits=told(requests={"remaining": 0}))
+    assert (it.requests.refused_total, it.tokens.refused_total) == (2.0, 200.0)
     assert it.tokens.level == 450.0
     it = quota()
-    it.penalize(0.0, 0.1, take(it, 100.0), limits=told(requests={"remaining": 0}), counted=True)
-    assert (it.requests.refused, it.tokens.refused) == (1.0, 0.0)
+    it.throttled(0.0, 0.1, take(it, 100.0), limits=told(requests={"remaining": 0}), tokens_counted=True)
+    assert (it.requests.refused_total, it.tokens.refused_total) == (1.0, 0.0)
     assert it.tokens.level == 350.0
 
 
@@ -176,17 +176,17 @@ def test_a_refusal_of_the_unknown_slows_down_and_teaches_no_limit() -> None:
     it = quota()
     for _ in range(9):
         take(it)
-    assert it.penalize(0.0, 1.0, None) is False
-    assert it.pause.left(0.0) == 1.0
+    assert it.throttled(0.0, 1.0, None) is False
+    assert it.backoff.remaining(0.0) == 1.0
     assert it.requests.rate < 10.0
-    assert (it.requests.refused, it.tokens.refused) == (0.0, 0.0)
+    assert (it.requests.refused_total, it.tokens.refused_total) == (0.0, 0.0)
 
 
 def test_headers_of_a_refusal_are_heard() -> None:
     """Their limit is learned like that of an answer."""
     it = quota(None, None)
-    assert it.penalize(0.0, 1.0, take(it), limits=told(requests={"limit": 120, "remaining": 0})) is True
-    assert it.requests.ceiling == 2.0
+    assert it.throttled(0.0, 1.0, take(it), limits=told(requests={"limit": 120, "remaining": 0})) is True
+    assert it.requests.max_rate == 2.0
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_headers_of_a_refusal_are_heard() -> None:
 def test_a_rest_below_two_such_requests_explains_a_refusal(limits: RateLimits, explained: bool) -> None:
     """Then no rate is learned from it: the headers teach all there is."""
     it = quota()
-    it.penalize(0.0, 0.1, take(it, 100.0), limits=limits)
+    it.throttled(0.0, 0.1, take(it, 100.0), limits=limits)
     assert it._learned.active is not explained
 
 
@@ -214,57 +214,57 @@ def test_a_rest_of_what_has_no_limit_explains_nothing() -> None:
     it = quota(None, None)
     for _ in range(20):
         it.take(0.0, 1.0)
-    it.penalize(1.0, 0.1, it.take(1.0, 1.0), limits=told(requests={"remaining": 0}))
+    it.throttled(1.0, 0.1, it.take(1.0, 1.0), limits=told(requests={"remaining": 0}))
     assert it._learned.active
 
 
 def test_a_refusal_ends_the_slow_start_and_leaves_a_debt() -> None:
     """A tenth of a burst, frozen through the pause where it came soon after the start."""
-    it = quota(scouts=2)
+    it = quota(initial_window=2)
     lease = take(it, 100.0)
-    it.penalize(0.5, 2.0, lease)
-    assert it.pause.left(0.5) == 2.0
+    it.throttled(0.5, 2.0, lease)
+    assert it.backoff.remaining(0.5) == 2.0
     # Of one request no rate is measured: seven tenths of the one in force, and a dip of a tenth of that.
     assert it.requests.rate == pytest.approx(6.3)
     assert it.requests.level == pytest.approx(-0.63)
     assert it.tokens.level == pytest.approx(-50)
     # The server has said when: one may go then, and leaves the debt to those behind it.
-    assert it.wait(2.5, 0.0) == 0
+    assert it.wait_time(2.5, 0.0) == 0
     take(it, 0.0, now=2.5)
-    assert it.wait(2.5, 0.0) > 0.5
-    assert it._start.over
+    assert it.wait_time(2.5, 0.0) > 0.5
+    assert it._start.finished
 
 
 def test_refused_requests_are_not_in_the_air_any_more() -> None:
     """Nor are they answers."""
-    it = quota(None, None, scouts=2)
+    it = quota(None, None, initial_window=2)
     first = take(it)
     take(it)
-    it.penalize(0.0, 0.1, first, limits=told(requests={"limit": 6_000, "remaining": 0}))
-    assert repr(it._start) == "SlowStart(over=False, window=2, in_air=1)"
+    it.throttled(0.0, 0.1, first, limits=told(requests={"limit": 6_000, "remaining": 0}))
+    assert repr(it._start) == "SlowStart(finished=False, window=2, in_flight=1)"
 
 
 def test_a_learned_rate_is_forgotten_when_both_limits_allow_more() -> None:
     """One of them alone is not enough."""
     it = quota(600, None)
     it._learned.active = True
-    it._learned._speed = 10.0
+    it._learned._plateau_rate = 10.0
     it._learned._tokens_each = 5.0
     it._learned._cut_at = 0.0
     it._learned._recovery_s = 6.0
-    assert it.wait(3.0, 0.0) == 0
+    assert it.wait_time(3.0, 0.0) == 0
     assert it._learned.active
     # Back at the rate of the refusal, which is the limit.
-    it.wait(6.0, 0.0)
+    it.wait_time(6.0, 0.0)
     assert it._learned.active, "tokens have no limit to reach"
     it = quota(600, 6_000)
     it._learned.active = True
-    it._learned._speed = 10.0
+    it._learned._plateau_rate = 10.0
     it._learned._tokens_each = 5.0
     it._learned._cut_at = 0.0
-    it.wait(6.0, 0.0)
+    it.wait_time(6.0, 0.0)
     assert it._learned.active, "55 tokens a second are less than 100"
     it._learned._tokens_each = 10.0
-    it.wait(6.0, 0.0)
+    it.wait_time(6.0, 0.0)
     assert not it._learned.active
     assert (it.requests.rate, it.tokens.rate) == (10.0, 100.0)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from llmopt import errors as e
 from llmopt.policies import clock as jitter
 from llmopt.policies.clock import Deadline
-from llmopt.policies.retry import Facts, GiveUp, RetryDecision, RetryHistory, RetryPolicy
+from llmopt.policies.retry import GiveUp, RetryDecision, RetryFacts, RetryHistory, RetryPolicy
 from llmopt.testing.clock import SimulatedClock
 from llmopt.values.http import EXCEPTION_OF, VerdictKind
 
@@ -37,8 +37,8 @@ class FixedJitter(random.Random):
 
 NO_JITTER = FixedJitter(0.0)
 FOREVER = Deadline.after(None, SimulatedClock().now)
-CHAT = Facts(idempotent=False)
-NO_FACTS = Facts()
+CHAT = RetryFacts(idempotent=False)
+NO_FACTS = RetryFacts()
 
 
 def error(kind: type[Any], *, status: int | None = None, hint: float | None = None, **more: Any) -> Any:
@@ -51,7 +51,7 @@ def error(kind: type[Any], *, status: int | None = None, hint: float | None = No
 def decide(
     failure: Any,
     history: RetryHistory | None = None,
-    facts: Facts = NO_FACTS,
+    facts: RetryFacts = NO_FACTS,
     *,
     left: Any = None,
     **policy: Any,
@@ -254,7 +254,7 @@ def test_only_broken_requests_are_ambiguous(kind: type[e.LLMOptError]) -> None:
 
 def test_open_circuit() -> None:
     """Fails by default; where waiting was asked for it takes neither attempts nor budget."""
-    waiting = Facts(wait_when_open=True)
+    waiting = RetryFacts(wait_when_open=True)
 
     assert decide(error(e.CircuitOpen, hint=4.0)) == GiveUp(reason="circuit_open")
     assert decide(error(e.CircuitOpen, hint=4.0), facts=waiting, max_retries=0) == RetryDecision(
@@ -264,7 +264,7 @@ def test_open_circuit() -> None:
     assert decide(error(e.CircuitOpen), facts=waiting) == GiveUp(reason="circuit_open")
 
 
-RESTING = Facts(wait_when_open=True, rest=7.0)
+RESTING = RetryFacts(wait_when_open=True, rest=7.0)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +279,9 @@ def test_what_opened_a_circuit_waits_with_the_others(kind: type[e.LLMOptError]) 
 
 
 @pytest.mark.parametrize(
-    "facts", [Facts(rest=7.0), Facts(wait_when_open=True), evolve(RESTING, rest=math.inf)]
+    "facts", [RetryFacts(rest=7.0), RetryFacts(wait_when_open=True), evolve(RESTING, rest=math.inf)]
 )
-def test_without_a_rest_to_wait_for_it_is_a_retry(facts: Facts) -> None:
+def test_without_a_rest_to_wait_for_it_is_a_retry(facts: RetryFacts) -> None:
     """Not asked to wait, nothing open, or held open by hand."""
     assert decide(error(e.ServerError), facts=facts) == RetryDecision(delay=1.0, reason="server")
 
@@ -309,7 +309,7 @@ def test_the_wait_for_a_circuit_keeps_the_deadline() -> None:
 
 def test_new_credential_is_tried_once() -> None:
     """A 401 is final unless the credential's provider has another key by now."""
-    fresh = Facts(new_credential=True)
+    fresh = RetryFacts(new_credential=True)
     once = RetryDecision(delay=0.0, reason="credential", cost=0, computed=False)
 
     assert decide(error(e.AuthError), facts=fresh) == once
@@ -324,13 +324,13 @@ def test_new_credential_is_tried_once() -> None:
 @pytest.mark.parametrize("kind", [e.ServerError, e.RateLimited, e.Overloaded, e.RequestTimeout, e.BadRequest])
 def test_h12_false_vetoes(kind: type[e.LLMOptError]) -> None:
     """The server knows best that a retry cannot help."""
-    assert decide(error(kind), facts=Facts(should_retry=False)) == GiveUp(reason="vetoed")
+    assert decide(error(kind), facts=RetryFacts(should_retry=False)) == GiveUp(reason="vetoed")
 
 
 @pytest.mark.parametrize("kind", [e.BadRequest, e.NotFound])
 def test_h12_true_allows(kind: type[e.LLMOptError]) -> None:
     """A 409, above all."""
-    allowed = decide(error(kind, status=409), facts=Facts(should_retry=True))
+    allowed = decide(error(kind, status=409), facts=RetryFacts(should_retry=True))
 
     assert allowed == RetryDecision(delay=1.0, reason="asked", cost=14)
 
@@ -344,15 +344,17 @@ def test_h12_true_allows(kind: type[e.LLMOptError]) -> None:
 )  # fmt: skip
 def test_h12_true_does_not_allow_everything(kind: type[e.LLMOptError]) -> None:
     """Never for money, keys and permissions, nor where another request is the answer."""
-    assert decide(error(kind), facts=Facts(should_retry=True)) == GiveUp(reason="final")
+    assert decide(error(kind), facts=RetryFacts(should_retry=True)) == GiveUp(reason="final")
 
 
 def test_h12_true_raises_no_bound() -> None:
     """It allows a retry, it does not add one."""
     once = after(retried("server"))
 
-    assert decide(error(e.ServerError), once, Facts(should_retry=True), max_retries=1).reason == "attempts"
-    assert decide(error(e.ServerError), facts=Facts(should_retry=True)).reason == "server"
+    assert (
+        decide(error(e.ServerError), once, RetryFacts(should_retry=True), max_retries=1).reason == "attempts"
+    )
+    assert decide(error(e.ServerError), facts=RetryFacts(should_retry=True)).reason == "server"
 
 
 # --- back-off --------------------------------------------------------------------------------------------
@@ -569,7 +571,7 @@ def test_every_decision_is_safe(
     history = RetryHistory()
     for kind, hint in zip(kinds, hints, strict=False):
         made = policy.decide(
-            error(kind, hint=hint, sent="maybe"), history, deadline, Facts(idempotent=not chat)
+            error(kind, hint=hint, sent="maybe"), history, deadline, RetryFacts(idempotent=not chat)
         )
         if isinstance(made, GiveUp):
             break

@@ -9,36 +9,38 @@ import math
 
 import pytest
 
-from llmopt.policies.token_bucket import Share, Sight
+from llmopt.policies.token_bucket import FairShare, QuotaSample
 
 RATE = BURST = 10.0
 
 
-def sight(at: float, rest: float, own: float, expected: float | None = None) -> Sight:
-    return Sight(sent_at=at, rest=rest, own=own, expected=rest if expected is None else expected)
+def sample(at: float, rest: float, own: float, expected: float | None = None) -> QuotaSample:
+    return QuotaSample(
+        sent_at=at, remaining=rest, spent=own, expected_remaining=rest if expected is None else expected
+    )
 
 
-def see(share: Share, *sights: Sight) -> None:
+def see(share: FairShare, *sights: QuotaSample) -> None:
     for each in sights:
         share.update(each, RATE, BURST)
 
 
-def in_company(part: float = 0.5) -> Share:
+def in_company(part: float = 0.5) -> FairShare:
     """One that knows of others, and has seen a full bucket."""
-    share = Share()
-    see(share, sight(0.0, 10.0, 0.0))
-    share.alone = False
+    share = FairShare()
+    see(share, sample(0.0, 10.0, 0.0))
+    share.uncontended = False
     share._others = 0.5
-    share._part = part
+    share._share = part
     return share
 
 
 def test_it_starts_alone_with_all_of_it() -> None:
     """Until an answer says otherwise."""
-    share = Share()
-    assert (share.factor, share.alone) == (1.0, True)
-    assert share.fits(0.0)
-    assert repr(share) == "Share(1.00, others=0.00)"
+    share = FairShare()
+    assert (share.factor, share.uncontended) == (1.0, True)
+    assert share.bucket_fits(0.0)
+    assert repr(share) == "FairShare(1.00, others=0.00)"
 
 
 # The first answer
@@ -46,44 +48,44 @@ def test_it_starts_alone_with_all_of_it() -> None:
 
 def test_first_sight_of_a_bucket_that_only_we_took_from() -> None:
     """What is gone from it is ours."""
-    share = Share()
-    see(share, sight(0.0, 7.0, 3.0))
-    assert (share.alone, share.factor, share._others) == (True, 1.0, 0.0)
+    share = FairShare()
+    see(share, sample(0.0, 7.0, 3.0))
+    assert (share.uncontended, share.factor, share._others) == (True, 1.0, 0.0)
     # Also when less is gone than we took: it may have flowed in again.
-    share = Share()
-    see(share, sight(0.0, 9.0, 3.0))
-    assert (share.alone, share._others) == (True, 0.0)
+    share = FairShare()
+    see(share, sample(0.0, 9.0, 3.0))
+    assert (share.uncontended, share._others) == (True, 0.0)
 
 
 def test_first_sight_of_others() -> None:
     """Six are gone and two were ours: others took 0.4 of a bucket, and a third is our part."""
-    share = Share()
-    see(share, sight(0.0, 4.0, 2.0))
-    assert not share.alone
+    share = FairShare()
+    see(share, sample(0.0, 4.0, 2.0))
+    assert not share.uncontended
     assert share._others == pytest.approx(0.4)
-    assert share._part == pytest.approx(1 / 3)
+    assert share._share == pytest.approx(1 / 3)
     assert share.factor == pytest.approx(1 / 3)
 
 
 def test_first_sight_at_the_edge_of_company() -> None:
     """A tenth of the limit is company."""
-    share = Share()
-    see(share, sight(0.0, 7.0, 2.0))
+    share = FairShare()
+    see(share, sample(0.0, 7.0, 2.0))
     assert share._others == pytest.approx(0.1)
-    assert not share.alone
-    share = Share()
-    see(share, sight(0.0, 7.001, 2.0))
-    assert share.alone
+    assert not share.uncontended
+    share = FairShare()
+    see(share, sample(0.0, 7.001, 2.0))
+    assert share.uncontended
 
 
 def test_first_sight_leaves_us_a_tenth_at_least_and_all_at_most() -> None:
     """Whatever others took."""
-    share = Share()
-    see(share, sight(0.0, 0.0, 0.1))
-    assert share._part == pytest.approx(0.1)
-    share = Share()
-    see(share, sight(0.0, 8.5, 0.0))
-    assert share._part == pytest.approx(0.1)
+    share = FairShare()
+    see(share, sample(0.0, 0.0, 0.1))
+    assert share._share == pytest.approx(0.1)
+    share = FairShare()
+    see(share, sample(0.0, 8.5, 0.0))
+    assert share._share == pytest.approx(0.1)
 
 
 # What others use
@@ -92,27 +94,27 @@ def test_first_sight_leaves_us_a_tenth_at_least_and_all_at_most() -> None:
 def test_what_is_missing_was_used_by_others() -> None:
     """In half a second 5 flow in; 2 were ours and 4 are gone besides: others use 0.8 of the limit for that time."""
     share = in_company()
-    share._last = sight(0.0, 5.0, 0.0)
-    see(share, sight(0.5, 4.0, 2.0))
+    share._last = sample(0.0, 5.0, 0.0)
+    see(share, sample(0.5, 4.0, 2.0))
     weight = math.exp(-0.5 / 5)
     assert share._others == pytest.approx(0.5 * weight + (4 / 0.5 / 10) * (1 - weight))
-    assert not share.alone
+    assert not share.uncontended
     # No deeper than it was ever seen: of a bucket that held five, six cannot be gone.
     share = in_company()
-    share._deepest = 5.0
-    share._last = sight(0.0, 5.0, 0.0)
-    see(share, sight(0.5, 4.0, 0.5))
+    share._max_remaining = 5.0
+    share._last = sample(0.0, 5.0, 0.0)
+    see(share, sample(0.5, 4.0, 0.5))
     assert share._others == pytest.approx(0.5 * weight + (0.5 / 0.5 / 10) * (1 - weight))
 
 
 def test_a_bucket_that_may_have_run_over_says_nothing_in_company() -> None:
     """It was full before it was taken from, who knows how long."""
     share = in_company()
-    see(share, sight(2.0, 9.0, 1.0))
+    see(share, sample(2.0, 9.0, 1.0))
     assert share._others == 0.5
     share = in_company()
-    share._last = sight(0.0, 5.0, 0.0)
-    see(share, sight(0.5, 5.0, 0.0))
+    share._last = sample(0.0, 5.0, 0.0)
+    see(share, sample(0.5, 5.0, 0.0))
     # Exactly full it may be and is counted: nothing but the inflow of half a second is missing.
     weight = math.exp(-0.1)
     assert share._others == pytest.approx(0.5 * weight + (5 / 0.5 / 10) * (1 - weight))
@@ -120,41 +122,41 @@ def test_a_bucket_that_may_have_run_over_says_nothing_in_company() -> None:
 
 def test_one_that_is_alone_learns_from_a_full_bucket_too() -> None:
     """That nobody else uses it."""
-    share = Share()
-    see(share, sight(0.0, 10.0, 0.0), sight(1.0, 8.0, 2.0))
+    share = FairShare()
+    see(share, sample(0.0, 10.0, 0.0), sample(1.0, 8.0, 2.0))
     assert share._others == 0.0
-    assert share.alone
-    see(share, sight(2.0, 6.0, 3.0))
+    assert share.uncontended
+    see(share, sample(2.0, 6.0, 3.0))
     # Full again but for what was taken since: ten, of which one is ours and three are gone besides.
     assert share._others == pytest.approx(3 / 10 * (1 - math.exp(-1 / 5)))
 
 
 def test_requests_that_overtook_each_other_may_leave_less_than_nothing_for_a_moment() -> None:
     """Down to the whole limit."""
-    share = Share()
-    see(share, sight(0.0, 10.0, 0.0), sight(1.0, 10.0, 4.0))
+    share = FairShare()
+    see(share, sample(0.0, 10.0, 0.0), sample(1.0, 10.0, 4.0))
     assert share._others == pytest.approx(-4 / 10 * (1 - math.exp(-1 / 5)))
-    assert share.alone
-    see(share, sight(1.001, 10.0, 1_000.0))
+    assert share.uncontended
+    see(share, sample(1.001, 10.0, 1_000.0))
     assert share._others == -1.0
 
 
 def test_answers_of_one_moment_are_a_millisecond_apart() -> None:
     """Else a rate would be infinite."""
     share = in_company()
-    share._last = sight(1.0, 5.0, 0.0)
-    see(share, sight(1.0, 4.0, 0.0))
+    share._last = sample(1.0, 5.0, 0.0)
+    see(share, sample(1.0, 4.0, 0.0))
     weight = math.exp(-1e-3 / 5)
     assert share._others == pytest.approx(0.5 * weight + (1.01 / 1e-3 / 10) * (1 - weight))
 
 
 def test_a_rest_deeper_than_ours_is_capped_at_what_we_keep() -> None:
     """The server's bucket may hold a minute; ours holds a second."""
-    share = Share()
-    see(share, sight(0.0, 600.0, 0.0), sight(1.0, 9.0, 1.0))
-    assert not share.fits(10.0)
-    assert not share.fits(599.0)
-    assert share.fits(600.0)
+    share = FairShare()
+    see(share, sample(0.0, 600.0, 0.0), sample(1.0, 9.0, 1.0))
+    assert not share.bucket_fits(10.0)
+    assert not share.bucket_fits(599.0)
+    assert share.bucket_fits(600.0)
     # Of the ten that we keep, one is ours and none are missing.
     assert share._others == 0.0
 
@@ -168,20 +170,20 @@ def test_company_comes_at_a_tenth_and_goes_below_half_of_that() -> None:
         (0.0499, False, True),
     ):
         share = in_company()
-        share.alone = alone
+        share.uncontended = alone
         share._others = others
-        share._last = sight(0.0, 20.0, 0.0)  # more than full, and no news of use
+        share._last = sample(0.0, 20.0, 0.0)  # more than full, and no news of use
         if alone:
             # One alone learns from a full bucket: give it exactly what keeps its estimate.
             weight = math.exp(-1 / 5)
             used = others * RATE
-            share._last = sight(0.0, 10.0, 0.0)
-            see(share, sight(1.0, 10.0 - used, 0.0))
+            share._last = sample(0.0, 10.0, 0.0)
+            see(share, sample(1.0, 10.0 - used, 0.0))
             assert share._others == pytest.approx(others * weight + others * (1 - weight))
         else:
-            see(share, sight(1.0, 10.0, 0.0))
+            see(share, sample(1.0, 10.0, 0.0))
             assert share._others == others
-        assert share.alone is expected
+        assert share.uncontended is expected
 
 
 # The controller
@@ -189,23 +191,23 @@ def test_company_comes_at_a_tenth_and_goes_below_half_of_that() -> None:
 
 def test_alone_it_takes_everything_and_remembers_what_others_left() -> None:
     """The part from which company would begin."""
-    share = Share()
-    see(share, sight(0.0, 10.0, 0.0), sight(1.0, 9.5, 0.0))
+    share = FairShare()
+    see(share, sample(0.0, 10.0, 0.0), sample(1.0, 9.5, 0.0))
     others = 0.5 / 10 * (1 - math.exp(-1 / 5))
     assert share.factor == 1.0
-    assert share._part == pytest.approx(1 - others)
-    see(share, sight(2.0, 10.0, 4.0))
-    assert share._part == 1.0
+    assert share._share == pytest.approx(1 - others)
+    see(share, sample(2.0, 10.0, 4.0))
+    assert share._share == 1.0
 
 
 @pytest.mark.parametrize(("part", "filled"), [(0.5, 0.9), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0)])
 def test_it_holds_the_rest_at_a_set_point(part: float, filled: float) -> None:
     """Half a bucket for nothing, 0.85 of it for all; faster above, slower below, by the error at once and over time."""
     share = in_company(part)
-    see(share, sight(1.0, 10.0, 0.0, expected=10 * filled))
+    see(share, sample(1.0, 10.0, 0.0, expected=10 * filled))
     error = filled - (0.5 + 0.35 * part)
     wanted = min(1.0, part * math.exp(0.5 * error * 1.0))
-    assert share._part == pytest.approx(max(0.1, wanted))
+    assert share._share == pytest.approx(max(0.1, wanted))
     assert share.factor == pytest.approx(min(1.0, max(0.1, wanted * math.exp(error))))
 
 
@@ -213,40 +215,40 @@ def test_an_error_is_at_most_a_whole_bucket() -> None:
     """However deep the debt or the server's bucket."""
     for expected, error in ((-100.0, -1.0), (100.0, 1.0)):
         share = in_company(0.5)
-        see(share, sight(1.0, 10.0, 0.0, expected=expected))
-        assert share._part == pytest.approx(min(1.0, 0.5 * math.exp(0.5 * error)))
-        assert share.factor == pytest.approx(min(1.0, share._part * math.exp(error)))
+        see(share, sample(1.0, 10.0, 0.0, expected=expected))
+        assert share._share == pytest.approx(min(1.0, 0.5 * math.exp(0.5 * error)))
+        assert share.factor == pytest.approx(min(1.0, share._share * math.exp(error)))
 
 
 def test_a_long_silence_counts_for_three_seconds() -> None:
     """No more is done on the word of one answer."""
     share = in_company(0.2)
-    see(share, sight(60.0, 10.0, 0.0, expected=9.0))
+    see(share, sample(60.0, 10.0, 0.0, expected=9.0))
     error = 0.9 - (0.5 + 0.35 * 0.2)
-    assert share._part == pytest.approx(0.2 * math.exp(0.5 * error * 3))
+    assert share._share == pytest.approx(0.2 * math.exp(0.5 * error * 3))
 
 
 def test_only_refusals_drive_it_below_a_tenth() -> None:
     """The controller stops there, and does not lift what is lower but by growing."""
     share = in_company(0.12)
-    see(share, sight(1.0, 10.0, 0.0, expected=-10.0))
-    assert share._part == 0.1
+    see(share, sample(1.0, 10.0, 0.0, expected=-10.0))
+    assert share._share == 0.1
     assert share.factor == pytest.approx(0.1)
     share = in_company(0.05)
-    see(share, sight(1.0, 10.0, 0.0, expected=-10.0))
-    assert share._part == 0.05
+    see(share, sample(1.0, 10.0, 0.0, expected=-10.0))
+    assert share._share == 0.05
     assert share.factor == pytest.approx(0.05)
     share = in_company(0.05)
-    see(share, sight(1.0, 10.0, 0.0, expected=10.0))
+    see(share, sample(1.0, 10.0, 0.0, expected=10.0))
     error = 1 - (0.5 + 0.35 * 0.05)
-    assert share._part == pytest.approx(0.05 * math.exp(0.5 * error))
+    assert share._share == pytest.approx(0.05 * math.exp(0.5 * error))
 
 
 def test_it_never_takes_more_than_all() -> None:
     """However much is left."""
     share = in_company(0.95)
-    see(share, sight(3.0, 10.0, 0.0, expected=10.0))
-    assert share._part <= 1.0
+    see(share, sample(3.0, 10.0, 0.0, expected=10.0))
+    assert share._share <= 1.0
     assert share.factor == 1.0
 
 
@@ -255,36 +257,36 @@ def test_it_never_takes_more_than_all() -> None:
 
 def test_a_bucket_without_depth_grows_by_a_twentieth_a_second() -> None:
     """Its rest is 0 after every request, and says nothing."""
-    share = Share()
-    see(share, sight(0.0, 0.0, 5.0))
-    assert not share.alone
-    part = share._part
+    share = FairShare()
+    see(share, sample(0.0, 0.0, 5.0))
+    assert not share.uncontended
+    part = share._share
     assert part == pytest.approx(0.5)
-    see(share, sight(2.0, 0.0, 6.0))
-    assert share._part == pytest.approx(part + 0.1)
+    see(share, sample(2.0, 0.0, 6.0))
+    assert share._share == pytest.approx(part + 0.1)
     assert share.factor == pytest.approx(part + 0.1)
-    see(share, sight(60.0, 0.0, 6.0))
-    assert share._part == pytest.approx(part + 0.25)
+    see(share, sample(60.0, 0.0, 6.0))
+    assert share._share == pytest.approx(part + 0.25)
     for number in range(10):
-        see(share, sight(100.0 * (number + 1), 0.0, 6.0))
-    assert (share._part, share.factor) == (1.0, 1.0)
+        see(share, sample(100.0 * (number + 1), 0.0, 6.0))
+    assert (share._share, share.factor) == (1.0, 1.0)
 
 
 def test_alone_a_bucket_without_depth_changes_nothing() -> None:
     """There is nobody to share it with."""
-    share = Share()
-    see(share, sight(0.0, 0.0, 10.0), sight(1.0, 0.0, 20.0))
-    assert (share.alone, share.factor, share._part) == (True, 1.0, 1.0)
+    share = FairShare()
+    see(share, sample(0.0, 0.0, 10.0), sample(1.0, 0.0, 20.0))
+    assert (share.uncontended, share.factor, share._share) == (True, 1.0, 1.0)
 
 
 def test_two_refusals_out_of_nowhere_are_company() -> None:
     """One may be an accident."""
-    share = Share()
+    share = FairShare()
     share.refused()
-    assert (share.alone, share.factor) == (True, 1.0)
+    assert (share.uncontended, share.factor) == (True, 1.0)
     assert share._others == pytest.approx(0.05)
     share.refused()
-    assert not share.alone
+    assert not share.uncontended
     assert share._others == pytest.approx(0.1)
     assert share.factor == pytest.approx(0.7)
     share.refused()
@@ -293,7 +295,7 @@ def test_two_refusals_out_of_nowhere_are_company() -> None:
 
 def test_a_refusal_counts_from_nothing_where_less_than_nothing_was_believed() -> None:
     """What was below is forgotten."""
-    share = Share()
+    share = FairShare()
     share._others = -0.8
     share.refused()
     assert share._others == pytest.approx(0.05)
@@ -304,7 +306,7 @@ def test_once_in_company_a_refusal_never_makes_it_alone() -> None:
     share = in_company(0.5)
     share._others = -1.0
     share.refused()
-    assert not share.alone
+    assert not share.uncontended
     assert share.factor == pytest.approx(0.35)
 
 
@@ -312,5 +314,5 @@ def test_refusals_leave_a_hundredth() -> None:
     """So that there is something to grow from."""
     share = in_company(0.011)
     share.refused()
-    assert share._part == 0.01
+    assert share._share == 0.01
     assert share.factor == 0.01

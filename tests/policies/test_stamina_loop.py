@@ -22,7 +22,7 @@ from stamina.instrumentation import RetryDetails, RetryHookFactory, get_on_retry
 from llmopt import errors as e
 from llmopt.errors import Attempt
 from llmopt.policies.clock import Deadline
-from llmopt.policies.retry import Facts, RetryBudget, RetryPolicy, SingleRetrier, inside_attempt
+from llmopt.policies.retry import RetryBudget, RetryFacts, RetryPolicy, inside_attempt, retry_guard
 from llmopt.policies.retry_loop import HookFilter, QuietHooks, Retry, with_retries
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
@@ -53,7 +53,7 @@ class Call:
         self.attempts: list[int] = []
         self.retries: list[Retry] = []
         self.budget = RetryBudget()
-        self.facts = Facts()
+        self.facts = RetryFacts()
         self.clock = SimulatedClock()
         self.during: Callable[[int], Awaitable[object]] | None = None
 
@@ -71,7 +71,7 @@ class Call:
         """As the engine does it: the first attempt by itself, the rest in the loop."""
         deadline = Deadline.after(self.left, self.clock.now)
         try:
-            with SingleRetrier():
+            with retry_guard():
                 return await self.attempt(1)
         except e.LLMOptError as error:
             return await with_retries(
@@ -163,7 +163,7 @@ def test_a_stale_connection_costs_no_time() -> None:
 def test_facts_are_asked_for_each_error() -> None:
     """A veto of the server's ends it."""
     call = Call(server_error(), "never")
-    call.facts = Facts(should_retry=False)
+    call.facts = RetryFacts(should_retry=False)
 
     with pytest.raises(e.ServerError):
         call.play()
@@ -181,9 +181,9 @@ def test_everybody_is_told_of_the_error() -> None:
         asked.append(("budget", error))
         return RetryBudget()
 
-    def facts(error: e.LLMOptError) -> Facts:
+    def facts(error: e.LLMOptError) -> RetryFacts:
         asked.append(("facts", error))
-        return Facts()
+        return RetryFacts()
 
     async def main(clock: SimulatedClock) -> None:
         async def attempt(number: int) -> int:
@@ -313,7 +313,7 @@ def test_success_pays_the_last_retry_back() -> None:
 def test_an_ambiguous_chat_says_so() -> None:
     """Its second broken attempt is the last one."""
     call = Call(*[e.AttemptTimeout("slow", sent="maybe") for _ in range(3)])
-    call.facts = Facts(idempotent=False)
+    call.facts = RetryFacts(idempotent=False)
 
     with pytest.raises(e.AttemptTimeout) as caught:
         call.play()
@@ -426,13 +426,13 @@ def test_c14_nested_calls_do_not_retry() -> None:
 
 def test_after_an_attempt_calls_retry_again() -> None:
     """The mark goes with the attempt, failed or not."""
-    with SingleRetrier():
+    with retry_guard():
         assert inside_attempt()
-        with SingleRetrier():
+        with retry_guard():
             assert inside_attempt()
         assert inside_attempt()
     assert not inside_attempt()
-    with contextlib.suppress(ValueError), SingleRetrier():
+    with contextlib.suppress(ValueError), retry_guard():
         raise ValueError
     assert not inside_attempt()
 

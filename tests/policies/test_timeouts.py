@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.timeouts import AdaptiveTimeout, ceiling
+from llmopt.policies.timeouts import AdaptiveTimeout, static_timeout
 from llmopt.testing.clock import SimulatedClock
 from llmopt.values.profile import Timeouts
 
@@ -21,9 +21,9 @@ class Bench:
         self.clock = SimulatedClock(start=0.0)
         self.timeouts = AdaptiveTimeout(now=self.clock.now)
 
-    def took(self, *seconds: float, size: int = 100) -> None:
+    def record(self, *seconds: float, size: int = 100) -> None:
         for each in seconds:
-            self.timeouts.took(size, each)
+            self.timeouts.record(size, each)
 
     def limit(self, most: float = 60.0, size: int = 100) -> float:
         return self.timeouts.limit(size, most)
@@ -33,9 +33,9 @@ def test_starts_at_the_most() -> None:
     """And stays there until fifty answers are known."""
     bench = Bench()
     assert bench.limit() == 60.0
-    bench.took(*[3.0] * 49)
+    bench.record(*[3.0] * 49)
     assert bench.limit() == 60.0
-    bench.took(3.0)
+    bench.record(3.0)
     assert 6.0 <= bench.limit() <= 6.0 * BUCKET
 
 
@@ -54,7 +54,7 @@ def test_starts_at_the_most() -> None:
 def test_twice_the_tail_within_bounds(seconds: float, most: float, least: float, highest: float) -> None:
     """2 * p99, never more than a bucket above it."""
     bench = Bench()
-    bench.took(*[seconds] * 60)
+    bench.record(*[seconds] * 60)
 
     assert least <= bench.limit(most) <= highest
 
@@ -62,10 +62,10 @@ def test_twice_the_tail_within_bounds(seconds: float, most: float, least: float,
 def test_one_in_a_hundred_is_left_out() -> None:
     """A single slow answer of 100 does not count, a second one does."""
     bench = Bench()
-    bench.took(*[3.0] * 99, 25.0)
+    bench.record(*[3.0] * 99, 25.0)
     assert bench.limit() <= 6.0 * BUCKET
 
-    bench.took(*[3.0] * 98, 25.0, 25.0)  # 3 of 200
+    bench.record(*[3.0] * 98, 25.0, 25.0)  # 3 of 200
     assert bench.limit() >= 50.0
 
 
@@ -74,7 +74,7 @@ def test_agrees_with_sorting(samples: list[float], seed: int) -> None:
     """The quantile of a sorted list, to the width of a bucket, in whatever order they came."""
     bench = Bench()
     random.Random(seed).shuffle(samples)
-    bench.took(*samples)
+    bench.record(*samples)
     bench.timeouts._by_size[(100).bit_length()]._fresh = len(samples)  # compute now
     exact = sorted(samples, reverse=True)[int(len(samples) * 0.01)]
 
@@ -87,9 +87,9 @@ def test_agrees_with_sorting(samples: list[float], seed: int) -> None:
 def test_only_the_last_five_minutes_count() -> None:
     """Minute by minute the old ones leave."""
     bench = Bench()
-    bench.took(*[20.0] * 50)
+    bench.record(*[20.0] * 50)
     bench.clock.advance(120)
-    bench.took(*[3.0] * 60)
+    bench.record(*[3.0] * 60)
     assert bench.limit() >= 40.0
 
     bench.clock.advance(179.9)
@@ -103,13 +103,13 @@ def test_only_the_last_five_minutes_count() -> None:
 def test_a_long_silence_forgets_everything() -> None:
     """Longer than the window, in one step."""
     bench = Bench()
-    bench.took(*[3.0] * 100)
+    bench.record(*[3.0] * 100)
     assert bench.limit() < 10
     bench.clock.advance(1e6)
     assert bench.limit() == 60.0
-    bench.took(*[3.0] * 49)
+    bench.record(*[3.0] * 49)
     assert bench.limit() == 60.0
-    bench.took(3.0)
+    bench.record(3.0)
     assert bench.limit() < 10
 
 
@@ -118,10 +118,10 @@ def test_a_jump_of_a_whole_turn_empties_every_slice(jump: float) -> None:
     """Wherever the old samples lay."""
     bench = Bench()
     for _ in range(5):
-        bench.took(*[3.0] * 20)
+        bench.record(*[3.0] * 20)
         bench.clock.advance(60)
     bench.clock.advance(jump - 60)
-    bench.took(3.0)
+    bench.record(3.0)
     histogram = bench.timeouts._by_size[(100).bit_length()]
 
     assert histogram._total == sum(histogram._sum) == 1
@@ -131,7 +131,7 @@ def test_slices_of_a_second_turn_are_empty() -> None:
     """A slice that is used again holds nothing of the turn before."""
     bench = Bench()
     for _ in range(12):
-        bench.took(*[3.0] * 10)
+        bench.record(*[3.0] * 10)
         bench.clock.advance(60)
     histogram = bench.timeouts._by_size[(100).bit_length()]
     bench.limit()
@@ -143,8 +143,8 @@ def test_slices_of_a_second_turn_are_empty() -> None:
 def test_sizes_are_apart() -> None:
     """By powers of two: a large batch may take longer."""
     bench = Bench()
-    bench.took(*[3.0] * 50, size=100)
-    bench.took(*[20.0] * 50, size=5000)
+    bench.record(*[3.0] * 50, size=100)
+    bench.record(*[20.0] * 50, size=5000)
 
     assert bench.limit(size=100) < 7
     assert bench.limit(size=127) < 7
@@ -158,11 +158,11 @@ def test_sizes_are_apart() -> None:
 def test_time_outs_raise_the_limit() -> None:
     """They count as answers that took the limit, so what cuts off too much grows."""
     bench = Bench()
-    bench.took(*[3.0] * 97)
+    bench.record(*[3.0] * 97)
     limit = bench.limit()
     for _ in range(2):
         bench.timeouts.timed_out(100, limit)
-    bench.took(3.0)
+    bench.record(3.0)
 
     assert bench.limit() >= 2 * limit
 
@@ -171,26 +171,26 @@ def test_time_outs_raise_the_limit() -> None:
 def test_three_time_outs_in_a_row_forget(in_a_row: int, forgets: bool) -> None:
     """Back to the most until enough is known anew: no death spiral."""
     bench = Bench()
-    bench.took(*[3.0] * 1000)
+    bench.record(*[3.0] * 1000)
     for _ in range(in_a_row):
         bench.timeouts.timed_out(100, 6.0)
 
     assert (bench.limit() == 60.0) == forgets
     if forgets:
-        bench.took(*[3.0] * 49)
+        bench.record(*[3.0] * 49)
         assert bench.limit() == 60.0
-        bench.took(3.0)
+        bench.record(3.0)
         assert bench.limit() < 7
 
 
 def test_an_answer_breaks_the_row() -> None:
     """Two, an answer, two: no row of three."""
     bench = Bench()
-    bench.took(*[3.0] * 1000)
+    bench.record(*[3.0] * 1000)
     for _ in range(3):
         bench.timeouts.timed_out(100, 6.0)
         bench.timeouts.timed_out(100, 6.0)
-        bench.took(3.0)
+        bench.record(3.0)
 
     assert bench.limit() < 60.0
 
@@ -198,14 +198,14 @@ def test_an_answer_breaks_the_row() -> None:
 def test_no_death_spiral() -> None:
     """A server that becomes ten times slower is followed within a few requests, not cut off for ever."""
     bench = Bench()
-    bench.took(*[2.0] * 500)
+    bench.record(*[2.0] * 500)
     lost = 0
     for _ in range(200):
         if bench.limit() < 20.0:
             bench.timeouts.timed_out(100, bench.limit())
             lost += 1
         else:
-            bench.took(20.0)
+            bench.record(20.0)
 
     assert lost == 3
     assert 40.0 <= bench.limit() <= 40.0 * BUCKET
@@ -214,14 +214,14 @@ def test_no_death_spiral() -> None:
 def test_the_quantile_is_not_computed_at_every_request() -> None:
     """Once in about thirty samples when many are known."""
     bench = Bench()
-    bench.took(*[3.0] * 3200)
+    bench.record(*[3.0] * 3200)
     bench.limit()
     histogram = bench.timeouts._by_size[(100).bit_length()]
     computed = 0
     original = histogram._quantile
 
     for _ in range(330):
-        bench.took(3.0)
+        bench.record(3.0)
         before = histogram._fresh
         bench.limit()
         computed += histogram._fresh < before
@@ -235,4 +235,4 @@ def test_the_quantile_is_not_computed_at_every_request() -> None:
 )
 def test_the_profiles_ceiling_goes_by_size(fill: float, seconds: float) -> None:
     """From one text to a full batch."""
-    assert ceiling(Timeouts(read=30.0, read_large=60.0), fill) == seconds
+    assert static_timeout(Timeouts(read=30.0, read_large=60.0), fill) == seconds

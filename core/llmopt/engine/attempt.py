@@ -19,8 +19,8 @@ from llmopt.errors import (
     RateLimited,
     Sent,
 )
-from llmopt.policies.circuit_pair import deadline_counts
-from llmopt.policies.concurrency_limit import Slot, load_of
+from llmopt.policies.circuit_pair import counts_as_timeout
+from llmopt.policies.concurrency_limit import Slot, load_signal
 from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.calls import Call, RateLimits, Settings
 from llmopt.values.embeddings import Usage
@@ -97,7 +97,7 @@ class AttemptScope:
         return self._observe_headers(response, settings)
 
     def _observe_headers(self, response: HttpResponse, settings: Settings) -> bool:
-        if not self.lease.curious:
+        if not self.lease.wants_headers:
             return False
         return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
@@ -124,7 +124,7 @@ class AttemptScope:
         elif response is not None:
             policies.record_latency(self.call, self.tokens, seconds)
         if not timed_out or (self._timeouts_count and not self._loop_was_blocked(seconds)):
-            self.slot.release(load_of(error) if self.endpoint.config.flags.concurrency else "neutral")
+            self.slot.release(load_signal(error) if self.endpoint.config.flags.concurrency else "neutral")
             if self.permit is not None and not (self._suspect and may_be_item_error(error)):
                 # A text that cannot be computed says nothing of the server's health.
                 self.permit.failed(self._breaker_error(error, seconds))
@@ -137,7 +137,7 @@ class AttemptScope:
 
     def _breaker_error(self, error: LLMOptError, seconds: float) -> LLMOptError:
         """What the breakers are told: a deadline that was patient enough is as good as a time-out."""
-        if isinstance(error, DeadlineExceeded) and deadline_counts(seconds, self.timeout):
+        if isinstance(error, DeadlineExceeded) and counts_as_timeout(seconds, self.timeout):
             return AttemptTimeout(error.message)
         return error
 
@@ -146,7 +146,7 @@ class AttemptScope:
             self.lease.refund()
             return False
         if isinstance(error, RateLimited):
-            return self.lease.penalize(error.retry_after, limits=limits)
+            return self.lease.throttled(error.retry_after, limits=limits)
         # Refused before any token was read, or else as estimated.
         self.lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
         return limits is not None and self.lease.observe(limits)
@@ -397,7 +397,9 @@ class RequestRecorder:
         """Headers taught a limit, or another one than before."""
         if not self.enabled:
             return
-        for name, limit in zip(("rpm", "tpm"), endpoint.policies.rate_limiter(self._call).told, strict=True):
+        for name, limit in zip(
+            ("rpm", "tpm"), endpoint.policies.rate_limiter(self._call).server_limits, strict=True
+        ):
             if limit is not None:
                 self._telemetry.limit_learned(
                     self._provider, self._call.model, endpoint.name, name, limit, "headers"

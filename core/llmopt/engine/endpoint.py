@@ -17,9 +17,9 @@ from llmopt.engine.endpoint_policies import EndpointPolicies
 from llmopt.engine.request import PackedWire, Packing, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import CircuitOpen, ClientClosed
-from llmopt.policies.circuit_pair import Breakers, Recess
+from llmopt.policies.circuit_pair import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock
-from llmopt.policies.load_balancer import Balance, Candidate
+from llmopt.policies.load_balancer import Candidate, LoadBalancer
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.calls import BatchLimit, Call, Settings
 
@@ -60,7 +60,7 @@ class LiveEndpoint:
         hooks: ProviderHooks,
         transport: httpx.AsyncBaseTransport | None,
         *,
-        breakers: Breakers,
+        breakers: CircuitBreakerRegistry,
         clock: Clock,
         telemetry: Telemetry,
     ) -> None:
@@ -198,10 +198,12 @@ class EndpointGroup:
         circuit_waiters: where those wait whose circuits are open.
     """
 
-    def __init__(self, endpoints: tuple[LiveEndpoint, ...], clock: Clock, circuit_waiters: Recess) -> None:
+    def __init__(
+        self, endpoints: tuple[LiveEndpoint, ...], clock: Clock, circuit_waiters: CircuitWaitQueue
+    ) -> None:
         self.endpoints: Final = endpoints
         self.circuit_waiters: Final = circuit_waiters
-        self._load_balancer: Final = Balance(
+        self._load_balancer: Final = LoadBalancer(
             [endpoint.config.weight for endpoint in endpoints], now=clock.now
         )
 
@@ -233,7 +235,7 @@ class EndpointGroup:
             return self.endpoints[candidates[0].index]
         # One that asked for a pause, or whose rate is spent, would hold a request that another could take now.
         ready = [one for one in candidates if not self._is_paused(one.index, call)] or candidates
-        free = [one for one in ready if self.endpoints[one.index].policies.rate_limiter(call).free]
+        free = [one for one in ready if self.endpoints[one.index].policies.rate_limiter(call).has_capacity]
         candidates = free or ready
         chosen = self._load_balancer.choose(candidates, tried)
         return self.endpoints[(chosen or candidates[0]).index]
@@ -263,7 +265,7 @@ class EndpointGroup:
     def record_latency(self, endpoint: LiveEndpoint, seconds: float) -> None:
         """An attempt at an endpoint took so long."""
         if len(self.endpoints) > 1:
-            self._load_balancer.took(endpoint.config.index, seconds)
+            self._load_balancer.record_latency(endpoint.config.index, seconds)
 
     def _single_endpoint(self, call: Call) -> LiveEndpoint:
         endpoint = self.endpoints[0]

@@ -7,12 +7,12 @@ from typing import Any, Final, Protocol, Self
 
 from llmopt.config.resolve import Endpoint
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
-from llmopt.policies.circuit_pair import BreakerPair, Breakers
+from llmopt.policies.circuit_pair import BreakerPair, CircuitBreakerRegistry
 from llmopt.policies.clock import Clock, Deadline, PerLoop
-from llmopt.policies.concurrency_limit import Concurrency
+from llmopt.policies.concurrency_limit import ConcurrencyLimiter
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
-from llmopt.policies.timeouts import AdaptiveTimeout, ceiling
+from llmopt.policies.timeouts import AdaptiveTimeout, static_timeout
 from llmopt.values.calls import Call, ChatCall, RateLimits
 
 # How an attempt is paced: the place of the rate limiter in the pipeline, and none for those who want none.
@@ -26,7 +26,7 @@ class RateLimitLease(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     @property
-    def curious(self) -> bool:
+    def wants_headers(self) -> bool:
         """Whether `observe` would learn from headers now; they need not be read otherwise."""
         ...
 
@@ -43,7 +43,7 @@ class RateLimitLease(Protocol):
         """The headers of the answer tell this; True when a limit was learned or has changed."""
         ...
 
-    def penalize(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:
+    def throttled(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:
         """The server answered that it was too much; True as `observe`."""
         ...
 
@@ -57,12 +57,12 @@ class RateLimiterLike(Protocol):
         ...
 
     @property
-    def free(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether a small request would go at once."""
         ...
 
     @property
-    def told(self) -> tuple[float | None, float | None]:
+    def server_limits(self) -> tuple[float | None, float | None]:
         """Requests and tokens a minute that headers told of; None where they did not."""
         ...
 
@@ -70,7 +70,7 @@ class RateLimiterLike(Protocol):
         """Leave at once, None when there is a wait."""
         ...
 
-    async def acquire(self, tokens: float, *, deadline: Deadline, patience: float) -> RateLimitLease:
+    async def acquire(self, tokens: float, *, deadline: Deadline, max_pause: float) -> RateLimitLease:
         """Leave, when it is this caller's turn; `RateLimited` before a pause longer than its patience."""
         ...
 
@@ -80,7 +80,7 @@ class NullLease:
 
     __slots__ = ()
 
-    curious = False
+    wants_headers = False
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +101,7 @@ class NullLease:
         """Nobody to tell."""
         return False
 
-    def penalize(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:  # noqa: ARG002 - as above
+    def throttled(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:  # noqa: ARG002 - as above
         """Nobody to slow down: the retry waits by itself."""
         return False
 
@@ -112,8 +112,8 @@ class NullRateLimiter:
     __slots__ = ("_lease",)
 
     paused = 0.0
-    free = True
-    told = (None, None)
+    has_capacity = True
+    server_limits = (None, None)
 
     def __init__(self) -> None:
         self._lease = NullLease()
@@ -127,7 +127,7 @@ class NullRateLimiter:
         tokens: float,  # noqa: ARG002 - as above
         *,
         deadline: Deadline,  # noqa: ARG002
-        patience: float,  # noqa: ARG002
+        max_pause: float,  # noqa: ARG002
     ) -> RateLimitLease:
         """Always."""
         return self._lease
@@ -151,7 +151,7 @@ class EndpointPolicies:
         clock: the time.
     """
 
-    def __init__(self, endpoint: Endpoint, breakers: Breakers, clock: Clock) -> None:
+    def __init__(self, endpoint: Endpoint, breakers: CircuitBreakerRegistry, clock: Clock) -> None:
         self._endpoint: Final = endpoint
         self._clock: Final = clock
         self._breakers: Final = breakers
@@ -160,7 +160,7 @@ class EndpointPolicies:
         self._null_limiter: Final = NullRateLimiter()
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
-        self._concurrency_limits: Final[PerLoop[Concurrency]] = PerLoop(self._new_concurrency_limit)
+        self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
         self._blocked: tuple[LLMOptError, float] | None = None
         self._has_answered = False
         self.retry_budget: Final = RetryBudget()
@@ -179,13 +179,13 @@ class EndpointPolicies:
             pair = self._breaker_pairs.setdefault(key, pair)
         return pair
 
-    def concurrency(self) -> Concurrency:
+    def concurrency(self) -> ConcurrencyLimiter:
         """The line before this endpoint on the running event loop."""
         return self._concurrency_limits.here()
 
-    def _new_concurrency_limit(self) -> Concurrency:
+    def _new_concurrency_limit(self) -> ConcurrencyLimiter:
         maximum = self._endpoint.max_concurrency
-        return Concurrency(clock=self._clock, initial=maximum, maximum=maximum)
+        return ConcurrencyLimiter(clock=self._clock, initial=maximum, maximum=maximum)
 
     def rate_limiter(self, call: Call) -> RateLimiterLike:
         """The limiter of the quota that a call spends: that of its model; lists of models have one of their own."""
@@ -215,7 +215,7 @@ class EndpointPolicies:
             return timeouts.catalog
         if isinstance(call, ChatCall):
             return self._chat_timeout(call)
-        maximum = ceiling(timeouts, fill)
+        maximum = static_timeout(timeouts, fill)
         if not self._has_answered and timeouts.first is not None:
             # The engine may have to load its model first.
             return max(maximum, timeouts.first)
@@ -227,7 +227,7 @@ class EndpointPolicies:
         """A complete answer came after so long."""
         self._has_answered = True
         if call.operation == "embeddings":
-            self._adaptive_timeout(call.model).took(size, seconds)
+            self._adaptive_timeout(call.model).record(size, seconds)
 
     def record_timeout(self, call: Call, size: int, seconds: float) -> None:
         """No complete answer came in so long."""

@@ -13,7 +13,7 @@ from llmopt.engine.singleflight import SingleFlight
 from llmopt.engine.streaming import LiveStream, StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
-from llmopt.policies.circuit_pair import Breakers, Recess
+from llmopt.policies.circuit_pair import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock, Deadline, SystemClock
 from llmopt.providers.registry import Provider
 from llmopt.values.events import OnEvent
@@ -104,9 +104,11 @@ class Engine:
         self._clock: Final[Clock] = clock or SystemClock()
         self._no_deadline: Final = Deadline.after(None, self._clock.now)
         self.telemetry: Final = Telemetry(on_event)
-        self._circuit_waiters: Final = Recess(self._clock)
-        self._breakers: Final = Breakers(
-            now=self._clock.now, on_change=self.telemetry.breaker_changed, on_news=self._circuit_waiters.over
+        self._circuit_waiters: Final = CircuitWaitQueue(self._clock)
+        self._breakers: Final = CircuitBreakerRegistry(
+            now=self._clock.now,
+            on_transition=self.telemetry.breaker_changed,
+            on_probe_end=self._circuit_waiters.notify_all,
         )
         self.singleflight: Final = SingleFlight()
         self._active_calls: Final = ActiveCalls()

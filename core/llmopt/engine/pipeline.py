@@ -30,10 +30,10 @@ from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import T, may_be_item_error, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import Attempt, AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
-from llmopt.policies.circuit_breaker import Refusal
-from llmopt.policies.clock import Clock, aside
+from llmopt.policies.circuit_breaker import CallNotPermitted
+from llmopt.policies.clock import Clock, run_in_thread
 from llmopt.policies.concurrency_limit import Slot
-from llmopt.policies.retry import Facts, SingleRetrier, inside_attempt
+from llmopt.policies.retry import RetryFacts, inside_attempt, retry_guard
 from llmopt.transport.request import WireRequest
 from llmopt.values.calls import Operation, Settings
 from llmopt.values.events import WaitCause
@@ -125,7 +125,7 @@ class Pipeline(Generic[T]):
         # A client whose requests all succeed never pays for stamina. It is a large import, so that the
         # first retry has it made beside the loop, which goes on with other requests.
         if _RETRY_LOOP not in sys.modules:
-            await aside(import_module, _RETRY_LOOP)
+            await run_in_thread(import_module, _RETRY_LOOP)
         from llmopt.policies.retry_loop import with_retries
 
         return await with_retries(
@@ -134,7 +134,7 @@ class Pipeline(Generic[T]):
             self._endpoint.policies.retry_policy,
             deadline=self._request.deadline,
             budget=lambda _: self._endpoint.policies.retry_budget,
-            facts=lambda _: Facts(
+            facts=lambda _: RetryFacts(
                 idempotent=self._call.operation != "chat",
                 should_retry=self._should_retry,
                 new_credential=self._new_credential,
@@ -196,14 +196,14 @@ class Pipeline(Generic[T]):
                 timeout = policies.timeout(self._call, self._request.tokens, self._request.fill)
                 breakers = policies.breakers(self._call)
                 permit = breakers.acquire(timeout) if breakers is not None else None
-                if isinstance(permit, Refusal):
+                if isinstance(permit, CallNotPermitted):
                     lease.refund()
                     continue
                 scope.begin(permit, timeout)
                 try:
                     if not endpoint.custom_transport:
                         return await self._send(number, scope, encoded, settings)
-                    with SingleRetrier():
+                    with retry_guard():
                         return await self._send(number, scope, encoded, settings)
                 except AuthError:
                     self._new_credential = await self._credential_changed(endpoint, settings)
@@ -247,7 +247,7 @@ class Pipeline(Generic[T]):
         if len(response.body) < _PARSE_IN_THREAD_BYTES[call.operation]:
             value = parse_or_raise(endpoint.hooks, call, response, settings, parse)
         else:
-            value = await aside(parse_or_raise, endpoint.hooks, call, response, settings, parse)
+            value = await run_in_thread(parse_or_raise, endpoint.hooks, call, response, settings, parse)
         if self._recorder.enabled:
             self._recorder.response_parsed(response, self._clock.now() - started)
         return value
@@ -257,7 +257,7 @@ class Pipeline(Generic[T]):
         if endpoint.config.credential.is_static:
             return False
         try:
-            with SingleRetrier():
+            with retry_guard():
                 settings = await endpoint.settings()
         except LLMOptError:
             return False
@@ -358,19 +358,19 @@ class Pipeline(Generic[T]):
         pace = endpoint.policies.rate_limiter(self._call)
         if len(self._group.endpoints) > 1:
             try:
-                return await self._acquire_rate_limit(endpoint, pace, patience=0.0)
+                return await self._acquire_rate_limit(endpoint, pace, max_pause=0.0)
             except RateLimited:
                 if self._group.has_alternative(endpoint, self._call):
                     return None
         return await self._acquire_rate_limit(
-            endpoint, pace, patience=endpoint.policies.retry_policy.max_retry_after
+            endpoint, pace, max_pause=endpoint.policies.retry_policy.max_retry_after
         )
 
     async def _acquire_rate_limit(
-        self, endpoint: LiveEndpoint, pace: RateLimiterLike, *, patience: float
+        self, endpoint: LiveEndpoint, pace: RateLimiterLike, *, max_pause: float
     ) -> RateLimitLease:
         deadline = self._request.deadline
-        wait = pace.acquire(self._request.tokens, deadline=deadline, patience=patience)
+        wait = pace.acquire(self._request.tokens, deadline=deadline, max_pause=max_pause)
         return await self._record_wait("limiter", endpoint, wait)
 
     async def _record_wait(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:

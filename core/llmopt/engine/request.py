@@ -14,7 +14,7 @@ from llmopt.config.resolve import Endpoint
 from llmopt.engine.responses import Parse, T
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import InvalidInput, PluginContractError
-from llmopt.policies.clock import Clock, Deadline, aside
+from llmopt.policies.clock import Clock, Deadline, run_in_thread
 from llmopt.transport.request import WireRequest
 from llmopt.transport.stream import WireStream
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
@@ -270,7 +270,7 @@ async def pack(body: bytes) -> bytes:
     """A body as gzip, the same bytes each time. A long one is packed beside the event loop, which zlib leaves free."""
     if len(body) <= _MAX_ON_THE_LOOP:
         return _pack(body)
-    return await aside(_pack, body)
+    return await run_in_thread(_pack, body)
 
 
 def _pack(body: bytes) -> bytes:

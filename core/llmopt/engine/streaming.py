@@ -33,7 +33,7 @@ from llmopt.errors import (
     StreamInterrupted,
 )
 from llmopt.policies.clock import Clock, Deadline
-from llmopt.policies.timeouts import IdleClocks
+from llmopt.policies.timeouts import StreamTimeouts
 from llmopt.transport.stream import WireStream
 from llmopt.transport.timers import Watch
 from llmopt.values.calls import Settings
@@ -75,7 +75,7 @@ class LiveStream:
         reader: EventReader,
         *,
         head: HttpResponse,
-        idle: IdleClocks,
+        idle: StreamTimeouts,
         deadline: Deadline,
         clock: Clock,
         on_chunk: OnChunk | None,
@@ -154,7 +154,7 @@ class LiveStream:
         """Take note of what was just read."""
         if self.reader.new_content:
             self.reader.new_content = False
-            self._idle.spoke()
+            self._idle.content_received()
         if self.reader.complete and not self.ended:
             # What is left of the body is its formal end, at best: the reader need not wait for that.
             self._wire.drain(_DRAIN_S)
@@ -163,7 +163,7 @@ class LiveStream:
     async def _read_chunk(self) -> None:
         """Wait for the next piece of the body."""
         started = self._clock.now()
-        self._watch.begin(min(self._idle.bound, self._deadline.remaining()))
+        self._watch.begin(min(self._idle.read_timeout, self._deadline.remaining()))
         try:
             chunk = await self._wire.read()
         except asyncio.CancelledError:
@@ -175,7 +175,7 @@ class LiveStream:
         seconds = self._clock.now() - started
         if chunk is None:
             raise self._timeout_error()
-        self._idle.waited(seconds)
+        self._idle.bytes_received(seconds)
         self.reader.feed(chunk)
         if self._on_chunk is not None:
             self._on_chunk(len(chunk), self.reader.pending, seconds)
@@ -183,7 +183,7 @@ class LiveStream:
     def _timeout_error(self) -> LLMOptError:
         if self._deadline.expired():
             return DeadlineExceeded("the deadline passed in the middle of the answer.", phase="read")
-        return StreamIdle(f"the stream fell silent: {self._idle.ran_out()}.", sent="yes")
+        return StreamIdle(f"the stream fell silent: {self._idle.describe()}.", sent="yes")
 
     @property
     def holds_connection(self) -> bool:
@@ -382,9 +382,9 @@ class StreamPipeline(Pipeline[LiveStream]):
             max_events=self._stream_request.buffer_size,
         )
 
-    def _idle_timeouts(self, scope: AttemptScope) -> IdleClocks:
+    def _idle_timeouts(self, scope: AttemptScope) -> StreamTimeouts:
         timeouts = scope.endpoint.config.timeouts
-        return IdleClocks(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout)
+        return StreamTimeouts(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout)
 
     def _stream_ended(
         self,

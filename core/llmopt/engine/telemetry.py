@@ -23,7 +23,7 @@ from llmopt.values.events import (
 )
 
 if TYPE_CHECKING:
-    from llmopt.policies.circuit_breaker import BreakerChange
+    from llmopt.policies.circuit_breaker import CircuitTransition
     from llmopt.policies.retry_loop import Retry
     from llmopt.values.calls import Call
 _log: Final = logging.getLogger("llmopt")
@@ -105,7 +105,7 @@ class Telemetry:
         if self.enabled:
             self.emit(CompressionRefused(provider=provider, endpoint=endpoint, status=status))
 
-    def breaker_changed(self, change: BreakerChange) -> None:
+    def breaker_changed(self, change: CircuitTransition) -> None:
         """A circuit changed."""
         _log_line(
             logging.WARNING,
@@ -113,7 +113,7 @@ class Telemetry:
             change.name,
             change.old,
             change.new,
-            change.rest_s,
+            change.break_duration_s,
         )
         if self.enabled:
             self.emit(
@@ -122,7 +122,7 @@ class Telemetry:
                     circuit=change.name,
                     old=change.old,
                     new=change.new,
-                    break_duration_s=change.rest_s,
+                    break_duration_s=change.break_duration_s,
                 )
             )
 

@@ -18,7 +18,7 @@ from attrs import evolve, field, frozen
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
-from llmopt.policies.batch_size import BatchSize, TokenEstimator
+from llmopt.policies.batch_size import AdaptiveBatchSize, TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.calls import BatchLimit, EmbedCall
@@ -197,10 +197,10 @@ class AdaptiveBatchLimit:
         keep: Callable[[Mapping[str, Any]], None],
     ) -> None:
         saved = state if isinstance(state, Mapping) else {}
-        self._items: Final = BatchSize(
+        self._items: Final = AdaptiveBatchSize(
             limit.max_items or _MOST_ITEMS, wall=wall, state=_table(saved.get("items"))
         )
-        self._tokens: Final = BatchSize(
+        self._tokens: Final = AdaptiveBatchSize(
             limit.max_tokens or _MOST_TOKENS, wall=wall, state=_table(saved.get("tokens"))
         )
         self._keep: Final = keep

@@ -22,9 +22,9 @@ import math
 from collections import deque
 from typing import Final
 
-CUT_EVERY_S: Final = 1.0
+CUT_INTERVAL_S: Final = 1.0
 """One overload shows in many refusals; they count once a second."""
-FLOOR: Final = 0.5
+MIN_RATE: Final = 0.5
 """The lowest rate, in requests per second."""
 BURST_S: Final = (1.0, 5.0)
 """Seconds' worth of requests and of tokens that a bucket holds (docs/development/resilience.md)."""
@@ -34,74 +34,74 @@ _DIP: Final = 0.1
 _RECOVERY_S: Final = 6.0
 """Seconds from a refusal back to its rate: these, or those of so many requests, within a minute."""
 _RECOVERY_REQUESTS: Final = 30.0
-_LONGEST_RECOVERY_S: Final = 60.0
+_MAX_RECOVERY_S: Final = 60.0
 _TOKEN_SLACK: Final = 1.1
 """Sizes vary: with tokens held exactly in step, both limits bind in turn, and 3 % are lost."""
 _SOON_S: Final = 3.0
-_SHORTEST_CYCLE_S: Final = 4.0
-_SHORTEST_SPAN_S: Final = 0.5
+_MIN_CYCLE_S: Final = 4.0
+_MIN_SPAN_S: Final = 0.5
 _FEW: Final = 5
 """Requests below which nothing is measured."""
 _MIX_S: Final = 60.0
 _IDLE_S: Final = 5.0
 _FORGOTTEN: Final = 1_000.0
-_NOTE_EVERY_S: Final = 0.5
-_NOTES: Final = 60
+_SAMPLE_INTERVAL_S: Final = 0.5
+_MAX_SAMPLES: Final = 60
 
 
-class LearnedRate:
+class CubicRate:
     """The curve of one quota.
 
     "Granted" is throughout what was granted and not refused so far, as (requests, tokens).
 
     Attributes:
         active: whether there was a refusal that is not forgotten.
-        soon: whether the last cut came soon after the one before, or after the start.
-        next_note: when `note` is wanted again.
+        repeated: whether the last cut came soon after the one before, or after the start.
+        next_sample_at: when `add_sample` is wanted again.
     """
 
     __slots__ = (
         "_anchored",
         "_counted",
         "_cut_at",
+        "_measured_long_enough",
         "_mix",
         "_mixed",
-        "_notes",
+        "_plateau_rate",
         "_recovery_s",
-        "_speed",
-        "_sure",
+        "_samples",
         "_tokens_each",
         "active",
-        "next_note",
-        "soon",
+        "next_sample_at",
+        "repeated",
     )
 
     def __init__(self) -> None:
         self.active = False
-        self.soon = False
-        self.next_note = -math.inf
-        self._speed = math.inf  # requests per second at the plateau
+        self.repeated = False
+        self.next_sample_at = -math.inf
+        self._plateau_rate = math.inf  # requests per second at the plateau
         self._tokens_each = 0.0  # 0 when unknown
         self._recovery_s = _RECOVERY_S
         self._cut_at = -math.inf
         self._counted = 0.0  # requests that the last measurement rests on
-        self._sure = False  # whether that took long enough to be trusted
+        self._measured_long_enough = False  # whether that took long enough to be trusted
         # Moments and what was granted by then. The first is the anchor: there the server's bucket was empty, or
         # else, when not anchored, perhaps full.
-        self._notes: deque[tuple[float, float, float]] = deque()
+        self._samples: deque[tuple[float, float, float]] = deque()
         self._anchored = False
         self._mixed = (0.0, 0.0, 0.0)
         self._mix = (0.0, 0.0)  # requests and tokens of the last minute, mostly
 
     def __repr__(self) -> str:
-        return f"LearnedRate({self._speed:.3g}/s)" if self.active else "LearnedRate(nothing)"
+        return f"CubicRate({self._plateau_rate:.3g}/s)" if self.active else "CubicRate(nothing)"
 
-    def note(self, now: float, granted: tuple[float, float]) -> None:
+    def add_sample(self, now: float, granted: tuple[float, float]) -> None:
         """Remember what was granted by now."""
-        if now - self.next_note > _IDLE_S:
-            self._notes.clear()
+        if now - self.next_sample_at > _IDLE_S:
+            self._samples.clear()
             self._anchored = False
-        self._weigh(now, granted)
+        self._update_mix(now, granted)
         self._append(now, granted)
 
     def rates(self, now: float) -> tuple[float, float]:
@@ -110,13 +110,13 @@ class LearnedRate:
         factor = 1 + _DIP * x * x * x
         if factor > _FORGOTTEN:
             self.forget()
-        tokens = self._speed * self._tokens_each * _TOKEN_SLACK if self._tokens_each else math.inf
-        return self._speed * factor, tokens * factor
+        tokens = self._plateau_rate * self._tokens_each * _TOKEN_SLACK if self._tokens_each else math.inf
+        return self._plateau_rate * factor, tokens * factor
 
     def forget(self) -> None:
         """The rate is as high as it may be; there is nothing left to learn."""
         self.active = False
-        self._speed = math.inf
+        self._plateau_rate = math.inf
 
     def cut(
         self,
@@ -135,64 +135,64 @@ class LearnedRate:
             granted: what was granted by now, without this request.
             rates: requests and tokens per second in force.
         """
-        self._uncount(sent_at, cost)
-        if sent_at < self._cut_at or now - self._cut_at < CUT_EVERY_S:
+        self._subtract_refused(sent_at, cost)
+        if sent_at < self._cut_at or now - self._cut_at < CUT_INTERVAL_S:
             return False
-        self._weigh(now, granted)
+        self._update_mix(now, granted)
         each = self._mix[1] / self._mix[0] if self._mix[0] >= _FEW else 0.0
-        began = self._notes[0][0] if self._notes and not self._anchored else self._cut_at
-        self.soon = now - began < _SOON_S
+        began = self._samples[0][0] if self._samples and not self._anchored else self._cut_at
+        self.repeated = now - began < _SOON_S
         current = min(rates[0], rates[1] / each if each else math.inf)
         plateau = self._plateau(now, granted, each, current)
         if plateau == math.inf:
             # Too little was sent to tell a rate from. The pause alone must do.
-            self._anchor(now, granted)
+            self._start_measuring(now, granted)
             return False
-        self._speed = max(FLOOR, plateau)
+        self._plateau_rate = max(MIN_RATE, plateau)
         self._tokens_each = each
-        self._recovery_s = max(_RECOVERY_S, min(_LONGEST_RECOVERY_S, _RECOVERY_REQUESTS / self._speed))
+        self._recovery_s = max(_RECOVERY_S, min(_MAX_RECOVERY_S, _RECOVERY_REQUESTS / self._plateau_rate))
         self.active = True
-        self._anchor(now, granted)
+        self._start_measuring(now, granted)
         return True
 
     def _plateau(self, now: float, granted: tuple[float, float], each: float, current: float) -> float:
-        then, requests, _ = self._notes[0] if self._notes else (now, granted[0], 0.0)
+        then, requests, _ = self._samples[0] if self._samples else (now, granted[0], 0.0)
         self._counted = granted[0] - requests
-        long = self._anchored and now - then >= _SHORTEST_CYCLE_S
-        if self.soon and self._sure and not long:
+        long = self._anchored and now - then >= _MIN_CYCLE_S
+        if self.repeated and self._measured_long_enough and not long:
             # A refusal leaves up to one request's cost in the bucket. Over so short a time that
             # matters more than what a measurement would tell.
-            return self._speed * _AGAIN
-        self._sure = long
+            return self._plateau_rate * _AGAIN
+        self._measured_long_enough = long
         if self._counted < _FEW:
             return current * _CUT
-        return min(current * (_CUT if self.soon else 1.0), self._measure(now, granted, each))
+        return min(current * (_CUT if self.repeated else 1.0), self._measure(now, granted, each))
 
     def _measure(self, now: float, granted: tuple[float, float], each: float) -> float:
-        best = FLOOR
-        for index, (then, requests, tokens) in enumerate(self._notes):
+        best = MIN_RATE
+        for index, (then, requests, tokens) in enumerate(self._samples):
             span = now - then
             in_requests = granted[0] - requests
             in_tokens = (granted[1] - tokens) / each if each else 0.0
-            if index == 0 and self._anchored and span > _SHORTEST_SPAN_S:
+            if index == 0 and self._anchored and span > _MIN_SPAN_S:
                 best = max(best, in_requests / span, in_tokens / span)
             if index == 0 or span > BURST_S[0]:
                 best = max(best, in_requests / (span + BURST_S[0]), in_tokens / (span + BURST_S[1]))
         return best
 
-    def _uncount(self, sent_at: float, cost: float) -> None:
+    def _subtract_refused(self, sent_at: float, cost: float) -> None:
         """Take a refused request out of what was noted as granted since it was sent."""
-        if self._notes and self._notes[-1][0] >= sent_at:
-            self._notes = deque(
+        if self._samples and self._samples[-1][0] >= sent_at:
+            self._samples = deque(
                 (then, requests - 1, tokens - cost) if then >= sent_at else (then, requests, tokens)
-                for then, requests, tokens in self._notes
+                for then, requests, tokens in self._samples
             )
         if sent_at < self._cut_at and self._counted > 1:
             # The measurement that the last cut rests on had counted it, too.
-            self._speed = max(FLOOR, self._speed * (1 - 1 / self._counted))
+            self._plateau_rate = max(MIN_RATE, self._plateau_rate * (1 - 1 / self._counted))
             self._counted -= 1
 
-    def _weigh(self, now: float, granted: tuple[float, float]) -> None:
+    def _update_mix(self, now: float, granted: tuple[float, float]) -> None:
         then, requests, tokens = self._mixed
         weight = math.exp((then - now) / _MIX_S)
         self._mixed = (now, *granted)
@@ -201,16 +201,16 @@ class LearnedRate:
             self._mix[1] * weight + max(0.0, granted[1] - tokens),
         )
 
-    def _anchor(self, now: float, granted: tuple[float, float]) -> None:
+    def _start_measuring(self, now: float, granted: tuple[float, float]) -> None:
         self._cut_at = now
-        if not self._anchored or now - self._notes[0][0] >= _SHORTEST_CYCLE_S:
-            self._notes.clear()
+        if not self._anchored or now - self._samples[0][0] >= _MIN_CYCLE_S:
+            self._samples.clear()
             self._anchored = True
         self._append(now, granted)
 
     def _append(self, now: float, granted: tuple[float, float]) -> None:
-        self._notes.append((now, *granted))
-        self.next_note = now + _NOTE_EVERY_S * self._recovery_s / _RECOVERY_S
-        if len(self._notes) > _NOTES:
-            self._notes.popleft()
+        self._samples.append((now, *granted))
+        self.next_sample_at = now + _SAMPLE_INTERVAL_S * self._recovery_s / _RECOVERY_S
+        if len(self._samples) > _MAX_SAMPLES:
+            self._samples.popleft()
             self._anchored = False

@@ -6,7 +6,7 @@ add a tenth, and a size that was refused is not tried again until that memory ex
 be good rather than to the half, if that is more, so that looking for the limit from below costs one
 request, not the throughput of a halved batch; and a limit that the server states replaces all guesses.
 
-What was learned is a plain dict (`BatchSize.state`), to be kept per provider, endpoint and model. Its
+What was learned is a plain dict (`AdaptiveBatchSize.state`), to be kept per provider, endpoint and model. Its
 times are therefore the wall clock's: a monotonic clock means nothing to the next process.
 """
 
@@ -22,7 +22,7 @@ _EXPIRY_S: Final = 86_400.0
 _VERSION: Final = 1
 
 
-class BatchSize:
+class AdaptiveBatchSize:
     """The size of batches for one endpoint and model, in items (or tokens, or bytes: one each).
 
     Attributes:

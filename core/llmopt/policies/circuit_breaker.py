@@ -18,7 +18,7 @@ from typing import Final, Literal, Self
 
 from attrs import frozen
 
-from llmopt.policies.clock import Now, new_source
+from llmopt.policies.clock import Now, new_rng
 
 # How many of the calls of the last seconds failed.
 
@@ -77,7 +77,7 @@ Result = Literal["success", "failure", "neutral"]
 
 
 @frozen
-class Refusal:
+class CallNotPermitted:
     """No permit now. ``retry_after`` is in seconds, ``math.inf`` when an operator holds the circuit open."""
 
     name: str
@@ -130,49 +130,49 @@ _MOST_GROWTH: Final = 64
 
 
 @frozen(kw_only=True)
-class BreakerRules:
+class CircuitBreakerOptions:
     """When a breaker opens and how it closes again.
 
     Attributes:
         window_s: seconds of results that count.
         buckets: parts the window moves by.
-        min_calls: fewest results in the window for the ratio to mean something.
-        ratio: share of failures that opens.
-        consecutive: failures in a row that open, None for no such rule.
-        rest_s: first rest in seconds.
-        growth: each further rest is so many times longer ...
-        max_rest_s: ... up to this: it bounds how late a recovered server is noticed.
+        minimum_calls: fewest results in the window for the ratio to mean something.
+        failure_ratio: share of failures that opens.
+        consecutive_failures: failures in a row that open, None for no such rule.
+        break_duration_s: first rest in seconds.
+        break_growth: each further rest is so many times longer ...
+        max_break_duration_s: ... up to this: it bounds how late a recovered server is noticed.
         jitter: part of the rest that is random, either way.
-        calm_s: seconds closed after which the next rest is a first one again.
-        probes: good probes in a row that close.
-        watch_spare_s: how long after its attempt's time-out a probe that never reports is given up.
-        look_again_s: when to look again while somebody else's probe is under way.
+        reset_after_s: seconds closed after which the next rest is a first one again.
+        half_open_calls: good probes in a row that close.
+        probe_grace_s: how long after its attempt's time-out a probe that never reports is given up.
+        probe_retry_in_s: when to look again while somebody else's probe is under way.
     """
 
     window_s: float = 30.0
     buckets: int = 10
-    min_calls: int = 10
-    ratio: float = 0.5
-    consecutive: int | None = None
-    rest_s: float = 5.0
-    growth: float = 1.5
-    max_rest_s: float = 8.0
+    minimum_calls: int = 10
+    failure_ratio: float = 0.5
+    consecutive_failures: int | None = None
+    break_duration_s: float = 5.0
+    break_growth: float = 1.5
+    max_break_duration_s: float = 8.0
     jitter: float = 0.2
-    calm_s: float = 60.0
-    probes: int = 2
-    watch_spare_s: float = 5.0
-    look_again_s: float = 0.5
+    reset_after_s: float = 60.0
+    half_open_calls: int = 2
+    probe_grace_s: float = 5.0
+    probe_retry_in_s: float = 0.5
 
 
 @frozen(kw_only=True)
-class BreakerChange:
+class CircuitTransition:
     """A breaker went from one state to another.
 
     Attributes:
         name: the breaker's name.
         old: state before.
         new: state after.
-        rest_s: seconds until the first probe, for a change to "open".
+        break_duration_s: seconds until the first probe, for a change to "open".
         calls: results in the window at that moment.
         failures: how many of them were failures.
         shadow: whether it had no effect, because the mode is "metrics_only".
@@ -181,7 +181,7 @@ class BreakerChange:
     name: str
     old: State
     new: State
-    rest_s: float = 0.0
+    break_duration_s: float = 0.0
     calls: int = 0
     failures: int = 0
     shadow: bool = False
@@ -193,12 +193,12 @@ class CircuitBreaker:
     def __init__(
         self,
         name: str = "",
-        rules: BreakerRules | None = None,
+        rules: CircuitBreakerOptions | None = None,
         *,
         now: Now,
         rng: random.Random | None = None,
-        on_change: Callable[[BreakerChange], None] | None = None,
-        on_news: Callable[[], None] | None = None,
+        on_transition: Callable[[CircuitTransition], None] | None = None,
+        on_probe_end: Callable[[], None] | None = None,
         mode: Mode = "automatic",
     ) -> None:
         """Start closed.
@@ -208,17 +208,17 @@ class CircuitBreaker:
             rules: when it opens and closes.
             now: the clock.
             rng: source of the jitter.
-            on_change: told of each change of state.
-            on_news: told when those who were refused should look again, other than by a rest's end.
+            on_transition: told of each change of state.
+            on_probe_end: told when those who were refused should look again, other than by a rest's end.
             mode: the operator's wish.
         """
         self.name = name
-        self._rules = rules = rules or BreakerRules()
+        self._rules = rules = rules or CircuitBreakerOptions()
         self._now = now
         self._report = self._settle  # bound once, not for each permit
-        self._rng = rng or new_source()
-        self._on_change = on_change
-        self._on_news = on_news
+        self._rng = rng or new_rng()
+        self._on_change = on_transition
+        self._on_news = on_probe_end
         self._mode: Mode = mode
         self._state: Literal["closed", "open", "half_open"] = "closed"
         self._window = FailureWindow(rules.window_s, rules.buckets)
@@ -244,13 +244,13 @@ class CircuitBreaker:
         return math.inf if self._mode == "forced_open" else None
 
     def patience(self) -> float | None:
-        """As `peek`, for one who hears `on_news`: behind a probe, as long as the probe may take."""
+        """As `peek`, for one who hears `on_probe_end`: behind a probe, as long as the probe may take."""
         if self._state == "half_open" and self._mode == "automatic":
             left = self._watch_until - self._now()
             return left if left > 0 else None
         return self.peek()
 
-    def acquire(self, timeout_s: float = 60.0) -> Permit | Refusal:
+    def acquire(self, timeout_s: float = 60.0) -> Permit | CallNotPermitted:
         """A permit, or how long to stay away.
 
         Args:
@@ -262,7 +262,7 @@ class CircuitBreaker:
         if self._mode == "disabled":
             return Permit(self._report, _UNCOUNTED)
         if self._mode == "forced_open":
-            return Refusal(self.name, math.inf)
+            return CallNotPermitted(self.name, math.inf)
         return self._admit(timeout_s)
 
     def _wait(self) -> float | None:
@@ -273,21 +273,21 @@ class CircuitBreaker:
         if self._state == "open":
             return self._until - now if now < self._until else None
         if now < self._watch_until:
-            return min(self._rules.look_again_s, self._watch_until - now)
+            return min(self._rules.probe_retry_in_s, self._watch_until - now)
         return None
 
-    def _admit(self, timeout_s: float) -> Permit | Refusal:
+    def _admit(self, timeout_s: float) -> Permit | CallNotPermitted:
         wait = self._wait()
         if wait is not None:
             shadow = self._mode == "metrics_only"
-            return Permit(self._report, _UNCOUNTED) if shadow else Refusal(self.name, wait)
+            return Permit(self._report, _UNCOUNTED) if shadow else CallNotPermitted(self.name, wait)
         if self._state == "open":
             self._row = 0
             self._change("half_open")
         if self._state == "half_open":
             # A new generation for each probe: one that was given up must not speak for the next.
             self._generation += 1
-            self._watch_until = self._now() + timeout_s + self._rules.watch_spare_s
+            self._watch_until = self._now() + timeout_s + self._rules.probe_grace_s
         return Permit(self._report, self._generation)
 
     def _settle(self, ticket: int, result: Result) -> None:
@@ -307,8 +307,10 @@ class CircuitBreaker:
             return
         self._row += 1
         rules = self._rules
-        in_a_row = rules.consecutive is not None and self._row >= rules.consecutive
-        if in_a_row or (window.calls >= rules.min_calls and window.failures >= rules.ratio * window.calls):
+        in_a_row = rules.consecutive_failures is not None and self._row >= rules.consecutive_failures
+        if in_a_row or (
+            window.calls >= rules.minimum_calls and window.failures >= rules.failure_ratio * window.calls
+        ):
             self._open(now)
 
     def _probe_ended(self, result: Result) -> None:
@@ -317,20 +319,23 @@ class CircuitBreaker:
             self._open(self._now())
         elif result == "success":
             self._row += 1
-            if self._row >= self._rules.probes:
+            if self._row >= self._rules.half_open_calls:
                 self._close()
         self._tell_news()
 
-    def _open(self, now: float, rest_s: float | None = None) -> None:
+    def _open(self, now: float, break_duration_s: float | None = None) -> None:
         rules = self._rules
-        if self._state == "closed" and now - self._closed_at >= rules.calm_s:
+        if self._state == "closed" and now - self._closed_at >= rules.reset_after_s:
             self._rests = 0
-        if rest_s is None:
-            rest_s = min(rules.max_rest_s, rules.rest_s * rules.growth ** min(self._rests, _MOST_GROWTH))
-            rest_s *= self._rng.uniform(1 - rules.jitter, 1 + rules.jitter)
+        if break_duration_s is None:
+            break_duration_s = min(
+                rules.max_break_duration_s,
+                rules.break_duration_s * rules.break_growth ** min(self._rests, _MOST_GROWTH),
+            )
+            break_duration_s *= self._rng.uniform(1 - rules.jitter, 1 + rules.jitter)
         self._rests += 1
         # Never sooner than was promised before (litellm #40130: the shorter of two rests won).
-        self._until = max(self._until, now + rest_s)
+        self._until = max(self._until, now + break_duration_s)
         self._change("open", self._until - now)
 
     def _close(self) -> None:
@@ -339,20 +344,20 @@ class CircuitBreaker:
         self._window.clear()
         self._change("closed")
 
-    def _change(self, new: Literal["closed", "open", "half_open"], rest_s: float = 0.0) -> None:
+    def _change(self, new: Literal["closed", "open", "half_open"], break_duration_s: float = 0.0) -> None:
         old, self._state = self._state, new
         self._generation += 1
         if self._on_change is not None:
-            self._tell(old, new, rest_s)
+            self._tell(old, new, break_duration_s)
 
-    def _tell(self, old: State, new: State, rest_s: float = 0.0) -> None:
+    def _tell(self, old: State, new: State, break_duration_s: float = 0.0) -> None:
         if self._on_change is None or old == new:
             return
-        change = BreakerChange(
+        change = CircuitTransition(
             name=self.name,
             old=old,
             new=new,
-            rest_s=rest_s,
+            break_duration_s=break_duration_s,
             calls=self._window.calls,
             failures=self._window.failures,
             shadow=self._mode == "metrics_only",
@@ -363,9 +368,9 @@ class CircuitBreaker:
         if self._on_news is not None:
             self._on_news()
 
-    def trip(self, rest_s: float | None = None) -> None:
+    def trip(self, break_duration_s: float | None = None) -> None:
         """Open now, for so many seconds or the usual rest; a rest that ends later already stays."""
-        self._open(self._now(), rest_s)
+        self._open(self._now(), break_duration_s)
 
     def reset(self) -> None:
         """Close now and forget what was counted."""

@@ -17,17 +17,17 @@ from attrs import evolve
 
 from llmopt import errors
 from llmopt.policies.circuit_breaker import (
-    BreakerChange,
-    BreakerRules,
+    CallNotPermitted,
     CircuitBreaker,
+    CircuitBreakerOptions,
+    CircuitTransition,
     Mode,
     Permit,
-    Refusal,
     Result,
 )
-from llmopt.policies.clock import Clock, Now, new_source
+from llmopt.policies.clock import Clock, Now, new_rng
 
-Evidence = tuple[Result, Result]
+Results = tuple[Result, Result]
 """What an outcome says of the origin, and of the model."""
 _CONNECT_FAILURES_IN_A_ROW: Final = 5
 _FAILURES_IN_A_ROW: Final = 16
@@ -36,7 +36,7 @@ requests a second, half of a full window of 30 s are 300 requests into an outage
 _MOST_CIRCUITS: Final = 4096
 
 
-def evidence(error: BaseException | None) -> Evidence:
+def results_of(error: BaseException | None) -> Results:
     """What an attempt's outcome says of the two circuits; None stands for a good answer.
 
     A 4xx or 429 is an answer: good news of the origin, none of the model's health. A local
@@ -56,7 +56,7 @@ def evidence(error: BaseException | None) -> Evidence:
     return "neutral", "neutral"
 
 
-def deadline_counts(ran_s: float, timeout_s: float) -> bool:
+def counts_as_timeout(ran_s: float, timeout_s: float) -> bool:
     """Whether an attempt that the caller's own deadline cut off after so long counts as timed out.
 
     A caller in a hurry says nothing of the server; one who waited 10 s, or the attempt's whole time, does.
@@ -90,8 +90,8 @@ class PairPermit:
         self._model.settle("neutral")
 
     def failed(self, error: BaseException) -> None:
-        """Report an error to whom it concerns, see `evidence`."""
-        origin, model = evidence(error)
+        """Report an error to whom it concerns, see `results_of`."""
+        origin, model = results_of(error)
         self._origin.settle(origin)
         self._model.settle(model)
 
@@ -128,36 +128,36 @@ class BreakerPair:
         """As `peek`, for one who hears of news; see `CircuitBreaker.patience`."""
         return max((self.origin.patience(), self.model.patience()), key=lambda wait: wait or 0.0)
 
-    def acquire(self, timeout_s: float = 60.0) -> PairPermit | Refusal:
+    def acquire(self, timeout_s: float = 60.0) -> PairPermit | CallNotPermitted:
         """A permit of both, or the refusal of one; see `CircuitBreaker.acquire`."""
         origin = self.origin.acquire(timeout_s)
-        if isinstance(origin, Refusal):
+        if isinstance(origin, CallNotPermitted):
             return origin
         model = self.model.acquire(timeout_s)
-        if isinstance(model, Refusal):
+        if isinstance(model, CallNotPermitted):
             origin.neutral()
             return model
         return PairPermit(origin, model)
 
 
-class Breakers:
+class CircuitBreakerRegistry:
     """All circuits of a client, made when first asked for. State is per process, never shared."""
 
     def __init__(
         self,
-        rules: BreakerRules | None = None,
+        rules: CircuitBreakerOptions | None = None,
         *,
         now: Now,
         rng: random.Random | None = None,
-        on_change: Callable[[BreakerChange], None] | None = None,
-        on_news: Callable[[], None] | None = None,
+        on_transition: Callable[[CircuitTransition], None] | None = None,
+        on_probe_end: Callable[[], None] | None = None,
         mode: Mode = "automatic",
     ) -> None:
-        self._on_news = on_news
-        self._rules = rules or BreakerRules()
+        self._on_news = on_probe_end
+        self._rules = rules or CircuitBreakerOptions()
         self._now = now
-        self._rng = rng or new_source()
-        self._on_change = on_change
+        self._rng = rng or new_rng()
+        self._on_change = on_transition
         self._mode: Mode = mode
         self._origins: dict[str, CircuitBreaker] = {}
         self._models: dict[tuple[str, str, str, str], CircuitBreaker] = {}
@@ -181,14 +181,14 @@ class Breakers:
         for breaker in (*self._origins.values(), *self._models.values()):
             breaker.set_mode(mode)
 
-    def _make(self, name: str, consecutive: int | None) -> CircuitBreaker:
+    def _make(self, name: str, consecutive_failures: int | None) -> CircuitBreaker:
         return CircuitBreaker(
             name,
-            evolve(self._rules, consecutive=consecutive),
+            evolve(self._rules, consecutive_failures=consecutive_failures),
             now=self._now,
             rng=self._rng,
-            on_change=self._on_change,
-            on_news=self._on_news,
+            on_transition=self._on_change,
+            on_probe_end=self._on_news,
             mode=self._mode,
         )
 
@@ -207,7 +207,7 @@ class Breakers:
 # woken: whether one may go is for the circuit to say, and it admits one at a time.
 
 
-class Recess:
+class CircuitWaitQueue:
     """The waiting room of one client, for any number of event loops, one after the other or at once."""
 
     def __init__(self, clock: Clock) -> None:
@@ -215,13 +215,13 @@ class Recess:
         self._waiting: Final[dict[asyncio.Future[None], None]] = {}
 
     def __repr__(self) -> str:
-        return f"Recess({len(self._waiting)} waiting)"
+        return f"CircuitWaitQueue({len(self._waiting)} waiting)"
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     async def wait(self, seconds: float) -> None:
-        """Wait until `over` is called, at most for so long."""
+        """Wait until `notify_all` is called, at most for so long."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = None
         timer = self._clock.call_later(seconds, _wake, future)
@@ -231,7 +231,7 @@ class Recess:
             timer.cancel()
             del self._waiting[future]
 
-    def over(self) -> None:
+    def notify_all(self) -> None:
         """Wake everybody: some circuit may admit a request now."""
         here = _running_loop()
         for future in tuple(self._waiting):

@@ -152,18 +152,18 @@ def valid_seconds(value: object, name: str) -> float:
 # undisturbed. But like those they are seeded anew in a forked child, or parent and children, which
 # share a server, would also share every delay.
 
-_SOURCES: Final[WeakSet[random.Random]] = WeakSet()
+_RNGS: Final[WeakSet[random.Random]] = WeakSet()
 
 
-def new_source() -> random.Random:
+def new_rng() -> random.Random:
     """A source of random numbers, seeded by the system."""
     source = random.Random()
-    _SOURCES.add(source)
+    _RNGS.add(source)
     return source
 
 
 def _reseed() -> None:
-    for source in list(_SOURCES):
+    for source in list(_RNGS):
         source.seed()
 
 
@@ -209,7 +209,7 @@ class PerLoop(Generic[T]):
 R = TypeVar("R")
 
 
-async def aside(function: Callable[[Unpack[_Args]], R], *args: *_Args) -> R:
+async def run_in_thread(function: Callable[[Unpack[_Args]], R], *args: *_Args) -> R:
     """What a function gives, called in a thread that is there for this alone.
 
     Not in the loop's own executor, as `asyncio.to_thread`: that is the program's, which may have filled it for

@@ -21,13 +21,13 @@ from typing import Final, Literal, Self
 from llmopt import errors
 from llmopt.policies.clock import Clock, Deadline
 
-Load = Literal["success", "overload", "neutral"]
+LoadSignal = Literal["success", "overload", "neutral"]
 """What a request says of the load: it went well, there was too much of it, or nothing."""
 _DECREASE: Final = 0.75
 _DECREASE_EVERY_S: Final = 1.0
 
 
-def load_of(error: BaseException | None) -> Load:
+def load_signal(error: BaseException | None) -> LoadSignal:
     """What an attempt's outcome says of the load; None stands for a good answer.
 
     A 429 is not among the signs: pace is the rate limiter's business. A plugin that knows a 429 to mean
@@ -50,8 +50,8 @@ class Slot:
 
     __slots__ = ("_give_back",)
 
-    def __init__(self, give_back: Callable[[Load], None]) -> None:
-        self._give_back: Callable[[Load], None] | None = give_back
+    def __init__(self, give_back: Callable[[LoadSignal], None]) -> None:
+        self._give_back: Callable[[LoadSignal], None] | None = give_back
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +59,7 @@ class Slot:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def release(self, load: Load = "neutral") -> None:
+    def release(self, load: LoadSignal = "neutral") -> None:
         """Give the room back, and say what the request told of the load. Never awaits."""
         give_back = self._give_back
         if give_back is not None:
@@ -67,7 +67,7 @@ class Slot:
             give_back(load)
 
 
-class Concurrency:
+class ConcurrencyLimiter:
     """The limit of one endpoint, and the line before it. For use within one event loop.
 
     Attributes:
@@ -146,7 +146,7 @@ class Concurrency:
             del self._line[waiter]
             waiter.set_exception(_too_late())
 
-    def _release(self, load: Load) -> None:
+    def _release(self, load: LoadSignal) -> None:
         if load == "success":
             self._increase()
         elif load == "overload":

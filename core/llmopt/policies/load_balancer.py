@@ -21,7 +21,7 @@ from typing import Final
 
 from attrs import frozen
 
-from llmopt.policies.clock import Now, new_source
+from llmopt.policies.clock import Now, new_rng
 
 _CLEARLY: Final = 0.75
 _MEMORY_S: Final = 10.0
@@ -61,7 +61,7 @@ class _Latency:
         self.at = now
 
 
-class Balance:
+class LoadBalancer:
     """Chooses among the endpoints of one provider entry."""
 
     def __init__(self, weights: Sequence[float], *, now: Now, rng: random.Random | None = None) -> None:
@@ -71,9 +71,9 @@ class Balance:
         self._shares = tuple(weight / mean for weight in weights)
         self._latencies = tuple(_Latency() for _ in weights)
         self._now = now
-        self._rng = rng or new_source()
+        self._rng = rng or new_rng()
 
-    def took(self, index: int, seconds: float) -> None:
+    def record_latency(self, index: int, seconds: float) -> None:
         """A good answer took so long.
 
         Errors that come fast are no good sign, and time-outs are none of a second kind: while it lasts a hanging

@@ -18,7 +18,7 @@ from typing import Final, TypeVarTuple, Unpack
 
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
 from llmopt.policies.clock import Clock, Deadline, Timer
-from llmopt.policies.quota import SCOUTS, Lease, Quota
+from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota
 from llmopt.values.calls import RateLimits
 
 # Those who wait for a rate limit, in the order they came, whatever event loop they wait on.
@@ -37,56 +37,68 @@ class Waiter:
 
     Attributes:
         tokens: what it wants.
-        since: when it came.
+        enqueued_at: when it came.
         cause: what it waits for, as it was when it came.
         deadline: until when it waits.
-        patience: seconds of a pause that it waits for at most.
+        max_pause: seconds of a pause that it waits for at most.
         loop: the event loop it waits on.
         future: what it awaits.
         lease: what it was granted, and may not know of yet.
-        expiry: the timer of its deadline.
+        deadline_timer: the timer of its deadline.
     """
 
-    __slots__ = ("cause", "deadline", "expiry", "future", "lease", "loop", "patience", "since", "tokens")
+    __slots__ = (
+        "cause",
+        "deadline",
+        "deadline_timer",
+        "enqueued_at",
+        "future",
+        "lease",
+        "loop",
+        "max_pause",
+        "tokens",
+    )
 
-    def __init__(self, tokens: float, since: float, deadline: Deadline | None, patience: float) -> None:
+    def __init__(
+        self, tokens: float, enqueued_at: float, deadline: Deadline | None, max_pause: float
+    ) -> None:
         self.tokens = tokens
-        self.since = since
+        self.enqueued_at = enqueued_at
         self.cause = ""
         self.deadline = deadline
-        self.patience = patience
+        self.max_pause = max_pause
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Lease] = self.loop.create_future()
         self.lease: Lease | None = None
-        self.expiry: Timer | None = None
+        self.deadline_timer: Timer | None = None
 
 
-class _Alarm:
+class _LoopTimer:
     """The timer of one loop."""
 
-    __slots__ = ("due", "timer", "waiters")
+    __slots__ = ("due", "handle", "waiters")
 
     def __init__(self) -> None:
         self.waiters = 0
         self.due = math.inf
-        self.timer: Timer | None = None
+        self.handle: Timer | None = None
 
 
-class Line:
+class WaitQueue:
     """Waiters in order.
 
     Attributes:
         tokens: what all of them together want.
     """
 
-    def __init__(self, clock: Clock, ring: Callable[[], None]) -> None:
-        """Call ``ring``, on a loop with waiters, when the moment given to `wake_at` has come."""
+    def __init__(self, clock: Clock, on_timer: Callable[[], None]) -> None:
+        """Call ``on_timer``, on a loop with waiters, when the moment given to `wake_at` has come."""
         self.tokens = 0.0
         self._clock = clock
-        self._ring = ring
+        self._on_timer = on_timer
         # In a deque, a waiter that leaves the middle would cost a search: 10,000 cancelled at once, 10,000 searches.
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()
-        self._alarms: dict[asyncio.AbstractEventLoop, _Alarm] = {}
+        self._timers: dict[asyncio.AbstractEventLoop, _LoopTimer] = {}
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -97,62 +109,62 @@ class Line:
             waiter = next(iter(self._waiters))
             if not waiter.future.done():
                 return waiter
-            self.leave(waiter)
+            self.remove(waiter)
         return None
 
     def all(self) -> list[Waiter]:
         """All of them, in order."""
         return list(self._waiters)
 
-    def join(self, waiter: Waiter) -> None:
+    def put(self, waiter: Waiter) -> None:
         """Stand at the end."""
         self._waiters[waiter] = None
         self.tokens += waiter.tokens
-        self._alarms.setdefault(waiter.loop, _Alarm()).waiters += 1
+        self._timers.setdefault(waiter.loop, _LoopTimer()).waiters += 1
 
-    def leave(self, waiter: Waiter) -> bool:
+    def remove(self, waiter: Waiter) -> bool:
         """Leave the line; False if it had left before."""
         if waiter not in self._waiters:
             return False
         del self._waiters[waiter]
         self.tokens -= waiter.tokens
-        alarm = self._alarms[waiter.loop]
-        alarm.waiters -= 1
-        if not alarm.waiters:
-            del self._alarms[waiter.loop]
-            _on(waiter.loop, _silence, alarm)
+        timer = self._timers[waiter.loop]
+        timer.waiters -= 1
+        if not timer.waiters:
+            del self._timers[waiter.loop]
+            _run_on(waiter.loop, _cancel, timer)
         return True
 
-    def serve(self, waiter: Waiter, lease: Lease) -> bool:
+    def grant(self, waiter: Waiter, lease: Lease) -> bool:
         """Give a waiter its lease; False when its loop is closed, so that nobody will ever come for it."""
-        self.leave(waiter)
+        self.remove(waiter)
         waiter.lease = lease
-        return _on(waiter.loop, _deliver, waiter.future, lease)
+        return _run_on(waiter.loop, _set_result, waiter.future, lease)
 
     def reject(self, waiter: Waiter, error: LLMOptError) -> None:
         """Send a waiter away."""
-        if self.leave(waiter):
-            _on(waiter.loop, _fail, waiter.future, error)
+        if self.remove(waiter):
+            _run_on(waiter.loop, _set_exception, waiter.future, error)
 
     def wake_at(self, moment: float) -> None:
         """Ring at that moment at the latest."""
-        for loop, alarm in self._alarms.items():
-            if moment < alarm.due:
-                alarm.due = moment
-                _on(loop, self._set, alarm, moment)
+        for loop, timer in self._timers.items():
+            if moment < timer.due:
+                timer.due = moment
+                _run_on(loop, self._schedule, timer, moment)
 
-    def _set(self, alarm: _Alarm, moment: float) -> None:
-        _silence(alarm)
-        if alarm.waiters:
-            alarm.timer = self._clock.call_later(max(0.0, moment - self._clock.now()), self._due, alarm)
+    def _schedule(self, timer: _LoopTimer, moment: float) -> None:
+        _cancel(timer)
+        if timer.waiters:
+            timer.handle = self._clock.call_later(max(0.0, moment - self._clock.now()), self._fire, timer)
 
-    def _due(self, alarm: _Alarm) -> None:
-        alarm.timer = None
-        alarm.due = math.inf
-        self._ring()
+    def _fire(self, timer: _LoopTimer) -> None:
+        timer.handle = None
+        timer.due = math.inf
+        self._on_timer()
 
 
-def _on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
+def _run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
     """Run it on that loop, at once if we are there; False when the loop is closed."""
     if _running_loop() is loop:
         act(*args)
@@ -171,23 +183,23 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _silence(alarm: _Alarm) -> None:
-    if alarm.timer is not None:
-        alarm.timer.cancel()
-        alarm.timer = None
+def _cancel(timer: _LoopTimer) -> None:
+    if timer.handle is not None:
+        timer.handle.cancel()
+        timer.handle = None
 
 
-def _deliver(future: asyncio.Future[Lease], lease: Lease) -> None:
+def _set_result(future: asyncio.Future[Lease], lease: Lease) -> None:
     if not future.done():
         future.set_result(lease)
 
 
-def _fail(future: asyncio.Future[Lease], error: LLMOptError) -> None:
+def _set_exception(future: asyncio.Future[Lease], error: LLMOptError) -> None:
     if not future.done():
         future.set_exception(error)
 
 
-_HEAR_EVERY_S: Final = 0.02
+_HEADER_INTERVAL_S: Final = 0.02
 MAX_WAITING: Final = 10_000
 MAX_WAITING_TOKENS: Final = 100_000_000
 """About 400 MB of text held by those who wait."""
@@ -204,7 +216,7 @@ class RateLimiter:
         tpm: float | None = None,
         max_waiting: int = MAX_WAITING,
         max_waiting_tokens: float = MAX_WAITING_TOKENS,
-        scouts: int = SCOUTS,
+        initial_window: int = INITIAL_WINDOW,
     ) -> None:
         """Limit by what is configured, by what headers tell, and by what refusals teach.
 
@@ -214,7 +226,7 @@ class RateLimiter:
             tpm: tokens per minute, likewise.
             max_waiting: calls in line before another is turned away.
             max_waiting_tokens: tokens of all that are in line, likewise.
-            scouts: requests in the air before the first answer; 0 sends all that the limits allow.
+            initial_window: requests in flight before the first answer; 0 sends all that the limits allow.
 
         Raises:
             ConfigError: a limit is not a number above 0.
@@ -225,11 +237,11 @@ class RateLimiter:
         self._clock = clock
         self._now = clock.now
         self._mutex = threading.Lock()
-        self._quota = Quota(rpm, tpm, now=clock.now(), lender=self, scouts=scouts)
-        self._line = Line(clock, self._ring)
+        self._quota = Quota(rpm, tpm, now=clock.now(), owner=self, initial_window=initial_window)
+        self._queue = WaitQueue(clock, self._on_timer)
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
-        self._heard_at = -math.inf
+        self._headers_read_at = -math.inf
 
     def __repr__(self) -> str:
         return f"RateLimiter({self._quota}, waiting={self.waiting})"
@@ -237,7 +249,7 @@ class RateLimiter:
     @property
     def waiting(self) -> int:
         """How many are in line."""
-        return len(self._line)
+        return len(self._queue)
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -245,9 +257,9 @@ class RateLimiter:
         return self._quota.requests.rate, self._quota.tokens.rate
 
     @property
-    def told(self) -> tuple[float | None, float | None]:
+    def server_limits(self) -> tuple[float | None, float | None]:
         """Requests and tokens a minute that headers told of; None where they did not."""
-        return self._quota.requests.told, self._quota.tokens.told
+        return self._quota.requests.server_limit, self._quota.tokens.server_limit
 
     @property
     def levels(self) -> tuple[float, float]:
@@ -257,44 +269,44 @@ class RateLimiter:
     @property
     def paused(self) -> float:
         """Seconds that nothing goes out because the server refused; 0 when that is not so."""
-        return self._quota.pause.left(self._now())
+        return self._quota.backoff.remaining(self._now())
 
     @property
-    def curious(self) -> bool:
+    def wants_headers(self) -> bool:
         """Whether headers of good answers would tell anything new: not right after others were heard.
 
         A bucket that is heard of fifty times a second holds no surprises, and reading the headers of each of
         thousands of answers a second would cost a tenth of the whole.
         """
-        return self._now() >= self._heard_at + _HEAR_EVERY_S
+        return self._now() >= self._headers_read_at + _HEADER_INTERVAL_S
 
     @property
-    def free(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether a small request would go at once."""
         with self._mutex:
-            return not self._line and self._quota.wait(self._now(), 0.0) <= 0
+            return not self._queue and self._quota.wait_time(self._now(), 0.0) <= 0
 
     # Getting a lease
 
     def try_acquire(self, tokens: float = 0) -> Lease | None:
         """A lease if one is to be had now and nobody waits for it, else None. Never awaits."""
         with self._mutex:
-            if self._line:
+            if self._queue:
                 return None
             now = self._now()
-            if self._quota.wait(now, tokens) > 0:
+            if self._quota.wait_time(now, tokens) > 0:
                 return None
             return self._quota.take(now, tokens)
 
     async def acquire(
-        self, tokens: float = 0, *, deadline: Deadline | None = None, patience: float = math.inf
+        self, tokens: float = 0, *, deadline: Deadline | None = None, max_pause: float = math.inf
     ) -> Lease:
         """A lease, when it is this caller's turn; it says how long that took, and why.
 
         Args:
             tokens: what the request is estimated to cost.
             deadline: until when to wait.
-            patience: the longest pause of the server's, in seconds, that this caller waits for.
+            max_pause: the longest pause of the server's, in seconds, that this caller waits for.
 
         Raises:
             CostNeverFits: more tokens than the configured limit allows in a minute.
@@ -306,25 +318,25 @@ class RateLimiter:
         lease = self.try_acquire(tokens)
         if lease is not None:
             return lease
-        waiter = self._join(tokens, deadline, patience)
+        waiter = self._enqueue(tokens, deadline, max_pause)
         try:
             return await waiter.future
         except BaseException:
-            self._leave(waiter)
+            self._abandon(waiter)
             raise
         finally:
-            if waiter.expiry is not None:
-                waiter.expiry.cancel()
+            if waiter.deadline_timer is not None:
+                waiter.deadline_timer.cancel()
 
-    def _join(self, tokens: float, deadline: Deadline | None, patience: float) -> Waiter:
+    def _enqueue(self, tokens: float, deadline: Deadline | None, max_pause: float) -> Waiter:
         with self._mutex:
             now = self._now()
-            waiter = Waiter(tokens, now, deadline, patience)
+            waiter = Waiter(tokens, now, deadline, max_pause)
             self._check(now, waiter)
             if deadline is not None and deadline.bounded:
-                waiter.expiry = self._clock.call_later(deadline.remaining(), self._expire, waiter)
-            self._line.join(waiter)
-            self._pump(now)
+                waiter.deadline_timer = self._clock.call_later(deadline.remaining(), self._expire, waiter)
+            self._queue.put(waiter)
+            self._grant_waiting(now)
             waiter.cause = self._quota.cause
         return waiter
 
@@ -337,21 +349,21 @@ class RateLimiter:
                 f"the request has about {tokens:.0f} tokens, more than the configured limit allows in a minute;"
                 " raise tpm, or send less at once"
             )
-        waiting = len(self._line)
-        if waiting >= self._max_waiting or self._line.tokens + tokens > self._max_waiting_tokens:
+        waiting = len(self._queue)
+        if waiting >= self._max_waiting or self._queue.tokens + tokens > self._max_waiting_tokens:
             raise QueueFull(
-                f"{waiting} calls with about {self._line.tokens:.0f} tokens wait for the rate limit already"
+                f"{waiting} calls with about {self._queue.tokens:.0f} tokens wait for the rate limit already"
             )
-        pause = self._quota.pause.left(now)
-        hopeless = _hopeless(waiter, now, pause) or self._never_in_time(now, waiter)
-        if hopeless is not None:
-            raise hopeless
+        pause = self._quota.backoff.remaining(now)
+        error = _wait_error(waiter, now, pause) or self._too_slow_error(now, waiter)
+        if error is not None:
+            raise error
 
-    def _never_in_time(self, now: float, waiter: Waiter) -> LLMOptError | None:
+    def _too_slow_error(self, now: float, waiter: Waiter) -> LLMOptError | None:
         """Why the next in line would wait in vain; requests do not come back before their time."""
-        if waiter.deadline is None or not waiter.deadline.bounded or self._line:
+        if waiter.deadline is None or not waiter.deadline.bounded or self._queue:
             return None
-        wait = self._quota.wait(now, waiter.tokens)
+        wait = self._quota.wait_time(now, waiter.tokens)
         if self._quota.cause != "requests" or now + wait <= waiter.deadline.at:
             return None
         rate = self._quota.requests.rate * 60
@@ -361,51 +373,51 @@ class RateLimiter:
             retry_after=wait,
         )
 
-    def _leave(self, waiter: Waiter) -> None:
+    def _abandon(self, waiter: Waiter) -> None:
         """A waiter goes without a lease; if one was granted to it just now, the next gets it."""
         with self._mutex:
-            if self._line.leave(waiter):
-                self._pump(self._now())
+            if self._queue.remove(waiter):
+                self._grant_waiting(self._now())
             lease = waiter.lease
         if lease is not None:
             self.refund(lease)
 
     def _expire(self, waiter: Waiter) -> None:
         with self._mutex:
-            self._line.reject(waiter, _too_late(0.0))
-            self._pump(self._now())
+            self._queue.reject(waiter, _too_late(0.0))
+            self._grant_waiting(self._now())
 
     # Granting
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         with self._mutex:
-            self._pump(self._now())
+            self._grant_waiting(self._now())
 
-    def _pump(self, now: float) -> None:
+    def _grant_waiting(self, now: float) -> None:
         """Grant from the front for as long as there is room, then have oneself woken for the next."""
-        while (waiter := self._line.first()) is not None:
+        while (waiter := self._queue.first()) is not None:
             if waiter.deadline is not None and waiter.deadline.expired():
-                self._line.reject(waiter, _too_late(0.0))
+                self._queue.reject(waiter, _too_late(0.0))
                 continue
-            self._quota.save_up(waiter.tokens)
-            wait = self._quota.wait(now, waiter.tokens)
+            self._quota.reserve(waiter.tokens)
+            wait = self._quota.wait_time(now, waiter.tokens)
             if wait > 0:
-                self._line.wake_at(now + wait)
+                self._queue.wake_at(now + wait)
                 return
             self._grant(waiter, now)
-        self._quota.save_up(0.0)
+        self._quota.reserve(0.0)
 
-    def _send_away(self, now: float, pause: float) -> None:
-        for waiter in self._line.all():
-            hopeless = _hopeless(waiter, now, pause)
-            if hopeless is not None:
-                self._line.reject(waiter, hopeless)
+    def _reject_waiters(self, now: float, pause: float) -> None:
+        for waiter in self._queue.all():
+            error = _wait_error(waiter, now, pause)
+            if error is not None:
+                self._queue.reject(waiter, error)
 
     def _grant(self, waiter: Waiter, now: float) -> None:
         lease = self._quota.take(now, waiter.tokens)
-        lease.waited = now - waiter.since
+        lease.waited = now - waiter.enqueued_at
         lease.cause = waiter.cause
-        if not self._line.serve(waiter, lease):
+        if not self._queue.grant(waiter, lease):
             lease.open = False
             self._quota.refund(lease, now)
 
@@ -417,16 +429,16 @@ class RateLimiter:
             if lease.open:
                 lease.open = False
                 self._quota.settle(lease, tokens)
-                if self._line:
-                    self._pump(self._now())
+                if self._queue:
+                    self._grant_waiting(self._now())
 
     def accept(self, lease: Lease) -> None:
         """As `Lease.accept`."""
         with self._mutex:
             if lease.open:
                 self._quota.accept(lease)
-                if self._line:
-                    self._pump(self._now())
+                if self._queue:
+                    self._grant_waiting(self._now())
 
     def refund(self, lease: Lease) -> None:
         """As `Lease.refund`."""
@@ -435,7 +447,7 @@ class RateLimiter:
                 lease.open = False
                 now = self._now()
                 self._quota.refund(lease, now)
-                self._pump(now)
+                self._grant_waiting(now)
 
     def observe(self, limits: RateLimits, lease: Lease) -> bool:
         """Learn from the headers of an answer; settle its lease before, if the cost is known.
@@ -449,19 +461,19 @@ class RateLimiter:
         """
         with self._mutex:
             now = self._now()
-            self._heard_at = now
+            self._headers_read_at = now
             changed = self._quota.observe(now, limits, lease)
-            if self._line:
-                self._pump(now)
+            if self._queue:
+                self._grant_waiting(now)
             return changed
 
-    def penalize(
+    def throttled(
         self,
         retry_after: float | None = None,
         lease: Lease | None = None,
         *,
         limits: RateLimits | None = None,
-        counted: bool = False,
+        tokens_counted: bool = False,
     ) -> bool:
         """The server refused a request for its rate (429): pause, and go slower unless its headers explain it.
 
@@ -469,7 +481,7 @@ class RateLimiter:
             retry_after: seconds it asks to wait, None if it does not say.
             lease: that of the refused request, which ends with this; None if it is not known.
             limits: what the headers of the refusal tell, which need no `observe` then.
-            counted: whether the server counts the tokens of what it refuses.
+            tokens_counted: whether the server counts the tokens of what it refuses.
 
         Returns:
             As `observe`.
@@ -480,19 +492,19 @@ class RateLimiter:
                     return False
                 lease.open = False
             now = self._now()
-            changed = self._quota.penalize(
-                now, retry_after, lease, limits=limits or RateLimits(), counted=counted
+            changed = self._quota.throttled(
+                now, retry_after, lease, limits=limits or RateLimits(), tokens_counted=tokens_counted
             )
-            pause = self._quota.pause.left(now)
+            pause = self._quota.backoff.remaining(now)
             if pause:
-                self._send_away(now, pause)
-            self._pump(now)
+                self._reject_waiters(now, pause)
+            self._grant_waiting(now)
             return changed
 
 
-def _hopeless(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
+def _wait_error(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
     """Why it makes no sense to wait through a pause, None if it does."""
-    if pause > waiter.patience:
+    if pause > waiter.max_pause:
         return _too_long(pause)
     if pause and waiter.deadline is not None and now + pause > waiter.deadline.at:
         return _too_late(pause)

@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 from attrs import evolve, field, frozen
 
 from llmopt import errors
-from llmopt.policies.clock import Deadline, new_source
+from llmopt.policies.clock import Deadline, new_rng
 
 # The retry budget of one endpoint: how many retries an outage may cost.
 #
@@ -25,12 +25,12 @@ from llmopt.policies.clock import Deadline, new_source
 # last retry took, or 1 when it needed none. An endpoint that is down for everybody so gets about 35
 # retries in all, whatever the number of callers, while one that fails now and then is never refused.
 
-CAPACITY: Final = 500
-TRANSIENT: Final = 14
+BUDGET_CAPACITY: Final = 500
+TRANSIENT_COST: Final = 14
 """The price of a retry after a failure that says nothing of load."""
-THROTTLED: Final = 5
+THROTTLED_COST: Final = 5
 """The price of a retry that the server asked to come later: it costs the server little."""
-FREE: Final = 0
+NO_COST: Final = 0
 """A retry that is no extra load: the request was never seen, or nothing was sent."""
 
 
@@ -39,7 +39,7 @@ class RetryBudget:
 
     __slots__ = ("_capacity", "_left")
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = BUDGET_CAPACITY) -> None:
         self._capacity = capacity
         self._left = capacity
 
@@ -61,14 +61,14 @@ class RetryBudget:
         self._left -= cost
         return True
 
-    def put_back(self, cost: int) -> None:
+    def release(self, cost: int) -> None:
         """Return what was taken for a retry that was not made after all."""
         self._left = min(self._capacity, self._left + cost)
 
     def succeeded(self, last_cost: int | None = None) -> None:
         """A call came through. ``last_cost`` is what its last retry took; None or 0 when it took nothing."""
         if self._left != self._capacity:
-            self.put_back(last_cost or 1)
+            self.release(last_cost or 1)
 
 
 RetryReason = Literal[
@@ -97,7 +97,7 @@ class RetryDecision:
 
     delay: float
     reason: RetryReason
-    cost: int = TRANSIENT
+    cost: int = TRANSIENT_COST
     counted: bool = True
     computed: bool = True
     ambiguous: bool = False
@@ -112,7 +112,7 @@ class GiveUp:
 
 
 @frozen(kw_only=True)
-class Facts:
+class RetryFacts:
     """What matters to a retry besides the error itself.
 
     Attributes:
@@ -162,7 +162,7 @@ _TABLE: Final[dict[type[errors.LLMOptError], RetryDecision]] = {
     errors.AttemptTimeout: RetryDecision(delay=_UNDECIDED, reason="timeout"),
     errors.ServerError: RetryDecision(delay=_UNDECIDED, reason="server"),
     errors.RequestTimeout: RetryDecision(delay=_UNDECIDED, reason="timeout"),
-    errors.RateLimited: RetryDecision(delay=_UNDECIDED, reason="rate_limited", cost=THROTTLED),
+    errors.RateLimited: RetryDecision(delay=_UNDECIDED, reason="rate_limited", cost=THROTTLED_COST),
     errors.Overloaded: RetryDecision(delay=_UNDECIDED, reason="overloaded"),
     errors.InvalidResponse: RetryDecision(delay=_UNDECIDED, reason="invalid_response"),
 }
@@ -203,10 +203,14 @@ class RetryPolicy:
     min_attempt: float = 1.0
     flow_rounds: int = 0
     ambiguous: int = 1
-    rng: random.Random = field(factory=new_source, repr=False, eq=False)
+    rng: random.Random = field(factory=new_rng, repr=False, eq=False)
 
     def decide(
-        self, error: errors.LLMOptError, history: RetryHistory, deadline: Deadline, facts: Facts = Facts()
+        self,
+        error: errors.LLMOptError,
+        history: RetryHistory,
+        deadline: Deadline,
+        facts: RetryFacts = RetryFacts(),
     ) -> RetryDecision | GiveUp:
         """What to do after this error. The budget is asked afterwards: only for a retry that would be made."""
         plan = _plan(error, history, facts)
@@ -258,7 +262,7 @@ class RetryPolicy:
         return grown + self.rng.uniform(0.0, first / 2)
 
 
-def _plan(error: errors.LLMOptError, history: RetryHistory, facts: Facts) -> RetryDecision | GiveUp:
+def _plan(error: errors.LLMOptError, history: RetryHistory, facts: RetryFacts) -> RetryDecision | GiveUp:
     """The table's row for an error, with the rules that one row alone cannot say."""
     if isinstance(error, errors.CircuitOpen):
         return _wait_for_circuit(error, facts)
@@ -275,7 +279,7 @@ def _plan(error: errors.LLMOptError, history: RetryHistory, facts: Facts) -> Ret
 
 
 def _refined(
-    plan: RetryDecision, error: errors.LLMOptError, history: RetryHistory, facts: Facts
+    plan: RetryDecision, error: errors.LLMOptError, history: RetryHistory, facts: RetryFacts
 ) -> RetryDecision | GiveUp:
     if isinstance(error, errors.ConnectFailed):
         return _FINAL if error.permanent else plan
@@ -285,13 +289,15 @@ def _refined(
         return plan if history.times.get("invalid_response", 0) == 0 else GiveUp(reason="once")
     if isinstance(error, errors.Overloaded):
         # With a hint the server is shedding load in good order, and the retry comes when it said.
-        return evolve(plan, cost=THROTTLED) if _hint(error) is not None else plan
+        return evolve(plan, cost=THROTTLED_COST) if _hint(error) is not None else plan
     if isinstance(error, (errors.ConnectionLost, errors.AttemptTimeout)):
         return _broken(plan, error, history, facts)
     return plan
 
 
-def _resting(plan: RetryDecision | GiveUp, error: errors.LLMOptError, facts: Facts) -> RetryDecision | GiveUp:
+def _resting(
+    plan: RetryDecision | GiveUp, error: errors.LLMOptError, facts: RetryFacts
+) -> RetryDecision | GiveUp:
     """A retry after one of the failures that opened a circuit, or kept it open: it waits with the others.
 
     Only where it would be tried again anyway, and for as long as that: a name that does not exist, a chat that
@@ -301,14 +307,14 @@ def _resting(plan: RetryDecision | GiveUp, error: errors.LLMOptError, facts: Fac
         return plan
     if not facts.wait_when_open or facts.rest is None or not math.isfinite(facts.rest):
         return plan
-    return evolve(plan, delay=facts.rest, reason="circuit_open", cost=FREE, counted=False, computed=False)
+    return evolve(plan, delay=facts.rest, reason="circuit_open", cost=NO_COST, counted=False, computed=False)
 
 
 def _broken(
     plan: RetryDecision,
     error: errors.ConnectionLost | errors.AttemptTimeout,
     history: RetryHistory,
-    facts: Facts,
+    facts: RetryFacts,
 ) -> RetryDecision:
     """A request that broke under way: the server may have done it already, and may do it again.
 
@@ -318,28 +324,28 @@ def _broken(
     if not facts.idempotent:
         return evolve(plan, ambiguous=error.sent != "no")
     if isinstance(error, errors.ConnectionLost) and error.stale and "stale" not in history.times:
-        return RetryDecision(delay=0.0, reason="stale", cost=FREE, counted=False, computed=False)
+        return RetryDecision(delay=0.0, reason="stale", cost=NO_COST, counted=False, computed=False)
     return plan
 
 
-def _wait_for_circuit(error: errors.CircuitOpen, facts: Facts) -> RetryDecision | GiveUp:
+def _wait_for_circuit(error: errors.CircuitOpen, facts: RetryFacts) -> RetryDecision | GiveUp:
     if not facts.wait_when_open or _hint(error) is None:
         return GiveUp(reason="circuit_open")
     # Nothing is sent while waiting, so it takes neither attempts nor budget.
-    return RetryDecision(delay=_UNDECIDED, reason="circuit_open", cost=FREE, counted=False)
+    return RetryDecision(delay=_UNDECIDED, reason="circuit_open", cost=NO_COST, counted=False)
 
 
 def _with_another_credential(
-    error: errors.LLMOptError, history: RetryHistory, facts: Facts
+    error: errors.LLMOptError, history: RetryHistory, facts: RetryFacts
 ) -> RetryDecision | GiveUp:
     if facts.elsewhere:
         # Another endpoint has a key and a quota of its own, and each is tried once at most.
-        return RetryDecision(delay=0.0, reason="elsewhere", cost=FREE, counted=False, computed=False)
+        return RetryDecision(delay=0.0, reason="elsewhere", cost=NO_COST, counted=False, computed=False)
     if not facts.new_credential or not isinstance(error, errors.AuthError):
         return _FINAL
     if "credential" in history.times:
         return GiveUp(reason="once")
-    return RetryDecision(delay=0.0, reason="credential", cost=FREE, computed=False)
+    return RetryDecision(delay=0.0, reason="credential", cost=NO_COST, computed=False)
 
 
 def _hint(error: errors.LLMOptError) -> float | None:
@@ -353,7 +359,7 @@ def _hint(error: errors.LLMOptError) -> float | None:
 _inside: Final[ContextVar[bool]] = ContextVar("llmopt_inside_attempt", default=False)
 
 
-class SingleRetrier:
+class retry_guard:  # noqa: N801 - used like a function, as contextlib.suppress is
     """While it is entered, llmopt calls made inside do not retry: attempts would multiply.
 
     The engine enters it where somebody else's code runs: around an attempt that a transport of the user's carries, around

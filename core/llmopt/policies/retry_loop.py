@@ -27,14 +27,14 @@ from stamina.instrumentation import RetryDetails, RetryHook, get_on_retry_hooks,
 from llmopt.errors import DeadlineExceeded, LLMOptError
 from llmopt.policies.clock import Deadline
 from llmopt.policies.retry import (
-    Facts,
     GiveUp,
     RetryBudget,
     RetryDecision,
+    RetryFacts,
     RetryHistory,
     RetryPolicy,
-    SingleRetrier,
     inside_attempt,
+    retry_guard,
 )
 
 # stamina's process-wide retry hooks, kept from hearing of llmopt's own retries.
@@ -126,7 +126,7 @@ QUIET_HOOKS: Final = QuietHooks()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=QUIET_HOOKS.forked)
 _T = TypeVar("_T")
-_NO_FACTS: Final = Facts()
+_NO_FACTS: Final = RetryFacts()
 _NOTES: Final = {
     "ambiguous": "Not tried again: the request may have been carried out, and doing it twice may do harm.",
     "budget": "Not tried again: the endpoint's retry budget is empty, too many requests failed lately.",
@@ -159,7 +159,7 @@ async def with_retries(
     *,
     deadline: Deadline,
     budget: Callable[[LLMOptError], RetryBudget | None] = lambda _: None,
-    facts: Callable[[LLMOptError], Facts] = lambda _: _NO_FACTS,
+    facts: Callable[[LLMOptError], RetryFacts] = lambda _: _NO_FACTS,
     on_retry: Callable[[Retry], None] = lambda _: None,
 ) -> _T:
     """Go on after a failed first attempt, as long as the policy says so.
@@ -188,7 +188,7 @@ async def with_retries(
                 with attempt:
                     if attempt.num == 1:
                         raise first_error
-                    with SingleRetrier():
+                    with retry_guard():
                         result = await attempt_fn(attempt.num)
                     judge.succeeded()
                     return result
@@ -208,7 +208,7 @@ class _Judge:
         policy: RetryPolicy,
         deadline: Deadline,
         budget: Callable[[LLMOptError], RetryBudget | None],
-        facts: Callable[[LLMOptError], Facts],
+        facts: Callable[[LLMOptError], RetryFacts],
         on_retry: Callable[[Retry], None],
     ) -> None:
         self._policy = policy
@@ -273,7 +273,7 @@ class _Judge:
     def end(self) -> None:
         """The loop is left. A retry that was not made (cancelled, or stopped by a test mode) is not paid."""
         if self._coming is not None and self._payer is not None:
-            self._payer.put_back(self._coming.decision.cost)
+            self._payer.release(self._coming.decision.cost)
 
     def explain(self, error: LLMOptError) -> None:
         """Say why it was not tried again, where that is not plain from the error itself.

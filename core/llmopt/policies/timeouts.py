@@ -28,7 +28,7 @@ _PER_DOUBLING: Final = 8  # a bucket is 9 % wide
 _BUCKETS: Final = 20 * _PER_DOUBLING  # 1 ms to 1,049 s
 
 
-def ceiling(timeouts: Timeouts, fill: float) -> float:
+def static_timeout(timeouts: Timeouts, fill: float) -> float:
     """The profile's time-out for a request that fills so much (0 to 1) of the largest one allowed."""
     return timeouts.read + (timeouts.read_large - timeouts.read) * min(1.0, max(0.0, fill))
 
@@ -47,7 +47,7 @@ class AdaptiveTimeout:
 
         Args:
             size: what its time depends on, such as the tokens in it; sizes count alike up to a factor of two.
-            most: the profile's or the user's, see `ceiling`. It holds even below 5 s.
+            most: the profile's or the user's, see `static_timeout`. It holds even below 5 s.
         """
         found = self._by_size.get(size.bit_length())
         if found is None:
@@ -55,7 +55,7 @@ class AdaptiveTimeout:
         p99 = found.tail(self._now())
         return most if p99 is None else min(most, max(_LEAST_S, _FACTOR * p99))
 
-    def took(self, size: int, seconds: float) -> None:
+    def record(self, size: int, seconds: float) -> None:
         """A complete answer came after so long."""
         self._of(size).add(self._now(), seconds, censored=False)
 
@@ -152,7 +152,7 @@ def _upper_edge(bucket: int) -> float:
 # while somebody waits for the stream; a reader that takes its time is no fault of the server's.
 
 
-class IdleClocks:
+class StreamTimeouts:
     """Both clocks of one stream.
 
     Args:
@@ -171,20 +171,20 @@ class IdleClocks:
         self._quiet = 0.0
 
     @property
-    def bound(self) -> float:
+    def read_timeout(self) -> float:
         """Seconds that the next wait for bytes may take."""
         return min(self._idle, self._content - self._quiet)
 
-    def waited(self, seconds: float) -> None:
+    def bytes_received(self, seconds: float) -> None:
         """A wait took so long and brought bytes."""
         self._quiet += seconds
 
-    def spoke(self) -> None:
+    def content_received(self) -> None:
         """What came adds to the answer."""
         self._idle, self._content = self._usual
         self._quiet = 0.0
 
-    def ran_out(self) -> str:
+    def describe(self) -> str:
         """What did not come within `bound` seconds, in words."""
         if self._idle <= self._content - self._quiet:
             return f"nothing came for {self._idle:g} s"

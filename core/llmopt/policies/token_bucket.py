@@ -27,7 +27,7 @@ from llmopt.values.calls import RateLimit
 # controller (proportional and integral, on the logarithm of the rate) holds the rest at a set
 # point, so that a refusal is foreseen and not provoked. It is the idea of RCP (Dukkipati, "Rate Control Protocol",
 # 2007), the rest standing where RCP has the router's queue. The set point is higher for
-# who takes more, and since all see one rest, that drives the shares together.
+# who takes more, and since all see one remaining, that drives the shares together.
 #
 # Measured (tests/policies/test_limiter_simulation.py): of the requests of four clients of one small bucket, 1 to
 # 2 % were refused, and 98 % of the possible throughput reached; without this, each believing that
@@ -35,11 +35,11 @@ from llmopt.values.calls import RateLimit
 
 _LOW_MARK: Final = 0.5
 _HIGH_MARK: Final = 0.85
-"""Set points of the rest, as parts of the bucket, for a share of 0 and of 1."""
+"""Set points of the remaining, as parts of the bucket, for a share of 0 and of 1."""
 _INTEGRAL: Final = 0.5
 """Change of the share (its logarithm) per second and unit of error; the proportional gain is 1."""
-_LONGEST_STEP_S: Final = 3.0
-_SMALLEST: Final = 0.1
+_MAX_STEP_S: Final = 3.0
+_MIN_SHARE: Final = 0.1
 """Share below which only refusals drive it: what is too small is overlooked by those who have the rest."""
 _RECOVERY: Final = 0.05
 """Growth of the share per second where the rest tells nothing; refusals cut it."""
@@ -47,149 +47,149 @@ _VANISHING: Final = 0.01
 _CUT: Final = 0.7
 _MEMORY_S: Final = 5.0
 """Time constant of the estimate of what others use."""
-_COMPANY: Final = 0.1
+_CONTENDED: Final = 0.1
 """Others are there when they use more than this part of the limit; they are gone below half of it."""
 
 
 @frozen(kw_only=True)
-class Sight:
+class QuotaSample:
     """What one answer shows of the server's bucket.
 
     Attributes:
         sent_at: when its request was sent.
-        rest: what the server says is left.
-        own: what this client had taken in all when it sent the request.
-        expected: what should be left by now, requests under way taken off.
+        remaining: what the server says is left.
+        spent: what this client had taken in all when it sent the request.
+        expected_remaining: what should be left by now, requests under way taken off.
     """
 
     sent_at: float
-    rest: float
-    own: float
-    expected: float
+    remaining: float
+    spent: float
+    expected_remaining: float
 
 
-class Share:
+class FairShare:
     """The share of one limit.
 
     Attributes:
         factor: the part of the limit that may be used now.
-        alone: whether nobody else seems to use it.
+        uncontended: whether nobody else seems to use it.
     """
 
-    __slots__ = ("_deepest", "_last", "_others", "_part", "alone", "factor")
+    __slots__ = ("_last", "_max_remaining", "_others", "_share", "factor", "uncontended")
 
     def __init__(self) -> None:
         self.factor = 1.0
-        self.alone = True
-        self._part = 1.0
+        self.uncontended = True
+        self._share = 1.0
         self._others = 0.0
-        self._deepest = 0.0
-        self._last: Sight | None = None
+        self._max_remaining = 0.0
+        self._last: QuotaSample | None = None
 
     def __repr__(self) -> str:
-        return f"Share({self.factor:.2f}, others={self._others:.2f})"
+        return f"FairShare({self.factor:.2f}, others={self._others:.2f})"
 
-    def fits(self, burst: float) -> bool:
+    def bucket_fits(self, burst: float) -> bool:
         """Whether the server's bucket is no deeper than ours, as far as it was ever seen."""
-        return self._deepest <= burst
+        return self._max_remaining <= burst
 
-    def update(self, sight: Sight, rate: float, burst: float) -> None:
+    def update(self, sample: QuotaSample, rate: float, burst: float) -> None:
         """Learn from one answer.
 
         Args:
-            sight: what it shows.
+            sample: what it shows.
             rate: the whole limit, per second.
             burst: the limit's bucket as we keep it.
         """
-        self._deepest = max(self._deepest, sight.rest)
-        last, self._last = self._last, sight
+        self._max_remaining = max(self._max_remaining, sample.remaining)
+        last, self._last = self._last, sample
         if last is None:
-            self._first_sight(sight, burst)
+            self._first_sample(sample, burst)
             return
-        depth = min(self._deepest, burst)
-        span = max(sight.sent_at - last.sent_at, 1e-3)
+        depth = min(self._max_remaining, burst)
+        span = max(sample.sent_at - last.sent_at, 1e-3)
         if depth > 0:
-            self._estimate_others(sight, last, span, rate, burst, depth)
-            self._control(sight.expected / depth, min(span, _LONGEST_STEP_S))
-        elif not self.alone:
+            self._estimate_others(sample, last, span, rate, burst, depth)
+            self._control(sample.expected_remaining / depth, min(span, _MAX_STEP_S))
+        elif not self.uncontended:
             # So shallow a bucket is always empty after a request. Its rest says nothing.
-            self._part = min(1.0, self._part + _RECOVERY * min(span, _LONGEST_STEP_S))
+            self._share = min(1.0, self._share + _RECOVERY * min(span, _MAX_STEP_S))
             self._apply(0.0)
 
     def refused(self) -> None:
         """A refusal although our own model had room: others were quicker, or an estimate was too low."""
-        self._others = max(0.0, self._others) + _COMPANY / 2
-        self.alone = self.alone and self._others < _COMPANY
-        if not self.alone:
-            self._part = max(_VANISHING, self._part * _CUT)
+        self._others = max(0.0, self._others) + _CONTENDED / 2
+        self.uncontended = self.uncontended and self._others < _CONTENDED
+        if not self.uncontended:
+            self._share = max(_VANISHING, self._share * _CUT)
             self._apply(0.0)
 
-    def _first_sight(self, sight: Sight, burst: float) -> None:
+    def _first_sample(self, sample: QuotaSample, burst: float) -> None:
         # Taken as if the bucket had been full, and they had taken their part within one burst's time.
-        used = burst - sight.rest
-        self._others = max(0.0, used - sight.own) / burst
-        self.alone = self._others < _COMPANY
-        if not self.alone:
-            self._part = max(_SMALLEST, min(1.0, sight.own / used))
+        used = burst - sample.remaining
+        self._others = max(0.0, used - sample.spent) / burst
+        self.uncontended = self._others < _CONTENDED
+        if not self.uncontended:
+            self._share = max(_MIN_SHARE, min(1.0, sample.spent / used))
             self._apply(0.0)
 
     def _estimate_others(
-        self, sight: Sight, last: Sight, span: float, rate: float, burst: float, depth: float
+        self, sample: QuotaSample, last: QuotaSample, span: float, rate: float, burst: float, depth: float
     ) -> None:
-        filled = last.rest + rate * span
+        filled = last.remaining + rate * span
         # A bucket that may have run over meanwhile says nothing of use; for one that is alone it says
         # at most that there is none.
-        if filled <= burst or self.alone:
-            used = min(filled, depth) - sight.rest - (sight.own - last.own)
+        if filled <= burst or self.uncontended:
+            used = min(filled, depth) - sample.remaining - (sample.spent - last.spent)
             weight = math.exp(-span / _MEMORY_S)
             # It may come out below 0 for a moment, when requests overtook each other; the next answers
             # bring that back, and cutting it off here would turn noise into company.
             self._others = max(-1.0, self._others * weight + used / span / rate * (1 - weight))
-        self.alone = self._others < (_COMPANY if self.alone else _COMPANY / 2)
+        self.uncontended = self._others < (_CONTENDED if self.uncontended else _CONTENDED / 2)
 
     def _control(self, filled: float, elapsed: float) -> None:
-        if self.alone:
-            self._part = max(_SMALLEST, min(1.0, 1 - self._others))
+        if self.uncontended:
+            self._share = max(_MIN_SHARE, min(1.0, 1 - self._others))
             self.factor = 1.0
             return
-        mark = _LOW_MARK + (_HIGH_MARK - _LOW_MARK) * self._part
-        error = max(-1.0, min(1.0, filled - mark))
-        part = self._part * math.exp(_INTEGRAL * error * elapsed)
-        self._part = max(min(_SMALLEST, self._part), min(1.0, part))
+        spent_when_sent = _LOW_MARK + (_HIGH_MARK - _LOW_MARK) * self._share
+        error = max(-1.0, min(1.0, filled - spent_when_sent))
+        part = self._share * math.exp(_INTEGRAL * error * elapsed)
+        self._share = max(min(_MIN_SHARE, self._share), min(1.0, part))
         self._apply(error)
 
     def _apply(self, error: float) -> None:
-        least = min(_SMALLEST, self._part)
-        self.factor = min(1.0, max(least, self._part * math.exp(error)))
+        least = min(_MIN_SHARE, self._share)
+        self.factor = min(1.0, max(least, self._share * math.exp(error)))
 
 
 _EPSILON: Final = 1e-6
 """Far below one token, far above what rounding does to a level."""
 _MARGIN: Final = 0.1
 """Part of a burst that is left to the server: requests overtake each other on the way."""
-_MARGIN_IN_COMPANY: Final = 0.15
-_PATIENCE_IN_COMPANY: Final = 10.0
-_DRAW_UP: Final = 0.02
-_JUMP: Final = 10.0
-"""A limit that falls to less than a tenth is believed when ``_REPEATS`` answers in a row say it."""
-_REPEATS: Final = 3
-_MOST: Final = 1e9
+_CONTENDED_MARGIN: Final = 0.15
+_CONTENDED_RESET_FACTOR: Final = 10.0
+_RAISE_STEP: Final = 0.02
+_SUSPICIOUS_DROP: Final = 10.0
+"""A limit that falls to less than a tenth is believed when ``_CONFIRMATIONS`` answers in a row say it."""
+_CONFIRMATIONS: Final = 3
+_MAX_LIMIT: Final = 1e9
 _DAY: Final = 86_400.0
 
 
-class Bucket:
+class TokenBucket:
     """The bucket of one quantity.
 
     Attributes:
         level: what may be taken now; infinite without a limit.
         rate: inflow per second in force.
-        ceiling: inflow per second that is known to be allowed; infinite when nothing is known.
+        max_rate: inflow per second that is known to be allowed; infinite when nothing is known.
         capacity: the most that is saved up.
-        need: what the first in line waits for; saved up even above the capacity.
+        reserved: what the first in line waits for; saved up even above the capacity.
         spent: all that was ever taken, by estimates.
-        refused: what of it the server refused.
+        refused_total: what of it the server refused.
         share: what others leave of the limit.
-        told: the limit a minute as headers told it last, None before they do.
+        server_limit: the limit a minute as headers told it last, None before they do.
     """
 
     __slots__ = (
@@ -197,19 +197,19 @@ class Bucket:
         "_burst_s",
         "_configured",
         "_corrected",
+        "_full_at",
         "_learned",
         "_smallest",
-        "_strange",
-        "_whole_at",
+        "_suspicious",
         "capacity",
-        "ceiling",
         "level",
-        "need",
+        "max_rate",
         "rate",
-        "refused",
+        "refused_total",
+        "reserved",
+        "server_limit",
         "share",
         "spent",
-        "told",
     )
 
     def __init__(self, per_second: float | None, *, burst_s: float, smallest: float, now: float) -> None:
@@ -226,26 +226,26 @@ class Bucket:
         self._smallest = smallest
         self._learned = math.inf
         self._corrected = 0.0
-        self._strange = 0
-        self._whole_at = math.inf
+        self._suspicious = 0
+        self._full_at = math.inf
         self._at = now
-        self.share = Share()
-        self.told: float | None = None
-        self.ceiling = self._configured
-        self.rate = self.ceiling
+        self.share = FairShare()
+        self.server_limit: float | None = None
+        self.max_rate = self._configured
+        self.rate = self.max_rate
         self.capacity = math.inf
-        self.need = 0.0
+        self.reserved = 0.0
         self.spent = 0.0
-        self.refused = 0.0
+        self.refused_total = 0.0
         self.level = math.inf
         self._resize()
 
     def __repr__(self) -> str:
-        return f"Bucket(level={self.level:.6g}, rate={self.rate:.6g}/s)"
+        return f"TokenBucket(level={self.level:.6g}, rate={self.rate:.6g}/s)"
 
     # Taking
 
-    def wait(self, now: float, cost: float) -> float:
+    def wait_time(self, now: float, cost: float) -> float:
         """Seconds until ``cost`` can be taken; 0 when it can be now."""
         elapsed = now - self._at
         if elapsed > 0:
@@ -253,119 +253,125 @@ class Bucket:
         short = cost - self.level
         if short <= _EPSILON:
             return 0.0
-        return max(_EPSILON, min(short / self.rate, self._whole_at - now))
+        return max(_EPSILON, min(short / self.rate, self._full_at - now))
 
     def take(self, cost: float) -> None:
         """Take it, whether it is there or not."""
         self.level -= cost
         self.spent += cost
 
-    def save_up(self, cost: float) -> None:
+    def reserve(self, cost: float) -> None:
         """The first in line needs this much now; what was saved up for another beyond that is gone."""
-        if cost != self.need:
-            self.need = cost
+        if cost != self.reserved:
+            self.reserved = cost
             self.level = min(self.level, max(self.capacity, cost))
 
-    def give_back(self, amount: float) -> None:
+    def refund(self, amount: float) -> None:
         """Return what was taken for a request that was not sent, or not counted by the server."""
-        self.level = min(self.level + amount, max(self.capacity, self.need))
+        self.level = min(self.level + amount, max(self.capacity, self.reserved))
 
     def correct(self, extra: float) -> None:
         """A request cost ``extra`` more than was taken for it (less, if negative)."""
         self._corrected += extra
-        self.give_back(-extra)
+        self.refund(-extra)
         self.level = max(self.level, -self.capacity)
 
     def _flow_in(self, now: float, elapsed: float) -> None:
         self._at = now
-        self.level = min(self.level + elapsed * self.rate, max(self.capacity, self.need))
-        if now >= self._whole_at:
+        self.level = min(self.level + elapsed * self.rate, max(self.capacity, self.reserved))
+        if now >= self._full_at:
             # By the server's own word it is whole again: whatever we believe, the next may try.
-            self._whole_at = math.inf
-            self.level = max(self.level, self.need, self._smallest)
+            self._full_at = math.inf
+            self.level = max(self.level, self.reserved, self._smallest)
 
     # The rate
 
-    def learn(self, now: float, rate: float) -> None:
+    def set_learned_rate(self, now: float, rate: float) -> None:
         """Go no faster than this, by what refusals taught; infinite to be free again."""
-        self.wait(now, 0.0)
+        self.wait_time(now, 0.0)
         self._learned = rate
         self._resize()
 
-    def owe(self, part: float) -> None:
+    def set_debt(self, part: float) -> None:
         """Fall short by this part of a burst at least, so that the server's bucket fills up a little."""
         if self.rate < math.inf:
             self.level = min(self.level, -part * self.rate * self._burst_s)
 
-    def freeze(self, until: float) -> None:
+    def hold_until(self, until: float) -> None:
         """Let nothing flow in before then."""
         self._at = max(self._at, until)
 
-    def refusal(self, now: float) -> None:
+    def throttled(self, now: float) -> None:
         """A refusal that the rest in the headers explains."""
-        self.wait(now, 0.0)
+        self.wait_time(now, 0.0)
         self.share.refused()
         self._resize()
 
     def _resize(self) -> None:
-        self.rate = min(self.ceiling * self.share.factor, self._learned)
+        self.rate = min(self.max_rate * self.share.factor, self._learned)
         self.capacity = max(self._smallest, self.rate * self._burst_s * (1 - _MARGIN))
-        self.level = min(self.level, max(self.capacity, self.need))
+        self.level = min(self.level, max(self.capacity, self.reserved))
 
     # Headers
 
-    def observe(self, now: float, told: RateLimit, sent_at: float, mark: float) -> None:
+    def observe(self, now: float, limit: RateLimit, sent_at: float, spent_when_sent: float) -> None:
         """Correct the bucket by the headers of an answer.
 
         Args:
             now: seconds.
-            told: what they tell of this quantity.
+            limit: what they tell of this quantity.
             sent_at: when the answered request was sent.
-            mark: ``spent`` when it was.
+            spent_when_sent: ``spent`` when it was.
         """
-        self.wait(now, 0.0)
-        self._hear(told)
-        rest = _believed(told.remaining, _MOST)
-        if rest is not None and self.ceiling < math.inf:
-            self._see(now, told, rest, sent_at, mark)
+        self.wait_time(now, 0.0)
+        self._update_limit(limit)
+        remaining = _plausible(limit.remaining, _MAX_LIMIT)
+        if remaining is not None and self.max_rate < math.inf:
+            self._update_level(now, limit, remaining, sent_at, spent_when_sent)
         self._resize()
 
-    def _hear(self, told: RateLimit) -> None:
-        limit, window = _believed(told.limit, _MOST), _believed(told.window_s, _DAY)
-        if not limit or not window:
+    def _update_limit(self, limit: RateLimit) -> None:
+        allowance, window = _plausible(limit.limit, _MAX_LIMIT), _plausible(limit.window_s, _DAY)
+        if not allowance or not window:
             return
-        rate = limit / window
-        if self.ceiling < math.inf and rate * _JUMP < self.ceiling:
-            self._strange += 1
-            if self._strange < _REPEATS:
+        rate = allowance / window
+        if self.max_rate < math.inf and rate * _SUSPICIOUS_DROP < self.max_rate:
+            self._suspicious += 1
+            if self._suspicious < _CONFIRMATIONS:
                 return
-        self._strange = 0
-        self.told = rate * 60
-        self.ceiling = min(self._configured, rate)
+        self._suspicious = 0
+        self.server_limit = rate * 60
+        self.max_rate = min(self._configured, rate)
         self._resize()
 
-    def _see(self, now: float, told: RateLimit, rest: float, sent_at: float, mark: float) -> None:
-        burst = self.ceiling * self._burst_s
-        expected = rest + self.rate * (now - sent_at) - max(0.0, self.spent - mark)
-        own = mark - self.refused + self._corrected
-        self.share.update(Sight(sent_at=sent_at, rest=rest, own=own, expected=expected), self.ceiling, burst)
-        safe = expected - (_MARGIN if self.share.alone else _MARGIN_IN_COMPANY) * burst
-        if self.share.alone and self.share.fits(burst):
-            self.level += _DRAW_UP * max(0.0, min(safe, self.capacity) - self.level)
+    def _update_level(
+        self, now: float, limit: RateLimit, remaining: float, sent_at: float, spent_when_sent: float
+    ) -> None:
+        burst = self.max_rate * self._burst_s
+        expected = remaining + self.rate * (now - sent_at) - max(0.0, self.spent - spent_when_sent)
+        spent = spent_when_sent - self.refused_total + self._corrected
+        self.share.update(
+            QuotaSample(sent_at=sent_at, remaining=remaining, spent=spent, expected_remaining=expected),
+            self.max_rate,
+            burst,
+        )
+        safe = expected - (_MARGIN if self.share.uncontended else _CONTENDED_MARGIN) * burst
+        if self.share.uncontended and self.share.bucket_fits(burst):
+            self.level += _RAISE_STEP * max(0.0, min(safe, self.capacity) - self.level)
         self.level = max(min(self.level, safe), -self.capacity)
-        self._whole_at = now + self._renewal(told)
+        self._full_at = now + self._renewal(limit)
 
-    def _renewal(self, told: RateLimit) -> float:
-        window = _believed(told.window_s, _DAY) or _DAY
-        reset = _believed(told.reset_s, _DAY)
+    def _renewal(self, limit: RateLimit) -> float:
+        window = _plausible(limit.window_s, _DAY) or _DAY
+        reset = _plausible(limit.reset_s, _DAY)
         if reset is None:
             return max(window, self._burst_s)
-        if not self.share.alone:
+        if not self.share.uncontended:
             # Others take of what comes back, too.
-            reset = min(window, reset * _PATIENCE_IN_COMPANY)
+            reset = min(window, reset * _CONTENDED_RESET_FACTOR)
         return max(reset, self._burst_s)
 
 
-def _believed(value: float | None, most: float) -> float | None:
+def _plausible(value: float | None, maximum: float) -> float | None:
     """What is negative, not a number or absurdly large counts as not told."""
-    return value if value is not None and 0 <= value <= most else None
+    return value if value is not None and 0 <= value <= maximum else None
