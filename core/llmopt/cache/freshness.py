@@ -1,16 +1,16 @@
-"""How long a kept answer is good for, and who asks for the next one. Pure: both clocks are handed in.
+"""Cache freshness: how long a cached answer may be served and when it is refreshed (RFC 5861, RFC 9111).
 
-An answer's life, from the moment it came (docs/development/resilience.md; the words are those of RFC 5861)::
+Pure: both clocks are passed in. An answer ages through these phases (`FreshnessRules` has their lengths)::
 
-    fresh              given as it is
-    due                the last part of fresh: given as it is, and one who asks often has it asked for anew
-    stale              given at once, marked, and asked for anew beside the caller
-    a last resort      asked for anew first, and given, marked, only where that fails in a way that passes
-    gone
+    fresh                    served as it is
+    fresh, near its end      served; a key that is requested often is refreshed in the background
+    stale-while-revalidate   served at once, marked stale, and refreshed in the background
+    stale-if-error           fetched first; served, marked stale, only if fetching fails temporarily
+    expired                  fetched
 
-Ages come from two clocks. In this process an answer ages by the monotonic clock, whatever somebody
-does to the calendar; out of a store only the calendar can tell. Where they differ an answer is taken for
-the older one when it is to be called fresh, and for the younger one when it is the last there is.
+Age is measured by two clocks. Within this process the monotonic clock measures it, whatever happens to the
+calendar; for an answer from a store only the calendar can. Where the two disagree, the higher age decides
+whether an answer is fresh, and the lower one whether it may be served as a last resort.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from zlib import crc32
 
 from attrs import frozen
 
-_MOST_FRACTION: Final = 0xFFFFFFFF
+_MAX_CRC: Final = 0xFFFFFFFF
 
 
 @frozen(kw_only=True)
 class FreshnessRules:
-    """The bounds of a life, in seconds.
+    """How long a cached answer stays usable. Times are in seconds.
 
     Attributes:
-        ttl_s: time to live.
-        stale_while_revalidate_s: after that, how long it is still given while a new one is asked for.
-        stale_if_error_s: after the time to live, how long it is given where no new one can be had.
-        not_found_ttl_s: how long "there is no such thing" is believed.
-        failure_pause_s: after a failure nobody asks again for so long, while there is something to give.
-        refresh_ahead: the share of its time to live after which it is due.
-        refresh_min_requests: how many times it must have been asked for by then to be worth it.
-        jitter: the time to live varies by this share either way, or all would run out at once.
-        max_clock_skew_s: an answer from further in the future than this is from a clock that was wrong.
+        ttl_s: time to live: how long an answer is fresh.
+        stale_while_revalidate_s: after that, how long it is served while it is refreshed.
+        stale_if_error_s: after the time to live, how long it is served if fetching fails.
+        not_found_ttl_s: how long "not found" is believed.
+        failure_pause_s: after a failed refresh, how long no further refresh starts while there is something
+            to serve.
+        refresh_ahead: fraction of the time to live after which an answer may be refreshed early.
+        refresh_min_requests: it is refreshed early only if it was requested more often than this.
+        jitter: the time to live varies by this fraction either way, so that entries stored together do not
+            expire together.
+        max_clock_skew_s: an answer dated further in the future than this is not used.
     """
 
     ttl_s: float = 3600.0
@@ -52,22 +54,22 @@ class FreshnessRules:
 
     @property
     def max_age_s(self) -> float:
-        """After so long an answer is of no use to anybody."""
+        """The age at which an answer cannot be used for anything any more."""
         return self.ttl_s * (1 + self.jitter) + max(self.stale_while_revalidate_s, self.stale_if_error_s)
 
 
 Action = Literal["serve", "serve_and_refresh", "fetch", "fetch_or_serve", "not_found"]
-"""What to do for a caller: give what is kept, ask first, or say that there is no such thing."""
+"""What to do for a caller: serve the cached answer, fetch first, or report that there is no such thing."""
 
 
 @frozen(kw_only=True)
 class Decision:
-    """What a caller gets.
+    """What to do for one caller.
 
     Attributes:
         action: what to do.
-        stale: whether what is kept is to be marked as older than it should be.
-        age: of what is kept, in seconds.
+        stale: whether the cached answer is past its time to live.
+        age: age of the cached answer, in seconds.
     """
 
     action: Action
@@ -75,33 +77,36 @@ class Decision:
     age: float = 0.0
 
 
+_FETCH: Final = Decision(action="fetch")
+
+
 def jittered_ttl(ttl_s: float, jitter: float, key: bytes, created: float) -> float:
-    """The seconds that one entry is fresh: the same in every process, and others for every entry.
+    """The time to live of one entry: varied by its key and creation time, the same in every process.
 
     Args:
-        ttl_s: the rule.
-        jitter: the share that it varies by.
-        key: of the entry.
-        created: when the entry was, in seconds since 1970.
+        ttl_s: the time to live before jitter, in seconds.
+        jitter: fraction by which it varies either way.
+        key: key of the entry.
+        created: when the entry was created, in seconds since 1970.
     """
-    fraction = crc32(created.hex().encode(), crc32(key)) / _MOST_FRACTION
+    fraction = crc32(created.hex().encode(), crc32(key)) / _MAX_CRC
     return ttl_s * (1 + jitter * (2 * fraction - 1))
 
 
 def is_from_future(created: float, wall: float, max_clock_skew_s: float) -> bool:
-    """Whether an entry bears a date that its maker's clock must have had wrong, or ours has."""
+    """Whether a creation time lies in the future, which means that one of the two clocks is wrong."""
     return not created <= wall + max_clock_skew_s
 
 
 def is_fresh(created: float, ttl_s: float, key: bytes, wall: float, rules: FreshnessRules) -> bool:
-    """Whether an answer that does not go stale, such as a vector, is still given.
+    """Whether an entry without a stale phase, such as a vector, may still be served.
 
     Args:
-        created: when it stored.
-        ttl_s: its time to live.
-        key: what it is kept under.
-        wall: now.
-        rules: for jitter and wrong clocks.
+        created: when it was created, in seconds since 1970.
+        ttl_s: its time to live, in seconds.
+        key: its key.
+        wall: the current time, in seconds since 1970.
+        rules: for jitter and clock skew.
     """
     if is_from_future(created, wall, rules.max_clock_skew_s):
         return False
@@ -109,16 +114,16 @@ def is_fresh(created: float, ttl_s: float, key: bytes, wall: float, rules: Fresh
 
 
 class CacheLifetime:
-    """What is known of one answer's age and of the asking for it. It holds no answer itself.
+    """The age of one cached answer and the state of its refreshes. The answer itself is stored elsewhere.
 
     Args:
-        key: of the answer, for the jitter.
-        rules: the bounds.
-        now: a clock that never goes back.
-        wall: the calendar.
+        key: key of the answer, for the jitter.
+        rules: how long it stays usable.
+        now: a monotonic clock, in seconds.
+        wall: the calendar, in seconds since 1970.
 
     Attributes:
-        refreshing: whether somebody is asking anew beside the callers.
+        refreshing: whether a background refresh is in progress.
     """
 
     def __init__(
@@ -128,28 +133,28 @@ class CacheLifetime:
         self._rules: Final = rules
         self._now: Final = now
         self._wall: Final = wall
-        self._alive = False
+        self._has_entry = False
         self._created = 0.0
-        self._seen = 0.0
-        self._age_when_seen = 0.0
+        self._stored_at = 0.0
+        self._age_when_stored = 0.0
         self._ttl_s = 0.0
-        self._asked = 0
-        self._paused_until = self._missing_until = float("-inf")
+        self._requests = 0
+        self._paused_until = self._not_found_until = float("-inf")
         self.refreshing = False
 
     @property
     def has_entry(self) -> bool:
         """Whether there is an answer at all."""
-        return self._alive
+        return self._has_entry
 
     def stored(self, created: float | None = None) -> bool:
-        """An answer came.
+        """Record that there is an answer.
 
         Args:
-            created: when it was made, out of a store; None for one that came just now.
+            created: its creation time if it was read from a store; None if it was fetched just now.
 
         Returns:
-            Whether it is of use; one from the future or too old is not.
+            False, without effect, if the answer is from the future or too old to be used.
         """
         wall = self._wall()
         if created is not None:
@@ -157,77 +162,76 @@ class CacheLifetime:
             if is_from_future(created, wall, self._rules.max_clock_skew_s) or age >= self._rules.max_age_s:
                 return False
         self._created = wall if created is None else created
-        self._seen = self._now()
-        self._age_when_seen = max(0.0, wall - self._created)
+        self._stored_at = self._now()
+        self._age_when_stored = max(0.0, wall - self._created)
         self._ttl_s = jittered_ttl(self._rules.ttl_s, self._rules.jitter, self._key, self._created)
-        self._asked = 0
-        self._alive, self.refreshing = True, False
-        self._paused_until = self._missing_until = float("-inf")
+        self._requests = 0
+        self._has_entry, self.refreshing = True, False
+        self._paused_until = self._not_found_until = float("-inf")
         return True
 
     def refresh_failed(self) -> None:
-        """Asking failed in a way that may pass: what is kept is kept, and nobody asks for a while."""
+        """Record a temporary failure: the answer stays, and no refresh starts for a while."""
         self.refreshing = False
-        self._missing_until = float("-inf")
+        self._not_found_until = float("-inf")
         self._paused_until = self._now() + self._rules.failure_pause_s
 
     def refresh_refused(self) -> None:
-        """Asking was refused, which will not pass by itself: what is kept is not ours to give any more."""
-        self.refreshing = self._alive = False
+        """Record a permanent refusal, such as a 401: the answer may not be served to this caller any more."""
+        self.refreshing = self._has_entry = False
 
     def not_found(self) -> None:
-        """There is no such thing."""
+        """Record that there is no such thing."""
         self.refresh_refused()
-        self._missing_until = self._now() + self._rules.not_found_ttl_s
+        self._not_found_until = self._now() + self._rules.not_found_ttl_s
 
     def abandoned(self) -> None:
-        """Whoever was asking anew was stopped."""
+        """Record that a refresh was cancelled: the next caller may start another."""
         self.refreshing = False
 
     def reset(self) -> None:
-        """Drop the answer and all that was learned of asking."""
-        self._alive = self.refreshing = False
-        self._paused_until = self._missing_until = float("-inf")
+        """Forget the answer and all failures."""
+        self._has_entry = self.refreshing = False
+        self._paused_until = self._not_found_until = float("-inf")
 
     def decide(self) -> Decision:
-        """Somebody asks. Whoever is told to refresh must do it, and say how it went."""
+        """Decide for one caller. On "serve_and_refresh" the caller must refresh and record the outcome."""
         now = self._now()
-        if now < self._missing_until:
+        if now < self._not_found_until:
             return Decision(action="not_found")
-        if not self._alive:
+        if not self._has_entry:
             return _FETCH
-        least = self._age_when_seen + now - self._seen
-        most = max(least, self._wall() - self._created)
-        if most < self._ttl_s:
-            return self._fresh(now, most)
-        after = self._ttl_s
-        if most < after + self._rules.stale_while_revalidate_s:
-            return Decision(action=self._behind(now), stale=True, age=most)
-        if least < after + self._rules.stale_if_error_s:
+        lower, higher = self._ages(now)
+        ttl = self._ttl_s
+        if higher < ttl:
+            return self._decide_fresh(now, higher)
+        if higher < ttl + self._rules.stale_while_revalidate_s:
+            return Decision(action=self._serve(now), stale=True, age=higher)
+        if lower < ttl + self._rules.stale_if_error_s:
             paused = now < self._paused_until
-            return Decision(action="serve" if paused else "fetch_or_serve", stale=True, age=least)
+            return Decision(action="serve" if paused else "fetch_or_serve", stale=True, age=lower)
         return _FETCH
 
     def peek(self) -> Decision:
-        """What is there for one who asks nobody."""
-        if not self._alive:
+        """Decide for a caller that never fetches (offline mode): whatever there is, however old."""
+        if not self._has_entry:
             return _FETCH
-        least = self._age_when_seen + self._now() - self._seen
-        most = max(least, self._wall() - self._created)
-        return Decision(action="serve", stale=most >= self._ttl_s, age=most)
+        _, age = self._ages(self._now())
+        return Decision(action="serve", stale=age >= self._ttl_s, age=age)
 
-    def _fresh(self, now: float, age: float) -> Decision:
-        self._asked += 1
-        due = (
-            age >= self._rules.refresh_ahead * self._ttl_s and self._asked > self._rules.refresh_min_requests
-        )
-        return Decision(action=self._behind(now) if due else "serve", age=age)
+    def _ages(self, now: float) -> tuple[float, float]:
+        """The age by the monotonic clock, and the higher one of both clocks."""
+        age = self._age_when_stored + now - self._stored_at
+        return age, max(age, self._wall() - self._created)
 
-    def _behind(self, now: float) -> Action:
+    def _decide_fresh(self, now: float, age: float) -> Decision:
+        self._requests += 1
+        early = age >= self._rules.refresh_ahead * self._ttl_s
+        refresh = early and self._requests > self._rules.refresh_min_requests
+        return Decision(action=self._serve(now) if refresh else "serve", age=age)
+
+    def _serve(self, now: float) -> Action:
         if self.refreshing or now < self._paused_until:
             return "serve"
         self.refreshing = True
         return "serve_and_refresh"
-
-
-_FETCH: Final = Decision(action="fetch")

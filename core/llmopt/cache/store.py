@@ -1,8 +1,8 @@
-"""What every store is: bytes by key, kept for a while, never needed.
+"""Cache stores: the `CacheStore` protocol, the store in memory, and wrappers that layer and protect stores.
 
-A store may forget anything at any time, and may fail: `llmopt.cache.store` turns its faults into
-misses. It knows nothing of models and vectors; what the bytes mean, how old they are and whether they
-are whole is for those who put them there.
+A store keeps bytes by key until they expire or make room for others. It knows nothing of models and
+vectors: the operations decide what the bytes mean, how old they may be, and check that they are intact
+(`read_record`). No file is touched here; `llmopt.cache.disk` has the store on disk.
 """
 
 from __future__ import annotations
@@ -24,16 +24,28 @@ from attrs import field, frozen
 
 from llmopt.values.secret import repr_size
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+T = TypeVar("T")
+MAX_MEMORY_BYTES: Final = 64 << 20
+_log: Final = logging.getLogger("llmopt")
+# A slower answer is no gain: the provider itself could have been asked by then.
+_TIMEOUT_S: Final = 2.0
+# Closing writes what is still buffered, which is worth a longer wait.
+_CLOSE_TIMEOUT_S: Final = 10.0
+# Estimated memory of an entry besides its value. Without it a million empty values would count as nothing.
+_ENTRY_OVERHEAD_BYTES: Final = 200
+
 
 @frozen(kw_only=True)
 class CacheItem:
-    """Something to be kept.
+    """One entry to store.
 
     Attributes:
-        key: 32 bytes that nobody else uses for anything else.
-        group: what is let go together, such as "catalog/openai".
+        key: 32 bytes, unique to what the value stands for.
+        group: entries that are cleared together, such as "catalog/openai".
         value: the bytes.
-        expires_at: seconds since 1970 after which it is of no use to anybody.
+        expires_at: seconds since 1970; a store may delete the entry after that.
     """
 
     key: bytes = field(repr=bytes.hex)
@@ -48,10 +60,10 @@ class CacheSize:
 
     Attributes:
         entries: number of entries.
-        bytes: what they take, as the store counts.
-        max_bytes: bytes that it may take.
-        evicted: how many entries had to go for others since this store was made.
-        groups: for each group the number of its entries.
+        bytes: space in use, as the store counts it.
+        max_bytes: space that the store may use.
+        evicted: entries deleted to make room for others since this store was made.
+        groups: number of entries by group.
     """
 
     entries: int = 0
@@ -62,246 +74,48 @@ class CacheSize:
 
 
 class CacheStore(Protocol):
-    """Keeps bytes. Any object with these methods can be given to a client as ``cache=``."""
+    """A store of bytes by key. Any object with these methods can be given to a client as ``cache=``.
+
+    A store may forget entries at any time, and may raise: the client then goes on without a cache.
+    """
 
     async def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """The values of these keys in order, None for what is not there."""
+        """Return the value of each key, in order; None for a key that is not stored."""
         ...
 
     async def put(self, items: Sequence[CacheItem]) -> None:
-        """Keep these, in the place of what was there. It may happen later, or not at all."""
+        """Store entries, replacing those with the same keys. Writing them later, or never, is allowed."""
         ...
 
     async def remove(self, keys: Sequence[bytes]) -> None:
-        """Let these go."""
+        """Delete entries by key."""
         ...
 
     async def clear(self, group: str | None = None) -> None:
-        """Let a group go, or everything."""
+        """Delete all entries of a group, or all entries."""
         ...
 
     async def size(self) -> CacheSize:
-        """How much there is."""
+        """Return how much is stored."""
         ...
 
     async def aclose(self) -> None:
-        """Write what is still to be written, and let everything open go. It may be used again later."""
+        """Write what is buffered and release files and connections. The store may be used again later."""
         ...
-
-
-# Any store, made harmless: whatever goes wrong with it is a miss, said once, and never a call's failure.
-
-T = TypeVar("T")
-_log: Final = logging.getLogger("llmopt")
-_PATIENCE_S: Final = 2.0
-"""An answer that takes longer may as well be asked of the provider."""
-_FAREWELL_S: Final = 10.0
-"""What is still to be written is worth waiting for."""
-
-
-class SafeStore:
-    """A store that does not fail. Closed, it is empty for good: nothing opens again behind a client's back.
-
-    Args:
-        store: what it guards.
-    """
-
-    def __init__(self, store: CacheStore) -> None:
-        self._store: Final = store
-        self._told = False
-        self._closed = False
-
-    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of these keys, None for what is not there or cannot be had."""
-        nothing: Sequence[bytes | None] = ()
-        found = await self._try(lambda: self._store.get(keys), nothing)
-        if isinstance(found, Sequence) and len(found) == len(keys):
-            return [value if isinstance(value, bytes) else None for value in found]
-        return [None] * len(keys)
-
-    async def put(self, items: Sequence[CacheItem]) -> None:
-        """Keep these, if it can be done."""
-        await self._try(lambda: self._store.put(items), None)
-
-    async def remove(self, keys: Sequence[bytes]) -> None:
-        """Let these go, if it can be done."""
-        await self._try(lambda: self._store.remove(keys), None)
-
-    async def clear(self, group: str | None = None) -> None:
-        """Let a group go, or everything, if it can be done."""
-        await self._try(lambda: self._store.clear(group), None)
-
-    async def size(self) -> CacheSize:
-        """How much there is, as far as can be told."""
-        found = await self._try(self._store.size, CacheSize())
-        return found if isinstance(found, CacheSize) else CacheSize()
-
-    async def aclose(self) -> None:
-        """See `CacheStore.aclose`."""
-        if self._closed:
-            return
-        self._closed = True
-        await self._try(self._store.aclose, None, patience=_FAREWELL_S)
-
-    async def _try(
-        self, act: Callable[[], Awaitable[T]], otherwise: T, *, patience: float = _PATIENCE_S
-    ) -> T:
-        if self._closed and act != self._store.aclose:
-            return otherwise
-        try:
-            async with asyncio.timeout(patience):
-                return await act()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the call goes on without a cache
-            self._tell(error)
-            return otherwise
-
-    def _tell(self, error: Exception) -> None:
-        if not self._told:
-            self._told = True
-            # The kind alone: the text of a foreign store's error may hold what it was given.
-            _log.warning(
-                "the cache %s failed (%s); calls go on without it.",
-                type(self._store).__name__,
-                type(error).__name__,
-            )
-
-
-# What must stand still while this process forks.
-
-
-class ForkListener(Protocol):
-    """Is told of a fork before and after it."""
-
-    def before_fork(self) -> None:
-        """Come to rest, and hold still."""
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-
-    def after_fork_in_child(self) -> None:
-        """Begin anew."""
-
-
-_WATCHED: Final[WeakSet[ForkListener]] = WeakSet()
-_RESTING: Final[list[ForkListener]] = []
-"""Who was told of the fork that is under way: others may be made or collected meanwhile."""
-
-
-def notify_on_fork(watched: ForkListener) -> None:
-    """Have an object told of every fork as long as it lives."""
-    _WATCHED.add(watched)
-
-
-def _before() -> None:
-    for each in list(_WATCHED):
-        # Whatever goes wrong with one, the program must be able to fork.
-        with suppress(Exception):
-            each.before_fork()
-            _RESTING.append(each)
-
-
-def _in_parent() -> None:
-    while _RESTING:
-        _RESTING.pop().after_fork_in_parent()
-
-
-def _in_child() -> None:
-    while _RESTING:
-        _RESTING.pop().after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
-
-
-# What was used last is kept, up to so many bytes.
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-_EACH: Final = 200
-"""Bytes that an entry takes besides its value: without them a million empty ones would be free."""
-
-
-class LRUCache(Generic[K, V]):
-    """Values by key, the least recently used of which go first. Not for several threads at once.
-
-    Args:
-        most: bytes of all values together, with what keeping them takes.
-        size: bytes of one value.
-
-    Attributes:
-        bytes: what is in use.
-        evicted: how many had to go since the beginning.
-    """
-
-    def __init__(self, most: int, size: Callable[[V], int]) -> None:
-        self._most: Final = most
-        self._size: Final = size
-        # With its size as it came: a value may change while it is kept.
-        self._kept: Final[OrderedDict[K, tuple[V, int]]] = OrderedDict()
-        self.bytes = 0
-        self.evicted = 0
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def items(self) -> Iterator[tuple[K, V]]:
-        """All of it, what was used last at the end. Looking is not using."""
-        return ((key, value) for key, (value, _) in self._kept.items())
-
-    def get(self, key: K) -> V | None:
-        """A value, used just now; None when it is not there."""
-        found = self._kept.get(key)
-        if found is None:
-            return None
-        self._kept.move_to_end(key)
-        return found[0]
-
-    def put(self, key: K, value: V) -> int:
-        """Keep a value, unless it alone is too large; how many others had to go for it."""
-        self.remove(key)
-        size = self._size(value) + _EACH
-        if size > self._most:
-            return 0
-        self._kept[key] = value, size
-        self.bytes += size
-        gone = 0
-        while self.bytes > self._most:
-            _, (_, oldest) = self._kept.popitem(last=False)
-            self.bytes -= oldest
-            gone += 1
-        self.evicted += gone
-        return gone
-
-    def remove(self, key: K) -> V | None:
-        """Let a value go; what it was, None when it was not there."""
-        found = self._kept.pop(key, None)
-        if found is None:
-            return None
-        self.bytes -= found[1]
-        return found[0]
-
-    def clear(self) -> None:
-        """Let all go."""
-        self._kept.clear()
-        self.bytes = 0
-
-
-# A store in this process's memory.
-
-MOST_BYTES: Final = 64 << 20
 
 
 class MemoryStore:
-    """Keeps what was used last. It belongs to one process and ends with it.
+    """A store in this process's memory; the least recently used entries are evicted first.
+
+    It may be used from several threads.
 
     Args:
-        max_bytes: what it may take, all in all.
+        max_bytes: limit of all entries together.
     """
 
-    def __init__(self, max_bytes: int = MOST_BYTES) -> None:
-        self._most: Final = max_bytes
-        self._kept: Final = LRUCache[bytes, CacheItem](max_bytes, _size)
+    def __init__(self, max_bytes: int = MAX_MEMORY_BYTES) -> None:
+        self._max_bytes: Final = max_bytes
+        self._entries: Final = LRUCache[bytes, CacheItem](max_bytes, lambda item: len(item.value))
         self._lock = threading.Lock()
         notify_on_fork(self)
 
@@ -310,148 +124,271 @@ class MemoryStore:
         return self.get_nowait(keys)
 
     def get_nowait(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The same at once."""
+        """Like `get`, without a coroutine."""
         with self._lock:
-            found = map(self._kept.get, keys)
-            return [None if item is None else item.value for item in found]
+            return [None if item is None else item.value for item in map(self._entries.get, keys)]
 
     async def put(self, items: Sequence[CacheItem]) -> None:
         """See `CacheStore.put`."""
         self.put_nowait(items)
 
     def put_nowait(self, items: Sequence[CacheItem]) -> None:
-        """The same at once."""
+        """Like `put`, without a coroutine."""
         with self._lock:
             for item in items:
-                self._kept.put(item.key, item)
+                self._entries.put(item.key, item)
 
     async def remove(self, keys: Sequence[bytes]) -> None:
         """See `CacheStore.remove`."""
         with self._lock:
             for key in keys:
-                self._kept.remove(key)
+                self._entries.remove(key)
 
     async def clear(self, group: str | None = None) -> None:
         """See `CacheStore.clear`."""
         with self._lock:
-            gone = [key for key, item in self._kept.items() if group in (None, item.group)]
-            for key in gone:
-                self._kept.remove(key)
+            for key in [key for key, item in self._entries.items() if group in (None, item.group)]:
+                self._entries.remove(key)
 
     async def size(self) -> CacheSize:
         """See `CacheStore.size`."""
         with self._lock:
             return CacheSize(
-                entries=len(self._kept),
-                bytes=self._kept.bytes,
-                max_bytes=self._most,
-                evicted=self._kept.evicted,
-                groups=Counter(item.group for _, item in self._kept.items()),
+                entries=len(self._entries),
+                bytes=self._entries.bytes,
+                max_bytes=self._max_bytes,
+                evicted=self._entries.evicted,
+                groups=Counter(item.group for _, item in self._entries.items()),
             )
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open, and the entries stay for other clients."""
 
     def before_fork(self) -> None:
-        """Nobody may be in the middle of something."""
+        """Take the lock, so that no thread is in the middle of a change when memory is copied."""
         self._lock.acquire()
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Release the lock."""
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Go on, with what the parent had."""
+        """Go on with the parent's entries and a new lock: the thread that would release the old one is gone."""
         self._lock = threading.Lock()
 
 
-def _size(item: CacheItem) -> int:
-    return len(item.value)
-
-
-# A store in memory above another one.
-
-
 class LayeredStore:
-    """What was used last is had from memory, all else from below.
+    """A store in memory in front of a slower one.
 
-    Use of what memory has is not written down below: there it may be let go for others, and is in memory.
+    A hit in memory does not count as a use in the lower store. An entry may be evicted there while it is
+    in use here, which costs nothing as long as this process lives.
 
     Args:
-        memory: the upper one.
-        below: the lower one.
+        memory: asked first.
+        lower: asked for what memory does not have.
     """
 
-    def __init__(self, memory: MemoryStore, below: CacheStore) -> None:
+    def __init__(self, memory: MemoryStore, lower: CacheStore) -> None:
         self._memory: Final = memory
-        self._below: Final = below
+        self._lower: Final = lower
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `CacheStore.get`."""
-        found = self._memory.get_nowait(keys)
-        missed = [at for at, value in enumerate(found) if value is None]
-        if not missed:
-            return found
-        values = await self._below.get([keys[at] for at in missed])
-        lifted = []
-        for at, value in zip(missed, values, strict=True):
-            found[at] = value
+        values = self._memory.get_nowait(keys)
+        misses = [index for index, value in enumerate(values) if value is None]
+        if not misses:
+            return values
+        loaded = []
+        lower_values = await self._lower.get([keys[index] for index in misses])
+        for index, value in zip(misses, lower_values, strict=True):
+            values[index] = value
             if value is not None:
-                lifted.append(CacheItem(key=keys[at], group="", value=value, expires_at=math.inf))
-        self._memory.put_nowait(lifted)
-        return found
+                # The protocol returns values alone: neither group nor expiry of an entry is known here.
+                loaded.append(CacheItem(key=keys[index], group="", value=value, expires_at=math.inf))
+        self._memory.put_nowait(loaded)
+        return values
 
     async def put(self, items: Sequence[CacheItem]) -> None:
         """See `CacheStore.put`."""
         self._memory.put_nowait(items)
-        await self._below.put(items)
+        await self._lower.put(items)
 
     async def remove(self, keys: Sequence[bytes]) -> None:
         """See `CacheStore.remove`."""
         await self._memory.remove(keys)
-        await self._below.remove(keys)
+        await self._lower.remove(keys)
 
     async def clear(self, group: str | None = None) -> None:
         """See `CacheStore.clear`."""
-        # Of what came from below the group is not known.
+        # All of memory, because entries that were loaded from the lower store have lost their group.
         await self._memory.clear()
-        await self._below.clear(group)
+        await self._lower.clear(group)
 
     async def size(self) -> CacheSize:
-        """How much there is below, which is what counts."""
-        return await self._below.size()
+        """Return the size of the lower store, which has every entry."""
+        return await self._lower.size()
 
     async def aclose(self) -> None:
         """See `CacheStore.aclose`."""
-        await self._below.aclose()
+        await self._lower.aclose()
 
 
-# How a value is written: what it is, when it was made, its parts, and a checksum over all of it.
+class SafeStore:
+    """A store that never raises and never hangs: a fault of the wrapped store is a miss, logged once.
+
+    Once closed it stays empty, so that no call of a closed client opens the store again.
+
+    Args:
+        store: the store to wrap.
+    """
+
+    def __init__(self, store: CacheStore) -> None:
+        self._store: Final = store
+        self._logged = False
+        self._closed = False
+
+    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, None where it is not stored or cannot be read."""
+        none: Sequence[bytes | None] = ()
+        values = await self._try(lambda: self._store.get(keys), none)
+        if isinstance(values, Sequence) and len(values) == len(keys):
+            return [value if isinstance(value, bytes) else None for value in values]
+        return [None] * len(keys)
+
+    async def put(self, items: Sequence[CacheItem]) -> None:
+        """Store entries if possible."""
+        await self._try(lambda: self._store.put(items), None)
+
+    async def remove(self, keys: Sequence[bytes]) -> None:
+        """Delete entries if possible."""
+        await self._try(lambda: self._store.remove(keys), None)
+
+    async def clear(self, group: str | None = None) -> None:
+        """Delete a group, or all entries, if possible."""
+        await self._try(lambda: self._store.clear(group), None)
+
+    async def size(self) -> CacheSize:
+        """Return how much is stored; zeros where the store cannot tell."""
+        result = await self._try(self._store.size, CacheSize())
+        return result if isinstance(result, CacheSize) else CacheSize()
+
+    async def aclose(self) -> None:
+        """See `CacheStore.aclose`. Closing twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            await self._try(self._store.aclose, None, closing=True)
+
+    async def _try(self, operation: Callable[[], Awaitable[T]], default: T, *, closing: bool = False) -> T:
+        if self._closed and not closing:
+            return default
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S if closing else _TIMEOUT_S):
+                return await operation()
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, the call goes on without a cache
+            self._log_once(error)
+            return default
+
+    def _log_once(self, error: Exception) -> None:
+        if not self._logged:
+            self._logged = True
+            # The type alone: the message of a store's error may quote keys or values.
+            _log.warning(
+                "the cache store %s failed with %s; calls continue without the cache.",
+                type(self._store).__name__,
+                type(error).__name__,
+            )
+
+
+class LRUCache(Generic[K, V]):
+    """A mapping bounded by bytes that evicts the least recently used values first. Not thread-safe.
+
+    Args:
+        max_bytes: limit of all values together, each counted with an overhead of 200 bytes.
+        size_of: returns the bytes of one value.
+
+    Attributes:
+        bytes: bytes in use.
+        evicted: values evicted since the beginning.
+    """
+
+    def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
+        self._max_bytes: Final = max_bytes
+        self._size_of: Final = size_of
+        # With the size at the time of `put`: a value may change while it is stored.
+        self._entries: Final[OrderedDict[K, tuple[V, int]]] = OrderedDict()
+        self.bytes = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        """All keys and values, the most recently used last. Iterating does not count as use."""
+        return ((key, value) for key, (value, _) in self._entries.items())
+
+    def get(self, key: K) -> V | None:
+        """Return a value and mark it as used; None when it is not there."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: K, value: V) -> int:
+        """Store a value, unless it alone exceeds the limit; return how many others were evicted for it."""
+        self.remove(key)
+        size = self._size_of(value) + _ENTRY_OVERHEAD_BYTES
+        if size > self._max_bytes:
+            return 0
+        self._entries[key] = value, size
+        self.bytes += size
+        evicted = 0
+        while self.bytes > self._max_bytes:
+            _, (_, oldest_size) = self._entries.popitem(last=False)
+            self.bytes -= oldest_size
+            evicted += 1
+        self.evicted += evicted
+        return evicted
+
+    def remove(self, key: K) -> V | None:
+        """Remove and return a value; None when it is not there."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        self.bytes -= entry[1]
+        return entry[0]
+
+    def clear(self) -> None:
+        """Remove all values."""
+        self._entries.clear()
+        self.bytes = 0
+
+
+# The format of a stored value:
 #
-# ::
-#
-#     4 bytes   what it is, such as b"LOV1"
-#     8 bytes   when it was made: seconds since 1970, float64, little-endian
+#     4 bytes   kind, such as b"LOV1"
+#     8 bytes   time of creation: seconds since 1970, float64, little-endian
 #     4 bytes   length of the head, uint32, little-endian
-#     head      text in UTF-8 or JSON
+#     head      UTF-8 text or JSON
 #     body      the rest
 #     4 bytes   CRC32 of the key and of everything before, uint32, little-endian
 #
-# Nothing is ever executed or imported to read it (pickle is how caches became a way into a process:
-# CVE-2025-69872). The key is in the checksum, so that a value moved to another key is no value.
+# Reading it never executes or imports anything: caches of pickles let an attacker who can write to the
+# cache run code (CVE-2025-69872, diskcache). The key is part of the checksum, so that a value that was moved to
+# another key is not accepted.
 
-_HEAD: Final = struct.Struct("<4sdI")
-_CHECK: Final = struct.Struct("<I")
+_HEADER: Final = struct.Struct("<4sdI")
+_CHECKSUM: Final = struct.Struct("<I")
 
 
 @frozen(kw_only=True)
 class Record:
-    """A value that was read and is whole.
+    """A stored value that was read and is intact.
 
     Attributes:
-        created: when it was made, in seconds since 1970.
-        head: its first part.
-        body: its second part, not copied.
+        created: time of creation, in seconds since 1970.
+        head: the first part.
+        body: the second part, a view of the stored bytes.
     """
 
     created: float
@@ -460,33 +397,81 @@ class Record:
 
 
 def write_record(kind: bytes, key: bytes, created: float, head: bytes, body: bytes | memoryview) -> bytes:
-    """The bytes of a value.
+    """Return the bytes to store for a value.
 
     Args:
-        kind: four bytes.
-        key: what it is going to be kept under.
-        created: when it was made.
-        head: its first part.
-        body: its second part.
+        kind: four bytes that say what the value is.
+        key: the key it will be stored under.
+        created: time of creation, in seconds since 1970.
+        head: the first part.
+        body: the second part.
     """
-    start = _HEAD.pack(kind, created, len(head)) + head
-    # Bodies may be megabytes, which are copied once.
-    return b"".join((start, body, _CHECK.pack(crc32(body, crc32(start, crc32(key))))))
+    start = _HEADER.pack(kind, created, len(head)) + head
+    # One join: a body may be megabytes and is copied once only.
+    return b"".join((start, body, _CHECKSUM.pack(crc32(body, crc32(start, crc32(key))))))
 
 
 def read_record(kind: bytes, key: bytes, data: bytes) -> Record | None:
-    """The value that bytes stand for; None when they are of another kind, cut, changed or another key's."""
+    """Parse stored bytes; None when they are of another kind or key, truncated or changed."""
     try:
-        found, created, length = _HEAD.unpack_from(data)
-        end = len(data) - _CHECK.size
-        (check,) = _CHECK.unpack_from(data, end)
+        stored_kind, created, head_length = _HEADER.unpack_from(data)
+        end = len(data) - _CHECKSUM.size
+        (checksum,) = _CHECKSUM.unpack_from(data, end)
     except (struct.error, TypeError):
         return None
-    start = _HEAD.size + length
+    start = _HEADER.size + head_length
     view = memoryview(data)
-    if found != kind or start > end or crc32(view[:end], crc32(key)) != check:
+    if stored_kind != kind or start > end or crc32(view[:end], crc32(key)) != checksum:
         return None
-    # A date that is none (NaN) is smaller than nothing and larger than nothing.
+    # Written so that NaN, which compares as neither smaller nor larger, is rejected too.
     if not 0 <= created < 1e12:
         return None
-    return Record(created=created, head=bytes(view[_HEAD.size : start]), body=view[start:end])
+    return Record(created=created, head=bytes(view[_HEADER.size : start]), body=view[start:end])
+
+
+class ForkListener(Protocol):
+    """An object that must not be in the middle of a change when the process forks."""
+
+    def before_fork(self) -> None:
+        """Take locks and release what must not be open during a fork."""
+
+    def after_fork_in_parent(self) -> None:
+        """Undo `before_fork`."""
+
+    def after_fork_in_child(self) -> None:
+        """Replace what belongs to the parent, such as locks and threads."""
+
+
+# `os.register_at_fork` cannot be undone, so the module registers once and holds its listeners weakly.
+_listeners: Final[WeakSet[ForkListener]] = WeakSet()
+# The listeners of the fork in progress: others may be made or collected before it ends.
+_prepared: Final[list[ForkListener]] = []
+
+
+def notify_on_fork(listener: ForkListener) -> None:
+    """Call an object's methods around every fork, as long as the object lives."""
+    _listeners.add(listener)
+
+
+def _before_fork() -> None:
+    for listener in list(_listeners):
+        # An exception here would only be printed; one listener's fault must not keep the others from preparing.
+        with suppress(Exception):
+            listener.before_fork()
+            _prepared.append(listener)
+
+
+def _after_fork_in_parent() -> None:
+    while _prepared:
+        _prepared.pop().after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    while _prepared:
+        _prepared.pop().after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
