@@ -119,11 +119,11 @@ def stuck(folder: Path) -> dict[str, Any]:
     """The thread does not come to rest in time: the child goes without, the parent goes on."""
     store = warm(folder)
     gate = threading.Event()
-    assert store._thread is not None
-    store._thread.pool.submit(gate.wait, 10)
+    assert store._worker is not None
+    store._worker.executor.submit(gate.wait, 10)
     import llmopt.cache.disk
 
-    llmopt.cache.disk._PATIENCE_S = 0.01
+    llmopt.cache.disk._FORK_TIMEOUT_S = 0.01
     found = child(lambda: use(store, 5_000))
     gate.set()
     mine = use(store, 100_000)

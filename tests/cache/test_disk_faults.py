@@ -18,10 +18,9 @@ from pathlib import Path
 import pytest
 
 import llmopt
-from llmopt.cache import sqlite as trouble
 from llmopt.cache.disk import DiskStore
 from llmopt.cache.files import CacheFiles
-from llmopt.cache.sqlite import Busy, FileLock
+from llmopt.cache.sqlite import FileLock, LockTimeout, classify_sqlite_error
 from tests.cache.helpers import item, key, opened, works
 from tests.faults import FaultServer, answer_openai
 
@@ -289,7 +288,7 @@ def test_k01_a_read_only_folder(there: bool) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "False"
-        assert "nothing is kept on disk for now" in done.stdout or "tried again in a minute" in done.stdout
+        assert "nothing is cached on disk for now" in done.stdout or "tried again in a minute" in done.stdout
 
 
 async def test_k01_the_folder_goes_away_under_us(tmp_path: Path) -> None:
@@ -311,15 +310,15 @@ async def test_k02_a_full_database(tmp_path: Path, caplog: pytest.LogCaptureFixt
     async with opened(tmp_path, now=lambda: now[0]) as store:
         await store.put([item(1)])
         await store.size()
-        keeper = store._thread.keeper  # type: ignore[union-attr] # it runs
+        worker = store._worker
 
         def bounded(pages: int) -> None:
-            keeper._database._connection.execute(f"PRAGMA max_page_count={pages}")
+            worker._database._connection.execute(f"PRAGMA max_page_count={pages}")
 
-        await store._ask(lambda _: bounded(20), None)
+        await store._run(lambda _: bounded(20), None)
         await store.put([item(number, os.urandom(5_000)) for number in range(100)])
         assert await store.get([key(1)]) == [b"value 1"]
-        await store._ask(lambda _: bounded(1_000_000), None)
+        await store._run(lambda _: bounded(1_000_000), None)
         await store.put([item(2)])
         assert (await store.size()).entries == 1
         now[0] += 61
@@ -373,7 +372,7 @@ async def test_k04_a_process_that_holds_the_lock(tmp_path: Path) -> None:
 
     try:
         lock = FileLock(tmp_path / f"{DB}.lock", sleep=nap, now=lambda: time[0])
-        with pytest.raises(Busy), lock.held():
+        with pytest.raises(LockTimeout), lock.held():
             pass
         assert 5.0 <= time[0] < 5.1
         lock.close()
@@ -389,8 +388,8 @@ async def test_k04_a_writer_that_keeps_others_out_is_passed_over(tmp_path: Path)
     async with opened(tmp_path) as store:
         await store.put([item(1)])
         await store.size()
-        keeper = store._thread.keeper  # type: ignore[union-attr] # it runs
-        await store._ask(lambda _: keeper._database._connection.execute("PRAGMA busy_timeout=10"), None)
+        worker = store._worker
+        await store._run(lambda _: worker._database._connection.execute("PRAGMA busy_timeout=10"), None)
         other = sqlite3.connect(tmp_path / DB, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         await store.put([item(2)])
@@ -408,14 +407,14 @@ def test_what_errors_mean() -> None:
         error = sqlite3.OperationalError(text)
         if code is not None:
             error.sqlite_errorcode = code
-        return trouble.classify_sqlite_error(error)
+        return classify_sqlite_error(error)
 
-    assert of(11) == of(26) == of(11 | 1 << 8) == of(10 | 2 << 8) == "broken"
+    assert of(11) == of(26) == of(11 | 1 << 8) == of(10 | 2 << 8) == "corrupt"
     assert of(5) == of(5 | 2 << 8) == of(6) == of(18) == "busy"
-    assert of(13) == of(10) == of(10 | 3 << 8) == of(8) == "full"
-    assert of(8 | 4 << 8) == "moved"
-    assert of(14) == of(99) == of(None) == "closed"
-    assert of(1, "no such table: entries") == of(None, "database disk image is malformed") == "broken"
+    assert of(13) == of(10) == of(10 | 3 << 8) == of(8) == "unwritable"
+    assert of(8 | 4 << 8) == "replaced"
+    assert of(14) == of(99) == of(None) == "unusable"
+    assert of(1, "no such table: entries") == of(None, "database disk image is malformed") == "corrupt"
 
 
 async def test_s06_what_somebody_planted_is_never_run(tmp_path: Path) -> None:
@@ -468,12 +467,12 @@ async def test_two_that_find_the_same_file_broken(tmp_path: Path) -> None:
     path = await filled(tmp_path, 3)
     inode = path.stat().st_ino
     files = CacheFiles(tmp_path, max_bytes=1 << 20)
-    files.set_aside(path, inode)
+    files.quarantine(path, inode)
     assert await works(tmp_path)
-    files.set_aside(path, inode)
+    files.quarantine(path, inode)
     async with opened(tmp_path) as store:
         assert await store.get([key(77)]) == [b"value 77"]
-    files.set_aside(tmp_path / "nothing.db", 1)
+    files.quarantine(tmp_path / "nothing.db", 1)
 
 
 async def test_the_log_of_a_broken_file_goes_with_it(tmp_path: Path) -> None:
@@ -481,7 +480,7 @@ async def test_the_log_of_a_broken_file_goes_with_it(tmp_path: Path) -> None:
     path = await filled(tmp_path, 3)
     for beside in ("-wal", "-shm"):
         path.with_name(path.name + beside).touch()
-    CacheFiles(tmp_path, max_bytes=1 << 20).set_aside(path, path.stat().st_ino)
+    CacheFiles(tmp_path, max_bytes=1 << 20).quarantine(path, path.stat().st_ino)
     assert {each.name.partition(".corrupt")[0] for each in tmp_path.iterdir()} == {DB, f"{DB}.lock"}
 
 

@@ -40,8 +40,8 @@ async def test_every_write_begins_as_one(tmp_path: Path) -> None:
     statements: list[str] = []
     async with opened(tmp_path) as store:
         await store.size()
-        connection = store._thread.keeper._database._connection  # type: ignore[union-attr] # it runs
-        await store._ask(lambda _: connection.set_trace_callback(statements.append), None)
+        connection = store._worker._database._connection  # type: ignore[union-attr] # it runs
+        await store._run(lambda _: connection.set_trace_callback(statements.append), None)
         await store.put([item(1)])
         await store.remove([key(1)])
         await store.clear()
@@ -55,13 +55,13 @@ async def test_how_a_connection_is_set_up(tmp_path: Path) -> None:
     """The settings that keep a cache of several processes whole."""
     async with opened(tmp_path) as store:
         await store.size()
-        connection = store._thread.keeper._database._connection  # type: ignore[union-attr] # it runs
+        connection = store._worker._database._connection  # type: ignore[union-attr] # it runs
 
         def ask(name: str) -> object:
             return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
         async def of(name: str) -> object:
-            return await store._ask(lambda _: ask(name), None)
+            return await store._run(lambda _: ask(name), None)
 
         assert await of("journal_mode") == "wal"
         assert await of("synchronous") == 1

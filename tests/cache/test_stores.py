@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import llmopt
-from llmopt.cache.disk import DiskStore, Pending
+from llmopt.cache.disk import DiskStore, WriteBuffer
 from llmopt.cache.store import CacheStore, LayeredStore, MemoryStore, SafeStore
 from tests.cache.helpers import item, key, opened
 
@@ -190,30 +190,30 @@ async def test_use_is_written_down_once_a_minute(tmp_path: Path) -> None:
             assert used() == expected
 
 
-def test_pending_is_bounded_and_drops_the_oldest() -> None:
+def test_buffer_is_bounded_and_drops_the_oldest() -> None:
     """When the disk is slower than those who write."""
-    pending = Pending()
-    pending.add(item(number, b"x" * (1 << 20)) for number in range(100))
-    items, _ = pending.take(1_000)
+    buffer = WriteBuffer()
+    buffer.add(item(number, b"x" * (1 << 20)) for number in range(100))
+    items, _ = buffer.pop_batch(1_000)
     assert len(items) < 64
     assert items[-1].key == key(99)
     assert items[0].key == key(100 - len(items))
 
 
-def test_pending_has_one_writer() -> None:
+def test_buffer_has_one_writer() -> None:
     """Nobody else begins while one has it, and he has it until there is nothing left."""
-    pending = Pending()
-    assert not pending.claim()
-    pending.add([item(1)])
-    assert pending.claim()
-    assert not pending.claim()
-    pending.add([item(2)])
-    assert pending.settle()
-    pending.take(10)
-    assert not pending.settle()
-    pending.add([item(3)])
-    assert pending.claim()
-    assert not pending.settle(stop=True)
+    buffer = WriteBuffer()
+    assert not buffer.start_flush()
+    buffer.add([item(1)])
+    assert buffer.start_flush()
+    assert not buffer.start_flush()
+    buffer.add([item(2)])
+    assert buffer.end_batch()
+    buffer.pop_batch(10)
+    assert not buffer.end_batch()
+    buffer.add([item(3)])
+    assert buffer.start_flush()
+    assert not buffer.end_batch(stop=True)
 
 
 class Failing:

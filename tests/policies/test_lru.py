@@ -5,7 +5,6 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.cache.disk import StoreHealth
 from llmopt.cache.store import LRUCache
 
 EACH = 200
@@ -76,21 +75,3 @@ def test_like_a_plain_list(operations: list[tuple[str, int, int]]) -> None:
         assert kept.bytes == sum(each[1] + EACH for each in plain) <= 2_000
         assert len(kept) == len(plain)
     assert kept.evicted == gone
-
-
-def test_a_store_that_failed_is_left_alone_for_a_minute() -> None:
-    """What cannot be written may still be read; what cannot be opened may neither."""
-    now = [0.0]
-    health = StoreHealth(lambda: now[0])
-    assert health.may_read
-    assert health.may_write
-    health.cannot_write()
-    assert (health.may_read, health.may_write) == (True, False)
-    now[0] = 59.9
-    assert not health.may_write
-    now[0] = 60.0
-    assert health.may_write
-    health.cannot_open()
-    assert (health.may_read, health.may_write) == (False, False)
-    now[0] = 120.0
-    assert (health.may_read, health.may_write) == (True, True)
