@@ -81,8 +81,8 @@ def test_a_wait_for_a_connection_is_part_of_its_checkout() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         events: list[Event] = []
-        watch = Telemetry(events.append).pool_trace("server", "http://x")
-        pool = ConnectionPool(pool_size=1, watch=watch)
+        trace = Telemetry(events.append).pool_trace("server", "http://x")
+        pool = ConnectionPool(pool_size=1, trace=trace)
         async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
             server.default(answer_openai)
             server.play(Script([Wait(3.0), Respond(answer_openai)]))
@@ -105,7 +105,7 @@ async def test_without_a_listener_the_connector_measures_nothing(monkeypatch: py
     def never(*_: object) -> None:
         raise AssertionError("somebody measures")
 
-    monkeypatch.setattr(Connector, "_tell", never)
+    monkeypatch.setattr(Connector, "_report_acquired", never)
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
         assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)

@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from llmopt.transport.timers import Watch
+from llmopt.transport.timers import StreamTimer
 
 
-async def watched(watch: Watch, seconds: float, work: Coroutine[Any, Any, Any]) -> bool:
+async def watched(timer: StreamTimer, seconds: float, work: Coroutine[Any, Any, Any]) -> bool:
     """Wait for some work; whether it was broken off."""
-    watch.begin(seconds)
+    timer.start(seconds)
     try:
         await work
     except asyncio.CancelledError:
-        if not watch.broke_off():
+        if not timer.uncancel_if_expired():
             raise
         return True
     finally:
-        watch.end()
+        timer.stop()
     return False
 
 
@@ -30,15 +30,15 @@ def test_a_wait_that_takes_too_long_is_broken_off_in_time() -> None:
     """And the task goes on as if nothing had been asked of it."""
 
     async def main(clock: SimulatedClock) -> None:
-        watch = Watch()
+        timer = StreamTimer()
         for bound in (60.0, 5.0, 300.0):
             started = clock.now()
-            assert await watched(watch, bound, asyncio.sleep(1000))
+            assert await watched(timer, bound, asyncio.sleep(1000))
             assert clock.now() - started == pytest.approx(bound)
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
-        watch.close()
+        timer.close()
 
     run_simulated(main)
 
@@ -47,22 +47,22 @@ def test_many_waits_need_one_timer() -> None:
     """Which is not made anew for each."""
 
     async def main(clock: SimulatedClock) -> None:
-        watch, made = Watch(), 0
+        timer, made = StreamTimer(), 0
         loop = asyncio.get_running_loop()
         call_at = loop.call_at
 
         def counted(*args: Any, **more: Any) -> Any:
             nonlocal made
-            made += args[1] == watch._due
+            made += args[1] == timer._due
             return call_at(*args, **more)
 
         loop.call_at = counted  # type: ignore[method-assign] # counted
         for _ in range(100):
-            assert not await watched(watch, 60.0, asyncio.sleep(1))
+            assert not await watched(timer, 60.0, asyncio.sleep(1))
         assert made == 2
-        assert await watched(watch, 60.0, asyncio.sleep(1000))
+        assert await watched(timer, 60.0, asyncio.sleep(1000))
         assert clock.elapsed == pytest.approx(160)
-        watch.close()
+        timer.close()
 
     run_simulated(main)
 
@@ -71,13 +71,13 @@ def test_somebody_elses_cancellation_passes() -> None:
     """Also in the very turn in which the time is up."""
 
     async def main(clock: SimulatedClock) -> None:
-        watch = Watch()
+        timer = StreamTimer()
         for after in (1.0, 5.0):
-            task = asyncio.create_task(watched(watch, 5.0, asyncio.sleep(1000)))
+            task = asyncio.create_task(watched(timer, 5.0, asyncio.sleep(1000)))
             asyncio.get_running_loop().call_later(after, task.cancel)
             await asyncio.wait([task])
             assert task.cancelled()
-        watch.close()
+        timer.close()
 
     run_simulated(main)
 
@@ -86,11 +86,11 @@ def test_nobody_is_broken_off_after_the_wait() -> None:
     """A timer that is due between two waits does nothing."""
 
     async def main(clock: SimulatedClock) -> None:
-        watch = Watch()
-        assert not await watched(watch, 10.0, asyncio.sleep(1))
+        timer = StreamTimer()
+        assert not await watched(timer, 10.0, asyncio.sleep(1))
         await asyncio.sleep(100)
-        assert not await watched(watch, 10.0, asyncio.sleep(9))
-        watch.close()
+        assert not await watched(timer, 10.0, asyncio.sleep(9))
+        timer.close()
         await asyncio.sleep(100)
 
     run_simulated(main)
@@ -100,12 +100,12 @@ def test_what_arrives_in_the_same_turn_wins() -> None:
     """A loop that was held up finds both, and the answer goes first."""
 
     async def main(clock: SimulatedClock) -> None:
-        watch = Watch()
+        timer = StreamTimer()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_at(clock.now() + 4.999, future.set_result, None)
         asyncio.get_running_loop().call_at(clock.now() + 1.0, clock.advance, 50.0)
-        assert not await watched(watch, 5.0, _waiting(future))
-        watch.close()
+        assert not await watched(timer, 5.0, _waiting(future))
+        timer.close()
 
     run_simulated(main)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from llmopt.transport.httpx_transport import TransportWire
+from llmopt.transport.httpx_transport import HttpxSender
 
 URL = "http://provider.example"
 Handler = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
@@ -31,11 +31,11 @@ class Pieces(httpx.AsyncByteStream):
         self.closed += 1
 
 
-def mocked(handler: Any) -> TransportWire:
-    return TransportWire(httpx.MockTransport(handler))
+def mocked(handler: Any) -> HttpxSender:
+    return HttpxSender(httpx.MockTransport(handler))
 
 
-def raising(error: BaseException) -> TransportWire:
+def raising(error: BaseException) -> HttpxSender:
     def handler(_: httpx.Request) -> httpx.Response:
         raise error
 

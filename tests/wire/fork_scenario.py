@@ -16,7 +16,7 @@ import threading
 from typing import Any
 
 from llmopt.transport.pool import ConnectionPool
-from llmopt.transport.request import WireRequest
+from llmopt.transport.request import TransportRequest
 
 CALLS = 500
 AT_ONCE = 10
@@ -31,7 +31,9 @@ async def calls(pool: ConnectionPool, port: int, count: int = CALLS) -> int:
         nonlocal wrong
         for number in numbers:
             body = f"{os.getpid()}-{number}".encode()
-            answer = await pool.send(WireRequest(method="POST", url=f"http://127.0.0.1:{port}/", body=body))
+            answer = await pool.send(
+                TransportRequest(method="POST", url=f"http://127.0.0.1:{port}/", body=body)
+            )
             wrong += answer.body != body
 
     await asyncio.gather(*(worker() for _ in range(AT_ONCE)))

@@ -1,4 +1,4 @@
-"""What the tests of the wire share."""
+"""What the tests of the sender share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmopt.errors import LLMOptError
-from llmopt.transport.httpx_transport import TransportWire
+from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.transport.pool import ConnectionPool
-from llmopt.transport.request import WireRequest
+from llmopt.transport.request import TransportRequest
 from llmopt.values.http import HttpResponse
 from tests.faults import FaultServer
 
 T = TypeVar("T")
 E = TypeVar("E", bound=LLMOptError)
-Wire = ConnectionPool | TransportWire
+Sender = ConnectionPool | HttpxSender
 
 KEY = "sk-canary-key-0123456789"
 PROMPT = "canary prompt"
@@ -33,22 +33,22 @@ PATIENCE = 20.0  # seconds; only a broken test waits so long
 ROOT = Path(__file__).parents[2]
 
 
-def request_to(url: str, *texts: str, **options: Any) -> WireRequest:
+def request_to(url: str, *texts: str, **options: Any) -> TransportRequest:
     """Give an embeddings request to a base URL."""
     body = json.dumps({"model": "m", "input": list(texts or (PROMPT,))}).encode()
     given: dict[str, Any] = {"method": "POST", "headers": HEADERS, "body": body, "timeout": PATIENCE}
-    return WireRequest(url=f"{url}/v1/embeddings?secret={KEY}", **(given | options))
+    return TransportRequest(url=f"{url}/v1/embeddings?secret={KEY}", **(given | options))
 
 
-def asking(server: FaultServer, *texts: str, **options: Any) -> WireRequest:
+def asking(server: FaultServer, *texts: str, **options: Any) -> TransportRequest:
     """Give an embeddings request to a server."""
     return request_to(server.base_url, *texts, **options)
 
 
-async def failure(wire: Wire, request: WireRequest, kind: type[E]) -> E:
+async def failure(sender: Sender, request: TransportRequest, kind: type[E]) -> E:
     """Send what must fail, and give the error, after a look at what no error may hold."""
     try:
-        response = await wire.send(request)
+        response = await sender.send(request)
     except kind as error:
         assert_silent(error)
         return error
@@ -93,7 +93,7 @@ async def pooled(**options: Any) -> AsyncIterator[ConnectionPool]:
 
 def open_sockets(pool: ConnectionPool) -> list[socket.socket]:
     """Those of its sockets that are open, whatever the pool knows of them."""
-    opened = [each for connector in pool._connectors.values() for each in connector._sockets._opened]
+    opened = [each for connector in pool._connectors.values() for each in connector._sockets._sockets]
     return [each for each in opened if each.fileno() >= 0]
 
 

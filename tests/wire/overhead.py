@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 
 from llmopt.transport.pool import ConnectionPool
-from llmopt.transport.request import WireRequest
+from llmopt.transport.request import TransportRequest
 
 WIDTH = 64
 DIMENSIONS = 1536
@@ -111,7 +111,7 @@ async def ours(url: str, requests: int) -> float:
     pool = ConnectionPool(pool_size=WIDTH)
 
     async def send() -> None:
-        await pool.send(WireRequest(method="POST", url=url, headers=HEADERS, body=BODY))
+        await pool.send(TransportRequest(method="POST", url=url, headers=HEADERS, body=BODY))
 
     seconds = await drive(send, requests)
     await pool.aclose()

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from llmopt.errors import ConfigError
-from llmopt.transport.httpx_transport import TransportWire
+from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.transport.pool import ConnectionPool
 from llmopt.transport.urls import Targets, origin_of, proxy_for
 from tests.wire.helpers import failure, request_to
@@ -59,7 +59,7 @@ def test_n23_what_is_no_url_is_refused_in_words(url: str) -> None:
 
 @pytest.mark.parametrize("url", BAD)
 async def test_n23_before_any_io(url: str, pool: ConnectionPool) -> None:
-    """No wire tries it."""
+    """No sender tries it."""
     error = await failure(pool, request_to(url), ConfigError)
     assert error.sent == "no"
     assert pool.stats().created == 0
@@ -75,10 +75,10 @@ async def test_s03_addresses_in_odd_forms_are_refused(host: str, pool: Connectio
 def test_the_same_url_is_worked_out_once() -> None:
     """And a stream of ever new ones does not pile up."""
     targets = Targets()
-    first = targets.of("http://127.0.0.1:8000/v1")
-    assert targets.of("http://127.0.0.1:8000/v1") is first
+    first = targets.get("http://127.0.0.1:8000/v1")
+    assert targets.get("http://127.0.0.1:8000/v1") is first
     for number in range(3000):
-        targets.of(f"http://127.0.0.1:8000/v1?cursor={number}")
+        targets.get(f"http://127.0.0.1:8000/v1?cursor={number}")
     assert len(targets._targets) < 2000
 
 
@@ -157,6 +157,6 @@ class TestProxies:
 @pytest.mark.parametrize("url", BAD)
 async def test_n23_over_a_foreign_transport(url: str) -> None:
     """The same words, and never one of httpx's exception groups."""
-    wire = TransportWire(httpx.AsyncHTTPTransport())
-    await failure(wire, request_to(url), ConfigError)
-    await wire.aclose()
+    sender = HttpxSender(httpx.AsyncHTTPTransport())
+    await failure(sender, request_to(url), ConfigError)
+    await sender.aclose()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt.errors import InvalidResponse
-from llmopt.transport.body import ERROR_BODY, Unpacker
+from llmopt.transport.body import MAX_ERROR_BODY, ContentDecoder
 from tests.faults import gzip_bomb
 
 MEBIBYTE = 2**20
@@ -35,9 +35,9 @@ PACKED = {
 
 
 def unpack(encoding: str | None, pieces: list[bytes], max_body: int = MEBIBYTE) -> bytes:
-    unpacker = Unpacker(encoding, max_body)
-    out = b"".join(unpacker.feed(piece) for piece in pieces)
-    unpacker.finish()
+    decoder = ContentDecoder(encoding, max_body)
+    out = b"".join(decoder.decode(piece) for piece in pieces)
+    decoder.finish()
     return out
 
 
@@ -58,10 +58,10 @@ def test_any_pieces_give_the_whole(encoding: str, size: int) -> None:
 @pytest.mark.parametrize("encoding", [None, "", "identity"])
 def test_plain_bytes_pass_as_they_are(encoding: str | None) -> None:
     """Without an encoding nothing is copied."""
-    unpacker = Unpacker(encoding, MEBIBYTE)
-    assert unpacker.plain
-    assert unpacker.feed(TEXT) is TEXT
-    unpacker.finish()
+    decoder = ContentDecoder(encoding, MEBIBYTE)
+    assert decoder.passthrough
+    assert decoder.decode(TEXT) is TEXT
+    decoder.finish()
 
 
 def test_bare_deflate_is_understood() -> None:
@@ -145,27 +145,27 @@ class TestErrorBodies:
 
     def test_long_ones_are_cut(self) -> None:
         """At 64 KiB, or less if less was asked for."""
-        for asked, kept in ((MEBIBYTE, ERROR_BODY), (10, 10)):
-            unpacker = Unpacker(None, asked, cut=True)
-            assert unpacker.feed(b"a" * MEBIBYTE) == b"a" * kept
-            assert unpacker.stopped
-            assert unpacker.feed(b"more") == b""
+        for asked, kept in ((MEBIBYTE, MAX_ERROR_BODY), (10, 10)):
+            decoder = ContentDecoder(None, asked, truncate=True)
+            assert decoder.decode(b"a" * MEBIBYTE) == b"a" * kept
+            assert decoder.stopped
+            assert decoder.decode(b"more") == b""
 
     def test_damaged_ones_end_at_the_damage(self) -> None:
         """What came before is kept."""
-        unpacker = Unpacker("gzip", MEBIBYTE, cut=True)
-        assert unpacker.feed(PACKED["gzip"] + b"more") == TEXT
-        assert unpacker.stopped
+        decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
+        assert decoder.decode(PACKED["gzip"] + b"more") == TEXT
+        assert decoder.stopped
 
     def test_unknown_encodings_give_nothing(self) -> None:
         """Packed bytes are no text."""
-        unpacker = Unpacker("br", MEBIBYTE, cut=True)
-        assert unpacker.stopped
-        assert unpacker.feed(b"x") == b""
+        decoder = ContentDecoder("br", MEBIBYTE, truncate=True)
+        assert decoder.stopped
+        assert decoder.decode(b"x") == b""
 
     def test_cut_short_ones_are_what_they_are(self) -> None:
         """No complaint of a missing end."""
-        unpacker = Unpacker("gzip", MEBIBYTE, cut=True)
-        unpacker.feed(PACKED["gzip"][:-8])
-        unpacker.finish()
-        assert not unpacker.stopped
+        decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
+        decoder.decode(PACKED["gzip"][:-8])
+        decoder.finish()
+        assert not decoder.stopped

@@ -250,10 +250,10 @@ async def test_n18_errors_say_which_server_and_what_to_check(
     """In plain words."""
     server.play(Script([Send(b"SSH-2.0-OpenSSH_9.2\r\n"), Close()]), Script([Close()]))
     error = await failure(pool, asking(server), InvalidResponse)
-    assert str(error).startswith(f"{server.base_url} answered, but not in HTTP")
-    assert "right port" in str(error)
+    assert str(error).startswith(f"{server.base_url} did not answer with valid HTTP")
+    assert "check the port" in str(error)
     lost = await failure(pool, asking(server), ConnectionLost)
-    assert str(lost) == f"{server.base_url} closed the connection without an answer."
+    assert str(lost) == f"{server.base_url} closed the connection without a response."
 
 
 async def test_n05_a_length_too_long_waits_no_longer_than_the_attempt(
@@ -262,7 +262,7 @@ async def test_n05_a_length_too_long_waits_no_longer_than_the_attempt(
     """Silence in the middle of a body."""
     find_fault("N05", "length too long, then silence").inject(server)
     error = await failure(pool, asking(server, timeout=0.05), AttemptTimeout)
-    assert "reading the answer" in str(error)
+    assert "reading the response" in str(error)
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD"])

@@ -80,7 +80,7 @@ async def test_n02_n03_fin_at_every_byte(framing: Framing, server: FaultServer) 
 
 
 async def test_n04_fin_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
-    """The wire cannot know: what came is handed on, and its JSON will tell."""
+    """The sender cannot know: what came is handed on, and its JSON will tell."""
     answer = Answer(200, BODY, framing=Framing.EOF)
     head = len(answer.head())
     async with pooled(pool_size=AT_ONCE) as pool:

@@ -9,7 +9,7 @@ import pytest
 
 from llmopt.errors import ClientClosed, ConfigError, PoolTimeout
 from llmopt.transport.pool import ConnectionPool, PoolStats
-from llmopt.transport.request import WireRequest
+from llmopt.transport.request import TransportRequest
 from tests.faults import Answer, FaultServer, Framing, Respond, Script, Stall, Wait, error_answer, json_answer
 from tests.wire.helpers import HEADERS, KEY, PROMPT, asking, failure, other_tasks, pooled, texts_of
 
@@ -31,7 +31,7 @@ async def test_what_is_sent_arrives_as_it_is(server: FaultServer, pool: Connecti
 
 
 async def test_given_headers_win(server: FaultServer, pool: ConnectionPool) -> None:
-    """Also over those that the wire adds by itself."""
+    """Also over those that the sender adds by itself."""
     given = {"User-Agent": "app/1", "Accept": "application/json", "accept-encoding": "identity"}
     await pool.send(asking(server, headers=given))
     (seen,) = server.requests
@@ -50,7 +50,7 @@ async def test_an_answer_is_status_headers_body(server: FaultServer, pool: Conne
 
 
 async def test_every_status_is_an_answer(server: FaultServer, pool: ConnectionPool) -> None:
-    """What it means is not the wire's to say."""
+    """What it means is not the sender's to say."""
     for status in (200, 201, 204, 304, 401, 404, 429, 500, 503, 529, 600, 999):
         server.play(Answer(status) if status in (204, 304) else error_answer(status, "Hm."))
         response = await pool.send(asking(server))
@@ -60,7 +60,7 @@ async def test_every_status_is_an_answer(server: FaultServer, pool: ConnectionPo
 
 async def test_get_has_no_body(server: FaultServer, pool: ConnectionPool) -> None:
     """A list of models is asked for without one."""
-    request = WireRequest(method="GET", url=f"{server.base_url}/v1/models", headers=HEADERS)
+    request = TransportRequest(method="GET", url=f"{server.base_url}/v1/models", headers=HEADERS)
     response = await pool.send(request)
     assert response.json["object"] == "list"
     assert server.requests[0].body == b""
@@ -196,7 +196,7 @@ async def test_s01_nor_is_a_method(server: FaultServer, pool: ConnectionPool) ->
 def test_a_request_shows_no_secrets() -> None:
     """Its representation holds names of headers and sizes."""
     text = repr(
-        WireRequest(method="POST", url=f"http://h/v1?key={KEY}", headers=HEADERS, body=PROMPT.encode())
+        TransportRequest(method="POST", url=f"http://h/v1?key={KEY}", headers=HEADERS, body=PROMPT.encode())
     )
     assert KEY not in text
     assert PROMPT not in text

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from llmopt import errors
-from llmopt.transport.httpx_transport import PoolTransport, TransportWire
+from llmopt.transport.httpx_transport import HttpxSender, PoolTransport
 from llmopt.transport.pool import ConnectionPool
 from tests.faults import (
     Answer,
@@ -122,15 +122,15 @@ class TestPoolTransport:
     async def test_through_both_seams_nothing_is_lost(
         self, server: FaultServer, pool: ConnectionPool
     ) -> None:
-        """Our wire over our transport over our pool knows as much as the pool."""
-        wire = TransportWire(PoolTransport(pool))
-        await wire.send(asking(server))
-        answer = await wire.send(asking(server))
+        """Our sender over our transport over our pool knows as much as the pool."""
+        sender = HttpxSender(PoolTransport(pool))
+        await sender.send(asking(server))
+        answer = await sender.send(asking(server))
         assert (answer.info.reused, answer.info.sent) == (True, "yes")
         server.play(Script([Reset()]))
-        error = await failure(wire, asking(server), errors.ConnectionLost)
+        error = await failure(sender, asking(server), errors.ConnectionLost)
         assert (error.stale, error.sent) == (True, "maybe")
         with refused_port() as port:
-            refused = await failure(wire, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
+            refused = await failure(sender, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
         assert (refused.cause, refused.sent) == ("refused", "no")
-        await wire.aclose()
+        await sender.aclose()

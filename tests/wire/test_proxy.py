@@ -138,9 +138,9 @@ async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
         ),
         (Answer(502, b"no route"), "502 Bad Gateway"),
         (Answer(403, b"no"), "403 Forbidden"),
-        (Script([Close()]), "no proper answer"),
-        (Script([Reset()]), "no proper answer"),
-        (Script([Send(b"SSH-2.0\r\n"), Close()]), "no proper answer"),
+        (Script([Close()]), "no valid response"),
+        (Script([Reset()]), "no valid response"),
+        (Script([Send(b"SSH-2.0\r\n"), Close()]), "no valid response"),
     ],
 )
 async def test_n19_a_tunnel_that_does_not_come_about(

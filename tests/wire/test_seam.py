@@ -1,4 +1,4 @@
-"""Any httpx transport as a wire: what it is given and gives."""
+"""Any httpx transport as a sender: what it is given and gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from llmopt import errors
-from llmopt.transport.httpx_transport import TransportWire
+from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.values.http import AttemptInfo
 from tests.faults import (
     FaultServer,
@@ -40,8 +40,8 @@ class TestForeign:
                 200, json={"data": [1]}, headers=[("X-Id", "1"), ("Link", "a"), ("link", "b")]
             )
 
-        wire = mocked(handler)
-        response = await wire.send(request_to(URL, connect_timeout=1, pool_timeout=2, timeout=3))
+        sender = mocked(handler)
+        response = await sender.send(request_to(URL, connect_timeout=1, pool_timeout=2, timeout=3))
         assert texts_of(response) == 1
         assert response.headers["x-id"] == "1"
         assert response.headers["link"] == "a, b"
@@ -51,7 +51,7 @@ class TestForeign:
         assert request.headers["accept-encoding"] == "gzip, deflate"
         assert request.headers["content-length"] == str(len(request.content))
         assert request.extensions["timeout"] == {"connect": 1, "pool": 2, "read": 3, "write": 3}
-        await wire.aclose()
+        await sender.aclose()
 
     async def test_an_asynchronous_handler(self) -> None:
         """Mock handlers may be coroutines."""
@@ -73,10 +73,10 @@ class TestForeign:
             )
             await send({"type": "http.response.body", "body": message["body"]})
 
-        wire = TransportWire(httpx.ASGITransport(app=app))
-        response = await wire.send(request_to(URL, body=b"echo"))
+        sender = HttpxSender(httpx.ASGITransport(app=app))
+        response = await sender.send(request_to(URL, body=b"echo"))
         assert (response.body, response.headers["x-path"]) == (b"echo", "/v1/embeddings")
-        await wire.aclose()
+        await sender.aclose()
 
     async def test_respx(self) -> None:
         """The usual way to test programs that use httpx."""
@@ -84,8 +84,7 @@ class TestForeign:
         router = respx.MockRouter(assert_all_called=True)
         router.post(f"{URL}/v1/embeddings").respond(200, json={"data": [1, 2]})
         assert (
-            texts_of(await TransportWire(httpx.MockTransport(router.async_handler)).send(request_to(URL)))
-            == 2
+            texts_of(await HttpxSender(httpx.MockTransport(router.async_handler)).send(request_to(URL))) == 2
         )
 
     async def test_how_far_it_came_is_unknown(self) -> None:
@@ -116,43 +115,43 @@ class TestForeign:
             (Pieces(b"a", failing=KeyError("bug")), {}, KeyError),
         ]
         for pieces, headers, kind in endings:
-            wire = mocked(lambda _, p=pieces, h=headers: httpx.Response(200, headers=h, stream=p))
+            sender = mocked(lambda _, p=pieces, h=headers: httpx.Response(200, headers=h, stream=p))
             if kind is None:
-                assert (await wire.send(request_to(URL, max_body=50))).body == b"".join(pieces._pieces)
+                assert (await sender.send(request_to(URL, max_body=50))).body == b"".join(pieces._pieces)
             else:
                 with pytest.raises(kind):
-                    await wire.send(request_to(URL, max_body=50))
+                    await sender.send(request_to(URL, max_body=50))
             assert pieces.closed == 1
 
     async def test_packed_answers_are_unpacked_here(self) -> None:
-        """Bounded as on our own wire; httpx alone would unpack a bomb to its end."""
+        """Bounded as on our own sender; httpx alone would unpack a bomb to its end."""
         packed = gzip.compress(b"hello")
-        wire = mocked(
+        sender = mocked(
             lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Pieces(packed))
         )
-        assert (await wire.send(request_to(URL))).body == b"hello"
+        assert (await sender.send(request_to(URL))).body == b"hello"
         bomb = Pieces(gzip_bomb(64 * 2**20))
-        wire = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=bomb))
-        error = await failure(wire, request_to(URL), errors.InvalidResponse)
+        sender = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=bomb))
+        error = await failure(sender, request_to(URL), errors.InvalidResponse)
         assert (error.reason, error.status, error.sent) == ("decompression", 200, "yes")
         assert bomb.closed == 1
 
     async def test_error_bodies_are_cut(self) -> None:
-        """As on our own wire."""
-        wire = mocked(lambda _: httpx.Response(500, stream=Pieces(*[b"a" * 40_000] * 100)))
-        response = await wire.send(request_to(URL))
+        """As on our own sender."""
+        sender = mocked(lambda _: httpx.Response(500, stream=Pieces(*[b"a" * 40_000] * 100)))
+        response = await sender.send(request_to(URL))
         assert (response.status, len(response.body)) == (500, 65536)
 
     async def test_a_body_that_is_no_asynchronous_stream(self) -> None:
         """A mistake in the transport, said as one."""
-        wire = mocked(lambda _: httpx.Response(200, content=iter([b"a"])))
-        error = await failure(wire, request_to(URL), errors.ConfigError)
+        sender = mocked(lambda _: httpx.Response(200, content=iter([b"a"])))
+        error = await failure(sender, request_to(URL), errors.ConfigError)
         assert "MockTransport" in str(error)
 
     @pytest.mark.parametrize("value", [f"{KEY}\r\n", f"{KEY}é", f"{KEY}\udc80"])
     async def test_s01_headers_that_cannot_be_sent(self, value: str) -> None:
         """httpx's exception would hold the key."""
-        own = TransportWire(httpx.AsyncHTTPTransport())
+        own = HttpxSender(httpx.AsyncHTTPTransport())
         async with FaultServer() as server:
             error = await failure(own, asking(server, headers={"authorization": value}), errors.ConfigError)
             assert error.__context__ is None
@@ -169,8 +168,8 @@ class TestForeign:
                 self.closed += 1
 
         transport = Counting()
-        wire = TransportWire(transport)
-        await asyncio.gather(*(wire.aclose() for _ in range(5)))
+        sender = HttpxSender(transport)
+        await asyncio.gather(*(sender.aclose() for _ in range(5)))
         assert transport.closed == 1
-        await failure(wire, request_to(URL), errors.ClientClosed)
-        assert repr(wire) == "<TransportWire over Counting: 0 under way>"
+        await failure(sender, request_to(URL), errors.ClientClosed)
+        assert repr(sender) == "<HttpxSender over Counting: 0 running>"

@@ -1,4 +1,4 @@
-"""httpx's own transport as a wire, under cancellation above all."""
+"""httpx's own transport as a sender, under cancellation above all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from llmopt import errors
-from llmopt.transport.httpx_transport import TransportWire
+from llmopt.transport.httpx_transport import HttpxSender
 from tests.faults import (
     Answer,
     FaultServer,
@@ -43,36 +43,36 @@ class TestHttpx:
     """httpx's own transport, over real sockets."""
 
     @pytest.fixture
-    async def wire(self) -> AsyncIterator[TransportWire]:
+    async def sender(self) -> AsyncIterator[HttpxSender]:
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=4), trust_env=False)
-        wire = TransportWire(transport)
-        yield wire
-        await wire.aclose()
+        sender = HttpxSender(transport)
+        yield sender
+        await sender.aclose()
         gc.collect()
 
-    async def test_it_works(self, server: FaultServer, wire: TransportWire) -> None:
+    async def test_it_works(self, server: FaultServer, sender: HttpxSender) -> None:
         """Many requests over few connections."""
-        answers = await asyncio.gather(*(wire.send(asking(server)) for _ in range(50)))
+        answers = await asyncio.gather(*(sender.send(asking(server)) for _ in range(50)))
         assert [texts_of(answer) for answer in answers] == [1] * 50
         assert server.connections <= 4
 
-    async def test_n12(self, server: FaultServer, wire: TransportWire) -> None:
+    async def test_n12(self, server: FaultServer, sender: HttpxSender) -> None:
         """Refused, and a backlog that is full."""
         with refused_port() as port:
-            error = await failure(wire, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
+            error = await failure(sender, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
         assert (error.cause, error.sent) == ("refused", "no")
         with full_backlog() as port:
             request = request_to(f"http://127.0.0.1:{port}", connect_timeout=0.05)
-            error = await failure(wire, request, errors.ConnectFailed)
+            error = await failure(sender, request, errors.ConnectFailed)
         assert error.cause == "timeout"
         server.play(Script([Reset()]))
-        await failure(wire, asking(server), errors.ConnectionLost)
+        await failure(sender, asking(server), errors.ConnectionLost)
 
     @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
-    async def test_n14(self, wire: TransportWire) -> None:
+    async def test_n14(self, sender: HttpxSender) -> None:
         """An unknown authority is for good."""
         async with FaultServer(tls=good_certificate().server()) as server:
-            error = await failure(wire, asking(server), errors.ConnectFailed)
+            error = await failure(sender, asking(server), errors.ConnectFailed)
         assert (error.cause, error.permanent, error.sent) == ("tls", True, "no")
 
     @pytest.mark.parametrize(
@@ -81,20 +81,20 @@ class TestHttpx:
         ids=str,
     )
     async def test_d4_the_attempt_ends_in_time(
-        self, fault: Any, server: FaultServer, wire: TransportWire
+        self, fault: Any, server: FaultServer, sender: HttpxSender
     ) -> None:
         """httpx alone would wait for ever for a server that drips."""
         fault.inject(server)
-        error = await failure(wire, asking(server, timeout=0.05), errors.AttemptTimeout)
+        error = await failure(sender, asking(server, timeout=0.05), errors.AttemptTimeout)
         assert error.sent == "maybe"
 
-    async def test_pool_timeout(self, server: FaultServer, wire: TransportWire) -> None:
+    async def test_pool_timeout(self, server: FaultServer, sender: HttpxSender) -> None:
         """Its own pool is full."""
         gate = asyncio.Event()
         server.default(Script([Wait(gate), Respond()]))
-        tasks = [asyncio.create_task(wire.send(asking(server))) for _ in range(4)]
+        tasks = [asyncio.create_task(sender.send(asking(server))) for _ in range(4)]
         await server.wait_requests(4)
-        error = await failure(wire, asking(server, pool_timeout=0.01), errors.PoolTimeout)
+        error = await failure(sender, asking(server, pool_timeout=0.01), errors.PoolTimeout)
         assert error.sent == "no"
         server.default(Answer(200, b"{}"))
         gate.set()
@@ -105,47 +105,47 @@ class TestHttpx:
         """Its pool loses a slot for ever when a cancellation reaches it: none does."""
         for number in itertools.count(1):
             transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1), trust_env=False)
-            wire = TransportWire(transport)
+            sender = HttpxSender(transport)
             if warm:
-                await wire.send(asking(server))
+                await sender.send(asking(server))
             sweep = Suspensions(number)
-            task = sweep.start(wire.send(asking(server)))
+            task = sweep.start(sender.send(asking(server)))
             await asyncio.wait([task])
             assert task.cancelled() == sweep.reached
-            assert texts_of(await wire.send(asking(server))) == 1
-            await wire.aclose()
+            assert texts_of(await sender.send(asking(server))) == 1
+            await sender.aclose()
             if not sweep.reached:
                 break
         assert number > 1
 
     async def test_d1_a_storm_of_cancellations_costs_no_slot(
-        self, server: FaultServer, wire: TransportWire
+        self, server: FaultServer, sender: HttpxSender
     ) -> None:
         """Six hundred requests, cancelled at all moments."""
         for turn in range(30):
-            tasks = [asyncio.create_task(wire.send(asking(server, str(n)))) for n in range(20)]
+            tasks = [asyncio.create_task(sender.send(asking(server, str(n)))) for n in range(20)]
             for _ in range(turn):
                 await asyncio.sleep(0)
             for task in tasks[turn % 3 :: 2]:
                 task.cancel()
             await asyncio.wait(tasks)
         async with asyncio.timeout(10):
-            answers = await asyncio.gather(*(wire.send(asking(server, str(n))) for n in range(20)))
+            answers = await asyncio.gather(*(sender.send(asking(server, str(n))) for n in range(20)))
         assert [texts_of(answer) for answer in answers] == [1] * 20
 
     async def test_an_abandoned_request_ends_by_itself(
-        self, server: FaultServer, wire: TransportWire
+        self, server: FaultServer, sender: HttpxSender
     ) -> None:
         """At its own read time-out, or with the next piece of its answer."""
         server.play(Script([Stall()]))
         find_fault("N09", "body drips for ever").inject(server)
         for _ in range(2):
-            await failure(wire, asking(server, timeout=0.05), errors.AttemptTimeout)
+            await failure(sender, asking(server, timeout=0.05), errors.AttemptTimeout)
         await server.wait_all_closed()
         async with asyncio.timeout(5):
-            while len(wire._tasks):
+            while len(sender._tasks):
                 await asyncio.sleep(0)
-        assert repr(wire) == "<TransportWire over AsyncHTTPTransport: 0 under way>"
+        assert repr(sender) == "<HttpxSender over AsyncHTTPTransport: 0 running>"
 
     @pytest.mark.parametrize("streaming", [False, True])
     async def test_an_answer_to_nobody_is_closed(self, streaming: bool) -> None:
@@ -156,28 +156,28 @@ class TestHttpx:
             await gate.wait()
             return httpx.Response(200, stream=pieces)
 
-        wire = TransportWire(httpx.MockTransport(handler), isolate=True)
+        sender = HttpxSender(httpx.MockTransport(handler), isolate=True)
         request = request_to(URL, timeout=0.01)
         with pytest.raises(errors.AttemptTimeout):
             if streaming:
-                await wire.open_stream(request).__aenter__()
+                await sender.open_stream(request).__aenter__()
             else:
-                await wire.send(request)
-        assert (len(wire._tasks), pieces.closed) == (1, 0)
+                await sender.send(request)
+        assert (len(sender._tasks), pieces.closed) == (1, 0)
         gate.set()
-        while len(wire._tasks):
+        while len(sender._tasks):
             await asyncio.sleep(0)
         assert pieces.closed == 1
 
     async def test_closing_ends_what_is_under_way(self, server: FaultServer) -> None:
-        """No task outlives the wire."""
-        wire = TransportWire(httpx.AsyncHTTPTransport(trust_env=False))
+        """No task outlives the sender."""
+        sender = HttpxSender(httpx.AsyncHTTPTransport(trust_env=False))
         server.default(Script([Stall()]))
         before = other_tasks()
-        tasks = [asyncio.create_task(wire.send(asking(server))) for _ in range(3)]
+        tasks = [asyncio.create_task(sender.send(asking(server))) for _ in range(3)]
         await server.wait_requests(3)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        await wire.aclose()
+        await sender.aclose()
         assert not {task for task in other_tasks() - before if "faults" not in repr(task)}

@@ -8,7 +8,7 @@ import pytest
 
 from llmopt.errors import ConnectionLost
 from llmopt.transport.pool import ConnectionPool
-from llmopt.transport.request import WireRequest
+from llmopt.transport.request import TransportRequest
 from tests.faults import CloseAfter, Fault, FaultServer, Reset, Script, Send, faults_of
 from tests.wire.helpers import asking, failure, pooled, texts_of
 
@@ -65,7 +65,7 @@ async def test_after_the_first_byte_it_is_not_stale(server: FaultServer, pool: C
 
 async def test_nothing_is_sent_twice_behind_ones_back(server: FaultServer, pool: ConnectionPool) -> None:
     """A GET on a stale connection neither: who counts the attempts must know of all."""
-    get = WireRequest(method="GET", url=f"{server.base_url}/v1/models")
+    get = TransportRequest(method="GET", url=f"{server.base_url}/v1/models")
     await pool.send(get)
     server.play(Script([Reset()]))
     await failure(pool, get, ConnectionLost)

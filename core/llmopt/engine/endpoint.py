@@ -14,7 +14,7 @@ from attrs import asdict, evolve
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
-from llmopt.engine.request import PackedWire, Packing, RequestEncoder
+from llmopt.engine.request import CompressionFallback, Packing, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import CircuitOpen, ClientClosed
 from llmopt.policies.circuit_pair import CircuitBreakerRegistry, CircuitWaitQueue
@@ -26,7 +26,7 @@ from llmopt.values.calls import BatchLimit, Call, Settings
 if TYPE_CHECKING:
     import httpx
 
-    from llmopt.transport.stream import Wire
+    from llmopt.transport.stream import RequestSender
 
 
 class LiveEndpoint:
@@ -75,8 +75,8 @@ class LiveEndpoint:
         self._clock: Final = clock
         self._client_transport: Final = transport
         self._telemetry: Final = telemetry
-        self._opened_transport: Wire | None = None
-        self._base_transport: Wire | None = None
+        self._opened_transport: RequestSender | None = None
+        self._base_transport: RequestSender | None = None
         # A client may be used on several loops in several threads, and a second pool would be nobody's.
         self._opening: Final = threading.Lock()
         self._static_settings: Settings | None = None
@@ -113,7 +113,7 @@ class LiveEndpoint:
         return self._static_settings
 
     @property
-    def transport(self) -> Wire:
+    def transport(self) -> RequestSender:
         """Its way out, opened at the first call.
 
         Raises:
@@ -127,7 +127,7 @@ class LiveEndpoint:
                     carrier = self._base_transport = self._open()
                     packing = self.packing
                     self._opened_transport = (
-                        carrier if packing is None else PackedWire(carrier, packing, self._clock)
+                        carrier if packing is None else CompressionFallback(carrier, packing, self._clock)
                     )
         return self._opened_transport
 
@@ -137,19 +137,19 @@ class LiveEndpoint:
             return None
         return Packing(config, self.name, counts=self.metrics, telemetry=telemetry)
 
-    def _open(self) -> Wire:
+    def _open(self) -> RequestSender:
         own = self.hooks.open_transport(self.settings_without_credential)
         chosen = own if own is not None else self._client_transport
         if chosen is not None:
-            from llmopt.transport.httpx_transport import TransportWire
+            from llmopt.transport.httpx_transport import HttpxSender
 
-            return TransportWire(chosen)
+            return HttpxSender(chosen)
         self.custom_transport = False
         from llmopt.transport.pool import ConnectionPool
 
-        watch = self._telemetry.pool_trace(self.config.provider, self.name)
+        trace = self._telemetry.pool_trace(self.config.provider, self.name)
         keepalive = self.config.keepalive if self.config.flags.pooling else 0.0
-        return ConnectionPool(pool_size=self.config.pool_size, keepalive=keepalive, watch=watch)
+        return ConnectionPool(pool_size=self.config.pool_size, keepalive=keepalive, trace=trace)
 
     def rest(self, call: Call) -> float | None:
         """Seconds that it is still given a rest, None when it may be asked."""
@@ -172,9 +172,9 @@ class LiveEndpoint:
     async def aclose(self) -> None:
         """Close the way out, if it was opened."""
         self._closed = True
-        wire, self._opened_transport = self._opened_transport, None
-        if wire is not None:
-            await asyncio.shield(wire.aclose())
+        transport, self._opened_transport = self._opened_transport, None
+        if transport is not None:
+            await asyncio.shield(transport.aclose())
 
 
 def _with_plugin_credential(endpoint: Endpoint, hooks: ProviderHooks) -> Endpoint:

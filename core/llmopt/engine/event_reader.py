@@ -11,7 +11,7 @@ from attrs import field, frozen
 from llmopt.decoding.ndjson import Decoder, decoder_for
 from llmopt.decoding.sse import SSEDecoder, StreamFault
 from llmopt.errors import InvalidResponse, LLMOptError
-from llmopt.transport.stream import WireStream
+from llmopt.transport.stream import ResponseStream
 from llmopt.values.chat import ChatEvent, ServerEvent
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure
@@ -154,28 +154,32 @@ class StreamFormat:
     body: bytes = field(default=b"", repr=repr_size)
 
 
-async def detect_stream_format(wire: WireStream) -> StreamFormat:
+async def detect_stream_format(response: ResponseStream) -> StreamFormat:
     """The form of an answer: by status and content type, by its first bytes where these say nothing.
 
     Raises:
         InvalidResponse: an answer in one piece is larger than any can be.
         LLMOptError: as reading does.
     """
-    kind = wire.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not 200 <= wire.status < 300:
-        return StreamFormat(body=await wire.rest())
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not 200 <= response.status < 300:
+        return StreamFormat(body=await response.read_remaining())
     if kind not in _UNINFORMATIVE_TYPES:
         decoder = decoder_for(kind)
-        return StreamFormat(decoder=decoder) if decoder is not None else StreamFormat(body=await wire.rest())
-    first = await wire.read()
+        return (
+            StreamFormat(decoder=decoder)
+            if decoder is not None
+            else StreamFormat(body=await response.read_remaining())
+        )
+    first = await response.read()
     if first.lstrip()[:1] in _NOT_A_STREAM:
-        return StreamFormat(body=await _rest(wire, first))
+        return StreamFormat(body=await _rest(response, first))
     return StreamFormat(decoder=SSEDecoder(), first_bytes=first)
 
 
-async def _rest(wire: WireStream, first: bytes) -> bytes:
+async def _rest(response: ResponseStream, first: bytes) -> bytes:
     pieces, size = [first], len(first)
-    while piece := await wire.read():
+    while piece := await response.read():
         pieces.append(piece)
         size += len(piece)
         if size > _MAX_BYTES:

@@ -34,7 +34,7 @@ from llmopt.policies.circuit_breaker import CallNotPermitted
 from llmopt.policies.clock import Clock, run_in_thread
 from llmopt.policies.concurrency_limit import Slot
 from llmopt.policies.retry import RetryFacts, inside_attempt, retry_guard
-from llmopt.transport.request import WireRequest
+from llmopt.transport.request import TransportRequest
 from llmopt.values.calls import Operation, Settings
 from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
@@ -310,17 +310,17 @@ class Pipeline(Generic[T]):
         encoded: EncodedRequest,
         timeout: float | None,
         idle: float | None = None,
-    ) -> WireRequest:
-        return WireRequest(
+    ) -> TransportRequest:
+        return TransportRequest(
             method=encoded.method,
             url=encoded.url,
             headers=encoded.headers,
             body=encoded.body,
-            unpacked=encoded.unpacked,
+            uncompressed_body=encoded.unpacked,
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,
-            idle=idle,
+            idle_timeout=idle,
             max_body=self._request.max_body,
         )
 

@@ -15,15 +15,15 @@ from llmopt.engine.responses import Parse, T
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import InvalidInput, PluginContractError
 from llmopt.policies.clock import Clock, Deadline, run_in_thread
-from llmopt.transport.request import WireRequest
-from llmopt.transport.stream import WireStream
+from llmopt.transport.request import TransportRequest
+from llmopt.transport.stream import ResponseStream
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import RequestCompression
 from llmopt.values.http import HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
-    from llmopt.transport.stream import Wire
+    from llmopt.transport.stream import RequestSender
 
 
 def _no_usage(_: object) -> Usage | None:
@@ -88,7 +88,7 @@ json_encoder: Final = msgspec.json.Encoder()
 
 @define(kw_only=True, eq=False)
 class EncodedRequest:
-    """A request ready for the wire. Nothing of it is ever changed; freezing it would double its price.
+    """A request ready for the transport. Nothing of it is ever changed; freezing it would double its price.
 
     Attributes:
         unpacked: the body as it was before it was packed, None where it is not.
@@ -109,7 +109,7 @@ class RequestEncoder:
     """
 
     def __init__(self, *, compression: bool = True) -> None:
-        # What may come packed, and how, is for the wire to say.
+        # What may come packed, and how, is for the transport to say.
         self._default_headers: Final = (
             _DEFAULT_HEADERS if compression else {**_DEFAULT_HEADERS, "accept-encoding": "identity"}
         )
@@ -369,60 +369,60 @@ def _encoded(encoded: EncodedRequest) -> bool:
 _DRAIN_S: Final = 0.1
 
 
-class PackedWire:
-    """A wire that sends again, unpacked and at once, what the server may have refused for being packed.
+class CompressionFallback:
+    """A transport that sends again, unpacked and at once, what the server may have refused for being packed.
 
     Both sendings are one attempt and have its time-out together. Nobody else hears of the first.
 
     Args:
-        wire: what carries the requests.
+        transport: sends the requests.
         packing: decides.
         clock: the time.
     """
 
-    def __init__(self, wire: Wire, packing: Packing, clock: Clock) -> None:
-        self._wire: Final = wire
+    def __init__(self, transport: RequestSender, packing: Packing, clock: Clock) -> None:
+        self._transport: Final = transport
         self._clock: Final = clock
         self._packing: Final = packing
 
-    async def send(self, request: WireRequest) -> HttpResponse:
-        """As that of the wire."""
-        unpacked = request.unpacked
+    async def send(self, request: TransportRequest) -> HttpResponse:
+        """Like `RequestSender`."""
+        unpacked = request.uncompressed_body
         if unpacked is None:
-            return await self._wire.send(request)
+            return await self._transport.send(request)
         started = self._begin(request, unpacked)
-        answer = await self._wire.send(request)
+        answer = await self._transport.send(request)
         if not self._packing.doubts(answer.status, len(unpacked)):
             return answer
-        again = await self._wire.send(self._plain(request, unpacked, started))
+        again = await self._transport.send(self._plain(request, unpacked, started))
         self._packing.compare(answer.status, again.status)
         return again
 
-    async def open(self, request: WireRequest) -> WireStream:
-        """As that of the wire."""
-        unpacked = request.unpacked
+    async def open(self, request: TransportRequest) -> ResponseStream:
+        """Like `RequestSender`."""
+        unpacked = request.uncompressed_body
         if unpacked is None:
-            return await self._wire.open(request)
+            return await self._transport.open(request)
         started = self._begin(request, unpacked)
-        stream = await self._wire.open(request)
+        stream = await self._transport.open(request)
         if not self._packing.doubts(stream.status, len(unpacked)):
             return stream
         stream.drain(_DRAIN_S)
-        again = await self._wire.open(self._plain(request, unpacked, started))
+        again = await self._transport.open(self._plain(request, unpacked, started))
         self._packing.compare(stream.status, again.status)
         return again
 
     async def aclose(self) -> None:
-        """Close the wire."""
-        await self._wire.aclose()
+        """Close the transport."""
+        await self._transport.aclose()
 
-    def _begin(self, request: WireRequest, unpacked: bytes) -> float:
+    def _begin(self, request: TransportRequest, unpacked: bytes) -> float:
         self._packing.sending(len(unpacked), len(request.body or b""))
         return self._clock.now()
 
-    def _plain(self, request: WireRequest, unpacked: bytes, started: float) -> WireRequest:
+    def _plain(self, request: TransportRequest, unpacked: bytes, started: float) -> TransportRequest:
         headers = {name: value for name, value in request.headers.items() if name != ENCODING}
         left = request.timeout
         if left is not None:
             left = max(0.0, left - (self._clock.now() - started))
-        return evolve(request, headers=headers, body=unpacked, unpacked=None, timeout=left)
+        return evolve(request, headers=headers, body=unpacked, uncompressed_body=None, timeout=left)

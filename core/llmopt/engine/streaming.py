@@ -34,8 +34,8 @@ from llmopt.errors import (
 )
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.timeouts import StreamTimeouts
-from llmopt.transport.stream import WireStream
-from llmopt.transport.timers import Watch
+from llmopt.transport.stream import ResponseStream
+from llmopt.transport.timers import StreamTimer
 from llmopt.values.calls import Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
 from llmopt.values.http import Failure, HttpResponse
@@ -55,7 +55,7 @@ class LiveStream:
     Nothing is read ahead: bytes that nobody asks for stay in the socket, whose buffers then fill.
 
     Args:
-        wire: the answer.
+        response_stream: the answer.
         reader: makes events of its bytes.
         head: status and headers of the answer.
         idle: how long it may be silent.
@@ -71,7 +71,7 @@ class LiveStream:
 
     def __init__(
         self,
-        wire: WireStream,
+        response_stream: ResponseStream,
         reader: EventReader,
         *,
         head: HttpResponse,
@@ -84,12 +84,12 @@ class LiveStream:
         self.head: Final = head
         self.on_end: Callable[[Outcome], None] | None = None
         self.ended = False
-        self._wire: Final = wire
+        self._response: Final = response_stream
         self._idle: Final = idle
         self._deadline: Final = deadline
         self._clock: Final = clock
         self._on_chunk: Final = on_chunk
-        self._watch: Final = Watch()
+        self._timer: Final = StreamTimer()
         self._loop: Final = asyncio.get_running_loop()
         self._pid: Final = os.getpid()
         self._first: list[ChatEvent] = []
@@ -97,10 +97,10 @@ class LiveStream:
     @property
     def decoded_sizes(self) -> tuple[int, int] | None:
         """Bytes of the answer so far as they travelled, and as what they stand for; None where it is not packed."""
-        return self._wire.unpacked
+        return self._response.body_sizes
 
     async def read_first(self, single_event: ChatEvent | None = None) -> None:
-        """Wait for the first event; whoever calls it bounds the time, and ends the stream's wire on an error.
+        """Wait for the first event; whoever calls it bounds the time, and closes the stream's response on an error.
 
         Args:
             single_event: the answer, where it came in one piece.
@@ -116,7 +116,7 @@ class LiveStream:
             if self.reader.fault is not None:
                 raise self.reader.fault
             if not self.reader.pending:
-                self.reader.feed(await self._wire.read())
+                self.reader.feed(await self._response.read())
         self._first = events
 
     async def read(self) -> list[ChatEvent]:
@@ -157,21 +157,21 @@ class LiveStream:
             self._idle.content_received()
         if self.reader.complete and not self.ended:
             # What is left of the body is its formal end, at best: the reader need not wait for that.
-            self._wire.drain(_DRAIN_S)
+            self._response.drain(_DRAIN_S)
             self._end("complete")
 
     async def _read_chunk(self) -> None:
         """Wait for the next piece of the body."""
         started = self._clock.now()
-        self._watch.begin(min(self._idle.read_timeout, self._deadline.remaining()))
+        self._timer.start(min(self._idle.read_timeout, self._deadline.remaining()))
         try:
-            chunk = await self._wire.read()
+            chunk = await self._response.read()
         except asyncio.CancelledError:
-            if not self._watch.broke_off():
+            if not self._timer.uncancel_if_expired():
                 raise
             chunk = None
         finally:
-            self._watch.end()
+            self._timer.stop()
         seconds = self._clock.now() - started
         if chunk is None:
             raise self._timeout_error()
@@ -194,7 +194,7 @@ class LiveStream:
         """Stop, if it is not over: the rest is not wanted."""
         if not self.ended:
             self._end("abandoned")
-            await self._wire.aclose()
+            await self._response.aclose()
 
     def close_soon(self) -> None:
         """As `aclose`, soon, from any thread: for a stream that nobody closes.
@@ -208,16 +208,16 @@ class LiveStream:
         with suppress(RuntimeError):
             if self._loop.is_closed():
                 self.ended = True
-                self._wire.end()
+                self._response.close()
             else:
                 self._loop.call_soon_threadsafe(self._end, "abandoned")
 
     def _end(self, outcome: Outcome) -> None:
         if self.ended:
             return
-        self._watch.close()
+        self._timer.close()
         if outcome != "complete":
-            self._wire.end()
+            self._response.close()
         self._settle(outcome)
 
     def _settle(self, outcome: Outcome) -> None:
@@ -312,23 +312,25 @@ class StreamPipeline(Pipeline[LiveStream]):
         try:
             async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
                 idle = None if left is None else max(left, endpoint.config.timeouts.idle)
-                wire = await endpoint.transport.open(self._transport_request(endpoint, encoded, left, idle))
+                response_stream = await endpoint.transport.open(
+                    self._transport_request(endpoint, encoded, left, idle)
+                )
                 try:
                     if left is not None:
                         left = max(0.0, left - (self._clock.now() - started))
-                    return await self._first_event(wire, scope, settings, left)
+                    return await self._first_event(response_stream, scope, settings, left)
                 except BaseException:
-                    wire.end()
+                    response_stream.close()
                     raise
         except TimeoutError:
             raise deadline_error("while waiting for the answer", "send", sent="maybe") from None
 
     async def _first_event(
-        self, wire: WireStream, scope: AttemptScope, settings: Settings, left: float | None
+        self, response_stream: ResponseStream, scope: AttemptScope, settings: Settings, left: float | None
     ) -> LiveStream:
         try:
             async with asyncio.timeout(left):
-                return await self._start_stream(wire, scope, settings)
+                return await self._start_stream(response_stream, scope, settings)
         except TimeoutError:
             if self._request.deadline.expired():
                 raise
@@ -338,9 +340,13 @@ class StreamPipeline(Pipeline[LiveStream]):
             sent="maybe",
         )
 
-    async def _start_stream(self, wire: WireStream, scope: AttemptScope, settings: Settings) -> LiveStream:
-        self._head = head = HttpResponse(status=wire.status, headers=wire.headers, info=wire.info)
-        stream_format = await detect_stream_format(wire)
+    async def _start_stream(
+        self, response_stream: ResponseStream, scope: AttemptScope, settings: Settings
+    ) -> LiveStream:
+        self._head = head = HttpResponse(
+            status=response_stream.status, headers=response_stream.headers, info=response_stream.info
+        )
+        stream_format = await detect_stream_format(response_stream)
         reader = self._reader(stream_format.decoder or SSEDecoder(), scope, settings)
         single_event: ChatEvent | None = None
         if stream_format.decoder is None:
@@ -355,7 +361,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         elif stream_format.first_bytes is not None:
             reader.feed(stream_format.first_bytes)
         stream = LiveStream(
-            wire,
+            response_stream,
             reader,
             head=head,
             idle=self._idle_timeouts(scope),

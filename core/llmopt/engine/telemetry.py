@@ -139,21 +139,23 @@ class PoolTelemetry:
         self._provider: Final = provider
         self._endpoint: Final = endpoint
 
-    def taken(self, seconds: float, served: int) -> None:
-        """See `llmopt.transport.connector.PoolWatch`."""
+    def connection_acquired(self, waited_s: float, served: int) -> None:
+        """See `llmopt.transport.connector.PoolTrace`."""
         self._telemetry.emit(
-            PoolCheckout(provider=self._provider, endpoint=self._endpoint, seconds=seconds, reused=served > 0)
+            PoolCheckout(
+                provider=self._provider, endpoint=self._endpoint, seconds=waited_s, reused=served > 0
+            )
         )
         if served:
             self._telemetry.emit(PoolReuse(provider=self._provider, endpoint=self._endpoint, served=served))
 
-    def sized(self, open_now: int, in_use: int, waiting: int) -> None:
-        """See `llmopt.transport.connector.PoolWatch`."""
+    def size_changed(self, connections: int, in_use: int, waiting: int) -> None:
+        """See `llmopt.transport.connector.PoolTrace`."""
         self._telemetry.emit(
             PoolSize(
                 provider=self._provider,
                 endpoint=self._endpoint,
-                open=open_now,
+                open=connections,
                 in_use=in_use,
                 waiting=waiting,
             )

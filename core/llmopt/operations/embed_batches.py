@@ -355,11 +355,11 @@ async def _question(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCal
 
 
 async def _send(endpoint: LiveEndpoint, question: EncodedRequest, deadline: Deadline) -> HttpResponse:
-    from llmopt.transport.request import WireRequest
+    from llmopt.transport.request import TransportRequest
 
     timeouts = endpoint.config.timeouts
     return await endpoint.transport.send(
-        WireRequest(
+        TransportRequest(
             method=question.method,
             url=question.url,
             headers=question.headers,

@@ -1,1 +1,1 @@
-"""Sending one request and reading one answer: `pool` over aiohttp, `seam` over any httpx transport."""
+"""Sending HTTP requests: our connection pool over aiohttp, or any httpx transport."""

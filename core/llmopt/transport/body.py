@@ -1,4 +1,7 @@
-"""Reading the body of an answer, from wherever it comes."""
+"""Response bodies: decompression (gzip, deflate) with limits, and reading in chunks or as a whole.
+
+`ContentDecoder` is pure: bytes in, bytes out. `BodyReader` reads from what its subclasses give it.
+"""
 
 from __future__ import annotations
 
@@ -7,267 +10,278 @@ from collections.abc import Mapping
 from typing import Final
 
 from llmopt.errors import InvalidResponse
-from llmopt.transport.request import Trip
-
-# Unpacking an answer's body, bounded in size and in ratio. Pure: bytes in, bytes out.
+from llmopt.transport.request import RequestState
 
 ACCEPT_ENCODING: Final = "gzip, deflate"
-"""What is asked for: what `Unpacker` can unpack."""
-ERROR_BODY: Final = 64 * 1024
-"""The most of an error's body that is read, in bytes; the rest is cut off."""
+"""The request header that asks for what `ContentDecoder` can decompress."""
+MAX_ERROR_BODY: Final = 64 * 1024
+"""Bytes of an error's body that are read; the rest is cut off."""
 _GZIP: Final = zlib.MAX_WBITS | 16
-_MOST_ENCODINGS: Final = 2
-_STEP: Final = 256 * 1024
-_FREE: Final = 2**20
-_MOST_RATIO: Final = 50
+_MAX_ENCODINGS: Final = 2
+_MAX_STEP: Final = 256 * 1024
+# A "zip bomb" is a short body that decompresses to gigabytes. JSON compresses at most about 20-fold;
+# the ratio is checked from 1 MiB on, because short bodies of spaces can do better.
+_RATIO_FREE_BYTES: Final = 2**20
+_MAX_RATIO: Final = 50
 
 
-class Unpacker:
-    """Turns the bytes of a body into what they stand for, piece by piece.
+class ContentDecoder:
+    """Decompresses a body chunk by chunk, and enforces its maximum size and compression ratio.
 
     Args:
         encoding: the ``content-encoding`` header, None or "" for none.
-        max_body: the most bytes that may come out.
-        cut: for the body of an error, whose status says more than its text: stop at the first
-            trouble and keep what came before, instead of raising.
+        max_body: maximum size of the decoded body in bytes.
+        truncate: for the body of an error, whose status matters more than its text: stop at the first
+            problem and keep what was decoded so far, instead of raising.
 
     Attributes:
-        stopped: whether ``cut`` ended the body early; what follows of it is not wanted.
+        stopped: whether ``truncate`` ended the body early; the rest of the body need not be read.
 
     Raises:
         InvalidResponse: reason "too_large" or "decompression".
     """
 
-    def __init__(self, encoding: str | None, max_body: int, *, cut: bool = False) -> None:
-        self.max_body: Final = min(max_body, ERROR_BODY) if cut else max_body
+    def __init__(self, encoding: str | None, max_body: int, *, truncate: bool = False) -> None:
+        self.max_body: Final = min(max_body, MAX_ERROR_BODY) if truncate else max_body
         self.stopped = False
-        self._cut: Final = cut
-        self._received = 0
-        self._produced = 0
-        self._stages: list[_Stage] = []
+        self._truncate: Final = truncate
+        self._received_size = 0
+        self._decoded_size = 0
+        self._decompressors: list[_Decompressor] = []
         try:
-            self._stages = _stages(encoding) if encoding else []
+            self._decompressors = _decompressors(encoding) if encoding else []
         except InvalidResponse:
-            if not cut:
+            if not truncate:
                 raise
             self.stopped = True
 
     @property
-    def plain(self) -> bool:
-        """Whether the bytes are passed on as they are, and all of them are wanted."""
-        return not self._stages and not self._cut
+    def passthrough(self) -> bool:
+        """Whether the body needs no decoding and no cutting."""
+        return not self._decompressors and not self._truncate
 
     @property
-    def packed(self) -> int | None:
-        """How many bytes have come of a body that was packed; None for one that is not."""
-        return self._received if self._stages else None
+    def compressed_size(self) -> int | None:
+        """Bytes received of a compressed body; None for an uncompressed one."""
+        return self._received_size if self._decompressors else None
 
     @property
-    def produced(self) -> int:
-        """How many bytes have come out."""
-        return self._produced
+    def decoded_size(self) -> int:
+        """Bytes decoded so far."""
+        return self._decoded_size
 
-    def feed(self, data: bytes) -> bytes:
-        """What the next bytes of the body unpack to; b"" while more are needed."""
-        pieces: list[bytes] = []
+    def decode(self, data: bytes) -> bytes:
+        """Decode the next bytes of the body; returns b"" while more input is needed."""
+        chunks: list[bytes] = []
         if self.stopped:
             return b""
-        self._received += len(data)
+        self._received_size += len(data)
         try:
-            self._unpack(data, 0, pieces)
+            self._decode(data, 0, chunks)
         except InvalidResponse:
-            if not self._cut:
+            if not self._truncate:
                 raise
             self.stopped = True
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def pass_on(self, data: bytes) -> None:
-        """Count bytes that are passed on as they are, see `plain`."""
-        self._produced += len(data)
-        if self._produced > self.max_body:
+    def count(self, data: bytes) -> None:
+        """Count bytes that need no decoding, see `passthrough`."""
+        self._decoded_size += len(data)
+        if self._decoded_size > self.max_body:
             raise self._too_large()
 
     def finish(self) -> None:
-        """Say that the body has ended."""
-        if self._received and not self._cut and not all(stage.complete for stage in self._stages):
-            raise InvalidResponse("the packed answer ends in its middle.", reason="decompression")
+        """Check, at the end of the body, that the compressed data is complete."""
+        if (
+            self._received_size
+            and not self._truncate
+            and not all(stage.complete for stage in self._decompressors)
+        ):
+            raise InvalidResponse("the compressed response is incomplete.", reason="decompression")
 
-    def _unpack(self, data: bytes, depth: int, pieces: list[bytes]) -> None:
-        """Depth first and a step at a time, so that no stage can pile up what the next must refuse."""
-        if depth == len(self._stages):
-            self._emit(data, pieces)
+    def _decode(self, data: bytes, depth: int, chunks: list[bytes]) -> None:
+        """Depth first and in small steps, so that no stage can produce more than the next one accepts."""
+        if depth == len(self._decompressors):
+            self._emit(data, chunks)
             return
-        stage = self._stages[depth]
-        stage.take(data)
-        while piece := stage.step():
-            self._unpack(piece, depth + 1, pieces)
+        stage = self._decompressors[depth]
+        stage.feed(data)
+        while chunk := stage.next_chunk():
+            self._decode(chunk, depth + 1, chunks)
 
-    def _emit(self, data: bytes, pieces: list[bytes]) -> None:
-        room = self.max_body - self._produced
-        self._produced += len(data)
-        if self._stages:
-            _check_ratio(self._stages[0].consumed, self._produced)
-        pieces.append(data[:room] if len(data) > room else data)
+    def _emit(self, data: bytes, chunks: list[bytes]) -> None:
+        room = self.max_body - self._decoded_size
+        self._decoded_size += len(data)
+        if self._decompressors:
+            _check_ratio(self._decompressors[0].consumed, self._decoded_size)
+        chunks.append(data[:room] if len(data) > room else data)
         if len(data) > room:
             raise self._too_large()
 
     def _too_large(self) -> InvalidResponse:
         return InvalidResponse(
-            f"the answer is larger than the {self.max_body} bytes that this request can need.",
+            f"the response is larger than the {self.max_body} bytes that this request allows.",
             reason="too_large",
         )
 
 
-class _Stage:
-    """One encoding."""
+class _Decompressor:
+    """The decompressor of one content encoding."""
 
     def __init__(self, *, gzip: bool) -> None:
         self._gzip: Final = gzip
-        self._engine = zlib.decompressobj(_GZIP) if gzip else None
-        self._waiting = b""
-        self._received = 0
-        self._produced = 0
+        self._zlib = zlib.decompressobj(_GZIP) if gzip else None
+        self._input = b""
+        self._received_size = 0
+        self._decoded_size = 0
 
     @property
     def complete(self) -> bool:
-        return self._engine is not None and self._engine.eof
+        return self._zlib is not None and self._zlib.eof
 
     @property
     def consumed(self) -> int:
-        """How many bytes have gone into what has come out."""
-        return self._received - len(self._waiting)
+        """Bytes of input that have been used."""
+        return self._received_size - len(self._input)
 
-    def take(self, data: bytes) -> None:
-        self._received += len(data)
-        self._waiting = self._waiting + data if self._waiting else data
+    def feed(self, data: bytes) -> None:
+        self._received_size += len(data)
+        self._input = self._input + data if self._input else data
 
-    def step(self) -> bytes:
-        """The next piece of at most `_STEP` bytes, b"" when more input is needed."""
-        engine = self._engine or self._choose()
+    def next_chunk(self) -> bytes:
+        """The next chunk of at most `_MAX_STEP` bytes, b"" when more input is needed."""
+        engine = self._zlib or self._detect_format()
         try:
-            while engine is not None and self._waiting:
+            while engine is not None and self._input:
                 if engine.eof:
                     engine = self._next_member()
                     continue
-                piece = engine.decompress(self._waiting, _STEP)
-                self._waiting = engine.unused_data if engine.eof else engine.unconsumed_tail
-                if piece:
-                    self._produced += len(piece)
-                    _check_ratio(self.consumed, self._produced)
-                    return piece
-            return self._held_back(engine)
+                chunk = engine.decompress(self._input, _MAX_STEP)
+                self._input = engine.unused_data if engine.eof else engine.unconsumed_tail
+                if chunk:
+                    self._decoded_size += len(chunk)
+                    _check_ratio(self.consumed, self._decoded_size)
+                    return chunk
+            return self._flush_pending(engine)
         except zlib.error:
-            raise InvalidResponse("the packed answer is damaged.", reason="decompression") from None
+            raise InvalidResponse("the compressed response is damaged.", reason="decompression") from None
 
-    def _held_back(self, engine: zlib._Decompress | None) -> bytes:
-        """What zlib still holds when the input is used up and a step was full exactly then."""
+    def _flush_pending(self, engine: zlib._Decompress | None) -> bytes:
+        """What zlib still holds if the input ended exactly when a step was full."""
         if engine is None or engine.eof:
             return b""
-        piece = engine.decompress(b"", _STEP)
-        self._produced += len(piece)
-        _check_ratio(self.consumed, self._produced)
-        return piece
+        chunk = engine.decompress(b"", _MAX_STEP)
+        self._decoded_size += len(chunk)
+        _check_ratio(self.consumed, self._decoded_size)
+        return chunk
 
-    def _choose(self) -> zlib._Decompress | None:
-        """By its first two bytes: "deflate" means zlib's format, and some servers send it bare."""
-        if len(self._waiting) < 2:
+    def _detect_format(self) -> zlib._Decompress | None:
+        """Look at the first two bytes: "deflate" means the zlib format (RFC 9110), but some servers send raw deflate."""
+        if len(self._input) < 2:
             return None
-        first, second = self._waiting[0], self._waiting[1]
+        first, second = self._input[0], self._input[1]
         wrapped = first & 0x0F == zlib.DEFLATED and (first * 256 + second) % 31 == 0
-        self._engine = zlib.decompressobj(zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS)
-        return self._engine
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS)
+        return self._zlib
 
     def _next_member(self) -> zlib._Decompress | None:
-        """Gzip may go on with a further member, or be padded with zeros; all else is damage."""
-        if self._gzip and self._waiting.startswith(b"\x1f"):
-            self._engine = zlib.decompressobj(_GZIP)
-            return self._engine
-        if self._waiting.strip(b"\x00"):
-            raise InvalidResponse("the packed answer goes on after its end.", reason="decompression")
-        self._waiting = b""
+        """Gzip may continue with another member (RFC 1952), or be padded with zeros; anything else is damage."""
+        if self._gzip and self._input.startswith(b"\x1f"):
+            self._zlib = zlib.decompressobj(_GZIP)
+            return self._zlib
+        if self._input.strip(b"\x00"):
+            raise InvalidResponse("the compressed response continues after its end.", reason="decompression")
+        self._input = b""
         return None
 
 
-def _check_ratio(consumed: int, produced: int) -> None:
-    if produced > _FREE and produced > _MOST_RATIO * consumed:
+def _check_ratio(consumed: int, decoded_size: int) -> None:
+    if decoded_size > _RATIO_FREE_BYTES and decoded_size > _MAX_RATIO * consumed:
         raise InvalidResponse(
-            f"the packed answer grows more than {_MOST_RATIO}-fold; this is no honest answer.",
+            f"the response decompresses to more than {_MAX_RATIO} times its size and was given up.",
             reason="decompression",
         )
 
 
-def _stages(encoding: str) -> list[_Stage]:
+def _decompressors(encoding: str) -> list[_Decompressor]:
     names = [name for part in encoding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
-    if len(names) > _MOST_ENCODINGS:
-        raise InvalidResponse(f"the answer is packed {len(names)} times over.", reason="decompression")
+    if len(names) > _MAX_ENCODINGS:
+        raise InvalidResponse(
+            f"the response has {len(names)} content encodings, one after the other.", reason="decompression"
+        )
     for name in names:
         if name not in ("gzip", "x-gzip", "deflate"):
             raise InvalidResponse(
-                f"the answer is packed with {name[:20]!r}, which was not asked for.", reason="decompression"
+                f"the response has the content encoding {name[:20]!r}, which was not requested.",
+                reason="decompression",
             )
-    return [_Stage(gzip=name != "deflate") for name in reversed(names)]
+    return [_Decompressor(gzip=name != "deflate") for name in reversed(names)]
 
 
 _SUCCESS: Final = range(200, 300)
 
 
-class Reader:
-    """An answer under way: its head, and its body in pieces or whole.
+class BodyReader:
+    """Base of the exchanges: a response whose body is read in chunks or as a whole.
 
     Attributes:
-        trip: how far it has come.
-        status: status of the answer, 0 before its head was read.
-        headers: of the answer, with lower-case names.
+        state: how far the attempt has got.
+        status: status of the response, 0 before its head was read.
+        headers: headers of the response, with lower-case names.
     """
 
-    def __init__(self, trip: Trip) -> None:
-        self.trip: Final = trip
+    def __init__(self, state: RequestState) -> None:
+        self.state: Final = state
         self.status = 0
         self.headers: Mapping[str, str] = {}
-        self._unpacker: Unpacker | None = None
+        self._decoder: ContentDecoder | None = None
 
-    async def raw(self) -> bytes:
-        """The next bytes of the body as they came, b"" at its end."""
+    async def read_raw(self) -> bytes:
+        """Return the next bytes of the body as received, b"" at its end."""
         raise NotImplementedError
 
-    async def chunk(self) -> bytes:
-        """The next bytes of the body, unpacked, b"" at its end."""
-        unpacker = self._unpacker = self._unpacker or self._unpack()
-        while not unpacker.stopped:
-            data = await self.raw()
+    async def read_decoded(self) -> bytes:
+        """Return the next bytes of the body, decoded, b"" at its end."""
+        decoder = self._decoder = self._decoder or self._new_decoder()
+        while not decoder.stopped:
+            data = await self.read_raw()
             if not data:
-                unpacker.finish()
+                decoder.finish()
                 break
-            if piece := unpacker.feed(data):
-                return piece
+            if chunk := decoder.decode(data):
+                return chunk
         return b""
 
-    async def body(self) -> bytes:
-        """The whole body, unpacked."""
-        unpacker = self._unpacker = self._unpack()
-        read = self.raw if unpacker.plain and self._bounded(unpacker.max_body) else self.chunk
-        pieces = []
-        while piece := await read():
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    async def read_body(self) -> bytes:
+        """Return the whole body, decoded."""
+        decoder = self._decoder = self._new_decoder()
+        read = (
+            self.read_raw
+            if decoder.passthrough and self._length_limited(decoder.max_body)
+            else self.read_decoded
+        )
+        chunks = []
+        while chunk := await read():
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @property
-    def packed(self) -> int | None:
-        """Bytes of the body as it travelled, None where it was not packed."""
-        return None if self._unpacker is None else self._unpacker.packed
+    def compressed_size(self) -> int | None:
+        """Bytes received of a compressed body, None for an uncompressed one."""
+        return None if self._decoder is None else self._decoder.compressed_size
 
     @property
-    def unpacked(self) -> tuple[int, int] | None:
-        """Bytes of the body so far as they travelled, and as what they stand for; None where it is not packed."""
-        unpacker = self._unpacker
-        if unpacker is None or unpacker.packed is None:
+    def body_sizes(self) -> tuple[int, int] | None:
+        """Bytes of the body so far as received, and after decompression; None for an uncompressed body."""
+        decoder = self._decoder
+        if decoder is None or decoder.compressed_size is None:
             return None
-        return unpacker.packed, unpacker.produced
+        return decoder.compressed_size, decoder.decoded_size
 
-    def _bounded(self, max_body: int) -> bool:  # noqa: ARG002 - for those who know
-        """Whether something else holds the body to at most so many bytes, so that nobody need count."""
+    def _length_limited(self, max_body: int) -> bool:  # noqa: ARG002 - for subclasses
+        """Whether the body cannot exceed ``max_body`` for another reason, so that its bytes need not be counted."""
         return False
 
-    def _unpack(self) -> Unpacker:
-        encoding, request = self.headers.get("content-encoding"), self.trip.request
-        return Unpacker(encoding, request.max_body, cut=self.status not in _SUCCESS)
+    def _new_decoder(self) -> ContentDecoder:
+        encoding, request = self.headers.get("content-encoding"), self.state.request
+        return ContentDecoder(encoding, request.max_body, truncate=self.status not in _SUCCESS)

@@ -1,6 +1,7 @@
-"""The errors that an attempt can end in, worded. No HTTP library is known here.
+"""The errors of one attempt and their messages, independent of the HTTP library.
 
-Messages say what happened and what to do, and name the origin and nothing more of the URL.
+Messages say what happened and what to do. They contain the origin and nothing else of the URL, which may hold secrets.
+A file apart from `exchange`, which imports aiohttp: an httpx transport must work without loading it.
 """
 
 from __future__ import annotations
@@ -22,194 +23,199 @@ from llmopt.errors import (
     LLMOptError,
     PoolTimeout,
 )
-from llmopt.transport.request import Trip
+from llmopt.transport.request import RequestState
 
-_DOING: Final = {
+_PHASE_TEXT: Final = {
     "pool": "waiting for a free connection",
     "connect": "connecting",
     "send": "sending the request",
-    "wait": "waiting for the answer",
-    "read": "reading the answer",
-    "done": "reading the answer",
+    "wait": "waiting for the response",
+    "read": "reading the response",
+    "done": "reading the response",
 }
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
-_NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
+_TOO_MANY_FILES: Final = (errno.EMFILE, errno.ENFILE)
 _PROXY_AUTHENTICATION: Final = 407
 
 
-def placed(error: LLMOptError, trip: Trip) -> LLMOptError:
-    """The error with what the trip knows: where it happened, and whether anything was sent."""
-    error.endpoint = error.endpoint or trip.origin
+def add_request_state(error: LLMOptError, state: RequestState) -> LLMOptError:
+    """Add where the error happened, and whether anything was sent."""
+    error.endpoint = error.endpoint or state.origin
     if isinstance(error, InvalidResponse):
-        error.status = error.status or trip.status
+        error.status = error.status or state.status
         error.sent = "yes"
-    elif trip.connecting or isinstance(error, (ConfigError, ConnectFailed, PoolTimeout)):
+    elif state.connecting or isinstance(error, (ConfigError, ConnectFailed, PoolTimeout)):
         error.sent = "no"
     else:
         error.sent = "maybe"
     return error
 
 
-def closed() -> ClientClosed:
-    """The pool was closed before, or is closed meanwhile."""
+def pool_closed() -> ClientClosed:
+    """The pool was closed, before or during the request."""
     return ClientClosed("the connection pool is closed; make a new client.")
 
 
-def unsendable(trip: Trip) -> ConfigError:
-    """The request cannot be written down; what is wrong with it may be a key and is not said."""
+def invalid_request(state: RequestState) -> ConfigError:
+    """The request contains forbidden characters; the message does not repeat them, they may be part of a key."""
     return ConfigError(
-        f"the method or a header of the request to {trip.origin} holds a character that HTTP forbids."
+        f"the method or a header of the request to {state.origin} contains a character that HTTP forbids."
     )
 
 
-def pool_timeout(trip: Trip) -> PoolTimeout:
+def pool_timeout(state: RequestState) -> PoolTimeout:
     """No connection became free in time."""
     return PoolTimeout(
-        f"no connection to {trip.origin} became free{_within(trip.request.pool_timeout)}; "
+        f"no connection to {state.origin} became free{_within(state.request.pool_timeout)}; "
         "raise pool_size or lower max_concurrency."
     )
 
 
-def connect_timeout(trip: Trip) -> ConnectFailed:
-    """Name look-up, TCP and TLS took too long."""
+def connect_timeout(state: RequestState) -> ConnectFailed:
+    """Name resolution, TCP and TLS took too long."""
     return ConnectFailed(
-        f"{_could_not(trip)}{_within(trip.request.connect_timeout)}; is it reachable from here?",
+        f"{_could_not_connect(state)}{_within(state.request.connect_timeout)}; is it reachable from here?",
         cause="timeout",
     )
 
 
-def attempt_timeout(trip: Trip) -> AttemptTimeout:
+def attempt_timeout(state: RequestState) -> AttemptTimeout:
     """The attempt as a whole took too long."""
-    seconds = trip.request.timeout
+    seconds = state.request.timeout
     return AttemptTimeout(
-        f"{trip.origin} gave no complete answer{_within(seconds)} (spent last on {_DOING[trip.phase]}).",
+        f"{state.origin} sent no complete response{_within(seconds)} (the last phase was {_PHASE_TEXT[state.phase]}).",
         timeout=seconds,
     )
 
 
-def proxy_refused(trip: Trip, status: int, text: str = "") -> ConnectFailed:
-    """The proxy answered in the server's stead."""
+def proxy_refused(state: RequestState, status: int, text: str = "") -> ConnectFailed:
+    """The proxy sent a response of its own instead of the server's."""
     hint = (
         "check the user name and password in the proxy's URL"
         if status == _PROXY_AUTHENTICATION
-        else "ask its keeper, or put the host into NO_PROXY"
+        else "check the proxy, or add the host to NO_PROXY"
     )
     reason = f"{status} {_printable(text)}".strip()
-    return ConnectFailed(f"{_could_not(trip)}: the proxy answered {reason}; {hint}.", cause="proxy")
+    return ConnectFailed(f"{_could_not_connect(state)}: the proxy answered {reason}; {hint}.", cause="proxy")
 
 
-def proxy_failed(trip: Trip) -> ConnectFailed:
-    """The way through the proxy failed, nobody says how."""
-    return ConnectFailed(f"{_could_not(trip)}: the proxy could not be used.", cause="proxy")
+def proxy_failed(state: RequestState) -> ConnectFailed:
+    """The proxy could not be used, for an unknown reason."""
+    return ConnectFailed(f"{_could_not_connect(state)}: the proxy could not be used.", cause="proxy")
 
 
-def connect_failed(error: OSError | None, trip: Trip) -> ConnectFailed:
-    """No connection came about, for a reason of the system's or for none that is known."""
-    fault = _connect_failed(error, trip)
+def connect_failed(error: OSError | None, state: RequestState) -> ConnectFailed:
+    """No connection could be opened; ``error`` is the reason that the system gave, None if unknown."""
+    failure = _connect_error(error, state)
     if error is not None:
-        # Without its traceback, whose frames hold the headers.
-        fault.__cause__ = error.with_traceback(None)
-    return fault
+        # Without its traceback: its frames hold the headers.
+        failure.__cause__ = error.with_traceback(None)
+    return failure
 
 
-def lost(trip: Trip) -> ConnectionLost:
+def connection_lost(state: RequestState) -> ConnectionLost:
     """The connection broke while the request was under way."""
-    if trip.heard:
-        return ConnectionLost(f"the connection to {trip.origin} broke in the middle of the answer.")
-    return ConnectionLost(f"{trip.origin} closed the connection without an answer.", stale=trip.reused)
+    if state.response_started:
+        return ConnectionLost(f"the connection to {state.origin} broke in the middle of the response.")
+    return ConnectionLost(f"{state.origin} closed the connection without a response.", stale=state.reused)
 
 
-def truncated(trip: Trip) -> InvalidResponse:
-    """The answer ended before its end, in good order."""
-    return InvalidResponse(f"the answer of {trip.origin} ended before it was complete.", reason="truncated")
-
-
-def malformed(trip: Trip) -> InvalidResponse:
-    """What came is not HTTP."""
-    if trip.status is not None:
-        return InvalidResponse(f"the answer of {trip.origin} goes on in what is not HTTP.", reason="http")
+def response_truncated(state: RequestState) -> InvalidResponse:
+    """The connection was closed cleanly before the response was complete."""
     return InvalidResponse(
-        f"{trip.origin} answered, but not in HTTP that can be read; is it the right port, and http or https?",
+        f"the response of {state.origin} ended before it was complete.", reason="truncated"
+    )
+
+
+def response_malformed(state: RequestState) -> InvalidResponse:
+    """The received bytes are not HTTP."""
+    if state.status is not None:
+        return InvalidResponse(f"the response of {state.origin} became invalid HTTP.", reason="http")
+    return InvalidResponse(
+        f"{state.origin} did not answer with valid HTTP; check the port, and http or https.",
         reason="http",
     )
 
 
-def _connect_failed(error: OSError | None, trip: Trip) -> ConnectFailed:
+def _connect_error(error: OSError | None, state: RequestState) -> ConnectFailed:
     if error is None:
         return ConnectFailed(
-            f"{_could_not(trip)}: no proper answer to the attempt.", cause=_whose(trip, "other")
+            f"{_could_not_connect(state)}: no valid response to the connection attempt.",
+            cause=_cause(state, "other"),
         )
     if isinstance(error, socket.gaierror):
-        return _unresolved(error, trip)
+        return _name_not_resolved(error, state)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _untrusted(error, trip)
+        return _certificate_rejected(error, state)
     if isinstance(error, ssl.SSLError):
-        return _no_tls(error.reason or "the handshake failed", trip)
-    return _from_number(_number(error), trip)
+        return _tls_failed(error.reason or "the handshake failed", state)
+    return _from_errno(_errno_of(error), state)
 
 
-def _from_number(number: int | None, trip: Trip) -> ConnectFailed:
+def _from_errno(number: int | None, state: RequestState) -> ConnectFailed:
     if number == errno.ECONNREFUSED:
-        reason, cause = "connection refused; is the server running?", _whose(trip, "refused")
+        reason, cause = "connection refused; is the server running?", _cause(state, "refused")
     elif number == errno.ETIMEDOUT:
-        reason, cause = "no reaction; is it reachable from here?", "timeout"
-    elif number in _NO_DESCRIPTORS:
+        reason, cause = "no response; is it reachable from here?", "timeout"
+    elif number in _TOO_MANY_FILES:
         reason, cause = "too many open files; raise `ulimit -n` or lower pool_size.", "other"
-    elif trip.origin.startswith("https:") and number in (None, errno.ECONNRESET, errno.EPIPE):
-        return _no_tls("the connection was closed in the handshake", trip)
+    elif state.origin.startswith("https:") and number in (None, errno.ECONNRESET, errno.EPIPE):
+        return _tls_failed("the connection was closed in the handshake", state)
     else:
-        reason, cause = f"{_system_text(number)}.", _whose(trip, "other")
-    return ConnectFailed(f"{_could_not(trip)}: {reason}", cause=cause)
+        reason, cause = f"{_errno_text(number)}.", _cause(state, "other")
+    return ConnectFailed(f"{_could_not_connect(state)}: {reason}", cause=cause)
 
 
-def _unresolved(error: socket.gaierror, trip: Trip) -> ConnectFailed:
-    cause = _whose(trip, "dns")
+def _name_not_resolved(error: socket.gaierror, state: RequestState) -> ConnectFailed:
+    cause = _cause(state, "dns")
     if error.errno == socket.EAI_NONAME:
         return ConnectFailed(
-            f"{_could_not(trip)}: the host name does not exist; check its spelling.",
+            f"{_could_not_connect(state)}: the host name does not exist; check its spelling.",
             cause=cause,
             permanent=True,
         )
-    return ConnectFailed(f"{_could_not(trip)}: the host name could not be looked up now.", cause=cause)
-
-
-def _untrusted(error: ssl.SSLCertVerificationError, trip: Trip) -> ConnectFailed:
     return ConnectFailed(
-        f"the certificate of {trip.origin} is not accepted: {_printable(error.verify_message)}; check the host "
-        "name, or name your certificate authority in SSL_CERT_FILE.",
+        f"{_could_not_connect(state)}: the host name could not be resolved now.", cause=cause
+    )
+
+
+def _certificate_rejected(error: ssl.SSLCertVerificationError, state: RequestState) -> ConnectFailed:
+    return ConnectFailed(
+        f"the certificate of {state.origin} was not accepted: {_printable(error.verify_message)}; check the host "
+        "name, or set SSL_CERT_FILE to your certificate authority.",
         cause="tls",
         permanent=True,
     )
 
 
-def _no_tls(reason: str, trip: Trip) -> ConnectFailed:
+def _tls_failed(reason: str, state: RequestState) -> ConnectFailed:
     text = _printable(reason.replace("_", " ").lower())
     return ConnectFailed(
-        f"no TLS connection to {trip.origin} came about: {text}; is it https that the server speaks there?",
+        f"no TLS connection to {state.origin}: {text}; does the server use https on this port?",
         cause="tls",
     )
 
 
-def _number(error: OSError) -> int | None:
-    """The error's number; of several addresses that failed differently, the one that tells most."""
+def _errno_of(error: OSError) -> int | None:
+    """The error's number; if several addresses failed differently, the most useful one."""
     if error.errno is not None:
         return error.errno
     numbers = [int(text) for text in _ERRNO.findall(str(error))]
     return errno.ECONNREFUSED if errno.ECONNREFUSED in numbers else next(iter(numbers), None)
 
 
-def _system_text(number: int | None) -> str:
+def _errno_text(number: int | None) -> str:
     return "the system gave no reason" if number is None else os.strerror(number).lower()
 
 
-def _could_not(trip: Trip) -> str:
-    through = "" if trip.proxy is None else f" through the proxy {trip.proxy.url}"
-    return f"could not connect to {trip.origin}{through}"
+def _could_not_connect(state: RequestState) -> str:
+    through = "" if state.proxy is None else f" through the proxy {state.proxy.url}"
+    return f"could not connect to {state.origin}{through}"
 
 
-def _whose(trip: Trip, cause: str) -> str:
-    """With a proxy in between it is the proxy that could not be reached."""
-    return cause if trip.proxy is None else "proxy"
+def _cause(state: RequestState, cause: str) -> str:
+    """The cause; with a proxy it is always the proxy that could not be reached."""
+    return cause if state.proxy is None else "proxy"
 
 
 def _within(seconds: float | None) -> str:

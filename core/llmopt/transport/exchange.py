@@ -1,4 +1,4 @@
-"""One request and its answer on one connection."""
+"""One request and its response on one connection of the pool."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from aiohttp.streams import EMPTY_PAYLOAD, EofStream
 
 from llmopt.errors import ConnectionLost, LLMOptError
 from llmopt.transport import errors as transport_errors
-from llmopt.transport.body import Reader
+from llmopt.transport.body import BodyReader
 from llmopt.transport.connector import Connector
-from llmopt.transport.protocol import HttpProtocol, Upload, at_once
-from llmopt.transport.request import Trip, WireRequest
+from llmopt.transport.protocol import HttpProtocol, Upload, write_at_once
+from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.urls import Target
 from llmopt.values.http import AttemptInfo, HttpResponse
 
@@ -27,81 +27,76 @@ if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
 
 
-# The one place that turns the exceptions of aiohttp and of the system into llmopt's errors.
-#
-# Those of aiohttp are never chained: they hold the request with its headers.
+def map_aiohttp_exceptions(error: BaseException, state: RequestState) -> LLMOptError | None:
+    """Return llmopt's error for an exception of aiohttp or of the system, None for one that is raised unchanged.
 
-
-def translate(error: BaseException, trip: Trip) -> LLMOptError | None:
-    """The error of llmopt for whatever ended an attempt, or None for what is not to be translated.
-
-    A cancellation is the caller's and passes, unless it is how aiohttp says that the pool was closed.
+    A cancellation belongs to the caller and is raised unchanged, unless it is how aiohttp reports that the pool was
+    closed. Exceptions of aiohttp must never be chained: they hold the request with its headers.
     """
     if isinstance(error, LLMOptError):
-        return transport_errors.placed(error, trip)
-    if trip.closed and _ours(error):
-        return transport_errors.placed(transport_errors.closed(), trip)
-    fault = _fault(error, trip)
-    return None if fault is None else transport_errors.placed(fault, trip)
+        return transport_errors.add_request_state(error, state)
+    if state.pool_closed and _caused_by_close(error):
+        return transport_errors.add_request_state(transport_errors.pool_closed(), state)
+    mapped = _map_exception(error, state)
+    return None if mapped is None else transport_errors.add_request_state(mapped, state)
 
 
-def _ours(error: BaseException) -> bool:
-    """Whether closing the pool can have brought it about: a cancellation that nobody asked of this task."""
+def _caused_by_close(error: BaseException) -> bool:
+    """Whether closing the pool can be the cause: an exception, or a cancellation not requested for this task."""
     if not isinstance(error, asyncio.CancelledError):
         return isinstance(error, Exception)
     task = asyncio.current_task()
     return task is not None and not task.cancelling()
 
 
-def _fault(error: BaseException, trip: Trip) -> LLMOptError | None:
-    # One with a number is the system's: the peer's machine does not react.
+def _map_exception(error: BaseException, state: RequestState) -> LLMOptError | None:
+    # A TimeoutError with a number is the system's: the other machine does not respond.
     if isinstance(error, TimeoutError) and error.errno is None:
-        return transport_errors.attempt_timeout(trip)
+        return transport_errors.attempt_timeout(state)
     if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return transport_errors.unsendable(trip)
-    return _unconnected(error, trip) if trip.connecting else _broken(error, trip)
+        return transport_errors.invalid_request(state)
+    return _map_while_connecting(error, state) if state.connecting else _map_after_connect(error, state)
 
 
-def _broken(error: BaseException, trip: Trip) -> LLMOptError | None:
+def _map_after_connect(error: BaseException, state: RequestState) -> LLMOptError | None:
     if isinstance(error, HttpProcessingError):
-        return transport_errors.malformed(trip)
-    if isinstance(error, aiohttp.ClientPayloadError) and not trip.broken:
-        return transport_errors.truncated(trip)
-    # RuntimeError is what aiohttp reports when it reads from a connection that is gone.
+        return transport_errors.response_malformed(state)
+    if isinstance(error, aiohttp.ClientPayloadError) and not state.connection_broken:
+        return transport_errors.response_truncated(state)
+    # aiohttp raises RuntimeError when it reads from a closed connection.
     if isinstance(error, (aiohttp.ClientError, OSError, EofStream, RuntimeError)):
-        return transport_errors.lost(trip)
+        return transport_errors.connection_lost(state)
     return None
 
 
-def _unconnected(error: BaseException, trip: Trip) -> LLMOptError | None:
+def _map_while_connecting(error: BaseException, state: RequestState) -> LLMOptError | None:
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return transport_errors.proxy_refused(trip, error.status, error.message)
+        return transport_errors.proxy_refused(state, error.status, error.message)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        found = error.certificate_error
-        return transport_errors.connect_failed(found if isinstance(found, OSError) else None, trip)
+        reason = error.certificate_error
+        return transport_errors.connect_failed(reason if isinstance(reason, OSError) else None, state)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return transport_errors.connect_failed(error.os_error, trip)
+        return transport_errors.connect_failed(error.os_error, state)
     if isinstance(error, aiohttp.ClientOSError) or not isinstance(error, OSError):
-        known = isinstance(error, (aiohttp.ClientError, HttpProcessingError, RuntimeError))
-        return transport_errors.connect_failed(None, trip) if known else None
-    return transport_errors.connect_failed(error, trip)
+        from_aiohttp = isinstance(error, (aiohttp.ClientError, HttpProcessingError, RuntimeError))
+        return transport_errors.connect_failed(None, state) if from_aiohttp else None
+    return transport_errors.connect_failed(error, state)
 
 
-# The headers of an answer as plugins see them: lower-case names, repeated ones joined.
+class LazyHeaders(Mapping[str, str]):
+    """Response headers with lower-case names and repeated values joined, computed on first use.
 
-
-class FoldedHeaders(Mapping[str, str]):
-    """Worked out when they are first looked at: nobody looks at those of most good answers.
+    The headers of most successful responses are never looked at.
 
     Args:
-        raw: as the parser gives them.
+        raw: the headers as aiohttp's parser returns them.
     """
 
-    __slots__ = ("_folded", "_raw")
+    __slots__ = ("_joined", "_raw")
 
     def __init__(self, raw: CIMultiDictProxy[str]) -> None:
         self._raw: Final = raw
-        self._folded: dict[str, str] | None = None
+        self._joined: dict[str, str] | None = None
 
     def __getitem__(self, name: str) -> str:
         return self._all()[name]
@@ -113,25 +108,25 @@ class FoldedHeaders(Mapping[str, str]):
         return len(self._all())
 
     def _all(self) -> dict[str, str]:
-        if self._folded is None:
-            self._folded = _fold(self._raw)
-        return self._folded
+        if self._joined is None:
+            self._joined = _join_repeated(self._raw)
+        return self._joined
 
 
-def _fold(headers: CIMultiDictProxy[str]) -> dict[str, str]:
-    folded: dict[str, str] = {}
+def _join_repeated(headers: CIMultiDictProxy[str]) -> dict[str, str]:
+    joined: dict[str, str] = {}
     for name, value in headers.items():
-        key = _lower(name)
+        key = _lower_name(name)
         if not value.isascii():
-            # Bytes that are not UTF-8 are lone surrogates here, which nobody could print or store.
-            value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901 - mended in place
-        folded[key] = f"{folded[key]}, {value}" if key in folded else value
-    return folded
+            # Bytes that are not UTF-8 are lone surrogates here, which cannot be printed or stored.
+            value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901 - repaired in place
+        joined[key] = f"{joined[key]}, {value}" if key in joined else value
+    return joined
 
 
 @lru_cache(maxsize=256)
-def _lower(name: str) -> str:
-    # A server sends the same names each time; those that are kept also compare by identity.
+def _lower_name(name: str) -> str:
+    # A server sends the same names each time; interned strings also compare by identity.
     return sys.intern(name.lower())
 
 
@@ -139,18 +134,17 @@ T = TypeVar("T")
 _PROXY_AUTHENTICATION: Final = 407
 
 
-class Exchange(Reader):
-    """From leasing a connection to giving it back or breaking it off.
+class Exchange(BodyReader):
+    """One request and its response, from acquiring a connection to releasing or aborting it.
 
-    Whoever opens it ends it, on every way out, with `end`; that is synchronous, so that no cancellation
-    can come between.
+    It must be closed on every path with `close`, which is synchronous so that no cancellation can interrupt it.
 
     Attributes:
-        raw_headers: of the answer, as they came.
+        raw_headers: headers of the response as received.
     """
 
-    def __init__(self, connector: Connector, target: Target, request: WireRequest) -> None:
-        super().__init__(Trip(request, target.origin, target.proxy))
+    def __init__(self, connector: Connector, target: Target, request: TransportRequest) -> None:
+        super().__init__(RequestState(request, target.origin, target.proxy))
         self.raw_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._connector: Final = connector
         self._target: Final = target
@@ -160,57 +154,57 @@ class Exchange(Reader):
         self._payload: StreamReader | bytes = EMPTY_PAYLOAD
         self._complete = False
 
-    async def open(self, *, whole: bool = False) -> None:
-        """Send the request and read the head of the answer, and with ``whole`` all of it where that is shorter."""
-        trip, request, connector = self.trip, self.trip.request, self._connector
-        self._connection = connection = await connector.lease(trip, self._target)
+    async def open(self, *, buffered: bool = False) -> None:
+        """Send the request and read the head of the response; ``buffered`` allows the fast path for a whole body."""
+        state, request, connector = self.state, self.state.request, self._connector
+        self._connection = connection = await connector.acquire(state, self._target)
         self._protocol = protocol = cast("HttpProtocol", connection.protocol)
-        trip.reused = protocol.served > 0
-        protocol.begin(trip, whole=whole)
-        trip.phase = "send"
-        # Not by a name of its own: the head holds the key, and tracebacks show what a frame has names for.
-        self._write(protocol, connector.heads.of(self._target, request), request.body)
-        trip.phase = "wait"
-        message, self._payload = await protocol.answer()
-        trip.phase = "read"
-        self.status = trip.status = message.code
-        self.headers = FoldedHeaders(message.headers)
+        state.reused = protocol.served > 0
+        protocol.start_request(state, buffered=buffered)
+        state.phase = "send"
+        # The head is not given a name: it holds the API key, and tracebacks can show local variables.
+        self._send(protocol, connector.head_cache.get(self._target, request), request.body)
+        state.phase = "wait"
+        message, self._payload = await protocol.read_head()
+        state.phase = "read"
+        self.status = state.status = message.code
+        self.headers = LazyHeaders(message.headers)
         self.raw_headers = message.raw_headers
-        if self.status == _PROXY_AUTHENTICATION and trip.proxy is not None and not self._target.tunnelled:
-            raise transport_errors.proxy_refused(trip, self.status, message.reason)
+        if self.status == _PROXY_AUTHENTICATION and state.proxy is not None and not self._target.tunnelled:
+            raise transport_errors.proxy_refused(state, self.status, message.reason)
 
-    def _write(self, protocol: HttpProtocol, head: bytes, body: bytes | None) -> None:
+    def _send(self, protocol: HttpProtocol, head: bytes, body: bytes | None) -> None:
         transport = protocol.transport
         if transport is None:
             raise ConnectionResetError("the connection is gone")
-        if not at_once(transport, head, body) and body is not None:
+        if not write_at_once(transport, head, body) and body is not None:
             transport.write(head)
             self._upload = Upload(protocol, body, self._connector.loop)
 
-    async def head(self) -> None:
-        """`open` within the attempt's time-out."""
-        with self._connector.watchdog.watch(self.trip.request.timeout):
+    async def fetch_head(self) -> None:
+        """`open` within the timeout of the attempt."""
+        with self._connector.timeouts.timeout(self.state.request.timeout):
             await self.open()
 
-    async def whole(self) -> HttpResponse:
-        """The whole answer within the attempt's time-out. Whoever awaits it calls `fail` if it fails."""
-        with self._connector.watchdog.watch(self.trip.request.timeout):
-            await self.open(whole=True)
+    async def fetch(self) -> HttpResponse:
+        """Send the request and return the whole response, within the timeout. The caller calls `fail` on an error."""
+        with self._connector.timeouts.timeout(self.state.request.timeout):
+            await self.open(buffered=True)
             body = self._payload
             if isinstance(body, bytes):
                 self._complete = True
             else:
-                body = await self.body()
-        self.end()
+                body = await self.read_body()
+        self.close()
         return HttpResponse(
             status=self.status,
             headers=self.headers,
             body=body,
-            info=self.trip.info(compressed_size=self.packed),
+            info=self.state.info(compressed_size=self.compressed_size),
         )
 
-    async def raw(self) -> bytes:
-        """The next bytes of the body as they came, b"" at its end."""
+    async def read_raw(self) -> bytes:
+        """Return the next bytes of the body as received, b"" at its end."""
         data = await self._stream.readany()
         if not data:
             self._complete = True
@@ -222,117 +216,120 @@ class Exchange(Reader):
 
     @property
     def info(self) -> AttemptInfo:
-        """How far it is."""
-        return self.trip.info()
+        """How far the attempt has got."""
+        return self.state.info()
 
-    async def piece(self) -> bytes:
-        """The next bytes of the body, unpacked; b"" at its end, which gives the connection back.
+    async def read(self) -> bytes:
+        """Return the next bytes of the body, decoded; b"" at its end, which releases the connection.
 
-        As `guard` around `chunk`, with fewer coroutines for each of a stream's many pieces.
+        The same as `run_step` around `read_decoded`, with fewer coroutines for each of a stream's many chunks.
         """
-        unpacker = self._unpacker = self._unpacker or self._unpack()
+        decoder = self._decoder = self._decoder or self._new_decoder()
         try:
-            if unpacker.plain:
+            if decoder.passthrough:
                 data = await self._stream.readany()
-                unpacker.pass_on(data)
+                decoder.count(data)
                 self._complete = not data
             else:
-                data = await self.chunk()
+                data = await self.read_decoded()
         except BaseException as error:
-            fault = self.fail(error)
-            if fault is None:
+            failure = self.fail(error)
+            if failure is None:
                 raise
         else:
             if not data:
-                self.end()
+                self.close()
             return data
-        raise fault
+        raise failure
 
-    async def rest(self) -> bytes:
-        """What remains of the body, of an error's at most 64 KiB; ends the exchange."""
-        body = await self.guard(self.body())
-        self.end()
+    async def read_remaining(self) -> bytes:
+        """Return the rest of the body, of an error at most 64 KiB, and close the exchange."""
+        body = await self.run_step(self.read_body())
+        self.close()
         return body
 
-    async def guard(self, step: Coroutine[Any, Any, T]) -> T:
-        """Take a step of this exchange; if it fails, end the exchange and raise llmopt's error for it."""
+    async def run_step(self, step: Coroutine[Any, Any, T]) -> T:
+        """Await a step of this exchange; if it fails, close the exchange and raise llmopt's error for it."""
         try:
             return await step
         except BaseException as error:
-            fault = self.fail(error)
-            if fault is None:
+            failure = self.fail(error)
+            if failure is None:
                 raise
-        # Outside of the clause, so that no error of aiohttp's, which hold headers, hangs on it as context.
-        raise fault
+        # Outside the except clause, so that aiohttp's exception, which holds the headers, does not become its context.
+        raise failure
 
-    def end(self) -> None:
-        """Give the connection back if the whole answer was read and good, else break it off."""
+    def close(self) -> None:
+        """Release the connection if the whole response was read without error, else abort it."""
         connection, self._connection = self._connection, None
         protocol, upload = self._protocol, self._upload
         if connection is None or protocol is None:
             return
-        if self._complete and not protocol.sending and not (upload is not None and upload.going):
-            self.trip.phase = "done"
+        if self._complete and not protocol.has_unsent_data and not (upload is not None and upload.active):
+            self.state.phase = "done"
             protocol.served += 1
             connection.release()
             return
         if not self._connector.closed:
             if upload is not None:
                 upload.stop()
-            # Not close: that waits for the peer to take what is still to be sent.
+            # Not close: that waits until the peer has read all data that is still to be sent.
             protocol.abort()
         connection.close()
-        self._connector.tell_size()
+        self._connector.report_size()
 
     def drain(self, seconds: float) -> None:
-        """End when the answer has ended, at the latest in so many seconds; what comes by then is not wanted.
+        """Discard the rest of the response and close at its end, after ``seconds`` at the latest.
 
-        Most servers end an answer a moment after its last event. Whoever read that event need not wait
-        for it, and the connection is too good to be thrown away.
+        Most servers end a stream a moment after its last event. The reader of that event need not wait for the
+        end, and the connection can still be reused.
         """
         if self._stream.is_eof():
             self._complete = True
-            self.end()
+            self.close()
         if self._connection is None:
             return
-        loop, leaving = self._connector.loop, self._connector.leaving
-        leaving.add(self.end)
+        loop, draining = self._connector.loop, self._connector.draining
+        draining.add(self.close)
 
-        def over(*, complete: bool) -> None:
+        def finish(*, complete: bool) -> None:
             timer.cancel()
-            leaving.discard(self.end)
+            draining.discard(self.close)
             self._complete = self._complete or complete
-            self.end()
+            self.close()
 
-        def ended() -> None:
-            # Not at once: the parser calls this, and giving a connection back asks the parser how it stands.
-            loop.call_soon(partial(over, complete=True))
+        def at_end() -> None:
+            # Later: the parser calls this, and releasing a connection asks the parser for its state.
+            loop.call_soon(partial(finish, complete=True))
 
-        timer = loop.call_later(seconds, partial(over, complete=False))
-        self._stream.on_eof(ended)
+        timer = loop.call_later(seconds, partial(finish, complete=False))
+        self._stream.on_eof(at_end)
 
     async def aclose(self) -> None:
-        """As `end`."""
-        self.end()
+        """Like `close`."""
+        self.close()
 
     def fail(self, error: BaseException) -> LLMOptError | None:
-        """End after an error, and say what it means; None for what is not to be translated."""
+        """Close after an error, and return llmopt's error for it, None for one that is raised unchanged."""
         self._complete = False
-        trip, protocol = self.trip, self._protocol
+        state, protocol = self.state, self._protocol
         if protocol is not None:
-            trip.heard, trip.broken = protocol.heard, protocol.broken is not None
-        trip.closed = self._connector.closed
-        self.end()
-        fault = translate(error, trip)
-        if isinstance(fault, ConnectionLost) and fault.stale:
-            # The server has given up kept connections; whoever tries again shall not meet the next of them.
-            self._connector.drop_idle(self._connector.key_of(self._target))
-        return fault
+            state.response_started, state.connection_broken = (
+                protocol.response_started,
+                protocol.lost_error is not None,
+            )
+        state.pool_closed = self._connector.closed
+        self.close()
+        mapped = map_aiohttp_exceptions(error, state)
+        if isinstance(mapped, ConnectionLost) and mapped.stale:
+            # The server has closed its kept connections; a retry must not meet the next of them.
+            self._connector.close_idle(self._connector.connection_key(self._target))
+        return mapped
 
-    def _bounded(self, max_body: int) -> bool:
+    def _length_limited(self, max_body: int) -> bool:
         declared = self.headers.get("content-length", "")
         if not declared.isdecimal() or int(declared) > max_body:
             return False
-        # The parser holds the body to this length, so there is no reason to stop the socket either.
+        # The parser limits the body to this length, so the socket need not be paused either.
         self._stream.set_read_chunk_size(int(declared) + 1)
         return True

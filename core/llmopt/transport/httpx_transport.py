@@ -1,6 +1,6 @@
-"""The seam to httpx: any httpx transport as a wire, and our pool as an httpx transport.
+"""Adapters to httpx: send requests over any httpx transport, or use our pool as an httpx transport.
 
-The only file of the core that imports httpx.
+The only file of the core that imports httpx, because that import is slow and not always needed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import httpx
 from attrs import evolve
 
 from llmopt import errors
-from llmopt.errors import ConfigError, InvalidResponse, LLMOptError
+from llmopt.errors import ConfigError, InvalidResponse
 from llmopt.policies.tasks import TaskSet
 from llmopt.transport import errors as transport_errors
-from llmopt.transport.body import ACCEPT_ENCODING, Reader
-from llmopt.transport.request import Trip, WireRequest
-from llmopt.transport.stream import WireStream
+from llmopt.transport.body import ACCEPT_ENCODING, BodyReader
+from llmopt.transport.request import RequestState, TransportRequest
+from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import origin_of
 from llmopt.values.http import AttemptInfo, HttpResponse
 
@@ -31,220 +31,218 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-# One request and its answer over somebody else's httpx transport.
-
-INFO: Final = "attempt_info"
-"""The key of the `AttemptInfo` in the extensions of a request and of its answer."""
+ATTEMPT_INFO: Final = "attempt_info"
+"""The key of the `AttemptInfo` in the extensions of an httpx request and of its response."""
 
 
-class Visit(Reader):
-    """From handing a request to a foreign transport to closing its answer.
+class TransportExchange(BodyReader):
+    """One request and its response over an httpx transport.
 
     Args:
-        transport: the transport.
-        sending: the request as it takes it.
-        trip: the request as we know it.
-        translate: the error of llmopt for an exception that comes out of the transport, None for what
-            is to pass.
-        tasks: the steps that go on when the caller is cancelled.
+        transport: the httpx transport.
+        httpx_request: the request for it.
+        state: how far the attempt has got.
+        tasks: the set for the tasks of isolated steps.
         isolate: whether each step runs in such a task.
 
     Attributes:
-        info: what the transport says of the attempt, if it does.
+        info: what the transport reports about the attempt, if it does.
     """
 
     def __init__(
         self,
         transport: httpx.AsyncBaseTransport,
-        sending: httpx.Request,
-        trip: Trip,
-        translate: Callable[[BaseException, Trip], LLMOptError | None],
+        httpx_request: httpx.Request,
+        state: RequestState,
         tasks: TaskSet,
         *,
         isolate: bool,
     ) -> None:
-        super().__init__(trip)
-        # Who knows how far it is, behind a foreign transport.
+        super().__init__(state)
+        # Unknown until the transport reports it: `AttemptInfo.sent` is "maybe" by default.
         self.info = AttemptInfo()
-        trip.phase = "send"
+        state.phase = "send"
         self._transport: Final = transport
-        self._sending: Final = sending
-        self._translate: Final = translate
+        self._httpx_request: Final = httpx_request
         self._tasks: Final = tasks
         self._isolate: Final = isolate
         self._response: httpx.Response | None = None
-        self._pieces: AsyncIterator[bytes] | None = None
-        self._busy = False
-        self._left = False
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._step_running = False
+        self._closing = False
 
     async def open(self) -> None:
-        """Send the request and take the head of the answer."""
+        """Send the request and read the head of the response."""
         try:
-            self._response = response = await self._transport.handle_async_request(self._sending)
+            self._response = response = await self._transport.handle_async_request(self._httpx_request)
         finally:
-            self._learn(self._sending.extensions)
-        self._learn(response.extensions)
+            self._read_info(self._httpx_request.extensions)
+        self._read_info(response.extensions)
         stream = response.stream
         if not hasattr(stream, "__aiter__"):
             raise ConfigError(
-                f"{type(self._transport).__name__} answers with a body that is not an asynchronous stream."
+                f"{type(self._transport).__name__} returned a response whose body is not an asynchronous stream."
             )
-        self._pieces = aiter(stream)
-        self.trip.phase = "read"
-        self.status = self.trip.status = response.status_code
+        self._chunks = aiter(stream)
+        self.state.phase = "read"
+        self.status = self.state.status = response.status_code
         self.headers = dict(response.headers)
 
-    def read_slowly(self, seconds: float | None) -> None:
-        """Allow so long between two pieces of the body, None for ever: transports look when they begin it."""
-        self._sending.extensions["timeout"]["read"] = seconds
+    def set_read_timeout(self, seconds: float | None) -> None:
+        """Set the timeout between two chunks of the body, None for no limit; transports read it when they start the body."""
+        self._httpx_request.extensions["timeout"]["read"] = seconds
 
-    async def raw(self) -> bytes:
-        """The next bytes of the body as they came, b"" at its end."""
-        while self._pieces is not None and not self._left:
-            piece = await anext(self._pieces, None)
-            if piece is None:
+    async def read_raw(self) -> bytes:
+        """Return the next bytes of the body as received, b"" at its end."""
+        while self._chunks is not None and not self._closing:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
                 break
-            if piece:
-                return piece
+            if chunk:
+                return chunk
         return b""
 
-    async def whole(self) -> HttpResponse:
-        """The whole answer."""
+    async def fetch(self) -> HttpResponse:
+        """Send the request and return the whole response."""
         await self.open()
-        body = await self.body()
-        await self._end()
-        info = self.info if self.packed is None else evolve(self.info, compressed_size=self.packed)
+        body = await self.read_body()
+        await self._close()
+        info = (
+            self.info
+            if self.compressed_size is None
+            else evolve(self.info, compressed_size=self.compressed_size)
+        )
         return HttpResponse(status=self.status, headers=self.headers, body=body, info=info)
 
-    async def guard(self, step: Coroutine[Any, Any, T], seconds: float | None) -> T:
-        """Take a step within a time; if it fails, leave, and raise llmopt's error for it."""
+    async def run_step(self, step: Coroutine[Any, Any, T], seconds: float | None) -> T:
+        """Await a step with a timeout; if it fails, close the exchange and raise llmopt's error for it."""
         try:
             async with asyncio.timeout(seconds):
-                return await (self._tasks.run(self._isolated(step)) if self._isolate else step)
+                return await (self._tasks.run(self._run_isolated(step)) if self._isolate else step)
         except (Exception, asyncio.CancelledError) as error:
-            fault = self._translate(error, self.trip)
+            failure = map_httpx_exceptions(error, self.state)
             await self.aclose()
-            if fault is None:
+            if failure is None:
                 raise
-        if self.info.sent != "maybe" and not isinstance(fault, InvalidResponse):
-            fault.sent = self.info.sent
-        raise fault
+        if self.info.sent != "maybe" and not isinstance(failure, InvalidResponse):
+            failure.sent = self.info.sent
+        raise failure
 
-    async def piece(self) -> bytes:
-        """The next bytes of the body, unpacked, b"" at its end."""
-        return await self.guard(self.chunk(), None)
+    async def read(self) -> bytes:
+        """Return the next bytes of the body, decoded, b"" at its end."""
+        return await self.run_step(self.read_decoded(), None)
 
-    async def rest(self) -> bytes:
-        """What remains of the body, of an error's at most 64 KiB."""
-        body = await self.guard(self.body(), None)
+    async def read_remaining(self) -> bytes:
+        """Return the rest of the body; of an error at most 64 KiB."""
+        body = await self.run_step(self.read_body(), None)
         await self.aclose()
         return body
 
     async def aclose(self) -> None:
-        """Close the answer, at once or when the step under way has ended."""
-        self._left = True
-        if not self._busy and self._response is not None:
-            await self._tasks.run(self._end())
+        """Close the response, now or when the current step has ended."""
+        self._closing = True
+        if not self._step_running and self._response is not None:
+            await self._tasks.run(self._close())
 
-    def end(self) -> None:
-        """As `aclose`, without waiting."""
-        self._left = True
-        if not self._busy and self._response is not None:
-            self._tasks.start(self._end())
+    def close(self) -> None:
+        """Like `aclose`, without waiting."""
+        self._closing = True
+        if not self._step_running and self._response is not None:
+            self._tasks.start(self._close())
 
     def drain(self, seconds: float) -> None:
-        """Read what is left, for so many seconds, and close. Does not wait."""
+        """Discard the rest of the response in the background, for ``seconds`` at most, and close."""
         if self._response is not None:
-            self._tasks.start(self._drained(seconds))
+            self._tasks.start(self._drain_and_close(seconds))
 
-    async def _drained(self, seconds: float) -> None:
-        # Closing it unread would cost many a transport the connection.
+    async def _drain_and_close(self, seconds: float) -> None:
+        # Many transports drop the connection if a response is closed before its end.
         with suppress(Exception):
             async with asyncio.timeout(seconds):
-                while await self.raw():
+                while await self.read_raw():
                     pass
-        await self._end()
+        await self._close()
 
-    async def _isolated(self, step: Coroutine[Any, Any, T]) -> T:
-        if self._left:
+    async def _run_isolated(self, step: Coroutine[Any, Any, T]) -> T:
+        if self._closing:
             step.close()
             raise asyncio.CancelledError
-        self._busy = True
+        self._step_running = True
         try:
             return await step
         finally:
-            self._busy = False
-            if self._left:
-                await self._end()
+            self._step_running = False
+            if self._closing:
+                await self._close()
 
-    async def _end(self) -> None:
+    async def _close(self) -> None:
         response, self._response = self._response, None
-        pieces, self._pieces = self._pieces, None
-        # The answer is read or given up; a transport that fails in closing it has nothing to add.
+        chunks, self._chunks = self._chunks, None
+        # The response is read or given up; errors while closing it do not matter any more.
         with suppress(Exception):
-            if isinstance(pieces, AsyncGenerator):
-                await pieces.aclose()
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()
         with suppress(Exception):
             if response is not None:
                 await response.aclose()
 
-    def _learn(self, extensions: Mapping[str, Any]) -> None:
-        info = extensions.get(INFO)
+    def _read_info(self, extensions: Mapping[str, Any]) -> None:
+        info = extensions.get(ATTEMPT_INFO)
         if isinstance(info, AttemptInfo):
             self.info = info
-            self.trip.reused = info.reused
+            self.state.reused = info.reused
 
 
-_LONGEST_READ: Final = 600.0
-_ENDINGS: Final[tuple[tuple[type[BaseException], Callable[[Trip], errors.LLMOptError]], ...]] = (
-    # The first that fits: narrow ones stand before those they belong to.
-    (httpx.UnsupportedProtocol, transport_errors.unsendable),
-    (httpx.LocalProtocolError, transport_errors.unsendable),
-    (httpx.InvalidURL, transport_errors.unsendable),
+_MAX_READ_TIMEOUT: Final = 600.0
+_HTTPX_ERRORS: Final[tuple[tuple[type[BaseException], Callable[[RequestState], errors.LLMOptError]], ...]] = (
+    # The first match is used: subclasses stand before their base classes.
+    (httpx.UnsupportedProtocol, transport_errors.invalid_request),
+    (httpx.LocalProtocolError, transport_errors.invalid_request),
+    (httpx.InvalidURL, transport_errors.invalid_request),
     (httpx.ConnectTimeout, transport_errors.connect_timeout),
     (httpx.PoolTimeout, transport_errors.pool_timeout),
     (httpx.TimeoutException, transport_errors.attempt_timeout),
     (httpx.ProxyError, transport_errors.proxy_failed),
-    (httpx.TransportError, transport_errors.lost),
-    (OSError, transport_errors.lost),
+    (httpx.TransportError, transport_errors.connection_lost),
+    (OSError, transport_errors.connection_lost),
 )
 
 
-class TransportWire:
-    """Sends requests over somebody else's httpx transport; the same face as `ConnectionPool`.
+class HttpxSender:
+    """Sends requests over any httpx transport; the same methods as `ConnectionPool`.
 
     Args:
-        transport: whose ``handle_async_request`` is called; `aclose` closes it.
-        isolate: whether a request goes on in a task of its own when its caller is cancelled. httpx's own
-            pool loses a slot for ever with each cancellation that meets it at the wrong moment, so for it,
-            and for None, that is the rule; say True for a transport that wraps it.
+        transport: its ``handle_async_request`` is called; `aclose` closes it.
+        isolate: whether a request runs in a task of its own, which continues when the caller is cancelled. None
+            means only for httpx's own pool, which can lose a connection slot for ever when a request is
+            cancelled; use True for a transport that wraps it.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport, *, isolate: bool | None = None) -> None:
         self._transport: Final = transport
-        own = isinstance(transport, httpx.AsyncHTTPTransport)
-        self._isolate: Final = own if isolate is None else isolate
+        is_httpx_pool = isinstance(transport, httpx.AsyncHTTPTransport)
+        self._isolate: Final = is_httpx_pool if isolate is None else isolate
         self._tasks: Final = TaskSet()
         self._closed = False
 
-    async def send(self, request: WireRequest) -> HttpResponse:
-        """Send a request and read the whole answer; raises as `ConnectionPool.send` does.
+    async def send(self, request: TransportRequest) -> HttpResponse:
+        """Send a request and return the whole response; raises like `ConnectionPool.send`.
 
-        Exceptions of the transport that are neither httpx's nor the system's pass as they are.
+        Exceptions of the transport that come neither from httpx nor from the system are raised unchanged.
         """
-        visit = self._visit(request)
-        return await visit.guard(visit.whole(), request.timeout)
+        exchange = self._exchange(request)
+        return await exchange.run_step(exchange.fetch(), request.timeout)
 
-    async def open(self, request: WireRequest) -> WireStream:
-        """Send a request, and read the answer while it comes; as `ConnectionPool.open`."""
-        visit = self._visit(request)
-        await visit.guard(visit.open(), request.timeout)
-        visit.read_slowly((request.idle or _LONGEST_READ) if self._isolate else None)
-        return WireStream(visit)
+    async def open(self, request: TransportRequest) -> ResponseStream:
+        """Send a request and return the response as a stream, like `ConnectionPool.open`."""
+        exchange = self._exchange(request)
+        await exchange.run_step(exchange.open(), request.timeout)
+        exchange.set_read_timeout((request.idle_timeout or _MAX_READ_TIMEOUT) if self._isolate else None)
+        return ResponseStream(exchange)
 
     @asynccontextmanager
-    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
-        """`open` for ``async with``; as `ConnectionPool.open_stream`."""
+    async def open_stream(self, request: TransportRequest) -> AsyncIterator[ResponseStream]:
+        """`open` for ``async with``, like `ConnectionPool.open_stream`."""
         stream = await self.open(request)
         try:
             yield stream
@@ -252,45 +250,45 @@ class TransportWire:
             await stream.aclose()
 
     async def aclose(self) -> None:
-        """End what is still going on and close the transport."""
+        """Cancel the running requests and close the transport."""
         if self._closed:
             return
         self._closed = True
         await self._tasks.aclose()
         await self._transport.aclose()
 
-    def _visit(self, request: WireRequest) -> Visit:
+    def _exchange(self, request: TransportRequest) -> TransportExchange:
         if self._closed:
-            raise transport_errors.closed()
-        # A task that nobody cancels must come to an end by itself.
-        read = _LONGEST_READ if self._isolate and request.timeout is None else request.timeout
-        trip = Trip(request, origin_of(request.url))
+            raise transport_errors.pool_closed()
+        # An isolated task is not cancelled with its caller, so it needs a timeout of its own.
+        read = _MAX_READ_TIMEOUT if self._isolate and request.timeout is None else request.timeout
+        state = RequestState(request, origin_of(request.url))
         try:
-            sending = _request(request, read)
+            httpx_request = _to_httpx_request(request, read)
         except (httpx.InvalidURL, UnicodeError):
-            sending = None
-        if sending is None:
-            raise transport_errors.placed(transport_errors.unsendable(trip), trip)
-        return Visit(self._transport, sending, trip, _translate, self._tasks, isolate=self._isolate)
+            httpx_request = None
+        if httpx_request is None:
+            raise transport_errors.add_request_state(transport_errors.invalid_request(state), state)
+        return TransportExchange(self._transport, httpx_request, state, self._tasks, isolate=self._isolate)
 
     def __repr__(self) -> str:
-        return f"<TransportWire over {type(self._transport).__name__}: {len(self._tasks)} under way>"
+        return f"<HttpxSender over {type(self._transport).__name__}: {len(self._tasks)} running>"
 
 
 class PoolTransport(httpx.AsyncBaseTransport):
-    """A `ConnectionPool` for programs that speak httpx: the same pool, and httpx's exceptions.
+    """A `ConnectionPool` as an httpx transport: the same pool, with httpx's exceptions.
 
-    Bodies of answers are streamed as they come, packed if they are; httpx unpacks them. The time-outs of
-    the request's extensions hold, "read" between two pieces; there is none for writing.
+    Bodies are streamed as received; httpx decompresses them. The timeouts of the request's extensions are used,
+    "read" between two chunks; there is no write timeout.
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool: Final = pool
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; the whole of its body is read before."""
+        """Send a request; its body is read completely before."""
         times = request.extensions.get("timeout", {})
-        wire = WireRequest(
+        sent = TransportRequest(
             method=request.method,
             url=str(request.url.copy_with(userinfo=b"")),
             headers={
@@ -305,18 +303,18 @@ class PoolTransport(httpx.AsyncBaseTransport):
         )
         exchange = None
         try:
-            exchange = self._pool.exchange(wire)
-            await exchange.guard(exchange.head())
+            exchange = self._pool.new_exchange(sent)
+            await exchange.run_step(exchange.fetch_head())
         except errors.LLMOptError as error:
-            raise _as_httpx(error, request) from error
+            raise _to_httpx_error(error, request) from error
         finally:
-            info = AttemptInfo(sent="no") if exchange is None else exchange.trip.info()
-            request.extensions = {**request.extensions, INFO: info}
+            info = AttemptInfo(sent="no") if exchange is None else exchange.state.info()
+            request.extensions = {**request.extensions, ATTEMPT_INFO: info}
         return httpx.Response(
             exchange.status,
             headers=exchange.raw_headers,
             stream=_PoolStream(exchange, request),
-            extensions={"http_version": b"HTTP/1.1", INFO: info},
+            extensions={"http_version": b"HTTP/1.1", ATTEMPT_INFO: info},
         )
 
     async def aclose(self) -> None:
@@ -325,95 +323,95 @@ class PoolTransport(httpx.AsyncBaseTransport):
 
 
 class _PoolStream(httpx.AsyncByteStream):
-    """The body of an answer that came over our pool."""
+    """The body of a response that the pool received."""
 
     def __init__(self, exchange: Exchange, request: httpx.Request) -> None:
         self._exchange: Final = exchange
         self._request: Final = request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self._next():
-            yield piece
-        self._exchange.end()
+        while chunk := await self._next():
+            yield chunk
+        self._exchange.close()
 
     async def aclose(self) -> None:
-        self._exchange.end()
+        self._exchange.close()
 
     async def _next(self) -> bytes:
         seconds = self._request.extensions.get("timeout", {}).get("read")
         try:
             async with asyncio.timeout(seconds):
-                return await self._exchange.guard(self._exchange.raw())
+                return await self._exchange.run_step(self._exchange.read_raw())
         except TimeoutError:
-            error: errors.LLMOptError = transport_errors.attempt_timeout(self._exchange.trip)
+            error: errors.LLMOptError = transport_errors.attempt_timeout(self._exchange.state)
         except errors.LLMOptError as caught:
             error = caught
-        raise _as_httpx(error, self._request) from error
+        raise _to_httpx_error(error, self._request) from error
 
 
-def _request(request: WireRequest, read: float | None) -> httpx.Request:
-    own = {"accept": "*/*", "accept-encoding": ACCEPT_ENCODING, "user-agent": "llmopt"}
-    given = {name.lower() for name in request.headers}
+def _to_httpx_request(request: TransportRequest, read: float | None) -> httpx.Request:
+    defaults = {"accept": "*/*", "accept-encoding": ACCEPT_ENCODING, "user-agent": "llmopt"}
+    names = {name.lower() for name in request.headers}
     times = {"connect": request.connect_timeout, "pool": request.pool_timeout, "read": read, "write": read}
     return httpx.Request(
         request.method,
         request.url,
-        headers={**{name: value for name, value in own.items() if name not in given}, **request.headers},
+        headers={**{name: value for name, value in defaults.items() if name not in names}, **request.headers},
         content=request.body,
         extensions={"timeout": times},
     )
 
 
-def _translate(error: BaseException, trip: Trip) -> errors.LLMOptError | None:
-    """The error of llmopt for an exception that came out of a transport, None for what passes."""
-    error = next(_leaves(error))
-    for known in (error, error.__cause__):
-        if isinstance(known, errors.LLMOptError):
-            return transport_errors.placed(known, trip)
-    fault = _fault(error, trip)
-    return None if fault is None else transport_errors.placed(fault, trip)
+def map_httpx_exceptions(error: BaseException, state: RequestState) -> errors.LLMOptError | None:
+    """Return llmopt's error for an exception of an httpx transport, None for one that is raised unchanged."""
+    error = next(_leaf_exceptions(error))
+    for candidate in (error, error.__cause__):
+        if isinstance(candidate, errors.LLMOptError):
+            return transport_errors.add_request_state(candidate, state)
+    mapped = _map_exception(error, state)
+    return None if mapped is None else transport_errors.add_request_state(mapped, state)
 
 
-def _fault(error: BaseException, trip: Trip) -> errors.LLMOptError | None:
+def _map_exception(error: BaseException, state: RequestState) -> errors.LLMOptError | None:
     if isinstance(error, httpx.ConnectError):
-        return transport_errors.connect_failed(_system_error(error), trip)
+        return transport_errors.connect_failed(_system_error(error), state)
     if isinstance(error, httpx.RemoteProtocolError):
-        return _protocol_fault(str(error), trip)
+        return _map_protocol_error(str(error), state)
     if isinstance(error, TimeoutError) and error.errno is None:
-        return transport_errors.attempt_timeout(trip)
-    return next((ending(trip) for kind, ending in _ENDINGS if isinstance(error, kind)), None)
+        return transport_errors.attempt_timeout(state)
+    return next((make(state) for kind, make in _HTTPX_ERRORS if isinstance(error, kind)), None)
 
 
-def _protocol_fault(text: str, trip: Trip) -> errors.LLMOptError:
-    # httpx tells these apart by its text alone.
+def _map_protocol_error(text: str, state: RequestState) -> errors.LLMOptError:
+    # httpx distinguishes these by their text only.
     if "disconnected" in text:
-        return transport_errors.lost(trip)
+        return transport_errors.connection_lost(state)
     if "incomplete" in text or "without sending complete" in text:
-        return transport_errors.truncated(trip)
-    return transport_errors.malformed(trip)
+        return transport_errors.response_truncated(state)
+    return transport_errors.response_malformed(state)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """An exception, or those in a group of them: httpx lets some of anyio's groups through."""
+def _leaf_exceptions(error: BaseException) -> Iterator[BaseException]:
+    """An exception, or those inside an exception group: httpx lets some groups of anyio through."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from _leaf_exceptions(inner)
     else:
         yield error
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """What the system said, below the exceptions that were made of it."""
+    """The system's error among the causes of an exception."""
     below = error.__cause__ or error.__context__
-    for leaf in () if below is None else _leaves(below):
-        found = leaf if isinstance(leaf, OSError) and leaf.errno is not None else _system_error(leaf)
-        if found is not None:
-            return found
+    for leaf in () if below is None else _leaf_exceptions(below):
+        os_error = leaf if isinstance(leaf, OSError) and leaf.errno is not None else _system_error(leaf)
+        if os_error is not None:
+            return os_error
     return None
 
 
-def _as_httpx(error: errors.LLMOptError, request: httpx.Request) -> httpx.TransportError:
-    """The exception of httpx for an error of ours, which stays its cause."""
+def _to_httpx_error(error: errors.LLMOptError, request: httpx.Request) -> httpx.TransportError:
+    """Return the httpx exception for an error of llmopt, which becomes its cause."""
     kind: type[httpx.TransportError] = httpx.ReadError
     if isinstance(error, errors.ConnectFailed):
         by_cause = {"timeout": httpx.ConnectTimeout, "proxy": httpx.ProxyError}

@@ -1,4 +1,4 @@
-"""The pooled sender: our own way to the network, over aiohttp."""
+"""The connection pool, over aiohttp: one connector per event loop, safe for threads and for fork."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from weakref import WeakSet
 from attrs import evolve, frozen
 
 from llmopt.transport import errors as transport_errors
-from llmopt.transport.connector import Connector, PoolWatch
+from llmopt.transport.connector import Connector, PoolTrace
 from llmopt.transport.exchange import Exchange
-from llmopt.transport.request import WireRequest
-from llmopt.transport.stream import WireStream
+from llmopt.transport.request import TransportRequest
+from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import Targets
 from llmopt.values.http import HttpResponse
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class PoolStats:
-    """What a pool has done and is doing, over all its event loops.
+    """Counters of a pool, over all its event loops.
 
     Attributes:
-        created: connections made.
-        reused: requests that went over a kept connection.
-        in_use: connections that carry a request or are being made, now.
+        created: connections opened.
+        reused: requests sent over a kept connection.
+        in_use: connections that carry a request or are being opened, now.
         idle: connections kept for the next request, now.
         waiting: requests that wait for a connection, now.
-        peak: most connections in use at once on one loop.
+        peak: maximum number of connections in use at once on one loop.
     """
 
     created: int = 0
@@ -48,15 +48,14 @@ class PoolStats:
 class ConnectionPool:
     """Sends requests over kept connections; one set of connections per process and event loop.
 
-    It may be made anywhere, used from several loops and threads, and carried across `os.fork`: each
-    loop gets its own connections when it first sends, a forked child starts with none and never
-    touches its parent's.
+    It can be created anywhere, used from several loops and threads, and used after `os.fork`: each loop gets its own
+    connections when it first sends a request; a forked child starts without any and never uses its parent's.
 
     Args:
-        pool_size: most connections to one host.
+        pool_size: maximum number of connections to one host.
         keepalive: seconds that an idle connection is kept, 0 for a new connection per request.
         tls: context for https, None for the system's certificate authorities.
-        watch: told of what happens, None for nobody.
+        trace: callbacks for pool events, None for none.
     """
 
     def __init__(
@@ -65,137 +64,137 @@ class ConnectionPool:
         pool_size: int = 64,
         keepalive: float = 60.0,
         tls: ssl.SSLContext | None = None,
-        watch: PoolWatch | None = None,
+        trace: PoolTrace | None = None,
     ) -> None:
-        self._watch: Final = watch
+        self._trace: Final = trace
         self._pool_size: Final = pool_size
         self._keepalive: Final = keepalive
         self._tls: Final = tls
         self._targets: Final = Targets()
         self._connectors: dict[asyncio.AbstractEventLoop, Connector] = {}
         self._inherited: tuple[tuple[asyncio.AbstractEventLoop, Connector], ...] = ()
-        self._past = PoolStats()
+        self._closed_stats = PoolStats()
         self._pid = os.getpid()
         self._closed = False
         _pools.add(self)
 
-    async def send(self, request: WireRequest) -> HttpResponse:
-        """Send a request and read the whole answer, whatever its status.
+    async def send(self, request: TransportRequest) -> HttpResponse:
+        """Send a request and return the whole response, whatever its status.
 
-        An error's body is cut at 64 KiB.
+        The body of an error is cut at 64 KiB.
 
         Raises:
             ConfigError: the URL, the method or a header cannot be sent.
             PoolTimeout, ConnectFailed: nothing was sent.
-            ConnectionLost: the connection broke; ``stale`` if it was a kept one that had gone before.
-            AttemptTimeout: ``request.timeout`` ran out, whatever it was spent on.
-            InvalidResponse: the answer is not HTTP ("http"), broke off ("truncated"), is larger than
-                ``max_body`` ("too_large"), or cannot be unpacked ("decompression").
+            ConnectionLost: the connection broke; ``stale`` if it was a kept one that the server had closed before.
+            AttemptTimeout: ``request.timeout`` has passed, in whichever phase.
+            InvalidResponse: the response is not HTTP ("http"), is incomplete ("truncated"), is larger than
+                ``max_body`` ("too_large"), or cannot be decompressed ("decompression").
             ClientClosed: the pool was closed.
         """
-        exchange = self.exchange(request)
+        exchange = self.new_exchange(request)
         try:
-            return await exchange.whole()
+            return await exchange.fetch()
         except BaseException as error:
-            fault = exchange.fail(error)
-            if fault is None:
+            failure = exchange.fail(error)
+            if failure is None:
                 raise
-        # As in `Exchange.guard`, which would cost a coroutine more.
-        raise fault
+        # Like `Exchange.run_step`, without its extra coroutine.
+        raise failure
 
-    async def open(self, request: WireRequest) -> WireStream:
-        """Send a request, and read the answer while it comes; ``timeout`` ends with the answer's head.
+    async def open(self, request: TransportRequest) -> ResponseStream:
+        """Send a request and return the response as a stream; ``timeout`` covers everything up to the head.
 
-        Raises as `send` does, also from reading. Whoever opens it ends it.
+        Raises like `send`, also while reading. The caller must close the stream.
         """
-        exchange = self.exchange(request)
-        await exchange.guard(exchange.head())
-        return WireStream(exchange)
+        exchange = self.new_exchange(request)
+        await exchange.run_step(exchange.fetch_head())
+        return ResponseStream(exchange)
 
     @asynccontextmanager
-    async def open_stream(self, request: WireRequest) -> AsyncIterator[WireStream]:
+    async def open_stream(self, request: TransportRequest) -> AsyncIterator[ResponseStream]:
         """`open` for ``async with``: leaving the block early closes the connection."""
         stream = await self.open(request)
         try:
             yield stream
         finally:
-            stream.end()
+            stream.close()
 
-    def exchange(self, request: WireRequest) -> Exchange:
-        """An exchange on this event loop, not yet begun; its steps run in its ``guard``."""
-        target = self._targets.of(request.url)
+    def new_exchange(self, request: TransportRequest) -> Exchange:
+        """Create an exchange on the running event loop; call its steps through `Exchange.run_step`."""
+        target = self._targets.get(request.url)
         return Exchange(self._connector(), target, request)
 
     async def aclose(self) -> None:
-        """Break off what is under way and close all connections. Later requests raise `ClientClosed`."""
+        """Abort running requests and close all connections. Later requests raise `ClientClosed`."""
         self._closed = True
-        self._disown_if_forked()
-        here = asyncio.get_running_loop()
+        self._detach_if_forked()
+        current = asyncio.get_running_loop()
         for loop in list(self._connectors):
-            connector = self._drop(loop)
+            connector = self._remove(loop)
             if connector is None:
                 continue
-            if loop is here:
-                await connector.shut()
+            if loop is current:
+                await connector.close()
             elif loop.is_running():
-                loop.call_soon_threadsafe(connector.shut_soon)
+                loop.call_soon_threadsafe(connector.close_soon)
             else:
-                _leave(loop, connector)
+                _close_from_outside(loop, connector)
 
     def stats(self) -> PoolStats:
-        """The counters as they stand; those of loops that were closed are kept in the sums."""
-        total = self._past
+        """Return the counters, including those of event loops that are closed."""
+        total = self._closed_stats
         for connector in list(self._connectors.values()):
-            total = _sum(total, connector)
+            total = _add_stats(total, connector)
         return total
 
     def _connector(self) -> Connector:
-        self._disown_if_forked()
+        self._detach_if_forked()
         loop = asyncio.get_running_loop()
         connector = self._connectors.get(loop)
         if connector is None or connector.closed or len(self._connectors) > 1:
-            self._bury_dead()
+            self._discard_closed()
         if connector is None or connector.closed:
             connector = self._open(loop)
         return connector
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Connector:
         if self._closed:
-            raise transport_errors.closed()
+            raise transport_errors.pool_closed()
         connector = Connector(
-            pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls, watch=self._watch
+            pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls, trace=self._trace
         )
         self._connectors[loop] = connector
         return connector
 
-    def _bury_dead(self) -> None:
-        # Another loop's thread may be at it as well: whoever drops one buries it.
+    def _discard_closed(self) -> None:
+        # Threads of other loops may do the same: the one that removes a connector closes it.
         for loop, connector in list(self._connectors.items()):
-            if not (loop.is_closed() or connector.closed) or not (gone := self._drop(loop)):
+            if not (loop.is_closed() or connector.closed) or not (removed := self._remove(loop)):
                 continue
-            # One that is closed on a loop that still runs finishes there; its sockets are not this thread's to touch.
+            # A connector that was closed on a running loop finishes there; another thread must not touch its sockets.
             if loop.is_closed():
-                gone.bury()
+                removed.close_after_loop()
 
-    def _drop(self, loop: asyncio.AbstractEventLoop) -> Connector | None:
+    def _remove(self, loop: asyncio.AbstractEventLoop) -> Connector | None:
         connector = self._connectors.pop(loop, None)
         if connector is not None:
-            gone = _sum(self._past, connector)
-            self._past = evolve(gone, in_use=0, idle=0, waiting=0)
+            total = _add_stats(self._closed_stats, connector)
+            self._closed_stats = evolve(total, in_use=0, idle=0, waiting=0)
         return connector
 
-    def _disown_if_forked(self) -> None:
-        # The hook below does the same at once; this is for what forks without calling it.
+    def _detach_if_forked(self) -> None:
+        # The hook below does this right after a fork; this is for forks that do not call it.
         if self._pid != os.getpid():
-            self._disown()
+            self._detach_after_fork()
 
-    def _disown(self) -> None:
+    def _detach_after_fork(self) -> None:
         inherited, self._connectors = self._connectors, {}
         self._pid = os.getpid()
-        self._past = PoolStats()
+        self._closed_stats = PoolStats()
         for connector in inherited.values():
-            connector.disown()
-        # Kept, so that nothing of the parent's loop is finalized in this process.
+            connector.detach_after_fork()
+        # References are kept so that nothing of the parent's loop is finalized in this process.
         self._inherited = (*self._inherited, *inherited.items())
 
     def __repr__(self) -> str:
@@ -206,34 +205,34 @@ class ConnectionPool:
     def __del__(self, warn: Any = warnings.warn) -> None:
         if self._pid != os.getpid():
             return
-        left = {loop: connector for loop, connector in self._connectors.items() if not connector.closed}
-        if left:
+        unclosed = {loop: connector for loop, connector in self._connectors.items() if not connector.closed}
+        if unclosed:
             warn(f"unclosed {self!r}; await its aclose()", ResourceWarning, source=self)
-        for loop, connector in left.items():
-            _leave(loop, connector)
+        for loop, connector in unclosed.items():
+            _close_from_outside(loop, connector)
 
 
 _pools: Final[WeakSet[ConnectionPool]] = WeakSet()
 
 
-def _disown_all() -> None:
+def _detach_all_pools() -> None:
     for pool in list(_pools):
-        pool._disown()  # noqa: SLF001 - part of the class, called by the system
+        pool._detach_after_fork()  # noqa: SLF001 - part of the class, called by os.fork
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_all)
+    os.register_at_fork(after_in_child=_detach_all_pools)
 
 
-def _leave(loop: asyncio.AbstractEventLoop, connector: Connector) -> None:
-    """Close without the help of the connector's loop."""
+def _close_from_outside(loop: asyncio.AbstractEventLoop, connector: Connector) -> None:
+    """Close a connector whose loop does not run."""
     if loop.is_closed():
-        connector.bury()
+        connector.close_after_loop()
     else:
-        connector.hang_up()
+        connector.close_from_thread()
 
 
-def _sum(total: PoolStats, connector: Connector) -> PoolStats:
+def _add_stats(total: PoolStats, connector: Connector) -> PoolStats:
     return PoolStats(
         created=total.created + connector.created,
         reused=total.reused + connector.reused,

@@ -1,8 +1,8 @@
-"""One connection, as aiohttp's protocol with what it does not tell, and with a short way for whole answers.
+"""One HTTP/1.1 connection: aiohttp's protocol with stricter checks and a fast path for whole responses.
 
-Bytes are read into memory that is there already instead of into a new object each time. A good answer whose
-length its head states is not taken through the parser's stream: the rest of it goes from the socket straight to
-its place. Everything else (chunked, packed, an error, of unknown length, to be read while it comes) goes the long way.
+Bytes are read into an existing buffer instead of a new object each time. A successful response with a content-length
+does not go through the parser's stream: the socket writes the rest of its body straight into a `BodyBuffer`. Every
+other response (chunked, compressed, an error, of unknown length, to be streamed) goes through aiohttp's parser.
 """
 
 from __future__ import annotations
@@ -20,55 +20,53 @@ from aiohttp import ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 
-from llmopt.transport.request import Trip
-
-# The sockets a connector has opened, and ways to let go of them when its event loop cannot help.
+from llmopt.transport.request import RequestState
 
 
-class Sockets:
-    """A register of sockets: asyncio owns them, this only knows those that are open.
+class SocketRegistry:
+    """The open sockets of a connector, for closing them when the event loop cannot; asyncio owns them.
 
-    Not a weak one: of a client that nobody closed, the garbage collector empties it before anybody could
-    hang up.
+    The references are strong: the garbage collector would clear a `WeakSet` of an unclosed client before the
+    client's finalizer can use it.
     """
 
     def __init__(self) -> None:
-        self._opened: Final[set[socket.socket]] = set()
+        self._sockets: Final[set[socket.socket]] = set()
 
     def open(self, address: tuple[Any, ...]) -> socket.socket:
-        """A new socket for an entry of `socket.getaddrinfo`; aiohttp's ``socket_factory``."""
+        """Open a socket for an entry of `socket.getaddrinfo`; this is aiohttp's ``socket_factory``."""
         family, kind, protocol, *_ = address
-        self._opened.difference_update([known for known in self._opened if known.fileno() < 0])
+        self._sockets.difference_update([each for each in self._sockets if each.fileno() < 0])
         opened = socket.socket(family, kind, protocol)
-        self._opened.add(opened)
+        self._sockets.add(opened)
         return opened
 
-    def shut_down(self) -> None:
-        """End all connections from any thread: their loop sees the end of each and cleans up itself."""
-        for opened in list(self._opened):
+    def shutdown_all(self) -> None:
+        """Shut down all connections, from any thread: their loop sees the end of each and cleans up."""
+        for opened in list(self._sockets):
             with suppress(OSError):
                 opened.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """Close all, for a loop that is closed."""
-        for opened in list(self._opened):
+    def close_all(self) -> None:
+        """Close all sockets of a loop that is closed."""
+        for opened in list(self._sockets):
             opened.close()
 
-    def disown(self) -> None:
-        """Give up a forked child's share of the parent's connections, without a byte on the wire.
+    def detach_all(self) -> None:
+        """Give up a forked child's copies of the parent's connections, without sending a byte.
 
-        Each descriptor is pointed at /dev/null instead of being closed: whatever the child's copy of the
-        parent's event loop still does with its number hits neither the parent nor a file opened later.
+        Each descriptor is redirected to /dev/null instead of being closed: if the child's copy of the parent's
+        event loop still uses its number, that reaches neither the parent nor a file opened later.
         """
-        for opened in list(self._opened):
+        for opened in list(self._sockets):
             if opened.fileno() >= 0:
-                _replace(opened)
+                _point_at_devnull(opened)
 
 
-def _replace(opened: socket.socket) -> None:
+def _point_at_devnull(opened: socket.socket) -> None:
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # no descriptor left: then a plain close of this one is the next best
+    except OSError:  # no descriptor left for /dev/null: closing this one is the next best
         os.close(opened.detach())
         return
     try:
@@ -77,8 +75,8 @@ def _replace(opened: socket.socket) -> None:
         os.close(null)
 
 
-def watch(descriptor: int) -> Callable[[], bool]:
-    """A test of whether something can be read there now; costs one system call."""
+def readable_check(descriptor: int) -> Callable[[], bool]:
+    """Return a function that tells whether the descriptor is readable now; it costs one system call."""
     if not hasattr(select, "poll"):  # Windows, where select takes any number
         return lambda: bool(select.select([descriptor], [], [], 0)[0])
     poll = select.poll()
@@ -86,315 +84,313 @@ def watch(descriptor: int) -> Callable[[], bool]:
     return lambda: bool(poll.poll(0))
 
 
-def finish(transport: Any) -> None:
-    """Finish a transport whose loop is closed: free its socket, tell its protocol, warn of nothing.
+def finish_transport(transport: Any) -> None:
+    """Close a transport whose loop is closed, without a ResourceWarning.
 
     The transport's own methods only schedule the rest of the work, on a loop that never runs again.
     """
-    carrier = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
+    inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
     with suppress(RuntimeError):  # "Event loop is closed"
         transport.abort()
-    with suppress(RuntimeError, AttributeError):  # uvloop has closed its own with the loop
-        carrier._call_connection_lost(None)  # noqa: SLF001 - the only way; absent, a ResourceWarning remains
+    with suppress(RuntimeError, AttributeError):  # uvloop closes its transports with the loop
+        inner._call_connection_lost(None)  # noqa: SLF001 - there is no public way; without it a ResourceWarning remains
 
 
-# The body of an answer whose length is known, filled by the socket itself: no piece is copied twice.
-
-_READ_SIZE: Final = 1 << 20
-"""Half a millisecond of the event loop."""
+# Bytes read from a socket at once: copying a mebibyte takes half a millisecond of the event loop.
+_MAX_READ: Final = 1 << 20
 
 
-class Whole:
-    """Room for so many bytes.
+class BodyBuffer:
+    """The body of a response of known length, written by the socket itself: nothing is copied twice.
 
     Args:
         size: length of the body, above 0.
     """
 
-    __slots__ = ("_at", "_file", "_size", "_view")
+    __slots__ = ("_filled", "_memory", "_size", "_view")
 
     def __init__(self, size: int) -> None:
-        # A file in memory, for what it hands out at the end is its own memory as bytes, not a copy.
-        self._file: Final = BytesIO(bytes(size))
-        self._view: Final = self._file.getbuffer()
+        # BytesIO, because its getvalue() returns its own memory as bytes, not a copy.
+        self._memory: Final = BytesIO(bytes(size))
+        self._view: Final = self._memory.getbuffer()
         self._size: Final = size
-        self._at = 0
+        self._filled = 0
 
     @property
-    def room(self) -> memoryview:
-        """Where the next bytes go: some of it, for the kernel fills whatever it is given as long as more comes."""
-        return self._view[self._at : self._at + _READ_SIZE]
+    def free_space(self) -> memoryview:
+        """Where the next bytes go; limited, because the kernel fills as much as it is given while more arrives."""
+        return self._view[self._filled : self._filled + _MAX_READ]
 
     @property
-    def left(self) -> int:
-        """How many bytes are still to come."""
-        return self._size - self._at
+    def remaining(self) -> int:
+        """Bytes that are still missing."""
+        return self._size - self._filled
 
     @property
     def full(self) -> bool:
-        """Whether all bytes are there."""
-        return self._at == self._size
+        """Whether the body is complete."""
+        return self._filled == self._size
 
-    def put(self, data: bytes | memoryview) -> None:
-        """Bytes that came elsewhere; no more than there is room for."""
-        self._view[self._at : self._at + len(data)] = data
-        self._at += len(data)
+    def append(self, data: bytes | memoryview) -> None:
+        """Copy bytes that were read elsewhere; at most `remaining`."""
+        self._view[self._filled : self._filled + len(data)] = data
+        self._filled += len(data)
 
-    def wrote(self, count: int) -> None:
-        """So many bytes were written into `room`."""
-        self._at += count
+    def advance(self, count: int) -> None:
+        """Count bytes that were written into `free_space`."""
+        self._filled += count
 
-    def take(self) -> bytes:
-        """The body. The room must not be written to any more."""
+    def getvalue(self) -> bytes:
+        """Return the body. `free_space` must not be written to any more."""
         self._view.release()
-        return self._file.getvalue()
+        return self._memory.getvalue()
 
 
-_BUFFER: Final = 256 * 1024
-_SWITCHING: Final = 101
-_FINAL: Final = 200
+_READ_BUFFER_SIZE: Final = 256 * 1024
+_SWITCHING_PROTOCOLS: Final = 101
+_MIN_FINAL_STATUS: Final = 200
 _SUCCESS: Final = range(200, 300)
 _HEAD_END: Final = b"\r\n\r\n"
-Parsed = tuple[RawResponseMessage, StreamReader]
-Answer = tuple[RawResponseMessage, StreamReader | bytes]
-"""The head of an answer, and its body: whole, or as a stream."""
+ParsedHead = tuple[RawResponseMessage, StreamReader]
+ResponseHead = tuple[RawResponseMessage, StreamReader | bytes]
+"""The head of a response, and its body: whole or as a stream."""
 
 
-def scratch() -> memoryview:
-    """Memory for all connections of one loop to read into; each takes out at once what it has read."""
+def new_read_buffer() -> memoryview:
+    """The buffer that all connections of one loop read into; each copies at once what it has read."""
     return memoryview(bytearray(64 * 1024))
 
 
 class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
-    """A connection that knows whether it was used before and whether its peer has spoken out of turn.
+    """A connection that knows how often it was used, and whether the server sent data without a request.
 
     Attributes:
-        served: how many requests it has carried to their end.
-        heard: whether a byte came since the present request began.
-        broken: how the connection was lost, None while it stands or after a clean end.
+        served: number of requests it has completed.
+        response_started: whether a byte was received since the current request began.
+        lost_error: the error the connection was lost with, None while it is open or after a clean end.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, room: memoryview | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, read_buffer: memoryview | None = None) -> None:
         super().__init__(loop)
         self.served = 0
-        self.heard = False
-        self.broken: BaseException | None = None
-        self._readable: Callable[[], bool] = bool
-        self._scratch: Final = scratch() if room is None else room
-        self._trip: Trip | None = None
+        self.response_started = False
+        self.lost_error: BaseException | None = None
+        self._has_data: Callable[[], bool] = bool
+        self._read_buffer: Final = new_read_buffer() if read_buffer is None else read_buffer
+        self._buffered_state: RequestState | None = None
         self._message: RawResponseMessage | None = None
-        self._held: list[Parsed] | None = None
-        self._whole: Whole | None = None
-        self._full: Whole | None = None
+        self._held_heads: list[ParsedHead] | None = None
+        self._body: BodyBuffer | None = None
+        self._full_body: BodyBuffer | None = None
 
-    def begin(self, trip: Trip, *, whole: bool) -> None:
-        """Make ready for the answer to a new request.
+    def start_request(self, state: RequestState, *, buffered: bool) -> None:
+        """Prepare for the response to a new request.
 
         Args:
-            trip: told when the head has come.
-            whole: whether the answer is wanted in one piece.
+            state: updated when the head has been read.
+            buffered: whether the caller wants the whole body at once.
         """
-        self.heard = False
-        self._trip = trip if whole else None
-        # No read time-out: aiohttp's also kills an upload in progress, and the attempt has its own.
+        self.response_started = False
+        self._buffered_state = state if buffered else None
+        # No read timeout: aiohttp's also kills an upload in progress, and the attempt has its own timeout.
         self.set_response_params(
-            skip_payload=trip.request.method == "HEAD",
+            skip_payload=state.request.method == "HEAD",
             read_until_eof=True,
             auto_decompress=False,
-            read_bufsize=_BUFFER,
+            read_bufsize=_READ_BUFFER_SIZE,
         )
 
-    async def answer(self) -> Answer:
-        """The head of the answer, interim answers left out, and its body."""
+    async def read_head(self) -> ResponseHead:
+        """Return the head of the response and its body; interim responses (1xx) are skipped."""
         while True:
             message, payload = await self.read()
-            if message.code >= _FINAL or message.code == _SWITCHING:
+            if message.code >= _MIN_FINAL_STATUS or message.code == _SWITCHING_PROTOCOLS:
                 return message, payload
 
-    async def drained(self) -> None:
-        """Wait until the socket takes more."""
+    async def wait_drained(self) -> None:
+        """Wait until the socket accepts more data."""
         await self._drain_helper()
 
     @property
-    def sending(self) -> bool:
-        """Whether something that was written has not been taken by the socket."""
+    def has_unsent_data(self) -> bool:
+        """Whether the socket has not yet accepted all data that was written."""
         return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
-    def usable(self) -> bool:
+    def reusable(self) -> bool:
         """Whether an idle connection may carry another request.
 
-        Bytes that came unasked would be taken for the next answer; those that the loop has not read
-        yet are found by asking the socket, which also finds a connection that the server has closed.
+        Unsolicited bytes would be read as the next response. Those that the loop has not read yet are found by
+        polling the socket, which also finds a connection that the server has closed.
         """
-        return self.is_connected() and not self.should_close and not self._readable()
+        return self.is_connected() and not self.should_close and not self._has_data()
 
     @property
     def should_close(self) -> bool:
-        """Whether the connection cannot be kept: unread, broken, or past its answer's end."""
-        return super().should_close or self._message is not None or self._overrun()
+        """Whether the connection cannot be kept: unread data, an error, or data after the response's end."""
+        return super().should_close or self._message is not None or self._has_unsolicited_data()
 
-    def _overrun(self) -> bool:
-        """Whether the parser has swallowed the beginning of an answer to no request."""
+    def _has_unsolicited_data(self) -> bool:
+        """Whether the parser has consumed the beginning of a response that no request asked for."""
         if self._parser is None:
             return False
         try:
             return self._parser.feed_eof() is not None
-        except Exception:  # noqa: BLE001 - whatever the parser dislikes, it was not nothing
+        except Exception:  # noqa: BLE001 - any parser error means that there was data
             return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Learn the socket, to ask it later whether something lies there."""
+        """Get the socket, for polling it later."""
         super().connection_made(transport)
         opened = transport.get_extra_info("socket")
         if opened is not None:
-            self._readable = watch(opened.fileno())
+            self._has_data = readable_check(opened.fileno())
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the size is known better here
-        """Where the loop is to put the next bytes."""
-        return self._scratch if self._whole is None else self._whole.room
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the hint is not needed
+        """Return the buffer for the next bytes."""
+        return self._read_buffer if self._body is None else self._body.free_space
 
     def buffer_updated(self, nbytes: int) -> None:
-        """The loop has put bytes there."""
-        if self._whole is None:
-            self.data_received(bytes(self._scratch[:nbytes]))
+        """Take the bytes that the loop has written into the buffer."""
+        if self._body is None:
+            self.data_received(bytes(self._read_buffer[:nbytes]))
         else:
-            self._whole.wrote(nbytes)
-            if self._whole.full:
-                # Not yet: the loop still holds the room it wrote into, for which its memory would be copied.
-                self._full, self._whole = self._whole, None
-                self._loop.call_soon(self._hand_over)
+            self._body.advance(nbytes)
+            if self._body.full:
+                # Later: the loop still holds the memoryview, and BytesIO would copy its memory because of it.
+                self._full_body, self._body = self._body, None
+                self._loop.call_soon(self._deliver_full_body)
 
     def data_received(self, data: bytes) -> None:
-        """Take in what the peer has said."""
-        self.heard = True
-        self._hand_over()
-        if self._whole is not None:
-            # uvloop reads into memory of its own.
-            self._take_in(self._whole, data)
+        """Process received bytes."""
+        self.response_started = True
+        self._deliver_full_body()
+        if self._body is not None:
+            # uvloop does not call get_buffer; it reads into its own memory.
+            self._fill_body(self._body, data)
             return
-        trip = self._trip
-        end = data.find(_HEAD_END) if trip is not None else -1
-        if trip is None or end < 0:
+        state = self._buffered_state
+        end = data.find(_HEAD_END) if state is not None else -1
+        if state is None or end < 0:
             self._parse(data)
             return
-        # To the end of the head and no further, so that what follows need not go through the parser.
+        # The parser gets the head only, so that the body need not go through it.
         end += len(_HEAD_END)
-        held: list[Parsed] = []
-        self._held = held
+        heads: list[ParsedHead] = []
+        self._held_heads = heads
         self._parse(data[:end])
-        size = _length(held[0], trip.request.max_body) if len(held) == 1 else 0
+        size = _bufferable_length(heads[0], state.request.max_body) if len(heads) == 1 else 0
         if size and end + size >= len(data):
-            self._held = None
-            self._take_over(trip, held[0][0], size, memoryview(data)[end:])
+            self._held_heads = None
+            self._start_buffered_body(state, heads[0][0], size, memoryview(data)[end:])
         else:
-            self._go_on(data[end:])
+            self._continue_streaming(data[end:])
 
-    def feed_data(self, data: Parsed, size: int = 0) -> None:
-        """A head was parsed; kept back until it is known which way its body comes."""
-        if self._held is not None:
-            self._held.append(data)
+    def feed_data(self, data: ParsedHead, size: int = 0) -> None:
+        """A head was parsed; hold it back until it is known how its body will be read."""
+        if self._held_heads is not None:
+            self._held_heads.append(data)
             return
-        if data[0].code >= _FINAL:
-            self._trip = None
+        if data[0].code >= _MIN_FINAL_STATUS:
+            self._buffered_state = None
         super().feed_data(data, size)
 
-    def _go_on(self, rest: bytes) -> None:
-        """The long way. What the parser dislikes right behind a head condemns that head too."""
+    def _continue_streaming(self, rest: bytes) -> None:
+        """Read the body through the parser. If the parser fails right after a head, that head is rejected too."""
         if rest:
             self._parse(rest)
-        held, self._held = self._held or [], None
+        heads, self._held_heads = self._held_heads or [], None
         if self._exception is None:
-            for each in held:
+            for each in heads:
                 self.feed_data(each)
 
-    def _take_over(self, trip: Trip, message: RawResponseMessage, size: int, begun: memoryview) -> None:
-        """The short way."""
-        self._trip = None
-        trip.phase = "read"
-        trip.status = message.code
-        # What comes later is not for this parser; unasked, it lies where `should_close` sees it.
+    def _start_buffered_body(
+        self, state: RequestState, message: RawResponseMessage, size: int, start: memoryview
+    ) -> None:
+        """Read the body without the parser; ``start`` was received together with the head."""
+        self._buffered_state = None
+        state.phase = "read"
+        state.status = message.code
+        # The parser must not see the body. Later unsolicited bytes stay where `should_close` looks.
         self._parser = self._payload = None
         self._message = message
-        if len(begun) == size:
-            self._pass_on(bytes(begun))
+        if len(start) == size:
+            self._deliver(bytes(start))
         else:
-            self._whole = Whole(size)
-            self._whole.put(begun)
+            self._body = BodyBuffer(size)
+            self._body.append(start)
 
-    def _take_in(self, whole: Whole, data: bytes) -> None:
-        room = whole.left
-        whole.put(memoryview(data)[:room])
-        if whole.full:
-            self._full, self._whole = whole, None
-            self._hand_over()
-        if len(data) > room:
-            self._parse(data[room:])
+    def _fill_body(self, body: BodyBuffer, data: bytes) -> None:
+        missing = body.remaining
+        body.append(memoryview(data)[:missing])
+        if body.full:
+            self._full_body, self._body = body, None
+            self._deliver_full_body()
+        if len(data) > missing:
+            self._parse(data[missing:])
 
-    def _hand_over(self) -> None:
-        """Give out an answer that is complete, if one is."""
-        full, self._full = self._full, None
+    def _deliver_full_body(self) -> None:
+        """Deliver a buffered response, if one is complete."""
+        full, self._full_body = self._full_body, None
         if full is not None:
-            self._pass_on(full.take())
+            self._deliver(full.getvalue())
 
-    def _pass_on(self, body: bytes) -> None:
+    def _deliver(self, body: bytes) -> None:
         message, self._message = self._message, None
-        super().feed_data((message, body), 0)  # type: ignore[arg-type] # see `Answer`
+        super().feed_data((message, body), 0)  # type: ignore[arg-type] # see `ResponseHead`
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
-        # aiohttp tells nobody of a malformed chunk that comes after the head of its answer was read.
+        # aiohttp does not report a malformed chunk once the head of its response was read.
         if self._exception is not None:
-            self._break(self._exception)
+            self._fail_body(self._exception)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Note how it ended, and end the answer with it."""
-        self.broken = exc
-        self._hand_over()
+        """Record how the connection ended, and fail the response that it interrupts."""
+        self.lost_error = exc
+        self._deliver_full_body()
         if self._message is not None:
-            self._message = self._whole = None
+            self._message = self._body = None
             self.set_exception(ClientPayloadError())
-        # aiohttp takes a reset for the regular end of a body that has no length.
+        # aiohttp treats a reset as the regular end of a body without a length.
         if exc is not None:
-            self._break(ClientPayloadError())
+            self._fail_body(ClientPayloadError())
         super().connection_lost(exc)
 
     def abort(self) -> None:
-        """Break off, and tell whoever is waiting for more of the answer, of whom aiohttp lets go."""
-        self._break(ClientPayloadError())
+        """Abort, and wake the reader of the body, which aiohttp would leave waiting."""
+        self._fail_body(ClientPayloadError())
         super().abort()
 
-    def _break(self, error: BaseException) -> None:
+    def _fail_body(self, error: BaseException) -> None:
         payload = self._payload
         if payload is not None and not payload.is_eof() and payload.exception() is None:
             payload.set_exception(error)
 
 
-def _length(parsed: Parsed, most: int) -> int:
-    """How long the body is, if it may come the short way; else 0."""
+def _bufferable_length(parsed: ParsedHead, max_body: int) -> int:
+    """The length of the body if it can be read without the parser, else 0."""
     message, payload = parsed
     headers = message.headers
     length = headers.get("content-length", "")
     if message.code not in _SUCCESS or message.chunked or message.upgrade or not length.isdecimal():
         return 0
-    # Bytes that the parser has had already, as after a head that ends in bare line feeds, it must go on with.
+    # The parser must continue with a body that it has begun, as after a head that ends in bare line feeds.
     if "content-encoding" in headers or payload.total_bytes or payload.is_eof():
         return 0
     size = int(length)
-    return size if size <= most else 0
+    return size if size <= max_body else 0
 
 
-# A body on its way out.
-
-_WRITE_SIZE: Final = 64 * 1024
-_PIECE: Final = 256 * 1024
+_MAX_JOINED_WRITE: Final = 64 * 1024
+_MAX_WRITE: Final = 256 * 1024
 
 
-def at_once(transport: asyncio.Transport, head: bytes, body: bytes | None) -> bool:
-    """Write head and body, if one or two writes carry them; whether that is so."""
-    if body is None or len(body) <= _WRITE_SIZE:
+def write_at_once(transport: asyncio.Transport, head: bytes, body: bytes | None) -> bool:
+    """Write head and body if one or two writes are enough; returns whether they were written."""
+    if body is None or len(body) <= _MAX_JOINED_WRITE:
         transport.write(head if body is None else head + body)
         return True
-    if len(body) <= _PIECE:
+    if len(body) <= _MAX_WRITE:
         transport.write(head)
         transport.write(body)
         return True
@@ -402,32 +398,31 @@ def at_once(transport: asyncio.Transport, head: bytes, body: bytes | None) -> bo
 
 
 class Upload:
-    """A long body, handed to a connection piece by piece.
+    """Sends a long body in chunks, while the response is already awaited: a server may reject it early.
 
-    It waits in here and not a second time in the socket's buffer, while the answer is already listened for: a server
-    may refuse it early.
+    In chunks, so that the body is not copied a second time into the transport's buffer.
     """
 
     def __init__(self, protocol: HttpProtocol, body: bytes, loop: asyncio.AbstractEventLoop) -> None:
         self._protocol: Final = protocol
-        self._task: Final = loop.create_task(self._pieces(body))
+        self._task: Final = loop.create_task(self._write_chunks(body))
 
-    async def _pieces(self, body: bytes) -> None:
+    async def _write_chunks(self, body: bytes) -> None:
         view = memoryview(body)
-        for start in range(0, len(view), _PIECE):
+        for start in range(0, len(view), _MAX_WRITE):
             transport = self._protocol.transport
             if transport is None:
                 return
-            transport.write(view[start : start + _PIECE])
-            await self._protocol.drained()
+            transport.write(view[start : start + _MAX_WRITE])
+            await self._protocol.wait_drained()
 
     @property
-    def going(self) -> bool:
+    def active(self) -> bool:
         """Whether part of the body has not been handed to the transport."""
         return not self._task.done()
 
     def stop(self) -> None:
-        """End it; what it failed of is known from the connection."""
+        """Cancel the upload; the reason of a failure is known from the connection."""
         self._task.cancel()
         if self._task.done() and not self._task.cancelled():
             self._task.exception()

@@ -1,4 +1,4 @@
-"""One request as the wire sends it."""
+"""The request that a transport sends, and the record of how far an attempt has got. No I/O."""
 
 from __future__ import annotations
 
@@ -27,100 +27,98 @@ def _size(body: bytes | None) -> str:
 
 
 @define(kw_only=True, eq=False)
-class WireRequest:
-    """What to send, and the bounds within which an answer is wanted. Never changed; freezing it would double its price.
+class TransportRequest:
+    """A request and its timeouts. It is never changed; a frozen class would take twice as long to make.
 
     Attributes:
         method: "GET" or "POST".
         url: absolute, http or https, without user information.
-        headers: names and values; ``accept-encoding`` is added by the wire.
+        headers: names and values; ``accept-encoding`` is added by the transport.
         body: the encoded body, None for none.
-        unpacked: the body as it was before it was packed, None where it is not. Not sent, but by who sends the
-            request once more.
-        connect_timeout: seconds for name look-up, TCP and TLS together, None for no bound.
-        pool_timeout: seconds to wait for a free connection, None for no bound.
-        timeout: seconds for the whole attempt, from the first wait to the last byte of the answer; of a
-            stream, to the end of the answer's head. None for no bound.
-        idle: seconds without a byte of a stream after which a transport that nobody can interrupt gives up
-            by itself; None for a long time. No bound for others: their idle clock is the caller's.
-        max_body: most bytes that an answer may have once it is unpacked.
+        uncompressed_body: the body before compression, None if it was not compressed. It is sent only if the server
+            refuses the compressed one.
+        connect_timeout: seconds for name resolution, TCP and TLS together, None for no limit.
+        pool_timeout: seconds to wait for a free connection, None for no limit.
+        timeout: seconds for the whole attempt, from the first wait to the last byte of the response; for a
+            stream, to the end of the response's head. None for no limit.
+        idle_timeout: seconds without a byte of a stream after which an httpx transport that runs in its own task
+            gives up; None for a long time. Not used otherwise: the caller has its own timeout.
+        max_body: maximum size of the response in bytes, after decompression.
     """
 
     method: str
     url: str = field(repr=_without_query)
     headers: Mapping[str, str] = field(factory=dict, repr=_names)
     body: bytes | None = field(default=None, repr=_size)
-    unpacked: bytes | None = field(default=None, repr=_size)
+    uncompressed_body: bytes | None = field(default=None, repr=_size)
     connect_timeout: float | None = 10.0
     pool_timeout: float | None = 5.0
     timeout: float | None = 60.0
-    idle: float | None = None
+    idle_timeout: float | None = None
     max_body: int = 512 * 2**20
 
 
-# How far one attempt has come.
-
-_USUAL: Final = AttemptInfo(phase="done", reused=True, sent="yes")
+_COMMON_INFO: Final = AttemptInfo(phase="done", reused=True, sent="yes")
 
 
-class Trip:
-    """Written while an attempt goes on, read when it ends in one way or another.
+class RequestState:
+    """How far one attempt has got: updated while it runs, read when it ends to build its result or its error.
 
     Attributes:
-        request: what is being sent.
-        origin: where it goes.
-        proxy: through what, None for straight.
+        request: the request that is sent.
+        origin: the origin it is sent to.
+        proxy: the proxy it goes through, None for a direct connection.
         phase: the last phase entered.
         reused: whether the connection had carried a request before.
-        heard: whether any byte of an answer came.
-        broken: whether the connection was lost otherwise than by a clean end.
-        status: status of the answer, None before its head was read.
+        response_started: whether any byte of a response was received.
+        connection_broken: whether the connection was lost without a clean end.
+        status: status of the response, None before its head was read.
         queued_s: seconds spent waiting for a pooled connection.
-        closed: whether the pool was closed meanwhile.
+        pool_closed: whether the pool was closed during the attempt.
     """
 
     __slots__ = (
-        "broken",
-        "closed",
-        "heard",
+        "connection_broken",
         "origin",
         "phase",
+        "pool_closed",
         "proxy",
         "queued_s",
         "request",
+        "response_started",
         "reused",
         "status",
     )
 
-    def __init__(self, request: WireRequest, origin: str, proxy: Proxy | None = None) -> None:
+    def __init__(self, request: TransportRequest, origin: str, proxy: Proxy | None = None) -> None:
         self.request: Final = request
         self.origin: Final = origin
         self.proxy: Final = proxy
         self.phase: Phase = "pool"
         self.reused = False
-        self.heard = False
-        self.broken = False
+        self.response_started = False
+        self.connection_broken = False
         self.status: int | None = None
         self.queued_s = 0.0
-        self.closed = False
+        self.pool_closed = False
 
     @property
     def connecting(self) -> bool:
-        """Whether no connection had come about yet."""
+        """Whether there is no connection yet."""
         return self.phase in ("pool", "connect")
 
     @property
     def sent(self) -> Sent:
-        """Whether the request can have left: surely not, possibly, or surely because an answer began."""
+        """Whether the request left this process: no, maybe, or yes because a response began."""
         if self.connecting:
             return "no"
         return "maybe" if self.status is None else "yes"
 
     def info(self, *, compressed_size: int | None = None) -> AttemptInfo:
-        """The same as a value. ``compressed_size``: bytes of the body as received, None if not compressed."""
-        # One instance for the usual case: a value made per request costs a microsecond of sixty.
+        """A snapshot; ``compressed_size`` is the received size of a compressed body, None for an uncompressed one."""
+        # One shared instance for the common case: making one per request costs 1 µs of about 60.
         if self.phase == "done" and self.reused and not self.queued_s and compressed_size is None:
-            return _USUAL
+            return _COMMON_INFO
         return AttemptInfo(
             phase=self.phase,
             reused=self.reused,

@@ -1,8 +1,7 @@
-"""Time-outs of all attempts on one event loop, with one timer.
+"""Timeouts that cost less than `asyncio.timeout`: for attempts, and for the waits of a stream.
 
-`asyncio.timeout` makes a timer for each and cancels it again, and cancelled timers stay in the loop's heap, where the
-others are compared with them: 4 to 6 µs a request with many in flight. Attempts begin one after the
-other with much the same time-out, so that the one that is due first is nearly always the oldest.
+`asyncio.timeout` makes one timer per block and cancels it again. Cancelled timers stay in the loop's heap, where they
+are compared with the others: 4 to 6 µs a request with many in flight.
 """
 
 from __future__ import annotations
@@ -12,56 +11,58 @@ import math
 from typing import Any, Final, Self
 
 
-class Watchdog:
-    """Ends what takes too long.
+class TimeoutScheduler:
+    """The timeouts of all attempts on one event loop, with one timer.
+
+    Attempts begin one after the other with nearly equal timeouts, so the earliest deadline is usually the oldest.
 
     Args:
-        loop: its event loop.
+        loop: the event loop to use.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop: Final = loop
-        self._due: Final[dict[Watched, float]] = {}
+        self._due: Final[dict[Timeout, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
-    def watch(self, seconds: float | None) -> Watched:
-        """For a ``with`` block that may take so long: as `asyncio.timeout`, it raises `TimeoutError`."""
-        return Watched(self, seconds)
+    def timeout(self, seconds: float | None) -> Timeout:
+        """A context manager like `asyncio.timeout`: raises `TimeoutError` after ``seconds``, None for no limit."""
+        return Timeout(self, seconds)
 
-    def begin(self, watched: Watched, seconds: float) -> None:
-        """Watch from now on."""
-        at = self._due[watched] = self._loop.time() + seconds
+    def add(self, timeout: Timeout, seconds: float) -> None:
+        """Start a timeout now."""
+        at = self._due[timeout] = self._loop.time() + seconds
         if at < self._timer_at:
-            self._set(at)
+            self._schedule(at)
 
-    def end(self, watched: Watched) -> None:
-        """Watch no more."""
-        self._due.pop(watched, None)
+    def remove(self, timeout: Timeout) -> None:
+        """Forget a timeout whose block has ended."""
+        self._due.pop(timeout, None)
         if not self._due:
-            self._set(math.inf)
+            self._schedule(math.inf)
 
-    def _set(self, at: float) -> None:
+    def _schedule(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = None if at == math.inf else self._loop.call_at(at, self._ring)
+        self._timer = None if at == math.inf else self._loop.call_at(at, self._expire_due)
 
-    def _ring(self) -> None:
+    def _expire_due(self) -> None:
         now, self._timer = self._timer_at, None
-        for watched in [each for each, at in self._due.items() if at <= now]:
-            del self._due[watched]
-            watched.expire()
-        self._set(min(self._due.values(), default=math.inf))
+        for timeout in [each for each, at in self._due.items() if at <= now]:
+            del self._due[timeout]
+            timeout.expire()
+        self._schedule(min(self._due.values(), default=math.inf))
 
 
-class Watched:
-    """One block under watch."""
+class Timeout:
+    """The timeout of one ``with`` block."""
 
-    __slots__ = ("_before", "_dog", "_expired", "_seconds", "_task")
+    __slots__ = ("_cancelling_before", "_expired", "_scheduler", "_seconds", "_task")
 
-    def __init__(self, dog: Watchdog, seconds: float | None) -> None:
-        self._dog = dog
+    def __init__(self, scheduler: TimeoutScheduler, seconds: float | None) -> None:
+        self._scheduler = scheduler
         self._seconds = seconds
         self._expired = False
 
@@ -71,78 +72,75 @@ class Watched:
             if task is None:
                 raise RuntimeError("llmopt must be called from a task of asyncio")
             self._task: asyncio.Task[object] = task
-            # As asyncio.timeout: whoever else wants the task cancelled shall have it cancelled.
-            self._before = task.cancelling()
-            self._dog.begin(self, self._seconds)
+            # As in asyncio.timeout: a cancellation that somebody else has requested must not be swallowed.
+            self._cancelling_before = task.cancelling()
+            self._scheduler.add(self, self._seconds)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._seconds is None:
             return
         if not self._expired:
-            self._dog.end(self)
-        elif self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
+            self._scheduler.remove(self)
+        elif self._task.uncancel() <= self._cancelling_before and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def expire(self) -> None:
-        """Its time is up."""
+        """Cancel the block: its deadline has passed."""
         self._expired = True
         self._task.cancel()
 
 
-# Waits that must not take too long, one timer for all of a stream's.
-#
-# ``asyncio.timeout`` around each wait makes and cancels a timer for every piece of a stream. And it does not
-# ask whether something came: when the loop was held up, by the program or by a suspended process, the timer
-# is due in the same turn in which the bytes arrive that lay in the socket all the while, and they must win.
+class StreamTimer:
+    """One timer for all the waits of a stream: cancels the waiting task when a wait takes too long.
 
-
-class Watch:
-    """Cancels the task that waits, once its wait has taken too long. Belongs to the running loop.
+    It belongs to the running loop. Unlike `asyncio.timeout` it makes no timer for each wait, and data wins over the
+    timeout: if the loop was blocked, or the process suspended, then the timer is due in the same iteration of the loop
+    in which the bytes are read that have been in the socket for long.
 
     ::
 
-        watch.begin(seconds)
+        timer.start(seconds)
         try:
             await something
         except asyncio.CancelledError:
-            if not watch.broke_off():
-                raise  # somebody else's cancellation
+            if not timer.uncancel_if_expired():
+                raise  # cancelled by somebody else
             ...
         finally:
-            watch.end()
+            timer.stop()
     """
 
-    __slots__ = ("_asked", "_expired", "_loop", "_task", "_timer", "_until")
+    __slots__ = ("_cancelling_before", "_deadline", "_expired", "_loop", "_task", "_timer")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._asked = 0
-        self._until = 0.0
+        self._cancelling_before = 0
+        self._deadline = 0.0
         self._expired = False
 
-    def begin(self, seconds: float) -> None:
-        """The running task begins to wait."""
+    def start(self, seconds: float) -> None:
+        """Limit the wait that the current task begins now."""
         self._task = task = asyncio.current_task()
-        self._asked = 0 if task is None else task.cancelling()
+        self._cancelling_before = 0 if task is None else task.cancelling()
         self._expired = False
-        self._until = self._loop.time() + seconds
-        # A timer that is due earlier looks when it is due.
-        if self._timer is None or self._timer.when() > self._until:
+        self._deadline = self._loop.time() + seconds
+        # A timer that is due earlier is kept; when it fires, it is set again for the new deadline.
+        if self._timer is None or self._timer.when() > self._deadline:
             self._arm()
 
-    def end(self) -> None:
-        """The wait is over."""
+    def stop(self) -> None:
+        """End the limit: the wait is over."""
         self._task = None
 
-    def broke_off(self) -> bool:
-        """Whether the cancellation that has just arrived is this watch's; it is taken back then."""
-        return self._expired and self._task is not None and self._task.uncancel() <= self._asked
+    def uncancel_if_expired(self) -> bool:
+        """Whether this timer caused the cancellation that was just raised; if so, the task is uncancelled."""
+        return self._expired and self._task is not None and self._task.uncancel() <= self._cancelling_before
 
     def close(self) -> None:
-        """No further wait will begin."""
+        """Cancel the timer for good."""
         self._task = None
         if self._timer is not None:
             self._timer.cancel()
@@ -151,19 +149,19 @@ class Watch:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._until, self._due)
+        self._timer = self._loop.call_at(self._deadline, self._due)
 
     def _due(self) -> None:
         self._timer = None
         if self._task is None:
             return
-        if self._loop.time() < self._until:
+        if self._loop.time() < self._deadline:
             self._arm()
             return
-        # After those whom this turn of the loop woke.
-        self._loop.call_soon(self._break_off, self._until)
+        # One iteration later, so that tasks woken in this one run first.
+        self._loop.call_soon(self._cancel_task, self._deadline)
 
-    def _break_off(self, until: float) -> None:
-        if self._task is not None and self._until == until:
+    def _cancel_task(self, deadline: float) -> None:
+        if self._task is not None and self._deadline == deadline:
             self._expired = True
             self._task.cancel()

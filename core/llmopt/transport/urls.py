@@ -1,4 +1,4 @@
-"""The origin of a URL: scheme, host and port, and nothing that could be secret."""
+"""URLs of requests: their origin (scheme, host and port), and the proxy to use. No I/O; reads the environment."""
 
 from __future__ import annotations
 
@@ -20,66 +20,64 @@ _NUMBER: Final = re.compile(r"\d+|0x[0-9a-f]*")
 
 
 def origin_of(url: str) -> str:
-    """The origin as text, such as ``http://127.0.0.1:8000``; host names in their ASCII form.
+    """Return the origin as text, such as ``http://127.0.0.1:8000``, with the host name in ASCII.
 
     Raises:
-        ConfigError: no request can go to this URL; the message holds neither path nor user information.
+        ConfigError: the URL cannot be used; the message contains neither its path nor its user information.
     """
     if any(character <= " " or character == "\\" for character in url):
-        raise ConfigError("the URL of the request holds a space, a control character or a backslash.")
+        raise ConfigError("the URL of the request contains a space, a control character or a backslash.")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"the URL of the request is not one: {_reason(error)}.") from None
+        raise ConfigError(f"the URL of the request is not valid: {_reason(error)}.") from None
     scheme = parts.scheme
     if scheme not in _DEFAULT_PORT:
         raise ConfigError(f"the URL of the request starts with {scheme[:20]!r}; write http:// or https://.")
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
-            "the URL of the request holds a user name or password; keys belong into api_key or headers."
+            "the URL of the request contains a user name or password; use api_key or headers for keys."
         )
-    host = _ascii(parts.hostname)
+    host = _ascii_host(parts.hostname)
     return f"{scheme}://{host}" if port in (None, _DEFAULT_PORT[scheme]) else f"{scheme}://{host}:{port}"
 
 
-def _ascii(host: str | None) -> str:
+def _ascii_host(host: str | None) -> str:
     if not host:
-        raise ConfigError("the URL of the request names no host.")
+        raise ConfigError("the URL of the request has no host.")
     if ":" in host:
         return f"[{host}]"
     if _NUMBER.fullmatch(host.rpartition(".")[2]):
-        return _address(host)
+        return _ipv4_address(host)
     try:
         return host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ConfigError("the host name in the URL of the request is not a valid one.") from None
+        raise ConfigError("the host name in the URL of the request is not valid.") from None
 
 
-def _address(host: str) -> str:
-    # 127.1, 2130706433 and 0x7f000001 are all 127.0.0.1 to the system, and mere names to whoever checks.
+def _ipv4_address(host: str) -> str:
+    # The system reads 127.1, 2130706433 and 0x7f000001 as 127.0.0.1; a check of host names would not.
     try:
         return str(IPv4Address(host))
     except ValueError:
         raise ConfigError(
-            "the host in the URL of the request is an address in an odd form; write four numbers."
+            "the host in the URL of the request is an IP address in an unusual form; write it as four numbers."
         ) from None
 
 
 def _reason(error: ValueError) -> str:
-    # Python quotes the port, and for other mistakes nothing of the URL or its whole authority.
+    # Python's message can repeat the port or the whole authority of the URL, so it is not shown.
     text = str(error)
     return "its port must be a number from 0 to 65535" if "ort" in text else "check its host and its brackets"
 
-
-# The proxy for an origin, from the environment: HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
 _SCHEMES: Final = ("http", "https")
 
 
 @frozen(kw_only=True)
 class Proxy:
-    """Where requests go through.
+    """A proxy for requests.
 
     Attributes:
         url: scheme, host and port only.
@@ -91,39 +89,39 @@ class Proxy:
 
 
 def proxy_for(origin: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy that the environment names for an origin, None where requests go straight.
+    """Return the proxy for an origin from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, None for a direct connection.
 
-    Lower-case variables win, as everywhere. NO_PROXY lists hosts, each with all below it, host:port,
-    addresses, networks such as 10.0.0.0/8, or ``*``. Nothing else is looked at: no netrc, no ALL_PROXY,
-    no settings of the system.
+    Lower-case variables win, as in curl. NO_PROXY lists hosts (each includes its subdomains), host:port,
+    addresses, networks such as 10.0.0.0/8, or ``*``. Nothing else is read: no netrc, no ALL_PROXY, no settings
+    of the system.
 
     Raises:
-        ConfigError: the variable's value cannot be used; the message never holds it.
+        ConfigError: the value of the variable cannot be used; the message never contains it.
     """
     parts = urlsplit(origin)
     variable = f"{parts.scheme.upper()}_PROXY"
-    text = environment.get(variable.lower()) or _upper(variable, environment)
-    excepted = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    if not text or _bypasses(parts.hostname or "", parts.port, excepted):
+    text = environment.get(variable.lower()) or _uppercase_variable(variable, environment)
+    no_proxy = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if not text or _bypasses(parts.hostname or "", parts.port, no_proxy):
         return None
     return _parse(text, variable)
 
 
-def _upper(variable: str, environment: Mapping[str, str]) -> str | None:
-    # In a CGI program HTTP_PROXY is the header "Proxy" of whoever asks.
-    forged = variable == "HTTP_PROXY" and "REQUEST_METHOD" in environment
-    return None if forged else environment.get(variable)
+def _uppercase_variable(variable: str, environment: Mapping[str, str]) -> str | None:
+    # In a CGI program HTTP_PROXY holds the client's "Proxy" header (CVE-2016-5388, "httpoxy").
+    is_cgi = variable == "HTTP_PROXY" and "REQUEST_METHOD" in environment
+    return None if is_cgi else environment.get(variable)
 
 
-def _bypasses(host: str, port: int | None, excepted: str) -> bool:
-    return any(_matches(host, port, entry.strip().lower()) for entry in excepted.split(","))
+def _bypasses(host: str, port: int | None, no_proxy: str) -> bool:
+    return any(_matches(host, port, entry.strip().lower()) for entry in no_proxy.split(","))
 
 
 def _matches(host: str, port: int | None, entry: str) -> bool:
     if entry == "*":
         return True
     if "/" in entry:
-        return _within(host, entry)
+        return _in_network(host, entry)
     name, colon, number = entry.rpartition(":")
     if colon and number.isdecimal() and not name.endswith(":"):
         if port is None or int(number) != port:
@@ -133,7 +131,7 @@ def _matches(host: str, port: int | None, entry: str) -> bool:
     return bool(entry) and (host == entry or host.endswith(f".{entry}"))
 
 
-def _within(host: str, network: str) -> bool:
+def _in_network(host: str, network: str) -> bool:
     try:
         return ip_address(host) in ip_network(network, strict=False)
     except ValueError:
@@ -148,11 +146,11 @@ def _parse(text: str, variable: str) -> Proxy:
         raise ConfigError(f"{variable} is not a URL; write http://host:port.") from None
     if parts.scheme not in _SCHEMES:
         raise ConfigError(
-            f"{variable} names a {parts.scheme} proxy, and llmopt speaks to http and https proxies only; "
-            "put the host into NO_PROXY to go without."
+            f"{variable} names a {parts.scheme} proxy; only http and https proxies are supported. "
+            "Add the host to NO_PROXY to connect without it."
         )
     if not host:
-        raise ConfigError(f"{variable} names no host; write http://host:port.")
+        raise ConfigError(f"{variable} has no host; write http://host:port.")
     bracketed = f"[{host}]" if ":" in host else host
     default = 443 if parts.scheme == "https" else 80
     return Proxy(
@@ -168,14 +166,12 @@ def _basic(user: str | None, password: str | None) -> str | None:
     return "Basic " + b64encode(pair.encode()).decode("ascii")
 
 
-# Where a request goes: URL, origin and proxy, worked out once.
-
-_MOST_KEPT: Final = 1024
+_MAX_TARGETS: Final = 1024
 
 
 @frozen(kw_only=True, eq=False)
 class Target:
-    """A URL in the form aiohttp wants, its origin as text, and the proxy to go through."""
+    """Where a request goes: the URL as aiohttp needs it, its origin as text, and the proxy."""
 
     url: URL
     origin: str
@@ -184,28 +180,28 @@ class Target:
 
     @property
     def tunnelled(self) -> bool:
-        """Whether a proxy only passes bytes on, as it does for https."""
+        """Whether the proxy only forwards bytes (CONNECT), as for https."""
         return self.proxy is not None and self.url.scheme == "https"
 
 
 class Targets:
-    """The targets seen so far; proxies are asked for once per origin."""
+    """A cache of targets; the proxy is determined once per origin."""
 
     def __init__(self) -> None:
         self._targets: Final[dict[str, Target]] = {}
         self._proxies: Final[dict[str, Proxy | None]] = {}
 
-    def of(self, url: str) -> Target:
-        """The target of a URL.
+    def get(self, url: str) -> Target:
+        """Return the target of a URL.
 
         Raises:
-            ConfigError: no request can go there.
+            ConfigError: the URL cannot be used.
         """
         target = self._targets.get(url)
         if target is None:
             target = self._make(url)
-            # A path per call (Azure's deployments, a cursor in a query) must not grow it for ever.
-            if len(self._targets) >= _MOST_KEPT:
+            # A path or query that changes per call (Azure's deployments, a cursor) must not grow the cache without limit.
+            if len(self._targets) >= _MAX_TARGETS:
                 self._targets.clear()
             self._targets[url] = target
         return target
@@ -216,7 +212,7 @@ class Targets:
             self._proxies[origin] = proxy_for(origin)
         try:
             proxy = self._proxies[origin]
-            through = None if proxy is None else URL(proxy.url)
-            return Target(url=URL(url), origin=origin, proxy=proxy, proxy_url=through)
+            proxy_url = None if proxy is None else URL(proxy.url)
+            return Target(url=URL(url), origin=origin, proxy=proxy, proxy_url=proxy_url)
         except ValueError:
             raise ConfigError(f"the URL of the request to {origin} cannot be used.") from None

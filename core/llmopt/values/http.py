@@ -66,7 +66,7 @@ class HttpResponse:
     Attributes:
         status: HTTP status.
         headers: lower-case names; of a repeated header the values are joined with ", ".
-        body: the unpacked body.
+        body: the body, decompressed.
         info: how the request travelled.
         received: when it came, in seconds since 1970: what dates in headers are measured against.
     """
