@@ -17,8 +17,8 @@ from tests.thirdparty.wheels import Environment, build_wheel, write_wheel
 ACME = Path(__file__).parent / "thirdparty" / "acme"
 EMPTY = '"""A plugin that leaves everything to the core."""\n'
 
-_DISCOVER = "from llmopt.providers.discovery import discover\n"
-_INSTALLED = f"{_DISCOVER}found = sorted(discover())"
+_DISCOVER = "from llmopt.providers.discovery import discover_plugins\n"
+_INSTALLED = f"{_DISCOVER}found = sorted(discover_plugins())"
 _ASK = """
 import llmopt
 try:
@@ -68,7 +68,7 @@ def test_the_module_is_as_short_as_promised() -> None:
 
 def test_an_installed_plugin_is_found(environment: Environment) -> None:
     """By its entry point, without an import."""
-    code = f"{_DISCOVER}import sys\nfound = [sorted(discover()), 'llmopt_plugin_acme' in sys.modules]"
+    code = f"{_DISCOVER}import sys\nfound = [sorted(discover_plugins()), 'llmopt_plugin_acme' in sys.modules]"
     names, imported = environment.tell(code)
     assert "acme" in names
     assert imported is False

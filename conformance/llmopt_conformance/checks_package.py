@@ -17,12 +17,12 @@ from attrs import evolve
 
 import llmopt
 from llmopt import hookspecs
-from llmopt.config.load import known_keys
-from llmopt.config.resolve import gaps
+from llmopt.config.load import allowed_keys
+from llmopt.config.resolve import url_placeholders
 from llmopt.config.schema import ProviderEntry
 from llmopt.config.urls import is_loopback
 from llmopt.hookspecs import PROJECT
-from llmopt.providers.discovery import FALLBACK, NAME
+from llmopt.providers.discovery import FALLBACK_GROUP, PROVIDER_NAME
 from llmopt.providers.hooks import HOOK_NAMES
 from llmopt.values.profile import Option
 from llmopt_conformance.fixtures import OF_KEYS, OF_THE_WIRE, header_faults
@@ -153,16 +153,16 @@ def _distribution(subject: Subject) -> Any:
 def _entry(subject: Subject) -> None:
     """The entry point's key is a provider's name and its value is the module, without anything inside it."""
     point = _entry_point(subject)
-    expect(NAME.match(point.name), f"the key is {point.name!r}.", "small letters, digits, - and _.")
+    expect(PROVIDER_NAME.match(point.name), f"the key is {point.name!r}.", "small letters, digits, - and _.")
     expect(not point.attr, f"the value is {point.value!r}.")
 
 
 @package_checks("only-claim")
 def _only_claim(subject: Subject) -> None:
     """No other installed distribution claims the provider's name."""
-    from llmopt.providers.discovery import discover
+    from llmopt.providers.discovery import discover_plugins
 
-    found = discover()[_entry_point(subject).name.lower()]
+    found = discover_plugins()[_entry_point(subject).name.lower()]
     expect(found.conflict is None, str(found.conflict))
 
 
@@ -170,7 +170,7 @@ def _only_claim(subject: Subject) -> None:
 def _name(subject: Subject) -> None:
     """The distribution is called llmopt-plugin-NAME, so that the line that llmopt tells users to try is right."""
     distribution = _distribution(subject)
-    if _entry_point(subject).group == FALLBACK:
+    if _entry_point(subject).group == FALLBACK_GROUP:
         raise NotApplicable("a general plugin has many names")
     names = [point.name for point in distribution.entry_points if point.group == PROJECT]
     allowed = [f"llmopt-plugin-{name}" for name in names]
@@ -272,7 +272,7 @@ def _close(name: str) -> str:
 @discovery_checks("name")
 def _discovery_name(subject: Subject) -> None:
     """The provider's name has small letters, digits, "-" and "_" only, so that it can begin "provider/model"."""
-    expect(NAME.match(subject.name), f"the provider is called {subject.name!r}.")
+    expect(PROVIDER_NAME.match(subject.name), f"the provider is called {subject.name!r}.")
 
 
 @discovery_checks("any-hook")
@@ -373,7 +373,7 @@ def _base_url(subject: Subject) -> None:
 def _gaps(subject: Subject) -> None:
     """A gap in the base URL is one of the plugin's text options, and stands before a domain of the provider's own."""
     url = subject.profile.base_url
-    names = gaps(url)
+    names = url_placeholders(url)
     if url is None or not names:
         raise NotApplicable("the base URL has no gaps")
     texts = {option.name for option in subject.profile.options if option.type is str}
@@ -507,7 +507,7 @@ def _options(subject: Subject) -> None:
 def _check_option(option: Option) -> None:
     name = option.name
     expect(_OPTION.match(name), f"an option is called {name!r}.", "small letters, digits and _.")
-    expect(name not in known_keys(ProviderEntry), f"the option {name!r} is a key of the core's already.")
+    expect(name not in allowed_keys(ProviderEntry), f"the option {name!r} is a key of the core's already.")
     expect(option.help, f"the option {name!r} has no help, which its user reads when a value is wrong.")
     wrong = [choice for choice in option.choices if not isinstance(choice, option.type)]
     expect(not wrong, f"choices of the option {name!r} are not of its type {option.type.__name__}.")

@@ -23,7 +23,7 @@ from llmopt.decoding.ndjson import decoder_for
 from llmopt.engine.request import encode_request, json_encoder
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.operations.embed_results import in_input_order
-from llmopt.providers.discovery import discover
+from llmopt.providers.discovery import discover_plugins
 from llmopt.testing.corpus import KnownError, own_corpus
 from llmopt.testing.dialect import SampleChat, SampleError, SamplePage, SampleRows, Spoken, single, vector_of
 from llmopt.testing.fake import installed
@@ -404,7 +404,7 @@ def ready(subject: Subject, **changes: Any) -> Iterator[Config]:
 
 def _is_installed(subject: Subject) -> bool:
     """Whether the plugin is found under its name as it is: a general one knows its provider by it."""
-    found = discover().get(subject.name)
+    found = discover_plugins().get(subject.name)
     return (
         found is not None
         and found.conflict is None

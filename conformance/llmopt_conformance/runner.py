@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Final
 
 from llmopt.errors import LLMOptError, UnknownProvider
-from llmopt.providers.discovery import InstalledPlugin, discover
+from llmopt.providers.discovery import InstalledPlugin, discover_plugins
 from llmopt.testing.corpus import FILE, CorpusFault, KnownError, corpus_of
 from llmopt.testing.dialect import Samples
 from llmopt_conformance.checks_answers import (
@@ -79,7 +79,7 @@ def subject_named(name: str, samples: str = "") -> Subject:
         PluginError: it is installed and does not load.
         UnknownProvider: there is neither.
     """
-    found = discover()
+    found = discover_plugins()
     if name in found:
         return Subject(found[name].load(), name=name, samples=_samples(samples))
     if not name.isidentifier() and not all(part.isidentifier() for part in name.split(".")):
@@ -101,7 +101,7 @@ def _samples(place: str) -> Samples | None:
 
 def _unknown(name: str, installed: Mapping[str, InstalledPlugin]) -> UnknownProvider:
     # A general plugin's many names are counted.
-    have = [each.name for each in installed.values() if not each.shared]
+    have = [each.name for each in installed.values() if not each.fallback]
     more = len(installed) - len(have)
     listed = ", ".join([*have, *([f"{more} more, which llmopt plugins lists"] if more else [])])
     return UnknownProvider(

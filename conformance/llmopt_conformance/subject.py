@@ -17,11 +17,11 @@ import attrs
 from attrs import evolve, field, frozen
 
 import llmopt
-from llmopt.config.resolve import Endpoint, filled, gaps, resolve_endpoints
+from llmopt.config.resolve import Endpoint, fill_placeholders, resolve_endpoints, url_placeholders
 from llmopt.config.schema import Flags, ProviderEntry
 from llmopt.errors import LLMOptError
 from llmopt.hookspecs import PROJECT
-from llmopt.providers.discovery import claims
+from llmopt.providers.discovery import plugin_entry_points
 from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
 from llmopt.testing.dialect import Dialect, Samples
 from llmopt.values.calls import EmbedCall, Settings
@@ -220,7 +220,7 @@ class Sources:
         """The entry point that names the module, None when it is not installed."""
         if not isinstance(self._plugin, ModuleType):
             return None
-        own, shared = claims()
+        own, shared = plugin_entry_points()
         found = [point for point in (*own, *shared) if point.module == self.module_name]
         return found[0] if found else None
 
@@ -378,7 +378,10 @@ class Subject:
             url = self.hooks.provider_profile(self.bare_entry).base_url
         except LLMOptError:
             url = None
-        return {**dict.fromkeys(gaps(url if isinstance(url, str) else None), "kit"), **self.samples.options}
+        return {
+            **dict.fromkeys(url_placeholders(url if isinstance(url, str) else None), "kit"),
+            **self.samples.options,
+        }
 
     @cached_property
     def base_url(self) -> str:
@@ -387,7 +390,7 @@ class Subject:
             return self.samples.base_url
         try:
             bare = self.hooks.provider_profile(self.bare_entry)
-            url = filled(bare, self.options, path="the profile").base_url or SOMEWHERE
+            url = fill_placeholders(bare, self.options, path="the profile").base_url or SOMEWHERE
             there = self.hooks.provider_profile(evolve(self.bare_entry, base_url=url))
         except LLMOptError:
             raise NotApplicable("its provider_profile does not work; see profile.any-entry") from None

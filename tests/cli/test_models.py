@@ -78,7 +78,7 @@ def test_a_closed_pipe_is_no_error(served: EmbeddingServer) -> None:
 
 def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     """Nothing installed and nothing configured: told what to look at."""
-    monkeypatch.setattr("llmopt.providers.registry.discover", dict)
+    monkeypatch.setattr("llmopt.providers.registry.discover_plugins", dict)
     done = invoke("models")
     assert done.exit_code == 3
     assert "llmopt doctor" in done.stderr

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmopt.config.urls import BaseUrl, is_loopback, matches, parse_base_url
+from llmopt.config.urls import BaseUrl, host_matches, is_loopback, parse_base_url
 from tests.config.helpers import CANARY, entry_fault, fault, one
 
 
@@ -132,7 +132,9 @@ def test_s03_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> 
     """It is a host like any other, whose owner is not the provider."""
     found = one({"base_url": HOMOGRAPH}, ACME_API_KEY=CANARY)
     assert found.origin == "https://api.xn--cme-5cd.example"
-    assert "a key from the environment goes only to https://api.acme.example" in fault(found.credential.peek)
+    assert "a key from the environment goes only to https://api.acme.example" in fault(
+        found.credential.static_secret
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_a_link_local_address_is_refused_whatever_is_allowed() -> None:
 )
 def test_own_hosts_match_whole_labels(host: str, pattern: str, expected: bool) -> None:
     """The end of a longer word is not the same domain."""
-    assert matches(host, pattern) is expected
+    assert host_matches(host, pattern) is expected
 
 
 def test_this_machine_is_known_by_its_names() -> None:

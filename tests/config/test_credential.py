@@ -28,14 +28,14 @@ async def test_a_fixed_key_is_known_without_waiting() -> None:
     source = static(CANARY)
     assert source.is_static
     assert source.kind == "key"
-    assert source.peek() == await source.get() == Secret(CANARY)
+    assert source.static_secret() == await source.get() == Secret(CANARY)
 
 
 async def test_no_key_is_none() -> None:
     """For a server that wants none."""
     source = CredentialSource("providers.acme")
     assert (source.describe(), source.kind, source.problem) == ("none", "key", "")
-    assert source.peek() is None
+    assert source.static_secret() is None
     assert await source.get() is None
 
 
@@ -54,7 +54,7 @@ async def test_a_function_is_called_for_every_attempt() -> None:
     """A token may have expired meanwhile."""
     tokens = iter(["one", "two"])
     source = by(lambda: next(tokens))
-    assert (source.kind, source.is_static, source.peek()) == ("token", False, None)
+    assert (source.kind, source.is_static, source.static_secret()) == ("token", False, None)
     assert [await source.get(), await source.get()] == [Secret("one"), Secret("two")]
 
 

@@ -66,7 +66,7 @@ def test_an_unconfigured_entry_is_its_profile() -> None:
         compress_requests=True,
     )
     assert (found.rpm_for("m"), found.tpm_for("m")) == (13, 14)
-    assert found.credential.peek() is None
+    assert found.credential.static_secret() is None
 
 
 def test_the_entry_goes_over_the_profile_and_the_endpoint_over_the_entry() -> None:
@@ -140,7 +140,7 @@ def test_one_plugin_serves_several_entries() -> None:
     assert [each.provider for each in found] == ["a", "b", "local"]
     assert {each.plugin for each in found} == {"local"}
     assert [each.base_url for each in found] == [f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3)]
-    assert [each.credential.peek() for each in found] == [Secret("ka"), None, None]
+    assert [each.credential.static_secret() for each in found] == [Secret("ka"), None, None]
 
 
 def test_the_flags_of_an_entry_win_over_those_of_the_client() -> None:
@@ -220,7 +220,7 @@ def test_a_profile_may_depend_on_the_endpoint() -> None:
 def test_an_engine_inside_the_process_needs_neither_url_nor_key() -> None:
     """A base URL would be ignored there, so it is refused."""
     profile = Profile(in_process=True)
-    assert one({}, profile).credential.peek() is None
+    assert one({}, profile).credential.static_secret() is None
     told = fault(lambda: one({"base_url": "https://a.example"}, profile))
     assert told == "providers.acme.base_url: this provider works inside the process; leave base_url out."
 

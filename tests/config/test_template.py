@@ -35,7 +35,7 @@ def test_options_fill_it() -> None:
     found = endpoint({"ACME_ACCOUNT": "ours", "ACME_API_KEY": "k-1"}, options={"region": "north"})
     assert found.base_url == "https://ours.acme.example/regions/north/v1"
     assert found.credential.problem == ""
-    secret = found.credential.peek()
+    secret = found.credential.static_secret()
     assert secret is not None
     assert secret.reveal() == "k-1"
 

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmopt.config.load import _parse, known_keys, load_config, structure
+from llmopt.config.load import _parse, allowed_keys, load_config, structure
 from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Config, EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
 from llmopt.config.urls import parse_base_url
@@ -15,7 +15,13 @@ from llmopt.values.profile import Option, Profile
 from tests.config.helpers import CANARY, NO_FILE
 
 KEYS = sorted(
-    {*known_keys(ProviderEntry), *known_keys(EndpointEntry), *known_keys(TimeoutsEntry), "size", "default"}
+    {
+        *allowed_keys(ProviderEntry),
+        *allowed_keys(EndpointEntry),
+        *allowed_keys(TimeoutsEntry),
+        "size",
+        "default",
+    }
 )
 PROFILE = Profile(
     base_url="https://api.acme.example",
@@ -99,7 +105,7 @@ def resolved(config: Config, environ: Mapping[str, str]) -> str:
             assert endpoint.origin.startswith(("https://", "http://"))
             assert endpoint.base_url.startswith(endpoint.origin)
             try:
-                endpoint.credential.peek()
+                endpoint.credential.static_secret()
             except ConfigError as error:
                 checked(error)
     return shown

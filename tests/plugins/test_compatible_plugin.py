@@ -17,8 +17,8 @@ import pytest
 
 import llmopt
 from llmopt import CatalogCall, CatalogPage, EmbedCall, HttpResponse, Prices, Settings
-from llmopt.config.resolve import gaps
-from llmopt.providers.discovery import NAME, discover
+from llmopt.config.resolve import url_placeholders
+from llmopt.providers.discovery import PROVIDER_NAME, discover_plugins
 from llmopt.providers.hooks import ProviderHooks
 from llmopt_plugin_compatible._table import TABLE
 from tests.emulators import OpenAIEmulator, serve_in_thread, vector_for
@@ -69,7 +69,7 @@ def test_there_are_many() -> None:
 @pytest.mark.parametrize(("name", "row"), ROWS, ids=[name for name, _ in ROWS])
 def test_a_row_is_sane(name: str, row: Any) -> None:
     """Its name, its address, its variables."""
-    assert NAME.match(name)
+    assert PROVIDER_NAME.match(name)
     assert re.fullmatch(r"https://[a-z0-9.{}_-]+(/[A-Za-z0-9._{}/-]*[A-Za-z0-9}])?", row.base_url), (
         row.base_url
     )
@@ -80,7 +80,7 @@ def test_a_row_is_sane(name: str, row: Any) -> None:
     assert row.key_env
     assert all(re.fullmatch(r"[A-Z][A-Z0-9_]*", variable) for variable in row.key_env)
     assert row.docs.startswith("https://")
-    assert set(gaps(row.base_url)) == set(row.parts)
+    assert set(url_placeholders(row.base_url)) == set(row.parts)
     assert all(part.env and part.help for part in row.parts.values())
     if row.catalog is not None and not row.catalog.startswith("/"):
         assert urlsplit(row.catalog).netloc == urlsplit(row.base_url).netloc
@@ -115,8 +115,8 @@ def test_the_page_of_providers_is_the_table() -> None:
 
 def test_what_is_installed_is_found() -> None:
     """All names, of one plugin."""
-    found = discover()
-    assert set(TABLE.rows) <= {name for name, plugin in found.items() if plugin.shared}
+    found = discover_plugins()
+    assert set(TABLE.rows) <= {name for name, plugin in found.items() if plugin.fallback}
 
 
 def test_the_licence_of_the_facts_lies_beside_them() -> None:
@@ -142,7 +142,7 @@ def endpoint(name: str, **entry: Any) -> Any:
 def test_a_key_goes_to_the_row_s_own_origin_only(name: str) -> None:
     """From the environment, that is; elsewhere it has to be given."""
     own = endpoint(name)
-    secret = own.credential.peek()
+    secret = own.credential.static_secret()
     assert secret is not None
     assert secret.reveal() == KEY
     assert own.base_url.startswith("https://")

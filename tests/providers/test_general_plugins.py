@@ -10,7 +10,7 @@ import pytest
 
 from llmopt import Config, PluginConflict, Profile, UnknownProvider
 from llmopt.config.load import load_config
-from llmopt.providers.discovery import discover
+from llmopt.providers.discovery import discover_plugins
 from llmopt.providers.overview import plugins_overview, providers_overview
 from llmopt.providers.registry import Registry
 
@@ -70,7 +70,12 @@ def test_its_names_are_found_and_served(folder: Path) -> None:
     assert north.endpoints[0].base_url == "https://north.example/v1"
     settings = north.endpoints[0].settings(None)
     assert (settings.plugin, settings.provider) == ("north", "north")
-    assert {name for name, each in discover().items() if each.shared} >= {"north", "south", "shy", "many"}
+    assert {name for name, each in discover_plugins().items() if each.fallback} >= {
+        "north",
+        "south",
+        "shy",
+        "many",
+    }
 
 
 def test_an_entry_may_name_one_of_them(folder: Path) -> None:

@@ -131,10 +131,10 @@ def test_it_takes_the_place_of_another_provider(tmp_path: Path, monkeypatch: pyt
 
 def test_afterwards_nothing_is_left() -> None:
     """A client made later finds no such provider; nothing that was installed is hidden."""
-    from llmopt.providers.discovery import discover
+    from llmopt.providers.discovery import discover_plugins
 
-    before = set(discover())
+    before = set(discover_plugins())
     with FakeProvider("fake-one"), FakeProvider("fake-two"):
-        assert set(discover()) == {*before, "fake-fake-one", "fake-fake-two"}
-    assert set(discover()) == before
+        assert set(discover_plugins()) == {*before, "fake-fake-one", "fake-fake-two"}
+    assert set(discover_plugins()) == before
     assert not [name for name in os.environ if "FAKE" in name]

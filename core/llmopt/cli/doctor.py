@@ -17,7 +17,7 @@ from attrs import asdict, evolve, field, frozen
 
 import llmopt
 from llmopt.cli.console import Exit, example, named, plain, print_json, print_table, say, sentence_of, shared
-from llmopt.config.load import CONFIG_PATH, discover, load_config
+from llmopt.config.load import CONFIG_PATH, find_config_file, load_config
 from llmopt.config.schema import Config
 from llmopt.errors import (
     AttemptTimeout,
@@ -330,7 +330,7 @@ def command(
 
 
 def _examine(providers: tuple[str, ...], source: str | None, *, offline: bool, seconds: float) -> Findings:
-    file = source or os.environ.get(CONFIG_PATH) or discover()
+    file = source or os.environ.get(CONFIG_PATH) or find_config_file()
     try:
         config, fault = load_config(source, environ=os.environ), ""
     except ConfigError as error:

@@ -298,9 +298,9 @@ def embed_file(options: EmbedOptions) -> Exit:
 
 def _check_model(config: Config, model: str) -> None:
     """See that the provider is there and has a key, before anything large is read."""
-    provider, _ = Registry(config, (), os.environ).split(model)
+    provider, _ = Registry(config, (), os.environ).resolve(model)
     for endpoint in provider.endpoints:
-        endpoint.credential.peek()
+        endpoint.credential.static_secret()
 
 
 class _Embedding:

@@ -117,7 +117,7 @@ class AsyncCatalogs:
 
     def _cached_models(self, provider: str) -> Catalog | None:
         """A list that can be given at once, from any thread; None where more must be done."""
-        found = self._components.registry.known(provider)
+        found = self._components.registry.get_created(provider)
         return None if found is None else self._components.catalogs.peek(found)
 
 

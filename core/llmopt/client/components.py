@@ -227,7 +227,7 @@ class Components:
     ) -> EmbedRun:
         """One call for vectors."""
         waits = waits_when_open(when_open)
-        provider, name = self.registry.split(model)
+        provider, name = self.registry.resolve(model)
         call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
         memory = self._memory(provider, name)
         keeps = self.caches.plan.vectors
@@ -252,7 +252,7 @@ class Components:
     ) -> ChatRun:
         """One call for an answer in a conversation."""
         waits = waits_when_open(when_open)
-        provider, name = self.registry.split(model)
+        provider, name = self.registry.resolve(model)
         return ChatRun(
             self.engine,
             provider,

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from llmopt.config.load import Environment
 from llmopt.config.schema import EnvText, ProviderEntry, TokenProvider, shown_variable
-from llmopt.config.urls import BaseUrl, is_loopback, matches, parse_base_url
+from llmopt.config.urls import BaseUrl, host_matches, is_loopback, parse_base_url
 from llmopt.errors import AuthError, ConfigError
 from llmopt.values.profile import Profile
 from llmopt.values.secret import Secret
@@ -51,7 +51,7 @@ class CredentialSource:
 
     @property
     def is_static(self) -> bool:
-        """Whether `peek` already says all, so that nothing need be awaited."""
+        """Whether `static_secret` already says all, so that nothing need be awaited."""
         return self._provider is None
 
     @property
@@ -59,7 +59,7 @@ class CredentialSource:
         """Why there is no key although one is needed; "" if all is well."""
         return self._problem
 
-    def peek(self) -> Secret | None:
+    def static_secret(self) -> Secret | None:
         """The key that is known without asking a function for it.
 
         Raises:
@@ -77,7 +77,7 @@ class CredentialSource:
             AuthError: the function failed.
         """
         if self._provider is None:
-            return self.peek()
+            return self.static_secret()
         return self._secret_of(await _asked(self._provider))
 
     def describe(self) -> str:
@@ -252,7 +252,7 @@ def _is_own(base: BaseUrl, profile: Profile) -> bool:
     if profile.base_url is not None and base.origin == _own_url(profile.base_url).origin:
         return True
     safe = base.encrypted or is_loopback(base.host)
-    return safe and any(matches(base.host, host) for host in profile.own_hosts)
+    return safe and any(host_matches(base.host, host) for host in profile.own_hosts)
 
 
 def _own_url(text: str) -> BaseUrl:

@@ -221,7 +221,7 @@ _NOT_KEYS: Final = frozenset({"name", "options"})
 _MOST_SHOWN: Final = 8
 
 
-def known_keys(kind: type) -> frozenset[str]:
+def allowed_keys(kind: type) -> frozenset[str]:
     """The keys that a table of this kind may hold, besides a plugin's own."""
     return frozenset(each.name for each in fields(kind)) - _NOT_KEYS
 
@@ -271,7 +271,7 @@ def _faults(error: Exception, path: str) -> Iterator[str]:
             yield from _faults(fault, child(path, place.index))
     elif isinstance(error, ForbiddenExtraKeysError):
         for key in sorted(error.extra_fields):
-            yield f"{child(path, key)}: {unknown_key(key, known_keys(error.cl))}"
+            yield f"{child(path, key)}: {unknown_key(key, allowed_keys(error.cl))}"
     elif isinstance(error, KeyFault):
         yield _sentence(path, error)
     else:
@@ -318,7 +318,7 @@ def _table_hook(kind: type, converter: Converter) -> _Hook:
         inner = make_dict_structure_fn(kind, converter)
     if kind not in (ProviderEntry, EndpointEntry):
         return _only(Mapping, "a table", inner)
-    known = known_keys(kind)
+    known = allowed_keys(kind)
 
     def split(table: Mapping[str, object], _: type) -> object:
         # What is no key of the core's may be one of the plugin's, which is not known here.
@@ -382,7 +382,7 @@ def load_config(
 
 
 def _from_file(source: object, environ: Environment) -> Config:
-    path = _path(source) if source is not None else environ.get(CONFIG_PATH) or discover()
+    path = _path(source) if source is not None else environ.get(CONFIG_PATH) or find_config_file()
     if path is None:
         return Config()
     shown = path if path.isprintable() else ascii(path)
@@ -396,7 +396,7 @@ def _path(source: object) -> str:
     return found
 
 
-def discover() -> str | None:
+def find_config_file() -> str | None:
     """The path of the configuration file that is used when none is named."""
     # os.path.isfile takes a folder that may not be read for one without the file; Path.is_file raises.
     if os.path.isfile(FILE_NAME):  # noqa: PTH113

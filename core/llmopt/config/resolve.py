@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 from attrs import asdict, evolve, field, frozen
 
 from llmopt.config.credentials import CredentialSource, credential_for
-from llmopt.config.load import Environment, known_keys, overlay_endpoint
+from llmopt.config.load import Environment, allowed_keys, overlay_endpoint
 from llmopt.config.schema import (
     EndpointEntry,
     EnvText,
@@ -187,7 +187,7 @@ class Table:
 
     def keys(self, key: str) -> frozenset[str]:
         """The core's own keys where this option stands."""
-        return known_keys(EndpointEntry if key in self.own else ProviderEntry)
+        return allowed_keys(EndpointEntry if key in self.own else ProviderEntry)
 
 
 def checked_options(
@@ -265,13 +265,15 @@ _FILLING: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """No slash, no @ and no colon: whatever is put in, the host stays below the provider's own domain."""
 
 
-def gaps(url: str | None) -> tuple[str, ...]:
+def url_placeholders(url: str | None) -> tuple[str, ...]:
     """Names of the options that a base URL asks for."""
     return tuple(dict.fromkeys(_GAP.findall(url or "")))
 
 
-def filled(profile: Profile, options: Mapping[str, Any], *, path: str, needed: bool = True) -> Profile:
-    """A profile whose base URL has no gaps.
+def fill_placeholders(
+    profile: Profile, options: Mapping[str, Any], *, path: str, needed: bool = True
+) -> Profile:
+    """A profile whose base URL has no placeholders left.
 
     Args:
         profile: the plugin's.
@@ -283,7 +285,7 @@ def filled(profile: Profile, options: Mapping[str, Any], *, path: str, needed: b
         ConfigError: a value is missing, or cannot stand in a URL.
     """
     url = profile.base_url
-    for name in gaps(url):
+    for name in url_placeholders(url):
         if name not in options:
             if needed:
                 raise ConfigError(f"{path}: there is no base URL; {_choice(profile, name)}.")
@@ -399,7 +401,7 @@ class _Resolution:
         entry, profile = self.entry, self.profile
         self.options = checked_options(entry.options, profile, table=self._table(), environ=self.environ)
         elsewhere = bool(entry.base_url or self.environ.text(profile.base_url_env))
-        self.profile = filled(profile, self.options, path=self.path, needed=not elsewhere)
+        self.profile = fill_placeholders(profile, self.options, path=self.path, needed=not elsewhere)
 
     def _base(self) -> tuple[BaseUrl | None, bool]:
         """Where requests go, and whether it was the environment that said so."""

@@ -64,7 +64,7 @@ def is_loopback(host: str) -> bool:
     return host.startswith("127.") and bool(_NUMERIC.fullmatch(host.rpartition(".")[2]))
 
 
-def matches(host: str, pattern: str) -> bool:
+def host_matches(host: str, pattern: str) -> bool:
     """Whether a canonical host is the one of ``pattern``; ``*.`` at its beginning means all below."""
     pattern = pattern.lower()
     if pattern.startswith("*."):

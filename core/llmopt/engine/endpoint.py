@@ -109,7 +109,7 @@ class LiveEndpoint:
         source = self.config.credential
         if not source.is_static:
             return self.config.settings(await source.get())
-        self._static_settings = self.config.settings(source.peek())
+        self._static_settings = self.config.settings(source.static_secret())
         return self._static_settings
 
     @property

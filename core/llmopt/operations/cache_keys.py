@@ -94,7 +94,7 @@ class CacheKeys:
         source = endpoint.config.credential
         if not source.is_static:
             return f"function {source.fingerprint()}"
-        secret = None if source.problem else source.peek()
+        secret = None if source.problem else source.static_secret()
         return (
             "none" if secret is None else hmac.digest(self._secret, secret.reveal().encode(), "sha256").hex()
         )

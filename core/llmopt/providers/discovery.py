@@ -14,11 +14,11 @@ from llmopt.hookspecs import PROJECT
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
 
-NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
+PROVIDER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 """What a provider may be called."""
 
 
-FALLBACK: Final = f"{PROJECT}.fallback"
+FALLBACK_GROUP: Final = f"{PROJECT}.fallback"
 """Group of names that a general plugin serves for as long as no plugin of a name's own is installed."""
 
 
@@ -29,12 +29,12 @@ class InstalledPlugin:
     Attributes:
         name: the provider's name.
         entry_points: what claims it.
-        shared: whether it is one of many names that a general plugin serves.
+        fallback: whether it is one of many names that a general plugin serves.
     """
 
     name: str
     entry_points: tuple[EntryPoint, ...] = field(repr=False)
-    shared: bool = False
+    fallback: bool = False
 
     @property
     def conflict(self) -> PluginConflict | None:
@@ -76,34 +76,34 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
 
 
-def discover() -> Mapping[str, InstalledPlugin]:
+def discover_plugins() -> Mapping[str, InstalledPlugin]:
     """All installed plugins by provider name. Names are compared without regard to case.
 
     A name of a general plugin's is left out where a plugin of that name is installed.
     """
-    own, shared = claims()
-    found = {**group(shared, shared=True), **group(own)}
+    own, shared = plugin_entry_points()
+    found = {**group_by_name(shared, fallback=True), **group_by_name(own)}
     return {name: found[name] for name in sorted(found)}
 
 
-def claims() -> tuple[Sequence[EntryPoint], Sequence[EntryPoint]]:
+def plugin_entry_points() -> tuple[Sequence[EntryPoint], Sequence[EntryPoint]]:
     """The entry points of plugins of one name, and those of general plugins."""
     from importlib_metadata import entry_points
 
     # One look at all the metadata there is, which is what takes the time.
     points = tuple(entry_points())
     return [each for each in points if each.group == PROJECT], [
-        each for each in points if each.group == FALLBACK
+        each for each in points if each.group == FALLBACK_GROUP
     ]
 
 
-def group(points: Iterable[EntryPoint], *, shared: bool = False) -> Mapping[str, InstalledPlugin]:
+def group_by_name(points: Iterable[EntryPoint], *, fallback: bool = False) -> Mapping[str, InstalledPlugin]:
     """Put entry points together by provider name, in the order of the names."""
     found: dict[str, list[EntryPoint]] = {}
     for point in points:
         found.setdefault(point.name.lower(), []).append(point)
     return {
-        name: InstalledPlugin(name=name, entry_points=tuple(found[name]), shared=shared)
+        name: InstalledPlugin(name=name, entry_points=tuple(found[name]), fallback=fallback)
         for name in sorted(found)
-        if NAME.match(name)
+        if PROVIDER_NAME.match(name)
     }

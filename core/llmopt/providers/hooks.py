@@ -142,7 +142,7 @@ class ProviderHooks:
             name: direct(getattr(self._relay, name)) for name in HOOK_NAMES
         }
 
-    def named(self, provider: str) -> ProviderHooks:
+    def for_provider(self, provider: str) -> ProviderHooks:
         """The same for another provider that the plugin serves."""
         found = copy(self)
         found._provider = provider  # noqa: SLF001 - it is this class

@@ -10,7 +10,7 @@ from attrs import frozen
 from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import ConfigError, LLMOptError, PluginContractError
-from llmopt.providers.discovery import NAME, InstalledPlugin, claims, group
+from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, group_by_name, plugin_entry_points
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.providers.registry import Provider, Registry
 from llmopt.values.calls import CatalogCall, EmbedCall, Settings
@@ -78,7 +78,7 @@ PluginState = Literal[
 
 @frozen(kw_only=True)
 class PluginOverview:
-    """One plugin's name, and whatever claims it.
+    """One plugin's name, and what claims it.
 
     Attributes:
         name: the provider name.
@@ -121,13 +121,17 @@ class ProviderOverview:
 
 def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
     """Every plugin that is installed, and every one that an entry of the configuration needs."""
-    points, general = claims()
+    points, general = plugin_entry_points()
     users = _users(config)
-    own = group(points)
-    modules = _by_module(each for each in group(general, shared=True).values() if each.name not in own)
+    own = group_by_name(points)
+    modules = _by_module(
+        each for each in group_by_name(general, fallback=True).values() if each.name not in own
+    )
     found = [_overview(each, modules.pop(_module(each), []), users) for each in own.values()]
     found += [_overview(first, others, users) for first, *others in modules.values()]
-    found += [_misnamed(point) for point in (*points, *general) if not NAME.match(point.name.lower())]
+    found += [
+        _misnamed(point) for point in (*points, *general) if not PROVIDER_NAME.match(point.name.lower())
+    ]
     found += [_missing(name, entries) for name, entries in users.items()]
     return tuple(sorted(found, key=_by_name))
 
@@ -158,7 +162,7 @@ def _all_names(config: Config, registry: Registry) -> Sequence[str]:
         *(
             name
             for name, plugin in registry.installed.items()
-            if name not in {*config.providers, *served} and (name in keyed or not plugin.shared)
+            if name not in {*config.providers, *served} and (name in keyed or not plugin.fallback)
         ),
     ]
 

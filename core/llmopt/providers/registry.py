@@ -10,7 +10,7 @@ from typing import Any, Final
 from llmopt.config.resolve import Endpoint, resolve_endpoints
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
-from llmopt.providers.discovery import NAME, InstalledPlugin, discover
+from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, discover_plugins
 from llmopt.providers.hooks import ProviderHooks
 
 # One provider entry: its plugin's hooks and its endpoints.
@@ -60,10 +60,10 @@ class Registry:
     def installed(self) -> Mapping[str, InstalledPlugin]:
         """Installed plugins by name, read from metadata once."""
         if self._installed is None:
-            self._installed = discover()
+            self._installed = discover_plugins()
         return self._installed
 
-    def split(self, reference: str) -> tuple[Provider, str]:
+    def resolve(self, reference: str) -> tuple[Provider, str]:
         """The provider and the model that ``"<provider>/<model>"`` means.
 
         Raises:
@@ -92,7 +92,7 @@ class Registry:
             found = self._providers[name] = self._make(name)
         return found
 
-    def known(self, name: str) -> Provider | None:
+    def get_created(self, name: str) -> Provider | None:
         """The provider of an entry, if it was made before. Safe from any thread."""
         return self._providers.get(name)
 
@@ -108,7 +108,7 @@ class Registry:
         return Provider(name, entry.plugin_name, hooks, endpoints)
 
     def _entry(self, name: str) -> ProviderEntry:
-        if not NAME.match(name):
+        if not PROVIDER_NAME.match(name):
             raise UnknownProvider(
                 f"{name!r:.80} cannot be a provider: names have small letters, digits, '-' and '_'."
             )
@@ -125,7 +125,7 @@ class Registry:
         """A plugin's hooks; a general plugin is taken up once for all its names."""
         module = plugin.load()
         if id(module) in self._modules:
-            return self._modules[id(module)][1].named(plugin.name)
+            return self._modules[id(module)][1].for_provider(plugin.name)
         made = ProviderHooks(plugin.name, module, self._wrappers)
         # The module is kept with them, so that its id stays its own.
         self._modules[id(module)] = (module, made)
@@ -133,7 +133,7 @@ class Registry:
 
     def _unknown(self, plugin: str, name: str) -> UnknownProvider:
         served = {key for key, entry in self._config.providers.items() if entry.plugin_name in self.installed}
-        general = any(each.shared for each in self.installed.values())
+        general = any(each.fallback for each in self.installed.values())
         near = get_close_matches(name, {*self.installed, *served}, n=1)
         advice = f"did you mean {near[0]!r}? If not, " if near else ""
         return UnknownProvider(
@@ -155,7 +155,7 @@ class Registry:
 
     def _have(self, served: set[str]) -> str:
         """What there is, in few words: a general plugin's names are counted."""
-        own = sorted(served | {name for name, plugin in self.installed.items() if not plugin.shared})
+        own = sorted(served | {name for name, plugin in self.installed.items() if not plugin.fallback})
         more = len(self.installed) + len(served - set(self.installed)) - len(own)
         if more:
             own.append(f"{more} more, which llmopt plugins lists")
@@ -169,7 +169,7 @@ class Registry:
         return (*configured, *extra)
 
     def _usable(self, name: str) -> bool:
-        if self.installed[name].shared and not self._has_key(name):
+        if self.installed[name].fallback and not self._has_key(name):
             # Most of a general plugin's many names are nobody's here, and cost no more than a look.
             return False
         try:
