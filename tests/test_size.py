@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import llmopt
-from tests.faults import FaultServer
+from tests.support.faults import FaultServer
 from tests.test_structure import imports_of, modules, name_of
 
 CORE = Path(llmopt.__file__).parent

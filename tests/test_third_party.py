@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 import llmopt
-from tests.emulators import OpenAIEmulator, serve_in_thread, vector_for
+from tests.support.emulators import OpenAIEmulator, serve_in_thread, vector_for
 from tests.thirdparty.wheels import Environment, build_wheel, write_wheel
 
 ACME = Path(__file__).parent / "thirdparty" / "acme"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from attrs import frozen
 
-from tests.faults import (
+from tests.support.faults import (
     Answer,
     Close,
     FaultServer,
@@ -26,7 +26,7 @@ from tests.faults import (
     retry_after,
     vector_for,
 )
-from tests.faults.openai import Payload, Vector
+from tests.support.faults.openai import Payload, Vector
 
 LONG_S = 60.0  # seconds of patience with a client that retries
 DEADLINE_S = 30.0  # seconds that a caller has

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.peers.cases import Case
 from benchmarks.peers.contenders import Contender
 from benchmarks.peers.outcome import Outcome, outcome_of
-from tests.faults import FaultServer, serving
+from tests.support.faults import FaultServer, serving
 
 ROOT = Path(__file__).parents[2]
 LATE_S = 20.0  # seconds after its window in which a worker has to say that it gave up

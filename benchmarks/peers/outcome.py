@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import field, frozen
 
-from tests.faults import vector_for
+from tests.support.faults import vector_for
 
 WAITED_S = 1.5  # a pause that is a wait worth telling a caller of
 LEAD_S = 0.5  # seconds before the end of a pause at which a caller must know of it

@@ -16,7 +16,7 @@ from typing import Any
 
 from llmopt.cache.disk import DiskStore
 from llmopt.cache.store import MemoryStore
-from tests.cache.helpers import item, key
+from tests.cache.stores import item, key
 
 
 def locks() -> int:

@@ -1,4 +1,4 @@
-"""K04: several processes at once, some of which are killed. `tests.cache.kills` does it fifty times."""
+"""K04: several processes at once, some of which are killed. `tests.cache.kill_loop` does it fifty times."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache.helpers import item, key, opened
-from tests.cache.kills import run
+from tests.cache.kill_loop import run
+from tests.cache.stores import item, key, opened
 
 
 @pytest.mark.timeout(180)

@@ -18,20 +18,7 @@ import pytest
 
 from tests.cli.run import LLMOPT, llmopt
 from tests.cli.waiting import until
-from tests.engine.streams import (
-    DONE,
-    END,
-    TEXT,
-    WORDS,
-    chunk,
-    cut_off,
-    error_event,
-    event,
-    head,
-    playing,
-    said,
-)
-from tests.faults import (
+from tests.support.faults import (
     Answer,
     Request,
     Script,
@@ -45,6 +32,19 @@ from tests.faults import (
     serving,
     stream_answer,
     stream_events,
+)
+from tests.support.streams import (
+    DONE,
+    END,
+    TEXT,
+    WORDS,
+    chunk,
+    cut_off,
+    error_event,
+    event,
+    head,
+    playing,
+    said,
 )
 
 MODEL = "near/m"

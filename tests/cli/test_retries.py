@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.cli.run import found, llmopt
-from tests.faults import Answer, ServerThread, serving, vector_for
+from tests.support.faults import Answer, ServerThread, serving, vector_for
 
 TEXTS = ["one", "two", "three"]
 UNAVAILABLE = Answer(503, b'{"error": {"message": "overloaded"}}', [("content-type", "application/json")])

@@ -13,7 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import llmopt
-from tests.engine.streams import (
+from tests.support.faults import (
+    Script,
+    Send,
+    ServerThread,
+    Stall,
+    answer_openai,
+    error_answer,
+    serving,
+    stream_answer,
+    stream_events,
+)
+from tests.support.streams import (
     ASKED,
     MODEL,
     TEXT,
@@ -25,17 +36,6 @@ from tests.engine.streams import (
     head,
     playing,
     said,
-)
-from tests.faults import (
-    Script,
-    Send,
-    ServerThread,
-    Stall,
-    answer_openai,
-    error_answer,
-    serving,
-    stream_answer,
-    stream_events,
 )
 
 NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
@@ -80,7 +80,7 @@ def test_events_come_one_by_one(client: llmopt.Client, thread: ServerThread) -> 
     """Each before the next is sent, and the answer grows with what was handed out."""
     gates = [asyncio.Event() for _ in said()]
     steps = []
-    from tests.faults import Wait
+    from tests.support.faults import Wait
 
     for piece, gate in zip(said(), gates, strict=True):
         steps += [Send(chunk(piece)), Wait(gate)]  # type: ignore[list-item] # steps of two kinds

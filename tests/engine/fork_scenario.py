@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llmopt
-from tests.faults import vector_for
+from tests.support.faults import vector_for
 
 AT_ONCE = 8
 MODEL = "server/m"

@@ -11,7 +11,7 @@ import pytest
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from tests.faults import (
+from tests.support.faults import (
     Answer,
     FaultServer,
     Framing,
@@ -26,7 +26,7 @@ from tests.faults import (
     stream_events,
     vector_for,
 )
-from tests.faults.script import Reply
+from tests.support.faults.script import Reply
 
 MODEL = "server/m"
 TURNS = 120

@@ -8,8 +8,8 @@ import pytest
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from tests.faults import FaultServer, Request, answer_openai, error_answer
-from tests.faults.script import Reply
+from tests.support.faults import FaultServer, Request, answer_openai, error_answer
+from tests.support.faults.script import Reply
 
 MODEL = "server/m"
 

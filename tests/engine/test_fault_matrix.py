@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import llmopt
-from tests.faults import FaultServer, answer_openai, faults_of, vector_for
-from tests.faults.fault import Fault
+from tests.support.faults import FaultServer, answer_openai, faults_of, vector_for
+from tests.support.faults.fault import Fault
 
 KEY = "canary-key-58d1"
 TEXTS = ["canary-text-a07c one", "canary-text-a07c two", "canary-text-a07c three"]
 LATE_STRAY = ("N06", "another answer right behind it")
 """An answer to nothing that arrives in the same instant as the next request leaves is that request's
 answer as far as anybody on this side can tell. Those that lie there before are found: see the other
-variants of N06, and tests/wire."""
+variants of N06, and tests/transport."""
 
 EMBEDDINGS = [
     fault

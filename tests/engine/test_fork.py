@@ -24,7 +24,7 @@ def embedding_server() -> Iterator[str]:
     """A provider in a process of its own; gives its URL."""
     script = (
         "import asyncio\n"
-        "from tests.faults import FaultServer\n"
+        "from tests.support.faults import FaultServer\n"
         "async def main():\n"
         "    async with FaultServer() as server:\n"
         "        print(server.base_url, flush=True)\n"

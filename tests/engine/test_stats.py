@@ -10,7 +10,7 @@ import pytest
 import llmopt
 from llmopt.testing import FakeProvider
 from llmopt.testing.clock import SimulatedClock, run_simulated
-from tests.faults import Answer, FaultServer, answer_openai
+from tests.support.faults import Answer, FaultServer, answer_openai
 
 DOWN = bytes(Answer(503, b'{"error":{"message":"down"}}', [("content-type", "application/json")]))
 NO_KEY = bytes(Answer(401, b'{"error":{"message":"who?"}}', [("content-type", "application/json")]))

@@ -11,7 +11,7 @@ from llmopt import EmbedCall, Failure, LLMOptError, Settings
 from llmopt.engine.responses import error_from_verdict
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.http import EXCEPTION_OF
-from tests.plugins.corpus import KEYS, PLUGINS, REQUIRED, Entry, entries
+from tests.plugins.errors import KEYS, PLUGINS, REQUIRED, Entry, entries
 
 ALL = [entry for plugin in PLUGINS for entry in entries(plugin)]
 BASES = {

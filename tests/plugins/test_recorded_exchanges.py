@@ -16,7 +16,7 @@ import pytest
 
 from llmopt import CatalogCall, CatalogPage, ChatCall, EmbedCall, Failure, HttpResponse, Settings, VerdictKind
 from llmopt.engine.request import encode_request
-from tests.plugins.corpus import REPOSITORY
+from tests.plugins.errors import REPOSITORY
 from tests.plugins.helpers import hooks, settings
 
 FOLDER = REPOSITORY.parent / "shared" / "samples" / "recorded"

@@ -2,7 +2,7 @@
 
 CUBIC (RFC 9438; the AWS SDKs' adaptive mode uses it for rates): after a refusal the rate dips, comes
 back to that of the refusal, stays near it for long and only then probes further. Two things differ, each for
-what the simulation showed (tests/policies/test_limiter_simulation.py, no headers, limit unknown):
+what the simulation showed (tests/policies/test_rate_limiter_simulation.py, no headers, limit unknown):
 
 * The rate to come back to is *measured*. Between two moments at which a server's bucket was empty
   it granted exactly what flowed in; over any other time at most that and one burst. Both bound its rate

@@ -29,7 +29,7 @@ from llmopt.values.calls import RateLimit
 # 2007), the rest standing where RCP has the router's queue. The set point is higher for
 # who takes more, and since all see one remaining, that drives the shares together.
 #
-# Measured (tests/policies/test_limiter_simulation.py): of the requests of four clients of one small bucket, 1 to
+# Measured (tests/policies/test_rate_limiter_simulation.py): of the requests of four clients of one small bucket, 1 to
 # 2 % were refused, and 98 % of the possible throughput reached; without this, each believing that
 # the whole limit was its own, 45 to 49 % were refused.
 

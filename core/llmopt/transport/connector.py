@@ -130,7 +130,7 @@ _NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_conne
 class Connector(aiohttp.TCPConnector):
     """Connections to any number of hosts, with a limit for each: a host that hangs must not delay the others.
 
-    The undocumented parts of aiohttp that it needs are listed in tests/wire/test_aiohttp_surface.py.
+    The undocumented parts of aiohttp that it needs are listed in tests/transport/test_aiohttp_surface.py.
 
     Args:
         pool_size: maximum number of connections to one host.

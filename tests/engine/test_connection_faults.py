@@ -1,0 +1,203 @@
+"""N01 to N04, N06, N15 and N16 through the whole client: whatever the bytes do, the vectors are right."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmopt
+from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.faults import (
+    Answer,
+    Close,
+    CloseAfter,
+    FaultServer,
+    Framing,
+    Playable,
+    Reset,
+    Respond,
+    Script,
+    Stall,
+    Step,
+    answer_openai,
+    cut,
+    embeddings_answer,
+    strange_answer,
+    vector_for,
+)
+from tests.support.faults.request import Request
+from tests.support.faults.script import Reply
+
+MODEL = "server/m"
+TEXTS = [f"text {number:02}" for number in range(30)]
+AT_ONCE = 8
+
+
+def config(server: FaultServer, **more: Any) -> dict[str, Any]:
+    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, "max_retries": 1, **more}
+    return {"providers": {"server": entry}}
+
+
+def expected(texts: list[str]) -> np.ndarray[Any, Any]:
+    return np.array([vector_for(text) for text in texts], dtype=np.float32)
+
+
+def answer(framing: Framing) -> Answer:
+    body = json.dumps({"model": "m", "input": TEXTS}).encode()
+    request = Request("POST", "/embeddings", (), body, connection=1, nth=1, time=0.0)
+    return embeddings_answer(request, framing=framing)
+
+
+class CutFirst:
+    """Cuts the first answer to each request, each time some bytes later; the second one is whole."""
+
+    def __init__(self, end: Step, whole: Answer, step: int = 1) -> None:
+        self._offset = -step
+        self._step = step
+        self._end = end
+        self._whole = whole
+        self._seen: set[bytes] = set()
+
+    def __call__(self, request: Request) -> Reply:
+        if request.body in self._seen:
+            return self._whole
+        self._seen.add(request.body)
+        self._offset += self._step
+        return cut(self._offset, self._end, self._whole)(request)
+
+
+async def embed_at_offsets(server: FaultServer, end: Step, framing: Framing, step: int) -> int:
+    """One call for each byte of the answer, or for each `step` bytes; how many gave wrong rows."""
+    whole = answer(framing)
+    offsets = range(0, len(bytes(whole)) + 1, step)
+    server.default(CutFirst(end, whole, step))
+    wrong = 0
+    # Every second request is cut, which opens any circuit; that is another test's.
+    async with llmopt.AsyncClient(config(server), flags={"breaker": False, "coalesce": False}) as client:
+        numbers = iter(offsets)
+
+        async def worker() -> None:
+            nonlocal wrong
+            for number in numbers:
+                found = await client.embed(MODEL, TEXTS, extra={"number": number})
+                wrong += not np.array_equal(found.vectors, expected(TEXTS))
+
+        await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    assert len(bytes(whole)) > 2_000
+    assert len(offsets) < len(server.requests) <= 2 * len(offsets)
+    return wrong
+
+
+@pytest.mark.parametrize(("framing", "step"), [(Framing.LENGTH, 1), (Framing.CHUNKED, 11)])
+async def test_n01_reset_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
+    """Right every time, with one retry."""
+    async with FaultServer() as server:
+        assert await embed_at_offsets(server, Reset(), framing, step) == 0
+
+
+@pytest.mark.parametrize(("framing", "step"), [(Framing.LENGTH, 11), (Framing.CHUNKED, 11), (Framing.EOF, 1)])
+async def test_n02_n03_n04_end_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
+    """The same with a regular end of the connection, also where nothing but the JSON tells of it."""
+    async with FaultServer() as server:
+        assert await embed_at_offsets(server, Close(), framing, step) == 0
+
+
+def test_n01_with_the_circuit_breaker_on() -> None:
+    """Cut off at every second request, it opens; who waits for it gets the right rows all the same."""
+
+    async def main(clock: SimulatedClock) -> None:
+        whole = answer(Framing.LENGTH)
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            llmopt.AsyncClient(config(server), clock=clock, flags={"coalesce": False}) as client,
+        ):
+            server.default(CutFirst(Reset(), whole, 40))
+            for number in range(len(bytes(whole)) // 40):
+                found = await client.embed(MODEL, TEXTS, extra={"number": number}, when_open="wait")
+                np.testing.assert_array_equal(found.vectors, expected(TEXTS))
+
+    run_simulated(main)
+
+
+async def test_n06_an_answer_to_nothing_is_never_believed() -> None:
+    """A whole right-looking answer behind each answer: the connection is not used again."""
+
+    def doubled(request: Request) -> bytes:
+        return bytes(answer_openai(request)) + bytes(strange_answer(request))
+
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(doubled)
+        for number in range(50):
+            texts = [f"{text} of {number}" for text in TEXTS]
+            np.testing.assert_array_equal((await client.embed(MODEL, texts)).vectors, expected(texts))
+        assert server.connections == 50
+
+
+RACES: dict[str, Playable] = {
+    "closes after each answer": CloseAfter(1),
+    "closes after three answers": CloseAfter(3),
+    "resets after each answer": lambda request: Script([Respond(answer_openai(request)), Reset()]),
+}
+
+
+@pytest.mark.parametrize("race", RACES.values(), ids=RACES)
+async def test_n15_a_kept_connection_that_the_server_gives_up(race: Playable) -> None:
+    """Nobody sees an error, whatever the moment; no call takes more than one further request."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=0)) as client:
+        server.default(race)
+
+        async def one(number: int) -> bool:
+            found = await client.embed(MODEL, [f"text {number}"])
+            return bool(np.array_equal(found.vectors, expected([f"text {number}"])))
+
+        numbers = iter(range(2_000))
+
+        async def worker() -> list[bool]:
+            return [await one(number) for number in numbers]
+
+        good = list(itertools.chain(*await asyncio.gather(*(worker() for _ in range(AT_ONCE)))))
+        assert len(good) == 2_000
+        assert all(good)
+        assert len(server.requests) <= 2 * 2_000
+
+
+def test_n15_idle_connections_that_end_just_as_they_are_used() -> None:
+    """A server that closes after 5 s of idleness, give or take 10 ms, and a client that comes then."""
+
+    async def main(clock: SimulatedClock) -> None:
+        closings: Iterator[float] = itertools.cycle([4.99, 5.0, 5.01, 5.005, 4.995])
+        pauses = itertools.cycle([5.0, 4.995, 5.0, 5.01, 4.99, 5.005, 5.0])
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now, idle_close=lambda: next(closings)) as server,
+            llmopt.AsyncClient(config(server, max_retries=0), clock=clock) as client,
+        ):
+            for number in range(700):
+                found = await client.embed(MODEL, [f"text {number}"])
+                np.testing.assert_array_equal(found.vectors, expected([f"text {number}"]))
+                await clock.sleep(next(pauses))
+
+    run_simulated(main)
+
+
+def test_n16_a_kept_connection_whose_peer_is_dead() -> None:
+    """The attempt times out, and the next one has a fresh connection."""
+
+    async def main(clock: SimulatedClock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            llmopt.AsyncClient(config(server, timeouts={"read": 2.0}), clock=clock) as client,
+        ):
+            await client.embed(MODEL, TEXTS)
+            server.play(Script([Stall(reading=False)]))
+            found = await client.embed(MODEL, TEXTS)
+            np.testing.assert_array_equal(found.vectors, expected(TEXTS))
+            assert clock.elapsed < 2.1
+            assert [request.connection for request in server.requests] == [1, 1, 2]
+
+    run_simulated(main)

@@ -1,0 +1,259 @@
+"""C13: identical texts in flight are sent once, and nobody's fate hangs on anybody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmopt
+from llmopt.engine.singleflight import Group, SingleFlight
+from tests.support.faults import FaultServer, Respond, Script, Wait, answer_openai, vector_for
+
+MODEL = "server/m"
+
+
+def config(server: FaultServer, **more: Any) -> dict[str, Any]:
+    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, **more}
+    return {"providers": {"server": entry}}
+
+
+def held(gate: asyncio.Event) -> Script:
+    return Script([Wait(gate), Respond(answer_openai)])
+
+
+def row(text: str) -> list[float]:
+    return [float(value) for value in vector_for(text, 4)]
+
+
+async def test_c13_a_thousand_callers_of_one_text_send_one_request() -> None:
+    """Each gets the vector."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        calls = [asyncio.create_task(client.embed(MODEL, ["same"])) for _ in range(1_000)]
+        await server.wait_requests(1)
+        gate.set()
+        found = await asyncio.gather(*calls)
+    assert len(server.requests) == 1
+    assert all(each.vectors[0].tolist() == row("same") for each in found)
+    # One request, and it stands on one account.
+    assert sum(each.usage.requests for each in found) == 1
+
+
+async def test_c13_overlapping_lists_send_only_what_is_new() -> None:
+    """Texts of both are in order in both."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        first = asyncio.create_task(client.embed(MODEL, ["a", "b", "c"]))
+        await server.wait_requests(1)
+        second = asyncio.create_task(client.embed(MODEL, ["x", "c", "y", "a"]))
+        await server.wait_requests(2)
+        gate.set()
+        one, two = await asyncio.gather(first, second)
+    assert [request.json()["input"] for request in server.requests] == [["a", "b", "c"], ["x", "y"]]
+    np.testing.assert_array_equal(one.vectors, np.array([row(text) for text in "abc"], dtype=np.float32))
+    np.testing.assert_array_equal(two.vectors, np.array([row(text) for text in "xcya"], dtype=np.float32))
+
+
+async def test_c13_options_that_change_a_vector_are_not_mixed() -> None:
+    """Another length is another question."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        first = asyncio.create_task(client.embed(MODEL, ["a"]))
+        await server.wait_requests(1)
+        await client.embed(MODEL, ["a"], extra={"user": "x"})
+        gate.set()
+        await first
+    assert len(server.requests) == 2
+
+
+async def test_c13_the_leader_is_cancelled_and_the_others_get_their_answer() -> None:
+    """From the same request."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        leader = asyncio.create_task(client.embed(MODEL, ["a"]))
+        await server.wait_requests(1)
+        follower = asyncio.create_task(client.embed(MODEL, ["a"]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        leader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leader
+        gate.set()
+        assert (await follower).vectors[0].tolist() == row("a")
+    assert len(server.requests) == 1
+
+
+async def test_c13_all_are_cancelled_and_the_request_with_them() -> None:
+    """The connection is given up; the next call asks afresh."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        calls = [asyncio.create_task(client.embed(MODEL, ["a"])) for _ in range(5)]
+        await server.wait_requests(1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await server.wait_all_closed()
+        assert (await client.embed(MODEL, ["a"])).vectors[0].tolist() == row("a")
+    assert len(server.requests) == 2
+
+
+async def test_c13_a_failure_is_everyones_and_remembered_for_nobody() -> None:
+    """Each has an exception of its own; they do not each retry."""
+    gate = asyncio.Event()
+    refusal = Script([Wait(gate), Respond(lambda _: b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n")])
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(refusal)
+        calls = [asyncio.create_task(client.embed(MODEL, ["a"])) for _ in range(5)]
+        await server.wait_requests(1)
+        gate.set()
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(error, llmopt.NotFound) for error in errors)
+        assert len({id(error) for error in errors}) == 5
+        assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)
+    assert len(server.requests) == 2
+
+
+async def test_c13_a_follower_with_less_time_leaves_alone() -> None:
+    """The leader goes on."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        leader = asyncio.create_task(client.embed(MODEL, ["a"]))
+        await server.wait_requests(1)
+        with pytest.raises(llmopt.DeadlineExceeded):
+            await client.embed(MODEL, ["a"], deadline=0.01)
+        gate.set()
+        assert (await leader).vectors.shape == (1, 4)
+
+
+async def test_c13_each_gets_its_own_order_and_an_array_of_its_own() -> None:
+    """The same texts the other way round are not sent, and are not given back the first way round."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        texts = ["a", "b", "c"]
+        orders = [texts, texts[::-1], ["c", "a"], texts]
+        calls = [asyncio.create_task(client.embed(MODEL, order)) for order in orders]
+        await server.wait_requests(1)
+        await asyncio.sleep(0)
+        gate.set()
+        found = await asyncio.gather(*calls)
+    assert len(server.requests) == 1
+    for order, each in zip(orders, found, strict=True):
+        assert each.vectors.tolist() == [row(text) for text in order]
+    found[0].vectors[:] = 0
+    assert found[3].vectors.any()
+
+
+async def test_c13_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
+    """What ended was the leader's time, not the follower's."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        leader = asyncio.create_task(client.embed(MODEL, ["a"], deadline=0.05))
+        await server.wait_requests(1)
+        follower = asyncio.create_task(client.embed(MODEL, ["a"]))
+        with pytest.raises(llmopt.DeadlineExceeded):
+            await leader
+        assert (await follower).vectors[0].tolist() == row("a")
+        gate.set()
+    assert len(server.requests) == 2
+
+
+async def test_c13_closing_tells_the_waiters_so() -> None:
+    """ClientClosed, never a cancellation that nobody asked for."""
+    gate = asyncio.Event()
+    async with FaultServer() as server:
+        client = llmopt.AsyncClient(config(server))
+        server.default(answer_openai)
+        server.play(held(gate))
+        calls = [asyncio.create_task(client.embed(MODEL, ["a"])) for _ in range(3)]
+        await server.wait_requests(1)
+        await client.aclose()
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        gate.set()
+    assert [type(error) for error in errors] == [llmopt.ClientClosed] * 3, errors
+
+
+async def test_c13_lists_of_models_are_shared() -> None:
+    """Ten callers, one request."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        calls = [asyncio.create_task(client.list_models("server")) for _ in range(10)]
+        await server.wait_requests(1)
+        gate.set()
+        lists = await asyncio.gather(*calls)
+    assert len(server.requests) == 1
+    assert len({len(models) for models in lists}) == 1
+
+
+async def test_c13_switched_off_everybody_asks() -> None:
+    """The flag alone decides."""
+    async with (
+        FaultServer() as server,
+        llmopt.AsyncClient(config(server), flags={"coalesce": False}) as client,
+    ):
+        server.default(answer_openai)
+        await asyncio.gather(*(client.embed(MODEL, ["a"]) for _ in range(3)))
+    assert len(server.requests) == 3
+
+
+async def test_nobody_joins_what_everybody_has_left() -> None:
+    """A caller that comes in the instant in which the last one is cancelled starts afresh."""
+    gate = asyncio.Event()
+    async with (
+        FaultServer() as server,
+        llmopt.AsyncClient(config(server), flags={"cache": False}) as client,
+    ):
+        server.default(answer_openai)
+        server.play(held(gate))
+        first = asyncio.create_task(client.list_models("server"))
+        await server.wait_requests(1)
+        first.cancel()
+        # One turn of the loop: it has left, and the request that nobody waits for has not ended yet.
+        await asyncio.sleep(0)
+        assert len(await client.list_models("server")) == 1
+        assert len(server.requests) == 2
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_work_that_is_stopped_before_it_began() -> None:
+    """Its coroutine is not left behind unawaited."""
+    flights = SingleFlight()
+
+    async def work(_: tuple[str, ...]) -> None:
+        raise AssertionError("it never begins")
+
+    flights.group("kind").start(work, ("name",))
+    await flights.aclose()
+
+
+async def test_nothing_is_kept_of_a_kind_of_work_that_is_over() -> None:
+    """There may be one for each user of a program, by `extra`."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        gc.collect()
+        before = sum(isinstance(each, Group) for each in gc.get_objects())
+        for user in range(20):
+            await client.embed(MODEL, ["a"], extra={"user": f"user {user}"})
+        assert sum(isinstance(each, Group) for each in gc.get_objects()) == before

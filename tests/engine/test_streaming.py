@@ -1,0 +1,393 @@
+"""What a stream holds and when it lets go: slots, circuits, leases, loops, and everybody told."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import threading
+from typing import Any
+
+import pytest
+
+import llmopt
+from llmopt.policies.rate_limiter import RateLimiter
+from tests.support.faults import (
+    FaultServer,
+    Script,
+    Send,
+    Stall,
+    Wait,
+    answer_openai,
+    error_answer,
+    serving,
+    stream_answer,
+)
+from tests.support.streams import (
+    ASKED,
+    DONE,
+    END,
+    MODEL,
+    TEXT,
+    at_rest,
+    chunk,
+    config,
+    cut_off,
+    error_event,
+    event,
+    events_of,
+    head,
+    playing,
+    said,
+    text_of,
+    until,
+)
+
+NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
+
+
+def standing(client: llmopt.AsyncClient, server: FaultServer) -> dict[str, Any]:
+    """The stats of the only endpoint."""
+    found: dict[str, Any] = client.stats()["server"][server.base_url]
+    return found
+
+
+async def test_a_stream_holds_its_slot_to_its_end() -> None:
+    """The next one waits for it."""
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_concurrency=1)) as client:
+        server.play(playing(*said(), end=[Wait(gate), Send(chunk(DONE) + END)]), answer_openai)
+        async with client.stream(MODEL, ASKED) as first:
+            await anext(first)
+            second = asyncio.create_task(text_of(client))
+            await until(lambda: standing(client, server)["waiting"] == 1)
+            assert standing(client, server)["in_flight"] == 1
+            gate.set()
+            async for _ in first:
+                pass
+            assert await second == "Hello world"
+        assert at_rest(client)
+
+
+async def test_the_events_tell_the_whole_story() -> None:
+    """One start, one attempt for each request, its pieces, one end, when the stream ends."""
+    told: list[Any] = []
+
+    def tell(happened: Any) -> None:
+        if not happened.name.startswith("pool."):
+            told.append(happened)
+
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=tell) as client:
+        server.play(error_answer(500, "x"), playing(*said(), DONE))
+        async with client.stream(MODEL, ASKED) as stream:
+            await anext(stream)
+            names = [each.name for each in told]
+            assert names == ["request.start", "request.attempt", "request.retry"]
+            async for _ in stream:
+                pass
+    names = [each.name for each in told]
+    assert names[3:] == ["stream.chunk"] * 6 + ["request.attempt", "request.end"]
+    pieces = [each for each in told if each.name == "stream.chunk"]
+    assert [each.events for each in pieces] == [1] * 6
+    assert [each.size for each in pieces] == [*map(len, said()[1:]), len(DONE)]
+    attempts = [(each.attempt, each.outcome, each.status) for each in told if each.name == "request.attempt"]
+    assert attempts == [(1, "ServerError", 500), (2, "ok", 200)]
+    assert (told[-1].outcome, told[-1].attempts) == ("ok", 2)
+
+
+@pytest.mark.parametrize(
+    ("play", "outcome"),
+    [(NEVER_ENDING, "cancelled"), (cut_off(*said()), "StreamInterrupted")],
+    ids=["left", "broken"],
+)
+async def test_the_events_tell_how_it_ended(play: Script, outcome: str) -> None:
+    """Once each."""
+    told: list[Any] = []
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=told.append) as client:
+        server.default(play)
+        try:
+            async with client.stream(MODEL, ASKED) as stream:
+                async for each in stream:
+                    if each.text.startswith("König") and outcome == "cancelled":
+                        break
+        except llmopt.StreamInterrupted:
+            pass
+    ends = [(each.name, each.outcome) for each in told if hasattr(each, "outcome")]
+    assert ends == [("request.attempt", outcome), ("request.end", outcome)]
+
+
+async def test_streams_that_break_off_open_the_circuit() -> None:
+    """Though each of them began well."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(cut_off(*said()))
+        for _ in range(20):
+            with pytest.raises((llmopt.StreamInterrupted, llmopt.CircuitOpen)):
+                await events_of(client)
+        assert len(server.requests) < 20
+        with pytest.raises(llmopt.CircuitOpen):
+            await client.chat(MODEL, ASKED)
+
+
+async def test_a_limit_told_in_the_middle_is_none_of_the_circuits_business() -> None:
+    """It is the limiter that hears of it."""
+    async with (
+        FaultServer() as server,
+        llmopt.AsyncClient(config(server), flags={"limiter": False}) as client,
+    ):
+        server.default(playing(*said(), error_event("later", code="rate_limit_exceeded", status=429)))
+        for _ in range(12):
+            with pytest.raises(llmopt.StreamInterrupted) as caught:
+                await events_of(client)
+        assert isinstance(caught.value.__cause__, llmopt.LLMOptError)
+        circuits = standing(client, server)["breakers"]["m chat"]
+        assert "open" not in circuits
+
+
+async def test_a_circuit_on_probation_does_not_wait_for_the_end_of_a_long_answer() -> None:
+    """Two first events close it, while the answers go on."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(stream_answer(["x"]))
+        await text_of(client)
+        endpoint = client._components.engine._groups["server"].endpoints[0]
+        pair = endpoint.policies.breakers(_call())
+        assert pair is not None
+        pair.model.trip(0.0)
+        server.default(NEVER_ENDING)
+        async with client.stream(MODEL, ASKED) as first:
+            await anext(first)
+            async with client.stream(MODEL, ASKED) as second:
+                await anext(second)
+                assert pair.model.state == "closed"
+        assert at_rest(client)
+
+
+def _call() -> llmopt.ChatCall:
+    return llmopt.ChatCall(model="m", stream=True)
+
+
+async def test_the_lease_is_settled_with_what_it_really_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As told, or as estimated from what was said; whichever way the stream ended."""
+    usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
+    with_usage = [*said(), event(choices=[], usage=usage), DONE]
+    long = event(choices=[{"index": 0, "delta": {"content": "x" * 4000}}])
+    entry = {"rpm": 60_000, "tpm": 6_000_000}
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, **entry)) as client:
+        settled: list[float | None] = []
+        settle = RateLimiter.settle
+
+        def noted(limiter: RateLimiter, lease: Any, tokens: float | None) -> None:
+            settled.append(tokens)
+            settle(limiter, lease, tokens)
+
+        monkeypatch.setattr(RateLimiter, "settle", noted)
+        server.play(
+            playing(*with_usage),
+            playing(long, DONE),
+            cut_off(long),
+            Script([Send(head()), Send(chunk(long)), Stall()]),
+        )
+        await events_of(client)
+        await events_of(client)
+        with pytest.raises(llmopt.StreamInterrupted):
+            await events_of(client)
+        async with client.stream(MODEL, ASKED) as stream:
+            await anext(stream)
+        assert at_rest(client)
+    told = [tokens for tokens in settled if tokens is not None]
+    assert told[0] == 1000
+    assert len(told) == 4
+    assert all(1000 < tokens < 1100 for tokens in told[1:]), told
+
+
+async def test_the_limiter_does_not_wait_for_the_end_of_long_answers() -> None:
+    """Its slow start goes on with each first event, though no answer has ended; and a canary is back with it."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_concurrency=40)) as client:
+        server.default(NEVER_ENDING)
+        waited: list[float] = []
+        streams = [client.stream(MODEL, ASKED) for _ in range(40)]
+        loop = asyncio.get_running_loop()
+
+        async def enter(stream: Any) -> None:
+            began = loop.time()
+            await stream.__aenter__()
+            waited.append(loop.time() - began)
+
+        async with asyncio.timeout(10):
+            for stream in streams:
+                await enter(stream)
+        limiter = standing(client, server)["limiters"]["m"]
+        assert limiter["waiting"] == 0
+        waits = client.stats()["server"][server.base_url]["waited_s"]
+        assert waits.get("limiter", 0.0) == 0.0
+        for stream in streams:
+            await stream.aclose()
+        assert at_rest(client)
+
+
+async def test_c06_closing_the_client_under_a_stream() -> None:
+    """The reader is told so; whoever is not reading learns it with the next look."""
+    async with FaultServer() as server:
+        server.default(NEVER_ENDING)
+        client = llmopt.AsyncClient(config(server))
+        reading = asyncio.create_task(events_of(client))
+        idle = client.stream(MODEL, ASKED)
+        for _ in range(6):
+            await anext(idle)
+        await server.wait_requests(2)
+        await until(lambda: standing(client, server)["connections"]["in_use"] == 2)
+        await asyncio.gather(*(client.aclose() for _ in range(10)))
+        with pytest.raises(llmopt.ClientClosed):
+            await reading
+        with pytest.raises(llmopt.ClientClosed):
+            await anext(idle)
+        with pytest.raises(llmopt.ClientClosed):
+            async with client.stream(MODEL, ASKED):
+                raise AssertionError
+        await server.wait_all_closed()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_closed_by_another_task_while_it_is_read() -> None:
+    """Its reader gets an error, not a quiet end."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(NEVER_ENDING)
+        stream = client.stream(MODEL, ASKED)
+
+        async def read() -> None:
+            async for _ in stream:
+                pass
+
+        reading = asyncio.create_task(read())
+        await until(lambda: stream.text == TEXT)
+        await stream.aclose()
+        with pytest.raises(llmopt.StreamInterrupted, match="closed") as caught:
+            await reading
+        assert caught.value.text == TEXT
+        assert [each async for each in stream] == []
+        await server.wait_all_closed()
+        assert at_rest(client)
+
+
+async def test_closed_by_another_task_before_it_began() -> None:
+    """While the request is under way."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(Script([Wait(0.05), Send(head()), Send(chunk(said()[0])), Stall()]))
+        stream = client.stream(MODEL, ASKED)
+        entering = asyncio.create_task(stream.__aenter__())
+        await server.wait_requests(1)
+        await stream.aclose()
+        with pytest.raises(llmopt.StreamInterrupted, match="closed"):
+            await entering
+        await server.wait_all_closed()
+        assert at_rest(client)
+
+
+async def test_one_reader_at_a_time() -> None:
+    """A second one is refused, and does no harm."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(NEVER_ENDING)
+        async with client.stream(MODEL, ASKED) as stream:
+            for _ in said():
+                await anext(stream)
+            first = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="another task"):
+                await anext(stream)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            with pytest.raises(llmopt.StreamInterrupted, match="cancelled"):
+                await anext(stream)
+        assert at_rest(client)
+
+
+async def test_an_error_stays_an_error() -> None:
+    """Asking again does not make a broken stream a whole one."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(cut_off(*said()))
+        stream = client.stream(MODEL, ASKED)
+        for _ in range(3):
+            with pytest.raises(llmopt.StreamInterrupted) as caught:
+                async for _ in stream:
+                    pass
+            assert caught.value.text == TEXT
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (again.text, again.partial.text, again.provider, again.model) == (TEXT, TEXT, "server", "m")
+    assert len(server.requests) == 1
+
+
+async def test_a_stream_used_up_may_be_asked_again() -> None:
+    """It stays at its end."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        stream = client.stream(MODEL, ASKED)
+        assert len([each async for each in stream]) == 5
+        assert [each async for each in stream] == []
+        await stream.aclose()
+        await stream.aclose()
+        assert stream.text == "Hello world"
+
+
+def test_c07_dropped_when_its_loop_is_closed() -> None:
+    """Nothing is scheduled on it, and the next run works."""
+    with serving() as thread:
+        thread.server.default(NEVER_ENDING)
+        client = llmopt.AsyncClient(config(thread.server))
+        kept: list[Any] = []
+
+        async def leave() -> None:
+            stream = client.stream(MODEL, ASKED)
+            await anext(stream)
+            kept.append(stream)
+
+        asyncio.run(leave())
+        with pytest.warns(ResourceWarning, match="unclosed <ChatStream"):
+            kept.clear()
+        thread.server.default(answer_openai)
+
+        async def again() -> str:
+            async with client:
+                return await text_of(client)
+
+        assert asyncio.run(again()) == "Hello world"
+        gc.collect()
+
+
+def test_c07_dropped_in_another_thread() -> None:
+    """Its own loop lets it go."""
+    with serving() as thread:
+        thread.server.default(NEVER_ENDING)
+        held: list[Any] = []
+
+        async def main() -> None:
+            async with llmopt.AsyncClient(config(thread.server)) as client:
+                stream = client.stream(MODEL, ASKED)
+                await anext(stream)
+                held.append(stream)
+                del stream
+                dropping = threading.Thread(target=held.clear)
+                dropping.start()
+                dropping.join()
+                await until(lambda: at_rest(client))
+
+        with pytest.warns(ResourceWarning, match="unclosed <ChatStream"):
+            asyncio.run(main())
+
+
+def test_c08_two_loops_at_once() -> None:
+    """One client, streams in two threads, each on its own connections."""
+    with serving() as thread:
+        thread.server.default(answer_openai)
+        client = llmopt.AsyncClient(config(thread.server))
+        got: list[str] = []
+
+        async def many() -> None:
+            got.extend(await asyncio.gather(*(text_of(client) for _ in range(50))))
+
+        threads = [threading.Thread(target=lambda: asyncio.run(many())) for _ in range(2)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert got == ["Hello world"] * 100
+        asyncio.run(client.aclose())

@@ -1,0 +1,171 @@
+"""Streams over transports that are not ours: httpx's own, and one that answers without a network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+import llmopt
+from llmopt.testing import installed
+from tests.support.faults import (
+    FaultServer,
+    Script,
+    Send,
+    Stall,
+    answer_openai,
+    error_answer,
+    stream_answer,
+    stream_events,
+)
+from tests.support.streams import (
+    ASKED,
+    DONE,
+    MODEL,
+    TEXT,
+    WORDS,
+    chunk,
+    config,
+    cut_off,
+    events_of,
+    head,
+    playing,
+    said,
+    text_of,
+    until,
+)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FaultServer]:
+    async with FaultServer() as made:
+        yield made
+
+
+@pytest.fixture
+async def client(server: FaultServer) -> AsyncIterator[llmopt.AsyncClient]:
+    """Over httpx's own transport, with one connection: a slot that is lost is noticed at once."""
+    transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1))
+    async with llmopt.AsyncClient(config(server, max_concurrency=4), transport=transport) as made:
+        yield made
+
+
+async def test_a_whole_stream(server: FaultServer, client: llmopt.AsyncClient) -> None:
+    """And the same connection for the next one."""
+    server.default(stream_answer(WORDS))
+    for _ in range(5):
+        assert await text_of(client) == TEXT
+    assert server.connections == 1
+
+
+async def test_e07_an_end_without_an_end(server: FaultServer, client: llmopt.AsyncClient) -> None:
+    """The reader does not wait for it; the next request gets its connection."""
+    server.play(playing(b"".join(stream_events(WORDS)), end=[Stall()]), answer_openai)
+    assert await text_of(client) == TEXT
+    assert await text_of(client) == "Hello world"
+
+
+async def test_e10_broken_off(server: FaultServer, client: llmopt.AsyncClient) -> None:
+    """With what had come."""
+    server.play(cut_off(*said()))
+    with pytest.raises(llmopt.StreamInterrupted) as caught:
+        await events_of(client)
+    assert caught.value.text == TEXT
+
+
+async def test_e06_silence(server: FaultServer) -> None:
+    """The clocks are ours."""
+    times = {"first": 0.05, "first_event": 0.05, "idle": 0.1}
+    transport = httpx.AsyncHTTPTransport()
+    async with llmopt.AsyncClient(config(server, times), transport=transport) as client:
+        server.default(Script([Send(head()), Send(chunk(said()[1])), Stall()]))
+        with pytest.raises(llmopt.StreamIdle):
+            await events_of(client)
+        await server.wait_all_closed()
+
+
+async def test_e11_left_early(server: FaultServer, client: llmopt.AsyncClient) -> None:
+    """Many times over the only connection."""
+    server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
+    for _ in range(20):
+        async with client.stream(MODEL, ASKED) as stream:
+            await anext(stream)
+    server.default(answer_openai)
+    assert await text_of(client) == "Hello world"
+    await until(lambda: server.open_connections <= 1)
+
+
+async def test_c01_cancelled_at_any_turn(server: FaultServer, client: llmopt.AsyncClient) -> None:
+    """httpx's pool, which loses a slot to a cancellation at the wrong moment, is never cancelled."""
+    server.default(lambda request: playing(*said(), DONE))
+    for turns in range(60):
+        task = asyncio.create_task(text_of(client))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert await text_of(client) == TEXT, turns
+
+
+async def test_e12_refusals(server: FaultServer, client: llmopt.AsyncClient) -> None:
+    """A hundred over one connection."""
+    server.default(error_answer(400, "no"))
+    for _ in range(100):
+        with pytest.raises(llmopt.BadRequest):
+            await events_of(client)
+    assert server.connections == 1
+
+
+async def test_without_a_network() -> None:
+    """A mock transport, as tests of applications use it."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            for each in stream_events(WORDS):
+                yield each
+
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body())
+
+    entry: Any = {"providers": {"server": {"plugin": "local", "base_url": "http://127.0.0.1:9/v1"}}}
+    async with llmopt.AsyncClient(entry, transport=httpx.MockTransport(answer)) as client:
+        assert await text_of(client) == TEXT
+        async with client.stream(MODEL, ASKED) as stream:
+            await anext(stream)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_engine_inside_the_process() -> None:
+    """Without queues, circuits and time-outs, and left early like any other."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            for each in stream_events(WORDS):
+                yield each
+
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body())
+
+    plugin = SimpleNamespace(
+        provider_profile=llmopt.hookimpl(lambda: llmopt.Profile(in_process=True, key_required=False)),
+        open_transport=llmopt.hookimpl(lambda: httpx.MockTransport(answer)),
+    )
+    with installed("inside", plugin):
+        async with llmopt.AsyncClient() as client:
+            async with client.stream("inside/m", ASKED) as stream:
+                assert "".join([each.text async for each in stream]) == TEXT
+            async with client.stream("inside/m", ASKED) as stream:
+                await anext(stream)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_engine_without_chat() -> None:
+    """Says so, before anything is loaded."""
+    async with llmopt.AsyncClient() as client:
+        with pytest.raises(llmopt.ConfigError, match="no chat"):
+            async with client.stream("local/default", ASKED):
+                raise AssertionError
+        with pytest.raises(llmopt.ConfigError, match="no chat"):
+            await client.chat("local/default", ASKED)

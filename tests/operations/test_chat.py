@@ -1,0 +1,263 @@
+"""Chats in one piece: what is sent, what comes back, what is repeated."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import llmopt
+from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.faults import (
+    Answer,
+    Close,
+    FaultServer,
+    Reset,
+    Script,
+    Stall,
+    answer_openai,
+    chat_payload,
+    cut,
+    error_answer,
+    faults_of,
+    json_answer,
+)
+from tests.support.streams import ASKED, DONE, MODEL, at_rest, config, error_event, playing, said
+
+REPLY = json_answer(chat_payload(["Hello", " world"]), headers=[("x-request-id", "req_7")])
+LENGTH = len(bytes(REPLY))
+
+
+async def test_everything_asked_for_arrives() -> None:
+    """Each parameter by its name, and nothing that was not asked for."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    asked: dict[str, Any] = {
+        "max_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 3,
+        "presence_penalty": 0.1,
+        "frequency_penalty": -0.1,
+        "tools": [tool],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "response_format": {"type": "json_object"},
+        "reasoning_effort": "low",
+    }
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(REPLY)
+        messages = [llmopt.Message("system", "Be brief."), {"role": "user", "content": "Hello?"}]
+        reply = await client.chat(MODEL, messages, stop="END", extra={"top_k": 1}, **asked)
+        await client.chat(MODEL, ASKED)
+    sent = server.requests[0].json()
+    base = {"model": "m", "stream": False, "stop": ["END"], "top_k": 1}
+    assert sent.pop("messages") == [{"role": "system", "content": "Be brief."}, *ASKED]
+    assert sent == {**base, **asked}
+    assert server.requests[1].json() == {"model": "m", "stream": False, "messages": ASKED}
+    assert (reply.text, reply.finish_reason, reply.request_id) == ("Hello world", "stop", "req_7")
+    assert reply.usage is not None
+    assert (reply.usage.total_tokens, reply.usage.requests) == (4, 1)
+
+
+BAD: list[tuple[Any, dict[str, Any], str, int | None]] = [
+    ("Hello?", {}, "one question", None),
+    ([], {}, "empty", None),
+    ({"role": "user", "content": "x"}, {}, "must be a list", None),
+    ([*ASKED, "Hello?"], {}, "message 1 is of type str", 1),
+    ([*ASKED, {"content": "x"}], {}, "message 1 has no role", 1),
+    ([{"role": "user"}], {}, "message 0 has no content", 0),
+    ([{"role": "user", "content": "a\ud800b"}], {}, "surrogate", 0),
+    ([{"role": "user", "content": {1, object()}}], {}, "JSON", 0),
+    (ASKED, {"max_tokens": 0}, "max_tokens must be a whole number of 1 or more", None),
+    (ASKED, {"max_tokens": True}, "max_tokens", None),
+    (ASKED, {"max_tokens": 1.5}, "max_tokens", None),
+    (ASKED, {"temperature": float("nan")}, "temperature must be a finite number", None),
+    (ASKED, {"temperature": -1}, "temperature must be 0 or more", None),
+    (ASKED, {"temperature": "hot"}, "temperature", None),
+    (ASKED, {"top_p": 1.5}, "top_p must be from 0 to 1", None),
+    (ASKED, {"stop": ["a", ""]}, "stop", None),
+    (ASKED, {"stop": 7}, "stop", None),
+    (ASKED, {"seed": 1.0}, "seed", None),
+    (ASKED, {"tools": {"type": "function"}}, "tools must be a list", None),
+    (ASKED, {"tools": ["look"]}, "tool 0", None),
+    (ASKED, {"tool_choice": 7}, "tool_choice", None),
+    (ASKED, {"parallel_tool_calls": "yes"}, "parallel_tool_calls", None),
+    (ASKED, {"response_format": "json"}, "response_format", None),
+    (ASKED, {"reasoning_effort": ""}, "reasoning_effort", None),
+    (ASKED, {"extra": {"a": float("inf")}}, "extra", None),
+]
+
+
+@pytest.mark.parametrize(("messages", "options", "told", "index"), BAD, ids=range(len(BAD)))
+async def test_i01_i05_what_cannot_be_asked_is_refused_before_anything_is_sent(
+    messages: Any, options: dict[str, Any], told: str, index: int | None
+) -> None:
+    """For a chat and for a stream alike, which is refused when it is made."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        with pytest.raises(llmopt.InvalidInput, match=told) as caught:
+            await client.chat(MODEL, messages, **options)
+        assert caught.value.index == index
+        with pytest.raises(llmopt.InvalidInput, match=told):
+            client.stream(MODEL, messages, **options)
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.0, "10", 10**9])
+async def test_a_buffer_of_no_size(size: Any) -> None:
+    """Refused likewise."""
+    async with llmopt.AsyncClient() as client:
+        with pytest.raises(llmopt.InvalidInput, match="buffer_size"):
+            client.stream("local/m", ASKED, buffer_size=size)
+
+
+@pytest.mark.parametrize("end", [Reset(), Close()], ids=["N01", "N02"])
+async def test_n01_n02_broken_at_any_byte_it_is_repeated_once(end: Reset | Close) -> None:
+    """It may have been carried out: once more, and then no more."""
+    async with (
+        FaultServer() as server,
+        llmopt.AsyncClient(config(server, max_retries=3), flags={"breaker": False}) as client,
+    ):
+        for offset in range(0, LENGTH, 11):
+            server.requests.clear()
+            server.play(cut(offset, end, REPLY))
+            server.default(REPLY)
+            assert (await client.chat(MODEL, ASKED)).text == "Hello world"
+            assert len(server.requests) == 2, offset
+            server.requests.clear()
+            server.default(cut(offset, end, REPLY))
+            with pytest.raises((llmopt.ConnectionLost, llmopt.InvalidResponse)):
+                await client.chat(MODEL, ASKED)
+            assert len(server.requests) == 2, offset
+            assert at_rest(client)
+
+
+def test_a_chat_has_ten_minutes() -> None:
+    """And is repeated once."""
+
+    async def main(clock: SimulatedClock) -> int:
+        async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
+            entry = {"plugin": "openai", "base_url": server.base_url, "api_key": "test-key"}
+            async with llmopt.AsyncClient({"providers": {"server": entry}}, clock=clock) as client:
+                server.default(Script([Stall()]))
+                with pytest.raises(llmopt.AttemptTimeout):
+                    await client.chat(MODEL, ASKED)
+                assert 1201 <= clock.elapsed < 1203
+            return len(server.requests)
+
+    assert run_simulated(main) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "requests"),
+    [
+        (Answer(200, b"<html>", [("content-type", "text/html")]), llmopt.InvalidResponse, 2),
+        (Answer(200, b""), llmopt.InvalidResponse, 2),
+        (Answer(204, b""), llmopt.InvalidResponse, 2),
+        (json_answer({"choices": []}), llmopt.InvalidResponse, 2),
+        (json_answer({"choices": [{"message": {"content": 7}}]}), llmopt.InvalidResponse, 2),
+        (error_answer(200, "no", code="insufficient_quota"), llmopt.QuotaExhausted, 1),
+        (error_answer(503, "busy"), llmopt.Overloaded, 4),
+        (error_answer(400, "bad"), llmopt.BadRequest, 1),
+        (error_answer(400, "filtered", code="content_filter"), llmopt.ContentFiltered, 1),
+        (error_answer(401, "who?"), llmopt.AuthError, 1),
+        (error_answer(404, "what?"), llmopt.NotFound, 1),
+    ],
+    ids=lambda value: str(getattr(value, "status", value)),
+)
+async def test_h08_h11_h14_by_verdict(answer: Answer, kind: type[Exception], requests: int) -> None:
+    """A chat in one piece and a stream are tried again alike."""
+    flags = {"breaker": False}
+    for streamed in (False, True):
+        async with (
+            FaultServer() as server,
+            llmopt.AsyncClient(config(server, max_retries=3), flags=flags) as client,
+        ):
+            server.default(answer)
+            with pytest.raises(kind):
+                if streamed:
+                    async with client.stream(MODEL, ASKED):
+                        raise AssertionError
+                await client.chat(MODEL, ASKED)
+            assert len(server.requests) == requests, streamed
+            assert at_rest(client)
+
+
+@pytest.mark.parametrize("fault", faults_of("P07"), ids=lambda fault: fault.name)
+async def test_p07_no_body_breaks_the_client(fault: Any) -> None:
+    """Whatever JSON can be: an unusable answer, never another exception. The bodies are of embeddings."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=0)) as client:
+        reply = fault.reply
+        bodies: Callable[[Any], Any] = reply if callable(reply) else lambda _: reply
+
+        def made(request: Any) -> Any:
+            body = json.dumps({"model": "m", "input": ["a", "b"]}).encode()
+            import attrs
+
+            return bodies(attrs.evolve(request, body=body, target="/v1/embeddings"))
+
+        server.default(made)
+        with pytest.raises(llmopt.LLMOptError):
+            await client.chat(MODEL, ASKED)
+        assert at_rest(client)
+
+
+CANARY_KEY = "sk-canary-key-8f7e6d5c"
+CANARY_TEXT = "canary-prompt-1a2b3c4d"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_s02_neither_key_nor_prompt_gets_out(
+    streamed: bool, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A provider that repeats both, in a status, in an event, first and later: errors, events, logs, pickles."""
+    caplog.set_level(logging.DEBUG)
+    echo = f"You said {CANARY_TEXT} with {CANARY_KEY}."
+    events: list[Any] = []
+    answers: list[Any] = [error_answer(status, echo) for status in (400, 401, 422, 429, 500)]
+    answers += [
+        playing(error_event(echo)),
+        playing(*said(), error_event(echo), DONE),
+        cut(30, Reset(), REPLY),
+    ]
+    for answer in answers:
+        async with FaultServer() as server:
+            entry = config(server, api_key=CANARY_KEY, max_retries=1)
+            async with llmopt.AsyncClient(entry, on_event=events.append) as client:
+                server.default(answer)
+                messages = [{"role": "user", "content": [{"type": "text", "text": f"Hello {CANARY_TEXT}!"}]}]
+                with pytest.raises(llmopt.LLMOptError) as caught:
+                    if streamed:
+                        async with client.stream(MODEL, messages) as stream:
+                            async for _ in stream:
+                                pass
+                    await client.chat(MODEL, messages, deadline=30)
+                shown = "".join(traceback.format_exception(caught.value))
+                told = [
+                    shown,
+                    repr(caught.value),
+                    repr(vars(caught.value)),
+                    repr(events),
+                    caplog.text,
+                    repr(client),
+                ]
+                told += [str(pickle.dumps(caught.value)), json.dumps(client.stats())]
+                for text in told:
+                    assert CANARY_KEY not in text
+                    assert CANARY_TEXT not in text
+
+
+async def test_the_same_answer_whichever_way() -> None:
+    """What a stream comes to is what a chat gives, but for what only one of them tells."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        reply = await client.chat(MODEL, ASKED)
+        async with client.stream(MODEL, ASKED) as stream:
+            async for _ in stream:
+                pass
+    for name in ("text", "reasoning", "refusal", "tool_calls", "finish_reason", "model", "id"):
+        assert getattr(stream.reply, name) == getattr(reply, name), name

@@ -1,0 +1,149 @@
+"""Everything that can be had of a batch that failed, counted at the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmopt
+from tests.support.faults import Answer, FaultServer, MaxItems, Poison, TokenLimit, answer_openai, vector_for
+from tests.support.faults.payload_rows import changed
+from tests.support.faults.request import Request
+
+
+def config(server: FaultServer, **more: Any) -> dict[str, Any]:
+    entry = {"base_url": server.base_url, "api_key": "test-key", "retry_delay": 0.001, **more}
+    return {"providers": {"openai": entry}}
+
+
+def rows(texts: Sequence[str]) -> np.ndarray[Any, Any]:
+    return np.array([vector_for(text, 4) for text in texts], dtype=np.float32)
+
+
+TEXTS = [f"text number {number}" for number in range(300)]
+MODEL = "openai/text-embedding-3-small"
+
+
+async def test_a_limit_that_nobody_stated_is_found_and_remembered() -> None:
+    """200 texts to a server that takes 64 while its plugin declares 2,048: 7 requests, and 4 the next time."""
+    async with FaultServer() as server:
+        server.default(MaxItems(64, state_limit=False))
+        async with llmopt.AsyncClient(config(server)) as client:
+            found = await client.embed(MODEL, TEXTS[:200])
+        np.testing.assert_array_equal(found.vectors, rows(TEXTS[:200]))
+        assert len(server.requests) <= 7
+        before = len(server.requests)
+        # Another client reads what the first one kept, as another process would.
+        async with llmopt.AsyncClient(config(server)) as client:
+            again = await client.embed(MODEL, TEXTS[:200])
+        np.testing.assert_array_equal(again.vectors, rows(TEXTS[:200]))
+        assert len(server.requests) - before == 4
+
+
+async def test_a_limit_that_the_server_states_is_taken_at_once() -> None:
+    """One refusal, then as few requests as can be."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(MaxItems(64, state_limit=True))
+        found = await client.embed(MODEL, TEXTS[:200])
+        assert found.errors == {}
+    np.testing.assert_array_equal(found.vectors, rows(TEXTS[:200]))
+    assert len(server.requests) <= 7
+
+
+@pytest.mark.parametrize("status", [400, 422, 500])
+@pytest.mark.parametrize("at", [0, 150, 299])
+async def test_one_poison_costs_one_error(status: int, at: int) -> None:
+    """299 vectors, in at most 20 requests more than the one."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(Poison(TEXTS[at], status=status))
+        found = await client.embed(MODEL, TEXTS, errors="return")
+    assert set(found.errors) == {at}
+    good = [row for row in range(300) if row != at]
+    np.testing.assert_array_equal(found.vectors[good], rows([TEXTS[row] for row in good]))
+    assert np.isnan(found.vectors[at]).all()
+    # A 500 may pass by itself, so the whole batch is tried again before anything is suspected.
+    assert len(server.requests) - 1 <= (20 if status < 500 else 22)
+
+
+async def test_a_vector_that_is_not_finite_costs_one_error() -> None:
+    """The text at fault is found from the answers alone."""
+
+    def reply(request: Request) -> Answer:
+        poisoned = "text number 7" in request.json()["input"]
+        return spoiled(request) if poisoned else answer_openai(request)  # type: ignore[return-value] # an Answer both
+
+    def spoil(payload: Any) -> None:
+        payload["data"][0]["embedding"][0] = None
+
+    spoiled = changed(spoil)
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(reply)
+        with pytest.raises(llmopt.PartialFailure) as caught:
+            await client.embed(MODEL, TEXTS[:20])
+    result = caught.value.result
+    assert set(result.errors) == {7}
+    assert isinstance(result.errors[7], llmopt.InvalidResponse)
+    good = [row for row in range(20) if row != 7]
+    np.testing.assert_array_equal(result.vectors[good], rows([TEXTS[row] for row in good]))
+
+
+async def test_one_text_over_the_token_limit_among_a_hundred() -> None:
+    """99 vectors, and the error is that text's."""
+    texts = [*TEXTS[:60], "long " * 3_000, *TEXTS[60:99]]
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(TokenLimit(2_000, per="item"))
+        found = await client.embed(MODEL, texts, errors="return")
+    assert set(found.errors) == {60}
+    assert isinstance(found.errors[60], llmopt.ItemTooLong)
+    assert len(server.requests) == 3
+
+
+async def test_too_many_tokens_in_all_are_split() -> None:
+    """By tokens; every text comes through."""
+    texts = [f"{number} " + "word " * 100 for number in range(40)]
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(TokenLimit(1_000, per="request"))
+        found = await client.embed(MODEL, texts)
+    np.testing.assert_array_equal(found.vectors, rows(texts))
+
+
+async def test_a_400_that_names_a_parameter_is_never_bisected() -> None:
+    """It is the whole request's: one request, and no batch after it."""
+    body = b'{"error":{"message":"bad dimensions","type":"invalid_request_error","param":"dimensions","code":null}}'
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_concurrency=1)) as client:
+        server.default(bytes(Answer(400, body, [("content-type", "application/json")])))
+        with pytest.raises(llmopt.BadRequest, match="bad dimensions"):
+            await client.embed(MODEL, [f"text {number}" for number in range(5_000)])
+    assert len(server.requests) == 1
+
+
+async def test_a_400_for_everything_is_given_up_soon() -> None:
+    """Nothing of three levels came through: it is no text's fault."""
+    body = b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(bytes(Answer(400, body, [("content-type", "application/json")])))
+        with pytest.raises(llmopt.BadRequest):
+            await client.embed(MODEL, TEXTS)
+    assert len(server.requests) <= 15
+
+
+async def test_many_poisons_are_bounded() -> None:
+    """At most 64 requests more; what was had stays."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(Poison(TEXTS[3], inner=Poison(TEXTS[77], inner=Poison(TEXTS[200]))))
+        found = await client.embed(MODEL, TEXTS, errors="return")
+    assert set(found.errors) == {3, 77, 200}
+    assert len(server.requests) <= 65
+
+
+async def test_splits_are_events() -> None:
+    """An operator sees why there are more requests than batches."""
+    events: list[Any] = []
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=events.append) as client:
+        server.default(MaxItems(64, state_limit=False))
+        await client.embed(MODEL, TEXTS[:200])
+    splits = [event for event in events if event.name == "batch.split"]
+    assert sorted(event.items for event in splits) == [100, 100, 200]

@@ -1,0 +1,247 @@
+"""Tables of models: the format, and what each plugin's own table holds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from llmopt import BatchLimit, CatalogPage, Model, ModelTable, PluginContractError, Prices
+from llmopt.known_models import read_table
+from tests.plugins.errors import PLUGINS, REPOSITORY
+
+TABLES = tuple(plugin for plugin in PLUGINS if plugin != "compatible")
+"""Plugins with a table of models of their own."""
+KNOWN = ("openai", "mistral", "azure")
+"""Plugins whose providers' lists say little."""
+SAMPLES = REPOSITORY.parent / "shared" / "samples"
+ROW = '[[model]]\nname = "m"\nsource = "s"\n'
+
+
+def table(plugin: str) -> ModelTable:
+    return ModelTable(f"llmopt_plugin_{plugin}")
+
+
+@pytest.mark.parametrize("plugin", TABLES)
+def test_every_table_is_of_the_documented_format(plugin: str) -> None:
+    """Rows have a source, embedding models a length and a number of tokens that is not more than a request's."""
+    for row in table(plugin).rows:
+        assert row.source
+        if row.name == "*":
+            assert row.kind == "unknown"
+            continue
+        assert row.kind == "embedding"
+        assert row.dimensions is not None
+        if row.limit.max_tokens is not None:
+            assert row.limit.max_item_tokens is not None
+            assert row.limit.max_item_tokens <= row.limit.max_tokens
+
+
+@pytest.mark.parametrize("plugin", ["openai", "mistral", "azure"])
+def test_a_model_that_is_not_listed_has_limits_all_the_same(plugin: str) -> None:
+    """Those of the row for all others."""
+    limit = table(plugin).limit("a-model-of-tomorrow")
+    assert limit.max_items
+    assert limit.max_tokens
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples are not there")
+@pytest.mark.parametrize("plugin", ["openai", "mistral", "azure"])
+def test_tables_agree_with_the_samples(plugin: str) -> None:
+    """Tokens within two of litellm's list (which has 8,191 where the provider says 8,192), lengths alike."""
+    listed = json.loads((SAMPLES / "catalogues" / "litellm-embedding-models.json").read_text())
+    for row in table(plugin).rows:
+        for name in (row.name, *row.aliases):
+            found = listed.get(name if plugin == "openai" else f"{plugin}/{name}", {})
+            tokens, length = found.get("max_input_tokens"), found.get("output_vector_size")
+            assert tokens is None or abs(tokens - (row.limit.max_item_tokens or 0)) <= 2, name
+            assert length in (None, row.dimensions), name
+
+
+def test_a_model_is_found_by_name_and_by_alias() -> None:
+    """The first of several names that is listed counts; the row for all others is no model."""
+    mistral = table("mistral")
+    row = mistral.get("mistral-embed")
+    assert row is not None
+    assert mistral.get("mistral-embed-2312") is row
+    assert mistral.get("nothing", "codestral-embed") is not row
+    assert mistral.get("*") is None
+    assert mistral.get("nothing") is None
+
+
+def test_only_what_is_missing_is_filled_in_and_marked() -> None:
+    """What the provider says is never changed."""
+    bare = table("openai").described(Model(id="text-embedding-3-small"))
+    assert (bare.kind, bare.dimensions, bare.context_length) == ("embedding", 1_536, 8_192)
+    assert bare.known == ("kind", "dimensions", "context_length")
+    told = table("openai").described(Model(id="text-embedding-3-small", dimensions=7, kind="chat"))
+    assert (told.kind, told.dimensions, told.known) == ("chat", 7, ("context_length",))
+    assert table("openai").described(Model(id="gpt-4o")) == Model(id="gpt-4o")
+
+
+def test_a_page_is_described_model_by_model() -> None:
+    """The cursor stays."""
+    page = CatalogPage(models=(Model(id="gpt-4o"), Model(id="text-embedding-ada-002")), next_cursor="c")
+    found = table("openai").described_page(page)
+    assert [model.dimensions for model in found.models] == [None, 1_536]
+    assert found.next_cursor == "c"
+
+
+def test_a_page_of_which_nothing_is_known() -> None:
+    """Is the same."""
+    page = CatalogPage(models=(Model(id="gpt-4o"),), dropped=1)
+    assert table("openai").described_page(page) is page
+    aliased = CatalogPage(models=(Model(id="mine", aliases=("text-embedding-ada-002",)),))
+    assert table("openai").described_page(aliased).models[0].dimensions == 1_536
+
+
+def test_every_key_is_read() -> None:
+    """The format in full."""
+    (row,) = read_table(
+        "format = 1\n[[model]]\nname = 'm'\naliases = ['n']\nkind = 'embedding'\nmax_items = 1\n"
+        "max_item_tokens = 2\nmax_tokens = 3\nmax_bytes = 4\ntruncates = true\ndimensions = 5\n"
+        "shortens = false\nbase64 = true\nshutdown = '2027-01-31'\nsource = 's'\n"
+    )
+    assert row.limit == BatchLimit(max_items=1, max_item_tokens=2, max_tokens=3, max_bytes=4, truncates=True)
+    assert (row.aliases, row.dimensions, row.shortens, row.base64) == (("n",), 5, False, True)
+    assert row.fields["shutdown"] == "2027-01-31"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "expected format = 1"),
+        ("format = 2\n", "expected format = 1"),
+        ("format = 1\n", r"expected tables \[\[model\]\]"),
+        ("format = 1\nother = 2\n" + ROW, r"expected tables \[\[model\]\]"),
+        ("format = ", "not valid TOML"),
+        ("format = 1\n[[model]]\nname = 'm'\n", "row 1: source is missing"),
+        ("format = 1\n[[model]]\nsource = 'm'\n", "row 1: name is missing"),
+        ("format = 1\n" + ROW + "max_items = 0\n", "row 1: max_items: expected a whole number above 0"),
+        ("format = 1\n" + ROW + "max_items = true\n", "max_items: expected a whole number above 0"),
+        ("format = 1\n" + ROW + "base64 = 1\n", "base64: expected true or false"),
+        ("format = 1\n" + ROW + "kind = 'vector'\n", "kind: expected one of chat, embedding"),
+        ("format = 1\n" + ROW + "shutdown = '31.1.2027'\n", "shutdown: expected a date"),
+        ("format = 1\n" + ROW + "aliases = 'n'\n", "aliases: expected a list of names"),
+        ("format = 1\n" + ROW + "max_item = 5\n", "max_item: expected one of the documented keys"),
+        ("format = 1\n" + ROW + ROW, "m stands there twice"),
+        ("format = 1\n" + ROW + "aliases = ['m']\n", "m stands there twice"),
+    ],
+)
+def test_a_wrong_table_says_where(text: str, fault: str) -> None:
+    """By row and key."""
+    with pytest.raises(PluginContractError, match=fault):
+        read_table(text)
+
+
+def test_a_table_that_is_not_there_says_so() -> None:
+    """Package and file are named."""
+    with pytest.raises(PluginContractError, match=r"llmopt_plugin_openai/nothing.toml cannot be read"):
+        _ = ModelTable("llmopt_plugin_openai", "nothing.toml").rows
+    with pytest.raises(PluginContractError, match="no package"):
+        _ = ModelTable("json.decoder").rows
+    with pytest.raises(PluginContractError, match="no package"):
+        _ = ModelTable("llmopt_plugin_of_nobody").rows
+
+
+def test_nothing_is_read_before_it_is_needed_and_nothing_twice() -> None:
+    """A table that nobody asks costs nothing."""
+    lazy = ModelTable("llmopt_plugin_openai")
+    assert "rows" not in vars(lazy)
+    assert lazy.rows is lazy.rows
+
+
+@pytest.mark.parametrize("plugin", KNOWN)
+def test_what_is_known_of_models_is_sane(plugin: str) -> None:
+    """Kinds, prices that somebody may ask, limits that fit; one source for all."""
+    rows = ModelTable(f"llmopt_plugin_{plugin}", "known.json").rows
+    assert len(rows) > 50
+    assert {row.source for row in rows} == {rows[0].source}
+    assert {row.kind for row in rows} >= {"chat", "embedding", "audio"}
+    for row in rows:
+        assert row.kind != "unknown", row.name
+        assert not row.limit.max_items
+        if row.prices is not None:
+            assert 0 < (row.prices.input or 0) + (row.prices.output or 0) < 1_000, row.name
+            assert (row.prices.cached_input or 0) <= (row.prices.input or 0), row.name
+        if row.kind == "chat":
+            assert row.inputs[0] == "text", row.name
+
+
+@pytest.mark.parametrize("plugin", KNOWN)
+def test_the_licence_of_what_is_known_lies_beside_it(plugin: str) -> None:
+    """With its whole text, and where it comes from."""
+    notice = (REPOSITORY / "plugins" / plugin / f"llmopt_plugin_{plugin}" / "NOTICE.txt").read_text()
+    assert "litellm 1.109.1" in notice
+    assert "Permission is hereby granted, free of charge" in notice
+
+
+def test_a_later_table_counts_more_than_an_earlier_one() -> None:
+    """What was checked by hand replaces what was derived; what the provider said replaces both."""
+    known, checked = ModelTable("llmopt_plugin_openai", "known.json"), table("openai")
+    first = known.described(Model(id="text-embedding-3-small"))
+    assert (first.context_length, first.kind) == (8_191, "embedding")
+    both = checked.described(first)
+    assert (both.context_length, both.prices) == (8_192, first.prices)
+    assert len(both.known) == len(set(both.known))
+    told = checked.described(known.described(Model(id="text-embedding-3-small", context_length=5)))
+    assert (told.context_length, "context_length" in told.known) == (5, False)
+
+
+def test_a_table_of_json_is_the_same_in_other_letters() -> None:
+    """With one source for all rows."""
+    text = """{"format": 1, "source": "s", "model": [{"name": "m", "kind": "chat", "context_length": 5,
+        "max_output_tokens": 2, "inputs": ["text"], "prices": {"input": 1, "cached_input": 0.5}}, {"name": "n", "source": "t"}]}"""
+    first, second = read_table(text, json=True)
+    assert (first.source, second.source, first.prices) == ("s", "t", Prices(input=1, cached_input=0.5))
+    assert first.fields == {
+        "kind": "chat", "context_length": 5, "max_output_tokens": 2, "inputs": ("text",), "prices": first.prices,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected format = 1"),
+        ('{"format": 1, "model": [7]}', "row 1: expected a table"),
+        ('{"format": 1, "source": 7, "model": [{"name": "m"}]}', "source: expected text"),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {}}]}',
+            "prices: expected US dollars",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {"input": -1}}]}',
+            "prices: expected",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {"output": true}}]}',
+            "prices: expected",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "prices": {"price": 1}}]}',
+            "prices: expected",
+        ),
+        (
+            '{"format": 1, "source": "s", "model": [{"name": "m", "context_length": 0}]}',
+            "context_length: expected",
+        ),
+    ],
+)
+def test_a_wrong_table_of_json_says_where(text: str, fault: str) -> None:
+    """As one of TOML does."""
+    with pytest.raises(PluginContractError, match=fault):
+        read_table(text, json=True)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_data_files_lie_in_the_package(plugin: str) -> None:
+    """Where a wheel takes them from."""
+    package = importlib.import_module(f"llmopt_plugin_{plugin}")
+    folder = Path(str(package.__file__)).parent
+    assert (folder / ("models.toml" if plugin in TABLES else "providers.json")).is_file()
+    assert plugin not in KNOWN or (folder / "known.json").is_file()
+    assert (folder / "errors.toml").is_file()
+    assert (folder.parent / "LICENSE").read_text() == (REPOSITORY / "LICENSE").read_text()

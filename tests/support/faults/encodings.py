@@ -1,0 +1,40 @@
+"""Content encodings, honest and hostile."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import zlib
+
+from attrs import evolve
+
+from tests.support.faults.response import Answer
+
+MEBIBYTE = 1 << 20
+
+
+def gzipped(answer: Answer, *, times: int = 1) -> Answer:
+    """Give the answer with its body gzipped `times` over and a content-encoding that says so."""
+    body = answer.body
+    for _ in range(times):
+        body = gzip.compress(body, mtime=0)
+    return encoded_as(evolve(answer, body=body), ", ".join(["gzip"] * times))
+
+
+def encoded_as(answer: Answer, encoding: str) -> Answer:
+    """Give the answer with a content-encoding that its body need not have."""
+    return answer.plus(("content-encoding", encoding))
+
+
+def truncated_gzip(answer: Answer, *, missing: int = 8) -> Answer:
+    """Give the answer gzipped, with the last bytes of the gzip stream missing (8 are its whole trailer)."""
+    whole = gzipped(answer)
+    return evolve(whole, body=whole.body[:-missing])
+
+
+@functools.lru_cache(maxsize=4)
+def gzip_bomb(size: int) -> bytes:
+    """Give the gzip form of `size` spaces, about a thousandth of that; whole mebibytes only."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    piece = b" " * MEBIBYTE
+    return b"".join(packer.compress(piece) for _ in range(size // MEBIBYTE)) + packer.flush()

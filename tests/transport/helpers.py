@@ -1,0 +1,163 @@
+"""What the tests of the sender share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import pickle
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmopt.errors import LLMOptError
+from llmopt.transport.httpx_transport import HttpxSender
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.request import TransportRequest
+from llmopt.values.http import HttpResponse
+from tests.support.faults import FaultServer
+
+T = TypeVar("T")
+E = TypeVar("E", bound=LLMOptError)
+Sender = ConnectionPool | HttpxSender
+
+KEY = "sk-canary-key-0123456789"
+PROMPT = "canary prompt"
+HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+PATIENCE = 20.0  # seconds; only a broken test waits so long
+ROOT = Path(__file__).parents[2]
+
+
+def request_to(url: str, *texts: str, **options: Any) -> TransportRequest:
+    """Give an embeddings request to a base URL."""
+    body = json.dumps({"model": "m", "input": list(texts or (PROMPT,))}).encode()
+    given: dict[str, Any] = {"method": "POST", "headers": HEADERS, "body": body, "timeout": PATIENCE}
+    return TransportRequest(url=f"{url}/v1/embeddings?secret={KEY}", **(given | options))
+
+
+def asking(server: FaultServer, *texts: str, **options: Any) -> TransportRequest:
+    """Give an embeddings request to a server."""
+    return request_to(server.base_url, *texts, **options)
+
+
+async def failure(sender: Sender, request: TransportRequest, kind: type[E]) -> E:
+    """Send what must fail, and give the error, after a look at what no error may hold."""
+    try:
+        response = await sender.send(request)
+    except kind as error:
+        assert_silent(error)
+        return error
+    raise AssertionError(f"{response} instead of {kind.__name__}")
+
+
+def assert_silent(error: BaseException) -> None:
+    """Neither key nor prompt nor path in an error, what it was made of, or its pickle."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for text in (str(seen), repr(seen), repr(vars(seen)), repr(getattr(seen, "object", ""))):
+            assert KEY not in text
+            assert PROMPT not in text
+            assert "/v1/" not in text
+        seen = seen.__cause__ or seen.__context__
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert KEY.encode() not in pickle.dumps(error)
+    assert str(again) == str(error)
+
+
+def texts_of(response: HttpResponse) -> int:
+    """Count the vectors of a good answer."""
+    assert response.status == 200
+    return len(response.json["data"])
+
+
+@contextlib.asynccontextmanager
+async def pooled(**options: Any) -> AsyncIterator[ConnectionPool]:
+    """A pool that is closed at the end, and empty then: nothing in use, nobody waiting, no socket but idle ones."""
+    pool = ConnectionPool(**options)
+    try:
+        yield pool
+        assert (pool.stats().in_use, pool.stats().waiting) == (0, 0)
+        if "tls" not in options:
+            for _ in range(3):
+                await asyncio.sleep(0)  # the loop closes a socket in the turn after it was given up
+            assert len(open_sockets(pool)) == pool.stats().idle
+    finally:
+        await pool.aclose()
+
+
+def open_sockets(pool: ConnectionPool) -> list[socket.socket]:
+    """Those of its sockets that are open, whatever the pool knows of them."""
+    opened = [each for connector in pool._connectors.values() for each in connector._sockets._sockets]
+    return [each for each in opened if each.fileno() >= 0]
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    """The tasks of this loop that are not the test's own."""
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+class Suspensions:
+    """Runs a coroutine and cancels its task at the n-th suspension; ``reached`` says whether it came so far."""
+
+    def __init__(self, number: int) -> None:
+        self.reached = False
+        self._number = number
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it in a task, which is done or cancelled afterwards."""
+
+        async def counted() -> T:
+            return await self._run(work)
+
+        return asyncio.create_task(counted())
+
+    @types.coroutine
+    def _run(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        passed = 0
+        step: Callable[[], Any] = functools.partial(work.send, None)
+        while True:
+            try:
+                awaited = step()
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            passed += 1
+            if passed == self._number:
+                self.reached = True
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            try:
+                yield awaited
+                step = functools.partial(work.send, None)
+            except BaseException as error:
+                step = functools.partial(work.throw, error)
+
+
+@contextlib.contextmanager
+def echo_server() -> Iterator[int]:
+    """An echo server in a process of its own, for tests that fork; gives its port.
+
+    It answers a request with its body, and a GET with how many connections it has accepted.
+    """
+    script = (
+        "import asyncio\n"
+        "from tests.support.faults import Answer, FaultServer\n"
+        "async def main():\n"
+        "    async with FaultServer() as server:\n"
+        "        server.default(lambda request: Answer(200, request.body or str(server.connections).encode()))\n"
+        "        print(server.port, flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()

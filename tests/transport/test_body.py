@@ -1,0 +1,171 @@
+"""Bodies are unpacked within bounds, whatever pieces they come in."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt.errors import InvalidResponse
+from llmopt.transport.body import MAX_ERROR_BODY, ContentDecoder
+from tests.support.faults import gzip_bomb
+
+MEBIBYTE = 2**20
+TEXT = b'{"object":"list","data":[' + b",".join(b'{"index":%d}' % n for n in range(500)) + b"]}"
+
+
+def raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+PACKED = {
+    "gzip": gzip.compress(TEXT, mtime=0),
+    "x-gzip": gzip.compress(TEXT, mtime=0),
+    "deflate": zlib.compress(TEXT),
+    " GZIP ": gzip.compress(TEXT, mtime=0),
+    "identity, gzip": gzip.compress(TEXT, mtime=0),
+    "deflate, gzip": gzip.compress(zlib.compress(TEXT), mtime=0),
+    "gzip, gzip": gzip.compress(gzip.compress(TEXT, mtime=0), mtime=0),
+}
+
+
+def unpack(encoding: str | None, pieces: list[bytes], max_body: int = MEBIBYTE) -> bytes:
+    decoder = ContentDecoder(encoding, max_body)
+    out = b"".join(decoder.decode(piece) for piece in pieces)
+    decoder.finish()
+    return out
+
+
+def reason_of(encoding: str, *pieces: bytes, max_body: int = MEBIBYTE) -> str:
+    with pytest.raises(InvalidResponse) as caught:
+        unpack(encoding, list(pieces), max_body)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("encoding", PACKED)
+@pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
+def test_any_pieces_give_the_whole(encoding: str, size: int) -> None:
+    """It does not matter where the network cuts."""
+    packed = PACKED[encoding]
+    assert unpack(encoding, [packed[at : at + size] for at in range(0, len(packed), size)]) == TEXT
+
+
+@pytest.mark.parametrize("encoding", [None, "", "identity"])
+def test_plain_bytes_pass_as_they_are(encoding: str | None) -> None:
+    """Without an encoding nothing is copied."""
+    decoder = ContentDecoder(encoding, MEBIBYTE)
+    assert decoder.passthrough
+    assert decoder.decode(TEXT) is TEXT
+    decoder.finish()
+
+
+def test_bare_deflate_is_understood() -> None:
+    """Some servers leave out zlib's header."""
+    packed = raw_deflate(TEXT)
+    assert unpack("deflate", [packed[:1], packed[1:]]) == TEXT
+
+
+def test_gzip_goes_on_over_members_and_padding() -> None:
+    """Both are allowed by the format."""
+    packed = gzip.compress(TEXT, mtime=0) + gzip.compress(TEXT, mtime=0) + b"\0" * 20
+    assert unpack("gzip", [packed]) == TEXT * 2
+    assert unpack("gzip", [packed[at : at + 1] for at in range(len(packed))]) == TEXT * 2
+
+
+@given(st.binary(max_size=3000), st.lists(st.integers(1, 400), min_size=1, max_size=20))
+def test_round_trip(data: bytes, sizes: list[int]) -> None:
+    """Whatever is packed comes out, cut anyhow."""
+    packed, pieces = gzip.compress(data, mtime=0), []
+    for size in [*sizes, len(gzip.compress(data, mtime=0))]:
+        pieces.append(packed[:size])
+        packed = packed[size:]
+    assert unpack("gzip", [piece for piece in pieces if piece]) == data
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "rot13", "gzip, br"])
+def test_h18_what_was_not_asked_for_is_refused(encoding: str) -> None:
+    """Only gzip and deflate were offered."""
+    assert reason_of(encoding, b"x") == "decompression"
+
+
+def test_h18_more_than_two_encodings_are_refused() -> None:
+    """A chain of twenty is an attack."""
+    assert reason_of(", ".join(["gzip"] * 20), b"x") == "decompression"
+    assert reason_of("gzip, gzip, gzip", b"x") == "decompression"
+
+
+@pytest.mark.parametrize(
+    "data", [b"no gzip at all", PACKED["gzip"][:-8], PACKED["gzip"][:20], PACKED["gzip"] + b"more", b"\x1f"]
+)
+def test_h18_damage_is_refused(data: bytes) -> None:
+    """Cut, prolonged or garbled."""
+    assert reason_of("gzip", data) == "decompression"
+
+
+def test_an_empty_body_is_empty_in_every_encoding() -> None:
+    """As with 204, or an answer to HEAD."""
+    assert unpack("gzip", []) == b""
+
+
+def test_h19_too_much_is_refused_plain_and_packed() -> None:
+    """The bound is on what comes out."""
+    assert unpack(None, [b"a" * 100], max_body=100) == b"a" * 100
+    for encoding, data in ((None, b"a" * 101), ("gzip", gzip.compress(TEXT, mtime=0))):
+        with pytest.raises(InvalidResponse) as caught:
+            unpack(encoding, [data], max_body=100)
+        assert caught.value.reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bomb"),
+    [("gzip", gzip_bomb(256 * MEBIBYTE)), ("gzip, gzip", gzip.compress(gzip_bomb(256 * MEBIBYTE)))],
+)
+def test_h18_a_bomb_is_stopped_within_a_few_mebibytes(encoding: str, bomb: bytes) -> None:
+    """After the first mebibyte an answer may not grow more than fiftyfold."""
+    tracemalloc.start()
+    try:
+        assert reason_of(encoding, bomb, max_body=512 * MEBIBYTE) == "decompression"
+        assert tracemalloc.get_traced_memory()[1] < 8 * MEBIBYTE
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_very_even_answer_below_a_mebibyte_is_honest() -> None:
+    """Zeros pack well."""
+    assert unpack("gzip", [gzip.compress(b"0" * MEBIBYTE)]) == b"0" * MEBIBYTE
+
+
+class TestErrorBodies:
+    """The body of an error is cut where another would be refused: its status says more."""
+
+    def test_long_ones_are_cut(self) -> None:
+        """At 64 KiB, or less if less was asked for."""
+        for asked, kept in ((MEBIBYTE, MAX_ERROR_BODY), (10, 10)):
+            decoder = ContentDecoder(None, asked, truncate=True)
+            assert decoder.decode(b"a" * MEBIBYTE) == b"a" * kept
+            assert decoder.stopped
+            assert decoder.decode(b"more") == b""
+
+    def test_damaged_ones_end_at_the_damage(self) -> None:
+        """What came before is kept."""
+        decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
+        assert decoder.decode(PACKED["gzip"] + b"more") == TEXT
+        assert decoder.stopped
+
+    def test_unknown_encodings_give_nothing(self) -> None:
+        """Packed bytes are no text."""
+        decoder = ContentDecoder("br", MEBIBYTE, truncate=True)
+        assert decoder.stopped
+        assert decoder.decode(b"x") == b""
+
+    def test_cut_short_ones_are_what_they_are(self) -> None:
+        """No complaint of a missing end."""
+        decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
+        decoder.decode(PACKED["gzip"][:-8])
+        decoder.finish()
+        assert not decoder.stopped

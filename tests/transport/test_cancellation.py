@@ -1,0 +1,162 @@
+"""C01, C02, C03, C05: callers that change their mind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+
+import pytest
+
+from llmopt.errors import LLMOptError
+from llmopt.transport.pool import ConnectionPool
+from tests.support.faults import (
+    Answer,
+    FaultServer,
+    Framing,
+    Respond,
+    Script,
+    Stall,
+    Wait,
+    gzipped,
+    json_answer,
+)
+from tests.transport.helpers import Suspensions, asking, other_tasks, pooled, texts_of
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("size", [10, 2_000_000], ids=["small", "large"])
+async def test_c01_cancelled_at_every_suspension(warm: bool, size: int, server: FaultServer) -> None:
+    """The pool is clean after each, and the next request gets its own answer."""
+    body = json_answer({"data": [random.Random(1).randbytes(size).hex()]})
+    for number in itertools.count(1):
+        server.play(*[gzipped(body) if number % 2 else body] * 2)
+        async with pooled(pool_size=1) as pool:
+            if warm:
+                assert texts_of(await pool.send(asking(server, "a" * size))) == 1
+            sweep = Suspensions(number)
+            before = other_tasks()
+            task = sweep.start(pool.send(asking(server, "a" * size)))
+            await asyncio.wait([task])
+            assert task.cancelled() == sweep.reached
+            assert pool.stats().in_use == 0
+            server._played.clear()
+            assert texts_of(await pool.send(asking(server))) == 1
+            ours = {one for one in other_tasks() - before if "FaultServer" not in repr(one)}
+            assert not {one for one in ours if "tests/support/faults" not in repr(one)}
+        if not sweep.reached:
+            break
+    assert number >= 2
+
+
+@pytest.mark.parametrize("action", ["aclose", "stream"])
+async def test_c01_other_calls_cancelled_at_every_suspension(action: str, server: FaultServer) -> None:
+    """Closing, and reading a stream."""
+    for number in itertools.count(1):
+        pool = ConnectionPool(pool_size=1)
+        assert texts_of(await pool.send(asking(server))) == 1
+        server.play(Answer(200, b"a" * 300_000, framing=Framing.CHUNKED))
+
+        async def stream(pool: ConnectionPool = pool) -> None:
+            async with pool.open_stream(asking(server)) as answer:
+                async for _ in answer:
+                    await asyncio.sleep(0)
+
+        sweep = Suspensions(number)
+        work = pool.aclose() if action == "aclose" else stream()
+        task = sweep.start(work)
+        await asyncio.wait([task])
+        assert pool.stats().in_use == 0
+        server._played.clear()
+        if action == "stream":
+            assert texts_of(await pool.send(asking(server))) == 1
+        await pool.aclose()
+        await server.wait_all_closed()
+        if not sweep.reached:
+            break
+    assert number > 1
+
+
+async def test_a_cancelled_request_breaks_its_connection_off(server: FaultServer) -> None:
+    """It is closed, not kept: the answer may still come."""
+    async with pooled(pool_size=1) as pool:
+        await pool.send(asking(server))
+        server.play(Script([Stall()]))
+        task = asyncio.create_task(pool.send(asking(server)))
+        await server.wait_requests(2)
+        task.cancel()
+        await asyncio.wait([task])
+        await server.wait_all_closed()
+        assert repr(pool) == "<ConnectionPool open: 0 in use, 0 idle, 0 waiting>"
+
+
+async def test_c02_cancelled_in_the_same_tick_as_its_time_out(server: FaultServer) -> None:
+    """Whichever comes first, one of the two is what the caller gets."""
+    async with pooled(pool_size=1) as pool:
+        server.default(Script([Stall()]))
+        for turn in range(20):
+            task = asyncio.create_task(pool.send(asking(server, timeout=0.005)))
+            asyncio.get_running_loop().call_later(0.005, task.cancel)
+            await asyncio.wait([task])
+            assert task.cancelled() or isinstance(task.exception(), LLMOptError), turn
+            assert pool.stats().in_use == 0
+
+
+async def test_c03_the_turn_of_one_that_gave_up_is_passed_on(server: FaultServer) -> None:
+    """A waiter that is cancelled just when a connection was handed to it must not keep it from the next."""
+    gate = asyncio.Event()
+    async with pooled(pool_size=1) as pool:
+        server.play(Script([Wait(gate), Respond()]))
+        endless = asking(server, pool_timeout=None)
+        waiters: list[asyncio.Task[object]] = []
+
+        async def first() -> None:
+            await pool.send(endless)
+            # No turn of the loop between giving the connection back and this.
+            waiters[0].cancel()
+
+        holder = asyncio.create_task(first())
+        await server.wait_requests(1)
+        waiters += [asyncio.create_task(pool.send(endless)) for _ in range(3)]
+        while pool.stats().waiting < 3:
+            await asyncio.sleep(0)
+        gate.set()
+        async with asyncio.timeout(5):
+            await holder
+            await asyncio.wait(waiters)
+        assert [waiter.cancelled() for waiter in waiters] == [True, False, False]
+        assert len(server.requests) == 3
+
+
+async def test_c05_ten_thousand_waiters_give_up(server: FaultServer) -> None:
+    """The queue is empty, and the one that was served first is served."""
+    gate = asyncio.Event()
+    async with pooled(pool_size=1) as pool:
+        server.play(Script([Wait(gate), Respond()]))
+        holder = asyncio.create_task(pool.send(asking(server)))
+        await server.wait_requests(1)
+        waiters = [asyncio.create_task(pool.send(asking(server))) for _ in range(10_000)]
+        while pool.stats().waiting < 10_000:
+            await asyncio.sleep(0)
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.wait(waiters)
+        assert pool.stats().waiting == 0
+        gate.set()
+        assert texts_of(await holder) == 1
+    assert len(server.requests) == 1
+
+
+async def test_a_storm_of_cancellations_costs_no_slot(server: FaultServer) -> None:
+    """D1: two thousand requests, cancelled at all moments, over ten connections that come back clean."""
+    async with pooled(pool_size=10) as pool:
+        for turn in range(40):
+            tasks = [asyncio.create_task(pool.send(asking(server, str(n)))) for n in range(50)]
+            for _ in range(turn % 13):
+                await asyncio.sleep(0)
+            for task in tasks[turn % 3 :: 2]:
+                task.cancel()
+            await asyncio.wait(tasks)
+        assert pool.stats().in_use == 0
+        answers = await asyncio.gather(*(pool.send(asking(server, str(n))) for n in range(100)))
+        assert [texts_of(answer) for answer in answers] == [1] * 100

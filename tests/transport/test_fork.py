@@ -1,0 +1,91 @@
+"""C09: a pool carried across a fork. Release-blocking: httpx gives processes each other's answers here."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llmopt.transport.pool import ConnectionPool
+from tests.support.faults import serving
+from tests.transport.fork_scenario import AT_ONCE, CALLS
+from tests.transport.helpers import ROOT, asking, echo_server, texts_of
+
+MODES = {"child only": 1, "both": 1, "eight": 8, "thread": 1, "in flight": 1, "multiprocessing": 1}
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("mode", MODES)
+def test_c09_no_wrong_body_on_either_side(mode: str, loop: str) -> None:
+    """The children start with no connection, and the parent keeps every one of its own."""
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    with echo_server() as port:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "tests.transport.fork_scenario", mode, str(port), loop],
+            cwd=ROOT,
+            capture_output=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.stderr.decode() == ""
+    assert done.returncode == 0
+    *children, parent = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["wrong"] for line in children] == [0] * MODES[mode]
+    assert all(line["created"] == AT_ONCE for line in children)
+    assert parent["wrong"] == 0
+    # None of the parent's connections was closed by a child: it has made no further one.
+    assert parent["created"] == AT_ONCE
+    assert parent["reused"] >= CALLS
+
+
+def test_c09_a_child_holds_none_of_its_parents_connections_open() -> None:
+    """When the parent closes, the server sees the end, however long the child lives."""
+    with serving() as thread:
+        pool = ConnectionPool()
+        # Pipes to tell the child to go, without a sleep.
+        hold, release = os.pipe()
+
+        async def use() -> int:
+            await pool.send(asking(thread.server))
+            pid = os.fork()
+            if pid == 0:
+                os.read(hold, 1)
+                os._exit(0)
+            await pool.aclose()
+            return pid
+
+        pid = asyncio.run(use())
+        try:
+            thread.run(thread.server.wait_all_closed())
+        finally:
+            os.write(release, b"x")
+            os.waitpid(pid, 0)
+            os.close(hold)
+            os.close(release)
+
+
+def test_c09_without_the_hook_the_process_id_tells() -> None:
+    """What forks past Python's hooks is noticed at the next request."""
+    with serving() as thread:
+        pool = ConnectionPool()
+
+        async def use() -> None:
+            await pool.send(asking(thread.server))
+            pool._pid -= 1
+            assert texts_of(await pool.send(asking(thread.server))) == 1
+            assert (pool.stats().created, pool.stats().reused) == (1, 0)
+            await pool.aclose()
+
+        asyncio.run(use())
+        # In a child these would be the parent's, and never be finalized.
+        pool._inherited = ()
+        with pytest.warns(ResourceWarning):
+            gc.collect()

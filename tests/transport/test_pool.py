@@ -1,0 +1,286 @@
+"""A pool sends, keeps, counts and bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from llmopt.errors import ClientClosed, ConfigError, PoolTimeout
+from llmopt.transport.pool import ConnectionPool, PoolStats
+from llmopt.transport.request import TransportRequest
+from tests.support.faults import (
+    Answer,
+    FaultServer,
+    Framing,
+    Respond,
+    Script,
+    Stall,
+    Wait,
+    error_answer,
+    json_answer,
+)
+from tests.transport.helpers import HEADERS, KEY, PROMPT, asking, failure, other_tasks, pooled, texts_of
+
+
+async def test_what_is_sent_arrives_as_it_is(server: FaultServer, pool: ConnectionPool) -> None:
+    """Method, path, headers and body; nothing added that nobody asked for."""
+    await pool.send(asking(server, "a", "b"))
+    (seen,) = server.requests
+    assert (seen.method, seen.path) == ("POST", "/v1/embeddings")
+    assert seen.json()["input"] == ["a", "b"]
+    assert {name.lower(): value for name, value in seen.headers} == {
+        **HEADERS,
+        "host": f"127.0.0.1:{server.port}",
+        "accept": "*/*",
+        "accept-encoding": "gzip, deflate",
+        "user-agent": "llmopt",
+        "content-length": str(len(seen.body)),
+    }
+
+
+async def test_given_headers_win(server: FaultServer, pool: ConnectionPool) -> None:
+    """Also over those that the sender adds by itself."""
+    given = {"User-Agent": "app/1", "Accept": "application/json", "accept-encoding": "identity"}
+    await pool.send(asking(server, headers=given))
+    (seen,) = server.requests
+    for name, value in given.items():
+        assert seen.header_values(name) == [value]
+
+
+async def test_an_answer_is_status_headers_body(server: FaultServer, pool: ConnectionPool) -> None:
+    """Header names in lower case, repeated ones joined."""
+    server.play(json_answer({"a": 1}, headers=[("X-Request-ID", "r1"), ("Link", "one"), ("link", "two")]))
+    response = await pool.send(asking(server))
+    assert response.status == 200
+    assert response.json == {"a": 1}
+    assert response.headers["x-request-id"] == "r1"
+    assert response.headers["link"] == "one, two"
+
+
+async def test_every_status_is_an_answer(server: FaultServer, pool: ConnectionPool) -> None:
+    """What it means is not the sender's to say."""
+    for status in (200, 201, 204, 304, 401, 404, 429, 500, 503, 529, 600, 999):
+        server.play(Answer(status) if status in (204, 304) else error_answer(status, "Hm."))
+        response = await pool.send(asking(server))
+        assert response.status == status
+    assert pool.stats().created == 1
+
+
+async def test_get_has_no_body(server: FaultServer, pool: ConnectionPool) -> None:
+    """A list of models is asked for without one."""
+    request = TransportRequest(method="GET", url=f"{server.base_url}/v1/models", headers=HEADERS)
+    response = await pool.send(request)
+    assert response.json["object"] == "list"
+    assert server.requests[0].body == b""
+    assert server.requests[0].header("content-length") is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_000, 70_000, 2**20 + 1, 20 * 2**20])
+async def test_bodies_of_every_size_go_out_whole(
+    size: int, server: FaultServer, pool: ConnectionPool
+) -> None:
+    """Also those over a mebibyte, of which aiohttp would warn."""
+    server.default(lambda request: Answer(200, request.body))
+    body = bytes(range(256)) * (size // 256 + 1)
+    response = await pool.send(asking(server, body=body[:size]))
+    assert response.body == body[:size]
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, 30 * 2**20])
+async def test_answers_of_every_size_come_in_whole(
+    size: int, server: FaultServer, pool: ConnectionPool
+) -> None:
+    """With a length, in chunks, or until the end."""
+    body = bytes(range(256)) * (size // 256 + 1)
+    for framing in (Framing.LENGTH, Framing.CHUNKED, Framing.EOF):
+        server.play(Answer(200, body[:size], framing=framing))
+        assert (await pool.send(asking(server))).body == body[:size]
+
+
+async def test_a_connection_is_used_again(server: FaultServer, pool: ConnectionPool) -> None:
+    """And the answer says so."""
+    first = await pool.send(asking(server))
+    assert (first.info.phase, first.info.reused, first.info.sent) == ("done", False, "yes")
+    again = await pool.send(asking(server))
+    assert (again.info.phase, again.info.reused, again.info.sent) == ("done", True, "yes")
+    assert server.connections == 1
+    assert pool.stats() == PoolStats(created=1, reused=1, in_use=0, idle=1, waiting=0, peak=1)
+    assert repr(pool) == "<ConnectionPool open: 0 in use, 1 idle, 0 waiting>"
+
+
+async def test_without_keepalive_each_request_has_its_own(server: FaultServer) -> None:
+    """The server is told, too."""
+    async with pooled(keepalive=0) as pool:
+        for _ in range(3):
+            await pool.send(asking(server))
+        assert pool.stats() == PoolStats(created=3, peak=1)
+    assert server.connections == 3
+    assert server.requests[0].header("connection") == "close"
+
+
+async def test_a_connection_idle_for_too_long_is_not_used_again(server: FaultServer) -> None:
+    """Its time is counted from its last answer."""
+    async with pooled(keepalive=1e-9) as pool:
+        for _ in range(3):
+            await pool.send(asking(server))
+    assert server.connections == 3
+
+
+async def test_the_limit_holds_and_is_per_host(server: FaultServer) -> None:
+    """One full host does not keep requests from another."""
+    gate = asyncio.Event()
+    async with FaultServer() as other, pooled(pool_size=2) as pool:
+        server.default(Script([Wait(gate), Respond(json_answer({"data": [1]}))]))
+        waiting = [asyncio.create_task(pool.send(asking(server))) for _ in range(5)]
+        await server.wait_requests(2)
+        assert (pool.stats().in_use, pool.stats().waiting) == (2, 3)
+        assert texts_of(await pool.send(asking(other))) == 1
+        assert repr(pool) == "<ConnectionPool open: 2 in use, 1 idle, 3 waiting>"
+        gate.set()
+        answers = await asyncio.gather(*waiting)
+    assert server.connections == 2
+    assert [answer.info.queued_s > 0 for answer in answers] == [False, False, True, True, True]
+    assert pool.stats().peak == 3
+
+
+async def test_waiting_for_a_connection_has_its_own_time_out(server: FaultServer) -> None:
+    """It is no time-out of connecting, and nothing was sent."""
+    async with pooled(pool_size=1) as pool:
+        server.play(Script([Stall()]))
+        holder = asyncio.create_task(pool.send(asking(server)))
+        await server.wait_requests(1)
+        error = await failure(pool, asking(server, pool_timeout=0.01), PoolTimeout)
+        assert error.sent == "no"
+        assert error.endpoint == server.base_url
+        assert "pool_size" in str(error)
+        assert pool.stats().waiting == 0
+        holder.cancel()
+        await asyncio.wait([holder])
+    assert len(server.requests) == 1
+
+
+async def test_c04_many_requests_over_few_connections(server: FaultServer) -> None:
+    """All succeed, in the order in which they were made."""
+    order: list[int] = []
+    async with pooled(pool_size=10) as pool:
+
+        async def one(number: int) -> None:
+            assert texts_of(await pool.send(asking(server, str(number), pool_timeout=None))) == 1
+            order.append(number)
+
+        await asyncio.gather(*(one(number) for number in range(2000)))
+    assert server.connections == 10
+    assert all(abs(place - number) <= 20 for place, number in enumerate(order))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": f"Bearer {KEY}\r\nx-evil: 1"},
+        {"authorization": f"Bearer {KEY}\n"},
+        {"authorization": f"Bearer {KEY}\0"},
+        {"authorization": f"Bearer {KEY}\udc80"},
+        {"authorization": f"Bearer {KEY}é"},
+        {f"x-{KEY}\r\n": "a"},
+    ],
+)
+async def test_s01_a_header_that_cannot_be_sent_is_not_shown(
+    headers: dict[str, str], server: FaultServer, pool: ConnectionPool
+) -> None:
+    """The key is in none of the texts, and nothing was sent."""
+    error = await failure(pool, asking(server, headers=headers), ConfigError)
+    assert (error.sent, error.endpoint) == ("no", server.base_url)
+    assert error.__context__ is None
+    assert server.requests == []
+    assert texts_of(await pool.send(asking(server))) == 1
+
+
+async def test_s01_nor_is_a_method(server: FaultServer, pool: ConnectionPool) -> None:
+    """Smuggling a second request is impossible."""
+    await failure(pool, asking(server, method="GET / HTTP/1.1\r\nx:"), ConfigError)
+    assert server.requests == []
+
+
+def test_a_request_shows_no_secrets() -> None:
+    """Its representation holds names of headers and sizes."""
+    text = repr(
+        TransportRequest(method="POST", url=f"http://h/v1?key={KEY}", headers=HEADERS, body=PROMPT.encode())
+    )
+    assert KEY not in text
+    assert PROMPT not in text
+    assert "['authorization', 'content-type']" in text
+    assert "<13 bytes>" in text
+
+
+def unsent(pool: ConnectionPool) -> int:
+    """How many bytes the peers of this pool have not taken."""
+    protocols = [each for connector in pool._connectors.values() for each in connector._acquired]
+    return sum(each.transport.get_write_buffer_size() for each in protocols if each.transport is not None)
+
+
+class TestClosing:
+    """C06: closing a pool."""
+
+    async def test_a_closed_pool_sends_nothing(self, server: FaultServer) -> None:
+        """And says what to do."""
+        pool = ConnectionPool()
+        await pool.send(asking(server))
+        await asyncio.gather(*(pool.aclose() for _ in range(10)))
+        await server.wait_all_closed()
+        error = await failure(pool, asking(server), ClientClosed)
+        assert "new client" in str(error)
+        assert repr(pool) == "<ConnectionPool closed: 0 in use, 0 idle, 0 waiting>"
+        assert pool.stats() == PoolStats(created=1, peak=1)
+        assert len(server.requests) == 1
+
+    async def test_a_pool_never_used_closes(self) -> None:
+        """Nothing was opened."""
+        pool = ConnectionPool()
+        await pool.aclose()
+        await pool.aclose()
+
+    async def test_what_is_under_way_ends_with_it(self, server: FaultServer) -> None:
+        """Those that send, those that read, and those that wait for a connection."""
+        pool = ConnectionPool(pool_size=2)
+        server.play(
+            Script([Stall()]), Script([Respond(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx"), Stall()])
+        )
+        tasks = [asyncio.create_task(failure(pool, asking(server), ClientClosed)) for _ in range(4)]
+        await server.wait_requests(2)
+        await pool.aclose()
+        await asyncio.gather(*tasks)
+        await server.wait_all_closed()
+        assert other_tasks() <= {
+            task for task in other_tasks() if "Server" in repr(task) or "Connection" in repr(task)
+        }
+
+    async def test_closing_does_not_wait_for_a_dead_peer(self) -> None:
+        """An upload that nobody takes is thrown away."""
+        async with FaultServer(receive_buffer=1024) as server:
+            server.default_on_accept(Script([Stall(reading=False)]))
+            pool = ConnectionPool()
+            task = asyncio.create_task(failure(pool, asking(server, body=b"a" * 30_000_000), ClientClosed))
+            while not unsent(pool):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(10):
+                await pool.aclose()
+                await task
+
+    async def test_a_cancelled_close_can_be_repeated(self, server: FaultServer) -> None:
+        """Nothing stays open."""
+        pool = ConnectionPool()
+        await pool.send(asking(server))
+        closing = asyncio.create_task(pool.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await pool.aclose()
+        await server.wait_all_closed()
+
+
+async def test_json_of_an_answer(server: FaultServer, pool: ConnectionPool) -> None:
+    """The value that the engine works on."""
+    response = await pool.send(asking(server))
+    assert response.json == json.loads(response.body)

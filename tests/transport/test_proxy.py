@@ -1,0 +1,237 @@
+"""N19 and S05: requests through a proxy, and what else of the environment counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from llmopt.errors import ConfigError, ConnectFailed, ConnectionLost
+from llmopt.transport.pool import ConnectionPool
+from tests.support.faults import (
+    Answer,
+    Close,
+    FaultServer,
+    Reset,
+    Script,
+    Send,
+    Stall,
+    can_make_certificates,
+    find_fault,
+    good_certificate,
+    refused_port,
+)
+from tests.transport.helpers import asking, failure, pooled, request_to, texts_of
+
+PASSWORD = "canary-password"
+CREDENTIALS = f"user:{PASSWORD}@"
+
+
+@contextlib.asynccontextmanager
+async def tunnel(target: FaultServer) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A proxy that connects through to the target; gives its port and the heads of what it was asked."""
+    heads: list[bytes] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        there, back = await asyncio.open_connection("127.0.0.1", target.port)
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        for task in (asyncio.create_task(pump(reader, back)), asyncio.create_task(pump(there, writer))):
+            tasks.add(task)
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield listener.sockets[0].getsockname()[1], heads
+    finally:
+        listener.close()
+        await asyncio.gather(*tasks)
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+def assert_no_password(error: BaseException) -> None:
+    seen: BaseException | None = error
+    while seen is not None:
+        assert PASSWORD not in f"{seen} {seen!r} {vars(seen)!r}"
+        seen = seen.__cause__ or seen.__context__
+
+
+async def test_plain_http_goes_through_with_its_whole_url(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy's credentials are for the proxy, in a header; its connection is kept."""
+    monkeypatch.setenv("HTTP_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
+    for _ in range(3):
+        assert texts_of(await pool.send(request_to("http://far.example:8000"))) == 1
+    first = server.requests[0]
+    assert first.target.startswith("http://far.example:8000/v1/embeddings")
+    assert first.header("host") == "far.example:8000"
+    assert first.header("proxy-authorization") == "Basic dXNlcjpjYW5hcnktcGFzc3dvcmQ="
+    assert first.header("authorization") is not None
+    assert server.connections == 1
+
+
+async def test_no_proxy_goes_straight(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exceptions are looked at for each origin."""
+    with refused_port() as dead:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{dead}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
+        assert texts_of(await pool.send(asking(server))) == 1
+
+
+async def test_the_environment_is_asked_once_per_origin(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes later counts for origins not seen before."""
+    await pool.send(asking(server))
+    with refused_port() as dead:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{dead}")
+        assert texts_of(await pool.send(asking(server))) == 1
+        await failure(pool, request_to("http://far.example"), ConnectFailed)
+
+
+@pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
+async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy learns the host and its own password, the server neither; the tunnel is kept."""
+    certificate = good_certificate()
+    async with (
+        FaultServer(tls=certificate.server()) as server,
+        tunnel(server) as (port, heads),
+        pooled(tls=certificate.client()) as pool,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{CREDENTIALS}127.0.0.1:{port}")
+        for _ in range(3):
+            assert texts_of(await pool.send(asking(server))) == 1
+        assert len(heads) == 1
+        assert heads[0].startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.1\r\n".encode())
+        assert b"Basic dXNlcjpjYW5hcnktcGFzc3dvcmQ=" in heads[0]
+        assert b"Bearer" not in heads[0]
+        assert all(seen.header("proxy-authorization") is None for seen in server.requests)
+        assert pool.stats().created == 1
+        await pool.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            Answer(407, b"", [("proxy-authenticate", "Basic")]),
+            "407 Proxy Authentication Required; check the user",
+        ),
+        (Answer(502, b"no route"), "502 Bad Gateway"),
+        (Answer(403, b"no"), "403 Forbidden"),
+        (Script([Close()]), "no valid response"),
+        (Script([Reset()]), "no valid response"),
+        (Script([Send(b"SSH-2.0\r\n"), Close()]), "no valid response"),
+    ],
+)
+async def test_n19_a_tunnel_that_does_not_come_about(
+    answer: Answer | Script,
+    words: str,
+    server: FaultServer,
+    pool: ConnectionPool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing was sent to the provider, and whose fault it is is said."""
+    server.default(answer)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
+    error = await failure(pool, request_to("https://far.example"), ConnectFailed)
+    assert (error.cause, error.sent, error.permanent) == ("proxy", "no", False)
+    assert words in str(error)
+    assert f"through the proxy http://127.0.0.1:{server.port}" in str(error)
+    assert_no_password(error)
+    assert repr(pool) == "<ConnectionPool open: 0 in use, 0 idle, 0 waiting>"
+
+
+async def test_n19_a_proxy_that_wants_a_password_for_plain_http(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """407 is the proxy's answer, not the provider's."""
+    find_fault("N19", "proxy wants a password").inject(server)
+    monkeypatch.setenv("HTTP_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
+    error = await failure(pool, request_to("http://far.example"), ConnectFailed)
+    assert (error.cause, error.sent) == ("proxy", "no")
+    assert "user name and password" in str(error)
+    assert_no_password(error)
+    response = await pool.send(request_to("http://far.example"))
+    assert response.status == 200
+
+
+async def test_n19_407_without_a_proxy_is_the_servers(server: FaultServer, pool: ConnectionPool) -> None:
+    """Odd, but an answer."""
+    server.play(Answer(407, b""))
+    assert (await pool.send(asking(server))).status == 407
+
+
+async def test_n19_a_proxy_that_hangs(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking the proxy belongs to connecting."""
+    server.default(Script([Stall()]))
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
+    error = await failure(pool, request_to("https://far.example", connect_timeout=0.05), ConnectFailed)
+    assert (error.cause, error.sent) == ("timeout", "no")
+    assert "proxy" in str(error)
+    assert_no_password(error)
+    assert pool.stats().in_use == 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_n19_a_proxy_that_is_not_there(
+    scheme: str, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text names it, and not the password."""
+    with refused_port() as port:
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://{CREDENTIALS}127.0.0.1:{port}")
+        error = await failure(pool, request_to(f"{scheme}://far.example"), ConnectFailed)
+    assert (error.cause, error.sent) == ("proxy", "no")
+    assert f"http://127.0.0.1:{port}: connection refused" in str(error)
+    assert_no_password(error)
+
+
+async def test_a_proxy_that_cannot_be_used_is_said_before_any_io(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SOCKS is not spoken here."""
+    monkeypatch.setenv("HTTPS_PROXY", f"socks5://{CREDENTIALS}127.0.0.1:1080")
+    error = await failure(pool, request_to("https://far.example"), ConfigError)
+    assert_no_password(error)
+
+
+async def test_s05_netrc_is_not_read(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No second credential travels along."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    await pool.send(asking(server, headers={"api-key": "k"}))
+    assert server.requests[0].header("authorization") is None
+
+
+async def test_a_connection_to_a_proxy_that_is_lost(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it stands, it is like any other."""
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+    server.play(Script([Reset()]))
+    error = await failure(pool, request_to("http://far.example"), ConnectionLost)
+    assert error.endpoint == "http://far.example"

@@ -1,0 +1,295 @@
+"""Answers that are read while they come, over both wires."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse, LLMOptError
+from llmopt.transport.httpx_transport import HttpxSender, PoolTransport
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.stream import ResponseStream
+from tests.support.faults import (
+    Answer,
+    Close,
+    FaultServer,
+    Framing,
+    Repeat,
+    Reset,
+    Script,
+    Send,
+    Stall,
+    Step,
+    Wait,
+    chunked,
+    cut,
+    error_answer,
+    flood,
+    gzip_bomb,
+    refused_port,
+    stream_answer,
+    stream_events,
+)
+from tests.transport.helpers import Sender, asking, pooled, request_to
+
+WORDS = ["one ", "two ", "three"]
+
+
+@pytest.fixture(params=["pool", "httpx", "pool behind httpx"])
+async def sender(request: pytest.FixtureRequest) -> AsyncIterator[Sender]:
+    async with pooled(pool_size=1) as pool:
+        made: Sender = pool
+        if request.param == "httpx":
+            made = HttpxSender(httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1)))
+        elif request.param == "pool behind httpx":
+            made = HttpxSender(PoolTransport(pool))
+        yield made
+        await made.aclose()
+
+
+async def test_a_stream_comes_piece_by_piece(server: FaultServer, sender: Sender) -> None:
+    """Each event is there before the next is sent."""
+    head = Answer(200, b"", [("content-type", "text/event-stream")], Framing.CHUNKED).head()
+    events, gates = stream_events(WORDS), [asyncio.Event() for _ in stream_events(WORDS)]
+    steps = [Send(head)]
+    for event, gate in zip(events, gates, strict=True):
+        steps += [Send(b"%x\r\n%b\r\n" % (len(event), event)), Wait(gate)]  # type: ignore[list-item]
+    server.play(Script([*steps, Send(b"0\r\n\r\n")]))
+    async with sender.open_stream(asking(server)) as stream:
+        assert stream.status == 200
+        assert stream.headers["content-type"] == "text/event-stream"
+        for event, gate in zip(events, gates, strict=True):
+            assert await anext(stream) == event
+            gate.set()
+        assert [piece async for piece in stream] == []
+
+
+async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer, sender: Sender) -> None:
+    """Also when its pieces were packed."""
+    body = b"".join(stream_events(WORDS))
+    server.play(
+        stream_answer(WORDS),
+        Answer(200, gzip.compress(body), [("content-encoding", "gzip")], Framing.CHUNKED),
+    )
+    for _ in range(2):
+        async with sender.open_stream(asking(server)) as stream:
+            assert b"".join([piece async for piece in stream]) == body
+    assert (await sender.send(asking(server))).status == 200
+    assert server.connections == 1
+
+
+async def test_packed_pieces_are_unpacked_as_they_come(server: FaultServer, sender: Sender) -> None:
+    """A flush of the packer at the end of each event is enough."""
+    packer, gate = zlib.compressobj(wbits=31), asyncio.Event()
+    first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
+    second = packer.compress(b"data: 2\n\n") + packer.flush()
+    head = Answer(200, b"", [("content-encoding", "gzip")], Framing.EOF)
+    server.play(Script([Send(head), Send(first), Wait(gate), Send(second), Close()]))
+    async with sender.open_stream(asking(server)) as stream:
+        assert await anext(stream) == b"data: 1\n\n"
+        gate.set()
+        assert [piece async for piece in stream] == [b"data: 2\n\n"]
+
+
+@pytest.mark.parametrize("how", ["break", "raise", "aclose", "unread"])
+async def test_e11_leaving_early_closes_the_connection(how: str, server: FaultServer, sender: Sender) -> None:
+    """Twenty times, over one connection at most; then the next request is answered."""
+    server.default(Script([Send(Answer(200, b"data: 1\n\n" * 10, framing=Framing.EOF)), Stall()]))
+    for _ in range(20):
+        with pytest.raises(KeyError) if how == "raise" else contextlib.nullcontext():
+            async with sender.open_stream(asking(server)) as stream:
+                if how == "unread":
+                    continue
+                async for _piece in stream:
+                    if how == "raise":
+                        raise KeyError
+                    break
+                if how == "aclose":
+                    await stream.aclose()
+                    await stream.aclose()
+        await server.wait_all_closed()
+    gc.collect()
+    server.default(stream_answer(WORDS))
+    async with sender.open_stream(asking(server)) as stream:
+        assert b"".join([piece async for piece in stream]).endswith(b"data: [DONE]\n\n")
+
+
+async def test_e12_error_statuses_are_streams_too(server: FaultServer, sender: Sender) -> None:
+    """A hundred 429s leave the only connection as it was."""
+    server.default(error_answer(429, "Later.", headers=[("retry-after", "1")]))
+    for turn in range(100):
+        async with sender.open_stream(asking(server)) as stream:
+            assert stream.status == 429
+            assert stream.headers["retry-after"] == "1"
+            if turn % 2:
+                assert b"Later." in b"".join([piece async for piece in stream])
+    assert len(server.requests) == 100
+
+
+async def test_the_time_out_ends_with_the_head(server: FaultServer, sender: Sender) -> None:
+    """How long a stream may be silent is not the sender's to say."""
+    answer = Answer(200, b"1", framing=Framing.EOF)
+    server.play(Script([Stall()]), Script([Send(answer), Wait(0.15), Send(b"2"), Close()]))
+    with pytest.raises(AttemptTimeout) as caught:
+        async with sender.open_stream(asking(server, timeout=0.1)):
+            pass
+    assert caught.value.sent == "maybe"
+    async with sender.open_stream(asking(server, timeout=0.1)) as stream:
+        assert await anext(stream) == b"1"
+        assert await anext(stream) == b"2"
+
+
+@pytest.mark.parametrize(
+    ("end", "framing", "expected"),
+    [
+        (Reset(), Framing.CHUNKED, ConnectionLost),
+        (Reset(), Framing.EOF, ConnectionLost),
+        (Close(), Framing.CHUNKED, InvalidResponse),
+        (Close(), Framing.LENGTH, InvalidResponse),
+    ],
+    ids=str,
+)
+async def test_e10_a_stream_that_breaks_off(
+    end: Close | Reset, framing: Framing, expected: type[Exception], server: FaultServer, sender: Sender
+) -> None:
+    """What came is handed out first."""
+    answer = stream_answer(WORDS, framing=framing)
+    server.play(cut(len(bytes(answer)) - 30, end, answer))
+    got = b""
+    with pytest.raises(expected) as caught:
+        async with sender.open_stream(asking(server)) as stream:
+            async for piece in stream:
+                got += piece
+    assert got
+    if isinstance(caught.value, InvalidResponse):
+        assert caught.value.reason == "truncated"
+
+
+async def test_a_stream_is_bounded_like_any_answer(server: FaultServer, sender: Sender) -> None:
+    """In size and in ratio."""
+    bomb = Answer(200, gzip_bomb(64 * 2**20), [("content-encoding", "gzip")], Framing.CHUNKED)
+    server.play(bomb, Answer(200, b"a" * 1000))
+    for reason, most in (("decompression", 2**30), ("too_large", 999)):
+        with pytest.raises(InvalidResponse) as caught:
+            async with sender.open_stream(asking(server, max_body=most)) as stream:
+                async for _ in stream:
+                    pass
+        assert caught.value.reason == reason
+
+
+async def test_a_stream_that_does_not_begin(sender: Sender) -> None:
+    """Raises on entering."""
+    with refused_port() as port, pytest.raises(ConnectFailed) as caught:
+        async with sender.open_stream(request_to(f"http://127.0.0.1:{port}")):
+            raise AssertionError
+    assert (caught.value.cause, caught.value.sent) == ("refused", "no")
+
+
+async def test_a_slow_reader_stops_the_sender(server: FaultServer) -> None:
+    """What nobody reads is not piled up."""
+    server.play(flood(2**30, framing=Framing.EOF))
+    async with pooled() as pool, pool.open_stream(asking(server, max_body=2**31)) as stream:
+        await anext(stream)
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        read = len(await anext(stream))
+        assert read < 4 * 2**20
+
+
+async def test_a_cancelled_reader_closes(server: FaultServer, pool: ConnectionPool) -> None:
+    """And its cancellation is delivered."""
+    server.play(Script([Send(Answer(200, b"1", framing=Framing.EOF)), Stall()]))
+
+    async def read() -> None:
+        async with pool.open_stream(asking(server)) as stream:
+            async for _ in stream:
+                reading.set()
+
+    reading = asyncio.Event()
+    task = asyncio.create_task(read())
+    await reading.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await server.wait_all_closed()
+    assert pool.stats().in_use == 0
+
+
+# Leaving before the formal end.
+
+EVENTS = b"".join(stream_events(WORDS))
+
+
+async def opened(sender: Sender, server: FaultServer) -> ResponseStream:
+    """A stream of which everything but the formal end was read."""
+    stream = await sender.open(asking(server))
+    got = b""
+    while not got.startswith(EVENTS):
+        got += await stream.read()
+    return stream
+
+
+def unended(*steps: Step) -> Script:
+    head = Answer(200, b"", [("content-type", "text/event-stream")], Framing.CHUNKED).head()
+    return Script([Send(head), Send(chunked(EVENTS).removesuffix(b"0\r\n\r\n")), *steps])
+
+
+async def test_drained_when_the_end_comes_soon(server: FaultServer, sender: Sender) -> None:
+    """The connection carries the next request."""
+    gate = asyncio.Event()
+    server.play(unended(Wait(gate), Send(b"0\r\n\r\n")))
+    (await opened(sender, server)).drain(5.0)
+    gate.set()
+    assert (await sender.send(asking(server))).status == 200
+    assert server.connections == 1
+
+
+async def test_drained_when_the_end_is_there_already(server: FaultServer, pool: ConnectionPool) -> None:
+    """The connection is free at once, without a turn of the loop."""
+    server.play(stream_answer(WORDS))
+    stream = await pool.open(asking(server))
+    assert await stream.read() == EVENTS
+    stream.drain(5.0)
+    assert (pool.stats().in_use, pool.stats().idle) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [[Stall()], [Repeat([Send(chunked(b"x" * 1000).removesuffix(b"0\r\n\r\n"))])]],
+    ids=["silence", "a flood"],
+)
+async def test_drained_no_longer_than_allowed(after: list[Step], server: FaultServer, sender: Sender) -> None:
+    """Then the connection is closed."""
+    server.play(unended(*after))
+    (await opened(sender, server)).drain(0.05)
+    await server.wait_all_closed()
+    assert (await sender.send(asking(server))).status == 200
+
+
+async def test_a_pool_closed_while_it_drains(server: FaultServer) -> None:
+    """Does not wait, and leaves nothing."""
+    server.play(unended(Stall()))
+    async with pooled() as pool:
+        (await opened(pool, server)).drain(60.0)
+        assert pool.stats().in_use == 1
+        await pool.aclose()
+    await server.wait_all_closed()
+
+
+async def test_ended_while_it_is_read(server: FaultServer, pool: ConnectionPool) -> None:
+    """Its reader is woken with an error."""
+    server.play(unended(Stall()))
+    stream = await opened(pool, server)
+    reading = asyncio.ensure_future(stream.read())
+    await asyncio.sleep(0)
+    stream.close()
+    with pytest.raises(LLMOptError):
+        await reading
+    assert pool.stats().in_use == 0

@@ -1,0 +1,162 @@
+"""URLs, origins and proxies, before anything is sent."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from llmopt.errors import ConfigError
+from llmopt.transport.httpx_transport import HttpxSender
+from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.urls import Targets, origin_of, proxy_for
+from tests.transport.helpers import failure, request_to
+
+BAD = [
+    "http://127.0.0.1:99999/v1",
+    "http://127.0.0.1:many/v1",
+    "ftp://127.0.0.1/v1",
+    "file:///etc/passwd",
+    "127.0.0.1:8000/v1",
+    "//127.0.0.1/v1",
+    "/v1",
+    "",
+    "http://[::1",
+    "http://",
+    "http:///v1",
+    "https://user:sk-canary-key-0123456789@127.0.0.1/v1",
+    "https://sk-canary-key-0123456789@127.0.0.1/v1",
+    "http://127.0.0.1 /v1",
+    "http://127.0.0.1\n/v1",
+    "http://127.0.0.1\\@evil.example/v1",
+    "http://" + "a" * 64 + "ü.example/v1",
+]
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://127.0.0.1:8000/v1/embeddings?a=b", "http://127.0.0.1:8000"),
+        ("https://API.example.com/v1", "https://api.example.com"),
+        ("https://api.example.com:443/v1", "https://api.example.com"),
+        ("http://api.example.com:80", "http://api.example.com"),
+        ("http://api.example.com:443", "http://api.example.com:443"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000"),
+        ("https://bücher.example/v1", "https://xn--bcher-kva.example"),
+    ],
+)
+def test_an_origin_is_scheme_host_and_port(url: str, origin: str) -> None:
+    """Never the path, and host names in their ASCII form."""
+    assert origin_of(url) == origin
+
+
+@pytest.mark.parametrize("url", BAD)
+def test_n23_what_is_no_url_is_refused_in_words(url: str) -> None:
+    """The message holds nothing of it that may be secret."""
+    with pytest.raises(ConfigError) as caught:
+        origin_of(url)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", BAD)
+async def test_n23_before_any_io(url: str, pool: ConnectionPool) -> None:
+    """No sender tries it."""
+    error = await failure(pool, request_to(url), ConfigError)
+    assert error.sent == "no"
+    assert pool.stats().created == 0
+
+
+@pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1", "127.0.0.256"])
+async def test_s03_addresses_in_odd_forms_are_refused(host: str, pool: ConnectionPool) -> None:
+    """What one program takes for a name another takes for 127.0.0.1."""
+    error = await failure(pool, request_to(f"http://{host}:9"), ConfigError)
+    assert error.sent == "no"
+
+
+def test_the_same_url_is_worked_out_once() -> None:
+    """And a stream of ever new ones does not pile up."""
+    targets = Targets()
+    first = targets.get("http://127.0.0.1:8000/v1")
+    assert targets.get("http://127.0.0.1:8000/v1") is first
+    for number in range(3000):
+        targets.get(f"http://127.0.0.1:8000/v1?cursor={number}")
+    assert len(targets._targets) < 2000
+
+
+class TestProxies:
+    """Which proxy the environment names."""
+
+    @pytest.mark.parametrize(
+        ("origin", "environment", "url"),
+        [
+            ("http://a.example", {}, None),
+            ("http://a.example", {"HTTP_PROXY": "http://proxy:3128"}, "http://proxy:3128"),
+            ("http://a.example", {"HTTPS_PROXY": "http://proxy:3128"}, None),
+            ("https://a.example", {"HTTPS_PROXY": "http://proxy:3128"}, "http://proxy:3128"),
+            ("https://a.example", {"https_proxy": "http://low", "HTTPS_PROXY": "http://up"}, "http://low:80"),
+            ("https://a.example", {"HTTPS_PROXY": "proxy:3128"}, "http://proxy:3128"),
+            ("https://a.example", {"HTTPS_PROXY": "https://proxy"}, "https://proxy:443"),
+            ("https://a.example", {"HTTPS_PROXY": "http://[::1]:3128"}, "http://[::1]:3128"),
+            ("https://a.example", {"ALL_PROXY": "http://proxy:3128"}, None),
+            ("http://a.example", {"HTTP_PROXY": "http://proxy", "REQUEST_METHOD": "GET"}, None),
+            ("http://a.example", {"http_proxy": "http://proxy", "REQUEST_METHOD": "GET"}, "http://proxy:80"),
+            ("https://a.example", {"HTTPS_PROXY": ""}, None),
+        ],
+    )
+    def test_s05_by_scheme(self, origin: str, environment: dict[str, str], url: str | None) -> None:
+        """HTTP_PROXY and HTTPS_PROXY, and no other variable."""
+        proxy = proxy_for(origin, environment)
+        assert (proxy and proxy.url) == url
+
+    @pytest.mark.parametrize(
+        ("origin", "excepted", "straight"),
+        [
+            ("http://a.example", "*", True),
+            ("http://a.example", "b.example, A.example", True),
+            ("http://sub.a.example", "a.example", True),
+            ("http://sub.a.example", ".a.example", True),
+            ("http://sub.a.example", "*.a.example", True),
+            ("http://nota.example", "a.example", False),
+            ("http://a.example:8000", "a.example:8000", True),
+            ("http://a.example:8001", "a.example:8000", False),
+            ("http://a.example", "a.example:8000", False),
+            ("http://127.0.0.1:8000", "127.0.0.1", True),
+            ("http://10.1.2.3", "10.0.0.0/8", True),
+            ("http://11.1.2.3", "10.0.0.0/8", False),
+            ("http://a.example", "10.0.0.0/8", False),
+            ("http://10.1.2.3", "nonsense/8", False),
+            ("http://[::1]:8000", "::1", True),
+            ("http://[::1]:8000", "[::1]:8000", True),
+            ("http://a.example", "", False),
+            ("http://a.example", ",", False),
+        ],
+    )
+    def test_s05_exceptions(self, origin: str, excepted: str, straight: bool) -> None:
+        """NO_PROXY lists hosts with what is below, ports, addresses and networks."""
+        proxy = proxy_for(origin, {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": excepted})
+        assert (proxy is None) == straight
+
+    def test_credentials_become_a_header_and_are_shown_nowhere(self) -> None:
+        """Neither in the URL nor in the representation."""
+        proxy = proxy_for("https://a.example", {"HTTPS_PROXY": "http://us%20er:s%3Acret@proxy:3128"})
+        assert proxy is not None
+        assert proxy.authorization == "Basic dXMgZXI6czpjcmV0"
+        assert proxy.url == "http://proxy:3128"
+        assert "cret" not in repr(proxy)
+        assert "Basic" not in repr(proxy)
+
+    @pytest.mark.parametrize(
+        "value", ["socks5://u:canary@proxy", "http://u:canary@", "http://u:canary@h:port"]
+    )
+    def test_an_unusable_proxy_is_said_without_its_password(self, value: str) -> None:
+        """The variable is named, its value is not."""
+        with pytest.raises(ConfigError, match="HTTPS_PROXY") as caught:
+            proxy_for("https://a.example", {"HTTPS_PROXY": value})
+        assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", BAD)
+async def test_n23_over_a_foreign_transport(url: str) -> None:
+    """The same words, and never one of httpx's exception groups."""
+    sender = HttpxSender(httpx.AsyncHTTPTransport())
+    await failure(sender, request_to(url), ConfigError)
+    await sender.aclose()
