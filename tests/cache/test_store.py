@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import pickle
 import stat
+import struct
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -13,10 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llmopt
 from llmopt.cache.disk import DiskStore, WriteBuffer
-from llmopt.cache.store import CacheStore, LayeredStore, MemoryStore, SafeStore
+from llmopt.cache.store import (
+    CacheStore,
+    LayeredStore,
+    LRUCache,
+    MemoryStore,
+    SafeStore,
+    read_record,
+    write_record,
+)
 from tests.cache.stores import item, key, opened
 
 Make = Callable[[Path], CacheStore]
@@ -278,3 +291,152 @@ async def test_one_store_for_several_clients(tmp_path: Path) -> None:
             async with llmopt.AsyncClient({}, cache=store) as client:
                 assert len(await client.list_models("local")) > 0
         assert (await store.size()).groups == {"catalog/local": 1}
+
+
+# K03, S06: how values are written, and what is no value.
+
+KIND = b"TST1"
+KEY = bytes(range(32))
+NOW = 1_790_000_000.0
+
+
+def written(head: bytes = b"head", body: bytes = b"the body", **more: object) -> bytes:
+    return write_record(**{"kind": KIND, "key": KEY, "created": NOW, "head": head, "body": body, **more})  # type: ignore[arg-type] # as the test likes
+
+
+@given(
+    st.binary(max_size=100),
+    st.binary(max_size=3_000),
+    st.floats(0, 1e11),
+    st.binary(min_size=32, max_size=32),
+)
+def test_what_is_written_is_read(head: bytes, body: bytes, created: float, key: bytes) -> None:
+    """Every head, every body, to the last bit of the date."""
+    record = read_record(KIND, key, write_record(KIND, key, created, head, body))
+    assert record is not None
+    assert (record.head, bytes(record.body), record.created) == (head, body, created)
+
+
+def test_k03_every_bit_that_flips_is_noticed() -> None:
+    """Wherever it is."""
+    data = written()
+    for at in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[at] ^= 1 << bit
+            assert read_record(KIND, KEY, bytes(changed)) is None, (at, bit)
+
+
+def test_k03_every_cut_is_noticed() -> None:
+    """And anything that follows."""
+    data = written()
+    for length in range(len(data)):
+        assert read_record(KIND, KEY, data[:length]) is None
+    assert read_record(KIND, KEY, data + b"\0") is None
+
+
+def test_k03_another_keys_value_is_none() -> None:
+    """A row that was moved in the table."""
+    assert read_record(KIND, bytes(32), written()) is None
+
+
+def test_another_kind_is_none() -> None:
+    """A list of models is no vector."""
+    assert read_record(b"TST2", KEY, written()) is None
+
+
+@pytest.mark.parametrize("created", [math.nan, math.inf, -math.inf, -1.0, 1e12])
+def test_a_date_that_is_none(created: float) -> None:
+    """Even with a good checksum."""
+    assert read_record(KIND, KEY, written(created=created)) is None
+
+
+@given(st.binary(max_size=400))
+def test_s06_anything_at_all_is_none(data: bytes) -> None:
+    """Never an exception, whatever the bytes."""
+    assert read_record(KIND, KEY, data) is None
+
+
+def test_s06_a_pickle_is_none() -> None:
+    """It is looked at as bytes."""
+    assert read_record(KIND, KEY, pickle.dumps({"a": 1})) is None
+
+
+def test_a_head_that_claims_to_be_longer_than_all() -> None:
+    """With a checksum that fits."""
+    from zlib import crc32
+
+    data = struct.pack("<4sdI", KIND, NOW, 2**32 - 1) + b"short"
+    assert read_record(KIND, KEY, data + struct.pack("<I", crc32(data, crc32(KEY)))) is None
+
+
+# What was used last is kept, up to so many bytes: against a plain list.
+
+EACH = 200
+
+
+def test_a_value_may_change_while_it_is_kept() -> None:
+    """What it took when it came is what is given back when it goes."""
+    kept: LRUCache[str, list[int]] = LRUCache(10_000, len)
+    value = [1] * 50
+    kept.put("a", value)
+    value.extend([2] * 500)
+    kept.remove("a")
+    assert kept.bytes == 0
+
+
+def test_too_large_alone() -> None:
+    """It is not kept, and nothing goes for it, but for what it was to replace."""
+    kept: LRUCache[str, bytes] = LRUCache(1_000, len)
+    kept.put("a", b"")
+    kept.put("b", b"old")
+    assert kept.put("b", b"x" * 1_000) == 0
+    assert dict(kept.items()) == {"a": b""}
+
+
+def test_exactly_full_is_not_too_full() -> None:
+    """Neither for one value nor for all."""
+    kept: LRUCache[str, bytes] = LRUCache(2 * EACH + 100, len)
+    kept.put("a", bytes(EACH + 100))
+    assert len(kept) == 1
+    kept.put("a", bytes(60))
+    assert kept.put("b", bytes(40)) == 0
+    assert len(kept) == 2
+    assert kept.put("b", bytes(41)) == 1
+
+
+OPS = st.lists(st.tuples(st.sampled_from("gprc"), st.integers(0, 8), st.integers(0, 600)), max_size=60)
+
+
+@given(OPS)
+def test_like_a_plain_list(operations: list[tuple[str, int, int]]) -> None:
+    """The same contents, in the same order, within the same bound."""
+    kept: LRUCache[int, bytes] = LRUCache(2_000, len)
+    plain: list[tuple[int, int]] = []
+    gone = 0
+    for what, name, size in operations:
+        there = next((each for each in plain if each[0] == name), None)
+        if what == "c" and size < 50:
+            kept.clear()
+            plain.clear()
+        elif what == "g":
+            assert kept.get(name) == (None if there is None else bytes(there[1]))
+            if there is not None:
+                plain.remove(there)
+                plain.append(there)
+        elif what == "r":
+            kept.remove(name)
+            if there is not None:
+                plain.remove(there)
+        elif what == "p":
+            if there is not None:
+                plain.remove(there)
+            plain.append((name, size))
+            while sum(each[1] + EACH for each in plain) > 2_000:
+                plain.pop(0)
+                gone += 1
+            kept.put(name, bytes(size))
+        assert [(each, len(value)) for each, value in kept.items()] == plain
+        assert kept.bytes == sum(each[1] + EACH for each in plain) <= 2_000
+        assert len(kept) == len(plain)
+    assert kept.evicted == gone

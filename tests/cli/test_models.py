@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sqlite3
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llmopt.cli.console import age, amount, bytes_of
+from llmopt.cli.models import SORTS, Choice
+from llmopt.values.catalog import Model, Prices
 from tests.cli.run import LLMOPT, found, invoke, llmopt
 from tests.cli.server import EmbeddingServer, refused
+from tests.cli.test_progress import on_terminal
 
 
 def test_all_that_can_be_asked(served: EmbeddingServer) -> None:
@@ -82,3 +91,185 @@ def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     done = invoke("models")
     assert done.exit_code == 3
     assert "llmopt doctor" in done.stderr
+
+
+# ``llmopt models``: filters, order, ages, the cache; ``llmopt cache``.
+
+MODELS = [
+    Model(id="b", kind="chat", context_length=8_000, created=3, prices=Prices(input=2.0, output=8.0)),
+    Model(id="A", kind="embedding", dimensions=256, name="Alpha", shutdown="2027-01-01"),
+    Model(id="c", kind="chat", context_length=128_000, created=1, aliases=("cee",), prices=Prices(input=0.5)),
+]
+
+
+def ids(**choice: Any) -> str:
+    return "".join(model.id for model in Choice(**choice).of(MODELS))
+
+
+def test_filters() -> None:
+    """Each alone, and together."""
+    assert ids() == "bAc"
+    assert ids(kind="chat") == "bc"
+    assert ids(text="ALPHA") == "A"
+    assert ids(text="cee") == "c"
+    assert ids(min_context=8_000) == "bc"
+    assert ids(min_context=8_001, kind="chat") == "c"
+
+
+def test_order() -> None:
+    """What is not known comes last, whichever way round."""
+    assert ids(sort="id") == "Abc"
+    assert ids(sort="id", reverse=True) == "cbA"
+    assert ids(sort="context") == "bcA"
+    assert ids(sort="context", reverse=True) == "cbA"
+    assert ids(sort="price") == "cbA"
+    assert ids(sort="created") == "cbA"
+    assert ids(sort="dimensions") == "Abc"
+    assert ids(sort="shutdown") == "Abc"
+    assert ids(reverse=True) == "cAb"
+    assert all(len(ids(sort=each)) == 3 for each in SORTS)
+
+
+def test_words() -> None:
+    """Ages, money and bytes for people."""
+    assert [age(each) for each in (0, 59, 60, 3_599, 3_600, 86_400 * 3)] == [
+        "now",
+        "now",
+        "1 min",
+        "59 min",
+        "1 h",
+        "3 d",
+    ]
+    assert age(7_200, stale=True) == "2 h, stale"
+    assert [amount(each, "USD") for each in (None, 0.0, 0.02, 1.5, 15.0)] == [
+        "",
+        "$0",
+        "$0.02",
+        "$1.5",
+        "$15",
+    ]
+    assert amount(1.25, "EUR") == "1.25 EUR"
+    assert [bytes_of(each) for each in (0, 1_023, 1_024, 3_500_000, 5 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "3.3 MiB",
+        "5.0 GiB",
+    ]
+
+
+def aged(seconds: float) -> None:
+    """Let everything on disk be older than it is."""
+    import struct
+    from zlib import crc32
+
+    path = Path(os.environ["XDG_CACHE_HOME"]) / "llmopt" / "cache-1.db"
+    connection = sqlite3.connect(path)
+    for key, value in connection.execute("SELECT key, value FROM entries").fetchall():
+        (created,) = struct.unpack_from("<d", value, 4)
+        changed = value[:4] + struct.pack("<d", created - seconds) + value[12:-4]
+        checked = changed + struct.pack("<I", crc32(changed, crc32(key)))
+        connection.execute("UPDATE entries SET value=? WHERE key=?", (checked, key))
+    connection.commit()
+    connection.close()
+
+
+def test_lists_are_kept_between_runs(served: EmbeddingServer) -> None:
+    """And asked for anew when told to; nobody is asked when told to."""
+    assert "small" in invoke("models", "near").stdout
+    served.models = ["newer"]
+    assert "small" in invoke("models", "near").stdout
+    assert "newer" in invoke("models", "near", "--refresh").stdout
+    served.models = ["newest"]
+    assert "newer" in invoke("models", "near", "--offline").stdout
+
+
+def test_offline_with_nothing_kept(served: EmbeddingServer) -> None:
+    """Said in one sentence."""
+    done = invoke("models", "near", "--offline")
+    assert done.exit_code == 1
+    assert "nothing is kept of the models of 'near'" in done.stderr
+
+
+def test_refresh_and_offline_exclude_each_other(served: EmbeddingServer) -> None:
+    """Told before anything is done."""
+    done = invoke("models", "near", "--refresh", "--offline")
+    assert done.exit_code == 2
+    assert "choose one of the two" in done.stderr
+
+
+def test_an_old_list_is_shown_with_its_age(served: EmbeddingServer) -> None:
+    """And marked, where no new one could be had."""
+    invoke("models", "near")
+    aged(3 * 86_400)
+    served.models = refused(503, "down")
+    done = invoke("models", "near")
+    assert done.exit_code == 0
+    assert [line.split("\t")[-1] for line in done.stdout.splitlines()] == ["3 d, stale"] * 2
+    table = found(invoke("models", "near", "--json"))["catalogues"]["near"]
+    assert table["stale"] is True
+    assert table["age_s"] == pytest.approx(3 * 86_400, abs=100)
+    assert (table["models"], table["dropped"]) == (2, 0)
+
+
+def test_the_table_on_a_terminal(served: EmbeddingServer) -> None:
+    """It has heads, fits, and shows a long name whole, folded."""
+    served.models = ["short", "a-model-with-quite-a-long-name-" * 4]
+    code, _, shown = on_terminal("models", "near", columns=60, env={"NO_COLOR": "1"})
+    assert code == 0
+    # What comes after the bar was taken away.
+    table = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.rpartition("\x1b[2K")[2])
+    lines = [line.rstrip() for line in table.replace("\r", "").splitlines()]
+    assert any("provider" in line and "age" in line for line in lines)
+    assert max(map(len, lines)) <= 60
+    assert "now" in shown
+
+
+def test_cache_info_and_clear(served: EmbeddingServer) -> None:
+    """What there is, by kind and provider; looking at nothing makes nothing."""
+    home = Path(os.environ["XDG_CACHE_HOME"]) / "llmopt"
+    assert "nothing is kept" in invoke("cache", "info").stdout
+    assert not (home / "cache-1.db").exists()
+    assert "0 entries removed" in invoke("cache", "clear").stderr
+    invoke("models", "near", "local")
+    table = found(invoke("cache", "info", "--json"))["caches"]
+    assert [each["folder"] for each in table] == [str(home)]
+    assert {(each["what"], each["provider"], each["entries"]) for each in table[0]["groups"]} == {
+        ("catalog", "near", 1),
+        ("catalog", "local", 1),
+    }
+    assert 0 < table[0]["bytes"] < table[0]["max_bytes"]
+    shown = invoke("cache", "info").stdout
+    assert "list of models\tnear\t1" in shown
+    assert "2 entries" in shown
+    assert "1 entry removed" in invoke("cache", "clear", "near").stderr
+    assert found(invoke("cache", "clear", "--json")) == {"removed": 1}
+    assert "0 entries" in invoke("cache", "info").stdout
+
+
+def test_cache_of_a_configured_folder(served: EmbeddingServer, here: Path) -> None:
+    """Each folder that the configuration names."""
+    with (here / "llmopt.toml").open("a") as file:
+        file.write(f'cache_dir = "{here / "own"}"\n')
+    text = (here / "llmopt.toml").read_text()
+    (here / "llmopt.toml").write_text(f'cache_dir = "{here / "all"}"\n{text}')
+    invoke("models", "near", "local")
+    folders = {each["folder"]: each["entries"] for each in found(invoke("cache", "info", "--json"))["caches"]}
+    assert folders == {str(here / "all"): 1, str(here / "own"): 1}
+    invoke("cache", "clear")
+    assert not any(each["entries"] for each in found(invoke("cache", "info", "--json"))["caches"])
+
+
+def test_a_hanging_provider_has_its_time(served: EmbeddingServer) -> None:
+    """``--timeout`` bounds each."""
+    from tests.support.faults import FaultServer, Script, Stall, serving
+
+    with serving(FaultServer()) as hanging:
+        hanging.server.default(Script([Stall()]))
+        with Path("llmopt.toml").open("a") as file:
+            file.write(f'[providers.far]\nplugin = "local"\nbase_url = "{hanging.server.base_url}"\n')
+        started = time.monotonic()
+        done = invoke("models", "near", "far", "--timeout", "0.3")
+        assert time.monotonic() - started < 60
+    assert done.exit_code == 0
+    assert "deadline" in done.stderr

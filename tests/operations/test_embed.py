@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+import llmopt
 from llmopt import InvalidInput
 from llmopt.operations.embed import check_texts_argument, embed_call, text_error
+from tests.support.faults import FaultServer, answer_openai, serving, vector_for
 
 
 @pytest.mark.parametrize("text", ["a", " ", "\x00", "\u2028", "\ufeff", "é", "👩‍👩‍👧", "a" * 100_000])
@@ -72,3 +79,206 @@ def test_extra_is_a_copy() -> None:
     call = embed_call("m", dimensions=None, input_type=None, extra=extra)
     extra["user"] = "y"
     assert call.extra == {"user": "x"}
+
+
+# I01 to I06 over sockets: what is handed in, and that it comes back in its place.
+
+MODEL = "server/m"
+
+
+def config(server: FaultServer, **more: Any) -> dict[str, Any]:
+    return {"providers": {"server": {"plugin": "local", "base_url": server.base_url, **more}}}
+
+
+def rows(texts: list[str]) -> np.ndarray[Any, Any]:
+    return np.array([vector_for(text) for text in texts], dtype=np.float32)
+
+
+async def test_i01_nothing_to_embed_sends_nothing() -> None:
+    """Of any kind of iterable."""
+
+    async def none() -> AsyncIterator[str]:
+        for text in ():
+            yield text
+
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        for texts in ([], (), iter([]), none(), {}.keys()):
+            found = await client.embed(MODEL, texts)
+            assert found.vectors.shape == (0, 0)
+        assert [part async for part in client.embed_iter(MODEL, [])] == []
+    assert server.requests == []
+
+
+async def test_i01_every_kind_of_iterable_of_texts_will_do() -> None:
+    """And texts that are a subclass of str, numpy's among them."""
+
+    class Text(str):
+        __slots__ = ()
+
+    async def asynchronous() -> AsyncIterator[str]:
+        for text in ("a", "b"):
+            yield text
+
+    kinds: list[Any] = [
+        ["a", "b"],
+        ("a", "b"),
+        iter(["a", "b"]),
+        (text for text in "ab"),
+        asynchronous(),
+        dict.fromkeys(["a", "b"]).keys(),
+        [Text("a"), np.str_("b")],
+        np.array(["a", "b"]),
+    ]
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"cache": False}) as client:
+        for texts in kinds:
+            np.testing.assert_array_equal((await client.embed(MODEL, texts)).vectors, rows(["a", "b"]))
+
+
+@pytest.mark.parametrize("bad", ["", None, 3, b"b", ["b"], "\ud800"])
+async def test_i01_i02_one_bad_text_is_told_by_its_index_before_anything_is_sent(bad: Any) -> None:
+    """With errors="return" the others are embedded, and it alone is not."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        with pytest.raises(llmopt.InvalidInput) as caught:
+            await client.embed(MODEL, ["a", "b", bad, "c"])
+        assert caught.value.index == 2
+        assert server.requests == []
+        found = await client.embed(MODEL, ["a", "b", bad, "c"], errors="return")
+        assert set(found.errors) == {2}
+        np.testing.assert_array_equal(found.vectors[[0, 1, 3]], rows(["a", "b", "c"]))
+
+
+async def test_i02_a_text_of_ten_megabytes_arrives_as_it_is() -> None:
+    """Unless the provider says that it is too long."""
+    text = "ä" * 5_000_000
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        found = await client.embed(MODEL, [text], errors="return")
+        if not found.errors:
+            np.testing.assert_array_equal(found.vectors, rows([text]))
+        else:
+            assert isinstance(found.errors[0], llmopt.ItemTooLong)
+            assert server.requests == []
+
+
+async def test_i03_the_same_text_a_thousand_times_is_one_item() -> None:
+    """And a thousand rows."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        found = await client.embed(MODEL, ["same", "other", *["same"] * 998])
+        parts = [part async for part in client.embed_iter(MODEL, ["again"] * 30)]
+    assert [request.json()["input"] for request in server.requests] == [["same", "other"], ["again"]]
+    np.testing.assert_array_equal(found.vectors, rows(["same", "other", *["same"] * 998]))
+    assert sum(len(part) for part in parts) == 30
+
+
+async def test_i04_an_iterable_that_raises_ends_after_all_that_came_before() -> None:
+    """What was taken is finished and comes first; nothing is under way afterwards."""
+
+    def source() -> Iterator[str]:
+        for number in range(100):
+            yield f"text {number}"
+        raise OSError("cursor lost")
+
+    got: list[int] = []
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        with pytest.raises(OSError, match="cursor lost"):
+            async for part in client.embed_iter(MODEL, source()):
+                np.testing.assert_array_equal(
+                    part.vectors, rows([f"text {part.start + row}" for row in range(len(part))])
+                )
+                got += range(part.start, part.start + len(part))
+        assert got == list(range(100))
+        with pytest.raises(OSError, match="cursor lost"):
+            await client.embed(MODEL, source())
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_i04_an_endless_iterable_is_read_only_as_far_as_there_is_room() -> None:
+    """Leaving the block stops it."""
+    taken = 0
+
+    async def source() -> AsyncIterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield f"text {taken}"
+
+    seen = 0
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_batch_size=4)) as client:
+        async with client.embed_iter(MODEL, source()) as parts:
+            async for part in parts:
+                seen += len(part)
+                assert taken <= seen + 4 * 8 * 3
+                if seen >= 200:
+                    break
+        stopped = taken
+        await client.embed(MODEL, ["afterwards"])
+        assert taken == stopped
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_i04_a_slow_iterable_does_not_hold_back_what_is_there() -> None:
+    """The parts of what it gave come while it thinks of more, and cancelling it leaves nothing behind."""
+    gate = asyncio.Event()
+
+    async def source() -> AsyncIterator[str]:
+        for number in range(8):
+            yield f"text {number}"
+        await gate.wait()
+        yield "last"
+
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_batch_size=4)) as client:
+        parts = client.embed_iter(MODEL, source())
+        assert [(await anext(parts)).start for _ in range(2)] == [0, 4]
+        waiting = asyncio.ensure_future(anext(parts))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await parts.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_i04_a_list_that_is_changed_meanwhile_is_embedded_as_it_was() -> None:
+    """The call has its own."""
+    texts = [f"text {number}" for number in range(50)]
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        call = asyncio.create_task(client.embed(MODEL, texts))
+        await server.wait_requests(1)
+        texts[:] = ["changed"] * 3
+        found = await call
+    np.testing.assert_array_equal(found.vectors, rows([f"text {number}" for number in range(50)]))
+
+
+@pytest.mark.parametrize("extra", [{"a": float("nan")}, {"a": object()}, {1: 2}])
+async def test_i05_options_that_cannot_be_sent_are_refused_before_anything_is(extra: Any) -> None:
+    """Of the caller's own making, so the message says which."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        with pytest.raises(llmopt.InvalidInput, match="extra"):
+            await client.embed(MODEL, ["a"], extra=extra)
+        for dimensions in (0, -1, True, "5", 10**9):
+            with pytest.raises(llmopt.InvalidInput, match="dimensions"):
+                await client.embed(MODEL, ["a"], dimensions=dimensions)  # type: ignore[arg-type] # wrong on purpose
+    assert server.requests == []
+
+
+def test_i06_whatever_the_texts_and_the_batches() -> None:
+    """Each row is its text's, through any cutting into requests."""
+    texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), max_size=40)
+    with serving() as thread:
+        thread.server.default(answer_openai)
+        clients = {
+            size: llmopt.Client(config(thread.server, max_batch_size=size), flags={"cache": False})
+            for size in (1, 2, 7, 64)
+        }
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(texts, st.sampled_from(sorted(clients)))
+        def check(given_texts: list[str], size: int) -> None:
+            found = clients[size].embed(MODEL, given_texts)
+            if given_texts:
+                np.testing.assert_array_equal(found.vectors, rows(given_texts))
+            else:
+                assert found.vectors.shape == (0, 0)
+
+        check()
+        for client in clients.values():
+            client.close()

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from llmopt.policies.quota import Lease, Quota
+from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota, SlowStart
 from llmopt.values.calls import RateLimit, RateLimits
 
 NOBODY = cast("Any", None)
@@ -268,3 +268,173 @@ def test_a_learned_rate_is_forgotten_when_both_limits_allow_more() -> None:
     it.wait_time(6.0, 0.0)
     assert not it._learned.active
     assert (it.requests.rate, it.tokens.rate) == (10.0, 100.0)
+
+
+# A lease says each thing once, to whom it is from.
+
+
+class LeaseOwner:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def settle(self, lease: Lease, tokens: float | None) -> None:
+        self.told.append(("settle", lease, tokens))
+        lease.open = False
+
+    def refund(self, lease: Lease) -> None:
+        self.told.append(("refund", lease))
+
+    def observe(self, limits: RateLimits, lease: Lease) -> bool:
+        self.told.append(("observe", limits, lease))
+        return True
+
+    def throttled(
+        self, retry_after: float | None, lease: Lease, *, limits: RateLimits | None, tokens_counted: bool
+    ) -> bool:
+        self.told.append(("throttled", retry_after, lease, limits, tokens_counted))
+        return True
+
+
+def made(owner: LeaseOwner) -> Lease:
+    return Lease(owner, 70.0, 5.0, 3, 8.0, 90.0)
+
+
+def test_it_holds_what_it_was_made_with() -> None:
+    """And nothing was said of it yet."""
+    lease = made(LeaseOwner())
+    assert (lease.tokens, lease.granted_at, lease.number) == (70.0, 5.0, 3)
+    assert (lease.requests_spent, lease.tokens_spent) == (8.0, 90.0)
+    assert (lease.waited, lease.cause, lease.open) == (0.0, "", True)
+    assert repr(lease) == "Lease(tokens=70, waited=0.000, open=True)"
+
+
+def test_leaving_the_block_settles_as_estimated_once() -> None:
+    """Also with an exception; not where something was said already."""
+    owner = LeaseOwner()
+    with made(owner) as lease:
+        pass
+    assert owner.told == [("settle", lease, None)]
+    with pytest.raises(KeyError), made(owner):
+        raise KeyError
+    assert len(owner.told) == 2
+    with made(owner) as lease:
+        lease.settle(5)
+    assert owner.told[2:] == [("settle", lease, 5)]
+
+
+def test_every_word_reaches_the_lender() -> None:
+    """With all that it says."""
+    owner, limits = LeaseOwner(), RateLimits()
+    lease = made(owner)
+    lease.settle()
+    lease.refund()
+    assert lease.observe(limits) is True
+    assert lease.throttled(2.5, limits=limits, tokens_counted=True) is True
+    assert lease.throttled() is True
+    assert owner.told == [
+        ("settle", lease, None),
+        ("refund", lease),
+        ("observe", limits, lease),
+        ("throttled", 2.5, lease, limits, True),
+        ("throttled", None, lease, None, False),
+    ]
+
+
+# How many requests are in flight before the first answer.
+
+
+def send(start: SlowStart, count: int, now: float = 0.0) -> None:
+    for _ in range(count):
+        start.sent(now)
+
+
+def test_two_go_first() -> None:
+    """And the third is held until one of them has been in flight for as long as the doubling takes."""
+    start = SlowStart()
+    assert (INITIAL_WINDOW, start.finished) == (2, False)
+    assert start.wait_time(100.0) == 0
+    start.sent(100.0)
+    assert start.wait_time(100.0) == 0
+    start.sent(100.0)
+    assert start.wait_time(100.0) == pytest.approx(math.log2(3 / 2))
+
+
+def test_none_is_no_slow_start() -> None:
+    """Zero initial_window are over at once."""
+    assert SlowStart(0).finished
+    assert not SlowStart(1).finished
+
+
+def test_twice_as_many_each_second() -> None:
+    """Counted from the first one sent, whenever that was; the third when there is room for a whole one."""
+    start = SlowStart(2)
+    send(start, 2, now=50.0)
+    third = 50 + math.log2(3 / 2)
+    assert start.wait_time(third - 0.1) == pytest.approx(0.1)
+    assert start.wait_time(third + 1e-9) == 0
+    send(start, 2, now=51.0)
+    assert start.wait_time(51.0) == pytest.approx(math.log2(5 / 2) - 1)
+    assert start.wait_time(52.0) == 0
+    send(start, 4, now=52.0)
+    assert start.wait_time(52.0) == pytest.approx(math.log2(9 / 2) - 2)
+
+
+def test_after_a_minute_nobody_is_held_back() -> None:
+    """Nor does a day's doubling leave the floats."""
+    start = SlowStart(2)
+    send(start, 1_000)
+    assert start.wait_time(60.0) == 0
+    assert start.wait_time(1e9) == 0
+
+
+def test_a_hold_is_never_shorter_than_a_millisecond() -> None:
+    """A rounding must not make a waiter spin."""
+    start = SlowStart(2)
+    send(start, 2)
+    just_before = math.log2(3 / 2) - 1e-6
+    assert start.wait_time(just_before) == pytest.approx(1e-3)
+
+
+def test_each_answer_makes_room_for_two() -> None:
+    """Its own place, and one more."""
+    start = SlowStart(2)
+    send(start, 2)
+    start.completed(answered=True)
+    send(start, 2)
+    assert start.wait_time(0.0) > 0
+    assert repr(start) == "SlowStart(finished=False, window=3, in_flight=3)"
+
+
+def test_what_was_not_sent_makes_room_for_itself_alone() -> None:
+    """It taught nothing."""
+    start = SlowStart(2)
+    send(start, 2)
+    start.completed(answered=False)
+    assert start.wait_time(0.0) == 0
+    send(start, 1)
+    assert start.wait_time(0.0) > 0
+    assert repr(start) == "SlowStart(finished=False, window=2, in_flight=2)"
+
+
+def test_it_is_over_with_the_sixty_fourth() -> None:
+    """Two initial_window and sixty-two answers."""
+    start = SlowStart(2)
+    for _ in range(61):
+        start.sent(0.0)
+        start.completed(answered=True)
+    assert not start.finished
+    start.sent(0.0)
+    start.completed(answered=True)
+    assert start.finished
+    start.completed(answered=True)
+    assert start.finished
+
+
+def test_once_over_it_stays_over() -> None:
+    """Whoever ended it."""
+    start = SlowStart(2)
+    start.finished = True
+    start.completed(answered=True)
+    assert start.finished

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import llmopt
 from llmopt import (
     BatchLimit,
     ChatCall,
@@ -200,3 +201,102 @@ def test_events_of_a_stream_come_through() -> None:
 
         hooks = ProviderHooks("acme", plugin(parse_stream_event=parse_stream_event))
         assert hooks.parse_stream_event(ChatCall(model="m"), ServerEvent(), SETTINGS) == outcome
+
+
+# The hook for events, worked out once for a stream: the same as the relay, in every constellation.
+
+STREAM_CALL = ChatCall(model="m", stream=True)
+STREAM_SETTINGS = Settings(provider="p", base_url="http://127.0.0.1:1")
+WORD = ServerEvent(data='{"choices": [{"index": 0, "delta": {"content": "Hello"}}]}')
+
+
+def stream_plugin(function: Any) -> object:
+    return SimpleNamespace(parse_stream_event=llmopt.hookimpl(function))
+
+
+def said(found: object) -> str:
+    assert isinstance(found, tuple)
+    return "".join(event.text for event in found)
+
+
+def told(text: str) -> tuple[llmopt.ChatEvent, ...]:
+    return (llmopt.ChatEvent(text=text),)
+
+
+def test_a_plugin_that_leaves_it_to_the_core() -> None:
+    """By having no such hook, or by returning None."""
+    for each in (SimpleNamespace(), stream_plugin(lambda call, event, settings: None)):
+        parse = ProviderHooks("p", each).stream_parser(STREAM_CALL, STREAM_SETTINGS)
+        assert said(parse(WORD)) == "Hello"
+        assert parse(ServerEvent(data="[DONE]")) == (llmopt.ChatEvent(last=True),)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (
+            lambda call, event, settings: told(f"{call.model} {len(event.data)} {settings.provider}"),
+            f"m {len(WORD.data)} p",
+        ),
+        (
+            lambda settings, event, call: told(f"{call.model} {len(event.data)} {settings.provider}"),
+            f"m {len(WORD.data)} p",
+        ),
+        (lambda event: told(event.event), "message"),
+        (lambda event, call: told(call.model), "m"),
+        (lambda call: told(call.model), "m"),
+        (lambda: told("nothing"), "nothing"),
+    ],
+)
+def test_parameters_may_be_left_out_and_stand_in_any_order(function: Any, expected: str) -> None:
+    """As pluggy allows."""
+    assert (
+        said(ProviderHooks("p", stream_plugin(function)).stream_parser(STREAM_CALL, STREAM_SETTINGS)(WORD))
+        == expected
+    )
+
+
+def test_a_wrapper_is_called_around_it() -> None:
+    """For every event."""
+
+    class Louder:
+        @llmopt.hookimpl(wrapper=True)
+        def parse_stream_event(self) -> Any:
+            found = yield
+            return told(said(found).upper())
+
+    parse = ProviderHooks("p", SimpleNamespace(), [Louder()]).stream_parser(STREAM_CALL, STREAM_SETTINGS)
+    assert [said(parse(WORD)) for _ in range(2)] == ["HELLO", "HELLO"]
+
+
+def test_a_users_plugin_goes_before_the_providers() -> None:
+    """The one registered last is asked first."""
+    mine = stream_plugin(lambda event: told("mine") if event.data.startswith("{") else None)
+    parse = ProviderHooks("p", stream_plugin(lambda event: told("theirs")), [mine]).stream_parser(
+        STREAM_CALL, STREAM_SETTINGS
+    )
+    assert said(parse(WORD)) == "mine"
+    assert said(parse(ServerEvent(data="x"))) == "theirs"
+
+
+@pytest.mark.parametrize("wrong", ["text", 7, [], (1,), {}, (llmopt.ChatEvent(), None)])
+def test_a_wrong_value_names_plugin_and_hook(wrong: object) -> None:
+    """Whatever it is."""
+    parse = ProviderHooks("p", stream_plugin(lambda event: wrong)).stream_parser(STREAM_CALL, STREAM_SETTINGS)
+    with pytest.raises(llmopt.PluginContractError, match=r"'p'.*parse_stream_event"):
+        parse(WORD)
+
+
+def test_a_hook_that_raises() -> None:
+    """llmopt's own errors pass; any other is the stream_plugin's fault."""
+
+    def refuse(event: ServerEvent) -> None:
+        raise llmopt.InvalidResponse("mine")
+
+    def fail(event: ServerEvent) -> None:
+        raise KeyError("theirs")
+
+    with pytest.raises(llmopt.InvalidResponse, match="mine"):
+        ProviderHooks("p", stream_plugin(refuse)).stream_parser(STREAM_CALL, STREAM_SETTINGS)(WORD)
+    with pytest.raises(llmopt.PluginContractError, match="raised KeyError"):
+        ProviderHooks("p", stream_plugin(fail)).stream_parser(STREAM_CALL, STREAM_SETTINGS)(WORD)
