@@ -18,7 +18,7 @@ from attrs import evolve, field, frozen
 
 from llmopt.client.async_client import AsyncClient
 from llmopt.config.schema import Config
-from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_for
 from llmopt.engine.request import encode_request, json_encoder
 from llmopt.errors import InvalidResponse, LLMOptError
@@ -319,7 +319,7 @@ class Heard:
         parts: what the plugin gave for each event.
     """
 
-    answer: Gathered
+    answer: ReplyAccumulator
     parts: tuple[Any, ...] = field(repr=False)
 
 
@@ -339,7 +339,7 @@ def heard(subject: Subject, pieces: Sequence[bytes]) -> Heard:
         CheckFailed: it takes an event of it for an error.
     """
     chats(subject)
-    answer, parts = Gathered(), []
+    answer, parts = ReplyAccumulator(), []
     for number, event in enumerate(decoded(subject, pieces)):
         found = event_read(subject, event)
         if not isinstance(found, tuple):
@@ -353,7 +353,7 @@ def heard(subject: Subject, pieces: Sequence[bytes]) -> Heard:
     return Heard(answer=answer, parts=tuple(parts))
 
 
-def spoken(subject: Subject, answer: SampleChat) -> Gathered:
+def spoken(subject: Subject, answer: SampleChat) -> ReplyAccumulator:
     """The plugin's reading of a right stream."""
     return heard(subject, subject.dialect.stream(answer)).answer
 

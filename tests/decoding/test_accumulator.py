@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from llmopt import ChatEvent, ToolCall, ToolCallPart, Usage
-from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.accumulator import ReplyAccumulator
 
 
-def gathered(*events: ChatEvent) -> Gathered:
-    found = Gathered()
+def gathered(*events: ChatEvent) -> ReplyAccumulator:
+    found = ReplyAccumulator()
     for event in events:
         found.add(event)
     return found
@@ -26,7 +26,7 @@ def part(index: int = 0, arguments: str = "", *, call: str = "", name: str = "")
 
 def test_nothing_is_an_empty_answer() -> None:
     """Before the first event, and for a stream without one."""
-    found = Gathered()
+    found = ReplyAccumulator()
     assert (found.text, found.reasoning, found.refusal, found.tool_calls) == ("", "", "", ())
     assert (found.finish_reason, found.usage, found.model, found.id, found.last) == (
         None,

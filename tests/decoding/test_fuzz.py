@@ -22,9 +22,9 @@ from llmopt import (
     ServerEvent,
     Settings,
 )
-from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import Decoder, NDJSONDecoder
-from llmopt.decoding.sse import SSEDecoder, StreamFault
+from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
 from tests.plugins.helpers import hooks
 
 PLUGINS = ("openai", "mistral", "azure", "local")
@@ -59,7 +59,7 @@ def outcome(decoder: Decoder, pieces: list[bytes]) -> tuple[list[ServerEvent], s
         for piece in pieces:
             found += decoder.feed(piece)
         found += decoder.end()
-    except StreamFault as fault:
+    except StreamDecodeError as fault:
         return [*found, *fault.events], fault.reason
     return found, ""
 
@@ -190,7 +190,7 @@ def test_whatever_an_event_holds_it_is_read_judged_or_refused(data: str, kind: s
     event = ServerEvent(event=kind, data=data.encode("utf-8", "replace").decode())
     found = judged(plugin, lambda: hooks(plugin).parse_stream_event(CALL, event, WHERE))
     assert isinstance(found, (tuple, Failure, InvalidResponse))
-    gathered = Gathered()
+    gathered = ReplyAccumulator()
     for part in found if isinstance(found, tuple) else ():
         assert isinstance(part, ChatEvent)
         gathered.add(part)

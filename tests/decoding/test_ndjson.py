@@ -6,7 +6,7 @@ import pytest
 
 from llmopt import ServerEvent
 from llmopt.decoding.ndjson import NDJSONDecoder, decoder_for
-from llmopt.decoding.sse import MIB, SSEDecoder, StreamFault
+from llmopt.decoding.sse import MAX_LINE_BYTES, SSEDecoder, StreamDecodeError
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
 BOM = b"\xef\xbb\xbf"
@@ -44,26 +44,26 @@ def test_a_line_comes_with_its_last_byte() -> None:
     assert [len(decoder.feed(piece)) for piece in (b"1", b"\n", b"2\n3\n4", b"\n")] == [0, 1, 2, 1]
 
 
-@pytest.mark.parametrize("size", [MIB, MIB + 1])
+@pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
 def test_e05_the_cap_is_exact(size: int) -> None:
     """The last byte allowed, and the first that is not."""
     body = b"x" * size + b"\n"
     for pieces in ([body], [body[:9], body[9:]], [body[i : i + 70_000] for i in range(0, len(body), 70_000)]):
-        if size <= MIB:
+        if size <= MAX_LINE_BYTES:
             assert [len(each.data) for each in events(NDJSONDecoder(), pieces)] == [size]
         else:
-            with pytest.raises(StreamFault, match="line of more than 1048576 bytes"):
+            with pytest.raises(StreamDecodeError, match="line of more than 1048576 bytes"):
                 events(NDJSONDecoder(), pieces)
 
 
 def test_e09_what_is_no_utf8_is_a_fault_and_never_replaced() -> None:
     """The good lines before it are not lost, and nothing follows."""
     decoder = NDJSONDecoder()
-    with pytest.raises(StreamFault, match="not UTF-8") as caught:
+    with pytest.raises(StreamDecodeError, match="not UTF-8") as caught:
         decoder.feed(b'{"a":1}\n{"b":"\xff"}\n{"c":3}\n')
     assert [each.data for each in caught.value.events] == ['{"a":1}']
     for again in (lambda: decoder.feed(b"1\n"), decoder.end):
-        with pytest.raises(StreamFault) as caught:
+        with pytest.raises(StreamDecodeError) as caught:
             again()
         assert caught.value.events == ()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llmopt import ChatCall, ChatEvent, Failure, ServerEvent, VerdictKind, compatible
-from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_for
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
@@ -70,8 +70,8 @@ def recording(name: str, number: int = 0) -> tuple[Any, ...]:
     )
 
 
-def gathered(name: str, number: int = 0) -> Gathered:
-    found = Gathered()
+def gathered(name: str, number: int = 0) -> ReplyAccumulator:
+    found = ReplyAccumulator()
     for parts in recording(name, number):
         if not isinstance(parts, Failure):
             for part in parts:

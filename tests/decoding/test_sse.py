@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llmopt import ServerEvent
-from llmopt.decoding.sse import MIB, SSEDecoder, StreamFault
+from llmopt.decoding.sse import MAX_LINE_BYTES, SSEDecoder, StreamDecodeError
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
 
@@ -102,24 +102,24 @@ def test_e05_an_endless_line_is_a_fault_at_the_cap() -> None:
         decoder = SSEDecoder()
         decoder.feed(start)
         fed = 0
-        with pytest.raises(StreamFault, match="line of more than 1048576 bytes") as caught:
-            while fed <= 2 * MIB:
+        with pytest.raises(StreamDecodeError, match="line of more than 1048576 bytes") as caught:
+            while fed <= 2 * MAX_LINE_BYTES:
                 fed += 65_536
                 decoder.feed(b"x" * 65_536)
         assert caught.value.reason == "line"
-        assert fed <= MIB + 2 * 65_536
+        assert fed <= MAX_LINE_BYTES + 2 * 65_536
 
 
-@pytest.mark.parametrize("size", [MIB, MIB + 1])
+@pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
 @pytest.mark.parametrize("whole", [True, False])
 def test_e05_the_cap_is_exact(size: int, whole: bool) -> None:
     """The last byte allowed, and the first that is not."""
     line = b"data: " + b"x" * (size - 6)
     pieces = [line + b"\n\n"] if whole else [line[:500_000], line[500_000:], b"\n\n"]
-    if size <= MIB:
+    if size <= MAX_LINE_BYTES:
         assert [len(each.data) for each in events(SSEDecoder(), pieces)] == [size - 6]
     else:
-        with pytest.raises(StreamFault):
+        with pytest.raises(StreamDecodeError):
             events(SSEDecoder(), pieces)
 
 
@@ -127,8 +127,8 @@ def test_e05_an_event_of_many_lines_is_a_fault_at_the_cap() -> None:
     """2 MiB in lines of 1 KiB; lines without a byte of data count too."""
     for line in (b"data: " + b"x" * 1024 + b"\n", b"data\n"):
         decoder = SSEDecoder()
-        with pytest.raises(StreamFault, match="an event of more than 1048576 bytes") as caught:
-            for _ in range(2 * MIB // 100):
+        with pytest.raises(StreamDecodeError, match="an event of more than 1048576 bytes") as caught:
+            for _ in range(2 * MAX_LINE_BYTES // 100):
                 decoder.feed(line * 100)
         assert caught.value.reason == "event"
 
@@ -136,7 +136,7 @@ def test_e05_an_event_of_many_lines_is_a_fault_at_the_cap() -> None:
 def test_a_lower_cap_for_events_holds_for_single_lines_too() -> None:
     """The quick way is no way around it."""
     assert events(SSEDecoder(max_event=3), [b"data: abc\n\n"]) == [event("abc")]
-    with pytest.raises(StreamFault, match="event of more than 3 bytes"):
+    with pytest.raises(StreamDecodeError, match="event of more than 3 bytes"):
         events(SSEDecoder(max_event=3), [b"data: abcd\n\n"])
 
 
@@ -161,13 +161,13 @@ def test_e09_what_is_no_utf8_is_a_fault_and_never_replaced(line: bytes) -> None:
     """Latin-1, half a character, a lone surrogate; the good events before it are not lost."""
     body = b"data: good\n\n" + line + b"\n\ndata: after\n\n"
     decoder = SSEDecoder()
-    with pytest.raises(StreamFault, match="not UTF-8") as caught:
+    with pytest.raises(StreamDecodeError, match="not UTF-8") as caught:
         decoder.feed(body)
     assert caught.value.reason == "utf8"
     assert caught.value.events == (event("good"),)
     for pieces in halves(body):
         decoder, found = SSEDecoder(), []
-        with pytest.raises(StreamFault):
+        with pytest.raises(StreamDecodeError):
             for piece in pieces:
                 found += decoder.feed(piece)
 
@@ -180,10 +180,10 @@ def test_a_comment_need_not_be_utf8() -> None:
 def test_after_a_fault_a_decoder_gives_nothing_more() -> None:
     """It would be anybody's guess what belongs to what."""
     decoder = SSEDecoder(max_line=8)
-    with pytest.raises(StreamFault):
+    with pytest.raises(StreamDecodeError):
         decoder.feed(b"data: far too long")
     for again in (lambda: decoder.feed(b"\n\ndata: a\n\n"), decoder.end):
-        with pytest.raises(StreamFault, match="more than 8 bytes") as caught:
+        with pytest.raises(StreamDecodeError, match="more than 8 bytes") as caught:
             again()
         assert caught.value.events == ()
 
@@ -192,7 +192,7 @@ def test_an_event_that_the_stream_ends_in_can_be_a_fault() -> None:
     """As any other."""
     decoder = SSEDecoder()
     decoder.feed(b"data: \xc3")
-    with pytest.raises(StreamFault, match="not UTF-8"):
+    with pytest.raises(StreamDecodeError, match="not UTF-8"):
         decoder.end()
 
 

@@ -14,7 +14,7 @@ from attrs import evolve
 from llmopt import ChatCall, ChatReply, Failure, HttpResponse, ProviderEntry, Secret, Settings, VerdictKind
 from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Flags
-from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_for
 from llmopt.engine.request import encode_request
 from tests.plugins.helpers import hooks
@@ -39,7 +39,7 @@ CASES = {
 }  # fmt: skip
 
 
-async def ask(case: str, *, broken: int | None = None, **more: Any) -> tuple[Any, Gathered, Settings]:
+async def ask(case: str, *, broken: int | None = None, **more: Any) -> tuple[Any, ReplyAccumulator, Settings]:
     """The answer of one server: a reply, or the failure of a stream, and what it came to until then."""
     plugin, kind, about, model, options = CASES[case]
     server: Emulator
@@ -57,9 +57,9 @@ async def ask(case: str, *, broken: int | None = None, **more: Any) -> tuple[Any
         return found, gathered, where
 
 
-async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, Gathered]:
+async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, ReplyAccumulator]:
     sent = encode_request(hooks(plugin).build_request(call, where), where)
-    gathered = Gathered()
+    gathered = ReplyAccumulator()
     async with (
         aiohttp.ClientSession() as session,
         session.request(sent.method, sent.url, headers=sent.headers, data=sent.body) as response,

@@ -10,7 +10,7 @@ import pytest
 
 import llmopt
 from llmopt import ChatCall, Failure, Message, ServerEvent, ToolCall, compatible
-from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.sse import SSEDecoder
 from llmopt.testing import FakeProvider
 from llmopt.testing.fake import FakePlugin
@@ -35,8 +35,8 @@ async def events_of(response: httpx.Response) -> list[ServerEvent]:
     return [event async for piece in response.stream for event in decoder.feed(piece)] + decoder.end()
 
 
-def gathered(events: list[ServerEvent]) -> Gathered:
-    found = Gathered()
+def gathered(events: list[ServerEvent]) -> ReplyAccumulator:
+    found = ReplyAccumulator()
     for event in events:
         parts = compatible.parse_stream_event(CALL, event)
         assert not isinstance(parts, Failure)

@@ -1,1 +1,1 @@
-"""From the bytes of a streamed answer to events, and from events to a whole answer. Pure, without I/O."""
+"""Decoding of streamed responses: bytes to events, and events to a whole reply. Pure, without I/O."""

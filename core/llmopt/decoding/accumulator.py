@@ -1,4 +1,4 @@
-"""The events of a stream, put together into a whole answer."""
+"""Accumulates the events of a chat stream into a whole reply."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from llmopt.values.chat import ChatEvent, ChatReply, ToolCall, ToolCallPart
 from llmopt.values.embeddings import Usage
 
 
-class Gathered:
-    """What the events so far come to.
+class ReplyAccumulator:
+    """The reply so far, from the events received so far.
 
     Attributes:
-        finish_reason: why the model ended, None while it has not.
-        model: the model that answers, "" while it is not known.
-        id: the provider's id of the answer, "" while it is not known.
-        last: whether the provider's own end of the stream has come.
+        finish_reason: why the model stopped, None while it has not.
+        model: the model that replies, "" while unknown.
+        id: the provider's id of the reply, "" while unknown.
+        last: whether the provider has marked the end of the stream.
     """
 
     def __init__(self) -> None:
@@ -30,10 +30,10 @@ class Gathered:
         self._text: Final[list[str]] = []
         self._reasoning: Final[list[str]] = []
         self._refusal: Final[list[str]] = []
-        self._calls: Final[list[_Call]] = []
+        self._calls: Final[list[_PartialCall]] = []
 
     def add(self, event: ChatEvent) -> None:
-        """Take the next event in."""
+        """Add the next event."""
         if event.text:
             self._text.append(event.text)
         if event.reasoning:
@@ -50,17 +50,17 @@ class Gathered:
 
     @property
     def usage(self) -> Usage | None:
-        """The last usage that was told, as that of one request; None while none was."""
+        """The last usage reported, counted as one request; None if none was reported yet."""
         return None if self._usage is None else evolve(self._usage, requests=1)
 
     @property
     def text(self) -> str:
-        """The answer so far."""
+        """The text so far."""
         return "".join(self._text)
 
     @property
     def reasoning(self) -> str:
-        """What the model thought so far."""
+        """The model's reasoning so far."""
         return "".join(self._reasoning)
 
     @property
@@ -75,7 +75,7 @@ class Gathered:
         return tuple(ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in ordered)
 
     def reply(self, request_id: str | None = None) -> ChatReply:
-        """All of it as an answer."""
+        """Return everything so far as a reply."""
         return ChatReply(
             text=self.text,
             reasoning=self.reasoning,
@@ -89,16 +89,16 @@ class Gathered:
         )
 
     def _add_part(self, part: ToolCallPart) -> None:
-        # The newest call of an index: servers that number every call 0 begin another one with a new id.
-        found = next((call for call in reversed(self._calls) if call.index == part.index), None)
-        if found is None or found.is_over(part):
-            found = _Call(part.index)
-            self._calls.append(found)
-        found.add(part)
+        # The newest call with this index: some servers number every call 0 and begin the next one with a new id.
+        call = next((call for call in reversed(self._calls) if call.index == part.index), None)
+        if call is None or call.ends_before(part):
+            call = _PartialCall(part.index)
+            self._calls.append(call)
+        call.add(part)
 
 
-class _Call:
-    """One tool call while it comes."""
+class _PartialCall:
+    """A tool call whose arguments are still arriving."""
 
     def __init__(self, index: int) -> None:
         self.index: Final = index
@@ -116,11 +116,11 @@ class _Call:
         if part.arguments:
             self._arguments.append(part.arguments)
 
-    def is_over(self, part: ToolCallPart) -> bool:
+    def ends_before(self, part: ToolCallPart) -> bool:
         """Whether a fragment with the same index begins another call."""
         if part.id and self.id:
             return part.id != self.id
-        # Without ids, a name after arguments that are whole is a call of its own.
+        # Without ids, a name after complete arguments begins another call.
         return bool(part.name and not part.id and self._arguments and _is_json(self.arguments))
 
 

@@ -1,84 +1,89 @@
-"""Newline-delimited JSON: bytes in at any split, lines out as soon as they are whole."""
+"""Decoder for newline-delimited JSON streams, and the choice of a decoder by content type."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from llmopt.decoding.sse import MIB, Beginning, SSEDecoder, StreamFault, as_text, too_long
+from llmopt.decoding.sse import (
+    MAX_LINE_BYTES,
+    ByteOrderMarkFilter,
+    SSEDecoder,
+    StreamDecodeError,
+    decode_utf8,
+    too_long_error,
+)
 from llmopt.values.chat import ServerEvent
 
 
 class NDJSONDecoder:
     """Decodes one stream into an event of type "line" for each line that is not blank.
 
-    Lines end with LF; a CR before it is left out. A line that the stream ends in counts.
+    Lines end with LF or CR LF. The last line counts without a line feed, too.
 
     Args:
-        max_line: most bytes of a line.
+        max_line: maximum size of a line in bytes.
     """
 
-    def __init__(self, *, max_line: int = MIB) -> None:
+    def __init__(self, *, max_line: int = MAX_LINE_BYTES) -> None:
         self._max_line: Final = max_line
-        self._beginning: Final = Beginning()
+        self._byte_order_mark: Final = ByteOrderMarkFilter()
         self._line: Final = bytearray()
-        self._fault: StreamFault | None = None
+        self._error: StreamDecodeError | None = None
 
-    def feed(self, piece: bytes) -> list[ServerEvent]:
-        """The lines that a piece of the stream completes.
+    def feed(self, chunk: bytes) -> list[ServerEvent]:
+        """Decode a chunk of the stream and return the lines that it completes.
 
         Raises:
-            StreamFault: a line is too long, or not UTF-8. Its ``events`` are those that came before in
-                this piece.
+            StreamDecodeError: a line is too long, or not UTF-8. Its ``events`` are those that came before it
+                in this chunk.
         """
-        if not self._beginning.over:
-            piece = self._beginning.strip(piece)
+        if not self._byte_order_mark.done:
+            chunk = self._byte_order_mark.strip(chunk)
         events: list[ServerEvent] = []
-        self._guarded(piece, events)
+        self._feed(chunk, events)
         return events
 
     def end(self) -> list[ServerEvent]:
-        """The line that the stream ended in, if it did so without a line feed.
+        """Return the last line, if the stream ended without a line feed after it.
 
         Raises:
-            StreamFault: as `feed` does.
+            StreamDecodeError: like `feed`.
         """
         events: list[ServerEvent] = []
-        self._guarded(self._beginning.rest() + b"\n", events)
+        self._feed(self._byte_order_mark.flush() + b"\n", events)
         return events
 
-    def _guarded(self, piece: bytes, events: list[ServerEvent]) -> None:
-        if self._fault is not None:
-            raise StreamFault(str(self._fault), self._fault.reason)
+    def _feed(self, chunk: bytes, events: list[ServerEvent]) -> None:
+        if self._error is not None:
+            raise StreamDecodeError(str(self._error), self._error.reason)
         try:
-            self._read(piece, events)
-        except StreamFault as fault:
-            fault.events = tuple(events)
-            self._fault = fault
+            self._read(chunk, events)
+        except StreamDecodeError as error:
+            error.events = tuple(events)
+            self._error = error
             self._line.clear()
             raise
 
-    def _read(self, piece: bytes, events: list[ServerEvent]) -> None:
-        first, *others = piece.split(b"\n")
-        self._keep(first)
+    def _read(self, chunk: bytes, events: list[ServerEvent]) -> None:
+        first, *others = chunk.split(b"\n")
+        self._buffer_line(first)
         for following in others:
             line = bytes(self._line)
             self._line.clear()
-            # A blank line is a sign of life and no more.
+            # A blank line only keeps the connection alive.
             if line.strip():
-                events.append(ServerEvent(event="line", data=as_text(line.removesuffix(b"\r"))))
-            self._keep(following)
+                events.append(ServerEvent(event="line", data=decode_utf8(line.removesuffix(b"\r"))))
+            self._buffer_line(following)
 
-    def _keep(self, part: bytes) -> None:
+    def _buffer_line(self, part: bytes) -> None:
         self._line.extend(part)
         if len(self._line) > self._max_line:
-            raise too_long("line", self._max_line)
+            raise too_long_error("line", self._max_line)
 
-
-# How a stream is cut into events, by its content type.
 
 Decoder = SSEDecoder | NDJSONDecoder
-_EVENTS: Final = frozenset({"text/event-stream", ""})
-_LINES: Final = frozenset(
+_SSE_TYPES: Final = frozenset({"text/event-stream", ""})
+_NDJSON_TYPES: Final = frozenset(
     {
         "application/x-ndjson",
         "application/ndjson",
@@ -90,12 +95,12 @@ _LINES: Final = frozenset(
 
 
 def decoder_for(content_type: str) -> Decoder | None:
-    """A new decoder for an answer with this ``content-type``; None for one that is no stream.
+    """Return a new decoder for a response with this ``content-type``, None if it is not a stream.
 
-    Parameters such as ``charset`` do not matter: both forms are UTF-8 always. No content type at all
-    is taken for server-sent events.
+    Parameters such as ``charset`` are ignored: both formats are always UTF-8. Without a content type the response
+    is decoded as server-sent events.
     """
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind in _LINES:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in _NDJSON_TYPES:
         return NDJSONDecoder()
-    return SSEDecoder() if kind in _EVENTS else None
+    return SSEDecoder() if media_type in _SSE_TYPES else None

@@ -1,14 +1,14 @@
-"""Server-sent events: bytes in at any split, events out as soon as they are whole.
+"""Decoder for server-sent events: feed it bytes split anywhere, and it returns the events that are complete.
 
-By the rules of the WHATWG's HTML standard, section 9.2.6 "Interpreting an event stream", with two
-additions that servers in the field make necessary:
+It follows the WHATWG's HTML standard, section 9.2.6 "Interpreting an event stream", with two
+additions that real servers make necessary:
 
-* a block that the stream ends in counts although no blank line follows it (some servers leave out
-  the one behind ``data: [DONE]``);
-* a line ``error: {...}`` is an event of type "error" with that data (a field of llama.cpp's before
-  September 2025, which the standard would ignore and the error with it).
+* a block at the end of the stream counts although no blank line follows it (some servers omit the one
+  after ``data: [DONE]``);
+* a line ``error: {...}`` is an event of type "error" with that data (llama.cpp sent it before September
+  2025; by the standard it would be ignored, and the error with it).
 
-Text is UTF-8 whatever a header says, and bytes that are none are a fault: never a replacement.
+Text is always UTF-8, whatever a header says. Invalid bytes are an error and are never replaced.
 """
 
 from __future__ import annotations
@@ -18,53 +18,21 @@ from typing import Final, Literal
 
 from llmopt.values.chat import ServerEvent
 
-# The byte order mark that a stream may begin with, wherever it is cut.
-
-_MARK: Final = codecs.BOM_UTF8
-
-
-class Beginning:
-    """Takes one byte order mark off the beginning of a stream.
-
-    Attributes:
-        over: whether the beginning has passed, so that nothing need be taken off any more.
-    """
-
-    def __init__(self) -> None:
-        self.over = False
-        self._held = b""
-
-    def strip(self, piece: bytes) -> bytes:
-        """The piece without the mark; empty while it cannot be told yet whether there is one."""
-        held = self._held + piece
-        if len(held) < len(_MARK) and _MARK.startswith(held):
-            self._held = held
-            return b""
-        self.over = True
-        self._held = b""
-        return held.removeprefix(_MARK)
-
-    def rest(self) -> bytes:
-        """What was held back when the stream ended."""
-        self.over = True
-        held, self._held = self._held, b""
-        return held
-
-
-# What makes a stream's bytes undecodable.
-
-MIB: Final = 1 << 20
-"""The most bytes of a line, and of an event's data (docs/development/resilience.md: SSE line/event <= 1 MiB)."""
+# A server that sends an endless line must not fill the memory; real events have a few hundred bytes.
+MAX_LINE_BYTES: Final = 1 << 20
+"""Default maximum size of a line, and of the data of an event, in bytes."""
+_DATA: Final = b"data: "
+_LF: Final = 0x0A
 Reason = Literal["line", "event", "utf8"]
 
 
-class StreamFault(ValueError):
+class StreamDecodeError(ValueError):
     """The bytes of a stream cannot be decoded further.
 
     Attributes:
-        reason: "line" or "event" for one that is too long, "utf8" for bytes that are no UTF-8.
-        events: the events of the same piece that came before the fault and are good. A decoder that
-            has raised raises again, without events, whatever it is given.
+        reason: "line" or "event" for one that is too long, "utf8" for bytes that are not UTF-8.
+        events: the valid events that came before the error in the same chunk. A decoder that has raised this
+            error raises it again, without events, for all further input.
     """
 
     def __init__(self, message: str, reason: Reason, events: tuple[ServerEvent, ...] = ()) -> None:
@@ -73,134 +41,113 @@ class StreamFault(ValueError):
         self.events = events
 
 
-def too_long(what: Literal["line", "event"], most: int) -> StreamFault:
-    """The fault of a line or an event above its limit of ``most`` bytes."""
-    return StreamFault(f"the stream holds a{'n' * (what == 'event')} {what} of more than {most} bytes.", what)
-
-
-def as_text(data: bytes | bytearray) -> str:
-    """UTF-8 as text, never with a replacement for what is none.
-
-    Raises:
-        StreamFault: the bytes are no UTF-8.
-    """
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise StreamFault("the stream holds bytes that are not UTF-8.", "utf8") from None
-
-
-_DATA: Final = b"data: "
-_LF: Final = 0x0A
-
-
 class SSEDecoder:
-    """Decodes one stream.
+    """Decodes one stream of server-sent events.
 
-    What is kept between two pieces is the unfinished line and the unfinished event, each bounded.
+    Between two chunks it keeps the unfinished line and the unfinished event, each limited in size.
 
     Args:
-        max_line: most bytes of a line.
-        max_event: most bytes of an event's data.
+        max_line: maximum size of a line in bytes.
+        max_event: maximum size of the data of an event in bytes.
     """
 
-    def __init__(self, *, max_line: int = MIB, max_event: int = MIB) -> None:
+    def __init__(self, *, max_line: int = MAX_LINE_BYTES, max_event: int = MAX_LINE_BYTES) -> None:
         self._max_line: Final = max_line
         self._max_event: Final = max_event
         self._max_simple: Final = min(max_line, max_event)
-        self._beginning: Final = Beginning()
+        self._byte_order_mark: Final = ByteOrderMarkFilter()
         self._after_cr = False
         self._line: Final = bytearray()
         self._data: bytearray | None = None
         self._event = ""
         self._id = ""
-        self._fault: StreamFault | None = None
+        self._error: StreamDecodeError | None = None
 
-    def feed(self, piece: bytes) -> list[ServerEvent]:
-        """The events that a piece of the stream completes.
+    def feed(self, chunk: bytes) -> list[ServerEvent]:
+        """Decode a chunk of the stream and return the events that it completes.
 
         Raises:
-            StreamFault: a line or an event is too long, or not UTF-8. Its ``events`` are those that
-                came before in this piece.
+            StreamDecodeError: a line or an event is too long, or not UTF-8. Its ``events`` are those that
+                came before it in this chunk.
         """
-        self._refuse_after_fault()
+        self._raise_after_error()
         events: list[ServerEvent] = []
         try:
-            self._read(piece, events)
-        except StreamFault as fault:
-            self._fail(fault, events)
+            self._read(chunk, events)
+        except StreamDecodeError as error:
+            self._set_error(error, events)
             raise
         return events
 
     def end(self) -> list[ServerEvent]:
-        """The event that the stream ended in, if it did so without a blank line.
+        """Return the last event, if the stream ended without a blank line after it.
 
         Raises:
-            StreamFault: as `feed` does.
+            StreamDecodeError: like `feed`.
         """
-        self._refuse_after_fault()
+        self._raise_after_error()
         events: list[ServerEvent] = []
         try:
             self._finish(events)
-        except StreamFault as fault:
-            self._fail(fault, events)
+        except StreamDecodeError as error:
+            self._set_error(error, events)
             raise
         return events
 
-    def _refuse_after_fault(self) -> None:
-        if self._fault is not None:
-            raise StreamFault(str(self._fault), self._fault.reason)
+    def _raise_after_error(self) -> None:
+        if self._error is not None:
+            raise StreamDecodeError(str(self._error), self._error.reason)
 
-    def _fail(self, fault: StreamFault, events: list[ServerEvent]) -> None:
-        fault.events = tuple(events)
-        self._fault = fault
+    def _set_error(self, error: StreamDecodeError, events: list[ServerEvent]) -> None:
+        error.events = tuple(events)
+        self._error = error
         self._line.clear()
         self._data = None
 
-    def _read(self, piece: bytes, events: list[ServerEvent]) -> None:
-        if not self._beginning.over:
-            piece = self._beginning.strip(piece)
-        if self._after_cr and piece:
+    def _read(self, chunk: bytes, events: list[ServerEvent]) -> None:
+        if not self._byte_order_mark.done:
+            chunk = self._byte_order_mark.strip(chunk)
+        if self._after_cr and chunk:
             self._after_cr = False
-            piece = piece[1:] if piece[0] == _LF else piece
-        if b"\r" in piece:
-            # A line ends at the CR already; the LF that may follow in the next piece is its second half.
-            self._after_cr = piece.endswith(b"\r")
-            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            chunk = chunk[1:] if chunk[0] == _LF else chunk
+        if b"\r" in chunk:
+            # A CR already ends the line; an LF at the start of the next chunk belongs to it.
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if self._line or self._data is not None or self._event:
-            piece = self._read_begun(piece, events)
-        *blocks, rest = piece.split(b"\n\n")
+            chunk = self._continue_block(chunk, events)
+        *blocks, rest = chunk.split(b"\n\n")
         for block in blocks:
-            # What nearly all events are, in as few steps as can be.
+            # Fast path: nearly all events are a single line of data.
             if block.startswith(_DATA) and b"\n" not in block and len(block) <= self._max_simple:
-                events.append(ServerEvent(data=as_text(block[6:]), id=self._id))
+                events.append(ServerEvent(data=decode_utf8(block[6:]), id=self._id))
             elif block:
                 self._read_lines(block.split(b"\n"), events)
                 self._dispatch(events)
         if rest:
             *lines, rest = rest.split(b"\n")
             self._read_lines(lines, events)
-            self._keep(rest)
+            self._buffer_line(rest)
 
-    def _read_begun(self, piece: bytes, events: list[ServerEvent]) -> bytes:
-        """Read up to the end of the block that an earlier piece began; return what lies behind."""
+    def _continue_block(self, chunk: bytes, events: list[ServerEvent]) -> bytes:
+        """Read to the end of the block that an earlier chunk began; return the bytes after it."""
         start = 0
         while self._line or self._data is not None or self._event:
-            stop = piece.find(b"\n", start)
+            stop = chunk.find(b"\n", start)
             if stop < 0:
-                self._keep(piece[start:])
+                self._buffer_line(chunk[start:])
                 return b""
-            self._line.extend(piece[start:stop])
+            self._line.extend(chunk[start:stop])
             line = bytes(self._line)
             self._line.clear()
             self._read_lines((line,), events)
             start = stop + 1
-        return piece[start:]
+        return chunk[start:]
 
     def _read_lines(self, lines: list[bytes] | tuple[bytes, ...], events: list[ServerEvent]) -> None:
         for line in lines:
             if len(line) > self._max_line:
-                raise too_long("line", self._max_line)
+                raise too_long_error("line", self._max_line)
             name, _, value = line.partition(b":")
             if name:
                 self._field(name, value.removeprefix(b" "))
@@ -209,41 +156,87 @@ class SSEDecoder:
 
     def _field(self, name: bytes, value: bytes) -> None:
         if name == b"data":
-            self._add(value)
+            self._add_data(value)
         elif name == b"event":
-            self._event = as_text(value)
+            self._event = decode_utf8(value)
         elif name == b"id":
             if b"\0" not in value:
-                self._id = as_text(value)
+                self._id = decode_utf8(value)
         elif name == b"error":
             self._event = "error"
-            self._add(value)
+            self._add_data(value)
 
-    def _add(self, value: bytes) -> None:
+    def _add_data(self, value: bytes) -> None:
         if self._data is None:
             self._data = bytearray(value)
         else:
             self._data += b"\n"
             self._data += value
         if len(self._data) > self._max_event:
-            raise too_long("event", self._max_event)
+            raise too_long_error("event", self._max_event)
 
     def _dispatch(self, events: list[ServerEvent]) -> None:
         data, event = self._data, self._event
         self._data, self._event = None, ""
-        # Without a line of data there is no event, whatever other fields the block had.
+        # A block without a data line is no event, whatever other fields it has.
         if data is not None:
-            events.append(ServerEvent(event=event or "message", data=as_text(data), id=self._id))
+            events.append(ServerEvent(event=event or "message", data=decode_utf8(data), id=self._id))
 
-    def _keep(self, rest: bytes) -> None:
+    def _buffer_line(self, rest: bytes) -> None:
         self._line.extend(rest)
         if len(self._line) > self._max_line:
-            raise too_long("line", self._max_line)
+            raise too_long_error("line", self._max_line)
 
     def _finish(self, events: list[ServerEvent]) -> None:
-        self._keep(self._beginning.rest())
+        self._buffer_line(self._byte_order_mark.flush())
         line = bytes(self._line)
         self._line.clear()
         if line:
             self._read_lines((line,), events)
         self._dispatch(events)
+
+
+class ByteOrderMarkFilter:
+    """Removes the byte order mark that a stream may begin with, wherever it is split.
+
+    Attributes:
+        done: whether the beginning of the stream has passed, so that nothing needs to be removed any more.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self._held = b""
+
+    def strip(self, chunk: bytes) -> bytes:
+        """Return the chunk without the mark; b"" while it is not yet known whether there is one."""
+        held = self._held + chunk
+        if len(held) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(held):
+            self._held = held
+            return b""
+        self.done = True
+        self._held = b""
+        return held.removeprefix(codecs.BOM_UTF8)
+
+    def flush(self) -> bytes:
+        """Return the bytes that were held back when the stream ended."""
+        self.done = True
+        held, self._held = self._held, b""
+        return held
+
+
+def too_long_error(what: Literal["line", "event"], max_bytes: int) -> StreamDecodeError:
+    """The error for a line or an event larger than ``max_bytes``."""
+    article = "an" if what == "event" else "a"
+    return StreamDecodeError(f"the stream contains {article} {what} of more than {max_bytes} bytes.", what)
+
+
+def decode_utf8(data: bytes | bytearray) -> str:
+    """Decode UTF-8 without replacement characters.
+
+    Raises:
+        StreamDecodeError: the bytes are not UTF-8.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise StreamDecodeError("the stream contains bytes that are not UTF-8.", "utf8") from None

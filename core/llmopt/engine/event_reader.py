@@ -9,7 +9,7 @@ from typing import Final, Literal
 from attrs import field, frozen
 
 from llmopt.decoding.ndjson import Decoder, decoder_for
-from llmopt.decoding.sse import SSEDecoder, StreamFault
+from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.chat import ChatEvent, ServerEvent
@@ -54,7 +54,7 @@ class EventReader:
         self._end: Final = end
         self._max_events: Final = max_events
         self._pending: Final[deque[ServerEvent]] = deque()
-        self._decode_fault: StreamFault | None = None
+        self._decode_fault: StreamDecodeError | None = None
         self._has_finish_reason = False
         self._body_ended = False
         self.complete = False
@@ -81,7 +81,7 @@ class EventReader:
             else:
                 self._body_ended = True
                 self._pending.extend(self._decoder.end())
-        except StreamFault as fault:
+        except StreamDecodeError as fault:
             self._pending.extend(fault.events)
             self._decode_fault = fault
 

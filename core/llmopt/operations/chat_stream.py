@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from typing import Any, Final, Self
 
-from llmopt.decoding.accumulator import Gathered
+from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import LLMOptError, StreamError, StreamInterrupted
@@ -30,7 +30,7 @@ class ChatSource:
     """
 
     def __init__(self, job: ChatRun, *, buffer_size: int) -> None:
-        self.gathered: Final = Gathered()
+        self.gathered: Final = ReplyAccumulator()
         self.request_id: str | None = None
         self._job: Final = job
         self._buffer_size: Final = buffer_size
