@@ -1,12 +1,32 @@
-"""Everything a plugin can be asked: the one page that a plugin's author reads.
+"""The hooks of a provider plugin: the one page that a plugin author reads.
 
-A plugin is a module with some of these functions, each marked with ``@llmopt.hookimpl``, and an
-entry point in the group ``llmopt`` whose key is the provider's name. Hooks are pure: they take
-frozen values, return values, do no I/O and never sleep.
+A plugin is an importable module with some of the functions below, each marked with ``@llmopt.hookimpl``. It is
+installed as an entry point in the group ``llmopt``; the key of the entry point is the provider's name::
 
-Returning None means "do what the core would do", which is right for any server that speaks the
-common (OpenAI-compatible) dialect. "Nothing" is a value of its own: ``BatchLimit()``, ``RateLimits()``, ``()``.
-A hook may leave out the parameters it does not use.
+    [project.entry-points.llmopt]
+    acme = "llmopt_plugin_acme"
+
+For a server that speaks the OpenAI-compatible dialect the whole plugin may be::
+
+    from llmopt import Profile, hookimpl
+
+    @hookimpl
+    def provider_profile() -> Profile:
+        return Profile(base_url="https://api.acme.example/v1", key_env=("ACME_API_KEY",))
+
+Rules for every hook:
+
+* Every hook is optional. Without an implementation, or when it returns None, the default in `llmopt.compatible`
+  answers. To say "nothing" return an empty value instead: ``BatchLimit()``, ``RateLimits()``, ``()``.
+* A hook may leave out parameters that it does not use. Their names are fixed, their order is not.
+* Hooks are pure functions: they take frozen values and return new ones. They do no I/O, do not sleep, and keep
+  nothing between calls; several threads may call one hook at the same time.
+* Secrets belong in request headers and nowhere else, because URLs and bodies may be logged.
+* Import what is slow to import (numpy, httpx) inside the function that uses it.
+
+The four hooks ``provider_profile``, ``batch_limit``, ``build_request`` and ``classify_error`` are enough for most
+providers. A misspelled hook, a hook without the marker, or a return value of another type is a
+`PluginContractError` that names the plugin and the hook.
 """
 
 from __future__ import annotations
@@ -26,35 +46,57 @@ from llmopt.values.profile import Profile
 if TYPE_CHECKING:
     import httpx
 
-
-# The two pluggy markers of llmopt. Plugins take ``hookimpl`` from ``llmopt`` and never import pluggy.
-
 PROJECT: Final = "llmopt"
-"""Name of the pluggy project and of the entry-point group."""
+"""Name of the pluggy project, and of the entry-point group of plugins."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""The marker for a plugin's hooks. Plugins import it from ``llmopt``, so that they do not depend on pluggy."""
 
 
 @hookspec(firstresult=True)
 def provider_profile(entry: ProviderEntry) -> Profile | None:
-    """What the provider is like: base URL, key variables, time-outs, pool, retries, usual rate limits.
+    """Describe the provider: base URL, key variables, timeouts, retries, pool size, usual rate limits.
 
-    Asked once for each endpoint of an entry. ``entry`` is that endpoint as configured, so that a
-    profile may depend on where the server is; ``entry.options`` are not checked yet.
+    Called once for each endpoint of a configured entry. User configuration overrides what it returns.
+
+    Args:
+        entry: the configuration of that endpoint, so that a profile may depend on ``entry.base_url``. The
+            plugin's own keys in ``entry.options`` are not checked yet.
+
+    Returns:
+        The profile. None: a provider without any defaults, for which the user must configure ``base_url``.
     """
 
 
 @hookspec(firstresult=True)
 def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:
-    """The most that one request for ``call.model`` may hold. ``call.texts`` is empty here."""
+    """State how much one embeddings request for ``call.model`` may hold.
+
+    Called before texts are split into batches, not for every request; ``call.texts`` is empty.
+
+    Returns:
+        The limits as the provider documents them, for example
+        ``BatchLimit(max_items=64, max_item_tokens=8_192)``. None: at most 32 texts in a request.
+    """
 
 
 @hookspec(firstresult=True)
 def build_request(call: Call, settings: Settings) -> HttpRequest | None:
-    """The request for a call: method, path, headers and JSON value.
+    """Build the HTTP request for a call: method, path, headers and JSON body.
 
-    Asked for every attempt, with the settings of the endpoint chosen. The path is relative to
-    ``settings.base_url`` or a URL of that same origin. A secret stands in a header, nowhere else.
+    Called for every attempt, with the settings of the endpoint that was chosen for it, so that each retry
+    carries a fresh credential.
+
+    Args:
+        call: an `EmbedCall`, a `CatalogCall` (list of models) or a `ChatCall`.
+        settings: the endpoint. Send ``settings.headers`` and ``settings.auth_headers()``.
+
+    Returns:
+        The request. ``path`` is appended to ``settings.base_url``, or is a whole URL of the same origin.
+        None: the OpenAI-compatible request. `llmopt.compatible.build_request` gives it too, to be changed.
+
+    Raises:
+        InvalidInput: the provider cannot do what the call asks for.
     """
 
 
@@ -62,19 +104,41 @@ def build_request(call: Call, settings: Settings) -> HttpRequest | None:
 def parse_embeddings(
     call: EmbedCall, response: HttpResponse, settings: Settings
 ) -> EmbeddedRows | Failure | None:
-    """The vectors of a 2xx answer, or the `Failure` that it carries."""
+    """Read the vectors from a 2xx response.
+
+    Returns:
+        `EmbeddedRows` with float32 vectors of shape (n, d). Give ``indices`` where the response has them; the
+        core sorts the rows. A `Failure` (``Failure.from_response(response, model=call.model)``) if the body
+        holds an error in spite of its status. None: the body has the OpenAI-compatible format.
+
+    Raises:
+        InvalidResponse: the body cannot be read.
+    """
 
 
 @hookspec(firstresult=True)
 def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:
-    """The models of a 2xx answer and the cursor of the next page, or the `Failure` that it carries."""
+    """Read the models from a 2xx response to a `CatalogCall`.
+
+    Returns:
+        One page: the models, and ``next_cursor`` if there are more. An entry that cannot be read is left out
+        and counted in ``dropped``. A `Failure` if the body holds an error. None: the OpenAI-compatible format.
+
+    Raises:
+        InvalidResponse: the body holds no list of models.
+    """
 
 
 @hookspec(firstresult=True)
 def parse_chat(call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure | None:
-    """The reply of a 2xx answer that is not a stream, or the `Failure` that it carries.
+    """Read the reply from a 2xx response to a chat that is not streamed.
 
-    ``ChatReply.request_id`` is filled in by the core.
+    Returns:
+        The reply; the core sets ``ChatReply.request_id``. A `Failure` if the body holds an error. None: the
+        OpenAI-compatible format.
+
+    Raises:
+        InvalidResponse: the body cannot be read. Do not drop text or tool calls that have a wrong type.
     """
 
 
@@ -82,59 +146,90 @@ def parse_chat(call: ChatCall, response: HttpResponse, settings: Settings) -> Ch
 def parse_stream_event(
     call: ChatCall, event: ServerEvent, settings: Settings
 ) -> tuple[ChatEvent, ...] | Failure | None:
-    """What one event of a stream adds to the answer, or the `Failure` that it carries.
+    """Read one event of a streamed chat.
 
-    ``()`` for an event with nothing in it, such as a ping. Asked for every event, in order; nothing is
-    remembered from one to the next. Lines of newline-delimited JSON come as events of type "line".
-    ``Failure.from_event(event, model=call.model)`` is the failure for an event that is an error.
+    Called for every event in the order of the stream. The core has decoded server-sent events and
+    newline-delimited JSON (then ``event.event == "line"``) and joins the fragments of tool calls by
+    ``ToolCallPart.index``.
+
+    Returns:
+        What the event adds to the reply; ``()`` for a ping. ``ChatEvent(last=True)`` for the provider's own
+        end of the stream. ``Failure.from_event(event, model=call.model)`` for an event that is an error. None:
+        the OpenAI-compatible format.
+
+    Raises:
+        InvalidResponse: the event cannot be read.
     """
 
 
 @hookspec(firstresult=True)
 def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
-    """What a non-2xx answer, or a 2xx that carries an error, means.
+    """Decide what an error response means, and thereby what llmopt does next.
 
-    Asked once for each. None leaves it to the core, which judges by status and by the
-    machine-readable codes that the common dialect uses.
+    Called once for each response with an error status, and for each `Failure` that a parsing hook returned.
+    Tell "too many requests" (``RATE_LIMITED``: wait and retry) from "no credit left" (``QUOTA_EXHAUSTED``:
+    never retry); providers send 429 for both.
+
+    Returns:
+        The verdict. None: judge by the status and the error codes of the OpenAI-compatible dialect.
+        `llmopt.compatible.classify` gives that verdict too, to be changed for the provider's exceptions.
     """
 
 
 @hookspec(firstresult=True)
 def rate_limits(response: HttpResponse, settings: Settings) -> RateLimits | None:
-    """What the headers of an answer, good or bad, tell of the rate limits; ``RateLimits()`` for nothing."""
+    """Read rate limits from the headers of a response, whatever its status.
+
+    Returns:
+        The limits that the headers state; ``RateLimits()`` if there are none. None: read the usual
+        ``x-ratelimit-*`` headers.
+    """
 
 
 @hookspec(firstresult=True)
 def limits_request(call: EmbedCall, settings: Settings) -> HttpRequest | None:
-    """The request that asks a server for its limits; None where there is nothing to ask.
+    """Build a request that asks the server for its limits, such as ``GET /info``.
 
-    Sent once for each endpoint and model, before the first batch. When it fails, `batch_limit` holds
-    alone; the call never fails for it. ``call.texts`` is empty here.
+    Called once for each endpoint and model, before the first batch; ``call.texts`` is empty. If the request
+    fails, the limits of `batch_limit` hold; the user's call does not fail for it.
+
+    Returns:
+        The request. None: the server has nothing to ask.
     """
 
 
 @hookspec(firstresult=True)
 def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit | None:
-    """What the 2xx answer to `limits_request` tells; ``BatchLimit()`` for nothing.
+    """Read the limits from a 2xx response to `limits_request`.
 
-    Of this, of `batch_limit` and of the user's ``max_batch_size`` the least number counts.
+    Returns:
+        The limits; ``BatchLimit()`` if the response states none. Of these, of `batch_limit` and of the user's
+        ``max_batch_size`` the smallest number counts. None: no limits.
     """
 
 
 @hookspec(firstresult=True)
 def credential_provider(settings: Settings) -> TokenProvider | None:
-    """A function that gives the key or token of each attempt; None for the configured key.
+    """Return a function that gives the key or token of each attempt.
 
-    For a way to sign in that the plugin brings, such as a cloud's identity library, and that the
-    configuration asks for by an option of the plugin's own. Asked once for each endpoint. The hook
-    itself does no I/O: it returns a function, sync or async, which the core calls for every
-    attempt and never on the event loop's thread if it is sync. A missing library is a `ConfigError` here.
+    For another way to sign in, such as a cloud's identity library, that the user chooses by one of the plugin's
+    own configuration keys. Called once for each endpoint.
+
+    Returns:
+        A function without parameters, sync or async, that returns the token as text. The core calls a sync one
+        in a worker thread, never on the event loop. None: the configured key.
+
+    Raises:
+        ConfigError: the library that it needs is not installed.
     """
 
 
 @hookspec(firstresult=True)
 def open_transport(settings: Settings) -> httpx.AsyncBaseTransport | None:
-    """Another way out than the network pool: an engine inside the process, a signer, a Unix socket.
+    """Open another transport than llmopt's connection pool: an in-process engine, a request signer, a Unix socket.
 
-    Called once for each endpoint, when it is first used; the core closes what it gets.
+    Called once for each endpoint, when it is first used. The core closes the transport with the client.
+
+    Returns:
+        The transport. None: the connection pool.
     """

@@ -1,8 +1,7 @@
-"""Chat answers in the common dialect, whole and event by event, read strictly where words are concerned.
+"""Chat in the OpenAI-compatible dialect: the request body, whole replies, and the events of a stream.
 
-Keys that are not known are left alone, and so is what the answer does not need (a usage that makes no
-sense). A text, a tool call or a finish reason of a wrong type is an `InvalidResponse`: words that
-cannot be read must not vanish.
+Unknown keys are ignored, and so is an optional part that makes no sense, such as a usage without counts. Text, tool
+calls and finish reasons of a wrong type raise `InvalidResponse`: parts of a reply must not vanish silently. No I/O.
 """
 
 from __future__ import annotations
@@ -14,18 +13,236 @@ import msgspec
 
 from llmopt.compatible.embeddings import read_usage
 from llmopt.errors import InvalidInput, InvalidResponse
+from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import ChatCall
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, ToolCall, ToolCallPart
 from llmopt.values.http import Failure, HttpResponse
 
-# What a message or a delta of the common dialect says: text, thoughts, a refusal, tool calls.
+# The request body.
 
-_THOUGHTS: Final = ("reasoning_content", "reasoning")
-"""Under which key servers of the common dialect tell what the model thought."""
+_PARAMETERS: Final = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "reasoning_effort",
+)
+"""The fields of a `ChatCall` that have the same name as their key in the body."""
+SAME_NAMES: Final[Mapping[str, str | None]] = {}
+"""Send every parameter under its name in `ChatCall`."""
 
 
-class Said(NamedTuple):
-    """What was said; see `llmopt.values.chat.ChatEvent`."""
+def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> dict[str, Any]:
+    """Build the body of a chat request. Parameters that are not set are left out; ``extra`` overrides all others.
+
+    Args:
+        call: the call.
+        names: the provider's name of each parameter that it names differently; None for one that it lacks.
+
+    Raises:
+        InvalidInput: the call sets a parameter that the provider lacks.
+    """
+    body: dict[str, Any] = {"model": call.model, "messages": call.messages, "stream": call.stream}
+    for parameter, value in set_parameters(call).items():
+        name = names.get(parameter, parameter)
+        if name is None:
+            raise InvalidInput(
+                f"this provider has no {parameter}; leave it out, or pass the provider's own parameters "
+                "in `extra`."
+            )
+        body[name] = value
+    if call.stream and call.include_usage:
+        body["stream_options"] = {"include_usage": True}
+    return {**body, **call.extra}
+
+
+def set_parameters(call: ChatCall) -> dict[str, Any]:
+    """The parameters that a call sets, by their names in `ChatCall`."""
+    values = ((name, getattr(call, name)) for name in _PARAMETERS)
+    return {name: value for name, value in values if value is not None and value != ()}
+
+
+# The response, whole or event by event.
+
+DONE: Final = "[DONE]"
+"""The data of the event that ends a stream."""
+_decode: Final = msgspec.json.Decoder().decode
+
+
+@hookimpl(trylast=True)
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    """Read the reply of a response, or the error that a 2xx response holds.
+
+    Of several ``choices`` only the first is read; ``raw`` has them all.
+
+    Raises:
+        InvalidResponse: the body is neither.
+    """
+    value = response.json
+    if not isinstance(value, dict):
+        raise _invalid("the response is not a JSON object.", "json")
+    if _is_error(value):
+        return Failure.from_response(response, operation="chat", model=call.model)
+    choice = _first(_list_of(value, "choices"))
+    if choice is None:
+        raise _invalid("the response has no choice.", "count")
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise _invalid("the choice of the response has no message.", "type")
+    finish_reason = _finish_reason(choice)
+    if finish_reason == "error":
+        return _finished_with_error(call)
+    content = read_content(message)
+    return ChatReply(
+        text=content.text,
+        reasoning=content.reasoning,
+        refusal=content.refusal,
+        tool_calls=tuple(
+            ToolCall(id=part.id, name=part.name, arguments=part.arguments) for part in content.tool_calls
+        ),
+        finish_reason=finish_reason,
+        usage=read_usage(value.get("usage")),
+        model=_text(value.get("model")),
+        id=_text(value.get("id")),
+        raw=value,
+    )
+
+
+@hookimpl(trylast=True)
+def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+    """Read what one event adds to a reply, or the error that it holds; ``()`` for an empty event.
+
+    Every event is checked for an error, also one with choices: some servers send both in one event, and then end
+    the stream as if all was well.
+
+    Raises:
+        InvalidResponse: the event is neither.
+    """
+    data = event.data
+    if data == DONE:
+        return (ChatEvent(last=True),)
+    if event.event == "error":
+        return Failure.from_event(event, model=call.model)
+    return () if not data or data.isspace() else _chunk(call, event)
+
+
+def _chunk(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+    value = _object(event.data)
+    if _is_error(value):
+        return Failure.from_event(event, model=call.model)
+    choice = _first(_list_of(value, "choices"))
+    finish_reason = _finish_reason(choice) if choice is not None else None
+    if finish_reason == "error":
+        return _finished_with_error(call)
+    usage = read_usage(value.get("usage"))
+    if choice is None and usage is None and "choices" not in value:
+        # A ping, or a kind of event that this version does not know.
+        return ()
+    content = _delta(choice) if choice is not None else _NO_CONTENT
+    return (
+        ChatEvent(
+            text=content.text,
+            reasoning=content.reasoning,
+            refusal=content.refusal,
+            tool_calls=content.tool_calls,
+            finish_reason=finish_reason,
+            usage=usage,
+            model=_text(value.get("model")),
+            id=_text(value.get("id")),
+            raw=value,
+        ),
+    )
+
+
+def _finished_with_error(call: ChatCall) -> Failure:
+    """The failure of a reply whose finish reason is "error", which some gateways send without an error object."""
+    return Failure(status=200, body=_FINISHED_WITH_ERROR, operation="chat", model=call.model)
+
+
+_FINISHED_WITH_ERROR: Final = msgspec.json.encode(
+    {"error": {"message": 'the model ended its answer with finish_reason "error"'}}
+)
+
+
+def _object(data: str) -> dict[str, Any]:
+    try:
+        value = _decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise _invalid(f"an event of the stream ({len(data)} characters) is not JSON.", "json") from None
+    if not isinstance(value, dict):
+        raise _invalid("an event of the stream is not a JSON object.", "json")
+    return value
+
+
+def _is_error(value: Mapping[str, Any]) -> bool:
+    """Whether an object is an error: below the key ``error``, or flat (only in an object without choices)."""
+    if value.get("error"):
+        return True
+    if "choices" in value:
+        return False
+    return (
+        value.get("object") == "error" or isinstance(value.get("message"), str) or bool(value.get("detail"))
+    )
+
+
+def _first(choices: list[Any]) -> dict[str, Any] | None:
+    for choice in choices:
+        if not isinstance(choice, dict):
+            raise _invalid("a choice of the response is not an object.", "type")
+        if choice.get("index", 0) in (0, None):
+            return choice
+    return None
+
+
+def _delta(choice: Mapping[str, Any]) -> MessageContent:
+    delta = choice.get("delta")
+    if delta is None:
+        # The late verdict of a content filter comes as a choice without a delta.
+        return _NO_CONTENT
+    if not isinstance(delta, dict):
+        raise _invalid("the delta of an event is not an object.", "type")
+    return read_content(delta)
+
+
+def _finish_reason(choice: Mapping[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    if reason is not None and not isinstance(reason, str):
+        raise _invalid("the finish reason of the response is not text.", "type")
+    return reason or None
+
+
+def _list_of(value: Mapping[str, Any], key: str) -> list[Any]:
+    items = value.get(key)
+    if items is None:
+        return []
+    if not isinstance(items, list):
+        raise _invalid(f"`{key}` of the response is not a list.", "type")
+    return items
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _invalid(message: str, reason: str) -> InvalidResponse:
+    return InvalidResponse(message, reason=reason, sent="yes")
+
+
+# The content of one message, or of one delta of a stream.
+
+_REASONING_KEYS: Final = ("reasoning_content", "reasoning")
+"""Keys in which servers of this dialect return the model's reasoning."""
+
+
+class MessageContent(NamedTuple):
+    """What a message or a delta holds; the fields are those of `llmopt.values.chat.ChatEvent`."""
 
     text: str = ""
     reasoning: str = ""
@@ -33,35 +250,37 @@ class Said(NamedTuple):
     tool_calls: tuple[ToolCallPart, ...] = ()
 
 
-def said_in(message: Mapping[str, Any]) -> Said:
+_NO_CONTENT: Final = MessageContent()
+
+
+def read_content(message: Mapping[str, Any]) -> MessageContent:
     """Read a ``message`` or a ``delta``.
 
-    ``content`` is null, text, or a list of typed parts. Parts of a type without text (images,
-    references) are left to ``raw``.
+    ``content`` is null, text, or a list of typed parts. Parts without text (images, references) stay in ``raw`` only.
 
     Raises:
-        InvalidResponse: a part of it has a wrong type.
+        InvalidResponse: a value has a wrong type.
     """
     content = message.get("content")
     if type(content) is str:
-        said = Said(text=content)
+        result = MessageContent(text=content)
     elif content is None:
-        said = _NOTHING
+        result = _NO_CONTENT
     else:
-        said = _typed(content)
-    thoughts = next((found for key in _THOUGHTS if (found := message.get(key))), None)
+        result = _typed_parts(content)
+    reasoning = next((value for key in _REASONING_KEYS if (value := message.get(key))), None)
     refusal, calls = message.get("refusal"), message.get("tool_calls")
-    if thoughts is None and refusal is None and calls is None:
-        return said
-    return Said(
-        text=said.text,
-        reasoning=said.reasoning or (thoughts if isinstance(thoughts, str) else ""),
-        refusal=said.refusal or _checked_text(refusal, "refusal"),
-        tool_calls=_calls(calls),
+    if reasoning is None and refusal is None and calls is None:
+        return result
+    return MessageContent(
+        text=result.text,
+        reasoning=result.reasoning or (reasoning if isinstance(reasoning, str) else ""),
+        refusal=result.refusal or _checked_text(refusal, "refusal"),
+        tool_calls=_tool_calls(calls),
     )
 
 
-def _typed(content: object) -> Said:
+def _typed_parts(content: object) -> MessageContent:
     texts: dict[str, list[str]] = {"text": [], "thinking": [], "refusal": []}
     for part in _objects(content, "content"):
         kind = part.get("type", "text")
@@ -70,7 +289,7 @@ def _typed(content: object) -> Said:
         elif kind in ("text", "refusal"):
             texts[kind].append(_checked_text(part.get(kind), kind))
     text, reasoning, refusal = ("".join(parts) for parts in texts.values())
-    return Said(text, reasoning, refusal)
+    return MessageContent(text, reasoning, refusal)
 
 
 def _thinking(value: object) -> str:
@@ -82,13 +301,13 @@ def _thinking(value: object) -> str:
     )
 
 
-def _calls(value: object) -> tuple[ToolCallPart, ...]:
+def _tool_calls(value: object) -> tuple[ToolCallPart, ...]:
     if value is None:
         return ()
-    return tuple(_call(entry, place) for place, entry in enumerate(_objects(value, "tool_calls")))
+    return tuple(_tool_call(entry, position) for position, entry in enumerate(_objects(value, "tool_calls")))
 
 
-def _call(entry: Mapping[str, Any], place: int) -> ToolCallPart:
+def _tool_call(entry: Mapping[str, Any], position: int) -> ToolCallPart:
     function = entry.get("function")
     if function is None:
         function = {}
@@ -96,15 +315,15 @@ def _call(entry: Mapping[str, Any], place: int) -> ToolCallPart:
         raise _wrong_type("function")
     index = entry.get("index")
     return ToolCallPart(
-        index=index if type(index) is int else place,
+        index=index if type(index) is int else position,
         id=_checked_text(entry.get("id"), "id"),
         name=_checked_text(function.get("name"), "name"),
-        arguments=arguments_of(function.get("arguments")),
+        arguments=arguments_json(function.get("arguments")),
     )
 
 
-def arguments_of(value: object) -> str:
-    """The arguments of a call as JSON text: as they were written, or encoded where they came as an object."""
+def arguments_json(value: object) -> str:
+    """The arguments of a tool call as JSON text; some servers send an object instead of text."""
     return (
         msgspec.json.encode(value).decode() if isinstance(value, dict) else _checked_text(value, "arguments")
     )
@@ -125,220 +344,4 @@ def _checked_text(value: object, what: str) -> str:
 
 
 def _wrong_type(what: str) -> InvalidResponse:
-    return InvalidResponse(f"`{what}` of the answer has a wrong type.", reason="type", sent="yes")
-
-
-_NOTHING: Final = Said()
-DONE: Final = "[DONE]"
-"""The data of the event that ends a stream."""
-_decode: Final = msgspec.json.Decoder().decode
-
-
-def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
-    """The reply of an answer, or the failure that a 2xx carries.
-
-    Of several ``choices`` the first is read; ``raw`` has them all.
-
-    Raises:
-        InvalidResponse: the answer is neither.
-    """
-    value = response.json
-    if not isinstance(value, dict):
-        raise _invalid("the answer is no JSON object.", "json")
-    if _is_error(value):
-        return Failure.from_response(response, operation="chat", model=call.model)
-    choice = _first(_list_of(value, "choices"))
-    if choice is None:
-        raise _invalid("the answer holds no choice.", "count")
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        raise _invalid("the choice of the answer holds no message.", "type")
-    finish_reason = _finish_reason(choice)
-    if finish_reason == "error":
-        return _ended_badly(call)
-    said = said_in(message)
-    return ChatReply(
-        text=said.text,
-        reasoning=said.reasoning,
-        refusal=said.refusal,
-        tool_calls=tuple(
-            ToolCall(id=part.id, name=part.name, arguments=part.arguments) for part in said.tool_calls
-        ),
-        finish_reason=finish_reason,
-        usage=read_usage(value.get("usage")),
-        model=_text(value.get("model")),
-        id=_text(value.get("id")),
-        raw=value,
-    )
-
-
-def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
-    """What one event adds, or the failure that it carries; ``()`` for an empty one.
-
-    An error is looked for in every event, also in one that has choices: it may stand beside them, and
-    the end of the stream may follow as if nothing had happened.
-
-    Raises:
-        InvalidResponse: the event is neither.
-    """
-    data = event.data
-    if data == DONE:
-        return (ChatEvent(last=True),)
-    if event.event == "error":
-        return Failure.from_event(event, model=call.model)
-    return () if not data or data.isspace() else _chunk(call, event)
-
-
-def _chunk(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
-    value = _object(event.data)
-    failed = _is_error(value)
-    choice = _first(_list_of(value, "choices")) if not failed else None
-    finish_reason = _finish_reason(choice) if choice is not None else None
-    if failed:
-        return Failure.from_event(event, model=call.model)
-    if finish_reason == "error":
-        return _ended_badly(call)
-    usage = read_usage(value.get("usage"))
-    if choice is None and usage is None and "choices" not in value:
-        # A ping, or something of a kind that is yet to come.
-        return ()
-    said = _delta(choice) if choice is not None else _NOTHING
-    return (
-        ChatEvent(
-            text=said.text,
-            reasoning=said.reasoning,
-            refusal=said.refusal,
-            tool_calls=said.tool_calls,
-            finish_reason=finish_reason,
-            usage=usage,
-            model=_text(value.get("model")),
-            id=_text(value.get("id")),
-            raw=value,
-        ),
-    )
-
-
-def _ended_badly(call: ChatCall) -> Failure:
-    """The failure of an answer that says in one word that it is none."""
-    return Failure(status=200, body=_BADLY, operation="chat", model=call.model)
-
-
-_BADLY: Final = msgspec.json.encode(
-    {"error": {"message": 'the model ended its answer with finish_reason "error"'}}
-)
-
-
-def _object(data: str) -> dict[str, Any]:
-    try:
-        value = _decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise _invalid(f"an event of the stream ({len(data)} characters) is not JSON.", "json") from None
-    if not isinstance(value, dict):
-        raise _invalid("an event of the stream is no JSON object.", "json")
-    return value
-
-
-def _is_error(value: Mapping[str, Any]) -> bool:
-    """Whether an object is an error in any of its shapes: below ``error``, or flat where there are no choices."""
-    if value.get("error"):
-        return True
-    if "choices" in value:
-        return False
-    return (
-        value.get("object") == "error" or isinstance(value.get("message"), str) or bool(value.get("detail"))
-    )
-
-
-def _first(choices: list[Any]) -> dict[str, Any] | None:
-    for choice in choices:
-        if not isinstance(choice, dict):
-            raise _invalid("a choice of the answer is no object.", "type")
-        if choice.get("index", 0) in (0, None):
-            return choice
-    return None
-
-
-def _delta(choice: Mapping[str, Any]) -> Said:
-    delta = choice.get("delta")
-    if delta is None:
-        # A filter's late verdict has none.
-        return _NOTHING
-    if not isinstance(delta, dict):
-        raise _invalid("the delta of an event is no object.", "type")
-    return said_in(delta)
-
-
-def _finish_reason(choice: Mapping[str, Any]) -> str | None:
-    reason = choice.get("finish_reason")
-    if reason is not None and not isinstance(reason, str):
-        raise _invalid("the finish reason of the answer is no text.", "type")
-    return reason or None
-
-
-def _list_of(value: Mapping[str, Any], key: str) -> list[Any]:
-    found = value.get(key)
-    if found is None:
-        return []
-    if not isinstance(found, list):
-        raise _invalid(f"`{key}` of the answer is no list.", "type")
-    return found
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _invalid(message: str, reason: str) -> InvalidResponse:
-    return InvalidResponse(message, reason=reason, sent="yes")
-
-
-# The body of a chat request in the common dialect.
-
-_PARAMETERS: Final = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "stop",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "reasoning_effort",
-)
-"""The fields of a `ChatCall` that are keys of the body, by the names they have in both."""
-SAME_NAMES: Final[Mapping[str, str | None]] = {}
-"""Every parameter as it is called here."""
-
-
-def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> dict[str, Any]:
-    """The body of a chat request. Keys that are not asked for are left out, ``extra`` comes last.
-
-    Args:
-        call: what is asked for.
-        names: what the provider calls a parameter, for those it calls otherwise; None for one that it
-            does not have.
-
-    Raises:
-        InvalidInput: the call has a parameter that the provider does not.
-    """
-    body: dict[str, Any] = {"model": call.model, "messages": call.messages, "stream": call.stream}
-    for parameter, value in asked(call).items():
-        name = names.get(parameter, parameter)
-        if name is None:
-            raise InvalidInput(
-                f"this provider has no {parameter}; leave it out, or pass the provider's own parameters "
-                "in `extra`."
-            )
-        body[name] = value
-    if call.stream and call.include_usage:
-        body["stream_options"] = {"include_usage": True}
-    return {**body, **call.extra}
-
-
-def asked(call: ChatCall) -> dict[str, Any]:
-    """The parameters that a call has, by their names in `ChatCall`."""
-    found = ((name, getattr(call, name)) for name in _PARAMETERS)
-    return {name: value for name, value in found if value is not None and value != ()}
+    return InvalidResponse(f"`{what}` of the response has a wrong type.", reason="type", sent="yes")

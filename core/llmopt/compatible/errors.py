@@ -1,15 +1,19 @@
-"""What errors of the common dialect mean."""
+"""Error responses in the OpenAI-compatible dialect: what each means, as a `Verdict`.
+
+Decided by machine-readable code, then by HTTP status; never by the text of a message, which providers change freely. No I/O.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
+from llmopt.hookspecs import hookimpl
 from llmopt.values.http import Failure, Verdict, VerdictKind
 
 _K = VerdictKind
 _BY_CODE: Final[Mapping[str, VerdictKind]] = {
-    # No money first: these come as 429 and must not be waited for.
+    # No credit left: sent with status 429, but waiting does not help.
     "insufficient_quota": _K.QUOTA_EXHAUSTED,
     "credit_balance_exhausted": _K.QUOTA_EXHAUSTED,
     "organization_spend_limit_exceeded": _K.QUOTA_EXHAUSTED,
@@ -27,7 +31,7 @@ _BY_CODE: Final[Mapping[str, VerdictKind]] = {
     "server_is_overloaded": _K.OVERLOADED,
     "model_not_found": _K.NOT_FOUND,
 }
-"""Machine-readable codes and types of the common dialect, and what they mean."""
+"""Verdicts by ``code`` or ``type`` of the error."""
 _BY_STATUS: Final[Mapping[int, VerdictKind]] = {
     401: _K.AUTH,
     402: _K.QUOTA_EXHAUSTED,
@@ -46,7 +50,7 @@ _BY_STATUS: Final[Mapping[int, VerdictKind]] = {
     524: _K.TIMEOUT,
     529: _K.OVERLOADED,
 }
-"""What a status means by itself."""
+"""Verdicts by HTTP status, for an error without a known code."""
 _BY_TYPE: Final[Mapping[str, VerdictKind]] = {
     "server_error": _K.TRANSIENT,
     "internal_server_error": _K.TRANSIENT,
@@ -67,11 +71,12 @@ _BY_TYPE: Final[Mapping[str, VerdictKind]] = {
     "notfounderror": _K.NOT_FOUND,
     "exceed_context_size_error": _K.ITEM_TOO_LONG,
 }
-"""Types and codes in small letters, for an error under a success that states no status."""
+"""Verdicts by lower-case ``type`` or ``code``, for an error that came with a 2xx status and states no other."""
 
 
+@hookimpl(trylast=True, specname="classify_error")
 def classify(failure: Failure) -> Verdict:
-    """The verdict by machine-readable code, then by status; under a success by type. No message is read here."""
+    """Classify an error by its code, then by its status; one that came with a 2xx status by its type first."""
     error = failure.error
     kind = _kind_by_code(error.code, error.type, error.inner_code)
     if kind is None and 200 <= failure.stated_status < 300:
@@ -82,18 +87,18 @@ def classify(failure: Failure) -> Verdict:
 
 
 def _kind_by_code(*codes: str | None) -> VerdictKind | None:
-    known = [_BY_CODE[code] for code in codes if code is not None and code in _BY_CODE]
-    # Money first, whichever of the fields says it: such an error must not be waited for.
-    if _K.QUOTA_EXHAUSTED in known:
+    kinds = [_BY_CODE[code] for code in codes if code is not None and code in _BY_CODE]
+    # QUOTA_EXHAUSTED wins whichever field says it: llmopt must not retry when there is no credit left.
+    if _K.QUOTA_EXHAUSTED in kinds:
         return _K.QUOTA_EXHAUSTED
-    return known[0] if known else None
+    return kinds[0] if kinds else None
 
 
 def _kind_by_type(failure: Failure) -> VerdictKind | None:
     types = ((each or "").lower() for each in (failure.error.code, failure.error.type))
     kind = next((_BY_TYPE[each] for each in types if each in _BY_TYPE), None)
     if kind is None and failure.operation == "chat":
-        # An error in a stream, or instead of an answer, that says no more: it may pass.
+        # An unexplained error in a stream or in place of a reply is usually temporary.
         return _K.TRANSIENT
     return kind
 

@@ -1,8 +1,8 @@
-"""One entry of a list of models, as the common dialect and those who extend it write it.
+"""Lists of models in the OpenAI-compatible dialect, with the extensions that several providers share.
 
-The dialect itself says an id and a date. What is read beyond that are the extensions that several
-providers share: ``context_length`` and its other names, ``architecture`` with modalities, ``pricing``
-in decimal strings for one token, dates of deprecation.
+The dialect itself has an id and a date. The extensions are ``context_length`` and its other names, ``architecture``
+with modalities, ``pricing`` in decimal strings for one token, and deprecation dates. Each entry is decoded by itself,
+so that a broken one does not spoil the others. No I/O.
 """
 
 from __future__ import annotations
@@ -17,13 +17,93 @@ import msgspec
 
 from llmopt.errors import InvalidResponse
 from llmopt.values.catalog import CatalogPage, LazyJsonObject, Model, ModelKind, Prices
-from llmopt.values.http import HttpResponse
+from llmopt.values.http import Failure, HttpResponse
 
-# The keys of an entry of a list of models that are looked at, read in one go or, if need be, one by one.
+_LIST_START: Final = b"["
+
+
+class _Response(msgspec.Struct):
+    """The keys around the list. Its entries stay raw here."""
+
+    data: list[msgspec.Raw] | None = None
+    models: list[msgspec.Raw] | None = None
+    error: Any = None
+    has_more: Any = None
+    last_id: Any = None
+
+
+_response_decoder: Final = msgspec.json.Decoder(_Response)
+_list_decoder: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def parse_catalog(response: HttpResponse, provider: str = "") -> CatalogPage | Failure:
+    """Read the models of ``{"data": [...]}``, ``{"models": [...]}`` or a bare list.
+
+    An entry that cannot be read is left out and counted, see `CatalogPage.dropped`.
+
+    Args:
+        response: the response.
+        provider: name of the provider entry (``settings.provider``). Without it the core sets the name later,
+            which copies every model.
+
+    Returns:
+        The page; a `Failure` if the object has a truthy ``error``.
+
+    Raises:
+        InvalidResponse: the body holds no list.
+    """
+    body = response.body
+    try:
+        if (body[:64].lstrip() or body.lstrip())[:1] == _LIST_START:
+            return _page(_list_decoder.decode(body), provider)
+        decoded = _response_decoder.decode(body)
+        if decoded.error:
+            return Failure.from_response(response, operation="catalog")
+        entries = decoded.models if decoded.data is None else decoded.data
+        if entries is not None:
+            return _page(entries, provider, _cursor(decoded))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Raises an InvalidResponse of its own if the body is not JSON.
+        value = response.json
+        if isinstance(value, dict) and value.get("error"):
+            return Failure.from_response(response, operation="catalog")
+    raise InvalidResponse("the response holds no list of models.", reason="json", sent="yes")
+
+
+def _page(raws: list[msgspec.Raw], provider: str, cursor: str | None = None) -> CatalogPage:
+    models = tuple([model for raw in raws if (model := _model_from_raw(raw, provider)) is not None])
+    return CatalogPage(models=models, next_cursor=cursor, dropped=len(raws) - len(models))
+
+
+def _cursor(decoded: _Response) -> str | None:
+    return decoded.last_id if decoded.has_more is True and isinstance(decoded.last_id, str) else None
+
+
+def model_from_entry(entry: object, provider: str = "") -> Model | None:
+    """Read one decoded entry of a list, for lists in another format.
+
+    Args:
+        entry: a mapping with the keys of the dialect and its usual extensions.
+        provider: name of the provider entry, ``settings.provider``.
+
+    Returns:
+        The model; None if the entry has no usable id.
+    """
+    if not isinstance(entry, Mapping):
+        return None
+    return _model(_lenient(entry, EntryKeys), entry, provider)
+
+
+def _model_from_raw(raw: msgspec.Raw, provider: str) -> Model | None:
+    keys = _decode_keys(raw)
+    return None if keys is None else _model(keys, LazyJsonObject(raw), provider)
+
+
+# The keys of one entry: decoded together, or one by one if any has an unexpected type.
 
 
 class ArchitectureKeys(msgspec.Struct, gc=False):
-    """The key of that name."""
+    """The value of ``architecture``."""
 
     modality: str | None = None
     input_modalities: tuple[str, ...] | None = None
@@ -31,7 +111,7 @@ class ArchitectureKeys(msgspec.Struct, gc=False):
 
 
 class PricingKeys(msgspec.Struct, gc=False):
-    """The key of that name. What one token costs is text, if it is said so that it can be told what it is for."""
+    """The value of ``pricing``: the price of one token as a decimal string."""
 
     prompt: Any = None
     input: Any = None
@@ -42,16 +122,16 @@ class PricingKeys(msgspec.Struct, gc=False):
 
 
 class TopProviderKeys(msgspec.Struct, gc=False):
-    """The key of that name."""
+    """The value of ``top_provider``."""
 
     max_completion_tokens: Any = None
 
 
 class EntryKeys(msgspec.Struct, gc=False):
-    """The keys that are looked at, as most lists write them; numbers and dates may be anything.
+    """The keys that are read, with the types that most lists give them; numbers and dates may have any type.
 
-    What is of these types is read in one go, without a table for each brace. An entry that has something
-    else in one of them is gone through key by key.
+    A typed decode builds no dictionary for an entry. An entry with another type in one of these keys is read
+    key by key.
     """
 
     id: str | None = None
@@ -88,55 +168,50 @@ class EntryKeys(msgspec.Struct, gc=False):
     replaced_by: str | None = None
 
 
-_Loose: Final = msgspec.defstruct(
-    "_Loose", [(key.name, Any, None) for key in msgspec.structs.fields(EntryKeys)]
+_UntypedKeys: Final = msgspec.defstruct(
+    "_UntypedKeys", [(key.name, Any, None) for key in msgspec.structs.fields(EntryKeys)]
 )
-"""The same keys, with anything in them."""
-_decoder: Final = msgspec.json.Decoder(EntryKeys)
-_loose_decoder: Final = msgspec.json.Decoder(_Loose)
+_keys_decoder: Final = msgspec.json.Decoder(EntryKeys)
+_untyped_decoder: Final = msgspec.json.Decoder(_UntypedKeys)
 
 
-def keys_of(raw: msgspec.Raw) -> EntryKeys | None:
-    """The keys of a JSON object, None where it is none or one of them cannot be read."""
+def _decode_keys(raw: msgspec.Raw) -> EntryKeys | None:
+    """The keys of a JSON object; None if the value is not an object or cannot be read."""
     try:
-        return _decoder.decode(raw)
+        return _keys_decoder.decode(raw)
     except msgspec.ValidationError:
-        return _keys_of_other_types(raw)
+        return _decode_keys_one_by_one(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _keys_of_other_types(raw: msgspec.Raw) -> EntryKeys | None:
+def _decode_keys_one_by_one(raw: msgspec.Raw) -> EntryKeys | None:
     try:
-        return keys_in(msgspec.structs.asdict(_loose_decoder.decode(raw)))
+        return _lenient(msgspec.structs.asdict(_untyped_decoder.decode(raw)), EntryKeys)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def keys_in(table: Mapping[str, Any]) -> EntryKeys:
-    """The keys of a table."""
-    return _loosely(table, EntryKeys)
 
 
 _Keys = TypeVar("_Keys", bound=msgspec.Struct)
 
 
-def _loosely(table: Mapping[str, Any], kind: type[_Keys]) -> _Keys:
-    """The keys of a kind, without what is of another type; of a list what is text."""
-    found = kind()
-    for name, fit in _fits(kind):
+def _lenient(table: Mapping[str, Any], kind: type[_Keys]) -> _Keys:
+    """The keys of a table, without the values of a wrong type."""
+    keys = kind()
+    for name, convert in _converters(kind):
         value = table.get(name)
         if value is not None:
-            setattr(found, name, fit(value))
-    return found
+            setattr(keys, name, convert(value))
+    return keys
 
 
 @cache
-def _fits(kind: type[msgspec.Struct]) -> Sequence[tuple[str, Callable[[Any], Any]]]:
-    return [(key.name, _fit(key.type)) for key in msgspec.structs.fields(kind)]
+def _converters(kind: type[msgspec.Struct]) -> Sequence[tuple[str, Callable[[Any], Any]]]:
+    return [(key.name, _converter(key.type)) for key in msgspec.structs.fields(kind)]
 
 
-def _fit(wanted: Any) -> Callable[[Any], Any]:
+def _converter(wanted: Any) -> Callable[[Any], Any]:
+    """A function that returns a value of the wanted type, or None."""
     if wanted is Any:
         return lambda value: value
     first = get_args(wanted)[0]
@@ -144,7 +219,7 @@ def _fit(wanted: Any) -> Callable[[Any], Any]:
         return lambda value: value if isinstance(value, str) else None
     if get_origin(first) is tuple:
         return _texts
-    return lambda value: _loosely(value, first) if isinstance(value, Mapping) else None
+    return lambda value: _lenient(value, first) if isinstance(value, Mapping) else None
 
 
 def _texts(value: object) -> tuple[str, ...] | None:
@@ -152,6 +227,8 @@ def _texts(value: object) -> tuple[str, ...] | None:
         tuple([each for each in value if isinstance(each, str)]) if isinstance(value, list | tuple) else None
     )
 
+
+# From the keys to a `Model`.
 
 _WORDS: Final[Mapping[ModelKind, str]] = {
     "chat": "chat language llm vlm text text-generation text-to-text",
@@ -164,7 +241,7 @@ _WORDS: Final[Mapping[ModelKind, str]] = {
     "ocr": "ocr",
     "other": "video text-to-video",
 }
-"""Words for the type of a model, or for what it gives, by what such a model is for."""
+"""Words that lists use for the type of a model, or for its output, by the kind of model that they mean."""
 _KINDS: Final[Mapping[str, ModelKind]] = {
     word: kind for kind, words in _WORDS.items() for word in words.split()
 }
@@ -172,203 +249,133 @@ _BY_NAME: Final = re.compile(
     r"(?P<rerank>re-?rank)|(?P<embedding>embed)|(?P<moderation>moderation)"
     r"|(?P<audio>whisper|transcribe|(?<![a-z])tts(?![a-z]))|(?P<image>dall-e|gpt-image|stable-diffusion)"
 )
-"""Parts of an id that tell what a model is for where its list does not."""
+"""Parts of an id that suggest the kind of a model whose list does not state it."""
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9:.]+(?:Z|[+-][0-9:]+)?)?")
-_LAST_SECOND: Final = 1 << 33
-_DEAREST: Final = 100_000.0
-"""More than anybody asks for a million tokens: such a number is meant in another unit."""
-_LONGEST_PRICE: Final = 40
+_MAX_TIMESTAMP: Final = 1 << 33
+"""Seconds since 1970, in the year 2242: a larger number is in milliseconds."""
+_MAX_PRICE: Final = 100_000.0
+"""For a million tokens. No model costs as much: a higher number is in another unit."""
+_MAX_PRICE_LENGTH: Final = 40
 
 
-def model_from_raw(raw: msgspec.Raw, provider: str) -> Model | None:
-    """The model that a JSON value describes, None when it has no usable id."""
-    found = keys_of(raw)
-    return None if found is None else _model(found, LazyJsonObject(raw), provider)
-
-
-def model_from_table(entry: object, provider: str = "") -> Model | None:
-    """The model that a table describes, None when it has no usable id."""
-    if not isinstance(entry, Mapping):
-        return None
-    return _model(keys_in(entry), entry, provider)
-
-
-def _model(found: EntryKeys, raw: Mapping[str, Any], provider: str) -> Model | None:
-    # The common name of the id, then those of gateways and desktop servers.
-    name = found.id or found.model_id or found.name or found.key
+def _model(keys: EntryKeys, raw: Mapping[str, Any], provider: str) -> Model | None:
+    # `id` is the dialect's key; gateways and desktop servers use the others.
+    name = keys.id or keys.model_id or keys.name or keys.key
     if not name:
         return None
-    shown = found.display_name or found.name or ""
-    inputs, outputs = _modalities(found)
-    kind = kind_of(found.type) or kind_of(outputs)
+    shown = keys.display_name or keys.name or ""
+    inputs, outputs = _modalities(keys)
+    kind = _kind(keys.type) or _kind(outputs)
     guess = None if kind else _BY_NAME.search(name.lower())
-    top = found.top_provider
+    top = keys.top_provider
     return Model(
         id=name,
         provider=provider,
         kind=kind or (cast("ModelKind", guess.lastgroup) if guess else "unknown"),
         name="" if shown == name else shown,
-        context_length=whole(
-            found.context_length,
-            found.max_model_len,
-            found.max_context_length,
-            found.context_window,
-            found.context_size,
-            found.max_input_tokens,
+        context_length=_first_count(
+            keys.context_length,
+            keys.max_model_len,
+            keys.max_context_length,
+            keys.context_window,
+            keys.context_size,
+            keys.max_input_tokens,
         ),
-        max_output_tokens=whole(
-            found.max_output_tokens,
-            found.max_completion_tokens,
-            found.max_output_length,
+        max_output_tokens=_first_count(
+            keys.max_output_tokens,
+            keys.max_completion_tokens,
+            keys.max_output_length,
             None if top is None else top.max_completion_tokens,
         ),
         inputs=inputs,
         outputs=outputs,
-        prices=None if found.pricing is None else _prices(found.pricing),
-        aliases=tuple(each for each in _words(found.aliases) if each != name) if found.aliases else (),
-        created=whole(found.created, found.created_at),
-        deprecated=iso_date(found.deprecation_date, found.deprecation, found.deprecated),
-        shutdown=iso_date(found.shutdown_date, found.eol_date, found.expiration_date),
-        replacement=found.replacement_model
-        or found.deprecation_replacement_model
-        or found.replaced_by
-        or None,
+        prices=None if keys.pricing is None else _prices(keys.pricing),
+        aliases=tuple(each for each in _non_empty(keys.aliases) if each != name) if keys.aliases else (),
+        created=_first_count(keys.created, keys.created_at),
+        deprecated=_first_date(keys.deprecation_date, keys.deprecation, keys.deprecated),
+        shutdown=_first_date(keys.shutdown_date, keys.eol_date, keys.expiration_date),
+        replacement=keys.replacement_model or keys.deprecation_replacement_model or keys.replaced_by or None,
         known=("kind",) if guess else (),
         raw=raw,
     )
 
 
-def kind_of(words: object) -> ModelKind | None:
-    """What a model is for, by a word or a list of words; one that gives text among others is for chats."""
+def _kind(words: object) -> ModelKind | None:
+    """The kind of a model by a word or a list of words; a model with text among its outputs is a chat model."""
     if isinstance(words, str):
         return _KINDS.get(words)
     if not words or not isinstance(words, (list, tuple)):
         return None
     if len(words) == 1 and isinstance(words[0], str):
         return _KINDS.get(words[0])
-    found = [_KINDS[word] for word in words if isinstance(word, str) and word in _KINDS]
-    return "chat" if "chat" in found else next(iter(found), None)
+    kinds = [_KINDS[word] for word in words if isinstance(word, str) and word in _KINDS]
+    return "chat" if "chat" in kinds else next(iter(kinds), None)
 
 
-def _modalities(found: EntryKeys) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    inputs, outputs, table = found.input_modalities, found.output_modalities, found.architecture
+def _modalities(keys: EntryKeys) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    inputs, outputs, table = keys.input_modalities, keys.output_modalities, keys.architecture
     if table is not None:
         inputs, outputs = inputs or table.input_modalities, outputs or table.output_modalities
         if table.modality and not (inputs and outputs):
             # Such as "text+image->text".
             before, _, after = table.modality.partition("->")
             inputs, outputs = inputs or (*before.split("+"),), outputs or (*after.split("+"),)
-    return _words(inputs), _words(outputs)
+    return _non_empty(inputs), _non_empty(outputs)
 
 
-def _words(found: tuple[str, ...] | None) -> tuple[str, ...]:
-    if not found:
+def _non_empty(words: tuple[str, ...] | None) -> tuple[str, ...]:
+    if not words:
         return ()
-    return tuple(filter(None, found)) if "" in found else found
+    return tuple(filter(None, words)) if "" in words else words
 
 
 def _prices(table: PricingKeys) -> Prices | None:
-    sent = _for_a_million(table.input if table.prompt is None else table.prompt)
-    given = _for_a_million(table.output if table.completion is None else table.completion)
-    if sent is None and given is None:
+    input_price = _per_million(table.input if table.prompt is None else table.prompt)
+    output_price = _per_million(table.output if table.completion is None else table.completion)
+    if input_price is None and output_price is None:
         return None
     return Prices(
-        input=sent,
-        output=given,
-        cached_input=_for_a_million(table.input_cache_read),
-        cache_write=_for_a_million(table.input_cache_write),
+        input=input_price,
+        output=output_price,
+        cached_input=_per_million(table.input_cache_read),
+        cache_write=_per_million(table.input_cache_write),
     )
 
 
-def _for_a_million(value: object) -> float | None:
-    """A decimal string for one token, for a million; None for "-1", which means that it varies.
+def _per_million(value: object) -> float | None:
+    """The price of a million tokens from a decimal string for one token; None for "-1", a price that varies.
 
-    Numbers are left alone: some mean a token by them and some a million.
+    JSON numbers are ignored: some lists mean the price of one token, others that of a million.
     """
-    if not isinstance(value, str) or len(value) > _LONGEST_PRICE:
+    if not isinstance(value, str) or len(value) > _MAX_PRICE_LENGTH:
         return None
     try:
-        # Exact, which a multiplication is not.
-        found = float(f"{value}e6")
+        # Exact, unlike a multiplication by 1e6.
+        price = float(f"{value}e6")
     except ValueError:
         try:
-            # With an exponent of its own; twelve digits are more than any price has.
-            found = float(f"{float(value) * 1e6:.12g}")
+            # The text has an exponent already; no price has more than twelve digits.
+            price = float(f"{float(value) * 1e6:.12g}")
         except ValueError:
             return None
-    return found if 0.0 <= found <= _DEAREST else None
+    return price if 0.0 <= price <= _MAX_PRICE else None
 
 
-def whole(*values: object) -> int | None:
-    """The first of these that is a whole number above 0."""
+def _first_count(*values: object) -> int | None:
+    """The first value that is a whole number above 0."""
     for value in values:
         if value is not None and type(value) is int and value > 0:
             return value
     return None
 
 
-def iso_date(*values: object) -> str | None:
-    """The first of these that is a date: ISO 8601, or seconds since 1970."""
+def _first_date(*values: object) -> str | None:
+    """The first value that is a date: ISO 8601, or seconds since 1970 (converted to ISO 8601)."""
     for value in values:
         if value is None:
             continue
         if isinstance(value, str) and _DATE.fullmatch(value):
             return value
-        if type(value) is int and 0 < value < _LAST_SECOND:
+        if type(value) is int and 0 < value < _MAX_TIMESTAMP:
             return datetime.fromtimestamp(value, UTC).date().isoformat()
     return None
-
-
-# Answers with a list of models: from bytes to entries, each by itself, so that a bad one spoils only itself.
-
-_BRACKET: Final = b"["
-
-
-class _Answer(msgspec.Struct):
-    """What stands around the list. Its entries are only split from each other."""
-
-    data: list[msgspec.Raw] | None = None
-    models: list[msgspec.Raw] | None = None
-    error: Any = None
-    has_more: Any = None
-    last_id: Any = None
-
-
-_answer: Final = msgspec.json.Decoder(_Answer)
-_entries: Final = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-def read_page(response: HttpResponse, provider: str) -> CatalogPage | None:
-    """The models of ``{"data": [...]}``, ``{"models": [...]}`` or a bare list.
-
-    Returns:
-        The page; None when the object carries a true ``error``.
-
-    Raises:
-        InvalidResponse: the answer holds no list.
-    """
-    body = response.body
-    try:
-        if (body[:64].lstrip() or body.lstrip())[:1] == _BRACKET:
-            return _page(_entries.decode(body), provider)
-        answer = _answer.decode(body)
-        if answer.error:
-            return None
-        listed = answer.models if answer.data is None else answer.data
-        if listed is not None:
-            return _page(listed, provider, _cursor(answer))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # It raises if it is no JSON, and says in what way.
-        value = response.json
-        if isinstance(value, dict) and value.get("error"):
-            return None
-    raise InvalidResponse("the answer holds no list of models.", reason="json", sent="yes")
-
-
-def _page(raws: list[msgspec.Raw], provider: str, cursor: str | None = None) -> CatalogPage:
-    models = tuple([model for raw in raws if (model := model_from_raw(raw, provider)) is not None])
-    return CatalogPage(models=models, next_cursor=cursor, dropped=len(raws) - len(models))
-
-
-def _cursor(answer: _Answer) -> str | None:
-    return answer.last_id if answer.has_more is True and isinstance(answer.last_id, str) else None

@@ -1,4 +1,9 @@
-"""The typed face of one provider's hooks: what goes out is what the plugin said, checked."""
+"""One provider's hooks as typed methods: call the plugin, check what it returns.
+
+pluggy's hook relay is untyped and costs 2 to 10 µs per call: it copies its list of implementations, builds a dictionary
+and looks for wrappers each time. The implementations do not change once the provider is made, so `bind` resolves them
+once. Hooks do no I/O, and neither does this file.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
+from itertools import takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -28,108 +34,24 @@ if TYPE_CHECKING:
 
     from llmopt.config.schema import ProviderEntry, TokenProvider
 
-
-# A hook's implementations as one function, worked out once instead of at every call.
-#
-# pluggy's relay copies its list, builds a dictionary and looks for wrappers each time, 2 to 10 µs a call. Which
-# implementations there are is known when the provider is made, and nothing registers with its manager afterwards.
-
-Ask = Callable[..., Any]
-
-
-def direct(hook: Any) -> Ask:
-    """The hook as a function of its parameters by position; does what the relay does."""
-    implementations: list[pluggy.HookImpl] = hook.get_hookimpls()
-    parameters: tuple[str, ...] = hook.spec.argnames
-    if any(each.wrapper or each.hookwrapper or each.kwargnames for each in implementations):
-        return lambda *values: hook(**dict(zip(parameters, values, strict=True)))
-    # The one that is asked first stands last.
-    asked = [_placed(each.function, each.argnames, parameters) for each in reversed(implementations)]
-
-    def first(*values: object) -> Any:
-        for ask in asked:
-            found = ask(*values)
-            if found is not None:
-                return found
-        return None
-
-    return first
-
-
-def _placed(function: Ask, names: Sequence[str], parameters: Sequence[str]) -> Ask:
-    """A function of some of the parameters as one of all of them."""
-    if tuple(names) == tuple(parameters):
-        return function
-    at = [parameters.index(name) for name in names]
-    if not at:
-        return lambda *_: function()
-    if len(at) == 1:
-        place = at[0]
-        return lambda *values: function(values[place])
-    chosen = itemgetter(*at)
-    return lambda *values: function(*chosen(values))
-
-
-# `parse_stream_event`, worked out once for a stream instead of for each of its many events.
-
-Parse = Callable[[ServerEvent], Any]
-_EVENT: Final = "event"
-
-
-def bound(implementations: Sequence[pluggy.HookImpl], call: ChatCall, settings: Settings) -> Parse | None:
-    """The implementations of the hook as one function of the event alone, which does what the relay does.
-
-    Args:
-        implementations: as the relay has them; the one asked first stands last.
-        call: of the stream.
-        settings: of the stream.
-
-    Returns:
-        The function, or None where a wrapper stands around them, which the relay must call.
-    """
-    if any(each.wrapper or each.hookwrapper for each in implementations):
-        return None
-    given = {"call": call, "settings": settings}
-    asked = [_bound(each, given) for each in reversed(implementations)]
-    if len(asked) == 1:
-        return asked[0]
-
-    def first(event: ServerEvent) -> Any:
-        for ask in asked:
-            found = ask(event)
-            if found is not None:
-                return found
-        return None
-
-    return first
-
-
-def _bound(implementation: pluggy.HookImpl, given: dict[str, Any]) -> Parse:
-    function: Any = implementation.function
-    names = implementation.argnames
-    if _EVENT not in names:
-        fixed = partial(function, *(given[name] for name in names))
-        return lambda _: fixed()
-    at = names.index(_EVENT)
-    before = partial(function, *(given[name] for name in names[:at]))
-    after = [given[name] for name in names[at + 1 :]]
-    return before if not after else lambda event: before(event, *after)
-
-
 _T = TypeVar("_T")
+Hook = Callable[..., Any]
 HOOK_NAMES: Final = frozenset(
     name for name, value in vars(hookspecs).items() if hasattr(value, f"{PROJECT}_spec")
 )
-"""The hooks there are."""
+"""The names of all hooks."""
 
 
 class ProviderHooks:
-    """One provider's hooks: its plugin, the user's wrappers, and the core's defaults behind them.
+    """The hooks of one provider: the user's wrappers, then the plugin, then the defaults of the dialect.
+
+    Every method raises `PluginContractError` for a return value of a wrong type and for an exception that is not
+    an `LLMOptError`.
 
     Args:
         provider: the plugin's name, for messages.
-        plugin: the plugin's module or object.
-        wrappers: plugins of the user's, called around (or instead of) the provider's.
+        plugin: the plugin's module, or an object with the hooks as attributes.
+        wrappers: plugins of the user, called before or around the provider's.
 
     Raises:
         PluginContractError: a hook is misspelled, lacks its marker, or has a wrong signature.
@@ -138,50 +60,50 @@ class ProviderHooks:
     def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
         self._provider = provider
         self._relay: Final[Any] = _manager(provider, plugin, wrappers).hook
-        self._direct: Final[Mapping[str, Ask]] = {
-            name: direct(getattr(self._relay, name)) for name in HOOK_NAMES
+        self._hooks: Final[Mapping[str, Hook]] = {
+            name: bind(getattr(self._relay, name)) for name in HOOK_NAMES
         }
 
     def for_provider(self, provider: str) -> ProviderHooks:
-        """The same for another provider that the plugin serves."""
-        found = copy(self)
-        found._provider = provider  # noqa: SLF001 - it is this class
-        return found
+        """The same hooks under the name of another provider that the plugin serves."""
+        hooks = copy(self)
+        hooks._provider = provider  # noqa: SLF001 - it is this class
+        return hooks
 
     def provider_profile(self, entry: ProviderEntry) -> Profile:
         """See `llmopt.hookspecs.provider_profile`."""
-        return self._ask(Profile, "provider_profile", entry)
+        return self._call_for(Profile, "provider_profile", entry)
 
     def batch_limit(self, call: EmbedCall, settings: Settings) -> BatchLimit:
         """See `llmopt.hookspecs.batch_limit`."""
-        return self._ask(BatchLimit, "batch_limit", call, settings)
+        return self._call_for(BatchLimit, "batch_limit", call, settings)
 
     def build_request(self, call: Call, settings: Settings) -> HttpRequest:
         """See `llmopt.hookspecs.build_request`."""
-        return self._ask(HttpRequest, "build_request", call, settings)
+        return self._call_for(HttpRequest, "build_request", call, settings)
 
     def parse_embeddings(
         self, call: EmbedCall, response: HttpResponse, settings: Settings
     ) -> EmbeddedRows | Failure:
         """See `llmopt.hookspecs.parse_embeddings`."""
-        found = self._call("parse_embeddings", call, response, settings)
-        if isinstance(found, (EmbeddedRows, Failure)):
-            return found
-        raise self._wrong("parse_embeddings", found, "EmbeddedRows or Failure")
+        result = self._call("parse_embeddings", call, response, settings)
+        if isinstance(result, (EmbeddedRows, Failure)):
+            return result
+        raise self._wrong("parse_embeddings", result, "EmbeddedRows or Failure")
 
     def parse_catalog(self, response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
         """See `llmopt.hookspecs.parse_catalog`."""
-        found = self._call("parse_catalog", response, settings)
-        if isinstance(found, (CatalogPage, Failure)):
-            return found
-        raise self._wrong("parse_catalog", found, "CatalogPage or Failure")
+        result = self._call("parse_catalog", response, settings)
+        if isinstance(result, (CatalogPage, Failure)):
+            return result
+        raise self._wrong("parse_catalog", result, "CatalogPage or Failure")
 
     def parse_chat(self, call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
         """See `llmopt.hookspecs.parse_chat`."""
-        found = self._call("parse_chat", call, response, settings)
-        if isinstance(found, (ChatReply, Failure)):
-            return found
-        raise self._wrong("parse_chat", found, "ChatReply or Failure")
+        result = self._call("parse_chat", call, response, settings)
+        if isinstance(result, (ChatReply, Failure)):
+            return result
+        raise self._wrong("parse_chat", result, "ChatReply or Failure")
 
     def parse_stream_event(
         self, call: ChatCall, event: ServerEvent, settings: Settings
@@ -192,73 +114,71 @@ class ProviderHooks:
     def stream_parser(
         self, call: ChatCall, settings: Settings
     ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
-        """`parse_stream_event` for the events of one stream."""
-        hook = self._relay.parse_stream_event
-        asked = bound(hook.get_hookimpls(), call, settings) or partial(
-            _relayed, hook, call=call, settings=settings
-        )
+        """`parse_stream_event` as a function of the event alone, for all events of one stream."""
+        hook = bind(self._relay.parse_stream_event, call=call, settings=settings)
 
         def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
             try:
-                found = asked(event)
+                result = hook(event)
             except LLMOptError:
                 raise
             except Exception as error:
                 raise self._raised("parse_stream_event", error) from error
-            if isinstance(found, tuple):
-                for each in found:
+            if isinstance(result, tuple):
+                # A loop, because all() with a generator takes three times as long for one event.
+                for each in result:
                     if not isinstance(each, ChatEvent):
                         break
                 else:
-                    return found
-            elif isinstance(found, Failure):
-                return found
-            raise self._wrong("parse_stream_event", found, "a tuple of ChatEvent, or Failure")
+                    return result
+            elif isinstance(result, Failure):
+                return result
+            raise self._wrong("parse_stream_event", result, "a tuple of ChatEvent, or Failure")
 
         return parse
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
-        return self._ask(Verdict, "classify_error", failure, settings)
+        return self._call_for(Verdict, "classify_error", failure, settings)
 
     def rate_limits(self, response: HttpResponse, settings: Settings) -> RateLimits:
         """See `llmopt.hookspecs.rate_limits`."""
-        return self._ask(RateLimits, "rate_limits", response, settings)
+        return self._call_for(RateLimits, "rate_limits", response, settings)
 
     def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:
         """See `llmopt.hookspecs.limits_request`."""
-        found = self._call("limits_request", call, settings)
-        if found is None or isinstance(found, HttpRequest):
-            return found
-        raise self._wrong("limits_request", found, "HttpRequest or None")
+        result = self._call("limits_request", call, settings)
+        if result is None or isinstance(result, HttpRequest):
+            return result
+        raise self._wrong("limits_request", result, "HttpRequest or None")
 
     def parse_limits(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
         """See `llmopt.hookspecs.parse_limits`."""
-        return self._ask(BatchLimit, "parse_limits", call, response, settings)
+        return self._call_for(BatchLimit, "parse_limits", call, response, settings)
 
     def credential_provider(self, settings: Settings) -> TokenProvider | None:
         """See `llmopt.hookspecs.credential_provider`."""
-        found = self._call("credential_provider", settings)
-        if found is not None and not callable(found):
-            raise self._wrong("credential_provider", found, "a function or None")
-        return found  # type: ignore[no-any-return] # a function's own types cannot be checked
+        result = self._call("credential_provider", settings)
+        if result is not None and not callable(result):
+            raise self._wrong("credential_provider", result, "a function or None")
+        return result  # type: ignore[no-any-return] # a function's own types cannot be checked
 
     def open_transport(self, settings: Settings) -> httpx.AsyncBaseTransport | None:
         """See `llmopt.hookspecs.open_transport`."""
-        found = self._call("open_transport", settings)
-        if found is not None and not callable(getattr(found, "handle_async_request", None)):
-            raise self._wrong("open_transport", found, "an httpx.AsyncBaseTransport")
-        return found  # type: ignore[no-any-return] # checked by its one method
+        result = self._call("open_transport", settings)
+        if result is not None and not callable(getattr(result, "handle_async_request", None)):
+            raise self._wrong("open_transport", result, "an httpx.AsyncBaseTransport")
+        return result  # type: ignore[no-any-return] # checked by its one method
 
-    def _ask(self, kind: type[_T], hook: str, *values: object) -> _T:
-        found = self._call(hook, *values)
-        if isinstance(found, kind):
-            return found
-        raise self._wrong(hook, found, kind.__name__)
+    def _call_for(self, kind: type[_T], hook: str, *values: object) -> _T:
+        result = self._call(hook, *values)
+        if isinstance(result, kind):
+            return result
+        raise self._wrong(hook, result, kind.__name__)
 
     def _call(self, hook: str, *values: object) -> Any:
         try:
-            return self._direct[hook](*values)
+            return self._hooks[hook](*values)
         except LLMOptError:
             raise
         except Exception as error:
@@ -267,33 +187,88 @@ class ProviderHooks:
     def _raised(self, hook: str, error: Exception) -> PluginContractError:
         return PluginContractError(
             f"plugin {self._provider!r}: hook {hook} raised {type(error).__name__}; "
-            "a hook returns a value or raises an llmopt error.",
+            "a hook must return a value or raise an llmopt error.",
             provider=self._provider,
         )
 
-    def _wrong(self, hook: str, found: object, expected: str) -> PluginContractError:
+    def _wrong(self, hook: str, result: object, expected: str) -> PluginContractError:
         return PluginContractError(
-            f"plugin {self._provider!r}: hook {hook} returned {type(found).__name__}; expected {expected}.",
+            f"plugin {self._provider!r}: hook {hook} returned {type(result).__name__}; expected {expected}.",
             provider=self._provider,
         )
 
 
-def _relayed(hook: Callable[..., Any], event: ServerEvent, *, call: ChatCall, settings: Settings) -> Any:
-    return hook(call=call, event=event, settings=settings)
+def bind(hook: Any, **fixed: object) -> Hook:
+    """Return a hook as a plain function that calls its implementations directly.
+
+    Args:
+        hook: the hook caller of a pluggy manager.
+        fixed: values for some of the hook's parameters, the same in every call.
+
+    Returns:
+        A function of the other parameters, by position. Like pluggy with ``firstresult`` it returns the first
+        value that is not None. Hooks with wrappers go through pluggy itself.
+    """
+    implementations: list[pluggy.HookImpl] = hook.get_hookimpls()
+    parameters = [name for name in hook.spec.argnames if name not in fixed]
+    if any(each.wrapper or each.hookwrapper or each.kwargnames for each in implementations):
+        return lambda *values: hook(**fixed, **dict(zip(parameters, values, strict=True)))
+    # pluggy keeps the implementation that is called first at the end of its list.
+    functions = [_adapt(each, parameters, fixed) for each in reversed(implementations)]
+    if len(functions) == 1:
+        return functions[0]
+
+    def first_result(*values: object) -> Any:
+        for function in functions:
+            result = function(*values)
+            if result is not None:
+                return result
+        return None
+
+    return first_result
+
+
+def _adapt(implementation: pluggy.HookImpl, parameters: Sequence[str], fixed: Mapping[str, object]) -> Hook:
+    """An implementation, which may leave out and reorder parameters, as a function of all ``parameters``."""
+    names = list(implementation.argnames)
+    leading = [fixed[name] for name in takewhile(fixed.__contains__, names)]
+    function: Hook = partial(implementation.function, *leading) if leading else implementation.function
+    names = names[len(leading) :]
+    if names == parameters:
+        return function
+    if not names:
+        return lambda *_: function()
+    if not fixed.keys() & names:
+        positions = [parameters.index(name) for name in names]
+        if len(positions) == 1:
+            # itemgetter with one position returns the value itself, not a tuple.
+            position = positions[0]
+            return lambda *values: function(values[position])
+        chosen = itemgetter(*positions)
+        return lambda *values: function(*chosen(values))
+    constants = tuple(fixed.values())
+    order = [[*parameters, *fixed].index(name) for name in names]
+
+    def call(*values: object) -> Any:
+        everything = (*values, *constants)
+        return function(*[everything[position] for position in order])
+
+    return call
 
 
 def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> pluggy.PluginManager:
-    # One manager for each provider: a plugin registered with one is unknown to all others.
+    # One manager per provider, so that no plugin can answer for another provider.
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     owner = f"plugin {provider!r}"
     try:
         for each in (plugin, *wrappers):
-            owner = f"plugin {provider!r}" if each is plugin else f"wrapper {_kind(each)}"
+            owner = f"plugin {provider!r}" if each is plugin else f"wrapper {_name(each)}"
             _refuse_unmarked(owner, each, provider)
             manager.register(each)
+            # A misspelled hook is an error here instead of a hook that is never called.
             manager.check_pending()
-        # Among those marked `trylast` the one registered last is asked last.
+        # Last, because of implementations marked `trylast` pluggy calls the one registered last at the end.
         manager.register(defaults)
     except pluggy.PluginValidationError as error:
         raise PluginContractError(
@@ -303,7 +278,7 @@ def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> plugg
     return manager
 
 
-def _kind(plugin: object) -> str:
+def _name(plugin: object) -> str:
     return getattr(plugin, "__name__", type(plugin).__name__)
 
 
@@ -313,9 +288,9 @@ def _without_address(error: Exception) -> str:
 
 def _refuse_unmarked(owner: str, plugin: object, provider: str) -> None:
     for name in HOOK_NAMES & set(dir(plugin)):
-        found = getattr(plugin, name)
-        if inspect.isroutine(found) and not hasattr(found, f"{PROJECT}_impl"):
+        attribute = getattr(plugin, name)
+        if inspect.isroutine(attribute) and not hasattr(attribute, f"{PROJECT}_impl"):
             raise PluginContractError(
-                f"{owner}: function {name} is named like a hook and lacks @llmopt.hookimpl.",
+                f"{owner}: function {name} has the name of a hook; mark it with @llmopt.hookimpl, or rename it.",
                 provider=provider,
             )
