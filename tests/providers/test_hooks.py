@@ -106,7 +106,7 @@ def test_a_hook_without_its_marker_is_named() -> None:
     def classify_error(failure: Failure) -> Verdict:
         return Verdict(kind=VerdictKind.AUTH)
 
-    with pytest.raises(PluginContractError, match=r"classify_error is named like a hook"):
+    with pytest.raises(PluginContractError, match=r"classify_error has the name of a hook"):
         ProviderHooks("acme", plugin(classify_error=classify_error))
 
 
