@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from typing import Any
 
@@ -11,17 +10,13 @@ import pytest
 
 from llmopt import errors as e
 from llmopt.policies.circuit_breaker import (
-    CallNotPermitted,
     CircuitBreaker,
     CircuitBreakerOptions,
+    CircuitBreakerRegistry,
+    CircuitPair,
     CircuitTransition,
     FailureWindow,
     Permit,
-)
-from llmopt.policies.circuit_pair import (
-    BreakerPair,
-    CircuitBreakerRegistry,
-    PairPermit,
     counts_as_timeout,
     results_of,
 )
@@ -39,42 +34,59 @@ class FixedJitter(random.Random):
         return a + (b - a) * self.share
 
 
-def permit_of(breaker: CircuitBreaker) -> Permit:
-    permit = breaker.acquire()
-    assert isinstance(permit, Permit)
+class Ticket:
+    """One request that a single circuit has let through."""
+
+    def __init__(self, breaker: CircuitBreaker, timeout_s: float = 60.0) -> None:
+        ticket = breaker.acquire(timeout_s)
+        assert ticket is not None
+        self.breaker, self.ticket = breaker, ticket
+
+    def success(self) -> None:
+        self.breaker.report(self.ticket, "success")
+
+    def failure(self) -> None:
+        self.breaker.report(self.ticket, "failure")
+
+    def neutral(self) -> None:
+        self.breaker.report(self.ticket, "neutral")
+
+
+def granted(pair: CircuitPair, timeout_s: float = 60.0) -> Permit:
+    permit = pair.acquire(timeout_s)
+    assert permit is not None
     return permit
 
 
-def granted(pair: BreakerPair) -> PairPermit:
-    permit = pair.acquire()
-    assert isinstance(permit, PairPermit)
-    return permit
+def single(clock: SimulatedClock, break_duration_s: float) -> CircuitBreaker:
+    """A circuit that one failure opens for so long."""
+    options = CircuitBreakerOptions(
+        consecutive_failures=1, break_duration_s=break_duration_s, max_break_duration_s=1e6
+    )
+    return CircuitBreaker(options=options, now=clock.now, rng=FixedJitter())
 
 
 class Bench:
     """A breaker, its clock, and the changes it reported."""
 
-    def __init__(self, jitter: float = 0.5, mode: Any = "automatic", **rules: Any) -> None:
+    def __init__(self, jitter: float = 0.5, **options: Any) -> None:
         self.clock = SimulatedClock(start=1000.0)
         self.changes: list[CircuitTransition] = []
         self.breaker = CircuitBreaker(
             "e",
-            CircuitBreakerOptions(**rules),
+            CircuitBreakerOptions(**options),
             now=self.clock.now,
             rng=FixedJitter(jitter),
             on_transition=self.changes.append,
-            mode=mode,
         )
 
-    def permit(self, timeout_s: float = 60.0) -> Permit:
-        permit = self.breaker.acquire(timeout_s)
-        assert isinstance(permit, Permit)
-        return permit
+    def permit(self, timeout_s: float = 60.0) -> Ticket:
+        return Ticket(self.breaker, timeout_s)
 
-    def refusal(self) -> CallNotPermitted:
-        refusal = self.breaker.acquire()
-        assert isinstance(refusal, CallNotPermitted)
-        return refusal
+    def refused_for(self) -> float | None:
+        """Seconds that it refuses requests for."""
+        assert self.breaker.acquire() is None
+        return self.breaker.retry_in()
 
     def run(self, results: str) -> None:
         """One call each, one after the other: s, f or n."""
@@ -95,7 +107,7 @@ class Bench:
 
     def wait(self) -> float:
         """Seconds until a request would be admitted."""
-        wait = self.breaker.peek()
+        wait = self.breaker.retry_in()
         assert wait is not None
         return wait
 
@@ -120,7 +132,7 @@ def test_starts_closed() -> None:
     bench = Bench()
 
     assert bench.state() == "closed"
-    assert bench.breaker.peek() is None
+    assert bench.breaker.retry_in() is None
     assert repr(bench.breaker) == "CircuitBreaker('e', closed, 0/0 failed)"
 
 
@@ -242,12 +254,12 @@ def test_open_refuses_and_says_how_long() -> None:
     bench = Bench()
     bench.opened()
 
-    assert bench.refusal() == CallNotPermitted("e", 5.0)
+    assert bench.refused_for() == 5.0
     bench.clock.advance(4.5)
-    assert bench.breaker.peek() == 0.5
-    assert bench.refusal().retry_after == 0.5
+    assert bench.breaker.retry_in() == 0.5
+    assert bench.refused_for() == 0.5
     bench.clock.advance(0.5)
-    assert bench.breaker.peek() is None
+    assert bench.breaker.retry_in() is None
     assert bench.state() == "open"  # peeking took nothing and changed nothing
 
 
@@ -257,7 +269,7 @@ def test_the_rest_is_jittered(jitter: float, rest: float) -> None:
     bench = Bench(jitter)
     bench.opened()
 
-    assert bench.refusal().retry_after == pytest.approx(rest)
+    assert bench.refused_for() == pytest.approx(rest)
     assert bench.changes[0].break_duration_s == pytest.approx(rest)
 
 
@@ -313,7 +325,7 @@ def test_a_minute_of_calm_resets_the_growth(calm: float, rest: float) -> None:
     bench.clock.advance(calm)
     bench.opened()
 
-    assert bench.breaker.peek() == pytest.approx(rest)
+    assert bench.breaker.retry_in() == pytest.approx(rest)
 
 
 def test_the_first_outage_is_a_first_one() -> None:
@@ -321,39 +333,9 @@ def test_the_first_outage_is_a_first_one() -> None:
     clock = SimulatedClock(start=0.0)
     breaker = CircuitBreaker(now=clock.now, rng=FixedJitter())
     for _ in range(10):
-        permit_of(breaker).failure()
+        Ticket(breaker).failure()
 
-    assert breaker.peek() == 5.0
-
-
-def test_the_later_deadline_wins() -> None:
-    """A shorter rest asked for meanwhile does not end a longer one (litellm #40130)."""
-    bench = Bench()
-    bench.breaker.trip(100.0)
-    bench.clock.advance(10)
-
-    bench.breaker.trip(20.0)
-    assert bench.breaker.peek() == 90.0
-    bench.breaker.trip(200.0)
-    assert bench.breaker.peek() == 200.0
-    assert bench.states == ["open"]
-
-
-def test_trip_without_a_time_is_a_usual_rest() -> None:
-    """From any state, and later results of before are late."""
-    bench = Bench()
-    early = bench.permit()
-    bench.breaker.trip()
-    early.success()
-
-    assert bench.breaker.peek() == 5.0
-    bench.clock.advance(5)
-    probe = bench.permit()
-    bench.breaker.trip()
-    probe.success()
-    assert bench.breaker.peek() == 7.5
-    bench.clock.advance(7.5)
-    assert bench.breaker.peek() is None
+    assert breaker.retry_in() == 5.0
 
 
 # --- late results -----------------------------------------------------------------------------------------
@@ -367,14 +349,14 @@ def test_results_of_before_the_break_are_ignored() -> None:
 
     early[0].failure()
     early[1].success()
-    assert bench.breaker.peek() == 5.0
+    assert bench.breaker.retry_in() == 5.0
 
     bench.clock.advance(5)
     probe = bench.permit()
     early[2].failure()
     early[3].success()
     assert bench.state() == "half_open"
-    assert isinstance(bench.breaker.acquire(), CallNotPermitted)  # the probe is still under way
+    assert bench.breaker.acquire() is None  # the probe is still under way
     probe.success()
     bench.run("s")
     assert bench.state() == "closed"
@@ -395,25 +377,12 @@ def test_results_of_an_earlier_break_stay_late() -> None:
         bench.run("ss")
         bench.opened()
         for permit in kept:
-            CircuitBreaker._settle(bench.breaker, permit._ticket, "success")
-            CircuitBreaker._settle(bench.breaker, permit._ticket, "failure")
+            permit.success()
+            permit.failure()
         assert (bench.breaker._window.calls, bench.state()) == (10, "open")
         bench.clock.advance(bench.wait())
         bench.run("ss")
         kept.append(bench.permit())
-
-
-def test_results_of_an_earlier_mode_stay_late() -> None:
-    """Also after several changes back and forth."""
-    bench = Bench(minimum_calls=1)
-    kept = []
-    for mode in ("metrics_only", "automatic", "disabled", "automatic", "metrics_only", "automatic"):
-        kept.append(bench.permit())
-        bench.breaker.set_mode(mode)
-    for permit in kept:
-        permit.failure()
-
-    assert bench.breaker._window.calls == 0
 
 
 # --- half open --------------------------------------------------------------------------------------------
@@ -426,10 +395,10 @@ def test_one_probe_at_a_time() -> None:
     probe = bench.permit()
 
     assert bench.state() == "half_open"
-    assert bench.refusal() == CallNotPermitted("e", 0.5)
-    assert bench.breaker.peek() == 0.5
+    assert bench.refused_for() == 0.5
+    assert bench.breaker.retry_in() == 0.5
     probe.success()
-    assert bench.breaker.peek() is None
+    assert bench.breaker.retry_in() is None
     assert bench.state() == "half_open"
 
 
@@ -463,7 +432,7 @@ def test_a_bad_probe_opens_again() -> None:
     bench = Bench()
     bench.half_open()
     bench.run("sf")
-    assert (bench.state(), bench.breaker.peek()) == ("open", 7.5)
+    assert (bench.state(), bench.breaker.retry_in()) == ("open", 7.5)
 
     bench.clock.advance(7.5)
     bench.run("s")
@@ -473,19 +442,10 @@ def test_a_bad_probe_opens_again() -> None:
 
 
 def test_a_neutral_probe_frees_its_place() -> None:
-    """A cancelled one too: leaving the block is enough."""
+    """It neither adds to the successes nor starts them over."""
     bench = Bench()
     bench.half_open()
     bench.run("nn")
-    with bench.permit():
-        pass
-
-    def cancelled() -> None:
-        with bench.permit():
-            raise asyncio.CancelledError
-
-    with pytest.raises(asyncio.CancelledError):
-        cancelled()
 
     assert bench.state() == "half_open"
     bench.run("sn")
@@ -494,19 +454,19 @@ def test_a_neutral_probe_frees_its_place() -> None:
 
 
 def test_the_watchdog_frees_a_probe_that_never_reports() -> None:
-    """After the attempt's time-out and 5 s; what it says after that is late."""
+    """After the attempt's timeout and 5 s; what it says after that is late."""
     bench = Bench()
     bench.half_open()
     lost = bench.permit(timeout_s=10.0)
 
     bench.clock.advance(14.75)
-    assert bench.breaker.peek() == 0.25
+    assert bench.breaker.retry_in() == 0.25
     bench.clock.advance(0.25)
-    assert bench.breaker.peek() is None
+    assert bench.breaker.retry_in() is None
     probe = bench.permit(timeout_s=1.0)
     lost.failure()
     assert bench.state() == "half_open"
-    assert bench.breaker.peek() == 0.5
+    assert bench.breaker.retry_in() == 0.5
     probe.success()
     lost.success()
     bench.run("s")
@@ -520,7 +480,7 @@ def test_the_watchdog_waits_a_minute_by_default() -> None:
     bench.breaker.acquire()
     bench.clock.advance(64.75)
 
-    assert bench.breaker.peek() == 0.25
+    assert bench.breaker.retry_in() == 0.25
 
 
 def test_a_late_probe_still_counts_while_nobody_took_its_place() -> None:
@@ -532,122 +492,6 @@ def test_a_late_probe_still_counts_while_nobody_took_its_place() -> None:
     late.failure()
 
     assert bench.state() == "open"
-
-
-# --- permits ----------------------------------------------------------------------------------------------
-
-
-def test_the_first_report_counts() -> None:
-    """A permit says one thing once."""
-    bench = Bench()
-    with bench.permit() as permit:
-        permit.failure()
-        permit.failure()
-        permit.success()
-
-    assert (bench.breaker._window.calls, bench.breaker._window.failures) == (1, 1)
-
-
-# --- modes ------------------------------------------------------------------------------------------------
-
-
-def test_forced_open() -> None:
-    """Held open by an operator until it is given back."""
-    bench = Bench()
-    bench.breaker.set_mode("forced_open")
-
-    assert bench.state() == "forced_open"
-    assert bench.breaker.peek() == math.inf
-    assert bench.refusal() == CallNotPermitted("e", math.inf)
-    bench.clock.advance(1e6)
-    assert bench.breaker.peek() == math.inf
-    bench.breaker.set_mode("automatic")
-    assert bench.breaker.peek() is None
-    assert [(c.old, c.new) for c in bench.changes] == [("closed", "forced_open"), ("forced_open", "closed")]
-
-
-def test_disabled() -> None:
-    """Admits everything, counts nothing."""
-    bench = Bench(mode="disabled", consecutive_failures=1)
-    bench.run("f" * 100)
-
-    assert bench.state() == "disabled"
-    assert bench.breaker.peek() is None
-    assert bench.breaker._window.calls == 0
-    assert bench.changes == []
-
-
-def test_disabled_admits_through_an_open_circuit() -> None:
-    """And results from under it do not count later."""
-    bench = Bench()
-    bench.opened()
-    bench.breaker.set_mode("disabled")
-    late = bench.permit()
-    bench.breaker.set_mode("automatic")
-    late.failure()
-
-    assert bench.state() == "open"
-    assert bench.breaker.peek() == 5.0
-
-
-def test_metrics_only() -> None:
-    """Goes through its states and reports them as shadows, and refuses nobody."""
-    bench = Bench(mode="metrics_only")
-    bench.run("f" * 10)
-    assert bench.state() == "metrics_only"
-    assert bench.breaker.peek() is None
-
-    bench.run("sf")  # while it would rest
-    bench.clock.advance(5)
-    probe = bench.permit()
-    bench.run("f")  # beside the probe
-    probe.success()
-    bench.run("s")
-
-    assert bench.states == ["open", "half_open", "closed"]
-    assert all(change.shadow for change in bench.changes)
-    assert bench.breaker._window.calls == 0
-
-
-def test_setting_a_mode_ends_the_probe() -> None:
-    """The place of a probe from before is free, and its result late."""
-    bench = Bench()
-    bench.half_open()
-    probe = bench.permit()
-    bench.breaker.set_mode("disabled")
-    bench.breaker.set_mode("automatic")
-
-    assert bench.breaker.peek() is None
-    probe.failure()
-    assert bench.state() == "half_open"
-
-
-def test_reset() -> None:
-    """Closed, empty, and the next rest is a first one."""
-    bench = Bench()
-    bench.opened()
-    fail_probes(bench, 3)
-    bench.breaker.reset()
-
-    assert bench.state() == "closed"
-    assert bench.breaker.peek() is None
-    bench.opened()
-    assert bench.breaker.peek() == 5.0
-    assert bench.states[-2:] == ["closed", "open"]
-
-
-def test_reset_ends_the_probe() -> None:
-    """And the rest that was promised."""
-    bench = Bench()
-    bench.breaker.trip(1000.0)
-    bench.breaker.reset()
-    bench.opened()
-    assert bench.breaker.peek() == 5.0
-    bench.clock.advance(5)
-    probe = bench.permit()
-    bench.breaker.reset()
-    probe.failure()
-    assert bench.breaker._window.calls == 0
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -672,10 +516,9 @@ def test_nobody_needs_to_listen() -> None:
     clock = SimulatedClock()
     breaker = CircuitBreaker(now=clock.now)
     for _ in range(10):
-        permit_of(breaker).failure()
-    breaker.set_mode("disabled")
+        Ticket(breaker).failure()
 
-    assert breaker.state == "disabled"
+    assert breaker.state == "open"
 
 
 def test_a_listener_sees_the_new_state() -> None:
@@ -683,11 +526,11 @@ def test_a_listener_sees_the_new_state() -> None:
     seen = []
     clock = SimulatedClock()
     breaker = CircuitBreaker(
-        rules=CircuitBreakerOptions(consecutive_failures=1),
+        options=CircuitBreakerOptions(consecutive_failures=1),
         now=clock.now,
         on_transition=lambda _: seen.append(breaker.state),
     )
-    permit_of(breaker).failure()
+    Ticket(breaker).failure()
 
     assert seen == ["open"]
 
@@ -734,7 +577,7 @@ def test_evidence(error: Any, origin: Any, model: Any) -> None:
     [(9.9, 60, False), (10.0, 60, True), (4.9, 5, False), (5.0, 5, True), (30, 60, True)],
 )
 def test_a_deadline_that_was_patient_counts(ran: float, timeout: float, counts: bool) -> None:
-    """One who waited 10 s or the whole time-out has learned something of the server."""
+    """One who waited 10 s or the whole timeout has learned something of the server."""
     assert counts_as_timeout(ran, timeout) is counts
 
 
@@ -752,14 +595,12 @@ class PairBench:
         credential: str = "k",
         model: Any = "m",
         operation: str = "embeddings",
-    ) -> BreakerPair:
+    ) -> CircuitPair:
         return self.breakers.pair(origin, credential, model, operation)
 
     def fail(self, error: Any, times: int, **names: str) -> None:
         for _ in range(times):
-            permit = self.pair(**names).acquire()
-            assert isinstance(permit, PairPermit)
-            permit.failed(error)
+            granted(self.pair(**names)).failed(error)
 
 
 def test_a_dead_origin_opens_for_all_its_models() -> None:
@@ -767,12 +608,13 @@ def test_a_dead_origin_opens_for_all_its_models() -> None:
     bench = PairBench()
     for model in "abcd":
         bench.fail(e.ConnectFailed("m"), 1, model=model)
-    assert bench.pair(model="z").peek() is None
+    assert bench.pair(model="z").retry_in() is None
     bench.fail(e.ConnectFailed("m"), 1, model="e")
 
-    assert bench.pair(model="z").peek() == 5.0
-    assert bench.pair(model="z").acquire() == CallNotPermitted("https://a", 5.0)
-    assert bench.pair(origin="https://b").peek() is None
+    assert bench.pair(model="z").retry_in() == 5.0
+    assert bench.pair(model="z").acquire() is None
+    assert [change.name for change in bench.changes] == ["https://a"]
+    assert bench.pair(origin="https://b").retry_in() is None
 
 
 @pytest.mark.parametrize("other", [{"model": "x"}, {"credential": "x"}, {"operation": "x"}, {"origin": "x"}])
@@ -781,8 +623,9 @@ def test_a_broken_model_leaves_its_neighbours_alone(other: dict[str, str]) -> No
     bench = PairBench()
     bench.fail(e.ServerError("m"), 10)
 
-    assert bench.pair().acquire() == CallNotPermitted("https://a m embeddings", 5.0)
-    assert bench.pair(**other).peek() is None
+    assert bench.pair().acquire() is None
+    assert bench.pair().retry_in() == 5.0
+    assert bench.pair(**other).retry_in() is None
     assert [change.name for change in bench.changes] == ["https://a m embeddings"]
 
 
@@ -792,71 +635,79 @@ def test_sixteen_failures_in_a_row_open_a_model() -> None:
     for _ in range(100):
         granted(bench.pair()).success()
     bench.fail(e.ServerError("m"), 15)
-    assert bench.pair().peek() is None
+    assert bench.pair().retry_in() is None
     bench.fail(e.ServerError("m"), 1)
 
-    assert bench.pair().peek() == 5.0
-    assert bench.pair().origin.peek() is None
+    assert bench.pair().retry_in() == 5.0
+    assert bench.pair().origin.retry_in() is None
 
 
 def test_the_longer_wait_is_the_pairs() -> None:
     """Both must admit."""
-    bench = PairBench()
-    pair = bench.pair()
-    pair.origin.trip(3.0)
-    assert pair.peek() == 3.0
-    pair.model.trip(9.0)
-    assert pair.peek() == 9.0
-    pair.origin.trip(20.0)
-    assert pair.peek() == 20.0
-    bench.clock.advance(20)
-    pair.model.trip(4.0)
-    assert pair.peek() == 4.0
+    clock = SimulatedClock()
+    for origin_s, model_s in ((3.0, None), (3.0, 9.0), (20.0, 9.0), (None, 4.0)):
+        pair = CircuitPair(single(clock, origin_s or 1.0), single(clock, model_s or 1.0))
+        if origin_s is not None:
+            Ticket(pair.origin).failure()
+        if model_s is not None:
+            Ticket(pair.model).failure()
+        assert pair.retry_in() == pair.retry_in(notified=True) == max(origin_s or 0.0, model_s or 0.0)
+
+
+def opened_pair(clock: SimulatedClock, origin_s: float, model_s: float) -> CircuitPair:
+    """A pair whose circuits both have opened, for so long each."""
+    pair = CircuitPair(single(clock, origin_s), single(clock, model_s))
+    origin, model = Ticket(pair.origin), Ticket(pair.model)
+    origin.failure()
+    model.failure()
+    return pair
 
 
 def test_a_refused_pair_keeps_no_probe() -> None:
     """The origin's place is free again when the model refuses."""
-    bench = PairBench()
-    pair = bench.pair()
-    pair.origin.trip(1.0)
-    pair.model.trip(10.0)
-    bench.clock.advance(1)
+    clock = SimulatedClock()
+    pair = opened_pair(clock, 1.0, 10.0)
+    clock.advance(1)
 
-    assert isinstance(pair.acquire(), CallNotPermitted)
-    assert pair.origin.peek() is None
+    assert pair.acquire() is None
+    assert pair.origin.retry_in() is None
 
 
 def test_a_pair_of_probes() -> None:
-    """Both are watched by the attempt's time-out, and both learn from one answer."""
-    bench = PairBench()
-    pair = bench.pair()
-    pair.origin.trip(1.0)
-    pair.model.trip(1.0)
-    bench.clock.advance(1)
+    """Both are watched by the attempt's timeout, and both learn from one answer."""
+    clock = SimulatedClock()
+    pair = opened_pair(clock, 1.0, 1.0)
+    clock.advance(1)
     pair.acquire(10.0)
-    assert pair.peek() == 0.5
-    bench.clock.advance(14.9)
-    assert [pair.origin.peek(), pair.model.peek()] == pytest.approx([0.1, 0.1])
-    bench.clock.advance(0.2)
+    assert pair.half_open
+    assert pair.retry_in() == 0.5
+    assert pair.retry_in(notified=True) == 15.0
+    clock.advance(14.9)
+    assert [pair.origin.retry_in(), pair.model.retry_in()] == pytest.approx([0.1, 0.1])
+    clock.advance(0.2)
     for _ in "ab":
         granted(pair).success()
 
-    assert (pair.origin.state, pair.model.state) == ("closed", "closed")
+    assert pair.stats() == {"origin": "closed", "model": "closed"}
+    assert not pair.half_open
 
 
-def test_a_pairs_block_is_neutral() -> None:
-    """Nothing is reported for a call that was cancelled, and one report is enough."""
+def test_the_first_report_of_a_permit_counts() -> None:
+    """Later ones do nothing, for neither of the circuits."""
     bench = PairBench()
     pair = bench.pair()
-    with granted(pair):
-        pass
-    with granted(pair) as permit:
-        permit.failed(e.ServerError("m"))
-    granted(pair).neutral()
+    permit = granted(pair)
+    permit.failed(e.ServerError("m"))
+    permit.failed(e.ConnectFailed("m"))
+    permit.success()
+    permit.neutral()
+    neutral = granted(pair)
+    neutral.neutral()
+    neutral.success()
 
     assert (pair.origin._window.calls, pair.origin._window.failures) == (1, 0)
     assert (pair.model._window.calls, pair.model._window.failures) == (1, 1)
-    assert repr(pair).startswith("BreakerPair(CircuitBreaker('https://a', closed")
+    assert repr(pair).startswith("CircuitPair(CircuitBreaker('https://a', closed")
 
 
 def test_the_same_circuits_for_the_same_request() -> None:
@@ -867,18 +718,6 @@ def test_the_same_circuits_for_the_same_request() -> None:
     assert bench.pair().model is bench.pair().model
 
 
-def test_modes_hold_for_all_circuits() -> None:
-    """Those that are there and those to come."""
-    bench = PairBench(mode="metrics_only")
-    before = bench.pair()
-    assert repr(before).count("metrics_only") == 2
-
-    bench.breakers.set_mode("forced_open")
-
-    assert repr(before).count("forced_open") == 2
-    assert bench.pair(origin="https://new").origin.state == "forced_open"
-
-
 def test_good_answers_keep_both_closed() -> None:
     """A row of any length."""
     bench = PairBench()
@@ -887,23 +726,23 @@ def test_good_answers_keep_both_closed() -> None:
         granted(pair).success()
 
     assert (pair.origin.state, pair.model.state) == ("closed", "closed")
-    assert pair.origin._row == pair.model._row == 0
+    assert pair.origin._streak == pair.model._streak == 0
 
 
 def test_rules_are_passed_on() -> None:
     """For both levels."""
-    bench = PairBench(rules=CircuitBreakerOptions(minimum_calls=2, break_duration_s=1.0))
+    bench = PairBench(options=CircuitBreakerOptions(minimum_calls=2, break_duration_s=1.0))
     bench.fail(e.ServerError("m"), 2)
 
-    assert bench.pair().peek() == 1.0
+    assert bench.pair().retry_in() == 1.0
 
 
 def test_circuits_of_many_tenants_are_bounded() -> None:
     """Closed ones make room; open ones are kept, for they say something."""
     bench = PairBench()
-    bench.pair(credential="tenant 0").model.trip(1e6)
+    bench.fail(e.ServerError("m"), 10, credential="tenant 0")
     for n in range(10_000):
         bench.pair(credential=f"tenant {n}")
 
     assert 3072 <= len(bench.breakers._models) <= 4096
-    assert bench.pair(credential="tenant 0").peek() is not None
+    assert bench.pair(credential="tenant 0").retry_in() is not None

@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from llmopt.policies.circuit_breaker import CircuitBreaker, CircuitBreakerOptions, CircuitTransition, Permit
+from llmopt.policies.circuit_breaker import CircuitBreaker, CircuitBreakerOptions, CircuitTransition
 from llmopt.testing.clock import SimulatedClock
 
 IN_A_ROW = 6
-RULES = CircuitBreakerOptions(minimum_calls=4, failure_ratio=0.5, consecutive_failures=IN_A_ROW, jitter=0.0)
+OPTIONS = CircuitBreakerOptions(minimum_calls=4, failure_ratio=0.5, consecutive_failures=IN_A_ROW, jitter=0.0)
 
 
 class Model:
@@ -26,23 +26,22 @@ class Model:
         self.until = self.watch = self.closed_at = float("-inf")
         self.rests = 0
         self.epoch = 0  # what a permit must have been given in to count
-        self.shadow = False
 
     def wait(self, now: float) -> float | None:
         if self.state == "open" and now < self.until:
             return self.until - now
         if self.state == "half_open" and now < self.watch:
-            return min(RULES.probe_retry_in_s, self.watch - now)
+            return min(OPTIONS.probe_retry_in_s, self.watch - now)
         return None
 
     def acquire(self, now: float, timeout: float) -> int | None:
         if self.wait(now) is not None:
-            return -1 if self.shadow else None
+            return None
         if self.state == "open":
             self.state, self.row = "half_open", []
         if self.state == "half_open":
             self.epoch += 1
-            self.watch = now + timeout + RULES.probe_grace_s
+            self.watch = now + timeout + OPTIONS.probe_grace_s
         return self.epoch
 
     def settle(self, epoch: int, result: str, now: float) -> None:
@@ -56,24 +55,23 @@ class Model:
         if self.state == "half_open":
             if result == "failure":
                 self.open(now)
-            elif self.row == ["success"] * RULES.half_open_calls:
+            elif self.row == ["success"] * OPTIONS.half_open_calls:
                 self.state, self.closed_at, self.row, self.results = "closed", now, [], []
                 self.epoch += 1
             return
         self.results.append((int(now / 3.0), result == "failure"))
         recent = [bad for at, bad in self.results if at > int(now / 3.0) - 10]
         streak = self.row[-IN_A_ROW:] == ["failure"] * IN_A_ROW
-        many = len(recent) >= RULES.minimum_calls and sum(recent) >= len(recent) / 2
+        many = len(recent) >= OPTIONS.minimum_calls and sum(recent) >= len(recent) / 2
         if result == "failure" and (streak or many):
             self.open(now)
 
-    def open(self, now: float, rest: float | None = None) -> None:
-        if self.state == "closed" and now - self.closed_at >= RULES.reset_after_s:
+    def open(self, now: float) -> None:
+        if self.state == "closed" and now - self.closed_at >= OPTIONS.reset_after_s:
             self.rests = 0
-        if rest is None:
-            rest = min(RULES.max_break_duration_s, RULES.break_duration_s * RULES.break_growth**self.rests)
+        rest = min(OPTIONS.max_break_duration_s, OPTIONS.break_duration_s * OPTIONS.break_growth**self.rests)
         self.rests += 1
-        self.until = max(self.until, now + rest)
+        self.until = now + rest
         self.state, self.watch, self.row = "open", float("-inf"), []
         self.epoch += 1
 
@@ -81,26 +79,24 @@ class Model:
 class BreakerMachine(RuleBasedStateMachine):
     permits = Bundle("permits")
 
-    @initialize(shadow=st.booleans())
-    def start(self, shadow: bool) -> None:
+    @initialize()
+    def start(self) -> None:
         self.clock = SimulatedClock(start=999.0)
         self.changes: list[CircuitTransition] = []
         self.breaker = CircuitBreaker(
             "e",
-            RULES,
+            OPTIONS,
             now=self.clock.now,
             rng=random.Random(0),
             on_transition=self.changes.append,
-            mode="metrics_only" if shadow else "automatic",
         )
         self.model = Model()
-        self.model.shadow = shadow
 
     @rule(target=permits, timeout=st.sampled_from([0.0, 1.0, 60.0]))
     def acquire(self, timeout: float) -> Any:
         expected = self.model.acquire(self.clock.now(), timeout)
         got = self.breaker.acquire(timeout)
-        if not isinstance(got, Permit):
+        if got is None:
             assert expected is None
             return multiple()
         assert expected is not None
@@ -109,8 +105,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(permit=consumes(permits), result=st.sampled_from(["success", "failure", "failure", "neutral"]))
     def settle(self, permit: Any, result: Any) -> None:
         self.model.settle(permit[1], result, self.clock.now())
-        permit[0].settle(result)
-        permit[0].settle("failure")  # a second report never counts
+        self.breaker.report(permit[0], result)
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 2.9, 3.0, 5.0, 8.0, 30.0, 61.0]))
     def advance(self, seconds: float) -> None:
@@ -121,21 +116,16 @@ class BreakerMachine(RuleBasedStateMachine):
         for _ in range(times):
             expected = self.model.acquire(self.clock.now(), 1.0)
             got = self.breaker.acquire(1.0)
-            assert isinstance(got, Permit) == (expected is not None)
-            if isinstance(got, Permit):
+            assert (got is None) == (expected is None)
+            if got is not None:
                 self.settle((got, expected), result)
-
-    @rule(rest=st.sampled_from([None, 1.0, 20.0]))
-    def trip(self, rest: float) -> None:
-        self.model.open(self.clock.now(), rest)
-        self.breaker.trip(rest)
 
     @invariant()
     def agree(self) -> None:
         if not hasattr(self, "breaker"):
             return
-        assert self.breaker._state == self.model.state
-        assert self.breaker.peek() == (None if self.model.shadow else self.model.wait(self.clock.now()))
+        assert self.breaker.state == self.model.state
+        assert self.breaker.retry_in() == self.model.wait(self.clock.now())
         if self.changes:
             assert self.changes[-1].new == self.model.state
         for old, new in zip(self.changes, self.changes[1:], strict=False):

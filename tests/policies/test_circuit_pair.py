@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from llmopt.policies.circuit_pair import CircuitWaitQueue
+from llmopt.policies.circuit_breaker import CircuitWaitQueue
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 

@@ -264,7 +264,7 @@ def test_open_circuit() -> None:
     assert decide(error(e.CircuitOpen), facts=waiting) == GiveUp(reason="circuit_open")
 
 
-RESTING = RetryFacts(wait_when_open=True, rest=7.0)
+RESTING = RetryFacts(wait_when_open=True, circuit_retry_in=7.0)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,7 @@ def test_what_opened_a_circuit_waits_with_the_others(kind: type[e.LLMOptError]) 
     )
 
 
-@pytest.mark.parametrize(
-    "facts", [RetryFacts(rest=7.0), RetryFacts(wait_when_open=True), evolve(RESTING, rest=math.inf)]
-)
+@pytest.mark.parametrize("facts", [RetryFacts(circuit_retry_in=7.0), RetryFacts(wait_when_open=True)])
 def test_without_a_rest_to_wait_for_it_is_a_retry(facts: RetryFacts) -> None:
     """Not asked to wait, nothing open, or held open by hand."""
     assert decide(error(e.ServerError), facts=facts) == RetryDecision(delay=1.0, reason="server")

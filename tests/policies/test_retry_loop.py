@@ -808,7 +808,7 @@ def test_the_loop_is_not_imported_by_the_other_policies() -> None:
     """A process that never fails never imports stamina."""
     program = """
         import sys
-        import llmopt.policies.circuit_pair, llmopt.policies.retry
+        import llmopt.policies.circuit_breaker, llmopt.policies.retry
         import llmopt.policies.concurrency_limit, llmopt.policies.load_balancer, llmopt.policies.timeouts
         assert "stamina" not in sys.modules and "tenacity" not in sys.modules
     """

@@ -19,7 +19,7 @@ from llmopt.errors import (
     RateLimited,
     Sent,
 )
-from llmopt.policies.circuit_pair import counts_as_timeout
+from llmopt.policies.circuit_breaker import counts_as_timeout
 from llmopt.policies.concurrency_limit import Slot, load_signal
 from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.calls import Call, RateLimits, Settings
@@ -38,7 +38,7 @@ from llmopt.values.events import (
 from llmopt.values.http import HttpResponse
 
 if TYPE_CHECKING:
-    from llmopt.policies.circuit_pair import PairPermit
+    from llmopt.policies.circuit_breaker import Permit
     from llmopt.policies.retry_loop import Retry
 _BLOCKED_S: Final = 0.5
 _BLOCKED_SHARE: Final = 0.1
@@ -78,7 +78,7 @@ class AttemptScope:
         self.timeout = 0.0
         self.slot = _NO_SLOT
         self.lease: RateLimitLease = _NO_LEASE
-        self.permit: PairPermit | None = None
+        self.permit: Permit | None = None
         self._detached = False
         self._suspect: Final = suspect
         self._timeouts_count = True
@@ -159,7 +159,7 @@ class AttemptScope:
         """
         self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
         breakers = self.endpoint.policies.breakers(self.call)
-        if self.permit is not None and breakers is not None and breakers.on_probation:
+        if self.permit is not None and breakers is not None and breakers.half_open:
             # A circuit that lets one request through to see must not wait for the end of a long answer.
             self.permit.success()
         # Nor those whom the limiter has wait for the first answers.
@@ -176,7 +176,7 @@ class AttemptScope:
             self.lease.settle(tokens)
         self.failed(error, settings, 0.0, None)
 
-    def begin(self, permit: PairPermit | None, timeout: float) -> None:
+    def begin(self, permit: Permit | None, timeout: float) -> None:
         """The circuits let it through; it has so many seconds from now."""
         self.permit, self.timeout = permit, timeout
         # The first answer of a server that may be loading its model counts for neither breaker nor load.

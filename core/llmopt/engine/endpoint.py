@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,7 @@ from llmopt.engine.endpoint_policies import EndpointPolicies
 from llmopt.engine.request import CompressionFallback, Packing, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import CircuitOpen, ClientClosed
-from llmopt.policies.circuit_pair import CircuitBreakerRegistry, CircuitWaitQueue
+from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock
 from llmopt.policies.load_balancer import Candidate, LoadBalancer
 from llmopt.providers.hooks import ProviderHooks
@@ -151,15 +150,10 @@ class LiveEndpoint:
         keepalive = self.config.keepalive if self.config.flags.pooling else 0.0
         return ConnectionPool(pool_size=self.config.pool_size, keepalive=keepalive, trace=trace)
 
-    def rest(self, call: Call) -> float | None:
-        """Seconds that it is still given a rest, None when it may be asked."""
-        breakers = self.policies.breakers(call)
-        return None if breakers is None else breakers.peek()
-
-    def patience(self, call: Call) -> float | None:
-        """As `rest`, for one who is woken when there are news."""
-        breakers = self.policies.breakers(call)
-        return None if breakers is None else breakers.patience()
+    def retry_in(self, call: Call, *, notified: bool = False) -> float | None:
+        """Seconds until its circuits let a call through, None if they would now; see `CircuitBreaker.retry_in`."""
+        circuits = self.policies.breakers(call)
+        return None if circuits is None else circuits.retry_in(notified=notified)
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
@@ -221,16 +215,16 @@ class EndpointGroup:
         """
         if len(self.endpoints) == 1:
             return self._single_endpoint(call)
-        rests: list[float] = []
+        waits: list[float] = []
         candidates = []
         for index, endpoint in enumerate(self.endpoints):
-            rest = endpoint.rest(call)
-            if rest is not None:
-                rests.append(rest)
+            wait = endpoint.retry_in(call)
+            if wait is not None:
+                waits.append(wait)
             elif endpoint.policies.credential_error() is None:
                 candidates.append(self._candidate(index, endpoint))
         if not candidates:
-            raise self._unavailable_error(rests)
+            raise self._unavailable_error(waits)
         if not self.endpoints[0].config.flags.balance:
             return self.endpoints[candidates[0].index]
         # One that asked for a pause, or whose rate is spent, would hold a request that another could take now.
@@ -245,7 +239,7 @@ class EndpointGroup:
         return len(self.endpoints) > 1 and any(
             other is not endpoint
             and index not in tried
-            and other.rest(call) is None
+            and other.retry_in(call) is None
             and other.policies.credential_error() is None
             and not self._is_paused(index, call)
             for index, other in enumerate(self.endpoints)
@@ -254,13 +248,11 @@ class EndpointGroup:
     def _is_paused(self, index: int, call: Call) -> bool:
         return self.endpoints[index].policies.rate_limiter(call).paused > 0
 
-    def rest(self, call: Call) -> float | None:
-        """Seconds until one of the endpoints admits again, None when one does now."""
-        return _earliest([endpoint.rest(call) for endpoint in self.endpoints])
-
-    def patience(self, call: Call) -> float | None:
-        """As `rest`, for one who is woken when there are news."""
-        return _earliest([endpoint.patience(call) for endpoint in self.endpoints])
+    def retry_in(self, call: Call, *, notified: bool = False) -> float | None:
+        """Seconds until one of the endpoints lets a call through, None if one would now."""
+        waits = [endpoint.retry_in(call, notified=notified) for endpoint in self.endpoints]
+        refusing = [wait for wait in waits if wait is not None]
+        return min(refusing) if len(refusing) == len(waits) else None
 
     def record_latency(self, endpoint: LiveEndpoint, seconds: float) -> None:
         """An attempt at an endpoint took so long."""
@@ -272,28 +264,22 @@ class EndpointGroup:
         refusal = endpoint.policies.credential_error()
         if refusal is not None:
             raise refusal.copy()
-        rest = endpoint.rest(call)
-        if rest is not None:
-            raise self._unavailable_error([rest])
+        wait = endpoint.retry_in(call)
+        if wait is not None:
+            raise self._unavailable_error([wait])
         return endpoint
 
     def _candidate(self, index: int, endpoint: LiveEndpoint) -> Candidate:
         line = endpoint.policies.concurrency()
         return Candidate(index, line.in_flight + line.waiting, line.limit)
 
-    def _unavailable_error(self, rests: list[float]) -> Exception:
-        if not rests:
+    def _unavailable_error(self, waits: list[float]) -> Exception:
+        if not waits:
             refusals = [endpoint.policies.credential_error() for endpoint in self.endpoints]
             return next(refusal.copy() for refusal in refusals if refusal is not None)
-        soonest = min(rests)
-        when = f"for another {soonest:.1f} s" if math.isfinite(soonest) else "until it is released by hand"
+        retry_in = min(waits)
         return CircuitOpen(
-            f"{self.endpoints[0].config.provider!r} failed repeatedly and is given a rest {when}; "
-            "nothing was sent. Try later, or pass when_open='wait'.",
-            retry_after=soonest if math.isfinite(soonest) else None,
+            f"{self.endpoints[0].config.provider!r} failed repeatedly, and no request is sent to it for another "
+            f"{retry_in:.1f} s. Try later, or pass when_open='wait'.",
+            retry_after=retry_in,
         )
-
-
-def _earliest(rests: Sequence[float | None]) -> float | None:
-    known = [rest for rest in rests if rest is not None and math.isfinite(rest)]
-    return min(known) if len(known) == len(rests) else None

@@ -7,11 +7,12 @@ from typing import Any, Final, Protocol, Self
 
 from llmopt.config.resolve import Endpoint
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
-from llmopt.policies.circuit_pair import BreakerPair, CircuitBreakerRegistry
-from llmopt.policies.clock import Clock, Deadline, PerLoop
+from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitPair
+from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
+from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, static_timeout
 from llmopt.values.calls import Call, ChatCall, RateLimits
 
@@ -156,7 +157,7 @@ class EndpointPolicies:
         self._clock: Final = clock
         self._breakers: Final = breakers
         self._credential: Final = endpoint.credential.fingerprint()
-        self._breaker_pairs: Final[dict[tuple[str, str], BreakerPair]] = {}
+        self._circuit_pairs: Final[dict[tuple[str, str], CircuitPair]] = {}
         self._null_limiter: Final = NullRateLimiter()
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
@@ -168,20 +169,20 @@ class EndpointPolicies:
             max_retries=endpoint.max_retries, retry_delay=endpoint.retry_delay
         )
 
-    def breakers(self, call: Call) -> BreakerPair | None:
+    def breakers(self, call: Call) -> CircuitPair | None:
         """The circuits that a call passes, None when they are switched off."""
         if not self._endpoint.flags.breaker:
             return None
         key = (call.model, call.operation)
-        pair = self._breaker_pairs.get(key)
+        pair = self._circuit_pairs.get(key)
         if pair is None:
             pair = self._breakers.pair(self._endpoint.origin, self._credential, *key)
-            pair = self._breaker_pairs.setdefault(key, pair)
+            pair = self._circuit_pairs.setdefault(key, pair)
         return pair
 
     def concurrency(self) -> ConcurrencyLimiter:
         """The line before this endpoint on the running event loop."""
-        return self._concurrency_limits.here()
+        return self._concurrency_limits.current()
 
     def _new_concurrency_limit(self) -> ConcurrencyLimiter:
         maximum = self._endpoint.max_concurrency
@@ -284,7 +285,7 @@ class EndpointPolicies:
             "waiting": sum(line.waiting for line in lines),
             "concurrency": max((line.limit for line in lines), default=float(self._endpoint.max_concurrency)),
             "limiters": {model: _limiter_stats(limiter) for model, limiter in self._limiters.items()},
-            "breakers": {" ".join(key): pair.stats() for key, pair in self._breaker_pairs.items()},
+            "breakers": {" ".join(key): pair.stats() for key, pair in self._circuit_pairs.items()},
         }
 
 

@@ -13,7 +13,7 @@ from llmopt.engine.singleflight import SingleFlight
 from llmopt.engine.streaming import LiveStream, StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
-from llmopt.policies.circuit_pair import CircuitBreakerRegistry, CircuitWaitQueue
+from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock, Deadline, SystemClock
 from llmopt.providers.registry import Provider
 from llmopt.values.events import OnEvent

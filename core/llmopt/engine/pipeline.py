@@ -30,10 +30,10 @@ from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import T, may_be_item_error, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import Attempt, AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
-from llmopt.policies.circuit_breaker import CallNotPermitted
-from llmopt.policies.clock import Clock, run_in_thread
+from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency_limit import Slot
 from llmopt.policies.retry import RetryFacts, inside_attempt, retry_guard
+from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
 from llmopt.values.calls import Operation, Settings
 from llmopt.values.events import WaitCause
@@ -139,7 +139,7 @@ class Pipeline(Generic[T]):
                 should_retry=self._should_retry,
                 new_credential=self._new_credential,
                 wait_when_open=self._request.wait_when_open,
-                rest=self._group.rest(self._call),
+                circuit_retry_in=self._group.retry_in(self._call),
                 elsewhere=self._group.has_alternative(self._endpoint, self._call, self._tried),
             ),
             on_retry=lambda retry: self._recorder.retry_scheduled(self._endpoint, retry),
@@ -194,9 +194,9 @@ class Pipeline(Generic[T]):
                     encoded = await endpoint.packing.pack(encoded, self._packed, self._call.model)
                     self._packed = encoded
                 timeout = policies.timeout(self._call, self._request.tokens, self._request.fill)
-                breakers = policies.breakers(self._call)
-                permit = breakers.acquire(timeout) if breakers is not None else None
-                if isinstance(permit, CallNotPermitted):
+                circuits = policies.breakers(self._call)
+                permit = circuits.acquire(timeout) if circuits is not None else None
+                if permit is None and circuits is not None:
                     lease.refund()
                     continue
                 scope.begin(permit, timeout)
@@ -325,28 +325,29 @@ class Pipeline(Generic[T]):
         )
 
     def _try_choose(self) -> LiveEndpoint | None:
-        """The endpoint for the next attempt, None while all are given a rest."""
+        """The endpoint for the next attempt, None while all circuits are open."""
         try:
             return self._group.choose(self._call, self._tried)
         except CircuitOpen:
             return None
 
     async def _wait_for_endpoint(self) -> LiveEndpoint:
-        """The endpoint for the next attempt; while all are given a rest, whoever may wait waits here."""
+        """The endpoint for the next attempt; while all circuits are open, a call that may wait waits here."""
         while True:
             try:
                 return self._group.choose(self._call, self._tried)
             except CircuitOpen as error:
-                rest = error.retry_after
-                if rest is None or not self._request.wait_when_open:
+                retry_in = error.retry_after
+                if retry_in is None or not self._request.wait_when_open:
                     raise
                 # With too little time left it is for the retry policy to say so.
                 if not self._request.deadline.leaves(
-                    rest, spare=self._endpoint.policies.retry_policy.min_attempt
+                    retry_in, spare=self._endpoint.policies.retry_policy.min_attempt
                 ):
                     raise
-            patience = self._group.patience(self._call) or rest
-            wait = self._group.circuit_waiters.wait(self._request.deadline.clamp(patience))
+            # Notified by the queue, it need not look again while another request is the probe.
+            retry_in = self._group.retry_in(self._call, notified=True) or retry_in
+            wait = self._group.circuit_waiters.wait(self._request.deadline.clamp(retry_in))
             await self._record_wait("breaker", self._endpoint, wait)
 
     async def _acquire_slot(self, endpoint: LiveEndpoint) -> Slot:

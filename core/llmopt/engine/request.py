@@ -14,7 +14,8 @@ from llmopt.config.resolve import Endpoint
 from llmopt.engine.responses import Parse, T
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import InvalidInput, PluginContractError
-from llmopt.policies.clock import Clock, Deadline, run_in_thread
+from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings

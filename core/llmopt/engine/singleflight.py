@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Final, Generic, TypeVar
 
 from llmopt.errors import ClientClosed, LLMOptError
-from llmopt.policies.clock import PerLoop
+from llmopt.policies.tasks import PerLoop
 
 R = TypeVar("R")
 Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, R]]
@@ -34,7 +34,7 @@ class SingleFlight:
         Args:
             key: everything but the names that makes two pieces of work the same.
         """
-        running = self._running.here()
+        running = self._running.current()
         group = running.groups.get(key)
         if group is None:
             group = running.groups[key] = Group(key, running)
@@ -49,7 +49,7 @@ class SingleFlight:
 
     async def aclose(self) -> None:
         """Cancel all calls of the current event loop; their callers get `ClientClosed`."""
-        for call in list(self._running.here().calls):
+        for call in list(self._running.current().calls):
             await call.abort()
 
 

@@ -32,8 +32,8 @@ from llmopt.errors import (
 )
 from llmopt.operations.cache_keys import StoreSizeReporter
 from llmopt.operations.models_cache import CachedList, ModelListCache, fetch_model_list
-from llmopt.policies.clock import Deadline, PerLoop
-from llmopt.policies.tasks import TaskSet
+from llmopt.policies.clock import Deadline
+from llmopt.policies.tasks import PerLoop, TaskSet
 from llmopt.providers.registry import Provider
 from llmopt.values.catalog import Catalog
 from llmopt.values.events import (
@@ -327,7 +327,7 @@ class ModelLists:
         await self._shelf.drop(provider, kept)
 
     async def _refreshed(self, provider: Provider, kept: CachedList) -> None:
-        async with self._refresh_slots.here():
+        async with self._refresh_slots.current():
             started = self._engine.clock.now()
             before = kept.etag
             try:

@@ -1,152 +1,59 @@
-"""The circuit breaker: an endpoint that keeps failing is left alone for a while.
+"""Circuit breaker: stop sending to an endpoint that keeps failing, then let single requests test it.
 
-A sliding window of results opens it, a growing rest follows, then one watched probe at a time decides
-(docs/development/resilience.md). The shape is Polly's (ratio over 30 s, a single probe, late results never extend a
-break) with Envoy's growing, jittered ejection and Resilience4j's modes for operators.
+A circuit is closed while requests pass, open while none may be sent, and half-open while one request at a
+time (the probe) shows whether the server is back. The rules are those of Polly (failure ratio over 30 s, one
+probe at a time, late results never extend a break), with Envoy's break durations, which grow and are
+jittered. Each request passes two circuits, `CircuitPair`: that of its origin and that of its model.
 
-Time comes in through ``now``; nothing here waits, and a permit is given and settled synchronously, so a
-cancelled call cannot skip it. Results carry the generation they were permitted in; a result of
-another generation is late and is ignored, whatever it says.
+There is no I/O here, and time is passed in as ``now``. Permits are granted and reported on without awaiting,
+so that a cancelled call cannot lose one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Callable
-from typing import Final, Literal, Self
+from itertools import islice
+from typing import Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from llmopt.policies.clock import Now, new_rng
+from llmopt import errors
+from llmopt.policies.clock import Clock, Now, new_rng
+from llmopt.policies.tasks import running_loop
 
-# How many of the calls of the last seconds failed.
-
-
-class FailureWindow:
-    """Results of a sliding window, in a ring of buckets. The sums are kept, so that reading them is free.
-
-    Attributes:
-        calls: results in the window, as of the last one added.
-        failures: how many of them were failures.
-    """
-
-    __slots__ = ("_at", "_calls", "_failures", "_span", "calls", "failures")
-
-    def __init__(self, window_s: float, buckets: int) -> None:
-        self._span = window_s / buckets
-        self._calls = [0] * buckets
-        self._failures = [0] * buckets
-        self._at = 0
-        self.calls = 0
-        self.failures = 0
-
-    def clear(self) -> None:
-        """Forget everything."""
-        for ring in (self._calls, self._failures):
-            ring[:] = [0] * len(ring)
-        self.calls = self.failures = 0
-
-    def add(self, now: float, *, failed: bool) -> None:
-        """Count a result at a moment not before that of the last one."""
-        at = int(now / self._span)
-        if at != self._at:
-            self._move(at)
-        slot = at % len(self._calls)
-        self._calls[slot] += 1
-        self.calls += 1
-        if failed:
-            self._failures[slot] += 1
-            self.failures += 1
-
-    def _move(self, at: int) -> None:
-        """Empty the buckets that were passed; a whole turn empties them all."""
-        size = len(self._calls)
-        for passed in range(max(self._at + 1, at - size + 1), at + 1):
-            slot = passed % size
-            self.calls -= self._calls[slot]
-            self.failures -= self._failures[slot]
-            self._calls[slot] = self._failures[slot] = 0
-        self._at = at
-
-
-# Leave to send one request through a circuit, and the answer when there is none.
-
+State = Literal["closed", "open", "half_open"]
 Result = Literal["success", "failure", "neutral"]
-"""What a request says of the server's health; neutral is nothing."""
-
-
-@frozen
-class CallNotPermitted:
-    """No permit now. ``retry_after`` is in seconds, ``math.inf`` when an operator holds the circuit open."""
-
-    name: str
-    retry_after: float
-
-
-class Permit:
-    """Leave to send one request. The first report counts, later ones do nothing.
-
-    Leaving the ``with`` block without a report is neutral: a cancelled call says nothing of the server.
-    """
-
-    __slots__ = ("_report", "_ticket")
-
-    def __init__(self, report: Callable[[int, Result], None], ticket: int) -> None:
-        self._report: Callable[[int, Result], None] | None = report
-        self._ticket = ticket
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.settle("neutral")
-
-    def success(self) -> None:
-        """The server answered as it should."""
-        self.settle("success")
-
-    def failure(self) -> None:
-        """The server failed."""
-        self.settle("failure")
-
-    def neutral(self) -> None:
-        """Nothing was learned of the server: a refusal for cause, a 429, a cancellation."""
-        self.settle("neutral")
-
-    def settle(self, result: Result) -> None:
-        """Report a result; only the first report counts."""
-        report = self._report
-        if report is not None:
-            self._report = None
-            report(self._ticket, result)
-
-
-State = Literal["closed", "open", "half_open", "forced_open", "disabled", "metrics_only"]
-Mode = Literal["automatic", "forced_open", "disabled", "metrics_only"]
-"""What an operator may set: "metrics_only" counts and reports, and refuses nothing (for a roll-out)."""
-_UNCOUNTED: Final = -1
-_MOST_GROWTH: Final = 64
+"""What a request says about the health of the server; "neutral" says nothing."""
+_MAX_GROWTH_STEPS: Final = 64
+"""Far beyond the longest break; 1.5 to the power of 2,000 does not fit into a float."""
+_CONSECUTIVE_CONNECT_FAILURES: Final = 5
+_CONSECUTIVE_MODEL_FAILURES: Final = 16
+"""Failures in a row, without one success between them, that open a circuit. The ratio alone is slow after a
+good time: at 20 requests a second, half of a full window of 30 s is 300 requests sent into an outage."""
+_MAX_CIRCUITS: Final = 4096
 
 
 @frozen(kw_only=True)
 class CircuitBreakerOptions:
-    """When a breaker opens and how it closes again.
+    """When a circuit opens and how it closes again.
 
     Attributes:
         window_s: seconds of results that count.
-        buckets: parts the window moves by.
-        minimum_calls: fewest results in the window for the ratio to mean something.
-        failure_ratio: share of failures that opens.
-        consecutive_failures: failures in a row that open, None for no such rule.
-        break_duration_s: first rest in seconds.
-        break_growth: each further rest is so many times longer ...
-        max_break_duration_s: ... up to this: it bounds how late a recovered server is noticed.
-        jitter: part of the rest that is random, either way.
-        reset_after_s: seconds closed after which the next rest is a first one again.
-        half_open_calls: good probes in a row that close.
-        probe_grace_s: how long after its attempt's time-out a probe that never reports is given up.
-        probe_retry_in_s: when to look again while somebody else's probe is under way.
+        buckets: number of parts that the window moves by.
+        minimum_calls: the failure ratio is not looked at below this number of results in the window.
+        failure_ratio: share of failures that opens the circuit.
+        consecutive_failures: failures in a row that open it, None for no such rule.
+        break_duration_s: seconds that the first break lasts.
+        break_growth: each further break is longer by this factor.
+        max_break_duration_s: the longest break before jitter; it bounds how late a recovered server is noticed.
+        jitter: random part of a break, in either direction, so that clients do not return at the same moment.
+        reset_after_s: after this time closed, the next break has the first duration again.
+        half_open_calls: successful probes in a row that close the circuit.
+        probe_grace_s: a probe that reports nothing is given up this long after its attempt's timeout.
+        probe_retry_in_s: what `CircuitBreaker.retry_in` says while a probe is under way.
     """
 
     window_s: float = 30.0
@@ -166,16 +73,15 @@ class CircuitBreakerOptions:
 
 @frozen(kw_only=True)
 class CircuitTransition:
-    """A breaker went from one state to another.
+    """A change of a circuit's state.
 
     Attributes:
-        name: the breaker's name.
+        name: the circuit's name.
         old: state before.
         new: state after.
-        break_duration_s: seconds until the first probe, for a change to "open".
+        break_duration_s: seconds until the first probe, if ``new`` is "open".
         calls: results in the window at that moment.
         failures: how many of them were failures.
-        shadow: whether it had no effect, because the mode is "metrics_only".
     """
 
     name: str
@@ -184,113 +90,91 @@ class CircuitTransition:
     break_duration_s: float = 0.0
     calls: int = 0
     failures: int = 0
-    shadow: bool = False
 
 
 class CircuitBreaker:
-    """One circuit. Not tied to an event loop; for use by one thread at a time."""
+    """One circuit. Not tied to an event loop; for use by one thread at a time.
+
+    Args:
+        name: used in events and log lines.
+        options: when it opens and closes.
+        now: the monotonic clock.
+        rng: source of the jitter.
+        on_transition: called with every change of state.
+        on_probe_end: called when a probe has ended, so that callers that were refused can look again.
+    """
 
     def __init__(
         self,
         name: str = "",
-        rules: CircuitBreakerOptions | None = None,
+        options: CircuitBreakerOptions | None = None,
         *,
         now: Now,
         rng: random.Random | None = None,
         on_transition: Callable[[CircuitTransition], None] | None = None,
         on_probe_end: Callable[[], None] | None = None,
-        mode: Mode = "automatic",
     ) -> None:
-        """Start closed.
-
-        Args:
-            name: for people.
-            rules: when it opens and closes.
-            now: the clock.
-            rng: source of the jitter.
-            on_transition: told of each change of state.
-            on_probe_end: told when those who were refused should look again, other than by a rest's end.
-            mode: the operator's wish.
-        """
         self.name = name
-        self._rules = rules = rules or CircuitBreakerOptions()
+        self._options = options = options or CircuitBreakerOptions()
         self._now = now
-        self._report = self._settle  # bound once, not for each permit
         self._rng = rng or new_rng()
-        self._on_change = on_transition
-        self._on_news = on_probe_end
-        self._mode: Mode = mode
-        self._state: Literal["closed", "open", "half_open"] = "closed"
-        self._window = FailureWindow(rules.window_s, rules.buckets)
+        self._on_transition = on_transition
+        self._on_probe_end = on_probe_end
+        self._state: State = "closed"
+        self._window = FailureWindow(options.window_s, options.buckets)
+        # A result counts only in the generation in which its permit was granted; of another one it is late.
         self._generation = 0
-        self._row = 0  # failures in a row while closed, good probes in a row while half open
-        self._rests = 0  # rests since the last calm time
-        self._until = -math.inf  # end of the rest
+        self._streak = 0  # failures in a row while closed, successful probes in a row while half-open
+        self._breaks = 0  # breaks since the circuit was last closed for `reset_after_s`
+        self._open_until = -math.inf
         self._closed_at = -math.inf
-        self._watch_until = -math.inf  # a probe is under way until then
+        self._probe_until = -math.inf  # a probe is under way until then
 
     def __repr__(self) -> str:
-        return f"CircuitBreaker({self.name!r}, {self.state}, {self._window.failures}/{self._window.calls} failed)"
+        return f"CircuitBreaker({self.name!r}, {self._state}, {self._window.failures}/{self._window.calls} failed)"
 
     @property
     def state(self) -> State:
-        """The operator's mode if one is set, else the circuit's own state."""
-        return self._state if self._mode == "automatic" else self._mode
+        """An open circuit stays "open" after its break until the first request is let through."""
+        return self._state
 
-    def peek(self) -> float | None:
-        """Seconds until a request would be admitted, None if it would be now. Takes nothing."""
-        if self._mode == "automatic":
-            return None if self._state == "closed" else self._wait()
-        return math.inf if self._mode == "forced_open" else None
-
-    def patience(self) -> float | None:
-        """As `peek`, for one who hears `on_probe_end`: behind a probe, as long as the probe may take."""
-        if self._state == "half_open" and self._mode == "automatic":
-            left = self._watch_until - self._now()
-            return left if left > 0 else None
-        return self.peek()
-
-    def acquire(self, timeout_s: float = 60.0) -> Permit | CallNotPermitted:
-        """A permit, or how long to stay away.
+    def retry_in(self, *, notified: bool = False) -> float | None:
+        """Seconds until a request may be let through, None if one would be now. Changes nothing.
 
         Args:
-            timeout_s: the attempt's time-out; a probe that reports nothing so long and a little more
-                is given up, and the next one may go.
+            notified: the caller hears of `on_probe_end`, so it can wait for as long as a probe may take.
         """
-        if self._state == "closed" and self._mode == "automatic":
-            return Permit(self._report, self._generation)
-        if self._mode == "disabled":
-            return Permit(self._report, _UNCOUNTED)
-        if self._mode == "forced_open":
-            return CallNotPermitted(self.name, math.inf)
-        return self._admit(timeout_s)
-
-    def _wait(self) -> float | None:
-        """Seconds until the circuit itself admits a request, None for now."""
         if self._state == "closed":
             return None
-        now = self._now()
         if self._state == "open":
-            return self._until - now if now < self._until else None
-        if now < self._watch_until:
-            return min(self._rules.probe_retry_in_s, self._watch_until - now)
-        return None
+            left = self._open_until - self._now()
+            return left if left > 0 else None
+        left = self._probe_until - self._now()
+        if left <= 0:
+            return None
+        return left if notified else min(self._options.probe_retry_in_s, left)
 
-    def _admit(self, timeout_s: float) -> Permit | CallNotPermitted:
-        wait = self._wait()
-        if wait is not None:
-            shadow = self._mode == "metrics_only"
-            return Permit(self._report, _UNCOUNTED) if shadow else CallNotPermitted(self.name, wait)
+    def acquire(self, timeout_s: float = 60.0) -> int | None:
+        """Let a request through: a ticket to `report` its result with, None while the circuit refuses.
+
+        Args:
+            timeout_s: the attempt's timeout. A probe that reports nothing for this time and a little more is
+                given up, and the next one may go.
+        """
+        if self._state == "closed":
+            return self._generation
+        if self.retry_in() is not None:
+            return None
         if self._state == "open":
-            self._row = 0
+            self._streak = 0
             self._change("half_open")
-        if self._state == "half_open":
-            # A new generation for each probe: one that was given up must not speak for the next.
-            self._generation += 1
-            self._watch_until = self._now() + timeout_s + self._rules.probe_grace_s
-        return Permit(self._report, self._generation)
+        # A new generation for each probe: one that was given up must not report for the next.
+        self._generation += 1
+        self._probe_until = self._now() + timeout_s + self._options.probe_grace_s
+        return self._generation
 
-    def _settle(self, ticket: int, result: Result) -> None:
+    def report(self, ticket: int, result: Result) -> None:
+        """Record the result of a request. To be called once for each ticket."""
         if ticket != self._generation:
             return
         if self._state == "half_open":
@@ -303,87 +187,323 @@ class CircuitBreaker:
         window = self._window
         window.add(now, failed=result == "failure")
         if result == "success":
-            self._row = 0
+            self._streak = 0
             return
-        self._row += 1
-        rules = self._rules
-        in_a_row = rules.consecutive_failures is not None and self._row >= rules.consecutive_failures
-        if in_a_row or (
-            window.calls >= rules.minimum_calls and window.failures >= rules.failure_ratio * window.calls
+        self._streak += 1
+        options = self._options
+        limit = options.consecutive_failures
+        if (limit is not None and self._streak >= limit) or (
+            window.calls >= options.minimum_calls and window.failures >= options.failure_ratio * window.calls
         ):
             self._open(now)
 
     def _probe_ended(self, result: Result) -> None:
-        self._watch_until = -math.inf
+        self._probe_until = -math.inf
         if result == "failure":
             self._open(self._now())
         elif result == "success":
-            self._row += 1
-            if self._row >= self._rules.half_open_calls:
+            self._streak += 1
+            if self._streak >= self._options.half_open_calls:
                 self._close()
-        self._tell_news()
+        if self._on_probe_end is not None:
+            self._on_probe_end()
 
-    def _open(self, now: float, break_duration_s: float | None = None) -> None:
-        rules = self._rules
-        if self._state == "closed" and now - self._closed_at >= rules.reset_after_s:
-            self._rests = 0
-        if break_duration_s is None:
-            break_duration_s = min(
-                rules.max_break_duration_s,
-                rules.break_duration_s * rules.break_growth ** min(self._rests, _MOST_GROWTH),
-            )
-            break_duration_s *= self._rng.uniform(1 - rules.jitter, 1 + rules.jitter)
-        self._rests += 1
-        # Never sooner than was promised before (litellm #40130: the shorter of two rests won).
-        self._until = max(self._until, now + break_duration_s)
-        self._change("open", self._until - now)
+    def _open(self, now: float) -> None:
+        options = self._options
+        if self._state == "closed" and now - self._closed_at >= options.reset_after_s:
+            self._breaks = 0
+        growth = options.break_growth ** min(self._breaks, _MAX_GROWTH_STEPS)
+        duration = min(options.max_break_duration_s, options.break_duration_s * growth)
+        duration *= self._rng.uniform(1 - options.jitter, 1 + options.jitter)
+        self._breaks += 1
+        self._open_until = now + duration
+        self._change("open", duration)
 
     def _close(self) -> None:
         self._closed_at = self._now()
-        self._row = 0
+        self._streak = 0
         self._window.clear()
         self._change("closed")
 
-    def _change(self, new: Literal["closed", "open", "half_open"], break_duration_s: float = 0.0) -> None:
+    def _change(self, new: State, break_duration_s: float = 0.0) -> None:
         old, self._state = self._state, new
         self._generation += 1
-        if self._on_change is not None:
-            self._tell(old, new, break_duration_s)
+        if self._on_transition is not None:
+            self._on_transition(
+                CircuitTransition(
+                    name=self.name,
+                    old=old,
+                    new=new,
+                    break_duration_s=break_duration_s,
+                    calls=self._window.calls,
+                    failures=self._window.failures,
+                )
+            )
 
-    def _tell(self, old: State, new: State, break_duration_s: float = 0.0) -> None:
-        if self._on_change is None or old == new:
-            return
-        change = CircuitTransition(
-            name=self.name,
-            old=old,
-            new=new,
-            break_duration_s=break_duration_s,
-            calls=self._window.calls,
-            failures=self._window.failures,
-            shadow=self._mode == "metrics_only",
+
+class CircuitPair:
+    """The two circuits that a request passes, used as one.
+
+    The origin's circuit learns from connections that fail, the model's (of one origin, credential, model and
+    operation) from responses. So a dead host opens for all its models at once, and one broken deployment does
+    not close its neighbours; Envoy separates locally originated failures in the same way.
+
+    Attributes:
+        origin: the circuit of the origin.
+        model: the circuit of the model behind it.
+    """
+
+    __slots__ = ("model", "origin")
+
+    def __init__(self, origin: CircuitBreaker, model: CircuitBreaker) -> None:
+        self.origin = origin
+        self.model = model
+
+    def __repr__(self) -> str:
+        return f"CircuitPair({self.origin!r}, {self.model!r})"
+
+    def stats(self) -> dict[str, str]:
+        """The states of both circuits."""
+        return {"origin": self.origin.state, "model": self.model.state}
+
+    @property
+    def half_open(self) -> bool:
+        """Whether one of the circuits waits for the result of a probe."""
+        return self.origin.state == "half_open" or self.model.state == "half_open"
+
+    def retry_in(self, *, notified: bool = False) -> float | None:
+        """As `CircuitBreaker.retry_in`, for both circuits."""
+        origin = self.origin.retry_in(notified=notified)
+        model = self.model.retry_in(notified=notified)
+        if origin is None or model is None:
+            return model if origin is None else origin
+        return max(origin, model)
+
+    def acquire(self, timeout_s: float = 60.0) -> Permit | None:
+        """A permit to send one request, None while one of the circuits refuses; see `CircuitBreaker.acquire`."""
+        origin = self.origin.acquire(timeout_s)
+        if origin is None:
+            return None
+        model = self.model.acquire(timeout_s)
+        if model is None:
+            self.origin.report(origin, "neutral")
+            return None
+        return Permit(self, origin, model)
+
+
+class Permit:
+    """Permission to send one request through both circuits. The first report counts, later ones do nothing."""
+
+    __slots__ = ("_model", "_origin", "_pair")
+
+    def __init__(self, pair: CircuitPair, origin: int, model: int) -> None:
+        self._pair: CircuitPair | None = pair
+        self._origin = origin
+        self._model = model
+
+    def success(self) -> None:
+        """Report a good response."""
+        self._report("success", "success")
+
+    def neutral(self) -> None:
+        """Report that the request said nothing about the server, for example because it was cancelled."""
+        self._report("neutral", "neutral")
+
+    def failed(self, error: BaseException) -> None:
+        """Report an error to the circuits that it concerns, see `results_of`."""
+        self._report(*results_of(error))
+
+    def _report(self, origin: Result, model: Result) -> None:
+        pair = self._pair
+        if pair is not None:
+            self._pair = None
+            pair.origin.report(self._origin, origin)
+            pair.model.report(self._model, model)
+
+
+class CircuitBreakerRegistry:
+    """All circuits of a client, made when first needed.
+
+    Args:
+        options: of all circuits, but for ``consecutive_failures``.
+        now: the monotonic clock.
+        rng: source of the jitter.
+        on_transition: see `CircuitBreaker`.
+        on_probe_end: see `CircuitBreaker`.
+    """
+
+    def __init__(
+        self,
+        options: CircuitBreakerOptions | None = None,
+        *,
+        now: Now,
+        rng: random.Random | None = None,
+        on_transition: Callable[[CircuitTransition], None] | None = None,
+        on_probe_end: Callable[[], None] | None = None,
+    ) -> None:
+        self._options = options or CircuitBreakerOptions()
+        self._now = now
+        self._rng = rng or new_rng()
+        self._on_transition = on_transition
+        self._on_probe_end = on_probe_end
+        self._origins: dict[str, CircuitBreaker] = {}
+        self._models: dict[tuple[str, str, str, str], CircuitBreaker] = {}
+
+    def pair(self, origin: str, credential: str, model: str, operation: str) -> CircuitPair:
+        """The circuits of a request. ``credential`` is a fingerprint, never the key itself."""
+        of_origin = self._origins.get(origin)
+        if of_origin is None:
+            of_origin = self._origins[origin] = self._make(origin, _CONSECUTIVE_CONNECT_FAILURES)
+        key = (origin, credential, model, operation)
+        of_model = self._models.get(key)
+        if of_model is None:
+            self._make_room()
+            # The name goes into events and log lines, so the credential is not part of it.
+            name = f"{origin} {model} {operation}"
+            of_model = self._models[key] = self._make(name, _CONSECUTIVE_MODEL_FAILURES)
+        return CircuitPair(of_origin, of_model)
+
+    def _make(self, name: str, consecutive_failures: int) -> CircuitBreaker:
+        return CircuitBreaker(
+            name,
+            evolve(self._options, consecutive_failures=consecutive_failures),
+            now=self._now,
+            rng=self._rng,
+            on_transition=self._on_transition,
+            on_probe_end=self._on_probe_end,
         )
-        self._on_change(change)
 
-    def _tell_news(self) -> None:
-        if self._on_news is not None:
-            self._on_news()
+    def _make_room(self) -> None:
+        # A service that uses a key for each of its own users must not keep their circuits for ever.
+        if len(self._models) < _MAX_CIRCUITS:
+            return
+        for key in list(islice(self._models, _MAX_CIRCUITS // 4)):
+            if self._models[key].state == "closed":
+                del self._models[key]
 
-    def trip(self, break_duration_s: float | None = None) -> None:
-        """Open now, for so many seconds or the usual rest; a rest that ends later already stays."""
-        self._open(self._now(), break_duration_s)
 
-    def reset(self) -> None:
-        """Close now and forget what was counted."""
-        self._rests = 0
-        self._until = -math.inf
-        self._close()
-        self._tell_news()
+def results_of(error: BaseException | None) -> tuple[Result, Result]:
+    """What the outcome of an attempt says about its origin and about its model; None is a good response.
 
-    def set_mode(self, mode: Mode) -> None:
-        """Hold the circuit open, switch it off, let it only count, or give it back to itself."""
-        old = self.state
-        self._mode = mode
-        self._generation += 1
-        self._watch_until = -math.inf
-        self._tell(old, self.state)
-        self._tell_news()
+    A 4xx or 429 is a response: a success of the origin, neutral for the model's health. A local rejection or
+    a cancellation says nothing about either.
+    """
+    if error is None:
+        return "success", "success"
+    if isinstance(error, errors.ConnectionLost):
+        # A server may close an idle connection at any time.
+        return "neutral" if error.stale else "failure", "neutral"
+    if isinstance(error, errors.ConnectFailed):
+        return "failure", "neutral"
+    if isinstance(error, (errors.AttemptTimeout, errors.StreamError)):
+        return "neutral", "failure"
+    if isinstance(error, (errors.ProviderError, errors.InvalidResponse)):
+        return "success", "failure" if error.counts_for_breaker else "neutral"
+    return "neutral", "neutral"
+
+
+def counts_as_timeout(ran_s: float, timeout_s: float) -> bool:
+    """Whether an attempt that the caller's deadline cut off after ``ran_s`` counts as a timeout.
+
+    A short deadline says nothing about the server; 10 s without an answer, or the whole timeout, do.
+    """
+    return ran_s >= min(timeout_s, 10.0)
+
+
+class FailureWindow:
+    """Results of a sliding window, in a ring of buckets. The sums are kept, so that reading them costs nothing.
+
+    Args:
+        window_s: seconds that the window covers.
+        buckets: number of parts that it moves by.
+
+    Attributes:
+        calls: results in the window when the last one was added.
+        failures: how many of them were failures.
+    """
+
+    __slots__ = ("_calls", "_failures", "_position", "_span", "calls", "failures")
+
+    def __init__(self, window_s: float, buckets: int) -> None:
+        self._span = window_s / buckets
+        self._calls = [0] * buckets
+        self._failures = [0] * buckets
+        self._position = 0
+        self.calls = 0
+        self.failures = 0
+
+    def clear(self) -> None:
+        """Forget all results."""
+        for ring in (self._calls, self._failures):
+            ring[:] = [0] * len(ring)
+        self.calls = self.failures = 0
+
+    def add(self, now: float, *, failed: bool) -> None:
+        """Count a result. ``now`` must not be before that of the last one."""
+        position = int(now / self._span)
+        if position != self._position:
+            self._move(position)
+        slot = position % len(self._calls)
+        self._calls[slot] += 1
+        self.calls += 1
+        if failed:
+            self._failures[slot] += 1
+            self.failures += 1
+
+    def _move(self, position: int) -> None:
+        """Empty the buckets that were passed; after a whole turn these are all of them."""
+        size = len(self._calls)
+        for passed in range(max(self._position + 1, position - size + 1), position + 1):
+            slot = passed % size
+            self.calls -= self._calls[slot]
+            self.failures -= self._failures[slot]
+            self._calls[slot] = self._failures[slot] = 0
+        self._position = position
+
+
+class CircuitWaitQueue:
+    """Waiters for an open circuit: woken when a probe has ended, at the latest after a given time.
+
+    All of them are woken and look at the circuit again, which admits one at a time. So a caller behind
+    another one's probe neither polls nor sleeps longer than necessary. One queue serves all circuits of a
+    client, on any number of event loops.
+
+    Args:
+        clock: for the timers of the waiters.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock: Final = clock
+        self._waiters: Final[dict[asyncio.Future[None], None]] = {}
+
+    def __repr__(self) -> str:
+        return f"CircuitWaitQueue({len(self._waiters)} waiting)"
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for `notify_all`, for ``seconds`` at most."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[future] = None
+        timer = self._clock.call_later(seconds, _wake, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            del self._waiters[future]
+
+    def notify_all(self) -> None:
+        """Wake all waiters. May be called from any thread, with or without a running loop."""
+        running = running_loop()
+        for future in tuple(self._waiters):
+            loop = future.get_loop()
+            if loop is running:
+                _wake(future)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(_wake, future)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -12,12 +12,10 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable
 from numbers import Real
-from typing import Final, Generic, Protocol, TypeVar, TypeVarTuple, Unpack
-from weakref import WeakKeyDictionary, WeakSet, ref
+from typing import Final, Protocol, TypeVarTuple, Unpack
+from weakref import WeakSet
 
 from attrs import field, frozen
 
@@ -169,54 +167,3 @@ def _reseed() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reseed)
-
-
-# One of something for each event loop: a client may be used in several, one after the other or at once.
-
-T = TypeVar("T")
-
-
-class PerLoop(Generic[T]):
-    """Made when a loop first asks, and kept as long as that loop.
-
-    Args:
-        make: makes one, on its loop.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make: Final = make
-        self._all: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, T]] = WeakKeyDictionary()
-        # Asked several times for each request, and nearly always by the same loop as before.
-        self._last: tuple[ref[asyncio.AbstractEventLoop], T] | None = None
-
-    def here(self) -> T:
-        """That of the running loop."""
-        loop, last = asyncio.get_running_loop(), self._last
-        if last is not None and last[0]() is loop:
-            return last[1]
-        found = self._all.get(loop)
-        if found is None:
-            found = self._all[loop] = self._make()
-        self._last = (ref(loop), found)
-        return found
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(list(self._all.values()))
-
-
-# Work that takes long, done in a thread of its own while the event loop goes on.
-
-R = TypeVar("R")
-
-
-async def run_in_thread(function: Callable[[Unpack[_Args]], R], *args: *_Args) -> R:
-    """What a function gives, called in a thread that is there for this alone.
-
-    Not in the loop's own executor, as `asyncio.to_thread`: that is the program's, which may have filled it for
-    minutes. A thread costs a tenth of a millisecond, a part of what it is there for. Who is cancelled does not wait for it.
-    """
-    executor = ThreadPoolExecutor(1, thread_name_prefix="llmopt")
-    try:
-        return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, function, *args)
-    finally:
-        executor.shutdown(wait=False)

@@ -19,6 +19,7 @@ from typing import Final, TypeVarTuple, Unpack
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
 from llmopt.policies.clock import Clock, Deadline, Timer
 from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota
+from llmopt.policies.tasks import running_loop
 from llmopt.values.calls import RateLimits
 
 # Those who wait for a rate limit, in the order they came, whatever event loop they wait on.
@@ -166,7 +167,7 @@ class WaitQueue:
 
 def _run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
     """Run it on that loop, at once if we are there; False when the loop is closed."""
-    if _running_loop() is loop:
+    if running_loop() is loop:
         act(*args)
         return True
     try:
@@ -174,13 +175,6 @@ def _run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None
     except RuntimeError:
         return False
     return True
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _cancel(timer: _LoopTimer) -> None:

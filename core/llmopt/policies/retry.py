@@ -120,7 +120,7 @@ class RetryFacts:
         should_retry: the server's ``x-should-retry``, None when it did not say.
         new_credential: whether the credential's provider has given another key since the attempt.
         wait_when_open: whether to wait for an open circuit instead of failing.
-        rest: seconds that the circuit, which the failure may have opened, stays open; None if it is closed.
+        circuit_retry_in: seconds that the circuit, which the failure may have opened, stays open; None if it is closed.
         elsewhere: whether another endpoint, not tried yet, would take the request now.
     """
 
@@ -128,7 +128,7 @@ class RetryFacts:
     should_retry: bool | None = None
     new_credential: bool = False
     wait_when_open: bool = False
-    rest: float | None = None
+    circuit_retry_in: float | None = None
     elsewhere: bool = False
 
 
@@ -305,9 +305,11 @@ def _resting(
     """
     if isinstance(plan, GiveUp) or isinstance(error, errors.InvalidResponse) or not error.counts_for_breaker:
         return plan
-    if not facts.wait_when_open or facts.rest is None or not math.isfinite(facts.rest):
+    if not facts.wait_when_open or facts.circuit_retry_in is None:
         return plan
-    return evolve(plan, delay=facts.rest, reason="circuit_open", cost=NO_COST, counted=False, computed=False)
+    return evolve(
+        plan, delay=facts.circuit_retry_in, reason="circuit_open", cost=NO_COST, counted=False, computed=False
+    )
 
 
 def _broken(

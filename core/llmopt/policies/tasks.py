@@ -1,15 +1,17 @@
-"""asyncio helpers: a concurrent map with results in order, a gather with plain errors, background tasks."""
+"""asyncio helpers: background tasks, a gather and a concurrent map, work in a thread, one value per event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Final, TypeVar
-
-from llmopt.policies.clock import PerLoop
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Final, Generic, TypeVar, TypeVarTuple, Unpack
+from weakref import WeakKeyDictionary, ref
 
 T = TypeVar("T")
 R = TypeVar("R")
+_Args = TypeVarTuple("_Args")
 
 
 class TaskSet:
@@ -26,7 +28,7 @@ class TaskSet:
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine in a task of this set, without waiting for it."""
-        tasks = self._tasks.here()
+        tasks = self._tasks.current()
         task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -38,7 +40,7 @@ class TaskSet:
 
     async def aclose(self) -> None:
         """Cancel the tasks on the running event loop, and wait until they have ended."""
-        await _cancel_all(list(self._tasks.here()))
+        await _cancel_all(list(self._tasks.current()))
 
 
 async def gather_first_error(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -131,3 +133,57 @@ async def _cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
         task.cancel()
     # Exceptions are collected, so that asyncio does not report them as never retrieved.
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, None if there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class PerLoop(Generic[T]):
+    """One value for each event loop, made when first needed there and kept as long as the loop.
+
+    A client may be used on several loops, one after the other or at the same time in several threads.
+
+    Iterating gives the values of all loops.
+
+    Args:
+        make: makes a value; it is called on the loop that the value is for.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make: Final = make
+        self._values: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, T]] = WeakKeyDictionary()
+        # Every request asks several times, and nearly always from the same loop as before.
+        self._last: tuple[ref[asyncio.AbstractEventLoop], T] | None = None
+
+    def current(self) -> T:
+        """The value of the running loop."""
+        loop, last = asyncio.get_running_loop(), self._last
+        if last is not None and last[0]() is loop:
+            return last[1]
+        value = self._values.get(loop)
+        if value is None:
+            value = self._values[loop] = self._make()
+        self._last = (ref(loop), value)
+        return value
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._values.values()))
+
+
+async def run_in_thread(function: Callable[[Unpack[_Args]], T], *args: *_Args) -> T:
+    """Run a function in a new thread and return its result, while the event loop goes on.
+
+    `asyncio.to_thread` uses the loop's default executor. That one belongs to the application, which may have
+    filled it for minutes. A new thread costs 0.1 ms, little beside the work that is worth a thread. A caller
+    that is cancelled does not wait for the function.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix="llmopt")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, function, *args)
+    finally:
+        executor.shutdown(wait=False)
