@@ -162,6 +162,28 @@ async def test_c13_each_gets_its_own_order_and_an_array_of_its_own() -> None:
     assert found[3].vectors.any()
 
 
+async def test_c13_a_caller_that_writes_to_its_array_at_once_changes_nobody_elses() -> None:
+    """Even the first caller, which goes on before the others do."""
+    gate = asyncio.Event()
+
+    async def embed_and_clear(client: llmopt.AsyncClient) -> None:
+        found = await client.embed(MODEL, ["a"])
+        found.vectors[:] = 0
+
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(answer_openai)
+        server.play(held(gate))
+        first = asyncio.create_task(embed_and_clear(client))
+        await server.wait_requests(1)
+        others = [asyncio.create_task(client.embed(MODEL, ["a"])) for _ in range(3)]
+        await asyncio.sleep(0)
+        gate.set()
+        await first
+        found = await asyncio.gather(*others)
+    assert len(server.requests) == 1
+    assert [each.vectors[0].tolist() for each in found] == [row("a")] * 3
+
+
 async def test_c13_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
     """What ended was the leader's time, not the follower's."""
     gate = asyncio.Event()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import BatchLimit
-from llmopt.operations.embed_batches import Batcher, body_bytes, certainly_too_long, cut
+from llmopt.operations.embed_batches import Batcher, body_bytes, certainly_too_long, make_batches
 
 texts = st.lists(st.text(min_size=1, max_size=40), max_size=60)
 limits = st.builds(
@@ -26,7 +26,7 @@ def estimate(text: str) -> int:
 @given(texts, limits)
 def test_every_text_is_in_exactly_one_batch_in_order(given_texts: list[str], limit: BatchLimit) -> None:
     """Nothing is lost, doubled or moved, and `start` counts the texts before."""
-    batches = list(cut(given_texts, Batcher(lambda: limit, estimate)))
+    batches = list(make_batches(given_texts, Batcher(lambda: limit, estimate)))
     assert [text for batch in batches for text in batch.texts] == given_texts
     assert [batch.start for batch in batches] == [
         sum(len(before.texts) for before in batches[:number]) for number in range(len(batches))
@@ -36,7 +36,7 @@ def test_every_text_is_in_exactly_one_batch_in_order(given_texts: list[str], lim
 @given(texts, limits)
 def test_no_batch_is_over_a_limit_unless_one_text_alone_is(given_texts: list[str], limit: BatchLimit) -> None:
     """Items, tokens and bytes hold together."""
-    for batch in cut(given_texts, Batcher(lambda: limit, estimate)):
+    for batch in make_batches(given_texts, Batcher(lambda: limit, estimate)):
         assert batch.texts
         assert batch.tokens == sum(map(estimate, batch.texts))
         if limit.max_items is not None:
@@ -49,7 +49,7 @@ def test_no_batch_is_over_a_limit_unless_one_text_alone_is(given_texts: list[str
 @given(texts, limits)
 def test_batches_are_as_full_as_they_can_be(given_texts: list[str], limit: BatchLimit) -> None:
     """The first text of a batch would not have fitted into the one before."""
-    batches = list(cut(given_texts, Batcher(lambda: limit, estimate)))
+    batches = list(make_batches(given_texts, Batcher(lambda: limit, estimate)))
     for before, after in pairwise(batches):
         grown = (*before.texts, after.texts[0])
         assert (
@@ -62,16 +62,16 @@ def test_batches_are_as_full_as_they_can_be(given_texts: list[str], limit: Batch
 def test_a_limit_that_changes_under_way_holds_for_the_next_batch() -> None:
     """The limit is asked for anew with each batch."""
     sizes = iter([3, 1, 2])
-    cutter = Batcher(lambda: BatchLimit(max_items=next(sizes, 5)), estimate)
-    assert [len(batch.texts) for batch in cut(list("abcdefg"), cutter)] == [3, 1, 2, 1]
+    batcher = Batcher(lambda: BatchLimit(max_items=next(sizes, 5)), estimate)
+    assert [len(batch.texts) for batch in make_batches(list("abcdefg"), batcher)] == [3, 1, 2, 1]
 
 
 def test_skip_leaves_a_position_out() -> None:
     """A position that holds no text still counts."""
-    cutter = Batcher(BatchLimit, estimate)
-    cutter.skip()
-    cutter.add("a")
-    batch = cutter.flush()
+    batcher = Batcher(BatchLimit, estimate)
+    batcher.skip()
+    batcher.add("a")
+    batch = batcher.flush()
     assert batch is not None
     assert batch.start == 1
 

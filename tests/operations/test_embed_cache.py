@@ -189,7 +189,7 @@ async def test_other_dimensions_under_the_same_name() -> None:
         async with llmopt.AsyncClient(config(server), cache=MemoryStore()) as client:
             await client.embed(MODEL, ["a"])
             # Another client does not know yet how long the model's vectors are.
-            client._components.memories.clear()
+            client._components.model_states.clear()
             server.default(named("m", 8))
             found = await client.embed(MODEL, ["a", "b"])
     np.testing.assert_array_equal(found.vectors, rows(["a", "b"], 8))
@@ -267,7 +267,7 @@ async def test_k03_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None
         replace(tmp_path, shortened)
         async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
             await client.embed(MODEL, ["b", "c"])
-            client._components.memories.clear()
+            client._components.model_states.clear()
             found = await client.embed(MODEL, ["b", "a", "c"])
             np.testing.assert_array_equal(found.vectors, rows(["b", "a", "c"]))
             assert sent(server)[-1] == ["a"]

@@ -108,7 +108,7 @@ class CacheStores:
             secret = await asyncio.to_thread(installation_secret, cache_folder(self.plan.folder))
         return CacheKeys(secret or secrets.token_bytes(32), self._registry.identity, self._engine.endpoints)
 
-    async def texts(self, provider: Provider, call: EmbedCall, memory: ModelState) -> EmbeddingCache | None:
+    async def texts(self, provider: Provider, call: EmbedCall, state: ModelState) -> EmbeddingCache | None:
         """What is kept of texts that are embedded in one way; None where nothing is."""
         endpoint = provider.endpoints[0]
         if not self.plan.vectors or not endpoint.flags.cache or endpoint.cache_ttl == 0:
@@ -126,8 +126,8 @@ class CacheStores:
             provider=provider.name,
             model=call.model,
             dimensions=call.dimensions,
-            seconds=endpoint.cache_ttl,
-            memory=memory,
+            ttl_s=endpoint.cache_ttl,
+            state=state,
             clock=self._engine.clock,
             telemetry=self._engine.telemetry,
             size_reporter=self.size_reporter,
@@ -182,7 +182,7 @@ class Components:
         caches: the stores.
         catalogs: lists of models.
         batch: many of them at once.
-        memories: what was learned, by provider and model.
+        model_states: what was learned about models, by provider and model.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Components:
             self.engine, shelf, self.caches.all, self.caches.size_reporter, on=plan.catalogs
         )
         self.batch: Final = BatchListModels(self.engine, self.catalogs, self.registry.get)
-        self.memories: Final[dict[tuple[str, str], ModelState]] = {}
+        self.model_states: Final[dict[tuple[str, str], ModelState]] = {}
 
     async def aclose(self) -> None:
         """As the client's."""
@@ -229,16 +229,16 @@ class Components:
         waits = waits_when_open(when_open)
         provider, name = self.registry.resolve(model)
         call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
-        memory = self._memory(provider, name)
+        state = self._model_state(provider, name)
         keeps = self.caches.plan.vectors
         return EmbedRun(
             self.engine,
             provider,
             call,
-            memory=memory,
+            state=state,
             deadline=self._deadline(provider, deadline),
             wait_when_open=waits,
-            cache=(lambda: self.caches.texts(provider, call, memory)) if keeps else None,
+            cache=(lambda: self.caches.texts(provider, call, state)) if keeps else None,
         )
 
     def chat_job(
@@ -257,7 +257,7 @@ class Components:
             self.engine,
             provider,
             chat_call(name, messages, parameters, extra),
-            estimator=self._memory(provider, name).estimator,
+            estimator=self._model_state(provider, name).estimator,
             deadline=self._deadline(provider, deadline),
             wait_when_open=waits,
         )
@@ -272,9 +272,9 @@ class Components:
         total = provider.endpoints[0].timeouts.total
         return self.engine.deadline(total if seconds is None else seconds)
 
-    def _memory(self, provider: Provider, model: str) -> ModelState:
+    def _model_state(self, provider: Provider, model: str) -> ModelState:
         key = (provider.name, model)
-        if key not in self.memories:
+        if key not in self.model_states:
             origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
-            self.memories[key] = ModelState(f"{provider.name} {origins} {model}", self._learned)
-        return self.memories[key]
+            self.model_states[key] = ModelState(f"{provider.name} {origins} {model}", self._learned)
+        return self.model_states[key]

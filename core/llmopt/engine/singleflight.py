@@ -104,6 +104,9 @@ class SharedCall(Generic[R]):
         group: where others find it.
         names: the names by which they find it, until it is over or its last caller has left.
         calls: all calls on this event loop.
+
+    Attributes:
+        joined: whether other callers wait for the result, which they share. Set by the one that joins.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class SharedCall(Generic[R]):
     ) -> None:
         self._waiters: Final[dict[asyncio.Future[None], None]] = {}
         self._closing = False
+        self.joined = False
         self._group: Final = group
         self._names: Final = names
         self._calls: Final = calls

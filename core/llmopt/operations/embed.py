@@ -1,4 +1,4 @@
-"""Embedding a list of texts: validate, send identical texts once, cut, send, put back in order."""
+"""Embedding a list of texts: check the texts and options, send each distinct text once, keep the order."""
 
 from __future__ import annotations
 
@@ -7,35 +7,142 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
+    Callable,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
 from contextlib import aclosing
+from itertools import chain
 from typing import Any, Final, Literal
 
 import msgspec
 
 from llmopt.errors import InvalidInput, LLMOptError
-from llmopt.operations.embed_batches import Batch, cut
-from llmopt.operations.embed_cache import NO_CACHED_VECTORS
-from llmopt.operations.embed_results import Collector, Outcome, failure_of
+from llmopt.operations.embed_batches import Batch, make_batches
+from llmopt.operations.embed_results import BatchResult, Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.policies.tasks import ordered_map
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import Embeddings
 
-# Which texts can be sent. Everything here happens before any I/O.
+_MAX_DIMENSIONS: Final = 1_000_000
+ErrorMode = Literal["raise", "return"]
+"""What to do with texts that fail: raise an error at the end, or return the errors beside the vectors."""
 
-_MOST_DIMENSIONS: Final = 1_000_000
+
+async def embed(run: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode) -> Embeddings:
+    """Embed all texts. See ``AsyncClient.embed``."""
+    check_texts_argument(texts)
+    # Lists first: isinstance() with an abstract class is slow.
+    if isinstance(texts, (list, tuple)) or not isinstance(texts, AsyncIterable):
+        given = list(texts)
+    else:
+        given = [text async for text in texts]
+    listed, invalid = check_texts(given)
+    if invalid and errors == "raise":
+        raise next(iter(invalid.values()))
+    distinct = _distinct(listed, invalid)
+    collector = Collector(distinct, run.model)
+    if distinct and run.may_cache:
+        await run.open_cache()
+        await collect(run, distinct, collector, _send_batches)
+    elif distinct:
+        await _send_batches(run, distinct, range(len(distinct)), collector)
+    result = collector.result(listed, invalid)
+    if result.errors and errors == "raise":
+        raise failure_of(result)
+    return result
+
+
+Send = Callable[[EmbedRun, Sequence[str], Sequence[int], Collector], Awaitable[None]]
+"""Requests the vectors of distinct texts, and adds them to a collector at the given positions."""
+
+
+async def collect(run: EmbedRun, texts: Sequence[str], collector: Collector, send: Send) -> None:
+    """Read the vectors of distinct texts from the cache, and request those that are missing."""
+    cached = await run.read_cache(texts)
+    if cached is None:
+        await send(run, texts, range(len(texts)), collector)
+        return
+    positions, rows = cached
+    hits = set(positions)
+    missing = [at for at in range(len(texts)) if at not in hits]
+    if missing:
+        await send(run, [texts[at] for at in missing], missing, collector)
+    if collector.accepts(rows):
+        collector.add(BatchResult(rows=[(range(len(positions)), rows)]), positions)
+    else:
+        # By now another model answers to the name.
+        await send(run, [texts[at] for at in positions], positions, collector)
+
+
+async def _send_batches(
+    run: EmbedRun, texts: Sequence[str], positions: Sequence[int], collector: Collector
+) -> None:
+    if not run.limits_known:
+        await run.fetch_limits()
+    batches = make_batches(texts, run.batcher())
+    first = next(batches)
+    if len(first.texts) == len(texts):
+        collector.add(await run.send(first.texts), positions)
+        return
+
+    async def send(batch: Batch) -> tuple[Batch, BatchResult]:
+        return batch, await run.send(batch.texts)
+
+    concurrency = run.max_concurrency
+    source = _as_async(chain([first], batches))
+    # All results have a place already, so that nothing bounds how far ahead the batches are made.
+    results = ordered_map(source, send, concurrency=concurrency, lookahead=len(texts) + concurrency)
+    async with aclosing(results):
+        async for batch, result in results:
+            collector.add(result, positions[batch.start : batch.start + len(batch.texts)])
+
+
+async def _as_async(batches: Iterator[Batch]) -> AsyncIterator[Batch]:
+    for batch in batches:
+        yield batch
+
+
+def _distinct(texts: list[str], invalid: Mapping[int, LLMOptError]) -> list[str]:
+    if not invalid:
+        return list(dict.fromkeys(texts))
+    return list(dict.fromkeys(text for at, text in enumerate(texts) if at not in invalid))
+
+
+# Which texts and options can be sent: checked before any I/O.
+
+
+def check_texts_argument(texts: object) -> None:
+    """Check that an argument is a list of texts, not something that only iterates like one.
+
+    Raises:
+        InvalidInput: it is a single text, bytes, a mapping, or not iterable at all.
+    """
+    if isinstance(texts, (list, tuple)):
+        return
+    if isinstance(texts, (str, bytes, bytearray)):
+        raise InvalidInput(f"the texts must be a list of str, not one {type(texts).__name__}; write [text].")
+    if isinstance(texts, Mapping) or not isinstance(texts, (Iterable, AsyncIterable)):
+        raise InvalidInput(f"the texts must be a list of str, not {type(texts).__name__}.")
+
+
+def check_texts(texts: list[str]) -> tuple[list[str], dict[int, LLMOptError]]:
+    """All texts as plain `str`, and the errors of those that cannot be sent, by position."""
+    if set(map(type, texts)) != {str}:
+        texts = [plain(text) for text in texts]
+    elif "" not in texts and all(map(str.isascii, texts)):
+        # Three passes in C over all texts are faster than one in Python over each.
+        return texts, {}
+    errors = ((at, text_error(text, at)) for at, text in enumerate(texts))
+    return texts, {at: error for at, error in errors if error is not None}
 
 
 def text_error(text: object, index: int) -> InvalidInput | None:
-    """Why a text cannot be sent, None when it can.
-
-    The text itself never stands in the message.
-    """
+    """Why a text cannot be sent; None if it can. The message never contains the text."""
     if not isinstance(text, str):
         return InvalidInput(f"text {index} is of type {type(text).__name__}, not str.", index=index)
     if not text:
@@ -52,22 +159,8 @@ def text_error(text: object, index: int) -> InvalidInput | None:
     return None
 
 
-def check_texts_argument(texts: object) -> None:
-    """Refuse what looks like a list of texts and is something else.
-
-    Raises:
-        InvalidInput: a single text, bytes, a mapping, or not iterable at all.
-    """
-    if isinstance(texts, (list, tuple)):
-        return
-    if isinstance(texts, (str, bytes, bytearray)):
-        raise InvalidInput(f"the texts must be a list of str, not one {type(texts).__name__}; write [text].")
-    if isinstance(texts, Mapping) or not isinstance(texts, (Iterable, AsyncIterable)):
-        raise InvalidInput(f"the texts must be a list of str, not {type(texts).__name__}.")
-
-
 def plain(text: str) -> str:
-    """A text as ``str`` itself: subclasses (numpy's, enums, markup) say the same to a provider."""
+    """A text as ``str`` itself. Subclasses (of numpy, enums, markup) may print or encode as something else."""
     return text if type(text) is str or not isinstance(text, str) else str.__str__(text)
 
 
@@ -81,36 +174,15 @@ async def as_async(texts: Iterable[str] | AsyncIterable[str]) -> AsyncGenerator[
             yield plain(text)
 
 
-async def as_list(texts: Iterable[str] | AsyncIterable[str]) -> list[str]:
-    """Any iterable, as a list of plain texts."""
-    if not isinstance(texts, (list, tuple)) and isinstance(texts, AsyncIterable):
-        return [plain(text) async for text in texts]
-    listed = list(texts)
-    return listed if _are_plain(listed) else [plain(text) for text in listed]
-
-
-def text_errors(texts: list[str]) -> dict[int, LLMOptError]:
-    """Why texts cannot be sent, by position; empty when all can."""
-    # Three looks by C at all of them are quicker than one by Python at each.
-    if _are_plain(texts) and "" not in texts and all(map(str.isascii, texts)):
-        return {}
-    found = ((row, text_error(text, row)) for row, text in enumerate(texts))
-    return {row: fault for row, fault in found if fault is not None}
-
-
-def _are_plain(texts: list[str]) -> bool:
-    return set(map(type, texts)) == {str}
-
-
 def embed_call(
     model: str, *, dimensions: int | None, input_type: str | None, extra: Mapping[str, Any] | None
 ) -> EmbedCall:
-    """The options of an embedding call, checked.
+    """Check the options of an embedding call.
 
     Raises:
-        InvalidInput: an option has a value that no provider could take.
+        InvalidInput: an option has a value that no provider accepts.
     """
-    if dimensions is not None and (type(dimensions) is not int or not 0 < dimensions <= _MOST_DIMENSIONS):
+    if dimensions is not None and (type(dimensions) is not int or not 0 < dimensions <= _MAX_DIMENSIONS):
         raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r:.40}.")
     if input_type is not None and not (isinstance(input_type, str) and input_type):
         raise InvalidInput("input_type must be a word such as 'query' or 'document'.")
@@ -118,23 +190,23 @@ def embed_call(
 
 
 def checked_extra(extra: object) -> Mapping[str, Any]:
-    """Further keys of a request's body.
+    """Check the additional keys of a request's body.
 
     Raises:
-        InvalidInput: they are no mapping, or hold something that JSON does not have.
+        InvalidInput: they are not a mapping, or contain something that JSON cannot express.
     """
     if extra is None:
         return {}
     if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
         raise InvalidInput("extra must be a mapping from names to JSON values.")
-    plain = dict(extra)
+    copied = dict(extra)
     try:
-        msgspec.json.encode(plain)
+        msgspec.json.encode(copied)
     except (TypeError, ValueError, RecursionError):
         raise InvalidInput("extra holds something that JSON cannot express.") from None
-    if _holds_nonfinite(plain):
+    if _holds_nonfinite(copied):
         raise InvalidInput("extra holds a number that is not finite.")
-    return plain
+    return copied
 
 
 def _holds_nonfinite(value: object) -> bool:
@@ -143,85 +215,3 @@ def _holds_nonfinite(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(map(_holds_nonfinite, value.values()))
     return isinstance(value, (list, tuple)) and any(map(_holds_nonfinite, value))
-
-
-ErrorMode = Literal["raise", "return"]
-"""What to do with items that fail: raise them at the end, or return them beside the vectors."""
-
-
-async def embed(job: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode) -> Embeddings:
-    """All texts at once. See ``AsyncClient.embed``."""
-    check_texts_argument(texts)
-    listed = await as_list(texts)
-    faults = text_errors(listed)
-    if faults and errors == "raise":
-        raise next(iter(faults.values()))
-    distinct = list(dict.fromkeys(_without(faults, listed) if faults else listed))
-    if distinct and len(distinct) == len(listed) and not job.keeps:
-        await job.ask_limits()
-        batch = job.cutter().full_from(distinct, 0)
-        if batch is not None and len(batch.texts) == len(distinct):
-            return _checked(_alone(await job.run(batch), distinct, job.model), errors)
-    collected = Collector(distinct, job.model)
-    await _collect(job, distinct, collected)
-    return _checked(collected.result(listed, faults), errors)
-
-
-def _without(faults: Mapping[int, LLMOptError], texts: list[str]) -> list[str]:
-    return [text for row, text in enumerate(texts) if row not in faults]
-
-
-def _alone(outcome: Outcome, texts: list[str], model: str) -> Embeddings:
-    """The result of distinct texts that went in one batch, which needs no putting together where all went well."""
-    if outcome.vectors is not None and not outcome.errors:
-        return Embeddings(vectors=outcome.vectors, usage=outcome.usage, model=outcome.model or model)
-    collected = Collector(texts, model)
-    collected.take(outcome)
-    return collected.result(texts, {})
-
-
-async def _collect(job: EmbedRun, distinct: list[str], collected: Collector) -> None:
-    """Take distinct texts from what is kept, and send the others."""
-    recalled = await job.recall(distinct) if distinct and job.keeps else NO_CACHED_VECTORS
-    if not recalled:
-        await _send(job, distinct, collected)
-        return
-    known = set(recalled.at)
-    missed = [at for at in range(len(distinct)) if at not in known]
-    await _send(job, [distinct[at] for at in missed], collected, missed)
-    if not collected.recall(recalled):
-        # Another model answers to the name by now.
-        await _send(job, [distinct[at] for at in recalled.at], collected, recalled.at)
-
-
-def _checked(result: Embeddings, errors: ErrorMode) -> Embeddings:
-    if result.errors and errors == "raise":
-        raise failure_of(result)
-    return result
-
-
-async def _send(
-    job: EmbedRun, texts: list[str], collected: Collector, places: Sequence[int] | None = None
-) -> None:
-    """Have distinct texts embedded.
-
-    Args:
-        job: the call.
-        texts: the texts.
-        collected: takes the results.
-        places: of these texts among all distinct ones; None when they are all of them.
-    """
-    if not texts:
-        return
-    await job.ask_limits()
-    batches = cut(texts, job.cutter())
-    width = job.width
-    results = ordered_map(_in_turn(batches), job.run, concurrency=width, lookahead=len(texts) + width)
-    async with aclosing(results) as outcomes:
-        async for outcome in outcomes:
-            collected.take(outcome, places)
-
-
-async def _in_turn(batches: Iterator[Batch]) -> AsyncIterator[Batch]:
-    for batch in batches:
-        yield batch

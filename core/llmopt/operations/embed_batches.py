@@ -1,4 +1,8 @@
-"""Cutting texts into requests: by items, tokens and bytes together. Pure."""
+"""Batches: which texts go into one request, and the limits by items, tokens and bytes that decide it.
+
+A limit comes from the plugin, the server, the configuration and from what earlier requests taught; the smallest
+number holds. Only `fetch_server_limits` does I/O.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,16 @@ from llmopt.values.http import HttpResponse
 from llmopt.values.secret import repr_size
 
 _OVERHEAD_BYTES: Final = 512
+"""Of a request's body, besides the texts."""
 _PER_TEXT_BYTES: Final = 3  # two quotes and a comma
-_SURE_BYTES_PER_TOKEN: Final = 256
+_MAX_BYTES_PER_TOKEN: Final = 256
+"""No tokenizer in use is known to put more into one token: the longest tokens are runs of some 128 spaces."""
+_UNLIMITED: Final = 1 << 62
 
 
 @frozen(kw_only=True)
 class Batch:
-    """Texts that travel in one request.
+    """Texts that are sent in one request.
 
     Attributes:
         start: position of the first text among all texts of the call.
@@ -46,10 +53,10 @@ class Batch:
 
 
 class Batcher:
-    """Takes texts one by one and gives a batch whenever the next text would not fit.
+    """Takes texts one by one, and returns a batch whenever the next text does not fit into it.
 
     Args:
-        limit: asked again for each batch, so that it may change under way.
+        limit: called for each batch, because the limit may change during a call.
         estimate: tokens of a text.
     """
 
@@ -59,16 +66,8 @@ class Batcher:
         self._start = 0
         self._texts: list[str] = []
 
-    def _begin(self) -> None:
-        limit = self._limit()
-        self._max_items = limit.max_items or 1 << 62
-        self._max_tokens = limit.max_tokens or 1 << 62
-        self._max_bytes = (limit.max_bytes or 1 << 62) - _OVERHEAD_BYTES
-        self._tokens = 0
-        self._bytes = 0
-
     def add(self, text: str) -> Batch | None:
-        """Take a text; the batch that was full before it, if one was."""
+        """Take a text; the batch that is full, if one is."""
         tokens = self._estimate(text)
         size = body_bytes(text)
         full = None
@@ -84,31 +83,31 @@ class Batcher:
             return self.flush()
         return full
 
-    def full_from(self, texts: Sequence[str], start: int) -> Batch | None:
-        """As many texts as may go into one batch, if they fit as they are; what `add` would give after so many calls.
+    def take(self, texts: Sequence[str], start: int) -> Batch | None:
+        """The batch that `add` would give for the texts from ``start`` on, if a look at all of them at once decides it.
 
-        None when they do not, or when texts were taken and not yet given.
+        None when they exceed the limit in tokens or bytes, are not ASCII, or when texts were added before.
         """
         if self._texts:
             return None
         self._begin()
-        some = tuple(texts[start : start + self._max_items])
-        if not all(map(str.isascii, some)):
+        chosen = tuple(texts[start : start + self._max_items])
+        if not all(map(str.isascii, chosen)):
             return None
-        tokens = sum(map(self._estimate, some))
-        size = sum(map(len, some)) + _PER_TEXT_BYTES * len(some)
+        tokens = sum(map(self._estimate, chosen))
+        size = sum(map(len, chosen)) + _PER_TEXT_BYTES * len(chosen)
         if tokens > self._max_tokens or size > self._max_bytes:
             return None
-        batch = Batch(start=self._start, texts=some, tokens=tokens)
-        self._start += len(some)
+        batch = Batch(start=self._start, texts=chosen, tokens=tokens)
+        self._start += len(chosen)
         return batch
 
     def skip(self) -> None:
-        """Leave out one position. Only between batches."""
+        """Leave out the position of a text that is not sent. Only when no text was added since `flush`."""
         self._start += 1
 
     def flush(self) -> Batch | None:
-        """What was taken and not yet given, None when there is nothing."""
+        """The batch of the texts added since the last one, None if there are none."""
         if not self._texts:
             return None
         batch = Batch(start=self._start, texts=tuple(self._texts), tokens=self._tokens)
@@ -116,62 +115,66 @@ class Batcher:
         self._texts = []
         return batch
 
+    def _begin(self) -> None:
+        limit = self._limit()
+        self._max_items = limit.max_items or _UNLIMITED
+        self._max_tokens = limit.max_tokens or _UNLIMITED
+        self._max_bytes = (limit.max_bytes or _UNLIMITED) - _OVERHEAD_BYTES
+        self._tokens = 0
+        self._bytes = 0
 
-def cut(texts: Sequence[str], cutter: Batcher) -> Iterator[Batch]:
-    """All texts in batches, made one at a time as they are asked for."""
+
+def make_batches(texts: Sequence[str], batcher: Batcher) -> Iterator[Batch]:
+    """All texts in batches. Each batch is made when it is asked for, by the limit of that moment."""
     at = 0
     while at < len(texts):
-        batch = cutter.full_from(texts, at)
+        batch = batcher.take(texts, at)
         if batch is None:
-            batch = cutter.add(texts[at])
+            batch = batcher.add(texts[at])
             at += 1
         else:
             at += len(batch.texts)
         if batch is not None:
             yield batch
-    if (batch := cutter.flush()) is not None:
+    if (batch := batcher.flush()) is not None:
         yield batch
 
 
 def body_bytes(text: str) -> int:
-    """Bytes of a text in a JSON body, up to escapes."""
+    """Bytes of a text in a JSON body, without escapes."""
     return (len(text) if text.isascii() else len(text.encode())) + _PER_TEXT_BYTES
 
 
 def any_may_be_too_long(texts: Sequence[str], limit: BatchLimit) -> bool:
-    """Whether one of the texts might be `certainly_too_long`, by a look at the longest alone."""
+    """Whether one of the texts might be `certainly_too_long`. Only the longest is looked at."""
     # UTF-8 has at most four bytes for a character.
-    most = 4 * max(map(len, texts)) + _PER_TEXT_BYTES
-    if limit.max_bytes is not None and most + _OVERHEAD_BYTES > limit.max_bytes:
+    max_size = 4 * max(map(len, texts)) + _PER_TEXT_BYTES
+    if limit.max_bytes is not None and max_size + _OVERHEAD_BYTES > limit.max_bytes:
         return True
-    return limit.max_item_tokens is not None and most > limit.max_item_tokens * _SURE_BYTES_PER_TOKEN
+    return limit.max_item_tokens is not None and max_size > limit.max_item_tokens * _MAX_BYTES_PER_TOKEN
 
 
 def certainly_too_long(text: str, limit: BatchLimit) -> bool:
-    """Whether no tokenizer could bring a text under the limits, so that sending it is pointless.
-
-    A token of the vocabularies in use stands for at most some 128 characters (a run of spaces), so
-    a text with over 256 bytes for each token that is allowed is beyond doubt.
-    """
+    """Whether a text exceeds the limits by any tokenizer, so that a request for it is useless."""
     size = body_bytes(text)
     if limit.max_bytes is not None and size + _OVERHEAD_BYTES > limit.max_bytes:
         return True
     if limit.max_item_tokens is None or limit.truncates:
         return False
-    return size > limit.max_item_tokens * _SURE_BYTES_PER_TOKEN
+    return size > limit.max_item_tokens * _MAX_BYTES_PER_TOKEN
 
 
-# What was learned of how much fits into one request to a model.
+# Limits that earlier requests taught.
 
-_MOST_ITEMS: Final = 4_096
-_MOST_TOKENS: Final = 10_000_000
+_MAX_ITEMS: Final = 4_096
+_MAX_TOKENS: Final = 10_000_000
 _SAFE_SHARE: Final = 0.95
-"""Of a limit in tokens that the server states: its count and our estimate differ a little."""
+"""Of a stated limit in tokens that is used: the provider's count and our estimate differ a little."""
 
 
 @frozen(kw_only=True)
 class LimitChange:
-    """What one refusal taught: the name of the limit, what it is taken for now, and who says so."""
+    """A limit that was learned: its name, its new value, and whether the provider stated it or we inferred it."""
 
     limit: Literal["max_items", "max_tokens"]
     value: int
@@ -179,13 +182,13 @@ class LimitChange:
 
 
 class AdaptiveBatchLimit:
-    """Sizes in items and in tokens for one model, and how to keep them for the next process.
+    """The sizes of batches in items and tokens for one model, adapted to what succeeds and what is refused.
 
     Args:
-        limit: the declared limit.
+        limit: the declared limit, which is never exceeded.
         wall: the calendar's clock.
-        state: what `state` once returned, None for nothing.
-        keep: called with the new state whenever something worth keeping was learned.
+        state: what `state` returned in an earlier process, None for nothing.
+        save: called with the new state whenever something worth keeping was learned.
     """
 
     def __init__(
@@ -194,17 +197,17 @@ class AdaptiveBatchLimit:
         *,
         wall: Callable[[], float],
         state: Mapping[str, Any] | None,
-        keep: Callable[[Mapping[str, Any]], None],
+        save: Callable[[Mapping[str, Any]], None],
     ) -> None:
         saved = state if isinstance(state, Mapping) else {}
         self._items: Final = AdaptiveBatchSize(
-            limit.max_items or _MOST_ITEMS, wall=wall, state=_table(saved.get("items"))
+            limit.max_items or _MAX_ITEMS, wall=wall, state=_mapping(saved.get("items"))
         )
         self._tokens: Final = AdaptiveBatchSize(
-            limit.max_tokens or _MOST_TOKENS, wall=wall, state=_table(saved.get("tokens"))
+            limit.max_tokens or _MAX_TOKENS, wall=wall, state=_mapping(saved.get("tokens"))
         )
-        self._keep: Final = keep
-        self._kept = self._changes
+        self._save: Final = save
+        self._saved_changes = self._changes
         self._applied: tuple[BatchLimit, int, BatchLimit] | None = None
 
     @property
@@ -212,41 +215,47 @@ class AdaptiveBatchLimit:
         return self._items.changes + self._tokens.changes
 
     def apply(self, limit: BatchLimit) -> BatchLimit:
-        """A declared limit, lowered to what was learned."""
-        # Asked several times for each batch, and next to always the same.
+        """A declared limit, lowered to the learned sizes."""
+        # The last result is kept: this is called for every request, and next to never changes.
         applied, changes = self._applied, self._items.changes + self._tokens.changes
         if applied is None or applied[0] is not limit or applied[1] != changes:
             lowered = evolve(
                 limit,
-                max_items=min(limit.max_items or _MOST_ITEMS, self._items.size),
-                max_tokens=min(limit.max_tokens or _MOST_TOKENS, self._tokens.size),
+                max_items=min(limit.max_items or _MAX_ITEMS, self._items.size),
+                max_tokens=min(limit.max_tokens or _MAX_TOKENS, self._tokens.size),
             )
             self._applied = applied = (limit, changes, lowered)
         return applied[2]
 
-    def clean(self, items: int, tokens: int) -> None:
-        """A batch came through."""
+    def succeeded(self, items: int, tokens: int) -> None:
+        """A request of that size succeeded."""
         self._items.clean(items)
         self._tokens.clean(tokens)
-        self._save()
+        self._save_changes()
 
     def refused(self, items: int, tokens: int, stated: BatchLimit | None) -> LimitChange | None:
-        """A batch was too large; what that taught. A limit that the server states is taken at once."""
+        """A request of that size was too large; the limit that this taught, None if it taught nothing.
+
+        Args:
+            items: number of its texts.
+            tokens: estimate of their tokens.
+            stated: the limit that the provider states, which is used at once; None if it states none.
+        """
         if stated is not None and stated.max_tokens is not None:
-            news = self._tokens.refused(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
-            found = LimitChange(limit="max_tokens", value=self._tokens.size, source="stated")
+            changed = self._tokens.refused(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
+            change = LimitChange(limit="max_tokens", value=self._tokens.size, source="stated")
         else:
-            most = None if stated is None else stated.max_items
-            news = self._items.refused(items, stated=most)
-            source: Literal["stated", "observed"] = "stated" if self._items.size == most else "observed"
-            found = LimitChange(limit="max_items", value=self._items.size, source=source)
-        self._save()
-        return found if news else None
+            max_items = None if stated is None else stated.max_items
+            changed = self._items.refused(items, stated=max_items)
+            source: Literal["stated", "observed"] = "stated" if self._items.size == max_items else "observed"
+            change = LimitChange(limit="max_items", value=self._items.size, source=source)
+        self._save_changes()
+        return change if changed else None
 
     def timed_out(self, items: int) -> LimitChange | None:
-        """A batch got no answer in time; the size of the next ones if they will be smaller for it."""
+        """A request of that size timed out; the new limit if the next batches are smaller for it."""
         smaller = self._items.timed_out(items)
-        self._save()
+        self._save_changes()
         if not smaller:
             return None
         return LimitChange(limit="max_items", value=self._items.size, source="observed")
@@ -255,45 +264,45 @@ class AdaptiveBatchLimit:
         """What was learned, as plain values."""
         return {"items": self._items.state(), "tokens": self._tokens.state()}
 
-    def _save(self) -> None:
-        if self._changes != self._kept:
-            self._kept = self._changes
-            self._keep(self.state())
+    def _save_changes(self) -> None:
+        if self._changes != self._saved_changes:
+            self._saved_changes = self._changes
+            self._save(self.state())
 
 
-def _table(value: object) -> Mapping[str, Any] | None:
+def _mapping(value: object) -> Mapping[str, Any] | None:
     return value if isinstance(value, Mapping) else None
 
 
-# Limits that a server tells of itself: asked for before the first batch, merged with what is known.
+# Limits that the server reports, where the plugin knows how to ask for them.
 #
-# Asked once for each endpoint and model, with one attempt outside of all pacing: the question is
-# worth little and must cost little. Whatever goes wrong with it, the call goes on by the plugin's
-# `batch_limit`; only a failure that may pass is asked again at the next call.
+# Asked once for each endpoint and model, before the first batch, with one attempt and without rate limiter, circuit
+# breaker and retries: the limits are useful, not necessary. If the request fails, the call goes on with the plugin's
+# `batch_limit`; only after a failure that may be transient does the next call ask again.
 
-_LONGEST_S: Final = 10.0
-"""A question that takes longer than this delays the call by more than its answer is worth."""
+_MAX_LIMITS_S: Final = 10.0
+"""Most seconds of that request: a call should not wait longer for something that it can do without."""
 _MAX_LIMITS_BYTES: Final = 4 << 20
 _NUMBERS: Final = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
-_PASSING: Final = (408, 425, 429)
-_NOTHING: Final = BatchLimit()
+_TRANSIENT: Final = (408, 425, 429)
+_NO_LIMIT: Final = BatchLimit()
 
 
 def merge_limits(first: BatchLimit, second: BatchLimit) -> BatchLimit:
-    """The least of each number. A server that cuts long texts is believed, whichever of the two says so."""
-    if second == _NOTHING:
+    """The smaller of each number. Long texts are truncated by the server if either of the two says so."""
+    if second == _NO_LIMIT:
         return first
-    least = {name: _least(getattr(first, name), getattr(second, name)) for name in _NUMBERS}
-    return BatchLimit(**least, truncates=first.truncates or second.truncates)
+    smaller = {name: _smaller(getattr(first, name), getattr(second, name)) for name in _NUMBERS}
+    return BatchLimit(**smaller, truncates=first.truncates or second.truncates)
 
 
 def known_limits(limit: BatchLimit) -> list[tuple[str, int]]:
-    """The limits that are known, by name."""
-    known = ((name, getattr(limit, name)) for name in _NUMBERS)
-    return [(name, value) for name, value in known if value is not None]
+    """The limits that are not None, by name."""
+    values = ((name, getattr(limit, name)) for name in _NUMBERS)
+    return [(name, value) for name, value in values if value is not None]
 
 
-def _least(first: int | None, second: int | None) -> int | None:
+def _smaller(first: int | None, second: int | None) -> int | None:
     if first is None or second is None:
         return first or second
     return min(first, second)
@@ -302,51 +311,56 @@ def _least(first: int | None, second: int | None) -> int | None:
 async def fetch_server_limits(
     endpoints: Iterable[LiveEndpoint], hooks: ProviderHooks, call: EmbedCall, deadline: Deadline
 ) -> BatchLimit:
-    """What the endpoints tell of their limits, as one: a batch may go to any of them.
+    """The limits that the endpoints report, merged: a batch may be sent to any of them.
 
     Args:
         endpoints: of one provider.
         hooks: of its plugin.
-        call: the call's options, without texts.
+        call: the options of the call, without texts.
         deadline: of the whole call.
     """
     endpoints = tuple(endpoints)
-    unasked = [endpoint for endpoint in endpoints if call.model not in endpoint.server_limits]
-    if unasked:
-        await asyncio.gather(*(_learn(endpoint, hooks, call, deadline) for endpoint in unasked))
-    return reduce(merge_limits, (endpoint.server_limits.get(call.model, _NOTHING) for endpoint in endpoints))
+    unknown = [endpoint for endpoint in endpoints if call.model not in endpoint.server_limits]
+    if unknown:
+        await asyncio.gather(*(_fetch_once(endpoint, hooks, call, deadline) for endpoint in unknown))
+    return reduce(merge_limits, (endpoint.server_limits.get(call.model, _NO_LIMIT) for endpoint in endpoints))
 
 
-async def _learn(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall, deadline: Deadline) -> None:
+async def _fetch_once(
+    endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall, deadline: Deadline
+) -> None:
     # A lock belongs to one event loop, and a client may be used in several, one after the other.
     key = (call.model, asyncio.get_running_loop())
     async with endpoint.limit_locks.setdefault(key, asyncio.Lock()):
         if call.model in endpoint.server_limits:
             return
-        found = await _ask(endpoint, hooks, call, deadline)
-        if found is not None:
-            endpoint.server_limits[call.model] = found
+        limits = await _fetch(endpoint, hooks, call, deadline)
+        if limits is not None:
+            endpoint.server_limits[call.model] = limits
             endpoint.limit_locks.pop(key, None)
 
 
-async def _ask(
+async def _fetch(
     endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall, deadline: Deadline
 ) -> BatchLimit | None:
-    """The answer; an empty one when there is none to be had, None when there may be one later."""
+    """The limits of one endpoint; empty if it reports none, None if it may report them later."""
     try:
-        question = await _question(endpoint, hooks, call)
-        if question is None:
-            return _NOTHING
-        response = await _send(endpoint, question, deadline)
+        request = await _limits_request(endpoint, hooks, call)
+        if request is None:
+            return _NO_LIMIT
+        response = await _send(endpoint, request, deadline)
         if 200 <= response.status < 300:
             return hooks.parse_limits(call, response, endpoint.settings_without_credential)
     except LLMOptError as error:
-        return None if error.retryable else _NOTHING
-    return None if response.status in _PASSING or response.status >= 500 else _NOTHING
+        return None if error.retryable else _NO_LIMIT
+    return None if response.status in _TRANSIENT or response.status >= 500 else _NO_LIMIT
 
 
-async def _question(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall) -> EncodedRequest | None:
-    # Asked without a credential first: a token provider is called for attempts alone.
+async def _limits_request(
+    endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall
+) -> EncodedRequest | None:
+    # Built without a credential first: most plugins have no such request, and a token provider should be called
+    # for requests only.
     if hooks.limits_request(call, endpoint.settings_without_credential) is None:
         return None
     settings = await endpoint.settings()
@@ -354,19 +368,19 @@ async def _question(endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCal
     return None if request is None else endpoint.encode_request(request, settings)
 
 
-async def _send(endpoint: LiveEndpoint, question: EncodedRequest, deadline: Deadline) -> HttpResponse:
+async def _send(endpoint: LiveEndpoint, request: EncodedRequest, deadline: Deadline) -> HttpResponse:
     from llmopt.transport.request import TransportRequest
 
     timeouts = endpoint.config.timeouts
     return await endpoint.transport.send(
         TransportRequest(
-            method=question.method,
-            url=question.url,
-            headers=question.headers,
-            body=question.body,
+            method=request.method,
+            url=request.url,
+            headers=request.headers,
+            body=request.body,
             connect_timeout=deadline.clamp(timeouts.connect),
             pool_timeout=deadline.clamp(timeouts.pool),
-            timeout=deadline.clamp(min(timeouts.catalog, _LONGEST_S)),
+            timeout=deadline.clamp(min(timeouts.catalog, _MAX_LIMITS_S)),
             max_body=_MAX_LIMITS_BYTES,
         )
     )
@@ -434,42 +448,41 @@ def state_file(folder: str | None) -> StateFile:
     return StateFile(Path(folder) / "limits.json")
 
 
-# What a client remembers of a model from one call to the next.
+# What a client knows about a model.
 
-Kind = tuple[int | None, str | None, bytes]
-"""The options of a call that change its vectors: dimensions, type of input, everything else as JSON."""
+OptionsKey = tuple[int | None, str | None, bytes]
+"""The options of a call that change its vectors: dimensions, input type, everything else as JSON."""
 
 
 class ModelState:
-    """One model of one provider.
+    """What the calls of a client learned about one model of one provider.
 
     Args:
-        name: provider, endpoints and model, under which sizes are kept for the next process.
-        file: where they are kept.
+        name: provider, endpoints and model, under which batch sizes are saved for the next process.
+        file: where they are saved.
 
     Attributes:
-        estimator: tokens of a text, corrected by what answers report.
-        length: length of the model's own vectors as first seen, None before.
-        answering: which model answers and when that was written down, by the key under which it is kept.
-        declared: limits as plugin, server and configuration declare them, by the options of the call.
+        estimator: tokens of a text, corrected by the usage that responses report.
+        dimensions: length of the model's own vectors, None before the first response.
+        answering_models: which model answers, and when that was stored, by its key in the cache.
+        declared_limits: limits that plugin, server and configuration declare, by the options of the call.
     """
 
     def __init__(self, name: str, file: StateFile) -> None:
         self._name: Final = name
         self._file: Final = file
-        self._sizes: AdaptiveBatchLimit | None = None
+        self._adaptive: AdaptiveBatchLimit | None = None
         self.estimator: Final = TokenEstimator()
-        self.length: int | None = None
-        self.answering: Final[dict[bytes, tuple[str, float]]] = {}
-        self.declared: Final[dict[Kind, BatchLimit]] = {}
+        self.dimensions: int | None = None
+        self.answering_models: Final[dict[bytes, tuple[str, float]]] = {}
+        self.declared_limits: Final[dict[OptionsKey, BatchLimit]] = {}
 
-    def sizes(self, declared: BatchLimit) -> AdaptiveBatchLimit:
-        """What was learned of sizes, in this process or in one before."""
-        if self._sizes is None:
-            self._sizes = AdaptiveBatchLimit(
-                declared, wall=time.time, state=self._file.get(self._name), keep=self._keep
-            )
-        return self._sizes
+    def adaptive_limit(self, declared: BatchLimit) -> AdaptiveBatchLimit:
+        """The learned batch sizes, of this process and of those before it."""
+        if self._adaptive is None:
+            state = self._file.get(self._name)
+            self._adaptive = AdaptiveBatchLimit(declared, wall=time.time, state=state, save=self._save)
+        return self._adaptive
 
-    def _keep(self, state: Mapping[str, Any]) -> None:
+    def _save(self, state: Mapping[str, Any]) -> None:
         self._file.put(self._name, state)

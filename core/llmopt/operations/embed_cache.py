@@ -1,26 +1,29 @@
-"""Vectors that were paid for, kept by text. Of a text nothing is kept but a hash that nobody can turn back.
+"""Texts that need no request of their own: cached vectors, and texts that another call is embedding right now.
 
-Vectors stand under the model that answered, not the one that was asked for: behind a name such as "latest" the
-model may change, and vectors of two models do not belong into one result. Which model answers to a
-name is kept beside them.
+Vectors are stored under the model that answered, not the one that was requested: behind a name such as
+"latest" the model may change, and the vectors of two models must not be mixed in one result. Which model answers
+to a name is stored beside them. Of a text only a keyed hash is stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from attrs import field, frozen
+from attrs import evolve
 
 from llmopt.cache.freshness import FreshnessRules, is_fresh
 from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
+from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
 from llmopt.engine.telemetry import Telemetry
+from llmopt.errors import DeadlineExceeded, LLMOptError, LocalRejection
 from llmopt.operations.cache_keys import StoreSizeReporter, TextKeys
 from llmopt.operations.embed_batches import ModelState
-from llmopt.operations.embed_recovery import Recovered, Work
-from llmopt.policies.clock import Clock
+from llmopt.operations.embed_results import BatchResult
+from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.tasks import gather_first_error
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.events import CacheHit, CacheMiss
 
@@ -28,48 +31,27 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 _VECTOR: Final = b"LOV1"
-_ANSWERING: Final = b"LOA1"
+_MODEL: Final = b"LOA1"
 _DIMENSIONS: Final = struct.Struct("<I")
-_MONTH_S: Final = 30 * 24 * 3600.0
+_DEFAULT_TTL_S: Final = 30 * 24 * 3600.0
 _RULES: Final = FreshnessRules()
-_FEW: Final = 64
-"""So many vectors are read or written on the event loop; more would hold up everybody else."""
-
-
-@frozen(kw_only=True, eq=False)
-class CachedVectors:
-    """Vectors that were kept.
-
-    Attributes:
-        at: for each row the position of its text.
-        vectors: float32, shape (len(at), dimensions).
-        model: the model that gave them.
-    """
-
-    at: tuple[int, ...] = ()
-    vectors: NDArray[np.float32] | None = field(default=None, repr=False)
-    model: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.at)
-
-
-NO_CACHED_VECTORS: Final = CachedVectors()
+_MAX_ON_LOOP: Final = 64
+"""Most vectors that are encoded or decoded on the event loop; more would delay all other calls."""
 
 
 class EmbeddingCache:
-    """The vectors of texts that are embedded in one way.
+    """The cached vectors of texts that are embedded with the same options.
 
     Args:
-        store: where they are kept.
+        store: holds them.
         keys: of these texts.
         provider: name of the provider entry.
-        model: as it is asked for.
+        model: as requested.
         dimensions: length that the call asks for, None for the model's own.
-        seconds: for which a vector is good; None for thirty days.
-        memory: of the model.
+        ttl_s: how long a vector is fresh; None for thirty days.
+        state: of the model.
         clock: the time.
-        telemetry: told of hits and misses.
+        telemetry: gets the events of hits and misses.
         size_reporter: reports the size of the store after something was stored.
     """
 
@@ -81,8 +63,8 @@ class EmbeddingCache:
         provider: str,
         model: str,
         dimensions: int | None,
-        seconds: float | None,
-        memory: ModelState,
+        ttl_s: float | None,
+        state: ModelState,
         clock: Clock,
         telemetry: Telemetry,
         size_reporter: StoreSizeReporter,
@@ -92,163 +74,199 @@ class EmbeddingCache:
         self._provider: Final = provider
         self._model: Final = model
         self._dimensions: Final = dimensions
-        self._seconds: Final = _MONTH_S if seconds is None else seconds
-        self._memory: Final = memory
+        self._ttl_s: Final = _DEFAULT_TTL_S if ttl_s is None else ttl_s
+        self._state: Final = state
         self._clock: Final = clock
         self._telemetry: Final = telemetry
         self._size_reporter: Final = size_reporter
-        self._pointer: Final = keys.answering_model()
+        self._model_key: Final = keys.answering_model()
 
-    async def recall(self, texts: Sequence[str]) -> CachedVectors:
-        """The vectors there are of distinct texts."""
-        found = await self._recalled(texts)
+    async def read(self, texts: Sequence[str]) -> tuple[tuple[int, ...], EmbeddedRows] | None:
+        """The cached vectors of distinct texts, with the positions of their texts; None if there are none."""
+        cached = await self._read(texts)
+        hits = 0 if cached is None else len(cached[0])
         if self._telemetry.enabled:
-            self._tell(len(found.at), len(texts))
-        return found
+            self._report(hits, len(texts))
+        return cached
 
-    async def _recalled(self, texts: Sequence[str]) -> CachedVectors:
-        model = await self._answering()
+    async def store(self, texts: Sequence[str], rows: EmbeddedRows) -> None:
+        """Store the vectors of a response, which were checked, and a row for each of the distinct texts."""
+        answering = rows.model or self._model
+        if len(texts) <= _MAX_ON_LOOP:
+            items = [*self._items(texts, rows.vectors, answering)]
+        else:
+            items = await asyncio.to_thread(lambda: [*self._items(texts, rows.vectors, answering)])
+        known, written = self._state.answering_models.get(self._model_key, ("", 0.0))
+        now = self._clock.wall()
+        if known != answering or not written <= now < written + self._ttl_s * _RULES.jitter:
+            # Written anew now and then, so that it does not expire before the vectors do.
+            self._state.answering_models[self._model_key] = answering, now
+            items.append(self._item(_MODEL, self._model_key, answering.encode(), b""))
+        await self._store.put(items)
+        await self._size_reporter.stored("embeddings")
+
+    async def _read(self, texts: Sequence[str]) -> tuple[tuple[int, ...], EmbeddedRows] | None:
+        model = await self._answering_model()
         if model is None:
-            return CachedVectors()
+            return None
         keys = self._keys.for_texts(model, texts)
         values = await self._store.get(keys)
-        if len(keys) <= _FEW:
-            return self._read(model, keys, values)
-        return await asyncio.to_thread(self._read, model, keys, values)
+        if len(keys) <= _MAX_ON_LOOP:
+            return self._decode(model, keys, values)
+        return await asyncio.to_thread(self._decode, model, keys, values)
 
-    async def _answering(self) -> str | None:
-        """The model that answers to the name that is asked for, None when that is not known."""
-        known = self._memory.answering.get(self._pointer)
+    async def _answering_model(self) -> str | None:
+        """The model that answers to the requested name, None if that is not known."""
+        known = self._state.answering_models.get(self._model_key)
         if known is not None:
             return known[0]
-        (data,) = await self._store.get([self._pointer])
-        record = None if data is None else read_record(_ANSWERING, self._pointer, data)
+        (data,) = await self._store.get([self._model_key])
+        record = None if data is None else read_record(_MODEL, self._model_key, data)
         if record is None:
             return None
-        # It does not run out: whether what is found under it is good is told by that itself.
-        found = record.head.decode(errors="replace"), record.created
-        return self._memory.answering.setdefault(self._pointer, found)[0]
+        # Its age does not matter: each vector under it has an age of its own.
+        known = record.head.decode(errors="replace"), record.created
+        return self._state.answering_models.setdefault(self._model_key, known)[0]
 
-    def _good(self, created: float, key: bytes) -> bool:
-        return is_fresh(created, self._seconds, key, self._clock.wall(), _RULES)
-
-    def _read(self, model: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> CachedVectors:
+    def _decode(
+        self, model: str, keys: Sequence[bytes], values: Sequence[bytes | None]
+    ) -> tuple[tuple[int, ...], EmbeddedRows] | None:
         import numpy as np
 
-        rows: list[NDArray[np.float32]] = []
-        at: list[int] = []
-        length = self._dimensions or self._memory.length
-        for place, (key, value) in enumerate(zip(keys, values, strict=True)):
-            vector = None if value is None else self._vector(key, value, model.encode(), length)
+        vectors: list[NDArray[np.float32]] = []
+        positions: list[int] = []
+        dimensions = self._dimensions or self._state.dimensions
+        for position, (key, value) in enumerate(zip(keys, values, strict=True)):
+            vector = None if value is None else self._vector(key, value, model.encode(), dimensions)
             if vector is not None:
-                length = length or len(vector)
-                rows.append(vector)
-                at.append(place)
-        return CachedVectors(at=tuple(at), vectors=np.stack(rows) if rows else None, model=model)
+                dimensions = dimensions or len(vector)
+                vectors.append(vector)
+                positions.append(position)
+        if not vectors:
+            return None
+        return tuple(positions), EmbeddedRows(vectors=np.stack(vectors), model=model)
 
     def _vector(
-        self, key: bytes, value: bytes, model: bytes, length: int | None
+        self, key: bytes, value: bytes, model: bytes, dimensions: int | None
     ) -> NDArray[np.float32] | None:
         import numpy as np
 
         record = read_record(_VECTOR, key, value)
-        if record is None or record.head[_DIMENSIONS.size :] != model or not self._good(record.created, key):
+        if record is None or record.head[_DIMENSIONS.size :] != model:
             return None
-        (dimensions,) = _DIMENSIONS.unpack_from(record.head)
-        if dimensions * 4 != len(record.body) or not dimensions or length not in (None, dimensions):
+        if not is_fresh(record.created, self._ttl_s, key, self._clock.wall(), _RULES):
+            return None
+        (stored,) = _DIMENSIONS.unpack_from(record.head)
+        if stored * 4 != len(record.body) or not stored or dimensions not in (None, stored):
             return None
         return np.frombuffer(record.body, dtype="<f4").astype(np.float32, copy=False)
-
-    async def keep(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str | None) -> None:
-        """Keep the vectors of distinct texts. They were checked.
-
-        Args:
-            texts: the texts.
-            vectors: float32, a row for each.
-            model: that answered, None where the answer does not say.
-        """
-        answering = model or self._model
-        if len(texts) <= _FEW:
-            items = [*self._items(texts, vectors, answering)]
-        else:
-            items = await asyncio.to_thread(lambda: [*self._items(texts, vectors, answering)])
-        known, written = self._memory.answering.get(self._pointer, ("", 0.0))
-        now = self._clock.wall()
-        if known != answering or not written <= now < written + self._seconds * _RULES.jitter:
-            # Now and then again, so that it does not go before the vectors do.
-            self._memory.answering[self._pointer] = answering, now
-            items.append(self._item(_ANSWERING, self._pointer, answering.encode(), b""))
-        await self._store.put(items)
-        await self._size_reporter.stored("embeddings")
 
     def _items(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str) -> Iterator[CacheItem]:
         import numpy as np
 
-        plain = np.ascontiguousarray(vectors, dtype="<f4")
-        head = _DIMENSIONS.pack(plain.shape[1]) + model.encode()
-        for key, row in zip(self._keys.for_texts(model, texts), plain, strict=True):
+        little_endian = np.ascontiguousarray(vectors, dtype="<f4")
+        head = _DIMENSIONS.pack(little_endian.shape[1]) + model.encode()
+        for key, row in zip(self._keys.for_texts(model, texts), little_endian, strict=True):
             yield self._item(_VECTOR, key, head, row.data.cast("B"))
 
     def _item(self, kind: bytes, key: bytes, head: bytes, body: bytes | memoryview) -> CacheItem:
         created = self._clock.wall()
-        expires_at = created + self._seconds * (1 + 2 * _RULES.jitter)
+        # The store may drop it then; until then `is_fresh` decides, which spreads the expiry by the jitter.
+        expires_at = created + self._ttl_s * (1 + 2 * _RULES.jitter)
         value = write_record(kind, key, created, head, body)
         return CacheItem(key=key, group=f"embeddings/{self._provider}", value=value, expires_at=expires_at)
 
-    def _tell(self, hits: int, texts: int) -> None:
+    def _report(self, hits: int, texts: int) -> None:
+        provider, model = self._provider, self._model
         if hits:
-            self._telemetry.emit(
-                CacheHit(provider=self._provider, model=self._model, cache="embeddings", items=hits)
-            )
+            self._telemetry.emit(CacheHit(provider=provider, model=model, cache="embeddings", items=hits))
         if hits < texts:
-            self._telemetry.emit(
-                CacheMiss(provider=self._provider, model=self._model, cache="embeddings", items=texts - hits)
-            )
+            misses = texts - hits
+            self._telemetry.emit(CacheMiss(provider=provider, model=model, cache="embeddings", items=misses))
 
 
-# A batch of texts, some of which were embedded before: those are not sent.
+Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, BatchResult]]
+"""Embeds distinct texts with as many requests as it takes."""
+_Pairs = list[tuple[int, int]]
+"""The position of a text in this call, and its position in the call that embeds it."""
 
 
-def same_model(recalled: CachedVectors, vectors: NDArray[np.float32], model: str | None, asked: str) -> bool:
-    """Whether vectors that were kept and vectors that just came are of one model.
-
-    Args:
-        recalled: what was kept.
-        vectors: what came, shape (n, dimensions).
-        model: that answered, None where it does not say.
-        asked: the model that was asked for.
-    """
-    assert recalled.vectors is not None  # noqa: S101 - whoever calls has looked
-    return recalled.model == (model or asked) and recalled.vectors.shape[1] == vectors.shape[1]
-
-
-async def embed_through_cache(
-    cache: EmbeddingCache, texts: Sequence[str], work: Work, asked: str
-) -> Recovered:
-    """What can be had of distinct texts, from the cache where it can.
+class Coalescer:
+    """Sends each text once when several calls with the same options need its vector at the same time.
 
     Args:
-        cache: of these texts.
-        texts: the texts.
-        work: embeds texts.
-        asked: the model that is asked for.
+        singleflight: the client's.
+        key: provider, model and all options that change a vector.
+        deadline: of this call; it bounds how long this call waits for another one.
     """
-    recalled = await cache.recall(texts)
-    if not recalled:
-        return await work(tuple(texts))
-    known = set(recalled.at)
-    missed = [at for at in range(len(texts)) if at not in known]
-    found = await _of(missed, texts, work) if missed else Recovered()
-    strange = [rows for _, rows in found.rows if not same_model(recalled, rows.vectors, rows.model, asked)]
-    if strange:
-        # Another model answers to the name by now.
-        found.add(await _of(recalled.at, texts, work))
-    elif recalled.vectors is not None:
-        rows = EmbeddedRows(vectors=recalled.vectors, model=recalled.model)
-        found.add(Recovered(rows=[(recalled.at, rows)]))
-    return found
 
+    def __init__(self, singleflight: SingleFlight, key: tuple[object, ...], deadline: Deadline) -> None:
+        self._singleflight: Final = singleflight
+        self._key: Final = key
+        self._deadline: Final = deadline
 
-async def _of(places: Sequence[int], texts: Sequence[str], work: Work) -> Recovered:
-    recovered = await work(tuple(texts[at] for at in places))
-    return recovered.moved(dict(enumerate(places)))
+    async def run(self, texts: tuple[str, ...], work: Work) -> BatchResult:
+        """The result of distinct texts.
+
+        Args:
+            texts: the texts.
+            work: embeds those that no other call is embedding.
+        """
+        group = self._singleflight.group(self._key)
+        if not group.keys().isdisjoint(texts):
+            return await self._run_shared(texts, work, group)
+        call = group.start(work, texts)
+        result = await call.wait()
+        # Others copy their vectors from this result later, when this caller may have written to its own.
+        return result.moved({at: at for at in range(len(texts))}) if call.joined else result
+
+    async def _run_shared(self, texts: tuple[str, ...], work: Work, group: Group) -> BatchResult:
+        own: list[int] = []
+        joined: dict[SharedCall[BatchResult], _Pairs] = {}
+        positions: dict[SharedCall[BatchResult], dict[str, int]] = {}
+        for at, text in enumerate(texts):
+            if text not in group:
+                own.append(at)
+                continue
+            call, names = group[text]
+            if call not in positions:
+                call.joined = True
+                positions[call] = {name: position for position, name in enumerate(names)}
+            joined.setdefault(call, []).append((at, positions[call][text]))
+        waits = [self._join(call, pairs) for call, pairs in joined.items()]
+        if own:
+            waits.append(self._start(texts, own, work))
+        result = BatchResult()
+        for part in await gather_first_error(waits):
+            result.add(part)
+        await self._retry_local_failures(texts, result, work)
+        return result
+
+    async def _start(self, texts: Sequence[str], positions: Sequence[int], work: Work) -> BatchResult:
+        """Embed some of the texts in a call that others can join."""
+        group = self._singleflight.group(self._key)
+        result = await group.start(work, tuple(texts[at] for at in positions)).wait()
+        return result.moved(dict(enumerate(positions)))
+
+    async def _join(self, call: SharedCall[BatchResult], pairs: _Pairs) -> BatchResult:
+        try:
+            async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
+                result = await call.wait()
+        except TimeoutError:
+            late = DeadlineExceeded("the deadline passed while waiting for the answer.", phase="coalesce")
+            return BatchResult(errors={at: late.copy() for at, _ in pairs})
+        # The requests are counted in the call that sent them.
+        return evolve(result.moved({position: at for at, position in pairs}), requests=0)
+
+    async def _retry_local_failures(self, texts: Sequence[str], result: BatchResult, work: Work) -> None:
+        """Send texts again whose request failed for a reason of the other call: its deadline, or a full queue."""
+        again = [at for at, error in result.errors.items() if self._was_the_other_calls(error)]
+        if not again:
+            return
+        retried = await self._start(texts, again, work)
+        for at in again:
+            del result.errors[at]
+        result.add(retried)
+
+    def _was_the_other_calls(self, error: LLMOptError) -> bool:
+        return isinstance(error, LocalRejection) and not self._deadline.expired()

@@ -1,181 +1,120 @@
-"""Getting out of a failed batch whatever can be had: split what is too large, find the text at fault.
+"""Recovery of a failed batch: split what is too large, and find the text that the provider refuses.
 
-A batch goes out whole. What fails for being too large is cut smaller; what fails for what may be one
-text's fault is halved, level by level, until that text stands alone: two requests a level. Nothing
-that succeeded is sent again.
+A batch is sent as one request. If that fails because it is too large, it is split into smaller requests. If the
+cause may be one of its texts, it is halved, level by level, until that text is alone: two requests a level. A
+text that succeeded is never sent again.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-from attrs import define, evolve, field
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from llmopt.engine.responses import may_be_item_error
-from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
 from llmopt.errors import (
     AttemptTimeout,
     BadRequest,
     ContentFiltered,
-    DeadlineExceeded,
     ItemRejected,
     ItemTooLong,
     LLMOptError,
-    LocalRejection,
     ProviderError,
     RequestTooLarge,
 )
-from llmopt.operations.embed_batches import AdaptiveBatchLimit, Batcher, LimitChange, cut
-from llmopt.policies.clock import Deadline
+from llmopt.operations.embed_batches import AdaptiveBatchLimit, Batcher, LimitChange, make_batches
+from llmopt.operations.embed_results import BatchResult
 from llmopt.policies.tasks import gather_first_error
 from llmopt.values.calls import BatchLimit
 
 if TYPE_CHECKING:
-    from llmopt.values.calls import BatchLimit
     from llmopt.values.embeddings import EmbeddedRows
-_MOST_EXTRA: Final = 64
-_HOPELESS_LEVEL: Final = 3
-"""When not one of the eight parts of a third level came through, the fault is not a text's."""
+_MAX_SEARCH_REQUESTS: Final = 64
+_MAX_FRUITLESS_LEVELS: Final = 3
+"""If none of the eight parts of a third level succeeds, the cause is not one text."""
+_FAR_LONGER: Final = 0.8
+"""Of the longest text: texts of at least this share are searched first where no limit is stated."""
+_SUSPECT: Final = 0.7
+"""Of a stated limit: a text estimated at this share may exceed it, because estimates are not exact."""
 Part = tuple[int, ...]
-"""Positions in the batch, of texts that travel together."""
-
-
-class Sizes(Protocol):
-    """What a recovery needs to know of sizes."""
-
-    def cut(self, positions: Part) -> list[Part]:
-        """The texts at these positions in parts that fit, by what is known now."""
-
-    def halves(self, positions: Part) -> list[Part]:
-        """Two parts of the same number of texts, so that a search takes as few steps as can be."""
-
-    def longest(self, positions: Part, stated: int | None) -> list[Part]:
-        """The texts that are too long for certain or by far the longest, and all others."""
-
-    def refused(self, positions: Part, stated: BatchLimit | None) -> None:
-        """These texts together were too large; what limit the server states, None if it states none."""
-
-    def timed_out(self, positions: Part) -> bool:
-        """These texts together took too long; whether smaller batches are wanted now."""
-
-
-@define(kw_only=True, eq=False)
-class Recovered:
-    """What a batch came to.
-
-    Attributes:
-        rows: answers with the positions of their texts.
-        errors: by position, for all others.
-        requests: requests that were answered with vectors.
-    """
-
-    rows: list[tuple[Part, EmbeddedRows]] = field(factory=list)
-    errors: dict[int, LLMOptError] = field(factory=dict)
-    requests: int = 0
-
-    def add(self, other: Recovered) -> None:
-        """Take in what was had elsewhere of other texts of the same batch."""
-        self.rows.extend(other.rows)
-        self.errors.update(other.errors)
-        self.requests += other.requests
-
-    def moved(self, places: Mapping[int, int]) -> Recovered:
-        """The same for the texts that have a place elsewhere, at those places. Errors are copies."""
-        rows = [_picked(part, found, places) for part, found in self.rows]
-        return Recovered(
-            rows=[(part, found) for part, found in rows if part],
-            errors={places[at]: error.copy() for at, error in self.errors.items() if at in places},
-            requests=self.requests,
-        )
-
-
-def _picked(part: Part, found: EmbeddedRows, places: Mapping[int, int]) -> tuple[Part, EmbeddedRows]:
-    chosen = [row for row, at in enumerate(part) if at in places]
-    moved = tuple(places[part[row]] for row in chosen)
-    if len(chosen) == len(part):
-        # A copy: whoever it came for may write to it.
-        return moved, evolve(found, vectors=found.vectors.copy())
-    # Of an answer to somebody else's texts too, the usage says nothing about these.
-    return moved, evolve(found, vectors=found.vectors[chosen], usage=None)
+"""Positions in the batch of texts that are sent in one request."""
 
 
 class SearchBudget:
-    """How many requests a call may still spend on finding texts at fault."""
+    """How many more requests a call may spend on finding refused texts."""
 
-    def __init__(self, most: int = _MOST_EXTRA) -> None:
-        self._left = most
+    def __init__(self, requests: int = _MAX_SEARCH_REQUESTS) -> None:
+        self._left = requests
 
-    def spend(self, count: int) -> bool:
-        """Take so many; False, and nothing taken, when there are not so many left."""
-        if count > self._left:
+    def spend(self, requests: int) -> bool:
+        """Take requests from the budget; False, and nothing is taken, if it has too few left."""
+        if requests > self._left:
             return False
-        self._left -= count
+        self._left -= requests
         return True
 
 
 class Recovery:
-    """Carries out one batch that failed as a whole, however many requests it takes.
+    """Recovers one failed batch, with as many requests as it takes.
 
     Args:
-        send: sends the texts at some positions, which are under suspicion.
-        sizes: how texts are cut.
-        extra: bounds the requests of the whole call.
-        on_split: told of every part that is sent again in pieces: its size and why.
+        send: sends the texts at some positions.
+        splitter: splits the batch.
+        budget: bounds the search requests of the whole call.
+        on_split: called for every part that is split, with its number of texts and the error.
     """
 
     def __init__(
         self,
         send: Callable[[Part], Awaitable[EmbeddedRows]],
-        sizes: Sizes,
-        extra: SearchBudget,
+        splitter: BatchSplitter,
+        budget: SearchBudget,
         on_split: Callable[[int, LLMOptError], None],
     ) -> None:
         self._send: Final = send
-        self._sizes: Final = sizes
-        self._extra: Final = extra
+        self._splitter: Final = splitter
+        self._budget: Final = budget
         self._on_split: Final = on_split
-        self._found: Final = Recovered()
+        self._result: Final = BatchResult()
         self._searched: Final[list[Part]] = []
 
-    async def run(self, count: int, error: LLMOptError) -> Recovered:
-        """Everything that can be had of so many texts, which failed when they went out together."""
+    async def run(self, count: int, error: LLMOptError) -> BatchResult:
+        """The vectors of all texts that can be embedded, and the errors of the others.
+
+        Args:
+            count: number of texts in the batch.
+            error: of the request for all of them.
+        """
         failed: list[tuple[Part, LLMOptError]] = [(tuple(range(count)), error)]
         depth = 0
         while level := [piece for part, error in failed for piece in self._pieces(part, error, depth)]:
-            failed = await self._try(level)
+            errors = await gather_first_error([self._try(part) for part in level])
+            failed = [(part, error) for part, error in zip(level, errors, strict=True) if error is not None]
             depth += 1
         self._learn_sizes()
-        return self._found
+        return self._result
 
-    def _learn_sizes(self) -> None:
-        """A part that failed as a whole and came through in pieces was too large, whatever was said of it."""
-        for part in self._searched:
-            if self._found.errors.keys().isdisjoint(part):
-                self._sizes.refused(part, None)
-
-    async def _try(self, parts: Sequence[Part]) -> list[tuple[Part, LLMOptError]]:
-        """Send all parts of a level at once; those that failed."""
-        results = await gather_first_error([self._one(part) for part in parts])
-        return [(part, error) for part, error in zip(parts, results, strict=True) if error is not None]
-
-    async def _one(self, part: Part) -> LLMOptError | None:
+    async def _try(self, part: Part) -> LLMOptError | None:
         try:
             rows = await self._send(part)
         except LLMOptError as error:
             return error
-        self._found.add(Recovered(rows=[(part, rows)], requests=1))
+        self._result.add(BatchResult(rows=[(part, rows)], requests=1))
         return None
+
+    def _learn_sizes(self) -> None:
+        # A part that failed as one request and succeeded in pieces was too large, whatever the error said.
+        for part in self._searched:
+            if self._result.errors.keys().isdisjoint(part):
+                self._splitter.refused(part, None)
 
     def _pieces(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         """The parts to send instead of a failed one; none when its texts are given up."""
-        pieces = self._decide(part, error, depth)
+        pieces = self._split(part, error, depth)
         if len(pieces) == 1 and len(pieces[0]) == len(part):
             pieces = []
-        # Cutting smaller is how everything gets through; only the search for a text may cost too much.
+        # Requests that are only smaller are always worth sending; the search for one text has a budget.
         search = not isinstance(error, (RequestTooLarge, AttemptTimeout))
-        if not pieces or (search and not self._extra.spend(len(pieces))):
+        if not pieces or (search and not self._budget.spend(len(pieces))):
             self._give_up(part, error)
             return []
         if isinstance(error, BadRequest):
@@ -183,75 +122,53 @@ class Recovery:
         self._on_split(len(part), error)
         return pieces
 
-    def _decide(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
+    def _split(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         if isinstance(error, RequestTooLarge):
-            self._sizes.refused(part, error.limit)
+            self._splitter.refused(part, error.limit)
             return self._smaller(part)
         if isinstance(error, AttemptTimeout):
             timeouts = sum(attempt.outcome == AttemptTimeout.__name__ for attempt in error.attempts)
-            smaller = [self._sizes.timed_out(part) for _ in range(timeouts)]
+            # A list, not any() over a generator: each of the timeouts counts.
+            smaller = [self._splitter.timed_out(part) for _ in range(timeouts)]
             return self._smaller(part) if any(smaller) else []
-        return self._suspects(part, error, depth) if len(part) > 1 and may_be_item_error(error) else []
-
-    def _suspects(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
-        """The pieces in which to look for the text at fault."""
-        if isinstance(error, ProviderError) and error.item is not None and error.item < len(part):
-            return self._without(part, error.item, error)
-        if isinstance(error, ItemTooLong):
-            return self._sizes.longest(part, error.limit.max_item_tokens if error.limit is not None else None)
-        if depth >= _HOPELESS_LEVEL and not self._found.rows and not _surely_an_items(error):
-            return []
-        return self._sizes.halves(part)
+        return self._search(part, error, depth) if len(part) > 1 and may_be_item_error(error) else []
 
     def _smaller(self, part: Part) -> list[Part]:
         if len(part) == 1:
             return []
-        pieces = self._sizes.cut(part)
-        return pieces if len(pieces) > 1 else self._sizes.halves(part)
+        pieces = self._splitter.split(part)
+        return pieces if len(pieces) > 1 else self._splitter.halves(part)
 
-    def _without(self, part: Part, item: int, error: LLMOptError) -> list[Part]:
-        """The server names the text: it is given up, all others go again."""
-        self._give_up((part[item],), error)
-        return [part[:item] + part[item + 1 :]]
+    def _search(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
+        """The pieces in which to search for the refused text."""
+        if isinstance(error, ProviderError) and error.item is not None and error.item < len(part):
+            # The provider names the text: that one is given up, all others are sent again.
+            self._give_up((part[error.item],), error)
+            return [part[: error.item] + part[error.item + 1 :]]
+        if isinstance(error, ItemTooLong):
+            stated = error.limit.max_item_tokens if error.limit is not None else None
+            return self._splitter.isolate_longest(part, stated)
+        if depth >= _MAX_FRUITLESS_LEVELS and not self._result.rows and not _is_surely_item_error(error):
+            return []
+        return self._splitter.halves(part)
 
     def _give_up(self, part: Part, error: LLMOptError) -> None:
-        # Each text gets an exception of its own: a shared one would grow tracebacks.
-        rejected = len(part) == 1 and bool(self._found.rows) and isinstance(error, BadRequest)
+        # Others succeeded and this text alone failed: now it is known that the refusal is about this text.
+        rejected = len(part) == 1 and bool(self._result.rows) and isinstance(error, BadRequest)
         for position in part:
-            # Others came through and this one alone did not: by now it is known whose fault it is.
-            self._found.errors[position] = to_item_rejected(error) if rejected else error.copy()
-
-
-def to_item_rejected(error: LLMOptError) -> ItemRejected:
-    """The same refusal, of one text instead of a whole request."""
-    found = ItemRejected(error.message)
-    found.__dict__.update(error.__dict__)
-    return found
-
-
-def _surely_an_items(error: LLMOptError) -> bool:
-    """Whether the provider itself says that it is a text's fault. A bare 400 or 500 may be anything's."""
-    return isinstance(error, (ItemRejected, ContentFiltered, ItemTooLong)) and not isinstance(
-        error, BadRequest
-    )
-
-
-# How the texts of one batch are cut when the batch failed as a whole.
-
-_FAR_LONGER: Final = 0.8
-_SUSPECT: Final = 0.7
-"""Of a stated limit: a text estimated at so much of it may be over it, as far as we can count."""
+            # Each text gets an exception of its own: a shared one would collect the tracebacks of all raises.
+            self._result.errors[position] = to_item_rejected(error) if rejected else error.copy()
 
 
 class BatchSplitter:
-    """The sizes that a `Recovery` asks for.
+    """Splits the texts of a failed batch, and learns the size of the next batches from the failure.
 
     Args:
         texts: of the batch.
         estimate: tokens of a text.
         limit: what fits into one request now.
-        sizes: where refusals are remembered, None to forget them.
-        learned: told of what they taught.
+        adaptive: learns from refusals; None to learn nothing.
+        on_change: called when a limit was learned.
     """
 
     def __init__(
@@ -259,137 +176,73 @@ class BatchSplitter:
         texts: Sequence[str],
         estimate: Callable[[str], int],
         limit: Callable[[], BatchLimit],
-        sizes: AdaptiveBatchLimit | None,
-        learned: Callable[[LimitChange], None] = lambda _: None,
+        adaptive: AdaptiveBatchLimit | None,
+        on_change: Callable[[LimitChange], None] = lambda _: None,
     ) -> None:
         self._texts: Final = texts
         self._estimate: Final = estimate
         self._limit: Final = limit
-        self._sizes: Final = sizes
-        self._learned: Final = learned
+        self._adaptive: Final = adaptive
+        self._on_change: Final = on_change
 
-    def cut(self, positions: Part) -> list[Part]:
-        """See `Sizes.cut`."""
+    def split(self, positions: Part) -> list[Part]:
+        """Parts that fit into the limit as it is known now."""
         chosen = [self._texts[position] for position in positions]
-        batches = cut(chosen, Batcher(self._limit, self._estimate))
+        batches = make_batches(chosen, Batcher(self._limit, self._estimate))
         return [positions[batch.start : batch.start + len(batch.texts)] for batch in batches]
 
     def halves(self, positions: Part) -> list[Part]:
-        """See `Sizes.halves`."""
+        """Two parts of the same number of texts, so that a search takes as few steps as possible."""
         at = (len(positions) + 1) // 2
         return [positions[:at], positions[at:]]
 
-    def longest(self, positions: Part, stated: int | None) -> list[Part]:
-        """See `Sizes.longest`. Texts under suspicion go alone, so that each is known after one request."""
+    def isolate_longest(self, positions: Part, max_item_tokens: int | None) -> list[Part]:
+        """The texts that are probably too long, each in a request of its own, and all others in one.
+
+        Args:
+            positions: of the texts.
+            max_item_tokens: the limit that the provider states, None if it states none.
+        """
         tokens = {position: self._tokens(position) for position in positions}
-        bound = max(tokens.values()) * _FAR_LONGER if stated is None else stated * _SUSPECT
+        bound = max(tokens.values()) * _FAR_LONGER if max_item_tokens is None else max_item_tokens * _SUSPECT
         suspects = {position for position in positions if tokens[position] >= bound}
         if not suspects or 2 * len(suspects) > len(positions):
             return self.halves(positions)
-        rest = tuple(position for position in positions if position not in suspects)
-        return [*((position,) for position in positions if position in suspects), rest]
+        others = tuple(position for position in positions if position not in suspects)
+        return [*((position,) for position in positions if position in suspects), others]
 
     def refused(self, positions: Part, stated: BatchLimit | None) -> None:
-        """See `Sizes.refused`."""
-        if self._sizes is not None:
-            self._note(self._sizes.refused(len(positions), sum(map(self._tokens, positions)), stated))
+        """Learn that these texts were too many or too long for one request.
+
+        Args:
+            positions: of the texts.
+            stated: the limit that the provider states, None if it states none.
+        """
+        if self._adaptive is not None:
+            self._report(self._adaptive.refused(len(positions), sum(map(self._tokens, positions)), stated))
 
     def timed_out(self, positions: Part) -> bool:
-        """See `Sizes.timed_out`."""
-        return self._sizes is not None and self._note(self._sizes.timed_out(len(positions)))
+        """Learn that these texts took too long in one request; whether batches are smaller from now on."""
+        return self._adaptive is not None and self._report(self._adaptive.timed_out(len(positions)))
 
-    def _note(self, found: LimitChange | None) -> bool:
-        if found is not None:
-            self._learned(found)
-        return found is not None
+    def _report(self, change: LimitChange | None) -> bool:
+        if change is not None:
+            self._on_change(change)
+        return change is not None
 
     def _tokens(self, position: int) -> int:
         return self._estimate(self._texts[position])
 
 
-# Texts that another call is embedding right now are waited for, not sent again.
-
-Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, Recovered]]
-"""Embeds some texts, whatever it takes."""
-_Places = list[tuple[int, int]]
-"""Pairs: where a text stands here, and where it stands in another call."""
-
-
-class Coalescer:
-    """Embeds texts for one call, together with all other calls of the same kind.
-
-    Args:
-        singleflight: the client's.
-        key: provider, model and every option that changes a vector.
-        deadline: of this call; it bounds this call's waiting only.
-    """
-
-    def __init__(self, singleflight: SingleFlight, key: tuple[object, ...], deadline: Deadline) -> None:
-        self._singleflight: Final = singleflight
-        self._key: Final = key
-        self._deadline: Final = deadline
-
-    def run(self, texts: tuple[str, ...], work: Work) -> Awaitable[Recovered]:
-        """What can be had of distinct texts. Must be awaited at once.
-
-        Args:
-            texts: the texts.
-            work: embeds those that nobody embeds yet.
-        """
-        group = self._singleflight.group(self._key)
-        if group.keys().isdisjoint(texts):
-            return group.start(work, texts).wait()
-        return self._mixed(texts, work, group)
-
-    async def _mixed(self, texts: tuple[str, ...], work: Work, group: Group) -> Recovered:
-        mine: list[int] = []
-        joined: dict[SharedCall[Recovered], _Places] = {}
-        seats: dict[SharedCall[Recovered], dict[str, int]] = {}
-        for at, text in enumerate(texts):
-            if text not in group:
-                mine.append(at)
-                continue
-            call, names = group[text]
-            if call not in seats:
-                seats[call] = {name: place for place, name in enumerate(names)}
-            joined.setdefault(call, []).append((at, seats[call][text]))
-        waits = [self._join(call, places) for call, places in joined.items()]
-        if mine:
-            waits.append(self._own(texts, mine, work))
-        found = Recovered()
-        for part in await gather_first_error(waits):
-            found.add(part)
-        return await self._again(texts, found, work)
-
-    async def _own(self, texts: Sequence[str], mine: Sequence[int], work: Work) -> Recovered:
-        recovered = await self._start(tuple(texts[at] for at in mine), work).wait()
-        return recovered.moved(dict(enumerate(mine)))
-
-    async def _join(self, call: SharedCall[Recovered], places: _Places) -> Recovered:
-        try:
-            async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
-                recovered = await call.wait()
-        except TimeoutError:
-            late = DeadlineExceeded("the deadline passed while waiting for the answer.", phase="coalesce")
-            return Recovered(errors={at: late.copy() for at, _ in places})
-        # What it cost is on the account of the call that sent it.
-        return evolve(recovered.moved({place: at for at, place in places}), requests=0)
-
-    async def _again(self, texts: Sequence[str], found: Recovered, work: Work) -> Recovered:
-        """Texts whose owner was turned away on this side, or ran out of its own time, go once more."""
-        left = [at for at, error in found.errors.items() if _was_the_owners(error, self._deadline)]
-        if not left:
-            return found
-        again = await self._start(tuple(texts[at] for at in left), work).wait()
-        for at in left:
-            del found.errors[at]
-        found.add(again.moved(dict(enumerate(left))))
-        return found
-
-    def _start(self, texts: tuple[str, ...], work: Work) -> SharedCall[Recovered]:
-        """Send texts, and let others join those that nobody had sent."""
-        return self._singleflight.group(self._key).start(work, texts)
+def to_item_rejected(error: LLMOptError) -> ItemRejected:
+    """The same refusal, of one text instead of a whole request."""
+    rejected = ItemRejected(error.message)
+    rejected.__dict__.update(error.__dict__)
+    return rejected
 
 
-def _was_the_owners(error: LLMOptError, deadline: Deadline) -> bool:
-    return isinstance(error, LocalRejection) and not deadline.expired()
+def _is_surely_item_error(error: LLMOptError) -> bool:
+    # The provider itself says so. A bare 400 or 500 may have any cause.
+    return isinstance(error, (ItemRejected, ContentFiltered, ItemTooLong)) and not isinstance(
+        error, BadRequest
+    )

@@ -1,4 +1,8 @@
-"""A wrong answer must never become a shifted row: what every answer is held against."""
+"""Results of embedding: check the vectors of a response, and build the `Embeddings` of a call. No I/O.
+
+A wrong response must never become a shifted row: number, order, length and finiteness of the vectors are
+checked for every response before anything is done with it.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from attrs import field, frozen
+from attrs import define, evolve, field
 
 from llmopt.errors import InvalidResponse, LLMOptError, PartialFailure
-from llmopt.operations.embed_batches import Batch
-from llmopt.operations.embed_cache import CachedVectors, same_model
-from llmopt.operations.embed_recovery import Recovered
 from llmopt.values.embeddings import NO_USAGE, EmbeddedRows, Embeddings, Usage, in_order
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-_FEW: Final = 8_192
+_MAX_QUICK_CHECK: Final = 8_192
+"""Up to so many numbers one sum of squares is faster than a look at each of them."""
+Positions = tuple[int, ...] | range
+"""Positions of texts in a batch. All texts in order are a `range`, which is compared without looking at each."""
 
 
 def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> NDArray[np.float32]:
-    """The rows in the order of the texts.
+    """Check the vectors of a response, and put them in the order of the texts.
 
     Args:
-        rows: what the answer holds.
-        count: texts in the request.
-        dimensions: length a vector must have, None for any.
+        rows: what a plugin read from the response.
+        count: number of texts in the request.
+        dimensions: length that a vector must have, None for any.
 
     Returns:
         float32, shape (count, d), C-contiguous.
@@ -57,16 +61,6 @@ def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> ND
     return np.ascontiguousarray(ordered)
 
 
-def _surely_finite(vectors: NDArray[np.float32]) -> bool:
-    """A quick look at few numbers: a sum of squares is finite only if all of them are."""
-    import numpy as np
-
-    if vectors.size > _FEW:
-        return False
-    flat = vectors.reshape(-1)
-    return math.isfinite(np.vdot(flat, flat))
-
-
 def _ordered(
     vectors: NDArray[np.float32], indices: NDArray[np.int64] | None, count: int
 ) -> NDArray[np.float32]:
@@ -88,199 +82,186 @@ def _ordered(
     return ordered
 
 
+def _surely_finite(vectors: NDArray[np.float32]) -> bool:
+    import numpy as np
+
+    if vectors.size > _MAX_QUICK_CHECK:
+        return False
+    # A sum of squares is finite only if every number is. The sum of large finite ones may overflow: no proof of a fault.
+    flat = vectors.reshape(-1)
+    return math.isfinite(np.vdot(flat, flat))
+
+
 def _invalid(message: str, reason: str) -> InvalidResponse:
     return InvalidResponse(message, reason=reason, sent="yes")
 
 
-# What one batch of texts came to.
-
-
-@frozen(kw_only=True, eq=False)
-class Outcome:
-    """What a batch came to: vectors for its texts in order, or the errors of those that failed.
+@define(kw_only=True, eq=False)
+class BatchResult:
+    """The result of a batch of distinct texts: for each of them a vector or an error.
 
     Attributes:
-        batch: the batch.
-        vectors: float32, shape (texts, d), a failed row is NaN; None when all failed.
-        errors: by position in the batch.
-        usage: what it cost.
-        model: who answered, None when nobody did.
+        rows: responses, each with the positions in the batch of the texts it has vectors for.
+        errors: by position in the batch, for all other texts.
+        requests: how many requests were answered with vectors.
     """
 
-    batch: Batch
-    vectors: NDArray[np.float32] | None = field(default=None, repr=False)
-    errors: Mapping[int, LLMOptError] = field(factory=dict)
-    usage: Usage = NO_USAGE
-    model: str | None = None
+    rows: list[tuple[Positions, EmbeddedRows]] = field(factory=list)
+    errors: dict[int, LLMOptError] = field(factory=dict)
+    requests: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all its responses, and the requests."""
+        if len(self.rows) == 1:
+            usage = self.rows[0][1].usage or NO_USAGE
+        else:
+            usage = sum((rows.usage or NO_USAGE for _, rows in self.rows), NO_USAGE)
+        return Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+            requests=self.requests,
+        )
+
+    def add(self, other: BatchResult) -> None:
+        """Add the result of other texts of the same batch."""
+        self.rows.extend(other.rows)
+        self.errors.update(other.errors)
+        self.requests += other.requests
+
+    def moved(self, positions: Mapping[int, int]) -> BatchResult:
+        """A copy for another batch: only the texts in ``positions``, which maps from here to there."""
+        rows = [_moved(part, each, positions) for part, each in self.rows]
+        return BatchResult(
+            rows=[(part, each) for part, each in rows if part],
+            errors={positions[at]: error.copy() for at, error in self.errors.items() if at in positions},
+            requests=self.requests,
+        )
 
 
-def assemble(
-    batch: Batch,
-    slots: Sequence[Sequence[int]],
-    recovered: Recovered,
-    hopeless: Mapping[int, LLMOptError],
-) -> Outcome:
-    """Put the answers of a batch back in order.
-
-    Args:
-        batch: the batch.
-        slots: for each distinct text that was sent, the rows where it stands in the batch.
-        recovered: answers and errors, by position among the distinct texts.
-        hopeless: errors of texts that were not sent, by row.
-    """
-    errors = dict(hopeless)
-    for position, error in recovered.errors.items():
-        errors.update({row: error.copy() for row in slots[position]})
-    return Outcome(
-        batch=batch,
-        vectors=_vectors(batch, slots, recovered),
-        errors=errors,
-        usage=_usage(recovered),
-        model=recovered.rows[0][1].model if recovered.rows else None,
-    )
-
-
-def whole(batch: Batch, recovered: Recovered) -> Outcome | None:
-    """The outcome of a batch of distinct texts that one answer had vectors for; None when it is another."""
-    if recovered.errors or len(recovered.rows) != 1:
-        return None
-    part, rows = recovered.rows[0]
-    # In another order when the texts were shared with a call that has them in another order.
-    if part != tuple(range(len(batch.texts))):
-        return None
-    return Outcome(batch=batch, vectors=rows.vectors, usage=_usage(recovered), model=rows.model)
-
-
-def _usage(recovered: Recovered) -> Usage:
-    if len(recovered.rows) == 1:
-        usage = recovered.rows[0][1].usage or NO_USAGE
-    else:
-        usage = sum((rows.usage or NO_USAGE for _, rows in recovered.rows), NO_USAGE)
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        requests=recovered.requests,
-    )
-
-
-def _vectors(
-    batch: Batch, slots: Sequence[Sequence[int]], recovered: Recovered
-) -> NDArray[np.float32] | None:
-    import numpy as np
-
-    if not recovered.rows:
-        return None
-    first = recovered.rows[0][1].vectors
-    vectors = np.full((len(batch.texts), first.shape[1]), np.nan, dtype=np.float32)
-    for part, rows in recovered.rows:
-        for position, row in zip(part, rows.vectors, strict=True):
-            vectors[slots[position]] = row
-    return vectors
-
-
-# The outcomes of batches, put together into one result in input order.
+def _moved(
+    part: Positions, rows: EmbeddedRows, positions: Mapping[int, int]
+) -> tuple[Positions, EmbeddedRows]:
+    chosen = [row for row, at in enumerate(part) if at in positions]
+    moved = tuple(positions[part[row]] for row in chosen)
+    if len(chosen) == len(part):
+        # Copied, because each of the callers may write to its own array.
+        return moved, evolve(rows, vectors=rows.vectors.copy())
+    # The response also answers other texts: which part of the usage is for these texts is unknown.
+    return moved, evolve(rows, vectors=rows.vectors[chosen], usage=None)
 
 
 class Collector:
-    """Puts the outcomes of distinct texts together into the result of all texts."""
+    """Builds the `Embeddings` of a call out of the results of its batches.
 
-    def __init__(self, distinct: list[str], model: str) -> None:
-        self._distinct: Final = distinct
+    Vectors are copied when they are added: beside the array of the whole result only the batches that are
+    being sent are in memory.
+
+    Args:
+        texts: the distinct texts of the call.
+        model: as requested.
+    """
+
+    def __init__(self, texts: Sequence[str], model: str) -> None:
+        self._texts: Final = texts
+        self._requested_model: Final = model
         self._vectors: NDArray[np.float32] | None = None
-        self._blank: Final[list[slice | list[int]]] = []
         self._errors: Final[dict[int, LLMOptError]] = {}
         self._usage = NO_USAGE
-        self._requested: Final = model
         self._model: str | None = None
 
-    def take(self, outcome: Outcome, places: Sequence[int] | None = None) -> None:
-        """Put one batch's rows and errors where they belong.
+    def add(self, result: BatchResult, positions: Sequence[int]) -> None:
+        """Add the result of a batch.
 
         Args:
-            outcome: of the batch.
-            places: of all texts that were cut into batches among the distinct ones; None when they are all.
+            result: of the batch.
+            positions: for each text of the batch its position among the distinct texts.
         """
-        start = outcome.batch.start
-        end = start + len(outcome.batch.texts)
-        self._usage += outcome.usage
-        self._model = self._model or outcome.model
-        for row, error in outcome.errors.items():
-            self._errors[start + row if places is None else places[start + row]] = error
-        rows = slice(start, end) if places is None else list(places[start:end])
-        if outcome.vectors is None:
-            self._blank.append(rows)
-        elif self._vectors is None and places is None and len(outcome.vectors) == len(self._distinct):
-            # One batch for all: its array is the result's.
-            self._vectors = outcome.vectors
-        else:
-            self._space(outcome.vectors.shape[1])[rows] = outcome.vectors
+        self._usage += result.usage
+        whole = range(len(positions))
+        for part, rows in result.rows:
+            self._model = self._model or rows.model
+            self._write(positions if part == whole else [positions[at] for at in part], rows.vectors)
+        for at, error in result.errors.items():
+            self._errors[positions[at]] = error
 
-    def recall(self, recalled: CachedVectors) -> bool:
-        """Put vectors that were kept where they belong; False, if they do not belong to those that came."""
-        if recalled.vectors is None:
-            return True
-        came = self._vectors
-        if came is not None and not same_model(recalled, came, self._model, self._requested):
-            return False
-        self._model = self._model or recalled.model
-        self._space(recalled.vectors.shape[1])[list(recalled.at)] = recalled.vectors
-        return True
-
-    def _space(self, dimensions: int) -> NDArray[np.float32]:
-        import numpy as np
-
+    def accepts(self, cached: EmbeddedRows) -> bool:
+        """Whether vectors from the cache are of the same model and length as those added before."""
         if self._vectors is None:
-            # Every row is written once, by `take`, by `recall` or in the end.
-            self._vectors = np.empty((len(self._distinct), dimensions), dtype=np.float32)
-        return self._vectors
+            return True
+        return (
+            cached.model == (self._model or self._requested_model)
+            and cached.vectors.shape[1] == self._vectors.shape[1]
+        )
 
-    def result(self, texts: list[str], faults: Mapping[int, LLMOptError]) -> Embeddings:
-        """The result for all texts, repeated ones and those that could not be sent among them."""
+    def result(self, texts: Sequence[str], invalid: Mapping[int, LLMOptError]) -> Embeddings:
+        """The result for all texts.
+
+        Args:
+            texts: all texts of the call, in which distinct ones may be repeated.
+            invalid: the errors of the texts that were not sent, by position among all.
+        """
         import numpy as np
 
-        vectors, errors = self._vectors, dict(self._errors)
+        vectors, errors = self._vectors, self._errors
         if vectors is None:
-            vectors = np.empty((len(self._distinct), 0), dtype=np.float32)
-        for rows in self._blank:
-            vectors[rows] = np.nan
-        if faults or len(self._distinct) < len(texts):
-            vectors, errors = self._expand(vectors, texts, faults)
+            vectors = np.empty((len(self._texts), 0), dtype=np.float32)
+        if errors:
+            vectors[list(errors)] = np.nan
+        if invalid or len(self._texts) < len(texts):
+            vectors, errors = self._expand(vectors, texts, invalid)
         return Embeddings(
             vectors=vectors,
             usage=self._usage,
-            model=self._model or self._requested,
+            model=self._model or self._requested_model,
             errors=dict(sorted(errors.items())) if errors else {},
         )
 
+    def _write(self, positions: Sequence[int], vectors: NDArray[np.float32]) -> None:
+        import numpy as np
+
+        count = len(self._texts)
+        if self._vectors is None:
+            if positions == range(count):
+                # One response for all texts: its array is the result.
+                self._vectors = vectors
+                return
+            # Every row is written once: here, or in `result` where its text failed.
+            self._vectors = np.empty((count, vectors.shape[1]), dtype=np.float32)
+        if isinstance(positions, range):
+            self._vectors[positions.start : positions.stop] = vectors
+        else:
+            self._vectors[list(positions)] = vectors
+
     def _expand(
-        self, vectors: NDArray[np.float32], texts: list[str], faults: Mapping[int, LLMOptError]
+        self, vectors: NDArray[np.float32], texts: Sequence[str], invalid: Mapping[int, LLMOptError]
     ) -> tuple[NDArray[np.float32], dict[int, LLMOptError]]:
         import numpy as np
 
-        place = {text: row for row, text in enumerate(self._distinct)}
-        good = [row for row in range(len(texts)) if row not in faults]
-        source = [place[texts[row]] for row in good]
+        position = {text: at for at, text in enumerate(self._texts)}
+        valid = [row for row in range(len(texts)) if row not in invalid]
+        source = [position[texts[row]] for row in valid]
         expanded = np.full((len(texts), vectors.shape[1]), np.nan, dtype=np.float32)
-        expanded[good] = vectors[source]
-        errors = dict(faults)
-        for row, origin in zip(good, source, strict=True):
+        expanded[valid] = vectors[source]
+        errors = dict(invalid)
+        for row, origin in zip(valid, source, strict=True):
             if origin in self._errors:
                 errors[row] = self._errors[origin].copy()
         return expanded, errors
 
 
 def failure_of(result: Embeddings) -> LLMOptError:
-    """The exception that a result with errors is raised as.
+    """The exception to raise for a result with errors.
 
-    One cause for everything is raised itself; else a `PartialFailure` that carries the result.
+    When all texts failed of one cause, that error; else a `PartialFailure` that carries the result.
     """
     causes = {(type(error), error.message) for error in result.errors.values()}
     first = next(iter(result.errors.values()))
     if len(result.errors) == len(result) and len(causes) == 1:
         return first.copy()
-    had = len(result) - len(result.errors)
-    rest = f" The other {had} are in `result`." if had else ""
+    succeeded = len(result) - len(result.errors)
+    rest = f" The other {succeeded} are in `result`." if succeeded else ""
     return PartialFailure(
         f"{len(result.errors)} of {len(result)} texts could not be embedded; the first: "
         f"{first.message.rstrip('.')}.{rest}",

@@ -1,4 +1,4 @@
-"""One embedding call: what all its batches have in common, and how one batch is carried out."""
+"""One call of ``embed`` or ``embed_iter``: what its requests have in common, and how one batch is sent."""
 
 from __future__ import annotations
 
@@ -15,25 +15,19 @@ from llmopt.engine.responses import may_be_item_error
 from llmopt.errors import ClientClosed, DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
-    Batch,
     Batcher,
-    Kind,
     LimitChange,
     ModelState,
+    OptionsKey,
     any_may_be_too_long,
     certainly_too_long,
     fetch_server_limits,
     known_limits,
     merge_limits,
 )
-from llmopt.operations.embed_cache import (
-    NO_CACHED_VECTORS,
-    CachedVectors,
-    EmbeddingCache,
-    embed_through_cache,
-)
-from llmopt.operations.embed_recovery import BatchSplitter, Coalescer, Part, Recovered, Recovery, SearchBudget
-from llmopt.operations.embed_results import Outcome, assemble, in_input_order, whole
+from llmopt.operations.embed_cache import Coalescer, EmbeddingCache
+from llmopt.operations.embed_recovery import BatchSplitter, Part, Recovery, SearchBudget
+from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
@@ -42,25 +36,28 @@ from llmopt.values.embeddings import EmbeddedRows, Usage
 from llmopt.values.events import BatchSplit
 from llmopt.values.http import Failure, HttpResponse
 
-_ANSWER_BYTES_PER_NUMBER: Final = 24
-_UNKNOWN_DIMENSIONS: Final = 4_096
-_SLACK_BYTES: Final = 1 << 20
-_MOST_BYTES: Final = 512 << 20
-_MOST_KINDS: Final = 64
-_NOTHING: Final = BatchLimit()
+_RESPONSE_BYTES_PER_NUMBER: Final = 24
+"""The longest way to write a number in JSON, and a comma."""
+_ASSUMED_DIMENSIONS: Final = 4_096
+"""Before the first response."""
+_RESPONSE_OVERHEAD_BYTES: Final = 1 << 20
+_MAX_RESPONSE_BYTES: Final = 512 << 20
+_MAX_OPTIONS: Final = 64
+"""Combinations of options per model whose limits are remembered; a program may have one for each of its users."""
+_NO_LIMIT: Final = BatchLimit()
 
 
 class EmbedRun:
-    """One call of ``embed`` or ``embed_iter``: what its batches have in common.
+    """One call, with what its requests have in common.
 
     Args:
         engine: sends the requests.
-        provider: whom to ask.
-        call: the call's options, without texts.
-        memory: what earlier calls learned of the model.
+        provider: the provider entry.
+        call: the options of the call, without texts.
+        state: what earlier calls learned about the model.
         deadline: of the whole call.
-        wait_when_open: whether to wait while the provider is given a rest.
-        cache: gives what is kept of the texts, None where nothing is.
+        wait_when_open: whether to wait while the provider's circuit is open.
+        cache: opens the cache of the texts' vectors, which may be off all the same; None if it is off for the client.
     """
 
     def __init__(
@@ -69,210 +66,209 @@ class EmbedRun:
         provider: Provider,
         call: EmbedCall,
         *,
-        memory: ModelState,
+        state: ModelState,
         deadline: Deadline,
         wait_when_open: bool = False,
         cache: Callable[[], Awaitable[EmbeddingCache | None]] | None = None,
     ) -> None:
-        self._open_cache: Final = cache
-        self._cache: EmbeddingCache | None = None
         self._engine: Final = engine
         self._provider: Final = provider
         self._call: Final = call
-        self._memory: Final = memory
-        self._estimator: Final = memory.estimator
+        self._state: Final = state
+        self._estimator: Final = state.estimator
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
-        self._endpoint: Final = engine.endpoints(provider)[0]
-        self._extra: SearchBudget | None = None
-        self._kind: Final = _kind(call)
-        self._shared: Final = self._sharing()
-        self._declared = _NOTHING
+        self._open_cache: Final = cache
+        self._cache: EmbeddingCache | None = None
+        self._config: Final = engine.endpoints(provider)[0].config
+        self._options: Final = _options_key(call)
+        self._coalescer: Final = self._make_coalescer()
+        self._search_budget: SearchBudget | None = None
         self._fatal: LLMOptError | None = None
+        self._adaptive: AdaptiveBatchLimit | None = None
+        self._declared = _NO_LIMIT
         self.model: Final = call.model
+        limit = state.declared_limits.get(self._options)
+        self.limits_known = limit is not None
+        if limit is not None:
+            self._use_limit(limit)
 
-    def _sharing(self) -> Coalescer | None:
-        if not self._endpoint.config.flags.coalesce:
+    def _make_coalescer(self) -> Coalescer | None:
+        if not self._config.flags.coalesce:
             return None
-        key = (self._provider.name, self._call.model, *self._kind)
+        key = (self._provider.name, self._call.model, *self._options)
         return Coalescer(self._engine.singleflight, key, self._deadline)
 
     @property
     def dimensions(self) -> int | None:
-        """Length of a vector, as asked for or as first seen; None before either."""
-        return self._call.dimensions or self._memory.length
+        """Length of a vector, as requested or as in the first response; None before that."""
+        return self._call.dimensions or self._state.dimensions
 
     @property
-    def width(self) -> int:
-        """Requests under way at once."""
+    def max_concurrency(self) -> int:
+        """Most requests that are sent at once."""
         return sum(endpoint.config.max_concurrency for endpoint in self._engine.endpoints(self._provider))
 
-    @property
-    def keeps(self) -> bool:
-        """Whether something may be kept of its texts."""
-        return self._open_cache is not None
-
-    async def recall(self, texts: Sequence[str]) -> CachedVectors:
-        """What is kept of distinct texts. Before the first batch."""
+    async def open_cache(self) -> None:
+        """Open the cache. Without it nothing is read from the cache and nothing stored in it."""
         if self._open_cache is None:
-            return NO_CACHED_VECTORS
+            return
         if self._engine.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
         self._cache = await self._open_cache()
-        return NO_CACHED_VECTORS if self._cache is None else await self._cache.recall(texts)
 
-    async def ask_limits(self) -> None:
-        """Ask the server for its limits, where it can be asked and was not yet. Before the first batch."""
-        known = self._memory.declared.get(self._kind)
-        if known is not None:
-            self._declared = known
-            return
+    async def read_cache(self, texts: Sequence[str]) -> tuple[tuple[int, ...], EmbeddedRows] | None:
+        """As `EmbeddingCache.read`; None also where the cache is off or not open."""
+        return None if self._cache is None else await self._cache.read(texts)
+
+    @property
+    def may_cache(self) -> bool:
+        """Whether the client caches vectors."""
+        return self._open_cache is not None
+
+    async def fetch_limits(self) -> None:
+        """Learn the limits of a request, by asking the server where that is possible. Before the first batch."""
         endpoints = self._engine.endpoints(self._provider)
-        unasked = [endpoint for endpoint in endpoints if self.model not in endpoint.server_limits]
-        told = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
-        for endpoint in unasked:
-            for name, value in known_limits(endpoint.server_limits.get(self.model, _NOTHING)):
+        unknown = [endpoint for endpoint in endpoints if self.model not in endpoint.server_limits]
+        reported = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
+        for endpoint in unknown:
+            for name, value in known_limits(endpoint.server_limits.get(self.model, _NO_LIMIT)):
                 self._engine.telemetry.limit_learned(
                     self._provider.name, self.model, endpoint.name, name, value, "server"
                 )
-        self._declared = self._declare(told)
+        limit = self._declare(reported)
         if all(self.model in endpoint.server_limits for endpoint in endpoints):
-            if len(self._memory.declared) >= _MOST_KINDS:
-                self._memory.declared.clear()
-            # The first one stays, so that whoever compares limits sees by identity that they are the same.
-            self._declared = self._memory.declared.setdefault(self._kind, self._declared)
+            remembered = self._state.declared_limits
+            if len(remembered) >= _MAX_OPTIONS:
+                remembered.clear()
+            # The first one stays: limits are compared by identity.
+            limit = remembered.setdefault(self._options, limit)
+        self._use_limit(limit)
 
-    def limit(self) -> BatchLimit:
-        """What fits into one request now."""
-        sizes = self._sizes()
-        return self._declared if sizes is None else sizes.apply(self._declared)
+    def _use_limit(self, limit: BatchLimit) -> None:
+        self._declared = limit
+        self.limits_known = True
+        if self._config.flags.adaptive_batches and not self._config.in_process:
+            self._adaptive = self._state.adaptive_limit(limit)
 
-    def _declare(self, told: BatchLimit) -> BatchLimit:
+    def _declare(self, reported: BatchLimit) -> BatchLimit:
         """The limit by plugin, server and configuration, the same for the whole call."""
-        limit = merge_limits(
-            self._provider.hooks.batch_limit(self._call, self._endpoint.settings_without_credential), told
-        )
-        config = self._endpoint.config
-        configured = config.max_batch_size if config.flags.batching else 1
-        limit = self._within_a_burst(limit)
-        if configured is None:
+        settings = self._engine.endpoints(self._provider)[0].settings_without_credential
+        limit = merge_limits(self._provider.hooks.batch_limit(self._call, settings), reported)
+        limit = self._within_burst(limit)
+        max_items = self._config.max_batch_size if self._config.flags.batching else 1
+        if max_items is None:
             return limit
-        return evolve(limit, max_items=min(configured, limit.max_items or configured))
+        return evolve(limit, max_items=min(max_items, limit.max_items or max_items))
 
-    def _within_a_burst(self, limit: BatchLimit) -> BatchLimit:
-        """A batch of no more tokens than are let through at once: a larger one would wait for others to save up."""
+    def _within_burst(self, limit: BatchLimit) -> BatchLimit:
+        # A batch of more tokens than the rate limiter grants at once would wait until they are saved up, and
+        # the requests of other calls with it.
         rates = [
             endpoint.config.tpm_for(self.model)
             for endpoint in self._engine.endpoints(self._provider)
             if endpoint.config.flags.limiter
         ]
-        least = min((rate for rate in rates if rate is not None), default=None)
-        if least is None:
+        tpm = min((rate for rate in rates if rate is not None), default=None)
+        if tpm is None:
             return limit
-        burst = max(1, int(least / 60 * BURST_S[1]))
+        burst = max(1, int(tpm / 60 * BURST_S[1]))
         return evolve(limit, max_tokens=min(burst, limit.max_tokens or burst))
 
-    def _sizes(self) -> AdaptiveBatchLimit | None:
-        config = self._endpoint.config
-        if config.in_process or not config.flags.adaptive_batches:
-            return None
-        return self._memory.sizes(self._declared)
+    def limit(self) -> BatchLimit:
+        """What fits into one request now."""
+        return self._declared if self._adaptive is None else self._adaptive.apply(self._declared)
 
-    def cutter(self) -> Batcher:
-        """Cuts texts into batches by the limit of the moment."""
+    def batcher(self) -> Batcher:
+        """Makes batches of texts by the limit of the moment."""
         return Batcher(self.limit, self._estimator.estimate)
 
-    async def run(self, batch: Batch, *, recall: bool = False) -> Outcome:
-        """Embed one batch. Errors of the provider are in the outcome, never raised.
+    async def send(self, texts: tuple[str, ...]) -> BatchResult:
+        """Embed one batch of distinct texts. Errors of the provider are in the result, never raised."""
+        too_long: dict[int, LLMOptError] = {}
+        sent = texts
+        if any_may_be_too_long(texts, self._declared):
+            too_long = self._too_long(texts)
+            sent = tuple(text for at, text in enumerate(texts) if at not in too_long)
+            if not sent:
+                return BatchResult(errors=too_long)
+        coalescer = self._coalescer
+        result = await (self._embed(sent) if coalescer is None else coalescer.run(sent, self._embed))
+        self._note_fatal(result, len(sent))
+        if too_long:
+            positions = (at for at in range(len(texts)) if at not in too_long)
+            result = result.moved(dict(enumerate(positions)))
+            result.errors.update(too_long)
+        return result
 
-        Args:
-            batch: the batch.
-            recall: whether its texts are looked for in the cache, and were not yet.
-        """
-        limit = self.limit()
-        hopeless: dict[int, LLMOptError] = {}
-        slots: dict[str, list[int]] = {}
-        texts = batch.texts
-        distinct = len(set(texts)) == len(texts) and not any_may_be_too_long(texts, limit)
-        if not distinct:
-            for row, text in enumerate(texts):
-                if certainly_too_long(text, limit):
-                    hopeless[row] = self._too_long(text, limit)
-                else:
-                    slots.setdefault(text, []).append(row)
-            if not slots:
-                return Outcome(batch=batch, errors=hopeless)
-            texts = tuple(slots)
-        if recall and self._cache is not None:
-            recovered = await embed_through_cache(self._cache, texts, self._recovered, self.model)
-        else:
-            shared = self._shared
-            recovered = await (self._work(texts) if shared is None else shared.run(texts, self._work))
-        self._note_fatal(recovered, len(texts))
-        if distinct and (outcome := whole(batch, recovered)) is not None:
-            return outcome
-        rows = [[row] for row in range(len(texts))] if distinct else list(slots.values())
-        return assemble(batch, rows, recovered, hopeless)
+    def _too_long(self, texts: tuple[str, ...]) -> dict[int, LLMOptError]:
+        limit = self._declared
+        maximum = f"{limit.max_item_tokens} tokens" if limit.max_item_tokens else f"{limit.max_bytes} bytes"
+        return {
+            at: ItemTooLong(
+                f"the text has {len(text)} characters, far more than the {maximum} that {self.model!r} takes; "
+                "shorten it, or cut it into several texts.",
+                provider=self._provider.name,
+                model=self.model,
+            )
+            for at, text in enumerate(texts)
+            if certainly_too_long(text, limit)
+        }
 
-    async def _recovered(self, texts: tuple[str, ...]) -> Recovered:
-        if self._shared is not None:
-            return await self._shared.run(texts, self._work)
-        return await self._work(texts)
+    def _note_fatal(self, result: BatchResult, count: int) -> None:
+        """If a whole batch failed for a cause that will not pass, no further batch of this call is sent."""
+        if self._fatal is not None or len(result.errors) < count:
+            return
+        error = next(iter(result.errors.values()))
+        if not _next_batch_may_succeed(error):
+            self._fatal = error
 
-    async def _work(self, texts: tuple[str, ...]) -> Recovered:
+    async def _embed(self, texts: tuple[str, ...]) -> BatchResult:
         try:
             rows = await self._request(texts)
         except LLMOptError as error:
-            return await self._recovery(texts).run(len(texts), error)
-        return Recovered(rows=[(tuple(range(len(texts))), rows)], requests=1)
+            return await self._recover(texts, error)
+        return BatchResult(rows=[(range(len(texts)), rows)], requests=1)
 
-    def _recovery(self, texts: tuple[str, ...]) -> Recovery:
+    async def _recover(self, texts: tuple[str, ...], error: LLMOptError) -> BatchResult:
         def send(part: Part) -> Awaitable[EmbeddedRows]:
             return self._request(tuple(texts[at] for at in part), suspect=True)
 
-        cuts = BatchSplitter(texts, self._estimator.estimate, self.limit, self._sizes(), self._learned)
-        self._extra = self._extra or SearchBudget()
-        return Recovery(send, cuts, self._extra, self._split)
+        splitter = BatchSplitter(
+            texts, self._estimator.estimate, self.limit, self._adaptive, self._report_limit
+        )
+        self._search_budget = self._search_budget or SearchBudget()
+        recovery = Recovery(send, splitter, self._search_budget, self._report_split)
+        return await recovery.run(len(texts), error)
 
-    def _split(self, items: int, error: LLMOptError) -> None:
+    def _report_split(self, items: int, error: LLMOptError) -> None:
         telemetry = self._engine.telemetry
         if telemetry.enabled:
             name, cause = self._provider.name, type(error).__name__
             telemetry.emit(BatchSplit(provider=name, model=self.model, items=items, cause=cause))
 
-    def _learned(self, found: LimitChange) -> None:
+    def _report_limit(self, change: LimitChange) -> None:
         self._engine.telemetry.limit_learned(
-            self._provider.name, self.model, "", found.limit, found.value, found.source
-        )
-
-    def _note_fatal(self, recovered: Recovered, count: int) -> None:
-        """After a batch of which nothing came through for a cause that will not pass, no other is sent."""
-        if self._fatal is not None or len(recovered.errors) < count:
-            return
-        first = next(iter(recovered.errors.values()))
-        if not _passes(first):
-            self._fatal = first
-
-    def _too_long(self, text: str, limit: BatchLimit) -> ItemTooLong:
-        most = f"{limit.max_item_tokens} tokens" if limit.max_item_tokens else f"{limit.max_bytes} bytes"
-        return ItemTooLong(
-            f"the text has {len(text)} characters, far more than the {most} that {self._call.model!r} takes; "
-            "shorten it, or cut it into several texts.",
-            provider=self._provider.name,
-            model=self._call.model,
+            self._provider.name, self.model, "", change.limit, change.value, change.source
         )
 
     async def _request(self, texts: tuple[str, ...], *, suspect: bool = False) -> EmbeddedRows:
+        """Send one request.
+
+        Args:
+            texts: the texts.
+            suspect: whether one of them is suspected to make requests fail.
+        """
         if self._fatal is not None:
             raise self._fatal.copy()
-        asked = self._call
-        # Not evolve, which costs five times as much.
+        options = self._call
+        # Not attrs.evolve, which takes five times as long.
         call = EmbedCall(
-            model=asked.model,
+            model=options.model,
             texts=texts,
-            dimensions=asked.dimensions,
-            input_type=asked.input_type,
-            extra=asked.extra,
+            dimensions=options.dimensions,
+            input_type=options.input_type,
+            extra=options.extra,
         )
         tokens = self._estimator.total(texts)
         rows = await self._engine.run(
@@ -292,39 +288,38 @@ class EmbedRun:
         )
         self._learn(rows, len(texts), tokens)
         if self._cache is not None:
-            await self._cache.keep(texts, rows.vectors, rows.model)
+            await self._cache.store(texts, rows)
         return rows
 
     def _parse(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
-        found = self._provider.hooks.parse_embeddings(call, response, settings)
-        if isinstance(found, Failure):
-            return found
-        ordered = in_input_order(found, len(call.texts), self.dimensions)
-        if ordered is found.vectors:
-            return found
-        return EmbeddedRows(vectors=ordered, usage=found.usage, model=found.model)
+        rows = self._provider.hooks.parse_embeddings(call, response, settings)
+        if isinstance(rows, Failure):
+            return rows
+        ordered = in_input_order(rows, len(call.texts), self.dimensions)
+        if ordered is rows.vectors:
+            return rows
+        return EmbeddedRows(vectors=ordered, usage=rows.usage, model=rows.model)
 
     def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
         if self._call.dimensions is None:
-            self._memory.length = int(rows.vectors.shape[1])
+            self._state.dimensions = int(rows.vectors.shape[1])
         if rows.usage is not None:
             self._estimator.learn(tokens, rows.usage.prompt_tokens)
-        sizes = self._sizes()
-        if sizes is not None:
-            sizes.clean(items, tokens)
+        if self._adaptive is not None:
+            self._adaptive.succeeded(items, tokens)
 
     def _fill(self, items: int) -> float:
-        """How much of a full batch so many texts are."""
+        """The share of a full batch that these texts are, from 0 for one text to 1."""
         full = max(1, (self.limit().max_items or items) - 1)
         return min(1.0, (items - 1) / full)
 
     def _max_body(self, items: int) -> int:
-        dimensions = self.dimensions or _UNKNOWN_DIMENSIONS
-        size = _ANSWER_BYTES_PER_NUMBER * items * dimensions + _SLACK_BYTES
-        return min(size, _MOST_BYTES)
+        dimensions = self.dimensions or _ASSUMED_DIMENSIONS
+        size = _RESPONSE_BYTES_PER_NUMBER * items * dimensions + _RESPONSE_OVERHEAD_BYTES
+        return min(size, _MAX_RESPONSE_BYTES)
 
 
-def _kind(call: EmbedCall) -> Kind:
+def _options_key(call: EmbedCall) -> OptionsKey:
     if not call.extra:
         return call.dimensions, call.input_type, b""
     return call.dimensions, call.input_type, msgspec.json.encode(dict(call.extra), order="sorted")
@@ -334,8 +329,8 @@ def _usage_of(rows: EmbeddedRows) -> Usage | None:
     return rows.usage
 
 
-def _passes(error: LLMOptError) -> bool:
-    """Whether the next batch may fare better: what passes by itself, and what may be a text's fault."""
+def _next_batch_may_succeed(error: LLMOptError) -> bool:
+    # Transient errors, and those that may be about one text.
     return (
         error.retryable or may_be_item_error(error) or isinstance(error, (RequestTooLarge, DeadlineExceeded))
     )

@@ -1,42 +1,42 @@
-"""Embedding an iterable that may never end: bounded memory, results in order."""
+"""Embedding an iterable of any length: bounded memory, results in the order of the texts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Final, Self
 
 from attrs import frozen
 
-from llmopt.errors import InvalidInput, LLMOptError
-from llmopt.operations.embed import ErrorMode, as_async, check_texts_argument, text_error
-from llmopt.operations.embed_batches import Batch, Batcher
-from llmopt.operations.embed_results import failure_of
+from llmopt.errors import InvalidInput
+from llmopt.operations.embed import ErrorMode, as_async, check_texts_argument, collect, text_error
+from llmopt.operations.embed_batches import Batch
+from llmopt.operations.embed_results import Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.policies.tasks import ordered_map
-from llmopt.values.embeddings import EmbeddedPart, Embeddings
+from llmopt.values.embeddings import NO_USAGE, EmbeddedPart, Embeddings
 
 
 class EmbedStream:
-    """The parts of an embedding, in order. Use it in ``async with`` to stop the work on leaving.
+    """The parts of an embedding, in order. Use it in ``async with``, so that leaving the loop early stops the work.
 
-    Iterating yields `EmbeddedPart`. At most two parts for each request under way are held in memory.
+    Iterating yields `EmbeddedPart`. At most two parts for each concurrent request are in memory.
 
     Args:
-        job: the call.
-        texts: any iterable; it is read as far as there is room for its texts.
-        errors: "raise" ends with the first failed part, after all parts before it; "return" puts
-            the errors into the parts.
+        run: the call.
+        texts: any iterable; read only as far as requests can be made.
+        errors: "raise" raises at the first failed part, after all parts before it; "return" puts the errors
+            into the parts.
     """
 
     def __init__(
-        self, job: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode
+        self, run: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode
     ) -> None:
         check_texts_argument(texts)
-        self._job: Final = job
+        self._run: Final = run
         self._errors: Final = errors
         self._texts: Final = texts
-        self._parts: Final = self._run()
+        self._parts: Final = self._embed_all()
 
     async def __aenter__(self) -> Self:
         return self
@@ -51,100 +51,96 @@ class EmbedStream:
         return await anext(self._parts)
 
     async def aclose(self) -> None:
-        """Stop the work that is under way."""
+        """Stop the requests that are being sent, and close the iterable."""
         await self._parts.aclose()
 
-    async def _run(self) -> AsyncGenerator[EmbeddedPart, None]:
-        width = self._job.width
-        results = ordered_map(self._pieces(), self._embed, concurrency=width, lookahead=2 * width)
-        async with aclosing(results) as parts:
-            async for part in parts:
-                if part.errors and self._errors == "raise":
-                    raise failure_of(_as_result(part))
-                yield part
+    async def _embed_all(self) -> AsyncGenerator[EmbeddedPart, None]:
+        concurrency = self._run.max_concurrency
+        results = ordered_map(
+            self._batches(), self._embed, concurrency=concurrency, lookahead=2 * concurrency
+        )
+        async with aclosing(results):
+            async for start, result in results:
+                if result.errors and self._errors == "raise":
+                    raise failure_of(result)
+                yield EmbeddedPart(
+                    start=start,
+                    vectors=result.vectors,
+                    errors={start + row: error for row, error in result.errors.items()},
+                    usage=result.usage,
+                    model=result.model,
+                )
 
-    async def _pieces(self) -> AsyncIterator[Batch | _Fault]:
-        """Batches; an input that cannot be sent ends the batch before it and stands alone.
+    async def _batches(self) -> AsyncIterator[Batch | _Invalid]:
+        """Batches. A text that cannot be sent ends the batch before it and comes alone.
 
-        When the iterable raises, what it gave before is still sent.
+        When the iterable raises, the texts before the exception are still sent.
         """
-        await self._job.recall(())
-        await self._job.ask_limits()
-        cutter: Final = self._job.cutter()
+        await self._run.open_cache()
+        if not self._run.limits_known:
+            await self._run.fetch_limits()
+        batcher: Final = self._run.batcher()
         source = _Source(self._texts)
         async with aclosing(aiter(source)) as texts:
-            async for row, text in texts:
-                fault = text_error(text, row)
-                if fault is None:
-                    if (batch := cutter.add(text)) is not None:
+            async for position, text in texts:
+                error = text_error(text, position)
+                if error is None:
+                    if (batch := batcher.add(text)) is not None:
                         yield batch
                 else:
-                    async for piece in self._around(fault, cutter, row):
-                        yield piece
-        if (batch := cutter.flush()) is not None:
+                    if (batch := batcher.flush()) is not None:
+                        yield batch
+                    if self._errors == "raise":
+                        raise error
+                    batcher.skip()
+                    yield _Invalid(start=position, error=error)
+        if (batch := batcher.flush()) is not None:
             yield batch
-        if source.failure is not None:
-            raise source.failure
+        if source.error is not None:
+            raise source.error
 
-    async def _around(self, fault: InvalidInput, cutter: Batcher, row: int) -> AsyncIterator[Batch | _Fault]:
-        if (batch := cutter.flush()) is not None:
-            yield batch
-        if self._errors == "raise":
-            raise fault
-        cutter.skip()
-        yield _Fault(start=row, error=fault)
+    async def _embed(self, batch: Batch | _Invalid) -> tuple[int, Embeddings]:
+        if isinstance(batch, _Invalid):
+            return batch.start, self._failed(batch.error)
+        distinct = tuple(dict.fromkeys(batch.texts))
+        collector = Collector(distinct, self._run.model)
+        await collect(self._run, distinct, collector, _send_one)
+        return batch.start, collector.result(batch.texts, {})
 
-    async def _embed(self, piece: Batch | _Fault) -> EmbeddedPart:
+    def _failed(self, error: InvalidInput) -> Embeddings:
         import numpy as np
 
-        if isinstance(piece, _Fault):
-            nothing = np.full((1, self._job.dimensions or 0), np.nan, dtype=np.float32)
-            return EmbeddedPart(
-                start=piece.start, vectors=nothing, errors={piece.start: piece.error}, model=self._job.model
-            )
-        outcome = await self._job.run(piece, recall=True)
-        vectors = outcome.vectors
-        if vectors is None:
-            vectors = np.empty((len(piece.texts), 0), dtype=np.float32)
-        return EmbeddedPart(
-            start=piece.start,
-            vectors=vectors,
-            errors={piece.start + row: error for row, error in outcome.errors.items()},
-            usage=outcome.usage,
-            model=outcome.model or self._job.model,
-        )
+        vectors = np.full((1, self._run.dimensions or 0), np.nan, dtype=np.float32)
+        return Embeddings(vectors=vectors, usage=NO_USAGE, model=self._run.model, errors={0: error})
+
+
+async def _send_one(
+    run: EmbedRun, texts: Sequence[str], positions: Sequence[int], collector: Collector
+) -> None:
+    collector.add(await run.send(tuple(texts)), positions)
 
 
 class _Source:
-    """The caller's iterable, numbered; its exception is kept until the texts before it are through."""
+    """The caller's iterable, numbered. Its exception is kept until the texts before it are sent."""
 
     def __init__(self, texts: Iterable[str] | AsyncIterable[str]) -> None:
         self._texts: Final = texts
-        self.failure: Exception | None = None
+        self.error: Exception | None = None
 
     async def __aiter__(self) -> AsyncGenerator[tuple[int, str], None]:
-        row = 0
+        position = 0
         try:
             async with aclosing(as_async(self._texts)) as texts:
                 async for text in texts:
-                    yield row, text
-                    row += 1
+                    yield position, text
+                    position += 1
         except Exception as error:  # noqa: BLE001 - the caller's own, raised to the caller
-            self.failure = error
+            self.error = error
 
 
 @frozen(kw_only=True)
-class _Fault:
-    """An input that cannot be sent, at its place in the whole input."""
+class _Invalid:
+    """A text that cannot be sent, at its position in the whole input."""
 
     start: int
-    error: LLMOptError
-
-
-def _as_result(part: EmbeddedPart) -> Embeddings:
-    return Embeddings(
-        vectors=part.vectors,
-        usage=part.usage,
-        model=part.model,
-        errors={row - part.start: error for row, error in part.errors.items()},
-    )
+    error: InvalidInput
