@@ -1,8 +1,10 @@
-"""docs/development/fault-matrix.md says what is so: every row is there, every test it names exists, one of them by its row."""
+"""Checks docs/development/fault-matrix.md: every row is listed, its tests exist, and one carries the row's marker."""
 
 from __future__ import annotations
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "development" / "fault-matrix.md"
 ROWS = {"N": 23, "H": 19, "P": 13, "E": 12, "C": 18, "L": 3, "R": 4, "K": 6, "J": 4, "I": 6, "G": 4, "S": 6}
-"""How many rows each letter has: 118."""
+"""The number of rows of each letter: 118 in all."""
 NOT_BUILT = {"R", "J"}
 
 TABLE = {
@@ -21,33 +23,52 @@ TABLE = {
 }
 
 
-def test_every_row_is_there_once() -> None:
-    """None is forgotten, none is made up."""
+def test_every_row_is_listed_once() -> None:
+    """No row is missing, and none is invented."""
     wanted = [f"{letter}{number:02}" for letter, count in ROWS.items() for number in range(1, count + 1)]
     assert len(wanted) == 118
     assert sorted(TABLE) == sorted(wanted)
-    assert all(inject and does for inject, does, _ in TABLE.values())
+    assert all(fault and behaviour for fault, behaviour, _ in TABLE.values())
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_its_tests_exist_and_one_is_named_by_it(row: str) -> None:
-    """Or nothing of the kind is built yet, and the page says so."""
-    _, does, cell = TABLE[row]
+def test_its_tests_exist_and_one_is_marked_with_it(row: str) -> None:
+    """A row whose subject is not built yet names no test, and the page says so."""
+    _, behaviour, cell = TABLE[row]
     named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", cell)
     if row[0] in NOT_BUILT:
         assert named == []
-        assert "not built yet" in does
+        assert "not built yet" in behaviour
         return
     assert named
     for file, name in named:
-        assert re.search(rf"^\s*(?:async )?def {name}\(", (TESTS / file).read_text(), re.MULTILINE), name
-    assert any(_covers(name, row) for _, name in named)
+        assert name in _tests(file), f"{file} has no test {name}"
+    assert any(row in _tests(file)[name] for file, name in named)
 
 
-def _covers(name: str, row: str) -> bool:
-    """Whether a test's name has the row in it, alone or within a range as in ``p01_to_p06``."""
-    rows = re.findall(r"(?<=_)([a-z])(\d\d)(?=_)", f"_{name}_")
-    if (row[0].lower(), row[1:]) in rows:
-        return True
-    found = re.search(r"_([a-z])(\d\d)_to_[a-z](\d\d)_", f"_{name}_")
-    return found is not None and found[1] == row[0].lower() and found[2] <= row[1:] <= found[3]
+def test_every_marker_is_a_row() -> None:
+    """A typing error in a marker would hide a test from the page."""
+    marked = {
+        row
+        for path in TESTS.rglob("test_*.py")
+        for rows in _tests(str(path.relative_to(TESTS))).values()
+        for row in rows
+    }
+    assert marked <= set(TABLE)
+
+
+@cache
+def _tests(file: str) -> dict[str, set[str]]:
+    """The tests of a file, and the rows that each is marked with: ``@pytest.mark.row("N05", "N06")``."""
+    tree = ast.parse((TESTS / file).read_text())
+    return {
+        node.name: {row for decorator in node.decorator_list for row in _rows(decorator)}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    }
+
+
+def _rows(decorator: ast.expr) -> set[str]:
+    if not (isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.row"):
+        return set()
+    return {str(ast.literal_eval(argument)) for argument in decorator.args}

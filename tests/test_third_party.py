@@ -126,7 +126,8 @@ def _unpacked(wheel: Path, folder: Path) -> Path:
     return folder
 
 
-def test_g02_two_distributions_with_one_name_are_refused(tmp_path: Path, wheel: Path) -> None:
+@pytest.mark.row("G02")
+def test_two_distributions_with_one_name_are_refused(tmp_path: Path, wheel: Path) -> None:
     """Both are named, whichever comes first on the path; other providers work."""
     other = write_wheel(tmp_path, "acme-for-llmopt", "9.1", "acme", {"acme_for_llmopt.py": EMPTY})
     first, second = _unpacked(wheel, tmp_path / "first"), _unpacked(other, tmp_path / "second")
@@ -175,7 +176,8 @@ def crowded(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environmen
     return found
 
 
-def test_g01_broken_plugins_take_down_nothing_else(crowded: Environment, server: OpenAIEmulator) -> None:
+@pytest.mark.row("G01")
+def test_broken_plugins_take_down_nothing_else(crowded: Environment, server: OpenAIEmulator) -> None:
     """All of them are found, one works, and everything is listed that can be."""
     code = f"""
 import llmopt
@@ -190,8 +192,9 @@ with llmopt.Client({config(server)}) as client:
     assert set(BROKEN) < set(crowded.tell(_INSTALLED))
 
 
+@pytest.mark.row("G01")
 @pytest.mark.parametrize("name", BROKEN)
-def test_g01_a_broken_plugin_says_what_is_wrong_with_it(crowded: Environment, name: str) -> None:
+def test_a_broken_plugin_says_what_is_wrong_with_it(crowded: Environment, name: str) -> None:
     """It is a PluginError that names the provider and the cause."""
     kind, message = crowded.tell(_ASK.replace("acme/", f"{name}/"))
     assert kind in ("PluginLoadError", "PluginContractError")

@@ -1,4 +1,4 @@
-"""K04: several processes write, read, evict and clear in one folder, and are killed at any moment.
+"""Several processes write, read, evict and clear in one folder, and are killed at any moment.
 
     python -m tests.cache.kill_loop --kills 50 --processes 8
 

@@ -1,4 +1,4 @@
-"""K01, K02, S06: files that are broken, foreign, in the wrong place or full. No call ever fails for them."""
+"""Files that are broken, foreign, in the wrong place or full. No call ever fails for them."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.row("K01")
 @pytest.mark.parametrize("fault", BROKEN)
-async def test_k01_a_broken_file_is_put_aside_and_begun_anew(
+async def test_a_broken_file_is_put_aside_and_begun_anew(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One warning; one broken file is kept, however often it happens."""
@@ -73,8 +74,9 @@ async def test_k01_a_broken_file_is_put_aside_and_begun_anew(
     assert stat.S_IMODE((folder / DB).stat().st_mode) == 0o600
 
 
+@pytest.mark.row("K01")
 @pytest.mark.parametrize("at", ["start", "middle", "end"])
-async def test_k01_pages_overwritten_in_a_good_file(at: str, tmp_path: Path) -> None:
+async def test_pages_overwritten_in_a_good_file(at: str, tmp_path: Path) -> None:
     """Whatever SQLite notices of it and when, calls go on, and in the end it works again."""
     path = await filled(tmp_path, 2_000)
     size = path.stat().st_size
@@ -90,14 +92,16 @@ async def test_k01_pages_overwritten_in_a_good_file(at: str, tmp_path: Path) -> 
     assert await works(tmp_path)
 
 
-async def test_k01_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
+@pytest.mark.row("K01")
+async def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
     """Nothing to be put aside."""
     (tmp_path / DB).touch(mode=0o600)
     assert await works(tmp_path)
     assert not list(tmp_path.glob("*.corrupt-*"))
 
 
-async def test_k01_broken_while_it_is_open(tmp_path: Path) -> None:
+@pytest.mark.row("K01")
+async def test_broken_while_it_is_open(tmp_path: Path) -> None:
     """Noticed at the next read, mended by the one after it."""
     async with opened(tmp_path) as store:
         await store.put([item(number, os.urandom(3_000)) for number in range(2_000)])
@@ -114,8 +118,9 @@ async def test_k01_broken_while_it_is_open(tmp_path: Path) -> None:
     assert await works(tmp_path)
 
 
+@pytest.mark.row("K01")
 @pytest.mark.parametrize("version", [0, 2, 999])
-async def test_k01_a_foreign_schema_gets_another_name(version: int, tmp_path: Path) -> None:
+async def test_a_foreign_schema_gets_another_name(version: int, tmp_path: Path) -> None:
     """The file of another version, or of another program, is left as it is."""
     path = tmp_path / DB
     connection = sqlite3.connect(path)
@@ -130,7 +135,8 @@ async def test_k01_a_foreign_schema_gets_another_name(version: int, tmp_path: Pa
     assert (tmp_path / "cache-1.2.db").exists()
 
 
-async def test_k01_all_names_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.row("K01")
+async def test_all_names_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Then nothing is kept."""
     for number in ("", ".2", ".3", ".4"):
         connection = sqlite3.connect(tmp_path / f"cache-1{number}.db")
@@ -140,7 +146,8 @@ async def test_k01_all_names_are_taken(tmp_path: Path, caplog: pytest.LogCapture
     assert "other databases" in caplog.text
 
 
-async def test_k01_tables_changed_under_our_name(tmp_path: Path) -> None:
+@pytest.mark.row("K01")
+async def test_tables_changed_under_our_name(tmp_path: Path) -> None:
     """A schema that is not what its version says is a broken file."""
     path = await filled(tmp_path, 5)
     connection = sqlite3.connect(path)
@@ -207,8 +214,9 @@ REFUSED += [in_a_folder_open_to_all, a_file_instead]
 OF_OTHERS = [somebody_elses, somebody_elses_file]
 
 
+@pytest.mark.row("K01")
 @pytest.mark.parametrize("prepare", [*REFUSED, *OF_OTHERS], ids=lambda each: each.__name__)
-async def test_k01_a_place_that_is_not_ours_is_left_alone(
+async def test_a_place_that_is_not_ours_is_left_alone(
     prepare: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is written there, one warning says why, and calls succeed without a cache."""
@@ -235,13 +243,15 @@ async def test_k01_a_place_that_is_not_ours_is_left_alone(
     assert not (folder.parent / "elsewhere").exists()
 
 
-async def test_k01_a_sticky_folder_open_to_all_will_do(tmp_path: Path) -> None:
+@pytest.mark.row("K01")
+async def test_a_sticky_folder_open_to_all_will_do(tmp_path: Path) -> None:
     """Such as /tmp: nobody can put another folder in the place of ours."""
     tmp_path.chmod(0o1777)
     assert await works(tmp_path / "kept")
 
 
-async def test_k01_a_file_that_others_may_write_is_not_believed(tmp_path: Path) -> None:
+@pytest.mark.row("K01")
+async def test_a_file_that_others_may_write_is_not_believed(tmp_path: Path) -> None:
     """It is put aside. One that others may only read is made private."""
     path = await filled(tmp_path, 5)
     path.chmod(0o644)
@@ -268,9 +278,10 @@ print(asyncio.run(works(Path({folder!r}))))
 """
 
 
+@pytest.mark.row("K01")
 @pytest.mark.skipif(not AS_ROOT, reason="needs a second user")
 @pytest.mark.parametrize("there", [False, True], ids=["no file", "a file"])
-def test_k01_a_read_only_folder(there: bool) -> None:
+def test_a_read_only_folder(there: bool) -> None:
     """Nothing is kept, and nothing fails."""
     # Below pytest's own folders nobody else can go.
     with tempfile.TemporaryDirectory() as top:
@@ -291,7 +302,8 @@ def test_k01_a_read_only_folder(there: bool) -> None:
         assert "nothing is cached on disk for now" in done.stdout or "tried again in a minute" in done.stdout
 
 
-async def test_k01_the_folder_goes_away_under_us(tmp_path: Path) -> None:
+@pytest.mark.row("K01")
+async def test_the_folder_goes_away_under_us(tmp_path: Path) -> None:
     """Somebody clears his cache folder: it is made again."""
     folder = tmp_path / "kept"
     async with opened(folder) as store:
@@ -304,7 +316,8 @@ async def test_k01_the_folder_goes_away_under_us(tmp_path: Path) -> None:
     assert (folder / DB).exists()
 
 
-async def test_k02_a_full_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.row("K02")
+async def test_a_full_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing can be written for a minute, reading goes on, and then it is tried again."""
     now = [1_000.0]
     async with opened(tmp_path, now=lambda: now[0]) as store:
@@ -347,7 +360,8 @@ print("fine")
 """
 
 
-def test_k02_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+@pytest.mark.row("K02")
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     """The system refuses to let the file grow: what was there is still read."""
     code = LIMITED.format(root=str(Path(__file__).parents[2]), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -355,7 +369,8 @@ def test_k02_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     assert done.stdout.count("tried again in a minute") == 1
 
 
-async def test_k04_a_process_that_holds_the_lock(tmp_path: Path) -> None:
+@pytest.mark.row("K04")
+async def test_a_process_that_holds_the_lock(tmp_path: Path) -> None:
     """Whoever waits for too long goes without."""
     async with opened(tmp_path) as store:
         await store.put([item(1)])
@@ -383,7 +398,8 @@ async def test_k04_a_process_that_holds_the_lock(tmp_path: Path) -> None:
     assert await works(tmp_path)
 
 
-async def test_k04_a_writer_that_keeps_others_out_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.row("K04")
+async def test_a_writer_that_keeps_others_out_is_passed_over(tmp_path: Path) -> None:
     """SQLITE_BUSY: that write is not kept, the next one is."""
     async with opened(tmp_path) as store:
         await store.put([item(1)])
@@ -417,7 +433,8 @@ def test_what_errors_mean() -> None:
     assert of(1, "no such table: entries") == of(None, "database disk image is malformed") == "corrupt"
 
 
-async def test_s06_what_somebody_planted_is_never_run(tmp_path: Path) -> None:
+@pytest.mark.row("S06")
+async def test_what_somebody_planted_is_never_run(tmp_path: Path) -> None:
     """A pickle as a value, triggers and views as a schema: read as bytes, or not at all."""
     ran = tmp_path / "ran"
 

@@ -1,4 +1,4 @@
-"""C09: a process forks while a store is open."""
+"""A process forks while a store is open."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def scenario(name: str, folder: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def test_c09_eight_children_of_a_warm_store(tmp_path: Path) -> None:
+@pytest.mark.row("C09")
+def test_eight_children_of_a_warm_store(tmp_path: Path) -> None:
     """Each reads, writes and holds locks of its own; nothing is lost, nothing is damaged."""
     found = scenario("many", tmp_path)
     # Two of SQLite's at least, as in any process that was never forked.
@@ -48,15 +49,17 @@ def test_c09_eight_children_of_a_warm_store(tmp_path: Path) -> None:
     assert (found["integrity"], found["entries"], found["aside"]) == ("ok", 2 + 9 * 600, 0)
 
 
-def test_c09_what_was_to_be_written(tmp_path: Path) -> None:
+@pytest.mark.row("C09")
+def test_what_was_to_be_written(tmp_path: Path) -> None:
     """The parent writes it; the child goes on with its own."""
     found = scenario("unwritten", tmp_path)
     assert found["children"][0][0] == [2, 2]
     assert (found["integrity"], found["entries"]) == ("ok", 5_000 + 600)
 
 
+@pytest.mark.row("C09")
 @pytest.mark.parametrize("name", ["untold", "stuck"])
-def test_c09_a_child_of_an_open_connection_goes_without(name: str, tmp_path: Path) -> None:
+def test_a_child_of_an_open_connection_goes_without(name: str, tmp_path: Path) -> None:
     """It touches nothing of its parent's; the parent is not disturbed."""
     found = scenario(name, tmp_path)
     assert found["children"] == [[[0, 0], 0]]
@@ -64,6 +67,7 @@ def test_c09_a_child_of_an_open_connection_goes_without(name: str, tmp_path: Pat
     assert (found["integrity"], found["entries"], found["aside"]) == ("ok", 2 + 600, 0)
 
 
-def test_c09_a_store_in_memory(tmp_path: Path) -> None:
+@pytest.mark.row("C09")
+def test_a_store_in_memory(tmp_path: Path) -> None:
     """No child waits for a lock that a thread of its parent's held."""
     assert scenario("memory", tmp_path)["children"] == [1] * 20

@@ -208,8 +208,9 @@ def test_out_of_a_store_only_the_calendar_tells_the_age(clock: SimulatedClock) -
     assert found.decide().age == 1_500
 
 
+@pytest.mark.row("K03")
 @pytest.mark.parametrize("ahead", [60.5, 1e6, math.inf, math.nan])
-def test_k03_from_the_future(ahead: float, clock: SimulatedClock) -> None:
+def test_from_the_future(ahead: float, clock: SimulatedClock) -> None:
     """More than a minute ahead is no date; a little is a clock that is a little wrong."""
     found = life(clock)
     assert not found.stored(clock.wall() + ahead)
@@ -225,8 +226,9 @@ def test_too_old_to_be_of_use(clock: SimulatedClock) -> None:
     assert found.stored(clock.wall() - RULES.max_age_s + 1)
 
 
+@pytest.mark.row("C10")
 @pytest.mark.parametrize("jump", [-10 * 365 * 24 * HOUR, -HOUR, HOUR / 2])
-def test_c10_a_jump_of_the_calendar_leaves_what_is_fresh_fresh(jump: float, clock: SimulatedClock) -> None:
+def test_a_jump_of_the_calendar_leaves_what_is_fresh_fresh(jump: float, clock: SimulatedClock) -> None:
     """In this process an answer ages by the clock that nobody can set; set back, it is as old as it was."""
     found = after(clock, 60)
     clock.set_wall(clock.wall() + jump)
@@ -236,7 +238,8 @@ def test_c10_a_jump_of_the_calendar_leaves_what_is_fresh_fresh(jump: float, cloc
     assert decision.age == max(60, 60 + jump)
 
 
-def test_c10_a_jump_ahead_has_it_asked_anew_and_loses_nothing(clock: SimulatedClock) -> None:
+@pytest.mark.row("C10")
+def test_a_jump_ahead_has_it_asked_anew_and_loses_nothing(clock: SimulatedClock) -> None:
     """Ten years ahead: it may be old, so one asks; but where nobody answers it is still there."""
     found = after(clock, 60)
     clock.set_wall(clock.wall() + 10 * 365 * 24 * HOUR)

@@ -1,4 +1,4 @@
-"""K04: several processes at once, some of which are killed. `tests.cache.kill_loop` does it fifty times."""
+"""Several processes at once, some of which are killed. `tests.cache.kill_loop` does it fifty times."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from tests.cache.kill_loop import run
 from tests.cache.stores import item, key, opened
 
 
+@pytest.mark.row("K04")
 @pytest.mark.timeout(180)
-def test_k04_killed_at_any_moment(tmp_path: Path) -> None:
+def test_killed_at_any_moment(tmp_path: Path) -> None:
     """The database is whole, and nobody saw an exception or a wrong value."""
     seen = run(tmp_path / "kept", kills=4, processes=4, between=0.4)
     assert seen.integrity == "ok"
@@ -20,7 +21,8 @@ def test_k04_killed_at_any_moment(tmp_path: Path) -> None:
     assert seen.aside == 0
 
 
-async def test_k04_two_stores_of_one_folder(tmp_path: Path) -> None:
+@pytest.mark.row("K04")
+async def test_two_stores_of_one_folder(tmp_path: Path) -> None:
     """What one writes the other reads, and the log does not grow for ever."""
     async with opened(tmp_path) as one, opened(tmp_path) as other:
         for turn in range(20):

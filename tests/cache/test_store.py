@@ -293,7 +293,7 @@ async def test_one_store_for_several_clients(tmp_path: Path) -> None:
         assert (await store.size()).groups == {"catalog/local": 1}
 
 
-# K03, S06: how values are written, and what is no value.
+# How values are written, and what is no value.
 
 KIND = b"TST1"
 KEY = bytes(range(32))
@@ -317,7 +317,8 @@ def test_what_is_written_is_read(head: bytes, body: bytes, created: float, key: 
     assert (record.head, bytes(record.body), record.created) == (head, body, created)
 
 
-def test_k03_every_bit_that_flips_is_noticed() -> None:
+@pytest.mark.row("K03")
+def test_every_bit_that_flips_is_noticed() -> None:
     """Wherever it is."""
     data = written()
     for at in range(len(data)):
@@ -327,7 +328,8 @@ def test_k03_every_bit_that_flips_is_noticed() -> None:
             assert read_record(KIND, KEY, bytes(changed)) is None, (at, bit)
 
 
-def test_k03_every_cut_is_noticed() -> None:
+@pytest.mark.row("K03")
+def test_every_cut_is_noticed() -> None:
     """And anything that follows."""
     data = written()
     for length in range(len(data)):
@@ -335,7 +337,8 @@ def test_k03_every_cut_is_noticed() -> None:
     assert read_record(KIND, KEY, data + b"\0") is None
 
 
-def test_k03_another_keys_value_is_none() -> None:
+@pytest.mark.row("K03")
+def test_another_keys_value_is_none() -> None:
     """A row that was moved in the table."""
     assert read_record(KIND, bytes(32), written()) is None
 
@@ -351,13 +354,15 @@ def test_a_date_that_is_none(created: float) -> None:
     assert read_record(KIND, KEY, written(created=created)) is None
 
 
+@pytest.mark.row("S06")
 @given(st.binary(max_size=400))
-def test_s06_anything_at_all_is_none(data: bytes) -> None:
+def test_anything_at_all_is_none(data: bytes) -> None:
     """Never an exception, whatever the bytes."""
     assert read_record(KIND, KEY, data) is None
 
 
-def test_s06_a_pickle_is_none() -> None:
+@pytest.mark.row("S06")
+def test_a_pickle_is_none() -> None:
     """It is looked at as bytes."""
     assert read_record(KIND, KEY, pickle.dumps({"a": 1})) is None
 

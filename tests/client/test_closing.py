@@ -1,4 +1,4 @@
-"""C06: a client that is closed while its calls wait for something, whatever that is."""
+"""A client that is closed while its calls wait for something, whatever that is."""
 
 from __future__ import annotations
 
@@ -108,9 +108,10 @@ SCENES: list[Scene] = [
 ]
 
 
+@pytest.mark.row("C06")
 @pytest.mark.parametrize("coalesce", [True, False], ids=["coalesced", "alone"])
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_c06_whoever_waits_is_told_at_once(scene: Scene, coalesce: bool) -> None:
+def test_whoever_waits_is_told_at_once(scene: Scene, coalesce: bool) -> None:
     """ClientClosed, in no time; no connection and no task is left."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -132,7 +133,8 @@ def test_c06_whoever_waits_is_told_at_once(scene: Scene, coalesce: bool) -> None
     run_simulated(main)
 
 
-async def test_c06_closed_by_one_of_its_own_calls() -> None:
+@pytest.mark.row("C06")
+async def test_closed_by_one_of_its_own_calls() -> None:
     """From within the consumer of its parts: it closes, and its own call ends like all others."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -163,8 +165,9 @@ def outcome_of(call: Callable[[llmopt.Client], Any], client: llmopt.Client) -> s
     return "ok"
 
 
+@pytest.mark.row("C01", "C06")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_c01_c06_a_synchronous_client_closed_at_any_turn_of_its_loop(
+def test_a_synchronous_client_closed_at_any_turn_of_its_loop(
     call: Callable[[llmopt.Client], Any],
 ) -> None:
     """From another thread, cold and warm: the call ends with a result or with ClientClosed, and never hangs."""

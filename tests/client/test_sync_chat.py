@@ -99,7 +99,8 @@ def test_without_with(client: llmopt.Client) -> None:
     assert [each.text for each in stream] == ["", "Hello", " world", "", ""]
 
 
-def test_e04_refusals(client: llmopt.Client, thread: ServerThread) -> None:
+@pytest.mark.row("E04")
+def test_refusals(client: llmopt.Client, thread: ServerThread) -> None:
     """Raised on entering, and by a chat."""
     thread.server.default(error_answer(404, "no such model"))
     with pytest.raises(llmopt.NotFound), client.stream(MODEL, ASKED):
@@ -110,7 +111,8 @@ def test_e04_refusals(client: llmopt.Client, thread: ServerThread) -> None:
         client.stream(MODEL, "Hello?")  # type: ignore[arg-type] # what is tested
 
 
-def test_e03_a_stream_without_an_end(client: llmopt.Client, thread: ServerThread) -> None:
+@pytest.mark.row("E03")
+def test_a_stream_without_an_end(client: llmopt.Client, thread: ServerThread) -> None:
     """With what had come, which was handed out before."""
     thread.server.default(cut_off(*said()))
     got = []
@@ -120,8 +122,9 @@ def test_e03_a_stream_without_an_end(client: llmopt.Client, thread: ServerThread
     assert "".join(got) == caught.value.text == TEXT
 
 
+@pytest.mark.row("E11")
 @pytest.mark.parametrize("how", ["break", "raise", "close"])
-def test_e11_left_early(how: str, client: llmopt.Client, thread: ServerThread) -> None:
+def test_left_early(how: str, client: llmopt.Client, thread: ServerThread) -> None:
     """The connection is let go; what was handed out stays."""
     thread.server.default(NEVER_ENDING)
     try:
@@ -138,7 +141,8 @@ def test_e11_left_early(how: str, client: llmopt.Client, thread: ServerThread) -
     assert list(stream) == []
 
 
-def test_e11_dropped(client: llmopt.Client, thread: ServerThread) -> None:
+@pytest.mark.row("E11")
+def test_dropped(client: llmopt.Client, thread: ServerThread) -> None:
     """With a warning."""
     thread.server.default(NEVER_ENDING)
     stream = client.stream(MODEL, ASKED)
@@ -179,7 +183,8 @@ def test_the_client_closed_under_a_stream(thread: ServerThread) -> None:
     gc.collect()
 
 
-def test_c08_from_many_threads_and_inside_a_loop(client: llmopt.Client, thread: ServerThread) -> None:
+@pytest.mark.row("C08")
+def test_from_many_threads_and_inside_a_loop(client: llmopt.Client, thread: ServerThread) -> None:
     """Streams beside each other."""
     thread.server.default(stream_answer(WORDS))
 

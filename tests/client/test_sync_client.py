@@ -89,7 +89,8 @@ def test_an_endless_iterable_is_read_only_as_far_as_needed() -> None:
     assert read < 10 * len(first)
 
 
-def test_i04_an_iterable_that_raises_in_the_middle() -> None:
+@pytest.mark.row("I04")
+def test_an_iterable_that_raises_in_the_middle() -> None:
     """What came before it is embedded and given first; then its own exception comes."""
 
     def texts() -> Iterator[str]:
@@ -153,13 +154,15 @@ def run(code: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_c07_a_program_that_never_closes_it_ends() -> None:
+@pytest.mark.row("C07")
+def test_a_program_that_never_closes_it_ends() -> None:
     """Without a word about tasks or sessions that were left."""
     ended = run("import llmopt; c = llmopt.Client(); c.embed('local/default', ['a']); print('done')")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
-def test_c07_so_does_one_with_an_uncaught_exception() -> None:
+@pytest.mark.row("C07")
+def test_so_does_one_with_an_uncaught_exception() -> None:
     """Its traceback is all there is."""
     ended = run(
         "import llmopt; c = llmopt.Client(); c.embed('local/default', ['a']); raise SystemError('mine')"
@@ -201,7 +204,8 @@ def test_ctrl_c_stops_the_work_and_the_client_stays_usable() -> None:
     assert rest.splitlines() == ["cancelled", "interrupted", "(1, 256)"]
 
 
-def test_c08_two_loops_one_after_the_other() -> None:
+@pytest.mark.row("C08")
+def test_two_loops_one_after_the_other() -> None:
     """One asynchronous client outlives the loop it was first used on."""
     client = llmopt.AsyncClient()
 

@@ -259,8 +259,9 @@ def test_an_error_in_a_stream_is_judged_by_what_it_states(error: Any, status: in
     assert compatible.classify(found).kind is kind
 
 
+@pytest.mark.row("E09")
 @pytest.mark.parametrize("data", ["nonsense", "[1]", "null", "7", '"a"', '{"a":', '{"a":NaN}', "[" * 100_000])
-def test_e09_an_event_that_is_no_object_is_refused(data: str) -> None:
+def test_an_event_that_is_no_object_is_refused(data: str) -> None:
     """Without the text in the message."""
     with pytest.raises(InvalidResponse) as caught:
         streamed(data)

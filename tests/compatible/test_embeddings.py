@@ -49,6 +49,7 @@ def test_base64_may_be_escaped() -> None:
     assert found.vectors[0].tolist() == np.array([-1.5, 3.0e17, 1e-40], dtype=np.float32).tolist()
 
 
+@pytest.mark.row("P04", "P06")
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -65,29 +66,32 @@ def test_base64_may_be_escaped() -> None:
         (3, "type"),
     ],
 )
-def test_p04_p06_unreadable_vectors(value: Any, reason: str) -> None:
+def test_unreadable_vectors(value: Any, reason: str) -> None:
     """Each is refused for what it is."""
     with pytest.raises(InvalidResponse) as caught:
         decode_embeddings(body([1.0], value))
     assert caught.value.reason == reason
 
 
+@pytest.mark.row("P04", "P07")
 @pytest.mark.parametrize("text", ["[1, NaN]", "[Infinity]", "[1e999]", "[1,]", "[", "[1 2]"])
-def test_p04_p07_what_is_no_json_number(text: str) -> None:
+def test_what_is_no_json_number(text: str) -> None:
     """Python's own JSON would have taken some of these."""
     with pytest.raises(InvalidResponse):
         decode_embeddings(b'{"data":[{"index":0,"embedding":' + text.encode() + b"}]}")
 
 
-def test_p05_lengths_differ() -> None:
+@pytest.mark.row("P05")
+def test_lengths_differ() -> None:
     """Vectors of one answer have one length."""
     with pytest.raises(InvalidResponse) as caught:
         decode_embeddings(body([1.0, 2.0], [1.0]))
     assert caught.value.reason == "dimensions"
 
 
+@pytest.mark.row("P03")
 @pytest.mark.parametrize("index", ["0", 0.5, 1.0, True, None, -(10**30), [0]])
-def test_p03_an_index_is_a_whole_number(index: Any) -> None:
+def test_an_index_is_a_whole_number(index: Any) -> None:
     """Nothing is read as an index that is none."""
     data = json.dumps({"data": [{"index": index, "embedding": [1.0]}]}).encode()
     with pytest.raises(InvalidResponse) as caught:
@@ -95,13 +99,15 @@ def test_p03_an_index_is_a_whole_number(index: Any) -> None:
     assert caught.value.reason == "index"
 
 
-def test_p03_no_index_needs_a_promise_of_order() -> None:
+@pytest.mark.row("P03")
+def test_no_index_needs_a_promise_of_order() -> None:
     """The dialect refuses it; a plugin whose provider answers in order returns ``EmbeddedRows`` without indices."""
     data = json.dumps({"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}).encode()
     with pytest.raises(InvalidResponse):
         decode_embeddings(data)
 
 
+@pytest.mark.row("P07", "P12")
 @pytest.mark.parametrize(
     "data",
     [
@@ -121,7 +127,7 @@ def test_p03_no_index_needs_a_promise_of_order() -> None:
         b'{"usage": ' + b"9" * 5_000 + b"}",
     ],
 )
-def test_p07_p12_nothing_but_invalid_response(data: bytes) -> None:
+def test_nothing_but_invalid_response(data: bytes) -> None:
     """No body, however strange, raises anything else."""
     with pytest.raises(InvalidResponse):
         decode_embeddings(data)
@@ -133,6 +139,7 @@ def test_an_error_under_a_good_status_is_told_apart() -> None:
     assert decode_embeddings(body([1.0], error=None)) is not None
 
 
+@pytest.mark.row("P08")
 @pytest.mark.parametrize(
     "usage",
     [
@@ -145,7 +152,7 @@ def test_an_error_under_a_good_status_is_told_apart() -> None:
         {"prompt_tokens": True},
     ],
 )
-def test_p08_unbelievable_usage_is_no_usage(usage: Any) -> None:
+def test_unbelievable_usage_is_no_usage(usage: Any) -> None:
     """A count that makes no sense is not counted."""
     found = decode_embeddings(body([1.0], usage=usage))
     assert found is not None
@@ -160,7 +167,8 @@ def test_usage_with_only_a_total() -> None:
     assert (found.usage.prompt_tokens, found.usage.total_tokens) == (5, 5)
 
 
-def test_p01_no_items() -> None:
+@pytest.mark.row("P01")
+def test_no_items() -> None:
     """An empty list is a value here; the count is checked against the request elsewhere."""
     found = decode_embeddings(b'{"data": []}')
     assert found is not None

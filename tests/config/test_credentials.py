@@ -120,8 +120,9 @@ async def test_what_is_no_text_is_refused_by_its_type(value: object) -> None:
     assert CANARY not in with_locals(caught.value)
 
 
+@pytest.mark.row("S01")
 @pytest.mark.parametrize("token", ["", f"{CANARY}\r\n x", f"Bearer {CANARY}", f"{CANARY}ä"])
-async def test_s01_a_token_that_cannot_be_one_is_refused_unseen(token: str) -> None:
+async def test_a_token_that_cannot_be_one_is_refused_unseen(token: str) -> None:
     """Whoever gave it."""
     with pytest.raises(ConfigError, match=r"^the token of providers\.acme ") as caught:
         await by(lambda: token).get()
@@ -258,6 +259,7 @@ def test_a_key_from_the_environment_goes_to_its_provider(base_url: str | None) -
     assert found.credential.describe() == "environment variable ACME_API_KEY"
 
 
+@pytest.mark.row("S03")
 @pytest.mark.parametrize(
     "base_url",
     [
@@ -269,7 +271,7 @@ def test_a_key_from_the_environment_goes_to_its_provider(base_url: str | None) -
         "http://localhost:8000",
     ],
 )
-def test_s03_a_foreign_origin_gets_no_key_from_the_environment(base_url: str) -> None:
+def test_a_foreign_origin_gets_no_key_from_the_environment(base_url: str) -> None:
     """The error says why and what to do; the endpoint itself is there."""
     found = one({"base_url": base_url}, **KEY)
     told = fault(found.credential.static_secret)
@@ -403,8 +405,9 @@ def test_a_named_variable_that_is_not_set_is_told_by_name() -> None:
     )
 
 
+@pytest.mark.row("S01")
 @pytest.mark.parametrize("key", [CANARY, "0123456789abcdef0123456789abcdef", "AbC123xyz"])
-def test_s01_a_key_in_the_place_of_a_variable_s_name_is_not_shown(key: str) -> None:
+def test_a_key_in_the_place_of_a_variable_s_name_is_not_shown(key: str) -> None:
     """A mistake that is easily made; what does not look like a variable's name stays hidden."""
 
     def call() -> None:
@@ -426,13 +429,14 @@ def test_a_provider_that_needs_no_key_goes_without() -> None:
     assert found.credential.describe() == "none (ACME_API_KEY is not sent to this base URL)"
 
 
+@pytest.mark.row("S01")
 @pytest.mark.parametrize(
     "key",
     [f"{CANARY}\r\nx", f"{CANARY}\0", f"{CANARY}ä", CANARY * 60_000, f"Bearer {CANARY}"],
     ids=["break", "nul", "foreign", "long", "scheme"],
 )
 @pytest.mark.parametrize("keys", [{}, {"api_key_env": "ACME_API_KEY"}], ids=["profile", "named"])
-def test_s01_a_variable_that_holds_no_key_is_told_unseen(keys: dict[str, str], key: str) -> None:
+def test_a_variable_that_holds_no_key_is_told_unseen(keys: dict[str, str], key: str) -> None:
     """With the name of the variable, and only when the key is asked for."""
     found = one(keys, ACME_API_KEY=key)
     assert fault(found.credential.static_secret).startswith(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,13 +168,14 @@ def test_any_base_url(text: str) -> None:
     assert parse_base_url(found.url, path="p", entry="e", allow_http=True) == found
 
 
+@pytest.mark.row("S03")
 @settings(max_examples=200, deadline=None)
 @given(
     address=st.integers(0xA9FE0000, 0xA9FEFFFF),
     dots=st.integers(0, 3),
     base=st.sampled_from(["{}", "{:#x}", "0{:o}"]),
 )
-def test_s03_a_link_local_address_is_refused_in_any_spelling(address: int, dots: int, base: str) -> None:
+def test_a_link_local_address_is_refused_in_any_spelling(address: int, dots: int, base: str) -> None:
     """Every form that libc's inet_aton would read."""
     parts = [(address >> 8 * (3 - index)) & 0xFF for index in range(dots)]
     parts.append(address & ((1 << 8 * (4 - dots)) - 1))

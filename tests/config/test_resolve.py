@@ -184,7 +184,8 @@ def test_a_read_timeout_alone_bounds_every_attempt() -> None:
     assert one({"timeouts": {"read": 5}}).timeouts.first is None
 
 
-def test_c15_no_timeout_given_is_the_profile_s_never_none() -> None:
+@pytest.mark.row("C15")
+def test_no_timeout_given_is_the_profile_s_never_none() -> None:
     """None in a mapping does not switch a time-out off."""
     assert one({"timeouts": {"read": None, "connect": None}}).timeouts == ACME.timeouts
 

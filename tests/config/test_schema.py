@@ -148,11 +148,12 @@ def test_a_wrong_value_is_told_by_path_kind_and_what_is_expected(key: str, value
     assert entry_fault(**{key: value}).startswith(f"providers.acme.{key}: {told}")
 
 
+@pytest.mark.row("C15")
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), float("-inf"), -1, 0, 10**400, 1e300, "1", True]
 )
 @pytest.mark.parametrize("key", ["connect", "read", "read_large", "catalog", "first", "pool", "total"])
-def test_c15_senseless_timeouts_are_refused(key: str, value: object) -> None:
+def test_senseless_timeouts_are_refused(key: str, value: object) -> None:
     """A time-out is a number of seconds above 0 that a clock can hold."""
     assert entry_fault(timeouts={key: value}).startswith(
         f"providers.acme.timeouts.{key}: expected seconds above 0"
@@ -241,6 +242,7 @@ def test_headers_that_cannot_be_sent_are_refused(headers: object) -> None:
     assert entry_fault(headers=headers).startswith("providers.acme.headers")
 
 
+@pytest.mark.row("S01")
 @pytest.mark.parametrize(
     "key",
     [
@@ -256,7 +258,7 @@ def test_headers_that_cannot_be_sent_are_refused(headers: object) -> None:
         {CANARY: CANARY},
     ],
 )
-def test_s01_a_key_that_cannot_be_one_is_refused_unseen(key: object) -> None:
+def test_a_key_that_cannot_be_one_is_refused_unseen(key: object) -> None:
     """The path and what is wrong are told, no part of the key."""
     assert entry_fault(api_key=key).startswith("providers.acme.api_key: ")
     assert "providers.acme.endpoints[0].api_key: " in entry_fault(endpoints=[{"api_key": key}])

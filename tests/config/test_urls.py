@@ -52,6 +52,7 @@ def test_a_url_has_one_spelling(text: str, url: str, origin: str) -> None:
 HOMOGRAPH = "https://api.аcme.example/v1"  # noqa: RUF001 - a Cyrillic a, which is the point
 
 
+@pytest.mark.row("S03")
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -126,14 +127,15 @@ HOMOGRAPH = "https://api.аcme.example/v1"  # noqa: RUF001 - a Cyrillic a, which
         ("https://a" + "/x" * 2000, "longer than 2048"),
     ],
 )
-def test_s03_where_no_request_goes(text: str, told: str) -> None:
+def test_where_no_request_goes(text: str, told: str) -> None:
     """Each is refused with its reason; a URL that may hold a key is never shown."""
     message = fault(lambda: parse(text))
     assert message.startswith("providers.acme.base_url: ")
     assert told in message
 
 
-def test_s03_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> None:
+@pytest.mark.row("S03")
+def test_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> None:
     """It is a host like any other, whose owner is not the provider."""
     found = one({"base_url": HOMOGRAPH}, ACME_API_KEY=CANARY)
     assert found.origin == "https://api.xn--cme-5cd.example"
@@ -142,6 +144,7 @@ def test_s03_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> 
     )
 
 
+@pytest.mark.row("N23")
 @pytest.mark.parametrize(
     "text",
     [
@@ -167,7 +170,7 @@ def test_s03_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> 
         ".",
     ],
 )
-def test_n23_what_is_no_url_is_refused_before_anything_is_sent(text: str) -> None:
+def test_what_is_no_url_is_refused_before_anything_is_sent(text: str) -> None:
     """In an entry as in one of its endpoints, with the path of the key."""
     assert entry_fault(base_url=text).startswith("providers.acme.base_url: ")
     assert entry_fault(endpoints=[{"base_url": text}]).startswith("providers.acme.endpoints[0].base_url: ")

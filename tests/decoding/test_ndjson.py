@@ -44,8 +44,9 @@ def test_a_line_comes_with_its_last_byte() -> None:
     assert [len(decoder.feed(piece)) for piece in (b"1", b"\n", b"2\n3\n4", b"\n")] == [0, 1, 2, 1]
 
 
+@pytest.mark.row("E05")
 @pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
-def test_e05_the_cap_is_exact(size: int) -> None:
+def test_the_cap_is_exact(size: int) -> None:
     """The last byte allowed, and the first that is not."""
     body = b"x" * size + b"\n"
     for pieces in ([body], [body[:9], body[9:]], [body[i : i + 70_000] for i in range(0, len(body), 70_000)]):
@@ -56,7 +57,8 @@ def test_e05_the_cap_is_exact(size: int) -> None:
                 events(NDJSONDecoder(), pieces)
 
 
-def test_e09_what_is_no_utf8_is_a_fault_and_never_replaced() -> None:
+@pytest.mark.row("E09")
+def test_what_is_no_utf8_is_a_fault_and_never_replaced() -> None:
     """The good lines before it are not lost, and nothing follows."""
     decoder = NDJSONDecoder()
     with pytest.raises(StreamDecodeError, match="not UTF-8") as caught:

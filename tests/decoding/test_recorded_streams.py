@@ -44,8 +44,9 @@ def decoded(response: Any, pieces: Any) -> list[ServerEvent]:
     return events(decoder, pieces)
 
 
+@pytest.mark.row("E01")
 @pytest.mark.parametrize("response", STREAMS or WITHOUT)
-def test_e01_a_recording_is_the_same_in_any_pieces(response: Any) -> None:
+def test_a_recording_is_the_same_in_any_pieces(response: Any) -> None:
     """Cut in two at every byte, in single bytes, in random pieces: the events do not change."""
     body = response["body_text"].encode()
     whole = decoded(response, [body])

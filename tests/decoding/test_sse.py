@@ -70,8 +70,9 @@ CASES: dict[str, tuple[bytes, list[ServerEvent]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.row("E02")
 @pytest.mark.parametrize(("body", "expected"), CASES.values(), ids=CASES.keys())
-def test_e02_by_the_standard_in_any_pieces(body: bytes, expected: list[ServerEvent]) -> None:
+def test_by_the_standard_in_any_pieces(body: bytes, expected: list[ServerEvent]) -> None:
     """Whole, cut in two anywhere, byte by byte."""
     assert events(SSEDecoder(), [body]) == expected
     assert events(SSEDecoder(), single_bytes(body)) == expected
@@ -96,7 +97,8 @@ def test_an_event_comes_with_its_last_byte(pieces: tuple[bytes, ...], counts: tu
     assert tuple(len(decoder.feed(piece)) for piece in pieces) == counts
 
 
-def test_e05_an_endless_line_is_a_fault_at_the_cap() -> None:
+@pytest.mark.row("E05")
+def test_an_endless_line_is_a_fault_at_the_cap() -> None:
     """At 1 MiB, in pieces of any size, in data and in comments."""
     for start in (b"data: ", b": ", b"nothing", b""):
         decoder = SSEDecoder()
@@ -110,9 +112,10 @@ def test_e05_an_endless_line_is_a_fault_at_the_cap() -> None:
         assert fed <= MAX_LINE_BYTES + 2 * 65_536
 
 
+@pytest.mark.row("E05")
 @pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
 @pytest.mark.parametrize("whole", [True, False])
-def test_e05_the_cap_is_exact(size: int, whole: bool) -> None:
+def test_the_cap_is_exact(size: int, whole: bool) -> None:
     """The last byte allowed, and the first that is not."""
     line = b"data: " + b"x" * (size - 6)
     pieces = [line + b"\n\n"] if whole else [line[:500_000], line[500_000:], b"\n\n"]
@@ -123,7 +126,8 @@ def test_e05_the_cap_is_exact(size: int, whole: bool) -> None:
             events(SSEDecoder(), pieces)
 
 
-def test_e05_an_event_of_many_lines_is_a_fault_at_the_cap() -> None:
+@pytest.mark.row("E05")
+def test_an_event_of_many_lines_is_a_fault_at_the_cap() -> None:
     """2 MiB in lines of 1 KiB; lines without a byte of data count too."""
     for line in (b"data: " + b"x" * 1024 + b"\n", b"data\n"):
         decoder = SSEDecoder()
@@ -140,7 +144,8 @@ def test_a_lower_cap_for_events_holds_for_single_lines_too() -> None:
         events(SSEDecoder(max_event=3), [b"data: abcd\n\n"])
 
 
-def test_e05_a_million_events_take_steady_memory() -> None:
+@pytest.mark.row("E05")
+def test_a_million_events_take_steady_memory() -> None:
     """What has been given out is not kept."""
     decoder = SSEDecoder()
     piece = b"data: x\n\n" * 1_000
@@ -154,10 +159,11 @@ def test_e05_a_million_events_take_steady_memory() -> None:
     assert most < 1_000
 
 
+@pytest.mark.row("E09")
 @pytest.mark.parametrize(
     "line", [b"data: \xff", b"data: \xe4\xf6", b"event: \xff\ndata: a", b"id: \x80", b"data: \xed\xa0\x80"]
 )
-def test_e09_what_is_no_utf8_is_a_fault_and_never_replaced(line: bytes) -> None:
+def test_what_is_no_utf8_is_a_fault_and_never_replaced(line: bytes) -> None:
     """Latin-1, half a character, a lone surrogate; the good events before it are not lost."""
     body = b"data: good\n\n" + line + b"\n\ndata: after\n\n"
     decoder = SSEDecoder()

@@ -1,4 +1,4 @@
-"""C01, C02, C04, C05: cancellation at every turn of the loop, and crowds."""
+"""Cancellation at every turn of the loop, and crowds."""
 
 from __future__ import annotations
 
@@ -133,9 +133,10 @@ def answer_slowly(request: Request) -> Reply:
 END = b"0\r\n\r\n"
 
 
+@pytest.mark.row("C01")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
-async def test_c01_cancelled_at_every_turn(
+async def test_cancelled_at_every_turn(
     call: Callable[[llmopt.AsyncClient], Awaitable[None]], warm: bool
 ) -> None:
     """The next call succeeds, and nothing is held by a call that is gone."""
@@ -155,8 +156,9 @@ async def test_c01_cancelled_at_every_turn(
         assert turns > 3
 
 
+@pytest.mark.row("C01")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_c01_a_close_cancelled_at_every_turn(warm: bool) -> None:
+async def test_a_close_cancelled_at_every_turn(warm: bool) -> None:
     """With and without a call under way: nothing stays open, and closing again is fine."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -177,7 +179,8 @@ async def test_c01_a_close_cancelled_at_every_turn(warm: bool) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_c02_cancelled_twice_at_every_turn() -> None:
+@pytest.mark.row("C02")
+async def test_cancelled_twice_at_every_turn() -> None:
     """The second one while the first is being cleaned up after."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -196,7 +199,8 @@ async def test_c02_cancelled_twice_at_every_turn() -> None:
                     assert at_rest(client)
 
 
-def test_c02_cancelled_in_the_moment_of_a_time_out() -> None:
+@pytest.mark.row("C02")
+def test_cancelled_in_the_moment_of_a_time_out() -> None:
     """Of the attempt, of the deadline, of a back-off: the caller's wish is what counts."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -221,7 +225,8 @@ def test_c02_cancelled_in_the_moment_of_a_time_out() -> None:
     run_simulated(main)
 
 
-async def test_c04_ten_thousand_calls_on_ten_connections() -> None:
+@pytest.mark.row("C04")
+async def test_ten_thousand_calls_on_ten_connections() -> None:
     """All succeed, each with its own rows; never more connections than allowed."""
     async with (
         FaultServer() as server,
@@ -240,7 +245,8 @@ async def test_c04_ten_thousand_calls_on_ten_connections() -> None:
         assert len(server.requests) == 10_000
 
 
-async def test_c05_thousands_of_waiters_are_cancelled() -> None:
+@pytest.mark.row("C05")
+async def test_thousands_of_waiters_are_cancelled() -> None:
     """The lines are empty, and the next call succeeds."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server, pool_size=4)) as client:
@@ -257,7 +263,8 @@ async def test_c05_thousands_of_waiters_are_cancelled() -> None:
         assert at_rest(client)
 
 
-async def test_c06_closing_in_many_ways() -> None:
+@pytest.mark.row("C06")
+async def test_closing_in_many_ways() -> None:
     """Many at once, during a call, and a call afterwards."""
     gate = asyncio.Event()
     async with FaultServer() as server:

@@ -42,7 +42,8 @@ async def open_circuit(client: llmopt.AsyncClient, server: FaultServer) -> None:
     raise AssertionError("the circuit stays closed")
 
 
-def test_h10_the_circuit_opens_above_half_and_not_below() -> None:
+@pytest.mark.row("H10")
+def test_the_circuit_opens_above_half_and_not_below() -> None:
     """Of the calls of half a minute."""
     for failing, expected in ((4, False), (6, True)):
 
@@ -236,7 +237,8 @@ def test_a_deadline_that_passes_on_the_way_says_that_something_was_sent() -> Non
     run_simulated(main)
 
 
-def test_c11_a_loop_that_stood_still_is_not_the_servers_fault() -> None:
+@pytest.mark.row("C11")
+def test_a_loop_that_stood_still_is_not_the_servers_fault() -> None:
     """Twenty requests are answered while the caller blocks the loop past their time-outs: no circuit opens."""
     events: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""N01 to N04, N06, N15 and N16 through the whole client: whatever the bytes do, the vectors are right."""
+"""Whatever the bytes do, the vectors are right."""
 
 from __future__ import annotations
 
@@ -94,21 +94,24 @@ async def embed_at_offsets(server: FaultServer, end: Step, framing: Framing, ste
     return wrong
 
 
+@pytest.mark.row("N01")
 @pytest.mark.parametrize(("framing", "step"), [(Framing.LENGTH, 1), (Framing.CHUNKED, 11)])
-async def test_n01_reset_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
+async def test_reset_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
     """Right every time, with one retry."""
     async with FaultServer() as server:
         assert await embed_at_offsets(server, Reset(), framing, step) == 0
 
 
+@pytest.mark.row("N02", "N03", "N04")
 @pytest.mark.parametrize(("framing", "step"), [(Framing.LENGTH, 11), (Framing.CHUNKED, 11), (Framing.EOF, 1)])
-async def test_n02_n03_n04_end_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
+async def test_end_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
     """The same with a regular end of the connection, also where nothing but the JSON tells of it."""
     async with FaultServer() as server:
         assert await embed_at_offsets(server, Close(), framing, step) == 0
 
 
-def test_n01_with_the_circuit_breaker_on() -> None:
+@pytest.mark.row("N01")
+def test_with_the_circuit_breaker_on() -> None:
     """Cut off at every second request, it opens; who waits for it gets the right rows all the same."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -125,7 +128,8 @@ def test_n01_with_the_circuit_breaker_on() -> None:
     run_simulated(main)
 
 
-async def test_n06_an_answer_to_nothing_is_never_believed() -> None:
+@pytest.mark.row("N06")
+async def test_an_answer_to_nothing_is_never_believed() -> None:
     """A whole right-looking answer behind each answer: the connection is not used again."""
 
     def doubled(request: Request) -> bytes:
@@ -146,8 +150,9 @@ RACES: dict[str, Playable] = {
 }
 
 
+@pytest.mark.row("N15")
 @pytest.mark.parametrize("race", RACES.values(), ids=RACES)
-async def test_n15_a_kept_connection_that_the_server_gives_up(race: Playable) -> None:
+async def test_a_kept_connection_that_the_server_gives_up(race: Playable) -> None:
     """Nobody sees an error, whatever the moment; no call takes more than one further request."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=0)) as client:
         server.default(race)
@@ -167,7 +172,8 @@ async def test_n15_a_kept_connection_that_the_server_gives_up(race: Playable) ->
         assert len(server.requests) <= 2 * 2_000
 
 
-def test_n15_idle_connections_that_end_just_as_they_are_used() -> None:
+@pytest.mark.row("N15")
+def test_idle_connections_that_end_just_as_they_are_used() -> None:
     """A server that closes after 5 s of idleness, give or take 10 ms, and a client that comes then."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -185,7 +191,8 @@ def test_n15_idle_connections_that_end_just_as_they_are_used() -> None:
     run_simulated(main)
 
 
-def test_n16_a_kept_connection_whose_peer_is_dead() -> None:
+@pytest.mark.row("N16")
+def test_a_kept_connection_whose_peer_is_dead() -> None:
     """The attempt times out, and the next one has a fresh connection."""
 
     async def main(clock: SimulatedClock) -> None:

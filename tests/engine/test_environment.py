@@ -1,4 +1,4 @@
-"""C07, C08, C10 and C14 to C18: loops, clocks, deadlines, stamina's switches, broken logging, long inputs; and S06."""
+"""Loops, clocks, deadlines, stamina's switches, broken logging, long inputs; and S06."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def right(found: Any, *texts: str) -> bool:
 # Loops
 
 
-def test_c08_one_client_in_one_run_after_the_other() -> None:
+@pytest.mark.row("C08")
+def test_one_client_in_one_run_after_the_other() -> None:
     """Each run makes connections of its own."""
     with serving() as thread:
         client = llmopt.AsyncClient(config(thread.server))
@@ -56,7 +57,8 @@ def test_c08_one_client_in_one_run_after_the_other() -> None:
         thread.run(thread.server.wait_all_closed())
 
 
-def test_c08_one_client_on_several_loops_at_once() -> None:
+@pytest.mark.row("C08")
+def test_one_client_on_several_loops_at_once() -> None:
     """In threads: nobody gets another's vectors, and one line of requests does not hold up the other."""
     with serving() as thread:
         client = llmopt.AsyncClient(config(thread.server))
@@ -80,7 +82,8 @@ def test_c08_one_client_on_several_loops_at_once() -> None:
         asyncio.run(client.aclose())
 
 
-def test_c08_first_calls_from_many_threads_share_one_pool() -> None:
+@pytest.mark.row("C08")
+def test_first_calls_from_many_threads_share_one_pool() -> None:
     """Whoever is first opens it; nobody's is left open and forgotten."""
     with serving() as thread:
         for _ in range(30):
@@ -101,7 +104,8 @@ def test_c08_first_calls_from_many_threads_share_one_pool() -> None:
     gc.collect()
 
 
-def test_c08_uvloop() -> None:
+@pytest.mark.row("C08")
+def test_uvloop() -> None:
     """Another loop, the same answers."""
     uvloop = pytest.importorskip("uvloop")
     with serving() as thread:
@@ -115,7 +119,8 @@ def test_c08_uvloop() -> None:
         assert uvloop.run(main())
 
 
-async def test_c07_a_client_that_nobody_closes_says_so() -> None:
+@pytest.mark.row("C07")
+async def test_a_client_that_nobody_closes_says_so() -> None:
     """With a `ResourceWarning`, and its connections end."""
     async with FaultServer() as server:
         clients = [llmopt.AsyncClient(config(server))]
@@ -129,8 +134,9 @@ async def test_c07_a_client_that_nobody_closes_says_so() -> None:
 # Clocks
 
 
+@pytest.mark.row("C10")
 @pytest.mark.parametrize("jump", [3_600.0, -3_600.0, 3.2e8, -3.2e8])
-def test_c10_the_calendar_jumps_and_nobody_minds(jump: float) -> None:
+def test_the_calendar_jumps_and_nobody_minds(jump: float) -> None:
     """Back-off, pause, deadline and circuit go by the clock that only grows."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -157,7 +163,8 @@ def test_c10_the_calendar_jumps_and_nobody_minds(jump: float) -> None:
     run_simulated(main)
 
 
-def test_c10_a_machine_that_was_suspended_goes_on() -> None:
+@pytest.mark.row("C10")
+def test_a_machine_that_was_suspended_goes_on() -> None:
     """A minute passes at once: what waited goes, the deadline that passed is told, nothing else breaks."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -182,7 +189,8 @@ def test_c10_a_machine_that_was_suspended_goes_on() -> None:
 # Budgets, nesting, stamina
 
 
-def test_c14_an_empty_budget_ends_retries() -> None:
+@pytest.mark.row("C14")
+def test_an_empty_budget_ends_retries() -> None:
     """Thirty-five of them in all, whoever makes them; from then on a failure is one request."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -204,7 +212,8 @@ def test_c14_an_empty_budget_ends_retries() -> None:
     run_simulated(main)
 
 
-async def test_c14_a_call_inside_an_attempt_does_not_retry() -> None:
+@pytest.mark.row("C14")
+async def test_a_call_inside_an_attempt_does_not_retry() -> None:
     """A token provider that asks llmopt itself: its failure is the outer attempt's, and not multiplied."""
     async with FaultServer() as inner_server, FaultServer() as server:
         inner_server.default(DOWN)
@@ -224,8 +233,9 @@ async def test_c14_a_call_inside_an_attempt_does_not_retry() -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.row("C15")
 @pytest.mark.parametrize("deadline", [0, -1, 1e-9])
-async def test_c15_no_time_left_is_told_at_once(deadline: float) -> None:
+async def test_no_time_left_is_told_at_once(deadline: float) -> None:
     """Nothing is sent."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         for call in (
@@ -241,8 +251,9 @@ async def test_c15_no_time_left_is_told_at_once(deadline: float) -> None:
     assert server.requests == []
 
 
+@pytest.mark.row("C15")
 @pytest.mark.parametrize("deadline", [float("nan"), float("inf"), "5", True])
-async def test_c15_what_is_no_time_is_refused(deadline: Any) -> None:
+async def test_what_is_no_time_is_refused(deadline: Any) -> None:
     """A slip is told, not taken for ever."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with pytest.raises(llmopt.ConfigError, match="deadline"):
@@ -250,7 +261,8 @@ async def test_c15_what_is_no_time_is_refused(deadline: Any) -> None:
     assert server.requests == []
 
 
-async def test_c16_staminas_switches_and_a_foreign_hook_that_raises() -> None:
+@pytest.mark.row("C16")
+async def test_staminas_switches_and_a_foreign_hook_that_raises() -> None:
     """Switched off it makes no retry; in test mode as many attempts as it is told; a hook's fault stays its own."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=3)) as client:
         server.default(DOWN)
@@ -279,7 +291,8 @@ async def test_c16_staminas_switches_and_a_foreign_hook_that_raises() -> None:
 # Logging
 
 
-async def test_c17_a_log_handler_that_raises_harms_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.row("C17")
+async def test_a_log_handler_that_raises_harms_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """logging's own rule: what goes wrong in a handler is the handler's."""
 
     class Broken(logging.Handler):
@@ -301,7 +314,8 @@ async def test_c17_a_log_handler_that_raises_harms_no_call(monkeypatch: pytest.M
         logger.setLevel(level)
 
 
-async def test_c17_structlog_configured_in_any_way_changes_nothing() -> None:
+@pytest.mark.row("C17")
+async def test_structlog_configured_in_any_way_changes_nothing() -> None:
     """A processor that raises is never called by a retry of ours."""
     import structlog
 
@@ -320,7 +334,8 @@ async def test_c17_structlog_configured_in_any_way_changes_nothing() -> None:
 # Memory
 
 
-async def test_c18_a_long_input_takes_no_more_memory_than_a_short_one() -> None:
+@pytest.mark.row("C18")
+async def test_a_long_input_takes_no_more_memory_than_a_short_one() -> None:
     """Its texts are made as they are wanted, and forgotten with their part."""
     live = most = 0
 
@@ -375,7 +390,8 @@ class _Explosive:
         return (pytest.fail, ("a planted pickle was executed",))
 
 
-async def test_s06_what_is_planted_among_the_files_is_never_executed(tmp_path: Path) -> None:
+@pytest.mark.row("S06")
+async def test_what_is_planted_among_the_files_is_never_executed(tmp_path: Path) -> None:
     """Pickles and nonsense in the place of what was learned count for nothing."""
     plants = [
         pickle.dumps(_Explosive()),

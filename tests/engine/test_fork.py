@@ -1,4 +1,4 @@
-"""C09: a warm client carried across forks. Release-blocking: a wrong vector here would be silent."""
+"""A warm client carried across forks. Release-blocking: a wrong vector here would be silent."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def embedding_server() -> Iterator[str]:
             process.kill()
 
 
+@pytest.mark.row("C09")
 @pytest.mark.parametrize("kind", CALLS)
-def test_c09_nobody_gets_anothers_vectors(kind: str) -> None:
+def test_nobody_gets_anothers_vectors(kind: str) -> None:
     """A child alone, a child beside its parent, eight children beside it, and the parent afterwards."""
     with embedding_server() as url:
         done = subprocess.run(

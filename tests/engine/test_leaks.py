@@ -1,4 +1,4 @@
-"""S02: a key and a text that must be nowhere, through every fault that the server can play."""
+"""A key and a text that must be nowhere, through every fault that the server can play."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ async def meet(fault: Fault, number: int, folder: Path, gathered: Gathered) -> N
             gathered.objects()
 
 
-async def test_s02_key_and_texts_are_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.row("S02")
+async def test_key_and_texts_are_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Logs at DEBUG, tracebacks with our locals, pickles, events, stats, reprs, output, files: no hit."""
     gathered = Gathered(keys=[KEY, TOKEN], texts=[TEXT])
     room = asyncio.Semaphore(AT_ONCE)

@@ -69,7 +69,8 @@ def endpoint_connections(endpoint: Any) -> tuple[int, int]:
     return endpoint["connections"]["in_use"], endpoint["connections"]["waiting"]
 
 
-def test_h09_an_outage_of_a_minute_at_a_hundred_requests_a_second() -> None:
+@pytest.mark.row("H09")
+def test_an_outage_of_a_minute_at_a_hundred_requests_a_second() -> None:
     """Extra requests stay within the budget, and all is well within ten seconds of the server's return."""
     events: list[Any] = []
 
@@ -153,7 +154,8 @@ def test_five_percent_of_transient_faults(seed: int) -> None:
     assert percentile(checkouts, 0.99) < 0.1
 
 
-def test_n12_five_connections_that_fail_open_the_circuit() -> None:
+@pytest.mark.row("N12")
+def test_five_connections_that_fail_open_the_circuit() -> None:
     """Of the origin: nobody knocks any more, for any of its models."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -174,8 +176,9 @@ def test_n12_five_connections_that_fail_open_the_circuit() -> None:
     run_simulated(main)
 
 
+@pytest.mark.row("N20")
 @pytest.mark.parametrize("when_open", ["wait", "fail"])
-def test_n20_a_server_dies_with_two_hundred_in_flight(when_open: str) -> None:
+def test_a_server_dies_with_two_hundred_in_flight(when_open: str) -> None:
     """It is back after 3 s. Who waits gets the answer; who does not is told at once what is the matter."""
     events: list[Any] = []
 
@@ -222,7 +225,8 @@ def test_n20_a_server_dies_with_two_hundred_in_flight(when_open: str) -> None:
     assert changes[-1] == "closed"
 
 
-def test_n21_a_server_that_flaps() -> None:
+@pytest.mark.row("N21")
+def test_a_server_that_flaps() -> None:
     """A second up, a second down, for a minute: what comes through costs little more than itself."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -249,7 +253,8 @@ def test_n21_a_server_that_flaps() -> None:
     run_simulated(main)
 
 
-def test_n22_one_of_three_endpoints_is_black_holed() -> None:
+@pytest.mark.row("N22")
+def test_one_of_three_endpoints_is_black_holed() -> None:
     """Once it is ejected, the slowest of a hundred calls takes what it took before."""
     dice = random.Random(3)
 

@@ -147,7 +147,8 @@ def test_a_dead_server_is_not_asked_by_those_who_wait_for_their_turn(when_open: 
     run_simulated(main)
 
 
-def test_h01_a_hint_pauses_the_whole_quota_and_no_other() -> None:
+@pytest.mark.row("H01")
+def test_a_hint_pauses_the_whole_quota_and_no_other() -> None:
     """Who comes meanwhile waits as well; another model's calls do not."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -177,7 +178,8 @@ def test_h01_a_hint_pauses_the_whole_quota_and_no_other() -> None:
     run_simulated(main)
 
 
-def test_h03_while_a_server_wants_an_hour_nothing_is_sent_and_nobody_waits() -> None:
+@pytest.mark.row("H03")
+def test_while_a_server_wants_an_hour_nothing_is_sent_and_nobody_waits() -> None:
     """The first call says so, and so do those that come later."""
 
     async def main(clock: SimulatedClock) -> None:

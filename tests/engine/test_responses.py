@@ -1,4 +1,4 @@
-"""P01 to P12 through the whole client: answers that are well framed and wrong, or only odd."""
+"""Answers that are well framed and wrong, or only odd."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def rows(texts: list[str]) -> np.ndarray[Any, Any]:
     return np.array([vector_for(text) for text in texts], dtype=np.float32)
 
 
+@pytest.mark.row("P08")
 @pytest.mark.parametrize("fault", faults_of("P08"), ids=str)
-def test_p08_a_bill_that_makes_no_sense_costs_what_was_estimated(fault: Fault) -> None:
+def test_a_bill_that_makes_no_sense_costs_what_was_estimated(fault: Fault) -> None:
     """The vectors are good, and nobody waits for a limit that was not used up."""
     events: list[Any] = []
 
@@ -63,7 +64,8 @@ def test_p08_a_bill_that_makes_no_sense_costs_what_was_estimated(fault: Fault) -
     assert not [event for event in events if isinstance(event, RequestWait) and event.cause == "limiter"]
 
 
-async def test_p09_another_model_than_was_asked_for_is_named_in_the_result() -> None:
+@pytest.mark.row("P09")
+async def test_another_model_than_was_asked_for_is_named_in_the_result() -> None:
     """Providers answer an alias with the name behind it; the caller sees which it was."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         find_fault("P09", "another model").inject(server)
@@ -74,7 +76,8 @@ async def test_p09_another_model_than_was_asked_for_is_named_in_the_result() -> 
         assert (await client.embed(MODEL, TEXTS)).model == "m"
 
 
-async def test_p10_answers_that_were_crossed_are_seen_by_their_size() -> None:
+@pytest.mark.row("P10")
+async def test_answers_that_were_crossed_are_seen_by_their_size() -> None:
     """Two concurrent requests get each other's answer: both are asked again, and come right."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=2)) as client:
         await client.embed(MODEL, ["warm"])
@@ -85,7 +88,8 @@ async def test_p10_answers_that_were_crossed_are_seen_by_their_size() -> None:
     np.testing.assert_array_equal(two.vectors, rows(["a", "b"]))
 
 
-async def test_p10_crossed_answers_of_one_size_cannot_be_told() -> None:
+@pytest.mark.row("P10")
+async def test_crossed_answers_of_one_size_cannot_be_told() -> None:
     """What no client can see: nothing in the answer says whose it is. It stands here so that nobody forgets."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         await client.embed(MODEL, ["warm"])
@@ -95,8 +99,9 @@ async def test_p10_crossed_answers_of_one_size_cannot_be_told() -> None:
     np.testing.assert_array_equal(np.concatenate([one.vectors, two.vectors]), rows(["b", "a"]))
 
 
+@pytest.mark.row("P11")
 @pytest.mark.parametrize("fault", faults_of("P11"), ids=str)
-async def test_p11_a_vector_of_zeros_or_of_one_number_is_a_vector(fault: Fault) -> None:
+async def test_a_vector_of_zeros_or_of_one_number_is_a_vector(fault: Fault) -> None:
     """Some models give them, to an empty thought; it is for the caller to judge."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         fault.inject(server)
@@ -123,8 +128,9 @@ SOME_JSON = [
 """JSON that is no answer, in the ways of its y_ and i_ files."""
 
 
+@pytest.mark.row("P12")
 @pytest.mark.parametrize("body", [*NO_JSON, *SOME_JSON], ids=repr)
-async def test_p12_a_body_that_is_no_answer_is_an_invalid_response(body: bytes) -> None:
+async def test_a_body_that_is_no_answer_is_an_invalid_response(body: bytes) -> None:
     """Whatever it is, and nothing else comes of it."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"retry": False}) as client:
         server.default(Answer(200, body, JSON))
@@ -132,8 +138,9 @@ async def test_p12_a_body_that_is_no_answer_is_an_invalid_response(body: bytes) 
             await client.embed(MODEL, ["a"])
 
 
+@pytest.mark.row("P12")
 @pytest.mark.parametrize("value", [body for body in SOME_JSON if b"data" not in body], ids=repr)
-async def test_p12_odd_json_where_nobody_looks_spoils_nothing(value: bytes) -> None:
+async def test_odd_json_where_nobody_looks_spoils_nothing(value: bytes) -> None:
     """In a field that is not ours it is skipped, or the answer is refused; the rows are never wrong."""
     spoiled = rewritten(lambda body: body[:-1] + b',"novel":' + value + b"}")
     async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"retry": False}) as client:
@@ -146,8 +153,9 @@ async def test_p12_odd_json_where_nobody_looks_spoils_nothing(value: bytes) -> N
             np.testing.assert_array_equal(found.vectors, rows(TEXTS))
 
 
+@pytest.mark.row("P01", "P02", "P03", "P04", "P05", "P06")
 @pytest.mark.parametrize("row", ["P01", "P03", "P04", "P05", "P06"])
-async def test_p01_to_p06_the_fault_of_one_answer_is_not_that_of_the_next(row: str) -> None:
+async def test_the_fault_of_one_answer_is_not_that_of_the_next(row: str) -> None:
     """Each of them once, one after the other, in one client: right rows, whatever the answer before was."""
     async with (
         FaultServer() as server,
@@ -165,8 +173,9 @@ async def test_p01_to_p06_the_fault_of_one_answer_is_not_that_of_the_next(row: s
 CANARY = "canary-text-f3a9c1"
 
 
+@pytest.mark.row("S02")
 @given(st.text(max_size=80), st.text(max_size=80), st.integers(12, 18))
-def test_s02_no_stretch_of_a_text_gets_through(before: str, after: str, length: int) -> None:
+def test_no_stretch_of_a_text_gets_through(before: str, after: str, length: int) -> None:
     """Whole or cut off, the echo is gone."""
     echo = CANARY[:length]
     assert echo not in redact(f"{before} {echo} {after}", texts=[f"hello {CANARY} world"])
@@ -177,7 +186,8 @@ def test_short_texts_are_taken_out_whole() -> None:
     assert redact("cannot embed 'hunter2'", texts=["hunter2"]) == "cannot embed '[text]'"
 
 
-def test_s04_control_characters_become_spaces() -> None:
+@pytest.mark.row("S04")
+def test_control_characters_become_spaces() -> None:
     """Neither a terminal nor a log file can be steered by an error."""
     assert redact("a\x1b[31mred\r\nb\u2028c") == "a [31mred  b c"
 
@@ -187,12 +197,14 @@ def test_keys_are_taken_out() -> None:
     assert redact("Incorrect key: test-key-1.", secrets=["test-key-1"]) == "Incorrect key: [key]."
 
 
-def test_s02_part_of_a_key_is_taken_out() -> None:
+@pytest.mark.row("S02")
+def test_part_of_a_key_is_taken_out() -> None:
     """A message is cut at a length, perhaps in the middle of the key."""
     assert redact("you sent Bearer test-key-1", secrets=["test-key-1234567890"]) == "you sent Bearer [key]"
 
 
-def test_s02_white_space_hides_nothing() -> None:
+@pytest.mark.row("S02")
+def test_white_space_hides_nothing() -> None:
     """An error's line breaks are made spaces, so those of the text are too."""
     assert redact("bad: one two three four", texts=["one  two\n\tthree four"]) == "bad: [text]"
 

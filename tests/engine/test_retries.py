@@ -27,7 +27,8 @@ def error(status: int, code: str | None = None, **headers: str) -> Answer:
     return Answer(status, body, pairs)
 
 
-async def test_h08_three_retries_are_four_requests() -> None:
+@pytest.mark.row("H08")
+async def test_three_retries_are_four_requests() -> None:
     """503 for ever; the error tells of all four."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=3)) as client:
         server.default(bytes(error(503)))
@@ -47,6 +48,7 @@ async def test_a_failure_that_passes_is_not_seen() -> None:
     assert len(server.requests) == 2
 
 
+@pytest.mark.row("H07", "H08", "H11", "H12")
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
@@ -64,7 +66,7 @@ async def test_a_failure_that_passes_is_not_seen() -> None:
     ],
     ids=lambda value: str(getattr(value, "status", value)),
 )
-async def test_h07_h08_h11_h12_what_cannot_help_is_sent_once(answer: Answer, kind: type[Exception]) -> None:
+async def test_what_cannot_help_is_sent_once(answer: Answer, kind: type[Exception]) -> None:
     """Money, keys, permissions, vetoes, and waits that are too long."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=3)) as client:
         server.default(bytes(answer))
@@ -73,7 +75,8 @@ async def test_h07_h08_h11_h12_what_cannot_help_is_sent_once(answer: Answer, kin
     assert len(server.requests) == 1
 
 
-async def test_h03_a_wait_that_is_too_long_is_told() -> None:
+@pytest.mark.row("H03")
+async def test_a_wait_that_is_too_long_is_told() -> None:
     """The caller learns how long."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(bytes(error(429, retry_after="1000000000")))
@@ -110,7 +113,7 @@ async def test_retry_off_sends_once() -> None:
     assert len(server.requests) == 1
 
 
-# H01 to H06: what a server may say of when to come back, in simulated time over real sockets.
+# What a server may say of when to come back, in simulated time over real sockets.
 
 MODEL = "server/m"
 
@@ -142,8 +145,9 @@ def waited(fault: Fault | Answer, **options: Any) -> tuple[float, list[RequestRe
     return seconds, [event for event in events if isinstance(event, RequestRetry)], requests
 
 
+@pytest.mark.row("H01")
 @pytest.mark.parametrize(("name", "least"), [("1 s", 1.0), ("1.5 s", 1.5), ("250 ms", 0.25)])
-def test_h01_a_hint_is_kept_to(name: str, least: float) -> None:
+def test_a_hint_is_kept_to(name: str, least: float) -> None:
     """Never sooner, at most a second later, told of once."""
     seconds, retries, requests = waited(find_fault("H01", name))
     assert least <= seconds <= least + 1
@@ -152,7 +156,8 @@ def test_h01_a_hint_is_kept_to(name: str, least: float) -> None:
     assert requests == 2
 
 
-def test_h01_retry_after_two_is_two_seconds_and_one_event() -> None:
+@pytest.mark.row("H01")
+def test_retry_after_two_is_two_seconds_and_one_event() -> None:
     """2.0 to 2.3 s."""
     for _ in range(20):
         seconds, retries, requests = waited(retry_after("2"))
@@ -160,8 +165,9 @@ def test_h01_retry_after_two_is_two_seconds_and_one_event() -> None:
         assert (len(retries), requests) == (1, 2)
 
 
+@pytest.mark.row("H02")
 @pytest.mark.parametrize("fault", faults_of("H02"), ids=str)
-def test_h02_an_absurd_hint_is_no_hint(fault: Fault) -> None:
+def test_an_absurd_hint_is_no_hint(fault: Fault) -> None:
     """The own back-off counts; the one that is a number with spaces around it is that number."""
     seconds, retries, requests = waited(fault)
     least, most = (3.0, 4.0) if fault.name == "Retry-After ' 3 '" else (1.0, 1.6)
@@ -169,8 +175,9 @@ def test_h02_an_absurd_hint_is_no_hint(fault: Fault) -> None:
     assert (len(retries), requests) == (1, 2)
 
 
+@pytest.mark.row("H03")
 @pytest.mark.parametrize("fault", faults_of("H03"), ids=str)
-def test_h03_more_than_two_minutes_fails_at_once(fault: Fault) -> None:
+def test_more_than_two_minutes_fails_at_once(fault: Fault) -> None:
     """With the value, so that the caller may come back then."""
     with pytest.raises(llmopt.RateLimited) as caught:
         waited(fault)
@@ -189,15 +196,17 @@ DATES = {
 }
 
 
+@pytest.mark.row("H04")
 @pytest.mark.parametrize(("name", "bounds"), DATES.items(), ids=DATES)
-def test_h04_dates_are_taken_from_the_servers_own_clock(name: str, bounds: tuple[float, float]) -> None:
+def test_dates_are_taken_from_the_servers_own_clock(name: str, bounds: tuple[float, float]) -> None:
     """In all three forms; a moment that is past is no hint, nor is one that is in none of the forms."""
     seconds, retries, requests = waited(find_fault("H04", name))
     assert bounds[0] <= seconds <= bounds[1]
     assert (len(retries), requests) == (1, 2)
 
 
-def test_h04_the_year_9999_is_too_long() -> None:
+@pytest.mark.row("H04")
+def test_the_year_9999_is_too_long() -> None:
     """A date is a number of seconds like any other."""
     with pytest.raises(llmopt.RateLimited) as caught:
         waited(find_fault("H04", "year 9999"))
@@ -205,15 +214,17 @@ def test_h04_the_year_9999_is_too_long() -> None:
     assert caught.value.retry_after > 1e9
 
 
+@pytest.mark.row("H05")
 @pytest.mark.parametrize(("name", "least"), [("several", 3.0), ("ms and s disagree", 0.5)])
-def test_h05_of_several_hints_the_largest_and_of_two_units_the_finer(name: str, least: float) -> None:
+def test_of_several_hints_the_largest_and_of_two_units_the_finer(name: str, least: float) -> None:
     """A proxy may have added one of its own."""
     seconds, retries, requests = waited(find_fault("H05", name))
     assert least <= seconds <= least + 1
     assert (len(retries), requests) == (1, 2)
 
 
-def test_h06_five_refusals_without_a_hint() -> None:
+@pytest.mark.row("H06")
+def test_five_refusals_without_a_hint() -> None:
     """The back-off doubles, and the call comes through where retries allow."""
 
     async def main(clock: SimulatedClock) -> tuple[float, int]:
@@ -232,7 +243,8 @@ def test_h06_five_refusals_without_a_hint() -> None:
     assert requests == 6
 
 
-def test_h06_refusals_for_ever_end_with_the_retries() -> None:
+@pytest.mark.row("H06")
+def test_refusals_for_ever_end_with_the_retries() -> None:
     """n retries are n + 1 requests."""
 
     async def main(clock: SimulatedClock) -> int:
@@ -248,7 +260,8 @@ def test_h06_refusals_for_ever_end_with_the_retries() -> None:
     assert run_simulated(main) == 4
 
 
-def test_h03_ninety_seconds_do_not_fit_a_deadline_of_thirty() -> None:
+@pytest.mark.row("H03")
+def test_ninety_seconds_do_not_fit_a_deadline_of_thirty() -> None:
     """That is told at once, with the number."""
 
     async def main(clock: SimulatedClock) -> None:

@@ -1,4 +1,4 @@
-"""C13: identical texts in flight are sent once, and nobody's fate hangs on anybody else's."""
+"""Identical texts in flight are sent once, and nobody's fate hangs on anybody else's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def row(text: str) -> list[float]:
     return [float(value) for value in vector_for(text, 4)]
 
 
-async def test_c13_a_thousand_callers_of_one_text_send_one_request() -> None:
+@pytest.mark.row("C13")
+async def test_a_thousand_callers_of_one_text_send_one_request() -> None:
     """Each gets the vector."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -45,7 +46,8 @@ async def test_c13_a_thousand_callers_of_one_text_send_one_request() -> None:
     assert sum(each.usage.requests for each in found) == 1
 
 
-async def test_c13_overlapping_lists_send_only_what_is_new() -> None:
+@pytest.mark.row("C13")
+async def test_overlapping_lists_send_only_what_is_new() -> None:
     """Texts of both are in order in both."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -62,7 +64,8 @@ async def test_c13_overlapping_lists_send_only_what_is_new() -> None:
     np.testing.assert_array_equal(two.vectors, np.array([row(text) for text in "xcya"], dtype=np.float32))
 
 
-async def test_c13_options_that_change_a_vector_are_not_mixed() -> None:
+@pytest.mark.row("C13")
+async def test_options_that_change_a_vector_are_not_mixed() -> None:
     """Another length is another question."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -76,7 +79,8 @@ async def test_c13_options_that_change_a_vector_are_not_mixed() -> None:
     assert len(server.requests) == 2
 
 
-async def test_c13_the_leader_is_cancelled_and_the_others_get_their_answer() -> None:
+@pytest.mark.row("C13")
+async def test_the_leader_is_cancelled_and_the_others_get_their_answer() -> None:
     """From the same request."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -95,7 +99,8 @@ async def test_c13_the_leader_is_cancelled_and_the_others_get_their_answer() -> 
     assert len(server.requests) == 1
 
 
-async def test_c13_all_are_cancelled_and_the_request_with_them() -> None:
+@pytest.mark.row("C13")
+async def test_all_are_cancelled_and_the_request_with_them() -> None:
     """The connection is given up; the next call asks afresh."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -111,7 +116,8 @@ async def test_c13_all_are_cancelled_and_the_request_with_them() -> None:
     assert len(server.requests) == 2
 
 
-async def test_c13_a_failure_is_everyones_and_remembered_for_nobody() -> None:
+@pytest.mark.row("C13")
+async def test_a_failure_is_everyones_and_remembered_for_nobody() -> None:
     """Each has an exception of its own; they do not each retry."""
     gate = asyncio.Event()
     refusal = Script([Wait(gate), Respond(lambda _: b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n")])
@@ -128,7 +134,8 @@ async def test_c13_a_failure_is_everyones_and_remembered_for_nobody() -> None:
     assert len(server.requests) == 2
 
 
-async def test_c13_a_follower_with_less_time_leaves_alone() -> None:
+@pytest.mark.row("C13")
+async def test_a_follower_with_less_time_leaves_alone() -> None:
     """The leader goes on."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -142,7 +149,8 @@ async def test_c13_a_follower_with_less_time_leaves_alone() -> None:
         assert (await leader).vectors.shape == (1, 4)
 
 
-async def test_c13_each_gets_its_own_order_and_an_array_of_its_own() -> None:
+@pytest.mark.row("C13")
+async def test_each_gets_its_own_order_and_an_array_of_its_own() -> None:
     """The same texts the other way round are not sent, and are not given back the first way round."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -162,7 +170,8 @@ async def test_c13_each_gets_its_own_order_and_an_array_of_its_own() -> None:
     assert found[3].vectors.any()
 
 
-async def test_c13_a_caller_that_writes_to_its_array_at_once_changes_nobody_elses() -> None:
+@pytest.mark.row("C13")
+async def test_a_caller_that_writes_to_its_array_at_once_changes_nobody_elses() -> None:
     """Even the first caller, which goes on before the others do."""
     gate = asyncio.Event()
 
@@ -184,7 +193,8 @@ async def test_c13_a_caller_that_writes_to_its_array_at_once_changes_nobody_else
     assert [each.vectors[0].tolist() for each in found] == [row("a")] * 3
 
 
-async def test_c13_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
+@pytest.mark.row("C13")
+async def test_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
     """What ended was the leader's time, not the follower's."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -200,7 +210,8 @@ async def test_c13_a_leader_with_less_time_is_followed_by_a_request_of_the_follo
     assert len(server.requests) == 2
 
 
-async def test_c13_closing_tells_the_waiters_so() -> None:
+@pytest.mark.row("C13")
+async def test_closing_tells_the_waiters_so() -> None:
     """ClientClosed, never a cancellation that nobody asked for."""
     gate = asyncio.Event()
     async with FaultServer() as server:
@@ -215,7 +226,8 @@ async def test_c13_closing_tells_the_waiters_so() -> None:
     assert [type(error) for error in errors] == [llmopt.ClientClosed] * 3, errors
 
 
-async def test_c13_lists_of_models_are_shared() -> None:
+@pytest.mark.row("C13")
+async def test_lists_of_models_are_shared() -> None:
     """Ten callers, one request."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -229,7 +241,8 @@ async def test_c13_lists_of_models_are_shared() -> None:
     assert len({len(models) for models in lists}) == 1
 
 
-async def test_c13_switched_off_everybody_asks() -> None:
+@pytest.mark.row("C13")
+async def test_switched_off_everybody_asks() -> None:
     """The flag alone decides."""
     async with (
         FaultServer() as server,

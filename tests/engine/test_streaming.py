@@ -224,7 +224,8 @@ async def test_the_limiter_does_not_wait_for_the_end_of_long_answers() -> None:
         assert at_rest(client)
 
 
-async def test_c06_closing_the_client_under_a_stream() -> None:
+@pytest.mark.row("C06")
+async def test_closing_the_client_under_a_stream() -> None:
     """The reader is told so; whoever is not reading learns it with the next look."""
     async with FaultServer() as server:
         server.default(NEVER_ENDING)
@@ -328,7 +329,8 @@ async def test_a_stream_used_up_may_be_asked_again() -> None:
         assert stream.text == "Hello world"
 
 
-def test_c07_dropped_when_its_loop_is_closed() -> None:
+@pytest.mark.row("C07")
+def test_dropped_when_its_loop_is_closed() -> None:
     """Nothing is scheduled on it, and the next run works."""
     with serving() as thread:
         thread.server.default(NEVER_ENDING)
@@ -353,7 +355,8 @@ def test_c07_dropped_when_its_loop_is_closed() -> None:
         gc.collect()
 
 
-def test_c07_dropped_in_another_thread() -> None:
+@pytest.mark.row("C07")
+def test_dropped_in_another_thread() -> None:
     """Its own loop lets it go."""
     with serving() as thread:
         thread.server.default(NEVER_ENDING)
@@ -374,7 +377,8 @@ def test_c07_dropped_in_another_thread() -> None:
             asyncio.run(main())
 
 
-def test_c08_two_loops_at_once() -> None:
+@pytest.mark.row("C08")
+def test_two_loops_at_once() -> None:
     """One client, streams in two threads, each on its own connections."""
     with serving() as thread:
         thread.server.default(answer_openai)

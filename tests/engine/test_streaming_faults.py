@@ -63,11 +63,12 @@ async def interrupted(client: llmopt.AsyncClient, **options: Any) -> llmopt.Stre
     return caught.value
 
 
-# E01, E02: however it is cut.
+# However it is cut.
 
 
+@pytest.mark.row("E01")
 @pytest.mark.parametrize("size", [1, 10, 100])
-async def test_e01_cut_in_two_anywhere(size: int) -> None:
+async def test_cut_in_two_anywhere(size: int) -> None:
     """The events are the same for every cut, and for every number of them parsed together."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(stream_answer(WORDS))
@@ -79,14 +80,16 @@ async def test_e01_cut_in_two_anywhere(size: int) -> None:
         await until(lambda: at_rest(client))
 
 
+@pytest.mark.row("E01")
 @pytest.mark.parametrize("size", [1, 100])
-async def test_e01_in_single_bytes(size: int) -> None:
+async def test_in_single_bytes(size: int) -> None:
     """As slow as a stream can be."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(stream_answer(WORDS), playing(*(WHOLE[at : at + 1] for at in range(len(WHOLE)))))
         assert await events_of(client) == await events_of(client, buffer_size=size)
 
 
+@pytest.mark.row("E02")
 @pytest.mark.parametrize(
     "change",
     [
@@ -112,14 +115,15 @@ async def test_e01_in_single_bytes(size: int) -> None:
         "no line end",
     ],
 )
-async def test_e02_as_the_standard_allows(change: Callable[[bytes], bytes]) -> None:
+async def test_as_the_standard_allows(change: Callable[[bytes], bytes]) -> None:
     """Whatever is allowed makes no difference."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(change(WHOLE)))
         assert await text_of(client) == TEXT
 
 
-async def test_e02_separators_that_are_no_line_ends() -> None:
+@pytest.mark.row("E02")
+async def test_separators_that_are_no_line_ends() -> None:
     """U+2028 and U+0085 stand in a text like any other character."""
     words = ["a\u2028b", "c\u0085d", "e\u2029f"]
     body = b"".join(event(choices=[{"index": 0, "delta": {"content": word}}]) for word in words)
@@ -130,11 +134,12 @@ async def test_e02_separators_that_are_no_line_ends() -> None:
         assert await text_of(client) == "".join(words)
 
 
-# E03: no end.
+# No end.
 
 
+@pytest.mark.row("E03")
 @pytest.mark.parametrize("end", [Send(END), Close()], ids=["ended chunks", "FIN"])
-async def test_e03_an_answer_without_its_end_is_an_error(end: Send | Close) -> None:
+async def test_an_answer_without_its_end_is_an_error(end: Send | Close) -> None:
     """Never taken for a whole one, and not sent again."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(playing(*said(), end=(end, Close())))
@@ -147,7 +152,8 @@ async def test_e03_an_answer_without_its_end_is_an_error(end: Send | Close) -> N
     assert [attempt.outcome for attempt in error.attempts] == ["StreamInterrupted"]
 
 
-async def test_e03_a_server_that_sends_no_end_of_its_own_must_give_a_reason() -> None:
+@pytest.mark.row("E03")
+async def test_a_server_that_sends_no_end_of_its_own_must_give_a_reason() -> None:
     """A finish reason and then the end of the body is an end, where the profile says so."""
     finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -155,7 +161,8 @@ async def test_e03_a_server_that_sends_no_end_of_its_own_must_give_a_reason() ->
         assert await text_of(client) == TEXT
 
 
-async def test_e03_an_empty_stream_is_tried_again_once() -> None:
+@pytest.mark.row("E03")
+async def test_an_empty_stream_is_tried_again_once() -> None:
     """Nothing was handed out."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(cut_off())
@@ -164,9 +171,10 @@ async def test_e03_an_empty_stream_is_tried_again_once() -> None:
     assert len(server.requests) == 2
 
 
-# E04: errors in the stream.
+# Errors in the stream.
 
 
+@pytest.mark.row("E04")
 @pytest.mark.parametrize(
     ("told", "kind"),
     [
@@ -176,7 +184,7 @@ async def test_e03_an_empty_stream_is_tried_again_once() -> None:
     ],
     ids=["data", "event", "field"],
 )
-async def test_e04_an_error_that_comes_first_is_like_an_http_error(
+async def test_an_error_that_comes_first_is_like_an_http_error(
     told: bytes, kind: type[llmopt.LLMOptError]
 ) -> None:
     """It is tried again; when it stays, it is raised as itself and not as a stream's."""
@@ -193,7 +201,8 @@ async def test_e04_an_error_that_comes_first_is_like_an_http_error(
     assert len(server.requests) == 4
 
 
-async def test_e04_money_that_runs_out_first_is_not_asked_for_again() -> None:
+@pytest.mark.row("E04")
+async def test_money_that_runs_out_first_is_not_asked_for_again() -> None:
     """By its verdict, as with an HTTP error."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(playing(error_event(code="insufficient_quota")))
@@ -202,9 +211,10 @@ async def test_e04_money_that_runs_out_first_is_not_asked_for_again() -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.row("E04")
 @pytest.mark.parametrize("size", [1, 10, 100])
 @pytest.mark.parametrize("done", [False, True])
-async def test_e04_an_error_after_words(size: int, done: bool) -> None:
+async def test_an_error_after_words(size: int, done: bool) -> None:
     """All words before it come first; nothing is repeated; the kind is the cause."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         told = error_event() + (DONE if done else b"")
@@ -220,10 +230,11 @@ async def test_e04_an_error_after_words(size: int, done: bool) -> None:
     assert len(server.requests) == 1
 
 
-# E05: too much.
+# Too much.
 
 
-async def test_e05_an_endless_line() -> None:
+@pytest.mark.row("E05")
+async def test_an_endless_line() -> None:
     """Stopped at a mebibyte, and not asked for again: the same would come."""
     flood = Repeat([Send(chunk(b"x" * 65536))])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -238,7 +249,8 @@ async def test_e05_an_endless_line() -> None:
         assert at_rest(client)
 
 
-async def test_e05_an_event_of_two_mebibytes() -> None:
+@pytest.mark.row("E05")
+async def test_an_event_of_two_mebibytes() -> None:
     """In many lines, none of them long."""
     lines = b"".join(b"data: " + b"x" * 1000 + b"\n" for _ in range(2200))
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -249,7 +261,8 @@ async def test_e05_an_event_of_two_mebibytes() -> None:
     assert error.__cause__.reason == "too_large"
 
 
-async def test_e05_a_flood_of_tiny_events_is_read_in_steady_memory() -> None:
+@pytest.mark.row("E05")
+async def test_a_flood_of_tiny_events_is_read_in_steady_memory() -> None:
     """Neither comments nor empty events pile up, however many."""
     tiny = chunk(b": ping\n\ndata:\n\n" * 1000)
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -267,7 +280,7 @@ async def test_e05_a_flood_of_tiny_events_is_read_in_steady_memory() -> None:
     assert peak < 32 << 20
 
 
-# E06: silence, in simulated time and with the times that a hosted provider has.
+# Silence, in simulated time and with the times that a hosted provider has.
 
 PINGS = b'event: ping\ndata: {"type": "ping"}\n\n'
 SIGNS = [None, b": comment\n\n", PINGS]
@@ -301,8 +314,9 @@ def silent(*pieces: bytes, signs: bytes | None) -> Script:
     return Script([Send(head()), *(Send(chunk(piece)) for piece in pieces), *alive])
 
 
+@pytest.mark.row("E06")
 @pytest.mark.parametrize("signs", SIGNS, ids=["still", "comments", "pings"])
-def test_e06_no_first_event(signs: bytes | None) -> None:
+def test_no_first_event(signs: bytes | None) -> None:
     """Signs of life are no event. It is tried again once, since it may have been carried out."""
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -313,7 +327,8 @@ def test_e06_no_first_event(signs: bytes | None) -> None:
     assert len(in_simulated_time(silent(signs=signs), test)) == 2
 
 
-def test_e06_no_head() -> None:
+@pytest.mark.row("E06")
+def test_no_head() -> None:
     """The same time holds for it."""
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -324,8 +339,9 @@ def test_e06_no_head() -> None:
     assert len(in_simulated_time(Script([Stall()]), test)) == 2
 
 
+@pytest.mark.row("E06")
 @pytest.mark.parametrize("first", [b": thinking\n\n", said()[0]], ids=["comment", "role"])
-def test_e06_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
+def test_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
     """For its first word, whether or not the stream began with an event before it."""
     play = Script([Send(head()), Send(chunk(first)), Wait(290.0), Send(chunk(WHOLE) + END)])
 
@@ -335,6 +351,7 @@ def test_e06_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
     assert len(in_simulated_time(play, test)) == 1
 
 
+@pytest.mark.row("E06")
 @pytest.mark.parametrize(
     ("signs", "seconds", "told"),
     [
@@ -344,7 +361,7 @@ def test_e06_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
     ],
     ids=["still", "comments", "pings"],
 )
-def test_e06_silence_in_the_middle(signs: bytes | None, seconds: float, told: str) -> None:
+def test_silence_in_the_middle(signs: bytes | None, seconds: float, told: str) -> None:
     """Bytes set one clock back, only words the other; what came is kept, nothing is repeated."""
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -356,7 +373,8 @@ def test_e06_silence_in_the_middle(signs: bytes | None, seconds: float, told: st
     assert len(in_simulated_time(silent(*said(), signs=signs), test)) == 1
 
 
-def test_e06_a_slow_reader_is_no_silent_server() -> None:
+@pytest.mark.row("E06")
+def test_a_slow_reader_is_no_silent_server() -> None:
     """Time counts only while somebody waits."""
     first, *others = said()
     play = Script([Send(head()), Send(chunk(first)), Wait(700.0), Send(chunk(b"".join(others) + DONE) + END)])
@@ -372,7 +390,8 @@ def test_e06_a_slow_reader_is_no_silent_server() -> None:
     in_simulated_time(play, test)
 
 
-def test_e06_a_slow_writer_is_no_silent_server() -> None:
+@pytest.mark.row("E06")
+def test_a_slow_writer_is_no_silent_server() -> None:
     """A word in 59 seconds is enough."""
     steps = [step for piece in said() for step in (Wait(59.0), Send(chunk(piece)))]
     play = Script([Send(head()), *steps, Send(chunk(DONE) + END)])
@@ -399,7 +418,8 @@ def test_the_deadline_holds_for_the_whole_stream() -> None:
     in_simulated_time(Script([Send(head()), word]), test)
 
 
-def test_c11_a_loop_that_was_held_up_reads_first_and_judges_then() -> None:
+@pytest.mark.row("C11")
+def test_a_loop_that_was_held_up_reads_first_and_judges_then() -> None:
     """What lies in the socket when the timer is due wins."""
     words = said()
     play = Script(
@@ -423,10 +443,11 @@ def test_c11_a_loop_that_was_held_up_reads_first_and_judges_then() -> None:
     in_simulated_time(play, test)
 
 
-# E07, E08: the end.
+# The end.
 
 
-async def test_e07_the_end_is_the_end_though_the_connection_stays_open() -> None:
+@pytest.mark.row("E07")
+async def test_the_end_is_the_end_though_the_connection_stays_open() -> None:
     """It returns at once; the connection is closed soon after."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(WHOLE, end=[Stall()]))
@@ -437,7 +458,8 @@ async def test_e07_the_end_is_the_end_though_the_connection_stays_open() -> None
         assert at_rest(client)
 
 
-async def test_e07_the_formal_end_may_come_a_little_later() -> None:
+@pytest.mark.row("E07")
+async def test_the_formal_end_may_come_a_little_later() -> None:
     """Then the connection is kept."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -450,7 +472,8 @@ async def test_e07_the_formal_end_may_come_a_little_later() -> None:
     assert server.connections == 1
 
 
-async def test_e07_a_client_that_is_closed_meanwhile() -> None:
+@pytest.mark.row("E07")
+async def test_a_client_that_is_closed_meanwhile() -> None:
     """Does not wait for that end, and leaves nothing behind."""
     async with FaultServer() as server:
         server.play(playing(WHOLE, end=[Stall()]))
@@ -459,13 +482,14 @@ async def test_e07_a_client_that_is_closed_meanwhile() -> None:
         await server.wait_all_closed()
 
 
+@pytest.mark.row("E08")
 @pytest.mark.parametrize(
     "after",
     [DONE, said()[1], error_event(), b"data: no JSON\n\n", b"\xff\xfe"],
     ids=["a second end", "words", "an error", "no JSON", "no UTF-8"],
 )
 @pytest.mark.parametrize("together", [False, True])
-async def test_e08_nothing_counts_after_the_end(after: bytes, together: bool) -> None:
+async def test_nothing_counts_after_the_end(after: bytes, together: bool) -> None:
     """Whatever it is."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(WHOLE + after) if together else playing(WHOLE, after), playing(WHOLE))
@@ -473,17 +497,19 @@ async def test_e08_nothing_counts_after_the_end(after: bytes, together: bool) ->
             assert await text_of(client) == TEXT
 
 
+@pytest.mark.row("E08")
 @pytest.mark.parametrize("almost", [b"data: [DONE]x\n\n", b"data: DONE\n\n", b"data: [done]\n\n"])
-async def test_e08_only_the_end_itself_is_the_end(almost: bytes) -> None:
+async def test_only_the_end_itself_is_the_end(almost: bytes) -> None:
     """Anything near it is no JSON and no end."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(*said(), almost, DONE))
         assert (await interrupted(client)).text == TEXT
 
 
-# E09: unreadable.
+# Unreadable.
 
 
+@pytest.mark.row("E09")
 @pytest.mark.parametrize(
     "broken",
     [
@@ -495,7 +521,7 @@ async def test_e08_only_the_end_itself_is_the_end(almost: bytes) -> None:
     ],
     ids=["no JSON", "no object", "no text", "no UTF-8", "latin-1"],
 )
-async def test_e09_an_event_that_cannot_be_read(broken: bytes) -> None:
+async def test_an_event_that_cannot_be_read(broken: bytes) -> None:
     """First it is tried again once; later it ends the stream. Never a replacement, never silence."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(playing(broken, DONE))
@@ -510,15 +536,17 @@ async def test_e09_an_event_that_cannot_be_read(broken: bytes) -> None:
     assert len(server.requests) == 3
 
 
-async def test_e09_what_a_header_says_of_the_charset_does_not_matter() -> None:
+@pytest.mark.row("E09")
+async def test_what_a_header_says_of_the_charset_does_not_matter() -> None:
     """Streams are UTF-8, by the standard."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(WHOLE, kind="text/event-stream; charset=latin1"))
         assert await text_of(client) == TEXT
 
 
+@pytest.mark.row("E09")
 @pytest.mark.parametrize("kind", ["text/plain; charset=utf-8", "application/octet-stream", None])
-async def test_e09_a_content_type_that_says_nothing(kind: str | None) -> None:
+async def test_a_content_type_that_says_nothing(kind: str | None) -> None:
     """What comes tells: a stream, an answer in one piece, or an error. However it is cut."""
     headers = [("content-type", kind)] if kind else []
     whole = json.dumps(chat_payload(["Hello"])).encode()
@@ -535,7 +563,8 @@ async def test_e09_a_content_type_that_says_nothing(kind: str | None) -> None:
             await events_of(client)
 
 
-async def test_e09_a_page_instead_of_a_stream() -> None:
+@pytest.mark.row("E09")
+async def test_a_page_instead_of_a_stream() -> None:
     """A proxy's, as a rule."""
     page = Answer(200, b"<html>Sign in</html>", [("content-type", "text/html")])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -545,7 +574,8 @@ async def test_e09_a_page_instead_of_a_stream() -> None:
     assert len(server.requests) == 2
 
 
-async def test_e09_a_server_that_does_not_stream() -> None:
+@pytest.mark.row("E09")
+async def test_a_server_that_does_not_stream() -> None:
     """Its whole answer is one event, and its error an error."""
 
     def whole(request: Request) -> Answer:
@@ -570,11 +600,12 @@ def vars_of(request: Request) -> dict[str, Any]:
     return {each.name: getattr(request, each.name) for each in attrs.fields(Request)}
 
 
-# E10: broken connections.
+# Broken connections.
 
 
+@pytest.mark.row("E10")
 @pytest.mark.parametrize("end", [Reset(), Close()], ids=["RST", "FIN"])
-async def test_e10_broken_at_every_event(end: Reset | Close) -> None:
+async def test_broken_at_every_event(end: Reset | Close) -> None:
     """What came is kept, exactly; a request is repeated only while nothing was handed out, and once."""
     events = said()
     async with (
@@ -595,10 +626,11 @@ async def test_e10_broken_at_every_event(end: Reset | Close) -> None:
             assert at_rest(client)
 
 
-# E11: readers that go.
+# Readers that go.
 
 
-async def test_e11_a_thousand_streams_left_after_the_first_event() -> None:
+@pytest.mark.row("E11")
+async def test_a_thousand_streams_left_after_the_first_event() -> None:
     """Neither connection nor task nor memory stays behind."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, pool_size=10)) as client:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
@@ -632,7 +664,8 @@ async def test_e11_a_thousand_streams_left_after_the_first_event() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_e11_an_exception_in_the_block() -> None:
+@pytest.mark.row("E11")
+async def test_an_exception_in_the_block() -> None:
     """Passes as it is; the connection is let go."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
@@ -645,7 +678,8 @@ async def test_e11_an_exception_in_the_block() -> None:
         assert stream.reply.finish_reason is None
 
 
-async def test_e11_dropped_without_being_closed() -> None:
+@pytest.mark.row("E11")
+async def test_dropped_without_being_closed() -> None:
     """The garbage collector lets it go, and a warning says so."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
@@ -657,7 +691,8 @@ async def test_e11_dropped_without_being_closed() -> None:
         assert at_rest(client)
 
 
-async def test_e11_never_begun() -> None:
+@pytest.mark.row("E11")
+async def test_never_begun() -> None:
     """Nothing was sent, so there is nothing to warn of."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with warnings.catch_warnings():
@@ -667,7 +702,8 @@ async def test_e11_never_begun() -> None:
     assert server.requests == []
 
 
-async def test_e11_nobody_reads_ahead_of_a_slow_reader() -> None:
+@pytest.mark.row("E11")
+async def test_nobody_reads_ahead_of_a_slow_reader() -> None:
     """What is not asked for stays with the server, but for the socket's buffers."""
     word = chunk(event(choices=[{"index": 0, "delta": {"content": "x" * 1000}}]) * 100)
     sent = 0
@@ -691,12 +727,13 @@ async def test_e11_nobody_reads_ahead_of_a_slow_reader() -> None:
         await server.wait_all_closed()
 
 
-# E12: refusals.
+# Refusals.
 
 
+@pytest.mark.row("E12")
 @pytest.mark.parametrize("status", [429, 500])
 @pytest.mark.parametrize("size", [100, 200_000], ids=["short", "long"])
-async def test_e12_a_hundred_refusals_leave_nothing_behind(status: int, size: int) -> None:
+async def test_a_hundred_refusals_leave_nothing_behind(status: int, size: int) -> None:
     """On ten connections; of a long body no more is read than is needed."""
     flags = {"retry": False, "breaker": False, "limiter": False}
     async with (

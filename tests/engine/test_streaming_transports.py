@@ -62,14 +62,16 @@ async def test_a_whole_stream(server: FaultServer, client: llmopt.AsyncClient) -
     assert server.connections == 1
 
 
-async def test_e07_an_end_without_an_end(server: FaultServer, client: llmopt.AsyncClient) -> None:
+@pytest.mark.row("E07")
+async def test_an_end_without_an_end(server: FaultServer, client: llmopt.AsyncClient) -> None:
     """The reader does not wait for it; the next request gets its connection."""
     server.play(playing(b"".join(stream_events(WORDS)), end=[Stall()]), answer_openai)
     assert await text_of(client) == TEXT
     assert await text_of(client) == "Hello world"
 
 
-async def test_e10_broken_off(server: FaultServer, client: llmopt.AsyncClient) -> None:
+@pytest.mark.row("E10")
+async def test_broken_off(server: FaultServer, client: llmopt.AsyncClient) -> None:
     """With what had come."""
     server.play(cut_off(*said()))
     with pytest.raises(llmopt.StreamInterrupted) as caught:
@@ -77,7 +79,8 @@ async def test_e10_broken_off(server: FaultServer, client: llmopt.AsyncClient) -
     assert caught.value.text == TEXT
 
 
-async def test_e06_silence(server: FaultServer) -> None:
+@pytest.mark.row("E06")
+async def test_silence(server: FaultServer) -> None:
     """The clocks are ours."""
     times = {"first": 0.05, "first_event": 0.05, "idle": 0.1}
     transport = httpx.AsyncHTTPTransport()
@@ -88,7 +91,8 @@ async def test_e06_silence(server: FaultServer) -> None:
         await server.wait_all_closed()
 
 
-async def test_e11_left_early(server: FaultServer, client: llmopt.AsyncClient) -> None:
+@pytest.mark.row("E11")
+async def test_left_early(server: FaultServer, client: llmopt.AsyncClient) -> None:
     """Many times over the only connection."""
     server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
     for _ in range(20):
@@ -99,7 +103,8 @@ async def test_e11_left_early(server: FaultServer, client: llmopt.AsyncClient) -
     await until(lambda: server.open_connections <= 1)
 
 
-async def test_c01_cancelled_at_any_turn(server: FaultServer, client: llmopt.AsyncClient) -> None:
+@pytest.mark.row("C01")
+async def test_cancelled_at_any_turn(server: FaultServer, client: llmopt.AsyncClient) -> None:
     """httpx's pool, which loses a slot to a cancellation at the wrong moment, is never cancelled."""
     server.default(lambda request: playing(*said(), DONE))
     for turns in range(60):
@@ -111,7 +116,8 @@ async def test_c01_cancelled_at_any_turn(server: FaultServer, client: llmopt.Asy
         assert await text_of(client) == TEXT, turns
 
 
-async def test_e12_refusals(server: FaultServer, client: llmopt.AsyncClient) -> None:
+@pytest.mark.row("E12")
+async def test_refusals(server: FaultServer, client: llmopt.AsyncClient) -> None:
     """A hundred over one connection."""
     server.default(error_answer(400, "no"))
     for _ in range(100):

@@ -153,7 +153,8 @@ async def test_what_a_server_tells_of_itself_is_told_once() -> None:
     assert len(told) == len(set(told))
 
 
-async def test_c17_a_listener_that_raises_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.row("C17")
+async def test_a_listener_that_raises_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:
     """C17: it is logged, and everything goes on."""
 
     def broken(event: Event) -> None:

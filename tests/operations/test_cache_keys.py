@@ -1,4 +1,4 @@
-"""K05: whatever could make an answer another one makes its key another one."""
+"""Whatever could make an answer another one makes its key another one."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def test_k05_one_thing_changed_is_another_key() -> None:
+@pytest.mark.row("K05")
+def test_one_thing_changed_is_another_key() -> None:
     """All of them distinct; each of them 32 bytes."""
     found = {name: make() for name, make in OTHERS.items()}
     assert len(set(found.values())) == len(found), found
@@ -128,7 +129,8 @@ def test_many_texts_are_as_each_alone() -> None:
     ]
 
 
-async def test_k05_two_tenants_do_not_see_each_others(tmp_path: Path) -> None:
+@pytest.mark.row("K05")
+async def test_two_tenants_do_not_see_each_others(tmp_path: Path) -> None:
     """One folder, one server, two keys: nothing is shared, neither lists nor vectors."""
     async with FaultServer() as server:
         server.default(answer_openai)

@@ -93,8 +93,9 @@ BAD: list[tuple[Any, dict[str, Any], str, int | None]] = [
 ]
 
 
+@pytest.mark.row("I01", "I05")
 @pytest.mark.parametrize(("messages", "options", "told", "index"), BAD, ids=range(len(BAD)))
-async def test_i01_i05_what_cannot_be_asked_is_refused_before_anything_is_sent(
+async def test_what_cannot_be_asked_is_refused_before_anything_is_sent(
     messages: Any, options: dict[str, Any], told: str, index: int | None
 ) -> None:
     """For a chat and for a stream alike, which is refused when it is made."""
@@ -115,8 +116,9 @@ async def test_a_buffer_of_no_size(size: Any) -> None:
             client.stream("local/m", ASKED, buffer_size=size)
 
 
+@pytest.mark.row("N01", "N02")
 @pytest.mark.parametrize("end", [Reset(), Close()], ids=["N01", "N02"])
-async def test_n01_n02_broken_at_any_byte_it_is_repeated_once(end: Reset | Close) -> None:
+async def test_broken_at_any_byte_it_is_repeated_once(end: Reset | Close) -> None:
     """It may have been carried out: once more, and then no more."""
     async with (
         FaultServer() as server,
@@ -152,6 +154,7 @@ def test_a_chat_has_ten_minutes() -> None:
     assert run_simulated(main) == 2
 
 
+@pytest.mark.row("H08", "H11", "H14")
 @pytest.mark.parametrize(
     ("answer", "kind", "requests"),
     [
@@ -169,7 +172,7 @@ def test_a_chat_has_ten_minutes() -> None:
     ],
     ids=lambda value: str(getattr(value, "status", value)),
 )
-async def test_h08_h11_h14_by_verdict(answer: Answer, kind: type[Exception], requests: int) -> None:
+async def test_by_verdict(answer: Answer, kind: type[Exception], requests: int) -> None:
     """A chat in one piece and a stream are tried again alike."""
     flags = {"breaker": False}
     for streamed in (False, True):
@@ -187,8 +190,9 @@ async def test_h08_h11_h14_by_verdict(answer: Answer, kind: type[Exception], req
             assert at_rest(client)
 
 
+@pytest.mark.row("P07")
 @pytest.mark.parametrize("fault", faults_of("P07"), ids=lambda fault: fault.name)
-async def test_p07_no_body_breaks_the_client(fault: Any) -> None:
+async def test_no_body_breaks_the_client(fault: Any) -> None:
     """Whatever JSON can be: an unusable answer, never another exception. The bodies are of embeddings."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=0)) as client:
         reply = fault.reply
@@ -210,8 +214,9 @@ CANARY_KEY = "sk-canary-key-8f7e6d5c"
 CANARY_TEXT = "canary-prompt-1a2b3c4d"
 
 
+@pytest.mark.row("S02")
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_s02_neither_key_nor_prompt_gets_out(
+async def test_neither_key_nor_prompt_gets_out(
     streamed: bool, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     """A provider that repeats both, in a status, in an event, first and later: errors, events, logs, pickles."""

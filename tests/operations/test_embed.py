@@ -17,12 +17,14 @@ from llmopt.operations.embed import check_texts_argument, embed_call, text_error
 from tests.support.faults import FaultServer, answer_openai, serving, vector_for
 
 
+@pytest.mark.row("I02")
 @pytest.mark.parametrize("text", ["a", " ", "\x00", "\u2028", "\ufeff", "é", "👩‍👩‍👧", "a" * 100_000])
-def test_i02_odd_texts_can_be_sent(text: str) -> None:
+def test_odd_texts_can_be_sent(text: str) -> None:
     """White space, NUL, line separators, BOM and emoji are texts like any other."""
     assert text_error(text, 0) is None
 
 
+@pytest.mark.row("I01")
 @pytest.mark.parametrize(
     ("text", "word"),
     [
@@ -34,7 +36,7 @@ def test_i02_odd_texts_can_be_sent(text: str) -> None:
         ("a\ud800b", "surrogate"),
     ],
 )
-def test_i01_unusable_texts_are_named_by_index(text: object, word: str) -> None:
+def test_unusable_texts_are_named_by_index(text: object, word: str) -> None:
     """The message says which one and what is wrong with it."""
     fault = text_error(text, 17)
     assert fault is not None
@@ -43,21 +45,24 @@ def test_i01_unusable_texts_are_named_by_index(text: object, word: str) -> None:
     assert word in fault.message
 
 
+@pytest.mark.row("I01")
 @pytest.mark.parametrize("texts", ["one text", b"bytes", {"a": 1}, None, 5, object()])
-def test_i01_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
+def test_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
     """A single text is not taken for a list of characters."""
     with pytest.raises(InvalidInput, match="list of str"):
         check_texts_argument(texts)
 
 
+@pytest.mark.row("I05")
 @pytest.mark.parametrize("dimensions", [0, -1, True, "5", 1.5, 10**9])
-def test_i05_dimensions(dimensions: Any) -> None:
+def test_dimensions(dimensions: Any) -> None:
     """Only a positive whole number of sensible size will do."""
     with pytest.raises(InvalidInput, match="dimensions"):
         embed_call("m", dimensions=dimensions, input_type=None, extra=None)
 
 
-def test_i05_extra_must_be_json() -> None:
+@pytest.mark.row("I05")
+def test_extra_must_be_json() -> None:
     """Cycles, foreign objects and numbers that are not finite are refused."""
     cycle: dict[str, Any] = {}
     cycle["again"] = cycle
@@ -81,7 +86,7 @@ def test_extra_is_a_copy() -> None:
     assert call.extra == {"user": "x"}
 
 
-# I01 to I06 over sockets: what is handed in, and that it comes back in its place.
+# What is handed in, and that it comes back in its place.
 
 MODEL = "server/m"
 
@@ -94,7 +99,8 @@ def rows(texts: list[str]) -> np.ndarray[Any, Any]:
     return np.array([vector_for(text) for text in texts], dtype=np.float32)
 
 
-async def test_i01_nothing_to_embed_sends_nothing() -> None:
+@pytest.mark.row("I01")
+async def test_nothing_to_embed_sends_nothing() -> None:
     """Of any kind of iterable."""
 
     async def none() -> AsyncIterator[str]:
@@ -109,7 +115,8 @@ async def test_i01_nothing_to_embed_sends_nothing() -> None:
     assert server.requests == []
 
 
-async def test_i01_every_kind_of_iterable_of_texts_will_do() -> None:
+@pytest.mark.row("I01")
+async def test_every_kind_of_iterable_of_texts_will_do() -> None:
     """And texts that are a subclass of str, numpy's among them."""
 
     class Text(str):
@@ -134,8 +141,9 @@ async def test_i01_every_kind_of_iterable_of_texts_will_do() -> None:
             np.testing.assert_array_equal((await client.embed(MODEL, texts)).vectors, rows(["a", "b"]))
 
 
+@pytest.mark.row("I01", "I02")
 @pytest.mark.parametrize("bad", ["", None, 3, b"b", ["b"], "\ud800"])
-async def test_i01_i02_one_bad_text_is_told_by_its_index_before_anything_is_sent(bad: Any) -> None:
+async def test_one_bad_text_is_told_by_its_index_before_anything_is_sent(bad: Any) -> None:
     """With errors="return" the others are embedded, and it alone is not."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with pytest.raises(llmopt.InvalidInput) as caught:
@@ -147,7 +155,8 @@ async def test_i01_i02_one_bad_text_is_told_by_its_index_before_anything_is_sent
         np.testing.assert_array_equal(found.vectors[[0, 1, 3]], rows(["a", "b", "c"]))
 
 
-async def test_i02_a_text_of_ten_megabytes_arrives_as_it_is() -> None:
+@pytest.mark.row("I02")
+async def test_a_text_of_ten_megabytes_arrives_as_it_is() -> None:
     """Unless the provider says that it is too long."""
     text = "ä" * 5_000_000
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -160,7 +169,8 @@ async def test_i02_a_text_of_ten_megabytes_arrives_as_it_is() -> None:
             assert server.requests == []
 
 
-async def test_i03_the_same_text_a_thousand_times_is_one_item() -> None:
+@pytest.mark.row("I03")
+async def test_the_same_text_a_thousand_times_is_one_item() -> None:
     """And a thousand rows."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         found = await client.embed(MODEL, ["same", "other", *["same"] * 998])
@@ -170,7 +180,8 @@ async def test_i03_the_same_text_a_thousand_times_is_one_item() -> None:
     assert sum(len(part) for part in parts) == 30
 
 
-async def test_i04_an_iterable_that_raises_ends_after_all_that_came_before() -> None:
+@pytest.mark.row("I04")
+async def test_an_iterable_that_raises_ends_after_all_that_came_before() -> None:
     """What was taken is finished and comes first; nothing is under way afterwards."""
 
     def source() -> Iterator[str]:
@@ -192,7 +203,8 @@ async def test_i04_an_iterable_that_raises_ends_after_all_that_came_before() -> 
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_i04_an_endless_iterable_is_read_only_as_far_as_there_is_room() -> None:
+@pytest.mark.row("I04")
+async def test_an_endless_iterable_is_read_only_as_far_as_there_is_room() -> None:
     """Leaving the block stops it."""
     taken = 0
 
@@ -216,7 +228,8 @@ async def test_i04_an_endless_iterable_is_read_only_as_far_as_there_is_room() ->
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_i04_a_slow_iterable_does_not_hold_back_what_is_there() -> None:
+@pytest.mark.row("I04")
+async def test_a_slow_iterable_does_not_hold_back_what_is_there() -> None:
     """The parts of what it gave come while it thinks of more, and cancelling it leaves nothing behind."""
     gate = asyncio.Event()
 
@@ -237,7 +250,8 @@ async def test_i04_a_slow_iterable_does_not_hold_back_what_is_there() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_i04_a_list_that_is_changed_meanwhile_is_embedded_as_it_was() -> None:
+@pytest.mark.row("I04")
+async def test_a_list_that_is_changed_meanwhile_is_embedded_as_it_was() -> None:
     """The call has its own."""
     texts = [f"text {number}" for number in range(50)]
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -248,8 +262,9 @@ async def test_i04_a_list_that_is_changed_meanwhile_is_embedded_as_it_was() -> N
     np.testing.assert_array_equal(found.vectors, rows([f"text {number}" for number in range(50)]))
 
 
+@pytest.mark.row("I05")
 @pytest.mark.parametrize("extra", [{"a": float("nan")}, {"a": object()}, {1: 2}])
-async def test_i05_options_that_cannot_be_sent_are_refused_before_anything_is(extra: Any) -> None:
+async def test_options_that_cannot_be_sent_are_refused_before_anything_is(extra: Any) -> None:
     """Of the caller's own making, so the message says which."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with pytest.raises(llmopt.InvalidInput, match="extra"):
@@ -260,7 +275,8 @@ async def test_i05_options_that_cannot_be_sent_are_refused_before_anything_is(ex
     assert server.requests == []
 
 
-def test_i06_whatever_the_texts_and_the_batches() -> None:
+@pytest.mark.row("I06")
+def test_whatever_the_texts_and_the_batches() -> None:
     """Each row is its text's, through any cutting into requests."""
     texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), max_size=40)
     with serving() as thread:

@@ -162,7 +162,8 @@ def named(model: str, dimensions: int = 4) -> Callable[[Request], Answer]:
     return answer
 
 
-async def test_p09_kept_under_the_model_that_answered(tmp_path: Path) -> None:
+@pytest.mark.row("P09")
+async def test_kept_under_the_model_that_answered(tmp_path: Path) -> None:
     """The result says which; when another one answers to the name, what the first one gave is not mixed in."""
     async with FaultServer() as server:
         async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
@@ -237,8 +238,9 @@ K03: dict[str, Callable[[bytes, bytes], bytes]] = {
 }
 
 
+@pytest.mark.row("K03")
 @pytest.mark.parametrize("fault", K03)
-async def test_k03_what_is_not_whole_is_a_miss(fault: str, tmp_path: Path) -> None:
+async def test_what_is_not_whole_is_a_miss(fault: str, tmp_path: Path) -> None:
     """It is asked for again, and put right."""
     async with FaultServer() as server:
         server.default(named("model-x"))
@@ -253,7 +255,8 @@ async def test_k03_what_is_not_whole_is_a_miss(fault: str, tmp_path: Path) -> No
             assert len(sent(server)) == requests
 
 
-async def test_k03_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None:
+@pytest.mark.row("K03")
+async def test_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None:
     """Whole in themselves, but not of one model: the first one found decides."""
 
     def shortened(key: bytes, value: bytes) -> bytes:
@@ -273,7 +276,8 @@ async def test_k03_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None
             assert sent(server)[-1] == ["a"]
 
 
-async def test_k03_the_length_is_known(tmp_path: Path) -> None:
+@pytest.mark.row("K03")
+async def test_the_length_is_known(tmp_path: Path) -> None:
     """From an earlier answer, or because the call asks for it."""
 
     def shortened(key: bytes, value: bytes) -> bytes:
@@ -307,7 +311,8 @@ async def test_how_a_vector_is_written(tmp_path: Path) -> None:
     assert struct.unpack("<I", value[-4:])[0] == crc32(value[:-4], crc32(key))
 
 
-async def test_s02_neither_texts_nor_keys_are_in_the_files(tmp_path: Path) -> None:
+@pytest.mark.row("S02")
+async def test_neither_texts_nor_keys_are_in_the_files(tmp_path: Path) -> None:
     """Nor anything that a list of keys could be tried against without the secret."""
     import hashlib
 

@@ -19,8 +19,9 @@ def rows(vectors: Any, indices: Any = None) -> EmbeddedRows:
     return EmbeddedRows(vectors=array, indices=found)
 
 
+@pytest.mark.row("P02")
 @given(st.permutations(range(6)))
-def test_p02_order_is_restored(order: list[int]) -> None:
+def test_order_is_restored(order: list[int]) -> None:
     """Whatever order an answer has, row i is text i."""
     vectors = [[float(index), 1.0] for index in order]
     found = in_input_order(rows(vectors, order), 6, None)
@@ -28,38 +29,43 @@ def test_p02_order_is_restored(order: list[int]) -> None:
     assert found.flags.c_contiguous
 
 
+@pytest.mark.row("P01")
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_p01_count(count: int) -> None:
+def test_count(count: int) -> None:
     """One vector too few or too many is never shifted into place."""
     with pytest.raises(InvalidResponse) as caught:
         in_input_order(rows(np.ones((count, 2)), list(range(count))), 2, None)
     assert caught.value.reason == "count"
 
 
+@pytest.mark.row("P03")
 @pytest.mark.parametrize("indices", [[0, 0], [1, 2], [-1, 0], [0, 5], [0]])
-def test_p03_indices(indices: list[int]) -> None:
+def test_indices(indices: list[int]) -> None:
     """Each index stands there once."""
     with pytest.raises(InvalidResponse) as caught:
         in_input_order(rows([[1.0], [2.0]], indices), 2, None)
     assert caught.value.reason == "index"
 
 
+@pytest.mark.row("P04")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_p04_numbers_are_finite(bad: float) -> None:
+def test_numbers_are_finite(bad: float) -> None:
     """The message says which vector."""
     with pytest.raises(InvalidResponse, match="vector 1 ") as caught:
         in_input_order(rows([[1.0, 2.0], [3.0, bad]], [0, 1]), 2, None)
     assert caught.value.reason == "non_finite"
 
 
-def test_p04_large_numbers_are_finite() -> None:
+@pytest.mark.row("P04")
+def test_large_numbers_are_finite() -> None:
     """A sum that overflows is no proof of a bad number."""
     top = float(np.finfo(np.float32).max)
     assert in_input_order(rows([[top, top], [top, top]], [0, 1]), 2, None).shape == (2, 2)
 
 
+@pytest.mark.row("P05")
 @pytest.mark.parametrize(("vectors", "dimensions"), [([[1.0, 2.0]], 3), (np.ones((1, 0)), None)])
-def test_p05_dimensions(vectors: Any, dimensions: int | None) -> None:
+def test_dimensions(vectors: Any, dimensions: int | None) -> None:
     """Neither another length than expected nor none."""
     with pytest.raises(InvalidResponse) as caught:
         in_input_order(rows(vectors, [0]), 1, dimensions)

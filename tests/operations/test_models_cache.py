@@ -337,8 +337,9 @@ def test_another_process_reads_it_from_disk(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
+@pytest.mark.row("C10")
 @pytest.mark.parametrize("jump", [-10 * 365 * DAY, -DAY, -HOUR, 10 * 365 * DAY, HOUR])
-def test_c10_the_calendar_jumps(jump: float, tmp_path: Path) -> None:
+def test_the_calendar_jumps(jump: float, tmp_path: Path) -> None:
     """No call fails. What lies on disk from a time to come is not believed."""
 
     async def main(world: World) -> None:
@@ -359,7 +360,8 @@ def test_c10_the_calendar_jumps(jump: float, tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_k06_a_refresh_that_hangs(tmp_path: Path) -> None:
+@pytest.mark.row("K06")
+def test_a_refresh_that_hangs(tmp_path: Path) -> None:
     """It has half a minute; meanwhile and afterwards the old list is given, and it is one at a time."""
 
     async def main(world: World) -> None:
@@ -377,7 +379,8 @@ def test_k06_a_refresh_that_hangs(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_k06_closed_during_a_refresh(tmp_path: Path) -> None:
+@pytest.mark.row("K06")
+def test_closed_during_a_refresh(tmp_path: Path) -> None:
     """At once, without a task left behind; the next client finds the old list."""
 
     async def main(world: World) -> None:
@@ -401,7 +404,8 @@ def test_k06_closed_during_a_refresh(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_k06_refreshes_are_four_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.row("K06")
+def test_refreshes_are_four_at_a_time(tmp_path: Path) -> None:
     """However many lists went stale together."""
 
     async def main(world: World) -> None:
@@ -682,7 +686,8 @@ def test_what_comes_out_of_the_store_is_what_went_in(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_c01_cancelled_at_every_turn_of_the_cache(tmp_path: Path) -> None:
+@pytest.mark.row("C01")
+def test_cancelled_at_every_turn_of_the_cache(tmp_path: Path) -> None:
     """The next call succeeds, and gives the right list."""
 
     async def main(world: World) -> None:

@@ -1,4 +1,4 @@
-"""P13: lists of models that are empty, huge, wrong or without end; asked for, kept, and read again."""
+"""Lists of models that are empty, huge, wrong or without end; asked for, kept, and read again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_every_fault_is_expected() -> None:
 
 
 @pytest.mark.parametrize("fault", P13, ids=str)
-async def test_p13(fault: Fault, tmp_path: Path) -> None:
+@pytest.mark.row("P13")
+async def test_unusual_lists_of_models(fault: Fault, tmp_path: Path) -> None:
     """The right models or one clear error; the same again from memory and from disk; the next call is served."""
     async with FaultServer() as server:
         fault.inject(server)
@@ -193,8 +194,9 @@ async def test_the_models_or_one_clear_error(fault: Fault) -> None:
             assert [model.id for model in await client.list_models("server")] == ["text-embedding-3-small"]
 
 
+@pytest.mark.row("H08")
 @pytest.mark.parametrize("name", ["500", "502", "503", "504", "520"])
-async def test_h08_a_failure_that_passes_is_not_seen(name: str) -> None:
+async def test_a_failure_that_passes_is_not_seen(name: str) -> None:
     """Lists are asked for again, as embeddings are."""
     async with FaultServer() as server, client_of(server) as client:
         find_fault("H08", name).inject(server)
@@ -213,15 +215,17 @@ LISTS: dict[str, tuple[Any, list[str]]] = {
 }
 
 
+@pytest.mark.row("P13")
 @pytest.mark.parametrize(("answer", "ids"), LISTS.values(), ids=LISTS)
-async def test_p13_odd_entries_spoil_no_list(answer: Any, ids: list[str]) -> None:
+async def test_odd_entries_spoil_no_list(answer: Any, ids: list[str]) -> None:
     """What can be read is read."""
     async with FaultServer() as server, client_of(server) as client:
         server.default(answer)
         assert [model.id for model in await client.list_models("server")] == ids
 
 
-async def test_p13_a_hundred_thousand_models() -> None:
+@pytest.mark.row("P13")
+async def test_a_hundred_thousand_models() -> None:
     """All of them, in order."""
     async with FaultServer() as server, client_of(server) as client:
         server.default(lambda _: json_answer(models_payload(f"m{number}" for number in range(100_000))))
@@ -230,7 +234,8 @@ async def test_p13_a_hundred_thousand_models() -> None:
     assert (found[0].id, found[-1].id) == ("m0", "m99999")
 
 
-async def test_p13_a_description_of_ten_megabytes() -> None:
+@pytest.mark.row("P13")
+async def test_a_description_of_ten_megabytes() -> None:
     """It is read, and not shown."""
     async with FaultServer() as server, client_of(server) as client:
         find_fault("P13", "long description").inject(server)
@@ -260,8 +265,9 @@ class Paged:
         return llmopt.CatalogPage(models=models, next_cursor=page["next"])
 
 
+@pytest.mark.row("P13")
 @pytest.mark.parametrize("ends", ["repeats", "never"])
-async def test_p13_pages_without_end(ends: str) -> None:
+async def test_pages_without_end(ends: str) -> None:
     """A cursor that was there before is told as such, and a thousand pages are enough."""
     asked = 0
 

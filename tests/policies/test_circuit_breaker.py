@@ -160,8 +160,9 @@ def test_opens_at_half_of_ten_calls(results: str, state: str) -> None:
     assert bench.state() == state
 
 
+@pytest.mark.row("H10")
 @pytest.mark.parametrize(("share", "state"), [(49, "closed"), (51, "open")])
-def test_h10_failures_below_and_above_half(share: int, state: str) -> None:
+def test_failures_below_and_above_half(share: int, state: str) -> None:
     """49 % of failures are borne for ever, 51 % are not."""
     bench = Bench()
     failed = 0

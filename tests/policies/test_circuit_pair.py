@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from llmopt.policies.circuit_breaker import CircuitWaitQueue
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
@@ -56,7 +58,8 @@ def test_one_who_is_cancelled_leaves() -> None:
     run_simulated(main)
 
 
-def test_c08_those_on_another_loop_are_woken_there() -> None:
+@pytest.mark.row("C08")
+def test_those_on_another_loop_are_woken_there() -> None:
     """From any thread; a loop that is gone is nobody's."""
     clock = SimulatedClock()
     recess = CircuitWaitQueue(clock)

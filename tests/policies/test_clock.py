@@ -63,8 +63,9 @@ def test_clamp_and_leaves() -> None:
     assert not deadline.leaves(9.0)
 
 
+@pytest.mark.row("C15")
 @pytest.mark.parametrize("seconds", [0, 0.0, -0.0, -1, -1e300])
-def test_c15_no_time_left_is_expired_at_once(seconds: float) -> None:
+def test_no_time_left_is_expired_at_once(seconds: float) -> None:
     """What a caller computed as left over is taken at its word: the time is up."""
     deadline = Deadline.after(seconds, SimulatedClock().now)
 
@@ -72,7 +73,8 @@ def test_c15_no_time_left_is_expired_at_once(seconds: float) -> None:
     assert deadline.remaining() == 0.0
 
 
-def test_c15_a_nanosecond_is_a_deadline() -> None:
+@pytest.mark.row("C15")
+def test_a_nanosecond_is_a_deadline() -> None:
     """The smallest time is one, and is over as soon as the clock moves."""
     clock = SimulatedClock(start=0.0)
     deadline = Deadline.after(1e-9, clock.now)
@@ -82,6 +84,7 @@ def test_c15_a_nanosecond_is_a_deadline() -> None:
     assert deadline.expired()
 
 
+@pytest.mark.row("C15")
 @pytest.mark.parametrize(
     ("value", "told"),
     [
@@ -98,7 +101,7 @@ def test_c15_a_nanosecond_is_a_deadline() -> None:
         (5 + 0j, "not complex"),
     ],
 )
-def test_c15_what_is_no_time_is_refused(value: Any, told: str) -> None:
+def test_what_is_no_time_is_refused(value: Any, told: str) -> None:
     """The message names the option, what it got, and what to write for no bound."""
     with pytest.raises(ConfigError, match=r"deadline must be .* or None for no bound") as caught:
         Deadline.after(value, SimulatedClock().now)

@@ -317,7 +317,8 @@ def test_a_cancelled_waiter_leaves_the_line() -> None:
     run_simulated(main)
 
 
-def test_c03_cancelled_in_the_moment_of_the_grant() -> None:
+@pytest.mark.row("C03")
+def test_cancelled_in_the_moment_of_the_grant() -> None:
     """The slot goes to the next in line (Netflix PR #179)."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -334,7 +335,8 @@ def test_c03_cancelled_in_the_moment_of_the_grant() -> None:
     run_simulated(main)
 
 
-def test_c03_released_in_the_moment_of_the_cancellation() -> None:
+@pytest.mark.row("C03")
+def test_released_in_the_moment_of_the_cancellation() -> None:
     """A waiter that is cancelled but has not run yet is not granted anything."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -386,7 +388,8 @@ def test_a_deadline_that_is_not_needed_leaves_no_timer() -> None:
     run_simulated(main)
 
 
-def test_c03_granted_in_the_moment_of_the_deadline() -> None:
+@pytest.mark.row("C03")
+def test_granted_in_the_moment_of_the_deadline() -> None:
     """The grant that came first stands."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -424,7 +427,8 @@ def test_an_expired_waiter_is_dropped_without_a_slot() -> None:
     run_simulated(main)
 
 
-def test_c03_expired_and_cancelled_at_once() -> None:
+@pytest.mark.row("C03")
+def test_expired_and_cancelled_at_once() -> None:
     """The cancellation is delivered, nothing is leaked and no error goes unread."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -459,7 +463,8 @@ def test_an_abandoned_coroutine_leaves_the_line() -> None:
     run_simulated(main)
 
 
-def test_c05_ten_thousand_waiters_are_cancelled_at_once() -> None:
+@pytest.mark.row("C05")
+def test_ten_thousand_waiters_are_cancelled_at_once() -> None:
     """In the worst order for a search; the line is empty afterwards."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -522,8 +527,9 @@ def schedule(seed: int) -> None:
     run_simulated(main)
 
 
+@pytest.mark.row("C03")
 @pytest.mark.parametrize("block", range(10))
-def test_c03_no_slot_is_lost_in_seeded_schedules(block: int) -> None:
+def test_no_slot_is_lost_in_seeded_schedules(block: int) -> None:
     """Every way for a grant, a cancellation and a deadline to meet."""
     for seed in range(block * 1000, block * 1000 + 1000):
         schedule(seed)

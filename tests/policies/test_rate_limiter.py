@@ -88,7 +88,8 @@ def test_first_come_first_served() -> None:
     run_simulated(main)
 
 
-def test_l02_a_huge_request_is_not_passed_by_small_ones() -> None:
+@pytest.mark.row("L02")
+def test_a_huge_request_is_not_passed_by_small_ones() -> None:
     """It saves up for what is more than a burst, while those behind it wait."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -184,7 +185,8 @@ def test_a_deadline_ends_the_wait_without_charge() -> None:
     run_simulated(main)
 
 
-def test_c03_a_grant_to_a_cancelled_waiter_goes_on_to_the_next() -> None:
+@pytest.mark.row("C03")
+def test_a_grant_to_a_cancelled_waiter_goes_on_to_the_next() -> None:
     """Granted and not yet delivered is given back."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -222,7 +224,8 @@ def test_a_thousand_refusals_in_a_row_and_a_day_without_an_answer() -> None:
     run_simulated(main)
 
 
-def test_c05_ten_thousand_cancelled_leave_nothing() -> None:
+@pytest.mark.row("C05")
+def test_ten_thousand_cancelled_leave_nothing() -> None:
     """The line is empty, the level intact."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -299,7 +302,8 @@ def test_a_refund_gives_all_back_and_wakes_the_next() -> None:
 # Refusals
 
 
-def test_h01_a_refusal_pauses_everybody() -> None:
+@pytest.mark.row("H01")
+def test_a_refusal_pauses_everybody() -> None:
     """For as long as the server asks."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -314,7 +318,8 @@ def test_h01_a_refusal_pauses_everybody() -> None:
     run_simulated(main)
 
 
-def test_h06_without_a_hint_the_pause_doubles() -> None:
+@pytest.mark.row("H06")
+def test_without_a_hint_the_pause_doubles() -> None:
     """Half a second, one, two; a success starts over."""
     clock = SimulatedClock()
     pacer = limiter(clock)
@@ -456,6 +461,7 @@ def test_older_answers_are_ignored() -> None:
     assert pacer.rates[0] > 1.0
 
 
+@pytest.mark.row("H16")
 @pytest.mark.parametrize(
     "limit",
     [
@@ -467,7 +473,7 @@ def test_older_answers_are_ignored() -> None:
         RateLimit(),
     ],
 )
-def test_h16_nonsense_changes_nothing(limit: RateLimit) -> None:
+def test_nonsense_changes_nothing(limit: RateLimit) -> None:
     """No stall, no exception."""
     pacer = limiter(SimulatedClock(), tpm=60_000)
     lease = pacer.try_acquire(10)
@@ -477,7 +483,8 @@ def test_h16_nonsense_changes_nothing(limit: RateLimit) -> None:
     assert pacer.try_acquire(10) is not None
 
 
-def test_h16_a_limit_that_falls_to_almost_nothing_is_believed_the_third_time() -> None:
+@pytest.mark.row("H16")
+def test_a_limit_that_falls_to_almost_nothing_is_believed_the_third_time() -> None:
     """And then the next may still try when the server says it is whole again."""
     clock = SimulatedClock()
     pacer = limiter(clock, rpm=None, tpm=60_000)
@@ -566,7 +573,8 @@ def drain_up_to(pacer: RateLimiter, count: int) -> int:
     return sum(pacer.try_acquire() is not None for _ in range(count))
 
 
-def test_c08_two_loops_share_one_quota_and_one_line() -> None:
+@pytest.mark.row("C08")
+def test_two_loops_share_one_quota_and_one_line() -> None:
     """One loop's waiters do not depend on the other, even when it is gone."""
     clock = SimulatedClock()
     pacer = limiter(clock)
@@ -603,7 +611,8 @@ def test_threads_take_each_lease_once() -> None:
     assert sum(taken) == 900
 
 
-def test_c10_a_suspended_machine_gets_one_burst() -> None:
+@pytest.mark.row("C10")
+def test_a_suspended_machine_gets_one_burst() -> None:
     """Time that leaps does not pile up leases, and the wall clock plays no part."""
     clock = SimulatedClock()
     pacer = limiter(clock)

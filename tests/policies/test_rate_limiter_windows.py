@@ -1,4 +1,4 @@
-"""L01 and L03: over any stretch of time, by any arrivals, with estimates that are wrong by any factor."""
+"""Over any stretch of time, by any arrivals, with estimates that are wrong by any factor."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def most_in_any_window(grants: list[tuple[float, float]], rate: float, burst: fl
     return worst
 
 
+@pytest.mark.row("L01")
 @pytest.mark.parametrize("seed", range(8))
-def test_l01_no_window_holds_more_than_its_limit_and_the_line_is_kept(seed: int) -> None:
+def test_no_window_holds_more_than_its_limit_and_the_line_is_kept(seed: int) -> None:
     """Random arrivals, sizes, cancellations and refunds: never too much, never out of turn, never idle."""
     dice = random.Random(seed)
 
@@ -68,8 +69,9 @@ def test_l01_no_window_holds_more_than_its_limit_and_the_line_is_kept(seed: int)
     run_simulated(main)
 
 
+@pytest.mark.row("L03")
 @pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
-def test_l03_an_estimate_that_is_wrong_is_paid_for_afterwards(factor: float) -> None:
+def test_an_estimate_that_is_wrong_is_paid_for_afterwards(factor: float) -> None:
     """What it really cost is taken off at once, as a debt of one burst at most, and the rate comes right."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -85,7 +87,8 @@ def test_l03_an_estimate_that_is_wrong_is_paid_for_afterwards(factor: float) -> 
     run_simulated(main)
 
 
-def test_l03_an_estimate_of_nothing() -> None:
+@pytest.mark.row("L03")
+def test_an_estimate_of_nothing() -> None:
     """Tokens that were never estimated are a debt like any other."""
 
     async def main(clock: SimulatedClock) -> None:

@@ -319,20 +319,23 @@ def test_new_credential_is_tried_once() -> None:
 # --- x-should-retry (H12) --------------------------------------------------------------------------------
 
 
+@pytest.mark.row("H12")
 @pytest.mark.parametrize("kind", [e.ServerError, e.RateLimited, e.Overloaded, e.RequestTimeout, e.BadRequest])
-def test_h12_false_vetoes(kind: type[e.LLMOptError]) -> None:
+def test_false_vetoes(kind: type[e.LLMOptError]) -> None:
     """The server knows best that a retry cannot help."""
     assert decide(error(kind), facts=RetryFacts(should_retry=False)) == GiveUp(reason="vetoed")
 
 
+@pytest.mark.row("H12")
 @pytest.mark.parametrize("kind", [e.BadRequest, e.NotFound])
-def test_h12_true_allows(kind: type[e.LLMOptError]) -> None:
+def test_true_allows(kind: type[e.LLMOptError]) -> None:
     """A 409, above all."""
     allowed = decide(error(kind, status=409), facts=RetryFacts(should_retry=True))
 
     assert allowed == RetryDecision(delay=1.0, reason="asked", cost=14)
 
 
+@pytest.mark.row("H12")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -340,12 +343,13 @@ def test_h12_true_allows(kind: type[e.LLMOptError]) -> None:
         e.ContentFiltered, e.UnexpectedStatus, e.ConfigError, e.StreamInterrupted,
     ],
 )  # fmt: skip
-def test_h12_true_does_not_allow_everything(kind: type[e.LLMOptError]) -> None:
+def test_true_does_not_allow_everything(kind: type[e.LLMOptError]) -> None:
     """Never for money, keys and permissions, nor where another request is the answer."""
     assert decide(error(kind), facts=RetryFacts(should_retry=True)) == GiveUp(reason="final")
 
 
-def test_h12_true_raises_no_bound() -> None:
+@pytest.mark.row("H12")
+def test_true_raises_no_bound() -> None:
     """It allows a retry, it does not add one."""
     once = after(retried("server"))
 
@@ -422,32 +426,36 @@ def test_jitter_is_seeded() -> None:
 # --- Retry-After (H01-H03) --------------------------------------------------------------------------------
 
 
+@pytest.mark.row("H01")
 @pytest.mark.parametrize(
     ("hint", "least", "most"),
     [(1.0, 1.0, 1.1), (1.5, 1.5, 1.65), (0.25, 0.25, 0.275), (2.0, 2.0, 2.2), (10.0, 10, 11), (60.0, 60, 61), (120.0, 120, 121)],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded, e.ServerError, e.RequestTimeout])
-def test_h01_a_hint_is_obeyed(kind: type[e.LLMOptError], hint: float | None, least: float, most: Any) -> None:
+def test_a_hint_is_obeyed(kind: type[e.LLMOptError], hint: float | None, least: float, most: Any) -> None:
     """Never less than asked for, and at most a tenth or a second more."""
     assert decide(error(kind, hint=hint), rng=FixedJitter(0.0)).delay == pytest.approx(least)
     assert decide(error(kind, hint=hint), rng=FixedJitter(1.0)).delay == pytest.approx(most)
 
 
+@pytest.mark.row("H02")
 @pytest.mark.parametrize("hint", [0.0, -5.0, math.nan, math.inf, -math.inf, None])
-def test_h02_no_hint_is_none(hint: float | None) -> None:
+def test_no_hint_is_none(hint: float | None) -> None:
     """What is no time to wait leaves the computed back-off."""
     made = decide(error(e.RateLimited, hint=hint))
 
     assert (made.delay, made.computed) == (1.0, True)
 
 
+@pytest.mark.row("H03")
 @pytest.mark.parametrize("hint", [120.001, 121.0, 1e9])
-def test_h03_too_long_a_hint_fails_at_once(hint: float | None) -> None:
+def test_too_long_a_hint_fails_at_once(hint: float | None) -> None:
     """The caller learns how long, instead of waiting without a word."""
     assert decide(error(e.RateLimited, hint=hint)) == GiveUp(reason="retry_after", wait=hint)
 
 
-def test_h03_a_job_may_wait_longer() -> None:
+@pytest.mark.row("H03")
+def test_a_job_may_wait_longer() -> None:
     """The bound is the policy's."""
     assert decide(error(e.RateLimited, hint=1800.0), max_retry_after=3600.0).delay == 1800.0
 

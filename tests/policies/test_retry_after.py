@@ -30,6 +30,7 @@ def date(offset: float) -> str:
     return format_datetime(datetime.fromtimestamp(NOW + offset, UTC), usegmt=True)
 
 
+@pytest.mark.row("H01", "H04", "H05")
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -47,11 +48,12 @@ def date(offset: float) -> str:
         ({}, None),
     ],
 )
-def test_h01_h04_h05_hints_are_read(headers: dict[str, str], seconds: float | None) -> None:
+def test_hints_are_read(headers: dict[str, str], seconds: float | None) -> None:
     """Milliseconds first, then seconds, then dates; of several the largest."""
     assert parse_retry_after(headers, NOW) == seconds
 
 
+@pytest.mark.row("H02")
 @pytest.mark.parametrize(
     "text",
     [
@@ -71,7 +73,7 @@ def test_h01_h04_h05_hints_are_read(headers: dict[str, str], seconds: float | No
         "³",
     ],
 )
-def test_h02_absurd_hints_are_none(text: str) -> None:
+def test_absurd_hints_are_none(text: str) -> None:
     """A hint is obeyed, so its grammar is narrow."""
     assert parse_retry_after({"retry-after": text}, NOW) is None
 
@@ -93,17 +95,19 @@ def test_no_header_raises(text: str) -> None:
     )
 
 
+@pytest.mark.row("H16")
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("1s", 1.0), ("6m0s", 360.0), ("12ms", 0.012), ("1m30.951s", 90.951), ("1h", 3_600.0), ("x", None)],
 )
-def test_h16_durations(text: str, seconds: float | None) -> None:
+def test_durations(text: str, seconds: float | None) -> None:
     """As Go writes them."""
     found = parse_duration(text)
     assert found == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_h16_the_usual_headers() -> None:
+@pytest.mark.row("H16")
+def test_the_usual_headers() -> None:
     """Limit, rest and reset, of requests and of tokens."""
     found = parse_rate_limits(
         {
@@ -122,8 +126,9 @@ def test_h16_the_usual_headers() -> None:
     assert (found.tokens.limit, found.tokens.remaining, found.tokens.reset_s) == (150_000, 149_984, 360)
 
 
+@pytest.mark.row("H16")
 @pytest.mark.parametrize("value", ["-1", "nan", "1e30", "", "many"])
-def test_h16_numbers_that_mean_nothing(value: str) -> None:
+def test_numbers_that_mean_nothing(value: str) -> None:
     """Are no limit."""
     found = parse_rate_limits({"x-ratelimit-limit-requests": value}, NOW)
     assert found.requests is None or found.requests.limit is None
@@ -323,6 +328,7 @@ def test_a_plugin_names_its_own_headers() -> None:
     assert rate_limit({}, limit=("a",), wall_now=SERVER_NOW) is None
 
 
+@pytest.mark.row("H01", "H02", "H03", "H04", "H05")
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -377,7 +383,7 @@ def test_a_plugin_names_its_own_headers() -> None:
         ),
     ],
 )
-def test_h01_to_h05_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     """Digits or a date of HTTP; the largest valid one; milliseconds first."""
     found = parse_retry_after(headers, SERVER_NOW)
     assert found == (None if seconds is None else pytest.approx(seconds, abs=1e-6))
@@ -412,8 +418,9 @@ def test_joined_values_are_told_apart() -> None:
     assert split_values("x" * 1_000) == ["x" * 1_000]
 
 
+@pytest.mark.row("H16")
 @given(st.text(max_size=80), st.text(max_size=80))
-def test_h16_nothing_raises(value: str, date: str) -> None:
+def test_nothing_raises(value: str, date: str) -> None:
     """Whatever a server sends."""
     names = [*FAMILY, "ratelimit", "ratelimit-policy", "retry-after", "retry-after-ms", "x-ratelimit-reset"]
     headers = dict.fromkeys(names, value) | {"date": date}

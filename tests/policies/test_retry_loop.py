@@ -404,7 +404,8 @@ def test_a_timeout_around_it_works(seconds: float) -> None:
 # --- nesting (C14) --------------------------------------------------------------------------------------------
 
 
-def test_c14_nested_calls_do_not_retry() -> None:
+@pytest.mark.row("C14")
+def test_nested_calls_do_not_retry() -> None:
     """In the first attempt and in those of the loop: attempts add up, they do not multiply."""
     inner_calls: list[Call] = []
 
@@ -440,7 +441,8 @@ def test_after_an_attempt_calls_retry_again() -> None:
 # --- stamina's switches (C16) ---------------------------------------------------------------------------------
 
 
-def test_c16_inactive_stamina_retries_nothing() -> None:
+@pytest.mark.row("C16")
+def test_inactive_stamina_retries_nothing() -> None:
     """The first error comes through, untouched."""
     stamina.set_active(False)
     first = server_error()
@@ -454,7 +456,8 @@ def test_c16_inactive_stamina_retries_nothing() -> None:
     assert call.budget.left == 500
 
 
-def test_c16_test_mode_makes_one_attempt() -> None:
+@pytest.mark.row("C16")
+def test_test_mode_makes_one_attempt() -> None:
     """By default; nothing is told of and nothing is paid."""
     stamina.set_testing(True)
     call = Call(server_error(), "never")
@@ -467,7 +470,8 @@ def test_c16_test_mode_makes_one_attempt() -> None:
     assert call.budget.left == 500
 
 
-def test_c16_test_mode_does_not_wait() -> None:
+@pytest.mark.row("C16")
+def test_test_mode_does_not_wait() -> None:
     """Its attempts include the first one, and an event says that nothing was waited for."""
     call = Call(e.RateLimited("slow", retry_after=60.0), server_error(), server_error())
     with stamina.set_testing(True, attempts=2), pytest.raises(e.ServerError):
@@ -480,7 +484,8 @@ def test_c16_test_mode_does_not_wait() -> None:
     assert call.budget.left == 495
 
 
-def test_c16_test_mode_does_not_raise_our_bounds() -> None:
+@pytest.mark.row("C16")
+def test_test_mode_does_not_raise_our_bounds() -> None:
     """It can only make fewer attempts of ours, never more."""
     call = Call(*[server_error() for _ in range(9)])
     with stamina.set_testing(True, attempts=50), pytest.raises(e.ServerError):
@@ -712,7 +717,8 @@ def test_a_hook_may_return_a_context_manager() -> None:
     assert steps == ["enter", "leave"]
 
 
-def test_c16_hooks_that_raise_do_not_reach_our_retries() -> None:
+@pytest.mark.row("C16")
+def test_hooks_that_raise_do_not_reach_our_retries() -> None:
     """The user's own loop gets the error, as ever."""
 
     def broken(details: RetryDetails) -> None:
@@ -726,7 +732,8 @@ def test_c16_hooks_that_raise_do_not_reach_our_retries() -> None:
         asyncio.run(users_own_retry())
 
 
-def test_c16_hooks_that_cannot_be_made() -> None:
+@pytest.mark.row("C16")
+def test_hooks_that_cannot_be_made() -> None:
     """The provider's error is what the caller sees, with a note; stamina cannot retry in that state."""
 
     def broken() -> Any:

@@ -149,7 +149,8 @@ def test_with_the_last_of_a_loop_its_timer_goes() -> None:
     run_simulated(main)
 
 
-def test_c08_each_loop_is_served_on_its_own() -> None:
+@pytest.mark.row("C08")
+def test_each_loop_is_served_on_its_own() -> None:
     """From a thread that has none, and from another loop's."""
     clock = SimulatedClock()
     line = WaitQueue(clock, lambda: None)

@@ -121,8 +121,9 @@ def test_an_unknown_parameter_is_named() -> None:
         ProviderHooks("acme", plugin(batch_limit=batch_limit))
 
 
+@pytest.mark.row("G03")
 @pytest.mark.parametrize("hook", sorted(HOOK_NAMES))
-def test_g03_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -> None:
+def test_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -> None:
     """Whatever the hook, the author reads what was expected."""
     source = f"@hookimpl\ndef {hook}():\n    return 42\n"
     namespace: dict[str, Any] = {"hookimpl": hookimpl}
@@ -141,7 +142,8 @@ def test_g03_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -
         getattr(hooks, hook)(*arguments)
 
 
-def test_g03_an_exception_in_a_hook_is_the_plugins() -> None:
+@pytest.mark.row("G03")
+def test_an_exception_in_a_hook_is_the_plugins() -> None:
     """Its kind is named, its text stays with the cause."""
 
     @hookimpl
@@ -177,8 +179,9 @@ def test_plugins_do_not_see_each_other() -> None:
     assert second.batch_limit(CALL, SETTINGS).max_items == 32
 
 
+@pytest.mark.row("G03")
 @pytest.mark.parametrize("given", [[ChatEvent()], ("text",), (ChatEvent(), None), ChatEvent(), "text"])
-def test_g03_events_of_a_stream_are_a_tuple_of_them(given: object) -> None:
+def test_events_of_a_stream_are_a_tuple_of_them(given: object) -> None:
     """Each is looked at, for every event."""
 
     @hookimpl

@@ -1,4 +1,4 @@
-"""C01, C02, C03, C05: callers that change their mind."""
+"""Callers that change their mind."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from tests.support.faults import (
 from tests.transport.helpers import Suspensions, asking, other_tasks, pooled, texts_of
 
 
+@pytest.mark.row("C01")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("size", [10, 2_000_000], ids=["small", "large"])
-async def test_c01_cancelled_at_every_suspension(warm: bool, size: int, server: FaultServer) -> None:
+async def test_cancelled_at_every_suspension(warm: bool, size: int, server: FaultServer) -> None:
     """The pool is clean after each, and the next request gets its own answer."""
     body = json_answer({"data": [random.Random(1).randbytes(size).hex()]})
     for number in itertools.count(1):
@@ -49,8 +50,9 @@ async def test_c01_cancelled_at_every_suspension(warm: bool, size: int, server: 
     assert number >= 2
 
 
+@pytest.mark.row("C01")
 @pytest.mark.parametrize("action", ["aclose", "stream"])
-async def test_c01_other_calls_cancelled_at_every_suspension(action: str, server: FaultServer) -> None:
+async def test_other_calls_cancelled_at_every_suspension(action: str, server: FaultServer) -> None:
     """Closing, and reading a stream."""
     for number in itertools.count(1):
         pool = ConnectionPool(pool_size=1)
@@ -90,7 +92,8 @@ async def test_a_cancelled_request_breaks_its_connection_off(server: FaultServer
         assert repr(pool) == "<ConnectionPool open: 0 in use, 0 idle, 0 waiting>"
 
 
-async def test_c02_cancelled_in_the_same_tick_as_its_time_out(server: FaultServer) -> None:
+@pytest.mark.row("C02")
+async def test_cancelled_in_the_same_tick_as_its_time_out(server: FaultServer) -> None:
     """Whichever comes first, one of the two is what the caller gets."""
     async with pooled(pool_size=1) as pool:
         server.default(Script([Stall()]))
@@ -102,7 +105,8 @@ async def test_c02_cancelled_in_the_same_tick_as_its_time_out(server: FaultServe
             assert pool.stats().in_use == 0
 
 
-async def test_c03_the_turn_of_one_that_gave_up_is_passed_on(server: FaultServer) -> None:
+@pytest.mark.row("C03")
+async def test_the_turn_of_one_that_gave_up_is_passed_on(server: FaultServer) -> None:
     """A waiter that is cancelled just when a connection was handed to it must not keep it from the next."""
     gate = asyncio.Event()
     async with pooled(pool_size=1) as pool:
@@ -128,7 +132,8 @@ async def test_c03_the_turn_of_one_that_gave_up_is_passed_on(server: FaultServer
         assert len(server.requests) == 3
 
 
-async def test_c05_ten_thousand_waiters_give_up(server: FaultServer) -> None:
+@pytest.mark.row("C05")
+async def test_ten_thousand_waiters_give_up(server: FaultServer) -> None:
     """The queue is empty, and the one that was served first is served."""
     gate = asyncio.Event()
     async with pooled(pool_size=1) as pool:

@@ -1,4 +1,4 @@
-"""N12, N13, N14 and C12: connections that do not come about."""
+"""Connections that do not come about."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def gai(number: int) -> Callable[[], list[Address]]:
     return answer
 
 
-async def test_n12_refused(pool: ConnectionPool) -> None:
+@pytest.mark.row("N12")
+async def test_refused(pool: ConnectionPool) -> None:
     """Nobody listens: the message asks what one would ask."""
     with refused_port() as port:
         error = await failure(pool, request_to(f"http://127.0.0.1:{port}"), ConnectFailed)
@@ -75,7 +76,8 @@ async def test_n12_refused(pool: ConnectionPool) -> None:
     assert pool.stats().created == 0
 
 
-async def test_n12_a_full_backlog_is_a_time_out_of_connecting() -> None:
+@pytest.mark.row("N12")
+async def test_a_full_backlog_is_a_time_out_of_connecting() -> None:
     """Not one of the pool, and not one of the attempt."""
     async with pooled(pool_size=1) as pool:
         with full_backlog() as port:
@@ -85,8 +87,9 @@ async def test_n12_a_full_backlog_is_a_time_out_of_connecting() -> None:
     assert "within 0.05 s" in str(error)
 
 
+@pytest.mark.row("N12")
 @pytest.mark.parametrize("name", ["accept then RST", "accept then FIN"])
-async def test_n12_accepted_and_dropped(name: str, server: FaultServer, pool: ConnectionPool) -> None:
+async def test_accepted_and_dropped(name: str, server: FaultServer, pool: ConnectionPool) -> None:
     """The request may have been read, so nobody can call this unsent."""
     find_fault("N12", name).inject(server)
     error = await failure(pool, asking(server), ConnectionLost)
@@ -94,7 +97,8 @@ async def test_n12_accepted_and_dropped(name: str, server: FaultServer, pool: Co
     assert texts_of(await pool.send(asking(server))) == 1
 
 
-async def test_n13_nxdomain(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.row("N13")
+async def test_nxdomain(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that does not exist will not exist in a second."""
     resolving(monkeypatch, gai(socket.EAI_NONAME))
     error = await failure(pool, request_to("http://nowhere.example:8000"), ConnectFailed)
@@ -103,24 +107,25 @@ async def test_n13_nxdomain(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatc
     assert "spelling" in str(error)
 
 
+@pytest.mark.row("N13")
 @pytest.mark.parametrize("number", [socket.EAI_AGAIN, socket.EAI_FAIL, getattr(socket, "EAI_NODATA", -5)])
-async def test_n13_servfail_may_pass(
-    number: int, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_servfail_may_pass(number: int, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name server that fails is a reason to try again."""
     resolving(monkeypatch, gai(number))
     error = await failure(pool, request_to("http://a.example"), ConnectFailed)
     assert (error.cause, error.permanent) == ("dns", False)
 
 
-async def test_n13_an_empty_answer(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.row("N13")
+async def test_an_empty_answer(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No addresses and no error."""
     resolving(monkeypatch, list)
     error = await failure(pool, request_to("http://a.example"), ConnectFailed)
     assert (error.sent, error.permanent) == ("no", False)
 
 
-async def test_n13_a_slow_name_server(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.row("N13")
+async def test_a_slow_name_server(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking up belongs to connecting."""
     forever = asyncio.get_running_loop().create_future()
 
@@ -133,7 +138,8 @@ async def test_n13_a_slow_name_server(pool: ConnectionPool, monkeypatch: pytest.
     assert pool.stats().in_use == 0
 
 
-async def test_n13_a_dead_v6_does_not_hide_a_live_v4(
+@pytest.mark.row("N13")
+async def test_a_dead_v6_does_not_hide_a_live_v4(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are tried."""
@@ -143,7 +149,8 @@ async def test_n13_a_dead_v6_does_not_hide_a_live_v4(
     assert names == ["a.example"]
 
 
-async def test_n13_all_addresses_refuse(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.row("N13")
+async def test_all_addresses_refuse(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when they refuse in different words, as ::1 and 127.0.0.1 do, it is a refusal."""
     with refused_port() as port:
         resolving(monkeypatch, lambda: found(("::1", port), ("127.0.0.1", port)))
@@ -151,6 +158,7 @@ async def test_n13_all_addresses_refuse(pool: ConnectionPool, monkeypatch: pytes
     assert error.cause == "refused"
 
 
+@pytest.mark.row("N13")
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
@@ -158,7 +166,7 @@ async def test_n13_all_addresses_refuse(pool: ConnectionPool, monkeypatch: pytes
         ("Multiple exceptions: [Errno 101] Network is unreachable, [Errno 113] No route", "other"),
     ],
 )
-async def test_n13_mixed_reasons(
+async def test_mixed_reasons(
     text: str, cause: str, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that tells most."""
@@ -187,8 +195,9 @@ async def test_names_are_not_asked_for_again_at_once(
     assert len(set(map(id, errors))) == 10
 
 
+@pytest.mark.row("C12")
 @pytest.mark.parametrize(("number", "words"), [(errno.EMFILE, "ulimit"), (errno.ENOBUFS, "buffer")])
-async def test_c12_no_sockets_left(
+async def test_no_sockets_left(
     number: int, words: str, server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said in words; nothing breaks for later."""
@@ -204,7 +213,8 @@ async def test_c12_no_sockets_left(
     assert texts_of(await pool.send(asking(server))) == 1
 
 
-async def test_c12_a_real_limit_of_descriptors() -> None:
+@pytest.mark.row("C12")
+async def test_a_real_limit_of_descriptors() -> None:
     """Some requests fail to connect, all others are answered, and afterwards all are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with echo_server() as port, socket.socket() as probe:
@@ -237,6 +247,7 @@ class TestTls:
                 assert texts_of(await pool.send(asking(server))) == 1
             assert server.connections == 1
 
+    @pytest.mark.row("N14")
     @pytest.mark.parametrize(
         ("make", "words"),
         [
@@ -245,9 +256,7 @@ class TestTls:
             (self_signed_certificate, "self-signed certificate"),
         ],
     )
-    async def test_n14_a_bad_one_is_refused_for_good(
-        self, make: Callable[[], Certificate], words: str
-    ) -> None:
+    async def test_a_bad_one_is_refused_for_good(self, make: Callable[[], Certificate], words: str) -> None:
         """Nothing was sent, trying again does not help, and the text says why."""
         certificate = make()
         async with (
@@ -267,8 +276,9 @@ class TestTls:
             assert error.permanent
             assert "SSL_CERT_FILE" in str(error)
 
+    @pytest.mark.row("N14")
     @pytest.mark.parametrize("name", ["no TLS here", "EOF in the handshake", "RST in the handshake"])
-    async def test_n14_no_tls_comes_about(self, name: str, server: FaultServer, pool: ConnectionPool) -> None:
+    async def test_no_tls_comes_about(self, name: str, server: FaultServer, pool: ConnectionPool) -> None:
         """It may pass, as when a proxy in front restarts."""
         find_fault("N14", name).inject(server)
         url = server.base_url.replace("http:", "https:")
@@ -276,7 +286,8 @@ class TestTls:
         assert (error.cause, error.permanent, error.sent) == ("tls", False, "no")
         assert "https" in str(error)
 
-    async def test_n14_a_handshake_that_stalls(self, server: FaultServer, pool: ConnectionPool) -> None:
+    @pytest.mark.row("N14")
+    async def test_a_handshake_that_stalls(self, server: FaultServer, pool: ConnectionPool) -> None:
         """Shaking hands belongs to connecting."""
         find_fault("N14", "handshake stalls").inject(server)
         url = server.base_url.replace("http:", "https:")

@@ -1,4 +1,4 @@
-"""C06, C07, C08: event loops that come, go and run side by side."""
+"""Event loops that come, go and run side by side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests.support.faults import (
 from tests.transport.helpers import asking, texts_of
 
 
-def test_c08_one_pool_in_two_runs_one_after_the_other() -> None:
+@pytest.mark.row("C08")
+def test_one_pool_in_two_runs_one_after_the_other() -> None:
     """Connections end with their run, and each run makes its own."""
     with serving() as thread:
         pool = ConnectionPool()
@@ -41,7 +42,8 @@ def test_c08_one_pool_in_two_runs_one_after_the_other() -> None:
         gc.collect()
 
 
-def test_c08_a_loop_that_was_closed_without_a_word() -> None:
+@pytest.mark.row("C08")
+def test_a_loop_that_was_closed_without_a_word() -> None:
     """It had no chance to close anything: its sockets are dropped when the pool is used next, silently."""
     with serving() as thread:
         pool = ConnectionPool()
@@ -60,7 +62,8 @@ def test_c08_a_loop_that_was_closed_without_a_word() -> None:
         gc.collect()
 
 
-def test_c08_a_loop_that_goes_on_after_its_generators_were_shut_down() -> None:
+@pytest.mark.row("C08")
+def test_a_loop_that_goes_on_after_its_generators_were_shut_down() -> None:
     """That closes its connections; new ones are made."""
     with serving() as thread:
         pool = ConnectionPool()
@@ -76,8 +79,9 @@ def test_c08_a_loop_that_goes_on_after_its_generators_were_shut_down() -> None:
         assert pool.stats() == PoolStats(created=2, peak=1)
 
 
+@pytest.mark.row("C08")
 @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
-def test_c08_the_same_over_tls() -> None:
+def test_the_same_over_tls() -> None:
     """A TLS connection says no goodbye, as nobody is there to say it."""
     certificate = good_certificate()
     with serving(FaultServer(tls=certificate.server())) as thread:
@@ -95,7 +99,8 @@ def test_c08_the_same_over_tls() -> None:
         gc.collect()
 
 
-def test_c08_a_run_that_ends_in_the_middle() -> None:
+@pytest.mark.row("C08")
+def test_a_run_that_ends_in_the_middle() -> None:
     """Requests under way are cancelled with their loop; the next run starts clean."""
     with serving() as thread:
         pool = ConnectionPool()
@@ -116,7 +121,8 @@ def test_c08_a_run_that_ends_in_the_middle() -> None:
         gc.collect()
 
 
-def test_c08_many_loops_at_once() -> None:
+@pytest.mark.row("C08")
+def test_many_loops_at_once() -> None:
     """In threads, on one pool; nobody gets another's answer."""
     with serving() as thread:
         thread.server.default(lambda request: Answer(200, request.body))
@@ -146,7 +152,8 @@ def test_c08_many_loops_at_once() -> None:
         gc.collect()
 
 
-def test_c06_closing_from_another_loop() -> None:
+@pytest.mark.row("C06")
+def test_closing_from_another_loop() -> None:
     """The connections of a loop that runs elsewhere are closed there."""
     with serving() as thread:
         pool = ConnectionPool()
@@ -188,7 +195,8 @@ def test_loops_that_end_while_others_begin() -> None:
     assert odd == []
 
 
-def test_c07_a_pool_never_closed_says_so_and_closes() -> None:
+@pytest.mark.row("C07")
+def test_a_pool_never_closed_says_so_and_closes() -> None:
     """With a `ResourceWarning`, and the server sees its connections end."""
     with serving() as thread:
         loop = asyncio.new_event_loop()
@@ -200,7 +208,8 @@ def test_c07_a_pool_never_closed_says_so_and_closes() -> None:
         thread.run(thread.server.wait_all_closed())
 
 
-def test_c07_also_while_its_loop_lives() -> None:
+@pytest.mark.row("C07")
+def test_also_while_its_loop_lives() -> None:
     """Nothing is scheduled: the loop sees its connections end by itself."""
     with serving() as thread:
         errors: list[object] = []
@@ -218,7 +227,8 @@ def test_c07_also_while_its_loop_lives() -> None:
         assert errors == []
 
 
-def test_c07_a_pool_never_used_says_nothing() -> None:
+@pytest.mark.row("C07")
+def test_a_pool_never_used_says_nothing() -> None:
     """There is nothing to close."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -226,7 +236,8 @@ def test_c07_a_pool_never_used_says_nothing() -> None:
         gc.collect()
 
 
-async def test_s05_debug_mode_changes_nothing(server: FaultServer) -> None:
+@pytest.mark.row("S05")
+async def test_debug_mode_changes_nothing(server: FaultServer) -> None:
     """PYTHONASYNCIODEBUG only watches."""
     asyncio.get_running_loop().set_debug(True)
     pool = ConnectionPool(pool_size=2)

@@ -1,4 +1,4 @@
-"""H13, H15, H17, H18 and H19: redirects, cookies, encodings and floods."""
+"""Redirects, cookies, encodings and floods."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from tests.transport.helpers import asking, failure, pooled, texts_of
 MEBIBYTE = 2**20
 
 
+@pytest.mark.row("H13")
 @pytest.mark.parametrize("fault", faults_of("H13"), ids=str)
-async def test_h13_redirects_are_handed_on_unfollowed(
+async def test_redirects_are_handed_on_unfollowed(
     fault: Fault, server: FaultServer, pool: ConnectionPool
 ) -> None:
     """One request, one answer, whatever it says."""
@@ -42,8 +43,9 @@ async def test_h13_redirects_are_handed_on_unfollowed(
     assert server.connections == 1
 
 
+@pytest.mark.row("H13")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_h13_the_target_sees_nothing(status: int, server: FaultServer, pool: ConnectionPool) -> None:
+async def test_the_target_sees_nothing(status: int, server: FaultServer, pool: ConnectionPool) -> None:
     """Least of all the key."""
     async with FaultServer() as target:
         server.play(redirect(status, f"{target.base_url}/v1/embeddings"))
@@ -51,10 +53,9 @@ async def test_h13_the_target_sees_nothing(status: int, server: FaultServer, poo
         assert (target.connections, target.requests) == (0, [])
 
 
+@pytest.mark.row("H14", "H15", "H16")
 @pytest.mark.parametrize("fault", faults_of("H14", "H15", "H16"), ids=str)
-async def test_h14_h15_h16_the_content_is_not_the_wires(
-    fault: Fault, server: FaultServer, pool: ConnectionPool
-) -> None:
+async def test_the_content_is_not_the_wires(fault: Fault, server: FaultServer, pool: ConnectionPool) -> None:
     """Bodies are bytes here, whatever their type is said to be, and headers are text."""
     fault.inject(server)
     response = await pool.send(asking(server))
@@ -62,7 +63,8 @@ async def test_h14_h15_h16_the_content_is_not_the_wires(
     assert pool.stats().idle == 1
 
 
-async def test_h17_cookies_are_neither_stored_nor_sent(server: FaultServer, pool: ConnectionPool) -> None:
+@pytest.mark.row("H17")
+async def test_cookies_are_neither_stored_nor_sent(server: FaultServer, pool: ConnectionPool) -> None:
     """Not to the same path, not to another."""
     find_fault("H17", "cookie").inject(server)
     response = await pool.send(asking(server))
@@ -72,7 +74,8 @@ async def test_h17_cookies_are_neither_stored_nor_sent(server: FaultServer, pool
     assert server.connections == 1
 
 
-async def test_h18_honest_gzip(server: FaultServer, pool: ConnectionPool) -> None:
+@pytest.mark.row("H18")
+async def test_honest_gzip(server: FaultServer, pool: ConnectionPool) -> None:
     """Unpacked, and the connection is kept."""
     server.default(lambda request: gzipped(answer_openai(request), times=2))
     for _ in range(3):
@@ -80,9 +83,10 @@ async def test_h18_honest_gzip(server: FaultServer, pool: ConnectionPool) -> Non
     assert server.connections == 1
 
 
+@pytest.mark.row("H18")
 @pytest.mark.parametrize("fault", [f for f in faults_of("H18") if f.name != "honest gzip"], ids=str)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_h18_packed_lies(fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool) -> None:
+async def test_packed_lies(fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool) -> None:
     """Refused for one reason, and the connection is not used again."""
     if warm:
         await pool.send(asking(server))
@@ -97,10 +101,9 @@ async def test_h18_packed_lies(fault: Fault, warm: bool, server: FaultServer, po
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
+@pytest.mark.row("H19")
 @pytest.mark.parametrize("fault", faults_of("H19"), ids=str)
-async def test_h19_a_flood_stops_at_the_bound(
-    fault: Fault, server: FaultServer, pool: ConnectionPool
-) -> None:
+async def test_a_flood_stops_at_the_bound(fault: Fault, server: FaultServer, pool: ConnectionPool) -> None:
     """The connection is broken off, not drained."""
     fault.inject(server)
     error = await failure(pool, asking(server, max_body=3 * MEBIBYTE), InvalidResponse)
@@ -110,7 +113,8 @@ async def test_h19_a_flood_stops_at_the_bound(
     assert texts_of(await pool.send(asking(server))) == 1
 
 
-async def test_h19_exactly_the_bound_is_allowed(server: FaultServer, pool: ConnectionPool) -> None:
+@pytest.mark.row("H19")
+async def test_exactly_the_bound_is_allowed(server: FaultServer, pool: ConnectionPool) -> None:
     """One byte more is not."""
     for framing in (Framing.LENGTH, Framing.CHUNKED, Framing.EOF):
         server.play(Answer(200, b"a" * 1000, framing=framing), Answer(200, b"a" * 1001, framing=framing))

@@ -1,4 +1,4 @@
-"""C09: a pool carried across a fork. Release-blocking: httpx gives processes each other's answers here."""
+"""A pool carried across a fork. Release-blocking: httpx gives processes each other's answers here."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ MODES = {"child only": 1, "both": 1, "eight": 8, "thread": 1, "in flight": 1, "m
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 
+@pytest.mark.row("C09")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("mode", MODES)
-def test_c09_no_wrong_body_on_either_side(mode: str, loop: str) -> None:
+def test_no_wrong_body_on_either_side(mode: str, loop: str) -> None:
     """The children start with no connection, and the parent keeps every one of its own."""
     if loop == "uvloop":
         pytest.importorskip("uvloop")
@@ -46,7 +47,8 @@ def test_c09_no_wrong_body_on_either_side(mode: str, loop: str) -> None:
     assert parent["reused"] >= CALLS
 
 
-def test_c09_a_child_holds_none_of_its_parents_connections_open() -> None:
+@pytest.mark.row("C09")
+def test_a_child_holds_none_of_its_parents_connections_open() -> None:
     """When the parent closes, the server sees the end, however long the child lives."""
     with serving() as thread:
         pool = ConnectionPool()
@@ -72,7 +74,8 @@ def test_c09_a_child_holds_none_of_its_parents_connections_open() -> None:
             os.close(release)
 
 
-def test_c09_without_the_hook_the_process_id_tells() -> None:
+@pytest.mark.row("C09")
+def test_without_the_hook_the_process_id_tells() -> None:
     """What forks past Python's hooks is noticed at the next request."""
     with serving() as thread:
         pool = ConnectionPool()

@@ -167,8 +167,9 @@ class TestForeign:
         error = await failure(sender, request_to(URL), errors.ConfigError)
         assert "MockTransport" in str(error)
 
+    @pytest.mark.row("S01")
     @pytest.mark.parametrize("value", [f"{KEY}\r\n", f"{KEY}é", f"{KEY}\udc80"])
-    async def test_s01_headers_that_cannot_be_sent(self, value: str) -> None:
+    async def test_headers_that_cannot_be_sent(self, value: str) -> None:
         """httpx's exception would hold the key."""
         own = HttpxSender(httpx.AsyncHTTPTransport())
         async with FaultServer() as server:
@@ -326,7 +327,8 @@ class TestHttpx:
         assert [texts_of(answer) for answer in answers] == [1] * 50
         assert server.connections <= 4
 
-    async def test_n12(self, server: FaultServer, sender: HttpxSender) -> None:
+    @pytest.mark.row("N12")
+    async def test_connections_that_are_not_made(self, server: FaultServer, sender: HttpxSender) -> None:
         """Refused, and a backlog that is full."""
         with refused_port() as port:
             error = await failure(sender, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
@@ -339,7 +341,8 @@ class TestHttpx:
         await failure(sender, asking(server), errors.ConnectionLost)
 
     @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
-    async def test_n14(self, sender: HttpxSender) -> None:
+    @pytest.mark.row("N14")
+    async def test_an_unknown_authority_is_permanent(self, sender: HttpxSender) -> None:
         """An unknown authority is for good."""
         async with FaultServer(tls=good_certificate().server()) as server:
             error = await failure(sender, asking(server), errors.ConnectFailed)

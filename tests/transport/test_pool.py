@@ -166,7 +166,8 @@ async def test_waiting_for_a_connection_has_its_own_time_out(server: FaultServer
     assert len(server.requests) == 1
 
 
-async def test_c04_many_requests_over_few_connections(server: FaultServer) -> None:
+@pytest.mark.row("C04")
+async def test_many_requests_over_few_connections(server: FaultServer) -> None:
     """All succeed, in the order in which they were made."""
     order: list[int] = []
     async with pooled(pool_size=10) as pool:
@@ -180,6 +181,7 @@ async def test_c04_many_requests_over_few_connections(server: FaultServer) -> No
     assert all(abs(place - number) <= 20 for place, number in enumerate(order))
 
 
+@pytest.mark.row("S01")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -191,7 +193,7 @@ async def test_c04_many_requests_over_few_connections(server: FaultServer) -> No
         {f"x-{KEY}\r\n": "a"},
     ],
 )
-async def test_s01_a_header_that_cannot_be_sent_is_not_shown(
+async def test_a_header_that_cannot_be_sent_is_not_shown(
     headers: dict[str, str], server: FaultServer, pool: ConnectionPool
 ) -> None:
     """The key is in none of the texts, and nothing was sent."""
@@ -202,7 +204,8 @@ async def test_s01_a_header_that_cannot_be_sent_is_not_shown(
     assert texts_of(await pool.send(asking(server))) == 1
 
 
-async def test_s01_nor_is_a_method(server: FaultServer, pool: ConnectionPool) -> None:
+@pytest.mark.row("S01")
+async def test_nor_is_a_method(server: FaultServer, pool: ConnectionPool) -> None:
     """Smuggling a second request is impossible."""
     await failure(pool, asking(server, method="GET / HTTP/1.1\r\nx:"), ConfigError)
     assert server.requests == []
@@ -291,7 +294,7 @@ async def test_json_of_an_answer(server: FaultServer, pool: ConnectionPool) -> N
     assert response.json == json.loads(response.body)
 
 
-# N15: kept connections that the server closes just now.
+# Kept connections that the server closes just now.
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])

@@ -1,4 +1,4 @@
-"""N05 to N07, N10, N17 and N18: answers that break the rules of HTTP, or only bend them."""
+"""Answers that break the rules of HTTP, or only bend them."""
 
 from __future__ import annotations
 
@@ -85,9 +85,10 @@ def answer_json(server: FaultServer) -> object:
 FAULTS = [fault for fault in faults_of("N05", "N06", "N07", "N17", "N18") if "right behind" not in fault.name]
 
 
+@pytest.mark.row("N05", "N06", "N07", "N17", "N18")
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_n05_n06_n07_n17_n18_the_rules_are_kept_or_the_connection_goes(
+async def test_the_rules_are_kept_or_the_connection_goes(
     fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool
 ) -> None:
     """The outcome is as the table says, and the next request gets its own answer on a connection it may trust."""
@@ -102,6 +103,7 @@ async def test_n05_n06_n07_n17_n18_the_rules_are_kept_or_the_connection_goes(
     assert len(server.requests) == 2 + warm
 
 
+@pytest.mark.row("N06")
 @pytest.mark.parametrize(
     "extra",
     [
@@ -114,7 +116,7 @@ async def test_n05_n06_n07_n17_n18_the_rules_are_kept_or_the_connection_goes(
     ],
 )
 @pytest.mark.parametrize("segments", [1, 2])
-async def test_n06_even_part_of_an_unasked_answer_ends_a_connection(
+async def test_even_part_of_an_unasked_answer_ends_a_connection(
     extra: bytes, segments: int, server: FaultServer, pool: ConnectionPool
 ) -> None:
     """Whether it came with the last answer, or after it while the connection lay idle."""
@@ -130,7 +132,8 @@ async def test_n06_even_part_of_an_unasked_answer_ends_a_connection(
     assert server.connections == 2
 
 
-async def test_n06_bytes_that_the_loop_has_not_read_yet_are_seen(
+@pytest.mark.row("N06")
+async def test_bytes_that_the_loop_has_not_read_yet_are_seen(
     server: FaultServer, pool: ConnectionPool
 ) -> None:
     """They lie in the socket when the next request takes the connection: the socket is asked."""
@@ -204,10 +207,9 @@ async def test_http_1_0_closes(server: FaultServer, pool: ConnectionPool) -> Non
     assert pool.stats().idle == 0
 
 
+@pytest.mark.row("N10")
 @pytest.mark.parametrize("name", ["one 100", "103 then 200"])
-async def test_n10_interim_answers_are_passed_over(
-    name: str, server: FaultServer, pool: ConnectionPool
-) -> None:
+async def test_interim_answers_are_passed_over(name: str, server: FaultServer, pool: ConnectionPool) -> None:
     """One or several, the connection is kept."""
     find_fault("N10", name).inject(server)
     assert await outcome(server, pool) == RIGHT
@@ -244,9 +246,8 @@ async def test_an_early_answer_ends_the_upload(pool: ConnectionPool) -> None:
         assert pool.stats().in_use == 0
 
 
-async def test_n18_errors_say_which_server_and_what_to_check(
-    server: FaultServer, pool: ConnectionPool
-) -> None:
+@pytest.mark.row("N18")
+async def test_errors_say_which_server_and_what_to_check(server: FaultServer, pool: ConnectionPool) -> None:
     """In plain words."""
     server.play(Script([Send(b"SSH-2.0-OpenSSH_9.2\r\n"), Close()]), Script([Close()]))
     error = await failure(pool, asking(server), InvalidResponse)
@@ -256,7 +257,8 @@ async def test_n18_errors_say_which_server_and_what_to_check(
     assert str(lost) == f"{server.base_url} closed the connection without a response."
 
 
-async def test_n05_a_length_too_long_waits_no_longer_than_the_attempt(
+@pytest.mark.row("N05")
+async def test_a_length_too_long_waits_no_longer_than_the_attempt(
     server: FaultServer, pool: ConnectionPool
 ) -> None:
     """Silence in the middle of a body."""

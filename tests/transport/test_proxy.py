@@ -1,4 +1,4 @@
-"""N19 and S05: requests through a proxy, and what else of the environment counts."""
+"""Requests through a proxy, and what else of the environment counts."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
         await pool.aclose()
 
 
+@pytest.mark.row("N19")
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -143,7 +144,7 @@ async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
         (Script([Send(b"SSH-2.0\r\n"), Close()]), "no valid response"),
     ],
 )
-async def test_n19_a_tunnel_that_does_not_come_about(
+async def test_a_tunnel_that_does_not_come_about(
     answer: Answer | Script,
     words: str,
     server: FaultServer,
@@ -161,7 +162,8 @@ async def test_n19_a_tunnel_that_does_not_come_about(
     assert repr(pool) == "<ConnectionPool open: 0 in use, 0 idle, 0 waiting>"
 
 
-async def test_n19_a_proxy_that_wants_a_password_for_plain_http(
+@pytest.mark.row("N19")
+async def test_a_proxy_that_wants_a_password_for_plain_http(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """407 is the proxy's answer, not the provider's."""
@@ -175,13 +177,15 @@ async def test_n19_a_proxy_that_wants_a_password_for_plain_http(
     assert response.status == 200
 
 
-async def test_n19_407_without_a_proxy_is_the_servers(server: FaultServer, pool: ConnectionPool) -> None:
+@pytest.mark.row("N19")
+async def test_407_without_a_proxy_is_the_servers(server: FaultServer, pool: ConnectionPool) -> None:
     """Odd, but an answer."""
     server.play(Answer(407, b""))
     assert (await pool.send(asking(server))).status == 407
 
 
-async def test_n19_a_proxy_that_hangs(
+@pytest.mark.row("N19")
+async def test_a_proxy_that_hangs(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asking the proxy belongs to connecting."""
@@ -194,8 +198,9 @@ async def test_n19_a_proxy_that_hangs(
     assert pool.stats().in_use == 0
 
 
+@pytest.mark.row("N19")
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_n19_a_proxy_that_is_not_there(
+async def test_a_proxy_that_is_not_there(
     scheme: str, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text names it, and not the password."""
@@ -216,7 +221,8 @@ async def test_a_proxy_that_cannot_be_used_is_said_before_any_io(
     assert_no_password(error)
 
 
-async def test_s05_netrc_is_not_read(
+@pytest.mark.row("S05")
+async def test_netrc_is_not_read(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """No second credential travels along."""

@@ -98,8 +98,9 @@ async def test_packed_pieces_are_unpacked_as_they_come(server: FaultServer, send
         assert [piece async for piece in stream] == [b"data: 2\n\n"]
 
 
+@pytest.mark.row("E11")
 @pytest.mark.parametrize("how", ["break", "raise", "aclose", "unread"])
-async def test_e11_leaving_early_closes_the_connection(how: str, server: FaultServer, sender: Sender) -> None:
+async def test_leaving_early_closes_the_connection(how: str, server: FaultServer, sender: Sender) -> None:
     """Twenty times, over one connection at most; then the next request is answered."""
     server.default(Script([Send(Answer(200, b"data: 1\n\n" * 10, framing=Framing.EOF)), Stall()]))
     for _ in range(20):
@@ -121,7 +122,8 @@ async def test_e11_leaving_early_closes_the_connection(how: str, server: FaultSe
         assert b"".join([piece async for piece in stream]).endswith(b"data: [DONE]\n\n")
 
 
-async def test_e12_error_statuses_are_streams_too(server: FaultServer, sender: Sender) -> None:
+@pytest.mark.row("E12")
+async def test_error_statuses_are_streams_too(server: FaultServer, sender: Sender) -> None:
     """A hundred 429s leave the only connection as it was."""
     server.default(error_answer(429, "Later.", headers=[("retry-after", "1")]))
     for turn in range(100):
@@ -146,6 +148,7 @@ async def test_the_time_out_ends_with_the_head(server: FaultServer, sender: Send
         assert await anext(stream) == b"2"
 
 
+@pytest.mark.row("E10")
 @pytest.mark.parametrize(
     ("end", "framing", "expected"),
     [
@@ -156,7 +159,7 @@ async def test_the_time_out_ends_with_the_head(server: FaultServer, sender: Send
     ],
     ids=str,
 )
-async def test_e10_a_stream_that_breaks_off(
+async def test_a_stream_that_breaks_off(
     end: Close | Reset, framing: Framing, expected: type[Exception], server: FaultServer, sender: Sender
 ) -> None:
     """What came is handed out first."""

@@ -1,4 +1,4 @@
-"""N08, N09, N10, N11, N16: servers that take their time, and how long they get."""
+"""Servers that take their time, and how long they get."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SLOW = [
 ]
 
 
+@pytest.mark.row("N08", "N09", "N10", "N11", "N16")
 @pytest.mark.parametrize("fault", SLOW, ids=str)
 @pytest.mark.parametrize("text", ["a", "a" * 10_000_000], ids=["small", "10 MB"])
-async def test_n08_n09_n10_n11_n16_the_attempt_ends_in_time(fault: Fault, text: str) -> None:
+async def test_the_attempt_ends_in_time(fault: Fault, text: str) -> None:
     """Whatever the server does or leaves undone; the slot is free again and the next request succeeds."""
     async with FaultServer(receive_buffer=4096) as server, pooled(pool_size=1) as pool:
         fault.inject(server)
@@ -33,7 +34,8 @@ async def test_n08_n09_n10_n11_n16_the_attempt_ends_in_time(fault: Fault, text: 
         assert texts_of(await pool.send(asking(server))) == 1
 
 
-async def test_n16_a_kept_connection_whose_peer_went_dead(server: FaultServer, pool: ConnectionPool) -> None:
+@pytest.mark.row("N16")
+async def test_a_kept_connection_whose_peer_went_dead(server: FaultServer, pool: ConnectionPool) -> None:
     """One attempt is lost, the next goes over a fresh connection."""
     await pool.send(asking(server))
     server.play(Script([Stall(reading=False)]))

@@ -1,4 +1,4 @@
-"""N01 to N04: a good answer cut at every byte, by RST and by FIN, in every framing."""
+"""A good answer cut at every byte, by RST and by FIN, in every framing."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ async def outcome(server: FaultServer, pool: ConnectionPool, offset: int) -> str
     return WHOLE if response.body == BODY else f"cut to {len(response.body)}"
 
 
+@pytest.mark.row("N01")
 @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
-async def test_n01_reset_at_every_byte(framing: Framing, server: FaultServer) -> None:
+async def test_reset_at_every_byte(framing: Framing, server: FaultServer) -> None:
     """All bytes or an error: there is nothing between."""
     answer = Answer(200, BODY, framing=framing, chunk=100)
     async with pooled(pool_size=AT_ONCE) as pool:
@@ -60,7 +61,8 @@ async def test_n01_reset_at_every_byte(framing: Framing, server: FaultServer) ->
     assert len(server.requests) == len(bytes(answer)) + 1
 
 
-async def test_n01_reset_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
+@pytest.mark.row("N01")
+async def test_reset_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
     """A reset is no regular end, so not even the last byte makes it whole."""
     answer = Answer(200, BODY, framing=Framing.EOF)
     async with pooled(pool_size=AT_ONCE) as pool:
@@ -68,8 +70,9 @@ async def test_n01_reset_at_every_byte_of_a_body_without_length(server: FaultSer
     assert found == ["ConnectionLost"] * (len(bytes(answer)) + 1)
 
 
+@pytest.mark.row("N02", "N03")
 @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
-async def test_n02_n03_fin_at_every_byte(framing: Framing, server: FaultServer) -> None:
+async def test_fin_at_every_byte(framing: Framing, server: FaultServer) -> None:
     """In the head the connection was lost, in the body the answer is truncated."""
     answer = Answer(200, BODY, framing=framing, chunk=100)
     head = len(answer.head())
@@ -79,7 +82,8 @@ async def test_n02_n03_fin_at_every_byte(framing: Framing, server: FaultServer) 
     assert found == ["ConnectionLost"] * head + ["InvalidResponse truncated"] * rest + [WHOLE]
 
 
-async def test_n04_fin_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
+@pytest.mark.row("N04")
+async def test_fin_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
     """The sender cannot know: what came is handed on, and its JSON will tell."""
     answer = Answer(200, BODY, framing=Framing.EOF)
     head = len(answer.head())
@@ -90,7 +94,8 @@ async def test_n04_fin_at_every_byte_of_a_body_without_length(server: FaultServe
     assert found[head:] == [f"cut to {length}" for length in range(len(BODY))] + [WHOLE]
 
 
-async def test_n02_fin_at_every_byte_of_a_packed_body(server: FaultServer) -> None:
+@pytest.mark.row("N02")
+async def test_fin_at_every_byte_of_a_packed_body(server: FaultServer) -> None:
     """Also where no length tells: gzip has an end of its own."""
     answer = gzipped(Answer(200, BODY, framing=Framing.EOF))
     head = len(answer.head())

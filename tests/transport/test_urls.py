@@ -49,24 +49,27 @@ def test_an_origin_is_scheme_host_and_port(url: str, origin: str) -> None:
     assert origin_of(url) == origin
 
 
+@pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
-def test_n23_what_is_no_url_is_refused_in_words(url: str) -> None:
+def test_what_is_no_url_is_refused_in_words(url: str) -> None:
     """The message holds nothing of it that may be secret."""
     with pytest.raises(ConfigError) as caught:
         origin_of(url)
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
-async def test_n23_before_any_io(url: str, pool: ConnectionPool) -> None:
+async def test_before_any_io(url: str, pool: ConnectionPool) -> None:
     """No sender tries it."""
     error = await failure(pool, request_to(url), ConfigError)
     assert error.sent == "no"
     assert pool.stats().created == 0
 
 
+@pytest.mark.row("S03")
 @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1", "127.0.0.256"])
-async def test_s03_addresses_in_odd_forms_are_refused(host: str, pool: ConnectionPool) -> None:
+async def test_addresses_in_odd_forms_are_refused(host: str, pool: ConnectionPool) -> None:
     """What one program takes for a name another takes for 127.0.0.1."""
     error = await failure(pool, request_to(f"http://{host}:9"), ConfigError)
     assert error.sent == "no"
@@ -85,6 +88,7 @@ def test_the_same_url_is_worked_out_once() -> None:
 class TestProxies:
     """Which proxy the environment names."""
 
+    @pytest.mark.row("S05")
     @pytest.mark.parametrize(
         ("origin", "environment", "url"),
         [
@@ -102,11 +106,12 @@ class TestProxies:
             ("https://a.example", {"HTTPS_PROXY": ""}, None),
         ],
     )
-    def test_s05_by_scheme(self, origin: str, environment: dict[str, str], url: str | None) -> None:
+    def test_by_scheme(self, origin: str, environment: dict[str, str], url: str | None) -> None:
         """HTTP_PROXY and HTTPS_PROXY, and no other variable."""
         proxy = proxy_for(origin, environment)
         assert (proxy and proxy.url) == url
 
+    @pytest.mark.row("S05")
     @pytest.mark.parametrize(
         ("origin", "excepted", "straight"),
         [
@@ -130,7 +135,7 @@ class TestProxies:
             ("http://a.example", ",", False),
         ],
     )
-    def test_s05_exceptions(self, origin: str, excepted: str, straight: bool) -> None:
+    def test_exceptions(self, origin: str, excepted: str, straight: bool) -> None:
         """NO_PROXY lists hosts with what is below, ports, addresses and networks."""
         proxy = proxy_for(origin, {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": excepted})
         assert (proxy is None) == straight
@@ -154,8 +159,9 @@ class TestProxies:
         assert "canary" not in str(caught.value)
 
 
+@pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
-async def test_n23_over_a_foreign_transport(url: str) -> None:
+async def test_over_a_foreign_transport(url: str) -> None:
     """The same words, and never one of httpx's exception groups."""
     sender = HttpxSender(httpx.AsyncHTTPTransport())
     await failure(sender, request_to(url), ConfigError)

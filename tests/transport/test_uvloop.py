@@ -99,7 +99,8 @@ def test_cancelled_at_every_suspension() -> None:
     on_uvloop(test)
 
 
-def test_c08_one_run_after_the_other() -> None:
+@pytest.mark.row("C08")
+def test_one_run_after_the_other() -> None:
     """And an asyncio run after those, silently."""
     with serving() as thread:
         pool = ConnectionPool()
