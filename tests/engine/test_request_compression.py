@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import llmopt
-from llmopt.engine import request as packing
+from llmopt.engine import request
 from llmopt.engine.telemetry import EndpointMetrics
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import CompressionRefused, RequestCompression, ResponseCompression
@@ -121,13 +121,13 @@ async def test_a_retry_sends_the_same_bytes() -> None:
 async def test_a_long_body_is_packed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 256 KiB on; shorter ones are quicker where they are."""
     threads: list[tuple[int, bool]] = []
-    usual = packing._pack
+    usual = request._gzip
 
     def noted(body: bytes) -> bytes:
         threads.append((len(body), threading.current_thread() is threading.main_thread()))
         return usual(body)
 
-    monkeypatch.setattr(packing, "_pack", noted)
+    monkeypatch.setattr(request, "_gzip", noted)
     async with FaultServer() as server, client(server) as made:
         server.default(json_answer(chat_payload(["yes"])))
         for times in (4, 30):
@@ -139,7 +139,7 @@ async def test_a_long_body_is_packed_beside_the_loop(monkeypatch: pytest.MonkeyP
 
 async def test_what_does_not_get_smaller_goes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the reason."""
-    monkeypatch.setattr(packing, "_pack", lambda body: body + b".")
+    monkeypatch.setattr(request, "_gzip", lambda body: body + b".")
     async with FaultServer() as server, client(server) as made:
         server.default(answer_openai)
         await made.embed(MODEL, [LONG])

@@ -13,7 +13,7 @@ from attrs import asdict, evolve
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
-from llmopt.engine.request import CompressionFallback, Packing, RequestEncoder
+from llmopt.engine.request import CompressingTransport, RequestCompression, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import CircuitOpen, ClientClosed
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
@@ -44,7 +44,7 @@ class LiveEndpoint:
         policies: the policies that watch over it.
         metrics: what was done there.
         encode_request: encodes requests to it.
-        packing: packs their bodies, None where that is not wanted.
+        request_compression: compresses request bodies, None where that is not wanted.
         server_limits: what the server told of its limits, by model; kept by `llmopt.operations.embed_batches`.
         limit_locks: held while it is asked.
         custom_transport: whether its requests may go through somebody else's code, which may itself call llmopt.
@@ -63,15 +63,15 @@ class LiveEndpoint:
         clock: Clock,
         telemetry: Telemetry,
     ) -> None:
+        self._clock: Final = clock
         self.config: Final = _with_plugin_credential(endpoint, hooks)
         self.server_limits: Final[dict[str, BatchLimit]] = {}
         self.limit_locks: Final[dict[object, asyncio.Lock]] = {}
         self.hooks: Final = hooks
         self.metrics: Final = EndpointMetrics()
         self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
-        self.packing: Final = self._packing(telemetry)
+        self.request_compression: Final = self._compression(telemetry)
         self.policies: Final = EndpointPolicies(self.config, breakers, clock)
-        self._clock: Final = clock
         self._client_transport: Final = transport
         self._telemetry: Final = telemetry
         self._opened_transport: RequestSender | None = None
@@ -124,17 +124,19 @@ class LiveEndpoint:
             with self._opening:
                 if self._opened_transport is None:
                     carrier = self._base_transport = self._open()
-                    packing = self.packing
+                    compression = self.request_compression
                     self._opened_transport = (
-                        carrier if packing is None else CompressionFallback(carrier, packing, self._clock)
+                        carrier if compression is None else CompressingTransport(carrier, compression)
                     )
         return self._opened_transport
 
-    def _packing(self, telemetry: Telemetry) -> Packing | None:
+    def _compression(self, telemetry: Telemetry) -> RequestCompression | None:
         config = self.config
         if not config.compress_requests or not config.flags.compression or config.in_process:
             return None
-        return Packing(config, self.name, counts=self.metrics, telemetry=telemetry)
+        return RequestCompression(
+            config, self.name, metrics=self.metrics, telemetry=telemetry, clock=self._clock
+        )
 
     def _open(self) -> RequestSender:
         own = self.hooks.open_transport(self.settings_without_credential)
@@ -158,8 +160,9 @@ class LiveEndpoint:
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
         stats = {**self.metrics.stats(), **self.policies.stats()}
-        packing = self.packing is not None and self.packing.on
-        stats["compression"] = {"on": packing, **stats["compression"]}
+        compression = self.request_compression
+        enabled = compression is not None and compression.support.enabled
+        stats["compression"] = {"on": enabled, **stats["compression"]}
         pool = getattr(self._base_transport, "stats", None)
         return stats if pool is None else {**stats, "connections": asdict(pool())}
 

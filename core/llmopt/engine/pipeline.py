@@ -69,7 +69,7 @@ class Pipeline(Generic[T]):
         self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
         self._new_credential = False
-        self._packed: EncodedRequest | None = None
+        self._compressed: EncodedRequest | None = None
         self._endpoint = group.endpoints[0]
 
     def run(self) -> Coroutine[Any, Any, T]:
@@ -190,9 +190,11 @@ class Pipeline(Generic[T]):
                 scope.lease = lease
                 settings = endpoint.static_settings or await endpoint.settings()
                 encoded = self._build_request(endpoint, settings)
-                if endpoint.packing is not None:
-                    encoded = await endpoint.packing.pack(encoded, self._packed, self._call.model)
-                    self._packed = encoded
+                if endpoint.request_compression is not None:
+                    encoded = await endpoint.request_compression.compress(
+                        encoded, self._compressed, self._call.model
+                    )
+                    self._compressed = encoded
                 timeout = policies.timeout(self._call, self._request.tokens, self._request.fill)
                 circuits = policies.breakers(self._call)
                 permit = circuits.acquire(timeout) if circuits is not None else None
@@ -316,7 +318,7 @@ class Pipeline(Generic[T]):
             url=encoded.url,
             headers=encoded.headers,
             body=encoded.body,
-            uncompressed_body=encoded.unpacked,
+            uncompressed_body=encoded.uncompressed_body,
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
             timeout=timeout,

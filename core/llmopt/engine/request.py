@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 from attrs import define, evolve, field
@@ -20,7 +20,6 @@ from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
 from llmopt.values.embeddings import Usage
-from llmopt.values.events import RequestCompression
 from llmopt.values.http import HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -92,14 +91,14 @@ class EncodedRequest:
     """A request ready for the transport. Nothing of it is ever changed; freezing it would double its price.
 
     Attributes:
-        unpacked: the body as it was before it was packed, None where it is not.
+        uncompressed_body: the body before compression, None if it is not compressed.
     """
 
     method: str
     url: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | None = field(repr=False)
-    unpacked: bytes | None = field(default=None, repr=False)
+    uncompressed_body: bytes | None = field(default=None, repr=False)
 
 
 class RequestEncoder:
@@ -208,222 +207,158 @@ def origin(url: str) -> str:
     return f"{scheme.lower()}://{host.lower()}"
 
 
-# Whether an endpoint is sent packed request bodies.
+# Compression of request bodies.
 #
-# A server that does not unpack them answers 415, or takes them for bad JSON and says 400 or 422 in the words of its
-# parser ("invalid character", "error parsing the body", "unsupported encoding"). No words are looked for: what
-# may have been refused for being packed is sent once more as it is, and if the server then takes it, packing was the
-# reason. If it says something else that has nothing to do with packing (a rate limit, a refused key, an outage), nothing is
-# concluded. A server that has taken packed bodies is believed when it calls a request bad, but not for
-# ever: what stands in front of it may change.
+# Which servers decode gzip is not documented reliably, and they refuse it in different ways: with 415 (RFC 9110, 15.5.16)
+# or, taking the body for broken JSON, with 400 or 422. So a refusal that may be due to compression is answered by sending
+# the plain body once. If the server takes that, compression was the reason and ends for this endpoint.
 
-_UNSUPPORTED: Final = 415
-_BAD: Final = (400, 422)
-_READ: Final = (400, 404, 413, 422)
-_MOST: Final = 8
-"""Refusals in a row, after a packed request was taken, that are believed to be for something else."""
+MIN_COMPRESSED_BYTES: Final = 8 * 1024
+_MAX_BYTES_ON_LOOP: Final = 256 * 1024
+"""Larger bodies are compressed in a thread: zlib releases the interpreter lock."""
+_GZIP_LEVEL: Final = 1
+"""English prose in JSON gets 2.9 times smaller for 7 ms per MiB; level 6 makes it 3.5 times for 29 ms."""
+_GZIP_WBITS: Final = zlib.MAX_WBITS | 16
+_TRUSTED_REFUSALS: Final = 8
+_DRAIN_S: Final = 0.1
+_Response = TypeVar("_Response", HttpResponse, ResponseStream)
 
 
-class PackingTrust:
-    """What is known of one endpoint.
+class CompressionSupport:
+    """Decides from status codes whether a server accepts compressed request bodies.
+
+    A server that has accepted one is trusted when it calls the next few requests bad, but not for ever: another proxy
+    may stand in front of it by then.
 
     Attributes:
-        on: whether it is sent packed bodies; once off, for ever.
+        enabled: whether request bodies are compressed. Never True again once it is False.
     """
 
-    __slots__ = ("_belief", "on")
+    __slots__ = ("_trusted_refusals", "enabled")
 
     def __init__(self) -> None:
-        self.on = True
-        self._belief = 0
+        self.enabled = True
+        self._trusted_refusals = 0
 
-    def doubts(self, status: int) -> bool:
-        """A packed request was answered with this status; whether it is to be sent again as it was before packing."""
+    def should_resend(self, status: int) -> bool:
+        """Whether a compressed request that got this status is sent again with its plain body."""
         if 200 <= status < 300:
-            self._belief = _MOST if self.on else 0
-        elif status in _BAD and self._belief:
-            self._belief -= 1
+            self._trusted_refusals = _TRUSTED_REFUSALS if self.enabled else 0
+        elif status in (400, 422) and self._trusted_refusals:
+            self._trusted_refusals -= 1
         else:
-            return status == _UNSUPPORTED or status in _BAD
+            return status in (400, 415, 422)
         return False
 
-    def compare(self, packed: int, plain: int) -> bool:
-        """The same request had one status packed and one as it was; whether that ends packing, now and here."""
-        # A body that is refused as bad once it is read was refused before for how it came, if that is what 415 said.
-        read = 200 <= plain < 300 or (packed == _UNSUPPORTED and plain in _READ)
-        if not self.on or not read:
+    def record_resend(self, compressed_status: int, plain_status: int) -> bool:
+        """Record both statuses of a request that was sent again; True if this is what disables compression."""
+        # After a 415, an error about the content shows that the plain body was decoded.
+        decoded = plain_status in (400, 404, 413, 422) and compressed_status == 415
+        if not self.enabled or not (decoded or 200 <= plain_status < 300):
             return False
-        self.on, self._belief = False, 0
+        self.enabled, self._trusted_refusals = False, 0
         return True
 
 
-# Packing a request's body, and when that is worth it.
-
-LEAST: Final = 8 * 1024
-"""Bytes from which on a body is worth packing."""
-_LEVEL: Final = 1
-"""English prose in JSON: 2.9 times smaller for 7 ms per MiB; level 6 makes it 3.5 times for 29 ms."""
-_GZIP: Final = zlib.MAX_WBITS | 16
-_MAX_ON_THE_LOOP: Final = 256 * 1024
+def _gzip(body: bytes) -> bytes:
+    return zlib.compress(body, _GZIP_LEVEL, _GZIP_WBITS)
 
 
-async def pack(body: bytes) -> bytes:
-    """A body as gzip, the same bytes each time. A long one is packed beside the event loop, which zlib leaves free."""
-    if len(body) <= _MAX_ON_THE_LOOP:
-        return _pack(body)
-    return await run_in_thread(_pack, body)
+class RequestCompression:
+    """Compresses the request bodies for one endpoint, and sends refused ones again without compression.
 
-
-def _pack(body: bytes) -> bytes:
-    return zlib.compress(body, _LEVEL, _GZIP)
-
-
-# Packed request bodies of one endpoint: made once per request, taken back where the server does not understand them.
-
-ENCODING: Final = "content-encoding"
-
-
-class Packing:
-    """Packs what goes to one endpoint, as long as it takes that.
+    Both sendings are one attempt and share its timeout; only the second response is seen by the policies.
 
     Args:
         endpoint: as configured.
-        name: what it is called in events.
-        counts: of what was done there.
-        telemetry: told of what happens.
+        name: of the endpoint in events.
+        metrics: counters of the endpoint.
+        telemetry: gets the events.
+        clock: measures what is left of the timeout.
     """
 
     def __init__(
-        self, endpoint: Endpoint, name: str, *, counts: EndpointMetrics, telemetry: Telemetry
+        self, endpoint: Endpoint, name: str, *, metrics: EndpointMetrics, telemetry: Telemetry, clock: Clock
     ) -> None:
+        self.support: Final = CompressionSupport()
         self._provider: Final = endpoint.provider
-        self._name: Final = name
-        self._counts: Final = counts
+        self._endpoint: Final = name
+        self._metrics: Final = metrics
         self._telemetry: Final = telemetry
-        self._trust: Final = PackingTrust()
+        self._clock: Final = clock
         self._headers: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
 
-    @property
-    def on(self) -> bool:
-        """Whether bodies go out packed."""
-        return self._trust.on
-
-    async def pack(
-        self, encoded: EncodedRequest, before: EncodedRequest | None, model: str
+    async def compress(
+        self, encoded: EncodedRequest, previous: EncodedRequest | None, model: str
     ) -> EncodedRequest:
-        """The request with its body packed, if that is long enough.
-
-        Args:
-            encoded: the request.
-            before: as it went out in an attempt before; what was packed for that is not packed again.
-            model: of its call.
-        """
+        """The request with its body compressed, if that pays; ``previous`` is that of the attempt before."""
         body = encoded.body
-        if body is None or len(body) < LEAST or not self._trust.on or _encoded(encoded):
+        if body is None or len(body) < MIN_COMPRESSED_BYTES or not self.support.enabled:
             return encoded
-        if before is not None and before.unpacked == body and before.body is not None:
-            packed = before.body
+        if any(name.lower() == "content-encoding" for name in encoded.headers):
+            return encoded
+        if previous is not None and previous.uncompressed_body == body and previous.body is not None:
+            compressed = previous.body
         else:
-            packed = await pack(body)
-            self._tell(model, len(body), len(packed))
-        if len(packed) >= len(body):
+            compressed = _gzip(body) if len(body) <= _MAX_BYTES_ON_LOOP else await run_in_thread(_gzip, body)
+            self._telemetry.request_compressed(
+                self._provider, model, self._endpoint, len(body), len(compressed)
+            )
+        if len(compressed) >= len(body):
             return encoded
         if self._headers[0] is not encoded.headers:
-            # The same object for the same headers, so that their head is not written anew for each request.
-            self._headers = (encoded.headers, {**encoded.headers, ENCODING: "gzip"})
-        return evolve(encoded, headers=self._headers[1], body=packed, unpacked=body)
+            # The connection pool recognizes equal headers by identity and then reuses their encoded form.
+            self._headers = (encoded.headers, {**encoded.headers, "content-encoding": "gzip"})
+        return evolve(encoded, headers=self._headers[1], body=compressed, uncompressed_body=body)
 
-    def _tell(self, model: str, size: int, sent: int) -> None:
-        if self._telemetry.enabled:
-            self._telemetry.emit(
-                RequestCompression(
-                    provider=self._provider, model=model, endpoint=self._name, size=size, sent=sent
-                )
-            )
-
-    def sending(self, size: int, sent: int) -> None:
-        """A body of ``size`` bytes goes out as ``sent`` bytes."""
-        self._counts.compressed += 1
-        self._counts.saved_sent += size - sent
-
-    def doubts(self, status: int, size: int) -> bool:
-        """Whether what was answered so is sent again as it was before packing: a body of ``size`` bytes."""
-        if not self._trust.doubts(status):
-            return False
-        self._counts.requests += 1
-        self._counts.compression_refused += 1
-        self._counts.saved_sent -= size
-        return True
-
-    def compare(self, packed: int, plain: int) -> None:
-        """It had one status packed and one as it was."""
-        if self._trust.compare(packed, plain):
-            self._telemetry.compression_refused(self._provider, self._name, packed)
-
-
-def _encoded(encoded: EncodedRequest) -> bool:
-    return any(name.lower() == ENCODING for name in encoded.headers)
-
-
-# A way out on which a packed body that is refused is followed by the same unpacked.
-
-_DRAIN_S: Final = 0.1
-
-
-class CompressionFallback:
-    """A transport that sends again, unpacked and at once, what the server may have refused for being packed.
-
-    Both sendings are one attempt and have its time-out together. Nobody else hears of the first.
-
-    Args:
-        transport: sends the requests.
-        packing: decides.
-        clock: the time.
-    """
-
-    def __init__(self, transport: RequestSender, packing: Packing, clock: Clock) -> None:
-        self._transport: Final = transport
-        self._clock: Final = clock
-        self._packing: Final = packing
-
-    async def send(self, request: TransportRequest) -> HttpResponse:
-        """Like `RequestSender`."""
-        unpacked = request.uncompressed_body
-        if unpacked is None:
-            return await self._transport.send(request)
-        started = self._begin(request, unpacked)
-        answer = await self._transport.send(request)
-        if not self._packing.doubts(answer.status, len(unpacked)):
-            return answer
-        again = await self._transport.send(self._plain(request, unpacked, started))
-        self._packing.compare(answer.status, again.status)
-        return again
-
-    async def open(self, request: TransportRequest) -> ResponseStream:
-        """Like `RequestSender`."""
-        unpacked = request.uncompressed_body
-        if unpacked is None:
-            return await self._transport.open(request)
-        started = self._begin(request, unpacked)
-        stream = await self._transport.open(request)
-        if not self._packing.doubts(stream.status, len(unpacked)):
-            return stream
-        stream.drain(_DRAIN_S)
-        again = await self._transport.open(self._plain(request, unpacked, started))
-        self._packing.compare(stream.status, again.status)
-        return again
-
-    async def aclose(self) -> None:
-        """Close the transport."""
-        await self._transport.aclose()
-
-    def _begin(self, request: TransportRequest, unpacked: bytes) -> float:
-        self._packing.sending(len(unpacked), len(request.body or b""))
-        return self._clock.now()
-
-    def _plain(self, request: TransportRequest, unpacked: bytes, started: float) -> TransportRequest:
-        headers = {name: value for name, value in request.headers.items() if name != ENCODING}
+    async def send(
+        self,
+        send: Callable[[TransportRequest], Awaitable[_Response]],
+        request: TransportRequest,
+        plain_body: bytes,
+    ) -> _Response:
+        """The response to a compressed request, or that to the plain one if the compressed one may be unsupported."""
+        started = self._clock.now()
+        self._metrics.compressed += 1
+        self._metrics.saved_sent += len(plain_body) - len(request.body or b"")
+        refusal = await send(request)
+        if not self.support.should_resend(refusal.status):
+            return refusal
+        if isinstance(refusal, ResponseStream):
+            refusal.drain(_DRAIN_S)
+        self._metrics.requests += 1
+        self._metrics.compression_refused += 1
+        self._metrics.saved_sent -= len(plain_body)
         left = request.timeout
         if left is not None:
             left = max(0.0, left - (self._clock.now() - started))
-        return evolve(request, headers=headers, body=unpacked, uncompressed_body=None, timeout=left)
+        headers = {name: value for name, value in request.headers.items() if name != "content-encoding"}
+        plain = evolve(request, headers=headers, body=plain_body, uncompressed_body=None, timeout=left)
+        response = await send(plain)
+        if self.support.record_resend(refusal.status, response.status):
+            self._telemetry.compression_refused(self._provider, self._endpoint, refusal.status)
+        return response
+
+
+class CompressingTransport:
+    """A transport whose compressed requests go through `RequestCompression.send`."""
+
+    def __init__(self, transport: RequestSender, compression: RequestCompression) -> None:
+        self._transport: Final = transport
+        self._compression: Final = compression
+
+    async def send(self, request: TransportRequest) -> HttpResponse:
+        """See `RequestSender.send`."""
+        if request.uncompressed_body is None:
+            return await self._transport.send(request)
+        return await self._compression.send(self._transport.send, request, request.uncompressed_body)
+
+    async def open(self, request: TransportRequest) -> ResponseStream:
+        """See `RequestSender.open`."""
+        if request.uncompressed_body is None:
+            return await self._transport.open(request)
+        return await self._compression.send(self._transport.open, request, request.uncompressed_body)
+
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self._transport.aclose()

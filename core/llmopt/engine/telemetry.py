@@ -18,6 +18,7 @@ from llmopt.values.events import (
     PoolCheckout,
     PoolReuse,
     PoolSize,
+    RequestCompression,
     RequestRetry,
     WaitCause,
 )
@@ -97,10 +98,20 @@ class Telemetry:
                 )
             )
 
+    def request_compressed(self, provider: str, model: str, endpoint: str, size: int, sent: int) -> None:
+        """A request body of ``size`` bytes was compressed to ``sent`` bytes."""
+        if self.enabled:
+            self.emit(
+                RequestCompression(provider=provider, model=model, endpoint=endpoint, size=size, sent=sent)
+            )
+
     def compression_refused(self, provider: str, endpoint: str, status: int) -> None:
-        """An endpoint does not take packed requests: an event, and one line in the log."""
+        """An endpoint does not accept compressed requests: an event, and one line in the log."""
         _log_line(
-            logging.INFO, "%s refuses packed requests (HTTP %d): sending them as they are", endpoint, status
+            logging.INFO,
+            "%s refuses compressed requests (HTTP %d): they are sent without compression",
+            endpoint,
+            status,
         )
         if self.enabled:
             self.emit(CompressionRefused(provider=provider, endpoint=endpoint, status=status))
