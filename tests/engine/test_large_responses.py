@@ -11,7 +11,7 @@ import pytest
 
 import llmopt
 from llmopt import EmbedCall, HttpResponse, hookimpl
-from llmopt.engine.request import pack
+from llmopt.engine.request import compress_body
 from llmopt.values.embeddings import EmbeddedRows
 from tests.support.faults import Answer, FaultServer
 
@@ -120,7 +120,7 @@ async def test_a_busy_executor_of_the_programs_keeps_nobody_waiting() -> None:
             # With the program's executor it would end when its jobs do: never, as they wait for this.
             found = await asyncio.wait_for(client.embed("s/m", texts), 50)
             assert found.vectors.shape == (_COUNT, 1_024)
-        assert len(await asyncio.wait_for(pack(b"0" * (1 << 20)), 50)) < 1 << 14
+        assert len(await asyncio.wait_for(compress_body(b"0" * (1 << 20)), 50)) < 1 << 14
     finally:
         release.set()
         await asyncio.gather(*jobs)

@@ -260,6 +260,11 @@ class CompressionSupport:
         return True
 
 
+async def compress_body(body: bytes) -> bytes:
+    """The body as gzip; equal bodies give equal bytes."""
+    return _gzip(body) if len(body) <= _MAX_BYTES_ON_LOOP else await run_in_thread(_gzip, body)
+
+
 def _gzip(body: bytes) -> bytes:
     return zlib.compress(body, _GZIP_LEVEL, _GZIP_WBITS)
 
@@ -300,7 +305,7 @@ class RequestCompression:
         if previous is not None and previous.uncompressed_body == body and previous.body is not None:
             compressed = previous.body
         else:
-            compressed = _gzip(body) if len(body) <= _MAX_BYTES_ON_LOOP else await run_in_thread(_gzip, body)
+            compressed = await compress_body(body)
             self._telemetry.request_compressed(
                 self._provider, model, self._endpoint, len(body), len(compressed)
             )
