@@ -26,6 +26,7 @@ from llmopt.values.calls import Call, RateLimits, Settings
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import (
     JsonParse,
+    LimitLearned,
     RequestAttempt,
     RequestEnd,
     RequestStart,
@@ -236,64 +237,65 @@ def should_retry(response: HttpResponse | None) -> bool | None:
     return {"true": True, "false": False}.get(response.headers.get("x-should-retry", "").strip().lower())
 
 
-# What a request tells of itself: counted at its endpoints, and as events where somebody listens.
+# Recording one request: counters of its endpoints, and events if there is a listener.
 
 OK: Final = "ok"
 CANCELLED: Final = "cancelled"
 
 
 class RequestRecorder:
-    """The account of one request and all its attempts.
+    """Records one request and all its attempts.
+
+    An outcome is `OK`, `CANCELLED` or the name of an exception class.
 
     Args:
-        call: what is asked for.
+        call: the call that the request is for.
         provider: name of the provider entry.
-        telemetry: where events leave.
+        telemetry: gets the events.
 
     Attributes:
-        enabled: whether anybody listens; what only an event needs is not worked out otherwise.
-        sent: HTTP requests made so far.
+        enabled: whether there is a listener; what only an event needs is not computed otherwise.
+        sent: HTTP requests sent so far.
     """
 
-    __slots__ = ("_call", "_provider", "_telemetry", "enabled", "sent")
+    __slots__ = ("_call", "_emit", "_model", "_provider", "_telemetry", "enabled", "sent")
 
     def __init__(self, call: Call, provider: str, telemetry: Telemetry) -> None:
         self._call: Final = call
+        self._model: Final = call.model
         self._provider: Final = provider
         self._telemetry: Final = telemetry
+        self._emit: Final = telemetry.emit
         self.enabled: Final = telemetry.enabled
         self.sent = 0
 
     def request_started(self, items: int, tokens: int) -> None:
-        """It begins, with so many texts of so many tokens."""
-        if self.enabled:
-            self._telemetry.emit(
-                RequestStart(
-                    provider=self._provider,
-                    model=self._call.model,
-                    operation=self._call.operation,
-                    items=items,
-                    tokens=tokens,
-                )
-            )
+        """The request begins, with so many texts and tokens."""
+        operation = self._call.operation
+        self._emit(
+            RequestStart,
+            provider=self._provider,
+            model=self._model,
+            operation=operation,
+            items=items,
+            tokens=tokens,
+        )
 
     def request_ended(self, endpoint: LiveEndpoint, outcome: str, seconds: float) -> None:
-        """It is over, in `OK`, `CANCELLED` or the exception of that name."""
-        if self.enabled:
-            self._telemetry.emit(
-                RequestEnd(
-                    provider=self._provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    operation=self._call.operation,
-                    outcome=outcome,
-                    attempts=self.sent,
-                    seconds=seconds,
-                )
-            )
+        """The request is over, after all its attempts."""
+        self._emit(
+            RequestEnd,
+            provider=self._provider,
+            model=self._model,
+            endpoint=endpoint.name,
+            operation=self._call.operation,
+            outcome=outcome,
+            attempts=self.sent,
+            seconds=seconds,
+        )
 
     def attempt_started(self, endpoint: LiveEndpoint) -> None:
-        """An HTTP request is about to be made."""
+        """An HTTP request is about to be sent."""
         self.sent += 1
         endpoint.metrics.requests += 1
 
@@ -308,7 +310,7 @@ class RequestRecorder:
         sent: Sent,
         usage: Usage | None = None,
     ) -> None:
-        """That request ended in `OK`, `CANCELLED` or the exception of that name."""
+        """The HTTP request is over."""
         metrics = endpoint.metrics
         metrics.on_the_wire += seconds
         metrics.add_usage(usage)
@@ -320,12 +322,11 @@ class RequestRecorder:
             metrics.errors[outcome] += 1
         if response is not None and response.info.compressed_size is not None:
             self.response_decoded(endpoint, response.info.compressed_size, len(response.body))
-        if not self.enabled:
-            return
-        self._telemetry.emit(
-            RequestAttempt(
+        if self.enabled:
+            self._emit(
+                RequestAttempt,
                 provider=self._provider,
-                model=self._call.model,
+                model=self._model,
                 endpoint=endpoint.name,
                 attempt=number,
                 outcome=outcome,
@@ -334,87 +335,72 @@ class RequestRecorder:
                 sent=sent,
                 reused=response.info.reused if response is not None else False,
             )
-        )
 
     def response_decoded(self, endpoint: LiveEndpoint, received: int, size: int) -> None:
-        """Its answer came packed: so many bytes travelled, and stood for so many."""
+        """The response was compressed: ``received`` bytes were decoded to ``size`` bytes."""
         endpoint.metrics.saved_received += size - received
-        if self.enabled:
-            self._telemetry.emit(
-                ResponseCompression(
-                    provider=self._provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    received=received,
-                    size=size,
-                )
-            )
+        provider, model, name = self._provider, self._model, endpoint.name
+        self._emit(
+            ResponseCompression, provider=provider, model=model, endpoint=name, received=received, size=size
+        )
 
     def response_parsed(self, response: HttpResponse, seconds: float) -> None:
-        """Its answer became a value, in so long."""
-        if self.enabled and response.body:
-            self._telemetry.emit(
-                JsonParse(
-                    provider=self._provider,
-                    model=self._call.model,
-                    operation=self._call.operation,
-                    size=len(response.body),
-                    seconds=seconds,
-                )
+        """The response was turned into a value in so many seconds."""
+        provider, model, operation, size = (
+            self._provider,
+            self._model,
+            self._call.operation,
+            len(response.body),
+        )
+        if size:
+            self._emit(
+                JsonParse, provider=provider, model=model, operation=operation, size=size, seconds=seconds
             )
 
     def wait_started(self, endpoint: LiveEndpoint, cause: WaitCause) -> None:
-        """It begins to wait."""
-        if self.enabled:
-            self._telemetry.emit(
-                RequestWaiting(
-                    provider=self._provider, model=self._call.model, endpoint=endpoint.name, cause=cause
-                )
-            )
+        """The request begins to wait before it can be sent."""
+        self._emit(
+            RequestWaiting, provider=self._provider, model=self._model, endpoint=endpoint.name, cause=cause
+        )
 
     def wait_ended(self, endpoint: LiveEndpoint, cause: WaitCause, seconds: float) -> None:
-        """It waited before it could be sent."""
+        """The request has waited so long."""
         waited = endpoint.metrics.waited
         waited[cause] = waited.get(cause, 0.0) + seconds
-        if self.enabled:
-            self._telemetry.emit(
-                RequestWait(
-                    provider=self._provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    cause=cause,
-                    seconds=seconds,
-                )
-            )
+        provider, model, name = self._provider, self._model, endpoint.name
+        self._emit(RequestWait, provider=provider, model=model, endpoint=name, cause=cause, seconds=seconds)
 
     def retry_scheduled(self, endpoint: LiveEndpoint, retry: Retry) -> None:
-        """It will be sent again. A wait for a circuit is told of when it is over, as a wait."""
+        """The request will be sent again. A wait for an open circuit is recorded as a wait, not as a retry."""
         if retry.decision.reason != "circuit_open":
             endpoint.metrics.retries += 1
-            self._telemetry.retry_scheduled(self._call, self._provider, retry)
+            self._telemetry.retry_scheduled(self._provider, self._model, retry)
 
     def limits_learned(self, endpoint: LiveEndpoint) -> None:
-        """Headers taught a limit, or another one than before."""
+        """Response headers stated a rate limit that was unknown or different before."""
         if not self.enabled:
             return
-        for name, limit in zip(
-            ("rpm", "tpm"), endpoint.policies.rate_limiter(self._call).server_limits, strict=True
-        ):
-            if limit is not None:
-                self._telemetry.limit_learned(
-                    self._provider, self._call.model, endpoint.name, name, limit, "headers"
+        limits = endpoint.policies.rate_limiter(self._call).server_limits
+        for name, value in zip(("rpm", "tpm"), limits, strict=True):
+            if value is not None:
+                self._emit(
+                    LimitLearned,
+                    provider=self._provider,
+                    model=self._model,
+                    endpoint=endpoint.name,
+                    limit=name,
+                    value=value,
+                    source="headers",
                 )
 
     def stream_chunk(self, endpoint: LiveEndpoint, size: int, events: int, seconds: float) -> None:
-        """A piece of its stream came, after its first."""
-        if self.enabled:
-            self._telemetry.emit(
-                StreamChunk(
-                    provider=self._provider,
-                    model=self._call.model,
-                    endpoint=endpoint.name,
-                    size=size,
-                    events=events,
-                    seconds=seconds,
-                )
-            )
+        """A chunk of a streamed response was received, after the first."""
+        self._emit(
+            StreamChunk,
+            provider=self._provider,
+            model=self._model,
+            endpoint=endpoint.name,
+            size=size,
+            events=events,
+            seconds=seconds,
+        )

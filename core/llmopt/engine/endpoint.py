@@ -13,7 +13,7 @@ from attrs import asdict, evolve
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
-from llmopt.engine.request import CompressingTransport, RequestCompression, RequestEncoder
+from llmopt.engine.request import CompressingTransport, RequestCompressor, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import CircuitOpen, ClientClosed
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
@@ -44,7 +44,7 @@ class LiveEndpoint:
         policies: the policies that watch over it.
         metrics: what was done there.
         encode_request: encodes requests to it.
-        request_compression: compresses request bodies, None where that is not wanted.
+        request_compressor: compresses request bodies, None where that is not wanted.
         server_limits: what the server told of its limits, by model; kept by `llmopt.operations.embed_batches`.
         limit_locks: held while it is asked.
         custom_transport: whether its requests may go through somebody else's code, which may itself call llmopt.
@@ -70,7 +70,7 @@ class LiveEndpoint:
         self.hooks: Final = hooks
         self.metrics: Final = EndpointMetrics()
         self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
-        self.request_compression: Final = self._compression(telemetry)
+        self.request_compressor: Final = self._compression(telemetry)
         self.policies: Final = EndpointPolicies(self.config, breakers, clock)
         self._client_transport: Final = transport
         self._telemetry: Final = telemetry
@@ -124,17 +124,17 @@ class LiveEndpoint:
             with self._opening:
                 if self._opened_transport is None:
                     carrier = self._base_transport = self._open()
-                    compression = self.request_compression
+                    compression = self.request_compressor
                     self._opened_transport = (
                         carrier if compression is None else CompressingTransport(carrier, compression)
                     )
         return self._opened_transport
 
-    def _compression(self, telemetry: Telemetry) -> RequestCompression | None:
+    def _compression(self, telemetry: Telemetry) -> RequestCompressor | None:
         config = self.config
         if not config.compress_requests or not config.flags.compression or config.in_process:
             return None
-        return RequestCompression(
+        return RequestCompressor(
             config, self.name, metrics=self.metrics, telemetry=telemetry, clock=self._clock
         )
 
@@ -160,7 +160,7 @@ class LiveEndpoint:
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values: of its policies, and of its connections where it has some."""
         stats = {**self.metrics.stats(), **self.policies.stats()}
-        compression = self.request_compression
+        compression = self.request_compressor
         enabled = compression is not None and compression.support.enabled
         stats["compression"] = {"on": enabled, **stats["compression"]}
         pool = getattr(self._base_transport, "stats", None)

@@ -190,8 +190,8 @@ class Pipeline(Generic[T]):
                 scope.lease = lease
                 settings = endpoint.static_settings or await endpoint.settings()
                 encoded = self._build_request(endpoint, settings)
-                if endpoint.request_compression is not None:
-                    encoded = await endpoint.request_compression.compress(
+                if endpoint.request_compressor is not None:
+                    encoded = await endpoint.request_compressor.compress(
                         encoded, self._compressed, self._call.model
                     )
                     self._compressed = encoded

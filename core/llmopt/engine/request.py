@@ -20,6 +20,7 @@ from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
 from llmopt.values.embeddings import Usage
+from llmopt.values.events import RequestCompression
 from llmopt.values.http import HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _gzip(body: bytes) -> bytes:
     return zlib.compress(body, _GZIP_LEVEL, _GZIP_WBITS)
 
 
-class RequestCompression:
+class RequestCompressor:
     """Compresses the request bodies for one endpoint, and sends refused ones again without compression.
 
     Both sendings are one attempt and share its timeout; only the second response is seen by the policies.
@@ -306,8 +307,13 @@ class RequestCompression:
             compressed = previous.body
         else:
             compressed = await compress_body(body)
-            self._telemetry.request_compressed(
-                self._provider, model, self._endpoint, len(body), len(compressed)
+            self._telemetry.emit(
+                RequestCompression,
+                provider=self._provider,
+                model=model,
+                endpoint=self._endpoint,
+                size=len(body),
+                sent=len(compressed),
             )
         if len(compressed) >= len(body):
             return encoded
@@ -346,9 +352,9 @@ class RequestCompression:
 
 
 class CompressingTransport:
-    """A transport whose compressed requests go through `RequestCompression.send`."""
+    """A transport whose compressed requests go through `RequestCompressor.send`."""
 
-    def __init__(self, transport: RequestSender, compression: RequestCompression) -> None:
+    def __init__(self, transport: RequestSender, compression: RequestCompressor) -> None:
         self._transport: Final = transport
         self._compression: Final = compression
 

@@ -1,24 +1,28 @@
-"""Telling what happens. Nothing is made when nobody listens, and no listener's fault becomes a call's."""
+"""Telemetry of one client: events for the application's listener, lines in the log, counters per endpoint.
+
+Events are the classes of `llmopt.values.events`. None is made without a listener, and an exception that a listener or a
+log handler raises never reaches a call. Nothing here awaits.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
+
+from attrs import define, field
 
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import (
     BreakerChanged,
     CompressionRefused,
     Event,
-    LimitLearned,
-    LimitSource,
     OnEvent,
     PoolCheckout,
     PoolReuse,
     PoolSize,
-    RequestCompression,
     RequestRetry,
     WaitCause,
 )
@@ -26,214 +30,142 @@ from llmopt.values.events import (
 if TYPE_CHECKING:
     from llmopt.policies.circuit_breaker import CircuitTransition
     from llmopt.policies.retry_loop import Retry
-    from llmopt.values.calls import Call
+_P = ParamSpec("_P")
 _log: Final = logging.getLogger("llmopt")
 
 
-def _log_line(level: int, message: str, *values: object) -> None:
-    """A line in the log. A handler of the user's that raises is no fault of the call's."""
-    with suppress(Exception):
-        _log.log(level, message, *values)
-
-
 class Telemetry:
-    """The one place where events leave.
+    """The one place from which events and log lines leave the engine.
 
     Attributes:
-        enabled: whether anybody listens; look before making an event.
+        enabled: whether there is a listener. Callers on the path of every request ask before they compute an event's fields.
     """
 
     def __init__(self, on_event: OnEvent | None) -> None:
         self._on_event: Final = on_event
         self.enabled: Final = on_event is not None
 
-    def emit(self, event: Event) -> None:
-        """Give an event to the listener. One that raises is logged and otherwise ignored."""
+    def emit(self, kind: Callable[_P, Event], /, *args: _P.args, **fields: _P.kwargs) -> None:
+        """Make an event of this kind and pass it to the listener; do nothing if there is none.
+
+        An exception of the listener is logged and otherwise ignored.
+        """
         if self._on_event is None:
             return
+        event = kind(*args, **fields)
         try:
             self._on_event(event)
-        except Exception:  # noqa: BLE001 - a listener's fault is never a call's
+        except Exception:  # noqa: BLE001 - a faulty listener must not fail the call
             with suppress(Exception):
                 _log.exception("the listener on_event raised on %s", event.name)
 
-    def retry_scheduled(self, call: Call, provider: str, retry: Retry) -> None:
-        """A request will be made again: an event, and one line in the log."""
-        endpoint, cause = retry.error.endpoint or "", type(retry.error).__name__
-        _log_line(
+    def retry_scheduled(self, provider: str, model: str, retry: Retry) -> None:
+        """A request will be sent again after a delay."""
+        endpoint, cause, delay = retry.error.endpoint or "", type(retry.error).__name__, retry.delay
+        _write(
             logging.INFO,
             "retry %d of %s/%s at %s in %.2f s after %s",
-            retry.attempt - 1,
-            provider,
-            call.model,
-            endpoint,
-            retry.delay,
-            cause,
+            *(retry.attempt - 1, provider, model, endpoint, delay, cause),
         )
-        if self.enabled:
-            self.emit(
-                RequestRetry(
-                    provider=provider,
-                    model=call.model,
-                    endpoint=endpoint,
-                    attempt=retry.attempt,
-                    delay=retry.delay,
-                    cause=cause,
-                )
-            )
-
-    def limit_learned(
-        self, provider: str, model: str, endpoint: str, limit: str, value: float, source: LimitSource
-    ) -> None:
-        """A limit became known."""
-        if self.enabled:
-            self.emit(
-                LimitLearned(
-                    provider=provider,
-                    model=model,
-                    endpoint=endpoint,
-                    limit=limit,
-                    value=value,
-                    source=source,
-                )
-            )
-
-    def request_compressed(self, provider: str, model: str, endpoint: str, size: int, sent: int) -> None:
-        """A request body of ``size`` bytes was compressed to ``sent`` bytes."""
-        if self.enabled:
-            self.emit(
-                RequestCompression(provider=provider, model=model, endpoint=endpoint, size=size, sent=sent)
-            )
+        self.emit(
+            RequestRetry,
+            provider=provider,
+            model=model,
+            endpoint=endpoint,
+            attempt=retry.attempt,
+            delay=delay,
+            cause=cause,
+        )
 
     def compression_refused(self, provider: str, endpoint: str, status: int) -> None:
-        """An endpoint does not accept compressed requests: an event, and one line in the log."""
-        _log_line(
-            logging.INFO,
-            "%s refuses compressed requests (HTTP %d): they are sent without compression",
-            endpoint,
-            status,
+        """An endpoint does not accept compressed request bodies."""
+        _write(
+            logging.INFO, "%s refuses compressed requests (HTTP %d): they go uncompressed", endpoint, status
         )
-        if self.enabled:
-            self.emit(CompressionRefused(provider=provider, endpoint=endpoint, status=status))
+        self.emit(CompressionRefused, provider=provider, endpoint=endpoint, status=status)
 
     def breaker_changed(self, change: CircuitTransition) -> None:
-        """A circuit changed."""
-        _log_line(
-            logging.WARNING,
-            "circuit %s: %s -> %s (%.1f s)",
-            change.name,
-            change.old,
-            change.new,
-            change.break_duration_s,
-        )
-        if self.enabled:
-            self.emit(
-                BreakerChanged(
-                    provider="",
-                    circuit=change.name,
-                    old=change.old,
-                    new=change.new,
-                    break_duration_s=change.break_duration_s,
-                )
-            )
+        """A circuit breaker changed its state."""
+        name, old, new, seconds = change.name, change.old, change.new, change.break_duration_s
+        _write(logging.WARNING, "circuit %s: %s -> %s (%.1f s)", name, old, new, seconds)
+        self.emit(BreakerChanged, provider="", circuit=name, old=old, new=new, break_duration_s=seconds)
 
-    def pool_trace(self, provider: str, endpoint: str) -> PoolTelemetry | None:
-        """For an endpoint's pool, None when nobody listens."""
-        return PoolTelemetry(self, provider, endpoint) if self.enabled else None
+    def pool_trace(self, provider: str, endpoint: str) -> PoolEvents | None:
+        """The callbacks for an endpoint's connection pool, None without a listener."""
+        return PoolEvents(self, provider, endpoint) if self.enabled else None
 
 
-class PoolTelemetry:
-    """What one endpoint's pool tells, as events."""
+def _write(level: int, message: str, *values: object) -> None:
+    """Write a line to the log; an exception of a log handler is ignored."""
+    with suppress(Exception):
+        _log.log(level, message, *values)
+
+
+class PoolEvents:
+    """Turns the callbacks of a connection pool into events; see `llmopt.transport.connector.PoolTrace`."""
 
     def __init__(self, telemetry: Telemetry, provider: str, endpoint: str) -> None:
-        self._telemetry: Final = telemetry
+        self._emit: Final = telemetry.emit
         self._provider: Final = provider
         self._endpoint: Final = endpoint
 
     def connection_acquired(self, waited_s: float, served: int) -> None:
-        """See `llmopt.transport.connector.PoolTrace`."""
-        self._telemetry.emit(
-            PoolCheckout(
-                provider=self._provider, endpoint=self._endpoint, seconds=waited_s, reused=served > 0
-            )
-        )
+        """A request got a connection after ``waited_s``, which has carried ``served`` requests before."""
+        provider, endpoint = self._provider, self._endpoint
+        self._emit(PoolCheckout, provider=provider, endpoint=endpoint, seconds=waited_s, reused=served > 0)
         if served:
-            self._telemetry.emit(PoolReuse(provider=self._provider, endpoint=self._endpoint, served=served))
+            self._emit(PoolReuse, provider=provider, endpoint=endpoint, served=served)
 
     def size_changed(self, connections: int, in_use: int, waiting: int) -> None:
-        """See `llmopt.transport.connector.PoolTrace`."""
-        self._telemetry.emit(
-            PoolSize(
-                provider=self._provider,
-                endpoint=self._endpoint,
-                open=connections,
-                in_use=in_use,
-                waiting=waiting,
-            )
+        """The number of open connections has changed; ``waiting`` requests wait for one."""
+        provider, endpoint = self._provider, self._endpoint
+        self._emit(
+            PoolSize, provider=provider, endpoint=endpoint, open=connections, in_use=in_use, waiting=waiting
         )
 
 
-# Counters of one endpoint, for operators.
-
-
+@define(eq=False)
 class EndpointMetrics:
-    """What was done at one endpoint since its client was made.
+    """Counters of one endpoint since its client was created.
 
     Attributes:
-        requests: HTTP requests made, retries included.
-        succeeded: those that brought what was asked for.
-        errors: the others, by the name of the exception they ended in.
-        cancelled: those that were given up before either.
-        retries: requests that were made again.
-        input_tokens: tokens sent, as answers report them.
-        output_tokens: tokens received, likewise.
+        requests: HTTP requests sent, retries included.
+        succeeded: requests that returned a result.
+        errors: failed requests, by the name of the exception.
+        cancelled: requests whose caller gave up.
+        retries: requests that were sent again.
+        input_tokens: tokens sent, as responses report them.
+        output_tokens: tokens received, as responses report them.
         waited: seconds that requests waited before they were sent, by cause.
-        compressed: requests that went out packed.
-        compression_refused: those that were sent again as they are, because that may be why they were refused.
-        saved_sent: bytes that packing requests has saved.
-        saved_received: bytes that packed answers have saved.
-        on_the_wire: seconds from sending to the end of the answer, of all requests together.
+        compressed: requests sent with a compressed body.
+        compression_refused: those that were sent again because the server may not accept compression.
+        saved_sent: bytes saved by compressed requests.
+        saved_received: bytes saved by compressed responses.
+        on_the_wire: seconds from sending to the end of the response, summed over all requests.
     """
 
-    __slots__ = (
-        "cancelled",
-        "compressed",
-        "compression_refused",
-        "errors",
-        "input_tokens",
-        "on_the_wire",
-        "output_tokens",
-        "requests",
-        "retries",
-        "saved_received",
-        "saved_sent",
-        "succeeded",
-        "waited",
-    )
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.succeeded = 0
-        self.errors: Counter[str] = Counter()
-        self.cancelled = 0
-        self.retries = 0
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.waited: dict[WaitCause, float] = {}
-        self.compressed = 0
-        self.compression_refused = 0
-        self.saved_sent = 0
-        self.saved_received = 0
-        self.on_the_wire = 0.0
+    requests: int = 0
+    succeeded: int = 0
+    errors: Counter[str] = field(factory=Counter)
+    cancelled: int = 0
+    retries: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    waited: dict[WaitCause, float] = field(factory=dict)
+    compressed: int = 0
+    compression_refused: int = 0
+    saved_sent: int = 0
+    saved_received: int = 0
+    on_the_wire: float = 0.0
 
     def add_usage(self, usage: Usage | None) -> None:
-        """An answer reports this use."""
+        """Add the tokens that a response reports."""
         if usage is not None:
             self.input_tokens += usage.prompt_tokens
             self.output_tokens += usage.completion_tokens
 
     def stats(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """All counters as plain values."""
         return {
             "requests": self.requests,
             "succeeded": self.succeeded,

@@ -170,11 +170,14 @@ class StoreSizeReporter:
         sizes = [await store.size() for store in self._stores()]
         for size in sizes:
             self._telemetry.emit(
-                CacheSized(
-                    provider="", cache=kind, items=size.entries, size=size.bytes, max_size=size.max_bytes
-                )
+                CacheSized,
+                provider="",
+                cache=kind,
+                items=size.entries,
+                size=size.bytes,
+                max_size=size.max_bytes,
             )
         evicted = sum(size.evicted for size in sizes)
         if evicted > self._evicted:
             gone, self._evicted = evicted - self._evicted, evicted
-            self._telemetry.emit(CacheEviction(provider="", cache=kind, items=gone))
+            self._telemetry.emit(CacheEviction, provider="", cache=kind, items=gone)

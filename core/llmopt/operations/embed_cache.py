@@ -179,10 +179,10 @@ class EmbeddingCache:
     def _report(self, hits: int, texts: int) -> None:
         provider, model = self._provider, self._model
         if hits:
-            self._telemetry.emit(CacheHit(provider=provider, model=model, cache="embeddings", items=hits))
+            self._telemetry.emit(CacheHit, provider=provider, model=model, cache="embeddings", items=hits)
         if hits < texts:
             misses = texts - hits
-            self._telemetry.emit(CacheMiss(provider=provider, model=model, cache="embeddings", items=misses))
+            self._telemetry.emit(CacheMiss, provider=provider, model=model, cache="embeddings", items=misses)
 
 
 Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, BatchResult]]

@@ -33,7 +33,7 @@ from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import BatchLimit, EmbedCall, Settings
 from llmopt.values.embeddings import EmbeddedRows, Usage
-from llmopt.values.events import BatchSplit
+from llmopt.values.events import BatchSplit, LimitLearned
 from llmopt.values.http import Failure, HttpResponse
 
 _RESPONSE_BYTES_PER_NUMBER: Final = 24
@@ -133,8 +133,14 @@ class EmbedRun:
         reported = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
         for endpoint in unknown:
             for name, value in known_limits(endpoint.server_limits.get(self.model, _NO_LIMIT)):
-                self._engine.telemetry.limit_learned(
-                    self._provider.name, self.model, endpoint.name, name, value, "server"
+                self._engine.telemetry.emit(
+                    LimitLearned,
+                    provider=self._provider.name,
+                    model=self.model,
+                    endpoint=endpoint.name,
+                    limit=name,
+                    value=value,
+                    source="server",
                 )
         limit = self._declare(reported)
         if all(self.model in endpoint.server_limits for endpoint in endpoints):
@@ -242,14 +248,17 @@ class EmbedRun:
         return await recovery.run(len(texts), error)
 
     def _report_split(self, items: int, error: LLMOptError) -> None:
-        telemetry = self._engine.telemetry
-        if telemetry.enabled:
-            name, cause = self._provider.name, type(error).__name__
-            telemetry.emit(BatchSplit(provider=name, model=self.model, items=items, cause=cause))
+        provider, cause = self._provider.name, type(error).__name__
+        self._engine.telemetry.emit(BatchSplit, provider=provider, model=self.model, items=items, cause=cause)
 
     def _report_limit(self, change: LimitChange) -> None:
-        self._engine.telemetry.limit_learned(
-            self._provider.name, self.model, "", change.limit, change.value, change.source
+        self._engine.telemetry.emit(
+            LimitLearned,
+            provider=self._provider.name,
+            model=self.model,
+            limit=change.limit,
+            value=change.value,
+            source=change.source,
         )
 
     async def _request(self, texts: tuple[str, ...], *, suspect: bool = False) -> EmbeddedRows:

@@ -45,67 +45,6 @@ from llmopt.values.events import (
     CatalogDiscover,
 )
 
-# What happens at the cache of lists of models, told to whoever listens.
-
-
-class CatalogEvents:
-    """Makes events, where somebody listens.
-
-    Args:
-        engine: its clock and its telemetry.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._telemetry: Final = engine.telemetry
-        self._now: Final = engine.clock.now
-
-    def gave(self, kept: CachedList, decision: Decision, cause: str) -> None:
-        """A kept list was given."""
-        if not self._telemetry.enabled:
-            return
-        name, age = kept.provider, decision.age
-        if decision.stale:
-            self._telemetry.emit(CacheStale(provider=name, cache="catalog", age=age, cause=cause))
-        else:
-            self._telemetry.emit(CacheHit(provider=name, cache="catalog", age=age))
-        self._telemetry.emit(
-            CatalogDiscover(provider=name, outcome="ok", source="cache", models=len(kept.catalog or ()))
-        )
-
-    def missed(self, provider: Provider) -> None:
-        """Nothing could be given without asking."""
-        if self._telemetry.enabled:
-            self._telemetry.emit(CacheMiss(provider=provider.name, cache="catalog"))
-
-    def discovered(
-        self,
-        provider: Provider,
-        started: float,
-        *,
-        found: Catalog | None = None,
-        error: LLMOptError | None = None,
-    ) -> None:
-        """The provider was asked, and answered, or did not."""
-        if self._telemetry.enabled:
-            self._telemetry.emit(
-                CatalogDiscover(
-                    provider=provider.name,
-                    outcome="ok" if error is None else type(error).__name__,
-                    source="provider",
-                    models=0 if found is None else len(found),
-                    seconds=self._now() - started,
-                )
-            )
-
-    def refreshed(self, provider: Provider, started: float, outcome: str) -> None:
-        """A list was asked for beside its callers."""
-        if self._telemetry.enabled:
-            seconds = self._now() - started
-            self._telemetry.emit(
-                CacheRefresh(provider=provider.name, cache="catalog", outcome=outcome, seconds=seconds)
-            )
-
-
 CacheMode = Literal["auto", "refresh", "offline"]
 """What a caller makes of the cache: use it, ask anew whatever it has, or ask nobody."""
 _log: Final = logging.getLogger("llmopt")
@@ -151,7 +90,6 @@ class ModelLists:
         self._engine: Final = engine
         self._shelf: Final = shelf
         self._stores: Final = stores
-        self._events: Final = CatalogEvents(engine)
         self._refreshes: Final = TaskSet()
         self._refresh_slots: Final = PerLoop(lambda: asyncio.Semaphore(_MAX_CONCURRENT_PAGES))
 
@@ -179,7 +117,7 @@ class ModelLists:
         given = self._at_once(provider, kept, decision)
         if given is not None:
             return given
-        self._events.missed(provider)
+        self._engine.telemetry.emit(CacheMiss, provider=provider.name, cache="catalog")
         try:
             return await self._anew(provider, kept, deadline)
         except LLMOptError as error:
@@ -255,7 +193,14 @@ class ModelLists:
 
     def _give(self, kept: CachedList, decision: Decision, *, cause: str) -> Catalog:
         assert kept.catalog is not None  # noqa: S101 - whoever calls has looked
-        self._events.gave(kept, decision, cause)
+        telemetry = self._engine.telemetry
+        if telemetry.enabled:
+            name, age, models = kept.provider, decision.age, len(kept.catalog)
+            if decision.stale:
+                telemetry.emit(CacheStale, provider=name, cache="catalog", age=age, cause=cause)
+            else:
+                telemetry.emit(CacheHit, provider=name, cache="catalog", age=age)
+            telemetry.emit(CatalogDiscover, provider=name, outcome="ok", source="cache", models=models)
         return _aged(kept.catalog, decision)
 
     async def _anew(self, provider: Provider, kept: CachedList, deadline: Deadline) -> Catalog:
@@ -288,14 +233,26 @@ class ModelLists:
     async def _ask(self, provider: Provider, kept: CachedList | None, deadline: Deadline) -> Catalog:
         """Ask the provider, and take note of what came of it."""
         started = self._engine.clock.now()
+
+        def record(outcome: str, models: int) -> None:
+            seconds = self._engine.clock.now() - started
+            self._engine.telemetry.emit(
+                CatalogDiscover,
+                provider=provider.name,
+                outcome=outcome,
+                source="provider",
+                models=models,
+                seconds=seconds,
+            )
+
         try:
             found = await self._asked(provider, kept, deadline)
         except LLMOptError as error:
             if kept is not None:
                 await self._note(provider, kept, error)
-            self._events.discovered(provider, started, error=error)
+            record(type(error).__name__, 0)
             raise
-        self._events.discovered(provider, started, found=found)
+        record("ok", len(found))
         return found
 
     async def _asked(self, provider: Provider, kept: CachedList | None, deadline: Deadline) -> Catalog:
@@ -336,7 +293,13 @@ class ModelLists:
             except LLMOptError as error:
                 outcome = type(error).__name__
                 _log.debug("the models of %s could not be refreshed: %s", provider.name, outcome)
-            self._events.refreshed(provider, started, outcome)
+            self._engine.telemetry.emit(
+                CacheRefresh,
+                provider=provider.name,
+                cache="catalog",
+                outcome=outcome,
+                seconds=self._engine.clock.now() - started,
+            )
 
 
 def _aged(catalog: Catalog, decision: Decision) -> Catalog:
@@ -411,7 +374,13 @@ class BatchListModels:
 
         if left:
             await asyncio.gather(*map(one, left.values()))
-        self._tell(found, started)
+        self._engine.telemetry.emit(
+            CatalogBatch,
+            provider="",
+            providers=len(found),
+            failures=sum(isinstance(each, LLMOptError) for each in found.values()),
+            seconds=self._engine.clock.now() - started,
+        )
         return {name: found[name] for name in asked}
 
     async def _settle(self, left: dict[str, Provider], found: dict[str, Found]) -> None:
@@ -437,11 +406,3 @@ class BatchListModels:
             return await self._catalogs.list(provider, deadline=sooner, mode=mode)
         except LLMOptError as error:
             return error
-
-    def _tell(self, found: Mapping[str, Found], started: float) -> None:
-        if self._engine.telemetry.enabled:
-            failures = sum(isinstance(each, LLMOptError) for each in found.values())
-            seconds = self._engine.clock.now() - started
-            self._engine.telemetry.emit(
-                CatalogBatch(provider="", providers=len(found), failures=failures, seconds=seconds)
-            )
