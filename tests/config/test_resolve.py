@@ -239,7 +239,7 @@ def test_a_missing_base_url_is_told_with_the_variables_that_set_it() -> None:
 def test_a_variable_for_the_base_url_is_checked_like_any_other() -> None:
     """And goes under what is configured."""
     told = fault(lambda: one({}, ACME_BASE_URL=f"https://user:{CANARY}@host"))
-    assert told.startswith("providers.acme.base_url (environment variable ACME_BASE_URL): it holds an @")
+    assert told.startswith("providers.acme.base_url (environment variable ACME_BASE_URL): it contains an @")
     assert (
         one({"base_url": "https://b.example"}, ACME_BASE_URL="https://a.example").base_url
         == "https://b.example"

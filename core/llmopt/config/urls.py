@@ -1,4 +1,8 @@
-"""The base URL of an endpoint, taken apart strictly."""
+"""Parse URLs strictly: base URLs of endpoints, URLs of requests, addresses of proxies.
+
+A host has one spelling here, so that origins can be compared as text. Error messages never contain a path, a query or
+user information, which may hold secrets. No I/O.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,24 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from llmopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-
-# Host names and addresses: one spelling for each, and those that no request goes to.
-
-_NAME: Final = re.compile(r"(?=.{1,253}\Z)(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
+MAX_URL_LENGTH: Final = 2048
+MAX_PORT: Final = 65535
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)
+_AUTHORITY: Final = re.compile(r"(?:(.*)@)?(\[[0-9A-Fa-f:.%]*\]|[^:\[\]@]*)(?::([0-9]{1,9}))?")
+_PATH: Final = re.compile(r"(/[^/]+)*/?")
+_HOST: Final = re.compile(r"(?=.{1,253}\Z)(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 _NUMERIC: Final = re.compile(r"([0-9]+|0x[0-9a-f]*)")
-_METADATA: Final = frozenset(
+_METADATA_HOSTS: Final = frozenset(
     {
-        # Cloud machines hand out their credentials here; not all of it is link-local.
+        # Cloud machines get their credentials from these hosts; not all of them are link-local.
         "100.100.100.200",
         "168.63.129.16",
         "192.0.0.192",
@@ -31,45 +38,77 @@ _METADATA: Final = frozenset(
         "metadata.google.internal",
     }
 )
-_IPV6_FORMS: Final = ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
-"""Networks whose addresses hold an IPv4 address: compatible, mapped, NAT64 (two), Teredo, 6to4."""
+_IPV4_IN_IPV6: Final = ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+"""Networks whose addresses contain an IPv4 address: compatible, mapped, NAT64 (two), Teredo, 6to4."""
 
 
-class BadHost(ValueError):
-    """A host that no request goes to; the text says why."""
+class InvalidUrl(ValueError):
+    """A URL that cannot be used. The text says why, without its subject and without any part of the URL but its host."""
+
+
+@frozen(kw_only=True)
+class Url:
+    """A parsed URL.
+
+    Attributes:
+        scheme: in lower case.
+        userinfo: what stands before an "@", None without one.
+        host: in lower case and punycode; an IPv6 address compressed and without brackets.
+        port: None if the URL names none.
+        rest: path, query and fragment as given.
+    """
+
+    scheme: str
+    userinfo: str | None = field(repr=False)
+    host: str
+    port: int | None
+    rest: str = field(repr=False)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, without the scheme's default port: ``http://127.0.0.1:8000``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port in (None, DEFAULT_PORTS.get(self.scheme)):
+            return f"{self.scheme}://{host}"
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def parse_url(text: str) -> Url:
+    """Split an absolute URL.
+
+    Raises:
+        InvalidUrl: the text is no URL, or its host or port is not valid.
+    """
+    if any(character <= " " or character == "\\" for character in text):
+        raise InvalidUrl("it contains a space, a control character or a backslash")
+    match = _URL.fullmatch(text)
+    if match is None:
+        raise InvalidUrl("expected https://<host>, with a port and a path where needed")
+    scheme, authority, rest = match.groups()
+    parts = _AUTHORITY.fullmatch(authority)
+    if parts is None:
+        raise InvalidUrl("expected a host, or a host and a port, after the scheme")
+    userinfo, name, digits = parts.groups()
+    port = None if digits is None else int(digits)
+    if port is not None and not 1 <= port <= MAX_PORT:
+        raise InvalidUrl(f"a port is a number from 1 to {MAX_PORT}")
+    return Url(scheme=scheme.lower(), userinfo=userinfo, host=canonical_host(name), port=port, rest=rest)
 
 
 def canonical_host(text: str) -> str:
-    """The one spelling of a host: small letters, punycode, IPv6 without brackets and compressed.
+    """The one spelling of a host: lower case, punycode, IPv6 compressed and without brackets.
 
     Raises:
-        BadHost: it is no host, or one of those that are refused; the text does not hold it.
+        InvalidUrl: this is not a host.
     """
     if text.startswith("["):
-        host = _ipv6(text)
-    else:
-        name = _ascii(text).lower().removesuffix(".")
-        host = _ipv4(name) if _NUMERIC.fullmatch(name.rpartition(".")[2]) else name
-        if not _NAME.fullmatch(host):
-            raise BadHost("the host is empty or holds a character that no host has")
-    if host in _METADATA:
-        raise BadHost("this is the address of a cloud's metadata service")
-    return host
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a canonical host is this machine itself."""
-    if host == "localhost" or host.endswith(".localhost") or host == "::1":
-        return True
-    return host.startswith("127.") and bool(_NUMERIC.fullmatch(host.rpartition(".")[2]))
-
-
-def host_matches(host: str, pattern: str) -> bool:
-    """Whether a canonical host is the one of ``pattern``; ``*.`` at its beginning means all below."""
-    pattern = pattern.lower()
-    if pattern.startswith("*."):
-        return host.endswith(pattern[1:]) and host != pattern[1:]
-    return host == pattern
+        return _ipv6(text)
+    name = _ascii(text).lower().removesuffix(".")
+    if _NUMERIC.fullmatch(name.rpartition(".")[2]):
+        return _ipv4(name)
+    if not _HOST.fullmatch(name):
+        raise InvalidUrl("the host is empty or contains a character that no host has")
+    return name
 
 
 def _ascii(text: str) -> str:
@@ -80,57 +119,32 @@ def _ascii(text: str) -> str:
     try:
         return idna.encode(text, uts46=True).decode("ascii")
     except UnicodeError:
-        raise BadHost("the host is no valid international name") from None
+        raise InvalidUrl("the host is not a valid international name") from None
 
 
 def _ipv4(text: str) -> str:
     from ipaddress import IPv4Address
 
     try:
-        address = IPv4Address(text)
+        return str(IPv4Address(text))
     except ValueError:
-        # Decimal, octal, hexadecimal and short forms: libc reads them, people and filters do not.
-        raise BadHost("an IPv4 address is written as four decimal numbers without leading zeros") from None
-    _refuse(address)
-    return str(address)
+        # The C library also reads decimal, octal, hexadecimal and short forms: 127.1 and 0x7f000001 are 127.0.0.1
+        # to it, and look like ordinary names to a filter.
+        raise InvalidUrl("write an IPv4 address as four decimal numbers without leading zeros") from None
 
 
 def _ipv6(text: str) -> str:
     from ipaddress import IPv6Address
 
     if not text.endswith("]") or "%" in text:
-        raise BadHost("an IPv6 address stands in brackets and names no interface")
+        raise InvalidUrl("write an IPv6 address in brackets and without an interface (%)")
     try:
-        address = IPv6Address(text[1:-1])
+        return IPv6Address(text[1:-1]).compressed
     except ValueError:
-        raise BadHost("this is no IPv6 address") from None
-    _refuse(address)
-    if address.compressed != "::1" and any(address in network for network in _embedding()):
-        raise BadHost("an IPv4 address inside an IPv6 address; write the IPv4 address itself")
-    return address.compressed
+        raise InvalidUrl("this is not an IPv6 address") from None
 
 
-def _refuse(address: IPv4Address | IPv6Address) -> None:
-    if address.is_link_local:
-        raise BadHost("link-local addresses are refused; a cloud's metadata service is among them")
-    if address.is_unspecified:
-        raise BadHost("this is the address for listening on; write 127.0.0.1 or [::1]")
-    if address.is_multicast or str(address) == "255.255.255.255":
-        raise BadHost("this is the address of a group, not of a server")
-
-
-@lru_cache(maxsize=1)
-def _embedding() -> tuple[IPv6Network, ...]:
-    from ipaddress import IPv6Network
-
-    return tuple(IPv6Network(form) for form in _IPV6_FORMS)
-
-
-_LONGEST: Final = 2048
-_URL: Final = re.compile(r"(?i:(https?))://([^/]*)((?:/[^/]+)*)/?")
-_AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\]]*)(?::([0-9]{0,9}))?")
-_PORTS: Final = {"http": 80, "https": 443}
-_LAST_PORT: Final = 65535
+# Base URLs: only http(s), no secrets in them, and no host that a request must not reach.
 
 
 @frozen(kw_only=True)
@@ -138,10 +152,10 @@ class BaseUrl:
     """A checked base URL.
 
     Attributes:
-        url: in its one spelling, without a slash at the end.
-        origin: scheme, host and port, without the port that the scheme has anyway.
+        url: in its one spelling, without a trailing slash.
+        origin: scheme, host and port, without the scheme's default port.
         host: in punycode; an IPv6 address without brackets.
-        encrypted: whether it is https.
+        encrypted: whether the scheme is https.
     """
 
     url: str
@@ -151,66 +165,109 @@ class BaseUrl:
 
 
 def parse_base_url(text: str, *, path: str, entry: str, allow_http: bool = False) -> BaseUrl:
-    """Take a base URL apart.
+    """Parse and check a base URL.
 
     Args:
         text: the URL.
-        path: where it was configured, for messages.
-        entry: path of the entry, for messages.
-        allow_http: whether a host other than this machine may be asked without encryption.
+        path: path of its configuration key, for messages.
+        entry: path of the provider entry, for messages.
+        allow_http: whether plain http to another machine is allowed.
 
     Raises:
-        ConfigError: requests cannot or must not go there; the message shows the host at most.
+        ConfigError: requests cannot or must not go there; the message contains at most the host.
     """
-    scheme, authority, rest = _parts(text, path)
-    host, port = _host_and_port(authority, path)
-    if scheme == "http" and not allow_http and not is_loopback(host):
-        raise ConfigError(
-            f"{path}: plain http to {host} is refused, because the key and the texts could be read on "
-            f"the way; use https, or set allow_http = true in {entry}."
+    try:
+        url = _checked_url(text)
+    except InvalidUrl as error:
+        problem = str(error)
+    else:
+        if url.scheme == "https" or allow_http or is_loopback(url.host):
+            origin = url.origin
+            return BaseUrl(
+                url=origin + url.rest.removesuffix("/"),
+                origin=origin,
+                host=url.host,
+                encrypted=url.scheme == "https",
+            )
+        problem = (
+            f"plain http to {url.host} is refused, because others on the network could read the key and the texts; "
+            f"use https, or set allow_http = true in {entry}"
         )
-    origin = f"{scheme}://{f'[{host}]' if ':' in host else host}"
-    if port is not None and port != _PORTS[scheme]:
-        origin = f"{origin}:{port}"
-    return BaseUrl(url=origin + rest, origin=origin, host=host, encrypted=scheme == "https")
+    # Outside the except block, so that no traceback shows the URL.
+    raise ConfigError(f"{path}: {problem}.")
 
 
-def _parts(text: str, path: str) -> tuple[str, str, str]:
-    fault = _forbidden(text)
-    match = None if fault else _URL.fullmatch(text)
-    if fault or match is None:
-        fault = fault or "expected https://<host>, with a port and a path where needed, and no // in the path"
-        raise ConfigError(f"{path}: {fault}.")
-    scheme, authority, rest = match.groups()
-    if not rest.isascii() or any(part in {".", ".."} for part in rest.split("/")):
-        raise ConfigError(f"{path}: the path holds a . or .. step or a character outside ASCII.")
-    return scheme.lower(), authority, rest
+def _checked_url(text: str) -> Url:
+    if problem := _forbidden_part(text):
+        raise InvalidUrl(problem)
+    url = parse_url(text)
+    if url.scheme not in DEFAULT_PORTS or not _PATH.fullmatch(url.rest):
+        raise InvalidUrl(
+            "expected https://<host>, with a port and a path where needed, and no // in the path"
+        )
+    if not url.rest.isascii() or any(step in {".", ".."} for step in url.rest.split("/")):
+        raise InvalidUrl("the path contains a . or .. step or a character outside ASCII")
+    _refuse_special_host(url.host)
+    return url
 
 
-def _forbidden(text: str) -> str:
-    """What makes a URL unfit before it is even taken apart. The text is never shown: it may hold a key."""
-    if len(text) > _LONGEST:
-        return f"longer than {_LONGEST} characters"
+def _forbidden_part(text: str) -> str:
+    if len(text) > MAX_URL_LENGTH:
+        return f"longer than {MAX_URL_LENGTH} characters"
     if not text.isprintable() or " " in text:
-        return "it holds a space, a line break or a control character"
+        return "it contains a space, a line break or a control character"
     if "\\" in text:
-        return "it holds a backslash"
+        return "it contains a backslash"
     if "@" in text:
-        return "it holds an @; a user name or password does not belong here, give the key as api_key"
+        return "it contains an @; a user name or password does not belong here, give the key as api_key"
     if "?" in text or "#" in text:
-        return "it holds a query (?) or a fragment (#), which a base URL must not"
+        return "it contains a query (?) or a fragment (#), which a base URL must not have"
     return ""
 
 
-def _host_and_port(authority: str, path: str) -> tuple[str, int | None]:
-    match = _AUTHORITY.fullmatch(authority)
-    if match is None:
-        raise ConfigError(f"{path}: expected a host, or a host and a port, after the scheme.")
-    name, port = match.groups()
-    if port is not None and not 1 <= int(port or 0) <= _LAST_PORT:
-        raise ConfigError(f"{path}: a port is a number from 1 to {_LAST_PORT}.")
-    try:
-        return canonical_host(name), None if port is None else int(port)
-    except BadHost as error:
-        fault = str(error)
-    raise ConfigError(f"{path}: {fault}.")
+def _refuse_special_host(host: str) -> None:
+    """Refuse hosts that hand out credentials, and addresses that are not those of one server."""
+    if host in _METADATA_HOSTS:
+        raise InvalidUrl("this is the address of a cloud's metadata service")
+    address = _address(host)
+    if address is None:
+        return
+    if address.is_link_local:
+        raise InvalidUrl("link-local addresses are refused, because clouds serve credentials there")
+    if address.is_unspecified:
+        raise InvalidUrl("this address is for listening only; write 127.0.0.1 or [::1]")
+    if address.is_multicast or host == "255.255.255.255":
+        raise InvalidUrl("this is the address of a group, not of one server")
+    # A filter that knows IPv4 addresses only would not recognise these.
+    if address.version == 6 and host != "::1" and any(address in network for network in _ipv4_in_ipv6()):
+        raise InvalidUrl("an IPv4 address inside an IPv6 address; write the IPv4 address itself")
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    if ":" not in host and not _NUMERIC.fullmatch(host.rpartition(".")[2]):
+        return None
+    from ipaddress import ip_address
+
+    return ip_address(host)
+
+
+@lru_cache(maxsize=1)
+def _ipv4_in_ipv6() -> tuple[IPv6Network, ...]:
+    from ipaddress import IPv6Network
+
+    return tuple(IPv6Network(network) for network in _IPV4_IN_IPV6)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a canonical host is this machine."""
+    if host == "localhost" or host.endswith(".localhost") or host == "::1":
+        return True
+    return host.startswith("127.") and bool(_NUMERIC.fullmatch(host.rpartition(".")[2]))
+
+
+def host_matches(host: str, pattern: str) -> bool:
+    """Whether a canonical host matches a pattern; ``*.`` at its beginning means all subdomains."""
+    pattern = pattern.lower()
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:]) and host != pattern[1:]
+    return host == pattern

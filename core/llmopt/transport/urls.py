@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from base64 import b64encode
 from collections.abc import Mapping
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from attrs import field, frozen
 from yarl import URL
 
+from llmopt.config.urls import DEFAULT_PORTS, InvalidUrl, parse_url
 from llmopt.errors import ConfigError
-
-_DEFAULT_PORT: Final = {"http": 80, "https": 443}
-_NUMBER: Final = re.compile(r"\d+|0x[0-9a-f]*")
 
 
 def origin_of(url: str) -> str:
@@ -25,54 +22,19 @@ def origin_of(url: str) -> str:
     Raises:
         ConfigError: the URL cannot be used; the message contains neither its path nor its user information.
     """
-    if any(character <= " " or character == "\\" for character in url):
-        raise ConfigError("the URL of the request contains a space, a control character or a backslash.")
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"the URL of the request is not valid: {_reason(error)}.") from None
-    scheme = parts.scheme
-    if scheme not in _DEFAULT_PORT:
-        raise ConfigError(f"the URL of the request starts with {scheme[:20]!r}; write http:// or https://.")
-    if parts.username is not None or parts.password is not None:
+        parsed = parse_url(url)
+    except InvalidUrl as error:
+        raise ConfigError(f"the URL of the request is not valid: {error}.") from None
+    if parsed.scheme not in DEFAULT_PORTS:
+        raise ConfigError(
+            f"the URL of the request starts with {parsed.scheme[:20]!r}; write http:// or https://."
+        )
+    if parsed.userinfo is not None:
         raise ConfigError(
             "the URL of the request contains a user name or password; use api_key or headers for keys."
         )
-    host = _ascii_host(parts.hostname)
-    return f"{scheme}://{host}" if port in (None, _DEFAULT_PORT[scheme]) else f"{scheme}://{host}:{port}"
-
-
-def _ascii_host(host: str | None) -> str:
-    if not host:
-        raise ConfigError("the URL of the request has no host.")
-    if ":" in host:
-        return f"[{host}]"
-    if _NUMBER.fullmatch(host.rpartition(".")[2]):
-        return _ipv4_address(host)
-    try:
-        return host if host.isascii() else host.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise ConfigError("the host name in the URL of the request is not valid.") from None
-
-
-def _ipv4_address(host: str) -> str:
-    # The system reads 127.1, 2130706433 and 0x7f000001 as 127.0.0.1; a check of host names would not.
-    try:
-        return str(IPv4Address(host))
-    except ValueError:
-        raise ConfigError(
-            "the host in the URL of the request is an IP address in an unusual form; write it as four numbers."
-        ) from None
-
-
-def _reason(error: ValueError) -> str:
-    # Python's message can repeat the port or the whole authority of the URL, so it is not shown.
-    text = str(error)
-    return "its port must be a number from 0 to 65535" if "ort" in text else "check its host and its brackets"
-
-
-_SCHEMES: Final = ("http", "https")
+    return parsed.origin
 
 
 @frozen(kw_only=True)
@@ -98,13 +60,13 @@ def proxy_for(origin: str, environment: Mapping[str, str] = os.environ) -> Proxy
     Raises:
         ConfigError: the value of the variable cannot be used; the message never contains it.
     """
-    parts = urlsplit(origin)
-    variable = f"{parts.scheme.upper()}_PROXY"
+    url = parse_url(origin)
+    variable = f"{url.scheme.upper()}_PROXY"
     text = environment.get(variable.lower()) or _uppercase_variable(variable, environment)
     no_proxy = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    if not text or _bypasses(parts.hostname or "", parts.port, no_proxy):
+    if not text or _bypasses(url.host, url.port, no_proxy):
         return None
-    return _parse(text, variable)
+    return _parse_proxy(text, variable)
 
 
 def _uppercase_variable(variable: str, environment: Mapping[str, str]) -> str | None:
@@ -138,31 +100,26 @@ def _in_network(host: str, network: str) -> bool:
         return False
 
 
-def _parse(text: str, variable: str) -> Proxy:
+def _parse_proxy(text: str, variable: str) -> Proxy:
     try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ConfigError(f"{variable} is not a URL; write http://host:port.") from None
-    if parts.scheme not in _SCHEMES:
+        url = parse_url(text if "://" in text else f"http://{text}")
+    except InvalidUrl as error:
+        raise ConfigError(f"{variable} cannot be used: {error}; write http://host:port.") from None
+    if url.scheme not in DEFAULT_PORTS:
         raise ConfigError(
-            f"{variable} names a {parts.scheme} proxy; only http and https proxies are supported. "
+            f"{variable} names a {url.scheme} proxy; only http and https proxies are supported. "
             "Add the host to NO_PROXY to connect without it."
         )
-    if not host:
-        raise ConfigError(f"{variable} has no host; write http://host:port.")
-    bracketed = f"[{host}]" if ":" in host else host
-    default = 443 if parts.scheme == "https" else 80
+    host = f"[{url.host}]" if ":" in url.host else url.host
     return Proxy(
-        url=f"{parts.scheme}://{bracketed}:{port or default}",
-        authorization=_basic(parts.username, parts.password),
+        url=f"{url.scheme}://{host}:{url.port or DEFAULT_PORTS[url.scheme]}",
+        authorization=None if url.userinfo is None else _basic(url.userinfo),
     )
 
 
-def _basic(user: str | None, password: str | None) -> str | None:
-    if user is None:
-        return None
-    pair = f"{unquote(user)}:{unquote(password or '')}"
+def _basic(userinfo: str) -> str:
+    user, _, password = userinfo.partition(":")
+    pair = f"{unquote(user)}:{unquote(password)}"
     return "Basic " + b64encode(pair.encode()).decode("ascii")
 
 
