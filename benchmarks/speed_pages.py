@@ -1,4 +1,4 @@
-"""The plots, as PNG and SVG."""
+"""The tables and plots of the speed benchmark in the documentation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.speed.cases import case_named
-from benchmarks.speed.results import Results
+from benchmarks.speed_cases import CASES, case_named
+from benchmarks.speed_results import Results, targets_table
+from benchmarks.tables import markdown, replace_part
 
-_OURS: Final = "#1f6feb"
-_FLOOR: Final = "#3d7d4a"
-_OTHERS: Final = "#9aa4b2"
+_LLMOPT_COLOUR: Final = "#1f6feb"
+_FLOOR_COLOUR: Final = "#3d7d4a"
+_PEER_COLOUR: Final = "#9aa4b2"
+_MAX_LINEAR_RATIO: Final = 8
+"""Longer than the shortest bar by more than this: the axis is logarithmic."""
 
 PLOTS: Final[Sequence[tuple[str, str, str]]] = (
     ("one-64", "cpu", "CPU per request, µs"),
@@ -25,18 +28,37 @@ PLOTS: Final[Sequence[tuple[str, str, str]]] = (
     ("many-1536", "total", "wall, s"),
     ("many-384", "total", "wall, s"),
     ("sync", "cpu", "CPU per request, µs"),
-    ("start", "cpu", "CPU beyond Python's own, ms"),
+    ("start", "cpu", "CPU without Python's own, ms"),
     ("memory", "peak", "peak memory, MB"),
 )
-"""A case, what is shown of it, and what stands at its axis."""
+"""A case, the measure that is shown, and the label of the axis."""
+
+
+def write_pages(results: Results, folder: Path) -> None:
+    """Write the tables into performance.md, between its marks, and the plots into the folder beside it."""
+    page = folder / "performance.md"
+    plots = draw(results, folder / "performance")
+    replace_part(page, "targets", "speed", markdown(targets_table(results)))
+    replace_part(page, "cases", "speed", _sections(results, plots))
+
+
+def _sections(results: Results, plots: Sequence[str]) -> str:
+    sections = []
+    for case in CASES:
+        if case.name not in results.cases:
+            continue
+        plot = f"![{case.title}](performance/{case.name}.svg)\n\n" if case.name in plots else ""
+        sections.append(f"### {case.title}\n\n{plot}{markdown(results.table(case))}\n")
+    machines = {results.cases[case.name]["machine"] for case in CASES if case.name in results.cases}
+    return f"Measured on: {'; '.join(sorted(machines))}.\n\n{''.join(sections)}"
 
 
 def draw(results: Results, folder: Path) -> list[str]:
-    """Write the plots of all cases that were run; their names without ending."""
+    """Write the plots of all measured cases; returns the names of these cases."""
     import matplotlib as mpl
 
     mpl.use("Agg")
-    # The same run gives the same file, byte for byte.
+    # The same results always give the same file.
     mpl.rcParams.update({"svg.hashsalt": "llmopt", "font.size": 9})
     folder.mkdir(parents=True, exist_ok=True)
     return [name for name, measure, axis in PLOTS if _draw(results, name, measure, axis, folder)]
@@ -50,8 +72,8 @@ def _draw(results: Results, name: str, measure: str, axis: str, folder: Path) ->
         return False
     figure, axes = plt.subplots(figsize=(7, 0.5 + 0.28 * len(bars)), layout="constrained")
     labels, lengths, colours = zip(*reversed(bars), strict=True)
-    if max(lengths) > 8 * min(lengths):
-        # Without a zero on the axis, the length of a bar would mean nothing.
+    if max(lengths) > _MAX_LINEAR_RATIO * min(lengths):
+        # Dots, because the length of a bar means nothing on an axis without zero.
         axes.set_xscale("log")
         axes.scatter(lengths, labels, c=colours, s=44, zorder=3)
         axes.grid(visible=True, axis="y", linewidth=0.6, color="#d5dae1")
@@ -89,8 +111,8 @@ def _bars(results: Results, name: str, measure: str) -> list[tuple[str, float, s
 
 def _colour(contender: str) -> str:
     if contender.startswith("llmopt"):
-        return _OURS
-    return _FLOOR if contender == "floor" else _OTHERS
+        return _LLMOPT_COLOUR
+    return _FLOOR_COLOUR if contender == "floor" else _PEER_COLOUR
 
 
 def _label(length: float) -> str:
