@@ -356,7 +356,7 @@ def test_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
     ("signs", "seconds", "told"),
     [
         (None, 60, "nothing came for 60 s"),
-        (SIGNS[1], 120, "signs of life came for 120 s"),
+        (SIGNS[1], 120, "keep-alives came for 120 s"),
         (PINGS, 120, "signs of"),
     ],
     ids=["still", "comments", "pings"],

@@ -25,7 +25,7 @@ def made(
 
 def clean(size: AdaptiveBatchSize, batches: int) -> None:
     for _ in range(batches):
-        size.clean(size.size)
+        size.succeeded(size.size)
 
 
 def embed(size: AdaptiveBatchSize, texts: int, takes: int, states: int | None = None) -> int:
@@ -38,9 +38,9 @@ def embed(size: AdaptiveBatchSize, texts: int, takes: int, states: int | None = 
             continue
         requests += 1
         if count <= takes:
-            size.clean(count)
+            size.succeeded(count)
         else:
-            size.refused(count, stated=states)
+            size.too_large(count, stated=states)
             todo.insert(0, count)
     return requests
 
@@ -51,7 +51,7 @@ def test_starts_at_the_limit() -> None:
 
     assert size.size == 96
     assert size.changes == 0
-    assert repr(size) == "BatchSize(96, most=96, good=0, refused=None)"
+    assert repr(size) == "AdaptiveBatchSize(96, maximum=96, largest_good=0, too_large=None)"
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def test_a_refusal_halves_what_was_refused(most: int, count: int, expected: int)
     """Not what was allowed: 200 of 2,048 become 100."""
     size = made(most)
 
-    assert size.refused(count)
+    assert size.too_large(count)
     assert (size.size, size.changes) == (expected, 1)
 
 
@@ -73,7 +73,7 @@ def test_one_text_alone_teaches_nothing() -> None:
     """There is nothing to split."""
     size = made(10)
 
-    assert not size.refused(1)
+    assert not size.too_large(1)
     assert (size.size, size.changes, size.state()["refused"]) == (10, 0, None)
 
 
@@ -81,7 +81,7 @@ def test_late_refusals_do_not_halve_again() -> None:
     """Ten batches in flight are refused, and it is one piece of news."""
     size = made(1000)
     for _ in range(10):
-        size.refused(1000)
+        size.too_large(1000)
 
     assert size.size == 500
 
@@ -90,7 +90,7 @@ def test_a_refusal_says_whether_it_was_news() -> None:
     """A later moment of expiry is none."""
     size = made(1000)
 
-    assert [size.refused(1000), size.refused(1000), size.refused(600), size.refused(600)] == [
+    assert [size.too_large(1000), size.too_large(1000), size.too_large(600), size.too_large(600)] == [
         True,
         False,
         True,
@@ -102,8 +102,8 @@ def test_a_refusal_says_whether_it_was_news() -> None:
 def test_a_size_that_was_smaller_stays() -> None:
     """An old large batch that is refused does not raise it."""
     size = made(1000)
-    size.refused(100)
-    size.refused(1000)
+    size.too_large(100)
+    size.too_large(1000)
 
     assert size.size == 50
     assert size.state()["refused"] == 100
@@ -112,9 +112,9 @@ def test_a_size_that_was_smaller_stays() -> None:
 def test_goes_back_to_what_is_known_to_be_good() -> None:
     """When that is more than the half."""
     size = made(1000)
-    size.clean(90)
+    size.succeeded(90)
 
-    size.refused(100)
+    size.too_large(100)
 
     assert size.size == 90
 
@@ -122,19 +122,19 @@ def test_goes_back_to_what_is_known_to_be_good() -> None:
 def test_what_was_good_need_not_stay_so() -> None:
     """A server that takes less than it did."""
     size = made(1000)
-    size.clean(100)
+    size.succeeded(100)
 
-    size.refused(100)
+    size.too_large(100)
     assert size.size == 50
-    size.refused(50)
+    size.too_large(50)
     assert size.size == 25
 
 
 def test_a_refusal_far_below_what_was_good() -> None:
     """What was good is forgotten there too."""
     size = made(1000)
-    size.clean(100)
-    size.refused(60)
+    size.succeeded(100)
+    size.too_large(60)
 
     assert (size.size, size.state()["good"]) == (30, 0)
 
@@ -142,8 +142,8 @@ def test_a_refusal_far_below_what_was_good() -> None:
 def test_good_below_the_half_does_not_matter() -> None:
     """The half is more."""
     size = made(1000)
-    size.clean(10)
-    size.refused(100)
+    size.succeeded(10)
+    size.too_large(100)
 
     assert size.size == 50
 
@@ -155,7 +155,7 @@ def test_a_stated_limit_is_taken_at_once() -> None:
     """And kept to."""
     size = made(2048)
 
-    assert size.refused(200, stated=64)
+    assert size.too_large(200, stated=64)
     assert size.size == 64
     clean(size, 1000)
     assert size.size == 64
@@ -164,9 +164,9 @@ def test_a_stated_limit_is_taken_at_once() -> None:
 def test_a_stated_limit_replaces_guesses() -> None:
     """What was halved too far rises to it."""
     size = made(2048)
-    size.refused(200)
-    size.refused(100)
-    size.refused(200, stated=64)
+    size.too_large(200)
+    size.too_large(100)
+    size.too_large(200, stated=64)
 
     assert size.size == 64
 
@@ -175,7 +175,7 @@ def test_a_stated_limit_replaces_guesses() -> None:
 def test_a_stated_limit_that_explains_nothing(stated: int) -> None:
     """The batch kept to it, or it is no number of texts: halved as without."""
     size = made(2048)
-    size.refused(200, stated=stated)
+    size.too_large(200, stated=stated)
 
     assert size.size == 100
 
@@ -183,7 +183,7 @@ def test_a_stated_limit_that_explains_nothing(stated: int) -> None:
 def test_a_stated_limit_does_not_raise_ours() -> None:
     """The user's own setting stands."""
     size = made(50)
-    size.refused(100, stated=64)
+    size.too_large(100, stated=64)
 
     assert size.size == 50
 
@@ -191,7 +191,7 @@ def test_a_stated_limit_does_not_raise_ours() -> None:
 def test_a_stated_limit_of_one() -> None:
     """Then it is one."""
     size = made(50)
-    size.refused(50, stated=1)
+    size.too_large(50, stated=1)
 
     assert size.size == 1
     clean(size, 100)
@@ -217,7 +217,7 @@ def test_a_clean_batch_breaks_the_row() -> None:
     size = made(1000)
     for _ in range(5):
         size.timed_out(1000)
-        size.clean(3)
+        size.succeeded(3)
 
     assert size.size == 1000
 
@@ -283,7 +283,7 @@ def test_larger_batches_than_now_add() -> None:
     size = made(1000)
     size._set(100)
     for _ in range(10):
-        size.clean(150)
+        size.succeeded(150)
 
     assert size.size == 110
 
@@ -293,12 +293,12 @@ def test_batches_that_are_not_full_do_not_add() -> None:
     size = made(1000)
     size._set(100)
     for _ in range(100):
-        size.clean(99)
+        size.succeeded(99)
 
     assert size.size == 100
 
 
-@pytest.mark.parametrize("trouble", ["refused", "timed_out"])
+@pytest.mark.parametrize("trouble", ["too_large", "timed_out"])
 def test_trouble_starts_the_count_anew(trouble: str) -> None:
     """Ten clean ones after it."""
     size = made(1000)
@@ -331,9 +331,9 @@ def test_never_past_a_refused_size() -> None:
     for _ in range(1000):
         if size.size > 64:
             refusals += 1
-            size.refused(size.size)
+            size.too_large(size.size)
         else:
-            size.clean(size.size)
+            size.succeeded(size.size)
 
     assert size.size == 64
     assert refusals == 2
@@ -346,7 +346,7 @@ def test_a_refusal_is_remembered_for_a_day() -> None:
     """Then a larger size is tried again."""
     clock = SimulatedClock()
     size = made(100, clock)
-    size.refused(100, stated=50)
+    size.too_large(100, stated=50)
     clean(size, 10)
     assert size.size == 50
 
@@ -363,9 +363,9 @@ def test_a_further_refusal_renews_the_memory() -> None:
     """And keeps the smallest size."""
     clock = SimulatedClock()
     size = made(100, clock, expiry_s=10.0)
-    size.refused(60)
+    size.too_large(60)
     clock.advance(9)
-    size.refused(80)
+    size.too_large(80)
     assert size.state()["refused"] == 60
     assert size.state()["refused_until"] == clock.wall() + 10.0
     clock.advance(9)
@@ -377,9 +377,9 @@ def test_an_expired_refusal_does_not_lower_a_new_one() -> None:
     """The server may have been set up anew."""
     clock = SimulatedClock()
     size = made(100, clock, expiry_s=10.0)
-    size.refused(40)
+    size.too_large(40)
     clock.advance(10)
-    size.refused(80)
+    size.too_large(80)
 
     assert size.state()["refused"] == 80
 
@@ -388,7 +388,7 @@ def test_a_calendar_that_was_set_back() -> None:
     """A refusal from the future is of unknown age."""
     clock = SimulatedClock()
     size = made(100, clock)
-    size.refused(100, stated=50)
+    size.too_large(100, stated=50)
     clock.set_wall(clock.wall() - 10 * DAY)
     clean(size, 10)
 
@@ -399,11 +399,11 @@ def test_a_clean_batch_of_a_refused_size_refutes_it() -> None:
     """That refusal was about something else: longer texts, say."""
     size = made(100)
     for count in (40, 50):
-        size.refused(40)
+        size.too_large(40)
         changes = size.changes
-        size.clean(39)
+        size.succeeded(39)
         assert size.state()["refused"] == 40
-        size.clean(count)
+        size.succeeded(count)
 
         assert size.state()["refused"] is None
         assert size.changes == changes + 1
@@ -439,8 +439,8 @@ def test_state_is_plain() -> None:
     """And complete."""
     clock = SimulatedClock(epoch=1000.0)
     size = made(100, clock)
-    size.clean(30)
-    size.refused(80)
+    size.succeeded(30)
+    size.too_large(80)
 
     assert size.state() == {
         "version": 1,
@@ -474,7 +474,7 @@ def test_the_limit_is_reached_again_after_an_expiry() -> None:
     """To the last text."""
     clock = SimulatedClock()
     size = made(20, clock)
-    size.refused(20)
+    size.too_large(20)
     clock.advance(DAY)
     clean(size, 1000)
 
@@ -554,7 +554,7 @@ junk = st.recursive(
 def test_no_state_breaks_it(state: dict[str, Any]) -> None:
     """A file may hold anything."""
     size = made(100, state=state)
-    size.refused(100)
+    size.too_large(100)
     clean(size, 30)
     size.timed_out(size.size)
 
@@ -585,7 +585,7 @@ class BatchSizeMachine(RuleBasedStateMachine):
         count = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
         before = self.size.size
         if count <= self.takes:
-            self.size.clean(count)
+            self.size.succeeded(count)
             assert before <= self.size.size <= max(before + 1, before * 1.1)
             for refused, until in self.refusals.items():
                 if count >= refused or self.clock.wall() >= until:
@@ -593,7 +593,7 @@ class BatchSizeMachine(RuleBasedStateMachine):
                 # Grown only to below every refusal that is remembered.
                 assert self.size.size == before or self.size.size < refused or refused not in self.live()
         else:
-            self.size.refused(count)
+            self.size.too_large(count)
             assert self.size.size <= before
             if count > 1:
                 assert self.size.size < count

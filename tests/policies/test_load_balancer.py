@@ -141,14 +141,14 @@ def test_latency_is_an_average_over_time() -> None:
     balance.record_latency(0, 1.0)
     clock.advance(10)
     balance.record_latency(0, 2.0)
-    assert latency.value == pytest.approx(2 - math.exp(-1))
+    assert latency.average == pytest.approx(2 - math.exp(-1))
 
-    before = latency.value
+    before = latency.average
     assert before is not None
     for _ in range(10):
         clock.advance(0.01)
         balance.record_latency(0, 100.0)
-    assert latency.value == pytest.approx(100 + (before - 100) * math.exp(-0.01))
+    assert latency.average == pytest.approx(100 + (before - 100) * math.exp(-0.01))
 
 
 def test_an_old_value_fades_towards_the_best() -> None:

@@ -229,8 +229,8 @@ class AdaptiveBatchLimit:
 
     def succeeded(self, items: int, tokens: int) -> None:
         """A request of that size succeeded."""
-        self._items.clean(items)
-        self._tokens.clean(tokens)
+        self._items.succeeded(items)
+        self._tokens.succeeded(tokens)
         self._save_changes()
 
     def refused(self, items: int, tokens: int, stated: BatchLimit | None) -> LimitChange | None:
@@ -242,11 +242,11 @@ class AdaptiveBatchLimit:
             stated: the limit that the provider states, which is used at once; None if it states none.
         """
         if stated is not None and stated.max_tokens is not None:
-            changed = self._tokens.refused(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
+            changed = self._tokens.too_large(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
             change = LimitChange(limit="max_tokens", value=self._tokens.size, source="stated")
         else:
             max_items = None if stated is None else stated.max_items
-            changed = self._items.refused(items, stated=max_items)
+            changed = self._items.too_large(items, stated=max_items)
             source: Literal["stated", "observed"] = "stated" if self._items.size == max_items else "observed"
             change = LimitChange(limit="max_items", value=self._items.size, source=source)
         self._save_changes()

@@ -1,13 +1,13 @@
-"""How many texts to put into one request: as many as the server takes.
+"""Batch size: how many texts to put into one request, and how many tokens a text has.
 
-Starts at the declared limit; a refusal or repeated time-outs halve it, ten clean full batches in a row
-add a tenth, and a size that was refused is not tried again until that memory expires
-(docs/development/resilience.md). Two things are ours: after a refusal it goes back to the largest size that is known to
-be good rather than to the half, if that is more, so that looking for the limit from below costs one
-request, not the throughput of a halved batch; and a limit that the server states replaces all guesses.
+The size starts at the declared limit. A request that the server calls too large, or repeated timeouts, lower
+it; ten full batches in a row without an error raise it by a tenth; a size that was too large is not tried
+again for a day. After a request that was too large the size goes back to the largest one that is known to
+work, if that is more than half, so that probing for the limit from below costs one request and not the
+throughput of half a batch. A limit that the server states replaces all guesses.
 
-What was learned is a plain dict (`AdaptiveBatchSize.state`), to be kept per provider, endpoint and model. Its
-times are therefore the wall clock's: a monotonic clock means nothing to the next process.
+There is no I/O here. `AdaptiveBatchSize.state` is a plain dict, to be stored for each provider, endpoint and
+model. Its times are those of the wall clock, because monotonic time means nothing to the next process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
-_CLEAN_TO_GROW: Final = 10
+_SUCCESSES_TO_GROW: Final = 10
 _GROWTH: Final = 1.1
 _TIMEOUTS_TO_SHRINK: Final = 2
 _EXPIRY_S: Final = 86_400.0
@@ -23,108 +23,117 @@ _VERSION: Final = 1
 
 
 class AdaptiveBatchSize:
-    """The size of batches for one endpoint and model, in items (or tokens, or bytes: one each).
+    """The size of batches for one endpoint and model, in one unit: items, tokens or bytes.
 
     Attributes:
-        changes: grows with everything worth keeping that was learned, see `state`.
+        changes: counts the changes of what is worth storing, see `state`.
     """
 
     __slots__ = (
-        "_clean",
         "_expiry_s",
-        "_good",
-        "_most",
-        "_refused",
-        "_refused_until",
+        "_largest_good",
+        "_maximum",
         "_size",
+        "_successes",
         "_timeouts",
+        "_too_large",
+        "_too_large_until",
         "_wall",
         "changes",
     )
 
     def __init__(
         self,
-        most: int,
+        maximum: int,
         *,
         wall: Callable[[], float],
         state: Mapping[str, Any] | None = None,
         expiry_s: float = _EXPIRY_S,
     ) -> None:
-        """Start at ``most``, the declared limit that is never passed, or where ``state`` left off.
+        """Start at ``maximum``, or where ``state`` left off.
 
         Args:
-            most: the plugin's or the user's limit.
-            wall: the calendar's clock.
-            state: what `state` once returned; anything else is ignored.
-            expiry_s: how long a refusal is remembered.
+            maximum: the limit that the plugin or the user declares; the size is never above it.
+            wall: the wall clock.
+            state: an earlier result of `state`; anything else is ignored.
+            expiry_s: seconds that a size that was too large is remembered.
         """
-        self._most = most
+        self._maximum = maximum
         self._wall = wall
         self._expiry_s = expiry_s
-        self._size = most
-        self._good = 0
-        self._refused: int | None = None
-        self._refused_until = 0.0
-        self._clean = 0
-        self._timeouts = 0
+        self._size = maximum
+        self._largest_good = 0
+        self._too_large: int | None = None
+        self._too_large_until = 0.0
+        self._successes = 0  # full batches in a row
+        self._timeouts = 0  # timeouts in a row
         self.changes = 0
         if state is not None:
             self._restore(state)
 
     def __repr__(self) -> str:
-        return f"BatchSize({self._size}, most={self._most}, good={self._good}, refused={self._refused})"
+        return (
+            f"AdaptiveBatchSize({self._size}, maximum={self._maximum}, "
+            f"largest_good={self._largest_good}, too_large={self._too_large})"
+        )
 
     @property
     def size(self) -> int:
-        """The most to put into the next batch, at least 1."""
+        """The largest next batch, at least 1."""
         return self._size
 
-    def clean(self, count: int) -> None:
-        """A batch of so many came through."""
+    def succeeded(self, count: int) -> None:
+        """Record a batch of ``count`` that the server answered."""
         self._timeouts = 0
-        self._good = max(self._good, count)
-        if self._refused is not None and count >= self._refused:
-            self._refused = None  # the refusal was about something else than the count
+        self._largest_good = max(self._largest_good, count)
+        if self._too_large is not None and count >= self._too_large:
+            self._too_large = None  # the server refused that batch for something other than its size
             self.changes += 1
         if count < self._size:
-            return  # a batch that was not full says nothing about a fuller one
-        self._clean += 1
-        if self._clean >= _CLEAN_TO_GROW:
-            self._clean = 0
+            return  # a batch that was not full says nothing about a larger one
+        self._successes += 1
+        if self._successes >= _SUCCESSES_TO_GROW:
+            self._successes = 0
             self._grow()
 
-    def refused(self, count: int, *, stated: int | None = None) -> bool:
-        """A batch of so many was too large; whether anything was learned.
+    def too_large(self, count: int, *, stated: int | None = None) -> bool:
+        """Record a batch of ``count`` that the server called too large.
 
         Args:
-            count: what it held. One alone is never split: nothing is learned from it.
-            stated: the limit that the answer states, None when it states none. One that the batch
-                kept to explains nothing and is taken for none.
+            count: what it held. Nothing is learned from a batch of one, which cannot be split.
+            stated: the limit that the response states, None if it states none. A limit that the batch kept to does
+                not explain the error and is ignored.
+
+        Returns:
+            Whether anything was learned.
         """
-        self._clean = self._timeouts = 0
-        before = (self._size, self._refused)
+        self._successes = self._timeouts = 0
+        before = (self._size, self._too_large)
         if stated is not None and 1 <= stated < count:
-            self._good = stated
+            self._largest_good = stated
             self._remember(stated + 1)
-            self._size = min(self._most, stated)
+            self._size = min(self._maximum, stated)
         elif count > 1:
-            if self._good >= count:
-                self._good = 0  # it takes less than it did
-            self._remember(min(count, self._barrier()))
-            self._size = max(1, min(self._size, max(count // 2, self._good)))
-        if (self._size, self._refused) == before:
+            if self._largest_good >= count:
+                self._largest_good = 0  # the server takes less than it did
+            self._remember(min(count, self._smallest_too_large()))
+            self._size = max(1, min(self._size, max(count // 2, self._largest_good)))
+        if (self._size, self._too_large) == before:
             return False
         self.changes += 1
         return True
 
     def timed_out(self, count: int) -> bool:
-        """A batch of so many got no answer in time; whether the size was lowered for it.
+        """Record a batch of ``count`` that timed out.
 
-        Batches of no more than half the size do not count: theirs was not a time-out of being large.
+        A batch of at most half the size is ignored: it did not time out because of its size.
+
+        Returns:
+            Whether the size was lowered.
         """
         if count * 2 <= self._size or count <= 1:
             return False
-        self._clean = 0
+        self._successes = 0
         self._timeouts += 1
         if self._timeouts < _TIMEOUTS_TO_SHRINK:
             return False
@@ -133,17 +142,18 @@ class AdaptiveBatchSize:
 
     def state(self) -> dict[str, Any]:
         """What was learned, as plain values for any file format."""
+        # The names are those of files that exist.
         return {
             "version": _VERSION,
             "size": self._size,
-            "good": self._good,
-            "refused": self._refused,
-            "refused_until": self._refused_until,
+            "good": self._largest_good,
+            "refused": self._too_large,
+            "refused_until": self._too_large_until,
         }
 
     def _grow(self) -> None:
-        grown = max(self._size + 1, int(self._size * _GROWTH))
-        self._set(max(self._size, min(grown, self._most, self._barrier() - 1)))
+        larger = max(self._size + 1, int(self._size * _GROWTH))
+        self._set(max(self._size, min(larger, self._maximum, self._smallest_too_large() - 1)))
 
     def _set(self, size: int) -> bool:
         if size == self._size:
@@ -152,97 +162,86 @@ class AdaptiveBatchSize:
         self.changes += 1
         return True
 
-    def _remember(self, refused: int) -> None:
-        self._refused = refused
-        self._refused_until = self._wall() + self._expiry_s
+    def _remember(self, too_large: int) -> None:
+        self._too_large = too_large
+        self._too_large_until = self._wall() + self._expiry_s
 
-    def _barrier(self) -> int:
-        """The smallest size that is known to be refused, or one that no batch reaches."""
-        if self._refused is None:
-            return self._most + 1
-        left = self._refused_until - self._wall()
-        # More time left than there ever was: the calendar was set back, and nobody knows how old it is.
+    def _smallest_too_large(self) -> int:
+        """The smallest size that is known to be too large; without one, a size above the maximum."""
+        if self._too_large is None:
+            return self._maximum + 1
+        left = self._too_large_until - self._wall()
+        # More than the whole time left means that the wall clock was set back, and the age is unknown.
         if 0 < left <= self._expiry_s:
-            return self._refused
-        self._refused = None
-        return self._most + 1
+            return self._too_large
+        self._too_large = None
+        return self._maximum + 1
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        size, good, refused = state.get("size"), state.get("good"), state.get("refused")
+        size, good, too_large = state.get("size"), state.get("good"), state.get("refused")
         until = state.get("refused_until")
         if state.get("version") != _VERSION or not _is_count(size, 1) or not _is_count(good, 0):
             return
-        self._size = min(size, self._most)
-        self._good = min(good, self._most)
-        if _is_count(refused, 1) and isinstance(until, (int, float)):
-            self._refused, self._refused_until = refused, float(until)
-            self._size = max(1, min(self._size, self._barrier() - 1))
+        self._size = min(size, self._maximum)
+        self._largest_good = min(good, self._maximum)
+        if _is_count(too_large, 1) and isinstance(until, (int, float)):
+            self._too_large, self._too_large_until = too_large, float(until)
+            self._size = max(1, min(self._size, self._smallest_too_large() - 1))
 
 
-def _is_count(value: object, least: int) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: object, minimum: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
-# How many tokens a text has, quickly and without a tokenizer.
-#
-# A tokenizer costs more time than the rest of a call, and the right one is rarely known. So: a factor per
-# character and one per byte beyond it, then corrected by what answers report.
-#
-# Where the factors come from: cl100k counts of 3,400 pieces of real text (WordNet glosses, Python, JavaScript and JSON
-# sources, manual pages in Chinese, Japanese and Russian). Characters per token: English 3.5 to 4.9, Python
-# 4.1, JSON 3.8, JavaScript 3.0, numbers 2.2, Russian 2.5, Japanese 1.3, Chinese 1.0. With these factors the uncorrected
-# estimate of a kind of text is 0.55 (numbers) to 1.35 (Russian) times the truth, and mostly within 15 %.
-
+# cl100k counts of 3,400 pieces of real text (WordNet glosses, Python, JavaScript and JSON sources, manual pages in
+# Chinese, Japanese and Russian) gave these factors. Characters per token: English 3.5 to 4.9, Python 4.1, JSON 3.8,
+# JavaScript 3.0, numbers 2.2, Russian 2.5, Japanese 1.3, Chinese 1.0. Before any correction the estimate of a kind of
+# text is 0.55 (numbers) to 1.35 (Russian) times the truth, and mostly within 15 %.
 _PER_CHARACTER: Final = 0.25
 _PER_FURTHER_BYTE: Final = 0.4
-"""For bytes of UTF-8 beyond one to a character: 2 for a Chinese character, 1 for a Cyrillic letter."""
+"""For UTF-8 bytes beyond one for each character: 2 for a Chinese character, 1 for a Cyrillic letter."""
 _MEMORY: Final = 0.2
-_FORGET: Final = 0.05
-_LEAST: Final = 0.1
-_MOST: Final = 8.0
-"""Bounds of the correction: usage is what a server says."""
+_MIN_RATIO: Final = 0.1
+_MAX_RATIO: Final = 8.0
+"""Bounds of the correction, because a server may report any usage."""
 
 
 class TokenEstimator:
-    """Tokens of texts for one model at one endpoint, corrected by what answers report."""
+    """Estimates the tokens of texts for one model at one endpoint, without a tokenizer.
 
-    __slots__ = ("_factor", "_high", "_ratio")
+    A tokenizer takes more time than the rest of a call, and the right one is rarely known. So tokens are
+    estimated from characters and bytes, and the estimate is corrected by the usage that responses report.
+    """
+
+    __slots__ = ("_factor", "_ratio")
 
     def __init__(self) -> None:
         self._ratio = 1.0
-        self._high = 1.0
         self._factor = _PER_CHARACTER
 
     def __repr__(self) -> str:
-        return f"TokenEstimator(ratio={self._ratio:.2f}, high={self._high:.2f})"
+        return f"TokenEstimator(ratio={self._ratio:.2f})"
 
     def estimate(self, text: str) -> int:
-        """Tokens of a text, at least 1, as they are on average."""
+        """The tokens of a text, at least 1."""
         if text.isascii():
             return int(len(text) * self._factor) + 1
         characters = len(text)
-        # A lone surrogate cannot be sent, but must not raise here.
+        # A lone surrogate is refused elsewhere; it must not raise UnicodeEncodeError here.
         further = len(text.encode(errors="surrogatepass")) - characters
         return int((characters * _PER_CHARACTER + further * _PER_FURTHER_BYTE) * self._ratio) + 1
 
     def total(self, texts: Sequence[str]) -> int:
-        """Tokens of all of these texts: the sum of their estimates."""
+        """The tokens of several texts: the sum of their estimates."""
         if all(map(str.isascii, texts)):
             factor = self._factor
             return sum([int(length * factor) for length in map(len, texts)]) + len(texts)
         return sum(map(self.estimate, texts))
 
-    def estimate_high(self, text: str) -> int:
-        """Tokens of a text, rarely exceeded: for limits that a request must keep."""
-        return int(self.estimate(text) * self._high) + 1
-
     def learn(self, estimated: int, actual: int) -> None:
-        """Texts estimated at so many tokens together had so many."""
+        """Correct the estimate: texts estimated at ``estimated`` tokens had ``actual`` ones."""
         if estimated <= 0 or actual <= 0:
             return
-        found = actual / estimated
-        ratio = self._ratio * found
-        self._ratio += _MEMORY * (min(_MOST, max(_LEAST, ratio)) - self._ratio)
+        ratio = self._ratio * (actual / estimated)
+        self._ratio += _MEMORY * (min(_MAX_RATIO, max(_MIN_RATIO, ratio)) - self._ratio)
         self._factor = _PER_CHARACTER * self._ratio
-        # Up at once, down slowly: near the highest of the last twenty answers.
-        self._high = max(1.0, min(_MOST, found), self._high - _FORGET * (self._high - 1.0))

@@ -1,15 +1,14 @@
-"""Which of several endpoints gets the next request: the better of two that were drawn.
+"""Load balancer: choose one of several endpoints by power of two choices.
 
-Power of two choices (Mitzenmacher): comparing two drawn at random spreads load nearly as well as knowing
-the least loaded of all, and does not send everybody to the same one at once. What is compared is load times
-latency, as in Finagle's peak-EWMA balancer: requests in flight per allowed one, times a moving average
-of what answers take (docs/development/resilience.md).
+Of two endpoints drawn at random the less loaded one is chosen. That spreads load nearly as well as the least
+loaded of all (Mitzenmacher), and does not send all requests to the same endpoint at once. Load is measured as
+in Finagle's peak-EWMA balancer: requests in flight as a share of the limit, times a moving average of latency.
 
-Weights count twice: they decide who is drawn, so that idle endpoints share by weight, and how much in
-flight is much, so that busy ones do. The second of the pair wins only if it is clearly better:
-otherwise the noise of the latencies, not the weights, would place every request of a quiet client.
-Simulated with weights 3 and 1 and latencies that vary by 30 %: 71 % with one request at a time, 70 to
-74 % with four to 24 at once, half with just two, because the second goes to whoever is idle.
+Weights count twice. They decide which endpoints are drawn, so that idle endpoints share by weight, and how
+much load a request in flight is, so that busy ones do. The second of a pair wins only if it is clearly better;
+otherwise noise in the latencies, not the weights, would place every request of a quiet client. Simulated with
+weights 3 and 1 and latencies that vary by 30 %, the first endpoint gets 71 % with one request at a time, 70 to
+74 % with 4 to 24 at once, and half with two, because the second request goes to the endpoint that is idle.
 """
 
 from __future__ import annotations
@@ -23,19 +22,22 @@ from attrs import frozen
 
 from llmopt.policies.clock import Now, new_rng
 
-_CLEARLY: Final = 0.75
-_MEMORY_S: Final = 10.0
-_FORGET_S: Final = 30.0
+_CLEARLY_BETTER: Final = 0.75
+"""Load of the second endpoint, as a part of the first one's, below which it is chosen."""
+_AVERAGE_S: Final = 10.0
+"""Time constant of the average of latencies."""
+_FADE_S: Final = 30.0
+"""Time constant by which an old average approaches the best of all."""
 
 
 @frozen
 class Candidate:
-    """An endpoint whose breaker admits.
+    """An endpoint whose circuits let a request through.
 
     Attributes:
-        index: its place in the provider entry.
-        in_flight: requests it works on or that wait for it.
-        limit: how many it may work on at once.
+        index: its index in the provider entry.
+        in_flight: requests in flight and waiting for a slot.
+        limit: how many may be in flight at once.
     """
 
     index: int
@@ -43,81 +45,88 @@ class Candidate:
     limit: float
 
 
-class _Latency:
-    """A moving average that weighs an observation by the time since the one before, not by their number."""
-
-    __slots__ = ("at", "value")
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-        self.at = 0.0
-
-    def add(self, seconds: float, now: float) -> None:
-        if self.value is None:
-            self.value = seconds
-        else:
-            keep = math.exp((self.at - now) / _MEMORY_S)
-            self.value += (seconds - self.value) * (1.0 - keep)
-        self.at = now
-
-
 class LoadBalancer:
-    """Chooses among the endpoints of one provider entry."""
+    """Chooses among the endpoints of one provider entry.
+
+    Args:
+        weights: one for each endpoint, in their order, all above zero.
+        now: the monotonic clock.
+        rng: source of the draws.
+    """
 
     def __init__(self, weights: Sequence[float], *, now: Now, rng: random.Random | None = None) -> None:
-        """Take the endpoints' weights, all above zero, in their order."""
         self._weights = tuple(weights)
         mean = sum(weights) / len(weights)
-        self._shares = tuple(weight / mean for weight in weights)
+        self._relative_weights = tuple(weight / mean for weight in weights)
         self._latencies = tuple(_Latency() for _ in weights)
         self._now = now
         self._rng = rng or new_rng()
 
     def record_latency(self, index: int, seconds: float) -> None:
-        """A good answer took so long.
+        """Record the latency of a good response.
 
-        Errors that come fast are no good sign, and time-outs are none of a second kind: while it lasts a hanging
-        request counts as one in flight, then it lowers how many are allowed and tells the breaker. As an observation
-        among answers of 0.2 s one of 60 s would keep everybody away for 200 s, whatever the endpoint does by then.
+        Errors and timeouts are not recorded. Errors that come fast would look good. A request that hangs counts as
+        one in flight until its timeout, which then lowers the concurrency limit and is a failure for the circuit
+        breaker; as a latency of 60 s among others of 0.2 s it would keep requests away for 200 s, however the
+        endpoint does by then.
         """
         self._latencies[index].add(seconds, self._now())
 
     def choose(self, candidates: Sequence[Candidate], tried: Container[int] = ()) -> Candidate | None:
-        """The one to ask next, None if there is none. Those tried before only when there is no other.
+        """The endpoint to ask next, None if there is none.
 
         Args:
             candidates: all endpoints that may be asked.
-            tried: indices of those that this call has been at already.
+            tried: indices of endpoints that this call has tried before; they are chosen only if there is no other.
         """
-        fresh = [one for one in candidates if one.index not in tried] or candidates
-        if not fresh:
+        untried = [each for each in candidates if each.index not in tried] or candidates
+        if not untried:
             return None
-        if len(fresh) == 1:
-            return fresh[0]
-        first = self._draw(fresh)
-        second = self._draw([one for one in fresh if one is not first])
-        return self._better(first, second, fresh)
+        if len(untried) == 1:
+            return untried[0]
+        first = self._draw(untried)
+        second = self._draw([each for each in untried if each is not first])
+        return self._better(first, second, untried)
 
-    def _draw(self, among: Sequence[Candidate]) -> Candidate:
-        if len(among) == 1:
-            return among[0]
-        return self._rng.choices(among, [self._weights[one.index] for one in among])[0]
+    def _draw(self, candidates: Sequence[Candidate]) -> Candidate:
+        if len(candidates) == 1:
+            return candidates[0]
+        return self._rng.choices(candidates, [self._weights[each.index] for each in candidates])[0]
 
-    def _better(self, first: Candidate, second: Candidate, fresh: Sequence[Candidate]) -> Candidate:
+    def _better(self, first: Candidate, second: Candidate, candidates: Sequence[Candidate]) -> Candidate:
         now = self._now()
-        known = [value for one in fresh if (value := self._latencies[one.index].value) is not None]
-        best = min(known, default=1.0)
-        # What this request adds, as if all allowed the same: who is idle has room for it, however little is allowed.
-        one_more = 1.0 / max(one.limit for one in fresh)
-        costs = [(self._load(one) + one_more) * self._latency(one, best, now) for one in (first, second)]
-        return second if costs[1] < _CLEARLY * costs[0] else first
+        latencies = (self._latencies[each.index].average for each in candidates)
+        best = min((latency for latency in latencies if latency is not None), default=1.0)
+        # The load of this request is the same for both, whatever their limits: an idle endpoint has room for it, and
+        # a limit that was lowered after an overload only rises if it is used.
+        added = 1.0 / max(each.limit for each in candidates)
+        costs = [(self._load(each) + added) * self._latency(each, best, now) for each in (first, second)]
+        return second if costs[1] < _CLEARLY_BETTER * costs[0] else first
 
-    def _load(self, one: Candidate) -> float:
-        return one.in_flight / self._shares[one.index] / one.limit
+    def _load(self, candidate: Candidate) -> float:
+        return candidate.in_flight / self._relative_weights[candidate.index] / candidate.limit
 
-    def _latency(self, one: Candidate, best: float, now: float) -> float:
-        """What is known of it, fading towards the best of all: who is never asked could never improve."""
-        known = self._latencies[one.index]
-        if known.value is None:
+    def _latency(self, candidate: Candidate, best: float, now: float) -> float:
+        # It fades towards the best of all, because an endpoint that is never chosen has no chance to improve.
+        latency = self._latencies[candidate.index]
+        if latency.average is None:
             return best
-        return best + (known.value - best) * math.exp((known.at - now) / _FORGET_S)
+        return best + (latency.average - best) * math.exp((latency.at - now) / _FADE_S)
+
+
+class _Latency:
+    """A moving average whose weights depend on the time between observations, not on their number."""
+
+    __slots__ = ("at", "average")
+
+    def __init__(self) -> None:
+        self.average: float | None = None
+        self.at = 0.0
+
+    def add(self, seconds: float, now: float) -> None:
+        if self.average is None:
+            self.average = seconds
+        else:
+            keep = math.exp((self.at - now) / _AVERAGE_S)
+            self.average += (seconds - self.average) * (1.0 - keep)
+        self.at = now

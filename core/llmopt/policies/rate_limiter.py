@@ -256,11 +256,6 @@ class RateLimiter:
         return self._quota.requests.server_limit, self._quota.tokens.server_limit
 
     @property
-    def levels(self) -> tuple[float, float]:
-        """Requests and tokens that may go at once, as of the last look; negative after an underestimate."""
-        return self._quota.requests.level, self._quota.tokens.level
-
-    @property
     def paused(self) -> float:
         """Seconds that nothing goes out because the server refused; 0 when that is not so."""
         return self._quota.backoff.remaining(self._now())

@@ -1,11 +1,12 @@
-"""How long to wait for an answer: twice what all but one in a hundred took lately.
+"""Timeouts: how long to wait for a complete response, and how long a stream may be silent.
 
-Per endpoint and model one `AdaptiveTimeout`, in it one histogram per size of request (docs/development/resilience.md).
-A quantile over logarithmic buckets costs a few additions, where sorting the samples would cost
-more than many an answer. Time-outs enter as if the answer had come at the limit (their true length is
-unknown, but no less), so that a limit that cuts too much off grows again; three in a row throw
-everything away, because what was learned plainly holds no longer, and a limit learned from a fast
-hour must not kill every request of a slow one.
+The timeout of a response is twice the latency that 99 % stayed below lately, learned for each endpoint, model and
+size of request. A quantile over logarithmic buckets costs a few additions, where sorting samples would cost
+more than many responses do. A timeout is recorded as a response at that time, because its true latency is
+unknown but not shorter; so a limit that cuts off too much grows again. Three timeouts in a row discard all
+samples: what was learned in a fast hour must not fail every request of a slow one.
+
+There is no I/O here, and time is passed in as ``now``.
 """
 
 from __future__ import annotations
@@ -16,25 +17,30 @@ from typing import Final
 from llmopt.policies.clock import Now
 from llmopt.values.profile import Timeouts
 
-_LEAST_S: Final = 5.0
+_MIN_TIMEOUT_S: Final = 5.0
 _FACTOR: Final = 2.0
 _TAIL: Final = 0.01
-_ENOUGH: Final = 50
-_IN_A_ROW: Final = 3
+_MIN_SAMPLES: Final = 50
+_CONSECUTIVE_TIMEOUTS: Final = 3
 _SLICES: Final = 5
 _SLICE_S: Final = 60.0
-_FIRST_S: Final = 0.001
-_PER_DOUBLING: Final = 8  # a bucket is 9 % wide
-_BUCKETS: Final = 20 * _PER_DOUBLING  # 1 ms to 1,049 s
+_MIN_LATENCY_S: Final = 0.001
+_BUCKETS_PER_DOUBLING: Final = 8  # a bucket is 9 % wide
+_BUCKETS: Final = 20 * _BUCKETS_PER_DOUBLING  # 1 ms to 1,049 s
 
 
 def static_timeout(timeouts: Timeouts, fill: float) -> float:
-    """The profile's time-out for a request that fills so much (0 to 1) of the largest one allowed."""
+    """The configured timeout in seconds of a request.
+
+    Args:
+        timeouts: of the provider entry.
+        fill: size of the request as a part of the largest one allowed, 0 to 1.
+    """
     return timeouts.read + (timeouts.read_large - timeouts.read) * min(1.0, max(0.0, fill))
 
 
 class AdaptiveTimeout:
-    """The time-outs of one endpoint and model, learned from what its answers took."""
+    """The timeouts of one endpoint and model, learned from the latencies of responses."""
 
     __slots__ = ("_by_size", "_now")
 
@@ -42,73 +48,74 @@ class AdaptiveTimeout:
         self._now = now
         self._by_size: dict[int, _Histogram] = {}
 
-    def limit(self, size: int, most: float) -> float:
-        """The time-out in seconds for a request of this size: within [5 s, ``most``], ``most`` until enough is known.
+    def limit(self, size: int, maximum: float) -> float:
+        """The timeout in seconds of a request: from 5 s to ``maximum``, and ``maximum`` until enough is known.
 
         Args:
-            size: what its time depends on, such as the tokens in it; sizes count alike up to a factor of two.
-            most: the profile's or the user's, see `static_timeout`. It holds even below 5 s.
+            size: what the latency depends on, such as the tokens in the request. Sizes within a factor of two share
+                their samples.
+            maximum: the configured timeout, see `static_timeout`. It holds below 5 s too.
         """
-        found = self._by_size.get(size.bit_length())
-        if found is None:
-            return most
-        p99 = found.tail(self._now())
-        return most if p99 is None else min(most, max(_LEAST_S, _FACTOR * p99))
+        histogram = self._by_size.get(size.bit_length())
+        if histogram is None:
+            return maximum
+        p99 = histogram.p99(self._now())
+        return maximum if p99 is None else min(maximum, max(_MIN_TIMEOUT_S, _FACTOR * p99))
 
     def record(self, size: int, seconds: float) -> None:
-        """A complete answer came after so long."""
-        self._of(size).add(self._now(), seconds, censored=False)
+        """Record the latency of a complete response."""
+        self._histogram(size).add(self._now(), seconds, timed_out=False)
 
     def timed_out(self, size: int, limit: float) -> None:
-        """No complete answer came within the limit."""
-        self._of(size).add(self._now(), limit, censored=True)
+        """Record that no complete response came within ``limit`` seconds."""
+        self._histogram(size).add(self._now(), limit, timed_out=True)
 
-    def _of(self, size: int) -> _Histogram:
+    def _histogram(self, size: int) -> _Histogram:
         key = size.bit_length()
-        found = self._by_size.get(key)
-        if found is None:
-            found = self._by_size[key] = _Histogram()
-        return found
+        histogram = self._by_size.get(key)
+        if histogram is None:
+            histogram = self._by_size[key] = _Histogram()
+        return histogram
 
 
 class _Histogram:
-    """Durations of the last five minutes: a ring of one-minute slices and their sum."""
+    """Latencies of the last five minutes: a ring of one-minute slices and their sum."""
 
-    __slots__ = ("_at", "_fresh", "_p99", "_row", "_slices", "_sum", "_total")
+    __slots__ = ("_consecutive_timeouts", "_p99", "_position", "_since_p99", "_slices", "_sum", "_total")
 
     def __init__(self) -> None:
-        self._at = 0
-        self._forget()
+        self._position = 0
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._slices = [[0] * _BUCKETS for _ in range(_SLICES)]
         self._sum = [0] * _BUCKETS
         self._total = 0
-        self._row = 0  # time-outs in a row
-        self._fresh = 0  # samples since the quantile was last computed
+        self._consecutive_timeouts = 0
+        self._since_p99 = 0  # samples since the quantile was last computed
         self._p99: float | None = None
 
-    def add(self, now: float, seconds: float, *, censored: bool) -> None:
-        self._turn(now)
+    def add(self, now: float, seconds: float, *, timed_out: bool) -> None:
+        self._move(now)
         bucket = _bucket(seconds)
-        self._slices[self._at % _SLICES][bucket] += 1
+        self._slices[self._position % _SLICES][bucket] += 1
         self._sum[bucket] += 1
         self._total += 1
-        self._fresh += 1
-        self._row = self._row + 1 if censored else 0
-        if censored:
-            self._p99 = None  # news that cannot wait
-        if self._row >= _IN_A_ROW:
-            self._forget()
+        self._since_p99 += 1
+        self._consecutive_timeouts = self._consecutive_timeouts + 1 if timed_out else 0
+        if timed_out:
+            self._p99 = None  # the next request needs the longer timeout at once
+        if self._consecutive_timeouts >= _CONSECUTIVE_TIMEOUTS:
+            self._clear()
 
-    def tail(self, now: float) -> float | None:
-        """The duration that 99 % stayed below, None when too little is known."""
-        self._turn(now)
-        if self._total < _ENOUGH:
+    def p99(self, now: float) -> float | None:
+        """The latency that 99 % stayed below, None while there are too few samples."""
+        self._move(now)
+        if self._total < _MIN_SAMPLES:
             return None
-        # A few samples more do not move the quantile of many: computed anew after each 3 %.
-        if self._p99 is None or self._fresh * 32 >= self._total:
-            self._fresh = 0
+        # A few samples more do not move the quantile of many, so it is computed anew after every 3 %.
+        if self._p99 is None or self._since_p99 * 32 >= self._total:
+            self._since_p99 = 0
             self._p99 = self._quantile()
         return self._p99
 
@@ -120,72 +127,70 @@ class _Histogram:
                 return _upper_edge(bucket)
         raise AssertionError("a total without samples")  # pragma: no cover
 
-    def _turn(self, now: float) -> None:
-        at = int(now / _SLICE_S)
-        if at == self._at:
+    def _move(self, now: float) -> None:
+        """Drop the slices that are more than five minutes old."""
+        position = int(now / _SLICE_S)
+        if position == self._position:
             return
-        for passed in range(max(self._at + 1, at - _SLICES + 1), at + 1):
+        for passed in range(max(self._position + 1, position - _SLICES + 1), position + 1):
             old = self._slices[passed % _SLICES]
-            gone = sum(old)
-            if gone:
-                self._sum = [have - less for have, less in zip(self._sum, old, strict=True)]
-                self._total -= gone
+            samples = sum(old)
+            if samples:
+                self._sum = [count - dropped for count, dropped in zip(self._sum, old, strict=True)]
+                self._total -= samples
                 self._slices[passed % _SLICES] = [0] * _BUCKETS
                 self._p99 = None
-        self._at = at
+        self._position = position
 
 
 def _bucket(seconds: float) -> int:
-    if seconds <= _FIRST_S:
+    if seconds <= _MIN_LATENCY_S:
         return 0
-    return min(_BUCKETS - 1, int(math.log2(seconds / _FIRST_S) * _PER_DOUBLING))
+    return min(_BUCKETS - 1, int(math.log2(seconds / _MIN_LATENCY_S) * _BUCKETS_PER_DOUBLING))
 
 
 def _upper_edge(bucket: int) -> float:
-    return float(_FIRST_S * 2.0 ** ((bucket + 1) / _PER_DOUBLING))
-
-
-# How long a stream may be silent: two clocks, one for bytes and one for what adds to the answer.
-#
-# Servers send comments and pings to keep a connection alive, also when the engine behind them hangs. So any
-# byte sets the first clock back, and only what adds to the answer the second (docs/development/resilience.md). Time counts
-# while somebody waits for the stream; a reader that takes its time is no fault of the server's.
+    return float(_MIN_LATENCY_S * 2.0 ** ((bucket + 1) / _BUCKETS_PER_DOUBLING))
 
 
 class StreamTimeouts:
-    """Both clocks of one stream.
+    """How long a stream may be silent: one timeout for any bytes, one for content.
+
+    Servers send comments and pings to keep a connection alive, even when the engine behind them hangs. So any
+    bytes restart the first timeout, but only content restarts the second. Both run only while a reader
+    waits for the stream; a slow reader is not the server's fault.
 
     Args:
         idle: seconds without a byte.
-        content: seconds without anything that adds to the answer.
-        first: seconds that the first of it may take, where that is longer: a model that thinks before
-            it speaks is silent after the event with which the stream begins.
+        content: seconds without content.
+        first: seconds until the first content, where that is longer: a model that thinks before it answers sends
+            nothing after the event that starts the stream.
     """
 
-    __slots__ = ("_content", "_idle", "_quiet", "_usual")
+    __slots__ = ("_content", "_idle", "_usual", "_without_content")
 
     def __init__(self, *, idle: float, content: float, first: float) -> None:
         self._usual: Final = (idle, content)
         self._idle = max(idle, first)
         self._content = max(content, first)
-        self._quiet = 0.0
+        self._without_content = 0.0
 
     @property
     def read_timeout(self) -> float:
-        """Seconds that the next wait for bytes may take."""
-        return min(self._idle, self._content - self._quiet)
+        """Seconds that the next wait for bytes may last."""
+        return min(self._idle, self._content - self._without_content)
 
     def bytes_received(self, seconds: float) -> None:
-        """A wait took so long and brought bytes."""
-        self._quiet += seconds
+        """A wait of ``seconds`` has ended with bytes."""
+        self._without_content += seconds
 
     def content_received(self) -> None:
-        """What came adds to the answer."""
+        """The bytes had content."""
         self._idle, self._content = self._usual
-        self._quiet = 0.0
+        self._without_content = 0.0
 
     def describe(self) -> str:
-        """What did not come within `bound` seconds, in words."""
-        if self._idle <= self._content - self._quiet:
+        """What did not come within `read_timeout`, for an error message."""
+        if self._idle <= self._content - self._without_content:
             return f"nothing came for {self._idle:g} s"
-        return f"only signs of life came for {self._content:g} s, and nothing of the answer"
+        return f"only keep-alives came for {self._content:g} s, and no content"
