@@ -188,7 +188,7 @@ def test_offline_with_nothing_kept(served: EmbeddingServer) -> None:
     """Said in one sentence."""
     done = invoke("models", "near", "--offline")
     assert done.exit_code == 1
-    assert "nothing is kept of the models of 'near'" in done.stderr
+    assert "no list of models of 'near' is cached" in done.stderr
 
 
 def test_refresh_and_offline_exclude_each_other(served: EmbeddingServer) -> None:

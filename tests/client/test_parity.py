@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 
+import attrs
 import pytest
 
 import llmopt
+from llmopt.values.calls import ChatOptions, EmbedOptions
 
 RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
 
@@ -32,3 +34,24 @@ def test_the_same_parameters(name: str) -> None:
     assert [(each.name, each.kind, each.default) for each in asynchronous.values()] == [
         (each.name, each.kind, each.default) for each in synchronous.values()
     ]
+
+
+@pytest.mark.parametrize("name", ["embed", "embed_iter", "chat", "stream"])
+def test_the_same_options(name: str) -> None:
+    """The keyword arguments of a method are the fields of its options, in order, with the same defaults."""
+    options = EmbedOptions if name.startswith("embed") else ChatOptions
+    fields = [(each.name, each.default) for each in attrs.fields(options)]
+    arguments = [
+        (each.name, each.default)
+        for each in public(llmopt.AsyncClient)[name].parameters.values()
+        if each.kind is inspect.Parameter.KEYWORD_ONLY and each.name != "buffer_size"
+    ]
+    if name == "embed_iter":
+        fields[fields.index(("when_open", "fail"))] = ("when_open", "wait")
+    assert arguments == fields
+
+
+def test_a_chat_call_has_every_option() -> None:
+    """What a client can be told of a chat is a field of the request, but for what concerns the call as a whole."""
+    options = {each.name for each in attrs.fields(ChatOptions)} - {"deadline", "when_open"}
+    assert options <= {each.name for each in attrs.fields(llmopt.ChatCall)}

@@ -147,7 +147,7 @@ def test_dropped(client: llmopt.Client, thread: ServerThread) -> None:
     thread.server.default(NEVER_ENDING)
     stream = client.stream(MODEL, ASKED)
     next(stream)
-    with pytest.warns(ResourceWarning, match="unclosed <SyncChatStream under way"):
+    with pytest.warns(ResourceWarning, match="unclosed <SyncChatStream running"):
         del stream
     assert resting(client, thread)
 

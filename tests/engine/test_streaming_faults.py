@@ -685,7 +685,7 @@ async def test_dropped_without_being_closed() -> None:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
         stream = client.stream(MODEL, ASKED)
         await anext(stream)
-        with pytest.warns(ResourceWarning, match="unclosed <ChatStream under way"):
+        with pytest.warns(ResourceWarning, match="unclosed <ChatStream running"):
             del stream
         await server.wait_all_closed()
         assert at_rest(client)

@@ -586,7 +586,7 @@ def test_offline(tmp_path: Path) -> None:
 
     async def main(world: World) -> None:
         async with world.client() as client:
-            with pytest.raises(llmopt.NotCached, match="nothing is kept"):
+            with pytest.raises(llmopt.NotCached, match="no list of models of 's' is cached"):
                 await client.list_models("s", cached="offline")
             assert world.requests == 0
             await client.list_models("s")
@@ -724,7 +724,7 @@ def test_a_model_that_cannot_be_kept(tmp_path: Path) -> None:
 
     async def main(world: World) -> None:
         async with world.client(plugins=[Wrong()]) as client:
-            with pytest.raises(llmopt.PluginContractError, match=r"'s' filled a model.*context_length"):
+            with pytest.raises(llmopt.PluginContractError, match=r"'s' returned a model.*context_length"):
                 await client.list_models("s")
         async with world.client(plugins=[Wrong()], cache=False) as client:
             assert first(await client.list_models("s")) == "model-2"

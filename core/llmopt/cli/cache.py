@@ -14,7 +14,7 @@ from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import CacheFiles
 from llmopt.cache.store import CacheSize
 from llmopt.cli.console import Exit, bytes_of, example, plain, print_json, print_table, say, shared
-from llmopt.client.options import WORDS
+from llmopt.client.options import CACHE_WORDS
 from llmopt.config.load import load_config
 
 _KINDS: Final = {"catalog": "list of models", "embeddings": "vectors"}
@@ -73,7 +73,11 @@ def clear(providers: tuple[str, ...], *, config: str | None, as_json: bool, no_c
 def _folders(source: str | None) -> list[Path]:
     """Every folder that the configuration keeps something in."""
     config = load_config(source, environ=os.environ)
-    chosen = config.cache if isinstance(config.cache, str) and config.cache not in WORDS else config.cache_dir
+    chosen = (
+        config.cache
+        if isinstance(config.cache, str) and config.cache not in CACHE_WORDS
+        else config.cache_dir
+    )
     own = (entry.cache_dir for entry in config.providers.values())
     return list(dict.fromkeys(map(cache_folder, (chosen, *filter(None, own)))))
 

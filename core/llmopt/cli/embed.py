@@ -29,8 +29,8 @@ from llmopt.cli.readers import InputFormat, Texts, chosen_name, form_of
 from llmopt.cli.writers import FORMATS as OUTPUT_FORMATS
 from llmopt.cli.writers import OutputFile, OutputFormat, Rows, Writer, open_writer, output_form
 from llmopt.config.load import load_config
-from llmopt.operations.embed import ErrorMode
 from llmopt.providers.registry import Registry
+from llmopt.values.calls import ErrorMode
 from llmopt.values.embeddings import EmbeddedPart
 
 if TYPE_CHECKING:

@@ -1,4 +1,8 @@
-"""What a client works with: made, and imported, when it is first used."""
+"""The implementation behind both clients: engine, providers, caches and learned state, wired together.
+
+Imported at the first call, because most of llmopt comes with it. What the methods do on the network is done by
+`llmopt.operations`; here a call gets its provider, its deadline and the state that earlier calls left.
+"""
 
 from __future__ import annotations
 
@@ -6,123 +10,293 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import installation_secret
 from llmopt.cache.store import LayeredStore, MemoryStore, SafeStore
-from llmopt.client.options import CacheOptions, WhenOpen, waits_when_open
+from llmopt.client.options import CacheOptions, check_cache_mode, check_error_mode, check_when_open
 from llmopt.config.schema import Config
 from llmopt.engine.engine import Engine
+from llmopt.errors import ConfigError, LLMOptError
 from llmopt.operations.cache_keys import CacheKeys, StoreSizeReporter
-from llmopt.operations.chat import ChatOptions, ChatRun, Messages, chat_call
-from llmopt.operations.embed import embed_call
+from llmopt.operations.chat import ChatRun, Messages, chat_call
+from llmopt.operations.embed import embed, embed_call
 from llmopt.operations.embed_batches import ModelState, state_file
 from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.operations.models import BatchListModels, ModelLists
+from llmopt.operations.models import BatchListModels, CacheMode, ModelLists
 from llmopt.operations.models_cache import ModelListCache
-from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.clock import Clock, Deadline, valid_seconds
 from llmopt.providers.registry import Provider, Registry
-from llmopt.values.calls import EmbedCall
+from llmopt.values.calls import ChatOptions, EmbedCall, EmbedOptions
+from llmopt.values.catalog import Catalog
+from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
 
-
-# Where a client keeps what: the stores that follow from its `CacheOptions`.
+    from llmopt.operations.chat_stream import ChatStream
+    from llmopt.operations.embed_stream import EmbedStream
 
 _log: Final = logging.getLogger("llmopt")
+_LIST_TIMEOUT_S: Final = 30.0
+"""For one list of models, unless ``timeouts.total`` is configured."""
+_BATCH_LIST_TIMEOUT_S: Final = 8.0
+"""For each of many lists of models: shorter, because one provider that hangs delays the result for all."""
+
+
+class Components:
+    """One engine, its providers, its caches, and the operations over them.
+
+    Args:
+        config: the configuration.
+        caching: what is cached, and where.
+        transport: as for the client, and so all that follow.
+        plugins: wrapper plugins.
+        on_event: is called with every event.
+        clock: source of time; None for the system's clocks.
+
+    Attributes:
+        registry: the providers.
+        engine: sends requests.
+        stores: the cache stores.
+        model_lists: the operation of ``list_models``.
+        model_states: what was learned of a model, by provider and model.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        caching: CacheOptions,
+        *,
+        transport: httpx.AsyncBaseTransport | None,
+        plugins: Sequence[object],
+        on_event: OnEvent | None,
+        clock: Clock | None,
+    ) -> None:
+        self.registry: Final = Registry(config, plugins, os.environ)
+        self.engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
+        self.stores: Final = CacheStores(caching, self.engine, self.registry)
+        self.model_lists: Final = ModelLists(
+            self.engine,
+            ModelListCache(self.stores.keys, self.stores.for_model_lists, self.engine.clock),
+            self.stores.persistent,
+            self.stores.size_reporter,
+            enabled=caching.model_lists,
+        )
+        self.model_states: Final[dict[tuple[str, str], ModelState]] = {}
+        self._batch_list_models: Final = BatchListModels(self.engine, self.model_lists, self.registry.get)
+        self._state_file: Final = state_file(config.cache_dir)
+
+    async def aclose(self) -> None:
+        """Close everything, in the order of use; a failure of one step does not prevent the next."""
+        try:
+            await self.model_lists.aclose()
+        finally:
+            try:
+                await self.engine.aclose()
+            finally:
+                await self.stores.aclose()
+
+    async def embed(
+        self, model: str, texts: Iterable[str] | AsyncIterable[str], options: EmbedOptions
+    ) -> Embeddings:
+        """See `llmopt.AsyncClient.embed`."""
+        return await embed(self._embed_run(model, options), texts, errors=options.errors)
+
+    def embed_stream(
+        self, model: str, texts: Iterable[str] | AsyncIterable[str], options: EmbedOptions
+    ) -> EmbedStream:
+        """See `llmopt.AsyncClient.embed_iter`."""
+        from llmopt.operations.embed_stream import EmbedStream
+
+        return EmbedStream(self._embed_run(model, options), texts, errors=options.errors)
+
+    def _embed_run(self, model: str, options: EmbedOptions) -> EmbedRun:
+        check_error_mode(options.errors)
+        wait_when_open = check_when_open(options.when_open)
+        provider, name = self.registry.resolve(model)
+        call = embed_call(name, options)
+        state = self._model_state(provider, name)
+        return EmbedRun(
+            self.engine,
+            provider,
+            call,
+            state=state,
+            deadline=self._deadline(provider, options.deadline),
+            wait_when_open=wait_when_open,
+            cache=(lambda: self.stores.embeddings(provider, call, state))
+            if self.stores.caching.vectors
+            else None,
+        )
+
+    def chat_run(self, model: str, messages: Messages, options: ChatOptions) -> ChatRun:
+        """One call of ``chat`` or ``stream``, checked but not sent."""
+        wait_when_open = check_when_open(options.when_open)
+        provider, name = self.registry.resolve(model)
+        return ChatRun(
+            self.engine,
+            provider,
+            chat_call(name, messages, options),
+            estimator=self._model_state(provider, name).estimator,
+            deadline=self._deadline(provider, options.deadline),
+            wait_when_open=wait_when_open,
+        )
+
+    def chat_stream(
+        self, model: str, messages: Messages, options: ChatOptions, buffer_size: int
+    ) -> ChatStream:
+        """See `llmopt.AsyncClient.stream`."""
+        from llmopt.operations.chat_stream import ChatStream
+
+        return ChatStream(self.chat_run(model, messages, options), buffer_size)
+
+    async def list_models(self, name: str, seconds: float | None, mode: CacheMode) -> Catalog:
+        """See `llmopt.AsyncClient.list_models`."""
+        check_cache_mode(mode)
+        provider = self.registry.get(name)
+        if seconds is None:
+            seconds = provider.endpoints[0].timeouts.total or _LIST_TIMEOUT_S
+        return await self.model_lists.get(provider, deadline=self.engine.deadline(seconds), mode=mode)
+
+    async def batch_list_models(
+        self, names: Iterable[str] | None, seconds: float | None, timeout: float | None, mode: CacheMode
+    ) -> Mapping[str, Catalog | LLMOptError]:
+        """See `llmopt.AsyncClient.batch_list_models`."""
+        check_cache_mode(mode)
+        if isinstance(names, str):
+            raise ConfigError(f"providers must be a list of names, such as [{names!r:.40}], not one str.")
+        if timeout is not None:
+            valid_seconds(timeout, "timeout")
+
+        def timeout_of(provider: Provider) -> float | None:
+            return (
+                timeout
+                if timeout is not None
+                else provider.endpoints[0].timeouts.total or _BATCH_LIST_TIMEOUT_S
+            )
+
+        return await self._batch_list_models.run(
+            self.registry.names() if names is None else names,
+            deadline=self.engine.deadline(seconds),
+            timeout_of=timeout_of,
+            mode=mode,
+        )
+
+    def fresh_models(self, name: str) -> Catalog | None:
+        """A fresh list of models in memory, from any thread; None if there is none, or if it must be refreshed."""
+        provider = self.registry.get_created(name)
+        return None if provider is None else self.model_lists.peek(provider)
+
+    async def invalidate(self, name: str | None) -> None:
+        """See `llmopt.AsyncClient.invalidate`."""
+        for each in self.registry.names() if name is None else (name,):
+            # Opens the provider's store, which may be configured to be in a directory of its own.
+            with suppress(LLMOptError):
+                self.stores.for_model_lists(self.registry.get(each))
+        await self.model_lists.invalidate(name)
+
+    def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:
+        total = provider.endpoints[0].timeouts.total
+        return self.engine.deadline(total if seconds is None else seconds)
+
+    def _model_state(self, provider: Provider, model: str) -> ModelState:
+        key = (provider.name, model)
+        state = self.model_states.get(key)
+        if state is None:
+            origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
+            state = ModelState(f"{provider.name} {origins} {model}", self._state_file)
+            # Several threads of a synchronous client may come here at once; all get the same state.
+            state = self.model_states.setdefault(key, state)
+        return state
 
 
 class CacheStores:
-    """The stores of one client, each made when first used.
+    """The stores of one client, each opened when first used.
 
     Args:
-        plan: what is kept, and where.
-        engine: of the client.
-        registry: its providers.
+        caching: what is cached, and where.
+        engine: the client's engine.
+        registry: the client's providers.
 
     Attributes:
+        caching: as given.
         size_reporter: reports the size of the stores after something was stored.
     """
 
-    def __init__(self, plan: CacheOptions, engine: Engine, registry: Registry) -> None:
-        self.plan: Final = plan
+    def __init__(self, caching: CacheOptions, engine: Engine, registry: Registry) -> None:
+        self.caching: Final = caching
+        self.size_reporter: Final = StoreSizeReporter(engine, self._in_use)
         self._engine: Final = engine
         self._registry: Final = registry
-        self._disks: Final[dict[Path, SafeStore]] = {}
-        self._layers: Final[dict[Path, SafeStore]] = {}
-        self._given: Final = None if plan.store is None else SafeStore(plan.store)
+        self._custom: Final = None if caching.store is None else SafeStore(caching.store)
+        # By directory: each provider entry may have a ``cache_dir`` of its own.
+        self._disk: Final[dict[Path, SafeStore]] = {}
+        self._layered: Final[dict[Path, SafeStore]] = {}
         self._memory: MemoryStore | None = None
-        self.size_reporter: Final = StoreSizeReporter(engine, self._in_use)
         self._keys: CacheKeys | None = None
 
-    def catalogs(self, provider: Provider) -> SafeStore | None:
-        """Where a provider's lists of models are kept beyond memory."""
-        if self._given is not None:
-            return self._given
-        return self._disk(self._folder(provider)) if self.plan.disk else None
+    def for_model_lists(self, provider: Provider) -> SafeStore | None:
+        """Where the list of a provider's models is stored; None if it is in memory only."""
+        if self._custom is not None:
+            return self._custom
+        return self._disk_store(self._folder(provider)) if self.caching.disk else None
 
-    def vectors(self, provider: Provider, *, persistent: bool) -> SafeStore:
-        """Where the vectors of its texts are.
+    def for_vectors(self, provider: Provider, *, persistent: bool) -> SafeStore:
+        """Where vectors are stored.
 
         Args:
-            provider: the provider.
-            persistent: whether another process could find them.
+            provider: the provider that made them.
+            persistent: whether another process could compute the same keys; otherwise memory is enough.
         """
-        if self._given is not None and persistent:
-            return self._given
-        if self.plan.disk and persistent:
-            return self._layered(self._folder(provider))
-        return SafeStore(self._in_memory())
+        if self._custom is not None and persistent:
+            return self._custom
+        if self.caching.disk and persistent:
+            return self._layered_store(self._folder(provider))
+        return SafeStore(self._memory_store())
 
-    def all(self) -> Iterable[SafeStore]:
-        """All that outlive this client, those of providers that were not asked for yet left out."""
-        if self._given is not None:
-            return (self._given,)
-        if self.plan.disk:
-            self._disk(cache_folder(self.plan.folder))
-        return tuple(self._disks.values())
-
-    def _in_use(self) -> Iterable[SafeStore]:
-        """Those that tell how much is kept."""
-        if self._given is not None:
-            return (self._given,)
-        if self._disks or self._memory is None:
-            return tuple(self._disks.values())
-        return (SafeStore(self._memory),)
+    def persistent(self) -> Iterable[SafeStore]:
+        """The stores that outlive this client, apart from those of providers that were not used yet."""
+        if self._custom is not None:
+            return (self._custom,)
+        if self.caching.disk:
+            self._disk_store(cache_folder(self.caching.folder))
+        return tuple(self._disk.values())
 
     async def keys(self) -> CacheKeys:
-        """The maker of keys."""
+        """Makes cache keys; the same object at every call."""
         if self._keys is None:
-            self._keys = await self._make_keys()
+            secret = None
+            if self.caching.disk or self._custom is not None:
+                # The file is read, or made, in a thread: it may be on a slow disk.
+                secret = await asyncio.to_thread(installation_secret, cache_folder(self.caching.folder))
+            self._keys = CacheKeys(
+                secret or secrets.token_bytes(32), self._registry.identity, self._engine.endpoints
+            )
         return self._keys
 
-    async def _make_keys(self) -> CacheKeys:
-        secret = None
-        if self.plan.disk or self._given is not None:
-            secret = await asyncio.to_thread(installation_secret, cache_folder(self.plan.folder))
-        return CacheKeys(secret or secrets.token_bytes(32), self._registry.identity, self._engine.endpoints)
-
-    async def texts(self, provider: Provider, call: EmbedCall, state: ModelState) -> EmbeddingCache | None:
-        """What is kept of texts that are embedded in one way; None where nothing is."""
+    async def embeddings(
+        self, provider: Provider, call: EmbedCall, state: ModelState
+    ) -> EmbeddingCache | None:
+        """The cache for the vectors of one kind of call; None if they are not cached."""
         endpoint = provider.endpoints[0]
-        if not self.plan.vectors or not endpoint.flags.cache or endpoint.cache_ttl == 0:
+        if not self.caching.vectors or not endpoint.flags.cache or endpoint.cache_ttl == 0:
             return None
         keys = await self.keys()
-        store = self.vectors(provider, persistent=keys.stable(provider))
+        store = self.for_vectors(provider, persistent=keys.stable(provider))
         try:
-            found = keys.texts(provider, call)
-        except Exception as error:  # noqa: BLE001 - what no key can be made for is not kept
-            _log.debug("no key for texts of %s: %s", provider.name, type(error).__name__)
+            text_keys = keys.texts(provider, call)
+        except Exception as error:  # noqa: BLE001 - a plugin's hook may fail in any way; then nothing is cached
+            _log.debug("no cache key for texts of %s: %s", provider.name, type(error).__name__)
             return None
         return EmbeddingCache(
             store,
-            found,
+            text_keys,
             provider=provider.name,
             model=call.model,
             dimensions=call.dimensions,
@@ -133,148 +307,37 @@ class CacheStores:
             size_reporter=self.size_reporter,
         )
 
+    async def aclose(self) -> None:
+        """Close the stores that this client opened; a store given by the user is the user's to close."""
+        for store in self._disk.values():
+            await store.aclose()
+
+    def _in_use(self) -> Iterable[SafeStore]:
+        """The stores whose size is reported."""
+        if self._custom is not None:
+            return (self._custom,)
+        if self._disk or self._memory is None:
+            return tuple(self._disk.values())
+        return (SafeStore(self._memory),)
+
     def _folder(self, provider: Provider) -> Path:
-        return cache_folder(provider.endpoints[0].cache_dir or self.plan.folder)
+        return cache_folder(provider.endpoints[0].cache_dir or self.caching.folder)
 
-    def _disk(self, folder: Path) -> SafeStore:
-        found = self._disks.get(folder)
-        if found is None:
+    def _disk_store(self, folder: Path) -> SafeStore:
+        store = self._disk.get(folder)
+        if store is None:
             clock = self._engine.clock
-            found = self._disks[folder] = SafeStore(DiskStore(folder, wall=clock.wall, now=clock.now))
-        return found
+            store = self._disk[folder] = SafeStore(DiskStore(folder, wall=clock.wall, now=clock.now))
+        return store
 
-    def _layered(self, folder: Path) -> SafeStore:
-        found = self._layers.get(folder)
-        if found is None:
-            layered = LayeredStore(self._in_memory(), self._disk(folder))
-            found = self._layers[folder] = SafeStore(layered)
-        return found
+    def _layered_store(self, folder: Path) -> SafeStore:
+        store = self._layered.get(folder)
+        if store is None:
+            layered = LayeredStore(self._memory_store(), self._disk_store(folder))
+            store = self._layered[folder] = SafeStore(layered)
+        return store
 
-    def _in_memory(self) -> MemoryStore:
+    def _memory_store(self) -> MemoryStore:
         if self._memory is None:
             self._memory = MemoryStore()
         return self._memory
-
-    async def aclose(self) -> None:
-        """Close the stores that are the client's own."""
-        for store in self._disks.values():
-            await store.aclose()
-
-
-_CATALOG_S: Final = 30.0
-"""A list of models that takes longer is no use to anybody who waits for it."""
-
-
-class Components:
-    """One engine, its providers, what is kept of them.
-
-    Args:
-        config: the configuration.
-        plan: what is kept, and where.
-        transport: as for the client, and so all that follow.
-        plugins: wrapper plugins.
-        on_event: gets every event.
-        clock: the time.
-
-    Attributes:
-        registry: the providers.
-        engine: sends requests.
-        caches: the stores.
-        catalogs: lists of models.
-        batch: many of them at once.
-        model_states: what was learned about models, by provider and model.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        plan: CacheOptions,
-        *,
-        transport: httpx.AsyncBaseTransport | None,
-        plugins: Sequence[object],
-        on_event: OnEvent | None,
-        clock: Clock | None,
-    ) -> None:
-        self.registry: Final = Registry(config, plugins, os.environ)
-        self.engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
-        self._learned: Final = state_file(config.cache_dir)
-        self.caches: Final = CacheStores(plan, self.engine, self.registry)
-        shelf = ModelListCache(self.caches.keys, self.caches.catalogs, self.engine.clock)
-        self.catalogs: Final = ModelLists(
-            self.engine, shelf, self.caches.all, self.caches.size_reporter, on=plan.catalogs
-        )
-        self.batch: Final = BatchListModels(self.engine, self.catalogs, self.registry.get)
-        self.model_states: Final[dict[tuple[str, str], ModelState]] = {}
-
-    async def aclose(self) -> None:
-        """As the client's."""
-        try:
-            await self.catalogs.aclose()
-        finally:
-            try:
-                await self.engine.aclose()
-            finally:
-                await self.caches.aclose()
-
-    def embed_run(
-        self,
-        model: str,
-        dimensions: int | None,
-        input_type: str | None,
-        deadline: float | None,
-        extra: Mapping[str, Any] | None,
-        when_open: WhenOpen,
-    ) -> EmbedRun:
-        """One call for vectors."""
-        waits = waits_when_open(when_open)
-        provider, name = self.registry.resolve(model)
-        call = embed_call(name, dimensions=dimensions, input_type=input_type, extra=extra)
-        state = self._model_state(provider, name)
-        keeps = self.caches.plan.vectors
-        return EmbedRun(
-            self.engine,
-            provider,
-            call,
-            state=state,
-            deadline=self._deadline(provider, deadline),
-            wait_when_open=waits,
-            cache=(lambda: self.caches.texts(provider, call, state)) if keeps else None,
-        )
-
-    def chat_job(
-        self,
-        model: str,
-        messages: Messages,
-        parameters: ChatOptions,
-        deadline: float | None,
-        when_open: WhenOpen,
-        extra: Mapping[str, Any] | None,
-    ) -> ChatRun:
-        """One call for an answer in a conversation."""
-        waits = waits_when_open(when_open)
-        provider, name = self.registry.resolve(model)
-        return ChatRun(
-            self.engine,
-            provider,
-            chat_call(name, messages, parameters, extra),
-            estimator=self._model_state(provider, name).estimator,
-            deadline=self._deadline(provider, deadline),
-            wait_when_open=waits,
-        )
-
-    def catalog_deadline(self, provider: Provider, seconds: float | None) -> Deadline:
-        """Of one list of models."""
-        if seconds is None:
-            seconds = provider.endpoints[0].timeouts.total or _CATALOG_S
-        return self.engine.deadline(seconds)
-
-    def _deadline(self, provider: Provider, seconds: float | None) -> Deadline:
-        total = provider.endpoints[0].timeouts.total
-        return self.engine.deadline(total if seconds is None else seconds)
-
-    def _model_state(self, provider: Provider, model: str) -> ModelState:
-        key = (provider.name, model)
-        if key not in self.model_states:
-            origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
-            self.model_states[key] = ModelState(f"{provider.name} {origins} {model}", self._learned)
-        return self.model_states[key]

@@ -1,8 +1,7 @@
-"""A private event loop in a thread of its own, for a synchronous caller.
+"""An event loop in a thread of its own, which runs coroutines for synchronous callers.
 
-The thread is a daemon, so that a client nobody closed keeps no program from ending; what is open at
-that point is closed by an exit handler, briefly. A forked child finds a thread that is not there
-and makes its own.
+The thread is a daemon, so a client that is never closed does not keep the interpreter from exiting; an exit handler
+closes its connections, within half a second. After a fork the thread does not exist in the child, which starts its own.
 """
 
 from __future__ import annotations
@@ -23,124 +22,146 @@ from llmopt.errors import ClientClosed
 
 T = TypeVar("T")
 
-_FAREWELL_S: Final = 0.5
-_STOP_S: Final = 2.0
-
-
-class Work(Generic[T]):
-    """A coroutine that runs for another thread: its future, and whether its task has ended."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self.future: Final[Future[T]] = Future()
-        self.stopped: Final = threading.Event()
-        self._coroutine: Final = coroutine
-        self._context: Final = contextvars.copy_context()
-        self._started = False
-
-    def start(self) -> None:
-        """Make a task of it, on the running loop, and tie the future to that, both ways."""
-        self._started = True
-        task = asyncio.get_running_loop().create_task(self._coroutine, context=self._context)
-        task.add_done_callback(lambda _: self.stopped.set())
-        # What run_coroutine_threadsafe does; that function takes no context.
-        asyncio.futures._chain_future(task, self.future)  # type: ignore[attr-defined]  # noqa: SLF001 - see above
-
-    def result(self) -> T:
-        """Wait for what comes of it.
-
-        Raises:
-            ClientClosed: the loop was stopped under it: by `close` in another thread.
-        """
-        try:
-            return self.future.result()
-        except CancelledError:
-            raise ClientClosed("the client was closed during the call.") from None
-
-    def drop(self) -> None:
-        """The loop is over, and it will never run, or never run on."""
-        if not self._started:
-            self._coroutine.close()
-        self.future.cancel()
-        self.stopped.set()
-
-    def abandon(self) -> None:
-        """Cancel the task, unless it has ended, and wait a moment for it to stop."""
-        if not self.future.done():
-            self.future.cancel()
-            self.stopped.wait(_STOP_S)
+_EXIT_TIMEOUT_S: Final = 0.5
+"""For closing connections while the interpreter exits."""
+_STOP_TIMEOUT_S: Final = 2.0
+"""For a cancelled task, and for the thread, to end."""
 
 
 class LoopThread:
-    """Runs coroutines for callers in other threads."""
+    """Runs coroutines on its event loop, for callers in other threads.
+
+    Attributes:
+        pid: the process that started the thread.
+        loop: the event loop.
+    """
 
     def __init__(self) -> None:
         self.pid: Final = os.getpid()
         self.loop: Final = asyncio.new_event_loop()
         self._lock: Final = threading.Lock()
-        self._works: Final[set[Work[Any]]] = set()
-        self._over = False
+        self._tasks: Final[set[LoopTask[Any]]] = set()
+        self._ended = False
         self._thread: Final = threading.Thread(target=self._serve, name="llmopt", daemon=True)
         self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end and return its result.
+
+        An exception in the waiting caller, most often KeyboardInterrupt, cancels the coroutine, waits until it has
+        stopped, and is raised again.
+
+        Raises:
+            ClientClosed: the loop was stopped before the coroutine ended.
+        """
+        task = self.submit(coroutine)
+        try:
+            return task.result()
+        except BaseException:
+            task.cancel()
+            raise
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> LoopTask[T]:
+        """Start a coroutine, with the context variables of the caller."""
+        task = LoopTask(coroutine)
+        with self._lock:
+            if not self._ended:
+                self._tasks.add(task)
+                self.loop.call_soon_threadsafe(task.start)
+                task.future.add_done_callback(lambda _: self._tasks.discard(task))
+                return task
+        task.discard()
+        return task
+
+    def stop(self, close: Callable[[], Coroutine[Any, Any, None]], timeout: float | None = None) -> None:
+        """Run a last coroutine, cancel all other tasks, stop the loop and wait for the thread.
+
+        Args:
+            close: makes the last coroutine, which closes what the loop uses.
+            timeout: seconds for the last coroutine, None for unlimited.
+        """
+        if self.loop.is_closed() or not self._thread.is_alive():
+            return
+        task = self.submit(_close_and_cancel_tasks(close))
+        with suppress(FutureTimeout, CancelledError):
+            task.future.result(timeout)
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_STOP_TIMEOUT_S if timeout is None else timeout)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
         finally:
-            # What came in after the loop's last turn would wait for ever: nothing more comes in from here on.
+            # A task that is submitted after the loop's last iteration would wait forever, so none is accepted now.
             with self._lock:
-                self._over = True
-            self.loop.run_until_complete(_end_tasks())
+                self._ended = True
+            self.loop.run_until_complete(_cancel_other_tasks())
             self.loop.close()
-            for work in tuple(self._works):
-                work.drop()
+            for task in tuple(self._tasks):
+                task.discard()
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end and give its result.
 
-        An exception in the waiting caller, Ctrl-C above all, cancels the coroutine and waits for it
-        to stop before it goes on.
+class LoopTask(Generic[T]):
+    """A coroutine that runs on the loop, and the future that another thread waits for.
+
+    Args:
+        coroutine: not started yet.
+
+    Attributes:
+        future: gets the result.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.future: Final[Future[T]] = Future()
+        self._coroutine: Final = coroutine
+        self._context: Final = contextvars.copy_context()
+        self._ended: Final = threading.Event()
+        self._started = False
+
+    def start(self) -> None:
+        """Create the task, on the running loop, and connect it with the future in both directions."""
+        self._started = True
+        task = asyncio.get_running_loop().create_task(self._coroutine, context=self._context)
+        task.add_done_callback(lambda _: self._ended.set())
+        # This is what asyncio.run_coroutine_threadsafe does; but that function takes no context.
+        asyncio.futures._chain_future(task, self.future)  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+
+    def result(self) -> T:
+        """Wait for the result.
+
+        Raises:
+            ClientClosed: the loop was stopped before: `Client.close` was called in another thread.
         """
-        work = self.submit(coroutine)
         try:
-            return work.result()
-        except BaseException:
-            work.abandon()
-            raise
+            return self.future.result()
+        except CancelledError:
+            raise ClientClosed("the client was closed during the call.") from None
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Work[T]:
-        """Start a coroutine, with the caller's context variables."""
-        work = Work(coroutine)
-        with self._lock:
-            if not self._over:
-                self._works.add(work)
-                self.loop.call_soon_threadsafe(work.start)
-                work.future.add_done_callback(lambda _: self._works.discard(work))
-                return work
-        work.drop()
-        return work
+    def cancel(self) -> None:
+        """Cancel the task, unless it has ended, and wait up to two seconds until it has stopped."""
+        if not self.future.done():
+            self.future.cancel()
+            self._ended.wait(_STOP_TIMEOUT_S)
 
-    def stop(self, farewell: Callable[[], Coroutine[Any, Any, None]], timeout: float | None = None) -> None:
-        """Run a last coroutine, cancel what still runs, stop the loop and wait for the thread."""
-        if self.loop.is_closed() or not self._thread.is_alive():
-            return
-        work = self.submit(_last(farewell))
-        with suppress(FutureTimeout, CancelledError):
-            work.future.result(timeout)
-        with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_STOP_S if timeout is None else timeout)
+    def discard(self) -> None:
+        """Cancel the future, because the loop has ended and will not run the coroutine."""
+        if not self._started:
+            self._coroutine.close()
+        self.future.cancel()
+        self._ended.set()
 
 
-async def _last(farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _close_and_cancel_tasks(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
-        await farewell()
+        await close()
     finally:
-        await _end_tasks()
+        await _cancel_other_tasks()
 
 
-async def _end_tasks() -> None:
+async def _cancel_other_tasks() -> None:
     """Cancel all other tasks of the loop and wait until they have ended."""
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
@@ -149,17 +170,20 @@ async def _end_tasks() -> None:
 
 
 def register_exit_handler(stop: Callable[[float], None]) -> Callable[[], None]:
-    """Have a bound method called when the interpreter ends, if its object still lives.
+    """Call a bound method when the interpreter exits, if its object still exists then.
+
+    Args:
+        stop: the method; its argument is a timeout in seconds. Only a weak reference is kept.
 
     Returns:
-        A function that takes the wish back.
+        A function that unregisters the handler.
     """
     reference = weakref.WeakMethod(stop)
 
-    def leave() -> None:
+    def on_exit() -> None:
         method = reference()
         if method is not None:
-            method(_FAREWELL_S)
+            method(_EXIT_TIMEOUT_S)
 
-    atexit.register(leave)
-    return lambda: atexit.unregister(leave)
+    atexit.register(on_exit)
+    return lambda: atexit.unregister(on_exit)

@@ -1,7 +1,8 @@
-"""A stream of embeddings for a synchronous caller, whose iterable is read in the caller's thread.
+"""Streams for synchronous callers: the parts of an embedding, and the events of a chat reply.
 
-A database cursor belongs to the thread that made it, so the loop's thread never touches the
-iterable: it asks for texts, and the caller, who waits for the next part anyway, reads them.
+The work runs on the loop's thread. The iterable of texts is read in the caller's thread only, because some iterables,
+such as a database cursor, may only be used in the thread that made them: the loop sends a request for more texts, and
+the caller, which is waiting for the next part anyway, answers it.
 """
 
 from __future__ import annotations
@@ -9,76 +10,46 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-import warnings
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from llmopt.client.loop_thread import LoopThread
 from llmopt.errors import ClientClosed
-from llmopt.operations.chat_stream import ChatSource, ChatView
+from llmopt.operations.chat import ChatRun
+from llmopt.operations.chat_stream import ReplyStream
 from llmopt.operations.embed_stream import EmbedStream
 from llmopt.values.chat import ChatEvent
 from llmopt.values.embeddings import EmbeddedPart
 
-_MOST_TEXTS: Final = 512
-_MOST_SECONDS: Final = 0.01
-
-
-class _Feed:
-    """The caller's iterable as the loop sees it: an asynchronous one that asks the caller for more."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, asks: queue.SimpleQueue[_Ask | None]) -> None:
-        self._loop: Final = loop
-        self._asks: Final = asks
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        while True:
-            answer: asyncio.Future[tuple[list[str], bool]] = self._loop.create_future()
-            self._asks.put(_Ask(self._loop, answer))
-            texts, more = await answer
-            for text in texts:
-                yield text
-            if not more:
-                return
-
-
-class _Ask:
-    """One wish of the loop's for more texts."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[tuple[list[str], bool]]
-    ) -> None:
-        self._loop: Final = loop
-        self._answer: Final = answer
-
-    def give(self, texts: list[str], *, more: bool) -> None:
-        self._loop.call_soon_threadsafe(self._set, (texts, more))
-
-    def fail(self, error: BaseException) -> None:
-        self._loop.call_soon_threadsafe(self._fail, error)
-
-    def _set(self, value: tuple[list[str], bool]) -> None:
-        if not self._answer.done():
-            self._answer.set_result(value)
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._answer.done():
-            self._answer.set_exception(error)
+_MAX_TEXTS: Final = 512
+"""Texts that are handed over at once; each switch between the threads costs more than many texts."""
+_MAX_READ_S: Final = 0.01
+"""A slow iterable is not read for longer than this before its texts are handed over."""
 
 
 class SyncEmbedStream(Iterator[EmbeddedPart]):
-    """The parts of an embedding, in order. Use it in ``with`` to stop the work on leaving."""
+    """The parts of an embedding, in order. Use it in ``with``, so that leaving the loop early cancels the work.
+
+    Args:
+        thread: runs the event loop.
+        texts: the caller's iterable.
+        open_stream: makes the stream, on the loop, from an asynchronous iterable.
+    """
 
     def __init__(
-        self, thread: LoopThread, texts: Iterable[str], open_stream: Callable[[Any], EmbedStream]
+        self,
+        thread: LoopThread,
+        texts: Iterable[str],
+        open_stream: Callable[[AsyncIterator[str]], EmbedStream],
     ) -> None:
         self._thread: Final = thread
-        self._texts: Final = iter(texts)
-        self._asks: Final[queue.SimpleQueue[_Ask | None]] = queue.SimpleQueue()
-        self._held: BaseException | None = None
-        self._stream: Final = thread.run(_opened(open_stream, _Feed(thread.loop, self._asks)))
+        self._texts: Final = _CallersTexts(iter(texts))
+
+        async def open_on_loop() -> EmbedStream:
+            return open_stream(self._texts.on_loop())
+
+        self._stream: Final = thread.run(open_on_loop())
 
     def __enter__(self) -> Self:
         return self
@@ -90,82 +61,122 @@ class SyncEmbedStream(Iterator[EmbeddedPart]):
         return self
 
     def __next__(self) -> EmbeddedPart:
-        work = self._thread.submit(_next(self._stream))
-        work.future.add_done_callback(lambda _: self._asks.put(None))
+        requests = self._texts.requests
+        task = self._thread.submit(_next_part(self._stream))
+        task.future.add_done_callback(lambda _: requests.put(None))
         try:
-            # A wake-up of an earlier part may still lie in the queue: only the future tells.
-            while not work.future.done():
-                ask = self._asks.get()
-                if ask is not None and work.future.done():
-                    # A part is ready: it goes first, however long the iterable takes for its next text.
-                    self._asks.put(ask)
-                elif ask is not None:
-                    self._serve(ask)
+            # The None of an earlier part may still be in the queue, so only the future says that the part is ready.
+            while not task.future.done():
+                request = requests.get()
+                if request is not None and task.future.done():
+                    # The part is returned first, however long the iterable takes for its next text.
+                    requests.put(request)
+                elif request is not None:
+                    self._texts.answer(request)
         except BaseException:
-            work.abandon()
+            task.cancel()
             self.close()
             raise
-        part = work.result()
+        part = task.result()
         if part is None:
             raise StopIteration
         return part
 
-    def _serve(self, ask: _Ask) -> None:
-        """Read texts for the loop: many, unless they come slowly."""
-        if self._held is not None:
-            ask.fail(self._held)
-            return
-        texts: list[str] = []
-        until = time.monotonic() + _MOST_SECONDS
-        try:
-            for text in self._texts:
-                texts.append(text)
-                if len(texts) >= _MOST_TEXTS or time.monotonic() >= until:
-                    ask.give(texts, more=True)
-                    return
-        except Exception as error:  # noqa: BLE001 - raised to the caller, after all that came before it
-            self._held = error
-            if not texts:
-                ask.fail(error)
-                return
-        ask.give(texts, more=self._held is not None)
-
     def close(self) -> None:
-        """Stop the work that is under way."""
-        # After the client there is nothing left to close.
+        """Cancel the running requests."""
+        # Once the client is closed there is nothing left to close.
         with suppress(ClientClosed, RuntimeError):
             self._thread.run(self._stream.aclose())
 
 
-async def _opened(open_stream: Callable[[Any], EmbedStream], feed: _Feed) -> EmbedStream:
-    return open_stream(feed)
-
-
-async def _next(stream: EmbedStream) -> EmbeddedPart | None:
+async def _next_part(stream: EmbedStream) -> EmbeddedPart | None:
     return await anext(stream, None)
 
 
-# A streamed answer for a synchronous caller.
+_Request = asyncio.Future[tuple[list[str], bool]]
+"""The loop's request for texts; the result is the texts, and whether there may be more."""
 
 
-class SyncChatStream(ChatView, Iterator[ChatEvent]):
-    """The events of an answer, as they come, and the answer as it grows. Use it in ``with``.
-
-    Events that arrive together cross from the loop's thread together: a crossing costs more than an event.
+class _CallersTexts:
+    """Passes texts from the caller's thread to the loop.
 
     Args:
-        thread: where the loop runs.
-        source: where the events come from.
+        texts: read in the caller's thread only.
+
+    Attributes:
+        requests: requests of the loop; None wakes the caller for another reason.
     """
 
-    def __init__(self, thread: LoopThread, source: ChatSource) -> None:
-        super().__init__(source)
+    def __init__(self, texts: Iterator[str]) -> None:
+        self.requests: Final[queue.SimpleQueue[_Request | None]] = queue.SimpleQueue()
+        self._texts: Final = texts
+        self._error: Exception | None = None
+
+    async def on_loop(self) -> AsyncIterator[str]:
+        """The texts, for the loop."""
+        loop = asyncio.get_running_loop()
+        more = True
+        while more:
+            request: _Request = loop.create_future()
+            self.requests.put(request)
+            texts, more = await request
+            for text in texts:
+                yield text
+
+    def answer(self, request: _Request) -> None:
+        """Read texts and send them to the loop, in the caller's thread.
+
+        An exception of the iterable is sent after the texts that were read before it.
+        """
+        texts: list[str] = []
+        more = False
+        until = time.monotonic() + _MAX_READ_S
+        if self._error is None:
+            try:
+                for text in self._texts:
+                    texts.append(text)
+                    if len(texts) >= _MAX_TEXTS or time.monotonic() >= until:
+                        more = True
+                        break
+            except Exception as error:  # noqa: BLE001 - raised to the caller
+                self._error = error
+                more = True
+        loop = request.get_loop()
+        if self._error is not None and not texts:
+            loop.call_soon_threadsafe(_fail, request, self._error)
+        else:
+            loop.call_soon_threadsafe(_resolve, request, (texts, more))
+
+
+def _resolve(request: _Request, result: tuple[list[str], bool]) -> None:
+    if not request.done():
+        request.set_result(result)
+
+
+def _fail(request: _Request, error: BaseException) -> None:
+    if not request.done():
+        request.set_exception(error)
+
+
+class SyncChatStream(ReplyStream, Iterator[ChatEvent]):
+    """The events of a streamed reply, and the reply so far. Use it in ``with``.
+
+    Events that arrived together are taken from the loop's thread together, because a switch of threads costs more
+    than an event.
+
+    Args:
+        thread: runs the event loop.
+        run: the call.
+        buffer_size: as for `ReplyStream`.
+    """
+
+    def __init__(self, thread: LoopThread, run: ChatRun, buffer_size: int) -> None:
+        super().__init__(run, buffer_size)
         self._thread: Final = thread
-        self._ready: Final[deque[ChatEvent]] = deque()
 
     def __enter__(self) -> Self:
         if not self._ready:
-            self._ready.extend(self._thread.run(self.source.read()))
+            self._ready.extend(self._thread.run(self._read()))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,26 +186,21 @@ class SyncChatStream(ChatView, Iterator[ChatEvent]):
         return self
 
     def __next__(self) -> ChatEvent:
-        """The next event; raises as `llmopt.operations.chat_stream.ChatStream` does."""
+        """The next event; raises what `llmopt.operations.chat_stream.ChatStream` raises."""
         if not self._ready:
-            self._ready.extend(self._thread.run(self.source.read()))
+            self._ready.extend(self._thread.run(self._read()))
             if not self._ready:
                 raise StopIteration
         event = self._ready.popleft()
-        self.source.gathered.add(event)
+        self._reply.add(event)
         return event
 
     def close(self) -> None:
-        """Stop: the rest of the answer is not wanted. What was handed out stays to be looked at."""
+        """End the request; the rest of the reply is discarded. The properties keep what was received."""
         self._ready.clear()
         try:
-            self._thread.run(self.source.aclose())
+            self._thread.run(self._close())
         except (ClientClosed, RuntimeError):
-            # The client was closed before, and its connections with it.
-            self.source.abandon()
-
-    def __del__(self, warn: Any = warnings.warn) -> None:
-        source = getattr(self, "source", None)
-        if source is not None and source.unclosed:
-            warn(f"unclosed {self!r}; use it in `with`", ResourceWarning, source=self)
-            source.abandon()
+            # The client was closed before, and its loop with it.
+            if self._live is not None:
+                self._live.close_soon()

@@ -1,10 +1,14 @@
-"""One chat: what is asked, and the two ways to get the answer."""
+"""Chat: check the arguments, estimate the tokens, send the request and parse the reply.
+
+`ChatRun` is one call of ``chat`` or ``stream``; the checks and the estimate do no I/O. Streamed replies are read in
+`llmopt.operations.chat_stream`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 import msgspec
 from attrs import evolve
@@ -18,65 +22,29 @@ from llmopt.operations.embed import checked_extra
 from llmopt.policies.batch_size import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import ChatCall, Settings
+from llmopt.values.calls import ChatCall, ChatOptions, Settings
 from llmopt.values.chat import ChatReply, Message
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure, HttpResponse
 
-# How many tokens a chat is about to cost, for the rate limiter. An estimate: answers correct it.
-
-_A_MESSAGE: Final = 4
-"""What the frame of a message costs, its role among it."""
-_A_PART: Final = 500
-"""A part that is no text, such as an image: its bytes say nothing of its tokens."""
-_AN_ANSWER: Final = 256
-"""What an answer is taken for when nobody bounds it."""
-
-
-def prompt_tokens(call: ChatCall, estimator: TokenEstimator) -> int:
-    """The tokens of the question."""
-    tokens = sum(_of_message(message, estimator) for message in call.messages)
-    if call.tools:
-        tokens += estimator.estimate(msgspec.json.encode(call.tools).decode())
-    return tokens
-
-
-def answer_tokens(call: ChatCall) -> int:
-    """The tokens of the answer; providers charge ``max_tokens`` before it begins."""
-    return _AN_ANSWER if call.max_tokens is None else call.max_tokens
-
-
-def _of_message(message: Mapping[str, Any], estimator: TokenEstimator) -> int:
-    content = message.get("content")
-    tokens = _A_MESSAGE
-    if isinstance(content, str):
-        tokens += estimator.estimate(content)
-    elif isinstance(content, (list, tuple)):
-        tokens += sum(_of_part(part, estimator) for part in content)
-    if calls := message.get("tool_calls"):
-        tokens += estimator.estimate(msgspec.json.encode(calls).decode())
-    return tokens
-
-
-def _of_part(part: object, estimator: TokenEstimator) -> int:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    return estimator.estimate(text) if isinstance(text, str) else _A_PART
-
-
-_MOST_BYTES: Final = 64 << 20
-_MOST_STREAMED_BYTES: Final = 512 << 20
+Messages = Iterable[Mapping[str, Any] | Message]
+"""A conversation, oldest message first."""
+MAX_BUFFER_SIZE: Final = 10_000
+_MAX_REPLY_BYTES: Final = 64 << 20
+_MAX_STREAM_BYTES: Final = 512 << 20
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class ChatRun:
-    """One chat with one model.
+    """One call of ``chat`` or ``stream`` with one model.
 
     Args:
         engine: sends the request.
-        provider: whom to ask.
-        call: what to ask.
-        estimator: tokens of a text, as learned of the model.
-        deadline: of the whole call.
-        wait_when_open: whether to wait while the provider is given a rest.
+        provider: the provider that gets it.
+        call: the checked request.
+        estimator: estimates the tokens of a text, as learned for this model.
+        deadline: for the whole call.
+        wait_when_open: whether to wait while the circuit of the provider is open.
     """
 
     def __init__(
@@ -95,53 +63,60 @@ class ChatRun:
         self._estimator: Final = estimator
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
-        self._prompt_tokens = 0
+        self._prompt_tokens: Final = _prompt_tokens(call, estimator)
 
-    async def ask(self) -> ChatReply:
-        """The whole answer at once.
+    async def send(self) -> ChatReply:
+        """Send the request and wait for the complete reply.
 
         Raises:
-            LLMOptError: there is none.
+            LLMOptError: there is no reply.
         """
-        asked = self._asked()
         request: Request[ChatReply] = Request(
-            call=self._call, max_body=_MOST_BYTES, usage_of=lambda reply: reply.usage, **asked
+            call=self._call,
+            parse=self._parse,
+            deadline=self._deadline,
+            tokens=self._tokens,
+            wait_when_open=self._wait_when_open,
+            max_body=_MAX_REPLY_BYTES,
+            usage_of=lambda reply: reply.usage,
         )
         reply = await self._engine.run(self._provider, request)
-        self.learn(reply.usage)
+        self.learn_usage(reply.usage)
         return reply
 
-    async def open(self, buffer_size: int) -> LiveStream:
-        """The answer as a stream, with its first event there.
+    async def open_stream(self, buffer_size: int) -> LiveStream:
+        """Send the request and wait for the first event of the reply.
+
+        Args:
+            buffer_size: how many events are parsed at once.
 
         Raises:
-            LLMOptError: there is none.
+            LLMOptError: there is no reply.
         """
-        asked = self._asked()
-        # Where it helps to ask for it, as the profile says. All endpoints of an entry are of one kind.
-        usage = self._provider.endpoints[0].stream_usage
+        # The endpoints of one entry share a profile, so the first one says whether usage must be requested.
+        include_usage = self._provider.endpoints[0].stream_usage
         request = StreamRequest(
-            call=evolve(self._call, stream=True, include_usage=usage),
-            max_body=_MOST_STREAMED_BYTES,
+            call=evolve(self._call, stream=True, include_usage=include_usage),
+            parse=self._parse,
+            deadline=self._deadline,
+            tokens=self._tokens,
+            wait_when_open=self._wait_when_open,
+            max_body=_MAX_STREAM_BYTES,
             prompt_tokens=self._prompt_tokens,
             buffer_size=buffer_size,
-            **asked,
         )
         return await self._engine.open(self._provider, request)
 
-    def learn(self, usage: Usage | None) -> None:
-        """What the question really cost."""
+    def learn_usage(self, usage: Usage | None) -> None:
+        """Correct the estimator by the reported token count of the prompt."""
         if usage is not None:
             self._estimator.learn(self._prompt_tokens, usage.prompt_tokens)
 
-    def _asked(self) -> dict[str, Any]:
-        self._prompt_tokens = prompt_tokens(self._call, self._estimator)
-        return {
-            "parse": self._parse,
-            "deadline": self._deadline,
-            "tokens": self._prompt_tokens + answer_tokens(self._call),
-            "wait_when_open": self._wait_when_open,
-        }
+    @property
+    def _tokens(self) -> int:
+        # Providers charge ``max_tokens`` to the rate limit before the reply begins.
+        limit = self._call.max_tokens
+        return self._prompt_tokens + (_DEFAULT_REPLY_TOKENS if limit is None else limit)
 
     def _parse(self, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
         reply = self._provider.hooks.parse_chat(self._call, response, settings)
@@ -151,64 +126,73 @@ class ChatRun:
         return evolve(reply, usage=usage, request_id=request_id(response.headers))
 
 
-# What can be asked in a chat. Everything here happens before any I/O.
+# The estimate of a prompt's tokens, for the rate limiter. The usage that replies report corrects it.
 
-MAX_BUFFER_SIZE: Final = 10_000
-"""The largest ``buffer_size``."""
-Messages = Iterable[Mapping[str, Any] | Message]
-"""A conversation, oldest message first."""
-_encode: Final = msgspec.json.Encoder().encode
-
-
-class ChatOptions(TypedDict):
-    """The parameters of a chat as the user gave them, not checked; see `llmopt.values.calls.ChatCall`."""
-
-    max_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    stop: str | Sequence[str] | None
-    seed: int | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    tools: Iterable[Mapping[str, Any]] | None
-    tool_choice: str | Mapping[str, Any] | None
-    parallel_tool_calls: bool | None
-    response_format: Mapping[str, Any] | None
-    reasoning_effort: str | None
+_TOKENS_PER_MESSAGE: Final = 4
+"""For the role and the separators of a message."""
+_TOKENS_PER_MEDIA_PART: Final = 500
+"""For a part without text, such as an image; the size of its data says nothing about its tokens."""
+_DEFAULT_REPLY_TOKENS: Final = 256
+"""For a reply without ``max_tokens``."""
 
 
-def chat_call(
-    model: str, messages: Messages, parameters: ChatOptions, extra: Mapping[str, Any] | None
-) -> ChatCall:
-    """A chat as asked for, checked.
+def _prompt_tokens(call: ChatCall, estimator: TokenEstimator) -> int:
+    tokens = sum(_message_tokens(message, estimator) for message in call.messages)
+    if call.tools:
+        tokens += estimator.estimate(_encode(call.tools).decode())
+    return tokens
+
+
+def _message_tokens(message: Mapping[str, Any], estimator: TokenEstimator) -> int:
+    content = message.get("content")
+    tokens = _TOKENS_PER_MESSAGE
+    if isinstance(content, str):
+        tokens += estimator.estimate(content)
+    elif isinstance(content, (list, tuple)):
+        tokens += sum(_part_tokens(part, estimator) for part in content)
+    if calls := message.get("tool_calls"):
+        tokens += estimator.estimate(_encode(calls).decode())
+    return tokens
+
+
+def _part_tokens(part: object, estimator: TokenEstimator) -> int:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    return estimator.estimate(text) if isinstance(text, str) else _TOKENS_PER_MEDIA_PART
+
+
+# The checks of the arguments. They run before any I/O.
+
+
+def chat_call(model: str, messages: Messages, options: ChatOptions) -> ChatCall:
+    """The request for a chat, with checked messages and options.
 
     Raises:
-        InvalidInput: a message or a parameter that no provider could take; for a message ``index`` says which.
+        InvalidInput: no provider could accept a message or an option; ``index`` is the position of the message.
     """
     return ChatCall(
         model=model,
         messages=_messages(messages),
-        max_tokens=_whole("max_tokens", parameters["max_tokens"], least=1),
-        temperature=_number("temperature", parameters["temperature"], 0.0, math.inf),
-        top_p=_number("top_p", parameters["top_p"], 0.0, 1.0),
-        stop=_stop(parameters["stop"]),
-        seed=_whole("seed", parameters["seed"]),
-        presence_penalty=_number("presence_penalty", parameters["presence_penalty"]),
-        frequency_penalty=_number("frequency_penalty", parameters["frequency_penalty"]),
-        tools=_tools(parameters["tools"]),
-        tool_choice=_word_or_mapping("tool_choice", parameters["tool_choice"]),
-        parallel_tool_calls=_switch("parallel_tool_calls", parameters["parallel_tool_calls"]),
-        response_format=_mapping("response_format", parameters["response_format"]),
-        reasoning_effort=_word("reasoning_effort", parameters["reasoning_effort"]),
-        extra=checked_extra(extra),
+        max_tokens=_integer("max_tokens", options.max_tokens, minimum=1),
+        temperature=_number("temperature", options.temperature, minimum=0.0),
+        top_p=_number("top_p", options.top_p, minimum=0.0, maximum=1.0),
+        stop=_stop(options.stop),
+        seed=_integer("seed", options.seed),
+        presence_penalty=_number("presence_penalty", options.presence_penalty),
+        frequency_penalty=_number("frequency_penalty", options.frequency_penalty),
+        tools=_tools(options.tools),
+        tool_choice=_word_or_mapping("tool_choice", options.tool_choice),
+        parallel_tool_calls=_boolean("parallel_tool_calls", options.parallel_tool_calls),
+        response_format=_mapping("response_format", options.response_format),
+        reasoning_effort=_word("reasoning_effort", options.reasoning_effort),
+        extra=checked_extra(options.extra),
     )
 
 
 def check_buffer_size(value: object) -> int:
-    """How many events may be parsed together.
+    """The ``buffer_size`` of a stream.
 
     Raises:
-        InvalidInput: it is no whole number from 1 to `MAX_BUFFER_SIZE`.
+        InvalidInput: it is not a whole number from 1 to `MAX_BUFFER_SIZE`.
     """
     if type(value) is not int or not 1 <= value <= MAX_BUFFER_SIZE:
         raise InvalidInput(
@@ -220,55 +204,41 @@ def check_buffer_size(value: object) -> int:
 def _messages(messages: Messages) -> tuple[Mapping[str, Any], ...]:
     if isinstance(messages, (str, bytes, bytearray, Mapping, Message)) or not isinstance(messages, Iterable):
         raise InvalidInput(
-            f"the messages must be a list, not {_kind(messages)}; for one question write "
+            f"the messages must be a list, not {_type_of(messages)}; for one question write "
             '[{"role": "user", "content": "..."}].'
         )
     checked = tuple(_message(message, index) for index, message in enumerate(messages))
     if not checked:
-        raise InvalidInput("the messages are empty; there must be one at least.")
+        raise InvalidInput("the list of messages is empty; give at least one message.")
     return checked
 
 
 def _message(message: object, index: int) -> Mapping[str, Any]:
-    told = message.as_dict() if isinstance(message, Message) else message
-    if not isinstance(told, Mapping):
+    fields = message.as_dict() if isinstance(message, Message) else message
+    if not isinstance(fields, Mapping):
         raise InvalidInput(
-            f"message {index} is {_kind(message)}, not a mapping with role and content.", index=index
+            f"message {index} is {_type_of(message)}, not a mapping with role and content.", index=index
         )
-    role = told.get("role")
+    role = fields.get("role")
     if not (isinstance(role, str) and role):
         raise InvalidInput(f"message {index} has no role, such as 'user'.", index=index)
-    if "content" not in told and not any(value for key, value in told.items() if key != "role"):
+    if "content" not in fields and not any(value for key, value in fields.items() if key != "role"):
         raise InvalidInput(f"message {index} has no content.", index=index)
-    plain = dict(told)
-    _refuse_unsendable(plain, f"message {index}", index)
+    plain = dict(fields)
+    _check_json(plain, f"message {index}", index)
     return plain
-
-
-def _refuse_unsendable(value: object, name: str, index: int | None = None) -> None:
-    """What a message or a schema holds must be JSON; its text never stands in the error."""
-    try:
-        _encode(value)
-    except UnicodeEncodeError:
-        raise InvalidInput(
-            f"{name} holds half of a surrogate pair; it was cut or decoded wrongly. "
-            "Read it with errors='replace', or repair it.",
-            index=index,
-        ) from None
-    except (TypeError, ValueError, RecursionError):
-        raise InvalidInput(f"{name} holds something that JSON cannot express.", index=index) from None
 
 
 def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
     if value is None:
         return ()
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise InvalidInput(f"tools must be a list of mappings, not {_kind(value)}.")
+        raise InvalidInput(f"tools must be a list of mappings, not {_type_of(value)}.")
     tools = tuple(value)
     for number, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
-            raise InvalidInput(f"tool {number} is {_kind(tool)}, not a mapping.")
-        _refuse_unsendable(dict(tool), f"tool {number}")
+            raise InvalidInput(f"tool {number} is {_type_of(tool)}, not a mapping.")
+        _check_json(dict(tool), f"tool {number}")
     return tools
 
 
@@ -278,41 +248,57 @@ def _stop(value: object) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
         raise InvalidInput("stop must be a text or a list of texts, none of them empty.")
-    _refuse_unsendable(list(texts), "stop")
+    _check_json(list(texts), "stop")
     return tuple(texts)
 
 
-def _whole(name: str, value: object, *, least: int | None = None) -> int | None:
+def _check_json(value: object, name: str, index: int | None = None) -> None:
+    """Refuse what cannot be encoded as JSON. The error names the argument and never contains its text."""
+    try:
+        _encode(value)
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"{name} contains half of a surrogate pair, so it was cut or decoded wrongly. "
+            "Read it with errors='replace', or repair it.",
+            index=index,
+        ) from None
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput(f"{name} contains a value that JSON cannot express.", index=index) from None
+
+
+def _integer(name: str, value: object, *, minimum: int | None = None) -> int | None:
     if value is None:
         return None
-    if type(value) is not int or (least is not None and value < least):
-        what = "a whole number" if least is None else f"a whole number of {least} or more"
-        raise InvalidInput(f"{name} must be {what}, not {value!r:.40}.")
+    if type(value) is not int or (minimum is not None and value < minimum):
+        expected = "a whole number" if minimum is None else f"a whole number of {minimum} or more"
+        raise InvalidInput(f"{name} must be {expected}, not {value!r:.40}.")
     return value
 
 
-def _number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float | None:
+def _number(
+    name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf
+) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InvalidInput(f"{name} must be a finite number, not {value!r:.40}.")
-    if not least <= value <= most:
-        bounds = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
-        raise InvalidInput(f"{name} must be {bounds}, not {value!r:.40}.")
+    if not minimum <= value <= maximum:
+        expected = f"{minimum:g} or more" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        raise InvalidInput(f"{name} must be {expected}, not {value!r:.40}.")
     return value
 
 
-def _switch(name: str, value: object) -> bool | None:
+def _boolean(name: str, value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
-    raise InvalidInput(f"{name} must be True or False, not {_kind(value)}.")
+    raise InvalidInput(f"{name} must be True or False, not {_type_of(value)}.")
 
 
 def _word(name: str, value: object) -> str | None:
     if value is None:
         return None
     if not (isinstance(value, str) and value.isprintable() and value):
-        raise InvalidInput(f"{name} must be a word such as 'low', not {_kind(value)}.")
+        raise InvalidInput(f"{name} must be a word such as 'low', not {_type_of(value)}.")
     return value
 
 
@@ -320,9 +306,9 @@ def _mapping(name: str, value: object) -> Mapping[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise InvalidInput(f"{name} must be a mapping, not {_kind(value)}.")
+        raise InvalidInput(f"{name} must be a mapping, not {_type_of(value)}.")
     plain = dict(value)
-    _refuse_unsendable(plain, name)
+    _check_json(plain, name)
     return plain
 
 
@@ -330,5 +316,5 @@ def _word_or_mapping(name: str, value: object) -> str | Mapping[str, Any] | None
     return _mapping(name, value) if isinstance(value, Mapping) else _word(name, value)
 
 
-def _kind(value: object) -> str:
+def _type_of(value: object) -> str:
     return f"of type {type(value).__name__}"

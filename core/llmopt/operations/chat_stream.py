@@ -1,68 +1,120 @@
-"""A streamed answer for an asynchronous caller."""
+"""A streamed chat reply: opened when entered, read event by event, and closed once.
+
+`ReplyStream` holds the connection and what was received so far. `ChatStream` adds asynchronous iteration, and
+`llmopt.client.sync_streams.SyncChatStream` adds synchronous iteration.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections import deque
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import LLMOptError, StreamError, StreamInterrupted
-from llmopt.operations.chat import ChatRun
+from llmopt.operations.chat import ChatRun, check_buffer_size
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCall
 from llmopt.values.embeddings import Usage
 
-# A streamed answer from the first request to the end: opened when wanted, read in turn, closed once.
 
+class ReplyStream:
+    """A streamed reply, and what was received of it so far.
 
-class ChatSource:
-    """Where the events of one answer come from, whoever hands them out.
+    The properties cover the events that iterating has returned, also after an error or after closing.
 
     Args:
-        job: the chat.
-        buffer_size: most events that are parsed together.
+        run: the call.
+        buffer_size: how many events are parsed at once, 1 to 10,000.
 
-    Attributes:
-        gathered: what was handed out; whoever hands an event out adds it.
-        request_id: the provider's id of the request, None before the answer began.
+    Raises:
+        InvalidInput: ``buffer_size`` is out of range.
     """
 
-    def __init__(self, job: ChatRun, *, buffer_size: int) -> None:
-        self.gathered: Final = ReplyAccumulator()
-        self.request_id: str | None = None
-        self._job: Final = job
-        self._buffer_size: Final = buffer_size
+    _statement: ClassVar[str] = "with"
+
+    def __init__(self, run: ChatRun, buffer_size: int) -> None:
+        self._buffer_size: Final = check_buffer_size(buffer_size)
+        self._run: Final = run
+        self._reply: Final = ReplyAccumulator()
+        self._request_id: str | None = None
+        # Events that were parsed and not returned yet.
+        self._ready: Final[deque[ChatEvent]] = deque()
         self._live: LiveStream | None = None
         self._error: LLMOptError | None = None
-        self._over = False
+        self._complete = False
         self._closed = False
         self._reading = False
 
     @property
-    def state(self) -> str:
-        """How it stands, in a word or two."""
-        return "not begun" if self._live is None else "over" if self._live.ended else "under way"
+    def text(self) -> str:
+        """The text so far."""
+        return self._reply.text
 
     @property
-    def unclosed(self) -> bool:
-        """Whether it holds a connection."""
-        return self._live is not None and self._live.holds_connection
+    def reasoning(self) -> str:
+        """The model's reasoning so far, where the server shows it."""
+        return self._reply.reasoning
 
-    async def read(self) -> list[ChatEvent]:
-        """The next events, to be asked for when all before them were handed out; [] at the end.
+    @property
+    def refusal(self) -> str:
+        """The refusal so far, where the server separates it from the text."""
+        return self._reply.refusal
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls so far, in order; the arguments of the last one may be incomplete."""
+        return self._reply.tool_calls
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why generation ended, in the server's word; None before the end."""
+        return self._reply.finish_reason
+
+    @property
+    def usage(self) -> Usage | None:
+        """The token usage, None until the server reports it; most servers report it at the end."""
+        return self._reply.usage
+
+    @property
+    def model(self) -> str:
+        """The model's name for itself; "" until it is received."""
+        return self._reply.model
+
+    @property
+    def request_id(self) -> str | None:
+        """The provider's id of the request; None before the reply begins, and if there is none."""
+        return self._request_id
+
+    @property
+    def reply(self) -> ChatReply:
+        """Everything so far, in the form that ``chat`` returns."""
+        return self._reply.reply(self._request_id)
+
+    def __repr__(self) -> str:
+        state = "not started" if self._live is None else "ended" if self._live.ended else "running"
+        return f"<{type(self).__name__} {state}: {len(self.text)} characters>"
+
+    def __del__(self, warn: Any = warnings.warn) -> None:
+        live: LiveStream | None = getattr(self, "_live", None)
+        if live is not None and live.holds_connection:
+            warn(f"unclosed {self!r}; use it in `{self._statement}`", ResourceWarning, source=self)
+            live.close_soon()
+
+    async def _read(self) -> list[ChatEvent]:
+        """Read the next events, after all earlier ones were returned; [] at the end.
 
         Raises:
-            StreamInterrupted, StreamIdle: the answer broke off; ``text`` and ``partial`` are what had come.
-            LLMOptError: there was no answer.
+            StreamInterrupted, StreamIdle: the reply broke off; ``text`` and ``partial`` hold what was received.
+            LLMOptError: there is no reply.
         """
-        if self._closed or self._over:
+        if self._closed or self._complete:
             return []
         if self._error is not None:
             raise self._error.copy()
         if self._reading:
-            raise RuntimeError("another task is reading this stream already.")
+            raise RuntimeError("another task is already reading this stream.")
         self._reading = True
         try:
             live = self._live or await self._open()
@@ -70,130 +122,57 @@ class ChatSource:
             if self._closed:
                 raise StreamInterrupted("it was closed.", sent="yes")
         except LLMOptError as error:
-            told = self._told(error)
-            # A copy: the one that is raised holds the frames it came through.
-            self._error = told.copy()
-            raise told from told.__cause__
+            failure = self._with_partial_reply(error)
+            # A copy is stored: the raised error refers to the frames that it passed through.
+            self._error = failure.copy()
+            raise failure from failure.__cause__
         except BaseException:
-            self._error = self._told(StreamInterrupted("reading the stream was cancelled.", sent="yes"))
+            self._error = self._with_partial_reply(
+                StreamInterrupted("reading the stream was cancelled.", sent="yes")
+            )
             raise
         finally:
             self._reading = False
         if not events:
-            self._over = True
-            self._job.learn(self.gathered.usage)
+            self._complete = True
+            self._run.learn_usage(self._reply.usage)
         return events
 
     async def _open(self) -> LiveStream:
-        self._live = live = await self._job.open(self._buffer_size)
-        self.request_id = request_id(live.head.headers)
+        self._live = live = await self._run.open_stream(self._buffer_size)
+        self._request_id = request_id(live.head.headers)
         if self._closed:
-            # By another task, which found nothing to close yet.
+            # Another task closed this stream while it was being opened, and had nothing to close.
             await live.aclose()
         return live
 
-    def _told(self, error: LLMOptError) -> LLMOptError:
-        """The error, with what had come of the answer."""
+    def _with_partial_reply(self, error: LLMOptError) -> LLMOptError:
         if self._closed:
             error = StreamInterrupted("the stream was closed while it was read.", sent="yes")
         if isinstance(error, StreamError):
-            error.partial = self.gathered.reply(self.request_id)
+            error.partial = self.reply
             error.text = error.partial.text
         return error
 
-    async def aclose(self) -> None:
-        """Stop, and let the connection go: the rest is not wanted."""
+    async def _close(self) -> None:
         self._closed = True
         if self._live is not None:
             await self._live.aclose()
 
-    def abandon(self) -> None:
-        """As `aclose`, at some time soon, from any thread."""
-        if self._live is not None:
-            self._live.close_soon()
 
+class ChatStream(ReplyStream):
+    """The events of a streamed reply, and the reply so far.
 
-# What can be known of a streamed answer while it comes and afterwards.
-
-
-class ChatView:
-    """A streamed answer as far as its events were handed out, whatever became of the rest.
-
-    Attributes:
-        source: where the events come from.
+    Use it in ``async with`` and ``async for``. The request is sent on entering the block, or when the first event is
+    requested. The connection is read only as fast as events are requested. Leaving the block early, an exception in
+    it, a cancellation and `aclose` all end the request.
     """
 
-    def __init__(self, source: ChatSource) -> None:
-        self.source: Final = source
-        self._gathered: Final = source.gathered
-
-    @property
-    def text(self) -> str:
-        """The answer so far."""
-        return self._gathered.text
-
-    @property
-    def reasoning(self) -> str:
-        """What the model thought so far, where the server shows it."""
-        return self._gathered.reasoning
-
-    @property
-    def refusal(self) -> str:
-        """The refusal so far, where the server keeps it apart from the answer."""
-        return self._gathered.refusal
-
-    @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls so far, in order; the arguments of the last one may be unfinished."""
-        return self._gathered.tool_calls
-
-    @property
-    def finish_reason(self) -> str | None:
-        """Why the model ended, in the server's word; None while it has not."""
-        return self._gathered.finish_reason
-
-    @property
-    def usage(self) -> Usage | None:
-        """The tokens, None while the server has not told them; most tell them at the end."""
-        return self._gathered.usage
-
-    @property
-    def model(self) -> str:
-        """The model that answers, as it names itself; "" while it has not."""
-        return self._gathered.model
-
-    @property
-    def request_id(self) -> str | None:
-        """The provider's id of the request, None before the answer began and where there is none."""
-        return self.source.request_id
-
-    @property
-    def reply(self) -> ChatReply:
-        """All of it so far, as ``chat`` would give it."""
-        return self._gathered.reply(self.source.request_id)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.source.state}: {len(self.text)} characters>"
-
-
-class ChatStream(ChatView):
-    """The events of an answer, as they come, and the answer as it grows.
-
-    Use it in ``async with`` and ``async for``. The request is sent on entering, or when the first event is
-    asked for. What arrives is read as fast as it is asked for and no faster. Leaving the block early, an
-    exception in it, a cancellation and `aclose` all let the connection go.
-
-    Args:
-        source: where the events come from.
-    """
-
-    def __init__(self, source: ChatSource) -> None:
-        super().__init__(source)
-        self._ready: Final[deque[ChatEvent]] = deque()
+    _statement = "async with"
 
     async def __aenter__(self) -> Self:
         if not self._ready:
-            self._ready.extend(await self.source.read())
+            self._ready.extend(await self._read())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -206,24 +185,18 @@ class ChatStream(ChatView):
         """The next event.
 
         Raises:
-            StreamInterrupted, StreamIdle: the answer broke off; ``text`` and ``partial`` are what had come.
-            LLMOptError: there was no answer.
+            StreamInterrupted, StreamIdle: the reply broke off; ``text`` and ``partial`` hold what was received.
+            LLMOptError: there is no reply.
         """
         if not self._ready:
-            self._ready.extend(await self.source.read())
+            self._ready.extend(await self._read())
             if not self._ready:
                 raise StopAsyncIteration
         event = self._ready.popleft()
-        self.source.gathered.add(event)
+        self._reply.add(event)
         return event
 
     async def aclose(self) -> None:
-        """Stop: the rest of the answer is not wanted. What was handed out stays to be looked at."""
+        """End the request; the rest of the reply is discarded. The properties keep what was received."""
         self._ready.clear()
-        await self.source.aclose()
-
-    def __del__(self, warn: Any = warnings.warn) -> None:
-        source = getattr(self, "source", None)
-        if source is not None and source.unclosed:
-            warn(f"unclosed {self!r}; use it in `async with`", ResourceWarning, source=self)
-            source.abandon()
+        await self._close()

@@ -16,7 +16,7 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from itertools import chain
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -25,12 +25,10 @@ from llmopt.operations.embed_batches import Batch, make_batches
 from llmopt.operations.embed_results import BatchResult, Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.policies.tasks import ordered_map
-from llmopt.values.calls import EmbedCall
+from llmopt.values.calls import EmbedCall, EmbedOptions, ErrorMode
 from llmopt.values.embeddings import Embeddings
 
 _MAX_DIMENSIONS: Final = 1_000_000
-ErrorMode = Literal["raise", "return"]
-"""What to do with texts that fail: raise an error at the end, or return the errors beside the vectors."""
 
 
 async def embed(run: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode) -> Embeddings:
@@ -174,19 +172,20 @@ async def as_async(texts: Iterable[str] | AsyncIterable[str]) -> AsyncGenerator[
             yield plain(text)
 
 
-def embed_call(
-    model: str, *, dimensions: int | None, input_type: str | None, extra: Mapping[str, Any] | None
-) -> EmbedCall:
+def embed_call(model: str, options: EmbedOptions) -> EmbedCall:
     """Check the options of an embedding call.
 
     Raises:
         InvalidInput: an option has a value that no provider accepts.
     """
+    dimensions, input_type = options.dimensions, options.input_type
     if dimensions is not None and (type(dimensions) is not int or not 0 < dimensions <= _MAX_DIMENSIONS):
         raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r:.40}.")
     if input_type is not None and not (isinstance(input_type, str) and input_type):
         raise InvalidInput("input_type must be a word such as 'query' or 'document'.")
-    return EmbedCall(model=model, dimensions=dimensions, input_type=input_type, extra=checked_extra(extra))
+    return EmbedCall(
+        model=model, dimensions=dimensions, input_type=input_type, extra=checked_extra(options.extra)
+    )
 
 
 def checked_extra(extra: object) -> Mapping[str, Any]:

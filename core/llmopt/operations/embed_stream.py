@@ -9,11 +9,12 @@ from typing import Final, Self
 from attrs import frozen
 
 from llmopt.errors import InvalidInput
-from llmopt.operations.embed import ErrorMode, as_async, check_texts_argument, collect, text_error
+from llmopt.operations.embed import as_async, check_texts_argument, collect, text_error
 from llmopt.operations.embed_batches import Batch
 from llmopt.operations.embed_results import Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.policies.tasks import ordered_map
+from llmopt.values.calls import ErrorMode
 from llmopt.values.embeddings import NO_USAGE, EmbeddedPart, Embeddings
 
 

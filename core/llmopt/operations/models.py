@@ -1,7 +1,7 @@
-"""Lists of models: given from what is kept, asked for when they must be, one request for all who wait.
+"""Listing models: from the cache, from the provider, or both; for one provider or for many at once.
 
-What to do for a caller is decided in `llmopt.cache.freshness`; here it is done. Lists that must be
-refreshed beside their callers are asked for by tasks of the client's own, a few at once.
+`llmopt.cache.freshness` decides whether a cached list is served, refreshed or fetched first; this file carries the
+decision out. Concurrent callers share one request, and refreshes run in background tasks, a few at a time.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ from llmopt.values.events import (
 )
 
 CacheMode = Literal["auto", "refresh", "offline"]
-"""What a caller makes of the cache: use it, ask anew whatever it has, or ask nobody."""
+"""How a caller uses the cache: normally, not at all (always fetch), or alone (never fetch)."""
 _log: Final = logging.getLogger("llmopt")
-_MAX_CONCURRENT_PAGES: Final = 4
-_REFRESH_S: Final = 30.0
-_RECENT_S: Final = 5.0
-_PASSING: Final = (
+_MAX_CONCURRENT_REFRESHES: Final = 4
+_MAX_CONCURRENT_PROVIDERS: Final = 10
+_REFRESH_TIMEOUT_S: Final = 30.0
+_FAILURE_MEMORY_S: Final = 5.0
+"""A batch does not ask a provider again that failed less than this ago."""
+_TEMPORARY_ERRORS: Final = (
     TransportError,
     ServerError,
     Overloaded,
@@ -62,7 +64,7 @@ _PASSING: Final = (
     InvalidResponse,
     DeadlineExceeded,
 )
-"""With these an older list is better than none. A refusal (401, 403, 404) says that it is not ours any more."""
+"""After these an older list is served. After a refusal (401, 403, 404) it is not: the key may have lost access to it."""
 
 
 class ModelLists:
@@ -70,151 +72,159 @@ class ModelLists:
 
     Args:
         engine: sends the requests.
-        shelf: where lists are kept.
-        stores: all stores in use.
+        cache: the cached lists.
+        stores: gives all stores that lists may be in.
         size_reporter: reports their size after something was stored.
-        on: whether lists are kept at all.
+        enabled: whether lists are cached at all.
     """
 
     def __init__(
         self,
         engine: Engine,
-        shelf: ModelListCache,
+        cache: ModelListCache,
         stores: Callable[[], Iterable[SafeStore]],
         size_reporter: StoreSizeReporter,
         *,
-        on: bool = True,
+        enabled: bool = True,
     ) -> None:
-        self._size_reporter: Final = size_reporter
-        self._on: Final = on
         self._engine: Final = engine
-        self._shelf: Final = shelf
+        self._cache: Final = cache
         self._stores: Final = stores
+        self._size_reporter: Final = size_reporter
+        self._enabled: Final = enabled
+        self._now: Final = engine.clock.now
+        self._telemetry: Final = engine.telemetry
         self._refreshes: Final = TaskSet()
-        self._refresh_slots: Final = PerLoop(lambda: asyncio.Semaphore(_MAX_CONCURRENT_PAGES))
+        self._refresh_slots: Final = PerLoop(lambda: asyncio.Semaphore(_MAX_CONCURRENT_REFRESHES))
 
-    async def list(self, provider: Provider, *, deadline: Deadline, mode: CacheMode = "auto") -> Catalog:
+    async def get(self, provider: Provider, *, deadline: Deadline, mode: CacheMode = "auto") -> Catalog:
         """All models of one provider.
 
         Raises:
-            NotCached: ``mode`` is "offline" and nothing is kept.
-            LLMOptError: the provider could not be asked.
+            NotCached: ``mode`` is "offline" and no list is cached.
+            LLMOptError: the provider gave no list, and no cached one may be served.
         """
         self._check_open(provider)
-        if not self._cached(provider):
+        if not self._uses_cache(provider):
             if mode == "offline":
                 raise _not_cached(provider)
-            return await self._share(provider, lambda: self._ask(provider, None, deadline), deadline)
-        kept = await self._shelf.find(provider)
+            return await self._share(provider, lambda: self._fetch(provider, None, deadline), deadline)
+        entry = await self._cache.load(provider)
         if mode == "offline":
-            return self._kept(provider, kept)
+            if entry.catalog is None:
+                raise _not_cached(provider)
+            return self._serve(entry, entry.catalog, entry.life.peek(), cause="offline")
         if mode == "refresh":
-            return await self._anew(provider, kept, deadline)
-        return await self._usual(provider, kept, deadline)
+            return await self._fetch_shared(provider, entry, deadline)
+        return await self._get_cached_or_fetch(provider, entry, deadline)
 
-    async def _usual(self, provider: Provider, kept: CachedList, deadline: Deadline) -> Catalog:
-        decision = kept.life.decide()
-        given = self._at_once(provider, kept, decision)
-        if given is not None:
-            return given
-        self._engine.telemetry.emit(CacheMiss, provider=provider.name, cache="catalog")
+    async def _get_cached_or_fetch(
+        self, provider: Provider, entry: CachedList, deadline: Deadline
+    ) -> Catalog:
+        decision = entry.life.decide()
+        cached = self._serve_without_waiting(provider, entry, decision)
+        if cached is not None:
+            return cached
+        self._telemetry.emit(CacheMiss, provider=provider.name, cache="catalog")
         try:
-            return await self._anew(provider, kept, deadline)
+            return await self._fetch_shared(provider, entry, deadline)
         except LLMOptError as error:
-            # Looked at again: meanwhile it may have been refused, or have come by another way.
-            if decision.action != "fetch_or_serve" or not isinstance(error, _PASSING) or kept.catalog is None:
+            # The entry is read again: the list may have been dropped, or stored by another call, in the meantime.
+            catalog = entry.catalog
+            if (
+                decision.action != "fetch_or_serve"
+                or not isinstance(error, _TEMPORARY_ERRORS)
+                or catalog is None
+            ):
                 raise
-            return self._give(kept, decision, cause=type(error).__name__)
+            return self._serve(entry, catalog, decision, cause=type(error).__name__)
 
-    def settled(self, provider: Provider) -> Catalog | LLMOptError | None:
-        """What can be said without waiting: a list, why there is none, or None where somebody must be asked.
+    def get_without_waiting(self, provider: Provider) -> Catalog | LLMOptError | None:
+        """A cached list or a remembered error; None if a request or the store is needed.
 
-        A provider that nothing is kept of and that failed a moment ago counts as settled too.
+        A recent failure counts only if no list is cached.
         """
         self._check_open(provider)
-        kept = self._shelf.look(provider) if self._cached(provider) else None
-        if kept is None:
+        entry = self._cache.peek(provider) if self._uses_cache(provider) else None
+        if entry is None:
             return None
-        if kept.catalog is None and kept.failure is not None:
-            error, at = kept.failure
-            if self._engine.clock.now() < at + _RECENT_S:
+        if entry.catalog is None and entry.failure is not None:
+            error, failed_at = entry.failure
+            if self._now() < failed_at + _FAILURE_MEMORY_S:
                 return error.copy()
         try:
-            return self._at_once(provider, kept, kept.life.decide())
+            return self._serve_without_waiting(provider, entry, entry.life.decide())
         except NotFound as error:
             return error
 
-    async def find(self, provider: Provider) -> None:
-        """Have what is kept of a provider at hand."""
-        if self._cached(provider):
-            await self._shelf.find(provider)
+    async def load(self, provider: Provider) -> None:
+        """Load the cached list of a provider from the store into memory."""
+        if self._uses_cache(provider):
+            await self._cache.load(provider)
 
     def peek(self, provider: Provider) -> Catalog | None:
-        """A list that is fresh and needs no refreshing, from any thread; None where there is more to it."""
-        kept = self._shelf.look(provider) if self._cached(provider) else None
-        if kept is None or kept.catalog is None or self._engine.telemetry.enabled:
+        """A fresh list in memory, from any thread; None if there is none, or if more than returning it must be done."""
+        entry = self._cache.peek(provider) if self._uses_cache(provider) else None
+        # With a listener there is more to do: events are emitted on the loop.
+        if entry is None or entry.catalog is None or self._telemetry.enabled:
             return None
-        decision = kept.life.decide()
+        decision = entry.life.decide()
         if decision.action == "serve_and_refresh":
-            kept.life.abandoned()
-        return _aged(kept.catalog, decision) if decision.action == "serve" else None
+            # The decision made this caller responsible for the refresh, which needs the loop.
+            entry.life.abandoned()
+        return _with_age(entry.catalog, decision) if decision.action == "serve" else None
 
     async def invalidate(self, name: str | None) -> None:
-        """Let a provider's list go, or all of them, here and in every store."""
-        await self._shelf.invalidate(name, self._stores())
+        """Delete the list of a provider, or all lists, in memory and in every store."""
+        await self._cache.invalidate(name, self._stores())
 
     async def aclose(self) -> None:
-        """Stop asking beside the callers."""
+        """Cancel the refreshes."""
         await self._refreshes.aclose()
 
-    def _cached(self, provider: Provider) -> bool:
+    def _uses_cache(self, provider: Provider) -> bool:
         endpoint = provider.endpoints[0]
-        return self._on and endpoint.flags.cache and endpoint.cache_ttl != 0
+        return self._enabled and endpoint.flags.cache and endpoint.cache_ttl != 0
 
     def _check_open(self, provider: Provider) -> None:
         if self._engine.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
 
-    def _kept(self, provider: Provider, kept: CachedList) -> Catalog:
-        if kept.catalog is None:
-            raise _not_cached(provider)
-        return self._give(kept, kept.life.peek(), cause="offline")
-
-    def _at_once(self, provider: Provider, kept: CachedList, decision: Decision) -> Catalog | None:
-        if decision.action == "not_found" and kept.failure is not None:
-            raise kept.failure[0].copy()
-        if kept.catalog is None or decision.action not in ("serve", "serve_and_refresh"):
+    def _serve_without_waiting(
+        self, provider: Provider, entry: CachedList, decision: Decision
+    ) -> Catalog | None:
+        if decision.action == "not_found" and entry.failure is not None:
+            raise entry.failure[0].copy()
+        if entry.catalog is None or decision.action not in ("serve", "serve_and_refresh"):
             return None
         if decision.action == "serve_and_refresh":
-            task = self._refreshes.start(self._refreshed(provider, kept))
-            # Also called where the task is cancelled before it begins.
-            task.add_done_callback(lambda _: kept.life.abandoned())
-        return self._give(kept, decision, cause="refreshing")
+            task = self._refreshes.start(self._refresh(provider, entry))
+            # A callback, not a ``finally`` in the coroutine: a task that is cancelled before its first step
+            # never enters the coroutine.
+            task.add_done_callback(lambda _: entry.life.abandoned())
+        return self._serve(entry, entry.catalog, decision, cause="refreshing")
 
-    def _give(self, kept: CachedList, decision: Decision, *, cause: str) -> Catalog:
-        assert kept.catalog is not None  # noqa: S101 - whoever calls has looked
-        telemetry = self._engine.telemetry
-        if telemetry.enabled:
-            name, age, models = kept.provider, decision.age, len(kept.catalog)
-            if decision.stale:
-                telemetry.emit(CacheStale, provider=name, cache="catalog", age=age, cause=cause)
-            else:
-                telemetry.emit(CacheHit, provider=name, cache="catalog", age=age)
-            telemetry.emit(CatalogDiscover, provider=name, outcome="ok", source="cache", models=models)
-        return _aged(kept.catalog, decision)
+    def _serve(self, entry: CachedList, catalog: Catalog, decision: Decision, *, cause: str) -> Catalog:
+        name, age, emit = entry.provider, decision.age, self._telemetry.emit
+        if decision.stale:
+            emit(CacheStale, provider=name, cache="catalog", age=age, cause=cause)
+        else:
+            emit(CacheHit, provider=name, cache="catalog", age=age)
+        emit(CatalogDiscover, provider=name, outcome="ok", source="cache", models=len(catalog))
+        return _with_age(catalog, decision)
 
-    async def _anew(self, provider: Provider, kept: CachedList, deadline: Deadline) -> Catalog:
+    async def _fetch_shared(self, provider: Provider, entry: CachedList, deadline: Deadline) -> Catalog:
         try:
-            return await self._share(provider, lambda: self._ask(provider, kept, deadline), deadline)
+            return await self._share(provider, lambda: self._fetch(provider, entry, deadline), deadline)
         except DeadlineExceeded:
-            # Another caller may have more time; but what is kept is there for all, at once.
-            kept.life.refresh_failed()
+            # Other callers with more time may still wait for it; new callers are served the cached list at once.
+            entry.life.refresh_failed()
             raise
 
     async def _share(
         self, provider: Provider, make: Callable[[], Coroutine[Any, Any, Catalog]], deadline: Deadline
     ) -> Catalog:
-        """Ask, or wait for the answer that another caller is waiting for."""
+        """Fetch the list, or wait for the result of a caller that is already fetching it."""
         if not provider.endpoints[0].flags.coalesce:
             return await make()
         try:
@@ -225,84 +235,81 @@ class ModelLists:
                 "the deadline passed while waiting for the answer.", phase="coalesce"
             ) from None
         except LocalRejection:
-            # The one who asked first was turned away, or in more of a hurry.
+            # The shared request ended by the first caller's own limits, such as its deadline; this caller has its own.
             if deadline.expired() or self._engine.closed:
                 raise
             return await make()
 
-    async def _ask(self, provider: Provider, kept: CachedList | None, deadline: Deadline) -> Catalog:
-        """Ask the provider, and take note of what came of it."""
-        started = self._engine.clock.now()
-
-        def record(outcome: str, models: int) -> None:
-            seconds = self._engine.clock.now() - started
-            self._engine.telemetry.emit(
-                CatalogDiscover,
-                provider=provider.name,
-                outcome=outcome,
-                source="provider",
-                models=models,
-                seconds=seconds,
-            )
-
+    async def _fetch(self, provider: Provider, entry: CachedList | None, deadline: Deadline) -> Catalog:
+        """Fetch the list, and record the result in the cache and as an event."""
+        started = self._now()
         try:
-            found = await self._asked(provider, kept, deadline)
+            catalog = await self._fetch_and_store(provider, entry, deadline)
         except LLMOptError as error:
-            if kept is not None:
-                await self._note(provider, kept, error)
-            record(type(error).__name__, 0)
+            if entry is not None:
+                await self._record_failure(provider, entry, error)
+            self._emit_fetch(provider, started, type(error).__name__)
             raise
-        record("ok", len(found))
-        return found
+        self._emit_fetch(provider, started, "ok", len(catalog))
+        return catalog
 
-    async def _asked(self, provider: Provider, kept: CachedList | None, deadline: Deadline) -> Catalog:
-        if kept is None:
-            listing = await fetch_model_list(self._engine, provider, deadline=deadline)
-            return Catalog(provider=provider.name, models=listing.models or (), dropped=listing.dropped)
-        etag = kept.etag if kept.catalog is not None else None
-        listing = await fetch_model_list(self._engine, provider, deadline=deadline, etag=etag)
-        if listing.models is None and kept.catalog is None:
-            # It was let go while the provider said that it is still the same.
-            listing = await fetch_model_list(self._engine, provider, deadline=deadline)
-        found = await self._shelf.keep(provider, kept, listing)
+    def _emit_fetch(self, provider: Provider, started: float, outcome: str, models: int = 0) -> None:
+        self._telemetry.emit(
+            CatalogDiscover,
+            provider=provider.name,
+            outcome=outcome,
+            source="provider",
+            models=models,
+            seconds=self._now() - started,
+        )
+
+    async def _fetch_and_store(
+        self, provider: Provider, entry: CachedList | None, deadline: Deadline
+    ) -> Catalog:
+        if entry is None:
+            fetched = await fetch_model_list(self._engine, provider, deadline=deadline)
+            return Catalog(provider=provider.name, models=fetched.models or (), dropped=fetched.dropped)
+        etag = entry.etag if entry.catalog is not None else None
+        fetched = await fetch_model_list(self._engine, provider, deadline=deadline, etag=etag)
+        if fetched.models is None and entry.catalog is None:
+            # The answer was "not modified" (304), but the cached list was deleted in the meantime.
+            fetched = await fetch_model_list(self._engine, provider, deadline=deadline)
+        catalog = await self._cache.store(provider, entry, fetched)
         await self._size_reporter.stored("catalog")
-        return found
+        return catalog
 
-    async def _note(self, provider: Provider, kept: CachedList, error: LLMOptError) -> None:
+    async def _record_failure(self, provider: Provider, entry: CachedList, error: LLMOptError) -> None:
         if isinstance(error, LocalRejection) and not isinstance(error, CircuitOpen):
-            # It says something of this side, and nothing of the provider.
-            kept.life.abandoned()
+            # Caused on this side, such as by a deadline or a full queue: it says nothing about the provider.
+            entry.life.abandoned()
             return
-        kept.failure = error.copy(), self._engine.clock.now()
-        if isinstance(error, _PASSING):
-            kept.life.refresh_failed()
+        entry.failure = error.copy(), self._now()
+        if isinstance(error, _TEMPORARY_ERRORS):
+            entry.life.refresh_failed()
             return
         if isinstance(error, NotFound):
-            kept.life.not_found()
+            entry.life.not_found()
         else:
-            kept.life.refresh_refused()
-        await self._shelf.drop(provider, kept)
+            entry.life.refresh_refused()
+        await self._cache.drop(provider, entry)
 
-    async def _refreshed(self, provider: Provider, kept: CachedList) -> None:
+    async def _refresh(self, provider: Provider, entry: CachedList) -> None:
         async with self._refresh_slots.current():
-            started = self._engine.clock.now()
-            before = kept.etag
+            started = self._now()
+            etag = entry.etag
             try:
-                await self._anew(provider, kept, self._engine.deadline(_REFRESH_S))
-                outcome = "unchanged" if before is not None and kept.etag == before else "new"
+                await self._fetch_shared(provider, entry, self._engine.deadline(_REFRESH_TIMEOUT_S))
+                outcome = "unchanged" if etag is not None and entry.etag == etag else "new"
             except LLMOptError as error:
                 outcome = type(error).__name__
-                _log.debug("the models of %s could not be refreshed: %s", provider.name, outcome)
-            self._engine.telemetry.emit(
-                CacheRefresh,
-                provider=provider.name,
-                cache="catalog",
-                outcome=outcome,
-                seconds=self._engine.clock.now() - started,
+                _log.debug("the list of models of %s could not be refreshed: %s", provider.name, outcome)
+            seconds = self._now() - started
+            self._telemetry.emit(
+                CacheRefresh, provider=provider.name, cache="catalog", outcome=outcome, seconds=seconds
             )
 
 
-def _aged(catalog: Catalog, decision: Decision) -> Catalog:
+def _with_age(catalog: Catalog, decision: Decision) -> Catalog:
     return Catalog(
         provider=catalog.provider,
         models=catalog.models,
@@ -314,29 +321,27 @@ def _aged(catalog: Catalog, decision: Decision) -> Catalog:
 
 def _not_cached(provider: Provider) -> NotCached:
     return NotCached(
-        f"nothing is kept of the models of {provider.name!r}, and no request was allowed; ask once without that.",
+        f"no list of models of {provider.name!r} is cached, and cached='offline' allows no request; "
+        "call it once without cached='offline'.",
         provider=provider.name,
     )
 
 
-# The models of many providers at once: what is kept is given at once, the rest asked for, ten at a time.
-
-_MAX_CONCURRENT_PROVIDERS: Final = 10
-Found = Catalog | LLMOptError
+CatalogOrError = Catalog | LLMOptError
 
 
 class BatchListModels:
-    """Asks many providers.
+    """Lists the models of many providers: cached lists first, then the others, ten at a time.
 
     Args:
-        engine: its clock and its telemetry.
-        catalogs: asks one.
-        find: the provider of a name.
+        engine: its clock and telemetry.
+        model_lists: lists the models of one provider.
+        find: gives the provider of a name.
     """
 
-    def __init__(self, engine: Engine, catalogs: ModelLists, find: Callable[[str], Provider]) -> None:
+    def __init__(self, engine: Engine, model_lists: ModelLists, find: Callable[[str], Provider]) -> None:
         self._engine: Final = engine
-        self._catalogs: Final = catalogs
+        self._model_lists: Final = model_lists
         self._find: Final = find
 
     async def run(
@@ -344,65 +349,61 @@ class BatchListModels:
         names: Iterable[str],
         *,
         deadline: Deadline,
-        each: Callable[[Provider], float | None],
+        timeout_of: Callable[[Provider], float | None],
         mode: CacheMode = "auto",
-    ) -> Mapping[str, Found]:
-        """For each name its list, or the error that is that provider's alone.
+    ) -> Mapping[str, CatalogOrError]:
+        """For each name its list of models, or its error.
 
         Args:
-            names: of entries.
+            names: of provider entries.
             deadline: for all of them.
-            each: seconds for one, from its turn on; None for no bound.
-            mode: what to make of the cache.
+            timeout_of: gives the seconds for one provider, counted from its turn; None for unlimited.
+            mode: how the cache is used.
         """
         started = self._engine.clock.now()
-        asked = list(dict.fromkeys(names))
-        found: dict[str, Found] = {}
-        left: dict[str, Provider] = {}
-        for name in asked:
+        ordered = list(dict.fromkeys(names))
+        results: dict[str, CatalogOrError] = {}
+        pending: dict[str, Provider] = {}
+        for name in ordered:
             try:
-                left[name] = self._find(name)
+                pending[name] = self._find(name)
             except LLMOptError as error:
-                found[name] = error
+                results[name] = error
         if mode == "auto":
-            await self._settle(left, found)
-        room = asyncio.Semaphore(_MAX_CONCURRENT_PROVIDERS)
+            await self._take_cached(pending, results)
+        slots = asyncio.Semaphore(_MAX_CONCURRENT_PROVIDERS)
 
-        async def one(provider: Provider) -> None:
-            async with room:
-                found[provider.name] = await self._one(provider, deadline, each(provider), mode)
+        async def fetch(provider: Provider) -> None:
+            async with slots:
+                # The provider's own time begins with its turn.
+                own = self._engine.deadline(timeout_of(provider))
+                sooner = own if own.at < deadline.at else deadline
+                try:
+                    results[provider.name] = await self._model_lists.get(provider, deadline=sooner, mode=mode)
+                except LLMOptError as error:
+                    results[provider.name] = error
 
-        if left:
-            await asyncio.gather(*map(one, left.values()))
+        if pending:
+            await asyncio.gather(*map(fetch, pending.values()))
         self._engine.telemetry.emit(
             CatalogBatch,
             provider="",
-            providers=len(found),
-            failures=sum(isinstance(each, LLMOptError) for each in found.values()),
+            providers=len(results),
+            failures=sum(isinstance(each, LLMOptError) for each in results.values()),
             seconds=self._engine.clock.now() - started,
         )
-        return {name: found[name] for name in asked}
+        return {name: results[name] for name in ordered}
 
-    async def _settle(self, left: dict[str, Provider], found: dict[str, Found]) -> None:
-        """Take out those for whom nobody need be asked, first by memory, then by the store."""
-        self._take(left, found)
-        if left:
-            await asyncio.gather(*map(self._catalogs.find, left.values()))
-            self._take(left, found)
+    async def _take_cached(self, pending: dict[str, Provider], results: dict[str, CatalogOrError]) -> None:
+        """Move the providers that need no request from ``pending`` to ``results``: by memory, then by the store."""
+        self._take_from_memory(pending, results)
+        if pending:
+            await asyncio.gather(*map(self._model_lists.load, pending.values()))
+            self._take_from_memory(pending, results)
 
-    def _take(self, left: dict[str, Provider], found: dict[str, Found]) -> None:
-        for name, provider in list(left.items()):
-            settled = self._catalogs.settled(provider)
-            if settled is not None:
-                found[name] = settled
-                del left[name]
-
-    async def _one(
-        self, provider: Provider, deadline: Deadline, seconds: float | None, mode: CacheMode
-    ) -> Found:
-        own = self._engine.deadline(seconds)
-        sooner = own if own.at < deadline.at else deadline
-        try:
-            return await self._catalogs.list(provider, deadline=sooner, mode=mode)
-        except LLMOptError as error:
-            return error
+    def _take_from_memory(self, pending: dict[str, Provider], results: dict[str, CatalogOrError]) -> None:
+        for name, provider in list(pending.items()):
+            result = self._model_lists.get_without_waiting(provider)
+            if result is not None:
+                results[name] = result
+                del pending[name]

@@ -1,16 +1,16 @@
-"""The lists of models that one client has at hand: in memory, above a store that outlives it."""
+"""Cached lists of models: in memory, and in a store that outlives the client; and how a list is fetched, page by page."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from attrs import define, evolve, field, frozen
 
 from llmopt.cache.freshness import CacheLifetime, FreshnessRules
-from llmopt.cache.store import CacheItem, LRUCache, Record, SafeStore, read_record, write_record
+from llmopt.cache.store import CacheItem, LRUCache, SafeStore, read_record, write_record
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
 from llmopt.errors import InvalidResponse, LLMOptError, PluginContractError
@@ -21,131 +21,30 @@ from llmopt.values.calls import CatalogCall, Settings
 from llmopt.values.catalog import Catalog, CatalogPage, Model, decode_models, encode_models
 from llmopt.values.http import Failure, HttpResponse
 
-# Asking a provider for its models, page by page.
-
-_MOST_PAGES: Final = 1_000
-_MOST_BYTES: Final = 64 << 20
-_LONGEST_ETAG: Final = 256
-
-
-@frozen(kw_only=True)
-class Listing:
-    """What a provider answered.
-
-    Attributes:
-        models: its models, None where they are those that were known.
-        dropped: entries that could not be read.
-        etag: what to ask with the next time, None where the provider gave none.
-    """
-
-    models: tuple[Model, ...] | None
-    dropped: int = 0
-    etag: str | None = None
-
-
-@frozen(kw_only=True)
-class _Answer:
-    page: CatalogPage | None
-    etag: str | None = None
-
-
-async def fetch_model_list(
-    engine: Engine, provider: Provider, *, deadline: Deadline, etag: str | None = None
-) -> Listing:
-    """Every page, one after the other.
-
-    Args:
-        engine: sends the requests.
-        provider: whom to ask.
-        deadline: for all pages together.
-        etag: of the list as it is known; what comes may be that it is the same.
-
-    Raises:
-        InvalidResponse: a page names a cursor that was there before, or there is no end of pages.
-        LLMOptError: the provider could not be asked.
-    """
-    models: dict[str, Model] = {}
-    dropped = 0
-    seen: set[str] = set()
-    call = CatalogCall(etag=etag)
-    for _ in range(_MOST_PAGES):
-        answer = await _ask(engine, provider, call, deadline)
-        page = answer.page
-        if page is None:
-            return Listing(models=None, etag=answer.etag or etag)
-        for model in page.models:
-            # Most plugins pass the name on, so that no model is copied here.
-            own = model if model.provider == provider.name else evolve(model, provider=provider.name)
-            models.setdefault(model.id, own)
-        dropped += page.dropped
-        if page.next_cursor is None:
-            # An etag speaks for one page, and for one server.
-            alone = call.cursor is None and len(provider.endpoints) == 1
-            return Listing(
-                models=tuple(models.values()), dropped=dropped, etag=answer.etag if alone else None
-            )
-        if page.next_cursor in seen:
-            raise _endless(provider, "a page names a cursor that was there before")
-        seen.add(page.next_cursor)
-        call = CatalogCall(cursor=page.next_cursor)
-    raise _endless(provider, f"there are more than {_MOST_PAGES} pages")
-
-
-def _endless(provider: Provider, why: str) -> InvalidResponse:
-    return InvalidResponse(
-        f"the list of models of {provider.name!r} has no end: {why}.",
-        reason="pages",
-        provider=provider.name,
-        sent="yes",
-    )
-
-
-async def _ask(engine: Engine, provider: Provider, call: CatalogCall, deadline: Deadline) -> _Answer:
-    def parse(response: HttpResponse, settings: Settings) -> _Answer | Failure:
-        etag = _etag(response)
-        if response.status == 304:
-            return _Answer(page=None, etag=etag)
-        found = provider.hooks.parse_catalog(response, settings)
-        return found if isinstance(found, Failure) else _Answer(page=found, etag=etag)
-
-    request = Request(call=call, parse=parse, deadline=deadline, max_body=_MOST_BYTES)
-    return await engine.run(provider, request)
-
-
-def _etag(response: HttpResponse) -> str | None:
-    """The answer's etag, if it can be sent back as it is."""
-    etag = response.headers.get("etag", "").strip()
-    fit = etag.isascii() and etag.isprintable() and etag.endswith('"') and len(etag) <= _LONGEST_ETAG
-    return etag if fit else None
-
-
-_KIND: Final = b"LOM1"
-_GROUP: Final = "catalog/"
-_MANY: Final = 2_000
-"""So many models take long enough to be packed that the event loop should not wait for it."""
+_MAX_BYTES: Final = 64 << 20
+"""Of all lists in memory together, and of one page."""
+_MAX_PAGES: Final = 1_000
+_MAX_ETAG_LENGTH: Final = 256
+_RECORD_KIND: Final = b"LOM1"
+_GROUP_PREFIX: Final = "catalog/"
+_MIN_MODELS_FOR_THREAD: Final = 2_000
+"""A list of more models is encoded in a thread, because it would block the event loop for milliseconds."""
 _RULES: Final = FreshnessRules()
-
-
-class _Head(msgspec.Struct):
-    """What is kept of a list besides its models."""
-
-    etag: str | None = None
-    dropped: int = 0
 
 
 @define(eq=False, kw_only=True)
 class CachedList:
-    """A provider's list, and what is known of asking for it.
+    """The cached list of one provider, and the state of fetching it.
 
     Attributes:
-        provider: name of the entry.
-        key: in the store; None where it is kept in memory alone.
-        life: its age, and who asks for the next one.
-        rules: by which it ages.
-        catalog: the list as it came, None where there is none.
-        etag: what to ask for a newer one with.
-        size: bytes of it.
-        failure: what asking failed of last, and when; None when it did not.
+        provider: name of the provider entry.
+        key: in the store; None if the list is in memory only.
+        life: age of the list, and which caller refreshes it.
+        rules: how long the list is fresh and usable.
+        catalog: the list, None if there is none.
+        etag: entity tag for the next request, None if there is none.
+        size: bytes of the encoded list.
+        failure: the error of the last request and the monotonic time of it; None if it succeeded.
     """
 
     provider: str
@@ -158,13 +57,20 @@ class CachedList:
     failure: tuple[LLMOptError, float] | None = None
 
 
+class _StoredHead(msgspec.Struct):
+    """What is stored of a list apart from its models."""
+
+    etag: str | None = None
+    dropped: int = 0
+
+
 class ModelListCache:
-    """Lists of models by provider.
+    """The cached lists of one client, by provider.
 
     Args:
-        keys: gives the maker of keys; awaited once, when the first is needed.
-        store: where a provider's list is kept beyond memory, None for nowhere.
-        clock: the time.
+        keys: gives the maker of cache keys; awaited when the first key is needed.
+        store: gives the store of a provider's list, None for memory only.
+        clock: source of time.
     """
 
     def __init__(
@@ -174,134 +80,226 @@ class ModelListCache:
         clock: Clock,
     ) -> None:
         self._keys: Final = keys
-        self._store: Final = store
+        self._store_of: Final = store
         self._clock: Final = clock
-        self._kept: Final = LRUCache[str, CachedList](_MOST_BYTES, lambda kept: kept.size)
+        self._entries: Final = LRUCache[str, CachedList](_MAX_BYTES, lambda entry: entry.size)
 
-    def look(self, provider: Provider) -> CachedList | None:
-        """What is in memory."""
-        return self._kept.get(provider.name)
+    def peek(self, provider: Provider) -> CachedList | None:
+        """The entry in memory, None if there is none."""
+        return self._entries.get(provider.name)
 
-    async def find(self, provider: Provider) -> CachedList:
-        """What is in memory or in the store; something to keep a list in where there is none."""
-        kept = self._kept.get(provider.name)
-        if kept is not None:
-            return kept
-        kept = await self._fetched(provider)
-        # Another call may have been faster.
-        return self._kept.get(provider.name) or self._place(kept)
+    async def load(self, provider: Provider) -> CachedList:
+        """The entry in memory, else from the store, else a new one without a list."""
+        entry = self._entries.get(provider.name)
+        if entry is not None:
+            return entry
+        entry = await self._read_store(provider)
+        # Another call may have loaded it during the wait; both must use the same entry.
+        return self._entries.get(provider.name) or self._put(entry)
 
-    def _place(self, kept: CachedList) -> CachedList:
-        self._kept.put(kept.provider, kept)
-        return kept
+    def _put(self, entry: CachedList) -> CachedList:
+        self._entries.put(entry.provider, entry)
+        return entry
 
-    async def _fetched(self, provider: Provider) -> CachedList:
+    async def _read_store(self, provider: Provider) -> CachedList:
         key = await self._key(provider)
         ttl = provider.endpoints[0].cache_ttl
         rules = _RULES if ttl is None else evolve(_RULES, ttl_s=ttl)
         life = CacheLifetime(key or provider.name.encode(), rules, self._clock.now, self._clock.wall)
-        kept = CachedList(provider=provider.name, key=key, life=life, rules=rules)
-        store = self._store(provider)
+        entry = CachedList(provider=provider.name, key=key, life=life, rules=rules)
+        store = self._store_of(provider)
         if key is not None and store is not None:
             (data,) = await store.get([key])
-            if data is not None and not self._read(kept, key, data):
+            if data is not None and not self._read_record(entry, key, data):
                 await store.remove([key])
-        return kept
+        return entry
 
     async def _key(self, provider: Provider) -> bytes | None:
-        if self._store(provider) is None:
+        if self._store_of(provider) is None:
             return None
         keys = await self._keys()
         try:
             return keys.model_list(provider) if keys.stable(provider) else None
-        except Exception:  # noqa: BLE001 - what no key can be made for is kept in memory alone
+        except Exception:  # noqa: BLE001 - a plugin's hook may fail in any way; then the list is in memory only
             return None
 
-    def _read(self, kept: CachedList, key: bytes, data: bytes) -> bool:
-        """Take in what was stored; False when it is not what was put there, or of no use."""
-        record = read_record(_KIND, key, data)
-        if record is None or not kept.life.stored(record.created):
+    def _read_record(self, entry: CachedList, key: bytes, data: bytes) -> bool:
+        """Fill an entry from a stored record; False if the record is damaged or too old."""
+        record = read_record(_RECORD_KIND, key, data)
+        if record is None or not entry.life.stored(record.created):
             return False
         try:
-            head, models = _record_parts(record, kept.provider)
+            head = msgspec.json.decode(record.head, type=_StoredHead)
+            models = decode_models(record.body, provider=entry.provider)
         except (msgspec.MsgspecError, ValueError):
-            kept.life.reset()
+            entry.life.reset()
             return False
-        kept.catalog = Catalog(provider=kept.provider, models=models, dropped=head.dropped)
-        kept.etag, kept.size = head.etag, len(data)
+        entry.catalog = Catalog(provider=entry.provider, models=models, dropped=head.dropped)
+        entry.etag, entry.size = head.etag, len(data)
         return True
 
-    async def keep(self, provider: Provider, kept: CachedList, listing: Listing) -> Catalog:
-        """Take in what a provider answered.
+    async def store(self, provider: Provider, entry: CachedList, fetched: FetchedList) -> Catalog:
+        """Store what a provider returned, in memory and in the store.
 
         Returns:
-            The list, new.
+            The list, with age 0.
         """
-        if listing.models is None and kept.catalog is not None:
-            given = kept.catalog
+        if fetched.models is None and entry.catalog is not None:
+            catalog = entry.catalog
         else:
-            given = Catalog(provider=kept.provider, models=listing.models or (), dropped=listing.dropped)
-        await self._pack(kept, given)
-        kept.etag, kept.failure = listing.etag, None
-        kept.life.stored()
-        self._place(kept)
-        await self._store_it(provider, kept)
-        return given
+            catalog = Catalog(provider=entry.provider, models=fetched.models or (), dropped=fetched.dropped)
+        await self._encode(entry, catalog)
+        entry.etag, entry.failure = fetched.etag, None
+        entry.life.stored()
+        self._put(entry)
+        await self._write_store(provider, entry)
+        return catalog
 
-    async def _pack(self, kept: CachedList, given: Catalog) -> None:
+    async def _encode(self, entry: CachedList, catalog: Catalog) -> None:
         try:
-            if len(given) > _MANY:
-                data = await asyncio.to_thread(encode_models, given.models)
+            if len(catalog) > _MIN_MODELS_FOR_THREAD:
+                data = await asyncio.to_thread(encode_models, catalog.models)
             else:
-                data = encode_models(given.models)
+                data = encode_models(catalog.models)
         except ValueError as error:
-            text = f"the plugin of {kept.provider!r} filled a model with what does not belong there: {error}."
-            raise PluginContractError(text, provider=kept.provider) from None
-        # As it will come out of the store: what nobody looks at takes no objects.
-        models = decode_models(data, provider=kept.provider, count=len(given))
-        kept.catalog = Catalog(provider=kept.provider, models=models, dropped=given.dropped)
-        kept.size = len(data)
+            text = f"the plugin of {entry.provider!r} returned a model with an invalid field: {error}."
+            raise PluginContractError(text, provider=entry.provider) from None
+        # In memory as in the store: encoded, so that models that nobody reads take no objects.
+        models = decode_models(data, provider=entry.provider, count=len(catalog))
+        entry.catalog = Catalog(provider=entry.provider, models=models, dropped=catalog.dropped)
+        entry.size = len(data)
 
-    async def _store_it(self, provider: Provider, kept: CachedList) -> None:
-        store = self._store(provider)
-        if store is None or kept.key is None or kept.catalog is None:
+    async def _write_store(self, provider: Provider, entry: CachedList) -> None:
+        store = self._store_of(provider)
+        if store is None or entry.key is None or entry.catalog is None:
             return
         created = self._clock.wall()
-        head = msgspec.json.encode(_Head(etag=kept.etag, dropped=kept.catalog.dropped))
-        value = write_record(_KIND, kept.key, created, head, encode_models(kept.catalog.models))
-        expires_at = created + kept.rules.max_age_s
+        head = msgspec.json.encode(_StoredHead(etag=entry.etag, dropped=entry.catalog.dropped))
+        value = write_record(_RECORD_KIND, entry.key, created, head, encode_models(entry.catalog.models))
+        expires_at = created + entry.rules.max_age_s
         await store.put(
-            [CacheItem(key=kept.key, group=_group_of(provider.name), value=value, expires_at=expires_at)]
+            [CacheItem(key=entry.key, group=_group(provider.name), value=value, expires_at=expires_at)]
         )
 
-    async def drop(self, provider: Provider, kept: CachedList) -> None:
-        """Let a list go that is not ours to give any more; how its asking failed is kept."""
-        had = kept.catalog is not None
-        kept.catalog, kept.etag, kept.size = None, None, 0
-        self._place(kept)
-        store = self._store(provider)
-        if had and store is not None and kept.key is not None:
-            await store.remove([kept.key])
+    async def drop(self, provider: Provider, entry: CachedList) -> None:
+        """Delete a list that may not be served any more; the entry and its ``failure`` stay."""
+        had_list = entry.catalog is not None
+        entry.catalog, entry.etag, entry.size = None, None, 0
+        self._put(entry)
+        store = self._store_of(provider)
+        if had_list and store is not None and entry.key is not None:
+            await store.remove([entry.key])
 
     async def invalidate(self, name: str | None, stores: Iterable[SafeStore]) -> None:
-        """Let a provider's list go, whoever's it is, or all of them."""
-        for each in [each for each, _ in self._kept.items() if name in (None, each)]:
-            kept = self._kept.remove(each)
-            if kept is not None:
-                # Somebody may be asking at this moment.
-                kept.life.reset()
-                kept.catalog = kept.etag = kept.failure = None
+        """Delete the lists of a provider under all keys and credentials, or all lists."""
+        for each in [each for each, _ in self._entries.items() if name in (None, each)]:
+            entry = self._entries.remove(each)
+            if entry is not None:
+                # A caller may be fetching for this entry at the moment.
+                entry.life.reset()
+                entry.catalog = entry.etag = entry.failure = None
         for store in stores:
-            groups = [_group_of(name)] if name is not None else (await store.size()).groups
+            groups = [_group(name)] if name is not None else (await store.size()).groups
             for group in groups:
-                if group.startswith(_GROUP):
+                if group.startswith(_GROUP_PREFIX):
                     await store.clear(group)
 
 
-def _group_of(provider: str) -> str:
-    return _GROUP + provider
+def _group(provider: str) -> str:
+    return _GROUP_PREFIX + provider
 
 
-def _record_parts(record: Record, provider: str) -> tuple[_Head, Any]:
-    head = msgspec.json.decode(record.head, type=_Head)
-    return head, decode_models(record.body, provider=provider)
+# Fetching a list from the provider, page by page.
+
+
+@frozen(kw_only=True)
+class FetchedList:
+    """A list as a provider returned it.
+
+    Attributes:
+        models: the models; None for "not modified" (HTTP status 304).
+        dropped: number of entries that could not be parsed.
+        etag: entity tag for the next request, None if there is none.
+    """
+
+    models: tuple[Model, ...] | None
+    dropped: int = 0
+    etag: str | None = None
+
+
+@frozen(kw_only=True)
+class _FetchedPage:
+    page: CatalogPage | None
+    etag: str | None = None
+
+
+async def fetch_model_list(
+    engine: Engine, provider: Provider, *, deadline: Deadline, etag: str | None = None
+) -> FetchedList:
+    """Fetch all pages of a provider's list, one after the other.
+
+    Args:
+        engine: sends the requests.
+        provider: the provider.
+        deadline: for all pages together.
+        etag: entity tag of the cached list; the provider may then answer "not modified".
+
+    Raises:
+        InvalidResponse: a page repeats a cursor, or there are more than 1,000 pages.
+        LLMOptError: a request failed.
+    """
+    models: dict[str, Model] = {}
+    dropped = 0
+    cursors: set[str] = set()
+    call = CatalogCall(etag=etag)
+    for _ in range(_MAX_PAGES):
+        fetched = await _fetch_page(engine, provider, call, deadline)
+        page = fetched.page
+        if page is None:
+            return FetchedList(models=None, etag=fetched.etag or etag)
+        for model in page.models:
+            # Most plugins set the provider's name themselves, so that no model is copied here.
+            own = model if model.provider == provider.name else evolve(model, provider=provider.name)
+            models.setdefault(model.id, own)
+        dropped += page.dropped
+        if page.next_cursor is None:
+            # An entity tag is valid for one page of one server only.
+            single = call.cursor is None and len(provider.endpoints) == 1
+            return FetchedList(
+                models=tuple(models.values()), dropped=dropped, etag=fetched.etag if single else None
+            )
+        if page.next_cursor in cursors:
+            raise _endless(provider, "a page repeats a cursor")
+        cursors.add(page.next_cursor)
+        call = CatalogCall(cursor=page.next_cursor)
+    raise _endless(provider, f"there are more than {_MAX_PAGES} pages")
+
+
+def _endless(provider: Provider, reason: str) -> InvalidResponse:
+    return InvalidResponse(
+        f"the list of models of {provider.name!r} has no end: {reason}.",
+        reason="pages",
+        provider=provider.name,
+        sent="yes",
+    )
+
+
+async def _fetch_page(
+    engine: Engine, provider: Provider, call: CatalogCall, deadline: Deadline
+) -> _FetchedPage:
+    def parse(response: HttpResponse, settings: Settings) -> _FetchedPage | Failure:
+        etag = _usable_etag(response)
+        if response.status == 304:
+            return _FetchedPage(page=None, etag=etag)
+        page = provider.hooks.parse_catalog(response, settings)
+        return page if isinstance(page, Failure) else _FetchedPage(page=page, etag=etag)
+
+    request = Request(call=call, parse=parse, deadline=deadline, max_body=_MAX_BYTES)
+    return await engine.run(provider, request)
+
+
+def _usable_etag(response: HttpResponse) -> str | None:
+    """The response's entity tag, if it can be sent back unchanged (RFC 9110, section 8.8.3)."""
+    etag = response.headers.get("etag", "").strip()
+    usable = etag.isascii() and etag.isprintable() and etag.endswith('"') and len(etag) <= _MAX_ETAG_LENGTH
+    return etag if usable else None

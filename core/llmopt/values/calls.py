@@ -1,14 +1,81 @@
-"""What the application asks for, as the plugins see it."""
+"""What the application asks for: options of a call, calls as plugins see them, endpoint settings and limits.
+
+Frozen values without I/O. `EmbedOptions` and `ChatOptions` hold the arguments of the client's methods before they are
+checked; `EmbedCall`, `CatalogCall` and `ChatCall` are the checked requests that the hooks of a plugin get.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, Self
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields_dict, frozen
 from attrs.validators import gt, optional
 
 from llmopt.values.secret import Secret, repr_names, repr_size
+
+# Options of a call, as given by the application.
+
+WhenOpen = Literal["fail", "wait"]
+"""What a call does while the circuit of its provider is open: raise `CircuitOpen`, or wait until it closes."""
+ErrorMode = Literal["raise", "return"]
+"""What happens with texts that could not be embedded: an exception at the end, or entries in ``errors``."""
+
+
+@frozen
+class EmbedOptions:
+    """The keyword arguments of ``embed`` and ``embed_iter``, not checked yet.
+
+    Attributes:
+        dimensions: see `llmopt.AsyncClient.embed`, and so for the others.
+    """
+
+    dimensions: int | None = None
+    input_type: str | None = None
+    deadline: float | None = None
+    errors: ErrorMode = "raise"
+    when_open: WhenOpen = "fail"
+    extra: Mapping[str, Any] | None = None
+
+
+@frozen(kw_only=True)
+class ChatOptions:
+    """The keyword arguments of ``chat`` and ``stream``, not checked yet.
+
+    Attributes:
+        max_tokens: see `llmopt.AsyncClient.chat`, and so for the others.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | Sequence[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    tools: Iterable[Mapping[str, Any]] | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: Mapping[str, Any] | None = None
+    reasoning_effort: str | None = None
+    deadline: float | None = None
+    when_open: WhenOpen = "fail"
+    extra: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """The options among the arguments of a method, given as its ``locals()``.
+
+        Four methods take these fifteen arguments. This spares each of them a call that repeats every name;
+        tests/client/test_parity.py checks that their signatures and this class agree.
+        """
+        return cls(**{name: arguments[name] for name in _CHAT_OPTIONS})
+
+
+_CHAT_OPTIONS: Final = tuple(fields_dict(ChatOptions))
+
+
+# Calls, as the hooks of a plugin see them.
 
 Operation = Literal["embeddings", "catalog", "chat"]
 
@@ -18,11 +85,11 @@ class EmbedCall:
     """One request for embeddings.
 
     Attributes:
-        model: the model as the provider names it.
-        texts: the texts of this request, in order; empty while limits are asked for.
-        dimensions: wanted length of a vector, or None for the model's own.
-        input_type: what the texts are for, such as "query" or "document", or None.
-        extra: further keys for the request body, passed on as given.
+        model: the model, by the provider's name for it.
+        texts: the texts of this request, in order; empty in a request for the server's limits.
+        dimensions: requested length of a vector, None for the model's default.
+        input_type: what the texts are for, such as "query" or "document"; None when not stated.
+        extra: more keys for the request body, sent unchanged.
     """
 
     operation: ClassVar[Operation] = "embeddings"
@@ -36,11 +103,12 @@ class EmbedCall:
 
 @frozen(kw_only=True)
 class CatalogCall:
-    """One page of a provider's list of models.
+    """A request for one page of a provider's list of models.
 
     Attributes:
-        cursor: what the page before gave, None at first.
-        etag: of the list as it is known, None for none; the core asks with it whether there is a new one.
+        cursor: ``next_cursor`` of the previous page, None for the first page.
+        etag: entity tag of the cached list, None when nothing is cached. The core sends it as ``If-None-Match``.
+        model: always ""; every call has this attribute.
     """
 
     operation: ClassVar[Operation] = "catalog"
@@ -52,26 +120,26 @@ class CatalogCall:
 
 @frozen(kw_only=True)
 class ChatCall:
-    """One chat request. What is None, empty or not asked for is not sent.
+    """One chat request. A field that is None or empty is not sent.
 
     Attributes:
-        model: the model as the provider names it.
-        messages: the conversation, each a mapping with "role" and "content" in the common dialect.
-        stream: whether the answer comes as a stream of events.
-        include_usage: whether a stream is asked to tell its usage; the profile says where that helps.
-        max_tokens: most tokens of the answer, reasoning among them.
-        temperature: how freely to choose, 0 for hardly.
-        top_p: the share of likely tokens to choose from, 0 to 1.
-        stop: texts at which the answer ends.
-        seed: asks for the same answer each time, where the provider can.
-        presence_penalty: against tokens that occurred, -2 to 2.
-        frequency_penalty: against tokens by how often they occurred, -2 to 2.
-        tools: the tools that the model may call, in the common dialect.
+        model: the model, by the provider's name for it.
+        messages: the conversation, oldest message first; each a mapping with "role" and "content" in the common dialect.
+        stream: whether the response is a stream of events.
+        include_usage: whether to request the token usage of a stream; ``Profile.stream_usage`` decides.
+        max_tokens: maximum number of generated tokens, reasoning included.
+        temperature: sampling temperature; 0 is the least random.
+        top_p: nucleus sampling: the share of probability to choose from, 0 to 1.
+        stop: texts at which generation ends.
+        seed: for reproducible sampling, where the provider supports it.
+        presence_penalty: penalty for tokens that already occurred, -2 to 2.
+        frequency_penalty: penalty for tokens by how often they occurred, -2 to 2.
+        tools: definitions of the tools that the model may call, in the common dialect.
         tool_choice: "auto", "none", "required", or a mapping that names a tool.
-        parallel_tool_calls: whether several tools may be called at once.
-        response_format: a mapping such as ``{"type": "json_object"}`` or one with a JSON schema.
-        reasoning_effort: how long to think: "none", "minimal", "low", "medium", "high" or the provider's own word.
-        extra: further keys for the request body, passed on as given; they win over all others.
+        parallel_tool_calls: whether one response may call several tools.
+        response_format: a mapping such as ``{"type": "json_object"}``, or one with a JSON schema.
+        reasoning_effort: "none", "minimal", "low", "medium", "high" or another word that the provider defines.
+        extra: more keys for the request body, sent unchanged; they override the fields above.
     """
 
     operation: ClassVar[Operation] = "chat"
@@ -88,6 +156,7 @@ class ChatCall:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=repr_size)
+    # Not shown: these two may hold texts of the user's, such as descriptions in a schema.
     tool_choice: str | Mapping[str, Any] | None = field(default=None, repr=False)
     parallel_tool_calls: bool | None = None
     response_format: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -98,23 +167,20 @@ class ChatCall:
 Call = EmbedCall | CatalogCall | ChatCall
 
 
-# What a hook may know of the endpoint it works for.
-
-
 @frozen(kw_only=True)
 class Settings:
-    """One endpoint of one provider entry, resolved for one attempt.
+    """The endpoint that an attempt uses, as its hooks see it.
 
     Attributes:
-        provider: name of the entry.
-        plugin: the name that the plugin serves it under, which tells the providers of a general plugin apart.
-        base_url: without a slash at the end; "" for an engine inside the process.
+        provider: name of the provider entry.
+        plugin: name under which the plugin serves it; a plugin for several providers tells them apart by this.
+        base_url: without a trailing slash; "" for an engine in this process.
         credential: the key or token of this attempt, None when there is none.
-        credential_kind: "key" for a configured or environment key, "token" for one that a token
-            provider gave.
-        auth: the profile's scheme: "bearer", "none" or a header's name.
+        credential_kind: "key" for a key from the configuration or the environment, "token" for one from a
+            token provider.
+        auth: the authentication scheme of the profile: "bearer", "none" or the name of a header.
         headers: configured headers of the entry.
-        options: the plugin's own keys, as its profile declares them.
+        options: values of the configuration keys that the plugin's profile declares.
     """
 
     provider: str
@@ -127,14 +193,14 @@ class Settings:
     options: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     def with_headers(self, headers: Mapping[str, str | None]) -> Settings:
-        """The same with further headers; those that are None are left out."""
+        """A copy with more headers; entries whose value is None are ignored."""
         added = {name: value for name, value in headers.items() if value is not None}
         if not added:
             return self
         return evolve(self, headers={**self.headers, **added})
 
     def auth_headers(self) -> dict[str, str]:
-        """The header that carries the credential, by the profile's scheme; empty without one."""
+        """The header that carries the credential, by the scheme in ``auth``; empty without a credential."""
         if self.credential is None or self.auth == "none":
             return {}
         if self.auth == "bearer":
@@ -142,21 +208,21 @@ class Settings:
         return {self.auth: self.credential.reveal()}
 
 
-# How much fits into one request, and into one minute.
+# Limits: what fits into one request, and how much is allowed per minute.
 
 _positive = optional(gt(0))
 
 
 @frozen(kw_only=True)
 class BatchLimit:
-    """The most that one request may hold. None means that no limit is known.
+    """The limits of one request. None means that no limit is known.
 
     Attributes:
-        max_items: texts in a request.
+        max_items: texts in one request.
         max_item_tokens: tokens in one text.
-        max_tokens: tokens in all the texts of a request together.
+        max_tokens: tokens in all texts of one request together.
         max_bytes: bytes of the encoded request body.
-        truncates: whether a text over ``max_item_tokens`` is cut by the server instead of refused.
+        truncates: whether the server truncates a text over ``max_item_tokens`` instead of refusing it.
     """
 
     max_items: int | None = field(default=None, validator=_positive)
@@ -168,12 +234,12 @@ class BatchLimit:
 
 @frozen(kw_only=True)
 class RateLimit:
-    """One rate limit as the headers of an answer tell it.
+    """One rate limit, as the headers of a response state it.
 
     Attributes:
-        limit: allowance per ``window_s`` seconds, None if not told.
-        remaining: what is left of it, None if not told.
-        reset_s: seconds until it is whole again, None if not told.
+        limit: allowance per ``window_s`` seconds, None if not stated.
+        remaining: what is left of it, None if not stated.
+        reset_s: seconds until the whole allowance is available again, None if not stated.
         window_s: length of the window in seconds.
     """
 
@@ -185,7 +251,7 @@ class RateLimit:
 
 @frozen(kw_only=True)
 class RateLimits:
-    """What an answer tells of the rate limits; None where it is silent."""
+    """The rate limits that a response states; None for a limit that it does not state."""
 
     requests: RateLimit | None = None
     tokens: RateLimit | None = None
