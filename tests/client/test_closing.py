@@ -179,7 +179,7 @@ def test_a_synchronous_client_closed_at_any_turn_of_its_loop(
                 client = llmopt.Client(config(thread.server, max_concurrency=4))
                 if warm:
                     call(client)
-                running = client._running().loop
+                running = client._running_thread().loop
                 now = threading.Event()
 
                 def count(left: int, loop: Any = running, now: threading.Event = now) -> None:
