@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import llmopt
 from llmopt import InvalidInput
 from llmopt.operations.embed import check_texts_argument, embed_call, text_error
+from llmopt.values.calls import EmbedOptions
 from tests.support.faults import FaultServer, answer_openai, serving, vector_for
 
 
@@ -58,7 +59,7 @@ def test_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
 def test_dimensions(dimensions: Any) -> None:
     """Only a positive whole number of sensible size will do."""
     with pytest.raises(InvalidInput, match="dimensions"):
-        embed_call("m", dimensions=dimensions, input_type=None, extra=None)
+        embed_call("m", EmbedOptions(dimensions=dimensions))
 
 
 @pytest.mark.row("I05")
@@ -75,13 +76,13 @@ def test_extra_must_be_json() -> None:
         ["a"],
     ):
         with pytest.raises(InvalidInput, match="extra"):
-            embed_call("m", dimensions=None, input_type=None, extra=extra)  # type: ignore[arg-type] # wrong on purpose
+            embed_call("m", EmbedOptions(extra=extra))  # type: ignore[arg-type] # wrong on purpose
 
 
 def test_extra_is_a_copy() -> None:
     """What the caller does with the mapping later changes nothing."""
     extra = {"user": "x"}
-    call = embed_call("m", dimensions=None, input_type=None, extra=extra)
+    call = embed_call("m", EmbedOptions(extra=extra))
     extra["user"] = "y"
     assert call.extra == {"user": "x"}
 
