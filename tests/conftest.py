@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Profiles of Hypothesis, and folders of its own for every test."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.scale import NIGHTLY
+
+# No deadline: an example that takes long on a busy machine is not a failure.
+settings.register_profile("change", max_examples=60, deadline=None)
 settings.register_profile("nightly", max_examples=800, deadline=None)
-"""``pytest --hypothesis-profile nightly``: what is tried with chance is tried at length."""
+settings.load_profile("nightly" if NIGHTLY else "change")
 
 
 @pytest.fixture(autouse=True)

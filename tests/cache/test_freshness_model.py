@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llmopt.cache.freshness import CacheLifetime, FreshnessRules
 from llmopt.testing.clock import SimulatedClock
+from tests.support.scale import scaled
 
 RULES = FreshnessRules(
     ttl_s=100,
@@ -168,4 +169,4 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives: Any = Lives.TestCase
-TestLives.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestLives.settings = settings(max_examples=scaled(70, nightly=200), stateful_step_count=40, deadline=None)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.cli.run import LLMOPT, llmopt
+from tests.cli.run import LLMOPT, invoke, llmopt
 from tests.cli.waiting import until
 from tests.support.faults import (
     Answer,
@@ -152,13 +152,13 @@ def test_errors_are_one_sentence(
 ) -> None:
     """On standard error, with an exit code; what had come stands on standard output."""
     thread.server.default(play)
-    done = llmopt("chat", MODEL, stdin=b"Hello?")
-    assert (done.returncode, done.stdout.decode()) == (code, out)
-    assert told in done.stderr.decode()
-    assert done.stderr.startswith(b"llmopt: ")
-    assert done.stderr.count(b"\n") == 1
-    done = llmopt("chat", MODEL, "--json", stdin=b"Hello?")
-    assert done.returncode == code
+    done = invoke("chat", MODEL, stdin=b"Hello?")
+    assert (done.exit_code, done.stdout) == (code, out)
+    assert told in done.stderr
+    assert done.stderr.startswith("llmopt: ")
+    assert done.stderr.count("\n") == 1
+    done = invoke("chat", MODEL, "--json", stdin=b"Hello?")
+    assert done.exit_code == code
     assert told in json.loads(done.stdout.splitlines()[-1])["error"]["message"]
 
 
@@ -180,9 +180,9 @@ def test_what_cannot_be_asked(
     arguments: list[str], stdin: bytes, code: int, told: str, thread: ServerThread
 ) -> None:
     """Nothing is sent."""
-    done = llmopt("chat", *arguments, stdin=stdin)
-    assert done.returncode == code
-    assert told in done.stderr.decode()
+    done = invoke("chat", *arguments, stdin=stdin)
+    assert done.exit_code == code
+    assert told in done.stderr
     assert thread.server.requests == []
 
 
@@ -290,7 +290,7 @@ class Terminal:
 
     def shows(self, text: str, times: int = 1) -> None:
         """Wait until it has shown a text so often."""
-        until(lambda: self.seen.count(text) >= times, lambda: self.process.poll() is None)
+        until(lambda: self.seen.count(text) >= times, self.process)
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""

@@ -47,7 +47,7 @@ def test_finished_rows_are_kept(number: signal.Signals) -> None:
     texts = [f"text number {row} of very many texts" for row in range(400_000)]
     Path("in.txt").write_text("\n".join(texts))
     process = started("embed", "in.txt", "--model", "local/default", "--out", "out.npy")
-    until(lambda: written() > 4096 * 1024, lambda: process.poll() is None)
+    until(lambda: written() > 4096 * 1024, process)
     process.send_signal(number)
     out, err = process.communicate()
     assert (process.returncode, out) == (130, b"")
@@ -66,7 +66,7 @@ def test_finished_rows_are_kept_in_parquet_too() -> None:
     """The file is whole, as far as it goes."""
     Path("in.txt").write_text("".join(f"text number {row}\n" for row in range(400_000)))
     process = started("embed", "in.txt", "--model", "local/default", "--out", "out.parquet")
-    until(lambda: written() > 8 << 20, lambda: process.poll() is None)
+    until(lambda: written() > 8 << 20, process)
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert process.returncode == 130
@@ -118,7 +118,7 @@ def test_interrupt_while_waiting_for_standard_input() -> None:
     assert process.stdin is not None
     process.stdin.write(b"one text, and then nothing for a long time\n")
     process.stdin.flush()
-    until(lambda: unread(process.stdin) == 0, lambda: process.poll() is None)
+    until(lambda: unread(process.stdin) == 0, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert (process.returncode, names()) == (130, [])
@@ -151,7 +151,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
             "--quiet",
         ]
     )
-    until(lambda: written() > 128, lambda: process.poll() is None)
+    until(lambda: written() > 128, process)
     process.send_signal(signal.SIGHUP)
     assert process.wait() == 0
     assert len(np.load("out.npy", mmap_mode="r")) == 60_000

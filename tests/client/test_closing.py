@@ -12,6 +12,7 @@ import pytest
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.support.faults import Answer, FaultServer, Script, Stall, answer_openai, retry_after, serving
+from tests.support.scale import scaled
 
 MODEL = "server/m"
 DOWN = Answer(500, b'{"error": {"message": "down"}}', [("content-type", "application/json")])
@@ -175,7 +176,7 @@ def test_a_synchronous_client_closed_at_any_turn_of_its_loop(
     with serving() as thread:
         thread.server.default(answer_openai)
         for warm in (False, True):
-            for turns in range(0, 60, 2):
+            for turns in range(0, 60, scaled(6, nightly=2)):
                 client = llmopt.Client(config(thread.server, max_concurrency=4))
                 if warm:
                     call(client)

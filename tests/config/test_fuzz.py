@@ -14,6 +14,7 @@ from llmopt.config.urls import parse_base_url
 from llmopt.errors import ConfigError
 from llmopt.values.profile import Option, Profile
 from tests.config.helpers import CANARY, NO_FILE
+from tests.support.scale import scaled
 
 KEYS = sorted(
     {
@@ -112,7 +113,7 @@ def resolved(config: Config, environ: Mapping[str, str]) -> str:
     return shown
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=scaled(100, nightly=400), deadline=None)
 @given(source=configs, environ=variables)
 def test_any_mapping_and_any_variables(source: dict[str, Any], environ: dict[str, str]) -> None:
     """Keys of every kind in every place, values of every kind under them."""
@@ -125,7 +126,7 @@ def test_any_mapping_and_any_variables(source: dict[str, Any], environ: dict[str
     resolved(config, environ)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(75, nightly=300), deadline=None)
 @given(keys=keyed)
 def test_any_entry_with_a_key_somewhere(keys: dict[str, Any]) -> None:
     """It is in no error and in no repr."""
@@ -137,7 +138,7 @@ def test_any_entry_with_a_key_somewhere(keys: dict[str, Any]) -> None:
     assert CANARY not in resolved(config, {"ACME_API_KEY": CANARY})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(75, nightly=300), deadline=None)
 @given(
     content=st.binary(max_size=60) | st.text(alphabet="[]{}=\"'\n\r.#,ab1 \\u", max_size=40).map(str.encode)
 )
@@ -147,7 +148,7 @@ def test_any_file(content: bytes) -> None:
     assert isinstance(found, dict) or found.startswith("not ")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=scaled(75, nightly=300), deadline=None)
 @given(
     text=st.text(max_size=30)
     | st.builds(
@@ -169,7 +170,7 @@ def test_any_base_url(text: str) -> None:
 
 
 @pytest.mark.row("S03")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(50, nightly=200), deadline=None)
 @given(
     address=st.integers(0xA9FE0000, 0xA9FEFFFF),
     dots=st.integers(0, 3),

@@ -1,6 +1,6 @@
 """Decoders and readers of chats against whatever may come.
 
-A few seconds; a minute with ``pytest tests/decoding/test_fuzz.py --hypothesis-profile nightly``.
+A few seconds; minutes with ``LLMOPT_TESTS=nightly``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import Decoder, NDJSONDecoder
 from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
 from tests.plugins.helpers import hooks
+from tests.support.scale import scaled
 
 PLUGINS = ("openai", "mistral", "azure", "local")
 LIMIT = 24
-AT_LENGTH = settings(max_examples=10 * settings().max_examples, suppress_health_check=[HealthCheck.too_slow])
-"""Ten times what the profile says: an example takes next to no time here."""
+AT_LENGTH = settings(
+    max_examples=scaled(4, nightly=10) * settings().max_examples, suppress_health_check=[HealthCheck.too_slow]
+)
+"""Several times the examples of the profile, because one example takes little time here."""
 CALL = ChatCall(model="m")
 WHERE = Settings(provider="p", base_url="http://127.0.0.1:1")
 

@@ -33,10 +33,12 @@ from tests.support.faults import (
 )
 from tests.support.faults.request import Request
 from tests.support.faults.script import Reply
+from tests.support.scale import scaled
 
 MODEL = "server/m"
 TEXTS = [f"text {number:02}" for number in range(30)]
 AT_ONCE = 8
+CALLS = scaled(400, nightly=2_000)
 
 
 def config(server: FaultServer, **more: Any) -> dict[str, Any]:
@@ -73,7 +75,9 @@ class CutFirst:
 
 
 async def embed_at_offsets(server: FaultServer, end: Step, framing: Framing, step: int) -> int:
-    """One call for each byte of the answer, or for each `step` bytes; how many gave wrong rows."""
+    """One call for each byte of the response, or for each `step` bytes; returns how many gave wrong rows.
+
+    tests/transport/test_truncation.py cuts at every byte, without a client around the pool."""
     whole = answer(framing)
     offsets = range(0, len(bytes(whole)) + 1, step)
     server.default(CutFirst(end, whole, step))
@@ -95,7 +99,11 @@ async def embed_at_offsets(server: FaultServer, end: Step, framing: Framing, ste
 
 
 @pytest.mark.row("N01")
-@pytest.mark.parametrize(("framing", "step"), [(Framing.LENGTH, 1), (Framing.CHUNKED, 11)])
+@pytest.mark.parametrize(
+    ("framing", "step"),
+    [(Framing.LENGTH, scaled(13, nightly=1)), (Framing.CHUNKED, scaled(37, nightly=11))],
+    ids=["length", "chunked"],
+)
 async def test_reset_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
     """Right every time, with one retry."""
     async with FaultServer() as server:
@@ -103,7 +111,15 @@ async def test_reset_at_every_byte_of_two_kilobytes(framing: Framing, step: int)
 
 
 @pytest.mark.row("N02", "N03", "N04")
-@pytest.mark.parametrize(("framing", "step"), [(Framing.LENGTH, 11), (Framing.CHUNKED, 11), (Framing.EOF, 1)])
+@pytest.mark.parametrize(
+    ("framing", "step"),
+    [
+        (Framing.LENGTH, scaled(37, nightly=11)),
+        (Framing.CHUNKED, scaled(37, nightly=11)),
+        (Framing.EOF, scaled(13, nightly=1)),
+    ],
+    ids=["length", "chunked", "eof"],
+)
 async def test_end_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
     """The same with a regular end of the connection, also where nothing but the JSON tells of it."""
     async with FaultServer() as server:
@@ -161,15 +177,15 @@ async def test_a_kept_connection_that_the_server_gives_up(race: Playable) -> Non
             found = await client.embed(MODEL, [f"text {number}"])
             return bool(np.array_equal(found.vectors, expected([f"text {number}"])))
 
-        numbers = iter(range(2_000))
+        numbers = iter(range(CALLS))
 
         async def worker() -> list[bool]:
             return [await one(number) for number in numbers]
 
         good = list(itertools.chain(*await asyncio.gather(*(worker() for _ in range(AT_ONCE)))))
-        assert len(good) == 2_000
+        assert len(good) == CALLS
         assert all(good)
-        assert len(server.requests) <= 2 * 2_000
+        assert len(server.requests) <= 2 * CALLS
 
 
 @pytest.mark.row("N15")
@@ -183,7 +199,7 @@ def test_idle_connections_that_end_just_as_they_are_used() -> None:
             FaultServer(sleep=clock.sleep, clock=clock.now, idle_close=lambda: next(closings)) as server,
             llmopt.AsyncClient(config(server, max_retries=0), clock=clock) as client,
         ):
-            for number in range(700):
+            for number in range(scaled(140, nightly=700)):
                 found = await client.embed(MODEL, [f"text {number}"])
                 np.testing.assert_array_equal(found.vectors, expected([f"text {number}"]))
                 await clock.sleep(next(pauses))

@@ -14,6 +14,7 @@ from tests.engine.leaks import Gathered
 from tests.support.faults import ROWS, Answer, FaultServer, Request, answer_openai, json_answer
 from tests.support.faults.fault import Fault
 from tests.support.faults.script import Reply
+from tests.support.scale import scaled
 
 KEY = "canary-key-58d1c07e"
 TOKEN = "canary-token-93b1e6aa"
@@ -75,7 +76,8 @@ def echoes() -> Iterator[Fault]:
 OF_EMBEDDINGS = {"N06", *(f"P{number:02}" for number in range(1, 13))}
 """Their replies are made from the texts of the request."""
 
-FAULTS = [*ROWS, *echoes()]
+FAULTS = [*list(ROWS)[:: scaled(3, nightly=1)], *echoes()]
+"""A third of the matrix for every change, all of it at night; every echo always."""
 
 
 def config(server: FaultServer, folder: Path, number: int) -> dict[str, Any]:

@@ -34,8 +34,10 @@ from tests.support.faults import (
     rewritten,
 )
 from tests.support.faults.script import Playable, Reply
+from tests.support.scale import scaled
 
 MODEL = "server/m"
+CALLS = scaled(1_000, nightly=3_000)
 UNAVAILABLE = bytes(Answer(503, b'{"error":{"message":"down"}}', [("content-type", "application/json")]))
 
 
@@ -132,7 +134,7 @@ def test_five_percent_of_transient_faults(seed: int) -> None:
         ):
             server.default(Flaky(0.05, seed, failing=five_ways_to_fail(seed)))
             outcomes: list[str] = []
-            numbers = iter(range(3_000))
+            numbers = iter(range(CALLS))
 
             async def worker() -> None:
                 for number in numbers:
@@ -150,7 +152,7 @@ def test_five_percent_of_transient_faults(seed: int) -> None:
 
     run_simulated(main)
     checkouts = [event.seconds for event in events if isinstance(event, PoolCheckout)]
-    assert len(checkouts) > 3_000
+    assert len(checkouts) > CALLS
     assert percentile(checkouts, 0.99) < 0.1
 
 

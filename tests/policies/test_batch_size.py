@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llmopt.policies.batch_size import AdaptiveBatchSize
 from llmopt.testing.clock import SimulatedClock
+from tests.support.scale import scaled
 
 DAY = 86_400.0
 
@@ -627,11 +628,11 @@ class BatchSizeMachine(RuleBasedStateMachine):
 
 
 TestBatchSize = BatchSizeMachine.TestCase
-TestBatchSize.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestBatchSize.settings = settings(max_examples=scaled(60, nightly=150), stateful_step_count=50, deadline=None)
 
 
 @given(most=st.integers(1, 3000), takes=st.integers(1, 3000), texts=st.integers(1, 3000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(100, nightly=200), deadline=None)
 def test_every_server_is_found_out_in_few_requests(most: int, takes: int, texts: int) -> None:
     """At most two requests per halving more than with half the limit known, and then within twice the best."""
     size = made(most)

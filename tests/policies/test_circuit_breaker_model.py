@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from llmopt.policies.circuit_breaker import CircuitBreaker, CircuitBreakerOptions, CircuitTransition
 from llmopt.testing.clock import SimulatedClock
+from tests.support.scale import scaled
 
 IN_A_ROW = 6
 OPTIONS = CircuitBreakerOptions(minimum_calls=4, failure_ratio=0.5, consecutive_failures=IN_A_ROW, jitter=0.0)
@@ -134,4 +135,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreaker = BreakerMachine.TestCase
-TestBreaker.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestBreaker.settings = settings(max_examples=scaled(100, nightly=300), stateful_step_count=40, deadline=None)

@@ -15,6 +15,7 @@ from llmopt import errors as e
 from llmopt.policies.clock import Deadline
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter, LoadSignal, Slot, load_signal
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.scale import scaled
 
 
 def made(clock: SimulatedClock | None = None, **bounds: Any) -> ConcurrencyLimiter:
@@ -508,7 +509,7 @@ def schedule(seed: int) -> None:
 
 
 @pytest.mark.row("C03")
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(scaled(3, nightly=10)))
 def test_no_slot_is_lost_in_seeded_schedules(block: int) -> None:
     """Every way for a grant, a cancellation and a deadline to meet."""
     for seed in range(block * 1000, block * 1000 + 1000):

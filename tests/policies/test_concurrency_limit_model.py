@@ -14,6 +14,7 @@ from llmopt.errors import DeadlineExceeded
 from llmopt.policies.clock import Deadline
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter, LoadSignal, Slot
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop
+from tests.support.scale import scaled
 
 
 class Model:
@@ -163,4 +164,6 @@ class ConcurrencyMachine(RuleBasedStateMachine):
 
 
 TestConcurrency = ConcurrencyMachine.TestCase
-TestConcurrency.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestConcurrency.settings = settings(
+    max_examples=scaled(60, nightly=150), stateful_step_count=40, deadline=None
+)

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llmopt.policies.quota import Lease
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop
+from tests.support.scale import scaled
 
 RPM, TPM = 600, 60_000
 REQUEST_BURST, TOKEN_BURST = 9.0, 4_500.0
@@ -181,5 +182,7 @@ class LimiterMachine(RuleBasedStateMachine):
         assert self.limiter.waiting == sum(not call.task.done() for call in self.calls)
 
 
-LimiterMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+LimiterMachine.TestCase.settings = settings(
+    max_examples=scaled(60, nightly=150), stateful_step_count=30, deadline=None
+)
 TestLimiter = LimiterMachine.TestCase

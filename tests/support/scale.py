@@ -1,0 +1,16 @@
+"""How much of a long test runs: a part of it for every change, all of it at night.
+
+``LLMOPT_TESTS=nightly python -m pytest`` runs every offset, seed and example; `.ci/nightly` sets it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+NIGHTLY: Final = os.environ.get("LLMOPT_TESTS") == "nightly"
+
+
+def scaled(quick: int, nightly: int) -> int:
+    """A number of calls, seeds or examples, or the distance between two offsets."""
+    return nightly if NIGHTLY else quick
