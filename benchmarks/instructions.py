@@ -144,8 +144,14 @@ def _client_process(
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     output = process.stdout + process.stderr
     if process.returncode:
-        parser.error(f"the client failed in {checkout}: {output.strip()[-500:]}")
+        parser.error(f"the client failed in {checkout}: {_last_lines(output)}")
     return output
+
+
+def _last_lines(output: str) -> str:
+    """The end of an output, without valgrind's own lines."""
+    lines = [line for line in output.strip().splitlines() if not line.startswith("==")]
+    return "\n".join(lines[-3:])
 
 
 async def _call(case: Case, calls: int, origin: str) -> None:

@@ -17,6 +17,7 @@ ACCEPT_ENCODING: Final = "gzip, deflate"
 MAX_ERROR_BODY: Final = 64 * 1024
 """Bytes of an error's body that are read; the rest is cut off."""
 _GZIP: Final = zlib.MAX_WBITS | 16
+# RFC 9110 allows any number of encodings, but servers use one.
 _MAX_ENCODINGS: Final = 2
 _MAX_STEP: Final = 256 * 1024
 # A "zip bomb" is a short body that decompresses to gigabytes. JSON compresses at most about 20-fold;

@@ -23,9 +23,11 @@ from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.timers import TimeoutScheduler
 from llmopt.transport.urls import Target
 
+# RFC 9110: a name is a token (5.6.2), a value has visible characters, spaces and tabs (5.5); here ASCII only.
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
 _DEFAULT_HEADERS: Final = {"accept": "*/*", "accept-encoding": ACCEPT_ENCODING, "user-agent": "llmopt"}
+# Requests with these methods send no content-length if they have no body (RFC 9110, 8.6).
 _METHODS_WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
 _MAX_HEADS: Final = 256
 

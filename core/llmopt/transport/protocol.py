@@ -381,6 +381,7 @@ def _bufferable_length(parsed: ParsedHead, max_body: int) -> int:
     return size if size <= max_body else 0
 
 
+# Up to this size, copying the body behind the head is cheaper than a second system call.
 _MAX_JOINED_WRITE: Final = 64 * 1024
 _MAX_WRITE: Final = 256 * 1024
 
