@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+KIT_TESTS = TESTS.parent / "conformance" / "kit_tests"
 PAGE = TESTS.parent / "docs" / "development" / "fault-matrix.md"
 ROWS = {"N": 23, "H": 19, "P": 13, "E": 12, "C": 18, "L": 3, "R": 4, "K": 6, "J": 4, "I": 6, "G": 4, "S": 6}
 """The number of rows of each letter: 118 in all."""
@@ -50,8 +51,9 @@ def test_every_marker_is_a_row() -> None:
     """A typing error in a marker would hide a test from the page."""
     marked = {
         row
-        for path in TESTS.rglob("test_*.py")
-        for rows in _tests(str(path.relative_to(TESTS))).values()
+        for folder in (TESTS, KIT_TESTS)
+        for path in folder.rglob("test_*.py")
+        for rows in _tests(str(path)).values()
         for row in rows
     }
     assert marked <= set(TABLE)
@@ -60,7 +62,9 @@ def test_every_marker_is_a_row() -> None:
 @cache
 def _tests(file: str) -> dict[str, set[str]]:
     """The tests of a file, and the rows that each is marked with: ``@pytest.mark.row("N05", "N06")``."""
-    tree = ast.parse((TESTS / file).read_text())
+    # Tests of the conformance kit are beside it, and their paths begin at the repository.
+    path = TESTS.parent / file if file.startswith("conformance/") else TESTS / file
+    tree = ast.parse(path.read_text())
     return {
         node.name: {row for decorator in node.decorator_list for row in _rows(decorator)}
         for node in ast.walk(tree)

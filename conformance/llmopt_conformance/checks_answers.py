@@ -9,10 +9,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from attrs import evolve
 
-from llmopt.engine.request import encode_request, origin
 from llmopt.errors import InvalidResponse, LLMOptError
-from llmopt.operations.embed_results import in_input_order
 from llmopt.testing.dialect import SampleError, SamplePage, SampleRows, single
+from llmopt.testing.harness import encode_request, origin, vectors_in_order
 from llmopt.values.calls import BatchLimit, CatalogCall, EmbedCall, RateLimit
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.embeddings import EmbeddedRows, Usage
@@ -82,9 +81,7 @@ def _one_text(subject: Subject) -> None:
     answer = rows_of(1)
     found = parse(subject, subject.dialect.embeddings(answer), count=1)
     expect(isinstance(found, EmbeddedRows), f"parse_embeddings gave {word(found)}.")
-    expect(
-        single(in_input_order(found, 1, None)[0].tolist()) == answer.rows[0][1], "the vector is another one."
-    )
+    expect(single(vectors_in_order(found, 1)[0].tolist()) == answer.rows[0][1], "the vector is another one.")
 
 
 @embeddings_checks("order")

@@ -7,7 +7,6 @@ from typing import Final
 
 from attrs import evolve
 
-from llmopt.engine.request import origin
 from llmopt.errors import (
     AuthError,
     InvalidResponse,
@@ -17,6 +16,7 @@ from llmopt.errors import (
     StreamInterrupted,
 )
 from llmopt.testing.dialect import SampleError
+from llmopt.testing.harness import origin
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.http import Failure
 from llmopt_conformance.fixtures import (
@@ -205,11 +205,11 @@ def _at_once(subject: Subject) -> None:
 def _any_pieces(subject: Subject) -> None:
     """A stream says the same however the network cuts it."""
     body = b"".join(subject.dialect.stream(evolve(WORDS, tool_calls=CALLS.tool_calls)))
-    whole = heard(subject, [body]).answer.reply()
+    whole = heard(subject, [body]).answer
     for size in (1, 2, 3, 7, 64):
         pieces = [body[start : start + size] for start in range(0, len(body), size)]
         expect(
-            heard(subject, pieces).answer.reply() == whole,
+            heard(subject, pieces).answer == whole,
             f"in pieces of {size} bytes it says another thing.",
         )
 

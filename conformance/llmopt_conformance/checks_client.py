@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from llmopt.client.sync_client import Client
-from llmopt.engine.request import origin
+from llmopt import Client
 from llmopt.errors import (
     AuthError,
     ConfigError,
@@ -16,6 +15,7 @@ from llmopt.errors import (
     ServerError,
 )
 from llmopt.testing.dialect import single, vector_of
+from llmopt.testing.harness import origin
 from llmopt_conformance.fixtures import (
     DIMENSIONS,
     MODELS,

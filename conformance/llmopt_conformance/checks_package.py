@@ -16,17 +16,20 @@ import attrs
 from attrs import evolve
 
 import llmopt
-from llmopt import hookspecs
-from llmopt.config.load import allowed_keys
-from llmopt.config.resolve import url_placeholders
-from llmopt.config.schema import ProviderEntry
-from llmopt.config.urls import is_loopback
-from llmopt.hookspecs import PROJECT
-from llmopt.providers.discovery import FALLBACK_GROUP, PROVIDER_NAME
-from llmopt.providers.hooks import HOOK_NAMES
+from llmopt.testing.harness import (
+    ENTRY_POINT_GROUP,
+    FALLBACK_GROUP,
+    HOOK_PARAMETERS,
+    RESERVED_OPTIONS,
+    discover_plugins,
+    is_hook_implementation,
+    is_loopback,
+    is_provider_name,
+    url_placeholders,
+)
 from llmopt.values.profile import Option
 from llmopt_conformance.fixtures import OF_KEYS, OF_THE_WIRE, header_faults
-from llmopt_conformance.observe import Sin, probe
+from llmopt_conformance.observe import PACKAGE, Sin, import_in_fresh_interpreter, third_party
 from llmopt_conformance.questions import Exercise, exercises
 from llmopt_conformance.subject import (
     SOMEWHERE,
@@ -36,7 +39,6 @@ from llmopt_conformance.subject import (
     Subject,
     expect,
     explain,
-    third_party,
     type_faults,
 )
 
@@ -53,7 +55,7 @@ def _found(subject: Subject) -> dict[str, Any]:
     """What importing the module in a fresh interpreter comes to; done once."""
     if "import" not in subject.findings:
         files = [str(path) for path in subject.sources.files]
-        subject.findings["import"] = probe(subject.module.__name__, files)
+        subject.findings["import"] = import_in_fresh_interpreter(subject.module.__name__, files)
     found: dict[str, Any] = subject.findings["import"]
     return found
 
@@ -153,15 +155,13 @@ def _distribution(subject: Subject) -> Any:
 def _entry(subject: Subject) -> None:
     """The entry point's key is a provider's name and its value is the module, without anything inside it."""
     point = _entry_point(subject)
-    expect(PROVIDER_NAME.match(point.name), f"the key is {point.name!r}.", "small letters, digits, - and _.")
+    expect(is_provider_name(point.name), f"the key is {point.name!r}.", "small letters, digits, - and _.")
     expect(not point.attr, f"the value is {point.value!r}.")
 
 
 @package_checks("only-claim")
 def _only_claim(subject: Subject) -> None:
     """No other installed distribution claims the provider's name."""
-    from llmopt.providers.discovery import discover_plugins
-
     found = discover_plugins()[_entry_point(subject).name.lower()]
     expect(found.conflict is None, str(found.conflict))
 
@@ -172,7 +172,7 @@ def _name(subject: Subject) -> None:
     distribution = _distribution(subject)
     if _entry_point(subject).group == FALLBACK_GROUP:
         raise NotApplicable("a general plugin has many names")
-    names = [point.name for point in distribution.entry_points if point.group == PROJECT]
+    names = [point.name for point in distribution.entry_points if point.group == ENTRY_POINT_GROUP]
     allowed = [f"llmopt-plugin-{name}" for name in names]
     found = distribution.name.lower().replace("_", "-")
     expect(
@@ -222,7 +222,7 @@ def _public_names(subject: Subject) -> None:
     """From llmopt itself it imports public names only, and only such as there are."""
     public = set(dir(llmopt)) | {"testing", "errors"}
     for module, name, place in _imports(subject):
-        if module == PROJECT and name:
+        if module == PACKAGE and name:
             expect(name in public, f"{place} imports {name!r} from llmopt, which is no public name.")
 
 
@@ -230,7 +230,7 @@ def _public_names(subject: Subject) -> None:
 def _public_modules(subject: Subject) -> None:
     """Of llmopt's modules it names only those that are public: compatible, errors, values.*, testing."""
     for module, name, place in _imports(subject):
-        if module.startswith(f"{PROJECT}."):
+        if module.startswith(f"{PACKAGE}."):
             open_to_all = any(module == each or module.startswith(f"{each}.") for each in _OPEN)
             private = any(part.startswith("_") for part in (*module.split("."), name))
             expect(
@@ -261,18 +261,18 @@ def _routines(subject: Subject) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _marked(subject: Subject) -> Iterator[tuple[str, Callable[..., Any]]]:
-    return ((name, each) for name, each in _routines(subject) if hasattr(each, f"{PROJECT}_impl"))
+    return ((name, each) for name, each in _routines(subject) if is_hook_implementation(each))
 
 
 def _close(name: str) -> str:
-    close = get_close_matches(name, sorted(HOOK_NAMES), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; the hooks are {', '.join(sorted(HOOK_NAMES))}"
+    close = get_close_matches(name, sorted(HOOK_PARAMETERS), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; the hooks are {', '.join(sorted(HOOK_PARAMETERS))}"
 
 
 @discovery_checks("name")
 def _discovery_name(subject: Subject) -> None:
     """The provider's name has small letters, digits, "-" and "_" only, so that it can begin "provider/model"."""
-    expect(PROVIDER_NAME.match(subject.name), f"the provider is called {subject.name!r}.")
+    expect(is_provider_name(subject.name), f"the provider is called {subject.name!r}.")
 
 
 @discovery_checks("any-hook")
@@ -284,7 +284,7 @@ def _any_hook(subject: Subject) -> None:
 @discovery_checks("markers")
 def _markers(subject: Subject) -> None:
     """Every function that is named like a hook is marked with @llmopt.hookimpl; unmarked it is never called."""
-    bare = [n for n, each in _routines(subject) if n in HOOK_NAMES and not hasattr(each, f"{PROJECT}_impl")]
+    bare = [n for n, each in _routines(subject) if n in HOOK_PARAMETERS and not is_hook_implementation(each)]
     expect(not bare, f"{', '.join(bare)} is named like a hook and lacks @llmopt.hookimpl.")
 
 
@@ -292,15 +292,15 @@ def _markers(subject: Subject) -> None:
 def _spelling(subject: Subject) -> None:
     """Every function that is marked with @llmopt.hookimpl has the name of a hook."""
     for name, _ in _marked(subject):
-        expect(name in HOOK_NAMES, f"there is no hook {name!r}{_close(name)}.")
+        expect(name in HOOK_PARAMETERS, f"there is no hook {name!r}{_close(name)}.")
 
 
 @discovery_checks("parameters")
 def _parameters(subject: Subject) -> None:
     """A hook takes parameters of its specification only, by their names; it may leave some out."""
     for name, function in _marked(subject):
-        if name in HOOK_NAMES:
-            allowed = list(inspect.signature(getattr(hookspecs, name)).parameters)
+        if name in HOOK_PARAMETERS:
+            allowed = HOOK_PARAMETERS[name]
             wrong = [
                 each for each in inspect.signature(function).parameters if each not in {*allowed, "self"}
             ]
@@ -396,7 +396,7 @@ def _no_key_in_url(subject: Subject) -> None:
 @profile_checks("resolves")
 def _resolves(subject: Subject) -> None:
     """With a key, a base URL and the samples' options, the configuration comes to an endpoint."""
-    _ = subject.endpoint_of(subject.entry)
+    _ = subject.settings_of(subject.entry)
 
 
 @profile_checks("environment-names")
@@ -507,7 +507,7 @@ def _options(subject: Subject) -> None:
 def _check_option(option: Option) -> None:
     name = option.name
     expect(_OPTION.match(name), f"an option is called {name!r}.", "small letters, digits and _.")
-    expect(name not in allowed_keys(ProviderEntry), f"the option {name!r} is a key of the core's already.")
+    expect(name not in RESERVED_OPTIONS, f"the option {name!r} is a key of the core's already.")
     expect(option.help, f"the option {name!r} has no help, which its user reads when a value is wrong.")
     wrong = [choice for choice in option.choices if not isinstance(choice, option.type)]
     expect(not wrong, f"choices of the option {name!r} are not of its type {option.type.__name__}.")

@@ -7,9 +7,9 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import evolve
 
-from llmopt.engine.request import origin
 from llmopt.errors import InvalidInput, LLMOptError
 from llmopt.testing.dialect import SampleError
+from llmopt.testing.harness import origin
 from llmopt.values.calls import CatalogCall, EmbedCall
 from llmopt.values.http import Failure
 from llmopt_conformance.fixtures import CHAT_OPTIONS, OF_THE_WIRE, Asked, calls, chat, header_faults, refused
@@ -420,13 +420,9 @@ def _not_in_verdict(subject: Subject) -> None:
 @secrets_checks("not-in-error")
 def _not_in_error(subject: Subject) -> None:
     """The exception that a user sees holds no key, also when the server's answer repeats it."""
-    from llmopt.engine.responses import error_from_verdict
-
     failure = Failure(status=401, body=subject.dialect.error(_echo()))
-    settings = subject.settings()
-    error: LLMOptError = error_from_verdict(
-        subject.hooks.classify_error(failure, settings), failure, subject.embed_call(), settings
-    )
+    _ = subject.hooks
+    error = subject.loaded.error(failure, subject.embed_call(), subject.settings())
     expect(KEY not in f"{error!r} {error} {vars(error)}", "the exception for a 401 holds the key.")
 
 
@@ -483,7 +479,7 @@ def _in_process(subject: Subject) -> None:
     bare = subject.entry_with(base_url=None, api_key=None)
     if not subject.hooks.provider_profile(bare).in_process:
         raise NotApplicable("the provider is asked over a network")
-    settings = subject.endpoint_of(bare).settings(None)
+    settings = subject.settings_of(bare)
     try:
         found = subject.hooks.open_transport(settings)
     except LLMOptError as error:

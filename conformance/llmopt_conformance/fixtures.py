@@ -16,20 +16,22 @@ from urllib.parse import unquote
 
 from attrs import evolve, field, frozen
 
-from llmopt.client.async_client import AsyncClient
-from llmopt.config.schema import Config
-from llmopt.decoding.accumulator import ReplyAccumulator
-from llmopt.decoding.ndjson import decoder_for
-from llmopt.engine.request import encode_request, json_encoder
+from llmopt import AsyncClient, Config
 from llmopt.errors import InvalidResponse, LLMOptError
-from llmopt.operations.embed_results import in_input_order
-from llmopt.providers.discovery import discover_plugins
 from llmopt.testing.corpus import KnownError, own_corpus
 from llmopt.testing.dialect import SampleChat, SampleError, SamplePage, SampleRows, Spoken, single, vector_of
 from llmopt.testing.fake import installed
+from llmopt.testing.harness import (
+    accumulate,
+    decode_stream,
+    discover_plugins,
+    encode_json,
+    encode_request,
+    vectors_in_order,
+)
 from llmopt.testing.transport import Reply, Sent, transport_of
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
-from llmopt.values.chat import ChatReply, ServerEvent, ToolCall
+from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, ToolCall
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import EXCEPTION_OF, Failure, HttpRequest, Verdict
 from llmopt.values.profile import Profile
@@ -79,7 +81,7 @@ class Asked:
         if self.request.json is None:
             return None
         try:
-            return json.loads(json_encoder.encode(self.request.json))
+            return json.loads(encode_json(self.request.json))
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckFailed(
                 f"the body cannot be written as JSON: {type(error).__name__}: {error}",
@@ -204,8 +206,6 @@ class PretendedServer:
 
 def _target(subject: Subject) -> tuple[str, str]:
     """Method and path of the request for the list of models."""
-    from llmopt.engine.request import encode_request
-
     settings = subject.settings()
     try:
         prepared = encode_request(subject.hooks.build_request(CatalogCall(), settings), settings)
@@ -301,13 +301,13 @@ def reply(subject: Subject, answer: SampleChat) -> ChatReply:
 
 def decoded(subject: Subject, pieces: Iterable[bytes]) -> list[ServerEvent]:
     """The events of a stream, as the core decodes them."""
-    decoder = decoder_for(subject.samples.stream_type)
-    if decoder is None:
+    events = decode_stream(subject.samples.stream_type, pieces)
+    if events is None:
         raise CheckFailed(
             f"a stream of type {subject.samples.stream_type!r} cannot be decoded.",
             "text/event-stream or application/x-ndjson.",
         )
-    return [event for piece in pieces for event in decoder.feed(piece)] + decoder.end()
+    return events
 
 
 @frozen(kw_only=True)
@@ -319,7 +319,7 @@ class Heard:
         parts: what the plugin gave for each event.
     """
 
-    answer: ReplyAccumulator
+    answer: ChatReply
     parts: tuple[Any, ...] = field(repr=False)
 
 
@@ -339,7 +339,7 @@ def heard(subject: Subject, pieces: Sequence[bytes]) -> Heard:
         CheckFailed: it takes an event of it for an error.
     """
     chats(subject)
-    answer, parts = ReplyAccumulator(), []
+    parts: list[tuple[ChatEvent, ...]] = []
     for number, event in enumerate(decoded(subject, pieces)):
         found = event_read(subject, event)
         if not isinstance(found, tuple):
@@ -347,13 +347,11 @@ def heard(subject: Subject, pieces: Sequence[bytes]) -> Heard:
                 f"parse_stream_event gave {_word(found)} for event {number} of a right stream.",
                 "what it adds.",
             )
-        for part in found:
-            answer.add(part)
         parts.append(found)
-    return Heard(answer=answer, parts=tuple(parts))
+    return Heard(answer=accumulate(part for each in parts for part in each), parts=tuple(parts))
 
 
-def spoken(subject: Subject, answer: SampleChat) -> ReplyAccumulator:
+def spoken(subject: Subject, answer: SampleChat) -> ChatReply:
     """The plugin's reading of a right stream."""
     return heard(subject, subject.dialect.stream(answer)).answer
 
@@ -636,7 +634,7 @@ def vectors(subject: Subject, answer: SampleRows, **changes: Any) -> list[tuple[
     """
     found = parse(subject, subject.dialect.embeddings(evolve(answer, **changes)))
     if isinstance(found, EmbeddedRows):
-        ordered = in_input_order(found, len(answer.rows), None)
+        ordered = vectors_in_order(found, len(answer.rows))
         return [single(row) for row in ordered.tolist()]
     raise CheckFailed(
         f"parse_embeddings gave {word(found)} for a right answer.", "the vectors of the answer."
@@ -675,7 +673,7 @@ def refuses(subject: Subject, body: bytes, what: str) -> None:
     if not isinstance(found, EmbeddedRows):
         return
     try:
-        in_input_order(found, count_of(subject), None)
+        vectors_in_order(found, count_of(subject))
     except InvalidResponse:
         return
     raise CheckFailed(f"an answer with {what} passes for a right one.", REFUSED)

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from threading import get_ident
-from types import CodeType, FrameType
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from types import CodeType, FrameType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import attrs
 from attrs import evolve, frozen
 
+import llmopt
+from llmopt import hookimpl
 from llmopt.errors import LLMOptError
-from llmopt.hookspecs import hookimpl
 from llmopt.values.http import Failure, HttpRequest, HttpResponse
 from llmopt.values.secret import Secret
-from llmopt_conformance.subject import CORE, Sources, is_standard
+
+if TYPE_CHECKING:
+    from importlib_metadata import EntryPoint
 
 Sin: TypeAlias = Literal[
     "network", "files", "processes", "threads", "sleep", "clock", "randomness", "environment", "output"
@@ -110,6 +117,102 @@ def name_of_call(function: Any) -> str:
     module = str(getattr(owner, "__name__", "") if owner is not None else function.__module__)
     module = {"posix": "os", "builtins": ""}.get(module, module.lstrip("_"))
     return f"{module}.{name}()" if module and "." not in name else f"{name}()"
+
+
+# Where a plugin's code is, and what it is called.
+
+PACKAGE: Final = llmopt.__name__
+_PREFIX: Final = f"{PACKAGE}_plugin_"
+CORE: Final = str(Path(llmopt.__file__).parent)
+"""The folder of the core."""
+STANDARD: Final = sysconfig.get_path("stdlib")
+"""The folder of the standard library."""
+
+
+class Sources:
+    """The files and the metadata of a plugin.
+
+    Args:
+        plugin: its module, or any object with its hooks.
+    """
+
+    def __init__(self, plugin: object) -> None:
+        self._plugin: Final = plugin
+
+    @cached_property
+    def module_name(self) -> str:
+        """Name of the module, or of the object's class."""
+        plugin = self._plugin
+        return plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__qualname__
+
+    @cached_property
+    def provider_name(self) -> str:
+        """Key of the entry point, else what follows ``llmopt_plugin_`` in the module's name."""
+        if self.entry_point is not None:
+            return self.entry_point.name
+        return self.module_name.rpartition(".")[2].removeprefix(_PREFIX).replace("_", "-").lower()
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """All Python files: of the package, or the module's one, or where the hooks are written."""
+        if not isinstance(self._plugin, ModuleType):
+            return self._files_of_hooks()
+        path = getattr(self._plugin, "__file__", None)
+        if path is None:
+            return ()
+        if hasattr(self._plugin, "__path__"):
+            return tuple(sorted(Path(path).parent.rglob("*.py")))
+        return (Path(path),)
+
+    def _files_of_hooks(self) -> tuple[Path, ...]:
+        found = (inspect.unwrap(value) for _, value in inspect.getmembers(self._plugin, callable))
+        codes = (getattr(value, "__code__", None) for value in found)
+        return tuple(sorted({Path(code.co_filename) for code in codes if code is not None}))
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Folder of the package, None for a single file."""
+        if isinstance(self._plugin, ModuleType) and hasattr(self._plugin, "__path__") and self.files:
+            return Path(str(self._plugin.__file__)).parent
+        return None
+
+    def owns(self, filename: str) -> bool:
+        """Whether code of this file is the plugin's."""
+        if self.folder is not None and filename.startswith(f"{self.folder}/"):
+            return True
+        return filename in {str(path) for path in self.files}
+
+    def shown(self, filename: str) -> str:
+        """A file's name as its author knows it."""
+        root = self.folder.parent if self.folder is not None else Path(filename).parent
+        return filename.removeprefix(f"{root}/")
+
+    @cached_property
+    def entry_point(self) -> EntryPoint | None:
+        """The entry point that names the module, None when it is not installed."""
+        if not isinstance(self._plugin, ModuleType):
+            return None
+        # Imported here: the fresh interpreter that watches an import must not have the core loaded beforehand.
+        from llmopt.testing.harness import entry_point_of
+
+        return entry_point_of(self.module_name)
+
+    @property
+    def distribution(self) -> Any:
+        """The installed distribution, None when there is none; its class depends on importlib-metadata's version."""
+        return None if self.entry_point is None else self.entry_point.dist
+
+
+def is_standard(filename: str) -> bool:
+    """Whether a file is of the standard library, or of no file at all."""
+    if filename.startswith("<"):
+        return True
+    return filename.startswith(f"{STANDARD}/") and "site-packages" not in filename
+
+
+def third_party(module: str) -> bool:
+    """Whether a module is neither of the standard library nor of the core."""
+    return module.partition(".")[0] not in {*sys.stdlib_module_names, PACKAGE}
 
 
 # Watching a call: what it does besides computing.
@@ -323,19 +426,12 @@ class HeaderWrapper:
         return evolve(request, headers={**request.headers, **ADDED})
 
 
-# Run in a fresh interpreter: import a plugin's module and tell, as JSON, what came with it.
+# What importing a plugin brings in, found out in a fresh interpreter.
 
 _CODE: Final = "import sys; sys.path[:] = {path!r}; from llmopt_conformance.observe import main; main({module!r}, {files!r})"
-_PUBLIC: Final = (
-    "errors",
-    "values.calls",
-    "values.http",
-    "values.catalog",
-    "hookspecs",
-)
 
 
-def probe(module: str, files: list[str]) -> dict[str, Any]:
+def import_in_fresh_interpreter(module: str, files: list[str]) -> dict[str, Any]:
     """Import a module in a new interpreter.
 
     Args:
@@ -343,8 +439,8 @@ def probe(module: str, files: list[str]) -> dict[str, Any]:
         files: the plugin's files.
 
     Returns:
-        "error" if it does not import; else "acts" (kind, function, place), "modules" that came new,
-        and the names of "threads" started.
+        "error" if it does not import; else "acts" (kind, function, place), "modules" that were not loaded
+        before, the names of "threads" started, and what was "printed".
     """
     code = _CODE.format(path=sys.path, module=module, files=files)
     done = subprocess.run(  # noqa: S603 - the interpreter that runs already
@@ -356,14 +452,18 @@ def probe(module: str, files: list[str]) -> dict[str, Any]:
     return {**found, "printed": done.stdout.rpartition("\n")[0] + done.stderr}
 
 
-def main(module: str, files: list[str]) -> None:
-    """Tell about one import; the last line of what is printed is the answer."""
-    import llmopt.compatible
-    from llmopt_conformance.subject import Sources
+def import_public_modules() -> None:
+    """Load what every plugin may import, so that it does not count as brought in by one of them.
 
-    for name in _PUBLIC:
+    Nothing else of the core may be loaded by this file: it would hide that a plugin imports it.
+    """
+    for name in ("compatible", "errors", "values.calls", "values.http", "values.catalog"):
         import_module(f"llmopt.{name}")
-    _ = llmopt.compatible
+
+
+def main(module: str, files: list[str]) -> None:
+    """Import a module and print, as the last line, what came of it as JSON."""
+    import_public_modules()
     sources = Sources(None)
     sources.__dict__["files"] = tuple(files)
     watch = Watch(sources)

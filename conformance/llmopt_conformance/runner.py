@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Final
 
 from llmopt.errors import LLMOptError, UnknownProvider
-from llmopt.providers.discovery import InstalledPlugin, discover_plugins
 from llmopt.testing.corpus import FILE, CorpusFault, KnownError, corpus_of
 from llmopt.testing.dialect import Samples
+from llmopt.testing.harness import InstalledPlugin, discover_plugins
 from llmopt_conformance.checks_answers import (
     catalog_checks,
     embeddings_checks,

@@ -5,32 +5,25 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import attrs
 from attrs import evolve, field, frozen
 
-import llmopt
-from llmopt.config.resolve import Endpoint, fill_placeholders, resolve_endpoints, url_placeholders
-from llmopt.config.schema import Flags, ProviderEntry
+from llmopt import ProviderEntry
 from llmopt.errors import LLMOptError
-from llmopt.hookspecs import PROJECT
-from llmopt.providers.discovery import plugin_entry_points
-from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
 from llmopt.testing.dialect import Dialect, Samples
+from llmopt.testing.harness import HOOK_PARAMETERS, PluginUnderTest, ProviderHooks, url_placeholders
 from llmopt.values.calls import EmbedCall, Settings
 from llmopt.values.http import HttpResponse
 from llmopt.values.profile import Profile
 from llmopt.values.secret import Secret
+from llmopt_conformance.observe import Sources
 
-if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
 Ask: TypeAlias = "Callable[[Subject], None]"
 
 
@@ -148,100 +141,6 @@ def _indented(text: str) -> str:
     return text.replace("\n", "\n" + " " * 12)
 
 
-# Where a plugin's code is, and what it is called.
-
-_PREFIX: Final = f"{PROJECT}_plugin_"
-CORE: Final = str(Path(llmopt.__file__).parent)
-"""The folder of the core."""
-STANDARD: Final = sysconfig.get_path("stdlib")
-"""The folder of the standard library."""
-
-
-class Sources:
-    """The files and the metadata of a plugin.
-
-    Args:
-        plugin: its module, or any object with its hooks.
-    """
-
-    def __init__(self, plugin: object) -> None:
-        self._plugin: Final = plugin
-
-    @cached_property
-    def module_name(self) -> str:
-        """Name of the module, or of the object's class."""
-        plugin = self._plugin
-        return plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__qualname__
-
-    @cached_property
-    def provider_name(self) -> str:
-        """Key of the entry point, else what follows ``llmopt_plugin_`` in the module's name."""
-        if self.entry_point is not None:
-            return self.entry_point.name
-        return self.module_name.rpartition(".")[2].removeprefix(_PREFIX).replace("_", "-").lower()
-
-    @cached_property
-    def files(self) -> tuple[Path, ...]:
-        """All Python files: of the package, or the module's one, or where the hooks are written."""
-        if not isinstance(self._plugin, ModuleType):
-            return self._files_of_hooks()
-        path = getattr(self._plugin, "__file__", None)
-        if path is None:
-            return ()
-        if hasattr(self._plugin, "__path__"):
-            return tuple(sorted(Path(path).parent.rglob("*.py")))
-        return (Path(path),)
-
-    def _files_of_hooks(self) -> tuple[Path, ...]:
-        found = (inspect.unwrap(value) for _, value in inspect.getmembers(self._plugin, callable))
-        codes = (getattr(value, "__code__", None) for value in found)
-        return tuple(sorted({Path(code.co_filename) for code in codes if code is not None}))
-
-    @cached_property
-    def folder(self) -> Path | None:
-        """Folder of the package, None for a single file."""
-        if isinstance(self._plugin, ModuleType) and hasattr(self._plugin, "__path__") and self.files:
-            return Path(str(self._plugin.__file__)).parent
-        return None
-
-    def owns(self, filename: str) -> bool:
-        """Whether code of this file is the plugin's."""
-        if self.folder is not None and filename.startswith(f"{self.folder}/"):
-            return True
-        return filename in {str(path) for path in self.files}
-
-    def shown(self, filename: str) -> str:
-        """A file's name as its author knows it."""
-        root = self.folder.parent if self.folder is not None else Path(filename).parent
-        return filename.removeprefix(f"{root}/")
-
-    @cached_property
-    def entry_point(self) -> EntryPoint | None:
-        """The entry point that names the module, None when it is not installed."""
-        if not isinstance(self._plugin, ModuleType):
-            return None
-        own, shared = plugin_entry_points()
-        found = [point for point in (*own, *shared) if point.module == self.module_name]
-        return found[0] if found else None
-
-    @property
-    def distribution(self) -> Any:
-        """The installed distribution, None when there is none; its class depends on importlib-metadata's version."""
-        return None if self.entry_point is None else self.entry_point.dist
-
-
-def is_standard(filename: str) -> bool:
-    """Whether a file is of the standard library, or of no file at all."""
-    if filename.startswith("<"):
-        return True
-    return filename.startswith(f"{STANDARD}/") and "site-packages" not in filename
-
-
-def third_party(module: str) -> bool:
-    """Whether a module is neither of the standard library nor of the core."""
-    return module.partition(".")[0] not in {*sys.stdlib_module_names, PROJECT}
-
-
 # The texts that the kit sends, and how to find them in whatever body a plugin makes of them.
 
 TEXTS: Final = (
@@ -337,22 +236,22 @@ class Subject:
         return self.plugin
 
     @cached_property
-    def loaded(self) -> ProviderHooks:
-        """The plugin's hooks, behind the core's checked face; raises what the core would."""
-        return ProviderHooks(self.name, self.plugin)
+    def loaded(self) -> PluginUnderTest:
+        """The plugin as the engine uses it; raises what the engine would."""
+        return PluginUnderTest(self.name, self.plugin)
 
     @property
     def hooks(self) -> ProviderHooks:
-        """The same for checks that come after.
+        """The plugin's hooks, for the checks that need them.
 
         Raises:
             NotApplicable: the hooks do not load, which the checks of "discovery" report.
         """
         try:
-            found = self.loaded
+            found = self.loaded.hooks
         except LLMOptError:
             raise NotApplicable("its hooks do not load; see the checks of discovery") from None
-        if any(inspect.iscoroutinefunction(getattr(self.plugin, name, None)) for name in HOOK_NAMES):
+        if any(inspect.iscoroutinefunction(getattr(self.plugin, name, None)) for name in HOOK_PARAMETERS):
             raise NotApplicable("its hooks are no plain functions; see discovery.plain-functions")
         return found
 
@@ -389,9 +288,9 @@ class Subject:
         if self.samples.base_url is not None:
             return self.samples.base_url
         try:
-            bare = self.hooks.provider_profile(self.bare_entry)
-            url = fill_placeholders(bare, self.options, path="the profile").base_url or SOMEWHERE
-            there = self.hooks.provider_profile(evolve(self.bare_entry, base_url=url))
+            hooks, options = self.hooks, self.options
+            url = self.loaded.base_url(self.bare_entry, options) or SOMEWHERE
+            there = hooks.provider_profile(evolve(self.bare_entry, base_url=url))
         except LLMOptError:
             raise NotApplicable("its provider_profile does not work; see profile.any-entry") from None
         return "" if there.in_process else url
@@ -406,22 +305,18 @@ class Subject:
         """Its profile for the entry."""
         return self.hooks.provider_profile(self.entry)
 
-    @cached_property
-    def endpoint(self) -> Endpoint:
-        """The entry's endpoint, as the core resolves it, without any environment.
+    def settings_of(self, entry: ProviderEntry) -> Settings:
+        """The settings of an entry's endpoint, without a key and without any environment."""
+        # Before anything else, so that checks of a plugin that does not load are skipped.
+        _ = self.hooks
+        return self.loaded.settings(entry)
 
-        Raises:
-            NotApplicable: it comes to none, which "profile.resolves" reports.
-        """
+    @cached_property
+    def _settings(self) -> Settings:
         try:
-            return self.endpoint_of(self.entry)
+            return self.settings_of(self.entry)
         except LLMOptError:
             raise NotApplicable("its entry comes to no endpoint; see profile.resolves") from None
-
-    def endpoint_of(self, entry: ProviderEntry) -> Endpoint:
-        """The endpoint that an entry comes to."""
-        hooks = self.hooks
-        return resolve_endpoints(entry, hooks.provider_profile, client_flags=Flags(), environ={})[0]
 
     def settings(
         self,
@@ -432,9 +327,13 @@ class Subject:
     ) -> Settings:
         """What a hook is told of the endpoint, made anew with each call."""
         secret = None if key is None else Secret(key)
-        found = self.endpoint.settings(secret)
+        found = self._settings
         return evolve(
-            found, credential_kind=kind, headers={**found.headers, **headers}, options=dict(found.options)
+            found,
+            credential=secret,
+            credential_kind=kind,
+            headers={**found.headers, **headers},
+            options=dict(found.options),
         )
 
     def embed_call(self, count: int = len(TEXTS), **changes: Any) -> EmbedCall:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
 from attrs import evolve, field, frozen
-from pybase64 import b64encode
 
 from llmopt.values.calls import Operation
 from llmopt.values.chat import ToolCall

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.testing.planted import Fault
+from kit_tests.planted import Fault
 
 FAULTS = (
     Fault(

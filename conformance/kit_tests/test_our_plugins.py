@@ -5,8 +5,8 @@ import llmopt_plugin_compatible
 import llmopt_plugin_local
 import llmopt_plugin_mistral
 import llmopt_plugin_openai
+from kit_tests.local_samples import OLLAMA, TEI
 from llmopt_conformance import Samples, conformance
-from tests.testing.local_samples import OLLAMA, TEI
 
 test_openai = conformance(llmopt_plugin_openai)
 test_mistral = conformance(llmopt_plugin_mistral)

@@ -16,9 +16,8 @@ import pytest
 
 from llmopt import BatchLimit, Failure, Verdict, VerdictKind, testing
 from llmopt.testing.corpus import CorpusFault, own_corpus, read_corpus
-from llmopt_conformance.observe import Watch
+from llmopt_conformance.observe import Sources, Watch
 from llmopt_conformance.runner import CHECKS
-from llmopt_conformance.subject import Sources
 
 ERROR = """
 [[error]]

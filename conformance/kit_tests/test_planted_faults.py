@@ -8,10 +8,10 @@ from types import ModuleType
 
 import pytest
 
+from kit_tests import chat_faults, faults
+from kit_tests.planted import Fault, plugin, source_of
 from llmopt_conformance.runner import CHECKS
 from llmopt_conformance.subject import CheckFailed, NotApplicable, Subject
-from tests.testing import chat_faults, faults
-from tests.testing.planted import Fault, plugin, source_of
 
 FAULTS = (*faults.FAULTS, *chat_faults.FAULTS)
 

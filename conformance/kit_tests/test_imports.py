@@ -1,0 +1,72 @@
+"""What the kit imports of llmopt, and that watching an import hides nothing of what the import brings in."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmopt
+import llmopt.testing
+import llmopt_conformance
+from llmopt_conformance.observe import import_in_fresh_interpreter
+
+KIT = Path(llmopt_conformance.__file__).parent
+TESTING = Path(llmopt.testing.__file__).parent
+PUBLIC = ("llmopt.errors", "llmopt.values", "llmopt.testing", "llmopt.compatible")
+"""Modules of llmopt that a conformance kit may name, besides the public names of ``llmopt`` itself."""
+
+
+def imports_of(path: Path) -> set[tuple[str, str]]:
+    """Module and name of everything that a file imports, also inside functions."""
+    found: set[tuple[str, str]] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {(node.module or "", alias.name) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(KIT.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_kit_imports_public_names_only(path: Path) -> None:
+    """Names of ``llmopt``, its errors, values, dialect, and the facade for kits in ``llmopt.testing``."""
+    for module, name in imports_of(path):
+        if module == "llmopt":
+            assert name == "" or name in dir(llmopt)
+        elif module.startswith("llmopt."):
+            assert any(module == each or module.startswith(f"{each}.") for each in PUBLIC), (module, name)
+            assert not name.startswith("_"), (module, name)
+
+
+@pytest.mark.parametrize("path", sorted(TESTING.rglob("*.py")), ids=lambda path: path.stem)
+def test_llmopt_testing_never_imports_the_kit(path: Path) -> None:
+    """An application that uses FakeProvider needs no kit."""
+    assert not {module for module, _ in imports_of(path) if module.startswith("llmopt_conformance")}
+
+
+def test_nothing_heavy_is_loaded_before_a_plugin_is_imported() -> None:
+    """What is loaded beforehand does not count as brought in by the plugin, and would hide that it is."""
+    code = (
+        "import sys, json; from llmopt_conformance import observe; observe.import_public_modules(); "
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    packages = {name.partition(".")[0] for name in loaded}
+    assert not packages & {"asyncio", "concurrent", "http", "multiprocessing", "sqlite3", "unittest"}
+    assert not packages & {"aiohttp", "cattrs", "click", "httpx", "numpy", "rich", "stamina", "structlog"}
+    core = ("llmopt.transport", "llmopt.engine", "llmopt.client", "llmopt.operations", "llmopt.providers")
+    assert not [name for name in loaded if name.startswith((*core, "llmopt.testing"))]
+
+
+def test_what_an_import_brings_in_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages, slow modules of the standard library and private modules of the core."""
+    (tmp_path / "kit_heavy_plugin.py").write_text("import asyncio, httpx\nimport llmopt.engine.request\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    report = import_in_fresh_interpreter("kit_heavy_plugin", [str(tmp_path / "kit_heavy_plugin.py")])
+    assert {"asyncio", "httpx", "llmopt.engine.request", "kit_heavy_plugin"} <= set(report["modules"])
