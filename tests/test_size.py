@@ -1,4 +1,7 @@
-"""The size of the code: budgets of tests/size.toml, and what one warm call walks through."""
+"""The numbers that the code must keep: the budgets of tests/size.toml, and the files and functions of one warm call.
+
+tests/test_structure.py checks imports, exports and names.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,13 @@ import pytest
 
 import llmopt
 from tests.support.faults import FaultServer
-from tests.test_structure import imports_of, modules, name_of
+from tests.test_structure import graph, modules, name_of
 
 CORE = Path(llmopt.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 LIMITS: dict[str, Any] = tomllib.loads((Path(__file__).parent / "size.toml").read_text())
 
-# The measure stands before the house is rebuilt to it.
-pytestmark = pytest.mark.xfail(strict=False, reason="the house is being rebuilt")
+not_yet = pytest.mark.xfail(strict=False, reason="the code is being rebuilt to this number")
 
 
 def python_files() -> list[Path]:
@@ -63,6 +65,7 @@ def lines_of(path: Path) -> tuple[int, int]:
     return len(code - docstring_lines(ast.parse(text))), len(comments)
 
 
+@not_yet
 @pytest.mark.parametrize("ring", LIMITS["rings"])
 def test_a_ring_keeps_its_budget_of_code_lines(ring: str) -> None:
     """Over budget means: delete elsewhere, or split off a distribution."""
@@ -82,6 +85,7 @@ def test_the_number_of_files() -> None:
     assert len(python_files()) <= LIMITS["files"]["count"]
 
 
+@not_yet
 def test_no_file_and_no_function_is_too_long() -> None:
     """A file can be read in one sitting, a function without scrolling."""
     long = []
@@ -104,6 +108,7 @@ def docstring_lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> set[int]
     return set()
 
 
+@not_yet
 def test_comments_say_why_often_enough() -> None:
     """Not a goal, a sign: the codebases that we learn from have 3 to 10 comments in a hundred lines."""
     comments = sum(lines_of(path)[1] for path in python_files())
@@ -112,21 +117,20 @@ def test_comments_say_why_often_enough() -> None:
 
 
 def test_few_files_serve_one_other_file_alone() -> None:
-    """A file that only one other file imports is part of that file, unless it is a wall with a reason."""
-    importers: Counter[str] = Counter()
-    known = {name_of(path) for path in modules()}
-    for path in modules():
-        for module in resolved(imports_of(path), known) - {name_of(path)}:
-            importers[module] += 1
-    single = sorted(name for name, count in importers.items() if count == 1 and name not in LIMITS["walls"])
+    """A file that only one other file imports is part of that file, unless it keeps a slow import apart."""
+    importers = Counter(module for imported in graph().values() for module in imported)
     packages = {name_of(path) for path in modules() if path.stem == "__init__"}
-    single = [name for name in single if name not in packages]
+    single = sorted(
+        name
+        for name, count in importers.items()
+        if count == 1 and name not in packages and name not in LIMITS["walls"]
+    )
     assert len(single) <= LIMITS["files"]["single_importer"], single
 
 
-def resolved(imports: set[str], known: set[str]) -> set[str]:
-    """Modules of the core among what a file imports."""
-    return {module for module in imports if module in known}
+def test_every_wall_is_a_file() -> None:
+    """An exception for a file that is gone would hide another one of its name."""
+    assert set(LIMITS["walls"]) <= {name_of(path) for path in modules()}
 
 
 def test_base_names_repeat_only_for_shared_topics() -> None:
@@ -136,31 +140,53 @@ def test_base_names_repeat_only_for_shared_topics() -> None:
     assert repeated <= set(LIMITS["names"]["shared"])
 
 
+@not_yet
 def test_limits_are_called_max_and_min() -> None:
-    """As everywhere in the field."""
-    words = re.compile(r"\b_?(MOST|LONGEST|LEAST|SHORTEST)_|\b_(MOST|LONGEST|LEAST|SHORTEST)\b")
-    assert not [
-        f"{name_of(path)}: {found[0]}"
-        for path in python_files()
-        for found in words.finditer(path.read_text())
-    ]
+    """Limits are named ``MAX_X`` and ``MIN_X``, as everywhere in the field."""
+    words = re.compile(r"\b_?(?:MOST|LONGEST|LEAST|SHORTEST)_\w+|\b\w+_(?:MOST|LONGEST|LEAST|SHORTEST)\b")
+    assert not [f"{path}: {name}" for path, text in sources() for name in words.findall(text)]
 
 
-def test_every_document_that_the_code_cites_is_in_the_repository() -> None:
-    """A reader can open what a comment refers to."""
-    cited = re.compile(
-        r"\b[\w/-]+\.md\b|\b(?:RELIABILITY|PROVIDERS|DESIGN|HOUSE|SPEED|SCALE|EXTEND|FIELD|ERRORS)\b(?!\.md)(?= \d)"
+@not_yet
+def test_every_document_that_is_cited_is_in_the_repository() -> None:
+    """A reader can open what a comment, a docstring or a page refers to."""
+    files = re.compile(r"(?<![\w/.{<*])[\w./-]*\w\.md\b")
+    # Specifications that were written for the work itself are cited by a title in capitals and a section.
+    titles = re.compile(
+        r"\b(?:RELIABILITY|PROVIDERS|DESIGN|HOUSE|SPEED|SCALE|EXTEND|FIELD|ERRORS|STYLE|PARTS)"
+        r"(?:,? (?:section )?\d|\.md\b)"
     )
     missing = []
-    for folder in ("core", "conformance", "plugins", "tests", "benchmarks", "tools"):
-        for path in sorted((REPOSITORY / folder).rglob("*.py")):
-            for found in cited.finditer(path.read_text()):
-                name = found[0]
-                if not any((base / name).exists() for base in (REPOSITORY, REPOSITORY / "docs", path.parent)):
-                    missing.append(f"{path.relative_to(REPOSITORY)}: {name}")
+    for path, text in [*sources(), *pages()]:
+        here = (REPOSITORY / path).parent
+        for name in files.findall(text):
+            if not any((base / name).exists() for base in (here, REPOSITORY, REPOSITORY / "docs")):
+                missing.append(f"{path}: {name}")
+        missing += [f"{path}: {title}" for title in titles.findall(text)]
     assert not missing
 
 
+def sources() -> list[tuple[str, str]]:
+    """The path and the text of every Python and TOML file but this one, which names what it forbids."""
+    return [
+        (str(path.relative_to(REPOSITORY)), path.read_text())
+        for folder in ("core", "conformance", "plugins", "tests", "benchmarks", "tools")
+        for suffix in ("*.py", "*.toml")
+        for path in sorted((REPOSITORY / folder).rglob(suffix))
+        if path != Path(__file__)
+    ]
+
+
+def pages() -> list[tuple[str, str]]:
+    """The path and the text of every page of documentation but the changelog, which tells of files that are gone."""
+    return [
+        (str(path.relative_to(REPOSITORY)), path.read_text())
+        for path in sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+        if path.name != "CHANGELOG.md"
+    ]
+
+
+@not_yet
 async def test_one_warm_embed_call_walks_through_few_files() -> None:
     """Counted with the interpreter's profiling hook, after a first call has made everything ready."""
     seen: set[CodeType] = set()

@@ -1,4 +1,7 @@
-"""The shape of the code, held by tests: layers, exports, imports, names."""
+"""The structure of the code: which package may import which, what is exported, what an import costs.
+
+tests/test_size.py holds the numbers: budgets of lines, files and functions.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "_exports"},
     {"values"},
-    {"policies", "decoding"},
-    {"transport", "config", "cache"},
+    {"policies", "decoding", "transport", "config", "cache"},
     {"hookspecs"},
     {"compatible", "known_models"},
     {"providers"},
@@ -30,25 +33,15 @@ LAYERS = (
     {"cli", "testing"},
     {"__main__"},
 )
-"""From the bottom up: a file imports from its own layer and from those below."""
+"""From the bottom up: a module imports from its own layer and from the layers below."""
+
+TYPES_ONLY = {"llmopt.errors": {"llmopt.values.calls", "llmopt.values.chat", "llmopt.values.embeddings"}}
+"""Upward imports under TYPE_CHECKING: errors name the value types that they carry."""
 
 
 def layer_of(module: str) -> int:
     part = module.split(".")[1] if "." in module else "_exports"
     return next(number for number, names in enumerate(LAYERS) if part in names)
-
-
-def imports_of(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= (
-                {node.module} if node.module != "llmopt" else {f"llmopt.{name.name}" for name in node.names}
-            )
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return found
 
 
 def modules() -> list[Path]:
@@ -60,15 +53,99 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_imports_run_downhill(path: Path) -> None:
-    """No file imports from a layer above its own, except for annotations of errors."""
-    own = layer_of(name_of(path))
-    above = {module for module in imports_of(path) if module.startswith("llmopt.") and layer_of(module) > own}
-    if name_of(path) == "llmopt.errors":
-        # Under TYPE_CHECKING alone: the result that a PartialFailure carries.
-        above -= {f"llmopt.values.{name}" for name in ("calls", "chat", "embeddings")}
-    assert not above
+NAMES = {name_of(path) for path in modules()}
+
+
+def imports_of(path: Path, *, runtime: bool = False) -> set[str]:
+    """The modules that a file imports, imports inside functions included.
+
+    Args:
+        path: A Python file.
+        runtime: Leave out what stands under ``if TYPE_CHECKING:``.
+    """
+    tree = ast.parse(path.read_text())
+    skipped = set(_guarded(tree)) if runtime else set()
+    return {name for node in ast.walk(tree) if node not in skipped for name in _imported(node)}
+
+
+def _guarded(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node in the body of an ``if TYPE_CHECKING:``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            for statement in node.body:
+                yield from ast.walk(statement)
+
+
+def _imported(node: ast.AST) -> Iterable[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        inner = {f"{node.module}.{alias.name}" for alias in node.names}
+        # ``from llmopt.policies import clock`` imports a module, ``from llmopt.policies.clock import Clock`` a name.
+        submodules = inner & NAMES
+        return submodules if submodules == inner else {node.module, *submodules}
+    return []
+
+
+def graph() -> dict[str, set[str]]:
+    """Each module of the core with the modules of the core that it imports at run time."""
+    return {name_of(path): imports_of(path, runtime=True) & NAMES - {name_of(path)} for path in modules()}
+
+
+def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of nodes that reach each other."""
+    reach = {start: _reachable(edges, start) for start in edges}
+    groups = {
+        frozenset(other for other in reach[start] if start in reach.get(other, ()))
+        for start in edges
+        if start in reach[start]
+    }
+    return sorted(sorted(group) for group in groups)
+
+
+def _reachable(edges: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    left = [start]
+    while left:
+        new = edges.get(left.pop(), set()) - seen
+        seen |= new
+        left += new
+    return seen
+
+
+def test_imports_run_downhill() -> None:
+    """No module imports from a layer above its own, at run time or for type checkers."""
+    upward = {
+        f"{name} imports {other}"
+        for path in modules()
+        for name in [name_of(path)]
+        for other in imports_of(path) & NAMES - TYPES_ONLY.get(name, set())
+        if layer_of(other) > layer_of(name)
+    }
+    assert upward == set()
+
+
+def test_errors_import_value_types_for_type_checkers_only() -> None:
+    """At run time the errors stand alone at the bottom."""
+    for name, types in TYPES_ONLY.items():
+        (path,) = [each for each in modules() if name_of(each) == name]
+        assert imports_of(path, runtime=True) & types == set()
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count: they only hide a circle from the interpreter."""
+    assert cycles(graph()) == []
+
+
+def test_packages_do_not_import_each_other_in_a_circle() -> None:
+    """Also within a layer: of two packages at most one imports the other."""
+    packages: dict[str, set[str]] = {}
+    for name, imported in graph().items():
+        package = name.split(".")[1]
+        packages.setdefault(package, set()).update(
+            other.split(".")[1] for other in imported if other.split(".")[1] != package
+        )
+    assert cycles(packages) == []
 
 
 def test_core_knows_no_provider_by_name() -> None:
