@@ -26,7 +26,7 @@ from llmopt.cache.store import CacheItem, read_record, write_record
 
 KIND = b"KILL"
 KEYS = 3_000
-MOST_BYTES = 8 << 20
+MAX_BYTES = 8 << 20
 
 
 def key_of(number: int) -> bytes:
@@ -43,7 +43,7 @@ async def work(folder: Path, seconds: float) -> None:
     """Use the store in every way; a wrong value or an exception ends the process with a complaint."""
     chance = random.Random(os.getpid())
     until = time.monotonic() + seconds
-    store = DiskStore(folder, max_bytes=MOST_BYTES)
+    store = DiskStore(folder, max_bytes=MAX_BYTES)
     hits = 0
     while time.monotonic() < until:
         numbers = chance.sample(range(KEYS), chance.choice((1, 50, 700)))

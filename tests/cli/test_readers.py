@@ -103,7 +103,7 @@ def test_a_bad_byte_is_named_and_nothing_before_it_lost(texts: list[str], size: 
 
 def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded even where no line feed ever comes."""
-    monkeypatch.setattr(readers, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(readers, "_MAX_LINE", 100)
     with pytest.raises(BadInput, match="has a line of more than"):
         list(Lines(Chopped(b"x" * 1000, 10)).pieces())
 

@@ -1,6 +1,6 @@
 """Streams of real servers, recorded by others, cut everywhere.
 
-The recordings lie beside the repository (shared/samples/recorded, see SOURCES.md there); without them
+The recordings lie beside the repository (../shared/samples/recorded); without them
 these tests are skipped.
 """
 

@@ -1,6 +1,6 @@
 """Exchanges with real servers, recorded by others: asked for alike, read rightly, judged rightly.
 
-The recordings lie beside the repository (shared/samples/recorded, see SOURCES.md there); without them
+The recordings lie beside the repository (../shared/samples/recorded); without them
 these tests are skipped.
 """
 

@@ -20,8 +20,8 @@ from llmopt.values.embeddings import EmbeddedPart
 
 # Text for people: numbers, and what others wrote made safe for a terminal.
 
-_MOST_NAMES: Final = 20
-_LONGEST_NAME: Final = 40
+_MAX_NAMES: Final = 20
+_MAX_NAME: Final = 40
 
 
 def plain(text: str, *, lines: bool = False) -> str:
@@ -52,9 +52,7 @@ def count(value: int, noun: str) -> str:
 def listed(names: Iterable[object]) -> str:
     """Names in quotes, few and short enough for a message."""
     shown = [repr(str(name)) for name in names]
-    cut = [
-        name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…'" for name in shown[:_MOST_NAMES]
-    ]
+    cut = [name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}…'" for name in shown[:_MAX_NAMES]]
     more = len(shown) - len(cut)
     return ", ".join([*cut, *([f"and {more} more"] if more > 0 else [])])
 
@@ -266,8 +264,8 @@ def example(*lines: str) -> str:
 
 # What an embedding run came to, in numbers.
 
-_MOST_ERRORS: Final = 1_000
-_MOST_TOLD: Final = 5
+_MAX_ERRORS: Final = 1_000
+_MAX_SHOWN: Final = 5
 
 
 @frozen(kw_only=True)
@@ -326,7 +324,7 @@ class Tally:
         """Count a part whose texts stand in these lines."""
         self.texts += len(lines)
         self.failed += len(part.errors)
-        room = _MOST_ERRORS - len(self.errors)
+        room = _MAX_ERRORS - len(self.errors)
         for index in sorted(part.errors)[: max(0, room)]:
             line = lines[index - part.start]
             self.errors.append(FailedText(index=index, line=line, error=part.errors[index]))
@@ -356,7 +354,7 @@ class Tally:
 
     def failures(self) -> list[str]:
         """The first failures, each in one line, and how many more there are."""
-        told = [f"line {each.line}: {each.error.message}" for each in self.errors[:_MOST_TOLD]]
+        told = [f"line {each.line}: {each.error.message}" for each in self.errors[:_MAX_SHOWN]]
         more = self.failed - len(told)
         return [*told, f"and {more:,} more."] if more else told
 

@@ -141,7 +141,7 @@ def _status_of_stdin() -> os.stat_result | None:
 
 # Bytes into lines: decoded in large pieces, so that a line costs next to nothing.
 
-_LONGEST_LINE: Final = 64 << 20
+_MAX_LINE: Final = 64 << 20
 
 
 class Lines:
@@ -190,9 +190,9 @@ class Lines:
                 parts, size = [], 0
             parts.append(block[end:])
             size += len(block) - end
-            if size > _LONGEST_LINE:
+            if size > _MAX_LINE:
                 raise BadInput(
-                    f"{self.name} has a line of more than {_LONGEST_LINE >> 20} MiB; cut it into several texts."
+                    f"{self.name} has a line of more than {_MAX_LINE >> 20} MiB; cut it into several texts."
                 )
         if size:
             yield b"".join(parts)
@@ -202,7 +202,7 @@ def _without_mark(text: str, offset: int) -> str:
     return text if offset else text.removeprefix("\ufeff")
 
 
-_LONGEST_FIELD: Final = 64 << 20
+_MAX_FIELD: Final = 64 << 20
 
 
 class CsvReader:
@@ -223,7 +223,7 @@ class CsvReader:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Each text with the number of the line that its record begins in."""
-        csv.field_size_limit(_LONGEST_FIELD)
+        csv.field_size_limit(_MAX_FIELD)
         records = _Records(self._lines)
         place: int | None = None
         for number, record in records:

@@ -8,7 +8,7 @@ import msgspec
 
 from llmopt import EmbedCall, EmbeddedRows, Failure, HttpResponse, InvalidResponse, Usage, compatible
 
-_MOST_TOKENS: Final = 10**12
+_MAX_TOKENS: Final = 10**12
 _HEAD: Final = 4_096
 _BRACE: Final = 0x7B
 _T = TypeVar("_T")
@@ -46,7 +46,7 @@ def _from_ollama(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Fail
     if answer.error:
         return Failure.from_response(response, model=call.model)
     count = answer.prompt_eval_count
-    known = type(count) is int and 0 <= count <= _MOST_TOKENS
+    known = type(count) is int and 0 <= count <= _MAX_TOKENS
     return EmbeddedRows(
         vectors=compatible.rows_from_raw(answer.embeddings),
         usage=Usage(prompt_tokens=count, total_tokens=count) if known else None,

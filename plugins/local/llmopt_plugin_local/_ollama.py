@@ -37,7 +37,7 @@ _OPTIONS: Final[Mapping[str, str]] = {
     "frequency_penalty": "frequency_penalty",
 }
 """Parameters that stand below ``options``, and what they are called there (api/types.go)."""
-_MOST_TOKENS: Final = 10**12
+_MAX_TOKENS: Final = 10**12
 
 
 def chat_body(call: ChatCall) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _usage(value: Mapping[str, Any]) -> Usage | None:
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else None
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
