@@ -1,4 +1,8 @@
-"""One attempt: what it holds, and how it is settled whichever way it ends."""
+"""One attempt of a request: what it acquires, how it is settled, and what is recorded about it. No I/O.
+
+`AttemptScope` holds slot, lease and permit and reports the result to the policies. `RequestRecorder` counts, and emits
+the events. `add_context` completes the error of an attempt.
+"""
 
 from __future__ import annotations
 
@@ -43,36 +47,32 @@ if TYPE_CHECKING:
     from llmopt.policies.retry_loop import Retry
 _BLOCKED_S: Final = 0.5
 _BLOCKED_SHARE: Final = 0.1
-"""Lateness of a time-out, in seconds and as a part of it, that a busy event loop does not explain."""
+"""A timeout that fires later than this many seconds, or this share of it, was delayed by a blocked event loop."""
 _NO_SLOT: Final = Slot(lambda _: None)
 _NO_LEASE: Final = NullLease()
 
 
 class AttemptScope:
-    """What one attempt holds of the policies. Every method is synchronous.
+    """What one attempt has acquired from the policies: concurrency slot, rate-limit lease, circuit breaker permit.
 
-    Leaving its ``with`` block gives everything back, without a word about the server where none was said,
-    unless somebody keeps it for an answer that goes on.
+    Leaving its ``with`` block releases what is left of them, neutrally where the attempt said nothing about the server.
+    A stream detaches the scope from the block and releases it at its end. No method awaits, so that a
+    cancellation cannot leave anything acquired.
+
+    Args:
+        endpoint: receives the request.
+        call: what is asked for.
+        tokens: estimated tokens of the request; adaptive timeouts are learned by them.
+        suspect: see `Request.suspect`.
 
     Attributes:
-        endpoint: where it goes.
-        call: what it asks.
-        tokens: its tokens, what its time-out is learned by.
-        timeout: seconds it may take.
-        slot: room among the requests in flight; none until it is set.
-        lease: leave of the rate limiter, likewise.
-        permit: of the circuits, None before they gave it and when they are switched off.
-        suspect: whether one of its texts is under suspicion, see `Request.suspect`.
+        timeout: seconds that the attempt may take.
+        slot: of the concurrency limiter; a slot of no limiter until it is set.
+        lease: of the rate limiter; a lease of no limiter until it is set.
+        permit: of the circuit breakers, None before it is acquired and where they are switched off.
     """
 
-    def __init__(
-        self,
-        endpoint: LiveEndpoint,
-        call: Call,
-        tokens: int,
-        *,
-        suspect: bool = False,
-    ) -> None:
+    def __init__(self, endpoint: LiveEndpoint, call: Call, tokens: int, *, suspect: bool = False) -> None:
         self.endpoint: Final = endpoint
         self.call: Final = call
         self.tokens: Final = tokens
@@ -80,42 +80,71 @@ class AttemptScope:
         self.slot = _NO_SLOT
         self.lease: RateLimitLease = _NO_LEASE
         self.permit: Permit | None = None
-        self._detached = False
+        self._release_on_exit = True
         self._suspect: Final = suspect
         self._timeouts_count = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._release_on_exit:
+            self.release()
+
+    def detach(self) -> None:
+        """Let the ``with`` block release nothing: the stream that goes on calls `release`."""
+        self._release_on_exit = False
+
+    def release(self) -> None:
+        """Release what was not released yet."""
+        if self.permit is not None:
+            self.permit.neutral()
+        self.lease.__exit__()
+        self.slot.release()
+
+    def begin(self, permit: Permit | None, timeout: float) -> None:
+        """The circuit breakers admit the attempt; it may take ``timeout`` seconds from now."""
+        self.permit, self.timeout = permit, timeout
+        # A server that loads its model for the first request is slow, but neither broken nor overloaded.
+        policies = self.endpoint.policies
+        self._timeouts_count = policies.has_answered or self.endpoint.config.timeouts.first is None
 
     def succeeded(
         self, response: HttpResponse, settings: Settings, seconds: float, tokens: int | None
     ) -> bool:
-        """A good answer came after so long, and cost so many tokens, None when it does not say.
+        """Record a complete response.
+
+        Args:
+            response: with the headers that may state rate limits.
+            settings: of the attempt.
+            seconds: from sending to the end of the response.
+            tokens: as the response reports them, None if it does not.
 
         Returns:
-            Whether its headers taught a limit.
+            Whether the headers stated a limit that was unknown or different before.
         """
         self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
         self.completed(tokens)
-        # After the cost: what the headers tell of the rest is held against it.
-        return self._observe_headers(response, settings)
-
-    def _observe_headers(self, response: HttpResponse, settings: Settings) -> bool:
+        # After the lease is settled: what the headers say is left is compared with what the limiter has counted.
         if not self.lease.wants_headers:
             return False
         return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
     def completed(self, tokens: int | None) -> None:
-        """All of a good answer is there, and cost so many tokens, None when it does not say."""
+        """Settle everything for a complete response that cost so many tokens, None for as many as estimated."""
         self.slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self.permit is not None:
             self.permit.success()
         self.lease.settle(tokens)
+        self._release_on_exit = False
 
     def failed(
         self, error: LLMOptError, settings: Settings, seconds: float, response: HttpResponse | None
     ) -> bool:
-        """It ended in an error.
+        """Record a failed attempt.
 
         Returns:
-            Whether the headers of the answer, if there is one, taught a limit.
+            Whether the headers of the response stated a limit that was unknown or different before.
         """
         policies = self.endpoint.policies
         policies.block_credential(error)
@@ -126,18 +155,45 @@ class AttemptScope:
             policies.record_latency(self.call, self.tokens, seconds)
         if not timed_out or (self._timeouts_count and not self._loop_was_blocked(seconds)):
             self.slot.release(load_signal(error) if self.endpoint.config.flags.concurrency else "neutral")
+            # A text that the server cannot process says nothing about the server's health.
             if self.permit is not None and not (self._suspect and may_be_item_error(error)):
-                # A text that cannot be computed says nothing of the server's health.
                 self.permit.failed(self._breaker_error(error, seconds))
         limits = None if response is None else self.endpoint.hooks.rate_limits(response, settings)
         return self._settle_lease(error, limits)
 
+    def stream_started(self, response: HttpResponse, settings: Settings, seconds: float) -> bool:
+        """Record the first event of a stream.
+
+        Returns:
+            As `succeeded`.
+        """
+        self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
+        breakers = self.endpoint.policies.breakers(self.call)
+        if self.permit is not None and breakers is not None and breakers.half_open:
+            # A half-open circuit must not stay so until the end of a long stream.
+            self.permit.success()
+        # The requests that the limiter holds back until it has seen a first response need not wait for its end.
+        self.lease.accept()
+        return self.lease.wants_headers and self.lease.observe(
+            self.endpoint.hooks.rate_limits(response, settings)
+        )
+
+    def stream_abandoned(self, tokens: int) -> None:
+        """Settle a stream that its reader closed after so many tokens."""
+        self.lease.settle(tokens)
+
+    def stream_failed(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
+        """Record a stream that broke off after so many tokens."""
+        if not isinstance(error, RateLimited):
+            self.lease.settle(tokens)
+        self.failed(error, settings, 0.0, None)
+
     def _loop_was_blocked(self, seconds: float) -> bool:
-        """Whether the time-out came so late that it was this process that stood still, not the server."""
+        """Whether the timeout fired so late that this process was blocked, which says nothing about the server."""
         return seconds - self.timeout > max(_BLOCKED_S, _BLOCKED_SHARE * self.timeout)
 
     def _breaker_error(self, error: LLMOptError, seconds: float) -> LLMOptError:
-        """What the breakers are told: a deadline that was patient enough is as good as a time-out."""
+        """The error for the circuit breakers: a deadline that left enough time counts as a timeout."""
         if isinstance(error, DeadlineExceeded) and counts_as_timeout(seconds, self.timeout):
             return AttemptTimeout(error.message)
         return error
@@ -148,60 +204,9 @@ class AttemptScope:
             return False
         if isinstance(error, RateLimited):
             return self.lease.throttled(error.retry_after, limits=limits)
-        # Refused before any token was read, or else as estimated.
+        # A request that is refused for good costs no tokens; for any other failure the estimate stands.
         self.lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
         return limits is not None and self.lease.observe(limits)
-
-    def stream_started(self, response: HttpResponse, settings: Settings, seconds: float) -> bool:
-        """The first event of a stream came after so long.
-
-        Returns:
-            Whether the headers of the answer taught a limit.
-        """
-        self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
-        breakers = self.endpoint.policies.breakers(self.call)
-        if self.permit is not None and breakers is not None and breakers.half_open:
-            # A circuit that lets one request through to see must not wait for the end of a long answer.
-            self.permit.success()
-        # Nor those whom the limiter has wait for the first answers.
-        self.lease.accept()
-        return self._observe_headers(response, settings)
-
-    def stream_abandoned(self, tokens: int) -> None:
-        """Its reader had enough of a stream that had cost so many tokens by then."""
-        self.lease.settle(tokens)
-
-    def stream_failed(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
-        """A stream that had cost so many tokens broke off."""
-        if not isinstance(error, RateLimited):
-            self.lease.settle(tokens)
-        self.failed(error, settings, 0.0, None)
-
-    def begin(self, permit: Permit | None, timeout: float) -> None:
-        """The circuits let it through; it has so many seconds from now."""
-        self.permit, self.timeout = permit, timeout
-        # The first answer of a server that may be loading its model counts for neither breaker nor load.
-        self._timeouts_count = (
-            self.endpoint.policies.has_answered or self.endpoint.config.timeouts.first is None
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._detached:
-            self.release()
-
-    def detach(self) -> None:
-        """Leaving the block gives nothing back: whoever says this does, with `release`."""
-        self._detached = True
-
-    def release(self) -> None:
-        """Give back what was not given back yet."""
-        if self.permit is not None:
-            self.permit.neutral()
-        self.lease.__exit__()
-        self.slot.release()
 
 
 def add_context(
@@ -211,15 +216,20 @@ def add_context(
     response: HttpResponse | None,
     seconds: float,
 ) -> Attempt:
-    """Fill into an error what only the engine knows of it; a line for the history of attempts."""
+    """Add to an error what only the engine knows about it: provider, model, endpoint, request id, retry-after.
+
+    Returns:
+        The entry for the error's history of attempts.
+    """
     error.provider = error.provider or endpoint.config.provider
     error.model = error.model or call.model or None
     error.endpoint = error.endpoint or endpoint.name
     if response is not None:
         error.request_id = error.request_id or request_id(response.headers)
         if isinstance(error, (ProviderError, InvalidResponse)):
-            hint = parse_retry_after(response.headers, response.received)
-            error.retry_after = hint if hint is not None else error.retry_after
+            # A header is more exact than what a plugin reads from the text of an error.
+            header = parse_retry_after(response.headers, response.received)
+            error.retry_after = header if header is not None else error.retry_after
             if error.retry_after is not None and isinstance(error, (RateLimited, Overloaded)):
                 error.args = (f"{error.message}; the server asks to wait {error.retry_after:g} s",)
     return Attempt(
@@ -231,7 +241,7 @@ def add_context(
 
 
 def should_retry(response: HttpResponse | None) -> bool | None:
-    """What the server says of trying again in ``x-should-retry``, None when it says nothing."""
+    """The server's ``x-should-retry`` header, None where there is none."""
     if response is None:
         return None
     return {"true": True, "false": False}.get(response.headers.get("x-should-retry", "").strip().lower())
@@ -313,7 +323,9 @@ class RequestRecorder:
         """The HTTP request is over."""
         metrics = endpoint.metrics
         metrics.on_the_wire += seconds
-        metrics.add_usage(usage)
+        if usage is not None:
+            metrics.input_tokens += usage.prompt_tokens
+            metrics.output_tokens += usage.completion_tokens
         if outcome == OK:
             metrics.succeeded += 1
         elif outcome == CANCELLED:

@@ -1,4 +1,8 @@
-"""The policies that watch over one endpoint, and what they have learned of it."""
+"""The resilience policies of one endpoint: retry budget, circuit breakers, limiters and timeouts. No I/O.
+
+Each is created when it is first needed, by what it applies to: circuits by model and operation, rate limits and adaptive
+timeouts by model, the concurrency limit by event loop.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,11 @@ from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, static_timeout
 from llmopt.values.calls import Call, ChatCall, RateLimits
 
-# How an attempt is paced: the place of the rate limiter in the pipeline, and none for those who want none.
+# The rate limiter as the pipeline sees it, and one that limits nothing.
 
 
 class RateLimitLease(Protocol):
-    """Leave to send one request now. Leaving the ``with`` block settles it to its estimate."""
+    """Permission to send one request. Leaving the ``with`` block settles it as estimated if nothing else did."""
 
     def __enter__(self) -> Self: ...
 
@@ -28,56 +32,56 @@ class RateLimitLease(Protocol):
 
     @property
     def wants_headers(self) -> bool:
-        """Whether `observe` would learn from headers now; they need not be read otherwise."""
+        """Whether `observe` would use response headers now; parsing them is skipped otherwise."""
         ...
 
     def settle(self, tokens: float | None) -> None:
         """The request cost so many tokens, None for as many as estimated."""
 
     def accept(self) -> None:
-        """The answer has begun; what it cost is settled when it ends."""
+        """The response has begun; its cost is settled when it ends."""
 
     def refund(self) -> None:
         """Nothing was sent."""
 
     def observe(self, limits: RateLimits) -> bool:
-        """The headers of the answer tell this; True when a limit was learned or has changed."""
+        """Take the limits from response headers; True if a limit was unknown or different before."""
         ...
 
     def throttled(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:
-        """The server answered that it was too much; True as `observe`."""
+        """The server refused the request for its rate (HTTP 429); returns as `observe`."""
         ...
 
 
 class RateLimiterLike(Protocol):
-    """Gives leave, in order."""
+    """Grants leases in the order in which they are asked for."""
 
     @property
     def paused(self) -> float:
-        """Seconds that nothing goes out because the server refused; 0 when that is not so."""
+        """Seconds until requests are sent again after the server has throttled them, 0 if it has not."""
         ...
 
     @property
     def has_capacity(self) -> bool:
-        """Whether a small request would go at once."""
+        """Whether a small request would be granted at once."""
         ...
 
     @property
     def server_limits(self) -> tuple[float | None, float | None]:
-        """Requests and tokens a minute that headers told of; None where they did not."""
+        """Requests and tokens per minute that response headers stated, None where they did not."""
         ...
 
     def try_acquire(self, tokens: float) -> RateLimitLease | None:
-        """Leave at once, None when there is a wait."""
+        """A lease at once, or None if there is a wait."""
         ...
 
     async def acquire(self, tokens: float, *, deadline: Deadline, max_pause: float) -> RateLimitLease:
-        """Leave, when it is this caller's turn; `RateLimited` before a pause longer than its patience."""
+        """A lease, when it is this caller's turn; raises `RateLimited` before a pause longer than ``max_pause``."""
         ...
 
 
 class NullLease:
-    """Leave that costs nothing."""
+    """A lease of no limiter."""
 
     __slots__ = ()
 
@@ -90,25 +94,25 @@ class NullLease:
         return
 
     def settle(self, tokens: float | None) -> None:
-        """Nothing to settle."""
+        """Do nothing."""
 
     def accept(self) -> None:
-        """Nobody waits for that."""
+        """Do nothing."""
 
     def refund(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
     def observe(self, limits: RateLimits) -> bool:  # noqa: ARG002 - nothing is learned
-        """Nobody to tell."""
+        """Learn nothing."""
         return False
 
     def throttled(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:  # noqa: ARG002 - as above
-        """Nobody to slow down: the retry waits by itself."""
+        """Learn nothing: the retry policy waits for ``retry_after``."""
         return False
 
 
 class NullRateLimiter:
-    """No pacing."""
+    """Grants everything at once, for ``flags.limiter = false``."""
 
     __slots__ = ("_lease",)
 
@@ -119,8 +123,8 @@ class NullRateLimiter:
     def __init__(self) -> None:
         self._lease = NullLease()
 
-    def try_acquire(self, tokens: float) -> RateLimitLease:  # noqa: ARG002 - free of charge
-        """Always."""
+    def try_acquire(self, tokens: float) -> RateLimitLease:  # noqa: ARG002 - nothing is counted
+        """A lease at once."""
         return self._lease
 
     async def acquire(
@@ -130,26 +134,31 @@ class NullRateLimiter:
         deadline: Deadline,  # noqa: ARG002
         max_pause: float,  # noqa: ARG002
     ) -> RateLimitLease:
-        """Always."""
+        """A lease at once."""
         return self._lease
 
 
 _QUOTA_BLOCK_S: Final = 300.0
 _AUTH_BLOCK_S: Final = 60.0
 _TOKEN_BLOCK_S: Final = 5.0
-"""A function that gives tokens may give another one any moment, which only the next attempt finds out."""
+"""Short, because a function may return another token at any time, and only the next attempt finds out."""
 _REASONING_FACTOR: Final = 5.0
-"""So much longer may the first event take of a model that is told to think first: 300 s for the usual 60."""
+"""A model that reasons may take this much longer to its first event: 300 s instead of the usual 60 s."""
 _LITTLE_REASONING: Final = (None, "none", "minimal")
 
 
 class EndpointPolicies:
-    """Budget, breakers, concurrency, limiters and time-outs of one endpoint.
+    """The policies of one endpoint, and what they have learned about it.
 
     Args:
-        endpoint: as configured; its flags switch each of them off.
-        breakers: the client's circuits.
+        endpoint: as configured; its flags switch single policies off.
+        breakers: all circuit breakers of the client.
         clock: the time.
+
+    Attributes:
+        retry_budget: limits retries as a share of the successes.
+        retry_policy: decides about each retry.
+        has_answered: whether the endpoint has ever answered; before, it may have to load its model.
     """
 
     def __init__(self, endpoint: Endpoint, breakers: CircuitBreakerRegistry, clock: Clock) -> None:
@@ -163,14 +172,14 @@ class EndpointPolicies:
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
         self._blocked: tuple[LLMOptError, float] | None = None
-        self._has_answered = False
+        self.has_answered = False
         self.retry_budget: Final = RetryBudget()
         self.retry_policy: Final = RetryPolicy(
             max_retries=endpoint.max_retries, retry_delay=endpoint.retry_delay
         )
 
     def breakers(self, call: Call) -> CircuitPair | None:
-        """The circuits that a call passes, None when they are switched off."""
+        """The circuit breakers that a call passes, None where they are switched off."""
         if not self._endpoint.flags.breaker:
             return None
         key = (call.model, call.operation)
@@ -181,7 +190,7 @@ class EndpointPolicies:
         return pair
 
     def concurrency(self) -> ConcurrencyLimiter:
-        """The line before this endpoint on the running event loop."""
+        """The concurrency limiter for the current event loop."""
         return self._concurrency_limits.current()
 
     def _new_concurrency_limit(self) -> ConcurrencyLimiter:
@@ -189,85 +198,86 @@ class EndpointPolicies:
         return ConcurrencyLimiter(clock=self._clock, initial=maximum, maximum=maximum)
 
     def rate_limiter(self, call: Call) -> RateLimiterLike:
-        """The limiter of the quota that a call spends: that of its model; lists of models have one of their own."""
+        """The limiter of the quota that a call uses: one for each model, and one for listing models."""
         if not self._endpoint.flags.limiter:
             return self._null_limiter
         limiter = self._limiters.get(call.model)
         if limiter is None:
-            # Atomic, as all of these are: another loop's thread may have been quicker.
+            # setdefault is atomic: an event loop in another thread may have been faster.
             limiter = self._limiters.setdefault(call.model, self._new_limiter(call))
         return limiter
 
     def _new_limiter(self, call: Call) -> RateLimiter:
-        # A number in the configuration is meant for a model, or for what an option names (a deployment).
+        # The configuration states limits by model, or by what an option names (a deployment on Azure).
         endpoint = self._endpoint
         names = (call.model, *(value for value in endpoint.options.values() if isinstance(value, str)))
-        spends = call.operation != "catalog"
+        limited = call.operation != "catalog"
         return RateLimiter(
             clock=self._clock,
-            rpm=endpoint.rpm_for(*names) if spends else None,
-            tpm=endpoint.tpm_for(*names) if spends else None,
+            rpm=endpoint.rpm_for(*names) if limited else None,
+            tpm=endpoint.tpm_for(*names) if limited else None,
         )
 
     def timeout(self, call: Call, size: int, fill: float) -> float:
-        """Seconds for one attempt at a call of this size."""
+        """Seconds for one attempt.
+
+        Args:
+            call: what is asked for.
+            size: estimated tokens of the request.
+            fill: see `Request.fill`.
+        """
         timeouts = self._endpoint.timeouts
         if call.operation == "catalog":
             return timeouts.catalog
         if isinstance(call, ChatCall):
             return self._chat_timeout(call)
         maximum = static_timeout(timeouts, fill)
-        if not self._has_answered and timeouts.first is not None:
-            # The engine may have to load its model first.
+        if not self.has_answered and timeouts.first is not None:
+            # The server may have to load its model first.
             return max(maximum, timeouts.first)
         if not self._endpoint.flags.adaptive_timeouts:
             return maximum
         return self._adaptive_timeout(call.model).limit(size, maximum)
 
     def record_latency(self, call: Call, size: int, seconds: float) -> None:
-        """A complete answer came after so long."""
-        self._has_answered = True
+        """Record the latency of a complete response, or of a stream's first event, in seconds."""
+        self.has_answered = True
         if call.operation == "embeddings":
             self._adaptive_timeout(call.model).record(size, seconds)
 
     def record_timeout(self, call: Call, size: int, seconds: float) -> None:
-        """No complete answer came in so long."""
+        """Record that a request timed out after so many seconds."""
         if call.operation == "embeddings":
             self._adaptive_timeout(call.model).timed_out(size, seconds)
 
     def _chat_timeout(self, call: ChatCall) -> float:
-        """Until the whole answer, or the first event of a stream. Not adaptive: it depends on what is asked."""
+        """Seconds until the whole reply, or the first event of a stream. Not adaptive: it depends on the question."""
         timeouts = self._endpoint.timeouts
         maximum = timeouts.first_event if call.stream else timeouts.chat
         if call.stream and call.reasoning_effort not in _LITTLE_REASONING:
             maximum *= _REASONING_FACTOR
-        return maximum if self._has_answered or timeouts.first is None else max(maximum, timeouts.first)
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether the endpoint has answered before."""
-        return self._has_answered
+        return maximum if self.has_answered or timeouts.first is None else max(maximum, timeouts.first)
 
     def _adaptive_timeout(self, model: str) -> AdaptiveTimeout:
-        found = self._timeouts.get(model)
-        if found is None:
-            found = self._timeouts.setdefault(model, AdaptiveTimeout(now=self._clock.now))
-        return found
+        timeout = self._timeouts.get(model)
+        if timeout is None:
+            timeout = self._timeouts.setdefault(model, AdaptiveTimeout(now=self._clock.now))
+        return timeout
 
     def block_credential(self, error: LLMOptError) -> None:
-        """Remember that the credential was refused, so that nobody asks with it for a while."""
+        """If the error is a refused credential, send nothing with it for a while."""
         if isinstance(error, QuotaExhausted):
             self._blocked = (error, self._clock.now() + _QUOTA_BLOCK_S)
         elif isinstance(error, AuthError):
-            fixed = self._endpoint.credential.is_static
-            self._blocked = (error, self._clock.now() + (_AUTH_BLOCK_S if fixed else _TOKEN_BLOCK_S))
+            seconds = _AUTH_BLOCK_S if self._endpoint.credential.is_static else _TOKEN_BLOCK_S
+            self._blocked = (error, self._clock.now() + seconds)
 
     def unblock_credential(self) -> None:
-        """There is another credential now."""
+        """Send requests again: there is another credential."""
         self._blocked = None
 
     def credential_error(self) -> LLMOptError | None:
-        """The refusal of the credential that still stands, None when there is none."""
+        """The error while the credential is blocked, else None."""
         if self._blocked is None:
             return None
         error, until = self._blocked
@@ -277,20 +287,22 @@ class EndpointPolicies:
         return error
 
     def stats(self) -> dict[str, Any]:
-        """What the policies stand at, as plain values."""
-        lines = list(self._concurrency_limits)
+        """The state of the policies as plain values."""
+        limiters = list(self._concurrency_limits)
         return {
             "budget": self.retry_budget.left,
-            "in_flight": sum(line.in_flight for line in lines),
-            "waiting": sum(line.waiting for line in lines),
-            "concurrency": max((line.limit for line in lines), default=float(self._endpoint.max_concurrency)),
+            "in_flight": sum(limiter.in_flight for limiter in limiters),
+            "waiting": sum(limiter.waiting for limiter in limiters),
+            "concurrency": max(
+                (limiter.limit for limiter in limiters), default=float(self._endpoint.max_concurrency)
+            ),
             "limiters": {model: _limiter_stats(limiter) for model, limiter in self._limiters.items()},
             "breakers": {" ".join(key): pair.stats() for key, pair in self._circuit_pairs.items()},
         }
 
 
 def _limiter_stats(limiter: RateLimiter) -> dict[str, float | None]:
-    """Where a limiter stands: limits in force a minute, None where there is none."""
+    """Waiting calls, seconds of pause left, and the limits in force per minute, None for no limit."""
     requests, tokens = limiter.rates
     return {
         "waiting": limiter.waiting,

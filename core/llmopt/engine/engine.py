@@ -1,9 +1,9 @@
-"""The engine: everything that lives between the requests of one client."""
+"""The engine of one client: sends requests, and owns what outlives them (endpoints, circuits, shared calls)."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
 from llmopt.engine.pipeline import Pipeline
@@ -22,75 +22,19 @@ if TYPE_CHECKING:
     import httpx
 
 
-# Calls under way, which end with the client: none of them sleeps on until its retry or its turn.
-#
-# As `asyncio.timeout` does it: the task is cancelled, and on its way out the cancellation becomes
-# `ClientClosed`, unless somebody else wants the task cancelled too.
-
-
-class ActiveCalls:
-    """All calls of one client that are under way, on whatever event loop."""
-
-    def __init__(self) -> None:
-        self._calls: Final[set[_ActiveCall]] = set()
-
-    def call(self) -> _ActiveCall:
-        """One call, for as long as a ``with`` block lasts."""
-        return _ActiveCall(self._calls)
-
-    def end(self) -> None:
-        """End all of them; each raises `ClientClosed`."""
-        for call in tuple(self._calls):
-            call.end()
-
-
-class _ActiveCall:
-    __slots__ = ("_calls", "_cancel_requests", "_ended", "_task")
-
-    def __init__(self, calls: set[_ActiveCall]) -> None:
-        self._calls = calls
-        self._ended = False
-
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("llmopt must be called from a task of asyncio")
-        self._task: asyncio.Task[object] = task
-        self._cancel_requests = task.cancelling()
-        self._calls.add(self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._calls.discard(self)
-        if not self._ended:
-            return
-        not_cancelled_otherwise = self._task.uncancel() <= self._cancel_requests
-        if not_cancelled_otherwise and kind is not None and issubclass(kind, asyncio.CancelledError):
-            raise ClientClosed("the client was closed during the call.") from None
-
-    def end(self) -> None:
-        loop = self._task.get_loop()
-        if not loop.is_closed():
-            # Also from another loop's thread; on one's own it is a turn later.
-            loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        if self in self._calls:
-            self._ended = True
-            self._task.cancel()
-
-
 class Engine:
     """Sends the requests of one client.
 
     Args:
-        transport: the user's own httpx transport for all providers, None for the pool.
-        on_event: gets every event.
+        transport: the user's httpx transport for all providers, None for the connection pool.
+        on_event: the listener for all events.
         clock: the time.
 
     Attributes:
-        telemetry: where events leave.
-        singleflight: what is under way, for callers that ask the same.
+        telemetry: emits the events.
+        singleflight: calls whose result several callers share.
+        clock: the time.
+        closed: whether the client was closed.
     """
 
     def __init__(
@@ -101,36 +45,26 @@ class Engine:
         clock: Clock | None = None,
     ) -> None:
         self._transport: Final = transport
-        self._clock: Final[Clock] = clock or SystemClock()
-        self._no_deadline: Final = Deadline.after(None, self._clock.now)
+        self.clock: Final[Clock] = clock or SystemClock()
+        self._no_deadline: Final = Deadline.after(None, self.clock.now)
         self.telemetry: Final = Telemetry(on_event)
-        self._circuit_waiters: Final = CircuitWaitQueue(self._clock)
+        self._circuit_waiters: Final = CircuitWaitQueue(self.clock)
         self._breakers: Final = CircuitBreakerRegistry(
-            now=self._clock.now,
+            now=self.clock.now,
             on_transition=self.telemetry.breaker_changed,
             on_probe_end=self._circuit_waiters.notify_all,
         )
         self.singleflight: Final = SingleFlight()
-        self._active_calls: Final = ActiveCalls()
+        self._active_calls: Final[set[_ActiveCall]] = set()
         self._groups: Final[dict[str, EndpointGroup]] = {}
-        self._closed = False
-
-    @property
-    def clock(self) -> Clock:
-        """The time."""
-        return self._clock
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
+        self.closed = False
 
     def deadline(self, seconds: float | None) -> Deadline:
-        """The moment so many seconds from now."""
-        return self._no_deadline if seconds is None else Deadline.after(seconds, self._clock.now)
+        """The deadline so many seconds from now, None for none."""
+        return self._no_deadline if seconds is None else Deadline.after(seconds, self.clock.now)
 
     def endpoint_group(self, provider: Provider) -> EndpointGroup:
-        """A provider's endpoints, kept as long as the client."""
+        """The endpoints of a provider, which live as long as the client."""
         group = self._groups.get(provider.name)
         if group is None:
             live = tuple(
@@ -139,45 +73,45 @@ class Engine:
                     provider.hooks,
                     self._transport,
                     breakers=self._breakers,
-                    clock=self._clock,
+                    clock=self.clock,
                     telemetry=self.telemetry,
                 )
                 for endpoint in provider.endpoints
             )
-            # Another loop's thread may have been quicker; nothing of this one was opened yet.
+            # setdefault is atomic: an event loop in another thread may have been faster. Nothing was opened yet.
             group = self._groups.setdefault(
-                provider.name, EndpointGroup(live, self._clock, self._circuit_waiters)
+                provider.name, EndpointGroup(live, self.clock, self._circuit_waiters)
             )
         return group
 
     def endpoints(self, provider: Provider) -> tuple[LiveEndpoint, ...]:
-        """The endpoints alone."""
+        """The endpoints of a provider."""
         return self.endpoint_group(provider).endpoints
 
     async def run(self, provider: Provider, request: Request[T]) -> T:
-        """Send a request and give its parsed answer; see `Pipeline`.
+        """Send a request and return its parsed response; see `Pipeline`.
 
         Raises:
-            ClientClosed: the client was closed before, or meanwhile.
+            ClientClosed: the client was closed before or during the call.
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        if self._closed:
+        if self.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
-        with self._active_calls.call():
-            return await Pipeline(self.endpoint_group(provider), request, self._clock, self.telemetry).run()
+        with _ActiveCall(self._active_calls):
+            return await Pipeline(self.endpoint_group(provider), request, self.clock, self.telemetry).run()
 
     async def open(self, provider: Provider, request: StreamRequest) -> LiveStream:
         """Send a request for a stream and wait for its first event; see `StreamPipeline`.
 
         Raises:
-            ClientClosed: the client was closed before, or meanwhile.
+            ClientClosed: the client was closed before or during the call.
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        if self._closed:
+        if self.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
-        with self._active_calls.call():
+        with _ActiveCall(self._active_calls):
             return await StreamPipeline(
-                self.endpoint_group(provider), request, self._clock, self.telemetry
+                self.endpoint_group(provider), request, self.clock, self.telemetry
             ).run()
 
     def stats(self) -> dict[str, Any]:
@@ -188,10 +122,56 @@ class Engine:
         }
 
     async def aclose(self) -> None:
-        """Close every connection. Calls made later raise `ClientClosed`."""
-        self._closed = True
+        """End all calls with `ClientClosed` and close every connection. Later calls raise `ClientClosed`."""
+        self.closed = True
         await self.singleflight.aclose()
-        self._active_calls.end()
+        for call in tuple(self._active_calls):
+            call.end()
         for group in self._groups.values():
             for endpoint in group.endpoints:
                 await endpoint.aclose()
+
+
+class _ActiveCall:
+    """A call in progress, which ends with `ClientClosed` when the client is closed.
+
+    As in `asyncio.timeout`, its task is cancelled, and the cancellation becomes the error on the way out unless
+    the application has cancelled the task too. So no call sleeps on until its retry or its turn in a queue.
+
+    Args:
+        calls: the calls in progress, on any event loop.
+    """
+
+    __slots__ = ("_calls", "_cancel_requests", "_ended", "_task")
+
+    def __init__(self, calls: set[_ActiveCall]) -> None:
+        self._calls = calls
+        self._ended = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("llmopt must be called from an asyncio task")
+        self._task: asyncio.Task[object] = task
+        self._cancel_requests = task.cancelling()
+        self._calls.add(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._calls.discard(self)
+        if not self._ended:
+            return
+        only_ended = self._task.uncancel() <= self._cancel_requests
+        if only_ended and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise ClientClosed("the client was closed during the call.") from None
+
+    def end(self) -> None:
+        """End the call soon, from any thread."""
+        loop = self._task.get_loop()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        # The call may have ended since.
+        if self in self._calls:
+            self._ended = True
+            self._task.cancel()

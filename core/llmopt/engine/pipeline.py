@@ -1,18 +1,19 @@
-"""One request through all policies, in the one order there is.
+"""The order in which one request passes the resilience policies.
 
 ::
 
-    retry( choose an endpoint whose breakers admit
-           -> wait for a concurrency slot -> wait for a rate lease
+    retry( choose an endpoint whose circuit breakers admit the request
+           -> wait for a concurrency slot -> wait for a rate-limit lease
            -> credential, build, encode
-           -> breaker permit, taken last and without a pause before the send
-           -> send -> judge -> settle lease, slot and permit )
+           -> circuit breaker permit, acquired last and without a pause before the send
+           -> send -> parse or raise -> settle lease, slot and permit )
 
-The limiter is inside retry because each attempt spends quota. The breaker is looked at before the
-queues, so that an open circuit costs nothing, and its permit is taken just before the send, so that
-those who waited in line while it opened do not go. If it opened meanwhile, lease and slot are given
-back and another endpoint is chosen. Every permit is returned on every way out, cancellation included:
-each is a context manager whose exit does not await.
+The rate limiter is inside retry because each attempt uses quota. The breaker is asked before the waits, so that an open
+circuit costs nothing, and its permit is acquired just before the send, so that requests that were waiting when it
+opened are not sent. If it opened meanwhile, lease and slot are given back and another endpoint is chosen. Slot,
+lease and permit are released on every way out, cancellation included: leaving an `AttemptScope` does not await.
+
+Streams pass the same order; see `llmopt.engine.streaming`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
-from llmopt.engine.endpoint_policies import RateLimiterLike, RateLimitLease
+from llmopt.engine.endpoint_policies import RateLimitLease
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import T, may_be_item_error, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
@@ -45,7 +46,7 @@ _PARSE_IN_THREAD_BYTES: Final[Mapping[Operation, int]] = {
     "catalog": 1 << 20,
     "chat": 1 << 20,
 }
-"""From how many bytes reading an answer takes long: 4 ms for vectors in base64, 8 ms for numbers and lists of models."""
+"""Larger responses are parsed in a thread: from this size it takes 4 ms for vectors in base64, 8 ms for other JSON."""
 _RETRY_LOOP: Final = "llmopt.policies.retry_loop"
 
 
@@ -56,7 +57,7 @@ class Pipeline(Generic[T]):
         group: the endpoints of the provider.
         request: what to send.
         clock: the time.
-        telemetry: told of what happens.
+        telemetry: gets the events.
     """
 
     def __init__(self, group: EndpointGroup, request: Request[T], clock: Clock, telemetry: Telemetry) -> None:
@@ -73,7 +74,7 @@ class Pipeline(Generic[T]):
         self._endpoint = group.endpoints[0]
 
     def run(self) -> Coroutine[Any, Any, T]:
-        """The parsed answer, after as many attempts as it takes and the policy allows.
+        """Send the request, with retries, and return its parsed response.
 
         Raises:
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
@@ -116,14 +117,13 @@ class Pipeline(Generic[T]):
             return value
 
     def _may_retry(self, error: LLMOptError) -> bool:
-        # Inside another attempt of llmopt's it is that one's to retry.
+        # Within an attempt of another llmopt client, that client retries: two nested retriers multiply requests.
         if not self._endpoint.config.flags.retry or inside_attempt():
             return False
         return not (self._request.suspect and may_be_item_error(error))
 
     async def _run_retries(self, error: LLMOptError) -> T:
-        # A client whose requests all succeed never pays for stamina. It is a large import, so that the
-        # first retry has it made beside the loop, which goes on with other requests.
+        # Importing stamina takes long, so it happens at the first retry, in a thread while the event loop goes on.
         if _RETRY_LOOP not in sys.modules:
             await run_in_thread(import_module, _RETRY_LOOP)
         from llmopt.policies.retry_loop import with_retries
@@ -145,37 +145,14 @@ class Pipeline(Generic[T]):
             on_retry=lambda retry: self._recorder.retry_scheduled(self._endpoint, retry),
         )
 
-    async def _in_process(self) -> T:
-        """An engine inside the process: no queues, nothing that needs sparing."""
-        endpoint = self._endpoint
-        self._check_deadline("before it began")
-        settings = await endpoint.settings()
-        encoded = self._build_request(endpoint, settings)
-        response: HttpResponse | None = None
-        self._recorder.attempt_started(endpoint)
-        started = self._clock.now()
-        outcome, usage = CANCELLED, None
-        try:
-            response = await self._send_within_deadline(endpoint, encoded, None)
-            value = await self._parse_response(endpoint, response, settings)
-            outcome, usage = OK, self._request.usage_of(value)
-        except LLMOptError as error:
-            outcome = type(error).__name__
-            self._add_to_history(error, endpoint, response, self._clock.now() - started)
-            raise
-        else:
-            return value
-        finally:
-            seconds = self._clock.now() - started
-            self._recorder.attempt_ended(endpoint, 1, outcome, response, seconds, sent="yes", usage=usage)
-
     async def _attempt(self, number: int) -> T:
-        """One HTTP request, or the reason why none may be made."""
+        """Send one HTTP request, or raise the error why none may be sent."""
         while True:
             self._should_retry = None
             self._new_credential = False
-            self._check_deadline("before it was sent")
-            # What need not wait is not awaited: a coroutine for each would cost more than the policies themselves.
+            if self._request.deadline.expired():
+                raise deadline_error("before it was sent", "queue")
+            # Awaited only if there is a wait: a coroutine for each policy would cost more than the policies do.
             endpoint = self._endpoint = self._try_choose() or await self._wait_for_endpoint()
             policies = endpoint.policies
             with AttemptScope(
@@ -190,10 +167,8 @@ class Pipeline(Generic[T]):
                 scope.lease = lease
                 settings = endpoint.static_settings or await endpoint.settings()
                 encoded = self._build_request(endpoint, settings)
-                if endpoint.request_compressor is not None:
-                    encoded = await endpoint.request_compressor.compress(
-                        encoded, self._compressed, self._call.model
-                    )
+                if (compressor := endpoint.request_compressor) is not None:
+                    encoded = await compressor.compress(encoded, self._compressed, self._call.model)
                     self._compressed = encoded
                 timeout = policies.timeout(self._call, self._request.tokens, self._request.fill)
                 circuits = policies.breakers(self._call)
@@ -211,6 +186,65 @@ class Pipeline(Generic[T]):
                     self._new_credential = await self._credential_changed(endpoint, settings)
                     raise
 
+    def _try_choose(self) -> LiveEndpoint | None:
+        """The endpoint for the next attempt, None if all circuits are open."""
+        try:
+            return self._group.choose(self._call, self._tried)
+        except CircuitOpen:
+            return None
+
+    async def _wait_for_endpoint(self) -> LiveEndpoint:
+        """The endpoint for the next attempt, after a wait for an open circuit if the request allows that."""
+        while True:
+            try:
+                return self._group.choose(self._call, self._tried)
+            except CircuitOpen as error:
+                retry_in = error.retry_after
+                if retry_in is None or not self._request.wait_when_open:
+                    raise
+                # If too little time is left, the retry policy decides which error the caller gets.
+                min_attempt = self._endpoint.policies.retry_policy.min_attempt
+                if not self._request.deadline.leaves(retry_in, spare=min_attempt):
+                    raise
+            # The queue notifies its callers, so that they need not poll while another request is the probe.
+            retry_in = self._group.retry_in(self._call, notified=True) or retry_in
+            wait = self._group.circuit_waiters.wait(self._request.deadline.clamp(retry_in))
+            await self._record_wait("breaker", self._endpoint, wait)
+
+    async def _acquire_slot(self, endpoint: LiveEndpoint) -> Slot:
+        limiter = endpoint.policies.concurrency()
+        return await self._record_wait("concurrency", endpoint, limiter.acquire(self._request.deadline))
+
+    async def _acquire_lease(self, endpoint: LiveEndpoint) -> RateLimitLease | None:
+        """A rate-limit lease; None if the server has throttled this endpoint and another one is free."""
+        if len(self._group.endpoints) > 1:
+            try:
+                return await self._acquire_rate_limit(endpoint, max_pause=0.0)
+            except RateLimited:
+                if self._group.has_alternative(endpoint, self._call):
+                    return None
+        return await self._acquire_rate_limit(
+            endpoint, max_pause=endpoint.policies.retry_policy.max_retry_after
+        )
+
+    async def _acquire_rate_limit(self, endpoint: LiveEndpoint, *, max_pause: float) -> RateLimitLease:
+        limiter, deadline = endpoint.policies.rate_limiter(self._call), self._request.deadline
+        wait = limiter.acquire(self._request.tokens, deadline=deadline, max_pause=max_pause)
+        return await self._record_wait("limiter", endpoint, wait)
+
+    async def _record_wait(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
+        started = self._clock.now()
+        self._recorder.wait_started(endpoint, cause)
+        result = await wait
+        self._recorder.wait_ended(endpoint, cause, self._clock.now() - started)
+        return result
+
+    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
+        request = endpoint.hooks.build_request(self._call, settings)
+        if self._call.operation == "catalog":
+            request = add_if_none_match(request, self._call)
+        return endpoint.encode_request(request, settings)
+
     async def _send(self, number: int, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> T:
         endpoint = scope.endpoint
         self._tried = (*self._tried, endpoint.config.index)
@@ -221,11 +255,11 @@ class Pipeline(Generic[T]):
             if self._request.deadline.bounded:
                 response = await self._send_within_deadline(endpoint, encoded, scope.timeout)
             else:
-                # As `_send_within_deadline` does then, with a coroutine less under way.
+                # As `_send_within_deadline` without a deadline, but with one coroutine less.
                 response = await endpoint.transport.send(
                     self._transport_request(endpoint, encoded, scope.timeout)
                 )
-            # How long reading takes says nothing of the server.
+            # Without the time for parsing, which is not the server's.
             seconds = self._clock.now() - started
             value = await self._parse_response(endpoint, response, settings)
         except LLMOptError as error:
@@ -242,8 +276,40 @@ class Pipeline(Generic[T]):
         self._recorder.attempt_ended(endpoint, number, OK, response, seconds, sent="yes", usage=usage)
         return value
 
+    async def _send_within_deadline(
+        self, endpoint: LiveEndpoint, encoded: EncodedRequest, timeout: float | None
+    ) -> HttpResponse:
+        request = self._transport_request(endpoint, encoded, timeout)
+        if not self._request.deadline.bounded:
+            return await endpoint.transport.send(request)
+        try:
+            async with asyncio.timeout(self._request.deadline.remaining()):
+                return await endpoint.transport.send(request)
+        except TimeoutError:
+            raise deadline_error("while waiting for the response", "send", sent="maybe") from None
+
+    def _transport_request(
+        self,
+        endpoint: LiveEndpoint,
+        encoded: EncodedRequest,
+        timeout: float | None,
+        idle: float | None = None,
+    ) -> TransportRequest:
+        return TransportRequest(
+            method=encoded.method,
+            url=encoded.url,
+            headers=encoded.headers,
+            body=encoded.body,
+            uncompressed_body=encoded.uncompressed_body,
+            connect_timeout=endpoint.config.timeouts.connect,
+            pool_timeout=endpoint.config.timeouts.pool,
+            timeout=timeout,
+            idle_timeout=idle,
+            max_body=self._request.max_body,
+        )
+
     async def _parse_response(self, endpoint: LiveEndpoint, response: HttpResponse, settings: Settings) -> T:
-        """What the answer says; a long one is read in a thread, while the loop goes on with other requests."""
+        """The value of a response. A large one is parsed in a thread while the event loop goes on."""
         call, parse = self._call, self._request.parse
         started = self._clock.now() if self._recorder.enabled else 0.0
         if len(response.body) < _PARSE_IN_THREAD_BYTES[call.operation]:
@@ -253,20 +319,6 @@ class Pipeline(Generic[T]):
         if self._recorder.enabled:
             self._recorder.response_parsed(response, self._clock.now() - started)
         return value
-
-    async def _credential_changed(self, endpoint: LiveEndpoint, used: Settings) -> bool:
-        """Whether the credential's provider gives another one now than that which was refused."""
-        if endpoint.config.credential.is_static:
-            return False
-        try:
-            with retry_guard():
-                settings = await endpoint.settings()
-        except LLMOptError:
-            return False
-        if settings.credential == used.credential:
-            return False
-        endpoint.policies.unblock_credential()
-        return True
 
     def _record_failure(
         self,
@@ -290,104 +342,46 @@ class Pipeline(Generic[T]):
     ) -> None:
         self._history = (*self._history, add_context(error, endpoint, self._call, response, seconds))
 
-    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
-        request = endpoint.hooks.build_request(self._call, settings)
-        return endpoint.encode_request(add_if_none_match(request, self._call), settings)
-
-    async def _send_within_deadline(
-        self, endpoint: LiveEndpoint, encoded: EncodedRequest, timeout: float | None
-    ) -> HttpResponse:
-        request = self._transport_request(endpoint, encoded, timeout)
-        if not self._request.deadline.bounded:
-            return await endpoint.transport.send(request)
+    async def _credential_changed(self, endpoint: LiveEndpoint, used: Settings) -> bool:
+        """Whether the function that gives the credential returns another one than the one that was refused."""
+        if endpoint.config.credential.is_static:
+            return False
         try:
-            async with asyncio.timeout(self._request.deadline.remaining()):
-                return await endpoint.transport.send(request)
-        except TimeoutError:
-            raise deadline_error("while waiting for the answer", "send", sent="maybe") from None
+            with retry_guard():
+                settings = await endpoint.settings()
+        except LLMOptError:
+            return False
+        if settings.credential == used.credential:
+            return False
+        endpoint.policies.unblock_credential()
+        return True
 
-    def _transport_request(
-        self,
-        endpoint: LiveEndpoint,
-        encoded: EncodedRequest,
-        timeout: float | None,
-        idle: float | None = None,
-    ) -> TransportRequest:
-        return TransportRequest(
-            method=encoded.method,
-            url=encoded.url,
-            headers=encoded.headers,
-            body=encoded.body,
-            uncompressed_body=encoded.uncompressed_body,
-            connect_timeout=endpoint.config.timeouts.connect,
-            pool_timeout=endpoint.config.timeouts.pool,
-            timeout=timeout,
-            idle_timeout=idle,
-            max_body=self._request.max_body,
-        )
-
-    def _try_choose(self) -> LiveEndpoint | None:
-        """The endpoint for the next attempt, None while all circuits are open."""
-        try:
-            return self._group.choose(self._call, self._tried)
-        except CircuitOpen:
-            return None
-
-    async def _wait_for_endpoint(self) -> LiveEndpoint:
-        """The endpoint for the next attempt; while all circuits are open, a call that may wait waits here."""
-        while True:
-            try:
-                return self._group.choose(self._call, self._tried)
-            except CircuitOpen as error:
-                retry_in = error.retry_after
-                if retry_in is None or not self._request.wait_when_open:
-                    raise
-                # With too little time left it is for the retry policy to say so.
-                if not self._request.deadline.leaves(
-                    retry_in, spare=self._endpoint.policies.retry_policy.min_attempt
-                ):
-                    raise
-            # Notified by the queue, it need not look again while another request is the probe.
-            retry_in = self._group.retry_in(self._call, notified=True) or retry_in
-            wait = self._group.circuit_waiters.wait(self._request.deadline.clamp(retry_in))
-            await self._record_wait("breaker", self._endpoint, wait)
-
-    async def _acquire_slot(self, endpoint: LiveEndpoint) -> Slot:
-        line = endpoint.policies.concurrency()
-        return await self._record_wait("concurrency", endpoint, line.acquire(self._request.deadline))
-
-    async def _acquire_lease(self, endpoint: LiveEndpoint) -> RateLimitLease | None:
-        """Leave to send; none when the server wants a pause and another endpoint is free."""
-        pace = endpoint.policies.rate_limiter(self._call)
-        if len(self._group.endpoints) > 1:
-            try:
-                return await self._acquire_rate_limit(endpoint, pace, max_pause=0.0)
-            except RateLimited:
-                if self._group.has_alternative(endpoint, self._call):
-                    return None
-        return await self._acquire_rate_limit(
-            endpoint, pace, max_pause=endpoint.policies.retry_policy.max_retry_after
-        )
-
-    async def _acquire_rate_limit(
-        self, endpoint: LiveEndpoint, pace: RateLimiterLike, *, max_pause: float
-    ) -> RateLimitLease:
-        deadline = self._request.deadline
-        wait = pace.acquire(self._request.tokens, deadline=deadline, max_pause=max_pause)
-        return await self._record_wait("limiter", endpoint, wait)
-
-    async def _record_wait(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
-        started = self._clock.now()
-        self._recorder.wait_started(endpoint, cause)
-        result = await wait
-        self._recorder.wait_ended(endpoint, cause, self._clock.now() - started)
-        return result
-
-    def _check_deadline(self, when: str) -> None:
+    async def _in_process(self) -> T:
+        """Run a request of an engine inside this process, which no policy but the deadline applies to."""
+        endpoint = self._endpoint
         if self._request.deadline.expired():
-            raise deadline_error(when, "queue")
+            raise deadline_error("before it began", "queue")
+        settings = await endpoint.settings()
+        encoded = self._build_request(endpoint, settings)
+        response: HttpResponse | None = None
+        self._recorder.attempt_started(endpoint)
+        started = self._clock.now()
+        outcome, usage = CANCELLED, None
+        try:
+            response = await self._send_within_deadline(endpoint, encoded, None)
+            value = await self._parse_response(endpoint, response, settings)
+            outcome, usage = OK, self._request.usage_of(value)
+        except LLMOptError as error:
+            outcome = type(error).__name__
+            self._add_to_history(error, endpoint, response, self._clock.now() - started)
+            raise
+        else:
+            return value
+        finally:
+            seconds = self._clock.now() - started
+            self._recorder.attempt_ended(endpoint, 1, outcome, response, seconds, sent="yes", usage=usage)
 
 
 def deadline_error(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:
-    """The caller's time is up."""
+    """The error for a caller whose deadline has passed."""
     return DeadlineExceeded(f"the deadline passed {when}.", phase=phase, sent=sent)

@@ -278,7 +278,8 @@ class StreamPipeline(Pipeline[LiveStream]):
 
     async def _in_process(self) -> LiveStream:
         endpoint = self._endpoint
-        self._check_deadline("before it began")
+        if self._request.deadline.expired():
+            raise deadline_error("before it began", "queue")
         settings = await endpoint.settings()
         scope = AttemptScope(endpoint, self._call, 0)
         scope.begin(None, math.inf)
@@ -323,7 +324,7 @@ class StreamPipeline(Pipeline[LiveStream]):
                     response_stream.close()
                     raise
         except TimeoutError:
-            raise deadline_error("while waiting for the answer", "send", sent="maybe") from None
+            raise deadline_error("while waiting for the response", "send", sent="maybe") from None
 
     async def _first_event(
         self, response_stream: ResponseStream, scope: AttemptScope, settings: Settings, left: float | None

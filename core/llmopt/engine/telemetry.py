@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 from attrs import define, field
 
-from llmopt.values.embeddings import Usage
 from llmopt.values.events import (
     BreakerChanged,
     CompressionRefused,
@@ -157,12 +156,6 @@ class EndpointMetrics:
     saved_sent: int = 0
     saved_received: int = 0
     on_the_wire: float = 0.0
-
-    def add_usage(self, usage: Usage | None) -> None:
-        """Add the tokens that a response reports."""
-        if usage is not None:
-            self.input_tokens += usage.prompt_tokens
-            self.output_tokens += usage.completion_tokens
 
     def stats(self) -> dict[str, Any]:
         """All counters as plain values."""
