@@ -65,7 +65,7 @@ def decide(
 def after(*decisions: RetryDecision) -> RetryHistory:
     history = RetryHistory()
     for decision in decisions:
-        history.note(decision)
+        history.add(decision)
     return history
 
 
@@ -160,10 +160,10 @@ def test_n_retries_are_n(most: Any) -> None:
     """n + 1 requests in all, and then the last error."""
     history = RetryHistory()
     for _ in range(most):
-        history.note(decide(error(e.ServerError), history, max_retries=most))
+        history.add(decide(error(e.ServerError), history, max_retries=most))
 
     assert decide(error(e.ServerError), history, max_retries=most) == GiveUp(reason="attempts")
-    history.note(retried("server"))
+    history.add(retried("server"))
     assert decide(error(e.ServerError), history, max_retries=most) == GiveUp(reason="attempts")
 
 
@@ -230,8 +230,8 @@ def test_ambiguous_chat_is_repeated_once(kind: type[e.LLMOptError], sent: Any) -
     assert first.ambiguous
 
     assert decide(error(kind, sent=sent), after(first), CHAT, max_retries=9) == GiveUp(reason="ambiguous")
-    assert decide(error(kind, sent=sent), facts=CHAT, ambiguous=0) == GiveUp(reason="ambiguous")
-    assert decide(error(kind, sent=sent), after(first), CHAT, ambiguous=0) == GiveUp(reason="ambiguous")
+    assert decide(error(kind, sent=sent), facts=CHAT, max_ambiguous=0) == GiveUp(reason="ambiguous")
+    assert decide(error(kind, sent=sent), after(first), CHAT, max_ambiguous=0) == GiveUp(reason="ambiguous")
     assert decide(error(e.ServerError, sent="yes"), after(first), CHAT, max_retries=9).reason == "server"
 
 
@@ -367,7 +367,7 @@ def backoffs(kind: type[e.LLMOptError], share: float, rounds: int = 8, **policy:
     delays = []
     for _ in range(rounds):
         made = decide(error(kind), history, max_retries=99, rng=FixedJitter(share), **policy)
-        history.note(made)
+        history.add(made)
         delays.append(made.delay)
     return delays
 
@@ -502,14 +502,16 @@ def test_waits_of_a_job_are_flow_control() -> None:
     history = RetryHistory()
     for n in range(20):
         kind = e.RateLimited if n % 2 else e.Overloaded
-        made = decide(error(kind), history, max_retries=1, flow_rounds=20)
+        made = decide(error(kind), history, max_retries=1, uncounted_flow_control=20)
         assert not made.counted
-        history.note(made)
+        history.add(made)
 
-    counted = decide(error(e.RateLimited), history, max_retries=1, flow_rounds=20)
+    counted = decide(error(e.RateLimited), history, max_retries=1, uncounted_flow_control=20)
     assert counted.counted
-    history.note(counted)
-    assert decide(error(e.Overloaded), history, max_retries=1, flow_rounds=20) == GiveUp(reason="attempts")
+    history.add(counted)
+    assert decide(error(e.Overloaded), history, max_retries=1, uncounted_flow_control=20) == GiveUp(
+        reason="attempts"
+    )
 
 
 @pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded])
@@ -518,8 +520,8 @@ def test_rounds_of_one_kind(kind: type[e.LLMOptError]) -> None:
     history = RetryHistory()
     counted = []
     for _ in range(22):
-        made = decide(error(kind), history, max_retries=9, flow_rounds=20)
-        history.note(made)
+        made = decide(error(kind), history, max_retries=9, uncounted_flow_control=20)
+        history.add(made)
         counted.append(made.counted)
 
     assert counted == [False] * 20 + [True] * 2
@@ -527,7 +529,7 @@ def test_rounds_of_one_kind(kind: type[e.LLMOptError]) -> None:
 
 def test_other_failures_of_a_job_count() -> None:
     """Flow control is for servers that ask for it."""
-    made = decide(error(e.ServerError), max_retries=1, flow_rounds=20)
+    made = decide(error(e.ServerError), max_retries=1, uncounted_flow_control=20)
 
     assert made.counted
 
@@ -545,7 +547,7 @@ def test_history_adds_up() -> None:
     )
 
     assert (history.counted, history.ambiguous, history.backoffs, history.last_cost) == (3, 1, 2, 0)
-    assert history.times == {"server": 2, "timeout": 1, "stale": 1}
+    assert history.by_reason == {"server": 2, "timeout": 1, "stale": 1}
     assert RetryHistory().last_cost is None
 
 
@@ -570,7 +572,7 @@ def test_every_decision_is_safe(
         max_retries=4,
         retry_delay=retry_delay,
         jitter=jitter,
-        flow_rounds=20 if job else 0,
+        uncounted_flow_control=20 if job else 0,
         rng=random.Random(seed),
     )
     deadline = Deadline.after(left, SimulatedClock(start=0.0).now)
@@ -585,7 +587,7 @@ def test_every_decision_is_safe(
         assert made.delay + 1.0 <= deadline.at
         if hint is not None and 0 < hint < math.inf:
             assert hint <= made.delay <= hint + 1.0
-        history.note(made)
+        history.add(made)
     assert history.counted <= 4
     assert history.ambiguous <= (1 if chat else 0)
 
@@ -596,7 +598,7 @@ def test_the_defaults() -> None:
 
     assert repr(policy) == (
         "RetryPolicy(max_retries=2, retry_delay=1.0, max_delay=16.0, jitter='half', max_retry_after=120.0, "
-        "throttle_delay=1.0, min_attempt=1.0, flow_rounds=0, ambiguous=1)"
+        "throttle_delay=1.0, min_attempt=1.0, uncounted_flow_control=0, max_ambiguous=1)"
     )
     assert policy == RetryPolicy(rng=random.Random(1))
 

@@ -39,44 +39,44 @@ def test_tokens_left(steps: list[str], left: Any) -> None:
     costs = {"transient": TRANSIENT_COST, "throttled": THROTTLED_COST, "free": NO_COST}
     for step in steps:
         if step in costs:
-            assert budget.take(costs[step])
+            assert budget.acquire(costs[step])
         elif step.startswith("put back"):
             budget.release(int(step.split()[-1]))
         else:
             budget.succeeded(int(step.split()[-1]) if " " in step else None)
 
-    assert budget.left == left
+    assert budget.available == left
 
 
 def test_an_outage_costs_35_retries() -> None:
     """Then it fails fast; what is too little for a transient retry still pays throttled ones."""
     budget = RetryBudget()
 
-    assert sum(budget.take(TRANSIENT_COST) for _ in range(1000)) == 35
-    assert budget.left == 10
-    assert sum(budget.take(THROTTLED_COST) for _ in range(1000)) == 2
-    assert budget.left == 0
-    assert budget.take(NO_COST)
+    assert sum(budget.acquire(TRANSIENT_COST) for _ in range(1000)) == 35
+    assert budget.available == 10
+    assert sum(budget.acquire(THROTTLED_COST) for _ in range(1000)) == 2
+    assert budget.available == 0
+    assert budget.acquire(NO_COST)
 
 
 def test_fourteen_good_calls_pay_for_one_retry() -> None:
     """A budget that is empty fills by one a call."""
     budget = RetryBudget(14)
-    assert budget.take(TRANSIENT_COST)
+    assert budget.acquire(TRANSIENT_COST)
 
     for _ in range(13):
         budget.succeeded()
-    assert not budget.take(TRANSIENT_COST)
+    assert not budget.acquire(TRANSIENT_COST)
     budget.succeeded()
-    assert budget.take(TRANSIENT_COST)
+    assert budget.acquire(TRANSIENT_COST)
 
 
 def test_no_capacity_is_no_retries() -> None:
     """Except those that are no load."""
     budget = RetryBudget(0)
 
-    assert not budget.take(THROTTLED_COST)
-    assert budget.take(NO_COST)
+    assert not budget.acquire(THROTTLED_COST)
+    assert budget.acquire(NO_COST)
     assert repr(budget) == "RetryBudget(0/0)"
 
 
@@ -85,11 +85,11 @@ def test_stays_within_its_bounds(steps: list[tuple[str, int]]) -> None:
     """Whatever happens, the level is between nothing and all, and only a refusal leaves it alone."""
     budget = RetryBudget(40)
     for kind, cost in steps:
-        before = budget.left
+        before = budget.available
         if kind == "take":
-            assert budget.take(cost) == (cost <= before)
+            assert budget.acquire(cost) == (cost <= before)
         elif kind == "back":
             budget.release(cost)
         else:
             budget.succeeded(cost)
-        assert 0 <= budget.left <= 40
+        assert 0 <= budget.available <= 40

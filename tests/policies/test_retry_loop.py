@@ -23,7 +23,7 @@ from llmopt import errors as e
 from llmopt.errors import Attempt
 from llmopt.policies.clock import Deadline
 from llmopt.policies.retry import RetryBudget, RetryFacts, RetryPolicy, inside_attempt, retry_guard
-from llmopt.policies.retry_loop import HookFilter, QuietHooks, Retry, with_retries
+from llmopt.policies.retry_loop import FilteredHooks, HookFilter, Retry, with_retries
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 
@@ -222,7 +222,7 @@ def test_the_budget_of_the_failed_endpoint_pays() -> None:
 
     run_simulated(main)
 
-    assert (budgets["a"].left, budgets["b"].left) == (486, 500)
+    assert (budgets["a"].available, budgets["b"].available) == (486, 500)
 
 
 def test_without_extras() -> None:
@@ -298,7 +298,7 @@ def test_an_empty_budget_ends_it() -> None:
         call.play()
 
     assert call.attempts == [1, 2]
-    assert call.budget.left == 6
+    assert call.budget.available == 6
     assert caught.value.__notes__[0].startswith("Not tried again: the endpoint's retry budget is empty")
 
 
@@ -307,7 +307,7 @@ def test_success_pays_the_last_retry_back() -> None:
     call = Call(server_error(), e.RateLimited("slow"), "done")
     call.play()
 
-    assert call.budget.left == 500 - 14 - 5 + 5
+    assert call.budget.available == 500 - 14 - 5 + 5
 
 
 def test_an_ambiguous_chat_says_so() -> None:
@@ -349,7 +349,7 @@ def test_cancelled_while_waiting() -> None:
     async def main(clock: SimulatedClock) -> None:
         task = asyncio.ensure_future(call.run())
         await asyncio.sleep(0.5)
-        assert call.budget.left == 486
+        assert call.budget.available == 486
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -357,7 +357,7 @@ def test_cancelled_while_waiting() -> None:
 
     run_simulated(main, clock=call.clock)
     assert call.attempts == [1]
-    assert call.budget.left == 500
+    assert call.budget.available == 500
 
 
 def test_cancelled_during_an_attempt() -> None:
@@ -378,7 +378,7 @@ def test_cancelled_during_an_attempt() -> None:
             await task
 
     run_simulated(main, clock=call.clock)
-    assert call.budget.left == 486
+    assert call.budget.available == 486
 
 
 @pytest.mark.parametrize("seconds", [0.25, 1.5])
@@ -453,7 +453,7 @@ def test_inactive_stamina_retries_nothing() -> None:
 
     assert caught.value is first
     assert call.attempts == [1]
-    assert call.budget.left == 500
+    assert call.budget.available == 500
 
 
 @pytest.mark.row("C16")
@@ -467,7 +467,7 @@ def test_test_mode_makes_one_attempt() -> None:
 
     assert call.attempts == [1]
     assert call.retries == []
-    assert call.budget.left == 500
+    assert call.budget.available == 500
 
 
 @pytest.mark.row("C16")
@@ -481,7 +481,7 @@ def test_test_mode_does_not_wait() -> None:
     assert [(r.attempt, r.delay) for r in call.retries] == [(2, 0.0)]
     assert isinstance(call.retries[0].error, e.RateLimited)
     assert call.retries[0].decision.delay == 60.0
-    assert call.budget.left == 495
+    assert call.budget.available == 495
 
 
 @pytest.mark.row("C16")
@@ -674,12 +674,12 @@ def test_a_forked_child_starts_anew() -> None:
     """Loops of the parent's do not keep the hooks wrapped in the child."""
     hook = Hook("1", [])
     set_on_retry_hooks([hook])
-    hooks = QuietHooks()
+    hooks = FilteredHooks()
     hooks.__enter__()
-    hooks.scheduled(ValueError())
+    hooks.retry_scheduled(ValueError())
     hooks._lock.acquire()
 
-    hooks.forked()
+    hooks.after_fork()
     with hooks:
         assert isinstance(get_on_retry_hooks()[0], HookFilter)
 
@@ -745,9 +745,11 @@ def test_hooks_that_cannot_be_made() -> None:
     with pytest.raises(e.ServerError) as caught:
         call.play()
 
-    assert caught.value.__notes__ == ["Not tried again: a stamina on_retry hook could not be made."]
+    assert caught.value.__notes__ == [
+        "Not tried again: one of stamina's on_retry hooks raised an exception when it was made."
+    ]
     assert call.attempts == [1]
-    assert call.budget.left == 500
+    assert call.budget.available == 500
     with pytest.raises(RuntimeError, match="factory"):
         get_on_retry_hooks()
 

@@ -290,7 +290,7 @@ class EndpointPolicies:
         """The state of the policies as plain values."""
         limiters = list(self._concurrency_limits)
         return {
-            "budget": self.retry_budget.left,
+            "budget": self.retry_budget.available,
             "in_flight": sum(limiter.in_flight for limiter in limiters),
             "waiting": sum(limiter.waiting for limiter in limiters),
             "concurrency": max(

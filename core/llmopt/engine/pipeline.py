@@ -140,7 +140,7 @@ class Pipeline(Generic[T]):
                 new_credential=self._new_credential,
                 wait_when_open=self._request.wait_when_open,
                 circuit_retry_in=self._group.retry_in(self._call),
-                elsewhere=self._group.has_alternative(self._endpoint, self._call, self._tried),
+                other_endpoint=self._group.has_alternative(self._endpoint, self._call, self._tried),
             ),
             on_retry=lambda retry: self._recorder.retry_scheduled(self._endpoint, retry),
         )

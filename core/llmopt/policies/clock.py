@@ -1,8 +1,8 @@
-"""Time, as every policy gets it: handed in, never fetched.
+"""Clocks, deadlines and random numbers for all policies. Time is passed in, so that tests can simulate it.
 
-Two readings, and they are not exchangeable. ``now`` only ever grows and measures waits, rates and
-deadlines; ``wall`` is the calendar and serves HTTP dates and cache ages alone, because somebody may
-set it back (docs/development/resilience.md). Tests hand in `llmopt.testing.clock.SimulatedClock`.
+There are two readings of time. ``now`` is monotonic and measures waits, rates and deadlines. ``wall`` is the
+calendar time, which may be set back; it serves HTTP dates and the age of cache entries only. Tests pass in
+`llmopt.testing.clock.SimulatedClock`.
 """
 
 from __future__ import annotations
@@ -22,37 +22,39 @@ from attrs import field, frozen
 from llmopt.errors import ConfigError
 
 _Args = TypeVarTuple("_Args")
+Now = Callable[[], float]
+"""Seconds on a monotonic clock."""
 
 
 class Timer(Protocol):
-    """A callback that is due later."""
+    """A callback that will be called later."""
 
     def cancel(self) -> None:
-        """Make it not happen; no harm when it has happened already."""
+        """Cancel the call; does nothing if it was made already."""
 
 
 class Clock(Protocol):
-    """What a policy may ask of time."""
+    """The time, as policies use it."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Monotonic seconds since some fixed moment."""
 
     def wall(self) -> float:
-        """Seconds since 1970-01-01 UTC; may jump either way."""
+        """Seconds since 1970-01-01 UTC; may jump in either direction."""
 
     async def sleep(self, seconds: float) -> None:
-        """Let other tasks run for so many seconds."""
+        """Sleep while other tasks run."""
 
     def call_later(self, seconds: float, callback: Callable[[Unpack[_Args]], object], *args: *_Args) -> Timer:
-        """Have ``callback(*args)`` called on the running event loop in so many seconds."""
+        """Call ``callback(*args)`` on the running event loop after ``seconds``."""
 
 
 class SystemClock:
-    """The machine's own clocks, and the running event loop's timers."""
+    """The clocks of the machine and the timers of the running event loop."""
 
     __slots__ = ()
 
-    # The functions themselves: a wrapper would double the price of a reading.
+    # The functions themselves: a wrapper would double the cost of a reading.
     now = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
 
@@ -65,23 +67,16 @@ class SystemClock:
         return asyncio.get_running_loop().call_later(seconds, callback, *args)
 
 
-# The one deadline of a call: a point on the monotonic clock that every wait is measured against.
-#
-# A time-out per wait adds up (connect, then each read, then each retry), and no HTTP library bounds
-# the sum (docs/development/resilience.md). So a call turns the seconds it was given into one absolute moment, once,
-# and every later wait asks that moment what is left.
-
-Now = Callable[[], float]
-"""Seconds on a clock that never goes back."""
-
-
 @frozen
 class Deadline:
-    """A moment after which a call must not go on.
+    """The moment at which a call must end.
+
+    Timeouts of single waits add up (connect, each read, each retry), and HTTP libraries do not bound the sum. So
+    a call turns its seconds into one absolute moment, once, and every later wait is measured against it.
 
     Attributes:
-        at: the moment on the clock; ``math.inf`` when the call has all the time in the world.
-        now: the clock it is measured by.
+        at: the moment on the monotonic clock; ``math.inf`` for no deadline.
+        now: that clock.
     """
 
     at: float
@@ -89,14 +84,14 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None, now: Now) -> Deadline:
-        """The moment so many seconds from now, as a user gave them; None is never.
+        """The moment ``seconds`` from now, as a user gave them; None for no deadline.
 
-        Zero and less are allowed and mean that the time is up already: a caller who passes on what
-        is left of its own time gets `DeadlineExceeded` from it, not a complaint about a number.
+        Zero and less are allowed and mean that the time is up: a caller that passes on what is left of its own
+        time gets `DeadlineExceeded`, not a complaint about a number.
 
         Raises:
-            ConfigError: not a finite number. Waiting for ever is asked for by None alone, so that
-                a wrong computation (NaN, infinity) is not taken for it.
+            ConfigError: not a finite number. Only None means "no deadline", so that the result of a wrong
+                computation (NaN, infinity) is not taken for it.
         """
         if seconds is None:
             return cls(math.inf, now)
@@ -104,33 +99,37 @@ class Deadline:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is an end at all."""
+        """Whether there is a deadline at all."""
         return self.at != math.inf
 
     def remaining(self) -> float:
-        """Seconds left: never negative, ``math.inf`` without a bound."""
+        """Seconds left, never negative; ``math.inf`` without a deadline."""
         return max(0.0, self.at - self.now())
 
     def expired(self) -> bool:
-        """Whether the time is up."""
+        """Whether the deadline has passed."""
         return self.at != math.inf and self.now() >= self.at
 
     def clamp(self, seconds: float) -> float:
-        """A wait or a time-out, cut to what is left."""
+        """A wait or timeout, cut to what is left."""
         return min(seconds, self.remaining())
 
     def leaves(self, seconds: float, *, spare: float = 0.0) -> bool:
-        """Whether ``spare`` seconds are still left after a wait of so many seconds."""
+        """Whether ``spare`` seconds are left after a wait of ``seconds``."""
         return self.now() + seconds + spare <= self.at
 
 
 def valid_seconds(value: object, name: str) -> float:
     """A user's number of seconds as a float.
 
+    Args:
+        value: the number.
+        name: what it is for, as named in the message.
+
     Raises:
-        ConfigError: it is not a number, or not a finite one; the message names it.
+        ConfigError: it is not a finite number.
     """
-    # A bool is an int to Python; deadline=True is a slip, not one second.
+    # A bool is an int in Python; deadline=True is a mistake, not one second.
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(
             f"{name} must be a number of seconds, or None for no bound, not {type(value).__name__}"
@@ -144,25 +143,23 @@ def valid_seconds(value: object, name: str) -> float:
     return seconds
 
 
-# Random numbers for jitter: llmopt's own, and different ones in every process.
-#
-# Not the ``random`` module's functions: an application that seeds them must find its own sequence
-# undisturbed. But like those they are seeded anew in a forked child, or parent and children, which
-# share a server, would also share every delay.
-
 _RNGS: Final[WeakSet[random.Random]] = WeakSet()
 
 
 def new_rng() -> random.Random:
-    """A source of random numbers, seeded by the system."""
-    source = random.Random()
-    _RNGS.add(source)
-    return source
+    """A random number generator for jitter, seeded by the system and again in every forked child.
+
+    It is not the module `random` itself, whose sequence belongs to an application that seeds it. Without the
+    new seed, a parent and its children, which share a server, would retry at the same moments.
+    """
+    rng = random.Random()
+    _RNGS.add(rng)
+    return rng
 
 
 def _reseed() -> None:
-    for source in list(_RNGS):
-        source.seed()
+    for rng in list(_RNGS):
+        rng.seed()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,14 +1,14 @@
-"""The one place where llmopt retries: stamina's ``retry_context`` behind one audited hook.
+"""Retry loop: the one place that retries. It runs stamina's ``retry_context`` with a hook of llmopt's own.
 
-It is entered after a first failure only, whose error is raised as stamina's attempt 1, so that a call
-that succeeds at once pays nothing for it; import this module when that happens, it imports stamina.
-Every rule is ours (`RetryPolicy`), every wait stamina's: it sleeps through ``asyncio.sleep`` and
-takes nobody's clock or sleep (26.1: ``_RetryContextIterator.__aiter__`` passes a function of its
-module), so simulated time comes from the event loop, as in `llmopt.testing.clock`.
+It is a module of its own because it imports stamina, which a client whose requests all succeed does not need:
+the loop is entered after a first failure, and that error is raised as stamina's attempt 1. Every rule is
+`llmopt.policies.retry.RetryPolicy`'s, every wait stamina's. stamina sleeps with ``asyncio.sleep`` and cannot be
+given a clock (26.1: ``_RetryContextIterator.__aiter__`` passes a function of its module), so simulated time
+comes from the event loop, as in `llmopt.testing.clock`.
 
-What stamina's process-wide switches do here: ``set_active(False)`` lets the first error through;
-``set_testing(True, attempts=n)`` makes n attempts, the first one counted, without waiting; hooks never
-hear of llmopt's own retries (`llmopt.policies.retry_loop`), for which llmopt has its events.
+What stamina's process-wide switches do: ``set_active(False)`` lets the first error through;
+``set_testing(True, attempts=n)`` makes n attempts without waiting, the first one counted; on_retry hooks are
+not called for llmopt's own retries, for which llmopt has events.
 """
 
 from __future__ import annotations
@@ -37,42 +37,203 @@ from llmopt.policies.retry import (
     retry_guard,
 )
 
-# stamina's process-wide retry hooks, kept from hearing of llmopt's own retries.
-#
-# With structlog installed stamina's default hook prints every retry on stdout. Hooks cannot be left out for
-# one loop, so the present ones are wrapped by a filter, in their order, while llmopt retries, and unwrapped
-# when its last loop ends: the user finds the very hooks that were there. It is the one thing that
-# llmopt changes for the whole process. Hooks that the user sets meanwhile are wrapped only if a further
-# retry comes, and stay in place.
-
-_scheduled: Final[ContextVar[BaseException | None]] = ContextVar("llmopt_scheduled_retry", default=None)
-"""The error whose retry llmopt is scheduling in this very context."""
+_T = TypeVar("_T")
+_NO_FACTS: Final = RetryFacts()
+_NOTES: Final = {
+    "ambiguous": "Not tried again: the request may have been carried out, and doing it twice may do harm.",
+    "budget": "Not tried again: the endpoint's retry budget is empty, because too many requests failed lately.",
+    "retry_after": "Not tried again: the server asks for a longer wait than llmopt waits.",
+    "hooks": "Not tried again: one of stamina's on_retry hooks raised an exception when it was made.",
+}
 
 
-class HookFilter:
-    """One of stamina's hooks, kept from llmopt's own retries.
+@frozen
+class Retry:
+    """A retry whose wait is about to begin.
 
-    They are known by the identity of the error while the retry is scheduled, not by its type: a user's
-    own stamina loop around an llmopt call is told of the `LLMOptError` that it retries.
+    Attributes:
+        attempt: number of the coming attempt, 2 for the first retry.
+        delay: seconds until then.
+        error: how the attempt before it failed.
+        decision: the policy's decision.
     """
 
-    __slots__ = ("hook",)
-
-    def __init__(self, hook: RetryHook) -> None:
-        self.hook = hook
-
-    def __repr__(self) -> str:
-        return f"HookFilter({self.hook!r})"
-
-    def __call__(self, details: RetryDetails) -> AbstractContextManager[None] | None:
-        """Pass on what is not llmopt's; a context manager that the hook returns goes back to stamina."""
-        if _scheduled.get() is details.caused_by:
-            return None
-        return self.hook(details)
+    attempt: int
+    delay: float
+    error: LLMOptError
+    decision: RetryDecision
 
 
-class QuietHooks:
-    """Entered by each retry loop; the first retry wraps the hooks, the last loop's end unwraps them."""
+async def with_retries(
+    first_error: LLMOptError,
+    attempt_fn: Callable[[int], Awaitable[_T]],
+    policy: RetryPolicy,
+    *,
+    deadline: Deadline,
+    budget: Callable[[LLMOptError], RetryBudget | None] = lambda _: None,
+    facts: Callable[[LLMOptError], RetryFacts] = lambda _: _NO_FACTS,
+    on_retry: Callable[[Retry], None] = lambda _: None,
+) -> _T:
+    """Make further attempts after a failed first one, as long as the policy allows.
+
+    Args:
+        first_error: what the first attempt raised.
+        attempt_fn: makes the attempt with the number that it is passed, 2 and up.
+        policy: decides.
+        deadline: of the call; no wait goes beyond it.
+        budget: the budget that pays for a retry after this error (the failed endpoint's), or None.
+        facts: what else the policy needs to know about this error.
+        on_retry: called with each retry before its wait; must not raise.
+
+    Raises:
+        DeadlineExceeded: the next wait would end after the deadline; its cause is the last error.
+        LLMOptError: the last error, if no further attempt is made for any other reason.
+    """
+    if inside_attempt():
+        raise first_error
+    hook = _Hook(policy, deadline, budget, facts, on_retry)
+    with FILTERED_HOOKS:
+        try:
+            # No bounds of stamina's own: its timeout does not bound a delay that the hook returns.
+            async for attempt in retry_context(on=hook, attempts=None, timeout=None):
+                hook.attempt_started()
+                with attempt:
+                    if attempt.num == 1:
+                        raise first_error
+                    with retry_guard():
+                        result = await attempt_fn(attempt.num)
+                    hook.succeeded()
+                    return result
+        except LLMOptError as error:
+            hook.explain(error)
+            raise
+        finally:
+            hook.close()
+    raise AssertionError("stamina's loop ends in a result or an error")  # pragma: no cover
+
+
+class _Hook:
+    """Decides on every exception of one loop: stamina calls it, and waits for as long as it returns."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        deadline: Deadline,
+        budget: Callable[[LLMOptError], RetryBudget | None],
+        facts: Callable[[LLMOptError], RetryFacts],
+        on_retry: Callable[[Retry], None],
+    ) -> None:
+        self._policy = policy
+        self._deadline = deadline
+        self._budget = budget
+        self._facts = facts
+        self._on_retry = on_retry
+        self._history = RetryHistory()
+        self._attempt = 0
+        self._charged: RetryBudget | None = None  # the budget that paid for the last retry
+        self._next: Retry | None = None  # decided on, but its attempt has not started
+        self._note: str | None = None
+        self._wait: float | None = None  # the wait that would end after the deadline
+
+    def __call__(self, error: Exception) -> bool | float:
+        # stamina asks about CancelledError and KeyboardInterrupt too; a hook that returns True swallows them.
+        if not isinstance(error, LLMOptError):
+            return False
+        decision = self._policy.decide(error, self._history, self._deadline, self._facts(error))
+        if isinstance(decision, GiveUp):
+            return self._give_up(decision)
+        return self._retry(error, decision)
+
+    def _give_up(self, decision: GiveUp) -> bool:
+        self._note = _NOTES.get(decision.reason)
+        if decision.reason == "deadline":
+            self._wait = decision.wait
+        return False
+
+    def _retry(self, error: LLMOptError, decision: RetryDecision) -> bool | float:
+        budget = self._budget(error)
+        if budget is not None and not budget.acquire(decision.cost):
+            return self._give_up(GiveUp(reason="budget"))
+        self._charged = budget
+        self._next = Retry(self._attempt + 1, decision.delay, error, decision)
+        try:
+            FILTERED_HOOKS.retry_scheduled(error)
+        except Exception:  # noqa: BLE001 - the user's hook factory; stamina would raise it in place of the error
+            self._note = _NOTES["hooks"]
+            return False
+        if not is_testing():
+            self._on_retry(self._next)
+        # The attempt itself waits for an open circuit, because it is notified when the circuit can be tried;
+        # stamina's sleep could not be ended early.
+        return 0.0 if decision.reason == "circuit_open" else decision.delay
+
+    def attempt_started(self) -> None:
+        """Record that the retry that was decided on is being made."""
+        FILTERED_HOOKS.attempt_started()
+        self._attempt += 1
+        retry, self._next = self._next, None
+        if retry is None:
+            return
+        self._history.add(retry.decision)
+        if is_testing():  # only now it is known that stamina's test mode allows this attempt
+            self._on_retry(Retry(retry.attempt, 0.0, retry.error, retry.decision))
+
+    def succeeded(self) -> None:
+        """The attempt succeeded: pay back what it took from the budget."""
+        if self._charged is not None:
+            self._charged.succeeded(self._history.last_cost)
+
+    def close(self) -> None:
+        """Return the cost of a retry that was not made, because of a cancellation or stamina's test mode."""
+        if self._next is not None and self._charged is not None:
+            self._charged.release(self._next.decision.cost)
+
+    def explain(self, error: LLMOptError) -> None:
+        """Add to an error why it was not tried again, where that is not plain from the error itself.
+
+        Raises:
+            DeadlineExceeded: the next wait would end after the deadline.
+        """
+        if self._wait is not None:
+            raise _deadline_error(error, self._wait, self._deadline.remaining()) from error
+        if self._note is not None:
+            error.add_note(self._note)
+
+
+def _deadline_error(error: LLMOptError, wait: float, remaining: float) -> DeadlineExceeded:
+    what = "the next attempt would be in"
+    if error.retry_after:
+        # The number that the server sent, without the jitter.
+        what, wait = "the server asks to wait", error.retry_after
+    return DeadlineExceeded(
+        f"{what} {wait:.3g} s, but {remaining:.3g} s are left of the deadline; "
+        f"the last error was {type(error).__name__}: {error.message}",
+        phase="retry",
+        provider=error.provider,
+        model=error.model,
+        endpoint=error.endpoint,
+        request_id=error.request_id,
+        attempts=error.attempts,
+        retry_after=error.retry_after,
+        sent=error.sent,
+    )
+
+
+_scheduled: Final[ContextVar[BaseException | None]] = ContextVar("llmopt_scheduled_retry", default=None)
+"""The error whose retry llmopt is scheduling in this context."""
+
+
+class FilteredHooks:
+    """Keeps stamina's on_retry hooks from being called for llmopt's own retries.
+
+    With structlog installed, stamina's default hook prints every retry on stdout. stamina has no way to leave
+    hooks out of one loop. So, while llmopt retries, each present hook is wrapped in a `HookFilter`, in the same
+    order; the end of the last loop unwraps them, and the user finds the hooks that were set before. This is the
+    only state of the process that llmopt changes. Hooks that the user sets in between are wrapped at the next
+    retry, and stay set.
+
+    Each retry loop enters it as a context manager.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -94,11 +255,11 @@ class QuietHooks:
                     [hook.hook if isinstance(hook, HookFilter) else hook for hook in get_on_retry_hooks()]
                 )
 
-    def scheduled(self, error: BaseException) -> None:
-        """A retry after this error is being scheduled: no hook shall hear of it.
+    def retry_scheduled(self, error: BaseException) -> None:
+        """A retry after ``error`` is about to be scheduled: no hook must be called for it.
 
         Raises:
-            Exception: whatever a hook's factory of the user's raises.
+            Exception: what a factory of the user's hooks raises.
         """
         _scheduled.set(error)
         with self._lock:
@@ -109,198 +270,41 @@ class QuietHooks:
                     [hook if isinstance(hook, HookFilter) else HookFilter(hook) for hook in present]
                 )
 
-    def forked(self) -> None:
-        """In a forked child: the parent's loops do not run here, and nobody is left to open its lock."""
+    def attempt_started(self) -> None:
+        """An attempt has started: retries inside it, by foreign code, are passed on to the hooks."""
+        _scheduled.set(None)
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent's loops do not run here, and no thread is left to release its lock."""
         self._lock = Lock()
         self._loops = 0
 
-    def started(self) -> None:
-        """The attempt has begun: what is retried from here on, inside it, is somebody else's."""
-        _scheduled.set(None)
+
+class HookFilter:
+    """One of stamina's hooks, called for all retries but llmopt's own.
+
+    These are recognised by the identity of the error while its retry is scheduled, not by its type: a user's own
+    stamina loop around a call of llmopt must have its hooks called for the `LLMOptError` that it retries.
+    """
+
+    __slots__ = ("hook",)
+
+    def __init__(self, hook: RetryHook) -> None:
+        self.hook = hook
+
+    def __repr__(self) -> str:
+        return f"HookFilter({self.hook!r})"
+
+    def __call__(self, details: RetryDetails) -> AbstractContextManager[None] | None:
+        """Call the hook, except for llmopt's retries. A context manager that it returns goes back to stamina."""
+        if _scheduled.get() is details.caused_by:
+            return None
+        return self.hook(details)
 
 
-QUIET_HOOKS: Final = QuietHooks()
-"""As process-wide as what it filters."""
+FILTERED_HOOKS: Final = FilteredHooks()
+"""One for the process, like the hooks that it filters."""
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=QUIET_HOOKS.forked)
-_T = TypeVar("_T")
-_NO_FACTS: Final = RetryFacts()
-_NOTES: Final = {
-    "ambiguous": "Not tried again: the request may have been carried out, and doing it twice may do harm.",
-    "budget": "Not tried again: the endpoint's retry budget is empty, too many requests failed lately.",
-    "retry_after": "Not tried again: the server asks for a longer wait than llmopt waits.",
-    "hooks": "Not tried again: a stamina on_retry hook could not be made.",
-}
-
-
-@frozen
-class Retry:
-    """A retry that is about to be waited for: what an event tells.
-
-    Attributes:
-        attempt: number of the attempt that comes, 2 for the first retry.
-        delay: seconds until then.
-        error: what the attempt before it ended in.
-        decision: the policy's decision.
-    """
-
-    attempt: int
-    delay: float
-    error: LLMOptError
-    decision: RetryDecision
-
-
-async def with_retries(
-    first_error: LLMOptError,
-    attempt_fn: Callable[[int], Awaitable[_T]],
-    policy: RetryPolicy,
-    *,
-    deadline: Deadline,
-    budget: Callable[[LLMOptError], RetryBudget | None] = lambda _: None,
-    facts: Callable[[LLMOptError], RetryFacts] = lambda _: _NO_FACTS,
-    on_retry: Callable[[Retry], None] = lambda _: None,
-) -> _T:
-    """Go on after a failed first attempt, as long as the policy says so.
-
-    Args:
-        first_error: what the first attempt raised.
-        attempt_fn: makes the attempt with the number it is given, 2 and up.
-        policy: decides.
-        deadline: the call's; no wait goes past it.
-        budget: the budget that pays for a retry after this error (the failed endpoint's), or None.
-        facts: what else the policy should know of this error.
-        on_retry: told of each retry before it is waited for; must not raise.
-
-    Raises:
-        DeadlineExceeded: the next wait does not fit; its cause is the last error.
-        LLMOptError: the last error, when no further attempt is made for any other reason.
-    """
-    if inside_attempt():
-        raise first_error
-    judge = _Judge(policy, deadline, budget, facts, on_retry)
-    with QUIET_HOOKS:
-        try:
-            # No bounds of stamina's own: its time-out lets a custom back-off through (docs/development/resilience.md).
-            async for attempt in retry_context(on=judge, attempts=None, timeout=None):
-                judge.begin()
-                with attempt:
-                    if attempt.num == 1:
-                        raise first_error
-                    with retry_guard():
-                        result = await attempt_fn(attempt.num)
-                    judge.succeeded()
-                    return result
-        except LLMOptError as error:
-            judge.explain(error)
-            raise
-        finally:
-            judge.end()
-    raise AssertionError("stamina's loop ends in a result or an error")  # pragma: no cover
-
-
-class _Judge:
-    """The hook: decides on every exception of the loop, and keeps the books of one call."""
-
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        deadline: Deadline,
-        budget: Callable[[LLMOptError], RetryBudget | None],
-        facts: Callable[[LLMOptError], RetryFacts],
-        on_retry: Callable[[Retry], None],
-    ) -> None:
-        self._policy = policy
-        self._deadline = deadline
-        self._budget = budget
-        self._facts = facts
-        self._on_retry = on_retry
-        self._history = RetryHistory()
-        self._attempt = 0
-        self._payer: RetryBudget | None = None
-        self._coming: Retry | None = None
-        self._note: str | None = None
-        self._wait: float | None = None  # the one that did not fit into the deadline
-
-    def __call__(self, error: Exception) -> bool | float:
-        # stamina asks about CancelledError and KeyboardInterrupt too; a hook that says yes swallows them.
-        if not isinstance(error, LLMOptError):
-            return False
-        verdict = self._policy.decide(error, self._history, self._deadline, self._facts(error))
-        if isinstance(verdict, GiveUp):
-            return self._give_up(verdict)
-        return self._go_on(error, verdict)
-
-    def _give_up(self, verdict: GiveUp) -> bool:
-        self._note = _NOTES.get(verdict.reason)
-        if verdict.reason == "deadline":
-            self._wait = verdict.wait
-        return False
-
-    def _go_on(self, error: LLMOptError, decision: RetryDecision) -> bool | float:
-        payer = self._budget(error)
-        if payer is not None and not payer.take(decision.cost):
-            return self._give_up(GiveUp(reason="budget"))
-        self._payer = payer
-        self._coming = Retry(self._attempt + 1, decision.delay, error, decision)
-        try:
-            QUIET_HOOKS.scheduled(error)
-        except Exception:  # noqa: BLE001 - the user's hook factory; stamina would raise it in place of the error
-            self._note = _NOTES["hooks"]
-            return False
-        if not is_testing():
-            self._on_retry(self._coming)
-        # Who waits for a circuit is woken by it; the attempt itself does so, which stamina's sleep cannot.
-        return 0.0 if decision.reason == "circuit_open" else decision.delay
-
-    def begin(self) -> None:
-        """An attempt begins: the retry that was decided on is made."""
-        QUIET_HOOKS.started()
-        self._attempt += 1
-        made, self._coming = self._coming, None
-        if made is None:
-            return
-        self._history.note(made.decision)
-        if is_testing():  # only now is it known that the test mode's limit of attempts allows it
-            self._on_retry(Retry(made.attempt, 0.0, made.error, made.decision))
-
-    def succeeded(self) -> None:
-        """The attempt came through: what it took goes back."""
-        if self._payer is not None:
-            self._payer.succeeded(self._history.last_cost)
-
-    def end(self) -> None:
-        """The loop is left. A retry that was not made (cancelled, or stopped by a test mode) is not paid."""
-        if self._coming is not None and self._payer is not None:
-            self._payer.release(self._coming.decision.cost)
-
-    def explain(self, error: LLMOptError) -> None:
-        """Say why it was not tried again, where that is not plain from the error itself.
-
-        Raises:
-            DeadlineExceeded: the next wait does not fit into the call's time.
-        """
-        if self._wait is not None:
-            raise _too_late(error, self._wait, self._deadline.remaining()) from error
-        if self._note is not None:
-            error.add_note(self._note)
-
-
-def _too_late(error: LLMOptError, wait: float, remaining: float) -> DeadlineExceeded:
-    # What the server asked for, not what jitter made of it.
-    asked = "the next attempt would be in"
-    if error.retry_after:
-        asked, wait = "the server asks to wait", error.retry_after
-    return DeadlineExceeded(
-        f"{asked} {wait:.3g} s, but {remaining:.3g} s are left of the deadline; "
-        f"the last error was {type(error).__name__}: {error.message}",
-        phase="retry",
-        provider=error.provider,
-        model=error.model,
-        endpoint=error.endpoint,
-        request_id=error.request_id,
-        attempts=error.attempts,
-        retry_after=error.retry_after,
-        sent=error.sent,
-    )
+    os.register_at_fork(after_in_child=FILTERED_HOOKS.after_fork)
