@@ -56,11 +56,11 @@ def test_a_model_is_made_when_it_is_looked_at() -> None:
     """And once."""
     found = decode_models(encode_models(some(1000)), provider="p")
     assert len(found) == 1000
-    made = [model for model in found._made if model is not None]
+    made = [model for model in found._models if model is not None]
     assert len(made) <= 1
     assert found[500] is found[500]
     assert found[-1].id == "m999"
-    assert len([model for model in found._made if model is not None]) <= 3
+    assert len([model for model in found._models if model is not None]) <= 3
     assert [model.id for model in found[10:12]] == ["m10", "m11"]
     assert found[5].raw == {"n": 5}
 
@@ -69,7 +69,7 @@ def test_what_was_just_packed_is_not_looked_into() -> None:
     """Before somebody looks; then it is as any other."""
     models = some(3)
     found = decode_models(memoryview(encode_models(models)), provider="p", count=3)
-    assert (len(found), found._parts) == (3, None)
+    assert (len(found), found._encoded) == (3, None)
     assert (found[-1].id, list(found)) == ("m2", models)
     assert pickle.loads(pickle.dumps(found)) == models
     with pytest.raises(IndexError):
@@ -119,14 +119,14 @@ def test_it_is_a_sequence_like_any() -> None:
 )
 def test_what_is_no_list_is_refused(data: bytes) -> None:
     """So that a store can take it for a miss."""
-    with pytest.raises(ValueError, match="no list of models"):
+    with pytest.raises(ValueError, match="not an encoded list of models"):
         decode_models(data, provider="p")
 
 
 @pytest.mark.parametrize("wrong", [{"id": 7}, {"id": "a", "created": "x"}, {"id": "a", "kind": "odd"}])
 def test_what_cannot_come_back_is_not_packed(wrong: dict[str, Any]) -> None:
     """A plugin may have put anything into a field."""
-    with pytest.raises(ValueError, match="cannot be stored"):
+    with pytest.raises(ValueError, match="cannot be encoded"):
         encode_models([Model(id="fine"), Model(**wrong)])
 
 

@@ -1,9 +1,9 @@
-"""Under which keys answers are kept: everything that could make an answer another one is in them.
+"""Cache keys: hashes of everything that can change the response to a request; and the report of the cache's size.
 
-A key is SHA-256 over canonical JSON of: the version of this form; whose credential it is; the provider and the
-plugin that serves it, with its version; where the request goes; and its whole body, unknown fields
-included, but for a few that say nothing of the answer. An allow-list of fields is how caches came to
-give the wrong answer (litellm #894, #25673). Nothing of it can be had back from the key.
+A key is the SHA-256 of canonical JSON with: the version of this scheme; a keyed hash of the credential; the provider, its
+plugin and the plugin's version; the URL; and the whole request body, including fields that llmopt does not know. Only a
+few body fields that cannot change the response are left out. (A list of fields to include is how other caches returned
+wrong responses: litellm issues #894 and #25673.) No part of the request can be recovered from a key.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from llmopt.values.events import CacheEviction, CacheKind, CacheSized
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
 _VERSION: Final = 1
-_NOT_OF_THE_ANSWER: Final = frozenset({"user", "metadata", "stream", "timeout"})
-_ANY_TEXT: Final = ("x",)
+_IGNORED_FIELDS: Final = frozenset({"user", "metadata", "stream", "timeout"})
+"""Fields of a request body that do not change the response."""
+_PLACEHOLDER_TEXTS: Final = ("x",)
+"""In place of the real texts, because some plugins cannot build a request without texts."""
 
 
 class CacheKeys:
-    """Makes keys.
+    """Makes cache keys.
 
     Args:
-        secret: of this installation, or of this process alone.
-        identity: what made a provider's requests and read its answers: its plugin, with version.
-        endpoints: of a provider, in use.
+        secret: of this installation, or of this process only; the keyed hashes of credentials use it.
+        identity: gives the names and versions of the distributions that build a provider's requests.
+        endpoints: gives the endpoints of a provider.
     """
 
     def __init__(
@@ -51,9 +54,9 @@ class CacheKeys:
         self._endpoints: Final = endpoints
 
     def stable(self, provider: Provider) -> bool:
-        """Whether another process would find the same keys.
+        """Whether another process with the same configuration makes the same keys.
 
-        It would not where a function gives the credential: whose it is cannot be told from outside.
+        It does not if a function supplies the credential: then it is unknown whose credential it is.
         """
         return all(endpoint.config.credential.is_static for endpoint in self._endpoints(provider))
 
@@ -61,21 +64,21 @@ class CacheKeys:
         """The key of a provider's list of models.
 
         Raises:
-            LLMOptError: the plugin cannot say what the request would be.
+            LLMOptError: the plugin cannot build the request.
         """
         return self._hash(provider, CatalogCall()).digest()
 
     def texts(self, provider: Provider, call: EmbedCall) -> TextKeys:
-        """The keys of texts that are embedded in one way.
+        """The keys of texts that are embedded with the same options.
 
         Raises:
-            LLMOptError: as above.
+            LLMOptError: the plugin cannot build the request.
         """
-        return TextKeys(self._hash(provider, evolve(call, texts=_ANY_TEXT)))
+        return TextKeys(self._hash(provider, evolve(call, texts=_PLACEHOLDER_TEXTS)))
 
     def _hash(self, provider: Provider, call: Call) -> _Hash:
         endpoints = self._endpoints(provider)
-        told = {
+        content = {
             "version": [_VERSION, MODELS_FORMAT],
             "namespace": self._namespace(endpoints),
             "provider": provider.name,
@@ -83,12 +86,12 @@ class CacheKeys:
             "operation": call.operation,
             "requests": [_request(endpoint, call) for endpoint in endpoints],
         }
-        return hashlib.sha256(_canonical(told))
+        return hashlib.sha256(_canonical_json(content))
 
     def _namespace(self, endpoints: Sequence[LiveEndpoint]) -> str:
-        # Headers and the plugin's own options may be secret too, and weak ones.
-        told = [[self._credential(each), each.config.headers, each.config.options] for each in endpoints]
-        return hmac.digest(self._secret, _canonical(told), "sha256").hex()
+        # Headers and the plugin's options may contain secrets too, and short ones: an unkeyed hash could be guessed.
+        content = [[self._credential(each), each.config.headers, each.config.options] for each in endpoints]
+        return hmac.digest(self._secret, _canonical_json(content), "sha256").hex()
 
     def _credential(self, endpoint: LiveEndpoint) -> str:
         source = endpoint.config.credential
@@ -101,30 +104,35 @@ class CacheKeys:
 
 
 class TextKeys:
-    """The keys of texts. The hash of what they have in common is made once and copied.
+    """The keys of texts that are embedded with the same options.
 
     Args:
-        common: of everything but the text.
+        common: the hash of everything but the text; it is computed once and copied for each text.
     """
 
     def __init__(self, common: _Hash) -> None:
         self._common: Final = common
 
     def answering_model(self) -> bytes:
-        """Where it is kept which model answers."""
-        found = self._common.copy()
-        found.update(b"answering")
-        return found.digest()
+        """The key of the record that says which model answers these requests."""
+        digest = self._common.copy()
+        digest.update(b"answering")
+        return digest.digest()
 
     def for_texts(self, model: str, texts: Sequence[str]) -> list[bytes]:
-        """The keys of texts as the model that answers embeds them."""
+        """The keys of texts.
+
+        Args:
+            model: the model that answers, which a provider may change behind a name.
+            texts: one key is returned for each, in order.
+        """
         common = self._common.copy()
         common.update(msgspec.json.encode(model))
         keys = []
         for text in texts:
-            each = common.copy()
-            each.update(text.encode())
-            keys.append(each.digest())
+            digest = common.copy()
+            digest.update(text.encode())
+            keys.append(digest.digest())
         return keys
 
 
@@ -132,41 +140,39 @@ def _request(endpoint: LiveEndpoint, call: Call) -> list[Any]:
     request = endpoint.hooks.build_request(call, endpoint.settings_without_credential)
     body = request.json
     if isinstance(body, dict):
-        body = {name: value for name, value in body.items() if name not in _NOT_OF_THE_ANSWER}
+        body = {name: value for name, value in body.items() if name not in _IGNORED_FIELDS}
     return [request.method, endpoint.config.base_url, request.path, body]
 
 
-def _canonical(value: Any) -> bytes:
-    # What is no JSON is told apart by its own words, which at worst differ from process to process.
+def _canonical_json(value: Any) -> bytes:
+    # A value that JSON cannot express counts by its repr. At worst that differs between processes, and the cache misses.
     return msgspec.json.encode(value, order="sorted", enc_hook=repr)
 
 
-# How full the stores are, told now and then to whoever listens.
-
-_EVERY_S: Final = 10.0
-"""Counting takes its time; nobody needs it more often."""
+_REPORT_INTERVAL_S: Final = 10.0
+"""Counting entries takes time, so the size is reported at most this often."""
 
 
 class StoreSizeReporter:
-    """Looks at stores after something was put into them.
+    """Emits the size of the stores, and the number of evicted entries, after something was stored.
 
     Args:
-        engine: its clock and its telemetry.
-        stores: those in use.
+        engine: its clock and telemetry.
+        stores: gives the stores in use.
     """
 
     def __init__(self, engine: Engine, stores: Callable[[], Iterable[SafeStore]]) -> None:
         self._telemetry: Final = engine.telemetry
         self._now: Final = engine.clock.now
         self._stores: Final = stores
-        self._looked = float("-inf")
+        self._reported_at = float("-inf")
         self._evicted = 0
 
     async def stored(self, kind: CacheKind) -> None:
-        """Something was put into one of them."""
-        if not self._telemetry.enabled or self._now() < self._looked + _EVERY_S:
+        """Report the sizes, if there is a listener and the last report is not recent."""
+        if not self._telemetry.enabled or self._now() < self._reported_at + _REPORT_INTERVAL_S:
             return
-        self._looked = self._now()
+        self._reported_at = self._now()
         sizes = [await store.size() for store in self._stores()]
         for size in sizes:
             self._telemetry.emit(
@@ -179,5 +185,5 @@ class StoreSizeReporter:
             )
         evicted = sum(size.evicted for size in sizes)
         if evicted > self._evicted:
-            gone, self._evicted = evicted - self._evicted, evicted
-            self._telemetry.emit(CacheEviction, provider="", cache=kind, items=gone)
+            items, self._evicted = evicted - self._evicted, evicted
+            self._telemetry.emit(CacheEviction, provider="", cache=kind, items=items)

@@ -1,4 +1,4 @@
-"""Lists of models."""
+"""Models, their prices, and lists of models; and the encoding of lists for the cache."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from attrs import field, frozen
 
 from llmopt.values.secret import repr_size
 
-# What a model costs.
-
 
 @frozen(kw_only=True)
 class Prices:
-    """The prices of a model, without tiers, discounts and what is not counted in tokens.
+    """The prices of a model per number of tokens. Tiers, discounts and other units are not covered.
 
     Attributes:
-        input: for tokens sent, in ``currency`` per ``per`` tokens; None when not known, 0.0 when free.
-        output: for tokens generated, likewise. Embeddings have none.
-        cached_input: for tokens sent that the provider had in its cache.
-        cache_write: for tokens sent that it puts there.
-        currency: ISO 4217.
-        per: number of tokens that the prices are for.
+        input: price of ``per`` prompt tokens in ``currency``; None if unknown, 0.0 if free.
+        output: price of ``per`` generated tokens; None for embedding models.
+        cached_input: price of ``per`` prompt tokens that the provider reads from its cache.
+        cache_write: price of ``per`` prompt tokens that the provider writes to its cache.
+        currency: ISO 4217 code.
+        per: the number of tokens that a price is for.
     """
 
     input: float | None = None
@@ -45,23 +43,23 @@ class Model:
     """One model of a provider.
 
     Attributes:
-        id: as the provider names it, and as a request must.
-        provider: name of the provider entry; filled in by the core.
-        kind: what it is for; "unknown" when neither the provider nor its plugin knows.
-        name: a name for people, or "".
-        context_length: tokens of input and output together, as the provider counts; None when not known.
-        max_output_tokens: most tokens of an answer, or None.
-        dimensions: length of its vectors when none is asked for, or None.
-        inputs: what it takes, such as "text" and "image"; empty when not known.
-        outputs: what it gives, likewise.
-        prices: what it costs, None when not known.
+        id: the name that requests must use.
+        provider: name of the provider entry; set by the core.
+        kind: what it is for; "unknown" if neither the provider nor its plugin says.
+        name: a display name, or "".
+        context_length: maximum number of prompt and generated tokens together, None if unknown.
+        max_output_tokens: maximum number of generated tokens, None if unknown.
+        dimensions: default length of its vectors, None if unknown.
+        inputs: kinds of input, such as "text" and "image"; empty if unknown.
+        outputs: kinds of output; empty if unknown.
+        prices: what it costs, None if unknown.
         aliases: other ids of the same model.
-        created: seconds since the epoch, or None.
+        created: seconds since 1970, or None.
         deprecated: date of its deprecation, ISO 8601, or None.
-        shutdown: date after which it does not answer, ISO 8601, or None.
-        replacement: id of the model to use instead, when it is deprecated, or None.
-        known: names of the fields above that the provider's list leaves out and its plugin knows.
-        raw: the provider's own entry, a table that is decoded when it is looked into.
+        shutdown: date after which it is unavailable, ISO 8601, or None.
+        replacement: id of the model to use instead of a deprecated one, or None.
+        known: names of the fields above whose values come from the plugin, because the provider's list lacks them.
+        raw: the provider's JSON for the model, as a mapping that is decoded at the first access.
     """
 
     id: str
@@ -85,12 +83,12 @@ class Model:
 
 @frozen(kw_only=True)
 class CatalogPage:
-    """One page of a list.
+    """One page of a list of models.
 
     Attributes:
-        models: the models on it.
-        next_cursor: what to ask the next page with, None on the last one.
-        dropped: number of entries that could not be read and are left out.
+        models: the models.
+        next_cursor: cursor of the next page, None on the last page.
+        dropped: number of entries that could not be parsed and are missing.
     """
 
     models: tuple[Model, ...] = ()
@@ -104,10 +102,10 @@ class Catalog(Sequence[Model]):
 
     Attributes:
         provider: name of the provider entry.
-        models: the models; out of a cache each becomes an object when it is looked at.
-        age: seconds since the provider was asked.
-        stale: whether it is older than it should be, because nobody newer could be had.
-        dropped: number of entries of the provider's list that could not be read and are left out.
+        models: the models. A list from the cache creates each object at the first access.
+        age: seconds since the list was fetched from the provider.
+        stale: whether it is past its time to live, and was returned because a newer one is not available yet.
+        dropped: number of entries of the provider's list that could not be parsed and are missing.
     """
 
     provider: str
@@ -124,54 +122,54 @@ class Catalog(Sequence[Model]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Model, ...]: ...
     def __getitem__(self, index: int | slice) -> Model | tuple[Model, ...]:
-        found = self.models[index]
-        return found if isinstance(found, (Model, tuple)) else tuple(found)
+        models = self.models[index]
+        return models if isinstance(models, (Model, tuple)) else tuple(models)
 
 
-# A provider's own entry of a list: JSON that becomes a table when somebody looks into it.
+# The provider's JSON for a model, decoded at the first access: most applications never read it.
 
 _decoder: Final = msgspec.json.Decoder()
 
 
 class LazyJsonObject(Mapping[str, Any]):
-    """A JSON object as a mapping, decoded at the first look and kept.
+    """A JSON object as a mapping, decoded at the first access.
 
     Args:
-        text: the object, checked to be one; what it is a part of stays in memory with it.
+        text: the JSON text of an object. A `msgspec.Raw` keeps the whole text that it is a part of in memory.
     """
 
-    __slots__ = ("_table", "_text")
+    __slots__ = ("_decoded", "_text")
 
     def __init__(self, text: bytes | msgspec.Raw) -> None:
         self._text: Final = text
-        self._table: dict[str, Any] | None = None
+        self._decoded: dict[str, Any] | None = None
 
     @property
     def text(self) -> bytes:
-        """The JSON, as it came."""
+        """The JSON text."""
         return bytes(self._text)
 
     @property
-    def part(self) -> msgspec.Raw:
-        """The same, not copied if it is a part of something."""
+    def raw_json(self) -> msgspec.Raw:
+        """The JSON text, for embedding into other JSON without a copy."""
         return self._text if isinstance(self._text, msgspec.Raw) else msgspec.Raw(self._text)
 
-    def _look(self) -> dict[str, Any]:
-        if self._table is None:
-            self._table = _decoded(self._text)
-        return self._table
+    def _fields(self) -> dict[str, Any]:
+        if self._decoded is None:
+            self._decoded = _decode_object(self._text)
+        return self._decoded
 
     def __getitem__(self, key: str) -> Any:
-        return self._look()[key]
+        return self._fields()[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._look())
+        return iter(self._fields())
 
     def __len__(self) -> int:
-        return len(self._look())
+        return len(self._fields())
 
     def __contains__(self, key: object) -> bool:
-        return key in self._look()
+        return key in self._fields()
 
     def __repr__(self) -> str:
         return f"LazyJsonObject(<{len(bytes(self._text))} bytes>)"
@@ -180,27 +178,26 @@ class LazyJsonObject(Mapping[str, Any]):
         return LazyJsonObject, (self.text,)
 
 
-def _decoded(text: bytes | msgspec.Raw) -> dict[str, Any]:
+def _decode_object(text: bytes | msgspec.Raw) -> dict[str, Any]:
     try:
-        found = _decoder.decode(text)
+        value = _decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # Its syntax was checked when the list was split, but not every letter and number in it.
-        found = json.loads(bytes(text).decode(errors="replace"))
-    return found if isinstance(found, dict) else {}
+        # Splitting the list checked the syntax only. msgspec refuses some invalid strings that the json module accepts.
+        value = json.loads(bytes(text).decode(errors="replace"))
+    return value if isinstance(value, dict) else {}
 
 
-# Lists of models as bytes, and back: out of a store each model becomes an object when it is looked at.
-#
-# The form is JSON: a list of objects that hold the fields of `Model` which are set, without the provider,
-# and ``raw`` as the provider wrote it. `MODELS_FORMAT` is its version, which belongs into the key of whatever keeps it.
+# The encoding of lists of models for the cache: a JSON list of objects with the fields of `Model` that are set, without
+# the provider, and with ``raw`` as the provider sent it. A list of thousands of models is read quickly, because only the
+# ends of its entries are found; each model is decoded at the first access.
 
 MODELS_FORMAT: Final = 1
-"""The version of the form."""
-_NOTHING: Final = msgspec.Raw(b"{}")
+"""Version of the encoding; cache keys contain it."""
+_EMPTY_OBJECT: Final = msgspec.Raw(b"{}")
 
 
 class _Prices(msgspec.Struct, omit_defaults=True, gc=False):
-    """Prices in the store. The names are those of `Prices`."""
+    """Encoded prices. The names are those of `Prices`."""
 
     input: float | None = None
     output: float | None = None
@@ -211,7 +208,7 @@ class _Prices(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _Fields(msgspec.Struct, omit_defaults=True, gc=False):
-    """What is stored of a model besides `raw`. The names are those of `Model`."""
+    """The encoded fields of a model, without `raw`. The names are those of `Model`."""
 
     id: str
     kind: ModelKind = "unknown"
@@ -231,57 +228,57 @@ class _Fields(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _EncodedModel(_Fields, omit_defaults=True, gc=False):
-    """A model on its way into the store."""
+    """A model to be encoded."""
 
     raw: Any = None
 
 
 class _StoredModel(_Fields, omit_defaults=True, gc=False):
-    """A model in the store."""
+    """An encoded model."""
 
-    raw: msgspec.Raw = _NOTHING
+    raw: msgspec.Raw = _EMPTY_OBJECT
 
 
 _encoder: Final = msgspec.json.Encoder()
-_split: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_one: Final = msgspec.json.Decoder(_StoredModel)
-_PRICES: Final = tuple(each for each in _Prices.__struct_fields__)
-_PLAIN: Final = tuple(each for each in _StoredModel.__struct_fields__ if each not in {"prices", "raw"})
+_splitter: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_model_decoder: Final = msgspec.json.Decoder(_StoredModel)
+_PRICE_FIELDS: Final = _Prices.__struct_fields__
+_PLAIN_FIELDS: Final = tuple(each for each in _StoredModel.__struct_fields__ if each not in {"prices", "raw"})
 
 
 class StoredModels(Sequence[Model]):
-    """A sequence of models that were stored.
+    """A sequence of encoded models, each decoded at the first access.
 
     Args:
-        data: what `encode_models` gave, which is not copied.
-        provider: name of the provider entry they are of.
-        count: how many they are, where ``data`` was packed a moment ago: then it is not looked into
-            before one of them is.
+        data: the result of `encode_models`; it is not copied.
+        provider: name of their provider entry.
+        count: the number of models, if ``data`` was just encoded; then it is not checked, and not read before the first
+            access.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: ``data`` is not an encoded list of models.
     """
 
-    __slots__ = ("_made", "_parts", "data", "provider")
+    __slots__ = ("_encoded", "_models", "data", "provider")
 
     def __init__(self, data: bytes | memoryview, provider: str, count: int | None = None) -> None:
         self.data: Final = data
         self.provider: Final = provider
-        self._parts: list[msgspec.Raw] | None = None
-        self._made: Final[list[Model | None]] = [None] * (len(self._checked()) if count is None else count)
+        self._encoded: list[msgspec.Raw] | None = None
+        self._models: Final[list[Model | None]] = [None] * (len(self._split()) if count is None else count)
 
-    def _checked(self) -> list[msgspec.Raw]:
+    def _split(self) -> list[msgspec.Raw]:
         try:
-            self._parts = _split.decode(self.data)
-            if self._parts:
-                # One of another form gives the whole away.
-                _one.decode(self._parts[0])
+            self._encoded = _splitter.decode(self.data)
+            if self._encoded:
+                # If the first entry has this form, so have the others: they were encoded together.
+                _model_decoder.decode(self._encoded[0])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"no list of models: {error}") from None
-        return self._parts
+            raise ValueError(f"not an encoded list of models: {error}") from None
+        return self._encoded
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._models)
 
     @overload
     def __getitem__(self, index: int) -> Model: ...
@@ -289,16 +286,16 @@ class StoredModels(Sequence[Model]):
     def __getitem__(self, index: slice) -> tuple[Model, ...]: ...
     def __getitem__(self, index: int | slice) -> Model | tuple[Model, ...]:
         if isinstance(index, slice):
-            return tuple(map(self._look, range(*index.indices(len(self)))))
-        return self._look(index)
+            return tuple(map(self._get, range(*index.indices(len(self)))))
+        return self._get(index)
 
     def __iter__(self) -> Iterator[Model]:
-        return map(self._look, range(len(self)))
+        return map(self._get, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (StoredModels, tuple, list)):
             return NotImplemented
-        return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+        return len(self) == len(other) and all(left == right for left, right in zip(self, other, strict=True))
 
     def __hash__(self) -> int:
         return hash(tuple(self))
@@ -309,69 +306,69 @@ class StoredModels(Sequence[Model]):
     def __reduce__(self) -> tuple[type[StoredModels], tuple[bytes, str]]:
         return StoredModels, (bytes(self.data), self.provider)
 
-    def _look(self, index: int) -> Model:
-        found = self._made[index]
-        if found is None:
-            found = self._made[index] = _model(self._read(index), self.provider)
-        return found
+    def _get(self, index: int) -> Model:
+        model = self._models[index]
+        if model is None:
+            model = self._models[index] = _model(self._decode(index), self.provider)
+        return model
 
-    def _read(self, index: int) -> _StoredModel:
-        part = (self._parts or self._checked())[index]
+    def _decode(self, index: int) -> _StoredModel:
+        encoded = (self._encoded or self._split())[index]
         try:
-            return _one.decode(part)
+            return _model_decoder.decode(encoded)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            # Of a store that somebody else wrote to: one entry spoils only itself.
+            # Another program may have written to the store; a damaged entry does not affect the others.
             return _StoredModel(id=f"unreadable entry {index}")
 
 
 def _model(stored: _StoredModel, provider: str) -> Model:
-    costs = stored.prices
+    prices = stored.prices
     return Model(
         provider=provider,
-        prices=None if costs is None else Prices(**{name: getattr(costs, name) for name in _PRICES}),
+        prices=None if prices is None else Prices(**{name: getattr(prices, name) for name in _PRICE_FIELDS}),
         raw=LazyJsonObject(stored.raw),
-        **{name: getattr(stored, name) for name in _PLAIN},
+        **{name: getattr(stored, name) for name in _PLAIN_FIELDS},
     )
 
 
 def encode_models(models: Sequence[Model]) -> bytes | memoryview:
-    """A list of models as bytes, for `decode_models`.
+    """Encode a list of models as bytes, for `decode_models`.
 
     Args:
-        models: of one provider, whose name is left out.
+        models: the models of one provider, whose name is not encoded.
 
     Raises:
-        ValueError: a field holds something else than its annotation says.
+        ValueError: the value of a field has the wrong type.
     """
     if isinstance(models, StoredModels):
         return models.data
     try:
         return _encoder.encode([_to_encode(model) for model in models])
     except msgspec.ValidationError as error:
-        raise ValueError(f"a list of models that cannot be stored: {error}") from None
+        raise ValueError(f"a model cannot be encoded: {error}") from None
 
 
 def decode_models(data: bytes | memoryview, *, provider: str, count: int | None = None) -> StoredModels:
-    """What `encode_models` packed; nothing but the ends of the entries is looked for yet, or not even they, see `StoredModels`.
+    """Decode the result of `encode_models`; the models are decoded when they are accessed, see `StoredModels`.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: ``data`` is not an encoded list of models.
     """
     return StoredModels(data, provider, count)
 
 
 def _to_encode(model: Model) -> _EncodedModel:
-    # It looks at types too. Only what a plugin put into a field can be wrong, and it must show now: later nobody looks.
-    found = msgspec.convert(model, _EncodedModel, from_attributes=True)
-    found.raw = _raw(model.raw)
-    return found
+    # This checks the types, which plugins may have wrong. Decoding trusts them, so an error must show here.
+    encoded = msgspec.convert(model, _EncodedModel, from_attributes=True)
+    encoded.raw = _raw(model.raw)
+    return encoded
 
 
 def _raw(raw: Mapping[str, Any]) -> msgspec.Raw:
     if isinstance(raw, LazyJsonObject):
-        return raw.part
+        return raw.raw_json
     try:
         return msgspec.Raw(_encoder.encode(dict(raw)))
     except (TypeError, ValueError):
-        # A plugin may have put there what JSON has not.
-        return _NOTHING
+        # A plugin may have added values that JSON cannot express.
+        return _EMPTY_OBJECT

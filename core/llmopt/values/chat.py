@@ -1,4 +1,4 @@
-"""A conversation's values: what is said, what comes back, in one piece or event by event."""
+"""Values of a conversation: messages, tool calls, the reply, and the events of a streamed reply."""
 
 from __future__ import annotations
 
@@ -13,31 +13,14 @@ from llmopt.values.secret import repr_names, repr_size
 
 @frozen(kw_only=True)
 class ToolCall:
-    """A tool that the model wants called.
+    """A call of a tool that the model requests.
 
     Attributes:
-        id: what the answer to it must name as ``tool_call_id``; "" where the server gives none.
-        name: of the tool.
-        arguments: JSON text as the model wrote it, which need not be valid.
+        id: identifier that the message with the result must repeat as ``tool_call_id``; "" if the server sends none.
+        name: name of the tool.
+        arguments: JSON text as the model wrote it; it may be invalid JSON.
     """
 
-    id: str = ""
-    name: str = ""
-    arguments: str = field(default="", repr=repr_size)
-
-
-@frozen(kw_only=True)
-class ToolCallPart:
-    """A fragment of a tool call in a stream.
-
-    Attributes:
-        index: which call of the answer it belongs to.
-        id: of the call, "" in fragments that do not repeat it.
-        name: of the tool, "" likewise.
-        arguments: the next piece of the arguments' JSON text.
-    """
-
-    index: int
     id: str = ""
     name: str = ""
     arguments: str = field(default="", repr=repr_size)
@@ -45,15 +28,14 @@ class ToolCallPart:
 
 @frozen
 class Message:
-    """One message of a conversation; a plain mapping does as well.
+    """One message of a conversation. A mapping with the same keys may be used instead.
 
     Attributes:
-        role: "system", "user", "assistant" or "tool"; what else the provider knows.
-        content: the text, or a list of typed parts as the provider takes them; None for an assistant's
-            message that only calls tools.
-        name: of the speaker, "" for none.
-        tool_calls: the calls that an assistant's message made.
-        tool_call_id: in a message of role "tool", the call that it answers.
+        role: "system", "user", "assistant", "tool" or another role that the provider knows.
+        content: the text, or a list of typed parts in the provider's form; None for a message that only calls tools.
+        name: name of the speaker, "" for none.
+        tool_calls: the tool calls of an assistant's message.
+        tool_call_id: in a message of role "tool", the id of the call that it answers.
     """
 
     role: str
@@ -63,12 +45,12 @@ class Message:
     tool_call_id: str = field(default="", kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
-        """The message in the common dialect, without keys that say nothing."""
-        told: dict[str, Any] = {"role": self.role, "content": self.content}
+        """The message in the common dialect, without empty optional keys."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.name:
-            told["name"] = self.name
+            message["name"] = self.name
         if self.tool_calls:
-            told["tool_calls"] = [
+            message["tool_calls"] = [
                 {
                     "id": call.id,
                     "type": "function",
@@ -77,62 +59,25 @@ class Message:
                 for call in self.tool_calls
             ]
         if self.tool_call_id:
-            told["tool_call_id"] = self.tool_call_id
-        return told
-
-
-@frozen(kw_only=True)
-class ChatEvent:
-    """What one event of a stream added to the answer; a plugin's ``parse_stream_event`` gives them.
-
-    Attributes:
-        text: the next piece of the answer.
-        reasoning: the next piece of what the model thought, where the server shows it.
-        refusal: the next piece of a refusal, where the server keeps it apart from the answer.
-        tool_calls: fragments of tool calls.
-        finish_reason: why the model ended, in the server's word ("stop", "length", "tool_calls",
-            "content_filter" ...); None before it did.
-        usage: the tokens of the whole answer so far; a later one replaces it.
-        model: the model that answers, "" when the event does not say.
-        id: the provider's id of the answer, "" when the event does not say.
-        last: whether it is the provider's own end of the stream, after which nothing counts.
-        raw: the event's JSON as it came, for what is special to one provider.
-    """
-
-    text: str = field(default="", repr=repr_size)
-    reasoning: str = field(default="", repr=repr_size)
-    refusal: str = field(default="", repr=repr_size)
-    tool_calls: tuple[ToolCallPart, ...] = ()
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    model: str = ""
-    id: str = ""
-    last: bool = False
-    raw: Mapping[str, Any] = field(factory=dict, repr=repr_names)
-
-    @property
-    def adds(self) -> bool:
-        """Whether it adds to the answer: pings, filters' verdicts and bare usage do not."""
-        return bool(
-            self.text or self.reasoning or self.refusal or self.tool_calls or self.finish_reason is not None
-        )
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 @frozen(kw_only=True)
 class ChatReply:
-    """A whole answer.
+    """A complete reply.
 
     Attributes:
-        text: the answer; "" where the model only called tools or refused.
-        reasoning: what the model thought, where the server shows it.
-        refusal: the refusal, where the server keeps it apart from the answer.
-        tool_calls: tools that the model wants called, in order.
-        finish_reason: why the model ended, in the server's word; None when it does not say.
-        usage: what the answer reports, None when it reports nothing.
-        model: the model that answered, as it names itself; "" when it does not.
-        id: the provider's id of the answer.
-        request_id: the provider's id of the request, from the headers; filled in by the core.
-        raw: the answer's JSON as it came; empty for an answer that was put together from a stream.
+        text: the text; "" if the model only called tools or refused.
+        reasoning: the model's reasoning, where the server shows it.
+        refusal: the refusal, where the server separates it from the text.
+        tool_calls: the requested tool calls, in order.
+        finish_reason: why generation ended, in the server's word; None if it does not say.
+        usage: the token usage that the server reports, None if it reports none.
+        model: the model's name for itself; "" if the server does not say.
+        id: the provider's id of the reply.
+        request_id: the provider's id of the request, from the response headers; set by the core.
+        raw: the JSON of the response; empty for a reply that was assembled from a stream.
     """
 
     text: str = field(default="", repr=repr_size)
@@ -148,23 +93,73 @@ class ChatReply:
 
     @property
     def message(self) -> Message:
-        """The answer as the conversation's next message."""
-        said = self.text or self.refusal
-        return Message("assistant", said or None, tool_calls=self.tool_calls)
+        """The reply as the next message of the conversation."""
+        content = self.text or self.refusal
+        return Message("assistant", content or None, tool_calls=self.tool_calls)
 
 
-# One decoded event of a streamed answer, before anybody has read what is in it.
+@frozen(kw_only=True)
+class ToolCallPart:
+    """A fragment of a tool call in a stream.
+
+    Attributes:
+        index: position of the call in the reply.
+        id: of the call; "" in fragments that do not repeat it.
+        name: of the tool; "" in fragments that do not repeat it.
+        arguments: the next piece of the JSON text of the arguments.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = field(default="", repr=repr_size)
+
+
+@frozen(kw_only=True)
+class ChatEvent:
+    """What one event of a stream adds to the reply; returned by a plugin's ``parse_stream_event``.
+
+    Attributes:
+        text: the next piece of the text.
+        reasoning: the next piece of the model's reasoning, where the server shows it.
+        refusal: the next piece of a refusal, where the server separates it from the text.
+        tool_calls: fragments of tool calls.
+        finish_reason: why generation ended, in the server's word ("stop", "length", "tool_calls", "content_filter"
+            ...); None before the end.
+        usage: the token usage of the whole reply so far; a later value replaces an earlier one.
+        model: the model's name for itself, "" if the event does not say.
+        id: the provider's id of the reply, "" if the event does not say.
+        last: whether this is the provider's end of the stream; later events are ignored.
+        raw: the JSON of the event.
+    """
+
+    text: str = field(default="", repr=repr_size)
+    reasoning: str = field(default="", repr=repr_size)
+    refusal: str = field(default="", repr=repr_size)
+    tool_calls: tuple[ToolCallPart, ...] = ()
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    model: str = ""
+    id: str = ""
+    last: bool = False
+    raw: Mapping[str, Any] = field(factory=dict, repr=repr_names)
+
+    @property
+    def adds(self) -> bool:
+        """Whether it adds to the reply. Pings, results of content filters and usage alone do not."""
+        return bool(
+            self.text or self.reasoning or self.refusal or self.tool_calls or self.finish_reason is not None
+        )
 
 
 @frozen(kw_only=True)
 class ServerEvent:
-    """One event of ``text/event-stream``, or one line of ``application/x-ndjson``.
+    """One event of a ``text/event-stream`` body or one line of ``application/x-ndjson``, not parsed yet.
 
     Attributes:
-        event: the event's type: "message" where the server names none, "line" for a line of
-            newline-delimited JSON.
-        data: the data, its lines joined with a line feed; it may be empty.
-        id: the last event id that the server gave, "" when it gave none.
+        event: type of the event: "message" if the server states none, "line" for newline-delimited JSON.
+        data: the data, its lines joined with a line feed; may be empty.
+        id: the last event id that the server sent, "" if none.
     """
 
     event: str = "message"

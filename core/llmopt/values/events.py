@@ -1,7 +1,7 @@
-"""What happened, as it happens: the values that ``on_event`` gets.
+"""The events that ``on_event`` receives: requests, retries, waits, limits, circuits, connections, streams and the cache.
 
-Each kind is a class, its ``name`` is the same for ever. Events hold no key and no text. Nothing is
-made when nobody listens.
+Each kind is a class with a fixed ``name``. Events contain no API key and no text of the user. They are made only if the
+client has a listener.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from attrs import frozen
 from llmopt.errors import Sent
 from llmopt.values.calls import Operation
 
-WaitCause = Literal["limiter", "breaker", "concurrency", "pool"]
-"""What a request waited for."""
-
 
 @frozen(kw_only=True)
 class Event:
-    """The base of all events.
+    """The base class of all events.
 
     Attributes:
-        provider: name of the provider entry.
-        model: model of the call, "" where none is concerned.
-        endpoint: origin of the endpoint, "" before one is chosen.
+        provider: name of the provider entry, "" for an event that concerns several.
+        model: model of the call, "" if none is concerned.
+        endpoint: origin of the endpoint, "" if none is chosen or concerned.
     """
 
     name: ClassVar[str] = ""
@@ -35,9 +32,24 @@ class Event:
     endpoint: str = ""
 
 
+OnEvent = Callable[[Event], None]
+"""A listener. It is called on the event loop, so it must return quickly and not block."""
+
+# Requests. One request may take several attempts, and each attempt is one HTTP request.
+
+WaitCause = Literal["limiter", "breaker", "concurrency", "pool"]
+"""What a request waits for: the rate limiter, an open circuit, a slot of the concurrency limit, a connection."""
+
+
 @frozen(kw_only=True)
 class RequestStart(Event):
-    """A request begins. ``items`` texts of about ``tokens`` tokens."""
+    """Emitted when a request begins, before any wait.
+
+    Attributes:
+        operation: what is requested.
+        items: number of texts, 0 if the request has none.
+        tokens: estimated tokens.
+    """
 
     name: ClassVar[str] = "request.start"
 
@@ -48,12 +60,13 @@ class RequestStart(Event):
 
 @frozen(kw_only=True)
 class RequestEnd(Event):
-    """A request is over, after all its attempts.
+    """Emitted when a request has ended, after its last attempt.
 
     Attributes:
+        operation: what was requested.
         outcome: "ok" or the name of the exception.
-        attempts: HTTP requests made; a packed one that is sent again as it was is one with that.
-        seconds: from its start, waits included.
+        attempts: number of attempts. A compressed request that is sent again uncompressed counts as one.
+        seconds: since its start, waits included.
     """
 
     name: ClassVar[str] = "request.end"
@@ -66,15 +79,15 @@ class RequestEnd(Event):
 
 @frozen(kw_only=True)
 class RequestAttempt(Event):
-    """One HTTP request was made.
+    """Emitted when an attempt has ended.
 
     Attributes:
-        attempt: 1 for the first.
+        attempt: its number, 1 for the first.
         outcome: "ok" or the name of the exception.
-        status: HTTP status, None without an answer.
-        seconds: on the wire.
-        sent: whether it left this process.
-        reused: whether it travelled on a kept connection.
+        status: HTTP status, None without a response.
+        seconds: from sending to the end of the response.
+        sent: whether the request left this process: "no", "maybe" or "yes".
+        reused: whether the connection had carried a request before.
     """
 
     name: ClassVar[str] = "request.attempt"
@@ -89,7 +102,13 @@ class RequestAttempt(Event):
 
 @frozen(kw_only=True)
 class RequestRetry(Event):
-    """A request will be made again in ``delay`` seconds; ``attempt`` is the number it will have."""
+    """Emitted when a retry is scheduled.
+
+    Attributes:
+        attempt: number of the attempt to come.
+        delay: seconds until then.
+        cause: name of the exception of the failed attempt.
+    """
 
     name: ClassVar[str] = "request.retry"
 
@@ -100,7 +119,11 @@ class RequestRetry(Event):
 
 @frozen(kw_only=True)
 class RequestWaiting(Event):
-    """A request begins to wait for something; `RequestWait` tells when that is over, unless it is given up."""
+    """Emitted when a request begins to wait. `RequestWait` follows, unless the caller gives up.
+
+    Attributes:
+        cause: what it waits for.
+    """
 
     name: ClassVar[str] = "request.waiting"
 
@@ -109,7 +132,12 @@ class RequestWaiting(Event):
 
 @frozen(kw_only=True)
 class RequestWait(Event):
-    """A request waited ``seconds`` for something before it could be sent."""
+    """Emitted when a request has waited.
+
+    Attributes:
+        cause: what it waited for.
+        seconds: how long.
+    """
 
     name: ClassVar[str] = "request.wait"
 
@@ -118,8 +146,33 @@ class RequestWait(Event):
 
 
 @frozen(kw_only=True)
+class JsonParse(Event):
+    """Emitted when a response was parsed into values.
+
+    Attributes:
+        operation: what was requested.
+        size: bytes of the body, after decompression.
+        seconds: how long parsing took.
+    """
+
+    name: ClassVar[str] = "json.parse"
+
+    operation: Operation
+    size: int
+    seconds: float
+
+
+# Batches, limits and circuits.
+
+
+@frozen(kw_only=True)
 class BatchSplit(Event):
-    """A batch of ``items`` texts is sent again in parts, because of ``cause``."""
+    """Emitted when a failed batch is split, to be sent again in parts.
+
+    Attributes:
+        items: number of texts in the batch.
+        cause: name of the exception.
+    """
 
     name: ClassVar[str] = "batch.split"
 
@@ -128,12 +181,19 @@ class BatchSplit(Event):
 
 
 LimitSource = Literal["stated", "observed", "headers", "server"]
-"""Who says so: a refusal's text, its mere fact, the headers of answers, the server when asked."""
+"""Where a limit was learned: from the text of an error, from an error without numbers, from response headers, or from
+the endpoint where a server publishes its limits."""
 
 
 @frozen(kw_only=True)
 class LimitLearned(Event):
-    """A limit became known: ``limit`` is "max_items", "max_tokens", "rpm" or the like."""
+    """Emitted when a limit became known or changed.
+
+    Attributes:
+        limit: "max_items", "max_item_tokens", "max_tokens", "max_bytes" (of one request), "rpm" or "tpm".
+        value: the limit: items, tokens, bytes, or requests or tokens per minute.
+        source: where it was learned.
+    """
 
     name: ClassVar[str] = "limit.learned"
 
@@ -144,7 +204,14 @@ class LimitLearned(Event):
 
 @frozen(kw_only=True)
 class BreakerChanged(Event):
-    """A circuit changed from ``old`` to ``new``; an open circuit lets no request through for ``break_duration_s`` seconds."""
+    """Emitted when a circuit breaker changed its state.
+
+    Attributes:
+        circuit: name of the circuit.
+        old: the state before: "closed", "open" or "half_open".
+        new: the state after.
+        break_duration_s: seconds for which an open circuit lets no request through; 0 in the other states.
+    """
 
     name: ClassVar[str] = "breaker.change"
 
@@ -154,9 +221,17 @@ class BreakerChanged(Event):
     break_duration_s: float = 0.0
 
 
+# Connections, streams and compression.
+
+
 @frozen(kw_only=True)
 class PoolCheckout(Event):
-    """A request got its connection, ``seconds`` after it asked: a kept one, or one that was made for it."""
+    """Emitted when a request got a connection from the pool.
+
+    Attributes:
+        seconds: how long it waited, connecting included.
+        reused: whether the connection was open before.
+    """
 
     name: ClassVar[str] = "pool.checkout"
 
@@ -165,22 +240,12 @@ class PoolCheckout(Event):
 
 
 @frozen(kw_only=True)
-class StreamChunk(Event):
-    """A piece of a stream came, after its first: ``size`` bytes, which completed ``events`` of the server's events.
-
-    ``seconds`` were waited for it.
-    """
-
-    name: ClassVar[str] = "stream.chunk"
-
-    size: int
-    events: int
-    seconds: float
-
-
-@frozen(kw_only=True)
 class PoolReuse(Event):
-    """A kept connection carries one more request; it has carried ``served`` before."""
+    """Emitted when an open connection is used for another request.
+
+    Attributes:
+        served: number of requests that it carried before.
+    """
 
     name: ClassVar[str] = "pool.reuse"
 
@@ -189,12 +254,12 @@ class PoolReuse(Event):
 
 @frozen(kw_only=True)
 class PoolSize(Event):
-    """The number of an endpoint's connections is not what it was.
+    """Emitted when the number of connections to an endpoint has changed.
 
     Attributes:
-        open: connections in all, those under way included.
-        in_use: those that carry a request or are being made.
-        waiting: requests that wait for one.
+        open: all connections, those being opened included.
+        in_use: connections that carry a request or are being opened.
+        waiting: requests that wait for a connection.
     """
 
     name: ClassVar[str] = "pool.size"
@@ -205,8 +270,30 @@ class PoolSize(Event):
 
 
 @frozen(kw_only=True)
+class StreamChunk(Event):
+    """Emitted for each chunk of a streamed response after the first event.
+
+    Attributes:
+        size: bytes of the chunk.
+        events: server-sent events that it completed.
+        seconds: how long it was waited for.
+    """
+
+    name: ClassVar[str] = "stream.chunk"
+
+    size: int
+    events: int
+    seconds: float
+
+
+@frozen(kw_only=True)
 class RequestCompression(Event):
-    """The body of a request, ``size`` bytes, was packed into ``sent`` bytes, which all its attempts send."""
+    """Emitted when a request body was compressed; all attempts send the same compressed body.
+
+    Attributes:
+        size: bytes before compression.
+        sent: bytes after compression.
+    """
 
     name: ClassVar[str] = "request.compression"
 
@@ -215,13 +302,19 @@ class RequestCompression(Event):
 
     @property
     def ratio(self) -> float:
-        """How many times smaller it is than it was."""
+        """Size before compression divided by size after compression."""
         return self.size / self.sent if self.sent else 1.0
 
 
 @frozen(kw_only=True)
 class CompressionRefused(Event):
-    """An endpoint refused a packed request with this status and took it unpacked: it gets no more packed ones."""
+    """Emitted when an endpoint refused a compressed request and accepted the same request uncompressed.
+
+    Later requests to this endpoint are not compressed.
+
+    Attributes:
+        status: HTTP status of the refusal.
+    """
 
     name: ClassVar[str] = "compression.refused"
 
@@ -230,7 +323,12 @@ class CompressionRefused(Event):
 
 @frozen(kw_only=True)
 class ResponseCompression(Event):
-    """An answer came packed: ``received`` bytes on the wire stood for ``size`` bytes."""
+    """Emitted when a response body was decompressed.
+
+    Attributes:
+        received: bytes as received.
+        size: bytes after decompression.
+    """
 
     name: ClassVar[str] = "response.compression"
 
@@ -239,38 +337,23 @@ class ResponseCompression(Event):
 
     @property
     def ratio(self) -> float:
-        """How many times larger it is than what travelled."""
+        """Size after decompression divided by the size received."""
         return self.size / self.received if self.received else 1.0
 
 
-@frozen(kw_only=True)
-class JsonParse(Event):
-    """An answer of ``size`` bytes was read into values, in ``seconds``."""
-
-    name: ClassVar[str] = "json.parse"
-
-    operation: Operation
-    size: int
-    seconds: float
-
-
-OnEvent = Callable[[Event], None]
-"""A listener. It is called on the event loop, and must be quick."""
-
-
-# What happens at the cache, as it happens; see `llmopt.values.events`.
+# The cache, and lists of models.
 
 CacheKind = Literal["catalog", "embeddings"]
-"""What is kept."""
+"""What is cached: lists of models, or vectors."""
 
 
 @frozen(kw_only=True)
 class CacheEvent(Event):
-    """The base of what happens at the cache.
+    """The base class of cache events.
 
     Attributes:
         cache: "catalog" for lists of models, "embeddings" for vectors.
-        items: lists, or texts, that it concerns.
+        items: number of lists or texts that the event concerns.
     """
 
     cache: CacheKind
@@ -279,7 +362,11 @@ class CacheEvent(Event):
 
 @frozen(kw_only=True)
 class CacheHit(CacheEvent):
-    """Something was had from the cache. ``age`` is in seconds, 0.0 where several were had at once."""
+    """Emitted when something was returned from the cache.
+
+    Attributes:
+        age: seconds since it was stored; 0.0 for vectors.
+    """
 
     name: ClassVar[str] = "cache.hit"
 
@@ -288,14 +375,20 @@ class CacheHit(CacheEvent):
 
 @frozen(kw_only=True)
 class CacheMiss(CacheEvent):
-    """Something was not in the cache, or too old."""
+    """Emitted when something is not in the cache, or too old to be returned without a request."""
 
     name: ClassVar[str] = "cache.miss"
 
 
 @frozen(kw_only=True)
 class CacheStale(CacheEvent):
-    """Something older than it should be was given; ``cause`` is "refreshing", or the exception's name."""
+    """Emitted when something was returned from the cache after its time to live.
+
+    Attributes:
+        age: seconds since it was stored.
+        cause: "refreshing" if a refresh runs in the background, "offline" if the caller allowed no request, or the
+            name of the exception that made a refresh impossible.
+    """
 
     name: ClassVar[str] = "cache.stale"
 
@@ -305,11 +398,11 @@ class CacheStale(CacheEvent):
 
 @frozen(kw_only=True)
 class CacheRefresh(CacheEvent):
-    """Something was asked for anew beside its callers.
+    """Emitted when a background refresh has ended.
 
     Attributes:
         outcome: "new", "unchanged" or the name of the exception.
-        seconds: it took.
+        seconds: how long it took.
     """
 
     name: ClassVar[str] = "cache.refresh"
@@ -320,7 +413,12 @@ class CacheRefresh(CacheEvent):
 
 @frozen(kw_only=True)
 class CacheSized(CacheEvent):
-    """How much the cache holds: ``items`` entries of ``size`` bytes, of at most ``max_size`` bytes."""
+    """Emitted after something was stored, at most every 10 seconds; ``items`` is the number of entries.
+
+    Attributes:
+        size: bytes of all entries.
+        max_size: limit of ``size`` in bytes.
+    """
 
     name: ClassVar[str] = "cache.size"
 
@@ -330,20 +428,20 @@ class CacheSized(CacheEvent):
 
 @frozen(kw_only=True)
 class CacheEviction(CacheEvent):
-    """``items`` entries had to go for others since this was last told."""
+    """Emitted with `CacheSized` when ``items`` entries were evicted to make room since the last such event."""
 
     name: ClassVar[str] = "cache.eviction"
 
 
 @frozen(kw_only=True)
 class CatalogDiscover(Event):
-    """A provider's list of models was got, or could not be.
+    """Emitted when a provider's list of models was returned, or could not be.
 
     Attributes:
         outcome: "ok" or the name of the exception.
         source: "cache" or "provider".
         models: number of models.
-        seconds: it took.
+        seconds: how long the request took; 0.0 from the cache.
     """
 
     name: ClassVar[str] = "catalog.discover"
@@ -356,7 +454,13 @@ class CatalogDiscover(Event):
 
 @frozen(kw_only=True)
 class CatalogBatch(Event):
-    """The lists of ``providers`` providers were got, but for those of ``failures`` of them; ``seconds`` it took."""
+    """Emitted when ``batch_list_models`` has ended.
+
+    Attributes:
+        providers: number of providers.
+        failures: number of providers whose result is an error.
+        seconds: how long it took.
+    """
 
     name: ClassVar[str] = "catalog.batch"
 

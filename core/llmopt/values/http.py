@@ -1,4 +1,7 @@
-"""A request and an answer as plugins see them: no HTTP library's types."""
+"""HTTP requests, responses and failures as plugins see them, and verdicts: what a failure means.
+
+These values are independent of any HTTP library. Parsing error bodies is here too, because every plugin needs it.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,16 @@ from llmopt.values.calls import BatchLimit, Operation
 from llmopt.values.chat import ServerEvent
 from llmopt.values.secret import repr_code, repr_names, repr_size
 
-# What one attempt at a request came to.
-
 Phase = Literal["pool", "connect", "send", "wait", "read", "done"]
+"""Waiting for a connection, connecting, sending, waiting for the response, reading it, complete."""
 
 
 @frozen(kw_only=True)
 class AttemptInfo:
-    """How far one request came on the wire, as the transport reports it.
+    """How far an HTTP request got, as the transport reports it.
 
     Attributes:
-        phase: the last phase entered.
+        phase: the last phase that was entered.
         reused: whether the connection had carried a request before.
         sent: whether bytes of the request left this process: "no", "maybe" or "yes".
         queued_s: seconds spent waiting for a pooled connection.
@@ -44,13 +46,13 @@ class AttemptInfo:
 
 @frozen(kw_only=True)
 class HttpRequest:
-    """What to send.
+    """An HTTP request, built by a plugin.
 
     Attributes:
         method: "GET" or "POST".
-        path: appended to the endpoint's base URL; or a whole URL of that endpoint's own origin.
-        headers: header names and values; the place, and the only one, for a secret.
-        json: the body, encoded once by the core; None for no body.
+        path: appended to the endpoint's base URL, or an absolute URL with the same origin as the endpoint.
+        headers: header names and values. A secret may be in these only, never in the path or the body.
+        json: the body, which the core encodes as JSON; None for no body.
     """
 
     method: str
@@ -61,14 +63,14 @@ class HttpRequest:
 
 @frozen(kw_only=True, slots=False)
 class HttpResponse:
-    """A complete answer.
+    """A complete HTTP response.
 
     Attributes:
         status: HTTP status.
-        headers: lower-case names; of a repeated header the values are joined with ", ".
+        headers: with lower-case names; the values of a repeated header are joined with ", ".
         body: the body, decompressed.
-        info: how the request travelled.
-        received: when it came, in seconds since 1970: what dates in headers are measured against.
+        info: how the request was sent.
+        received: when the response arrived, in seconds since 1970; dates in headers are relative to it.
     """
 
     status: int
@@ -79,7 +81,7 @@ class HttpResponse:
 
     @cached_property
     def json(self) -> Any:
-        """The body as JSON (UTF-8 only).
+        """The body, parsed as JSON in UTF-8.
 
         Raises:
             InvalidResponse: the body is not JSON.
@@ -89,30 +91,31 @@ class HttpResponse:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             kind = self.headers.get("content-type", "no content type")
             raise InvalidResponse(
-                f"the answer ({kind[:80]}, {len(self.body)} bytes) is not JSON.",
+                f"the response ({kind[:80]}, {len(self.body)} bytes) is not JSON.",
                 reason="json",
                 status=self.status,
                 sent="yes",
             ) from error
 
 
-# An answer that carries an error, and one tolerant reader for every shape of it.
-
+_MAX_BODY: Final = 65_536
+"""Bytes of an error body that plugins see."""
 _MAX_MESSAGE: Final = 500
-_AN_ERROR: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
+"""Characters of a provider's message."""
+_ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 
 
 @frozen(kw_only=True)
 class ErrorBody:
-    """What an error body says, whatever its shape. ``code`` is always text: 429 and "429" are one.
+    """The content of an error body, whatever its form. ``code`` is always str, so 429 and "429" are the same.
 
     Attributes:
-        message: the provider's sentence, at most 500 characters.
+        message: the provider's message, at most 500 characters.
         code: machine-readable code, or None.
         type: machine-readable type, or None.
-        param: the parameter at fault, or None.
-        inner_code: code of a nested inner error, or None.
-        raw: the object the fields came from, for what is special to one provider.
+        param: the invalid parameter, or None.
+        inner_code: code of a nested error, or None.
+        raw: the object that the fields were taken from; it has fields that are special to one provider.
     """
 
     message: str = field(default="", repr=repr_size)
@@ -125,14 +128,14 @@ class ErrorBody:
 
 @frozen(kw_only=True, slots=False)
 class Failure:
-    """A non-2xx answer, or a 2xx that carries an error, handed to ``classify_error``.
+    """A response with an error, for ``classify_error``: its status is not 2xx, or a 2xx response contains an error.
 
     Attributes:
-        status: HTTP status; a success for an error in a stream, and with some gateways.
-        headers: lower-case names.
-        body: the first 64 KiB of the body, or the data of the event.
+        status: HTTP status; 2xx for an error in a stream, and with some gateways.
+        headers: with lower-case names.
+        body: the first 64 KiB of the body, or of the data of the event.
         operation: "embeddings", "catalog" or "chat".
-        model: model of the call, "" where none is concerned.
+        model: model of the call, "" if none is concerned.
     """
 
     status: int
@@ -145,51 +148,51 @@ class Failure:
     def from_response(
         cls, response: HttpResponse, *, operation: Operation = "embeddings", model: str = ""
     ) -> Failure:
-        """The failure that an answer is."""
+        """The failure in a response."""
         return cls(
             status=response.status,
             headers=response.headers,
-            body=response.body[:65536],
+            body=response.body[:_MAX_BODY],
             operation=operation,
             model=model,
         )
 
     @classmethod
     def from_event(cls, event: ServerEvent, *, model: str = "") -> Failure:
-        """The failure that an event of a stream is."""
-        return cls(status=200, body=event.data[:65536].encode(), operation="chat", model=model)
+        """The failure in an event of a stream."""
+        return cls(status=200, body=event.data[:_MAX_BODY].encode(), operation="chat", model=model)
 
     @cached_property
     def stated_status(self) -> int:
-        """The status that the error has by its own account: under a success that of the body, if it names one."""
-        return _stated(self.body) or self.status if 200 <= self.status < 300 else self.status
+        """The status of the error: for a 2xx response the status that the body states, if it states one."""
+        return _stated_status(self.body) or self.status if 200 <= self.status < 300 else self.status
 
     @cached_property
     def error(self) -> ErrorBody:
-        """The body, read tolerantly. Never raises."""
+        """The body, parsed by `read_error_body`. Never raises."""
         return read_error_body(self.body)
 
 
 def read_error_body(body: bytes) -> ErrorBody:
-    """Read an error body of any shape seen in the field.
+    """Parse an error body of any form that providers are known to send.
 
-    Tried in this order: not JSON; a list with one object; ``error`` as an object; ``error`` as
-    text; the flat form; FastAPI's ``detail`` (whose echo of the input is left out); ``message`` alone.
+    In this order: not JSON; a list with one object; ``error`` as an object; ``error`` as text; fields without
+    nesting; FastAPI's ``detail``, without its copy of the input; ``message`` alone.
     """
     try:
         value = _first_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ErrorBody(message=_cut(body.decode("utf-8", "replace")))
+        return ErrorBody(message=_shortened(body.decode("utf-8", "replace")))
     if not isinstance(value, dict):
-        return ErrorBody(message=_cut(str(value)) if isinstance(value, str) else "")
+        return ErrorBody(message=_shortened(str(value)) if isinstance(value, str) else "")
     error = value.get("error")
     if isinstance(error, dict):
-        return _from_object(error)
+        return _error_body(error)
     if isinstance(error, str):
-        return _from_object({**value, "message": error, "type": value.get("error_type", value.get("type"))})
+        return _error_body({**value, "message": error, "type": value.get("error_type", value.get("type"))})
     if "message" not in value and "detail" in value:
-        return ErrorBody(message=_detail(value["detail"]), raw=value)
-    return _from_object(value)
+        return ErrorBody(message=_detail_message(value["detail"]), raw=value)
+    return _error_body(value)
 
 
 def _first_object(body: bytes) -> Any:
@@ -197,11 +200,11 @@ def _first_object(body: bytes) -> Any:
     return value[0] if isinstance(value, list) and value else value
 
 
-_STATING: Final = ("status_code", "code", "statusCode", "status")
-"""Where an error under a success names the status that it would have had."""
+_STATUS_KEYS: Final = ("status_code", "code", "statusCode", "status")
+"""Keys under which an error in a 2xx response states its status."""
 
 
-def _stated(body: bytes) -> int | None:
+def _stated_status(body: bytes) -> int | None:
     try:
         value = _first_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -209,87 +212,84 @@ def _stated(body: bytes) -> int | None:
     if not isinstance(value, dict):
         return None
     error = value.get("error")
-    where = error if isinstance(error, dict) else value
-    stated = (str(where[key]) for key in _STATING if type(where.get(key)) in (int, str))
-    return next((int(each) for each in stated if _AN_ERROR.fullmatch(each)), None)
+    fields = error if isinstance(error, dict) else value
+    stated = (str(fields[key]) for key in _STATUS_KEYS if type(fields.get(key)) in (int, str))
+    return next((int(each) for each in stated if _ERROR_STATUS.fullmatch(each)), None)
 
 
-def _from_object(value: Mapping[str, Any]) -> ErrorBody:
-    # The classic Azure surface spells it in one word, its v1 description in two.
+def _error_body(value: Mapping[str, Any]) -> ErrorBody:
+    # Azure OpenAI writes "innererror" in its deployment API, and "inner_error" in the specification of its v1 API.
     inner = value.get("innererror") or value.get("inner_error")
     message = value.get("message")
     return ErrorBody(
-        message=_cut(message) if isinstance(message, str) else _detail(message),
-        code=_text(value.get("code", value.get("statusCode"))),
-        type=_text(value.get("type")),
-        param=_text(value.get("param")),
-        inner_code=_text(inner.get("code")) if isinstance(inner, Mapping) else None,
+        message=_shortened(message) if isinstance(message, str) else _detail_message(message),
+        code=_code_text(value.get("code", value.get("statusCode"))),
+        type=_code_text(value.get("type")),
+        param=_code_text(value.get("param")),
+        inner_code=_code_text(inner.get("code")) if isinstance(inner, Mapping) else None,
         raw=value,
     )
 
 
-def _detail(detail: object) -> str:
+def _detail_message(detail: object) -> str:
     if isinstance(detail, str):
-        return _cut(detail)
+        return _shortened(detail)
     if isinstance(detail, Mapping) and isinstance(detail.get("detail"), list):
         detail = detail["detail"]
     if not isinstance(detail, list):
         return ""
-    parts = [_detail_line(entry) for entry in detail[:3] if isinstance(entry, Mapping)]
-    return _cut("; ".join(parts))
+    lines = [_detail_line(entry) for entry in detail[:3] if isinstance(entry, Mapping)]
+    return _shortened("; ".join(lines))
 
 
 def _detail_line(entry: Mapping[str, Any]) -> str:
-    where = entry.get("loc")
-    path = ".".join(str(step) for step in where) if isinstance(where, list) else ""
+    location = entry.get("loc")
+    path = ".".join(str(step) for step in location) if isinstance(location, list) else ""
     return f"{path}: {entry.get('msg', '')}" if path else str(entry.get("msg", ""))
 
 
-def _text(value: object) -> str | None:
+def _code_text(value: object) -> str | None:
     return None if value is None or isinstance(value, (dict, list, bool)) else str(value)
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
 
-# What an error means, by what to do next.
-
-
 class VerdictKind(Enum):
-    """A closed set: each kind is one way to go on, and one exception when it reaches the caller."""
+    """What a failure means for the next step. The set is closed; each kind has one exception, see `EXCEPTION_OF`."""
 
     TRANSIENT = "transient"
     """Retry."""
     TIMEOUT = "timeout"
-    """Retry; the server gave up waiting."""
+    """Retry; the server ran into a timeout."""
     RATE_LIMITED = "rate_limited"
-    """Wait, and tell the rate limiter."""
+    """Wait, then retry; the rate limiter is informed."""
     OVERLOADED = "overloaded"
-    """Retry with fewer requests at once."""
+    """Retry, and lower the number of concurrent requests."""
     QUOTA_EXHAUSTED = "quota_exhausted"
-    """Never retry: money, credit or quota is gone."""
+    """Do not retry: the credit or quota is used up."""
     BATCH_TOO_LARGE = "batch_too_large"
     """Split the batch and remember the limit."""
     ITEM_TOO_LONG = "item_too_long"
-    """One text has too many tokens: find it."""
+    """One text has too many tokens: find it by splitting the batch."""
     ITEM_REJECTED = "item_rejected"
-    """One text is refused: find it."""
+    """One text is refused: find it by splitting the batch."""
     CONTENT_FILTERED = "content_filtered"
-    """The content filter refused: find the text."""
+    """A content filter refused one text: find it by splitting the batch."""
     AUTH = "auth"
-    """The key is wrong."""
+    """The key is invalid: raise."""
     PERMISSION = "permission"
-    """The key may not do this."""
+    """The key lacks a permission: raise."""
     NOT_FOUND = "not_found"
-    """No such model, deployment or path."""
+    """There is no such model, deployment or path: raise."""
     BAD_REQUEST = "bad_request"
-    """The request as a whole is wrong."""
+    """The request as a whole is invalid: raise."""
     UNEXPECTED = "unexpected"
-    """A status nothing of ours should get."""
+    """A status that no request of llmopt should get: raise."""
     INVALID_RESPONSE = "invalid_response"
-    """A 2xx that cannot be used: one retry, then find the item."""
+    """A 2xx response that cannot be used: one retry, then find the text by splitting the batch."""
 
 
 _K = VerdictKind
@@ -310,22 +310,22 @@ EXCEPTION_OF: Final[dict[VerdictKind, type[errors.ProviderError | errors.Invalid
     _K.UNEXPECTED: errors.UnexpectedStatus,
     _K.INVALID_RESPONSE: errors.InvalidResponse,
 }
-"""Which exception a verdict becomes when it reaches the caller."""
+"""The exception that the caller gets for a verdict."""
 
 
 @frozen(kw_only=True)
 class Verdict:
-    """The meaning of one `Failure`.
+    """What a `Failure` means; returned by ``classify_error``.
 
     Attributes:
-        kind: what to do next.
+        kind: what happens next.
         code: the provider's machine-readable code, or None.
-        message: the provider's own sentence, or "" to take it from the body.
-        retry_after: seconds that the body asks to wait, or None; headers are read by the core.
-        limit: the limit that the text states ("maximum allowed batch size 32"), or None.
-        item: index of the text at fault where the answer names it, or None.
-        param: the parameter at fault, which makes it the whole request's; or None.
-        hint: what the reader can do about it, in one sentence, or "".
+        message: the provider's message, "" to take it from the body.
+        retry_after: seconds to wait that the body states, or None; the core reads the headers.
+        limit: the limit that the message states ("maximum allowed batch size 32"), or None.
+        item: index of the invalid text, if the response names it, or None.
+        param: the invalid parameter, or None; with it, the failure concerns the whole request and no single text.
+        hint: what the user can do about it, in one sentence, or "".
     """
 
     kind: VerdictKind

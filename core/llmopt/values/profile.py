@@ -1,4 +1,4 @@
-"""What a provider is like: the defaults that its plugin gives."""
+"""The built-in defaults of a provider, which its plugin declares and configuration may override."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from attrs import field, frozen
 
 @frozen(kw_only=True)
 class Timeouts:
-    """Time-outs in seconds; ``total`` None means no bound of its own.
+    """Timeouts in seconds.
 
     Attributes:
-        connect: name look-up, TCP and TLS together.
-        read: an attempt with one text, from sending to the last byte.
+        connect: DNS lookup, TCP and TLS handshake together.
+        read: an attempt with one text, from sending to the last byte of the response.
         read_large: an attempt with a full batch.
-        catalog: an attempt at a list of models.
+        catalog: an attempt to list models.
         chat: an attempt at a chat that is not streamed.
-        first_event: from sending a request for a stream to its first event.
-        idle: between two pieces of a stream, whatever is in them.
-        idle_content: between two events of a stream that add to the answer; comments and pings do not.
-        pool: waiting for a pooled connection; llmopt's own pacing keeps it from ever running out.
-        total: a whole call with all its attempts.
-        first: the first request to an engine that may still load its model.
+        first_event: a streamed request, from sending to the first event.
+        idle: the time between two chunks of a stream, whatever they contain.
+        idle_content: the time between two events of a stream that add to the reply; comments and pings do not count.
+        pool: waiting for a connection of the pool. llmopt limits its concurrency, so this rarely passes.
+        total: a whole call with all its attempts; None for unlimited.
+        first: the first request to an engine that may have to load its model; None for the same as the others.
     """
 
     connect: float = 10.0
@@ -40,14 +40,14 @@ class Timeouts:
 
 @frozen(kw_only=True)
 class Option:
-    """A configuration key of a plugin's own.
+    """A configuration key that a plugin adds to its provider entries.
 
     Attributes:
-        name: the key in a provider entry.
-        type: the type its value must have.
-        env: environment variables that set it, the first one found wins.
-        help: one line for ``llmopt doctor`` and for the error that a wrong value gets.
-        choices: the values allowed, empty for any.
+        name: the key.
+        type: the type of the value.
+        env: environment variables that set it; the first one that is set wins.
+        help: one line for ``llmopt doctor``, and for the error about a wrong value.
+        choices: the allowed values, empty for any.
     """
 
     name: str
@@ -59,36 +59,35 @@ class Option:
 
 @frozen(kw_only=True)
 class Profile:
-    """The built-in defaults of a provider; every value can be overridden by configuration.
+    """The built-in defaults of a provider. Configuration may override every value.
 
     Attributes:
-        base_url: where the provider is, None where only the user knows. A part such as ``{account}``
-            stands for the value of one of ``options``.
-        base_url_env: environment variables for another base URL.
-        key_env: environment variables for the key, the first one set wins.
-        key_required: whether a request without a key is pointless.
+        base_url: URL of the provider, None if only the user knows it. A placeholder such as ``{account}`` stands for
+            the value of one of ``options``.
+        base_url_env: environment variables with another base URL.
+        key_env: environment variables with the key; the first one that is set wins.
+        key_required: whether the provider refuses requests without a key.
         auth: "bearer" for ``Authorization: Bearer``, "none", or the name of a header.
-        own_hosts: host names (``*.`` for all below) that a key from the environment may go to,
-            besides the host of ``base_url``.
+        own_hosts: host names (``*.`` for all subdomains) to which a key from the environment may be sent, in addition
+            to the host of ``base_url``.
         headers: sent with every request.
         timeouts: see `Timeouts`.
-        max_retries: retries after a first attempt.
-        retry_delay: first back-off in seconds.
-        pool_size: most connections to one endpoint.
-        max_concurrency: most requests in flight to one endpoint.
-        keepalive: seconds an idle connection is kept.
-        rpm: usual requests per minute, None for no limit.
-        tpm: usual tokens per minute, None for no limit.
+        max_retries: number of retries after the first attempt.
+        retry_delay: delay before the first retry in seconds.
+        pool_size: maximum number of connections to one endpoint.
+        max_concurrency: maximum number of concurrent requests to one endpoint.
+        keepalive: seconds until an idle connection is closed.
+        rpm: usual rate limit in requests per minute, None for unlimited.
+        tpm: usual rate limit in tokens per minute, None for unlimited.
         compress_requests: whether gzip request bodies are known to be accepted.
-        stream_usage: whether a stream is to be asked for its usage (``ChatCall.include_usage``); False
-            where it comes unasked or the question is refused.
-        stream_end: what makes a stream complete. "done": the provider's own end alone
-            (``ChatEvent.last``). "finish": also a finish reason and then the end of the body, for
-            servers that send no end of their own.
-        options: the plugin's own configuration keys.
-        discovered: whether ``batch_list_models()`` asks it, unnamed, once a key of the environment is
-            there; False where that variable is meant for more than this provider.
-        in_process: whether ``open_transport`` answers without a network, without any key or URL.
+        stream_usage: whether to request the token usage of a stream (``ChatCall.include_usage``); False if the
+            provider sends it anyway, or refuses the request for it.
+        stream_end: what completes a stream. "done": only the provider's own end (``ChatEvent.last``). "finish": also
+            a finish reason followed by the end of the body, for servers without an end of their own.
+        options: configuration keys of the plugin.
+        discovered: whether ``batch_list_models()`` without names includes the provider once its key is in the
+            environment; False if that variable is used for other purposes too.
+        in_process: whether ``open_transport`` answers without a network, so that no key and no URL is needed.
     """
 
     base_url: str | None = None

@@ -1,4 +1,4 @@
-"""A key or token that cannot slip into a log."""
+"""API keys and tokens that do not appear in logs, and how values show secret or large fields in ``repr``."""
 
 from __future__ import annotations
 
@@ -8,29 +8,34 @@ from typing import Any, Final
 
 from llmopt.errors import ConfigError
 
-_MAX_BYTES: Final = 4096
+_MAX_LENGTH: Final = 4096
+_MACHINE_READABLE: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
 
 
 class Secret:
-    """A key or token, printable ASCII without spaces, at most 4 KiB.
+    """An API key or token: printable ASCII without spaces, at most 4,096 characters.
 
-    ``repr`` and ``str`` show a mask; `reveal` gives the text, for a header and nothing else.
+    ``repr`` and ``str`` show a mask. Only `reveal` returns the text, for a request header.
+
+    Args:
+        text: the key. One line break at the end is removed.
+        source: where the key comes from, for the error message.
 
     Raises:
-        ConfigError: the text cannot be a key; the message never holds it.
+        ConfigError: the text cannot be a key; the message does not contain it.
     """
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str, *, source: str = "the key") -> None:
         if not isinstance(text, str):
-            raise ConfigError(f"{source} must be text, not {type(text).__name__}.")
-        # A shell's `$(cat key)` strips it, a mounted secret file does not.
+            raise ConfigError(f"{source} must be str, not {type(text).__name__}.")
+        # A shell's `$(cat key)` removes the line break at the end of a file; a mounted secret file keeps it.
         text = text.removesuffix("\n").removesuffix("\r")
         self._text: Final = _checked(text, source)
 
     def reveal(self) -> str:
-        """The text itself."""
+        """The text of the key."""
         return self._text
 
     def __repr__(self) -> str:
@@ -45,37 +50,35 @@ class Secret:
         return hash((Secret, self._text))
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a Secret is never pickled")
+        raise TypeError("a Secret cannot be pickled; configure the key in the other process")
 
 
 def _checked(text: str, source: str) -> str:
     if not text:
         raise ConfigError(f"{source} is empty.")
-    if len(text) > _MAX_BYTES:
-        raise ConfigError(f"{source} has {len(text)} characters; a key has at most {_MAX_BYTES}.")
+    if len(text) > _MAX_LENGTH:
+        raise ConfigError(f"{source} has {len(text)} characters; a key has at most {_MAX_LENGTH}.")
     if any(not "!" <= character <= "~" for character in text):
         raise ConfigError(
-            f"{source} holds a space, a line break or a character outside printable ASCII; "
+            f"{source} contains a space, a line break or a character outside printable ASCII; "
             "copy it again, without quotes and on one line."
         )
     return text
 
 
-# How values show themselves: sizes and names, never contents that may be secret or large.
-
-_TOKEN: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
+# Values use these for ``repr``: sizes and names are shown, contents that may be secret or large are not.
 
 
 def repr_size(value: Sized) -> str:
-    """The number of items or bytes alone."""
+    """The number of items, characters or bytes."""
     return f"<{len(value)}>"
 
 
 def repr_names(value: Mapping[str, Any]) -> str:
-    """The keys alone."""
+    """The keys of a mapping."""
     return f"<{', '.join(value)}>"
 
 
 def repr_code(value: str | None) -> str:
-    """A code as it is; of a sentence in its place the size alone, since it may repeat the request."""
-    return repr(value) if value is None or _TOKEN.match(value) else repr_size(value)
+    """A machine-readable code. Of a longer text only the size is shown, because it may repeat parts of the request."""
+    return repr(value) if value is None or _MACHINE_READABLE.match(value) else repr_size(value)
