@@ -7,9 +7,9 @@ import gc
 import logging
 import pickle
 import threading
+import time
 import tracemalloc
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 import stamina
 
 import llmopt
+from llmopt.cache.store import write_record
 from llmopt.policies.retry import BUDGET_CAPACITY, TRANSIENT_COST
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged
@@ -390,22 +391,51 @@ class _Explosive:
         return (pytest.fail, ("a planted pickle was executed",))
 
 
+class _Planted:
+    """A store that has the same value under every key."""
+
+    def __init__(self, make: Callable[[bytes], bytes]) -> None:
+        self._make = make
+
+    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._make(key) for key in keys]
+
+    async def put(self, items: Sequence[llmopt.CacheItem]) -> None:
+        """Nothing is kept."""
+
+    async def remove(self, keys: Sequence[bytes]) -> None:
+        """Nothing is kept."""
+
+    async def clear(self, group: str | None = None) -> None:
+        """Nothing is kept."""
+
+    async def size(self) -> llmopt.CacheSize:
+        return llmopt.CacheSize()
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
 @pytest.mark.row("S06")
-async def test_what_is_planted_among_the_files_is_never_executed(tmp_path: Path) -> None:
-    """Pickles and nonsense in the place of what was learned count for nothing."""
+@pytest.mark.parametrize("framed", [False, True])
+async def test_what_is_planted_in_the_place_of_what_was_learned_is_never_executed(framed: bool) -> None:
+    """Pickles and nonsense count for nothing, with a right checksum or without one."""
     plants = [
         pickle.dumps(_Explosive()),
         b"__import__('os').system('true')",
         b"[" * 100_000,
-        b'{"server": {"items": {"size": "many"}}}',
+        b'{"items": {"size": "many"}}',
+        b'{"items": 7, "tokens": [1]}',
         b"\xff" * 1_000,
         b"",
     ]
     async with FaultServer() as server:
         for plant in plants:
-            (tmp_path / "limits.json").write_bytes(plant)
-            settings = {**config(server), "cache_dir": str(tmp_path)}
-            async with llmopt.AsyncClient(settings) as client:
+
+            def make(key: bytes, plant: bytes = plant) -> bytes:
+                return write_record(b"LOB1", key, time.time(), b"", plant) if framed else plant
+
+            async with llmopt.AsyncClient(config(server), cache=_Planted(make)) as client:
                 find_fault("H11", "413").inject(server)
                 found = await client.embed(MODEL, ["a", "b", "c", "d"])
                 assert right(found, "a", "b", "c", "d")

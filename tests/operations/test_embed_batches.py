@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import llmopt
 from llmopt import BatchLimit
-from llmopt.operations.embed_batches import Batcher, body_bytes, certainly_too_long, make_batches
+from llmopt.cache.store import MemoryStore, SafeStore
+from llmopt.operations.embed_batches import (
+    Batcher,
+    ModelState,
+    body_bytes,
+    certainly_too_long,
+    make_batches,
+)
+from llmopt.testing.clock import SimulatedClock
+from tests.support.faults import FaultServer, answer_openai, find_fault
 
 texts = st.lists(st.text(min_size=1, max_size=40), max_size=60)
 limits = st.builds(
@@ -91,3 +105,68 @@ def test_only_hopeless_texts_are_surely_too_long() -> None:
     assert not certainly_too_long("a" * 3_000, BatchLimit(max_item_tokens=10, truncates=True))
     assert not certainly_too_long("a" * 10_000_000, BatchLimit())
     assert certainly_too_long("a" * 600, BatchLimit(max_bytes=1_000))
+
+
+# What was learned is saved for the next process.
+
+
+async def sizes_sent(server: FaultServer, folder: Path, *, refuse: bool, **options: Any) -> list[int]:
+    """Numbers of texts in the requests of a client that embeds eight."""
+    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001}
+    settings = {"providers": {"server": entry}, "cache_dir": str(folder)}
+    before = len(server.requests)
+    async with llmopt.AsyncClient(settings, **options) as client:
+        if refuse:
+            find_fault("H11", "413").inject(server)
+        else:
+            server.default(answer_openai)
+        await client.embed("server/m", list("abcdefgh"))
+    return [len(request.json()["input"]) for request in server.requests[before:]]
+
+
+async def test_the_next_process_starts_with_the_sizes_that_were_learned(tmp_path: Path) -> None:
+    """A refused size is not tried again."""
+    async with FaultServer() as server:
+        assert (await sizes_sent(server, tmp_path, refuse=True))[0] == 8
+        assert await sizes_sent(server, tmp_path, refuse=False) == [4, 4]
+
+
+@pytest.mark.parametrize("choice", ["off", "memory", False])
+async def test_nothing_is_saved_where_the_cache_on_disk_is_off(tmp_path: Path, choice: Any) -> None:
+    """Nor read."""
+    async with FaultServer() as server:
+        await sizes_sent(server, tmp_path, refuse=True, cache=choice)
+        assert await sizes_sent(server, tmp_path, refuse=False) == [8]
+        await sizes_sent(server, tmp_path, refuse=True)
+        assert await sizes_sent(server, tmp_path, refuse=False, cache=choice) == [8]
+
+
+async def test_nothing_learned_through_a_foreign_transport_is_saved(tmp_path: Path) -> None:
+    """It may lead anywhere: the address says nothing of who answers."""
+    async with FaultServer() as server:
+        transport = httpx.AsyncHTTPTransport()
+        await sizes_sent(server, tmp_path, refuse=True, transport=transport)
+        assert await sizes_sent(server, tmp_path, refuse=False) == [8]
+
+
+async def test_what_was_learned_is_forgotten_after_its_lifetime() -> None:
+    """Thirty days after it was saved, and when the calendar was set back."""
+    clock = SimulatedClock()
+    store = SafeStore(MemoryStore())
+
+    async def learned() -> BatchLimit:
+        adaptive = await ModelState("server", "a model", lambda: store, clock).load(BatchLimit(max_items=100))
+        return adaptive.apply(BatchLimit(max_items=100))
+
+    state = ModelState("server", "a model", lambda: store, clock)
+    adaptive = await state.load(BatchLimit(max_items=100))
+    assert not state.unsaved
+    adaptive.refused(64, 1_000, BatchLimit(max_items=20))
+    assert state.unsaved
+    await state.save()
+    assert not state.unsaved
+    assert (await learned()).max_items == 20
+    clock.advance(30 * 24 * 3600 - 1)
+    assert (await learned()).max_items == 20
+    clock.advance(1)
+    assert (await learned()).max_items == 100

@@ -25,7 +25,7 @@ from llmopt.errors import ConfigError, LLMOptError
 from llmopt.operations.cache_keys import CacheKeys, StoreSizeReporter
 from llmopt.operations.chat import ChatRun, Messages, chat_call
 from llmopt.operations.embed import embed, embed_call
-from llmopt.operations.embed_batches import ModelState, state_file
+from llmopt.operations.embed_batches import ModelState
 from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.operations.models import BatchListModels, CacheMode, ModelLists
@@ -91,7 +91,6 @@ class Components:
         )
         self.model_states: Final[dict[tuple[str, str], ModelState]] = {}
         self._batch_list_models: Final = BatchListModels(self.engine, self.model_lists, self.registry.get)
-        self._state_file: Final = state_file(config.cache_dir)
 
     async def aclose(self) -> None:
         """Close everything, in the order of use; a failure of one step does not prevent the next."""
@@ -210,7 +209,12 @@ class Components:
         state = self.model_states.get(key)
         if state is None:
             origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
-            state = ModelState(f"{provider.name} {origins} {model}", self._state_file)
+            state = ModelState(
+                provider.name,
+                f"{provider.name} {origins} {model}",
+                lambda: self.stores.for_batch_limits(provider),
+                self.engine.clock,
+            )
             # Several threads of a synchronous client may come here at once; all get the same state.
             state = self.model_states.setdefault(key, state)
         return state
@@ -246,6 +250,11 @@ class CacheStores:
         if self._custom is not None:
             return self._custom
         return self._disk_store(self._folder(provider)) if self.caching.disk else None
+
+    def for_batch_limits(self, provider: Provider) -> SafeStore | None:
+        """Where learned batch limits are stored; None if they are in memory only."""
+        endpoint = provider.endpoints[0]
+        return self.for_model_lists(provider) if endpoint.flags.cache and endpoint.cache_ttl != 0 else None
 
     def for_vectors(self, provider: Provider, *, persistent: bool) -> SafeStore:
         """Where vectors are stored.

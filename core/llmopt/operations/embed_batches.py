@@ -1,29 +1,26 @@
 """Batches: which texts go into one request, and the limits by items, tokens and bytes that decide it.
 
 A limit comes from the plugin, the server, the configuration and from what earlier requests taught; the smallest
-number holds. Only `fetch_server_limits` does I/O.
+number holds. I/O is in `fetch_server_limits` and in `ModelState`, which saves the learned limits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-import time
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import reduce
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 from attrs import evolve, field, frozen
 
+from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
 from llmopt.policies.batch_size import AdaptiveBatchSize, TokenEstimator
-from llmopt.policies.clock import Deadline
+from llmopt.policies.clock import Clock, Deadline
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.calls import BatchLimit, EmbedCall
 from llmopt.values.http import HttpResponse
@@ -188,36 +185,29 @@ class AdaptiveBatchLimit:
         limit: the declared limit, which is never exceeded.
         wall: the calendar's clock.
         state: what `state` returned in an earlier process, None for nothing.
-        save: called with the new state whenever something worth keeping was learned.
     """
 
     def __init__(
-        self,
-        limit: BatchLimit,
-        *,
-        wall: Callable[[], float],
-        state: Mapping[str, Any] | None,
-        save: Callable[[Mapping[str, Any]], None],
+        self, limit: BatchLimit, *, wall: Callable[[], float], state: Mapping[str, Any] | None
     ) -> None:
-        saved = state if isinstance(state, Mapping) else {}
+        saved = state or {}
         self._items: Final = AdaptiveBatchSize(
             limit.max_items or _MAX_ITEMS, wall=wall, state=_mapping(saved.get("items"))
         )
         self._tokens: Final = AdaptiveBatchSize(
             limit.max_tokens or _MAX_TOKENS, wall=wall, state=_mapping(saved.get("tokens"))
         )
-        self._save: Final = save
-        self._saved_changes = self._changes
         self._applied: tuple[BatchLimit, int, BatchLimit] | None = None
 
     @property
-    def _changes(self) -> int:
+    def changes(self) -> int:
+        """Grows with everything that is learned and worth saving."""
         return self._items.changes + self._tokens.changes
 
     def apply(self, limit: BatchLimit) -> BatchLimit:
         """A declared limit, lowered to the learned sizes."""
         # The last result is kept: this is called for every request, and next to never changes.
-        applied, changes = self._applied, self._items.changes + self._tokens.changes
+        applied, changes = self._applied, self.changes
         if applied is None or applied[0] is not limit or applied[1] != changes:
             lowered = evolve(
                 limit,
@@ -231,7 +221,6 @@ class AdaptiveBatchLimit:
         """A request of that size succeeded."""
         self._items.succeeded(items)
         self._tokens.succeeded(tokens)
-        self._save_changes()
 
     def refused(self, items: int, tokens: int, stated: BatchLimit | None) -> LimitChange | None:
         """A request of that size was too large; the limit that this taught, None if it taught nothing.
@@ -249,13 +238,11 @@ class AdaptiveBatchLimit:
             changed = self._items.too_large(items, stated=max_items)
             source: Literal["stated", "observed"] = "stated" if self._items.size == max_items else "observed"
             change = LimitChange(limit="max_items", value=self._items.size, source=source)
-        self._save_changes()
         return change if changed else None
 
     def timed_out(self, items: int) -> LimitChange | None:
         """A request of that size timed out; the new limit if the next batches are smaller for it."""
         smaller = self._items.timed_out(items)
-        self._save_changes()
         if not smaller:
             return None
         return LimitChange(limit="max_items", value=self._items.size, source="observed")
@@ -263,11 +250,6 @@ class AdaptiveBatchLimit:
     def state(self) -> dict[str, Any]:
         """What was learned, as plain values."""
         return {"items": self._items.state(), "tokens": self._tokens.state()}
-
-    def _save_changes(self) -> None:
-        if self._changes != self._saved_changes:
-            self._saved_changes = self._changes
-            self._save(self.state())
 
 
 def _mapping(value: object) -> Mapping[str, Any] | None:
@@ -386,103 +368,80 @@ async def _send(endpoint: LiveEndpoint, request: EncodedRequest, deadline: Deadl
     )
 
 
-# A small file that carries what was learned of sizes to the next process. It never fails a call.
-
-_MAX_STATE_BYTES: Final = 1 << 20
-_MOST_ENTRIES: Final = 1_000
-
-
-class StateFile:
-    """States by name, in one JSON file of the cache folder. Holds origins and model names, no keys, no texts.
-
-    Args:
-        path: the file; None keeps nothing.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path: Final = path
-
-    def get(self, name: str) -> Mapping[str, Any] | None:
-        """The state of that name, None when there is none or the file cannot be read."""
-        found = self._read().get(name)
-        return found if isinstance(found, dict) else None
-
-    def put(self, name: str, state: Mapping[str, Any]) -> None:
-        """Keep a state. What other processes kept meanwhile stays; of two for one name the later wins."""
-        if self._path is None:
-            return
-        table = {key: value for key, value in self._read().items() if key != name}
-        newest = dict(list(table.items())[-(_MOST_ENTRIES - 1) :])
-        with suppress(OSError):
-            self._write(self._path, msgspec.json.encode({**newest, name: state}))
-
-    def _read(self) -> dict[str, Any]:
-        if self._path is None:
-            return {}
-        try:
-            with self._path.open("rb") as file:
-                found = msgspec.json.decode(file.read(_MAX_STATE_BYTES))
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    @staticmethod
-    def _write(path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-
-def state_file(folder: str | None) -> StateFile:
-    """The file in a folder, or in the user's cache folder."""
-    if folder is None:
-        import platformdirs
-
-        folder = platformdirs.user_cache_dir("llmopt", appauthor=False)
-    return StateFile(Path(folder) / "limits.json")
-
-
 # What a client knows about a model.
 
 OptionsKey = tuple[int | None, str | None, bytes]
 """The options of a call that change its vectors: dimensions, input type, everything else as JSON."""
+_SAVED: Final = b"LOB1"
+_SAVED_TTL_S: Final = 30 * 24 * 3600.0
 
 
 class ModelState:
     """What the calls of a client learned about one model of one provider.
 
+    Batch sizes are also saved in a cache store, so that the next process starts with them.
+
     Args:
-        name: provider, endpoints and model, under which batch sizes are saved for the next process.
-        file: where they are saved.
+        provider: name of the provider entry.
+        name: the provider, its endpoints and the model, which tells the saved state from that of others.
+        store: opens the store, None where nothing is saved.
+        clock: the time.
 
     Attributes:
         estimator: tokens of a text, corrected by the usage that responses report.
         dimensions: length of the model's own vectors, None before the first response.
         answering_models: which model answers, and when that was stored, by its key in the cache.
         declared_limits: limits that plugin, server and configuration declare, by the options of the call.
+        adaptive_limit: the learned batch sizes, None before `load`.
     """
 
-    def __init__(self, name: str, file: StateFile) -> None:
-        self._name: Final = name
-        self._file: Final = file
-        self._adaptive: AdaptiveBatchLimit | None = None
+    def __init__(self, provider: str, name: str, store: Callable[[], SafeStore | None], clock: Clock) -> None:
+        self._group: Final = f"limits/{provider}"
+        self._key: Final = hashlib.sha256(b"llmopt batch limits\0" + name.encode()).digest()
+        self._store: Final = store
+        self._clock: Final = clock
+        self._saved_changes = 0
         self.estimator: Final = TokenEstimator()
         self.dimensions: int | None = None
         self.answering_models: Final[dict[bytes, tuple[str, float]]] = {}
         self.declared_limits: Final[dict[OptionsKey, BatchLimit]] = {}
+        self.adaptive_limit: AdaptiveBatchLimit | None = None
 
-    def adaptive_limit(self, declared: BatchLimit) -> AdaptiveBatchLimit:
+    async def load(self, declared: BatchLimit) -> AdaptiveBatchLimit:
         """The learned batch sizes, of this process and of those before it."""
-        if self._adaptive is None:
-            state = self._file.get(self._name)
-            self._adaptive = AdaptiveBatchLimit(declared, wall=time.time, state=state, save=self._save)
-        return self._adaptive
+        if self.adaptive_limit is None:
+            saved = await self._read()
+            # Another call may have been faster.
+            if self.adaptive_limit is None:
+                self.adaptive_limit = AdaptiveBatchLimit(declared, wall=self._clock.wall, state=saved)
+        return self.adaptive_limit
 
-    def _save(self, state: Mapping[str, Any]) -> None:
-        self._file.put(self._name, state)
+    @property
+    def unsaved(self) -> bool:
+        """Whether something was learned since the last `save`."""
+        return self.adaptive_limit is not None and self.adaptive_limit.changes != self._saved_changes
+
+    async def save(self) -> None:
+        """Save the learned batch sizes. Of two processes the later one wins."""
+        store, limit = self._store(), self.adaptive_limit
+        if store is None or limit is None:
+            return
+        self._saved_changes = limit.changes
+        now = self._clock.wall()
+        value = write_record(_SAVED, self._key, now, b"", msgspec.json.encode(limit.state()))
+        item = CacheItem(key=self._key, group=self._group, value=value, expires_at=now + _SAVED_TTL_S)
+        await store.put([item])
+
+    async def _read(self) -> Mapping[str, Any] | None:
+        store = self._store()
+        if store is None:
+            return None
+        (value,) = await store.get([self._key])
+        record = None if value is None else read_record(_SAVED, self._key, value)
+        # Expired entries may still be in the store.
+        if record is None or not 0 <= self._clock.wall() - record.created < _SAVED_TTL_S:
+            return None
+        try:
+            return _mapping(msgspec.json.decode(record.body))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None

@@ -91,7 +91,8 @@ class EmbedRun:
         limit = state.declared_limits.get(self._options)
         self.limits_known = limit is not None
         if limit is not None:
-            self._use_limit(limit)
+            self._declared = limit
+            self._adaptive = state.adaptive_limit
 
     def _make_coalescer(self) -> Coalescer | None:
         if not self._config.flags.coalesce:
@@ -113,8 +114,7 @@ class EmbedRun:
         """Open the cache. Without it nothing is read from the cache and nothing stored in it."""
         if self._open_cache is None:
             return
-        if self._engine.closed:
-            raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
+        self._check_open()
         self._cache = await self._open_cache()
 
     async def read_cache(self, texts: Sequence[str]) -> tuple[tuple[int, ...], EmbeddedRows] | None:
@@ -128,6 +128,7 @@ class EmbedRun:
 
     async def fetch_limits(self) -> None:
         """Learn the limits of a request, by asking the server where that is possible. Before the first batch."""
+        self._check_open()
         endpoints = self._engine.endpoints(self._provider)
         unknown = [endpoint for endpoint in endpoints if self.model not in endpoint.server_limits]
         reported = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
@@ -149,13 +150,15 @@ class EmbedRun:
                 remembered.clear()
             # The first one stays: limits are compared by identity.
             limit = remembered.setdefault(self._options, limit)
-        self._use_limit(limit)
-
-    def _use_limit(self, limit: BatchLimit) -> None:
+        if self._config.flags.adaptive_batches and not self._config.in_process:
+            self._adaptive = await self._state.load(limit)
         self._declared = limit
         self.limits_known = True
-        if self._config.flags.adaptive_batches and not self._config.in_process:
-            self._adaptive = self._state.adaptive_limit(limit)
+
+    def _check_open(self) -> None:
+        # Before a cache store is opened, which a closed client would not close any more.
+        if self._engine.closed:
+            raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
 
     def _declare(self, reported: BatchLimit) -> BatchLimit:
         """The limit by plugin, server and configuration, the same for the whole call."""
@@ -233,8 +236,12 @@ class EmbedRun:
         try:
             rows = await self._request(texts)
         except LLMOptError as error:
-            return await self._recover(texts, error)
-        return BatchResult(rows=[(range(len(texts)), rows)], requests=1)
+            result = await self._recover(texts, error)
+        else:
+            result = BatchResult(rows=[(range(len(texts)), rows)], requests=1)
+        if self._state.unsaved:
+            await self._state.save()
+        return result
 
     async def _recover(self, texts: tuple[str, ...], error: LLMOptError) -> BatchResult:
         def send(part: Part) -> Awaitable[EmbeddedRows]:
