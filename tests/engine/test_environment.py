@@ -418,7 +418,7 @@ class _Planted:
 
 @pytest.mark.row("S06")
 @pytest.mark.parametrize("framed", [False, True])
-async def test_what_is_planted_in_the_place_of_what_was_learned_is_never_executed(framed: bool) -> None:
+async def test_what_is_planted_among_saved_values_is_never_executed(framed: bool) -> None:
     """Pickles and nonsense count for nothing, with a right checksum or without one."""
     plants = [
         pickle.dumps(_Explosive()),
