@@ -1,9 +1,9 @@
-"""How long a server asks to wait after a refusal.
+"""Response headers about waiting and rate limits: ``Retry-After``, ``x-ratelimit-*``, and the IETF draft.
 
-The grammar is narrower than what Python's ``float`` and ``email.utils`` take, because a hint is obeyed:
-digits with an optional fraction, or one of the three dates of RFC 9110 (5.6.7). Whatever is not that
-(``-5``, ``nan``, ``1e400``, ``0x10``, ``1_000``, ``tomorrow``), and whatever is not in the future, is no
-hint, and the caller waits by its own back-off (docs/development/resilience.md).
+All formats that servers use are read (docs/development/provider-facts.md), and nothing here raises, whatever a
+server sends. A value that makes no sense is treated as missing. The grammar of numbers and dates is narrower than
+that of Python's ``float`` and ``email.utils``, because llmopt obeys what it reads: ``-5``, ``nan``, ``1e400``,
+``0x10``, ``1_000`` and ``tomorrow`` are no times to wait for.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Final
 
 from llmopt.values.calls import RateLimit, RateLimits
 
-_MAX_BODY: Final = 1_000
-"""Characters; no list of real hints is longer."""
-_LONGEST_NUMBER: Final = 15
+_MAX_RETRY_AFTER: Final = 1_000
+"""Characters; no list of real values is longer."""
+_MAX_DIGITS: Final = 15
 _NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 _DAY_NAME: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)"
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTH: Final = "|".join(_MONTHS)
 _TIME: Final = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
-_DATES: Final = (
+_HTTP_DATES: Final = (
     # Sun, 06 Nov 1994 08:49:37 GMT
     re.compile(rf"{_DAY_NAME}, (?P<day>[0-9]{{2}}) (?P<month>{_MONTH}) (?P<year>[0-9]{{4}}) {_TIME} GMT"),
     # Sunday, 06-Nov-94 08:49:37 GMT
@@ -36,15 +36,15 @@ _WEEKDAY_ALONE: Final = re.compile(_DAY_NAME)
 
 
 def parse_retry_after(headers: Mapping[str, str], wall_now: float) -> float | None:
-    """Seconds to wait by the headers of an answer, or None when they give no usable hint.
+    """Seconds to wait by the headers of a response, None if they give no usable value.
 
-    ``retry-after-ms`` goes before ``retry-after``; of several values the largest valid one counts. A
-    date is measured against the answer's own ``Date`` if it has one, so that a wrong clock on
-    either side does no harm. The value is not capped: whether it is too long is the caller's to say.
+    ``retry-after-ms`` goes before ``retry-after``; of several values the largest valid one counts. A date is
+    measured against the ``Date`` of the response, if it has one, so that a wrong clock on either side does no
+    harm. The value is not capped: the caller decides whether it is too long.
 
     Args:
-        headers: lower-case names; repeated ones joined with ", ".
-        wall_now: seconds since 1970, for dates in an answer without ``Date``.
+        headers: names in lower case; repeated ones joined with ", ".
+        wall_now: seconds since 1970, for a response without ``Date``.
     """
     milliseconds = _largest(_numbers(headers.get("retry-after-ms", "")))
     if milliseconds is not None:
@@ -54,110 +54,86 @@ def parse_retry_after(headers: Mapping[str, str], wall_now: float) -> float | No
         return None
     date = parse_http_date(headers.get("date", ""), wall_now)
     now = wall_now if date is None else date
-    return _largest(_hints(value, now, wall_now))
+    return _largest(_waits(value, now, wall_now))
 
 
-def _largest(found: Iterator[float]) -> float | None:
-    return max((seconds for seconds in found if seconds > 0), default=None)
+def _largest(waits: Iterator[float]) -> float | None:
+    return max((seconds for seconds in waits if seconds > 0), default=None)
 
 
 def _numbers(value: str) -> Iterator[float]:
-    for part in split_values(value):
-        if len(part) <= _LONGEST_NUMBER and _NUMBER.fullmatch(part):
-            yield float(part)
+    for text in split_values(value):
+        if len(text) <= _MAX_DIGITS and _NUMBER.fullmatch(text):
+            yield float(text)
 
 
-def _hints(value: str, now: float, wall_now: float) -> Iterator[float]:
+def _waits(value: str, now: float, wall_now: float) -> Iterator[float]:
     yield from _numbers(value)
-    for part in split_values(value):
-        moment = parse_http_date(part, wall_now)
+    for text in split_values(value):
+        moment = parse_http_date(text, wall_now)
         if moment is not None:
             yield moment - now
 
 
 def split_values(value: str) -> list[str]:
-    """The values of a header that came several times, each without the blanks around it.
+    """The values of a header that was sent several times, without surrounding blanks.
 
-    They were joined with a comma *and* a blank, which tells ``1, 2`` (two headers) from ``1,2`` (one, and
-    nonsense), but not the comma of a date from one between two values: a weekday in front of it does.
+    They were joined with a comma and a blank. So ``1, 2`` are two headers, while ``1,2`` is one, and invalid. The
+    comma of a date is recognised by the weekday before it.
     """
-    if len(value) > _MAX_BODY:
+    if len(value) > _MAX_RETRY_AFTER:
         return []
-    parts: list[str] = []
-    for part in value.split(", "):
-        if parts and _WEEKDAY_ALONE.fullmatch(parts[-1]):
-            parts[-1] += ", " + part.rstrip(" \t")
+    values: list[str] = []
+    for text in value.split(", "):
+        if values and _WEEKDAY_ALONE.fullmatch(values[-1]):
+            values[-1] += ", " + text.rstrip(" \t")
         else:
-            parts.append(part.strip(" \t"))
-    return parts
+            values.append(text.strip(" \t"))
+    return values
 
 
 def parse_http_date(value: str, wall_now: float) -> float | None:
-    """Seconds since 1970 of a date in one of the three forms of HTTP, or None.
+    """Seconds since 1970 of a date in one of the three formats of RFC 9110 (5.6.7), or None.
 
-    A weekday that does not fit the date is forgiven, a missing time zone is not.
+    A weekday that does not fit the date is accepted, a missing time zone is not.
 
     Args:
         value: one date.
-        wall_now: seconds since 1970; a year of two digits means the last one with these digits that is not
-            more than 50 years ahead (RFC 9110, 5.6.7).
+        wall_now: seconds since 1970. A year of two digits is the latest year with these digits that is at most 50
+            years ahead (RFC 9110, 5.6.7).
     """
-    for form in _DATES:
-        match = form.fullmatch(value)
+    for date_format in _HTTP_DATES:
+        match = date_format.fullmatch(value)
         if match is not None:
             return _timestamp(match.groupdict(), wall_now)
     return None
 
 
-def _timestamp(field: dict[str, str], wall_now: float) -> float | None:
-    year = int(field["year"])
-    if len(field["year"]) == 2:
-        year = _century(year, datetime.fromtimestamp(wall_now, UTC).year)
-    month = _MONTHS.index(field["month"]) + 1
-    # A leap second (60) is a moment that Python's calendar lacks.
-    second = 59 if field["second"] == "60" else int(field["second"])
+def _timestamp(parts: dict[str, str], wall_now: float) -> float | None:
+    year = int(parts["year"])
+    if len(parts["year"]) == 2:
+        latest = datetime.fromtimestamp(wall_now, UTC).year + 50
+        year = latest - (latest - year) % 100
+    month = _MONTHS.index(parts["month"]) + 1
+    # Python's datetime has no leap second (60).
+    second = 59 if parts["second"] == "60" else int(parts["second"])
     try:
         moment = datetime(
-            year, month, int(field["day"]), int(field["hour"]), int(field["minute"]), second, tzinfo=UTC
+            year, month, int(parts["day"]), int(parts["hour"]), int(parts["minute"]), second, tzinfo=UTC
         )
     except ValueError:
         return None
     return moment.timestamp()
 
 
-def _century(digits: int, this_year: int) -> int:
-    latest = this_year + 50
-    return latest - (latest - digits) % 100
-
-
-# What the headers of an answer say of rate limits: pure, tolerant, and never believing nonsense.
-#
-# Every format of docs/development/provider-facts.md#retry-after-and-rate-limit-headers is read, in any header: Go durations (``1m30.951s``), bare seconds, RFC 3339
-# moments, Unix seconds and milliseconds, and the IETF draft's lists. A value that is negative, not
-# finite, over 1e9, or a reset more than a day away is taken for absent (docs/development/resilience.md): a parser
-# of headers raises nothing, whatever a server sends.
-#
-# `parse_rate_limits` reads the common ``x-ratelimit-*`` family and the IETF draft. A plugin whose
-# provider names its headers otherwise builds the same value with `rate_limit` from its own names.
-# How long to wait after a refusal is another matter: `llmopt.policies.retry_after`.
-
-__all__ = [
-    "parse_amount",
-    "parse_duration",
-    "parse_ietf",
-    "parse_rate_limits",
-    "parse_reset",
-    "parse_retry_after",
-    "rate_limit",
-]
-_MOST: Final = 1e9
-_DAY: Final = 86_400.0
+_MAX_AMOUNT: Final = 1e9
+_DAY_S: Final = 86_400.0
 _MAX_HEADER: Final = 200
 """Characters; a longer header holds no rate limit."""
 _HEADER_NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?", re.ASCII)
 _DURATION: Final = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]{1,15})?(?:ns|us|µs|μs|ms|s|m|h))+", re.ASCII)
 _DURATION_PART: Final = re.compile(r"([0-9.]+)([a-zµμ]+)", re.ASCII)
-_UNIT: Final = {
+_UNIT_S: Final = {
     "ns": 1e-9,
     "us": 1e-6,
     "\u00b5s": 1e-6,  # the micro sign
@@ -167,29 +143,29 @@ _UNIT: Final = {
     "m": 60.0,
     "h": 3600.0,
 }
-_MOMENT: Final = re.compile(
+_RFC_3339: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})",
     re.ASCII,
 )
-_ITEM: Final = re.compile(r'(?:"[^"]*"|[^",])+')
-_PARAMETER: Final = re.compile(r";\s*([a-z]+)\s*=\s*([0-9.]+)", re.ASCII)
-_NAME: Final = re.compile(r'"([^"]*)"')
-# Numbers of this size cannot be seconds to wait; they are moments (2001-09-09 is 1e9, in ms 1e12).
-_UNIX_SECONDS: Final = 1e8
-_UNIX_MILLISECONDS: Final = 1e11
-_SHORTEST_MOMENT: Final = len("100000000")
+_IETF_ITEM: Final = re.compile(r'(?:"[^"]*"|[^",])+')
+_IETF_PARAMETER: Final = re.compile(r";\s*([a-z]+)\s*=\s*([0-9.]+)", re.ASCII)
+_IETF_NAME: Final = re.compile(r'"([^"]*)"')
+# Numbers of this size cannot be seconds to wait, so they are moments (2001-09-09 is 1e9, in ms 1e12).
+_MIN_UNIX_SECONDS: Final = 1e8
+_MIN_UNIX_MILLISECONDS: Final = 1e11
+_MIN_MOMENT_LENGTH: Final = len("100000000")
 
 
 def parse_rate_limits(headers: Mapping[str, str], wall_now: float) -> RateLimits:
-    """The limits that an answer tells in the common headers.
+    """The rate limits in the common headers of a response: the ``x-ratelimit-*`` family and the IETF draft.
 
-    A limit counts as one per minute, as all of this family's are; one whose header names neither
-    requests nor tokens says nothing of its window, so only its rest and its reset are taken.
+    A plugin whose provider uses other names builds the same value with `rate_limit`. Limits are per minute, as all
+    of this family are. A limit whose header names neither requests nor tokens does not say its window, so only
+    what remains and its reset are used.
 
     Args:
-        headers: lower-case names; repeated ones joined with ", ".
-        wall_now: seconds since 1970, for resets that are moments; the answer's own ``Date`` is
-            preferred where there is one, so that a wrong clock on either side does no harm.
+        headers: names in lower case; repeated ones joined with ", ".
+        wall_now: seconds since 1970, for resets that are moments, in a response without ``Date``.
     """
     requests = rate_limit(
         headers,
@@ -202,7 +178,7 @@ def parse_rate_limits(headers: Mapping[str, str], wall_now: float) -> RateLimits
         headers,
         limit=("x-ratelimit-limit-tokens",),
         remaining=("x-ratelimit-remaining-tokens",),
-        # The second spelling was seen on the wire (docs/development/provider-facts.md#retry-after-and-rate-limit-headers).
+        # Azure was seen to send the second spelling.
         reset=("x-ratelimit-reset-tokens", "x-rate-limit-reset-tokens"),
         wall_now=wall_now,
     )
@@ -220,99 +196,99 @@ def rate_limit(
     wall_now: float,
     window_s: float = 60.0,
 ) -> RateLimit | None:
-    """One limit from the headers that tell of it; None when none of them says anything usable.
+    """One rate limit from the headers with the given names; None if none of them has a usable value.
 
-    Of several names the first that is there and makes sense counts.
+    Of several names the first one that is present and valid counts.
 
     Args:
-        headers: lower-case names; repeated ones joined with ", ".
+        headers: names in lower case; repeated ones joined with ", ".
         limit: names of headers with the allowance per window. Less than 1 means "unknown".
-        remaining: names of headers with what is left.
-        reset: names of headers with the time of renewal, in any of the formats.
+        remaining: names of headers with what is left of it.
+        reset: names of headers with the time until it is renewed, in any format.
         wall_now: seconds since 1970.
         window_s: seconds that the limit is counted over.
     """
-    allowance = _first(headers, limit, _least_amount)
+    allowance = _first(headers, limit, _smallest_amount)
     if allowance is not None and allowance < 1:
         allowance = None
-    left = _first(headers, remaining, _least_amount)
-    renewal = _first(headers, reset, lambda value: _latest_reset(value, headers, wall_now))
-    if allowance is None and left is None and renewal is None:
+    left = _first(headers, remaining, _smallest_amount)
+    reset_s = _first(headers, reset, lambda value: _latest_reset(value, headers, wall_now))
+    if allowance is None and left is None and reset_s is None:
         return None
-    return RateLimit(limit=allowance, remaining=left, reset_s=renewal, window_s=window_s)
+    return RateLimit(limit=allowance, remaining=left, reset_s=reset_s, window_s=window_s)
 
 
 def parse_amount(value: str) -> float | None:
-    """A number of requests or tokens: 0 to 1e9, else None."""
+    """A number of requests or tokens, 0 to 1e9, else None."""
     if len(value) > _MAX_HEADER or not _HEADER_NUMBER.fullmatch(value.strip(" \t")):
         return None
     amount = float(value)
-    return amount if amount <= _MOST else None
+    return amount if amount <= _MAX_AMOUNT else None
 
 
 def parse_reset(value: str, wall_now: float) -> float | None:
-    """Seconds until a limit is whole again, from any format in use; None for nonsense.
+    """Seconds until a limit is renewed, None if the value is invalid or more than a day.
 
-    A moment that is past gives 0; more than a day ahead is not believed.
+    The value is a number of seconds, a Go duration, an RFC 3339 moment, or Unix seconds or milliseconds. A moment in
+    the past gives 0.
     """
     text = value.strip(" \t")
     if len(text) > _MAX_HEADER:
         return None
     if _HEADER_NUMBER.fullmatch(text):
         seconds: float | None = _from_number(float(text), wall_now)
-    elif _MOMENT.fullmatch(text):
+    elif _RFC_3339.fullmatch(text):
         seconds = _from_moment(text, wall_now)
     else:
         seconds = parse_duration(text)
-    return None if seconds is None or seconds > _DAY else seconds
+    return None if seconds is None or seconds > _DAY_S else seconds
 
 
 def parse_duration(value: str) -> float | None:
-    """Seconds of a Go duration such as ``6m0s``, ``12ms`` or ``1m30.951s``; None if it is none."""
+    """Seconds of a Go duration such as ``6m0s``, ``12ms`` or ``1m30.951s``, None if it is none."""
     text = value.strip(" \t")
     if len(text) > _MAX_HEADER or not _DURATION.fullmatch(text):
         return None
-    return sum(float(number) * _UNIT[unit] for number, unit in _DURATION_PART.findall(text))
+    return sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION_PART.findall(text))
 
 
 def parse_ietf(limits: str, policies: str = "") -> RateLimit | None:
-    """The tightest of the lists of the IETF draft "RateLimit header fields for HTTP".
+    """The tightest limit of the IETF draft "RateLimit header fields for HTTP", None if there is none.
 
     Args:
         limits: ``ratelimit``, such as ``"api";r=999;t=295``.
         policies: ``ratelimit-policy``, such as ``"fixed window";"api";q=1000;w=300``.
     """
-    rules = [(set(_NAME.findall(item)), _parameters(item)) for item in _items(policies)]
-    found = [_combine(item, rules) for item in _items(limits)]
-    told = [limit for limit in found if limit is not None]
-    return min(told, key=_share_left, default=None)
+    named_policies = [(set(_IETF_NAME.findall(item)), _parameters(item)) for item in _items(policies)]
+    parsed = [_with_policy(item, named_policies) for item in _items(limits)]
+    return min((limit for limit in parsed if limit is not None), key=_share_left, default=None)
 
 
-def _combine(item: str, rules: list[tuple[set[str], dict[str, float]]]) -> RateLimit | None:
-    mine = _parameters(item)
-    if "r" not in mine:
+def _with_policy(item: str, policies: list[tuple[set[str], dict[str, float]]]) -> RateLimit | None:
+    parameters = _parameters(item)
+    if "r" not in parameters:
         return None
-    names = set(_NAME.findall(item))
-    rule = next((values for named, values in rules if names & named), {})
-    window = rule.get("w")
+    names = set(_IETF_NAME.findall(item))
+    policy = next((values for policy_names, values in policies if names & policy_names), {})
+    window = policy.get("w")
     return RateLimit(
-        limit=(rule.get("q") or None) if window else None,
-        remaining=mine["r"],
-        reset_s=mine["t"] if mine.get("t", math.inf) <= _DAY else None,
+        limit=(policy.get("q") or None) if window else None,
+        remaining=parameters["r"],
+        reset_s=parameters["t"] if parameters.get("t", math.inf) <= _DAY_S else None,
         window_s=window or 60.0,
     )
 
 
 def _share_left(limit: RateLimit) -> float:
-    return (limit.remaining or 0.0) / (limit.limit or _MOST)
+    return (limit.remaining or 0.0) / (limit.limit or _MAX_AMOUNT)
 
 
 def _items(value: str) -> list[str]:
-    return _ITEM.findall(value[:_MAX_HEADER])
+    return _IETF_ITEM.findall(value[:_MAX_HEADER])
 
 
 def _parameters(item: str) -> dict[str, float]:
-    pairs = ((name, parse_amount(number)) for name, number in _PARAMETER.findall(item))
+    pairs = ((name, parse_amount(number)) for name, number in _IETF_PARAMETER.findall(item))
     return {name: number for name, number in pairs if number is not None}
 
 
@@ -326,19 +302,19 @@ def _first(
     return None
 
 
-def _least_amount(value: str) -> float | None:
+def _smallest_amount(value: str) -> float | None:
     if ", " not in value:
         return parse_amount(value)
     return min((amount for v in split_values(value) if (amount := parse_amount(v)) is not None), default=None)
 
 
 def _latest_reset(value: str, headers: Mapping[str, str], wall_now: float) -> float | None:
-    # Only what is long enough for a moment has use for the time of the answer.
-    now = _server_time(headers, wall_now) if len(value) >= _SHORTEST_MOMENT else wall_now
+    # Parsing ``Date`` takes time, and only a value that may be a moment needs it.
+    now = _server_time(headers, wall_now) if len(value) >= _MIN_MOMENT_LENGTH else wall_now
     if ", " not in value:
         return parse_reset(value, now)
-    found = (parse_reset(v, now) for v in split_values(value))
-    return max((seconds for seconds in found if seconds is not None), default=None)
+    resets = (parse_reset(v, now) for v in split_values(value))
+    return max((seconds for seconds in resets if seconds is not None), default=None)
 
 
 def _server_time(headers: Mapping[str, str], wall_now: float) -> float:
@@ -348,9 +324,9 @@ def _server_time(headers: Mapping[str, str], wall_now: float) -> float:
 
 
 def _from_number(number: float, wall_now: float) -> float:
-    if number >= _UNIX_MILLISECONDS:
+    if number >= _MIN_UNIX_MILLISECONDS:
         return max(0.0, number / 1000 - wall_now)
-    if number >= _UNIX_SECONDS:
+    if number >= _MIN_UNIX_SECONDS:
         return max(0.0, number - wall_now)
     return number
 
