@@ -178,7 +178,7 @@ def parse_rate_limits(headers: Mapping[str, str], wall_now: float) -> RateLimits
         headers,
         limit=("x-ratelimit-limit-tokens",),
         remaining=("x-ratelimit-remaining-tokens",),
-        # Azure was seen to send the second spelling.
+        # The second spelling was seen in real responses.
         reset=("x-ratelimit-reset-tokens", "x-rate-limit-reset-tokens"),
         wall_now=wall_now,
     )
