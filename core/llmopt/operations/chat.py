@@ -18,11 +18,10 @@ from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import InvalidInput
-from llmopt.operations.embed import checked_extra
 from llmopt.policies.batch_size import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import ChatCall, ChatOptions, Settings
+from llmopt.values.calls import ChatCall, ChatOptions, Settings, checked_extra
 from llmopt.values.chat import ChatReply, Message
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure, HttpResponse

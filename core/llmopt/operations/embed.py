@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -16,16 +15,14 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from itertools import chain
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from llmopt.errors import InvalidInput, LLMOptError
 from llmopt.operations.embed_batches import Batch, make_batches
 from llmopt.operations.embed_results import BatchResult, Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.policies.tasks import ordered_map
-from llmopt.values.calls import EmbedCall, EmbedOptions, ErrorMode
+from llmopt.values.calls import EmbedCall, EmbedOptions, ErrorMode, checked_extra
 from llmopt.values.embeddings import Embeddings
 
 _MAX_DIMENSIONS: Final = 1_000_000
@@ -42,7 +39,8 @@ async def embed(run: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, err
     listed, invalid = check_texts(given)
     if invalid and errors == "raise":
         raise next(iter(invalid.values()))
-    distinct = _distinct(listed, invalid)
+    valid = [text for at, text in enumerate(listed) if at not in invalid] if invalid else listed
+    distinct = list(dict.fromkeys(valid))
     collector = Collector(distinct, run.model)
     if distinct and run.may_cache:
         await run.open_cache()
@@ -103,12 +101,6 @@ async def _send_batches(
 async def _as_async(batches: Iterator[Batch]) -> AsyncIterator[Batch]:
     for batch in batches:
         yield batch
-
-
-def _distinct(texts: list[str], invalid: Mapping[int, LLMOptError]) -> list[str]:
-    if not invalid:
-        return list(dict.fromkeys(texts))
-    return list(dict.fromkeys(text for at, text in enumerate(texts) if at not in invalid))
 
 
 # Which texts and options can be sent: checked before any I/O.
@@ -186,31 +178,3 @@ def embed_call(model: str, options: EmbedOptions) -> EmbedCall:
     return EmbedCall(
         model=model, dimensions=dimensions, input_type=input_type, extra=checked_extra(options.extra)
     )
-
-
-def checked_extra(extra: object) -> Mapping[str, Any]:
-    """Check the additional keys of a request's body.
-
-    Raises:
-        InvalidInput: they are not a mapping, or contain something that JSON cannot express.
-    """
-    if extra is None:
-        return {}
-    if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
-        raise InvalidInput("extra must be a mapping from names to JSON values.")
-    copied = dict(extra)
-    try:
-        msgspec.json.encode(copied)
-    except (TypeError, ValueError, RecursionError):
-        raise InvalidInput("extra holds something that JSON cannot express.") from None
-    if _holds_nonfinite(copied):
-        raise InvalidInput("extra holds a number that is not finite.")
-    return copied
-
-
-def _holds_nonfinite(value: object) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, Mapping):
-        return any(map(_holds_nonfinite, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_holds_nonfinite, value))

@@ -1,4 +1,4 @@
-"""Texts that need no request of their own: cached vectors, and texts that another call is embedding right now.
+"""The cache of vectors: which texts of a call need no request.
 
 Vectors are stored under the model that answered, not the one that was requested: behind a name such as
 "latest" the model may change, and the vectors of two models must not be mixed in one result. Which model answers
@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-from attrs import evolve
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 from llmopt.cache.freshness import FreshnessRules, is_fresh
 from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
-from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import DeadlineExceeded, LLMOptError, LocalRejection
 from llmopt.operations.cache_keys import StoreSizeReporter, TextKeys
 from llmopt.operations.embed_batches import ModelState
-from llmopt.operations.embed_results import BatchResult
-from llmopt.policies.clock import Clock, Deadline
-from llmopt.policies.tasks import gather_first_error
+from llmopt.policies.clock import Clock
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.events import CacheHit, CacheMiss
 
@@ -183,90 +177,3 @@ class EmbeddingCache:
         if hits < texts:
             misses = texts - hits
             self._telemetry.emit(CacheMiss, provider=provider, model=model, cache="embeddings", items=misses)
-
-
-Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, BatchResult]]
-"""Embeds distinct texts with as many requests as it takes."""
-_Pairs = list[tuple[int, int]]
-"""The position of a text in this call, and its position in the call that embeds it."""
-
-
-class Coalescer:
-    """Sends each text once when several calls with the same options need its vector at the same time.
-
-    Args:
-        singleflight: the client's.
-        key: provider, model and all options that change a vector.
-        deadline: of this call; it bounds how long this call waits for another one.
-    """
-
-    def __init__(self, singleflight: SingleFlight, key: tuple[object, ...], deadline: Deadline) -> None:
-        self._singleflight: Final = singleflight
-        self._key: Final = key
-        self._deadline: Final = deadline
-
-    async def run(self, texts: tuple[str, ...], work: Work) -> BatchResult:
-        """The result of distinct texts.
-
-        Args:
-            texts: the texts.
-            work: embeds those that no other call is embedding.
-        """
-        group = self._singleflight.group(self._key)
-        if not group.keys().isdisjoint(texts):
-            return await self._run_shared(texts, work, group)
-        call = group.start(work, texts)
-        result = await call.wait()
-        # Others copy their vectors from this result later, when this caller may have written to its own.
-        return result.moved({at: at for at in range(len(texts))}) if call.joined else result
-
-    async def _run_shared(self, texts: tuple[str, ...], work: Work, group: Group) -> BatchResult:
-        own: list[int] = []
-        joined: dict[SharedCall[BatchResult], _Pairs] = {}
-        positions: dict[SharedCall[BatchResult], dict[str, int]] = {}
-        for at, text in enumerate(texts):
-            if text not in group:
-                own.append(at)
-                continue
-            call, names = group[text]
-            if call not in positions:
-                call.joined = True
-                positions[call] = {name: position for position, name in enumerate(names)}
-            joined.setdefault(call, []).append((at, positions[call][text]))
-        waits = [self._join(call, pairs) for call, pairs in joined.items()]
-        if own:
-            waits.append(self._start(texts, own, work))
-        result = BatchResult()
-        for part in await gather_first_error(waits):
-            result.add(part)
-        await self._retry_local_failures(texts, result, work)
-        return result
-
-    async def _start(self, texts: Sequence[str], positions: Sequence[int], work: Work) -> BatchResult:
-        """Embed some of the texts in a call that others can join."""
-        group = self._singleflight.group(self._key)
-        result = await group.start(work, tuple(texts[at] for at in positions)).wait()
-        return result.moved(dict(enumerate(positions)))
-
-    async def _join(self, call: SharedCall[BatchResult], pairs: _Pairs) -> BatchResult:
-        try:
-            async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
-                result = await call.wait()
-        except TimeoutError:
-            late = DeadlineExceeded("the deadline passed while waiting for the answer.", phase="coalesce")
-            return BatchResult(errors={at: late.copy() for at, _ in pairs})
-        # The requests are counted in the call that sent them.
-        return evolve(result.moved({position: at for at, position in pairs}), requests=0)
-
-    async def _retry_local_failures(self, texts: Sequence[str], result: BatchResult, work: Work) -> None:
-        """Send texts again whose request failed for a reason of the other call: its deadline, or a full queue."""
-        again = [at for at, error in result.errors.items() if self._was_the_other_calls(error)]
-        if not again:
-            return
-        retried = await self._start(texts, again, work)
-        for at in again:
-            del result.errors[at]
-        result.add(retried)
-
-    def _was_the_other_calls(self, error: LLMOptError) -> bool:
-        return isinstance(error, LocalRejection) and not self._deadline.expired()

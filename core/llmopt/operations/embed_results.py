@@ -178,7 +178,8 @@ class Collector:
             result: of the batch.
             positions: for each text of the batch its position among the distinct texts.
         """
-        self._usage += result.usage
+        usage = result.usage
+        self._usage = usage if self._usage is NO_USAGE else self._usage + usage
         whole = range(len(positions))
         for part, rows in result.rows:
             self._model = self._model or rows.model

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 from attrs import evolve
@@ -12,7 +14,15 @@ from attrs import evolve
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
 from llmopt.engine.responses import may_be_item_error
-from llmopt.errors import ClientClosed, DeadlineExceeded, ItemTooLong, LLMOptError, RequestTooLarge
+from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
+from llmopt.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    ItemTooLong,
+    LLMOptError,
+    LocalRejection,
+    RequestTooLarge,
+)
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
     Batcher,
@@ -25,11 +35,12 @@ from llmopt.operations.embed_batches import (
     known_limits,
     merge_limits,
 )
-from llmopt.operations.embed_cache import Coalescer, EmbeddingCache
+from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_recovery import BatchSplitter, Part, Recovery, SearchBudget
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
+from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import BatchLimit, EmbedCall, Settings
 from llmopt.values.embeddings import EmbeddedRows, Usage
@@ -45,6 +56,7 @@ _MAX_RESPONSE_BYTES: Final = 512 << 20
 _MAX_OPTIONS: Final = 64
 """Combinations of options per model whose limits are remembered; a program may have one for each of its users."""
 _NO_LIMIT: Final = BatchLimit()
+_usage_of: Final[Callable[[EmbeddedRows], Usage | None]] = attrgetter("usage")
 
 
 class EmbedRun:
@@ -58,6 +70,11 @@ class EmbedRun:
         deadline: of the whole call.
         wait_when_open: whether to wait while the provider's circuit is open.
         cache: opens the cache of the texts' vectors, which may be off all the same; None if it is off for the client.
+
+    Attributes:
+        model: as requested.
+        may_cache: whether the client caches vectors.
+        limits_known: whether `fetch_limits` is not necessary any more.
     """
 
     def __init__(
@@ -82,23 +99,21 @@ class EmbedRun:
         self._cache: EmbeddingCache | None = None
         self._config: Final = engine.endpoints(provider)[0].config
         self._options: Final = _options_key(call)
-        self._coalescer: Final = self._make_coalescer()
+        self._coalescer: Coalescer | None = None
+        if self._config.flags.coalesce:
+            key = (provider.name, call.model, *self._options)
+            self._coalescer = Coalescer(engine.singleflight, key, deadline)
         self._search_budget: SearchBudget | None = None
         self._fatal: LLMOptError | None = None
         self._adaptive: AdaptiveBatchLimit | None = None
         self._declared = _NO_LIMIT
         self.model: Final = call.model
+        self.may_cache: Final = cache is not None
         limit = state.declared_limits.get(self._options)
         self.limits_known = limit is not None
         if limit is not None:
             self._declared = limit
             self._adaptive = state.adaptive_limit
-
-    def _make_coalescer(self) -> Coalescer | None:
-        if not self._config.flags.coalesce:
-            return None
-        key = (self._provider.name, self._call.model, *self._options)
-        return Coalescer(self._engine.singleflight, key, self._deadline)
 
     @property
     def dimensions(self) -> int | None:
@@ -120,11 +135,6 @@ class EmbedRun:
     async def read_cache(self, texts: Sequence[str]) -> tuple[tuple[int, ...], EmbeddedRows] | None:
         """As `EmbeddingCache.read`; None also where the cache is off or not open."""
         return None if self._cache is None else await self._cache.read(texts)
-
-    @property
-    def may_cache(self) -> bool:
-        """Whether the client caches vectors."""
-        return self._open_cache is not None
 
     async def fetch_limits(self) -> None:
         """Learn the limits of a request, by asking the server where that is possible. Before the first batch."""
@@ -190,7 +200,7 @@ class EmbedRun:
 
     def batcher(self) -> Batcher:
         """Makes batches of texts by the limit of the moment."""
-        return Batcher(self.limit, self._estimator.estimate)
+        return Batcher(self.limit, self._estimator.estimate, self._estimator.total)
 
     async def send(self, texts: tuple[str, ...]) -> BatchResult:
         """Embed one batch of distinct texts. Errors of the provider are in the result, never raised."""
@@ -203,7 +213,8 @@ class EmbedRun:
                 return BatchResult(errors=too_long)
         coalescer = self._coalescer
         result = await (self._embed(sent) if coalescer is None else coalescer.run(sent, self._embed))
-        self._note_fatal(result, len(sent))
+        if result.errors:
+            self._note_fatal(result, len(sent))
         if too_long:
             positions = (at for at in range(len(texts)) if at not in too_long)
             result = result.moved(dict(enumerate(positions)))
@@ -335,14 +346,97 @@ class EmbedRun:
         return min(size, _MAX_RESPONSE_BYTES)
 
 
+Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, BatchResult]]
+"""Embeds distinct texts with as many requests as it takes."""
+_Pairs = list[tuple[int, int]]
+"""The position of a text in this call, and its position in the call that embeds it."""
+
+
+class Coalescer:
+    """Sends each text once when several calls with the same options need its vector at the same time.
+
+    Args:
+        singleflight: the client's.
+        key: provider, model and all options that change a vector.
+        deadline: of this call; it bounds how long this call waits for another one.
+    """
+
+    def __init__(self, singleflight: SingleFlight, key: tuple[object, ...], deadline: Deadline) -> None:
+        self._singleflight: Final = singleflight
+        self._key: Final = key
+        self._deadline: Final = deadline
+
+    async def run(self, texts: tuple[str, ...], work: Work) -> BatchResult:
+        """The result of distinct texts.
+
+        Args:
+            texts: the texts.
+            work: embeds those that no other call is embedding.
+        """
+        group = self._singleflight.group(self._key)
+        if not group.keys().isdisjoint(texts):
+            return await self._run_shared(texts, work, group)
+        call = group.start(work, texts)
+        result = await call.wait()
+        # Others copy their vectors from this result later, when this caller may have written to its own.
+        return result.moved({at: at for at in range(len(texts))}) if call.joined else result
+
+    async def _run_shared(self, texts: tuple[str, ...], work: Work, group: Group) -> BatchResult:
+        own: list[int] = []
+        joined: dict[SharedCall[BatchResult], _Pairs] = {}
+        positions: dict[SharedCall[BatchResult], dict[str, int]] = {}
+        for at, text in enumerate(texts):
+            if text not in group:
+                own.append(at)
+                continue
+            call, names = group[text]
+            if call not in positions:
+                call.joined = True
+                positions[call] = {name: position for position, name in enumerate(names)}
+            joined.setdefault(call, []).append((at, positions[call][text]))
+        waits = [self._join(call, pairs) for call, pairs in joined.items()]
+        if own:
+            waits.append(self._start(texts, own, work))
+        result = BatchResult()
+        for part in await gather_first_error(waits):
+            result.add(part)
+        await self._retry_local_failures(texts, result, work)
+        return result
+
+    async def _start(self, texts: Sequence[str], positions: Sequence[int], work: Work) -> BatchResult:
+        """Embed some of the texts in a call that others can join."""
+        group = self._singleflight.group(self._key)
+        result = await group.start(work, tuple(texts[at] for at in positions)).wait()
+        return result.moved(dict(enumerate(positions)))
+
+    async def _join(self, call: SharedCall[BatchResult], pairs: _Pairs) -> BatchResult:
+        try:
+            async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
+                result = await call.wait()
+        except TimeoutError:
+            late = DeadlineExceeded("the deadline passed while waiting for the answer.", phase="coalesce")
+            return BatchResult(errors={at: late.copy() for at, _ in pairs})
+        # The requests are counted in the call that sent them.
+        return evolve(result.moved({position: at for at, position in pairs}), requests=0)
+
+    async def _retry_local_failures(self, texts: Sequence[str], result: BatchResult, work: Work) -> None:
+        """Send texts again whose request failed for a reason of the other call: its deadline, or a full queue."""
+        again = [at for at, error in result.errors.items() if self._was_the_other_calls(error)]
+        if not again:
+            return
+        retried = await self._start(texts, again, work)
+        for at in again:
+            del result.errors[at]
+        result.add(retried)
+
+    def _was_the_other_calls(self, error: LLMOptError) -> bool:
+        return isinstance(error, LocalRejection) and not self._deadline.expired()
+
+
 def _options_key(call: EmbedCall) -> OptionsKey:
     if not call.extra:
         return call.dimensions, call.input_type, b""
     return call.dimensions, call.input_type, msgspec.json.encode(dict(call.extra), order="sorted")
-
-
-def _usage_of(rows: EmbeddedRows) -> Usage | None:
-    return rows.usage
 
 
 def _next_batch_may_succeed(error: LLMOptError) -> bool:

@@ -6,12 +6,14 @@ checked; `EmbedCall`, `CatalogCall` and `ChatCall` are the checked requests that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, Self
 
 from attrs import evolve, field, fields_dict, frozen
 from attrs.validators import gt, optional
 
+from llmopt.errors import InvalidInput
 from llmopt.values.secret import Secret, repr_names, repr_size
 
 # Options of a call, as given by the application.
@@ -73,6 +75,36 @@ class ChatOptions:
 
 
 _CHAT_OPTIONS: Final = tuple(fields_dict(ChatOptions))
+
+
+def checked_extra(extra: object) -> Mapping[str, Any]:
+    """Check the additional keys of a request's body.
+
+    Raises:
+        InvalidInput: they are not a mapping, or contain something that JSON cannot express.
+    """
+    if extra is None:
+        return {}
+    if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
+        raise InvalidInput("extra must be a mapping from names to JSON values.")
+    import msgspec
+
+    copied = dict(extra)
+    try:
+        msgspec.json.encode(copied)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput("extra holds something that JSON cannot express.") from None
+    if _holds_nonfinite(copied):
+        raise InvalidInput("extra holds a number that is not finite.")
+    return copied
+
+
+def _holds_nonfinite(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_holds_nonfinite, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_nonfinite, value))
 
 
 # Calls, as the hooks of a plugin see them.
