@@ -151,7 +151,9 @@ async def test_a_circuit_on_probation_does_not_wait_for_the_end_of_a_long_answer
         endpoint = client._components.engine._groups["server"].endpoints[0]
         pair = endpoint.policies.breakers(_call())
         assert pair is not None
-        pair.model.trip(0.0)
+        while (permit := pair.acquire()) is not None:
+            permit.failed(llmopt.ServerError("down"))
+        pair.model._open_until = 0.0  # its break is over
         server.default(NEVER_ENDING)
         async with client.stream(MODEL, ASKED) as first:
             await anext(first)

@@ -1,4 +1,7 @@
-"""From the bytes of a streamed answer to chat events. No I/O, no time."""
+"""Turns the bytes of a streamed response into chat events, and finds out whether a response is a stream at all.
+
+`EventReader` does no I/O and knows no time. `detect_stream_format` reads at most the first chunk of a stream.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,25 @@ from llmopt.values.http import Failure
 from llmopt.values.secret import repr_size
 
 ParseEvent = Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]
-"""What one event of the stream adds, or the failure that it carries."""
+"""Turns one event of the server into chat events, or into the failure that it carries."""
 
 
 class EventReader:
-    """Reads one answer, as far as its bytes have come.
+    """Turns the bytes of one response into events, as far as they were received.
 
     Args:
-        decoder: cuts the bytes into events.
-        parse: reads one event.
-        make_error: the error that a failure is.
-        end: what makes the answer complete, see `llmopt.values.profile.Profile`.
-        max_events: most events that are parsed together.
+        decoder: splits the bytes into events of the server.
+        parse: parses one of them.
+        make_error: the exception for a failure.
+        end: what completes the response, see `llmopt.values.profile.Profile`.
+        max_events: maximum number of events that are parsed at once.
 
     Attributes:
-        complete: whether the answer has come to its end as it should; nothing counts after that.
-        fault: why nothing more can be read, None while nothing is wrong. What came before it is good.
-        new_content: whether something that adds to the answer came since this was last set to False.
-        usage: the last usage that was told.
-        characters: of what the model wrote so far.
+        complete: whether the response has ended properly; everything after that is ignored.
+        fault: why nothing more can be read, None if nothing is wrong. Events before it are valid.
+        new_content: whether an event had content since this was last set to False.
+        usage: the usage that was reported last.
+        characters: number of characters that the model wrote so far.
     """
 
     def __init__(
@@ -65,16 +68,16 @@ class EventReader:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing more to take, now or later."""
+        """Whether `take` returns nothing any more."""
         return self.complete or self.fault is not None
 
     @property
     def pending(self) -> int:
-        """Events of the stream that have come and were not parsed yet; at 0 only more bytes help."""
+        """Number of received events that were not parsed yet; at 0 more bytes are needed."""
         return len(self._pending)
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body in; b"" says that it has ended."""
+        """Add the next bytes of the body; b"" at its end."""
         try:
             if data:
                 self._pending.extend(self._decoder.feed(data))
@@ -86,9 +89,10 @@ class EventReader:
             self._decode_fault = fault
 
     def take(self) -> list[ChatEvent]:
-        """What the next events of the stream add, at most ``max_events`` of them.
+        """Parse the next ``max_events`` events of the server at most.
 
-        [] when these add nothing, when more bytes are needed, and when none will help.
+        Returns:
+            Chat events; [] if there is no content in these, if more bytes are needed, and after the end.
         """
         events: list[ChatEvent] = []
         if self.finished:
@@ -110,7 +114,7 @@ class EventReader:
         return events
 
     def record(self, event: ChatEvent) -> None:
-        """Take note of an event."""
+        """Update the attributes by an event."""
         if event.adds:
             self.new_content = True
             self.characters += len(event.text) + len(event.reasoning) + len(event.refusal)
@@ -127,26 +131,26 @@ class EventReader:
         elif self._body_ended and self._has_finish_reason and self._end == "finish":
             self.complete = True
         elif self._body_ended:
-            self.fault = InvalidResponse("the answer ended before its end.", reason="truncated", sent="yes")
+            self.fault = InvalidResponse(
+                "the response ended before it was complete.", reason="truncated", sent="yes"
+            )
 
-
-# Whether the answer to a request for a stream is one.
 
 _UNINFORMATIVE_TYPES: Final = ("", "text/plain", "application/octet-stream")
-"""Content types that say nothing: what proxies and plain frameworks make of a stream, and of anything else."""
+"""Content types that proxies and simple frameworks give to streams and to anything else."""
 _NOT_A_STREAM: Final = (b"{", b"[", b"<")
-"""How JSON and web pages begin, and no stream of events does."""
+"""First characters of JSON and HTML, with which no stream of events begins."""
 _MAX_BYTES: Final = 64 << 20
 
 
 @frozen(kw_only=True)
 class StreamFormat:
-    """What an answer is.
+    """What the response to a request for a stream is.
 
     Attributes:
-        decoder: of its stream, None for an answer in one piece.
-        first_bytes: bytes of the stream that were read to find out; None when there was no need.
-        body: of an answer in one piece.
+        decoder: for its stream, None if the response is not streamed.
+        first_bytes: bytes of the stream that were read to detect the format, None if none were.
+        body: of a response that is not streamed.
     """
 
     decoder: Decoder | None = None
@@ -155,37 +159,35 @@ class StreamFormat:
 
 
 async def detect_stream_format(response: ResponseStream) -> StreamFormat:
-    """The form of an answer: by status and content type, by its first bytes where these say nothing.
+    """The format of a response: by status and content type, or by its first bytes if these do not tell.
 
     Raises:
-        InvalidResponse: an answer in one piece is larger than any can be.
-        LLMOptError: as reading does.
+        InvalidResponse: a response that is not streamed is too large.
+        LLMOptError: reading failed.
     """
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not 200 <= response.status < 300:
         return StreamFormat(body=await response.read_remaining())
     if kind not in _UNINFORMATIVE_TYPES:
         decoder = decoder_for(kind)
-        return (
-            StreamFormat(decoder=decoder)
-            if decoder is not None
-            else StreamFormat(body=await response.read_remaining())
-        )
+        if decoder is not None:
+            return StreamFormat(decoder=decoder)
+        return StreamFormat(body=await response.read_remaining())
     first = await response.read()
     if first.lstrip()[:1] in _NOT_A_STREAM:
-        return StreamFormat(body=await _rest(response, first))
+        return StreamFormat(body=await _read_body(response, first))
     return StreamFormat(decoder=SSEDecoder(), first_bytes=first)
 
 
-async def _rest(response: ResponseStream, first: bytes) -> bytes:
-    pieces, size = [first], len(first)
-    while piece := await response.read():
-        pieces.append(piece)
-        size += len(piece)
+async def _read_body(response: ResponseStream, first: bytes) -> bytes:
+    chunks, size = [first], len(first)
+    while chunk := await response.read():
+        chunks.append(chunk)
+        size += len(chunk)
         if size > _MAX_BYTES:
             raise InvalidResponse(
-                f"the answer is larger than {_MAX_BYTES} bytes, which no chat is.",
+                f"the response is larger than {_MAX_BYTES} bytes, the limit for a chat reply.",
                 reason="too_large",
                 sent="yes",
             )
-    return b"".join(pieces)
+    return b"".join(chunks)

@@ -1,4 +1,8 @@
-"""What an operation asks of the engine: a call, and how much it is."""
+"""Requests: what an operation asks of the engine, and how it becomes bytes.
+
+`Request` says what is asked for and how large it is. `RequestEncoder` turns what a plugin builds of it into an
+`EncodedRequest`. `RequestCompressor` compresses bodies, for servers that accept that. Only `CompressingTransport` does I/O.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +37,20 @@ def _no_usage(_: object) -> Usage | None:
 
 @define(kw_only=True, eq=False)
 class Request(Generic[T]):
-    """One request, however often it has to be sent. Never changed; freezing it would double its price.
+    """One request, however often it is sent. Never changed; it is not frozen because that doubles the time to make one.
 
     Attributes:
         call: what is asked for.
-        parse: reads a 2xx answer.
-        deadline: of the caller's whole call.
-        max_body: most bytes of an unpacked answer.
-        items: texts in it.
-        tokens: estimate of its tokens, what it costs of a rate limit.
-        fill: how much of the largest allowed request it is, 0 to 1; decides its time-out.
-        wait_when_open: whether to wait while all endpoints are given a rest.
-        suspect: whether it is part of a request that failed for what may be the fault of one text, so
-            that failing again in that way is no surprise and not worth a retry.
-        usage_of: the usage that an answer reports, None when it reports none.
+        parse: parses a 2xx response.
+        deadline: of the whole call.
+        max_body: maximum size of the response in bytes, after decompression.
+        items: number of texts.
+        tokens: estimated tokens, which the rate limiter reserves.
+        fill: size as a share of the largest allowed request, 0 to 1, for the timeout.
+        wait_when_open: whether to wait while the circuits of all endpoints are open.
+        suspect: whether it is a part of a request that a single text may have caused to fail. The same failure
+            is then expected, and is not retried.
+        usage_of: the usage that a response reports, None if it reports none.
     """
 
     call: Call
@@ -63,12 +67,12 @@ class Request(Generic[T]):
 
 @define(kw_only=True, eq=False)
 class StreamRequest(Request[Any]):
-    """A request for a stream. ``parse`` reads an answer that comes in one piece all the same.
+    """A request for a stream. ``parse`` is used if the server does not stream its reply.
 
     Attributes:
         call: what is asked for, with ``stream``.
-        prompt_tokens: estimate of those of ``tokens`` that are in the question.
-        buffer_size: most events that are parsed together.
+        prompt_tokens: estimated tokens of the prompt, a part of ``tokens``.
+        buffer_size: maximum number of events that are parsed at once.
     """
 
     call: ChatCall
@@ -76,7 +80,7 @@ class StreamRequest(Request[Any]):
     buffer_size: int = 100
 
 
-# From what a plugin says to the bytes that go out, checked on the way.
+# Encoding: from the request of a plugin to checked headers and bytes.
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
@@ -89,7 +93,7 @@ json_encoder: Final = msgspec.json.Encoder()
 
 @define(kw_only=True, eq=False)
 class EncodedRequest:
-    """A request ready for the transport. Nothing of it is ever changed; freezing it would double its price.
+    """A request ready for the transport. Never changed, and not frozen for the same reason as `Request`.
 
     Attributes:
         uncompressed_body: the body before compression, None if it is not compressed.
@@ -103,14 +107,14 @@ class EncodedRequest:
 
 
 class RequestEncoder:
-    """Encodes the requests of one endpoint. Their addresses and headers are checked once: they repeat.
+    """Encodes the requests of one endpoint. URLs and headers repeat, so the result of checking them is cached.
 
     Args:
-        compression: whether answers may come packed.
+        compression: whether responses may be compressed.
     """
 
     def __init__(self, *, compression: bool = True) -> None:
-        # What may come packed, and how, is for the transport to say.
+        # The transport adds the encodings that it can decode, unless the header is there.
         self._default_headers: Final = (
             _DEFAULT_HEADERS if compression else {**_DEFAULT_HEADERS, "accept-encoding": "identity"}
         )
@@ -128,11 +132,11 @@ class RequestEncoder:
         try:
             checked = self._checked.get(key)
         except TypeError:
-            # Something in it is no text, which is said below.
+            # A value is not hashable, so it is no string: `_check_headers` raises.
             checked = None
         if checked is None:
             checked = _checked(request, settings, self._default_headers)
-            # A path with a cursor, a token that changes by the hour.
+            # Bounded: a cursor in the path or a token that changes makes new entries without end.
             if len(self._checked) >= _MAX_CHECKED:
                 self._checked.clear()
             self._checked[key] = checked
@@ -141,7 +145,7 @@ class RequestEncoder:
 
 
 def encode_request(request: HttpRequest, settings: Settings) -> EncodedRequest:
-    """As a `RequestEncoder`, for once."""
+    """Encode a single request, see `RequestEncoder`."""
     return RequestEncoder()(request, settings)
 
 
@@ -156,7 +160,7 @@ def _checked(
 
 
 def add_if_none_match(request: HttpRequest, call: Call) -> HttpRequest:
-    """The request, asking for an answer only if there is a new one, where the call knows an old one."""
+    """The request, made conditional if the call has the etag of a known response (RFC 9110, 13.1.2)."""
     if not isinstance(call, CatalogCall) or call.etag is None:
         return request
     return evolve(request, headers={**request.headers, "if-none-match": call.etag})
@@ -166,7 +170,7 @@ def _encode_json(value: object) -> bytes:
     try:
         return json_encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
-        # Its message names the type that has no JSON, and no value.
+        # Without the encoder's message, which may contain a value.
         raise InvalidInput(
             f"the request cannot be written as JSON: {type(error).__name__}; check `extra`."
         ) from None
@@ -175,7 +179,7 @@ def _encode_json(value: object) -> bytes:
 def _check_headers(headers: Mapping[str, str], settings: Settings) -> None:
     for name, value in headers.items():
         if not (isinstance(value, str) and _HEADER_NAME.match(name) and _HEADER_VALUE.match(value)):
-            # The value is not shown: it may be the key.
+            # Without the value: it may be the key.
             raise PluginContractError(
                 f"the plugin of {settings.provider!r} wants to send a header {name!r:.60} that HTTP does not allow.",
                 provider=settings.provider,

@@ -1,8 +1,11 @@
-"""A request whose answer is a stream: the same pipeline, whose attempts end with a first event.
+"""Requests for a stream: the pipeline up to the first event, then the stream itself.
 
-Up to there a failure is like that of any other request: judged by status or by the event that tells it,
-and tried again where that is worth it. From then on nothing is repeated. What the attempt holds (slot,
-lease, permit, connection) goes over to the stream and is given back at its end, whichever that is.
+A failure before the first event is that of any other request: it is classified by status, or by the event that carries
+it, and retried if that is worth it. After the first event nothing is sent again. The stream then holds what
+the attempt has acquired (slot, lease, permit, connection) and releases it when it ends, in whichever way.
+
+`llmopt.operations.chat_stream` uses these of a `LiveStream`: ``read``, ``aclose``, ``close_soon``, ``ended``,
+``holds_connection`` and ``head``. `StreamPipeline` uses the others.
 """
 
 from __future__ import annotations
@@ -40,42 +43,40 @@ from llmopt.values.calls import Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
 from llmopt.values.http import Failure, HttpResponse
 
-# A streamed answer under way: read as it is wanted, and ended once, whichever way.
-
 _DRAIN_S: Final = 0.1
 Outcome = LLMOptError | Literal["complete", "abandoned"]
-"""How a stream ended: as it should, because its reader had enough, or in an error."""
+"""How a stream ended: with its last event, because its reader closed it, or with an error."""
 OnChunk = Callable[[int, int, float], None]
-"""Told of each piece of an answer: its bytes, the events that it completed, the seconds that were waited for it."""
+"""Called with each chunk of the body: bytes, events that it completed, seconds of waiting for it."""
 
 
 class LiveStream:
-    """One answer, whose head has come.
+    """A streamed response, after its headers.
 
-    Nothing is read ahead: bytes that nobody asks for stay in the socket, whose buffers then fill.
+    Nothing is read ahead: what is not asked for stays in the socket's buffers, and the server has to wait (backpressure).
 
     Args:
-        response_stream: the answer.
-        reader: makes events of its bytes.
-        head: status and headers of the answer.
-        idle: how long it may be silent.
-        deadline: of the caller's whole call.
+        response: the body, and the connection.
+        reader: turns its bytes into events.
+        head: status and headers.
+        timeouts: how long it may be silent.
+        deadline: of the whole call.
         clock: the time.
-        on_chunk: told of each piece, None for nobody.
+        on_chunk: called with each chunk, None for no call.
 
     Attributes:
         reader, head: see there.
-        on_end: told once how it ended, at the moment it does, before anything is raised for it. Must not await.
-        ended: whether it has.
+        on_end: called once when the stream ends, before an error is raised. Must not await.
+        ended: whether the stream has ended.
     """
 
     def __init__(
         self,
-        response_stream: ResponseStream,
+        response: ResponseStream,
         reader: EventReader,
         *,
         head: HttpResponse,
-        idle: StreamTimeouts,
+        timeouts: StreamTimeouts,
         deadline: Deadline,
         clock: Clock,
         on_chunk: OnChunk | None,
@@ -84,8 +85,8 @@ class LiveStream:
         self.head: Final = head
         self.on_end: Callable[[Outcome], None] | None = None
         self.ended = False
-        self._response: Final = response_stream
-        self._idle: Final = idle
+        self._response: Final = response
+        self._timeouts: Final = timeouts
         self._deadline: Final = deadline
         self._clock: Final = clock
         self._on_chunk: Final = on_chunk
@@ -96,17 +97,17 @@ class LiveStream:
 
     @property
     def decoded_sizes(self) -> tuple[int, int] | None:
-        """Bytes of the answer so far as they travelled, and as what they stand for; None where it is not packed."""
+        """Bytes of the body so far as received and after decompression; None if it is not compressed."""
         return self._response.body_sizes
 
     async def read_first(self, single_event: ChatEvent | None = None) -> None:
-        """Wait for the first event; whoever calls it bounds the time, and closes the stream's response on an error.
+        """Wait for the first event. The caller limits the time, and closes the response if this raises.
 
         Args:
-            single_event: the answer, where it came in one piece.
+            single_event: the whole reply, if the server did not stream it.
 
         Raises:
-            LLMOptError: there will be no event.
+            LLMOptError: the stream failed before its first event.
         """
         if single_event is not None:
             self.reader.record(single_event)
@@ -120,12 +121,12 @@ class LiveStream:
         self._first = events
 
     async def read(self) -> list[ChatEvent]:
-        """The next events, as soon as there are some; [] once the answer is complete.
+        """The next events, as soon as there are some; [] when the reply is complete.
 
         Raises:
-            StreamInterrupted: it broke off; ``__cause__`` is what an answer in one piece would have raised.
-            StreamIdle: nothing came for too long.
-            DeadlineExceeded, ClientClosed: so it was decided on this side.
+            StreamInterrupted: the stream broke off; ``__cause__`` is what a response that is not streamed would raise.
+            StreamIdle: nothing was received for too long.
+            DeadlineExceeded, ClientClosed: the deadline passed, or the client was closed.
         """
         if self._first:
             events, self._first = self._first, []
@@ -134,16 +135,16 @@ class LiveStream:
         try:
             while not (events := self.reader.take()) and not self.reader.finished:
                 if self.reader.pending:
-                    # Many events with nothing in them: others have their turn as well.
+                    # Many events without content: let other tasks of the event loop run.
                     await asyncio.sleep(0)
                 else:
                     await self._read_chunk()
             if not events and self.reader.fault is not None:
                 raise self.reader.fault
         except LLMOptError as error:
-            broken = _interrupted(error)
-            self._end(broken)
-            raise broken from broken.__cause__
+            failure = _interrupted(error)
+            self._end(failure)
+            raise failure from failure.__cause__
         except BaseException:
             self._end("abandoned")
             raise
@@ -151,19 +152,19 @@ class LiveStream:
         return events
 
     def _after_read(self) -> None:
-        """Take note of what was just read."""
+        """Restart the timeouts after content, and end the stream after the last event."""
         if self.reader.new_content:
             self.reader.new_content = False
-            self._idle.content_received()
+            self._timeouts.content_received()
         if self.reader.complete and not self.ended:
-            # What is left of the body is its formal end, at best: the reader need not wait for that.
+            # At best the end of the body is left, which the caller need not wait for.
             self._response.drain(_DRAIN_S)
             self._end("complete")
 
     async def _read_chunk(self) -> None:
-        """Wait for the next piece of the body."""
+        """Wait for the next chunk of the body."""
         started = self._clock.now()
-        self._timer.start(min(self._idle.read_timeout, self._deadline.remaining()))
+        self._timer.start(min(self._timeouts.read_timeout, self._deadline.remaining()))
         try:
             chunk = await self._response.read()
         except asyncio.CancelledError:
@@ -175,33 +176,33 @@ class LiveStream:
         seconds = self._clock.now() - started
         if chunk is None:
             raise self._timeout_error()
-        self._idle.bytes_received(seconds)
+        self._timeouts.bytes_received(seconds)
         self.reader.feed(chunk)
         if self._on_chunk is not None:
             self._on_chunk(len(chunk), self.reader.pending, seconds)
 
     def _timeout_error(self) -> LLMOptError:
         if self._deadline.expired():
-            return DeadlineExceeded("the deadline passed in the middle of the answer.", phase="read")
-        return StreamIdle(f"the stream fell silent: {self._idle.describe()}.", sent="yes")
+            return DeadlineExceeded("the deadline passed in the middle of the response.", phase="read")
+        return StreamIdle(f"the stream stopped: {self._timeouts.describe()}.", sent="yes")
 
     @property
     def holds_connection(self) -> bool:
-        """Whether it holds anything of this process's."""
+        """Whether it holds a connection of this process: a fork does not close its parent's."""
         return not self.ended and self._pid == os.getpid()
 
     async def aclose(self) -> None:
-        """Stop, if it is not over: the rest is not wanted."""
+        """End the stream, if it has not ended."""
         if not self.ended:
             self._end("abandoned")
             await self._response.aclose()
 
     def close_soon(self) -> None:
-        """As `aclose`, soon, from any thread: for a stream that nobody closes.
+        """As `aclose`, a little later and from any thread: for a stream that was not closed before it is deleted.
 
-        The garbage collector may call this in the middle of anything, so nothing is done here that takes a
-        lock or looks at anything shared. When the loop is closed there is no later time: what was estimated
-        stays settled as it is, a line of that loop has nobody in it, and a circuit helps itself.
+        The garbage collector may call this at any point, so it takes no lock and uses no shared state. If the event loop
+        is closed, only the connection is: nobody waits for a slot of that loop, the lease stays settled as estimated,
+        and a circuit breaker gives up a probe that does not report.
         """
         if not self.holds_connection:
             return
@@ -218,15 +219,13 @@ class LiveStream:
         self._timer.close()
         if outcome != "complete":
             self._response.close()
-        self._settle(outcome)
-
-    def _settle(self, outcome: Outcome) -> None:
         self.ended = True
         if self.on_end is not None:
             self.on_end(outcome)
 
 
 def _interrupted(cause: LLMOptError) -> LLMOptError:
+    """The error to raise for a stream that broke off with this one."""
     if isinstance(cause, (LocalRejection, StreamIdle)):
         return cause
     error = StreamInterrupted(f"the stream broke off: {cause.message}", sent="yes")
@@ -235,6 +234,7 @@ def _interrupted(cause: LLMOptError) -> LLMOptError:
 
 
 _CHARACTERS_PER_TOKEN: Final = 4
+"""For the text of a stream whose server reports no usage."""
 
 
 class StreamPipeline(Pipeline[LiveStream]):
@@ -244,7 +244,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         group: the endpoints of the provider.
         request: what to send, of a `ChatCall` with ``stream``.
         clock: the time.
-        telemetry: told of what happens.
+        telemetry: gets the events.
     """
 
     def __init__(
@@ -256,10 +256,10 @@ class StreamPipeline(Pipeline[LiveStream]):
         self._head: HttpResponse | None = None
 
     async def run(self) -> LiveStream:
-        """The stream, with its first event read.
+        """Send the request, with retries, and return the stream after its first event.
 
         Raises:
-            LLMOptError: there is none; with provider, model, endpoint, request id and all attempts filled in.
+            LLMOptError: there is no stream; with provider, model, endpoint, request id and all attempts filled in.
         """
         self._started_at = self._clock.now()
         self._recorder.request_started(self._request.items, self._request.tokens)
@@ -306,32 +306,32 @@ class StreamPipeline(Pipeline[LiveStream]):
         return stream
 
     async def _open(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> LiveStream:
-        """Send, and wait for the first event."""
+        """Send the request, and wait for the first event."""
         endpoint, deadline = scope.endpoint, self._request.deadline
         left = scope.timeout if math.isfinite(scope.timeout) else None
         started = self._clock.now()
         try:
             async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
                 idle = None if left is None else max(left, endpoint.config.timeouts.idle)
-                response_stream = await endpoint.transport.open(
+                response_body = await endpoint.transport.open(
                     self._transport_request(endpoint, encoded, left, idle)
                 )
                 try:
                     if left is not None:
                         left = max(0.0, left - (self._clock.now() - started))
-                    return await self._first_event(response_stream, scope, settings, left)
+                    return await self._first_event(response_body, scope, settings, left)
                 except BaseException:
-                    response_stream.close()
+                    response_body.close()
                     raise
         except TimeoutError:
             raise deadline_error("while waiting for the response", "send", sent="maybe") from None
 
     async def _first_event(
-        self, response_stream: ResponseStream, scope: AttemptScope, settings: Settings, left: float | None
+        self, response_body: ResponseStream, scope: AttemptScope, settings: Settings, left: float | None
     ) -> LiveStream:
         try:
             async with asyncio.timeout(left):
-                return await self._start_stream(response_stream, scope, settings)
+                return await self._start_stream(response_body, scope, settings)
         except TimeoutError:
             if self._request.deadline.expired():
                 raise
@@ -342,16 +342,16 @@ class StreamPipeline(Pipeline[LiveStream]):
         )
 
     async def _start_stream(
-        self, response_stream: ResponseStream, scope: AttemptScope, settings: Settings
+        self, response_body: ResponseStream, scope: AttemptScope, settings: Settings
     ) -> LiveStream:
         self._head = head = HttpResponse(
-            status=response_stream.status, headers=response_stream.headers, info=response_stream.info
+            status=response_body.status, headers=response_body.headers, info=response_body.info
         )
-        stream_format = await detect_stream_format(response_stream)
+        stream_format = await detect_stream_format(response_body)
         reader = self._reader(stream_format.decoder or SSEDecoder(), scope, settings)
         single_event: ChatEvent | None = None
         if stream_format.decoder is None:
-            # An error, or a server that does not stream whatever it is asked.
+            # An error, or a server that ignores ``stream``.
             response = HttpResponse(
                 status=head.status, headers=head.headers, body=stream_format.body, info=head.info
             )
@@ -362,10 +362,10 @@ class StreamPipeline(Pipeline[LiveStream]):
         elif stream_format.first_bytes is not None:
             reader.feed(stream_format.first_bytes)
         stream = LiveStream(
-            response_stream,
+            response_body,
             reader,
             head=head,
-            idle=self._idle_timeouts(scope),
+            timeouts=self._stream_timeouts(scope),
             deadline=self._request.deadline,
             clock=self._clock,
             on_chunk=partial(self._recorder.stream_chunk, scope.endpoint) if self._recorder.enabled else None,
@@ -376,7 +376,7 @@ class StreamPipeline(Pipeline[LiveStream]):
     def _reader(self, decoder: Decoder, scope: AttemptScope, settings: Settings) -> EventReader:
         endpoint, call = scope.endpoint, self._stream_request.call
 
-        def judged(failure: Failure) -> LLMOptError:
+        def make_error(failure: Failure) -> LLMOptError:
             return error_from_verdict(
                 endpoint.hooks.classify_error(failure, settings), failure, call, settings
             )
@@ -384,12 +384,12 @@ class StreamPipeline(Pipeline[LiveStream]):
         return EventReader(
             decoder,
             endpoint.hooks.stream_parser(call, settings),
-            judged,
+            make_error,
             end=endpoint.config.stream_end,
             max_events=self._stream_request.buffer_size,
         )
 
-    def _idle_timeouts(self, scope: AttemptScope) -> StreamTimeouts:
+    def _stream_timeouts(self, scope: AttemptScope) -> StreamTimeouts:
         timeouts = scope.endpoint.config.timeouts
         return StreamTimeouts(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout)
 
@@ -402,7 +402,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         started: float,
         outcome: Outcome,
     ) -> None:
-        """The stream is over: settle what it cost, tell what it was like, and give everything back."""
+        """Report the end of the stream to the policies, release what it holds, and record it."""
         seconds = self._clock.now() - started
         tokens = self._tokens_used(stream.reader)
         name = OK if outcome == "complete" else CANCELLED
@@ -431,7 +431,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         seconds: float,
         tokens: int,
     ) -> None:
-        # What it broke off for says more of the server than that it broke off.
+        # The cause, such as a lost connection, says more about the server than that a stream was interrupted.
         cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
         add_context(cause, scope.endpoint, self._call, head, seconds)
         error.retry_after = cause.retry_after
@@ -440,7 +440,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         scope.stream_failed(cause, settings, tokens)
 
     def _tokens_used(self, reader: EventReader) -> int:
-        """Tokens so far: as the server says, else as estimated from what was said."""
+        """Tokens used so far, as the server reports them or estimated from the text."""
         if reader.usage is not None and reader.usage.total_tokens:
             return reader.usage.total_tokens
         return self._stream_request.prompt_tokens + reader.characters // _CHARACTERS_PER_TOKEN
@@ -450,7 +450,7 @@ class StreamPipeline(Pipeline[LiveStream]):
 
 
 def as_event(reply: ChatReply) -> ChatEvent:
-    """A whole answer as the one event of a stream."""
+    """A whole reply as the only event of a stream."""
     return ChatEvent(
         text=reply.text,
         reasoning=reply.reasoning,
