@@ -178,11 +178,18 @@ _SAFE_SHARE: Final = 0.95
 
 @frozen(kw_only=True)
 class LimitChange:
-    """A limit that was learned: its name, its new value, and whether the provider stated it or we inferred it."""
+    """A limit that was learned.
 
-    limit: Literal["max_items", "max_tokens"]
+    Attributes:
+        limit: its name in `BatchLimit`.
+        value: its new value.
+        source: "server" if the server reported it when asked, "stated" if an error stated it, "observed" if it was
+            inferred from a failure.
+    """
+
+    limit: str
     value: int
-    source: Literal["stated", "observed"]
+    source: Literal["server", "stated", "observed"]
 
 
 class AdaptiveBatchLimit:

@@ -1,4 +1,9 @@
-"""One call of ``embed`` or ``embed_iter``: what its requests have in common, and how one batch is sent."""
+"""One call of ``embed`` or ``embed_iter``: builds and sends the request for each batch.
+
+A batch passes, in this order: texts that are certainly too long are set aside; texts that another call is embedding
+are waited for (`Coalescer`); the others are sent through the engine; what fails is recovered (`embed_recovery`);
+what was learned is saved.
+"""
 
 from __future__ import annotations
 
@@ -144,16 +149,8 @@ class EmbedRun:
         reported = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
         for endpoint in unknown:
             for name, value in known_limits(endpoint.server_limits.get(self.model, _NO_LIMIT)):
-                self._engine.telemetry.emit(
-                    LimitLearned,
-                    provider=self._provider.name,
-                    model=self.model,
-                    endpoint=endpoint.name,
-                    limit=name,
-                    value=value,
-                    source="server",
-                )
-        limit = self._declare(reported)
+                self._report_limit(LimitChange(limit=name, value=value, source="server"), endpoint.name)
+        limit = self._merged_limit(reported)
         if all(self.model in endpoint.server_limits for endpoint in endpoints):
             remembered = self._state.declared_limits
             if len(remembered) >= _MAX_OPTIONS:
@@ -170,8 +167,8 @@ class EmbedRun:
         if self._engine.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
 
-    def _declare(self, reported: BatchLimit) -> BatchLimit:
-        """The limit by plugin, server and configuration, the same for the whole call."""
+    def _merged_limit(self, reported: BatchLimit) -> BatchLimit:
+        """The limit that plugin, server and configuration declare."""
         settings = self._engine.endpoints(self._provider)[0].settings_without_credential
         limit = merge_limits(self._provider.hooks.batch_limit(self._call, settings), reported)
         limit = self._within_burst(limit)
@@ -211,8 +208,10 @@ class EmbedRun:
             sent = tuple(text for at, text in enumerate(texts) if at not in too_long)
             if not sent:
                 return BatchResult(errors=too_long)
-        coalescer = self._coalescer
-        result = await (self._embed(sent) if coalescer is None else coalescer.run(sent, self._embed))
+        if self._coalescer is None:
+            result = await self._embed(sent)
+        else:
+            result = await self._coalescer.run(sent, self._embed)
         if result.errors:
             self._note_fatal(result, len(sent))
         if too_long:
@@ -236,7 +235,7 @@ class EmbedRun:
         }
 
     def _note_fatal(self, result: BatchResult, count: int) -> None:
-        """If a whole batch failed for a cause that will not pass, no further batch of this call is sent."""
+        """If a whole batch failed for a permanent cause, such as a wrong key, no other batch of this call is sent."""
         if self._fatal is not None or len(result.errors) < count:
             return
         error = next(iter(result.errors.values()))
@@ -250,6 +249,7 @@ class EmbedRun:
             result = await self._recover(texts, error)
         else:
             result = BatchResult(rows=[(range(len(texts)), rows)], requests=1)
+        # Not where it is learned, because saving has to wait for the store.
         if self._state.unsaved:
             await self._state.save()
         return result
@@ -269,11 +269,12 @@ class EmbedRun:
         provider, cause = self._provider.name, type(error).__name__
         self._engine.telemetry.emit(BatchSplit, provider=provider, model=self.model, items=items, cause=cause)
 
-    def _report_limit(self, change: LimitChange) -> None:
+    def _report_limit(self, change: LimitChange, endpoint: str = "") -> None:
         self._engine.telemetry.emit(
             LimitLearned,
             provider=self._provider.name,
             model=self.model,
+            endpoint=endpoint,
             limit=change.limit,
             value=change.value,
             source=change.source,

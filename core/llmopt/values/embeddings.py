@@ -1,4 +1,4 @@
-"""Vectors and what they cost."""
+"""Results of embedding: vectors, token usage, and the rows that a plugin reads from a response. No I/O."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class Usage:
-    """Tokens as the provider counted them, and requests answered.
+    """Tokens as the provider counted them, and the number of requests.
 
     Attributes:
         prompt_tokens: tokens of the input.
         completion_tokens: tokens of the output, 0 for embeddings.
         total_tokens: all tokens.
-        cached_tokens: those of the input that the provider had in a cache.
-        reasoning_tokens: those of the output that the model thought and did not say.
-        requests: requests that got an answer: 1 for a chat, however it comes; 0 in the events of a stream.
+        cached_tokens: tokens of the input that the provider read from its prompt cache.
+        reasoning_tokens: tokens of the output that the model used for reasoning and did not return.
+        requests: requests that were answered: 1 for a chat, streamed or not; 0 in the events of a stream.
     """
 
     prompt_tokens: int = 0
@@ -49,19 +49,19 @@ class Usage:
 
 
 NO_USAGE: Final = Usage()
-"""Nothing was used yet."""
+"""No tokens and no requests. A constant, so that the first usage is taken over without an addition."""
 
 
 @frozen(kw_only=True, eq=False)
 class EmbeddedRows:
-    """The vectors of one answer, as a plugin's ``parse_embeddings`` gives them.
+    """The vectors of one response, as a plugin's ``parse_embeddings`` returns them.
 
     Attributes:
         vectors: float32, shape (n, d), C-contiguous.
-        indices: for each row the position of its text in the request, int64, shape (n,); None
-            when the provider answers in order and names no index.
-        usage: what the answer reports, None when it reports nothing.
-        model: the model that answered, None when the answer does not say.
+        indices: for each row the position of its text in the request, int64, shape (n,); None if the
+            response has no indices and its vectors are in the order of the texts.
+        usage: as reported by the response, None if it reports none.
+        model: the model that answered, None if the response does not name it.
     """
 
     vectors: NDArray[np.float32] = field(repr=lambda array: f"<{array.shape}>")
@@ -80,10 +80,10 @@ class Embeddings:
 
     Attributes:
         vectors: float32, shape (number of texts, dimensions), C-contiguous; row i is text i. A row
-            that could not be had is all NaN. Without a single good row the shape is (n, 0).
+            that failed is all NaN. If all rows failed the shape is (number of texts, 0).
         usage: tokens and requests of this call.
-        model: the model that answered, as it names itself; the requested one where it does not.
-        errors: for each failed row its error, by index; empty when all went well.
+        model: the model that answered, as the response names it; the requested model if it does not.
+        errors: the error of each failed row, by index; empty if there is none.
     """
 
     vectors: NDArray[np.float32] = field(repr=_shape)
@@ -97,12 +97,12 @@ class Embeddings:
 
 @frozen(kw_only=True, eq=False)
 class EmbeddedPart:
-    """A stretch of results of ``embed_iter``.
+    """The results for some consecutive texts, as ``embed_iter`` yields them.
 
     Attributes:
         start: index of the first row in the whole input.
         vectors: float32, shape (rows, dimensions), C-contiguous; a failed row is all NaN.
-        errors: failed rows by their index in the whole input.
+        errors: the error of each failed row, by its index in the whole input.
         usage: tokens and requests of this part.
         model: the model that answered.
     """
@@ -117,14 +117,12 @@ class EmbeddedPart:
         return int(self.vectors.shape[0])
 
 
-# The order in which an answer's rows stand.
-
-
 @lru_cache(maxsize=32)
 def in_order(count: int) -> NDArray[np.int64]:
-    """0 to ``count`` - 1: one array for all answers of that size, which nobody can write to.
+    """The indices of a response whose vectors are in the order of the texts: 0 to ``count`` - 1, read-only.
 
-    Nearly every answer is in order, and who compares its indices sees by identity that they are.
+    Nearly all responses are in order. They share one array for each size, so that a comparison by identity is
+    enough to see it.
     """
     import numpy as np
 
