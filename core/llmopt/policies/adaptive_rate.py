@@ -1,19 +1,19 @@
-"""A rate learned from refusals alone, where no header tells a limit.
+"""Adaptive rate: a request rate learned from 429s alone, for servers whose headers state no limit.
 
-CUBIC (RFC 9438; the AWS SDKs' adaptive mode uses it for rates): after a refusal the rate dips, comes
-back to that of the refusal, stays near it for long and only then probes further. Two things differ, each for
-what the simulation showed (tests/policies/test_rate_limiter_simulation.py, no headers, limit unknown):
+It is CUBIC (RFC 9438), which the AWS SDKs' adaptive mode uses for rates too: after a 429 the rate dips, returns to
+that of the 429, stays near it for long, and only then probes higher. Two things differ, each because of the simulation
+in tests/policies/test_rate_limiter_simulation.py (no headers, unknown limit):
 
-* The rate to come back to is *measured*. Between two moments at which a server's bucket was empty
-  it granted exactly what flowed in; over any other time at most that and one burst. Both bound its rate
-  from below, the larger is taken. By the rate at the moment of the refusal, as CUBIC has it, 33 % of
-  all requests were refused; so it is 1 %.
-* The curve is in parts of that rate, so that one serves 1 and 10,000 requests a second; AWS' 0.4 requests/s³
-  comes back within 2 s at 10 a second, and within 20 s at 10,000. With the rate measured, a dip of a tenth is enough (97 %
-  of the possible throughput, 96 % with AWS' 0.3). A refusal soon after another takes 0.3: there the
-  measurement was wrong.
+* The rate to return to is measured. Between two moments at which the server's bucket was empty, it granted
+  exactly its inflow; over any other time at most the inflow and one burst. Both are lower bounds of its rate, and
+  the larger one is used. With the rate at the moment of the 429, as in CUBIC, 33 % of all requests were refused; with
+  the measured one 1 %.
+* The curve is relative to that rate, so that the same curve serves 1 and 10,000 requests a second. The AWS SDKs' 0.4
+  requests/s³ returns within 2 s at 10 a second, and within 20 s at 10,000. With the rate measured, a dip of a tenth is
+  enough: 97 % of the possible throughput, 96 % with the AWS SDKs' 0.3. A 429 soon after another one takes 0.3, because
+  then the measurement was wrong.
 
-Requests and tokens go in step, because a refusal does not say which of the two was too many.
+Requests and tokens are slowed down together, because a 429 does not say which of them was too many.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from collections import deque
 from typing import Final
 
 CUT_INTERVAL_S: Final = 1.0
-"""One overload shows in many refusals; they count once a second."""
+"""One overload shows in many 429s; they count once a second."""
 MIN_RATE: Final = 0.5
 """The lowest rate, in requests per second."""
 BURST_S: Final = (1.0, 5.0)
-"""Seconds' worth of requests and of tokens that a bucket holds (docs/development/resilience.md)."""
+"""Capacity of the buckets of requests and of tokens, in seconds of inflow (docs/development/resilience.md)."""
 _CUT: Final = 0.7
 _AGAIN: Final = 0.85
 _DIP: Final = 0.1
 _RECOVERY_S: Final = 6.0
-"""Seconds from a refusal back to its rate: these, or those of so many requests, within a minute."""
+"""Seconds from a 429 back to its rate, or the time of ``_RECOVERY_REQUESTS`` if longer, up to a minute."""
 _RECOVERY_REQUESTS: Final = 30.0
 _MAX_RECOVERY_S: Final = 60.0
 _TOKEN_SLACK: Final = 1.1
-"""Sizes vary: with tokens held exactly in step, both limits bind in turn, and 3 % are lost."""
+"""Sizes of requests vary. Without this margin both limits bind in turn, and 3 % of the throughput is lost."""
 _SOON_S: Final = 3.0
 _MIN_CYCLE_S: Final = 4.0
 _MIN_SPAN_S: Final = 0.5
 _FEW: Final = 5
-"""Requests below which nothing is measured."""
+"""Nothing is measured with fewer requests."""
 _MIX_S: Final = 60.0
 _IDLE_S: Final = 5.0
 _FORGOTTEN: Final = 1_000.0
@@ -50,14 +50,14 @@ _MAX_SAMPLES: Final = 60
 
 
 class CubicRate:
-    """The curve of one quota.
+    """The learned rate of one quota.
 
-    "Granted" is throughout what was granted and not refused so far, as (requests, tokens).
+    In all methods ``granted`` is what was granted and not refused so far, as (requests, tokens).
 
     Attributes:
-        active: whether there was a refusal that is not forgotten.
+        active: whether a rate has been learned and is still in force.
         repeated: whether the last cut came soon after the one before, or after the start.
-        next_sample_at: when `add_sample` is wanted again.
+        next_sample_at: when `add_sample` should be called again.
     """
 
     __slots__ = (
@@ -97,7 +97,7 @@ class CubicRate:
         return f"CubicRate({self._plateau_rate:.3g}/s)" if self.active else "CubicRate(nothing)"
 
     def add_sample(self, now: float, granted: tuple[float, float]) -> None:
-        """Remember what was granted by now."""
+        """Remember how much was granted by now."""
         if now - self.next_sample_at > _IDLE_S:
             self._samples.clear()
             self._anchored = False
@@ -105,7 +105,7 @@ class CubicRate:
         self._append(now, granted)
 
     def rates(self, now: float) -> tuple[float, float]:
-        """Requests and tokens per second along the curve; `active` may end with it."""
+        """Requests and tokens per second on the curve now. It may set `active` to False."""
         x = (now - self._cut_at) / self._recovery_s - 1
         factor = 1 + _DIP * x * x * x
         if factor > _FORGOTTEN:
@@ -114,7 +114,7 @@ class CubicRate:
         return self._plateau_rate * factor, tokens * factor
 
     def forget(self) -> None:
-        """The rate is as high as it may be; there is nothing left to learn."""
+        """Stop limiting, because the curve is above all known limits."""
         self.active = False
         self._plateau_rate = math.inf
 
@@ -126,14 +126,17 @@ class CubicRate:
         granted: tuple[float, float],
         rates: tuple[float, float],
     ) -> bool:
-        """Slow down after a refusal; True when it counted.
+        """Slow down after a 429.
 
         Args:
-            now: seconds.
+            now: monotonic seconds.
             sent_at: when the refused request was sent.
             cost: its tokens.
             granted: what was granted by now, without this request.
             rates: requests and tokens per second in force.
+
+        Returns:
+            Whether the rate was cut. A 429 of the same overload does not cut it again.
         """
         self._subtract_refused(sent_at, cost)
         if sent_at < self._cut_at or now - self._cut_at < CUT_INTERVAL_S:
@@ -145,7 +148,7 @@ class CubicRate:
         current = min(rates[0], rates[1] / each if each else math.inf)
         plateau = self._plateau(now, granted, each, current)
         if plateau == math.inf:
-            # Too little was sent to tell a rate from. The pause alone must do.
+            # Too little was sent to derive a rate; the pause alone must do.
             self._start_measuring(now, granted)
             return False
         self._plateau_rate = max(MIN_RATE, plateau)
@@ -160,8 +163,8 @@ class CubicRate:
         self._counted = granted[0] - requests
         long = self._anchored and now - then >= _MIN_CYCLE_S
         if self.repeated and self._measured_long_enough and not long:
-            # A refusal leaves up to one request's cost in the bucket. Over so short a time that
-            # matters more than what a measurement would tell.
+            # A 429 leaves up to the cost of one request in the bucket. Over so short a time that error is larger than
+            # what a measurement would show.
             return self._plateau_rate * _AGAIN
         self._measured_long_enough = long
         if self._counted < _FEW:
@@ -181,14 +184,14 @@ class CubicRate:
         return best
 
     def _subtract_refused(self, sent_at: float, cost: float) -> None:
-        """Take a refused request out of what was noted as granted since it was sent."""
+        """Subtract a refused request from the samples since it was sent."""
         if self._samples and self._samples[-1][0] >= sent_at:
             self._samples = deque(
                 (then, requests - 1, tokens - cost) if then >= sent_at else (then, requests, tokens)
                 for then, requests, tokens in self._samples
             )
         if sent_at < self._cut_at and self._counted > 1:
-            # The measurement that the last cut rests on had counted it, too.
+            # The measurement of the last cut had counted it, too.
             self._plateau_rate = max(MIN_RATE, self._plateau_rate * (1 - 1 / self._counted))
             self._counted -= 1
 

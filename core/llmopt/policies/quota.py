@@ -1,7 +1,7 @@
-"""One quota, requests and tokens together: whether a request may go now, and if not, when.
+"""Quota of requests and tokens per minute: whether a request may be sent now, and if not, when.
 
-Decisions only: no lock, no line, no timer (those are the limiter's), and the time is an argument.
-A request needs room in two buckets, and may be held back besides by a slow start or by a pause.
+A request needs capacity in two token buckets, and may be held back by a slow start or by a backoff after a 429.
+Decisions only: lock, queue and timers are in `llmopt.policies.rate_limiter`, and the time is an argument.
 """
 
 from __future__ import annotations
@@ -13,54 +13,53 @@ from llmopt.policies.adaptive_rate import BURST_S, CubicRate
 from llmopt.policies.token_bucket import TokenBucket
 from llmopt.values.calls import RateLimit, RateLimits
 
-# Leave to send one request, with the tokens it was estimated at.
-
 
 class LeaseOwner(Protocol):
-    """Where a lease came from."""
+    """What grants leases and is told how they end: the rate limiter."""
 
     @property
     def wants_headers(self) -> bool:
-        """Whether headers of good answers would tell anything new."""
+        """See `Lease.wants_headers`."""
         ...
 
     def settle(self, lease: Lease, tokens: float | None) -> None:
-        """The request is answered, and cost so many tokens."""
+        """See `Lease.settle`."""
 
     def refund(self, lease: Lease) -> None:
-        """The request was not sent."""
+        """See `Lease.refund`."""
 
     def accept(self, lease: Lease) -> None:
-        """Its answer has begun."""
+        """See `Lease.accept`."""
 
     def observe(self, limits: RateLimits, lease: Lease) -> bool:
-        """The headers of its answer tell this."""
+        """See `Lease.observe`."""
         ...
 
     def throttled(
         self, retry_after: float | None, lease: Lease, *, limits: RateLimits | None, tokens_counted: bool
     ) -> bool:
-        """The server refused it for its rate."""
+        """See `Lease.throttled`."""
         ...
 
 
 class Lease:
-    """Leave to send one request. It ends once: later words of it have no effect.
+    """A rate-limit lease for one request. It ends once; later reports have no effect.
 
-    Leaving the ``with`` block without a word settles it at its estimate. Nothing here awaits, so that
-    a cancellation cannot come between.
+    Leaving the ``with`` block without a report settles it at its estimate. No method awaits, so a cancellation
+    cannot interrupt a report.
 
     Attributes:
-        tokens: the estimate.
-        number: place in the order of all leases of this quota.
-        granted_at: when it was granted, on the clock's monotonic seconds.
-        requests_spent: requests taken from the quota up to and with this one.
-        tokens_spent: tokens likewise.
-        waited: seconds spent in line.
-        cause: what for, when it came: "requests" or "tokens" (the limit), "pause" (a refusal), "probe" (another request
-            is trying whether the refusals are over), "start" (no answer has come yet), or "" for no wait.
-        open: whether nothing was said of it so far.
-        accepted: whether an answer to it has begun.
+        tokens: the estimated tokens of the request.
+        number: counts the leases of this quota in the order of granting.
+        granted_at: monotonic seconds when it was granted.
+        requests_spent: requests taken from the quota so far, this one included.
+        tokens_spent: tokens taken from the quota so far, likewise.
+        waited: seconds that it waited in the queue.
+        cause: why it waited, as of its arrival: "requests" or "tokens" (the limit), "pause" (backoff after a 429),
+            "probe" (another request tests whether the server accepts requests again), "start" (slow start), or ""
+            for no wait.
+        open: whether its end has not been reported.
+        accepted: whether its response has started.
     """
 
     __slots__ = (
@@ -108,25 +107,28 @@ class Lease:
 
     @property
     def wants_headers(self) -> bool:
-        """Whether the headers of a good answer would tell anything new; see `RateLimiter.wants_headers`."""
+        """Whether the headers of a good response are needed now; see `RateLimiter.wants_headers`."""
         return self._owner.wants_headers
 
     def settle(self, tokens: float | None = None) -> None:
-        """The request was answered. ``tokens`` is what it really cost, None for "as estimated"."""
+        """The request was answered. ``tokens`` is its actual cost, None for the estimate."""
         self._owner.settle(self, tokens)
 
     def accept(self) -> None:
-        """The answer has begun, and may take long: the request was let through. What it cost is settled later."""
+        """A response has started and may take long; its cost is settled later."""
         self._owner.accept(self)
 
     def refund(self) -> None:
-        """The request was not sent: all of it goes back."""
+        """The request was not sent: return its cost to the quota."""
         self._owner.refund(self)
 
     def observe(self, limits: RateLimits) -> bool:
-        """What the headers of the answer tell; True when a limit was learned or has changed.
+        """Record the rate limits in the headers of the response.
 
-        Settle first if the cost is known. It may be said of a lease that has ended.
+        Settle first if the cost is known. The lease may have ended.
+
+        Returns:
+            Whether a limit was learned or has changed.
         """
         return self._owner.observe(limits, self)
 
@@ -137,46 +139,47 @@ class Lease:
         limits: RateLimits | None = None,
         tokens_counted: bool = False,
     ) -> bool:
-        """The server refused the request for its rate (429), which ends the lease; True as `observe`.
+        """The server refused the request with a 429, which ends the lease.
 
         Args:
-            retry_after: seconds it asks to wait, None if it does not say.
-            limits: what the headers of the refusal tell, which need no `observe` then.
-            tokens_counted: whether the server counts the tokens of what it refuses.
+            retry_after: seconds that the server asks to wait, None if it does not say.
+            limits: rate limits in the headers of the 429; they need no call of `observe`.
+            tokens_counted: whether the server counts the tokens of requests that it refuses.
+
+        Returns:
+            As `observe`.
         """
         return self._owner.throttled(retry_after, self, limits=limits, tokens_counted=tokens_counted)
 
 
-# The pause after a refusal, and the probe that tries whether it was long enough.
-#
-# A pause lasts as long as the server asks (an hour at most), or 0.5 s doubled with each refusal
-# in a row. Requests that were under way when it began tell nothing new: their refusals may prolong it, but count
-# for nothing else. After a long pause, or the third refusal in a row, one request goes first and the
-# others wait for what becomes of it, at most for another such pause.
-
 _MAX_STATED_BACKOFF_S: Final = 3_600.0
 _MAX_PLAUSIBLE_S: Final = 86_400.0
 _IMPLAUSIBLE_BACKOFF_S: Final = 60.0
-"""After a hint of more than a day, which its caller is told of, the next caller asks again so soon."""
+"""The backoff when a server asks for more than a day. The refused caller's error states the server's number."""
 _BACKOFF_S: Final = 0.5
 _MAX_DEFAULT_BACKOFF_S: Final = 30.0
 _MAX_DOUBLINGS: Final = 16
-"""Past the longest back-off already; some thousand in a row would leave the floats."""
+"""Beyond the longest backoff already; 2.0 ** 1024 would overflow."""
 _MIN_STATED_S: Final = 1.0
-"""Shorter hints are the time until the next request of anybody fits; many are told the same."""
+"""A shorter ``Retry-After`` is the time until one more request fits, and the server sends it to many callers."""
 _PROBE_AFTER_S: Final = 2.0
 _PROBE_AFTER_THROTTLES: Final = 3
 _MIN_PROBE_WAIT_S: Final = 1.0
 
 
 class Backoff:
-    """The pause of one quota.
+    """The pause of one quota after a 429, and the probe that tests whether it was long enough.
+
+    A pause lasts as long as the server asks, one hour at most, or 0.5 s, doubled with each consecutive 429. A 429 to
+    a request that was in flight when the pause began may prolong it, but does not count as consecutive. After a long
+    pause, or the third consecutive 429, one request (the probe) goes first, and the others wait for its response, at
+    most for another such pause.
 
     Attributes:
-        until: nothing goes out before.
-        probe: the request that is trying, if one is.
-        wants_probe: whether the next request is to be one.
-        server_stated: whether the server said how long, and nothing went out since.
+        until: no request is sent before.
+        probe: the lease of the probe that is in flight, if there is one.
+        wants_probe: whether the next request is a probe.
+        server_stated: whether the server has stated the length of the pause, and nothing was sent since.
     """
 
     __slots__ = (
@@ -202,16 +205,16 @@ class Backoff:
         return f"Backoff(until={self.until:.3f}, consecutive_throttles={self._consecutive_throttles}, probe={self.probe})"
 
     def remaining(self, now: float) -> float:
-        """Seconds that the server wants nothing; 0 while a probe is trying."""
+        """Seconds left of the pause; 0 while a probe is in flight."""
         return max(0.0, self.until - now) if self.probe is None else 0.0
 
     def probe_sent(self, now: float, lease: Lease) -> None:
-        """A probe goes out."""
+        """A probe is sent; the others wait for its response until `until`."""
         self.probe = lease
         self.until = now + max(_MIN_PROBE_WAIT_S, self._length_s)
 
     def succeeded(self, lease: Lease) -> None:
-        """A request came through."""
+        """A request was accepted by the server."""
         if lease.granted_at >= self._began_at:
             self._consecutive_throttles = 0
         if lease is self.probe:
@@ -220,7 +223,7 @@ class Backoff:
             self.until = -math.inf
 
     def not_sent(self, now: float, lease: Lease) -> None:
-        """A request was not sent after all; if it was the probe, the next one is."""
+        """A granted request was not sent; if it was the probe, the next request is."""
         if lease is self.probe:
             self.probe = None
             self.until = now
@@ -252,13 +255,6 @@ class Backoff:
         return min(_BACKOFF_S * 2.0**doublings, _MAX_DEFAULT_BACKOFF_S) if new else 0.0
 
 
-# Few requests at first, twice as many each second and one more for each answer: TCP's slow start.
-#
-# What is configured may be wrong, others may use the quota, and a server's limits are known from its first
-# answer on. Two requests find out what sixty would have been refused for; the price is a round trip. It is
-# clocked by answers, so that a fast server is at full speed within milliseconds, and by time, so that one that
-# loads its model for a minute does not hold everybody up.
-
 INITIAL_WINDOW: Final = 2
 """Requests in flight before the first answer."""
 _WINDOW_WITHOUT_LIMIT: Final = 64
@@ -267,16 +263,21 @@ _MIN_HOLD_S: Final = 1e-3
 
 
 class SlowStart:
-    """The start of one quota.
+    """TCP's slow start for one quota: few requests at first, twice as many each second, one more for each response.
+
+    The configured limits may be wrong, other clients may use the same quota, and the server's limits are known only
+    from its first response on. Two requests find out what sixty would have been refused for, at the price of a round
+    trip. The window grows with responses, so that a fast server gets full speed within milliseconds, and with time,
+    so that a server that loads its model for a minute does not hold up all callers.
 
     Attributes:
-        finished: whether it is behind us.
+        finished: whether it no longer limits requests.
     """
 
     __slots__ = ("_first_at", "_in_flight", "_window", "finished")
 
     def __init__(self, initial_window: int = INITIAL_WINDOW) -> None:
-        """Begin with so many requests in flight; 0 for no slow start."""
+        """Allow ``initial_window`` requests in flight before the first response; 0 for no slow start."""
         self.finished = initial_window == 0
         self._window = initial_window
         self._in_flight = 0
@@ -287,14 +288,14 @@ class SlowStart:
 
     def wait_time(self, now: float) -> float:
         """Seconds to hold the next request back; 0 when it may go."""
-        # Beyond the bound nobody is held back, and a day's doublings leave the floats.
+        # Bounded: after a minute nothing is held back, and the doublings of a day would overflow.
         elapsed = 0.0 if self._first_at is None else min(now - self._first_at, _MAX_WAIT_S)
         if self._in_flight + 1 <= self._window * 2.0**elapsed:
             return 0.0
         return max(_MIN_HOLD_S, math.log2((self._in_flight + 1) / self._window) - elapsed)
 
     def sent(self, now: float) -> None:
-        """A request goes out."""
+        """A request is sent."""
         self._in_flight += 1
         if self._first_at is None:
             self._first_at = now
@@ -307,20 +308,20 @@ class SlowStart:
             self.finished = self.finished or self._window >= _WINDOW_WITHOUT_LIMIT
 
 
-_SILENT: Final = RateLimits()
-_DEBT_AFTER_REFUSAL: Final = 0.1
+_NO_LIMITS: Final = RateLimits()
+_DEBT_AFTER_THROTTLE: Final = 0.1
 _NEARLY_EMPTY: Final = 2.0
-"""A rest below the cost of so many requests explains a refusal."""
+"""A quota with less left than the cost of this many requests explains a 429."""
 
 
 class Quota:
-    """The state of one quota key.
+    """The state of one quota: two token buckets, the slow start, the backoff and the learned rate.
 
     Attributes:
         requests: the bucket of requests.
         tokens: the bucket of tokens.
-        backoff: whether the server wants nothing at all just now.
-        cause: what held the last request back, as in `Lease.cause`.
+        backoff: the pause after a 429.
+        cause: why the last request had to wait, as in `Lease.cause`.
     """
 
     __slots__ = (
@@ -350,9 +351,9 @@ class Quota:
         Args:
             rpm: configured requests per minute, None when nothing is configured.
             tpm: configured tokens per minute, likewise.
-            now: seconds.
-            owner: whom the leases report to.
-            initial_window: requests in flight before the first answer; 0 for as many as the buckets hold.
+            now: monotonic seconds.
+            owner: what the leases report to.
+            initial_window: requests in flight before the first response; 0 for no slow start.
         """
         self.requests = TokenBucket(_per_second(rpm), burst_s=BURST_S[0], smallest=1.0, now=now)
         self.tokens = TokenBucket(_per_second(tpm), burst_s=BURST_S[1], smallest=0.0, now=now)
@@ -369,16 +370,16 @@ class Quota:
         return f"Quota(requests={self.requests}, tokens={self.tokens}, {self._learned})"
 
     def fits(self, tokens: float) -> bool:
-        """Whether a request of this size can ever be granted by the configured limit.
+        """Whether a request of this size can ever be granted under the configured limit.
 
-        A minute's worth can: what is more than a burst is saved up for.
+        The limit of a whole minute can: the bucket saves up for a request that is larger than a burst.
         """
         return tokens <= self._tpm
 
     # Granting
 
     def wait_time(self, now: float, tokens: float) -> float:
-        """Seconds until a request of this size is worth another look; 0 when it may go now."""
+        """Seconds until a request of this size should be tried again; 0 if it may be sent now."""
         if now < self.backoff.until:
             self.cause = "pause" if self.backoff.probe is None else "probe"
             return self.backoff.until - now
@@ -388,7 +389,7 @@ class Quota:
         if self._learned.active:
             self._apply_learned_rate(now)
         if self.backoff.server_stated:
-            # The server has said when. Whatever our own books hold, the first may go then.
+            # The server has stated this moment, so one request is sent now, whatever the buckets hold.
             return 0.0
         for_request = self.requests.wait_time(now, 1.0)
         for_tokens = self.tokens.wait_time(now, tokens)
@@ -400,7 +401,7 @@ class Quota:
         return for_tokens
 
     def take(self, now: float, tokens: float) -> Lease:
-        """Grant it; `wait_time` has just said 0."""
+        """Grant a lease. To be called after `wait_time` has returned 0."""
         if now >= self._learned.next_sample_at:
             self._learned.add_sample(now, self._granted())
         self.requests.take(1.0)
@@ -415,7 +416,7 @@ class Quota:
         return lease
 
     def reserve(self, tokens: float) -> None:
-        """Save up for the first in line, of this size; 0 when nobody waits."""
+        """Save up for the first waiter's request of this size; 0 if nothing waits."""
         self.tokens.reserve(tokens)
 
     def _granted(self) -> tuple[float, float]:
@@ -423,7 +424,7 @@ class Quota:
         return requests.spent - requests.refused_total, tokens.spent - tokens.refused_total
 
     def _apply_learned_rate(self, now: float) -> None:
-        """Go along the learned curve, until it is above all that is known to be allowed."""
+        """Follow the learned curve until it is above the known limits."""
         requests, tokens = self._learned.rates(now)
         if requests >= self.requests.max_rate and tokens >= self.tokens.max_rate:
             self._learned.forget()
@@ -432,16 +433,16 @@ class Quota:
         self.requests.set_learned_rate(now, requests)
         self.tokens.set_learned_rate(now, tokens)
 
-    # What became of a lease
+    # The end of a lease
 
     def settle(self, lease: Lease, tokens: float | None) -> None:
-        """The request was answered, and cost so many tokens (None: as estimated)."""
+        """See `Lease.settle`."""
         if tokens is not None and tokens != lease.tokens and 0 <= tokens < math.inf:
             self.tokens.correct(tokens - lease.tokens)
         self.accept(lease)
 
     def accept(self, lease: Lease) -> None:
-        """The request was let through, and its answer has begun."""
+        """See `Lease.accept`."""
         if lease.accepted:
             return
         lease.accepted = True
@@ -450,7 +451,7 @@ class Quota:
         self.backoff.succeeded(lease)
 
     def refund(self, lease: Lease, now: float) -> None:
-        """The request was not sent."""
+        """See `Lease.refund`."""
         for bucket, cost in ((self.requests, 1.0), (self.tokens, lease.tokens)):
             bucket.refund(cost)
             bucket.spent -= cost
@@ -458,9 +459,9 @@ class Quota:
         self.backoff.not_sent(now, lease)
 
     def observe(self, now: float, limits: RateLimits, lease: Lease) -> bool:
-        """Correct the buckets by headers; True when a limit was learned or has changed.
+        """Correct the buckets by the headers of a response; see `Lease.observe`.
 
-        An answer to a request older than the newest one heard is ignored.
+        The response to a request that was granted before that of the newest observed response is ignored.
         """
         if lease.number < self._newest_observed:
             return False
@@ -478,17 +479,17 @@ class Quota:
         retry_after: float | None,
         lease: Lease | None,
         *,
-        limits: RateLimits = _SILENT,
+        limits: RateLimits = _NO_LIMITS,
         tokens_counted: bool = False,
     ) -> bool:
-        """The server refused: pause, and slow down unless its headers explain it.
+        """The server sent a 429: pause, and slow down unless its headers explain it.
 
         Args:
-            now: seconds.
-            retry_after: seconds it asks to wait, None if it does not say.
-            lease: the refused request, None if unknown.
-            limits: what its headers tell.
-            tokens_counted: whether the server counts its tokens all the same.
+            now: monotonic seconds.
+            retry_after: seconds that the server asks to wait, None if it does not say.
+            lease: that of the refused request, None if unknown.
+            limits: rate limits in the headers.
+            tokens_counted: whether the server counts the tokens of the refused request.
 
         Returns:
             As `observe`.
@@ -510,16 +511,16 @@ class Quota:
         return changed
 
     def _explained_by_headers(self, now: float, limits: RateLimits, tokens: float) -> bool:
-        """Whether the rest in the headers is too small for such a request; then that teaches all there is."""
-        found = False
+        """Whether the headers show too little left for such a request. Then there is no more to learn from the 429."""
+        explained = False
         for bucket, limit, cost in (
             (self.requests, limits.requests, 1.0),
             (self.tokens, limits.tokens, tokens),
         ):
             if bucket.max_rate < math.inf and _is_nearly_empty(limit, cost):
                 bucket.throttled(now)
-                found = True
-        return found
+                explained = True
+        return explained
 
     def _slow_down(self, now: float, sent_at: float, tokens: float) -> None:
         rates = self.requests.rate, self.tokens.rate
@@ -528,9 +529,9 @@ class Quota:
         self._start.finished = True
         self._apply_learned_rate(now)
         for bucket in (self.requests, self.tokens):
-            bucket.set_debt(_DEBT_AFTER_REFUSAL)
+            bucket.set_debt(_DEBT_AFTER_THROTTLE)
             if self._learned.repeated:
-                # What flowed in during the pause would only go out at once again.
+                # Otherwise all that flows in during the pause would be sent at once after it.
                 bucket.hold_until(self.backoff.until)
 
 

@@ -1,10 +1,10 @@
-"""The rate limiter of one quota key: requests and tokens per minute at once, first come first served.
+"""Rate limiter: requests and tokens per minute of one quota, first come, first served.
 
-Who may go is decided by `llmopt.policies.quota.Quota`; here are the lock and the line. Both are shared
-by all event loops and threads, under one plain mutex that is never held over an await. Nothing polls.
+`llmopt.policies.quota.Quota` decides whether a request may be sent; here are the lock and the queue. Both are
+shared by all event loops and threads, under one mutex that is never held over an await. Nothing polls.
 
-A lease that is granted in the moment its waiter is cancelled or times out goes on to the next in line
-(the permit lost there is Netflix concurrency-limits PR #179).
+A lease that is granted at the moment its waiter is cancelled or times out goes to the next waiter (a lost permit
+of that kind: Netflix/concurrency-limits#179).
 """
 
 from __future__ import annotations
@@ -22,181 +22,12 @@ from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota
 from llmopt.policies.tasks import running_loop
 from llmopt.values.calls import RateLimits
 
-# Those who wait for a rate limit, in the order they came, whatever event loop they wait on.
-#
-# A waiter's future belongs to its loop, and each loop with waiters keeps one timer, the same moment in all,
-# so that nobody depends on a loop that is blocked or closed. To be used under the limiter's mutex, except
-# for the callbacks, which run on their own loop.
-#
-# Written by hand because asyncio's semaphore and condition lost wake-ups under cancellation (gh-90155, gh-112202).
-
 _Args = TypeVarTuple("_Args")
-
-
-class Waiter:
-    """One in line.
-
-    Attributes:
-        tokens: what it wants.
-        enqueued_at: when it came.
-        cause: what it waits for, as it was when it came.
-        deadline: until when it waits.
-        max_pause: seconds of a pause that it waits for at most.
-        loop: the event loop it waits on.
-        future: what it awaits.
-        lease: what it was granted, and may not know of yet.
-        deadline_timer: the timer of its deadline.
-    """
-
-    __slots__ = (
-        "cause",
-        "deadline",
-        "deadline_timer",
-        "enqueued_at",
-        "future",
-        "lease",
-        "loop",
-        "max_pause",
-        "tokens",
-    )
-
-    def __init__(
-        self, tokens: float, enqueued_at: float, deadline: Deadline | None, max_pause: float
-    ) -> None:
-        self.tokens = tokens
-        self.enqueued_at = enqueued_at
-        self.cause = ""
-        self.deadline = deadline
-        self.max_pause = max_pause
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Lease] = self.loop.create_future()
-        self.lease: Lease | None = None
-        self.deadline_timer: Timer | None = None
-
-
-class _LoopTimer:
-    """The timer of one loop."""
-
-    __slots__ = ("due", "handle", "waiters")
-
-    def __init__(self) -> None:
-        self.waiters = 0
-        self.due = math.inf
-        self.handle: Timer | None = None
-
-
-class WaitQueue:
-    """Waiters in order.
-
-    Attributes:
-        tokens: what all of them together want.
-    """
-
-    def __init__(self, clock: Clock, on_timer: Callable[[], None]) -> None:
-        """Call ``on_timer``, on a loop with waiters, when the moment given to `wake_at` has come."""
-        self.tokens = 0.0
-        self._clock = clock
-        self._on_timer = on_timer
-        # In a deque, a waiter that leaves the middle would cost a search: 10,000 cancelled at once, 10,000 searches.
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
-        self._timers: dict[asyncio.AbstractEventLoop, _LoopTimer] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiters)
-
-    def first(self) -> Waiter | None:
-        """The one whose turn it is, None when the line is empty; who was cancelled leaves on the way."""
-        while self._waiters:
-            waiter = next(iter(self._waiters))
-            if not waiter.future.done():
-                return waiter
-            self.remove(waiter)
-        return None
-
-    def all(self) -> list[Waiter]:
-        """All of them, in order."""
-        return list(self._waiters)
-
-    def put(self, waiter: Waiter) -> None:
-        """Stand at the end."""
-        self._waiters[waiter] = None
-        self.tokens += waiter.tokens
-        self._timers.setdefault(waiter.loop, _LoopTimer()).waiters += 1
-
-    def remove(self, waiter: Waiter) -> bool:
-        """Leave the line; False if it had left before."""
-        if waiter not in self._waiters:
-            return False
-        del self._waiters[waiter]
-        self.tokens -= waiter.tokens
-        timer = self._timers[waiter.loop]
-        timer.waiters -= 1
-        if not timer.waiters:
-            del self._timers[waiter.loop]
-            _run_on(waiter.loop, _cancel, timer)
-        return True
-
-    def grant(self, waiter: Waiter, lease: Lease) -> bool:
-        """Give a waiter its lease; False when its loop is closed, so that nobody will ever come for it."""
-        self.remove(waiter)
-        waiter.lease = lease
-        return _run_on(waiter.loop, _set_result, waiter.future, lease)
-
-    def reject(self, waiter: Waiter, error: LLMOptError) -> None:
-        """Send a waiter away."""
-        if self.remove(waiter):
-            _run_on(waiter.loop, _set_exception, waiter.future, error)
-
-    def wake_at(self, moment: float) -> None:
-        """Ring at that moment at the latest."""
-        for loop, timer in self._timers.items():
-            if moment < timer.due:
-                timer.due = moment
-                _run_on(loop, self._schedule, timer, moment)
-
-    def _schedule(self, timer: _LoopTimer, moment: float) -> None:
-        _cancel(timer)
-        if timer.waiters:
-            timer.handle = self._clock.call_later(max(0.0, moment - self._clock.now()), self._fire, timer)
-
-    def _fire(self, timer: _LoopTimer) -> None:
-        timer.handle = None
-        timer.due = math.inf
-        self._on_timer()
-
-
-def _run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
-    """Run it on that loop, at once if we are there; False when the loop is closed."""
-    if running_loop() is loop:
-        act(*args)
-        return True
-    try:
-        loop.call_soon_threadsafe(act, *args)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _cancel(timer: _LoopTimer) -> None:
-    if timer.handle is not None:
-        timer.handle.cancel()
-        timer.handle = None
-
-
-def _set_result(future: asyncio.Future[Lease], lease: Lease) -> None:
-    if not future.done():
-        future.set_result(lease)
-
-
-def _set_exception(future: asyncio.Future[Lease], error: LLMOptError) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
 _HEADER_INTERVAL_S: Final = 0.02
+"""Seconds between responses whose headers are read."""
 MAX_WAITING: Final = 10_000
 MAX_WAITING_TOKENS: Final = 100_000_000
-"""About 400 MB of text held by those who wait."""
+"""Tokens of all waiters, about 400 MB of text."""
 
 
 class RateLimiter:
@@ -212,15 +43,15 @@ class RateLimiter:
         max_waiting_tokens: float = MAX_WAITING_TOKENS,
         initial_window: int = INITIAL_WINDOW,
     ) -> None:
-        """Limit by what is configured, by what headers tell, and by what refusals teach.
+        """Limit by the configuration, by the headers of responses, and by what is learned from 429s.
 
         Args:
-            clock: where time comes from.
-            rpm: requests per minute at most, None to go by headers and refusals alone.
+            clock: the time.
+            rpm: requests per minute, None to use headers and 429s alone.
             tpm: tokens per minute, likewise.
-            max_waiting: calls in line before another is turned away.
-            max_waiting_tokens: tokens of all that are in line, likewise.
-            initial_window: requests in flight before the first answer; 0 sends all that the limits allow.
+            max_waiting: the longest queue, in requests.
+            max_waiting_tokens: the longest queue, in tokens.
+            initial_window: requests in flight before the first response; 0 for no slow start.
 
         Raises:
             ConfigError: a limit is not a number above 0.
@@ -242,43 +73,43 @@ class RateLimiter:
 
     @property
     def waiting(self) -> int:
-        """How many are in line."""
+        """Number of waiters in the queue."""
         return len(self._queue)
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Requests and tokens per second in force; infinite where there is no limit."""
+        """Requests and tokens per second in force; infinite without a limit."""
         return self._quota.requests.rate, self._quota.tokens.rate
 
     @property
     def server_limits(self) -> tuple[float | None, float | None]:
-        """Requests and tokens a minute that headers told of; None where they did not."""
+        """Requests and tokens per minute according to the headers; None where these do not say."""
         return self._quota.requests.server_limit, self._quota.tokens.server_limit
 
     @property
     def paused(self) -> float:
-        """Seconds that nothing goes out because the server refused; 0 when that is not so."""
+        """Seconds left of the pause after a 429; 0 without one."""
         return self._quota.backoff.remaining(self._now())
 
     @property
     def wants_headers(self) -> bool:
-        """Whether headers of good answers would tell anything new: not right after others were heard.
+        """Whether the headers of good responses should be read: at most once in 20 ms.
 
-        A bucket that is heard of fifty times a second holds no surprises, and reading the headers of each of
-        thousands of answers a second would cost a tenth of the whole.
+        At thousands of responses a second, reading the headers of each would cost a tenth of the CPU time, and a
+        bucket that is corrected fifty times a second stays exact.
         """
         return self._now() >= self._headers_read_at + _HEADER_INTERVAL_S
 
     @property
     def has_capacity(self) -> bool:
-        """Whether a small request would go at once."""
+        """Whether a small request would be granted at once."""
         with self._mutex:
             return not self._queue and self._quota.wait_time(self._now(), 0.0) <= 0
 
     # Getting a lease
 
     def try_acquire(self, tokens: float = 0) -> Lease | None:
-        """A lease if one is to be had now and nobody waits for it, else None. Never awaits."""
+        """A lease if the quota allows it now and nothing waits for one, else None. Never awaits."""
         with self._mutex:
             if self._queue:
                 return None
@@ -290,19 +121,18 @@ class RateLimiter:
     async def acquire(
         self, tokens: float = 0, *, deadline: Deadline | None = None, max_pause: float = math.inf
     ) -> Lease:
-        """A lease, when it is this caller's turn; it says how long that took, and why.
+        """A lease, after all callers that came before have got theirs.
 
         Args:
-            tokens: what the request is estimated to cost.
+            tokens: estimated tokens of the request.
             deadline: until when to wait.
-            max_pause: the longest pause of the server's, in seconds, that this caller waits for.
+            max_pause: the longest pause after a 429, in seconds, that this caller waits for.
 
         Raises:
             CostNeverFits: more tokens than the configured limit allows in a minute.
-            QueueFull: too many are in line.
-            RateLimited: the server wants, or comes to want, a pause longer than the caller's patience.
-            DeadlineExceeded: the deadline passes before the turn comes, or, and then at once, before the
-                end of a pause that the server asked for.
+            QueueFull: too many waiters, or too many tokens, are in the queue.
+            RateLimited: the server asks for a pause longer than ``max_pause``, now or while waiting.
+            DeadlineExceeded: the deadline passes first; raised at once if the server asks for a pause beyond it.
         """
         lease = self.try_acquire(tokens)
         if lease is not None:
@@ -349,7 +179,10 @@ class RateLimiter:
             raise error
 
     def _too_slow_error(self, now: float, waiter: Waiter) -> LLMOptError | None:
-        """Why the next in line would wait in vain; requests do not come back before their time."""
+        """The error for a caller at the front whose deadline is before the next free request, or None.
+
+        Only requests are checked. Tokens may become free earlier, when another request costs less than estimated.
+        """
         if waiter.deadline is None or not waiter.deadline.bounded or self._queue:
             return None
         wait = self._quota.wait_time(now, waiter.tokens)
@@ -363,7 +196,7 @@ class RateLimiter:
         )
 
     def _abandon(self, waiter: Waiter) -> None:
-        """A waiter goes without a lease; if one was granted to it just now, the next gets it."""
+        """Remove a waiter that goes without a lease; one that was granted to it just now is refunded."""
         with self._mutex:
             if self._queue.remove(waiter):
                 self._grant_waiting(self._now())
@@ -373,7 +206,7 @@ class RateLimiter:
 
     def _expire(self, waiter: Waiter) -> None:
         with self._mutex:
-            self._queue.reject(waiter, _too_late(0.0))
+            self._queue.reject(waiter, _deadline_error(0.0))
             self._grant_waiting(self._now())
 
     # Granting
@@ -383,10 +216,10 @@ class RateLimiter:
             self._grant_waiting(self._now())
 
     def _grant_waiting(self, now: float) -> None:
-        """Grant from the front for as long as there is room, then have oneself woken for the next."""
+        """Grant leases from the front as far as the quota allows, then set the timer for the next one."""
         while (waiter := self._queue.first()) is not None:
             if waiter.deadline is not None and waiter.deadline.expired():
-                self._queue.reject(waiter, _too_late(0.0))
+                self._queue.reject(waiter, _deadline_error(0.0))
                 continue
             self._quota.reserve(waiter.tokens)
             wait = self._quota.wait_time(now, waiter.tokens)
@@ -410,7 +243,7 @@ class RateLimiter:
             lease.open = False
             self._quota.refund(lease, now)
 
-    # What became of a lease
+    # The end of a lease
 
     def settle(self, lease: Lease, tokens: float | None) -> None:
         """As `Lease.settle`."""
@@ -439,14 +272,14 @@ class RateLimiter:
                 self._grant_waiting(now)
 
     def observe(self, limits: RateLimits, lease: Lease) -> bool:
-        """Learn from the headers of an answer; settle its lease before, if the cost is known.
+        """As `Lease.observe`.
 
         Args:
-            limits: what they tell.
-            lease: that of the answered request. Answers older than the newest one heard are ignored.
+            limits: rate limits in the headers.
+            lease: that of the request. A response older than the newest observed one is ignored.
 
         Returns:
-            Whether a limit was learned, or has changed.
+            Whether a limit was learned or has changed.
         """
         with self._mutex:
             now = self._now()
@@ -464,13 +297,13 @@ class RateLimiter:
         limits: RateLimits | None = None,
         tokens_counted: bool = False,
     ) -> bool:
-        """The server refused a request for its rate (429): pause, and go slower unless its headers explain it.
+        """The server refused a request with a 429: pause, and slow down unless its headers explain it.
 
         Args:
-            retry_after: seconds it asks to wait, None if it does not say.
-            lease: that of the refused request, which ends with this; None if it is not known.
-            limits: what the headers of the refusal tell, which need no `observe` then.
-            tokens_counted: whether the server counts the tokens of what it refuses.
+            retry_after: seconds that the server asks to wait, None if it does not say.
+            lease: that of the refused request, which ends it; None if unknown.
+            limits: rate limits in the headers of the 429; they need no call of `observe`.
+            tokens_counted: whether the server counts the tokens of requests that it refuses.
 
         Returns:
             As `observe`.
@@ -492,15 +325,15 @@ class RateLimiter:
 
 
 def _wait_error(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
-    """Why it makes no sense to wait through a pause, None if it does."""
+    """The error for a caller that must not wait through a pause, or None."""
     if pause > waiter.max_pause:
-        return _too_long(pause)
+        return _pause_error(pause)
     if pause and waiter.deadline is not None and now + pause > waiter.deadline.at:
-        return _too_late(pause)
+        return _deadline_error(pause)
     return None
 
 
-def _too_late(pause: float) -> DeadlineExceeded:
+def _deadline_error(pause: float) -> DeadlineExceeded:
     if pause:
         return DeadlineExceeded(
             f"the server asked for a pause that lasts {pause:.1f} s more, longer than the deadline allows",
@@ -510,9 +343,176 @@ def _too_late(pause: float) -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed while waiting for the rate limit", phase="limiter")
 
 
-def _too_long(pause: float) -> LLMOptError:
+def _pause_error(pause: float) -> LLMOptError:
     return RateLimited(
         f"the server asked for a pause that lasts {pause:.0f} s more, longer than llmopt waits; nothing was sent",
         retry_after=pause,
         sent="no",
     )
+
+
+class Waiter:
+    """A request in the queue.
+
+    Attributes:
+        tokens: its estimated tokens.
+        enqueued_at: monotonic seconds when it entered the queue.
+        cause: why it waits, see `Lease.cause`.
+        deadline: until when it waits.
+        max_pause: the longest pause after a 429, in seconds, that it waits for.
+        loop: the event loop of its task.
+        future: what its task awaits.
+        lease: what was granted to it; its task may not have run since.
+        deadline_timer: rejects it at its deadline.
+    """
+
+    __slots__ = (
+        "cause",
+        "deadline",
+        "deadline_timer",
+        "enqueued_at",
+        "future",
+        "lease",
+        "loop",
+        "max_pause",
+        "tokens",
+    )
+
+    def __init__(
+        self, tokens: float, enqueued_at: float, deadline: Deadline | None, max_pause: float
+    ) -> None:
+        self.tokens = tokens
+        self.enqueued_at = enqueued_at
+        self.cause = ""
+        self.deadline = deadline
+        self.max_pause = max_pause
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Lease] = self.loop.create_future()
+        self.lease: Lease | None = None
+        self.deadline_timer: Timer | None = None
+
+
+class _LoopTimer:
+    """The timer of one event loop with waiters."""
+
+    __slots__ = ("due", "handle", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters = 0
+        self.due = math.inf
+        self.handle: Timer | None = None
+
+
+class WaitQueue:
+    """The waiters for a rate limit in the order of their arrival, whatever event loop they wait on.
+
+    A waiter's future belongs to its loop. Each loop with waiters has a timer, all with the same moment, so that no
+    waiter depends on a loop that is blocked or closed. To be used under the limiter's mutex, except for callbacks,
+    which run on their own loop.
+
+    It is written by hand because asyncio's semaphore and condition have lost wake-ups under cancellation (CPython
+    gh-90155, gh-112202).
+
+    Attributes:
+        tokens: estimated tokens of all waiters.
+    """
+
+    def __init__(self, clock: Clock, on_timer: Callable[[], None]) -> None:
+        """Call ``on_timer``, on a loop with waiters, at the moment passed to `wake_at`."""
+        self.tokens = 0.0
+        self._clock = clock
+        self._on_timer = on_timer
+        # An ordered dict, because a waiter in the middle leaves it in O(1); a deque would search for it.
+        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._timers: dict[asyncio.AbstractEventLoop, _LoopTimer] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def first(self) -> Waiter | None:
+        """The first waiter, None if the queue is empty. Waiters that were cancelled are removed."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            if not waiter.future.done():
+                return waiter
+            self.remove(waiter)
+        return None
+
+    def all(self) -> list[Waiter]:
+        """All waiters, in order."""
+        return list(self._waiters)
+
+    def put(self, waiter: Waiter) -> None:
+        """Add a waiter at the end."""
+        self._waiters[waiter] = None
+        self.tokens += waiter.tokens
+        self._timers.setdefault(waiter.loop, _LoopTimer()).waiters += 1
+
+    def remove(self, waiter: Waiter) -> bool:
+        """Remove a waiter; False if it was not in the queue."""
+        if waiter not in self._waiters:
+            return False
+        del self._waiters[waiter]
+        self.tokens -= waiter.tokens
+        timer = self._timers[waiter.loop]
+        timer.waiters -= 1
+        if not timer.waiters:
+            del self._timers[waiter.loop]
+            _run_on(waiter.loop, _cancel, timer)
+        return True
+
+    def grant(self, waiter: Waiter, lease: Lease) -> bool:
+        """Give a waiter its lease; False if its loop is closed, so that its task can never use it."""
+        self.remove(waiter)
+        waiter.lease = lease
+        return _run_on(waiter.loop, _set_result, waiter.future, lease)
+
+    def reject(self, waiter: Waiter, error: LLMOptError) -> None:
+        """Remove a waiter and raise an error in its task."""
+        if self.remove(waiter):
+            _run_on(waiter.loop, _set_exception, waiter.future, error)
+
+    def wake_at(self, moment: float) -> None:
+        """Call ``on_timer`` at that moment at the latest."""
+        for loop, timer in self._timers.items():
+            if moment < timer.due:
+                timer.due = moment
+                _run_on(loop, self._schedule, timer, moment)
+
+    def _schedule(self, timer: _LoopTimer, moment: float) -> None:
+        _cancel(timer)
+        if timer.waiters:
+            timer.handle = self._clock.call_later(max(0.0, moment - self._clock.now()), self._fire, timer)
+
+    def _fire(self, timer: _LoopTimer) -> None:
+        timer.handle = None
+        timer.due = math.inf
+        self._on_timer()
+
+
+def _run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
+    """Call a function on an event loop, at once if it is the running one; False if the loop is closed."""
+    if running_loop() is loop:
+        act(*args)
+        return True
+    try:
+        loop.call_soon_threadsafe(act, *args)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _cancel(timer: _LoopTimer) -> None:
+    if timer.handle is not None:
+        timer.handle.cancel()
+        timer.handle = None
+
+
+def _set_result(future: asyncio.Future[Lease], lease: Lease) -> None:
+    if not future.done():
+        future.set_result(lease)
+
+
+def _set_exception(future: asyncio.Future[Lease], error: LLMOptError) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,13 +1,13 @@
-"""A token bucket for one quantity (requests, or tokens): a copy of the one that the server keeps.
+"""Token bucket for one quantity (requests or tokens): a copy of the bucket that the server keeps.
 
-Levels are floats. A level may be negative, a debt from requests that cost more than was estimated, but
-never by more than a whole burst. What is larger than a burst can be saved up for by the first in line.
+Levels are floats. A level may be negative, as a debt of requests that cost more than estimated, but by one burst at
+most. For a request that is larger than a burst, the bucket saves up while it is the first in the queue.
 
-What headers tell corrects the copy as in docs/development/resilience.md, with two additions. The formula there takes
-all that was sent after the answered request off the rest it told, and counts nothing that flowed in meanwhile: with a
-latency as long as a bucket lasts (a second, for requests) 43 to 75 % of the possible throughput were left in the
-simulation, so the inflow is added (99 %). And while nobody else uses the quota the level is drawn up
-to what headers tell, too, by small steps, so that no error costs throughput for ever (98.8 to 99.5 %).
+The headers of responses correct the copy (docs/development/resilience.md), with two additions to the usual formula.
+It subtracts all that was sent after the answered request from what the headers say remains, and ignores the inflow
+since. With a latency as long as a bucket lasts (a second, for requests) that left 43 to 75 % of the possible throughput
+in the simulation, so the inflow is added (99 %). And while no other client uses the quota, the level is also raised
+towards the headers by small steps, so that no error costs throughput for ever (98.8 to 99.5 %).
 """
 
 from __future__ import annotations
@@ -19,47 +19,33 @@ from attrs import frozen
 
 from llmopt.values.calls import RateLimit
 
-# The part of a rate limit that is ours, where clients that know nothing of each other use it too.
-#
-# The rest of the allowance that an answer's headers tell is a signal all of them see, and two things are read
-# from it. First, what others use: between two answers the server's bucket gained what the limit gives and
-# lost what we sent; the remainder is theirs. A client that finds itself alone takes the whole limit. Else a
-# controller (proportional and integral, on the logarithm of the rate) holds the rest at a set
-# point, so that a refusal is foreseen and not provoked. It is the idea of RCP (Dukkipati, "Rate Control Protocol",
-# 2007), the rest standing where RCP has the router's queue. The set point is higher for
-# who takes more, and since all see one remaining, that drives the shares together.
-#
-# Measured (tests/policies/test_rate_limiter_simulation.py): of the requests of four clients of one small bucket, 1 to
-# 2 % were refused, and 98 % of the possible throughput reached; without this, each believing that
-# the whole limit was its own, 45 to 49 % were refused.
-
 _LOW_MARK: Final = 0.5
 _HIGH_MARK: Final = 0.85
-"""Set points of the remaining, as parts of the bucket, for a share of 0 and of 1."""
+"""Set points of what remains, as parts of the bucket, for a share of 0 and of 1."""
 _INTEGRAL: Final = 0.5
 """Change of the share (its logarithm) per second and unit of error; the proportional gain is 1."""
 _MAX_STEP_S: Final = 3.0
 _MIN_SHARE: Final = 0.1
-"""Share below which only refusals drive it: what is too small is overlooked by those who have the rest."""
+"""Below this share only 429s change it: clients with large shares do not notice one that is too small."""
 _RECOVERY: Final = 0.05
-"""Growth of the share per second where the rest tells nothing; refusals cut it."""
+"""Growth of the share per second where headers show nothing; 429s cut it."""
 _VANISHING: Final = 0.01
 _CUT: Final = 0.7
 _MEMORY_S: Final = 5.0
 """Time constant of the estimate of what others use."""
 _CONTENDED: Final = 0.1
-"""Others are there when they use more than this part of the limit; they are gone below half of it."""
+"""The quota is contended when others use more than this part of the limit, until they use less than half of it."""
 
 
 @frozen(kw_only=True)
 class QuotaSample:
-    """What one answer shows of the server's bucket.
+    """What the headers of one response show of the server's bucket.
 
     Attributes:
-        sent_at: when its request was sent.
-        remaining: what the server says is left.
-        spent: what this client had taken in all when it sent the request.
-        expected_remaining: what should be left by now, requests under way taken off.
+        sent_at: when the request was sent.
+        remaining: what remains in the bucket, according to the server.
+        spent: all that this client had taken when it sent the request.
+        expected_remaining: what should remain by now, without what requests in flight take.
     """
 
     sent_at: float
@@ -69,11 +55,22 @@ class QuotaSample:
 
 
 class FairShare:
-    """The share of one limit.
+    """This client's share of a rate limit that clients which know nothing of each other use together.
+
+    All of them see in the headers what remains of the limit, and two things are derived from it. First, the use by
+    others: between two responses the server's bucket gained what the limit gives and lost what this client sent; the
+    difference is what others took. A client that finds itself alone takes the whole limit. Otherwise a controller
+    (proportional and integral, on the logarithm of the rate) holds what remains at a set point, so that a 429 is
+    avoided and not provoked. This is the idea of RCP (Dukkipati, "Rate Control Protocol", 2007), with what remains in
+    place of the router's queue. The set point is higher for a client with a larger share, and since all clients see
+    the same number, that brings the shares together.
+
+    Measured in tests/policies/test_rate_limiter_simulation.py: 1 to 2 % of the requests of four clients of one small
+    bucket were refused, at 98 % of the possible throughput. With each client using the whole limit it was 45 to 49 %.
 
     Attributes:
         factor: the part of the limit that may be used now.
-        uncontended: whether nobody else seems to use it.
+        uncontended: whether no other client seems to use the limit.
     """
 
     __slots__ = ("_last", "_max_remaining", "_others", "_share", "factor", "uncontended")
@@ -90,16 +87,16 @@ class FairShare:
         return f"FairShare({self.factor:.2f}, others={self._others:.2f})"
 
     def bucket_fits(self, burst: float) -> bool:
-        """Whether the server's bucket is no deeper than ours, as far as it was ever seen."""
+        """Whether the server's bucket is no larger than ``burst``, as far as headers have shown."""
         return self._max_remaining <= burst
 
     def update(self, sample: QuotaSample, rate: float, burst: float) -> None:
-        """Learn from one answer.
+        """Learn from the headers of one response.
 
         Args:
-            sample: what it shows.
+            sample: what they show.
             rate: the whole limit, per second.
-            burst: the limit's bucket as we keep it.
+            burst: capacity of this client's copy of the bucket.
         """
         self._max_remaining = max(self._max_remaining, sample.remaining)
         last, self._last = self._last, sample
@@ -112,12 +109,12 @@ class FairShare:
             self._estimate_others(sample, last, span, rate, burst, depth)
             self._control(sample.expected_remaining / depth, min(span, _MAX_STEP_S))
         elif not self.uncontended:
-            # So shallow a bucket is always empty after a request. Its rest says nothing.
+            # A bucket this small is always empty after a request, so what remains says nothing.
             self._share = min(1.0, self._share + _RECOVERY * min(span, _MAX_STEP_S))
             self._apply(0.0)
 
     def refused(self) -> None:
-        """A refusal although our own model had room: others were quicker, or an estimate was too low."""
+        """A 429 although this client's copy had capacity: others were faster, or an estimate was too low."""
         self._others = max(0.0, self._others) + _CONTENDED / 2
         self.uncontended = self.uncontended and self._others < _CONTENDED
         if not self.uncontended:
@@ -125,7 +122,7 @@ class FairShare:
             self._apply(0.0)
 
     def _first_sample(self, sample: QuotaSample, burst: float) -> None:
-        # Taken as if the bucket had been full, and they had taken their part within one burst's time.
+        # Assuming that the bucket was full, and that others took their part in the time of one burst.
         used = burst - sample.remaining
         self._others = max(0.0, used - sample.spent) / burst
         self.uncontended = self._others < _CONTENDED
@@ -137,13 +134,13 @@ class FairShare:
         self, sample: QuotaSample, last: QuotaSample, span: float, rate: float, burst: float, depth: float
     ) -> None:
         filled = last.remaining + rate * span
-        # A bucket that may have run over meanwhile says nothing of use; for one that is alone it says
-        # at most that there is none.
+        # A bucket that may have overflowed since does not show use by others; without contention it shows at most
+        # that there is none.
         if filled <= burst or self.uncontended:
             used = min(filled, depth) - sample.remaining - (sample.spent - last.spent)
             weight = math.exp(-span / _MEMORY_S)
-            # It may come out below 0 for a moment, when requests overtook each other; the next answers
-            # bring that back, and cutting it off here would turn noise into company.
+            # It may be below 0 for a moment, when requests overtook each other. Later responses correct that; cutting
+            # it off here would make noise look like use by others.
             self._others = max(-1.0, self._others * weight + used / span / rate * (1 - weight))
         self.uncontended = self._others < (_CONTENDED if self.uncontended else _CONTENDED / 2)
 
@@ -166,12 +163,12 @@ class FairShare:
 _EPSILON: Final = 1e-6
 """Far below one token, far above what rounding does to a level."""
 _MARGIN: Final = 0.1
-"""Part of a burst that is left to the server: requests overtake each other on the way."""
+"""Part of a burst that is not used, because requests overtake each other on the way to the server."""
 _CONTENDED_MARGIN: Final = 0.15
 _CONTENDED_RESET_FACTOR: Final = 10.0
 _RAISE_STEP: Final = 0.02
 _SUSPICIOUS_DROP: Final = 10.0
-"""A limit that falls to less than a tenth is believed when ``_CONFIRMATIONS`` answers in a row say it."""
+"""A limit that falls to less than a tenth must be repeated by ``_CONFIRMATIONS`` responses in a row."""
 _CONFIRMATIONS: Final = 3
 _MAX_LIMIT: Final = 1e9
 _DAY: Final = 86_400.0
@@ -183,13 +180,13 @@ class TokenBucket:
     Attributes:
         level: what may be taken now; infinite without a limit.
         rate: inflow per second in force.
-        max_rate: inflow per second that is known to be allowed; infinite when nothing is known.
-        capacity: the most that is saved up.
-        reserved: what the first in line waits for; saved up even above the capacity.
+        max_rate: inflow per second of the known limit; infinite without one.
+        capacity: the highest level.
+        reserved: what the first waiter needs; the level may rise to it above the capacity.
         spent: all that was ever taken, by estimates.
-        refused_total: what of it the server refused.
-        share: what others leave of the limit.
-        server_limit: the limit a minute as headers told it last, None before they do.
+        refused_total: the part of it that the server refused with 429s.
+        share: this client's share of the limit.
+        server_limit: the limit per minute in the last headers, None before the first.
     """
 
     __slots__ = (
@@ -217,9 +214,9 @@ class TokenBucket:
 
         Args:
             per_second: the configured limit, None for none.
-            burst_s: seconds' worth of inflow that can be saved up.
-            smallest: the bucket is never smaller than this.
-            now: seconds.
+            burst_s: capacity, in seconds of inflow.
+            smallest: the lowest capacity.
+            now: monotonic seconds.
         """
         self._configured = math.inf if per_second is None else per_second
         self._burst_s = burst_s
@@ -246,7 +243,7 @@ class TokenBucket:
     # Taking
 
     def wait_time(self, now: float, cost: float) -> float:
-        """Seconds until ``cost`` can be taken; 0 when it can be now."""
+        """Seconds until ``cost`` can be taken; 0 if it can be now."""
         elapsed = now - self._at
         if elapsed > 0:
             self._flow_in(now, elapsed)
@@ -256,18 +253,18 @@ class TokenBucket:
         return max(_EPSILON, min(short / self.rate, self._full_at - now))
 
     def take(self, cost: float) -> None:
-        """Take it, whether it is there or not."""
+        """Take ``cost``, even if the level is lower."""
         self.level -= cost
         self.spent += cost
 
     def reserve(self, cost: float) -> None:
-        """The first in line needs this much now; what was saved up for another beyond that is gone."""
+        """Save up for the first waiter, which needs ``cost``; what was saved for another one beyond that is lost."""
         if cost != self.reserved:
             self.reserved = cost
             self.level = min(self.level, max(self.capacity, cost))
 
     def refund(self, amount: float) -> None:
-        """Return what was taken for a request that was not sent, or not counted by the server."""
+        """Return what was taken for a request that was not sent, or that the server did not count."""
         self.level = min(self.level + amount, max(self.capacity, self.reserved))
 
     def correct(self, extra: float) -> None:
@@ -280,29 +277,29 @@ class TokenBucket:
         self._at = now
         self.level = min(self.level + elapsed * self.rate, max(self.capacity, self.reserved))
         if now >= self._full_at:
-            # By the server's own word it is whole again: whatever we believe, the next may try.
+            # According to the server the bucket is full now, so the next request may be sent, whatever the level is.
             self._full_at = math.inf
             self.level = max(self.level, self.reserved, self._smallest)
 
     # The rate
 
     def set_learned_rate(self, now: float, rate: float) -> None:
-        """Go no faster than this, by what refusals taught; infinite to be free again."""
+        """Set the highest rate that was learned from 429s; infinite for none."""
         self.wait_time(now, 0.0)
         self._learned = rate
         self._resize()
 
     def set_debt(self, part: float) -> None:
-        """Fall short by this part of a burst at least, so that the server's bucket fills up a little."""
+        """Lower the level to a debt of this part of a burst, so that the server's bucket fills up a little."""
         if self.rate < math.inf:
             self.level = min(self.level, -part * self.rate * self._burst_s)
 
     def hold_until(self, until: float) -> None:
-        """Let nothing flow in before then."""
+        """Stop the inflow until then."""
         self._at = max(self._at, until)
 
     def throttled(self, now: float) -> None:
-        """A refusal that the rest in the headers explains."""
+        """A 429 that the headers explain: too little remains."""
         self.wait_time(now, 0.0)
         self.share.refused()
         self._resize()
@@ -315,13 +312,13 @@ class TokenBucket:
     # Headers
 
     def observe(self, now: float, limit: RateLimit, sent_at: float, spent_when_sent: float) -> None:
-        """Correct the bucket by the headers of an answer.
+        """Correct the bucket by the headers of a response.
 
         Args:
-            now: seconds.
-            limit: what they tell of this quantity.
-            sent_at: when the answered request was sent.
-            spent_when_sent: ``spent`` when it was.
+            now: monotonic seconds.
+            limit: the rate limit of this quantity in the headers.
+            sent_at: when the request was sent.
+            spent_when_sent: ``spent`` at that moment.
         """
         self.wait_time(now, 0.0)
         self._update_limit(limit)
@@ -367,11 +364,11 @@ class TokenBucket:
         if reset is None:
             return max(window, self._burst_s)
         if not self.share.uncontended:
-            # Others take of what comes back, too.
+            # Others take from what flows in, too.
             reset = min(window, reset * _CONTENDED_RESET_FACTOR)
         return max(reset, self._burst_s)
 
 
 def _plausible(value: float | None, maximum: float) -> float | None:
-    """What is negative, not a number or absurdly large counts as not told."""
+    """A number of the headers, None if it is negative, not a number or implausibly large."""
     return value if value is not None and 0 <= value <= maximum else None
