@@ -29,7 +29,7 @@ from llmopt.testing.harness import (
     encode_request,
     vectors_in_order,
 )
-from llmopt.testing.transport import Reply, Sent, transport_of
+from llmopt.testing.transport import Reply, SentRequest, function_transport
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, ToolCall
 from llmopt.values.embeddings import EmbeddedRows
@@ -168,14 +168,14 @@ class PretendedServer:
         self._missing: Final = missing
         self._lock: Final = threading.Lock()
         self._list: Final = _target(subject)
-        self.sent: Final[list[Sent]] = []
+        self.sent: Final[list[SentRequest]] = []
 
     @property
     def transport(self) -> httpx.AsyncBaseTransport:
         """The way to it."""
-        return transport_of(self.answer)
+        return function_transport(self.answer)
 
-    def answer(self, sent: Sent) -> Reply:
+    def answer(self, sent: SentRequest) -> Reply:
         """Answer one request."""
         with self._lock:
             self.sent.append(sent)
@@ -189,7 +189,7 @@ class PretendedServer:
             return Reply(body=self._subject.dialect.catalog(SamplePage(models=MODELS)))
         return Reply(body=self._vectors(sent))
 
-    def _vectors(self, sent: Sent) -> bytes:
+    def _vectors(self, sent: SentRequest) -> bytes:
         body = sent.json
         found = [self._texts[index] for index in order_of(self._texts, body)]
         found = found[: len(found) - self._missing]
@@ -211,7 +211,7 @@ def _target(subject: Subject) -> tuple[str, str]:
         prepared = encode_request(subject.hooks.build_request(CatalogCall(), settings), settings)
     except LLMOptError:
         return "", ""
-    sent = Sent(method=prepared.method, url=prepared.url, headers={})
+    sent = SentRequest(method=prepared.method, url=prepared.url, headers={})
     return sent.method, sent.target
 
 
@@ -488,7 +488,7 @@ class ChattingServer(PretendedServer):
             status=status, body=body, pieces=tuple(pieces), headers={"content-type": kind}
         )
 
-    def answer(self, sent: Sent) -> Reply:
+    def answer(self, sent: SentRequest) -> Reply:
         """Answer one request."""
         if sent.method != "POST":
             return super().answer(sent)

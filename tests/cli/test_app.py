@@ -11,8 +11,17 @@ import pytest
 
 from llmopt import errors
 from llmopt.cli.app import _COMMANDS, app
-from llmopt.cli.console import BadInput, CommandError, Exit, code_of, count, listed, plain, sentence_of
-from llmopt.cli.doctor import advice_for
+from llmopt.cli.console import (
+    CommandError,
+    Exit,
+    InputError,
+    error_message,
+    exit_code_for,
+    format_count,
+    printable,
+    quoted_list,
+)
+from llmopt.cli.doctor import hint_for
 from llmopt.cli.writers import AppendFile
 from tests.cli.run import found, invoke
 
@@ -23,7 +32,7 @@ CODES = [
     (errors.InvalidInput("x"), Exit.USAGE),
     (errors.AuthError("x"), Exit.FAILED),
     (errors.DeadlineExceeded("x"), Exit.FAILED),
-    (BadInput("x"), Exit.USAGE),
+    (InputError("x"), Exit.USAGE),
     (CommandError("x", Exit.SETUP), Exit.SETUP),
     (KeyboardInterrupt(), Exit.INTERRUPTED),
     (OSError(28, "No space left on device"), Exit.FAILED),
@@ -34,17 +43,18 @@ CODES = [
 @pytest.mark.parametrize(("error", "code"), CODES, ids=lambda value: type(value).__name__)
 def test_code_of_an_error(error: BaseException, code: Exit) -> None:
     """What can be mended where, in a number."""
-    assert code_of(error) == code
+    assert exit_code_for(error) == code
 
 
 def test_sentences() -> None:
     """Errors of the system and of nobody's making are sentences too."""
     assert (
-        sentence_of(OSError(28, "No space left on device", "out.npy")) == "No space left on device: out.npy."
+        error_message(OSError(28, "No space left on device", "out.npy"))
+        == "No space left on device: out.npy."
     )
-    assert sentence_of(OSError(28, "No space left on device")) == "No space left on device."
-    assert sentence_of(errors.ConfigError("do this.")) == "do this."
-    assert "LLMOPT_TRACEBACK=1" in sentence_of(ValueError("oh"))
+    assert error_message(OSError(28, "No space left on device")) == "No space left on device."
+    assert error_message(errors.ConfigError("do this.")) == "do this."
+    assert "LLMOPT_TRACEBACK=1" in error_message(ValueError("oh"))
 
 
 def test_an_internal_fault_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +67,7 @@ def test_an_internal_fault_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     done = invoke("plugins")
     assert done.exit_code == 1
     assert done.stderr.startswith(
-        "llmopt: this is a fault of llmopt or of a plugin (ZeroDivisionError: oh dear)"
+        "llmopt: unexpected error in llmopt or a plugin (ZeroDivisionError: oh dear)"
     )
     assert len(done.stderr.splitlines()) == 1
     monkeypatch.setenv("LLMOPT_TRACEBACK", "1")
@@ -109,28 +119,28 @@ def test_a_partial_file_that_cannot_have_its_name(monkeypatch: pytest.MonkeyPatc
 def test_advice_for_every_way_to_fail() -> None:
     """Half a sentence, with the key's source where the key is at fault."""
     refused = errors.ConnectFailed("x", cause="refused")
-    assert advice_for(refused, "") == "start the server, or correct the port in base_url"
-    assert advice_for(errors.ConnectFailed("x", cause="other"), "").startswith("check base_url")
-    assert advice_for(errors.AuthError("x"), "configuration") == "check the key (configuration)"
-    assert advice_for(errors.DeadlineExceeded("x"), "") == "try again, with a larger --deadline"
-    assert advice_for(errors.ItemRejected("x"), "") == ""
+    assert hint_for(refused, "") == "start the server, or correct the port in base_url"
+    assert hint_for(errors.ConnectFailed("x", cause="other"), "").startswith("check base_url")
+    assert hint_for(errors.AuthError("x"), "configuration") == "check the key (configuration)"
+    assert hint_for(errors.DeadlineExceeded("x"), "") == "try again, with a larger --deadline"
+    assert hint_for(errors.ItemRejected("x"), "") == ""
 
 
 def test_text_for_people() -> None:
     """Numbers with their nouns, names few and short, and nothing that moves a cursor."""
-    assert (count(1, "text"), count(1234, "text")) == ("1 text", "1,234 texts")
-    assert plain("a\x1b[1m\nb") == "a\ufffd[1m\ufffdb"
-    assert plain("a\x1b\nb", lines=True) == "a\ufffd\nb"
-    assert listed(["a", "b"]) == "'a', 'b'"
-    assert listed(str(number) for number in range(30)).endswith("'19', and 10 more")
-    assert len(listed(["x" * 100])) < 50
+    assert (format_count(1, "text"), format_count(1234, "text")) == ("1 text", "1,234 texts")
+    assert printable("a\x1b[1m\nb") == "a\ufffd[1m\ufffdb"
+    assert printable("a\x1b\nb", lines=True) == "a\ufffd\nb"
+    assert quoted_list(["a", "b"]) == "'a', 'b'"
+    assert quoted_list(str(number) for number in range(30)).endswith("'19', and 10 more")
+    assert len(quoted_list(["x" * 100])) < 50
 
 
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [
         (("embed", "in.txt", "--model", "local/default", "--out", "out.npy"), "ConfigError"),
-        (("embed", "none.txt", "--model", "local/default", "--out", "out.npy"), "BadInput"),
+        (("embed", "none.txt", "--model", "local/default", "--out", "out.npy"), "InputError"),
         (("models",), "ConfigError"),
         (("models", "--offline", "--refresh"), "CommandError"),
         (("plugins",), "ConfigError"),

@@ -103,9 +103,9 @@ def test_offline_asks_nobody(served: EmbeddingServer) -> None:
 
 
 ANSWERS = [
-    (401, "set a key: this server wants one"),
-    (403, "the key is valid and may not list models; embedding may work all the same"),
-    (404, "check the path of base_url; a server without a list of models may embed all the same"),
+    (401, "set a key: this server requires one"),
+    (403, "the key is valid but may not list models; other calls may work"),
+    (404, "check the path of base_url; a server without a list of models may work for other calls"),
     (418, ""),
 ]
 
@@ -133,9 +133,7 @@ def test_what_to_do_where_nobody_listens() -> None:
 def test_what_to_do_where_something_else_answers(served: EmbeddingServer) -> None:
     """A page instead of a list of models."""
     served.models = (200, {"hello": "world"})
-    assert (
-        checks("near")["near"]["advice"] == "check base_url: something else than the provider answers there"
-    )
+    assert checks("near")["near"]["advice"] == "check base_url: the server there is not the provider"
 
 
 def test_a_broken_configuration_is_a_finding(here: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_signal_waits_for_the_end_of_a_held_block() -> None:
     """Nothing is cut in half."""
     done = []
     with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
-        with interrupts.held():
+        with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             done.append("block")
         done.append("never")
@@ -171,7 +171,7 @@ def test_a_signal_waits_for_the_end_of_a_held_block() -> None:
 def test_after_hold_no_signal_comes_through() -> None:
     """What was earned is saved in peace."""
     with Interrupts() as interrupts:
-        interrupts.hold()
+        interrupts.defer_all()
         os.kill(os.getpid(), signal.SIGTERM)
 
 

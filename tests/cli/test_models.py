@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from llmopt.cli.console import age, amount, bytes_of
-from llmopt.cli.models import SORTS, Choice
+from llmopt.cli.console import format_age, format_bytes, format_price
+from llmopt.cli.models import SORT_KEYS, ModelFilter
 from llmopt.values.catalog import Model, Prices
 from tests.cli.run import LLMOPT, found, invoke, llmopt
 from tests.cli.server import EmbeddingServer, refused
@@ -103,7 +103,7 @@ MODELS = [
 
 
 def ids(**choice: Any) -> str:
-    return "".join(model.id for model in Choice(**choice).of(MODELS))
+    return "".join(model.id for model in ModelFilter(**choice).of(MODELS))
 
 
 def test_filters() -> None:
@@ -127,12 +127,12 @@ def test_order() -> None:
     assert ids(sort="dimensions") == "Abc"
     assert ids(sort="shutdown") == "Abc"
     assert ids(reverse=True) == "cAb"
-    assert all(len(ids(sort=each)) == 3 for each in SORTS)
+    assert all(len(ids(sort=each)) == 3 for each in SORT_KEYS)
 
 
 def test_words() -> None:
     """Ages, money and bytes for people."""
-    assert [age(each) for each in (0, 59, 60, 3_599, 3_600, 86_400 * 3)] == [
+    assert [format_age(each) for each in (0, 59, 60, 3_599, 3_600, 86_400 * 3)] == [
         "now",
         "now",
         "1 min",
@@ -140,16 +140,16 @@ def test_words() -> None:
         "1 h",
         "3 d",
     ]
-    assert age(7_200, stale=True) == "2 h, stale"
-    assert [amount(each, "USD") for each in (None, 0.0, 0.02, 1.5, 15.0)] == [
+    assert format_age(7_200, stale=True) == "2 h, stale"
+    assert [format_price(each, "USD") for each in (None, 0.0, 0.02, 1.5, 15.0)] == [
         "",
         "$0",
         "$0.02",
         "$1.5",
         "$15",
     ]
-    assert amount(1.25, "EUR") == "1.25 EUR"
-    assert [bytes_of(each) for each in (0, 1_023, 1_024, 3_500_000, 5 << 30)] == [
+    assert format_price(1.25, "EUR") == "1.25 EUR"
+    assert [format_bytes(each) for each in (0, 1_023, 1_024, 3_500_000, 5 << 30)] == [
         "0 B",
         "1023 B",
         "1.0 KiB",
@@ -228,7 +228,7 @@ def test_the_table_on_a_terminal(served: EmbeddingServer) -> None:
 def test_cache_info_and_clear(served: EmbeddingServer) -> None:
     """What there is, by kind and provider; looking at nothing makes nothing."""
     home = Path(os.environ["XDG_CACHE_HOME"]) / "llmopt"
-    assert "nothing is kept" in invoke("cache", "info").stdout
+    assert "nothing is cached" in invoke("cache", "info").stdout
     assert not (home / "cache-1.db").exists()
     assert "0 entries removed" in invoke("cache", "clear").stderr
     invoke("models", "near", "local")

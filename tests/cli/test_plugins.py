@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.cli.doctor import show_plugins as show
+from llmopt.cli.doctor import print_plugins as show
 from llmopt.providers.overview import PluginOverview
 from tests.cli.installed import install, path_with
 from tests.cli.run import found, invoke, llmopt

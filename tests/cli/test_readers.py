@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt.cli import readers
-from llmopt.cli.console import BadInput
-from llmopt.cli.readers import InputFormat, Lines, Source, Texts
+from llmopt.cli.console import InputError
+from llmopt.cli.readers import InputFormat, LineReader, Source, Texts
 
 plain = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 texts = st.lists(plain, min_size=1, max_size=20)
@@ -40,7 +40,7 @@ def read(content: bytes, form: InputFormat, **options: str) -> list[tuple[int, s
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "in"
         path.write_bytes(content)
-        found = Texts(str(path), form, name=options.get("name"), limit=None, refuse=False)
+        found = Texts(str(path), form, name=options.get("name"), limit=None, check_texts=False)
         assert found.total() == len(list(found))
         return list(found)
 
@@ -84,7 +84,7 @@ def test_csv_round_trip(texts: list[str]) -> None:
 @given(plain, sizes)
 def test_lines_however_the_bytes_arrive(content: str, size: int) -> None:
     """Blocks may end in the middle of a character, a mark or a line."""
-    pieces = list(Lines(Chopped(content.encode(), size)).pieces())
+    pieces = list(LineReader(Chopped(content.encode(), size)).chunks())
     assert "".join(pieces) == content.removeprefix("\ufeff")
     assert all(piece.endswith("\n") for piece in pieces[:-1])
 
@@ -95,17 +95,17 @@ def test_a_bad_byte_is_named_and_nothing_before_it_lost(texts: list[str], size: 
     before = "".join(f"{text}\n" for text in texts).encode()
     found: list[str] = []
     # What came before the error stays in the list.
-    with pytest.raises(BadInput) as caught:
-        found.extend(Lines(Chopped(before + b"\xff" + tail, size)).pieces())
+    with pytest.raises(InputError) as caught:
+        found.extend(LineReader(Chopped(before + b"\xff" + tail, size)).chunks())
     assert "".join(found).encode() == before.removeprefix("\ufeff".encode())
     assert f"line {before.count(10) + 1}: byte {len(before) + 1} of the input (0xFF)" in str(caught.value)
 
 
 def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded even where no line feed ever comes."""
-    monkeypatch.setattr(readers, "_MAX_LINE", 100)
-    with pytest.raises(BadInput, match="has a line of more than"):
-        list(Lines(Chopped(b"x" * 1000, 10)).pieces())
+    monkeypatch.setattr(readers, "_MAX_LINE_BYTES", 100)
+    with pytest.raises(InputError, match="has a line of more than"):
+        list(LineReader(Chopped(b"x" * 1000, 10)).chunks())
 
 
 def test_what_comes_slowly_is_given_as_it_comes(here: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_comes_slowly_is_given_as_it_comes(here: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    found = iter(Texts("pipe", None, name=None, limit=None, refuse=True))
+    found = iter(Texts("pipe", None, name=None, limit=None, check_texts=True))
     first = next(found)
     given.set()
     assert [first, *found] == [(1, "first"), (2, "second")]
@@ -131,15 +131,15 @@ def test_what_comes_slowly_is_given_as_it_comes(here: Path) -> None:
 def test_a_pipe_is_never_read_twice(here: Path) -> None:
     """The number of its texts is not known before they were read."""
     os.mkfifo("pipe")
-    found = Texts("pipe", None, name=None, limit=None, refuse=True)
+    found = Texts("pipe", None, name=None, limit=None, check_texts=True)
     assert found.total() is None
 
 
 def test_a_very_large_file_is_not_checked_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its length is not known then."""
     Path("in.txt").write_text("one\ntwo\n")
-    monkeypatch.setattr(readers, "_CHECKED_BYTES", 3)
-    assert Texts("in.txt", None, name=None, limit=None, refuse=True).total() is None
+    monkeypatch.setattr(readers, "_MAX_CHECKED_BYTES", 3)
+    assert Texts("in.txt", None, name=None, limit=None, check_texts=True).total() is None
 
 
 def test_a_read_that_fails_is_a_bad_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +149,6 @@ def test_a_read_that_fails_is_a_bad_input(here: Path, monkeypatch: pytest.Monkey
         raise OSError(5, "Input/output error")
 
     Path("in.txt").write_text("one\n")
-    monkeypatch.setattr(readers, "_at_once", broken)
-    with pytest.raises(BadInput, match=r"in\.txt cannot be read: Input/output error\."):
-        list(Texts("in.txt", None, name=None, limit=None, refuse=True))
+    monkeypatch.setattr(readers, "_read_available", broken)
+    with pytest.raises(InputError, match=r"in\.txt cannot be read: Input/output error\."):
+        list(Texts("in.txt", None, name=None, limit=None, check_texts=True))

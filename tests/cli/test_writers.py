@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llmopt.cli import writers
-from llmopt.cli.writers import AppendFile, NpyWriter, OutputFormat, Rows, _header, open_writer, shortest
+from llmopt.cli.writers import (
+    AppendFile,
+    NpyWriter,
+    OutputFormat,
+    Rows,
+    _header,
+    open_writer,
+    shortest_decimals,
+)
 
 floats = st.floats(width=32)
 PARTS = st.lists(st.tuples(st.integers(1, 5), st.booleans(), st.booleans()), min_size=1, max_size=12)
@@ -121,7 +129,7 @@ def compare(found: list[dict[str, Any]], rows: list[Rows]) -> None:
 def test_the_shortest_number_is_the_same_float32(numbers: list[float]) -> None:
     """Of every float32, subnormal, huge or not finite: nine digits or so, and back to the very same."""
     exact = np.array([numbers], dtype=np.float32)
-    short = shortest(exact)
+    short = shortest_decimals(exact)
     np.testing.assert_array_equal(short.astype(np.float32), exact)
     for value, number in zip(exact[0], short[0], strict=True):
         if 1e-12 < abs(value) < 1e8:

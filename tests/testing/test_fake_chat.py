@@ -95,7 +95,7 @@ def test_an_error_that_no_stream_can_hold_is_refused() -> None:
     fake = FakeProvider()
     with pytest.raises(ValueError, match="ends='break'"):
         fake.say("a", ends="error", error=llmopt.ConnectionLost)
-    with pytest.raises(ValueError, match="cannot bring about ConfigError"):
+    with pytest.raises(ValueError, match="no response of a provider leads to ConfigError"):
         fake.say("a", ends="error", error=llmopt.ConfigError)
 
 

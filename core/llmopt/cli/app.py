@@ -1,4 +1,4 @@
-"""The program ``llmopt``: its commands, and how each of them ends."""
+"""The command line program ``llmopt``: its commands, their exit codes, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 import llmopt
-from llmopt.cli.console import Exit, code_of, tell
+from llmopt.cli.console import Exit, exit_code_for, print_error
 
 _COMMANDS: Final = {
     "embed": ("embed", "command"),
@@ -22,10 +22,10 @@ _COMMANDS: Final = {
     "cache": ("cache", "command"),
     "doctor": ("doctor", "command"),
 }
-"""Where each command lives: its file, and its name there."""
-_HELP = """Fast, paced and safe requests to any LLM provider.
+"""The module and name of each command. Modules are imported when their command is used."""
+_HELP = """Fast, rate-limited and reliable requests to any LLM provider.
 
-A model is named PROVIDER/MODEL: local/default is one that runs inside this process, without a key or a
+A model is written PROVIDER/MODEL: local/default is one that runs inside this process, without a key or a
 server."""
 _EPILOG = """\b
 Example:
@@ -33,24 +33,24 @@ Example:
 
 \b
 Exit codes:
-  0    all went well
-  1    texts failed, or a provider did
+  0    success
+  1    a text or a provider failed
   2    wrong usage, or an input or output that cannot be used
   3    the configuration or a plugin cannot be used
   130  interrupted
 
-Errors are one sentence on standard error; LLMOPT_TRACEBACK=1 shows where they come from."""
+An error is one sentence on standard error; LLMOPT_TRACEBACK=1 adds the traceback."""
 
 
 class Commands(click.Group):
-    """The commands, each imported when it is used; an error of any of them becomes a sentence."""
+    """The commands, each imported when it is used. An error in any of them is printed as one sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The names, in the order in which people need them."""
+        """The names, in the order of the help."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """A command by its name."""
+        """Import a command by its name."""
         if cmd_name not in _COMMANDS:
             return None
         file, name = _COMMANDS[cmd_name]
@@ -58,27 +58,27 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command, which returns its exit code, and end with it."""
-        ctx.exit(_ended(lambda: super(Commands, self).invoke(ctx)))
+        """Run a command and exit with the code that it returns."""
+        ctx.exit(_exit_code(lambda: super(Commands, self).invoke(ctx)))
 
 
-def _ended(run: Callable[[], Any]) -> int:
+def _exit_code(run: Callable[[], Any]) -> int:
     try:
         code = run()
         sys.stdout.flush()
     except (click.ClickException, click.exceptions.Exit):
         raise
     except BrokenPipeError:
-        return _leave_pipe()
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, it becomes a sentence
-        tell(error)
-        return code_of(error)
+        return _close_broken_pipe()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - every error is printed as a sentence
+        print_error(error)
+        return exit_code_for(error)
     return Exit.OK if code is None else int(code)
 
 
-def _leave_pipe() -> int:
-    """The reader of standard output has seen enough, which is its good right."""
-    # So that the interpreter's own flush at exit finds something that takes it.
+def _close_broken_pipe() -> int:
+    """Treat a closed pipe as success: the reader of standard output, such as ``head``, needs no more."""
+    # The interpreter flushes standard output at exit, which would fail on the pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return Exit.OK
 
@@ -96,20 +96,20 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            # A name that this terminal cannot show is no reason to fail.
+            # A terminal that cannot print a character gets an escape instead of an exception.
             reconfigure(errors="backslashreplace")
     try:
         app(prog_name="llmopt")
     except SystemExit as end:
         if end.code == Exit.INTERRUPTED:
-            _leave_now()
+            _exit_immediately()
         raise
     except KeyboardInterrupt:
-        _leave_now()
+        _exit_immediately()
 
 
-def _leave_now() -> None:
-    """End at once: an engine inside the process may be in the middle of a batch, and cannot be stopped."""
+def _exit_immediately() -> None:
+    """Exit without waiting for threads: an in-process engine may be computing a batch, and cannot be stopped."""
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

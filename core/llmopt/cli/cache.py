@@ -1,4 +1,4 @@
-"""``llmopt cache``."""
+"""``llmopt cache``: show and clear the disk cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from attrs import field, frozen
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import CacheFiles
 from llmopt.cache.store import CacheSize
-from llmopt.cli.console import Exit, bytes_of, example, plain, print_json, print_table, say, shared
+from llmopt.cli.console import (
+    Exit,
+    common_options,
+    example,
+    format_bytes,
+    print_json,
+    print_message,
+    print_table,
+    printable,
+)
 from llmopt.client.options import CACHE_WORDS
 from llmopt.config.load import load_config
 
@@ -21,119 +30,125 @@ _KINDS: Final = {"catalog": "list of models", "embeddings": "vectors"}
 
 
 @frozen(kw_only=True)
-class _Found:
-    """A store on disk."""
+class _Folder:
+    """A cache folder and what is in it.
 
-    folder: Path
-    there: bool
+    Attributes:
+        path: the folder.
+        exists: whether there is a cache in it.
+        size: how much it holds.
+    """
+
+    path: Path
+    exists: bool
     size: CacheSize = field(factory=CacheSize)
 
 
 @click.group(
     "cache",
-    short_help="See and clear what is kept on disk.",
+    short_help="Show and clear the disk cache.",
     epilog=example("llmopt cache info", "llmopt cache clear openai", "llmopt cache clear"),
 )
 def command() -> None:
-    """See and clear what is kept on disk: lists of models, and vectors where that is switched on."""
+    """Show and clear the disk cache: lists of models, and vectors where caching them is switched on."""
 
 
 @command.command("info", epilog=example("llmopt cache info", "llmopt cache info --json"))
-@shared
+@common_options
 def info(*, config: str | None, as_json: bool, no_color: bool) -> Exit:
-    """Show where the cache is, what is in it, and how much it takes."""
-    found = [asyncio.run(_look(folder)) for folder in _folders(config)]
+    """Show where the cache is, what it holds, and how large it is."""
+    folders = [asyncio.run(_inspect(path)) for path in _configured_folders(config)]
     if as_json:
-        print_json({"caches": [_table(each) for each in found]})
+        print_json({"caches": [_as_json(folder) for folder in folders]})
         return Exit.OK
-    for each in found:
-        size = each.size
-        click.echo(f"{plain(str(each.folder))}: {_state(each)}")
-        rows = [(*_named(group), str(entries)) for group, entries in sorted(size.groups.items())]
+    for folder in folders:
+        click.echo(f"{printable(str(folder.path))}: {_summary(folder)}")
+        groups = sorted(folder.size.groups.items())
+        rows = [(*_kind_and_provider(group), str(entries)) for group, entries in groups]
         print_table(("what", "provider", "entries"), rows, no_color=no_color)
     return Exit.OK
 
 
 @command.command("clear", epilog=example("llmopt cache clear", "llmopt cache clear openai mistral"))
 @click.argument("providers", nargs=-1, metavar="[PROVIDER]...")
-@shared
+@common_options
 def clear(providers: tuple[str, ...], *, config: str | None, as_json: bool, no_color: bool) -> Exit:  # noqa: ARG001 - as every command
-    """Let everything go that is kept, or what is kept of these providers.
+    """Delete everything in the cache, or what is cached of these providers.
 
-    Other processes that use the cache go on; what they have in memory they keep.
+    Other processes can use the cache meanwhile; what they have in memory stays there.
     """
-    removed = sum(asyncio.run(_clear(folder, providers)) for folder in _folders(config))
+    removed = sum(asyncio.run(_clear(path, providers)) for path in _configured_folders(config))
     if as_json:
         print_json({"removed": removed})
     else:
-        say(f"{_entries(removed)} removed.")
+        print_message(f"{_entries(removed)} removed.")
     return Exit.OK
 
 
-def _folders(source: str | None) -> list[Path]:
-    """Every folder that the configuration keeps something in."""
+def _configured_folders(source: str | None) -> list[Path]:
+    """Every folder that the configuration caches something in."""
     config = load_config(source, environ=os.environ)
-    chosen = (
-        config.cache
-        if isinstance(config.cache, str) and config.cache not in CACHE_WORDS
-        else config.cache_dir
-    )
-    own = (entry.cache_dir for entry in config.providers.values())
-    return list(dict.fromkeys(map(cache_folder, (chosen, *filter(None, own)))))
+    # A value of `cache` that is not one of the words is a folder.
+    named = isinstance(config.cache, str) and config.cache not in CACHE_WORDS
+    shared = str(config.cache) if named else config.cache_dir
+    own = filter(None, (entry.cache_dir for entry in config.providers.values()))
+    return list(dict.fromkeys(map(cache_folder, (shared, *own))))
 
 
-async def _look(folder: Path) -> _Found:
-    if not CacheFiles(folder, max_bytes=0).path.exists():
-        # Looking makes no file.
-        return _Found(folder=folder, there=False)
-    store = DiskStore(folder)
+async def _inspect(path: Path) -> _Folder:
+    if not CacheFiles(path, max_bytes=0).path.exists():
+        # A store would create the file.
+        return _Folder(path=path, exists=False)
+    store = DiskStore(path)
     try:
-        return _Found(folder=folder, there=True, size=await store.size())
+        return _Folder(path=path, exists=True, size=await store.size())
     finally:
         await store.aclose()
 
 
-async def _clear(folder: Path, providers: tuple[str, ...]) -> int:
-    found = await _look(folder)
-    if not found.there:
+async def _clear(path: Path, providers: tuple[str, ...]) -> int:
+    """Clear one folder; return how many entries are gone."""
+    before = await _inspect(path)
+    if not before.exists:
         return 0
-    store = DiskStore(folder)
+    store = DiskStore(path)
     try:
         if not providers:
             await store.clear()
-        for group in found.size.groups if providers else ():
-            if _named(group)[1] in providers:
+        for group in before.size.groups if providers else ():
+            if _kind_and_provider(group)[1] in providers:
                 await store.clear(group)
-        return found.size.entries - (await store.size()).entries
+        return before.size.entries - (await store.size()).entries
     finally:
         await store.aclose()
 
 
-def _named(group: str) -> tuple[str, str]:
+def _kind_and_provider(group: str) -> tuple[str, str]:
     kind, _, provider = group.partition("/")
     return _KINDS.get(kind, kind), provider
 
 
-def _state(found: _Found) -> str:
-    if not found.there:
-        return "nothing is kept"
-    return f"{bytes_of(found.size.bytes)} of {bytes_of(found.size.max_bytes)}, {_entries(found.size.entries)}"
+def _summary(folder: _Folder) -> str:
+    if not folder.exists:
+        return "nothing is cached"
+    size = folder.size
+    return f"{format_bytes(size.bytes)} of {format_bytes(size.max_bytes)}, {_entries(size.entries)}"
 
 
 def _entries(number: int) -> str:
     return "1 entry" if number == 1 else f"{number:,} entries"
 
 
-def _table(found: _Found) -> dict[str, Any]:
+def _as_json(folder: _Folder) -> dict[str, Any]:
     groups = [
         {"what": group.partition("/")[0], "provider": group.partition("/")[2], "entries": entries}
-        for group, entries in sorted(found.size.groups.items())
+        for group, entries in sorted(folder.size.groups.items())
     ]
     return {
-        "folder": str(found.folder),
-        "exists": found.there,
-        "entries": found.size.entries,
-        "bytes": found.size.bytes,
-        "max_bytes": found.size.max_bytes,
+        "folder": str(folder.path),
+        "exists": folder.exists,
+        "entries": folder.size.entries,
+        "bytes": folder.size.bytes,
+        "max_bytes": folder.size.max_bytes,
         "groups": groups,
     }

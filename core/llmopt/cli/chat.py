@@ -1,4 +1,4 @@
-"""``llmopt chat``."""
+"""``llmopt chat``: one question from standard input, or a conversation on a terminal."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from attrs import asdict, fields, frozen
 from llmopt.cli.console import (
     CommandError,
     Exit,
-    code_of,
-    config,
-    error_table,
+    config_option,
+    error_as_json,
+    error_message,
     example,
-    no_color,
-    say,
-    sentence_of,
-    tell,
-    telling_errors,
+    exit_code_for,
+    no_color_option,
+    print_error,
+    print_message,
+    report_errors_as_json,
 )
 from llmopt.errors import LLMOptError
 from llmopt.values.chat import ChatEvent, ChatReply
 
 if TYPE_CHECKING:
     from llmopt.client.sync_client import Client
+
+_PROMPT: Final = "> "
+# What terminals act upon; tabs and line feeds are kept.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_INCOMPLETE: Final = {
+    "length": "the answer reached the token limit and is incomplete; raise --max-tokens.",
+    "content_filter": "the provider's content filter stopped the answer.",
+}
 
 
 @click.command(
@@ -43,49 +51,47 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("model", metavar="PROVIDER/MODEL")
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option("--system", metavar="TEXT", help="System message, sent before the conversation.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Maximum tokens of an answer.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), metavar="X", help="How freely to choose, 0 for hardly."
+    "--temperature", type=click.FloatRange(min=0), metavar="X", help="Sampling temperature; 0 varies least."
 )
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1), metavar="X", help="Share of likely tokens to choose from."
+    "--top-p",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Sample from the most likely tokens only, up to this share.",
 )
-@click.option("--stop", multiple=True, metavar="TEXT", help="Where an answer ends; may be repeated.")
-@click.option("--seed", type=int, metavar="N", help="Ask for the same answer each time.")
-@click.option("--reasoning-effort", metavar="WORD", help="How long to think, such as low, medium or high.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends an answer; can be repeated.")
+@click.option("--seed", type=int, metavar="N", help="Seed for repeatable answers, where the provider has it.")
+@click.option("--reasoning-effort", metavar="WORD", help="How long to reason, such as low, medium or high.")
 @click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Time for each answer.",
+    help="Time limit for each answer.",
 )
-@click.option("--no-stream", is_flag=True, help="Print an answer when all of it is there.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Events as JSON on standard output, one a line, for machines."
-)
-@config
-@no_color
-@telling_errors
+@click.option("--no-stream", is_flag=True, help="Print an answer when it is complete.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line on standard output.")
+@config_option
+@no_color_option
+@report_errors_as_json
 def command(**options: Any) -> Exit:
     """Chat with a model.
 
-    On a terminal this is a conversation: type a question, and the answer is printed as it comes. Ctrl-C stops an
-    answer and keeps what came of it; Ctrl-C at the prompt, or Ctrl-D, ends the conversation. Otherwise standard
-    input is the one question, and standard output gets the answer alone.
+    On a terminal this is a conversation: type a question, and the answer is printed as it arrives. Ctrl-C stops an
+    answer and keeps what has arrived; Ctrl-C at the prompt, or Ctrl-D, ends the conversation. Otherwise standard
+    input is the only question, and the answer alone goes to standard output.
 
-    With --json each line is what one event adds (text, reasoning, tool_calls, finish_reason, usage ...), and the last
-    line of an answer is {"reply": ...}, all of it together, or {"error": ...}.
+    With --json each line has what one event adds (text, reasoning, tool_calls, finish_reason, usage ...), and the last
+    line of an answer is {"reply": ...} with the whole answer, or {"error": ...}.
     """
-    return chat(ChatOptions(**options))
-
-
-# What ``llmopt chat`` was asked to do.
+    return run_chat(ChatArguments(**options))
 
 
 @frozen(kw_only=True)
-class ChatOptions:
-    """The options of the command; `llmopt.cli.chat` says what each of them means."""
+class ChatArguments:
+    """The arguments of the command; the options of `command` say what each of them means."""
 
     model: str
     system: str | None = None
@@ -101,8 +107,8 @@ class ChatOptions:
     config: str | None = None
     no_color: bool = False
 
-    def call(self) -> dict[str, Any]:
-        """The options of the call itself. Somebody sits before it, who can stop waiting."""
+    def call_options(self) -> dict[str, Any]:
+        """The options of the client's call."""
         return {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -111,172 +117,123 @@ class ChatOptions:
             "seed": self.seed,
             "reasoning_effort": self.reasoning_effort,
             "deadline": self.deadline,
+            # The user sees that it waits, and can press Ctrl-C.
             "when_open": "wait",
         }
 
 
-# An answer on standard output, as it comes: for people, and for machines.
+def run_chat(arguments: ChatArguments) -> Exit:
+    """Run the command.
 
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_CUT: Final = {
-    "length": "the answer was cut off at the most tokens allowed; raise --max-tokens.",
-    "content_filter": "the provider's filter cut the answer off.",
-}
+    Raises:
+        CommandError: standard input holds no question.
+        KeyboardInterrupt: the only answer was interrupted.
+    """
+    from llmopt.client.sync_client import Client
 
-
-class Answer(Protocol):
-    """Where an answer goes."""
-
-    def add(self, event: ChatEvent) -> None:
-        """What came next."""
-
-    def end(self, reply: ChatReply) -> None:
-        """All of it is there."""
-
-    def stop(self) -> None:
-        """Somebody has had enough of it."""
-
-    def fail(self, error: Exception) -> None:
-        """It broke off, or there was none."""
+    with Client(arguments.config) as client:
+        session = ChatSession(client, arguments)
+        return session.converse() if sys.stdin.isatty() else session.ask_once(_read_question())
 
 
-class Text:
-    """The words alone; on a terminal also the thoughts before them, dimmed.
+class ChatSession:
+    """A conversation with one model.
 
     Args:
-        color: whether the terminal may be given colours; ignored elsewhere.
+        client: sends the messages.
+        arguments: of the command.
     """
 
-    def __init__(self, *, color: bool) -> None:
-        self._terminal: Final = sys.stdout.isatty()
-        self._color: Final = color
-        self._thinking = False
-        self._last = "\n"
-
-    def add(self, event: ChatEvent) -> None:
-        """As `Answer.add`."""
-        if event.reasoning and self._terminal:
-            self._thinking = True
-            self._write(event.reasoning, dim=True)
-        if said := event.text or event.refusal:
-            if self._thinking:
-                self._thinking = False
-                self._write("\n\n" if self._last != "\n" else "\n")
-            self._write(said)
-
-    def end(self, reply: ChatReply) -> None:
-        """As `Answer.end`."""
-        self._close()
-        if note := _CUT.get(reply.finish_reason or ""):
-            say(f"llmopt: {note}")
-
-    def stop(self) -> None:
-        """As `Answer.stop`."""
-        self._close()
-
-    def fail(self, error: Exception) -> None:
-        """As `Answer.fail`."""
-        self._close()
-        tell(error)
-
-    def _write(self, text: str, *, dim: bool = False) -> None:
-        if self._terminal:
-            # What a model writes moves no cursor and changes no colour; other text is left as it is.
-            text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
-        self._last = text[-1:] or self._last
-        sys.stdout.write(click.style(text, dim=True) if dim and self._color else text)
-        sys.stdout.flush()
-
-    def _close(self) -> None:
-        self._thinking = False
-        if self._last != "\n":
-            self._write("\n")
-
-
-class Lines:
-    """A JSON object a line: each event, and at the end all of it or the error."""
-
-    def add(self, event: ChatEvent) -> None:
-        """As `Answer.add`."""
-        if told := {name: value for name, value in _told(event).items() if value}:
-            self._write(told)
-
-    def end(self, reply: ChatReply) -> None:
-        """As `Answer.end`."""
-        self._write({"reply": _told(reply)})
-
-    def stop(self) -> None:
-        """As `Answer.stop`."""
-
-    def fail(self, error: Exception) -> None:
-        """As `Answer.fail`."""
-        self._write({"error": error_table(error)})
-        say(f"llmopt: {sentence_of(error)}")
-
-    def _write(self, value: dict[str, Any]) -> None:
-        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-        sys.stdout.flush()
-
-
-def _told(value: ChatEvent | ChatReply) -> dict[str, Any]:
-    """What is told of it: everything but the provider's own JSON."""
-    found = {
-        name: getattr(value, name) for name in (each.name for each in fields(type(value))) if name != "raw"
-    }
-    found["tool_calls"] = [asdict(call) for call in value.tool_calls]
-    found["usage"] = None if value.usage is None else asdict(value.usage)
-    return found
-
-
-# What was said so far. Pure.
-
-
-class Conversation:
-    """The messages of a chat on the command line.
-
-    Args:
-        system: what the model is told first, None for nothing.
-    """
-
-    def __init__(self, system: str | None) -> None:
+    def __init__(self, client: Client, arguments: ChatArguments) -> None:
+        self._client: Final = client
+        self._arguments: Final = arguments
+        self._color: Final = not (arguments.no_color or os.environ.get("NO_COLOR"))
         self._messages: Final[list[dict[str, str]]] = []
-        if system:
-            self._messages.append({"role": "system", "content": system})
+        if arguments.system:
+            self._messages.append({"role": "system", "content": arguments.system})
 
-    def asking(self, question: str) -> list[dict[str, str]]:
-        """The messages with which to ask a question."""
+    def ask_once(self, question: str) -> Exit:
+        """Ask one question."""
+        try:
+            return self._ask(question)
+        except KeyboardInterrupt:
+            return Exit.INTERRUPTED
+
+    def converse(self) -> Exit:
+        """Ask what is typed until the user ends the conversation."""
+        with suppress(ImportError):
+            # Importing readline gives input() editing and history, where Python has it.
+            import_module("readline")
+        click.echo(f"{self._arguments.model}: Ctrl-C stops an answer, Ctrl-D ends.", err=True)
+        while True:
+            try:
+                question = _prompt()
+            except EOFError:
+                click.echo(err=True)
+                return Exit.OK
+            except KeyboardInterrupt:
+                click.echo(err=True)
+                return Exit.INTERRUPTED
+            if not question.strip():
+                continue
+            # Ctrl-C ends this answer only.
+            with suppress(KeyboardInterrupt):
+                code = self._ask(question)
+                if code == Exit.SETUP:
+                    # The configuration is wrong: the next question would fail in the same way.
+                    return code
+
+    def _ask(self, question: str) -> Exit:
+        renderer: Renderer = JsonRenderer() if self._arguments.as_json else TextRenderer(color=self._color)
+        try:
+            if self._arguments.no_stream:
+                self._ask_whole(question, renderer)
+            else:
+                self._ask_streamed(question, renderer)
+        except LLMOptError as error:
+            renderer.fail(error)
+            return exit_code_for(error)
+        except KeyboardInterrupt:
+            renderer.stop()
+            raise
+        return Exit.OK
+
+    def _ask_whole(self, question: str, renderer: Renderer) -> None:
+        messages, options = self._with_question(question), self._arguments.call_options()
+        with _spinner(self._arguments):
+            reply = self._client.chat(self._arguments.model, messages, **options)
+        if not self._arguments.as_json:
+            renderer.add(ChatEvent(text=reply.text, reasoning=reply.reasoning, refusal=reply.refusal))
+        self._remember(question, reply.text or reply.refusal)
+        renderer.end(reply)
+
+    def _ask_streamed(self, question: str, renderer: Renderer) -> None:
+        messages, options = self._with_question(question), self._arguments.call_options()
+        stream = self._client.stream(self._arguments.model, messages, **options)
+        try:
+            with _spinner(self._arguments):
+                first = next((each for each in stream if each.adds or self._arguments.as_json), None)
+            if first is not None:
+                renderer.add(first)
+            for event in stream:
+                renderer.add(event)
+        finally:
+            stream.close()
+            # Also after an interrupt or an error: the conversation continues with what has arrived.
+            self._remember(question, stream.text or stream.refusal)
+        renderer.end(stream.reply)
+
+    def _with_question(self, question: str) -> list[dict[str, str]]:
         return [*self._messages, {"role": "user", "content": question}]
 
-    def keep(self, question: str, answer: str) -> None:
-        """A question was asked, and this came of the answer.
-
-        Without any answer it was not asked: many a model refuses two questions in a row.
-        """
+    def _remember(self, question: str, answer: str) -> None:
+        # A question without an answer is dropped: many models refuse two user messages in a row.
         if answer:
             self._messages.append({"role": "user", "content": question})
             self._messages.append({"role": "assistant", "content": answer})
 
 
-# One run of ``llmopt chat``: a single question, or a conversation.
-
-_PROMPT: Final = "> "
-
-
-def chat(options: ChatOptions) -> Exit:
-    """Do it.
-
-    Raises:
-        CommandError: there is no question.
-        KeyboardInterrupt: somebody has had enough of the only answer.
-    """
-    from llmopt.client.sync_client import Client
-
-    with Client(options.config) as client:
-        talk = Talk(client, options)
-        return talk.conversation() if sys.stdin.isatty() else talk.question(_piped())
-
-
-def _piped() -> str:
+def _read_question() -> str:
     """Standard input to its end, as UTF-8."""
     data = sys.stdin.buffer.read()
     try:
@@ -288,95 +245,8 @@ def _piped() -> str:
     return question
 
 
-class Talk:
-    """A conversation with one model.
-
-    Args:
-        client: asks.
-        options: as given.
-    """
-
-    def __init__(self, client: Client, options: ChatOptions) -> None:
-        self._client: Final = client
-        self._options: Final = options
-        self._color: Final = not (options.no_color or os.environ.get("NO_COLOR"))
-        self._said: Final = Conversation(options.system)
-
-    def question(self, question: str) -> Exit:
-        """Ask once."""
-        try:
-            return self._ask(question)
-        except KeyboardInterrupt:
-            return Exit.INTERRUPTED
-
-    def conversation(self) -> Exit:
-        """Ask what is typed, until nothing more is."""
-        with suppress(ImportError):
-            # Editing and history at the prompt, where Python has it.
-            import_module("readline")
-        click.echo(f"{self._options.model}: Ctrl-C stops an answer, Ctrl-D ends.", err=True)
-        while True:
-            try:
-                question = _typed()
-            except EOFError:
-                click.echo(err=True)
-                return Exit.OK
-            except KeyboardInterrupt:
-                click.echo(err=True)
-                return Exit.INTERRUPTED
-            if not question.strip():
-                continue
-            # Stopped: what came is kept, and it is the next question's turn.
-            with suppress(KeyboardInterrupt):
-                code = self._ask(question)
-                if code == Exit.SETUP:
-                    # The next question would meet the same.
-                    return code
-
-    def _ask(self, question: str) -> Exit:
-        answer: Answer = Lines() if self._options.as_json else Text(color=self._color)
-        try:
-            if self._options.no_stream:
-                self._whole(question, answer)
-            else:
-                self._streamed(question, answer)
-        except LLMOptError as error:
-            answer.fail(error)
-            return code_of(error)
-        except KeyboardInterrupt:
-            answer.stop()
-            raise
-        return Exit.OK
-
-    def _whole(self, question: str, answer: Answer) -> None:
-        with _waiting(self._options):
-            reply = self._client.chat(
-                self._options.model, self._said.asking(question), **self._options.call()
-            )
-        if not self._options.as_json:
-            answer.add(ChatEvent(text=reply.text, reasoning=reply.reasoning, refusal=reply.refusal))
-        self._said.keep(question, reply.text or reply.refusal)
-        answer.end(reply)
-
-    def _streamed(self, question: str, answer: Answer) -> None:
-        asked = self._said.asking(question)
-        stream = self._client.stream(self._options.model, asked, **self._options.call())
-        try:
-            with _waiting(self._options):
-                first = next((each for each in stream if each.adds or self._options.as_json), None)
-            if first is not None:
-                answer.add(first)
-            for event in stream:
-                answer.add(event)
-        finally:
-            stream.close()
-            # Also of an answer that was stopped, or broke off: the conversation goes on from there.
-            self._said.keep(question, stream.text or stream.refusal)
-        answer.end(stream.reply)
-
-
-def _typed() -> str:
-    """A line from the terminal. The prompt goes to standard error where standard output is somewhere else."""
+def _prompt() -> str:
+    """A line from the terminal. The prompt goes to standard error where standard output is redirected."""
     if sys.stdout.isatty():
         return input(_PROMPT)
     click.echo(_PROMPT, nl=False, err=True)
@@ -387,13 +257,115 @@ def _typed() -> str:
 
 
 @contextmanager
-def _waiting(options: ChatOptions) -> Iterator[None]:
-    """A sign on the terminal that something is going on, until the first word."""
-    sign: Any = nullcontext()
-    if sys.stderr.isatty() and sys.stdout.isatty() and not options.as_json:
+def _spinner(arguments: ChatArguments) -> Iterator[None]:
+    """A spinner on the terminal until the first word."""
+    spinner: Any = nullcontext()
+    if sys.stderr.isatty() and sys.stdout.isatty() and not arguments.as_json:
         from rich.console import Console
 
-        console = Console(stderr=True, no_color=options.no_color or None)
-        sign = console.status("", spinner="dots")
-    with sign:
+        console = Console(stderr=True, no_color=arguments.no_color or None)
+        spinner = console.status("", spinner="dots")
+    with spinner:
         yield
+
+
+class Renderer(Protocol):
+    """Prints an answer as it arrives."""
+
+    def add(self, event: ChatEvent) -> None:
+        """Print the next event."""
+
+    def end(self, reply: ChatReply) -> None:
+        """Finish a complete answer."""
+
+    def stop(self) -> None:
+        """Finish an answer that the user interrupted."""
+
+    def fail(self, error: Exception) -> None:
+        """Finish with an error."""
+
+
+class TextRenderer:
+    """Prints the text of an answer; on a terminal also the reasoning before it, dimmed.
+
+    Args:
+        color: whether the terminal may be given colours; ignored elsewhere.
+    """
+
+    def __init__(self, *, color: bool) -> None:
+        self._terminal: Final = sys.stdout.isatty()
+        self._color: Final = color
+        self._reasoning = False
+        self._last = "\n"
+
+    def add(self, event: ChatEvent) -> None:
+        """See `Renderer.add`."""
+        if event.reasoning and self._terminal:
+            self._reasoning = True
+            self._write(event.reasoning, dim=True)
+        if text := event.text or event.refusal:
+            if self._reasoning:
+                self._reasoning = False
+                self._write("\n\n" if self._last != "\n" else "\n")
+            self._write(text)
+
+    def end(self, reply: ChatReply) -> None:
+        """See `Renderer.end`."""
+        self._end_line()
+        if note := _INCOMPLETE.get(reply.finish_reason or ""):
+            print_message(f"llmopt: {note}")
+
+    def stop(self) -> None:
+        """See `Renderer.stop`."""
+        self._end_line()
+
+    def fail(self, error: Exception) -> None:
+        """See `Renderer.fail`."""
+        self._end_line()
+        print_error(error)
+
+    def _write(self, text: str, *, dim: bool = False) -> None:
+        if self._terminal:
+            # A model must not move the cursor or change colours. A file gets the text unchanged.
+            text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+        self._last = text[-1:] or self._last
+        sys.stdout.write(click.style(text, dim=True) if dim and self._color else text)
+        sys.stdout.flush()
+
+    def _end_line(self) -> None:
+        self._reasoning = False
+        if self._last != "\n":
+            self._write("\n")
+
+
+class JsonRenderer:
+    """Prints one JSON object per line: each event, then the reply or the error."""
+
+    def add(self, event: ChatEvent) -> None:
+        """See `Renderer.add`."""
+        if filled := {name: value for name, value in _as_json(event).items() if value}:
+            self._write(filled)
+
+    def end(self, reply: ChatReply) -> None:
+        """See `Renderer.end`."""
+        self._write({"reply": _as_json(reply)})
+
+    def stop(self) -> None:
+        """See `Renderer.stop`."""
+
+    def fail(self, error: Exception) -> None:
+        """See `Renderer.fail`."""
+        self._write({"error": error_as_json(error)})
+        print_message(f"llmopt: {error_message(error)}")
+
+    def _write(self, value: dict[str, Any]) -> None:
+        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        sys.stdout.flush()
+
+
+def _as_json(value: ChatEvent | ChatReply) -> dict[str, Any]:
+    """All fields but the provider's own JSON."""
+    table = {each.name: getattr(value, each.name) for each in fields(type(value)) if each.name != "raw"}
+    table["tool_calls"] = [asdict(call) for call in value.tool_calls]
+    table["usage"] = None if value.usage is None else asdict(value.usage)
+    return table

@@ -1,4 +1,4 @@
-"""``llmopt doctor``."""
+"""``llmopt doctor`` and ``llmopt plugins``: check configuration, keys, plugins and endpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ import click
 from attrs import asdict, evolve, field, frozen
 
 import llmopt
-from llmopt.cli.console import Exit, example, named, plain, print_json, print_table, say, sentence_of, shared
+from llmopt.cli.console import (
+    Exit,
+    common_options,
+    error_message,
+    example,
+    print_json,
+    print_message,
+    print_table,
+    printable,
+    with_name,
+)
 from llmopt.config.load import CONFIG_PATH, find_config_file, load_config
 from llmopt.config.schema import Config
 from llmopt.errors import (
@@ -44,70 +54,69 @@ if TYPE_CHECKING:
     from llmopt.providers.overview import ProviderOverview
 
 
-# What to do about an endpoint that does not answer as it should.
-
-_CAUSES: Final = {
+_CONNECT_HINTS: Final = {
     "dns": "check the host name in base_url, and this machine's network",
     "refused": "start the server, or correct the port in base_url",
     "tls": "check the server's certificate, this machine's clock, and whether base_url should begin with http://",
     "timeout": "see whether a firewall or a missing proxy setting is in the way",
     "proxy": "check the proxy in HTTPS_PROXY, or name the host in NO_PROXY",
 }
-_KINDS: Final[tuple[tuple[type[LLMOptError], str], ...]] = (
-    (PermissionDenied, "the key is valid and may not list models; embedding may work all the same"),
-    (NotFound, "check the path of base_url; a server without a list of models may embed all the same"),
-    (UnexpectedStatus, "check base_url: something else than the provider answers there"),
-    (InvalidResponse, "check base_url: something else than the provider answers there"),
+_HINTS: Final[tuple[tuple[type[LLMOptError], str], ...]] = (
+    (PermissionDenied, "the key is valid but may not list models; other calls may work"),
+    (NotFound, "check the path of base_url; a server without a list of models may work for other calls"),
+    (UnexpectedStatus, "check base_url: the server there is not the provider"),
+    (InvalidResponse, "check base_url: the server there is not the provider"),
     (QuotaExhausted, "see the billing page of the provider"),
-    (RateLimited, "wait a little, or lower rpm in the configuration"),
+    (RateLimited, "try again later, or lower rpm in the configuration"),
     (DeadlineExceeded, "try again, with a larger --deadline"),
     (AttemptTimeout, "try again, with a larger --deadline"),
-    (ConnectionLost, "try again; if it stays, see the log of the server or of the proxy before it"),
+    (
+        ConnectionLost,
+        "try again; if it fails again, see the log of the server or of the proxy in front of it",
+    ),
     (Overloaded, "try again later; the provider's status page may say more"),
     (RequestTimeout, "try again later; the provider's status page may say more"),
     (ServerError, "try again later; the provider's status page may say more"),
 )
 
 
-def advice_for(error: LLMOptError, key_source: str) -> str:
-    """What to do about an error, in half a sentence; "" where nothing is known to help.
+def hint_for(error: LLMOptError, key_source: str) -> str:
+    """What to do about an error, without a full stop; "" if nothing is known to help.
 
     Args:
-        error: what the endpoint answered, or did not.
-        key_source: where its key comes from, in words.
+        error: how the request to the endpoint failed.
+        key_source: where its key comes from, in words; "" if there is none.
     """
     if isinstance(error, ConnectFailed):
-        return _CAUSES.get(error.cause, "check base_url, and this machine's network")
+        return _CONNECT_HINTS.get(error.cause, "check base_url, and this machine's network")
     if isinstance(error, AuthError):
-        return f"check the key ({key_source})" if key_source else "set a key: this server wants one"
-    return next((advice for kind, advice in _KINDS if isinstance(error, kind)), "")
+        return f"check the key ({key_source})" if key_source else "set a key: this server requires one"
+    return next((advice for kind, advice in _HINTS if isinstance(error, kind)), "")
 
-
-# One endpoint, asked for its list of models to see whether it is there.
 
 CheckState = Literal["ok", "no key", "not asked", "failed", "cannot be used"]
-_AT_ONCE: Final = 10
+_MAX_CONCURRENT_CHECKS: Final = 10
 
 
 @frozen(kw_only=True)
 class Check:
-    """What was found out about one endpoint of a provider.
+    """The result of checking one endpoint of a provider.
 
     Attributes:
-        name: of the provider's entry.
-        plugin: that serves it.
+        name: name of the provider's entry.
+        plugin: the plugin that serves it.
         endpoint: position among the endpoints of the entry.
         base_url: where requests go, "" for an engine inside the process.
-        key: "present", "missing", "unusable" or "not needed"; "" where nobody can tell.
+        key: "present", "missing", "unusable" or "not needed"; "" if that is not known.
         key_source: where the key comes from, in words; "" if there is none.
-        state: "ok" when it answered.
-        models: number of models that it has, None when it did not say.
-        latency_ms: time of its answer, None when there was none.
-        error: what went wrong; "" if nothing did.
+        state: "ok" if it answered.
+        models: number of models that it lists, None if it did not answer.
+        latency_ms: time of its answer in milliseconds, None if there was none.
+        error: what went wrong, "" for nothing.
         advice: what to do about it.
-        chosen: whether somebody configured it or asked for it by name.
+        chosen: whether it is configured or was named on the command line.
         rated: models or deployments that ``rpm`` and ``tpm`` are set for by name.
-        unlisted: those of them that its list of models does not have.
+        unlisted: those of them that its list of models does not contain.
     """
 
     name: str
@@ -126,30 +135,30 @@ class Check:
     unlisted: tuple[str, ...] = ()
 
 
-def check_all(
-    found: Sequence[ProviderOverview], config: Config, *, offline: bool, seconds: float
+def check_endpoints(
+    overviews: Sequence[ProviderOverview], config: Config, *, offline: bool, seconds: float
 ) -> list[Check]:
-    """Look at every endpoint of these providers, at most ten asked at once.
+    """Check every endpoint of some providers, at most ten at a time.
 
     Args:
-        found: the providers.
+        overviews: the providers.
         config: the configuration they come from.
-        offline: whether none is asked.
-        seconds: time for each.
+        offline: check the configuration only, without sending requests.
+        seconds: time limit for each.
     """
-    known = [check for each in found for check in _known(each)]
-    return known if offline else asyncio.run(_ask_all(known, config, seconds))
+    checks = [check for each in overviews for check in _offline_checks(each)]
+    return checks if offline else asyncio.run(_check_all_online(checks, config, seconds))
 
 
-def _known(found: ProviderOverview) -> list[Check]:
-    """What is known of a provider without asking anybody, for each endpoint."""
-    blank = Check(name=found.name, plugin=found.plugin, chosen=found.chosen)
-    if found.provider is None:
-        error = found.problem.message if found.problem is not None else ""
+def _offline_checks(overview: ProviderOverview) -> list[Check]:
+    """What the configuration alone says about each endpoint of a provider."""
+    blank = Check(name=overview.name, plugin=overview.plugin, chosen=overview.chosen)
+    if overview.provider is None:
+        error = overview.problem.message if overview.problem is not None else ""
         return [evolve(blank, state="cannot be used", error=error)]
     return [
         _with_key(evolve(blank, endpoint=each.index, base_url=each.base_url, rated=_rated(each)), each)
-        for each in found.provider.endpoints
+        for each in overview.provider.endpoints
     ]
 
 
@@ -167,47 +176,45 @@ def _with_key(check: Check, endpoint: Endpoint) -> Check:
     return check if source == "none" else evolve(check, key_source=source)
 
 
-async def _ask_all(known: Sequence[Check], config: Config, seconds: float) -> list[Check]:
-    room = asyncio.Semaphore(_AT_ONCE)
+async def _check_all_online(checks: Sequence[Check], config: Config, seconds: float) -> list[Check]:
+    slots = asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)
 
     async def one(check: Check) -> Check:
         if check.state != "not asked":
             return check
-        async with room:
-            return await _ask(check, config, seconds)
+        async with slots:
+            return await _check_online(check, config, seconds)
 
-    return list(await asyncio.gather(*map(one, known)))
+    return list(await asyncio.gather(*map(one, checks)))
 
 
-async def _ask(check: Check, config: Config, seconds: float) -> Check:
+async def _check_online(check: Check, config: Config, seconds: float) -> Check:
     from llmopt.client.async_client import AsyncClient
 
-    # A client of its own, that knows this endpoint alone and asks it once.
-    async with AsyncClient(_alone(config, check), flags={"retry": False, "cache": False}) as client:
+    # A client for this endpoint alone, so that no other endpoint answers in its place.
+    async with AsyncClient(_only_endpoint(config, check), flags={"retry": False, "cache": False}) as client:
         started = time.monotonic()
         try:
             models = await client.list_models(check.name, deadline=seconds)
         except LLMOptError as error:
-            advice = advice_for(error, check.key_source)
-            return evolve(check, state="failed", error=error.message, advice=advice)
-        except Exception as error:  # noqa: BLE001 - a plugin's fault is a finding as well
-            return evolve(check, state="failed", error=sentence_of(error))
-        passed = time.monotonic() - started
+            hint = hint_for(error, check.key_source)
+            return evolve(check, state="failed", error=error.message, advice=hint)
+        except Exception as error:  # noqa: BLE001 - an error in a plugin is a result too
+            return evolve(check, state="failed", error=error_message(error))
+        latency_s = time.monotonic() - started
     listed = {name for model in models for name in (model.id, *model.aliases)}
     unlisted = tuple(name for name in check.rated if name not in listed)
     return evolve(
-        check, state="ok", models=len(models), latency_ms=round(passed * 1000, 1), unlisted=unlisted
+        check, state="ok", models=len(models), latency_ms=round(latency_s * 1000, 1), unlisted=unlisted
     )
 
 
-def _alone(config: Config, check: Check) -> Config:
+def _only_endpoint(config: Config, check: Check) -> Config:
     entry = config.entry(check.name)
     if entry.endpoints:
         entry = evolve(entry, endpoints=(entry.endpoints[check.endpoint],))
     return evolve(config, providers={**config.providers, check.name: entry})
 
-
-# ``llmopt plugins``.
 
 _PLUGIN_COLUMNS: Final = ("plugin", "distribution", "module", "state", "entries", "providers")
 
@@ -217,36 +224,38 @@ _PLUGIN_COLUMNS: Final = ("plugin", "distribution", "module", "state", "entries"
     short_help="Show which plugins are installed.",
     epilog=example("llmopt plugins", "llmopt plugins --json"),
 )
-@shared
+@common_options
 def plugins_command(*, config: str | None, as_json: bool, no_color: bool) -> Exit:
     """Show which plugins are installed, and whether they can be used.
 
-    Hooks that need neither a network nor a key are tried. For each plugin its distribution and version, its
-    module, its state, the entries of the configuration that it serves, and the further providers that a
-    general plugin serves: on a terminal their number, with their names below the table. The exit code is 3
-    if there is one that cannot be used.
+    Hooks that need neither network nor key are called. The table shows for each plugin its distribution and
+    version, its module, its state, the entries of the configuration that it serves, and how many further
+    providers a general plugin serves; on a terminal their names follow below. The exit code is 3 if a plugin
+    cannot be used.
     """
-    found = plugins_overview(load_config(config, environ=os.environ))
+    plugins = plugins_overview(load_config(config, environ=os.environ))
     if as_json:
-        print_json({"plugins": [asdict(each) for each in found]})
+        print_json({"plugins": [asdict(each) for each in plugins]})
     else:
-        show_plugins(found, no_color=no_color)
-    return Exit.SETUP if any(each.state != "ok" for each in found) else Exit.OK
+        print_plugins(plugins, no_color=no_color)
+    return Exit.SETUP if any(each.state != "ok" for each in plugins) else Exit.OK
 
 
-def show_plugins(found: Sequence[PluginOverview], *, no_color: bool) -> None:
-    """The table, and what is wrong below it."""
+def print_plugins(plugins: Sequence[PluginOverview], *, no_color: bool) -> None:
+    """Print the table of plugins, and their problems below it."""
     terminal = sys.stdout.isatty()
-    print_table(_PLUGIN_COLUMNS, [_plugin_row(each, names=not terminal) for each in found], no_color=no_color)
-    for each in found if terminal else ():
+    print_table(
+        _PLUGIN_COLUMNS, [_plugin_row(each, names=not terminal) for each in plugins], no_color=no_color
+    )
+    for each in plugins if terminal else ():
         if each.providers:
             click.echo(f"{each.name} serves {len(each.providers)} providers:")
             click.echo(fill(", ".join(each.providers), get_terminal_size().columns, break_on_hyphens=False))
-    for each in found:
+    for each in plugins:
         if each.problem:
-            say(f"llmopt: {named(each.name, each.problem)}")
-    if not found:
-        say("llmopt: no plugin is installed; try: pip install llmopt-plugin-local")
+            print_message(f"llmopt: {with_name(each.name, each.problem)}")
+    if not plugins:
+        print_message("llmopt: no plugin is installed; try: pip install llmopt-plugin-local")
 
 
 def _plugin_row(plugin: PluginOverview, *, names: bool) -> tuple[str, ...]:
@@ -265,12 +274,12 @@ _COLUMNS: Final = ("provider", "plugin", "where", "key", "state", "models", "ms"
 
 
 @frozen(kw_only=True)
-class Findings:
-    """All that the doctor found.
+class DoctorReport:
+    """All results of ``llmopt doctor``.
 
     Attributes:
         file: the configuration file in use, None for none.
-        fault: why the configuration cannot be used, "" if it can.
+        fault: why the configuration cannot be used, "" if it can be.
         plugins: the plugins.
         checks: the endpoints.
     """
@@ -282,7 +291,7 @@ class Findings:
 
     @property
     def code(self) -> Exit:
-        """Providers that nobody configured or named do not count."""
+        """The exit code. Providers that are neither configured nor named on the command line do not count."""
         chosen = {each.state for each in self.checks if each.chosen}
         broken = any(each.state != "ok" for each in self.plugins)
         if self.fault or broken or chosen & {"no key", "cannot be used"}:
@@ -292,20 +301,20 @@ class Findings:
 
 @click.command(
     "doctor",
-    short_help="See what is set up, and what answers.",
+    short_help="Check the configuration, and which endpoints answer.",
     epilog=example("llmopt doctor", "llmopt doctor local --offline"),
 )
 @click.argument("providers", nargs=-1, metavar="[PROVIDER]...")
-@click.option("--offline", is_flag=True, help="Ask no provider; look at the configuration alone.")
+@click.option("--offline", is_flag=True, help="Check the configuration only; send no requests.")
 @click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for each provider's answer.",
+    help="Time limit for each endpoint.",
 )
-@shared
+@common_options
 def command(
     providers: tuple[str, ...],
     *,
@@ -315,21 +324,23 @@ def command(
     as_json: bool,
     no_color: bool,
 ) -> Exit:
-    """See what is set up, what answers, and what to do where it does not.
+    """Check the configuration, the plugins and the endpoints, and say what to do about problems.
 
     Shows the versions, the configuration file in use, the plugins, and for each provider where requests
     go, whether there is a key and where it comes from (never the key itself), and whether it answers.
-    Names that rpm and tpm are set for and that no list of models has are told, as they may be misspelt.
+    Models that rpm or tpm is set for but that no list contains are reported, as their names may be misspelt.
     """
-    found = _examine(providers, config, offline=offline, seconds=deadline)
+    report = _run_checks(providers, config, offline=offline, seconds=deadline)
     if as_json:
-        print_json(_table(found))
+        print_json(_as_json(report))
     else:
-        _show(found, no_color=no_color)
-    return found.code
+        _print_report(report, no_color=no_color)
+    return report.code
 
 
-def _examine(providers: tuple[str, ...], source: str | None, *, offline: bool, seconds: float) -> Findings:
+def _run_checks(
+    providers: tuple[str, ...], source: str | None, *, offline: bool, seconds: float
+) -> DoctorReport:
     file = source or os.environ.get(CONFIG_PATH) or find_config_file()
     try:
         config, fault = load_config(source, environ=os.environ), ""
@@ -337,31 +348,33 @@ def _examine(providers: tuple[str, ...], source: str | None, *, offline: bool, s
         config, fault = Config(), error.message
     checks: list[Check] = []
     if not fault:
-        # With half a configuration the providers would be others than the ones that are meant.
-        found = providers_overview(config, os.environ, providers)
-        checks = check_all(found, config, offline=offline, seconds=seconds)
-    return Findings(file=file, fault=fault, plugins=plugins_overview(config), checks=checks)
+        # Without the whole configuration, the wrong endpoints would be checked.
+        overviews = providers_overview(config, os.environ, providers)
+        checks = check_endpoints(overviews, config, offline=offline, seconds=seconds)
+    return DoctorReport(file=file, fault=fault, plugins=plugins_overview(config), checks=checks)
 
 
-def _show(found: Findings, *, no_color: bool) -> None:
+def _print_report(report: DoctorReport, *, no_color: bool) -> None:
     click.echo(
         f"llmopt {llmopt.__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
     )
-    click.echo(f"configuration: {plain(found.file) if found.file else 'no file'}")
-    if found.fault:
-        say(f"llmopt: {found.fault}")
+    click.echo(f"configuration: {printable(report.file) if report.file else 'no file'}")
+    if report.fault:
+        print_message(f"llmopt: {report.fault}")
     click.echo()
-    show_plugins(found.plugins, no_color=no_color)
+    print_plugins(report.plugins, no_color=no_color)
     click.echo()
-    print_table(_COLUMNS, [_row(each) for each in found.checks], no_color=no_color)
-    for each in found.checks:
+    print_table(_COLUMNS, [_row(each) for each in report.checks], no_color=no_color)
+    for each in report.checks:
         if each.error:
             advice = f" To do: {each.advice}." if each.advice else ""
-            say(f"{'llmopt' if each.chosen else 'not set up'}: {named(each.name, each.error)}{advice}")
+            print_message(
+                f"{'llmopt' if each.chosen else 'not set up'}: {with_name(each.name, each.error)}{advice}"
+            )
         if each.unlisted:
             models = ", ".join(each.unlisted)
-            say(
-                f"note: {each.name}: rpm or tpm is set for {models}: no such model is listed; a deployment may be."
+            print_message(
+                f"note: {each.name}: rpm or tpm is set for {models}, which its list of models does not contain; ignore this if it is a deployment."
             )
 
 
@@ -373,12 +386,12 @@ def _row(check: Check) -> tuple[str, ...]:
     return (check.name, check.plugin, where, check.key + source, state, *numbers)
 
 
-def _table(found: Findings) -> dict[str, Any]:
+def _as_json(report: DoctorReport) -> dict[str, Any]:
     return {
         "llmopt": llmopt.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        "configuration": {"file": found.file, "error": found.fault or None},
-        "plugins": [asdict(each) for each in found.plugins],
-        "providers": [asdict(each) for each in found.checks],
+        "configuration": {"file": report.file, "error": report.fault or None},
+        "plugins": [asdict(each) for each in report.plugins],
+        "providers": [asdict(each) for each in report.checks],
     }

@@ -1,4 +1,4 @@
-"""``llmopt embed``."""
+"""``llmopt embed``: embed the texts of a file into a file of vectors."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from attrs import frozen
 from llmopt.cli.console import (
     CommandError,
     Exit,
-    Tally,
-    code_of,
-    error_table,
+    RunSummary,
+    common_options,
+    error_as_json,
     example,
+    exit_code_for,
+    print_error,
     print_json,
-    say,
-    shared,
-    tell,
+    print_message,
 )
-from llmopt.cli.progress import Interrupts, Watcher, watcher
+from llmopt.cli.progress import Interrupts, ProgressDisplay, progress_display
 from llmopt.cli.readers import FORMATS as INPUT_FORMATS
-from llmopt.cli.readers import InputFormat, Texts, chosen_name, form_of
+from llmopt.cli.readers import InputFormat, Texts, input_format_for, text_key
 from llmopt.cli.writers import FORMATS as OUTPUT_FORMATS
-from llmopt.cli.writers import OutputFile, OutputFormat, Rows, Writer, open_writer, output_form
+from llmopt.cli.writers import OutputFile, OutputFormat, Rows, Writer, open_writer, output_format_for
 from llmopt.config.load import load_config
 from llmopt.providers.registry import Registry
 from llmopt.values.calls import ErrorMode
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("source", metavar="INPUT")
-@click.option("--model", required=True, metavar="PROVIDER/MODEL", help="Who embeds, such as local/default.")
+@click.option(
+    "--model", required=True, metavar="PROVIDER/MODEL", help="Embedding model, such as local/default."
+)
 @click.option("--out", required=True, metavar="FILE", help="File to write: .npy, .jsonl or .parquet.")
 @click.option(
     "--input-format", type=click.Choice(INPUT_FORMATS), help="Format of INPUT, whatever its extension."
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
     help="Time for the whole run.",
 )
 @click.option("--quiet", is_flag=True, help="No progress and no closing line.")
-@shared
+@common_options
 def command(**options: Any) -> Exit:
     """Embed the texts of INPUT into a file of vectors.
 
@@ -93,14 +95,14 @@ def command(**options: Any) -> Exit:
     line and embedding, .parquet these as columns. A failed text's row is NaN, or null with its error. FILE
     appears when it is whole; a run that is interrupted or fails leaves its finished rows in FILE.partial.
     """
-    return embed_file(EmbedOptions(**options))
+    return embed_file(EmbedArguments(**options))
 
 
-# What ``llmopt embed`` was asked to do.
+# Arguments of the command.
 
 
 @frozen(kw_only=True)
-class EmbedOptions:
+class EmbedArguments:
     """The options of the command; `llmopt.cli.embed` says what each of them means."""
 
     source: str
@@ -122,16 +124,16 @@ class EmbedOptions:
     no_color: bool = False
 
     @property
-    def form(self) -> OutputFormat:
+    def checked_output_format(self) -> OutputFormat:
         """The format to write.
 
         Raises:
             CommandError: the extension stands for none, or the format has no room for texts.
         """
-        form = self.output_format or output_form(self.out)
-        if self.with_text and form == "npy":
+        output_format = self.output_format or output_format_for(self.out)
+        if self.with_text and output_format == "npy":
             raise CommandError("--with-text needs .jsonl or .parquet: an .npy file holds numbers only.")
-        return form
+        return output_format
 
     def texts(self) -> Texts:
         """The input.
@@ -139,9 +141,11 @@ class EmbedOptions:
         Raises:
             CommandError: it cannot be read.
         """
-        form = self.input_format or form_of(self.source)
-        name = chosen_name(form, self.field, self.column)
-        return Texts(self.source, form, name=name, limit=self.limit, refuse=self.errors == "raise")
+        input_format = self.input_format or input_format_for(self.source)
+        name = text_key(input_format, self.field, self.column)
+        return Texts(
+            self.source, input_format, name=name, limit=self.limit, check_texts=self.errors == "raise"
+        )
 
     def call(self) -> dict[str, Any]:
         """The options of the call itself. Failed rows always come back, for this command to judge."""
@@ -153,21 +157,23 @@ class EmbedOptions:
         }
 
 
-# How a run of ``llmopt embed`` ended, for people and for machines.
+# The report at the end.
 
 
 class EmbedReport:
     """What is said at the end.
 
     Args:
-        tally: the numbers.
+        summary: the numbers.
         file: where the rows are, None if nowhere.
         skipped: blank lines.
         cause: why the run did not end well, None if it did.
     """
 
-    def __init__(self, tally: Tally, *, file: str | None, skipped: int, cause: BaseException | None) -> None:
-        self._tally: Final = tally
+    def __init__(
+        self, summary: RunSummary, *, file: str | None, skipped: int, cause: BaseException | None
+    ) -> None:
+        self._summary: Final = summary
         self._file: Final = file
         self._skipped: Final = skipped
         self._cause: Final = cause
@@ -175,34 +181,34 @@ class EmbedReport:
     def show(self, *, as_json: bool, quiet: bool) -> None:
         """Say it: errors and the closing line on standard error, the JSON object on standard output."""
         if self._cause is not None:
-            tell(self._cause, more=self._kept())
-        elif self._tally.failed:
-            for line in self._tally.failures():
-                say(f"llmopt: {line}")
+            print_error(self._cause, more=self._kept())
+        elif self._summary.failed:
+            for line in self._summary.failure_lines():
+                print_message(f"llmopt: {line}")
         if as_json:
             print_json(self._table())
         elif self._cause is None and not quiet:
-            say(self._tally.line(self._file or "", self._skipped))
+            print_message(self._summary.closing_line(self._file or "", self._skipped))
 
     def _kept(self) -> str:
         if self._file is None:
             return "No vectors were written."
-        rows = self._tally.good
-        failed = f" among {self._tally.failed:,} failed ones" if self._tally.failed else ""
+        rows = self._summary.succeeded
+        failed = f" among {self._summary.failed:,} failed ones" if self._summary.failed else ""
         return f"{rows:,} finished {'row is' if rows == 1 else 'rows are'} kept in {self._file}{failed}."
 
     def _table(self) -> dict[str, object]:
         return {
             "complete": self._cause is None,
             "file": self._file,
-            "model": self._tally.model,
-            **self._tally.table(),
+            "model": self._summary.model,
+            **self._summary.as_table(),
             "skipped": self._skipped,
-            "error": None if self._cause is None else error_table(self._cause),
+            "error": None if self._cause is None else error_as_json(self._cause),
         }
 
 
-# One run of ``llmopt embed``: texts in, rows out, in order.
+# Texts in, rows out, in order.
 
 OpenParts = Callable[[Iterator[str]], AbstractContextManager[Iterable[EmbeddedPart]]]
 """Starts the embedding of texts; gives its parts in order, failed rows among them."""
@@ -214,7 +220,7 @@ class EmbedRun:
     Args:
         texts: each with the number of its line.
         writer: takes the rows.
-        tally: counts them.
+        summary: counts them.
         stop_at_failure: whether no more is read once a text failed. What is under way by then is
             still awaited and written: it is paid for.
         with_texts: whether the texts are written too.
@@ -224,36 +230,36 @@ class EmbedRun:
         self,
         texts: Iterable[tuple[int, str]],
         writer: Writer,
-        tally: Tally,
+        summary: RunSummary,
         *,
         stop_at_failure: bool,
         with_texts: bool,
     ) -> None:
         self._source: Final = texts
         self._writer: Final = writer
-        self._tally: Final = tally
+        self._summary: Final = summary
         self._stop_at_failure: Final = stop_at_failure
         # What was read and has not come back yet; bounded by what the embedding reads ahead.
         self._lines: Final[deque[int]] = deque()
         self._texts: Final[deque[str] | None] = deque() if with_texts else None
 
-    def run(self, open_parts: OpenParts, interrupts: Interrupts, watcher: Watcher) -> None:
+    def run(self, open_parts: OpenParts, interrupts: Interrupts, progress_display: ProgressDisplay) -> None:
         """Do all of it.
 
         Raises:
-            BadInput: a text cannot be read; the rows before it are written.
+            InputError: a text cannot be read; the rows before it are written.
             OSError: the rows cannot be written.
             KeyboardInterrupt: somebody has had enough.
         """
         with open_parts(self._feed()) as parts:
             for part in parts:
-                with interrupts.held():
+                with interrupts.deferred():
                     self._take(part)
-                watcher.show(self._tally)
+                progress_display.update(self._summary)
 
     def _feed(self) -> Iterator[str]:
         for line, text in self._source:
-            if self._stop_at_failure and self._tally.failed:
+            if self._stop_at_failure and self._summary.failed:
                 return
             self._lines.append(line)
             if self._texts is not None:
@@ -268,19 +274,19 @@ class EmbedRun:
         self._writer.add(
             Rows(start=part.start, lines=lines, vectors=part.vectors, errors=errors, texts=texts)
         )
-        self._tally.take(part, lines)
+        self._summary.add(part, lines)
 
 
-# ``llmopt embed`` from its options to its exit code.
+# The whole command, from its arguments to its exit code.
 
 
-def embed_file(options: EmbedOptions) -> Exit:
+def embed_file(options: EmbedArguments) -> Exit:
     """Embed a file of texts into a file of vectors.
 
     Raises:
         CommandError, LLMOptError: it cannot even begin; nothing was sent or written.
     """
-    form = options.form
+    output_format = options.checked_output_format
     texts = options.texts()
     output = OutputFile(options.out, texts.source)
     config = load_config(options.config, environ=os.environ)
@@ -289,7 +295,10 @@ def embed_file(options: EmbedOptions) -> Exit:
         try:
             output.create()
             writer = open_writer(
-                form, output.temporary, with_errors=options.errors == "return", with_text=options.with_text
+                output_format,
+                output.temporary,
+                with_errors=options.errors == "return",
+                with_text=options.with_text,
             )
             return _Embedding(options, config, texts, output, writer).run(interrupts)
         finally:
@@ -307,31 +316,31 @@ class _Embedding:
     """A run with its input and output, all of it checked."""
 
     def __init__(
-        self, options: EmbedOptions, config: Config, texts: Texts, output: OutputFile, writer: Writer
+        self, options: EmbedArguments, config: Config, texts: Texts, output: OutputFile, writer: Writer
     ) -> None:
         self._options: Final = options
         self._config: Final = config
         self._texts: Final = texts
         self._output: Final = output
         self._writer: Final = writer
-        self._tally: Final = Tally()
+        self._summary: Final = RunSummary()
 
     def run(self, interrupts: Interrupts) -> Exit:
         if self._texts.source.interactive and not self._options.quiet:
-            say("Type a text a line, and Ctrl-D at the end.")
+            print_message("Type a text a line, and Ctrl-D at the end.")
         try:
             total = self._texts.total()
         except BaseException:
             self._writer.close()
             raise
         cause = self._attempt(total, interrupts)
-        interrupts.hold()
-        cause, file = self._settle(cause)
-        report = EmbedReport(self._tally, file=file, skipped=self._texts.skipped, cause=cause)
+        interrupts.defer_all()
+        cause, file = self._finish_file(cause)
+        report = EmbedReport(self._summary, file=file, skipped=self._texts.skipped, cause=cause)
         report.show(as_json=self._options.as_json, quiet=self._options.quiet)
         if cause is not None:
-            return code_of(cause)
-        return Exit.FAILED if self._tally.failed else Exit.OK
+            return exit_code_for(cause)
+        return Exit.FAILED if self._summary.failed else Exit.OK
 
     def _attempt(self, total: int | None, interrupts: Interrupts) -> BaseException | None:
         """Embed all of it; what it ended with, None if all went well."""
@@ -339,7 +348,7 @@ class _Embedding:
             self._embed(total, interrupts)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, what was earned is kept
             return error
-        return self._judge()
+        return self._failure()
 
     def _embed(self, total: int | None, interrupts: Interrupts) -> None:
         from llmopt.client.sync_client import Client
@@ -348,34 +357,34 @@ class _Embedding:
         run = EmbedRun(
             self._texts,
             self._writer,
-            self._tally,
+            self._summary,
             stop_at_failure=options.errors == "raise",
             with_texts=options.with_text,
         )
-        look = watcher(total, quiet=options.quiet, no_color=options.no_color)
-        with look as watching, Client(self._config, on_event=watching.on_event) as client:
+        look = progress_display(total, quiet=options.quiet, no_color=options.no_color)
+        with look as display, Client(self._config, on_event=display.on_event) as client:
 
             def open_parts(feed: Iterator[str]) -> AbstractContextManager[Iterable[EmbeddedPart]]:
                 return client.embed_iter(options.model, feed, **options.call())
 
             try:
-                run.run(open_parts, interrupts, watching)
+                run.run(open_parts, interrupts, display)
             finally:
-                self._tally.sent(client.stats())
+                self._summary.count_requests(client.stats())
 
-    def _judge(self) -> CommandError | None:
+    def _failure(self) -> CommandError | None:
         """Why the result is not to be had under its name, None if it is."""
-        tally = self._tally
-        if not tally.failed or (tally.good and self._options.errors == "return"):
+        summary = self._summary
+        if not summary.failed or (summary.succeeded and self._options.errors == "return"):
             return None
-        first = tally.errors[0]
-        code = Exit.FAILED if tally.good else code_of(first.error)
-        many = "all texts" if not tally.good else f"{tally.failed:,} of {tally.texts:,} texts"
+        first = summary.errors[0]
+        code = Exit.FAILED if summary.succeeded else exit_code_for(first.error)
+        many = "all texts" if not summary.succeeded else f"{summary.failed:,} of {summary.texts:,} texts"
         return CommandError(f"{many} failed; the first, in line {first.line}: {first.error.message}", code)
 
-    def _settle(self, cause: BaseException | None) -> tuple[BaseException | None, str | None]:
+    def _finish_file(self, cause: BaseException | None) -> tuple[BaseException | None, str | None]:
         """Give the file its name, or keep what was earned; the file's name, None where nothing was."""
-        if cause is not None and not self._tally.good:
+        if cause is not None and not self._summary.succeeded:
             self._writer.close()
             return cause, None
         try:
@@ -383,6 +392,6 @@ class _Embedding:
             if cause is None:
                 self._output.commit()
                 return None, self._output.name
-            return cause, self._output.keep()
+            return cause, self._output.keep_partial()
         except Exception as error:  # noqa: BLE001 - told beside the cause
             return cause or error, None

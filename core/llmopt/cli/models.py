@@ -1,4 +1,4 @@
-"""``llmopt models``."""
+"""``llmopt models``: list, filter and sort the models of providers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from attrs import asdict, frozen
 from llmopt.cli.console import (
     CommandError,
     Exit,
-    age,
-    amount,
-    code_of,
-    error_table,
+    common_options,
+    error_as_json,
     example,
-    named,
+    exit_code_for,
+    format_age,
+    format_price,
     print_json,
+    print_message,
     print_table,
-    say,
-    shared,
+    with_name,
 )
 from llmopt.errors import LLMOptError
 from llmopt.operations.models import CacheMode
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-# Asking many providers for their models, with a bar on a terminal.
-
-
-def ask_all(
+def fetch_models(
     providers: tuple[str, ...],
     config: str | None,
     *,
@@ -43,23 +40,26 @@ def ask_all(
     timeout: float | None = None,
     no_color: bool = False,
 ) -> Mapping[str, Catalog | LLMOptError]:
-    """The models of providers, or why there are none.
+    """Fetch the models of providers, with a progress line on a terminal.
 
     Args:
-        providers: names of entries; none for all that are configured or have a key.
-        config: path of the configuration file, None for the usual one.
-        mode: what to make of the cache.
-        timeout: seconds for each.
-        no_color: without colours.
+        providers: names of entries; empty for all that are configured or have a key.
+        config: path of the configuration file, None for the default one.
+        mode: how to use the cache.
+        timeout: seconds for each provider.
+        no_color: print without colours.
+
+    Returns:
+        For each provider its models, or the error that it failed with.
     """
     from llmopt.client.sync_client import Client
 
-    with Answers(no_color=no_color) as answers, Client(config, on_event=answers.heard) as client:
+    with FetchProgress(no_color=no_color) as progress, Client(config, on_event=progress.on_event) as client:
         return client.batch_list_models(providers or None, timeout=timeout, cached=mode)
 
 
-class Answers:
-    """Counts providers as they answer: a line that goes away at the end, on a terminal and nowhere else."""
+class FetchProgress:
+    """Counts providers as they answer: one line on a terminal, removed at the end; nothing anywhere else."""
 
     def __init__(self, *, no_color: bool) -> None:
         self._bar: Final = _bar(no_color=no_color) if sys.stderr.isatty() else None
@@ -75,8 +75,8 @@ class Answers:
         if self._bar is not None:
             self._bar.stop()
 
-    def heard(self, event: Event) -> None:
-        """Take note of an event; called on the client's thread."""
+    def on_event(self, event: Event) -> None:
+        """Update the line; called on the client's thread."""
         if isinstance(event, CatalogDiscover) and self._bar is not None and self._task is not None:
             self._failed += event.outcome != "ok"
             failed = f", {self._failed} without an answer" if self._failed else ""
@@ -92,22 +92,20 @@ def _bar(*, no_color: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
-# Which models of a list are shown, and in which order. Pure.
-
 SortKey = Literal["id", "kind", "context", "dimensions", "price", "created", "shutdown"]
-SORTS: Final = get_args(SortKey)
+SORT_KEYS: Final = get_args(SortKey)
 
 
 @frozen(kw_only=True)
-class Choice:
-    """What to show.
+class ModelFilter:
+    """Which models to show, and in which order.
 
     Attributes:
-        text: only models with this in their id, name or aliases, whatever the case.
+        text: only models with this in their id, name or aliases, ignoring case.
         kind: only models of this kind.
-        min_context: only models that are known to take so many tokens.
-        sort: what to order them by, None for the order they come in.
-        reverse: the other way round.
+        min_context: only models known to have a context of at least this many tokens.
+        sort: the field to order by, None for the provider's order.
+        reverse: reverse the order.
     """
 
     text: str | None = None
@@ -116,7 +114,7 @@ class Choice:
     sort: SortKey | None = None
     reverse: bool = False
 
-    def of(self, models: Iterable[Model]) -> list[Model]:
+    def apply(self, models: Iterable[Model]) -> list[Model]:
         """The models to show, in order."""
         chosen = [model for model in models if self._fits(model)]
         if self.sort is None:
@@ -124,7 +122,7 @@ class Choice:
         key = _KEYS[self.sort]
         known = [model for model in chosen if key(model) is not None]
         unknown = [model for model in chosen if key(model) is None]
-        # What is not known is neither the least nor the most.
+        # Models without the value come last in either direction.
         return [*sorted(known, key=key, reverse=self.reverse), *unknown]
 
     def _fits(self, model: Model) -> bool:
@@ -165,7 +163,7 @@ _COLUMNS: Final = (
     "shutdown",
     "age",
 )
-_NOT_TOLD: Final = frozenset({"provider", "raw"})
+_HIDDEN_FIELDS: Final = frozenset({"provider", "raw"})
 Found = Mapping[str, Catalog | LLMOptError]
 
 
@@ -185,23 +183,23 @@ Found = Mapping[str, Catalog | LLMOptError]
     "--min-context",
     type=click.IntRange(min=1),
     metavar="TOKENS",
-    help="Only models that take so many tokens.",
+    help="Only models with a context of at least TOKENS.",
 )
 @click.option(
     "--sort",
-    type=click.Choice(SORTS),
-    help="Instead of each provider's own order; what is not known comes last.",
+    type=click.Choice(SORT_KEYS),
+    help="Sort by this field; models without it come last.",
 )
-@click.option("--reverse", is_flag=True, help="The other way round.")
-@click.option("--refresh", is_flag=True, help="Ask the providers, whatever the cache has.")
-@click.option("--offline", is_flag=True, help="Ask nobody; show what the cache has, however old.")
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
+@click.option("--refresh", is_flag=True, help="Ask the providers, ignoring the cache.")
+@click.option("--offline", is_flag=True, help="Ask no provider; show the cached lists, however old.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Time for each provider; by default what is configured, else 8.",
+    help="Time limit for each provider; by default the configured one, else 8.",
 )
-@shared
+@common_options
 def command(
     providers: tuple[str, ...],
     *,
@@ -219,47 +217,52 @@ def command(
 ) -> Exit:
     """List the models of providers.
 
-    Without PROVIDER all that are configured or have a key are asked, ten at a time. Lists are kept for an
-    hour; one that is older and could not be had anew is shown, and marked as stale. A provider that fails
-    is told below the others; the exit code is 0 as long as one answered. Prices are for a million tokens.
+    Without PROVIDER, all providers that are configured or have a key are asked, ten at a time. Lists are cached
+    for an hour; an older one that cannot be refreshed is shown and marked as stale. Providers that fail
+    are listed below the table; the exit code is 0 if at least one answered. Prices are per million tokens.
     """
-    choice = Choice(text=text, kind=kind, min_context=min_context, sort=sort, reverse=reverse)
-    found = ask_all(providers, config, mode=_mode(refresh, offline), timeout=timeout, no_color=no_color)
-    if not found:
+    model_filter = ModelFilter(text=text, kind=kind, min_context=min_context, sort=sort, reverse=reverse)
+    results = fetch_models(
+        providers, config, mode=_mode(refresh, offline), timeout=timeout, no_color=no_color
+    )
+    if not results:
         raise CommandError("no provider is configured or has a key; see: llmopt doctor", Exit.SETUP)
-    lists = {name: each for name, each in found.items() if isinstance(each, Catalog)}
-    failures = {name: each for name, each in found.items() if isinstance(each, LLMOptError)}
+    lists = {name: each for name, each in results.items() if isinstance(each, Catalog)}
+    failures = {name: each for name, each in results.items() if isinstance(each, LLMOptError)}
     if as_json:
-        print_json(_table(lists, failures, choice))
+        print_json(_table(lists, failures, model_filter))
     else:
-        chosen = choice.of([model for each in lists.values() for model in each])
-        ages = {name: age(each.age, stale=each.stale) for name, each in lists.items()}
+        chosen = model_filter.apply([model for each in lists.values() for model in each])
+        ages = {name: format_age(each.age, stale=each.stale) for name, each in lists.items()}
         print_table(_COLUMNS, [_row(each, ages[each.provider]) for each in chosen], no_color=no_color)
     for name, error in failures.items():
-        say(f"llmopt: {named(name, error.message)}")
+        print_message(f"llmopt: {with_name(name, error.message)}")
     return _code(lists, failures)
 
 
 def _mode(refresh: bool, offline: bool) -> CacheMode:  # noqa: FBT001 - as click gives them
     if refresh and offline:
-        raise CommandError("--refresh asks the providers and --offline asks nobody; choose one of the two.")
+        raise CommandError("--refresh asks the providers and --offline asks none; use only one of them.")
     return "refresh" if refresh else "offline" if offline else "auto"
 
 
-def _row(model: Model, told: str) -> tuple[str, ...]:
+def _row(model: Model, age: str) -> tuple[str, ...]:
     prices = model.prices
     return (
         model.provider,
         model.id,
         model.kind,
         *("" if each is None else str(each) for each in (model.context_length, model.dimensions)),
-        *("" if prices is None else amount(each, prices.currency) for each in _a_million(model)),
+        *(
+            "" if prices is None else format_price(each, prices.currency)
+            for each in _prices_per_million(model)
+        ),
         model.shutdown or "",
-        told,
+        age,
     )
 
 
-def _a_million(model: Model) -> tuple[float | None, float | None]:
+def _prices_per_million(model: Model) -> tuple[float | None, float | None]:
     prices = model.prices
     if prices is None:
         return None, None
@@ -271,10 +274,12 @@ def _a_million(model: Model) -> tuple[float | None, float | None]:
 
 
 def _table(
-    lists: Mapping[str, Catalog], failures: Mapping[str, LLMOptError], choice: Choice
+    lists: Mapping[str, Catalog], failures: Mapping[str, LLMOptError], model_filter: ModelFilter
 ) -> dict[str, Any]:
     return {
-        "models": {name: [_told(model) for model in choice.of(each)] for name, each in lists.items()},
+        "models": {
+            name: [_as_json(model) for model in model_filter.apply(each)] for name, each in lists.items()
+        },
         "catalogues": {
             name: {
                 "models": len(each),
@@ -284,16 +289,16 @@ def _table(
             }
             for name, each in lists.items()
         },
-        "errors": {name: error_table(error) for name, error in failures.items()},
+        "errors": {name: error_as_json(error) for name, error in failures.items()},
     }
 
 
-def _told(model: Model) -> dict[str, Any]:
-    return asdict(model, filter=lambda field, _: field.name not in _NOT_TOLD)
+def _as_json(model: Model) -> dict[str, Any]:
+    return asdict(model, filter=lambda field, _: field.name not in _HIDDEN_FIELDS)
 
 
 def _code(lists: Mapping[str, Catalog], failures: Mapping[str, LLMOptError]) -> Exit:
     if lists:
         return Exit.OK
-    codes = {code_of(error) for error in failures.values()}
+    codes = {exit_code_for(error) for error in failures.values()}
     return codes.pop() if len(codes) == 1 else Exit.FAILED

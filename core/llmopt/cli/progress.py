@@ -1,4 +1,4 @@
-"""How far a run is, on a terminal and nowhere else."""
+"""Progress bar of ``llmopt embed``, and signals that wait while a file is written."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress
 
-    from llmopt.cli.console import Tally
+    from llmopt.cli.console import RunSummary
 _CAUSES: Final[dict[str, str]] = {
     "limiter": "waiting for the rate limit",
     "breaker": "waiting for the server to recover",
 }
 
 
-class Watcher(Protocol):
+class ProgressDisplay(Protocol):
     """Is shown the numbers whenever they change.
 
     Attributes:
@@ -32,19 +32,21 @@ class Watcher(Protocol):
 
     on_event: OnEvent | None
 
-    def show(self, tally: Tally) -> None:
+    def update(self, summary: RunSummary) -> None:
         """Take a look."""
         ...
 
 
-class _Nobody:
+class _NoDisplay:
     on_event: OnEvent | None = None
 
-    def show(self, tally: Tally) -> None:
+    def update(self, summary: RunSummary) -> None:
         """Nobody looks."""
 
 
-def watcher(total: int | None, *, quiet: bool, no_color: bool) -> AbstractContextManager[Watcher]:
+def progress_display(
+    total: int | None, *, quiet: bool, no_color: bool
+) -> AbstractContextManager[ProgressDisplay]:
     """A bar where standard error is a terminal, else nothing.
 
     Args:
@@ -53,7 +55,7 @@ def watcher(total: int | None, *, quiet: bool, no_color: bool) -> AbstractContex
         no_color: without colours.
     """
     if quiet or not sys.stderr.isatty():
-        return nullcontext(_Nobody())
+        return nullcontext(_NoDisplay())
     return ProgressBar(total, no_color=no_color)
 
 
@@ -66,7 +68,7 @@ class ProgressBar:
         self._task: Final = self._bar.add_task(
             "", total=total, of=f"/{total:,}" if total else "", tokens=0, rate=0.0, why=""
         )
-        self.on_event: OnEvent | None = self._hear
+        self.on_event: OnEvent | None = self._on_event
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -77,11 +79,13 @@ class ProgressBar:
     ) -> None:
         self._bar.stop()
 
-    def show(self, tally: Tally) -> None:
+    def update(self, summary: RunSummary) -> None:
         """Show these numbers."""
-        self._bar.update(self._task, completed=tally.texts, tokens=tally.tokens, rate=_rate(tally), why="")
+        self._bar.update(
+            self._task, completed=summary.texts, tokens=summary.tokens, rate=_rate(summary), why=""
+        )
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         """Say why nothing moves; on the client's thread."""
         if isinstance(event, RequestRetry):
             self._bar.update(self._task, why=f"{event.cause}, again in {event.delay:.1f} s")
@@ -89,8 +93,8 @@ class ProgressBar:
             self._bar.update(self._task, why=_CAUSES[event.cause])
 
 
-def _rate(tally: Tally) -> float:
-    return tally.texts / tally.seconds if tally.seconds else 0.0
+def _rate(summary: RunSummary) -> float:
+    return summary.texts / summary.seconds if summary.seconds else 0.0
 
 
 def _bar(*, known: bool, no_color: bool) -> Progress:
@@ -110,7 +114,7 @@ def _bar(*, known: bool, no_color: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
-# Ctrl-C, kept away from the few moments in which a file is being written.
+# Signals, deferred while a file is being written.
 
 _SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -124,8 +128,8 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._former: Final[dict[int, Any]] = {}
-        self._held = False
-        self._waiting = False
+        self._deferring = False
+        self._pending = False
 
     def __enter__(self) -> Self:
         for name in _SIGNALS:
@@ -143,22 +147,22 @@ class Interrupts:
         self._former.clear()
 
     def _handle(self, *_: object) -> None:
-        if not self._held:
+        if not self._deferring:
             raise KeyboardInterrupt
-        self._waiting = True
+        self._pending = True
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Let a signal wait until the end of the block."""
-        self._held = True
+        self._deferring = True
         try:
             yield
         finally:
-            self._held = False
-        if self._waiting:
-            self._waiting = False
+            self._deferring = False
+        if self._pending:
+            self._pending = False
             raise KeyboardInterrupt
 
-    def hold(self) -> None:
+    def defer_all(self) -> None:
         """Let no signal through any more: what was earned is being saved, and then it ends anyway."""
-        self._held = True
+        self._deferring = True

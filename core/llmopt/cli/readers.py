@@ -1,4 +1,4 @@
-"""Comma-separated values with a header line, the text in one of the columns."""
+"""Input of ``llmopt embed``: reads texts from .txt, .jsonl and .csv files, or from standard input."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, BinaryIO, Final, Literal, Protocol, get_args
 
 import msgspec
 
-from llmopt.cli.console import BadInput, CommandError, listed, plain
+from llmopt.cli.console import CommandError, InputError, printable, quoted_list
 from llmopt.operations.embed import text_error
 
-# Where texts are read from: a file, or standard input.
+# The input as bytes: a file or standard input.
 
 STDIN: Final = "-"
-_LOOKED_AT: Final = 8192
-_BLOCK: Final = 1 << 18
+_SNIFFED_BYTES: Final = 8192
+_BLOCK_BYTES: Final = 1 << 18
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -33,13 +33,13 @@ class Source:
         path: of the file, "-" for standard input.
 
     Raises:
-        BadInput: it is a directory, is not there, or may not be read.
+        InputError: it is a directory, is not there, or may not be read.
     """
 
     def __init__(self, path: str) -> None:
         self._path: Final = path
-        self.name: Final = "standard input" if path == STDIN else plain(path)
-        self._status: Final = self._checked()
+        self.name: Final = "standard input" if path == STDIN else printable(path)
+        self._status: Final = self._check()
 
     @property
     def repeatable(self) -> bool:
@@ -64,17 +64,17 @@ class Source:
         """The bytes, in blocks as they come.
 
         Raises:
-            BadInput: it cannot be read, or it is no text.
+            InputError: it cannot be read, or it is no text.
         """
         with self._opened() as file:
             first = True
             while block := self._read(file):
                 if first:
-                    self._refuse_binary(block[:_LOOKED_AT])
+                    self._check_is_text(block[:_SNIFFED_BYTES])
                     first = False
                 yield block
 
-    def _checked(self) -> os.stat_result | None:
+    def _check(self) -> os.stat_result | None:
         if self._path == STDIN:
             return _status_of_stdin()
         try:
@@ -82,9 +82,9 @@ class Source:
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from None
         if stat.S_ISDIR(status.st_mode):
-            raise BadInput(f"{self.name} is a directory; name a file in it.")
+            raise InputError(f"{self.name} is a directory; name a file in it.")
         if not os.access(self._path, os.R_OK):
-            raise BadInput(f"{self.name} cannot be read: Permission denied.")
+            raise InputError(f"{self.name} cannot be read: Permission denied.")
         return status
 
     def _opened(self) -> AbstractContextManager[BinaryIO]:
@@ -97,37 +97,37 @@ class Source:
 
     def _read(self, file: BinaryIO) -> bytes:
         try:
-            return _at_once(file)
+            return _read_available(file)
         except OSError as error:
             raise self._unreadable(error) from None
 
-    def _unreadable(self, error: Exception) -> BadInput:
+    def _unreadable(self, error: Exception) -> InputError:
         reason = getattr(error, "strerror", None) or "this is no path"
-        return BadInput(f"{self.name} cannot be read: {reason}.")
+        return InputError(f"{self.name} cannot be read: {reason}.")
 
-    def _refuse_binary(self, head: bytes) -> None:
+    def _check_is_text(self, head: bytes) -> None:
         if head.startswith(_UTF16):
-            raise BadInput(
+            raise InputError(
                 f"{self.name} is UTF-16, not UTF-8; convert it first, for instance with: iconv -f UTF-16 -t UTF-8"
             )
         at = head.find(b"\0")
         if at >= 0:
-            raise BadInput(
+            raise InputError(
                 f"{self.name} is binary, not UTF-8 text: byte {at + 1}, in line {head.count(10, 0, at) + 1}, is a NUL."
             )
 
 
-def _at_once(file: BinaryIO) -> bytes:
+def _read_available(file: BinaryIO) -> bytes:
     """What is there: texts that come slowly are embedded as they come."""
     if isinstance(file, io.BufferedReader):
-        return file.read1(_BLOCK)
-    return file.read(_BLOCK)
+        return file.read1(_BLOCK_BYTES)
+    return file.read(_BLOCK_BYTES)
 
 
 def _stdin() -> BinaryIO:
     if sys.stdin is None:
         # The process was started with its standard input closed.
-        raise BadInput("standard input is closed; give a file, or pipe the texts in.")
+        raise InputError("standard input is closed; give a file, or pipe the texts in.")
     return sys.stdin.buffer
 
 
@@ -139,12 +139,12 @@ def _status_of_stdin() -> os.stat_result | None:
         return None
 
 
-# Bytes into lines: decoded in large pieces, so that a line costs next to nothing.
+# Bytes into text, decoded in chunks of many lines, which is much faster than line by line.
 
-_MAX_LINE: Final = 64 << 20
+_MAX_LINE_BYTES: Final = 64 << 20
 
 
-class Lines:
+class LineReader:
     """The text of a source in pieces of whole lines, without a byte order mark.
 
     Args:
@@ -155,11 +155,11 @@ class Lines:
         self._source: Final = source
         self.name: Final = source.name
 
-    def pieces(self) -> Iterator[str]:
+    def chunks(self) -> Iterator[str]:
         """Text that ends with a line feed, except for the last piece perhaps.
 
         Raises:
-            BadInput: a byte is not UTF-8, or a line never ends; all lines before it come first.
+            InputError: a byte is not UTF-8, or a line never ends; all lines before it come first.
         """
         line, offset = 1, 0
         for chunk in self._chunks():
@@ -167,14 +167,14 @@ class Lines:
                 text = chunk.decode()
             except UnicodeDecodeError as error:
                 start = chunk.rfind(b"\n", 0, error.start) + 1
-                yield _without_mark(chunk[:start].decode(), offset)
+                yield _without_bom(chunk[:start].decode(), offset)
                 raise self._undecodable(chunk, error.start, line, offset) from None
-            yield _without_mark(text, offset)
+            yield _without_bom(text, offset)
             line += chunk.count(b"\n")
             offset += len(chunk)
 
-    def _undecodable(self, chunk: bytes, at: int, line: int, offset: int) -> BadInput:
-        return BadInput(
+    def _undecodable(self, chunk: bytes, at: int, line: int, offset: int) -> InputError:
+        return InputError(
             f"{self.name}, line {line + chunk.count(10, 0, at)}: byte {offset + at + 1} of the input "
             f"(0x{chunk[at]:02X}) is not UTF-8; convert it first, for instance with: iconv -f LATIN1 -t UTF-8"
         )
@@ -190,19 +190,21 @@ class Lines:
                 parts, size = [], 0
             parts.append(block[end:])
             size += len(block) - end
-            if size > _MAX_LINE:
-                raise BadInput(
-                    f"{self.name} has a line of more than {_MAX_LINE >> 20} MiB; cut it into several texts."
+            if size > _MAX_LINE_BYTES:
+                raise InputError(
+                    f"{self.name} has a line of more than {_MAX_LINE_BYTES >> 20} MiB; cut it into several texts."
                 )
         if size:
             yield b"".join(parts)
 
 
-def _without_mark(text: str, offset: int) -> str:
+def _without_bom(text: str, offset: int) -> str:
     return text if offset else text.removeprefix("\ufeff")
 
 
-_MAX_FIELD: Final = 64 << 20
+# .csv: a header line, and the text in one of the columns.
+
+_MAX_FIELD_LENGTH: Final = 64 << 20
 
 
 class CsvReader:
@@ -216,14 +218,14 @@ class CsvReader:
         skipped: blank lines so far.
     """
 
-    def __init__(self, lines: Lines, column: str) -> None:
+    def __init__(self, lines: LineReader, column: str) -> None:
         self._lines: Final = lines
         self._column: Final = column
         self.skipped = 0
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Each text with the number of the line that its record begins in."""
-        csv.field_size_limit(_MAX_FIELD)
+        csv.field_size_limit(_MAX_FIELD_LENGTH)
         records = _Records(self._lines)
         place: int | None = None
         for number, record in records:
@@ -243,23 +245,23 @@ class CsvReader:
         if times == 1:
             return header.index(self._column)
         if times:
-            raise BadInput(
+            raise InputError(
                 f"{self._lines.name}, line {number}: the column {self._quoted} is there {times} times."
             )
-        raise BadInput(
+        raise InputError(
             f"{self._lines.name}, line {number}: there is no column {self._quoted}; the columns there are "
-            f"{listed(header)} (choose one with --column)."
+            f"{quoted_list(header)} (choose one with --column)."
         )
 
     @property
     def _quoted(self) -> str:
-        return repr(plain(self._column))
+        return repr(printable(self._column))
 
 
 class _Records:
     """The records of a CSV file, each with the number of its first line."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: LineReader) -> None:
         self._lines: Final = lines
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
@@ -277,15 +279,15 @@ class _Records:
             number = records.line_num + 1
 
     def _rows(self) -> Iterator[str]:
-        for piece in self._lines.pieces():
-            # Lines end at line feeds alone; the quoted ones are kept as they are.
+        for piece in self._lines.chunks():
+            # LineReader end at line feeds alone; the quoted ones are kept as they are.
             yield from io.StringIO(piece, newline="\n")
 
-    def bad(self, number: int, fault: str) -> BadInput:
-        return BadInput(f"{self._lines.name}, line {number}: {fault}.")
+    def bad(self, number: int, fault: str) -> InputError:
+        return InputError(f"{self._lines.name}, line {number}: {fault}.")
 
 
-# A JSON object a line, with the text in one of its fields.
+# .jsonl: one JSON object per line.
 
 _KINDS: Final = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}  # fmt: skip
 
@@ -301,7 +303,7 @@ class JsonlReader:
         skipped: blank lines so far.
     """
 
-    def __init__(self, lines: Lines, field: str) -> None:
+    def __init__(self, lines: LineReader, field: str) -> None:
         self._lines: Final = lines
         self._field: Final = field
         self.skipped = 0
@@ -309,7 +311,7 @@ class JsonlReader:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Each text with the number of its line."""
         number = 0
-        for piece in self._lines.pieces():
+        for piece in self._lines.chunks():
             lines = piece.split("\n")
             if not lines[-1]:
                 lines.pop()
@@ -334,25 +336,25 @@ class JsonlReader:
             return f'this is {_KINDS[type(found)]}, not an object such as {{{self._quoted}: "..."}}'
         if self._field not in found:
             return (
-                f"there is no field {self._quoted}; the fields there are {listed(found) or 'none'} "
+                f"there is no field {self._quoted}; the fields there are {quoted_list(found) or 'none'} "
                 "(choose one with --field)"
             )
         return f"the field {self._quoted} holds {_KINDS[type(found[self._field])]}, not text"
 
     @property
     def _quoted(self) -> str:
-        return msgspec.json.encode(plain(self._field)).decode()
+        return msgspec.json.encode(printable(self._field)).decode()
 
-    def _bad(self, number: int, fault: str) -> BadInput:
-        return BadInput(f"{self._lines.name}, line {number}: {fault}.")
+    def _bad(self, number: int, fault: str) -> InputError:
+        return InputError(f"{self._lines.name}, line {number}: {fault}.")
 
 
-# The texts of an input, whatever its format.
+# The texts of an input in any format.
 
 InputFormat = Literal["txt", "jsonl", "csv"]
 FORMATS: Final[tuple[str, ...]] = get_args(InputFormat)
 _EXTENSIONS: Final[dict[str, InputFormat]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-_CHECKED_BYTES: Final = 1 << 30
+_MAX_CHECKED_BYTES: Final = 1 << 30
 
 
 class FormatReader(Protocol):
@@ -373,20 +375,20 @@ class Texts:
         form: its format, None for what the extension says.
         name: field or column of the text, None for "text".
         limit: most texts, None for all.
-        refuse: whether a text that cannot be sent is an error here, with its line.
+        check_texts: whether a text that cannot be sent is an error here, with its line.
 
     Raises:
-        BadInput: the input cannot be opened.
+        InputError: the input cannot be opened.
     """
 
     def __init__(
-        self, path: str, form: InputFormat | None, *, name: str | None, limit: int | None, refuse: bool
+        self, path: str, form: InputFormat | None, *, name: str | None, limit: int | None, check_texts: bool
     ) -> None:
         self.source: Final = Source(path)
-        self._form: Final = form or form_of(path)
+        self._form: Final = form or input_format_for(path)
         self._name: Final = name or "text"
         self._limit: Final = limit
-        self._refuse: Final = refuse
+        self._check_texts: Final = check_texts
         self._reader = self._open()
 
     @property
@@ -398,24 +400,24 @@ class Texts:
         self._reader = self._open()
         index = -1
         for index, (line, text) in enumerate(islice(self._reader, self._limit)):
-            if self._refuse and (fault := text_error(text, index)) is not None:
-                raise BadInput(f"{self.source.name}, line {line}: {fault.message}")
+            if self._check_texts and (fault := text_error(text, index)) is not None:
+                raise InputError(f"{self.source.name}, line {line}: {fault.message}")
             yield line, text
         if index < 0:
-            raise BadInput(f"{self.source.name} is empty: there is no text to embed in it.")
+            raise InputError(f"{self.source.name} is empty: there is no text to embed in it.")
 
     def total(self) -> int | None:
         """The number of texts, all of them checked; None for what can be read only once, or is very large.
 
         Raises:
-            BadInput: a text cannot be read. Nothing was sent yet.
+            InputError: a text cannot be read. Nothing was sent yet.
         """
-        if not self.source.repeatable or self.source.size > _CHECKED_BYTES:
+        if not self.source.repeatable or self.source.size > _MAX_CHECKED_BYTES:
             return None
         return sum(1 for _ in self)
 
     def _open(self) -> FormatReader:
-        lines = Lines(self.source)
+        lines = LineReader(self.source)
         if self._form == "jsonl":
             return JsonlReader(lines, self._name)
         if self._form == "csv":
@@ -424,12 +426,12 @@ class Texts:
         return TxtReader(lines)
 
 
-def form_of(path: str) -> InputFormat:
+def input_format_for(path: str) -> InputFormat:
     """The format that an extension stands for; a text a line where it stands for none."""
     return "txt" if path == STDIN else _EXTENSIONS.get(PurePath(path).suffix.lower(), "txt")
 
 
-def chosen_name(form: InputFormat, field: str | None, column: str | None) -> str | None:
+def text_key(form: InputFormat, field: str | None, column: str | None) -> str | None:
     """The field or column to read.
 
     Raises:
@@ -446,7 +448,7 @@ def chosen_name(form: InputFormat, field: str | None, column: str | None) -> str
     return field if form == "jsonl" else column
 
 
-# A text a line.
+# .txt: one text per line.
 
 
 class TxtReader:
@@ -456,14 +458,14 @@ class TxtReader:
         skipped: blank lines so far.
     """
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: LineReader) -> None:
         self._lines: Final = lines
         self.skipped = 0
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Each text with the number of its line."""
         number = 0
-        for piece in self._lines.pieces():
+        for piece in self._lines.chunks():
             texts = piece.split("\n")
             if not texts[-1]:
                 texts.pop()

@@ -1,4 +1,4 @@
-"""A file that only grows, by whole pieces."""
+"""Output of ``llmopt embed``: writes vectors to .npy, .jsonl and .parquet files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
 import msgspec
 from attrs import field, frozen
 
-from llmopt.cli.console import CommandError, Exit, plain
+from llmopt.cli.console import CommandError, Exit, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ class AppendFile:
         self._file.close()
 
 
-# What a writer is given: a stretch of results.
+# The results that a writer gets.
 
 
 @frozen(kw_only=True, eq=False)
@@ -99,14 +99,14 @@ class Rows:
         return int(self.vectors.shape[1])
 
 
-# A JSON object a line, for each text.
+# .jsonl: one JSON object per text.
 
 _DIGITS: Final = 9
-"""So many tell any two float32 apart."""
-_LARGEST_EXACT: Final = 22
-"""Up to here a power of ten is a float64 without loss."""
-_SMALLEST_EXPONENT: Final = -148
-"""Of a float32, as frexp counts; the largest is 128."""
+"""Significant digits that distinguish any two float32 numbers."""
+_MAX_EXACT_POWER: Final = 22
+"""The largest power of ten that is exact in float64."""
+_MIN_EXPONENT: Final = -148
+"""Smallest exponent of a float32, as frexp returns it; the largest is 128."""
 
 
 class JsonlWriter:
@@ -122,7 +122,7 @@ class JsonlWriter:
 
     def add(self, rows: Rows) -> None:
         """Write rows."""
-        numbers = shortest(rows.vectors).tolist()
+        numbers = shortest_decimals(rows.vectors).tolist()
         # A list, because encode_lines leaks what a `map` gives it (msgspec 0.22).
         records = [_record(rows, position, each) for position, each in enumerate(numbers)]
         self._file.append(self._encoder.encode_lines(records))
@@ -150,7 +150,7 @@ def _record(rows: Rows, position: int, numbers: list[float]) -> dict[str, Any]:
     return record
 
 
-def shortest(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+def shortest_decimals(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """The float64 of nine digits beside each float32: half as long to write, and the same float32 again.
 
     What is too small or too large for that, or not finite, stays as it is.
@@ -160,7 +160,7 @@ def shortest(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     exact = vectors.astype(np.float64)
     _, exponents = np.frexp(exact)
     # Clipped, because what frexp counts for a number that is not finite is nowhere written.
-    scales = np.take(np.array(_scales()), exponents - _SMALLEST_EXPONENT, mode="clip")
+    scales = np.take(np.array(_scales()), exponents - _MIN_EXPONENT, mode="clip")
     # A whole number over an exact power of ten is rounded once, to the very float64 of that decimal.
     short = np.rint(exact * scales) / scales
     fits = np.isfinite(short)
@@ -170,13 +170,11 @@ def shortest(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
 @cache
 def _scales() -> list[float]:
     """For each binary exponent the power of ten that leaves nine digits or ten; NaN where none is exact."""
-    powers = [_DIGITS - math.floor(each * math.log10(2)) for each in range(_SMALLEST_EXPONENT, 129)]
-    return [10.0**power if 0 <= power <= _LARGEST_EXACT else math.nan for power in powers]
+    powers = [_DIGITS - math.floor(each * math.log10(2)) for each in range(_MIN_EXPONENT, 129)]
+    return [10.0**power if 0 <= power <= _MAX_EXACT_POWER else math.nan for power in powers]
 
 
-# numpy's own format, written row by row.
-#
-# The number of rows stands in the header, in front of them: room is left for it and filled at the end.
+# .npy: the header, which has the number of rows, is written again at the end.
 
 _HEADER_BYTES: Final = 128
 _NAN_ROWS: Final = 1024
@@ -239,7 +237,7 @@ def _header(rows: int, dimensions: int) -> bytes:
     return magic + text.ljust(_HEADER_BYTES - len(magic) - 1).encode() + b"\n"
 
 
-# Apache Parquet, through pyarrow, which is an extra.
+# .parquet: through pyarrow, which is an extra.
 
 _GROUP_ROWS: Final = 65_536
 _GROUP_BYTES: Final = 16 << 20
@@ -258,8 +256,8 @@ class ParquetWriter:
     """
 
     def __init__(self, path: Path, *, with_errors: bool, with_text: bool) -> None:
-        self._arrow: Final = _module("pyarrow")
-        self._parquet: Final = _module("pyarrow.parquet")
+        self._arrow: Final = _import_extra("pyarrow")
+        self._parquet: Final = _import_extra("pyarrow.parquet")
         self._path: Final = path
         self._extra: Final = (["error"] if with_errors else []) + (["text"] if with_text else [])
         self._waiting: list[Rows] = []
@@ -321,11 +319,11 @@ class ParquetWriter:
         if rows.dimensions == 0:
             return arrow.nulls(len(rows), kind)
         numbers = arrow.array(rows.vectors.reshape(-1))
-        valid = arrow.py_buffer(_bits(rows)) if rows.errors else None
+        valid = arrow.py_buffer(_validity_bitmap(rows)) if rows.errors else None
         return arrow.Array.from_buffers(kind, len(rows), [valid], children=[numbers])
 
 
-def _bits(rows: Rows) -> NDArray[np.uint8]:
+def _validity_bitmap(rows: Rows) -> NDArray[np.uint8]:
     """A bit for each row, set where there is a vector."""
     import numpy as np
 
@@ -334,7 +332,7 @@ def _bits(rows: Rows) -> NDArray[np.uint8]:
     return np.packbits(valid, bitorder="little")
 
 
-def _module(name: str) -> Any:
+def _import_extra(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
@@ -344,7 +342,7 @@ def _module(name: str) -> Any:
         ) from None
 
 
-# The writer of a format.
+# The writer for a format.
 
 OutputFormat = Literal["npy", "jsonl", "parquet"]
 FORMATS: Final[tuple[str, ...]] = get_args(OutputFormat)
@@ -372,7 +370,7 @@ class Writer(Protocol):
         ...
 
 
-def output_form(path: str) -> OutputFormat:
+def output_format_for(path: str) -> OutputFormat:
     """The format that an extension stands for.
 
     Raises:
@@ -382,7 +380,7 @@ def output_form(path: str) -> OutputFormat:
     form = _EXTENSIONS.get(extension)
     if form is None:
         raise CommandError(
-            f"--out {plain(path)}: the extension must be .npy, .jsonl or .parquet, or choose one with --format."
+            f"--out {printable(path)}: the extension must be .npy, .jsonl or .parquet, or choose one with --format."
         )
     return form
 
@@ -397,7 +395,7 @@ def open_writer(form: OutputFormat, path: Path, *, with_errors: bool, with_text:
     return NpyWriter(path)
 
 
-# The file a command writes: whole under its name, or what was earned under another.
+# The output file: complete under its name, or unfinished under another.
 
 PARTIAL: Final = ".partial"
 
@@ -414,7 +412,7 @@ class OutputFile:
     """
 
     def __init__(self, path: str, source: Source) -> None:
-        self.name: Final = plain(path)
+        self.name: Final = printable(path)
         if path == "-":
             raise CommandError("--out must name a file; standard output takes no vectors.")
         self._target: Final = Path(os.path.realpath(path))
@@ -442,7 +440,7 @@ class OutputFile:
             raise self._refusal(error) from None
         self._settled = True
 
-    def keep(self) -> str:
+    def keep_partial(self) -> str:
         """Keep the temporary file under a name that says it is not whole.
 
         Returns:
@@ -484,11 +482,11 @@ class OutputFile:
         folder = self._target.parent
         if not folder.is_dir():
             raise CommandError(
-                f"--out {self.name}: the directory {plain(str(folder))} does not exist; make it first."
+                f"--out {self.name}: the directory {printable(str(folder))} does not exist; make it first."
             )
         if not os.access(folder, os.W_OK | os.X_OK):
             raise CommandError(
-                f"--out {self.name}: the directory {plain(str(folder))} cannot be written to: Permission denied."
+                f"--out {self.name}: the directory {printable(str(folder))} cannot be written to: Permission denied."
             )
 
     def _refusal(self, error: Exception) -> CommandError:

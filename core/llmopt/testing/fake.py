@@ -1,4 +1,4 @@
-"""A provider for the tests of an application: no network, no key, always the same answers."""
+"""`FakeProvider`: a provider for the tests of an application, without network or key, with repeatable answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from llmopt.testing.dialect import (
     event_of,
     vector_of,
 )
-from llmopt.testing.transport import Reply, Sent, transport_of
+from llmopt.testing.transport import Reply, SentRequest, function_transport
 from llmopt.values.calls import BatchLimit
 from llmopt.values.chat import ToolCall
 from llmopt.values.http import EXCEPTION_OF, Failure, Verdict, VerdictKind
@@ -82,9 +82,9 @@ class FakePlugin:
         return Verdict(kind=kind, code=kind.value, message=failure.error.message)
 
 
-# What a `FakeProvider` answers instead of vectors: the errors that a test asks for.
+# Scripted responses: the errors and chat answers that a test asks for.
 
-_STATUS: Final[dict[VerdictKind, int]] = {
+_STATUS_BY_KIND: Final[dict[VerdictKind, int]] = {
     VerdictKind.TRANSIENT: 500,
     VerdictKind.TIMEOUT: 504,
     VerdictKind.RATE_LIMITED: 429,
@@ -96,43 +96,47 @@ _STATUS: Final[dict[VerdictKind, int]] = {
     VerdictKind.NOT_FOUND: 404,
 }
 """The status that an error comes with; 400 unless listed."""
-_BROKEN: Final[tuple[tuple[type[LLMOptError], Reply], ...]] = (
+_CONNECTION_ERRORS: Final[tuple[tuple[type[LLMOptError], Reply], ...]] = (
     (ConnectFailed, Reply(breaks="connect")),
     (ConnectionLost, Reply(breaks="read")),
     (AttemptTimeout, Reply(breaks="timeout")),
     (InvalidResponse, Reply(body=b"<html>this is no JSON</html>")),
 )
-_KIND_OF: Final[dict[type[LLMOptError], VerdictKind]] = {
+_KIND_BY_ERROR: Final[dict[type[LLMOptError], VerdictKind]] = {
     error: kind for kind, error in EXCEPTION_OF.items() if kind is not VerdictKind.INVALID_RESPONSE
 }
 
 
-def reply_of(error: type[LLMOptError], message: str, retry_after: float | None) -> Reply:
-    """The answer that reaches a caller as an error of this class.
+def reply_for(error: type[LLMOptError], message: str, retry_after: float | None) -> Reply:
+    """The response that a caller sees as an error of this class.
 
     Raises:
-        ValueError: no provider can bring that error about.
+        ValueError: no response of a provider leads to this error.
     """
     headers = {} if retry_after is None else {"retry-after": f"{retry_after:g}"}
-    for broken, reply in _BROKEN:
+    for broken, reply in _CONNECTION_ERRORS:
         if issubclass(error, broken):
             return reply
-    kind = _KIND_OF.get(error)
+    kind = _KIND_BY_ERROR.get(error)
     if kind is None:
-        names = sorted(each.__name__ for each in (*_KIND_OF, *(broken for broken, _ in _BROKEN)))
-        raise ValueError(f"a provider cannot bring about {error.__name__}; choose one of {', '.join(names)}.")
-    status = _STATUS.get(kind, 400)
+        names = sorted(
+            each.__name__ for each in (*_KIND_BY_ERROR, *(broken for broken, _ in _CONNECTION_ERRORS))
+        )
+        raise ValueError(
+            f"no response of a provider leads to {error.__name__}; choose one of {', '.join(names)}."
+        )
+    status = _STATUS_BY_KIND.get(kind, 400)
     body = error_body(SampleError(status=status, message=message), code=f"{PREFIX}{kind.value}")
     return Reply(status=status, body=body, headers=headers)
 
 
 Ending = Literal["done", "cut", "break", "error"]
-"""How a stream ends: as it should, without its end, with the connection, with an error in it."""
+"""How a stream ends: complete, without its last events, with a lost connection, with an error event."""
 
 
 @frozen(kw_only=True)
-class Speech:
-    """A chat answer that a test asks for."""
+class ScriptedChat:
+    """A chat answer that a test has scripted."""
 
     answer: SampleChat
     ends: Ending = "done"
@@ -140,12 +144,12 @@ class Speech:
     pause: float = 0.0
 
     def reply(self, *, stream: bool, usage: bool) -> Reply:
-        """As one answer, or as a stream."""
+        """The response, in one piece or as a stream."""
         if not stream:
             return Reply(body=chat_body(self.answer))
         events = chat_stream(self.answer, usage=usage)
         if self.ends != "done":
-            # Neither a finish reason nor a usage, nor the end itself.
+            # Without the finish reason, the usage and the end marker.
             events = events[: -2 - usage]
         if self.ends == "error":
             events = (*events, event_of(self.error.encode()), event_of(b"[DONE]"))
@@ -164,51 +168,51 @@ class _Refusal:
 
 
 class Script:
-    """The errors and the chat answers still to come; they are used up from several threads and tasks."""
+    """Queues of scripted errors and chat answers. Safe for several threads: deques pop atomically."""
 
     def __init__(self) -> None:
-        self._said: Final[deque[Speech]] = deque()
+        self._chats: Final[deque[ScriptedChat]] = deque()
         self._next: Final[deque[Reply]] = deque()
         self._refusals: Final[list[_Refusal]] = []
 
     def add(self, reply: Reply, times: int) -> None:
-        """Give an answer to the next requests."""
+        """Answer the next requests with a response."""
         self._next.extend(evolve(reply) for _ in range(times))
 
     def refuse(self, texts: Sequence[str], reply: Reply) -> None:
-        """Give an answer to every request with one of these texts."""
+        """Answer every request that has one of these texts with a response."""
         self._refusals.append(_Refusal(texts=frozenset(texts), reply=reply))
 
     def reply_to(self, texts: Sequence[str]) -> Reply | None:
-        """The answer to a request with these texts, None when it is to go well."""
+        """The scripted response to a request with these texts, None if it is to succeed."""
         try:
             return self._next.popleft()
         except IndexError:
             return next((each.reply for each in self._refusals if not each.texts.isdisjoint(texts)), None)
 
-    def say(self, speech: Speech, times: int) -> None:
-        """Give an answer to the next chats."""
-        self._said.extend(speech for _ in range(times))
+    def add_chat(self, chat: ScriptedChat, times: int) -> None:
+        """Answer the next chats."""
+        self._chats.extend(chat for _ in range(times))
 
-    def next_speech(self) -> Speech | None:
-        """The answer to a chat, None when none is scripted."""
+    def next_chat(self) -> ScriptedChat | None:
+        """The scripted answer to a chat, None if there is none."""
         try:
-            return self._said.popleft()
+            return self._chats.popleft()
         except IndexError:
             return None
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Remove everything that is scripted."""
         self._next.clear()
-        self._said.clear()
+        self._chats.clear()
         self._refusals.clear()
 
 
-# A plugin that is found without being installed, for the length of a test.
+# Plugins that are discovered without being installed.
 
 
-class _Pretended(Distribution):
-    """A distribution that has nothing but an entry point."""
+class _FakeDistribution(Distribution):
+    """The metadata of a distribution that has nothing but an entry point."""
 
     def __init__(self, provider: str, module: str) -> None:
         self._files: Final = {
@@ -218,8 +222,8 @@ class _Pretended(Distribution):
 
     @staticmethod
     def name_for(provider: str) -> str:
-        """What the distribution is called."""
-        return f"pretended-{provider}"
+        """The name of the distribution for a provider."""
+        return f"fake-{provider}"
 
     def read_text(self, filename: str) -> str | None:
         """A file of the metadata."""
@@ -230,35 +234,35 @@ class _Pretended(Distribution):
         raise FileNotFoundError(path)
 
 
-class _Finder(MetaPathFinder):
-    """Finds one pretended distribution, and no modules."""
+class _FakeFinder(MetaPathFinder):
+    """An import hook that finds one distribution, and no modules."""
 
     def __init__(self, provider: str, module: str) -> None:
-        self._name: Final = _Pretended.name_for(provider)
-        self._found: Final = _Pretended(provider, module)
+        self._name: Final = _FakeDistribution.name_for(provider)
+        self._distribution: Final = _FakeDistribution(provider, module)
 
     def find_spec(self, *_: object) -> None:
-        """No module comes from here."""
+        """Find no module."""
 
     def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterator[Distribution]:
-        """The one there is, if it is asked for."""
+        """Find the distribution, unless another name is asked for."""
         name = None if context is None else context.name
         if name is None or name.replace("_", "-") == self._name:
-            yield self._found
+            yield self._distribution
 
 
 @contextmanager
 def installed(provider: str, plugin: object) -> Iterator[None]:
-    """Let every client made inside find a plugin as if it were installed.
+    """Make a plugin discoverable for every client created in the block, as if it were installed.
 
     Args:
         provider: the provider's name.
         plugin: the plugin's module, or any object with its hooks.
     """
-    # An entry point names a module, so the plugin is one under a name of its own.
-    module = f"_llmopt_pretended_{provider.replace('-', '_')}_{id(plugin):x}"
-    finder = _Finder(provider, module)
-    sys.modules[module] = plugin  # type: ignore[assignment] # whatever is there is what an import gives
+    # An entry point names a module, so the plugin is registered under a unique module name.
+    module = f"_llmopt_fake_{provider.replace('-', '_')}_{id(plugin):x}"
+    finder = _FakeFinder(provider, module)
+    sys.modules[module] = plugin  # type: ignore[assignment] # import returns what sys.modules holds, module or not
     sys.meta_path.append(finder)
     try:
         yield
@@ -269,11 +273,11 @@ def installed(provider: str, plugin: object) -> Iterator[None]:
 
 @frozen(kw_only=True)
 class FakeCall:
-    """One request that a `FakeProvider` got.
+    """One request that a `FakeProvider` received.
 
     Attributes:
-        operation: "embeddings", "catalog" or "chat"; "other" for what a fake provider does not do.
-        model: the model asked for, "" for the catalogue.
+        operation: "embeddings", "catalog" or "chat"; "other" for anything else, which gets a 404.
+        model: the model of the request, "" for the list of models.
         texts: the texts to embed, in order.
         messages: the conversation of a chat.
         body: the whole body, as JSON.
@@ -287,7 +291,7 @@ class FakeCall:
 
 
 class FakeProvider:
-    """A provider that answers in memory.
+    """A provider that answers in memory, with the same vectors for the same texts.
 
     ::
 
@@ -297,20 +301,20 @@ class FakeProvider:
             fake.say("Hello", " there")
             assert client.chat("fake/any-model", [{"role": "user", "content": "Hi"}]).text == "Hello there"
 
-    Under pytest the fixture ``llmopt_fake`` is one. A name such as ``FakeProvider("acme")`` puts it in
-    the place of that provider, so that an application's model names need no change.
+    Under pytest the fixture ``llmopt_fake`` is one. With a name, such as ``FakeProvider("acme")``, it replaces
+    that provider, so that the application's model names need no change.
 
     Args:
         name: the provider's name.
-        dimensions: length of the vectors where a call asks for none.
-        models: ids of the models that it lists.
-        max_retries: retries after a first attempt; they follow at once.
-        max_batch_size: most texts in a request.
+        dimensions: length of the vectors, unless a call asks for another.
+        models: ids of the models in its list.
+        max_retries: retries after the first attempt, without delay.
+        max_batch_size: maximum texts in a request.
 
     Attributes:
-        config: for ``llmopt.Client`` or ``llmopt.AsyncClient``; neither files nor environment are read with it.
+        config: for ``llmopt.Client`` or ``llmopt.AsyncClient``; it reads neither files nor environment.
         transport: for the same.
-        calls: the requests it got, in order.
+        calls: the requests received, in order.
     """
 
     def __init__(
@@ -333,11 +337,11 @@ class FakeProvider:
             max_retries=max_retries,
             max_batch_size=max_batch_size,
             retry_delay=0.0,
-            # A scripted refusal is one refusal: it must not slow down the test's next call.
+            # A scripted 429 must not make the limiter slow down the test's next call.
             flags={"limiter": False},
         )
         self.config: Final = Config(providers={name: entry})
-        self.transport: Final[httpx.AsyncBaseTransport] = transport_of(self._answer)
+        self.transport: Final[httpx.AsyncBaseTransport] = function_transport(self._answer)
         self.calls: Final[list[FakeCall]] = []
 
     def __enter__(self) -> Self:
@@ -349,11 +353,11 @@ class FakeProvider:
 
     @property
     def texts(self) -> list[str]:
-        """All texts it was asked for, in order; one that was tried again stands there again."""
+        """All texts received, in order; a text that was sent again is there again."""
         return [text for call in self.calls for text in call.texts]
 
     def vector(self, text: str, *, dimensions: int | None = None) -> tuple[float, ...]:
-        """The vector that it gives for a text: of length 1, the same each time."""
+        """The vector for a text: of norm 1, always the same."""
         return vector_of(text, dimensions or self._dimensions)
 
     def fail_next(
@@ -364,23 +368,23 @@ class FakeProvider:
         message: str = "scripted by the test",
         retry_after: float | None = None,
     ) -> None:
-        """Let the next requests fail, each attempt counting.
+        """Make the next requests fail. Each attempt counts as a request.
 
         Args:
-            error: what a caller is to see, such as ``llmopt.RateLimited``; ``ConnectFailed``,
+            error: the error that a caller gets, such as ``llmopt.RateLimited``; ``ConnectFailed``,
                 ``ConnectionLost``, ``AttemptTimeout`` and ``InvalidResponse`` work too.
             times: how many requests.
-            message: what the provider says.
-            retry_after: seconds that it asks to wait.
+            message: the provider's message.
+            retry_after: seconds in its Retry-After header.
 
         Raises:
-            ValueError: no provider can bring about that error.
+            ValueError: no response of a provider leads to this error.
         """
-        self._script.add(reply_of(error, message, retry_after), times)
+        self._script.add(reply_for(error, message, retry_after), times)
 
     def refuse(self, *texts: str, error: type[LLMOptError], message: str = "scripted by the test") -> None:
-        """Let every request with one of these texts fail, such as with ``llmopt.ItemRejected``."""
-        self._script.refuse(texts, reply_of(error, message, None))
+        """Make every request with one of these texts fail, for example with ``llmopt.ItemRejected``."""
+        self._script.refuse(texts, reply_for(error, message, None))
 
     def say(
         self,
@@ -393,21 +397,21 @@ class FakeProvider:
         ends: Ending = "done",
         error: type[LLMOptError] = ServerError,
     ) -> None:
-        """Answer the next chat so; without it a chat repeats the last message's text, word by word.
+        """Script the answer to the next chat. Without a script, a chat repeats the last message, word by word.
 
         Args:
-            pieces: the text; a stream brings each piece as an event of its own.
-            reasoning: what the model thought before.
-            tool_calls: tools that it wants called.
+            pieces: the text; in a stream each piece is one event.
+            reasoning: the reasoning before the text.
+            tool_calls: tool calls in the answer.
             finish_reason: by default "tool_calls" with tool calls and "stop" without.
-            times: how many chats are answered so.
+            times: number of chats with this answer.
             pause: seconds before each event of a stream.
-            ends: how a stream ends behind the pieces: "done" as it should, "cut" without its end, "break" as the
-                connection breaks, "error" with ``error``. Chats that are not streamed end well.
-            error: what the error in the stream means.
+            ends: how a stream ends after the pieces: "done" completely, "cut" without its last events, "break" with a
+                lost connection, "error" with ``error``. A chat that is not streamed always succeeds.
+            error: the error that the event in the stream leads to.
 
         Raises:
-            ValueError: no provider can bring about that error.
+            ValueError: no response of a provider leads to this error.
         """
         reason = finish_reason or ("tool_calls" if tool_calls else "stop")
         answer = SampleChat(
@@ -417,20 +421,20 @@ class FakeProvider:
             finish_reason=reason,
             completion_tokens=len(pieces),
         )
-        failing = reply_of(error, "scripted by the test", None)
+        failing = reply_for(error, "scripted by the test", None)
         if failing.breaks and ends == "error":
             raise ValueError(
-                f"no error in a stream means {error.__name__}; ends='break' breaks the connection."
+                f"no event in a stream leads to {error.__name__}; use ends='break' for a lost connection."
             )
-        speech = Speech(answer=answer, ends=ends, error=failing.body.decode(), pause=pause)
-        self._script.say(speech, times)
+        chat = ScriptedChat(answer=answer, ends=ends, error=failing.body.decode(), pause=pause)
+        self._script.add_chat(chat, times)
 
     def reset(self) -> None:
-        """Forget all calls and all scripted errors."""
+        """Remove all recorded calls and all scripted responses."""
         self.calls.clear()
         self._script.clear()
 
-    def _answer(self, sent: Sent) -> Reply:
+    def _answer(self, sent: SentRequest) -> Reply:
         call = _call_of(sent)
         self.calls.append(call)
         scripted = self._script.reply_to(call.texts)
@@ -439,19 +443,19 @@ class FakeProvider:
         if call.operation == "catalog":
             return Reply(body=catalog_body(SamplePage(models=self._models)))
         if call.operation == "chat":
-            return self._chat(call)
+            return self._reply_to_chat(call)
         if call.operation == "other":
             return Reply(
                 status=404, body=error_body(SampleError(status=404, message="this fake does not do that"))
             )
         return Reply(body=self._vectors(call))
 
-    def _chat(self, call: FakeCall) -> Reply:
-        speech = self._script.next_speech() or Speech(answer=SampleChat(pieces=_echo(call.messages)))
+    def _reply_to_chat(self, call: FakeCall) -> Reply:
+        chat = self._script.next_chat() or ScriptedChat(answer=SampleChat(pieces=_echo(call.messages)))
         tokens = sum(len(str(message.get("content")).split()) for message in call.messages)
-        speech = evolve(speech, answer=evolve(speech.answer, model=call.model, prompt_tokens=tokens))
+        chat = evolve(chat, answer=evolve(chat.answer, model=call.model, prompt_tokens=tokens))
         options = call.body.get("stream_options") or {}
-        return speech.reply(stream=bool(call.body.get("stream")), usage=bool(options.get("include_usage")))
+        return chat.reply(stream=bool(call.body.get("stream")), usage=bool(options.get("include_usage")))
 
     def _vectors(self, call: FakeCall) -> bytes:
         dimensions = call.body.get("dimensions") or self._dimensions
@@ -464,7 +468,7 @@ class FakeProvider:
         return f"FakeProvider({', '.join(self.config.providers)}, calls={len(self.calls)})"
 
 
-def _call_of(sent: Sent) -> FakeCall:
+def _call_of(sent: SentRequest) -> FakeCall:
     body = sent.json
     if sent.method == "GET" and sent.target.partition("?")[0].endswith("/models"):
         return FakeCall(operation="catalog")
@@ -478,7 +482,7 @@ def _call_of(sent: Sent) -> FakeCall:
 
 
 def _echo(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The last message's words, each with the space before it."""
+    """The words of the last message, each with the space before it."""
     content = messages[-1].get("content") if messages else None
     first, *others = content.split(" ") if isinstance(content, str) else [""]
     return (first, *(f" {word}" for word in others))

@@ -1,4 +1,4 @@
-"""A way out that goes nowhere: requests are answered by a function in this process."""
+"""A transport for tests: a function in this process answers the requests, without a network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 @frozen(kw_only=True)
-class Sent:
-    """A request as it left.
+class SentRequest:
+    """A request as the client sent it.
 
     Attributes:
-        method: in capitals.
+        method: HTTP method, in capitals.
         url: the whole URL.
-        headers: names in lower case.
-        body: the bytes.
+        headers: by names in lower case.
+        body: the bytes, still compressed if they were sent so.
     """
 
     method: str
@@ -45,16 +45,16 @@ class Sent:
 
 @frozen(kw_only=True)
 class Reply:
-    """An answer to give.
+    """A response to give.
 
     Attributes:
         status: HTTP status.
         body: the bytes.
-        headers: besides the content type.
+        headers: added to the content type.
         breaks: how the connection fails instead: "connect" before, "read" or "timeout" after the request
-            was sent; "" when it does not.
-        pieces: the body of a streamed answer, piece by piece; "read" then breaks the connection behind them.
-        pause: seconds before each of the pieces.
+            was sent; "" if it does not fail.
+        pieces: the body of a streamed response in pieces; with ``breaks="read"`` the connection fails after them.
+        pause: seconds before each piece.
     """
 
     status: int = 200
@@ -65,8 +65,8 @@ class Reply:
     pause: float = 0.0
 
 
-def transport_of(answer: Callable[[Sent], Reply]) -> httpx.AsyncBaseTransport:
-    """An httpx transport that asks a function for every answer."""
+def function_transport(answer: Callable[[SentRequest], Reply]) -> httpx.AsyncBaseTransport:
+    """An httpx transport that calls a function for every response."""
     from httpx import ConnectError, MockTransport, ReadError, ReadTimeout, Request, RequestError, Response
 
     broken: dict[str, type[RequestError]] = {
@@ -75,7 +75,7 @@ def transport_of(answer: Callable[[Sent], Reply]) -> httpx.AsyncBaseTransport:
         "timeout": ReadTimeout,
     }
 
-    async def spoken(reply: Reply, request: Request) -> AsyncIterator[bytes]:
+    async def stream_pieces(reply: Reply, request: Request) -> AsyncIterator[bytes]:
         for piece in reply.pieces:
             if reply.pause:
                 await asyncio.sleep(reply.pause)
@@ -85,13 +85,15 @@ def transport_of(answer: Callable[[Sent], Reply]) -> httpx.AsyncBaseTransport:
 
     async def handle(request: Request) -> Response:
         body = await request.aread()
-        sent = Sent(method=request.method, url=str(request.url), headers=dict(request.headers), body=body)
+        sent = SentRequest(
+            method=request.method, url=str(request.url), headers=dict(request.headers), body=body
+        )
         reply = answer(sent)
         if reply.breaks and not reply.pieces:
             raise broken[reply.breaks](f"the connection fails ({reply.breaks})", request=request)
         headers = {"content-type": "application/json", **reply.headers}
         if reply.pieces:
-            return Response(reply.status, headers=headers, content=spoken(reply, request))
+            return Response(reply.status, headers=headers, content=stream_pieces(reply, request))
         return Response(reply.status, headers=headers, content=reply.body)
 
     return MockTransport(handle)
