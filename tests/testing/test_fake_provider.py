@@ -88,7 +88,8 @@ def test_every_error_of_a_provider_can_be_scripted(error: type[llmopt.LLMOptErro
 def test_errors_of_our_own_cannot_be_scripted(fake: FakeProvider) -> None:
     """No provider brings them about; the message lists those that one can."""
     with pytest.raises(
-        ValueError, match=r"no response of a provider leads to ConfigError; choose one of AttemptTimeout.*ServerError"
+        ValueError,
+        match=r"no response of a provider leads to ConfigError; choose one of AttemptTimeout.*ServerError",
     ):
         fake.fail_next(llmopt.ConfigError)
 
