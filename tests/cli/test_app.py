@@ -215,7 +215,7 @@ def test_every_option_is_explained(arguments: tuple[str, ...]) -> None:
 def test_exit_codes_are_documented() -> None:
     """Each of them stands in ``llmopt --help``."""
     page = invoke("--help").stdout
-    codes = page.partition("Exit codes:")[2].split("Errors are")[0]
+    codes = page.partition("Exit codes:")[2].split("An error is")[0]
     assert [int(line.split()[0]) for line in codes.split("\n") if line.strip()] == [
         int(code) for code in Exit
     ]

@@ -182,7 +182,10 @@ def test_names_with_rates_of_their_own(served: EmbeddingServer) -> None:
     near = found(done)["providers"][0]
     assert (done.exit_code, near["state"]) == (0, "ok")
     assert (near["rated"], near["unlisted"]) == ([listed, "mispelt"], ["mispelt"])
-    assert "near: rpm or tpm is set for mispelt: no such model" in invoke("doctor", "near").stderr
+    assert (
+        "near: rpm or tpm is set for mispelt, which its list of models does not contain"
+        in invoke("doctor", "near").stderr
+    )
     offline = found(invoke("doctor", "near", "--offline", "--json"))["providers"][0]
     assert (offline["rated"], offline["unlisted"]) == ([listed, "mispelt"], [])
 

@@ -103,7 +103,7 @@ MODELS = [
 
 
 def ids(**choice: Any) -> str:
-    return "".join(model.id for model in ModelFilter(**choice).of(MODELS))
+    return "".join(model.id for model in ModelFilter(**choice).apply(MODELS))
 
 
 def test_filters() -> None:
@@ -195,7 +195,7 @@ def test_refresh_and_offline_exclude_each_other(served: EmbeddingServer) -> None
     """Told before anything is done."""
     done = invoke("models", "near", "--refresh", "--offline")
     assert done.exit_code == 2
-    assert "choose one of the two" in done.stderr
+    assert "use only one of them" in done.stderr
 
 
 def test_an_old_list_is_shown_with_its_age(served: EmbeddingServer) -> None:
