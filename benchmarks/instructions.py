@@ -167,6 +167,8 @@ async def _call(case: Case, calls: int, origin: str) -> None:
         "max_concurrency": CONCURRENCY,
         "pool_size": CONCURRENCY,
         "max_batch_size": CONCURRENCY,
+        # Under callgrind everything takes about fifty times longer.
+        "timeouts": {"connect": 600, "pool": 600, "read": 600},
     }
     async with llmopt.AsyncClient({"providers": {"server": entry}}) as client:
 
