@@ -65,7 +65,7 @@ def test_an_unconfigured_entry_is_its_profile() -> None:
         tpm=found.tpm,
         compress_requests=True,
     )
-    assert (found.rpm_for("m"), found.tpm_for("m")) == (13, 14)
+    assert (found.rpm.get("m"), found.tpm.get("m")) == (13, 14)
     assert found.credential.static_secret() is None
 
 
@@ -101,11 +101,11 @@ def test_the_entry_goes_over_the_profile_and_the_endpoint_over_the_entry() -> No
     assert first.headers == {"a": "entry", "b": "endpoint", "c": "profile"}
     assert (first.timeouts.connect, first.timeouts.pool, first.timeouts.read) == (1.0, 5.0, 60.0)
     assert (first.flags.retry, first.flags.cache) == (False, True)
-    assert (first.rpm_for("m"), first.rpm_for("n")) == (1.0, 50.0)
-    assert (first.tpm_for("m"), first.tpm_for("n")) == (1.0, 99)
+    assert (first.rpm.get("m"), first.rpm.get("n")) == (1.0, 50.0)
+    assert (first.tpm.get("m"), first.tpm.get("n")) == (1.0, 99)
     assert first.options == {"deployment": "endpoint", "size": 5}
     assert (second.index, second.weight, second.max_retries) == (1, 1.0, 5)
-    assert (second.rpm_for("m"), second.tpm_for("n"), second.options["deployment"]) == (5.0, 5.0, "entry")
+    assert (second.rpm.get("m"), second.tpm.get("n"), second.options["deployment"]) == (5.0, 5.0, "entry")
     assert (first.path, second.path) == ("providers.acme.endpoints[0]", "providers.acme.endpoints[1]")
 
 
@@ -193,10 +193,10 @@ def test_no_timeout_given_is_the_profile_s_never_none() -> None:
 def test_rates_are_found_by_the_first_name_that_is_listed() -> None:
     """A deployment may have its own, else the model, else the default."""
     found = one({"rpm": {"east": 1, "small": 2, "default": 3}})
-    assert found.rpm_for("east", "small") == 1.0
-    assert found.rpm_for("west", "small") == 2.0
-    assert found.rpm_for("west", "large") == 3.0
-    assert one({"rpm": {"small": 2}}).rpm_for("large") is None
+    assert found.rpm.get("east", "small") == 1.0
+    assert found.rpm.get("west", "small") == 2.0
+    assert found.rpm.get("west", "large") == 3.0
+    assert one({"rpm": {"small": 2}}).rpm.get("large") is None
 
 
 def test_a_profile_may_depend_on_the_endpoint() -> None:

@@ -1,4 +1,5 @@
-"""Configuration: read in layers, checked key by key, resolved into endpoints.
+"""Configuration: load it in layers, check every key, resolve provider entries into endpoints.
 
-`load` reads it, `tree` is what it is read into, `resolve` merges it with a provider's profile.
+`schema` has the keys, `load` reads file, environment and argument, `resolve` merges an entry with its plugin's profile,
+`credentials` chooses the key of an endpoint, and `urls` parses URLs.
 """

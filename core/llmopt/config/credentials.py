@@ -1,4 +1,8 @@
-"""Where the key of an endpoint comes from, attempt by attempt."""
+"""The key of an endpoint: find it, decide whether it may be sent there, and get it for each attempt.
+
+A key from the environment is sent only to the provider's own hosts, so that a changed ``base_url`` cannot leak it. The
+only I/O is the user's token provider. No key appears in messages, tracebacks or representations.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,18 @@ from llmopt.values.profile import Profile
 from llmopt.values.secret import Secret
 
 _PROCESS_KEY: Final = os.urandom(32)
-"""Fingerprints mean nothing outside this process, so that none can be tried against a list of keys."""
+"""Random per process, so that nobody can test a fingerprint against a list of leaked keys."""
 
 
 class CredentialSource:
-    """A key that is there, a function that gives one, none, or the reason why there is none.
+    """A fixed key, a function that returns a key, no key at all, or the reason why a needed key is missing.
 
     Args:
         owner: path of the entry or endpoint, for messages.
         origin: where the key comes from, in words.
         secret: the key.
-        provider: a function, sync or async, that gives a key or token.
-        problem: why there is no key although one is needed; raised when it is asked for.
+        provider: a function, sync or async, that returns a key or token.
+        problem: why a needed key is missing; raised when a request asks for it.
     """
 
     __slots__ = ("_origin", "_owner", "_problem", "_provider", "_secret")
@@ -46,46 +50,46 @@ class CredentialSource:
 
     @property
     def kind(self) -> Literal["key", "token"]:
-        """Whether it is a fixed "key" or a "token" that a function gives."""
+        """Either "key" for a fixed key, "token" for one that a function returns."""
         return "key" if self._provider is None else "token"
 
     @property
     def is_static(self) -> bool:
-        """Whether `static_secret` already says all, so that nothing need be awaited."""
+        """Whether `static_secret` returns the key, so that nothing need be awaited."""
         return self._provider is None
 
     @property
     def problem(self) -> str:
-        """Why there is no key although one is needed; "" if all is well."""
+        """Why a needed key is missing; "" if none is missing."""
         return self._problem
 
     def static_secret(self) -> Secret | None:
-        """The key that is known without asking a function for it.
+        """The fixed key; None if there is none or a function returns it.
 
         Raises:
-            ConfigError: a key is needed and there is none; the message says what to set.
+            ConfigError: a key is needed and missing; the message says what to set.
         """
         if self._problem:
             raise ConfigError(self._problem)
         return self._secret
 
     async def get(self) -> Secret | None:
-        """The key or token for one attempt; None where none is needed.
+        """The key for one attempt.
 
         Raises:
-            ConfigError: there is none, or the function returned something that is none.
+            ConfigError: a key is needed and missing, or the function returned something else than text.
             AuthError: the function failed.
         """
         if self._provider is None:
             return self.static_secret()
-        return self._secret_of(await _asked(self._provider))
+        return self._to_secret(await _call_provider(self._provider))
 
     def describe(self) -> str:
-        """Where the key comes from, for people."""
+        """Where the key comes from, in words."""
         return self._origin
 
     def fingerprint(self) -> str:
-        """The same for the same key or function, different for others, and no help in finding the key."""
+        """A text that is equal for equal keys or functions of this process, and does not reveal the key."""
         import hmac
 
         if self._secret is not None:
@@ -97,57 +101,58 @@ class CredentialSource:
     def __repr__(self) -> str:
         return f"CredentialSource({self._owner!r}, {self._origin!r})"
 
-    def _secret_of(self, answer: _Answer) -> Secret:
-        found, failure = answer.found, answer.failure
-        # The text of the failure may hold a token, so only its kind is told, and it is not chained.
-        del answer
+    def _to_secret(self, result: _ProviderResult) -> Secret:
+        value, failure = result.value, result.failure
+        # The message of the failure may contain a token: only its class is shown, and it is not chained.
+        del result
         if failure:
             raise AuthError(f"the token provider of {self._owner} failed with {failure}.")
-        if isinstance(found, Secret):
-            return found
-        if isinstance(found, str):
-            found = _checked(found, self._owner)
-            if isinstance(found, Secret):
-                return found
-            raise ConfigError(found)
-        kind = type(found).__name__
-        del found
+        if isinstance(value, Secret):
+            return value
+        if isinstance(value, str):
+            secret = _secret_or_problem(value, self._owner)
+            del value
+            if isinstance(secret, Secret):
+                return secret
+            raise ConfigError(secret)
+        kind = type(value).__name__
+        del value
         raise ConfigError(f"the token provider of {self._owner} returned {kind}; it must return text.")
 
 
-class _Answer:
-    """What a function gave, or the kind of its failure; shows neither."""
+class _ProviderResult:
+    """What a token provider returned, or the class of its exception; its repr shows neither."""
 
-    __slots__ = ("failure", "found")
+    __slots__ = ("failure", "value")
 
-    def __init__(self, found: object = None, failure: str = "") -> None:
-        self.found = found
+    def __init__(self, value: object = None, failure: str = "") -> None:
+        self.value = value
         self.failure = failure
 
 
-async def _asked(provider: TokenProvider) -> _Answer:
+async def _call_provider(provider: TokenProvider) -> _ProviderResult:
     import asyncio
     import inspect
 
     if _is_async(provider):
-        answer = _call(provider)
+        result = _call(provider)
     else:
-        # It may block, on a network or a lock.
-        answer = await asyncio.to_thread(_call, provider)
-    if inspect.isawaitable(answer.found):
+        # A sync provider may block on a network or a lock.
+        result = await asyncio.to_thread(_call, provider)
+    if inspect.isawaitable(result.value):
         try:
-            answer.found = await answer.found
-        except Exception as error:  # noqa: BLE001 - whatever a user's function raises, its text stays inside
-            return _Answer(failure=type(error).__name__)
-    return answer
+            result.value = await result.value
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; its text must not escape
+            return _ProviderResult(failure=type(error).__name__)
+    return result
 
 
-def _call(provider: TokenProvider) -> _Answer:
-    # Caught here and not by the caller: a StopIteration never comes back from a thread.
+def _call(provider: TokenProvider) -> _ProviderResult:
+    # Caught here and not by the caller, because a StopIteration cannot be raised into a future.
     try:
-        return _Answer(provider())
+        return _ProviderResult(provider())
     except Exception as error:  # noqa: BLE001 - as above
-        return _Answer(failure=type(error).__name__)
+        return _ProviderResult(failure=type(error).__name__)
 
 
 def _is_async(provider: TokenProvider) -> bool:
@@ -156,7 +161,7 @@ def _is_async(provider: TokenProvider) -> bool:
     return iscoroutinefunction(provider) or iscoroutinefunction(type(provider).__call__)
 
 
-def _checked(text: str, owner: str) -> Secret | str:
+def _secret_or_problem(text: str, owner: str) -> Secret | str:
     try:
         return Secret(text, source=f"the token of {owner}")
     except ConfigError as error:
@@ -164,12 +169,12 @@ def _checked(text: str, owner: str) -> Secret | str:
 
 
 def _identity(provider: TokenProvider) -> str:
-    # A bound method is a new object each time it is looked up; what it is bound to is not.
+    # Each look-up of a bound method makes a new object; the object that it is bound to stays.
     bound = getattr(provider, "__self__", provider)
     return f"{id(bound)} {getattr(provider, '__qualname__', '')}"
 
 
-# Which key goes where: a key from the environment never leaves for a place it was not made for.
+# Which key an endpoint gets.
 
 
 def credential_for(
@@ -177,21 +182,20 @@ def credential_for(
     profile: Profile,
     base: BaseUrl | None,
     *,
-    vouched: bool,
+    base_from_environment: bool,
     path: str,
     environ: Environment,
 ) -> CredentialSource:
-    """The key of one endpoint.
+    """Choose the key of one endpoint.
 
-    A key that the configuration gives goes where that configuration points. A key that merely lies in
-    the environment goes to the profile's own origin and hosts, or to a base URL that came from the
-    environment too.
+    A configured key is sent to whatever base URL is configured. A key from the environment is sent only to the
+    profile's own origin and hosts, or to a base URL that came from the environment too.
 
     Args:
         entry: the entry as it is for this endpoint.
-        profile: what the plugin says of the provider.
-        base: where requests go, None for an engine inside the process.
-        vouched: whether the base URL came from the environment.
+        profile: the provider's profile.
+        base: where requests go; None for an engine inside the process.
+        base_from_environment: whether an environment variable gave the base URL.
         path: of the entry or endpoint, for messages.
         environ: the environment variables.
     """
@@ -200,12 +204,12 @@ def credential_for(
     if entry.api_key is not None:
         return CredentialSource(path, "token provider", provider=entry.api_key)
     if entry.api_key_env is not None:
-        text = environ.text([entry.api_key_env])
-        return _from_variable(path, text) if text else _unset(path, entry.api_key_env)
-    text = environ.text(profile.key_env)
-    if base is None or vouched or _is_own(base, profile):
-        return _from_variable(path, text) if text else _none(path, profile, base)
-    return _withheld(path, profile, text)
+        text = environ.first([entry.api_key_env])
+        return _from_variable(path, text) if text else _variable_not_set(path, entry.api_key_env)
+    text = environ.first(profile.key_env)
+    if base is None or base_from_environment or _is_own_host(base, profile):
+        return _from_variable(path, text) if text else _no_key(path, profile, base)
+    return _not_sent(path, profile, text)
 
 
 def _from_variable(path: str, text: EnvText) -> CredentialSource:
@@ -216,13 +220,13 @@ def _from_variable(path: str, text: EnvText) -> CredentialSource:
         return CredentialSource(path, origin, problem=f"{path}: {error.message}")
 
 
-def _unset(path: str, variable: str) -> CredentialSource:
+def _variable_not_set(path: str, variable: str) -> CredentialSource:
     shown = shown_variable(variable)
     problem = f"{path}: api_key_env names the environment variable {shown}, which is not set."
     return CredentialSource(path, problem=problem)
 
 
-def _none(path: str, profile: Profile, base: BaseUrl | None) -> CredentialSource:
+def _no_key(path: str, profile: Profile, base: BaseUrl | None) -> CredentialSource:
     if base is None or not profile.key_required:
         return CredentialSource(path)
     variables = " or ".join(profile.key_env)
@@ -230,30 +234,30 @@ def _none(path: str, profile: Profile, base: BaseUrl | None) -> CredentialSource
     return CredentialSource(path, problem=f"{path}: there is no key; {choice} or api_key_env in {path}.")
 
 
-def _withheld(path: str, profile: Profile, text: EnvText | None) -> CredentialSource:
+def _not_sent(path: str, profile: Profile, text: EnvText | None) -> CredentialSource:
     origin = f"none ({text.variable} is not sent to this base URL)" if text else "none"
     if not profile.key_required:
         return CredentialSource(path, origin)
     problem = (
         f"{path}: set api_key or api_key_env in {path}, because a key from the environment goes only to "
-        f"{_own_places(profile)}."
+        f"{_own_origins(profile)}."
     )
     return CredentialSource(path, origin, problem=problem)
 
 
-def _own_places(profile: Profile) -> str:
-    places = [] if profile.base_url is None else [_own_url(profile.base_url).origin]
-    places += [f"https://{host}" for host in profile.own_hosts]
-    places += [f"the base URL in the environment variable {name}" for name in profile.base_url_env]
-    return " or ".join(places) or "a base URL from the environment"
+def _own_origins(profile: Profile) -> str:
+    origins = [] if profile.base_url is None else [_profile_url(profile.base_url).origin]
+    origins += [f"https://{host}" for host in profile.own_hosts]
+    origins += [f"the base URL in the environment variable {name}" for name in profile.base_url_env]
+    return " or ".join(origins) or "a base URL from the environment"
 
 
-def _is_own(base: BaseUrl, profile: Profile) -> bool:
-    if profile.base_url is not None and base.origin == _own_url(profile.base_url).origin:
+def _is_own_host(base: BaseUrl, profile: Profile) -> bool:
+    if profile.base_url is not None and base.origin == _profile_url(profile.base_url).origin:
         return True
     safe = base.encrypted or is_loopback(base.host)
     return safe and any(host_matches(base.host, host) for host in profile.own_hosts)
 
 
-def _own_url(text: str) -> BaseUrl:
+def _profile_url(text: str) -> BaseUrl:
     return parse_base_url(text, path="the profile's base_url", entry="the entry", allow_http=True)

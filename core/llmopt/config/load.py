@@ -1,4 +1,8 @@
-"""Reading the configuration: file < environment < argument."""
+"""Load the configuration: ``llmopt.toml`` < environment variables < ``config`` argument.
+
+Reads at most one file, and the environment variables passed in. Every ConfigError names the key by its path, or the
+variable. Values never appear in messages or tracebacks, because any of them may be a key in the wrong place.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +18,130 @@ from llmopt.config.schema import (
     Config,
     EndpointEntry,
     EnvText,
-    KeyFault,
+    InvalidKey,
     ProviderEntry,
     TimeoutsEntry,
-    child,
-    got,
-    unknown_key,
+    join_path,
+    kind_name,
+    unknown_key_message,
 )
 from llmopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from cattrs import Converter
 
-
-# The layer between file and arguments: variables that begin with ``LLMOPT_``.
-#
-# ``LLMOPT_FLAGS__RETRY=false``, ``LLMOPT_CACHE_DIR=/tmp/c`` and
-# ``LLMOPT_PROVIDERS__<NAME>__<KEY>[__<SUBKEY>]=value``; two underscores stand for the dot of a path. Of
-# an entry's name, - and _ are alike and case does not matter. An empty variable counts as not set.
-
+FILE_NAME: Final = "llmopt.toml"
 PREFIX: Final = "LLMOPT_"
 CONFIG_PATH: Final = "LLMOPT_CONFIG"
-_PLAIN: Final = frozenset({"CACHE", "CACHE_DIR"})
-_NESTED: Final = frozenset({"FLAGS", "PROVIDERS"})
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+_MAX_SHOWN_PROBLEMS: Final = 8
+_TOP_LEVEL_KEYS: Final = frozenset({"CACHE", "CACHE_DIR"})
+_TOP_LEVEL_TABLES: Final = frozenset({"FLAGS", "PROVIDERS"})
+
+
+def load_config(
+    source: Mapping[str, Any] | str | os.PathLike[str] | Config | None = None, *, environ: Mapping[str, str]
+) -> Config:
+    """Load the configuration of a client.
+
+    The file is the one that ``source`` names, else the one that the variable ``LLMOPT_CONFIG`` names, else
+    ``llmopt.toml`` in the current directory, else in the user's configuration folder. Variables override it, and a
+    mapping overrides both.
+
+    Args:
+        source: a mapping, the path of a file, or None for the file found as above; a `Config` is returned unchanged.
+        environ: the environment variables.
+
+    Raises:
+        ConfigError: a file cannot be read, a key is unknown or a value is wrong.
+    """
+    if isinstance(source, Config):
+        return source
+    environ = Environment(environ)
+    argument = structure(source) if isinstance(source, Mapping) else Config()
+    from_file = _from_file(None if isinstance(source, Mapping) else source, environ)
+    names = {*from_file.providers, *argument.providers}
+    from_environment = structure(environment_table(environ, names), "environment")
+    return overlay_config(overlay_config(from_file, from_environment), argument)
+
+
+def _from_file(source: object, environ: Environment) -> Config:
+    path = _path(source) if source is not None else environ.get(CONFIG_PATH) or find_config_file()
+    if path is None:
+        return Config()
+    shown = path if path.isprintable() else ascii(path)
+    return structure(_parsed(_read(path, shown), shown), shown)
+
+
+def _path(source: object) -> str:
+    path = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if not isinstance(path, str):
+        raise ConfigError(f"config: expected a mapping, a path or a Config, got {kind_name(source)}.")
+    return path
+
+
+def find_config_file() -> str | None:
+    """The path of the file that is loaded when none is named; None if there is none."""
+    # os.path.isfile returns False in a folder without read permission; Path.is_file raises.
+    if os.path.isfile(FILE_NAME):  # noqa: PTH113
+        return FILE_NAME
+    from platformdirs import user_config_dir
+
+    path = str(Path(user_config_dir("llmopt", appauthor=False)) / FILE_NAME)
+    return path if os.path.isfile(path) else None  # noqa: PTH113
+
+
+def _read(path: str, shown: str) -> bytes:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "not a valid path"
+        raise ConfigError(f"the configuration file {shown} cannot be read: {reason}.") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"the configuration file {shown} is larger than {MAX_FILE_BYTES} bytes.")
+    return content
+
+
+def _parsed(content: bytes, shown: str) -> dict[str, Any]:
+    result = _parse(content)
+    # Tracebacks with local variables must not show the content.
+    del content
+    if isinstance(result, str):
+        raise ConfigError(f"{shown}: {result}")
+    return result
+
+
+def _parse(content: bytes) -> dict[str, Any] | str:
+    """The table in a file, or what is wrong with it. A message instead of an exception, whose traceback shows the content."""
+    import tomllib
+
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f"not UTF-8 (at line {line})."
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        last = text.rstrip().count("\n") + 1
+        place = f"line {last}, the end of the document"
+        return f"not valid TOML: {str(error)[:200].replace('end of document', place)}."
+    except RecursionError:
+        return "not valid TOML: nested too deeply."
+    except ValueError:
+        return "not valid TOML: a number or a date in it does not exist."
+
+
+# Environment variables that start with LLMOPT_.
+#
+# LLMOPT_FLAGS__RETRY=false, LLMOPT_CACHE_DIR=/tmp/c, LLMOPT_PROVIDERS__<NAME>__<KEY>[__<SUBKEY>]=value: two underscores
+# stand for the dot of a path. In the name of an entry - and _ are equal, and case does not matter. An empty variable
+# counts as not set.
 
 
 class Environment(Mapping[str, str]):
-    """Environment variables that do not show their values, as a traceback with local variables would."""
+    """Environment variables whose values no traceback shows, not even one with local variables."""
 
     __slots__ = ("_variables",)
 
@@ -59,50 +160,52 @@ class Environment(Mapping[str, str]):
     def __repr__(self) -> str:
         return f"Environment({len(self)} variables)"
 
-    def text(self, names: Iterable[str]) -> EnvText | None:
-        """The first of these variables that is set and not empty."""
+    def first(self, names: Iterable[str]) -> EnvText | None:
+        """The value of the first of these variables that is set and not empty."""
         for name in names:
-            if found := self.get(name):
-                return EnvText(found, name)
+            if value := self.get(name):
+                return EnvText(value, name)
         return None
 
 
-def environment_table(environ: Environment, known: Iterable[str]) -> dict[str, Any]:
-    """The table that the environment sets.
+def environment_table(environ: Environment, entries: Iterable[str]) -> dict[str, Any]:
+    """The configuration table that the environment sets.
 
     Args:
-        environ: all variables; those of other programs are passed over.
-        known: names of the entries of the other layers.
+        environ: all variables; those of other programs are ignored.
+        entries: names of the entries in the other layers.
 
     Raises:
-        ConfigError: a variable names no key, or two of them name the same.
+        ConfigError: a variable names no key, or two variables name the same one.
     """
-    names = _by_variable(known)
+    names = _by_variable_name(entries)
     table: dict[str, Any] = {}
     for variable in sorted(environ):
         if variable.startswith(PREFIX) and environ[variable] and variable != CONFIG_PATH:
-            path = _variable_path(variable, names)
+            path = _key_path(variable, names)
             if path:
-                _put(table, path, EnvText(environ[variable], variable))
+                _insert(table, path, EnvText(environ[variable], variable))
     return table
 
 
-def _by_variable(known: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in sorted(set(known)):
-        found.setdefault(name.upper().replace("-", "_"), []).append(name)
-    return found
+def _by_variable_name(entries: Iterable[str]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in sorted(set(entries)):
+        names.setdefault(name.upper().replace("-", "_"), []).append(name)
+    return names
 
 
-def _variable_path(variable: str, names: Mapping[str, list[str]]) -> list[str]:
-    """The path of the key that a variable sets; empty for a variable that is not ours."""
+def _key_path(variable: str, names: Mapping[str, list[str]]) -> list[str]:
+    """The path of the key that a variable sets; empty for a variable of another program."""
     head, *rest = variable.removeprefix(PREFIX).upper().split("__", 1)
     if not rest:
-        if head in _NESTED:
+        if head in _TOP_LEVEL_TABLES:
             raise ConfigError(f"{variable}: name the key as well, as in {variable}__{_example(head)}.")
-        return [head.lower()] if head in _PLAIN else []
-    if head not in _NESTED:
-        raise ConfigError(f"{variable}: {unknown_key(head, (table.lower() for table in _NESTED))}")
+        return [head.lower()] if head in _TOP_LEVEL_KEYS else []
+    if head not in _TOP_LEVEL_TABLES:
+        raise ConfigError(
+            f"{variable}: {unknown_key_message(head, (table.lower() for table in _TOP_LEVEL_TABLES))}"
+        )
     if head == "FLAGS":
         return ["flags", rest[0].lower()]
     return ["providers", *_entry_path(variable, rest[0], names)]
@@ -113,14 +216,16 @@ def _example(head: str) -> str:
 
 
 def _entry_path(variable: str, rest: str, names: Mapping[str, list[str]]) -> list[str]:
-    # Normalised, for the comparison only: the length stays, so that positions do.
-    plain = rest.replace("-", "_")
-    # The longest first: the name of an entry may itself hold two underscores.
-    match = max((name for name in names if plain.startswith(f"{name}__")), key=len, default=None)
+    # For the comparison only; it keeps the length, so that the slice below is right.
+    normalized = rest.replace("-", "_")
+    # The longest match, because the name of an entry may contain two underscores itself.
+    match = max((name for name in names if normalized.startswith(f"{name}__")), key=len, default=None)
     if match is None:
         entry, _, key = rest.lower().partition("__")
     elif len(names[match]) > 1:
-        raise ConfigError(f"{variable}: this may mean {' or '.join(names[match])}; rename one of them.")
+        raise ConfigError(
+            f"{variable}: this matches the entries {' and '.join(names[match])}; rename one of them."
+        )
     else:
         entry, key = names[match][0], rest[len(match) + 2 :].lower()
     if not key or not entry:
@@ -131,26 +236,28 @@ def _entry_path(variable: str, rest: str, names: Mapping[str, list[str]]) -> lis
     return [entry, *path]
 
 
-def _put(table: dict[str, Any], path: list[str], value: EnvText) -> None:
+def _insert(table: dict[str, Any], path: list[str], value: EnvText) -> None:
     *tables, last = path
     for name in tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise ConfigError(
-                f"{value.variable}: a variable for the whole of {name} is set as well; keep one."
+                f"{value.variable}: another variable sets the whole of {name}; keep one of the two."
             )
     if last in table:
-        raise ConfigError(f"{value.variable}: another variable sets {'.'.join(path)} too; keep one.")
+        raise ConfigError(
+            f"{value.variable}: another variable sets {'.'.join(path)} too; keep one of the two."
+        )
     table[last] = value
 
 
-# Laying one configuration over another, key by key.
+# Layers: put one configuration over another, key by key.
 
 _T = TypeVar("_T", Config, ProviderEntry, TimeoutsEntry)
 
 
 def overlay_config(lower: Config, higher: Config) -> Config:
-    """Both as one: ``higher`` wins wherever it says something."""
+    """Merge two configurations; a key that ``higher`` sets wins."""
     entries = {
         name: overlay_entry(lower.providers[name], entry) if name in lower.providers else entry
         for name, entry in higher.providers.items()
@@ -160,290 +267,194 @@ def overlay_config(lower: Config, higher: Config) -> Config:
 
 
 def overlay_entry(lower: ProviderEntry, higher: ProviderEntry) -> ProviderEntry:
-    """One entry over the entry of the same name in a lower layer.
+    """Merge an entry over the entry of the same name in a lower layer.
 
-    A key belongs to the place that it was given for: where the higher layer sends the entry
-    elsewhere, the lower layer's key, headers and leave to go unencrypted stay behind.
+    A key belongs to the host that it was configured for. If the higher layer changes the plugin or the host, then the
+    lower layer's key, headers and ``allow_http`` are dropped.
     """
-    if _moves(lower, higher):
+    if _changes_destination(lower, higher):
         lower = evolve(lower, api_key=None, api_key_env=None, headers={}, allow_http=None)
     if higher.base_url is not None:
-        # An endpoint's own address would win over the one that the higher layer asks for.
+        # The base URL of an endpoint would win over the one that the higher layer sets.
         lower = evolve(lower, endpoints=())
-    return _overlay(_without_key_beside(lower, higher), higher)
+    return _overlay(_without_replaced_key(lower, higher), higher)
 
 
 def overlay_endpoint(entry: ProviderEntry, endpoint: EndpointEntry) -> ProviderEntry:
-    """The entry as it is for one of its endpoints: no ``endpoints``, and all else in one table."""
+    """Merge an endpoint over its entry; the result has no ``endpoints``."""
     shared = {each.name for each in fields(EndpointEntry)} - {"weight"}
     higher = ProviderEntry(name=entry.name, **{name: getattr(endpoint, name) for name in shared})
-    return _overlay(evolve(_without_key_beside(entry, higher), endpoints=()), higher)
+    return _overlay(evolve(_without_replaced_key(entry, higher), endpoints=()), higher)
 
 
-def _moves(lower: ProviderEntry, higher: ProviderEntry) -> bool:
+def _changes_destination(lower: ProviderEntry, higher: ProviderEntry) -> bool:
     if higher.plugin is not None and higher.plugin != lower.plugin_name:
         return True
-    base = higher.base_url or lower.base_url
-    return not _places(higher, base) <= _places(lower, lower.base_url)
+    base_url = higher.base_url or lower.base_url
+    return not _destinations(higher, base_url) <= _destinations(lower, lower.base_url)
 
 
-def _places(entry: ProviderEntry, base: str | None) -> set[str | None]:
-    return {endpoint.base_url or base for endpoint in entry.endpoints} or {base}
+def _destinations(entry: ProviderEntry, base_url: str | None) -> set[str | None]:
+    return {endpoint.base_url or base_url for endpoint in entry.endpoints} or {base_url}
 
 
-def _without_key_beside(lower: ProviderEntry, higher: ProviderEntry) -> ProviderEntry:
+def _without_replaced_key(lower: ProviderEntry, higher: ProviderEntry) -> ProviderEntry:
+    # An api_key must also replace a lower layer's api_key_env, and the other way round.
     if higher.api_key is None and higher.api_key_env is None:
         return lower
     return evolve(lower, api_key=None, api_key_env=None)
 
 
 def _overlay(lower: _T, higher: _T) -> _T:
-    names = [each.name for each in fields(type(lower))]
-    values: dict[str, Any] = {name: _value(getattr(lower, name), getattr(higher, name)) for name in names}
+    values: dict[str, Any] = {
+        each.name: _overlay_value(getattr(lower, each.name), getattr(higher, each.name))
+        for each in fields(type(lower))
+    }
     return evolve(lower, **values)
 
 
-def _value(lower: object, higher: object) -> object:
+def _overlay_value(lower: object, higher: object) -> object:
     if isinstance(lower, TimeoutsEntry) and isinstance(higher, TimeoutsEntry):
         return _overlay(lower, higher)
     if isinstance(lower, Mapping) and isinstance(higher, Mapping):
-        return {**lower, **{key: _value(lower.get(key), item) for key, item in higher.items()}}
-    # None and () say nothing, so they override nothing.
+        return {**lower, **{key: _overlay_value(lower.get(key), item) for key, item in higher.items()}}
+    # None and () are keys that are not set.
     return lower if higher is None or higher == () else higher
 
 
-# From a plain table to a `Config`, with the path of every key that is wrong.
+# From a plain table to a `Config`, by cattrs.
 
+_TABLE_CLASSES: Final = (Config, ProviderEntry, EndpointEntry, TimeoutsEntry)
 _ENTRIES: Final = Mapping[str, ProviderEntry]
 _ENDPOINTS: Final = tuple[EndpointEntry, ...]
-_TABLES: Final = (Config, ProviderEntry, EndpointEntry, TimeoutsEntry)
 _NOT_KEYS: Final = frozenset({"name", "options"})
-_MOST_SHOWN: Final = 8
+_StructureHook = Callable[[Any, type], object]
 
 
 def allowed_keys(kind: type) -> frozenset[str]:
-    """The keys that a table of this kind may hold, besides a plugin's own."""
+    """The keys of a table of this class, without the plugin's own."""
     return frozenset(each.name for each in fields(kind)) - _NOT_KEYS
 
 
 def structure(table: Mapping[str, Any], label: str = "") -> Config:
-    """The configuration that a table holds.
+    """Check a table and convert it to a `Config`.
 
     Args:
-        table: as a TOML file gives it, or the ``config`` argument of a client.
-        label: where it came from, for messages.
+        table: as a TOML file or the ``config`` argument of a client gives it.
+        label: where the table came from, for messages.
 
     Raises:
-        ConfigError: keys are unknown or values are wrong; the message names each by its path.
+        ConfigError: keys are unknown or values are wrong; the message has a line for each, with its path.
     """
-    found = _attempt(table)
-    # So that a traceback that shows local variables shows no key.
+    result = _structure(table)
+    # Tracebacks with local variables must not show the table.
     del table
-    if isinstance(found, Config):
-        return found
-    if label:
-        found = [f"{label}: {fault}" for fault in found]
-    if len(found) > _MOST_SHOWN:
-        found[_MOST_SHOWN:] = [f"and {len(found) - _MOST_SHOWN} more."]
-    raise ConfigError("\n".join(found))
+    if isinstance(result, Config):
+        return result
+    problems = [f"{label}: {problem}" for problem in result] if label else result
+    if len(problems) > _MAX_SHOWN_PROBLEMS:
+        problems[_MAX_SHOWN_PROBLEMS:] = [f"and {len(problems) - _MAX_SHOWN_PROBLEMS} more."]
+    raise ConfigError("\n".join(problems))
 
 
-def _attempt(table: Mapping[str, Any]) -> Config | list[str]:
+def _structure(table: Mapping[str, Any]) -> Config | list[str]:
+    """The configuration, or a message for each wrong key."""
     from cattrs import BaseValidationError
 
     try:
         return _converter().structure(table, Config)
-    except (BaseValidationError, KeyFault) as error:
-        return list(_faults(error, ""))
+    except (BaseValidationError, InvalidKey) as error:
+        return list(_problems(error, ""))
 
 
-def _faults(error: Exception, path: str) -> Iterator[str]:
+def _problems(error: Exception, path: str) -> Iterator[str]:
     from cattrs import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
     if isinstance(error, ClassValidationError):
-        named, bare = error.group_exceptions()
-        for fault, note in named:
-            yield from _faults(fault, child(path, note.name))
-        for fault in bare:
-            yield from _faults(fault, path)
+        named, unnamed = error.group_exceptions()
+        for inner, note in named:
+            yield from _problems(inner, join_path(path, note.name))
+        for inner in unnamed:
+            yield from _problems(inner, path)
     elif isinstance(error, IterableValidationError):
-        for fault, place in error.group_exceptions()[0]:
-            yield from _faults(fault, child(path, place.index))
+        for inner, item in error.group_exceptions()[0]:
+            yield from _problems(inner, join_path(path, item.index))
     elif isinstance(error, ForbiddenExtraKeysError):
         for key in sorted(error.extra_fields):
-            yield f"{child(path, key)}: {unknown_key(key, allowed_keys(error.cl))}"
-    elif isinstance(error, KeyFault):
-        yield _sentence(path, error)
+            yield f"{join_path(path, key)}: {unknown_key_message(key, allowed_keys(error.cl))}"
+    elif isinstance(error, InvalidKey):
+        key = ".".join(part for part in (path, error.key) if part)
+        yield f"{key or 'the configuration'}: {error.text}"
     else:
-        # A mapping or a key that is no ordinary one and fails when it is read.
+        # A mapping or key of an unusual class that raises when it is read.
         yield f"{path or 'the configuration'}: cannot be read ({type(error).__name__})."
-
-
-def _sentence(path: str, fault: KeyFault) -> str:
-    key = ".".join(part for part in (path, fault.key) if part)
-    return f"{key or 'the configuration'}: {fault.text}"
 
 
 @cache
 def _converter() -> Converter:
-    """The one converter; made when first used, because importing cattrs takes time."""
+    """The one converter, made at first use because cattrs is slow to import."""
     from cattrs import Converter
     from cattrs.cols import homogenous_tuple_structure_factory, mapping_structure_factory
 
     converter = Converter(detailed_validation=True, forbid_extra_keys=True)
-    shapes = (*_TABLES, _ENTRIES, _ENDPOINTS)
-    # Values that are no tables of the tree check themselves, see `llmopt.config.schema`.
-    converter.register_structure_hook_func(lambda kind: kind not in shapes, lambda value, _: value)
-    converter.register_structure_hook_factory(lambda kind: kind in _TABLES, _table_hook)
+    structured = (*_TABLE_CLASSES, _ENTRIES, _ENDPOINTS)
+    # All other values are checked by the fields of `llmopt.config.schema`.
+    converter.register_structure_hook_func(lambda kind: kind not in structured, lambda value, _: value)
+    converter.register_structure_hook_factory(lambda kind: kind in _TABLE_CLASSES, _table_hook)
     converter.register_structure_hook_factory(
         lambda kind: kind == _ENTRIES,
-        lambda kind, made: _only(Mapping, "a table", mapping_structure_factory(kind, made, dict)),
+        lambda kind, converter: _require(
+            Mapping, "a table", mapping_structure_factory(kind, converter, dict)
+        ),
     )
     converter.register_structure_hook_factory(
         lambda kind: kind == _ENDPOINTS,
-        lambda kind, made: _only((list, tuple), "a list", homogenous_tuple_structure_factory(kind, made)),
+        lambda kind, converter: _require(
+            (list, tuple), "a list", homogenous_tuple_structure_factory(kind, converter)
+        ),
     )
     return converter
 
 
-_Hook = Callable[[Any, type], object]
-
-
-def _table_hook(kind: type, converter: Converter) -> _Hook:
+def _table_hook(kind: type, converter: Converter) -> _StructureHook:
     from cattrs.gen import make_dict_structure_fn, override
 
     if kind is ProviderEntry:
-        inner: _Hook = make_dict_structure_fn(kind, converter, name=override(omit=True))
+        inner: _StructureHook = make_dict_structure_fn(kind, converter, name=override(omit=True))
     else:
         inner = make_dict_structure_fn(kind, converter)
     if kind not in (ProviderEntry, EndpointEntry):
-        return _only(Mapping, "a table", inner)
-    known = allowed_keys(kind)
+        return _require(Mapping, "a table", inner)
+    keys = allowed_keys(kind)
 
-    def split(table: Mapping[str, object], _: type) -> object:
-        # What is no key of the core's may be one of the plugin's, which is not known here.
-        ours: dict[str, object] = {key: value for key, value in table.items() if key in known}
-        ours["options"] = {key: value for key, value in table.items() if key not in known}
-        return inner(ours, kind)
+    def split_options(table: Mapping[str, object], _: type) -> object:
+        # Other keys may be the plugin's own. They are checked once its profile is known, see `llmopt.config.resolve`.
+        core: dict[str, object] = {key: value for key, value in table.items() if key in keys}
+        core["options"] = {key: value for key, value in table.items() if key not in keys}
+        return inner(core, kind)
 
-    return _only(Mapping, "a table", split)
-
-
-def _text_keys(table: Mapping[object, object]) -> dict[str, object]:
-    found = {key: value for key, value in table.items() if isinstance(key, str)}
-    if len(found) < len(table):
-        raise KeyFault("", "every key of a table must be text.")
-    return found
+    return _require(Mapping, "a table", split_options)
 
 
-def _only(kind: type | tuple[type, ...], words: str, inner: _Hook) -> _Hook:
+def _require(kind: type | tuple[type, ...], words: str, inner: _StructureHook) -> _StructureHook:
+    """Refuse values of another type before the hook of cattrs sees them; None counts as an empty table."""
+
     def hook(value: object, target: type) -> object:
         if value is None:
             value = {}
         elif not isinstance(value, kind):
-            raise KeyFault("", f"expected {words}, got {got(value)}.")
+            raise InvalidKey("", f"expected {words}, got {kind_name(value)}.")
         elif isinstance(value, Mapping):
-            value = _text_keys(value)
+            value = _with_text_keys(value)
         elif not value:
-            raise KeyFault("", "this list is empty; leave it out, or name at least one endpoint.")
+            raise InvalidKey("", "this list is empty; leave it out, or name at least one endpoint.")
         return inner(value, target)
 
     return hook
 
 
-FILE_NAME: Final = "llmopt.toml"
-_LARGEST: Final = 4 * 1024 * 1024
-
-
-def load_config(
-    source: Mapping[str, Any] | str | os.PathLike[str] | Config | None = None, *, environ: Mapping[str, str]
-) -> Config:
-    """The configuration of a client.
-
-    The file is the one that ``source`` names, else the one that the variable ``LLMOPT_CONFIG`` names,
-    else ``llmopt.toml`` in the current directory, else in the user's configuration folder. Variables
-    go over it, and a mapping over both.
-
-    Args:
-        source: a mapping, the path of a file, None for what is found; a `Config` is taken as it is.
-        environ: the environment variables.
-
-    Raises:
-        ConfigError: a file cannot be read, a key is unknown or a value is wrong.
-    """
-    if isinstance(source, Config):
-        return source
-    environ = Environment(environ)
-    given = structure(source) if isinstance(source, Mapping) else Config()
-    filed = _from_file(None if isinstance(source, Mapping) else source, environ)
-    known = {*filed.providers, *given.providers}
-    found = structure(environment_table(environ, known), "environment")
-    return overlay_config(overlay_config(filed, found), given)
-
-
-def _from_file(source: object, environ: Environment) -> Config:
-    path = _path(source) if source is not None else environ.get(CONFIG_PATH) or find_config_file()
-    if path is None:
-        return Config()
-    shown = path if path.isprintable() else ascii(path)
-    return structure(_parsed(_read(path, shown), shown), shown)
-
-
-def _path(source: object) -> str:
-    found = os.fspath(source) if isinstance(source, os.PathLike) else source
-    if not isinstance(found, str):
-        raise ConfigError(f"config: expected a mapping, a path or a Config, got {got(source)}.")
-    return found
-
-
-def find_config_file() -> str | None:
-    """The path of the configuration file that is used when none is named."""
-    # os.path.isfile takes a folder that may not be read for one without the file; Path.is_file raises.
-    if os.path.isfile(FILE_NAME):  # noqa: PTH113
-        return FILE_NAME
-    from platformdirs import user_config_dir
-
-    path = str(Path(user_config_dir("llmopt", appauthor=False)) / FILE_NAME)
-    return path if os.path.isfile(path) else None  # noqa: PTH113
-
-
-def _read(path: str, shown: str) -> bytes:
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "this is no path"
-        raise ConfigError(f"the configuration file {shown} cannot be read: {reason}.") from None
-    if len(content) > _LARGEST:
-        raise ConfigError(f"the configuration file {shown} is larger than {_LARGEST} bytes.")
-    return content
-
-
-def _parsed(content: bytes, shown: str) -> dict[str, Any]:
-    found = _parse(content)
-    # So that a traceback that shows local variables shows no key.
-    del content
-    if isinstance(found, str):
-        raise ConfigError(f"{shown}: {found}")
-    return found
-
-
-def _parse(content: bytes) -> dict[str, Any] | str:
-    """The table in a file, or what is wrong with the file."""
-    import tomllib
-
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return f"not UTF-8 (at line {line})."
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        last = text.rstrip().count("\n") + 1
-        place = f"line {last}, the end of the document"
-        return f"not valid TOML: {str(error)[:200].replace('end of document', place)}."
-    except RecursionError:
-        return "not valid TOML: nested too deeply."
-    except ValueError:
-        return "not valid TOML: it holds a number or a date that there is not."
+def _with_text_keys(table: Mapping[object, object]) -> dict[str, object]:
+    result = {key: value for key, value in table.items() if isinstance(key, str)}
+    if len(result) < len(table):
+        raise InvalidKey("", "every key of a table must be text.")
+    return result

@@ -1,4 +1,7 @@
-"""From a configured entry to its endpoints: profile < entry < endpoint."""
+"""Resolve a configured provider entry into its endpoints: plugin profile < entry < endpoint.
+
+Reads no files and opens no connections; environment variables are passed in.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
-from attrs import asdict, evolve, field, frozen
+from attrs import asdict, evolve, field, fields, frozen
 
 from llmopt.config.credentials import CredentialSource, credential_for
 from llmopt.config.load import Environment, allowed_keys, overlay_endpoint
@@ -18,12 +21,12 @@ from llmopt.config.schema import (
     Flags,
     ProviderEntry,
     TimeoutsEntry,
-    as_bool,
-    as_number,
-    child,
-    got,
+    join_path,
+    kind_name,
+    parse_bool,
+    parse_number,
     to_headers,
-    unknown_key,
+    unknown_key_message,
 )
 from llmopt.config.urls import BaseUrl, parse_base_url
 from llmopt.errors import ConfigError
@@ -31,24 +34,23 @@ from llmopt.values.calls import Settings
 from llmopt.values.profile import Option, Profile, Timeouts
 from llmopt.values.secret import Secret, repr_names
 
-# How many a minute: for all models, or for each.
-
-_DEFAULT = "default"
+ProfileSource = Profile | Callable[[ProviderEntry], Profile]
+"""A profile, or a function that returns the profile for an entry."""
 
 
 @frozen(kw_only=True)
 class Rates:
-    """Configured allowances a minute.
+    """Allowances per minute: one for every model, or one for each.
 
     Attributes:
-        default: for every name that is not listed, None for no limit.
+        default: for names that are not listed; None for no limit.
         by_name: for single models or deployments.
     """
 
     default: float | None = None
     by_name: Mapping[str, float] = field(factory=dict)
 
-    def of(self, *names: str) -> float | None:
+    def get(self, *names: str) -> float | None:
         """The allowance of the first of these names that is listed, else the default."""
         for name in names:
             if name in self.by_name:
@@ -56,50 +58,38 @@ class Rates:
         return self.default
 
 
-def rates(configured: float | Mapping[str, float] | None, usual: float | None) -> Rates:
-    """Configured rates over the usual one of a profile."""
-    if configured is None:
-        return Rates(default=usual)
-    if not isinstance(configured, Mapping):
-        return Rates(default=configured)
-    named = {name: rate for name, rate in configured.items() if name != _DEFAULT}
-    return Rates(default=configured.get(_DEFAULT, usual), by_name=named)
-
-
-# Where requests go, with everything that configuration and profile say about it.
-
-
 @frozen(kw_only=True)
 class Endpoint:
-    """One endpoint of a provider entry, resolved.
+    """One endpoint of a provider entry, with every value that the configuration or the profile gives for it.
 
     Attributes:
         provider: name of the entry.
         plugin: name of the plugin that serves it.
         index: position among the endpoints of the entry.
         path: of the entry or endpoint in the configuration, for messages.
-        base_url: without a slash at the end; "" for an engine inside the process.
-        origin: scheme, host in punycode, and port unless it is the scheme's own; "" inside the process.
-        weight: its share of the load.
+        base_url: without a trailing slash; "" for an engine inside the process.
+        origin: scheme, host in punycode, and port unless it is the scheme's default; "" inside the process.
+        weight: share of the load, relative to the other endpoints.
         credential: gives the key of each attempt.
-        auth: the profile's scheme: "bearer", "none" or a header's name.
-        headers: sent with every request, names in lower case.
+        auth: "bearer", "none", or the name of the header that carries the key.
+        headers: sent with every request; names in lower case.
         timeouts: in seconds.
-        max_retries: retries after a first attempt.
-        retry_delay: first back-off in seconds.
-        rpm, tpm: requests and tokens a minute, see `rpm_for` and `tpm_for`.
-        max_batch_size: most items in one request, None for no limit of the user's.
-        max_concurrency: most requests in flight, never more than ``pool_size``.
-        pool_size: most connections.
-        keepalive: seconds an idle connection is kept.
-        compress_requests: whether request bodies go out with gzip.
+        max_retries: retries after the first attempt.
+        retry_delay: first backoff in seconds.
+        rpm: requests per minute.
+        tpm: tokens per minute.
+        max_batch_size: maximum items in one request; None for no configured limit.
+        max_concurrency: maximum requests in flight, at most ``pool_size``.
+        pool_size: maximum connections.
+        keepalive: seconds that an idle connection is kept.
+        compress_requests: whether request bodies are compressed with gzip.
         stream_usage: whether streams are asked for their usage, see `llmopt.values.profile.Profile`.
-        stream_end: what makes a stream complete, likewise.
-        cache_ttl: seconds a cached answer is good for, None for the cache's own default.
-        cache_dir: folder of the cache, None for the default.
-        flags: what llmopt does for its requests.
+        stream_end: what makes a stream complete, see `llmopt.values.profile.Profile`.
+        cache_ttl: seconds that a cached response is fresh; None for the default of the cache.
+        cache_dir: folder of the cache; None for the default.
+        flags: the features that are on.
         options: the plugin's own keys, checked.
-        discovered: whether it is asked, unnamed, once a key of the environment is there.
+        discovered: whether ``batch_list_models()`` includes it as soon as its key is in the environment.
         in_process: whether the plugin answers without a network.
     """
 
@@ -132,31 +122,181 @@ class Endpoint:
     discovered: bool = True
     in_process: bool = False
 
-    def rpm_for(self, *names: str) -> float | None:
-        """Requests a minute for the first of these models or deployments that is listed."""
-        return self.rpm.of(*names)
-
-    def tpm_for(self, *names: str) -> float | None:
-        """Tokens a minute, likewise."""
-        return self.tpm.of(*names)
-
     def settings(self, credential: Secret | None) -> Settings:
-        """What a hook may know, with the key of one attempt."""
-        return Settings(
-            provider=self.provider,
-            plugin=self.plugin,
-            base_url=self.base_url,
-            credential=credential,
-            credential_kind=self.credential.kind,
-            auth=self.auth,
-            headers=self.headers,
-            options=self.options,
+        """The part that hooks may see, with the key of one attempt."""
+        shared: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS_FIELDS}
+        return Settings(**shared, credential=credential, credential_kind=self.credential.kind)
+
+
+def _shared_fields(kind: type) -> frozenset[str]:
+    return frozenset(each.name for each in fields(kind)) & frozenset(each.name for each in fields(Endpoint))
+
+
+_SETTINGS_FIELDS: Final = _shared_fields(Settings) - {"credential"}
+_PROFILE_FIELDS: Final = _shared_fields(Profile)
+_ENTRY_FIELDS: Final = _shared_fields(ProviderEntry)
+_NO_OVERRIDES: Final = EndpointEntry()
+
+
+def resolve_endpoints(
+    entry: ProviderEntry,
+    profile: ProfileSource,
+    *,
+    client_flags: Flags,
+    environ: Mapping[str, str],
+) -> tuple[Endpoint, ...]:
+    """Resolve the endpoints of an entry; there is at least one.
+
+    A missing key is not an error here: `CredentialSource` raises when a request needs it.
+
+    Args:
+        entry: the configured entry.
+        profile: the provider's profile, or a function that returns it for the entry as it is for one endpoint.
+        client_flags: the client's flags; those of the entry override them.
+        environ: the environment variables.
+
+    Raises:
+        ConfigError: a base URL is missing or refused, or the plugin has no such key.
+    """
+    environ = Environment(environ)
+    return tuple(
+        _Resolver(entry, profile, index, environ).endpoint(client_flags)
+        for index in range(max(1, len(entry.endpoints)))
+    )
+
+
+class _Resolver:
+    """Resolves one endpoint of an entry."""
+
+    def __init__(
+        self, entry: ProviderEntry, profile: ProfileSource, index: int, environ: Environment
+    ) -> None:
+        self.overrides = entry.endpoints[index] if entry.endpoints else _NO_OVERRIDES
+        self.entry = overlay_endpoint(entry, self.overrides)
+        self.profile = profile if isinstance(profile, Profile) else profile(self.entry)
+        self.index = index
+        self.environ = environ
+        self.entry_path = join_path("providers", entry.name)
+        has_endpoints = bool(entry.endpoints)
+        self.path = (
+            join_path(join_path(self.entry_path, "endpoints"), index) if has_endpoints else self.entry_path
         )
 
+    def endpoint(self, client_flags: Flags) -> Endpoint:
+        options = self._options()
+        entry = self.entry
+        elsewhere = bool(entry.base_url or self.environ.first(self.profile.base_url_env))
+        profile = self.profile = fill_placeholders(
+            self.profile, options, path=self.path, needed=not elsewhere
+        )
+        base, from_environment = self._base_url()
+        credential = credential_for(
+            entry, profile, base, base_from_environment=from_environment, path=self.path, environ=self.environ
+        )
+        # By field name: the profile's value, then the entry's where it has one; below what is more than that.
+        values: dict[str, Any] = {name: getattr(profile, name) for name in _PROFILE_FIELDS}
+        values |= {name: value for name in _ENTRY_FIELDS if (value := getattr(entry, name)) is not None}
+        values |= {
+            "provider": entry.name,
+            "plugin": str(entry.plugin_name),
+            "index": self.index,
+            "path": self.path,
+            "base_url": base.url if base else "",
+            "origin": base.origin if base else "",
+            "weight": 1.0 if self.overrides.weight is None else self.overrides.weight,
+            "credential": credential,
+            "headers": {**to_headers(profile.headers), **entry.headers},
+            "timeouts": _merge_timeouts(entry.timeouts, profile.timeouts),
+            "rpm": _merge_rates(entry.rpm, profile.rpm),
+            "tpm": _merge_rates(entry.tpm, profile.tpm),
+            "cache_dir": _expand_user(entry.cache_dir),
+            "flags": client_flags.overridden(entry.flags),
+            "options": options,
+            **_sizes(entry, profile),
+        }
+        return Endpoint(**values)
 
-# A plugin's own configuration keys, checked against what its profile declares.
+    def _options(self) -> dict[str, Any]:
+        """The values of the plugin's own keys, from the configuration or else from the environment."""
+        configured, declared = self.entry.options, {option.name: option for option in self.profile.options}
+        for key in configured:
+            if key not in declared:
+                known = allowed_keys(EndpointEntry if key in self.overrides.options else ProviderEntry)
+                raise ConfigError(
+                    f"{self._option_path(key)}: {unknown_key_message(key, known | declared.keys())}"
+                )
+        values: dict[str, Any] = {}
+        for name, option in declared.items():
+            value = configured.get(name)
+            if value is None:
+                value = self.environ.first(option.env)
+            if value is not None:
+                values[name] = _checked_option(value, option, self._option_path(name))
+        return values
 
-_WORDS = {
+    def _option_path(self, key: str) -> str:
+        return join_path(self.path if key in self.overrides.options else self.entry_path, key)
+
+    def _base_url(self) -> tuple[BaseUrl | None, bool]:
+        """The base URL, and whether an environment variable gave it."""
+        entry, profile = self.entry, self.profile
+        path = join_path(self.entry_path if self.overrides.base_url is None else self.path, "base_url")
+        if profile.in_process:
+            if entry.base_url is None:
+                return None, False
+            raise ConfigError(f"{path}: this provider works inside the process; leave base_url out.")
+        text = entry.base_url or self.environ.first(profile.base_url_env) or profile.base_url
+        if text is None:
+            raise ConfigError(
+                f"{self.path}: there is no base URL; set base_url{_or_variable(profile.base_url_env)}."
+            )
+        if isinstance(text, EnvText):
+            path = f"{path} (environment variable {text.variable})"
+        url = parse_base_url(text, path=path, entry=self.entry_path, allow_http=bool(entry.allow_http))
+        return url, isinstance(text, EnvText)
+
+
+def _or_variable(variables: tuple[str, ...]) -> str:
+    return f", or the environment variable {' or '.join(variables)}" if variables else ""
+
+
+def _expand_user(path: str | None) -> str | None:
+    # Not Path.expanduser, which raises for an unknown user.
+    return None if path is None else os.path.expanduser(str(path))  # noqa: PTH111
+
+
+def _sizes(entry: ProviderEntry, profile: Profile) -> dict[str, int]:
+    """Requests in flight and connections. Without a connection for each, requests would wait in the pool."""
+    concurrency = profile.max_concurrency if entry.max_concurrency is None else entry.max_concurrency
+    # max_concurrency above the profile's pool size grows the pool, unless pool_size is configured too.
+    pool = entry.pool_size or max(profile.pool_size, entry.max_concurrency or 1)
+    return {"max_concurrency": min(concurrency, pool), "pool_size": pool}
+
+
+def _merge_rates(configured: float | Mapping[str, float] | None, usual: float | None) -> Rates:
+    if configured is None:
+        return Rates(default=usual)
+    if not isinstance(configured, Mapping):
+        return Rates(default=configured)
+    by_name = {name: rate for name, rate in configured.items() if name != "default"}
+    return Rates(default=configured.get("default", usual), by_name=by_name)
+
+
+def _merge_timeouts(configured: TimeoutsEntry, usual: Timeouts) -> Timeouts:
+    """``read`` alone bounds every attempt, unless a more specific timeout is configured too."""
+    values = {key: value for key, value in asdict(configured).items() if value is not None}
+    read = configured.read
+    if read is not None:
+        implied = {"read_large": read, "catalog": min(read, usual.catalog)}
+        if usual.first is not None:
+            implied["first"] = max(read, usual.first)
+        values = {**implied, **values}
+    return evolve(usual, **values)
+
+
+# The plugin's own keys: each value must have the type that its `Option` declares.
+
+_TYPE_NAMES: Final = {
     str: "text",
     int: "a whole number",
     float: "a number",
@@ -167,119 +307,68 @@ _WORDS = {
 }
 
 
-@frozen(kw_only=True)
-class Table:
-    """Where options stand, for messages.
-
-    Attributes:
-        path: of the endpoint, or of the entry if it has but one.
-        entry_path: of the entry.
-        own: the options that the endpoint itself sets.
-    """
-
-    path: str
-    entry_path: str
-    own: frozenset[str]
-
-    def place(self, key: str) -> str:
-        """The path of one option."""
-        return child(self.path if key in self.own else self.entry_path, key)
-
-    def keys(self, key: str) -> frozenset[str]:
-        """The core's own keys where this option stands."""
-        return allowed_keys(EndpointEntry if key in self.own else ProviderEntry)
-
-
-def checked_options(
-    options: Mapping[str, Any], profile: Profile, *, table: Table, environ: Environment
-) -> dict[str, Any]:
-    """The values of a profile's options, from the configuration or else from the environment.
-
-    Args:
-        options: what an entry holds besides the core's own keys.
-        profile: declares the options.
-        table: where they stand.
-        environ: the environment variables.
-
-    Raises:
-        ConfigError: a key is unknown, or a value is of a wrong type or none of those allowed.
-    """
-    declared = {option.name: option for option in profile.options}
-    for key in options:
-        if key not in declared:
-            raise ConfigError(f"{table.place(key)}: {unknown_key(key, table.keys(key) | declared.keys())}")
-    found: dict[str, Any] = {}
-    for name, option in declared.items():
-        value = options.get(name)
-        if value is None:
-            value = environ.text(option.env)
-        if value is not None:
-            found[name] = _checked(value, option, table.place(name))
-    return found
-
-
-def _checked(value: object, option: Option, path: str) -> object:
-    plain = _typed(value, option.type)
-    fault = _fault(plain, option)
-    if not fault:
-        return plain
+def _checked_option(value: object, option: Option, path: str) -> object:
+    converted = _convert(value, option.type)
+    problem = _problem(converted, option)
+    if not problem:
+        return converted
     if isinstance(value, EnvText):
         path = f"{path} (environment variable {value.variable})"
-    help_line = f" {option.help}" if option.help else ""
-    raise ConfigError(f"{path}: {fault}, got {got(plain)}.{help_line}")
+    help_text = f" {option.help}" if option.help else ""
+    raise ConfigError(f"{path}: {problem}, got {kind_name(converted)}.{help_text}")
 
 
-def _typed(value: object, kind: type) -> object:
+def _convert(value: object, kind: type) -> object:
     if kind is bool:
-        return as_bool(value)
+        return parse_bool(value)
     if kind in (int, float):
-        value = as_number(value)
+        value = parse_number(value)
         return float(value) if kind is float and type(value) is int and abs(value) < 2**53 else value
     if isinstance(value, Mapping):
-        return {key: _typed(item, str) for key, item in value.items()}
+        return {key: _convert(item, str) for key, item in value.items()}
     # Plugins get plain text.
     return str(value) if isinstance(value, EnvText) else value
 
 
-def _fault(value: object, option: Option) -> str:
-    if not _fits(value, option.type):
-        return f"expected {_WORDS.get(option.type, option.type.__name__)}"
+def _problem(value: object, option: Option) -> str:
+    if not _has_type(value, option.type):
+        return f"expected {_TYPE_NAMES.get(option.type, option.type.__name__)}"
     if option.choices and value not in option.choices:
         return f"expected one of {', '.join(map(str, option.choices))}"
     return ""
 
 
-def _fits(value: object, kind: type) -> bool:
+def _has_type(value: object, kind: type) -> bool:
     if isinstance(value, bool):
         return kind in (bool, object)
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    shapes: dict[type, tuple[type, ...]] = {dict: (Mapping,), list: (list, tuple), tuple: (list, tuple)}
-    return isinstance(value, shapes.get(kind, (kind,)))
+    accepted: dict[type, tuple[type, ...]] = {dict: (Mapping,), list: (list, tuple), tuple: (list, tuple)}
+    return isinstance(value, accepted.get(kind, (kind,)))
 
 
-# Base URLs with a gap for something of the user's: an account, a region.
+# Placeholders in a profile's base URL, such as {account}, that the user's options fill.
 
-_GAP: Final = re.compile(r"\{([a-z][a-z0-9_]*)\}")
-_FILLING: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-"""No slash, no @ and no colon: whatever is put in, the host stays below the provider's own domain."""
+_PLACEHOLDER: Final = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_PLACEHOLDER_VALUE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""No slash, @ or colon: no value can move the request to a host outside the provider's domain."""
 
 
 def url_placeholders(url: str | None) -> tuple[str, ...]:
-    """Names of the options that a base URL asks for."""
-    return tuple(dict.fromkeys(_GAP.findall(url or "")))
+    """Names of the options that a base URL needs."""
+    return tuple(dict.fromkeys(_PLACEHOLDER.findall(url or "")))
 
 
 def fill_placeholders(
     profile: Profile, options: Mapping[str, Any], *, path: str, needed: bool = True
 ) -> Profile:
-    """A profile whose base URL has no placeholders left.
+    """Put option values into the base URL of a profile.
 
     Args:
-        profile: the plugin's.
+        profile: the plugin's profile.
         options: the checked values of its options.
-        path: of the entry, for messages.
-        needed: whether it is an error if a value is missing; if not, there is no base URL then.
+        path: path of the entry, for messages.
+        needed: whether a missing value is an error; if not, the returned profile has no base URL.
 
     Raises:
         ConfigError: a value is missing, or cannot stand in a URL.
@@ -288,176 +377,18 @@ def fill_placeholders(
     for name in url_placeholders(url):
         if name not in options:
             if needed:
-                raise ConfigError(f"{path}: there is no base URL; {_choice(profile, name)}.")
+                raise ConfigError(f"{path}: there is no base URL; {_how_to_set(profile, name)}.")
             return evolve(profile, base_url=None)
         value = str(options[name])
-        if not _FILLING.fullmatch(value):
+        if not _PLACEHOLDER_VALUE.fullmatch(value):
             raise ConfigError(
-                f"{path}: {name} becomes a part of the base URL and may hold letters, digits, '.', '_' "
+                f"{path}: {name} becomes a part of the base URL and may contain letters, digits, '.', '_' "
                 "and '-' only."
             )
         url = str(url).replace(f"{{{name}}}", value)
     return profile if url == profile.base_url else evolve(profile, base_url=url)
 
 
-def _choice(profile: Profile, name: str) -> str:
-    option = next((each for each in profile.options if each.name == name), None)
-    variables = " or ".join(option.env) if option is not None else ""
-    shown = f"set {name}" + (f" ({option.help})" if option is not None and option.help else "")
-    return shown + (f", or the environment variable {variables}" if variables else "")
-
-
-_ALONE: Final = EndpointEntry()
-_T = TypeVar("_T")
-
-
-def resolve_endpoints(
-    entry: ProviderEntry,
-    profile: Profile | Callable[[ProviderEntry], Profile],
-    *,
-    client_flags: Flags,
-    environ: Mapping[str, str],
-) -> tuple[Endpoint, ...]:
-    """The endpoints of an entry, at least one.
-
-    A missing key is no error here: the endpoint's credential raises when it is asked for the key.
-
-    Args:
-        entry: what is configured.
-        profile: the provider's built-in defaults; or a function that gives them for an entry as it
-            is for one endpoint.
-        client_flags: what the client switches off; flags of the entry win.
-        environ: the environment variables.
-
-    Raises:
-        ConfigError: a base URL is missing or refused, or a key is none of the plugin's.
-    """
-    environ = Environment(environ)
-    return tuple(
-        _Resolution(entry, profile, index, environ).endpoint(client_flags)
-        for index in range(max(1, len(entry.endpoints)))
-    )
-
-
-class _Resolution:
-    """The making of one endpoint."""
-
-    def __init__(
-        self,
-        entry: ProviderEntry,
-        profile: Profile | Callable[[ProviderEntry], Profile],
-        index: int,
-        environ: Environment,
-    ) -> None:
-        self.own = entry.endpoints[index] if entry.endpoints else _ALONE
-        self.entry = overlay_endpoint(entry, self.own)
-        self.profile = profile if isinstance(profile, Profile) else profile(self.entry)
-        self.index = index
-        self.environ = environ
-        self.entry_path = child("providers", entry.name)
-        self.path = child(child(self.entry_path, "endpoints"), index) if entry.endpoints else self.entry_path
-        self.options: Mapping[str, object] = {}
-
-    def endpoint(self, client_flags: Flags) -> Endpoint:
-        self._fill()
-        entry, profile = self.entry, self.profile
-        base, vouched = self._base()
-        concurrency, pool = _sizes(entry, profile)
-        return Endpoint(
-            provider=entry.name,
-            plugin=str(entry.plugin_name),
-            index=self.index,
-            path=self.path,
-            base_url=base.url if base else "",
-            origin=base.origin if base else "",
-            weight=_or(self.own.weight, 1.0),
-            credential=credential_for(
-                entry, profile, base, vouched=vouched, path=self.path, environ=self.environ
-            ),
-            auth=profile.auth,
-            headers={**to_headers(profile.headers), **entry.headers},
-            timeouts=_timeouts(entry.timeouts, profile.timeouts),
-            max_retries=_or(entry.max_retries, profile.max_retries),
-            retry_delay=_or(entry.retry_delay, profile.retry_delay),
-            rpm=rates(entry.rpm, profile.rpm),
-            tpm=rates(entry.tpm, profile.tpm),
-            max_batch_size=entry.max_batch_size,
-            max_concurrency=concurrency,
-            pool_size=pool,
-            keepalive=_or(entry.keepalive, profile.keepalive),
-            compress_requests=_or(entry.compress_requests, profile.compress_requests),
-            stream_usage=profile.stream_usage,
-            stream_end=profile.stream_end,
-            cache_ttl=entry.cache_ttl,
-            cache_dir=_folder(entry.cache_dir),
-            flags=client_flags.overridden(entry.flags),
-            options=self.options,
-            discovered=profile.discovered,
-            in_process=profile.in_process,
-        )
-
-    def _fill(self) -> None:
-        """Check the plugin's own keys, and put those into the profile's base URL that it asks for."""
-        entry, profile = self.entry, self.profile
-        self.options = checked_options(entry.options, profile, table=self._table(), environ=self.environ)
-        elsewhere = bool(entry.base_url or self.environ.text(profile.base_url_env))
-        self.profile = fill_placeholders(profile, self.options, path=self.path, needed=not elsewhere)
-
-    def _base(self) -> tuple[BaseUrl | None, bool]:
-        """Where requests go, and whether it was the environment that said so."""
-        text, path = self._base_text()
-        if self.profile.in_process:
-            if self.entry.base_url is None:
-                return None, False
-            raise ConfigError(f"{path}: this provider works inside the process; leave base_url out.")
-        if text is None:
-            raise ConfigError(f"{self.path}: there is no base URL; {self._base_choices()}.")
-        if isinstance(text, EnvText):
-            path = f"{path} (environment variable {text.variable})"
-        allowed = bool(self.entry.allow_http)
-        url = parse_base_url(text, path=path, entry=self.entry_path, allow_http=allowed)
-        return url, isinstance(text, EnvText)
-
-    def _base_text(self) -> tuple[str | None, str]:
-        entry, profile = self.entry, self.profile
-        path = child(self.entry_path if self.own.base_url is None else self.path, "base_url")
-        return entry.base_url or self.environ.text(profile.base_url_env) or profile.base_url, path
-
-    def _base_choices(self) -> str:
-        variables = " or ".join(self.profile.base_url_env)
-        return "set base_url" + (f", or the environment variable {variables}" if variables else "")
-
-    def _table(self) -> Table:
-        own = frozenset(self.own.options)
-        return Table(path=self.path, entry_path=self.entry_path, own=own)
-
-
-def _folder(path: str | None) -> str | None:
-    # Not Path.expanduser, which raises for a user that there is not.
-    return None if path is None else os.path.expanduser(str(path))  # noqa: PTH111
-
-
-def _or(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
-
-
-def _sizes(entry: ProviderEntry, profile: Profile) -> tuple[int, int]:
-    """Requests in flight and connections: never more of the first than of the second."""
-    concurrency = _or(entry.max_concurrency, profile.max_concurrency)
-    if entry.pool_size is not None:
-        return min(concurrency, entry.pool_size), entry.pool_size
-    # Who asks for more requests in flight than usual gets the connections they need.
-    pool = max(profile.pool_size, entry.max_concurrency or 1)
-    return min(concurrency, pool), pool
-
-
-def _timeouts(configured: TimeoutsEntry, usual: Timeouts) -> Timeouts:
-    """``read`` alone bounds every attempt, unless a more special time-out is configured as well."""
-    given = {key: value for key, value in asdict(configured).items() if value is not None}
-    read = configured.read
-    if read is not None:
-        implied = {"read_large": read, "catalog": min(read, usual.catalog)}
-        if usual.first is not None:
-            implied["first"] = max(read, usual.first)
-        given = {**implied, **given}
-    return evolve(usual, **given)
+def _how_to_set(profile: Profile, name: str) -> str:
+    option = next((each for each in profile.options if each.name == name), Option(name=name))
+    return f"set {name}" + (f" ({option.help})" if option.help else "") + _or_variable(option.env)

@@ -1,4 +1,9 @@
-"""What a configuration holds. Every key may be left out; the provider's profile then decides."""
+"""The configuration schema: every key of ``llmopt.toml``, with its unit and its check.
+
+Every key is optional; the provider's profile gives the default. Checks belong to the classes, so that a table from a
+file and a call of the constructor pass the same ones. Messages name a key by its path and never contain its value, which
+may be a secret. No I/O.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +17,38 @@ from attrs import Attribute, evolve, field, fields, frozen
 from llmopt.errors import ConfigError
 from llmopt.values.secret import Secret, repr_names
 
-# Text that came from an environment variable, and still knows it.
+TokenProvider: TypeAlias = Callable[[], str | Awaitable[str]]
+"""A function that returns a key or token that is valid now; called for every attempt."""
 
+MAX_SECONDS: Final = 1e9
+"""About thirty years. Longer times overflow in the clocks of some systems."""
+MAX_COUNT: Final = 10**9
+MAX_RATE: Final = 1e12
+_MAX_NUMBER_LENGTH: Final = 64
+_MAX_SHOWN_KEY: Final = 60
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
-_LONGEST: Final = 64
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_USUAL_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_ENTRY_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
+_TRANSPORT_HEADERS: Final = frozenset(
+    {"connection", "content-encoding", "content-length", "host", "te", "transfer-encoding", "upgrade"}
+)
+"""Headers that the transport sets; another value would break the framing of requests (RFC 9112)."""
+
+# Values of environment variables: text whose type is known only where its key is read.
 
 
 class EnvText(str):
-    """The value of an environment variable, named by ``variable``.
+    """The value of an environment variable, with the variable's name.
 
-    Which type is wanted is only known where the key is read, so it stays text until then. A base
-    URL of this type counts as given by the environment, see `llmopt.config.credentials`.
+    It stays text until the key is read, because only the key knows the wanted type. A base URL of this type counts
+    as given by the environment, see `llmopt.config.credentials`.
+
+    Attributes:
+        variable: name of the variable.
     """
 
     __slots__ = ("variable",)
@@ -31,10 +56,10 @@ class EnvText(str):
     variable: str
 
     def __new__(cls, text: str, variable: str) -> Self:
-        """Text and the name of its variable."""
-        made = super().__new__(cls, text)
-        made.variable = variable
-        return made
+        """Make it from the text and the name of the variable."""
+        value = super().__new__(cls, text)
+        value.variable = variable
+        return value
 
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override] # str has one argument
         return str(self), self.variable
@@ -43,9 +68,9 @@ class EnvText(str):
         return f"EnvText('***', variable={self.variable!r})"
 
 
-def as_number(value: object) -> object:
-    """The number that an environment variable spells, as TOML writes numbers; else the value itself."""
-    if not isinstance(value, EnvText) or len(value) > _LONGEST or "\n" in value:
+def parse_number(value: object) -> object:
+    """Convert an environment variable to a number, in the syntax of TOML; return any other value unchanged."""
+    if not isinstance(value, EnvText) or len(value) > _MAX_NUMBER_LENGTH or "\n" in value:
         return value
     import tomllib
 
@@ -56,26 +81,23 @@ def as_number(value: object) -> object:
     return number if type(number) in (int, float) else value
 
 
-def as_bool(value: object) -> object:
-    """The truth that an environment variable spells; else the value itself."""
+def parse_bool(value: object) -> object:
+    """Convert an environment variable such as "yes" or "0" to a bool; return any other value unchanged."""
     if not isinstance(value, EnvText):
         return value
     word = value.strip().lower()
     return True if word in _TRUE else False if word in _FALSE else value
 
 
-# What is wrong with a key, said without the value that stands there.
-
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SHOWN: Final = 60
+# Errors: which key is wrong, and why.
 
 
-class KeyFault(ConfigError):
-    """One key of a table is wrong.
+class InvalidKey(ConfigError):
+    """A key of a table has a wrong value.
 
     Attributes:
-        key: path of the key inside its table, "" for the table itself.
-        text: what is wrong, a sentence without its subject.
+        key: path of the key inside its table; "" for the table itself.
+        text: what is wrong with it, without the key.
     """
 
     def __init__(self, key: str, text: str) -> None:
@@ -84,24 +106,24 @@ class KeyFault(ConfigError):
         self.text = text
 
 
-def child(path: str, key: str | int) -> str:
-    """The path of ``key`` in the table at ``path``; a number is a position in a list."""
+def join_path(path: str, key: str | int) -> str:
+    """The path of a key in the table at ``path``; a number is a position in a list."""
     if isinstance(key, int):
         return f"{path}[{key}]"
-    if not _BARE.fullmatch(key):
-        key = ascii(key if len(key) <= _SHOWN else key[:_SHOWN] + "...")
+    if not _BARE_KEY.fullmatch(key):
+        key = ascii(key if len(key) <= _MAX_SHOWN_KEY else key[:_MAX_SHOWN_KEY] + "...")
     return f"{path}.{key}" if path else key
 
 
-def got(value: object) -> str:
-    """The kind of a value in plain words, never the value."""
-    for kind, words in _WORDS:
+def kind_name(value: object) -> str:
+    """The type of a value in plain words; never the value, which may be a secret."""
+    for kind, words in _KIND_NAMES:
         if isinstance(value, kind):
             return words
     return "nothing" if value is None else type(value).__name__
 
 
-_WORDS: Final[tuple[tuple[type, str], ...]] = (
+_KIND_NAMES: Final[tuple[tuple[type, str], ...]] = (
     (bool, "true or false"),
     (int, "a whole number"),
     (float, "a number"),
@@ -112,29 +134,19 @@ _WORDS: Final[tuple[tuple[type, str], ...]] = (
 )
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The sentence about a key that nobody knows, with the likeliest one meant."""
+def unknown_key_message(key: str, known: Iterable[str]) -> str:
+    """What to say about an unknown key: the most similar known one, or all of them."""
     from difflib import get_close_matches
 
     names = sorted(known)
-    word = key[:_SHOWN].lower().replace("-", "_")
+    word = key[:_MAX_SHOWN_KEY].lower().replace("-", "_")
     near = get_close_matches(word, names, n=1)
     if near:
         return f"unknown key; did you mean {near[0]}?"
     return f"unknown key; the keys here are {', '.join(names)}."
 
 
-# The kinds of keys there are: each converts what it takes and refuses the rest.
-#
-# Each function makes an attrs field. A check belongs to the class, not to the way a value came:
-# a table from a file and a call of the constructor pass the same one.
-
-LONGEST_S: Final = 1e9
-"""No time is longer than thirty years; clocks overflow somewhere beyond."""
-MOST: Final = 10**9
-FASTEST: Final = 1e12
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_USUAL: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+# Fields by the kind of value that their key takes: each converts the value, and refuses what does not fit.
 
 
 def _field(
@@ -142,61 +154,63 @@ def _field(
 ) -> Any:
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:
         if value is not None and not fits(value):
-            raise KeyFault(attribute.name, f"expected {expected}, got {measured(value)}.")
+            raise InvalidKey(attribute.name, f"expected {expected}, kind_name {_describe(value)}.")
 
     return field(default=None, converter=convert, validator=check, **more)
 
 
-def measured(value: object) -> str:
-    """A number as it stands, of anything else the kind only."""
-    if isinstance(value, float) or (type(value) is int and abs(value) <= MOST):
+def _describe(value: object) -> str:
+    """A number itself; of any other value only the type."""
+    if isinstance(value, float) or (type(value) is int and abs(value) <= MAX_COUNT):
         return str(value)
-    return got(value)
+    return kind_name(value)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is an int or a float; true and false are no numbers."""
+    """Whether the value is an int or a float; a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def to_float(value: object) -> object:
-    """A number as a float, where it is one; anything else as it is."""
-    value = as_number(value)
-    # A whole number too long for a float stays as it is, and is out of any range.
-    return float(value) if is_number(value) and abs(value) < FASTEST * 10 else value
+    """Convert a number to a float; return any other value unchanged, for the check to refuse."""
+    value = parse_number(value)
+    # float() raises for a huge int; unconverted, it fails the check of the range instead.
+    return float(value) if is_number(value) and abs(value) < MAX_RATE * 10 else value
 
 
-def seconds(*, zero: bool = False) -> Any:
-    """A time in seconds; with ``zero``, none at all is allowed too."""
+def _seconds(*, zero: bool = False) -> Any:
+    """A time in seconds, above 0; with ``zero`` also 0."""
     if zero:
-        return _field("seconds, 0 or more", lambda v: is_number(v) and 0 <= v <= LONGEST_S, to_float)
-    return _field("seconds above 0", lambda v: is_number(v) and 0 < v <= LONGEST_S, to_float)
+        return _field("seconds, 0 or more", lambda v: is_number(v) and 0 <= v <= MAX_SECONDS, to_float)
+    return _field("seconds above 0", lambda v: is_number(v) and 0 < v <= MAX_SECONDS, to_float)
 
 
-def share() -> Any:
-    """A share of the load, in relation to the shares of the others."""
-    return _field("a number above 0", lambda v: is_number(v) and 0 < v <= MOST, to_float)
+def _weight() -> Any:
+    """A share of the load, relative to the shares of the other endpoints."""
+    return _field("a number above 0", lambda v: is_number(v) and 0 < v <= MAX_COUNT, to_float)
 
 
-def count(*, least: int = 1) -> Any:
-    """A whole number, ``least`` or more."""
-    expected = f"a whole number, {least} or more"
+def _count(*, minimum: int = 1) -> Any:
+    """A whole number, ``minimum`` or more."""
+    expected = f"a whole number, {minimum} or more"
     return _field(
-        expected, lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= MOST, as_number
+        expected,
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v <= MAX_COUNT,
+        parse_number,
     )
 
 
-def boolean() -> Any:
+def _boolean() -> Any:
     """True or false."""
-    return _field("true or false", lambda v: isinstance(v, bool), as_bool)
+    return _field("true or false", lambda v: isinstance(v, bool), parse_bool)
 
 
-def text(**more: Any) -> Any:
-    """Text with something in it."""
+def _text(**more: Any) -> Any:
+    """Text that is not empty."""
     return _field("text", lambda v: isinstance(v, str) and bool(v) and "\0" not in v, lambda v: v, **more)
 
 
-def variable() -> Any:
+def _variable() -> Any:
     """The name of an environment variable."""
     return _field(
         "the name of an environment variable",
@@ -208,10 +222,10 @@ def variable() -> Any:
 
 def shown_variable(name: str) -> str:
     """The name of a variable for a message; hidden if it looks like a key that was put there by mistake."""
-    return str(name) if _USUAL.fullmatch(name) else "'***'"
+    return str(name) if _USUAL_VARIABLE.fullmatch(name) else "'***'"
 
 
-def folder() -> Any:
+def _folder() -> Any:
     """The path of a folder."""
     return _field("a path", lambda v: isinstance(v, str) and bool(v) and "\0" not in v, _path)
 
@@ -220,35 +234,29 @@ def _path(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def table_of(kind: type, *, plural: bool = False) -> Callable[[object, Attribute[Any], Any], None]:
-    """A validator for a value, or a tuple of values, of one of the tree's own classes."""
+def _instance_of(kind: type, *, plural: bool = False) -> Callable[[object, Attribute[Any], Any], None]:
+    """A validator: the value, or each value of a tuple, is an instance of ``kind``."""
 
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:
         for each in value if plural else (value,):
             if not isinstance(each, kind):
-                raise KeyFault(attribute.name, f"expected {kind.__name__}, got {got(each)}.")
+                raise InvalidKey(attribute.name, f"expected {kind.__name__}, kind_name {kind_name(each)}.")
 
     return check
 
 
-# The keys that hold a table: rates by model, switches by name, headers.
-
-_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
-_OURS: Final = frozenset(
-    {"connection", "content-encoding", "content-length", "host", "te", "transfer-encoding", "upgrade"}
-)
-"""Headers that the wire sets; another value would break the framing of requests."""
+# Keys that hold a table: rates by model, flags by name, headers.
 
 
-def rate() -> Any:
-    """A number for each minute, or a table of such numbers by model or deployment."""
+def _rate() -> Any:
+    """A number per minute, or a table of such numbers by model or deployment."""
 
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:
         numbers = value if isinstance(value, Mapping) else {} if value is None else {None: value}
         for name, number in numbers.items():
-            if not (is_number(number) and 0 < number <= FASTEST):
-                key = attribute.name if name is None else child(attribute.name, name)
-                raise KeyFault(key, f"expected a number above 0, got {measured(number)}.")
+            if not (is_number(number) and 0 < number <= MAX_RATE):
+                key = attribute.name if name is None else join_path(attribute.name, name)
+                raise InvalidKey(key, f"expected a number above 0, kind_name {_describe(number)}.")
 
     def convert(value: object) -> object:
         if not isinstance(value, Mapping):
@@ -258,64 +266,87 @@ def rate() -> Any:
     return field(default=None, converter=convert, validator=check)
 
 
-def to_switches(value: Mapping[str, bool] | None, known: frozenset[str]) -> dict[str, bool]:
-    """A table of true and false under ``known`` names."""
-    found: dict[str, bool] = {}
+def _to_flags(value: Mapping[str, bool] | None, known: frozenset[str]) -> dict[str, bool]:
+    """Check a table of flags.
+
+    Raises:
+        ConfigError: a name is not one of ``known``, or a value is not a bool.
+    """
+    flags: dict[str, bool] = {}
     for name, item in _items("flags", value):
-        flag = as_bool(item)
+        flag = parse_bool(item)
         if name not in known:
-            raise KeyFault(child("flags", name), unknown_key(name, known))
+            raise InvalidKey(join_path("flags", name), unknown_key_message(name, known))
         if not isinstance(flag, bool):
-            raise KeyFault(child("flags", name), f"expected true or false, got {got(flag)}.")
-        found[name] = flag
-    return found
+            raise InvalidKey(
+                join_path("flags", name), f"expected true or false, kind_name {kind_name(flag)}."
+            )
+        flags[name] = flag
+    return flags
 
 
 def to_headers(value: Mapping[str, str] | None) -> dict[str, str]:
-    """Header names in lower case, each with a value that can be sent."""
-    found: dict[str, str] = {}
+    """Check headers and return them with names in lower case.
+
+    Raises:
+        ConfigError: a header cannot be sent, or the transport sets it itself.
+    """
+    headers: dict[str, str] = {}
     for name, text in _items("headers", value):
-        # A name that is none may hold a whole header line, key and all: it is not shown.
-        if not _HEADER.fullmatch(name):
-            raise KeyFault("headers", "one of the names is not a header's name.")
-        fault = _header_fault(name.lower(), text, found)
-        if fault:
-            raise KeyFault(child("headers", name), fault)
-        found[name.lower()] = str(text)
-    return found
+        # An invalid name is not shown: it may be a whole header line with a key in it.
+        if not _HEADER_NAME.fullmatch(name):
+            raise InvalidKey("headers", "one of the names is not a valid header name.")
+        problem = _header_problem(name.lower(), text, headers)
+        if problem:
+            raise InvalidKey(join_path("headers", name), problem)
+        headers[name.lower()] = str(text)
+    return headers
 
 
-def _header_fault(name: str, text: object, found: Mapping[str, str]) -> str:
-    if name in _OURS:
-        return "llmopt sets this header itself."
-    if name in found:
+def _header_problem(name: str, text: object, headers: Mapping[str, str]) -> str:
+    if name in _TRANSPORT_HEADERS:
+        return "llmopt sets this header itself; leave it out."
+    if name in headers:
         return "this header is given twice."
     if not isinstance(text, str):
-        return f"expected text, got {got(text)}."
+        return f"expected text, kind_name {kind_name(text)}."
     if not (text.isascii() and text.isprintable()):
-        return "its value holds a line break or a character outside printable ASCII."
+        return "its value contains a line break or a character outside printable ASCII."
     return ""
 
 
 def _items(table: str, value: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
-    """The keys that have a value; None says the same as leaving the key out."""
+    """The keys that have a value; None is the same as no key."""
     if value is None:
         return []
     if not isinstance(value, Mapping):
-        raise KeyFault(table, f"expected a table, got {got(value)}.")
+        raise InvalidKey(table, f"expected a table, kind_name {kind_name(value)}.")
     if not all(isinstance(name, str) for name in value):
-        raise KeyFault(table, "every key of this table must be text.")
+        raise InvalidKey(table, "every key of this table must be text.")
     return [(name, item) for name, item in value.items() if item is not None]
 
 
-TokenProvider: TypeAlias = Callable[[], str | Awaitable[str]]
-"""Called for every attempt; gives a key or token that is valid now."""
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
+# The classes of the schema.
 
 
 @frozen(kw_only=True)
 class Flags:
-    """What llmopt does for a request; each can be switched off."""
+    """The features of llmopt; each is on unless it is switched off.
+
+    Attributes:
+        cache: cache embeddings and lists of models.
+        pooling: keep idle connections.
+        compression: accept compressed responses; needed for ``compress_requests``.
+        retry: retry failed attempts.
+        batching: put several texts into one request.
+        breaker: stop requests to an endpoint that fails repeatedly (circuit breaker).
+        limiter: keep to the rate limits.
+        concurrency: limit the requests in flight.
+        balance: spread requests over the endpoints of an entry.
+        coalesce: share one request between equal calls at the same time.
+        adaptive_timeouts: derive timeouts from the latencies measured.
+        adaptive_batches: derive batch sizes from the responses.
+    """
 
     cache: bool = True
     pooling: bool = True
@@ -331,39 +362,42 @@ class Flags:
     adaptive_batches: bool = True
 
     def overridden(self, *overrides: Mapping[str, bool] | None) -> Flags:
-        """These flags with some of them set anew; later tables win.
+        """These flags with some of them replaced; later tables win.
 
         Raises:
             ConfigError: a flag is unknown or not a bool.
         """
-        found = self
+        flags = self
         for table in overrides:
-            found = evolve(found, **_overrides(table))
-        return found
+            flags = evolve(flags, **_flag_table(table))
+        return flags
 
 
-_FLAGS: Final = frozenset(flag.name for flag in fields(Flags))
+_FLAG_NAMES: Final = frozenset(flag.name for flag in fields(Flags))
 
 
-def _overrides(value: Mapping[str, bool] | None) -> dict[str, bool]:
-    return to_switches(value, _FLAGS)
+def _flag_table(value: Mapping[str, bool] | None) -> dict[str, bool]:
+    return _to_flags(value, _FLAG_NAMES)
 
 
-def _key(value: str | Secret | TokenProvider | None) -> Secret | TokenProvider | None:
+def _api_key(value: str | Secret | TokenProvider | None) -> Secret | TokenProvider | None:
     if not isinstance(value, str):
         if value is None or isinstance(value, Secret) or callable(value):
             return value
-        raise KeyFault("api_key", f"expected text or a function that returns it, got {got(value)}.")
-    fault = ""
+        raise InvalidKey(
+            "api_key", f"expected text or a function that returns it, kind_name {kind_name(value)}."
+        )
+    problem = ""
     try:
         return Secret(value)
     except ConfigError as error:
-        fault = error.message
-    raise KeyFault("api_key", fault)
+        problem = error.message
+    # Outside the except block, so that no traceback shows the key.
+    raise InvalidKey("api_key", problem)
 
 
 def _shown_url(value: object) -> str:
-    # A URL is checked when endpoints are resolved; until then it may hold a password or a key.
+    # A URL is checked when its endpoint is resolved; until then it may contain a password or a key.
     return "'***'" if isinstance(value, str) and ("@" in value or "?" in value) else repr(value)
 
 
@@ -373,95 +407,101 @@ def _options(value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 @frozen(kw_only=True)
 class TimeoutsEntry:
-    """Configured time-outs in seconds; see `llmopt.values.profile.Timeouts`."""
+    """Configured timeouts in seconds; `llmopt.values.profile.Timeouts` says what each one bounds."""
 
-    connect: float | None = seconds()
-    read: float | None = seconds()
-    read_large: float | None = seconds()
-    catalog: float | None = seconds()
-    chat: float | None = seconds()
-    first_event: float | None = seconds()
-    idle: float | None = seconds()
-    idle_content: float | None = seconds()
-    first: float | None = seconds()
-    pool: float | None = seconds()
-    total: float | None = seconds()
+    connect: float | None = _seconds()
+    read: float | None = _seconds()
+    read_large: float | None = _seconds()
+    catalog: float | None = _seconds()
+    chat: float | None = _seconds()
+    first_event: float | None = _seconds()
+    idle: float | None = _seconds()
+    idle_content: float | None = _seconds()
+    first: float | None = _seconds()
+    pool: float | None = _seconds()
+    total: float | None = _seconds()
 
 
 @frozen(kw_only=True)
-class _Entry:
-    """The keys that an entry and each of its endpoints have in common.
+class _EndpointKeys:
+    """The keys that an entry and each of its endpoints share.
+
+    Where no default is named, the provider's profile gives it.
 
     Attributes:
-        base_url: where the server is.
-        api_key: the key itself, or a function (sync or async) that gives one for every attempt.
-        api_key_env: name of the environment variable that holds the key.
-        headers: sent with every request; names in lower case.
-        max_retries: retries after a first attempt, so 3 means at most 4 requests.
-        retry_delay: first back-off in seconds.
-        rpm, tpm: requests and tokens a minute, one number or a table by model or deployment
-            with "default" for all others.
-        max_batch_size: most items in one request.
-        max_concurrency: most requests in flight.
-        pool_size: most connections.
-        keepalive: seconds an idle connection is kept.
-        compress_requests: whether request bodies go out with gzip.
-        cache_ttl: seconds a cached answer is good for, 0 for no caching.
-        cache_dir: folder of the cache.
-        allow_http: whether a host other than this machine may be asked without encryption.
-        flags: the switches set here, see `Flags`.
-        options: the plugin's own keys, not checked yet.
+        base_url: URL of the API, for example ``https://api.acme.example/v1``.
+        api_key: the key itself, or a function (sync or async) that returns one for every attempt. Default: the
+            environment variable that the profile names.
+        api_key_env: name of an environment variable that holds the key, instead of ``api_key``.
+        headers: sent with every request; names in lower case. Default: none.
+        timeouts: in seconds, see `TimeoutsEntry`.
+        max_retries: retries after the first attempt; 3 means at most 4 requests.
+        retry_delay: first backoff in seconds.
+        rpm: requests per minute: one number, or a table by model or deployment with "default" for all others.
+        tpm: tokens per minute, in the same form.
+        max_batch_size: maximum items in one request. Default: as many as the provider accepts.
+        max_concurrency: maximum requests in flight.
+        pool_size: maximum connections.
+        keepalive: seconds that an idle connection is kept.
+        compress_requests: whether request bodies are compressed with gzip.
+        cache_ttl: seconds that a cached response is fresh; 0 switches the cache off.
+        cache_dir: folder of the cache. Default: the one of the whole configuration.
+        allow_http: whether plain http to another machine is allowed. Default: false.
+        flags: features to switch on or off, see `Flags`.
+        options: the plugin's own keys; they are checked when the entry is resolved.
     """
 
-    base_url: str | None = text(repr=_shown_url)
-    api_key: Secret | TokenProvider | None = field(default=None, converter=_key, repr=False)
-    api_key_env: str | None = variable()
+    base_url: str | None = _text(repr=_shown_url)
+    api_key: Secret | TokenProvider | None = field(default=None, converter=_api_key, repr=False)
+    api_key_env: str | None = _variable()
     headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=repr_names)
-    timeouts: TimeoutsEntry = field(factory=TimeoutsEntry, validator=table_of(TimeoutsEntry))
-    max_retries: int | None = count(least=0)
-    retry_delay: float | None = seconds(zero=True)
-    rpm: float | Mapping[str, float] | None = rate()
-    tpm: float | Mapping[str, float] | None = rate()
-    max_batch_size: int | None = count()
-    max_concurrency: int | None = count()
-    pool_size: int | None = count()
-    keepalive: float | None = seconds(zero=True)
-    compress_requests: bool | None = boolean()
-    cache_ttl: float | None = seconds(zero=True)
-    cache_dir: str | None = folder()
-    allow_http: bool | None = boolean()
-    flags: Mapping[str, bool] = field(default=None, converter=_overrides)
+    timeouts: TimeoutsEntry = field(factory=TimeoutsEntry, validator=_instance_of(TimeoutsEntry))
+    max_retries: int | None = _count(minimum=0)
+    retry_delay: float | None = _seconds(zero=True)
+    rpm: float | Mapping[str, float] | None = _rate()
+    tpm: float | Mapping[str, float] | None = _rate()
+    max_batch_size: int | None = _count()
+    max_concurrency: int | None = _count()
+    pool_size: int | None = _count()
+    keepalive: float | None = _seconds(zero=True)
+    compress_requests: bool | None = _boolean()
+    cache_ttl: float | None = _seconds(zero=True)
+    cache_dir: str | None = _folder()
+    allow_http: bool | None = _boolean()
+    flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
     options: Mapping[str, Any] = field(default=None, converter=_options, repr=repr_names)
 
     def __attrs_post_init__(self) -> None:
         if self.api_key is not None and self.api_key_env is not None:
-            raise KeyFault("api_key_env", "api_key is set as well; give one of the two.")
+            raise InvalidKey("api_key_env", "api_key is set as well; give one of the two.")
 
 
 @frozen(kw_only=True)
-class EndpointEntry(_Entry):
-    """One of several endpoints of an entry: whatever it sets overrides the entry's.
+class EndpointEntry(_EndpointKeys):
+    """One of several endpoints of an entry; each key that it sets overrides that of the entry.
 
     Attributes:
-        weight: its share of the load.
+        weight: share of the load, relative to the other endpoints. Default: 1.
     """
 
-    weight: float | None = share()
+    weight: float | None = _weight()
 
 
 @frozen(kw_only=True)
-class ProviderEntry(_Entry):
-    """One provider as configured.
+class ProviderEntry(_EndpointKeys):
+    """One configured provider.
 
     Attributes:
-        name: the first part of a model reference, ``<name>/<model>``.
-        plugin: the plugin that serves it, None for the one called like the entry.
-        endpoints: what the load is spread over; none for the entry's own keys alone.
+        name: the first part of a model reference ``<name>/<model>``.
+        plugin: name of the plugin that serves it. Default: the name of the entry.
+        endpoints: the load is spread over these. Default: one endpoint, with the keys of the entry.
     """
 
     name: str = ""
-    plugin: str | None = text()
-    endpoints: tuple[EndpointEntry, ...] = field(default=(), validator=table_of(EndpointEntry, plural=True))
+    plugin: str | None = _text()
+    endpoints: tuple[EndpointEntry, ...] = field(
+        default=(), validator=_instance_of(EndpointEntry, plural=True)
+    )
 
     @property
     def plugin_name(self) -> str:
@@ -471,20 +511,20 @@ class ProviderEntry(_Entry):
 
 def _named(value: Mapping[Any, ProviderEntry]) -> dict[str, ProviderEntry]:
     for name, entry in value.items():
-        table_of(ProviderEntry)(None, fields(Config).providers, entry)
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise KeyFault(
-                child("providers", name),
-                "the name of an entry has small letters, digits, - and _ only, and begins with none of those two.",
+        _instance_of(ProviderEntry)(None, fields(Config).providers, entry)
+        if not isinstance(name, str) or not _ENTRY_NAME.fullmatch(name):
+            raise InvalidKey(
+                join_path("providers", name),
+                "the name of an entry has lower-case letters, digits, - and _ only, and starts with a letter or a digit.",
             )
     return {name: evolve(entry, name=name) for name, entry in value.items()}
 
 
 def _cache(value: object) -> bool | str | None:
-    chosen = as_bool(value)
+    chosen = parse_bool(value)
     if chosen is None or isinstance(chosen, bool) or (isinstance(chosen, str) and chosen):
         return chosen
-    raise KeyFault("cache", f"expected true, false or text, got {got(chosen)}.")
+    raise InvalidKey("cache", f"expected true, false or text, kind_name {kind_name(chosen)}.")
 
 
 @frozen(kw_only=True)
@@ -493,16 +533,16 @@ class Config:
 
     Attributes:
         providers: the entries by name.
-        flags: the switches set for all of them; an entry's own win.
-        cache: whether embeddings are cached, or where; None for the client's default.
-        cache_dir: folder of all caches.
+        flags: features to switch on or off for all entries; the flags of an entry win.
+        cache: whether embeddings are cached, or where. Default: as the client's ``cache`` argument says.
+        cache_dir: folder of all caches. Default: the user's cache folder.
     """
 
     providers: Mapping[str, ProviderEntry] = field(factory=dict, converter=_named)
-    flags: Mapping[str, bool] = field(default=None, converter=_overrides)
+    flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
     cache: bool | str | None = field(default=None, converter=_cache, repr=_shown_url)
-    cache_dir: str | None = folder()
+    cache_dir: str | None = _folder()
 
     def entry(self, name: str) -> ProviderEntry:
-        """The entry of that name; one without any key where nothing is configured."""
+        """The entry of that name; without any keys if it is not configured."""
         return self.providers.get(name) or ProviderEntry(name=name)

@@ -214,8 +214,8 @@ class EndpointPolicies:
         limited = call.operation != "catalog"
         return RateLimiter(
             clock=self._clock,
-            rpm=endpoint.rpm_for(*names) if limited else None,
-            tpm=endpoint.tpm_for(*names) if limited else None,
+            rpm=endpoint.rpm.get(*names) if limited else None,
+            tpm=endpoint.tpm.get(*names) if limited else None,
         )
 
     def timeout(self, call: Call, size: int, fill: float) -> float:

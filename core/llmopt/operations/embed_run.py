@@ -181,7 +181,7 @@ class EmbedRun:
         # A batch of more tokens than the rate limiter grants at once would wait until they are saved up, and
         # the requests of other calls with it.
         rates = [
-            endpoint.config.tpm_for(self.model)
+            endpoint.config.tpm.get(self.model)
             for endpoint in self._engine.endpoints(self._provider)
             if endpoint.config.flags.limiter
         ]
