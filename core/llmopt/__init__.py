@@ -1,11 +1,11 @@
-"""llmopt: fast, paced and safe requests to any LLM provider.
+"""llmopt: embeddings, chats and model lists from any LLM provider, with batching, rate limits, retries and a cache.
 
 >>> import llmopt
 >>> with llmopt.Client() as client:
 ...     client.embed("local/default", ["a text", "another"]).vectors.shape
 (2, 256)
 
-Every name here is imported when it is first used, so that ``import llmopt`` costs next to nothing.
+Each name is imported when it is first used, so that ``import llmopt`` is fast.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ if TYPE_CHECKING:
     from llmopt.values.profile import Timeouts as Timeouts
     from llmopt.values.secret import Secret as Secret
 else:
-    # Behind `not TYPE_CHECKING`, so that a type checker still reports a misspelled name.
+    # A module with __getattr__ accepts every name, so type checkers do not see it and still report misspelled ones.
     from llmopt._exports import MODULES
 
-    __all__ = [*MODULES, "__version__"]  # noqa: PLE0604 - the names stand in one table
+    __all__ = [*MODULES, "__version__"]  # noqa: PLE0604 - the names come from a table
 
     def __getattr__(name: str) -> object:
-        """Import the module that a name lives in, and keep what it gave."""
+        """Import the module of a public name, and cache the value."""
         if name not in MODULES:
             raise AttributeError(f"module 'llmopt' has no attribute {name!r}")
         from importlib import import_module

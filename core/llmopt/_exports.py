@@ -1,4 +1,4 @@
-"""Where each public name lives; read only when a name is first used."""
+"""The public names of llmopt and the module of each, for lazy imports."""
 
 from __future__ import annotations
 
@@ -94,4 +94,4 @@ MODULES: Final[dict[str, str]] = {
     "hookimpl": "llmopt.hookspecs",
     "package_data": "llmopt.known_models",
 }
-"""Public name to module. A name that is a submodule stands for itself."""
+"""Public name to module; a submodule of llmopt is its own name."""

@@ -1,40 +1,40 @@
-"""Every error that llmopt raises, by what its reader can do about it.
+"""All exceptions of llmopt, as a tree by what the caller can do about them.
 
 ::
 
     LLMOptError
-    |-- ConfigError            the configuration is wrong: mend the key that the message names
-    |-- InvalidInput           one of the inputs is unusable: ``index`` says which
+    |-- ConfigError            the configuration is wrong: the message names the key and what to write
+    |-- InvalidInput           an input is unusable: ``index`` says which one
     |-- UnknownProvider        no installed plugin serves that name
     |-- PluginError            a plugin cannot be used
-    |   |-- PluginConflict     two distributions claim one name
-    |   |-- PluginLoadError    the plugin's module did not import
-    |   `-- PluginContractError  a hook is misnamed, or returned what it must not
-    |-- LocalRejection         decided on this side, nothing was sent
-    |   |-- CircuitOpen        the endpoint is resting after failures: ``retry_after`` says for how long
-    |   |-- DeadlineExceeded   the caller's time is up
-    |   |-- QueueFull          too many calls are waiting already
+    |   |-- PluginConflict     two distributions claim one provider name
+    |   |-- PluginLoadError    the plugin's module cannot be imported
+    |   `-- PluginContractError  a hook is misspelled, or returned a wrong value
+    |-- LocalRejection         llmopt itself refused the call; nothing was sent
+    |   |-- CircuitOpen        the endpoint failed repeatedly: try again after ``retry_after`` seconds
+    |   |-- DeadlineExceeded   the caller's deadline has passed
+    |   |-- QueueFull          too many calls are already waiting
     |   |-- CostNeverFits      the request is larger than the rate limit ever allows
-    |   |-- NotCached          only the cache was to be asked, and it has nothing
-    |   `-- ClientClosed       the client was closed
-    |-- TransportError         the connection failed, no answer was read
-    |   |-- ConnectFailed      nothing was sent
-    |   |-- ConnectionLost     the connection broke while a request was under way
-    |   |-- AttemptTimeout     no complete answer within the attempt's time-out
-    |   `-- PoolTimeout        no connection became free (a fault of llmopt's own pacing)
-    |-- ProviderError          the provider answered, and refused or failed
-    |   |-- ServerError, RequestTimeout, RateLimited, Overloaded      may pass by themselves
-    |   |-- QuotaExhausted     no money or quota left: waiting does not help
-    |   |-- RequestTooLarge, ItemTooLong, ItemRejected, ContentFiltered
-    |   |-- AuthError, PermissionDenied, NotFound, BadRequest
-    |   `-- UnexpectedStatus   a status no request of ours should get, redirects among them
-    |-- InvalidResponse        a 2xx answer that cannot be used
-    |-- StreamError            a stream ended before its end
-    |   |-- StreamInterrupted
-    |   `-- StreamIdle
-    `-- PartialFailure         some items failed: ``result`` holds all the others
+    |   |-- NotCached          the call allows only cached results, and there is none
+    |   `-- ClientClosed       the client is closed
+    |-- TransportError         the connection failed; no complete response was read
+    |   |-- ConnectFailed      no connection was made; nothing was sent
+    |   |-- ConnectionLost     the connection broke during a request
+    |   |-- AttemptTimeout     no complete response within the timeout of one attempt
+    |   `-- PoolTimeout        no pooled connection became free in time; nothing was sent
+    |-- ProviderError          the provider answered with an error
+    |   |-- ServerError, RequestTimeout, RateLimited, Overloaded      temporary: a retry may succeed
+    |   |-- QuotaExhausted     no credit or quota is left: waiting does not help
+    |   |-- RequestTooLarge, ItemTooLong, ItemRejected, ContentFiltered      change the texts
+    |   |-- AuthError, PermissionDenied, NotFound, BadRequest      change the key, the model or the call
+    |   `-- UnexpectedStatus   a status that llmopt's requests should not get, such as a redirect
+    |-- InvalidResponse        a 2xx response with an unusable body
+    |-- StreamError            a stream failed before its end
+    |   |-- StreamInterrupted  it ended early, or contained an error
+    |   `-- StreamIdle         no data arrived within the idle timeout
+    `-- PartialFailure         some items failed: ``result`` has all others
 
-No error holds a key, a header or an input text. Errors pickle and copy with all their fields.
+No error contains a key, a header or an input text. All errors can be pickled and copied with their attributes.
 """
 
 from __future__ import annotations
@@ -53,12 +53,19 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound="LLMOptError")
 
 Sent = Literal["no", "maybe", "yes"]
-"""How far a request came: certainly not sent, possibly, certainly."""
+"""Whether bytes of the request left this process."""
 
 
 @frozen(kw_only=True)
 class Attempt:
-    """A line of an error's history: which endpoint, what happened, how long it took in seconds."""
+    """One attempt in the history of an error.
+
+    Attributes:
+        endpoint: origin of the endpoint (scheme, host, port).
+        outcome: name of the error, or what else happened.
+        status: HTTP status, None without a response.
+        seconds: duration of the attempt.
+    """
 
     endpoint: str
     outcome: str
@@ -66,8 +73,8 @@ class Attempt:
     seconds: float = 0.0
 
 
-class Context(TypedDict, total=False):
-    """What every error may say of its surroundings; see `LLMOptError`."""
+class ErrorContext(TypedDict, total=False):
+    """The keyword arguments that every error accepts; see `LLMOptError`."""
 
     provider: str | None
     model: str | None
@@ -79,27 +86,27 @@ class Context(TypedDict, total=False):
 
 
 class LLMOptError(Exception):
-    """The base of all errors of llmopt.
+    """The base of all exceptions of llmopt.
 
     Attributes:
-        provider: name of the provider entry, or None where no provider is concerned.
+        provider: name of the provider entry, or None.
         model: model as the provider names it, or None.
         endpoint: origin of the endpoint (scheme, host, port), or None.
-        request_id: the provider's own id of the request, or None.
-        attempts: what was tried, oldest first.
-        retry_after: seconds after which trying again makes sense, or None when nobody said.
-        sent: whether a request reached the wire: "no", "maybe" or "yes".
+        request_id: the provider's id of the request, or None.
+        attempts: the attempts that were made, oldest first.
+        retry_after: seconds until a retry makes sense, or None if unknown.
+        sent: whether bytes of a request left this process: "no", "maybe" or "yes".
     """
 
     retryable: ClassVar[bool] = False
     """Whether the same request may succeed later without a change."""
     counts_for_breaker: ClassVar[bool] = False
-    """Whether it speaks against the health of the endpoint."""
+    """Whether the circuit breaker counts it as a failure of the endpoint."""
 
     def __init__(
         self,
         message: str,
-        **context: Unpack[Context],
+        **context: Unpack[ErrorContext],
     ) -> None:
         super().__init__(message)
         self.provider = context.get("provider")
@@ -112,14 +119,17 @@ class LLMOptError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence alone, as ``str(error)`` gives it."""
+        """The message, as ``str(error)`` returns it."""
         return str(self.args[0])
 
     def copy(self) -> Self:
-        """A new exception with the same data and cause and no traceback, for a further waiter."""
-        made = _rebuild(type(self), self.message, dict(self.__dict__))
-        made.__cause__ = self.__cause__
-        return made
+        """A new exception with the same attributes and cause, for another caller that waits for the same result.
+
+        Raising one exception object in several tasks would mix their tracebacks.
+        """
+        error = _rebuild(type(self), self.message, dict(self.__dict__))
+        error.__cause__ = self.__cause__
+        return error
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = {key: value for key, value in self.__dict__.items() if key != "__notes__"}
@@ -138,9 +148,9 @@ class ConfigError(LLMOptError):
 
 
 class InvalidInput(LLMOptError):
-    """An input cannot be sent. ``index`` is the position of the bad one, None if it is no item's fault."""
+    """An input cannot be sent. ``index`` is its position, None if no single item is at fault."""
 
-    def __init__(self, message: str, *, index: int | None = None, **context: Unpack[Context]) -> None:
+    def __init__(self, message: str, *, index: int | None = None, **context: Unpack[ErrorContext]) -> None:
         super().__init__(message, **context)
         self.index = index
 
@@ -154,47 +164,47 @@ class PluginError(LLMOptError):
 
 
 class PluginConflict(PluginError):
-    """Two installed distributions claim the same provider name; the message names both."""
+    """Two installed distributions claim one provider name; the message names both."""
 
 
 class PluginLoadError(PluginError):
-    """A plugin's module raised while it was imported. Other plugins are not affected."""
+    """The plugin's module raised an exception when it was imported. Other plugins still work."""
 
 
 class PluginContractError(PluginError):
-    """A plugin breaks the contract: a misspelled hook, a missing marker, a wrong return value."""
+    """A plugin breaks the contract of its hooks: a misspelled hook, a missing marker, a wrong return value."""
 
 
 class LocalRejection(LLMOptError):
-    """Decided by llmopt itself; nothing was sent."""
+    """llmopt itself refused the call; nothing was sent."""
 
 
 class CircuitOpen(LocalRejection):
-    """The endpoint failed repeatedly and is given a rest of ``retry_after`` seconds."""
+    """The circuit breaker of the endpoint is open after repeated failures; ``retry_after`` says for how many seconds."""
 
     retryable = True
 
 
 class DeadlineExceeded(LocalRejection):
-    """The time the caller gave is up. ``phase`` says what it was spent on last."""
+    """The caller's deadline has passed. ``phase`` says what the call did last."""
 
-    def __init__(self, message: str, *, phase: str = "", **context: Unpack[Context]) -> None:
+    def __init__(self, message: str, *, phase: str = "", **context: Unpack[ErrorContext]) -> None:
         super().__init__(message, **context)
         self.phase = phase
 
 
 class QueueFull(LocalRejection):
-    """More calls are waiting for the rate limit than the queue may hold."""
+    """The queue of calls that wait for the rate limit is full."""
 
     retryable = True
 
 
 class CostNeverFits(LocalRejection):
-    """One request costs more than the configured rate limit ever allows at once."""
+    """One request needs more tokens than the configured rate limit ever allows at once."""
 
 
 class NotCached(LocalRejection):
-    """The call allowed no request, and nothing is kept that could answer it."""
+    """The call allows only cached results, and the cache has none."""
 
 
 class ClientClosed(LocalRejection):
@@ -202,17 +212,22 @@ class ClientClosed(LocalRejection):
 
 
 class TransportError(LLMOptError):
-    """No complete answer was read."""
+    """The connection failed; no complete response was read."""
 
     retryable = True
     counts_for_breaker = True
 
 
 class ConnectFailed(TransportError):
-    """No connection came about. ``cause`` is "dns", "refused", "tls", "timeout", "proxy" or "other"."""
+    """No connection was made; nothing was sent.
+
+    Attributes:
+        cause: "dns", "refused", "tls", "timeout", "proxy" or "other".
+        permanent: whether a retry is pointless, as with an unknown host.
+    """
 
     def __init__(
-        self, message: str, *, cause: str = "other", permanent: bool = False, **context: Unpack[Context]
+        self, message: str, *, cause: str = "other", permanent: bool = False, **context: Unpack[ErrorContext]
     ) -> None:
         super().__init__(message, **context)
         self.cause = cause
@@ -220,20 +235,22 @@ class ConnectFailed(TransportError):
 
 
 class ConnectionLost(TransportError):
-    """The connection broke with a request under way.
+    """The connection broke during a request.
 
-    ``stale`` is True for a kept connection that the server had closed before it saw the request.
+    ``stale`` is True for a pooled connection that the server had closed before it received the request.
     """
 
-    def __init__(self, message: str, *, stale: bool = False, **context: Unpack[Context]) -> None:
+    def __init__(self, message: str, *, stale: bool = False, **context: Unpack[ErrorContext]) -> None:
         super().__init__(message, **context)
         self.stale = stale
 
 
 class AttemptTimeout(TransportError):
-    """No complete answer came within the attempt's time-out of ``timeout`` seconds."""
+    """No complete response arrived within the timeout of one attempt, ``timeout`` seconds."""
 
-    def __init__(self, message: str, *, timeout: float | None = None, **context: Unpack[Context]) -> None:
+    def __init__(
+        self, message: str, *, timeout: float | None = None, **context: Unpack[ErrorContext]
+    ) -> None:
         super().__init__(message, **context)
         self.timeout = timeout
 
@@ -248,14 +265,19 @@ class ProviderError(LLMOptError):
     """The provider answered with an error.
 
     Attributes:
-        status: HTTP status of the answer.
+        status: HTTP status of the response.
         code: the provider's machine-readable code as a string, or None.
         param: the parameter that the provider names as wrong, or None.
         item: position in its request of the text that the provider names, or None.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, code: str | None = None, **context: Unpack[Context]
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        **context: Unpack[ErrorContext],
     ) -> None:
         super().__init__(message, **context)
         self.status = status
@@ -265,58 +287,62 @@ class ProviderError(LLMOptError):
 
 
 class ServerError(ProviderError):
-    """The provider failed in a way that may pass."""
+    """The provider failed, probably for a short time."""
 
     retryable = True
     counts_for_breaker = True
 
 
 class RequestTimeout(ProviderError):
-    """The provider gave up waiting (408, 504 and their like)."""
+    """The provider reports a timeout (status 408, 504 or similar)."""
 
     retryable = True
     counts_for_breaker = True
 
 
 class RateLimited(ProviderError):
-    """Too many requests or tokens in the time; wait ``retry_after`` seconds."""
+    """Too many requests or tokens; wait ``retry_after`` seconds."""
 
     retryable = True
 
 
 class Overloaded(ProviderError):
-    """The provider has too much to do."""
+    """The provider is overloaded."""
 
     retryable = True
     counts_for_breaker = True
 
 
 class QuotaExhausted(ProviderError):
-    """Credit, spend limit or quota is used up. Asking again does not help."""
+    """The credit, spending limit or quota is used up. A retry does not help."""
 
 
 class RequestTooLarge(ProviderError):
-    """The request holds too many items, tokens or bytes. ``limit`` is what the provider stated, if it did."""
+    """The request has too many items, tokens or bytes. ``limit`` is the limit that the provider states, or None."""
 
-    def __init__(self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[Context]) -> None:
+    def __init__(
+        self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[ErrorContext]
+    ) -> None:
         super().__init__(message, **context)
         self.limit = limit
 
 
 class ItemTooLong(ProviderError):
-    """One text has more tokens than the model takes. ``limit`` is what the provider stated, if it did."""
+    """A text has more tokens than the model accepts. ``limit`` is the limit that the provider states, or None."""
 
-    def __init__(self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[Context]) -> None:
+    def __init__(
+        self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[ErrorContext]
+    ) -> None:
         super().__init__(message, **context)
         self.limit = limit
 
 
 class ItemRejected(ProviderError):
-    """One text was refused."""
+    """The provider refused a text."""
 
 
 class ContentFiltered(ProviderError):
-    """The provider's content filter refused."""
+    """The provider's content filter refused a text."""
 
 
 class AuthError(ProviderError):
@@ -324,7 +350,7 @@ class AuthError(ProviderError):
 
 
 class PermissionDenied(ProviderError):
-    """The key is valid and may not do this."""
+    """The key is valid, but is not allowed to do this."""
 
 
 class NotFound(ProviderError):
@@ -332,21 +358,26 @@ class NotFound(ProviderError):
 
 
 class BadRequest(ProviderError):
-    """The request as a whole is wrong."""
+    """The provider refused the request as a whole."""
 
 
 class UnexpectedStatus(ProviderError):
-    """A status that no request of llmopt's should get, such as a redirect (never followed)."""
+    """A status that llmopt's requests should not get, such as a redirect, which is never followed."""
 
 
 class InvalidResponse(LLMOptError):
-    """A successful status with an unusable body. ``reason`` is one word, such as "count" or "non_finite"."""
+    """A 2xx response with an unusable body. ``reason`` is one word, such as "count" or "non_finite"."""
 
     retryable = True
     counts_for_breaker = True
 
     def __init__(
-        self, message: str, *, reason: str = "body", status: int | None = None, **context: Unpack[Context]
+        self,
+        message: str,
+        *,
+        reason: str = "body",
+        status: int | None = None,
+        **context: Unpack[ErrorContext],
     ) -> None:
         super().__init__(message, **context)
         self.reason = reason
@@ -354,17 +385,22 @@ class InvalidResponse(LLMOptError):
 
 
 class StreamError(LLMOptError):
-    """A stream broke off. It is never repeated by itself: part of the answer was handed out already.
+    """A stream failed before its end. It is never retried, because the caller already has a part of the reply.
 
     Attributes:
-        text: what had arrived of the answer.
-        partial: all that had arrived, with reasoning, tool calls and, if it was told, the usage.
+        text: the text that had arrived.
+        partial: everything that had arrived: text, reasoning, tool calls and, if reported, usage.
     """
 
     counts_for_breaker = True
 
     def __init__(
-        self, message: str, *, text: str = "", partial: ChatReply | None = None, **context: Unpack[Context]
+        self,
+        message: str,
+        *,
+        text: str = "",
+        partial: ChatReply | None = None,
+        **context: Unpack[ErrorContext],
     ) -> None:
         super().__init__(message, **context)
         self.text = text
@@ -372,16 +408,16 @@ class StreamError(LLMOptError):
 
 
 class StreamInterrupted(StreamError):
-    """The stream ended without its end, or with an error in it."""
+    """The stream ended early, or contained an error."""
 
 
 class StreamIdle(StreamError):
-    """Nothing came for longer than the idle time-out."""
+    """No data arrived within the idle timeout."""
 
 
 class PartialFailure(LLMOptError):
-    """Some items failed. ``result`` is the ``Embeddings`` with every row that could be had."""
+    """Some items failed. ``result`` is the ``Embeddings`` with the rows of all others."""
 
-    def __init__(self, message: str, *, result: Embeddings, **context: Unpack[Context]) -> None:
+    def __init__(self, message: str, *, result: Embeddings, **context: Unpack[ErrorContext]) -> None:
         super().__init__(message, **context)
         self.result = result

@@ -1,8 +1,8 @@
-"""A plugin's table of models: what is known of them that neither requests nor lists tell.
+"""A plugin's table of known models: limits, prices and kinds that no response of the provider states.
 
-The table is a TOML file beside the plugin's module; its format is in docs/development/limits-format.md. It serves
-two hooks: `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.described`). A long one
-may be JSON, and stand by itself so that a request for embeddings need not read it.
+The table is a TOML or JSON file in the plugin's package; docs/development/limits-format.md has its format. It serves the hooks
+`batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.described`), and is read at first use. JSON suits
+long tables, because it is read many times faster than TOML.
 """
 
 from __future__ import annotations
@@ -21,63 +21,105 @@ from llmopt.errors import PluginContractError
 from llmopt.values.calls import BatchLimit
 from llmopt.values.catalog import CatalogPage, Model, ModelKind, Prices
 
-# Files that lie in a plugin's package.
-
-
-def package_data(package: str, file: str) -> bytes:
-    """A file of a package, through what imported the package: a folder, a zip or whatever it came from.
-
-    The one way for a plugin to read a file, when it is first needed: hooks themselves touch none.
-
-    Args:
-        package: the plugin's package.
-        file: name of the file within it.
-
-    Raises:
-        PluginContractError: there is no such package, or it cannot be read.
-    """
-    spec = find_spec(package)
-    loader: Any = None if spec is None else spec.loader
-    if spec is None or not spec.submodule_search_locations or not hasattr(loader, "get_data"):
-        raise PluginContractError(f"{package}: no package that {file} could be in.")
-    path = f"{next(iter(spec.submodule_search_locations))}{os.sep}{file}"
-    try:
-        return bytes(loader.get_data(path))
-    except OSError as error:
-        raise PluginContractError(f"{package}/{file} cannot be read: {type(error).__name__}.") from None
-
-
-# The rows of a plugin's table of models, read from TOML or JSON. The format is in docs/development/limits-format.md.
+__all__ = ["KnownModel", "ModelTable", "package_data", "read_table"]
 
 FORMAT: Final = 1
-"""The version of the format that this reader knows."""
+"""The version of the file format."""
 _NUMBERS: Final = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
 _LIMITS: Final = (*_NUMBERS, "truncates")
 _LISTS: Final = ("aliases", "inputs", "outputs")
 _COSTS: Final = ("input", "output", "cached_input", "cache_write")
 _KINDS: Final = get_args(ModelKind)
-_DEAREST: Final = 100_000
+_MAX_PRICE: Final = 100_000
+"""US dollars for a million tokens; a higher number is in another unit."""
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+class ModelTable:
+    """The table of one plugin, read at first use.
+
+    Args:
+        package: the plugin's package, ``__package__`` in its own modules.
+        file: name of a file in that package; JSON if it ends in ``.json``, else TOML.
+    """
+
+    def __init__(self, package: str, file: str = "models.toml") -> None:
+        self._package: Final = package
+        self._file: Final = file
+
+    def __repr__(self) -> str:
+        return f"ModelTable({self._package!r}, {self._file!r})"
+
+    @cached_property
+    def rows(self) -> tuple[KnownModel, ...]:
+        """All rows, in the order of the file.
+
+        Raises:
+            PluginContractError: the file does not have the documented format.
+        """
+        text = _read(self._package, self._file)
+        where = f"{self._package}/{self._file}"
+        return read_table(text, where=where, json=self._file.endswith(".json"))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, KnownModel]:
+        return {name: row for row in self.rows for name in (*row.aliases, row.name)}
+
+    def get(self, *names: str) -> KnownModel | None:
+        """The row of the first of these names that is listed, as a name or an alias; None if none is."""
+        for name in names:
+            if name != "*" and name in self._by_name:
+                return self._by_name[name]
+        return None
+
+    def limit(self, *names: str) -> BatchLimit:
+        """The limits of the first of these models that is listed, else those of the row "*"."""
+        row = self.get(*names) or self._by_name.get("*")
+        return row.limit if row is not None else BatchLimit()
+
+    def described(self, model: Model, *names: str) -> Model:
+        """Add what the table knows to a model of the provider's list.
+
+        Args:
+            model: as the provider describes it. Its own values stay; those that were guessed or that another
+                table added (``model.known``) are replaced.
+            names: names to look it up by. Default: its id, then its aliases.
+        """
+        row = self.get(*(names or (model.id, *model.aliases)))
+        if row is None:
+            return model
+        missing = {name: value for name, value in row.fields.items() if _is_missing(model, name)}
+        if not missing:
+            return model
+        return evolve(model, **missing, known=tuple(dict.fromkeys((*model.known, *missing))))
+
+    def described_page(self, page: CatalogPage) -> CatalogPage:
+        """`described` for every model of a page."""
+        known = self._by_name
+        # Lists are long, and most of their models are in no table.
+        if not any(model.id in known or model.aliases for model in page.models):
+            return page
+        return evolve(page, models=tuple(map(self.described, page.models)))
 
 
 @frozen(kw_only=True)
 class KnownModel:
-    """One row.
+    """One row of the table. None, "unknown" and () mean that a value is not known.
 
     Attributes:
-        name: id of the model as the provider names it; "*" for the row of all models not listed.
+        name: id of the model as the provider names it; "*" for the row of all models that are not listed.
         aliases: other ids of the same model.
-        kind: what it is for.
-        limit: what fits into one request.
-        context_length: tokens of input and output together, None when not known.
-        max_output_tokens: most tokens of an answer, None when not known.
-        inputs: what it takes, empty when not known.
-        outputs: what it gives, likewise.
-        prices: what it costs, None when not known.
-        dimensions: length of its vectors, None when not known.
-        shortens: whether a request may ask for shorter vectors, None when not known.
-        base64: whether vectors can be had as base64, None when not known.
-        shutdown: date after which it does not answer, ISO 8601, None when none is known.
+        kind: kind of model, such as "chat" or "embedding".
+        limit: limits of one request.
+        context_length: tokens of input and output together.
+        max_output_tokens: maximum tokens of a reply.
+        inputs: what the model accepts, such as "text" or "image".
+        outputs: what the model produces.
+        prices: in US dollars for a million tokens.
+        dimensions: length of its vectors.
+        shortens: whether a request may ask for shorter vectors.
+        base64: whether the server can send vectors as base64.
+        shutdown: date after which the model is gone, ISO 8601.
         source: where the row comes from.
     """
 
@@ -98,8 +140,8 @@ class KnownModel:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """What it says of a `Model`, by the names of the fields there."""
-        found = {
+        """The values that the row has for a `Model`, by field name."""
+        values = {
             "kind": None if self.kind == "unknown" else self.kind,
             "dimensions": self.dimensions,
             "context_length": self.context_length or self.limit.max_item_tokens,
@@ -109,19 +151,19 @@ class KnownModel:
             "prices": self.prices,
             "shutdown": self.shutdown,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def read_table(text: str, *, where: str = "the table", json: bool = False) -> tuple[KnownModel, ...]:
-    """The rows of a table.
+    """Read a table.
 
     Args:
         text: TOML in the format of docs/development/limits-format.md.
-        where: what to call it in messages.
-        json: whether it is the same as JSON, which is read many times faster.
+        where: name of the table, for messages.
+        json: whether the text is JSON with the same content instead.
 
     Raises:
-        PluginContractError: it is not of that format; the message names the row and the key.
+        PluginContractError: the text has another format; the message names the row and the key.
     """
     table = _from_json(text, where) if json else _from_toml(text, where)
     if not isinstance(table, dict) or table.get("format") != FORMAT:
@@ -129,11 +171,11 @@ def read_table(text: str, *, where: str = "the table", json: bool = False) -> tu
     rows = table.get("model")
     if not isinstance(rows, list) or set(table) - {"format", "source", "model"}:
         raise PluginContractError(
-            f"{where}: expected tables [[model]] and nothing else beside format and source."
+            f"{where}: expected tables [[model]], format and source, and no other keys."
         )
     shared = {"source": table["source"]} if "source" in table else {}
     known = tuple(_row(row, shared, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
-    _refuse_twice(known, where)
+    _refuse_duplicates(known, where)
     return known
 
 
@@ -153,13 +195,13 @@ def _from_json(text: str, where: str) -> object:
         raise PluginContractError(f"{where}: not valid JSON: {error}.") from None
 
 
-def _row(given: object, shared: Mapping[str, Any], where: str) -> KnownModel:
-    if not isinstance(given, dict):
+def _row(entry: object, shared: Mapping[str, Any], where: str) -> KnownModel:
+    if not isinstance(entry, dict):
         raise PluginContractError(f"{where}: expected a table.")
-    row = {**shared, **given}
+    row = {**shared, **entry}
     for key, value in row.items():
-        if fault := _fault(key, value):
-            raise PluginContractError(f"{where}: {key}: {fault}.")
+        if problem := _problem(key, value):
+            raise PluginContractError(f"{where}: {key}: {problem}.")
     for key in ("name", "source"):
         if key not in row:
             raise PluginContractError(f"{where}: {key} is missing.")
@@ -172,8 +214,8 @@ def _row(given: object, shared: Mapping[str, Any], where: str) -> KnownModel:
     return KnownModel(limit=limit, kind=kind, prices=prices, **rest)
 
 
-def _fault(key: str, value: object) -> str:
-    """What is wrong with a value, "" when it is right."""
+def _problem(key: str, value: object) -> str:
+    """What is wrong with a value; "" if nothing is."""
     expected, fits = _CHECKS.get(key, ("one of the documented keys", _never))
     return "" if fits(value) else f"expected {expected}"
 
@@ -195,7 +237,7 @@ def _is_costs(value: object) -> bool:
 
 
 def _is_cost(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= cast("float", value) < _DEAREST
+    return type(value) in (int, float) and 0 <= cast("float", value) < _MAX_PRICE
 
 
 def _is_date(value: object) -> bool:
@@ -220,87 +262,40 @@ _CHECKS: Final[Mapping[str, _Check]] = {
 }
 
 
-def _refuse_twice(rows: tuple[KnownModel, ...], where: str) -> None:
+def _refuse_duplicates(rows: tuple[KnownModel, ...], where: str) -> None:
     seen: set[str] = set()
     for name in (name for row in rows for name in (row.name, *row.aliases)):
         if name in seen:
-            raise PluginContractError(f"{where}: {name} stands there twice.")
+            raise PluginContractError(f"{where}: {name} is listed twice.")
         seen.add(name)
 
 
-__all__ = ["KnownModel", "ModelTable", "read_table"]
+def _is_missing(model: Model, name: str) -> bool:
+    # A value that was guessed from the id counts less than the table.
+    return getattr(model, name) in (None, "unknown", ()) or name in model.known
 
 
-class ModelTable:
-    """The table of one plugin, read when it is first needed.
+def package_data(package: str, file: str) -> bytes:
+    """Read a file of a package through its import loader, so that it works in a zip file too.
+
+    Plugins read their files with this function, at first use, because hooks must not do I/O.
 
     Args:
-        package: the plugin's package, ``__package__`` in its own modules.
-        file: name of the file within it; JSON if it ends in ``.json``, else TOML.
+        package: the plugin's package.
+        file: name of a file in it.
+
+    Raises:
+        PluginContractError: there is no such package, or the file cannot be read.
     """
-
-    def __init__(self, package: str, file: str = "models.toml") -> None:
-        self._package: Final = package
-        self._file: Final = file
-
-    def __repr__(self) -> str:
-        return f"ModelTable({self._package!r}, {self._file!r})"
-
-    @cached_property
-    def rows(self) -> tuple[KnownModel, ...]:
-        """All rows, in the order of the file.
-
-        Raises:
-            PluginContractError: the file is not of the documented format.
-        """
-        text = _read(self._package, self._file)
-        where = f"{self._package}/{self._file}"
-        return read_table(text, where=where, json=self._file.endswith(".json"))
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, KnownModel]:
-        return {name: row for row in self.rows for name in (*row.aliases, row.name)}
-
-    def get(self, *names: str) -> KnownModel | None:
-        """The row of the first of these models that is listed by its name or by an alias."""
-        for name in names:
-            if name != "*" and name in self._by_name:
-                return self._by_name[name]
-        return None
-
-    def limit(self, *names: str) -> BatchLimit:
-        """What fits into one request for the first of these models that is listed, or for any other."""
-        row = self.get(*names) or self._by_name.get("*")
-        return row.limit if row is not None else BatchLimit()
-
-    def described(self, model: Model, *names: str) -> Model:
-        """A model of the provider's list with what the list leaves out.
-
-        Args:
-            model: as the provider describes it; what it says is never changed, and what another table
-                filled in or was guessed (``model.known``) counts less than this table.
-            names: what to look it up by; without any its id, then its aliases.
-        """
-        row = self.get(*(names or (model.id, *model.aliases)))
-        if row is None:
-            return model
-        missing = {name: value for name, value in row.fields.items() if _is_missing(model, name)}
-        if not missing:
-            return model
-        return evolve(model, **missing, known=tuple(dict.fromkeys((*model.known, *missing))))
-
-    def described_page(self, page: CatalogPage) -> CatalogPage:
-        """Every model of a page, likewise."""
-        known = self._by_name
-        # Lists are long, and most of what is in them stands in no table.
-        if not any(model.id in known or model.aliases for model in page.models):
-            return page
-        return evolve(page, models=tuple(map(self.described, page.models)))
-
-
-def _is_missing(model: Model, name: str) -> bool:
-    # What was guessed from the id is no more than what is known.
-    return getattr(model, name) in (None, "unknown", ()) or name in model.known
+    spec = find_spec(package)
+    loader: Any = None if spec is None else spec.loader
+    if spec is None or not spec.submodule_search_locations or not hasattr(loader, "get_data"):
+        raise PluginContractError(f"{package} is not a package that can contain {file}.")
+    path = f"{next(iter(spec.submodule_search_locations))}{os.sep}{file}"
+    try:
+        return bytes(loader.get_data(path))
+    except OSError as error:
+        raise PluginContractError(f"{package}/{file} cannot be read: {type(error).__name__}.") from None
 
 
 def _read(package: str, file: str) -> str:

@@ -126,8 +126,8 @@ def test_every_key_is_read() -> None:
         ("format = 1\n" + ROW + "shutdown = '31.1.2027'\n", "shutdown: expected a date"),
         ("format = 1\n" + ROW + "aliases = 'n'\n", "aliases: expected a list of names"),
         ("format = 1\n" + ROW + "max_item = 5\n", "max_item: expected one of the documented keys"),
-        ("format = 1\n" + ROW + ROW, "m stands there twice"),
-        ("format = 1\n" + ROW + "aliases = ['m']\n", "m stands there twice"),
+        ("format = 1\n" + ROW + ROW, "m is listed twice"),
+        ("format = 1\n" + ROW + "aliases = ['m']\n", "m is listed twice"),
     ],
 )
 def test_a_wrong_table_says_where(text: str, fault: str) -> None:

@@ -1,1 +1,1 @@
-"""From an entry's name to a typed provider: discovery, the plugin manager, the checked facade."""
+"""Find installed plugins, call their hooks, and make providers of configured entries."""

@@ -1,4 +1,7 @@
-"""Which plugins are installed, from entry-point metadata alone: nothing is imported here."""
+"""Find installed plugins by their entry points, without importing them.
+
+Reads package metadata; a plugin's module is imported by `InstalledPlugin.load` only.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,19 @@ if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
 
 PROVIDER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
-"""What a provider may be called."""
-
-
+"""The form of a provider's name."""
 FALLBACK_GROUP: Final = f"{PROJECT}.fallback"
-"""Group of names that a general plugin serves for as long as no plugin of a name's own is installed."""
+"""Entry-point group of general plugins: a plugin of one provider's own name takes precedence over them."""
 
 
 @frozen(kw_only=True)
 class InstalledPlugin:
-    """A provider's name and the entry points that claim it: one, unless there is a conflict.
+    """The plugin of one provider name.
 
     Attributes:
-        name: the provider's name.
-        entry_points: what claims it.
-        fallback: whether it is one of many names that a general plugin serves.
+        name: the provider's name, in lower case.
+        entry_points: the entry points that claim the name; more than one is a conflict.
+        fallback: whether a general plugin serves this name among others.
     """
 
     name: str
@@ -38,7 +39,7 @@ class InstalledPlugin:
 
     @property
     def conflict(self) -> PluginConflict | None:
-        """The error to raise when more than one distribution claims the name."""
+        """The error if more than one distribution claims the name, else None."""
         if len(self.entry_points) == 1:
             return None
         claims = " and ".join(sorted(self.distributions))
@@ -49,7 +50,7 @@ class InstalledPlugin:
 
     @property
     def distributions(self) -> tuple[str, ...]:
-        """Name and version of each distribution that claims the name (read from disk: slow)."""
+        """Name and version of each distribution that claims the name. Slow: it reads files."""
         return tuple(_distribution(point) for point in self.entry_points)
 
     def load(self) -> object:
@@ -57,16 +58,16 @@ class InstalledPlugin:
 
         Raises:
             PluginConflict: several distributions claim the name.
-            PluginLoadError: the import failed, in whatever way.
+            PluginLoadError: the import failed.
         """
         if (conflict := self.conflict) is not None:
             raise conflict
         try:
             return self.entry_points[0].load()
         except (Exception, SystemExit) as error:
-            # A plugin may fail in any way, and takes down only itself.
+            # A module may raise anything, SystemExit too. It must not stop the others.
             raise PluginLoadError(
-                f"the plugin of provider {self.name!r} ({self.entry_points[0].value}) did not import: "
+                f"the plugin of provider {self.name!r} ({self.entry_points[0].value}) cannot be imported: "
                 f"{type(error).__name__}: {error}",
                 provider=self.name,
             ) from error
@@ -77,20 +78,20 @@ def _distribution(point: EntryPoint) -> str:
 
 
 def discover_plugins() -> Mapping[str, InstalledPlugin]:
-    """All installed plugins by provider name. Names are compared without regard to case.
+    """All installed plugins by provider name, in lower case.
 
-    A name of a general plugin's is left out where a plugin of that name is installed.
+    Where a plugin of a provider's own and a general plugin serve one name, the general one is left out.
     """
-    own, shared = plugin_entry_points()
-    found = {**group_by_name(shared, fallback=True), **group_by_name(own)}
-    return {name: found[name] for name in sorted(found)}
+    own, general = plugin_entry_points()
+    plugins = {**group_by_name(general, fallback=True), **group_by_name(own)}
+    return {name: plugins[name] for name in sorted(plugins)}
 
 
 def plugin_entry_points() -> tuple[Sequence[EntryPoint], Sequence[EntryPoint]]:
-    """The entry points of plugins of one name, and those of general plugins."""
+    """The entry points of ordinary plugins, and those of general plugins."""
     from importlib_metadata import entry_points
 
-    # One look at all the metadata there is, which is what takes the time.
+    # One scan for both groups, because reading the metadata is the slow part.
     points = tuple(entry_points())
     return [each for each in points if each.group == PROJECT], [
         each for each in points if each.group == FALLBACK_GROUP
@@ -98,12 +99,12 @@ def plugin_entry_points() -> tuple[Sequence[EntryPoint], Sequence[EntryPoint]]:
 
 
 def group_by_name(points: Iterable[EntryPoint], *, fallback: bool = False) -> Mapping[str, InstalledPlugin]:
-    """Put entry points together by provider name, in the order of the names."""
-    found: dict[str, list[EntryPoint]] = {}
+    """Group entry points by provider name, sorted. Names of a wrong form are left out."""
+    by_name: dict[str, list[EntryPoint]] = {}
     for point in points:
-        found.setdefault(point.name.lower(), []).append(point)
+        by_name.setdefault(point.name.lower(), []).append(point)
     return {
-        name: InstalledPlugin(name=name, entry_points=tuple(found[name]), fallback=fallback)
-        for name in sorted(found)
+        name: InstalledPlugin(name=name, entry_points=tuple(by_name[name]), fallback=fallback)
+        for name in sorted(by_name)
         if PROVIDER_NAME.match(name)
     }

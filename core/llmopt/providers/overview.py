@@ -1,8 +1,12 @@
-"""What is installed and what is configured, looked at without changing or asking anything."""
+"""Overviews for ``llmopt plugins`` and ``llmopt doctor``: what is installed, configured and usable, and what is wrong.
+
+Imports plugins and calls their cheap hooks; sends no requests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
@@ -20,57 +24,6 @@ if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
 
 
-# A plugin's hooks, asked what they can answer without a network, a key or a model.
-
-_ANSWER: Final = HttpResponse(status=200, body=b"{}")
-_FAILURE: Final = Failure(status=500, body=b"{}")
-
-
-def try_hooks(plugin: str, hooks: ProviderHooks) -> None:
-    """See that cheap hooks return what they should. What opens, starts or loads something is not asked.
-
-    Args:
-        plugin: its name.
-        hooks: of that plugin.
-
-    Raises:
-        PluginContractError: one returned something else, or raised what is no error of llmopt's.
-    """
-    settings = _settings(plugin, hooks)
-    if settings is None:
-        return
-    for ask in (
-        lambda: hooks.batch_limit(EmbedCall(model="model", texts=("text",)), settings),
-        lambda: hooks.build_request(CatalogCall(), settings),
-        lambda: hooks.classify_error(_FAILURE, settings),
-        lambda: hooks.rate_limits(_ANSWER, settings),
-    ):
-        try:
-            ask()
-        except PluginContractError:
-            raise
-        except LLMOptError:
-            # There may be no such model, or no such list: that is an answer, too.
-            continue
-
-
-def _settings(plugin: str, hooks: ProviderHooks) -> Settings | None:
-    """What hooks are given; None where only a user's configuration could tell it."""
-    entry = ProviderEntry(name=plugin)
-    profile = hooks.provider_profile(entry)
-    try:
-        (endpoint,) = resolve_endpoints(entry, profile, client_flags=Flags(), environ={})
-    except ConfigError:
-        return None
-    except Exception as error:
-        raise PluginContractError(
-            f"plugin {plugin!r}: hook provider_profile returned a Profile that cannot be used "
-            f"({type(error).__name__}: {error}); llmopt-conformance tells which field it is.",
-            provider=plugin,
-        ) from error
-    return endpoint.settings(None)
-
-
 PluginState = Literal[
     "ok", "conflict", "does not load", "breaks the contract", "unusable name", "not installed"
 ]
@@ -78,17 +31,16 @@ PluginState = Literal[
 
 @frozen(kw_only=True)
 class PluginOverview:
-    """One plugin's name, and what claims it.
+    """One plugin and the state it is in.
 
     Attributes:
         name: the provider name.
-        distributions: name and version of each distribution that claims it.
-        module: where the plugin is.
-        state: "ok", or what is wrong with it.
+        distributions: name and version of each distribution that claims the name.
+        module: the plugin's module.
+        state: "ok", or what is wrong.
         problem: what is wrong, in a sentence; "" if nothing is.
         entries: names of the configured entries that it serves.
-        providers: further names that it serves, where it is a general plugin; a plugin of a name's own
-            comes before it.
+        providers: further names that it serves, if it is a general plugin.
     """
 
     name: str
@@ -102,14 +54,14 @@ class PluginOverview:
 
 @frozen(kw_only=True)
 class ProviderOverview:
-    """One provider: as it would be asked, or why it cannot be.
+    """One provider, or why it cannot be used.
 
     Attributes:
         name: name of the entry.
         plugin: name of the plugin.
-        provider: ready to be asked, None when it cannot be made.
-        problem: why it cannot be made.
-        chosen: whether somebody configured it or asked for it by name.
+        provider: the provider, None if it cannot be created.
+        problem: why it cannot be created.
+        chosen: whether the user configured it or named it.
     """
 
     name: str
@@ -120,42 +72,42 @@ class ProviderOverview:
 
 
 def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
-    """Every plugin that is installed, and every one that an entry of the configuration needs."""
+    """Every installed plugin, and every missing one that a configured entry needs, sorted by name."""
     points, general = plugin_entry_points()
-    users = _users(config)
+    entries = _entries_by_plugin(config)
     own = group_by_name(points)
     modules = _by_module(
         each for each in group_by_name(general, fallback=True).values() if each.name not in own
     )
-    found = [_overview(each, modules.pop(_module(each), []), users) for each in own.values()]
-    found += [_overview(first, others, users) for first, *others in modules.values()]
-    found += [
+    plugins = [_plugin_overview(each, modules.pop(_module(each), []), entries) for each in own.values()]
+    plugins += [_plugin_overview(first, others, entries) for first, *others in modules.values()]
+    plugins += [
         _misnamed(point) for point in (*points, *general) if not PROVIDER_NAME.match(point.name.lower())
     ]
-    found += [_missing(name, entries) for name, entries in users.items()]
-    return tuple(sorted(found, key=_by_name))
+    plugins += [_not_installed(name, names) for name, names in entries.items()]
+    return tuple(sorted(plugins, key=attrgetter("name")))
 
 
 def providers_overview(
     config: Config, environ: Mapping[str, str], names: Iterable[str] = ()
 ) -> tuple[ProviderOverview, ...]:
-    """Providers as they would be asked.
+    """Providers as a client would create them.
 
     Args:
         config: the configuration.
         environ: the environment variables.
-        names: the ones to look at; without any all configured entries, and all installed plugins
-            that could be used under their own names.
+        names: the providers to include. Default: all configured entries, and all installed plugins that could be
+            used under their own names.
     """
     registry = Registry(config, (), environ)
     chosen = tuple(dict.fromkeys(names))
     shown = chosen or _all_names(config, registry)
-    return tuple(_look(registry, config, name, bool(chosen)) for name in shown)
+    return tuple(_provider_overview(registry, config, name, bool(chosen)) for name in shown)
 
 
 def _all_names(config: Config, registry: Registry) -> Sequence[str]:
     served = {entry.plugin_name for entry in config.providers.values()}
-    # Of a general plugin's many names only those that somebody has a key for.
+    # A general plugin has many names; only those with a key are shown.
     keyed = set(registry.names())
     return [
         *config.providers,
@@ -167,7 +119,7 @@ def _all_names(config: Config, registry: Registry) -> Sequence[str]:
     ]
 
 
-def _look(registry: Registry, config: Config, name: str, chosen: bool) -> ProviderOverview:  # noqa: FBT001 - private
+def _provider_overview(registry: Registry, config: Config, name: str, chosen: bool) -> ProviderOverview:  # noqa: FBT001 - private
     plugin = config.entry(name).plugin_name
     chosen = chosen or name in config.providers
     try:
@@ -176,29 +128,30 @@ def _look(registry: Registry, config: Config, name: str, chosen: bool) -> Provid
         return ProviderOverview(name=name, plugin=plugin, problem=error, chosen=chosen)
 
 
-def _users(config: Config) -> dict[str, tuple[str, ...]]:
-    users: dict[str, tuple[str, ...]] = {}
+def _entries_by_plugin(config: Config) -> dict[str, tuple[str, ...]]:
+    entries: dict[str, tuple[str, ...]] = {}
     for name, entry in config.providers.items():
-        users[entry.plugin_name] = (*users.get(entry.plugin_name, ()), name)
-    return users
+        entries[entry.plugin_name] = (*entries.get(entry.plugin_name, ()), name)
+    return entries
 
 
 def _module(plugin: InstalledPlugin) -> str:
-    # Where several claim a name, each stands for itself.
+    # A name with a conflict is shown by itself, not with the other names of a module.
     return plugin.entry_points[0].value if plugin.conflict is None else f"{plugin.name}: conflict"
 
 
 def _by_module(plugins: Iterable[InstalledPlugin]) -> dict[str, list[InstalledPlugin]]:
-    """The names of general plugins, by the module that serves them."""
-    found: dict[str, list[InstalledPlugin]] = {}
+    """General plugins: the names that each module serves."""
+    modules: dict[str, list[InstalledPlugin]] = {}
     for plugin in plugins:
-        found.setdefault(_module(plugin), []).append(plugin)
-    return found
+        modules.setdefault(_module(plugin), []).append(plugin)
+    return modules
 
 
-def _overview(
-    plugin: InstalledPlugin, others: Sequence[InstalledPlugin], users: dict[str, tuple[str, ...]]
+def _plugin_overview(
+    plugin: InstalledPlugin, others: Sequence[InstalledPlugin], entries: dict[str, tuple[str, ...]]
 ) -> PluginOverview:
+    """One row. Its entries are removed from ``entries``, so that only those of missing plugins remain."""
     state, problem = _state(plugin)
     names = tuple(each.name for each in others)
     return PluginOverview(
@@ -207,7 +160,7 @@ def _overview(
         module=", ".join(point.value for point in plugin.entry_points),
         state=state,
         problem=problem,
-        entries=tuple(entry for name in (plugin.name, *names) for entry in users.pop(name, ())),
+        entries=tuple(entry for name in (plugin.name, *names) for entry in entries.pop(name, ())),
         providers=names,
     )
 
@@ -216,7 +169,7 @@ def _state(plugin: InstalledPlugin) -> tuple[PluginState, str]:
     if plugin.conflict is not None:
         return "conflict", plugin.conflict.message
     try:
-        try_hooks(plugin.name, ProviderHooks(plugin.name, plugin.load()))
+        check_hooks(plugin.name, ProviderHooks(plugin.name, plugin.load()))
     except PluginContractError as error:
         return "breaks the contract", error.message
     except LLMOptError as error:
@@ -226,7 +179,7 @@ def _state(plugin: InstalledPlugin) -> tuple[PluginState, str]:
 
 def _misnamed(point: EntryPoint) -> PluginOverview:
     rule: Final = (
-        "a provider's name has small letters, digits, '-' and '_', and begins with none of those two"
+        "a provider's name has lower-case letters, digits, '-' and '_', and starts with a letter or a digit"
     )
     return PluginOverview(
         name=point.name,
@@ -237,7 +190,7 @@ def _misnamed(point: EntryPoint) -> PluginOverview:
     )
 
 
-def _missing(name: str, entries: tuple[str, ...]) -> PluginOverview:
+def _not_installed(name: str, entries: tuple[str, ...]) -> PluginOverview:
     return PluginOverview(
         name=name,
         state="not installed",
@@ -246,5 +199,52 @@ def _missing(name: str, entries: tuple[str, ...]) -> PluginOverview:
     )
 
 
-def _by_name(plugin: PluginOverview) -> str:
-    return plugin.name
+# Check hooks without a network, a key or a model.
+
+_SAMPLE_RESPONSE: Final = HttpResponse(status=200, body=b"{}")
+_SAMPLE_FAILURE: Final = Failure(status=500, body=b"{}")
+
+
+def check_hooks(plugin: str, hooks: ProviderHooks) -> None:
+    """Call a plugin's cheap hooks and check what they return. Hooks that open or load something are not called.
+
+    Args:
+        plugin: name of the plugin.
+        hooks: its hooks.
+
+    Raises:
+        PluginContractError: a hook returned a wrong value, or raised something else than an error of llmopt.
+    """
+    settings = _settings(plugin, hooks)
+    if settings is None:
+        return
+    for call_hook in (
+        lambda: hooks.batch_limit(EmbedCall(model="model", texts=("text",)), settings),
+        lambda: hooks.build_request(CatalogCall(), settings),
+        lambda: hooks.classify_error(_SAMPLE_FAILURE, settings),
+        lambda: hooks.rate_limits(_SAMPLE_RESPONSE, settings),
+    ):
+        try:
+            call_hook()
+        except PluginContractError:
+            raise
+        except LLMOptError:
+            # A plugin may refuse the sample model or have no list of models.
+            continue
+
+
+def _settings(plugin: str, hooks: ProviderHooks) -> Settings | None:
+    """Settings for the call of a hook; None if they need the user's configuration."""
+    entry = ProviderEntry(name=plugin)
+    profile = hooks.provider_profile(entry)
+    try:
+        (endpoint,) = resolve_endpoints(entry, profile, client_flags=Flags(), environ={})
+    except ConfigError:
+        return None
+    except Exception as error:
+        raise PluginContractError(
+            f"plugin {plugin!r}: hook provider_profile returned a Profile that cannot be used "
+            f"({type(error).__name__}: {error}); llmopt-conformance says which field it is.",
+            provider=plugin,
+        ) from error
+    return endpoint.settings(None)

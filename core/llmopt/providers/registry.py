@@ -1,4 +1,4 @@
-"""All providers that can be asked: configured entries and installed plugins, each made when first used."""
+"""The providers of a client: configured entries and installed plugins, each created at first use."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
 from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, discover_plugins
 from llmopt.providers.hooks import ProviderHooks
 
-# One provider entry: its plugin's hooks and its endpoints.
-
 
 class Provider:
-    """A configured provider, ready to be asked.
+    """A provider entry with the hooks of its plugin and its resolved endpoints.
 
     Attributes:
         name: name of the entry.
         plugin: name of the plugin that serves it.
         hooks: the plugin's hooks.
-        endpoints: where requests go; at least one.
+        endpoints: at least one.
     """
 
     def __init__(self, name: str, plugin: str, hooks: ProviderHooks, endpoints: tuple[Endpoint, ...]) -> None:
@@ -37,12 +35,12 @@ class Provider:
 
 
 class Registry:
-    """Finds providers by the name of their entry.
+    """Creates providers by name and keeps them.
 
     Args:
         config: the configuration.
-        wrappers: the user's plugins, called around every provider's.
-        environ: environment variables.
+        wrappers: plugins of the user, called before or around every provider's plugin.
+        environ: the environment variables.
     """
 
     def __init__(self, config: Config, wrappers: Sequence[object], environ: Mapping[str, str]) -> None:
@@ -58,17 +56,17 @@ class Registry:
 
     @property
     def installed(self) -> Mapping[str, InstalledPlugin]:
-        """Installed plugins by name, read from metadata once."""
+        """Installed plugins by provider name; package metadata is read once."""
         if self._installed is None:
             self._installed = discover_plugins()
         return self._installed
 
     def resolve(self, reference: str) -> tuple[Provider, str]:
-        """The provider and the model that ``"<provider>/<model>"`` means.
+        """Split a model reference ``"<provider>/<model>"`` and return the provider and the model.
 
         Raises:
             InvalidInput: the reference has another form.
-            UnknownProvider: nothing serves that name.
+            UnknownProvider: no entry and no plugin has that name.
         """
         if not isinstance(reference, str):
             raise InvalidInput(
@@ -82,21 +80,21 @@ class Registry:
         return self.get(name), model
 
     def get(self, name: str) -> Provider:
-        """The provider of an entry, made at the first call.
+        """The provider of an entry, created at the first call.
 
         Raises:
-            UnknownProvider, PluginError, ConfigError: it cannot be made; the message says why.
+            UnknownProvider, PluginError, ConfigError: it cannot be created; the message says why.
         """
-        found = self._providers.get(name)
-        if found is None:
-            found = self._providers[name] = self._make(name)
-        return found
+        provider = self._providers.get(name)
+        if provider is None:
+            provider = self._providers[name] = self._create(name)
+        return provider
 
     def get_created(self, name: str) -> Provider | None:
-        """The provider of an entry, if it was made before. Safe from any thread."""
+        """The provider of an entry, None if it was not created yet. Safe to call from any thread."""
         return self._providers.get(name)
 
-    def _make(self, name: str) -> Provider:
+    def _create(self, name: str) -> Provider:
         entry = self._entry(name)
         hooks = self._hooks_of(entry.plugin_name, name)
         endpoints = resolve_endpoints(
@@ -110,7 +108,7 @@ class Registry:
     def _entry(self, name: str) -> ProviderEntry:
         if not PROVIDER_NAME.match(name):
             raise UnknownProvider(
-                f"{name!r:.80} cannot be a provider: names have small letters, digits, '-' and '_'."
+                f"{name!r:.80} is not a valid provider name; names have lower-case letters, digits, '-' and '_'."
             )
         return self._config.entry(name)
 
@@ -118,18 +116,18 @@ class Registry:
         if plugin not in self._hooks:
             if plugin not in self.installed:
                 raise self._unknown(plugin, name)
-            self._hooks[plugin] = self._loaded(self.installed[plugin])
+            self._hooks[plugin] = self._load_hooks(self.installed[plugin])
         return self._hooks[plugin]
 
-    def _loaded(self, plugin: InstalledPlugin) -> ProviderHooks:
-        """A plugin's hooks; a general plugin is taken up once for all its names."""
+    def _load_hooks(self, plugin: InstalledPlugin) -> ProviderHooks:
+        """The hooks of a plugin; a general plugin is registered once for all its names."""
         module = plugin.load()
         if id(module) in self._modules:
             return self._modules[id(module)][1].for_provider(plugin.name)
-        made = ProviderHooks(plugin.name, module, self._wrappers)
-        # The module is kept with them, so that its id stays its own.
-        self._modules[id(module)] = (module, made)
-        return made
+        hooks = ProviderHooks(plugin.name, module, self._wrappers)
+        # Keep a reference to the module, so that no other object can get the same id.
+        self._modules[id(module)] = (module, hooks)
+        return hooks
 
     def _unknown(self, plugin: str, name: str) -> UnknownProvider:
         served = {key for key, entry in self._config.providers.items() if entry.plugin_name in self.installed}
@@ -137,24 +135,27 @@ class Registry:
         near = get_close_matches(name, {*self.installed, *served}, n=1)
         advice = f"did you mean {near[0]!r}? If not, " if near else ""
         return UnknownProvider(
-            f"no plugin {plugin!r} for provider {name!r} is installed ({self._have(served)}); "
+            f"no plugin {plugin!r} for provider {name!r} is installed ({self._installed_names(served)}); "
             f"{advice}try: pip install llmopt-plugin-{plugin.removeprefix('llmopt-plugin-')}"
             + ("" if general else "; many providers come with llmopt-plugin-compatible"),
             provider=name,
         )
 
     def identity(self, provider: Provider) -> tuple[str, ...]:
-        """What makes a provider's requests and reads its answers: distributions with versions, and wrappers."""
+        """The code that builds a provider's requests and reads its responses: distributions with versions, and wrappers.
+
+        Part of cache keys, so that another version of a plugin does not read the results of this one.
+        """
         name = provider.plugin
         if name not in self._identities:
-            # Read from disk, which takes too long to be done for each of many entries.
+            # Kept, because reading versions from disk for each of many entries takes too long.
             plugin = self.installed.get(name)
             own = plugin.distributions if plugin is not None else ()
-            self._identities[name] = (*own, *map(_named, self._wrappers))
+            self._identities[name] = (*own, *map(_class_name, self._wrappers))
         return self._identities[name]
 
-    def _have(self, served: set[str]) -> str:
-        """What there is, in few words: a general plugin's names are counted."""
+    def _installed_names(self, served: set[str]) -> str:
+        """The installed providers in a few words: names of general plugins are counted, not listed."""
         own = sorted(served | {name for name, plugin in self.installed.items() if not plugin.fallback})
         more = len(self.installed) + len(served - set(self.installed)) - len(own)
         if more:
@@ -162,7 +163,7 @@ class Registry:
         return f"there are {', '.join(own)}" if own else "none is installed"
 
     def names(self) -> tuple[str, ...]:
-        """Entries that are configured, then installed plugins that need no key or have theirs."""
+        """Configured entries, then installed plugins that need no key or have it in the environment."""
         configured = tuple(self._config.providers)
         served = {entry.plugin_name for entry in self._config.providers.values()}
         extra = [name for name in self.installed if name not in {*configured, *served} and self._usable(name)]
@@ -170,12 +171,12 @@ class Registry:
 
     def _usable(self, name: str) -> bool:
         if self.installed[name].fallback and not self._has_key(name):
-            # Most of a general plugin's many names are nobody's here, and cost no more than a look.
+            # A general plugin has many names; those without a key are skipped before anything is created.
             return False
         try:
-            return all(map(_ready, self.get(name).endpoints))
+            return all(map(_is_usable, self.get(name).endpoints))
         except LLMOptError:
-            # A plugin that does not load, or that lacks its address, was not asked for by anyone.
+            # Nobody asked for this plugin by name, so its error is not reported.
             return False
 
     def _has_key(self, name: str) -> bool:
@@ -188,10 +189,10 @@ class Registry:
         return any(map(self._environ.get, self._variables[name]))
 
 
-def _named(wrapper: object) -> str:
+def _class_name(wrapper: object) -> str:
     kind: Any = wrapper if isinstance(wrapper, ModuleType) else type(wrapper)
     return f"{getattr(kind, '__module__', '')} {kind.__name__}"
 
 
-def _ready(endpoint: Endpoint) -> bool:
+def _is_usable(endpoint: Endpoint) -> bool:
     return endpoint.discovered and not endpoint.credential.problem
