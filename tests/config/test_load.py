@@ -132,7 +132,7 @@ def test_a_fault_in_a_file_names_the_file(nowhere: Path) -> None:
         (b"[providers.acme]\nrpm = [1,\n2,\n", "line 3, the end of the document"),
         (b"a = 1\nb = '\xff'\n", "not UTF-8 (at line 2)"),
         pytest.param(b"a = " + b"[" * 100_000, "nested too deeply", id="deep"),
-        pytest.param(b"a = " + b"9" * 10_000, "a number or a date that there is not", id="long"),
+        pytest.param(b"a = " + b"9" * 10_000, "a number or a date in it does not exist", id="long"),
         (b"a = 2024-13-45\n", "llmopt.toml: not valid TOML"),
         (b"a = 1\na = 2\n", "line 2"),
         (f"api_key = '{CANARY}\n".encode(), "line 1"),
@@ -163,7 +163,7 @@ def test_a_named_file_must_be_there(nowhere: Path) -> None:
         assert fault(call) == "the configuration file missing.toml cannot be read: No such file or directory."
     assert "Is a directory" in fault(lambda: load_config(str(nowhere), environ={}))
     assert "cannot be read" in fault(lambda: load_config("", environ={}))
-    assert "this is no path" in fault(lambda: load_config("a\0b", environ={}))
+    assert "not a valid path" in fault(lambda: load_config("a\0b", environ={}))
     assert "cannot be read" in fault(lambda: load_config("~nobody-of-this-name/x.toml", environ={}))
 
 
@@ -383,7 +383,7 @@ def test_a_name_with_two_underscores_is_found_whole() -> None:
         ({"LLMOPT_FLAGS__RETRI": "true"}, "flags.retri: unknown key; did you mean retry?"),
         ({"LLMOPT_PROVIDERS___A__RPM": "5"}, "the name of an entry"),
         ({"LLMOPT_PROVIDERS__ACME__ENDPOINTS": "[]"}, "providers.acme.endpoints: expected a list, got text"),
-        ({"LLMOPT_PROVIDERS__A__TPM": "5", "LLMOPT_PROVIDERS__A__TPM__DEFAULT": "5"}, "for the whole of tpm"),
+        ({"LLMOPT_PROVIDERS__A__TPM": "5", "LLMOPT_PROVIDERS__A__TPM__DEFAULT": "5"}, "sets the whole of tpm"),
         (
             {"LLMOPT_PROVIDERS__A__RPM": "5", "LLMOPT_PROVIDERS__a__RPM": "6"},
             "another variable sets providers.a.rpm",
@@ -404,7 +404,7 @@ def test_two_entries_that_look_alike_to_a_shell_are_told_apart_by_an_error() -> 
     """Only when a variable might mean either."""
     config: dict[str, Any] = {"providers": {"a-b": {}, "a_b": {}}}
     assert load(config).providers.keys() == {"a-b", "a_b"}
-    assert "this may mean a-b or a_b" in fault(lambda: load(config, LLMOPT_PROVIDERS__A_B__RPM="5"))
+    assert "this matches the entries a-b and a_b" in fault(lambda: load(config, LLMOPT_PROVIDERS__A_B__RPM="5"))
 
 
 def test_variables_of_others_and_empty_ones_are_passed_over() -> None:

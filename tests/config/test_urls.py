@@ -7,11 +7,11 @@ import pytest
 from llmopt import ConfigError, Option, Profile, ProviderEntry
 from llmopt.config.resolve import Endpoint, resolve_endpoints
 from llmopt.config.schema import Flags
-from llmopt.config.urls import BaseUrl, host_matches, is_loopback, parse_base_url
+from llmopt.config.urls import Url, host_matches, is_loopback, parse_base_url
 from tests.config.helpers import CANARY, entry_fault, fault, one
 
 
-def parse(text: str, *, allow_http: bool = False) -> BaseUrl:
+def parse(text: str, *, allow_http: bool = False) -> Url:
     return parse_base_url(text, path="providers.acme.base_url", entry="providers.acme", allow_http=allow_http)
 
 

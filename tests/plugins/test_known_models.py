@@ -140,9 +140,9 @@ def test_a_table_that_is_not_there_says_so() -> None:
     """Package and file are named."""
     with pytest.raises(PluginContractError, match=r"llmopt_plugin_openai/nothing.toml cannot be read"):
         _ = ModelTable("llmopt_plugin_openai", "nothing.toml").rows
-    with pytest.raises(PluginContractError, match="no package"):
+    with pytest.raises(PluginContractError, match="not a package"):
         _ = ModelTable("json.decoder").rows
-    with pytest.raises(PluginContractError, match="no package"):
+    with pytest.raises(PluginContractError, match="not a package"):
         _ = ModelTable("llmopt_plugin_of_nobody").rows
 
 

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from llmopt.config.load import Environment
 from llmopt.config.schema import EnvText, ProviderEntry, TokenProvider, shown_variable
-from llmopt.config.urls import BaseUrl, host_matches, is_loopback, parse_base_url
+from llmopt.config.urls import Url, host_matches, is_loopback, parse_base_url
 from llmopt.errors import AuthError, ConfigError
 from llmopt.values.profile import Profile
 from llmopt.values.secret import Secret
@@ -180,7 +180,7 @@ def _identity(provider: TokenProvider) -> str:
 def credential_for(
     entry: ProviderEntry,
     profile: Profile,
-    base: BaseUrl | None,
+    base: Url | None,
     *,
     base_from_environment: bool,
     path: str,
@@ -226,7 +226,7 @@ def _variable_not_set(path: str, variable: str) -> CredentialSource:
     return CredentialSource(path, problem=problem)
 
 
-def _no_key(path: str, profile: Profile, base: BaseUrl | None) -> CredentialSource:
+def _no_key(path: str, profile: Profile, base: Url | None) -> CredentialSource:
     if base is None or not profile.key_required:
         return CredentialSource(path)
     variables = " or ".join(profile.key_env)
@@ -252,12 +252,12 @@ def _own_origins(profile: Profile) -> str:
     return " or ".join(origins) or "a base URL from the environment"
 
 
-def _is_own_host(base: BaseUrl, profile: Profile) -> bool:
+def _is_own_host(base: Url, profile: Profile) -> bool:
     if profile.base_url is not None and base.origin == _profile_url(profile.base_url).origin:
         return True
     safe = base.encrypted or is_loopback(base.host)
     return safe and any(host_matches(base.host, host) for host in profile.own_hosts)
 
 
-def _profile_url(text: str) -> BaseUrl:
+def _profile_url(text: str) -> Url:
     return parse_base_url(text, path="the profile's base_url", entry="the entry", allow_http=True)

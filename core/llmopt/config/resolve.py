@@ -28,7 +28,7 @@ from llmopt.config.schema import (
     to_headers,
     unknown_key_message,
 )
-from llmopt.config.urls import BaseUrl, parse_base_url
+from llmopt.config.urls import Url, parse_base_url
 from llmopt.errors import ConfigError
 from llmopt.values.calls import Settings
 from llmopt.values.profile import Option, Profile, Timeouts
@@ -237,7 +237,7 @@ class _Resolver:
     def _option_path(self, key: str) -> str:
         return join_path(self.path if key in self.overrides.options else self.entry_path, key)
 
-    def _base_url(self) -> tuple[BaseUrl | None, bool]:
+    def _base_url(self) -> tuple[Url | None, bool]:
         """The base URL, and whether an environment variable gave it."""
         entry, profile = self.entry, self.profile
         path = join_path(self.entry_path if self.overrides.base_url is None else self.path, "base_url")

@@ -154,7 +154,7 @@ def _field(
 ) -> Any:
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:
         if value is not None and not fits(value):
-            raise InvalidKey(attribute.name, f"expected {expected}, kind_name {_describe(value)}.")
+            raise InvalidKey(attribute.name, f"expected {expected}, got {_describe(value)}.")
 
     return field(default=None, converter=convert, validator=check, **more)
 
@@ -240,7 +240,7 @@ def _instance_of(kind: type, *, plural: bool = False) -> Callable[[object, Attri
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:
         for each in value if plural else (value,):
             if not isinstance(each, kind):
-                raise InvalidKey(attribute.name, f"expected {kind.__name__}, kind_name {kind_name(each)}.")
+                raise InvalidKey(attribute.name, f"expected {kind.__name__}, got {kind_name(each)}.")
 
     return check
 
@@ -256,7 +256,7 @@ def _rate() -> Any:
         for name, number in numbers.items():
             if not (is_number(number) and 0 < number <= MAX_RATE):
                 key = attribute.name if name is None else join_path(attribute.name, name)
-                raise InvalidKey(key, f"expected a number above 0, kind_name {_describe(number)}.")
+                raise InvalidKey(key, f"expected a number above 0, got {_describe(number)}.")
 
     def convert(value: object) -> object:
         if not isinstance(value, Mapping):
@@ -278,9 +278,7 @@ def _to_flags(value: Mapping[str, bool] | None, known: frozenset[str]) -> dict[s
         if name not in known:
             raise InvalidKey(join_path("flags", name), unknown_key_message(name, known))
         if not isinstance(flag, bool):
-            raise InvalidKey(
-                join_path("flags", name), f"expected true or false, kind_name {kind_name(flag)}."
-            )
+            raise InvalidKey(join_path("flags", name), f"expected true or false, got {kind_name(flag)}.")
         flags[name] = flag
     return flags
 
@@ -309,7 +307,7 @@ def _header_problem(name: str, text: object, headers: Mapping[str, str]) -> str:
     if name in headers:
         return "this header is given twice."
     if not isinstance(text, str):
-        return f"expected text, kind_name {kind_name(text)}."
+        return f"expected text, got {kind_name(text)}."
     if not (text.isascii() and text.isprintable()):
         return "its value contains a line break or a character outside printable ASCII."
     return ""
@@ -320,7 +318,7 @@ def _items(table: str, value: Mapping[str, Any] | None) -> list[tuple[str, Any]]
     if value is None:
         return []
     if not isinstance(value, Mapping):
-        raise InvalidKey(table, f"expected a table, kind_name {kind_name(value)}.")
+        raise InvalidKey(table, f"expected a table, got {kind_name(value)}.")
     if not all(isinstance(name, str) for name in value):
         raise InvalidKey(table, "every key of this table must be text.")
     return [(name, item) for name, item in value.items() if item is not None]
@@ -384,9 +382,7 @@ def _api_key(value: str | Secret | TokenProvider | None) -> Secret | TokenProvid
     if not isinstance(value, str):
         if value is None or isinstance(value, Secret) or callable(value):
             return value
-        raise InvalidKey(
-            "api_key", f"expected text or a function that returns it, kind_name {kind_name(value)}."
-        )
+        raise InvalidKey("api_key", f"expected text or a function that returns it, got {kind_name(value)}.")
     problem = ""
     try:
         return Secret(value)
@@ -524,7 +520,7 @@ def _cache(value: object) -> bool | str | None:
     chosen = parse_bool(value)
     if chosen is None or isinstance(chosen, bool) or (isinstance(chosen, str) and chosen):
         return chosen
-    raise InvalidKey("cache", f"expected true, false or text, kind_name {kind_name(chosen)}.")
+    raise InvalidKey("cache", f"expected true, false or text, got {kind_name(chosen)}.")
 
 
 @frozen(kw_only=True)

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from llmopt.errors import ConfigError
 
@@ -63,6 +63,16 @@ class Url:
     host: str
     port: int | None
     rest: str = field(repr=False)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the scheme is https."""
+        return self.scheme == "https"
+
+    @property
+    def url(self) -> str:
+        """The URL in its one spelling, without user information."""
+        return self.origin + self.rest
 
     @property
     def origin(self) -> str:
@@ -147,25 +157,8 @@ def _ipv6(text: str) -> str:
 # Base URLs: only http(s), no secrets in them, and no host that a request must not reach.
 
 
-@frozen(kw_only=True)
-class BaseUrl:
-    """A checked base URL.
-
-    Attributes:
-        url: in its one spelling, without a trailing slash.
-        origin: scheme, host and port, without the scheme's default port.
-        host: in punycode; an IPv6 address without brackets.
-        encrypted: whether the scheme is https.
-    """
-
-    url: str
-    origin: str
-    host: str
-    encrypted: bool
-
-
-def parse_base_url(text: str, *, path: str, entry: str, allow_http: bool = False) -> BaseUrl:
-    """Parse and check a base URL.
+def parse_base_url(text: str, *, path: str, entry: str, allow_http: bool = False) -> Url:
+    """Parse and check a base URL; a trailing slash and the scheme's default port are dropped.
 
     Args:
         text: the URL.
@@ -181,14 +174,9 @@ def parse_base_url(text: str, *, path: str, entry: str, allow_http: bool = False
     except InvalidUrl as error:
         problem = str(error)
     else:
-        if url.scheme == "https" or allow_http or is_loopback(url.host):
-            origin = url.origin
-            return BaseUrl(
-                url=origin + url.rest.removesuffix("/"),
-                origin=origin,
-                host=url.host,
-                encrypted=url.scheme == "https",
-            )
+        if url.encrypted or allow_http or is_loopback(url.host):
+            port = None if url.port == DEFAULT_PORTS[url.scheme] else url.port
+            return evolve(url, port=port, rest=url.rest.removesuffix("/"))
         problem = (
             f"plain http to {url.host} is refused, because others on the network could read the key and the texts; "
             f"use https, or set allow_http = true in {entry}"

@@ -2,7 +2,7 @@
 
 ``https://r.openai.azure.com``, with ``/openai``, with ``/openai/v1``, with
 ``/openai/deployments/d`` and with the path of an operation behind it all mean the same resource; a
-gateway may stand in front with a path of its own.
+gateway may be in front with another path.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def resource_of(settings: Settings) -> Resource:
     """The resource that the settings mean.
 
     The surface is the one that ``surface`` names, else the one of ``base_url``, else the one that
-    ``api_version`` belongs to; v1 where nothing tells.
+    ``api_version`` belongs to; v1 by default.
     """
     found = _FORM.fullmatch(settings.base_url)
     version = settings.options.get("api_version")

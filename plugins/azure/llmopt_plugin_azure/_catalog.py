@@ -1,4 +1,4 @@
-"""Azure's list: base models that the resource could deploy, unless deployments are told or configured."""
+"""Azure's list of models: the deployments if known or configured, else the base models that could be deployed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _described(model: Model) -> Model:
     dates = model.raw.get("deprecation")
     when = dates.get("inference") if isinstance(dates, dict) else None
     kind = _kind(model.raw.get("capabilities"))
-    told = evolve(
+    model = evolve(
         model,
         kind=kind or model.kind,
         known=() if kind else model.known,
         shutdown=model.shutdown or _date(when),
     )
-    return _known(told, base)
+    return _known(model, base)
 
 
 def _known(model: Model, base: str) -> Model:

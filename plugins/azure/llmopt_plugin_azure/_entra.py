@@ -57,7 +57,7 @@ def _is_installed() -> bool:
 
 
 class EntraTokens:
-    """Tokens of azure-identity's default credential, which keeps each as long as it is good.
+    """Tokens of azure-identity's default credential, which caches each token until it expires.
 
     Args:
         scope: what the tokens are for.
@@ -65,7 +65,7 @@ class EntraTokens:
 
     def __init__(self, scope: str) -> None:
         self._scope: Final = scope
-        # Many attempts ask at once, each in a thread of its own; one of them signs in, the others wait.
+        # Many attempts may ask at once, each in its own thread; one of them signs in, the others wait.
         self._lock: Final = threading.Lock()
         self._provider: Callable[[], str] | None = None
 

@@ -1,6 +1,6 @@
 """Azure's errors: flat bodies from the gateway, nested ones from the model, numbers as codes.
 
-Every shape that was seen stands in errors.toml beside this file.
+errors.toml in this folder has an example of every known error.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _number(form: re.Pattern[str], message: str) -> int | None:
 
 
 _BY_STATUS: Final = {
-    # In a stream, behind a status that went out before anything was wrong.
+    # An error inside a stream comes after a 200 status that was already sent.
     200: _bad_request,
     400: _bad_request,
     401: _unauthorized,

@@ -59,7 +59,7 @@ _BY_ENTRA: Final = evolve(_BY_KEY, key_env=(), key_required=False)
 
 
 def profile_of(entry: ProviderEntry) -> Profile:
-    """Keys, time-outs and a careful rate; the address is the user's own resource.
+    """Keys, timeouts and a conservative rate; the base URL is that of the user's resource.
 
     Raises:
         ConfigError: the entry holds a key and asks for another way to sign in.

@@ -1,6 +1,6 @@
 """Many OpenAI-compatible providers of llmopt, as data: ``groq/llama-3.3-70b-versatile`` and the like.
 
-`providers.json` is the table; `_table.py` tells what a row holds. What a row leaves open is the common dialect.
+`providers.json` is the table; `_table.py` documents its rows. Everything else follows the OpenAI-compatible dialect.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def batch_limit(settings: Settings) -> BatchLimit | None:
 
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest | None:
-    """The common dialect's; lists of models may have a path of their own."""
+    """The request of the dialect; lists of models may have another path."""
     return _requests.request_of(call, settings, TABLE.row(settings.plugin))
 
 

@@ -10,7 +10,7 @@ from attrs import evolve
 from llmopt import CatalogPage, Failure, HttpResponse, Model, Prices, Settings, compatible
 from llmopt_plugin_compatible._table import Reading, Row
 
-_MOST: Final = 1e12
+_MAX_PRICE: Final = 1e12
 _DEAREST: Final = 100_000.0
 """More than anybody asks for a million tokens: such a number is meant in another unit."""
 
@@ -51,7 +51,7 @@ def _prices(raw: Mapping[str, Any], reading: Reading) -> Prices | None:
 
 
 def _price(value: object, scale: float) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MAX_PRICE:
         return None
     found = value * scale
     # Ten digits are more than any price has, and none of them is binary dust.

@@ -24,7 +24,7 @@ _TOO_LARGE: Final[tuple[tuple[re.Pattern[str], VerdictKind, str], ...]] = tuple(
 """Sentences that pass through gateways from the servers behind them. Compared in small letters."""
 _UNKNOWN_MODEL: Final = re.compile(r"model \S+ is not supported")
 _NOTHING_SAID: Final = "Provider returned error"
-_LONGEST: Final = 300
+_MAX_MESSAGE: Final = 300
 
 
 def verdict_of(failure: Failure) -> Verdict:
@@ -45,11 +45,11 @@ def _metadata(failure: Failure) -> Mapping[str, Any]:
 
 
 def _with_text(failure: Failure, verdict: Verdict) -> Verdict:
-    """OpenRouter tells what the provider behind it said, if it said something, in a place of its own."""
+    """OpenRouter puts the message of the provider behind it, if there is one, into a key of its own."""
     raw = _metadata(failure).get("raw")
     if verdict.message != _NOTHING_SAID or not isinstance(raw, str) or not raw.strip():
         return verdict
-    return evolve(verdict, message=f"{_NOTHING_SAID}: {' '.join(raw.split())[:_LONGEST]}")
+    return evolve(verdict, message=f"{_NOTHING_SAID}: {' '.join(raw.split())[:_MAX_MESSAGE]}")
 
 
 def _is_in_flight(failure: Failure) -> bool:

@@ -11,7 +11,7 @@ def profile_of(row: Row) -> Profile:
     return Profile(
         base_url=row.base_url,
         key_env=row.key_env,
-        # Of an address that only the user knows nobody can tell whether it wants a key.
+        # Whether a server at the user's own address needs a key is unknown.
         key_required=row.base_url is not None,
         discovered=row.discovered,
         # Where lists take long to make, they have hundreds of models.

@@ -9,7 +9,7 @@ from llmopt_plugin_compatible._table import Row
 
 
 def request_of(call: Call, settings: Settings, row: Row) -> HttpRequest | None:
-    """The request for a list at a path of its own; None for everything else."""
+    """The request for a list of models at another path; None for everything else."""
     if row.catalog is None or not isinstance(call, CatalogCall) or call.cursor is not None:
         return None
     if not row.catalog.startswith("/") and settings.base_url != row.base_url:

@@ -49,7 +49,7 @@ def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit:
 
 @hookimpl
 def limits_request(settings: Settings) -> HttpRequest | None:
-    """Where the flavour has something to tell."""
+    """Only for flavours that state limits."""
     return _limits.question_of(settings)
 
 

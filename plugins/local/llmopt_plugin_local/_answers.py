@@ -62,7 +62,7 @@ def _from_list(body: bytes) -> EmbeddedRows:
 
 
 def _in_order(items: list[_Unpooled]) -> list[msgspec.Raw]:
-    """llama.cpp without ``/v1``: each vector in a list of its own, or one vector for each token."""
+    """llama.cpp without ``/v1``: each vector in its own list, or one vector for each token."""
     items = sorted(items, key=lambda item: item.index)
     if [item.index for item in items] != list(range(len(items))):
         raise _invalid("the indices of the answer are not 0, 1, 2 and so on", "index")

@@ -50,14 +50,14 @@ def page_of(response: HttpResponse, settings: Settings) -> CatalogPage | Failure
 def _of_info(info: Mapping[str, Any]) -> Model:
     served, model = info.get("served_model_name"), str(info["model_id"])
     kinds = info.get("model_type")
-    told = Model(
+    stated = Model(
         id=served if isinstance(served, str) and served else model,
         name=model,
         kind=_kind(list(kinds) if isinstance(kinds, Mapping) else [kinds]) or "unknown",
         context_length=_whole(info.get("max_input_length")),
         raw=info,
     )
-    return MODELS.described(told, *_names(told))
+    return MODELS.described(stated, *_names(stated))
 
 
 def _described(model: Model) -> Model:
@@ -65,8 +65,8 @@ def _described(model: Model) -> Model:
     details, meta = _table(raw.get("details")), _table(raw.get("meta"))
     listed = raw.get("capabilities")
     abilities = listed if isinstance(listed, list) else []
-    told = _kind([raw.get("type"), *abilities])
-    kind = told or _kind_without_words(model)
+    stated = _kind([raw.get("type"), *abilities])
+    kind = stated or _kind_without_words(model)
     context = (
         raw.get("loaded_context_length"),
         details.get("context_length"),
@@ -77,9 +77,9 @@ def _described(model: Model) -> Model:
     found = evolve(
         model,
         kind=kind,
-        known=() if told else model.known,
+        known=() if stated else model.known,
         context_length=next(filter(None, map(_whole, context)), model.context_length),
-        # Of a model that chats this is the width of its layers, and no vector is to be had.
+        # For a chat model this is the width of its layers, not the size of a vector.
         dimensions=None if kind == "chat" else length,
         inputs=model.inputs or (("text", "image") if "vision" in abilities else ()),
         aliases=_aliases(model),

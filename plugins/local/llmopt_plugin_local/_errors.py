@@ -1,6 +1,6 @@
-"""Errors of local servers, told apart by shape and text whatever the flavour.
+"""Errors of local servers, recognised by shape and text, whatever the flavour.
 
-Every shape that was seen stands in errors.toml beside this file.
+errors.toml in this folder has an example of every known error.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def verdict_of(failure: Failure, settings: Settings) -> Verdict:
 
 
 def _invalid(verdict: Verdict, detail: Detail) -> Verdict:
-    """FastAPI's validation: the message is put together anew, because the body repeats the input."""
-    told = evolve(verdict, message=detail.message)
+    """FastAPI's validation errors: the message is rebuilt, because the body repeats the input."""
+    with_message = evolve(verdict, message=detail.message)
     found = too_large(detail.message)
     if found is None:
-        return told
-    return evolve(told, kind=found[0], limit=found[1], item=detail.item)
+        return with_message
+    return evolve(with_message, kind=found[0], limit=found[1], item=detail.item)
 
 
 def _too_large(failure: Failure, verdict: Verdict) -> Verdict | None:

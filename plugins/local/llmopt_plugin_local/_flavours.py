@@ -1,7 +1,7 @@
 """The servers that are known by name, and where their interfaces are.
 
 A flavour changes how a server is asked. How it is understood does not depend on it: answers and
-errors are told apart by their shape, so that the common dialect works with any of them.
+errors are recognised by their shape, so that the OpenAI-compatible dialect works with all of them.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def native(settings: Settings, path: str) -> str:
 
 
 def common(settings: Settings, path: str) -> str:
-    """Where the common interface is: behind base_url as it stands, unless the flavour tells of ``/v1``.
+    """Where the common interface is: at base_url itself, unless the flavour is known to have ``/v1``.
 
     Args:
         settings: the endpoint's.
         path: such as "/embeddings".
     """
-    # Infinity has no /v1, and of an unknown server nobody knows.
+    # Infinity has no /v1, and an unknown server may not have it.
     if flavour_of(settings) in (COMMON, INFINITY) or settings.base_url.endswith("/v1"):
         return path
     return native(settings, f"/v1{path}")

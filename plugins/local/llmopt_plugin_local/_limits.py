@@ -1,6 +1,6 @@
-"""What fits into one request: what is known of each server, and what it tells of itself.
+"""Limits of one request: the known limits of each server, and the ones that it states itself.
 
-| server | tells |
+| server | states |
 |---|---|
 | TEI | ``/info``: items and permits for a request, tokens for a text |
 | vLLM | ``/v1/models``: ``max_model_len`` of each model |
@@ -34,16 +34,16 @@ _USUAL: Final = BatchLimit(max_items=32)
 _BY_FLAVOUR: Final[Mapping[str, BatchLimit]] = {
     # TEI's own default; with 16 requests in flight it uses up the 512 permits that a router has.
     TEI: BatchLimit(max_items=32, max_bytes=2_000_000),
-    # Infinity takes 2,048; vLLM has no limit. Both put texts of several requests together anyway.
+    # Infinity takes 2,048; vLLM has no limit. Both batch the texts of several requests themselves.
     INFINITY: BatchLimit(max_items=256),
     VLLM: BatchLimit(max_items=256),
 }
 _CUTTING: Final = (TEI, OLLAMA, VLLM)
-"""Flavours that are told whether to cut a text that is too long."""
+"""Flavours whose requests say whether a text that is too long is cut."""
 
 
 def limit_of(call: EmbedCall, settings: Settings) -> BatchLimit:
-    """What fits into one request, as far as it is known without asking."""
+    """The limits of one request that are known without asking the server."""
     if not settings.base_url:
         return MODELS.limit(call.model)
     limit = _BY_FLAVOUR.get(flavour_of(settings), _USUAL)
@@ -51,7 +51,7 @@ def limit_of(call: EmbedCall, settings: Settings) -> BatchLimit:
 
 
 def _cuts(call: EmbedCall, settings: Settings) -> bool:
-    # A call may decide for itself; what the server told is kept for all calls and says nothing of it.
+    # Whether texts are cut may differ by call, so it is not taken from the server's limits, which hold for all calls.
     return bool(call.extra.get("truncate", settings.options.get("truncate")))
 
 
@@ -68,7 +68,7 @@ def question_of(settings: Settings) -> HttpRequest | None:
 
 
 def told_by(call: EmbedCall, response: HttpResponse) -> BatchLimit:
-    """What an answer tells; nothing for one of another shape."""
+    """Read the limits from a response; none if it has another shape."""
     try:
         value = response.json
     except InvalidResponse:

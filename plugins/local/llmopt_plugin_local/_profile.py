@@ -39,7 +39,7 @@ _ADDRESSES: Final[Mapping[str, str]] = {
     INFINITY: "http://127.0.0.1:7997",
     LMSTUDIO: "http://127.0.0.1:1234",
 }
-"""Where each server listens unless it is told otherwise."""
+"""The default address of each server."""
 
 
 def profile_of(entry: ProviderEntry) -> Profile:
@@ -54,10 +54,10 @@ def profile_of(entry: ProviderEntry) -> Profile:
         timeouts=Timeouts(connect=30, read=10, read_large=60, catalog=30, pool=5, first=300, first_event=300),
         max_retries=1 if is_loopback(entry.base_url or str(usual)) else 4,
         retry_delay=0.2,
-        # Most servers on one machine compute one request at a time; a line of their own helps nobody.
+        # Most servers on one machine compute one request at a time; a longer queue there only adds latency.
         max_concurrency=8,
         stream_usage=entry.options.get("stream_usage") is not False,
-        # Of an unknown server it is not known whether it sends an end of its own.
+        # An unknown server may not send its own end of a stream.
         stream_end="done" if flavour in _ADDRESSES else "finish",
         options=_OPTIONS,
     )

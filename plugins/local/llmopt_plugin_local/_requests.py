@@ -1,6 +1,6 @@
 """Requests to local servers: the common dialect, and what is native to TEI and Ollama.
 
-A text that is too long is an error of that text and no silent loss: TEI and Ollama are told not to cut
+A text that is too long is an error of that text and no silent loss: requests ask TEI and Ollama not to cut
 it, unless ``truncate = true``.
 """
 
@@ -28,7 +28,7 @@ from llmopt_plugin_local._ollama import chat_body
 _BASE64: Final = frozenset({VLLM, LLAMACPP, INFINITY})
 """Flavours that surely know base64. Others might refuse it, and answer with lists without it."""
 LISTS: Final[Mapping[str, str]] = {TEI: "/info", OLLAMA: "/api/tags", LMSTUDIO: "/api/v0/models"}
-"""Native lists of models: they tell more than ``/v1/models``."""
+"""Native lists of models; they have more details than ``/v1/models``."""
 
 
 def request_of(call: Call, settings: Settings) -> HttpRequest:

@@ -120,7 +120,7 @@ class StaticModel:
     def _sorted_sums(
         self, ids: NDArray[np.uint16], starts: NDArray[np.intp], lengths: NDArray[np.intp]
     ) -> NDArray[np.int16]:
-        # Segments come longest first, so those that have a k-th piece are always the first ones: step k adds the
+        # Segments come longest first, so the segments with a k-th piece are always the first ones: step k adds the
         # k-th piece of all of them at once. That is ten times faster than np.add.reduceat over the rows.
         sums = np.zeros((len(starts), self.dimensions), dtype=np.int16)
         rows = np.empty_like(sums)
@@ -133,7 +133,7 @@ class StaticModel:
 
 
 def _to_unit_length(vectors: NDArray[np.float32]) -> None:
-    """Scale each row to unit length in place; a row of zeros stays as it is."""
+    """Scale each row to unit length in place; a row of zeros stays unchanged."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     norms[norms == 0] = 1
     vectors /= norms[:, None]

@@ -29,7 +29,7 @@ _SINCE_UNICODE_8 = _ranges(
     "110c2-110cd 111cf 1123e-11241 1133b 113bb-1145e 11660-1166c 116b9 1182f-11fff 12ff1-1612f 16d6d-16f4f "
     "16fe2-16fe4 1cf00-1d128 1d25b-1d25c 1e000-1e6f5 1e944-1e95f"
 )
-# The few that changed their class since, and those that BERT itself puts elsewhere.
+# A few characters changed their Unicode class since, and BERT itself treats some differently.
 _CATEGORIES = {0x1734: "Mn", 0x1171E: "Mn", 0x166D: "Po", 0x111C9: "Po", 0xFFFD: "Cc"}
 _CATEGORIES |= dict.fromkeys(map(ord, "\t\n\r"), "Zs") | dict.fromkeys(map(ord, "$+<=>^`|~"), "Po")
 _DROPPED = frozenset({"Cc", "Cf", "Co", "Cs", "Mn"})
@@ -53,7 +53,7 @@ _CACHED_CHARACTERS = 1 << 16
 
 
 def _rewrite(code: int) -> str | None:
-    """What stands in a normalised text for a character: None, a blank, a word of its own, or its lower case."""
+    """What stands in a normalised text for a character: None, a blank, a separate word, or its lower case."""
     newer = any(code in span for span in _SINCE_UNICODE_8)
     category = "Lo" if newer else _CATEGORIES.get(code) or unicodedata.category(chr(code))
     if category in _DROPPED:
@@ -143,10 +143,10 @@ class WordPiece:
 
     def _needs_care(self, texts: Sequence[str]) -> bool:
         # One search of the whole block costs less than a look at each text.
-        together = "\n".join(texts)
-        if len(together) > 2 * _BLOCK_CHARACTERS:
+        joined = "\n".join(texts)
+        if len(joined) > 2 * _BLOCK_CHARACTERS:
             return True
-        return any(stray in together for stray in _STRAY) or any(text in together for text in self._special)
+        return any(stray in joined for stray in _STRAY) or any(text in joined for text in self._special)
 
     def _with_care(self, text: str) -> bytes:
         """The ids of a text that is very long or holds special strings or stray separators."""

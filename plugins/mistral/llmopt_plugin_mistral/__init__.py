@@ -42,7 +42,7 @@ _PROFILE = Profile(
 
 @hookimpl
 def provider_profile() -> Profile:
-    """Address, keys and time-outs; limits are per workspace, so the usual rate is a careful one."""
+    """Base URL, keys and timeouts; limits are per workspace, so the default rate is conservative."""
     return _PROFILE
 
 

@@ -17,9 +17,9 @@ _KINDS: Final[tuple[tuple[str, ModelKind], ...]] = (
     ("audio", "audio"),
     ("completion_fim", "completion"),
 )
-"""Capabilities that tell what a model is for, when it is no chat model; the first one counts."""
+"""Capabilities that show the kind of a model that is not for chat; the first one counts."""
 _INPUTS: Final = (("vision", "image"), ("audio", "audio"))
-"""Capabilities of a chat model, and what it takes beside text."""
+"""Capabilities of a chat model, and the inputs that it accepts besides text."""
 
 
 def page_of(page: CatalogPage) -> CatalogPage:
@@ -28,7 +28,7 @@ def page_of(page: CatalogPage) -> CatalogPage:
 
 
 def _families(models: Iterable[Model]) -> list[list[Model]]:
-    """Cards of one model together, in the order of the first of each.
+    """Group the cards of each model, in the order of the first card.
 
     Cards belong together when they share a name or one names the other as its alias; a list in which
     only one of the two says so is put right too.
@@ -64,7 +64,7 @@ def _merged(cards: list[Model]) -> Model:
     kind = _kind(can)
     return evolve(
         own,
-        # There is no flag for embeddings: of these the id alone tells.
+        # There is no flag for embeddings; only the id shows them.
         kind=kind or own.kind,
         known=() if kind else own.known,
         inputs=("text", *(found for flag, found in _INPUTS if can.get(flag))) if kind == "chat" else (),

@@ -1,4 +1,4 @@
-"""Rate headers of Mistral: three generations are in use side by side, told apart by their prefix.
+"""Rate headers of Mistral: three generations are in use, each with its own prefix.
 
 The monthly numbers of the oldest one are left out: they are no matter of pacing.
 """
@@ -15,7 +15,7 @@ _MINUTE_S: Final = 60.0
 
 
 def rates_of(response: HttpResponse) -> RateLimits:
-    """What an answer tells of requests and tokens a minute."""
+    """Read requests and tokens per minute from a response."""
     requests = compatible.rate_limit(
         response.headers,
         limit=("x-ratelimit-limit-req-minute",),
@@ -41,7 +41,7 @@ def rates_of(response: HttpResponse) -> RateLimits:
 
 
 def _renewed(limit: RateLimit | None, response: HttpResponse) -> RateLimit | None:
-    """With the time of renewal, which the newest generation does not tell: the turn of the minute."""
+    """Add the reset time, which the newest generation does not state: the start of the next minute."""
     if limit is None or limit.reset_s is not None:
         return limit
     return evolve(limit, reset_s=_MINUTE_S - response.received % _MINUTE_S)

@@ -1,4 +1,4 @@
-"""Requests to Mistral: keys of its own, and none that it does not know.
+"""Requests to Mistral: its own parameter names, and no parameters that it does not know.
 
 Mistral answers 422 to any other key (``additionalProperties: false`` in its description): to
 ``dimensions``, ``user`` and ``input_type`` of embeddings, to ``seed`` and ``stream_options`` of chats.

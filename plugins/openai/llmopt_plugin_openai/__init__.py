@@ -46,7 +46,7 @@ _PROFILE = Profile(
 
 @hookimpl
 def provider_profile() -> Profile:
-    """Address, keys, time-outs, and the rate limits of usage tier 1."""
+    """Base URL, keys, timeouts, and the rate limits of usage tier 1."""
     return _PROFILE
 
 

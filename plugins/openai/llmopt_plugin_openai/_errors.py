@@ -2,7 +2,7 @@
 
 Quota comes first: since 2026 five codes of status 429 mean that no money is left. A 429 whose text
 says "Request too large" is more than a whole minute's tokens, so that waiting never helps.
-Every shape that was seen stands in errors.toml beside this file.
+errors.toml in this folder has an example of every known error.
 """
 
 from __future__ import annotations
