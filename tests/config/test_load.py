@@ -383,7 +383,10 @@ def test_a_name_with_two_underscores_is_found_whole() -> None:
         ({"LLMOPT_FLAGS__RETRI": "true"}, "flags.retri: unknown key; did you mean retry?"),
         ({"LLMOPT_PROVIDERS___A__RPM": "5"}, "the name of an entry"),
         ({"LLMOPT_PROVIDERS__ACME__ENDPOINTS": "[]"}, "providers.acme.endpoints: expected a list, got text"),
-        ({"LLMOPT_PROVIDERS__A__TPM": "5", "LLMOPT_PROVIDERS__A__TPM__DEFAULT": "5"}, "sets the whole of tpm"),
+        (
+            {"LLMOPT_PROVIDERS__A__TPM": "5", "LLMOPT_PROVIDERS__A__TPM__DEFAULT": "5"},
+            "sets the whole of tpm",
+        ),
         (
             {"LLMOPT_PROVIDERS__A__RPM": "5", "LLMOPT_PROVIDERS__a__RPM": "6"},
             "another variable sets providers.a.rpm",
@@ -404,7 +407,9 @@ def test_two_entries_that_look_alike_to_a_shell_are_told_apart_by_an_error() -> 
     """Only when a variable might mean either."""
     config: dict[str, Any] = {"providers": {"a-b": {}, "a_b": {}}}
     assert load(config).providers.keys() == {"a-b", "a_b"}
-    assert "this matches the entries a-b and a_b" in fault(lambda: load(config, LLMOPT_PROVIDERS__A_B__RPM="5"))
+    assert "this matches the entries a-b and a_b" in fault(
+        lambda: load(config, LLMOPT_PROVIDERS__A_B__RPM="5")
+    )
 
 
 def test_variables_of_others_and_empty_ones_are_passed_over() -> None:
