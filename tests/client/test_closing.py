@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, Script, Stall, answer_openai, retry_after, serving
 from tests.support.scale import scaled
 
@@ -19,9 +21,7 @@ DOWN = Answer(500, b'{"error": {"message": "down"}}', [("content-type", "applica
 Scene = Callable[[llmopt.AsyncClient, FaultServer, SimulatedClock], Awaitable[list[asyncio.Task[Any]]]]
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "max_concurrency": 1, "max_retries": 5, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, max_concurrency=1, max_retries=5)
 
 
 def embedding(client: llmopt.AsyncClient, number: int = 0, **options: Any) -> asyncio.Task[Any]:

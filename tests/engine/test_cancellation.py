@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
     FaultServer,
@@ -34,9 +36,7 @@ TURNS = 120
 """More turns of the loop than a call over loopback takes from its start to its end."""
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, retry_delay=0.001)
 
 
 def expected(texts: list[str]) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import pytest
@@ -10,15 +11,14 @@ import pytest
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged, Event, RequestAttempt, RequestRetry, RequestWait
+from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, Respond, Script, Stall, Wait, answer_openai
 
 MODEL = "server/m"
 DOWN = Answer(500, b'{"error": {"message": "down"}}', [("content-type", "application/json")])
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "max_retries": 0, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, max_retries=0)
 
 
 def of(kind: type[Event], events: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
     Close,
@@ -41,9 +43,7 @@ AT_ONCE = 8
 CALLS = scaled(400, nightly=2_000)
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, "max_retries": 1, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, retry_delay=0.001, max_retries=1)
 
 
 def expected(texts: list[str]) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import pickle
@@ -21,6 +22,7 @@ from llmopt.cache.store import write_record
 from llmopt.policies.retry import BUDGET_CAPACITY, TRANSIENT_COST
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged
+from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
     FaultServer,
@@ -35,9 +37,7 @@ MODEL = "server/m"
 DOWN = Answer(500, b'{"error": {"message": "down"}}', [("content-type", "application/json")])
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, retry_delay=0.001)
 
 
 def right(found: Any, *texts: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 from typing import Any
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 import llmopt
+from llmopt.policies.clock import Clock
+from tests.support.configuration import provider_config
 from tests.support.faults import FaultServer, answer_openai, faults_of, vector_for
 from tests.support.faults.fault import Fault
+from tests.support.simulated import run_fault
 
 KEY = "canary-key-58d1"
 TEXTS = ["canary-text-a07c one", "canary-text-a07c two", "canary-text-a07c three"]
@@ -36,10 +40,7 @@ WAITS = {"H01", "H02", "H03", "H04", "H05", "H06"}
 """Hints to wait: the next call keeps to them too, so they are tested in simulated time."""
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    timeouts = {"connect": 0.5, "read": 0.5, "pool": 0.5}
-    entry = {"plugin": "local", "base_url": server.base_url, "api_key": KEY, "timeouts": timeouts, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, api_key=KEY, timeouts={"connect": 0.5, "read": 0.5, "pool": 0.5})
 
 
 def expected() -> np.ndarray[Any, Any]:
@@ -51,32 +52,39 @@ def shown(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("fault", EMBEDDINGS, ids=str)
-async def test_one_attempt_gives_right_rows_or_one_clear_error(
+def test_one_attempt_gives_right_rows_or_one_clear_error(
     fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Never a shifted row, never another kind of exception, never the key or a text in what is shown."""
-    caplog.set_level(logging.DEBUG)
-    async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"retry": False}) as client:
-        server.default(answer_openai)
-        # What the model's vectors look like is known from an earlier call.
-        await client.embed("server/model", TEXTS)
-        fault.inject(server)
-        try:
-            found = await client.embed("server/model", TEXTS)
-        except llmopt.LLMOptError as error:
-            assert error.provider == "server"
-            assert error.endpoint == server.base_url.removesuffix("/v1")
-            assert error.attempts
-            text = shown(error)
-            assert KEY not in text
-            assert "canary-text" not in text.replace("TEXTS", "")
-        else:
-            np.testing.assert_array_equal(found.vectors, expected())
-        if fault.row not in REFUSED_KEYS | WAITS:
-            again = await client.embed("server/model", TEXTS)
-            np.testing.assert_array_equal(again.vectors, expected())
-    assert KEY not in caplog.text
-    assert "canary-text" not in caplog.text
+
+    async def main(clock: Clock) -> None:
+        caplog.set_level(logging.DEBUG)
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            llmopt.AsyncClient(config(server), clock=clock, flags={"retry": False}) as client,
+        ):
+            server.default(answer_openai)
+            # What the model's vectors look like is known from an earlier call.
+            await client.embed("server/model", TEXTS)
+            fault.inject(server)
+            try:
+                found = await client.embed("server/model", TEXTS)
+            except llmopt.LLMOptError as error:
+                assert error.provider == "server"
+                assert error.endpoint == server.base_url.removesuffix("/v1")
+                assert error.attempts
+                text = shown(error)
+                assert KEY not in text
+                assert "canary-text" not in text.replace("TEXTS", "")
+            else:
+                np.testing.assert_array_equal(found.vectors, expected())
+            if fault.row not in REFUSED_KEYS | WAITS:
+                again = await client.embed("server/model", TEXTS)
+                np.testing.assert_array_equal(again.vectors, expected())
+        assert KEY not in caplog.text
+        assert "canary-text" not in caplog.text
+
+    run_fault(fault, main)
 
 
 VETOED = {"408, x-should-retry false", "409, x-should-retry false"}
@@ -85,18 +93,25 @@ RETRIED = [fault for fault in EMBEDDINGS if fault.row not in WAITS and fault.nam
 
 
 @pytest.mark.parametrize("fault", RETRIED, ids=str)
-async def test_with_retries_a_fault_that_passes_is_not_seen_or_ends_in_one_clear_error(fault: Fault) -> None:
+def test_with_retries_a_fault_that_passes_is_not_seen_or_ends_in_one_clear_error(fault: Fault) -> None:
     """What may be retried comes right; what may not is sent once."""
-    async with FaultServer() as server, llmopt.AsyncClient(config(server, retry_delay=0.001)) as client:
-        server.default(answer_openai)
-        await client.embed("server/model", TEXTS)
-        before = len(server.requests)
-        fault.inject(server)
-        try:
-            found = await client.embed("server/model", TEXTS)
-        except llmopt.LLMOptError as error:
-            assert not isinstance(error, (llmopt.TransportError, llmopt.ServerError, llmopt.Overloaded))
-            assert len(server.requests) - before <= 2
-        else:
-            np.testing.assert_array_equal(found.vectors, expected())
-            assert len(server.requests) - before <= 1 + len(TEXTS)
+
+    async def main(clock: Clock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            llmopt.AsyncClient(config(server, retry_delay=0.001), clock=clock) as client,
+        ):
+            server.default(answer_openai)
+            await client.embed("server/model", TEXTS)
+            before = len(server.requests)
+            fault.inject(server)
+            try:
+                found = await client.embed("server/model", TEXTS)
+            except llmopt.LLMOptError as error:
+                assert not isinstance(error, (llmopt.TransportError, llmopt.ServerError, llmopt.Overloaded))
+                assert len(server.requests) - before <= 2
+            else:
+                np.testing.assert_array_equal(found.vectors, expected())
+                assert len(server.requests) - before <= 1 + len(TEXTS)
+
+    run_fault(fault, main)

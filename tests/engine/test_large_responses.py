@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
-from typing import Any
 
 import pytest
 
@@ -13,6 +13,7 @@ import llmopt
 from llmopt import EmbedCall, HttpResponse, hookimpl
 from llmopt.engine.request import compress_body
 from llmopt.values.embeddings import EmbeddedRows
+from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer
 
 _COUNT = 512
@@ -42,9 +43,7 @@ def answer(count: int, dimensions: int) -> Answer:
     return Answer(200, json.dumps(body).encode(), [("content-type", "application/json")])
 
 
-def config(server: FaultServer) -> dict[str, Any]:
-    entry = {"plugin": "openai", "base_url": server.base_url, "api_key": "key"}
-    return {"providers": {"s": entry}}
+config = functools.partial(provider_config, name="s", plugin="openai", api_key="key")
 
 
 async def test_other_requests_go_on_while_a_long_answer_is_read() -> None:

@@ -15,6 +15,7 @@ import llmopt
 from llmopt.policies.retry import BUDGET_CAPACITY, TRANSIENT_COST
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import BreakerChanged, PoolCheckout, RequestAttempt
+from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
     Close,
@@ -41,9 +42,7 @@ CALLS = scaled(1_000, nightly=3_000)
 UNAVAILABLE = bytes(Answer(503, b'{"error":{"message":"down"}}', [("content-type", "application/json")]))
 
 
-def config(*servers: FaultServer, **more: Any) -> dict[str, Any]:
-    endpoints = [{"base_url": server.base_url} for server in servers]
-    return {"providers": {"server": {"plugin": "local", "endpoints": endpoints, **more}}}
+config = provider_config
 
 
 async def one(client: llmopt.AsyncClient, number: int, **options: Any) -> str:

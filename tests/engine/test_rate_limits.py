@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-from typing import Any
 
 import pytest
 
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import Event, LimitLearned, RequestWait
+from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, OutageSchedule, RateLimited, answer_openai
 from tests.support.faults.quota import Bucket
 
@@ -26,10 +27,7 @@ def refusal(**headers: str) -> bytes:
     return bytes(Answer(429, body, [("content-type", "application/json"), *told]))
 
 
-def config(*servers: FaultServer, **more: Any) -> dict[str, Any]:
-    endpoints = [{"base_url": server.base_url} for server in servers]
-    entry = {"plugin": "local", "endpoints": endpoints, "max_batch_size": 1, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, max_batch_size=1)
 
 
 def provider(clock: SimulatedClock, *, headers: bool) -> RateLimited:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import llmopt
 from llmopt.engine.responses import redact
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import RequestWait
+from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
     Crossed,
@@ -31,9 +33,7 @@ TEXTS = ["one", "two", "three"]
 JSON = [("content-type", "application/json")]
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, retry_delay=0.001)
 
 
 def rows(texts: list[str]) -> np.ndarray[Any, Any]:

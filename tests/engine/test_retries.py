@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -10,15 +11,14 @@ import pytest
 import llmopt
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import RequestRetry
+from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, answer_openai, faults_of, find_fault, retry_after
 from tests.support.faults.fault import Fault
 
 QUICK = {"retry_delay": 0.001, "timeouts": {"connect": 0.5, "read": 0.5, "pool": 0.5}}
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, **QUICK, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, **QUICK)
 
 
 def error(status: int, code: str | None = None, **headers: str) -> Answer:
@@ -118,9 +118,7 @@ async def test_retry_off_sends_once() -> None:
 MODEL = "server/m"
 
 
-def hint_config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 1.0, "max_retries": 3, **more}
-    return {"providers": {"server": entry}}
+hint_config = functools.partial(provider_config, retry_delay=1.0, max_retries=3)
 
 
 def waited(fault: Fault | Answer, **options: Any) -> tuple[float, list[RequestRetry], int]:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
-from typing import Any
 
 import numpy as np
 import pytest
 
 import llmopt
 from llmopt.engine.singleflight import Group, SingleFlight
+from tests.support.configuration import provider_config
 from tests.support.faults import FaultServer, Respond, Script, Wait, answer_openai, vector_for
 
 MODEL = "server/m"
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, retry_delay=0.001)
 
 
 def held(gate: asyncio.Event) -> Script:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.transport.connector import Connector
 from llmopt.transport.pool import ConnectionPool
 from llmopt.values.events import Event, LimitLearned, PoolCheckout, PoolReuse, PoolSize
+from tests.support.configuration import provider_config
 from tests.support.emulators import TEIEmulator
 from tests.support.faults import (
     Answer,
@@ -32,9 +34,7 @@ from tests.transport.helpers import asking
 MODEL = "server/m"
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"plugin": "local", "base_url": server.base_url, "retry_delay": 0.001, **more}
-    return {"providers": {"server": entry}}
+config = functools.partial(provider_config, retry_delay=0.001)
 
 
 def of(kind: type[Event], events: list[Event]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -11,11 +12,10 @@ import llmopt
 from llmopt.cache.store import MemoryStore
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import CacheEviction, CacheSized, JsonParse, ResponseCompression
+from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, answer_openai, models_payload
 
-
-def config(server: FaultServer) -> dict[str, Any]:
-    return {"providers": {"s": {"plugin": "local", "base_url": server.base_url}}}
+config = functools.partial(provider_config, name="s")
 
 
 def test_size_and_evictions(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import llmopt
 from llmopt import InvalidInput
 from llmopt.operations.embed import check_texts_argument, embed_call, text_error
 from llmopt.values.calls import EmbedOptions
+from tests.support.configuration import provider_config
 from tests.support.faults import FaultServer, answer_openai, serving, vector_for
 
 
@@ -92,8 +93,7 @@ def test_extra_is_a_copy() -> None:
 MODEL = "server/m"
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    return {"providers": {"server": {"plugin": "local", "base_url": server.base_url, **more}}}
+config = provider_config
 
 
 def rows(texts: list[str]) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
 import struct
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import llmopt
 from llmopt.cache.store import MemoryStore
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import CacheHit, CacheMiss
+from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
     FaultServer,
@@ -32,8 +34,7 @@ from tests.support.faults import (
 MODEL = "s/m"
 
 
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    return {"providers": {"s": {"plugin": "local", "base_url": server.base_url, **more}}}
+config = functools.partial(provider_config, name="s")
 
 
 def rows(texts: list[str], dimensions: int = 4) -> np.ndarray[Any, Any]:

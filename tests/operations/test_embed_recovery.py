@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 
 import llmopt
+from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, MaxItems, Poison, TokenLimit, answer_openai, vector_for
 from tests.support.faults.payload_rows import changed
 from tests.support.faults.request import Request
 
-
-def config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    entry = {"base_url": server.base_url, "api_key": "test-key", "retry_delay": 0.001, **more}
-    return {"providers": {"openai": entry}}
+config = functools.partial(
+    provider_config, name="openai", api_key="test-key", retry_delay=0.001, plugin="openai"
+)
 
 
 def rows(texts: Sequence[str]) -> np.ndarray[Any, Any]:

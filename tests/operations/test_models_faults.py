@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import pytest
 
 import llmopt
+from llmopt.policies.clock import Clock
+from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.testing.fake import installed
+from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
     FaultServer,
@@ -24,6 +28,7 @@ from tests.support.faults import (
 from tests.support.faults.fault import Fault
 from tests.support.faults.request import Request
 from tests.support.faults.script import Reply
+from tests.support.simulated import run_fault
 
 P13 = [fault for fault in faults_of("P") if fault.row == "P13"]
 MODELS = {
@@ -41,8 +46,7 @@ MODELS = {
 BROKEN = {"pages without end": llmopt.InvalidResponse}
 
 
-def config(server: FaultServer) -> dict[str, object]:
-    return {"providers": {"s": {"plugin": "local", "base_url": server.base_url, "max_retries": 0}}}
+config = functools.partial(provider_config, name="s", max_retries=0)
 
 
 def test_every_fault_is_expected() -> None:
@@ -52,30 +56,34 @@ def test_every_fault_is_expected() -> None:
 
 @pytest.mark.parametrize("fault", P13, ids=str)
 @pytest.mark.row("P13")
-async def test_unusual_lists_of_models(fault: Fault, tmp_path: Path) -> None:
+def test_unusual_lists_of_models(fault: Fault, tmp_path: Path) -> None:
     """The right models or one clear error; the same again from memory and from disk; the next call is served."""
-    async with FaultServer() as server:
-        fault.inject(server)
-        if fault.name in BROKEN:
-            # Every page is the same.
-            server.default(fault.reply)
-        async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+
+    async def main(clock: Clock) -> None:
+        async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
+            fault.inject(server)
             if fault.name in BROKEN:
-                with pytest.raises(BROKEN[fault.name], match="no end"):
-                    await client.list_models("s")
-                assert len(server.requests) <= 3
-                server.default(answer_openai)
-                assert len(await client.list_models("s")) == 1
-                return
-            found = await client.list_models("s")
-            again = await client.list_models("s")
-        async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
-            stored = await client.list_models("s")
-    assert len(server.requests) == 1
-    assert len(found) == len(again) == len(stored) == MODELS[fault.name]
-    for at in {0, len(found) // 2, len(found) - 1} if len(found) else ():
-        assert found[at] == again[at] == stored[at]
-        assert dict(found[at].raw) == dict(stored[at].raw)
+                # Every page is the same.
+                server.default(fault.reply)
+            async with llmopt.AsyncClient(config(server), clock=clock, cache=tmp_path) as client:
+                if fault.name in BROKEN:
+                    with pytest.raises(BROKEN[fault.name], match="no end"):
+                        await client.list_models("s")
+                    assert len(server.requests) <= 3
+                    server.default(answer_openai)
+                    assert len(await client.list_models("s")) == 1
+                    return
+                found = await client.list_models("s")
+                again = await client.list_models("s")
+            async with llmopt.AsyncClient(config(server), clock=clock, cache=tmp_path) as client:
+                stored = await client.list_models("s")
+        assert len(server.requests) == 1
+        assert len(found) == len(again) == len(stored) == MODELS[fault.name]
+        for at in {0, len(found) // 2, len(found) - 1} if len(found) else ():
+            assert found[at] == again[at] == stored[at]
+            assert dict(found[at].raw) == dict(stored[at].raw)
+
+    run_fault(fault, main)
 
 
 NOT_JSON = {
@@ -166,42 +174,59 @@ WAITS = {"H01", "H02", "H03", "H04", "H05", "H06"}
 """A refusal for the rate is a pause for all who share it, see test_hints."""
 
 
-def matrix_config(server: FaultServer, **more: Any) -> dict[str, Any]:
-    timeouts = {"connect": 0.5, "read": 0.5, "pool": 0.5, "catalog": 0.5}
-    entry = {"plugin": "local", "base_url": server.base_url, "api_key": KEY, "timeouts": timeouts, **more}
-    return {"providers": {"server": entry}}
+matrix_config = functools.partial(
+    provider_config, api_key=KEY, timeouts={"connect": 0.5, "read": 0.5, "pool": 0.5, "catalog": 0.5}
+)
 
 
-def client_of(server: FaultServer, **flags: bool) -> llmopt.AsyncClient:
-    return llmopt.AsyncClient(matrix_config(server, retry_delay=0.001), flags={"cache": False, **flags})
+def client_of(server: FaultServer, clock: Clock | None = None, **flags: bool) -> llmopt.AsyncClient:
+    return llmopt.AsyncClient(
+        matrix_config(server, retry_delay=0.001), clock=clock, flags={"cache": False, **flags}
+    )
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-async def test_the_models_or_one_clear_error(fault: Fault) -> None:
+def test_the_models_or_one_clear_error(fault: Fault) -> None:
     """And the next question is answered as if nothing had been."""
-    async with FaultServer() as server, client_of(server, retry=False) as client:
-        fault.inject(server)
-        try:
-            found = await client.list_models("server")
-        except llmopt.LLMOptError as error:
-            assert error.provider == "server"
-            assert error.endpoint == server.base_url
-            assert KEY not in "".join(traceback.format_exception(error))
-        else:
-            if fault.row != "P13":
-                assert [model.id for model in found] == ["text-embedding-3-small"]
-        if fault.row not in REFUSED_KEYS | WAITS:
-            assert [model.id for model in await client.list_models("server")] == ["text-embedding-3-small"]
+
+    async def main(clock: Clock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            client_of(server, clock=clock, retry=False) as client,
+        ):
+            fault.inject(server)
+            try:
+                found = await client.list_models("server")
+            except llmopt.LLMOptError as error:
+                assert error.provider == "server"
+                assert error.endpoint == server.base_url
+                assert KEY not in "".join(traceback.format_exception(error))
+            else:
+                if fault.row != "P13":
+                    assert [model.id for model in found] == ["text-embedding-3-small"]
+            if fault.row not in REFUSED_KEYS | WAITS:
+                assert [model.id for model in await client.list_models("server")] == [
+                    "text-embedding-3-small"
+                ]
+
+    run_fault(fault, main)
 
 
 @pytest.mark.row("H08")
 @pytest.mark.parametrize("name", ["500", "502", "503", "504", "520"])
-async def test_a_failure_that_passes_is_not_seen(name: str) -> None:
+def test_a_failure_that_passes_is_not_seen(name: str) -> None:
     """Lists are asked for again, as embeddings are."""
-    async with FaultServer() as server, client_of(server) as client:
-        find_fault("H08", name).inject(server)
-        assert len(await client.list_models("server")) == 1
-        assert len(server.requests) == 2
+
+    async def main(clock: SimulatedClock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            client_of(server, clock=clock) as client,
+        ):
+            find_fault("H08", name).inject(server)
+            assert len(await client.list_models("server")) == 1
+            assert len(server.requests) == 2
+
+    run_simulated(main)
 
 
 LISTS: dict[str, tuple[Any, list[str]]] = {
@@ -217,31 +242,52 @@ LISTS: dict[str, tuple[Any, list[str]]] = {
 
 @pytest.mark.row("P13")
 @pytest.mark.parametrize(("answer", "ids"), LISTS.values(), ids=LISTS)
-async def test_odd_entries_spoil_no_list(answer: Any, ids: list[str]) -> None:
+def test_odd_entries_spoil_no_list(answer: Any, ids: list[str]) -> None:
     """What can be read is read."""
-    async with FaultServer() as server, client_of(server) as client:
-        server.default(answer)
-        assert [model.id for model in await client.list_models("server")] == ids
+
+    async def main(clock: SimulatedClock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            client_of(server, clock=clock) as client,
+        ):
+            server.default(answer)
+            assert [model.id for model in await client.list_models("server")] == ids
+
+    run_simulated(main)
 
 
 @pytest.mark.row("P13")
-async def test_a_hundred_thousand_models() -> None:
+def test_a_hundred_thousand_models() -> None:
     """All of them, in order."""
-    async with FaultServer() as server, client_of(server) as client:
-        server.default(lambda _: json_answer(models_payload(f"m{number}" for number in range(100_000))))
-        found = await client.list_models("server")
-    assert len(found) == 100_000
-    assert (found[0].id, found[-1].id) == ("m0", "m99999")
+
+    async def main(clock: SimulatedClock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            client_of(server, clock=clock) as client,
+        ):
+            server.default(lambda _: json_answer(models_payload(f"m{number}" for number in range(100_000))))
+            found = await client.list_models("server")
+        assert len(found) == 100_000
+        assert (found[0].id, found[-1].id) == ("m0", "m99999")
+
+    run_simulated(main)
 
 
 @pytest.mark.row("P13")
-async def test_a_description_of_ten_megabytes() -> None:
+def test_a_description_of_ten_megabytes() -> None:
     """It is read, and not shown."""
-    async with FaultServer() as server, client_of(server) as client:
-        find_fault("P13", "long description").inject(server)
-        found = await client.list_models("server")
-    assert [model.id for model in found] == ["one"]
-    assert len(repr(found)) < 10_000
+
+    async def main(clock: SimulatedClock) -> None:
+        async with (
+            FaultServer(sleep=clock.sleep, clock=clock.now) as server,
+            client_of(server, clock=clock) as client,
+        ):
+            find_fault("P13", "long description").inject(server)
+            found = await client.list_models("server")
+        assert [model.id for model in found] == ["one"]
+        assert len(repr(found)) < 10_000
+
+    run_simulated(main)
 
 
 class Paged:
