@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from llmopt import BatchLimit, Failure, Verdict, VerdictKind, testing
-from llmopt.testing.corpus import CorpusFault, own_corpus, read_corpus
+from llmopt.testing.corpus import CorpusError, own_corpus, read_corpus
 from llmopt_conformance.observe import Sources, Watch
 from llmopt_conformance.runner import CHECKS
 
@@ -87,7 +87,7 @@ def test_what_a_plugins_corpus_leaves_out_the_verdict_leaves_out() -> None:
 )
 def test_a_corpus_that_cannot_be_used_says_why(text: str, fault: str) -> None:
     """Down to the entry."""
-    with pytest.raises(CorpusFault, match=fault):
+    with pytest.raises(CorpusError, match=fault):
         read_corpus(text)
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Final
 
 from llmopt.errors import LLMOptError, UnknownProvider
-from llmopt.testing.corpus import FILE, CorpusFault, KnownError, corpus_of
+from llmopt.testing.corpus import FILE, CorpusError, KnownError, corpus_of
 from llmopt.testing.dialect import Samples
 from llmopt.testing.harness import InstalledPlugin, discover_plugins
 from llmopt_conformance.checks_answers import (
@@ -121,7 +121,7 @@ def own_checks(subject: Subject) -> tuple[Check, ...]:
         return ()
     try:
         known = corpus_of(folder)
-    except CorpusFault as fault:
+    except CorpusError as fault:
         return (_unreadable(str(fault)),)
     return tuple(_check(error) for error in known)
 

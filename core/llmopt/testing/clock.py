@@ -1,9 +1,9 @@
-"""Simulated time: an hour of waiting runs in a moment, and runs the same every time.
+"""Simulated time for asyncio tests: an hour of waiting runs in a moment, and repeatably.
 
-The event loop is asyncio's own; only its idea of time is ours. Where it would wait for the next
-timer, `SimulatedClock` jumps there instead, so everything built on the loop's time is simulated with it:
-``asyncio.sleep``, ``asyncio.timeout``, ``loop.call_later``. (The idea of a selector that skips is
-known from *looptime* and Trio's ``MockClock``; this one looks at public methods of asyncio only.)
+The event loop is asyncio's own with another clock. Where it would wait for the next timer, the
+`SimulatedClock` jumps there instead, so that everything built on the loop's time is simulated:
+``asyncio.sleep``, ``asyncio.timeout``, ``loop.call_later``. (A selector that skips time is also how *looptime*
+and Trio's ``MockClock`` work; this one uses public methods of asyncio only.)
 
 ::
 
@@ -13,9 +13,9 @@ known from *looptime* and Trio's ``MockClock``; this one looks at public methods
 
     assert run_simulated(main) == 3600
 
-What stays real: sockets and threads. Time stands still while a thread of ``run_in_executor`` or
-``asyncio.to_thread`` works, and what a socket brings is read before time moves on, so that a server in
-the same loop serves; but a peer in another process has no simulated time: talk to it in real time.
+Sockets and threads stay real. Time stands still while a thread of ``run_in_executor`` or
+``asyncio.to_thread`` works, and data on sockets is read before time moves on, so a server in the same
+loop works. A peer in another process has no simulated time: use real time with it.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 
-_SAME = 1e-9
-"""Seconds within which the loop takes a timer for due (its clock's resolution)."""
-_GRACE = 0.001
-"""Real seconds that a byte between two sockets of this process gets to arrive before time moves on."""
+_CLOCK_RESOLUTION_S = 1e-9
+"""Seconds within which asyncio treats a timer as due."""
+_SOCKET_GRACE_S = 0.001
+"""Real seconds that data between two sockets of this process may take to arrive before time moves on."""
 
 
 class SimulationStalledError(RuntimeError):
-    """Every task waits for something that no timer, socket or thread will ever bring."""
+    """Every task waits, and no timer, socket or thread is left that could wake one."""
 
 
 class SimulationOverrunError(RuntimeError):
-    """The program outlived the simulated time it was given: it probably polls for ever."""
+    """The program exceeded its limit of simulated time; it probably polls forever."""
 
 
 class SimulatedClock:
-    """A clock that moves when nothing else can.
+    """A clock that jumps to the next timer when no task can run.
 
     Attributes:
         elapsed: seconds since the start.
@@ -81,17 +81,17 @@ class SimulatedClock:
         return self._now + self._epoch
 
     def advance(self, seconds: float) -> None:
-        """Let time pass at once, as code does that blocks the loop, or a machine that is suspended."""
+        """Move time forward at once, as code that blocks the loop does, or a suspended machine."""
         if seconds < 0:
             raise ValueError(f"monotonic time cannot go back by {-seconds} s")
         self._now += seconds
 
     def advance_to(self, moment: float) -> None:
-        """Let time pass until ``now()`` is ``moment`` exactly; no effect on a moment that is past."""
+        """Move time forward until ``now()`` is exactly ``moment``; no effect if it is in the past."""
         self._now = max(self._now, moment)
 
     def set_wall(self, epoch: float) -> None:
-        """Set the calendar, as a user or NTP does; monotonic time takes no notice."""
+        """Set the calendar, as a user or NTP does; monotonic time is not affected."""
         self._epoch = epoch - self._now
 
     async def sleep(self, seconds: float) -> None:
@@ -104,7 +104,7 @@ class SimulatedClock:
 
 
 class _SkippingSelector(selectors.BaseSelector):
-    """A real selector that never waits for time: it moves the clock to the next timer instead."""
+    """A real selector that never waits for a timer: it moves the clock to the timer instead."""
 
     def __init__(self, clock: SimulatedClock, limit: float) -> None:
         self._clock = clock
@@ -114,37 +114,39 @@ class _SkippingSelector(selectors.BaseSelector):
         self.threads = 0
 
     def expect(self, when: float) -> None:
-        """Remember the exact moment of a timer: adding up differences would miss it by a rounding."""
+        """Record the exact time of a timer, which adding the loop's rounded timeout would miss."""
         heapq.heappush(self._timers, when)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = self._real.select(0 if timeout == 0 else self._patience())
+        ready = self._real.select(0 if timeout == 0 else self._select_timeout())
         if ready or timeout == 0:
             return ready
         if timeout is None:
             raise SimulationStalledError(
-                "nothing is left that could wake any of these tasks up: " + _waiting()
+                "no timer, socket or thread is left that could wake one of these tasks: " + _pending_tasks()
             )
-        self._clock.advance_to(self._next(self._clock.now() + max(0.0, timeout)))
+        self._clock.advance_to(self._next_timer(self._clock.now() + max(0.0, timeout)))
         if self._clock.elapsed > self._limit:
             raise SimulationOverrunError(
-                f"not finished after {self._limit:g} simulated seconds: " + _waiting()
+                f"not finished after {self._limit:g} simulated seconds: " + _pending_tasks()
             )
         return ready
 
-    def _patience(self) -> float | None:
+    def _select_timeout(self) -> float | None:
         if self.threads:
             return None
-        # The loop's own wake-up socket is always there; nothing can come by it on this thread.
-        return _GRACE if len(self._real.get_map()) > 1 else 0
+        # The loop's own wake-up socket is always registered; nothing can arrive on it from this thread.
+        return _SOCKET_GRACE_S if len(self._real.get_map()) > 1 else 0
 
-    def _next(self, about: float) -> float:
-        # What is due already has run: taken for the next, it would hold the time for ever.
-        while self._timers and (self._timers[0] <= self._clock.now() or self._timers[0] < about - _SAME):
+    def _next_timer(self, due_at: float) -> float:
+        # Timers that are due have run already: taken as the next one, they would stop time forever.
+        while self._timers and (
+            self._timers[0] <= self._clock.now() or self._timers[0] < due_at - _CLOCK_RESOLUTION_S
+        ):
             heapq.heappop(self._timers)
-        if self._timers and self._timers[0] <= about + _SAME:
+        if self._timers and self._timers[0] <= due_at + _CLOCK_RESOLUTION_S:
             return self._timers[0]
-        return about
+        return due_at
 
     def register(self, fileobj: _File, events: int, data: object = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
@@ -162,7 +164,7 @@ class _SkippingSelector(selectors.BaseSelector):
         self._real.close()
 
 
-def _waiting() -> str:
+def _pending_tasks() -> str:
     return "; ".join(sorted(repr(task) for task in asyncio.all_tasks()))[:4000]
 
 
@@ -185,24 +187,24 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         *args: *_Args,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """As asyncio's; ``call_later``, sleeps and time-outs all come through here."""
+        """Like asyncio's; ``call_later``, sleeps and timeouts all call this."""
         self._skipping.expect(when)
         return super().call_at(when, callback, *args, context=context)
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[_Args]], _T], *args: *_Args
     ) -> asyncio.Future[_T]:
-        """As asyncio's; time stands still until the thread is done."""
+        """Like asyncio's; time stands still until the thread has finished."""
         future = super().run_in_executor(executor, func, *args)
         self._skipping.threads += 1
         future.add_done_callback(self._thread_done)
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002 asyncio's name
-        """As asyncio's, which joins the threads from a thread."""
+        """Like asyncio's, which joins the threads from another thread."""
         self._skipping.threads += 1
         try:
-            # Python 3.11 knows no time-out here, and none is ever reached: time stands still.
+            # Without the timeout, which Python 3.11 does not have and which is never reached: time stands still.
             await super().shutdown_default_executor()
         finally:
             self._skipping.threads -= 1
@@ -217,18 +219,18 @@ def run_simulated(
     clock: SimulatedClock | None = None,
     limit: float = 1e7,
 ) -> _T:
-    """Run ``main(clock)`` on a loop of its own in simulated time, and return what it returns.
+    """Run ``main(clock)`` on a new event loop in simulated time, and return its result.
 
-    Tasks it leaves behind are cancelled, as by ``asyncio.run``. A run is repeatable as far as the
-    program is: seed its random numbers, and do not let it order things by ``id`` (a set of tasks does).
+    Tasks that are left over are cancelled, as by ``asyncio.run``. A run is repeatable if the program is: seed
+    its random numbers, and do not order things by ``id``, as a set of tasks does.
 
     Args:
         main: a coroutine function of one argument.
-        clock: the clock to run on; a new one by default. Give one to go on where another run ended.
-        limit: simulated seconds after which the program is taken for endless.
+        clock: the clock to use; a new one by default. Pass one to continue where another run ended.
+        limit: maximum simulated seconds.
 
     Raises:
-        SimulationStalledError: all tasks wait for something that can never come.
+        SimulationStalledError: all tasks wait and nothing can wake one.
         SimulationOverrunError: the program was still running after ``limit`` seconds.
     """
     clock = SimulatedClock() if clock is None else clock

@@ -1,4 +1,4 @@
-"""Errors as providers send them, with the verdict that each must get; read from TOML.
+"""Error corpus: recorded provider errors, each with the verdict that ``classify_error`` must return (TOML).
 
 The format is that of docs/development/error-corpus.md. In the kit's own file an error has a ``check`` beside, the
 check that it belongs to; ``kind`` may be a list there, of which any is right, and what is left out is left
@@ -40,8 +40,8 @@ _REQUIRED: Final = frozenset({"name", "source", "status", "body", "kind"})
 _LIMITS: Final = frozenset({"max_items", "max_item_tokens", "max_tokens", "max_bytes"})
 
 
-class CorpusFault(ValueError):
-    """A corpus cannot be used; the text says which entry is wrong, and how."""
+class CorpusError(ValueError):
+    """A corpus cannot be read; the text says which entry is wrong, and why."""
 
 
 @frozen(kw_only=True)
@@ -50,16 +50,16 @@ class KnownError:
 
     Attributes:
         name: unique in its file.
-        source: where it was seen.
+        source: where it was observed.
         operation: "embeddings", "catalog" or "chat".
         status: HTTP status.
         headers: names in lower case.
         body: the bytes.
-        kinds: right verdicts; one in a plugin's own corpus.
-        retry_after: seconds that the verdict must name.
-        limit: the limit that the verdict must name.
-        item: the index that the verdict must name.
-        check: the kit's check that it belongs to, "" in a plugin's own corpus.
+        kinds: the correct verdicts; exactly one in a plugin's own corpus.
+        retry_after: the verdict's ``retry_after``, in seconds.
+        limit: the verdict's ``limit``.
+        item: the verdict's ``item``.
+        check: the check of the conformance kit that it belongs to, "" in a plugin's own corpus.
     """
 
     name: str
@@ -76,7 +76,7 @@ class KnownError:
 
     @property
     def failure(self) -> Failure:
-        """What ``classify_error`` is given for it."""
+        """The argument of ``classify_error`` for this error."""
         return Failure(
             status=self.status,
             headers=dict(self.headers),
@@ -86,50 +86,50 @@ class KnownError:
         )
 
     def faults(self, verdict: Verdict) -> list[str]:
-        """What is wrong with a verdict, a sentence each; none when it is right."""
-        found = []
+        """One sentence for each thing that is wrong with a verdict."""
+        problems = []
         if verdict.kind not in self.kinds:
             wanted = " or ".join(sorted(kind.name for kind in self.kinds))
-            found.append(
+            problems.append(
                 f"{self.name} (HTTP {self.status}): the verdict is {verdict.kind.name}, not {wanted}."
             )
         for name in ("retry_after", "limit", "item"):
-            wanted, given = getattr(self, name), getattr(verdict, name)
+            wanted, actual = getattr(self, name), getattr(verdict, name)
             left_open = wanted is None and self.check
-            if given != wanted and not left_open:
-                found.append(f"{self.name} (HTTP {self.status}): {name} is {given}, not {wanted}.")
-        return found
+            if actual != wanted and not left_open:
+                problems.append(f"{self.name} (HTTP {self.status}): {name} is {actual}, not {wanted}.")
+        return problems
 
 
 def read_corpus(text: str) -> tuple[KnownError, ...]:
     """The errors of a corpus.
 
     Raises:
-        CorpusFault: it is no such file, or an entry is wrong.
+        CorpusError: the text is not a corpus, or an entry is wrong.
     """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise CorpusFault(f"not valid TOML: {error}") from None
+        raise CorpusError(f"not valid TOML: {error}") from None
     entries = table.get("error", [])
     if not isinstance(entries, list) or set(table) - {"error"}:
-        raise CorpusFault("a corpus holds [[error]] tables and nothing else.")
-    found = tuple(_known(entry, number) for number, entry in enumerate(entries))
-    names = [each.name for each in found]
+        raise CorpusError("a corpus holds [[error]] tables and nothing else.")
+    errors = tuple(_known(entry, number) for number, entry in enumerate(entries))
+    names = [each.name for each in errors]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise CorpusFault(f"names occur twice: {', '.join(twice)}.")
-    return found
+        raise CorpusError(f"names occur twice: {', '.join(twice)}.")
+    return errors
 
 
 def corpus_of(folder: Path) -> tuple[KnownError, ...]:
-    """The corpus of a plugin's package; nothing when it has none."""
+    """The corpus in a plugin's package; empty if it has none."""
     path = folder / FILE
     return read_corpus(path.read_text("utf-8")) if path.is_file() else ()
 
 
 def own_corpus() -> tuple[KnownError, ...]:
-    """The corpus of the kit: what every plugin must judge rightly."""
+    """The corpus of the conformance kit: errors that every plugin must classify correctly."""
     return read_corpus((Path(__file__).parent / "corpus.toml").read_text("utf-8"))
 
 
@@ -137,7 +137,7 @@ def _known(entry: Mapping[str, Any], number: int) -> KnownError:
     where = f"error {number} ({entry.get('name', 'without a name')})"
     unknown, missing = sorted(set(entry) - _KEYS), sorted(_REQUIRED - set(entry))
     if unknown or missing:
-        raise CorpusFault(f"{where}: unknown {unknown}, missing {missing}.")
+        raise CorpusError(f"{where}: unknown {unknown}, missing {missing}.")
     values = {key: _READERS.get(key, _same)(value, where) for key, value in entry.items()}
     return KnownError(kinds=values.pop("kind"), **values)
 
@@ -151,7 +151,7 @@ def _body(value: Any, where: str) -> bytes:
         return value.encode()
     if isinstance(value, list) and all(type(byte) is int and 0 <= byte < 256 for byte in value):
         return bytes(value)
-    raise CorpusFault(f"{where}: body is text, or a list of bytes.")
+    raise CorpusError(f"{where}: body is text, or a list of bytes.")
 
 
 def _kinds(value: Any, where: str) -> frozenset[VerdictKind]:
@@ -160,18 +160,18 @@ def _kinds(value: Any, where: str) -> frozenset[VerdictKind]:
         return frozenset(VerdictKind(str(name).lower()) for name in names)
     except ValueError as error:
         kinds = ", ".join(kind.value for kind in VerdictKind)
-        raise CorpusFault(f"{where}: {error}; the kinds are {kinds}.") from None
+        raise CorpusError(f"{where}: {error}; the kinds are {kinds}.") from None
 
 
 def _limit(value: Any, where: str) -> BatchLimit:
     if not isinstance(value, dict) or set(value) - _LIMITS:
-        raise CorpusFault(f"{where}: limit is a table of {', '.join(sorted(_LIMITS))}.")
+        raise CorpusError(f"{where}: limit is a table of {', '.join(sorted(_LIMITS))}.")
     return BatchLimit(**value)
 
 
 def _headers(value: Any, where: str) -> dict[str, str]:
     if not isinstance(value, dict) or any(name != name.lower() for name in value):
-        raise CorpusFault(f"{where}: headers is a table of text, with names in lower case.")
+        raise CorpusError(f"{where}: headers is a table of text, with names in lower case.")
     return {name: str(text) for name, text in value.items()}
 
 

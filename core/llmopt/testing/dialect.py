@@ -1,4 +1,4 @@
-"""The common dialect from the server's side: how answers are written."""
+"""The common (OpenAI-compatible) dialect from the server's side: writes the bodies of responses, for fakes and kits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llmopt.values.calls import Operation
 from llmopt.values.chat import ToolCall
 from llmopt.values.secret import repr_names, repr_size
 
-# What the conformance kit asks a plugin and answers it, where that differs from the common dialect.
+# Samples: what a conformance kit sends to a plugin, and how a provider's responses differ from the dialect.
 
 Ignored = Literal["dimensions", "extra", "input_type", "model"]
-"""A part of an `EmbedCall` that a provider may have no use for."""
+"""A part of an `EmbedCall` that a provider may ignore."""
 Spoken = Literal["reasoning", "tool_calls", "finish_reason", "usage", "model", "id"]
-"""A part of a chat answer besides its text."""
+"""A part of a chat answer other than its text."""
 
 
 @frozen(kw_only=True)
@@ -29,7 +29,7 @@ class SampleRows:
 
     Attributes:
         rows: the position of a text and its vector, in the order they are to be sent in.
-        tokens: what the answer says the texts cost.
+        tokens: number of tokens in the answer's usage.
         model: the model that the answer names.
         base64: whether the request asked for base64, by ``"encoding_format": "base64"``.
     """
@@ -58,12 +58,12 @@ class SampleChat:
     """A chat answer for the kit to send, to be written in a provider's own format, whole or as a stream.
 
     Attributes:
-        pieces: the answer's text, cut as a stream is to bring it.
-        reasoning: what the model thought, before the answer; "" for nothing.
-        tool_calls: the tools that it wants called.
-        finish_reason: why it ended, in the common dialect's word.
-        prompt_tokens: what the answer says the conversation costs.
-        completion_tokens: what it says that it costs itself.
+        pieces: the text, in the pieces that a stream sends.
+        reasoning: the reasoning before the answer, "" for none.
+        tool_calls: tool calls in the answer.
+        finish_reason: why it ended, as in the common dialect.
+        prompt_tokens: tokens of the conversation in the answer's usage.
+        completion_tokens: tokens of the answer in its usage.
         model: the model that the answer names.
         id: the answer's id.
     """
@@ -93,22 +93,22 @@ class SampleError:
 
 @frozen(kw_only=True)
 class Samples:
-    """How a plugin is to be asked and answered. A plugin for the common dialect needs none of it.
+    """How a conformance kit calls a plugin and writes its provider's responses. The common dialect needs none of it.
 
     Attributes:
-        base_url: where the kit pretends the server to be; by default the profile's own.
+        base_url: base URL of the provider in the checks; by default that of the profile.
         options: the plugin's own configuration keys, as an entry of ``llmopt.toml`` gives them.
-        model: the model asked for.
+        model: the model of all calls.
         embeddings: writes the body of an embeddings answer.
         catalog: writes the body of a list of models.
         error: writes the body of an error.
         chat: writes the body of a chat answer.
-        stream: writes a chat answer as a stream: its events in order, the stream's own end among them.
-        stream_error: writes the event of an error within a stream.
+        stream: writes a chat answer as a stream: its events in order, with the end marker.
+        stream_error: writes an error event of a stream.
         stream_type: the content type of a stream.
-        says: what a chat answer of the provider's tells besides its text.
+        says: what the provider's chat answers contain besides the text.
         indexed: whether ``embeddings`` writes the positions of the rows, so that they may come in any order.
-        ignores: parts of a call that the provider has no use for, so that dropping them is right.
+        ignores: parts of a call that the provider ignores, so that the plugin may leave them out.
         without: operations that the provider does not have.
     """
 
@@ -134,7 +134,7 @@ class Samples:
 
 
 def vector_of(text: str, dimensions: int) -> tuple[float, ...]:
-    """A vector of length 1 that is always the same for a text, and another for another text."""
+    """A vector of norm 1 that depends on the text alone; different texts have different vectors."""
     size = 4 * dimensions
     noise = b"".join(sha256(f"{part}:{text}".encode()).digest() for part in range(size // 32 + 1))
     numbers = [number / 2**31 - 1 for number in struct.unpack(f"<{dimensions}I", noise[:size])]
@@ -143,7 +143,7 @@ def vector_of(text: str, dimensions: int) -> tuple[float, ...]:
 
 
 def single(numbers: Any) -> tuple[float, ...]:
-    """Numbers as float32 has them, so that they come back exactly."""
+    """Numbers rounded to float32, so that they survive encoding exactly."""
     listed = list(numbers)
     return struct.unpack(f"<{len(listed)}f", struct.pack(f"<{len(listed)}f", *listed))
 
@@ -194,7 +194,7 @@ def chat_stream(answer: SampleChat, *, usage: bool = True) -> tuple[bytes, ...]:
 
     Args:
         answer: what to say.
-        usage: whether the stream tells its usage, as ``stream_options.include_usage`` asks for.
+        usage: whether the stream ends with its usage, as with ``stream_options.include_usage``.
     """
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     if answer.reasoning:
@@ -238,7 +238,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def _fragments(index: int, call: ToolCall) -> list[dict[str, Any]]:
-    """A call as streams bring it: id and name first, then the arguments in two pieces."""
+    """A tool call as streams send it: id and name first, then the arguments in two pieces."""
     middle = len(call.arguments) // 2
     pieces = (call.arguments[:middle], call.arguments[middle:])
     first = {"index": index, **_call(evolve(call, arguments=""))}
