@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from importlib import import_module
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
@@ -72,42 +72,32 @@ class Pipeline(Generic[T]):
         self._new_credential = False
         self._compressed: EncodedRequest | None = None
         self._endpoint = group.endpoints[0]
+        self._started_at = 0.0
 
-    def run(self) -> Coroutine[Any, Any, T]:
+    async def run(self) -> T:
         """Send the request, with retries, and return its parsed response.
 
         Raises:
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        return self._run_recorded() if self._recorder.enabled else self._run_attempts()
-
-    async def _run_recorded(self) -> T:
-        started = self._clock.now()
-        self._recorder.request_started(self._request.items, self._request.tokens)
+        self._started_at = self._clock.now()
+        if self._recorder.enabled:
+            self._recorder.request_started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
-            value = await self._run_attempts()
+            if self._group.in_process:
+                value = await self._in_process()
+            else:
+                try:
+                    value = await self._attempt(1)
+                    self._endpoint.policies.retry_budget.succeeded()
+                except LLMOptError as error:
+                    if not self._may_retry(error):
+                        raise
+                    value = await self._run_retries(error)
             outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
-            raise
-        else:
-            return value
-        finally:
-            self._recorder.request_ended(self._endpoint, outcome, self._clock.now() - started)
-
-    async def _run_attempts(self) -> T:
-        try:
-            if self._group.in_process:
-                return await self._in_process()
-            try:
-                value = await self._attempt(1)
-            except LLMOptError as error:
-                if not self._may_retry(error):
-                    raise
-                return await self._run_retries(error)
-            self._endpoint.policies.retry_budget.succeeded()
-        except LLMOptError as error:
             error.provider = error.provider or self._endpoint.config.provider
             error.model = error.model or self._call.model or None
             error.endpoint = error.endpoint or self._endpoint.name
@@ -115,6 +105,12 @@ class Pipeline(Generic[T]):
             raise
         else:
             return value
+        finally:
+            if self._recorder.enabled:
+                self._record_end(outcome)
+
+    def _record_end(self, outcome: str) -> None:
+        self._recorder.request_ended(self._endpoint, outcome, self._clock.now() - self._started_at)
 
     def _may_retry(self, error: LLMOptError) -> bool:
         # Within an attempt of another llmopt client, that client retries: two nested retriers multiply requests.

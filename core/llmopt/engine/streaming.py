@@ -252,29 +252,12 @@ class StreamPipeline(Pipeline[LiveStream]):
     ) -> None:
         super().__init__(group, request, clock, telemetry)
         self._stream_request: Final = request
-        self._started_at = clock.now()
         self._head: HttpResponse | None = None
 
-    async def run(self) -> LiveStream:
-        """Send the request, with retries, and return the stream after its first event.
-
-        Raises:
-            LLMOptError: there is no stream; with provider, model, endpoint, request id and all attempts filled in.
-        """
-        self._started_at = self._clock.now()
-        self._recorder.request_started(self._request.items, self._request.tokens)
-        outcome = CANCELLED
-        try:
-            stream = await self._run_attempts()
-            outcome = OK
-        except LLMOptError as error:
-            outcome = type(error).__name__
-            raise
-        else:
-            return stream
-        finally:
-            if outcome != OK:
-                self._request_ended(outcome)
+    def _record_end(self, outcome: str) -> None:
+        # A request that has become a stream ends with the stream.
+        if outcome != OK:
+            super()._record_end(outcome)
 
     async def _in_process(self) -> LiveStream:
         endpoint = self._endpoint
@@ -420,7 +403,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         self._recorder.attempt_ended(
             scope.endpoint, number, name, stream.head, seconds, sent="yes", usage=usage
         )
-        self._request_ended(name)
+        super()._record_end(name)
 
     def _stream_broke(
         self,
@@ -444,9 +427,6 @@ class StreamPipeline(Pipeline[LiveStream]):
         if reader.usage is not None and reader.usage.total_tokens:
             return reader.usage.total_tokens
         return self._stream_request.prompt_tokens + reader.characters // _CHARACTERS_PER_TOKEN
-
-    def _request_ended(self, outcome: str) -> None:
-        self._recorder.request_ended(self._endpoint, outcome, self._clock.now() - self._started_at)
 
 
 def as_event(reply: ChatReply) -> ChatEvent:
