@@ -21,7 +21,7 @@ from llmopt.errors import InvalidInput
 from llmopt.policies.batch_size import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import ChatCall, ChatOptions, Settings, checked_extra
+from llmopt.values.calls import ChatCall, ChatOptions, Settings, check_json, checked_extra
 from llmopt.values.chat import ChatReply, Message
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure, HttpResponse
@@ -224,7 +224,7 @@ def _message(message: object, index: int) -> Mapping[str, Any]:
     if "content" not in fields and not any(value for key, value in fields.items() if key != "role"):
         raise InvalidInput(f"message {index} has no content.", index=index)
     plain = dict(fields)
-    _check_json(plain, f"message {index}", index)
+    check_json(plain, f"message {index}", index)
     return plain
 
 
@@ -237,7 +237,7 @@ def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
     for number, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
             raise InvalidInput(f"tool {number} is {_type_of(tool)}, not a mapping.")
-        _check_json(dict(tool), f"tool {number}")
+        check_json(dict(tool), f"tool {number}")
     return tools
 
 
@@ -247,22 +247,8 @@ def _stop(value: object) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
         raise InvalidInput("stop must be a text or a list of texts, none of them empty.")
-    _check_json(list(texts), "stop")
+    check_json(list(texts), "stop")
     return tuple(texts)
-
-
-def _check_json(value: object, name: str, index: int | None = None) -> None:
-    """Refuse what cannot be encoded as JSON. The error names the argument and never contains its text."""
-    try:
-        _encode(value)
-    except UnicodeEncodeError:
-        raise InvalidInput(
-            f"{name} contains half of a surrogate pair, so it was cut or decoded wrongly. "
-            "Read it with errors='replace', or repair it.",
-            index=index,
-        ) from None
-    except (TypeError, ValueError, RecursionError):
-        raise InvalidInput(f"{name} contains a value that JSON cannot express.", index=index) from None
 
 
 def _integer(name: str, value: object, *, minimum: int | None = None) -> int | None:
@@ -307,7 +293,7 @@ def _mapping(name: str, value: object) -> Mapping[str, Any] | None:
     if not isinstance(value, Mapping):
         raise InvalidInput(f"{name} must be a mapping, not {_type_of(value)}.")
     plain = dict(value)
-    _check_json(plain, name)
+    check_json(plain, name)
     return plain
 
 

@@ -78,33 +78,55 @@ _CHAT_OPTIONS: Final = tuple(fields_dict(ChatOptions))
 
 
 def checked_extra(extra: object) -> Mapping[str, Any]:
-    """Check the additional keys of a request's body.
+    """The ``extra`` option of a call: additional keys for the request body.
 
     Raises:
-        InvalidInput: they are not a mapping, or contain something that JSON cannot express.
+        InvalidInput: it is not a mapping, or contains a value that JSON cannot express.
     """
     if extra is None:
         return {}
     if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
         raise InvalidInput("extra must be a mapping from names to JSON values.")
-    import msgspec
-
     copied = dict(extra)
-    try:
-        msgspec.json.encode(copied)
-    except (TypeError, ValueError, RecursionError):
-        raise InvalidInput("extra holds something that JSON cannot express.") from None
-    if _holds_nonfinite(copied):
-        raise InvalidInput("extra holds a number that is not finite.")
+    check_json(copied, "extra")
+    # msgspec encodes these as null, which would silently change the request.
+    if _contains_nonfinite(copied):
+        raise InvalidInput("extra contains a number that is not finite, which JSON cannot express.")
     return copied
 
 
-def _holds_nonfinite(value: object) -> bool:
+def check_json(value: object, name: str, index: int | None = None) -> None:
+    """Refuse what cannot be encoded as JSON.
+
+    Args:
+        value: a message, a tool, a schema or the like.
+        name: names it in the error, which never contains its text.
+        index: position among the messages, for the error.
+
+    Raises:
+        InvalidInput: it contains a value that JSON cannot express.
+    """
+    # Imported here, because making a client must not import it.
+    import msgspec
+
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"{name} contains half of a surrogate pair, so it was cut or decoded wrongly. "
+            "Read it with errors='replace', or repair it.",
+            index=index,
+        ) from None
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput(f"{name} contains a value that JSON cannot express.", index=index) from None
+
+
+def _contains_nonfinite(value: object) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, Mapping):
-        return any(map(_holds_nonfinite, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_holds_nonfinite, value))
+        return any(map(_contains_nonfinite, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_contains_nonfinite, value))
 
 
 # Calls, as the hooks of a plugin see them.
