@@ -239,6 +239,7 @@ class EndpointGroup:
                 raise self._circuit_open(min(waits))
             refusals = [endpoint.policies.credential_error() for endpoint in self.endpoints]
             raise next(refusal.copy() for refusal in refusals if refusal is not None)
+        # Without balancing the order of the configuration is a list of fallbacks.
         if not self.endpoints[0].config.flags.balance:
             return self.endpoints[candidates[0].index]
         # A throttled endpoint, or one without rate limit left, would delay a request that another one could take now.

@@ -165,6 +165,7 @@ class EndpointPolicies:
         self._endpoint: Final = endpoint
         self._clock: Final = clock
         self._breakers: Final = breakers
+        # Circuits are also by credential: one account may be blocked while another one works.
         self._credential: Final = endpoint.credential.fingerprint()
         self._circuit_pairs: Final[dict[tuple[str, str], CircuitPair]] = {}
         self._null_limiter: Final = NullRateLimiter()
@@ -282,6 +283,7 @@ class EndpointPolicies:
             return None
         error, until = self._blocked
         if self._clock.now() >= until:
+            # The next request finds out whether the account works again.
             self._blocked = None
             return None
         return error

@@ -109,6 +109,7 @@ class EventReader:
                     self.record(event)
         except LLMOptError as error:
             self.fault = error
+        # The events before the end or a fault are returned first.
         if not (events or waiting or self.finished):
             self._check_end()
         return events
@@ -166,6 +167,7 @@ async def detect_stream_format(response: ResponseStream) -> StreamFormat:
         LLMOptError: reading failed.
     """
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # The body of an error is never streamed, whatever its content type says.
     if not 200 <= response.status < 300:
         return StreamFormat(body=await response.read_remaining())
     if kind not in _UNINFORMATIVE_TYPES:

@@ -170,15 +170,18 @@ class Pipeline(Generic[T]):
                 circuits = policies.breakers(self._call)
                 permit = circuits.acquire(timeout) if circuits is not None else None
                 if permit is None and circuits is not None:
+                    # A circuit opened while this request was waiting: nothing was sent, so choose again.
                     lease.refund()
                     continue
                 scope.begin(permit, timeout)
                 try:
                     if not endpoint.custom_transport:
                         return await self._send(number, scope, encoded, settings)
+                    # The transport may call llmopt itself, whose retries would multiply with these.
                     with retry_guard():
                         return await self._send(number, scope, encoded, settings)
                 except AuthError:
+                    # A token may have expired on the way: with another one the request is worth a retry.
                     self._new_credential = await self._credential_changed(endpoint, settings)
                     raise
 
@@ -215,6 +218,7 @@ class Pipeline(Generic[T]):
         """A rate-limit lease; None if the server has throttled this endpoint and another one is free."""
         if len(self._group.endpoints) > 1:
             try:
+                # Without a pause: another endpoint may be free now.
                 return await self._acquire_rate_limit(endpoint, max_pause=0.0)
             except RateLimited:
                 if self._group.has_alternative(endpoint, self._call):
@@ -262,6 +266,7 @@ class Pipeline(Generic[T]):
             self._record_failure(number, scope, settings, error, response, self._clock.now() - started)
             raise
         except asyncio.CancelledError:
+            # The policies get no result: a cancellation says nothing about the server.
             seconds = self._clock.now() - started
             self._recorder.attempt_ended(endpoint, number, CANCELLED, response, seconds, sent="maybe")
             raise
@@ -343,6 +348,7 @@ class Pipeline(Generic[T]):
         if endpoint.config.credential.is_static:
             return False
         try:
+            # The function may call llmopt itself, as above.
             with retry_guard():
                 settings = await endpoint.settings()
         except LLMOptError:

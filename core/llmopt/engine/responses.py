@@ -61,6 +61,7 @@ def parse_or_raise(
         failure = result
     else:
         failure = Failure.from_response(response, operation=call.operation, model=call.model)
+        # Before the plugin is asked: a redirect must not look like an error of the model.
         if (error := _redirect(failure, call, settings)) is not None:
             raise error
     raise error_from_verdict(hooks.classify_error(failure, settings), failure, call, settings)
@@ -126,6 +127,7 @@ def _redacted(message: str, call: Call, settings: Settings) -> str:
     secrets = [value for name, value in settings.headers.items() if _SECRET_HEADER.search(name)]
     if settings.credential is not None:
         secrets.append(settings.credential.reveal())
+    # Cut first: the search takes time in proportion to the length of the message.
     return redact(message[:_MAX_MESSAGE], secrets=secrets, texts=input_texts(call))
 
 

@@ -146,6 +146,7 @@ class LiveStream:
             self._end(failure)
             raise failure from failure.__cause__
         except BaseException:
+            # A cancelled read may have lost a chunk, so that the stream cannot go on.
             self._end("abandoned")
             raise
         self._after_read()
@@ -283,6 +284,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         seconds = self._clock.now() - started
         if scope.stream_started(stream.head, settings, seconds):
             self._recorder.limits_learned(scope.endpoint)
+        # From here on the stream releases slot, lease and permit.
         scope.detach()
         self._group.record_latency(scope.endpoint, seconds)
         stream.on_end = partial(self._stream_ended, stream, number, scope, settings, started)
@@ -304,6 +306,7 @@ class StreamPipeline(Pipeline[LiveStream]):
                         left = max(0.0, left - (self._clock.now() - started))
                     return await self._first_event(response_body, scope, settings, left)
                 except BaseException:
+                    # Also when cancelled: nobody else knows of this connection yet.
                     response_body.close()
                     raise
         except TimeoutError:
@@ -316,6 +319,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             async with asyncio.timeout(left):
                 return await self._start_stream(response_body, scope, settings)
         except TimeoutError:
+            # Both timeouts raise the same error; that of the deadline is handled one level up.
             if self._request.deadline.expired():
                 raise
         raise AttemptTimeout(

@@ -51,6 +51,7 @@ class Telemetry:
         """
         if self._on_event is None:
             return
+        # Not inside the try: a wrong field is an error of llmopt, not of the listener.
         event = kind(*args, **fields)
         try:
             self._on_event(event)
