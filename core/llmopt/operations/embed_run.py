@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final
@@ -158,7 +159,10 @@ class EmbedRun:
             # The first one stays: limits are compared by identity.
             limit = remembered.setdefault(self._options, limit)
         if self._config.flags.adaptive_batches and not self._config.in_process:
-            self._adaptive = await self._state.load(limit)
+            # After the deadline the call goes on without: its first request raises `DeadlineExceeded`.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
+                    self._adaptive = await self._state.load(limit)
         self._declared = limit
         self.limits_known = True
 
