@@ -20,7 +20,7 @@ from llmopt_conformance.fixtures import (
     ANSWERS,
     HTML,
     REFUSED,
-    Asked,
+    BuiltRequest,
     altered,
     count_of,
     never_accepted,
@@ -56,7 +56,7 @@ def _numbers(subject: Subject) -> None:
 @embeddings_checks("base64")
 def _base64(subject: Subject) -> None:
     """A plugin that asks for base64 reads base64: float32, little-endian."""
-    body = Asked(subject, subject.embed_call()).body
+    body = BuiltRequest(subject, subject.embed_call()).body
     if not subject.samples.common or not isinstance(body, dict) or body.get("encoding_format") != "base64":
         raise NotApplicable("the plugin does not ask for base64")
     answer = rows_of(count_of(subject))
@@ -335,7 +335,7 @@ def _cursor(subject: Subject) -> None:
     if page.next_cursor is None:
         raise NotApplicable("the plugin's lists have one page")
     expect(page.next_cursor == _CURSOR, f"the cursor {_CURSOR!r} became {page.next_cursor!r}.")
-    asked = Asked(subject, CatalogCall(cursor=_CURSOR))
+    asked = BuiltRequest(subject, CatalogCall(cursor=_CURSOR))
     asked.checked()
     queried = [value for values in parse_qs(urlsplit(asked.url).query).values() for value in values]
     expect(

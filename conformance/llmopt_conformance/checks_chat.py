@@ -28,21 +28,21 @@ from llmopt_conformance.fixtures import (
     WORDS,
     ChattingServer,
     altered,
-    asked,
     beginning,
     called,
     chats,
+    client_reply,
+    client_stream,
     decoded,
     event_read,
     fails,
-    heard,
     is_refusal,
-    listened,
+    read_stream,
     refusing,
     replied,
     reply,
     says,
-    spoken,
+    stream_reply,
     verdict_of,
 )
 from llmopt_conformance.subject import (
@@ -189,14 +189,14 @@ _LINES: Final = "ndjson"
 @stream_checks("words")
 def _stream_words(subject: Subject) -> None:
     """The pieces of a stream come together to the text of the answer."""
-    found = spoken(subject, WORDS).text
+    found = stream_reply(subject, WORDS).text
     expect(found == WORDS.text, f"{WORDS.text!r} is read as {found!r}.")
 
 
 @stream_checks("at-once")
 def _at_once(subject: Subject) -> None:
     """Each piece comes with its own event; none is held back until the end."""
-    found = heard(subject, subject.dialect.stream(WORDS))
+    found = read_stream(subject, subject.dialect.stream(WORDS))
     texts = [part.text for parts in found.parts for part in parts if part.text]
     expect(len(texts) >= len(WORDS.pieces), f"{len(WORDS.pieces)} pieces come as {len(texts)}.")
 
@@ -205,11 +205,11 @@ def _at_once(subject: Subject) -> None:
 def _any_pieces(subject: Subject) -> None:
     """A stream says the same however the network cuts it."""
     body = b"".join(subject.dialect.stream(evolve(WORDS, tool_calls=CALLS.tool_calls)))
-    whole = heard(subject, [body]).answer
+    whole = read_stream(subject, [body]).answer
     for size in (1, 2, 3, 7, 64):
         pieces = [body[start : start + size] for start in range(0, len(body), size)]
         expect(
-            heard(subject, pieces).answer == whole,
+            read_stream(subject, pieces).answer == whole,
             f"in pieces of {size} bytes it says another thing.",
         )
 
@@ -218,7 +218,7 @@ def _any_pieces(subject: Subject) -> None:
 def _stream_types(subject: Subject) -> None:
     """Every ChatEvent holds what its fields say."""
     for answer in (evolve(WORDS, reasoning="kit thinks"), CALLS):
-        for parts in heard(subject, subject.dialect.stream(answer)).parts:
+        for parts in read_stream(subject, subject.dialect.stream(answer)).parts:
             faults = [fault for part in parts for fault in type_faults(part)]
             expect(not faults, "\n".join(faults))
 
@@ -227,7 +227,7 @@ def _stream_types(subject: Subject) -> None:
 def _stream_reasoning(subject: Subject) -> None:
     """What the model thought stands in reasoning, apart from the answer."""
     says(subject, "reasoning")
-    found = spoken(subject, evolve(WORDS, reasoning="kit thinks"))
+    found = stream_reply(subject, evolve(WORDS, reasoning="kit thinks"))
     expect(found.reasoning == "kit thinks", f"'kit thinks' is read as {found.reasoning!r}.")
     expect(found.text == WORDS.text, f"the text is {found.text!r}.", "the answer alone.")
 
@@ -236,7 +236,7 @@ def _stream_reasoning(subject: Subject) -> None:
 def _stream_tool_calls(subject: Subject) -> None:
     """Fragments of tool calls come together, with names and arguments, in order."""
     says(subject, "tool_calls")
-    found, wanted = called(spoken(subject, CALLS).tool_calls), called(CALLS.tool_calls)
+    found, wanted = called(stream_reply(subject, CALLS).tool_calls), called(CALLS.tool_calls)
     expect(found == wanted, f"they are read as {found}.", f"{wanted}.")
 
 
@@ -245,7 +245,8 @@ def _stream_finish_reason(subject: Subject) -> None:
     """A stream that was cut short is told from one that was not."""
     says(subject, "finish_reason")
     whole, short = (
-        spoken(subject, evolve(WORDS, finish_reason=reason)).finish_reason for reason in ("stop", "length")
+        stream_reply(subject, evolve(WORDS, finish_reason=reason)).finish_reason
+        for reason in ("stop", "length")
     )
     expect(bool(whole) and bool(short) and whole != short, f"they are {whole!r} and {short!r}.")
 
@@ -253,7 +254,7 @@ def _stream_finish_reason(subject: Subject) -> None:
 @stream_checks("finish-reason-once")
 def _finish_reason_once(subject: Subject) -> None:
     """The finish reason comes once, behind the last word: a stream that was cut before it must not look whole."""
-    parts = [part for each in heard(subject, subject.dialect.stream(WORDS)).parts for part in each]
+    parts = [part for each in read_stream(subject, subject.dialect.stream(WORDS)).parts for part in each]
     reasons = [number for number, part in enumerate(parts) if part.finish_reason is not None]
     expect(len(reasons) <= 1, f"a finish reason comes with {len(reasons)} events.")
     words = [number for number, part in enumerate(parts) if part.text]
@@ -264,7 +265,7 @@ def _finish_reason_once(subject: Subject) -> None:
 def _stream_usage(subject: Subject) -> None:
     """The tokens that a stream reports are read."""
     says(subject, "usage")
-    usage = spoken(subject, evolve(WORDS, prompt_tokens=41, completion_tokens=13)).usage
+    usage = stream_reply(subject, evolve(WORDS, prompt_tokens=41, completion_tokens=13)).usage
     expect(
         usage is not None
         and (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (41, 13, 54),
@@ -275,7 +276,7 @@ def _stream_usage(subject: Subject) -> None:
 @stream_checks("end")
 def _end(subject: Subject) -> None:
     """The end is told as the profile says: by ChatEvent.last, at the very end alone, or by a finish reason."""
-    found = heard(subject, subject.dialect.stream(WORDS))
+    found = read_stream(subject, subject.dialect.stream(WORDS))
     ends = [number for number, parts in enumerate(found.parts) if any(part.last for part in parts)]
     if subject.profile.stream_end == "done":
         expect(
@@ -362,7 +363,7 @@ chat_client_checks: Final = Family("client")
 def _chat(subject: Subject) -> None:
     """A chat comes back with its words."""
     server = ChattingServer(subject, subject.dialect.chat(WORDS))
-    found = asked(subject, server)
+    found = client_reply(subject, server)
     expect(found.text == WORDS.text, f"{WORDS.text!r} comes back as {found.text!r}.")
     expect(len(server.sent) == 1, f"{len(server.sent)} requests were sent.")
 
@@ -370,7 +371,7 @@ def _chat(subject: Subject) -> None:
 @chat_client_checks("stream")
 def _stream(subject: Subject) -> None:
     """A stream comes back with its words, and ends."""
-    found = listened(subject, ChattingServer(subject, pieces=subject.dialect.stream(WORDS)))
+    found = client_stream(subject, ChattingServer(subject, pieces=subject.dialect.stream(WORDS)))
     expect(found.text == WORDS.text, f"{WORDS.text!r} comes back as {found.text!r}.")
 
 
@@ -378,7 +379,7 @@ def _stream(subject: Subject) -> None:
 def _stream_in_one_piece(subject: Subject) -> None:
     """A stream that comes in one piece says the same."""
     whole = b"".join(subject.dialect.stream(WORDS))
-    found = listened(subject, ChattingServer(subject, pieces=[whole]))
+    found = client_stream(subject, ChattingServer(subject, pieces=[whole]))
     expect(found.text == WORDS.text, f"{WORDS.text!r} comes back as {found.text!r}.")
 
 
@@ -386,7 +387,7 @@ def _stream_in_one_piece(subject: Subject) -> None:
 def _stream_cut_off(subject: Subject) -> None:
     """A stream that stops before its end is a StreamInterrupted with the words so far; it is never a whole answer."""
     server = ChattingServer(subject, pieces=beginning(subject, WORDS))
-    error = fails((StreamInterrupted,), lambda: listened(subject, server))
+    error = fails((StreamInterrupted,), lambda: client_stream(subject, server))
     said = getattr(error, "text", "")
     expect(said == WORDS.text, f"{WORDS.text!r} had come; the error's text is {said!r}.")
 
@@ -396,18 +397,18 @@ def _stream_error(subject: Subject) -> None:
     """An error in a stream ends it: behind words with these, before them as if it were the answer."""
     event = subject.dialect.stream_error(SampleError(status=200, message="the kit says no"))
     server = ChattingServer(subject, pieces=[*beginning(subject, WORDS), event])
-    error = fails((StreamInterrupted,), lambda: listened(subject, server))
+    error = fails((StreamInterrupted,), lambda: client_stream(subject, server))
     expect(getattr(error, "text", "") == WORDS.text, "the words that had come are lost.")
     fails(
         (ProviderError, InvalidResponse),
-        lambda: listened(subject, ChattingServer(subject, pieces=[event])),
+        lambda: client_stream(subject, ChattingServer(subject, pieces=[event])),
     )
 
 
 @chat_client_checks("chat-wrong-key")
 def _chat_wrong_key(subject: Subject) -> None:
     """A 401 is an AuthError that holds no key, for a chat and for a stream."""
-    for ask in (asked, listened):
+    for ask in (client_reply, client_stream):
         error = fails((AuthError,), partial(ask, subject, refusing(subject, 401)))
         expect(KEY not in f"{error!r}{error}{vars(error)}", "the error holds the key.")
 
@@ -415,7 +416,7 @@ def _chat_wrong_key(subject: Subject) -> None:
 @chat_client_checks("chat-no-money")
 def _chat_no_money(subject: Subject) -> None:
     """A 402 is a QuotaExhausted, after one request, for a chat and for a stream."""
-    for ask in (asked, listened):
+    for ask in (client_reply, client_stream):
         server = refusing(subject, 402)
         fails((QuotaExhausted,), partial(ask, subject, server))
         expect(len(server.sent) == 1, f"{len(server.sent)} requests were sent.")
@@ -425,8 +426,8 @@ def _chat_no_money(subject: Subject) -> None:
 def _chat_sent(subject: Subject) -> None:
     """What a chat sends goes to the endpoint's origin, with the key in a header only."""
     for ask, server in (
-        (asked, ChattingServer(subject, subject.dialect.chat(WORDS))),
-        (listened, ChattingServer(subject, pieces=subject.dialect.stream(WORDS))),
+        (client_reply, ChattingServer(subject, subject.dialect.chat(WORDS))),
+        (client_stream, ChattingServer(subject, pieces=subject.dialect.stream(WORDS))),
     ):
         try:
             ask(subject, server)

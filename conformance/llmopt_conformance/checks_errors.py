@@ -13,9 +13,9 @@ from llmopt_conformance.fixtures import (
     HTML,
     altered,
     corpus,
-    judged,
     survives,
     tried_again,
+    verdict_for,
     verdict_of,
 )
 from llmopt_conformance.subject import Family, Subject, expect, type_faults
@@ -87,14 +87,14 @@ def _odd_status(subject: Subject) -> None:
 def _permanent_4xx(subject: Subject) -> None:
     """A plain 400, 401, 403, 404, 405, 410, 415, 422 or 431 is not tried again."""
     for status in (400, 401, 403, 404, 405, 410, 415, 422, 431):
-        expect(not tried_again(judged(subject, status)), f"a bare {status} would be tried again.")
+        expect(not tried_again(verdict_for(subject, status)), f"a bare {status} would be tried again.")
 
 
 @errors_checks("passing-5xx")
 def _passing_5xx(subject: Subject) -> None:
     """A plain 500, 502, 503 or 504 is tried again."""
     for status in (500, 502, 503, 504):
-        verdict = judged(subject, status)
+        verdict = verdict_for(subject, status)
         expect(tried_again(verdict), f"a bare {status} would not be tried again: it is {verdict.kind.name}.")
 
 
@@ -122,7 +122,7 @@ def _numbers(subject: Subject) -> None:
 def _message(subject: Subject) -> None:
     """A verdict's message is the provider's own sentence, at most 2,000 characters, or empty for the body's."""
     body = subject.dialect.error(SampleError(status=400, message="kit sentence " * 50_000))
-    verdict = judged(subject, 400, body)
+    verdict = verdict_for(subject, 400, body)
     expect(len(verdict.message) <= 2_000, f"the message has {len(verdict.message)} characters.")
 
 
@@ -158,9 +158,9 @@ _LATER: Final = {"retry-after": "5", "x-ratelimit-remaining-requests": "0", "x-s
 
 @robust_checks("large-body")
 def _large_body(subject: Subject) -> None:
-    """An error of 1 MB is judged like a small one."""
-    small = judged(subject, 401, subject.dialect.error(SampleError(status=401, message="no")))
-    large = judged(subject, 401, subject.dialect.error(SampleError(status=401, message="no" * 500_000)))
+    """An error of 1 MB is verdict_for like a small one."""
+    small = verdict_for(subject, 401, subject.dialect.error(SampleError(status=401, message="no")))
+    large = verdict_for(subject, 401, subject.dialect.error(SampleError(status=401, message="no" * 500_000)))
     expect(large.kind is small.kind, f"it is {large.kind.name} instead of {small.kind.name}.")
 
 
@@ -194,7 +194,7 @@ def _foreign_headers(subject: Subject) -> None:
     """Headers that say nothing about the error do not change its verdict."""
     for each in corpus():
         plain = verdict_of(subject, each.failure).kind
-        found = judged(subject, each.status, each.body, {**each.headers, **_FOREIGN}).kind
+        found = verdict_for(subject, each.status, each.body, {**each.headers, **_FOREIGN}).kind
         expect(found is plain, f"{each.name} is {plain.name}, and {found.name} with {', '.join(_FOREIGN)}.")
 
 
@@ -203,7 +203,7 @@ def _headers_invite(subject: Subject) -> None:
     """Retry-After and its like never make an error worth trying again that is not: they come with anything."""
     for each in corpus():
         if not tried_again(verdict_of(subject, each.failure)):
-            found = judged(subject, each.status, each.body, {**each.headers, **_LATER})
+            found = verdict_for(subject, each.status, each.body, {**each.headers, **_LATER})
             expect(
                 not tried_again(found),
                 f"{each.name} becomes {found.kind.name} when it comes with Retry-After.",

@@ -29,8 +29,8 @@ from llmopt.testing.harness import (
 )
 from llmopt.values.profile import Option
 from llmopt_conformance.fixtures import OF_KEYS, OF_THE_WIRE, header_faults
-from llmopt_conformance.observe import PACKAGE, Sin, import_in_fresh_interpreter, third_party
-from llmopt_conformance.questions import Exercise, exercises
+from llmopt_conformance.observe import PACKAGE, SideEffect, import_in_fresh_interpreter, third_party
+from llmopt_conformance.questions import HookObservation, observe_hooks
 from llmopt_conformance.subject import (
     SOMEWHERE,
     CheckFailed,
@@ -536,14 +536,14 @@ _OPENERS: Final = frozenset({"open_transport", "credential_provider"})
 _ALLOWED: Final = frozenset({"clock", "environment", "files", "randomness"})
 
 
-def _asked(subject: Subject) -> tuple[Exercise, ...]:
-    found = exercises(subject)
+def _asked(subject: Subject) -> tuple[HookObservation, ...]:
+    found = observe_hooks(subject)
     if not found:
         raise NotApplicable("the plugin has no hooks that could be asked")
     return found
 
 
-def _purity_never(subject: Subject, sin: Sin, doing: str) -> None:
+def _purity_never(subject: Subject, sin: SideEffect, doing: str) -> None:
     for each in _asked(subject):
         if each.hook in _OPENERS and sin in _ALLOWED:
             continue

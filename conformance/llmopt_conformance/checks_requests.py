@@ -12,7 +12,15 @@ from llmopt.testing.dialect import SampleError
 from llmopt.testing.harness import origin
 from llmopt.values.calls import CatalogCall, EmbedCall
 from llmopt.values.http import Failure
-from llmopt_conformance.fixtures import CHAT_OPTIONS, OF_THE_WIRE, Asked, calls, chat, header_faults, refused
+from llmopt_conformance.fixtures import (
+    CHAT_OPTIONS,
+    OF_THE_WIRE,
+    BuiltRequest,
+    calls,
+    chat,
+    header_faults,
+    refused,
+)
 from llmopt_conformance.observe import Watch
 from llmopt_conformance.subject import (
     CONFIGURED,
@@ -34,16 +42,16 @@ from llmopt_conformance.subject import (
 request_checks: Final = Family("request")
 
 
-def _embed(subject: Subject, **changes: Any) -> Asked:
+def _embed(subject: Subject, **changes: Any) -> BuiltRequest:
     subject.without("embeddings")
-    return Asked(subject, subject.embed_call(**changes))
+    return BuiltRequest(subject, subject.embed_call(**changes))
 
 
 @request_checks("types")
 def _types(subject: Subject) -> None:
     """build_request returns an HttpRequest, each field of its own type."""
     for call in calls(subject):
-        faults = type_faults(Asked(subject, call).request)
+        faults = type_faults(BuiltRequest(subject, call).request)
         expect(not faults, f"for {type(call).__name__}: {'; '.join(faults)}")
 
 
@@ -51,7 +59,7 @@ def _types(subject: Subject) -> None:
 def _method(subject: Subject) -> None:
     """The method is GET, without a body, or POST."""
     for call in calls(subject):
-        request = Asked(subject, call).request
+        request = BuiltRequest(subject, call).request
         expect(
             request.method in ("GET", "POST"), f"for {type(call).__name__} the method is {request.method!r}."
         )
@@ -64,7 +72,7 @@ def _method(subject: Subject) -> None:
 def _origin(subject: Subject) -> None:
     """The path is relative, or a URL of the endpoint's own origin: a key goes nowhere else."""
     for call in calls(subject):
-        asked = Asked(subject, call)
+        asked = BuiltRequest(subject, call)
         own, found = origin(asked.settings.base_url), origin(asked.url)
         expect(
             not asked.settings.base_url or found == own,
@@ -76,14 +84,14 @@ def _origin(subject: Subject) -> None:
 def _sendable(subject: Subject) -> None:
     """The core would send it: URL escaped, headers valid, body JSON."""
     for call in calls(subject):
-        Asked(subject, call).checked()
+        BuiltRequest(subject, call).checked()
 
 
 @request_checks("path")
 def _path(subject: Subject) -> None:
     """The path begins with a slash, so that it continues the base URL, and has no fragment."""
     for call in calls(subject):
-        path = Asked(subject, call).request.path
+        path = BuiltRequest(subject, call).request.path
         expect(path.startswith(("/", "?", "http")), f"for {type(call).__name__} the path is {path[:40]!r}.")
         expect("#" not in path, f"for {type(call).__name__} the path has a fragment (#).")
 
@@ -115,7 +123,7 @@ def _text_unchanged(subject: Subject) -> None:
     subject.without("embeddings")
     texts = (*TEXTS, "kit text, a long one" + ", and so on" * 500)
     for index, text in enumerate(texts):
-        body = Asked(subject, EmbedCall(model=subject.samples.model, texts=(text,))).body
+        body = BuiltRequest(subject, EmbedCall(model=subject.samples.model, texts=(text,))).body
         expect(
             any(text in found for found in strings(body)),
             f"{shown(index, texts)} is not in the body as it is.",
@@ -128,7 +136,7 @@ def _full_batch(subject: Subject) -> None:
     subject.without("embeddings")
     most = min(subject.limit or 64, 3_000)
     texts = tuple(f"kit text {number:05d}." for number in range(most))
-    body = Asked(subject, EmbedCall(model=subject.samples.model, texts=texts)).body
+    body = BuiltRequest(subject, EmbedCall(model=subject.samples.model, texts=texts)).body
     found = [text for text in strings(body) if "kit text" in text]
     expect(len(found) == most, f"of {most} texts {len(found)} are in the body.")
     wrong = [index for index, text in enumerate(found) if texts[index] not in text]
@@ -143,7 +151,7 @@ def _settings_per_call(subject: Subject) -> None:
     if not settings.base_url:
         raise NotApplicable("the provider works inside the process")
     url = settings.base_url.replace("://", "://other.", 1)
-    asked = Asked(subject, subject.embed_call(), evolve(settings, base_url=url))
+    asked = BuiltRequest(subject, subject.embed_call(), evolve(settings, base_url=url))
     expect(
         origin(asked.url) == origin(url), f"for the endpoint {origin(url)} it goes to {origin(asked.url)}."
     )
@@ -155,9 +163,9 @@ options_checks: Final = Family("request")
 _ODD_MODEL: Final = "org/kit model:8b?x=1&y#z%2F"
 
 
-def _options_embed(subject: Subject, **changes: Any) -> Asked:
+def _options_embed(subject: Subject, **changes: Any) -> BuiltRequest:
     subject.without("embeddings")
-    return Asked(subject, subject.embed_call(**changes))
+    return BuiltRequest(subject, subject.embed_call(**changes))
 
 
 @options_checks("model")
@@ -166,7 +174,7 @@ def _model(subject: Subject) -> None:
     subject.without("embeddings")
     if "model" in subject.samples.ignores:
         raise NotApplicable("the samples say that the provider ignores the model")
-    asked = Asked(subject, EmbedCall(model="kit-other-model", texts=TEXTS[:1]))
+    asked = BuiltRequest(subject, EmbedCall(model="kit-other-model", texts=TEXTS[:1]))
     expect(
         "kit-other-model" in asked.everything,
         "the model 'kit-other-model' is neither in the body nor in the path.",
@@ -177,7 +185,7 @@ def _model(subject: Subject) -> None:
 def _model_escaped(subject: Subject) -> None:
     """A model's name with reserved characters arrives unchanged: escaped in a path, as it is in a body."""
     subject.without("embeddings")
-    asked = Asked(subject, EmbedCall(model=_ODD_MODEL, texts=TEXTS[:1]))
+    asked = BuiltRequest(subject, EmbedCall(model=_ODD_MODEL, texts=TEXTS[:1]))
     asked.checked()
     if "model" in subject.samples.ignores:
         return
@@ -234,7 +242,7 @@ def _nothing_unasked(subject: Subject) -> None:
 def _catalog(subject: Subject) -> None:
     """The list of models can be asked for, and says nothing of any text."""
     subject.without("catalog")
-    Asked(subject, CatalogCall()).checked()
+    BuiltRequest(subject, CatalogCall()).checked()
 
 
 @options_checks("chat-messages")
@@ -264,7 +272,7 @@ def _chat_options(subject: Subject) -> None:
     plain = _chat(subject)
     for name, value in CHAT_OPTIONS.items():
         try:
-            asked = Asked(subject, chat(subject, **{name: value}))
+            asked = BuiltRequest(subject, chat(subject, **{name: value}))
         except InvalidInput:
             continue
         expect(
@@ -303,12 +311,12 @@ def _chat_nothing_unasked(subject: Subject) -> None:
     expect(not nulls, f"the body holds {', '.join(nulls)} = null.")
 
 
-def _chat(subject: Subject, **changes: Any) -> Asked:
+def _chat(subject: Subject, **changes: Any) -> BuiltRequest:
     subject.without("chat")
     call = chat(subject, **changes)
     if refused(subject, call):
         raise NotApplicable("the plugin says that its provider does not chat")
-    return Asked(subject, call)
+    return BuiltRequest(subject, call)
 
 
 # Keys: in headers and nowhere else.
@@ -316,7 +324,7 @@ def _chat(subject: Subject, **changes: Any) -> Asked:
 secrets_checks: Final = Family("secrets")
 
 
-def _carriers(asked: Asked, secret: str) -> list[str]:
+def _carriers(asked: BuiltRequest, secret: str) -> list[str]:
     return [name for name, value in asked.headers.items() if secret in str(value)]
 
 
@@ -332,7 +340,7 @@ def _key_in_header(subject: Subject) -> None:
     """The key goes out in a header, with every kind of request."""
     _needs_key(subject)
     for call in calls(subject):
-        carriers = _carriers(Asked(subject, call), KEY)
+        carriers = _carriers(BuiltRequest(subject, call), KEY)
         expect(carriers, f"for {type(call).__name__} no header holds the key.")
         expect(
             len(carriers) == 1, f"for {type(call).__name__} several headers hold it: {', '.join(carriers)}."
@@ -343,7 +351,7 @@ def _key_in_header(subject: Subject) -> None:
 def _key_not_in_url(subject: Subject) -> None:
     """The key is never in a path or a query: URLs end up in logs of servers, proxies and libraries."""
     for call in calls(subject):
-        asked = Asked(subject, call)
+        asked = BuiltRequest(subject, call)
         expect(KEY not in asked.url, f"for {type(call).__name__} the key is in the URL.")
 
 
@@ -351,7 +359,7 @@ def _key_not_in_url(subject: Subject) -> None:
 def _key_not_in_body(subject: Subject) -> None:
     """The key is never in the body."""
     for call in calls(subject):
-        asked = Asked(subject, call)
+        asked = BuiltRequest(subject, call)
         expect(KEY not in asked.everything, f"for {type(call).__name__} the key is in the body.")
 
 
@@ -359,8 +367,8 @@ def _key_not_in_body(subject: Subject) -> None:
 def _no_key(subject: Subject) -> None:
     """Without a key no header for one is sent: no "Bearer None", no empty api-key."""
     for call in calls(subject):
-        bare = Asked(subject, call, subject.settings(key=None))
-        for name in _carriers(Asked(subject, call), KEY):
+        bare = BuiltRequest(subject, call, subject.settings(key=None))
+        for name in _carriers(BuiltRequest(subject, call), KEY):
             expect(
                 name not in bare.headers,
                 f"for {type(call).__name__} the header {name} is sent without a key.",
@@ -373,7 +381,7 @@ def _token(subject: Subject) -> None:
     """A token that a token provider gives goes out in one header too, and nowhere else."""
     _needs_key(subject)
     for call in calls(subject):
-        asked = Asked(subject, call, subject.settings(key=TOKEN, kind="token"))
+        asked = BuiltRequest(subject, call, subject.settings(key=TOKEN, kind="token"))
         expect(len(_carriers(asked, TOKEN)) == 1, f"for {type(call).__name__} no one header holds the token.")
         expect(
             TOKEN not in asked.everything, f"for {type(call).__name__} the token is in the URL or the body."
@@ -384,7 +392,7 @@ def _token(subject: Subject) -> None:
 def _headers_valid(subject: Subject) -> None:
     """Names and values of headers are what HTTP allows: no line breaks, no characters beyond Latin-1."""
     for call in calls(subject):
-        faults = header_faults(Asked(subject, call).request.headers)
+        faults = header_faults(BuiltRequest(subject, call).request.headers)
         expect(not faults, f"for {type(call).__name__}: {'; '.join(faults)}")
 
 
@@ -392,7 +400,7 @@ def _headers_valid(subject: Subject) -> None:
 def _headers_configured(subject: Subject) -> None:
     """Headers that the user configured are sent as they are."""
     for call in calls(subject):
-        headers = Asked(subject, call).headers
+        headers = BuiltRequest(subject, call).headers
         for name, value in CONFIGURED.items():
             expect(
                 headers.get(name) == value,
@@ -404,7 +412,7 @@ def _headers_configured(subject: Subject) -> None:
 def _headers_of_the_wire(subject: Subject) -> None:
     """Host, content-length and their like are left to whoever carries the request."""
     for call in calls(subject):
-        found = sorted(OF_THE_WIRE & set(Asked(subject, call).headers))
+        found = sorted(OF_THE_WIRE & set(BuiltRequest(subject, call).headers))
         expect(not found, f"for {type(call).__name__} it sets {', '.join(found)}.")
 
 

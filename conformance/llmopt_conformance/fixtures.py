@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import httpx
 
 
-class Asked:
+class BuiltRequest:
     """One request of the plugin's, and the ways to look into it.
 
     Args:
@@ -311,7 +311,7 @@ def decoded(subject: Subject, pieces: Iterable[bytes]) -> list[ServerEvent]:
 
 
 @frozen(kw_only=True)
-class Heard:
+class StreamReading:
     """What came of a stream.
 
     Attributes:
@@ -332,7 +332,7 @@ def event_read(subject: Subject, event: ServerEvent) -> Any:
         return error
 
 
-def heard(subject: Subject, pieces: Sequence[bytes]) -> Heard:
+def read_stream(subject: Subject, pieces: Sequence[bytes]) -> StreamReading:
     """What the plugin makes of a right stream that comes in these pieces.
 
     Raises:
@@ -348,12 +348,12 @@ def heard(subject: Subject, pieces: Sequence[bytes]) -> Heard:
                 "what it adds.",
             )
         parts.append(found)
-    return Heard(answer=accumulate(part for each in parts for part in each), parts=tuple(parts))
+    return StreamReading(answer=accumulate(part for each in parts for part in each), parts=tuple(parts))
 
 
-def spoken(subject: Subject, answer: SampleChat) -> ChatReply:
+def stream_reply(subject: Subject, answer: SampleChat) -> ChatReply:
     """The plugin's reading of a right stream."""
-    return heard(subject, subject.dialect.stream(answer)).answer
+    return read_stream(subject, subject.dialect.stream(answer)).answer
 
 
 def called(calls: Iterable[ToolCall]) -> list[tuple[str, Any]]:
@@ -502,13 +502,13 @@ def refusing(subject: Subject, status: int) -> ChattingServer:
     return ChattingServer(subject, body, status=status)
 
 
-def asked(subject: Subject, server: PretendedServer) -> ChatReply:
+def client_reply(subject: Subject, server: PretendedServer) -> ChatReply:
     """The reply of a chat in one piece."""
     chats(subject)
     return run(subject, server, lambda client: client.chat(_model(subject), MESSAGES))
 
 
-def listened(subject: Subject, server: PretendedServer) -> Any:
+def client_stream(subject: Subject, server: PretendedServer) -> Any:
     """A stream, read to its end: the object that the client gave."""
     chats(subject)
 
@@ -725,7 +725,7 @@ def verdict_of(subject: Subject, failure: Failure) -> Verdict:
     return subject.hooks.classify_error(failure, subject.settings())
 
 
-def judged(
+def verdict_for(
     subject: Subject, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
 ) -> Verdict:
     """What the plugin makes of an answer."""

@@ -31,10 +31,10 @@ from llmopt.values.secret import Secret
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
 
-Sin: TypeAlias = Literal[
+SideEffect: TypeAlias = Literal[
     "network", "files", "processes", "threads", "sleep", "clock", "randomness", "environment", "output"
 ]
-_BY_NAME: Final[dict[tuple[str, str], Sin]] = {
+_BY_NAME: Final[dict[tuple[str, str], SideEffect]] = {
     ("time", "sleep"): "sleep",
     **{
         ("time", name): "clock"
@@ -63,7 +63,7 @@ _BY_NAME: Final[dict[tuple[str, str], Sin]] = {
     **{("posix", name): "processes" for name in ("fork", "system", "posix_spawn", "execv", "execve", "kill")},
 }  # fmt: skip
 """Functions in C by the module they belong to."""
-_EVENTS: Final[tuple[tuple[str, Sin], ...]] = (
+_EVENTS: Final[tuple[tuple[str, SideEffect], ...]] = (
     ("socket.", "network"),
     ("open", "files"),
     ("os.listdir", "files"),
@@ -87,7 +87,7 @@ _EVENTS: Final[tuple[tuple[str, Sin], ...]] = (
 _NOW: Final = frozenset({"now", "today", "utcnow"})
 
 
-def sin_of_event(event: str) -> Sin | None:
+def side_effect_of_event(event: str) -> SideEffect | None:
     """What an audit event is the sign of, None for nothing."""
     return next((sin for beginning, sin in _EVENTS if _begins(event, beginning)), None)
 
@@ -96,7 +96,7 @@ def _begins(event: str, beginning: str) -> bool:
     return event.startswith(beginning) if beginning.endswith(".") else event == beginning
 
 
-def sin_of_call(function: Any) -> Sin | None:
+def side_effect_of_call(function: Any) -> SideEffect | None:
     """What calling a function written in C does besides computing, None for nothing."""
     name = getattr(function, "__name__", "")
     owner = getattr(function, "__self__", None)
@@ -228,7 +228,7 @@ _T = TypeVar("_T")
 class Act:
     """One thing done besides computing: its kind, the function, and the place in the plugin."""
 
-    sin: Sin
+    sin: SideEffect
     what: str
     place: str
 
@@ -281,13 +281,13 @@ class Watch:
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "c_call":
-            sin = sin_of_call(arg)
+            sin = side_effect_of_call(arg)
             if sin is not None:
                 self.note(sin, name_of_call(arg), frame)
         elif event == "call" and frame.f_code in _ENVIRONMENT:
             self.note("environment", "os.environ", frame.f_back)
 
-    def note(self, sin: Sin, what: str, frame: FrameType | None) -> None:
+    def note(self, sin: SideEffect, what: str, frame: FrameType | None) -> None:
         """Write down what the code of a frame did."""
         if self._noting:
             return
@@ -297,7 +297,7 @@ class Watch:
         finally:
             self._noting = False
 
-    def _add(self, sin: Sin, what: str, place: str | None) -> None:
+    def _add(self, sin: SideEffect, what: str, place: str | None) -> None:
         if place is not None and not any(act.sin == sin and act.place == place for act in self.acts):
             self.acts.append(Act(sin=sin, what=what, place=place))
 
@@ -335,7 +335,7 @@ def _audit(event: str, _: tuple[object, ...]) -> None:
     # What other threads do meanwhile is not the call's.
     if not _watching or _watching[-1].thread != get_ident():
         return
-    sin = sin_of_event(event)
+    sin = side_effect_of_event(event)
     if sin is not None:
         _watching[-1].note(sin, event, sys._getframe(1))  # noqa: SLF001 - the documented way to a frame
 
@@ -396,13 +396,13 @@ def work_out(value: Any) -> Any:
     return value
 
 
-def scribble(value: Any) -> bool:
+def mutate(value: Any) -> bool:
     """Change what can be changed in a result; whether there was anything."""
     changed = False
     if isinstance(value, HttpRequest):
         for part in (value.headers, value.json):
             if isinstance(part, dict):
-                part["x-kit-scribble"] = "added by the kit"
+                part["x-kit-mutate"] = "added by the kit"
                 changed = True
     vectors = getattr(value, "vectors", None)
     if vectors is not None and vectors.flags.writeable:

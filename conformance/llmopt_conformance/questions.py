@@ -13,14 +13,14 @@ from llmopt.values.calls import CatalogCall, ChatCall, EmbedCall
 from llmopt.values.chat import ServerEvent
 from llmopt.values.http import Failure
 from llmopt_conformance.fixtures import decoded, full_chat
-from llmopt_conformance.observe import Act, Watch, fingerprint, scribble, work_out
+from llmopt_conformance.observe import Act, Watch, fingerprint, mutate, work_out
 from llmopt_conformance.subject import MESSAGES, Subject
 
 # What the kit asks of each hook when it looks at how a hook works, not at what it says.
 
 
 @frozen(kw_only=True)
-class Question:
+class HookCall:
     """One call of one hook.
 
     Attributes:
@@ -34,20 +34,20 @@ class Question:
     arguments: Callable[[], dict[str, Any]] = field(repr=False)
 
 
-def questions(subject: Subject) -> Iterator[Question]:
+def hook_calls(subject: Subject) -> Iterator[HookCall]:
     """All of them."""
     settings = subject.settings
-    yield Question(
+    yield HookCall(
         hook="provider_profile",
         label="of a bare entry",
         arguments=lambda: {"entry": subject.entry_with(base_url=None)},
     )
-    yield Question(
+    yield HookCall(
         hook="provider_profile",
         label="of an entry with a base URL",
         arguments=lambda: {"entry": subject.entry_with(base_url=subject.base_url or None)},
     )
-    yield Question(
+    yield HookCall(
         hook="batch_limit",
         label="for a model",
         arguments=lambda: {"call": EmbedCall(model=subject.samples.model), "settings": settings()},
@@ -57,10 +57,10 @@ def questions(subject: Subject) -> Iterator[Question]:
     yield from _chats(subject)
     yield from _failures(subject)
     for hook in ("credential_provider", "open_transport"):
-        yield Question(hook=hook, label="for an endpoint", arguments=lambda: {"settings": settings(key=None)})
+        yield HookCall(hook=hook, label="for an endpoint", arguments=lambda: {"settings": settings(key=None)})
 
 
-def _requests(subject: Subject) -> Iterator[Question]:
+def _requests(subject: Subject) -> Iterator[HookCall]:
     def embed() -> EmbedCall:
         return subject.embed_call(dimensions=7, input_type="query", extra={"kit_extra": {"deep": [1, 2]}})
 
@@ -76,22 +76,22 @@ def _requests(subject: Subject) -> Iterator[Question]:
         ("for a chat with every option", lambda: full_chat(subject)),
     ):
         yield _request(subject, label, call)
-    yield Question(
+    yield HookCall(
         hook="limits_request",
         label="for a model",
         arguments=lambda: {"call": EmbedCall(model=subject.samples.model), "settings": subject.settings()},
     )
 
 
-def _request(subject: Subject, label: str, call: Callable[[], Any]) -> Question:
-    return Question(
+def _request(subject: Subject, label: str, call: Callable[[], Any]) -> HookCall:
+    return HookCall(
         hook="build_request",
         label=label,
         arguments=lambda: {"call": call(), "settings": subject.settings()},
     )
 
 
-def _answers(subject: Subject) -> Iterator[Question]:
+def _answers(subject: Subject) -> Iterator[HookCall]:
     rows = SampleRows(rows=((0, (1.0, 0.0)), (1, (0.0, 1.0))))
     page = SamplePage(models=("kit-a", "kit-b"))
     for label, body in (
@@ -99,7 +99,7 @@ def _answers(subject: Subject) -> Iterator[Question]:
         ("of a failure under 200", subject.dialect.error(SampleError(status=200, message="it failed"))),
     ):
         yield _embeddings(subject, label, body)
-    yield Question(
+    yield HookCall(
         hook="parse_catalog",
         label="of a list",
         arguments=lambda: {
@@ -107,7 +107,7 @@ def _answers(subject: Subject) -> Iterator[Question]:
             "settings": subject.settings(),
         },
     )
-    yield Question(
+    yield HookCall(
         hook="rate_limits",
         label="of an answer with the usual headers",
         arguments=lambda: {
@@ -115,7 +115,7 @@ def _answers(subject: Subject) -> Iterator[Question]:
             "settings": subject.settings(),
         },
     )
-    yield Question(
+    yield HookCall(
         hook="parse_limits",
         label="of an answer that tells none",
         arguments=lambda: {
@@ -126,7 +126,7 @@ def _answers(subject: Subject) -> Iterator[Question]:
     )
 
 
-def _chats(subject: Subject) -> Iterator[Question]:
+def _chats(subject: Subject) -> Iterator[HookCall]:
     answer = SampleChat(pieces=("kit ", "says"), reasoning="hm")
     for label, body in (
         ("of words", subject.dialect.chat(answer)),
@@ -138,8 +138,8 @@ def _chats(subject: Subject) -> Iterator[Question]:
         yield _event(subject, number, event)
 
 
-def _chat(subject: Subject, label: str, body: bytes) -> Question:
-    return Question(
+def _chat(subject: Subject, label: str, body: bytes) -> HookCall:
+    return HookCall(
         hook="parse_chat",
         label=label,
         arguments=lambda: {
@@ -150,8 +150,8 @@ def _chat(subject: Subject, label: str, body: bytes) -> Question:
     )
 
 
-def _event(subject: Subject, number: int, event: ServerEvent) -> Question:
-    return Question(
+def _event(subject: Subject, number: int, event: ServerEvent) -> HookCall:
+    return HookCall(
         hook="parse_stream_event",
         label=f"of event {number} of a stream",
         arguments=lambda: {
@@ -162,8 +162,8 @@ def _event(subject: Subject, number: int, event: ServerEvent) -> Question:
     )
 
 
-def _embeddings(subject: Subject, label: str, body: bytes) -> Question:
-    return Question(
+def _embeddings(subject: Subject, label: str, body: bytes) -> HookCall:
+    return HookCall(
         hook="parse_embeddings",
         label=label,
         arguments=lambda: {
@@ -174,14 +174,14 @@ def _embeddings(subject: Subject, label: str, body: bytes) -> Question:
     )
 
 
-def _failures(subject: Subject) -> Iterator[Question]:
+def _failures(subject: Subject) -> Iterator[HookCall]:
     body = subject.dialect.error(SampleError(status=429, message="slow down, please"))
     for status, content in ((401, body), (429, body), (500, b"<html>broken</html>"), (404, b"")):
         yield _failure(subject, status, content)
 
 
-def _failure(subject: Subject, status: int, body: bytes) -> Question:
-    return Question(
+def _failure(subject: Subject, status: int, body: bytes) -> HookCall:
+    return HookCall(
         hook="classify_error",
         label=f"of status {status}",
         arguments=lambda: {
@@ -192,7 +192,7 @@ def _failure(subject: Subject, status: int, body: bytes) -> Question:
 
 
 @frozen(kw_only=True)
-class Exercise:
+class HookObservation:
     """What came of asking one hook one question.
 
     Attributes:
@@ -217,16 +217,16 @@ class Exercise:
         return f"{self.hook} ({self.label})"
 
 
-def exercises(subject: Subject) -> tuple[Exercise, ...]:
-    """All questions to all hooks that the plugin has, asked once for all checks."""
+def observe_hooks(subject: Subject) -> tuple[HookObservation, ...]:
+    """All calls of the hooks that the plugin has, made once for all checks."""
     if "exercises" not in subject.findings:
-        asked = [each for each in questions(subject) if subject.implements(each.hook)]
-        subject.findings["exercises"] = tuple(_exercise(subject, each) for each in asked)
-    found: tuple[Exercise, ...] = subject.findings["exercises"]
+        asked = [each for each in hook_calls(subject) if subject.implements(each.hook)]
+        subject.findings["exercises"] = tuple(_observe_hook(subject, each) for each in asked)
+    found: tuple[HookObservation, ...] = subject.findings["exercises"]
     return found
 
 
-def _exercise(subject: Subject, question: Question) -> Exercise:
+def _observe_hook(subject: Subject, question: HookCall) -> HookObservation:
     hook: Callable[..., Any] = getattr(subject.hooks, question.hook)
     watch = Watch(subject.sources)
     given = question.arguments()
@@ -235,7 +235,7 @@ def _exercise(subject: Subject, question: Question) -> Exercise:
     again = question.arguments()
     result = _outcome(watch, hook, again)
     second = fingerprint(result)
-    return Exercise(
+    return HookObservation(
         hook=question.hook,
         label=question.label,
         acts=tuple(watch.acts),
@@ -253,7 +253,7 @@ def _outcome(watch: Watch, hook: Callable[..., Any], arguments: dict[str, Any]) 
         return error
 
 
-def _differences(given: dict[str, Any], question: Question) -> tuple[str, ...]:
+def _differences(given: dict[str, Any], question: HookCall) -> tuple[str, ...]:
     fresh = question.arguments()
     return tuple(
         name
@@ -263,10 +263,10 @@ def _differences(given: dict[str, Any], question: Question) -> tuple[str, ...]:
 
 
 def _shared(
-    watch: Watch, hook: Callable[..., Any], question: Question, given: dict[str, Any], result: Any
+    watch: Watch, hook: Callable[..., Any], question: HookCall, given: dict[str, Any], result: Any
 ) -> str:
     before = fingerprint(result)
-    if not scribble(result):
+    if not mutate(result):
         return ""
     if _differences(given, question):
         return "an argument"

@@ -222,14 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LLMOptError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    results = Counter(_told(check, subject, verbose=given.verbose) for check in checks_for(subject))
+    results = Counter(_print_outcome(check, subject, verbose=given.verbose) for check in checks_for(subject))
     sys.stdout.write(
         f"{results['passed']} passed, {results['failed']} failed, {results['skipped']} skipped\n"
     )
     return 1 if results["failed"] else 0
 
 
-def _told(check: Check, subject: Subject, *, verbose: bool) -> str:
+def _print_outcome(check: Check, subject: Subject, *, verbose: bool) -> str:
     outcome, line = _outcome(check, subject)
     if verbose or outcome == "failed":
         sys.stdout.write(f"{line}\n")
