@@ -231,6 +231,7 @@ def bind(hook: Any, **fixed: object) -> Hook:
 def _adapt(implementation: pluggy.HookImpl, parameters: Sequence[str], fixed: Mapping[str, object]) -> Hook:
     """An implementation, which may leave out and reorder parameters, as a function of all ``parameters``."""
     names = list(implementation.argnames)
+    # By position, as pluggy calls it: a plugin may declare positional-only parameters.
     leading = [fixed[name] for name in takewhile(fixed.__contains__, names)]
     function: Hook = partial(implementation.function, *leading) if leading else implementation.function
     names = names[len(leading) :]
@@ -246,6 +247,7 @@ def _adapt(implementation: pluggy.HookImpl, parameters: Sequence[str], fixed: Ma
             return lambda *values: function(values[position])
         chosen = itemgetter(*positions)
         return lambda *values: function(*chosen(values))
+    # A fixed parameter after a free one, as in (event, call): rare, so this may be slower.
     constants = tuple(fixed.values())
     order = [[*parameters, *fixed].index(name) for name in names]
 

@@ -1,7 +1,7 @@
-"""Ollama's own chat, ``/api/chat``: its parameters, its messages, its answers in one piece and line by line.
+"""Ollama's native chat, ``/api/chat``: its parameters, messages, whole replies and streamed lines.
 
-It is asked this way, and not by its common interface, because a failure in the middle of a stream is
-told here, and there is only an end that does not come (middleware/openai.go of ollama/ollama@fb30760).
+Used instead of Ollama's OpenAI-compatible interface, which ends a failing stream without an error; the native one
+reports the failure (middleware/openai.go of ollama/ollama@fb30760).
 """
 
 from __future__ import annotations
