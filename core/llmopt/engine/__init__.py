@@ -1,1 +1,1 @@
-"""One request, from a call to a value: encode, send, judge."""
+"""The engine: the path of one request from a call to a parsed response, through all resilience policies."""
