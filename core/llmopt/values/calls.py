@@ -40,6 +40,10 @@ class EmbedOptions(NamedTuple):
     when_open: WhenOpen = "fail"
     extra: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        # Without ``extra``: it may contain the name of a user, and a traceback may show this.
+        return f"EmbedOptions(dimensions={self.dimensions!r:.40}, errors={self.errors!r:.40})"
+
 
 @frozen(kw_only=True)
 class ChatOptions:
@@ -52,18 +56,18 @@ class ChatOptions:
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    stop: str | Sequence[str] | None = None
+    stop: str | Sequence[str] | None = field(default=None, repr=False)
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    tools: Iterable[Mapping[str, Any]] | None = None
-    tool_choice: str | Mapping[str, Any] | None = None
+    tools: Iterable[Mapping[str, Any]] | None = field(default=None, repr=False)
+    tool_choice: str | Mapping[str, Any] | None = field(default=None, repr=False)
     parallel_tool_calls: bool | None = None
-    response_format: Mapping[str, Any] | None = None
+    response_format: Mapping[str, Any] | None = field(default=None, repr=False)
     reasoning_effort: str | None = None
     deadline: float | None = None
     when_open: WhenOpen = "fail"
-    extra: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
