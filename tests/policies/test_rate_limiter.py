@@ -224,7 +224,7 @@ def test_a_thousand_refusals_in_a_row_and_a_day_without_an_answer() -> None:
         held.settle()
         for _ in range(1_100):
             (await limiter.acquire()).throttled()
-        assert limiter.paused == pytest.approx(30)
+        assert limiter.pause_left == pytest.approx(30)
 
     run_simulated(main)
 
@@ -315,7 +315,7 @@ def test_a_refusal_pauses_everybody() -> None:
         pacer = limiter(clock)
         lease = pacer.try_acquire()
         pacer.throttled(1.5, lease)
-        assert pacer.paused == 1.5
+        assert pacer.pause_left == 1.5
         later = await pacer.acquire()
         assert 1.5 <= later.waited <= 2.5
         assert later.cause == "pause"
@@ -333,8 +333,8 @@ def test_without_a_hint_the_pause_doubles() -> None:
         lease = pacer.try_acquire()
         assert lease is not None
         pacer.throttled(None, lease)
-        found.append(pacer.paused)
-        clock.advance(pacer.paused)
+        found.append(pacer.pause_left)
+        clock.advance(pacer.pause_left)
         clock.advance(5)
     assert found == [0.5, 1.0, 2.0, 4.0]
     lease = pacer.try_acquire()
@@ -342,7 +342,7 @@ def test_without_a_hint_the_pause_doubles() -> None:
     lease.settle()
     lease = pacer.try_acquire()
     pacer.throttled(None, lease)
-    assert pacer.paused == 0.5
+    assert pacer.pause_left == 0.5
 
 
 def test_refusals_of_what_was_under_way_count_once() -> None:
@@ -353,7 +353,7 @@ def test_refusals_of_what_was_under_way_count_once() -> None:
     clock.advance(0.1)
     for lease in leases:
         pacer.throttled(None, lease)
-    assert pacer.paused == 0.5
+    assert pacer.pause_left == 0.5
     assert pacer.rates[0] >= 3
 
 
@@ -423,7 +423,7 @@ def test_a_refused_request_costs_no_tokens_unless_they_count() -> None:
         pacer.throttled(0.1, lease, limits=limits, tokens_counted=counted)
         assert levels(pacer)[1] == pytest.approx(left)
         pacer.throttled(50, lease)
-        assert pacer.paused == pytest.approx(0.1)
+        assert pacer.pause_left == pytest.approx(0.1)
 
 
 # Headers
@@ -732,7 +732,7 @@ def test_an_absurd_hint_is_told_and_not_kept_to_for_long(hint: float) -> None:
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
         pacer.throttled(hint, pacer.try_acquire())
-        assert pacer.paused == pytest.approx(60)
+        assert pacer.pause_left == pytest.approx(60)
 
     run_simulated(main)
 
@@ -794,7 +794,7 @@ def test_a_lease_that_has_ended_teaches_no_pause() -> None:
     lease.settle()
     assert not lease.open
     assert pacer.throttled(5, lease) is False
-    assert pacer.paused == 0
+    assert pacer.pause_left == 0
     lease = pacer.try_acquire()
     assert lease is not None
     lease.refund()

@@ -254,7 +254,7 @@ class EndpointGroup:
         return Candidate(index, limiter.in_flight + limiter.waiting, limiter.limit)
 
     def _is_paused(self, index: int, call: Call) -> bool:
-        return self.endpoints[index].policies.rate_limiter(call).paused > 0
+        return self.endpoints[index].policies.rate_limiter(call).pause_left > 0
 
     def _circuit_open(self, retry_in: float) -> CircuitOpen:
         return CircuitOpen(

@@ -57,7 +57,7 @@ class RateLimiterLike(Protocol):
     """Grants leases in the order in which they are asked for."""
 
     @property
-    def paused(self) -> float:
+    def pause_left(self) -> float:
         """Seconds until requests are sent again after the server has throttled them, 0 if it has not."""
         ...
 
@@ -116,7 +116,7 @@ class NullRateLimiter:
 
     __slots__ = ("_lease",)
 
-    paused = 0.0
+    pause_left = 0.0
     has_capacity = True
     server_limits = (None, None)
 
@@ -308,7 +308,7 @@ def _limiter_stats(limiter: RateLimiter) -> dict[str, float | None]:
     requests, tokens = limiter.rates
     return {
         "waiting": limiter.waiting,
-        "paused_s": limiter.paused,
+        "paused_s": limiter.pause_left,
         "rpm": round(requests * 60, 3) if math.isfinite(requests) else None,
         "tpm": round(tokens * 60, 3) if math.isfinite(tokens) else None,
     }

@@ -87,7 +87,7 @@ class RateLimiter:
         return self._quota.requests.server_limit, self._quota.tokens.server_limit
 
     @property
-    def paused(self) -> float:
+    def pause_left(self) -> float:
         """Seconds left of the pause after a 429; 0 without one."""
         return self._quota.backoff.remaining(self._now())
 

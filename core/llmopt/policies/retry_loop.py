@@ -79,7 +79,6 @@ async def with_retries(
     Args:
         first_error: what the first attempt raised.
         attempt_fn: makes the attempt with the number that it is passed, 2 and up.
-        policy: decides.
         deadline: of the call; no wait goes beyond it.
         budget: the budget that pays for a retry after this error (the failed endpoint's), or None.
         facts: what else the policy needs to know about this error.
