@@ -79,6 +79,7 @@ async def with_retries(
     Args:
         first_error: what the first attempt raised.
         attempt_fn: makes the attempt with the number that it is passed, 2 and up.
+        policy: decides.
         deadline: of the call; no wait goes beyond it.
         budget: the budget that pays for a retry after this error (the failed endpoint's), or None.
         facts: what else the policy needs to know about this error.
@@ -86,7 +87,7 @@ async def with_retries(
 
     Raises:
         DeadlineExceeded: the next wait would end after the deadline; its cause is the last error.
-        LLMOptError: the last error, if no further attempt is made for any other reason.
+        LLMOptError: the last error, if nothing more is tried for another reason.
     """
     if inside_attempt():
         raise first_error
@@ -96,11 +97,10 @@ async def with_retries(
             # No bounds of stamina's own: its timeout does not bound a delay that the hook returns.
             async for attempt in retry_context(on=hook, attempts=None, timeout=None):
                 hook.attempt_started()
-                with attempt:
+                with attempt, retry_guard():
                     if attempt.num == 1:
                         raise first_error
-                    with retry_guard():
-                        result = await attempt_fn(attempt.num)
+                    result = await attempt_fn(attempt.num)
                     hook.succeeded()
                     return result
         except LLMOptError as error:
