@@ -84,6 +84,7 @@ from tests.support.faults import (
     wrong_host_certificate,
 )
 from tests.support.faults.client import PATIENCE, Client, connected, exchange, get, post
+from tests.support.scale import scaled
 
 FIN, RST = "FIN", "RST"
 HELLO = Answer(200, b"hello", [("content-type", "text/plain")])
@@ -287,11 +288,14 @@ async def test_a_malformed_request_is_answered_and_recorded() -> None:
         assert server.malformed_requests == ["not a request line: 'nonsense'"]
 
 
-async def test_ten_thousand_requests_on_ten_connections() -> None:
+EACH = scaled(200, nightly=1_000)
+
+
+async def test_thousands_of_requests_on_ten_connections() -> None:
     """All are answered, each with its own vector."""
 
     async def ask(client: Client, name: int) -> None:
-        texts = [f"{name} {n}" for n in range(1000)]
+        texts = [f"{name} {n}" for n in range(EACH)]
         expected = b"".join(bytes(embeddings_answer(asked(text))) for text in texts)
         sending = asyncio.create_task(client.send(b"".join(map(post, texts))))
         seen = bytearray()
@@ -303,7 +307,7 @@ async def test_ten_thousand_requests_on_ten_connections() -> None:
     async with FaultServer() as server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(server)) for _ in range(10)]
         await asyncio.gather(*(ask(client, name) for name, client in enumerate(clients)))
-        assert (len(server.requests), server.connections) == (10_000, 10)
+        assert (len(server.requests), server.connections) == (10 * EACH, 10)
 
 
 async def test_a_bug_in_a_responder_fails_the_test() -> None:
