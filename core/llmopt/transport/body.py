@@ -16,9 +16,11 @@ ACCEPT_ENCODING: Final = "gzip, deflate"
 """The request header that asks for what `ContentDecoder` can decompress."""
 MAX_ERROR_BODY: Final = 64 * 1024
 """Bytes of an error's body that are read; the rest is cut off."""
+# 16 selects the gzip format (manual of zlib, inflateInit2).
 _GZIP: Final = zlib.MAX_WBITS | 16
 # RFC 9110 allows any number of encodings, but servers use one.
 _MAX_ENCODINGS: Final = 2
+# The size and the ratio are checked after each step, so this bounds what a bomb can allocate at once.
 _MAX_STEP: Final = 256 * 1024
 # A "zip bomb" is a short body that decompresses to gigabytes. JSON compresses at most about 20-fold;
 # the ratio is checked from 1 MiB on, because short bodies of spaces can do better.
@@ -114,7 +116,9 @@ class ContentDecoder:
         room = self.max_body - self._decoded_size
         self._decoded_size += len(data)
         if self._decompressors:
+            # The whole chain: two encodings of a ratio of 50 each would multiply to 2,500.
             _check_ratio(self._decompressors[0].consumed, self._decoded_size)
+        # Appended before the error: with ``truncate`` the caller keeps what fits.
         chunks.append(data[:room] if len(data) > room else data)
         if len(data) > room:
             raise self._too_large()
@@ -131,6 +135,7 @@ class _Decompressor:
 
     def __init__(self, *, gzip: bool) -> None:
         self._gzip: Final = gzip
+        # None for deflate until the first bytes tell which of its two formats it is.
         self._zlib = zlib.decompressobj(_GZIP) if gzip else None
         self._input = b""
         self._received_size = 0
@@ -181,6 +186,7 @@ class _Decompressor:
         if len(self._input) < 2:
             return None
         first, second = self._input[0], self._input[1]
+        # The check of a zlib header (RFC 1950, 2.2): the method, and a multiple of 31.
         wrapped = first & 0x0F == zlib.DEFLATED and (first * 256 + second) % 31 == 0
         self._zlib = zlib.decompressobj(zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS)
         return self._zlib

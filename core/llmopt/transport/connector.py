@@ -62,6 +62,7 @@ class HeadCache:
         return head + (b"\r\n" if request.method in _METHODS_WITHOUT_BODY else b"content-length: 0\r\n\r\n")
 
     def _lookup(self, target: Target, request: TransportRequest) -> bytes:
+        # The values are part of the key: a new API key must not be answered with the old head.
         key = (request.method, request.url, *request.headers.items())
         head = self._heads.get(key)
         if head is None:
@@ -74,6 +75,7 @@ class HeadCache:
 
     def _render(self, target: Target, method: str, request_headers: Mapping[str, str]) -> bytes:
         headers = {"host": target.url.host_port_subcomponent or "", **self._default_headers}
+        # Lower case, so that a caller's "User-Agent" replaces the default instead of being sent beside it.
         headers.update((name.lower(), value) for name, value in request_headers.items())
         path = target.url.raw_path_qs
         if target.proxy is not None and not target.tunnelled:
@@ -157,6 +159,7 @@ class Connector(aiohttp.TCPConnector):
         self._reported_size = 0
         self._sockets: Final = SocketRegistry()
         super().__init__(
+            # No limit over all hosts: a host that hangs would take the connections of the others.
             limit=0,
             limit_per_host=pool_size,
             ssl=True if tls is None else tls,
@@ -176,6 +179,7 @@ class Connector(aiohttp.TCPConnector):
         self.reused = 0
         self.peak = 0
         self.draining: Final[set[Callable[[], None]]] = set()
+        # A weak reference: the loop holds the generator, and must not keep a forgotten connector alive.
         self._loop_close_hook: Final = _close_with_loop(ref(self))
         _run_without_waiting(self._loop_close_hook.__anext__())
 
@@ -187,6 +191,7 @@ class Connector(aiohttp.TCPConnector):
     @property
     def idle(self) -> int:
         """Connections kept for the next request."""
+        # aiohttp keeps a closed connection in its list until it is next looked at.
         return sum(protocol.is_connected() for kept in self._conns.values() for protocol, _ in kept)
 
     @property
@@ -203,6 +208,7 @@ class Connector(aiohttp.TCPConnector):
         """
         started = 0.0 if self._trace is None else self._loop.time()
         key = self.connection_key(target)
+        # The length is compared first: it rules out the more expensive count for nearly every request.
         if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
             await self._wait_for_connection(key, state)
         connection = await self._get(key, [])
@@ -257,6 +263,7 @@ class Connector(aiohttp.TCPConnector):
     async def _get(self, key: ConnectionKey, traces: list[Any]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:
             protocol = cast("HttpProtocol", connection.protocol)
+            # aiohttp checks neither for unread bytes nor for a close that the loop has not noticed yet.
             if protocol.reusable():
                 self.reused += 1
                 return connection
@@ -273,6 +280,7 @@ class Connector(aiohttp.TCPConnector):
             async with asyncio.timeout(state.request.connect_timeout):
                 protocol = await super()._create_connection(req, traces, timeout)
         except TimeoutError as error:
+            # The system's own ETIMEDOUT is a TimeoutError too, but one with a number.
             if error.errno is not None:
                 raise
             raise transport_errors.connect_timeout(state) from None
@@ -297,6 +305,7 @@ class Connector(aiohttp.TCPConnector):
         _run_without_waiting(self._loop_close_hook.aclose())
 
     def _abort_all(self) -> None:
+        # A copy: each callback removes itself from the set.
         for close in list(self.draining):
             close()
         # aiohttp would close instead of abort, which waits until the peer has read all data that is still to be sent.

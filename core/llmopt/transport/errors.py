@@ -43,6 +43,7 @@ def add_request_state(error: LLMOptError, state: RequestState) -> LLMOptError:
     error.endpoint = error.endpoint or state.origin
     if isinstance(error, InvalidResponse):
         error.status = error.status or state.status
+        # An invalid response is a response: the server has processed the request.
         error.sent = "yes"
     elif state.connecting or isinstance(error, (ConfigError, ConnectFailed, PoolTimeout)):
         error.sent = "no"
@@ -116,6 +117,8 @@ def connect_failed(error: OSError | None, state: RequestState) -> ConnectFailed:
 def connection_lost(state: RequestState) -> ConnectionLost:
     """The connection broke while the request was under way."""
     if state.response_started:
+        # Not stale: once the server has begun to answer, it may have done the work, and a free repetition is
+        # wrong.
         return ConnectionLost(f"the connection to {state.origin} broke in the middle of the response.")
     return ConnectionLost(f"{state.origin} closed the connection without a response.", stale=state.reused)
 
@@ -159,6 +162,7 @@ def _from_errno(number: int | None, state: RequestState) -> ConnectFailed:
         reason, cause = "no response; is it reachable from here?", "timeout"
     elif number in _TOO_MANY_FILES:
         reason, cause = "too many open files; raise `ulimit -n` or lower pool_size.", "other"
+    # A server that speaks plain HTTP on this port often resets the connection when it reads a TLS hello.
     elif state.origin.startswith("https:") and number in (None, errno.ECONNRESET, errno.EPIPE):
         return _tls_failed("the connection was closed in the handshake", state)
     else:
@@ -168,6 +172,7 @@ def _from_errno(number: int | None, state: RequestState) -> ConnectFailed:
 
 def _name_not_resolved(error: socket.gaierror, state: RequestState) -> ConnectFailed:
     cause = _cause(state, "dns")
+    # Only EAI_NONAME is permanent; EAI_AGAIN and others mean that the name server did not answer.
     if error.errno == socket.EAI_NONAME:
         return ConnectFailed(
             f"{_could_not_connect(state)}: the host name does not exist; check its spelling.",
@@ -200,7 +205,10 @@ def _errno_of(error: OSError) -> int | None:
     """The error's number; if several addresses failed differently, the most useful one."""
     if error.errno is not None:
         return error.errno
+    # asyncio joins the errors of several addresses into one OSError without a number ("Multiple exceptions:
+    # ...").
     numbers = [int(text) for text in _ERRNO.findall(str(error))]
+    # With IPv6 unreachable and IPv4 refused, "refused" is what the user can act on.
     return errno.ECONNREFUSED if errno.ECONNREFUSED in numbers else next(iter(numbers), None)
 
 
@@ -223,4 +231,5 @@ def _within(seconds: float | None) -> str:
 
 
 def _printable(text: str) -> str:
+    # The text comes from the peer: control characters could forge log lines or change a terminal.
     return "".join(character if character.isprintable() else " " for character in text)[:200]

@@ -35,6 +35,7 @@ def map_aiohttp_exceptions(error: BaseException, state: RequestState) -> LLMOptE
     """
     if isinstance(error, LLMOptError):
         return transport_errors.add_request_state(error, state)
+    # Before the mapping by type: a closed pool breaks connections in every possible way.
     if state.pool_closed and _caused_by_close(error):
         return transport_errors.add_request_state(transport_errors.pool_closed(), state)
     mapped = _map_exception(error, state)
@@ -46,6 +47,7 @@ def _caused_by_close(error: BaseException) -> bool:
     if not isinstance(error, asyncio.CancelledError):
         return isinstance(error, Exception)
     task = asyncio.current_task()
+    # `Task.cancelling` counts requests to cancel; aiohttp cancels a waiter's future without such a request.
     return task is not None and not task.cancelling()
 
 
@@ -53,6 +55,7 @@ def _map_exception(error: BaseException, state: RequestState) -> LLMOptError | N
     # A TimeoutError with a number is the system's: the other machine does not respond.
     if isinstance(error, TimeoutError) and error.errno is None:
         return transport_errors.attempt_timeout(state)
+    # SSLCertVerificationError is both: it belongs to the connection errors below.
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         return transport_errors.invalid_request(state)
     return _map_while_connecting(error, state) if state.connecting else _map_after_connect(error, state)
@@ -265,6 +268,8 @@ class Exchange(BodyReader):
         protocol, upload = self._protocol, self._upload
         if connection is None or protocol is None:
             return
+        # A server may answer before it has read the whole request; the rest of it would precede the next
+        # request.
         if self._complete and not protocol.has_unsent_data and not (upload is not None and upload.active):
             self.state.phase = "done"
             protocol.served += 1
@@ -284,6 +289,7 @@ class Exchange(BodyReader):
         Most servers end a stream a moment after its last event. The reader of that event need not wait for the
         end, and the connection can still be reused.
         """
+        # The end is often in the buffer already, together with the last event; then no timer is needed.
         if self._stream.is_eof():
             self._complete = True
             self.close()

@@ -118,12 +118,15 @@ class TransportExchange(BodyReader):
         """Await a step with a timeout; if it fails, close the exchange and raise llmopt's error for it."""
         try:
             async with asyncio.timeout(seconds):
+                # See httpcore#830, #961 and #1093: a cancelled request can take a slot of httpx's pool for
+                # ever.
                 return await (self._tasks.run(self._run_isolated(step)) if self._isolate else step)
         except (Exception, asyncio.CancelledError) as error:
             failure = map_httpx_exceptions(error, self.state)
             await self.aclose()
             if failure is None:
                 raise
+        # The transport's own report is more exact than what the phase tells.
         if self.info.sent != "maybe" and not isinstance(failure, InvalidResponse):
             failure.sent = self.info.sent
         raise failure
@@ -165,6 +168,7 @@ class TransportExchange(BodyReader):
 
     async def _run_isolated(self, step: Coroutine[Any, Any, T]) -> T:
         if self._closing:
+            # A coroutine that is never awaited would cause a RuntimeWarning.
             step.close()
             raise asyncio.CancelledError
         self._step_running = True
@@ -193,6 +197,7 @@ class TransportExchange(BodyReader):
             self.state.reused = info.reused
 
 
+# For an isolated request without a timeout, which would else run for ever once its caller is gone.
 _MAX_READ_TIMEOUT: Final = 600.0
 _HTTPX_ERRORS: Final[tuple[tuple[type[BaseException], Callable[[RequestState], errors.LLMOptError]], ...]] = (
     # The first match is used: subclasses stand before their base classes.
@@ -290,10 +295,13 @@ class PoolTransport(httpx.AsyncBaseTransport):
         times = request.extensions.get("timeout", {})
         sent = TransportRequest(
             method=request.method,
+            # httpx's client has turned the user information into an authorization header already.
             url=str(request.url.copy_with(userinfo=b"")),
             headers={
                 name: value
                 for name, value in request.headers.items()
+                # The pool frames the body itself; two content-lengths that differ allow request smuggling
+                # (RFC 9112, 6.3).
                 if name not in ("connection", "content-length", "transfer-encoding")
             },
             body=await request.aread() or None,
@@ -312,6 +320,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
             request.extensions = {**request.extensions, ATTEMPT_INFO: info}
         return httpx.Response(
             exchange.status,
+            # The raw headers: httpx decodes the body by their content-encoding.
             headers=exchange.raw_headers,
             stream=_PoolStream(exchange, request),
             extensions={"http_version": b"HTTP/1.1", ATTEMPT_INFO: info},
@@ -365,6 +374,7 @@ def _to_httpx_request(request: TransportRequest, read: float | None) -> httpx.Re
 def map_httpx_exceptions(error: BaseException, state: RequestState) -> errors.LLMOptError | None:
     """Return llmopt's error for an exception of an httpx transport, None for one that is raised unchanged."""
     error = next(_leaf_exceptions(error))
+    # `PoolTransport` and its wrappers raise httpx's exception from llmopt's, which says more.
     for candidate in (error, error.__cause__):
         if isinstance(candidate, errors.LLMOptError):
             return transport_errors.add_request_state(candidate, state)
@@ -377,6 +387,7 @@ def _map_exception(error: BaseException, state: RequestState) -> errors.LLMOptEr
         return transport_errors.connect_failed(_system_error(error), state)
     if isinstance(error, httpx.RemoteProtocolError):
         return _map_protocol_error(str(error), state)
+    # A TimeoutError with a number is the system's ETIMEDOUT, mapped as an OSError below.
     if isinstance(error, TimeoutError) and error.errno is None:
         return transport_errors.attempt_timeout(state)
     return next((make(state) for kind, make in _HTTPX_ERRORS if isinstance(error, kind)), None)
@@ -402,6 +413,7 @@ def _leaf_exceptions(error: BaseException) -> Iterator[BaseException]:
 
 def _system_error(error: BaseException) -> OSError | None:
     """The system's error among the causes of an exception."""
+    # httpx and httpcore wrap the system's error several times, and anyio adds exception groups.
     below = error.__cause__ or error.__context__
     for leaf in () if below is None else _leaf_exceptions(below):
         os_error = leaf if isinstance(leaf, OSError) and leaf.errno is not None else _system_error(leaf)

@@ -72,6 +72,7 @@ class ConnectionPool:
         self._tls: Final = tls
         self._targets: Final = Targets()
         self._connectors: dict[asyncio.AbstractEventLoop, Connector] = {}
+        # Connectors of the parent process, see `_detach_after_fork`.
         self._inherited: tuple[tuple[asyncio.AbstractEventLoop, Connector], ...] = ()
         self._closed_stats = PoolStats()
         self._pid = os.getpid()
@@ -127,15 +128,18 @@ class ConnectionPool:
 
     async def aclose(self) -> None:
         """Abort running requests and close all connections. Later requests raise `ClientClosed`."""
+        # Set first: a request that starts while the connectors close must not open a new one.
         self._closed = True
         self._detach_if_forked()
         current = asyncio.get_running_loop()
         for loop in list(self._connectors):
+            # Of two threads that close the pool, only the one that removes a connector closes it.
             connector = self._remove(loop)
             if connector is None:
                 continue
             if loop is current:
                 await connector.close()
+            # Transports and futures of another loop may be touched in that loop's thread only.
             elif loop.is_running():
                 loop.call_soon_threadsafe(connector.close_soon)
             else:
@@ -152,6 +156,7 @@ class ConnectionPool:
         self._detach_if_forked()
         loop = asyncio.get_running_loop()
         connector = self._connectors.get(loop)
+        # With one loop, the usual case, a request pays for no scan of the others.
         if connector is None or connector.closed or len(self._connectors) > 1:
             self._discard_closed()
         if connector is None or connector.closed:
@@ -180,6 +185,7 @@ class ConnectionPool:
         connector = self._connectors.pop(loop, None)
         if connector is not None:
             total = _add_stats(self._closed_stats, connector)
+            # The connector's gauges end with it; its counters must never go back.
             self._closed_stats = evolve(total, in_use=0, idle=0, waiting=0)
         return connector
 
@@ -202,6 +208,7 @@ class ConnectionPool:
         state = "closed" if self._closed else "open"
         return f"<ConnectionPool {state}: {now.in_use} in use, {now.idle} idle, {now.waiting} waiting>"
 
+    # The default argument keeps `warn` alive: at interpreter exit the module's globals may be gone already.
     def __del__(self, warn: Any = warnings.warn) -> None:
         if self._pid != os.getpid():
             return
@@ -212,6 +219,7 @@ class ConnectionPool:
             _close_from_outside(loop, connector)
 
 
+# Weak, so that this registry keeps no forgotten pool alive.
 _pools: Final[WeakSet[ConnectionPool]] = WeakSet()
 
 
@@ -220,6 +228,7 @@ def _detach_all_pools() -> None:
         pool._detach_after_fork()  # noqa: SLF001 - part of the class, called by os.fork
 
 
+# Windows has no fork.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_detach_all_pools)
 

@@ -36,6 +36,7 @@ class SocketRegistry:
     def open(self, address: tuple[Any, ...]) -> socket.socket:
         """Open a socket for an entry of `socket.getaddrinfo`; this is aiohttp's ``socket_factory``."""
         family, kind, protocol, *_ = address
+        # asyncio closes sockets without telling this set; removing them here keeps it as small as the pool.
         self._sockets.difference_update([each for each in self._sockets if each.fileno() < 0])
         opened = socket.socket(family, kind, protocol)
         self._sockets.add(opened)
@@ -45,6 +46,8 @@ class SocketRegistry:
         """Shut down all connections, from any thread: their loop sees the end of each and cleans up."""
         for opened in list(self._sockets):
             with suppress(OSError):
+                # Not close: the loop would still poll the descriptor's number, which another file could get
+                # at once.
                 opened.shutdown(socket.SHUT_RDWR)
 
     def close_all(self) -> None:
@@ -79,6 +82,7 @@ def readable_check(descriptor: int) -> Callable[[], bool]:
     """Return a function that tells whether the descriptor is readable now; it costs one system call."""
     if not hasattr(select, "poll"):  # Windows, where select takes any number
         return lambda: bool(select.select([descriptor], [], [], 0)[0])
+    # poll and not select: select fails for descriptors above 1023 (FD_SETSIZE).
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return lambda: bool(poll.poll(0))
@@ -89,6 +93,7 @@ def finish_transport(transport: Any) -> None:
 
     The transport's own methods only schedule the rest of the work, on a loop that never runs again.
     """
+    # A TLS transport wraps the socket's transport; only the inner one owns the socket.
     inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
     with suppress(RuntimeError):  # "Event loop is closed"
         transport.abort()
@@ -142,11 +147,13 @@ class BodyBuffer:
 
     def getvalue(self) -> bytes:
         """Return the body. `free_space` must not be written to any more."""
+        # BytesIO hands out its memory without a copy only if no memoryview of it is left.
         self._view.release()
         return self._memory.getvalue()
 
 
 _READ_BUFFER_SIZE: Final = 256 * 1024
+# 101 ends the HTTP exchange (RFC 9110, 15.2.2), unlike the other 1xx, after which a final response follows.
 _SWITCHING_PROTOCOLS: Final = 101
 _MIN_FINAL_STATUS: Final = 200
 _SUCCESS: Final = range(200, 300)
@@ -175,6 +182,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         self.served = 0
         self.response_started = False
         self.lost_error: BaseException | None = None
+        # `bool` returns False: without a socket there is nothing to poll.
         self._has_data: Callable[[], bool] = bool
         self._read_buffer: Final = new_read_buffer() if read_buffer is None else read_buffer
         self._buffered_state: RequestState | None = None
@@ -194,8 +202,10 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         self._buffered_state = state if buffered else None
         # No read timeout: aiohttp's also kills an upload in progress, and the attempt has its own timeout.
         self.set_response_params(
+            # A response to HEAD has the content-length of a body that does not come (RFC 9110, 9.3.2).
             skip_payload=state.request.method == "HEAD",
             read_until_eof=True,
+            # aiohttp's decompression has no limit for the ratio; `ContentDecoder` has one.
             auto_decompress=False,
             read_bufsize=_READ_BUFFER_SIZE,
         )
@@ -222,6 +232,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         Unsolicited bytes would be read as the next response. Those that the loop has not read yet are found by
         polling the socket, which also finds a connection that the server has closed.
         """
+        # The system call comes last: it is the most expensive of the three. See aiohttp#13656.
         return self.is_connected() and not self.should_close and not self._has_data()
 
     @property
@@ -252,6 +263,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take the bytes that the loop has written into the buffer."""
         if self._body is None:
+            # A copy, because the next read of any connection of this loop overwrites the shared buffer.
             self.data_received(bytes(self._read_buffer[:nbytes]))
         else:
             self._body.advance(nbytes)
@@ -279,6 +291,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         self._held_heads = heads
         self._parse(data[:end])
         size = _bufferable_length(heads[0], state.request.max_body) if len(heads) == 1 else 0
+        # More bytes than the stated length are an error; the parser detects and reports it.
         if size and end + size >= len(data):
             self._held_heads = None
             self._start_buffered_body(state, heads[0][0], size, memoryview(data)[end:])
@@ -325,6 +338,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         if body.full:
             self._full_body, self._body = body, None
             self._deliver_full_body()
+        # Bytes after the body belong to no request: the parser keeps them, and `should_close` then sees them.
         if len(data) > missing:
             self._parse(data[missing:])
 
@@ -349,6 +363,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         self.lost_error = exc
         self._deliver_full_body()
         if self._message is not None:
+            # The buffered body is incomplete: its reader must get an error, never a short body.
             self._message = self._body = None
             self.set_exception(ClientPayloadError())
         # aiohttp treats a reset as the regular end of a body without a length.
@@ -372,6 +387,7 @@ def _bufferable_length(parsed: ParsedHead, max_body: int) -> int:
     message, payload = parsed
     headers = message.headers
     length = headers.get("content-length", "")
+    # Bodies of errors are cut at 64 KiB, which the fast path cannot do.
     if message.code not in _SUCCESS or message.chunked or message.upgrade or not length.isdecimal():
         return 0
     # The parser must continue with a body that it has begun, as after a head that ends in bare line feeds.
@@ -425,5 +441,6 @@ class Upload:
     def stop(self) -> None:
         """Cancel the upload; the reason of a failure is known from the connection."""
         self._task.cancel()
+        # Looking at the exception keeps asyncio from logging "Task exception was never retrieved".
         if self._task.done() and not self._task.cancelled():
             self._task.exception()

@@ -47,6 +47,7 @@ class TransportRequest:
     """
 
     method: str
+    # A query may hold a key, headers do hold one, and bodies are private: none of them is shown.
     url: str = field(repr=_without_query)
     headers: Mapping[str, str] = field(factory=dict, repr=_names)
     body: bytes | None = field(default=None, repr=_size)
@@ -55,6 +56,7 @@ class TransportRequest:
     pool_timeout: float | None = 5.0
     timeout: float | None = 60.0
     idle_timeout: float | None = None
+    # 2,048 vectors (the largest batch of OpenAI) of 4,096 numbers take up to 200 MB as JSON.
     max_body: int = 512 * 2**20
 
 

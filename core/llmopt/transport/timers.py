@@ -33,6 +33,8 @@ class TimeoutScheduler:
     def add(self, timeout: Timeout, seconds: float) -> None:
         """Start a timeout now."""
         at = self._due[timeout] = self._loop.time() + seconds
+        # A timer that is too early costs one look at the deadlines; it is never moved to a later time before
+        # that.
         if at < self._timer_at:
             self._schedule(at)
 
@@ -49,6 +51,8 @@ class TimeoutScheduler:
         self._timer = None if at == math.inf else self._loop.call_at(at, self._expire_due)
 
     def _expire_due(self) -> None:
+        # The planned time, not the clock's: a loop timer can fire slightly before its time (the clock's
+        # resolution).
         now, self._timer = self._timer_at, None
         for timeout in [each for each, at in self._due.items() if at <= now]:
             del self._due[timeout]
@@ -82,6 +86,7 @@ class Timeout:
             return
         if not self._expired:
             self._scheduler.remove(self)
+        # Always uncancel: a task that keeps the count would look cancelled to the next timeout around it.
         elif self._task.uncancel() <= self._cancelling_before and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
@@ -162,6 +167,7 @@ class StreamTimer:
         self._loop.call_soon(self._cancel_task, self._deadline)
 
     def _cancel_task(self, deadline: float) -> None:
+        # A wait that began in the meantime has another deadline and must not be cancelled.
         if self._task is not None and self._deadline == deadline:
             self._expired = True
             self._task.cancel()

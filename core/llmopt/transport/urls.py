@@ -30,6 +30,7 @@ def origin_of(url: str) -> str:
         raise ConfigError(
             f"the URL of the request starts with {parsed.scheme[:20]!r}; write http:// or https://."
         )
+    # URLs appear in logs and tracebacks, where a password must not.
     if parsed.userinfo is not None:
         raise ConfigError(
             "the URL of the request contains a user name or password; use api_key or headers for keys."
@@ -85,6 +86,7 @@ def _matches(host: str, port: int | None, entry: str) -> bool:
     if "/" in entry:
         return _in_network(host, entry)
     name, colon, number = entry.rpartition(":")
+    # The colons of a bare IPv6 address such as ``::1`` separate no port.
     if colon and number.isdecimal() and not name.endswith(":"):
         if port is None or int(number) != port:
             return False
@@ -95,6 +97,7 @@ def _matches(host: str, port: int | None, entry: str) -> bool:
 
 def _in_network(host: str, network: str) -> bool:
     try:
+        # Not strict: people write 10.1.2.3/8 and mean the network.
         return ip_address(host) in ip_network(network, strict=False)
     except ValueError:
         return False
@@ -102,6 +105,7 @@ def _in_network(host: str, network: str) -> bool:
 
 def _parse_proxy(text: str, variable: str) -> Proxy:
     try:
+        # curl accepts a proxy without a scheme as http.
         url = parse_url(text if "://" in text else f"http://{text}")
     except InvalidUrl as error:
         raise ConfigError(f"{variable} cannot be used: {error}; write http://host:port.") from None
@@ -119,6 +123,8 @@ def _parse_proxy(text: str, variable: str) -> Proxy:
 
 def _basic(userinfo: str) -> str:
     user, _, password = userinfo.partition(":")
+    # Special characters of a password stand percent-encoded in a URL; Basic (RFC 7617) encodes them as they
+    # are.
     pair = f"{unquote(user)}:{unquote(password)}"
     return "Basic " + b64encode(pair.encode()).decode("ascii")
 
@@ -126,6 +132,7 @@ def _basic(userinfo: str) -> str:
 _MAX_TARGETS: Final = 1024
 
 
+# Compared by identity: targets are keys of caches on the path of every request.
 @frozen(kw_only=True, eq=False)
 class Target:
     """Where a request goes: the URL as aiohttp needs it, its origin as text, and the proxy."""
