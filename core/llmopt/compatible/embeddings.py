@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -89,7 +90,7 @@ def decode_embeddings(body: bytes) -> EmbeddedRows | None:
         return None
     if decoded.data is None:
         raise _invalid("the response has no list `data`.", "json")
-    vectors = rows_from_raw([item.embedding for item in decoded.data])
+    vectors = rows_from_raw(list(map(_embedding_of, decoded.data)))
     return _embedded(decoded, decoded.data, vectors)
 
 
@@ -149,10 +150,15 @@ def _not_json(body: bytes) -> InvalidResponse:
     return _invalid(f"the response ({len(body)} bytes) is not JSON, or is incomplete.", "json")
 
 
+# In C: an answer may have thousands of items.
+_index_of: Final = attrgetter("index")
+_embedding_of: Final = attrgetter("embedding")
+
+
 def _indices(items: Sequence[_Item]) -> NDArray[np.int64]:
     import numpy as np
 
-    indices = [item.index for item in items]
+    indices = list(map(_index_of, items))
     if indices == list(range(len(indices))):
         return in_order(len(indices))
     if not all(type(index) is int for index in indices):

@@ -90,7 +90,9 @@ class Pipeline(Generic[T]):
             else:
                 try:
                     value = await self._attempt(1)
-                    self._endpoint.policies.retry_budget.succeeded()
+                    budget = self._endpoint.policies.retry_budget
+                    if not budget.full:
+                        budget.succeeded()
                 except LLMOptError as error:
                     if not self._may_retry(error):
                         raise

@@ -175,6 +175,5 @@ def embed_call(model: str, options: EmbedOptions) -> EmbedCall:
         raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r:.40}.")
     if input_type is not None and not (isinstance(input_type, str) and input_type):
         raise InvalidInput("input_type must be a word such as 'query' or 'document'.")
-    return EmbedCall(
-        model=model, dimensions=dimensions, input_type=input_type, extra=checked_extra(options.extra)
-    )
+    extra = {} if options.extra is None else checked_extra(options.extra)
+    return EmbedCall(model=model, dimensions=dimensions, input_type=input_type, extra=extra)

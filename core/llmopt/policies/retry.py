@@ -341,13 +341,18 @@ class RetryBudget:
     after a transient failure takes 14 and one after throttling 5; a call that succeeds pays back what its last
     retry took, or 1 if it needed none. An endpoint that is down thus gets about 35 retries, whatever the number
     of callers, while one that fails now and then is never refused a retry.
+
+    Attributes:
+        full: whether no cost is outstanding, so that a success changes nothing.
     """
 
-    __slots__ = ("_available", "_capacity")
+    __slots__ = ("_available", "_capacity", "full")
 
     def __init__(self, capacity: int = BUDGET_CAPACITY) -> None:
         self._capacity = capacity
         self._available = capacity
+        # An attribute, because every successful request looks at it and most need nothing else.
+        self.full = True
 
     def __repr__(self) -> str:
         return f"RetryBudget({self._available}/{self._capacity})"
@@ -365,11 +370,13 @@ class RetryBudget:
         if cost > self._available:
             return False
         self._available -= cost
+        self.full = self._available == self._capacity
         return True
 
     def release(self, cost: int) -> None:
         """Return the cost of a retry that was not made."""
         self._available = min(self._capacity, self._available + cost)
+        self.full = self._available == self._capacity
 
     def succeeded(self, last_cost: int | None = None) -> None:
         """Record a call that succeeded.
@@ -377,7 +384,7 @@ class RetryBudget:
         Args:
             last_cost: what its last retry took; None or 0 if nothing was taken.
         """
-        if self._available != self._capacity:
+        if not self.full:
             self.release(last_cost or 1)
 
 

@@ -253,9 +253,10 @@ class Settings:
 
     def with_headers(self, headers: Mapping[str, str | None]) -> Settings:
         """A copy with more headers; entries whose value is None are ignored."""
-        added = {name: value for name, value in headers.items() if value is not None}
-        if not added:
+        # The usual case of every request, decided without a Python loop.
+        if set(headers.values()) <= {None}:
             return self
+        added = {name: value for name, value in headers.items() if value is not None}
         return evolve(self, headers={**self.headers, **added})
 
     def auth_headers(self) -> dict[str, str]:
