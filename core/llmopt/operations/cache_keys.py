@@ -27,6 +27,7 @@ from llmopt.values.events import CacheEviction, CacheKind, CacheSized
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+# Raised when the meaning of a key changes: old entries are then never found, and expire.
 _VERSION: Final = 1
 _IGNORED_FIELDS: Final = frozenset({"user", "metadata", "stream", "timeout"})
 """Fields of a request body that do not change the response."""
@@ -82,8 +83,10 @@ class CacheKeys:
             "version": [_VERSION, MODELS_FORMAT],
             "namespace": self._namespace(endpoints),
             "provider": provider.name,
+            # A new version of a plugin may read the same response differently.
             "plugin": [provider.plugin, *self._identity(provider)],
             "operation": call.operation,
+            # All endpoints, because any of them may have answered.
             "requests": [_request(endpoint, call) for endpoint in endpoints],
         }
         return hashlib.sha256(_canonical_json(content))
@@ -137,6 +140,7 @@ class TextKeys:
 
 
 def _request(endpoint: LiveEndpoint, call: Call) -> list[Any]:
+    # Without the credential: a token that is renewed every hour must not change the key.
     request = endpoint.hooks.build_request(call, endpoint.settings_without_credential)
     body = request.json
     if isinstance(body, dict):

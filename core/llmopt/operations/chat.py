@@ -29,6 +29,7 @@ from llmopt.values.http import Failure, HttpResponse
 Messages = Iterable[Mapping[str, Any] | Message]
 """A conversation, oldest message first."""
 MAX_BUFFER_SIZE: Final = 10_000
+# Far above the longest reply of a model; it bounds what a broken server can make the client allocate.
 _MAX_REPLY_BYTES: Final = 64 << 20
 _MAX_STREAM_BYTES: Final = 512 << 20
 _encode: Final = msgspec.json.Encoder().encode
@@ -62,6 +63,8 @@ class ChatRun:
         self._estimator: Final = estimator
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
+        # Once per call: the estimator learns in between, and must compare the reported usage with this
+        # estimate.
         self._prompt_tokens: Final = _prompt_tokens(call, estimator)
 
     async def send(self) -> ChatReply:
@@ -221,6 +224,7 @@ def _message(message: object, index: int) -> Mapping[str, Any]:
     role = fields.get("role")
     if not (isinstance(role, str) and role):
         raise InvalidInput(f"message {index} has no role, such as 'user'.", index=index)
+    # An assistant message that only calls tools has no content.
     if "content" not in fields and not any(value for key, value in fields.items() if key != "role"):
         raise InvalidInput(f"message {index} has no content.", index=index)
     plain = dict(fields)
@@ -244,6 +248,7 @@ def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
 def _stop(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
+    # A text is a sequence of texts: checked first, else "END" would become three stop words.
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
         raise InvalidInput("stop must be a text or a list of texts, none of them empty.")
@@ -265,6 +270,7 @@ def _number(
 ) -> float | None:
     if value is None:
         return None
+    # NaN and infinity are no JSON (RFC 8259, section 6), and True is an int.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InvalidInput(f"{name} must be a finite number, not {value!r:.40}.")
     if not minimum <= value <= maximum:

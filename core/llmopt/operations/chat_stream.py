@@ -97,6 +97,7 @@ class ReplyStream:
         return f"<{type(self).__name__} {state}: {len(self.text)} characters>"
 
     def __del__(self, warn: Any = warnings.warn) -> None:
+        # The constructor may have raised before the attribute was set.
         live: LiveStream | None = getattr(self, "_live", None)
         if live is not None and live.holds_connection:
             warn(f"unclosed {self!r}; use it in `{self._statement}`", ResourceWarning, source=self)
@@ -126,6 +127,7 @@ class ReplyStream:
             # A copy is stored: the raised error refers to the frames that it passed through.
             self._error = failure.copy()
             raise failure from failure.__cause__
+        # A cancelled read has lost events; a later read must not continue as if nothing was missing.
         except BaseException:
             self._error = self._with_partial_reply(
                 StreamInterrupted("reading the stream was cancelled.", sent="yes")
@@ -135,6 +137,7 @@ class ReplyStream:
             self._reading = False
         if not events:
             self._complete = True
+            # Only from a complete reply: the usage of a broken one may be a running count.
             self._run.learn_usage(self._reply.usage)
         return events
 
@@ -192,6 +195,7 @@ class ChatStream(ReplyStream):
             self._ready.extend(await self._read())
             if not self._ready:
                 raise StopAsyncIteration
+        # Added when it is returned, not when it is parsed: the properties cover what the caller has seen.
         event = self._ready.popleft()
         self._reply.add(event)
         return event

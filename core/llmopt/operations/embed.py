@@ -40,6 +40,7 @@ async def embed(run: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, err
     if invalid and errors == "raise":
         raise next(iter(invalid.values()))
     valid = [text for at, text in enumerate(listed) if at not in invalid] if invalid else listed
+    # A dict and not a set: it keeps the order, so that neighbouring texts share a batch.
     distinct = list(dict.fromkeys(valid))
     collector = Collector(distinct, run.model)
     if distinct and run.may_cache:
@@ -68,6 +69,7 @@ async def collect(run: EmbedRun, texts: Sequence[str], collector: Collector, sen
     missing = [at for at in range(len(texts)) if at not in hits]
     if missing:
         await send(run, [texts[at] for at in missing], missing, collector)
+    # The model of the fresh rows is known only now, so they are added before the cached ones.
     if collector.accepts(rows):
         collector.add(BatchResult(rows=[(range(len(positions)), rows)]), positions)
     else:
@@ -81,6 +83,7 @@ async def _send_batches(
     if not run.limits_known:
         await run.fetch_limits()
     batches = make_batches(texts, run.batcher())
+    # One batch, the usual case, needs neither a task nor a queue.
     first = next(batches)
     if len(first.texts) == len(texts):
         collector.add(await run.send(first.texts), positions)
@@ -93,6 +96,7 @@ async def _send_batches(
     source = _as_async(chain([first], batches))
     # All results have a place already, so that nothing bounds how far ahead the batches are made.
     results = ordered_map(source, send, concurrency=concurrency, lookahead=len(texts) + concurrency)
+    # An error must cancel the other requests now, not when the garbage collector finds the generator.
     async with aclosing(results):
         async for batch, result in results:
             collector.add(result, positions[batch.start : batch.start + len(batch.texts)])
@@ -151,6 +155,7 @@ def text_error(text: object, index: int) -> InvalidInput | None:
 
 def plain(text: str) -> str:
     """A text as ``str`` itself. Subclasses (of numpy, enums, markup) may print or encode as something else."""
+    # `str(text)` would call the subclass's own ``__str__``.
     return text if type(text) is str or not isinstance(text, str) else str.__str__(text)
 
 
@@ -171,6 +176,7 @@ def embed_call(model: str, options: EmbedOptions) -> EmbedCall:
         InvalidInput: an option has a value that no provider accepts.
     """
     dimensions, input_type = options.dimensions, options.input_type
+    # The type and not isinstance: True is an int, too.
     if dimensions is not None and (type(dimensions) is not int or not 0 < dimensions <= _MAX_DIMENSIONS):
         raise InvalidInput(f"dimensions must be a positive whole number, not {dimensions!r:.40}.")
     if input_type is not None and not (isinstance(input_type, str) and input_type):

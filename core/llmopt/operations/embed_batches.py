@@ -163,6 +163,7 @@ def certainly_too_long(text: str, limit: BatchLimit) -> bool:
     size = body_bytes(text)
     if limit.max_bytes is not None and size + _OVERHEAD_BYTES > limit.max_bytes:
         return True
+    # A server that truncates accepts a text of any length.
     if limit.max_item_tokens is None or limit.truncates:
         return False
     return size > limit.max_item_tokens * _MAX_BYTES_PER_TOKEN
@@ -245,6 +246,7 @@ class AdaptiveBatchLimit:
             tokens: estimate of their tokens.
             stated: the limit that the provider states, which is used at once; None if it states none.
         """
+        # A stated number of tokens says that the number of texts was not the problem.
         if stated is not None and stated.max_tokens is not None:
             changed = self._tokens.too_large(tokens, stated=max(1, int(stated.max_tokens * _SAFE_SHARE)))
             change = LimitChange(limit="max_tokens", value=self._tokens.size, source="stated")
@@ -355,6 +357,7 @@ async def _fetch(
             return hooks.parse_limits(call, response, endpoint.settings_without_credential)
     except LLMOptError as error:
         return None if error.retryable else _NO_LIMIT
+    # 404 and 405 mean that the server has no such page: it is not asked again.
     return None if response.status in _TRANSIENT or response.status >= 500 else _NO_LIMIT
 
 
@@ -446,6 +449,7 @@ class ModelState:
         store, limit = self._store(), self.adaptive_limit
         if store is None or limit is None:
             return
+        # Before the first await: what is learned during the write must count as unsaved.
         self._saved_changes = limit.changes
         now = self._clock.wall()
         value = write_record(_SAVED, self._key, now, b"", msgspec.json.encode(limit.state()))

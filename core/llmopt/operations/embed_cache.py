@@ -133,6 +133,7 @@ class EmbeddingCache:
         for position, (key, value) in enumerate(zip(keys, values, strict=True)):
             vector = None if value is None else self._vector(key, value, model.encode(), dimensions)
             if vector is not None:
+                # Vectors of another length than the first cached one are of another model version.
                 dimensions = dimensions or len(vector)
                 vectors.append(vector)
                 positions.append(position)
@@ -151,13 +152,16 @@ class EmbeddingCache:
         if not is_fresh(record.created, self._ttl_s, key, self._clock.wall(), _RULES):
             return None
         (stored,) = _DIMENSIONS.unpack_from(record.head)
+        # The store is a file that anybody may have changed: damage counts as a miss.
         if stored * 4 != len(record.body) or not stored or dimensions not in (None, stored):
             return None
+        # A copy on big-endian machines only.
         return np.frombuffer(record.body, dtype="<f4").astype(np.float32, copy=False)
 
     def _items(self, texts: Sequence[str], vectors: NDArray[np.float32], model: str) -> Iterator[CacheItem]:
         import numpy as np
 
+        # A fixed byte order, so that machines of both kinds can share a store.
         little_endian = np.ascontiguousarray(vectors, dtype="<f4")
         head = _DIMENSIONS.pack(little_endian.shape[1]) + model.encode()
         for key, row in zip(self._keys.for_texts(model, texts), little_endian, strict=True):

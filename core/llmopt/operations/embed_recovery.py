@@ -110,6 +110,7 @@ class Recovery:
     def _pieces(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         """The parts to send instead of a failed one; none when its texts are given up."""
         pieces = self._split(part, error, depth)
+        # The same request again would fail again, for ever.
         if len(pieces) == 1 and len(pieces[0]) == len(part):
             pieces = []
         # Requests that are only smaller are always worth sending; the search for one text has a budget.
@@ -148,6 +149,8 @@ class Recovery:
         if isinstance(error, ItemTooLong):
             stated = error.limit.max_item_tokens if error.limit is not None else None
             return self._splitter.isolate_longest(part, stated)
+        # With every eighth of the batch refused, the cause is the request itself; a search would cost two
+        # requests a text.
         if depth >= _MAX_FRUITLESS_LEVELS and not self._result.rows and not _is_surely_item_error(error):
             return []
         return self._splitter.halves(part)
@@ -206,6 +209,7 @@ class BatchSplitter:
         tokens = {position: self._tokens(position) for position in positions}
         bound = max(tokens.values()) * _FAR_LONGER if max_item_tokens is None else max_item_tokens * _SUSPECT
         suspects = {position for position in positions if tokens[position] >= bound}
+        # With many suspects, halves find the long ones in fewer requests than one for each.
         if not suspects or 2 * len(suspects) > len(positions):
             return self.halves(positions)
         others = tuple(position for position in positions if position not in suspects)
@@ -237,6 +241,7 @@ class BatchSplitter:
 def to_item_rejected(error: LLMOptError) -> ItemRejected:
     """The same refusal, of one text instead of a whole request."""
     rejected = ItemRejected(error.message)
+    # The fields of exceptions are plain attributes; this copies status, code and attempts together.
     rejected.__dict__.update(error.__dict__)
     return rejected
 

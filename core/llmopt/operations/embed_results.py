@@ -69,6 +69,7 @@ def _ordered(
     if indices is None:
         return vectors
     expected = in_order(count)
+    # `in_order` returns one shared array, so that identity proves the order without a comparison.
     if indices is expected:
         return vectors
     if indices.shape != (count,):
@@ -78,6 +79,7 @@ def _ordered(
     if not np.array_equal(np.sort(indices), expected):
         raise _invalid(f"the indices of the answer are not 0 to {count - 1}, each once.", "index")
     ordered = np.empty_like(vectors)
+    # One copy by index; sorting the rows would move them several times.
     ordered[indices] = vectors
     return ordered
 
@@ -207,8 +209,10 @@ class Collector:
 
         vectors, errors = self._vectors, self._errors
         if vectors is None:
+            # Every text failed: no response has told the length of a vector.
             vectors = np.empty((len(self._texts), 0), dtype=np.float32)
         if errors:
+            # Not zeros: NaN cannot be mistaken for a vector in a search.
             vectors[list(errors)] = np.nan
         if invalid or len(self._texts) < len(texts):
             vectors, errors = self._expand(vectors, texts, invalid)

@@ -109,6 +109,7 @@ class EmbedRun:
         if self._config.flags.coalesce:
             key = (provider.name, call.model, *self._options)
             self._coalescer = Coalescer(engine.singleflight, key, deadline)
+        # Made at the first failure: most calls never need it.
         self._search_budget: SearchBudget | None = None
         self._fatal: LLMOptError | None = None
         self._adaptive: AdaptiveBatchLimit | None = None
@@ -146,12 +147,14 @@ class EmbedRun:
         """Learn the limits of a request, by asking the server where that is possible. Before the first batch."""
         self._check_open()
         endpoints = self._engine.endpoints(self._provider)
+        # Looked up before the request, so that a limit is reported once and not at each call.
         unknown = [endpoint for endpoint in endpoints if self.model not in endpoint.server_limits]
         reported = await fetch_server_limits(endpoints, self._provider.hooks, self._call, self._deadline)
         for endpoint in unknown:
             for name, value in known_limits(endpoint.server_limits.get(self.model, _NO_LIMIT)):
                 self._report_limit(LimitChange(limit=name, value=value, source="server"), endpoint.name)
         limit = self._merged_limit(reported)
+        # An endpoint that could not be asked now is asked by the next call, so nothing is remembered.
         if all(self.model in endpoint.server_limits for endpoint in endpoints):
             remembered = self._state.declared_limits
             if len(remembered) >= _MAX_OPTIONS:
@@ -207,6 +210,7 @@ class EmbedRun:
         """Embed one batch of distinct texts. Errors of the provider are in the result, never raised."""
         too_long: dict[int, LLMOptError] = {}
         sent = texts
+        # A provider would refuse the whole batch for one such text.
         if any_may_be_too_long(texts, self._declared):
             too_long = self._too_long(texts)
             sent = tuple(text for at, text in enumerate(texts) if at not in too_long)
@@ -240,6 +244,7 @@ class EmbedRun:
 
     def _note_fatal(self, result: BatchResult, count: int) -> None:
         """If a whole batch failed for a permanent cause, such as a wrong key, no other batch of this call is sent."""
+        # A batch that failed in part shows that the key and the model are right.
         if self._fatal is not None or len(result.errors) < count:
             return
         error = next(iter(result.errors.values()))
@@ -292,6 +297,7 @@ class EmbedRun:
             suspect: whether one of them is suspected to make requests fail.
         """
         if self._fatal is not None:
+            # A copy: a raised exception collects the traceback and context of each place it passes.
             raise self._fatal.copy()
         options = self._call
         # Not attrs.evolve, which takes five times as long.
@@ -327,12 +333,15 @@ class EmbedRun:
         rows = self._provider.hooks.parse_embeddings(call, response, settings)
         if isinstance(rows, Failure):
             return rows
+        # Checked here, as a part of the attempt: a wrong response is then retried, and counts for the circuit
+        # breaker.
         ordered = in_input_order(rows, len(call.texts), self.dimensions)
         if ordered is rows.vectors:
             return rows
         return EmbeddedRows(vectors=ordered, usage=rows.usage, model=rows.model)
 
     def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
+        # The length that a caller asks for says nothing about the model's own.
         if self._call.dimensions is None:
             self._state.dimensions = int(rows.vectors.shape[1])
         if rows.usage is not None:
@@ -379,6 +388,7 @@ class Coalescer:
             work: embeds those that no other call is embedding.
         """
         group = self._singleflight.group(self._key)
+        # One set operation in C decides the usual case, in which no text is shared.
         if not group.keys().isdisjoint(texts):
             return await self._run_shared(texts, work, group)
         call = group.start(work, texts)
@@ -396,6 +406,8 @@ class Coalescer:
                 continue
             call, names = group[text]
             if call not in positions:
+                # The other call copies its result if it was joined, because its caller may write to its
+                # array.
                 call.joined = True
                 positions[call] = {name: position for position, name in enumerate(names)}
             joined.setdefault(call, []).append((at, positions[call][text]))

@@ -60,6 +60,7 @@ class EmbedStream:
         results = ordered_map(
             self._batches(), self._embed, concurrency=concurrency, lookahead=2 * concurrency
         )
+        # Closed in this task, also when the caller leaves the loop early: it cancels the requests in flight.
         async with aclosing(results):
             async for start, result in results:
                 if result.errors and self._errors == "raise":
@@ -93,16 +94,19 @@ class EmbedStream:
                         yield batch
                     if self._errors == "raise":
                         raise error
+                    # The next batch must start behind this text, or its vectors would move up by one.
                     batcher.skip()
                     yield _Invalid(start=position, error=error)
         if (batch := batcher.flush()) is not None:
             yield batch
+        # Raised last: the texts before it were paid for and belong to the caller.
         if source.error is not None:
             raise source.error
 
     async def _embed(self, batch: Batch | _Invalid) -> tuple[int, Embeddings]:
         if isinstance(batch, _Invalid):
             return batch.start, self._failed(batch.error)
+        # Within the batch only: memory stays bounded for an input of any length.
         distinct = tuple(dict.fromkeys(batch.texts))
         collector = Collector(distinct, self._run.model)
         await collect(self._run, distinct, collector, _send_one)

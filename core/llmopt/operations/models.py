@@ -369,6 +369,7 @@ class BatchListModels:
                 pending[name] = self._find(name)
             except LLMOptError as error:
                 results[name] = error
+        # Cached lists first: they are returned without waiting for a slot behind slow providers.
         if mode == "auto":
             await self._take_cached(pending, results)
         slots = asyncio.Semaphore(_MAX_CONCURRENT_PROVIDERS)
@@ -402,6 +403,7 @@ class BatchListModels:
             self._take_from_memory(pending, results)
 
     def _take_from_memory(self, pending: dict[str, Provider], results: dict[str, CatalogOrError]) -> None:
+        # A copy, because entries are removed on the way.
         for name, provider in list(pending.items()):
             result = self._model_lists.get_without_waiting(provider)
             if result is not None:

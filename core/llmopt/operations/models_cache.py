@@ -144,6 +144,7 @@ class ModelListCache:
         Returns:
             The list, with age 0.
         """
+        # 304, "not modified": the cached list is as good as new (RFC 9110, 15.4.5).
         if fetched.models is None and entry.catalog is not None:
             catalog = entry.catalog
         else:
@@ -199,6 +200,7 @@ class ModelListCache:
                 entry.life.reset()
                 entry.catalog = entry.etag = entry.failure = None
         for store in stores:
+            # The store is shared with the vectors, whose groups must stay.
             groups = [_group(name)] if name is not None else (await store.size()).groups
             for group in groups:
                 if group.startswith(_GROUP_PREFIX):
@@ -260,6 +262,8 @@ async def fetch_model_list(
         for model in page.models:
             # Most plugins set the provider's name themselves, so that no model is copied here.
             own = model if model.provider == provider.name else evolve(model, provider=provider.name)
+            # The first one wins: Mistral lists a model once for each alias, and pages can overlap while
+            # models are added.
             models.setdefault(model.id, own)
         dropped += page.dropped
         if page.next_cursor is None:
@@ -268,6 +272,7 @@ async def fetch_model_list(
             return FetchedList(
                 models=tuple(models.values()), dropped=dropped, etag=fetched.etag if single else None
             )
+        # A server that ignores the cursor returns its first page for ever.
         if page.next_cursor in cursors:
             raise _endless(provider, "a page repeats a cursor")
         cursors.add(page.next_cursor)
@@ -301,5 +306,6 @@ async def _fetch_page(
 def _usable_etag(response: HttpResponse) -> str | None:
     """The response's entity tag, if it can be sent back unchanged (RFC 9110, section 8.8.3)."""
     etag = response.headers.get("etag", "").strip()
+    # The tag goes into a request header: other characters would be refused there, or split the header.
     usable = etag.isascii() and etag.isprintable() and etag.endswith('"') and len(etag) <= _MAX_ETAG_LENGTH
     return etag if usable else None
