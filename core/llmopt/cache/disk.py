@@ -100,6 +100,7 @@ class DiskStore:
 
     async def remove(self, keys: Sequence[bytes]) -> None:
         """See `CacheStore.remove`."""
+        # The buffer too, or a write that is still waiting would bring the entry back.
         removed = set(keys)
         with self._lock:
             self._buffer.discard(lambda item: item.key in removed)
@@ -219,6 +220,7 @@ class DiskWorker:
         values, outdated = self._access(lambda database: database.get(keys), none)
         if outdated:
             self._buffer.mark_used(outdated)
+        # After the database, because the buffer has the newer values.
         values.update(self._buffer.get(keys))
         return values
 
@@ -379,6 +381,7 @@ class WriteBuffer:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the values of those keys that are still to be written."""
+        # Without the lock: a look at the length cannot see a half-made change, and most reads end here.
         if not len(self._items):
             return {}
         with self._lock:
@@ -388,6 +391,7 @@ class WriteBuffer:
     def mark_used(self, keys: Sequence[bytes]) -> None:
         """Add keys whose time of last use is to be written."""
         with self._lock:
+            # Losing a time of use costs at most an early eviction.
             if len(self._used) < _MAX_BUFFERED_USES:
                 self._used.update(keys)
 
@@ -416,5 +420,6 @@ class WriteBuffer:
     def end_batch(self, *, stop: bool = False) -> bool:
         """Return whether the writer has to write another batch; if not, it is the writer no more."""
         with self._lock:
+            # Decided under the lock: an entry added after the last batch must find either a writer or none.
             self._flushing = bool(self) and not stop
             return self._flushing

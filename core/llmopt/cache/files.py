@@ -77,6 +77,7 @@ class CacheFiles:
             yield self.folder / f"cache-{SCHEMA_VERSION}{suffix}.db"
 
     def _open(self, path: Path) -> Database:
+        # Twice at most: a new file that is corrupt at once means a broken disk.
         for last_try in (False, True):
             inode = self._prepare(path)
             try:
@@ -92,6 +93,7 @@ class CacheFiles:
         if writable_by_others(path) and check_private_file(path):
             # Others may have written its contents.
             self.quarantine(path, path.stat().st_ino)
+        # SQLite would create the file with the permissions of the umask.
         if not check_private_file(path):
             with suppress(FileExistsError):
                 create_private_file(path)
@@ -110,6 +112,8 @@ class CacheFiles:
         lock = FileLock(_lock_path(path))
         try:
             with lock.held():
+                # Of two processes that find the file corrupt, the second must not rename the first one's new
+                # file.
                 if path.stat().st_ino == inode:
                     self._rename(path)
         except FileNotFoundError:
@@ -237,6 +241,7 @@ def installation_secret(folder: Path) -> bytes | None:
 
 
 def _read_secret(path: Path) -> bytes | None:
+    # O_NOFOLLOW closes the gap between the check and this call, in which a link could replace the file.
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         secret = os.read(file, _SECRET_BYTES + 1)

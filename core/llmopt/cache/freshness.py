@@ -89,12 +89,14 @@ def jittered_ttl(ttl_s: float, jitter: float, key: bytes, created: float) -> flo
         key: key of the entry.
         created: when the entry was created, in seconds since 1970.
     """
+    # Not random: every process must come to the same time to live for an entry that they share.
     fraction = crc32(created.hex().encode(), crc32(key)) / _MAX_CRC
     return ttl_s * (1 + jitter * (2 * fraction - 1))
 
 
 def is_from_future(created: float, wall: float, max_clock_skew_s: float) -> bool:
     """Whether a creation time lies in the future, which means that one of the two clocks is wrong."""
+    # Written with ``not``, so that NaN counts as the future, too.
     return not created <= wall + max_clock_skew_s
 
 
@@ -163,6 +165,7 @@ class CacheLifetime:
                 return False
         self._created = wall if created is None else created
         self._stored_at = self._now()
+        # A small skew of the clocks must not make a negative age.
         self._age_when_stored = max(0.0, wall - self._created)
         self._ttl_s = jittered_ttl(self._rules.ttl_s, self._rules.jitter, self._key, self._created)
         self._requests = 0
@@ -222,6 +225,7 @@ class CacheLifetime:
     def _ages(self, now: float) -> tuple[float, float]:
         """The age by the monotonic clock, and the higher one of both clocks."""
         age = self._age_when_stored + now - self._stored_at
+        # The monotonic clock stands still while a laptop sleeps (on Linux); the calendar can be set back.
         return age, max(age, self._wall() - self._created)
 
     def _decide_fresh(self, now: float, age: float) -> Decision:
@@ -231,6 +235,7 @@ class CacheLifetime:
         return Decision(action=self._serve(now) if refresh else "serve", age=age)
 
     def _serve(self, now: float) -> Action:
+        # One refresh for all callers, and none right after a failure.
         if self.refreshing or now < self._paused_until:
             return "serve"
         self.refreshing = True

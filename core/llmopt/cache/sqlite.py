@@ -102,8 +102,11 @@ class Database:
                     # mode=rw: if the file was deleted meanwhile, SQLite must not create one with its own permissions.
                     f"{path.absolute().as_uri()}?mode=rw",
                     uri=True,
+                    # Autocommit: Python would otherwise begin transactions by itself, and not with IMMEDIATE.
                     isolation_level=None,
                     timeout=_BUSY_TIMEOUT_S,
+                    # While the interpreter exits, the caller's thread works on the connection: its own has
+                    # ended (`llmopt.cache.disk.DiskStore`).
                     check_same_thread=False,
                 )
                 self._configure()
@@ -127,6 +130,7 @@ class Database:
         values: dict[bytes, bytes] = {}
         outdated: list[bytes] = []
         used_before = self._wall() - _USED_RESOLUTION_S
+        # SQLite limits the variables of a statement (999 before version 3.32).
         for batch in _batches(keys):
             rows = self._connection.execute(_GET.format(",".join("?" * len(batch))), batch)
             for key, value, used in rows:
@@ -232,6 +236,7 @@ class Database:
     def _evict(self) -> None:
         if self._bytes_in_use() <= self._max_bytes:
             return
+        # What has expired goes first; only then is anything evicted that could still be used.
         self.delete_expired()
         while self._bytes_in_use() > self._max_bytes * _EVICTION_TARGET:
             with self._transaction() as connection:
@@ -255,12 +260,15 @@ def configure(connection: sqlite3.Connection, *, manual_checkpoints: bool) -> No
     run = connection.execute
     # First, so that functions named in the file's schema cannot be called.
     run("PRAGMA trusted_schema=OFF")
+    # With memory mapping, a file that another process truncates kills this one with SIGBUS.
     run("PRAGMA mmap_size=0")
     _check_schema(connection)
     # Before the first table is created, or it has no effect.
     run("PRAGMA auto_vacuum=INCREMENTAL")
     run("PRAGMA journal_mode=WAL")
+    # In WAL mode NORMAL loses at most the last writes at a power failure, which a cache can do without.
     run("PRAGMA synchronous=NORMAL")
+    # A reader that never ends lets the WAL grow; SQLite then keeps the file at that size without a limit.
     run(f"PRAGMA journal_size_limit={_MAX_WAL_BYTES}")
     if manual_checkpoints:
         run("PRAGMA wal_autocheckpoint=0")
@@ -320,6 +328,7 @@ class FileLock:
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        # The file is never deleted: two processes could then hold locks on two files of one name.
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file: int | None = os.open(path, flags, 0o600)
         self._sleep: Final = sleep
@@ -358,6 +367,7 @@ class FileLock:
             else:
                 return
             self._sleep(pause)
+            # flock with a timeout does not exist, so the lock is polled, quickly at first.
             pause = min(2 * pause, _MAX_LOCK_POLL_S)
 
     def close(self) -> None:

@@ -117,6 +117,7 @@ class MemoryStore:
         self._max_bytes: Final = max_bytes
         self._entries: Final = LRUCache[bytes, CacheItem](max_bytes, lambda item: len(item.value))
         self._lock = threading.Lock()
+        # In a child that is forked while a thread holds the lock, nobody would ever release it.
         notify_on_fork(self)
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -210,6 +211,7 @@ class LayeredStore:
 
     async def put(self, items: Sequence[CacheItem]) -> None:
         """See `CacheStore.put`."""
+        # Memory first: another call finds the entries at once, however slow the lower store is.
         self._memory.put_nowait(items)
         await self._lower.put(items)
 
@@ -251,6 +253,7 @@ class SafeStore:
         """Return the value of each key, None where it is not stored or cannot be read."""
         none: Sequence[bytes | None] = ()
         values = await self._try(lambda: self._store.get(keys), none)
+        # A store of the user's own may return anything; a shifted list would mix up the values of keys.
         if isinstance(values, Sequence) and len(values) == len(keys):
             return [value if isinstance(value, bytes) else None for value in values]
         return [None] * len(keys)
@@ -336,8 +339,10 @@ class LRUCache(Generic[K, V]):
 
     def put(self, key: K, value: V) -> int:
         """Store a value, unless it alone exceeds the limit; return how many others were evicted for it."""
+        # Before the check of the size: a value that is too large must not leave the old one behind.
         self.remove(key)
         size = self._size_of(value) + _ENTRY_OVERHEAD_BYTES
+        # It would evict all others and then itself.
         if size > self._max_bytes:
             return 0
         self._entries[key] = value, size
@@ -420,6 +425,7 @@ def read_record(kind: bytes, key: bytes, data: bytes) -> Record | None:
     except (struct.error, TypeError):
         return None
     start = _HEADER.size + head_length
+    # A view: slicing bytes would copy a value of megabytes for the checksum.
     view = memoryview(data)
     if stored_kind != kind or start > end or crc32(view[:end], crc32(key)) != checksum:
         return None

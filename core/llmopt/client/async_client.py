@@ -68,6 +68,7 @@ class AsyncClient:
         clock: Clock | None = None,
     ) -> None:
         check_client_arguments(transport=transport, plugins=plugins, on_event=on_event, flags=flags)
+        # Now and not at the first call, so that a mistake is reported where the client is made.
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
             loaded = with_flags(loaded, flags)

@@ -100,6 +100,7 @@ class Components:
             try:
                 await self.engine.aclose()
             finally:
+                # Last: calls that the engine ends may still store what they have received.
                 await self.stores.aclose()
 
     async def embed(
@@ -168,6 +169,7 @@ class Components:
     ) -> Mapping[str, Catalog | LLMOptError]:
         """See `llmopt.AsyncClient.batch_list_models`."""
         check_cache_mode(mode)
+        # A str is an iterable of names of one letter each.
         if isinstance(names, str):
             raise ConfigError(f"providers must be a list of names, such as [{names!r:.40}], not one str.")
         if timeout is not None:
@@ -208,6 +210,7 @@ class Components:
         key = (provider.name, model)
         state = self.model_states.get(key)
         if state is None:
+            # The servers are part of the name: another server behind the same entry has other limits.
             origins = " ".join(endpoint.origin for endpoint in provider.endpoints)
             state = ModelState(
                 provider.name,

@@ -67,6 +67,7 @@ class LoopThread:
         with self._lock:
             if not self._ended:
                 self._tasks.add(task)
+                # Under the lock, so that the loop cannot end between the check and this call.
                 self.loop.call_soon_threadsafe(task.start)
                 task.future.add_done_callback(lambda _: self._tasks.discard(task))
                 return task
@@ -87,6 +88,8 @@ class LoopThread:
             task.future.result(timeout)
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.loop.stop)
+        # A callback such as ``on_event`` may close the client on the loop's own thread, which cannot join
+        # itself.
         if threading.current_thread() is not self._thread:
             self._thread.join(_STOP_TIMEOUT_S if timeout is None else timeout)
 
@@ -144,10 +147,13 @@ class LoopTask(Generic[T]):
         """Cancel the task, unless it has ended, and wait up to two seconds until it has stopped."""
         if not self.future.done():
             self.future.cancel()
+            # Cancelling the future only requests it: without the wait the request could still run after this
+            # call returned.
             self._ended.wait(_STOP_TIMEOUT_S)
 
     def discard(self) -> None:
         """Cancel the future, because the loop has ended and will not run the coroutine."""
+        # A coroutine that was never awaited would cause a RuntimeWarning.
         if not self._started:
             self._coroutine.close()
         self.future.cancel()
@@ -166,6 +172,7 @@ async def _cancel_other_tasks() -> None:
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
         task.cancel()
+    # The exceptions are returned: one task's failure must not leave the others running.
     await asyncio.gather(*others, return_exceptions=True)
 
 
@@ -178,6 +185,7 @@ def register_exit_handler(stop: Callable[[float], None]) -> Callable[[], None]:
     Returns:
         A function that unregisters the handler.
     """
+    # atexit holds its functions until the end, and with a strong reference every client as well.
     reference = weakref.WeakMethod(stop)
 
     def on_exit() -> None:

@@ -61,6 +61,7 @@ class Client:
             )
 
         self._make: Final[Callable[[], AsyncClient]] = make
+        # Made now and not at the first call, so that a wrong configuration is reported here.
         self._client: AsyncClient = make()
         self._thread: LoopThread | None = None
         self._lock = threading.Lock()
@@ -75,6 +76,7 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
+        # The constructor may have raised before the attribute was set.
         thread = getattr(self, "_thread", None)
         if thread is not None and not self._closed and thread.pid == os.getpid():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
@@ -97,6 +99,7 @@ class Client:
         with self._lock:
             self._closed = True
             thread, self._thread = self._thread, None
+        # Outside the lock: closing waits for the loop's thread, whose callbacks may use the client.
         self._unregister_exit_handler()
         if thread is not None:
             thread.stop(self._client.aclose, timeout)

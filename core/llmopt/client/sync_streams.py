@@ -63,6 +63,7 @@ class SyncEmbedStream(Iterator[EmbeddedPart]):
     def __next__(self) -> EmbeddedPart:
         requests = self._texts.requests
         task = self._thread.submit(_next_part(self._stream))
+        # The caller waits for one queue; this wakes it when the part is ready.
         task.future.add_done_callback(lambda _: requests.put(None))
         try:
             # The None of an earlier part may still be in the queue, so only the future says that the part is ready.

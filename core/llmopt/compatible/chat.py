@@ -58,6 +58,7 @@ def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> d
                 "in `extra`."
             )
         body[name] = value
+    # Without it the dialect's servers send no usage in a stream; Mistral refuses the key.
     if call.stream and call.include_usage:
         body["stream_options"] = {"include_usage": True}
     return {**body, **call.extra}
@@ -128,6 +129,7 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
     data = event.data
     if data == DONE:
         return (ChatEvent(last=True),)
+    # vLLM sends such events; the data of some servers' lacks the key ``error``.
     if event.event == "error":
         return Failure.from_event(event, model=call.model)
     return () if not data or data.isspace() else _chunk(call, event)
@@ -183,8 +185,10 @@ def _object(data: str) -> dict[str, Any]:
 
 def _is_error(value: Mapping[str, Any]) -> bool:
     """Whether an object is an error: below the key ``error``, or flat (only in an object without choices)."""
+    # Truthy: some servers send ``"error": null`` with every chunk.
     if value.get("error"):
         return True
+    # An object with choices is a reply, whatever other keys it has.
     if "choices" in value:
         return False
     return (
@@ -196,6 +200,7 @@ def _first(choices: list[Any]) -> dict[str, Any] | None:
     for choice in choices:
         if not isinstance(choice, dict):
             raise _invalid("a choice of the response is not an object.", "type")
+        # Choices of one event may come in any order, and some servers leave the index out.
         if choice.get("index", 0) in (0, None):
             return choice
     return None
@@ -262,6 +267,7 @@ def read_content(message: Mapping[str, Any]) -> MessageContent:
         InvalidResponse: a value has a wrong type.
     """
     content = message.get("content")
+    # The usual case first: this runs for every token of a stream.
     if type(content) is str:
         result = MessageContent(text=content)
     elif content is None:
@@ -270,6 +276,7 @@ def read_content(message: Mapping[str, Any]) -> MessageContent:
         result = _typed_parts(content)
     reasoning = next((value for key in _REASONING_KEYS if (value := message.get(key))), None)
     refusal, calls = message.get("refusal"), message.get("tool_calls")
+    # The usual delta holds text alone: a second tuple for each token is saved.
     if reasoning is None and refusal is None and calls is None:
         return result
     return MessageContent(
@@ -315,6 +322,7 @@ def _tool_call(entry: Mapping[str, Any], position: int) -> ToolCallPart:
         raise _wrong_type("function")
     index = entry.get("index")
     return ToolCallPart(
+        # Some servers leave out the index of a tool call, although pieces of a call are joined by it.
         index=index if type(index) is int else position,
         id=_checked_text(entry.get("id"), "id"),
         name=_checked_text(function.get("name"), "name"),

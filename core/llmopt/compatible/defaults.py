@@ -70,6 +70,7 @@ def build_request(
         body = embed_body(call, encoding_format=encoding_format)
         return HttpRequest(method="POST", path="/embeddings", headers=headers, json=body)
     if isinstance(call, CatalogCall):
+        # Quoted, because a cursor is the server's text and could add parameters.
         path = "/models" if call.cursor is None else f"/models?after={quote(call.cursor, safe='')}"
         return HttpRequest(method="GET", path=path, headers=headers)
     return HttpRequest(

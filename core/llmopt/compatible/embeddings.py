@@ -37,6 +37,7 @@ def embed_body(call: EmbedCall, *, encoding_format: str | None = None) -> dict[s
         body["dimensions"] = call.dimensions
     if call.input_type is not None:
         body["input_type"] = call.input_type
+    # Last, so that ``extra`` can replace any key for a server that deviates.
     return {**body, **call.extra}
 
 
@@ -105,6 +106,7 @@ def _from_lists(body: bytes) -> EmbeddedRows | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     items = decoded.data or ()
+    # A bracket in a string, or a vector that is not a list: the slow path reads such a body correctly.
     if decoded.error or len(items) != len(spans) or any(bytes(item.embedding) != b"[]" for item in items):
         return None
     vectors = rows_of_lists(body, spans)
@@ -159,8 +161,10 @@ def _indices(items: Sequence[_Item]) -> NDArray[np.int64]:
     import numpy as np
 
     indices = list(map(_index_of, items))
+    # One comparison in C instead of a look at each index, as nearly all responses are in order.
     if indices == list(range(len(indices))):
         return in_order(len(indices))
+    # A vector under a guessed index would belong to another text, so a missing one is an error.
     if not all(type(index) is int for index in indices):
         raise _invalid("an item of the response has no index, so its text is unknown.", "index")
     try:
@@ -169,6 +173,7 @@ def _indices(items: Sequence[_Item]) -> NDArray[np.int64]:
         raise _invalid("an index of the response does not fit into 64 bits.", "index") from None
 
 
+# Larger counts are nonsense, and one of them would spoil all sums and the token estimator.
 _MAX_TOKENS: Final = 10**12
 
 
@@ -281,6 +286,8 @@ def rows_of_lists(body: bytes, spans: Sequence[Span]) -> NDArray[np.float32] | N
         rows = np.empty((count, size // 8), np.float32)
         wide = np.empty((block, size // 8), np.float64)
         space = wide.data.cast("B")
+        # A number beyond float32 becomes infinity, which the check for finite numbers reports; no warning is
+        # due.
         with np.errstate(over="ignore"):
             for begin in range(0, count, block):
                 filled = min(block, count - begin)
@@ -295,6 +302,7 @@ def rows_of_lists(body: bytes, spans: Sequence[Span]) -> NDArray[np.float32] | N
 
 # Raw JSON values, base64 or lists, into the rows of one float32 array.
 
+# Bytes in the wrong order put the exponent's bits anywhere: magnitudes near 1 become huge or tiny.
 _MAX_MAGNITUDE: Final = 1e18
 _MIN_MAGNITUDE: Final = 1e-18
 _MIN_SQUARED_NORM: Final = 1e-30
@@ -388,6 +396,7 @@ def check_byte_order(row: NDArray[np.floating[Any]]) -> None:
         # The squared norm bounds the largest number: one pass over the row instead of three.
         return
     largest = float(np.abs(row).max(initial=0.0))
+    # Another check reports NaN and infinity, with the position of the vector.
     if not np.isfinite(largest):
         return
     if largest > _MAX_MAGNITUDE or 0.0 < largest < _MIN_MAGNITUDE:

@@ -29,6 +29,7 @@ _BY_CODE: Final[Mapping[str, VerdictKind]] = {
     "content_policy_violation": _K.CONTENT_FILTERED,
     "slow_down": _K.OVERLOADED,
     "server_is_overloaded": _K.OVERLOADED,
+    # Some servers send it with status 400.
     "model_not_found": _K.NOT_FOUND,
 }
 """Verdicts by ``code`` or ``type`` of the error."""
@@ -42,12 +43,16 @@ _BY_STATUS: Final[Mapping[int, VerdictKind]] = {
     413: _K.BATCH_TOO_LARGE,
     425: _K.TIMEOUT,
     429: _K.RATE_LIMITED,
+    # nginx's status for a client that has gone: a gateway in between has given up.
     499: _K.TRANSIENT,
+    # 501 and 505 are about the request (RFC 9110, 15.6): repeating it does not help.
     501: _K.BAD_REQUEST,
     503: _K.OVERLOADED,
     504: _K.TIMEOUT,
     505: _K.BAD_REQUEST,
+    # Cloudflare: the server behind it did not answer in time.
     524: _K.TIMEOUT,
+    # Anthropic's status for overload.
     529: _K.OVERLOADED,
 }
 """Verdicts by HTTP status, for an error without a known code."""
@@ -79,6 +84,7 @@ def classify(failure: Failure) -> Verdict:
     """Classify an error by its code, then by its status; one that came with a 2xx status by its type first."""
     error = failure.error
     kind = _kind_by_code(error.code, error.type, error.inner_code)
+    # OpenRouter and streams send errors with status 200, which says nothing about them.
     if kind is None and 200 <= failure.stated_status < 300:
         kind = _kind_by_type(failure)
     if kind is None:

@@ -54,6 +54,7 @@ def parse_catalog(response: HttpResponse, provider: str = "") -> CatalogPage | F
     """
     body = response.body
     try:
+        # Not `body.lstrip()` alone: that copies a body of megabytes.
         if (body[:64].lstrip() or body.lstrip())[:1] == _LIST_START:
             return _page(_list_decoder.decode(body), provider)
         decoded = _response_decoder.decode(body)
@@ -76,6 +77,7 @@ def _page(raws: list[msgspec.Raw], provider: str, cursor: str | None = None) -> 
 
 
 def _cursor(decoded: _Response) -> str | None:
+    # OpenAI's other lists have pages with these keys and ``after``; its list of models has no pages.
     return decoded.last_id if decoded.has_more is True and isinstance(decoded.last_id, str) else None
 
 
@@ -102,6 +104,7 @@ def _model_from_raw(raw: msgspec.Raw, provider: str) -> Model | None:
 # The keys of one entry: decoded together, or one by one if any has an unexpected type.
 
 
+# ``gc=False``: thousands of short-lived objects without cycles would only make the garbage collector run.
 class ArchitectureKeys(msgspec.Struct, gc=False):
     """The value of ``architecture``."""
 
@@ -179,6 +182,7 @@ def _decode_keys(raw: msgspec.Raw) -> EntryKeys | None:
     """The keys of a JSON object; None if the value is not an object or cannot be read."""
     try:
         return _keys_decoder.decode(raw)
+    # One key of an unexpected type must not cost the whole entry.
     except msgspec.ValidationError:
         return _decode_keys_one_by_one(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -266,6 +270,7 @@ def _model(keys: EntryKeys, raw: Mapping[str, Any], provider: str) -> Model | No
     shown = keys.display_name or keys.name or ""
     inputs, outputs = _modalities(keys)
     kind = _kind(keys.type) or _kind(outputs)
+    # The list's own statement goes before a guess by the name.
     guess = None if kind else _BY_NAME.search(name.lower())
     top = keys.top_provider
     return Model(
@@ -309,6 +314,7 @@ def _kind(words: object) -> ModelKind | None:
     if len(words) == 1 and isinstance(words[0], str):
         return _KINDS.get(words[0])
     kinds = [_KINDS[word] for word in words if isinstance(word, str) and word in _KINDS]
+    # A model that writes text and images is used for chats.
     return "chat" if "chat" in kinds else next(iter(kinds), None)
 
 
@@ -358,6 +364,7 @@ def _per_million(value: object) -> float | None:
             price = float(f"{float(value) * 1e6:.12g}")
         except ValueError:
             return None
+    # OpenRouter's "-1" means that the price varies.
     return price if 0.0 <= price <= _MAX_PRICE else None
 
 

@@ -199,6 +199,7 @@ def credential_for(
         path: of the entry or endpoint, for messages.
         environ: the environment variables.
     """
+    # What the configuration says goes before the environment, which every program of the user shares.
     if isinstance(entry.api_key, Secret):
         return CredentialSource(path, "configuration", secret=entry.api_key)
     if entry.api_key is not None:
@@ -207,6 +208,7 @@ def credential_for(
         text = environ.first([entry.api_key_env])
         return _from_variable(path, text) if text else _variable_not_set(path, entry.api_key_env)
     text = environ.first(profile.key_env)
+    # Whoever sets the URL in the environment can read the key there anyway.
     if base is None or base_from_environment or _is_own_host(base, profile):
         return _from_variable(path, text) if text else _no_key(path, profile, base)
     return _not_sent(path, profile, text)
@@ -255,6 +257,7 @@ def _own_origins(profile: Profile) -> str:
 def _is_own_host(base: Url, profile: Profile) -> bool:
     if profile.base_url is not None and base.origin == _profile_url(profile.base_url).origin:
         return True
+    # A key over plain http is readable by everybody on the way.
     safe = base.encrypted or is_loopback(base.host)
     return safe and any(host_matches(base.host, host) for host in profile.own_hosts)
 

@@ -58,8 +58,11 @@ def load_config(
     if isinstance(source, Config):
         return source
     environ = Environment(environ)
+    # The argument first: a mistake in it is reported even if the file has one, too.
     argument = structure(source) if isinstance(source, Mapping) else Config()
     from_file = _from_file(None if isinstance(source, Mapping) else source, environ)
+    # Names of entries may contain an underscore pair, so variables can be split only when the names are
+    # known.
     names = {*from_file.providers, *argument.providers}
     from_environment = structure(environment_table(environ, names), "environment")
     return overlay_config(overlay_config(from_file, from_environment), argument)
@@ -94,6 +97,7 @@ def find_config_file() -> str | None:
 def _read(path: str, shown: str) -> bytes:
     try:
         with Path(path).expanduser().open("rb") as file:
+            # A device or a pipe has no size to check before reading.
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "not a valid path"
@@ -117,6 +121,7 @@ def _parse(content: bytes) -> dict[str, Any] | str:
     import tomllib
 
     try:
+        # Editors on Windows write a byte order mark, which tomllib refuses.
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
@@ -180,6 +185,7 @@ def environment_table(environ: Environment, entries: Iterable[str]) -> dict[str,
     """
     names = _by_variable_name(entries)
     table: dict[str, Any] = {}
+    # Sorted, so that messages about two variables are the same each time.
     for variable in sorted(environ):
         if variable.startswith(PREFIX) and environ[variable] and variable != CONFIG_PATH:
             path = _key_path(variable, names)
@@ -232,6 +238,7 @@ def _entry_path(variable: str, rest: str, names: Mapping[str, list[str]]) -> lis
         raise ConfigError(f"{variable}: name an entry and a key, as in {PREFIX}PROVIDERS__<NAME>__<KEY>.")
     path = key.split("__")
     if path[0] == "headers":
+        # A shell cannot set a variable with a hyphen in its name, and header names have no underscores.
         path[1:] = [name.replace("_", "-") for name in path[1:]]
     return [entry, *path]
 
@@ -291,6 +298,7 @@ def _changes_destination(lower: ProviderEntry, higher: ProviderEntry) -> bool:
     if higher.plugin is not None and higher.plugin != lower.plugin_name:
         return True
     base_url = higher.base_url or lower.base_url
+    # A subset, because an entry may drop some of its hosts and keep its key.
     return not _destinations(higher, base_url) <= _destinations(lower, lower.base_url)
 
 
@@ -396,6 +404,7 @@ def _converter() -> Converter:
     from cattrs import Converter
     from cattrs.cols import homogenous_tuple_structure_factory, mapping_structure_factory
 
+    # Detailed, so that all mistakes are reported together.
     converter = Converter(detailed_validation=True, forbid_extra_keys=True)
     structured = (*_TABLE_CLASSES, _ENTRIES, _ENDPOINTS)
     # All other values are checked by the fields of `llmopt.config.schema`.
@@ -419,6 +428,7 @@ def _converter() -> Converter:
 def _table_hook(kind: type, converter: Converter) -> _StructureHook:
     from cattrs.gen import make_dict_structure_fn, override
 
+    # The name comes from the key of the table, never from within it.
     if kind is ProviderEntry:
         inner: _StructureHook = make_dict_structure_fn(kind, converter, name=override(omit=True))
     else:

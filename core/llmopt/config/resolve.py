@@ -185,6 +185,7 @@ class _Resolver:
     def endpoint(self, client_flags: Flags) -> Endpoint:
         options = self._options()
         entry = self.entry
+        # With a base URL of the user's own, the options that fill the profile's are not needed.
         elsewhere = bool(entry.base_url or self.environ.first(self.profile.base_url_env))
         profile = self.profile = fill_placeholders(
             self.profile, options, path=self.path, needed=not elsewhere
@@ -220,6 +221,7 @@ class _Resolver:
         """The values of the plugin's own keys, from the configuration or else from the environment."""
         configured, declared = self.entry.options, {option.name: option for option in self.profile.options}
         for key in configured:
+            # A misspelled key that is ignored would be noticed much later, if ever.
             if key not in declared:
                 known = allowed_keys(EndpointEntry if key in self.overrides.options else ProviderEntry)
                 raise ConfigError(
@@ -289,6 +291,7 @@ def _merge_timeouts(configured: TimeoutsEntry, usual: Timeouts) -> Timeouts:
     if read is not None:
         implied = {"read_large": read, "catalog": min(read, usual.catalog)}
         if usual.first is not None:
+            # The first request may load a model; a short ``read`` must not cut that off.
             implied["first"] = max(read, usual.first)
         values = {**implied, **values}
     return evolve(usual, **values)
@@ -323,6 +326,7 @@ def _convert(value: object, kind: type) -> object:
         return parse_bool(value)
     if kind in (int, float):
         value = parse_number(value)
+        # Integers above 2^53 cannot be floats without a loss.
         return float(value) if kind is float and type(value) is int and abs(value) < 2**53 else value
     if isinstance(value, Mapping):
         return {key: _convert(item, str) for key, item in value.items()}
@@ -339,6 +343,7 @@ def _problem(value: object, option: Option) -> str:
 
 
 def _has_type(value: object, kind: type) -> bool:
+    # Before the general check, because bool is a subclass of int.
     if isinstance(value, bool):
         return kind in (bool, object)
     if isinstance(value, float) and not math.isfinite(value):

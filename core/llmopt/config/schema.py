@@ -78,6 +78,7 @@ def parse_number(value: object) -> object:
         number: object = tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
         return value
+    # Dates and text are TOML, too, but no numbers.
     return number if type(number) in (int, float) else value
 
 
@@ -161,6 +162,7 @@ def _field(
 
 def _describe(value: object) -> str:
     """A number itself; of any other value only the type."""
+    # A secret of digits that was put here by mistake would be longer, and is not shown.
     if isinstance(value, float) or (type(value) is int and abs(value) <= MAX_COUNT):
         return str(value)
     return kind_name(value)
@@ -308,6 +310,7 @@ def _header_problem(name: str, text: object, headers: Mapping[str, str]) -> str:
         return "this header is given twice."
     if not isinstance(text, str):
         return f"expected text, got {kind_name(text)}."
+    # A line break would end the header and begin another (header injection).
     if not (text.isascii() and text.isprintable()):
         return "its value contains a line break or a character outside printable ASCII."
     return ""

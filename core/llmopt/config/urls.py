@@ -21,6 +21,7 @@ MAX_URL_LENGTH: Final = 2048
 MAX_PORT: Final = 65535
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)
+# A single pattern decides where the host ends; two parsers that disagree are how filters are bypassed.
 _AUTHORITY: Final = re.compile(r"(?:(.*)@)?(\[[0-9A-Fa-f:.%]*\]|[^:\[\]@]*)(?::([0-9]{1,9}))?")
 _PATH: Final = re.compile(r"(/[^/]+)*/?")
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
@@ -89,6 +90,7 @@ def parse_url(text: str) -> Url:
     Raises:
         InvalidUrl: the text is no URL, or its host or port is not valid.
     """
+    # Browsers and some libraries read a backslash as a slash, which moves the host's end.
     if any(character <= " " or character == "\\" for character in text):
         raise InvalidUrl("it contains a space, a control character or a backslash")
     match = _URL.fullmatch(text)
@@ -113,7 +115,9 @@ def canonical_host(text: str) -> str:
     """
     if text.startswith("["):
         return _ipv6(text)
+    # ``example.com.`` and ``example.com`` are one host; as two spellings they would escape comparisons.
     name = _ascii(text).lower().removesuffix(".")
+    # A last label that is numeric makes the host an IPv4 address (WHATWG URL, "ends in a number").
     if _NUMERIC.fullmatch(name.rpartition(".")[2]):
         return _ipv4(name)
     if not _HOST.fullmatch(name):
@@ -146,6 +150,7 @@ def _ipv4(text: str) -> str:
 def _ipv6(text: str) -> str:
     from ipaddress import IPv6Address
 
+    # A zone (%) names an interface of this machine and has no place in a URL that is shared.
     if not text.endswith("]") or "%" in text:
         raise InvalidUrl("write an IPv6 address in brackets and without an interface (%)")
     try:
@@ -250,6 +255,7 @@ def is_loopback(host: str) -> bool:
     """Whether a canonical host is this machine."""
     if host == "localhost" or host.endswith(".localhost") or host == "::1":
         return True
+    # The number at the end excludes names such as ``127.0.0.1.example.com``.
     return host.startswith("127.") and bool(_NUMERIC.fullmatch(host.rpartition(".")[2]))
 
 
@@ -257,5 +263,6 @@ def host_matches(host: str, pattern: str) -> bool:
     """Whether a canonical host matches a pattern; ``*.`` at its beginning means all subdomains."""
     pattern = pattern.lower()
     if pattern.startswith("*."):
+        # With the dot, so that ``evil-example.com`` does not match ``*.example.com``.
         return host.endswith(pattern[1:]) and host != pattern[1:]
     return host == pattern

@@ -27,6 +27,7 @@ class ReplyAccumulator:
         self.id = ""
         self.last = False
         self._usage: Usage | None = None
+        # Joined when asked for: adding to one str copies the text again for every event.
         self._text: Final[list[str]] = []
         self._reasoning: Final[list[str]] = []
         self._refusal: Final[list[str]] = []
@@ -43,6 +44,7 @@ class ReplyAccumulator:
         for part in event.tool_calls:
             self._add_part(part)
         self.finish_reason = event.finish_reason or self.finish_reason
+        # The last one counts: some servers repeat a running usage in every event.
         self._usage = event.usage or self._usage
         self.model = event.model or self.model
         self.id = event.id or self.id

@@ -50,6 +50,7 @@ class NDJSONDecoder:
             StreamDecodeError: like `feed`.
         """
         events: list[ServerEvent] = []
+        # A line feed completes the last line, so that it needs no path of its own.
         self._feed(self._byte_order_mark.flush() + b"\n", events)
         return events
 

@@ -116,6 +116,7 @@ class SSEDecoder:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if self._line or self._data is not None or self._event:
             chunk = self._continue_block(chunk, events)
+        # One split in C finds all complete events of a chunk.
         *blocks, rest = chunk.split(b"\n\n")
         for block in blocks:
             # Fast path: nearly all events are a single line of data.
@@ -160,6 +161,7 @@ class SSEDecoder:
         elif name == b"event":
             self._event = decode_utf8(value)
         elif name == b"id":
+            # The standard says so: an id with NULL is ignored.
             if b"\0" not in value:
                 self._id = decode_utf8(value)
         elif name == b"error":
@@ -172,6 +174,7 @@ class SSEDecoder:
         else:
             self._data += b"\n"
             self._data += value
+        # Checked for each line, so that an endless event is refused before it fills the memory.
         if len(self._data) > self._max_event:
             raise too_long_error("event", self._max_event)
 

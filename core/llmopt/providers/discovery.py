@@ -83,6 +83,7 @@ def discover_plugins() -> Mapping[str, InstalledPlugin]:
     Where a plugin of a provider's own and a general plugin serve one name, the general one is left out.
     """
     own, general = plugin_entry_points()
+    # The later one wins: a plugin of the provider's own knows more about it than a general one.
     plugins = {**group_by_name(general, fallback=True), **group_by_name(own)}
     return {name: plugins[name] for name in sorted(plugins)}
 
@@ -102,6 +103,7 @@ def group_by_name(points: Iterable[EntryPoint], *, fallback: bool = False) -> Ma
     """Group entry points by provider name, sorted. Names of a wrong form are left out."""
     by_name: dict[str, list[EntryPoint]] = {}
     for point in points:
+        # Lower case, so that "OpenAI" and "openai" are a conflict and not two providers.
         by_name.setdefault(point.name.lower(), []).append(point)
     return {
         name: InstalledPlugin(name=name, entry_points=tuple(by_name[name]), fallback=fallback)

@@ -66,6 +66,7 @@ class ProviderHooks:
 
     def for_provider(self, provider: str) -> ProviderHooks:
         """The same hooks under the name of another provider that the plugin serves."""
+        # A shallow copy: the bound hooks are shared, and only the name in messages differs.
         hooks = copy(self)
         hooks._provider = provider  # noqa: SLF001 - it is this class
         return hooks
@@ -285,10 +286,12 @@ def _name(plugin: object) -> str:
 
 
 def _without_address(error: Exception) -> str:
+    # Addresses differ in each run, and mean nothing to a reader.
     return re.sub(r" in plugin .*|<[^<>]* at 0x[0-9a-f]+>", "", " ".join(str(error).split()))
 
 
 def _refuse_unmarked(owner: str, plugin: object, provider: str) -> None:
+    # pluggy ignores a function without the marker, and the default would answer in its place.
     for name in HOOK_NAMES & set(dir(plugin)):
         attribute = getattr(plugin, name)
         if inspect.isroutine(attribute) and not hasattr(attribute, f"{PROJECT}_impl"):

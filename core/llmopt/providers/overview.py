@@ -76,6 +76,7 @@ def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
     points, general = plugin_entry_points()
     entries = _entries_by_plugin(config)
     own = group_by_name(points)
+    # One row for each module: a general plugin serves dozens of names.
     modules = _by_module(
         each for each in group_by_name(general, fallback=True).values() if each.name not in own
     )

@@ -49,6 +49,7 @@ class Registry:
         self._environ: Final = environ
         self._providers: Final[dict[str, Provider]] = {}
         self._hooks: Final[dict[str, ProviderHooks]] = {}
+        # By id, because a plugin may be any object, also one that is not hashable.
         self._modules: Final[dict[int, tuple[object, ProviderHooks]]] = {}
         self._variables: Final[dict[str, tuple[str, ...]]] = {}
         self._installed: Mapping[str, InstalledPlugin] | None = None
@@ -72,6 +73,7 @@ class Registry:
             raise InvalidInput(
                 f"the model must be text like 'local/default', not {type(reference).__name__}."
             )
+        # At the first slash only: names of models may contain more, such as "meta-llama/Llama-3".
         name, slash, model = reference.partition("/")
         if not slash or not model or not name:
             raise InvalidInput(
