@@ -21,6 +21,7 @@ from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
 from llmopt.policies.batch_size import AdaptiveBatchSize, TokenEstimator
 from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.tasks import PerLoop
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.calls import BatchLimit, EmbedCall
 from llmopt.values.http import HttpResponse
@@ -424,6 +425,7 @@ class ModelState:
         self._store: Final = store
         self._clock: Final = clock
         self._saved_changes = 0
+        self._read_locks: Final = PerLoop(asyncio.Lock)
         self.estimator: Final = TokenEstimator()
         self.dimensions: int | None = None
         self.answering_models: Final[dict[bytes, tuple[str, float]]] = {}
@@ -433,8 +435,10 @@ class ModelState:
     async def load(self, declared: BatchLimit) -> AdaptiveBatchLimit:
         """The learned batch sizes, of this process and of those before it."""
         if self.adaptive_limit is None:
-            saved = await self._read()
-            # Another call may have been faster.
+            # Thousands of calls may be the first at once; one of them reads the store.
+            async with self._read_locks.current():
+                saved = await self._read() if self.adaptive_limit is None else None
+            # A call on another event loop may have been faster.
             if self.adaptive_limit is None:
                 self.adaptive_limit = AdaptiveBatchLimit(declared, wall=self._clock.wall, state=saved)
         return self.adaptive_limit
