@@ -237,6 +237,7 @@ def _read_question() -> str:
     """Standard input to its end, as UTF-8."""
     data = sys.stdin.buffer.read()
     try:
+        # Editors on Windows put a byte order mark at the beginning, which the model would get as a character.
         question = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise CommandError("standard input is not UTF-8 text.") from None
@@ -247,6 +248,7 @@ def _read_question() -> str:
 
 def _prompt() -> str:
     """A line from the terminal. The prompt goes to standard error where standard output is redirected."""
+    # `input` writes its prompt to standard output, where a redirected answer must stand alone.
     if sys.stdout.isatty():
         return input(_PROMPT)
     click.echo(_PROMPT, nl=False, err=True)

@@ -60,6 +60,7 @@ def exit_code_for(error: BaseException) -> Exit:
     """The exit code for an error that ended a command."""
     if isinstance(error, CommandError):
         return error.code
+    # A code of its own, so that a script can tell a wrong set-up from a wrong input.
     if isinstance(error, (ConfigError, UnknownProvider, PluginError)):
         return Exit.SETUP
     if isinstance(error, InvalidInput):
@@ -134,6 +135,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, no_col
     cells = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in cells:
+            # Without headings and borders, so that cut and awk can read it.
             click.echo("\t".join(row))
     elif cells:
         _print_rich_table(columns, cells, no_color=no_color)
@@ -245,6 +247,7 @@ def report_errors_as_json(command: _F) -> _F:
     def run(**options: Any) -> Any:
         try:
             return command(**options)
+        # click reports a wrong usage itself, and behind a closed pipe nobody reads JSON.
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except Exception as error:

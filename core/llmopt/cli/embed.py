@@ -253,6 +253,7 @@ class EmbedRun:
         """
         with open_parts(self._feed()) as parts:
             for part in parts:
+                # A signal between two writes would leave rows and counts that disagree.
                 with interrupts.deferred():
                     self._take(part)
                 progress_display.update(self._summary)
@@ -293,6 +294,7 @@ def embed_file(options: EmbedArguments) -> Exit:
     _check_model(config, options.model)
     with Interrupts() as interrupts:
         try:
+            # Before anything is sent: a file that cannot be written must not cost money.
             output.create()
             writer = open_writer(
                 output_format,

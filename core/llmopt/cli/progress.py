@@ -111,6 +111,7 @@ def _bar(*, known: bool, no_color: bool) -> Progress:
     ]
     # None leaves the choice to NO_COLOR and to the kind of terminal.
     console = Console(stderr=True, no_color=no_color or None)
+    # Not redirected: the output of the command belongs to whatever reads it.
     return Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 

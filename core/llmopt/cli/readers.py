@@ -110,6 +110,7 @@ class Source:
             raise InputError(
                 f"{self.name} is UTF-16, not UTF-8; convert it first, for instance with: iconv -f UTF-16 -t UTF-8"
             )
+        # Text has no NUL; archives, images and UTF-16 without a mark nearly always do.
         at = head.find(b"\0")
         if at >= 0:
             raise InputError(
@@ -120,6 +121,7 @@ class Source:
 def _read_available(file: BinaryIO) -> bytes:
     """What is there: texts that come slowly are embedded as they come."""
     if isinstance(file, io.BufferedReader):
+        # `read` would wait until a whole block has come, which from a terminal or a slow pipe takes long.
         return file.read1(_BLOCK_BYTES)
     return file.read(_BLOCK_BYTES)
 
@@ -225,6 +227,7 @@ class CsvReader:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Each text with the number of the line that its record begins in."""
+        # The csv module refuses fields above 128 KiB by default.
         csv.field_size_limit(_MAX_FIELD_LENGTH)
         records = _Records(self._lines)
         place: int | None = None
@@ -313,6 +316,7 @@ class JsonlReader:
         number = 0
         for piece in self._lines.chunks():
             lines = piece.split("\n")
+            # A line feed at the end of a piece ends a line and begins none.
             if not lines[-1]:
                 lines.pop()
             for line in lines:
@@ -412,6 +416,8 @@ class Texts:
         Raises:
             InputError: a text cannot be read. Nothing was sent yet.
         """
+        # Standard input can be read only once, and reading a very large file twice would delay the first
+        # request.
         if not self.source.repeatable or self.source.size > _MAX_CHECKED_BYTES:
             return None
         return sum(1 for _ in self)
@@ -472,6 +478,7 @@ class TxtReader:
             for text in texts:
                 number += 1
                 if text and not text.isspace():
+                    # Files from Windows end their lines with CR LF.
                     yield number, text.removesuffix("\r")
                 else:
                     self.skipped += 1

@@ -53,6 +53,7 @@ class AppendFile:
             while view:
                 view = view[self._file.write(view) :]
         except BaseException:
+            # A piece written by half (a full disk) would make the rows before it unreadable.
             self._file.truncate(self.size)
             self._file.seek(self.size)
             raise
@@ -176,6 +177,7 @@ def _scales() -> list[float]:
 
 # .npy: the header, which has the number of rows, is written again at the end.
 
+# numpy aligns the data of a file to 64 bytes; 128 hold any shape, so that the header can be written again.
 _HEADER_BYTES: Final = 128
 _NAN_ROWS: Final = 1024
 
@@ -215,6 +217,7 @@ class NpyWriter:
             self._early += count
             return
         while count:
+            # In pieces, because millions of texts may have failed before the first vector.
             some = min(count, _NAN_ROWS)
             self._file.append(np.full((some, self._dimensions), np.nan, dtype="<f4"))
             self._rows += some
@@ -286,6 +289,7 @@ class ParquetWriter:
 
     def _write(self) -> None:
         arrow = self._arrow
+        # -1 is pyarrow's list of variable length, for a file in which every text failed.
         kind = arrow.list_(arrow.float32(), self._dimensions or -1)
         if self._writer is None:
             self._writer = self._open(kind)
@@ -415,6 +419,7 @@ class OutputFile:
         self.name: Final = printable(path)
         if path == "-":
             raise CommandError("--out must name a file; standard output takes no vectors.")
+        # A rename onto a link would replace the link and leave the file that it names as it was.
         self._target: Final = Path(os.path.realpath(path))
         self._check(source)
         # Beside it, because only within one file system can it be renamed at once.
@@ -424,6 +429,7 @@ class OutputFile:
     def create(self) -> None:
         """Make the temporary file, which proves that it can be made."""
         try:
+            # O_EXCL: a file or link of that name, which another user may have made, is never opened.
             os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except OSError as error:
             raise self._refusal(error) from None
@@ -474,6 +480,7 @@ class OutputFile:
             raise CommandError(f"--out {self.name} is not a regular file; name one that is, or a new one.")
         if source.is_file(status):
             raise CommandError(f"--out {self.name} is the input itself; name another file.")
+        # A rename would replace a file that its owner has protected against writing.
         if not os.access(self._target, os.W_OK):
             raise CommandError(f"--out {self.name} cannot be written: Permission denied.")
         self._check_folder()

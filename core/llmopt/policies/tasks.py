@@ -83,26 +83,22 @@ async def ordered_map(
     tasks: asyncio.Queue[asyncio.Task[R] | None] = asyncio.Queue()
     running = asyncio.Semaphore(concurrency)
     held = asyncio.Semaphore(max(concurrency, lookahead))
-    source_errors: list[BaseException] = []
 
-    async def feed() -> None:
+    async def feed() -> BaseException | None:
         try:
             while True:
                 await held.acquire()
                 await running.acquire()
-                try:
-                    item = await anext(source)
-                except StopAsyncIteration:
-                    return
-                except asyncio.CancelledError:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - raised to the consumer, after all results before it
-                    # Not left to this task: a KeyboardInterrupt of a task ends the whole event loop.
-                    source_errors.append(error)
-                    return
-                task = asyncio.create_task(function(item))
+                task = asyncio.create_task(function(await anext(source)))
                 task.add_done_callback(lambda _: running.release())
                 tasks.put_nowait(task)
+        except StopAsyncIteration:
+            return None
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised to the consumer, after all results before it
+            # Returned, not raised: a KeyboardInterrupt of a task ends the whole event loop.
+            return error
         finally:
             tasks.put_nowait(None)
 
@@ -111,17 +107,23 @@ async def ordered_map(
     try:
         while (task := await tasks.get()) is not None:
             result = await task
+            # Before the yield: the consumer may take long, and holds the result by then.
             held.release()
             yield result
-        for error in source_errors:
+        if (error := await feeder) is not None:
             raise error
     finally:
+        # The feeder first: it could start another task in the meantime.
         await _cancel_all([feeder])
-        left = [each for each in (task, *_drain(tasks)) if each is not None]
-        await _cancel_all(left)
-        close = getattr(source, "aclose", None)
-        if close is not None:
-            await close()
+        await _cancel_all([each for each in (task, *_drain(tasks)) if each is not None])
+        await _close(source)
+
+
+async def _close(source: AsyncIterator[Any]) -> None:
+    # An asynchronous generator has `aclose`; other iterators need not have it.
+    close = getattr(source, "aclose", None)
+    if close is not None:
+        await close()
 
 
 def _drain(queue: asyncio.Queue[T]) -> list[T]:

@@ -133,6 +133,7 @@ class _SkippingSelector(selectors.BaseSelector):
         return ready
 
     def _select_timeout(self) -> float | None:
+        # A thread works in real time: None waits for it as long as it takes.
         if self.threads:
             return None
         # The loop's own wake-up socket is always registered; nothing can arrive on it from this thread.

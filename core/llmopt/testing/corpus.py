@@ -80,6 +80,7 @@ class KnownError:
         return Failure(
             status=self.status,
             headers=dict(self.headers),
+            # As much as the core passes on of a real error.
             body=self.body[:65536],
             operation=self.operation,
             model="kit-model",

@@ -92,6 +92,7 @@ def checked_extra(extra: object) -> Mapping[str, Any]:
         return {}
     if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
         raise InvalidInput("extra must be a mapping from names to JSON values.")
+    # A copy, because the caller may change its mapping while the call still waits.
     copied = dict(extra)
     check_json(copied, "extra")
     # msgspec encodes these as null, which would silently change the request.

@@ -77,6 +77,7 @@ class HttpResponse:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     body: bytes = field(default=b"", repr=repr_size)
     info: AttemptInfo = field(factory=AttemptInfo)
+    # Not compared: two equal responses seldom arrive at the same moment.
     received: float = field(factory=time.time, eq=False)
 
     @cached_property
@@ -190,6 +191,7 @@ def read_error_body(body: bytes) -> ErrorBody:
         return _error_body(error)
     if isinstance(error, str):
         return _error_body({**value, "message": error, "type": value.get("error_type", value.get("type"))})
+    # FastAPI, and with it Voyage, Infinity and others.
     if "message" not in value and "detail" in value:
         return ErrorBody(message=_detail_message(value["detail"]), raw=value)
     return _error_body(value)
@@ -197,6 +199,7 @@ def read_error_body(body: bytes) -> ErrorBody:
 
 def _first_object(body: bytes) -> Any:
     value = msgspec.json.decode(body)
+    # Gemini's dialect sends its errors in a list.
     return value[0] if isinstance(value, list) and value else value
 
 
@@ -213,6 +216,7 @@ def _stated_status(body: bytes) -> int | None:
         return None
     error = value.get("error")
     fields = error if isinstance(error, dict) else value
+    # By type and not isinstance: True would be the status 1.
     stated = (str(fields[key]) for key in _STATUS_KEYS if type(fields.get(key)) in (int, str))
     return next((int(each) for each in stated if _ERROR_STATUS.fullmatch(each)), None)
 
@@ -238,6 +242,7 @@ def _detail_message(detail: object) -> str:
         detail = detail["detail"]
     if not isinstance(detail, list):
         return ""
+    # FastAPI repeats the whole input in each entry: only its location and message are taken.
     lines = [_detail_line(entry) for entry in detail[:3] if isinstance(entry, Mapping)]
     return _shortened("; ".join(lines))
 
@@ -253,6 +258,7 @@ def _code_text(value: object) -> str | None:
 
 
 def _shortened(text: str) -> str:
+    # Line breaks of a provider's message must not break a line of a log.
     text = " ".join(text.split())
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
