@@ -169,6 +169,7 @@ def read_table(text: str, *, where: str = "the table", json: bool = False) -> tu
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise PluginContractError(f"{where}: expected format = {FORMAT}.")
     rows = table.get("model")
+    # An unknown key is an error and not ignored: a misspelled limit would silently be no limit.
     if not isinstance(rows, list) or set(table) - {"format", "source", "model"}:
         raise PluginContractError(
             f"{where}: expected tables [[model]], format and source, and no other keys."
@@ -237,6 +238,7 @@ def _is_costs(value: object) -> bool:
 
 
 def _is_cost(value: object) -> bool:
+    # By type and not isinstance: true is an int in Python, and no price.
     return type(value) in (int, float) and 0 <= cast("float", value) < _MAX_PRICE
 
 

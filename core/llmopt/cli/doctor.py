@@ -250,6 +250,7 @@ def print_plugins(plugins: Sequence[PluginOverview], *, no_color: bool) -> None:
     for each in plugins if terminal else ():
         if each.providers:
             click.echo(f"{each.name} serves {len(each.providers)} providers:")
+            # Hyphens belong to the names, which can then be copied.
             click.echo(fill(", ".join(each.providers), get_terminal_size().columns, break_on_hyphens=False))
     for each in plugins:
         if each.problem:

@@ -301,4 +301,5 @@ def _code(lists: Mapping[str, Catalog], failures: Mapping[str, LLMOptError]) -> 
     if lists:
         return Exit.OK
     codes = {exit_code_for(error) for error in failures.values()}
+    # One common cause, such as a wrong configuration, keeps its own exit code.
     return codes.pop() if len(codes) == 1 else Exit.FAILED

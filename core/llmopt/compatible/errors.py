@@ -29,7 +29,7 @@ _BY_CODE: Final[Mapping[str, VerdictKind]] = {
     "content_policy_violation": _K.CONTENT_FILTERED,
     "slow_down": _K.OVERLOADED,
     "server_is_overloaded": _K.OVERLOADED,
-    # Some servers send it with status 400.
+    # By code as well as by status 404: an error event of a stream has no status.
     "model_not_found": _K.NOT_FOUND,
 }
 """Verdicts by ``code`` or ``type`` of the error."""

@@ -85,6 +85,7 @@ class EventReader:
                 self._body_ended = True
                 self._pending.extend(self._decoder.end())
         except StreamDecodeError as fault:
+            # The events before the fault are valid, and the caller gets them first.
             self._pending.extend(fault.events)
             self._decode_fault = fault
 
@@ -99,6 +100,7 @@ class EventReader:
             return events
         waiting, left = self._pending, self._max_events
         try:
+            # At most ``max_events``: a large chunk must not keep the event loop from other tasks.
             while waiting and left and not self.complete:
                 left -= 1
                 result = self._parse(waiting.popleft())

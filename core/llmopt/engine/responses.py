@@ -41,6 +41,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     """The provider's id of a request, None if it sends none or something that is no id."""
     for name in _REQUEST_ID:
         if name in headers:
+            # The id goes into messages and logs: a header of any other form is not shown.
             return headers[name] if _ID_PATTERN.match(headers[name]) else None
     return None
 
@@ -181,6 +182,7 @@ def redact(message: str, *, secrets: Sequence[str] = (), texts: Sequence[str] = 
         texts: the inputs of the request.
     """
     message = _printable(message)
+    # Whole keys first: one that is shorter than the window is found only so.
     for secret in secrets:
         message = message.replace(secret, "[key]")
     message = _without_echo(message, "\n".join(secrets), _KEY_WINDOW, "[key]")

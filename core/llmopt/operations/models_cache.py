@@ -262,8 +262,7 @@ async def fetch_model_list(
         for model in page.models:
             # Most plugins set the provider's name themselves, so that no model is copied here.
             own = model if model.provider == provider.name else evolve(model, provider=provider.name)
-            # The first one wins: Mistral lists a model once for each alias, and pages can overlap while
-            # models are added.
+            # The first one wins: pages can overlap while the provider adds models.
             models.setdefault(model.id, own)
         dropped += page.dropped
         if page.next_cursor is None:

@@ -152,6 +152,7 @@ class AdaptiveBatchSize:
         }
 
     def _grow(self) -> None:
+        # At least by one: a tenth of a size below ten rounds to nothing.
         larger = max(self._size + 1, int(self._size * _GROWTH))
         self._set(max(self._size, min(larger, self._maximum, self._smallest_too_large() - 1)))
 
@@ -180,6 +181,7 @@ class AdaptiveBatchSize:
     def _restore(self, state: Mapping[str, Any]) -> None:
         size, good, too_large = state.get("size"), state.get("good"), state.get("refused")
         until = state.get("refused_until")
+        # The state comes from a file: anything that is not as written counts as nothing learned.
         if state.get("version") != _VERSION or not _is_count(size, 1) or not _is_count(good, 0):
             return
         self._size = min(size, self._maximum)

@@ -79,6 +79,7 @@ class LoadBalancer:
             candidates: all endpoints that may be asked.
             tried: indices of endpoints that this call has tried before; they are chosen only if there is no other.
         """
+        # A retry goes to another endpoint: the one that has just failed is the likeliest to fail again.
         untried = [each for each in candidates if each.index not in tried] or candidates
         if not untried:
             return None

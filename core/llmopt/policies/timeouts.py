@@ -71,6 +71,7 @@ class AdaptiveTimeout:
         self._histogram(size).add(self._now(), limit, timed_out=True)
 
     def _histogram(self, size: int) -> _Histogram:
+        # One histogram for each power of two: few, and sizes within it take about the same time.
         key = size.bit_length()
         histogram = self._by_size.get(key)
         if histogram is None:

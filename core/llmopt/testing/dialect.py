@@ -239,6 +239,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 def _fragments(index: int, call: ToolCall) -> list[dict[str, Any]]:
     """A tool call as streams send it: id and name first, then the arguments in two pieces."""
+    # In two pieces, which shows whether a plugin or an application joins them.
     middle = len(call.arguments) // 2
     pieces = (call.arguments[:middle], call.arguments[middle:])
     first = {"index": index, **_call(evolve(call, arguments=""))}

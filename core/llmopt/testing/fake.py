@@ -186,6 +186,7 @@ class Script:
     def reply_to(self, texts: Sequence[str]) -> Reply | None:
         """The scripted response to a request with these texts, None if it is to succeed."""
         try:
+            # Pop first and catch: a check of the length before it would be a race between threads.
             return self._next.popleft()
         except IndexError:
             return next((each.reply for each in self._refusals if not each.texts.isdisjoint(texts)), None)
@@ -246,6 +247,7 @@ class _FakeFinder(MetaPathFinder):
 
     def find_distributions(self, context: DistributionFinder.Context | None = None) -> Iterator[Distribution]:
         """Find the distribution, unless another name is asked for."""
+        # importlib.metadata asks for one distribution by its normalized name, or for all with None.
         name = None if context is None else context.name
         if name is None or name.replace("_", "-") == self._name:
             yield self._distribution

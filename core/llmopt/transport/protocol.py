@@ -205,7 +205,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
             # A response to HEAD has the content-length of a body that does not come (RFC 9110, 9.3.2).
             skip_payload=state.request.method == "HEAD",
             read_until_eof=True,
-            # aiohttp's decompression has no limit for the ratio; `ContentDecoder` has one.
+            # `ContentDecoder` decompresses instead, with limits for the size and for the ratio.
             auto_decompress=False,
             read_bufsize=_READ_BUFFER_SIZE,
         )
@@ -291,7 +291,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         self._held_heads = heads
         self._parse(data[:end])
         size = _bufferable_length(heads[0], state.request.max_body) if len(heads) == 1 else 0
-        # More bytes than the stated length are an error; the parser detects and reports it.
+        # More bytes than the stated length belong to no request: the parser keeps them, see `should_close`.
         if size and end + size >= len(data):
             self._held_heads = None
             self._start_buffered_body(state, heads[0][0], size, memoryview(data)[end:])

@@ -33,8 +33,7 @@ class TimeoutScheduler:
     def add(self, timeout: Timeout, seconds: float) -> None:
         """Start a timeout now."""
         at = self._due[timeout] = self._loop.time() + seconds
-        # A timer that is too early costs one look at the deadlines; it is never moved to a later time before
-        # that.
+        # Only ever moved to an earlier time: a timer that fires too early costs one look at the deadlines.
         if at < self._timer_at:
             self._schedule(at)
 
