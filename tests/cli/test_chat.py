@@ -167,7 +167,7 @@ def test_errors_are_one_sentence(
     [
         (["nobody/m"], b"Hello?", 3, "nobody"),
         (["m"], b"Hello?", 2, "provider/model"),
-        ([MODEL], b"  \n", 2, "no question"),
+        ([MODEL], b"  \n", 2, "standard input is empty"),
         ([MODEL], b"\xff\xfe\x00", 2, "UTF-8"),
         ([MODEL, "--temperature", "-1"], b"Hello?", 2, "temperature"),
         ([MODEL, "--max-tokens", "0"], b"Hello?", 2, "max-tokens"),

@@ -145,7 +145,7 @@ async def test_without_a_network() -> None:
 
 
 async def test_an_engine_inside_the_process() -> None:
-    """Without queues, circuits and time-outs, and left early like any other."""
+    """Without queues, circuits and timeouts, and left early like any other."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         async def body() -> AsyncIterator[bytes]:
@@ -170,8 +170,8 @@ async def test_an_engine_inside_the_process() -> None:
 async def test_an_engine_without_chat() -> None:
     """Says so, before anything is loaded."""
     async with llmopt.AsyncClient() as client:
-        with pytest.raises(llmopt.ConfigError, match="no chat"):
+        with pytest.raises(llmopt.ConfigError, match="only makes embeddings"):
             async with client.stream("local/default", ASKED):
                 raise AssertionError
-        with pytest.raises(llmopt.ConfigError, match="no chat"):
+        with pytest.raises(llmopt.ConfigError, match="only makes embeddings"):
             await client.chat("local/default", ASKED)

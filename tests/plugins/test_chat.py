@@ -151,7 +151,7 @@ def local(**options: Any) -> Settings:
 
 def test_the_engine_inside_the_process_has_no_chat() -> None:
     """Said before anything is sent, with what to set."""
-    with pytest.raises(ConfigError, match=r"no chat; set providers\.local\.base_url"):
+    with pytest.raises(ConfigError, match=r"for chat, set providers\.local\.base_url"):
         hooks("local").build_request(call(), settings("local", "", key=None))
 
 

@@ -286,7 +286,7 @@ def test_too_long_a_hint_fails_at_once() -> None:
         call.play()
 
     assert caught.value.retry_after == 3600.0
-    assert caught.value.__notes__ == ["Not tried again: the server asks for a longer wait than llmopt waits."]
+    assert caught.value.__notes__ == ["Not retried: the server asks for a longer wait than llmopt waits."]
 
 
 def test_an_empty_budget_ends_it() -> None:
@@ -299,7 +299,7 @@ def test_an_empty_budget_ends_it() -> None:
 
     assert call.attempts == [1, 2]
     assert call.budget.available == 6
-    assert caught.value.__notes__[0].startswith("Not tried again: the endpoint's retry budget is empty")
+    assert caught.value.__notes__[0].startswith("Not retried: the endpoint's retry budget is used up")
 
 
 def test_success_pays_the_last_retry_back() -> None:
@@ -319,7 +319,7 @@ def test_an_ambiguous_chat_says_so() -> None:
         call.play()
 
     assert call.attempts == [1, 2]
-    assert caught.value.__notes__[0].startswith("Not tried again: the request may have been carried out")
+    assert caught.value.__notes__[0].startswith("Not retried: the server may have processed the request")
 
 
 # --- what is not ours ---------------------------------------------------------------------------------------
@@ -746,7 +746,7 @@ def test_hooks_that_cannot_be_made() -> None:
         call.play()
 
     assert caught.value.__notes__ == [
-        "Not tried again: one of stamina's on_retry hooks raised an exception when it was made."
+        "Not retried: one of stamina's on_retry hooks raised an exception when it was made."
     ]
     assert call.attempts == [1]
     assert call.budget.available == 500

@@ -86,7 +86,9 @@ async def test_honest_gzip(server: FaultServer, pool: ConnectionPool) -> None:
 @pytest.mark.row("H18")
 @pytest.mark.parametrize("fault", [f for f in faults_of("H18") if f.name != "honest gzip"], ids=str)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_packed_lies(fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool) -> None:
+async def test_invalid_compression(
+    fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool
+) -> None:
     """Refused for one reason, and the connection is not used again."""
     if warm:
         await pool.send(asking(server))

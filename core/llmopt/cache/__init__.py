@@ -1,1 +1,1 @@
-"""Where answers are kept: one interface, in memory and on disk."""
+"""Cache stores, in memory and on disk, and freshness rules."""

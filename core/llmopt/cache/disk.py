@@ -8,7 +8,7 @@ No connection may be open while the process forks. SQLite keeps its POSIX locks 
 inherits the list believes that it holds the locks, which the system has given to the parent alone, and the
 parent may then delete the WAL that the child is using (https://www.sqlite.org/howtocorrupt.html, section 2.7).
 So the connection is closed and the thread ended before a fork, and each side opens its own when it needs one.
-In the child of a fork that Python was not told about, the store stays empty.
+In the child of a fork outside `os.fork`, by a C extension, the store stays empty.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class DiskStore:
                 worker.schedule_flush()
 
     def _current_worker(self) -> DiskWorker | None:
-        """The worker, started when first needed; None in the child of a fork that Python was not told about."""
+        """The worker, started when first needed; None in the child of a fork by a C extension."""
         if self._pid != os.getpid():
             self._abandoned, self._worker = self._abandoned or self._worker, None
             self._pid = os.getpid()

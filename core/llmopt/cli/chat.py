@@ -54,7 +54,10 @@ _INCOMPLETE: Final = {
 @click.option("--system", metavar="TEXT", help="System message, sent before the conversation.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Maximum tokens of an answer.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), metavar="X", help="Sampling temperature; 0 varies least."
+    "--temperature",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Sampling temperature; 0 is the most deterministic.",
 )
 @click.option(
     "--top-p",
@@ -242,7 +245,7 @@ def _read_question() -> str:
     except UnicodeDecodeError:
         raise CommandError("standard input is not UTF-8 text.") from None
     if not question.strip():
-        raise CommandError("standard input holds no question; write one, or run this on a terminal.")
+        raise CommandError("standard input is empty; pipe a question in, or run this on a terminal.")
     return question
 
 

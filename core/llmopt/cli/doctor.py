@@ -230,8 +230,8 @@ def plugins_command(*, config: str | None, as_json: bool, no_color: bool) -> Exi
 
     Hooks that need neither network nor key are called. The table shows for each plugin its distribution and
     version, its module, its state, the entries of the configuration that it serves, and how many further
-    providers a general plugin serves; on a terminal their names follow below. The exit code is 3 if a plugin
-    cannot be used.
+    providers it serves if it is a plugin that serves many providers; on a terminal their names follow below.
+    The exit code is 3 if a plugin cannot be used.
     """
     plugins = plugins_overview(load_config(config, environ=os.environ))
     if as_json:
@@ -271,7 +271,7 @@ def _plugin_row(plugin: PluginOverview, *, names: bool) -> tuple[str, ...]:
     )
 
 
-_COLUMNS: Final = ("provider", "plugin", "where", "key", "state", "models", "ms")
+_COLUMNS: Final = ("provider", "plugin", "base URL", "key", "state", "models", "ms")
 
 
 @frozen(kw_only=True)

@@ -83,17 +83,17 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Time for the whole run.",
 )
-@click.option("--quiet", is_flag=True, help="No progress and no closing line.")
+@click.option("--quiet", is_flag=True, help="No progress bar and no summary line.")
 @common_options
 def command(**options: Any) -> Exit:
     """Embed the texts of INPUT into a file of vectors.
 
-    INPUT is .txt (a text a line; so is any other extension), .jsonl (--field), .csv (--column), or - for
+    INPUT is .txt or any other extension (one text per line), .jsonl (--field), .csv (--column), or - for
     standard input. Blank lines are skipped. An input file is checked to its end before the first request.
 
-    FILE gets one row for each text, in order: .npy a float32 array, .jsonl an object a line with index,
-    line and embedding, .parquet these as columns. A failed text's row is NaN, or null with its error. FILE
-    appears when it is whole; a run that is interrupted or fails leaves its finished rows in FILE.partial.
+    FILE gets one row for each text, in order: .npy a float32 array, .jsonl one JSON object per line with index,
+    line and embedding, .parquet these as columns. A failed text's row is NaN, or null with its error. FILE is
+    created when all rows are written; a run that is interrupted or fails leaves its finished rows in FILE.partial.
     """
     return embed_file(EmbedArguments(**options))
 
@@ -249,7 +249,7 @@ class EmbedRun:
         Raises:
             InputError: a text cannot be read; the rows before it are written.
             OSError: the rows cannot be written.
-            KeyboardInterrupt: somebody has had enough.
+            KeyboardInterrupt: the user interrupted.
         """
         with open_parts(self._feed()) as parts:
             for part in parts:
@@ -348,7 +348,7 @@ class _Embedding:
         """Embed all of it; what it ended with, None if all went well."""
         try:
             self._embed(total, interrupts)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, what was earned is kept
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - after any error the finished rows are kept
             return error
         return self._failure()
 
@@ -375,7 +375,7 @@ class _Embedding:
                 self._summary.count_requests(client.stats())
 
     def _failure(self) -> CommandError | None:
-        """Why the result is not to be had under its name, None if it is."""
+        """The error if the output file must not be committed, or None."""
         summary = self._summary
         if not summary.failed or (summary.succeeded and self._options.errors == "return"):
             return None
@@ -385,7 +385,7 @@ class _Embedding:
         return CommandError(f"{many} failed; the first, in line {first.line}: {first.error.message}", code)
 
     def _finish_file(self, cause: BaseException | None) -> tuple[BaseException | None, str | None]:
-        """Give the file its name, or keep what was earned; the file's name, None where nothing was."""
+        """Commit the file, or keep the finished rows; the name of the file, None if nothing was kept."""
         if cause is not None and not self._summary.succeeded:
             self._writer.close()
             return cause, None

@@ -24,7 +24,7 @@ _CAUSES: Final[dict[str, str]] = {
 
 
 class ProgressDisplay(Protocol):
-    """Is shown the numbers whenever they change.
+    """Displays progress.
 
     Attributes:
         on_event: for the client whose work is watched, None where events are of no use.
@@ -33,7 +33,7 @@ class ProgressDisplay(Protocol):
     on_event: OnEvent | None
 
     def update(self, summary: RunSummary) -> None:
-        """Take a look."""
+        """Show the current numbers."""
         ...
 
 
@@ -41,7 +41,7 @@ class _NoDisplay:
     on_event: OnEvent | None = None
 
     def update(self, summary: RunSummary) -> None:
-        """Nobody looks."""
+        """Do nothing."""
 
 
 def progress_display(
@@ -165,5 +165,5 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def defer_all(self) -> None:
-        """Let no signal through any more: what was earned is being saved, and then it ends anyway."""
+        """Defer every further signal: the finished rows are being saved, and then the run ends anyway."""
         self._deferring = True

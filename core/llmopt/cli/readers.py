@@ -48,7 +48,7 @@ class Source:
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody types it."""
+        """Whether it is a terminal."""
         return self._path == STDIN and _stdin().isatty()
 
     @property

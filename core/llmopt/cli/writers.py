@@ -66,7 +66,7 @@ class AppendFile:
         self._file.seek(self.size)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file without finishing it."""
         self._file.close()
 
 
@@ -133,7 +133,7 @@ class JsonlWriter:
         self._file.close()
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file without finishing it."""
         self._file.close()
 
 
@@ -152,7 +152,7 @@ def _record(rows: Rows, position: int, numbers: list[float]) -> dict[str, Any]:
 
 
 def shortest_decimals(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The float64 of nine digits beside each float32: half as long to write, and the same float32 again.
+    """Round each float32 to the shortest decimal that reads back as the same float32.
 
     What is too small or too large for that, or not finite, stays as it is.
     """
@@ -229,7 +229,7 @@ class NpyWriter:
         self._file.close()
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file without finishing it."""
         self._file.close()
 
 
@@ -283,7 +283,7 @@ class ParquetWriter:
         self._writer.close()
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file without finishing it."""
         if self._writer is not None:
             self._writer.close()
 
@@ -370,7 +370,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Let the file go as it is."""
+        """Close the file without finishing it."""
         ...
 
 
@@ -456,7 +456,7 @@ class OutputFile:
         try:
             self.temporary.replace(f"{self._target}{PARTIAL}")
         except OSError:
-            # The name may be too long; what was earned stays where it is.
+            # The name may be too long; the finished rows stay where they are.
             return str(self.temporary)
         return self.name + PARTIAL
 

@@ -1,1 +1,1 @@
-"""The two faces of llmopt: `AsyncClient`, and `Client`, the same without await."""
+"""The public clients: `AsyncClient`, and the synchronous `Client`."""

@@ -131,7 +131,7 @@ class AttemptScope:
         return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
 
     def completed(self, tokens: int | None) -> None:
-        """Settle everything for a complete response that cost so many tokens, None for as many as estimated."""
+        """Settle everything for a complete response; ``tokens`` is its cost, None to keep the estimate."""
         self.slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self.permit is not None:
             self.permit.success()
@@ -179,11 +179,11 @@ class AttemptScope:
         )
 
     def stream_abandoned(self, tokens: int) -> None:
-        """Settle a stream that its reader closed after so many tokens."""
+        """Settle a stream that its reader closed; ``tokens`` is its cost until then."""
         self.lease.settle(tokens)
 
     def stream_failed(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
-        """Record a stream that broke off after so many tokens."""
+        """Record a stream that broke off; ``tokens`` is its cost until then."""
         if not isinstance(error, RateLimited):
             self.lease.settle(tokens)
         self.failed(error, settings, 0.0, None)
@@ -280,7 +280,7 @@ class RequestRecorder:
         self.sent = 0
 
     def request_started(self, items: int, tokens: int) -> None:
-        """The request begins, with so many texts and tokens."""
+        """The request begins, with ``items`` texts and ``tokens`` estimated tokens."""
         operation = self._call.operation
         self._emit(
             RequestStart,
@@ -357,7 +357,7 @@ class RequestRecorder:
         )
 
     def response_parsed(self, response: HttpResponse, seconds: float) -> None:
-        """The response was turned into a value in so many seconds."""
+        """The response was parsed in ``seconds``."""
         provider, model, operation, size = (
             self._provider,
             self._model,

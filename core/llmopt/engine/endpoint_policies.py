@@ -36,7 +36,7 @@ class RateLimitLease(Protocol):
         ...
 
     def settle(self, tokens: float | None) -> None:
-        """The request cost so many tokens, None for as many as estimated."""
+        """The request cost ``tokens`` tokens; None: the estimate stands."""
 
     def accept(self) -> None:
         """The response has begun; its cost is settled when it ends."""
@@ -247,7 +247,7 @@ class EndpointPolicies:
             self._adaptive_timeout(call.model).record(size, seconds)
 
     def record_timeout(self, call: Call, size: int, seconds: float) -> None:
-        """Record that a request timed out after so many seconds."""
+        """Record that a request timed out after ``seconds``."""
         if call.operation == "embeddings":
             self._adaptive_timeout(call.model).timed_out(size, seconds)
 

@@ -60,7 +60,7 @@ class Engine:
         self.closed = False
 
     def deadline(self, seconds: float | None) -> Deadline:
-        """The deadline so many seconds from now, None for none."""
+        """The deadline ``seconds`` from now; None: no deadline."""
         return self._no_deadline if seconds is None else Deadline.after(seconds, self.clock.now)
 
     def endpoint_group(self, provider: Provider) -> EndpointGroup:

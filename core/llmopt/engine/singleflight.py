@@ -83,7 +83,7 @@ class Group(dict[str, tuple["SharedCall[Any]", tuple[str, ...]]]):
         return call
 
     def remove(self, call: SharedCall[Any], names: tuple[str, ...]) -> None:
-        """Let nobody join a call any more."""
+        """Remove a call, so that no caller can join it."""
         for name in names:
             if (entry := self.get(name)) is not None and entry[0] is call:
                 del self[name]

@@ -65,7 +65,7 @@ class LiveStream:
         on_chunk: called with each chunk, None for no call.
 
     Attributes:
-        reader, head: see there.
+        reader, head: as passed to the constructor.
         on_end: called once when the stream ends, before an error is raised. Must not await.
         ended: whether the stream has ended.
     """

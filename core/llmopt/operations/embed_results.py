@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 _MAX_QUICK_CHECK: Final = 8_192
-"""Up to so many numbers one sum of squares is faster than a look at each of them."""
+"""Up to this many numbers, one sum of squares is faster than checking each."""
 Positions = tuple[int, ...] | range
 """Positions of texts in a batch. All texts in order are a `range`, which is compared without looking at each."""
 
@@ -45,19 +45,20 @@ def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> ND
         raise _invalid(f"the plugin gave {vectors.dtype} vectors of {vectors.ndim} axes.", "type")
     if vectors.shape[0] != count:
         sent = "1 text was" if count == 1 else f"{count} texts were"
-        raise _invalid(f"{sent} sent and {vectors.shape[0]} vectors came back.", "count")
+        raise _invalid(f"{sent} sent, but the response has {vectors.shape[0]} vectors.", "count")
     if vectors.shape[1] == 0:
-        raise _invalid("the vectors of the answer are empty.", "dimensions")
+        raise _invalid("the vectors of the response are empty.", "dimensions")
     if dimensions is not None and vectors.shape[1] != dimensions:
         raise _invalid(
-            f"the vectors of the answer have {vectors.shape[1]} numbers, expected {dimensions}.", "dimensions"
+            f"the vectors of the response have {vectors.shape[1]} numbers, expected {dimensions}.",
+            "dimensions",
         )
     ordered = _ordered(vectors, rows.indices, count)
     if not _surely_finite(ordered):
         finite = np.isfinite(ordered)
         if not finite.all():
             bad = int(np.flatnonzero(~finite.all(axis=1))[0])
-            raise _invalid(f"vector {bad} of the answer holds a number that is not finite.", "non_finite")
+            raise _invalid(f"vector {bad} of the response holds a number that is not finite.", "non_finite")
     return np.ascontiguousarray(ordered)
 
 
@@ -77,7 +78,7 @@ def _ordered(
     if np.array_equal(indices, expected):
         return vectors
     if not np.array_equal(np.sort(indices), expected):
-        raise _invalid(f"the indices of the answer are not 0 to {count - 1}, each once.", "index")
+        raise _invalid(f"the indices of the response are not 0 to {count - 1}, each once.", "index")
     ordered = np.empty_like(vectors)
     # One copy by index; sorting the rows would move them several times.
     ordered[indices] = vectors
@@ -133,7 +134,7 @@ class BatchResult:
         self.requests += other.requests
 
     def moved(self, positions: Mapping[int, int]) -> BatchResult:
-        """A copy for another batch: only the texts in ``positions``, which maps from here to there."""
+        """A copy for another batch: only the texts in ``positions``, which maps old positions to new ones."""
         rows = [_moved(part, each, positions) for part, each in self.rows]
         return BatchResult(
             rows=[(part, each) for part, each in rows if part],

@@ -129,7 +129,7 @@ class EmbedRun:
 
     @property
     def max_concurrency(self) -> int:
-        """Most requests that are sent at once."""
+        """Maximum number of concurrent requests."""
         return sum(endpoint.config.max_concurrency for endpoint in self._engine.endpoints(self._provider))
 
     async def open_cache(self) -> None:
@@ -140,7 +140,7 @@ class EmbedRun:
         self._cache = await self._open_cache()
 
     async def read_cache(self, texts: Sequence[str]) -> tuple[tuple[int, ...], EmbeddedRows] | None:
-        """As `EmbeddingCache.read`; None also where the cache is off or not open."""
+        """As `EmbeddingCache.read`; None if nothing is cached, or the cache is off."""
         return None if self._cache is None else await self._cache.read(texts)
 
     async def fetch_limits(self) -> None:

@@ -165,7 +165,7 @@ class ModelListCache:
         except ValueError as error:
             text = f"the plugin of {entry.provider!r} returned a model with an invalid field: {error}."
             raise PluginContractError(text, provider=entry.provider) from None
-        # In memory as in the store: encoded, so that models that nobody reads take no objects.
+        # In memory as in the store: encoded, so that models that are never accessed are never decoded.
         models = decode_models(data, provider=entry.provider, count=len(catalog))
         entry.catalog = Catalog(provider=entry.provider, models=models, dropped=catalog.dropped)
         entry.size = len(data)

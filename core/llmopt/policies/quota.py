@@ -15,7 +15,7 @@ from llmopt.values.calls import RateLimit, RateLimits
 
 
 class LeaseOwner(Protocol):
-    """What grants leases and is told how they end: the rate limiter."""
+    """Receives the outcome of each lease; implemented by the rate limiter."""
 
     @property
     def wants_headers(self) -> bool:

@@ -38,7 +38,7 @@ GiveUpReason = Literal[
 
 @frozen(kw_only=True)
 class RetryDecision:
-    """Try again.
+    """A decision to retry.
 
     Attributes:
         delay: seconds to wait first, finite and never negative.
@@ -59,7 +59,7 @@ class RetryDecision:
 
 @frozen(kw_only=True)
 class GiveUp:
-    """Do not try again.
+    """A decision not to retry.
 
     Attributes:
         reason: why.

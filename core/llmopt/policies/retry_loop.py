@@ -40,10 +40,10 @@ from llmopt.policies.retry import (
 _T = TypeVar("_T")
 _NO_FACTS: Final = RetryFacts()
 _NOTES: Final = {
-    "ambiguous": "Not tried again: the request may have been carried out, and doing it twice may do harm.",
-    "budget": "Not tried again: the endpoint's retry budget is empty, because too many requests failed lately.",
-    "retry_after": "Not tried again: the server asks for a longer wait than llmopt waits.",
-    "hooks": "Not tried again: one of stamina's on_retry hooks raised an exception when it was made.",
+    "ambiguous": "Not retried: the server may have processed the request, and repeating it may not be safe.",
+    "budget": "Not retried: the endpoint's retry budget is used up, because too many recent requests failed.",
+    "retry_after": "Not retried: the server asks for a longer wait than llmopt waits.",
+    "hooks": "Not retried: one of stamina's on_retry hooks raised an exception when it was made.",
 }
 
 

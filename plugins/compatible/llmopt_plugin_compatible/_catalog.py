@@ -10,9 +10,9 @@ from attrs import evolve
 from llmopt import CatalogPage, Failure, HttpResponse, Model, Prices, Settings, compatible
 from llmopt_plugin_compatible._table import Reading, Row
 
-_MAX_PRICE: Final = 1e12
-_DEAREST: Final = 100_000.0
-"""More than anybody asks for a million tokens: such a number is meant in another unit."""
+_MAX_NUMBER: Final = 1e12
+_MAX_PLAUSIBLE_PRICE: Final = 100_000.0
+"""The highest price of a million tokens that is taken; a higher number is in another unit."""
 
 
 def page_of(response: HttpResponse, settings: Settings, row: Row) -> CatalogPage | Failure:
@@ -51,11 +51,11 @@ def _prices(raw: Mapping[str, Any], reading: Reading) -> Prices | None:
 
 
 def _price(value: object, scale: float) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MAX_PRICE:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MAX_NUMBER:
         return None
     found = value * scale
     # Ten digits are more than any price has, and none of them is binary dust.
-    return float(f"{found:.10g}") if found <= _DEAREST else None
+    return float(f"{found:.10g}") if found <= _MAX_PLAUSIBLE_PRICE else None
 
 
 def _at(raw: Mapping[str, Any], path: str) -> Any:

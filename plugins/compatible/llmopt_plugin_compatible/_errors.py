@@ -23,7 +23,7 @@ _TOO_LARGE: Final[tuple[tuple[re.Pattern[str], VerdictKind, str], ...]] = tuple(
 )
 """Sentences that pass through gateways from the servers behind them. Compared in small letters."""
 _UNKNOWN_MODEL: Final = re.compile(r"model \S+ is not supported")
-_NOTHING_SAID: Final = "Provider returned error"
+_GENERIC_MESSAGE: Final = "Provider returned error"
 _MAX_MESSAGE: Final = 300
 
 
@@ -47,9 +47,9 @@ def _metadata(failure: Failure) -> Mapping[str, Any]:
 def _with_text(failure: Failure, verdict: Verdict) -> Verdict:
     """OpenRouter puts the message of the provider behind it, if there is one, into a key of its own."""
     raw = _metadata(failure).get("raw")
-    if verdict.message != _NOTHING_SAID or not isinstance(raw, str) or not raw.strip():
+    if verdict.message != _GENERIC_MESSAGE or not isinstance(raw, str) or not raw.strip():
         return verdict
-    return evolve(verdict, message=f"{_NOTHING_SAID}: {' '.join(raw.split())[:_MAX_MESSAGE]}")
+    return evolve(verdict, message=f"{_GENERIC_MESSAGE}: {' '.join(raw.split())[:_MAX_MESSAGE]}")
 
 
 def _is_in_flight(failure: Failure) -> bool:

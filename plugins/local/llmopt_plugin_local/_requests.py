@@ -56,8 +56,8 @@ def _chat(call: ChatCall, settings: Settings) -> HttpRequest:
     path = f"providers.{settings.provider}"
     if not settings.base_url:
         raise ConfigError(
-            f"the engine inside the process makes vectors and has no chat; set {path}.base_url to a server that "
-            "chats, such as http://127.0.0.1:8000/v1."
+            f"local/default only makes embeddings; for chat, set {path}.base_url to a chat server, such as "
+            "http://127.0.0.1:8000/v1."
         )
     flavour = flavour_of(settings)
     if flavour in (TEI, INFINITY):
