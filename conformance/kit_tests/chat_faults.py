@@ -1,4 +1,4 @@
-"""The faults that are planted where a plugin chats."""
+"""Planted faults of chat plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The faults that are planted: what plugin authors get wrong, or might."""
+"""Planted faults: the mistakes of plugin authors that the kit must find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A good plugin, and the same with one fault planted in it."""
+"""A correct plugin, and copies of it with one planted fault each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kit itself: its checks, its corpus, its way of watching."""
+"""The conformance kit itself: its checks, its error corpus, its observers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own plugins pass the kit that everybody's must pass, in each of the ways they can be configured."""
+"""The official plugins pass the conformance kit, in each configuration that they have."""
 
 import llmopt_plugin_azure
 import llmopt_plugin_compatible

@@ -1,4 +1,4 @@
-"""The conformance kit finds what it is there to find, and says it in words that name the fault."""
+"""The conformance kit finds each planted fault, and its message names the fault."""
 
 from __future__ import annotations
 

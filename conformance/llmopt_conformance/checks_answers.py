@@ -1,4 +1,4 @@
-"""Answers with vectors: every one read, and put in its place."""
+"""Checks of embeddings responses, model lists and limits."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _large(subject: Subject) -> None:
     expect(vectors(subject, answer) == [row for _, row in answer.rows], "the vectors are other ones.")
 
 
-# Answers that are no vectors, or not the right ones: none passes for what it is not.
+# Malformed embeddings responses: each is an error.
 
 refusals_checks: Final = Family("embeddings")
 
@@ -384,7 +384,7 @@ def _survives(subject: Subject, label: str, body: bytes) -> None:
         expect(not faults, f"for {label}: {'; '.join(faults)}")
 
 
-# How much fits into one request, and what answers tell of limits.
+# Limits of one request, and limits that responses state.
 
 limits_checks: Final = Family("limits")
 _MODELS: Final = ("kit-model", "org/kit-model", "Z\u00fcrich", "x" * 300, "a b?c#d&e=f")

@@ -1,4 +1,4 @@
-"""Chat answers in one piece: all of it read, and nothing else taken for one."""
+"""Checks of chat replies and streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin in use: through llmopt's client, from end to end, with a server in memory."""
+"""Checks of the plugin through llmopt's client, from end to end, with a server in memory."""
 
 from __future__ import annotations
 

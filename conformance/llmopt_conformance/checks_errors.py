@@ -1,4 +1,4 @@
-"""Verdicts: what every error means, by what to do next. Everything the engine does rests on these."""
+"""Checks of error classification."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _message(subject: Subject) -> None:
     expect(len(verdict.message) <= 2_000, f"the message has {len(verdict.message)} characters.")
 
 
-# Verdicts on errors that are odd: none makes classify_error crash, and only what they say counts.
+# Malformed errors: none makes classify_error raise.
 
 robust_checks: Final = Family("errors")
 _STRANGE: Final[tuple[dict[str, str], ...]] = (

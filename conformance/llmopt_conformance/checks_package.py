@@ -1,4 +1,4 @@
-"""Importing the plugin costs little and does nothing."""
+"""Checks of import, packaging, hook discovery, profile and purity."""
 
 from __future__ import annotations
 
@@ -456,7 +456,7 @@ def _headers(subject: Subject) -> None:
 
 @profile_checks("timeouts")
 def _timeouts(subject: Subject) -> None:
-    """Time-outs are seconds: above 0, at most an hour; connecting takes no longer than a whole attempt."""
+    """Timeouts are seconds: above 0, at most an hour; connecting takes no longer than a whole attempt."""
     times = subject.profile.timeouts
     _within(attrs.asdict(times).items(), "timeouts", least=0.001, most=_HOUR)
     expect(

@@ -1,4 +1,4 @@
-"""Requests: everything that was asked for, as it was given, and to the right place."""
+"""Checks of requests, keys, custom transports and credentials."""
 
 from __future__ import annotations
 
@@ -448,7 +448,7 @@ def _not_in_profile(subject: Subject) -> None:
     expect(KEY not in str(found), "the profile repeats the user's key or headers.")
 
 
-# Other ways out than the network pool, and credentials that a plugin brings.
+# Custom transports, and credentials of the plugin.
 
 transport_checks: Final = Family("transport")
 

@@ -1,4 +1,4 @@
-"""Requests as a plugin builds them, taken apart."""
+"""Fake servers, sample responses and request parsing for the checks."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def refused(subject: Subject, call: Call) -> bool:
     return False
 
 
-# A pretended server for one plugin: it answers requests as the plugin's provider would.
+# A fake server for one plugin: it answers requests as the plugin's provider would.
 
 DIMENSIONS: Final = 6
 MODELS: Final = ("kit-embed", "kit-chat")
@@ -215,7 +215,7 @@ def _target(subject: Subject) -> tuple[str, str]:
     return sent.method, sent.target
 
 
-# Chats, written for a plugin as its provider would and read by it.
+# Sample chat responses in the provider's format, parsed by the plugin.
 
 CHAT_REFUSED: Final = "parse_chat raises llmopt.InvalidResponse or returns a Failure."
 EVENT_REFUSED: Final = "parse_stream_event raises llmopt.InvalidResponse or returns a Failure."
@@ -466,7 +466,7 @@ def fails(kinds: tuple[type[LLMOptError], ...], ask: Callable[[], object]) -> LL
     raise CheckFailed("no error was raised.")
 
 
-# A pretended server that chats, and a client that talks to it.
+# A fake chat server, and a client that talks to it.
 
 
 class ChattingServer(PretendedServer):
@@ -605,7 +605,7 @@ def _shown(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-# Embeddings answers, written for a plugin and read by it.
+# Sample embeddings responses, parsed by the plugin.
 
 REFUSED: Final = "parse_embeddings raises llmopt.InvalidResponse or returns a Failure."
 
@@ -717,7 +717,7 @@ def _fault(name: object, value: object) -> str:
     return ""
 
 
-# Verdicts of a plugin on the errors of the corpus, and on others.
+# A plugin's classification of the errors of the corpus, and of others.
 
 
 def verdict_of(subject: Subject, failure: Failure) -> Verdict:

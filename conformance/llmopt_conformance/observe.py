@@ -1,4 +1,4 @@
-"""Calls that do something besides computing: by function of C, and by audit event."""
+"""Record side effects of hook calls with profiling and audit hooks."""
 
 from __future__ import annotations
 

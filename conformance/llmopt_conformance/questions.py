@@ -1,4 +1,4 @@
-"""Every hook asked under observation: what it gave, did, changed and shared."""
+"""Call every hook under observation: its result, side effects, changed arguments and shared state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plugin by the name it is installed under, or by its module's."""
+"""Find a plugin and run the checks on it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _unknown(name: str, installed: Mapping[str, InstalledPlugin]) -> UnknownProv
     )
 
 
-# The errors that a plugin's own corpus knows, a check each.
+# One check for each error in the plugin's own corpus.
 
 _SENTENCE: Final = f"The verdict is the one that the plugin's {FILE} states."
 

@@ -1,4 +1,4 @@
-"""A check: one sentence that must be true of a plugin, and a way to find out."""
+"""The `Check` type and the plugin under test."""
 
 from __future__ import annotations
 
@@ -194,14 +194,14 @@ def shown(index: int, texts: Sequence[str]) -> str:
     return f"text {index} of {len(texts)} ({texts[index][:24]!r})"
 
 
-# The plugin under examination, and everything a check needs to ask it.
+# The plugin under test, and everything that a check needs to call it.
 
 KEY: Final = "canary-key-of-the-kit"
 """Stands for the user's key; must be seen in headers and nowhere else."""
 TOKEN: Final = "canary-token-of-the-kit"  # noqa: S105 - this is none
 """Stands for what a token provider gives."""
 SOMEWHERE: Final = "https://server.llmopt-kit.example/v1"
-"""Where a server is pretended to be when the profile names no place."""
+"""Base URL of the fake server when the profile has none."""
 CONFIGURED: Final = {"x-kit-configured": "by the user"}
 """A header that the user's configuration asks for."""
 RECEIVED: Final = 1_790_000_000.0
@@ -284,7 +284,7 @@ class Subject:
 
     @cached_property
     def base_url(self) -> str:
-        """Where the server is pretended to be, "" for an engine inside the process."""
+        """Base URL of the fake server, "" for an engine inside the process."""
         if self.samples.base_url is not None:
             return self.samples.base_url
         try:

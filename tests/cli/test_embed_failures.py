@@ -1,4 +1,4 @@
-"""``llmopt embed`` when texts fail, or the run does: what was earned is kept."""
+"""``llmopt embed`` when texts fail, or the run does: the finished rows are kept."""
 
 from __future__ import annotations
 

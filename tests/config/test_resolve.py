@@ -186,7 +186,7 @@ def test_a_read_timeout_alone_bounds_every_attempt() -> None:
 
 @pytest.mark.row("C15")
 def test_no_timeout_given_is_the_profile_s_never_none() -> None:
-    """None in a mapping does not switch a time-out off."""
+    """None in a mapping does not switch a timeout off."""
     assert one({"timeouts": {"read": None, "connect": None}}).timeouts == ACME.timeouts
 
 

@@ -154,7 +154,7 @@ def test_a_wrong_value_is_told_by_path_kind_and_what_is_expected(key: str, value
 )
 @pytest.mark.parametrize("key", ["connect", "read", "read_large", "catalog", "first", "pool", "total"])
 def test_senseless_timeouts_are_refused(key: str, value: object) -> None:
-    """A time-out is a number of seconds above 0 that a clock can hold."""
+    """A timeout is a number of seconds above 0 that a clock can hold."""
     assert entry_fault(timeouts={key: value}).startswith(
         f"providers.acme.timeouts.{key}: expected seconds above 0"
     )

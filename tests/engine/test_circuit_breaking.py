@@ -239,7 +239,7 @@ def test_a_deadline_that_passes_on_the_way_says_that_something_was_sent() -> Non
 
 @pytest.mark.row("C11")
 def test_a_loop_that_stood_still_is_not_the_servers_fault() -> None:
-    """Twenty requests are answered while the caller blocks the loop past their time-outs: no circuit opens."""
+    """Twenty requests are answered while the caller blocks the loop past their timeouts: no circuit opens."""
     events: list[Any] = []
 
     async def main(clock: SimulatedClock) -> None:

@@ -1,4 +1,4 @@
-"""Long answers are read beside the event loop, which goes on with other requests."""
+"""Large responses are parsed in a thread, so that the event loop stays free."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ def test_one_of_three_endpoints_is_black_holed() -> None:
             meanwhile = await calls(10_000, 30)
             after = await calls(20_000, 60)
             assert percentile(after, 0.99) <= 1.5 * percentile(before, 0.99)
-            # Until then some had to wait for the attempt's time-out, and came through elsewhere.
+            # Until then some had to wait for the attempt's timeout, and came through elsewhere.
             assert max(meanwhile) > 1
 
     run_simulated(main)

@@ -1,4 +1,4 @@
-"""What answers to compressed requests teach."""
+"""What the engine learns from responses to compressed requests."""
 
 from __future__ import annotations
 

@@ -38,15 +38,15 @@ BAD = error_answer(400, "no such thing")
 QUESTION = [{"role": "user", "content": LONG}]
 
 
-def packed(request: Request) -> bool:
+def compressed(request: Request) -> bool:
     return request.header("content-encoding") == "gzip"
 
 
-def unless_packed(refusal: Answer, otherwise: Any = answer_openai) -> Callable[[Request], Any]:
-    """A server that refuses packed bodies."""
+def unless_compressed(refusal: Answer, otherwise: Any = answer_openai) -> Callable[[Request], Any]:
+    """A server that refuses compressed bodies."""
 
     def reply(request: Request) -> Any:
-        if packed(request):
+        if compressed(request):
             return refusal
         return otherwise(request) if callable(otherwise) else otherwise
 
@@ -75,7 +75,7 @@ async def test_from_8_kib_on() -> None:
         await made.embed(MODEL, ["a" * (8192 - around)])
         stats = of(made)["compression"]
     assert [len(request.content()) for request in server.requests[1:]] == [8191, 8192]
-    assert [packed(request) for request in server.requests] == [False, False, True]
+    assert [compressed(request) for request in server.requests] == [False, False, True]
     last = server.requests[2]
     assert last.header("content-length") == str(len(last.body))
     assert last.header("content-type") == "application/json"
@@ -95,7 +95,7 @@ async def test_only_where_it_is_asked_for() -> None:
         async with client(server, flags={"compression": False}) as made:
             await made.embed(MODEL, [LONG])
             assert of(made)["compression"]["on"] is False
-    assert not any(packed(request) for request in server.requests)
+    assert not any(compressed(request) for request in server.requests)
 
 
 async def test_a_retry_sends_the_same_bytes() -> None:
@@ -109,8 +109,8 @@ async def test_a_retry_sends_the_same_bytes() -> None:
         origin = server.base_url
     first, second = server.requests
     assert first.body == second.body
-    assert packed(first)
-    assert packed(second)
+    assert compressed(first)
+    assert compressed(second)
     (told,) = [event for event in events if isinstance(event, RequestCompression)]
     assert (told.size, told.sent) == (len(first.content()), len(first.body))
     assert (told.provider, told.model, told.endpoint) == ("server", "m", origin)
@@ -118,7 +118,7 @@ async def test_a_retry_sends_the_same_bytes() -> None:
     assert (stats["compressed"], stats["saved_sent"]) == (2, 2 * (told.size - told.sent))
 
 
-async def test_a_long_body_is_packed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_body_is_compressed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 256 KiB on; shorter ones are quicker where they are."""
     threads: list[tuple[int, bool]] = []
     usual = request._gzip
@@ -143,7 +143,7 @@ async def test_what_does_not_get_smaller_goes_as_it_is(monkeypatch: pytest.Monke
     async with FaultServer() as server, client(server) as made:
         server.default(answer_openai)
         await made.embed(MODEL, [LONG])
-    assert not packed(server.requests[0])
+    assert not compressed(server.requests[0])
 
 
 REFUSALS = [
@@ -158,15 +158,15 @@ REFUSALS = [
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=range(len(REFUSALS)))
 async def test_a_refusal_is_met_once(refusal: Answer) -> None:
-    """The same request goes again at once as it is, without a retry; later ones are not packed at all."""
+    """The same request goes again at once as it is, without a retry; later ones are not compressed at all."""
     events: list[Any] = []
     async with FaultServer() as server, client(server, max_retries=0, on_event=events.append) as made:
-        server.default(unless_packed(refusal))
+        server.default(unless_compressed(refusal))
         for text in (LONG, LONG + "again"):
             found = await made.embed(MODEL, [text])
             assert found.vectors.shape == (1, 4)
         stats, origin = of(made), server.base_url
-    assert [packed(request) for request in server.requests] == [True, False, False]
+    assert [compressed(request) for request in server.requests] == [True, False, False]
     first, second, _ = server.requests
     assert second.body == first.content()
     assert (stats["requests"], stats["succeeded"], stats["errors"], stats["retries"]) == (3, 2, {}, 0)
@@ -182,7 +182,7 @@ async def test_a_refusal_is_met_once(refusal: Answer) -> None:
 
 @pytest.mark.parametrize("proven", [True, False])
 async def test_a_bad_request_is_a_bad_request(proven: bool) -> None:
-    """It costs one more at most, and none where packed bodies were taken before; packing stays."""
+    """It costs one more at most, and none where compressed bodies were taken before; compression stays on."""
     async with FaultServer() as server, client(server) as made:
         server.default(answer_openai)
         if proven:
@@ -195,7 +195,7 @@ async def test_a_bad_request_is_a_bad_request(proven: bool) -> None:
         await made.embed(MODEL, [LONG + "good"])
         assert of(made)["compression"]["on"] is True
     expected = [True, True, True] if proven else [True, False, True]
-    assert [packed(request) for request in server.requests] == expected
+    assert [compressed(request) for request in server.requests] == expected
 
 
 async def test_many_at_once_are_all_sent_again() -> None:
@@ -203,25 +203,25 @@ async def test_many_at_once_are_all_sent_again() -> None:
     events: list[Any] = []
     texts = [f"{number} {LONG}" for number in range(12)]
     async with FaultServer() as server:
-        server.default(unless_packed(Answer(415, b"")))
+        server.default(unless_compressed(Answer(415, b"")))
         async with client(server, max_retries=0, max_batch_size=1, on_event=events.append) as made:
             found = await made.embed(MODEL, texts)
             assert found.vectors.shape == (12, 4)
             await made.embed(MODEL, [LONG])
     assert len([event for event in events if isinstance(event, CompressionRefused)]) == 1
-    assert sum(not packed(request) for request in server.requests) == 13
+    assert sum(not compressed(request) for request in server.requests) == 13
 
 
 async def test_the_second_sending_may_fail_like_any_other() -> None:
-    """Its error is the attempt's, and is retried as such; the time-out holds for both together."""
+    """Its error is the attempt's, and is retried as such; the timeout holds for both together."""
     async with FaultServer() as server, client(server, max_retries=1) as made:
         server.play(Answer(415, b""), error_answer(503, "busy"))
-        server.default(unless_packed(Answer(415, b"")))
+        server.default(unless_compressed(Answer(415, b"")))
         found = await made.embed(MODEL, [LONG])
         assert found.vectors.shape == (1, 4)
         assert of(made)["errors"] == {"Overloaded": 1}
-    # An outage says nothing of packing.
-    assert [packed(request) for request in server.requests] == [True, False, True, False]
+    # An outage says nothing about compression.
+    assert [compressed(request) for request in server.requests] == [True, False, True, False]
 
 
 def test_both_sendings_have_one_time_out() -> None:
@@ -247,20 +247,20 @@ async def test_chats_and_streams_alike() -> None:
         server.default(stream_answer(["so", " be it"]))
         async with made.stream(MODEL, QUESTION) as stream:
             assert "".join([event.text async for event in stream]) == "so be it"
-    assert [packed(request) for request in server.requests] == [True, True]
+    assert [compressed(request) for request in server.requests] == [True, True]
     assert [request.json()["messages"] for request in server.requests] == [QUESTION] * 2
 
 
 @pytest.mark.parametrize("refusal", REFUSALS[:3], ids=range(3))
 async def test_a_refused_stream_is_asked_for_again(refusal: Answer) -> None:
-    """At once and once; the next one is not packed."""
+    """At once and once; the next one is not compressed."""
     async with FaultServer() as server, client(server, max_retries=0) as made:
-        server.default(unless_packed(refusal, stream_answer(["so", " be it"])))
+        server.default(unless_compressed(refusal, stream_answer(["so", " be it"])))
         for _ in range(2):
             async with made.stream(MODEL, QUESTION) as stream:
                 assert "".join([event.text async for event in stream]) == "so be it"
         stats = of(made)
-    assert [packed(request) for request in server.requests] == [True, False, False]
+    assert [compressed(request) for request in server.requests] == [True, False, False]
     assert (stats["requests"], stats["succeeded"], stats["errors"]) == (3, 2, {})
     assert stats["compression"]["refused"] == 1
 
@@ -273,17 +273,17 @@ async def test_a_bad_question_is_a_bad_question() -> None:
             async with made.stream(MODEL, QUESTION) as stream:
                 await anext(stream)
         assert of(made)["compression"]["on"] is True
-    assert [packed(request) for request in server.requests] == [True, False]
+    assert [compressed(request) for request in server.requests] == [True, False]
 
 
 async def test_over_a_transport_of_the_users() -> None:
     """The same there."""
     async with FaultServer() as server:
-        server.default(unless_packed(Answer(415, b"")))
+        server.default(unless_compressed(Answer(415, b"")))
         async with client(server, transport=httpx.AsyncHTTPTransport()) as made:
             for _ in range(2):
                 assert (await made.embed(MODEL, [LONG])).vectors.shape == (1, 4)
-    assert [packed(request) for request in server.requests] == [True, False, False]
+    assert [compressed(request) for request in server.requests] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ async def test_servers_that_do_not_unpack(make: Any, entry: dict[str, Any], refe
 
 
 async def test_a_server_that_unpacks() -> None:
-    """Gets every long request packed."""
+    """Gets every long request compressed."""
     texts = [f"text number {number} of many that make a long request" for number in range(300)]
     async with OpenAIEmulator(accepts_gzip=True) as server:
         entry = {"base_url": server.base_url, "api_key": "test-key", "compress_requests": True}
@@ -323,7 +323,7 @@ async def test_a_server_that_unpacks() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_packed_answers_are_asked_for_unless_switched_off(own: bool) -> None:
+async def test_compressed_answers_are_asked_for_unless_switched_off(own: bool) -> None:
     """Of our pool and of a transport of the user's."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -335,7 +335,7 @@ async def test_packed_answers_are_asked_for_unless_switched_off(own: bool) -> No
     assert asked == [["gzip, deflate"], ["identity"]]
 
 
-async def test_a_packed_stream_is_told_of_with_its_sizes() -> None:
+async def test_a_compressed_stream_emits_its_sizes() -> None:
     """When it is over; likewise in the statistics."""
     events: list[Any] = []
     body = b"".join([*said(), DONE])
@@ -350,7 +350,7 @@ async def test_a_packed_stream_is_told_of_with_its_sizes() -> None:
     assert (told.received, told.size) == (len(sent), len(body))
 
 
-async def test_packed_answers_are_counted() -> None:
+async def test_compressed_answers_are_counted() -> None:
     """Bytes saved, whether or not anybody listens."""
     async with FaultServer() as server, client(server) as made:
 

@@ -1,4 +1,4 @@
-"""Identical texts in flight are sent once, and nobody's fate hangs on anybody else's."""
+"""Single flight: identical texts in flight are sent once, and each caller can be cancelled alone."""
 
 from __future__ import annotations
 

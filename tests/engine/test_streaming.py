@@ -1,4 +1,4 @@
-"""What a stream holds and when it lets go: slots, circuits, leases, loops, and everybody told."""
+"""Streams in the engine: when slots, circuits and leases are released, and which events are emitted."""
 
 from __future__ import annotations
 

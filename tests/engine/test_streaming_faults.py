@@ -428,7 +428,7 @@ def test_a_loop_that_was_held_up_reads_first_and_judges_then() -> None:
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
         async def hold_up() -> None:
-            # While nobody else has a turn, the server's time and the time-out both pass.
+            # While nobody else has a turn, the server's time and the timeout both pass.
             await asyncio.sleep(30.0)
             clock.advance(100.0)
 

@@ -1,4 +1,4 @@
-"""What a listener hears of connections and of limits, and that nobody pays where nobody listens."""
+"""Events of connections and limits, and their cost when nobody listens."""
 
 from __future__ import annotations
 

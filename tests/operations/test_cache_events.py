@@ -1,4 +1,4 @@
-"""What is told: how full the cache is, what had to go, how answers were packed and read."""
+"""Cache events and compression events: sizes, evictions, compressed and decoded responses."""
 
 from __future__ import annotations
 

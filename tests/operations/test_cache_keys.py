@@ -1,4 +1,4 @@
-"""Whatever could make an answer another one makes its key another one."""
+"""Cache keys: everything that can change a response changes its key."""
 
 from __future__ import annotations
 

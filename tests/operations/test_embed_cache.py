@@ -1,4 +1,4 @@
-"""Vectors kept by text: what was paid for is not paid for again, and never mixed up."""
+"""The embeddings cache: each text is paid for once, and vectors are never mixed up."""
 
 from __future__ import annotations
 

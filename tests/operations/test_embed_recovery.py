@@ -1,4 +1,4 @@
-"""Everything that can be had of a batch that failed, counted at the server."""
+"""Recovery of failed batches, counted at the server."""
 
 from __future__ import annotations
 

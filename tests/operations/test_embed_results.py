@@ -1,4 +1,4 @@
-"""What every answer is held against."""
+"""Validation of embeddings responses."""
 
 from __future__ import annotations
 

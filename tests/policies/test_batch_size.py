@@ -1,4 +1,4 @@
-"""The size of batches that finds itself (docs/development/resilience.md)."""
+"""The adaptive batch size (docs/development/resilience.md)."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_stated_limit_of_one() -> None:
     assert size.size == 1
 
 
-# --- time-outs ----------------------------------------------------------------------------------------------
+# --- timeouts ----------------------------------------------------------------------------------------------
 
 
 def test_repeated_time_outs_halve() -> None:
@@ -224,7 +224,7 @@ def test_a_clean_batch_breaks_the_row() -> None:
 
 
 def test_small_batches_that_time_out_do_not_count() -> None:
-    """Theirs was not a time-out of being large."""
+    """Theirs was not a timeout of being large."""
     size = made(1000)
     for _ in range(10):
         assert not size.timed_out(500)

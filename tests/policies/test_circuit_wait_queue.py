@@ -1,4 +1,4 @@
-"""The room where those wait whose circuit is open."""
+"""The wait queue of requests whose circuit is open."""
 
 from __future__ import annotations
 

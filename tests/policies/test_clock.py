@@ -1,4 +1,4 @@
-"""The deadline of a call, and what a user may give for one (fault row C15)."""
+"""Deadlines of calls, and which values are accepted for one (fault row C15)."""
 
 from __future__ import annotations
 

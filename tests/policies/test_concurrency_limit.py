@@ -1,4 +1,4 @@
-"""The adaptive limit of requests in flight, and the line before it (docs/development/resilience.md, rows C03 and C05)."""
+"""The adaptive concurrency limit and its queue (docs/development/resilience.md, rows C03 and C05)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a limit that is ours: what each answer's rest says of others, and what a refusal does.
+"""The fair share of a rate limit: how response headers and refusals change it.
 
 Numbers are worked out by hand for a limit of 10 a second whose bucket holds 10.
 """

@@ -1,4 +1,4 @@
-"""The choice among several endpoints (docs/development/resilience.md)."""
+"""The load balancer over several endpoints (docs/development/resilience.md)."""
 
 from __future__ import annotations
 

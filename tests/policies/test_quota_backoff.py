@@ -1,4 +1,4 @@
-"""The pause after a refusal, and the probe."""
+"""The backoff of a quota after a 429, and the probe."""
 
 from __future__ import annotations
 

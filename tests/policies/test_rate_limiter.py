@@ -1,4 +1,4 @@
-"""The rate limiter: who goes when, what becomes of leases, and what refusals and headers do."""
+"""The rate limiter: order of requests, leases, refusals and headers."""
 
 from __future__ import annotations
 

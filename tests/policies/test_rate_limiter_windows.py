@@ -1,4 +1,4 @@
-"""Over any stretch of time, by any arrivals, with estimates that are wrong by any factor."""
+"""The rate limiter keeps its limit over any window, for any arrivals and any error of the estimates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which failures are tried again, when, and at what price (docs/development/resilience.md)."""
+"""The retry policy: which failures are retried, when, and at what cost (docs/development/resilience.md)."""
 
 from __future__ import annotations
 

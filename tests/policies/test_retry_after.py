@@ -1,4 +1,4 @@
-"""What servers say of waiting and of limits, in every form that was seen, and in forms that nobody should obey."""
+"""Retry-After and rate limit headers in every known form, and malformed ones."""
 
 from __future__ import annotations
 

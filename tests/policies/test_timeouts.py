@@ -1,4 +1,4 @@
-"""Time-outs learned from what answers took (docs/development/resilience.md)."""
+"""Adaptive timeouts, learned from latencies (docs/development/resilience.md)."""
 
 from __future__ import annotations
 

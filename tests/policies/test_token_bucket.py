@@ -1,4 +1,4 @@
-"""The bucket of one quantity: what flows in, what is taken, and what headers correct.
+"""The token bucket: refill, withdrawals, and corrections by headers.
 
 Numbers are worked out by hand for a limit of 10 a second whose bucket holds a second: 9, as a tenth is
 left to the server.

@@ -1,4 +1,4 @@
-"""Those who wait for a rate limit: their order, their loops, their timers."""
+"""The wait queue of the rate limiter: order, event loops, timers."""
 
 from __future__ import annotations
 

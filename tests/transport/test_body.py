@@ -1,4 +1,4 @@
-"""Bodies are unpacked within bounds, whatever pieces they come in."""
+"""Decompression of response bodies within bounds, however they are split."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def raw_deflate(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-PACKED = {
+COMPRESSED = {
     "gzip": gzip.compress(TEXT, mtime=0),
     "x-gzip": gzip.compress(TEXT, mtime=0),
     "deflate": zlib.compress(TEXT),
@@ -54,12 +54,12 @@ def reason_of(encoding: str, *pieces: bytes, max_body: int = MEBIBYTE) -> str:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("encoding", PACKED)
+@pytest.mark.parametrize("encoding", COMPRESSED)
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
 def test_any_pieces_give_the_whole(encoding: str, size: int) -> None:
     """It does not matter where the network cuts."""
-    packed = PACKED[encoding]
-    assert unpack(encoding, [packed[at : at + size] for at in range(0, len(packed), size)]) == TEXT
+    compressed = COMPRESSED[encoding]
+    assert unpack(encoding, [compressed[at : at + size] for at in range(0, len(compressed), size)]) == TEXT
 
 
 @pytest.mark.parametrize("encoding", [None, "", "identity"])
@@ -73,24 +73,24 @@ def test_plain_bytes_pass_as_they_are(encoding: str | None) -> None:
 
 def test_bare_deflate_is_understood() -> None:
     """Some servers leave out zlib's header."""
-    packed = raw_deflate(TEXT)
-    assert unpack("deflate", [packed[:1], packed[1:]]) == TEXT
+    compressed = raw_deflate(TEXT)
+    assert unpack("deflate", [compressed[:1], compressed[1:]]) == TEXT
 
 
 def test_gzip_goes_on_over_members_and_padding() -> None:
     """Both are allowed by the format."""
-    packed = gzip.compress(TEXT, mtime=0) + gzip.compress(TEXT, mtime=0) + b"\0" * 20
-    assert unpack("gzip", [packed]) == TEXT * 2
-    assert unpack("gzip", [packed[at : at + 1] for at in range(len(packed))]) == TEXT * 2
+    compressed = gzip.compress(TEXT, mtime=0) + gzip.compress(TEXT, mtime=0) + b"\0" * 20
+    assert unpack("gzip", [compressed]) == TEXT * 2
+    assert unpack("gzip", [compressed[at : at + 1] for at in range(len(compressed))]) == TEXT * 2
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(1, 400), min_size=1, max_size=20))
 def test_round_trip(data: bytes, sizes: list[int]) -> None:
-    """Whatever is packed comes out, cut anyhow."""
-    packed, pieces = gzip.compress(data, mtime=0), []
+    """Whatever is compressed comes out, cut anyhow."""
+    compressed, pieces = gzip.compress(data, mtime=0), []
     for size in [*sizes, len(gzip.compress(data, mtime=0))]:
-        pieces.append(packed[:size])
-        packed = packed[size:]
+        pieces.append(compressed[:size])
+        compressed = compressed[size:]
     assert unpack("gzip", [piece for piece in pieces if piece]) == data
 
 
@@ -110,7 +110,14 @@ def test_more_than_two_encodings_are_refused() -> None:
 
 @pytest.mark.row("H18")
 @pytest.mark.parametrize(
-    "data", [b"no gzip at all", PACKED["gzip"][:-8], PACKED["gzip"][:20], PACKED["gzip"] + b"more", b"\x1f"]
+    "data",
+    [
+        b"no gzip at all",
+        COMPRESSED["gzip"][:-8],
+        COMPRESSED["gzip"][:20],
+        COMPRESSED["gzip"] + b"more",
+        b"\x1f",
+    ],
 )
 def test_damage_is_refused(data: bytes) -> None:
     """Cut, prolonged or garbled."""
@@ -123,7 +130,7 @@ def test_an_empty_body_is_empty_in_every_encoding() -> None:
 
 
 @pytest.mark.row("H19")
-def test_too_much_is_refused_plain_and_packed() -> None:
+def test_too_much_is_refused_plain_and_compressed() -> None:
     """The bound is on what comes out."""
     assert unpack(None, [b"a" * 100], max_body=100) == b"a" * 100
     for encoding, data in ((None, b"a" * 101), ("gzip", gzip.compress(TEXT, mtime=0))):
@@ -166,7 +173,7 @@ class TestErrorBodies:
     def test_damaged_ones_end_at_the_damage(self) -> None:
         """What came before is kept."""
         decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
-        assert decoder.decode(PACKED["gzip"] + b"more") == TEXT
+        assert decoder.decode(COMPRESSED["gzip"] + b"more") == TEXT
         assert decoder.stopped
 
     def test_unknown_encodings_give_nothing(self) -> None:
@@ -178,7 +185,7 @@ class TestErrorBodies:
     def test_cut_short_ones_are_what_they_are(self) -> None:
         """No complaint of a missing end."""
         decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
-        decoder.decode(PACKED["gzip"][:-8])
+        decoder.decode(COMPRESSED["gzip"][:-8])
         decoder.finish()
         assert not decoder.stopped
 

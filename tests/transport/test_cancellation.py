@@ -1,4 +1,4 @@
-"""Callers that change their mind."""
+"""Cancellation of requests in the transport."""
 
 from __future__ import annotations
 

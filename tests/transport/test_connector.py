@@ -1,4 +1,4 @@
-"""Connections that do not come about."""
+"""Failures of connecting."""
 
 from __future__ import annotations
 

@@ -409,7 +409,7 @@ class TestHttpx:
     async def test_an_abandoned_request_ends_by_itself(
         self, server: FaultServer, sender: HttpxSender
     ) -> None:
-        """At its own read time-out, or with the next piece of its answer."""
+        """At its own read timeout, or with the next piece of its answer."""
         server.play(Script([Stall()]))
         find_fault("N09", "body drips for ever").inject(server)
         for _ in range(2):

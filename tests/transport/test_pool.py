@@ -151,7 +151,7 @@ async def test_the_limit_holds_and_is_per_host(server: FaultServer) -> None:
 
 
 async def test_waiting_for_a_connection_has_its_own_time_out(server: FaultServer) -> None:
-    """It is no time-out of connecting, and nothing was sent."""
+    """It is no timeout of connecting, and nothing was sent."""
     async with pooled(pool_size=1) as pool:
         server.play(Script([Stall()]))
         holder = asyncio.create_task(pool.send(asking(server)))

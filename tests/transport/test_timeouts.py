@@ -1,4 +1,4 @@
-"""Servers that take their time, and how long they get."""
+"""Timeouts of the transport: slow servers, uploads, connecting."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_the_callers_own_time_out_stays_the_callers(server: FaultServer, p
 
 
 async def test_nothing_is_left_running(server: FaultServer, pool: ConnectionPool) -> None:
-    """No task of ours outlives a time-out in an upload."""
+    """No task of ours outlives a timeout in an upload."""
     before = other_tasks()
     server.default_on_accept(Script([Stall(reading=False)]))
     await failure(pool, asking(server, timeout=0.05, body=b"a" * 30_000_000), AttemptTimeout)
