@@ -1,4 +1,4 @@
-"""How TEI and Ollama answer natively, for the kit."""
+"""Sample responses of TEI and Ollama in their native formats, for the kit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plugin for a provider with a wire format of its own, as a module and as samples for the kit.
+"""A plugin for a provider with its own wire format, as a module and as samples for the kit.
 
 The provider takes ``{"parts": [{"text": ...}]}`` at ``/models/<model>:embed``, answers
 ``{"results": [{"values": [...]}], "cost": 7}`` in the order asked, and names models in ``{"list": [...]}``.

@@ -1,4 +1,4 @@
-"""What the kit imports of llmopt, and that watching an import hides nothing of what the import brings in."""
+"""What the kit imports from llmopt, and that watching an import sees all that it loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are broken, foreign, in the wrong place or full. No call ever fails for them."""
+"""The disk store with files that are corrupt, foreign, misplaced or full: no call fails."""
 
 from __future__ import annotations
 

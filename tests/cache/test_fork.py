@@ -1,4 +1,4 @@
-"""A process forks while a store is open."""
+"""The disk store in a process that forks while it is open."""
 
 from __future__ import annotations
 

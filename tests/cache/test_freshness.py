@@ -1,4 +1,4 @@
-"""How long a kept answer is good for: every boundary of its life, on two clocks."""
+"""Freshness of cache entries: every boundary of their life, on two clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a kept answer against a model that looks everything up in a history (Hypothesis, two clocks)."""
+"""Freshness of cache entries against a model with the whole history (Hypothesis, two clocks)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes at once, some of which are killed. `tests.cache.kill_loop` does it fifty times."""
+"""The disk store in several processes, some of which are killed; `tests.cache.kill_loop` repeats it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every store, and what each of them adds."""
+"""Behaviour that all cache stores share, and what each adds."""
 
 from __future__ import annotations
 

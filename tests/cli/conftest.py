@@ -1,4 +1,4 @@
-"""A place without configuration, keys or files of the machine's own."""
+"""An environment without the machine's own configuration, keys or files."""
 
 from __future__ import annotations
 

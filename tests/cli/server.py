@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server that says yes to some requests and no to others."""
+"""A small OpenAI-compatible server that accepts some requests and refuses others."""
 
 from __future__ import annotations
 

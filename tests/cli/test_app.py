@@ -1,4 +1,4 @@
-"""How commands end: codes, sentences, tracebacks on demand."""
+"""Exit codes, error messages, and tracebacks on request."""
 
 from __future__ import annotations
 

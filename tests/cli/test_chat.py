@@ -1,4 +1,4 @@
-"""``llmopt chat``: one question, a conversation, for people and for machines."""
+"""``llmopt chat``: one question, a conversation, and JSON output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``llmopt doctor``: what is set up, what answers, and what to do."""
+"""``llmopt doctor``: configuration, checks of providers, and advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything ``llmopt embed`` refuses before any work begins, each in one clear sentence."""
+"""Usage errors of ``llmopt embed``: each is one clear sentence, before any work begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: the work stops, and what was finished is kept."""
+"""Ctrl-C and other signals: the work stops, and finished rows are kept."""
 
 from __future__ import annotations
 

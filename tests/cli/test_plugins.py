@@ -1,4 +1,4 @@
-"""``llmopt plugins``: what is installed, and what is wrong with it."""
+"""``llmopt plugins``: installed plugins and their faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress: on a terminal, and nowhere else."""
+"""The progress display: on a terminal only."""
 
 from __future__ import annotations
 

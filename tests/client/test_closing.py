@@ -1,4 +1,4 @@
-"""A client that is closed while its calls wait for something, whatever that is."""
+"""Closing a client while its calls wait for something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats of the synchronous client: the same, without await."""
+"""Chats of the synchronous client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The synchronous client: threads, running loops, forks, endings."""
+"""The synchronous client: threads, running event loops, forks, closing."""
 
 from __future__ import annotations
 

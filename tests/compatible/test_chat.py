@@ -1,4 +1,4 @@
-"""Chat answers of the common dialect, read."""
+"""Parsing of OpenAI-compatible chat responses."""
 
 from __future__ import annotations
 

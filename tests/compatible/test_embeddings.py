@@ -1,4 +1,4 @@
-"""Embedding answers of the common dialect."""
+"""Parsing of OpenAI-compatible embeddings responses."""
 
 from __future__ import annotations
 

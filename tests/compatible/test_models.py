@@ -1,4 +1,4 @@
-"""Lists of models, read entry by entry."""
+"""Parsing of OpenAI-compatible lists of models, entry by entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A place without any configuration file of the machine's own."""
+"""An environment without the machine's own configuration file."""
 
 from pathlib import Path
 

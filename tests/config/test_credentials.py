@@ -1,4 +1,4 @@
-"""Keys that are there, keys that a function gives, and keys that are missing."""
+"""API keys: present, returned by a function, and missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever comes in, a configuration or a ConfigError comes out, and no key with it."""
+"""Fuzzing of the configuration: a valid configuration or a ConfigError, and no key in the message."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Layers: which file is read, what goes over it, and what a broken file says."""
+"""Layers of the configuration: which file is read, what overrides it, and errors of broken files."""
 
 from __future__ import annotations
 

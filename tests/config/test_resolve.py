@@ -1,4 +1,4 @@
-"""Profile, entry and endpoint as one; the plugin's own options."""
+"""Resolving a provider: profile, entry and endpoint merged, and the plugin's own options."""
 
 from pathlib import Path
 from typing import Any

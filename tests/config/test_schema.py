@@ -1,4 +1,4 @@
-"""What a configuration may hold, and how wrong values are told."""
+"""The schema of the configuration, and error messages for wrong values."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Which base URLs are taken, in which spelling, and which never see a request."""
+"""Base URLs: which are accepted, how they are normalised, and which are refused."""
 
 from __future__ import annotations
 

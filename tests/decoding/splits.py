@@ -1,4 +1,4 @@
-"""Bytes cut in every way that a network may cut them."""
+"""Splits of bytes into chunks, in every way that a network may split them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream's events, put together."""
+"""The accumulator that joins a stream's events into a reply."""
 
 from __future__ import annotations
 

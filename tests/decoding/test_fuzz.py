@@ -1,4 +1,4 @@
-"""Decoders and readers of chats against whatever may come.
+"""Fuzzing of the stream decoders and chat parsers.
 
 A few seconds; minutes with ``LLMOPT_TESTS=nightly``.
 """

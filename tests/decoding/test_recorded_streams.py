@@ -1,4 +1,4 @@
-"""Streams of real servers, recorded by others, cut everywhere.
+"""Recorded streams of real servers, split at every byte.
 
 The recordings lie beside the repository (../shared/samples/recorded); without them
 these tests are skipped.

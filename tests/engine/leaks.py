@@ -1,4 +1,4 @@
-"""Everything that a run leaves behind, gathered to be searched for what must not be in it."""
+"""Collects everything that a run leaves behind, to search it for secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancellation at every turn of the loop, and crowds."""
+"""Cancellation of a call at every step of the event loop, and of many calls at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open circuits in a whole client: what counts against a server, who waits for it, and who is woken when."""
+"""Circuit breakers in a whole client: which failures count, which requests wait, and when they resume."""
 
 from __future__ import annotations
 

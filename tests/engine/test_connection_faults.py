@@ -1,4 +1,4 @@
-"""Whatever the bytes do, the vectors are right."""
+"""Connection faults: vectors are right whatever happens to the bytes."""
 
 from __future__ import annotations
 

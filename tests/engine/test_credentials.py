@@ -1,4 +1,4 @@
-"""A key that was refused: who asks again, with what, and when."""
+"""A refused API key: when it is fetched again, and which requests are repeated."""
 
 from __future__ import annotations
 

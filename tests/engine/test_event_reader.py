@@ -1,4 +1,4 @@
-"""From bytes to chat events, without a network."""
+"""The reader of chat events from bytes, without a network."""
 
 from __future__ import annotations
 

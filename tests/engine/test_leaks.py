@@ -1,4 +1,4 @@
-"""A key and a text that must be nowhere, through every fault that the server can play."""
+"""A secret key and a secret text appear nowhere, through every fault of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request bodies that go out as gzip, and what becomes of those that a server does not take."""
+"""Gzip request bodies, and servers that refuse them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are well framed and wrong, or only odd."""
+"""Responses that are valid HTTP with wrong or unusual content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams over transports that are not ours: httpx's own, and one that answers without a network."""
+"""Streams over custom transports: httpx's own, and one without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats in one piece: what is sent, what comes back, what is repeated."""
+"""Chats without streaming: requests, replies and retries."""
 
 from __future__ import annotations
 

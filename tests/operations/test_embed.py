@@ -1,4 +1,4 @@
-"""Which texts and options are refused before any I/O."""
+"""Texts and options that are refused before any I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutting texts into batches."""
+"""Splitting texts into batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the plugins share."""
+"""Helpers of the plugin tests."""
 
 from __future__ import annotations
 

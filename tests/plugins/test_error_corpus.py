@@ -1,4 +1,4 @@
-"""Every error that was ever seen gets its verdict, through the hooks as the core calls them."""
+"""The classification of every known error, through the hooks as the core calls them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server tells of its limits, and the question for it."""
+"""Limits that a server states, and the request that fetches them."""
 
 from __future__ import annotations
 

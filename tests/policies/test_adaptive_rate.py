@@ -1,4 +1,4 @@
-"""The rate learned from refusals alone: what is measured, how far it falls, how it comes back.
+"""The adaptive rate, learned from 429s alone: measurement, decrease and recovery.
 
 Numbers are worked out by hand. "Ten a second" is noted every half second, with 100 tokens a request.
 """

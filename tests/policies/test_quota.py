@@ -1,4 +1,4 @@
-"""One quota: requests and tokens together, a slow start, a pause, and what becomes of leases."""
+"""The quota: request and token limits together, slow start, backoff and leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of streams share."""
+"""Helpers of the stream tests."""
 
 from __future__ import annotations
 

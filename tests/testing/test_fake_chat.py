@@ -1,4 +1,4 @@
-"""The provider for an application's tests, when it chats."""
+"""`FakeProvider` with chats."""
 
 from __future__ import annotations
 

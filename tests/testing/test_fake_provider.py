@@ -1,4 +1,4 @@
-"""A provider for the tests of an application."""
+"""`FakeProvider`, for the tests of an application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/plugins.md says what the code says."""
+"""docs/plugins.md agrees with the code."""
 
 from __future__ import annotations
 

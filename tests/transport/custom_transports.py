@@ -1,4 +1,4 @@
-"""Foreign transports for tests of the seam."""
+"""Custom transports for the tests."""
 
 from __future__ import annotations
 

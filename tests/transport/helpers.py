@@ -1,4 +1,4 @@
-"""What the tests of the sender share."""
+"""Helpers of the transport tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of aiohttp is relied upon beyond its documentation.
+"""The behaviour of aiohttp that llmopt relies on beyond its documentation.
 
 A new aiohttp that changes any of this fails here, by name, before it fails anywhere else.
 """

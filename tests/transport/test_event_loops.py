@@ -1,4 +1,4 @@
-"""Event loops that come, go and run side by side."""
+"""The pool with several event loops, one after the other and side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redirects, cookies, encodings and floods."""
+"""Redirects, cookies, content encodings and oversized responses."""
 
 from __future__ import annotations
 

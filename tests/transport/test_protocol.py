@@ -1,4 +1,4 @@
-"""Answers that break the rules of HTTP, or only bend them."""
+"""Responses that break the rules of HTTP."""
 
 from __future__ import annotations
 

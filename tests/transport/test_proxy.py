@@ -1,4 +1,4 @@
-"""Requests through a proxy, and what else of the environment counts."""
+"""Requests through a proxy, and other environment variables that count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that are read while they come, over both wires."""
+"""Streamed responses, over both transports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other event loop: the same behaviour, one test for each thing that touches sockets."""
+"""uvloop: the same behaviour, one test for each thing that touches sockets."""
 
 from __future__ import annotations
 
