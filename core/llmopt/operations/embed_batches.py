@@ -425,7 +425,7 @@ class ModelState:
         self._store: Final = store
         self._clock: Final = clock
         self._saved_changes = 0
-        self._read_locks: Final = PerLoop(asyncio.Lock)
+        self._first_read: Final = PerLoop(lambda: asyncio.get_running_loop().create_task(self._read()))
         self.estimator: Final = TokenEstimator()
         self.dimensions: int | None = None
         self.answering_models: Final[dict[bytes, tuple[str, float]]] = {}
@@ -435,9 +435,9 @@ class ModelState:
     async def load(self, declared: BatchLimit) -> AdaptiveBatchLimit:
         """The learned batch sizes, of this process and of those before it."""
         if self.adaptive_limit is None:
-            # Thousands of calls may be the first at once; one of them reads the store.
-            async with self._read_locks.current():
-                saved = await self._read() if self.adaptive_limit is None else None
+            # Thousands of calls may be the first at once: they share one read, and go on in the same turn of the
+            # loop, so that equal texts among them still share one request.
+            saved = await asyncio.shield(self._first_read.current())
             # A call on another event loop may have been faster.
             if self.adaptive_limit is None:
                 self.adaptive_limit = AdaptiveBatchLimit(declared, wall=self._clock.wall, state=saved)
