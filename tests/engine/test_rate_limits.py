@@ -14,6 +14,7 @@ from llmopt.values.events import Event, LimitLearned, RequestWait
 from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, OutageSchedule, RateLimited, answer_openai
 from tests.support.faults.quota import Bucket
+from tests.support.scale import nightly_only
 
 MODEL = "server/m"
 SECONDS = 120.0
@@ -121,7 +122,8 @@ def test_two_thousand_calls_in_line_when_the_server_dies() -> None:
     run_simulated(main)
 
 
-@pytest.mark.parametrize("when_open", ["fail", "wait"])
+# Waiting callers are also in the test above, with retries.
+@pytest.mark.parametrize("when_open", ["fail", pytest.param("wait", marks=nightly_only)])
 def test_a_dead_server_is_not_asked_by_those_who_wait_for_their_turn(when_open: str) -> None:
     """The same without patience: they fail at once, and send nothing."""
 

@@ -28,6 +28,7 @@ from tests.support.faults import (
     json_answer,
     models_payload,
 )
+from tests.support.scale import scaled
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -692,7 +693,7 @@ def test_cancelled_at_every_turn_of_the_cache(tmp_path: Path) -> None:
 
     async def main(world: World) -> None:
         for prepare in ("cold", "disk", "stale"):
-            for turns in range(60):
+            for turns in range(0, 60, scaled(3, nightly=1)):
                 folder = tmp_path / f"{prepare}{turns}"
                 world = World(world.server, world.clock, folder, [])
                 if prepare != "cold":

@@ -8,7 +8,12 @@ from __future__ import annotations
 import os
 from typing import Final
 
+import pytest
+
 NIGHTLY: Final = os.environ.get("LLMOPT_TESTS") == "nightly"
+nightly_only: Final = pytest.mark.skipif(
+    not NIGHTLY, reason="runs at night; a test beside it proves the same"
+)
 
 
 def scaled(quick: int, nightly: int) -> int:
