@@ -214,7 +214,7 @@ OpenParts = Callable[[Iterator[str]], AbstractContextManager[Iterable[EmbeddedPa
 """Starts the embedding of texts; gives its parts in order, failed rows among them."""
 
 
-class EmbedRun:
+class FileEmbedding:
     """Feeds texts to an embedding and writes down what comes back.
 
     Args:
@@ -356,7 +356,7 @@ class _Embedding:
         from llmopt.client.sync_client import Client
 
         options = self._options
-        run = EmbedRun(
+        run = FileEmbedding(
             self._texts,
             self._writer,
             self._summary,

@@ -1,7 +1,7 @@
 """The asynchronous client: the public methods, their documentation, and the check of the client's arguments.
 
-Importing this file and making a client is cheap: the engine, the providers and aiohttp are imported at the first call,
-by `llmopt.client.components`.
+Making a client reads the configuration file and the environment, and opens nothing else: the engine, the providers and
+aiohttp are imported at the first call, by `llmopt.client.components`.
 """
 
 from __future__ import annotations

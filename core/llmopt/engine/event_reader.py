@@ -1,6 +1,7 @@
 """Turns the bytes of a streamed response into chat events, and finds out whether a response is a stream at all.
 
-`EventReader` does no I/O and knows no time. `detect_stream_format` reads at most the first chunk of a stream.
+`EventReader` does no I/O and knows no time. `detect_stream_format` reads from the connection: the first chunk of a
+stream, or the whole body of a response that is not a stream.
 """
 
 from __future__ import annotations

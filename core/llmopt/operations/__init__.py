@@ -1,1 +1,1 @@
-"""What the application asks for, carried out over the engine: embeddings and catalogues."""
+"""The operations of a client over the engine: embed, chat and list models, with caching and recovery."""

@@ -1,1 +1,1 @@
-"""The policies of a call, one to a file: each decides without I/O and takes its clock as an argument."""
+"""Policies: decisions that take their clock as an argument. `retry_loop` and `tasks` run coroutines for them."""

@@ -1,4 +1,7 @@
-"""The connection pool, over aiohttp: one connector per event loop, safe for threads and for fork."""
+"""The connection pool, over aiohttp: one connector per event loop, safe for threads and for fork.
+
+The engine imports this file at the first request of the default transport, and aiohttp with it.
+"""
 
 from __future__ import annotations
 
