@@ -1,4 +1,7 @@
-"""The public names of llmopt and the module of each, for lazy imports."""
+"""The public names of llmopt and the module of each, for lazy imports.
+
+It is a table; nothing is imported here.
+"""
 
 from __future__ import annotations
 

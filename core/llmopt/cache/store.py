@@ -1,8 +1,11 @@
 """Cache stores: the `CacheStore` protocol, the store in memory, and wrappers that layer and protect stores.
 
-A store keeps bytes by key until they expire or make room for others. It knows nothing of models and
-vectors: the operations decide what the bytes mean, how old they may be, and check that they are intact
-(`read_record`). No file is touched here; `llmopt.cache.disk` has the store on disk.
+A store keeps bytes by key. It may forget any of them, and may delete those past their ``expires_at``; the store in
+memory reads no clock and evicts the least recently used. A store knows nothing of models and vectors: the operations
+decide what the bytes mean, how old they may be, and check that they are intact (`read_record`).
+
+No file is touched here; `llmopt.cache.disk` has the store on disk. There are locks, fork hooks (`notify_on_fork`) and,
+in `SafeStore`, a timeout and a log line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The command line program ``llmopt``: its commands, their exit codes, and how errors are reported."""
+"""The command line program ``llmopt``: its commands, their exit codes, and how errors are reported.
+
+It imports each command when it is used, and writes to standard output and standard error.
+"""
 
 from __future__ import annotations
 

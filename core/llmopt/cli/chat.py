@@ -1,4 +1,8 @@
-"""``llmopt chat``: one question from standard input, or a conversation on a terminal."""
+"""``llmopt chat``: one question from standard input, or a conversation on a terminal.
+
+It reads the configuration and sends requests through `llmopt.Client`, and prints replies to standard output and everything
+else to standard error. The conversation is kept in memory only.
+"""
 
 from __future__ import annotations
 

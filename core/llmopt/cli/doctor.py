@@ -1,4 +1,7 @@
-"""``llmopt doctor`` and ``llmopt plugins``: check configuration, keys, plugins and endpoints."""
+"""``llmopt doctor`` and ``llmopt plugins``: check configuration, keys, plugins and endpoints.
+
+It reads the configuration and the environment, and sends requests to endpoints unless ``--offline`` is given.
+"""
 
 from __future__ import annotations
 

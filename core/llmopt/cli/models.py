@@ -1,4 +1,7 @@
-"""``llmopt models``: list, filter and sort the models of providers."""
+"""``llmopt models``: list, filter and sort the models of providers.
+
+The lists come from `llmopt.Client`; this file selects and prints.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 The OpenAI-compatible dialect's own functions are the implementations wherever their parameters are the hook's. All
 are marked ``trylast``, so that any implementation of a plugin goes first.
+
+No I/O.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The key of an endpoint: find it, decide whether it may be sent there, and get it for each attempt.
 
 A key from the environment is sent only to the provider's own hosts, so that a changed ``base_url`` cannot leak it. The
-only I/O is the user's token provider. No key appears in messages, tracebacks or representations.
+only I/O is the user's token provider; a synchronous one is called in a worker thread. No key appears in messages, tracebacks or representations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Accumulates the events of a chat stream into a whole reply."""
+"""Accumulates the events of a chat stream into a whole reply.
+
+No I/O.
+"""
 
 from __future__ import annotations
 

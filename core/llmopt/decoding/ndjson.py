@@ -1,4 +1,7 @@
-"""Decoder for newline-delimited JSON streams, and the choice of a decoder by content type."""
+"""Decoder for newline-delimited JSON streams, and the choice of a decoder by content type.
+
+No I/O: bytes in, events out.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ additions that real servers make necessary:
   2025; by the standard it would be ignored, and the error with it).
 
 Text is always UTF-8, whatever a header says. Invalid bytes are an error and are never replaced.
+
+No I/O: bytes in, events out.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ the answer away from the others; the task is cancelled when its last caller has 
 
 A call can no longer be joined from the moment its result is given out, so nothing is cached here: a caller that
 comes later starts a new run, also after a failure.
+
+It starts a task for each run on the running event loop; what the task does is up to the caller.
 """
 
 from __future__ import annotations

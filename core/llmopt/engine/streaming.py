@@ -6,6 +6,8 @@ the attempt has acquired (slot, lease, permit, connection) and releases it when 
 
 `llmopt.operations.chat_stream` uses these of a `LiveStream`: ``read``, ``aclose``, ``close_soon``, ``ended``,
 ``holds_connection`` and ``head``. `StreamPipeline` uses the others.
+
+Network access goes through the transport of the endpoint.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Events are the classes of `llmopt.values.events`. None is made without a listener, and an exception that a listener or a
 log handler raises never reaches a call. Nothing here awaits.
+
+The only I/O are log records.
 """
 
 from __future__ import annotations

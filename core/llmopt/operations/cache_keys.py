@@ -4,6 +4,8 @@ A key is the SHA-256 of canonical JSON with: the version of this scheme; a keyed
 plugin and the plugin's version; the URL; and the whole request body, including fields that llmopt does not know. Only a
 few body fields that cannot change the response are left out. (A list of fields to include is how other caches returned
 wrong responses: litellm issues #894 and #25673.) No part of the request can be recovered from a key.
+
+Keys need no I/O; the report of the size asks the cache store.
 """
 
 from __future__ import annotations

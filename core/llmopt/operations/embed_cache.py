@@ -3,6 +3,8 @@
 Vectors are stored under the model that answered, not the one that was requested: behind a name such as
 "latest" the model may change, and the vectors of two models must not be mixed in one result. Which model answers
 to a name is stored beside them. Of a text only a keyed hash is stored.
+
+It reads and writes the cache store; there is no other I/O.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A batch is sent as one request. If that fails because it is too large, it is split into smaller requests. If the
 cause may be one of its texts, it is halved, level by level, until that text is alone: two requests a level. A
 text that succeeded is never sent again.
+
+Requests are sent by a function that the caller passes in.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A batch passes, in this order: texts that are certainly too long are set aside; texts that another call is embedding
 are waited for (`Coalescer`); the others are sent through the engine; what fails is recovered (`embed_recovery`);
-what was learned is saved.
+what was learned is saved. Network access goes through the engine, and files through the cache store, only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Embedding an iterable of any length: bounded memory, results in the order of the texts."""
+"""Embedding an iterable of any length: bounded memory, results in the order of the texts.
+
+Requests go through `EmbedRun`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Cached lists of models: in memory, and in a store that outlives the client; and how a list is fetched, page by page."""
+"""Cached lists of models: in memory, and in a store that outlives the client; and how a list is fetched, page by page.
+
+Network access goes through the engine, and files through the cache store, only.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ in tests/policies/test_rate_limiter_simulation.py (no headers, unknown limit):
   then the measurement was wrong.
 
 Requests and tokens are slowed down together, because a 429 does not say which of them was too many.
+
+No I/O and no clock: the time is an argument.
 """
 
 from __future__ import annotations

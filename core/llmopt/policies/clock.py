@@ -1,4 +1,4 @@
-"""Clocks, deadlines and random numbers for all policies. Time is passed in, so that tests can simulate it.
+"""Clocks, deadlines and random numbers for all policies; only `SystemClock` reads the real time.
 
 There are two readings of time. ``now`` is monotonic and measures waits, rates and deadlines. ``wall`` is the
 calendar time, which may be set back; it serves HTTP dates and the age of cache entries only. Tests pass in

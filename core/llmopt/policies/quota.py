@@ -2,6 +2,8 @@
 
 A request needs capacity in two token buckets, and may be held back by a slow start or by a backoff after a 429.
 Decisions only: lock, queue and timers are in `llmopt.policies.rate_limiter`, and the time is an argument.
+
+No I/O, no lock and no timer: the rate limiter has those.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ comes from the event loop, as in `llmopt.testing.clock`.
 What stamina's process-wide switches do: ``set_active(False)`` lets the first error through;
 ``set_testing(True, attempts=n)`` makes n attempts without waiting, the first one counted; on_retry hooks are
 not called for llmopt's own retries, for which llmopt has events.
+
+The only I/O is the attempt that the caller passes in; between attempts stamina sleeps on the event loop.
 """
 
 from __future__ import annotations

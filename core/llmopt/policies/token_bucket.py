@@ -1,6 +1,6 @@
 """Token bucket for one quantity (requests or tokens): a copy of the bucket that the server keeps.
 
-Levels are floats. A level may be negative, as a debt of requests that cost more than estimated, but by one burst at
+No I/O, no clock and no locks: the time is an argument. Levels are floats. A level may be negative, as a debt of requests that cost more than estimated, but by one burst at
 most. For a request that is larger than a burst, the bucket saves up while it is the first in the queue.
 
 The headers of responses correct the copy (docs/development/resilience.md), with two additions to the usual formula.

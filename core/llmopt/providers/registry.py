@@ -1,4 +1,7 @@
-"""The providers of a client: configured entries and installed plugins, each created at first use."""
+"""The providers of a client: configured entries and installed plugins, each created at first use.
+
+It imports plugins and reads the metadata of their distributions.
+"""
 
 from __future__ import annotations
 

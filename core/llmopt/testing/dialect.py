@@ -1,4 +1,7 @@
-"""The common (OpenAI-compatible) dialect from the server's side: writes the bodies of responses, for fakes and kits."""
+"""The common (OpenAI-compatible) dialect from the server's side: writes the bodies of responses, for fakes and kits.
+
+No I/O.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The connections of one event loop: aiohttp's connector with stricter rules for reuse, and counters."""
+"""The connections of one event loop: aiohttp's connector with stricter rules for reuse, and counters.
+
+It opens and closes network connections.
+"""
 
 from __future__ import annotations
 

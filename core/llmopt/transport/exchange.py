@@ -1,4 +1,7 @@
-"""One request and its response on one connection of the pool."""
+"""One request and its response on one connection of the pool.
+
+It writes to and reads from the network.
+"""
 
 from __future__ import annotations
 

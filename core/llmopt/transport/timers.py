@@ -2,6 +2,8 @@
 
 `asyncio.timeout` makes one timer per block and cancels it again. Cancelled timers stay in the loop's heap, where they
 are compared with the others: 4 to 6 µs a request with many in flight.
+
+They use timers of the running event loop and do no I/O.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Models, their prices, and lists of models; and the encoding of lists for the cache."""
+"""Models, their prices, and lists of models; and the encoding of lists for the cache.
+
+No I/O.
+"""
 
 from __future__ import annotations
 

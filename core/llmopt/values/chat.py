@@ -1,4 +1,7 @@
-"""Values of a conversation: messages, tool calls, the reply, and the events of a streamed reply."""
+"""Values of a conversation: messages, tool calls, the reply, and the events of a streamed reply.
+
+No I/O.
+"""
 
 from __future__ import annotations
 

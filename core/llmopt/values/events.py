@@ -2,6 +2,8 @@
 
 Each kind is a class with a fixed ``name``. Events contain no API key and no text of the user. They are made only if the
 client has a listener.
+
+No I/O.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """HTTP requests, responses and failures as plugins see them, and verdicts: what a failure means.
 
 These values are independent of any HTTP library. Parsing error bodies is here too, because every plugin needs it.
+
+No I/O; a response takes the time of its arrival from the wall clock.
 """
 
 from __future__ import annotations

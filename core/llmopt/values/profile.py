@@ -1,4 +1,7 @@
-"""The built-in defaults of a provider, which its plugin declares and configuration may override."""
+"""The built-in defaults of a provider, which its plugin declares and configuration may override.
+
+No I/O.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""API keys and tokens that do not appear in logs, and how values show secret or large fields in ``repr``."""
+"""API keys and tokens that do not appear in logs, and how values show secret or large fields in ``repr``.
+
+No I/O.
+"""
 
 from __future__ import annotations
 
