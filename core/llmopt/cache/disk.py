@@ -313,7 +313,7 @@ class DiskWorker:
 
     def _open(self) -> Database:
         if self._database is not None and self._database.is_replaced():
-            # Another process renamed a corrupt file, or somebody emptied the folder.
+            # Another process renamed a corrupt file, or a user emptied the folder.
             self._close()
         if self._database is None:
             self._database = self._files.open()

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_ITEMS: Final = 32
-"""Texts in a request where nothing is known of the server: every server that was tested accepts so many."""
+"""Texts per request when nothing is known about the server; every tested server accepts this number."""
 
 
 @hookimpl(trylast=True)

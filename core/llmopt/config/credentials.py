@@ -208,7 +208,7 @@ def credential_for(
         text = environ.first([entry.api_key_env])
         return _from_variable(path, text) if text else _variable_not_set(path, entry.api_key_env)
     text = environ.first(profile.key_env)
-    # Whoever sets the URL in the environment can read the key there anyway.
+    # A process that can set the URL in the environment can read the key there anyway.
     if base is None or base_from_environment or _is_own_host(base, profile):
         return _from_variable(path, text) if text else _no_key(path, profile, base)
     return _not_sent(path, profile, text)

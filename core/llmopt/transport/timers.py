@@ -77,7 +77,7 @@ class Timeout:
             if task is None:
                 raise RuntimeError("llmopt must be called from a task of asyncio")
             self._task: asyncio.Task[object] = task
-            # As in asyncio.timeout: a cancellation that somebody else has requested must not be swallowed.
+            # As in asyncio.timeout: a cancellation with another cause must not be swallowed.
             self._cancelling_before = task.cancelling()
             self._scheduler.add(self, self._seconds)
         return self
@@ -111,7 +111,7 @@ class StreamTimer:
             await something
         except asyncio.CancelledError:
             if not timer.uncancel_if_expired():
-                raise  # cancelled by somebody else
+                raise  # cancelled for another reason
             ...
         finally:
             timer.stop()
