@@ -186,22 +186,26 @@ def pages() -> list[tuple[str, str]]:
 
 async def test_one_warm_embed_call_walks_through_few_files() -> None:
     """Counted with the interpreter's profiling hook, after a first call has made everything ready."""
-    seen: set[CodeType] = set()
+    calls: list[set[CodeType]] = []
     prefix = f"{CORE}/"
 
     def profile(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(prefix):
-            seen.add(frame.f_code)
+            calls[-1].add(frame.f_code)
 
     async with FaultServer() as server:
         entry = {"plugin": "openai", "base_url": f"{server.base_url}/v1", "api_key": "key"}
         async with llmopt.AsyncClient(config={"providers": {"server": entry}}) as client:
             await client.embed("server/model", ["warm", "up"])
-            sys.setprofile(profile)
-            try:
-                await client.embed("server/model", ["one", "two"])
-            finally:
-                sys.setprofile(None)
+            # A timer of another call may fire in the middle of one of them on a busy machine.
+            for number in range(3):
+                calls.append(set())
+                sys.setprofile(profile)
+                try:
+                    await client.embed("server/model", [f"one {number}", f"two {number}"])
+                finally:
+                    sys.setprofile(None)
+    seen = min(calls, key=len)
     files = sorted({code.co_filename.removeprefix(prefix) for code in seen})
     assert len(files) <= LIMITS["call"]["files"], files
     assert len(seen) <= LIMITS["call"]["functions"], len(seen)
