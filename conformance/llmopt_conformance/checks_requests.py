@@ -410,7 +410,7 @@ def _headers_configured(subject: Subject) -> None:
 
 @secrets_checks("headers-of-the-wire")
 def _headers_of_the_wire(subject: Subject) -> None:
-    """Host, content-length and their like are left to whoever carries the request."""
+    """The plugin leaves host, content-length and similar headers to the transport."""
     for call in calls(subject):
         found = sorted(OF_THE_WIRE & set(BuiltRequest(subject, call).headers))
         expect(not found, f"for {type(call).__name__} it sets {', '.join(found)}.")

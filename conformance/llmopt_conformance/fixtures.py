@@ -695,7 +695,7 @@ OF_THE_WIRE: Final = frozenset(
         "upgrade",
     }
 )
-"""Headers that belong to whoever carries the request."""
+"""Headers that the transport sets."""
 OF_KEYS: Final = frozenset({"api-key", "authorization", "cookie", "proxy-authorization", "x-api-key"})
 """Headers that usually carry a secret."""
 
