@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 import os
 import random
 import subprocess
@@ -22,7 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ ANSWERED = 0.95  # the least share of calls with a whole answer
 THREADS, LOOPS, TASKS = 8, 2, 8  # TASKS calls at a time in each loop
 MAX_GROWTH = 1.1  # memory of the last third of the run, over the memory of the second third
 SAMPLE_S = 10.0
+More = Callable[[], bool]
 MODEL = "server/m"
 MESSAGES = [{"role": "user", "content": "Hello?"}]
 REPLY = "Hello world"
@@ -193,9 +193,9 @@ class Texts:
         return [f"text {number}.{index}" for index in range(self.chance.choice((1, 1, 3, 40)))]
 
 
-async def calls(client: llmopt.AsyncClient, texts: Texts, tally: Tally, until: float) -> None:
+async def calls(client: llmopt.AsyncClient, texts: Texts, tally: Tally, more: More) -> None:
     """Make one call after another on an event loop: embeddings, chats and streamed chats."""
-    while time.monotonic() < until:
+    while more():
         batch = texts()
         with tally.counting(batch):
             match texts.chance.randrange(10):
@@ -208,69 +208,67 @@ async def calls(client: llmopt.AsyncClient, texts: Texts, tally: Tally, until: f
                     tally.check(batch, (await client.embed(MODEL, batch, when_open="wait")).vectors, ())
 
 
-def run_loop(config: dict[str, Any], texts: Texts, tally: Tally, until: float) -> None:
+def run_loop(config: dict[str, Any], texts: Texts, tally: Tally, more: More) -> None:
     """One event loop with a client of its own and `TASKS` calls at a time."""
 
     async def run() -> None:
         async with llmopt.AsyncClient(config) as client:
-            await asyncio.gather(*(calls(client, texts, tally, until) for _ in range(TASKS)))
+            await asyncio.gather(*(calls(client, texts, tally, more) for _ in range(TASKS)))
 
     asyncio.run(run())
 
 
-def run_thread(client: llmopt.Client, texts: Texts, tally: Tally, until: float) -> None:
+def run_thread(client: llmopt.Client, texts: Texts, tally: Tally, more: More) -> None:
     """One thread of those that share a blocking client."""
-    while time.monotonic() < until:
+    while more():
         batch = texts()
         with tally.counting(batch):
             tally.check(batch, client.embed(MODEL, batch, when_open="wait").vectors, ())
 
 
-def watch(tally: Tally, until: float, say: Callable[[str], None]) -> None:
-    """Write down the memory of this process, and say how far the run is."""
-    while (left := until - time.monotonic()) > 0:
-        time.sleep(min(SAMPLE_S, left))
+def watch(tally: Tally, done: threading.Event, say: Callable[[str], None]) -> None:
+    """Write down the memory of this process from time to time, and say what the calls gave so far."""
+    while not done.wait(SAMPLE_S):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         tally.memory.append(pages * os.sysconf("SC_PAGE_SIZE") >> 20)
+        total = tally.outcomes.total()
         say(
-            f"{left:6.0f} s left, {tally.outcomes.total():,} calls, {tally.memory[-1]} MiB, {len(tally.wrong)} wrong"
+            f"{total:9,} calls, {tally.answered:.1%} answered, {len(tally.wrong)} wrong, {tally.memory[-1]} MiB"
         )
 
 
 def chaos(
-    seconds: float, *, seed: int, every_fault: bool, total_s: float = 60.0, say: Callable[[str], None] = print
+    more: More,
+    *,
+    seed: int,
+    every_fault: bool,
+    total_s: float = 60.0,
+    say: Callable[[str], None] = print,
 ) -> Tally:
-    """Run for so many seconds.
+    """Make calls from all loops and threads.
 
     Args:
-        seconds: of calls.
+        more: asked before each call, in any thread: whether to make it.
         seed: of the server's faults and of the callers' texts.
         every_fault: whether the server also makes faults that no retry can mend.
         total_s: the timeout of a call with all its attempts.
         say: takes lines of progress.
     """
-    tally = Tally()
+    tally, done = Tally(), threading.Event()
     arguments = ["--serve", "--seed", str(seed), *(["--every-fault"] if every_fault else [])]
     command = [sys.executable, "-m", "tests.client.chaos", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         config = config_for(server.stdout.readline().strip(), total_s)
-        until = time.monotonic() + seconds
+        texts = [Texts(random.Random(seed + number)) for number in range(LOOPS + THREADS)]
         with llmopt.Client(config) as client, ThreadPoolExecutor(LOOPS + THREADS + 1) as pool:
-            seeds = itertools.count(seed)
-            jobs = [
-                *(
-                    pool.submit(run_loop, config, Texts(random.Random(next(seeds))), tally, until)
-                    for _ in range(LOOPS)
-                ),
-                *(
-                    pool.submit(run_thread, client, Texts(random.Random(next(seeds))), tally, until)
-                    for _ in range(THREADS)
-                ),
-                pool.submit(watch, tally, until, say),
-            ]
-            for job in jobs:
+            watching = pool.submit(watch, tally, done, say)
+            loops = [pool.submit(run_loop, config, each, tally, more) for each in texts[:LOOPS]]
+            threads = [pool.submit(run_thread, client, each, tally, more) for each in texts[LOOPS:]]
+            wait([*loops, *threads])
+            done.set()
+            for job in (*loops, *threads, watching):
                 job.result()
         server.stdin.close()
     return tally
@@ -316,7 +314,8 @@ def main() -> int:
     if options.serve:
         serve(options.seed, every_fault=options.every_fault)
         return 0
-    tally = chaos(options.minutes * 60, seed=options.seed, every_fault=options.every_fault)
+    until = time.monotonic() + options.minutes * 60
+    tally = chaos(lambda: time.monotonic() < until, seed=options.seed, every_fault=options.every_fault)
     print(report(tally))
     enough = options.every_fault or tally.answered >= ANSWERED
     return 0 if enough and not tally.wrong and not tally.foreign and tally.growth <= MAX_GROWTH else 1

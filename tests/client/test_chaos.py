@@ -1,4 +1,4 @@
-"""A few seconds of `tests.client.chaos`, which runs for long at night: the harness works, and the client under it."""
+"""A few calls of `tests.client.chaos`, which runs for long at night: the harness works, and the client under it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import pytest
 
 from tests.client.chaos import chaos
 
-SECONDS = 1.0
+CALLS = 120
 
 
 @pytest.mark.parametrize("every_fault", [False, True], ids=["faults that a retry mends", "every fault"])
 def test_two_loops_and_eight_threads_get_right_vectors_or_errors_of_llmopt(every_fault: bool) -> None:
     """While the server fails a quarter of the requests."""
-    tally = chaos(SECONDS, seed=7, every_fault=every_fault, total_s=2.0, say=lambda line: None)
+    calls = iter(range(CALLS))
+
+    tally = chaos(
+        lambda: next(calls, None) is not None,
+        seed=7,
+        every_fault=every_fault,
+        total_s=2.0,
+        say=lambda line: None,
+    )
 
     assert tally.wrong == []
     assert tally.foreign == []
