@@ -1,10 +1,55 @@
-"""What the engine learns from responses to compressed requests."""
+"""Where a plugin's request may go, and what the engine learns from responses to compressed requests."""
 
 from __future__ import annotations
 
 import pytest
 
-from llmopt.engine.request import CompressionSupport
+from llmopt.engine.request import CompressionSupport, encode_request
+from llmopt.errors import PluginContractError
+from llmopt.values.calls import Settings
+from llmopt.values.http import HttpRequest
+
+
+def url_of(path: str, base_url: str = "https://api.acme.test/v1") -> str:
+    return encode_request(
+        HttpRequest(method="POST", path=path), Settings(provider="acme", base_url=base_url)
+    ).url
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.acme.test/v2/a?b=c", "HTTPS://API.acme.test/a", "https://api.acme.test:443/a"]
+)
+def test_a_whole_url_of_the_endpoint_is_sent_as_it_is(url: str) -> None:
+    """An origin has several spellings."""
+    assert url_of(url) == url
+
+
+def test_a_path_is_appended_to_the_base_url() -> None:
+    """A query may contain any URL."""
+    assert url_of("models?from=https://evil.test") == "https://api.acme.test/v1/models?from=https://evil.test"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.test/v1",
+        "http://api.acme.test/v1",
+        "https://api.acme.test:8443/v1",
+        "https://api.acme.test.evil.test/v1",
+        "https://evil.test\\@api.acme.test/v1",
+        "https://api.acme.test@evil.test/v1",
+        "https://user:canary@api.acme.test/v1",
+        "https://api.acme.test:99999/v1",
+        "https:///v1",
+        "ftp://api.acme.test/v1",
+    ],
+)
+def test_a_whole_url_of_another_origin_is_refused(url: str) -> None:
+    """The key would go there. No part of the URL but its host is shown."""
+    with pytest.raises(PluginContractError, match="acme") as caught:
+        url_of(url)
+    assert "canary" not in str(caught.value)
+    assert "/v1" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [400, 415, 422])

@@ -8,7 +8,7 @@ import pytest
 from llmopt.errors import ConfigError
 from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.transport.pool import ConnectionPool
-from llmopt.transport.urls import Targets, origin_of, proxy_for
+from llmopt.transport.urls import Targets, proxy_for, request_origin
 from tests.transport.helpers import failure, request_to
 
 BAD = [
@@ -46,7 +46,7 @@ BAD = [
 )
 def test_an_origin_is_scheme_host_and_port(url: str, origin: str) -> None:
     """Never the path, and host names in their ASCII form."""
-    assert origin_of(url) == origin
+    assert request_origin(url) == origin
 
 
 @pytest.mark.row("N23")
@@ -54,7 +54,7 @@ def test_an_origin_is_scheme_host_and_port(url: str, origin: str) -> None:
 def test_what_is_no_url_is_refused_in_words(url: str) -> None:
     """The message holds nothing of it that may be secret."""
     with pytest.raises(ConfigError) as caught:
-        origin_of(url)
+        request_origin(url)
     assert "canary" not in str(caught.value)
 
 

@@ -107,6 +107,21 @@ def parse_url(text: str) -> Url:
     return Url(scheme=scheme.lower(), userinfo=userinfo, host=canonical_host(name), port=port, rest=rest)
 
 
+def origin_of(text: str) -> str:
+    """The origin of the URL of a request, such as ``http://127.0.0.1:8000``, with the host name in ASCII.
+
+    Raises:
+        InvalidUrl: a request cannot be sent there.
+    """
+    url = parse_url(text)
+    if url.scheme not in DEFAULT_PORTS:
+        raise InvalidUrl(f"it starts with {url.scheme[:20]!r}; write http:// or https://")
+    # URLs appear in logs and tracebacks, where a password must not.
+    if url.userinfo is not None:
+        raise InvalidUrl("it contains a user name or password; use api_key or headers for keys")
+    return url.origin
+
+
 def canonical_host(text: str) -> str:
     """The one spelling of a host: lower case, punycode, IPv6 compressed and without brackets.
 

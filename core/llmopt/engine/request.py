@@ -15,6 +15,7 @@ import msgspec
 from attrs import define, evolve, field
 
 from llmopt.config.resolve import Endpoint
+from llmopt.config.urls import InvalidUrl, origin_of
 from llmopt.engine.responses import Parse, T
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import InvalidInput, PluginContractError
@@ -191,12 +192,7 @@ def _url(path: str, settings: Settings) -> str:
         url = (settings.base_url or _IN_PROCESS) + (path if path.startswith(("/", "?")) else f"/{path}")
     else:
         url = path
-        if origin(url) != origin(settings.base_url):
-            raise PluginContractError(
-                f"the plugin of {settings.provider!r} wants to send to {origin(url)}, which is not the "
-                f"endpoint's origin {origin(settings.base_url)}.",
-                provider=settings.provider,
-            )
+        _check_origin(url, settings)
     if not _PATH.match(url):
         raise PluginContractError(
             f"the plugin of {settings.provider!r} built a URL with characters that must be escaped.",
@@ -205,11 +201,22 @@ def _url(path: str, settings: Settings) -> str:
     return url
 
 
-def origin(url: str) -> str:
-    """Scheme, host and port of a URL."""
-    scheme, _, rest = url.partition("://")
-    host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
-    return f"{scheme.lower()}://{host.lower()}"
+def _check_origin(url: str, settings: Settings) -> None:
+    """Refuse a URL outside the endpoint, because every request carries the endpoint's key."""
+    try:
+        origin = origin_of(url)
+        own = origin_of(settings.base_url or _IN_PROCESS)
+    except InvalidUrl as error:
+        raise PluginContractError(
+            f"the plugin of {settings.provider!r} built a URL that is not valid: {error}.",
+            provider=settings.provider,
+        ) from None
+    if origin != own:
+        raise PluginContractError(
+            f"the plugin of {settings.provider!r} wants to send to {origin}, which is not the "
+            f"endpoint's origin {own}.",
+            provider=settings.provider,
+        )
 
 
 # Compression of request bodies.

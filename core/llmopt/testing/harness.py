@@ -16,10 +16,10 @@ from llmopt import hookspecs
 from llmopt.config.load import allowed_keys
 from llmopt.config.resolve import fill_placeholders, resolve_endpoints, url_placeholders
 from llmopt.config.schema import Flags, ProviderEntry
-from llmopt.config.urls import is_loopback
+from llmopt.config.urls import InvalidUrl, is_loopback, origin_of
 from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_for
-from llmopt.engine.request import EncodedRequest, encode_request, json_encoder, origin
+from llmopt.engine.request import EncodedRequest, encode_request, json_encoder
 from llmopt.engine.responses import error_from_verdict
 from llmopt.errors import LLMOptError
 from llmopt.hookspecs import PROJECT
@@ -155,6 +155,14 @@ def vectors_in_order(rows: EmbeddedRows, count: int) -> NDArray[np.float32]:
         InvalidResponse: a vector is missing, there are too many, or a number is not finite.
     """
     return in_input_order(rows, count, None)
+
+
+def origin(url: str) -> str:
+    """The origin of a URL, such as ``https://api.acme.test``; for a URL that cannot be sent to, the reason."""
+    try:
+        return origin_of(url)
+    except InvalidUrl as error:
+        return f"an invalid URL ({error})"
 
 
 def is_hook_implementation(function: object) -> bool:

@@ -20,7 +20,7 @@ from llmopt.transport import errors as transport_errors
 from llmopt.transport.body import ACCEPT_ENCODING, BodyReader
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.stream import ResponseStream
-from llmopt.transport.urls import origin_of
+from llmopt.transport.urls import request_origin
 from llmopt.values.http import AttemptInfo, HttpResponse
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class HttpxSender:
             raise transport_errors.pool_closed()
         # An isolated task is not cancelled with its caller, so it needs a timeout of its own.
         read = _MAX_READ_TIMEOUT if self._isolate and request.timeout is None else request.timeout
-        state = RequestState(request, origin_of(request.url))
+        state = RequestState(request, request_origin(request.url))
         try:
             httpx_request = _to_httpx_request(request, read)
         except (httpx.InvalidURL, UnicodeError):

@@ -12,30 +12,20 @@ from urllib.parse import unquote
 from attrs import field, frozen
 from yarl import URL
 
-from llmopt.config.urls import DEFAULT_PORTS, InvalidUrl, parse_url
+from llmopt.config.urls import DEFAULT_PORTS, InvalidUrl, origin_of, parse_url
 from llmopt.errors import ConfigError
 
 
-def origin_of(url: str) -> str:
-    """Return the origin as text, such as ``http://127.0.0.1:8000``, with the host name in ASCII.
+def request_origin(url: str) -> str:
+    """Return the origin of the URL of a request, see `llmopt.config.urls.origin_of`.
 
     Raises:
         ConfigError: the URL cannot be used; the message contains neither its path nor its user information.
     """
     try:
-        parsed = parse_url(url)
+        return origin_of(url)
     except InvalidUrl as error:
         raise ConfigError(f"the URL of the request is not valid: {error}.") from None
-    if parsed.scheme not in DEFAULT_PORTS:
-        raise ConfigError(
-            f"the URL of the request starts with {parsed.scheme[:20]!r}; write http:// or https://."
-        )
-    # URLs appear in logs and tracebacks, where a password must not.
-    if parsed.userinfo is not None:
-        raise ConfigError(
-            "the URL of the request contains a user name or password; use api_key or headers for keys."
-        )
-    return parsed.origin
 
 
 @frozen(kw_only=True)
@@ -171,7 +161,7 @@ class Targets:
         return target
 
     def _make(self, url: str) -> Target:
-        origin = origin_of(url)
+        origin = request_origin(url)
         if origin not in self._proxies:
             self._proxies[origin] = proxy_for(origin)
         try:
