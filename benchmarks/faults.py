@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_environment_arguments(parser)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="replace the table in this page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with 1 if a client could not be run, or llmopt returned a wrong row or did not end cleanly",
+    )
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"cases at the same time (default: {JOBS})")
 
 
@@ -86,6 +91,18 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         replace_part(arguments.markdown, "table", "faults", table)
     if arguments.json:
         arguments.json.write_text(_json(versions, outcomes))
+    if arguments.check and (problems := _problems(outcomes)):
+        parser.exit(1, "".join(f"{problem}\n" for problem in problems))
+
+
+def _problems(outcomes: Outcomes) -> list[str]:
+    """What must not be: what other clients do wrong is a result, what llmopt does wrong is a failure."""
+    problems = []
+    for (case, name), outcome in outcomes.items():
+        wrong = name == "llmopt" and not (outcome.correct and outcome.exit_code == 0)
+        if outcome.not_run is not None or wrong:
+            problems.append(f"{name}, {case}: {_cell(outcome)}")
+    return problems
 
 
 def _run_all(

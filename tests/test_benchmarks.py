@@ -14,15 +14,15 @@ from benchmarks.__main__ import COMMANDS
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments: str) -> str:
-    """Run a command and return its output."""
+def run(*arguments: str, exit_code: int = 0) -> str:
+    """Run a command and return its output, both streams in one."""
     environment = {**os.environ, "COLUMNS": "100"}
     command = [sys.executable, "-m", "benchmarks", *arguments]
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    assert result.returncode == exit_code, result.stderr
+    return result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -46,3 +46,18 @@ def test_streams_measures_llmopt() -> None:
     output = run("streams", "--case", "burst", "--contender", "llmopt", "--rounds", "1")
     assert "not run" not in output
     assert "500 chunks at once" in output
+
+
+def test_faults_checks_llmopt() -> None:
+    """A reset connection costs one more request, and every row is correct."""
+    output = run("faults", "--case", "reset", "--contender", "llmopt", "--check")
+    assert "**2** · 4 of 4" in output
+
+
+def test_faults_does_not_pass_without_a_peer(tmp_path: Path) -> None:
+    """A client that cannot be started is named, with its interpreter."""
+    absent = str(tmp_path / "python")
+    arguments = ("--case", "reset", "--contender", "openai", "--python", f"openai={absent}", "--check")
+    output = run("faults", *arguments, exit_code=1)
+    assert "openai, reset: not run" in output
+    assert absent in output
