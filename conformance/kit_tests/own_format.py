@@ -1,7 +1,7 @@
 """A plugin for a provider with its own wire format, as a module and as samples for the kit.
 
 The provider takes ``{"parts": [{"text": ...}]}`` at ``/models/<model>:embed``, answers
-``{"results": [{"values": [...]}], "cost": 7}`` in the order asked, and names models in ``{"list": [...]}``.
+``{"results": [{"values": [...]}], "cost": 7}`` in the order of the texts, and lists models as ``{"list": [...]}``.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from llmopt_conformance import SampleError, SamplePage, SampleRows, Samples
 
 @hookimpl
 def provider_profile() -> Profile:
-    """Its key goes out in a header of its own."""
+    """The key is sent in the header x-own-key."""
     return Profile(base_url="https://own.example/api", key_env=("OWN_API_KEY",), auth="x-own-key")
 
 
 @hookimpl
 def batch_limit() -> BatchLimit:
-    """Few texts at once."""
+    """At most four texts in a request."""
     return BatchLimit(max_items=4)
 
 
 @hookimpl
 def build_request(call: Call, settings: Settings) -> HttpRequest:
-    """Requests in its own format; it does not chat."""
+    """Write a request in the provider's format; it has no chat."""
     headers = {**settings.headers, **settings.auth_headers()}
     if isinstance(call, CatalogCall):
         page = "" if call.cursor is None else f"?page={quote(call.cursor, safe='')}"
@@ -62,7 +62,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
 
 @hookimpl
 def parse_embeddings(response: HttpResponse) -> EmbeddedRows | Failure:
-    """Vectors in the order asked."""
+    """Read vectors, which come in the order of the texts."""
     import numpy as np
 
     value = response.json
@@ -89,7 +89,7 @@ def _usage(cost: object) -> Usage | None:
 
 @hookimpl
 def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
-    """A list of names."""
+    """Read a list of model names."""
     value = response.json
     if isinstance(value, dict) and value.get("error"):
         return Failure.from_response(response, operation="catalog")
@@ -105,7 +105,7 @@ def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
 
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
-    """As the core judges."""
+    """Classify errors as the common dialect does."""
     return compatible.classify(failure)
 
 

@@ -74,11 +74,11 @@ class Fault:
     """One fault.
 
     Attributes:
-        name: what is wrong.
-        hook: the hook that it stands in, "" for none.
-        source: the faulty code, in place of that hook's; added to the module if there is no hook.
-        check: the check that must find it.
-        says: a regular expression for what the message must say.
+        name: a few words for the fault.
+        hook: the hook that has the fault, "" for none.
+        source: the faulty code; it replaces the hook, or is added to the module if there is no hook.
+        check: id of the check that must find the fault.
+        says: a regular expression that the message must match.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Fault:
 
 
 def source_of(fault: Fault | None) -> str:
-    """The text of the module."""
+    """Source text of the module with the fault, or without any."""
     hooks = dict(HOOKS)
     if fault is None:
         return HEAD + "\n".join(hooks.values())
@@ -101,7 +101,7 @@ def source_of(fault: Fault | None) -> str:
 
 @contextmanager
 def plugin(folder: Path, source: str) -> Iterator[ModuleType]:
-    """A package with this text, imported."""
+    """Write a package with this source text, and import it."""
     name = f"llmopt_plugin_planted{next(_numbers)}"
     package = folder / name
     package.mkdir()

@@ -1,4 +1,4 @@
-"""What the kit imports from llmopt, and that watching an import sees all that it loads."""
+"""The kit imports public names of llmopt only, and its import observer reports every module."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ PUBLIC = ("llmopt.errors", "llmopt.values", "llmopt.testing", "llmopt.compatible
 
 
 def imports_of(path: Path) -> set[tuple[str, str]]:
-    """Module and name of everything that a file imports, also inside functions."""
-    found: set[tuple[str, str]] = set()
+    """Module and name of each import in a file, inside functions too."""
+    names: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {(alias.name, "") for alias in node.names}
+            names |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {(node.module or "", alias.name) for alias in node.names}
-    return found
+            names |= {(node.module or "", alias.name) for alias in node.names}
+    return names
 
 
 @pytest.mark.parametrize("path", sorted(KIT.rglob("*.py")), ids=lambda path: path.stem)
 def test_the_kit_imports_public_names_only(path: Path) -> None:
-    """Names of ``llmopt``, its errors, values, dialect, and the facade for kits in ``llmopt.testing``."""
+    """They are in ``llmopt``, its errors, values and dialect, and the facade for kits in ``llmopt.testing``."""
     for module, name in imports_of(path):
         if module == "llmopt":
             assert name == "" or name in dir(llmopt)
@@ -45,12 +45,12 @@ def test_the_kit_imports_public_names_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(TESTING.rglob("*.py")), ids=lambda path: path.stem)
 def test_llmopt_testing_never_imports_the_kit(path: Path) -> None:
-    """An application that uses FakeProvider needs no kit."""
+    """An application that uses FakeProvider does not need the kit."""
     assert not {module for module, _ in imports_of(path) if module.startswith("llmopt_conformance")}
 
 
-def test_nothing_heavy_is_loaded_before_a_plugin_is_imported() -> None:
-    """What is loaded beforehand does not count as brought in by the plugin, and would hide that it is."""
+def test_the_observer_loads_nothing_heavy_before_the_plugin() -> None:
+    """A module that is loaded beforehand would not be counted as imported by the plugin."""
     code = (
         "import sys, json; from llmopt_conformance import observe; observe.import_public_modules(); "
         "print(json.dumps(sorted(sys.modules)))"
@@ -64,9 +64,9 @@ def test_nothing_heavy_is_loaded_before_a_plugin_is_imported() -> None:
     assert not [name for name in loaded if name.startswith((*core, "llmopt.testing"))]
 
 
-def test_what_an_import_brings_in_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages, slow modules of the standard library and private modules of the core."""
-    (tmp_path / "kit_heavy_plugin.py").write_text("import asyncio, httpx\nimport llmopt.engine.request\n")
+def test_the_observer_reports_what_an_import_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other packages, slow modules of the standard library, and private modules of the core."""
+    (tmp_path / "kit_heavy_plugin.py").write_text("import asyncio, click\nimport llmopt.engine.request\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     report = import_in_fresh_interpreter("kit_heavy_plugin", [str(tmp_path / "kit_heavy_plugin.py")])
-    assert {"asyncio", "httpx", "llmopt.engine.request", "kit_heavy_plugin"} <= set(report["modules"])
+    assert {"asyncio", "click", "llmopt.engine.request", "kit_heavy_plugin"} <= set(report["modules"])

@@ -1,4 +1,4 @@
-"""The conformance kit itself: its checks, its error corpus, its observers."""
+"""The conformance kit itself: its checks, its error corpus, and its observers of side effects."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ kind = "auth"
 """
 
 
-def test_there_are_sixty_checks_and_more_each_with_a_name_of_its_own() -> None:
-    """Each says in a sentence what it expects."""
+def test_there_are_at_least_sixty_checks_with_unique_names() -> None:
+    """Each states in a sentence what it expects."""
     assert len(CHECKS) >= 60
     assert not [name for name, times in Counter(check.id for check in CHECKS).items() if times > 1]
     for check in CHECKS:
@@ -39,7 +39,7 @@ def test_there_are_sixty_checks_and_more_each_with_a_name_of_its_own() -> None:
 
 
 def test_every_error_of_the_corpus_belongs_to_a_check() -> None:
-    """And every such check has errors."""
+    """And the checks of errors have entries in the corpus."""
     checks = {check.id for check in CHECKS}
     used = {f"errors.{error.check}" for error in own_corpus()}
     assert used <= checks
@@ -47,8 +47,8 @@ def test_every_error_of_the_corpus_belongs_to_a_check() -> None:
     assert all(error.source for error in own_corpus())
 
 
-def test_a_corpus_names_what_is_wrong_with_a_verdict() -> None:
-    """Kind, wait, limit and item, each with what was expected."""
+def test_a_corpus_entry_reports_each_wrong_field_of_a_verdict() -> None:
+    """Kind, retry_after, limit and item, each with the expected value."""
     text = (
         ERROR.replace('"auth"', '["auth", "permission"]')
         + "retry_after = 2.0\nitem = 3\nlimit = { max_items = 5 }\n"
@@ -64,8 +64,8 @@ def test_a_corpus_names_what_is_wrong_with_a_verdict() -> None:
     assert "limit is None" in faults
 
 
-def test_what_a_plugins_corpus_leaves_out_the_verdict_leaves_out() -> None:
-    """In the kit's own corpus it is left open."""
+def test_a_plugins_corpus_forbids_fields_that_it_does_not_state() -> None:
+    """The kit's own corpus allows them: it holds for any plugin."""
     verdict = Verdict(kind=VerdictKind.AUTH, retry_after=2.0)
     assert read_corpus(ERROR)[0].faults(verdict) == ["n (HTTP 400): retry_after is 2.0, not None."]
     assert read_corpus(ERROR + 'check = "auth"')[0].faults(verdict) == []
@@ -85,8 +85,7 @@ def test_what_a_plugins_corpus_leaves_out_the_verdict_leaves_out() -> None:
         (ERROR + "headers = { Retry-After = '7' }", "names in lower case"),
     ],
 )
-def test_a_corpus_that_cannot_be_used_says_why(text: str, fault: str) -> None:
-    """Down to the entry."""
+def test_an_invalid_corpus_is_an_error_with_the_reason(text: str, fault: str) -> None:
     with pytest.raises(CorpusError, match=fault):
         read_corpus(text)
 
@@ -105,7 +104,7 @@ def _connects() -> None:
     socket.socket().close()
 
 
-def _done(act: Callable[[], object]) -> object:
+def _perform(act: Callable[[], object]) -> object:
     return act()
 
 
@@ -126,22 +125,22 @@ ACTS: list[tuple[Callable[[], object], str]] = [
 
 
 @pytest.mark.parametrize(("act", "sin"), ACTS)
-def test_what_a_call_does_is_seen(act: Callable[[], object], sin: str) -> None:
-    """Whatever way it takes; imports and computing are no act."""
+def test_the_observer_sees_the_side_effects_of_a_call(act: Callable[[], object], sin: str) -> None:
+    """Imports and computing are no side effects."""
     watch = Watch(Sources(_Here()))
-    watch.call(_done, act)
+    watch.call(_perform, act)
     assert {each.sin for each in watch.acts} == ({sin} if sin else set())
 
 
 class _Here:
-    """Code of this file counts as the plugin's."""
+    """An object with a hook, so that this file's code counts as the plugin's."""
 
     def hook(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-def test_a_watch_ends() -> None:
-    """What comes after it is nobody's business, and a profiler of the user's goes on."""
+def test_the_observer_stops_with_the_call() -> None:
+    """It does not see what the process does afterwards."""
     watch = Watch(Sources(_Here()))
     watch.call(_computes)
     time.monotonic()
@@ -149,8 +148,8 @@ def test_a_watch_ends() -> None:
     assert watch.acts == []
 
 
-def test_other_threads_are_not_blamed_on_the_call() -> None:
-    """A server in another thread may do what it likes."""
+def test_the_observer_ignores_other_threads() -> None:
+    """A fake server in another thread may use files and sockets."""
     stop = threading.Event()
 
     def busy() -> None:
@@ -167,7 +166,7 @@ def test_other_threads_are_not_blamed_on_the_call() -> None:
 
 
 def test_exports_are_the_same_for_type_checkers_and_at_run_time() -> None:
-    """And every name can be had, also after a module of that name was imported."""
+    """Each can be imported, also after a module of that name was imported."""
     source = Path(testing.__file__).read_text("utf-8")
     assert sorted(re.findall(r"import (\w+) as \1\n", source)) == sorted(testing.__all__)  # type: ignore[attr-defined]
     for name in testing.__all__:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A plugin with a wire format of its own passes the kit, with samples that write that format."""
+"""A plugin with its own wire format passes the kit, given samples that write that format."""
 
 from kit_tests import own_format
 from llmopt_conformance import conformance

@@ -1,7 +1,8 @@
-"""The kit under pytest and as a command: the option, the three-line test file, and what loading it costs."""
+"""The kit under pytest and as a command: the option, the three-line test file, and the cost of loading it."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from llmopt_conformance import runner
+
 _PLUGIN = "llmopt_conformance.pytest_plugin"
-# An environment where the kit is only on the path has no entry point for it.
+# An environment that only has the kit on its path has no entry point for it.
 _INSTALLED = {point.value for point in entry_points(group="pytest11")}
 _LOAD = [] if _PLUGIN in _INSTALLED else ["-p", _PLUGIN]
 _GOOD = """
@@ -27,22 +30,24 @@ def batch_limit() -> BatchLimit:
 """
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run pytest in a folder, in a process of its own."""
-    (folder / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+def run_pytest(folder: Path, *arguments: str, every_plugin: bool = False) -> tuple[int, str]:
+    """Run pytest in a folder, in a process of its own.
+
+    Args:
+        folder: the current directory of the run.
+        arguments: of the command line.
+        every_plugin: load all installed pytest plugins, as a user's run does; else the kit's alone, which is faster.
+
+    Returns:
+        The exit code, and what the run printed.
+    """
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    load = [*_LOAD, "-p", "no:hypothesispytest"] if every_plugin else ["-p", _PLUGIN]
+    environment = {**os.environ, **({} if every_plugin else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:hypothesispytest",
-            *_LOAD,
-            *arguments,
-        ],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *load, *arguments],
         cwd=folder,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=100,
@@ -52,54 +57,55 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_an_installed_provider_is_checked_by_its_name(tmp_path: Path) -> None:
-    """Test files in the folder are left alone: nobody named them."""
+    """Test files in the folder do not run: the command line does not name them."""
     (tmp_path / "test_other.py").write_text("def test_fails():\n    assert False\n")
-    code, told = run(tmp_path, "--llmopt-conformance", "mistral", "-v", "-k", "secrets or own-errors")
-    assert code == 0, told
-    assert "llmopt/mistral::secrets.key-not-in-url PASSED" in told
-    assert "llmopt/mistral::own-errors." in told
-    assert "test_other" not in told
+    arguments = ("--llmopt-conformance", "mistral", "-v", "-k", "secrets or own-errors")
+    code, output = run_pytest(tmp_path, *arguments, every_plugin=True)
+    assert code == 0, output
+    assert "llmopt/mistral::secrets.key-not-in-url PASSED" in output
+    assert "llmopt/mistral::own-errors." in output
+    assert "test_other" not in output
 
 
-def test_a_module_is_checked_by_its_name_and_failures_speak(tmp_path: Path) -> None:
-    """The check's own words, and no traceback through the kit."""
+def test_a_module_is_checked_by_its_name_and_a_failure_explains_itself(tmp_path: Path) -> None:
+    """The report is the check's message, without a traceback through the kit."""
     (tmp_path / "some_plugin.py").write_text(_GOOD + _BAD)
-    code, told = run(tmp_path, "--llmopt-conformance", "some_plugin", "-k", "limits.types")
+    code, output = run_pytest(tmp_path, "--llmopt-conformance", "some_plugin", "-k", "limits.types")
     assert code == 1
-    assert "plugin 'some-plugin' does not conform to limits.types" in told
-    assert "hook batch_limit returned int; expected BatchLimit" in told
-    assert "expected: batch_limit returns a BatchLimit" in told
-    assert "Traceback" not in told
-    assert "kit/check.py" not in told
+    assert "plugin 'some-plugin' does not conform to limits.types" in output
+    assert "hook batch_limit returned int; expected BatchLimit" in output
+    assert "expected: batch_limit returns a BatchLimit" in output
+    assert "Traceback" not in output
+    assert "kit/check.py" not in output
 
 
 def test_named_test_files_run_as_well(tmp_path: Path) -> None:
-    """Both can be asked for."""
+    """One run can have the checks of a provider and test files."""
     (tmp_path / "test_other.py").write_text("def test_passes():\n    pass\n")
-    code, told = run(
-        tmp_path, "--llmopt-conformance", "mistral", "test_other.py", "-q", "-k", "passes or discovery"
-    )
-    assert code == 0, told
-    assert "test_other.py::test_passes" in run(tmp_path, "--co", "-q", "test_other.py")[1]
+    arguments = ("--llmopt-conformance", "mistral", "test_other.py", "-v", "-k", "passes or discovery")
+    code, output = run_pytest(tmp_path, *arguments)
+    assert code == 0, output
+    assert "test_other.py::test_passes PASSED" in output
+    assert "llmopt/mistral::discovery.loads PASSED" in output
 
 
 def test_samples_are_given_by_name(tmp_path: Path) -> None:
-    """For a provider with a format of its own."""
+    """For a provider with a wire format of its own."""
     (tmp_path / "some_plugin.py").write_text(_GOOD)
     (tmp_path / "some_samples.py").write_text(
         "from llmopt_conformance import Samples\nSAMPLES = Samples(without={'chat'})\n"
     )
     arguments = ("--llmopt-conformance", "some_plugin", "--llmopt-samples", "some_samples:SAMPLES")
-    code, told = run(tmp_path, *arguments, "-rs", "-k", "request")
-    assert code == 0, told
-    assert "the samples say that the provider has no chat" in told
+    code, output = run_pytest(tmp_path, *arguments, "-rs", "-k", "request")
+    assert code == 0, output
+    assert "the samples say that the provider has no chat" in output
 
 
 def test_an_unknown_provider_is_a_usage_error(tmp_path: Path) -> None:
-    """It says what there is."""
-    code, told = run(tmp_path, "--llmopt-conformance", "nowhere")
+    """The message lists the installed providers."""
+    code, output = run_pytest(tmp_path, "--llmopt-conformance", "nowhere")
     assert code == pytest.ExitCode.USAGE_ERROR
-    assert "no provider 'nowhere' is installed (there are" in told
+    assert "no provider 'nowhere' is installed (there are" in output
 
 
 def test_three_lines_are_a_test_file(tmp_path: Path) -> None:
@@ -112,14 +118,14 @@ def test_three_lines_are_a_test_file(tmp_path: Path) -> None:
         "import some_plugin\nfrom llmopt_conformance import Conformance\n"
         "class TestSome(Conformance):\n    plugin = some_plugin\n"
     )
-    code, told = run(tmp_path, "-v", "-k", "purity")
-    assert code == 0, told
-    assert "test_function.py::test_conformance[purity.no-clock] PASSED" in told
-    assert "test_class.py::TestSome::test_conformance[purity.no-clock] PASSED" in told
+    code, output = run_pytest(tmp_path, "-v", "-k", "purity")
+    assert code == 0, output
+    assert "test_function.py::test_conformance[purity.no-clock] PASSED" in output
+    assert "test_class.py::TestSome::test_conformance[purity.no-clock] PASSED" in output
 
 
-def test_loading_it_imports_next_to_nothing() -> None:
-    """pytest loads the plugin in every project that has the kit: it imports nothing of llmopt but itself."""
+def test_loading_the_pytest_plugin_imports_nothing_of_llmopt() -> None:
+    """pytest loads it in every project that has the kit installed."""
     code = (
         f"import sys, pytest\nbefore = set(sys.modules)\nimport {_PLUGIN}\nprint(*set(sys.modules) - before)"
     )
@@ -128,15 +134,21 @@ def test_loading_it_imports_next_to_nothing() -> None:
 
 
 def test_without_pytest_the_kit_is_a_command(tmp_path: Path) -> None:
-    """It lists what fails, and its exit code says whether anything did."""
+    """The command lists the failed checks, and its exit code is 1 if there are any."""
     (tmp_path / "some_plugin.py").write_text(_GOOD + _BAD)
-    command = [sys.executable, "-m", "llmopt_conformance"]
-    bad = subprocess.run([*command, "some_plugin"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert bad.returncode == 1
-    assert "FAILED  plugin 'some-plugin' does not conform to limits.types" in bad.stdout
-    good = subprocess.run([*command, "mistral"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert good.returncode == 0, good.stdout
-    assert " passed, 0 failed, " in good.stdout
-    none = subprocess.run([*command, "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert none.returncode == 2
-    assert "no provider 'nowhere'" in none.stderr
+    command = [sys.executable, "-m", "llmopt_conformance", "some_plugin"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "FAILED  plugin 'some-plugin' does not conform to limits.types" in done.stdout
+
+
+def test_exit_codes_of_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 for a plugin that conforms, 2 for a name that nothing has."""
+    # Some checks are enough: test_our_plugins.py has them all.
+    monkeypatch.setattr(runner, "CHECKS", [check for check in runner.CHECKS if "secrets" in check.id])
+    assert runner.main(["mistral"]) == 0
+    assert " passed, 0 failed, " in capsys.readouterr().out
+    assert runner.main(["nowhere"]) == 2
+    assert "no provider 'nowhere'" in capsys.readouterr().err

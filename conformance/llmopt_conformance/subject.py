@@ -240,7 +240,7 @@ class Subject:
         """The plugin as the engine uses it; raises what the engine would."""
         return PluginUnderTest(self.name, self.plugin)
 
-    @property
+    @cached_property
     def hooks(self) -> ProviderHooks:
         """The plugin's hooks, for the checks that need them.
 

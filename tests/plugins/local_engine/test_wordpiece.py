@@ -1,9 +1,11 @@
-"""Word pieces: what BERT's uncased tokenizer makes of a text, however odd."""
+"""The word pieces are those of BERT's uncased tokenizer, for odd texts too."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmopt_plugin_local import _wordpiece
 from llmopt_plugin_local._static import read_vocabulary
-from llmopt_plugin_local._wordpiece import WordPiece
+from llmopt_plugin_local._wordpiece import WordPiece, _Characters, _Chunks
 
 SPECIAL = ("[PAD]", "[UNK]", "[SEP]")
 NAMES = [*read_vocabulary(), "[SEP]"]
@@ -50,73 +52,79 @@ EXPECTED = [
 ]
 
 
-def make(unknown: int | None = IDS["[UNK]"]) -> WordPiece:
+@cache
+def prototype(unknown: int | None) -> WordPiece:
     return WordPiece(IDS, unknown=unknown, special={name: IDS[name] for name in SPECIAL})
 
 
-def unpacked(row: bytes) -> list[str]:
+def make(unknown: int | None = IDS["[UNK]"]) -> WordPiece:
+    """A tokenizer with empty caches; all share the tables of the vocabulary, which take 25 ms to build."""
+    tokenizer = copy.copy(prototype(unknown))
+    tokenizer._characters = _Characters()
+    tokenizer._chunks = _Chunks(tokenizer._spell)
+    return tokenizer
+
+
+def names_of(row: bytes) -> list[str]:
     numbers = memoryview(row).cast("H")
     return [NAMES[number] for number in numbers]
 
 
-def pieces(words: WordPiece, texts: list[str]) -> list[list[str]]:
-    return [unpacked(row) for _, rows in words.blocks(texts) for row in rows]
+def pieces(tokenizer: WordPiece, texts: list[str]) -> list[list[str]]:
+    return [names_of(row) for _, rows in tokenizer.blocks(texts) for row in rows]
 
 
 @pytest.mark.parametrize(("text", "expected"), EXPECTED)
 def test_pieces_are_those_of_the_reference_tokenizer(text: str, expected: str) -> None:
-    """A text alone, and again out of the cache, gives the reference's pieces."""
-    words = make()
-    assert pieces(words, [text]) == [expected.split()]
-    assert pieces(words, [text]) == [expected.split()]
+    """The first time, and again from the cache."""
+    tokenizer = make()
+    assert pieces(tokenizer, [text]) == [expected.split()]
+    assert pieces(tokenizer, [text]) == [expected.split()]
 
 
-def test_texts_of_one_block_do_not_touch_each_other() -> None:
-    """Odd texts among plain ones give what they give alone."""
+def test_texts_of_one_block_do_not_affect_each_other() -> None:
+    """Odd texts among plain ones have the pieces that they have alone."""
     assert pieces(make(), [text for text, _ in EXPECTED]) == [expected.split() for _, expected in EXPECTED]
 
 
-def test_without_an_unknown_id_unknown_words_leave_nothing() -> None:
-    """``unknown=None`` drops the words that have no pieces."""
+def test_without_an_unknown_id_unknown_words_are_dropped() -> None:
     assert pieces(make(unknown=None), ["party 🎉 time " + "x" * 101]) == [["party", "time"]]
 
 
 def test_ids_are_two_bytes_in_native_order() -> None:
-    """The documented form of a row."""
     [(start, [row])] = make().blocks(["the fox"])
     assert start == 0
     assert row == IDS["the"].to_bytes(2, sys.byteorder) + IDS["fox"].to_bytes(2, sys.byteorder)
 
 
 @given(st.lists(ANY_TEXT, max_size=8))
-def test_a_batch_is_its_texts_one_by_one(texts: list[str]) -> None:
-    """Neighbours and caches change nothing, for any text, lone surrogates too."""
+def test_a_batch_has_the_pieces_of_its_texts_one_by_one(texts: list[str]) -> None:
+    """Neighbours and caches change nothing, for any text, lone surrogates included."""
     shared = make()
     assert pieces(shared, texts) == [row for text in texts for row in pieces(make(), [text])]
 
 
 @given(ANY_TEXT, ANY_TEXT)
-def test_a_blank_keeps_two_texts_apart(left: str, right: str) -> None:
-    """The pieces of two texts joined by a blank are the pieces of both."""
-    words = make()
-    [joined] = pieces(words, [f"{left} {right}"])
-    first, second = pieces(words, [left, right])
+def test_two_texts_joined_by_a_blank_have_the_pieces_of_both(left: str, right: str) -> None:
+    tokenizer = make()
+    [joined] = pieces(tokenizer, [f"{left} {right}"])
+    first, second = pieces(tokenizer, [left, right])
     assert joined == first + second
 
 
 @pytest.mark.parametrize("number", [0, 1, 1023, 1024, 1025, 3000])
 def test_blocks_cover_every_text_once_and_in_order(number: int) -> None:
-    """Block starts and sizes add up at and around the size of a block."""
+    """Also with as many texts as a block holds, and one more or less."""
     texts = [f"{index}" for index in range(number)]
     seen: list[str] = []
     for start, rows in make().blocks(texts):
         assert start == len(seen)
-        seen += ["".join(unpacked(row)).replace("##", "") for row in rows]
+        seen += ["".join(names_of(row)).replace("##", "") for row in rows]
     assert seen == texts
 
 
-def test_long_texts_make_a_block_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block ends once its characters are many, however few its texts."""
+def test_long_texts_end_a_block_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block has a limit of characters as well as of texts."""
     monkeypatch.setattr(_wordpiece, "_BLOCK_CHARACTERS", 10)
     texts = ["fox", "a dog and a fox", "dog", "fox dog", ""]
     blocks = list(make().blocks(texts))
@@ -124,8 +132,8 @@ def test_long_texts_make_a_block_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text(st.sampled_from("ab é\u0301\n.,中国\x0b。한"), min_size=1, max_size=80))
-def test_windows_of_a_long_text_cut_no_word(text: str) -> None:
-    """A text split in windows of a few characters gives the pieces of the text as a whole."""
+def test_windows_of_a_long_text_do_not_split_a_word(text: str) -> None:
+    """A text read in windows of a few characters has the pieces of the whole text."""
     whole = pieces(make(), [text])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_wordpiece, "_WINDOW", 3)
@@ -134,36 +142,35 @@ def test_windows_of_a_long_text_cut_no_word(text: str) -> None:
 
 
 def test_caches_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ever new words neither grow the caches nor change the pieces of old words."""
+    """New words neither grow the caches without limit nor change the pieces of old words."""
     monkeypatch.setattr(_wordpiece, "_CACHED_CHUNKS", 50)
     monkeypatch.setattr(_wordpiece, "_CACHED_CHARACTERS", 50)
-    words = make()
-    before = pieces(words, ["a résumé of 東京"])
-    pieces(words, [f"w{number} {chr(0x4E00 + number)}" for number in range(1000)])
-    assert len(words._chunks) <= 50
-    assert len(words._chunks._older) <= 50
-    assert len(words._characters) <= 50
-    assert pieces(words, ["a résumé of 東京"]) == before
+    tokenizer = make()
+    before = pieces(tokenizer, ["a résumé of 東京"])
+    pieces(tokenizer, [f"w{number} {chr(0x4E00 + number)}" for number in range(1000)])
+    assert len(tokenizer._chunks) <= 50
+    assert len(tokenizer._chunks._older) <= 50
+    assert len(tokenizer._characters) <= 50
+    assert pieces(tokenizer, ["a résumé of 東京"]) == before
 
 
-def test_long_chunks_are_not_kept() -> None:
-    """A chunk longer than any word of natural text does not stay in memory."""
-    words = make()
-    pieces(words, ["中" * 1000])
-    assert len(words._chunks) == 0
+def test_long_chunks_are_not_cached() -> None:
+    """A chunk longer than any word of natural text would only take memory."""
+    tokenizer = make()
+    pieces(tokenizer, ["中" * 1000])
+    assert len(tokenizer._chunks) == 0
 
 
 def test_threads_can_share_one_instance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that fill, turn over and read one cache all get the right pieces."""
+    """Threads that fill, empty and read one cache all get the right pieces."""
     monkeypatch.setattr(_wordpiece, "_CACHED_CHUNKS", 100)
     texts = [f"naïve{number % 300} 東京 {number % 7}!" for number in range(2000)]
-    alone, words = pieces(make(), texts), make()
+    expected, tokenizer = pieces(make(), texts), make()
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: pieces(words, texts), range(16)):
-            assert found == alone
+        for result in pool.map(lambda _: pieces(tokenizer, texts), range(16)):
+            assert result == expected
 
 
-def test_something_other_than_a_text_is_a_type_error() -> None:
-    """A number in the list is a mistake of the caller, not a text."""
+def test_a_number_instead_of_a_text_is_a_type_error() -> None:
     with pytest.raises(TypeError):
         pieces(make(), ["fox", 3])  # type: ignore[list-item]
