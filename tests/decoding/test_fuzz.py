@@ -31,7 +31,7 @@ from tests.support.scale import scaled
 PLUGINS = ("openai", "mistral", "azure", "local")
 LIMIT = 24
 AT_LENGTH = settings(
-    max_examples=scaled(4, nightly=10) * settings().max_examples, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=scaled(2, nightly=10) * settings().max_examples, suppress_health_check=[HealthCheck.too_slow]
 )
 """Several times the examples of the profile, because one example takes little time here."""
 CALL = ChatCall(model="m")

@@ -1,7 +1,6 @@
-"""The adaptive rate, learned from 429s alone: measurement, decrease and recovery.
+"""The adaptive rate, learned from 429 responses alone: measurement, decrease and recovery.
 
-Numbers are worked out by hand. "Ten a second" is noted every half second, with 100 tokens a request.
-"""
+The numbers are calculated by hand. "Ten a second" means one sample every half second, with 100 tokens a request."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ FREE = (math.inf, math.inf)
 def run(
     it: CubicRate, start: float, end: float, speed: float, before: float = 0.0, each: float = 100.0
 ) -> float:
-    """Note what goes out at a steady speed, from one moment until before another; requests by the end."""
+    """Record samples at a steady speed from `start` until before `end`; return the number of requests by `end`."""
     steps = round((end - start) * 2)
     for step in range(steps):
         requests = before + speed * step / 2
@@ -38,27 +37,27 @@ def cut(
 
 
 def plateau(it: CubicRate) -> tuple[float, float]:
-    """The rates that it comes back to."""
+    """The rates to which the curve returns."""
     return it.rates(it._cut_at + it._recovery_s)
 
 
 def measured() -> CubicRate:
-    """Ten a second for ten seconds, then a refusal: 100 in 10 s and a burst's second."""
+    """Ten requests a second for ten seconds, then a refusal: 100 in 10 s, and one second for the burst."""
     it = CubicRate()
     requests = run(it, 0.0, 10.0, 10.0)
     assert cut(it, 10.0, requests)
     return it
 
 
-def test_at_first_nothing_is_learned() -> None:
-    """And the first note is wanted at once."""
+def test_without_a_refusal_no_rate_is_learned() -> None:
+    """The first sample may be taken at once."""
     it = CubicRate()
     assert (it.active, it.repeated, it.next_sample_at) == (False, False, -math.inf)
     assert repr(it) == "CubicRate(nothing)"
 
 
-def test_without_a_measurement_it_is_seven_tenths_of_the_rate_in_force() -> None:
-    """Of the narrower one; with a dip of a tenth, back after six seconds, and beyond after that."""
+def test_without_a_measurement_the_rate_is_seven_tenths_of_the_current_limit() -> None:
+    """Of the narrower limit. The curve dips by a tenth, is back after six seconds, and then exceeds it."""
     it = CubicRate()
     assert cut(it, 10.0, 1, (10.0, math.inf))
     assert it.active
@@ -71,8 +70,8 @@ def test_without_a_measurement_it_is_seven_tenths_of_the_rate_in_force() -> None
     assert repr(it) == "CubicRate(7/s)"
 
 
-def test_without_a_rate_in_force_and_with_few_requests_there_is_nothing_to_tell() -> None:
-    """It does not count, and from here on is measured."""
+def test_without_a_limit_and_with_few_requests_no_rate_is_learned() -> None:
+    """The refusal does not count; the measurement starts there."""
     it = CubicRate()
     assert not cut(it, 10.0, 1)
     assert not it.active
@@ -82,8 +81,8 @@ def test_without_a_rate_in_force_and_with_few_requests_there_is_nothing_to_tell(
     assert it.rates(22.5)[0] == pytest.approx(48 / 6.5)
 
 
-def test_the_rate_is_measured() -> None:
-    """What was granted in any time, less a burst: a hundred in ten seconds and one."""
+def test_the_measured_rate_is_the_granted_requests_less_a_burst() -> None:
+    """100 requests in ten seconds and one second for the burst."""
     it = measured()
     assert it.active
     assert it.rates(10.0)[0] == pytest.approx(0.9 * 100 / 11)
@@ -92,7 +91,7 @@ def test_the_rate_is_measured() -> None:
     assert tokens == pytest.approx(100 / 11 * 100 * 1.1)
 
 
-def test_the_best_of_all_stretches_counts() -> None:
+def test_the_fastest_interval_is_the_measured_rate() -> None:
     """A slow beginning does not hide that the server allowed more later."""
     it = CubicRate()
     requests = run(it, 0.0, 10.0, 1.0)
@@ -101,8 +100,8 @@ def test_the_best_of_all_stretches_counts() -> None:
     assert it.rates(26.0)[0] == pytest.approx(100 / 11)
 
 
-def test_it_is_never_above_the_rate_in_force() -> None:
-    """By requests, or by tokens at their mixture."""
+def test_the_measured_rate_is_never_above_the_current_limit() -> None:
+    """The limit of requests, or the limit of tokens at the measured tokens per request."""
     for rates, expected in (
         ((5.0, math.inf), 5.0),
         ((math.inf, 300.0), 3.0),
@@ -116,7 +115,6 @@ def test_it_is_never_above_the_rate_in_force() -> None:
 
 
 def test_between_two_moments_of_an_empty_bucket_the_rate_is_exact() -> None:
-    """Eight a second for six seconds are eight a second."""
     it = measured()
     requests = run(it, 10.5, 16.0, 8.0, before=104.0)
     assert requests == 148
@@ -125,8 +123,7 @@ def test_between_two_moments_of_an_empty_bucket_the_rate_is_exact() -> None:
     assert it.rates(22.0)[0] == pytest.approx(8.0)
 
 
-def test_tokens_may_tell_more_than_requests() -> None:
-    """Where requests were large, their tokens are what was measured."""
+def test_tokens_are_measured_when_requests_were_large() -> None:
     it = CubicRate()
     it.add_sample(0.0, (0.0, 0.0))
     it.add_sample(1.0, (10.0, 10_000.0))
@@ -151,16 +148,15 @@ def test_tokens_may_tell_more_than_requests() -> None:
     assert plateau(it)[0] == pytest.approx(8_000 / each / (2 + 5))
 
 
-def test_of_few_requests_no_mixture_is_known() -> None:
-    """Five are enough."""
-    for count, known in ((4, False), (5, True)):
+def test_tokens_per_request_need_five_requests() -> None:
+    for count, has_tokens in ((4, False), (5, True)):
         it = CubicRate()
         assert cut(it, 10.0, count, (10.0, math.inf))
-        assert math.isfinite(it.rates(16.0)[1]) is known
+        assert math.isfinite(it.rates(16.0)[1]) is has_tokens
 
 
-def test_of_fewer_than_five_since_the_anchor_nothing_is_measured() -> None:
-    """Seven tenths of the rate in force then; five are measured."""
+def test_fewer_than_five_requests_since_the_anchor_are_not_measured() -> None:
+    """The rate is then seven tenths of the current limit; five requests are measured."""
     for count, expected in ((4, 7.0), (5, 5 / 11)):
         it = CubicRate()
         it.add_sample(0.0, (0.0, 0.0))
@@ -173,7 +169,7 @@ def test_of_fewer_than_five_since_the_anchor_nothing_is_measured() -> None:
 
 
 def test_refusals_count_once_a_second() -> None:
-    """And those of what was sent before the last cut not at all."""
+    """Refusals of requests that were sent before the last decrease do not count at all."""
     it = measured()
     assert not cut(it, 10.99, 105)
     assert cut(it, 11.0, 105)
@@ -183,7 +179,7 @@ def test_refusals_count_once_a_second() -> None:
 
 
 def test_a_late_refusal_corrects_the_measurement() -> None:
-    """It had been counted as granted: one of a hundred, then one of ninety-nine."""
+    """The request had been counted as granted: first one of 100, then one of 99."""
     it = measured()
     assert not cut(it, 10.2, 100, sent_at=9.0)
     assert it.rates(16.0)[0] == pytest.approx(99 / 11)
@@ -191,8 +187,8 @@ def test_a_late_refusal_corrects_the_measurement() -> None:
     assert it.rates(16.0)[0] == pytest.approx(98 / 11)
 
 
-def test_a_correction_stops_at_the_floor_and_at_the_last_request() -> None:
-    """Half a request a second."""
+def test_a_correction_stops_at_the_minimum_rate_and_at_the_last_request() -> None:
+    """The minimum is half a request a second."""
     it = CubicRate()
     it.add_sample(0.0, (0.0, 0.0))
     assert cut(it, 9.0, 5, each=0.0)
@@ -203,8 +199,7 @@ def test_a_correction_stops_at_the_floor_and_at_the_last_request() -> None:
     assert it._counted == 1
 
 
-def test_a_refused_request_is_taken_out_of_what_was_noted_since() -> None:
-    """From the note of its own moment on."""
+def test_a_refused_request_is_removed_from_the_samples_since_it_was_sent() -> None:
     it = CubicRate()
     for second in range(4):
         it.add_sample(float(second), (second * 10.0, second * 1_000.0))
@@ -226,8 +221,8 @@ def test_a_refused_request_is_taken_out_of_what_was_noted_since() -> None:
 # Soon after another
 
 
-def test_soon_after_a_sure_measurement_it_is_fifteen_percent_less() -> None:
-    """So short a time tells nothing better."""
+def test_soon_after_a_reliable_measurement_the_rate_falls_by_fifteen_percent() -> None:
+    """The time since then is too short for a better measurement."""
     it = measured()
     requests = run(it, 10.5, 16.0, 8.0, before=104.0)
     assert cut(it, 16.0, requests)
@@ -245,8 +240,8 @@ def test_soon_after_a_sure_measurement_it_is_fifteen_percent_less() -> None:
     assert plateau(it)[0] == pytest.approx(8.0 * 0.7)
 
 
-def test_soon_after_an_unsure_one_it_is_three_tenths_less() -> None:
-    """Of the rate in force, unless less than that was measured."""
+def test_soon_after_an_unreliable_measurement_the_rate_falls_by_three_tenths() -> None:
+    """Of the current limit, unless the measured rate is below that."""
     it = measured()
     requests = run(it, 10.5, 12.0, 8.0, before=104.0)
     assert cut(it, 12.0, requests, (9.0, math.inf))
@@ -258,8 +253,8 @@ def test_soon_after_an_unsure_one_it_is_three_tenths_less() -> None:
     assert plateau(it)[0] == pytest.approx(8 / 2)
 
 
-def test_soon_is_less_than_three_seconds() -> None:
-    """Since the last cut, or since the first note where there was none."""
+def test_soon_means_within_three_seconds() -> None:
+    """Since the last decrease, or since the first sample where there was no decrease."""
     for now, soon in ((12.99, True), (13.0, False)):
         it = measured()
         assert cut(it, now, 120)
@@ -271,7 +266,7 @@ def test_soon_is_less_than_three_seconds() -> None:
 
 
 def test_the_anchor_stays_for_four_seconds() -> None:
-    """A shorter cycle is measured from where the longer one began."""
+    """A shorter cycle is measured from the beginning of the longer cycle."""
     for now, kept in ((13.9, True), (14.0, False)):
         it = measured()
         it.add_sample(12.0, (116.0, 11_600.0))
@@ -283,8 +278,8 @@ def test_the_anchor_stays_for_four_seconds() -> None:
 # Notes
 
 
-def test_notes_are_wanted_every_half_second() -> None:
-    """Less often where the rate is low, as its curve is longer."""
+def test_samples_are_taken_every_half_second() -> None:
+    """Less often at a low rate, because its curve is longer."""
     it = CubicRate()
     it.add_sample(3.0, (0.0, 0.0))
     assert it.next_sample_at == 3.5
@@ -295,18 +290,16 @@ def test_notes_are_wanted_every_half_second() -> None:
 
 
 @pytest.mark.parametrize(("rate", "recovery"), [(10.0, 6.0), (100.0, 6.0), (2.0, 30 / 1.4), (0.1, 60.0)])
-def test_the_way_back_takes_thirty_requests_within_six_seconds_and_a_minute(
-    rate: float, recovery: float
-) -> None:
-    """So that one curve serves slow and fast."""
+def test_recovery_takes_thirty_requests_but_six_to_sixty_seconds(rate: float, recovery: float) -> None:
+    """One curve serves slow and fast limits."""
     it = CubicRate()
     assert cut(it, 0.0, 1, (rate, math.inf))
     assert it._recovery_s == pytest.approx(recovery)
     assert it.rates(recovery)[0] == pytest.approx(max(0.5, 0.7 * rate))
 
 
-def test_after_five_idle_seconds_the_notes_begin_anew() -> None:
-    """A bucket that rested may have run over."""
+def test_after_five_idle_seconds_the_samples_restart() -> None:
+    """The bucket of an idle server may have been full."""
     it = measured()
     it.add_sample(15.5, (110.0, 11_000.0))
     assert it._anchored
@@ -316,8 +309,8 @@ def test_after_five_idle_seconds_the_notes_begin_anew() -> None:
     assert len(it._samples) == 1
 
 
-def test_sixty_notes_are_kept() -> None:
-    """The anchor goes when it is too long ago."""
+def test_sixty_samples_are_kept() -> None:
+    """The anchor is dropped when it is older than they are."""
     it = measured()
     requests = run(it, 10.5, 39.5, 1.0, before=100.0)
     assert len(it._samples) == 59
@@ -327,8 +320,8 @@ def test_sixty_notes_are_kept() -> None:
     assert (len(it._samples), it._anchored) == (60, False)
 
 
-def test_the_mixture_is_that_of_the_last_minute() -> None:
-    """What was long ago counts less and less, and what was taken back never below nothing."""
+def test_tokens_per_request_are_those_of_the_last_minute() -> None:
+    """Old requests count less and less, and refunds never push the counts below zero."""
     it = CubicRate()
     it.add_sample(0.0, (10.0, 1_000.0))
     it.add_sample(60.0, (20.0, 11_000.0))
@@ -341,8 +334,7 @@ def test_the_mixture_is_that_of_the_last_minute() -> None:
 # The end
 
 
-def test_it_is_forgotten_when_the_curve_has_left_all_bounds() -> None:
-    """A thousand times the rate."""
+def test_the_rate_is_forgotten_when_the_curve_exceeds_a_thousand_times_it() -> None:
     it = measured()
     x = (999 / 0.1) ** (1 / 3)
     assert it.rates(10 + 6 * (1 + x) - 0.1)[0] < 100 / 11 * 1_000
@@ -351,8 +343,8 @@ def test_it_is_forgotten_when_the_curve_has_left_all_bounds() -> None:
     assert not it.active
 
 
-def test_forgetting() -> None:
-    """Nothing is left of the rate; a later refusal is measured anew."""
+def test_forget_drops_the_rate() -> None:
+    """A later refusal is measured again."""
     it = measured()
     it.forget()
     assert (it.active, it._plateau_rate) == (False, math.inf)

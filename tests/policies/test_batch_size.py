@@ -18,10 +18,10 @@ from tests.support.scale import scaled
 DAY = 86_400.0
 
 
-def made(
-    most: int = 2048, clock: SimulatedClock | None = None, state: Any = None, **more: Any
+def adaptive_size(
+    maximum: int = 2048, clock: SimulatedClock | None = None, state: Any = None, **more: Any
 ) -> AdaptiveBatchSize:
-    return AdaptiveBatchSize(most, wall=(clock or SimulatedClock()).wall, state=state, **more)
+    return AdaptiveBatchSize(maximum, wall=(clock or SimulatedClock()).wall, state=state, **more)
 
 
 def clean(size: AdaptiveBatchSize, batches: int) -> None:
@@ -29,8 +29,8 @@ def clean(size: AdaptiveBatchSize, batches: int) -> None:
         size.succeeded(size.size)
 
 
-def embed(size: AdaptiveBatchSize, texts: int, takes: int, states: int | None = None) -> int:
-    """How many requests it takes to get all the texts through a server that takes so many at once."""
+def embed(size: AdaptiveBatchSize, texts: int, accepts: int, states: int | None = None) -> int:
+    """Count the requests that deliver all texts to a server that accepts `accepts` texts in one request."""
     requests, todo = 0, [texts]
     while todo:
         count = todo.pop(0)
@@ -38,7 +38,7 @@ def embed(size: AdaptiveBatchSize, texts: int, takes: int, states: int | None = 
             todo = [size.size, count - size.size, *todo]
             continue
         requests += 1
-        if count <= takes:
+        if count <= accepts:
             size.succeeded(count)
         else:
             size.too_large(count, stated=states)
@@ -46,9 +46,8 @@ def embed(size: AdaptiveBatchSize, texts: int, takes: int, states: int | None = 
     return requests
 
 
-def test_starts_at_the_limit() -> None:
-    """As many as are allowed."""
-    size = made(96)
+def test_the_size_starts_at_the_maximum() -> None:
+    size = adaptive_size(96)
 
     assert size.size == 96
     assert size.changes == 0
@@ -59,37 +58,37 @@ def test_starts_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "count", "expected"),
+    ("maximum", "count", "expected"),
     [(2048, 2048, 1024), (2048, 200, 100), (2048, 201, 100), (3, 3, 1), (2, 2, 1)],
 )
-def test_a_refusal_halves_what_was_refused(most: int, count: int, expected: int) -> None:
-    """Not what was allowed: 200 of 2,048 become 100."""
-    size = made(most)
+def test_a_refusal_halves_the_refused_size(maximum: int, count: int, expected: int) -> None:
+    """Not the current size: a refused batch of 200 makes the size 100, though 2,048 were allowed."""
+    size = adaptive_size(maximum)
 
     assert size.too_large(count)
     assert (size.size, size.changes) == (expected, 1)
 
 
-def test_one_text_alone_teaches_nothing() -> None:
-    """There is nothing to split."""
-    size = made(10)
+def test_a_refused_single_text_changes_nothing() -> None:
+    """One text cannot be split."""
+    size = adaptive_size(10)
 
     assert not size.too_large(1)
     assert (size.size, size.changes, size.state()["refused"]) == (10, 0, None)
 
 
 def test_late_refusals_do_not_halve_again() -> None:
-    """Ten batches in flight are refused, and it is one piece of news."""
-    size = made(1000)
+    """Ten refused batches that were in flight together count as one refusal."""
+    size = adaptive_size(1000)
     for _ in range(10):
         size.too_large(1000)
 
     assert size.size == 500
 
 
-def test_a_refusal_says_whether_it_was_news() -> None:
-    """A later moment of expiry is none."""
-    size = made(1000)
+def test_too_large_returns_whether_the_size_changed() -> None:
+    """A later expiry of the same refusal is no change."""
+    size = adaptive_size(1000)
 
     assert [size.too_large(1000), size.too_large(1000), size.too_large(600), size.too_large(600)] == [
         True,
@@ -100,9 +99,8 @@ def test_a_refusal_says_whether_it_was_news() -> None:
     assert (size.size, size.changes) == (300, 2)
 
 
-def test_a_size_that_was_smaller_stays() -> None:
-    """An old large batch that is refused does not raise it."""
-    size = made(1000)
+def test_a_late_refusal_of_a_larger_batch_does_not_raise_the_size() -> None:
+    size = adaptive_size(1000)
     size.too_large(100)
     size.too_large(1000)
 
@@ -110,9 +108,9 @@ def test_a_size_that_was_smaller_stays() -> None:
     assert size.state()["refused"] == 100
 
 
-def test_goes_back_to_what_is_known_to_be_good() -> None:
-    """When that is more than the half."""
-    size = made(1000)
+def test_a_refusal_falls_back_to_the_largest_good_size() -> None:
+    """Where that is more than half of the refused size."""
+    size = adaptive_size(1000)
     size.succeeded(90)
 
     size.too_large(100)
@@ -120,9 +118,9 @@ def test_goes_back_to_what_is_known_to_be_good() -> None:
     assert size.size == 90
 
 
-def test_what_was_good_need_not_stay_so() -> None:
-    """A server that takes less than it did."""
-    size = made(1000)
+def test_a_good_size_that_is_refused_is_halved() -> None:
+    """The server accepts less than before."""
+    size = adaptive_size(1000)
     size.succeeded(100)
 
     size.too_large(100)
@@ -131,18 +129,16 @@ def test_what_was_good_need_not_stay_so() -> None:
     assert size.size == 25
 
 
-def test_a_refusal_far_below_what_was_good() -> None:
-    """What was good is forgotten there too."""
-    size = made(1000)
+def test_a_refusal_below_the_largest_good_size_forgets_it() -> None:
+    size = adaptive_size(1000)
     size.succeeded(100)
     size.too_large(60)
 
     assert (size.size, size.state()["good"]) == (30, 0)
 
 
-def test_good_below_the_half_does_not_matter() -> None:
-    """The half is more."""
-    size = made(1000)
+def test_a_good_size_below_half_of_the_refused_size_is_ignored() -> None:
+    size = adaptive_size(1000)
     size.succeeded(10)
     size.too_large(100)
 
@@ -152,9 +148,9 @@ def test_good_below_the_half_does_not_matter() -> None:
 # --- stated limits ------------------------------------------------------------------------------------------
 
 
-def test_a_stated_limit_is_taken_at_once() -> None:
-    """And kept to."""
-    size = made(2048)
+def test_a_stated_limit_is_used_at_once() -> None:
+    """It is kept however many batches succeed."""
+    size = adaptive_size(2048)
 
     assert size.too_large(200, stated=64)
     assert size.size == 64
@@ -163,8 +159,8 @@ def test_a_stated_limit_is_taken_at_once() -> None:
 
 
 def test_a_stated_limit_replaces_guesses() -> None:
-    """What was halved too far rises to it."""
-    size = made(2048)
+    """A size that was halved too far rises to it."""
+    size = adaptive_size(2048)
     size.too_large(200)
     size.too_large(100)
     size.too_large(200, stated=64)
@@ -173,25 +169,23 @@ def test_a_stated_limit_replaces_guesses() -> None:
 
 
 @pytest.mark.parametrize("stated", [200, 5000, 0, -1])
-def test_a_stated_limit_that_explains_nothing(stated: int) -> None:
-    """The batch kept to it, or it is no number of texts: halved as without."""
-    size = made(2048)
+def test_a_stated_limit_that_does_not_explain_the_refusal_is_ignored(stated: int) -> None:
+    """The batch was within it, or it is no number of texts: the size is halved."""
+    size = adaptive_size(2048)
     size.too_large(200, stated=stated)
 
     assert size.size == 100
 
 
-def test_a_stated_limit_does_not_raise_ours() -> None:
-    """The user's own setting stands."""
-    size = made(50)
+def test_a_stated_limit_does_not_raise_the_configured_maximum() -> None:
+    size = adaptive_size(50)
     size.too_large(100, stated=64)
 
     assert size.size == 50
 
 
-def test_a_stated_limit_of_one() -> None:
-    """Then it is one."""
-    size = made(50)
+def test_a_stated_limit_of_one_is_kept() -> None:
+    size = adaptive_size(50)
     size.too_large(50, stated=1)
 
     assert size.size == 1
@@ -202,9 +196,9 @@ def test_a_stated_limit_of_one() -> None:
 # --- timeouts ----------------------------------------------------------------------------------------------
 
 
-def test_repeated_time_outs_halve() -> None:
-    """Two in a row; the first is borne."""
-    size = made(1000)
+def test_two_timeouts_in_a_row_halve_the_size() -> None:
+    """The first timeout alone changes nothing."""
+    size = adaptive_size(1000)
 
     assert [size.timed_out(1000), size.timed_out(1000)] == [False, True]
     assert (size.size, size.changes) == (500, 1)
@@ -213,9 +207,9 @@ def test_repeated_time_outs_halve() -> None:
     assert (size.size, size.changes) == (250, 2)
 
 
-def test_a_clean_batch_breaks_the_row() -> None:
-    """Also a small one."""
-    size = made(1000)
+def test_a_successful_batch_restarts_the_count_of_timeouts() -> None:
+    """A small batch does, too."""
+    size = adaptive_size(1000)
     for _ in range(5):
         size.timed_out(1000)
         size.succeeded(3)
@@ -223,9 +217,9 @@ def test_a_clean_batch_breaks_the_row() -> None:
     assert size.size == 1000
 
 
-def test_small_batches_that_time_out_do_not_count() -> None:
-    """Theirs was not a timeout of being large."""
-    size = made(1000)
+def test_timeouts_of_small_batches_do_not_count() -> None:
+    """Their size was not the reason."""
+    size = adaptive_size(1000)
     for _ in range(10):
         assert not size.timed_out(500)
     assert size.size == 1000
@@ -234,26 +228,25 @@ def test_small_batches_that_time_out_do_not_count() -> None:
     assert size.size == 250
 
 
-def test_late_time_outs_do_not_halve_again() -> None:
-    """A burst of old large ones is one piece of news."""
-    size = made(1000)
+def test_late_timeouts_do_not_halve_again() -> None:
+    """Timeouts of batches that were sent together count once."""
+    size = adaptive_size(1000)
     for _ in range(20):
         size.timed_out(1000)
 
     assert size.size == 500
 
 
-def test_a_text_that_times_out_alone_is_not_split() -> None:
-    """One is the least."""
-    size = made(1)
+def test_timeouts_of_a_single_text_change_nothing() -> None:
+    size = adaptive_size(1)
 
     assert not any(size.timed_out(1) for _ in range(10))
     assert size.size == 1
 
 
-def test_time_outs_are_no_refusals() -> None:
-    """The size grows back past where they were."""
-    size = made(100)
+def test_timeouts_are_no_refusals() -> None:
+    """The size grows past the size that timed out."""
+    size = adaptive_size(100)
     size.timed_out(100)
     size.timed_out(100)
     clean(size, 100)
@@ -264,9 +257,8 @@ def test_time_outs_are_no_refusals() -> None:
 # --- growth -------------------------------------------------------------------------------------------------
 
 
-def test_ten_clean_batches_add_a_tenth() -> None:
-    """In a row, and full ones."""
-    size = made(1000)
+def test_ten_full_batches_in_a_row_add_a_tenth() -> None:
+    size = adaptive_size(1000)
     size.timed_out(200)
     size._set(100)
     clean(size, 9)
@@ -279,9 +271,9 @@ def test_ten_clean_batches_add_a_tenth() -> None:
     assert size.size == 121
 
 
-def test_larger_batches_than_now_add() -> None:
+def test_batches_larger_than_the_current_size_count_as_full() -> None:
     """They were planned before the size fell."""
-    size = made(1000)
+    size = adaptive_size(1000)
     size._set(100)
     for _ in range(10):
         size.succeeded(150)
@@ -289,9 +281,9 @@ def test_larger_batches_than_now_add() -> None:
     assert size.size == 110
 
 
-def test_batches_that_are_not_full_do_not_add() -> None:
-    """They say nothing about fuller ones."""
-    size = made(1000)
+def test_batches_that_are_not_full_do_not_count() -> None:
+    """They do not show that full batches are accepted."""
+    size = adaptive_size(1000)
     size._set(100)
     for _ in range(100):
         size.succeeded(99)
@@ -300,9 +292,8 @@ def test_batches_that_are_not_full_do_not_add() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["too_large", "timed_out"])
-def test_trouble_starts_the_count_anew(trouble: str) -> None:
-    """Ten clean ones after it."""
-    size = made(1000)
+def test_a_refusal_or_timeout_restarts_the_count(trouble: str) -> None:
+    size = adaptive_size(1000)
     size._set(100)
     clean(size, 9)
     getattr(size, trouble)(1000)
@@ -312,9 +303,8 @@ def test_trouble_starts_the_count_anew(trouble: str) -> None:
     assert size.size == 110
 
 
-def test_small_sizes_grow_by_one() -> None:
-    """A tenth of less than ten is nothing."""
-    size = made(4)
+def test_sizes_below_ten_grow_by_one() -> None:
+    size = adaptive_size(4)
     size._set(1)
     grown = []
     for _ in range(5):
@@ -324,10 +314,10 @@ def test_small_sizes_grow_by_one() -> None:
     assert grown == [2, 3, 4, 4, 4]
 
 
-def test_never_past_a_refused_size() -> None:
-    """The limit is found from below, to the very text, and at the price of two requests: 66 and 65."""
-    size = made(2048)
-    embed(size, 200, takes=64)
+def test_growth_stops_below_the_refused_size() -> None:
+    """The limit is found exactly, at the price of two refused requests: 66 and 65."""
+    size = adaptive_size(2048)
+    embed(size, 200, accepts=64)
     refusals = 0
     for _ in range(1000):
         if size.size > 64:
@@ -343,10 +333,10 @@ def test_never_past_a_refused_size() -> None:
 # --- expiry -------------------------------------------------------------------------------------------------
 
 
-def test_a_refusal_is_remembered_for_a_day() -> None:
+def test_a_refusal_expires_after_a_day() -> None:
     """Then a larger size is tried again."""
     clock = SimulatedClock()
-    size = made(100, clock)
+    size = adaptive_size(100, clock)
     size.too_large(100, stated=50)
     clean(size, 10)
     assert size.size == 50
@@ -360,10 +350,10 @@ def test_a_refusal_is_remembered_for_a_day() -> None:
     assert size.state()["refused"] is None
 
 
-def test_a_further_refusal_renews_the_memory() -> None:
-    """And keeps the smallest size."""
+def test_another_refusal_renews_the_expiry() -> None:
+    """The smallest refused size is kept."""
     clock = SimulatedClock()
-    size = made(100, clock, expiry_s=10.0)
+    size = adaptive_size(100, clock, expiry_s=10.0)
     size.too_large(60)
     clock.advance(9)
     size.too_large(80)
@@ -375,9 +365,9 @@ def test_a_further_refusal_renews_the_memory() -> None:
 
 
 def test_an_expired_refusal_does_not_lower_a_new_one() -> None:
-    """The server may have been set up anew."""
+    """The server may have been reconfigured."""
     clock = SimulatedClock()
-    size = made(100, clock, expiry_s=10.0)
+    size = adaptive_size(100, clock, expiry_s=10.0)
     size.too_large(40)
     clock.advance(10)
     size.too_large(80)
@@ -385,10 +375,10 @@ def test_an_expired_refusal_does_not_lower_a_new_one() -> None:
     assert size.state()["refused"] == 80
 
 
-def test_a_calendar_that_was_set_back() -> None:
-    """A refusal from the future is of unknown age."""
+def test_a_refusal_from_the_future_is_forgotten() -> None:
+    """The wall clock was set back, so its age is unknown."""
     clock = SimulatedClock()
-    size = made(100, clock)
+    size = adaptive_size(100, clock)
     size.too_large(100, stated=50)
     clock.set_wall(clock.wall() - 10 * DAY)
     clean(size, 10)
@@ -396,9 +386,9 @@ def test_a_calendar_that_was_set_back() -> None:
     assert size.size == 55
 
 
-def test_a_clean_batch_of_a_refused_size_refutes_it() -> None:
-    """That refusal was about something else: longer texts, say."""
-    size = made(100)
+def test_a_successful_batch_of_the_refused_size_removes_the_refusal() -> None:
+    """The refusal had another reason, longer texts for example."""
+    size = adaptive_size(100)
     for count in (40, 50):
         size.too_large(40)
         changes = size.changes
@@ -412,34 +402,32 @@ def test_a_clean_batch_of_a_refused_size_refutes_it() -> None:
         assert size.size == 100
 
 
-# --- what the issue asks for --------------------------------------------------------------------------------
+# --- a server that accepts 64 texts --------------------------------------------------------------------------------
 
 
-def test_two_hundred_texts_to_a_server_that_takes_64() -> None:
-    """At most 7 requests though its plugin declares 2,048, and 4 the next time, in a new process too."""
+def test_an_unstated_limit_of_64_costs_at_most_7_requests_for_200_texts() -> None:
+    """The plugin declares 2,048. The next call needs 4 requests, in a new process too."""
     clock = SimulatedClock()
-    first = made(2048, clock)
-    assert embed(first, 200, takes=64) <= 7
+    first = adaptive_size(2048, clock)
+    assert embed(first, 200, accepts=64) <= 7
 
     kept = json.loads(json.dumps(first.state()))
     clock.advance(3600)
 
-    assert embed(made(2048, clock, kept), 200, takes=64) == 4
-    assert embed(first, 200, takes=64) == 4
+    assert embed(adaptive_size(2048, clock, kept), 200, accepts=64) == 4
+    assert embed(first, 200, accepts=64) == 4
 
 
-def test_two_hundred_texts_to_a_server_that_says_so() -> None:
-    """One refusal, then four."""
-    assert embed(made(2048), 200, takes=64, states=64) == 5
+def test_a_stated_limit_of_64_costs_one_refused_request() -> None:
+    assert embed(adaptive_size(2048), 200, accepts=64, states=64) == 5
 
 
 # --- state --------------------------------------------------------------------------------------------------
 
 
-def test_state_is_plain() -> None:
-    """And complete."""
+def test_state_is_plain_json_and_complete() -> None:
     clock = SimulatedClock(epoch=1000.0)
-    size = made(100, clock)
+    size = adaptive_size(100, clock)
     size.succeeded(30)
     size.too_large(80)
 
@@ -450,31 +438,32 @@ def test_state_is_plain() -> None:
         "refused": 80,
         "refused_until": 1000.0 + DAY,
     }
-    assert made(100, clock, size.state()).state() == size.state()
+    assert adaptive_size(100, clock, size.state()).state() == size.state()
 
 
-def test_state_is_cut_to_a_smaller_limit() -> None:
+def test_a_restored_state_is_limited_to_a_smaller_maximum() -> None:
     """The user's setting may have changed."""
-    size = made(20, state={"version": 1, "size": 40, "good": 30, "refused": None, "refused_until": 0.0})
+    size = adaptive_size(
+        20, state={"version": 1, "size": 40, "good": 30, "refused": None, "refused_until": 0.0}
+    )
 
     assert (size.size, size.state()["good"]) == (20, 20)
 
 
-def test_a_smaller_limit_bounds_growth_too() -> None:
-    """Though larger sizes were once good, and the refused one is far above."""
+def test_a_smaller_maximum_limits_growth_after_a_restore() -> None:
+    """Though larger sizes were good before, and the refused size is far above."""
     clock = SimulatedClock()
     state = {"version": 1, "size": 1, "good": 30, "refused": 80, "refused_until": clock.wall() + 1000}
-    size = made(20, clock, state)
+    size = adaptive_size(20, clock, state)
     assert size.size == 1
     clean(size, 1000)
 
     assert size.size == 20
 
 
-def test_the_limit_is_reached_again_after_an_expiry() -> None:
-    """To the last text."""
+def test_the_maximum_is_reached_again_after_an_expiry() -> None:
     clock = SimulatedClock()
-    size = made(20, clock)
+    size = adaptive_size(20, clock)
     size.too_large(20)
     clock.advance(DAY)
     clean(size, 1000)
@@ -482,29 +471,27 @@ def test_the_limit_is_reached_again_after_an_expiry() -> None:
     assert size.size == 20
 
 
-def test_state_of_an_expired_refusal() -> None:
-    """The size stays, the bar is gone."""
+def test_a_restored_expired_refusal_is_dropped() -> None:
+    """The size stays."""
     clock = SimulatedClock()
     state = {"version": 1, "size": 40, "good": 0, "refused": 50, "refused_until": clock.wall() - 1}
-    size = made(100, clock, state)
+    size = adaptive_size(100, clock, state)
 
     assert (size.size, size.state()["refused"]) == (40, None)
 
 
-def test_state_that_contradicts_itself() -> None:
-    """A refused size is not used, whatever the size says."""
+def test_a_restored_size_stays_below_the_refused_size() -> None:
     clock = SimulatedClock()
     state = {"version": 1, "size": 60, "good": 0, "refused": 50, "refused_until": clock.wall() + 1}
 
-    assert made(100, clock, state).size == 49
+    assert adaptive_size(100, clock, state).size == 49
 
 
-def test_a_refused_size_of_one_is_no_reason_to_stop() -> None:
-    """One text at a time is the least."""
+def test_a_restored_refusal_of_one_text_leaves_a_size_of_one() -> None:
     clock = SimulatedClock()
     state = {"version": 1, "size": 60, "good": 0, "refused": 1, "refused_until": clock.wall() + 1}
 
-    assert made(100, clock, state).size == 1
+    assert adaptive_size(100, clock, state).size == 1
 
 
 @pytest.mark.parametrize(
@@ -523,17 +510,18 @@ def test_a_refused_size_of_one_is_no_reason_to_stop() -> None:
     ],
 )
 def test_a_damaged_state_is_ignored(state: dict[str, Any]) -> None:
-    """As if there were none."""
-    assert made(100, state=state).state() == made(100).state()
+    assert adaptive_size(100, state=state).state() == adaptive_size(100).state()
 
 
 @pytest.mark.parametrize(
     ("refused", "until"),
     [("50", 1e12), (0, 1e12), (None, None), (50, None), (50, "x"), (50, math.inf), (50, math.nan)],
 )
-def test_a_damaged_memory_is_ignored(refused: object, until: object) -> None:
-    """The size is still worth having."""
-    size = made(100, state={"version": 1, "size": 5, "good": 3, "refused": refused, "refused_until": until})
+def test_a_damaged_refusal_is_ignored(refused: object, until: object) -> None:
+    """The restored size is still used."""
+    size = adaptive_size(
+        100, state={"version": 1, "size": 5, "good": 3, "refused": refused, "refused_until": until}
+    )
 
     assert size.size == 5
     assert size.state()["refused"] is None
@@ -552,9 +540,9 @@ junk = st.recursive(
         optional={"size": junk, "good": junk, "refused": junk, "refused_until": junk},
     )
 )
-def test_no_state_breaks_it(state: dict[str, Any]) -> None:
-    """A file may hold anything."""
-    size = made(100, state=state)
+def test_no_restored_state_breaks_the_limits(state: dict[str, Any]) -> None:
+    """A state file may contain anything."""
+    size = adaptive_size(100, state=state)
     size.too_large(100)
     clean(size, 30)
     size.timed_out(size.size)
@@ -566,26 +554,26 @@ def test_no_state_breaks_it(state: dict[str, Any]) -> None:
 
 
 class BatchSizeMachine(RuleBasedStateMachine):
-    """A server with a limit that nobody states, and batches that come back in any order."""
+    """A server with a limit that it does not state, and batches that finish in any order."""
 
-    @initialize(most=st.integers(1, 300), takes=st.integers(1, 300))
-    def start(self, most: int, takes: int) -> None:
+    @initialize(maximum=st.integers(1, 300), accepts=st.integers(1, 300))
+    def start(self, maximum: int, accepts: int) -> None:
         self.clock = SimulatedClock()
-        self.most, self.takes = most, takes
-        self.size = made(most, self.clock, expiry_s=100.0)
-        self.flying: list[int] = []
+        self.maximum, self.accepts = maximum, accepts
+        self.size = adaptive_size(maximum, self.clock, expiry_s=100.0)
+        self.in_flight: list[int] = []
         self.refusals: dict[int, float] = {}
 
     @rule(share=st.sampled_from([0.1, 0.5, 1.0, 1.0, 1.0]))
     def send(self, share: float) -> None:
-        self.flying.append(max(1, int(self.size.size * share)))
+        self.in_flight.append(max(1, int(self.size.size * share)))
 
-    @precondition(lambda self: self.flying)
+    @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
     def answer(self, data: Any) -> None:
-        count = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
+        count = self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1)))
         before = self.size.size
-        if count <= self.takes:
+        if count <= self.accepts:
             self.size.succeeded(count)
             assert before <= self.size.size <= max(before + 1, before * 1.1)
             for refused, until in self.refusals.items():
@@ -611,8 +599,10 @@ class BatchSizeMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.size = made(self.most, self.clock, json.loads(json.dumps(self.size.state())), expiry_s=100.0)
-        self.flying.clear()
+        self.size = adaptive_size(
+            self.maximum, self.clock, json.loads(json.dumps(self.size.state())), expiry_s=100.0
+        )
+        self.in_flight.clear()
 
     @rule()
     def time_out(self) -> None:
@@ -624,21 +614,21 @@ class BatchSizeMachine(RuleBasedStateMachine):
     @invariant()
     def within_bounds(self) -> None:
         if hasattr(self, "size"):
-            assert 1 <= self.size.size <= self.most
+            assert 1 <= self.size.size <= self.maximum
 
 
 TestBatchSize = BatchSizeMachine.TestCase
 TestBatchSize.settings = settings(max_examples=scaled(60, nightly=150), stateful_step_count=50, deadline=None)
 
 
-@given(most=st.integers(1, 3000), takes=st.integers(1, 3000), texts=st.integers(1, 3000))
+@given(maximum=st.integers(1, 3000), accepts=st.integers(1, 3000), texts=st.integers(1, 3000))
 @settings(max_examples=scaled(100, nightly=200), deadline=None)
-def test_every_server_is_found_out_in_few_requests(most: int, takes: int, texts: int) -> None:
-    """At most two requests per halving more than with half the limit known, and then within twice the best."""
-    size = made(most)
-    first = embed(size, texts, takes)
-    best = math.ceil(texts / min(most, takes, texts))
-    again = embed(size, texts, takes)
+def test_the_limit_of_any_server_is_found_in_few_requests(maximum: int, accepts: int, texts: int) -> None:
+    """First at maximum two extra requests per halving, then at maximum twice the fewest possible requests."""
+    size = adaptive_size(maximum)
+    first = embed(size, texts, accepts)
+    best = math.ceil(texts / min(maximum, accepts, texts))
+    again = embed(size, texts, accepts)
 
     assert again <= 2 * best + 1
     assert first <= 2 * best + 1 + 2 * math.ceil(math.log2(texts) + 1)

@@ -1,4 +1,4 @@
-"""The circuit breaker and the pair of them that a request passes (docs/development/resilience.md)."""
+"""The circuit breaker, and the pair of breakers that each request passes (docs/development/resilience.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmopt.testing.clock import SimulatedClock
 
 
 class FixedJitter(random.Random):
-    """The same share of every range."""
+    """A random generator that always returns the same share of a range."""
 
     def __init__(self, share: float = 0.5) -> None:
         super().__init__(0)
@@ -34,22 +34,22 @@ class FixedJitter(random.Random):
         return a + (b - a) * self.share
 
 
-class Ticket:
-    """One request that a single circuit has let through."""
+class Call:
+    """One request that a single circuit has admitted."""
 
     def __init__(self, breaker: CircuitBreaker, timeout_s: float = 60.0) -> None:
-        ticket = breaker.acquire(timeout_s)
-        assert ticket is not None
-        self.breaker, self.ticket = breaker, ticket
+        permit = breaker.acquire(timeout_s)
+        assert permit is not None
+        self.breaker, self.permit = breaker, permit
 
     def success(self) -> None:
-        self.breaker.report(self.ticket, "success")
+        self.breaker.report(self.permit, "success")
 
     def failure(self) -> None:
-        self.breaker.report(self.ticket, "failure")
+        self.breaker.report(self.permit, "failure")
 
     def neutral(self) -> None:
-        self.breaker.report(self.ticket, "neutral")
+        self.breaker.report(self.permit, "neutral")
 
 
 def granted(pair: CircuitPair, timeout_s: float = 60.0) -> Permit:
@@ -59,15 +59,15 @@ def granted(pair: CircuitPair, timeout_s: float = 60.0) -> Permit:
 
 
 def single(clock: SimulatedClock, break_duration_s: float) -> CircuitBreaker:
-    """A circuit that one failure opens for so long."""
+    """A circuit that one failure opens for `break_duration_s`."""
     options = CircuitBreakerOptions(
         consecutive_failures=1, break_duration_s=break_duration_s, max_break_duration_s=1e6
     )
     return CircuitBreaker(options=options, now=clock.now, rng=FixedJitter())
 
 
-class Bench:
-    """A breaker, its clock, and the changes it reported."""
+class BreakerFixture:
+    """A breaker, its clock, and the transitions it reported."""
 
     def __init__(self, jitter: float = 0.5, **options: Any) -> None:
         self.clock = SimulatedClock(start=1000.0)
@@ -80,16 +80,16 @@ class Bench:
             on_transition=self.changes.append,
         )
 
-    def permit(self, timeout_s: float = 60.0) -> Ticket:
-        return Ticket(self.breaker, timeout_s)
+    def permit(self, timeout_s: float = 60.0) -> Call:
+        return Call(self.breaker, timeout_s)
 
     def refused_for(self) -> float | None:
-        """Seconds that it refuses requests for."""
+        """The seconds for which the circuit refuses requests."""
         assert self.breaker.acquire() is None
         return self.breaker.retry_in()
 
     def run(self, results: str) -> None:
-        """One call each, one after the other: s, f or n."""
+        """Make one call after the other: s, f or n for success, failure or neutral."""
         for letter in results:
             permit = self.permit()
             {"s": permit.success, "f": permit.failure, "n": permit.neutral}[letter]()
@@ -117,7 +117,7 @@ class Bench:
 
 
 def test_the_defaults() -> None:
-    """docs/development/resilience.md."""
+    """The values of docs/development/resilience.md."""
     assert repr(CircuitBreakerOptions()) == (
         "CircuitBreakerOptions(window_s=30.0, buckets=10, minimum_calls=10, failure_ratio=0.5, consecutive_failures=None, break_duration_s=5.0, break_growth=1.5, "
         "max_break_duration_s=8.0, jitter=0.2, reset_after_s=60.0, half_open_calls=2, probe_grace_s=5.0, probe_retry_in_s=0.5)"
@@ -127,13 +127,13 @@ def test_the_defaults() -> None:
 # --- opening ----------------------------------------------------------------------------------------------
 
 
-def test_starts_closed() -> None:
-    """And admits without taking anything."""
-    bench = Bench()
+def test_a_circuit_starts_closed() -> None:
+    """It admits calls without a permit to return."""
+    circuit = BreakerFixture()
 
-    assert bench.state() == "closed"
-    assert bench.breaker.retry_in() is None
-    assert repr(bench.breaker) == "CircuitBreaker('e', closed, 0/0 failed)"
+    assert circuit.state() == "closed"
+    assert circuit.breaker.retry_in() is None
+    assert repr(circuit.breaker) == "CircuitBreaker('e', closed, 0/0 failed)"
 
 
 @pytest.mark.parametrize(
@@ -152,27 +152,27 @@ def test_starts_closed() -> None:
         ("f" * 5 + "s" * 5 + "f", "open"),
     ],
 )
-def test_opens_at_half_of_ten_calls(results: str, state: str) -> None:
-    """Ten calls in the window, half of them failures, and the last one a failure."""
-    bench = Bench()
-    bench.run(results)
+def test_half_of_ten_calls_failing_opens_the_circuit(results: str, state: str) -> None:
+    """Ten calls in the window, half of them failures, and the last call a failure."""
+    circuit = BreakerFixture()
+    circuit.run(results)
 
-    assert bench.state() == state
+    assert circuit.state() == state
 
 
 @pytest.mark.row("H10")
 @pytest.mark.parametrize(("share", "state"), [(49, "closed"), (51, "open")])
-def test_failures_below_and_above_half(share: int, state: str) -> None:
-    """49 % of failures are borne for ever, 51 % are not."""
-    bench = Bench()
+def test_failures_below_half_keep_the_circuit_closed_and_above_half_open_it(share: int, state: str) -> None:
+    """49 % and 51 % of 100 calls."""
+    circuit = BreakerFixture()
     failed = 0
     for n in range(1, 101):
         bad = failed + 1 <= n * share / 100
         failed += bad
-        if bench.state() == "closed":
-            bench.run("f" if bad else "s")
+        if circuit.state() == "closed":
+            circuit.run("f" if bad else "s")
 
-    assert bench.state() == state
+    assert circuit.state() == state
 
 
 @pytest.mark.parametrize(
@@ -185,42 +185,41 @@ def test_failures_below_and_above_half(share: int, state: str) -> None:
         ("sssssssssfffff", "open"),
     ],
 )
-def test_failures_in_a_row(results: str, state: str) -> None:
-    """Five in a row open where the rule is set; a neutral result neither adds nor breaks the row."""
-    bench = Bench(consecutive_failures=5)
-    bench.run(results)
+def test_consecutive_failures_open_the_circuit(results: str, state: str) -> None:
+    """Five in a row, where the rule is set; a neutral result neither adds to the row nor ends it."""
+    circuit = BreakerFixture(consecutive_failures=5)
+    circuit.run(results)
 
-    assert bench.state() == state
-
-
-def test_the_window_slides() -> None:
-    """After 30 s the oldest results have left it."""
-    bench = Bench()
-    bench.run("f" * 9)
-    bench.clock.advance(26.9)
-    bench.run("s")
-    assert (bench.breaker._window.calls, bench.breaker._window.failures) == (10, 9)
-
-    bench.clock.advance(3.1)
-    bench.run("f")
-
-    assert (bench.breaker._window.calls, bench.breaker._window.failures) == (2, 1)
-    assert bench.state() == "closed"
+    assert circuit.state() == state
 
 
-def test_the_window_counts_by_completion() -> None:
-    """A call counts when it ends, not when it began."""
-    bench = Bench(minimum_calls=2)
-    slow = bench.permit()
-    bench.clock.advance(600)
-    bench.run("f")
+def test_results_leave_the_window_after_30_seconds() -> None:
+    circuit = BreakerFixture()
+    circuit.run("f" * 9)
+    circuit.clock.advance(26.9)
+    circuit.run("s")
+    assert (circuit.breaker._window.calls, circuit.breaker._window.failures) == (10, 9)
+
+    circuit.clock.advance(3.1)
+    circuit.run("f")
+
+    assert (circuit.breaker._window.calls, circuit.breaker._window.failures) == (2, 1)
+    assert circuit.state() == "closed"
+
+
+def test_the_window_counts_a_call_when_it_ends() -> None:
+    """Not when it began."""
+    circuit = BreakerFixture(minimum_calls=2)
+    slow = circuit.permit()
+    circuit.clock.advance(600)
+    circuit.run("f")
     slow.failure()
 
-    assert bench.state() == "open"
+    assert circuit.state() == "open"
 
 
-def test_the_window_forgets_bucket_by_bucket() -> None:
-    """Each part leaves at its time, and a long silence empties it all."""
+def test_the_window_drops_one_bucket_at_a_time() -> None:
+    """A long idle time empties all buckets."""
     window = FailureWindow(30.0, 10)
     for second in range(0, 30, 3):
         window.add(second, failed=second % 2 == 0)
@@ -238,8 +237,8 @@ def test_the_window_forgets_bucket_by_bucket() -> None:
     assert (window.calls, window.failures) == (1, 0)
 
 
-def test_no_buckets_are_lost_over_a_turn() -> None:
-    """A jump of exactly one turn empties everything, one bucket less leaves the newest."""
+def test_the_ring_of_buckets_wraps_exactly() -> None:
+    """An idle time of the whole window empties it; one bucket less keeps the newest."""
     for jump, left in ((27.0, 2), (29.9, 2), (30.0, 1), (33.0, 1), (60.0, 1)):
         window = FailureWindow(30.0, 10)
         window.add(300.0, failed=False)
@@ -250,91 +249,90 @@ def test_no_buckets_are_lost_over_a_turn() -> None:
 # --- resting ----------------------------------------------------------------------------------------------
 
 
-def test_open_refuses_and_says_how_long() -> None:
-    """For 5 s, without a jitter."""
-    bench = Bench()
-    bench.opened()
+def test_an_open_circuit_refuses_and_gives_the_remaining_time() -> None:
+    """5 s without jitter."""
+    circuit = BreakerFixture()
+    circuit.opened()
 
-    assert bench.refused_for() == 5.0
-    bench.clock.advance(4.5)
-    assert bench.breaker.retry_in() == 0.5
-    assert bench.refused_for() == 0.5
-    bench.clock.advance(0.5)
-    assert bench.breaker.retry_in() is None
-    assert bench.state() == "open"  # peeking took nothing and changed nothing
+    assert circuit.refused_for() == 5.0
+    circuit.clock.advance(4.5)
+    assert circuit.breaker.retry_in() == 0.5
+    assert circuit.refused_for() == 0.5
+    circuit.clock.advance(0.5)
+    assert circuit.breaker.retry_in() is None
+    assert circuit.state() == "open"  # retry_in() changes nothing
 
 
 @pytest.mark.parametrize(("jitter", "rest"), [(0.0, 4.0), (0.5, 5.0), (1.0, 6.0)])
-def test_the_rest_is_jittered(jitter: float, rest: float) -> None:
-    """By a fifth either way, so that clients do not come back in step."""
-    bench = Bench(jitter)
-    bench.opened()
+def test_the_break_duration_is_jittered(jitter: float, rest: float) -> None:
+    """By a fifth in both directions, so that clients do not return in step."""
+    circuit = BreakerFixture(jitter)
+    circuit.opened()
 
-    assert bench.refused_for() == pytest.approx(rest)
-    assert bench.changes[0].break_duration_s == pytest.approx(rest)
+    assert circuit.refused_for() == pytest.approx(rest)
+    assert circuit.changes[0].break_duration_s == pytest.approx(rest)
 
 
-def fail_probes(bench: Bench, rounds: int) -> list[float]:
+def fail_probes(circuit: BreakerFixture, rounds: int) -> list[float]:
     rests = []
     for _ in range(rounds):
-        rests.append(bench.wait())
-        bench.clock.advance(rests[-1])
-        bench.permit().failure()
+        rests.append(circuit.wait())
+        circuit.clock.advance(rests[-1])
+        circuit.permit().failure()
     return rests
 
 
-def test_rests_grow_to_a_cap() -> None:
-    """5 s, 7.5 s, then 8 s however long it lasts: a server that is back is noticed within 10 s."""
-    bench = Bench()
-    bench.opened()
+def test_break_durations_grow_to_a_maximum() -> None:
+    """5 s, 7.5 s, then 8 s each time: a server that is back is noticed within 10 s."""
+    circuit = BreakerFixture()
+    circuit.opened()
 
-    assert fail_probes(bench, 100) == pytest.approx([5.0, 7.5] + [8.0] * 98)
-
-
-def test_the_cap_is_jittered_too() -> None:
-    """No more than 9.6 s."""
-    bench = Bench(jitter=1.0)
-    bench.opened()
-
-    assert fail_probes(bench, 4) == pytest.approx([6.0, 9.0, 9.6, 9.6])
+    assert fail_probes(circuit, 100) == pytest.approx([5.0, 7.5] + [8.0] * 98)
 
 
-def test_jobs_rest_longer() -> None:
-    """Up to a minute."""
-    bench = Bench(max_break_duration_s=60.0)
-    bench.opened()
+def test_the_maximum_break_duration_is_jittered_too() -> None:
+    """At most 9.6 s."""
+    circuit = BreakerFixture(jitter=1.0)
+    circuit.opened()
 
-    assert fail_probes(bench, 8) == pytest.approx([5, 7.5, 11.25, 16.875, 25.3125, 37.96875, 56.953125, 60])
+    assert fail_probes(circuit, 4) == pytest.approx([6.0, 9.0, 9.6, 9.6])
 
 
-def test_growth_is_bounded_before_it_overflows() -> None:
-    """1.5 to the 2,000th is no float."""
-    bench = Bench(max_break_duration_s=1.0)
-    bench.opened()
+def test_circuits_of_jobs_open_for_up_to_a_minute() -> None:
+    circuit = BreakerFixture(max_break_duration_s=60.0)
+    circuit.opened()
 
-    assert fail_probes(bench, 2000)[-1] == 1.0
+    assert fail_probes(circuit, 8) == pytest.approx([5, 7.5, 11.25, 16.875, 25.3125, 37.96875, 56.953125, 60])
+
+
+def test_growth_is_limited_before_it_overflows() -> None:
+    """1.5 to the power of 2,000 is no float."""
+    circuit = BreakerFixture(max_break_duration_s=1.0)
+    circuit.opened()
+
+    assert fail_probes(circuit, 2000)[-1] == 1.0
 
 
 @pytest.mark.parametrize(("calm", "rest"), [(59.9, 7.5), (60.0, 5.0)])
-def test_a_minute_of_calm_resets_the_growth(calm: float, rest: float) -> None:
-    """Before that a new outage is taken for the old one."""
-    bench = Bench()
-    bench.half_open()
-    bench.run("ss")
-    assert bench.state() == "closed"
+def test_a_closed_minute_resets_the_growth(calm: float, rest: float) -> None:
+    """Within that minute a new outage counts as the old one."""
+    circuit = BreakerFixture()
+    circuit.half_open()
+    circuit.run("ss")
+    assert circuit.state() == "closed"
 
-    bench.clock.advance(calm)
-    bench.opened()
+    circuit.clock.advance(calm)
+    circuit.opened()
 
-    assert bench.breaker.retry_in() == pytest.approx(rest)
+    assert circuit.breaker.retry_in() == pytest.approx(rest)
 
 
-def test_the_first_outage_is_a_first_one() -> None:
-    """However young the process is."""
+def test_the_first_outage_does_not_grow() -> None:
+    """However recently the process started."""
     clock = SimulatedClock(start=0.0)
     breaker = CircuitBreaker(now=clock.now, rng=FixedJitter())
     for _ in range(10):
-        Ticket(breaker).failure()
+        Call(breaker).failure()
 
     assert breaker.retry_in() == 5.0
 
@@ -342,188 +340,186 @@ def test_the_first_outage_is_a_first_one() -> None:
 # --- late results -----------------------------------------------------------------------------------------
 
 
-def test_results_of_before_the_break_are_ignored() -> None:
-    """They neither extend the rest, nor close, nor count afterwards."""
-    bench = Bench()
-    early = [bench.permit() for _ in range(6)]
-    bench.opened()
+def test_results_from_before_the_circuit_opened_are_ignored() -> None:
+    """They neither extend the break, nor close the circuit, nor count afterwards."""
+    circuit = BreakerFixture()
+    early = [circuit.permit() for _ in range(6)]
+    circuit.opened()
 
     early[0].failure()
     early[1].success()
-    assert bench.breaker.retry_in() == 5.0
+    assert circuit.breaker.retry_in() == 5.0
 
-    bench.clock.advance(5)
-    probe = bench.permit()
+    circuit.clock.advance(5)
+    probe = circuit.permit()
     early[2].failure()
     early[3].success()
-    assert bench.state() == "half_open"
-    assert bench.breaker.acquire() is None  # the probe is still under way
+    assert circuit.state() == "half_open"
+    assert circuit.breaker.acquire() is None  # the probe is still under way
     probe.success()
-    bench.run("s")
-    assert bench.state() == "closed"
+    circuit.run("s")
+    assert circuit.state() == "closed"
 
     early[4].failure()
-    assert bench.breaker._window.calls == 0
-    assert bench.states == ["open", "half_open", "closed"]
+    assert circuit.breaker._window.calls == 0
+    assert circuit.states == ["open", "half_open", "closed"]
 
 
-def test_results_of_an_earlier_break_stay_late() -> None:
-    """However often it opened and closed since."""
-    bench = Bench()
+def test_results_from_before_an_earlier_break_are_ignored() -> None:
+    """However often the circuit opened and closed since."""
+    circuit = BreakerFixture()
     kept = []
     for _ in range(4):
-        kept.append(bench.permit())
-        bench.opened()
-        bench.clock.advance(bench.wait())
-        bench.run("ss")
-        bench.opened()
+        kept.append(circuit.permit())
+        circuit.opened()
+        circuit.clock.advance(circuit.wait())
+        circuit.run("ss")
+        circuit.opened()
         for permit in kept:
             permit.success()
             permit.failure()
-        assert (bench.breaker._window.calls, bench.state()) == (10, "open")
-        bench.clock.advance(bench.wait())
-        bench.run("ss")
-        kept.append(bench.permit())
+        assert (circuit.breaker._window.calls, circuit.state()) == (10, "open")
+        circuit.clock.advance(circuit.wait())
+        circuit.run("ss")
+        kept.append(circuit.permit())
 
 
 # --- half open --------------------------------------------------------------------------------------------
 
 
-def test_one_probe_at_a_time() -> None:
-    """While it is under way others are told to look again soon."""
-    bench = Bench()
-    bench.half_open()
-    probe = bench.permit()
+def test_a_half_open_circuit_admits_one_probe_at_a_time() -> None:
+    """Other callers get a short time until the next check."""
+    circuit = BreakerFixture()
+    circuit.half_open()
+    probe = circuit.permit()
 
-    assert bench.state() == "half_open"
-    assert bench.refused_for() == 0.5
-    assert bench.breaker.retry_in() == 0.5
+    assert circuit.state() == "half_open"
+    assert circuit.refused_for() == 0.5
+    assert circuit.breaker.retry_in() == 0.5
     probe.success()
-    assert bench.breaker.retry_in() is None
-    assert bench.state() == "half_open"
+    assert circuit.breaker.retry_in() is None
+    assert circuit.state() == "half_open"
 
 
-def test_two_good_probes_close() -> None:
+def test_two_successful_probes_close_the_circuit() -> None:
     """In a row; the window starts empty."""
-    bench = Bench()
-    bench.half_open()
-    bench.run("ss")
+    circuit = BreakerFixture()
+    circuit.half_open()
+    circuit.run("ss")
 
-    assert bench.state() == "closed"
-    bench.run("f" * 9)
-    assert bench.state() == "closed"
-    bench.run("f")
-    assert bench.state() == "open"
-
-
-def test_failures_in_a_row_start_anew_after_closing() -> None:
-    """Neither the good probes nor the failures of before count into the row."""
-    bench = Bench(consecutive_failures=5)
-    bench.run("f" * 5)
-    bench.clock.advance(5)
-    bench.run("ss" + "ffff")
-
-    assert bench.state() == "closed"
-    bench.run("f")
-    assert bench.state() == "open"
+    assert circuit.state() == "closed"
+    circuit.run("f" * 9)
+    assert circuit.state() == "closed"
+    circuit.run("f")
+    assert circuit.state() == "open"
 
 
-def test_a_bad_probe_opens_again() -> None:
-    """At once, and the good one before it is forgotten."""
-    bench = Bench()
-    bench.half_open()
-    bench.run("sf")
-    assert (bench.state(), bench.breaker.retry_in()) == ("open", 7.5)
+def test_consecutive_failures_start_at_zero_after_closing() -> None:
+    """Neither the probes nor the earlier failures count."""
+    circuit = BreakerFixture(consecutive_failures=5)
+    circuit.run("f" * 5)
+    circuit.clock.advance(5)
+    circuit.run("ss" + "ffff")
 
-    bench.clock.advance(7.5)
-    bench.run("s")
-    assert bench.state() == "half_open"
-    bench.run("s")
-    assert bench.state() == "closed"
+    assert circuit.state() == "closed"
+    circuit.run("f")
+    assert circuit.state() == "open"
 
 
-def test_a_neutral_probe_frees_its_place() -> None:
-    """It neither adds to the successes nor starts them over."""
-    bench = Bench()
-    bench.half_open()
-    bench.run("nn")
+def test_a_failed_probe_opens_the_circuit_again() -> None:
+    """At once; an earlier successful probe is forgotten."""
+    circuit = BreakerFixture()
+    circuit.half_open()
+    circuit.run("sf")
+    assert (circuit.state(), circuit.breaker.retry_in()) == ("open", 7.5)
 
-    assert bench.state() == "half_open"
-    bench.run("sn")
-    bench.run("s")
-    assert bench.state() == "closed"
+    circuit.clock.advance(7.5)
+    circuit.run("s")
+    assert circuit.state() == "half_open"
+    circuit.run("s")
+    assert circuit.state() == "closed"
 
 
-def test_the_watchdog_frees_a_probe_that_never_reports() -> None:
-    """After the attempt's timeout and 5 s; what it says after that is late."""
-    bench = Bench()
-    bench.half_open()
-    lost = bench.permit(timeout_s=10.0)
+def test_a_neutral_probe_lets_the_next_probe_start() -> None:
+    """It neither counts as a success nor restarts the count."""
+    circuit = BreakerFixture()
+    circuit.half_open()
+    circuit.run("nn")
 
-    bench.clock.advance(14.75)
-    assert bench.breaker.retry_in() == 0.25
-    bench.clock.advance(0.25)
-    assert bench.breaker.retry_in() is None
-    probe = bench.permit(timeout_s=1.0)
+    assert circuit.state() == "half_open"
+    circuit.run("sn")
+    circuit.run("s")
+    assert circuit.state() == "closed"
+
+
+def test_a_probe_that_never_reports_expires() -> None:
+    """After the attempt's timeout and 5 s; its later result is ignored."""
+    circuit = BreakerFixture()
+    circuit.half_open()
+    lost = circuit.permit(timeout_s=10.0)
+
+    circuit.clock.advance(14.75)
+    assert circuit.breaker.retry_in() == 0.25
+    circuit.clock.advance(0.25)
+    assert circuit.breaker.retry_in() is None
+    probe = circuit.permit(timeout_s=1.0)
     lost.failure()
-    assert bench.state() == "half_open"
-    assert bench.breaker.retry_in() == 0.5
+    assert circuit.state() == "half_open"
+    assert circuit.breaker.retry_in() == 0.5
     probe.success()
     lost.success()
-    bench.run("s")
-    assert bench.state() == "closed"
+    circuit.run("s")
+    assert circuit.state() == "closed"
 
 
-def test_the_watchdog_waits_a_minute_by_default() -> None:
-    """And the five seconds to spare."""
-    bench = Bench()
-    bench.half_open()
-    bench.breaker.acquire()
-    bench.clock.advance(64.75)
+def test_a_probe_expires_after_65_seconds_by_default() -> None:
+    """A minute, and five seconds more."""
+    circuit = BreakerFixture()
+    circuit.half_open()
+    circuit.breaker.acquire()
+    circuit.clock.advance(64.75)
 
-    assert bench.breaker.retry_in() == 0.25
+    assert circuit.breaker.retry_in() == 0.25
 
 
-def test_a_late_probe_still_counts_while_nobody_took_its_place() -> None:
-    """Its news is the only news there is."""
-    bench = Bench()
-    bench.half_open()
-    late = bench.permit(timeout_s=1.0)
-    bench.clock.advance(100)
+def test_an_expired_probe_counts_until_another_probe_starts() -> None:
+    circuit = BreakerFixture()
+    circuit.half_open()
+    late = circuit.permit(timeout_s=1.0)
+    circuit.clock.advance(100)
     late.failure()
 
-    assert bench.state() == "open"
+    assert circuit.state() == "open"
 
 
 # --- events -----------------------------------------------------------------------------------------------
 
 
-def test_changes_are_reported() -> None:
-    """With what led to them."""
-    bench = Bench()
-    bench.run("ss" + "f" * 8)
-    bench.clock.advance(5)
-    bench.run("ss")
+def test_transitions_are_reported() -> None:
+    """With the results that caused them."""
+    circuit = BreakerFixture()
+    circuit.run("ss" + "f" * 8)
+    circuit.clock.advance(5)
+    circuit.run("ss")
 
-    assert bench.changes == [
+    assert circuit.changes == [
         CircuitTransition(name="e", old="closed", new="open", break_duration_s=5.0, calls=10, failures=8),
         CircuitTransition(name="e", old="open", new="half_open", calls=10, failures=8),
         CircuitTransition(name="e", old="half_open", new="closed"),
     ]
 
 
-def test_nobody_needs_to_listen() -> None:
-    """The usual case."""
+def test_a_listener_is_optional() -> None:
     clock = SimulatedClock()
     breaker = CircuitBreaker(now=clock.now)
     for _ in range(10):
-        Ticket(breaker).failure()
+        Call(breaker).failure()
 
     assert breaker.state == "open"
 
 
 def test_a_listener_sees_the_new_state() -> None:
-    """The change is complete when it is told."""
+    """The transition is complete when the listener is called."""
     seen = []
     clock = SimulatedClock()
     breaker = CircuitBreaker(
@@ -531,7 +527,7 @@ def test_a_listener_sees_the_new_state() -> None:
         now=clock.now,
         on_transition=lambda _: seen.append(breaker.state),
     )
-    Ticket(breaker).failure()
+    Call(breaker).failure()
 
     assert seen == ["open"]
 
@@ -568,8 +564,8 @@ def test_a_listener_sees_the_new_state() -> None:
         (ValueError(), "neutral", "neutral"),
     ],
 )
-def test_evidence(error: Any, origin: Any, model: Any) -> None:
-    """Connections speak of the origin, answers of the model, and neither of what the caller did."""
+def test_which_outcomes_count_for_which_circuit(error: Any, origin: Any, model: Any) -> None:
+    """Connections count for the origin, responses for the model, and the caller's own errors for neither."""
     assert results_of(error) == (origin, model)
 
 
@@ -577,12 +573,13 @@ def test_evidence(error: Any, origin: Any, model: Any) -> None:
     ("ran", "timeout", "counts"),
     [(9.9, 60, False), (10.0, 60, True), (4.9, 5, False), (5.0, 5, True), (30, 60, True)],
 )
-def test_a_deadline_that_was_patient_counts(ran: float, timeout: float, counts: bool) -> None:
-    """One who waited 10 s or the whole timeout has learned something of the server."""
+def test_an_expired_deadline_counts_after_ten_seconds_or_the_whole_timeout(
+    ran: float, timeout: float, counts: bool
+) -> None:
     assert counts_as_timeout(ran, timeout) is counts
 
 
-class PairBench:
+class PairFixture:
     def __init__(self, **more: Any) -> None:
         self.clock = SimulatedClock()
         self.changes: list[CircuitTransition] = []
@@ -605,67 +602,67 @@ class PairBench:
 
 
 def test_a_dead_origin_opens_for_all_its_models() -> None:
-    """Five failed connections in a row, whatever was asked for."""
-    bench = PairBench()
+    """Five failed connections in a row, whichever model was requested."""
+    circuit = PairFixture()
     for model in "abcd":
-        bench.fail(e.ConnectFailed("m"), 1, model=model)
-    assert bench.pair(model="z").retry_in() is None
-    bench.fail(e.ConnectFailed("m"), 1, model="e")
+        circuit.fail(e.ConnectFailed("m"), 1, model=model)
+    assert circuit.pair(model="z").retry_in() is None
+    circuit.fail(e.ConnectFailed("m"), 1, model="e")
 
-    assert bench.pair(model="z").retry_in() == 5.0
-    assert bench.pair(model="z").acquire() is None
-    assert [change.name for change in bench.changes] == ["https://a"]
-    assert bench.pair(origin="https://b").retry_in() is None
+    assert circuit.pair(model="z").retry_in() == 5.0
+    assert circuit.pair(model="z").acquire() is None
+    assert [change.name for change in circuit.changes] == ["https://a"]
+    assert circuit.pair(origin="https://b").retry_in() is None
 
 
 @pytest.mark.parametrize("other", [{"model": "x"}, {"credential": "x"}, {"operation": "x"}, {"origin": "x"}])
-def test_a_broken_model_leaves_its_neighbours_alone(other: dict[str, str]) -> None:
+def test_a_failing_model_leaves_other_circuits_closed(other: dict[str, str]) -> None:
     """Circuits differ by origin, credential, model and operation."""
-    bench = PairBench()
-    bench.fail(e.ServerError("m"), 10)
+    circuit = PairFixture()
+    circuit.fail(e.ServerError("m"), 10)
 
-    assert bench.pair().acquire() is None
-    assert bench.pair().retry_in() == 5.0
-    assert bench.pair(**other).retry_in() is None
-    assert [change.name for change in bench.changes] == ["https://a m embeddings"]
+    assert circuit.pair().acquire() is None
+    assert circuit.pair().retry_in() == 5.0
+    assert circuit.pair(**other).retry_in() is None
+    assert [change.name for change in circuit.changes] == ["https://a m embeddings"]
 
 
-def test_sixteen_failures_in_a_row_open_a_model() -> None:
-    """However much went well before them; five open an origin alone."""
-    bench = PairBench()
+def test_sixteen_consecutive_failures_open_the_circuit_of_a_model() -> None:
+    """However many calls succeeded before; five open the circuit of an origin."""
+    circuit = PairFixture()
     for _ in range(100):
-        granted(bench.pair()).success()
-    bench.fail(e.ServerError("m"), 15)
-    assert bench.pair().retry_in() is None
-    bench.fail(e.ServerError("m"), 1)
+        granted(circuit.pair()).success()
+    circuit.fail(e.ServerError("m"), 15)
+    assert circuit.pair().retry_in() is None
+    circuit.fail(e.ServerError("m"), 1)
 
-    assert bench.pair().retry_in() == 5.0
-    assert bench.pair().origin.retry_in() is None
+    assert circuit.pair().retry_in() == 5.0
+    assert circuit.pair().origin.retry_in() is None
 
 
-def test_the_longer_wait_is_the_pairs() -> None:
-    """Both must admit."""
+def test_a_pair_waits_for_the_later_circuit() -> None:
+    """Both circuits must admit the request."""
     clock = SimulatedClock()
     for origin_s, model_s in ((3.0, None), (3.0, 9.0), (20.0, 9.0), (None, 4.0)):
         pair = CircuitPair(single(clock, origin_s or 1.0), single(clock, model_s or 1.0))
         if origin_s is not None:
-            Ticket(pair.origin).failure()
+            Call(pair.origin).failure()
         if model_s is not None:
-            Ticket(pair.model).failure()
+            Call(pair.model).failure()
         assert pair.retry_in() == pair.retry_in(notified=True) == max(origin_s or 0.0, model_s or 0.0)
 
 
 def opened_pair(clock: SimulatedClock, origin_s: float, model_s: float) -> CircuitPair:
-    """A pair whose circuits both have opened, for so long each."""
+    """A pair whose two circuits are open, for one duration each."""
     pair = CircuitPair(single(clock, origin_s), single(clock, model_s))
-    origin, model = Ticket(pair.origin), Ticket(pair.model)
+    origin, model = Call(pair.origin), Call(pair.model)
     origin.failure()
     model.failure()
     return pair
 
 
-def test_a_refused_pair_keeps_no_probe() -> None:
-    """The origin's place is free again when the model refuses."""
+def test_a_pair_that_refuses_returns_the_probe_of_its_origin() -> None:
+    """The circuit of the model refuses."""
     clock = SimulatedClock()
     pair = opened_pair(clock, 1.0, 10.0)
     clock.advance(1)
@@ -674,8 +671,8 @@ def test_a_refused_pair_keeps_no_probe() -> None:
     assert pair.origin.retry_in() is None
 
 
-def test_a_pair_of_probes() -> None:
-    """Both are watched by the attempt's timeout, and both learn from one answer."""
+def test_both_circuits_of_a_pair_probe_with_one_request() -> None:
+    """Both expire with the attempt's timeout, and both learn from one response."""
     clock = SimulatedClock()
     pair = opened_pair(clock, 1.0, 1.0)
     clock.advance(1)
@@ -693,10 +690,10 @@ def test_a_pair_of_probes() -> None:
     assert not pair.half_open
 
 
-def test_the_first_report_of_a_permit_counts() -> None:
-    """Later ones do nothing, for neither of the circuits."""
-    bench = PairBench()
-    pair = bench.pair()
+def test_only_the_first_report_of_a_permit_counts() -> None:
+    """For both circuits."""
+    circuit = PairFixture()
+    pair = circuit.pair()
     permit = granted(pair)
     permit.failed(e.ServerError("m"))
     permit.failed(e.ConnectFailed("m"))
@@ -711,18 +708,16 @@ def test_the_first_report_of_a_permit_counts() -> None:
     assert repr(pair).startswith("CircuitPair(CircuitBreaker('https://a', closed")
 
 
-def test_the_same_circuits_for_the_same_request() -> None:
-    """Made once."""
-    bench = PairBench()
+def test_the_same_request_gets_the_same_circuits() -> None:
+    circuit = PairFixture()
 
-    assert bench.pair().origin is bench.pair(model="other").origin
-    assert bench.pair().model is bench.pair().model
+    assert circuit.pair().origin is circuit.pair(model="other").origin
+    assert circuit.pair().model is circuit.pair().model
 
 
-def test_good_answers_keep_both_closed() -> None:
-    """A row of any length."""
-    bench = PairBench()
-    pair = bench.pair()
+def test_successful_responses_keep_both_circuits_closed() -> None:
+    circuit = PairFixture()
+    pair = circuit.pair()
     for _ in range(20):
         granted(pair).success()
 
@@ -730,20 +725,19 @@ def test_good_answers_keep_both_closed() -> None:
     assert pair.origin._streak == pair.model._streak == 0
 
 
-def test_rules_are_passed_on() -> None:
-    """For both levels."""
-    bench = PairBench(options=CircuitBreakerOptions(minimum_calls=2, break_duration_s=1.0))
-    bench.fail(e.ServerError("m"), 2)
+def test_options_apply_to_both_circuits() -> None:
+    circuit = PairFixture(options=CircuitBreakerOptions(minimum_calls=2, break_duration_s=1.0))
+    circuit.fail(e.ServerError("m"), 2)
 
-    assert bench.pair().retry_in() == 1.0
+    assert circuit.pair().retry_in() == 1.0
 
 
-def test_circuits_of_many_tenants_are_bounded() -> None:
-    """Closed ones make room; open ones are kept, for they say something."""
-    bench = PairBench()
-    bench.fail(e.ServerError("m"), 10, credential="tenant 0")
+def test_the_number_of_circuits_is_limited() -> None:
+    """Closed circuits are dropped first; open ones are kept, because they hold information."""
+    circuit = PairFixture()
+    circuit.fail(e.ServerError("m"), 10, credential="tenant 0")
     for n in range(10_000):
-        bench.pair(credential=f"tenant {n}")
+        circuit.pair(credential=f"tenant {n}")
 
-    assert 3072 <= len(bench.breakers._models) <= 4096
-    assert bench.pair(credential="tenant 0").retry_in() is not None
+    assert 3072 <= len(circuit.breakers._models) <= 4096
+    assert circuit.pair(credential="tenant 0").retry_in() is not None

@@ -18,15 +18,15 @@ OPTIONS = CircuitBreakerOptions(minimum_calls=4, failure_ratio=0.5, consecutive_
 
 
 class Model:
-    """The rules of docs/development/resilience.md as plainly as they can be written."""
+    """The rules of docs/development/resilience.md in the simplest form."""
 
     def __init__(self) -> None:
         self.state = "closed"
         self.results: list[tuple[int, bool]] = []
         self.row: list[str] = []
         self.until = self.watch = self.closed_at = float("-inf")
-        self.rests = 0
-        self.epoch = 0  # what a permit must have been given in to count
+        self.breaks = 0
+        self.epoch = 0  # the results of permits from another epoch are ignored
 
     def wait(self, now: float) -> float | None:
         if self.state == "open" and now < self.until:
@@ -69,10 +69,12 @@ class Model:
 
     def open(self, now: float) -> None:
         if self.state == "closed" and now - self.closed_at >= OPTIONS.reset_after_s:
-            self.rests = 0
-        rest = min(OPTIONS.max_break_duration_s, OPTIONS.break_duration_s * OPTIONS.break_growth**self.rests)
-        self.rests += 1
-        self.until = now + rest
+            self.breaks = 0
+        duration = min(
+            OPTIONS.max_break_duration_s, OPTIONS.break_duration_s * OPTIONS.break_growth**self.breaks
+        )
+        self.breaks += 1
+        self.until = now + duration
         self.state, self.watch, self.row = "open", float("-inf"), []
         self.epoch += 1
 

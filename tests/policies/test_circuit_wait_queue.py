@@ -11,66 +11,65 @@ from llmopt.policies.circuit_breaker import CircuitWaitQueue
 from llmopt.testing.clock import SimulatedClock, run_simulated
 
 
-def test_it_is_over_when_it_is_said_so() -> None:
-    """For all at once, however long they would have waited."""
+def test_notify_all_wakes_every_waiter() -> None:
+    """However long each would have waited."""
 
     async def main(clock: SimulatedClock) -> None:
-        recess = CircuitWaitQueue(clock)
-        waiting = [asyncio.create_task(recess.wait(seconds)) for seconds in (10, 20, 30)]
+        queue = CircuitWaitQueue(clock)
+        waiting = [asyncio.create_task(queue.wait(seconds)) for seconds in (10, 20, 30)]
         await clock.sleep(5)
-        assert repr(recess) == "CircuitWaitQueue(3 waiting)"
-        recess.notify_all()
+        assert repr(queue) == "CircuitWaitQueue(3 waiting)"
+        queue.notify_all()
         await asyncio.gather(*waiting)
         assert clock.elapsed == 5
-        assert len(recess) == 0
+        assert len(queue) == 0
 
     run_simulated(main)
 
 
-def test_it_ends_by_itself() -> None:
-    """Each one's own time."""
+def test_each_waiter_wakes_after_its_own_time() -> None:
 
     async def main(clock: SimulatedClock) -> None:
-        recess = CircuitWaitQueue(clock)
-        first, second = (asyncio.create_task(recess.wait(seconds)) for seconds in (1, 2))
+        queue = CircuitWaitQueue(clock)
+        first, second = (asyncio.create_task(queue.wait(seconds)) for seconds in (1, 2))
         await first
-        assert (clock.elapsed, len(recess)) == (1, 1)
+        assert (clock.elapsed, len(queue)) == (1, 1)
         await second
-        assert (clock.elapsed, len(recess)) == (2, 0)
-        recess.notify_all()
+        assert (clock.elapsed, len(queue)) == (2, 0)
+        queue.notify_all()
 
     run_simulated(main)
 
 
-def test_one_who_is_cancelled_leaves() -> None:
-    """And the others stay."""
+def test_a_cancelled_waiter_leaves_the_queue() -> None:
+    """The others stay."""
 
     async def main(clock: SimulatedClock) -> None:
-        recess = CircuitWaitQueue(clock)
-        first, second = (asyncio.create_task(recess.wait(100)) for _ in range(2))
+        queue = CircuitWaitQueue(clock)
+        first, second = (asyncio.create_task(queue.wait(100)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        assert (first.cancelled(), len(recess)) == (True, 1)
-        recess.notify_all()
+        assert (first.cancelled(), len(queue)) == (True, 1)
+        queue.notify_all()
         await second
 
     run_simulated(main)
 
 
 @pytest.mark.row("C08")
-def test_those_on_another_loop_are_woken_there() -> None:
-    """From any thread; a loop that is gone is nobody's."""
+def test_waiters_on_another_loop_are_woken_on_that_loop() -> None:
+    """From any thread; waiters of a closed loop are skipped."""
     clock = SimulatedClock()
-    recess = CircuitWaitQueue(clock)
-    gone = asyncio.new_event_loop()
-    lost = gone.create_task(recess.wait(1e6))
-    gone.run_until_complete(asyncio.sleep(0))
-    gone.close()
+    queue = CircuitWaitQueue(clock)
+    closed_loop = asyncio.new_event_loop()
+    lost = closed_loop.create_task(queue.wait(1e6))
+    closed_loop.run_until_complete(asyncio.sleep(0))
+    closed_loop.close()
     ready, woken = threading.Event(), threading.Event()
 
     async def elsewhere() -> None:
-        task = asyncio.create_task(recess.wait(1e6))
+        task = asyncio.create_task(queue.wait(1e6))
         await asyncio.sleep(0)
         ready.set()
         await task
@@ -79,7 +78,7 @@ def test_those_on_another_loop_are_woken_there() -> None:
     thread = threading.Thread(target=lambda: asyncio.run(elsewhere()), daemon=True)
     thread.start()
     assert ready.wait(10)
-    recess.notify_all()
+    queue.notify_all()
     assert woken.wait(10)
     thread.join(10)
     lost._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Deadlines of calls, and which values are accepted for one (fault row C15)."""
+"""Deadlines of calls, and the values accepted for one (fault row C15)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from llmopt.policies.clock import Deadline, valid_seconds
 from llmopt.testing.clock import SimulatedClock
 
 
-def test_counts_down() -> None:
-    """What is left shrinks with the clock and ends at zero."""
+def test_the_remaining_time_counts_down_to_zero() -> None:
     clock = SimulatedClock(start=50.0)
     deadline = Deadline.after(10, clock.now)
 
@@ -30,8 +29,8 @@ def test_counts_down() -> None:
     assert (deadline.remaining(), deadline.expired()) == (0.0, True)
 
 
-def test_none_is_for_ever() -> None:
-    """Without a bound there is always more than any wait."""
+def test_none_means_no_deadline() -> None:
+    """Every wait fits."""
     clock = SimulatedClock()
     deadline = Deadline.after(None, clock.now)
 
@@ -44,13 +43,12 @@ def test_none_is_for_ever() -> None:
     assert deadline.leaves(1e15)
 
 
-def test_a_bound_is_one() -> None:
-    """Also one that is far away."""
+def test_a_far_deadline_is_still_a_deadline() -> None:
     assert Deadline.after(1e300, SimulatedClock().now).bounded
 
 
-def test_clamp_and_leaves() -> None:
-    """A wait is cut to what is left, and fits when the spare time still comes after it."""
+def test_clamp_limits_a_wait_and_leaves_checks_it() -> None:
+    """A wait fits when the reserved time still comes after it."""
     clock = SimulatedClock(start=0.0)
     deadline = Deadline.after(10, clock.now)
 
@@ -65,8 +63,8 @@ def test_clamp_and_leaves() -> None:
 
 @pytest.mark.row("C15")
 @pytest.mark.parametrize("seconds", [0, 0.0, -0.0, -1, -1e300])
-def test_no_time_left_is_expired_at_once(seconds: float) -> None:
-    """What a caller computed as left over is taken at its word: the time is up."""
+def test_a_deadline_of_zero_or_less_is_expired_at_once(seconds: float) -> None:
+    """A caller may have computed it as the time left over."""
     deadline = Deadline.after(seconds, SimulatedClock().now)
 
     assert deadline.expired()
@@ -75,7 +73,7 @@ def test_no_time_left_is_expired_at_once(seconds: float) -> None:
 
 @pytest.mark.row("C15")
 def test_a_nanosecond_is_a_deadline() -> None:
-    """The smallest time is one, and is over as soon as the clock moves."""
+    """It expires as soon as the clock moves."""
     clock = SimulatedClock(start=0.0)
     deadline = Deadline.after(1e-9, clock.now)
 
@@ -86,7 +84,7 @@ def test_a_nanosecond_is_a_deadline() -> None:
 
 @pytest.mark.row("C15")
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "words"),
     [
         (math.nan, "not nan"),
         (math.inf, "not inf"),
@@ -101,16 +99,16 @@ def test_a_nanosecond_is_a_deadline() -> None:
         (5 + 0j, "not complex"),
     ],
 )
-def test_what_is_no_time_is_refused(value: Any, told: str) -> None:
-    """The message names the option, what it got, and what to write for no bound."""
+def test_a_value_that_is_no_time_is_refused(value: Any, words: str) -> None:
+    """The message names the option, the value, and how to set no deadline."""
     with pytest.raises(ConfigError, match=r"deadline must be .* or None for no bound") as caught:
         Deadline.after(value, SimulatedClock().now)
 
-    assert told in caught.value.message
+    assert words in caught.value.message
 
 
 @pytest.mark.parametrize("value", [2, 2.0, Fraction(2), np.float32(2), np.int64(2)])
-def test_any_real_number_will_do(value: Any) -> None:
+def test_any_real_number_is_accepted(value: Any) -> None:
     """Numbers of other libraries become floats."""
     seconds = valid_seconds(value, "deadline")
 
@@ -118,8 +116,7 @@ def test_any_real_number_will_do(value: Any) -> None:
     assert type(seconds) is float
 
 
-def test_shows_the_moment_only() -> None:
-    """The readable state is short, and equality is that of the moment."""
+def test_repr_and_equality_use_the_moment_only() -> None:
     clock = SimulatedClock(start=1.0)
 
     assert repr(Deadline.after(2, clock.now)) == "Deadline(at=3.0)"

@@ -18,7 +18,7 @@ from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.support.scale import scaled
 
 
-def made(clock: SimulatedClock | None = None, **bounds: Any) -> ConcurrencyLimiter:
+def limiter(clock: SimulatedClock | None = None, **bounds: Any) -> ConcurrencyLimiter:
     return ConcurrencyLimiter(clock=clock or SimulatedClock(), **bounds)
 
 
@@ -30,7 +30,7 @@ def take(concurrency: ConcurrencyLimiter, count: int) -> list[Slot]:
 
 @contextmanager
 def held(slot: Slot) -> Iterator[Slot]:
-    """Give a slot back on every way out, as the engine does."""
+    """Release the slot on every way out, as the engine does."""
     try:
         yield slot
     finally:
@@ -40,9 +40,8 @@ def held(slot: Slot) -> Iterator[Slot]:
 # --- the limit ----------------------------------------------------------------------------------------------
 
 
-def test_the_defaults() -> None:
-    """Sixteen to begin with."""
-    concurrency = made()
+def test_the_limit_starts_at_sixteen() -> None:
+    concurrency = limiter()
 
     assert len(take(concurrency, 16)) == 16
     assert concurrency.try_acquire() is None
@@ -60,13 +59,13 @@ def test_the_defaults() -> None:
     ],
 )
 def test_the_limit_starts_within_its_bounds(bounds: dict[str, Any], limit: int) -> None:
-    """Never above the pool."""
-    assert made(**bounds).limit == limit
+    """Never above the size of the connection pool."""
+    assert limiter(**bounds).limit == limit
 
 
-def test_success_adds_one_over_the_limit() -> None:
-    """Less for each further one, as long as half of the limit is in flight."""
-    concurrency = made(initial=4)
+def test_success_adds_one_divided_by_the_limit() -> None:
+    """As long as half of the limit is in flight."""
+    concurrency = limiter(initial=4)
     for slot in take(concurrency, 4):
         slot.release("success")
 
@@ -75,7 +74,7 @@ def test_success_adds_one_over_the_limit() -> None:
 
 def test_an_unused_limit_does_not_grow() -> None:
     """Half of it must be in flight, this request included."""
-    concurrency = made(initial=16)
+    concurrency = limiter(initial=16)
     for slot in take(concurrency, 7):
         slot.release("success")
     assert concurrency.limit == 16.0
@@ -86,8 +85,7 @@ def test_an_unused_limit_does_not_grow() -> None:
 
 
 def test_growth_stops_at_the_maximum() -> None:
-    """However well it goes."""
-    concurrency = made(initial=9, maximum=10)
+    concurrency = limiter(initial=9, maximum=10)
     for _ in range(100):
         for slot in take(concurrency, int(concurrency.limit)):
             slot.release("success")
@@ -95,10 +93,10 @@ def test_growth_stops_at_the_maximum() -> None:
     assert concurrency.limit == 10
 
 
-def test_overload_takes_a_quarter_once_a_second() -> None:
-    """One overload shows in many answers."""
+def test_overload_reduces_the_limit_by_a_quarter_once_a_second() -> None:
+    """One overload shows in many responses."""
     clock = SimulatedClock()
-    concurrency = made(clock, initial=16)
+    concurrency = limiter(clock, initial=16)
     slots = take(concurrency, 16)
     slots[0].release("overload")
     assert concurrency.limit == 12.0
@@ -111,11 +109,11 @@ def test_overload_takes_a_quarter_once_a_second() -> None:
     assert concurrency.limit == 9.0
 
 
-def test_the_limit_keeps_a_minimum() -> None:
-    """One, or what was said."""
+def test_the_limit_keeps_its_minimum() -> None:
+    """1, or the configured minimum."""
     clock = SimulatedClock()
     for minimum in (1, 3):
-        concurrency = made(clock, initial=4, minimum=minimum)
+        concurrency = limiter(clock, initial=4, minimum=minimum)
         for _ in range(20):
             take(concurrency, 1)[0].release("overload")
             clock.advance(1)
@@ -124,18 +122,18 @@ def test_the_limit_keeps_a_minimum() -> None:
         assert concurrency.try_acquire() is None
 
 
-def test_neutral_changes_nothing() -> None:
+def test_neutral_results_change_nothing() -> None:
     """A 4xx, a 429, a cancellation."""
-    concurrency = made(initial=2)
+    concurrency = limiter(initial=2)
     for slot in take(concurrency, 2):
         slot.release("neutral")
 
     assert (concurrency.limit, concurrency.in_flight) == (2.0, 0)
 
 
-def test_only_whole_places_are_given() -> None:
-    """A limit of 2.5 is two."""
-    concurrency = made(initial=2.5)
+def test_the_limit_is_rounded_down_to_whole_slots() -> None:
+    """A limit of 2.5 admits two requests."""
+    concurrency = limiter(initial=2.5)
 
     take(concurrency, 2)
     assert concurrency.try_acquire() is None
@@ -155,17 +153,16 @@ def test_only_whole_places_are_given() -> None:
         (asyncio.CancelledError(), "neutral"),
     ],
 )
-def test_load_of(error: BaseException | None, load: LoadSignal) -> None:
-    """Pace is the limiter's business, load is this one's."""
+def test_load_signal_of_each_outcome(error: BaseException | None, load: LoadSignal) -> None:
+    """A 429 concerns the rate limiter, not this limit."""
     assert load_signal(error) == load
 
 
 # --- slots --------------------------------------------------------------------------------------------------
 
 
-def test_the_first_release_counts() -> None:
-    """A slot goes back once."""
-    concurrency = made(initial=2)
+def test_only_the_first_release_of_a_slot_counts() -> None:
+    concurrency = limiter(initial=2)
     (slot,) = take(concurrency, 1)
     assert concurrency.in_flight == 1
     slot.release("success")
@@ -179,11 +176,11 @@ def test_the_first_release_counts() -> None:
 # --- the line -----------------------------------------------------------------------------------------------
 
 
-def test_waiters_go_in_order() -> None:
-    """First come, first served, and nobody passes the line."""
+def test_waiters_are_served_in_order() -> None:
+    """First come, first served."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         order: list[int] = []
 
         async def call(n: int) -> None:
@@ -203,11 +200,11 @@ def test_waiters_go_in_order() -> None:
     run_simulated(main)
 
 
-def test_nobody_passes_the_line() -> None:
-    """A slot that becomes free in this moment belongs to who waits."""
+def test_a_new_request_does_not_overtake_the_queue() -> None:
+    """A slot that becomes free belongs to the first waiter."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         waiter = asyncio.ensure_future(concurrency.acquire())
         await asyncio.sleep(0)
@@ -220,11 +217,10 @@ def test_nobody_passes_the_line() -> None:
     run_simulated(main)
 
 
-def test_a_growing_limit_lets_several_in() -> None:
-    """As many as there is room for."""
+def test_a_growing_limit_admits_several_waiters() -> None:
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         slots = take(concurrency, 1)
         waiters = [asyncio.ensure_future(concurrency.acquire()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -236,11 +232,11 @@ def test_a_growing_limit_lets_several_in() -> None:
     run_simulated(main)
 
 
-def test_a_falling_limit_lets_nobody_in() -> None:
-    """Until enough have left."""
+def test_a_falling_limit_admits_no_waiter() -> None:
+    """Until enough requests have finished."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=4)
+        concurrency = limiter(clock, initial=4)
         slots = take(concurrency, 4)
         waiter = asyncio.ensure_future(concurrency.acquire())
         await asyncio.sleep(0)
@@ -254,11 +250,11 @@ def test_a_falling_limit_lets_nobody_in() -> None:
     run_simulated(main)
 
 
-def test_nobody_gets_in_while_too_many_are() -> None:
-    """A limit that fell below what is in flight is made up for first."""
+def test_no_waiter_is_admitted_above_a_limit_that_fell() -> None:
+    """Requests in flight must first fall below the new limit."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=8)
+        concurrency = limiter(clock, initial=8)
         slots = take(concurrency, 8)
         slots.pop().release("overload")  # limit 6, seven in flight
         assert concurrency.try_acquire() is None
@@ -278,11 +274,11 @@ def test_nobody_gets_in_while_too_many_are() -> None:
     run_simulated(main)
 
 
-def test_a_cancelled_waiter_leaves_the_line() -> None:
-    """From its middle, at no cost to the others."""
+def test_a_cancelled_waiter_leaves_the_queue() -> None:
+    """From its middle, without an effect on the others."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         waiters = [asyncio.ensure_future(concurrency.acquire()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -299,11 +295,11 @@ def test_a_cancelled_waiter_leaves_the_line() -> None:
 
 
 @pytest.mark.row("C03")
-def test_cancelled_in_the_moment_of_the_grant() -> None:
-    """The slot goes to the next in line (Netflix PR #179)."""
+def test_a_grant_to_a_cancelled_waiter_passes_to_the_next() -> None:
+    """The Netflix library lost it here (concurrency-limits PR #179)."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         lost, next_one = (asyncio.ensure_future(concurrency.acquire()) for _ in "ab")
         await asyncio.sleep(0)
@@ -317,11 +313,11 @@ def test_cancelled_in_the_moment_of_the_grant() -> None:
 
 
 @pytest.mark.row("C03")
-def test_released_in_the_moment_of_the_cancellation() -> None:
-    """A waiter that is cancelled but has not run yet is not granted anything."""
+def test_a_waiter_being_cancelled_is_not_granted_a_slot() -> None:
+    """Its task is cancelled but has not run yet."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         gone, next_one = (asyncio.ensure_future(concurrency.acquire()) for _ in "ab")
         await asyncio.sleep(0)
@@ -335,10 +331,10 @@ def test_released_in_the_moment_of_the_cancellation() -> None:
 
 
 def test_the_deadline_ends_the_wait() -> None:
-    """At its moment, with an error that says where the time went."""
+    """The error names the wait as the reason."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         with pytest.raises(e.DeadlineExceeded, match="waiting for a free slot") as caught:
             await concurrency.acquire(Deadline.after(3, clock.now))
@@ -351,11 +347,11 @@ def test_the_deadline_ends_the_wait() -> None:
     run_simulated(main)
 
 
-def test_a_deadline_that_is_not_needed_leaves_no_timer() -> None:
-    """Granted in time, or at once, or without a bound."""
+def test_an_unused_deadline_leaves_no_timer() -> None:
+    """The slot was granted in time, or at once, or without a deadline."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (await concurrency.acquire(Deadline.after(5, clock.now))).release()
         for left in (5, None):
             (slot,) = take(concurrency, 1)
@@ -370,11 +366,10 @@ def test_a_deadline_that_is_not_needed_leaves_no_timer() -> None:
 
 
 @pytest.mark.row("C03")
-def test_granted_in_the_moment_of_the_deadline() -> None:
-    """The grant that came first stands."""
+def test_a_grant_before_the_deadline_in_the_same_tick_stands() -> None:
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         clock_call = clock.call_later(3, slot.release)  # due in the same tick, and first
         waiter = asyncio.ensure_future(concurrency.acquire(Deadline.after(3, clock.now)))
@@ -390,10 +385,10 @@ def test_granted_in_the_moment_of_the_deadline() -> None:
 
 
 def test_an_expired_waiter_is_dropped_without_a_slot() -> None:
-    """Though its timer has not fired: the loop was busy while the deadline passed."""
+    """Its timer has not fired yet, because the loop was busy while the deadline passed."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         late = asyncio.ensure_future(concurrency.acquire(Deadline.after(1, clock.now)))
         patient = asyncio.ensure_future(concurrency.acquire())
@@ -409,11 +404,11 @@ def test_an_expired_waiter_is_dropped_without_a_slot() -> None:
 
 
 @pytest.mark.row("C03")
-def test_expired_and_cancelled_at_once() -> None:
-    """The cancellation is delivered, nothing is leaked and no error goes unread."""
+def test_a_waiter_both_expired_and_cancelled_is_cancelled() -> None:
+    """No slot is leaked, and no error goes unread."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         waiter = asyncio.ensure_future(concurrency.acquire(Deadline.after(1, clock.now)))
         await asyncio.sleep(0)
@@ -427,11 +422,11 @@ def test_expired_and_cancelled_at_once() -> None:
     run_simulated(main)
 
 
-def test_an_abandoned_coroutine_leaves_the_line() -> None:
-    """One that is closed in the middle of its wait, as by a loop that shuts down."""
+def test_a_closed_coroutine_leaves_the_queue() -> None:
+    """As when a loop shuts down during the wait."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         waiting: Coroutine[Any, Any, Slot] = concurrency.acquire()
         waiting.send(None)
@@ -445,11 +440,11 @@ def test_an_abandoned_coroutine_leaves_the_line() -> None:
 
 
 @pytest.mark.row("C05")
-def test_ten_thousand_waiters_are_cancelled_at_once() -> None:
-    """In the worst order for a search; the line is empty afterwards."""
+def test_ten_thousand_cancelled_waiters_leave_an_empty_queue() -> None:
+    """In the worst order for a search."""
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=1)
+        concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
         waiters = [asyncio.ensure_future(concurrency.acquire()) for _ in range(10_000)]
         await asyncio.sleep(0)
@@ -468,11 +463,11 @@ def test_ten_thousand_waiters_are_cancelled_at_once() -> None:
 
 
 def schedule(seed: int) -> None:
-    """One random schedule: arrivals, cancellations, deadlines, outcomes, in every order of the loop's ticks."""
+    """One random schedule: arrivals, cancellations, deadlines and results, in every order of the loop's ticks."""
     rng = random.Random(seed)
 
     async def main(clock: SimulatedClock) -> None:
-        concurrency = made(clock, initial=rng.randint(1, 3), maximum=4)
+        concurrency = limiter(clock, initial=rng.randint(1, 3), maximum=4)
         most = 0
 
         async def call() -> None:
@@ -502,7 +497,7 @@ def schedule(seed: int) -> None:
                 assert task.exception() is None or isinstance(task.exception(), e.DeadlineExceeded)
         assert most <= 4
         assert (concurrency.in_flight, concurrency.waiting) == (0, 0), seed
-        # No place was lost: the whole limit can be had again.
+        # No slot was lost: the whole limit can be acquired again.
         take(concurrency, int(concurrency.limit))
 
     run_simulated(main)
@@ -510,8 +505,8 @@ def schedule(seed: int) -> None:
 
 @pytest.mark.row("C03")
 @pytest.mark.parametrize("block", range(scaled(3, nightly=10)))
-def test_no_slot_is_lost_in_seeded_schedules(block: int) -> None:
-    """Every way for a grant, a cancellation and a deadline to meet."""
+def test_no_slot_is_lost_in_random_schedules(block: int) -> None:
+    """Every order of a grant, a cancellation and a deadline."""
     for seed in range(block * 1000, block * 1000 + 1000):
         schedule(seed)
 

@@ -1,4 +1,4 @@
-"""The adaptive limit and its line against a model with a plain list (Hypothesis, one step of the loop at a time)."""
+"""The adaptive limit and its queue against a model with a plain list (Hypothesis, one step of the loop at a time)."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from tests.support.scale import scaled
 
 
 class Model:
-    """docs/development/resilience.md as plainly as it can be written."""
+    """The rules of docs/development/resilience.md in the simplest form."""
 
     def __init__(self, limit: int, maximum: int) -> None:
         self.limit, self.maximum = float(limit), maximum
         self.holding: set[int] = set()
-        self.line: list[tuple[int, float]] = []
+        self.queue: list[tuple[int, float]] = []
         self.late: set[int] = set()
         self.decreased = float("-inf")
 
-    def arrive(self, who: int, until: float, now: float) -> None:
-        if not self.line and len(self.holding) < int(self.limit):
-            self.holding.add(who)
+    def arrive(self, number: int, until: float, now: float) -> None:
+        if not self.queue and len(self.holding) < int(self.limit):
+            self.holding.add(number)
         else:
-            self.line.append((who, until))
+            self.queue.append((number, until))
         self.pump(now)
 
     def pump(self, now: float) -> None:
-        while self.line and len(self.holding) < int(self.limit):
-            who, until = self.line.pop(0)
-            (self.late if now >= until else self.holding).add(who)
+        while self.queue and len(self.holding) < int(self.limit):
+            number, until = self.queue.pop(0)
+            (self.late if now >= until else self.holding).add(number)
 
     def expire(self, now: float) -> None:
-        self.late |= {who for who, until in self.line if now >= until}
-        self.line = [(who, until) for who, until in self.line if now < until]
+        self.late |= {number for number, until in self.queue if now >= until}
+        self.queue = [(number, until) for number, until in self.queue if now < until]
 
-    def leave(self, who: int, load: LoadSignal, now: float) -> None:
+    def leave(self, number: int, load: LoadSignal, now: float) -> None:
         if load == "success" and len(self.holding) >= self.limit / 2:
             self.limit = min(self.maximum, self.limit + 1 / self.limit)
         if load == "overload" and now - self.decreased >= 1:
             self.limit, self.decreased = max(1, self.limit * 0.75), now
-        self.holding.discard(who)
+        self.holding.discard(number)
         self.pump(now)
 
-    def cancel(self, who: int, now: float) -> None:
-        self.line = [(waiting, until) for waiting, until in self.line if waiting != who]
-        if who in self.holding:  # granted, and not told yet
-            self.leave(who, "neutral", now)
+    def cancel(self, number: int, now: float) -> None:
+        self.queue = [(waiting, until) for waiting, until in self.queue if waiting != number]
+        if number in self.holding:  # granted, but its task has not run yet
+            self.leave(number, "neutral", now)
 
 
 class ConcurrencyMachine(RuleBasedStateMachine):
-    """Tasks arrive, are cancelled, finish and expire; `settle` lets the loop run dry in between, or not."""
+    """Tasks arrive, are cancelled, finish and expire; `settle` runs the loop until it is idle, or not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,14 +83,14 @@ class ConcurrencyMachine(RuleBasedStateMachine):
 
     def settle(self) -> None:
         self.run(4)
-        for who, task in list(self.tasks.items()):
+        for number, task in list(self.tasks.items()):
             if task.done():
-                del self.tasks[who]
+                del self.tasks[number]
                 if not task.cancelled() and task.exception() is None:
-                    self.slots[who] = task.result()
+                    self.slots[number] = task.result()
                 elif not task.cancelled():
                     assert isinstance(task.exception(), DeadlineExceeded)
-                    assert who in self.model.late
+                    assert number in self.model.late
 
     @rule(left=st.sampled_from([None, None, 1.0, 3.0]))
     def arrive(self, left: float | None) -> None:
@@ -106,17 +106,17 @@ class ConcurrencyMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.slots)
     @rule(data=st.data(), load=st.sampled_from(["success", "success", "overload", "neutral"]))
     def release(self, data: Any, load: LoadSignal) -> None:
-        who = data.draw(st.sampled_from(sorted(self.slots)))
-        self.slots.pop(who).release(load)
-        self.model.leave(who, load, self.clock.now())
+        number = data.draw(st.sampled_from(sorted(self.slots)))
+        self.slots.pop(number).release(load)
+        self.model.leave(number, load, self.clock.now())
         self.settle()
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:
-        who = data.draw(st.sampled_from(sorted(self.tasks)))
-        self.tasks[who].cancel()
-        self.model.cancel(who, self.clock.now())
+        number = data.draw(st.sampled_from(sorted(self.tasks)))
+        self.tasks[number].cancel()
+        self.model.cancel(number, self.clock.now())
         self.settle()
 
     @precondition(lambda self: self.tasks and self.slots)
@@ -148,9 +148,9 @@ class ConcurrencyMachine(RuleBasedStateMachine):
         assert self.concurrency.limit == pytest.approx(self.model.limit)
         assert self.concurrency.in_flight == len(self.model.holding)
         assert set(self.slots) == self.model.holding
-        assert list(self.tasks) == [who for who, _ in self.model.line]
-        assert self.concurrency.waiting == len(self.model.line)
-        assert not self.model.line or self.concurrency.in_flight >= int(self.concurrency.limit)
+        assert list(self.tasks) == [number for number, _ in self.model.queue]
+        assert self.concurrency.waiting == len(self.model.queue)
+        assert not self.model.queue or self.concurrency.in_flight >= int(self.concurrency.limit)
 
     def teardown(self) -> None:
         for task in self.tasks.values():

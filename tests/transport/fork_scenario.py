@@ -17,8 +17,9 @@ from typing import Any
 
 from llmopt.transport.pool import ConnectionPool
 from llmopt.transport.request import TransportRequest
+from tests.support.scale import scaled
 
-CALLS = 500
+CALLS = scaled(100, nightly=500)
 AT_ONCE = 10
 
 

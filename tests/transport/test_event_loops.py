@@ -21,7 +21,10 @@ from tests.support.faults import (
     good_certificate,
     serving,
 )
+from tests.support.scale import scaled
 from tests.transport.helpers import asking, texts_of
+
+EACH = scaled(80, nightly=200)
 
 
 @pytest.mark.row("C08")
@@ -136,7 +139,7 @@ def test_many_loops_at_once() -> None:
                 if answer.body != body:
                     wrong.append(answer.body)
 
-            await asyncio.gather(*(one(number) for number in range(200)))
+            await asyncio.gather(*(one(number) for number in range(EACH)))
 
         threads = [threading.Thread(target=lambda n=n: asyncio.run(use(f"t{n}"))) for n in range(6)]
         for one in threads:
@@ -144,11 +147,11 @@ def test_many_loops_at_once() -> None:
         for one in threads:
             one.join()
         assert wrong == []
-        assert len(thread.server.requests) == 1200
+        assert len(thread.server.requests) == 6 * EACH
         asyncio.run(pool.aclose())
         thread.run(thread.server.wait_all_closed())
         stats = pool.stats()
-        assert stats.created + stats.reused == 1200
+        assert stats.created + stats.reused == 6 * EACH
         gc.collect()
 
 
@@ -184,7 +187,7 @@ def test_loops_that_end_while_others_begin() -> None:
                 assert [answer.status for answer in answers] == [200] * 8
 
         def run() -> None:
-            for _ in range(6):
+            for _ in range(scaled(3, nightly=6)):
                 asyncio.run(some())
 
         with ThreadPoolExecutor(8) as threads:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,21 +22,27 @@ MODES = {"child only": 1, "both": 1, "eight": 8, "thread": 1, "in flight": 1, "m
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The port of an echo server that all tests of this module share."""
+    with echo_server() as number:
+        yield number
+
+
 @pytest.mark.row("C09")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("mode", MODES)
-def test_no_wrong_body_on_either_side(mode: str, loop: str) -> None:
+def test_no_wrong_body_on_either_side(mode: str, loop: str, port: int) -> None:
     """The children start with no connection, and the parent keeps every one of its own."""
     if loop == "uvloop":
         pytest.importorskip("uvloop")
-    with echo_server() as port:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "tests.transport.fork_scenario", mode, str(port), loop],
-            cwd=ROOT,
-            capture_output=True,
-            timeout=100,
-            check=False,
-        )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.transport.fork_scenario", mode, str(port), loop],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
     assert done.stderr.decode() == ""
     assert done.returncode == 0
     *children, parent = [json.loads(line) for line in done.stdout.splitlines()]

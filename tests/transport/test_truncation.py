@@ -12,9 +12,10 @@ from llmopt.transport.pool import ConnectionPool
 from tests.support.faults import Answer, Close, FaultServer, Framing, Reset, Step, cut, gzipped
 from tests.support.faults.request import Request
 from tests.support.faults.script import Reply, Script
+from tests.support.scale import scaled
 from tests.transport.helpers import HEADERS, asking, assert_silent, pooled
 
-BODY = b'{"data":"' + bytes(97 + number % 26 for number in range(1900)) + b'"}'
+BODY = b'{"data":"' + bytes(97 + number % 26 for number in range(scaled(400, nightly=1900))) + b'"}'
 AT_ONCE = 16
 WHOLE = "whole"
 
