@@ -1,7 +1,6 @@
 """The fair share of a rate limit: how response headers and refusals change it.
 
-Numbers are worked out by hand for a limit of 10 a second whose bucket holds 10.
-"""
+The numbers are calculated by hand for a limit of 10 a second with a bucket that holds 10."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ def see(share: FairShare, *sights: QuotaSample) -> None:
         share.update(each, RATE, BURST)
 
 
-def in_company(part: float = 0.5) -> FairShare:
-    """One that knows of others, and has seen a full bucket."""
+def shared_limit(part: float = 0.5) -> FairShare:
+    """A fair share that knows of other clients, and has seen a full bucket."""
     share = FairShare()
     see(share, sample(0.0, 10.0, 0.0))
     share.uncontended = False
@@ -35,8 +34,8 @@ def in_company(part: float = 0.5) -> FairShare:
     return share
 
 
-def test_it_starts_alone_with_all_of_it() -> None:
-    """Until an answer says otherwise."""
+def test_a_client_starts_uncontended_with_the_whole_limit() -> None:
+    """Until a response shows other clients."""
     share = FairShare()
     assert (share.factor, share.uncontended) == (1.0, True)
     assert share.bucket_fits(0.0)
@@ -46,19 +45,19 @@ def test_it_starts_alone_with_all_of_it() -> None:
 # The first answer
 
 
-def test_first_sight_of_a_bucket_that_only_we_took_from() -> None:
-    """What is gone from it is ours."""
+def test_a_first_sample_with_only_our_requests_keeps_the_whole_limit() -> None:
+    """What is missing from the bucket is our own use."""
     share = FairShare()
     see(share, sample(0.0, 7.0, 3.0))
     assert (share.uncontended, share.factor, share._others) == (True, 1.0, 0.0)
-    # Also when less is gone than we took: it may have flowed in again.
+    # Also when less is missing than we used: the rest may have flowed in again.
     share = FairShare()
     see(share, sample(0.0, 9.0, 3.0))
     assert (share.uncontended, share._others) == (True, 0.0)
 
 
-def test_first_sight_of_others() -> None:
-    """Six are gone and two were ours: others took 0.4 of a bucket, and a third is our part."""
+def test_a_first_sample_with_other_clients_lowers_the_share() -> None:
+    """Six are missing and two were ours: others used 0.4 of a bucket, and a third is our share."""
     share = FairShare()
     see(share, sample(0.0, 4.0, 2.0))
     assert not share.uncontended
@@ -67,8 +66,7 @@ def test_first_sight_of_others() -> None:
     assert share.factor == pytest.approx(1 / 3)
 
 
-def test_first_sight_at_the_edge_of_company() -> None:
-    """A tenth of the limit is company."""
+def test_others_that_use_a_tenth_of_the_limit_count_as_contention() -> None:
     share = FairShare()
     see(share, sample(0.0, 7.0, 2.0))
     assert share._others == pytest.approx(0.1)
@@ -78,8 +76,8 @@ def test_first_sight_at_the_edge_of_company() -> None:
     assert share.uncontended
 
 
-def test_first_sight_leaves_us_a_tenth_at_least_and_all_at_most() -> None:
-    """Whatever others took."""
+def test_the_first_sample_sets_a_share_between_a_tenth_and_the_whole() -> None:
+    """However much others used."""
     share = FairShare()
     see(share, sample(0.0, 0.0, 0.1))
     assert share._share == pytest.approx(0.1)
@@ -91,28 +89,28 @@ def test_first_sight_leaves_us_a_tenth_at_least_and_all_at_most() -> None:
 # What others use
 
 
-def test_what_is_missing_was_used_by_others() -> None:
-    """In half a second 5 flow in; 2 were ours and 4 are gone besides: others use 0.8 of the limit for that time."""
-    share = in_company()
+def test_missing_capacity_was_used_by_others() -> None:
+    """In half a second 5 flow in; 2 were ours and 4 more are missing: others use 0.8 of the limit for that time."""
+    share = shared_limit()
     share._last = sample(0.0, 5.0, 0.0)
     see(share, sample(0.5, 4.0, 2.0))
     weight = math.exp(-0.5 / 5)
     assert share._others == pytest.approx(0.5 * weight + (4 / 0.5 / 10) * (1 - weight))
     assert not share.uncontended
     # No deeper than it was ever seen: of a bucket that held five, six cannot be gone.
-    share = in_company()
+    share = shared_limit()
     share._max_remaining = 5.0
     share._last = sample(0.0, 5.0, 0.0)
     see(share, sample(0.5, 4.0, 0.5))
     assert share._others == pytest.approx(0.5 * weight + (0.5 / 0.5 / 10) * (1 - weight))
 
 
-def test_a_bucket_that_may_have_run_over_says_nothing_in_company() -> None:
-    """It was full before it was taken from, who knows how long."""
-    share = in_company()
+def test_a_bucket_that_may_have_overflowed_is_ignored_under_contention() -> None:
+    """It was full before, for an unknown time."""
+    share = shared_limit()
     see(share, sample(2.0, 9.0, 1.0))
     assert share._others == 0.5
-    share = in_company()
+    share = shared_limit()
     share._last = sample(0.0, 5.0, 0.0)
     see(share, sample(0.5, 5.0, 0.0))
     # Exactly full it may be and is counted: nothing but the inflow of half a second is missing.
@@ -120,8 +118,8 @@ def test_a_bucket_that_may_have_run_over_says_nothing_in_company() -> None:
     assert share._others == pytest.approx(0.5 * weight + (5 / 0.5 / 10) * (1 - weight))
 
 
-def test_one_that_is_alone_learns_from_a_full_bucket_too() -> None:
-    """That nobody else uses it."""
+def test_an_uncontended_client_learns_from_a_full_bucket_too() -> None:
+    """No other client uses the limit."""
     share = FairShare()
     see(share, sample(0.0, 10.0, 0.0), sample(1.0, 8.0, 2.0))
     assert share._others == 0.0
@@ -131,7 +129,7 @@ def test_one_that_is_alone_learns_from_a_full_bucket_too() -> None:
     assert share._others == pytest.approx(3 / 10 * (1 - math.exp(-1 / 5)))
 
 
-def test_requests_that_overtook_each_other_may_leave_less_than_nothing_for_a_moment() -> None:
+def test_reordered_requests_may_make_the_use_of_others_negative() -> None:
     """Down to the whole limit."""
     share = FairShare()
     see(share, sample(0.0, 10.0, 0.0), sample(1.0, 10.0, 4.0))
@@ -141,16 +139,16 @@ def test_requests_that_overtook_each_other_may_leave_less_than_nothing_for_a_mom
     assert share._others == -1.0
 
 
-def test_answers_of_one_moment_are_a_millisecond_apart() -> None:
-    """Else a rate would be infinite."""
-    share = in_company()
+def test_samples_of_one_moment_count_as_a_millisecond_apart() -> None:
+    """A rate over no time would be infinite."""
+    share = shared_limit()
     share._last = sample(1.0, 5.0, 0.0)
     see(share, sample(1.0, 4.0, 0.0))
     weight = math.exp(-1e-3 / 5)
     assert share._others == pytest.approx(0.5 * weight + (1.01 / 1e-3 / 10) * (1 - weight))
 
 
-def test_a_rest_deeper_than_ours_is_capped_at_what_we_keep() -> None:
+def test_remaining_is_limited_to_the_depth_of_our_bucket() -> None:
     """The server's bucket may hold a minute; ours holds a second."""
     share = FairShare()
     see(share, sample(0.0, 600.0, 0.0), sample(1.0, 9.0, 1.0))
@@ -161,7 +159,7 @@ def test_a_rest_deeper_than_ours_is_capped_at_what_we_keep() -> None:
     assert share._others == 0.0
 
 
-def test_company_comes_at_a_tenth_and_goes_below_half_of_that() -> None:
+def test_contention_starts_at_a_tenth_and_ends_below_half_of_that() -> None:
     """So that it does not flicker."""
     for others, alone, expected in (
         (0.0999, True, True),
@@ -169,7 +167,7 @@ def test_company_comes_at_a_tenth_and_goes_below_half_of_that() -> None:
         (0.0501, False, False),
         (0.0499, False, True),
     ):
-        share = in_company()
+        share = shared_limit()
         share.uncontended = alone
         share._others = others
         share._last = sample(0.0, 20.0, 0.0)  # more than full, and no news of use
@@ -189,8 +187,8 @@ def test_company_comes_at_a_tenth_and_goes_below_half_of_that() -> None:
 # The controller
 
 
-def test_alone_it_takes_everything_and_remembers_what_others_left() -> None:
-    """The part from which company would begin."""
+def test_an_uncontended_client_uses_everything_and_remembers_what_others_left() -> None:
+    """Its share starts there when contention begins."""
     share = FairShare()
     see(share, sample(0.0, 10.0, 0.0), sample(1.0, 9.5, 0.0))
     others = 0.5 / 10 * (1 - math.exp(-1 / 5))
@@ -201,9 +199,9 @@ def test_alone_it_takes_everything_and_remembers_what_others_left() -> None:
 
 
 @pytest.mark.parametrize(("part", "filled"), [(0.5, 0.9), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0)])
-def test_it_holds_the_rest_at_a_set_point(part: float, filled: float) -> None:
-    """Half a bucket for nothing, 0.85 of it for all; faster above, slower below, by the error at once and over time."""
-    share = in_company(part)
+def test_the_share_is_controlled_to_a_set_point_of_the_remaining(part: float, filled: float) -> None:
+    """Half a bucket for a share of nothing, 0.85 of it for the whole; a proportional and an integral part."""
+    share = shared_limit(part)
     see(share, sample(1.0, 10.0, 0.0, expected=10 * filled))
     error = filled - (0.5 + 0.35 * part)
     wanted = min(1.0, part * math.exp(0.5 * error * 1.0))
@@ -211,42 +209,42 @@ def test_it_holds_the_rest_at_a_set_point(part: float, filled: float) -> None:
     assert share.factor == pytest.approx(min(1.0, max(0.1, wanted * math.exp(error))))
 
 
-def test_an_error_is_at_most_a_whole_bucket() -> None:
+def test_the_control_error_is_at_most_a_whole_bucket() -> None:
     """However deep the debt or the server's bucket."""
     for expected, error in ((-100.0, -1.0), (100.0, 1.0)):
-        share = in_company(0.5)
+        share = shared_limit(0.5)
         see(share, sample(1.0, 10.0, 0.0, expected=expected))
         assert share._share == pytest.approx(min(1.0, 0.5 * math.exp(0.5 * error)))
         assert share.factor == pytest.approx(min(1.0, share._share * math.exp(error)))
 
 
-def test_a_long_silence_counts_for_three_seconds() -> None:
-    """No more is done on the word of one answer."""
-    share = in_company(0.2)
+def test_a_long_time_without_samples_counts_as_three_seconds() -> None:
+    """One sample changes no more than that."""
+    share = shared_limit(0.2)
     see(share, sample(60.0, 10.0, 0.0, expected=9.0))
     error = 0.9 - (0.5 + 0.35 * 0.2)
     assert share._share == pytest.approx(0.2 * math.exp(0.5 * error * 3))
 
 
-def test_only_refusals_drive_it_below_a_tenth() -> None:
-    """The controller stops there, and does not lift what is lower but by growing."""
-    share = in_company(0.12)
+def test_only_refusals_lower_the_share_below_a_tenth() -> None:
+    """The controller stops there; a lower share rises only by growth."""
+    share = shared_limit(0.12)
     see(share, sample(1.0, 10.0, 0.0, expected=-10.0))
     assert share._share == 0.1
     assert share.factor == pytest.approx(0.1)
-    share = in_company(0.05)
+    share = shared_limit(0.05)
     see(share, sample(1.0, 10.0, 0.0, expected=-10.0))
     assert share._share == 0.05
     assert share.factor == pytest.approx(0.05)
-    share = in_company(0.05)
+    share = shared_limit(0.05)
     see(share, sample(1.0, 10.0, 0.0, expected=10.0))
     error = 1 - (0.5 + 0.35 * 0.05)
     assert share._share == pytest.approx(0.05 * math.exp(0.5 * error))
 
 
-def test_it_never_takes_more_than_all() -> None:
-    """However much is left."""
-    share = in_company(0.95)
+def test_the_share_is_at_most_the_whole_limit() -> None:
+    """However much remains."""
+    share = shared_limit(0.95)
     see(share, sample(3.0, 10.0, 0.0, expected=10.0))
     assert share._share <= 1.0
     assert share.factor == 1.0
@@ -255,8 +253,8 @@ def test_it_never_takes_more_than_all() -> None:
 # Buckets that are always empty, refusals
 
 
-def test_a_bucket_without_depth_grows_by_a_twentieth_a_second() -> None:
-    """Its rest is 0 after every request, and says nothing."""
+def test_the_share_of_a_bucket_without_depth_grows_by_a_twentieth_a_second() -> None:
+    """Its remaining is 0 after every request, and says nothing."""
     share = FairShare()
     see(share, sample(0.0, 0.0, 5.0))
     assert not share.uncontended
@@ -272,14 +270,14 @@ def test_a_bucket_without_depth_grows_by_a_twentieth_a_second() -> None:
     assert (share._share, share.factor) == (1.0, 1.0)
 
 
-def test_alone_a_bucket_without_depth_changes_nothing() -> None:
-    """There is nobody to share it with."""
+def test_an_uncontended_bucket_without_depth_changes_nothing() -> None:
+    """No other client shares it."""
     share = FairShare()
     see(share, sample(0.0, 0.0, 10.0), sample(1.0, 0.0, 20.0))
     assert (share.uncontended, share.factor, share._share) == (True, 1.0, 1.0)
 
 
-def test_two_refusals_out_of_nowhere_are_company() -> None:
+def test_two_unexpected_refusals_count_as_contention() -> None:
     """One may be an accident."""
     share = FairShare()
     share.refused()
@@ -293,26 +291,25 @@ def test_two_refusals_out_of_nowhere_are_company() -> None:
     assert share.factor == pytest.approx(0.49)
 
 
-def test_a_refusal_counts_from_nothing_where_less_than_nothing_was_believed() -> None:
-    """What was below is forgotten."""
+def test_a_refusal_raises_a_negative_estimate_of_others_to_zero_first() -> None:
     share = FairShare()
     share._others = -0.8
     share.refused()
     assert share._others == pytest.approx(0.05)
 
 
-def test_once_in_company_a_refusal_never_makes_it_alone() -> None:
+def test_a_refusal_never_ends_contention() -> None:
     """Even if others seem to use next to nothing."""
-    share = in_company(0.5)
+    share = shared_limit(0.5)
     share._others = -1.0
     share.refused()
     assert not share.uncontended
     assert share.factor == pytest.approx(0.35)
 
 
-def test_refusals_leave_a_hundredth() -> None:
-    """So that there is something to grow from."""
-    share = in_company(0.011)
+def test_refusals_leave_a_share_of_a_hundredth() -> None:
+    """The share can grow again from there."""
+    share = shared_limit(0.011)
     share.refused()
     assert share._share == 0.01
     assert share.factor == 0.01

@@ -10,11 +10,11 @@ import pytest
 from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota, SlowStart
 from llmopt.values.calls import RateLimit, RateLimits
 
-NOBODY = cast("Any", None)
+NO_OWNER = cast("Any", None)
 
 
 def quota(rpm: float | None = 600, tpm: float | None = 6_000, initial_window: int = 0) -> Quota:
-    return Quota(rpm, tpm, now=0.0, owner=NOBODY, initial_window=initial_window)
+    return Quota(rpm, tpm, now=0.0, owner=NO_OWNER, initial_window=initial_window)
 
 
 def levels(it: Quota) -> tuple[float, float]:
@@ -26,14 +26,14 @@ def take(it: Quota, tokens: float = 0.0, now: float = 0.0) -> Lease:
     return it.take(now, tokens)
 
 
-def told(requests: dict[str, Any] | None = None, tokens: dict[str, Any] | None = None) -> RateLimits:
+def server_limits(requests: dict[str, Any] | None = None, tokens: dict[str, Any] | None = None) -> RateLimits:
     return RateLimits(
         requests=None if requests is None else RateLimit(**requests),
         tokens=None if tokens is None else RateLimit(**tokens),
     )
 
 
-def test_it_starts_with_full_buckets() -> None:
+def test_a_quota_starts_with_full_buckets() -> None:
     """Nine tenths of a second of requests and of five seconds of tokens; at least one request."""
     assert levels(quota()) == (9.0, 450.0)
     assert levels(quota(rpm=6, tpm=6)) == (1.0, pytest.approx(0.45))
@@ -42,15 +42,14 @@ def test_it_starts_with_full_buckets() -> None:
     assert "Quota(requests=TokenBucket(level=9, rate=10/s)" in repr(quota())
 
 
-def test_a_minutes_worth_fits() -> None:
-    """Of tokens as configured; without a limit anything does."""
+def test_tokens_of_a_minute_fit() -> None:
+    """Without a token limit any number fits."""
     assert quota().fits(6_000)
     assert not quota().fits(6_001)
     assert quota(tpm=None).fits(1e12)
 
 
-def test_what_holds_a_request_back_is_named() -> None:
-    """The longer of the two waits, for requests where they are longer."""
+def test_the_cause_names_the_limit_with_the_longer_wait() -> None:
     it = quota()
     take(it, 445.0)
     assert it.wait_time(0.0, 10.0) == pytest.approx(0.05)
@@ -66,8 +65,8 @@ def test_what_holds_a_request_back_is_named() -> None:
     assert it.cause == "as it was"
 
 
-def test_a_slow_start_holds_back_before_the_buckets_do() -> None:
-    """Until it is over."""
+def test_slow_start_delays_requests_before_the_buckets_do() -> None:
+    """Until it is finished."""
     it = quota(initial_window=2)
     first = take(it)
     take(it)
@@ -79,8 +78,8 @@ def test_a_slow_start_holds_back_before_the_buckets_do() -> None:
     assert it.wait_time(0.0, 0.0) > 0
 
 
-def test_leases_are_numbered_and_marked() -> None:
-    """From one; with all that was taken up to them."""
+def test_leases_are_numbered_and_record_the_spent_totals() -> None:
+    """Numbers start at 1; the totals include the lease itself."""
     it = quota()
     first, second = take(it, 30.0), take(it, 20.0, now=0.5)
     assert (first.number, first.tokens, first.granted_at) == (1, 30.0, 0.0)
@@ -89,8 +88,8 @@ def test_leases_are_numbered_and_marked() -> None:
     assert (second.requests_spent, second.tokens_spent) == (2.0, 50.0)
 
 
-def test_a_refund_leaves_no_trace() -> None:
-    """Neither in the buckets nor in what was spent, nor as an answer to the slow start."""
+def test_a_refund_restores_everything() -> None:
+    """The buckets, the spent totals, and the place in the slow start."""
     it = quota(initial_window=2)
     lease = take(it, 30.0)
     take(it, 5.0)
@@ -106,8 +105,8 @@ def test_a_refund_leaves_no_trace() -> None:
     ("tokens", "left"),
     [(None, 350), (100, 350), (40, 410), (0, 450), (0.5, 449.5), (math.inf, 350), (math.nan, 350), (-1, 350)],
 )
-def test_settling(tokens: float | None, left: float) -> None:
-    """To what it cost, where that makes sense."""
+def test_settling_charges_the_actual_tokens(tokens: float | None, left: float) -> None:
+    """A value that makes no sense leaves the estimate."""
     it = quota()
     it.settle(take(it, 100.0), tokens)
     assert it.tokens.level == pytest.approx(left)
@@ -116,35 +115,35 @@ def test_settling(tokens: float | None, left: float) -> None:
 # Headers
 
 
-def test_headers_of_one_kind_leave_the_other_alone() -> None:
-    """And tell whether a limit was learned."""
+def test_headers_of_one_kind_leave_the_other_limit_unchanged() -> None:
+    """`observe` returns whether a limit was learned."""
     it = quota(None, None)
     lease = take(it)
-    assert it.observe(0.0, told(requests={"limit": 120}), lease) is True
+    assert it.observe(0.0, server_limits(requests={"limit": 120}), lease) is True
     assert (it.requests.rate, it.tokens.rate) == (2.0, math.inf)
-    assert it.observe(0.0, told(tokens={"limit": 600}), lease) is True
+    assert it.observe(0.0, server_limits(tokens={"limit": 600}), lease) is True
     assert it.tokens.rate == 10.0
-    assert it.observe(0.0, told(tokens={"limit": 600}), lease) is False
-    assert it.observe(0.0, told(), lease) is False
+    assert it.observe(0.0, server_limits(tokens={"limit": 600}), lease) is False
+    assert it.observe(0.0, server_limits(), lease) is False
 
 
-def test_answers_to_older_requests_are_not_heard() -> None:
-    """The newest one may speak again, as a refusal after its headers does."""
+def test_responses_to_older_requests_are_ignored() -> None:
+    """The newest request may report again, as with a refusal after its headers."""
     it = quota()
     first, second = take(it), take(it)
-    assert it.observe(0.0, told(requests={"limit": 300}), second)
-    assert not it.observe(0.0, told(requests={"limit": 240}), first)
+    assert it.observe(0.0, server_limits(requests={"limit": 300}), second)
+    assert not it.observe(0.0, server_limits(requests={"limit": 240}), first)
     assert it.requests.rate == 5.0
-    assert it.observe(0.0, told(requests={"limit": 240}), second)
+    assert it.observe(0.0, server_limits(requests={"limit": 240}), second)
     it = quota()
-    assert it.observe(0.0, told(requests={"limit": 300}), take(it))
+    assert it.observe(0.0, server_limits(requests={"limit": 300}), take(it))
 
 
 # Refusals
 
 
-def test_a_refusal_pauses_and_names_the_pause() -> None:
-    """Then a probe, behind which all wait."""
+def test_a_refusal_pauses_and_the_cause_names_the_pause() -> None:
+    """Then a probe is sent, and all others wait for it."""
     it = quota()
     lease = take(it)
     it.throttled(0.0, 3.0, lease)
@@ -158,21 +157,23 @@ def test_a_refusal_pauses_and_names_the_pause() -> None:
     assert it.wait_time(4.0, 0.0) == 0
 
 
-def test_what_was_refused_is_kept_in_mind() -> None:
-    """A request each time, and its tokens unless the server counts them."""
+def test_a_refused_request_stays_charged() -> None:
+    """One request each time, and its tokens only if the server counts them."""
     it = quota()
     for _ in range(2):
-        it.throttled(0.0, 0.1, it.take(0.0, 100.0), limits=told(requests={"remaining": 0}))
+        it.throttled(0.0, 0.1, it.take(0.0, 100.0), limits=server_limits(requests={"remaining": 0}))
     assert (it.requests.refused_total, it.tokens.refused_total) == (2.0, 200.0)
     assert it.tokens.level == 450.0
     it = quota()
-    it.throttled(0.0, 0.1, take(it, 100.0), limits=told(requests={"remaining": 0}), tokens_counted=True)
+    it.throttled(
+        0.0, 0.1, take(it, 100.0), limits=server_limits(requests={"remaining": 0}), tokens_counted=True
+    )
     assert (it.requests.refused_total, it.tokens.refused_total) == (1.0, 0.0)
     assert it.tokens.level == 350.0
 
 
-def test_a_refusal_of_the_unknown_slows_down_and_teaches_no_limit() -> None:
-    """Such as one that another part of the program met."""
+def test_a_refusal_without_a_lease_slows_down_and_teaches_no_limit() -> None:
+    """Another part of the program may have received it."""
     it = quota()
     for _ in range(9):
         take(it)
@@ -182,44 +183,47 @@ def test_a_refusal_of_the_unknown_slows_down_and_teaches_no_limit() -> None:
     assert (it.requests.refused_total, it.tokens.refused_total) == (0.0, 0.0)
 
 
-def test_headers_of_a_refusal_are_heard() -> None:
-    """Their limit is learned like that of an answer."""
+def test_headers_of_a_refusal_teach_a_limit() -> None:
+    """As those of a successful response do."""
     it = quota(None, None)
-    assert it.throttled(0.0, 1.0, take(it), limits=told(requests={"limit": 120, "remaining": 0})) is True
+    assert (
+        it.throttled(0.0, 1.0, take(it), limits=server_limits(requests={"limit": 120, "remaining": 0}))
+        is True
+    )
     assert it.requests.max_rate == 2.0
 
 
 @pytest.mark.parametrize(
     ("limits", "explained"),
     [
-        (told(requests={"remaining": 0}), True),
-        (told(requests={"remaining": 1.9}), True),
-        (told(requests={"remaining": 2}), False),
-        (told(tokens={"remaining": 199}), True),
-        (told(tokens={"remaining": 200}), False),
-        (told(requests={"remaining": 300}, tokens={"remaining": 0}), True),
-        (told(requests={"limit": 600}), False),
-        (told(), False),
+        (server_limits(requests={"remaining": 0}), True),
+        (server_limits(requests={"remaining": 1.9}), True),
+        (server_limits(requests={"remaining": 2}), False),
+        (server_limits(tokens={"remaining": 199}), True),
+        (server_limits(tokens={"remaining": 200}), False),
+        (server_limits(requests={"remaining": 300}, tokens={"remaining": 0}), True),
+        (server_limits(requests={"limit": 600}), False),
+        (server_limits(), False),
     ],
 )
-def test_a_rest_below_two_such_requests_explains_a_refusal(limits: RateLimits, explained: bool) -> None:
-    """Then no rate is learned from it: the headers teach all there is."""
+def test_a_remaining_below_two_such_requests_explains_a_refusal(limits: RateLimits, explained: bool) -> None:
+    """Then no rate is learned from the refusal: the headers say everything."""
     it = quota()
     it.throttled(0.0, 0.1, take(it, 100.0), limits=limits)
     assert it._learned.active is not explained
 
 
-def test_a_rest_of_what_has_no_limit_explains_nothing() -> None:
-    """There is no bucket that it could be of."""
+def test_a_remaining_without_a_limit_explains_nothing() -> None:
+    """There is no bucket that it could belong to."""
     it = quota(None, None)
     for _ in range(20):
         it.take(0.0, 1.0)
-    it.throttled(1.0, 0.1, it.take(1.0, 1.0), limits=told(requests={"remaining": 0}))
+    it.throttled(1.0, 0.1, it.take(1.0, 1.0), limits=server_limits(requests={"remaining": 0}))
     assert it._learned.active
 
 
 def test_a_refusal_ends_the_slow_start_and_leaves_a_debt() -> None:
-    """A tenth of a burst, frozen through the pause where it came soon after the start."""
+    """A tenth of a burst, held through the pause if the refusal came soon after the start."""
     it = quota(initial_window=2)
     lease = take(it, 100.0)
     it.throttled(0.5, 2.0, lease)
@@ -235,12 +239,12 @@ def test_a_refusal_ends_the_slow_start_and_leaves_a_debt() -> None:
     assert it._start.finished
 
 
-def test_refused_requests_are_not_in_the_air_any_more() -> None:
-    """Nor are they answers."""
+def test_refused_requests_are_no_longer_in_flight() -> None:
+    """They do not count as responses."""
     it = quota(None, None, initial_window=2)
     first = take(it)
     take(it)
-    it.throttled(0.0, 0.1, first, limits=told(requests={"limit": 6_000, "remaining": 0}))
+    it.throttled(0.0, 0.1, first, limits=server_limits(requests={"limit": 6_000, "remaining": 0}))
     assert repr(it._start) == "SlowStart(finished=False, window=2, in_flight=1)"
 
 
@@ -270,70 +274,70 @@ def test_a_learned_rate_is_forgotten_when_both_limits_allow_more() -> None:
     assert (it.requests.rate, it.tokens.rate) == (10.0, 100.0)
 
 
-# A lease says each thing once, to whom it is from.
+# A lease reports each event once, to its owner.
 
 
 class LeaseOwner:
-    """Remembers what it was told."""
+    """Records the calls that a lease makes."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def settle(self, lease: Lease, tokens: float | None) -> None:
-        self.told.append(("settle", lease, tokens))
+        self.calls.append(("settle", lease, tokens))
         lease.open = False
 
     def refund(self, lease: Lease) -> None:
-        self.told.append(("refund", lease))
+        self.calls.append(("refund", lease))
 
     def observe(self, limits: RateLimits, lease: Lease) -> bool:
-        self.told.append(("observe", limits, lease))
+        self.calls.append(("observe", limits, lease))
         return True
 
     def throttled(
         self, retry_after: float | None, lease: Lease, *, limits: RateLimits | None, tokens_counted: bool
     ) -> bool:
-        self.told.append(("throttled", retry_after, lease, limits, tokens_counted))
+        self.calls.append(("throttled", retry_after, lease, limits, tokens_counted))
         return True
 
 
-def made(owner: LeaseOwner) -> Lease:
+def new_lease(owner: LeaseOwner) -> Lease:
     return Lease(owner, 70.0, 5.0, 3, 8.0, 90.0)
 
 
-def test_it_holds_what_it_was_made_with() -> None:
-    """And nothing was said of it yet."""
-    lease = made(LeaseOwner())
+def test_a_new_lease_holds_its_values() -> None:
+    """It has not been settled."""
+    lease = new_lease(LeaseOwner())
     assert (lease.tokens, lease.granted_at, lease.number) == (70.0, 5.0, 3)
     assert (lease.requests_spent, lease.tokens_spent) == (8.0, 90.0)
     assert (lease.waited, lease.cause, lease.open) == (0.0, "", True)
     assert repr(lease) == "Lease(tokens=70, waited=0.000, open=True)"
 
 
-def test_leaving_the_block_settles_as_estimated_once() -> None:
-    """Also with an exception; not where something was said already."""
+def test_leaving_the_block_settles_the_estimate_once() -> None:
+    """Also after an exception; not if the lease was settled before."""
     owner = LeaseOwner()
-    with made(owner) as lease:
+    with new_lease(owner) as lease:
         pass
-    assert owner.told == [("settle", lease, None)]
-    with pytest.raises(KeyError), made(owner):
+    assert owner.calls == [("settle", lease, None)]
+    with pytest.raises(KeyError), new_lease(owner):
         raise KeyError
-    assert len(owner.told) == 2
-    with made(owner) as lease:
+    assert len(owner.calls) == 2
+    with new_lease(owner) as lease:
         lease.settle(5)
-    assert owner.told[2:] == [("settle", lease, 5)]
+    assert owner.calls[2:] == [("settle", lease, 5)]
 
 
-def test_every_word_reaches_the_lender() -> None:
-    """With all that it says."""
+def test_every_report_reaches_the_owner() -> None:
+    """With all its arguments."""
     owner, limits = LeaseOwner(), RateLimits()
-    lease = made(owner)
+    lease = new_lease(owner)
     lease.settle()
     lease.refund()
     assert lease.observe(limits) is True
     assert lease.throttled(2.5, limits=limits, tokens_counted=True) is True
     assert lease.throttled() is True
-    assert owner.told == [
+    assert owner.calls == [
         ("settle", lease, None),
         ("refund", lease),
         ("observe", limits, lease),
@@ -350,8 +354,8 @@ def send(start: SlowStart, count: int, now: float = 0.0) -> None:
         start.sent(now)
 
 
-def test_two_go_first() -> None:
-    """And the third is held until one of them has been in flight for as long as the doubling takes."""
+def test_slow_start_sends_two_requests_first() -> None:
+    """The third waits until one of them has been in flight for as long as the doubling takes."""
     start = SlowStart()
     assert (INITIAL_WINDOW, start.finished) == (2, False)
     assert start.wait_time(100.0) == 0
@@ -361,14 +365,13 @@ def test_two_go_first() -> None:
     assert start.wait_time(100.0) == pytest.approx(math.log2(3 / 2))
 
 
-def test_none_is_no_slow_start() -> None:
-    """Zero initial_window are over at once."""
+def test_an_initial_window_of_zero_disables_slow_start() -> None:
     assert SlowStart(0).finished
     assert not SlowStart(1).finished
 
 
-def test_twice_as_many_each_second() -> None:
-    """Counted from the first one sent, whenever that was; the third when there is room for a whole one."""
+def test_slow_start_doubles_each_second() -> None:
+    """Counted from the first request; the third goes when there is room for a whole one."""
     start = SlowStart(2)
     send(start, 2, now=50.0)
     third = 50 + math.log2(3 / 2)
@@ -381,23 +384,23 @@ def test_twice_as_many_each_second() -> None:
     assert start.wait_time(52.0) == pytest.approx(math.log2(9 / 2) - 2)
 
 
-def test_after_a_minute_nobody_is_held_back() -> None:
-    """Nor does a day's doubling leave the floats."""
+def test_slow_start_ends_after_a_minute() -> None:
+    """A day of doubling does not overflow."""
     start = SlowStart(2)
     send(start, 1_000)
     assert start.wait_time(60.0) == 0
     assert start.wait_time(1e9) == 0
 
 
-def test_a_hold_is_never_shorter_than_a_millisecond() -> None:
-    """A rounding must not make a waiter spin."""
+def test_a_wait_is_at_least_a_millisecond() -> None:
+    """A rounding error must not make a waiter spin."""
     start = SlowStart(2)
     send(start, 2)
     just_before = math.log2(3 / 2) - 1e-6
     assert start.wait_time(just_before) == pytest.approx(1e-3)
 
 
-def test_each_answer_makes_room_for_two() -> None:
+def test_each_response_makes_room_for_two() -> None:
     """Its own place, and one more."""
     start = SlowStart(2)
     send(start, 2)
@@ -407,7 +410,7 @@ def test_each_answer_makes_room_for_two() -> None:
     assert repr(start) == "SlowStart(finished=False, window=3, in_flight=3)"
 
 
-def test_what_was_not_sent_makes_room_for_itself_alone() -> None:
+def test_an_unsent_request_makes_room_for_one() -> None:
     """It taught nothing."""
     start = SlowStart(2)
     send(start, 2)
@@ -418,8 +421,8 @@ def test_what_was_not_sent_makes_room_for_itself_alone() -> None:
     assert repr(start) == "SlowStart(finished=False, window=2, in_flight=2)"
 
 
-def test_it_is_over_with_the_sixty_fourth() -> None:
-    """Two initial_window and sixty-two answers."""
+def test_slow_start_ends_at_a_window_of_sixty_four() -> None:
+    """The initial window of two, and sixty-two responses."""
     start = SlowStart(2)
     for _ in range(61):
         start.sent(0.0)
@@ -432,8 +435,8 @@ def test_it_is_over_with_the_sixty_fourth() -> None:
     assert start.finished
 
 
-def test_once_over_it_stays_over() -> None:
-    """Whoever ended it."""
+def test_a_finished_slow_start_stays_finished() -> None:
+    """Whatever ended it."""
     start = SlowStart(2)
     start.finished = True
     start.completed(answered=True)

@@ -17,8 +17,8 @@ def refuse(pause: Backoff, now: float, retry_after: float | None = None, **more:
     pause.throttled(now, more.pop("sent_at", now), retry_after, more.pop("lease", None))
 
 
-def test_at_first_there_is_none() -> None:
-    """Nothing is paused, nobody tries."""
+def test_without_a_refusal_there_is_no_backoff() -> None:
+    """No pause, and no probe."""
     pause = Backoff()
     assert (pause.remaining(0.0), pause.remaining(-1e9), pause.probe, pause.wants_probe) == (
         0.0,
@@ -28,8 +28,8 @@ def test_at_first_there_is_none() -> None:
     )
 
 
-def test_as_long_as_the_server_asks() -> None:
-    """To the moment, from the refusal on."""
+def test_the_pause_lasts_as_long_as_retry_after() -> None:
+    """Counted from the refusal."""
     pause = Backoff()
     refuse(pause, 10.0, 1.5)
     assert pause.remaining(10.0) == 1.5
@@ -38,8 +38,8 @@ def test_as_long_as_the_server_asks() -> None:
     assert not pause.wants_probe
 
 
-def test_an_hour_at_most() -> None:
-    """Whatever it asks; what is absurd is not kept to."""
+def test_a_pause_is_at_most_an_hour() -> None:
+    """An absurd Retry-After is not obeyed."""
     pause = Backoff()
     refuse(pause, 0.0, 86_400)
     assert pause.remaining(0.0) == 3_600
@@ -49,7 +49,7 @@ def test_an_hour_at_most() -> None:
 
 
 @pytest.mark.parametrize("hint", [None, 0.0, -1.0])
-def test_without_a_hint_half_a_second_and_twice_as_long_each_time(hint: float | None) -> None:
+def test_without_retry_after_the_pause_doubles_from_half_a_second(hint: float | None) -> None:
     """Up to half a minute."""
     pause = Backoff()
     now, found = 0.0, []
@@ -60,8 +60,7 @@ def test_without_a_hint_half_a_second_and_twice_as_long_each_time(hint: float | 
     assert found == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
-def test_a_pause_is_never_cut_short() -> None:
-    """A later refusal with a shorter wish does not end the longer one."""
+def test_a_later_refusal_never_shortens_the_pause() -> None:
     pause = Backoff()
     refuse(pause, 0.0, 10.0)
     refuse(pause, 1.0, 2.0)
@@ -70,8 +69,8 @@ def test_a_pause_is_never_cut_short() -> None:
     assert pause.remaining(1.0) == 20.0
 
 
-def test_what_was_under_way_when_it_began_is_no_news() -> None:
-    """It may prolong the pause by its own wish, and is no further strike."""
+def test_refusals_of_requests_in_flight_are_not_counted_again() -> None:
+    """Such a refusal may prolong the pause by its own Retry-After, but adds no further throttle."""
     pause = Backoff()
     refuse(pause, 10.0, sent_at=9.0)
     for _ in range(5):
@@ -85,15 +84,15 @@ def test_what_was_under_way_when_it_began_is_no_news() -> None:
     assert pause.remaining(14.0) == 1.0
 
 
-def test_sent_in_the_very_moment_it_began_is_news() -> None:
-    """The boundary counts."""
+def test_a_request_sent_in_the_moment_the_pause_began_counts() -> None:
+    """The boundary is included."""
     pause = Backoff()
     refuse(pause, 10.0)
     refuse(pause, 11.0, sent_at=10.0)
     assert pause.remaining(11.0) == 1.0
 
 
-def test_two_seconds_or_three_throttles_want_a_probe() -> None:
+def test_a_pause_of_two_seconds_or_three_throttles_needs_a_probe() -> None:
     """Shorter and fewer do not."""
     for seconds, wanted in ((1.99, False), (2.0, True)):
         pause = Backoff()
@@ -105,20 +104,20 @@ def test_two_seconds_or_three_throttles_want_a_probe() -> None:
         assert pause.wants_probe is wanted
 
 
-def test_behind_a_probe_nobody_is_paused_but_all_wait() -> None:
-    """As long as the pause was, at least a second; the server wants nothing of that any more."""
-    for length, patience in ((3.0, 3.0), (0.2, 1.0)):
+def test_all_others_wait_for_the_probe() -> None:
+    """As long as the pause was, at least a second; the cause is no longer the server's pause."""
+    for length, probe_wait in ((3.0, 3.0), (0.2, 1.0)):
         pause = Backoff()
         refuse(pause, 0.0, length)
         first = lease(length)
         pause.probe_sent(length, first)
         assert pause.probe is first
-        assert pause.until == length + patience
+        assert pause.until == length + probe_wait
         assert pause.remaining(length) == 0.0
 
 
-def test_an_answer_to_the_probe_ends_it() -> None:
-    """And to nobody else's request."""
+def test_a_response_to_the_probe_ends_the_backoff() -> None:
+    """A response to another request does not."""
     pause = Backoff()
     refuse(pause, 0.0, 3.0)
     first = lease(3.0)
@@ -132,8 +131,8 @@ def test_an_answer_to_the_probe_ends_it() -> None:
     assert pause.remaining(-1e12) == 0.0
 
 
-def test_an_answer_starts_the_throttles_over_unless_it_is_old() -> None:
-    """One that was sent before the pause began says nothing of it."""
+def test_a_response_resets_the_throttles_unless_it_is_old() -> None:
+    """A request that was sent before the pause began says nothing about it."""
     pause = Backoff()
     refuse(pause, 10.0)
     pause.succeeded(lease(9.0))
@@ -144,8 +143,8 @@ def test_an_answer_starts_the_throttles_over_unless_it_is_old() -> None:
     assert pause.remaining(12.5) == 0.5
 
 
-def test_a_probe_that_was_not_sent_makes_room_for_another() -> None:
-    """At once; what others gave back changes nothing."""
+def test_an_unsent_probe_makes_room_for_another() -> None:
+    """At once; a refund of another request changes nothing."""
     pause = Backoff()
     refuse(pause, 0.0, 3.0)
     first = lease(3.0)
@@ -157,8 +156,8 @@ def test_a_probe_that_was_not_sent_makes_room_for_another() -> None:
     assert pause.wants_probe
 
 
-def test_a_probe_that_is_refused_too_begins_a_longer_pause() -> None:
-    """And the next one is a probe again."""
+def test_a_refused_probe_begins_a_longer_pause() -> None:
+    """The next request is a probe again."""
     pause = Backoff()
     refuse(pause, 0.0, 3.0)
     first = lease(3.0)
@@ -176,8 +175,7 @@ def test_a_probe_that_is_refused_too_begins_a_longer_pause() -> None:
     assert pause.until == 26.5
 
 
-def test_a_refusal_of_another_leaves_the_probe_alone() -> None:
-    """It still tries."""
+def test_a_refusal_of_another_request_leaves_the_probe_in_place() -> None:
     pause = Backoff()
     refuse(pause, 0.0, 3.0)
     first = lease(3.0)
@@ -187,8 +185,7 @@ def test_a_refusal_of_another_leaves_the_probe_alone() -> None:
     assert pause.probe is first
 
 
-def test_its_repr_tells_the_state() -> None:
-    """For whoever debugs."""
+def test_repr_shows_the_state() -> None:
     pause = Backoff()
     refuse(pause, 1.0, 2.0)
     assert repr(pause) == "Backoff(until=3.000, consecutive_throttles=1, probe=None)"

@@ -23,7 +23,7 @@ def limiter(
 
 
 def levels(of: RateLimiter) -> tuple[float, float]:
-    """Requests and tokens that may go at once; negative after an underestimate."""
+    """The requests and tokens that may be sent at once; negative after an underestimate."""
     return of._quota.requests.level, of._quota.tokens.level
 
 
@@ -34,12 +34,12 @@ def drain(pacer: RateLimiter, tokens: float = 0) -> int:
     return count
 
 
-def told(*, requests: RateLimit | None = None, tokens: RateLimit | None = None) -> RateLimits:
+def server_limits(*, requests: RateLimit | None = None, tokens: RateLimit | None = None) -> RateLimits:
     return RateLimits(requests=requests, tokens=tokens)
 
 
 def test_a_burst_is_nine_tenths_of_a_second_of_requests() -> None:
-    """And comes back in that time, never more of it."""
+    """It refills in that time, and never exceeds it."""
     clock = SimulatedClock()
     pacer = limiter(clock)
     assert drain(pacer) == 9
@@ -49,8 +49,7 @@ def test_a_burst_is_nine_tenths_of_a_second_of_requests() -> None:
     assert drain(pacer) == 9
 
 
-def test_tokens_hold_five_seconds() -> None:
-    """Nine tenths of them."""
+def test_a_burst_is_nine_tenths_of_five_seconds_of_tokens() -> None:
     clock = SimulatedClock()
     pacer = limiter(clock, rpm=None, tpm=6_000)
     assert drain(pacer, 45) == 10
@@ -58,22 +57,21 @@ def test_tokens_hold_five_seconds() -> None:
     assert drain(pacer, 10) == 10
 
 
-def test_without_any_limit_all_go() -> None:
-    """Nothing is known, nothing is held back."""
+def test_without_a_limit_all_requests_are_sent() -> None:
     pacer = limiter(SimulatedClock(), rpm=None)
     assert all(pacer.try_acquire(1e6) for _ in range(1_000))
     assert pacer.rates == (math.inf, math.inf)
 
 
 @pytest.mark.parametrize("limits", [{"rpm": 0}, {"tpm": -1}, {"rpm": math.nan}, {"tpm": math.inf}])
-def test_a_limit_is_a_number_above_zero(limits: dict[str, float]) -> None:
-    """A slip in the configuration is told at once."""
+def test_a_limit_must_be_above_zero(limits: dict[str, float]) -> None:
+    """A mistake in the configuration is reported at once."""
     with pytest.raises(ConfigError, match="above 0"):
         limiter(SimulatedClock(), **{"rpm": None, **limits})
 
 
 def test_first_come_first_served() -> None:
-    """Each waits its turn, and knows how long and for what."""
+    """Each lease says how long its request waited, and for which limit."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -94,8 +92,8 @@ def test_first_come_first_served() -> None:
 
 
 @pytest.mark.row("L02")
-def test_a_huge_request_is_not_passed_by_small_ones() -> None:
-    """It saves up for what is more than a burst, while those behind it wait."""
+def test_small_requests_do_not_overtake_a_huge_one() -> None:
+    """It saves up tokens beyond a burst, and those behind it wait."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock, rpm=None, tpm=6_000)
@@ -112,7 +110,7 @@ def test_a_huge_request_is_not_passed_by_small_ones() -> None:
     run_simulated(main)
 
 
-def test_what_is_saved_up_for_a_huge_request_goes_when_it_goes() -> None:
+def test_tokens_saved_for_a_huge_request_leave_with_it() -> None:
     """A burst stays a burst."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -129,8 +127,8 @@ def test_what_is_saved_up_for_a_huge_request_goes_when_it_goes() -> None:
     run_simulated(main)
 
 
-def test_more_than_a_minute_allows_never_fits() -> None:
-    """That is told at once; a whole minute's worth does fit."""
+def test_a_request_above_the_tokens_of_a_minute_fails_at_once() -> None:
+    """The tokens of exactly a minute fit."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock, rpm=None, tpm=6_000)
@@ -142,7 +140,7 @@ def test_more_than_a_minute_allows_never_fits() -> None:
 
 
 @pytest.mark.parametrize("tokens", [math.nan, math.inf])
-def test_nonsense_tokens(tokens: float) -> None:
+def test_invalid_token_counts_are_refused(tokens: float) -> None:
     """They would wait for ever."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -152,8 +150,8 @@ def test_nonsense_tokens(tokens: float) -> None:
     run_simulated(main)
 
 
-def test_the_line_is_bounded() -> None:
-    """By heads and by tokens."""
+def test_the_queue_is_limited() -> None:
+    """By requests and by tokens."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock, tpm=6_000, max_waiting=3, max_waiting_tokens=100)
@@ -173,7 +171,7 @@ def test_the_line_is_bounded() -> None:
 
 
 def test_a_deadline_ends_the_wait_without_charge() -> None:
-    """And only that one's."""
+    """The other waiters stay."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -191,8 +189,8 @@ def test_a_deadline_ends_the_wait_without_charge() -> None:
 
 
 @pytest.mark.row("C03")
-def test_a_grant_to_a_cancelled_waiter_goes_on_to_the_next() -> None:
-    """Granted and not yet delivered is given back."""
+def test_a_grant_to_a_cancelled_waiter_passes_to_the_next() -> None:
+    """A grant that was not delivered is returned."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -212,8 +210,7 @@ def test_a_grant_to_a_cancelled_waiter_goes_on_to_the_next() -> None:
     run_simulated(main)
 
 
-def test_a_thousand_refusals_in_a_row_and_a_day_without_an_answer() -> None:
-    """Neither leaves the floats."""
+def test_a_thousand_refusals_and_a_day_without_a_response_do_not_overflow() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock)
@@ -230,8 +227,8 @@ def test_a_thousand_refusals_in_a_row_and_a_day_without_an_answer() -> None:
 
 
 @pytest.mark.row("C05")
-def test_ten_thousand_cancelled_leave_nothing() -> None:
-    """The line is empty, the level intact."""
+def test_ten_thousand_cancelled_waiters_leave_an_empty_queue() -> None:
+    """The levels are unchanged."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -249,8 +246,8 @@ def test_ten_thousand_cancelled_leave_nothing() -> None:
     run_simulated(main)
 
 
-def test_leaving_the_block_settles_to_the_estimate() -> None:
-    """And a second word of a lease has no effect."""
+def test_leaving_the_block_settles_the_estimate() -> None:
+    """A second settlement of a lease has no effect."""
     clock = SimulatedClock()
     pacer = limiter(clock, rpm=None, tpm=6_000)
     lease = pacer.try_acquire(100)
@@ -262,8 +259,8 @@ def test_leaving_the_block_settles_to_the_estimate() -> None:
     assert levels(pacer)[1] == pytest.approx(350)
 
 
-def test_settling_takes_or_gives_the_difference() -> None:
-    """Debt is bounded by a burst (L03)."""
+def test_settling_charges_or_returns_the_difference() -> None:
+    """The debt is at most a burst (L03)."""
     clock = SimulatedClock()
     pacer = limiter(clock, rpm=None, tpm=6_000)
     lease = pacer.try_acquire(100)
@@ -280,8 +277,8 @@ def test_settling_takes_or_gives_the_difference() -> None:
 
 
 @pytest.mark.parametrize("tokens", [math.nan, -5.0, math.inf])
-def test_a_nonsensical_cost_counts_as_estimated(tokens: float) -> None:
-    """Usage is what a server says."""
+def test_an_invalid_cost_counts_as_estimated(tokens: float) -> None:
+    """The usage comes from a server."""
     pacer = limiter(SimulatedClock(), rpm=None, tpm=6_000)
     lease = pacer.try_acquire(100)
     assert lease is not None
@@ -289,7 +286,7 @@ def test_a_nonsensical_cost_counts_as_estimated(tokens: float) -> None:
     assert levels(pacer)[1] == pytest.approx(350)
 
 
-def test_a_refund_gives_all_back_and_wakes_the_next() -> None:
+def test_a_refund_returns_everything_and_wakes_the_next() -> None:
     """Nothing was sent."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -308,8 +305,8 @@ def test_a_refund_gives_all_back_and_wakes_the_next() -> None:
 
 
 @pytest.mark.row("H01")
-def test_a_refusal_pauses_everybody() -> None:
-    """For as long as the server asks."""
+def test_a_refusal_pauses_all_requests() -> None:
+    """For as long as Retry-After says."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -324,8 +321,8 @@ def test_a_refusal_pauses_everybody() -> None:
 
 
 @pytest.mark.row("H06")
-def test_without_a_hint_the_pause_doubles() -> None:
-    """Half a second, one, two; a success starts over."""
+def test_without_retry_after_the_pause_doubles() -> None:
+    """Half a second, one, two; a success resets it."""
     clock = SimulatedClock()
     pacer = limiter(clock)
     found = []
@@ -345,8 +342,8 @@ def test_without_a_hint_the_pause_doubles() -> None:
     assert pacer.pause_left == 0.5
 
 
-def test_refusals_of_what_was_under_way_count_once() -> None:
-    """One overload shows in many answers."""
+def test_refusals_of_requests_in_flight_count_once() -> None:
+    """One overload shows in many responses."""
     clock = SimulatedClock()
     pacer = limiter(clock)
     leases = [pacer.try_acquire() for _ in range(5)]
@@ -357,8 +354,8 @@ def test_refusals_of_what_was_under_way_count_once() -> None:
     assert pacer.rates[0] >= 3
 
 
-def test_one_probe_after_a_long_pause() -> None:
-    """The others wait for what becomes of it."""
+def test_one_probe_is_sent_after_a_long_pause() -> None:
+    """The others wait for its response."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -374,8 +371,8 @@ def test_one_probe_after_a_long_pause() -> None:
     run_simulated(main)
 
 
-def test_a_probe_that_is_not_sent_makes_room_for_another() -> None:
-    """A refund is no answer; neither is a probe that never comes back."""
+def test_an_unsent_probe_makes_room_for_another() -> None:
+    """A refund is no response; a probe without a response expires."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -394,7 +391,7 @@ def test_a_probe_that_is_not_sent_makes_room_for_another() -> None:
 
 
 def test_a_deadline_before_the_end_of_a_pause_fails_at_once() -> None:
-    """Whoever comes, and whoever waits already."""
+    """For new requests and for those already waiting."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -414,12 +411,12 @@ def test_a_deadline_before_the_end_of_a_pause_fails_at_once() -> None:
     run_simulated(main)
 
 
-def test_a_refused_request_costs_no_tokens_unless_they_count() -> None:
-    """The request itself does."""
+def test_a_refused_request_costs_no_tokens_unless_the_server_counts_them() -> None:
+    """It still costs a request."""
     for counted, left in ((False, 450), (True, 350)):
         pacer = limiter(SimulatedClock(), tpm=6_000)
         lease = pacer.try_acquire(100)
-        limits = told(requests=RateLimit(remaining=0))
+        limits = server_limits(requests=RateLimit(remaining=0))
         pacer.throttled(0.1, lease, limits=limits, tokens_counted=counted)
         assert levels(pacer)[1] == pytest.approx(left)
         pacer.throttled(50, lease)
@@ -430,38 +427,38 @@ def test_a_refused_request_costs_no_tokens_unless_they_count() -> None:
 
 
 def test_a_limit_is_learned_from_headers() -> None:
-    """Where none is configured it is taken; where one is, the lower counts."""
+    """The lower of the learned and the configured limit applies."""
     for rpm, rate in ((None, 2.0), (600, 2.0), (60, 1.0)):
         pacer = limiter(SimulatedClock(), rpm=rpm)
         lease = pacer.try_acquire()
         assert lease is not None
-        limits = told(requests=RateLimit(limit=120, remaining=100))
+        limits = server_limits(requests=RateLimit(limit=120, remaining=100))
         assert pacer.observe(limits, lease) is (rpm != 60)
         assert pacer.rates[0] == rate
         assert pacer.observe(limits, lease) is False
 
 
-def test_the_rest_lowers_the_level_by_what_is_under_way() -> None:
-    """What was sent after the answered request is not in its rest; what flowed in since is added."""
+def test_remaining_lowers_the_level_less_requests_in_flight() -> None:
+    """Requests sent after the answered one are not in its remaining; what flowed in since is added."""
     clock = SimulatedClock()
     pacer = limiter(clock)
     first = pacer.try_acquire()
     clock.advance(0.1)
     assert pacer.try_acquire() is not None
     assert first is not None
-    pacer.observe(told(requests=RateLimit(limit=600, remaining=5)), first)
+    pacer.observe(server_limits(requests=RateLimit(limit=600, remaining=5)), first)
     # 5 left, 1 flowed in, 1 is under way, and a tenth of a burst is left to the server.
     assert levels(pacer)[0] <= 4.0 + 1e-6
 
 
-def test_older_answers_are_ignored() -> None:
+def test_older_responses_are_ignored() -> None:
     """By the order in which their requests were sent."""
     pacer = limiter(SimulatedClock())
     first, second = pacer.try_acquire(), pacer.try_acquire()
     assert first is not None
     assert second is not None
-    pacer.observe(told(requests=RateLimit(limit=300, remaining=3)), second)
-    assert pacer.observe(told(requests=RateLimit(limit=60, remaining=0)), first) is False
+    pacer.observe(server_limits(requests=RateLimit(limit=300, remaining=3)), second)
+    assert pacer.observe(server_limits(requests=RateLimit(limit=60, remaining=0)), first) is False
     assert pacer.rates[0] <= 5.0
     assert pacer.rates[0] > 1.0
 
@@ -478,25 +475,25 @@ def test_older_answers_are_ignored() -> None:
         RateLimit(),
     ],
 )
-def test_nonsense_changes_nothing(limit: RateLimit) -> None:
+def test_invalid_headers_change_nothing(limit: RateLimit) -> None:
     """No stall, no exception."""
     pacer = limiter(SimulatedClock(), tpm=60_000)
     lease = pacer.try_acquire(10)
     assert lease is not None
-    pacer.observe(told(requests=limit), lease)
+    pacer.observe(server_limits(requests=limit), lease)
     assert pacer.rates[0] == 10
     assert pacer.try_acquire(10) is not None
 
 
 @pytest.mark.row("H16")
-def test_a_limit_that_falls_to_almost_nothing_is_believed_the_third_time() -> None:
-    """And then the next may still try when the server says it is whole again."""
+def test_a_limit_near_zero_applies_from_the_third_response() -> None:
+    """Then the next request may still be sent when the server's reset time is over."""
     clock = SimulatedClock()
     pacer = limiter(clock, rpm=None, tpm=60_000)
     for expected in (1_000, 1_000, 1 / 60):
         lease = pacer.try_acquire(100)
         assert lease is not None
-        pacer.observe(told(tokens=RateLimit(limit=1, remaining=5_000, reset_s=20)), lease)
+        pacer.observe(server_limits(tokens=RateLimit(limit=1, remaining=5_000, reset_s=20)), lease)
         assert pacer.rates[1] == pytest.approx(expected)
 
     async def main(clock: SimulatedClock) -> None:
@@ -509,8 +506,8 @@ def test_a_limit_that_falls_to_almost_nothing_is_believed_the_third_time() -> No
 # Start, loops, threads
 
 
-def test_two_requests_go_before_the_first_answer() -> None:
-    """Then one more for each answer, and twice as many each second."""
+def test_two_requests_are_sent_before_the_first_response() -> None:
+    """Then one more for each response, and twice as many each second."""
     clock = SimulatedClock()
     pacer = RateLimiter(clock=clock)
     first, second = pacer.try_acquire(), pacer.try_acquire()
@@ -527,8 +524,8 @@ def test_two_requests_go_before_the_first_answer() -> None:
     assert drain_up_to(pacer, 500) == 500
 
 
-def test_a_long_answer_counts_when_it_begins() -> None:
-    """Once: neither for the start nor for a probe does its end count again, however it comes."""
+def test_a_streamed_response_counts_when_it_begins() -> None:
+    """Its end does not count again, neither for the slow start nor for a probe."""
     clock = SimulatedClock()
     pacer = RateLimiter(clock=clock)
     first, second = pacer.try_acquire(), pacer.try_acquire()
@@ -545,7 +542,7 @@ def test_a_long_answer_counts_when_it_begins() -> None:
     assert pacer.try_acquire() is None
 
 
-def test_a_probes_answer_that_has_begun_is_enough() -> None:
+def test_the_beginning_of_a_probes_response_ends_the_pause() -> None:
     """The others need not wait for its end."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -561,8 +558,7 @@ def test_a_probes_answer_that_has_begun_is_enough() -> None:
     run_simulated(main)
 
 
-def test_what_a_long_answer_really_cost_is_settled_at_its_end() -> None:
-    """Though it was let through long before."""
+def test_a_streamed_response_is_settled_at_its_end() -> None:
     clock = SimulatedClock()
     pacer = limiter(clock, rpm=None, tpm=6_000)
     lease = pacer.try_acquire(400)
@@ -579,8 +575,8 @@ def drain_up_to(pacer: RateLimiter, count: int) -> int:
 
 
 @pytest.mark.row("C08")
-def test_two_loops_share_one_quota_and_one_line() -> None:
-    """One loop's waiters do not depend on the other, even when it is gone."""
+def test_two_loops_share_one_quota_and_one_queue() -> None:
+    """The waiters of one loop do not depend on the other loop, even when that is closed."""
     clock = SimulatedClock()
     pacer = limiter(clock)
     drain(pacer)
@@ -600,7 +596,7 @@ def test_two_loops_share_one_quota_and_one_line() -> None:
     lost._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
-def test_threads_take_each_lease_once() -> None:
+def test_threads_get_each_lease_once() -> None:
     """The mutex holds."""
     pacer = limiter(SimulatedClock(), rpm=60_000)
     taken: list[int] = []
@@ -618,7 +614,7 @@ def test_threads_take_each_lease_once() -> None:
 
 @pytest.mark.row("C10")
 def test_a_suspended_machine_gets_one_burst() -> None:
-    """Time that leaps does not pile up leases, and the wall clock plays no part."""
+    """A jump of the clock does not accumulate leases, and the wall clock is not used."""
     clock = SimulatedClock()
     pacer = limiter(clock)
     drain(pacer)
@@ -627,16 +623,15 @@ def test_a_suspended_machine_gets_one_burst() -> None:
     assert drain(pacer) == 9
 
 
-def test_reprs_tell_the_state() -> None:
-    """For whoever debugs."""
+def test_reprs_show_the_state() -> None:
     pacer = limiter(SimulatedClock())
     lease = pacer.try_acquire(5)
     assert "waiting=0" in repr(pacer)
     assert repr(lease) == "Lease(tokens=5, waited=0.000, open=True)"
 
 
-def test_headers_are_heard_fifty_times_a_second() -> None:
-    """Those of a good answer right after another's are not worth reading."""
+def test_headers_are_read_fifty_times_a_second() -> None:
+    """Those of a successful response right after another are not worth parsing."""
 
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock)
@@ -650,10 +645,10 @@ def test_headers_are_heard_fifty_times_a_second() -> None:
     run_simulated(main)
 
 
-# What is said, and to whom
+# Errors and representations
 
 
-def test_errors_say_what_the_matter_is() -> None:
+def test_errors_explain_the_refusal() -> None:
     """In words, with numbers and a phase."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -694,8 +689,8 @@ def test_errors_say_what_the_matter_is() -> None:
     run_simulated(main)
 
 
-def test_the_first_after_a_pause_goes_when_the_server_said() -> None:
-    """Whatever the books hold; those behind it wait their time."""
+def test_the_first_request_after_a_pause_is_sent_when_the_server_said() -> None:
+    """Whatever the buckets hold; those behind it wait their time."""
 
     async def main(clock: SimulatedClock) -> None:
         slow = RateLimiter(clock=clock, rpm=100, tpm=100_000)
@@ -711,8 +706,8 @@ def test_the_first_after_a_pause_goes_when_the_server_said() -> None:
     run_simulated(main)
 
 
-def test_a_deadline_that_the_rate_can_never_keep_fails_at_once() -> None:
-    """And names limit and wait."""
+def test_a_deadline_before_the_rate_allows_the_request_fails_at_once() -> None:
+    """The error names the limit and the wait."""
 
     async def main(clock: SimulatedClock) -> None:
         slow = RateLimiter(clock=clock, rpm=1, initial_window=0)
@@ -726,8 +721,8 @@ def test_a_deadline_that_the_rate_can_never_keep_fails_at_once() -> None:
 
 
 @pytest.mark.parametrize("hint", [99_999_999_999.0, 90_000.0])
-def test_an_absurd_hint_is_told_and_not_kept_to_for_long(hint: float) -> None:
-    """The next caller asks again within a minute or so."""
+def test_an_absurd_retry_after_is_reported_but_soon_retried(hint: float) -> None:
+    """The next caller sends a request within about a minute."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -737,8 +732,8 @@ def test_an_absurd_hint_is_told_and_not_kept_to_for_long(hint: float) -> None:
     run_simulated(main)
 
 
-def test_patience_is_for_a_pause_that_is_longer() -> None:
-    """One of just that length is waited for."""
+def test_only_a_pause_above_the_maximum_wait_fails() -> None:
+    """A pause of exactly that length is waited for."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -749,10 +744,10 @@ def test_patience_is_for_a_pause_that_is_longer() -> None:
     run_simulated(main)
 
 
-@pytest.mark.parametrize(("told", "reset"), [(0.001, None), (0.5, None), (1.0, 1.0)])
-def test_nonsense_of_limits_stalls_nobody_for_ever(told: float, reset: float | None) -> None:
-    """Less than one a window is no limit; and what is whole again in a second is not waited for by the minute."""
-    headers = {"x-ratelimit-limit-requests": str(told), "x-ratelimit-remaining-requests": "0"}
+@pytest.mark.parametrize(("limit", "reset"), [(0.001, None), (0.5, None), (1.0, 1.0)])
+def test_invalid_limits_do_not_stall_requests_for_ever(limit: float, reset: float | None) -> None:
+    """Less than one a window is no limit; with a reset of a second nobody waits for a minute."""
+    headers = {"x-ratelimit-limit-requests": str(limit), "x-ratelimit-remaining-requests": "0"}
     if reset is not None:
         headers["x-ratelimit-reset-requests"] = f"{reset:g}s"
 
@@ -768,8 +763,8 @@ def test_nonsense_of_limits_stalls_nobody_for_ever(told: float, reset: float | N
     run_simulated(main)
 
 
-def test_who_waits_is_sent_away_when_a_pause_begins_that_is_too_long() -> None:
-    """The patient stay."""
+def test_waiters_fail_when_a_pause_begins_that_exceeds_their_maximum_wait() -> None:
+    """Waiters with a longer maximum wait stay."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
@@ -786,8 +781,7 @@ def test_who_waits_is_sent_away_when_a_pause_begins_that_is_too_long() -> None:
     run_simulated(main)
 
 
-def test_a_lease_that_has_ended_teaches_no_pause() -> None:
-    """A second refusal of one request is none."""
+def test_a_second_refusal_of_one_lease_is_ignored() -> None:
     pacer = limiter(SimulatedClock())
     lease = pacer.try_acquire()
     assert lease is not None
@@ -804,11 +798,11 @@ def test_a_lease_that_has_ended_teaches_no_pause() -> None:
     assert levels(pacer)[0] == level
     lease = pacer.try_acquire()
     assert lease is not None
-    lease.throttled(1.0, limits=told(requests=RateLimit(remaining=0)))
+    lease.throttled(1.0, limits=server_limits(requests=RateLimit(remaining=0)))
     assert not lease.open
 
 
-def test_tokens_default_to_none() -> None:
+def test_tokens_default_to_zero() -> None:
     """A list of models costs no tokens."""
     pacer = limiter(SimulatedClock(), rpm=None, tpm=60)
     assert [pacer.try_acquire() is not None for _ in range(100)] == [True] * 100
@@ -819,15 +813,15 @@ def test_tokens_default_to_none() -> None:
     run_simulated(main)
 
 
-def test_what_a_refusal_counts_its_tokens_for() -> None:
-    """By default the server does not."""
+def test_refused_tokens_are_charged_only_if_counted() -> None:
+    """By default the server does not count them."""
     pacer = limiter(SimulatedClock(), rpm=None, tpm=6_000)
-    pacer.throttled(0.1, pacer.try_acquire(100), limits=told(tokens=RateLimit(remaining=0)))
+    pacer.throttled(0.1, pacer.try_acquire(100), limits=server_limits(tokens=RateLimit(remaining=0)))
     assert pacer._quota.tokens.refused_total == 100
 
 
-def test_an_expired_waiter_at_the_front_does_not_stop_the_line() -> None:
-    """The next is granted in the same moment."""
+def test_an_expired_waiter_at_the_front_does_not_stop_the_queue() -> None:
+    """The next waiter is granted in the same moment."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock, rpm=None, tpm=6_000)
@@ -836,7 +830,7 @@ def test_an_expired_waiter_at_the_front_does_not_stop_the_line() -> None:
         await asyncio.sleep(0)
         next_one = asyncio.create_task(pacer.acquire(50))
         await asyncio.sleep(0)
-        clock.advance(2)  # the loop stood still: the deadline and the room come to light together
+        clock.advance(2)  # the loop stood still: the deadline and the room are seen in the same tick
         with pytest.raises(DeadlineExceeded, match="while waiting"):
             await late
         assert (await next_one).waited == pytest.approx(2)

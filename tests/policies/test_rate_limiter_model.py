@@ -1,9 +1,7 @@
 """The limiter against a small model, over random histories (L01).
 
-The model knows three things: over any time w no more is granted than rate * w and one burst (or the
-largest request), who came first goes first, and who was cancelled gets nothing. What is given back
-counts from the moment it is given back.
-"""
+The model has three rules: over any time w at most rate * w and one burst (or the largest request) is granted, waiters
+are served in order of arrival, and a cancelled waiter gets nothing. A refund counts from the moment of the refund."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ SLACK = 1e-3
 
 
 class Debt:
-    """What was granted and has not flowed back since: the worst of all windows that end now."""
+    """The granted amount that has not flowed back since: the worst of all windows that end now."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -32,13 +30,13 @@ class Debt:
         self.at = 0.0
 
     def add(self, now: float, cost: float) -> None:
-        """Grant ``cost`` at ``now``, or give it back when it is negative."""
+        """Grant ``cost`` at ``now``, or return it when it is negative."""
         self.amount = max(0.0, self.amount - self.rate * (now - self.at)) + cost
         self.at = now
 
 
 class Call:
-    """One caller: the task that waits, and what it got."""
+    """One caller: the waiting task, and its lease."""
 
     def __init__(self, task: asyncio.Task[Lease], tokens: int) -> None:
         self.task = task
@@ -64,11 +62,11 @@ class LimiterMachine(RuleBasedStateMachine):
         self.breaches: list[str] = []
 
     def teardown(self) -> None:
-        """No stall: with time, everybody left is served."""
+        """No stall: with time, every remaining waiter is served."""
         waiting = [call for call in self.calls if not call.task.done()]
         longest = sum(call.tokens for call in waiting) / (TPM / 60) + len(waiting) / (RPM / 60)
         # Refusals slow down to the floor at worst. After many, one goes at a time, half a minute after another
-        # of which nothing was heard.
+        # without a response.
         self.pass_time(longest * 30 + 200 + 35 * len(waiting))
         for call in waiting:
             assert call.task.done(), (call.tokens, self.limiter)
@@ -91,7 +89,7 @@ class LimiterMachine(RuleBasedStateMachine):
         return lease
 
     def charge(self, requests: float, tokens: float, at: float) -> None:
-        """Something is granted, or given back when it is negative."""
+        """Record a grant, or a refund when it is negative."""
         self.requests.add(at, requests)
         self.tokens.add(at, tokens)
         # What is larger than a burst was saved up for before it went.
@@ -102,7 +100,7 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.one_of(st.integers(0, 300), st.integers(1_000, 20_000)), count=st.integers(1, 12))
     def arrive(self, tokens: int, count: int) -> None:
-        """Some come at once."""
+        """Several requests arrive at once."""
         for _ in range(count):
             holder: list[Call] = []
             call = Call(self.loop.create_task(self.acquire(holder, tokens)), tokens)
@@ -118,7 +116,7 @@ class LimiterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """Someone gives up, maybe in the moment of its grant."""
+        """Cancel a waiter, perhaps in the moment of its grant."""
         call = data.draw(st.sampled_from(self.calls))
         if not call.task.done():
             call.cancelled = call.task.cancel()
@@ -127,7 +125,7 @@ class LimiterMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.has_lease(call) for call in self.calls))
     @rule(data=st.data(), part=st.floats(0, 1))
     def settle(self, data: st.DataObject, part: float) -> None:
-        """An answer came; it cost no more than was estimated."""
+        """A response arrived; it cost at most the estimate."""
         call = data.draw(st.sampled_from([call for call in self.calls if self.has_lease(call)]))
         call.open = False
         actual = int(call.tokens * part)
@@ -148,7 +146,7 @@ class LimiterMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.has_lease(call) for call in self.calls))
     @rule(data=st.data(), retry_after=st.one_of(st.none(), st.floats(0.1, 5)))
     def refuse(self, data: st.DataObject, retry_after: float | None) -> None:
-        """The server said 429; its tokens were not counted."""
+        """The server answered 429; it did not count the tokens."""
         call = data.draw(st.sampled_from([call for call in self.calls if self.has_lease(call)]))
         call.open = False
         self.charge(0, -call.tokens, self.clock.now())
@@ -162,7 +160,7 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @invariant()
     def windows_hold(self) -> None:
-        """Over any time, rate and one burst at most."""
+        """In any window at most the rate and one burst."""
         assert not self.breaches
 
     @invariant()
@@ -172,13 +170,13 @@ class LimiterMachine(RuleBasedStateMachine):
         assert places == sorted(places)
 
     @invariant()
-    def the_cancelled_get_nothing(self) -> None:
-        """Their grants went on to the next."""
+    def cancelled_waiters_get_nothing(self) -> None:
+        """Their grants passed to the next."""
         assert not any(call.cancelled and call in self.order for call in self.calls)
 
     @invariant()
-    def the_line_is_what_waits(self) -> None:
-        """No more and no less."""
+    def the_queue_holds_the_waiting_tasks(self) -> None:
+        """Exactly."""
         assert self.limiter.waiting == sum(not call.task.done() for call in self.calls)
 
 

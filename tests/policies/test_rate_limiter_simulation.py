@@ -1,9 +1,8 @@
-"""The limiter against a simulated provider that keeps its own limits.
+"""The limiter against a simulated provider that enforces its own limits.
 
 600 requests and 100,000 tokens a minute, in buckets that hold one second of requests and five of tokens;
-two minutes of simulated time, every number seeded. "Possible" is what a client would get through that
-knows the buckets and has no latency.
-"""
+two minutes of simulated time, every random number seeded. "Possible" is the throughput of a client that knows the
+buckets and has no latency."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class Answer:
 
 
 class Provider:
-    """Two token buckets, taken from together or not at all."""
+    """Two token buckets; a request takes from both or from neither."""
 
     def __init__(
         self, *, rpm: float = RPM, tpm: float = TPM, headers: bool = True, hint: str = "none"
@@ -55,21 +54,21 @@ class Provider:
             self.levels = [self.levels[i] - costs[i] for i in (0, 1)]
             self.accepted += 1
             self.tokens += tokens
-            return Answer(200, self.told())
+            return Answer(200, self.headers_of_limits())
         self.refused += 1
         wait = max((costs[i] - self.levels[i]) / self.rates[i] for i in (0, 1))
-        return Answer(429, self.told() | self.hints(wait))
+        return Answer(429, self.headers_of_limits() | self.hints(wait))
 
-    def told(self) -> dict[str, str]:
+    def headers_of_limits(self) -> dict[str, str]:
         if not self.headers:
             return {}
-        told = {}
+        headers = {}
         for i, name in enumerate(("requests", "tokens")):
-            told[f"x-ratelimit-limit-{name}"] = f"{self.limits[i]:.0f}"
-            told[f"x-ratelimit-remaining-{name}"] = f"{math.floor(self.levels[i])}"
+            headers[f"x-ratelimit-limit-{name}"] = f"{self.limits[i]:.0f}"
+            headers[f"x-ratelimit-remaining-{name}"] = f"{math.floor(self.levels[i])}"
             reset = (self.depths[i] - self.levels[i]) / self.rates[i]
-            told[f"x-ratelimit-reset-{name}"] = f"{reset * 1000:.0f}ms" if reset < 1 else f"{reset:.3f}s"
-        return told
+            headers[f"x-ratelimit-reset-{name}"] = f"{reset * 1000:.0f}ms" if reset < 1 else f"{reset:.3f}s"
+        return headers
 
     def hints(self, wait: float) -> dict[str, str]:
         if self.hint == "seconds":
@@ -79,7 +78,7 @@ class Provider:
         return {}
 
     def possible(self, sizes: Iterator[int]) -> float:
-        """The part of the narrower bucket that the best of clients uses."""
+        """The share of the narrower bucket that the best possible client uses."""
         now, levels, requests, tokens = 0.0, list(self.depths), 0, 0
         for size in sizes:
             costs = (1, size)
@@ -154,7 +153,7 @@ class Client:
 
 
 def text_size(rng: random.Random, mean: float, sigma: float = 0.7) -> int:
-    """Tokens of a text: log-normal, none larger than the provider ever takes."""
+    """Draw the tokens of a text: log-normal, at most what the provider ever accepts."""
     return max(1, min(int(rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma)), int(TPM / 60 * 3)))
 
 
@@ -212,10 +211,10 @@ seeds = pytest.mark.parametrize("seed", [1, 2] if NIGHTLY else [1])
 @seeds
 @sizes
 @configured
-def test_one_client_with_honest_headers(
+def test_one_client_with_correct_headers(
     seed: int, mean: float, limits: tuple[float | None, float | None]
 ) -> None:
-    """98 % of the possible throughput, at most 1 of 200 refused."""
+    """At least 98 % of the possible throughput, at most 1 of 200 refused."""
     outcome = simulate(seed, mean, rpm=limits[0], tpm=limits[1])
     assert outcome.throughput >= 0.98, outcome
     assert outcome.refused <= 1 / 200, outcome
@@ -224,8 +223,8 @@ def test_one_client_with_honest_headers(
 @seeds
 @sizes
 @pytest.mark.parametrize("hint", ["none", "seconds", "milliseconds"])
-def test_four_clients_that_know_nothing_of_each_other(seed: int, mean: float, hint: str) -> None:
-    """85 % and 1 of 20, and nobody starves."""
+def test_four_clients_without_coordination(seed: int, mean: float, hint: str) -> None:
+    """At least 85 %, at most 1 of 20 refused, and no client starves."""
     outcome = simulate(seed, mean, clients=4, hint=hint)
     assert outcome.throughput >= 0.85, outcome
     assert outcome.refused <= 1 / 20, outcome
@@ -236,16 +235,18 @@ def test_four_clients_that_know_nothing_of_each_other(seed: int, mean: float, hi
 @sizes
 @pytest.mark.parametrize("limits", [HIGHER, UNKNOWN], ids=["higher", "unknown"])
 @pytest.mark.parametrize("hint", ["none", "seconds"])
-def test_refusals_alone(seed: int, mean: float, hint: str, limits: tuple[float | None, float | None]) -> None:
-    """90 % and 1 of 20 with no header at all, the limit being unknown or configured ten times too high."""
+def test_refusals_without_headers(
+    seed: int, mean: float, hint: str, limits: tuple[float | None, float | None]
+) -> None:
+    """At least 90 % and at most 1 of 20 refused, with the limit unknown or configured ten times too high."""
     outcome = simulate(seed, mean, rpm=limits[0], tpm=limits[1], headers=False, hint=hint, workers=16)
     assert outcome.throughput >= 0.90, outcome
     assert outcome.refused <= 1 / 20, outcome
 
 
 @sizes
-def test_the_right_limit_needs_no_headers(mean: float) -> None:
-    """What is configured and true is kept, though a large text may turn out larger than estimated."""
+def test_a_correct_configured_limit_needs_no_headers(mean: float) -> None:
+    """A large text may still turn out larger than estimated."""
     outcome = simulate(3, mean, headers=False)
     assert outcome.throughput >= 0.98, outcome
     assert outcome.refused <= 1 / 200, outcome

@@ -30,8 +30,8 @@ def most_in_any_window(grants: list[tuple[float, float]], rate: float, burst: fl
 
 @pytest.mark.row("L01")
 @pytest.mark.parametrize("seed", range(8))
-def test_no_window_holds_more_than_its_limit_and_the_line_is_kept(seed: int) -> None:
-    """Random arrivals, sizes, cancellations and refunds: never too much, never out of turn, never idle."""
+def test_no_window_exceeds_the_limit_and_the_queue_keeps_its_order(seed: int) -> None:
+    """Random arrivals, sizes, cancellations and refunds: never too much, never out of order, never idle."""
     dice = random.Random(seed)
 
     async def main(clock: SimulatedClock) -> None:
@@ -60,7 +60,7 @@ def test_no_window_holds_more_than_its_limit_and_the_line_is_kept(seed: int) -> 
         assert limiter.waiting == 0
         assert most_in_any_window([(at, 1.0) for at, _ in grants], RPM / 60, BURST_REQUESTS) <= 1e-6
         assert most_in_any_window(grants, TPM / 60, BURST_TOKENS) <= 1e-6
-        # As long as somebody waited the narrower limit was used up, but for the burst it began with.
+        # While requests waited, the narrower limit was used up, apart from the initial burst.
         busy = clock.elapsed
         requests = (len(grants) - BURST_REQUESTS * MARGIN) / (busy * RPM / 60)
         tokens = (sum(cost for _, cost in grants) - BURST_TOKENS * MARGIN) / (busy * TPM / 60)
@@ -71,8 +71,8 @@ def test_no_window_holds_more_than_its_limit_and_the_line_is_kept(seed: int) -> 
 
 @pytest.mark.row("L03")
 @pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
-def test_an_estimate_that_is_wrong_is_paid_for_afterwards(factor: float) -> None:
-    """What it really cost is taken off at once, as a debt of one burst at most, and the rate comes right."""
+def test_a_wrong_estimate_is_charged_afterwards(factor: float) -> None:
+    """The actual cost is charged at once, as a debt of one burst at most, and the average rate is right."""
 
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock, tpm=TPM, initial_window=0)
@@ -88,8 +88,7 @@ def test_an_estimate_that_is_wrong_is_paid_for_afterwards(factor: float) -> None
 
 
 @pytest.mark.row("L03")
-def test_an_estimate_of_nothing() -> None:
-    """Tokens that were never estimated are a debt like any other."""
+def test_an_estimate_of_zero_is_charged_afterwards() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock, tpm=TPM, initial_window=0)

@@ -25,7 +25,7 @@ from llmopt.values.http import EXCEPTION_OF, VerdictKind
 
 
 class FixedJitter(random.Random):
-    """The same share of every range."""
+    """A random generator that always returns the same share of a range."""
 
     def __init__(self, share: float) -> None:
         super().__init__(0)
@@ -90,8 +90,8 @@ def retried(reason: Any, **more: Any) -> RetryDecision:
         (e.InvalidResponse, "invalid_response", 14),
     ],
 )
-def test_what_may_pass_is_tried_again(kind: type[e.LLMOptError], reason: Any, cost: int) -> None:
-    """After the first back-off, counted, at the price of its kind."""
+def test_transient_failures_are_retried(kind: type[e.LLMOptError], reason: Any, cost: int) -> None:
+    """After the first back-off, counted as an attempt, at the price of their kind."""
     assert decide(error(kind)) == RetryDecision(delay=1.0, reason=reason, cost=cost)
 
 
@@ -105,8 +105,8 @@ def test_what_may_pass_is_tried_again(kind: type[e.LLMOptError], reason: Any, co
         e.StreamError, e.StreamInterrupted, e.StreamIdle, e.ProviderError, e.LLMOptError,
     ],
 )  # fmt: skip
-def test_what_stays_is_final(kind: type[e.LLMOptError]) -> None:
-    """No second request for what a second request cannot mend."""
+def test_permanent_failures_are_final(kind: type[e.LLMOptError]) -> None:
+    """A second request cannot help."""
     assert decide(error(kind)) == GiveUp(reason="final")
 
 
@@ -116,8 +116,8 @@ def test_partial_failure_is_final() -> None:
     assert decide(e.PartialFailure("m", result=nothing)) == GiveUp(reason="final")
 
 
-def test_every_kind_of_error_was_thought_of() -> None:
-    """A kind that calls itself retryable is retried, save two that the caller's options decide."""
+def test_every_retryable_error_is_retried() -> None:
+    """Except two, which the caller's options decide."""
     kinds: list[Any] = [k for _, k in inspect.getmembers(e, inspect.isclass) if issubclass(k, e.LLMOptError)]
     makes: dict[Any, dict[str, Any]] = {e.PartialFailure: {"result": None}}
 
@@ -130,8 +130,8 @@ def test_every_kind_of_error_was_thought_of() -> None:
 
 
 @pytest.mark.parametrize("kind", list(VerdictKind))
-def test_every_verdict_is_treated_as_the_design_says(kind: VerdictKind) -> None:
-    """docs/development/resilience.md: five kinds are tried again, ten are not."""
+def test_every_verdict_is_retried_or_final_as_documented(kind: VerdictKind) -> None:
+    """docs/development/resilience.md: five kinds are retried, ten are not."""
     again = {
         VerdictKind.TRANSIENT,
         VerdictKind.TIMEOUT,
@@ -143,8 +143,8 @@ def test_every_verdict_is_treated_as_the_design_says(kind: VerdictKind) -> None:
     assert isinstance(decide(error(EXCEPTION_OF[kind])), RetryDecision) == (kind in again)
 
 
-def test_a_subclass_is_treated_as_its_kind() -> None:
-    """An error of a plugin's own that derives from ours."""
+def test_a_subclass_is_treated_as_its_base_class() -> None:
+    """A plugin may derive its own error from ours."""
 
     class Busy(e.Overloaded):
         pass
@@ -156,8 +156,8 @@ def test_a_subclass_is_treated_as_its_kind() -> None:
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
-def test_n_retries_are_n(most: Any) -> None:
-    """n + 1 requests in all, and then the last error."""
+def test_n_retries_allow_n_plus_one_requests(most: Any) -> None:
+    """Then the last error is raised."""
     history = RetryHistory()
     for _ in range(most):
         history.add(decide(error(e.ServerError), history, max_retries=most))
@@ -167,8 +167,8 @@ def test_n_retries_are_n(most: Any) -> None:
     assert decide(error(e.ServerError), history, max_retries=most) == GiveUp(reason="attempts")
 
 
-def test_reasons_share_the_count() -> None:
-    """Three retries are three, whatever each was for."""
+def test_all_failures_share_one_count_of_retries() -> None:
+    """Whatever the reason of each."""
     history = after(retried("server"), retried("rate_limited"), retried("connect"))
 
     assert decide(error(e.ServerError), history, max_retries=3) == GiveUp(reason="attempts")
@@ -178,12 +178,12 @@ def test_reasons_share_the_count() -> None:
 
 
 def test_permanent_connect_failures_are_final() -> None:
-    """A name that does not exist and a certificate that does not fit stay so (N13, N14)."""
+    """An unknown host name and an invalid certificate do not change (N13, N14)."""
     assert decide(error(e.ConnectFailed, permanent=True, cause="dns")) == GiveUp(reason="final")
 
 
-def test_unusable_answers_are_asked_for_once_more() -> None:
-    """Then the item is looked for instead."""
+def test_an_unusable_response_is_retried_once() -> None:
+    """Then the faulty item is searched for instead."""
     failure = error(e.InvalidResponse, reason="count")
 
     assert decide(failure).reason == "invalid_response"
@@ -192,20 +192,20 @@ def test_unusable_answers_are_asked_for_once_more() -> None:
 
 
 @pytest.mark.parametrize("reason", ["too_large", "decompression"])
-def test_bombs_are_not_asked_for_again(reason: str) -> None:
-    """The same request would be answered by the same flood."""
+def test_decompression_bombs_are_not_retried(reason: str) -> None:
+    """The same request would get the same response."""
     assert decide(error(e.InvalidResponse, reason=reason)) == GiveUp(reason="final")
 
 
-def test_overload_with_a_hint_is_cheap() -> None:
-    """A server that says when to come is shedding load in good order."""
+def test_overload_with_retry_after_costs_little_budget() -> None:
+    """Such a server sheds load in good order."""
     assert decide(error(e.Overloaded, hint=3.0)).cost == 5
     assert decide(error(e.Overloaded, hint=math.nan)).cost == 14
     assert decide(error(e.ServerError, hint=3.0)).cost == 14
 
 
-def test_stale_connection_is_replaced_at_once_and_free() -> None:
-    """Once per call: a second one is a lost connection like others (N15)."""
+def test_a_stale_connection_is_replaced_at_once_for_free() -> None:
+    """Once a call: a second one is a lost connection like others (N15)."""
     failure = error(e.ConnectionLost, stale=True, sent="maybe")
     free = RetryDecision(delay=0.0, reason="stale", cost=0, counted=False, computed=False)
 
@@ -215,8 +215,8 @@ def test_stale_connection_is_replaced_at_once_and_free() -> None:
     assert decide(failure, after(free), max_retries=0) == GiveUp(reason="attempts")
 
 
-def test_stale_connection_of_a_chat_is_ambiguous() -> None:
-    """It is sent again like any that may have been carried out: once, after the back-off."""
+def test_a_stale_connection_of_a_chat_is_ambiguous() -> None:
+    """It is retried like any request that may have been carried out: once, after the back-off."""
     failure = error(e.ConnectionLost, stale=True, sent="maybe")
 
     assert decide(failure, facts=CHAT) == RetryDecision(delay=1.0, reason="connection", ambiguous=True)
@@ -224,8 +224,8 @@ def test_stale_connection_of_a_chat_is_ambiguous() -> None:
 
 @pytest.mark.parametrize("kind", [e.ConnectionLost, e.AttemptTimeout])
 @pytest.mark.parametrize("sent", ["maybe", "yes"])
-def test_ambiguous_chat_is_repeated_once(kind: type[e.LLMOptError], sent: Any) -> None:
-    """The paid work of a request that may have been carried out is repeated at most once."""
+def test_an_ambiguous_chat_is_repeated_once(kind: type[e.LLMOptError], sent: Any) -> None:
+    """Paid work that may have been carried out is repeated at most once."""
     first = decide(error(kind, sent=sent), facts=CHAT, max_retries=9)
     assert first.ambiguous
 
@@ -236,8 +236,8 @@ def test_ambiguous_chat_is_repeated_once(kind: type[e.LLMOptError], sent: Any) -
 
 
 @pytest.mark.parametrize("kind", [e.ConnectionLost, e.AttemptTimeout])
-def test_a_request_that_never_left_is_not_ambiguous(kind: type[e.LLMOptError]) -> None:
-    """Nor is any that does no harm twice."""
+def test_an_unsent_request_is_not_ambiguous(kind: type[e.LLMOptError]) -> None:
+    """Nor is a request that does no harm when it is repeated."""
     twice = after(*[retried("timeout", ambiguous=True)] * 2)
 
     assert isinstance(decide(error(kind, sent="no"), twice, CHAT, max_retries=9), RetryDecision)
@@ -247,13 +247,13 @@ def test_a_request_that_never_left_is_not_ambiguous(kind: type[e.LLMOptError]) -
 
 
 @pytest.mark.parametrize("kind", [e.ConnectFailed, e.ServerError, e.RateLimited])
-def test_only_broken_requests_are_ambiguous(kind: type[e.LLMOptError]) -> None:
-    """An answer is an answer, and no connection is no request."""
+def test_only_requests_without_a_response_are_ambiguous(kind: type[e.LLMOptError]) -> None:
+    """A response is certain, and so is a failed connect."""
     assert not decide(error(kind), facts=CHAT).ambiguous
 
 
-def test_open_circuit() -> None:
-    """Fails by default; where waiting was asked for it takes neither attempts nor budget."""
+def test_an_open_circuit_fails_by_default() -> None:
+    """A caller that chose to wait pays neither attempts nor budget."""
     waiting = RetryFacts(wait_when_open=True)
 
     assert decide(error(e.CircuitOpen, hint=4.0)) == GiveUp(reason="circuit_open")
@@ -271,20 +271,20 @@ RESTING = RetryFacts(wait_when_open=True, circuit_retry_in=7.0)
     "kind",
     [e.ServerError, e.Overloaded, e.RequestTimeout, e.AttemptTimeout, e.ConnectFailed, e.ConnectionLost],
 )
-def test_what_opened_a_circuit_waits_with_the_others(kind: type[e.LLMOptError]) -> None:
-    """Until the next probe, at no attempt and no price."""
+def test_a_failure_that_opened_the_circuit_waits_too(kind: type[e.LLMOptError]) -> None:
+    """Until the next probe, without an attempt or a price."""
     assert decide(error(kind), facts=RESTING, max_retries=0) == RetryDecision(
         delay=7.0, reason="circuit_open", cost=0, counted=False, computed=False
     )
 
 
 @pytest.mark.parametrize("facts", [RetryFacts(circuit_retry_in=7.0), RetryFacts(wait_when_open=True)])
-def test_without_a_rest_to_wait_for_it_is_a_retry(facts: RetryFacts) -> None:
-    """Not asked to wait, nothing open, or held open by hand."""
+def test_without_an_open_circuit_a_failure_is_retried_normally(facts: RetryFacts) -> None:
+    """The caller did not choose to wait, or no circuit is open, or it has no end."""
     assert decide(error(e.ServerError), facts=facts) == RetryDecision(delay=1.0, reason="server")
 
 
-def test_what_would_not_be_tried_again_does_not_wait() -> None:
+def test_a_final_failure_does_not_wait_for_a_circuit() -> None:
     """It would wait for ever, from probe to probe."""
     chat = evolve(RESTING, idempotent=False)
     first = decide(error(e.AttemptTimeout, sent="maybe"), facts=chat)
@@ -301,12 +301,11 @@ def test_what_would_not_be_tried_again_does_not_wait() -> None:
 
 
 def test_the_wait_for_a_circuit_keeps_the_deadline() -> None:
-    """As every wait."""
     assert decide(error(e.ServerError), facts=RESTING, left=7.5) == GiveUp(reason="deadline", wait=7.0)
 
 
-def test_new_credential_is_tried_once() -> None:
-    """A 401 is final unless the credential's provider has another key by now."""
+def test_a_changed_credential_is_tried_once() -> None:
+    """A 401 is final unless the credential's provider has another key now."""
     fresh = RetryFacts(new_credential=True)
     once = RetryDecision(delay=0.0, reason="credential", cost=0, computed=False)
 
@@ -321,15 +320,15 @@ def test_new_credential_is_tried_once() -> None:
 
 @pytest.mark.row("H12")
 @pytest.mark.parametrize("kind", [e.ServerError, e.RateLimited, e.Overloaded, e.RequestTimeout, e.BadRequest])
-def test_false_vetoes(kind: type[e.LLMOptError]) -> None:
-    """The server knows best that a retry cannot help."""
+def test_x_should_retry_false_forbids_a_retry(kind: type[e.LLMOptError]) -> None:
+    """The server knows that a retry cannot help."""
     assert decide(error(kind), facts=RetryFacts(should_retry=False)) == GiveUp(reason="vetoed")
 
 
 @pytest.mark.row("H12")
 @pytest.mark.parametrize("kind", [e.BadRequest, e.NotFound])
-def test_true_allows(kind: type[e.LLMOptError]) -> None:
-    """A 409, above all."""
+def test_x_should_retry_true_allows_a_retry(kind: type[e.LLMOptError]) -> None:
+    """Of a 409, for example."""
     allowed = decide(error(kind, status=409), facts=RetryFacts(should_retry=True))
 
     assert allowed == RetryDecision(delay=1.0, reason="asked", cost=14)
@@ -343,14 +342,14 @@ def test_true_allows(kind: type[e.LLMOptError]) -> None:
         e.ContentFiltered, e.UnexpectedStatus, e.ConfigError, e.StreamInterrupted,
     ],
 )  # fmt: skip
-def test_true_does_not_allow_everything(kind: type[e.LLMOptError]) -> None:
-    """Never for money, keys and permissions, nor where another request is the answer."""
+def test_x_should_retry_true_does_not_allow_everything(kind: type[e.LLMOptError]) -> None:
+    """Never for quota, keys and permissions, nor where another request is the solution."""
     assert decide(error(kind), facts=RetryFacts(should_retry=True)) == GiveUp(reason="final")
 
 
 @pytest.mark.row("H12")
-def test_true_raises_no_bound() -> None:
-    """It allows a retry, it does not add one."""
+def test_x_should_retry_true_adds_no_retries() -> None:
+    """It allows a retry within the limits."""
     once = after(retried("server"))
 
     assert (
@@ -396,7 +395,7 @@ def test_back_off(kind: type[e.LLMOptError], policy: Any, share: int, expected: 
 
 
 def test_back_off_of_a_long_job_stays_finite() -> None:
-    """2^n leaves the floats long before a job gives up."""
+    """2^n exceeds the range of a float long before a job gives up."""
     history = RetryHistory()
     history.backoffs = 100_000
 
@@ -404,7 +403,7 @@ def test_back_off_of_a_long_job_stays_finite() -> None:
 
 
 def test_only_computed_waits_grow() -> None:
-    """A wait that the server asked for is no sign that ours was too short."""
+    """A wait that the server chose does not show that ours was too short."""
     history = after(
         decide(error(e.RateLimited, hint=7.0)),
         decide(error(e.ConnectionLost, stale=True)),
@@ -416,7 +415,7 @@ def test_only_computed_waits_grow() -> None:
 
 
 def test_jitter_is_seeded() -> None:
-    """The same seed gives the same waits, within the bounds of the formula."""
+    """The same seed gives the same waits, within the range of the formula."""
     first, second = ([decide(error(e.ServerError), rng=random.Random(7)).delay for _ in "ab"] for _ in "ab")
 
     assert first == second
@@ -432,16 +431,18 @@ def test_jitter_is_seeded() -> None:
     [(1.0, 1.0, 1.1), (1.5, 1.5, 1.65), (0.25, 0.25, 0.275), (2.0, 2.0, 2.2), (10.0, 10, 11), (60.0, 60, 61), (120.0, 120, 121)],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded, e.ServerError, e.RequestTimeout])
-def test_a_hint_is_obeyed(kind: type[e.LLMOptError], hint: float | None, least: float, most: Any) -> None:
-    """Never less than asked for, and at most a tenth or a second more."""
+def test_retry_after_is_obeyed(
+    kind: type[e.LLMOptError], hint: float | None, least: float, most: Any
+) -> None:
+    """Never a shorter wait, and at most a tenth or a second longer."""
     assert decide(error(kind, hint=hint), rng=FixedJitter(0.0)).delay == pytest.approx(least)
     assert decide(error(kind, hint=hint), rng=FixedJitter(1.0)).delay == pytest.approx(most)
 
 
 @pytest.mark.row("H02")
 @pytest.mark.parametrize("hint", [0.0, -5.0, math.nan, math.inf, -math.inf, None])
-def test_no_hint_is_none(hint: float | None) -> None:
-    """What is no time to wait leaves the computed back-off."""
+def test_an_invalid_retry_after_is_ignored(hint: float | None) -> None:
+    """The computed back-off applies."""
     made = decide(error(e.RateLimited, hint=hint))
 
     assert (made.delay, made.computed) == (1.0, True)
@@ -449,18 +450,18 @@ def test_no_hint_is_none(hint: float | None) -> None:
 
 @pytest.mark.row("H03")
 @pytest.mark.parametrize("hint", [120.001, 121.0, 1e9])
-def test_too_long_a_hint_fails_at_once(hint: float | None) -> None:
-    """The caller learns how long, instead of waiting without a word."""
+def test_a_retry_after_above_the_maximum_fails_at_once(hint: float | None) -> None:
+    """The caller gets the wait in the error."""
     assert decide(error(e.RateLimited, hint=hint)) == GiveUp(reason="retry_after", wait=hint)
 
 
 @pytest.mark.row("H03")
 def test_a_job_may_wait_longer() -> None:
-    """The bound is the policy's."""
+    """The maximum belongs to the policy."""
     assert decide(error(e.RateLimited, hint=1800.0), max_retry_after=3600.0).delay == 1800.0
 
 
-def test_attempts_are_looked_at_before_the_hint() -> None:
+def test_attempts_are_checked_before_retry_after() -> None:
     """A call without retries left says so, however long the wait would be."""
     assert decide(error(e.RateLimited, hint=1e6), max_retries=0) == GiveUp(reason="attempts")
 
@@ -471,7 +472,7 @@ def test_attempts_are_looked_at_before_the_hint() -> None:
 @pytest.mark.parametrize(
     ("left", "made"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)]
 )
-def test_the_deadline_is_never_outslept(left: Any, made: Any) -> None:
+def test_no_wait_exceeds_the_deadline(left: Any, made: Any) -> None:
     """The wait and a second for the attempt must fit."""
     found = decide(error(e.ServerError), left=left)
 
@@ -480,12 +481,12 @@ def test_the_deadline_is_never_outslept(left: Any, made: Any) -> None:
     )
 
 
-def test_ninety_seconds_with_thirty_left() -> None:
-    """It fails at once and says what the wait would have been."""
+def test_a_retry_after_beyond_the_deadline_fails_at_once() -> None:
+    """Ninety seconds with thirty left; the error says what the wait would have been."""
     assert decide(error(e.RateLimited, hint=90.0), left=30) == GiveUp(reason="deadline", wait=90.0)
 
 
-def test_an_immediate_retry_needs_its_time_too() -> None:
+def test_an_immediate_retry_needs_time_before_the_deadline() -> None:
     """A second, unless the policy says otherwise."""
     failure = error(e.ConnectionLost, stale=True)
 
@@ -498,7 +499,7 @@ def test_an_immediate_retry_needs_its_time_too() -> None:
 
 
 def test_waits_of_a_job_are_flow_control() -> None:
-    """Twenty rounds of 429 and 503 use up no attempts; then they count."""
+    """Twenty rounds of 429 and 503 use no attempts; then they count."""
     history = RetryHistory()
     for n in range(20):
         kind = e.RateLimited if n % 2 else e.Overloaded
@@ -515,8 +516,7 @@ def test_waits_of_a_job_are_flow_control() -> None:
 
 
 @pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded])
-def test_rounds_of_one_kind(kind: type[e.LLMOptError]) -> None:
-    """Exactly twenty, also when all were alike."""
+def test_flow_control_ends_after_twenty_rounds_of_one_kind(kind: type[e.LLMOptError]) -> None:
     history = RetryHistory()
     counted = []
     for _ in range(22):
@@ -537,8 +537,8 @@ def test_other_failures_of_a_job_count() -> None:
 # --- the history --------------------------------------------------------------------------------------------
 
 
-def test_history_adds_up() -> None:
-    """What counts, what was computed, what it cost last."""
+def test_the_history_adds_up() -> None:
+    """The counted attempts, the computed waits, and the last price."""
     history = after(
         retried("server", cost=14),
         retried("timeout", cost=14, ambiguous=True),
@@ -567,7 +567,7 @@ KINDS = [e.ServerError, e.RateLimited, e.Overloaded, e.ConnectionLost, e.Attempt
 def test_every_decision_is_safe(
     seed: int, kinds: Any, hints: Any, left: Any, jitter: Any, retry_delay: Any, chat: Any, job: Any
 ) -> None:
-    """Waits are finite, bounded, obedient and within the deadline; a call ends; repeats are few."""
+    """Waits are finite, limited, at least Retry-After and within the deadline; a call ends; repeats are few."""
     policy = RetryPolicy(
         max_retries=4,
         retry_delay=retry_delay,
@@ -593,7 +593,7 @@ def test_every_decision_is_safe(
 
 
 def test_the_defaults() -> None:
-    """docs/development/resilience.md."""
+    """The values of docs/development/resilience.md."""
     policy = RetryPolicy()
 
     assert repr(policy) == (
@@ -604,7 +604,7 @@ def test_the_defaults() -> None:
 
 
 def test_a_forked_child_has_its_own_jitter() -> None:
-    """Parent and child share a server, not their delays; the application's own numbers are left alone."""
+    """Parent and child share a server, but not their delays; the application's own random state is unchanged."""
     random.seed(5)
     expected = random.random()
     random.seed(5)
@@ -618,8 +618,8 @@ def test_a_forked_child_has_its_own_jitter() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_reseeding_happens_in_the_child_alone() -> None:
-    """By a real fork, in a process of its own."""
+def test_only_the_child_is_reseeded() -> None:
+    """By a real fork in a separate process."""
     program = """
         import os
         from llmopt.policies.retry import RetryPolicy
@@ -634,8 +634,8 @@ def test_reseeding_happens_in_the_child_alone() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
 
 
-def test_decisions_are_values() -> None:
-    """Frozen, comparable, with defaults that say what is usual."""
+def test_decisions_are_frozen_values() -> None:
+    """With the usual case as defaults."""
     assert RetryDecision(delay=1.0, reason="server") == evolve(
         RetryDecision(delay=2.0, reason="server"), delay=1.0
     )

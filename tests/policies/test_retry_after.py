@@ -48,7 +48,7 @@ def date(offset: float) -> str:
         ({}, None),
     ],
 )
-def test_hints_are_read(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_parsed(headers: dict[str, str], seconds: float | None) -> None:
     """Milliseconds first, then seconds, then dates; of several the largest."""
     assert parse_retry_after(headers, NOW) == seconds
 
@@ -73,14 +73,13 @@ def test_hints_are_read(headers: dict[str, str], seconds: float | None) -> None:
         "³",
     ],
 )
-def test_absurd_hints_are_none(text: str) -> None:
-    """A hint is obeyed, so its grammar is narrow."""
+def test_an_absurd_retry_after_is_ignored(text: str) -> None:
+    """The value is obeyed, so its grammar is narrow."""
     assert parse_retry_after({"retry-after": text}, NOW) is None
 
 
 @given(st.text(max_size=60))
-def test_no_header_raises(text: str) -> None:
-    """Whatever a server writes."""
+def test_no_retry_after_header_raises(text: str) -> None:
     wait = parse_retry_after({"retry-after": text, "date": text}, NOW)
     assert wait is None or wait > 0
     parse_rate_limits(
@@ -100,15 +99,14 @@ def test_no_header_raises(text: str) -> None:
     ("text", "seconds"),
     [("1s", 1.0), ("6m0s", 360.0), ("12ms", 0.012), ("1m30.951s", 90.951), ("1h", 3_600.0), ("x", None)],
 )
-def test_durations(text: str, seconds: float | None) -> None:
-    """As Go writes them."""
+def test_durations_in_go_syntax(text: str, seconds: float | None) -> None:
     found = parse_duration(text)
     assert found == (None if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.row("H16")
-def test_the_usual_headers() -> None:
-    """Limit, rest and reset, of requests and of tokens."""
+def test_the_usual_rate_limit_headers() -> None:
+    """Limit, remaining and reset, of requests and of tokens."""
     found = parse_rate_limits(
         {
             "x-ratelimit-limit-requests": "60",
@@ -128,14 +126,13 @@ def test_the_usual_headers() -> None:
 
 @pytest.mark.row("H16")
 @pytest.mark.parametrize("value", ["-1", "nan", "1e30", "", "many"])
-def test_numbers_that_mean_nothing(value: str) -> None:
-    """Are no limit."""
+def test_invalid_numbers_are_no_limit(value: str) -> None:
     found = parse_rate_limits({"x-ratelimit-limit-requests": value}, NOW)
     assert found.requests is None or found.requests.limit is None
 
 
-def test_estimates_are_corrected_by_what_answers_report() -> None:
-    """After some answers the estimate is near, however wrong it began."""
+def test_reported_usage_corrects_the_estimates() -> None:
+    """After some responses the estimate is close, however wrong it began."""
     estimator = TokenEstimator()
     texts = ["some words in a row"] * 20
     for _ in range(40):
@@ -145,7 +142,7 @@ def test_estimates_are_corrected_by_what_answers_report() -> None:
     assert estimator.estimate("x") >= 1
 
 
-# Headers that tell of limits and waits: every format in use, and nonsense.
+# Headers with limits and waits: every format in use, and invalid ones.
 
 SERVER_NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 HOUR_FAST = "Sun, 06 Nov 1994 09:49:37 GMT"
@@ -198,7 +195,7 @@ HOUR_FAST = "Sun, 06 Nov 1994 09:49:37 GMT"
     ],
 )
 def test_resets(value: str, seconds: float | None) -> None:
-    """Go durations, bare seconds, RFC 3339, Unix seconds and milliseconds."""
+    """Go durations, plain seconds, RFC 3339, Unix seconds and milliseconds."""
     found = parse_reset(value, SERVER_NOW)
     assert found == (None if seconds is None else pytest.approx(seconds))
 
@@ -220,12 +217,11 @@ def test_resets(value: str, seconds: float | None) -> None:
     ],
 )
 def test_amounts(value: str, amount: float | None) -> None:
-    """From 0 to a thousand million."""
+    """From 0 to 1,000,000,000."""
     assert parse_amount(value) == amount
 
 
-def test_durations_alone() -> None:
-    """A bare number is no duration."""
+def test_a_plain_number_is_no_duration() -> None:
     assert parse_duration("6m0s") == 360
     assert parse_duration("10") is None
     assert parse_duration("1s" * 101) is None
@@ -241,7 +237,7 @@ FAMILY = {
 }
 
 
-def test_the_common_family() -> None:
+def test_the_common_headers() -> None:
     """Requests and tokens, per minute."""
     found = parse_rate_limits(FAMILY, SERVER_NOW)
     assert found.requests == RateLimit(limit=60, remaining=59, reset_s=1)
@@ -283,8 +279,10 @@ def test_the_common_family() -> None:
         ({"ratelimit-policy": '"api";q=5;w=1'}, None, None),
     ],
 )
-def test_other_shapes(headers: dict[str, str], requests: RateLimit | None, tokens: RateLimit | None) -> None:
-    """Parts of the family, other spellings, joined headers, moments against the answer's own date."""
+def test_other_header_forms(
+    headers: dict[str, str], requests: RateLimit | None, tokens: RateLimit | None
+) -> None:
+    """Only some of the headers, other spellings, joined headers, times relative to the Date header."""
     found = parse_rate_limits(headers, SERVER_NOW)
     assert found.requests == requests
     assert found.tokens == tokens
@@ -309,13 +307,13 @@ def test_other_shapes(headers: dict[str, str], requests: RateLimit | None, token
         ('"' * 100, "", None),
     ],
 )
-def test_the_ietf_draft(limits: str, policies: str, found: RateLimit | None) -> None:
+def test_the_ietf_draft_headers(limits: str, policies: str, found: RateLimit | None) -> None:
     """The tightest of a list; a limit without its window is none."""
     assert parse_ietf(limits, policies) == found
 
 
 def test_a_plugin_names_its_own_headers() -> None:
-    """The first that is there and makes sense."""
+    """The first one that is present and valid counts."""
     found = rate_limit(
         {"a": "x", "b": "5", "r": "2"},
         limit=("a", "b"),
@@ -383,8 +381,8 @@ def test_a_plugin_names_its_own_headers() -> None:
         ),
     ],
 )
-def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
-    """Digits or a date of HTTP; the largest valid one; milliseconds first."""
+def test_retry_after_forms(headers: dict[str, str], seconds: float | None) -> None:
+    """Digits or an HTTP date; the largest valid one; milliseconds first."""
     found = parse_retry_after(headers, SERVER_NOW)
     assert found == (None if seconds is None else pytest.approx(seconds, abs=1e-6))
 
@@ -401,13 +399,13 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
         ("", None),
     ],
 )
-def test_dates(value: str, moment: float | None) -> None:
-    """The three forms; two digits of a year lie within 50 years ahead."""
+def test_http_dates(value: str, moment: float | None) -> None:
+    """The three forms; a year of two digits lies at most 50 years ahead."""
     assert parse_http_date(value, SERVER_NOW) == moment
 
 
-def test_joined_values_are_told_apart() -> None:
-    """The comma of a date is not one between headers."""
+def test_joined_values_are_split_outside_dates() -> None:
+    """The comma of a date does not separate headers."""
     assert split_values("1,2") == ["1,2"]
     assert split_values("1, Sun, 06 Nov 1994 08:49:37 GMT,  3\t") == [
         "1",
@@ -420,8 +418,7 @@ def test_joined_values_are_told_apart() -> None:
 
 @pytest.mark.row("H16")
 @given(st.text(max_size=80), st.text(max_size=80))
-def test_nothing_raises(value: str, date: str) -> None:
-    """Whatever a server sends."""
+def test_no_rate_limit_header_raises(value: str, date: str) -> None:
     names = [*FAMILY, "ratelimit", "ratelimit-policy", "retry-after", "retry-after-ms", "x-ratelimit-reset"]
     headers = dict.fromkeys(names, value) | {"date": date}
     found = parse_rate_limits(headers, SERVER_NOW)
@@ -445,12 +442,12 @@ def test_nothing_raises(value: str, date: str) -> None:
         ("1s" * 100 + "1", None),
     ],
 )
-def test_the_edges_of_numbers_and_lengths(value: str, seconds: float | None) -> None:
-    """Where seconds end and moments begin, and what is too long."""
+def test_limits_of_numbers_and_lengths(value: str, seconds: float | None) -> None:
+    """Where seconds end and Unix times begin, and which values are too long."""
     assert parse_reset(value, SERVER_NOW) == seconds
 
 
-def test_the_tightest_is_the_one_with_the_least_part_left() -> None:
-    """Not the one with the smallest number; a reset of a whole day is believed."""
+def test_the_tightest_limit_has_the_smallest_remaining_share() -> None:
+    """Not the smallest number; a reset of a whole day is accepted."""
     found = parse_ietf('"a";r=50;t=86400, "b";r=40;t=1', '"a";q=1000;w=60,"b";q=50;w=1')
     assert found == RateLimit(limit=1_000, remaining=50, reset_s=86_400)

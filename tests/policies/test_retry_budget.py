@@ -34,7 +34,7 @@ def test_the_prices() -> None:
     ],
 )
 def test_tokens_left(steps: list[str], left: Any) -> None:
-    """Each outcome moves the level by its rule and never above the capacity."""
+    """Each outcome changes the level by its rule, and never above the capacity."""
     budget = RetryBudget()
     costs = {"transient": TRANSIENT_COST, "throttled": THROTTLED_COST, "free": NO_COST}
     for step in steps:
@@ -49,7 +49,7 @@ def test_tokens_left(steps: list[str], left: Any) -> None:
 
 
 def test_an_outage_costs_35_retries() -> None:
-    """Then it fails fast; what is too little for a transient retry still pays throttled ones."""
+    """Then calls fail fast; the remaining tokens still pay for throttled retries."""
     budget = RetryBudget()
 
     assert sum(budget.acquire(TRANSIENT_COST) for _ in range(1000)) == 35
@@ -59,8 +59,8 @@ def test_an_outage_costs_35_retries() -> None:
     assert budget.acquire(NO_COST)
 
 
-def test_fourteen_good_calls_pay_for_one_retry() -> None:
-    """A budget that is empty fills by one a call."""
+def test_fourteen_successful_calls_pay_for_one_retry() -> None:
+    """An empty budget gains one token a call."""
     budget = RetryBudget(14)
     assert budget.acquire(TRANSIENT_COST)
 
@@ -71,8 +71,8 @@ def test_fourteen_good_calls_pay_for_one_retry() -> None:
     assert budget.acquire(TRANSIENT_COST)
 
 
-def test_no_capacity_is_no_retries() -> None:
-    """Except those that are no load."""
+def test_a_budget_without_capacity_allows_no_paid_retries() -> None:
+    """Free retries still happen."""
     budget = RetryBudget(0)
 
     assert not budget.acquire(THROTTLED_COST)
@@ -81,8 +81,8 @@ def test_no_capacity_is_no_retries() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "back", "good"]), st.sampled_from([0, 5, 14]))))
-def test_stays_within_its_bounds(steps: list[tuple[str, int]]) -> None:
-    """Whatever happens, the level is between nothing and all, and only a refusal leaves it alone."""
+def test_the_level_stays_between_zero_and_the_capacity(steps: list[tuple[str, int]]) -> None:
+    """Only a refused retry leaves the level unchanged."""
     budget = RetryBudget(40)
     for kind, cost in steps:
         before = budget.available

@@ -1,7 +1,6 @@
 """The retry loop on stamina: what is retried, when, and what stamina's own switches do (C14, C16).
 
-Time is simulated; stamina's global state is put back after each test.
-"""
+Time is simulated; stamina's global state is restored after each test."""
 
 from __future__ import annotations
 
@@ -36,14 +35,14 @@ def _stamina_as_before() -> Iterator[None]:
 
 
 class NoJitter(random.Random):
-    """No share of any range."""
+    """A random generator that always returns the lower bound."""
 
     def uniform(self, a: float, b: float) -> float:
         return a
 
 
 class Call:
-    """One call: outcomes played one after the other, and what was seen of it."""
+    """One call: outcomes played one after the other, and a record of its retries."""
 
     def __init__(self, *outcomes: BaseException | str, left: float | None = None, **policy: Any) -> None:
         self.outcomes = list(outcomes)
@@ -68,7 +67,7 @@ class Call:
         return outcome
 
     async def run(self) -> str:
-        """As the engine does it: the first attempt by itself, the rest in the loop."""
+        """Run as the engine does: the first attempt outside the loop, the retries inside it."""
         deadline = Deadline.after(self.left, self.clock.now)
         try:
             with retry_guard():
@@ -95,8 +94,8 @@ def server_error() -> e.ServerError:
 # --- attempts and waits -----------------------------------------------------------------------------------
 
 
-def test_comes_through_after_failures() -> None:
-    """Attempts are numbered on, waits are the policy's, and each was told of before."""
+def test_a_call_succeeds_after_retries() -> None:
+    """Attempts are numbered, the waits come from the policy, and each retry was reported before."""
     call = Call(server_error(), e.RateLimited("slow", retry_after=5.0), server_error(), "done")
 
     assert call.play() == "done"
@@ -110,7 +109,7 @@ def test_comes_through_after_failures() -> None:
 
 
 def test_three_retries_are_four_attempts() -> None:
-    """And the last error is the one that is raised, the same object, without a note."""
+    """The last error is raised: the same object, without a note."""
     errors = [server_error() for _ in range(5)]
     call = Call(*errors)
 
@@ -122,8 +121,8 @@ def test_three_retries_are_four_attempts() -> None:
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_staminas_own_bounds_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its ten attempts and 45 s; the policy's are in force."""
+def test_the_limits_of_stamina_do_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten attempts and 45 s; the policy's limits apply."""
     call = Call(*[server_error() for _ in range(20)], "done", max_retries=20)
     monkeypatch.setattr(time, "monotonic", call.clock.now)
 
@@ -132,7 +131,7 @@ def test_staminas_own_bounds_do_not_count(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_final_errors_are_raised_at_once() -> None:
-    """One attempt, no wait, no event, and stamina's hooks were not touched."""
+    """One attempt, no wait, no event, and stamina's hooks are unchanged."""
     call = Call(e.QuotaExhausted("no money"))
 
     with pytest.raises(e.QuotaExhausted):
@@ -142,7 +141,7 @@ def test_final_errors_are_raised_at_once() -> None:
     assert call.retries == []
 
 
-def test_a_final_error_ends_a_loop() -> None:
+def test_a_final_error_ends_the_loop() -> None:
     """Whatever failed before."""
     call = Call(server_error(), e.AuthError("no"), "never")
 
@@ -152,16 +151,16 @@ def test_a_final_error_ends_a_loop() -> None:
     assert call.attempts == [1, 2]
 
 
-def test_a_stale_connection_costs_no_time() -> None:
-    """The second attempt follows at once and leaves all retries to come."""
+def test_a_stale_connection_is_retried_without_a_wait() -> None:
+    """All counted retries remain."""
     call = Call(e.ConnectionLost("gone", stale=True), *[server_error() for _ in range(3)], "done")
 
     assert call.play() == "done"
     assert call.at == pytest.approx([0.0, 0.0, 1.0, 3.0, 7.0])
 
 
-def test_facts_are_asked_for_each_error() -> None:
-    """A veto of the server's ends it."""
+def test_facts_are_collected_for_each_error() -> None:
+    """A veto of the server ends the call."""
     call = Call(server_error(), "never")
     call.facts = RetryFacts(should_retry=False)
 
@@ -171,11 +170,10 @@ def test_facts_are_asked_for_each_error() -> None:
     assert call.attempts == [1]
 
 
-def test_everybody_is_told_of_the_error() -> None:
-    """Facts and budget are asked, and events made, for the error at hand."""
+def test_facts_budget_and_events_get_the_current_error() -> None:
     first, second = server_error(), e.RateLimited("slow")
     asked: list[tuple[str, e.LLMOptError]] = []
-    told: list[Retry] = []
+    retries: list[Retry] = []
 
     def budget(error: e.LLMOptError) -> RetryBudget:
         asked.append(("budget", error))
@@ -193,17 +191,23 @@ def test_everybody_is_told_of_the_error() -> None:
 
         for_ever = Deadline.after(None, clock.now)
         await with_retries(
-            first, attempt, RetryPolicy(), deadline=for_ever, budget=budget, facts=facts, on_retry=told.append
+            first,
+            attempt,
+            RetryPolicy(),
+            deadline=for_ever,
+            budget=budget,
+            facts=facts,
+            on_retry=retries.append,
         )
 
     run_simulated(main)
 
     assert asked == [("facts", first), ("budget", first), ("facts", second), ("budget", second)]
-    assert [retry.error for retry in told] == [first, second]
+    assert [retry.error for retry in retries] == [first, second]
 
 
 def test_the_budget_of_the_failed_endpoint_pays() -> None:
-    """And the one that paid last gets it back."""
+    """And the one that paid last gets its price back."""
     budgets = {"a": RetryBudget(), "b": RetryBudget()}
 
     async def main(clock: SimulatedClock) -> None:
@@ -225,8 +229,7 @@ def test_the_budget_of_the_failed_endpoint_pays() -> None:
     assert (budgets["a"].available, budgets["b"].available) == (486, 500)
 
 
-def test_without_extras() -> None:
-    """Budget, facts and events are optional."""
+def test_budget_facts_and_events_are_optional() -> None:
 
     async def main(clock: SimulatedClock) -> int:
         async def attempt(number: int) -> int:
@@ -242,8 +245,8 @@ def test_without_extras() -> None:
 # --- deadline, hints, budget --------------------------------------------------------------------------------
 
 
-def test_the_deadline_is_never_outslept() -> None:
-    """The wait that does not fit is not begun; the error says what it would have been."""
+def test_no_wait_exceeds_the_deadline() -> None:
+    """The wait is not started; the error says how long it would have been."""
     tried = [Attempt(endpoint="https://e", outcome="ok")]
     last = e.RateLimited(
         "slow down",
@@ -270,16 +273,15 @@ def test_the_deadline_is_never_outslept() -> None:
     assert (caught.value.endpoint, caught.value.attempts) == ("https://e", tuple(tried))
 
 
-def test_a_deadline_without_a_hint() -> None:
-    """The wait was our own."""
+def test_a_computed_wait_beyond_the_deadline_fails() -> None:
     call = Call(server_error(), left=1.5)
 
     with pytest.raises(e.DeadlineExceeded, match=r"^the next attempt would be in 1 s, but 1\.5 s are left"):
         call.play()
 
 
-def test_too_long_a_hint_fails_at_once() -> None:
-    """With the value in the error, and a note of why."""
+def test_a_retry_after_above_the_maximum_fails_at_once() -> None:
+    """With the value in the error, and a note with the reason."""
     call = Call(e.RateLimited("slow", retry_after=3600.0))
 
     with pytest.raises(e.RateLimited) as caught:
@@ -289,8 +291,8 @@ def test_too_long_a_hint_fails_at_once() -> None:
     assert caught.value.__notes__ == ["Not retried: the server asks for a longer wait than llmopt waits."]
 
 
-def test_an_empty_budget_ends_it() -> None:
-    """Without waiting, and with a note."""
+def test_an_empty_budget_ends_the_call() -> None:
+    """Without a wait, and with a note."""
     call = Call(server_error(), server_error())
     call.budget = RetryBudget(20)
 
@@ -302,7 +304,7 @@ def test_an_empty_budget_ends_it() -> None:
     assert caught.value.__notes__[0].startswith("Not retried: the endpoint's retry budget is used up")
 
 
-def test_success_pays_the_last_retry_back() -> None:
+def test_success_refunds_the_last_retry() -> None:
     """As the AWS SDKs do it."""
     call = Call(server_error(), e.RateLimited("slow"), "done")
     call.play()
@@ -310,8 +312,8 @@ def test_success_pays_the_last_retry_back() -> None:
     assert call.budget.available == 500 - 14 - 5 + 5
 
 
-def test_an_ambiguous_chat_says_so() -> None:
-    """Its second broken attempt is the last one."""
+def test_an_ambiguous_chat_stops_after_one_repeat() -> None:
+    """The error says so."""
     call = Call(*[e.AttemptTimeout("slow", sent="maybe") for _ in range(3)])
     call.facts = RetryFacts(idempotent=False)
 
@@ -328,7 +330,7 @@ def test_an_ambiguous_chat_says_so() -> None:
 @pytest.mark.parametrize(
     "foreign", [ValueError("bug"), asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3)]
 )
-def test_foreign_exceptions_pass_through(foreign: BaseException) -> None:
+def test_other_exceptions_pass_through(foreign: BaseException) -> None:
     """Never retried, never wrapped, never swallowed."""
     call = Call(server_error(), foreign, "never")
 
@@ -342,8 +344,8 @@ def test_foreign_exceptions_pass_through(foreign: BaseException) -> None:
     assert call.attempts == [1, 2]
 
 
-def test_cancelled_while_waiting() -> None:
-    """The cancellation arrives once, and the price of the retry that was not made goes back."""
+def test_a_cancellation_during_the_wait_refunds_the_retry() -> None:
+    """The cancellation arrives once."""
     call = Call(server_error(), "never")
 
     async def main(clock: SimulatedClock) -> None:
@@ -360,8 +362,8 @@ def test_cancelled_while_waiting() -> None:
     assert call.budget.available == 500
 
 
-def test_cancelled_during_an_attempt() -> None:
-    """That retry was made, and is paid."""
+def test_a_cancellation_during_an_attempt_keeps_the_price() -> None:
+    """The retry was made."""
     call = Call(server_error(), "never")
 
     async def hang(number: int) -> None:
@@ -382,8 +384,8 @@ def test_cancelled_during_an_attempt() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.25, 1.5])
-def test_a_timeout_around_it_works(seconds: float) -> None:
-    """`asyncio.timeout` sees its own cancellation, out of a wait and out of an attempt."""
+def test_asyncio_timeout_around_the_loop_works(seconds: float) -> None:
+    """It sees its own cancellation, during a wait and during an attempt."""
     call = Call(server_error(), "never")
 
     async def hang(number: int) -> None:
@@ -425,8 +427,8 @@ def test_nested_calls_do_not_retry() -> None:
     assert [inner.attempts for inner in inner_calls] == [[1]] * 4
 
 
-def test_after_an_attempt_calls_retry_again() -> None:
-    """The mark goes with the attempt, failed or not."""
+def test_calls_after_an_attempt_retry_again() -> None:
+    """The mark of the attempt is removed, whether it failed or not."""
     with retry_guard():
         assert inside_attempt()
         with retry_guard():
@@ -443,7 +445,7 @@ def test_after_an_attempt_calls_retry_again() -> None:
 
 @pytest.mark.row("C16")
 def test_inactive_stamina_retries_nothing() -> None:
-    """The first error comes through, untouched."""
+    """The first error is raised unchanged."""
     stamina.set_active(False)
     first = server_error()
     call = Call(first, "never")
@@ -458,7 +460,7 @@ def test_inactive_stamina_retries_nothing() -> None:
 
 @pytest.mark.row("C16")
 def test_test_mode_makes_one_attempt() -> None:
-    """By default; nothing is told of and nothing is paid."""
+    """By default; no event is made and no price is paid."""
     stamina.set_testing(True)
     call = Call(server_error(), "never")
 
@@ -472,7 +474,7 @@ def test_test_mode_makes_one_attempt() -> None:
 
 @pytest.mark.row("C16")
 def test_test_mode_does_not_wait() -> None:
-    """Its attempts include the first one, and an event says that nothing was waited for."""
+    """Its attempts include the first one, and the event has a wait of zero."""
     call = Call(e.RateLimited("slow", retry_after=60.0), server_error(), server_error())
     with stamina.set_testing(True, attempts=2), pytest.raises(e.ServerError):
         call.play()
@@ -485,8 +487,7 @@ def test_test_mode_does_not_wait() -> None:
 
 
 @pytest.mark.row("C16")
-def test_test_mode_does_not_raise_our_bounds() -> None:
-    """It can only make fewer attempts of ours, never more."""
+def test_test_mode_never_adds_attempts() -> None:
     call = Call(*[server_error() for _ in range(9)])
     with stamina.set_testing(True, attempts=50), pytest.raises(e.ServerError):
         call.play()
@@ -498,7 +499,7 @@ def test_test_mode_does_not_raise_our_bounds() -> None:
 
 
 class Hook:
-    """A user's hook that remembers the retries it was told of."""
+    """A user's hook that records the retries it receives."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name = name
@@ -509,15 +510,15 @@ class Hook:
 
 
 async def users_own_retry() -> None:
-    """A retry of the user's own, one failure and one success."""
+    """One stamina retry by the user: one failure and one success."""
     async for attempt in stamina.retry_context(on=(OSError, e.LLMOptError), wait_initial=0.01, wait_jitter=0):
         with attempt:
             if attempt.num == 1:
                 raise OSError
 
 
-def test_hooks_hear_of_the_users_retries_only() -> None:
-    """Before, while and after llmopt retries; and the hooks are the very same ones afterwards."""
+def test_hooks_receive_only_the_users_retries() -> None:
+    """Before, while and after llmopt retries; afterwards the hooks are the same objects."""
     log: list[str] = []
     first, second = Hook("1", log), Hook("2", log)
     set_on_retry_hooks([first, second])
@@ -542,7 +543,7 @@ def test_hooks_hear_of_the_users_retries_only() -> None:
     assert [id(hook) for hook in get_on_retry_hooks()] == [id(first), id(second)]
 
 
-def test_a_users_loop_around_an_llmopt_call_is_heard() -> None:
+def test_a_users_loop_around_an_llmopt_call_is_reported() -> None:
     """Its retries are the user's, though the error is ours."""
     log: list[str] = []
     set_on_retry_hooks([Hook("1", log)])
@@ -559,8 +560,8 @@ def test_a_users_loop_around_an_llmopt_call_is_heard() -> None:
     assert log == ["1:ServerError"]
 
 
-def test_a_users_loop_around_a_stopped_test_mode_is_heard() -> None:
-    """Also when our own loop had meant to go on with that very error."""
+def test_a_users_loop_around_a_call_stopped_by_test_mode_is_reported() -> None:
+    """Also when our own loop would have retried that very error."""
     log: list[str] = []
     set_on_retry_hooks([Hook("1", log)])
     call = Call(server_error(), "done")
@@ -575,8 +576,8 @@ def test_a_users_loop_around_a_stopped_test_mode_is_heard() -> None:
     assert log == ["1:ServerError"]
 
 
-def test_a_users_loop_inside_an_attempt_is_heard() -> None:
-    """Such as that of a credential's provider."""
+def test_a_users_loop_inside_an_attempt_is_reported() -> None:
+    """In a credential's provider, for example."""
     log: list[str] = []
     set_on_retry_hooks([Hook("1", log)])
     call = Call(server_error(), "done")
@@ -590,8 +591,8 @@ def test_a_users_loop_inside_an_attempt_is_heard() -> None:
     assert log == ["1:OSError"] * 2
 
 
-def test_hooks_set_meanwhile_stay() -> None:
-    """They hear of the user's own retries, not of ours, and are there afterwards, in their order."""
+def test_hooks_set_during_a_retry_stay() -> None:
+    """They receive the user's own retries and not ours, and are set afterwards, in their order."""
     log: list[str] = []
     late = [Hook("3", log), Hook("4", log)]
     set_on_retry_hooks([Hook("1", log)])
@@ -613,7 +614,7 @@ def test_hooks_set_meanwhile_stay() -> None:
 
 
 def test_hooks_set_in_the_last_wait_stay() -> None:
-    """No further retry comes that would wrap them."""
+    """No further retry would wrap them."""
     late = [Hook("3", [])]
     set_on_retry_hooks([Hook("1", [])])
     call = Call(server_error(), "done")
@@ -629,8 +630,8 @@ def test_hooks_set_in_the_last_wait_stay() -> None:
     assert list(get_on_retry_hooks()) == late
 
 
-def test_hooks_added_to_those_that_were_filtered() -> None:
-    """Who reads the present hooks, adds one and sets them finds neither lost nor doubled ones."""
+def test_hooks_added_to_the_filtered_ones_stay() -> None:
+    """A program that reads the current hooks, adds one and sets them loses none and doubles none."""
     log: list[str] = []
     old, new = Hook("1", log), Hook("2", log)
     set_on_retry_hooks([old])
@@ -651,7 +652,7 @@ def test_hooks_added_to_those_that_were_filtered() -> None:
 
 
 def test_hooks_are_filtered_until_the_last_loop_ends() -> None:
-    """Two calls at once."""
+    """With two calls at once."""
     log: list[str] = []
     hook = Hook("1", log)
     set_on_retry_hooks([hook])
@@ -670,8 +671,8 @@ def test_hooks_are_filtered_until_the_last_loop_ends() -> None:
     assert log == []
 
 
-def test_a_forked_child_starts_anew() -> None:
-    """Loops of the parent's do not keep the hooks wrapped in the child."""
+def test_a_forked_child_starts_with_unwrapped_hooks() -> None:
+    """Loops of the parent do not keep the hooks wrapped in the child."""
     hook = Hook("1", [])
     set_on_retry_hooks([hook])
     hooks = FilteredHooks()
@@ -686,15 +687,14 @@ def test_a_forked_child_starts_anew() -> None:
     assert get_on_retry_hooks() == (hook,)
 
 
-def test_no_hooks_stay_none() -> None:
-    """Who has switched stamina's instrumentation off finds it off."""
+def test_disabled_instrumentation_stays_disabled() -> None:
     set_on_retry_hooks([])
     assert Call(server_error(), "done").play() == "done"
     assert get_on_retry_hooks() == ()
 
 
 def test_a_hook_may_return_a_context_manager() -> None:
-    """It is stamina's to enter and leave."""
+    """Stamina enters and leaves it."""
     steps: list[str] = []
 
     @contextlib.contextmanager
@@ -718,8 +718,8 @@ def test_a_hook_may_return_a_context_manager() -> None:
 
 
 @pytest.mark.row("C16")
-def test_hooks_that_raise_do_not_reach_our_retries() -> None:
-    """The user's own loop gets the error, as ever."""
+def test_hooks_that_raise_do_not_break_our_retries() -> None:
+    """The user's own loop still gets the error."""
 
     def broken(details: RetryDetails) -> None:
         raise RuntimeError("hook")
@@ -733,8 +733,8 @@ def test_hooks_that_raise_do_not_reach_our_retries() -> None:
 
 
 @pytest.mark.row("C16")
-def test_hooks_that_cannot_be_made() -> None:
-    """The provider's error is what the caller sees, with a note; stamina cannot retry in that state."""
+def test_a_hook_factory_that_fails_ends_the_retries() -> None:
+    """The caller gets the provider's error with a note; stamina cannot retry in that state."""
 
     def broken() -> Any:
         raise RuntimeError("factory")
@@ -754,7 +754,7 @@ def test_hooks_that_cannot_be_made() -> None:
         get_on_retry_hooks()
 
 
-def test_final_errors_leave_hooks_unmade() -> None:
+def test_final_errors_do_not_call_hook_factories() -> None:
     """A factory runs when there is a retry, not before."""
     made: list[int] = []
 
@@ -769,8 +769,8 @@ def test_final_errors_leave_hooks_unmade() -> None:
     assert made == []
 
 
-def test_structlog_prints_nothing_of_ours() -> None:
-    """With stamina's default hooks: stdout holds the user's own retry alone, before and after."""
+def test_the_structlog_hook_prints_only_the_users_retries() -> None:
+    """With stamina's default hooks, before and after ours."""
     program = """
         import asyncio, stamina, structlog
         from llmopt import errors as e
@@ -813,8 +813,8 @@ def test_structlog_prints_nothing_of_ours() -> None:
     assert "SECRET" not in done.stdout
 
 
-def test_the_loop_is_not_imported_by_the_other_policies() -> None:
-    """A process that never fails never imports stamina."""
+def test_the_other_policies_do_not_import_the_loop() -> None:
+    """A process without failures never imports stamina."""
     program = """
         import sys
         import llmopt.policies.circuit_breaker, llmopt.policies.retry

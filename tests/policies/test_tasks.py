@@ -1,4 +1,4 @@
-"""Bounded, ordered concurrency."""
+"""Limited, ordered concurrency."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ async def numbers(count: int, taken: list[int] | None = None) -> AsyncIterator[i
         yield number
 
 
-async def test_results_come_in_order_whatever_finishes_first() -> None:
-    """Even when each piece waits for the one after it."""
+async def test_results_keep_the_order_of_the_source() -> None:
+    """Even when each task waits for the task after it."""
     gates = [asyncio.Event() for _ in range(6)]
 
     async def work(number: int) -> int:
@@ -31,8 +31,8 @@ async def test_results_come_in_order_whatever_finishes_first() -> None:
     assert [result async for result in flow] == [0, 10, 20, 30, 40, 50]
 
 
-async def test_no_more_than_width_at_once_and_no_more_than_ahead_taken() -> None:
-    """The source of an endless flow is read only as far as there is room."""
+async def test_width_limits_the_tasks_and_ahead_limits_the_read_items() -> None:
+    """An endless source is read only as far as there is room."""
     taken: list[int] = []
     running = most = 0
 
@@ -56,8 +56,8 @@ async def test_no_more_than_width_at_once_and_no_more_than_ahead_taken() -> None
     assert most == 4
 
 
-async def test_an_error_comes_after_what_came_before_it() -> None:
-    """And what was under way behind it is not waited for by the consumer."""
+async def test_an_error_is_raised_after_the_results_before_it() -> None:
+    """The consumer does not wait for the tasks after it."""
 
     async def work(number: int) -> int:
         if number == 3:
@@ -71,8 +71,8 @@ async def test_an_error_comes_after_what_came_before_it() -> None:
     assert got == [0, 1, 2]
 
 
-async def test_an_error_of_the_source_comes_last() -> None:
-    """All pieces that were taken before it are finished first."""
+async def test_an_error_of_the_source_is_raised_last() -> None:
+    """All items that were read before it are finished first."""
 
     async def source() -> AsyncIterator[int]:
         yield 0
@@ -90,8 +90,8 @@ async def test_an_error_of_the_source_comes_last() -> None:
     assert got == [0, 1]
 
 
-async def test_leaving_early_stops_the_work() -> None:
-    """No task is left behind, and the source is closed."""
+async def test_closing_the_iterator_stops_the_tasks() -> None:
+    """No task is left, and the source is closed."""
     closed = False
 
     async def source() -> AsyncIterator[int]:
@@ -114,8 +114,7 @@ async def test_leaving_early_stops_the_work() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_cancelling_the_consumer_stops_the_work() -> None:
-    """As leaving does."""
+async def test_cancelling_the_consumer_stops_the_tasks() -> None:
 
     async def work(number: int) -> int:
         await asyncio.Event().wait()
@@ -134,8 +133,7 @@ async def test_cancelling_the_consumer_stops_the_work() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_an_empty_source() -> None:
-    """Gives nothing and ends."""
+async def test_an_empty_source_gives_nothing() -> None:
 
     async def work(number: int) -> int:
         return number
@@ -143,7 +141,7 @@ async def test_an_empty_source() -> None:
     assert [result async for result in ordered_map(numbers(0), work, concurrency=3, lookahead=3)] == []
 
 
-async def test_a_piece_that_is_finished_while_its_consumer_is_cancelled_is_no_fault() -> None:
+async def test_a_task_that_finishes_while_its_consumer_is_cancelled_is_no_error() -> None:
     """Both happen in the same turn of the loop."""
     gate = asyncio.Event()
 

@@ -29,8 +29,8 @@ class Bench:
         return self.timeouts.limit(size, most)
 
 
-def test_starts_at_the_most() -> None:
-    """And stays there until fifty answers are known."""
+def test_the_timeout_starts_at_its_maximum() -> None:
+    """It stays there until fifty responses are measured."""
     bench = Bench()
     assert bench.limit() == 60.0
     bench.record(*[3.0] * 49)
@@ -51,16 +51,18 @@ def test_starts_at_the_most() -> None:
         (1e9, 1e12, 2 * 1048.0, 2 * 1049.0),  # the last bucket
     ],
 )
-def test_twice_the_tail_within_bounds(seconds: float, most: float, least: float, highest: float) -> None:
-    """2 * p99, never more than a bucket above it."""
+def test_the_timeout_is_twice_the_p99_within_its_bounds(
+    seconds: float, most: float, least: float, highest: float
+) -> None:
+    """Rounded up by at most one bucket."""
     bench = Bench()
     bench.record(*[seconds] * 60)
 
     assert least <= bench.limit(most) <= highest
 
 
-def test_one_in_a_hundred_is_left_out() -> None:
-    """A single slow answer of 100 does not count, a second one does."""
+def test_one_slow_response_of_a_hundred_is_left_out() -> None:
+    """A second one counts."""
     bench = Bench()
     bench.record(*[3.0] * 99, 25.0)
     assert bench.limit() <= 6.0 * BUCKET
@@ -70,8 +72,8 @@ def test_one_in_a_hundred_is_left_out() -> None:
 
 
 @given(st.lists(st.floats(0.002, 500.0), min_size=50, max_size=300), st.integers(0, 99))
-def test_agrees_with_sorting(samples: list[float], seed: int) -> None:
-    """The quantile of a sorted list, to the width of a bucket, in whatever order they came."""
+def test_the_quantile_agrees_with_a_sorted_list(samples: list[float], seed: int) -> None:
+    """To the width of a bucket, in any order of the samples."""
     bench = Bench()
     random.Random(seed).shuffle(samples)
     bench.record(*samples)
@@ -85,7 +87,7 @@ def test_agrees_with_sorting(samples: list[float], seed: int) -> None:
 
 
 def test_only_the_last_five_minutes_count() -> None:
-    """Minute by minute the old ones leave."""
+    """Old samples leave minute by minute."""
     bench = Bench()
     bench.record(*[20.0] * 50)
     bench.clock.advance(120)
@@ -100,8 +102,8 @@ def test_only_the_last_five_minutes_count() -> None:
     assert bench.limit() == 60.0
 
 
-def test_a_long_silence_forgets_everything() -> None:
-    """Longer than the window, in one step."""
+def test_an_idle_time_longer_than_the_window_empties_it() -> None:
+    """In one step."""
     bench = Bench()
     bench.record(*[3.0] * 100)
     assert bench.limit() < 10
@@ -114,8 +116,8 @@ def test_a_long_silence_forgets_everything() -> None:
 
 
 @pytest.mark.parametrize("jump", [300, 301, 359, 3600])
-def test_a_jump_of_a_whole_turn_empties_every_slice(jump: float) -> None:
-    """Wherever the old samples lay."""
+def test_an_idle_time_of_exactly_the_window_empties_every_slice(jump: float) -> None:
+    """Wherever the old samples were."""
     bench = Bench()
     for _ in range(5):
         bench.record(*[3.0] * 20)
@@ -127,8 +129,8 @@ def test_a_jump_of_a_whole_turn_empties_every_slice(jump: float) -> None:
     assert histogram._total == sum(histogram._sum) == 1
 
 
-def test_slices_of_a_second_turn_are_empty() -> None:
-    """A slice that is used again holds nothing of the turn before."""
+def test_a_reused_slice_is_empty() -> None:
+    """It holds no sample of the turn before."""
     bench = Bench()
     for _ in range(12):
         bench.record(*[3.0] * 10)
@@ -140,7 +142,7 @@ def test_slices_of_a_second_turn_are_empty() -> None:
     assert sum(histogram._sum) == 40
 
 
-def test_sizes_are_apart() -> None:
+def test_sizes_have_their_own_timeouts() -> None:
     """By powers of two: a large batch may take longer."""
     bench = Bench()
     bench.record(*[3.0] * 50, size=100)
@@ -155,8 +157,8 @@ def test_sizes_are_apart() -> None:
     assert bench.limit(size=0) == 60.0
 
 
-def test_time_outs_raise_the_limit() -> None:
-    """They count as answers that took the limit, so what cuts off too much grows."""
+def test_timeouts_raise_the_timeout() -> None:
+    """They count as responses with that latency, so that a timeout that is too short grows."""
     bench = Bench()
     bench.record(*[3.0] * 97)
     limit = bench.limit()
@@ -168,8 +170,8 @@ def test_time_outs_raise_the_limit() -> None:
 
 
 @pytest.mark.parametrize(("in_a_row", "forgets"), [(2, False), (3, True)])
-def test_three_time_outs_in_a_row_forget(in_a_row: int, forgets: bool) -> None:
-    """Back to the most until enough is known anew: no death spiral."""
+def test_three_timeouts_in_a_row_reset_the_timeout(in_a_row: int, forgets: bool) -> None:
+    """To its maximum, until enough samples are there again."""
     bench = Bench()
     bench.record(*[3.0] * 1000)
     for _ in range(in_a_row):
@@ -183,8 +185,8 @@ def test_three_time_outs_in_a_row_forget(in_a_row: int, forgets: bool) -> None:
         assert bench.limit() < 7
 
 
-def test_an_answer_breaks_the_row() -> None:
-    """Two, an answer, two: no row of three."""
+def test_a_response_restarts_the_count_of_timeouts() -> None:
+    """Two timeouts, a response, two timeouts: no reset."""
     bench = Bench()
     bench.record(*[3.0] * 1000)
     for _ in range(3):
@@ -195,8 +197,8 @@ def test_an_answer_breaks_the_row() -> None:
     assert bench.limit() < 60.0
 
 
-def test_no_death_spiral() -> None:
-    """A server that becomes ten times slower is followed within a few requests, not cut off for ever."""
+def test_a_slower_server_is_followed_within_a_few_requests() -> None:
+    """The timeout does not cut off every response of a server that becomes ten times slower."""
     bench = Bench()
     bench.record(*[2.0] * 500)
     lost = 0
@@ -211,8 +213,8 @@ def test_no_death_spiral() -> None:
     assert 40.0 <= bench.limit() <= 40.0 * BUCKET
 
 
-def test_the_quantile_is_not_computed_at_every_request() -> None:
-    """Once in about thirty samples when many are known."""
+def test_the_quantile_is_not_computed_for_every_request() -> None:
+    """Once in about thirty samples when there are many."""
     bench = Bench()
     bench.record(*[3.0] * 3200)
     bench.limit()
@@ -233,7 +235,7 @@ def test_the_quantile_is_not_computed_at_every_request() -> None:
 @pytest.mark.parametrize(
     ("fill", "seconds"), [(0.0, 30.0), (0.5, 45.0), (1.0, 60.0), (2.0, 60.0), (-1.0, 30.0)]
 )
-def test_the_profiles_ceiling_goes_by_size(fill: float, seconds: float) -> None:
+def test_the_maximum_of_a_profile_depends_on_the_size(fill: float, seconds: float) -> None:
     """From one text to a full batch."""
     assert static_timeout(Timeouts(read=30.0, read_large=60.0), fill) == seconds
 
@@ -245,8 +247,8 @@ def clocks(idle: float = 60, content: float = 120, first: float = 0) -> StreamTi
     return StreamTimeouts(idle=idle, content=content, first=first)
 
 
-def test_each_wait_has_the_whole_time_for_a_byte() -> None:
-    """However many there were."""
+def test_each_wait_for_bytes_has_the_whole_idle_timeout() -> None:
+    """However many waits there were."""
     made = clocks()
     assert made.read_timeout == 60
     made.bytes_received(50)
@@ -255,8 +257,8 @@ def test_each_wait_has_the_whole_time_for_a_byte() -> None:
     assert made.read_timeout == 50
 
 
-def test_only_words_set_the_second_clock_back() -> None:
-    """And its sentence says which of them ran out."""
+def test_only_content_restarts_the_content_timeout() -> None:
+    """The message says which of the two timeouts expired."""
     made = clocks()
     made.bytes_received(59)
     made.bytes_received(59)
@@ -267,8 +269,8 @@ def test_only_words_set_the_second_clock_back() -> None:
     assert made.describe() == "nothing came for 60 s"
 
 
-def test_before_the_first_word_a_model_may_think() -> None:
-    """As long as its first event may take; never shorter than usual."""
+def test_before_the_first_content_the_first_event_timeout_applies() -> None:
+    """Never shorter than the idle timeout."""
     made = clocks(first=300)
     assert made.read_timeout == 300
     made.bytes_received(290)
@@ -279,10 +281,8 @@ def test_before_the_first_word_a_model_may_think() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.booleans()), max_size=50), st.floats(0, 300))
-def test_the_bound_is_never_more_than_either_clock_allows(
-    waits: list[tuple[float, bool]], first: float
-) -> None:
-    """Whatever happens, silence is noticed in time."""
+def test_the_wait_never_exceeds_either_timeout(waits: list[tuple[float, bool]], first: float) -> None:
+    """Whatever happens, a silent server is noticed in time."""
     made = clocks(first=first)
     quiet, spoken = 0.0, False
     for seconds, spoke in waits:

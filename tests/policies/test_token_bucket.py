@@ -1,8 +1,7 @@
 """The token bucket: refill, withdrawals, and corrections by headers.
 
-Numbers are worked out by hand for a limit of 10 a second whose bucket holds a second: 9, as a tenth is
-left to the server.
-"""
+The numbers are calculated by hand for a limit of 10 a second. The bucket holds 9, a second's worth less the tenth
+that is left to the server."""
 
 from __future__ import annotations
 
@@ -20,15 +19,15 @@ def bucket(per_second: float | None = 10.0, **more: Any) -> TokenBucket:
 
 
 def observe(
-    it: TokenBucket, now: float, *, sent_at: float | None = None, mark: float | None = None, **told: Any
+    it: TokenBucket, now: float, *, sent_at: float | None = None, mark: float | None = None, **limit: Any
 ) -> None:
     it.observe(
-        now, RateLimit(**told), now if sent_at is None else sent_at, it.spent if mark is None else mark
+        now, RateLimit(**limit), now if sent_at is None else sent_at, it.spent if mark is None else mark
     )
 
 
-def test_it_starts_full() -> None:
-    """Of nine tenths of a burst, never of less than the smallest; without a limit of anything."""
+def test_a_bucket_starts_full() -> None:
+    """Nine tenths of a burst, at least the minimum; without a limit infinitely many."""
     it = bucket()
     assert (it.level, it.capacity, it.rate, it.max_rate) == (9.0, 9.0, 10.0, 10.0)
     assert (it.reserved, it.spent, it.refused_total) == (0.0, 0.0, 0.0)
@@ -40,8 +39,7 @@ def test_it_starts_full() -> None:
     assert repr(it) == "TokenBucket(level=9, rate=10/s)"
 
 
-def test_it_says_how_long_to_wait() -> None:
-    """For what is missing, at the rate."""
+def test_wait_is_the_missing_tokens_divided_by_the_rate() -> None:
     it = bucket()
     it.take(9.0)
     assert it.wait_time(0.0, 1.0) == pytest.approx(0.1)
@@ -53,8 +51,8 @@ def test_it_says_how_long_to_wait() -> None:
     assert it.spent == 10.0
 
 
-def test_a_rounding_is_no_reason_to_wait() -> None:
-    """A millionth, and no more."""
+def test_a_rounding_error_is_no_reason_to_wait() -> None:
+    """Of a millionth at most."""
     it = bucket()
     it.take(9.0 - 1.0 + 5e-7)
     assert it.wait_time(0.0, 1.0) == 0
@@ -62,8 +60,7 @@ def test_a_rounding_is_no_reason_to_wait() -> None:
     assert 0 < it.wait_time(0.0, 1.0) < 1e-5
 
 
-def test_time_does_not_run_backwards() -> None:
-    """Nothing flows out."""
+def test_a_clock_that_runs_backwards_changes_nothing() -> None:
     it = bucket(now=100.0)
     it.take(9.0)
     it.wait_time(50.0, 0.0)
@@ -72,8 +69,8 @@ def test_time_does_not_run_backwards() -> None:
     assert it.level == pytest.approx(1.0)
 
 
-def test_more_than_a_burst_is_saved_up_for_who_needs_it() -> None:
-    """And goes with him."""
+def test_more_than_a_burst_is_saved_up_for_a_large_request() -> None:
+    """And leaves with it."""
     it = bucket()
     it.take(9.0)
     it.reserve(30.0)
@@ -87,8 +84,8 @@ def test_more_than_a_burst_is_saved_up_for_who_needs_it() -> None:
     assert it.level == 20.0
 
 
-def test_what_is_given_back_never_overfills_it() -> None:
-    """Nor what a request cost less than it was taken for."""
+def test_refunds_never_overfill_the_bucket() -> None:
+    """Nor does the difference of a request that cost less than estimated."""
     it = bucket()
     it.take(4.0)
     it.refund(3.0)
@@ -100,8 +97,8 @@ def test_what_is_given_back_never_overfills_it() -> None:
     assert it.level == 12.0
 
 
-def test_what_a_request_cost_more_is_a_debt_of_one_burst_at_most() -> None:
-    """Counted as ours, like all that was taken."""
+def test_an_underestimate_is_a_debt_of_at_most_one_burst() -> None:
+    """It counts as spent by us."""
     it = bucket()
     it.take(5.0)
     it.correct(2.0)
@@ -113,8 +110,8 @@ def test_what_a_request_cost_more_is_a_debt_of_one_burst_at_most() -> None:
     assert it._corrected == 100.5
 
 
-def test_owing_and_freezing() -> None:
-    """A part of a burst at least, and nothing flows in before a moment."""
+def test_debt_and_hold() -> None:
+    """The debt is at least a part of a burst, and nothing flows in until the hold ends."""
     it = bucket(burst_s=5.0)
     it.set_debt(0.1)
     assert it.level == -5.0
@@ -133,7 +130,7 @@ def test_owing_and_freezing() -> None:
     assert free.level == math.inf
 
 
-def test_a_learned_rate_holds_until_it_is_lifted() -> None:
+def test_a_learned_rate_applies_until_it_is_removed() -> None:
     """What flowed in before stays, as far as it fits."""
     it = bucket()
     it.take(9.0)
@@ -149,8 +146,8 @@ def test_a_learned_rate_holds_until_it_is_lifted() -> None:
 # Headers
 
 
-def test_a_limit_is_heard_with_its_window() -> None:
-    """A minute if it is not told; never above what is configured; only with both numbers."""
+def test_a_limit_is_learned_with_its_window() -> None:
+    """A minute by default; never above the configured limit; only with both numbers."""
     for given, expected in (
         ({"limit": 120}, 2.0),
         ({"limit": 120, "window_s": 1}, 10.0),
@@ -170,8 +167,8 @@ def test_a_limit_is_heard_with_its_window() -> None:
     assert (free.max_rate, free.rate, free.level) == (1.0, 1.0, 1.0)
 
 
-def test_a_limit_that_falls_to_less_than_a_tenth_is_believed_the_third_time_in_a_row() -> None:
-    """Anything else starts the count over."""
+def test_a_limit_below_a_tenth_applies_from_the_third_time_in_a_row() -> None:
+    """Any other limit restarts the count."""
     it = bucket()
     for expected in (10.0, 10.0, 0.5):
         observe(it, 1.0, limit=30)
@@ -190,8 +187,8 @@ def test_a_limit_that_falls_to_less_than_a_tenth_is_believed_the_third_time_in_a
     assert free.max_rate == 0.1, "nothing was known before"
 
 
-def test_the_rest_with_what_is_under_way_and_what_flowed_in() -> None:
-    """6.2 left when ours was the third; two more are under way and a tenth of a second has passed."""
+def test_remaining_is_corrected_by_requests_in_flight_and_refill() -> None:
+    """6.2 remained when ours was the third; two more are in flight and a tenth of a second has passed."""
     it = bucket(now=7.0)
     it.take(3.0)
     it.take(2.0)
@@ -205,8 +202,8 @@ def test_the_rest_with_what_is_under_way_and_what_flowed_in() -> None:
     assert it.level == pytest.approx(3.9)
 
 
-def test_alone_the_copy_is_drawn_up_by_small_steps() -> None:
-    """A fiftieth of the way, never above what is safe or fits."""
+def test_an_uncontended_level_rises_in_small_steps() -> None:
+    """A fiftieth of the difference, never above the safe level or the burst."""
     it = bucket()
     it.take(8.0)
     observe(it, 0.0, limit=600, remaining=6)
@@ -222,15 +219,15 @@ def test_alone_the_copy_is_drawn_up_by_small_steps() -> None:
     assert it.level == pytest.approx(3.5)
 
 
-def test_a_server_with_a_deeper_bucket_draws_nothing_up() -> None:
-    """Its rest says how deep it is, not how much may go at once."""
+def test_a_deeper_server_bucket_does_not_raise_the_level() -> None:
+    """Its remaining shows its depth, not how much may be sent at once."""
     it = bucket()
     it.take(8.0)
     observe(it, 0.0, limit=600, remaining=500)
     assert it.level == pytest.approx(1.0)
 
 
-def test_in_company_more_is_left_and_nothing_is_drawn_up() -> None:
+def test_under_contention_more_is_left_and_the_level_does_not_rise() -> None:
     """0.15 of a burst."""
     it = bucket()
     it.share.uncontended = False
@@ -240,8 +237,8 @@ def test_in_company_more_is_left_and_nothing_is_drawn_up() -> None:
     assert it.level == pytest.approx(5.0 - 1.5)
 
 
-def test_the_rest_may_be_a_debt_of_one_burst_at_most() -> None:
-    """More would be taken for an outage."""
+def test_a_remaining_may_cause_a_debt_of_at_most_one_burst() -> None:
+    """More would look like an outage."""
     it = bucket()
     mark = it.spent
     for _ in range(30):
@@ -250,8 +247,8 @@ def test_the_rest_may_be_a_debt_of_one_burst_at_most() -> None:
     assert it.level == -9.0
 
 
-def test_what_the_server_refused_or_charged_is_told_to_the_share() -> None:
-    """Ours is what was taken, less what was refused, and what it cost besides."""
+def test_refused_and_charged_tokens_reach_the_fair_share() -> None:
+    """Our use is what was spent, less what was refused, plus what it cost beyond the estimate."""
     it = bucket()
     it.take(3.0)
     it.correct(1.0)
@@ -263,8 +260,8 @@ def test_what_the_server_refused_or_charged_is_told_to_the_share() -> None:
 
 
 @pytest.mark.parametrize("remaining", [-1.0, math.nan, 1e9 + 1, None])
-def test_a_rest_that_makes_no_sense_is_no_rest(remaining: float | None) -> None:
-    """The copy stays as it is."""
+def test_an_invalid_remaining_is_ignored(remaining: float | None) -> None:
+    """The level stays."""
     it = bucket()
     it.take(4.0)
     observe(it, 0.0, limit=600, remaining=remaining)
@@ -272,16 +269,15 @@ def test_a_rest_that_makes_no_sense_is_no_rest(remaining: float | None) -> None:
     assert it.share._last is None
 
 
-def test_a_rest_of_nothing_and_of_a_billion_make_sense() -> None:
-    """The edges."""
+def test_a_remaining_of_zero_and_of_a_billion_are_valid() -> None:
     for remaining in (0.0, 1e9):
         it = bucket()
         observe(it, 0.0, limit=600, remaining=remaining)
         assert it.share._last is not None
 
 
-def test_without_a_known_limit_a_rest_is_not_looked_at() -> None:
-    """There is nothing to hold it against."""
+def test_without_a_known_limit_remaining_is_ignored() -> None:
+    """There is nothing to compare it with."""
     it = bucket(None)
     observe(it, 0.0, remaining=3)
     assert it.level == math.inf
@@ -291,15 +287,15 @@ def test_without_a_known_limit_a_rest_is_not_looked_at() -> None:
 # Being whole again
 
 
-def wait_when_empty(**told: Any) -> float:
+def wait_when_empty(**limit: Any) -> float:
     it = bucket(0.01)
     it.take(0.5)
-    observe(it, 0.0, limit=0.6, remaining=0, **told)
+    observe(it, 0.0, limit=0.6, remaining=0, **limit)
     return it.wait_time(0.0, 1.0)
 
 
-def test_when_the_server_says_it_is_whole_again_the_next_may_try() -> None:
-    """Whatever the copy believes; not before a burst's time has passed."""
+def test_after_the_servers_reset_the_next_request_may_be_sent() -> None:
+    """Whatever our level is; not before a burst's time has passed."""
     assert wait_when_empty(reset_s=20) == pytest.approx(20)
     assert wait_when_empty(reset_s=0.2) == pytest.approx(1.0)
     # Without a reset it is the window; one that makes no sense is none.
@@ -307,8 +303,8 @@ def test_when_the_server_says_it_is_whole_again_the_next_may_try() -> None:
     assert wait_when_empty(reset_s=90_000) == pytest.approx(60)
 
 
-def test_when_it_is_whole_what_is_needed_is_there_once() -> None:
-    """At that very moment, and the next one waits again."""
+def test_the_reset_admits_one_request() -> None:
+    """In that very moment; the next one waits again."""
     it = bucket(0.01)
     it.take(1.0)
     it.reserve(1.0)
@@ -319,8 +315,7 @@ def test_when_it_is_whole_what_is_needed_is_there_once() -> None:
     assert it.wait_time(20.0, 1.0) > 40
 
 
-def test_in_company_a_reset_is_not_ours() -> None:
-    """Only the window is."""
+def test_under_contention_only_the_window_counts_as_reset() -> None:
     it = bucket(0.01)
     it.take(0.5)
     observe(it, 0.0, limit=0.6, remaining=0, reset_s=20)
@@ -332,8 +327,8 @@ def test_in_company_a_reset_is_not_ours() -> None:
     assert it.wait_time(0.0, 1.0) < 200
 
 
-def test_a_refusal_that_is_explained_is_the_shares() -> None:
-    """Two of them are company, and the rate is less for it."""
+def test_an_explained_refusal_counts_for_the_fair_share() -> None:
+    """Two of them are contention, and lower the rate."""
     it = bucket()
     it.throttled(0.0)
     assert it.rate == 10.0
@@ -342,8 +337,8 @@ def test_a_refusal_that_is_explained_is_the_shares() -> None:
     assert it.capacity == pytest.approx(6.3)
 
 
-def test_looking_at_the_time_takes_nothing() -> None:
-    """Learning, observing and refusals let the time pass first."""
+def test_refilling_withdraws_nothing() -> None:
+    """Learning, observing and refusals refill the bucket first."""
     for act in (
         lambda it: it.set_learned_rate(0.4, 10.0),
         lambda it: it.throttled(0.4),

@@ -1,4 +1,4 @@
-"""Estimates of tokens: near enough for every kind of text, and corrected by answers."""
+"""Estimates of tokens: close enough for every kind of text, and corrected by responses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from llmopt.policies.batch_size import TokenEstimator
         ("", 1),
     ],
 )
-def test_a_first_estimate_is_within_a_factor_of_two(text: str, tokens: int) -> None:
-    """Without any answer."""
+def test_the_first_estimate_is_within_a_factor_of_two(text: str, tokens: int) -> None:
+    """Without any response."""
     assert tokens / 2 <= TokenEstimator().estimate(text) <= tokens * 2
 
 
-def test_answers_correct_it() -> None:
-    """However wrong it began (L03); absurd usage has bounds."""
+def test_responses_correct_the_estimate() -> None:
+    """However wrong it began (L03); absurd usage is limited."""
     for true in (0.3, 3.0):
         estimator = TokenEstimator()
         for _ in range(60):
@@ -34,14 +34,13 @@ def test_answers_correct_it() -> None:
     assert estimator.estimate("x" * 4_000) < 8_100
 
 
-def test_nothing_is_learned_of_nothing() -> None:
-    """Zero and less are no usage."""
+def test_usage_of_zero_or_less_is_ignored() -> None:
     estimator = TokenEstimator()
     estimator.learn(0, 5)
     estimator.learn(5, 0)
     assert repr(estimator) == "TokenEstimator(ratio=1.00)"
 
 
-def test_a_lone_surrogate_does_no_harm() -> None:
+def test_a_lone_surrogate_is_estimated_too() -> None:
     """It is refused elsewhere."""
     assert TokenEstimator().estimate("\ud800") >= 1

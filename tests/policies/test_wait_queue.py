@@ -23,8 +23,8 @@ def waiter(tokens: float = 1.0) -> Waiter:
     return Waiter(tokens, 5.0, None, math.inf)
 
 
-def test_a_waiter_says_what_it_wants() -> None:
-    """And has got nothing yet."""
+def test_a_new_waiter_holds_its_request() -> None:
+    """It has no outcome yet."""
 
     async def main(clock: SimulatedClock) -> None:
         it = Waiter(3.0, 5.0, None, 7.0)
@@ -35,8 +35,8 @@ def test_a_waiter_says_what_it_wants() -> None:
     run_simulated(main)
 
 
-def test_they_stand_in_order_and_their_tokens_are_counted() -> None:
-    """Whoever leaves takes his along, once."""
+def test_waiters_keep_their_order_and_their_tokens_are_counted() -> None:
+    """A waiter that leaves takes its tokens with it, once."""
 
     async def main(clock: SimulatedClock) -> None:
         line = WaitQueue(clock, lambda: None)
@@ -60,8 +60,8 @@ def test_they_stand_in_order_and_their_tokens_are_counted() -> None:
     run_simulated(main)
 
 
-def test_who_was_cancelled_is_passed_over() -> None:
-    """And has left the line with it."""
+def test_a_cancelled_waiter_is_skipped() -> None:
+    """It leaves the queue with that."""
 
     async def main(clock: SimulatedClock) -> None:
         line = WaitQueue(clock, lambda: None)
@@ -76,8 +76,7 @@ def test_who_was_cancelled_is_passed_over() -> None:
     run_simulated(main)
 
 
-def test_serving_and_rejecting() -> None:
-    """Each leaves the line with what it gets."""
+def test_grant_and_reject_remove_the_waiter() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         line = WaitQueue(clock, lambda: None)
@@ -99,7 +98,7 @@ def test_serving_and_rejecting() -> None:
 
 
 def test_one_timer_at_the_earliest_moment() -> None:
-    """A later wish does not move it, an earlier one does; it rings once."""
+    """A later moment does not move it, an earlier one does; it fires once."""
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []
@@ -123,8 +122,8 @@ def test_one_timer_at_the_earliest_moment() -> None:
     run_simulated(main)
 
 
-def test_with_the_last_of_a_loop_its_timer_goes() -> None:
-    """Not with the last but one."""
+def test_the_last_waiter_of_a_loop_cancels_the_timer() -> None:
+    """Not the last but one."""
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []
@@ -150,8 +149,8 @@ def test_with_the_last_of_a_loop_its_timer_goes() -> None:
 
 
 @pytest.mark.row("C08")
-def test_each_loop_is_served_on_its_own() -> None:
-    """From a thread that has none, and from another loop's."""
+def test_each_loop_is_served_on_its_own_thread() -> None:
+    """From a thread without a loop, and from another loop's thread."""
     clock = SimulatedClock()
     line = WaitQueue(clock, lambda: None)
     ready, done = threading.Event(), threading.Event()
@@ -181,8 +180,8 @@ def test_each_loop_is_served_on_its_own() -> None:
     assert outcomes == [given, QueueFull]
 
 
-def test_a_loop_that_is_closed_is_nobodys() -> None:
-    """Whoever waited there gets nothing, and the giver is told."""
+def test_a_waiter_of_a_closed_loop_is_not_granted() -> None:
+    """The caller of `grant` gets False."""
     clock = SimulatedClock()
     line = WaitQueue(clock, lambda: None)
     gone = asyncio.new_event_loop()
@@ -201,8 +200,8 @@ def test_a_loop_that_is_closed_is_nobodys() -> None:
     assert len(line) == 0
 
 
-def test_an_outcome_that_comes_too_late_is_dropped() -> None:
-    """A waiter that was cancelled in the same moment."""
+def test_a_late_outcome_is_dropped() -> None:
+    """The waiter was cancelled in the same moment."""
 
     async def main(clock: SimulatedClock) -> None:
         line = WaitQueue(clock, lambda: None)
