@@ -8,27 +8,27 @@ from llmopt import ChatEvent, ToolCall, ToolCallPart, Usage
 from llmopt.decoding.accumulator import ReplyAccumulator
 
 
-def gathered(*events: ChatEvent) -> ReplyAccumulator:
-    found = ReplyAccumulator()
+def accumulate(*events: ChatEvent) -> ReplyAccumulator:
+    result = ReplyAccumulator()
     for event in events:
-        found.add(event)
-    return found
+        result.add(event)
+    return result
 
 
-def calls(*parts: ToolCallPart) -> list[tuple[str, str, str]]:
-    found = gathered(*(ChatEvent(tool_calls=(part,)) for part in parts))
-    return [(call.id, call.name, call.arguments) for call in found.tool_calls]
+def calls(*fragments: ToolCallPart) -> list[tuple[str, str, str]]:
+    result = accumulate(*(ChatEvent(tool_calls=(part,)) for part in fragments))
+    return [(call.id, call.name, call.arguments) for call in result.tool_calls]
 
 
 def part(index: int = 0, arguments: str = "", *, call: str = "", name: str = "") -> ToolCallPart:
     return ToolCallPart(index=index, id=call, name=name, arguments=arguments)
 
 
-def test_nothing_is_an_empty_answer() -> None:
+def test_no_events_give_an_empty_reply() -> None:
     """Before the first event, and for a stream without one."""
-    found = ReplyAccumulator()
-    assert (found.text, found.reasoning, found.refusal, found.tool_calls) == ("", "", "", ())
-    assert (found.finish_reason, found.usage, found.model, found.id, found.last) == (
+    result = ReplyAccumulator()
+    assert (result.text, result.reasoning, result.refusal, result.tool_calls) == ("", "", "", ())
+    assert (result.finish_reason, result.usage, result.model, result.id, result.last) == (
         None,
         None,
         "",
@@ -37,9 +37,9 @@ def test_nothing_is_an_empty_answer() -> None:
     )
 
 
-def test_pieces_come_together_in_their_order() -> None:
-    """Words, thoughts and a refusal, each apart."""
-    found = gathered(
+def test_pieces_are_joined_in_their_order() -> None:
+    """Text, reasoning and refusal separately."""
+    result = accumulate(
         ChatEvent(reasoning="h", id="i", model="m"),
         ChatEvent(reasoning="m", text="a"),
         ChatEvent(text="b", refusal="n"),
@@ -47,26 +47,26 @@ def test_pieces_come_together_in_their_order() -> None:
         ChatEvent(usage=Usage(total_tokens=3)),
         ChatEvent(last=True),
     )
-    reply = found.reply("r")
+    reply = result.reply("r")
     assert (reply.text, reply.reasoning, reply.refusal) == ("ab", "hm", "no")
     assert (reply.finish_reason, reply.model, reply.id, reply.request_id) == ("stop", "m", "i", "r")
     assert reply.usage == Usage(total_tokens=3, requests=1)
-    assert found.last
+    assert result.last
 
 
-def test_what_was_told_is_not_taken_back() -> None:
-    """An event that does not say leaves it; a later usage replaces an earlier one."""
-    found = gathered(
+def test_missing_fields_keep_their_value() -> None:
+    """A later usage replaces an earlier one."""
+    result = accumulate(
         ChatEvent(finish_reason="stop", usage=Usage(total_tokens=1), model="m", id="i"),
         ChatEvent(usage=Usage(total_tokens=2)),
         ChatEvent(),
     )
-    assert (found.finish_reason, found.model, found.id) == ("stop", "m", "i")
-    assert found.usage == Usage(total_tokens=2, requests=1)
+    assert (result.finish_reason, result.model, result.id) == ("stop", "m", "i")
+    assert result.usage == Usage(total_tokens=2, requests=1)
 
 
-def test_fragments_belong_to_their_index() -> None:
-    """Also when two calls take turns."""
+def test_tool_call_fragments_are_joined_by_index() -> None:
+    """Also when two calls alternate."""
     assert calls(
         part(0, call="a", name="f"),
         part(1, call="b", name="g"),
@@ -76,7 +76,7 @@ def test_fragments_belong_to_their_index() -> None:
     ) == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
 
 
-def test_an_id_that_is_repeated_is_the_same_call() -> None:
+def test_a_repeated_id_is_the_same_call() -> None:
     """Some servers send id and name with every fragment."""
     assert calls(part(0, "[", call="a", name="f"), part(0, "]", call="a", name="f")) == [("a", "f", "[]")]
 
@@ -89,14 +89,14 @@ def test_another_id_is_another_call() -> None:
     ]
 
 
-def test_without_ids_a_name_after_whole_arguments_is_another_call() -> None:
-    """Some servers send whole calls and number none."""
+def test_without_ids_a_name_after_complete_arguments_is_another_call() -> None:
+    """Some servers send complete calls without indexes."""
     assert calls(part(0, "{}", name="f"), part(0, "{}", name="f")) == [("", "f", "{}"), ("", "f", "{}")]
     assert calls(part(0, '{"a', name="f"), part(0, '":1}', name="f")) == [("", "f", '{"a":1}')]
 
 
 def test_calls_are_ordered_by_index() -> None:
-    """Whenever their first fragment came."""
+    """Whatever the order of their first fragments."""
     assert [name for _, name, _ in calls(part(1, name="g"), part(0, name="f"))] == ["f", "g"]
 
 
@@ -113,30 +113,30 @@ def test_calls_are_ordered_by_index() -> None:
         (ChatEvent(finish_reason="stop"), True),
     ],
 )
-def test_which_events_add_to_an_answer(event: ChatEvent, adds: bool) -> None:
-    """Signs of life do not."""
+def test_which_events_add_content(event: ChatEvent, adds: bool) -> None:
+    """Usage and the end of the stream do not."""
     assert event.adds is adds
 
 
-def test_an_answer_becomes_the_next_message() -> None:
+def test_a_reply_becomes_the_next_message() -> None:
     """With its tool calls, in the common dialect."""
-    found = gathered(
+    result = accumulate(
         ChatEvent(tool_calls=(part(0, "{}", call="a", name="f"),)), ChatEvent(reasoning="h")
     ).reply()
-    assert found.tool_calls == (ToolCall(id="a", name="f", arguments="{}"),)
-    assert found.message.as_dict() == {
+    assert result.tool_calls == (ToolCall(id="a", name="f", arguments="{}"),)
+    assert result.message.as_dict() == {
         "role": "assistant",
         "content": None,
         "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
     }
-    assert gathered(ChatEvent(text="a")).reply().message.as_dict() == {"role": "assistant", "content": "a"}
-    assert gathered(ChatEvent(refusal="no")).reply().message.as_dict() == {
+    assert accumulate(ChatEvent(text="a")).reply().message.as_dict() == {"role": "assistant", "content": "a"}
+    assert accumulate(ChatEvent(refusal="no")).reply().message.as_dict() == {
         "role": "assistant",
         "content": "no",
     }
 
 
-def test_words_do_not_show_themselves() -> None:
+def test_reprs_show_no_text() -> None:
     """Texts stay out of logs."""
     event = ChatEvent(
         text="secret",
@@ -145,4 +145,4 @@ def test_words_do_not_show_themselves() -> None:
         tool_calls=(part(0, "secret"),),
         raw={"a": "secret"},
     )
-    assert "secret" not in f"{event!r}{gathered(event).reply()!r}{gathered(event).reply().message!r}"
+    assert "secret" not in f"{event!r}{accumulate(event).reply()!r}{accumulate(event).reply().message!r}"

@@ -37,7 +37,7 @@ AT_LENGTH = settings(
 CALL = ChatCall(model="m")
 WHERE = Settings(provider="p", base_url="http://127.0.0.1:1")
 
-# Streams: parts that matter, in any order, among any bytes.
+# Streams: tokens of the format, in any order, among random bytes.
 
 _PARTS = [
     b"data: ", b"data:", b"data", b"event: x", b"event", b"id: 1", b"id: \0", b"retry: 1", b"error: {}", b":", b": ping", b" ",
@@ -49,38 +49,38 @@ _BYTES = st.lists(st.one_of(st.sampled_from(_PARTS), st.binary(max_size=4)), max
 
 @st.composite
 def cut(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
-    """A stream, and the pieces that it comes in."""
+    """A stream, and its pieces."""
     body = draw(_BYTES)
     places = sorted(draw(st.lists(st.integers(0, len(body)), max_size=8)))
     return body, [body[start:stop] for start, stop in zip([0, *places], [*places, len(body)], strict=True)]
 
 
 def outcome(decoder: Decoder, pieces: list[bytes]) -> tuple[list[ServerEvent], str]:
-    """The events of a stream, and the reason that it broke off for."""
-    found: list[ServerEvent] = []
+    """The events of a stream, and the reason for which decoding stopped."""
+    result: list[ServerEvent] = []
     try:
         for piece in pieces:
-            found += decoder.feed(piece)
-        found += decoder.end()
+            result += decoder.feed(piece)
+        result += decoder.end()
     except StreamDecodeError as fault:
-        return [*found, *fault.events], fault.reason
-    return found, ""
+        return [*result, *fault.events], fault.reason
+    return result, ""
 
 
 def reference(body: bytes) -> list[tuple[str, str, str]] | None:
-    """The standard's rules once more, as plainly as can be; None for what is no UTF-8."""
+    """The rules of the standard, as simple as possible; None for invalid UTF-8."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
         return None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    found, data, kind, number = [], [], "", ""
+    result, data, kind, number = [], [], "", ""
     for line in [*text.split("\n"), ""]:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if not line:
             if data:
-                found.append((kind or "message", "\n".join(data), number))
+                result.append((kind or "message", "\n".join(data), number))
             data, kind = [], ""
         elif name in ("data", "error"):
             data.append(value)
@@ -89,13 +89,13 @@ def reference(body: bytes) -> list[tuple[str, str, str]] | None:
             kind = value
         elif name == "id" and "\0" not in value:
             number = value
-    return found
+    return result
 
 
 @AT_LENGTH
 @given(cut())
 def test_sse_is_the_same_in_any_pieces(stream: tuple[bytes, list[bytes]]) -> None:
-    """Events, and whether and why it breaks off; with tight limits."""
+    """The events, and whether and why decoding stops; with low limits."""
     body, pieces = stream
 
     def decoder() -> SSEDecoder:
@@ -106,8 +106,8 @@ def test_sse_is_the_same_in_any_pieces(stream: tuple[bytes, list[bytes]]) -> Non
 
 @AT_LENGTH
 @given(cut())
-def test_sse_is_what_the_standard_says(stream: tuple[bytes, list[bytes]]) -> None:
-    """Against a second, plain implementation."""
+def test_sse_agrees_with_the_standard(stream: tuple[bytes, list[bytes]]) -> None:
+    """Against a second, simple implementation."""
     body, pieces = stream
     events, reason = outcome(SSEDecoder(), pieces)
     expected = reference(body)
@@ -121,7 +121,7 @@ def test_sse_is_what_the_standard_says(stream: tuple[bytes, list[bytes]]) -> Non
 @AT_LENGTH
 @given(cut())
 def test_ndjson_is_the_same_in_any_pieces(stream: tuple[bytes, list[bytes]]) -> None:
-    """Lines, and whether and why it breaks off; and what they are."""
+    """The lines, and whether and why decoding stops."""
     body, pieces = stream
     assert outcome(NDJSONDecoder(max_line=LIMIT), pieces) == outcome(NDJSONDecoder(max_line=LIMIT), [body])
     events, reason = outcome(NDJSONDecoder(), pieces)
@@ -130,7 +130,7 @@ def test_ndjson_is_the_same_in_any_pieces(stream: tuple[bytes, list[bytes]]) -> 
         assert [event.data.encode() for event in events] == [line for line in lines if line.strip()]
 
 
-# What is in an event: right keys with anything behind them.
+# The JSON of an event: known keys with any value.
 
 _TEXTS = st.sampled_from(["", "a", "text", "thinking", "error", "stop", "[DONE]", "429", "\u2028", "\ud800"])
 _SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2, 600), st.just(10**30), st.floats(), _TEXTS)
@@ -150,7 +150,7 @@ _ANY = st.recursive(
 
 
 def _maybe(**shape: Any) -> Any:
-    """Objects with some of these keys, each with what belongs there or with anything."""
+    """Objects with some of these keys, each with a fitting value or with anything."""
     return st.fixed_dictionaries({}, optional={key: value | _ANY for key, value in shape.items()})
 
 
@@ -173,28 +173,28 @@ _DATA = st.one_of(
 )  # fmt: skip
 
 
-def judged(plugin: str, read: Callable[[], Any]) -> Any:
-    """What a hook gives; a refusal is all that it may raise, and every failure gets its verdict."""
+def parse_or_refusal(plugin: str, read: Callable[[], Any]) -> Any:
+    """The result of a hook; it may raise only InvalidResponse, and every Failure is classified."""
     try:
-        found = read()
-    except InvalidResponse as refused:
-        return refused
-    if isinstance(found, Failure):
-        hooks(plugin).classify_error(found, WHERE)
-    return found
+        result = read()
+    except InvalidResponse as refusal:
+        return refusal
+    if isinstance(result, Failure):
+        hooks(plugin).classify_error(result, WHERE)
+    return result
 
 
 @AT_LENGTH
 @given(
     data=_DATA, kind=st.sampled_from(["message", "error", "ping", "line"]), plugin=st.sampled_from(PLUGINS)
 )
-def test_whatever_an_event_holds_it_is_read_judged_or_refused(data: str, kind: str, plugin: str) -> None:
-    """The checked facade lets only the types of the contract through; what is read can be gathered."""
+def test_every_event_is_parsed_classified_or_refused(data: str, kind: str, plugin: str) -> None:
+    """The checked hooks return only the types of the contract; parsed events can be accumulated."""
     event = ServerEvent(event=kind, data=data.encode("utf-8", "replace").decode())
-    found = judged(plugin, lambda: hooks(plugin).parse_stream_event(CALL, event, WHERE))
-    assert isinstance(found, (tuple, Failure, InvalidResponse))
+    result = parse_or_refusal(plugin, lambda: hooks(plugin).parse_stream_event(CALL, event, WHERE))
+    assert isinstance(result, (tuple, Failure, InvalidResponse))
     gathered = ReplyAccumulator()
-    for part in found if isinstance(found, tuple) else ():
+    for part in result if isinstance(result, tuple) else ():
         assert isinstance(part, ChatEvent)
         gathered.add(part)
         gathered.add(part)
@@ -205,19 +205,19 @@ def test_whatever_an_event_holds_it_is_read_judged_or_refused(data: str, kind: s
 
 @AT_LENGTH
 @given(data=_DATA, plugin=st.sampled_from(PLUGINS))
-def test_whatever_an_answer_holds_it_is_read_judged_or_refused(data: str, plugin: str) -> None:
-    """The same for an answer in one piece."""
+def test_every_response_is_parsed_classified_or_refused(data: str, plugin: str) -> None:
+    """The same for a response that is not streamed."""
     response = HttpResponse(status=200, body=data.encode("utf-8", "replace"))
-    found = judged(plugin, lambda: hooks(plugin).parse_chat(CALL, response, WHERE))
-    assert isinstance(found, (ChatReply, Failure, InvalidResponse))
+    result = parse_or_refusal(plugin, lambda: hooks(plugin).parse_chat(CALL, response, WHERE))
+    assert isinstance(result, (ChatReply, Failure, InvalidResponse))
 
 
 @AT_LENGTH
 @given(st.binary(max_size=40))
-def test_bytes_that_are_no_answer_are_refused(body: bytes) -> None:
-    """Not even UTF-8."""
+def test_random_bytes_are_refused(body: bytes) -> None:
+    """They need not be UTF-8."""
     for plugin in PLUGINS:
         response = HttpResponse(status=200, body=body)
-        judged(
+        parse_or_refusal(
             plugin, lambda plugin=plugin, response=response: hooks(plugin).parse_chat(CALL, response, WHERE)
         )

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[bytes, list[str]]] = {
 
 @pytest.mark.parametrize(("body", "expected"), CASES.values(), ids=CASES.keys())
 def test_a_line_is_an_event_in_any_pieces(body: bytes, expected: list[str]) -> None:
-    """Whole, cut in two anywhere, byte by byte."""
+    """Whole, split at every place, byte by byte."""
     wanted = [ServerEvent(event="line", data=data) for data in expected]
     assert events(NDJSONDecoder(), [body]) == wanted
     assert events(NDJSONDecoder(), single_bytes(body)) == wanted
@@ -38,16 +38,15 @@ def test_a_line_is_an_event_in_any_pieces(body: bytes, expected: list[str]) -> N
         assert events(NDJSONDecoder(), random_cuts(body, seed)) == wanted
 
 
-def test_a_line_comes_with_its_last_byte() -> None:
-    """Nothing waits for the next line."""
+def test_an_event_is_returned_with_the_last_byte_of_its_line() -> None:
+    """The decoder does not wait for the next line."""
     decoder = NDJSONDecoder()
     assert [len(decoder.feed(piece)) for piece in (b"1", b"\n", b"2\n3\n4", b"\n")] == [0, 1, 2, 1]
 
 
 @pytest.mark.row("E05")
 @pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
-def test_the_cap_is_exact(size: int) -> None:
-    """The last byte allowed, and the first that is not."""
+def test_the_maximum_line_length_is_exact(size: int) -> None:
     body = b"x" * size + b"\n"
     for pieces in ([body], [body[:9], body[9:]], [body[i : i + 70_000] for i in range(0, len(body), 70_000)]):
         if size <= MAX_LINE_BYTES:
@@ -58,8 +57,8 @@ def test_the_cap_is_exact(size: int) -> None:
 
 
 @pytest.mark.row("E09")
-def test_what_is_no_utf8_is_a_fault_and_never_replaced() -> None:
-    """The good lines before it are not lost, and nothing follows."""
+def test_invalid_utf8_is_an_error_and_never_replaced() -> None:
+    """The good lines before it are returned, and nothing after it."""
     decoder = NDJSONDecoder()
     with pytest.raises(StreamDecodeError, match="not UTF-8") as caught:
         decoder.feed(b'{"a":1}\n{"b":"\xff"}\n{"c":3}\n')
@@ -70,7 +69,7 @@ def test_what_is_no_utf8_is_a_fault_and_never_replaced() -> None:
         assert caught.value.events == ()
 
 
-# Which decoder a content type asks for.
+# The decoder of a content type.
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_what_is_no_utf8_is_a_fault_and_never_replaced() -> None:
         ("text/plain", type(None)),
     ],
 )
-def test_the_content_type_decides(content_type: str, expected: type) -> None:
-    """What is no stream is not read as one."""
+def test_the_content_type_selects_the_decoder(content_type: str, expected: type) -> None:
+    """Other types are not decoded as streams."""
     assert type(decoder_for(content_type)) is expected
     assert decoder_for("text/event-stream") is not decoder_for("text/event-stream")

@@ -1,8 +1,7 @@
 """Recorded streams of real servers, split at every byte.
 
-The recordings lie beside the repository (../shared/samples/recorded); without them
-these tests are skipped.
-"""
+The recordings are in the directory next to the repository (../shared/samples/recorded); without them the tests
+are skipped."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def streams() -> Iterator[Any]:
 
 STREAMS = list(streams())
 WITHOUT = [
-    pytest.param(None, id="none", marks=pytest.mark.skip(reason="no recordings beside the repository"))
+    pytest.param(None, id="none", marks=pytest.mark.skip(reason="no recordings next to the repository"))
 ]
 
 
@@ -48,7 +47,7 @@ def decoded(response: Any, pieces: Any) -> list[ServerEvent]:
 @pytest.mark.row("E01")
 @pytest.mark.parametrize("response", STREAMS or WITHOUT)
 def test_a_recording_is_the_same_in_any_pieces(response: Any) -> None:
-    """Cut in two anywhere, in single bytes, in random pieces: the events do not change."""
+    """Split at every place, in single bytes, in random pieces: the events do not change."""
     body = response["body_text"].encode()
     whole = decoded(response, [body])
     assert len(whole) == body.replace(b"\r", b"").count(b"\ndata: ") + body.startswith(b"data: ")
@@ -60,7 +59,7 @@ def test_a_recording_is_the_same_in_any_pieces(response: Any) -> None:
 
 
 def places(body: bytes) -> Iterable[int]:
-    """Where a body is cut in two: at night everywhere, else around line ends, where a decoder's state changes."""
+    """The places where a body is split: at night everywhere, else at line ends, where a decoder's state changes."""
     if NIGHTLY:
         return range(len(body) + 1)
     ends = [place for place in range(len(body)) if body[place] in b"\r\n"]
@@ -71,10 +70,10 @@ def places(body: bytes) -> Iterable[int]:
 
 @cache
 def recording(name: str, number: int = 0) -> tuple[Any, ...]:
-    """What the events of a recording add, and the failures among them."""
+    """The parsed events of a recording, and the failures among them."""
     path = FOLDER / f"{name}.json"
     if not path.is_file():
-        pytest.skip("no recordings beside the repository")
+        pytest.skip("no recordings next to the repository")
     response = json.loads(path.read_text())["exchanges"][number]["response"]
     return tuple(
         compatible.parse_stream_event(CALL, event)
@@ -82,53 +81,53 @@ def recording(name: str, number: int = 0) -> tuple[Any, ...]:
     )
 
 
-def gathered(name: str, number: int = 0) -> ReplyAccumulator:
-    found = ReplyAccumulator()
+def accumulate(name: str, number: int = 0) -> ReplyAccumulator:
+    result = ReplyAccumulator()
     for parts in recording(name, number):
         if not isinstance(parts, Failure):
             for part in parts:
-                found.add(part)
-    return found
+                result.add(part)
+    return result
 
 
-def test_the_answer_with_a_tool_call() -> None:
-    """Fragments come together; the usage comes last, with no choice beside it."""
-    found = gathered("openai-chat-stream-usage-last").reply("r1")
-    (call,) = found.tool_calls
+def test_a_reply_with_a_tool_call() -> None:
+    """Fragments are joined; the usage comes last, in an event without choices."""
+    result = accumulate("openai-chat-stream-usage-last").reply("r1")
+    (call,) = result.tool_calls
     assert (call.id, call.name, call.arguments) == (
         "call_ZR5UUuTt3pf61kjwAJIYdVMj",
         "get_capital",
         '{"country":"UK"}',
     )
-    assert found.finish_reason == "tool_calls"
-    assert found.usage is not None
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (
+    assert result.finish_reason == "tool_calls"
+    assert result.usage is not None
+    assert (result.usage.prompt_tokens, result.usage.completion_tokens, result.usage.total_tokens) == (
         53,
         15,
         68,
     )
-    assert found.model == "gpt-4o-mini-2024-07-18"
-    assert found.id.startswith("chatcmpl-")
-    assert found.request_id == "r1"
-    second = gathered("openai-chat-stream-usage-last", 1)
+    assert result.model == "gpt-4o-mini-2024-07-18"
+    assert result.id.startswith("chatcmpl-")
+    assert result.request_id == "r1"
+    second = accumulate("openai-chat-stream-usage-last", 1)
     assert second.text == "The capital of the UK is London."
     assert second.finish_reason == "stop"
     assert second.last
 
 
-def test_the_answer_in_typed_parts() -> None:
-    """Thoughts are kept apart from words; the usage comes unasked."""
-    found = gathered("mistral-chat-stream-typed-content")
-    assert found.text.startswith("To cross the street safely, follow these steps:\n\n1. Look bot")
-    assert found.reasoning.startswith("Okay, the user")
-    assert (len(found.text), len(found.reasoning)) == (607, 421)
-    assert found.usage is not None
-    assert found.usage.total_tokens == 242
-    assert found.last
+def test_a_reply_in_typed_parts() -> None:
+    """Reasoning is kept apart from text; the usage is sent without a request for it."""
+    result = accumulate("mistral-chat-stream-typed-content")
+    assert result.text.startswith("To cross the street safely, follow these steps:\n\n1. Look bot")
+    assert result.reasoning.startswith("Okay, the user")
+    assert (len(result.text), len(result.reasoning)) == (607, 421)
+    assert result.usage is not None
+    assert result.usage.total_tokens == 242
+    assert result.last
 
 
-def test_the_answer_with_comments_and_an_error() -> None:
-    """Fifteen comments and no event; thoughts; an error beside choices; the end as if nothing had been."""
+def test_a_reply_with_comments_and_an_error() -> None:
+    """Fifteen comments without an event; reasoning; an error in an event with choices; then a normal end."""
     kinds = Counter(type(parts) for parts in recording("openrouter-stream-comments-and-error"))
     assert kinds == {tuple: 4, Failure: 1}
     (failure,) = [
@@ -137,17 +136,17 @@ def test_the_answer_with_comments_and_an_error() -> None:
     assert failure.error.message == "Token limit reached"
     assert (failure.status, failure.stated_status) == (200, 400)
     assert compatible.classify(failure).kind is VerdictKind.BAD_REQUEST
-    assert gathered("openrouter-stream-comments-and-error").reasoning.startswith("We need to respond")
+    assert accumulate("openrouter-stream-comments-and-error").reasoning.startswith("We need to respond")
 
 
-def test_a_stream_of_another_dialect_is_no_answer() -> None:
-    """Named events of a provider that has no plugin: nothing is made of them, and nothing breaks."""
+def test_a_stream_of_another_dialect_gives_nothing() -> None:
+    """Named events of a provider without a plugin are ignored."""
     for parts in recording("anthropic-stream"):
         assert parts == ()
 
 
-def test_events_come_without_delay() -> None:
-    """Each event of a recording adds its piece at its own place, whatever came in one piece."""
+def test_events_are_returned_without_delay() -> None:
+    """Each event adds its text in its own place, even when several arrive in one piece."""
     added = [
         part.text
         for parts in recording("openai-chat-stream-usage-last", 1)

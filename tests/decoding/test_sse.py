@@ -1,4 +1,4 @@
-"""Server-sent events by the rules of the WHATWG, and by what servers send."""
+"""Server-sent events by the rules of the WHATWG, and by the practice of servers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[bytes, list[ServerEvent]]] = {
     "line separators of Unicode": ("data: a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\n\n".encode(), [event("a\u2028b\u2029c\x85d\x0be\x0cf\x1cg")]),
     "NUL in data": (b"data: a\0b\n\n", [event("a\0b")]),
     "text of several bytes": ("data: ä€𝄞\n\n".encode(), [event("ä€𝄞")]),
-    # What servers add to the standard.
+    # Deviations of servers from the standard.
     "no blank line at the end": (b"data: a\n\ndata: [DONE]\n", [event("a"), event("[DONE]")]),
     "no end of line at the end": (b"data: a\n\ndata: [DONE]", [event("a"), event("[DONE]")]),
     "an event name at the end": (b"data: a\nevent: x", [event("a", "x")]),
@@ -73,8 +73,8 @@ CASES: dict[str, tuple[bytes, list[ServerEvent]]] = {
 
 @pytest.mark.row("E02")
 @pytest.mark.parametrize(("body", "expected"), CASES.values(), ids=CASES.keys())
-def test_by_the_standard_in_any_pieces(body: bytes, expected: list[ServerEvent]) -> None:
-    """Whole, cut in two anywhere, byte by byte."""
+def test_events_by_the_standard_in_any_pieces(body: bytes, expected: list[ServerEvent]) -> None:
+    """Whole, split at every place, byte by byte."""
     assert events(SSEDecoder(), [body]) == expected
     assert events(SSEDecoder(), single_bytes(body)) == expected
     for pieces in halves(body):
@@ -92,14 +92,14 @@ def test_by_the_standard_in_any_pieces(body: bytes, expected: list[ServerEvent])
         ((b"data: a\n\nda", b"ta: b\n\ndata: c\n\n"), (1, 2)),
     ],
 )
-def test_an_event_comes_with_its_last_byte(pieces: tuple[bytes, ...], counts: tuple[int, ...]) -> None:
-    """Nothing waits for what follows: not for the LF behind a CR, not for another event."""
+def test_an_event_is_returned_with_its_last_byte(pieces: tuple[bytes, ...], counts: tuple[int, ...]) -> None:
+    """The decoder waits neither for the LF behind a CR nor for another event."""
     decoder = SSEDecoder()
     assert tuple(len(decoder.feed(piece)) for piece in pieces) == counts
 
 
 @pytest.mark.row("E05")
-def test_an_endless_line_is_a_fault_at_the_cap() -> None:
+def test_an_endless_line_is_an_error_at_the_maximum() -> None:
     """At 1 MiB, in pieces of any size, in data and in comments."""
     for start in (b"data: ", b": ", b"nothing", b""):
         decoder = SSEDecoder()
@@ -116,8 +116,7 @@ def test_an_endless_line_is_a_fault_at_the_cap() -> None:
 @pytest.mark.row("E05")
 @pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_cap_is_exact(size: int, whole: bool) -> None:
-    """The last byte allowed, and the first that is not."""
+def test_the_maximum_line_length_is_exact(size: int, whole: bool) -> None:
     line = b"data: " + b"x" * (size - 6)
     pieces = [line + b"\n\n"] if whole else [line[:500_000], line[500_000:], b"\n\n"]
     if size <= MAX_LINE_BYTES:
@@ -128,8 +127,8 @@ def test_the_cap_is_exact(size: int, whole: bool) -> None:
 
 
 @pytest.mark.row("E05")
-def test_an_event_of_many_lines_is_a_fault_at_the_cap() -> None:
-    """In lines of 1 KiB at the default limit; lines without a byte of data count too."""
+def test_an_event_of_many_lines_is_an_error_at_the_maximum() -> None:
+    """In lines of 1 KiB at the default maximum; lines without data count too."""
     lines = b"data: " + b"x" * 1024 + b"\n", b"data\n"
     decoders = (lines[0], SSEDecoder(), MAX_LINE_BYTES), (lines[1], SSEDecoder(max_event=1 << 16), 1 << 16)
     for line, decoder, limit in decoders:
@@ -139,8 +138,8 @@ def test_an_event_of_many_lines_is_a_fault_at_the_cap() -> None:
         assert caught.value.reason == "event"
 
 
-def test_a_lower_cap_for_events_holds_for_single_lines_too() -> None:
-    """The quick way is no way around it."""
+def test_a_lower_maximum_for_events_holds_for_single_lines_too() -> None:
+    """The fast path has the same limits."""
     assert events(SSEDecoder(max_event=3), [b"data: abc\n\n"]) == [event("abc")]
     with pytest.raises(StreamDecodeError, match="event of more than 3 bytes"):
         events(SSEDecoder(max_event=3), [b"data: abcd\n\n"])
@@ -166,8 +165,8 @@ def test_a_long_stream_takes_steady_memory() -> None:
 @pytest.mark.parametrize(
     "line", [b"data: \xff", b"data: \xe4\xf6", b"event: \xff\ndata: a", b"id: \x80", b"data: \xed\xa0\x80"]
 )
-def test_what_is_no_utf8_is_a_fault_and_never_replaced(line: bytes) -> None:
-    """Latin-1, half a character, a lone surrogate; the good events before it are not lost."""
+def test_invalid_utf8_is_an_error_and_never_replaced(line: bytes) -> None:
+    """Latin-1, half a character, a lone surrogate; the good events before it are returned."""
     body = b"data: good\n\n" + line + b"\n\ndata: after\n\n"
     decoder = SSEDecoder()
     with pytest.raises(StreamDecodeError, match="not UTF-8") as caught:
@@ -175,19 +174,19 @@ def test_what_is_no_utf8_is_a_fault_and_never_replaced(line: bytes) -> None:
     assert caught.value.reason == "utf8"
     assert caught.value.events == (event("good"),)
     for pieces in halves(body):
-        decoder, found = SSEDecoder(), []
+        decoder, result = SSEDecoder(), []
         with pytest.raises(StreamDecodeError):
             for piece in pieces:
-                found += decoder.feed(piece)
+                result += decoder.feed(piece)
 
 
 def test_a_comment_need_not_be_utf8() -> None:
-    """Nobody reads it."""
+    """The decoder skips it."""
     assert events(SSEDecoder(), [b": \xff\ndata: a\n\n"]) == [event("a")]
 
 
-def test_after_a_fault_a_decoder_gives_nothing_more() -> None:
-    """It would be anybody's guess what belongs to what."""
+def test_after_an_error_a_decoder_returns_nothing() -> None:
+    """The rest of the stream may mean anything."""
     decoder = SSEDecoder(max_line=8)
     with pytest.raises(StreamDecodeError):
         decoder.feed(b"data: far too long")
@@ -197,14 +196,13 @@ def test_after_a_fault_a_decoder_gives_nothing_more() -> None:
         assert caught.value.events == ()
 
 
-def test_an_event_that_the_stream_ends_in_can_be_a_fault() -> None:
-    """As any other."""
+def test_an_unfinished_last_event_can_be_an_error() -> None:
     decoder = SSEDecoder()
     decoder.feed(b"data: \xc3")
     with pytest.raises(StreamDecodeError, match="not UTF-8"):
         decoder.end()
 
 
-def test_data_does_not_show_itself() -> None:
+def test_the_repr_of_an_event_shows_no_data() -> None:
     """Texts stay out of logs."""
     assert "secret" not in repr(event("secret"))

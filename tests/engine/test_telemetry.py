@@ -29,7 +29,7 @@ from tests.support.faults import (
     Wait,
     answer_openai,
 )
-from tests.transport.helpers import asking
+from tests.transport.helpers import embed_request
 
 MODEL = "server/m"
 
@@ -89,7 +89,7 @@ def test_a_wait_for_a_connection_is_part_of_its_checkout() -> None:
         async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
             server.default(answer_openai)
             server.play(Script([Wait(3.0), Respond(answer_openai)]))
-            await asyncio.gather(*(pool.send(asking(server)) for _ in range(2)))
+            await asyncio.gather(*(pool.send(embed_request(server)) for _ in range(2)))
             await pool.aclose()
         assert [round(event.seconds) for event in of(PoolCheckout, events)] == [0, 3]
         assert [(event.open, event.waiting) for event in of(PoolSize, events)] == [(1, 1)]

@@ -8,7 +8,7 @@ import pytest
 
 from llmopt.transport.pool import ConnectionPool
 from tests.support.faults import FaultServer
-from tests.transport.helpers import pooled
+from tests.transport.helpers import open_pool
 
 
 @pytest.fixture
@@ -19,5 +19,5 @@ async def server() -> AsyncIterator[FaultServer]:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[ConnectionPool]:
-    async with pooled(pool_size=8) as made:
+    async with open_pool(pool_size=8) as made:
         yield made

@@ -13,8 +13,8 @@ URL = "http://provider.example"
 Handler = Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
 
 
-class Pieces(httpx.AsyncByteStream):
-    """A body whose end can be seen."""
+class ByteStream(httpx.AsyncByteStream):
+    """A body that records whether it was closed."""
 
     def __init__(self, *pieces: bytes, failing: Exception | None = None) -> None:
         self.closed = 0

@@ -1,8 +1,7 @@
-"""Run as a program by test_fork.py: forks with a warm pool and counts wrong answers.
+"""A program that test_fork.py runs: it forks with a warm pool and counts wrong responses.
 
 ``python -m tests.transport.fork_scenario MODE PORT LOOP`` prints one JSON line per process: its wrong bodies and its
-connections; the parent's line comes last.
-"""
+connections; the parent's line is the last."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ AT_ONCE = 10
 
 
 async def calls(pool: ConnectionPool, port: int, count: int = CALLS) -> int:
-    """Send so many requests, and count the answers that are another's."""
+    """Send `count` requests, and count the responses that belong to another request."""
     wrong = 0
     numbers = iter(range(count))
 
@@ -48,7 +47,7 @@ def report(pool: ConnectionPool, wrong: int) -> None:
 
 
 def child(pool: ConnectionPool, port: int) -> None:
-    """What a forked process does with the pool it was born with."""
+    """What a forked process does with the pool that it inherited."""
 
     async def use() -> int:
         wrong = await calls(pool, port)
@@ -85,7 +84,7 @@ def run(work: Any) -> Any:
 
 
 async def in_flight(pool: ConnectionPool, port: int) -> int:
-    """Fork while requests are under way, in the middle of the loop's work."""
+    """Fork while requests are in flight, in the middle of the loop's work."""
     task = asyncio.create_task(calls(pool, port))
     while not pool.stats().in_use:
         await asyncio.sleep(0)
@@ -95,8 +94,8 @@ async def in_flight(pool: ConnectionPool, port: int) -> int:
     return wrong + await calls(pool, port)
 
 
-async def beside(pool: ConnectionPool, port: int, mode: str) -> int:
-    """Fork a warm pool; parent and children send at the same time."""
+async def fork_warm_pool(pool: ConnectionPool, port: int, mode: str) -> int:
+    """Fork with a warm pool; parent and children send at the same time."""
     wrong = await calls(pool, port)
     if mode == "thread":
         pids: list[int] = []
@@ -114,7 +113,7 @@ async def beside(pool: ConnectionPool, port: int, mode: str) -> int:
 
 
 async def processes(pool: ConnectionPool, port: int) -> int:
-    """The same by multiprocessing."""
+    """The same with multiprocessing."""
     wrong = await calls(pool, port)
     process = multiprocessing.get_context("fork").Process(target=child, args=(pool, port))
     process.start()
@@ -127,7 +126,7 @@ async def processes(pool: ConnectionPool, port: int) -> int:
 async def main(mode: str, port: int) -> None:
     pool = ConnectionPool(pool_size=AT_ONCE)
     scenes = {"in flight": in_flight, "multiprocessing": processes}
-    wrong = await (scenes[mode](pool, port) if mode in scenes else beside(pool, port, mode))
+    wrong = await (scenes[mode](pool, port) if mode in scenes else fork_warm_pool(pool, port, mode))
     report(pool, wrong)
     await pool.aclose()
 

@@ -29,34 +29,34 @@ Sender = ConnectionPool | HttpxSender
 KEY = "sk-canary-key-0123456789"
 PROMPT = "canary prompt"
 HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-PATIENCE = 20.0  # seconds; only a broken test waits so long
+TIMEOUT_S = 20.0  # only a broken test waits that long
 ROOT = Path(__file__).parents[2]
 
 
-def request_to(url: str, *texts: str, **options: Any) -> TransportRequest:
-    """Give an embeddings request to a base URL."""
+def embed_request_to(url: str, *texts: str, **options: Any) -> TransportRequest:
+    """An embeddings request to a base URL."""
     body = json.dumps({"model": "m", "input": list(texts or (PROMPT,))}).encode()
-    given: dict[str, Any] = {"method": "POST", "headers": HEADERS, "body": body, "timeout": PATIENCE}
-    return TransportRequest(url=f"{url}/v1/embeddings?secret={KEY}", **(given | options))
+    defaults: dict[str, Any] = {"method": "POST", "headers": HEADERS, "body": body, "timeout": TIMEOUT_S}
+    return TransportRequest(url=f"{url}/v1/embeddings?secret={KEY}", **(defaults | options))
 
 
-def asking(server: FaultServer, *texts: str, **options: Any) -> TransportRequest:
-    """Give an embeddings request to a server."""
-    return request_to(server.base_url, *texts, **options)
+def embed_request(server: FaultServer, *texts: str, **options: Any) -> TransportRequest:
+    """An embeddings request to a server."""
+    return embed_request_to(server.base_url, *texts, **options)
 
 
-async def failure(sender: Sender, request: TransportRequest, kind: type[E]) -> E:
-    """Send what must fail, and give the error, after a look at what no error may hold."""
+async def expect_error(sender: Sender, request: TransportRequest, kind: type[E]) -> E:
+    """Send a request that must fail; return the error, which must hold no secret."""
     try:
         response = await sender.send(request)
     except kind as error:
-        assert_silent(error)
+        assert_no_secrets(error)
         return error
     raise AssertionError(f"{response} instead of {kind.__name__}")
 
 
-def assert_silent(error: BaseException) -> None:
-    """Neither key nor prompt nor path in an error, what it was made of, or its pickle."""
+def assert_no_secrets(error: BaseException) -> None:
+    """Neither key nor prompt nor path is in an error, its causes, or its pickle."""
     seen: BaseException | None = error
     while seen is not None:
         for text in (str(seen), repr(seen), repr(vars(seen)), repr(getattr(seen, "object", ""))):
@@ -70,47 +70,47 @@ def assert_silent(error: BaseException) -> None:
     assert str(again) == str(error)
 
 
-def texts_of(response: HttpResponse) -> int:
-    """Count the vectors of a good answer."""
+def count_vectors(response: HttpResponse) -> int:
+    """Count the vectors of a successful response."""
     assert response.status == 200
     return len(response.json["data"])
 
 
 @contextlib.asynccontextmanager
-async def pooled(**options: Any) -> AsyncIterator[ConnectionPool]:
-    """A pool that is closed at the end, and empty then: nothing in use, nobody waiting, no socket but idle ones."""
+async def open_pool(**options: Any) -> AsyncIterator[ConnectionPool]:
+    """A pool that is closed at the end and is empty then: no request in use or waiting, only idle sockets."""
     pool = ConnectionPool(**options)
     try:
         yield pool
         assert (pool.stats().in_use, pool.stats().waiting) == (0, 0)
         if "tls" not in options:
             for _ in range(3):
-                await asyncio.sleep(0)  # the loop closes a socket in the turn after it was given up
+                await asyncio.sleep(0)  # the loop closes a socket in the turn after it was dropped
             assert len(open_sockets(pool)) == pool.stats().idle
     finally:
         await pool.aclose()
 
 
 def open_sockets(pool: ConnectionPool) -> list[socket.socket]:
-    """Those of its sockets that are open, whatever the pool knows of them."""
+    """The pool's open sockets, whatever the pool knows of them."""
     opened = [each for connector in pool._connectors.values() for each in connector._sockets._sockets]
     return [each for each in opened if each.fileno() >= 0]
 
 
 def other_tasks() -> set[asyncio.Task[Any]]:
-    """The tasks of this loop that are not the test's own."""
+    """The tasks of this loop except the test's own."""
     return asyncio.all_tasks() - {asyncio.current_task()}
 
 
-class Suspensions:
-    """Runs a coroutine and cancels its task at the n-th suspension; ``reached`` says whether it came so far."""
+class CancelAtSuspension:
+    """Runs a coroutine and cancels its task at the n-th suspension; ``reached`` says whether it got that far."""
 
     def __init__(self, number: int) -> None:
         self.reached = False
         self._number = number
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run it in a task, which is done or cancelled afterwards."""
+        """Run it in a task, which is finished or cancelled afterwards."""
 
         async def counted() -> T:
             return await self._run(work)
@@ -141,10 +141,9 @@ class Suspensions:
 
 @contextlib.contextmanager
 def echo_server() -> Iterator[int]:
-    """An echo server in a process of its own, for tests that fork; gives its port.
+    """An echo server in another process, for tests that fork; gives its port.
 
-    It answers a request with its body, and a GET with how many connections it has accepted.
-    """
+    It answers a request with its body, and a GET with the number of connections it has accepted."""
     script = (
         "import asyncio\n"
         "from tests.support.faults import Answer, FaultServer\n"

@@ -1,10 +1,9 @@
-"""What a request costs here, against aiohttp alone: CPU per request with 64 in flight.
+"""Measures the cost of a request: CPU per request with 64 in flight, against aiohttp alone.
 
     python -m tests.transport.overhead [--requests N] [--rounds N] [--vectors N] [--uvloop] [--profile]
 
-The server is a process of its own that answers at little cost; rounds alternate, so that a busy machine
-troubles both alike, and the ratio is that of the medians.
-"""
+The server is another process that answers at little cost. The rounds alternate, so that a busy machine disturbs both
+clients alike, and the ratio is that of the medians."""
 
 from __future__ import annotations
 
@@ -40,8 +39,8 @@ BODY = json.dumps({"model": "m", "input": ["a text of some words"], "encoding_fo
 Send = Callable[[], Awaitable[Any]]
 
 
-class Answering(asyncio.Protocol):
-    """Answers every request with the same bytes, and looks no closer than it must."""
+class FixedServer(asyncio.Protocol):
+    """Answers every request with the same bytes, and parses no more than necessary."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
@@ -76,7 +75,7 @@ def answer(vectors: int) -> bytes:
 
 async def serve(vectors: int) -> None:
     whole = answer(vectors)
-    listener = await asyncio.get_running_loop().create_server(lambda: Answering(whole), "127.0.0.1", 0)
+    listener = await asyncio.get_running_loop().create_server(lambda: FixedServer(whole), "127.0.0.1", 0)
     print(listener.sockets[0].getsockname()[1], flush=True)
     gc.freeze()
     await listener.serve_forever()
@@ -118,21 +117,21 @@ async def ours(url: str, requests: int) -> float:
     return seconds
 
 
-def measure(url: str, given: argparse.Namespace) -> None:
+def measure(url: str, options: argparse.Namespace) -> None:
     run: Any = asyncio.run
-    if given.uvloop:
+    if options.uvloop:
         import uvloop  # type: ignore[import-not-found,unused-ignore]
 
         run = uvloop.run
-    if given.profile:
+    if options.profile:
         with cProfile.Profile() as profile:
-            run(ours(url, given.requests))
+            run(ours(url, options.requests))
         pstats.Stats(profile).sort_stats("tottime").print_stats(30)
         return
     costs: dict[str, list[float]] = {"aiohttp": [], "llmopt": []}
-    for _ in range(given.rounds):
-        costs["aiohttp"].append(run(bare(url, given.requests)))
-        costs["llmopt"].append(run(ours(url, given.requests)))
+    for _ in range(options.rounds):
+        costs["aiohttp"].append(run(bare(url, options.requests)))
+        costs["llmopt"].append(run(ours(url, options.requests)))
     middle = {name: statistics.median(each) * 1e6 for name, each in costs.items()}
     least = {name: min(each) * 1e6 for name, each in costs.items()}
     for name in costs:
@@ -152,15 +151,15 @@ def main() -> None:
     parser.add_argument("--uvloop", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.serve:
-        asyncio.run(serve(given.vectors))
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(serve(options.vectors))
         return
-    command = [sys.executable, "-m", "tests.transport.overhead", "--serve", "--vectors", str(given.vectors)]
+    command = [sys.executable, "-m", "tests.transport.overhead", "--serve", "--vectors", str(options.vectors)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         try:
-            measure(f"http://127.0.0.1:{int(server.stdout.readline())}/v1/embeddings", given)
+            measure(f"http://127.0.0.1:{int(server.stdout.readline())}/v1/embeddings", options)
         finally:
             server.kill()
 

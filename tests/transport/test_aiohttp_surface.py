@@ -1,7 +1,6 @@
 """The behaviour of aiohttp that llmopt relies on beyond its documentation.
 
-A new aiohttp that changes any of this fails here, by name, before it fails anywhere else.
-"""
+A new version of aiohttp that changes any of this fails here first, by name."""
 
 from __future__ import annotations
 
@@ -44,13 +43,11 @@ def parameters(function: Any) -> list[str]:
         (StreamReader, "set_exception", ["self", "exc", "exc_cause"]),
     ],
 )
-def test_methods(owner: type, method: str, expected: list[str]) -> None:
-    """They are there, and take what they took."""
+def test_methods_have_the_expected_parameters(owner: type, method: str, expected: list[str]) -> None:
     assert parameters(getattr(owner, method)) == expected
 
 
-def test_keywords() -> None:
-    """Those that are passed by name."""
+def test_keyword_parameters_exist() -> None:
     assert {"skip_payload", "read_until_eof", "auto_decompress", "read_bufsize"} <= set(
         parameters(ResponseHandler.set_response_params)
     )
@@ -60,7 +57,7 @@ def test_keywords() -> None:
     assert {"socket_factory", "resolver", "ssl"} <= set(parameters(aiohttp.TCPConnector.__init__))
 
 
-async def test_attributes() -> None:
+async def test_attributes_exist() -> None:
     """The state that the connector and the protocol keep."""
     connector = aiohttp.TCPConnector()
     for name in ("_acquired", "_conns", "_waiters", "_factory", "_closed", "_limit_per_host", "_loop"):

@@ -1,4 +1,4 @@
-"""Decompression of response bodies within bounds, however they are split."""
+"""Decompression of response bodies within limits, however they are split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmopt.errors import InvalidResponse
 from llmopt.transport.body import MAX_ERROR_BODY, ContentDecoder
 from llmopt.transport.pool import ConnectionPool
 from tests.support.faults import gzip_bomb
-from tests.transport.helpers import request_to
+from tests.transport.helpers import embed_request_to
 
 MEBIBYTE = 2**20
 TEXT = b'{"object":"list","data":[' + b",".join(b'{"index":%d}' % n for n in range(500)) + b"]}"
@@ -56,37 +56,34 @@ def reason_of(encoding: str, *pieces: bytes, max_body: int = MEBIBYTE) -> str:
 
 @pytest.mark.parametrize("encoding", COMPRESSED)
 @pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
-def test_any_pieces_give_the_whole(encoding: str, size: int) -> None:
-    """It does not matter where the network cuts."""
+def test_a_body_decodes_the_same_in_any_pieces(encoding: str, size: int) -> None:
     compressed = COMPRESSED[encoding]
     assert unpack(encoding, [compressed[at : at + size] for at in range(0, len(compressed), size)]) == TEXT
 
 
 @pytest.mark.parametrize("encoding", [None, "", "identity"])
-def test_plain_bytes_pass_as_they_are(encoding: str | None) -> None:
-    """Without an encoding nothing is copied."""
+def test_plain_bytes_are_not_copied(encoding: str | None) -> None:
     decoder = ContentDecoder(encoding, MEBIBYTE)
     assert decoder.passthrough
     assert decoder.decode(TEXT) is TEXT
     decoder.finish()
 
 
-def test_bare_deflate_is_understood() -> None:
+def test_raw_deflate_is_decoded() -> None:
     """Some servers leave out zlib's header."""
     compressed = raw_deflate(TEXT)
     assert unpack("deflate", [compressed[:1], compressed[1:]]) == TEXT
 
 
-def test_gzip_goes_on_over_members_and_padding() -> None:
-    """Both are allowed by the format."""
+def test_gzip_with_several_members_and_padding_is_decoded() -> None:
+    """The format allows both."""
     compressed = gzip.compress(TEXT, mtime=0) + gzip.compress(TEXT, mtime=0) + b"\0" * 20
     assert unpack("gzip", [compressed]) == TEXT * 2
     assert unpack("gzip", [compressed[at : at + 1] for at in range(len(compressed))]) == TEXT * 2
 
 
 @given(st.binary(max_size=3000), st.lists(st.integers(1, 400), min_size=1, max_size=20))
-def test_round_trip(data: bytes, sizes: list[int]) -> None:
-    """Whatever is compressed comes out, cut anyhow."""
+def test_a_compressed_body_round_trips_in_any_pieces(data: bytes, sizes: list[int]) -> None:
     compressed, pieces = gzip.compress(data, mtime=0), []
     for size in [*sizes, len(gzip.compress(data, mtime=0))]:
         pieces.append(compressed[:size])
@@ -96,7 +93,7 @@ def test_round_trip(data: bytes, sizes: list[int]) -> None:
 
 @pytest.mark.row("H18")
 @pytest.mark.parametrize("encoding", ["br", "zstd", "rot13", "gzip, br"])
-def test_what_was_not_asked_for_is_refused(encoding: str) -> None:
+def test_an_encoding_that_was_not_accepted_is_refused(encoding: str) -> None:
     """Only gzip and deflate were offered."""
     assert reason_of(encoding, b"x") == "decompression"
 
@@ -119,19 +116,19 @@ def test_more_than_two_encodings_are_refused() -> None:
         b"\x1f",
     ],
 )
-def test_damage_is_refused(data: bytes) -> None:
-    """Cut, prolonged or garbled."""
+def test_a_damaged_body_is_refused(data: bytes) -> None:
+    """Truncated, extended or garbled."""
     assert reason_of("gzip", data) == "decompression"
 
 
 def test_an_empty_body_is_empty_in_every_encoding() -> None:
-    """As with 204, or an answer to HEAD."""
+    """As with 204, or a response to HEAD."""
     assert unpack("gzip", []) == b""
 
 
 @pytest.mark.row("H19")
-def test_too_much_is_refused_plain_and_compressed() -> None:
-    """The bound is on what comes out."""
+def test_a_body_above_the_maximum_is_refused_plain_and_compressed() -> None:
+    """The maximum applies to the decoded bytes."""
     assert unpack(None, [b"a" * 100], max_body=100) == b"a" * 100
     for encoding, data in ((None, b"a" * 101), ("gzip", gzip.compress(TEXT, mtime=0))):
         with pytest.raises(InvalidResponse) as caught:
@@ -145,7 +142,7 @@ def test_too_much_is_refused_plain_and_compressed() -> None:
     [("gzip", gzip_bomb(256 * MEBIBYTE)), ("gzip, gzip", gzip.compress(gzip_bomb(256 * MEBIBYTE)))],
 )
 def test_a_bomb_is_stopped_within_a_few_mebibytes(encoding: str, bomb: bytes) -> None:
-    """After the first mebibyte an answer may not grow more than fiftyfold."""
+    """After the first mebibyte a body may not be more than fifty times its compressed size."""
     tracemalloc.start()
     try:
         assert reason_of(encoding, bomb, max_body=512 * MEBIBYTE) == "decompression"
@@ -154,50 +151,49 @@ def test_a_bomb_is_stopped_within_a_few_mebibytes(encoding: str, bomb: bytes) ->
         tracemalloc.stop()
 
 
-def test_a_very_even_answer_below_a_mebibyte_is_honest() -> None:
-    """Zeros pack well."""
+def test_a_highly_compressible_body_below_a_mebibyte_is_accepted() -> None:
+    """Zeros compress well."""
     assert unpack("gzip", [gzip.compress(b"0" * MEBIBYTE)]) == b"0" * MEBIBYTE
 
 
 class TestErrorBodies:
-    """The body of an error is cut where another would be refused: its status says more."""
+    """The body of an error response is cut where another body would be refused: its status says more."""
 
-    def test_long_ones_are_cut(self) -> None:
-        """At 64 KiB, or less if less was asked for."""
+    def test_a_long_error_body_is_cut(self) -> None:
+        """At 64 KiB, or at a lower maximum."""
         for asked, kept in ((MEBIBYTE, MAX_ERROR_BODY), (10, 10)):
             decoder = ContentDecoder(None, asked, truncate=True)
             assert decoder.decode(b"a" * MEBIBYTE) == b"a" * kept
             assert decoder.stopped
             assert decoder.decode(b"more") == b""
 
-    def test_damaged_ones_end_at_the_damage(self) -> None:
-        """What came before is kept."""
+    def test_a_damaged_error_body_ends_at_the_damage(self) -> None:
+        """The bytes before it are kept."""
         decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
         assert decoder.decode(COMPRESSED["gzip"] + b"more") == TEXT
         assert decoder.stopped
 
-    def test_unknown_encodings_give_nothing(self) -> None:
-        """Packed bytes are no text."""
+    def test_an_error_body_in_an_unknown_encoding_is_empty(self) -> None:
+        """Compressed bytes are no text."""
         decoder = ContentDecoder("br", MEBIBYTE, truncate=True)
         assert decoder.stopped
         assert decoder.decode(b"x") == b""
 
-    def test_cut_short_ones_are_what_they_are(self) -> None:
-        """No complaint of a missing end."""
+    def test_a_truncated_error_body_is_accepted(self) -> None:
         decoder = ContentDecoder("gzip", MEBIBYTE, truncate=True)
         decoder.decode(COMPRESSED["gzip"][:-8])
         decoder.finish()
         assert not decoder.stopped
 
 
-# A large answer of known length goes from the socket straight to its place.
+# The socket reads a large body of known length directly into its buffer.
 
 BODY = bytes(range(256)) * (32 * MEBIBYTE // 256)
 
 
 @contextmanager
-def sending(body: bytes, *, closing: bool) -> Iterator[str]:
-    """A server that allocates next to nothing to send the same body twice; gives its base URL."""
+def raw_server(body: bytes, *, closing: bool) -> Iterator[str]:
+    """A server that allocates almost nothing to send the same body twice; gives its base URL."""
     last = b"connection: close\r\n\r\n" if closing else b"\r\n"
     head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n%b" % (len(body), last)
 
@@ -223,15 +219,15 @@ def sending(body: bytes, *, closing: bool) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("closing", [False, True])
-async def test_it_is_in_memory_once(*, closing: bool) -> None:
-    """Neither gathered from pieces nor copied when it is handed out, also when the server closes right behind it."""
-    with sending(BODY, closing=closing) as url:
+async def test_a_large_body_is_in_memory_once(*, closing: bool) -> None:
+    """It is neither joined from pieces nor copied, also when the server closes right behind it."""
+    with raw_server(BODY, closing=closing) as url:
         pool = ConnectionPool()
         try:
-            assert (await pool.send(request_to(url, max_body=64 * MEBIBYTE))).body == BODY
+            assert (await pool.send(embed_request_to(url, max_body=64 * MEBIBYTE))).body == BODY
             tracemalloc.start()
             try:
-                response = await pool.send(request_to(url, max_body=64 * MEBIBYTE))
+                response = await pool.send(embed_request_to(url, max_body=64 * MEBIBYTE))
                 peak = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()

@@ -22,31 +22,31 @@ from tests.support.faults import (
     json_answer,
 )
 from tests.support.scale import scaled
-from tests.transport.helpers import Suspensions, asking, other_tasks, pooled, texts_of
+from tests.transport.helpers import CancelAtSuspension, count_vectors, embed_request, open_pool, other_tasks
 
 
 @pytest.mark.row("C01")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("size", [10, 2_000_000], ids=["small", "large"])
 async def test_cancelled_at_every_suspension(warm: bool, size: int, server: FaultServer) -> None:
-    """The pool is clean after each, and the next request gets its own answer."""
+    """The pool is clean after each, and the next request gets its own response."""
     body = json_answer({"data": [random.Random(1).randbytes(size).hex()]})
     for number in itertools.count(1):
         server.play(*[gzipped(body) if number % 2 else body] * 2)
-        async with pooled(pool_size=1) as pool:
+        async with open_pool(pool_size=1) as pool:
             if warm:
-                assert texts_of(await pool.send(asking(server, "a" * size))) == 1
-            sweep = Suspensions(number)
+                assert count_vectors(await pool.send(embed_request(server, "a" * size))) == 1
+            run = CancelAtSuspension(number)
             before = other_tasks()
-            task = sweep.start(pool.send(asking(server, "a" * size)))
+            task = run.start(pool.send(embed_request(server, "a" * size)))
             await asyncio.wait([task])
-            assert task.cancelled() == sweep.reached
+            assert task.cancelled() == run.reached
             assert pool.stats().in_use == 0
             server._played.clear()
-            assert texts_of(await pool.send(asking(server))) == 1
+            assert count_vectors(await pool.send(embed_request(server))) == 1
             ours = {one for one in other_tasks() - before if "FaultServer" not in repr(one)}
             assert not {one for one in ours if "tests/support/faults" not in repr(one)}
-        if not sweep.reached:
+        if not run.reached:
             break
     assert number >= 2
 
@@ -54,38 +54,38 @@ async def test_cancelled_at_every_suspension(warm: bool, size: int, server: Faul
 @pytest.mark.row("C01")
 @pytest.mark.parametrize("action", ["aclose", "stream"])
 async def test_other_calls_cancelled_at_every_suspension(action: str, server: FaultServer) -> None:
-    """Closing, and reading a stream."""
+    """Closing a pool, and reading a stream."""
     for number in itertools.count(1):
         pool = ConnectionPool(pool_size=1)
-        assert texts_of(await pool.send(asking(server))) == 1
+        assert count_vectors(await pool.send(embed_request(server))) == 1
         server.play(Answer(200, b"a" * 300_000, framing=Framing.CHUNKED))
 
         async def stream(pool: ConnectionPool = pool) -> None:
-            async with pool.open_stream(asking(server)) as answer:
+            async with pool.open_stream(embed_request(server)) as answer:
                 async for _ in answer:
                     await asyncio.sleep(0)
 
-        sweep = Suspensions(number)
+        run = CancelAtSuspension(number)
         work = pool.aclose() if action == "aclose" else stream()
-        task = sweep.start(work)
+        task = run.start(work)
         await asyncio.wait([task])
         assert pool.stats().in_use == 0
         server._played.clear()
         if action == "stream":
-            assert texts_of(await pool.send(asking(server))) == 1
+            assert count_vectors(await pool.send(embed_request(server))) == 1
         await pool.aclose()
         await server.wait_all_closed()
-        if not sweep.reached:
+        if not run.reached:
             break
     assert number > 1
 
 
-async def test_a_cancelled_request_breaks_its_connection_off(server: FaultServer) -> None:
-    """It is closed, not kept: the answer may still come."""
-    async with pooled(pool_size=1) as pool:
-        await pool.send(asking(server))
+async def test_a_cancelled_request_closes_its_connection(server: FaultServer) -> None:
+    """The response may still arrive on it."""
+    async with open_pool(pool_size=1) as pool:
+        await pool.send(embed_request(server))
         server.play(Script([Stall()]))
-        task = asyncio.create_task(pool.send(asking(server)))
+        task = asyncio.create_task(pool.send(embed_request(server)))
         await server.wait_requests(2)
         task.cancel()
         await asyncio.wait([task])
@@ -94,12 +94,12 @@ async def test_a_cancelled_request_breaks_its_connection_off(server: FaultServer
 
 
 @pytest.mark.row("C02")
-async def test_cancelled_in_the_same_tick_as_its_time_out(server: FaultServer) -> None:
-    """Whichever comes first, one of the two is what the caller gets."""
-    async with pooled(pool_size=1) as pool:
+async def test_a_cancellation_in_the_same_tick_as_the_timeout(server: FaultServer) -> None:
+    """The caller gets the one that happened first."""
+    async with open_pool(pool_size=1) as pool:
         server.default(Script([Stall()]))
         for turn in range(20):
-            task = asyncio.create_task(pool.send(asking(server, timeout=0.005)))
+            task = asyncio.create_task(pool.send(embed_request(server, timeout=0.005)))
             asyncio.get_running_loop().call_later(0.005, task.cancel)
             await asyncio.wait([task])
             assert task.cancelled() or isinstance(task.exception(), LLMOptError), turn
@@ -107,17 +107,17 @@ async def test_cancelled_in_the_same_tick_as_its_time_out(server: FaultServer) -
 
 
 @pytest.mark.row("C03")
-async def test_the_turn_of_one_that_gave_up_is_passed_on(server: FaultServer) -> None:
-    """A waiter that is cancelled just when a connection was handed to it must not keep it from the next."""
+async def test_a_cancelled_waiter_passes_its_connection_on(server: FaultServer) -> None:
+    """A waiter that is cancelled just when it is granted a connection must not keep it from the next."""
     gate = asyncio.Event()
-    async with pooled(pool_size=1) as pool:
+    async with open_pool(pool_size=1) as pool:
         server.play(Script([Wait(gate), Respond()]))
-        endless = asking(server, pool_timeout=None)
+        endless = embed_request(server, pool_timeout=None)
         waiters: list[asyncio.Task[object]] = []
 
         async def first() -> None:
             await pool.send(endless)
-            # No turn of the loop between giving the connection back and this.
+            # The loop has no turn between the release of the connection and this.
             waiters[0].cancel()
 
         holder = asyncio.create_task(first())
@@ -138,11 +138,11 @@ async def test_cancelled_waiters_leave_the_queue_empty(server: FaultServer) -> N
     """The request that holds the connection still gets its response."""
     count = scaled(2_000, nightly=10_000)
     gate = asyncio.Event()
-    async with pooled(pool_size=1) as pool:
+    async with open_pool(pool_size=1) as pool:
         server.play(Script([Wait(gate), Respond()]))
-        holder = asyncio.create_task(pool.send(asking(server)))
+        holder = asyncio.create_task(pool.send(embed_request(server)))
         await server.wait_requests(1)
-        waiters = [asyncio.create_task(pool.send(asking(server))) for _ in range(count)]
+        waiters = [asyncio.create_task(pool.send(embed_request(server))) for _ in range(count)]
         while pool.stats().waiting < count:
             await asyncio.sleep(0)
         for waiter in waiters:
@@ -150,20 +150,20 @@ async def test_cancelled_waiters_leave_the_queue_empty(server: FaultServer) -> N
         await asyncio.wait(waiters)
         assert pool.stats().waiting == 0
         gate.set()
-        assert texts_of(await holder) == 1
+        assert count_vectors(await holder) == 1
     assert len(server.requests) == 1
 
 
-async def test_a_storm_of_cancellations_costs_no_slot(server: FaultServer) -> None:
-    """D1: hundreds of requests, cancelled at all moments, over ten connections that come back clean."""
-    async with pooled(pool_size=10) as pool:
+async def test_many_cancellations_leak_no_slot(server: FaultServer) -> None:
+    """D1: hundreds of requests, cancelled at all moments, over ten connections."""
+    async with open_pool(pool_size=10) as pool:
         for turn in range(scaled(14, nightly=40)):
-            tasks = [asyncio.create_task(pool.send(asking(server, str(n)))) for n in range(50)]
+            tasks = [asyncio.create_task(pool.send(embed_request(server, str(n)))) for n in range(50)]
             for _ in range(turn % 13):
                 await asyncio.sleep(0)
             for task in tasks[turn % 3 :: 2]:
                 task.cancel()
             await asyncio.wait(tasks)
         assert pool.stats().in_use == 0
-        answers = await asyncio.gather(*(pool.send(asking(server, str(n))) for n in range(100)))
-        assert [texts_of(answer) for answer in answers] == [1] * 100
+        answers = await asyncio.gather(*(pool.send(embed_request(server, str(n))) for n in range(100)))
+        assert [count_vectors(answer) for answer in answers] == [1] * 100

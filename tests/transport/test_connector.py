@@ -30,12 +30,19 @@ from tests.support.faults import (
     self_signed_certificate,
     wrong_host_certificate,
 )
-from tests.transport.helpers import asking, echo_server, failure, pooled, request_to, texts_of
+from tests.transport.helpers import (
+    count_vectors,
+    echo_server,
+    embed_request,
+    embed_request_to,
+    expect_error,
+    open_pool,
+)
 
 Address = tuple[int, int, int, str, tuple[Any, ...]]
 
 
-def found(*addresses: tuple[str, int]) -> list[Address]:
+def addresses_of(*addresses: tuple[str, int]) -> list[Address]:
     kinds = [socket.AF_INET6 if ":" in host else socket.AF_INET for host, _ in addresses]
     return [
         (kind, socket.SOCK_STREAM, 6, "", (*address, 0, 0) if kind == socket.AF_INET6 else address)
@@ -43,17 +50,17 @@ def found(*addresses: tuple[str, int]) -> list[Address]:
     ]
 
 
-def resolving(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], list[Address]]) -> list[str]:
-    """Let this loop resolve every name by a function; gives the names that were asked for."""
-    asked: list[str] = []
+def patch_dns(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], list[Address]]) -> list[str]:
+    """Let this loop resolve every name with a function; gives the names that were looked up."""
+    names: list[str] = []
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Address]:
-        asked.append(host)
+        names.append(host)
         await asyncio.sleep(0)
         return answer()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    return asked
+    return names
 
 
 def gai(number: int) -> Callable[[], list[Address]]:
@@ -64,10 +71,10 @@ def gai(number: int) -> Callable[[], list[Address]]:
 
 
 @pytest.mark.row("N12")
-async def test_refused(pool: ConnectionPool) -> None:
-    """Nobody listens: the message asks what one would ask."""
+async def test_a_refused_connection_names_the_server(pool: ConnectionPool) -> None:
+    """The message asks whether the server is running."""
     with refused_port() as port:
-        error = await failure(pool, request_to(f"http://127.0.0.1:{port}"), ConnectFailed)
+        error = await expect_error(pool, embed_request_to(f"http://127.0.0.1:{port}"), ConnectFailed)
     assert (error.cause, error.permanent, error.sent) == ("refused", False, "no")
     assert str(error) == (
         f"could not connect to http://127.0.0.1:{port}: connection refused; is the server running?"
@@ -77,31 +84,34 @@ async def test_refused(pool: ConnectionPool) -> None:
 
 
 @pytest.mark.row("N12")
-async def test_a_full_backlog_is_a_time_out_of_connecting() -> None:
-    """Not one of the pool, and not one of the attempt."""
-    async with pooled(pool_size=1) as pool:
+async def test_a_full_backlog_is_a_connect_timeout() -> None:
+    """Neither a pool timeout nor an attempt timeout."""
+    async with open_pool(pool_size=1) as pool:
         with full_backlog() as port:
-            request = request_to(f"http://127.0.0.1:{port}", connect_timeout=0.05)
-            error = await failure(pool, request, ConnectFailed)
+            request = embed_request_to(f"http://127.0.0.1:{port}", connect_timeout=0.05)
+            error = await expect_error(pool, request, ConnectFailed)
     assert (error.cause, error.permanent, error.sent) == ("timeout", False, "no")
     assert "within 0.05 s" in str(error)
 
 
 @pytest.mark.row("N12")
 @pytest.mark.parametrize("name", ["accept then RST", "accept then FIN"])
-async def test_accepted_and_dropped(name: str, server: FaultServer, pool: ConnectionPool) -> None:
-    """The request may have been read, so nobody can call this unsent."""
+async def test_a_connection_that_is_accepted_and_dropped_may_have_been_read(
+    name: str, server: FaultServer, pool: ConnectionPool
+) -> None:
+    """So the request does not count as unsent."""
     find_fault("N12", name).inject(server)
-    error = await failure(pool, asking(server), ConnectionLost)
+    error = await expect_error(pool, embed_request(server), ConnectionLost)
     assert (error.sent, error.stale) == ("maybe", False)
-    assert texts_of(await pool.send(asking(server))) == 1
+    assert count_vectors(await pool.send(embed_request(server))) == 1
 
 
 @pytest.mark.row("N13")
-async def test_nxdomain(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that does not exist will not exist in a second."""
-    resolving(monkeypatch, gai(socket.EAI_NONAME))
-    error = await failure(pool, request_to("http://nowhere.example:8000"), ConnectFailed)
+async def test_an_unknown_host_name_is_permanent(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch_dns(monkeypatch, gai(socket.EAI_NONAME))
+    error = await expect_error(pool, embed_request_to("http://nowhere.example:8000"), ConnectFailed)
     assert (error.cause, error.permanent, error.sent) == ("dns", True, "no")
     assert "http://nowhere.example:8000" in str(error)
     assert "spelling" in str(error)
@@ -109,52 +119,59 @@ async def test_nxdomain(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.row("N13")
 @pytest.mark.parametrize("number", [socket.EAI_AGAIN, socket.EAI_FAIL, getattr(socket, "EAI_NODATA", -5)])
-async def test_servfail_may_pass(number: int, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name server that fails is a reason to try again."""
-    resolving(monkeypatch, gai(number))
-    error = await failure(pool, request_to("http://a.example"), ConnectFailed)
+async def test_a_failing_dns_server_is_temporary(
+    number: int, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch_dns(monkeypatch, gai(number))
+    error = await expect_error(pool, embed_request_to("http://a.example"), ConnectFailed)
     assert (error.cause, error.permanent) == ("dns", False)
 
 
 @pytest.mark.row("N13")
-async def test_an_empty_answer(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No addresses and no error."""
-    resolving(monkeypatch, list)
-    error = await failure(pool, request_to("http://a.example"), ConnectFailed)
+async def test_a_dns_response_without_addresses_is_temporary(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch_dns(monkeypatch, list)
+    error = await expect_error(pool, embed_request_to("http://a.example"), ConnectFailed)
     assert (error.sent, error.permanent) == ("no", False)
 
 
 @pytest.mark.row("N13")
-async def test_a_slow_name_server(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking up belongs to connecting."""
+async def test_a_slow_dns_server_is_a_connect_timeout(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forever = asyncio.get_running_loop().create_future()
 
     async def getaddrinfo(*_: Any, **__: Any) -> None:
         await forever
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    error = await failure(pool, request_to("http://a.example", connect_timeout=0.02), ConnectFailed)
+    error = await expect_error(
+        pool, embed_request_to("http://a.example", connect_timeout=0.02), ConnectFailed
+    )
     assert error.cause == "timeout"
     assert pool.stats().in_use == 0
 
 
 @pytest.mark.row("N13")
-async def test_a_dead_v6_does_not_hide_a_live_v4(
+async def test_a_dead_ipv6_address_does_not_hide_a_live_ipv4_address(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are tried."""
     with refused_port() as dead:
-        names = resolving(monkeypatch, lambda: found(("127.0.0.1", dead), ("127.0.0.1", server.port)))
-        assert texts_of(await pool.send(request_to(f"http://a.example:{server.port}"))) == 1
+        names = patch_dns(monkeypatch, lambda: addresses_of(("127.0.0.1", dead), ("127.0.0.1", server.port)))
+        assert count_vectors(await pool.send(embed_request_to(f"http://a.example:{server.port}"))) == 1
     assert names == ["a.example"]
 
 
 @pytest.mark.row("N13")
-async def test_all_addresses_refuse(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when they refuse in different words, as ::1 and 127.0.0.1 do, it is a refusal."""
+async def test_all_addresses_refusing_is_a_refusal(
+    pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when they refuse with different messages, as ::1 and 127.0.0.1 do."""
     with refused_port() as port:
-        resolving(monkeypatch, lambda: found(("::1", port), ("127.0.0.1", port)))
-        error = await failure(pool, request_to(f"http://localhost:{port}"), ConnectFailed)
+        patch_dns(monkeypatch, lambda: addresses_of(("::1", port), ("127.0.0.1", port)))
+        error = await expect_error(pool, embed_request_to(f"http://localhost:{port}"), ConnectFailed)
     assert error.cause == "refused"
 
 
@@ -166,60 +183,61 @@ async def test_all_addresses_refuse(pool: ConnectionPool, monkeypatch: pytest.Mo
         ("Multiple exceptions: [Errno 101] Network is unreachable, [Errno 113] No route", "other"),
     ],
 )
-async def test_mixed_reasons(
+async def test_mixed_causes_give_the_most_useful_one(
     text: str, cause: str, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that tells most."""
 
     async def start_connection(**_: Any) -> None:
         raise OSError(text)
 
     monkeypatch.setattr(aiohappyeyeballs, "start_connection", start_connection)
-    error = await failure(pool, request_to("http://127.0.0.1:9"), ConnectFailed)
+    error = await expect_error(pool, embed_request_to("http://127.0.0.1:9"), ConnectFailed)
     assert error.cause == cause
 
 
-async def test_names_are_not_asked_for_again_at_once(
+async def test_concurrent_requests_share_one_dns_lookup(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten requests at once cost one look-up, and its failure is told to each by itself."""
-    names = resolving(monkeypatch, lambda: found(("127.0.0.1", server.port)))
-    async with pooled() as pool:
-        await asyncio.gather(*(pool.send(request_to(f"http://a.example:{server.port}")) for _ in range(10)))
+    """Ten requests cost one lookup; each gets its own error if it fails."""
+    names = patch_dns(monkeypatch, lambda: addresses_of(("127.0.0.1", server.port)))
+    async with open_pool() as pool:
+        await asyncio.gather(
+            *(pool.send(embed_request_to(f"http://a.example:{server.port}")) for _ in range(10))
+        )
     assert names == ["a.example"]
-    resolving(monkeypatch, gai(socket.EAI_AGAIN))
-    async with pooled() as pool:
+    patch_dns(monkeypatch, gai(socket.EAI_AGAIN))
+    async with open_pool() as pool:
         errors = await asyncio.gather(
-            *(failure(pool, request_to("http://b.example"), ConnectFailed) for _ in range(10))
+            *(expect_error(pool, embed_request_to("http://b.example"), ConnectFailed) for _ in range(10))
         )
     assert len(set(map(id, errors))) == 10
 
 
 @pytest.mark.row("C12")
-@pytest.mark.parametrize(("number", "words"), [(errno.EMFILE, "ulimit"), (errno.ENOBUFS, "buffer")])
-async def test_no_sockets_left(
-    number: int, words: str, server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "message"), [(errno.EMFILE, "ulimit"), (errno.ENOBUFS, "buffer")])
+async def test_the_error_explains_a_lack_of_sockets(
+    number: int, message: str, server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said in words; nothing breaks for later."""
+    """Later requests succeed."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(number, "canned")
 
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", refuse)
-        error = await failure(pool, asking(server), ConnectFailed)
+        error = await expect_error(pool, embed_request(server), ConnectFailed)
     assert (error.cause, error.sent) == ("other", "no")
-    assert words in str(error)
-    assert texts_of(await pool.send(asking(server))) == 1
+    assert message in str(error)
+    assert count_vectors(await pool.send(embed_request(server))) == 1
 
 
 @pytest.mark.row("C12")
-async def test_a_real_limit_of_descriptors() -> None:
-    """Some requests fail to connect, all others are answered, and afterwards all are."""
+async def test_a_real_limit_of_file_descriptors() -> None:
+    """Some requests fail to connect, the others succeed, and afterwards all succeed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with echo_server() as port, socket.socket() as probe:
-        request = request_to(f"http://127.0.0.1:{port}")
-        async with pooled(pool_size=64) as pool:
+        request = embed_request_to(f"http://127.0.0.1:{port}")
+        async with open_pool(pool_size=64) as pool:
             try:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno() + 24, hard))
                 tasks = [pool.send(request) for _ in range(64)]
@@ -234,82 +252,89 @@ async def test_a_real_limit_of_descriptors() -> None:
 
 @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
 class TestTls:
-    """N14: what can go wrong before the first byte of HTTP."""
+    """N14: failures before the first byte of HTTP."""
 
-    async def test_a_good_certificate_is_good(self) -> None:
+    async def test_a_valid_certificate_is_accepted(self) -> None:
         """Also for the second request, over the same connection."""
         certificate = good_certificate()
         async with (
             FaultServer(tls=certificate.server()) as server,
-            pooled(tls=certificate.client()) as pool,
+            open_pool(tls=certificate.client()) as pool,
         ):
             for _ in range(3):
-                assert texts_of(await pool.send(asking(server))) == 1
+                assert count_vectors(await pool.send(embed_request(server))) == 1
             assert server.connections == 1
 
     @pytest.mark.row("N14")
     @pytest.mark.parametrize(
-        ("make", "words"),
+        ("make", "message"),
         [
             (expired_certificate, "expired"),
             (wrong_host_certificate, "mismatch"),
             (self_signed_certificate, "self-signed certificate"),
         ],
     )
-    async def test_a_bad_one_is_refused_for_good(self, make: Callable[[], Certificate], words: str) -> None:
-        """Nothing was sent, trying again does not help, and the text says why."""
+    async def test_an_invalid_certificate_is_permanent(
+        self, make: Callable[[], Certificate], message: str
+    ) -> None:
+        """Nothing was sent, and the message says why."""
         certificate = make()
         async with (
             FaultServer(tls=certificate.server()) as server,
-            pooled(tls=certificate.client()) as pool,
+            open_pool(tls=certificate.client()) as pool,
         ):
-            error = await failure(pool, asking(server), ConnectFailed)
+            error = await expect_error(pool, embed_request(server), ConnectFailed)
             assert (error.cause, error.permanent, error.sent) == ("tls", True, "no")
-            assert words in str(error)
+            assert message in str(error)
             assert server.base_url in str(error)
             assert server.requests == []
 
     async def test_an_unknown_authority_is_refused_by_default(self) -> None:
-        """Without a context of one's own the system's authorities count."""
-        async with FaultServer(tls=good_certificate().server()) as server, pooled() as pool:
-            error = await failure(pool, asking(server), ConnectFailed)
+        """The system's authorities count unless the caller gives an SSL context."""
+        async with FaultServer(tls=good_certificate().server()) as server, open_pool() as pool:
+            error = await expect_error(pool, embed_request(server), ConnectFailed)
             assert error.permanent
             assert "SSL_CERT_FILE" in str(error)
 
     @pytest.mark.row("N14")
     @pytest.mark.parametrize("name", ["no TLS here", "EOF in the handshake", "RST in the handshake"])
-    async def test_no_tls_comes_about(self, name: str, server: FaultServer, pool: ConnectionPool) -> None:
-        """It may pass, as when a proxy in front restarts."""
+    async def test_a_failed_handshake_is_temporary(
+        self, name: str, server: FaultServer, pool: ConnectionPool
+    ) -> None:
+        """A proxy in front may be restarting."""
         find_fault("N14", name).inject(server)
         url = server.base_url.replace("http:", "https:")
-        error = await failure(pool, request_to(url), ConnectFailed)
+        error = await expect_error(pool, embed_request_to(url), ConnectFailed)
         assert (error.cause, error.permanent, error.sent) == ("tls", False, "no")
         assert "https" in str(error)
 
     @pytest.mark.row("N14")
-    async def test_a_handshake_that_stalls(self, server: FaultServer, pool: ConnectionPool) -> None:
-        """Shaking hands belongs to connecting."""
+    async def test_a_stalled_handshake_is_a_connect_timeout(
+        self, server: FaultServer, pool: ConnectionPool
+    ) -> None:
         find_fault("N14", "handshake stalls").inject(server)
         url = server.base_url.replace("http:", "https:")
-        error = await failure(pool, request_to(url, connect_timeout=0.05), ConnectFailed)
+        error = await expect_error(pool, embed_request_to(url, connect_timeout=0.05), ConnectFailed)
         assert (error.cause, error.sent) == ("timeout", "no")
         assert pool.stats().in_use == 0
 
-    async def test_https_to_a_plain_port_and_back(self, server: FaultServer, pool: ConnectionPool) -> None:
-        """Plain HTTP to a TLS port is answered with an alert, which is not HTTP."""
+    async def test_plain_http_to_a_tls_port_is_an_error(
+        self, server: FaultServer, pool: ConnectionPool
+    ) -> None:
+        """The server answers with an alert, which is not HTTP."""
         certificate = good_certificate()
         async with FaultServer(tls=certificate.server()) as secured:
             plain = secured.base_url.replace("https:", "http:")
-            await failure(pool, request_to(plain, timeout=5), LLMOptError)
+            await expect_error(pool, embed_request_to(plain, timeout=5), LLMOptError)
 
-    async def test_a_broken_tls_connection_is_lost(self) -> None:
-        """RST in the middle of an answer over TLS."""
+    async def test_a_reset_tls_connection_is_lost(self) -> None:
+        """In the middle of a response."""
         certificate = good_certificate()
         async with (
             FaultServer(tls=certificate.server()) as server,
-            pooled(tls=certificate.client()) as pool,
+            open_pool(tls=certificate.client()) as pool,
         ):
             server.play(cut(60, Reset(), Answer(200, b"x" * 100)), Script([Reset()]))
             for _ in range(2):
-                await failure(pool, asking(server), ConnectionLost)
-            assert texts_of(await pool.send(asking(server))) == 1
+                await expect_error(pool, embed_request(server), ConnectionLost)
+            assert count_vectors(await pool.send(embed_request(server))) == 1

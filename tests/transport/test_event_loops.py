@@ -1,4 +1,4 @@
-"""The pool with several event loops, one after the other and side by side."""
+"""The pool with several event loops, one after the other and at the same time."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.support.faults import (
     serving,
 )
 from tests.support.scale import scaled
-from tests.transport.helpers import asking, texts_of
+from tests.transport.helpers import count_vectors, embed_request
 
 EACH = scaled(80, nightly=200)
 
 
 @pytest.mark.row("C08")
-def test_one_pool_in_two_runs_one_after_the_other() -> None:
+def test_one_pool_in_two_runs() -> None:
     """Connections end with their run, and each run makes its own."""
     with serving() as thread:
         pool = ConnectionPool()
 
         async def use() -> str:
             for _ in range(3):
-                assert texts_of(await pool.send(asking(thread.server))) == 1
+                assert count_vectors(await pool.send(embed_request(thread.server))) == 1
             return repr(pool)
 
         for _ in range(2):
@@ -46,13 +46,13 @@ def test_one_pool_in_two_runs_one_after_the_other() -> None:
 
 
 @pytest.mark.row("C08")
-def test_a_loop_that_was_closed_without_a_word() -> None:
-    """It had no chance to close anything: its sockets are dropped when the pool is used next, silently."""
+def test_sockets_of_a_closed_loop_are_dropped() -> None:
+    """The loop could not close anything: the pool drops its sockets silently at its next use."""
     with serving() as thread:
         pool = ConnectionPool()
 
         async def use() -> None:
-            await asyncio.gather(*(pool.send(asking(thread.server)) for _ in range(3)))
+            await asyncio.gather(*(pool.send(embed_request(thread.server)) for _ in range(3)))
 
         for _ in range(2):
             loop = asyncio.new_event_loop()
@@ -66,15 +66,15 @@ def test_a_loop_that_was_closed_without_a_word() -> None:
 
 
 @pytest.mark.row("C08")
-def test_a_loop_that_goes_on_after_its_generators_were_shut_down() -> None:
-    """That closes its connections; new ones are made."""
+def test_a_loop_that_continues_after_shutdown_asyncgens() -> None:
+    """The shutdown closes its connections; new ones are made."""
     with serving() as thread:
         pool = ConnectionPool()
 
         async def use() -> None:
-            await pool.send(asking(thread.server))
+            await pool.send(embed_request(thread.server))
             await asyncio.get_running_loop().shutdown_asyncgens()
-            assert texts_of(await pool.send(asking(thread.server))) == 1
+            assert count_vectors(await pool.send(embed_request(thread.server))) == 1
             await pool.aclose()
 
         with pytest.warns(ResourceWarning, match="shutdown_asyncgens"):
@@ -84,15 +84,15 @@ def test_a_loop_that_goes_on_after_its_generators_were_shut_down() -> None:
 
 @pytest.mark.row("C08")
 @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
-def test_the_same_over_tls() -> None:
-    """A TLS connection says no goodbye, as nobody is there to say it."""
+def test_two_runs_over_tls() -> None:
+    """A TLS connection of a closed loop ends without a closing handshake."""
     certificate = good_certificate()
     with serving(FaultServer(tls=certificate.server())) as thread:
         pool = ConnectionPool(tls=certificate.client())
 
         async def use() -> None:
             for _ in range(2):
-                assert texts_of(await pool.send(asking(thread.server))) == 1
+                assert count_vectors(await pool.send(embed_request(thread.server))) == 1
 
         asyncio.run(use())
         asyncio.run(use())
@@ -103,19 +103,19 @@ def test_the_same_over_tls() -> None:
 
 
 @pytest.mark.row("C08")
-def test_a_run_that_ends_in_the_middle() -> None:
-    """Requests under way are cancelled with their loop; the next run starts clean."""
+def test_a_run_that_ends_during_requests() -> None:
+    """The requests are cancelled with their loop; the next run starts clean."""
     with serving() as thread:
         pool = ConnectionPool()
         thread.server.play(*[Script([Stall()])] * 5)
 
         async def leave() -> None:
             for _ in range(5):
-                asyncio.create_task(pool.send(asking(thread.server)))  # noqa: RUF006 - cancelled with the loop
+                asyncio.create_task(pool.send(embed_request(thread.server)))  # noqa: RUF006 - cancelled with the loop
             await asyncio.to_thread(thread.run, thread.server.wait_requests(5))
 
         async def use() -> None:
-            assert texts_of(await pool.send(asking(thread.server))) == 1
+            assert count_vectors(await pool.send(embed_request(thread.server))) == 1
             await pool.aclose()
 
         asyncio.run(leave())
@@ -126,7 +126,7 @@ def test_a_run_that_ends_in_the_middle() -> None:
 
 @pytest.mark.row("C08")
 def test_many_loops_at_once() -> None:
-    """In threads, on one pool; nobody gets another's answer."""
+    """In threads, on one pool; every request gets its own response."""
     with serving() as thread:
         thread.server.default(lambda request: Answer(200, request.body))
         pool = ConnectionPool(pool_size=4)
@@ -135,7 +135,7 @@ def test_many_loops_at_once() -> None:
         async def use(name: str) -> None:
             async def one(number: int) -> None:
                 body = f"{name}-{number}".encode()
-                answer = await pool.send(asking(thread.server, body=body, pool_timeout=None))
+                answer = await pool.send(embed_request(thread.server, body=body, pool_timeout=None))
                 if answer.body != body:
                     wrong.append(answer.body)
 
@@ -156,15 +156,15 @@ def test_many_loops_at_once() -> None:
 
 
 @pytest.mark.row("C06")
-def test_closing_from_another_loop() -> None:
-    """The connections of a loop that runs elsewhere are closed there."""
+def test_aclose_from_another_loop() -> None:
+    """The connections of a loop that runs in another thread are closed there."""
     with serving() as thread:
         pool = ConnectionPool()
         elsewhere = asyncio.new_event_loop()
         runner = threading.Thread(target=elsewhere.run_forever)
         runner.start()
-        sent = asyncio.run_coroutine_threadsafe(pool.send(asking(thread.server)), elsewhere)
-        assert texts_of(sent.result(10)) == 1
+        sent = asyncio.run_coroutine_threadsafe(pool.send(embed_request(thread.server)), elsewhere)
+        assert count_vectors(sent.result(10)) == 1
         asyncio.run(pool.aclose())
         thread.run(thread.server.wait_all_closed())
         elsewhere.call_soon_threadsafe(elsewhere.stop)
@@ -175,7 +175,7 @@ def test_closing_from_another_loop() -> None:
 
 
 def test_loops_that_end_while_others_begin() -> None:
-    """Nobody touches the sockets of a loop that is still closing them."""
+    """No other loop touches the sockets of a loop that is still closing them."""
     odd: list[dict[str, Any]] = []
     with serving() as thread:
         pool = ConnectionPool()
@@ -183,7 +183,7 @@ def test_loops_that_end_while_others_begin() -> None:
         async def some() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: odd.append(context))
             for _ in range(3):
-                answers = await asyncio.gather(*(pool.send(asking(thread.server)) for _ in range(8)))
+                answers = await asyncio.gather(*(pool.send(embed_request(thread.server)) for _ in range(8)))
                 assert [answer.status for answer in answers] == [200] * 8
 
         def run() -> None:
@@ -199,12 +199,12 @@ def test_loops_that_end_while_others_begin() -> None:
 
 
 @pytest.mark.row("C07")
-def test_a_pool_never_closed_says_so_and_closes() -> None:
-    """With a `ResourceWarning`, and the server sees its connections end."""
+def test_an_unclosed_pool_warns_and_closes() -> None:
+    """With a `ResourceWarning`; the server sees the connections end."""
     with serving() as thread:
         loop = asyncio.new_event_loop()
         pools = [ConnectionPool()]
-        loop.run_until_complete(pools[0].send(asking(thread.server)))
+        loop.run_until_complete(pools[0].send(embed_request(thread.server)))
         loop.close()
         with pytest.warns(ResourceWarning, match=r"unclosed <ConnectionPool open: .* aclose"):
             pools.clear()
@@ -212,15 +212,15 @@ def test_a_pool_never_closed_says_so_and_closes() -> None:
 
 
 @pytest.mark.row("C07")
-def test_also_while_its_loop_lives() -> None:
-    """Nothing is scheduled: the loop sees its connections end by itself."""
+def test_an_unclosed_pool_closes_while_its_loop_runs() -> None:
+    """Nothing is scheduled: the loop sees the connections end."""
     with serving() as thread:
         errors: list[object] = []
 
         async def use() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
             pools = [ConnectionPool()]
-            await pools[0].send(asking(thread.server))
+            await pools[0].send(embed_request(thread.server))
             with pytest.warns(ResourceWarning, match="unclosed"):
                 pools.clear()
             await asyncio.to_thread(thread.run, thread.server.wait_all_closed())
@@ -231,8 +231,7 @@ def test_also_while_its_loop_lives() -> None:
 
 
 @pytest.mark.row("C07")
-def test_a_pool_never_used_says_nothing() -> None:
-    """There is nothing to close."""
+def test_an_unused_pool_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ConnectionPool()
@@ -241,9 +240,8 @@ def test_a_pool_never_used_says_nothing() -> None:
 
 @pytest.mark.row("S05")
 async def test_debug_mode_changes_nothing(server: FaultServer) -> None:
-    """PYTHONASYNCIODEBUG only watches."""
     asyncio.get_running_loop().set_debug(True)
     pool = ConnectionPool(pool_size=2)
-    answers = await asyncio.gather(*(pool.send(asking(server)) for _ in range(10)))
-    assert [texts_of(answer) for answer in answers] == [1] * 10
+    answers = await asyncio.gather(*(pool.send(embed_request(server)) for _ in range(10)))
+    assert [count_vectors(answer) for answer in answers] == [1] * 10
     await pool.aclose()

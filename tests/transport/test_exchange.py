@@ -25,19 +25,17 @@ from tests.support.faults import (
     gzipped,
     redirect,
 )
-from tests.transport.helpers import asking, failure, pooled, texts_of
+from tests.transport.helpers import count_vectors, embed_request, expect_error, open_pool
 
 MEBIBYTE = 2**20
 
 
 @pytest.mark.row("H13")
 @pytest.mark.parametrize("fault", faults_of("H13"), ids=str)
-async def test_redirects_are_handed_on_unfollowed(
-    fault: Fault, server: FaultServer, pool: ConnectionPool
-) -> None:
-    """One request, one answer, whatever it says."""
+async def test_redirects_are_not_followed(fault: Fault, server: FaultServer, pool: ConnectionPool) -> None:
+    """One request, one response, whatever it says."""
     fault.inject(server)
-    response = await pool.send(asking(server))
+    response = await pool.send(embed_request(server))
     assert 300 <= response.status < 400
     assert len(server.requests) == 1
     assert server.connections == 1
@@ -45,123 +43,129 @@ async def test_redirects_are_handed_on_unfollowed(
 
 @pytest.mark.row("H13")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_the_target_sees_nothing(status: int, server: FaultServer, pool: ConnectionPool) -> None:
-    """Least of all the key."""
+async def test_the_target_of_a_redirect_receives_nothing(
+    status: int, server: FaultServer, pool: ConnectionPool
+) -> None:
+    """In particular not the key."""
     async with FaultServer() as target:
         server.play(redirect(status, f"{target.base_url}/v1/embeddings"))
-        assert (await pool.send(asking(server))).status == status
+        assert (await pool.send(embed_request(server))).status == status
         assert (target.connections, target.requests) == (0, [])
 
 
 @pytest.mark.row("H14", "H15", "H16")
 @pytest.mark.parametrize("fault", faults_of("H14", "H15", "H16"), ids=str)
-async def test_the_content_is_not_the_wires(fault: Fault, server: FaultServer, pool: ConnectionPool) -> None:
-    """Bodies are bytes here, whatever their type is said to be, and headers are text."""
+async def test_the_transport_does_not_interpret_bodies(
+    fault: Fault, server: FaultServer, pool: ConnectionPool
+) -> None:
+    """Bodies are bytes here, whatever their content type says, and headers are text."""
     fault.inject(server)
-    response = await pool.send(asking(server))
+    response = await pool.send(embed_request(server))
     assert response.status in (200, 204)
     assert pool.stats().idle == 1
 
 
 @pytest.mark.row("H17")
 async def test_cookies_are_neither_stored_nor_sent(server: FaultServer, pool: ConnectionPool) -> None:
-    """Not to the same path, not to another."""
+    """Neither to the same path nor to another."""
     find_fault("H17", "cookie").inject(server)
-    response = await pool.send(asking(server))
+    response = await pool.send(embed_request(server))
     assert response.headers["set-cookie"] == "session=1; Path=/"
-    await pool.send(asking(server))
+    await pool.send(embed_request(server))
     assert server.requests[1].header("cookie") is None
     assert server.connections == 1
 
 
 @pytest.mark.row("H18")
-async def test_honest_gzip(server: FaultServer, pool: ConnectionPool) -> None:
-    """Unpacked, and the connection is kept."""
+async def test_gzip_is_decoded(server: FaultServer, pool: ConnectionPool) -> None:
+    """The connection is kept."""
     server.default(lambda request: gzipped(answer_openai(request), times=2))
     for _ in range(3):
-        assert texts_of(await pool.send(asking(server))) == 1
+        assert count_vectors(await pool.send(embed_request(server))) == 1
     assert server.connections == 1
 
 
 @pytest.mark.row("H18")
 @pytest.mark.parametrize("fault", [f for f in faults_of("H18") if f.name != "honest gzip"], ids=str)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_invalid_compression(
+async def test_invalid_compression_is_refused(
     fault: Fault, warm: bool, server: FaultServer, pool: ConnectionPool
 ) -> None:
-    """Refused for one reason, and the connection is not used again."""
+    """The connection is not used again."""
     if warm:
-        await pool.send(asking(server))
+        await pool.send(embed_request(server))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fault.inject(server)
-    error = await failure(pool, asking(server), InvalidResponse)
+    error = await expect_error(pool, embed_request(server), InvalidResponse)
     assert (error.reason, error.status, error.sent) == ("decompression", 200, "yes")
     assert pool.stats().idle == 0
-    assert texts_of(await pool.send(asking(server))) == 1
+    assert count_vectors(await pool.send(embed_request(server))) == 1
     if sys.platform == "linux" and "bomb" in fault.name:
-        # In KiB. The server's copy of the packed bomb is in here as well.
+        # In KiB, with the server's copy of the compressed bomb included.
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
 @pytest.mark.row("H19")
 @pytest.mark.parametrize("fault", faults_of("H19"), ids=str)
-async def test_a_flood_stops_at_the_bound(fault: Fault, server: FaultServer, pool: ConnectionPool) -> None:
-    """The connection is broken off, not drained."""
+async def test_a_flood_stops_at_the_maximum(fault: Fault, server: FaultServer, pool: ConnectionPool) -> None:
+    """The connection is closed, not drained."""
     fault.inject(server)
-    error = await failure(pool, asking(server, max_body=3 * MEBIBYTE), InvalidResponse)
+    error = await expect_error(pool, embed_request(server, max_body=3 * MEBIBYTE), InvalidResponse)
     assert (error.reason, error.status) == ("too_large", 200)
     assert "3145728 bytes" in str(error)
     await server.wait_all_closed()
-    assert texts_of(await pool.send(asking(server))) == 1
+    assert count_vectors(await pool.send(embed_request(server))) == 1
 
 
 @pytest.mark.row("H19")
-async def test_exactly_the_bound_is_allowed(server: FaultServer, pool: ConnectionPool) -> None:
+async def test_exactly_the_maximum_is_allowed(server: FaultServer, pool: ConnectionPool) -> None:
     """One byte more is not."""
     for framing in (Framing.LENGTH, Framing.CHUNKED, Framing.EOF):
         server.play(Answer(200, b"a" * 1000, framing=framing), Answer(200, b"a" * 1001, framing=framing))
-        assert len((await pool.send(asking(server, max_body=1000))).body) == 1000
-        await failure(pool, asking(server, max_body=1000), InvalidResponse)
+        assert len((await pool.send(embed_request(server, max_body=1000))).body) == 1000
+        await expect_error(pool, embed_request(server, max_body=1000), InvalidResponse)
 
 
 class TestErrors:
-    """The body of an error never hides its status."""
+    """The body of an error response never hides its status."""
 
-    async def test_a_long_one_is_cut(self, server: FaultServer, pool: ConnectionPool) -> None:
+    async def test_a_long_error_body_is_cut(self, server: FaultServer, pool: ConnectionPool) -> None:
         """At 64 KiB; the rest is not read."""
         script = flood(2**31, framing=Framing.EOF)
         head = Send(Answer(503, b"", framing=Framing.EOF))
         server.play(evolve(script, steps=(head, *script.steps[1:])))
-        response = await pool.send(asking(server))
+        response = await pool.send(embed_request(server))
         assert (response.status, len(response.body)) == (503, 65536)
         await server.wait_all_closed()
 
     @pytest.mark.parametrize(
         ("encoding", "data"), [("gzip", b"no gzip"), ("br", b"\x0b\x02\x80"), ("gzip, gzip, gzip", b"x")]
     )
-    async def test_a_damaged_one_is_left_out(
+    async def test_a_damaged_error_body_is_dropped(
         self, encoding: str, data: bytes, server: FaultServer, pool: ConnectionPool
     ) -> None:
         """401 stays 401."""
         server.play(Answer(401, data, [("content-encoding", encoding)]))
-        response = await pool.send(asking(server))
+        response = await pool.send(embed_request(server))
         assert (response.status, response.body) == (401, b"")
         assert pool.stats().idle == 0
 
-    async def test_a_short_one_keeps_the_connection(self, server: FaultServer, pool: ConnectionPool) -> None:
-        """429 is an everyday answer."""
+    async def test_a_short_error_body_keeps_the_connection(
+        self, server: FaultServer, pool: ConnectionPool
+    ) -> None:
+        """429 is a common response."""
         server.play(*[gzipped(Answer(429, b'{"error":{}}'))] * 3)
         for _ in range(3):
-            response = await pool.send(asking(server))
+            response = await pool.send(embed_request(server))
             assert (response.status, response.body) == (429, b'{"error":{}}')
         assert server.connections == 1
 
 
-async def test_headers_alone_are_bounded_in_memory() -> None:
-    """N17: a head that never ends is refused while it comes."""
-    async with FaultServer() as server, pooled() as pool:
+async def test_endless_headers_are_refused() -> None:
+    """N17: while they arrive, in limited memory."""
+    async with FaultServer() as server, open_pool() as pool:
         server.play(Script([Send(b"HTTP/1.1 200 OK\r\nx: "), Repeat([Send(b"a" * 65536)])]))
-        error = await failure(pool, asking(server), InvalidResponse)
+        error = await expect_error(pool, embed_request(server), InvalidResponse)
         assert error.reason == "http"
         server.play(Script([Send(b"HTTP/1.1 200 OK\r\n"), Repeat([Send(b"x: a\r\n" * 1000)])]))
-        await failure(pool, asking(server), InvalidResponse)
+        await expect_error(pool, embed_request(server), InvalidResponse)

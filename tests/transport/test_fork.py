@@ -1,4 +1,4 @@
-"""A pool carried across a fork. Release-blocking: httpx gives processes each other's answers here."""
+"""A pool carried across a fork. It must block a release: in httpx, processes get each other's responses here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from llmopt.transport.pool import ConnectionPool
 from tests.support.faults import serving
 from tests.transport.fork_scenario import AT_ONCE, CALLS
-from tests.transport.helpers import ROOT, asking, echo_server, texts_of
+from tests.transport.helpers import ROOT, count_vectors, echo_server, embed_request
 
 MODES = {"child only": 1, "both": 1, "eight": 8, "thread": 1, "in flight": 1, "multiprocessing": 1}
 
@@ -32,8 +32,8 @@ def port() -> Iterator[int]:
 @pytest.mark.row("C09")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("mode", MODES)
-def test_no_wrong_body_on_either_side(mode: str, loop: str, port: int) -> None:
-    """The children start with no connection, and the parent keeps every one of its own."""
+def test_parent_and_children_get_their_own_responses(mode: str, loop: str, port: int) -> None:
+    """The children start without connections, and the parent keeps all of its own."""
     if loop == "uvloop":
         pytest.importorskip("uvloop")
     done = subprocess.run(
@@ -49,21 +49,21 @@ def test_no_wrong_body_on_either_side(mode: str, loop: str, port: int) -> None:
     assert [line["wrong"] for line in children] == [0] * MODES[mode]
     assert all(line["created"] == AT_ONCE for line in children)
     assert parent["wrong"] == 0
-    # None of the parent's connections was closed by a child: it has made no further one.
+    # None of the parent's connections was closed by a child: it has made no other.
     assert parent["created"] == AT_ONCE
     assert parent["reused"] >= CALLS
 
 
 @pytest.mark.row("C09")
-def test_a_child_holds_none_of_its_parents_connections_open() -> None:
+def test_a_child_does_not_hold_its_parents_connections_open() -> None:
     """When the parent closes, the server sees the end, however long the child lives."""
     with serving() as thread:
         pool = ConnectionPool()
-        # Pipes to tell the child to go, without a sleep.
+        # A pipe ends the child, without a sleep.
         hold, release = os.pipe()
 
         async def use() -> int:
-            await pool.send(asking(thread.server))
+            await pool.send(embed_request(thread.server))
             pid = os.fork()
             if pid == 0:
                 os.read(hold, 1)
@@ -82,20 +82,20 @@ def test_a_child_holds_none_of_its_parents_connections_open() -> None:
 
 
 @pytest.mark.row("C09")
-def test_without_the_hook_the_process_id_tells() -> None:
-    """What forks past Python's hooks is noticed at the next request."""
+def test_a_fork_past_pythons_hooks_is_noticed_by_the_process_id() -> None:
+    """At the next request."""
     with serving() as thread:
         pool = ConnectionPool()
 
         async def use() -> None:
-            await pool.send(asking(thread.server))
+            await pool.send(embed_request(thread.server))
             pool._pid -= 1
-            assert texts_of(await pool.send(asking(thread.server))) == 1
+            assert count_vectors(await pool.send(embed_request(thread.server))) == 1
             assert (pool.stats().created, pool.stats().reused) == (1, 0)
             await pool.aclose()
 
         asyncio.run(use())
-        # In a child these would be the parent's, and never be finalized.
+        # In a real child these belong to the parent, and are never finalized.
         pool._inherited = ()
         with pytest.warns(ResourceWarning):
             gc.collect()

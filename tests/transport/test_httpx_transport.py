@@ -1,4 +1,4 @@
-"""Any httpx transport as a sender: what it is given and gives."""
+"""Any httpx transport as a sender: its requests, its responses, and its exceptions."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from tests.support.faults import (
     refused_port,
 )
 from tests.support.scale import scaled
-from tests.transport.custom_transports import URL, Pieces, mocked, raising
+from tests.transport.custom_transports import URL, ByteStream, mocked, raising
 from tests.transport.helpers import (
     HEADERS,
     KEY,
-    Suspensions,
-    asking,
-    failure,
+    CancelAtSuspension,
+    count_vectors,
+    embed_request,
+    embed_request_to,
+    expect_error,
     other_tasks,
-    request_to,
-    texts_of,
 )
 
 
-class TestForeign:
-    """What a foreign transport is given and gives."""
+class TestCustomTransports:
+    """Requests and responses of a custom transport."""
 
-    async def test_a_mock(self) -> None:
-        """It sees a whole httpx request, and its answer becomes ours."""
+    async def test_a_mock_transport(self) -> None:
+        """It gets a whole httpx request, and its response becomes ours."""
         seen: list[httpx.Request] = []
 
         def handler(request: httpx.Request) -> httpx.Response:
@@ -61,8 +61,8 @@ class TestForeign:
             )
 
         sender = mocked(handler)
-        response = await sender.send(request_to(URL, connect_timeout=1, pool_timeout=2, timeout=3))
-        assert texts_of(response) == 1
+        response = await sender.send(embed_request_to(URL, connect_timeout=1, pool_timeout=2, timeout=3))
+        assert count_vectors(response) == 1
         assert response.headers["x-id"] == "1"
         assert response.headers["link"] == "a, b"
         (request,) = seen
@@ -73,18 +73,17 @@ class TestForeign:
         assert request.extensions["timeout"] == {"connect": 1, "pool": 2, "read": 3, "write": 3}
         await sender.aclose()
 
-    async def test_an_asynchronous_handler(self) -> None:
-        """Mock handlers may be coroutines."""
+    async def test_a_mock_transport_with_a_coroutine(self) -> None:
 
         async def handler(_: httpx.Request) -> httpx.Response:
             await asyncio.sleep(0)
             return httpx.Response(201, content=b"made")
 
-        response = await mocked(handler).send(request_to(URL))
+        response = await mocked(handler).send(embed_request_to(URL))
         assert (response.status, response.body) == (201, b"made")
 
-    async def test_an_application(self) -> None:
-        """An ASGI program inside the process."""
+    async def test_an_asgi_application(self) -> None:
+        """Inside the process."""
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             message = await receive()
@@ -94,7 +93,7 @@ class TestForeign:
             await send({"type": "http.response.body", "body": message["body"]})
 
         sender = HttpxSender(httpx.ASGITransport(app=app))
-        response = await sender.send(request_to(URL, body=b"echo"))
+        response = await sender.send(embed_request_to(URL, body=b"echo"))
         assert (response.body, response.headers["x-path"]) == (b"echo", "/v1/embeddings")
         await sender.aclose()
 
@@ -104,12 +103,15 @@ class TestForeign:
         router = respx.MockRouter(assert_all_called=True)
         router.post(f"{URL}/v1/embeddings").respond(200, json={"data": [1, 2]})
         assert (
-            texts_of(await HttpxSender(httpx.MockTransport(router.async_handler)).send(request_to(URL))) == 2
+            count_vectors(
+                await HttpxSender(httpx.MockTransport(router.async_handler)).send(embed_request_to(URL))
+            )
+            == 2
         )
 
-    async def test_how_far_it_came_is_unknown(self) -> None:
-        """Unless it says so itself."""
-        response = await mocked(lambda _: httpx.Response(200)).send(request_to(URL))
+    async def test_whether_the_request_was_sent_is_unknown(self) -> None:
+        """Unless the exception says so."""
+        response = await mocked(lambda _: httpx.Response(200)).send(embed_request_to(URL))
         assert response.info == AttemptInfo()
         assert response.info.sent == "maybe"
 
@@ -120,67 +122,71 @@ class TestForeign:
             return httpx.Response(200, extensions={"attempt_info": AttemptInfo(reused=True, sent="yes")})
 
         telling = mocked(handler)
-        assert (await telling.send(request_to(URL))).info == AttemptInfo(reused=True, sent="yes")
-        error = await failure(telling, request_to(URL, method="GET"), errors.ConnectionLost)
+        assert (await telling.send(embed_request_to(URL))).info == AttemptInfo(reused=True, sent="yes")
+        error = await expect_error(telling, embed_request_to(URL, method="GET"), errors.ConnectionLost)
         assert error.sent == "no"
 
-    async def test_the_answer_is_closed_on_every_way_out(self) -> None:
+    async def test_the_response_is_closed_on_every_way_out(self) -> None:
         """Read, refused, failed."""
-        endings: list[tuple[Pieces, dict[str, str], type[BaseException] | None]] = [
-            (Pieces(b"a", b"", b"b"), {}, None),
-            (Pieces(), {}, None),
-            (Pieces(b"no gzip"), {"content-encoding": "gzip"}, errors.InvalidResponse),
-            (Pieces(b"a" * 100), {}, errors.InvalidResponse),
-            (Pieces(b"a", failing=httpx.ReadError("canned")), {}, errors.ConnectionLost),
-            (Pieces(b"a", failing=KeyError("bug")), {}, KeyError),
+        endings: list[tuple[ByteStream, dict[str, str], type[BaseException] | None]] = [
+            (ByteStream(b"a", b"", b"b"), {}, None),
+            (ByteStream(), {}, None),
+            (ByteStream(b"no gzip"), {"content-encoding": "gzip"}, errors.InvalidResponse),
+            (ByteStream(b"a" * 100), {}, errors.InvalidResponse),
+            (ByteStream(b"a", failing=httpx.ReadError("canned")), {}, errors.ConnectionLost),
+            (ByteStream(b"a", failing=KeyError("bug")), {}, KeyError),
         ]
         for pieces, headers, kind in endings:
             sender = mocked(lambda _, p=pieces, h=headers: httpx.Response(200, headers=h, stream=p))
             if kind is None:
-                assert (await sender.send(request_to(URL, max_body=50))).body == b"".join(pieces._pieces)
+                assert (await sender.send(embed_request_to(URL, max_body=50))).body == b"".join(
+                    pieces._pieces
+                )
             else:
                 with pytest.raises(kind):
-                    await sender.send(request_to(URL, max_body=50))
+                    await sender.send(embed_request_to(URL, max_body=50))
             assert pieces.closed == 1
 
-    async def test_packed_answers_are_unpacked_here(self) -> None:
-        """Bounded as on our own sender; httpx alone would unpack a bomb to its end."""
-        packed = gzip.compress(b"hello")
+    async def test_compressed_responses_are_decoded_by_llmopt(self) -> None:
+        """Within the limits of our own pool; httpx alone would decode a bomb to its end."""
+        compressed = gzip.compress(b"hello")
         sender = mocked(
-            lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Pieces(packed))
+            lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=ByteStream(compressed))
         )
-        assert (await sender.send(request_to(URL))).body == b"hello"
-        bomb = Pieces(gzip_bomb(64 * 2**20))
+        assert (await sender.send(embed_request_to(URL))).body == b"hello"
+        bomb = ByteStream(gzip_bomb(64 * 2**20))
         sender = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=bomb))
-        error = await failure(sender, request_to(URL), errors.InvalidResponse)
+        error = await expect_error(sender, embed_request_to(URL), errors.InvalidResponse)
         assert (error.reason, error.status, error.sent) == ("decompression", 200, "yes")
         assert bomb.closed == 1
 
     async def test_error_bodies_are_cut(self) -> None:
-        """As on our own sender."""
-        sender = mocked(lambda _: httpx.Response(500, stream=Pieces(*[b"a" * 40_000] * 100)))
-        response = await sender.send(request_to(URL))
+        """As by our own pool."""
+        sender = mocked(lambda _: httpx.Response(500, stream=ByteStream(*[b"a" * 40_000] * 100)))
+        response = await sender.send(embed_request_to(URL))
         assert (response.status, len(response.body)) == (500, 65536)
 
-    async def test_a_body_that_is_no_asynchronous_stream(self) -> None:
-        """A mistake in the transport, said as one."""
+    async def test_a_body_that_is_no_asynchronous_stream_is_an_error(self) -> None:
+        """A mistake in the transport, reported as one."""
         sender = mocked(lambda _: httpx.Response(200, content=iter([b"a"])))
-        error = await failure(sender, request_to(URL), errors.ConfigError)
+        error = await expect_error(sender, embed_request_to(URL), errors.ConfigError)
         assert "MockTransport" in str(error)
 
     @pytest.mark.row("S01")
     @pytest.mark.parametrize("value", [f"{KEY}\r\n", f"{KEY}é", f"{KEY}\udc80"])
-    async def test_headers_that_cannot_be_sent(self, value: str) -> None:
+    async def test_headers_that_cannot_be_sent_are_not_shown(self, value: str) -> None:
         """httpx's exception would hold the key."""
         own = HttpxSender(httpx.AsyncHTTPTransport())
         async with FaultServer() as server:
-            error = await failure(own, asking(server, headers={"authorization": value}), errors.ConfigError)
+            error = await expect_error(
+                own, embed_request(server, headers={"authorization": value}), errors.ConfigError
+            )
             assert error.__context__ is None
             assert server.requests == []
         await own.aclose()
 
-    async def test_closed(self) -> None:
-        """It sends nothing more, and closes the transport once."""
+    async def test_a_closed_sender_sends_nothing(self) -> None:
+        """It closes the transport once."""
 
         class Counting(httpx.AsyncBaseTransport):
             closed = 0
@@ -192,11 +198,11 @@ class TestForeign:
         sender = HttpxSender(transport)
         await asyncio.gather(*(sender.aclose() for _ in range(5)))
         assert transport.closed == 1
-        await failure(sender, request_to(URL), errors.ClientClosed)
+        await expect_error(sender, embed_request_to(URL), errors.ClientClosed)
         assert repr(sender) == "<HttpxSender over Counting: 0 running>"
 
 
-# Every exception of a foreign transport has its one meaning.
+# Every exception of a custom transport becomes exactly one error.
 
 CANNED: list[tuple[BaseException, type[errors.LLMOptError], dict[str, Any]]] = [
     (httpx.ConnectTimeout("x"), errors.ConnectFailed, {"cause": "timeout", "sent": "no"}),
@@ -233,8 +239,8 @@ CANNED: list[tuple[BaseException, type[errors.LLMOptError], dict[str, Any]]] = [
 ]
 
 
-def because(error: httpx.HTTPError, *causes: BaseException) -> httpx.HTTPError:
-    """The error, made of one that was made of one, as anyio and httpcore do."""
+def caused_by(error: httpx.HTTPError, *causes: BaseException) -> httpx.HTTPError:
+    """The error with a chain of causes, as anyio and httpcore make it."""
     below: BaseException = error
     for cause in causes:
         below.__cause__ = cause
@@ -251,41 +257,41 @@ CAUSED: list[tuple[BaseException, dict[str, Any]]] = [
 
 
 class TestFaults:
-    """Every exception of a transport has its one meaning."""
+    """Every exception of a transport becomes exactly one of ours."""
 
     @pytest.mark.parametrize(("raised", "kind", "data"), CANNED, ids=lambda value: repr(value)[:60])
     @pytest.mark.parametrize("grouped", [False, True], ids=["bare", "in a group"])
-    async def test_exactly(
+    async def test_each_exception_has_one_error(
         self, raised: BaseException, kind: type[errors.LLMOptError], data: dict[str, Any], grouped: bool
     ) -> None:
-        """Also when it comes in one of anyio's groups."""
+        """Also in one of anyio's exception groups."""
         raised.__traceback__ = None
         if grouped and isinstance(raised, Exception):
             raised = ExceptionGroup("canned", [ExceptionGroup("inner", [raised])])
-        error = await failure(raising(raised), request_to(URL), kind)
+        error = await expect_error(raising(raised), embed_request_to(URL), kind)
         assert {name: getattr(error, name) for name in data} == data
         assert error.endpoint == URL
 
     @pytest.mark.parametrize(("cause", "data"), CAUSED, ids=repr)
     @pytest.mark.parametrize("grouped", [False, True], ids=["bare", "in a group"])
-    async def test_below_a_connect_error_lies_why(
+    async def test_the_cause_of_a_connect_error_is_read(
         self, cause: BaseException, data: dict[str, Any], grouped: bool
     ) -> None:
-        """Found however deep."""
+        """However deep in the chain."""
         lowest = ExceptionGroup("canned", [cause]) if grouped and isinstance(cause, Exception) else cause
-        made = because(httpx.ConnectError("x"), OSError("All connection attempts failed"), lowest)
-        error = await failure(raising(made), request_to(URL), errors.ConnectFailed)
+        made = caused_by(httpx.ConnectError("x"), OSError("All connection attempts failed"), lowest)
+        error = await expect_error(raising(made), embed_request_to(URL), errors.ConnectFailed)
         assert {name: getattr(error, name) for name in data} == data
 
     @pytest.mark.parametrize("error", [KeyError("a bug"), AssertionError("of a mock"), MemoryError()])
-    async def test_what_is_not_the_networks_passes(self, error: Exception) -> None:
-        """A bug in a transport is shown where it is."""
+    async def test_other_exceptions_pass_through(self, error: Exception) -> None:
+        """A bug in a transport is not hidden."""
         with pytest.raises(type(error)):
-            await raising(error).send(request_to(URL))
+            await raising(error).send(embed_request_to(URL))
 
-    async def test_cancellation_passes(self) -> None:
-        """Once, and the answer is closed."""
-        pieces = Pieces(b"a")
+    async def test_a_cancellation_passes_through(self) -> None:
+        """Once, and the response is closed."""
+        pieces = ByteStream(b"a")
         reading = asyncio.Event()
 
         async def endless() -> AsyncIterator[bytes]:
@@ -293,22 +299,22 @@ class TestFaults:
             await asyncio.get_running_loop().create_future()
             yield b""
 
-        pieces.__class__.__aiter__, kept = lambda _: endless(), Pieces.__aiter__  # type: ignore[assignment,method-assign]
+        pieces.__class__.__aiter__, kept = lambda _: endless(), ByteStream.__aiter__  # type: ignore[assignment,method-assign]
         try:
             task = asyncio.create_task(
-                mocked(lambda _: httpx.Response(200, stream=pieces)).send(request_to(URL))
+                mocked(lambda _: httpx.Response(200, stream=pieces)).send(embed_request_to(URL))
             )
             await reading.wait()
             task.cancel()
             await asyncio.wait([task])
         finally:
-            Pieces.__aiter__ = kept  # type: ignore[method-assign]
+            ByteStream.__aiter__ = kept  # type: ignore[method-assign]
         assert task.cancelled()
         assert pieces.closed == 1
         assert other_tasks() == set()
 
 
-# httpx's own transport as a sender, under cancellation above all.
+# httpx's own transport as a sender, in particular under cancellation.
 
 
 class TestHttpx:
@@ -322,31 +328,31 @@ class TestHttpx:
         await sender.aclose()
         gc.collect()
 
-    async def test_it_works(self, server: FaultServer, sender: HttpxSender) -> None:
-        """Many requests over few connections."""
-        answers = await asyncio.gather(*(sender.send(asking(server)) for _ in range(50)))
-        assert [texts_of(answer) for answer in answers] == [1] * 50
+    async def test_many_requests_over_few_connections(self, server: FaultServer, sender: HttpxSender) -> None:
+        answers = await asyncio.gather(*(sender.send(embed_request(server)) for _ in range(50)))
+        assert [count_vectors(answer) for answer in answers] == [1] * 50
         assert server.connections <= 4
 
     @pytest.mark.row("N12")
-    async def test_connections_that_are_not_made(self, server: FaultServer, sender: HttpxSender) -> None:
-        """Refused, and a backlog that is full."""
+    async def test_failed_connects(self, server: FaultServer, sender: HttpxSender) -> None:
+        """Refused, and a full backlog."""
         with refused_port() as port:
-            error = await failure(sender, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
+            error = await expect_error(
+                sender, embed_request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed
+            )
         assert (error.cause, error.sent) == ("refused", "no")
         with full_backlog() as port:
-            request = request_to(f"http://127.0.0.1:{port}", connect_timeout=0.05)
-            error = await failure(sender, request, errors.ConnectFailed)
+            request = embed_request_to(f"http://127.0.0.1:{port}", connect_timeout=0.05)
+            error = await expect_error(sender, request, errors.ConnectFailed)
         assert error.cause == "timeout"
         server.play(Script([Reset()]))
-        await failure(sender, asking(server), errors.ConnectionLost)
+        await expect_error(sender, embed_request(server), errors.ConnectionLost)
 
     @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
     @pytest.mark.row("N14")
     async def test_an_unknown_authority_is_permanent(self, sender: HttpxSender) -> None:
-        """An unknown authority is for good."""
         async with FaultServer(tls=good_certificate().server()) as server:
-            error = await failure(sender, asking(server), errors.ConnectFailed)
+            error = await expect_error(sender, embed_request(server), errors.ConnectFailed)
         assert (error.cause, error.permanent, error.sent) == ("tls", True, "no")
 
     @pytest.mark.parametrize(
@@ -357,18 +363,19 @@ class TestHttpx:
     async def test_d4_the_attempt_ends_in_time(
         self, fault: Any, server: FaultServer, sender: HttpxSender
     ) -> None:
-        """httpx alone would wait for ever for a server that drips."""
+        """httpx alone would wait for ever for a server that sends single bytes."""
         fault.inject(server)
-        error = await failure(sender, asking(server, timeout=0.05), errors.AttemptTimeout)
+        error = await expect_error(sender, embed_request(server, timeout=0.05), errors.AttemptTimeout)
         assert error.sent == "maybe"
 
-    async def test_pool_timeout(self, server: FaultServer, sender: HttpxSender) -> None:
-        """Its own pool is full."""
+    async def test_a_full_httpx_pool_is_a_pool_timeout(
+        self, server: FaultServer, sender: HttpxSender
+    ) -> None:
         gate = asyncio.Event()
         server.default(Script([Wait(gate), Respond()]))
-        tasks = [asyncio.create_task(sender.send(asking(server))) for _ in range(4)]
+        tasks = [asyncio.create_task(sender.send(embed_request(server))) for _ in range(4)]
         await server.wait_requests(4)
-        error = await failure(sender, asking(server, pool_timeout=0.01), errors.PoolTimeout)
+        error = await expect_error(sender, embed_request(server, pool_timeout=0.01), errors.PoolTimeout)
         assert error.sent == "no"
         server.default(Answer(200, b"{}"))
         gate.set()
@@ -376,45 +383,43 @@ class TestHttpx:
 
     @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
     async def test_d1_cancelled_at_every_suspension(self, warm: bool, server: FaultServer) -> None:
-        """Its pool loses a slot for ever when a cancellation reaches it: none does."""
+        """httpx's pool loses a slot when a cancellation reaches it: no cancellation does."""
         for number in itertools.count(1):
             transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1), trust_env=False)
             sender = HttpxSender(transport)
             if warm:
-                await sender.send(asking(server))
-            sweep = Suspensions(number)
-            task = sweep.start(sender.send(asking(server)))
+                await sender.send(embed_request(server))
+            sweep = CancelAtSuspension(number)
+            task = sweep.start(sender.send(embed_request(server)))
             await asyncio.wait([task])
             assert task.cancelled() == sweep.reached
-            assert texts_of(await sender.send(asking(server))) == 1
+            assert count_vectors(await sender.send(embed_request(server))) == 1
             await sender.aclose()
             if not sweep.reached:
                 break
         assert number > 1
 
-    async def test_d1_a_storm_of_cancellations_costs_no_slot(
-        self, server: FaultServer, sender: HttpxSender
-    ) -> None:
+    async def test_d1_many_cancellations_leak_no_slot(self, server: FaultServer, sender: HttpxSender) -> None:
         """Hundreds of requests, cancelled at all moments."""
         for turn in range(scaled(10, nightly=30)):
-            tasks = [asyncio.create_task(sender.send(asking(server, str(n)))) for n in range(20)]
+            tasks = [asyncio.create_task(sender.send(embed_request(server, str(n)))) for n in range(20)]
             for _ in range(turn * scaled(3, nightly=1)):
                 await asyncio.sleep(0)
             for task in tasks[turn % 3 :: 2]:
                 task.cancel()
             await asyncio.wait(tasks)
         async with asyncio.timeout(10):
-            answers = await asyncio.gather(*(sender.send(asking(server, str(n))) for n in range(20)))
-        assert [texts_of(answer) for answer in answers] == [1] * 20
+            answers = await asyncio.gather(*(sender.send(embed_request(server, str(n))) for n in range(20)))
+        assert [count_vectors(answer) for answer in answers] == [1] * 20
 
-    async def test_an_abandoned_request_ends_by_itself(
+    async def test_an_abandoned_request_ends_without_its_caller(
         self, server: FaultServer, sender: HttpxSender
     ) -> None:
-        """At its own read timeout, or with the next piece of its answer."""
+        """At its own read timeout, or with the next bytes of its response."""
         server.play(Script([Stall()]))
         find_fault("N09", "body drips for ever").inject(server)
         for _ in range(2):
-            await failure(sender, asking(server, timeout=0.05), errors.AttemptTimeout)
+            await expect_error(sender, embed_request(server, timeout=0.05), errors.AttemptTimeout)
         await server.wait_all_closed()
         async with asyncio.timeout(5):
             while len(sender._tasks):
@@ -422,16 +427,16 @@ class TestHttpx:
         assert repr(sender) == "<HttpxSender over AsyncHTTPTransport: 0 running>"
 
     @pytest.mark.parametrize("streaming", [False, True])
-    async def test_an_answer_to_nobody_is_closed(self, streaming: bool) -> None:
-        """It comes when its caller has gone; the task that went on for it closes it."""
-        gate, pieces = asyncio.Event(), Pieces(b"a")
+    async def test_a_response_after_its_caller_left_is_closed(self, streaming: bool) -> None:
+        """By the task that continued the request."""
+        gate, pieces = asyncio.Event(), ByteStream(b"a")
 
         async def handler(_: httpx.Request) -> httpx.Response:
             await gate.wait()
             return httpx.Response(200, stream=pieces)
 
         sender = HttpxSender(httpx.MockTransport(handler), isolate=True)
-        request = request_to(URL, timeout=0.01)
+        request = embed_request_to(URL, timeout=0.01)
         with pytest.raises(errors.AttemptTimeout):
             if streaming:
                 await sender.open_stream(request).__aenter__()
@@ -443,12 +448,12 @@ class TestHttpx:
             await asyncio.sleep(0)
         assert pieces.closed == 1
 
-    async def test_closing_ends_what_is_under_way(self, server: FaultServer) -> None:
+    async def test_closing_ends_requests_in_flight(self, server: FaultServer) -> None:
         """No task outlives the sender."""
         sender = HttpxSender(httpx.AsyncHTTPTransport(trust_env=False))
         server.default(Script([Stall()]))
         before = other_tasks()
-        tasks = [asyncio.create_task(sender.send(asking(server))) for _ in range(3)]
+        tasks = [asyncio.create_task(sender.send(embed_request(server))) for _ in range(3)]
         await server.wait_requests(3)
         for task in tasks:
             task.cancel()

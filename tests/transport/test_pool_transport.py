@@ -1,4 +1,4 @@
-"""Our pool as a transport for programs that speak httpx."""
+"""Our pool as a transport for programs that use httpx."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from tests.support.faults import (
 )
 from tests.transport.helpers import (
     HEADERS,
-    asking,
-    failure,
-    pooled,
-    request_to,
+    embed_request,
+    embed_request_to,
+    expect_error,
+    open_pool,
 )
 
 
 class TestPoolTransport:
-    """Our pool for programs that speak httpx."""
+    """Our pool under httpx."""
 
     @pytest.fixture
     async def client(self, pool: ConnectionPool) -> AsyncIterator[httpx.AsyncClient]:
         async with httpx.AsyncClient(transport=PoolTransport(pool), timeout=5) as client:
             yield client
 
-    async def test_a_client_of_httpx_works_over_it(
+    async def test_an_httpx_client_works_over_the_pool(
         self, server: FaultServer, client: httpx.AsyncClient, pool: ConnectionPool
     ) -> None:
         """With bodies, headers, encodings and kept connections."""
@@ -57,8 +57,10 @@ class TestPoolTransport:
         assert response.request.extensions["attempt_info"].sent == "yes"
         assert pool.stats().reused == 2
 
-    async def test_streams_both_ways(self, server: FaultServer, client: httpx.AsyncClient) -> None:
-        """The body of a request is read before it is sent, that of an answer comes in pieces."""
+    async def test_request_and_response_bodies_are_streamed(
+        self, server: FaultServer, client: httpx.AsyncClient
+    ) -> None:
+        """The request's body is read before it is sent, the response arrives in pieces."""
 
         async def pieces() -> AsyncIterator[bytes]:
             yield b"a"
@@ -66,16 +68,16 @@ class TestPoolTransport:
 
         server.default(lambda request: Answer(200, request.body * 500_000, framing=Framing.CHUNKED))
         async with client.stream("POST", server.base_url, content=pieces()) as response:
-            parts = [part async for part in response.aiter_bytes()]
-        assert b"".join(parts) == b"ab" * 500_000
-        assert len(parts) > 1
+            pieces = [piece async for piece in response.aiter_bytes()]
+        assert b"".join(pieces) == b"ab" * 500_000
+        assert len(pieces) > 1
         assert server.requests[0].header("content-length") == "2"
         assert server.requests[0].header("transfer-encoding") is None
 
     async def test_leaving_a_stream_closes_its_connection(
         self, server: FaultServer, client: httpx.AsyncClient, pool: ConnectionPool
     ) -> None:
-        """Without a task or a slot left behind."""
+        """No task and no slot is leaked."""
         server.play(Answer(200, b"a" * 10_000_000))
         async with client.stream("GET", server.base_url) as response:
             async for _ in response.aiter_bytes():
@@ -83,7 +85,9 @@ class TestPoolTransport:
         assert pool.stats().in_use == 0
         gc.collect()
 
-    async def test_its_exceptions_are_httpxs(self, server: FaultServer, client: httpx.AsyncClient) -> None:
+    async def test_exceptions_become_httpx_exceptions(
+        self, server: FaultServer, client: httpx.AsyncClient
+    ) -> None:
         """With ours as their cause."""
         with refused_port() as port, pytest.raises(httpx.ConnectError) as caught:
             await client.get(f"http://127.0.0.1:{port}")
@@ -100,9 +104,8 @@ class TestPoolTransport:
         with pytest.raises(httpx.LocalProtocolError):
             await client.get("http://127.0.0.1:99999")
 
-    async def test_pool_timeout(self, server: FaultServer) -> None:
-        """Told apart from that of connecting."""
-        async with pooled(pool_size=1) as pool, httpx.AsyncClient(transport=PoolTransport(pool)) as client:
+    async def test_a_pool_timeout_differs_from_a_connect_timeout(self, server: FaultServer) -> None:
+        async with open_pool(pool_size=1) as pool, httpx.AsyncClient(transport=PoolTransport(pool)) as client:
             server.play(Script([Stall()]))
             holder = asyncio.create_task(client.get(server.base_url))
             await server.wait_requests(1)
@@ -111,26 +114,27 @@ class TestPoolTransport:
             holder.cancel()
             await asyncio.wait([holder])
 
-    async def test_a_silent_body_is_a_read_time_out(
+    async def test_a_silent_body_is_a_read_timeout(
         self, server: FaultServer, client: httpx.AsyncClient
     ) -> None:
-        """Between two pieces, as httpx means it."""
+        """Between two pieces, as httpx defines it."""
         find_fault("N05", "length too long, then silence").inject(server)
         with pytest.raises(httpx.ReadTimeout):
             await client.post(f"{server.base_url}/v1/embeddings", json={"input": ["a"]}, timeout=0.1)
 
-    async def test_through_both_seams_nothing_is_lost(
+    async def test_our_sender_over_our_transport_loses_no_information(
         self, server: FaultServer, pool: ConnectionPool
     ) -> None:
-        """Our sender over our transport over our pool knows as much as the pool."""
         sender = HttpxSender(PoolTransport(pool))
-        await sender.send(asking(server))
-        answer = await sender.send(asking(server))
+        await sender.send(embed_request(server))
+        answer = await sender.send(embed_request(server))
         assert (answer.info.reused, answer.info.sent) == (True, "yes")
         server.play(Script([Reset()]))
-        error = await failure(sender, asking(server), errors.ConnectionLost)
+        error = await expect_error(sender, embed_request(server), errors.ConnectionLost)
         assert (error.stale, error.sent) == (True, "maybe")
         with refused_port() as port:
-            refused = await failure(sender, request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed)
+            refused = await expect_error(
+                sender, embed_request_to(f"http://127.0.0.1:{port}"), errors.ConnectFailed
+            )
         assert (refused.cause, refused.sent) == ("refused", "no")
         await sender.aclose()

@@ -1,4 +1,4 @@
-"""Requests through a proxy, and other environment variables that count."""
+"""Requests through a proxy, and the environment variables for proxies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.faults import (
     good_certificate,
     refused_port,
 )
-from tests.transport.helpers import asking, failure, pooled, request_to, texts_of
+from tests.transport.helpers import count_vectors, embed_request, embed_request_to, expect_error, open_pool
 
 PASSWORD = "canary-password"
 CREDENTIALS = f"user:{PASSWORD}@"
@@ -32,7 +32,7 @@ CREDENTIALS = f"user:{PASSWORD}@"
 
 @contextlib.asynccontextmanager
 async def tunnel(target: FaultServer) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A proxy that connects through to the target; gives its port and the heads of what it was asked."""
+    """A proxy that connects to the target; gives its port and the heads of its requests."""
     heads: list[bytes] = []
     tasks: set[asyncio.Task[None]] = set()
 
@@ -72,13 +72,13 @@ def assert_no_password(error: BaseException) -> None:
         seen = seen.__cause__ or seen.__context__
 
 
-async def test_plain_http_goes_through_with_its_whole_url(
+async def test_plain_http_is_sent_to_the_proxy_with_its_whole_url(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy's credentials are for the proxy, in a header; its connection is kept."""
+    """The proxy's credentials are in a header for the proxy; its connection is kept."""
     monkeypatch.setenv("HTTP_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
     for _ in range(3):
-        assert texts_of(await pool.send(request_to("http://far.example:8000"))) == 1
+        assert count_vectors(await pool.send(embed_request_to("http://far.example:8000"))) == 1
     first = server.requests[0]
     assert first.target.startswith("http://far.example:8000/v1/embeddings")
     assert first.header("host") == "far.example:8000"
@@ -87,39 +87,39 @@ async def test_plain_http_goes_through_with_its_whole_url(
     assert server.connections == 1
 
 
-async def test_no_proxy_goes_straight(
+async def test_no_proxy_bypasses_the_proxy(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exceptions are looked at for each origin."""
+    """It is checked for each origin."""
     with refused_port() as dead:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{dead}")
         monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
-        assert texts_of(await pool.send(asking(server))) == 1
+        assert count_vectors(await pool.send(embed_request(server))) == 1
 
 
-async def test_the_environment_is_asked_once_per_origin(
+async def test_the_environment_is_read_once_per_origin(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What changes later counts for origins not seen before."""
-    await pool.send(asking(server))
+    """A later change counts for new origins."""
+    await pool.send(embed_request(server))
     with refused_port() as dead:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{dead}")
-        assert texts_of(await pool.send(asking(server))) == 1
-        await failure(pool, request_to("http://far.example"), ConnectFailed)
+        assert count_vectors(await pool.send(embed_request(server))) == 1
+        await expect_error(pool, embed_request_to("http://far.example"), ConnectFailed)
 
 
 @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
-async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy learns the host and its own password, the server neither; the tunnel is kept."""
+async def test_https_uses_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy gets the host and its own password, the server neither; the tunnel is kept."""
     certificate = good_certificate()
     async with (
         FaultServer(tls=certificate.server()) as server,
         tunnel(server) as (port, heads),
-        pooled(tls=certificate.client()) as pool,
+        open_pool(tls=certificate.client()) as pool,
     ):
         monkeypatch.setenv("HTTPS_PROXY", f"http://{CREDENTIALS}127.0.0.1:{port}")
         for _ in range(3):
-            assert texts_of(await pool.send(asking(server))) == 1
+            assert count_vectors(await pool.send(embed_request(server))) == 1
         assert len(heads) == 1
         assert heads[0].startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.1\r\n".encode())
         assert b"Basic dXNlcjpjYW5hcnktcGFzc3dvcmQ=" in heads[0]
@@ -131,7 +131,7 @@ async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.row("N19")
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "message"),
     [
         (
             Answer(407, b"", [("proxy-authenticate", "Basic")]),
@@ -144,54 +144,56 @@ async def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
         (Script([Send(b"SSH-2.0\r\n"), Close()]), "no valid response"),
     ],
 )
-async def test_a_tunnel_that_does_not_come_about(
+async def test_a_failed_tunnel_names_the_proxy(
     answer: Answer | Script,
-    words: str,
+    message: str,
     server: FaultServer,
     pool: ConnectionPool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing was sent to the provider, and whose fault it is is said."""
+    """Nothing was sent to the provider."""
     server.default(answer)
     monkeypatch.setenv("HTTPS_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
-    error = await failure(pool, request_to("https://far.example"), ConnectFailed)
+    error = await expect_error(pool, embed_request_to("https://far.example"), ConnectFailed)
     assert (error.cause, error.sent, error.permanent) == ("proxy", "no", False)
-    assert words in str(error)
+    assert message in str(error)
     assert f"through the proxy http://127.0.0.1:{server.port}" in str(error)
     assert_no_password(error)
     assert repr(pool) == "<ConnectionPool open: 0 in use, 0 idle, 0 waiting>"
 
 
 @pytest.mark.row("N19")
-async def test_a_proxy_that_wants_a_password_for_plain_http(
+async def test_a_proxy_that_requires_a_password_for_plain_http(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """407 is the proxy's answer, not the provider's."""
+    """407 comes from the proxy, not from the provider."""
     find_fault("N19", "proxy wants a password").inject(server)
     monkeypatch.setenv("HTTP_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
-    error = await failure(pool, request_to("http://far.example"), ConnectFailed)
+    error = await expect_error(pool, embed_request_to("http://far.example"), ConnectFailed)
     assert (error.cause, error.sent) == ("proxy", "no")
     assert "user name and password" in str(error)
     assert_no_password(error)
-    response = await pool.send(request_to("http://far.example"))
+    response = await pool.send(embed_request_to("http://far.example"))
     assert response.status == 200
 
 
 @pytest.mark.row("N19")
-async def test_407_without_a_proxy_is_the_servers(server: FaultServer, pool: ConnectionPool) -> None:
-    """Odd, but an answer."""
+async def test_407_without_a_proxy_is_a_response_of_the_server(
+    server: FaultServer, pool: ConnectionPool
+) -> None:
     server.play(Answer(407, b""))
-    assert (await pool.send(asking(server))).status == 407
+    assert (await pool.send(embed_request(server))).status == 407
 
 
 @pytest.mark.row("N19")
-async def test_a_proxy_that_hangs(
+async def test_a_proxy_that_hangs_is_a_connect_timeout(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asking the proxy belongs to connecting."""
     server.default(Script([Stall()]))
     monkeypatch.setenv("HTTPS_PROXY", f"http://{CREDENTIALS}127.0.0.1:{server.port}")
-    error = await failure(pool, request_to("https://far.example", connect_timeout=0.05), ConnectFailed)
+    error = await expect_error(
+        pool, embed_request_to("https://far.example", connect_timeout=0.05), ConnectFailed
+    )
     assert (error.cause, error.sent) == ("timeout", "no")
     assert "proxy" in str(error)
     assert_no_password(error)
@@ -200,24 +202,23 @@ async def test_a_proxy_that_hangs(
 
 @pytest.mark.row("N19")
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_proxy_that_is_not_there(
+async def test_a_missing_proxy_is_named_without_its_password(
     scheme: str, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text names it, and not the password."""
     with refused_port() as port:
         monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://{CREDENTIALS}127.0.0.1:{port}")
-        error = await failure(pool, request_to(f"{scheme}://far.example"), ConnectFailed)
+        error = await expect_error(pool, embed_request_to(f"{scheme}://far.example"), ConnectFailed)
     assert (error.cause, error.sent) == ("proxy", "no")
     assert f"http://127.0.0.1:{port}: connection refused" in str(error)
     assert_no_password(error)
 
 
-async def test_a_proxy_that_cannot_be_used_is_said_before_any_io(
+async def test_an_unsupported_proxy_is_refused_before_any_io(
     pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SOCKS is not spoken here."""
+    """SOCKS is not supported."""
     monkeypatch.setenv("HTTPS_PROXY", f"socks5://{CREDENTIALS}127.0.0.1:1080")
-    error = await failure(pool, request_to("https://far.example"), ConfigError)
+    error = await expect_error(pool, embed_request_to("https://far.example"), ConfigError)
     assert_no_password(error)
 
 
@@ -225,19 +226,19 @@ async def test_a_proxy_that_cannot_be_used_is_said_before_any_io(
 async def test_netrc_is_not_read(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """No second credential travels along."""
+    """No second credential is sent."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    await pool.send(asking(server, headers={"api-key": "k"}))
+    await pool.send(embed_request(server, headers={"api-key": "k"}))
     assert server.requests[0].header("authorization") is None
 
 
-async def test_a_connection_to_a_proxy_that_is_lost(
+async def test_a_lost_connection_to_a_proxy(
     server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once it stands, it is like any other."""
+    """An established tunnel is like any other connection."""
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
     server.play(Script([Reset()]))
-    error = await failure(pool, request_to("http://far.example"), ConnectionLost)
+    error = await expect_error(pool, embed_request_to("http://far.example"), ConnectionLost)
     assert error.endpoint == "http://far.example"

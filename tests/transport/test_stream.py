@@ -37,14 +37,14 @@ from tests.support.faults import (
     stream_answer,
     stream_events,
 )
-from tests.transport.helpers import Sender, asking, pooled, request_to
+from tests.transport.helpers import Sender, embed_request, embed_request_to, open_pool
 
 WORDS = ["one ", "two ", "three"]
 
 
 @pytest.fixture(params=["pool", "httpx", "pool behind httpx"])
 async def sender(request: pytest.FixtureRequest) -> AsyncIterator[Sender]:
-    async with pooled(pool_size=1) as pool:
+    async with open_pool(pool_size=1) as pool:
         made: Sender = pool
         if request.param == "httpx":
             made = HttpxSender(httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1)))
@@ -54,15 +54,15 @@ async def sender(request: pytest.FixtureRequest) -> AsyncIterator[Sender]:
         await made.aclose()
 
 
-async def test_a_stream_comes_piece_by_piece(server: FaultServer, sender: Sender) -> None:
-    """Each event is there before the next is sent."""
+async def test_a_stream_arrives_piece_by_piece(server: FaultServer, sender: Sender) -> None:
+    """Each event is read before the next is sent."""
     head = Answer(200, b"", [("content-type", "text/event-stream")], Framing.CHUNKED).head()
     events, gates = stream_events(WORDS), [asyncio.Event() for _ in stream_events(WORDS)]
     steps = [Send(head)]
     for event, gate in zip(events, gates, strict=True):
         steps += [Send(b"%x\r\n%b\r\n" % (len(event), event)), Wait(gate)]  # type: ignore[list-item]
     server.play(Script([*steps, Send(b"0\r\n\r\n")]))
-    async with sender.open_stream(asking(server)) as stream:
+    async with sender.open_stream(embed_request(server)) as stream:
         assert stream.status == 200
         assert stream.headers["content-type"] == "text/event-stream"
         for event, gate in zip(events, gates, strict=True):
@@ -72,27 +72,27 @@ async def test_a_stream_comes_piece_by_piece(server: FaultServer, sender: Sender
 
 
 async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer, sender: Sender) -> None:
-    """Also when its pieces were packed."""
+    """Also when it is compressed."""
     body = b"".join(stream_events(WORDS))
     server.play(
         stream_answer(WORDS),
         Answer(200, gzip.compress(body), [("content-encoding", "gzip")], Framing.CHUNKED),
     )
     for _ in range(2):
-        async with sender.open_stream(asking(server)) as stream:
+        async with sender.open_stream(embed_request(server)) as stream:
             assert b"".join([piece async for piece in stream]) == body
-    assert (await sender.send(asking(server))).status == 200
+    assert (await sender.send(embed_request(server))).status == 200
     assert server.connections == 1
 
 
-async def test_packed_pieces_are_unpacked_as_they_come(server: FaultServer, sender: Sender) -> None:
-    """A flush of the packer at the end of each event is enough."""
+async def test_compressed_pieces_are_decoded_as_they_arrive(server: FaultServer, sender: Sender) -> None:
+    """If the server flushes its compressor at the end of each event."""
     packer, gate = zlib.compressobj(wbits=31), asyncio.Event()
     first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
     second = packer.compress(b"data: 2\n\n") + packer.flush()
     head = Answer(200, b"", [("content-encoding", "gzip")], Framing.EOF)
     server.play(Script([Send(head), Send(first), Wait(gate), Send(second), Close()]))
-    async with sender.open_stream(asking(server)) as stream:
+    async with sender.open_stream(embed_request(server)) as stream:
         assert await anext(stream) == b"data: 1\n\n"
         gate.set()
         assert [piece async for piece in stream] == [b"data: 2\n\n"]
@@ -101,11 +101,11 @@ async def test_packed_pieces_are_unpacked_as_they_come(server: FaultServer, send
 @pytest.mark.row("E11")
 @pytest.mark.parametrize("how", ["break", "raise", "aclose", "unread"])
 async def test_leaving_early_closes_the_connection(how: str, server: FaultServer, sender: Sender) -> None:
-    """Twenty times, over one connection at most; then the next request is answered."""
+    """Twenty times, over one connection at most; then the next request gets its response."""
     server.default(Script([Send(Answer(200, b"data: 1\n\n" * 10, framing=Framing.EOF)), Stall()]))
     for _ in range(20):
         with pytest.raises(KeyError) if how == "raise" else contextlib.nullcontext():
-            async with sender.open_stream(asking(server)) as stream:
+            async with sender.open_stream(embed_request(server)) as stream:
                 if how == "unread":
                     continue
                 async for _piece in stream:
@@ -118,16 +118,16 @@ async def test_leaving_early_closes_the_connection(how: str, server: FaultServer
         await server.wait_all_closed()
     gc.collect()
     server.default(stream_answer(WORDS))
-    async with sender.open_stream(asking(server)) as stream:
+    async with sender.open_stream(embed_request(server)) as stream:
         assert b"".join([piece async for piece in stream]).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.row("E12")
 async def test_error_statuses_are_streams_too(server: FaultServer, sender: Sender) -> None:
-    """A hundred 429s leave the only connection as it was."""
+    """A hundred 429 responses do not close the only connection."""
     server.default(error_answer(429, "Later.", headers=[("retry-after", "1")]))
     for turn in range(100):
-        async with sender.open_stream(asking(server)) as stream:
+        async with sender.open_stream(embed_request(server)) as stream:
             assert stream.status == 429
             assert stream.headers["retry-after"] == "1"
             if turn % 2:
@@ -135,15 +135,15 @@ async def test_error_statuses_are_streams_too(server: FaultServer, sender: Sende
     assert len(server.requests) == 100
 
 
-async def test_the_time_out_ends_with_the_head(server: FaultServer, sender: Sender) -> None:
-    """How long a stream may be silent is not the sender's to say."""
+async def test_the_attempt_timeout_ends_with_the_head(server: FaultServer, sender: Sender) -> None:
+    """The transport does not limit how long a stream may be silent."""
     answer = Answer(200, b"1", framing=Framing.EOF)
     server.play(Script([Stall()]), Script([Send(answer), Wait(0.15), Send(b"2"), Close()]))
     with pytest.raises(AttemptTimeout) as caught:
-        async with sender.open_stream(asking(server, timeout=0.1)):
+        async with sender.open_stream(embed_request(server, timeout=0.1)):
             pass
     assert caught.value.sent == "maybe"
-    async with sender.open_stream(asking(server, timeout=0.1)) as stream:
+    async with sender.open_stream(embed_request(server, timeout=0.1)) as stream:
         assert await anext(stream) == b"1"
         assert await anext(stream) == b"2"
 
@@ -159,15 +159,15 @@ async def test_the_time_out_ends_with_the_head(server: FaultServer, sender: Send
     ],
     ids=str,
 )
-async def test_a_stream_that_breaks_off(
+async def test_a_truncated_stream_gives_its_bytes_first(
     end: Close | Reset, framing: Framing, expected: type[Exception], server: FaultServer, sender: Sender
 ) -> None:
-    """What came is handed out first."""
+    """Then the error."""
     answer = stream_answer(WORDS, framing=framing)
     server.play(cut(len(bytes(answer)) - 30, end, answer))
     got = b""
     with pytest.raises(expected) as caught:
-        async with sender.open_stream(asking(server)) as stream:
+        async with sender.open_stream(embed_request(server)) as stream:
             async for piece in stream:
                 got += piece
     assert got
@@ -175,30 +175,29 @@ async def test_a_stream_that_breaks_off(
         assert caught.value.reason == "truncated"
 
 
-async def test_a_stream_is_bounded_like_any_answer(server: FaultServer, sender: Sender) -> None:
-    """In size and in ratio."""
+async def test_a_stream_has_the_limits_of_any_response(server: FaultServer, sender: Sender) -> None:
+    """In size and in compression ratio."""
     bomb = Answer(200, gzip_bomb(64 * 2**20), [("content-encoding", "gzip")], Framing.CHUNKED)
     server.play(bomb, Answer(200, b"a" * 1000))
     for reason, most in (("decompression", 2**30), ("too_large", 999)):
         with pytest.raises(InvalidResponse) as caught:
-            async with sender.open_stream(asking(server, max_body=most)) as stream:
+            async with sender.open_stream(embed_request(server, max_body=most)) as stream:
                 async for _ in stream:
                     pass
         assert caught.value.reason == reason
 
 
-async def test_a_stream_that_does_not_begin(sender: Sender) -> None:
-    """Raises on entering."""
+async def test_a_stream_that_does_not_begin_raises_on_entering(sender: Sender) -> None:
     with refused_port() as port, pytest.raises(ConnectFailed) as caught:
-        async with sender.open_stream(request_to(f"http://127.0.0.1:{port}")):
+        async with sender.open_stream(embed_request_to(f"http://127.0.0.1:{port}")):
             raise AssertionError
     assert (caught.value.cause, caught.value.sent) == ("refused", "no")
 
 
-async def test_a_slow_reader_stops_the_sender(server: FaultServer) -> None:
-    """What nobody reads is not piled up."""
+async def test_a_slow_reader_stops_the_server(server: FaultServer) -> None:
+    """Unread bytes do not accumulate."""
     server.play(flood(2**30, framing=Framing.EOF))
-    async with pooled() as pool, pool.open_stream(asking(server, max_body=2**31)) as stream:
+    async with open_pool() as pool, pool.open_stream(embed_request(server, max_body=2**31)) as stream:
         await anext(stream)
         for _ in range(2000):
             await asyncio.sleep(0)
@@ -206,12 +205,12 @@ async def test_a_slow_reader_stops_the_sender(server: FaultServer) -> None:
         assert read < 4 * 2**20
 
 
-async def test_a_cancelled_reader_closes(server: FaultServer, pool: ConnectionPool) -> None:
-    """And its cancellation is delivered."""
+async def test_a_cancelled_reader_closes_the_stream(server: FaultServer, pool: ConnectionPool) -> None:
+    """The cancellation is delivered."""
     server.play(Script([Send(Answer(200, b"1", framing=Framing.EOF)), Stall()]))
 
     async def read() -> None:
-        async with pool.open_stream(asking(server)) as stream:
+        async with pool.open_stream(embed_request(server)) as stream:
             async for _ in stream:
                 reading.set()
 
@@ -225,14 +224,14 @@ async def test_a_cancelled_reader_closes(server: FaultServer, pool: ConnectionPo
     assert pool.stats().in_use == 0
 
 
-# Leaving before the formal end.
+# Closing a stream before the formal end of its body.
 
 EVENTS = b"".join(stream_events(WORDS))
 
 
-async def opened(sender: Sender, server: FaultServer) -> ResponseStream:
-    """A stream of which everything but the formal end was read."""
-    stream = await sender.open(asking(server))
+async def stream_read_to_its_last_event(sender: Sender, server: FaultServer) -> ResponseStream:
+    """A stream that is read except for the formal end of its body."""
+    stream = await sender.open(embed_request(server))
     got = b""
     while not got.startswith(EVENTS):
         got += await stream.read()
@@ -244,20 +243,24 @@ def unended(*steps: Step) -> Script:
     return Script([Send(head), Send(chunked(EVENTS).removesuffix(b"0\r\n\r\n")), *steps])
 
 
-async def test_drained_when_the_end_comes_soon(server: FaultServer, sender: Sender) -> None:
-    """The connection carries the next request."""
+async def test_drain_keeps_the_connection_when_the_end_comes_soon(
+    server: FaultServer, sender: Sender
+) -> None:
+    """It carries the next request."""
     gate = asyncio.Event()
     server.play(unended(Wait(gate), Send(b"0\r\n\r\n")))
-    (await opened(sender, server)).drain(5.0)
+    (await stream_read_to_its_last_event(sender, server)).drain(5.0)
     gate.set()
-    assert (await sender.send(asking(server))).status == 200
+    assert (await sender.send(embed_request(server))).status == 200
     assert server.connections == 1
 
 
-async def test_drained_when_the_end_is_there_already(server: FaultServer, pool: ConnectionPool) -> None:
-    """The connection is free at once, without a turn of the loop."""
+async def test_drain_frees_the_connection_at_once_when_the_end_is_there(
+    server: FaultServer, pool: ConnectionPool
+) -> None:
+    """Without a turn of the loop."""
     server.play(stream_answer(WORDS))
-    stream = await pool.open(asking(server))
+    stream = await pool.open(embed_request(server))
     assert await stream.read() == EVENTS
     stream.drain(5.0)
     assert (pool.stats().in_use, pool.stats().idle) == (0, 1)
@@ -268,28 +271,30 @@ async def test_drained_when_the_end_is_there_already(server: FaultServer, pool: 
     [[Stall()], [Repeat([Send(chunked(b"x" * 1000).removesuffix(b"0\r\n\r\n"))])]],
     ids=["silence", "a flood"],
 )
-async def test_drained_no_longer_than_allowed(after: list[Step], server: FaultServer, sender: Sender) -> None:
-    """Then the connection is closed."""
+async def test_drain_closes_the_connection_after_its_timeout(
+    after: list[Step], server: FaultServer, sender: Sender
+) -> None:
     server.play(unended(*after))
-    (await opened(sender, server)).drain(0.05)
+    (await stream_read_to_its_last_event(sender, server)).drain(0.05)
     await server.wait_all_closed()
-    assert (await sender.send(asking(server))).status == 200
+    assert (await sender.send(embed_request(server))).status == 200
 
 
-async def test_a_pool_closed_while_it_drains(server: FaultServer) -> None:
-    """Does not wait, and leaves nothing."""
+async def test_a_pool_closes_during_a_drain(server: FaultServer) -> None:
+    """Without a wait, and nothing stays open."""
     server.play(unended(Stall()))
-    async with pooled() as pool:
-        (await opened(pool, server)).drain(60.0)
+    async with open_pool() as pool:
+        (await stream_read_to_its_last_event(pool, server)).drain(60.0)
         assert pool.stats().in_use == 1
         await pool.aclose()
     await server.wait_all_closed()
 
 
-async def test_ended_while_it_is_read(server: FaultServer, pool: ConnectionPool) -> None:
-    """Its reader is woken with an error."""
+async def test_a_stream_closed_during_a_read_raises_in_its_reader(
+    server: FaultServer, pool: ConnectionPool
+) -> None:
     server.play(unended(Stall()))
-    stream = await opened(pool, server)
+    stream = await stream_read_to_its_last_event(pool, server)
     reading = asyncio.ensure_future(stream.read())
     await asyncio.sleep(0)
     stream.close()

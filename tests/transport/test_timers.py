@@ -12,8 +12,8 @@ from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.transport.timers import StreamTimer
 
 
-async def watched(timer: StreamTimer, seconds: float, work: Coroutine[Any, Any, Any]) -> bool:
-    """Wait for some work; whether it was broken off."""
+async def timed(timer: StreamTimer, seconds: float, work: Coroutine[Any, Any, Any]) -> bool:
+    """Wait for some work; return whether the timer ended the wait."""
     timer.start(seconds)
     try:
         await work
@@ -26,15 +26,15 @@ async def watched(timer: StreamTimer, seconds: float, work: Coroutine[Any, Any, 
     return False
 
 
-def test_a_wait_that_takes_too_long_is_broken_off_in_time() -> None:
-    """And the task goes on as if nothing had been asked of it."""
+def test_the_timer_ends_a_wait_that_takes_too_long() -> None:
+    """The task continues as if it had not been cancelled."""
 
     async def main(clock: SimulatedClock) -> None:
         timer = StreamTimer()
-        for bound in (60.0, 5.0, 300.0):
+        for limit in (60.0, 5.0, 300.0):
             started = clock.now()
-            assert await watched(timer, bound, asyncio.sleep(1000))
-            assert clock.now() - started == pytest.approx(bound)
+            assert await timed(timer, limit, asyncio.sleep(1000))
+            assert clock.now() - started == pytest.approx(limit)
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
@@ -43,8 +43,8 @@ def test_a_wait_that_takes_too_long_is_broken_off_in_time() -> None:
     run_simulated(main)
 
 
-def test_many_waits_need_one_timer() -> None:
-    """Which is not made anew for each."""
+def test_many_waits_need_one_loop_timer() -> None:
+    """It is not created again for each wait."""
 
     async def main(clock: SimulatedClock) -> None:
         timer, made = StreamTimer(), 0
@@ -58,22 +58,22 @@ def test_many_waits_need_one_timer() -> None:
 
         loop.call_at = counted  # type: ignore[method-assign] # counted
         for _ in range(100):
-            assert not await watched(timer, 60.0, asyncio.sleep(1))
+            assert not await timed(timer, 60.0, asyncio.sleep(1))
         assert made == 2
-        assert await watched(timer, 60.0, asyncio.sleep(1000))
+        assert await timed(timer, 60.0, asyncio.sleep(1000))
         assert clock.elapsed == pytest.approx(160)
         timer.close()
 
     run_simulated(main)
 
 
-def test_somebody_elses_cancellation_passes() -> None:
+def test_a_cancellation_by_another_task_passes_through() -> None:
     """Also in the very turn in which the time is up."""
 
     async def main(clock: SimulatedClock) -> None:
         timer = StreamTimer()
         for after in (1.0, 5.0):
-            task = asyncio.create_task(watched(timer, 5.0, asyncio.sleep(1000)))
+            task = asyncio.create_task(timed(timer, 5.0, asyncio.sleep(1000)))
             asyncio.get_running_loop().call_later(after, task.cancel)
             await asyncio.wait([task])
             assert task.cancelled()
@@ -82,29 +82,28 @@ def test_somebody_elses_cancellation_passes() -> None:
     run_simulated(main)
 
 
-def test_nobody_is_broken_off_after_the_wait() -> None:
-    """A timer that is due between two waits does nothing."""
+def test_a_timer_between_two_waits_does_nothing() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         timer = StreamTimer()
-        assert not await watched(timer, 10.0, asyncio.sleep(1))
+        assert not await timed(timer, 10.0, asyncio.sleep(1))
         await asyncio.sleep(100)
-        assert not await watched(timer, 10.0, asyncio.sleep(9))
+        assert not await timed(timer, 10.0, asyncio.sleep(9))
         timer.close()
         await asyncio.sleep(100)
 
     run_simulated(main)
 
 
-def test_what_arrives_in_the_same_turn_wins() -> None:
-    """A loop that was held up finds both, and the answer goes first."""
+def test_a_result_in_the_same_turn_as_the_timer_wins() -> None:
+    """A blocked loop finds both, and the result counts."""
 
     async def main(clock: SimulatedClock) -> None:
         timer = StreamTimer()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_at(clock.now() + 4.999, future.set_result, None)
         asyncio.get_running_loop().call_at(clock.now() + 1.0, clock.advance, 50.0)
-        assert not await watched(timer, 5.0, _waiting(future))
+        assert not await timed(timer, 5.0, _waiting(future))
         timer.close()
 
     run_simulated(main)

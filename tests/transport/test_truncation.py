@@ -1,4 +1,4 @@
-"""A good answer cut at every byte, by RST and by FIN, in every framing."""
+"""A good response cut after every byte, by RST and by FIN, in every framing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.faults import Answer, Close, FaultServer, Framing, Reset, Ste
 from tests.support.faults.request import Request
 from tests.support.faults.script import Reply, Script
 from tests.support.scale import scaled
-from tests.transport.helpers import HEADERS, asking, assert_silent, pooled
+from tests.transport.helpers import HEADERS, assert_no_secrets, embed_request, open_pool
 
 BODY = b'{"data":"' + bytes(97 + number % 26 for number in range(scaled(400, nightly=1900))) + b'"}'
 AT_ONCE = 16
@@ -21,28 +21,28 @@ WHOLE = "whole"
 
 
 async def outcomes(server: FaultServer, pool: ConnectionPool, answer: Answer, end: Step) -> list[str]:
-    """What becomes of the answer when it is cut after 0, 1, 2, ... all of its bytes."""
+    """The outcome of the response when it is cut after 0, 1, 2, ... all of its bytes."""
 
     def reply(request: Request) -> Reply:
         return cut(int(request.header("x-offset") or 0), end, answer)(request)
 
     server.default(reply)
     offsets = iter(range(len(bytes(answer)) + 1))
-    found: dict[int, str] = {}
+    results: dict[int, str] = {}
 
     async def worker() -> None:
         for offset in offsets:
-            found[offset] = await outcome(server, pool, offset)
+            results[offset] = await outcome(server, pool, offset)
 
     await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-    return [found[offset] for offset in sorted(found)]
+    return [results[offset] for offset in sorted(results)]
 
 
 async def outcome(server: FaultServer, pool: ConnectionPool, offset: int) -> str:
     try:
-        response = await pool.send(asking(server, headers={**HEADERS, "x-offset": str(offset)}))
+        response = await pool.send(embed_request(server, headers={**HEADERS, "x-offset": str(offset)}))
     except LLMOptError as error:
-        assert_silent(error)
+        assert_no_secrets(error)
         reason = error.reason if isinstance(error, InvalidResponse) else ""
         return f"{type(error).__name__} {reason}".strip()
     assert BODY.startswith(response.body)
@@ -52,11 +52,11 @@ async def outcome(server: FaultServer, pool: ConnectionPool, offset: int) -> str
 @pytest.mark.row("N01")
 @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
 async def test_reset_at_every_byte(framing: Framing, server: FaultServer) -> None:
-    """All bytes or an error: there is nothing between."""
+    """All bytes or an error, never a part."""
     answer = Answer(200, BODY, framing=framing, chunk=100)
-    async with pooled(pool_size=AT_ONCE) as pool:
-        found = await outcomes(server, pool, answer, Reset())
-        assert found == ["ConnectionLost"] * len(bytes(answer)) + [WHOLE]
+    async with open_pool(pool_size=AT_ONCE) as pool:
+        results = await outcomes(server, pool, answer, Reset())
+        assert results == ["ConnectionLost"] * len(bytes(answer)) + [WHOLE]
         assert pool.stats().reused == 0
     await server.wait_all_closed()
     assert len(server.requests) == len(bytes(answer)) + 1
@@ -64,55 +64,55 @@ async def test_reset_at_every_byte(framing: Framing, server: FaultServer) -> Non
 
 @pytest.mark.row("N01")
 async def test_reset_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
-    """A reset is no regular end, so not even the last byte makes it whole."""
+    """A reset is no regular end, so even the last byte does not complete the body."""
     answer = Answer(200, BODY, framing=Framing.EOF)
-    async with pooled(pool_size=AT_ONCE) as pool:
-        found = await outcomes(server, pool, answer, Reset())
-    assert found == ["ConnectionLost"] * (len(bytes(answer)) + 1)
+    async with open_pool(pool_size=AT_ONCE) as pool:
+        results = await outcomes(server, pool, answer, Reset())
+    assert results == ["ConnectionLost"] * (len(bytes(answer)) + 1)
 
 
 @pytest.mark.row("N02", "N03")
 @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
 async def test_fin_at_every_byte(framing: Framing, server: FaultServer) -> None:
-    """In the head the connection was lost, in the body the answer is truncated."""
+    """In the head the connection is lost, in the body the response is truncated."""
     answer = Answer(200, BODY, framing=framing, chunk=100)
     head = len(answer.head())
-    async with pooled(pool_size=AT_ONCE) as pool:
-        found = await outcomes(server, pool, answer, Close())
+    async with open_pool(pool_size=AT_ONCE) as pool:
+        results = await outcomes(server, pool, answer, Close())
     rest = len(bytes(answer)) - head
-    assert found == ["ConnectionLost"] * head + ["InvalidResponse truncated"] * rest + [WHOLE]
+    assert results == ["ConnectionLost"] * head + ["InvalidResponse truncated"] * rest + [WHOLE]
 
 
 @pytest.mark.row("N04")
 async def test_fin_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
-    """The sender cannot know: what came is handed on, and its JSON will tell."""
+    """The transport cannot know: it passes the bytes on, and only their JSON shows the end."""
     answer = Answer(200, BODY, framing=Framing.EOF)
     head = len(answer.head())
-    async with pooled(pool_size=AT_ONCE) as pool:
-        found = await outcomes(server, pool, answer, Close())
+    async with open_pool(pool_size=AT_ONCE) as pool:
+        results = await outcomes(server, pool, answer, Close())
         assert pool.stats().reused == 0
-    assert Counter(found[:head]) == {"ConnectionLost": head}
-    assert found[head:] == [f"cut to {length}" for length in range(len(BODY))] + [WHOLE]
+    assert Counter(results[:head]) == {"ConnectionLost": head}
+    assert results[head:] == [f"cut to {length}" for length in range(len(BODY))] + [WHOLE]
 
 
 @pytest.mark.row("N02")
-async def test_fin_at_every_byte_of_a_packed_body(server: FaultServer) -> None:
-    """Also where no length tells: gzip has an end of its own."""
+async def test_fin_at_every_byte_of_a_compressed_body(server: FaultServer) -> None:
+    """Also without a length: gzip marks its own end."""
     answer = gzipped(Answer(200, BODY, framing=Framing.EOF))
     head = len(answer.head())
-    async with pooled(pool_size=AT_ONCE) as pool:
-        found = await outcomes(server, pool, answer, Close())
-    # An empty body is an empty answer in any encoding.
-    assert found[head] == "cut to 0"
-    assert set(found[head + 1 : -1]) == {"InvalidResponse decompression"}
-    assert found[-1] == WHOLE
+    async with open_pool(pool_size=AT_ONCE) as pool:
+        results = await outcomes(server, pool, answer, Close())
+    # An empty body is valid in every encoding.
+    assert results[head] == "cut to 0"
+    assert set(results[head + 1 : -1]) == {"InvalidResponse decompression"}
+    assert results[-1] == WHOLE
 
 
 async def test_a_lost_connection_never_counts_as_unsent(server: FaultServer, pool: ConnectionPool) -> None:
-    """The server may have worked on it."""
+    """The server may have processed the request."""
     server.play(Script([Reset()]), cut(20, Close(), Answer(200, BODY)), cut(500, Reset(), Answer(200, BODY)))
     for _ in range(3):
         with pytest.raises(ConnectionLost) as caught:
-            await pool.send(asking(server))
+            await pool.send(embed_request(server))
         assert (caught.value.sent, caught.value.stale) == ("maybe", False)
         assert caught.value.endpoint == server.base_url

@@ -1,4 +1,4 @@
-"""URLs, origins and proxies, before anything is sent."""
+"""URLs, origins and proxies, before any I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmopt.errors import ConfigError
 from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.transport.pool import ConnectionPool
 from llmopt.transport.urls import Targets, proxy_for, request_origin
-from tests.transport.helpers import failure, request_to
+from tests.transport.helpers import embed_request_to, expect_error
 
 BAD = [
     "http://127.0.0.1:99999/v1",
@@ -45,14 +45,14 @@ BAD = [
     ],
 )
 def test_an_origin_is_scheme_host_and_port(url: str, origin: str) -> None:
-    """Never the path, and host names in their ASCII form."""
+    """Never the path; host names in their ASCII form."""
     assert request_origin(url) == origin
 
 
 @pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
-def test_what_is_no_url_is_refused_in_words(url: str) -> None:
-    """The message holds nothing of it that may be secret."""
+def test_an_invalid_url_is_refused_with_a_message(url: str) -> None:
+    """The message holds no part of it that may be secret."""
     with pytest.raises(ConfigError) as caught:
         request_origin(url)
     assert "canary" not in str(caught.value)
@@ -60,23 +60,23 @@ def test_what_is_no_url_is_refused_in_words(url: str) -> None:
 
 @pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
-async def test_before_any_io(url: str, pool: ConnectionPool) -> None:
-    """No sender tries it."""
-    error = await failure(pool, request_to(url), ConfigError)
+async def test_an_invalid_url_is_refused_before_any_io(url: str, pool: ConnectionPool) -> None:
+    """By every sender."""
+    error = await expect_error(pool, embed_request_to(url), ConfigError)
     assert error.sent == "no"
     assert pool.stats().created == 0
 
 
 @pytest.mark.row("S03")
 @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1", "127.0.0.256"])
-async def test_addresses_in_odd_forms_are_refused(host: str, pool: ConnectionPool) -> None:
-    """What one program takes for a name another takes for 127.0.0.1."""
-    error = await failure(pool, request_to(f"http://{host}:9"), ConfigError)
+async def test_addresses_in_unusual_forms_are_refused(host: str, pool: ConnectionPool) -> None:
+    """One program reads them as names, another as 127.0.0.1."""
+    error = await expect_error(pool, embed_request_to(f"http://{host}:9"), ConfigError)
     assert error.sent == "no"
 
 
-def test_the_same_url_is_worked_out_once() -> None:
-    """And a stream of ever new ones does not pile up."""
+def test_a_url_is_parsed_once() -> None:
+    """The cache of many different URLs stays small."""
     targets = Targets()
     first = targets.get("http://127.0.0.1:8000/v1")
     assert targets.get("http://127.0.0.1:8000/v1") is first
@@ -106,7 +106,9 @@ class TestProxies:
             ("https://a.example", {"HTTPS_PROXY": ""}, None),
         ],
     )
-    def test_by_scheme(self, origin: str, environment: dict[str, str], url: str | None) -> None:
+    def test_the_proxy_depends_on_the_scheme(
+        self, origin: str, environment: dict[str, str], url: str | None
+    ) -> None:
         """HTTP_PROXY and HTTPS_PROXY, and no other variable."""
         proxy = proxy_for(origin, environment)
         assert (proxy and proxy.url) == url
@@ -135,12 +137,12 @@ class TestProxies:
             ("http://a.example", ",", False),
         ],
     )
-    def test_exceptions(self, origin: str, excepted: str, straight: bool) -> None:
-        """NO_PROXY lists hosts with what is below, ports, addresses and networks."""
+    def test_no_proxy_exceptions(self, origin: str, excepted: str, straight: bool) -> None:
+        """Hosts with their subdomains, ports, addresses and networks."""
         proxy = proxy_for(origin, {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": excepted})
         assert (proxy is None) == straight
 
-    def test_credentials_become_a_header_and_are_shown_nowhere(self) -> None:
+    def test_credentials_become_a_header_and_are_not_shown(self) -> None:
         """Neither in the URL nor in the representation."""
         proxy = proxy_for("https://a.example", {"HTTPS_PROXY": "http://us%20er:s%3Acret@proxy:3128"})
         assert proxy is not None
@@ -152,8 +154,8 @@ class TestProxies:
     @pytest.mark.parametrize(
         "value", ["socks5://u:canary@proxy", "http://u:canary@", "http://u:canary@h:port"]
     )
-    def test_an_unusable_proxy_is_said_without_its_password(self, value: str) -> None:
-        """The variable is named, its value is not."""
+    def test_an_unusable_proxy_is_reported_without_its_password(self, value: str) -> None:
+        """The error names the variable, not its value."""
         with pytest.raises(ConfigError, match="HTTPS_PROXY") as caught:
             proxy_for("https://a.example", {"HTTPS_PROXY": value})
         assert "canary" not in str(caught.value)
@@ -161,8 +163,8 @@ class TestProxies:
 
 @pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
-async def test_over_a_foreign_transport(url: str) -> None:
-    """The same words, and never one of httpx's exception groups."""
+async def test_errors_of_a_custom_transport_have_the_same_messages(url: str) -> None:
+    """Never one of httpx's exception groups."""
     sender = HttpxSender(httpx.AsyncHTTPTransport())
-    await failure(sender, request_to(url), ConfigError)
+    await expect_error(sender, embed_request_to(url), ConfigError)
     await sender.aclose()

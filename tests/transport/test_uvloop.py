@@ -1,4 +1,4 @@
-"""uvloop: the same behaviour, one test for each thing that touches sockets."""
+"""uvloop: the same behaviour, one test for each thing that uses sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ from tests.support.faults import (
     serving,
 )
 from tests.support.faults.script import Reset, Script
-from tests.transport.helpers import Suspensions, asking, failure, pooled, request_to, texts_of
+from tests.transport.helpers import (
+    CancelAtSuspension,
+    count_vectors,
+    embed_request,
+    embed_request_to,
+    expect_error,
+    open_pool,
+)
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -32,11 +39,11 @@ Test = Callable[[ServerThread, ConnectionPool], Coroutine[Any, Any, None]]
 
 
 def on_uvloop(test: Test) -> None:
-    """Run a test there, with the server on a loop of its own."""
+    """Run a test on uvloop, with the server on another loop."""
     with serving() as thread:
 
         async def run() -> None:
-            async with pooled(pool_size=4) as pool:
+            async with open_pool(pool_size=4) as pool:
                 await test(thread, pool)
 
         uvloop.run(run())
@@ -50,7 +57,7 @@ def test_requests_and_reuse() -> None:
     async def test(thread: ServerThread, pool: ConnectionPool) -> None:
         thread.server.default(lambda request: Answer(200, request.body))
         bodies = [bytes([n]) * size for n, size in enumerate((0, 1, 70_000, 3_000_000) * 5)]
-        requests = [asking(thread.server, body=body, pool_timeout=None) for body in bodies]
+        requests = [embed_request(thread.server, body=body, pool_timeout=None) for body in bodies]
         answers = await asyncio.gather(*map(pool.send, requests))
         assert [answer.body for answer in answers] == bodies
         assert pool.stats().created == 4
@@ -59,26 +66,26 @@ def test_requests_and_reuse() -> None:
 
 
 def test_faults() -> None:
-    """Refused, reset, timed out, unasked bytes, closed while kept."""
+    """Refused, reset, timed out, unsolicited bytes, closed while kept."""
 
     async def test(thread: ServerThread, pool: ConnectionPool) -> None:
         server = thread.server
         with refused_port() as port:
-            error = await failure(pool, request_to(f"http://127.0.0.1:{port}"), ConnectFailed)
+            error = await expect_error(pool, embed_request_to(f"http://127.0.0.1:{port}"), ConnectFailed)
         assert error.cause == "refused"
         server.play(Script([Reset()]))
-        await failure(pool, asking(server), ConnectionLost)
+        await expect_error(pool, embed_request(server), ConnectionLost)
         server.play(Script([Stall()]))
-        await failure(pool, asking(server, timeout=0.05), AttemptTimeout)
+        await expect_error(pool, embed_request(server, timeout=0.05), AttemptTimeout)
         find_fault("N06", "another answer in the same segment").inject(server)
         for _ in range(2):
-            assert texts_of(await pool.send(asking(server))) == 1
+            assert count_vectors(await pool.send(embed_request(server))) == 1
         assert pool.stats().reused == 0
         for _ in range(20):
-            assert texts_of(await pool.send(asking(server))) == 1
+            assert count_vectors(await pool.send(embed_request(server))) == 1
             await asyncio.to_thread(thread.call, server.drop_idle)
         find_fault("N05", "length too long, then FIN").inject(server)
-        assert (await failure(pool, asking(server), InvalidResponse)).reason == "truncated"
+        assert (await expect_error(pool, embed_request(server), InvalidResponse)).reason == "truncated"
 
     on_uvloop(test)
 
@@ -88,11 +95,11 @@ def test_cancelled_at_every_suspension() -> None:
 
     async def test(thread: ServerThread, pool: ConnectionPool) -> None:
         for number in itertools.count(1):
-            sweep = Suspensions(number)
-            task = sweep.start(pool.send(asking(thread.server)))
+            sweep = CancelAtSuspension(number)
+            task = sweep.start(pool.send(embed_request(thread.server)))
             await asyncio.wait([task])
             assert pool.stats().in_use == 0
-            assert texts_of(await pool.send(asking(thread.server))) == 1
+            assert count_vectors(await pool.send(embed_request(thread.server))) == 1
             if not sweep.reached:
                 break
 
@@ -101,12 +108,12 @@ def test_cancelled_at_every_suspension() -> None:
 
 @pytest.mark.row("C08")
 def test_one_run_after_the_other() -> None:
-    """And an asyncio run after those, silently."""
+    """And an asyncio run after those, without a warning."""
     with serving() as thread:
         pool = ConnectionPool()
 
         async def use() -> None:
-            assert texts_of(await pool.send(asking(thread.server))) == 1
+            assert count_vectors(await pool.send(embed_request(thread.server))) == 1
 
         uvloop.run(use())
         uvloop.run(use())
@@ -126,7 +133,7 @@ def test_tls() -> None:
 
         async def use() -> None:
             for _ in range(2):
-                assert texts_of(await pool.send(asking(thread.server))) == 1
+                assert count_vectors(await pool.send(embed_request(thread.server))) == 1
 
         uvloop.run(use())
         uvloop.run(use())

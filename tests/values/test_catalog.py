@@ -1,4 +1,4 @@
-"""Lists of models as bytes, and back."""
+"""Lists of models encoded as bytes, and decoded."""
 
 from __future__ import annotations
 
@@ -40,67 +40,66 @@ _MODELS = st.builds(
 
 @settings(deadline=None)
 @given(st.lists(_MODELS, max_size=5))
-def test_what_was_packed_comes_back(models: list[Model]) -> None:
-    """Field by field, the provider's own entry too."""
-    found = decode_models(encode_models(models), provider="p")
-    assert found == models
-    assert list(found) == models
-    assert [dict(model.raw) for model in found] == [dict(model.raw) for model in models]
+def test_encoded_models_are_decoded_unchanged(models: list[Model]) -> None:
+    """Field by field, with the provider's own entry."""
+    decoded = decode_models(encode_models(models), provider="p")
+    assert decoded == models
+    assert list(decoded) == models
+    assert [dict(model.raw) for model in decoded] == [dict(model.raw) for model in models]
 
 
-def some(count: int) -> list[Model]:
+def models_of(count: int) -> list[Model]:
     return [Model(id=f"m{number}", provider="p", raw={"n": number}) for number in range(count)]
 
 
-def test_a_model_is_made_when_it_is_looked_at() -> None:
+def test_a_model_is_decoded_at_its_first_access() -> None:
     """And once."""
-    found = decode_models(encode_models(some(1000)), provider="p")
-    assert len(found) == 1000
-    made = [model for model in found._models if model is not None]
+    decoded = decode_models(encode_models(models_of(1000)), provider="p")
+    assert len(decoded) == 1000
+    made = [model for model in decoded._models if model is not None]
     assert len(made) <= 1
-    assert found[500] is found[500]
-    assert found[-1].id == "m999"
-    assert len([model for model in found._models if model is not None]) <= 3
-    assert [model.id for model in found[10:12]] == ["m10", "m11"]
-    assert found[5].raw == {"n": 5}
+    assert decoded[500] is decoded[500]
+    assert decoded[-1].id == "m999"
+    assert len([model for model in decoded._models if model is not None]) <= 3
+    assert [model.id for model in decoded[10:12]] == ["m10", "m11"]
+    assert decoded[5].raw == {"n": 5}
 
 
-def test_what_was_just_packed_is_not_looked_into() -> None:
-    """Before somebody looks; then it is as any other."""
-    models = some(3)
-    found = decode_models(memoryview(encode_models(models)), provider="p", count=3)
-    assert (len(found), found._encoded) == (3, None)
-    assert (found[-1].id, list(found)) == ("m2", models)
-    assert pickle.loads(pickle.dumps(found)) == models
+def test_a_list_with_a_known_count_is_decoded_at_its_first_access() -> None:
+    """Then it is like any other."""
+    models = models_of(3)
+    decoded = decode_models(memoryview(encode_models(models)), provider="p", count=3)
+    assert (len(decoded), decoded._encoded) == (3, None)
+    assert (decoded[-1].id, list(decoded)) == ("m2", models)
+    assert pickle.loads(pickle.dumps(decoded)) == models
     with pytest.raises(IndexError):
-        _ = found[-4]
+        _ = decoded[-4]
 
 
-def test_the_provider_s_entry_goes_in_as_it_came() -> None:
-    """Letter by letter."""
+def test_the_providers_entry_is_stored_byte_by_byte() -> None:
     text = b'{ "id" : "a", "n" : 1e400 }'
     for raw in (text, msgspec.Raw(text)):
-        (found,) = decode_models(encode_models([Model(id="a", raw=LazyJsonObject(raw))]), provider="p")
-        assert isinstance(found.raw, LazyJsonObject)
-        assert found.raw.text == text
+        (decoded,) = decode_models(encode_models([Model(id="a", raw=LazyJsonObject(raw))]), provider="p")
+        assert isinstance(decoded.raw, LazyJsonObject)
+        assert decoded.raw.text == text
 
 
-def test_it_is_a_sequence_like_any() -> None:
-    """Of a catalogue's."""
-    models = some(3)
-    found = decode_models(encode_models(models), provider="p")
-    catalogue = Catalog(provider="p", models=found)
-    assert catalogue == Catalog(provider="p", models=tuple(models))
-    assert hash(found) == hash(tuple(models))
-    assert catalogue[0] == models[0]
-    assert catalogue[1:] == tuple(models[1:])
-    assert models[2] in found
-    assert found != models[:2]
-    assert found != "m0"
-    assert pickle.loads(pickle.dumps(found)) == models
-    assert encode_models(found) is found.data
+def test_decoded_models_are_a_sequence() -> None:
+    """As in a catalog."""
+    models = models_of(3)
+    decoded = decode_models(encode_models(models), provider="p")
+    catalog = Catalog(provider="p", models=decoded)
+    assert catalog == Catalog(provider="p", models=tuple(models))
+    assert hash(decoded) == hash(tuple(models))
+    assert catalog[0] == models[0]
+    assert catalog[1:] == tuple(models[1:])
+    assert models[2] in decoded
+    assert decoded != models[:2]
+    assert decoded != "m0"
+    assert pickle.loads(pickle.dumps(decoded)) == models
+    assert encode_models(decoded) is decoded.data
     with pytest.raises(IndexError):
-        _ = found[3]
+        _ = decoded[3]
 
 
 @pytest.mark.parametrize(
@@ -117,25 +116,24 @@ def test_it_is_a_sequence_like_any() -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_list_is_refused(data: bytes) -> None:
-    """So that a store can take it for a miss."""
+def test_bytes_that_are_no_list_are_refused(data: bytes) -> None:
+    """A store can treat the ValueError as a cache miss."""
     with pytest.raises(ValueError, match="not an encoded list of models"):
         decode_models(data, provider="p")
 
 
 @pytest.mark.parametrize("wrong", [{"id": 7}, {"id": "a", "created": "x"}, {"id": "a", "kind": "odd"}])
-def test_what_cannot_come_back_is_not_packed(wrong: dict[str, Any]) -> None:
+def test_invalid_models_are_not_encoded(wrong: dict[str, Any]) -> None:
     """A plugin may have put anything into a field."""
     with pytest.raises(ValueError, match="cannot be encoded"):
         encode_models([Model(id="fine"), Model(**wrong)])
 
 
-def test_a_raw_entry_that_json_has_not() -> None:
-    """Is left out; the model stays."""
-    (found,) = decode_models(encode_models([Model(id="a", raw={"x": object()})]), provider="p")
-    assert (found.id, found.raw) == ("a", {})
+def test_a_raw_entry_that_is_no_json_is_left_out() -> None:
+    """The model stays."""
+    (decoded,) = decode_models(encode_models([Model(id="a", raw={"x": object()})]), provider="p")
+    assert (decoded.id, decoded.raw) == ("a", {})
 
 
-def test_an_empty_list() -> None:
-    """Is one."""
+def test_an_empty_list_is_valid() -> None:
     assert list(StoredModels(b"[]", "p")) == []
