@@ -137,4 +137,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreaker = BreakerMachine.TestCase
-TestBreaker.settings = settings(max_examples=scaled(100, nightly=300), stateful_step_count=40, deadline=None)
+TestBreaker.settings = settings(max_examples=scaled(60, nightly=300), stateful_step_count=40, deadline=None)

@@ -504,7 +504,7 @@ def schedule(seed: int) -> None:
 
 
 @pytest.mark.row("C03")
-@pytest.mark.parametrize("block", range(scaled(3, nightly=10)))
+@pytest.mark.parametrize("block", range(scaled(1, nightly=10)))
 def test_no_slot_is_lost_in_random_schedules(block: int) -> None:
     """Every order of a grant, a cancellation and a deadline."""
     for seed in range(block * 1000, block * 1000 + 1000):

@@ -165,5 +165,5 @@ class ConcurrencyMachine(RuleBasedStateMachine):
 
 TestConcurrency = ConcurrencyMachine.TestCase
 TestConcurrency.settings = settings(
-    max_examples=scaled(60, nightly=150), stateful_step_count=40, deadline=None
+    max_examples=scaled(40, nightly=150), stateful_step_count=40, deadline=None
 )

@@ -181,6 +181,6 @@ class LimiterMachine(RuleBasedStateMachine):
 
 
 LimiterMachine.TestCase.settings = settings(
-    max_examples=scaled(60, nightly=150), stateful_step_count=30, deadline=None
+    max_examples=scaled(40, nightly=150), stateful_step_count=30, deadline=None
 )
 TestLimiter = LimiterMachine.TestCase

@@ -7,10 +7,12 @@ buckets and has no latency."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -203,14 +205,18 @@ def simulate(
 HIGHER = (6_000.0, 1_000_000.0)
 EQUAL = (RPM, TPM)
 UNKNOWN = (None, None)
-configured = pytest.mark.parametrize("limits", [EQUAL, HIGHER, UNKNOWN], ids=["equal", "higher", "unknown"])
-sizes = pytest.mark.parametrize("mean", [50, 160, 400])
-seeds = pytest.mark.parametrize("seed", [1, 2] if NIGHTLY else [1])
+SIZES = (50, 160, 400)
+SEEDS = (1, 2)
 
 
-@seeds
-@sizes
-@configured
+def cases(*axis: Any) -> list[tuple[Any, ...]]:
+    """Seeds, sizes and the values of an axis: every combination at night, otherwise each value once."""
+    if NIGHTLY:
+        return list(itertools.product(SEEDS, SIZES, axis))
+    return [(1, SIZES[number % len(SIZES)], value) for number, value in enumerate(axis)]
+
+
+@pytest.mark.parametrize(("seed", "mean", "limits"), cases(EQUAL, HIGHER, UNKNOWN))
 def test_one_client_with_correct_headers(
     seed: int, mean: float, limits: tuple[float | None, float | None]
 ) -> None:
@@ -220,9 +226,7 @@ def test_one_client_with_correct_headers(
     assert outcome.refused <= 1 / 200, outcome
 
 
-@seeds
-@sizes
-@pytest.mark.parametrize("hint", ["none", "seconds", "milliseconds"])
+@pytest.mark.parametrize(("seed", "mean", "hint"), cases("none", "seconds", "milliseconds"))
 def test_four_clients_without_coordination(seed: int, mean: float, hint: str) -> None:
     """At least 85 %, at most 1 of 20 refused, and no client starves."""
     outcome = simulate(seed, mean, clients=4, hint=hint)
@@ -231,20 +235,21 @@ def test_four_clients_without_coordination(seed: int, mean: float, hint: str) ->
     assert min(outcome.each) >= 0.03 * sum(outcome.each), outcome
 
 
-@seeds
-@sizes
-@pytest.mark.parametrize("limits", [HIGHER, UNKNOWN], ids=["higher", "unknown"])
-@pytest.mark.parametrize("hint", ["none", "seconds"])
+@pytest.mark.parametrize(
+    ("seed", "mean", "case"),
+    cases(("none", HIGHER), ("seconds", HIGHER), ("none", UNKNOWN), ("seconds", UNKNOWN)),
+)
 def test_refusals_without_headers(
-    seed: int, mean: float, hint: str, limits: tuple[float | None, float | None]
+    seed: int, mean: float, case: tuple[str, tuple[float | None, float | None]]
 ) -> None:
     """At least 90 % and at most 1 of 20 refused, with the limit unknown or configured ten times too high."""
-    outcome = simulate(seed, mean, rpm=limits[0], tpm=limits[1], headers=False, hint=hint, workers=16)
+    hint, (rpm, tpm) = case
+    outcome = simulate(seed, mean, rpm=rpm, tpm=tpm, headers=False, hint=hint, workers=16)
     assert outcome.throughput >= 0.90, outcome
     assert outcome.refused <= 1 / 20, outcome
 
 
-@sizes
+@pytest.mark.parametrize("mean", SIZES if NIGHTLY else (160,))
 def test_a_correct_configured_limit_needs_no_headers(mean: float) -> None:
     """A large text may still turn out larger than estimated."""
     outcome = simulate(3, mean, headers=False)

@@ -9,6 +9,7 @@ import pytest
 
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.scale import scaled
 
 RPM, TPM = 600.0, 60_000.0
 BURST_REQUESTS, BURST_TOKENS = RPM / 60, 5 * TPM / 60
@@ -29,7 +30,7 @@ def most_in_any_window(grants: list[tuple[float, float]], rate: float, burst: fl
 
 
 @pytest.mark.row("L01")
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(scaled(4, nightly=8)))
 def test_no_window_exceeds_the_limit_and_the_queue_keeps_its_order(seed: int) -> None:
     """Random arrivals, sizes, cancellations and refunds: never too much, never out of order, never idle."""
     dice = random.Random(seed)

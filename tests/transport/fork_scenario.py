@@ -1,7 +1,7 @@
 """A program that test_fork.py runs: it forks with a warm pool and counts wrong responses.
 
-``python -m tests.transport.fork_scenario MODE PORT LOOP`` prints one JSON line per process: its wrong bodies and its
-connections; the parent's line is the last."""
+``python -m tests.transport.fork_scenario LOOP PORT MODE...`` runs one mode after the other and prints one JSON line per
+process: its mode, its wrong bodies and its connections; the parent's line is the last of its mode."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ async def calls(pool: ConnectionPool, port: int, count: int = CALLS) -> int:
     return wrong
 
 
-def report(pool: ConnectionPool, wrong: int) -> None:
+def report(pool: ConnectionPool, mode: str, wrong: int) -> None:
     stats = pool.stats()
-    line = json.dumps({"wrong": wrong, "created": stats.created, "reused": stats.reused})
+    line = json.dumps({"mode": mode, "wrong": wrong, "created": stats.created, "reused": stats.reused})
     os.write(1, line.encode() + b"\n")
 
 
-def child(pool: ConnectionPool, port: int) -> None:
+def child(pool: ConnectionPool, port: int, mode: str) -> None:
     """What a forked process does with the pool that it inherited."""
 
     async def use() -> int:
         wrong = await calls(pool, port)
-        report(pool, wrong)
+        report(pool, mode, wrong)
         await pool.aclose()
         return wrong
 
     run(use())
 
 
-def forked(pool: ConnectionPool, port: int) -> int:
+def forked(pool: ConnectionPool, port: int, mode: str) -> int:
     pid = os.fork()
     if pid == 0:
         code = 1
         with contextlib.suppress(BaseException):
-            child(pool, port)
+            child(pool, port, mode)
             code = 0
         os._exit(code)
     return pid
@@ -83,12 +83,12 @@ def run(work: Any) -> Any:
     return asyncio.run(work)
 
 
-async def in_flight(pool: ConnectionPool, port: int) -> int:
+async def in_flight(pool: ConnectionPool, port: int, mode: str) -> int:
     """Fork while requests are in flight, in the middle of the loop's work."""
     task = asyncio.create_task(calls(pool, port))
     while not pool.stats().in_use:
         await asyncio.sleep(0)
-    pid = forked(pool, port)
+    pid = forked(pool, port, mode)
     wrong = await task
     join(pid)
     return wrong + await calls(pool, port)
@@ -99,11 +99,11 @@ async def fork_warm_pool(pool: ConnectionPool, port: int, mode: str) -> int:
     wrong = await calls(pool, port)
     if mode == "thread":
         pids: list[int] = []
-        thread = threading.Thread(target=lambda: pids.append(forked(pool, port)))
+        thread = threading.Thread(target=lambda: pids.append(forked(pool, port, mode)))
         thread.start()
         await asyncio.get_running_loop().run_in_executor(None, thread.join)
     else:
-        pids = [forked(pool, port) for _ in range(8 if mode == "eight" else 1)]
+        pids = [forked(pool, port, mode) for _ in range(8 if mode == "eight" else 1)]
     if mode == "child only":
         join(*pids)
         return wrong + await calls(pool, port)
@@ -112,10 +112,10 @@ async def fork_warm_pool(pool: ConnectionPool, port: int, mode: str) -> int:
     return wrong + await calls(pool, port)
 
 
-async def processes(pool: ConnectionPool, port: int) -> int:
+async def processes(pool: ConnectionPool, port: int, mode: str) -> int:
     """The same with multiprocessing."""
     wrong = await calls(pool, port)
-    process = multiprocessing.get_context("fork").Process(target=child, args=(pool, port))
+    process = multiprocessing.get_context("fork").Process(target=child, args=(pool, port, mode))
     process.start()
     wrong += await calls(pool, port)
     process.join()
@@ -126,10 +126,11 @@ async def processes(pool: ConnectionPool, port: int) -> int:
 async def main(mode: str, port: int) -> None:
     pool = ConnectionPool(pool_size=AT_ONCE)
     scenes = {"in flight": in_flight, "multiprocessing": processes}
-    wrong = await (scenes[mode](pool, port) if mode in scenes else fork_warm_pool(pool, port, mode))
-    report(pool, wrong)
+    wrong = await scenes.get(mode, fork_warm_pool)(pool, port, mode)
+    report(pool, mode, wrong)
     await pool.aclose()
 
 
 if __name__ == "__main__":
-    run(main(sys.argv[1], int(sys.argv[2])))
+    for each in sys.argv[3:]:
+        run(main(each, int(sys.argv[2])))

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,30 +22,29 @@ MODES = {"child only": 1, "both": 1, "eight": 8, "thread": 1, "in flight": 1, "m
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """The port of an echo server that all tests of this module share."""
-    with echo_server() as number:
-        yield number
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def reports(request: pytest.FixtureRequest) -> dict[str, list[dict[str, Any]]]:
+    """The reports of every mode on one kind of event loop; the parent's report is the last of its mode."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    command = [sys.executable, "-W", "error", "-m", "tests.transport.fork_scenario", request.param]
+    with echo_server() as port:
+        done = subprocess.run(
+            [*command, str(port), *MODES], cwd=ROOT, capture_output=True, timeout=100, check=False
+        )
+    assert done.stderr.decode() == ""
+    assert done.returncode == 0
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {mode: [line for line in lines if line["mode"] == mode] for mode in MODES}
 
 
 @pytest.mark.row("C09")
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("mode", MODES)
-def test_parent_and_children_get_their_own_responses(mode: str, loop: str, port: int) -> None:
+def test_parent_and_children_get_their_own_responses(
+    mode: str, reports: dict[str, list[dict[str, Any]]]
+) -> None:
     """The children start without connections, and the parent keeps all of its own."""
-    if loop == "uvloop":
-        pytest.importorskip("uvloop")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.transport.fork_scenario", mode, str(port), loop],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.stderr.decode() == ""
-    assert done.returncode == 0
-    *children, parent = [json.loads(line) for line in done.stdout.splitlines()]
+    *children, parent = reports[mode]
     assert [line["wrong"] for line in children] == [0] * MODES[mode]
     assert all(line["created"] == AT_ONCE for line in children)
     assert parent["wrong"] == 0
