@@ -77,7 +77,7 @@ def test_without_a_limit_and_with_few_requests_no_rate_is_learned() -> None:
     assert not it.active
     requests = run(it, 10.5, 16.5, 8.0, before=1.0)
     assert cut(it, 16.5, requests)
-    # 48 in the six seconds and a half since the bucket was empty.
+    # 48 requests in the 6.5 seconds since the bucket was empty.
     assert it.rates(22.5)[0] == pytest.approx(48 / 6.5)
 
 
@@ -141,10 +141,10 @@ def test_tokens_are_measured_when_requests_were_large() -> None:
     for second in range(1, 10):
         it.add_sample(float(second), (10.0, 1_000.0))
     assert it.cut(10.0, 10.0, 10.0, (11.0, 9_000.0), FREE)
-    # One request of 8,000 tokens among ten of 100: by tokens it was more than by requests.
+    # One request of 8,000 tokens among ten of 100: the tokens show a higher use than the requests.
     weight = math.exp(-9 / 60)
     each = (1_000 * weight + 8_000) / (10 * weight + 1)
-    # In the two seconds since the last note but one, as shorter stretches than a burst tell nothing.
+    # In the two seconds since the last sample but one; an interval shorter than a burst is not measured.
     assert plateau(it)[0] == pytest.approx(8_000 / each / (2 + 5))
 
 
@@ -165,7 +165,7 @@ def test_fewer_than_five_requests_since_the_anchor_are_not_measured() -> None:
         assert plateau(it)[0] == pytest.approx(max(0.5, expected))
 
 
-# One overload, many refusals
+# Several refusals from one overload
 
 
 def test_refusals_count_once_a_second() -> None:
@@ -218,7 +218,7 @@ def test_a_refused_request_is_removed_from_the_samples_since_it_was_sent() -> No
     assert it._samples[-1] == (3.0, 29.0, 2_930.0)
 
 
-# Soon after another
+# A refusal soon after another
 
 
 def test_soon_after_a_reliable_measurement_the_rate_falls_by_fifteen_percent() -> None:
@@ -230,11 +230,11 @@ def test_soon_after_a_reliable_measurement_the_rate_falls_by_fifteen_percent() -
     assert cut(it, 18.0, requests, (8.0, math.inf))
     assert it.repeated
     assert plateau(it)[0] == pytest.approx(8.0 * 0.85)
-    # And once more, as what it rests on is still that measurement.
+    # The same again, because the rate still comes from that measurement.
     requests = run(it, 18.5, 19.5, 8.0, before=requests + 4)
     assert cut(it, 19.5, requests, (8.0, math.inf))
     assert plateau(it)[0] == pytest.approx(8.0 * 0.85 * 0.85)
-    # Four seconds from where the bucket was empty are measured again.
+    # Four seconds after the bucket was empty the rate is measured again.
     requests = run(it, 20.0, 20.5, 8.0, before=requests + 4)
     assert cut(it, 20.5, requests, (8.0, math.inf))
     assert plateau(it)[0] == pytest.approx(8.0 * 0.7)
@@ -275,7 +275,7 @@ def test_the_anchor_stays_for_four_seconds() -> None:
         assert len(it._samples) == (3 if kept else 1)
 
 
-# Notes
+# Samples
 
 
 def test_samples_are_taken_every_half_second() -> None:
@@ -331,7 +331,7 @@ def test_tokens_per_request_are_those_of_the_last_minute() -> None:
     assert it._mix == (pytest.approx(10 * weight + 10), pytest.approx(1_000 * weight + 10_000))
 
 
-# The end
+# Forgetting the rate
 
 
 def test_the_rate_is_forgotten_when_the_curve_exceeds_a_thousand_times_it() -> None:

@@ -193,7 +193,7 @@ def test_a_stated_limit_of_one_is_kept() -> None:
     assert size.size == 1
 
 
-# --- timeouts ----------------------------------------------------------------------------------------------
+# --- timeouts -----------------------------------------------------------------------------------------------
 
 
 def test_two_timeouts_in_a_row_halve_the_size() -> None:
@@ -402,7 +402,7 @@ def test_a_successful_batch_of_the_refused_size_removes_the_refusal() -> None:
         assert size.size == 100
 
 
-# --- a server that accepts 64 texts --------------------------------------------------------------------------------
+# --- a server that accepts 64 texts -------------------------------------------------------------------------
 
 
 def test_an_unstated_limit_of_64_costs_at_most_7_requests_for_200_texts() -> None:

@@ -124,7 +124,7 @@ def test_the_defaults() -> None:
     )
 
 
-# --- opening ----------------------------------------------------------------------------------------------
+# --- opening ------------------------------------------------------------------------------------------------
 
 
 def test_a_circuit_starts_closed() -> None:
@@ -139,13 +139,13 @@ def test_a_circuit_starts_closed() -> None:
 @pytest.mark.parametrize(
     ("results", "state"),
     [
-        ("f" * 9, "closed"),  # too few calls to tell
+        ("f" * 9, "closed"),  # too few calls
         ("f" * 10, "open"),
         ("sssss" + "fffff", "open"),  # half of ten
         ("ssssss" + "ffff", "closed"),
         ("ssssss" + "fffff", "closed"),  # 5 of 11
         ("ssssss" + "ffffff", "open"),  # 6 of 12
-        ("f" * 9 + "n" * 50, "closed"),  # neutral results are no calls
+        ("f" * 9 + "n" * 50, "closed"),  # neutral results do not count as calls
         ("f" * 9 + "n" * 50 + "f", "open"),
         ("ffff" + "s" * 7, "closed"),
         ("f" * 5 + "s" * 5, "closed"),  # a success never opens
@@ -246,7 +246,7 @@ def test_the_ring_of_buckets_wraps_exactly() -> None:
         assert window.calls == left, jump
 
 
-# --- resting ----------------------------------------------------------------------------------------------
+# --- open ---------------------------------------------------------------------------------------------------
 
 
 def test_an_open_circuit_refuses_and_gives_the_remaining_time() -> None:
@@ -337,7 +337,7 @@ def test_the_first_outage_does_not_grow() -> None:
     assert breaker.retry_in() == 5.0
 
 
-# --- late results -----------------------------------------------------------------------------------------
+# --- late results -------------------------------------------------------------------------------------------
 
 
 def test_results_from_before_the_circuit_opened_are_ignored() -> None:
@@ -355,7 +355,7 @@ def test_results_from_before_the_circuit_opened_are_ignored() -> None:
     early[2].failure()
     early[3].success()
     assert circuit.state() == "half_open"
-    assert circuit.breaker.acquire() is None  # the probe is still under way
+    assert circuit.breaker.acquire() is None  # the probe is still in flight
     probe.success()
     circuit.run("s")
     assert circuit.state() == "closed"
@@ -384,7 +384,7 @@ def test_results_from_before_an_earlier_break_are_ignored() -> None:
         kept.append(circuit.permit())
 
 
-# --- half open --------------------------------------------------------------------------------------------
+# --- half open ----------------------------------------------------------------------------------------------
 
 
 def test_a_half_open_circuit_admits_one_probe_at_a_time() -> None:
@@ -492,7 +492,7 @@ def test_an_expired_probe_counts_until_another_probe_starts() -> None:
     assert circuit.state() == "open"
 
 
-# --- events -----------------------------------------------------------------------------------------------
+# --- events -------------------------------------------------------------------------------------------------
 
 
 def test_transitions_are_reported() -> None:
@@ -532,7 +532,7 @@ def test_a_listener_sees_the_new_state() -> None:
     assert seen == ["open"]
 
 
-# --- the pair ---------------------------------------------------------------------------------------------
+# --- the pair -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,12 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(target=permits, timeout=st.sampled_from([0.0, 1.0, 60.0]))
     def acquire(self, timeout: float) -> Any:
         expected = self.model.acquire(self.clock.now(), timeout)
-        got = self.breaker.acquire(timeout)
-        if got is None:
+        permit = self.breaker.acquire(timeout)
+        if permit is None:
             assert expected is None
             return multiple()
         assert expected is not None
-        return got, expected
+        return permit, expected
 
     @rule(permit=consumes(permits), result=st.sampled_from(["success", "failure", "failure", "neutral"]))
     def settle(self, permit: Any, result: Any) -> None:
@@ -118,10 +118,10 @@ class BreakerMachine(RuleBasedStateMachine):
     def burst(self, times: int, result: Any) -> None:
         for _ in range(times):
             expected = self.model.acquire(self.clock.now(), 1.0)
-            got = self.breaker.acquire(1.0)
-            assert (got is None) == (expected is None)
-            if got is not None:
-                self.settle((got, expected), result)
+            permit = self.breaker.acquire(1.0)
+            assert (permit is None) == (expected is None)
+            if permit is not None:
+                self.settle((permit, expected), result)
 
     @invariant()
     def agree(self) -> None:

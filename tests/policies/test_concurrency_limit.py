@@ -173,7 +173,7 @@ def test_only_the_first_release_of_a_slot_counts() -> None:
     assert concurrency.limit == 2.5
 
 
-# --- the line -----------------------------------------------------------------------------------------------
+# --- the queue ----------------------------------------------------------------------------------------------
 
 
 def test_waiters_are_served_in_order() -> None:
@@ -319,9 +319,9 @@ def test_a_waiter_being_cancelled_is_not_granted_a_slot() -> None:
     async def main(clock: SimulatedClock) -> None:
         concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)
-        gone, next_one = (asyncio.ensure_future(concurrency.acquire()) for _ in "ab")
+        cancelled, next_one = (asyncio.ensure_future(concurrency.acquire()) for _ in "ab")
         await asyncio.sleep(0)
-        gone.cancel()
+        cancelled.cancel()
         slot.release()
         assert concurrency.in_flight == 1
         (await next_one).release()
@@ -459,7 +459,7 @@ def test_ten_thousand_cancelled_waiters_leave_an_empty_queue() -> None:
     run_simulated(main)
 
 
-# --- seeded schedules ---------------------------------------------------------------------------------------
+# --- random schedules ---------------------------------------------------------------------------------------
 
 
 def schedule(seed: int) -> None:

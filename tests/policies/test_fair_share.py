@@ -42,7 +42,7 @@ def test_a_client_starts_uncontended_with_the_whole_limit() -> None:
     assert repr(share) == "FairShare(1.00, others=0.00)"
 
 
-# The first answer
+# The first sample
 
 
 def test_a_first_sample_with_only_our_requests_keeps_the_whole_limit() -> None:
@@ -97,7 +97,7 @@ def test_missing_capacity_was_used_by_others() -> None:
     weight = math.exp(-0.5 / 5)
     assert share._others == pytest.approx(0.5 * weight + (4 / 0.5 / 10) * (1 - weight))
     assert not share.uncontended
-    # No deeper than it was ever seen: of a bucket that held five, six cannot be gone.
+    # No deeper than any sample showed: of a bucket that held five, six cannot be missing.
     share = shared_limit()
     share._max_remaining = 5.0
     share._last = sample(0.0, 5.0, 0.0)
@@ -113,7 +113,7 @@ def test_a_bucket_that_may_have_overflowed_is_ignored_under_contention() -> None
     share = shared_limit()
     share._last = sample(0.0, 5.0, 0.0)
     see(share, sample(0.5, 5.0, 0.0))
-    # Exactly full it may be and is counted: nothing but the inflow of half a second is missing.
+    # A level of exactly full counts: only the inflow of half a second is missing.
     weight = math.exp(-0.1)
     assert share._others == pytest.approx(0.5 * weight + (5 / 0.5 / 10) * (1 - weight))
 
@@ -125,7 +125,7 @@ def test_an_uncontended_client_learns_from_a_full_bucket_too() -> None:
     assert share._others == 0.0
     assert share.uncontended
     see(share, sample(2.0, 6.0, 3.0))
-    # Full again but for what was taken since: ten, of which one is ours and three are gone besides.
+    # Full again except for later use: ten, of which one is ours, and three more are missing.
     assert share._others == pytest.approx(3 / 10 * (1 - math.exp(-1 / 5)))
 
 
@@ -155,7 +155,7 @@ def test_remaining_is_limited_to_the_depth_of_our_bucket() -> None:
     assert not share.bucket_fits(10.0)
     assert not share.bucket_fits(599.0)
     assert share.bucket_fits(600.0)
-    # Of the ten that we keep, one is ours and none are missing.
+    # Of the ten in our bucket, one is our own use and none is missing.
     assert share._others == 0.0
 
 
@@ -170,9 +170,9 @@ def test_contention_starts_at_a_tenth_and_ends_below_half_of_that() -> None:
         share = shared_limit()
         share.uncontended = alone
         share._others = others
-        share._last = sample(0.0, 20.0, 0.0)  # more than full, and no news of use
+        share._last = sample(0.0, 20.0, 0.0)  # more than full, which says nothing about use
         if alone:
-            # One alone learns from a full bucket: give it exactly what keeps its estimate.
+            # An uncontended client learns from a full bucket: this level keeps its estimate unchanged.
             weight = math.exp(-1 / 5)
             used = others * RATE
             share._last = sample(0.0, 10.0, 0.0)
@@ -250,7 +250,7 @@ def test_the_share_is_at_most_the_whole_limit() -> None:
     assert share.factor == 1.0
 
 
-# Buckets that are always empty, refusals
+# Buckets without depth, and refusals
 
 
 def test_the_share_of_a_bucket_without_depth_grows_by_a_twentieth_a_second() -> None:

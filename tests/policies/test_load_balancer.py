@@ -55,14 +55,14 @@ def test_idle_endpoints_share_by_weight() -> None:
 def test_an_idle_endpoint_is_chosen_whatever_its_limit() -> None:
     """A limit falls after an overload and rises by use: an endpoint without requests could not recover."""
     clock, noise = SimulatedClock(), random.Random(2)
-    balance, asked = balancer(1, 1, clock=clock), Counter[int]()
+    balance, chosen_counts = balancer(1, 1, clock=clock), Counter[int]()
     for _ in range(1000):
         chosen = balance.choose([Candidate(0, 0, 16), Candidate(1, 0, 4)])
         assert chosen is not None
-        asked[chosen.index] += 1
+        chosen_counts[chosen.index] += 1
         clock.advance(0.1)
         balance.record_latency(chosen.index, noise.uniform(0.18, 0.22))
-    assert asked[1] / 1000 == pytest.approx(0.5, abs=0.05)
+    assert chosen_counts[1] / 1000 == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_less_loaded_of_two_wins() -> None:

@@ -228,11 +228,11 @@ def test_a_refusal_ends_the_slow_start_and_leaves_a_debt() -> None:
     lease = take(it, 100.0)
     it.throttled(0.5, 2.0, lease)
     assert it.backoff.remaining(0.5) == 2.0
-    # Of one request no rate is measured: seven tenths of the one in force, and a dip of a tenth of that.
+    # One request gives no measurement: the rate is 0.7 of the current limit, with a dip of a tenth.
     assert it.requests.rate == pytest.approx(6.3)
     assert it.requests.level == pytest.approx(-0.63)
     assert it.tokens.level == pytest.approx(-50)
-    # The server has said when: one may go then, and leaves the debt to those behind it.
+    # The server stated the time: one request may be sent then; those behind it wait for the debt.
     assert it.wait_time(2.5, 0.0) == 0
     take(it, 0.0, now=2.5)
     assert it.wait_time(2.5, 0.0) > 0.5
@@ -258,7 +258,7 @@ def test_a_learned_rate_is_forgotten_when_both_limits_allow_more() -> None:
     it._learned._recovery_s = 6.0
     assert it.wait_time(3.0, 0.0) == 0
     assert it._learned.active
-    # Back at the rate of the refusal, which is the limit.
+    # The rate is back at that of the refusal, which is the limit.
     it.wait_time(6.0, 0.0)
     assert it._learned.active, "tokens have no limit to reach"
     it = quota(600, 6_000)
@@ -346,7 +346,7 @@ def test_every_report_reaches_the_owner() -> None:
     ]
 
 
-# How many requests are in flight before the first answer.
+# The number of requests in flight before the first response.
 
 
 def send(start: SlowStart, count: int, now: float = 0.0) -> None:

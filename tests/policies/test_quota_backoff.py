@@ -48,16 +48,16 @@ def test_a_pause_is_at_most_an_hour() -> None:
     assert pause.remaining(0.0) == 60
 
 
-@pytest.mark.parametrize("hint", [None, 0.0, -1.0])
-def test_without_retry_after_the_pause_doubles_from_half_a_second(hint: float | None) -> None:
+@pytest.mark.parametrize("retry_after", [None, 0.0, -1.0])
+def test_without_retry_after_the_pause_doubles_from_half_a_second(retry_after: float | None) -> None:
     """Up to half a minute."""
     pause = Backoff()
-    now, found = 0.0, []
+    now, pauses = 0.0, []
     for _ in range(9):
-        refuse(pause, now, hint)
-        found.append(pause.remaining(now))
+        refuse(pause, now, retry_after)
+        pauses.append(pause.remaining(now))
         now = pause.until
-    assert found == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
 def test_a_later_refusal_never_shortens_the_pause() -> None:
@@ -79,7 +79,7 @@ def test_refusals_of_requests_in_flight_are_not_counted_again() -> None:
     assert not pause.wants_probe
     refuse(pause, 10.3, 3.0, sent_at=9.9)
     assert pause.remaining(10.3) == 3.0
-    # The next one that was sent in the pause's own time is the second throttle, not the eighth.
+    # The next request sent after the pause began is the second throttle, not the eighth.
     refuse(pause, 14.0, sent_at=13.9)
     assert pause.remaining(14.0) == 1.0
 
@@ -165,7 +165,7 @@ def test_a_refused_probe_begins_a_longer_pause() -> None:
     refuse(pause, 3.2, sent_at=3.0, lease=first)
     assert pause.probe is None
     assert pause.wants_probe
-    # The second throttle without a hint is a second; the probe's own wait went on for longer.
+    # The second throttle without Retry-After pauses for a second; the wait for the probe was longer.
     assert pause.until == 6.0
     other = lease(6.0)
     pause.probe_sent(6.0, other)

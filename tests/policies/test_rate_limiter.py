@@ -199,8 +199,8 @@ def test_a_grant_to_a_cancelled_waiter_passes_to_the_next() -> None:
         second = asyncio.create_task(pacer.acquire())
         await asyncio.sleep(0)
         assert leases[0] is not None
-        leases[0].refund()  # grants the first
-        first.cancel()  # before it runs
+        leases[0].refund()  # grants a lease to the first waiter
+        first.cancel()  # before its task runs
         await asyncio.gather(first, return_exceptions=True)
         assert first.cancelled()
         assert (await second).waited == 0
@@ -325,15 +325,15 @@ def test_without_retry_after_the_pause_doubles() -> None:
     """Half a second, one, two; a success resets it."""
     clock = SimulatedClock()
     pacer = limiter(clock)
-    found = []
+    pauses = []
     for _ in range(4):
         lease = pacer.try_acquire()
         assert lease is not None
         pacer.throttled(None, lease)
-        found.append(pacer.pause_left)
+        pauses.append(pacer.pause_left)
         clock.advance(pacer.pause_left)
         clock.advance(5)
-    assert found == [0.5, 1.0, 2.0, 4.0]
+    assert pauses == [0.5, 1.0, 2.0, 4.0]
     lease = pacer.try_acquire()
     assert lease is not None
     lease.settle()
@@ -447,7 +447,7 @@ def test_remaining_lowers_the_level_less_requests_in_flight() -> None:
     assert pacer.try_acquire() is not None
     assert first is not None
     pacer.observe(server_limits(requests=RateLimit(limit=600, remaining=5)), first)
-    # 5 left, 1 flowed in, 1 is under way, and a tenth of a burst is left to the server.
+    # 5 remain, 1 flowed in, 1 is in flight, and a tenth of a burst is left to the server.
     assert levels(pacer)[0] <= 4.0 + 1e-6
 
 
@@ -580,10 +580,10 @@ def test_two_loops_share_one_quota_and_one_queue() -> None:
     clock = SimulatedClock()
     pacer = limiter(clock)
     drain(pacer)
-    gone, here = SimulatedLoop(clock), SimulatedLoop(clock)
-    lost = gone.create_task(pacer.acquire())
-    gone.run_until_complete(asyncio.sleep(0))
-    gone.close()
+    closed_loop, here = SimulatedLoop(clock), SimulatedLoop(clock)
+    lost = closed_loop.create_task(pacer.acquire())
+    closed_loop.run_until_complete(asyncio.sleep(0))
+    closed_loop.close()
 
     async def main() -> float:
         return (await pacer.acquire()).waited
@@ -720,13 +720,13 @@ def test_a_deadline_before_the_rate_allows_the_request_fails_at_once() -> None:
     run_simulated(main)
 
 
-@pytest.mark.parametrize("hint", [99_999_999_999.0, 90_000.0])
-def test_an_absurd_retry_after_is_reported_but_soon_retried(hint: float) -> None:
+@pytest.mark.parametrize("retry_after", [99_999_999_999.0, 90_000.0])
+def test_an_absurd_retry_after_is_reported_but_soon_retried(retry_after: float) -> None:
     """The next caller sends a request within about a minute."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.throttled(hint, pacer.try_acquire())
+        pacer.throttled(retry_after, pacer.try_acquire())
         assert pacer.pause_left == pytest.approx(60)
 
     run_simulated(main)
@@ -830,7 +830,7 @@ def test_an_expired_waiter_at_the_front_does_not_stop_the_queue() -> None:
         await asyncio.sleep(0)
         next_one = asyncio.create_task(pacer.acquire(50))
         await asyncio.sleep(0)
-        clock.advance(2)  # the loop stood still: the deadline and the room are seen in the same tick
+        clock.advance(2)  # the loop was blocked: the deadline and the room are seen in the same tick
         with pytest.raises(DeadlineExceeded, match="while waiting"):
             await late
         assert (await next_one).waited == pytest.approx(2)

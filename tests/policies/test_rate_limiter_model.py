@@ -65,7 +65,7 @@ class LimiterMachine(RuleBasedStateMachine):
         """No stall: with time, every remaining waiter is served."""
         waiting = [call for call in self.calls if not call.task.done()]
         longest = sum(call.tokens for call in waiting) / (TPM / 60) + len(waiting) / (RPM / 60)
-        # Refusals slow down to the floor at worst. After many, one goes at a time, half a minute after another
+        # Refusals lower the rate to its minimum at worst. After many, one request is sent every half minute
         # without a response.
         self.pass_time(longest * 30 + 200 + 35 * len(waiting))
         for call in waiting:
@@ -92,8 +92,8 @@ class LimiterMachine(RuleBasedStateMachine):
         """Record a grant, or a refund when it is negative."""
         self.requests.add(at, requests)
         self.tokens.add(at, tokens)
-        # What is larger than a burst was saved up for before it went.
-        # After a pause whose end the server named, one goes whatever the books hold.
+        # A request larger than a burst was granted after its tokens were saved up.
+        # After a pause whose end the server stated, one request is granted whatever the buckets hold.
         requests, tokens = REQUEST_BURST + self.words, self.largest * (1 + self.words)
         if self.requests.amount > requests + SLACK or self.tokens.amount > tokens + SLACK:
             self.breaches.append(f"{self.requests.amount} requests, {self.tokens.amount} tokens at {at}")

@@ -35,7 +35,7 @@ class Provider:
     """Two token buckets; a request takes from both or from neither."""
 
     def __init__(
-        self, *, rpm: float = RPM, tpm: float = TPM, headers: bool = True, hint: str = "none"
+        self, *, rpm: float = RPM, tpm: float = TPM, headers: bool = True, retry_after: str = "none"
     ) -> None:
         self.limits = (rpm, tpm)
         self.rates = (rpm / 60, tpm / 60)
@@ -43,7 +43,7 @@ class Provider:
         self.levels = list(self.depths)
         self.at = 0.0
         self.headers = headers
-        self.hint = hint
+        self.retry_after = retry_after
         self.accepted = self.refused = 0
         self.tokens = 0
 
@@ -59,7 +59,7 @@ class Provider:
             return Answer(200, self.headers_of_limits())
         self.refused += 1
         wait = max((costs[i] - self.levels[i]) / self.rates[i] for i in (0, 1))
-        return Answer(429, self.headers_of_limits() | self.hints(wait))
+        return Answer(429, self.headers_of_limits() | self.retry_headers(wait))
 
     def headers_of_limits(self) -> dict[str, str]:
         if not self.headers:
@@ -72,10 +72,10 @@ class Provider:
             headers[f"x-ratelimit-reset-{name}"] = f"{reset * 1000:.0f}ms" if reset < 1 else f"{reset:.3f}s"
         return headers
 
-    def hints(self, wait: float) -> dict[str, str]:
-        if self.hint == "seconds":
+    def retry_headers(self, wait: float) -> dict[str, str]:
+        if self.retry_after == "seconds":
             return {"retry-after": str(max(1, math.ceil(wait)))}
-        if self.hint == "milliseconds":
+        if self.retry_after == "milliseconds":
             return {"retry-after-ms": str(max(1, math.ceil(wait * 1000)))}
         return {}
 
@@ -147,9 +147,9 @@ class Client:
                 lease.settle(size)
                 self.limiter.observe(limits, lease)
                 return True
-            hint = parse_retry_after(answer.headers, self.clock.wall())
-            self.limiter.throttled(hint, lease, limits=limits)
-        wait = 0.5 * 2 ** min(tries, 5) if hint is None else hint
+            retry_after = parse_retry_after(answer.headers, self.clock.wall())
+            self.limiter.throttled(retry_after, lease, limits=limits)
+        wait = 0.5 * 2 ** min(tries, 5) if retry_after is None else retry_after
         await self.clock.sleep(wait + self.random.uniform(0, 0.5))
         return False
 
@@ -174,10 +174,10 @@ def simulate(
     rpm: float | None = RPM,
     tpm: float | None = TPM,
     headers: bool = True,
-    hint: str = "none",
+    retry_after: str = "none",
     workers: int = 32,
 ) -> Outcome:
-    provider = Provider(headers=headers, hint=hint)
+    provider = Provider(headers=headers, retry_after=retry_after)
 
     async def main(clock: SimulatedClock) -> list[int]:
         everyone = [
@@ -226,10 +226,10 @@ def test_one_client_with_correct_headers(
     assert outcome.refused <= 1 / 200, outcome
 
 
-@pytest.mark.parametrize(("seed", "mean", "hint"), cases("none", "seconds", "milliseconds"))
-def test_four_clients_without_coordination(seed: int, mean: float, hint: str) -> None:
+@pytest.mark.parametrize(("seed", "mean", "retry_after"), cases("none", "seconds", "milliseconds"))
+def test_four_clients_without_coordination(seed: int, mean: float, retry_after: str) -> None:
     """At least 85 %, at most 1 of 20 refused, and no client starves."""
-    outcome = simulate(seed, mean, clients=4, hint=hint)
+    outcome = simulate(seed, mean, clients=4, retry_after=retry_after)
     assert outcome.throughput >= 0.85, outcome
     assert outcome.refused <= 1 / 20, outcome
     assert min(outcome.each) >= 0.03 * sum(outcome.each), outcome
@@ -243,8 +243,8 @@ def test_refusals_without_headers(
     seed: int, mean: float, case: tuple[str, tuple[float | None, float | None]]
 ) -> None:
     """At least 90 % and at most 1 of 20 refused, with the limit unknown or configured ten times too high."""
-    hint, (rpm, tpm) = case
-    outcome = simulate(seed, mean, rpm=rpm, tpm=tpm, headers=False, hint=hint, workers=16)
+    retry_after, (rpm, tpm) = case
+    outcome = simulate(seed, mean, rpm=rpm, tpm=tpm, headers=False, retry_after=retry_after, workers=16)
     assert outcome.throughput >= 0.90, outcome
     assert outcome.refused <= 1 / 20, outcome
 

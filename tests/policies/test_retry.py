@@ -41,11 +41,13 @@ CHAT = RetryFacts(idempotent=False)
 NO_FACTS = RetryFacts()
 
 
-def error(kind: type[Any], *, status: int | None = None, hint: float | None = None, **more: Any) -> Any:
-    made = kind("m", retry_after=hint, **more)
+def error(
+    kind: type[Any], *, status: int | None = None, retry_after: float | None = None, **more: Any
+) -> Any:
+    result = kind("m", retry_after=retry_after, **more)
     if status is not None:
-        made.status = status
-    return made
+        result.status = status
+    return result
 
 
 def decide(
@@ -73,7 +75,7 @@ def retried(reason: Any, **more: Any) -> RetryDecision:
     return RetryDecision(delay=1.0, reason=reason, **more)
 
 
-# --- the table -------------------------------------------------------------------------------------------
+# --- the table of errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_a_subclass_is_treated_as_its_base_class() -> None:
     assert decide(Busy("m")).reason == "overloaded"
 
 
-# --- the number of attempts -------------------------------------------------------------------------------
+# --- the number of attempts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
@@ -174,7 +176,7 @@ def test_all_failures_share_one_count_of_retries() -> None:
     assert decide(error(e.ServerError), history, max_retries=3) == GiveUp(reason="attempts")
 
 
-# --- rules of single kinds -------------------------------------------------------------------------------
+# --- rules of single kinds ----------------------------------------------------------------------------------
 
 
 def test_permanent_connect_failures_are_final() -> None:
@@ -199,9 +201,9 @@ def test_decompression_bombs_are_not_retried(reason: str) -> None:
 
 def test_overload_with_retry_after_costs_little_budget() -> None:
     """Such a server sheds load in good order."""
-    assert decide(error(e.Overloaded, hint=3.0)).cost == 5
-    assert decide(error(e.Overloaded, hint=math.nan)).cost == 14
-    assert decide(error(e.ServerError, hint=3.0)).cost == 14
+    assert decide(error(e.Overloaded, retry_after=3.0)).cost == 5
+    assert decide(error(e.Overloaded, retry_after=math.nan)).cost == 14
+    assert decide(error(e.ServerError, retry_after=3.0)).cost == 14
 
 
 def test_a_stale_connection_is_replaced_at_once_for_free() -> None:
@@ -256,11 +258,11 @@ def test_an_open_circuit_fails_by_default() -> None:
     """A caller that chose to wait pays neither attempts nor budget."""
     waiting = RetryFacts(wait_when_open=True)
 
-    assert decide(error(e.CircuitOpen, hint=4.0)) == GiveUp(reason="circuit_open")
-    assert decide(error(e.CircuitOpen, hint=4.0), facts=waiting, max_retries=0) == RetryDecision(
+    assert decide(error(e.CircuitOpen, retry_after=4.0)) == GiveUp(reason="circuit_open")
+    assert decide(error(e.CircuitOpen, retry_after=4.0), facts=waiting, max_retries=0) == RetryDecision(
         delay=4.0, reason="circuit_open", cost=0, counted=False, computed=False
     )
-    assert decide(error(e.CircuitOpen, hint=math.inf), facts=waiting) == GiveUp(reason="circuit_open")
+    assert decide(error(e.CircuitOpen, retry_after=math.inf), facts=waiting) == GiveUp(reason="circuit_open")
     assert decide(error(e.CircuitOpen), facts=waiting) == GiveUp(reason="circuit_open")
 
 
@@ -315,7 +317,7 @@ def test_a_changed_credential_is_tried_once() -> None:
     assert decide(error(e.AuthError), facts=fresh, max_retries=0) == GiveUp(reason="attempts")
 
 
-# --- x-should-retry (H12) --------------------------------------------------------------------------------
+# --- x-should-retry (H12) -----------------------------------------------------------------------------------
 
 
 @pytest.mark.row("H12")
@@ -358,16 +360,16 @@ def test_x_should_retry_true_adds_no_retries() -> None:
     assert decide(error(e.ServerError), facts=RetryFacts(should_retry=True)).reason == "server"
 
 
-# --- back-off --------------------------------------------------------------------------------------------
+# --- back-off -----------------------------------------------------------------------------------------------
 
 
 def backoffs(kind: type[e.LLMOptError], share: float, rounds: int = 8, **policy: Any) -> list[float]:
     history = RetryHistory()
     delays = []
     for _ in range(rounds):
-        made = decide(error(kind), history, max_retries=99, rng=FixedJitter(share), **policy)
-        history.add(made)
-        delays.append(made.delay)
+        decision = decide(error(kind), history, max_retries=99, rng=FixedJitter(share), **policy)
+        history.add(decision)
+        delays.append(decision.delay)
     return delays
 
 
@@ -382,7 +384,7 @@ def backoffs(kind: type[e.LLMOptError], share: float, rounds: int = 8, **policy:
         (e.ServerError, {"jitter": "full"}, 0.5, [0.5, 1, 2, 4, 8, 8, 8, 8]),
         (e.ServerError, {"jitter": "full"}, 0.0, [0] * 8),
         (e.ServerError, {"max_delay": 3}, 0.0, [1, 2, 3, 3, 3, 3, 3, 3]),
-        # Throttling starts at a second even for a provider on this very machine.
+        # Throttling starts at a second even for a provider on the same machine.
         (e.RateLimited, {"retry_delay": 0.2}, 0.0, [1, 2, 4, 8, 16, 16, 16, 16]),
         (e.RateLimited, {"retry_delay": 0.2}, 1.0, [1.5, 2.5, 4.5, 8.5, 16.5, 16.5, 16.5, 16.5]),
         (e.RateLimited, {"retry_delay": 3.0}, 0.0, [3, 6, 12, 16, 16, 16, 16, 16]),
@@ -405,7 +407,7 @@ def test_back_off_of_a_long_job_stays_finite() -> None:
 def test_only_computed_waits_grow() -> None:
     """A wait that the server chose does not show that ours was too short."""
     history = after(
-        decide(error(e.RateLimited, hint=7.0)),
+        decide(error(e.RateLimited, retry_after=7.0)),
         decide(error(e.ConnectionLost, stale=True)),
         decide(error(e.ServerError)),
     )
@@ -422,68 +424,70 @@ def test_jitter_is_seeded() -> None:
     assert all(1.0 <= delay <= 1.5 for delay in first)
 
 
-# --- Retry-After (H01-H03) --------------------------------------------------------------------------------
+# --- Retry-After (H01-H03) ----------------------------------------------------------------------------------
 
 
 @pytest.mark.row("H01")
 @pytest.mark.parametrize(
-    ("hint", "least", "most"),
+    ("retry_after", "least", "most"),
     [(1.0, 1.0, 1.1), (1.5, 1.5, 1.65), (0.25, 0.25, 0.275), (2.0, 2.0, 2.2), (10.0, 10, 11), (60.0, 60, 61), (120.0, 120, 121)],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded, e.ServerError, e.RequestTimeout])
 def test_retry_after_is_obeyed(
-    kind: type[e.LLMOptError], hint: float | None, least: float, most: Any
+    kind: type[e.LLMOptError], retry_after: float | None, least: float, most: Any
 ) -> None:
     """Never a shorter wait, and at most a tenth or a second longer."""
-    assert decide(error(kind, hint=hint), rng=FixedJitter(0.0)).delay == pytest.approx(least)
-    assert decide(error(kind, hint=hint), rng=FixedJitter(1.0)).delay == pytest.approx(most)
+    assert decide(error(kind, retry_after=retry_after), rng=FixedJitter(0.0)).delay == pytest.approx(least)
+    assert decide(error(kind, retry_after=retry_after), rng=FixedJitter(1.0)).delay == pytest.approx(most)
 
 
 @pytest.mark.row("H02")
-@pytest.mark.parametrize("hint", [0.0, -5.0, math.nan, math.inf, -math.inf, None])
-def test_an_invalid_retry_after_is_ignored(hint: float | None) -> None:
+@pytest.mark.parametrize("retry_after", [0.0, -5.0, math.nan, math.inf, -math.inf, None])
+def test_an_invalid_retry_after_is_ignored(retry_after: float | None) -> None:
     """The computed back-off applies."""
-    made = decide(error(e.RateLimited, hint=hint))
+    decision = decide(error(e.RateLimited, retry_after=retry_after))
 
-    assert (made.delay, made.computed) == (1.0, True)
+    assert (decision.delay, decision.computed) == (1.0, True)
 
 
 @pytest.mark.row("H03")
-@pytest.mark.parametrize("hint", [120.001, 121.0, 1e9])
-def test_a_retry_after_above_the_maximum_fails_at_once(hint: float | None) -> None:
+@pytest.mark.parametrize("retry_after", [120.001, 121.0, 1e9])
+def test_a_retry_after_above_the_maximum_fails_at_once(retry_after: float | None) -> None:
     """The caller gets the wait in the error."""
-    assert decide(error(e.RateLimited, hint=hint)) == GiveUp(reason="retry_after", wait=hint)
+    assert decide(error(e.RateLimited, retry_after=retry_after)) == GiveUp(
+        reason="retry_after", wait=retry_after
+    )
 
 
 @pytest.mark.row("H03")
 def test_a_job_may_wait_longer() -> None:
     """The maximum belongs to the policy."""
-    assert decide(error(e.RateLimited, hint=1800.0), max_retry_after=3600.0).delay == 1800.0
+    assert decide(error(e.RateLimited, retry_after=1800.0), max_retry_after=3600.0).delay == 1800.0
 
 
 def test_attempts_are_checked_before_retry_after() -> None:
     """A call without retries left says so, however long the wait would be."""
-    assert decide(error(e.RateLimited, hint=1e6), max_retries=0) == GiveUp(reason="attempts")
+    assert decide(error(e.RateLimited, retry_after=1e6), max_retries=0) == GiveUp(reason="attempts")
 
 
-# --- deadline ---------------------------------------------------------------------------------------------
+# --- deadline -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("left", "made"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)]
+    ("left", "decision"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)]
 )
-def test_no_wait_exceeds_the_deadline(left: Any, made: Any) -> None:
+def test_no_wait_exceeds_the_deadline(left: Any, decision: Any) -> None:
     """The wait and a second for the attempt must fit."""
-    found = decide(error(e.ServerError), left=left)
+    decision = decide(error(e.ServerError), left=left)
 
-    assert found == (
-        RetryDecision(delay=1.0, reason="server") if made else GiveUp(reason="deadline", wait=1.0)
+    assert decision == (
+        RetryDecision(delay=1.0, reason="server") if decision else GiveUp(reason="deadline", wait=1.0)
     )
 
 
 def test_a_retry_after_beyond_the_deadline_fails_at_once() -> None:
     """Ninety seconds with thirty left; the error says what the wait would have been."""
-    assert decide(error(e.RateLimited, hint=90.0), left=30) == GiveUp(reason="deadline", wait=90.0)
+    assert decide(error(e.RateLimited, retry_after=90.0), left=30) == GiveUp(reason="deadline", wait=90.0)
 
 
 def test_an_immediate_retry_needs_time_before_the_deadline() -> None:
@@ -503,9 +507,9 @@ def test_waits_of_a_job_are_flow_control() -> None:
     history = RetryHistory()
     for n in range(20):
         kind = e.RateLimited if n % 2 else e.Overloaded
-        made = decide(error(kind), history, max_retries=1, uncounted_flow_control=20)
-        assert not made.counted
-        history.add(made)
+        decision = decide(error(kind), history, max_retries=1, uncounted_flow_control=20)
+        assert not decision.counted
+        history.add(decision)
 
     counted = decide(error(e.RateLimited), history, max_retries=1, uncounted_flow_control=20)
     assert counted.counted
@@ -520,18 +524,18 @@ def test_flow_control_ends_after_twenty_rounds_of_one_kind(kind: type[e.LLMOptEr
     history = RetryHistory()
     counted = []
     for _ in range(22):
-        made = decide(error(kind), history, max_retries=9, uncounted_flow_control=20)
-        history.add(made)
-        counted.append(made.counted)
+        decision = decide(error(kind), history, max_retries=9, uncounted_flow_control=20)
+        history.add(decision)
+        counted.append(decision.counted)
 
     assert counted == [False] * 20 + [True] * 2
 
 
 def test_other_failures_of_a_job_count() -> None:
     """Flow control is for servers that ask for it."""
-    made = decide(error(e.ServerError), max_retries=1, uncounted_flow_control=20)
+    decision = decide(error(e.ServerError), max_retries=1, uncounted_flow_control=20)
 
-    assert made.counted
+    assert decision.counted
 
 
 # --- the history --------------------------------------------------------------------------------------------
@@ -557,7 +561,7 @@ KINDS = [e.ServerError, e.RateLimited, e.Overloaded, e.ConnectionLost, e.Attempt
 @given(
     seed=st.integers(0, 2**32),
     kinds=st.lists(st.sampled_from(KINDS), max_size=30),
-    hints=st.lists(st.one_of(st.none(), st.floats()), min_size=30, max_size=30),
+    retry_afters=st.lists(st.one_of(st.none(), st.floats()), min_size=30, max_size=30),
     left=st.one_of(st.none(), st.floats(0, 1e4)),
     jitter=st.sampled_from(["half", "full"]),
     retry_delay=st.floats(0.001, 30),
@@ -565,7 +569,7 @@ KINDS = [e.ServerError, e.RateLimited, e.Overloaded, e.ConnectionLost, e.Attempt
     job=st.booleans(),
 )
 def test_every_decision_is_safe(
-    seed: int, kinds: Any, hints: Any, left: Any, jitter: Any, retry_delay: Any, chat: Any, job: Any
+    seed: int, kinds: Any, retry_afters: Any, left: Any, jitter: Any, retry_delay: Any, chat: Any, job: Any
 ) -> None:
     """Waits are finite, limited, at least Retry-After and within the deadline; a call ends; repeats are few."""
     policy = RetryPolicy(
@@ -577,17 +581,20 @@ def test_every_decision_is_safe(
     )
     deadline = Deadline.after(left, SimulatedClock(start=0.0).now)
     history = RetryHistory()
-    for kind, hint in zip(kinds, hints, strict=False):
-        made = policy.decide(
-            error(kind, hint=hint, sent="maybe"), history, deadline, RetryFacts(idempotent=not chat)
+    for kind, retry_after in zip(kinds, retry_afters, strict=False):
+        decision = policy.decide(
+            error(kind, retry_after=retry_after, sent="maybe"),
+            history,
+            deadline,
+            RetryFacts(idempotent=not chat),
         )
-        if isinstance(made, GiveUp):
+        if isinstance(decision, GiveUp):
             break
-        assert 0 <= made.delay <= 121 + retry_delay / 2 + max(0.0, retry_delay - 16)
-        assert made.delay + 1.0 <= deadline.at
-        if hint is not None and 0 < hint < math.inf:
-            assert hint <= made.delay <= hint + 1.0
-        history.add(made)
+        assert 0 <= decision.delay <= 121 + retry_delay / 2 + max(0.0, retry_delay - 16)
+        assert decision.delay + 1.0 <= deadline.at
+        if retry_after is not None and 0 < retry_after < math.inf:
+            assert retry_after <= decision.delay <= retry_after + 1.0
+        history.add(decision)
     assert history.counted <= 4
     assert history.ambiguous <= (1 if chat else 0)
 

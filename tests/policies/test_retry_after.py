@@ -100,14 +100,14 @@ def test_no_retry_after_header_raises(text: str) -> None:
     [("1s", 1.0), ("6m0s", 360.0), ("12ms", 0.012), ("1m30.951s", 90.951), ("1h", 3_600.0), ("x", None)],
 )
 def test_durations_in_go_syntax(text: str, seconds: float | None) -> None:
-    found = parse_duration(text)
-    assert found == (None if seconds is None else pytest.approx(seconds))
+    result = parse_duration(text)
+    assert result == (None if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.row("H16")
 def test_the_usual_rate_limit_headers() -> None:
     """Limit, remaining and reset, of requests and of tokens."""
-    found = parse_rate_limits(
+    result = parse_rate_limits(
         {
             "x-ratelimit-limit-requests": "60",
             "x-ratelimit-remaining-requests": "59",
@@ -118,17 +118,17 @@ def test_the_usual_rate_limit_headers() -> None:
         },
         NOW,
     )
-    assert found.requests is not None
-    assert (found.requests.limit, found.requests.remaining, found.requests.reset_s) == (60, 59, 1)
-    assert found.tokens is not None
-    assert (found.tokens.limit, found.tokens.remaining, found.tokens.reset_s) == (150_000, 149_984, 360)
+    assert result.requests is not None
+    assert (result.requests.limit, result.requests.remaining, result.requests.reset_s) == (60, 59, 1)
+    assert result.tokens is not None
+    assert (result.tokens.limit, result.tokens.remaining, result.tokens.reset_s) == (150_000, 149_984, 360)
 
 
 @pytest.mark.row("H16")
 @pytest.mark.parametrize("value", ["-1", "nan", "1e30", "", "many"])
 def test_invalid_numbers_are_no_limit(value: str) -> None:
-    found = parse_rate_limits({"x-ratelimit-limit-requests": value}, NOW)
-    assert found.requests is None or found.requests.limit is None
+    result = parse_rate_limits({"x-ratelimit-limit-requests": value}, NOW)
+    assert result.requests is None or result.requests.limit is None
 
 
 def test_reported_usage_corrects_the_estimates() -> None:
@@ -196,8 +196,8 @@ HOUR_FAST = "Sun, 06 Nov 1994 09:49:37 GMT"
 )
 def test_resets(value: str, seconds: float | None) -> None:
     """Go durations, plain seconds, RFC 3339, Unix seconds and milliseconds."""
-    found = parse_reset(value, SERVER_NOW)
-    assert found == (None if seconds is None else pytest.approx(seconds))
+    result = parse_reset(value, SERVER_NOW)
+    assert result == (None if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ FAMILY = {
 
 def test_the_common_headers() -> None:
     """Requests and tokens, per minute."""
-    found = parse_rate_limits(FAMILY, SERVER_NOW)
-    assert found.requests == RateLimit(limit=60, remaining=59, reset_s=1)
-    assert found.tokens == RateLimit(limit=150_000, remaining=149_984, reset_s=360)
+    result = parse_rate_limits(FAMILY, SERVER_NOW)
+    assert result.requests == RateLimit(limit=60, remaining=59, reset_s=1)
+    assert result.tokens == RateLimit(limit=150_000, remaining=149_984, reset_s=360)
 
 
 @pytest.mark.parametrize(
@@ -283,13 +283,13 @@ def test_other_header_forms(
     headers: dict[str, str], requests: RateLimit | None, tokens: RateLimit | None
 ) -> None:
     """Only some of the headers, other spellings, joined headers, times relative to the Date header."""
-    found = parse_rate_limits(headers, SERVER_NOW)
-    assert found.requests == requests
-    assert found.tokens == tokens
+    result = parse_rate_limits(headers, SERVER_NOW)
+    assert result.requests == requests
+    assert result.tokens == tokens
 
 
 @pytest.mark.parametrize(
-    ("limits", "policies", "found"),
+    ("limits", "policies", "expected"),
     [
         ('"a";r=5', "", RateLimit(remaining=5)),
         ('"a";r=5;t=90000', "", RateLimit(remaining=5)),
@@ -307,14 +307,14 @@ def test_other_header_forms(
         ('"' * 100, "", None),
     ],
 )
-def test_the_ietf_draft_headers(limits: str, policies: str, found: RateLimit | None) -> None:
+def test_the_ietf_draft_headers(limits: str, policies: str, expected: RateLimit | None) -> None:
     """The tightest of a list; a limit without its window is none."""
-    assert parse_ietf(limits, policies) == found
+    assert parse_ietf(limits, policies) == expected
 
 
 def test_a_plugin_names_its_own_headers() -> None:
     """The first one that is present and valid counts."""
-    found = rate_limit(
+    result = rate_limit(
         {"a": "x", "b": "5", "r": "2"},
         limit=("a", "b"),
         remaining=("r",),
@@ -322,7 +322,7 @@ def test_a_plugin_names_its_own_headers() -> None:
         wall_now=SERVER_NOW,
         window_s=1,
     )
-    assert found == RateLimit(limit=5, remaining=2, window_s=1)
+    assert result == RateLimit(limit=5, remaining=2, window_s=1)
     assert rate_limit({}, limit=("a",), wall_now=SERVER_NOW) is None
 
 
@@ -383,8 +383,8 @@ def test_a_plugin_names_its_own_headers() -> None:
 )
 def test_retry_after_forms(headers: dict[str, str], seconds: float | None) -> None:
     """Digits or an HTTP date; the largest valid one; milliseconds first."""
-    found = parse_retry_after(headers, SERVER_NOW)
-    assert found == (None if seconds is None else pytest.approx(seconds, abs=1e-6))
+    result = parse_retry_after(headers, SERVER_NOW)
+    assert result == (None if seconds is None else pytest.approx(seconds, abs=1e-6))
 
 
 @pytest.mark.parametrize(
@@ -421,8 +421,8 @@ def test_joined_values_are_split_outside_dates() -> None:
 def test_no_rate_limit_header_raises(value: str, date: str) -> None:
     names = [*FAMILY, "ratelimit", "ratelimit-policy", "retry-after", "retry-after-ms", "x-ratelimit-reset"]
     headers = dict.fromkeys(names, value) | {"date": date}
-    found = parse_rate_limits(headers, SERVER_NOW)
-    for limit in (found.requests, found.tokens):
+    result = parse_rate_limits(headers, SERVER_NOW)
+    for limit in (result.requests, result.tokens):
         if limit is not None:
             assert limit.remaining is None or 0 <= limit.remaining <= 1e9
             assert limit.limit is None or 0 < limit.limit <= 1e9
@@ -449,5 +449,5 @@ def test_limits_of_numbers_and_lengths(value: str, seconds: float | None) -> Non
 
 def test_the_tightest_limit_has_the_smallest_remaining_share() -> None:
     """Not the smallest number; a reset of a whole day is accepted."""
-    found = parse_ietf('"a";r=50;t=86400, "b";r=40;t=1', '"a";q=1000;w=60,"b";q=50;w=1')
-    assert found == RateLimit(limit=1_000, remaining=50, reset_s=86_400)
+    result = parse_ietf('"a";r=50;t=86400, "b";r=40;t=1', '"a";q=1000;w=60,"b";q=50;w=1')
+    assert result == RateLimit(limit=1_000, remaining=50, reset_s=86_400)

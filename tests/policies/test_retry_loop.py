@@ -91,7 +91,7 @@ def server_error() -> e.ServerError:
     return e.ServerError("down", status=500)
 
 
-# --- attempts and waits -----------------------------------------------------------------------------------
+# --- attempts and waits -------------------------------------------------------------------------------------
 
 
 def test_a_call_succeeds_after_retries() -> None:
@@ -153,7 +153,7 @@ def test_a_final_error_ends_the_loop() -> None:
 
 def test_a_stale_connection_is_retried_without_a_wait() -> None:
     """All counted retries remain."""
-    call = Call(e.ConnectionLost("gone", stale=True), *[server_error() for _ in range(3)], "done")
+    call = Call(e.ConnectionLost("closed", stale=True), *[server_error() for _ in range(3)], "done")
 
     assert call.play() == "done"
     assert call.at == pytest.approx([0.0, 0.0, 1.0, 3.0, 7.0])
@@ -172,15 +172,15 @@ def test_facts_are_collected_for_each_error() -> None:
 
 def test_facts_budget_and_events_get_the_current_error() -> None:
     first, second = server_error(), e.RateLimited("slow")
-    asked: list[tuple[str, e.LLMOptError]] = []
+    calls: list[tuple[str, e.LLMOptError]] = []
     retries: list[Retry] = []
 
     def budget(error: e.LLMOptError) -> RetryBudget:
-        asked.append(("budget", error))
+        calls.append(("budget", error))
         return RetryBudget()
 
     def facts(error: e.LLMOptError) -> RetryFacts:
-        asked.append(("facts", error))
+        calls.append(("facts", error))
         return RetryFacts()
 
     async def main(clock: SimulatedClock) -> None:
@@ -202,7 +202,7 @@ def test_facts_budget_and_events_get_the_current_error() -> None:
 
     run_simulated(main)
 
-    assert asked == [("facts", first), ("budget", first), ("facts", second), ("budget", second)]
+    assert calls == [("facts", first), ("budget", first), ("facts", second), ("budget", second)]
     assert [retry.error for retry in retries] == [first, second]
 
 
@@ -242,7 +242,7 @@ def test_budget_facts_and_events_are_optional() -> None:
     assert run_simulated(main) == 2
 
 
-# --- deadline, hints, budget --------------------------------------------------------------------------------
+# --- deadline, Retry-After, budget --------------------------------------------------------------------------
 
 
 def test_no_wait_exceeds_the_deadline() -> None:
@@ -324,7 +324,7 @@ def test_an_ambiguous_chat_stops_after_one_repeat() -> None:
     assert caught.value.__notes__[0].startswith("Not retried: the server may have processed the request")
 
 
-# --- what is not ours ---------------------------------------------------------------------------------------
+# --- exceptions of others -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_asyncio_timeout_around_the_loop_works(seconds: float) -> None:
     assert run_simulated(main, clock=call.clock) == seconds
 
 
-# --- nesting (C14) --------------------------------------------------------------------------------------------
+# --- nesting (C14) ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.row("C14")
@@ -440,7 +440,7 @@ def test_calls_after_an_attempt_retry_again() -> None:
     assert not inside_attempt()
 
 
-# --- stamina's switches (C16) ---------------------------------------------------------------------------------
+# --- stamina's switches (C16) -------------------------------------------------------------------------------
 
 
 @pytest.mark.row("C16")
@@ -495,7 +495,7 @@ def test_test_mode_never_adds_attempts() -> None:
     assert call.attempts == [1, 2, 3, 4]
 
 
-# --- stamina's hooks ------------------------------------------------------------------------------------------
+# --- stamina's hooks ----------------------------------------------------------------------------------------
 
 
 class Hook:

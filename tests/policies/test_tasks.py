@@ -64,11 +64,11 @@ async def test_an_error_is_raised_after_the_results_before_it() -> None:
             raise ValueError("three")
         return number
 
-    got: list[int] = []
+    results: list[int] = []
     with pytest.raises(ValueError, match="three"):
         async for result in ordered_map(numbers(9), work, concurrency=2, lookahead=4):
-            got.append(result)
-    assert got == [0, 1, 2]
+            results.append(result)
+    assert results == [0, 1, 2]
 
 
 async def test_an_error_of_the_source_is_raised_last() -> None:
@@ -83,11 +83,11 @@ async def test_an_error_of_the_source_is_raised_last() -> None:
         await asyncio.sleep(0)
         return number
 
-    got: list[int] = []
+    results: list[int] = []
     with pytest.raises(KeyError, match="cursor"):
         async for result in ordered_map(source(), work, concurrency=3, lookahead=3):
-            got.append(result)
-    assert got == [0, 1]
+            results.append(result)
+    assert results == [0, 1]
 
 
 async def test_closing_the_iterator_stops_the_tasks() -> None:

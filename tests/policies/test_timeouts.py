@@ -13,7 +13,7 @@ from llmopt.policies.timeouts import AdaptiveTimeout, StreamTimeouts, static_tim
 from llmopt.testing.clock import SimulatedClock
 from llmopt.values.profile import Timeouts
 
-BUCKET = 2 ** (1 / 8)  # how much a bucket may overstate
+BUCKET = 2 ** (1 / 8)  # the rounding error of a bucket
 
 
 class Bench:
@@ -45,8 +45,8 @@ def test_the_timeout_starts_at_its_maximum() -> None:
         (0.05, 60, 5.0, 5.0),  # never below 5 s
         (2.4, 60, 5.0, 4.8 * BUCKET),
         (10.0, 60, 20.0, 20.0 * BUCKET),
-        (40.0, 60, 60.0, 60.0),  # never above the profile's
-        (0.05, 2.0, 2.0, 2.0),  # a user's own may be shorter
+        (40.0, 60, 60.0, 60.0),  # never above the maximum of the profile
+        (0.05, 2.0, 2.0, 2.0),  # a user's setting may be shorter
         (1e-9, 60, 5.0, 5.0),
         (1e9, 1e12, 2 * 1048.0, 2 * 1049.0),  # the last bucket
     ],
@@ -80,10 +80,10 @@ def test_the_quantile_agrees_with_a_sorted_list(samples: list[float], seed: int)
     bench.timeouts._by_size[(100).bit_length()]._since_p99 = len(samples)  # compute now
     exact = sorted(samples, reverse=True)[int(len(samples) * 0.01)]
 
-    found = bench.limit(most=math.inf)
+    timeout = bench.limit(most=math.inf)
 
-    assert max(5.0, 2 * exact) <= found * 1.000001
-    assert found <= max(5.0, 2 * exact * BUCKET) * 1.000001
+    assert max(5.0, 2 * exact) <= timeout * 1.000001
+    assert timeout <= max(5.0, 2 * exact * BUCKET) * 1.000001
 
 
 def test_only_the_last_five_minutes_count() -> None:
@@ -240,7 +240,7 @@ def test_the_maximum_of_a_profile_depends_on_the_size(fill: float, seconds: floa
     assert static_timeout(Timeouts(read=30.0, read_large=60.0), fill) == seconds
 
 
-# The two clocks of a stream.
+# The two timeouts of a stream.
 
 
 def clocks(idle: float = 60, content: float = 120, first: float = 0) -> StreamTimeouts:

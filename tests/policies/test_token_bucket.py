@@ -193,9 +193,9 @@ def test_remaining_is_corrected_by_requests_in_flight_and_refill() -> None:
     it.take(3.0)
     it.take(2.0)
     observe(it, 7.1, sent_at=7.0, mark=3.0, limit=600, remaining=6.2)
-    # 6.2 - 2 + 1, and a tenth of the burst less, where the copy believed 5.
+    # 6.2 - 2 + 1, and a tenth of the burst less; the level before was 5.
     assert it.level == pytest.approx(4.2)
-    # What was taken back meanwhile is not under way.
+    # A request refunded meanwhile is not in flight.
     it = bucket()
     it.take(3.0)
     observe(it, 0.0, mark=5.0, limit=600, remaining=4.9)
@@ -207,7 +207,7 @@ def test_an_uncontended_level_rises_in_small_steps() -> None:
     it = bucket()
     it.take(8.0)
     observe(it, 0.0, limit=600, remaining=6)
-    # The copy has 1, safe are 6 - 1.
+    # The level is 1, and 6 - 1 are safe.
     assert it.level == pytest.approx(1.0 + 0.02 * (5.0 - 1.0))
     it = bucket()
     it.take(8.0)
@@ -284,7 +284,7 @@ def test_without_a_known_limit_remaining_is_ignored() -> None:
     assert it.share._last is None
 
 
-# Being whole again
+# The server's reset time
 
 
 def wait_when_empty(**limit: Any) -> float:
@@ -298,7 +298,7 @@ def test_after_the_servers_reset_the_next_request_may_be_sent() -> None:
     """Whatever our level is; not before a burst's time has passed."""
     assert wait_when_empty(reset_s=20) == pytest.approx(20)
     assert wait_when_empty(reset_s=0.2) == pytest.approx(1.0)
-    # Without a reset it is the window; one that makes no sense is none.
+    # Without a reset the window counts; an invalid reset is ignored.
     assert wait_when_empty() == pytest.approx(60)
     assert wait_when_empty(reset_s=90_000) == pytest.approx(60)
 
@@ -323,7 +323,7 @@ def test_under_contention_only_the_window_counts_as_reset() -> None:
     observe(it, 0.0, limit=0.6, remaining=0, reset_s=20)
     assert it.wait_time(0.0, 1.0) == pytest.approx(60)
     observe(it, 0.0, limit=864, window_s=86_400, remaining=0, reset_s=20)
-    # Nothing is believed of a day's window but that it is one: the copy is there sooner.
+    # A window of a day is valid, but the bucket has the tokens sooner.
     assert it.wait_time(0.0, 1.0) < 200
 
 

@@ -39,23 +39,23 @@ def test_waiters_keep_their_order_and_their_tokens_are_counted() -> None:
     """A waiter that leaves takes its tokens with it, once."""
 
     async def main(clock: SimulatedClock) -> None:
-        line = WaitQueue(clock, lambda: None)
-        assert (len(line), line.tokens, line.first()) == (0, 0.0, None)
+        queue = WaitQueue(clock, lambda: None)
+        assert (len(queue), queue.tokens, queue.first()) == (0, 0.0, None)
         first, second, third = (waiter(tokens) for tokens in (1.0, 20.0, 300.0))
         for each in (first, second, third):
-            line.put(each)
-        assert (len(line), line.tokens) == (3, 321.0)
-        assert line.all() == [first, second, third]
-        assert line.first() is first
-        assert line.remove(second)
-        assert not line.remove(second)
-        assert (line.all(), line.tokens) == ([first, third], 301.0)
+            queue.put(each)
+        assert (len(queue), queue.tokens) == (3, 321.0)
+        assert queue.all() == [first, second, third]
+        assert queue.first() is first
+        assert queue.remove(second)
+        assert not queue.remove(second)
+        assert (queue.all(), queue.tokens) == ([first, third], 301.0)
         second_again = waiter(4.0)
-        line.put(second_again)
-        assert line.all() == [first, third, second_again]
+        queue.put(second_again)
+        assert queue.all() == [first, third, second_again]
         for each in (first, third, second_again):
-            assert line.remove(each)
-        assert (len(line), line.tokens) == (0, 0.0)
+            assert queue.remove(each)
+        assert (len(queue), queue.tokens) == (0, 0.0)
 
     run_simulated(main)
 
@@ -64,14 +64,14 @@ def test_a_cancelled_waiter_is_skipped() -> None:
     """It leaves the queue with that."""
 
     async def main(clock: SimulatedClock) -> None:
-        line = WaitQueue(clock, lambda: None)
+        queue = WaitQueue(clock, lambda: None)
         first, second = waiter(1.0), waiter(2.0)
-        line.put(first)
-        line.put(second)
+        queue.put(first)
+        queue.put(second)
         first.future.cancel()
-        assert line.first() is second
-        assert line.all() == [second]
-        assert line.tokens == 2.0
+        assert queue.first() is second
+        assert queue.all() == [second]
+        assert queue.tokens == 2.0
 
     run_simulated(main)
 
@@ -79,20 +79,20 @@ def test_a_cancelled_waiter_is_skipped() -> None:
 def test_grant_and_reject_remove_the_waiter() -> None:
 
     async def main(clock: SimulatedClock) -> None:
-        line = WaitQueue(clock, lambda: None)
+        queue = WaitQueue(clock, lambda: None)
         first, second = waiter(), waiter()
-        line.put(first)
-        line.put(second)
+        queue.put(first)
+        queue.put(second)
         given = lease()
-        assert line.grant(first, given) is True
+        assert queue.grant(first, given) is True
         assert first.lease is given
         assert await first.future is given
-        line.reject(second, QueueFull("no"))
+        queue.reject(second, QueueFull("no"))
         with pytest.raises(QueueFull):
             await second.future
-        assert len(line) == 0
-        # One who is gone is not sent away a second time.
-        line.reject(second, QueueFull("no"))
+        assert len(queue) == 0
+        # A waiter that left is not rejected again.
+        queue.reject(second, QueueFull("no"))
 
     run_simulated(main)
 
@@ -102,19 +102,19 @@ def test_one_timer_at_the_earliest_moment() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []
-        line = WaitQueue(clock, lambda: rings.append(clock.elapsed))
-        line.put(waiter())
-        line.put(waiter())
-        line.wake_at(5.0)
-        line.wake_at(7.0)
-        line.wake_at(3.0)
+        queue = WaitQueue(clock, lambda: rings.append(clock.elapsed))
+        queue.put(waiter())
+        queue.put(waiter())
+        queue.wake_at(5.0)
+        queue.wake_at(7.0)
+        queue.wake_at(3.0)
         await clock.sleep(10)
         assert rings == [3.0]
-        line.wake_at(12.0)
-        line.wake_at(12.0)
+        queue.wake_at(12.0)
+        queue.wake_at(12.0)
         await clock.sleep(10)
         assert rings == [3.0, 12.0]
-        line.wake_at(1.0)
+        queue.wake_at(1.0)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert rings == [3.0, 12.0, 20.0], "a moment that is past is now"
@@ -127,21 +127,21 @@ def test_the_last_waiter_of_a_loop_cancels_the_timer() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []
-        line = WaitQueue(clock, lambda: rings.append(clock.elapsed))
+        queue = WaitQueue(clock, lambda: rings.append(clock.elapsed))
         first, second = waiter(), waiter()
-        line.put(first)
-        line.put(second)
-        line.wake_at(3.0)
-        line.remove(first)
+        queue.put(first)
+        queue.put(second)
+        queue.wake_at(3.0)
+        queue.remove(first)
         await clock.sleep(4)
         assert rings == [3.0]
-        line.wake_at(6.0)
-        line.remove(second)
+        queue.wake_at(6.0)
+        queue.remove(second)
         await clock.sleep(4)
         assert rings == [3.0]
-        # Who comes later has a timer of his own.
-        line.put(waiter())
-        line.wake_at(10.0)
+        # A later waiter gets its own timer.
+        queue.put(waiter())
+        queue.wake_at(10.0)
         await clock.sleep(4)
         assert rings == [3.0, 10.0]
 
@@ -152,7 +152,7 @@ def test_the_last_waiter_of_a_loop_cancels_the_timer() -> None:
 def test_each_loop_is_served_on_its_own_thread() -> None:
     """From a thread without a loop, and from another loop's thread."""
     clock = SimulatedClock()
-    line = WaitQueue(clock, lambda: None)
+    queue = WaitQueue(clock, lambda: None)
     ready, done = threading.Event(), threading.Event()
     outcomes: list[Any] = []
     both: list[Waiter] = []
@@ -160,7 +160,7 @@ def test_each_loop_is_served_on_its_own_thread() -> None:
     async def elsewhere() -> None:
         both.extend([waiter(), waiter()])
         for each in both:
-            line.put(each)
+            queue.put(each)
         ready.set()
         outcomes.append(await both[0].future)
         try:
@@ -173,8 +173,8 @@ def test_each_loop_is_served_on_its_own_thread() -> None:
     thread.start()
     assert ready.wait(10)
     given = lease()
-    assert line.grant(both[0], given) is True
-    line.reject(both[1], QueueFull("no"))
+    assert queue.grant(both[0], given) is True
+    queue.reject(both[1], QueueFull("no"))
     assert done.wait(10)
     thread.join(10)
     assert outcomes == [given, QueueFull]
@@ -183,35 +183,35 @@ def test_each_loop_is_served_on_its_own_thread() -> None:
 def test_a_waiter_of_a_closed_loop_is_not_granted() -> None:
     """The caller of `grant` gets False."""
     clock = SimulatedClock()
-    line = WaitQueue(clock, lambda: None)
-    gone = asyncio.new_event_loop()
+    queue = WaitQueue(clock, lambda: None)
+    closed_loop = asyncio.new_event_loop()
     both: list[Waiter] = []
 
     async def join() -> None:
         both.extend([waiter(), waiter()])
         for each in both:
-            line.put(each)
+            queue.put(each)
 
-    gone.run_until_complete(join())
-    gone.close()
-    line.wake_at(1.0)
-    assert line.grant(both[0], lease()) is False
-    line.reject(both[1], QueueFull("no"))
-    assert len(line) == 0
+    closed_loop.run_until_complete(join())
+    closed_loop.close()
+    queue.wake_at(1.0)
+    assert queue.grant(both[0], lease()) is False
+    queue.reject(both[1], QueueFull("no"))
+    assert len(queue) == 0
 
 
 def test_a_late_outcome_is_dropped() -> None:
     """The waiter was cancelled in the same moment."""
 
     async def main(clock: SimulatedClock) -> None:
-        line = WaitQueue(clock, lambda: None)
+        queue = WaitQueue(clock, lambda: None)
         first, second = waiter(), waiter()
-        line.put(first)
-        line.put(second)
+        queue.put(first)
+        queue.put(second)
         first.future.cancel()
         second.future.cancel()
-        assert line.grant(first, lease()) is True
-        line.reject(second, QueueFull("no"))
+        assert queue.grant(first, lease()) is True
+        queue.reject(second, QueueFull("no"))
         assert first.future.cancelled()
         assert second.future.cancelled()
 

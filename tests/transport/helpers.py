@@ -103,7 +103,7 @@ def other_tasks() -> set[asyncio.Task[Any]]:
 
 
 class CancelAtSuspension:
-    """Runs a coroutine and cancels its task at the n-th suspension; ``reached`` says whether it got that far."""
+    """Runs a coroutine and cancels its task at the n-th suspension; ``reached`` says whether it reached it."""
 
     def __init__(self, number: int) -> None:
         self.reached = False

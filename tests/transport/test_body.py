@@ -161,8 +161,8 @@ class TestErrorBodies:
 
     def test_a_long_error_body_is_cut(self) -> None:
         """At 64 KiB, or at a lower maximum."""
-        for asked, kept in ((MEBIBYTE, MAX_ERROR_BODY), (10, 10)):
-            decoder = ContentDecoder(None, asked, truncate=True)
+        for maximum, kept in ((MEBIBYTE, MAX_ERROR_BODY), (10, 10)):
+            decoder = ContentDecoder(None, maximum, truncate=True)
             assert decoder.decode(b"a" * MEBIBYTE) == b"a" * kept
             assert decoder.stopped
             assert decoder.decode(b"more") == b""

@@ -165,12 +165,12 @@ async def test_a_truncated_stream_gives_its_bytes_first(
     """Then the error."""
     answer = stream_answer(WORDS, framing=framing)
     server.play(cut(len(bytes(answer)) - 30, end, answer))
-    got = b""
+    received = b""
     with pytest.raises(expected) as caught:
         async with sender.open_stream(embed_request(server)) as stream:
             async for piece in stream:
-                got += piece
-    assert got
+                received += piece
+    assert received
     if isinstance(caught.value, InvalidResponse):
         assert caught.value.reason == "truncated"
 
@@ -232,9 +232,9 @@ EVENTS = b"".join(stream_events(WORDS))
 async def stream_read_to_its_last_event(sender: Sender, server: FaultServer) -> ResponseStream:
     """A stream that is read except for the formal end of its body."""
     stream = await sender.open(embed_request(server))
-    got = b""
-    while not got.startswith(EVENTS):
-        got += await stream.read()
+    received = b""
+    while not received.startswith(EVENTS):
+        received += await stream.read()
     return stream
 
 
