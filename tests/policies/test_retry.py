@@ -474,14 +474,14 @@ def test_attempts_are_checked_before_retry_after() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "decision"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)]
+    ("left", "fits"), [(2.0, True), (1.999, False), (1.0, False), (0.0, False), (None, True)]
 )
-def test_no_wait_exceeds_the_deadline(left: Any, decision: Any) -> None:
+def test_no_wait_exceeds_the_deadline(left: Any, fits: bool) -> None:
     """The wait and a second for the attempt must fit."""
     decision = decide(error(e.ServerError), left=left)
 
     assert decision == (
-        RetryDecision(delay=1.0, reason="server") if decision else GiveUp(reason="deadline", wait=1.0)
+        RetryDecision(delay=1.0, reason="server") if fits else GiveUp(reason="deadline", wait=1.0)
     )
 
 
