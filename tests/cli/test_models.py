@@ -185,10 +185,13 @@ def test_lists_are_kept_between_runs(served: EmbeddingServer) -> None:
 
 
 def test_offline_with_nothing_kept(served: EmbeddingServer) -> None:
-    """Said in one sentence."""
+    """Said in one sentence, which names the option and no argument of Python's."""
+    sentence = "no list of models of 'near' is cached; run the command once without --offline."
     done = invoke("models", "near", "--offline")
     assert done.exit_code == 1
-    assert "no list of models of 'near' is cached" in done.stderr
+    assert done.stderr == f"llmopt: {sentence}\n"
+    done = invoke("models", "near", "--offline", "--json")
+    assert found(done)["errors"] == {"near": {"type": "NotCached", "message": sentence}}
 
 
 def test_refresh_and_offline_exclude_each_other(served: EmbeddingServer) -> None:

@@ -26,7 +26,7 @@ from llmopt.cli.console import (
     print_table,
     with_name,
 )
-from llmopt.errors import LLMOptError
+from llmopt.errors import LLMOptError, NotCached
 from llmopt.operations.models import CacheMode
 from llmopt.values.catalog import Catalog, Model, ModelKind
 from llmopt.values.events import CatalogDiscover, Event
@@ -231,7 +231,7 @@ def command(
     if not results:
         raise CommandError("no provider is configured or has a key; see: llmopt doctor", Exit.SETUP)
     lists = {name: each for name, each in results.items() if isinstance(each, Catalog)}
-    failures = {name: each for name, each in results.items() if isinstance(each, LLMOptError)}
+    failures = {name: _with_option(each) for name, each in results.items() if isinstance(each, LLMOptError)}
     if as_json:
         print_json(_table(lists, failures, model_filter))
     else:
@@ -247,6 +247,16 @@ def _mode(refresh: bool, offline: bool) -> CacheMode:  # noqa: FBT001 - as click
     if refresh and offline:
         raise CommandError("--refresh asks the providers and --offline asks none; use only one of them.")
     return "refresh" if refresh else "offline" if offline else "auto"
+
+
+def _with_option(error: LLMOptError) -> LLMOptError:
+    """The error, with the option of this command where the message names an argument of Python's."""
+    if not isinstance(error, NotCached):
+        return error
+    return NotCached(
+        f"no list of models of {error.provider!r} is cached; run the command once without --offline.",
+        provider=error.provider,
+    )
 
 
 def _row(model: Model, age: str) -> tuple[str, ...]:
