@@ -250,6 +250,18 @@ def test_cache_info_and_clear(served: EmbeddingServer) -> None:
     assert "0 entries" in invoke("cache", "info").stdout
 
 
+def test_cache_clear_of_an_unknown_name(served: EmbeddingServer) -> None:
+    """Nothing is removed, not even for the known name beside it; a known one without entries is no error."""
+    invoke("models", "local")
+    done = invoke("cache", "clear", "local", "nera")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "llmopt: unknown provider 'nera'; the names in the cache and the configuration: local, near.\n"
+    )
+    assert found(invoke("cache", "clear", "near", "--json")) == {"removed": 0}
+    assert found(invoke("cache", "clear", "local", "--json")) == {"removed": 1}
+
+
 def test_cache_of_a_configured_folder(served: EmbeddingServer, here: Path) -> None:
     """Each folder that the configuration names."""
     with (here / "llmopt.toml").open("a") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import CacheFiles
 from llmopt.cache.store import CacheSize
 from llmopt.cli.console import (
+    CommandError,
     Exit,
     common_options,
     example,
@@ -25,6 +27,8 @@ from llmopt.cli.console import (
 )
 from llmopt.client.options import CACHE_WORDS
 from llmopt.config.load import load_config
+from llmopt.config.schema import Config
+from llmopt.providers.discovery import discover_plugins
 
 _KINDS: Final = {"catalog": "list of models", "embeddings": "vectors"}
 
@@ -57,7 +61,8 @@ def command() -> None:
 @common_options
 def info(*, config: str | None, as_json: bool, no_color: bool) -> Exit:
     """Show where the cache is, what it holds, and how large it is."""
-    folders = [asyncio.run(_inspect(path)) for path in _configured_folders(config)]
+    loaded = load_config(config, environ=os.environ)
+    folders = [asyncio.run(_inspect(path)) for path in _configured_folders(loaded)]
     if as_json:
         print_json({"caches": [_as_json(folder) for folder in folders]})
         return Exit.OK
@@ -77,7 +82,11 @@ def clear(providers: tuple[str, ...], *, config: str | None, as_json: bool, no_c
 
     Other processes can use the cache meanwhile; what they have in memory stays there.
     """
-    removed = sum(asyncio.run(_clear(path, providers)) for path in _configured_folders(config))
+    loaded = load_config(config, environ=os.environ)
+    folders = _configured_folders(loaded)
+    if providers:
+        _check_names(providers, loaded, folders)
+    removed = sum(asyncio.run(_clear(path, providers)) for path in folders)
     if as_json:
         print_json({"removed": removed})
     else:
@@ -85,9 +94,24 @@ def clear(providers: tuple[str, ...], *, config: str | None, as_json: bool, no_c
     return Exit.OK
 
 
-def _configured_folders(source: str | None) -> list[Path]:
+def _check_names(names: Iterable[str], config: Config, folders: Iterable[Path]) -> None:
+    """Refuse a name that is no provider's: a misspelt one would leave everything in the cache, without a word.
+
+    A provider may have been removed since, so a name that is in the cache counts as well.
+    """
+    sizes = [asyncio.run(_inspect(path)).size for path in folders]
+    known = {*config.providers, *(_kind_and_provider(group)[1] for size in sizes for group in size.groups)}
+    installed = discover_plugins()
+    unknown = [name for name in names if name not in known and name not in installed]
+    if unknown:
+        listed = ", ".join(sorted(known)) or "none, because nothing is cached or configured"
+        raise CommandError(
+            f"unknown provider {unknown[0]!r}; the names in the cache and the configuration: {listed}."
+        )
+
+
+def _configured_folders(config: Config) -> list[Path]:
     """Every folder that the configuration caches something in."""
-    config = load_config(source, environ=os.environ)
     # A value of `cache` that is not one of the words is a folder.
     named = isinstance(config.cache, str) and config.cache not in CACHE_WORDS
     shared = str(config.cache) if named else config.cache_dir
