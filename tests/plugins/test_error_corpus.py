@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 
 from llmopt import EmbedCall, Failure, LLMOptError, Settings
+from llmopt.compatible import classify
 from llmopt.engine.responses import error_from_verdict
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.http import EXCEPTION_OF
+from llmopt.values.http import EXCEPTION_OF, VerdictKind
 from tests.plugins.errors import KEYS, PLUGINS, REQUIRED, Entry, entries
 
 ALL = [entry for plugin in PLUGINS for entry in entries(plugin)]
@@ -75,6 +76,16 @@ def test_every_kind_is_in_the_corpus() -> None:
     """But UNEXPECTED, which is the core's own, and no kind is missing for want of an example."""
     seen = {entry.row["kind"] for entry in ALL}
     assert seen == {kind.value for kind in EXCEPTION_OF} - {"unexpected"}
+
+
+def test_every_5xx_may_pass_but_two_about_the_request() -> None:
+    """Whichever number a proxy makes up."""
+    kinds = {status: classify(Failure(status=status)).kind for status in range(500, 600)}
+    final = [status for status, kind in kinds.items() if kind is VerdictKind.BAD_REQUEST]
+    assert final == [501, 505]
+    assert set(kinds.values()) <= {
+        VerdictKind.BAD_REQUEST, VerdictKind.TRANSIENT, VerdictKind.OVERLOADED, VerdictKind.TIMEOUT,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)

@@ -116,6 +116,6 @@ def _kind_by_status(status: int) -> VerdictKind:
         return _K.INVALID_RESPONSE
     if 400 <= status < 500:
         return _K.BAD_REQUEST
-    if 500 <= status < 599:
+    if 500 <= status < 600:
         return _K.TRANSIENT
     return _K.UNEXPECTED
