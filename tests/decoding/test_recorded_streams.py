@@ -1,7 +1,8 @@
 """Recorded streams of real servers, split at every byte.
 
 The recordings are in the directory next to the repository (../shared/samples/recorded); without them the tests
-are skipped."""
+are skipped.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The adaptive rate, learned from 429 responses alone: measurement, decrease and recovery.
 
-The numbers are calculated by hand. "Ten a second" means one sample every half second, with 100 tokens a request."""
+The numbers are calculated by hand. "Ten a second" means one sample every half second, with 100 tokens a request.
+"""
 
 from __future__ import annotations
 

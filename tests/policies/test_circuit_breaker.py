@@ -263,23 +263,23 @@ def test_an_open_circuit_refuses_and_gives_the_remaining_time() -> None:
     assert circuit.state() == "open"  # retry_in() changes nothing
 
 
-@pytest.mark.parametrize(("jitter", "rest"), [(0.0, 4.0), (0.5, 5.0), (1.0, 6.0)])
-def test_the_break_duration_is_jittered(jitter: float, rest: float) -> None:
+@pytest.mark.parametrize(("jitter", "duration"), [(0.0, 4.0), (0.5, 5.0), (1.0, 6.0)])
+def test_the_break_duration_is_jittered(jitter: float, duration: float) -> None:
     """By a fifth in both directions, so that clients do not return in step."""
     circuit = BreakerFixture(jitter)
     circuit.opened()
 
-    assert circuit.refused_for() == pytest.approx(rest)
-    assert circuit.changes[0].break_duration_s == pytest.approx(rest)
+    assert circuit.refused_for() == pytest.approx(duration)
+    assert circuit.changes[0].break_duration_s == pytest.approx(duration)
 
 
-def fail_probes(circuit: BreakerFixture, rounds: int) -> list[float]:
-    rests = []
+def durations_of_failed_probes(circuit: BreakerFixture, rounds: int) -> list[float]:
+    durations = []
     for _ in range(rounds):
-        rests.append(circuit.wait())
-        circuit.clock.advance(rests[-1])
+        durations.append(circuit.wait())
+        circuit.clock.advance(durations[-1])
         circuit.permit().failure()
-    return rests
+    return durations
 
 
 def test_break_durations_grow_to_a_maximum() -> None:
@@ -287,7 +287,7 @@ def test_break_durations_grow_to_a_maximum() -> None:
     circuit = BreakerFixture()
     circuit.opened()
 
-    assert fail_probes(circuit, 100) == pytest.approx([5.0, 7.5] + [8.0] * 98)
+    assert durations_of_failed_probes(circuit, 100) == pytest.approx([5.0, 7.5] + [8.0] * 98)
 
 
 def test_the_maximum_break_duration_is_jittered_too() -> None:
@@ -295,14 +295,16 @@ def test_the_maximum_break_duration_is_jittered_too() -> None:
     circuit = BreakerFixture(jitter=1.0)
     circuit.opened()
 
-    assert fail_probes(circuit, 4) == pytest.approx([6.0, 9.0, 9.6, 9.6])
+    assert durations_of_failed_probes(circuit, 4) == pytest.approx([6.0, 9.0, 9.6, 9.6])
 
 
 def test_circuits_of_jobs_open_for_up_to_a_minute() -> None:
     circuit = BreakerFixture(max_break_duration_s=60.0)
     circuit.opened()
 
-    assert fail_probes(circuit, 8) == pytest.approx([5, 7.5, 11.25, 16.875, 25.3125, 37.96875, 56.953125, 60])
+    assert durations_of_failed_probes(circuit, 8) == pytest.approx(
+        [5, 7.5, 11.25, 16.875, 25.3125, 37.96875, 56.953125, 60]
+    )
 
 
 def test_growth_is_limited_before_it_overflows() -> None:
@@ -310,21 +312,21 @@ def test_growth_is_limited_before_it_overflows() -> None:
     circuit = BreakerFixture(max_break_duration_s=1.0)
     circuit.opened()
 
-    assert fail_probes(circuit, 2000)[-1] == 1.0
+    assert durations_of_failed_probes(circuit, 2000)[-1] == 1.0
 
 
-@pytest.mark.parametrize(("calm", "rest"), [(59.9, 7.5), (60.0, 5.0)])
-def test_a_closed_minute_resets_the_growth(calm: float, rest: float) -> None:
+@pytest.mark.parametrize(("closed_s", "duration"), [(59.9, 7.5), (60.0, 5.0)])
+def test_a_closed_minute_resets_the_growth(closed_s: float, duration: float) -> None:
     """Within that minute a new outage counts as the old one."""
     circuit = BreakerFixture()
     circuit.half_open()
     circuit.run("ss")
     assert circuit.state() == "closed"
 
-    circuit.clock.advance(calm)
+    circuit.clock.advance(closed_s)
     circuit.opened()
 
-    assert circuit.breaker.retry_in() == pytest.approx(rest)
+    assert circuit.breaker.retry_in() == pytest.approx(duration)
 
 
 def test_the_first_outage_does_not_grow() -> None:

@@ -28,7 +28,6 @@ def test_notify_all_wakes_every_waiter() -> None:
 
 
 def test_each_waiter_wakes_after_its_own_time() -> None:
-
     async def main(clock: SimulatedClock) -> None:
         queue = CircuitWaitQueue(clock)
         first, second = (asyncio.create_task(queue.wait(seconds)) for seconds in (1, 2))

@@ -218,7 +218,6 @@ def test_a_new_request_does_not_overtake_the_queue() -> None:
 
 
 def test_a_growing_limit_admits_several_waiters() -> None:
-
     async def main(clock: SimulatedClock) -> None:
         concurrency = limiter(clock, initial=1)
         slots = take(concurrency, 1)
@@ -367,7 +366,6 @@ def test_an_unused_deadline_leaves_no_timer() -> None:
 
 @pytest.mark.row("C03")
 def test_a_grant_before_the_deadline_in_the_same_tick_stands() -> None:
-
     async def main(clock: SimulatedClock) -> None:
         concurrency = limiter(clock, initial=1)
         (slot,) = take(concurrency, 1)

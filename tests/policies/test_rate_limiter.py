@@ -211,7 +211,6 @@ def test_a_grant_to_a_cancelled_waiter_passes_to_the_next() -> None:
 
 
 def test_a_thousand_refusals_and_a_day_without_a_response_do_not_overflow() -> None:
-
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock)
         (await limiter.acquire()).refund()

@@ -1,7 +1,8 @@
 """The limiter against a small model, over random histories (L01).
 
 The model has three rules: over any time w at most rate * w and one burst (or the largest request) is granted, waiters
-are served in order of arrival, and a cancelled waiter gets nothing. A refund counts from the moment of the refund."""
+are served in order of arrival, and a cancelled waiter gets nothing. A refund counts from the moment of the refund.
+"""
 
 from __future__ import annotations
 

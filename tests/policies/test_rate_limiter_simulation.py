@@ -2,7 +2,8 @@
 
 600 requests and 100,000 tokens a minute, in buckets that hold one second of requests and five of tokens;
 two minutes of simulated time, every random number seeded. "Possible" is the throughput of a client that knows the
-buckets and has no latency."""
+buckets and has no latency.
+"""
 
 from __future__ import annotations
 
@@ -180,16 +181,16 @@ def simulate(
     provider = Provider(headers=headers, retry_after=retry_after)
 
     async def main(clock: SimulatedClock) -> list[int]:
-        everyone = [
+        all_clients = [
             Client(clock, provider, seed=100 * seed + i, mean=mean, workers=workers, rpm=rpm, tpm=tpm)
             for i in range(clients)
         ]
         try:
             async with asyncio.timeout(SECONDS):
-                await asyncio.gather(*(client.run() for client in everyone))
+                await asyncio.gather(*(client.run() for client in all_clients))
         except TimeoutError:
             pass
-        return [client.done for client in everyone]
+        return [client.done for client in all_clients]
 
     each = run_simulated(main)
     rng = random.Random(seed)

@@ -90,7 +90,6 @@ def test_a_wrong_estimate_is_charged_afterwards(factor: float) -> None:
 
 @pytest.mark.row("L03")
 def test_an_estimate_of_zero_is_charged_afterwards() -> None:
-
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock, tpm=TPM, initial_window=0)
         spent = 0.0

@@ -1,6 +1,7 @@
 """The retry loop on stamina: what is retried, when, and what stamina's own switches do (C14, C16).
 
-Time is simulated; stamina's global state is restored after each test."""
+Time is simulated; stamina's global state is restored after each test.
+"""
 
 from __future__ import annotations
 
@@ -230,7 +231,6 @@ def test_the_budget_of_the_failed_endpoint_pays() -> None:
 
 
 def test_budget_facts_and_events_are_optional() -> None:
-
     async def main(clock: SimulatedClock) -> int:
         async def attempt(number: int) -> int:
             return number
@@ -328,17 +328,17 @@ def test_an_ambiguous_chat_stops_after_one_repeat() -> None:
 
 
 @pytest.mark.parametrize(
-    "foreign", [ValueError("bug"), asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3)]
+    "exception", [ValueError("bug"), asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(3)]
 )
-def test_other_exceptions_pass_through(foreign: BaseException) -> None:
+def test_other_exceptions_pass_through(exception: BaseException) -> None:
     """Never retried, never wrapped, never swallowed."""
-    call = Call(server_error(), foreign, "never")
+    call = Call(server_error(), exception, "never")
 
     async def main(clock: SimulatedClock) -> None:
         # A KeyboardInterrupt inside a task would end the loop itself.
-        with pytest.raises(type(foreign)) as caught:
+        with pytest.raises(type(exception)) as caught:
             await call.run()
-        assert caught.value is foreign
+        assert caught.value is exception
 
     run_simulated(main, clock=call.clock)
     assert call.attempts == [1, 2]

@@ -115,7 +115,6 @@ async def test_closing_the_iterator_stops_the_tasks() -> None:
 
 
 async def test_cancelling_the_consumer_stops_the_tasks() -> None:
-
     async def work(number: int) -> int:
         await asyncio.Event().wait()
         return number
@@ -134,7 +133,6 @@ async def test_cancelling_the_consumer_stops_the_tasks() -> None:
 
 
 async def test_an_empty_source_gives_nothing() -> None:
-
     async def work(number: int) -> int:
         return number
 

@@ -16,7 +16,7 @@ from llmopt.values.profile import Timeouts
 BUCKET = 2 ** (1 / 8)  # the rounding error of a bucket
 
 
-class Bench:
+class TimeoutFixture:
     def __init__(self) -> None:
         self.clock = SimulatedClock(start=0.0)
         self.timeouts = AdaptiveTimeout(now=self.clock.now)
@@ -31,12 +31,12 @@ class Bench:
 
 def test_the_timeout_starts_at_its_maximum() -> None:
     """It stays there until fifty responses are measured."""
-    bench = Bench()
-    assert bench.limit() == 60.0
-    bench.record(*[3.0] * 49)
-    assert bench.limit() == 60.0
-    bench.record(3.0)
-    assert 6.0 <= bench.limit() <= 6.0 * BUCKET
+    fixture = TimeoutFixture()
+    assert fixture.limit() == 60.0
+    fixture.record(*[3.0] * 49)
+    assert fixture.limit() == 60.0
+    fixture.record(3.0)
+    assert 6.0 <= fixture.limit() <= 6.0 * BUCKET
 
 
 @pytest.mark.parametrize(
@@ -55,32 +55,32 @@ def test_the_timeout_is_twice_the_p99_within_its_bounds(
     seconds: float, most: float, least: float, highest: float
 ) -> None:
     """Rounded up by at most one bucket."""
-    bench = Bench()
-    bench.record(*[seconds] * 60)
+    fixture = TimeoutFixture()
+    fixture.record(*[seconds] * 60)
 
-    assert least <= bench.limit(most) <= highest
+    assert least <= fixture.limit(most) <= highest
 
 
 def test_one_slow_response_of_a_hundred_is_left_out() -> None:
     """A second one counts."""
-    bench = Bench()
-    bench.record(*[3.0] * 99, 25.0)
-    assert bench.limit() <= 6.0 * BUCKET
+    fixture = TimeoutFixture()
+    fixture.record(*[3.0] * 99, 25.0)
+    assert fixture.limit() <= 6.0 * BUCKET
 
-    bench.record(*[3.0] * 98, 25.0, 25.0)  # 3 of 200
-    assert bench.limit() >= 50.0
+    fixture.record(*[3.0] * 98, 25.0, 25.0)  # 3 of 200
+    assert fixture.limit() >= 50.0
 
 
 @given(st.lists(st.floats(0.002, 500.0), min_size=50, max_size=300), st.integers(0, 99))
 def test_the_quantile_agrees_with_a_sorted_list(samples: list[float], seed: int) -> None:
     """To the width of a bucket, in any order of the samples."""
-    bench = Bench()
+    fixture = TimeoutFixture()
     random.Random(seed).shuffle(samples)
-    bench.record(*samples)
-    bench.timeouts._by_size[(100).bit_length()]._since_p99 = len(samples)  # compute now
+    fixture.record(*samples)
+    fixture.timeouts._by_size[(100).bit_length()]._since_p99 = len(samples)  # compute now
     exact = sorted(samples, reverse=True)[int(len(samples) * 0.01)]
 
-    timeout = bench.limit(most=math.inf)
+    timeout = fixture.limit(most=math.inf)
 
     assert max(5.0, 2 * exact) <= timeout * 1.000001
     assert timeout <= max(5.0, 2 * exact * BUCKET) * 1.000001
@@ -88,55 +88,55 @@ def test_the_quantile_agrees_with_a_sorted_list(samples: list[float], seed: int)
 
 def test_only_the_last_five_minutes_count() -> None:
     """Old samples leave minute by minute."""
-    bench = Bench()
-    bench.record(*[20.0] * 50)
-    bench.clock.advance(120)
-    bench.record(*[3.0] * 60)
-    assert bench.limit() >= 40.0
+    fixture = TimeoutFixture()
+    fixture.record(*[20.0] * 50)
+    fixture.clock.advance(120)
+    fixture.record(*[3.0] * 60)
+    assert fixture.limit() >= 40.0
 
-    bench.clock.advance(179.9)
-    assert bench.limit() >= 40.0
-    bench.clock.advance(0.2)
-    assert bench.limit() <= 6.0 * BUCKET
-    bench.clock.advance(119.9)
-    assert bench.limit() == 60.0
+    fixture.clock.advance(179.9)
+    assert fixture.limit() >= 40.0
+    fixture.clock.advance(0.2)
+    assert fixture.limit() <= 6.0 * BUCKET
+    fixture.clock.advance(119.9)
+    assert fixture.limit() == 60.0
 
 
 def test_an_idle_time_longer_than_the_window_empties_it() -> None:
     """In one step."""
-    bench = Bench()
-    bench.record(*[3.0] * 100)
-    assert bench.limit() < 10
-    bench.clock.advance(1e6)
-    assert bench.limit() == 60.0
-    bench.record(*[3.0] * 49)
-    assert bench.limit() == 60.0
-    bench.record(3.0)
-    assert bench.limit() < 10
+    fixture = TimeoutFixture()
+    fixture.record(*[3.0] * 100)
+    assert fixture.limit() < 10
+    fixture.clock.advance(1e6)
+    assert fixture.limit() == 60.0
+    fixture.record(*[3.0] * 49)
+    assert fixture.limit() == 60.0
+    fixture.record(3.0)
+    assert fixture.limit() < 10
 
 
 @pytest.mark.parametrize("jump", [300, 301, 359, 3600])
 def test_an_idle_time_of_exactly_the_window_empties_every_slice(jump: float) -> None:
     """Wherever the old samples were."""
-    bench = Bench()
+    fixture = TimeoutFixture()
     for _ in range(5):
-        bench.record(*[3.0] * 20)
-        bench.clock.advance(60)
-    bench.clock.advance(jump - 60)
-    bench.record(3.0)
-    histogram = bench.timeouts._by_size[(100).bit_length()]
+        fixture.record(*[3.0] * 20)
+        fixture.clock.advance(60)
+    fixture.clock.advance(jump - 60)
+    fixture.record(3.0)
+    histogram = fixture.timeouts._by_size[(100).bit_length()]
 
     assert histogram._total == sum(histogram._sum) == 1
 
 
 def test_a_reused_slice_is_empty() -> None:
     """It holds no sample of the turn before."""
-    bench = Bench()
+    fixture = TimeoutFixture()
     for _ in range(12):
-        bench.record(*[3.0] * 10)
-        bench.clock.advance(60)
-    histogram = bench.timeouts._by_size[(100).bit_length()]
-    bench.limit()
+        fixture.record(*[3.0] * 10)
+        fixture.clock.advance(60)
+    histogram = fixture.timeouts._by_size[(100).bit_length()]
+    fixture.limit()
 
     assert histogram._total == 40
     assert sum(histogram._sum) == 40
@@ -144,88 +144,88 @@ def test_a_reused_slice_is_empty() -> None:
 
 def test_sizes_have_their_own_timeouts() -> None:
     """By powers of two: a large batch may take longer."""
-    bench = Bench()
-    bench.record(*[3.0] * 50, size=100)
-    bench.record(*[20.0] * 50, size=5000)
+    fixture = TimeoutFixture()
+    fixture.record(*[3.0] * 50, size=100)
+    fixture.record(*[20.0] * 50, size=5000)
 
-    assert bench.limit(size=100) < 7
-    assert bench.limit(size=127) < 7
-    assert bench.limit(size=64) < 7
-    assert bench.limit(size=128) == 60.0
-    assert bench.limit(size=63) == 60.0
-    assert bench.limit(size=5000) > 39
-    assert bench.limit(size=0) == 60.0
+    assert fixture.limit(size=100) < 7
+    assert fixture.limit(size=127) < 7
+    assert fixture.limit(size=64) < 7
+    assert fixture.limit(size=128) == 60.0
+    assert fixture.limit(size=63) == 60.0
+    assert fixture.limit(size=5000) > 39
+    assert fixture.limit(size=0) == 60.0
 
 
 def test_timeouts_raise_the_timeout() -> None:
     """They count as responses with that latency, so that a timeout that is too short grows."""
-    bench = Bench()
-    bench.record(*[3.0] * 97)
-    limit = bench.limit()
+    fixture = TimeoutFixture()
+    fixture.record(*[3.0] * 97)
+    limit = fixture.limit()
     for _ in range(2):
-        bench.timeouts.timed_out(100, limit)
-    bench.record(3.0)
+        fixture.timeouts.timed_out(100, limit)
+    fixture.record(3.0)
 
-    assert bench.limit() >= 2 * limit
+    assert fixture.limit() >= 2 * limit
 
 
 @pytest.mark.parametrize(("in_a_row", "forgets"), [(2, False), (3, True)])
 def test_three_timeouts_in_a_row_reset_the_timeout(in_a_row: int, forgets: bool) -> None:
     """To its maximum, until enough samples are there again."""
-    bench = Bench()
-    bench.record(*[3.0] * 1000)
+    fixture = TimeoutFixture()
+    fixture.record(*[3.0] * 1000)
     for _ in range(in_a_row):
-        bench.timeouts.timed_out(100, 6.0)
+        fixture.timeouts.timed_out(100, 6.0)
 
-    assert (bench.limit() == 60.0) == forgets
+    assert (fixture.limit() == 60.0) == forgets
     if forgets:
-        bench.record(*[3.0] * 49)
-        assert bench.limit() == 60.0
-        bench.record(3.0)
-        assert bench.limit() < 7
+        fixture.record(*[3.0] * 49)
+        assert fixture.limit() == 60.0
+        fixture.record(3.0)
+        assert fixture.limit() < 7
 
 
 def test_a_response_restarts_the_count_of_timeouts() -> None:
     """Two timeouts, a response, two timeouts: no reset."""
-    bench = Bench()
-    bench.record(*[3.0] * 1000)
+    fixture = TimeoutFixture()
+    fixture.record(*[3.0] * 1000)
     for _ in range(3):
-        bench.timeouts.timed_out(100, 6.0)
-        bench.timeouts.timed_out(100, 6.0)
-        bench.record(3.0)
+        fixture.timeouts.timed_out(100, 6.0)
+        fixture.timeouts.timed_out(100, 6.0)
+        fixture.record(3.0)
 
-    assert bench.limit() < 60.0
+    assert fixture.limit() < 60.0
 
 
 def test_a_slower_server_is_followed_within_a_few_requests() -> None:
     """The timeout does not cut off every response of a server that becomes ten times slower."""
-    bench = Bench()
-    bench.record(*[2.0] * 500)
+    fixture = TimeoutFixture()
+    fixture.record(*[2.0] * 500)
     lost = 0
     for _ in range(200):
-        if bench.limit() < 20.0:
-            bench.timeouts.timed_out(100, bench.limit())
+        if fixture.limit() < 20.0:
+            fixture.timeouts.timed_out(100, fixture.limit())
             lost += 1
         else:
-            bench.record(20.0)
+            fixture.record(20.0)
 
     assert lost == 3
-    assert 40.0 <= bench.limit() <= 40.0 * BUCKET
+    assert 40.0 <= fixture.limit() <= 40.0 * BUCKET
 
 
 def test_the_quantile_is_not_computed_for_every_request() -> None:
     """Once in about thirty samples when there are many."""
-    bench = Bench()
-    bench.record(*[3.0] * 3200)
-    bench.limit()
-    histogram = bench.timeouts._by_size[(100).bit_length()]
+    fixture = TimeoutFixture()
+    fixture.record(*[3.0] * 3200)
+    fixture.limit()
+    histogram = fixture.timeouts._by_size[(100).bit_length()]
     computed = 0
     original = histogram._quantile
 
     for _ in range(330):
-        bench.record(3.0)
+        fixture.record(3.0)
         before = histogram._since_p99
-        bench.limit()
+        fixture.limit()
         computed += histogram._since_p99 < before
 
     assert original() == pytest.approx(3.0, rel=0.1)
@@ -284,12 +284,12 @@ def test_before_the_first_content_the_first_event_timeout_applies() -> None:
 def test_the_wait_never_exceeds_either_timeout(waits: list[tuple[float, bool]], first: float) -> None:
     """Whatever happens, a silent server is noticed in time."""
     made = clocks(first=first)
-    quiet, spoken = 0.0, False
-    for seconds, spoke in waits:
+    quiet, started = 0.0, False
+    for seconds, has_content in waits:
         made.bytes_received(seconds)
         quiet += seconds
-        if spoke:
+        if has_content:
             made.content_received()
-            quiet, spoken = 0.0, True
-        idle, content = (60, 120) if spoken else (max(60, first), max(120, first))
+            quiet, started = 0.0, True
+        idle, content = (60, 120) if started else (max(60, first), max(120, first))
         assert made.read_timeout == min(idle, content - quiet)

@@ -1,7 +1,8 @@
 """The token bucket: refill, withdrawals, and corrections by headers.
 
 The numbers are calculated by hand for a limit of 10 a second. The bucket holds 9, a second's worth less the tenth
-that is left to the server."""
+that is left to the server.
+"""
 
 from __future__ import annotations
 

@@ -77,7 +77,6 @@ def test_a_cancelled_waiter_is_skipped() -> None:
 
 
 def test_grant_and_reject_remove_the_waiter() -> None:
-
     async def main(clock: SimulatedClock) -> None:
         queue = WaitQueue(clock, lambda: None)
         first, second = waiter(), waiter()

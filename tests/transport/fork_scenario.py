@@ -1,7 +1,8 @@
 """A program that test_fork.py runs: it forks with a warm pool and counts wrong responses.
 
 ``python -m tests.transport.fork_scenario LOOP PORT MODE...`` runs one mode after the other and prints one JSON line per
-process: its mode, its wrong bodies and its connections; the parent's line is the last of its mode."""
+process: its mode, its wrong bodies and its connections; the parent's line is the last of its mode.
+"""
 
 from __future__ import annotations
 

@@ -143,7 +143,8 @@ class CancelAtSuspension:
 def echo_server() -> Iterator[int]:
     """An echo server in another process, for tests that fork; gives its port.
 
-    It answers a request with its body, and a GET with the number of connections it has accepted."""
+    It answers a request with its body, and a GET with the number of connections it has accepted.
+    """
     script = (
         "import asyncio\n"
         "from tests.support.faults import Answer, FaultServer\n"

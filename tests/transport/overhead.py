@@ -3,7 +3,8 @@
     python -m tests.transport.overhead [--requests N] [--rounds N] [--vectors N] [--uvloop] [--profile]
 
 The server is another process that answers at little cost. The rounds alternate, so that a busy machine disturbs both
-clients alike, and the ratio is that of the medians."""
+clients alike, and the ratio is that of the medians.
+"""
 
 from __future__ import annotations
 

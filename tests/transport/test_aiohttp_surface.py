@@ -1,6 +1,7 @@
 """The behaviour of aiohttp that llmopt relies on beyond its documentation.
 
-A new version of aiohttp that changes any of this fails here first, by name."""
+A new version of aiohttp that changes any of this fails here first, by name.
+"""
 
 from __future__ import annotations
 

@@ -186,7 +186,6 @@ async def test_all_addresses_refusing_is_a_refusal(
 async def test_mixed_causes_give_the_most_useful_one(
     text: str, cause: str, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     async def start_connection(**_: Any) -> None:
         raise OSError(text)
 

@@ -74,7 +74,6 @@ class TestCustomTransports:
         await sender.aclose()
 
     async def test_a_mock_transport_with_a_coroutine(self) -> None:
-
         async def handler(_: httpx.Request) -> httpx.Response:
             await asyncio.sleep(0)
             return httpx.Response(201, content=b"made")

@@ -45,13 +45,13 @@ WORDS = ["one ", "two ", "three"]
 @pytest.fixture(params=["pool", "httpx", "pool behind httpx"])
 async def sender(request: pytest.FixtureRequest) -> AsyncIterator[Sender]:
     async with open_pool(pool_size=1) as pool:
-        made: Sender = pool
+        transport: Sender = pool
         if request.param == "httpx":
-            made = HttpxSender(httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1)))
+            transport = HttpxSender(httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1)))
         elif request.param == "pool behind httpx":
-            made = HttpxSender(PoolTransport(pool))
-        yield made
-        await made.aclose()
+            transport = HttpxSender(PoolTransport(pool))
+        yield transport
+        await transport.aclose()
 
 
 async def test_a_stream_arrives_piece_by_piece(server: FaultServer, sender: Sender) -> None:

@@ -83,7 +83,6 @@ def test_a_cancellation_by_another_task_passes_through() -> None:
 
 
 def test_a_timer_between_two_waits_does_nothing() -> None:
-
     async def main(clock: SimulatedClock) -> None:
         timer = StreamTimer()
         assert not await timed(timer, 10.0, asyncio.sleep(1))

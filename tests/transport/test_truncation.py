@@ -79,8 +79,8 @@ async def test_fin_at_every_byte(framing: Framing, server: FaultServer) -> None:
     head = len(answer.head())
     async with open_pool(pool_size=AT_ONCE) as pool:
         results = await outcomes(server, pool, answer, Close())
-    rest = len(bytes(answer)) - head
-    assert results == ["ConnectionLost"] * head + ["InvalidResponse truncated"] * rest + [WHOLE]
+    in_body = len(bytes(answer)) - head
+    assert results == ["ConnectionLost"] * head + ["InvalidResponse truncated"] * in_body + [WHOLE]
 
 
 @pytest.mark.row("N04")
