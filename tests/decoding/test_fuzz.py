@@ -174,7 +174,7 @@ _DATA = st.one_of(
 
 
 def parse_or_refusal(plugin: str, read: Callable[[], Any]) -> Any:
-    """The result of a hook; it may raise only InvalidResponse, and every Failure is classified."""
+    """The result of a hook, which may raise only InvalidResponse; every Failure must be classifiable."""
     try:
         result = read()
     except InvalidResponse as refusal:

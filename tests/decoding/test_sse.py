@@ -181,7 +181,7 @@ def test_invalid_utf8_is_an_error_and_never_replaced(line: bytes) -> None:
 
 
 def test_a_comment_need_not_be_utf8() -> None:
-    """The decoder skips it."""
+    """The decoder skips comments."""
     assert events(SSEDecoder(), [b": \xff\ndata: a\n\n"]) == [event("a")]
 
 

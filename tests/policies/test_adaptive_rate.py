@@ -311,7 +311,7 @@ def test_after_five_idle_seconds_the_samples_restart() -> None:
 
 
 def test_sixty_samples_are_kept() -> None:
-    """The anchor is dropped when it is older than they are."""
+    """The anchor is dropped when it is older than the samples."""
     it = measured()
     requests = run(it, 10.5, 39.5, 1.0, before=100.0)
     assert len(it._samples) == 59

@@ -149,7 +149,7 @@ def test_a_good_size_below_half_of_the_refused_size_is_ignored() -> None:
 
 
 def test_a_stated_limit_is_used_at_once() -> None:
-    """It is kept however many batches succeed."""
+    """Successful batches do not raise the size above it."""
     size = adaptive_size(2048)
 
     assert size.too_large(200, stated=64)
@@ -159,7 +159,7 @@ def test_a_stated_limit_is_used_at_once() -> None:
 
 
 def test_a_stated_limit_replaces_guesses() -> None:
-    """A size that was halved too far rises to it."""
+    """A size that was halved too far rises to the stated limit."""
     size = adaptive_size(2048)
     size.too_large(200)
     size.too_large(100)
@@ -170,7 +170,7 @@ def test_a_stated_limit_replaces_guesses() -> None:
 
 @pytest.mark.parametrize("stated", [200, 5000, 0, -1])
 def test_a_stated_limit_that_does_not_explain_the_refusal_is_ignored(stated: int) -> None:
-    """The batch was within it, or it is no number of texts: the size is halved."""
+    """The batch was within the stated limit, or the limit is no number of texts: the size is halved."""
     size = adaptive_size(2048)
     size.too_large(200, stated=stated)
 
@@ -605,7 +605,7 @@ class BatchSizeMachine(RuleBasedStateMachine):
         self.in_flight.clear()
 
     @rule()
-    def time_out(self) -> None:
+    def timeout(self) -> None:
         before = self.size.size
         self.size.timed_out(before)
         self.size.timed_out(before)

@@ -186,7 +186,7 @@ def test_failures_below_half_keep_the_circuit_closed_and_above_half_open_it(shar
     ],
 )
 def test_consecutive_failures_open_the_circuit(results: str, state: str) -> None:
-    """Five in a row, where the rule is set; a neutral result neither adds to the row nor ends it."""
+    """Five in a row, where that rule is set; a neutral result neither adds to the row nor ends it."""
     circuit = BreakerFixture(consecutive_failures=5)
     circuit.run(results)
 
@@ -208,7 +208,7 @@ def test_results_leave_the_window_after_30_seconds() -> None:
 
 
 def test_the_window_counts_a_call_when_it_ends() -> None:
-    """Not when it began."""
+    """The start of a call does not matter."""
     circuit = BreakerFixture(minimum_calls=2)
     slow = circuit.permit()
     circuit.clock.advance(600)

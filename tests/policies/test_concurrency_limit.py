@@ -73,7 +73,7 @@ def test_success_adds_one_divided_by_the_limit() -> None:
 
 
 def test_an_unused_limit_does_not_grow() -> None:
-    """Half of it must be in flight, this request included."""
+    """Half of the limit must be in flight, this request included."""
     concurrency = limiter(initial=16)
     for slot in take(concurrency, 7):
         slot.release("success")
@@ -295,7 +295,7 @@ def test_a_cancelled_waiter_leaves_the_queue() -> None:
 
 @pytest.mark.row("C03")
 def test_a_grant_to_a_cancelled_waiter_passes_to_the_next() -> None:
-    """The Netflix library lost it here (concurrency-limits PR #179)."""
+    """Netflix's library lost the slot in this case (concurrency-limits PR #179)."""
 
     async def main(clock: SimulatedClock) -> None:
         concurrency = limiter(clock, initial=1)

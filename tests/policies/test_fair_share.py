@@ -164,7 +164,7 @@ def test_remaining_is_limited_to_the_depth_of_our_bucket() -> None:
 
 
 def test_contention_starts_at_a_tenth_and_ends_below_half_of_that() -> None:
-    """So that it does not flicker."""
+    """The distance avoids a state that changes with every sample."""
     for others, uncontended, expected in (
         (0.0999, True, True),
         (0.1001, True, False),
@@ -204,7 +204,7 @@ def test_an_uncontended_client_uses_everything_and_remembers_what_others_left() 
 
 @pytest.mark.parametrize(("part", "filled"), [(0.5, 0.9), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0)])
 def test_the_share_is_controlled_to_a_set_point_of_the_remaining(part: float, filled: float) -> None:
-    """Half a bucket for a share of nothing, 0.85 of it for the whole; a proportional and an integral part."""
+    """The set point is half a bucket for a share of 0 and 0.85 of it for a share of 1; the controller is a PI controller."""
     share = shared_limit(part)
     observe(share, sample(1.0, 10.0, 0.0, expected=10 * filled))
     error = filled - (0.5 + 0.35 * part)
@@ -275,7 +275,7 @@ def test_the_share_of_a_bucket_without_depth_grows_by_a_twentieth_a_second() -> 
 
 
 def test_an_uncontended_bucket_without_depth_changes_nothing() -> None:
-    """No other client shares it."""
+    """No other client shares the limit."""
     share = FairShare()
     observe(share, sample(0.0, 0.0, 10.0), sample(1.0, 0.0, 20.0))
     assert (share.uncontended, share.factor, share._share) == (True, 1.0, 1.0)

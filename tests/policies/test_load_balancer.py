@@ -34,7 +34,6 @@ def test_no_candidates_give_no_choice() -> None:
 
 
 def test_a_single_candidate_is_chosen() -> None:
-    """However busy it is."""
     only = Candidate(1, 100, 16)
 
     assert balancer(1, 1).choose([only]) is only
@@ -47,7 +46,7 @@ def test_equal_endpoints_share_equally() -> None:
 
 
 def test_idle_endpoints_share_by_weight() -> None:
-    """Three to one."""
+    """Weights of three to one."""
     assert shares(balancer(3, 1), idle(2)) == pytest.approx([0.75, 0.25], abs=0.03)
     assert shares(balancer(30, 10), idle(2)) == pytest.approx([0.75, 0.25], abs=0.03)
 
@@ -115,7 +114,7 @@ def test_an_endpoint_without_a_latency_counts_as_the_best() -> None:
 
 
 def test_endpoints_already_tried_are_left_out() -> None:
-    """While there is another one."""
+    """As long as there is another endpoint."""
     balance = balancer(1, 1, 1)
 
     for _ in range(30):
@@ -193,7 +192,7 @@ def simulate(
 
 @pytest.mark.parametrize("at_once", [1, 4, 8, 24])
 def test_weights_hold_at_low_and_high_load(at_once: int) -> None:
-    """Three to one, with latencies that vary."""
+    """Weights of three to one, with latencies that vary."""
     assert simulate((3, 1), (1.0, 1.0), at_once)[0] == pytest.approx(0.75, abs=0.05)
 
 
@@ -209,7 +208,7 @@ def test_a_slow_endpoint_gets_few_requests(at_once: int) -> None:
     seed=st.integers(0, 1000),
 )
 def test_every_choice_is_a_candidate(weights: list[float], data: st.DataObject, seed: int) -> None:
-    """Whatever the weights, loads and latencies; one not tried yet, if there is one."""
+    """Whatever the weights, loads and latencies; an endpoint that was not tried yet is preferred."""
     clock = SimulatedClock()
     balance = LoadBalancer(weights, now=clock.now, rng=random.Random(seed))
     indices = data.draw(st.sets(st.integers(0, len(weights) - 1)))

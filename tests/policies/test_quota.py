@@ -66,7 +66,7 @@ def test_the_cause_names_the_limit_with_the_longer_wait() -> None:
 
 
 def test_slow_start_delays_requests_before_the_buckets_do() -> None:
-    """Until it is finished."""
+    """As long as the slow start is not finished."""
     it = quota(initial_window=2)
     first = take(it)
     take(it)
@@ -173,7 +173,7 @@ def test_a_refused_request_stays_charged() -> None:
 
 
 def test_a_refusal_without_a_lease_slows_down_and_teaches_no_limit() -> None:
-    """Another part of the program may have received it."""
+    """Another part of the program may have received the refusal."""
     it = quota()
     for _ in range(9):
         take(it)
@@ -371,7 +371,7 @@ def test_an_initial_window_of_zero_disables_slow_start() -> None:
 
 
 def test_slow_start_doubles_each_second() -> None:
-    """Counted from the first request; the third goes when there is room for a whole one."""
+    """Counted from the first request; the third is sent when there is room for a whole request."""
     start = SlowStart(2)
     send(start, 2, now=50.0)
     third = 50 + math.log2(3 / 2)
@@ -401,7 +401,7 @@ def test_a_wait_is_at_least_a_millisecond() -> None:
 
 
 def test_each_response_makes_room_for_two() -> None:
-    """Its own place, and one more."""
+    """For the place of the answered request, and for one more."""
     start = SlowStart(2)
     send(start, 2)
     start.completed(answered=True)
@@ -436,7 +436,6 @@ def test_slow_start_ends_at_a_window_of_sixty_four() -> None:
 
 
 def test_a_finished_slow_start_stays_finished() -> None:
-    """Whatever ended it."""
     start = SlowStart(2)
     start.finished = True
     start.completed(answered=True)

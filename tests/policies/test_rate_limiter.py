@@ -39,7 +39,7 @@ def server_limits(*, requests: RateLimit | None = None, tokens: RateLimit | None
 
 
 def test_a_burst_is_nine_tenths_of_a_second_of_requests() -> None:
-    """It refills in that time, and never exceeds it."""
+    """The bucket refills in that time, and never exceeds the burst."""
     clock = SimulatedClock()
     pacer = limiter(clock)
     assert drain(pacer) == 9
@@ -93,7 +93,7 @@ def test_first_come_first_served() -> None:
 
 @pytest.mark.row("L02")
 def test_small_requests_do_not_overtake_a_huge_one() -> None:
-    """It saves up tokens beyond a burst, and those behind it wait."""
+    """The limiter saves up tokens beyond a burst, and the small requests wait."""
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock, rpm=None, tpm=6_000)
@@ -689,7 +689,7 @@ def test_errors_explain_the_refusal() -> None:
 
 
 def test_the_first_request_after_a_pause_is_sent_when_the_server_said() -> None:
-    """Whatever the buckets hold; those behind it wait their time."""
+    """Whatever the buckets hold; the requests behind it wait for their tokens."""
 
     async def main(clock: SimulatedClock) -> None:
         slow = RateLimiter(clock=clock, rpm=100, tpm=100_000)
@@ -745,7 +745,7 @@ def test_only_a_pause_above_the_maximum_wait_fails() -> None:
 
 @pytest.mark.parametrize(("limit", "reset"), [(0.001, None), (0.5, None), (1.0, 1.0)])
 def test_invalid_limits_do_not_stall_requests_for_ever(limit: float, reset: float | None) -> None:
-    """Less than one a window is no limit; with a reset of a second nobody waits for a minute."""
+    """Less than one a window is no limit, and with a reset of a second no request waits for a minute."""
     headers = {"x-ratelimit-limit-requests": str(limit), "x-ratelimit-remaining-requests": "0"}
     if reset is not None:
         headers["x-ratelimit-reset-requests"] = f"{reset:g}s"

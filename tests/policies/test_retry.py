@@ -207,7 +207,7 @@ def test_overload_with_retry_after_costs_little_budget() -> None:
 
 
 def test_a_stale_connection_is_replaced_at_once_for_free() -> None:
-    """Once a call: a second one is a lost connection like others (N15)."""
+    """Once a call: a second stale connection counts as a lost connection (N15)."""
     failure = error(e.ConnectionLost, stale=True, sent="maybe")
     free = RetryDecision(delay=0.0, reason="stale", cost=0, counted=False, computed=False)
 
@@ -282,7 +282,7 @@ def test_a_failure_that_opened_the_circuit_waits_too(kind: type[e.LLMOptError]) 
 
 @pytest.mark.parametrize("facts", [RetryFacts(circuit_retry_in=7.0), RetryFacts(wait_when_open=True)])
 def test_without_an_open_circuit_a_failure_is_retried_normally(facts: RetryFacts) -> None:
-    """The caller did not choose to wait, or no circuit is open, or it has no end."""
+    """The same where the caller chose not to wait, and where the circuit has no end."""
     assert decide(error(e.ServerError), facts=facts) == RetryDecision(delay=1.0, reason="server")
 
 

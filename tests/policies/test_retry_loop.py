@@ -208,7 +208,7 @@ def test_facts_budget_and_events_get_the_current_error() -> None:
 
 
 def test_the_budget_of_the_failed_endpoint_pays() -> None:
-    """And the one that paid last gets its price back."""
+    """The budget that paid last gets its price back."""
     budgets = {"a": RetryBudget(), "b": RetryBudget()}
 
     async def main(clock: SimulatedClock) -> None:
@@ -408,7 +408,7 @@ def test_asyncio_timeout_around_the_loop_works(seconds: float) -> None:
 
 @pytest.mark.row("C14")
 def test_nested_calls_do_not_retry() -> None:
-    """In the first attempt and in those of the loop: attempts add up, they do not multiply."""
+    """Neither in the first attempt nor in the retries: attempts add up, they do not multiply."""
     inner_calls: list[Call] = []
 
     async def nested(_: int) -> None:
@@ -428,7 +428,7 @@ def test_nested_calls_do_not_retry() -> None:
 
 
 def test_calls_after_an_attempt_retry_again() -> None:
-    """The mark of the attempt is removed, whether it failed or not."""
+    """The mark of the attempt is removed after a failure, too."""
     with retry_guard():
         assert inside_attempt()
         with retry_guard():
@@ -694,7 +694,7 @@ def test_disabled_instrumentation_stays_disabled() -> None:
 
 
 def test_a_hook_may_return_a_context_manager() -> None:
-    """Stamina enters and leaves it."""
+    """Stamina enters and leaves the context."""
     steps: list[str] = []
 
     @contextlib.contextmanager

@@ -54,7 +54,7 @@ def test_the_timeout_starts_at_its_maximum() -> None:
 def test_the_timeout_is_twice_the_p99_within_its_bounds(
     seconds: float, most: float, least: float, highest: float
 ) -> None:
-    """Rounded up by at most one bucket."""
+    """The result is rounded up by at most one bucket."""
     fixture = TimeoutFixture()
     fixture.record(*[seconds] * 60)
 
@@ -62,7 +62,7 @@ def test_the_timeout_is_twice_the_p99_within_its_bounds(
 
 
 def test_one_slow_response_of_a_hundred_is_left_out() -> None:
-    """A second one counts."""
+    """Two slow responses of a hundred count."""
     fixture = TimeoutFixture()
     fixture.record(*[3.0] * 99, 25.0)
     assert fixture.limit() <= 6.0 * BUCKET
@@ -103,7 +103,7 @@ def test_only_the_last_five_minutes_count() -> None:
 
 
 def test_an_idle_time_longer_than_the_window_empties_it() -> None:
-    """In one step."""
+    """All slices are emptied in one step."""
     fixture = TimeoutFixture()
     fixture.record(*[3.0] * 100)
     assert fixture.limit() < 10
@@ -236,7 +236,7 @@ def test_the_quantile_is_not_computed_for_every_request() -> None:
     ("fill", "seconds"), [(0.0, 30.0), (0.5, 45.0), (1.0, 60.0), (2.0, 60.0), (-1.0, 30.0)]
 )
 def test_the_maximum_of_a_profile_depends_on_the_size(fill: float, seconds: float) -> None:
-    """From one text to a full batch."""
+    """It grows from one text to a full batch."""
     assert static_timeout(Timeouts(read=30.0, read_large=60.0), fill) == seconds
 
 

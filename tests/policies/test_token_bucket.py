@@ -71,7 +71,7 @@ def test_a_clock_that_runs_backwards_changes_nothing() -> None:
 
 
 def test_more_than_a_burst_is_saved_up_for_a_large_request() -> None:
-    """And leaves with it."""
+    """The saved tokens leave with that request."""
     it = bucket()
     it.take(9.0)
     it.reserve(30.0)
@@ -305,7 +305,7 @@ def test_after_the_servers_reset_the_next_request_may_be_sent() -> None:
 
 
 def test_the_reset_admits_one_request() -> None:
-    """In that very moment; the next one waits again."""
+    """The next request waits again."""
     it = bucket(0.01)
     it.take(1.0)
     it.reserve(1.0)

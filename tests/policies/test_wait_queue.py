@@ -97,7 +97,7 @@ def test_grant_and_reject_remove_the_waiter() -> None:
 
 
 def test_one_timer_at_the_earliest_moment() -> None:
-    """A later moment does not move it, an earlier one does; it fires once."""
+    """A later moment does not move the timer, an earlier one does; the timer fires once."""
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []
@@ -122,7 +122,7 @@ def test_one_timer_at_the_earliest_moment() -> None:
 
 
 def test_the_last_waiter_of_a_loop_cancels_the_timer() -> None:
-    """Not the last but one."""
+    """The last but one does not."""
 
     async def main(clock: SimulatedClock) -> None:
         rings: list[float] = []

@@ -92,7 +92,7 @@ async def open_pool(**options: Any) -> AsyncIterator[ConnectionPool]:
 
 
 def open_sockets(pool: ConnectionPool) -> list[socket.socket]:
-    """The pool's open sockets, whatever the pool knows of them."""
+    """The open sockets of a pool, also those that the pool has forgotten."""
     opened = [each for connector in pool._connectors.values() for each in connector._sockets._sockets]
     return [each for each in opened if each.fileno() >= 0]
 
@@ -103,14 +103,14 @@ def other_tasks() -> set[asyncio.Task[Any]]:
 
 
 class CancelAtSuspension:
-    """Runs a coroutine and cancels its task at the n-th suspension; ``reached`` says whether it reached it."""
+    """Runs a coroutine and cancels its task at the n-th suspension; ``reached`` is True if there was an n-th one."""
 
     def __init__(self, number: int) -> None:
         self.reached = False
         self._number = number
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run it in a task, which is finished or cancelled afterwards."""
+        """Run the coroutine in a task, which is finished or cancelled afterwards."""
 
         async def counted() -> T:
             return await self._run(work)

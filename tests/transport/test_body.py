@@ -220,7 +220,7 @@ def raw_server(body: bytes, *, closing: bool) -> Iterator[str]:
 
 @pytest.mark.parametrize("closing", [False, True])
 async def test_a_large_body_is_in_memory_once(*, closing: bool) -> None:
-    """It is neither joined from pieces nor copied, also when the server closes right behind it."""
+    """A body is neither joined from pieces nor copied, also when the server closes right behind it."""
     with raw_server(BODY, closing=closing) as url:
         pool = ConnectionPool()
         try:

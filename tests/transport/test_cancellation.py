@@ -81,7 +81,7 @@ async def test_other_calls_cancelled_at_every_suspension(action: str, server: Fa
 
 
 async def test_a_cancelled_request_closes_its_connection(server: FaultServer) -> None:
-    """The response may still arrive on it."""
+    """Otherwise the next request would read the late response."""
     async with open_pool(pool_size=1) as pool:
         await pool.send(embed_request(server))
         server.play(Script([Stall()]))

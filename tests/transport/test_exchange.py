@@ -33,7 +33,7 @@ MEBIBYTE = 2**20
 @pytest.mark.row("H13")
 @pytest.mark.parametrize("fault", faults_of("H13"), ids=str)
 async def test_redirects_are_not_followed(fault: Fault, server: FaultServer, pool: ConnectionPool) -> None:
-    """One request, one response, whatever it says."""
+    """One request and one response, whatever the redirect says."""
     fault.inject(server)
     response = await pool.send(embed_request(server))
     assert 300 <= response.status < 400
@@ -162,7 +162,7 @@ class TestErrors:
 
 
 async def test_endless_headers_are_refused() -> None:
-    """N17: while they arrive, in limited memory."""
+    """N17: they are refused while they arrive, in limited memory."""
     async with FaultServer() as server, open_pool() as pool:
         server.play(Script([Send(b"HTTP/1.1 200 OK\r\nx: "), Repeat([Send(b"a" * 65536)])]))
         error = await expect_error(pool, embed_request(server), InvalidResponse)

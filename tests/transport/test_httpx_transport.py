@@ -166,7 +166,7 @@ class TestCustomTransports:
         assert (response.status, len(response.body)) == (500, 65536)
 
     async def test_a_body_that_is_no_asynchronous_stream_is_an_error(self) -> None:
-        """A mistake in the transport, reported as one."""
+        """The error names the mistake in the transport."""
         sender = mocked(lambda _: httpx.Response(200, content=iter([b"a"])))
         error = await expect_error(sender, embed_request_to(URL), errors.ConfigError)
         assert "MockTransport" in str(error)
@@ -263,7 +263,7 @@ class TestFaults:
     async def test_each_exception_has_one_error(
         self, raised: BaseException, kind: type[errors.LLMOptError], data: dict[str, Any], grouped: bool
     ) -> None:
-        """Also in one of anyio's exception groups."""
+        """An exception inside one of anyio's groups counts, too."""
         raised.__traceback__ = None
         if grouped and isinstance(raised, Exception):
             raised = ExceptionGroup("canned", [ExceptionGroup("inner", [raised])])
@@ -382,7 +382,7 @@ class TestHttpx:
 
     @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
     async def test_d1_cancelled_at_every_suspension(self, warm: bool, server: FaultServer) -> None:
-        """httpx's pool loses a slot when a cancellation reaches it: no cancellation does."""
+        """A cancellation that reaches httpx's pool costs it a slot, so no cancellation may reach it."""
         for number in itertools.count(1):
             transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=1), trust_env=False)
             sender = HttpxSender(transport)

@@ -76,7 +76,7 @@ async def test_a_response_has_status_headers_and_body(server: FaultServer, pool:
 
 
 async def test_every_status_is_a_response(server: FaultServer, pool: ConnectionPool) -> None:
-    """The transport does not interpret it."""
+    """The transport does not interpret statuses."""
     for status in (200, 201, 204, 304, 401, 404, 429, 500, 503, 529, 600, 999):
         server.play(Answer(status) if status in (204, 304) else error_answer(status, "Hm."))
         response = await pool.send(embed_request(server))
@@ -178,7 +178,7 @@ async def test_waiting_for_a_connection_has_its_own_timeout(server: FaultServer)
 
 @pytest.mark.row("C04")
 async def test_many_requests_over_few_connections(server: FaultServer) -> None:
-    """All succeed, in the order in which they were made."""
+    """All requests succeed, in the order in which they were made."""
     order: list[int] = []
     async with open_pool(pool_size=10) as pool:
 
@@ -326,7 +326,7 @@ async def test_a_closed_connection_is_noticed_before_reuse(
 async def test_only_a_reused_connection_can_be_stale(
     fault: Fault, server: FaultServer, pool: ConnectionPool
 ) -> None:
-    """Then a retry on a new connection is free; on a new connection it is a fault like others."""
+    """A retry after a stale connection is free; on a new connection the same end is a fault."""
     fault.inject(server)
     error = await expect_error(pool, embed_request(server), ConnectionLost)
     assert (error.stale, error.sent) == (False, "maybe")

@@ -119,7 +119,7 @@ async def test_an_invalid_response_closes_the_connection(
 async def test_unsolicited_bytes_close_a_kept_connection(
     extra: bytes, segments: int, server: FaultServer, pool: ConnectionPool
 ) -> None:
-    """Whether they arrived with the last response, or after it on the idle connection."""
+    """Bytes that arrived with the last response, or after it on the idle connection."""
     sent = asyncio.Event()
     answer = bytes(Answer(200, b'{"data":[1]}'))
     first = [Send(answer + extra)] if segments == 1 else [Send(answer), Send(extra)]
@@ -201,7 +201,7 @@ async def test_trailers_and_unusual_chunks_are_accepted(server: FaultServer, poo
 
 
 async def test_http_1_0_closes_the_connection(server: FaultServer, pool: ConnectionPool) -> None:
-    """It has no kept connections."""
+    """HTTP/1.0 has no kept connections."""
     server.play(b'HTTP/1.0 200 OK\r\ncontent-length: 12\r\n\r\n{"data":[1]}')
     assert count_vectors(await pool.send(embed_request(server))) == 1
     assert pool.stats().idle == 0
@@ -220,7 +220,7 @@ async def test_interim_responses_are_skipped(name: str, server: FaultServer, poo
 async def test_switching_protocols_is_a_response_without_body(
     server: FaultServer, pool: ConnectionPool
 ) -> None:
-    """The request did not ask for it, so the connection is closed."""
+    """The request did not ask for a switch, so the connection is closed."""
     server.play(
         Script(
             [

@@ -72,7 +72,7 @@ async def test_a_stream_arrives_piece_by_piece(server: FaultServer, sender: Send
 
 
 async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer, sender: Sender) -> None:
-    """Also when it is compressed."""
+    """A compressed stream does, too."""
     body = b"".join(stream_events(WORDS))
     server.play(
         stream_answer(WORDS),
@@ -87,9 +87,9 @@ async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer
 
 async def test_compressed_pieces_are_decoded_as_they_arrive(server: FaultServer, sender: Sender) -> None:
     """If the server flushes its compressor at the end of each event."""
-    packer, gate = zlib.compressobj(wbits=31), asyncio.Event()
-    first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
-    second = packer.compress(b"data: 2\n\n") + packer.flush()
+    compressor, gate = zlib.compressobj(wbits=31), asyncio.Event()
+    first = compressor.compress(b"data: 1\n\n") + compressor.flush(zlib.Z_SYNC_FLUSH)
+    second = compressor.compress(b"data: 2\n\n") + compressor.flush()
     head = Answer(200, b"", [("content-encoding", "gzip")], Framing.EOF)
     server.play(Script([Send(head), Send(first), Wait(gate), Send(second), Close()]))
     async with sender.open_stream(embed_request(server)) as stream:
@@ -101,7 +101,7 @@ async def test_compressed_pieces_are_decoded_as_they_arrive(server: FaultServer,
 @pytest.mark.row("E11")
 @pytest.mark.parametrize("how", ["break", "raise", "aclose", "unread"])
 async def test_leaving_early_closes_the_connection(how: str, server: FaultServer, sender: Sender) -> None:
-    """Twenty times, over one connection at most; then the next request gets its response."""
+    """Twenty streams over one connection each; then the next request gets its response."""
     server.default(Script([Send(Answer(200, b"data: 1\n\n" * 10, framing=Framing.EOF)), Stall()]))
     for _ in range(20):
         with pytest.raises(KeyError) if how == "raise" else contextlib.nullcontext():
@@ -162,7 +162,7 @@ async def test_the_attempt_timeout_ends_with_the_head(server: FaultServer, sende
 async def test_a_truncated_stream_gives_its_bytes_first(
     end: Close | Reset, framing: Framing, expected: type[Exception], server: FaultServer, sender: Sender
 ) -> None:
-    """Then the error."""
+    """The error is raised after the bytes that arrived."""
     answer = stream_answer(WORDS, framing=framing)
     server.play(cut(len(bytes(answer)) - 30, end, answer))
     received = b""
@@ -179,9 +179,9 @@ async def test_a_stream_has_the_limits_of_any_response(server: FaultServer, send
     """In size and in compression ratio."""
     bomb = Answer(200, gzip_bomb(64 * 2**20), [("content-encoding", "gzip")], Framing.CHUNKED)
     server.play(bomb, Answer(200, b"a" * 1000))
-    for reason, most in (("decompression", 2**30), ("too_large", 999)):
+    for reason, maximum in (("decompression", 2**30), ("too_large", 999)):
         with pytest.raises(InvalidResponse) as caught:
-            async with sender.open_stream(embed_request(server, max_body=most)) as stream:
+            async with sender.open_stream(embed_request(server, max_body=maximum)) as stream:
                 async for _ in stream:
                     pass
         assert caught.value.reason == reason
@@ -246,7 +246,7 @@ def unended(*steps: Step) -> Script:
 async def test_drain_keeps_the_connection_when_the_end_comes_soon(
     server: FaultServer, sender: Sender
 ) -> None:
-    """It carries the next request."""
+    """The connection carries the next request."""
     gate = asyncio.Event()
     server.play(unended(Wait(gate), Send(b"0\r\n\r\n")))
     (await stream_read_to_its_last_event(sender, server)).drain(5.0)

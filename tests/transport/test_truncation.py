@@ -85,7 +85,7 @@ async def test_fin_at_every_byte(framing: Framing, server: FaultServer) -> None:
 
 @pytest.mark.row("N04")
 async def test_fin_at_every_byte_of_a_body_without_length(server: FaultServer) -> None:
-    """The transport cannot know: it passes the bytes on, and only their JSON shows the end."""
+    """The transport cannot see the truncation: it returns the bytes, and only their JSON is incomplete."""
     answer = Answer(200, BODY, framing=Framing.EOF)
     head = len(answer.head())
     async with open_pool(pool_size=AT_ONCE) as pool:

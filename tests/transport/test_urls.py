@@ -52,7 +52,7 @@ def test_an_origin_is_scheme_host_and_port(url: str, origin: str) -> None:
 @pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
 def test_an_invalid_url_is_refused_with_a_message(url: str) -> None:
-    """The message holds no part of it that may be secret."""
+    """The message holds no secret part of the URL."""
     with pytest.raises(ConfigError) as caught:
         request_origin(url)
     assert "canary" not in str(caught.value)
@@ -164,7 +164,7 @@ class TestProxies:
 @pytest.mark.row("N23")
 @pytest.mark.parametrize("url", BAD)
 async def test_errors_of_a_custom_transport_have_the_same_messages(url: str) -> None:
-    """Never one of httpx's exception groups."""
+    """No error is one of httpx's exception groups."""
     sender = HttpxSender(httpx.AsyncHTTPTransport())
     await expect_error(sender, embed_request_to(url), ConfigError)
     await sender.aclose()

@@ -53,7 +53,7 @@ def models_of(count: int) -> list[Model]:
 
 
 def test_a_model_is_decoded_at_its_first_access() -> None:
-    """And once."""
+    """Each model is decoded once."""
     decoded = decode_models(encode_models(models_of(1000)), provider="p")
     assert len(decoded) == 1000
     made = [model for model in decoded._models if model is not None]
@@ -66,7 +66,7 @@ def test_a_model_is_decoded_at_its_first_access() -> None:
 
 
 def test_a_list_with_a_known_count_is_decoded_at_its_first_access() -> None:
-    """Then it is like any other."""
+    """The count is known without decoding."""
     models = models_of(3)
     decoded = decode_models(memoryview(encode_models(models)), provider="p", count=3)
     assert (len(decoded), decoded._encoded) == (3, None)
