@@ -28,7 +28,7 @@ QUICK = {
 
 
 def config(server: FaultServer, timeouts: dict[str, float] | None = None, **more: Any) -> dict[str, Any]:
-    """An entry ``server`` with short waits."""
+    """A configuration with one entry ``server`` and short timeouts."""
     entry = {
         "plugin": "local",
         "base_url": server.base_url,
@@ -53,21 +53,21 @@ END = b"0\r\n\r\n"
 
 
 def playing(*pieces: bytes, end: Iterable[Step] = (Send(END),), kind: str = "text/event-stream") -> Script:
-    """A stream of these pieces, each of which the client has read before the next is sent."""
+    """A stream of these pieces; the client reads each before the server sends the next."""
     steps: list[Step] = [Send(head(kind))]
     for piece in pieces:
-        # Two turns of the loop, which is the client's as well.
+        # The client runs on the same loop: two turns let it read the piece.
         steps += [Send(chunk(piece)), Wait(0.0), Wait(0.0)]
     return Script([*steps, *end])
 
 
 def said(words: Iterable[str] = WORDS) -> list[bytes]:
-    """The events of an answer without its end: the role and the words."""
+    """The events of a reply without its end: the role and the words."""
     return stream_events(words, done=False)
 
 
 def event(**value: Any) -> bytes:
-    """One event."""
+    """One server-sent event with this JSON value."""
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
@@ -77,7 +77,7 @@ def error_event(message: str = "it broke", **more: Any) -> bytes:
 
 
 def cut_off(*pieces: bytes) -> Script:
-    """A stream that ends in good order after these pieces, as far as HTTP is concerned."""
+    """A stream whose body ends correctly after these pieces, though its last event is missing."""
     return playing(*pieces, end=(Send(END), Close()))
 
 
@@ -93,14 +93,14 @@ async def text_of(client: llmopt.AsyncClient, **options: Any) -> str:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop turn until something holds."""
+    """Let the loop run until a condition holds."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
 
 
 def at_rest(client: llmopt.AsyncClient) -> bool:
-    """Whether nothing is held: no slot, no connection but idle ones, nobody in line."""
+    """Whether the client holds nothing: no slot, no connection in use, and no waiting request."""
     endpoint = next(iter(next(iter(client.stats().values())).values()))
     connections = endpoint["connections"]
     held = (endpoint["in_flight"], endpoint["waiting"], connections["in_use"], connections["waiting"])

@@ -1,4 +1,6 @@
-"""The emulators answer on the wire as docs/development/provider-facts.md says: seen by plain HTTP, by official clients, by JSON schemas."""
+"""Tests of the emulators: their answers follow docs/development/provider-facts.md, as seen by plain HTTP, by official
+clients, and by JSON schemas.
+"""
 
 import asyncio
 import base64
@@ -47,8 +49,8 @@ HELLO_TEXT = "You said: Hello there, world"
 
 
 @dataclass(frozen=True)
-class Got:
-    """One answer, read to the end."""
+class Response:
+    """One response, read to its end."""
 
     status: int
     headers: CIMultiDictProxy[str]
@@ -78,7 +80,7 @@ async def send(
     *,
     key: str | None = "test-key",
     headers: Mapping[str, str] | None = None,
-) -> Got:
+) -> Response:
     """POST a JSON value or bytes, or GET where there is no body."""
     sent = {"Content-Type": "application/json", **(headers or {})}
     if key is not None:
@@ -93,23 +95,23 @@ async def send(
             headers=sent,
         ) as response,
     ):
-        return Got(response.status, response.headers, await response.read())
+        return Response(response.status, response.headers, await response.read())
 
 
-async def embed(server: Emulator, given: Any, path: str = "/v1/embeddings", **more: Any) -> Got:
+async def embed(server: Emulator, given: Any, path: str = "/v1/embeddings", **more: Any) -> Response:
     """POST an OpenAI-shaped embeddings request for the server's usual model."""
     model = {MistralEmulator: "mistral-embed", OllamaEmulator: "nomic-embed-text"}.get(type(server), SMALL)
     return await send(server, path, {"model": model, "input": given, **more})
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let other tasks run until something is so."""
+    """Let other tasks run until a condition holds."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
 
 
-def rows_of(got: Got) -> list[Any]:
+def rows_of(got: Response) -> list[Any]:
     """The vectors of an OpenAI-shaped reply, by index."""
     data = sorted(got.json["data"], key=lambda row: row["index"])
     return [row["embedding"] for row in data]
@@ -120,12 +122,12 @@ def unpacked(text: str, dtype: str = "<f4") -> Any:
 
 
 def tokens(count: int) -> str:
-    """A text of so many tokens."""
+    """A text of `count` tokens."""
     return "abcd" * count
 
 
 class Clock:
-    """Time that stands until it is moved."""
+    """Time that stands still until it is moved."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -178,7 +180,7 @@ def test_vectors_belong_to_their_text() -> None:
 
 
 def test_shorter_vectors_are_renormalised_heads() -> None:
-    """Asking for fewer dimensions gives the head of the long vector, at unit length."""
+    """A request for fewer dimensions gets the head of the long vector, at unit length."""
     head = vector_for("hello", 1536)[:64]
     assert np.allclose(head / np.linalg.norm(head), vector_for("hello", 64), atol=1e-6)
 
@@ -200,7 +202,7 @@ def test_steady_budget_refills_in_proportion() -> None:
 
 
 def test_minute_budget_refills_at_the_boundary() -> None:
-    """All of it comes back when the clock's minute turns, nothing before."""
+    """The whole budget comes back when the clock's minute changes, nothing before."""
     clock = Clock(50.0)
     budget = Budget(60, clock, steady=False)
     budget.spend(60)
@@ -238,8 +240,8 @@ async def test_requests_are_recorded(openai: OpenAIEmulator) -> None:
     assert request.body == b'{"model": "x"}'
 
 
-async def test_scripted_answers_come_first_and_bare(openai: OpenAIEmulator) -> None:
-    """fail_next answers so many requests, before authentication, with nothing added."""
+async def test_scripted_answers_come_first_and_unchanged(openai: OpenAIEmulator) -> None:
+    """fail_next answers the next requests, before authentication, with nothing added."""
     openai.fail_next(502, "<html>bad gateway</html>", {"content-type": "text/html"}, times=2)
     openai.fail_next(503, {"error": "busy"})
     got = [await embed(openai, "a") for _ in range(4)]
@@ -253,7 +255,7 @@ async def test_scripted_answers_come_first_and_bare(openai: OpenAIEmulator) -> N
 async def test_requests_in_flight_are_counted(
     openai: OpenAIEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """most_in_flight tells how many requests were being answered at once."""
+    """most_in_flight is the largest number of requests answered at the same time."""
     gate = asyncio.Event()
     monkeypatch.setattr(openai, "work", gate.wait)
     calls = [asyncio.ensure_future(embed(openai, text)) for text in "abc"]
@@ -263,8 +265,8 @@ async def test_requests_in_flight_are_counted(
     assert (openai.in_flight, openai.most_in_flight) == (0, 3)
 
 
-async def test_gzip_bodies_are_unpacked_only_on_request() -> None:
-    """Whether a server unpacks gzip request bodies is a switch, off by default."""
+async def test_gzip_request_bodies_are_decoded_only_if_switched_on() -> None:
+    """Off by default."""
     body = gzip.compress(json.dumps({"model": SMALL, "input": "a"}).encode())
     for accepts, status in [(False, 400), (True, 200)]:
         async with OpenAIEmulator(accepts_gzip=accepts) as server:
@@ -285,7 +287,7 @@ async def test_large_replies_pass(openai: OpenAIEmulator) -> None:
     [OpenAIEmulator, AzureEmulator, MistralEmulator, OllamaEmulator, TEIEmulator],
     ids=lambda kind: kind.__name__,
 )
-async def test_odd_bodies_are_the_client_s_fault(kind: type[Emulator]) -> None:
+async def test_invalid_bodies_get_a_4xx(kind: type[Emulator]) -> None:
     """A value of the wrong type under any key is answered with success or 4xx, never with a 500."""
     sound = {"model": SMALL, "input": "a", "inputs": "a", "prompt": "a", "messages": HELLO}
     odd: list[Any] = [None, True, -1, "\ud800", [None], {"a": [1]}]
@@ -318,8 +320,7 @@ async def test_odd_bodies_are_the_client_s_fault(kind: type[Emulator]) -> None:
             assert response.status < 500, (path, key, value)
 
 
-async def test_wrong_types_are_worded_by_the_provider() -> None:
-    """What a value of the wrong type gets, provider by provider."""
+async def test_each_provider_words_a_wrong_type() -> None:
     async with (
         OpenAIEmulator() as openai,
         MistralEmulator() as mistral,
@@ -333,8 +334,8 @@ async def test_wrong_types_are_worded_by_the_provider() -> None:
         assert (got.status, got.body[:33]) == (422, b"Failed to deserialize the JSON bo")
 
 
-async def test_rows_can_come_last_first(openai: OpenAIEmulator) -> None:
-    """With rows_reversed only ``index`` says which row is whose."""
+async def test_rows_can_be_reversed(openai: OpenAIEmulator) -> None:
+    """With rows_reversed only ``index`` identifies a row."""
     openai.rows_reversed = True
     got = await embed(openai, ["a", "b"], dimensions=4)
     assert [row["index"] for row in got.json["data"]] == [1, 0]
@@ -433,8 +434,8 @@ async def test_openai_refuses(openai: OpenAIEmulator, fault: dict[str, Any]) -> 
     assert (got.status, got.error["type"]) == (400, "invalid_request_error")
 
 
-async def test_openai_takes_what_just_fits(openai: OpenAIEmulator) -> None:
-    """2,048 items, 8,192 tokens an item and 300,000 tokens a request are inside the limits."""
+async def test_openai_accepts_the_exact_limits(openai: OpenAIEmulator) -> None:
+    """2,048 items, 8,192 tokens an item and 300,000 tokens a request."""
     assert (await embed(openai, ["a"] * 2048, dimensions=1)).status == 200
     full = [tokens(8192)] * 36
     assert (await embed(openai, [*full, tokens(300_000 - 36 * 8192)], dimensions=1)).status == 200
@@ -484,7 +485,7 @@ async def test_openai_rate_headers_and_refusals() -> None:
 
 
 async def test_openai_request_above_the_whole_budget() -> None:
-    """What exceeds a minute's tokens is a 429 that waiting never helps: "Request too large", no Retry-After."""
+    """More than a minute's tokens is a 429 that no wait helps: "Request too large", no Retry-After."""
     async with OpenAIEmulator(tpm=100) as server:
         got = await embed(server, tokens(101))
         assert (got.status, got.error["type"], got.error["code"]) == (429, "tokens", "rate_limit_exceeded")
@@ -617,7 +618,7 @@ async def test_azure_credentials(
         }
 
 
-async def azure_send(server: AzureEmulator, path: str, body: Any = None) -> Got:
+async def azure_send(server: AzureEmulator, path: str, body: Any = None) -> Response:
     return await send(server, path, body, key=None, headers={"api-key": "test-key"})
 
 
@@ -638,7 +639,7 @@ async def test_azure_wrong_address(azure: AzureEmulator, path: str) -> None:
     assert got.error == {"code": "404", "message": "Resource not found"}
 
 
-async def test_azure_can_know_few_versions() -> None:
+async def test_azure_can_be_limited_to_some_versions() -> None:
     """api_versions restricts which dated versions exist."""
     async with AzureEmulator(api_versions=["2024-10-21"]) as server:
         body = {"input": "a"}
@@ -951,7 +952,7 @@ async def test_mistral_chat_stream_failure(mistral: MistralEmulator) -> None:
 # -- Ollama -----------------------------------------------------------------------------------------------
 
 
-async def native(server: OllamaEmulator, given: Any, **more: Any) -> Got:
+async def native(server: OllamaEmulator, given: Any, **more: Any) -> Response:
     return await send(server, "/api/embed", {"model": "nomic-embed-text", "input": given, **more}, key=None)
 
 
@@ -972,8 +973,8 @@ async def test_ollama_empty_list_is_no_error(ollama: OllamaEmulator) -> None:
     assert (got.status, got.error["type"]) == (400, "invalid_request_error")
 
 
-async def test_ollama_cuts_silently(ollama: OllamaEmulator) -> None:
-    """A text beyond the context is cut without a word, unless truncate is false."""
+async def test_ollama_truncates_silently(ollama: OllamaEmulator) -> None:
+    """A text beyond the context is truncated without an error, unless truncate is false."""
     long = tokens(2048) + "tail"
     got = (await native(ollama, long)).json
     assert np.array_equal(np.float32(got["embeddings"][0]), vector_for(tokens(2048), 768))
@@ -986,8 +987,8 @@ async def test_ollama_cuts_silently(ollama: OllamaEmulator) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings"])
-async def test_ollama_does_not_unpack_gzip(ollama: OllamaEmulator, path: str) -> None:
-    """A gzip body reaches the JSON parser as it is."""
+async def test_ollama_does_not_decode_gzip(ollama: OllamaEmulator, path: str) -> None:
+    """A gzip body reaches the JSON parser undecoded."""
     body = gzip.compress(b'{"model": "nomic-embed-text", "input": "a"}')
     got = await send(ollama, path, body, headers={"Content-Encoding": "gzip"})
     message = got.error["message"] if path.startswith("/v1") else got.error
@@ -1034,7 +1035,7 @@ async def test_ollama_queue_and_cloud() -> None:
 
 
 async def test_ollama_catalogue(ollama: OllamaEmulator) -> None:
-    """tags, show, ps and /v1/models tell of the same models; the newer keys can be left out."""
+    """tags, show, ps and /v1/models list the same models; the newer keys can be left out."""
     cards = (await send(ollama, "/api/tags")).json["models"]
     assert [card["name"] for card in cards] == ["nomic-embed-text:latest", "qwen3:0.6b"]
     assert cards[0]["capabilities"] == ["embedding"]
@@ -1106,7 +1107,7 @@ async def test_ollama_stream_failures(ollama: OllamaEmulator) -> None:
 
 
 async def test_tei_info(tei: TEIEmulator) -> None:
-    """/info tells the limits that a client needs."""
+    """/info gives the limits that a client needs."""
     info = (await send(tei, "/info")).json
     assert (info["max_client_batch_size"], info["max_input_length"]) == (32, 512)
     assert (info["max_concurrent_requests"], info["auto_truncate"]) == (512, True)
@@ -1141,7 +1142,7 @@ async def test_tei_keys() -> None:
         assert (await send(server, "/info")).status == 200
 
 
-async def both_routes(server: TEIEmulator, given: Any) -> tuple[Got, Got]:
+async def both_routes(server: TEIEmulator, given: Any) -> tuple[Response, Response]:
     """The same inputs by the native and by the OpenAI-like route."""
     return await send(server, "/embed", {"inputs": given}), await embed(server, given)
 
@@ -1330,7 +1331,7 @@ async def test_tei_matches_its_description(tei: TEIEmulator) -> None:
 
 
 async def test_openai_client_embeds(openai: OpenAIEmulator) -> None:
-    """openai asks for base64 by itself and reads back the very numbers."""
+    """openai requests base64 and decodes the exact numbers."""
     sdk = pytest.importorskip("openai")
     async with sdk.AsyncOpenAI(base_url=openai.base_url, api_key="test-key") as client:
         made = await client.embeddings.create(model=SMALL, input=["one", "two"], dimensions=8)
@@ -1367,7 +1368,7 @@ async def test_openai_client_maps_errors(openai: OpenAIEmulator) -> None:
 
 
 async def test_openai_client_rate_limit() -> None:
-    """A 429 is a RateLimitError that tells which limit it was."""
+    """A 429 is a RateLimitError that names the limit."""
     sdk = pytest.importorskip("openai")
     async with (
         OpenAIEmulator(rpm=1, clock=Clock()) as server,

@@ -1,4 +1,4 @@
-"""The fault server does what its scripts say, byte for byte; seen through bare sockets."""
+"""Tests of the fault server: it does what its scripts say, byte for byte, as seen through plain sockets."""
 
 import asyncio
 import contextlib
@@ -90,8 +90,8 @@ FIN, RST = "FIN", "RST"
 HELLO = Answer(200, b"hello", [("content-type", "text/plain")])
 
 
-def asked(*texts: str, **fields: object) -> Request:
-    """Make the request that a responder gets, without a connection."""
+def request_for(*texts: str, **fields: object) -> Request:
+    """The request that a responder gets, without a connection."""
     reader = RequestReader(bytearray(post(*texts, **fields)))
     message = reader.next()
     assert message is not None
@@ -99,14 +99,14 @@ def asked(*texts: str, **fields: object) -> Request:
 
 
 def answer_of(responder: Playable | None, *texts: str) -> Answer:
-    """Give the answer that a responder makes of a request for these texts."""
-    reply = responder(asked(*texts)) if callable(responder) else responder
+    """The answer of a responder to a request for these texts."""
+    reply = responder(request_for(*texts)) if callable(responder) else responder
     assert isinstance(reply, Answer)
     return reply
 
 
 def statuses(responder: Responder, *batches: tuple[str, ...]) -> list[int]:
-    """Give the statuses that a responder answers to requests, one after the other."""
+    """The statuses that a responder answers to requests, one after the other."""
     return [answer_of(responder, *texts).status for texts in batches]
 
 
@@ -114,8 +114,8 @@ def header_of(answer: Answer, name: str) -> str:
     return next(str(value) for key, value in answer.headers if key == name)
 
 
-class Unpacked:
-    """What the standard library makes of an answer: an independent judge."""
+class ParsedResponse:
+    """An answer as the standard library parses it, which knows nothing of the fault server."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -142,12 +142,12 @@ HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=5)
     chunk=st.integers(1, 64),
     status=st.sampled_from([200, 400, 429, 503, 599]),
 )
-def test_answer_is_understood(
+def test_the_standard_library_reads_every_answer(
     body: bytes, headers: list[tuple[str, str]], framing: Framing, chunk: int, status: int
 ) -> None:
-    """Any body in any framing is read by the standard library as what it was."""
+    """Any body in any framing."""
     answer = Answer(status, body, headers, framing, chunk=chunk)
-    seen = Unpacked(bytes(answer))
+    seen = ParsedResponse(bytes(answer))
     assert (status, body) == (seen.response.status, seen.body)
     assert headers == [pair for pair in seen.response.getheaders() if pair[0].startswith("x-")]
 
@@ -160,7 +160,7 @@ def test_answer_is_understood(
 def test_requests_are_read_however_they_are_split(
     bodies: list[tuple[bytes, int]], headers: list[tuple[str, str]], splits: list[int]
 ) -> None:
-    """Pipelined requests, by length or chunked (size > 0), come out whole wherever the stream was cut."""
+    """Pipelined requests, by length or chunked (size > 0), are read whole wherever the stream is split."""
     stream = b"".join(_request(body, headers, chunk) for body, chunk in bodies)
     reader = RequestReader(bytearray())
     seen = []
@@ -196,8 +196,8 @@ def _request(body: bytes, headers: list[tuple[str, str]], chunk: int) -> bytes:
         b"a" * ((1 << 20) + 1),
     ],
 )
-def test_a_malformed_request_is_said_to_be_one(data: bytes) -> None:
-    """Bytes that can never become a request raise at once."""
+def test_a_malformed_request_raises(data: bytes) -> None:
+    """At once, when no further bytes can make it valid."""
     with pytest.raises(MalformedRequestError):
         RequestReader(bytearray(data)).next()
 
@@ -205,18 +205,18 @@ def test_a_malformed_request_is_said_to_be_one(data: bytes) -> None:
 # Plain service.
 
 
-async def test_it_answers_like_a_provider_by_default() -> None:
-    """Without a script an embeddings request gets its vectors and the connection stays open."""
+async def test_the_default_answers_are_a_providers() -> None:
+    """Without a script an embeddings request gets its vectors, and the connection stays open."""
     async with FaultServer() as server, connected(server) as client:
         for text in ("a", "b"):
-            expected = bytes(embeddings_answer(asked(text)))
+            expected = bytes(embeddings_answer(request_for(text)))
             await client.send(post(text))
             assert expected == await client.exactly(len(expected))
         assert server.open_connections == 1
 
 
 async def test_requests_are_recorded() -> None:
-    """What was asked, on which connection, as which of its requests, and when."""
+    """With their content, their connection, their number on it, and their time."""
     clock = ManualClock(100.0)
     async with FaultServer(clock=clock) as server:
         server.default(HELLO)
@@ -242,8 +242,8 @@ async def test_requests_are_recorded() -> None:
     assert (second.body, third.path) == (b"", "/third")
 
 
-async def test_a_gzipped_request_body_is_read() -> None:
-    """`json()` takes the content encoding off."""
+async def test_a_gzipped_request_body_is_decoded() -> None:
+    """By `json()`."""
     body = gzip.compress(b'{"a":1}')
     async with FaultServer() as server, connected(server) as client:
         await client.send(
@@ -254,7 +254,7 @@ async def test_a_gzipped_request_body_is_read() -> None:
 
 
 async def test_replies_are_played_in_order_before_the_default() -> None:
-    """Each reply, in any of its forms, serves one request."""
+    """Each reply, in any of its forms, answers one request."""
     async with FaultServer() as server, connected(server) as client:
         server.default(b"default")
         server.play(
@@ -268,7 +268,7 @@ async def test_replies_are_played_in_order_before_the_default() -> None:
 
 
 async def test_pipelined_requests_wait_for_the_script_before_them() -> None:
-    """A connection plays one thing at a time."""
+    """A connection plays one script at a time."""
     event = asyncio.Event()
     async with FaultServer() as server, connected(server) as client:
         server.play(Script([Wait(event), Send(b"one")]), b"two")
@@ -280,7 +280,7 @@ async def test_pipelined_requests_wait_for_the_script_before_them() -> None:
 
 
 async def test_a_malformed_request_is_answered_and_recorded() -> None:
-    """The client hears 400 and FIN, and the test can see what was wrong."""
+    """The client gets 400 and FIN, and the test can read what was wrong."""
     async with FaultServer() as server:
         data, end = await exchange(server, b"nonsense\r\n\r\n")
         assert data.startswith(b"HTTP/1.1 400 ")
@@ -292,11 +292,11 @@ EACH = scaled(200, nightly=1_000)
 
 
 async def test_thousands_of_requests_on_ten_connections() -> None:
-    """All are answered, each with its own vector."""
+    """Each gets its own vector."""
 
     async def ask(client: Client, name: int) -> None:
         texts = [f"{name} {n}" for n in range(EACH)]
-        expected = b"".join(bytes(embeddings_answer(asked(text))) for text in texts)
+        expected = b"".join(bytes(embeddings_answer(request_for(text))) for text in texts)
         sending = asyncio.create_task(client.send(b"".join(map(post, texts))))
         seen = bytearray()
         while len(seen) < len(expected):
@@ -311,9 +311,9 @@ async def test_thousands_of_requests_on_ten_connections() -> None:
 
 
 async def test_a_bug_in_a_responder_fails_the_test() -> None:
-    """The connection ends, and leaving the server raises what the responder raised."""
+    """The connection ends, and closing the server raises the responder's exception."""
 
-    async with failing() as server:
+    async with failing_server() as server:
         server.play(broken, Script([Respond(broken)]))
         assert await exchange(server, get()) == (b"", FIN)
         assert await exchange(server, get()) == (b"", FIN)
@@ -324,8 +324,8 @@ def broken(request: Request) -> Answer:
 
 
 @contextlib.asynccontextmanager
-async def failing() -> AsyncIterator[FaultServer]:
-    """Run a server that must raise a `KeyError` for each reply played, when it is left."""
+async def failing_server() -> AsyncIterator[FaultServer]:
+    """Run a server that must raise a `KeyError` for each reply played, when it is closed."""
     with pytest.raises(ExceptionGroup) as caught:
         async with FaultServer() as server:
             yield server
@@ -339,9 +339,9 @@ async def failing() -> AsyncIterator[FaultServer]:
 @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED, Framing.EOF])
 @pytest.mark.parametrize(("step", "end"), [(Reset(), RST), (Close(), FIN)])
 async def test_cut_at_every_offset(framing: Framing, step: Step, end: str) -> None:
-    """N01 to N04: exactly so many bytes arrive, then exactly that end."""
+    """N01 to N04: exactly that number of bytes arrives, then exactly that end."""
     good = functools.partial(embeddings_answer, framing=framing)
-    whole = bytes(good(asked("a")))
+    whole = bytes(good(request_for("a")))
     async with FaultServer() as server:
         for offset in range(len(whole) + 1):
             server.play(cut(offset, step, good))
@@ -349,7 +349,7 @@ async def test_cut_at_every_offset(framing: Framing, step: Step, end: str) -> No
 
 
 async def test_reset_comes_after_a_large_answer() -> None:
-    """RST waits until the client has been sent everything, even where the kernel's buffers are too small."""
+    """The server sends RST after the client has all bytes, even where the kernel's buffers are too small."""
     whole = os.urandom(20_000_000)
     async with FaultServer() as server:
         server.play(Script([Send(whole), Reset()]))
@@ -359,7 +359,7 @@ async def test_reset_comes_after_a_large_answer() -> None:
 
 
 async def test_reset_at_once_does_not_wait() -> None:
-    """RST may also throw away what is still in the send queue."""
+    """RST may also drop what is still in the send queue."""
     async with FaultServer() as server, connected(server) as client:
         server.play(Script([Repeat([Send(b"x" * 65536)], times=2), Reset(at_once=True)]))
         await client.send(get())
@@ -368,7 +368,7 @@ async def test_reset_at_once_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize("framing", [Framing.EOF, Framing.AS_GIVEN])
-async def test_an_answer_that_says_close_closes(framing: Framing) -> None:
+async def test_an_answer_with_connection_close_closes(framing: Framing) -> None:
     """By its framing, or by its own header."""
     answer = Answer(200, b"body", [("Connection", "Close")] if framing is Framing.AS_GIVEN else [], framing)
     async with FaultServer() as server:
@@ -376,16 +376,16 @@ async def test_an_answer_that_says_close_closes(framing: Framing) -> None:
         assert (bytes(answer), FIN) == await exchange(server, get() + get())
 
 
-async def test_close_sends_fin_though_bytes_are_unread() -> None:
-    """A plain close of the socket would have sent RST here."""
+async def test_close_sends_fin_with_unread_bytes() -> None:
+    """A plain close of the socket would send RST here."""
     async with FaultServer() as server:
         server.on_accept(Script([ReadUntil(), Send(HELLO), Close()]))
         request = b"POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n" + b"x" * 100_000
         assert (bytes(HELLO), FIN) == await exchange(server, request)
 
 
-async def test_drop_idle_sends_fin_though_bytes_are_unread() -> None:
-    """Here they are still in the kernel, because the event loop had no turn."""
+async def test_drop_idle_sends_fin_with_unread_bytes() -> None:
+    """The bytes are still in the kernel, because the event loop had no turn."""
     async with FaultServer() as server, connected(server) as client:
         await server.wait_connections(1)
         client.sock.send(get())
@@ -394,8 +394,8 @@ async def test_drop_idle_sends_fin_though_bytes_are_unread() -> None:
         assert server.requests == []
 
 
-async def test_half_close_reads_on() -> None:
-    """The client sees FIN, and what it sends afterwards still arrives."""
+async def test_the_server_reads_after_a_half_close() -> None:
+    """The client gets FIN, and its later bytes still arrive."""
     async with FaultServer() as server, connected(server) as client:
         server.play(Script([HalfClose(), ReadRequest()]))
         await client.send(get("/one"))
@@ -406,7 +406,7 @@ async def test_half_close_reads_on() -> None:
 
 
 async def test_a_script_ends_when_the_client_leaves() -> None:
-    """Nothing is raised, and the connection is gone."""
+    """Nothing is raised, and the connection is closed."""
     async with FaultServer() as server:
         server.play(Script([Repeat([Send(b"x" * 1000)])]))
         async with connected(server) as client:
@@ -418,8 +418,8 @@ async def test_a_script_ends_when_the_client_leaves() -> None:
 # Pace.
 
 
-async def test_drip_takes_its_time() -> None:
-    """So many bytes per interval of the server's own sleep, and none between."""
+async def test_drip_sends_bytes_at_intervals() -> None:
+    """The same number of bytes in each interval of the server's own sleep."""
     clock = ManualClock()
     async with FaultServer(sleep=clock.sleep) as server, connected(server) as client:
         server.play(Script([Drip(b"abcde", every=0.2, size=2), Send(b"!")]))
@@ -433,8 +433,7 @@ async def test_drip_takes_its_time() -> None:
         assert await client.exactly(1) == b"!"
 
 
-async def test_wait_and_signal_meet_the_test() -> None:
-    """A script tells how far it is and goes on when told."""
+async def test_a_script_waits_for_the_test_and_signals_it() -> None:
     reached, go = asyncio.Event(), asyncio.Event()
     async with FaultServer() as server, connected(server) as client:
         server.play(Script([Signal(reached), Wait(go), Wait(0.0), Send(b"done")]))
@@ -446,7 +445,7 @@ async def test_wait_and_signal_meet_the_test() -> None:
 
 
 async def test_never_reading_closes_the_window() -> None:
-    """N08, N11: the client's send blocks long before its body is out, and nothing was read."""
+    """N08, N11: the client's send blocks long before its whole body is sent, and nothing was read."""
     async with FaultServer(receive_buffer=4096) as server:
         find_fault("N11", "window closes").inject(server)
         async with connected(server) as client:
@@ -458,7 +457,7 @@ async def test_never_reading_closes_the_window() -> None:
 
 
 def send_at_once(client: Client, count: int) -> None:
-    """Send without ever waiting for room."""
+    """Send without waiting for room in the buffer."""
     while count > 0:
         count -= client.sock.send(b"x" * 65536)
 
@@ -476,7 +475,7 @@ async def test_a_dead_peer_neither_reads_nor_writes() -> None:
 
 
 async def test_idle_connections_are_closed_on_time() -> None:
-    """N15: so many seconds after the last answer, each answer starting anew."""
+    """N15: the idle time counts from the last answer."""
     clock = ManualClock()
     async with FaultServer(sleep=clock.sleep, idle_close=lambda: 5.0) as server, connected(server) as client:
         server.default(HELLO)
@@ -491,7 +490,7 @@ async def test_idle_connections_are_closed_on_time() -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 async def test_the_keep_alive_race(reset: bool) -> None:
-    """N15: the server closes an idle connection at the moment in which the client sends on it."""
+    """N15: the server closes an idle connection in the moment in which the client sends on it."""
     async with FaultServer() as server, connected(server) as client, connected(server) as busy:
         server.play(HELLO, Script([Stall()]))
         await client.send(get())
@@ -517,7 +516,7 @@ async def test_close_after_n_requests() -> None:
 # Life of the server.
 
 
-async def test_it_dies_and_comes_back_on_its_port() -> None:
+async def test_a_server_stops_and_restarts_on_its_port() -> None:
     """N20: two hundred requests in flight are cut, connects are refused, then all is as before."""
     async with FaultServer() as server, contextlib.AsyncExitStack() as stack:
         server.default(Script([Stall()]))
@@ -538,7 +537,7 @@ async def test_it_dies_and_comes_back_on_its_port() -> None:
 
 
 async def test_stop_with_resets() -> None:
-    """A server may also die loudly."""
+    """A server may also stop with RST."""
     async with FaultServer() as server, connected(server) as client:
         server.play(Script([Stall()]))
         await client.send(get())
@@ -563,7 +562,7 @@ async def test_flapping_keeps_its_schedule() -> None:
 
 
 async def test_a_black_hole_for_every_connection() -> None:
-    """N22: the default for connections holds until it is taken back."""
+    """N22: the default for connections applies until it is removed."""
     async with FaultServer() as server, connected(server):
         await server.wait_connections(1)
         server.default_on_accept(Script([Send(b"hole"), Close()]))
@@ -574,8 +573,8 @@ async def test_a_black_hole_for_every_connection() -> None:
         assert await exchange(server, get()) == (b"whole", FIN)
 
 
-async def test_nothing_is_left_behind() -> None:
-    """Stalled scripts, half requests and open connections end with the server: no task, no descriptor."""
+async def test_closing_leaves_no_task_and_no_descriptor() -> None:
+    """Stalled scripts, half requests and open connections end with the server."""
     descriptors, tasks = open_descriptors(), asyncio.all_tasks()
     async with FaultServer(idle_close=60.0) as server, contextlib.AsyncExitStack() as stack:
         server.play(Script([Stall()]), Script([Stall(reading=False)]), Script([Wait(60.0)]), b"answer")
@@ -592,8 +591,8 @@ async def test_nothing_is_left_behind() -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_connection_that_is_just_coming_in_ends_too(turns: int) -> None:
-    """However far the event loop has come with accepting it."""
+async def test_a_connection_being_accepted_ends_too(turns: int) -> None:
+    """However far the event loop is with accepting it."""
     async with FaultServer() as server:
         descriptors, tasks = open_descriptors(), asyncio.all_tasks()
         async with connected(server) as client:
@@ -608,8 +607,7 @@ def open_descriptors() -> set[str]:
     return {path.name for path in Path("/dev/fd").iterdir()}
 
 
-async def test_waiting_in_vain_says_at_what() -> None:
-    """The error shows the state of the server."""
+async def test_a_wait_that_times_out_shows_the_state() -> None:
     async with FaultServer() as server:
         with pytest.raises(
             TimeoutError, match=r"<FaultServer http://127.0.0.1:\d+: up, 0 requests on 0 connections"
@@ -618,22 +616,22 @@ async def test_waiting_in_vain_says_at_what() -> None:
 
 
 def test_a_refused_port() -> None:
-    """N12: nobody listens."""
+    """N12: no process listens."""
     with refused_port() as port, socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a backlog is full")
 def test_a_full_backlog() -> None:
-    """N12: a connect gets neither a yes nor a no."""
+    """N12: a connect is neither accepted nor refused."""
     with full_backlog() as port, socket.socket() as client:
         client.setblocking(False)
         assert client.connect_ex(("127.0.0.1", port)) == errno.EINPROGRESS
         assert select.select([], [client], [], 0)[1] == []
 
 
-def test_it_serves_from_a_thread() -> None:
-    """A test without an event loop plays, asks, and reaches into the server's loop."""
+def test_a_server_in_a_thread() -> None:
+    """A test without an event loop plays replies, sends requests, and calls into the server's loop."""
     with serving() as thread:
         thread.server.play(b"one", Script([Stall()]))
         with socket.create_connection(("127.0.0.1", thread.server.port), PATIENCE) as client:
@@ -647,7 +645,7 @@ def test_it_serves_from_a_thread() -> None:
 
 
 def test_a_bug_in_a_responder_fails_a_sync_test_too() -> None:
-    """The thread hands the error over at the end."""
+    """The thread raises the exception at the end."""
     with pytest.raises(ExceptionGroup), serving() as thread:
         thread.server.play(broken)
         with socket.create_connection(("127.0.0.1", thread.server.port), PATIENCE) as client:
@@ -677,8 +675,8 @@ async def over_tls(server: FaultServer, context: ssl.SSLContext, data: bytes = b
             await writer.wait_closed()
 
 
-async def test_tls_serves(certificate: Certificate) -> None:
-    """Behind a good certificate everything is as without."""
+async def test_tls_requests_are_served(certificate: Certificate) -> None:
+    """With a valid certificate nothing else differs."""
     whole = os.urandom(3_000_000)
     async with FaultServer(tls=certificate.server()) as server:
         assert server.base_url.startswith("https://")
@@ -694,10 +692,10 @@ async def test_tls_serves(certificate: Certificate) -> None:
         (self_signed_certificate, "self.signed certificate"),
     ],
 )
-async def test_bad_certificates_are_refused(
+async def test_invalid_certificates_are_refused(
     make: Callable[[], Certificate], words: str, certificate: Certificate
 ) -> None:
-    """N14: each for its own reason; the server sees a connection and no request."""
+    """N14: each for its own reason; the server gets a connection and no request."""
     bad = make()
     async with FaultServer() as server:
         server.on_accept(Script([StartTls(bad.server())]))
@@ -719,7 +717,7 @@ async def test_a_tls_answer_is_reset_or_truncated(certificate: Certificate) -> N
 @pytest.mark.parametrize(
     "fault", [each for each in faults_of("N14") if each.name != "handshake stalls"], ids=str
 )
-async def test_handshakes_that_fail(fault: Fault, certificate: Certificate) -> None:
+async def test_failed_handshakes(fault: Fault, certificate: Certificate) -> None:
     """N14: plain HTTP, FIN or RST in place of a ServerHello."""
     async with FaultServer() as server:
         fault.inject(server)
@@ -727,8 +725,8 @@ async def test_handshakes_that_fail(fault: Fault, certificate: Certificate) -> N
             await over_tls(server, certificate.client())
 
 
-async def test_a_handshake_that_stalls(certificate: Certificate) -> None:
-    """N14: nothing comes back until the server ends."""
+async def test_a_stalled_handshake(certificate: Certificate) -> None:
+    """N14: the server sends nothing until it closes."""
     async with FaultServer() as server:
         find_fault("N14", "handshake stalls").inject(server)
         trying = asyncio.create_task(over_tls(server, certificate.client()))
@@ -739,16 +737,16 @@ async def test_a_handshake_that_stalls(certificate: Certificate) -> None:
             await trying
 
 
-async def test_a_server_that_stops_within_a_handshake(certificate: Certificate) -> None:
-    """A client that connects and says nothing cannot hold the server up."""
+async def test_a_server_stops_during_a_handshake(certificate: Certificate) -> None:
+    """A client that connects and sends nothing does not delay it."""
     async with FaultServer(tls=certificate.server()) as server, connected(server) as client:
         await server.wait_connections(1)
         await server.stop()
         assert (await client.everything())[0] == b""
 
 
-async def test_a_proxy_that_tunnels(certificate: Certificate) -> None:
-    """N19: after CONNECT the same connection speaks TLS and serves requests."""
+async def test_a_proxy_tunnel(certificate: Certificate) -> None:
+    """N19: after CONNECT the same connection uses TLS and serves requests."""
     async with FaultServer() as server, connected(server) as client:
         server.play(
             Script([Send(b"HTTP/1.1 200 OK\r\n\r\n"), StartTls(certificate.server())]),
@@ -770,7 +768,7 @@ async def test_a_proxy_that_tunnels(certificate: Certificate) -> None:
 
 
 def test_every_row_is_there() -> None:
-    """Rows of 3.1 to 3.3 that are one reply or one connection have a fault, and no two share a name."""
+    """Each row of 3.1 to 3.3 that is one reply or one connection has a fault, and no two share a name."""
     needs_more = {"N01", "N02", "N03", "N04", "N13", "N20", "N21", "N22", "N23", "H09", "H10", "P10", "P12"}
     sizes = {"N": 23, "H": 19, "P": 13}
     rows = {f"{letter}{number:02}" for letter, size in sizes.items() for number in range(1, size + 1)}
@@ -780,7 +778,7 @@ def test_every_row_is_there() -> None:
 
 @pytest.mark.parametrize("fault", ROWS, ids=str)
 async def test_every_row_can_be_played(fault: Fault) -> None:
-    """Each is injected, met by one request, and leaves the server sound: the next request is served."""
+    """One request meets each fault, and the server answers the next request."""
     async with FaultServer() as server:
         fault.inject(server)
         async with connected(server) as client:
@@ -788,32 +786,32 @@ async def test_every_row_can_be_played(fault: Fault) -> None:
                 await client.send(post("a", "b"))
             await (server.wait_requests(1) if fault.reply else server.wait_connections(1))
             assert server.unplayed == 0
-        expected = bytes(embeddings_answer(asked("c")))
+        expected = bytes(embeddings_answer(request_for("c")))
         async with connected(server) as client:
             await client.send(post("c"))
             assert expected == await client.exactly(len(expected))
 
 
 def closing(request: Request) -> Answer:
-    """Answer rightly and close, so that everything can be read."""
+    """Answer correctly and close, so that the client can read everything."""
     return answer_openai(request).plus(("connection", "close"))
 
 
 async def played(fault: Fault) -> tuple[bytes, str]:
-    """Give everything that a client receives who asks for the vector of "a", then for a last answer."""
+    """Everything that a client receives that requests the vector of "a", and then a last answer."""
     async with FaultServer() as server:
         fault.inject(server)
         server.default(closing)
         return await exchange(server, post("a") + post("last"))
 
 
-GOOD = embeddings_answer(asked("a"))
-LAST = bytes(closing(asked("last")))
+GOOD = embeddings_answer(request_for("a"))
+LAST = bytes(closing(request_for("last")))
 
 
 @pytest.mark.parametrize(("name", "offset"), [("length too long, then FIN", 10), ("length too short", -10)])
 async def test_wrong_lengths(name: str, offset: int) -> None:
-    """N05: the body is whole, its length a lie."""
+    """N05: the body is complete, its length is wrong."""
     data, end = await played(find_fault("N05", name))
     assert f"content-length: {len(GOOD.body) + offset}\r\n".encode() in data
     assert data.removesuffix(LAST).endswith(GOOD.body)
@@ -821,19 +819,19 @@ async def test_wrong_lengths(name: str, offset: int) -> None:
 
 
 async def test_unsolicited_bytes_come_in_the_same_segment() -> None:
-    """N06: one receive gives the answer and a faultless stranger behind it."""
+    """N06: one receive gets the answer and another valid answer behind it."""
     async with FaultServer() as server, connected(server) as client:
         find_fault("N06", "another answer in the same segment").inject(server)
         await client.send(post("a"))
         good, stranger = (await client.some()).split(GOOD.body)
         assert good + GOOD.body == bytes(GOOD)
-        (item,) = json.loads(Unpacked(stranger).body)["data"]
+        (item,) = json.loads(ParsedResponse(stranger).body)["data"]
         assert item["embedding"] == vector_for("not a").tolist()
 
 
-async def test_unsolicited_bytes_come_right_behind() -> None:
-    """N06: the stranger may also come in a segment of its own, when the client may have let the connection go."""
-    strange = bytes(strange_answer(asked("a")))
+async def test_unsolicited_bytes_come_in_the_next_segment() -> None:
+    """N06: the client may have released the connection by then."""
+    strange = bytes(strange_answer(request_for("a")))
     async with FaultServer() as server, connected(server) as client:
         find_fault("N06", "another answer right behind it").inject(server)
         await client.send(post("a"))
@@ -841,7 +839,7 @@ async def test_unsolicited_bytes_come_right_behind() -> None:
 
 
 async def test_conflicting_framing() -> None:
-    """N07: two lengths that differ; a length beside chunks."""
+    """N07: two lengths that differ; a length and chunks."""
     length = len(GOOD.body)
     data, _ = await played(find_fault("N07", "two lengths"))
     assert f"content-length: {length}\r\ncontent-length: {length + 1}\r\n".encode() in data
@@ -857,11 +855,11 @@ async def test_an_interim_answer(name: str, interim: bytes) -> None:
     data, _ = await played(find_fault("N10", name))
     first, real = data.split(b"\r\n\r\n", 1)
     assert first.startswith(interim)
-    assert real == bytes(closing(asked("a")))
+    assert real == bytes(closing(request_for("a")))
 
 
 async def test_interim_answers_without_end() -> None:
-    """N10: as many as the client can take, and never a real one."""
+    """N10: interim answers as fast as the client reads, and never a real one."""
     async with FaultServer() as server, connected(server) as client:
         find_fault("N10", "103 for ever at full speed").inject(server)
         await client.send(get())
@@ -894,14 +892,14 @@ async def test_accept_then_reset() -> None:
     ids=str,
 )
 async def test_header_storms(name: str, line: bytes) -> None:
-    """N17: the large, the many and the odd arrive as written."""
+    """N17: very large, very many and unusual headers arrive as written."""
     data, _ = await played(find_fault("N17", name))
     assert b"\r\n" + line + b"\r\n" in data
     assert data.removesuffix(LAST).endswith(GOOD.body)
 
 
 async def test_a_flood_is_sent_for_as_long_as_it_is_read() -> None:
-    """H19: gigabytes are not held in memory, and the client may leave at any time."""
+    """H19: gigabytes are not held in memory, and the client may close at any time."""
     async with FaultServer() as server, connected(server) as client:
         find_fault("H19", "2 GiB with a length").inject(server)
         await client.send(get())
@@ -910,7 +908,7 @@ async def test_a_flood_is_sent_for_as_long_as_it_is_read() -> None:
             seen += len(await client.some())
 
 
-def test_a_bomb_unpacks_a_thousandfold() -> None:
+def test_a_bomb_expands_a_thousandfold() -> None:
     """H18: small on the wire, large in memory."""
     body = bomb(64 << 20).body
     assert len(body) * 900 < 64 << 20
@@ -918,14 +916,14 @@ def test_a_bomb_unpacks_a_thousandfold() -> None:
 
 
 def test_a_truncated_gzip_has_no_end() -> None:
-    """H18: the text is all there, the trailer is not."""
+    """H18: the text is complete, the trailer is missing."""
     unpacker = zlib.decompressobj(31)
     assert unpacker.decompress(truncated_gzip(HELLO).body) == b"hello"
     assert not unpacker.eof
 
 
 def test_twenty_encodings() -> None:
-    """H18: each one that the header names is really there."""
+    """H18: the body has each encoding that the header names."""
     answer = answer_of(find_fault("H18", "20 encodings").reply, "a")
     names = header_of(answer, "content-encoding").split(", ")
     assert functools.reduce(lambda body, _: gzip.decompress(body), names, answer.body) == GOOD.body
@@ -933,7 +931,7 @@ def test_twenty_encodings() -> None:
 
 
 @pytest.mark.parametrize("value", ["١٢", " 3 ", "9" * 1_000_000], ids=["Arabic", "spaces", "a megabyte"])
-def test_header_texts_go_out_as_they_are(value: str) -> None:
+def test_header_texts_are_sent_unchanged(value: str) -> None:
     """H02: nothing is checked, trimmed or shortened."""
     lines = [
         b"retry-after: " + value.encode() + b"\r\n" in bytes(answer_of(f.reply)) for f in faults_of("H02")
@@ -941,7 +939,7 @@ def test_header_texts_go_out_as_they_are(value: str) -> None:
     assert lines.count(True) == 1
 
 
-def test_unknown_faults_are_said_to_be_unknown() -> None:
+def test_an_unknown_fault_raises() -> None:
     """A misspelt row must not make an empty test."""
     with pytest.raises(LookupError, match="no faults of"):
         faults_of("X")
@@ -950,13 +948,13 @@ def test_unknown_faults_are_said_to_be_unknown() -> None:
 
 
 def rows_of(row: str, name: str) -> list[tuple[int, object]]:
-    """Give index and vector of each item that a fault makes of the texts "a" and "b"."""
+    """The index and vector of each item that a fault makes of the texts "a" and "b"."""
     payload = json.loads(answer_of(find_fault(row, name).reply, "a", "b").body)
     return [(item["index"], item["embedding"]) for item in payload["data"]]
 
 
-def test_payload_faults_are_what_they_say() -> None:
-    """P01, P02, P04, P06: a sample, looked at closely."""
+def test_payload_faults_do_what_their_names_say() -> None:
+    """P01, P02, P04, P06: a sample."""
     a, b = vector_for("a").tolist(), vector_for("b").tolist()
     assert rows_of("P01", "one item missing") == [(1, b)]
     assert rows_of("P02", "reversed") == [(1, b), (0, a)]
@@ -970,8 +968,8 @@ def test_payload_faults_are_what_they_say() -> None:
 
 
 @given(text=st.text(), other=st.text(), dimensions=st.integers(1, 64))
-def test_vectors_tell_their_text(text: str, other: str, dimensions: int) -> None:
-    """They are the same each time, finite, not zero, exact in decimals, and another text has another one."""
+def test_vectors_identify_their_text(text: str, other: str, dimensions: int) -> None:
+    """Each time the same, finite, not zero, exact in decimals, and different for another text."""
     vector = vector_for(text, dimensions)
     assert np.array_equal(vector, vector_for(text, dimensions))
     assert vector.dtype == np.float32
@@ -985,8 +983,8 @@ def test_vectors_tell_their_text(text: str, other: str, dimensions: int) -> None
 
 @given(texts=st.lists(st.text(), min_size=1, max_size=4), encoding=st.sampled_from(["float", "base64"]))
 def test_embeddings_are_right_in_every_encoding(texts: list[str], encoding: str) -> None:
-    """The default answer holds the vector of each text at its index, in the form and size that were asked for."""
-    request = asked(*texts, dimensions=5, encoding_format=encoding)
+    """The default answer holds the vector of each text at its index, in the requested form and size."""
+    request = request_for(*texts, dimensions=5, encoding_format=encoding)
     payload = json.loads(embeddings_answer(request).body)
     for index, (text, item) in enumerate(zip(texts, payload["data"], strict=True)):
         given = item["embedding"]
@@ -997,11 +995,13 @@ def test_embeddings_are_right_in_every_encoding(texts: list[str], encoding: str)
 
 
 async def test_catalogue_chat_and_unknown_paths() -> None:
-    """The default provider has a model, talks, and knows no other path."""
+    """The default provider has a model and a chat reply, and knows no other path."""
     chat = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b"
     async with FaultServer() as server, connected(server) as client:
         await client.send(get("/v1/models"))
-        assert json.loads(Unpacked(await client.some()).body)["data"][0]["id"] == "text-embedding-3-small"
+        assert (
+            json.loads(ParsedResponse(await client.some()).body)["data"][0]["id"] == "text-embedding-3-small"
+        )
         for body, words in ((b'{"stream":true}', b"data: [DONE]"), (b"{}", b'"content":"Hello world"')):
             await client.send(chat % (len(body), body))
             assert words in await client.some()
@@ -1018,7 +1018,7 @@ async def test_catalogue_chat_and_unknown_paths() -> None:
     ],
 )
 def test_too_many_items(status: int, words: bytes) -> None:
-    """The limit is kept, and stated or not, in the words of the status."""
+    """The limit is enforced, and stated or not, in the words that belong to the status."""
     stated, silent = MaxItems(2, status=status), MaxItems(2, status=status, state_limit=False)
     assert statuses(stated, ("a",), ("a", "b"), ("a", "b", "c")) == [200, 200, status]
     assert words in answer_of(stated, "a", "b", "c").body
@@ -1037,15 +1037,15 @@ def test_too_many_tokens() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_poison(status: int) -> None:
-    """Only batches with the text fail, wherever it stands."""
+def test_poison_fails_only_batches_with_its_text(status: int) -> None:
+    """At any position."""
     poison = Poison("bad", "worse", status=status)
     assert statuses(poison, ("a",), ("a", "bad"), ("worse",), ("bad!",)) == [200, status, status, 200]
     assert poison.refused == 2
 
 
-def test_flaky_throws_its_own_dice() -> None:
-    """The same seed fails the same requests; the share is about the probability."""
+def test_flaky_uses_its_own_seed() -> None:
+    """The same seed fails the same requests; the share is close to the probability."""
     one, two = Flaky(0.3, seed=7), Flaky(0.3, seed=7)
     seen = statuses(one, *[("a",)] * 1000)
     assert seen == statuses(two, *[("a",)] * 1000)
@@ -1053,7 +1053,7 @@ def test_flaky_throws_its_own_dice() -> None:
     assert 250 < one.failed < 350
 
 
-def test_outages_keep_their_hours() -> None:
+def test_outages_keep_their_schedule() -> None:
     """From the start of each outage until just before its end."""
     clock = ManualClock(50.0)
     schedule = OutageSchedule([(1, 2), (3, 4)], clock=clock)
@@ -1071,15 +1071,15 @@ async def test_crossed_answers() -> None:
         await one.send(post("a"))
         await server.wait_requests(1)
         await two.send(post("b"))
-        assert await two.some() == bytes(embeddings_answer(asked("a")))
-        assert await one.some() == bytes(embeddings_answer(asked("b")))
+        assert await two.some() == bytes(embeddings_answer(request_for("a")))
+        assert await one.some() == bytes(embeddings_answer(request_for("b")))
 
 
 # The quota.
 
 
 def test_requests_per_minute() -> None:
-    """A full bucket lets its burst through, then tells truly how long to wait."""
+    """A full bucket admits its burst, then refuses with the correct time to wait."""
     clock = ManualClock()
     limited = RateLimited(rpm=120, burst=2.0, clock=clock)
     assert statuses(limited, *[("a",)] * 5) == [200, 200, 200, 200, 429]
@@ -1095,7 +1095,7 @@ def test_requests_per_minute() -> None:
 
 
 def test_tokens_per_minute() -> None:
-    """Both buckets must have enough, and who is refused pays neither."""
+    """Both buckets must have enough, and a refused request pays neither."""
     limited = RateLimited(rpm=60, tpm=600, clock=ManualClock())
     five_hundred, one_hundred = "a" * 2000, "a" * 400
     assert statuses(limited, (five_hundred,), (five_hundred,), (one_hundred,)) == [200, 429, 200]
@@ -1108,7 +1108,7 @@ def test_tokens_per_minute() -> None:
 
 
 def test_a_silent_quota() -> None:
-    """Headers and hints can be left out."""
+    """Headers and Retry-After can be left out."""
     limited = RateLimited(rpm=1, clock=ManualClock(), headers=False, hint=False)
     answers = [answer_of(limited, "a"), answer_of(limited, "a")]
     assert [answer.status for answer in answers] == [200, 429]
@@ -1120,12 +1120,12 @@ def test_a_silent_quota() -> None:
     burst=st.sampled_from([1.0, 5.0, 60.0]),
 )
 def test_grants_fit_the_limit_in_every_window(steps: list[tuple[float, int]], burst: float) -> None:
-    """Over any stretch of time no more is granted than the rate times its length plus the burst."""
+    """In any window at most the rate times its length plus the burst is granted."""
     clock = ManualClock()
     limited = RateLimited(rpm=60, tpm=600, burst=burst, clock=clock)
     for pause, tokens in steps:
         clock.advance(pause)
-        limited(asked("a" * 4 * tokens))
+        limited(request_for("a" * 4 * tokens))
     for first, last in itertools.combinations_with_replacement(range(len(limited.grants)), 2):
         window = limited.grants[first : last + 1]
         seconds = window[-1].time - window[0].time + burst
@@ -1134,7 +1134,7 @@ def test_grants_fit_the_limit_in_every_window(steps: list[tuple[float, int]], bu
 
 
 def test_durations_are_written_like_go() -> None:
-    """As OpenAI's reset headers show them."""
+    """As OpenAI's reset headers write them."""
     limited = RateLimited(rpm=1, tpm=100_000, burst=3600, clock=ManualClock())
     answers = [answer_of(limited, "a") for _ in range(60)]
     assert header_of(answers[0], "x-ratelimit-reset-tokens") == "1ms"
@@ -1146,7 +1146,7 @@ def test_durations_are_written_like_go() -> None:
 
 
 async def test_the_manual_clock_wakes_in_order() -> None:
-    """Sleepers wake when their moment comes, the earlier ones first, and cancelled ones not at all."""
+    """Sleepers wake in their order, and cancelled ones not at all."""
     clock = ManualClock()
     woken: list[float] = []
 
