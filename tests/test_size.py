@@ -6,6 +6,7 @@ tests/test_structure.py checks imports, exports and names.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -20,7 +21,7 @@ import pytest
 
 import llmopt
 from tests.support.faults import FaultServer
-from tests.test_structure import graph, modules, name_of
+from tests.test_structure import graph, modules, name_of, syntax_tree
 
 CORE = Path(llmopt.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
@@ -49,6 +50,7 @@ def docstring_lines(tree: ast.Module) -> set[int]:
     }
 
 
+@functools.cache
 def lines_of(path: Path) -> tuple[int, int]:
     """Code lines and comment lines of a file."""
     text = path.read_text()
@@ -60,7 +62,7 @@ def lines_of(path: Path) -> tuple[int, int]:
             comments.add(token.start[0])
         elif token.type not in layout:
             code.update(range(token.start[0], token.end[0] + 1))
-    return len(code - docstring_lines(ast.parse(text))), len(comments)
+    return len(code - docstring_lines(syntax_tree(path))), len(comments)
 
 
 @pytest.mark.parametrize("ring", LIMITS["rings"])
@@ -91,7 +93,7 @@ def test_no_file_and_no_function_is_too_long() -> None:
         text = path.read_text()
         if text.count("\n") > LIMITS["files"]["lines"]:
             long.append(f"{path.relative_to(CORE)}: {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(syntax_tree(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 body = len(set(range(node.lineno, (node.end_lineno or 0) + 1)) - docstring_lines_of(node))
                 if body > LIMITS["files"]["function_lines"]:

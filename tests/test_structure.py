@@ -6,6 +6,7 @@ tests/test_size.py holds the numbers: budgets of lines, files and functions.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -44,6 +45,12 @@ def layer_of(module: str) -> int:
     return next(number for number, names in enumerate(LAYERS) if part in names)
 
 
+@functools.cache
+def syntax_tree(path: Path) -> ast.Module:
+    """Parse a file once for all tests."""
+    return ast.parse(path.read_text())
+
+
 def modules() -> list[Path]:
     return [path for path in sorted(CORE.rglob("*.py")) if path != CORE / "__init__.py"]
 
@@ -63,7 +70,7 @@ def imports_of(path: Path, *, runtime: bool = False) -> set[str]:
         path: A Python file.
         runtime: Leave out what stands under ``if TYPE_CHECKING:``.
     """
-    tree = ast.parse(path.read_text())
+    tree = syntax_tree(path)
     skipped = set(_guarded(tree)) if runtime else set()
     return {name for node in ast.walk(tree) if node not in skipped for name in _imported(node)}
 
@@ -153,7 +160,7 @@ def test_core_knows_no_provider_by_name() -> None:
     for path in modules():
         if path.parent.name == "cli":
             continue
-        tree = ast.parse(path.read_text())
+        tree = syntax_tree(path)
         docstrings = {
             node.body[0].value
             for node in ast.walk(tree)
@@ -183,7 +190,7 @@ def test_one_core_file_imports_httpx() -> None:
     """At run time httpx is known to one file; others name it for type checkers alone."""
     importing = []
     for path in modules():
-        tree = ast.parse(path.read_text())
+        tree = syntax_tree(path)
         guarded = {
             inner
             for node in ast.walk(tree)

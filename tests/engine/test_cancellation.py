@@ -185,7 +185,7 @@ async def test_cancelled_twice_at_every_turn() -> None:
     """The second one while the first is being cleaned up after."""
     async with FaultServer() as server:
         server.default(answer_openai)
-        for turns in range(40):
+        for turns in range(0, 40, scaled(2, nightly=1)):
             for between in range(4):
                 async with llmopt.AsyncClient(config(server)) as client:
                     task = asyncio.ensure_future(embed(client))
@@ -226,7 +226,7 @@ def test_cancelled_in_the_moment_of_a_time_out() -> None:
     run_simulated(main)
 
 
-CALLS = scaled(2_000, nightly=10_000)
+CALLS = scaled(1_000, nightly=10_000)
 
 
 @pytest.mark.row("C04")
@@ -256,7 +256,10 @@ async def test_thousands_of_waiters_are_cancelled() -> None:
     async with FaultServer() as server, llmopt.AsyncClient(config(server, pool_size=4)) as client:
         server.default(answer_openai)
         server.play(*[Script([Wait(gate), Respond(answer_openai)])] * 4)
-        calls = [asyncio.create_task(client.embed(MODEL, [f"text {number}"])) for number in range(3_000)]
+        calls = [
+            asyncio.create_task(client.embed(MODEL, [f"text {number}"]))
+            for number in range(scaled(1_000, nightly=3_000))
+        ]
         await server.wait_requests(4)
         for call in calls:
             call.cancel()

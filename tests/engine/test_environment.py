@@ -32,6 +32,7 @@ from tests.support.faults import (
     serving,
     vector_for,
 )
+from tests.support.scale import scaled
 
 MODEL = "server/m"
 DOWN = Answer(500, b'{"error": {"message": "down"}}', [("content-type", "application/json")])
@@ -87,7 +88,7 @@ def test_one_client_on_several_loops_at_once() -> None:
 def test_first_calls_from_many_threads_share_one_pool() -> None:
     """Whoever is first opens it; nobody's is left open and forgotten."""
     with serving() as thread:
-        for _ in range(30):
+        for _ in range(scaled(10, nightly=30)):
             client = llmopt.AsyncClient(config(thread.server))
             ready = threading.Barrier(4)
 
@@ -370,9 +371,9 @@ async def test_a_long_input_takes_no_more_memory_than_a_short_one() -> None:
         # What the server remembers of its requests is not what is measured.
         thread.server.requests = _Forgetful()
         async with llmopt.AsyncClient(config(thread.server, max_batch_size=32)) as client:
-            await peak(client, 3_000)
-            short = await peak(client, 3_000)
-            long = await peak(client, 15_000)
+            await peak(client, scaled(2_000, nightly=3_000))
+            short = await peak(client, scaled(2_000, nightly=3_000))
+            long = await peak(client, scaled(8_000, nightly=15_000))
     assert most < 2_000
     assert live == 0
     assert long < 1.2 * short + (1 << 20)

@@ -14,7 +14,7 @@ from tests.engine.leaks import Gathered
 from tests.support.faults import ROWS, Answer, FaultServer, Request, answer_openai, json_answer
 from tests.support.faults.fault import Fault
 from tests.support.faults.script import Reply
-from tests.support.scale import scaled
+from tests.support.scale import NIGHTLY
 
 KEY = "canary-key-58d1c07e"
 TOKEN = "canary-token-93b1e6aa"
@@ -76,8 +76,9 @@ def echoes() -> Iterator[Fault]:
 OF_EMBEDDINGS = {"N06", *(f"P{number:02}" for number in range(1, 13))}
 """Their replies are made from the texts of the request."""
 
-FAULTS = [*list(ROWS)[:: scaled(3, nightly=1)], *echoes()]
-"""A third of the matrix for every change, all of it at night; every echo always."""
+FIRST_OF_ROWS = list({fault.row: fault for fault in reversed(list(ROWS))}.values())
+FAULTS = [*(ROWS if NIGHTLY else FIRST_OF_ROWS), *echoes()]
+"""One fault of each row for every change, all of them at night; every echo always."""
 
 
 def config(server: FaultServer, folder: Path, number: int) -> dict[str, Any]:

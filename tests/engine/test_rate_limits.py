@@ -14,10 +14,10 @@ from llmopt.values.events import Event, LimitLearned, RequestWait
 from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, OutageSchedule, RateLimited, answer_openai
 from tests.support.faults.quota import Bucket
-from tests.support.scale import nightly_only
+from tests.support.scale import nightly_only, scaled
 
 MODEL = "server/m"
-SECONDS = 120.0
+SECONDS = scaled(60, nightly=120)
 RPM, TPM = 600.0, 100_000.0
 BURST_S = {"requests": 1.0, "tokens": 5.0}
 
@@ -97,52 +97,67 @@ def test_a_provider_that_keeps_its_limits(
     assert rate <= refused
 
 
-def test_two_thousand_calls_in_line_when_the_server_dies() -> None:
-    """Those who wait for their turn do not go into the outage one by one."""
+WAITING_CALLS = scaled(800, nightly=2_000)
+LONG_OUTAGE = (10, scaled(30, nightly=70))
+
+
+def test_queued_calls_do_not_go_into_an_outage_one_by_one() -> None:
+    """Of the calls that wait for the rate limit, only probes reach the server while it is down."""
 
     async def main(clock: SimulatedClock) -> None:
         async with (
             FaultServer(sleep=clock.sleep, clock=clock.now) as server,
             llmopt.AsyncClient(config(server, rpm=1_200, max_retries=3), clock=clock) as client,
         ):
-            outage = OutageSchedule([(10, 70)], clock=clock.now)
+            outage = OutageSchedule([LONG_OUTAGE], clock=clock.now)
             server.default(outage)
             started = clock.now()
             calls = [
                 asyncio.create_task(client.embed(MODEL, [f"text {number}"], when_open="wait"))
-                for number in range(2_000)
+                for number in range(WAITING_CALLS)
             ]
             await asyncio.gather(*calls)
-            during = [request for request in server.requests if 10 <= request.time - started < 70]
+            during = [
+                request
+                for request in server.requests
+                if LONG_OUTAGE[0] <= request.time - started < LONG_OUTAGE[1]
+            ]
             print(f"{len(during)} requests in the outage, all done after {clock.now() - started:.0f} s")
             assert 0 < len(during) <= 50
-            # 100 s of work at 20 a second, and the outage; it goes on soon after the server is back.
-            assert clock.now() - started < 100 + 60 + 15
+            # The work at 20 calls a second, and the outage; it goes on soon after the server is back.
+            outage_s = LONG_OUTAGE[1] - LONG_OUTAGE[0]
+            assert clock.now() - started < WAITING_CALLS / 20 + outage_s + 15
 
     run_simulated(main)
 
 
 # Waiting callers are also in the test above, with retries.
 @pytest.mark.parametrize("when_open", ["fail", pytest.param("wait", marks=nightly_only)])
-def test_a_dead_server_is_not_asked_by_those_who_wait_for_their_turn(when_open: str) -> None:
-    """The same without patience: they fail at once, and send nothing."""
+def test_queued_calls_send_nothing_to_a_dead_server(when_open: str) -> None:
+    """Without retries, and with ``when_open="fail"``: they fail as soon as the circuit is open."""
 
     async def main(clock: SimulatedClock) -> None:
         async with (
             FaultServer(sleep=clock.sleep, clock=clock.now) as server,
             llmopt.AsyncClient(config(server, rpm=1_200, max_retries=0), clock=clock) as client,
         ):
-            server.default(OutageSchedule([(10, 70)], clock=clock.now))
+            server.default(OutageSchedule([LONG_OUTAGE], clock=clock.now))
             started = clock.now()
             calls = [
                 asyncio.create_task(client.embed(MODEL, [f"text {number}"], when_open=when_open))
-                for number in range(2_000)
+                for number in range(WAITING_CALLS)
             ]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
-            during = [request for request in server.requests if 10 <= request.time - started < 70]
+            during = [
+                request
+                for request in server.requests
+                if LONG_OUTAGE[0] <= request.time - started < LONG_OUTAGE[1]
+            ]
             assert 0 < len(during) <= 50
             if when_open == "fail":
-                assert sum(isinstance(outcome, llmopt.CircuitOpen) for outcome in outcomes) > 1_000
+                assert (
+                    sum(isinstance(outcome, llmopt.CircuitOpen) for outcome in outcomes) > WAITING_CALLS / 2
+                )
 
     run_simulated(main)
 

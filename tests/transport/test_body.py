@@ -137,12 +137,12 @@ def test_a_body_above_the_maximum_is_refused_plain_and_compressed() -> None:
 
 
 @pytest.mark.row("H18")
-@pytest.mark.parametrize(
-    ("encoding", "bomb"),
-    [("gzip", gzip_bomb(256 * MEBIBYTE)), ("gzip, gzip", gzip.compress(gzip_bomb(256 * MEBIBYTE)))],
-)
-def test_a_bomb_is_stopped_within_a_few_mebibytes(encoding: str, bomb: bytes) -> None:
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip"])
+def test_a_bomb_is_stopped_within_a_few_mebibytes(encoding: str) -> None:
     """After the first mebibyte a body may not be more than fifty times its compressed size."""
+    bomb = gzip_bomb(256 * MEBIBYTE)
+    if encoding == "gzip, gzip":
+        bomb = gzip.compress(bomb)
     tracemalloc.start()
     try:
         assert reason_of(encoding, bomb, max_body=512 * MEBIBYTE) == "decompression"

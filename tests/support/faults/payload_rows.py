@@ -19,10 +19,11 @@ from tests.support.faults.openai import Payload, answer_openai, embeddings_paylo
 from tests.support.faults.request import Request
 from tests.support.faults.response import Answer, json_answer
 from tests.support.faults.script import Responder
+from tests.support.scale import scaled
 
 JSON_TYPE = ("content-type", "application/json")
 RAW = "@raw:"  # a string that starts so is written without its quotes: JSON that no Python value makes
-HUGE_COUNT = 100_000
+MANY_MODELS = scaled(10_000, nightly=100_000)
 TEN_MEGABYTES = 10_000_000
 
 
@@ -205,7 +206,7 @@ def _catalogs() -> Iterator[Fault]:
     model = models_payload(["one"])["data"][0]
     yield Fault("P13", "no models", catalog([]))
     yield Fault(
-        "P13", "100,000 models", lambda _: json_answer(models_payload(f"m{n}" for n in range(HUGE_COUNT)))
+        "P13", "many models", lambda _: json_answer(models_payload(f"m{n}" for n in range(MANY_MODELS)))
     )
     yield Fault("P13", "duplicate ids", catalog([model, model]))
     yield Fault("P13", "unknown fields", catalog([model | {"novel": {"deep": [1, 2]}}], novel=True))
