@@ -1,4 +1,4 @@
-"""A process that forks in the middle of using a store; run by test_forks. Prints one JSON object."""
+"""A process that forks while it uses a store; test_fork.py runs it. Prints one JSON object."""
 
 from __future__ import annotations
 
@@ -17,37 +17,41 @@ from typing import Any
 from llmopt.cache.disk import DiskStore
 from llmopt.cache.store import MemoryStore
 from tests.cache.stores import item, key
+from tests.support.scale import scaled
+
+MEMORY_FORKS = scaled(6, nightly=20)
+"""Each fork meets the lock, held or free, by chance."""
 
 
 def locks() -> int:
-    """Locks that this process holds, as the system sees it."""
+    """Number of file locks that this process holds, by /proc/locks."""
     return sum(f" {os.getpid()} " in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 def child(work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> tuple[int, int]:
-    """Run something in a child; its process id and where its answer comes."""
-    reading, writing = os.pipe()
+    """Run a function in a child process; returns its process id and the pipe with the result."""
+    read_end, write_end = os.pipe()
     pid = fork()
     if pid:
-        os.close(writing)
-        return pid, reading
+        os.close(write_end)
+        return pid, read_end
     try:
-        answer: Any = work()
+        result: Any = work()
     except BaseException:
-        answer = traceback.format_exc()
-    with os.fdopen(writing, "w") as pipe:
-        json.dump(answer, pipe)
+        result = traceback.format_exc()
+    with os.fdopen(write_end, "w") as pipe:
+        json.dump(result, pipe)
     if fork is os.fork:
-        # The usual way out, on which everything is torn down.
+        # The normal exit, which runs every finalizer.
         sys.exit(0)
     os._exit(0)
 
 
-def answer_of(pid: int, reading: int) -> Any:
-    with os.fdopen(reading) as pipe:
-        found = json.load(pipe)
+def result_of(pid: int, read_end: int) -> Any:
+    with os.fdopen(read_end) as pipe:
+        result = json.load(pipe)
     os.waitpid(pid, 0)
-    return found
+    return result
 
 
 def use(store: DiskStore, first: int) -> Any:
@@ -59,7 +63,7 @@ def use(store: DiskStore, first: int) -> Any:
         after = await store.get([key(first), key(first + 599)])
         held = locks()
         await store.aclose()
-        return [sum(value is not None for value in found) for found in (before, after)], held
+        return [sum(value is not None for value in values) for values in (before, after)], held
 
     return asyncio.run(main())
 
@@ -75,48 +79,48 @@ def warm(folder: Path) -> DiskStore:
     return store
 
 
-def checked(folder: Path) -> dict[str, Any]:
+def inspect_database(folder: Path) -> dict[str, Any]:
     connection = sqlite3.connect(folder / "cache-1.db")
     (integrity,) = connection.execute("PRAGMA integrity_check").fetchone()
     (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
     connection.close()
-    return {"integrity": integrity, "entries": entries, "aside": len(list(folder.glob("*.corrupt-*")))}
+    return {"integrity": integrity, "entries": entries, "quarantined": len(list(folder.glob("*.corrupt-*")))}
 
 
 def many(folder: Path) -> dict[str, Any]:
-    """Eight children of a warm store, all at work at once with the parent."""
+    """Eight children of an open store use it at the same time as the parent."""
     store = warm(folder)
     threads = threading.active_count()
     started = [child(lambda number=number: use(store, 1_000 * number)) for number in range(1, 9)]
-    mine = use(store, 100_000)
-    found = [answer_of(*each) for each in started]
-    return {"children": found, "parent": mine, "threads": threads, **checked(folder)}
+    parent = use(store, 100_000)
+    results = [result_of(*each) for each in started]
+    return {"children": results, "parent": parent, "threads": threads, **inspect_database(folder)}
 
 
 def unwritten(folder: Path) -> dict[str, Any]:
-    """What was still to be written is written once, by the parent."""
+    """Entries in the write buffer are written once, by the parent."""
     store = warm(folder)
 
     async def main() -> None:
         await store.put([item(number) for number in range(5_000)])
 
     asyncio.run(main())
-    found = answer_of(*child(lambda: use(store, 10_000)))
+    result = result_of(*child(lambda: use(store, 10_000)))
     asyncio.run(store.aclose())
-    return {"children": [found], **checked(folder)}
+    return {"children": [result], **inspect_database(folder)}
 
 
-def untold(folder: Path) -> dict[str, Any]:
-    """A fork that Python knows nothing of."""
+def fork_in_c(folder: Path) -> dict[str, Any]:
+    """A fork in C, which does not run Python's fork hooks."""
     store = warm(folder)
     libc = ctypes.CDLL(None)
-    found = answer_of(*child(lambda: use(store, 5_000), libc.fork))
-    mine = use(store, 100_000)
-    return {"children": [found], "parent": mine, **checked(folder)}
+    result = result_of(*child(lambda: use(store, 5_000), libc.fork))
+    parent = use(store, 100_000)
+    return {"children": [result], "parent": parent, **inspect_database(folder)}
 
 
-def stuck(folder: Path) -> dict[str, Any]:
-    """The thread does not come to rest in time: the child goes without, the parent goes on."""
+def busy_worker(folder: Path) -> dict[str, Any]:
+    """The worker thread does not become idle in time: the child has no store, the parent goes on."""
     store = warm(folder)
     gate = threading.Event()
     assert store._worker is not None
@@ -124,14 +128,14 @@ def stuck(folder: Path) -> dict[str, Any]:
     import llmopt.cache.disk
 
     llmopt.cache.disk._FORK_TIMEOUT_S = 0.01
-    found = child(lambda: use(store, 5_000))
+    started = child(lambda: use(store, 5_000))
     gate.set()
-    mine = use(store, 100_000)
-    return {"children": [answer_of(*found)], "parent": mine, **checked(folder)}
+    parent = use(store, 100_000)
+    return {"children": [result_of(*started)], "parent": parent, **inspect_database(folder)}
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """A store in memory, whose lock another thread holds most of the time."""
+    """A memory store whose lock another thread holds most of the time."""
     store = MemoryStore()
     stop = threading.Event()
 
@@ -142,17 +146,14 @@ def memory(folder: Path) -> dict[str, Any]:
     thread = threading.Thread(target=busy)
     thread.start()
 
-    def look() -> int:
+    def put_and_get() -> int:
         store.put_nowait([item(1_000)])
         return sum(value is not None for value in store.get_nowait([key(1_000)]))
 
-    found = []
-    for _ in range(20):
-        started = child(look)
-        found.append(answer_of(*started))
+    results = [result_of(*child(put_and_get)) for _ in range(MEMORY_FORKS)]
     stop.set()
     thread.join()
-    return {"children": found}
+    return {"children": results}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m tests.cache.kill_loop --kills 50 --processes 8
 
-Prints what was seen; the exit code is 1 if the database is damaged or any process saw an exception.
+Prints the result; the exit code is 1 if the database is damaged or any process saw an exception.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def item_of(number: int, chance: random.Random) -> CacheItem:
 
 
 async def work(folder: Path, seconds: float) -> None:
-    """Use the store in every way; a wrong value or an exception ends the process with a complaint."""
+    """Use the store in every way; a wrong value or an exception ends the process with a traceback."""
     chance = random.Random(os.getpid())
     until = time.monotonic() + seconds
     store = DiskStore(folder, max_bytes=MAX_BYTES)
@@ -72,19 +72,19 @@ async def work(folder: Path, seconds: float) -> None:
 
 
 @define
-class Seen:
-    """What was seen."""
+class Result:
+    """The state of the database, and the errors of the processes."""
 
     kills: int
-    complaints: list[str]
+    errors: list[str]
     integrity: str
     entries: int
     hits: int
-    aside: int
+    quarantined: int
 
 
-def run(folder: Path, *, kills: int, processes: int, between: float) -> Seen:
-    """Start processes, kill one of them at random and start another, so many times."""
+def run(folder: Path, *, kills: int, processes: int, between: float) -> Result:
+    """Start processes; ``kills`` times kill one of them at random and start another."""
     chance = random.Random(7)
 
     def start() -> subprocess.Popen[str]:
@@ -97,19 +97,19 @@ def run(folder: Path, *, kills: int, processes: int, between: float) -> Seen:
         )
 
     running = [start() for _ in range(processes)]
-    complaints: list[str] = []
+    errors: list[str] = []
     for _ in range(kills):
         time.sleep(chance.uniform(0, 2 * between))
         victim = running.pop(chance.randrange(len(running)))
         if victim.poll() is not None:
-            complaints.append(victim.communicate()[1])
+            errors.append(victim.communicate()[1])
         victim.send_signal(signal.SIGKILL)
-        complaints.append(victim.communicate()[1])
+        errors.append(victim.communicate()[1])
         running.append(start())
     for each in running:
         each.send_signal(signal.SIGKILL)
-        complaints.append(each.communicate()[1])
-    # One that ends by itself reads what they left.
+        errors.append(each.communicate()[1])
+    # A process that ends normally reads what they left.
     last = subprocess.run(
         [sys.executable, "-m", "tests.cache.kill_loop", "--work", str(folder)],
         capture_output=True,
@@ -117,18 +117,18 @@ def run(folder: Path, *, kills: int, processes: int, between: float) -> Seen:
         env={**os.environ, "SECONDS_OF_WORK": "1"},
         check=False,
     )
-    complaints.append(last.stderr)
+    errors.append(last.stderr)
     connection = sqlite3.connect(folder / "cache-1.db")
     (integrity,) = connection.execute("PRAGMA integrity_check").fetchone()
     (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
     connection.close()
-    return Seen(
+    return Result(
         kills=kills + processes,
-        complaints=[each for each in complaints if each.strip()],
+        errors=[each for each in errors if each.strip()],
         integrity=integrity,
         entries=entries,
         hits=int(last.stdout or 0),
-        aside=len(list(folder.glob("*.corrupt-*"))),
+        quarantined=len(list(folder.glob("*.corrupt-*"))),
     )
 
 
@@ -143,11 +143,11 @@ def main() -> int:
         asyncio.run(work(options.work, float(os.environ["SECONDS_OF_WORK"])))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        seen = run(
+        result = run(
             Path(folder) / "kept", kills=options.kills, processes=options.processes, between=options.between
         )
-    print(seen)
-    return 0 if seen.integrity == "ok" and not seen.complaints and not seen.aside else 1
+    print(result)
+    return 0 if result.integrity == "ok" and not result.errors and not result.quarantined else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A store's items, and a store that is closed when the test is over."""
+"""Helpers of the cache tests: keys, items, and a disk store that is closed at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def opened(folder: Path, **options: Any) -> AsyncIterator[DiskStore]:
 
 
 async def works(folder: Path) -> bool:
-    """Whether what is put there can be had again by another store."""
+    """Whether a second store reads what the first has written."""
     async with opened(folder) as store:
         await store.put([item(77)])
     async with opened(folder) as store:

@@ -28,39 +28,39 @@ DB = "cache-1.db"
 AS_ROOT = os.geteuid() == 0
 
 
-async def filled(folder: Path, entries: int = 400) -> Path:
+async def create_database(folder: Path, entries: int = 400) -> Path:
     async with opened(folder) as store:
         await store.put([item(number, os.urandom(3_000)) for number in range(entries)])
     return folder / DB
 
 
-def overwritten(path: Path, at: int, data: bytes) -> None:
+def overwrite(path: Path, at: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(at)
         file.write(data)
 
 
-BROKEN: dict[str, Callable[[Path], object]] = {
+CORRUPTIONS: dict[str, Callable[[Path], object]] = {
     "garbage": lambda path: path.write_bytes(os.urandom(50_000)),
     "text": lambda path: path.write_bytes(b"this is no database " * 1_000),
-    "header broken": lambda path: overwritten(path, 0, b"SQLite fooled you"),
+    "header broken": lambda path: overwrite(path, 0, b"SQLite fooled you"),
     "truncated": lambda path: os.truncate(path, path.stat().st_size // 2 // 4096 * 4096 + 100),
     "truncated to a page": lambda path: os.truncate(path, 4096),
-    "first page zero": lambda path: overwritten(path, 100, bytes(3_996)),
-    "schema broken": lambda path: overwritten(path, 2_500, b"nothing " * 190),
+    "first page zero": lambda path: overwrite(path, 100, bytes(3_996)),
+    "schema broken": lambda path: overwrite(path, 2_500, b"nothing " * 190),
 }
 
 
 @pytest.mark.row("K01")
-@pytest.mark.parametrize("fault", BROKEN)
-async def test_a_broken_file_is_put_aside_and_begun_anew(
+@pytest.mark.parametrize("fault", CORRUPTIONS)
+async def test_a_corrupt_file_is_quarantined_and_replaced(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning; one broken file is kept, however often it happens."""
+    """With one warning; only one corrupt file is kept, however often it happens."""
     folder = tmp_path / "kept"
     for _ in range(2):
-        path = await filled(folder)
-        BROKEN[fault](path)
+        path = await create_database(folder)
+        CORRUPTIONS[fault](path)
         caplog.clear()
         async with opened(folder) as store:
             for _ in range(3):
@@ -76,41 +76,41 @@ async def test_a_broken_file_is_put_aside_and_begun_anew(
 
 @pytest.mark.row("K01")
 @pytest.mark.parametrize("at", ["start", "middle", "end"])
-async def test_pages_overwritten_in_a_good_file(at: str, tmp_path: Path) -> None:
-    """Whatever SQLite notices of it and when, calls go on, and in the end it works again."""
-    path = await filled(tmp_path, 2_000)
+async def test_overwritten_pages_fail_no_call(at: str, tmp_path: Path) -> None:
+    """Whenever SQLite notices the damage; in the end the store works again."""
+    path = await create_database(tmp_path, 2_000)
     size = path.stat().st_size
-    place = {"start": 8_192, "middle": size // 2, "end": size - 65_536}[at]
-    overwritten(path, place // 4096 * 4096, os.urandom(60_000))
+    offset = {"start": 8_192, "middle": size // 2, "end": size - 65_536}[at]
+    overwrite(path, offset // 4096 * 4096, os.urandom(60_000))
     async with opened(tmp_path) as store:
         for _ in range(3):
             await store.get([key(number) for number in range(2_000)])
             await store.put([item(number, b"new") for number in range(2_000)])
-            await store.clear("nobody's")
+            await store.clear("unused-group")
             await store.size()
             await store.clear()
     assert await works(tmp_path)
 
 
 @pytest.mark.row("K01")
-async def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
-    """Nothing to be put aside."""
+async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    """Nothing is quarantined."""
     (tmp_path / DB).touch(mode=0o600)
     assert await works(tmp_path)
     assert not list(tmp_path.glob("*.corrupt-*"))
 
 
 @pytest.mark.row("K01")
-async def test_broken_while_it_is_open(tmp_path: Path) -> None:
-    """Noticed at the next read, mended by the one after it."""
+async def test_a_file_corrupted_while_it_is_open_is_replaced(tmp_path: Path) -> None:
+    """A read notices the damage, and the next call opens a new file."""
     async with opened(tmp_path) as store:
         await store.put([item(number, os.urandom(3_000)) for number in range(2_000)])
         await store.size()
-        # What is in the WAL hides what happens to the file.
+        # Pages in the write-ahead log would hide the damage to the file.
         connection = sqlite3.connect(tmp_path / DB)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         connection.close()
-        overwritten(tmp_path / DB, 0, os.urandom(200_000))
+        overwrite(tmp_path / DB, 0, os.urandom(200_000))
         for _ in range(3):
             await store.get([key(number) for number in range(2_000)])
             await store.put([item(1)])
@@ -120,8 +120,8 @@ async def test_broken_while_it_is_open(tmp_path: Path) -> None:
 
 @pytest.mark.row("K01")
 @pytest.mark.parametrize("version", [0, 2, 999])
-async def test_a_foreign_schema_gets_another_name(version: int, tmp_path: Path) -> None:
-    """The file of another version, or of another program, is left as it is."""
+async def test_a_foreign_schema_makes_the_store_use_another_name(version: int, tmp_path: Path) -> None:
+    """The file of another version or program does not change."""
     path = tmp_path / DB
     connection = sqlite3.connect(path)
     connection.executescript(
@@ -136,8 +136,9 @@ async def test_a_foreign_schema_gets_another_name(version: int, tmp_path: Path) 
 
 
 @pytest.mark.row("K01")
-async def test_all_names_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Then nothing is kept."""
+async def test_without_a_free_name_nothing_is_cached(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in ("", ".2", ".3", ".4"):
         connection = sqlite3.connect(tmp_path / f"cache-1{number}.db")
         connection.execute("CREATE TABLE theirs (x)")
@@ -147,9 +148,8 @@ async def test_all_names_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.row("K01")
-async def test_tables_changed_under_our_name(tmp_path: Path) -> None:
-    """A schema that is not what its version says is a broken file."""
-    path = await filled(tmp_path, 5)
+async def test_a_schema_that_contradicts_its_version_is_corrupt(tmp_path: Path) -> None:
+    path = await create_database(tmp_path, 5)
     connection = sqlite3.connect(path)
     connection.executescript("DROP TABLE entries; CREATE TABLE entries (other TEXT)")
     connection.close()
@@ -194,34 +194,34 @@ def in_a_folder_open_to_all(folder: Path) -> None:
     folder.parent.chmod(0o777)
 
 
-def a_file_instead(folder: Path) -> None:
+def a_file_in_place_of_the_folder(folder: Path) -> None:
     folder.write_bytes(b"precious")
 
 
-def somebody_elses(folder: Path) -> None:
+def folder_of_another_user(folder: Path) -> None:
     folder.mkdir()
     os.chown(folder, 12_345, 12_345)
 
 
-def somebody_elses_file(folder: Path) -> None:
+def file_of_another_user(folder: Path) -> None:
     folder.mkdir(mode=0o700)
     (folder / DB).touch()
     os.chown(folder / DB, 12_345, 12_345)
 
 
 REFUSED = [as_directory, as_link, as_dangling_link, with_a_linked_wal, open_to_all, open_to_the_group]
-REFUSED += [in_a_folder_open_to_all, a_file_instead]
-OF_OTHERS = [somebody_elses, somebody_elses_file]
+REFUSED += [in_a_folder_open_to_all, a_file_in_place_of_the_folder]
+OF_ANOTHER_USER = [folder_of_another_user, file_of_another_user]
 
 
 @pytest.mark.row("K01")
-@pytest.mark.parametrize("prepare", [*REFUSED, *OF_OTHERS], ids=lambda each: each.__name__)
-async def test_a_place_that_is_not_ours_is_left_alone(
+@pytest.mark.parametrize("prepare", [*REFUSED, *OF_ANOTHER_USER], ids=lambda each: each.__name__)
+async def test_a_place_that_is_not_private_is_not_used(
     prepare: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is written there, one warning says why, and calls succeed without a cache."""
-    if prepare in OF_OTHERS and not AS_ROOT:
-        pytest.skip("only root can give files away")
+    """Nothing is written there, one warning says why, and calls succeed without the disk cache."""
+    if prepare in OF_ANOTHER_USER and not AS_ROOT:
+        pytest.skip("only root can change the owner of a file")
     folder = tmp_path / "inner" / "kept"
     folder.parent.mkdir()
     prepare(folder)
@@ -232,7 +232,7 @@ async def test_a_place_that_is_not_ours_is_left_alone(
             async with llmopt.AsyncClient(settings, cache=folder) as client:
                 assert len(await client.list_models("s")) == 1
                 assert (await client.embed("s/m", ["a", "b"])).vectors.shape == (2, 4)
-                # In memory it is kept all the same.
+                # The memory cache still works.
                 assert len(await client.list_models("s")) == 1
     assert len(server.requests) == 4
     warnings = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
@@ -244,16 +244,16 @@ async def test_a_place_that_is_not_ours_is_left_alone(
 
 
 @pytest.mark.row("K01")
-async def test_a_sticky_folder_open_to_all_will_do(tmp_path: Path) -> None:
-    """Such as /tmp: nobody can put another folder in the place of ours."""
+async def test_a_sticky_folder_open_to_all_is_accepted(tmp_path: Path) -> None:
+    """Such as /tmp: no other user can replace a folder in it."""
     tmp_path.chmod(0o1777)
     assert await works(tmp_path / "kept")
 
 
 @pytest.mark.row("K01")
-async def test_a_file_that_others_may_write_is_not_believed(tmp_path: Path) -> None:
-    """It is put aside. One that others may only read is made private."""
-    path = await filled(tmp_path, 5)
+async def test_a_file_that_others_may_write_is_quarantined(tmp_path: Path) -> None:
+    """A file that others may only read is made private."""
+    path = await create_database(tmp_path, 5)
     path.chmod(0o644)
     async with opened(tmp_path) as store:
         assert (await store.get([key(1)]))[0] is not None
@@ -270,7 +270,7 @@ import asyncio, logging, os, sys
 from pathlib import Path
 sys.path[:0] = [{root!r}]
 from tests.cache.stores import works
-# As another user nothing more could be imported.
+# Another user could not import anything after setresuid.
 assert asyncio.run(works(Path({top!r}) / "first"))
 os.setresuid(12345, 12345, 12345)
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
@@ -280,16 +280,15 @@ print(asyncio.run(works(Path({folder!r}))))
 
 @pytest.mark.row("K01")
 @pytest.mark.skipif(not AS_ROOT, reason="needs a second user")
-@pytest.mark.parametrize("there", [False, True], ids=["no file", "a file"])
-def test_a_read_only_folder(there: bool) -> None:
-    """Nothing is kept, and nothing fails."""
-    # Below pytest's own folders nobody else can go.
+@pytest.mark.parametrize("exists", [False, True], ids=["without a file", "with a file"])
+def test_in_a_read_only_folder_nothing_is_cached_and_no_call_fails(exists: bool) -> None:
+    # Other users may not enter the temporary folders of pytest.
     with tempfile.TemporaryDirectory() as top:
         Path(top).chmod(0o755)
         folder = Path(top) / "kept"
         folder.mkdir(mode=0o700)
-        if there:
-            asyncio.run(filled(folder, 5))
+        if exists:
+            asyncio.run(create_database(folder, 5))
             for path in folder.iterdir():
                 os.chown(path, 12_345, 12_345)
                 path.chmod(0o400)
@@ -303,8 +302,8 @@ def test_a_read_only_folder(there: bool) -> None:
 
 
 @pytest.mark.row("K01")
-async def test_the_folder_goes_away_under_us(tmp_path: Path) -> None:
-    """Somebody clears his cache folder: it is made again."""
+async def test_a_deleted_folder_is_created_again(tmp_path: Path) -> None:
+    """The user may delete it while the store is open."""
     folder = tmp_path / "kept"
     async with opened(folder) as store:
         await store.put([item(1)])
@@ -317,8 +316,8 @@ async def test_the_folder_goes_away_under_us(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K02")
-async def test_a_full_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing can be written for a minute, reading goes on, and then it is tried again."""
+async def test_a_full_database_pauses_writing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reading goes on, and after a minute the store writes again."""
     now = [1_000.0]
     async with opened(tmp_path, now=lambda: now[0]) as store:
         await store.put([item(1)])
@@ -361,8 +360,8 @@ print("fine")
 
 
 @pytest.mark.row("K02")
-def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
-    """The system refuses to let the file grow: what was there is still read."""
+def test_a_file_size_limit_pauses_writing(tmp_path: Path) -> None:
+    """The operating system refuses to let the file grow; existing entries are still read."""
     code = LIMITED.format(root=str(Path(__file__).parents[2]), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "fine", done.stderr
@@ -370,8 +369,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K04")
-async def test_a_process_that_holds_the_lock(tmp_path: Path) -> None:
-    """Whoever waits for too long goes without."""
+async def test_a_lock_held_by_another_process_times_out(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.put([item(1)])
     if sqlite3.sqlite_version_info >= (3, 51, 3):
@@ -382,11 +380,11 @@ async def test_a_process_that_holds_the_lock(tmp_path: Path) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
     time = [0.0]
 
-    def nap(seconds: float) -> None:
+    def sleep(seconds: float) -> None:
         time[0] += seconds
 
     try:
-        lock = FileLock(tmp_path / f"{DB}.lock", sleep=nap, now=lambda: time[0])
+        lock = FileLock(tmp_path / f"{DB}.lock", sleep=sleep, now=lambda: time[0])
         with pytest.raises(LockTimeout), lock.held():
             pass
         assert 5.0 <= time[0] < 5.1
@@ -399,8 +397,8 @@ async def test_a_process_that_holds_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K04")
-async def test_a_writer_that_keeps_others_out_is_passed_over(tmp_path: Path) -> None:
-    """SQLITE_BUSY: that write is not kept, the next one is."""
+async def test_a_busy_database_loses_one_write(tmp_path: Path) -> None:
+    """After SQLITE_BUSY that batch is dropped; the next one is written."""
     async with opened(tmp_path) as store:
         await store.put([item(1)])
         await store.size()
@@ -416,8 +414,8 @@ async def test_a_writer_that_keeps_others_out_is_passed_over(tmp_path: Path) -> 
         assert (await store.size()).entries == 2
 
 
-def test_what_errors_mean() -> None:
-    """By SQLite's result code, and by its text where the code says nothing."""
+def test_classification_of_sqlite_errors() -> None:
+    """By the result code, and by the message where the code is not specific."""
 
     def of(code: int | None, text: str = "") -> str:
         error = sqlite3.OperationalError(text)
@@ -434,8 +432,8 @@ def test_what_errors_mean() -> None:
 
 
 @pytest.mark.row("S06")
-async def test_what_somebody_planted_is_never_run(tmp_path: Path) -> None:
-    """A pickle as a value, triggers and views as a schema: read as bytes, or not at all."""
+async def test_planted_pickles_and_triggers_never_run(tmp_path: Path) -> None:
+    """A pickle as a value is read as bytes; a schema with triggers is not used."""
     ran = tmp_path / "ran"
 
     class Evil:
@@ -465,8 +463,8 @@ async def test_what_somebody_planted_is_never_run(tmp_path: Path) -> None:
 
 
 async def test_values_of_other_types_are_misses(tmp_path: Path) -> None:
-    """SQLite keeps whatever it is given."""
-    path = await filled(tmp_path, 3)
+    """SQLite does not enforce the types of columns."""
+    path = await create_database(tmp_path, 3)
     connection = sqlite3.connect(path)
     connection.execute("UPDATE entries SET value='text' WHERE key=?", (key(0),))
     connection.execute("UPDATE entries SET value=7, used='never', until='x' WHERE key=?", (key(1),))
@@ -474,14 +472,14 @@ async def test_values_of_other_types_are_misses(tmp_path: Path) -> None:
     connection.commit()
     connection.close()
     async with opened(tmp_path) as store:
-        found = await store.get([key(0), key(1), key(2)])
-        assert [value is None for value in found] == [True, True, False]
+        values = await store.get([key(0), key(1), key(2)])
+        assert [value is None for value in values] == [True, True, False]
         assert (await store.size()).entries == 3
 
 
-async def test_two_that_find_the_same_file_broken(tmp_path: Path) -> None:
-    """The second does not put aside what the first has begun anew."""
-    path = await filled(tmp_path, 3)
+async def test_two_processes_quarantine_a_corrupt_file_once(tmp_path: Path) -> None:
+    """The second does not quarantine the new file of the first."""
+    path = await create_database(tmp_path, 3)
     inode = path.stat().st_ino
     files = CacheFiles(tmp_path, max_bytes=1 << 20)
     files.quarantine(path, inode)
@@ -492,38 +490,36 @@ async def test_two_that_find_the_same_file_broken(tmp_path: Path) -> None:
     files.quarantine(tmp_path / "nothing.db", 1)
 
 
-async def test_the_log_of_a_broken_file_goes_with_it(tmp_path: Path) -> None:
-    """Found beside a new file it would be played into it."""
-    path = await filled(tmp_path, 3)
-    for beside in ("-wal", "-shm"):
-        path.with_name(path.name + beside).touch()
+async def test_the_write_ahead_log_of_a_corrupt_file_is_quarantined_too(tmp_path: Path) -> None:
+    """SQLite would replay it into a new file of that name."""
+    path = await create_database(tmp_path, 3)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).touch()
     CacheFiles(tmp_path, max_bytes=1 << 20).quarantine(path, path.stat().st_ino)
     assert {each.name.partition(".corrupt")[0] for each in tmp_path.iterdir()} == {DB, f"{DB}.lock"}
 
 
-async def test_what_cannot_be_opened_is_tried_once_a_minute(
+async def test_a_store_that_cannot_be_opened_is_tried_once_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at every call."""
-    tries = []
+    attempts = []
     real = CacheFiles.open
-    monkeypatch.setattr(CacheFiles, "open", lambda files: tries.append(1) or real(files))
+    monkeypatch.setattr(CacheFiles, "open", lambda files: attempts.append(1) or real(files))
     now = [0.0]
     folder = tmp_path / "kept"
-    folder.write_bytes(b"in the way")
+    folder.write_bytes(b"a file, not a folder")
     async with opened(folder, now=lambda: now[0]) as store:
-        for moment in (0, 1, 59, 60, 61):
-            now[0] = moment
+        for seconds in (0, 1, 59, 60, 61):
+            now[0] = seconds
             assert await store.get([key(1)]) == [None]
-        assert len(tries) == 2
+        assert len(attempts) == 2
         folder.unlink()
         now[0] = 121
         await store.put([item(1)])
         assert await store.get([key(1)]) == [b"value 1"]
 
 
-def test_a_folder_that_is_no_path() -> None:
-    """Refused, not raised."""
+def test_a_folder_that_cannot_be_created_raises_nothing() -> None:
 
     async def main() -> bool:
         return await works(Path("/proc/nowhere/at/all"))

@@ -1,4 +1,4 @@
-"""Freshness of cache entries: every boundary of their life, on two clocks."""
+"""Freshness of cache entries at every boundary of their lifetime, on two clocks."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def clock() -> SimulatedClock:
     return SimulatedClock()
 
 
-def life(clock: SimulatedClock, rules: FreshnessRules = RULES) -> CacheLifetime:
+def lifetime(clock: SimulatedClock, rules: FreshnessRules = RULES) -> CacheLifetime:
     return CacheLifetime(KEY, rules, clock.now, clock.wall)
 
 
 def after(clock: SimulatedClock, seconds: float, rules: FreshnessRules = RULES) -> CacheLifetime:
-    """A life whose answer came so long ago."""
-    found = life(clock, rules)
-    found.stored()
+    """The lifetime of an entry that was stored this many seconds ago."""
+    entry = lifetime(clock, rules)
+    entry.stored()
     clock.advance(seconds)
-    return found
+    return entry
 
 
-def test_the_defaults() -> None:
-    """docs/development/resilience.md."""
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    """In docs/development/resilience.md."""
     rules = FreshnessRules()
     assert (rules.ttl_s, rules.stale_while_revalidate_s, rules.stale_if_error_s) == (
         HOUR,
@@ -51,7 +51,7 @@ def test_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age", "act", "stale"),
+    ("age", "action", "stale"),
     [
         (0, "serve", False),
         (HOUR - 1, "serve", False),
@@ -63,223 +63,214 @@ def test_the_defaults() -> None:
         (1e9, "fetch", False),
     ],
 )
-def test_a_life(age: float, act: str, stale: bool, clock: SimulatedClock) -> None:
-    """From fresh to gone."""
+def test_an_entry_goes_from_fresh_to_stale_to_expired(
+    age: float, action: str, stale: bool, clock: SimulatedClock
+) -> None:
     decision = after(clock, age).decide()
-    assert (decision.action, decision.stale) == (act, stale)
-    if act != "fetch":
+    assert (decision.action, decision.stale) == (action, stale)
+    if action != "fetch":
         assert decision.age == age
 
 
-def test_nothing_came_yet(clock: SimulatedClock) -> None:
-    """Then somebody must ask."""
-    assert life(clock).decide().action == "fetch"
-    assert life(clock).peek().action == "fetch"
-    assert not life(clock).has_entry
+def test_without_an_entry_the_decision_is_fetch(clock: SimulatedClock) -> None:
+    assert lifetime(clock).decide().action == "fetch"
+    assert lifetime(clock).peek().action == "fetch"
+    assert not lifetime(clock).has_entry
 
 
-def test_one_refreshes_and_all_others_are_given(clock: SimulatedClock) -> None:
-    """Single-flight."""
-    found = after(clock, 2 * HOUR)
-    assert [found.decide().action for _ in range(1_000)] == ["serve_and_refresh", *["serve"] * 999]
+def test_one_call_refreshes_and_all_others_are_served(clock: SimulatedClock) -> None:
+    entry = after(clock, 2 * HOUR)
+    assert [entry.decide().action for _ in range(1_000)] == ["serve_and_refresh", *["serve"] * 999]
 
 
-def test_an_answer_ends_the_refreshing(clock: SimulatedClock) -> None:
-    """It is as good as new."""
-    found = after(clock, 2 * HOUR)
-    found.decide()
-    found.stored()
-    assert not found.refreshing
-    decision = found.decide()
+def test_a_stored_response_ends_the_refresh(clock: SimulatedClock) -> None:
+    entry = after(clock, 2 * HOUR)
+    entry.decide()
+    entry.stored()
+    assert not entry.refreshing
+    decision = entry.decide()
     assert (decision.action, decision.stale, decision.age) == ("serve", False, 0.0)
 
 
-def test_after_a_failure_nobody_asks_for_half_a_minute(clock: SimulatedClock) -> None:
-    """Neither beside callers nor before them, while there is something to give."""
+def test_a_failed_refresh_pauses_refreshing_for_half_a_minute(clock: SimulatedClock) -> None:
+    """In the background and before callers, while there is an entry to serve."""
     for age in (2 * HOUR, 30 * HOUR):
-        found = after(clock, age)
-        first = found.decide().action
-        found.refresh_failed()
+        entry = after(clock, age)
+        first = entry.decide().action
+        entry.refresh_failed()
         clock.advance(29)
-        assert (found.decide().action, found.decide().stale) == ("serve", True)
+        assert (entry.decide().action, entry.decide().stale) == ("serve", True)
         clock.advance(1)
-        assert found.decide().action == first
+        assert entry.decide().action == first
 
 
-def test_after_a_failure_with_nothing_to_give_one_asks(clock: SimulatedClock) -> None:
-    """No failure is remembered as an answer."""
-    found = life(clock)
-    found.refresh_failed()
-    assert found.decide().action == "fetch"
+def test_a_failure_without_an_entry_is_not_cached(clock: SimulatedClock) -> None:
+    entry = lifetime(clock)
+    entry.refresh_failed()
+    assert entry.decide().action == "fetch"
 
 
-def test_a_refusal_ends_it(clock: SimulatedClock) -> None:
-    """What the provider says is not ours is not given any more."""
-    found = after(clock, 2 * HOUR)
-    found.refresh_refused()
-    assert found.decide().action == "fetch"
-    assert found.peek().action == "fetch"
+def test_a_refused_refresh_drops_the_entry(clock: SimulatedClock) -> None:
+    """The provider no longer lets the user have it."""
+    entry = after(clock, 2 * HOUR)
+    entry.refresh_refused()
+    assert entry.decide().action == "fetch"
+    assert entry.peek().action == "fetch"
 
 
-def test_missing_is_believed_for_a_minute(clock: SimulatedClock) -> None:
-    """And no longer; a failure of another kind ends it, as does an answer."""
-    found = after(clock, 0)
-    found.not_found()
+def test_not_found_is_cached_for_a_minute(clock: SimulatedClock) -> None:
+    """Or until another failure or a response."""
+    entry = after(clock, 0)
+    entry.not_found()
     clock.advance(59.9)
-    assert found.decide().action == "not_found"
+    assert entry.decide().action == "not_found"
     clock.advance(0.1)
-    assert found.decide().action == "fetch"
-    found.not_found()
-    found.refresh_failed()
-    assert found.decide().action == "fetch"
-    found.not_found()
-    found.stored()
-    assert found.decide().action == "serve"
+    assert entry.decide().action == "fetch"
+    entry.not_found()
+    entry.refresh_failed()
+    assert entry.decide().action == "fetch"
+    entry.not_found()
+    entry.stored()
+    assert entry.decide().action == "serve"
 
 
-def test_whoever_asks_often_has_it_refreshed_ahead(clock: SimulatedClock) -> None:
-    """Asked every minute, it never goes stale; asked now and then, it is left alone while it is fresh."""
-    often = life(clock)
-    often.stored()
-    acts = []
+def test_an_entry_in_frequent_use_is_refreshed_before_it_is_stale(clock: SimulatedClock) -> None:
+    """An entry in rare use is not."""
+    frequent = lifetime(clock)
+    frequent.stored()
+    actions = []
     for _ in range(59):
         clock.advance(60)
-        acts.append(often.decide().action)
-    # It is due from the 48th minute on, and one refreshes.
-    assert acts == ["serve"] * 47 + ["serve_and_refresh"] + ["serve"] * 11
-    rarely = after(clock, 0.9 * HOUR)
-    assert rarely.decide().action == "serve"
+        actions.append(frequent.decide().action)
+    # The refresh is due from the 48th minute on, and one call starts it.
+    assert actions == ["serve"] * 47 + ["serve_and_refresh"] + ["serve"] * 11
+    rare = after(clock, 0.9 * HOUR)
+    assert rare.decide().action == "serve"
 
 
-@pytest.mark.parametrize(("asked", "act"), [(2, "serve"), (3, "serve_and_refresh")])
-def test_often_is_more_than_three_times(asked: int, act: str, clock: SimulatedClock) -> None:
-    """Counted from the last answer on."""
-    found = life(clock)
+@pytest.mark.parametrize(("requests", "action"), [(2, "serve"), (3, "serve_and_refresh")])
+def test_frequent_use_is_more_than_three_requests(requests: int, action: str, clock: SimulatedClock) -> None:
+    """Counted since the last stored response."""
+    entry = lifetime(clock)
     for _ in range(2):
-        found.stored()
+        entry.stored()
         clock.advance(HOUR / 2)
-        for _ in range(asked):
-            assert found.decide().action == "serve"
+        for _ in range(requests):
+            assert entry.decide().action == "serve"
         clock.advance(0.4 * HOUR)
-        assert found.decide().action == act
-        found.abandoned()
+        assert entry.decide().action == action
+        entry.abandoned()
 
 
 @pytest.mark.parametrize("end", ["reset", "refresh_refused", "not_found"])
-def test_what_is_over_is_not_being_refreshed(end: str, clock: SimulatedClock) -> None:
-    """The next answer can be refreshed again."""
-    found = after(clock, 2 * HOUR)
-    found.decide()
-    assert found.refreshing
-    getattr(found, end)()
-    assert not found.refreshing
+def test_the_end_of_an_entry_ends_its_refresh(end: str, clock: SimulatedClock) -> None:
+    """The next entry can be refreshed again."""
+    entry = after(clock, 2 * HOUR)
+    entry.decide()
+    assert entry.refreshing
+    getattr(entry, end)()
+    assert not entry.refreshing
 
 
-def test_refreshing_ahead_that_fails_waits_too(clock: SimulatedClock) -> None:
-    """Half a minute, as ever."""
-    found = life(clock)
-    found.stored()
+def test_a_failed_early_refresh_pauses_refreshing_too(clock: SimulatedClock) -> None:
+    entry = lifetime(clock)
+    entry.stored()
     for _ in range(10):
-        found.decide()
+        entry.decide()
     clock.advance(0.9 * HOUR)
-    assert found.decide().action == "serve_and_refresh"
-    found.refresh_failed()
+    assert entry.decide().action == "serve_and_refresh"
+    entry.refresh_failed()
     clock.advance(10)
-    assert found.decide().action == "serve"
+    assert entry.decide().action == "serve"
     clock.advance(20)
-    assert found.decide().action == "serve_and_refresh"
-    found.abandoned()
-    assert found.decide().action == "serve_and_refresh"
+    assert entry.decide().action == "serve_and_refresh"
+    entry.abandoned()
+    assert entry.decide().action == "serve_and_refresh"
 
 
-def test_forgotten(clock: SimulatedClock) -> None:
-    """As if there had been nothing."""
-    found = after(clock, 0)
-    found.not_found()
-    found.reset()
-    assert found.decide().action == "fetch"
+def test_reset_drops_the_entry(clock: SimulatedClock) -> None:
+    entry = after(clock, 0)
+    entry.not_found()
+    entry.reset()
+    assert entry.decide().action == "fetch"
 
 
-def test_out_of_a_store_only_the_calendar_tells_the_age(clock: SimulatedClock) -> None:
-    """It goes on ageing by the other clock."""
-    found = life(clock)
-    assert found.stored(clock.wall() - 1_000)
+def test_the_age_of_an_entry_from_disk_comes_from_the_wall_clock(clock: SimulatedClock) -> None:
+    """From then on it ages by the monotonic clock."""
+    entry = lifetime(clock)
+    assert entry.stored(clock.wall() - 1_000)
     clock.advance(500)
-    assert found.decide().age == 1_500
+    assert entry.decide().age == 1_500
 
 
 @pytest.mark.row("K03")
 @pytest.mark.parametrize("ahead", [60.5, 1e6, math.inf, math.nan])
-def test_from_the_future(ahead: float, clock: SimulatedClock) -> None:
-    """More than a minute ahead is no date; a little is a clock that is a little wrong."""
-    found = life(clock)
-    assert not found.stored(clock.wall() + ahead)
-    assert found.decide().action == "fetch"
-    assert found.stored(clock.wall() + 59)
-    assert found.decide().age == 0.0
+def test_an_entry_from_the_future_is_rejected(ahead: float, clock: SimulatedClock) -> None:
+    """A date up to a minute ahead is accepted: clocks differ."""
+    entry = lifetime(clock)
+    assert not entry.stored(clock.wall() + ahead)
+    assert entry.decide().action == "fetch"
+    assert entry.stored(clock.wall() + 59)
+    assert entry.decide().age == 0.0
 
 
-def test_too_old_to_be_of_use(clock: SimulatedClock) -> None:
-    """It is not even taken in."""
-    found = life(clock)
-    assert not found.stored(clock.wall() - RULES.max_age_s)
-    assert found.stored(clock.wall() - RULES.max_age_s + 1)
+def test_an_entry_beyond_its_maximum_age_is_rejected(clock: SimulatedClock) -> None:
+    entry = lifetime(clock)
+    assert not entry.stored(clock.wall() - RULES.max_age_s)
+    assert entry.stored(clock.wall() - RULES.max_age_s + 1)
 
 
 @pytest.mark.row("C10")
 @pytest.mark.parametrize("jump", [-10 * 365 * 24 * HOUR, -HOUR, HOUR / 2])
-def test_a_jump_of_the_calendar_leaves_what_is_fresh_fresh(jump: float, clock: SimulatedClock) -> None:
-    """In this process an answer ages by the clock that nobody can set; set back, it is as old as it was."""
-    found = after(clock, 60)
+def test_a_jump_of_the_wall_clock_leaves_a_fresh_entry_fresh(jump: float, clock: SimulatedClock) -> None:
+    """Within a process an entry ages by the monotonic clock."""
+    entry = after(clock, 60)
     clock.set_wall(clock.wall() + jump)
-    decision = found.decide()
+    decision = entry.decide()
     assert decision.action == "serve"
     assert not decision.stale
     assert decision.age == max(60, 60 + jump)
 
 
 @pytest.mark.row("C10")
-def test_a_jump_ahead_has_it_asked_anew_and_loses_nothing(clock: SimulatedClock) -> None:
-    """Ten years ahead: it may be old, so one asks; but where nobody answers it is still there."""
-    found = after(clock, 60)
+def test_a_large_jump_ahead_makes_the_entry_stale_but_keeps_it(clock: SimulatedClock) -> None:
+    """After ten years it may be old, so a call fetches; if that fails the entry is served."""
+    entry = after(clock, 60)
     clock.set_wall(clock.wall() + 10 * 365 * 24 * HOUR)
-    decision = found.decide()
+    decision = entry.decide()
     assert (decision.action, decision.stale, decision.age) == ("fetch_or_serve", True, 60)
 
 
-def test_peeking_at_the_boundary(clock: SimulatedClock) -> None:
-    """Stale from the moment on at which it is not fresh."""
+def test_peek_at_the_boundary_of_freshness(clock: SimulatedClock) -> None:
     assert after(clock, HOUR).peek().stale
     assert not after(clock, HOUR - 1).peek().stale
 
 
-def test_peeking_asks_for_nothing(clock: SimulatedClock) -> None:
-    """Whatever its age; it only says whether it is stale."""
-    found = after(clock, 2 * HOUR)
-    assert (found.peek().action, found.peek().stale, found.peek().age) == ("serve", True, 2 * HOUR)
-    assert not found.refreshing
+def test_peek_starts_no_refresh(clock: SimulatedClock) -> None:
+    entry = after(clock, 2 * HOUR)
+    assert (entry.peek().action, entry.peek().stale, entry.peek().age) == ("serve", True, 2 * HOUR)
+    assert not entry.refreshing
 
 
 @given(st.binary(max_size=40), st.floats(0, 4e9))
-def test_time_to_live_varies_by_a_tenth_and_is_the_same_everywhere(key: bytes, created: float) -> None:
-    """Processes that share an entry agree on it."""
-    found = jittered_ttl(1_000.0, 0.1, key, created)
-    assert 900 <= found <= 1_100
-    assert found == jittered_ttl(1_000.0, 0.1, bytes(key), created)
+def test_the_time_to_live_varies_by_a_tenth(key: bytes, created: float) -> None:
+    """Processes that share an entry compute the same value."""
+    ttl = jittered_ttl(1_000.0, 0.1, key, created)
+    assert 900 <= ttl <= 1_100
+    assert ttl == jittered_ttl(1_000.0, 0.1, bytes(key), created)
 
 
-def test_time_to_live_spreads() -> None:
-    """So that not all entries of a start-up run out at once."""
-    found = [jittered_ttl(1_000.0, 0.1, bytes([each]) * 32, 1e9) for each in range(200)]
-    assert max(found) - min(found) > 150
-    assert 980 < sum(found) / 200 < 1_020
+def test_the_times_to_live_spread() -> None:
+    """So that the entries of one start do not all expire at once."""
+    ttls = [jittered_ttl(1_000.0, 0.1, bytes([each]) * 32, 1e9) for each in range(200)]
+    assert max(ttls) - min(ttls) > 150
+    assert 980 < sum(ttls) / 200 < 1_020
 
 
-def test_vectors_do_not_go_stale() -> None:
-    """They are good, and then they are not."""
+def test_vectors_expire_without_a_stale_phase() -> None:
     created, month = 1e9, 30 * 24 * HOUR
-    lived = jittered_ttl(month, RULES.jitter, KEY, created)
-    assert is_fresh(created, month, KEY, created + lived - 1, RULES)
-    assert not is_fresh(created, month, KEY, created + lived, RULES)
+    ttl = jittered_ttl(month, RULES.jitter, KEY, created)
+    assert is_fresh(created, month, KEY, created + ttl - 1, RULES)
+    assert not is_fresh(created, month, KEY, created + ttl, RULES)
     assert not is_fresh(created, month, KEY, created - 61, RULES)
     assert is_from_future(math.nan, 1e9, 60)

@@ -1,4 +1,4 @@
-"""Freshness of cache entries against a model with the whole history (Hypothesis, two clocks)."""
+"""Freshness of cache entries against a model that keeps the whole history (Hypothesis, two clocks)."""
 
 from __future__ import annotations
 
@@ -28,59 +28,56 @@ TIMES = st.one_of(
 
 
 class Model:
-    """docs/development/resilience.md, as plainly as it can be written: a list of what happened, and questions to it."""
+    """The rules of docs/development/resilience.md over a list of all events."""
 
     def __init__(self) -> None:
-        self.history: list[
-            tuple[str, float, float]
-        ] = []  # what, when by the one clock, made when by the other
+        self.history: list[tuple[str, float, float]] = []  # event, monotonic time, wall time
 
-    def last(self, *kinds: str) -> int:
-        return max((at for at, (what, _, _) in enumerate(self.history) if what in kinds), default=-1)
+    def last(self, *events: str) -> int:
+        return max((at for at, (event, _, _) in enumerate(self.history) if event in events), default=-1)
 
-    def note(self, what: str, now: float, wall: float) -> None:
-        self.history.append((what, now, wall))
+    def note(self, event: str, now: float, wall: float) -> None:
+        self.history.append((event, now, wall))
 
     @property
-    def answer(self) -> tuple[float, float] | None:
-        came = self.last("came")
-        if came < 0 or self.last("refused", "missing", "forgotten") > came:
+    def entry(self) -> tuple[float, float] | None:
+        stored = self.last("stored")
+        if stored < 0 or self.last("refused", "not found", "reset") > stored:
             return None
-        return self.history[came][1], self.history[came][2]
+        return self.history[stored][1], self.history[stored][2]
 
     def paused(self, now: float) -> bool:
         failed = self.last("failed")
-        return (
-            failed > self.last("came", "forgotten") and now < self.history[failed][1] + RULES.failure_pause_s
-        )
+        return failed > self.last("stored", "reset") and now < self.history[failed][1] + RULES.failure_pause_s
 
     def missing(self, now: float) -> bool:
-        found = self.last("missing")
+        not_found = self.last("not found")
         return (
-            found > self.last("came", "failed", "forgotten")
-            and now < self.history[found][1] + RULES.not_found_ttl_s
+            not_found > self.last("stored", "failed", "reset")
+            and now < self.history[not_found][1] + RULES.not_found_ttl_s
         )
 
     def refreshing(self) -> bool:
-        begun = self.last("begun")
-        return begun > self.last("came", "failed", "refused", "missing", "forgotten", "given up")
+        started = self.last("refresh started")
+        return started > self.last("stored", "failed", "refused", "not found", "reset", "abandoned")
 
-    def asked_since(self) -> int:
-        came = self.last("came")
-        return sum(what == "asked while fresh" for what, _, _ in self.history[came + 1 :])
+    def requests_since_stored(self) -> int:
+        stored = self.last("stored")
+        return sum(event == "requested while fresh" for event, _, _ in self.history[stored + 1 :])
 
-    def ask(self, now: float, wall: float) -> tuple[str, bool]:
+    def decide(self, now: float, wall: float) -> tuple[str, bool]:
         if self.missing(now):
             return "not_found", False
-        if self.answer is None:
+        if self.entry is None:
             return "fetch", False
-        by_clock, by_calendar = now - self.answer[0], wall - self.answer[1]
+        by_clock, by_calendar = now - self.entry[0], wall - self.entry[1]
         older = max(by_clock, by_calendar)
         quiet = self.refreshing() or self.paused(now)
         if older < RULES.ttl_s:
-            self.note("asked while fresh", now, wall)
+            self.note("requested while fresh", now, wall)
             due = (
-                older >= RULES.refresh_ahead * RULES.ttl_s and self.asked_since() > RULES.refresh_min_requests
+                older >= RULES.refresh_ahead * RULES.ttl_s
+                and self.requests_since_stored() > RULES.refresh_min_requests
             )
             return ("serve_and_refresh" if due and not quiet else "serve"), False
         if older < RULES.ttl_s + RULES.stale_while_revalidate_s:
@@ -90,83 +87,83 @@ class Model:
         return "fetch", False
 
 
-class Lives(RuleBasedStateMachine):
-    """One answer that comes, fails, is refused and asked for while both clocks move."""
+class Lifetimes(RuleBasedStateMachine):
+    """One entry that is stored, requested, refreshed and dropped while both clocks move."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = SimulatedClock(start=1_000.0)
-        self.life = CacheLifetime(b"key", RULES, self.clock.now, self.clock.wall)
+        self.lifetime = CacheLifetime(b"key", RULES, self.clock.now, self.clock.wall)
         self.model = Model()
 
-    def note(self, what: str) -> None:
-        self.model.note(what, self.clock.now(), self.clock.wall())
+    def note(self, event: str) -> None:
+        self.model.note(event, self.clock.now(), self.clock.wall())
 
     @rule(seconds=TIMES)
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
     @rule(seconds=st.floats(-2_000, 2_000))
-    def calendar_jumps(self, seconds: float) -> None:
+    def wall_clock_jumps(self, seconds: float) -> None:
         self.clock.set_wall(self.clock.wall() + seconds)
 
     @rule(times=st.integers(1, 5))
-    def somebody_asks(self, times: int) -> None:
+    def calls_request_the_entry(self, times: int) -> None:
         for _ in range(times):
-            expected = self.model.ask(self.clock.now(), self.clock.wall())
-            decision = self.life.decide()
+            expected = self.model.decide(self.clock.now(), self.clock.wall())
+            decision = self.lifetime.decide()
             assert (decision.action, decision.stale) == expected
             if decision.action == "serve_and_refresh":
-                self.note("begun")
+                self.note("refresh started")
 
     @rule()
-    def an_answer_comes(self) -> None:
-        assert self.life.stored()
-        self.note("came")
+    def a_response_is_stored(self) -> None:
+        assert self.lifetime.stored()
+        self.note("stored")
 
     @rule(age=st.floats(-100, 1_000))
-    def one_comes_out_of_a_store(self, age: float) -> None:
-        made = self.clock.wall() - age
-        taken = self.life.stored(made)
-        assert taken == (
+    def an_entry_is_loaded_from_disk(self, age: float) -> None:
+        created = self.clock.wall() - age
+        accepted = self.lifetime.stored(created)
+        assert accepted == (
             -RULES.max_clock_skew_s <= age < RULES.max_age_s
-            or made == self.clock.wall() + RULES.max_clock_skew_s
+            or created == self.clock.wall() + RULES.max_clock_skew_s
         )
-        if taken:
-            # It has been here for as long as it is old.
-            self.model.note("came", self.clock.now() - max(0.0, self.clock.wall() - made), made)
+        if accepted:
+            # By the monotonic clock it was stored as long ago as it is old.
+            self.model.note("stored", self.clock.now() - max(0.0, self.clock.wall() - created), created)
 
     @rule()
-    def asking_fails(self) -> None:
-        self.life.refresh_failed()
+    def a_refresh_fails(self) -> None:
+        self.lifetime.refresh_failed()
         self.note("failed")
 
     @rule()
-    def asking_is_refused(self) -> None:
-        self.life.refresh_refused()
+    def a_refresh_is_refused(self) -> None:
+        self.lifetime.refresh_refused()
         self.note("refused")
 
     @rule()
-    def it_is_not_there(self) -> None:
-        self.life.not_found()
-        self.note("missing")
+    def the_provider_answers_not_found(self) -> None:
+        self.lifetime.not_found()
+        self.note("not found")
 
     @rule()
-    def it_is_forgotten(self) -> None:
-        self.life.reset()
-        self.note("forgotten")
+    def the_entry_is_reset(self) -> None:
+        self.lifetime.reset()
+        self.note("reset")
 
-    @precondition(lambda self: self.life.refreshing)
+    @precondition(lambda self: self.lifetime.refreshing)
     @rule()
-    def refreshing_is_given_up(self) -> None:
-        self.life.abandoned()
-        self.note("given up")
+    def the_refresh_is_abandoned(self) -> None:
+        self.lifetime.abandoned()
+        self.note("abandoned")
 
     @invariant()
-    def both_know_the_same(self) -> None:
-        assert self.life.has_entry == (self.model.answer is not None)
-        assert self.life.refreshing == self.model.refreshing()
+    def model_and_lifetime_agree(self) -> None:
+        assert self.lifetime.has_entry == (self.model.entry is not None)
+        assert self.lifetime.refreshing == self.model.refreshing()
 
 
-TestLives: Any = Lives.TestCase
-TestLives.settings = settings(max_examples=scaled(70, nightly=200), stateful_step_count=40, deadline=None)
+TestLifetimes: Any = Lifetimes.TestCase
+TestLifetimes.settings = settings(max_examples=scaled(70, nightly=200), stateful_step_count=40, deadline=None)

@@ -1,4 +1,4 @@
-"""The disk store in several processes, some of which are killed; `tests.cache.kill_loop` repeats it."""
+"""The disk store in several processes, some of which are killed; `tests.cache.kill_loop` does it more often."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from tests.cache.stores import item, key, opened
 
 @pytest.mark.row("K04")
 @pytest.mark.timeout(180)
-def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """The database is whole, and nobody saw an exception or a wrong value."""
-    seen = run(tmp_path / "kept", kills=4, processes=4, between=0.4)
-    assert seen.integrity == "ok"
-    assert seen.complaints == []
-    assert seen.aside == 0
+def test_killed_processes_leave_an_intact_database(tmp_path: Path) -> None:
+    """No process sees an exception or a wrong value."""
+    result = run(tmp_path / "kept", kills=4, processes=4, between=0.4)
+    assert result.integrity == "ok"
+    assert result.errors == []
+    assert result.quarantined == 0
 
 
 @pytest.mark.row("K04")
-async def test_two_stores_of_one_folder(tmp_path: Path) -> None:
-    """What one writes the other reads, and the log does not grow for ever."""
+async def test_two_stores_share_one_folder(tmp_path: Path) -> None:
+    """Each reads what the other writes, and the size of the write-ahead log is bounded."""
     async with opened(tmp_path) as one, opened(tmp_path) as other:
         for turn in range(20):
             await one.put([item(turn * 100 + each, bytes(5_000)) for each in range(100)])
             await one.size()
-            found = await other.get([key(turn * 100 + each) for each in range(100)])
-            assert all(value is not None for value in found)
+            values = await other.get([key(turn * 100 + each) for each in range(100)])
+            assert all(value is not None for value in values)
             await other.remove([key(turn * 100)])
             assert await one.get([key(turn * 100)]) == [None]
         assert (tmp_path / "cache-1.db-wal").stat().st_size < 16 << 20
-    # The last one to close copies the log back.
+    # The last store to close moves the log into the database.
     assert not (tmp_path / "cache-1.db-wal").exists()
 
 
-async def test_every_write_begins_as_one(tmp_path: Path) -> None:
-    """A transaction that begins by reading fails at once when it comes to write and another was faster."""
+async def test_every_transaction_begins_as_a_write(tmp_path: Path) -> None:
+    """One that begins as a read fails at its first write if another process wrote meanwhile."""
     statements: list[str] = []
     async with opened(tmp_path) as store:
         await store.size()
@@ -48,22 +48,22 @@ async def test_every_write_begins_as_one(tmp_path: Path) -> None:
         await store.remove([key(1)])
         await store.clear()
         await store.size()
-    begun = [each for each in statements if each.startswith("BEGIN")]
-    assert begun
-    assert set(begun) == {"BEGIN IMMEDIATE"}
+    begins = [each for each in statements if each.startswith("BEGIN")]
+    assert begins
+    assert set(begins) == {"BEGIN IMMEDIATE"}
 
 
-async def test_how_a_connection_is_set_up(tmp_path: Path) -> None:
-    """The settings that keep a cache of several processes whole."""
+async def test_the_settings_of_a_connection(tmp_path: Path) -> None:
+    """They keep a cache of several processes intact."""
     async with opened(tmp_path) as store:
         await store.size()
         connection = store._worker._database._connection  # type: ignore[union-attr] # it runs
 
-        def ask(name: str) -> object:
+        def read_pragma(name: str) -> object:
             return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
         async def of(name: str) -> object:
-            return await store._run(lambda _: ask(name), None)
+            return await store._run(lambda _: read_pragma(name), None)
 
         assert await of("journal_mode") == "wal"
         assert await of("synchronous") == 1

@@ -1,4 +1,4 @@
-"""Behaviour that all cache stores share, and what each adds."""
+"""The behaviour that all cache stores share, and that of each store."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ STORES: dict[str, Make] = {
 
 @pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[CacheStore]:
-    made = STORES[request.param](tmp_path / "kept")
-    yield made
-    await made.aclose()
+    cache = STORES[request.param](tmp_path / "kept")
+    yield cache
+    await cache.aclose()
 
 
-async def test_what_is_put_can_be_had(store: CacheStore) -> None:
-    """In the order that is asked for, None for what is not there; the newest value of a key."""
+async def test_get_returns_the_values_in_the_order_of_the_keys(store: CacheStore) -> None:
+    """None for a missing key; the newest value of a key that was put twice."""
     await store.put([item(1), item(2)])
     await store.put([item(2, b"newer")])
     assert list(await store.get([key(2), key(9), key(1), key(2)])) == [b"newer", None, b"value 1", b"newer"]
     assert list(await store.get([])) == []
 
 
-async def test_removing(store: CacheStore) -> None:
-    """Keys, a group, everything; also what is not written yet."""
+async def test_entries_can_be_removed_by_key_by_group_and_all_at_once(store: CacheStore) -> None:
+    """Also entries that are not written yet."""
     await store.put([item(number, group=f"g{number % 2}") for number in range(10)])
     await store.remove([key(0), key(99)])
     assert list(await store.get([key(0), key(2)])) == [None, b"value 2"]
@@ -69,16 +69,15 @@ async def test_removing(store: CacheStore) -> None:
     assert (await store.size()).entries == 0
 
 
-async def test_size(store: CacheStore) -> None:
-    """Entries, bytes, groups."""
+async def test_size_has_entries_bytes_and_groups(store: CacheStore) -> None:
     await store.put([item(1), item(2, group="h"), item(3, b"x" * 1000, group="h")])
     size = await store.size()
     assert (size.entries, dict(size.groups)) == (3, {"g": 1, "h": 2})
     assert 1000 < size.bytes < size.max_bytes
 
 
-async def test_closed_and_used_again(store: CacheStore) -> None:
-    """Closing twice does no harm, and is not the end; but for a guarded one, which a client closes for good."""
+async def test_a_closed_store_opens_again(store: CacheStore) -> None:
+    """Closing twice is no error. Only a SafeStore stays closed: a client closes it at its end."""
     await store.put([item(1)])
     await store.aclose()
     await store.aclose()
@@ -87,24 +86,23 @@ async def test_closed_and_used_again(store: CacheStore) -> None:
     assert (await store.get([key(2)]))[0] == (None if guarded else b"value 2")
 
 
-async def test_many_values_at_once(store: CacheStore) -> None:
-    """More than fit into one statement, some of them large."""
+async def test_more_values_than_fit_into_one_statement(store: CacheStore) -> None:
     items = [item(number, os.urandom(number % 7 * 900)) for number in range(1_777)]
     await store.put(items)
-    # On disk a read may pass those that wait in line; closing writes them all.
+    # On disk a read may overtake entries in the write buffer; closing writes them all.
     if not isinstance(store, SafeStore):
         await store.aclose()
     assert list(await store.get([each.key for each in items])) == [each.value for each in items]
 
 
-async def test_memory_is_bounded_and_keeps_what_was_used_last() -> None:
-    """Least recently used first; one that is too large alone is not kept."""
+async def test_the_memory_store_evicts_the_least_recently_used() -> None:
+    """A value that is larger than the store is not cache."""
     store = MemoryStore(max_bytes=10_000)
     await store.put([item(number, b"x" * 1_000) for number in range(8)])
     await store.get([key(0)])
     await store.put([item(8, b"x" * 1_000)])
-    found = await store.get([key(0), key(1), key(8)])
-    assert [value is not None for value in found] == [True, False, True]
+    values = await store.get([key(0), key(1), key(8)])
+    assert [value is not None for value in values] == [True, False, True]
     await store.put([item(9, b"x" * 20_000)])
     assert await store.get([key(9)]) == [None]
     size = await store.size()
@@ -113,7 +111,7 @@ async def test_memory_is_bounded_and_keeps_what_was_used_last() -> None:
 
 
 async def test_files_are_private(tmp_path: Path) -> None:
-    """The folder 0700, all files 0600, whatever the process's umask."""
+    """The folder is 0700 and all files are 0600, whatever the umask of the process."""
     umask = os.umask(0)
     try:
         store = DiskStore(tmp_path / "a" / "b")
@@ -130,7 +128,7 @@ async def test_files_are_private(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_opened_before_it_is_needed(tmp_path: Path) -> None:
-    """No file, no thread."""
+    """Neither a file nor a thread exists."""
     threads = threading.active_count()
     async with opened(tmp_path / "kept") as store:
         assert await store.get([]) == []
@@ -138,60 +136,59 @@ async def test_nothing_is_opened_before_it_is_needed(tmp_path: Path) -> None:
     assert threading.active_count() == threads
 
 
-async def test_disk_goes_on_in_another_store(tmp_path: Path) -> None:
-    """What one process wrote another reads."""
+async def test_a_second_disk_store_reads_what_the_first_wrote(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.put([item(1)])
     async with opened(tmp_path) as store:
         assert await store.get([key(1)]) == [b"value 1"]
 
 
-async def test_disk_is_bounded(tmp_path: Path) -> None:
-    """What was not used for the longest time goes, in batches; the file does not grow for ever."""
+async def test_the_disk_store_evicts_the_least_recently_used(tmp_path: Path) -> None:
+    """In batches; the size of the file is bounded."""
     wall = [1_000_000.0]
-    most = 4 << 20
-    async with opened(tmp_path, max_bytes=most, wall=lambda: wall[0]) as store:
+    max_bytes = 4 << 20
+    async with opened(tmp_path, max_bytes=max_bytes, wall=lambda: wall[0]) as store:
         for start in range(0, 4_000, 200):
             await store.put([item(start + each, os.urandom(4_000)) for each in range(200)])
             await store.size()
             wall[0] += 100
-            # The first ones are used all the time.
+            # The first entries stay in use.
             await store.get([key(each) for each in range(50)])
         size = await store.size()
-        assert size.bytes <= most
+        assert size.bytes <= max_bytes
         assert size.evicted > 2_000
         first, early, last = await store.get([key(0), key(900), key(3_999)])
         assert first is not None
         assert early is None
         assert last is not None
-    assert (tmp_path / "cache-1.db").stat().st_size < 2 * most
+    assert (tmp_path / "cache-1.db").stat().st_size < 2 * max_bytes
 
 
-async def test_what_is_of_no_use_any_more_goes(tmp_path: Path) -> None:
-    """Cleaning up, before anything else has to go."""
+async def test_expired_entries_are_deleted(tmp_path: Path) -> None:
+    """Before any entry has to be evicted."""
     wall = [1_000_000.0]
     async with opened(tmp_path, wall=lambda: wall[0]) as store:
         await store.put([item(1, until=1_000_100.0), item(2, until=2_000_000.0)])
         await store.size()
     wall[0] += 1_000
     async with opened(tmp_path, wall=lambda: wall[0]) as store:
-        # The first write of a store sees to it.
+        # The first write of a store deletes them.
         await store.put([item(3)])
         assert (await store.size()).entries == 2
         assert await store.get([key(1), key(2)]) == [None, b"value 2"]
 
 
-async def test_use_is_written_down_once_a_minute(tmp_path: Path) -> None:
-    """Reading alone hardly ever writes."""
+async def test_the_time_of_use_is_written_once_a_minute(tmp_path: Path) -> None:
+    """So that reading rarely writes."""
     import sqlite3
 
     wall = [1_000_000.0]
 
     def used() -> int:
         connection = sqlite3.connect(tmp_path / "cache-1.db")
-        (found,) = connection.execute("SELECT used FROM entries").fetchone()
+        (seconds,) = connection.execute("SELECT used FROM entries").fetchone()
         connection.close()
-        return int(found)
+        return int(seconds)
 
     async with opened(tmp_path, wall=lambda: wall[0]) as store:
         await store.put([item(1)])
@@ -203,8 +200,8 @@ async def test_use_is_written_down_once_a_minute(tmp_path: Path) -> None:
             assert used() == expected
 
 
-def test_buffer_is_bounded_and_drops_the_oldest() -> None:
-    """When the disk is slower than those who write."""
+def test_the_write_buffer_is_bounded_and_drops_the_oldest_entries() -> None:
+    """The disk may be slower than the callers."""
     buffer = WriteBuffer()
     buffer.add(item(number, b"x" * (1 << 20)) for number in range(100))
     items, _ = buffer.pop_batch(1_000)
@@ -213,8 +210,8 @@ def test_buffer_is_bounded_and_drops_the_oldest() -> None:
     assert items[0].key == key(100 - len(items))
 
 
-def test_buffer_has_one_writer() -> None:
-    """Nobody else begins while one has it, and he has it until there is nothing left."""
+def test_the_write_buffer_has_one_writer_at_a_time() -> None:
+    """The writer goes on until the buffer is empty."""
     buffer = WriteBuffer()
     assert not buffer.start_flush()
     buffer.add([item(1)])
@@ -230,7 +227,7 @@ def test_buffer_has_one_writer() -> None:
 
 
 class Failing:
-    """A store of the user's own in which everything fails, or hangs."""
+    """A store of the user in which every call fails or hangs."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -240,14 +237,14 @@ class Failing:
             await asyncio.sleep(3600)
         if self.how == "nonsense":
             return ["not bytes", 3, None]
-        raise RuntimeError("canary-text of somebody's driver")
+        raise RuntimeError("canary-text of a database driver")
 
     get = put = remove = clear = size = aclose = _fail
 
 
 @pytest.mark.parametrize("how", ["raises", "nonsense"])
 async def test_a_store_that_fails_is_a_miss(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Said once, without the text of its error."""
+    """One warning, without the message of the error."""
     store = SafeStore(Failing(how))
     for _ in range(3):
         assert await store.get([key(1), key(2)]) == [None, None]
@@ -261,8 +258,7 @@ async def test_a_store_that_fails_is_a_miss(how: str, caplog: pytest.LogCaptureF
     assert "canary" not in caplog.text
 
 
-def test_a_store_that_hangs_is_a_miss() -> None:
-    """After two seconds."""
+def test_a_store_that_hangs_is_a_miss_after_two_seconds() -> None:
     from llmopt.testing.clock import SimulatedClock, run_simulated
 
     async def main(clock: SimulatedClock) -> float:
@@ -272,8 +268,7 @@ def test_a_store_that_hangs_is_a_miss() -> None:
     assert run_simulated(main) == 2.0
 
 
-def test_nothing_of_it_is_imported_with_llmopt() -> None:
-    """sqlite3 least of all."""
+def test_a_client_without_a_disk_cache_does_not_import_sqlite() -> None:
     import subprocess
 
     code = (
@@ -284,8 +279,8 @@ def test_nothing_of_it_is_imported_with_llmopt() -> None:
     assert done.stdout.strip() == "fine", done.stderr
 
 
-async def test_one_store_for_several_clients(tmp_path: Path) -> None:
-    """A client does not close what it was given."""
+async def test_several_clients_can_share_a_store(tmp_path: Path) -> None:
+    """A client does not close a store that it did not open."""
     async with opened(tmp_path) as store:
         for _ in range(2):
             async with llmopt.AsyncClient({}, cache=store) as client:
@@ -293,7 +288,7 @@ async def test_one_store_for_several_clients(tmp_path: Path) -> None:
         assert (await store.size()).groups == {"catalog/local": 1}
 
 
-# How values are written, and what is no value.
+# Encoding and decoding of records.
 
 KIND = b"TST1"
 KEY = bytes(range(32))
@@ -310,16 +305,14 @@ def written(head: bytes = b"head", body: bytes = b"the body", **more: object) ->
     st.floats(0, 1e11),
     st.binary(min_size=32, max_size=32),
 )
-def test_what_is_written_is_read(head: bytes, body: bytes, created: float, key: bytes) -> None:
-    """Every head, every body, to the last bit of the date."""
+def test_a_written_record_is_read_back(head: bytes, body: bytes, created: float, key: bytes) -> None:
     record = read_record(KIND, key, write_record(KIND, key, created, head, body))
     assert record is not None
     assert (record.head, bytes(record.body), record.created) == (head, body, created)
 
 
 @pytest.mark.row("K03")
-def test_every_bit_that_flips_is_noticed() -> None:
-    """Wherever it is."""
+def test_every_flipped_bit_is_detected() -> None:
     data = written()
     for at in range(len(data)):
         for bit in range(8):
@@ -329,8 +322,8 @@ def test_every_bit_that_flips_is_noticed() -> None:
 
 
 @pytest.mark.row("K03")
-def test_every_cut_is_noticed() -> None:
-    """And anything that follows."""
+def test_every_truncation_is_detected() -> None:
+    """And any byte after the end."""
     data = written()
     for length in range(len(data)):
         assert read_record(KIND, KEY, data[:length]) is None
@@ -338,110 +331,105 @@ def test_every_cut_is_noticed() -> None:
 
 
 @pytest.mark.row("K03")
-def test_another_keys_value_is_none() -> None:
-    """A row that was moved in the table."""
+def test_a_record_of_another_key_is_rejected() -> None:
     assert read_record(KIND, bytes(32), written()) is None
 
 
-def test_another_kind_is_none() -> None:
-    """A list of models is no vector."""
+def test_a_record_of_another_kind_is_rejected() -> None:
     assert read_record(b"TST2", KEY, written()) is None
 
 
 @pytest.mark.parametrize("created", [math.nan, math.inf, -math.inf, -1.0, 1e12])
-def test_a_date_that_is_none(created: float) -> None:
-    """Even with a good checksum."""
+def test_an_invalid_date_is_rejected(created: float) -> None:
+    """Even with a valid checksum."""
     assert read_record(KIND, KEY, written(created=created)) is None
 
 
 @pytest.mark.row("S06")
 @given(st.binary(max_size=400))
-def test_anything_at_all_is_none(data: bytes) -> None:
-    """Never an exception, whatever the bytes."""
+def test_random_bytes_are_rejected_without_an_exception(data: bytes) -> None:
     assert read_record(KIND, KEY, data) is None
 
 
 @pytest.mark.row("S06")
-def test_a_pickle_is_none() -> None:
-    """It is looked at as bytes."""
+def test_a_pickle_is_rejected() -> None:
     assert read_record(KIND, KEY, pickle.dumps({"a": 1})) is None
 
 
-def test_a_head_that_claims_to_be_longer_than_all() -> None:
-    """With a checksum that fits."""
+def test_a_head_length_beyond_the_end_is_rejected() -> None:
+    """Even with a valid checksum."""
     from zlib import crc32
 
     data = struct.pack("<4sdI", KIND, NOW, 2**32 - 1) + b"short"
     assert read_record(KIND, KEY, data + struct.pack("<I", crc32(data, crc32(KEY)))) is None
 
 
-# What was used last is kept, up to so many bytes: against a plain list.
+# The LRU cache.
 
-EACH = 200
+OVERHEAD = 200
+"""Bytes that each entry counts for besides its value."""
 
 
-def test_a_value_may_change_while_it_is_kept() -> None:
-    """What it took when it came is what is given back when it goes."""
-    kept: LRUCache[str, list[int]] = LRUCache(10_000, len)
+def test_a_value_may_change_size_while_it_is_cached() -> None:
+    """Its removal subtracts the size that it had when it was put."""
+    cache: LRUCache[str, list[int]] = LRUCache(10_000, len)
     value = [1] * 50
-    kept.put("a", value)
+    cache.put("a", value)
     value.extend([2] * 500)
-    kept.remove("a")
-    assert kept.bytes == 0
+    cache.remove("a")
+    assert cache.bytes == 0
 
 
-def test_too_large_alone() -> None:
-    """It is not kept, and nothing goes for it, but for what it was to replace."""
-    kept: LRUCache[str, bytes] = LRUCache(1_000, len)
-    kept.put("a", b"")
-    kept.put("b", b"old")
-    assert kept.put("b", b"x" * 1_000) == 0
-    assert dict(kept.items()) == {"a": b""}
+def test_a_value_larger_than_the_cache_evicts_only_its_old_value() -> None:
+    cache: LRUCache[str, bytes] = LRUCache(1_000, len)
+    cache.put("a", b"")
+    cache.put("b", b"old")
+    assert cache.put("b", b"x" * 1_000) == 0
+    assert dict(cache.items()) == {"a": b""}
 
 
-def test_exactly_full_is_not_too_full() -> None:
-    """Neither for one value nor for all."""
-    kept: LRUCache[str, bytes] = LRUCache(2 * EACH + 100, len)
-    kept.put("a", bytes(EACH + 100))
-    assert len(kept) == 1
-    kept.put("a", bytes(60))
-    assert kept.put("b", bytes(40)) == 0
-    assert len(kept) == 2
-    assert kept.put("b", bytes(41)) == 1
+def test_a_cache_may_be_exactly_full() -> None:
+    cache: LRUCache[str, bytes] = LRUCache(2 * OVERHEAD + 100, len)
+    cache.put("a", bytes(OVERHEAD + 100))
+    assert len(cache) == 1
+    cache.put("a", bytes(60))
+    assert cache.put("b", bytes(40)) == 0
+    assert len(cache) == 2
+    assert cache.put("b", bytes(41)) == 1
 
 
 OPS = st.lists(st.tuples(st.sampled_from("gprc"), st.integers(0, 8), st.integers(0, 600)), max_size=60)
 
 
 @given(OPS)
-def test_like_a_plain_list(operations: list[tuple[str, int, int]]) -> None:
+def test_the_cache_behaves_like_a_plain_list(operations: list[tuple[str, int, int]]) -> None:
     """The same contents, in the same order, within the same bound."""
-    kept: LRUCache[int, bytes] = LRUCache(2_000, len)
+    cache: LRUCache[int, bytes] = LRUCache(2_000, len)
     plain: list[tuple[int, int]] = []
-    gone = 0
+    evicted = 0
     for what, name, size in operations:
-        there = next((each for each in plain if each[0] == name), None)
+        present = next((each for each in plain if each[0] == name), None)
         if what == "c" and size < 50:
-            kept.clear()
+            cache.clear()
             plain.clear()
         elif what == "g":
-            assert kept.get(name) == (None if there is None else bytes(there[1]))
-            if there is not None:
-                plain.remove(there)
-                plain.append(there)
+            assert cache.get(name) == (None if present is None else bytes(present[1]))
+            if present is not None:
+                plain.remove(present)
+                plain.append(present)
         elif what == "r":
-            kept.remove(name)
-            if there is not None:
-                plain.remove(there)
+            cache.remove(name)
+            if present is not None:
+                plain.remove(present)
         elif what == "p":
-            if there is not None:
-                plain.remove(there)
+            if present is not None:
+                plain.remove(present)
             plain.append((name, size))
-            while sum(each[1] + EACH for each in plain) > 2_000:
+            while sum(each[1] + OVERHEAD for each in plain) > 2_000:
                 plain.pop(0)
-                gone += 1
-            kept.put(name, bytes(size))
-        assert [(each, len(value)) for each, value in kept.items()] == plain
-        assert kept.bytes == sum(each[1] + EACH for each in plain) <= 2_000
-        assert len(kept) == len(plain)
-    assert kept.evicted == gone
+                evicted += 1
+            cache.put(name, bytes(size))
+        assert [(each, len(value)) for each, value in cache.items()] == plain
+        assert cache.bytes == sum(each[1] + OVERHEAD for each in plain) <= 2_000
+        assert len(cache) == len(plain)
+    assert cache.evicted == evicted

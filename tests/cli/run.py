@@ -1,4 +1,4 @@
-"""Running the command line, in a process of its own or in this one."""
+"""Run the command line, in a process of its own or in this one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from llmopt.cli.app import app
 
 LLMOPT = (sys.executable, "-W", "error", "-m", "llmopt")
-"""The command as a process in which warnings are errors."""
+"""The command line of the process; warnings are errors in it."""
 
 
 def llmopt(
@@ -31,11 +31,11 @@ def invoke(*arguments: str, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(app, arguments, input=stdin, prog_name="llmopt")
 
 
-def found(result: subprocess.CompletedProcess[bytes] | Result) -> Any:
-    """The JSON object that is all of standard output."""
+def json_of(result: subprocess.CompletedProcess[bytes] | Result) -> Any:
+    """The JSON value that standard output consists of."""
     return json.loads(result.stdout)
 
 
 def names() -> list[str]:
-    """What is in the current directory."""
+    """Names of the files in the current directory."""
     return sorted(path.name for path in Path().iterdir())

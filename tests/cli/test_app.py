@@ -23,7 +23,7 @@ from llmopt.cli.console import (
 )
 from llmopt.cli.doctor import hint_for
 from llmopt.cli.writers import AppendFile
-from tests.cli.run import found, invoke
+from tests.cli.run import invoke, json_of
 
 CODES = [
     (errors.ConfigError("x"), Exit.SETUP),
@@ -157,7 +157,7 @@ def test_what_never_began_is_told_to_machines_too(
     Path("in.txt").write_text("a text\n")
     Path("broken.toml").write_text("[providers\n")
     done = invoke(*arguments, "--json", "--config", "broken.toml", stdin=b"Hello?")
-    told = found(done)["error"]
+    told = json_of(done)["error"]
     assert told["type"] == kind
     assert told["message"] in done.stderr
     assert done.exit_code in (Exit.USAGE, Exit.SETUP)

@@ -49,8 +49,8 @@ from tests.support.streams import (
 
 MODEL = "near/m"
 NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
-# A test runner in the background of a shell was told to ignore SIGINT, and its children with it.
-HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli.app import main; main()"
+# A shell makes a test runner in the background ignore SIGINT; its child processes inherit that.
+PROGRAM = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli.app import main; main()"
 
 
 @pytest.fixture
@@ -65,8 +65,7 @@ def thread(here: Path) -> Iterator[ServerThread]:
         yield made
 
 
-def asked(thread: ServerThread, number: int = 0) -> Any:
-    """The body of a request."""
+def request_body(thread: ServerThread, number: int = 0) -> Any:
     return thread.server.requests[number].json()
 
 
@@ -74,15 +73,14 @@ def asked(thread: ServerThread, number: int = 0) -> Any:
 
 
 def test_a_question_on_standard_input(thread: ServerThread) -> None:
-    """Standard output gets the answer alone, and a line end."""
+    """Standard output is the answer and a line feed, nothing else."""
     done = llmopt("chat", MODEL, stdin="Wer war König?\n".encode())
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, TEXT + "\n", b"")
-    assert asked(thread)["messages"] == [{"role": "user", "content": "Wer war König?\n"}]
-    assert asked(thread)["stream"] is True
+    assert request_body(thread)["messages"] == [{"role": "user", "content": "Wer war König?\n"}]
+    assert request_body(thread)["stream"] is True
 
 
-def test_all_options_arrive(thread: ServerThread) -> None:
-    """By their names."""
+def test_options_become_parameters_of_the_request(thread: ServerThread) -> None:
     options = [
         "--system",
         "Be brief.",
@@ -96,8 +94,8 @@ def test_all_options_arrive(thread: ServerThread) -> None:
         "3",
     ]
     options += ["--stop", "a", "--stop", "b", "--reasoning-effort", "low", "--deadline", "30"]
-    assert llmopt("chat", MODEL, *options, stdin=b"Hello?").returncode == 0
-    body = asked(thread)
+    assert invoke("chat", MODEL, *options, stdin=b"Hello?").exit_code == 0
+    body = request_body(thread)
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     expected = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ["a", "b"]}
     assert {name: body[name] for name in expected} == expected
@@ -105,15 +103,15 @@ def test_all_options_arrive(thread: ServerThread) -> None:
 
 
 def test_without_a_stream(thread: ServerThread) -> None:
-    """In one piece, which looks the same."""
+    """The output looks the same."""
     thread.server.default(answer_openai)
-    done = llmopt("chat", MODEL, "--no-stream", stdin=b"Hello?")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"Hello world\n", b"")
-    assert asked(thread)["stream"] is False
+    done = invoke("chat", MODEL, "--no-stream", stdin=b"Hello?")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "Hello world\n", "")
+    assert request_body(thread)["stream"] is False
 
 
-def test_json_gives_events_and_at_last_the_answer(thread: ServerThread) -> None:
-    """A line each, without what is empty."""
+def test_json_output_is_the_events_and_then_the_reply(thread: ServerThread) -> None:
+    """One object per line, without empty fields."""
     call = {"index": 0, "id": "c1", "function": {"name": "look", "arguments": "{}"}}
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     pieces = [
@@ -121,8 +119,8 @@ def test_json_gives_events_and_at_last_the_answer(thread: ServerThread) -> None:
         event(choices=[{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "stop"}]),
     ]
     thread.server.default(playing(*pieces, event(choices=[], usage=usage), DONE))
-    done = llmopt("chat", MODEL, "--json", stdin=b"Hello?")
-    assert (done.returncode, done.stderr) == (0, b"")
+    done = invoke("chat", MODEL, "--json", stdin=b"Hello?")
+    assert (done.exit_code, done.stderr) == (0, "")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert "".join(line.get("text", "") for line in lines[:-1]) == TEXT
     assert lines[1] == {"text": "Es ", "model": "m", "id": "c1"}
@@ -133,12 +131,12 @@ def test_json_gives_events_and_at_last_the_answer(thread: ServerThread) -> None:
     assert reply["usage"]["total_tokens"] == 7
     assert reply["tool_calls"] == [{"id": "c1", "name": "look", "arguments": "{}"}]
     thread.server.default(answer_openai)
-    whole = llmopt("chat", MODEL, "--json", "--no-stream", stdin=b"Hello?")
-    assert json.loads(whole.stdout)["reply"]["text"] == "Hello world"
+    done = invoke("chat", MODEL, "--json", "--no-stream", stdin=b"Hello?")
+    assert json.loads(done.stdout)["reply"]["text"] == "Hello world"
 
 
 @pytest.mark.parametrize(
-    ("play", "code", "out", "told"),
+    ("script", "code", "out", "message"),
     [
         (error_answer(404, "no such model"), 1, "", "no such model"),
         (error_answer(401, "who are you?"), 1, "", "api_key"),
@@ -148,22 +146,22 @@ def test_json_gives_events_and_at_last_the_answer(thread: ServerThread) -> None:
     ids=["404", "401", "no end", "error"],
 )
 def test_errors_are_one_sentence(
-    play: Answer | Script, code: int, out: str, told: str, thread: ServerThread
+    script: Answer | Script, code: int, out: str, message: str, thread: ServerThread
 ) -> None:
-    """On standard error, with an exit code; what had come stands on standard output."""
-    thread.server.default(play)
+    """On standard error, with an exit code; the text before the error is on standard output."""
+    thread.server.default(script)
     done = invoke("chat", MODEL, stdin=b"Hello?")
     assert (done.exit_code, done.stdout) == (code, out)
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.startswith("llmopt: ")
     assert done.stderr.count("\n") == 1
     done = invoke("chat", MODEL, "--json", stdin=b"Hello?")
     assert done.exit_code == code
-    assert told in json.loads(done.stdout.splitlines()[-1])["error"]["message"]
+    assert message in json.loads(done.stdout.splitlines()[-1])["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "code", "told"),
+    ("arguments", "stdin", "code", "message"),
     [
         (["nobody/m"], b"Hello?", 3, "nobody"),
         (["m"], b"Hello?", 2, "provider/model"),
@@ -176,33 +174,30 @@ def test_errors_are_one_sentence(
     ],
     ids=["provider", "reference", "empty", "bytes", "temperature", "tokens", "top-p", "nothing"],
 )
-def test_what_cannot_be_asked(
-    arguments: list[str], stdin: bytes, code: int, told: str, thread: ServerThread
+def test_invalid_input_is_an_error_before_any_request(
+    arguments: list[str], stdin: bytes, code: int, message: str, thread: ServerThread
 ) -> None:
-    """Nothing is sent."""
     done = invoke("chat", *arguments, stdin=stdin)
     assert done.exit_code == code
-    assert told in done.stderr
+    assert message in done.stderr
     assert thread.server.requests == []
 
 
-def test_an_answer_that_was_cut_off(thread: ServerThread) -> None:
-    """Is said to be."""
+def test_an_answer_cut_off_at_the_limit_of_tokens_is_reported(thread: ServerThread) -> None:
     finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "length"}])
     thread.server.default(playing(*said(), finish, DONE))
-    done = llmopt("chat", MODEL, stdin=b"Hello?")
-    assert (done.returncode, done.stdout.decode()) == (0, TEXT + "\n")
-    assert b"--max-tokens" in done.stderr
+    done = invoke("chat", MODEL, stdin=b"Hello?")
+    assert (done.exit_code, done.stdout) == (0, TEXT + "\n")
+    assert "--max-tokens" in done.stderr
 
 
-def test_a_file_gets_the_answer_as_it_is(thread: ServerThread) -> None:
-    """With the characters that a terminal would not be given; a terminal's are told below."""
+def test_output_to_a_file_keeps_control_characters(thread: ServerThread) -> None:
+    """Only a terminal gets replacements for them."""
     thread.server.default(stream_answer(["a\x1b[31mb\tc\r\n", "👩‍🚀"]))
-    assert llmopt("chat", MODEL, stdin=b"Hello?").stdout.decode() == "a\x1b[31mb\tc\r\n👩‍🚀\n"
+    assert invoke("chat", MODEL, stdin=b"Hello?").stdout_bytes.decode() == "a\x1b[31mb\tc\r\n👩‍🚀\n"
 
 
-def test_a_reader_that_has_seen_enough(thread: ServerThread) -> None:
-    """No error, and the request ends."""
+def test_a_closed_output_pipe_is_no_error(thread: ServerThread) -> None:
     thread.server.default(stream_answer(["x" * 1000] * 500))
     process = subprocess.Popen(
         [*LLMOPT, "chat", MODEL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -220,10 +215,10 @@ def test_a_reader_that_has_seen_enough(thread: ServerThread) -> None:
 
 
 def test_ctrl_c_ends_the_only_answer(thread: ServerThread) -> None:
-    """Exit code 130; what came is on standard output."""
+    """Exit code 130; the text before it is on standard output."""
     thread.server.default(NEVER_ENDING)
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", HEEDING, "chat", MODEL],
+        [sys.executable, "-W", "error", "-c", PROGRAM, "chat", MODEL],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -244,11 +239,11 @@ def test_ctrl_c_ends_the_only_answer(thread: ServerThread) -> None:
 
 
 class Terminal:
-    """A process on a terminal of its own, and what it wrote there."""
+    """A chat process on a terminal of its own, and the text that it wrote there."""
 
     def __init__(self, *arguments: str, **env: str) -> None:
         self._master, slave = pty.openpty()
-        command = [sys.executable, "-W", "error", "-c", HEEDING, "chat", MODEL, *arguments]
+        command = [sys.executable, "-W", "error", "-c", PROGRAM, "chat", MODEL, *arguments]
         self.process = subprocess.Popen(
             command,
             stdin=slave,
@@ -289,41 +284,41 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def shows(self, text: str, times: int = 1) -> None:
-        """Wait until it has shown a text so often."""
+        """Wait until the terminal has shown a text this many times."""
         until(lambda: self.seen.count(text) >= times, self.process)
 
     def interrupt(self) -> None:
-        """As Ctrl-C does."""
+        """Send SIGINT, as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
 
     def ends(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for the end of the process; returns its exit code."""
         return self.process.wait(60)
 
 
 def counting(thread: ServerThread) -> Callable[[Request], Answer]:
-    """Answers that tell how many messages there were."""
-    return lambda request: stream_answer([f"I was told {len(request.json()['messages'])} things."])
+    """Answers with the number of messages in the request."""
+    return lambda request: stream_answer([f"I got {len(request.json()['messages'])} messages."])
 
 
 def test_a_conversation_is_kept(thread: ServerThread) -> None:
-    """Each question comes with all before it; blank lines are none; Ctrl-D ends it well."""
+    """Each request has all earlier messages; blank lines are no questions; Ctrl-D ends the command."""
     thread.server.default(counting(thread))
     with Terminal("--system", "Be brief.") as terminal:
         terminal.shows("> ")
         terminal.type("First?\n")
-        terminal.shows("I was told 2 things.\n> ")
+        terminal.shows("I got 2 messages.\n> ")
         terminal.type("\n   \nSecond?\n")
-        terminal.shows("I was told 4 things.\n> ")
+        terminal.shows("I got 4 messages.\n> ")
         terminal.type("\x04")
         assert terminal.ends() == 0
-    messages = asked(thread, 1)["messages"]
+    messages = request_body(thread, 1)["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
-    assert [message["content"] for message in messages[1:]] == ["First?", "I was told 2 things.", "Second?"]
+    assert [message["content"] for message in messages[1:]] == ["First?", "I got 2 messages.", "Second?"]
 
 
 def test_ctrl_c_stops_an_answer_and_then_the_conversation(thread: ServerThread) -> None:
-    """What came of it is kept; at the prompt it ends."""
+    """The partial answer stays in the conversation; Ctrl-C at the prompt ends the command."""
     thread.server.play(NEVER_ENDING)
     thread.server.default(counting(thread))
     with Terminal() as terminal:
@@ -333,15 +328,15 @@ def test_ctrl_c_stops_an_answer_and_then_the_conversation(thread: ServerThread) 
         terminal.interrupt()
         terminal.shows(f"{TEXT}\n> ")
         terminal.type("Second?\n")
-        terminal.shows("I was told 3 things.\n> ")
+        terminal.shows("I got 3 messages.\n> ")
         terminal.interrupt()
         assert terminal.ends() == 130
         assert "Traceback" not in terminal.seen
-    assert asked(thread, 1)["messages"][1] == {"role": "assistant", "content": TEXT}
+    assert request_body(thread, 1)["messages"][1] == {"role": "assistant", "content": TEXT}
 
 
-def test_an_answer_stopped_before_its_first_word_was_not_asked_for(thread: ServerThread) -> None:
-    """Two questions in a row are refused by many a model."""
+def test_a_question_stopped_before_its_first_word_is_dropped(thread: ServerThread) -> None:
+    """Many models reject two user messages in a row."""
     waiting = asyncio.Event()
     thread.server.play(Script([Signal(waiting), Stall()]))
     thread.server.default(counting(thread))
@@ -352,13 +347,13 @@ def test_an_answer_stopped_before_its_first_word_was_not_asked_for(thread: Serve
         terminal.interrupt()
         terminal.shows("> ", 2)
         terminal.type("Second?\n")
-        terminal.shows("I was told 1 things.\n> ")
+        terminal.shows("I got 1 messages.\n> ")
         terminal.type("\x04")
         assert terminal.ends() == 0
 
 
 def test_an_error_does_not_end_the_conversation(thread: ServerThread) -> None:
-    """It is told, and the next question may do better."""
+    """The command prints it and goes on to the next question."""
     thread.server.play(error_answer(400, "not like this"), cut_off(*said()))
     thread.server.default(counting(thread))
     with Terminal() as terminal:
@@ -370,13 +365,13 @@ def test_an_error_does_not_end_the_conversation(thread: ServerThread) -> None:
         terminal.shows("broke off")
         terminal.shows("> ", 3)
         terminal.type("Third?\n")
-        terminal.shows("I was told 3 things.\n> ")
+        terminal.shows("I got 3 messages.\n> ")
         terminal.type("\x04")
         assert terminal.ends() == 0
 
 
-def test_a_terminal_is_not_steered_by_an_answer(thread: ServerThread) -> None:
-    """Thoughts are dimmed unless colours are off; control characters are shown as such."""
+def test_an_answer_cannot_control_the_terminal(thread: ServerThread) -> None:
+    """Reasoning is dimmed unless colours are off; control characters are replaced."""
     thought = event(choices=[{"index": 0, "delta": {"reasoning_content": "Hmm."}}])
     words = stream_events(["a\x1b[31mb\tc\r\nd 👩‍🚀"])
     thread.server.default(lambda _: playing(thought, *words))
@@ -391,8 +386,8 @@ def test_a_terminal_is_not_steered_by_an_answer(thread: ServerThread) -> None:
             assert terminal.ends() == 0
 
 
-def test_words_are_shown_as_they_come(thread: ServerThread) -> None:
-    """Each before the next is sent."""
+def test_words_are_shown_as_they_arrive(thread: ServerThread) -> None:
+    """Each before the server sends the next."""
     gates = [asyncio.Event() for _ in WORDS]
     steps: list[Any] = [Send(head()), Send(chunk(said()[0]))]
     for piece, gate in zip(said()[1:], gates, strict=True):

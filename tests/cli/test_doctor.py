@@ -10,12 +10,12 @@ import pytest
 
 import llmopt as library
 from tests.cli.installed import install, path_with
-from tests.cli.run import found, invoke, llmopt
+from tests.cli.run import invoke, json_of, llmopt
 from tests.cli.server import EmbeddingServer, refused
 
 
 def checks(*arguments: str) -> dict[str, dict[str, Any]]:
-    return {each["name"]: each for each in found(invoke("doctor", "--json", *arguments))["providers"]}
+    return {each["name"]: each for each in json_of(invoke("doctor", "--json", *arguments))["providers"]}
 
 
 def configure(**entries: str) -> None:
@@ -29,7 +29,7 @@ def test_versions_and_configuration(served: EmbeddingServer) -> None:
     head = done.stdout.decode().splitlines()[:2]
     assert head[0].startswith(f"llmopt {library.__version__}, Python {platform.python_version()}, ")
     assert head[1] == "configuration: llmopt.toml"
-    table = found(invoke("doctor", "--json"))
+    table = json_of(invoke("doctor", "--json"))
     assert (table["llmopt"], table["python"]) == (library.__version__, platform.python_version())
     assert table["configuration"] == {"file": "llmopt.toml", "error": None}
     assert {"local", "mistral"} <= {each["name"] for each in table["plugins"]}
@@ -99,7 +99,7 @@ def test_offline_asks_nobody(served: EmbeddingServer) -> None:
     """--offline looks at the configuration alone."""
     served.models = refused(500, "nobody should see this")
     done = invoke("doctor", "near", "--offline", "--json")
-    assert (done.exit_code, found(done)["providers"][0]["state"]) == (0, "not asked")
+    assert (done.exit_code, json_of(done)["providers"][0]["state"]) == (0, "not asked")
 
 
 ANSWERS = [
@@ -115,7 +115,7 @@ def test_what_to_do_where_a_server_refuses(served: EmbeddingServer, status: int,
     """Each answer with its advice; exit code 1."""
     served.models = refused(status, "this is what the server said")
     done = invoke("doctor", "near", "--json")
-    near = found(done)["providers"][0]
+    near = json_of(done)["providers"][0]
     assert (done.exit_code, near["state"], near["models"]) == (1, "failed", None)
     assert "this is what the server said" in near["error"]
     if advice:
@@ -140,7 +140,7 @@ def test_a_broken_configuration_is_a_finding(here: Path) -> None:
     """The doctor comes to the sick: plugins and versions are shown all the same."""
     (here / "other.toml").write_text("[providers.near]\nmax_retries = 'many'\n")
     done = invoke("doctor", "--config", "other.toml", "--json")
-    table = found(done)
+    table = json_of(done)
     assert done.exit_code == 3
     assert table["configuration"]["file"] == "other.toml"
     assert "providers.near.max_retries" in table["configuration"]["error"]
@@ -162,7 +162,7 @@ def test_a_broken_plugin_is_a_finding(tmp_path: Path) -> None:
     )
     install(folder, "faulty-1.0", {"faulty": "faulty_plugin"}, {"faulty_plugin": source})
     done = llmopt("doctor", "faulty", "local", "--json", env=path_with(folder))
-    found_checks = {each["name"]: each for each in found(done)["providers"]}
+    found_checks = {each["name"]: each for each in json_of(done)["providers"]}
     assert found_checks["faulty"]["state"] == "failed"
     assert "open_transport returned int" in found_checks["faulty"]["error"]
     assert found_checks["local"]["state"] == "ok"
@@ -171,7 +171,7 @@ def test_a_broken_plugin_is_a_finding(tmp_path: Path) -> None:
 
 def test_names_with_rates_of_their_own(served: EmbeddingServer) -> None:
     """Those that are in no list of models may be misspelt, which nobody else would notice."""
-    listed = found(invoke("models", "near", "--json"))["models"]["near"][0]["id"]
+    listed = json_of(invoke("models", "near", "--json"))["models"]["near"][0]["id"]
     configure(
         near=(
             f'plugin = "local"\nbase_url = "{served.url}"\n'
@@ -179,14 +179,14 @@ def test_names_with_rates_of_their_own(served: EmbeddingServer) -> None:
         )
     )
     done = invoke("doctor", "near", "--json")
-    near = found(done)["providers"][0]
+    near = json_of(done)["providers"][0]
     assert (done.exit_code, near["state"]) == (0, "ok")
     assert (near["rated"], near["unlisted"]) == ([listed, "mispelt"], ["mispelt"])
     assert (
         "near: rpm or tpm is set for mispelt, which its list of models does not contain"
         in invoke("doctor", "near").stderr
     )
-    offline = found(invoke("doctor", "near", "--offline", "--json"))["providers"][0]
+    offline = json_of(invoke("doctor", "near", "--offline", "--json"))["providers"][0]
     assert (offline["rated"], offline["unlisted"]) == ([listed, "mispelt"], [])
 
 
@@ -199,14 +199,14 @@ def test_every_endpoint_of_an_entry(served: EmbeddingServer) -> None:
         )
     )
     done = invoke("doctor", "both", "--json")
-    assert [each["state"] for each in found(done)["providers"]] == ["ok", "failed"]
+    assert [each["state"] for each in json_of(done)["providers"]] == ["ok", "failed"]
 
 
 def test_an_entry_with_an_unknown_key_is_a_finding(served: EmbeddingServer) -> None:
     """The others are looked at all the same."""
     configure(near=f'plugin = "local"\nbase_url = "{served.url}"', bad='plugin = "local"\nurl = "x"')
     done = invoke("doctor", "--json")
-    states = {each["name"]: each for each in found(done)["providers"]}
+    states = {each["name"]: each for each in json_of(done)["providers"]}
     assert (states["near"]["state"], states["bad"]["state"]) == ("ok", "cannot be used")
     assert "providers.bad.url" in states["bad"]["error"]
     assert done.exit_code == 3

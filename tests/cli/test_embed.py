@@ -1,4 +1,4 @@
-"""``llmopt embed`` from end to end, in processes of its own."""
+"""``llmopt embed`` from end to end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import llmopt as library
-from tests.cli.run import found, invoke, llmopt, names
+from tests.cli.run import invoke, json_of, llmopt, names
 from tests.cli.server import EmbeddingServer, vector
 
 TEXTS = [
@@ -37,8 +37,8 @@ def write(name: str, content: str) -> str:
     return name
 
 
-def test_text_a_line_into_npy(expected: NDArray[np.float32]) -> None:
-    """A row a line, in order; the closing line has the numbers; standard output stays empty."""
+def test_lines_of_text_become_rows_of_npy(expected: NDArray[np.float32]) -> None:
+    """In order; the summary is on standard error, and standard output stays empty."""
     write("in.txt", "".join(f"{text}\n" for text in TEXTS))
     done = llmopt("embed", "in.txt", "--model", "local/default", "--out", "out.npy")
     assert (done.returncode, done.stdout) == (0, b"")
@@ -52,8 +52,7 @@ def test_text_a_line_into_npy(expected: NDArray[np.float32]) -> None:
     assert names() == ["in.txt", "out.npy"]
 
 
-def test_console_script() -> None:
-    """The installed program is the same one."""
+def test_the_console_script_is_installed() -> None:
     script = Path(sys.executable).with_name("llmopt")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"llmopt {library.__version__}\n"
@@ -71,7 +70,7 @@ def test_console_script() -> None:
     ],
     ids=["other extension", "jsonl", "jsonl field", "csv", "csv column", "input format"],
 )
-def test_every_input_gives_the_same(
+def test_every_input_format_gives_the_same_vectors(
     name: str, content: str, options: tuple[str, ...], expected: NDArray[np.float32]
 ) -> None:
     """Byte order marks, Windows line ends, blank lines and quotes make no difference."""
@@ -82,21 +81,20 @@ def test_every_input_gives_the_same(
 
 
 def test_standard_input(expected: NDArray[np.float32]) -> None:
-    """``-`` reads a text a line, or what --input-format says."""
+    """``-`` reads one text per line, or the format of --input-format."""
     content = "".join(f"{text}\n" for text in TEXTS).encode()
     done = llmopt("embed", "-", "--model", "local/default", "--out", "out.npy", stdin=content)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load("out.npy"), expected)
     lines = "\n".join(json.dumps({"text": text}) for text in TEXTS).encode()
-    done = llmopt(
-        "embed", "-", "--model", "local/default", "--out", "out.npy", "--input-format", "jsonl", stdin=lines
-    )
-    assert done.returncode == 0, done.stderr
+    options = ("--model", "local/default", "--out", "out.npy", "--input-format", "jsonl")
+    result = invoke("embed", "-", *options, stdin=lines)
+    assert result.exit_code == 0, result.stderr
     np.testing.assert_array_equal(np.load("out.npy"), expected)
 
 
 def test_jsonl_output(expected: NDArray[np.float32]) -> None:
-    """An object a line, with the line of the input it belongs to; the text only when asked for."""
+    """One object per line, with its line of the input; the text only with --with-text."""
     write("in.txt", f"\n{TEXTS[0]}\n  \n{TEXTS[1]}\n")
     done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.jsonl")
     assert "2 blank lines skipped" in done.stderr
@@ -113,10 +111,10 @@ def test_jsonl_output(expected: NDArray[np.float32]) -> None:
 
 
 def test_parquet_output(expected: NDArray[np.float32]) -> None:
-    """The columns index, line and embedding, a list of fixed size."""
+    """The columns are index, line and embedding, a list of fixed size."""
     write("in.txt", "".join(f"{text}\n" for text in TEXTS))
-    done = llmopt("embed", "in.txt", "--model", "local/default", "--out", "out.parquet")
-    assert done.returncode == 0, done.stderr
+    done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.parquet")
+    assert done.exit_code == 0, done.stderr
     table = pq.read_table("out.parquet")
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("index", "int64"),
@@ -127,12 +125,11 @@ def test_parquet_output(expected: NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), dtype=np.float32), expected)
 
 
-def test_json_is_all_of_standard_output() -> None:
-    """One object for machines, and nothing else."""
+def test_json_output_is_one_object_and_nothing_else() -> None:
     write("in.txt", "one\n\ntwo\n")
-    done = llmopt("embed", "in.txt", "--model", "local/default", "--out", "out.npy", "--json")
-    assert done.stderr == b""
-    table = found(done)
+    done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.npy", "--json")
+    assert done.stderr == ""
+    table = json_of(done)
     assert table.pop("seconds") >= 0
     assert table.pop("texts_per_second") >= 0
     assert table.pop("tokens") > 0
@@ -150,15 +147,13 @@ def test_json_is_all_of_standard_output() -> None:
     }
 
 
-def test_quiet_says_nothing() -> None:
-    """--quiet leaves errors alone."""
+def test_quiet_prints_nothing() -> None:
     write("in.txt", "one\n")
-    done = llmopt("embed", "in.txt", "--model", "local/default", "--out", "out.npy", "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.npy", "--quiet")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_limit_dimensions_and_format() -> None:
-    """The first texts only, shorter vectors, and a format that the extension does not name."""
     write("in.txt", "one\ntwo\nthree\n")
     options = ("--limit", "2", "--dimensions", "64", "--format", "npy")
     done = invoke("embed", "in.txt", "--model", "local/default", "--out", "vectors.bin", *options)
@@ -166,8 +161,7 @@ def test_limit_dimensions_and_format() -> None:
     assert np.load("vectors.bin").shape == (2, 64)
 
 
-def test_output_replaces_what_was_there() -> None:
-    """A link is followed, and stays one."""
+def test_output_replaces_the_file_behind_a_link() -> None:
     write("in.txt", "one\n")
     Path("real.npy").write_bytes(b"old")
     Path("link.npy").symlink_to("real.npy")
@@ -177,7 +171,7 @@ def test_output_replaces_what_was_there() -> None:
 
 
 def test_many_batches_through_a_server(served: EmbeddingServer) -> None:
-    """A configured server gives rows in order as well, many requests at once."""
+    """Rows are in order although many requests run at once."""
     texts = [f"text number {number} {'x' * (number % 50)}" for number in range(500)]
     write("in.txt", "\n".join(texts))
     done = invoke("embed", "in.txt", "--model", "near/small", "--out", "out.npy", "--json")
@@ -185,5 +179,5 @@ def test_many_batches_through_a_server(served: EmbeddingServer) -> None:
     np.testing.assert_array_equal(
         np.load("out.npy"), np.array([vector(text) for text in texts], dtype=np.float32)
     )
-    table = found(done)
+    table = json_of(done)
     assert (table["requests"], table["tokens"]) == (served.requests, 500)

@@ -1,4 +1,4 @@
-"""``llmopt embed`` when texts fail, or the run does: the finished rows are kept."""
+"""``llmopt embed`` keeps the finished rows when texts or the whole run fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.run import found, invoke, llmopt, names
+from tests.cli.run import invoke, json_of, llmopt, names
 from tests.cli.server import EmbeddingServer, refused, vector
 
 TEXTS = [f"text number {number}" for number in range(320)]
@@ -21,18 +21,18 @@ def texts() -> None:
     Path("in.txt").write_text("\n".join(TEXTS) + "\n")
 
 
-def without_key_after(number: int, served: EmbeddingServer) -> None:
+def revoke_key_after(number: int, served: EmbeddingServer) -> None:
     served.refuse = lambda request, texts: refused(401, "the key was revoked") if request > number else None
 
 
-def test_failure_keeps_what_was_finished(served: EmbeddingServer) -> None:
-    """The file under its name is not touched; the finished rows are in FILE.partial, the others NaN."""
-    without_key_after(2, served)
+def test_a_failed_run_keeps_the_finished_rows(served: EmbeddingServer) -> None:
+    """They are in FILE.partial, with NaN for the others; FILE itself stays as it was."""
+    revoke_key_after(2, served)
     Path("out.npy").write_bytes(b"old")
-    done = llmopt("embed", "in.txt", "--model", "near/small", "--out", "out.npy")
-    assert done.returncode == 1
-    assert done.stdout == b""
-    message = done.stderr.decode()
+    done = invoke("embed", "in.txt", "--model", "near/small", "--out", "out.npy")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    message = done.stderr
     assert "the key was revoked" in message
     assert "64 finished rows are kept in out.npy.partial" in message
     assert len(message.splitlines()) == 1
@@ -45,11 +45,11 @@ def test_failure_keeps_what_was_finished(served: EmbeddingServer) -> None:
     assert names() == ["in.txt", "llmopt.toml", "out.npy", "out.npy.partial"]
 
 
-def test_failure_as_json(served: EmbeddingServer) -> None:
-    """Machines are told as much, with the rows and lines of the texts that failed."""
-    without_key_after(2, served)
+def test_json_output_of_a_failed_run(served: EmbeddingServer) -> None:
+    """It has the rows and lines of the failed texts."""
+    revoke_key_after(2, served)
     done = invoke("embed", "in.txt", "--model", "near/small", "--out", "out.npy", "--json")
-    table = found(done)
+    table = json_of(done)
     assert (table["complete"], table["file"]) == (False, "out.npy.partial")
     assert "the key was revoked" in table["error"]["message"]
     assert table["errors"][0]["type"] == "AuthError"
@@ -58,9 +58,9 @@ def test_failure_as_json(served: EmbeddingServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.jsonl", "out.parquet"])
-def test_nothing_succeeded_leaves_nothing(served: EmbeddingServer, name: str) -> None:
-    """Not a single vector: no file, no partial file, no temporary one."""
-    without_key_after(0, served)
+def test_a_run_without_any_vector_leaves_no_file(served: EmbeddingServer, name: str) -> None:
+    """Neither the file, nor a partial or temporary one."""
+    revoke_key_after(0, served)
     for errors in ("raise", "return"):
         done = invoke("embed", "in.txt", "--model", "near/small", "--out", name, "--errors", errors)
         assert done.exit_code == 1
@@ -68,9 +68,9 @@ def test_nothing_succeeded_leaves_nothing(served: EmbeddingServer, name: str) ->
         assert names() == ["in.txt", "llmopt.toml"]
 
 
-def test_return_leaves_failed_rows_empty(served: EmbeddingServer) -> None:
-    """--errors return: NaN rows, five of them told with their lines, exit code 1."""
-    without_key_after(2, served)
+def test_errors_return_writes_nan_for_failed_rows(served: EmbeddingServer) -> None:
+    """Five of them are listed with their lines; the exit code is 1."""
+    revoke_key_after(2, served)
     done = invoke("embed", "in.txt", "--model", "near/small", "--out", "out.npy", "--errors", "return")
     assert done.exit_code == 1
     vectors = np.load("out.npy")
@@ -83,9 +83,9 @@ def test_return_leaves_failed_rows_empty(served: EmbeddingServer) -> None:
     assert "256 failed" in lines[6]
 
 
-def test_return_in_jsonl_and_parquet(served: EmbeddingServer) -> None:
-    """null for a vector, and the error beside it."""
-    without_key_after(2, served)
+def test_errors_return_in_jsonl_and_parquet(served: EmbeddingServer) -> None:
+    """The vector is null, and the row has its error."""
+    revoke_key_after(2, served)
     invoke("embed", "in.txt", "--model", "near/small", "--out", "out.jsonl", "--errors", "return")
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(320))
@@ -110,8 +110,8 @@ def test_return_in_jsonl_and_parquet(served: EmbeddingServer) -> None:
         assert row["embedding"] in (None, vector(row["text"]))
 
 
-def test_return_takes_texts_that_cannot_be_sent() -> None:
-    """An empty text is a failed row then; else it is a bad input, told before anything is sent."""
+def test_errors_return_accepts_an_empty_text() -> None:
+    """It is a failed row; without the option it is an error before any request."""
     Path("in.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "three"}\n')
     done = invoke("embed", "in.jsonl", "--model", "local/default", "--out", "out.npy")
     assert done.exit_code == 2
@@ -122,8 +122,8 @@ def test_return_takes_texts_that_cannot_be_sent() -> None:
     assert "llmopt: line 2: text 1 is empty" in done.stderr
 
 
-def test_bad_line_of_a_pipe_keeps_the_rows_before_it() -> None:
-    """What can be read only once is read as it comes: the rows before a bad line are kept."""
+def test_a_bad_line_of_a_pipe_keeps_the_rows_before_it() -> None:
+    """A pipe can be read only once, so it is embedded while it is read."""
     content = b"good\n" * 3000 + b"bad \xff\n" + b"good\n"
     done = llmopt("embed", "-", "--model", "local/default", "--out", "out.npy", stdin=content)
     assert done.returncode == 2
@@ -132,8 +132,7 @@ def test_bad_line_of_a_pipe_keeps_the_rows_before_it() -> None:
     assert np.load("out.npy.partial").shape == (3000, 256)
 
 
-def test_deadline_ends_the_run(served: EmbeddingServer) -> None:
-    """A deadline that has passed is a failure like any other."""
+def test_an_exceeded_deadline_fails_the_run(served: EmbeddingServer) -> None:
     done = invoke("embed", "in.txt", "--model", "near/small", "--out", "out.npy", "--deadline", "0.000001")
     assert done.exit_code == 1
     assert "deadline" in done.stderr

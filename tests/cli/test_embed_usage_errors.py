@@ -1,4 +1,4 @@
-"""Usage errors of ``llmopt embed``: each is one clear sentence, before any work begins."""
+"""Usage errors of ``llmopt embed``: each is one sentence, before any work begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import LLMOPT, invoke, llmopt, names
+from tests.cli.run import LLMOPT, invoke, names
 
 
 def file(name: str, content: bytes) -> Callable[[], object]:
@@ -106,7 +106,7 @@ def test_bad_input(name: str, make: Callable[[], object], options: tuple[str, ..
 
 
 def test_unreadable_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that may not be read is told so, also to somebody whom the system lets read everything."""
+    # The superuser may read everything, so the permission is simulated.
     Path("a.txt").write_text("x")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
     done = invoke("embed", "a.txt", "--model", "local/default", "--out", "out.npy")
@@ -115,11 +115,10 @@ def test_unreadable_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_empty_and_closed_standard_input() -> None:
-    """Standard input without texts, or closed."""
-    done = llmopt("embed", "-", "--model", "local/default", "--out", "out.npy")
-    assert (done.returncode, done.stderr) == (
+    result = invoke("embed", "-", "--model", "local/default", "--out", "out.npy", stdin=b"")
+    assert (result.exit_code, result.stderr) == (
         2,
-        b"llmopt: standard input is empty: there is no text to embed in it. No vectors were written.\n",
+        "llmopt: standard input is empty: there is no text to embed in it. No vectors were written.\n",
     )
     assert names() == []
     done = subprocess.run(
@@ -177,7 +176,7 @@ OUTPUTS = [
 
 @pytest.mark.parametrize(("out", "make", "message"), OUTPUTS, ids=[each[0][:20] for each in OUTPUTS])
 def test_bad_output(out: str, make: Callable[[], object], message: str) -> None:
-    """Told before any work begins, and nothing is touched."""
+    """The error comes before any work, and no file changes."""
     Path("in.txt").write_text("one\n")
     make()
     before = {name: stat.S_IFMT(os.lstat(name).st_mode) for name in names()}
@@ -191,7 +190,6 @@ def test_bad_output(out: str, make: Callable[[], object], message: str) -> None:
 
 @pytest.mark.parametrize("denied", ["out.npy", "."])
 def test_output_that_may_not_be_written(denied: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file or a directory that is write-protected stays as it is."""
     Path("in.txt").write_text("one\n")
     Path("out.npy").write_bytes(b"old")
     target = Path(denied).resolve()
@@ -202,8 +200,7 @@ def test_output_that_may_not_be_written(denied: str, monkeypatch: pytest.MonkeyP
     assert Path("out.npy").read_bytes() == b"old"
 
 
-def test_output_is_the_redirected_input() -> None:
-    """Also where the input comes by ``<``."""
+def test_output_onto_the_redirected_input_is_refused() -> None:
     Path("both.npy").write_text("one\n")
     with Path("both.npy").open("rb") as source:
         done = subprocess.run(
@@ -230,7 +227,7 @@ MODELS = [
 
 @pytest.mark.parametrize(("model", "code", "message"), MODELS)
 def test_bad_model(model: str, code: int, message: str) -> None:
-    """A model that nobody serves, or whose key is missing."""
+    """A model without a provider, or without a key."""
     Path("in.txt").write_text("one\n")
     done = invoke("embed", "in.txt", "--model", model, "--out", "out.npy")
     assert done.stderr.startswith(f"llmopt: {message}")
@@ -239,7 +236,7 @@ def test_bad_model(model: str, code: int, message: str) -> None:
 
 
 def test_bad_configuration() -> None:
-    """A configuration that cannot be used is exit code 3."""
+    """Exit code 3."""
     Path("in.txt").write_text("one\n")
     Path("llmopt.toml").write_text("[providers.local]\nbatch = 3\n")
     done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.npy")
@@ -251,7 +248,7 @@ def test_bad_configuration() -> None:
 
 
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra is named."""
+    """The error names the extra to install."""
     Path("in.txt").write_text("one\n")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     done = invoke("embed", "in.txt", "--model", "local/default", "--out", "out.parquet")
@@ -274,7 +271,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:
-    """What the command line does not take is exit code 2, with a hint at --help."""
+    """Exit code 2, with a hint at --help."""
     done = invoke("embed", *arguments)
     assert done.exit_code == 2
     assert "llmopt embed --help" in done.stderr

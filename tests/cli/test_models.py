@@ -15,7 +15,7 @@ import pytest
 from llmopt.cli.console import format_age, format_bytes, format_price
 from llmopt.cli.models import SORT_KEYS, ModelFilter
 from llmopt.values.catalog import Model, Prices
-from tests.cli.run import LLMOPT, found, invoke, llmopt
+from tests.cli.run import LLMOPT, invoke, json_of, llmopt
 from tests.cli.server import EmbeddingServer, refused
 from tests.cli.test_progress import on_terminal
 
@@ -39,7 +39,7 @@ def test_one_provider_and_filters(served: EmbeddingServer) -> None:
 def test_json(served: EmbeddingServer) -> None:
     """Models and errors by provider."""
     done = invoke("models", "near", "nobody", "--json")
-    table = found(done)
+    table = json_of(done)
     assert [model["id"] for model in table["models"]["near"]] == ["small", "large"]
     assert table["errors"]["nobody"]["type"] == "UnknownProvider"
     assert done.exit_code == 0
@@ -75,7 +75,7 @@ def test_what_a_server_writes_cannot_move_the_cursor(served: EmbeddingServer) ->
 
 def test_a_closed_pipe_is_no_error(served: EmbeddingServer) -> None:
     """``llmopt models | head`` may stop reading whenever it likes."""
-    served.models = [f"model-{number}" for number in range(20_000)]
+    served.models = [f"model-{number}" for number in range(5_000)]
     process = subprocess.Popen([*LLMOPT, "models", "near"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -209,7 +209,7 @@ def test_an_old_list_is_shown_with_its_age(served: EmbeddingServer) -> None:
     done = invoke("models", "near")
     assert done.exit_code == 0
     assert [line.split("\t")[-1] for line in done.stdout.splitlines()] == ["3 d, stale"] * 2
-    table = found(invoke("models", "near", "--json"))["catalogues"]["near"]
+    table = json_of(invoke("models", "near", "--json"))["catalogues"]["near"]
     assert table["stale"] is True
     assert table["age_s"] == pytest.approx(3 * 86_400, abs=100)
     assert (table["models"], table["dropped"]) == (2, 0)
@@ -235,7 +235,7 @@ def test_cache_info_and_clear(served: EmbeddingServer) -> None:
     assert not (home / "cache-1.db").exists()
     assert "0 entries removed" in invoke("cache", "clear").stderr
     invoke("models", "near", "local")
-    table = found(invoke("cache", "info", "--json"))["caches"]
+    table = json_of(invoke("cache", "info", "--json"))["caches"]
     assert [each["folder"] for each in table] == [str(home)]
     assert {(each["what"], each["provider"], each["entries"]) for each in table[0]["groups"]} == {
         ("catalog", "near", 1),
@@ -246,7 +246,7 @@ def test_cache_info_and_clear(served: EmbeddingServer) -> None:
     assert "list of models\tnear\t1" in shown
     assert "2 entries" in shown
     assert "1 entry removed" in invoke("cache", "clear", "near").stderr
-    assert found(invoke("cache", "clear", "--json")) == {"removed": 1}
+    assert json_of(invoke("cache", "clear", "--json")) == {"removed": 1}
     assert "0 entries" in invoke("cache", "info").stdout
 
 
@@ -269,10 +269,12 @@ def test_cache_of_a_configured_folder(served: EmbeddingServer, here: Path) -> No
     text = (here / "llmopt.toml").read_text()
     (here / "llmopt.toml").write_text(f'cache_dir = "{here / "all"}"\n{text}')
     invoke("models", "near", "local")
-    folders = {each["folder"]: each["entries"] for each in found(invoke("cache", "info", "--json"))["caches"]}
+    folders = {
+        each["folder"]: each["entries"] for each in json_of(invoke("cache", "info", "--json"))["caches"]
+    }
     assert folders == {str(here / "all"): 1, str(here / "own"): 1}
     invoke("cache", "clear")
-    assert not any(each["entries"] for each in found(invoke("cache", "info", "--json"))["caches"])
+    assert not any(each["entries"] for each in json_of(invoke("cache", "info", "--json"))["caches"])
 
 
 def test_a_hanging_provider_has_its_time(served: EmbeddingServer) -> None:

@@ -1,8 +1,9 @@
-"""``llmopt plugins``: installed plugins and their faults."""
+"""``llmopt plugins`` lists installed plugins and their faults."""
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 from llmopt.cli.doctor import print_plugins as show
 from llmopt.providers.overview import PluginOverview
 from tests.cli.installed import install, path_with
-from tests.cli.run import found, invoke, llmopt
+from tests.cli.run import invoke, json_of, llmopt
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with plugins that are wrong in every way there is."""
-    folder = tmp_path / "packages"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a faulty plugin of every kind."""
+    folder = tmp_path_factory.mktemp("packages")
     install(folder, "other-local-9.1", {"local": "other_local"}, {"other_local": ""})
     install(
         folder,
@@ -31,14 +32,15 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@cache
 def plugins(folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    """The reports of ``llmopt plugins`` by plugin, once for each folder; the exit code is 3."""
     done = llmopt("plugins", "--json", *arguments, env=path_with(folder))
     assert done.returncode == 3
-    return {each["name"]: each for each in found(done)["plugins"]}
+    return {each["name"]: each for each in json_of(done)["plugins"]}
 
 
-def test_all_is_well() -> None:
-    """Name, distribution, module, state and entries; exit code 0."""
+def test_a_row_has_distribution_module_state_and_entries() -> None:
     Path("llmopt.toml").write_text('[providers.near]\nplugin = "local"\nbase_url = "http://127.0.0.1:1/v1"\n')
     done = invoke("plugins")
     assert done.exit_code == 0, done.stderr
@@ -46,8 +48,8 @@ def test_all_is_well() -> None:
     assert rows["local"] == ["llmopt-plugin-local 0.1.0", "llmopt_plugin_local", "ok", "near", ""]
 
 
-def test_a_general_plugin_is_one_row_with_its_names() -> None:
-    """All of them, in the last column; in JSON as a list."""
+def test_a_plugin_of_many_providers_is_one_row() -> None:
+    """Its last column has all names; JSON output has them as a list."""
     Path("llmopt.toml").write_text('[providers.fast]\nplugin = "groq"\n')
     done = invoke("plugins")
     assert done.exit_code == 0, done.stderr
@@ -61,8 +63,8 @@ def test_a_general_plugin_is_one_row_with_its_names() -> None:
     assert table["compatible"]["providers"] == names
 
 
-def test_on_a_terminal_the_names_stand_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number in the table, and a paragraph."""
+def test_on_a_terminal_the_names_follow_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table has their number."""
     lines: list[str] = []
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr(
@@ -75,16 +77,15 @@ def test_on_a_terminal_the_names_stand_below(monkeypatch: pytest.MonkeyPatch) ->
     assert lines[1:] == ["many serves 2 providers:", "north, south"]
 
 
-def test_a_conflict_names_both(folder: Path) -> None:
-    """Two distributions with one name."""
+def test_a_conflict_names_both_distributions(folder: Path) -> None:
     local = plugins(folder)["local"]
     assert local["state"] == "conflict"
     assert sorted(local["distributions"]) == ["llmopt-plugin-local 0.1.0", "other-local 9.1"]
     assert "llmopt-plugin-local 0.1.0 and other-local 9.1; uninstall all but one" in local["problem"]
 
 
-def test_what_does_not_load_or_breaks_the_contract(folder: Path) -> None:
-    """Each with its own state, and the others work on."""
+def test_a_faulty_plugin_has_a_state_of_its_own(folder: Path) -> None:
+    """And the other plugins still work."""
     states = plugins(folder)
     assert states["broken"]["state"] == "does not load"
     assert "RuntimeError: not today" in states["broken"]["problem"]
@@ -114,18 +115,28 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("source", "problem"), WRONG, ids=lambda value: value.split("(")[0][-30:])
-def test_hooks_that_return_something_else(source: str, problem: str, tmp_path: Path) -> None:
-    """Those that can be asked without a network are."""
-    source = f"from llmopt import Profile, hookimpl\n{source}"
-    install(tmp_path, "wrong-1.0", {"wrong": "wrong_plugin"}, {"wrong_plugin": source})
-    wrong = plugins(tmp_path)["wrong"]
+@pytest.fixture(scope="module")
+def wrong_plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plugin for each source of WRONG, so that one process can report them all."""
+    folder = tmp_path_factory.mktemp("wrong")
+    for number, (source, _) in enumerate(WRONG):
+        module = f"wrong_plugin{number}"
+        code = f"from llmopt import Profile, hookimpl\n{source}"
+        install(folder, f"wrong{number}-1.0", {f"wrong{number}": module}, {module: code})
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)), ids=[problem for _, problem in WRONG])
+def test_a_wrong_return_value_is_reported(number: int, wrong_plugins: Path) -> None:
+    """The command calls the hooks that need no network."""
+    _, problem = WRONG[number]
+    wrong = plugins(wrong_plugins)[f"wrong{number}"]
     assert wrong["state"] == "breaks the contract"
     assert problem in wrong["problem"]
 
 
-def test_what_only_a_configuration_could_tell_is_not_asked(tmp_path: Path) -> None:
-    """An address of the user's, and no such model or list: that is no fault."""
+def test_hooks_that_need_the_configuration_are_no_fault(tmp_path: Path) -> None:
+    """A hook that needs a configured option, refuses the model or starts an engine is not judged."""
     head = "from llmopt import InvalidInput, Profile, hookimpl\n"
     nowhere = "@hookimpl\ndef batch_limit(settings):\n    return settings.options['region']\n"
     refuses = PROFILE + "@hookimpl\ndef batch_limit(call):\n    raise InvalidInput('no such model')\n"
@@ -133,27 +144,25 @@ def test_what_only_a_configuration_could_tell_is_not_asked(tmp_path: Path) -> No
     modules = {"nowhere_plugin": head + nowhere, "refuses_plugin": head + refuses}
     install(tmp_path, "fine-1.0", {"nowhere": "nowhere_plugin", "refuses": "refuses_plugin"}, modules)
     done = llmopt("plugins", "--json", env=path_with(tmp_path))
-    states = {each["name"]: each["state"] for each in found(done)["plugins"]}
+    states = {each["name"]: each["state"] for each in json_of(done)["plugins"]}
     assert (done.returncode, states["nowhere"], states["refuses"]) == (0, "ok", "ok")
 
 
-def test_an_entry_without_its_plugin(tmp_path: Path) -> None:
-    """What the configuration needs and nobody installed."""
+def test_an_entry_without_its_plugin_is_reported(tmp_path: Path) -> None:
+    """With the command that installs the plugin."""
     Path("llmopt.toml").write_text('[providers.mine]\nplugin = "absent"\n')
     absent = plugins(tmp_path)["absent"]
     assert (absent["state"], absent["entries"]) == ("not installed", ["mine"])
     assert "pip install llmopt-plugin-absent" in absent["problem"]
 
 
-def test_problems_stand_below_the_table(folder: Path) -> None:
-    """On standard error, a sentence each."""
+def test_problems_are_sentences_on_standard_error(folder: Path) -> None:
     done = llmopt("plugins", env=path_with(folder))
     assert done.returncode == 3
     assert len(done.stderr.decode().splitlines()) == 4
     assert b"broken\tbroken 1.0\tbroken_plugin\tdoes not load\t" in done.stdout
 
 
-def test_none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told what to install."""
+def test_without_plugins_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib_metadata.entry_points", lambda **_: ())
     assert "pip install llmopt-plugin-local" in invoke("plugins").stderr

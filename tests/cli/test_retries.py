@@ -1,4 +1,4 @@
-"""Retries in a process as users run it: standard output is theirs alone, and so are stamina's hooks."""
+"""Retries leave standard output and the user's stamina hooks alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.run import found, llmopt
+from tests.cli.run import json_of, llmopt
 from tests.support.faults import Answer, ServerThread, serving, vector_for
 
 TEXTS = ["one", "two", "three"]
@@ -21,7 +21,7 @@ UNAVAILABLE = Answer(503, b'{"error": {"message": "overloaded"}}', [("content-ty
 
 @pytest.fixture
 def failing() -> Iterator[ServerThread]:
-    """A server that is overloaded twice, and configured as "near"."""
+    """A server that answers 503 twice, configured as "near"."""
     with serving() as thread:
         thread.server.play(UNAVAILABLE, UNAVAILABLE)
         Path("llmopt.toml").write_text(
@@ -33,10 +33,10 @@ def failing() -> Iterator[ServerThread]:
 
 
 def test_a_retry_leaves_standard_output_clean(failing: ServerThread) -> None:
-    """structlog is installed, with which stamina by itself prints every retry there."""
+    """With structlog installed, stamina's default hook prints every retry there."""
     done = llmopt("embed", "in.txt", "--model", "near/small", "--out", "out.npy", "--json")
     assert (done.returncode, done.stderr) == (0, b"")
-    table = found(done)
+    table = json_of(done)
     assert (table["texts"], table["failed"]) == (3, 0)
     np.testing.assert_array_equal(np.load("out.npy"), [vector_for(text) for text in TEXTS])
     assert len(failing.server.requests) == 3
@@ -47,13 +47,13 @@ PROGRAM = """
     from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
     import llmopt
 
-    heard = []
+    causes = []
 
     def mine(details):
-        heard.append(type(details.caused_by).__name__)
+        causes.append(type(details.caused_by).__name__)
 
     {hooks}
-    before = {present}
+    before = {current}
 
     @stamina.retry(on=OSError, wait_initial=0, wait_jitter=0)
     def users(calls=iter([OSError("no"), None])):
@@ -62,14 +62,14 @@ PROGRAM = """
 
     with llmopt.Client() as client:
         rows = client.embed("near/small", {texts}).vectors.shape
-    same = {present} == before
+    same = {current} == before
     users()
-    print(json.dumps({{"rows": rows, "same": same, "heard": heard}}))
+    print(json.dumps({{"rows": rows, "same": same, "causes": causes}}))
 """
 
 
-def run(**parts: str) -> subprocess.CompletedProcess[str]:
-    program = textwrap.dedent(PROGRAM).format(texts=TEXTS, **parts)
+def run(**code: str) -> subprocess.CompletedProcess[str]:
+    program = textwrap.dedent(PROGRAM).format(texts=TEXTS, **code)
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
@@ -79,20 +79,20 @@ def run(**parts: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_users_own_hooks_are_untouched(failing: ServerThread) -> None:
-    """The very same objects are there after our retries, and heard of the user's retry alone."""
-    done = run(hooks="set_on_retry_hooks([mine])", present="get_on_retry_hooks()")
+def test_the_users_hooks_stay_in_place(failing: ServerThread) -> None:
+    """They are the same objects after llmopt's retries, and were called for the user's retry only."""
+    done = run(hooks="set_on_retry_hooks([mine])", current="get_on_retry_hooks()")
     assert done.stderr == ""
-    assert json.loads(done.stdout) == {"rows": [3, 4], "same": True, "heard": ["OSError"]}
+    assert json.loads(done.stdout) == {"rows": [3, 4], "same": True, "causes": ["OSError"]}
     assert len(failing.server.requests) == 3
 
 
-def test_staminas_default_hooks_print_the_users_retry_alone(failing: ServerThread) -> None:
-    """One line of structlog's for the user's own retry, none for ours."""
-    done = run(hooks="", present="None")
+def test_staminas_default_hooks_print_the_users_retry_only(failing: ServerThread) -> None:
+    """One line of structlog for the user's retry, none for llmopt's."""
+    done = run(hooks="", current="None")
     assert done.stderr == ""
     first, last = done.stdout.splitlines()
     assert "stamina.retry_scheduled" in first
     assert "OSError" in first
-    assert json.loads(last) == {"rows": [3, 4], "same": True, "heard": []}
+    assert json.loads(last) == {"rows": [3, 4], "same": True, "causes": []}
     assert len(failing.server.requests) == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ REQUIRED: Final = {"name", "source", "status", "body", "kind"}
 
 @frozen(kw_only=True)
 class Entry:
-    """One error as it comes, and the verdict that it must get."""
+    """One error response, and the verdict that the plugin must give it."""
 
     plugin: str
     name: str
@@ -41,24 +41,25 @@ class Entry:
         )
 
     def check(self, verdict: Verdict) -> None:
-        """Compare a verdict with the one that is wanted."""
+        """Compare a verdict with the expected one."""
         limit = self.row.get("limit")
         assert verdict.kind is VerdictKind(self.row["kind"])
         assert verdict.retry_after == (
-            None if "retry_after" not in self.row else _near(self.row["retry_after"])
+            None if "retry_after" not in self.row else _approximately(self.row["retry_after"])
         )
         assert verdict.limit == (None if limit is None else BatchLimit(**limit))
         assert verdict.item == self.row.get("item")
 
 
-def _near(seconds: float) -> Any:
+def _approximately(seconds: float) -> Any:
     import pytest
 
     return pytest.approx(seconds)
 
 
-def entries(plugin: str) -> Iterator[Entry]:
-    """All rows of one plugin."""
+@cache
+def entries(plugin: str) -> tuple[Entry, ...]:
+    """All errors in a plugin's corpus; the file is read once."""
     path = REPOSITORY / "plugins" / plugin / f"llmopt_plugin_{plugin}" / "errors.toml"
-    for row in tomllib.loads(path.read_text("utf-8"))["error"]:
-        yield Entry(plugin=plugin, name=row["name"], row=row)
+    rows = tomllib.loads(path.read_text("utf-8"))["error"]
+    return tuple(Entry(plugin=plugin, name=row["name"], row=row) for row in rows)

@@ -16,7 +16,7 @@ KEY = "test-key-1"
 
 @cache
 def hooks(plugin: str) -> ProviderHooks:
-    """A plugin's hooks, as the core calls them."""
+    """The hooks of a plugin, as the core calls them."""
     return ProviderHooks(plugin, importlib.import_module(f"llmopt_plugin_{plugin}"))
 
 
@@ -43,30 +43,30 @@ def settings(
 
 
 def call(model: str = "m", *texts: str, **more: Any) -> EmbedCall:
-    """A call for embeddings."""
+    """An embed call."""
     return EmbedCall(model=model, texts=texts or ("one", "two"), **more)
 
 
 def answer(value: object, status: int = 200, **headers: str) -> HttpResponse:
-    """An answer with this JSON."""
+    """A response with a JSON value, or with these bytes."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     return HttpResponse(status=status, headers={"content-type": "application/json", **headers}, body=body)
 
 
 def page(plugin: str, value: object, where: Settings) -> CatalogPage:
-    """The list that an answer holds."""
-    found = hooks(plugin).parse_catalog(answer(value), where)
-    assert isinstance(found, CatalogPage)
-    return found
+    """The models that the plugin reads from a JSON value."""
+    result = hooks(plugin).parse_catalog(answer(value), where)
+    assert isinstance(result, CatalogPage)
+    return result
 
 
 def rows(plugin: str, value: object, where: Settings) -> EmbeddedRows:
-    """The vectors that an answer holds."""
-    found = hooks(plugin).parse_embeddings(call(), answer(value), where)
-    assert isinstance(found, EmbeddedRows)
-    return found
+    """The vectors that the plugin reads from a JSON value."""
+    result = hooks(plugin).parse_embeddings(call(), answer(value), where)
+    assert isinstance(result, EmbeddedRows)
+    return result
 
 
 def failure(status: int, value: object = b"") -> Failure:
-    """An error."""
+    """An error response."""
     return Failure.from_response(answer(value, status))

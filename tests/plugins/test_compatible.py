@@ -1,4 +1,4 @@
-"""The plugin of many providers: its table, its lists, and a provider of it over a real socket."""
+"""The plugin of many providers: its table, its model lists, and one provider over a real socket."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import pytest
 
 import llmopt
 from llmopt import CatalogCall, CatalogPage, EmbedCall, HttpResponse, Prices, Settings
+from llmopt.config.load import load_config
 from llmopt.config.resolve import url_placeholders
 from llmopt.providers.discovery import PROVIDER_NAME, discover_plugins
 from llmopt.providers.hooks import ProviderHooks
+from llmopt.providers.registry import Registry
 from llmopt_plugin_compatible._table import TABLE
 from tests.support.emulators import OpenAIEmulator, serve_in_thread, vector_for
 
@@ -37,7 +40,7 @@ def hooks() -> ProviderHooks:
 
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key of the person who runs the tests counts."""
+    """Remove the keys of the person who runs the tests."""
     for row in TABLE.rows.values():
         for variable in (*row.key_env, *(name for part in row.parts.values() for name in part.env)):
             monkeypatch.delenv(variable, raising=False)
@@ -46,8 +49,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- The table
 
 
-def test_there_are_many() -> None:
-    """More than were asked for, well-known ones among them."""
+def test_the_table_has_well_known_providers() -> None:
     assert len(ROWS) >= 57
     known = {
         "groq",
@@ -62,20 +64,19 @@ def test_there_are_many() -> None:
     }
     assert known <= set(TABLE.rows)
     assert not {"openai", "mistral", "azure", "local", "compatible"} & set(TABLE.rows)
-    asked = [name for name, row in ROWS if row.discovered]
-    assert len(asked) >= 57
+    discovered = [name for name, row in ROWS if row.discovered]
+    assert len(discovered) >= 57
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS, ids=[name for name, _ in ROWS])
-def test_a_row_is_sane(name: str, row: Any) -> None:
-    """Its name, its address, its variables."""
+def test_a_row_has_a_valid_name_url_and_variables(name: str, row: Any) -> None:
     assert PROVIDER_NAME.match(name)
     assert re.fullmatch(r"https://[a-z0-9.{}_-]+(/[A-Za-z0-9._{}/-]*[A-Za-z0-9}])?", row.base_url), (
         row.base_url
     )
     host = urlsplit(row.base_url).hostname
     assert host is not None
-    # Whatever is filled in, the host stays below a domain of the provider's.
+    # Whatever replaces a placeholder, the host stays in a domain of the provider.
     assert "{" not in ".".join(host.split(".")[-2:])
     assert row.key_env
     assert all(re.fullmatch(r"[A-Z][A-Z0-9_]*", variable) for variable in row.key_env)
@@ -86,41 +87,39 @@ def test_a_row_is_sane(name: str, row: Any) -> None:
         assert urlsplit(row.catalog).netloc == urlsplit(row.base_url).netloc
 
 
-def test_a_variable_leads_to_one_place_unless_a_provider_is_named() -> None:
-    """No key goes to a second address because it is there."""
-    asked = Counter(variable for _, row in ROWS if row.discovered for variable in row.key_env)
-    assert [variable for variable, count in asked.items() if count > 1] == []
+def test_a_variable_belongs_to_one_discovered_provider() -> None:
+    """So no key is sent to a second provider without being configured."""
+    variables = Counter(variable for _, row in ROWS if row.discovered for variable in row.key_env)
+    assert [variable for variable, count in variables.items() if count > 1] == []
 
 
-def test_addresses_stand_there_once() -> None:
-    """But for one service with two kinds of keys."""
+def test_base_urls_are_unique() -> None:
+    """Except for one service with two kinds of keys."""
     addresses = Counter(row.base_url for _, row in ROWS)
-    twice = {address for address, count in addresses.items() if count > 1}
-    assert twice == {"https://api.code.umans.ai/v1"}
+    repeated = {address for address, count in addresses.items() if count > 1}
+    assert repeated == {"https://api.code.umans.ai/v1"}
 
 
-def test_the_entry_points_are_the_table_s_names() -> None:
+def test_the_entry_points_are_the_names_of_the_table() -> None:
     """scripts/derive_providers.py writes both."""
     points = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]["entry-points"]
     assert points["llmopt.fallback"] == dict.fromkeys(TABLE.rows, "llmopt_plugin_compatible")
     assert points["llmopt"] == {"compatible": "llmopt_plugin_compatible"}
 
 
-def test_the_page_of_providers_is_the_table() -> None:
-    """Every one with its address and its variable."""
+def test_the_page_of_providers_lists_the_table() -> None:
+    """Each provider with its base URL and the variable of its key."""
     page = (PLUGIN.parents[1] / "docs" / "providers.md").read_text()
     for name, row in ROWS:
         assert f"[`{name}`]({row.docs}) | `{row.base_url}` | `{row.key_env[0]}`" in page
 
 
-def test_what_is_installed_is_found() -> None:
-    """All names, of one plugin."""
-    found = discover_plugins()
-    assert set(TABLE.rows) <= {name for name, plugin in found.items() if plugin.fallback}
+def test_discovery_finds_every_name_of_the_table() -> None:
+    plugins = discover_plugins()
+    assert set(TABLE.rows) <= {name for name, plugin in plugins.items() if plugin.fallback}
 
 
-def test_the_licence_of_the_facts_lies_beside_them() -> None:
-    """With its whole text."""
+def test_the_package_has_the_licence_of_its_data() -> None:
     notice = (resources.files("llmopt_plugin_compatible") / "NOTICE.txt").read_text()
     assert "models.dev" in notice
     assert "Permission is hereby granted, free of charge" in notice
@@ -129,36 +128,34 @@ def test_the_licence_of_the_facts_lies_beside_them() -> None:
 # --- Keys
 
 
-def endpoint(name: str, **entry: Any) -> Any:
-    from llmopt.config.load import load_config
-    from llmopt.providers.registry import Registry
-
+@cache
+def registry(**entry: str) -> Registry:
+    """Every provider of the table with the same entry, and with its key in the environment."""
     environ = {variable: KEY for _, row in ROWS for variable in row.key_env}
     environ |= {part.env[0]: "ours" for _, row in ROWS for part in row.parts.values()}
-    return Registry(load_config({"providers": {name: entry}}, environ={}), (), environ).get(name).endpoints[0]
+    providers = {name: dict(entry) for name, _ in ROWS}
+    return Registry(load_config({"providers": providers}, environ={}), (), environ)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in ROWS])
-def test_a_key_goes_to_the_row_s_own_origin_only(name: str) -> None:
-    """From the environment, that is; elsewhere it has to be given."""
-    own = endpoint(name)
+def test_a_key_of_the_environment_is_sent_to_the_providers_origin_only(name: str) -> None:
+    """For another base URL the user has to configure the key."""
+    own = registry().get(name).endpoints[0]
     secret = own.credential.static_secret()
     assert secret is not None
     assert secret.reveal() == KEY
     assert own.base_url.startswith("https://")
-    other = endpoint(name, base_url="https://elsewhere.example/v1")
+    other = registry(base_url="https://elsewhere.example/v1").get(name).endpoints[0]
     assert "goes only to https://" in other.credential.problem
     assert KEY not in other.credential.problem
 
 
 def test_any_other_address_needs_no_key() -> None:
-    """``plugin = "compatible"`` with a base_url; the key is the user's affair."""
-    from llmopt.config.load import load_config
-    from llmopt.providers.registry import Registry
-
+    """``plugin = "compatible"`` with a base_url and without a key."""
     entry = {"plugin": "compatible", "base_url": "https://gateway.example/v1"}
-    found = Registry(load_config({"providers": {"mine": entry}}, environ={}), (), {}).get("mine").endpoints[0]
-    assert found.credential.problem == ""
+    config = load_config({"providers": {"mine": entry}}, environ={})
+    endpoint = Registry(config, (), {}).get("mine").endpoints[0]
+    assert endpoint.credential.problem == ""
 
 
 # --- Lists
@@ -166,9 +163,9 @@ def test_any_other_address_needs_no_key() -> None:
 
 def read(hooks: ProviderHooks, plugin: str, *entries: dict[str, Any]) -> CatalogPage:
     body = json.dumps({"data": entries}).encode()
-    found = hooks.parse_catalog(HttpResponse(status=200, body=body), Settings(provider="p", plugin=plugin))
-    assert isinstance(found, CatalogPage)
-    return found
+    page = hooks.parse_catalog(HttpResponse(status=200, body=body), Settings(provider="p", plugin=plugin))
+    assert isinstance(page, CatalogPage)
+    return page
 
 
 @pytest.mark.parametrize(
@@ -195,16 +192,16 @@ def read(hooks: ProviderHooks, plugin: str, *entries: dict[str, Any]) -> Catalog
         ("venice", {"model_spec": {"pricing": 7}}, None),
     ],
 )  # fmt: skip
-def test_prices_in_a_provider_s_own_keys(
+def test_prices_in_a_providers_own_keys(
     hooks: ProviderHooks, plugin: str, entry: dict[str, Any], prices: Prices | None
 ) -> None:
-    """In its unit; a number in another one is not believed."""
+    """In the provider's unit; a number that does not fit the unit is ignored."""
     (model,) = read(hooks, plugin, {"id": "m", **entry}).models
     assert model.prices == prices
 
 
-def test_limits_in_a_provider_s_own_keys(hooks: ProviderHooks) -> None:
-    """Where they stand deeper."""
+def test_limits_in_a_providers_own_keys(hooks: ProviderHooks) -> None:
+    """They may be nested."""
     spec = {"availableContextTokens": 131_072, "maxCompletionTokens": 8192, "name": "V"}
     (venice,) = read(hooks, "venice", {"id": "v", "type": "text", "model_spec": spec}).models
     assert (venice.context_length, venice.max_output_tokens, venice.kind) == (131_072, 8192, "chat")
@@ -218,38 +215,34 @@ def test_limits_in_a_provider_s_own_keys(hooks: ProviderHooks) -> None:
     )
 
 
-def test_a_bad_entry_spoils_only_itself(hooks: ProviderHooks) -> None:
-    """Also where the list is read in a way of its own."""
+def test_a_bad_entry_is_dropped_alone(hooks: ProviderHooks) -> None:
+    """Also in a list with a format of its own."""
     page = read(hooks, "togetherai", {"id": "a"}, {"object": "model"}, {"id": "b", "pricing": {"input": {}}})
     assert ([model.id for model in page.models], page.dropped) == (["a", "b"], 1)
 
 
-def where(plugin: str, base_url: str) -> Settings:
+def at(plugin: str, base_url: str) -> Settings:
     return Settings(provider="p", plugin=plugin, base_url=base_url)
 
 
-def test_where_lists_are_asked_for(hooks: ProviderHooks) -> None:
-    """At a path of the provider's own, which another server is not asked for."""
+def test_the_path_of_a_model_list(hooks: ProviderHooks) -> None:
+    """A provider may have its own path; a server at another base URL has the common one."""
     base = "https://api.tokenfactory.nebius.com/v1"
-    assert hooks.build_request(CatalogCall(), where("nebius", base)).path == "/models?verbose=true"
+    assert hooks.build_request(CatalogCall(), at("nebius", base)).path == "/models?verbose=true"
     inference = "https://models.github.ai/inference"
-    assert hooks.build_request(CatalogCall(), where("github-models", inference)).path == (
+    assert hooks.build_request(CatalogCall(), at("github-models", inference)).path == (
         "https://models.github.ai/catalog/models"
     )
-    assert (
-        hooks.build_request(CatalogCall(), where("github-models", "http://127.0.0.1:1/v1")).path == "/models"
-    )
-    assert (
-        hooks.build_request(CatalogCall(), where("groq", "https://api.groq.com/openai/v1")).path == "/models"
-    )
+    assert hooks.build_request(CatalogCall(), at("github-models", "http://127.0.0.1:1/v1")).path == "/models"
+    assert hooks.build_request(CatalogCall(), at("groq", "https://api.groq.com/openai/v1")).path == "/models"
 
 
 def test_limits_of_a_request(hooks: ProviderHooks) -> None:
-    """Where they are known; else a size that every server takes."""
+    """The provider's, or a size that every server accepts."""
     call = EmbedCall(model="m")
-    assert hooks.batch_limit(call, where("google", "")).max_items == 100
-    assert hooks.batch_limit(call, where("voyage", "")).max_tokens == 120_000
-    assert hooks.batch_limit(call, where("groq", "")).max_items == 32
+    assert hooks.batch_limit(call, at("google", "")).max_items == 100
+    assert hooks.batch_limit(call, at("voyage", "")).max_tokens == 120_000
+    assert hooks.batch_limit(call, at("groq", "")).max_items == 32
 
 
 # --- Over a real socket
@@ -262,52 +255,52 @@ def server() -> Iterator[OpenAIEmulator]:
 
 
 class Rerouted(httpx.AsyncBaseTransport):
-    """Takes requests for one host to a server on this machine, over a real socket; refuses all others."""
+    """Send requests for one host to a server on this machine, over a real socket; refuse all others."""
 
     def __init__(self, host: str, base_url: str) -> None:
         self._host = host
         self._target = httpx.URL(base_url)
-        self._way = httpx.AsyncHTTPTransport()
-        self.seen: list[str] = []
+        self._transport = httpx.AsyncHTTPTransport()
+        self.urls: list[str] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.seen.append(str(request.url))
+        self.urls.append(str(request.url))
         if request.url.host != self._host:
-            raise httpx.ConnectError("nobody there")
+            raise httpx.ConnectError("not this host")
         path = request.url.path.removeprefix("/openai")
         url = request.url.copy_with(scheme="http", host=self._target.host, port=self._target.port, path=path)
-        return await self._way.handle_async_request(
+        return await self._transport.handle_async_request(
             httpx.Request(request.method, url, headers=request.headers, content=await request.aread())
         )
 
     async def aclose(self) -> None:
-        await self._way.aclose()
+        await self._transport.aclose()
 
 
 async def test_a_provider_is_discovered_once_its_key_is_set(
     server: OpenAIEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked unnamed, at its own address, with the key of the environment; and embedding works."""
+    """A list of all models asks it at its own base URL with the key; embedding works too."""
     monkeypatch.setenv("GROQ_API_KEY", KEY)
-    way = Rerouted("api.groq.com", server.base_url)
+    transport = Rerouted("api.groq.com", server.base_url)
     async with llmopt.AsyncClient(
-        {"flags": {"cache": False}}, transport=way, flags={"retry": False}
+        {"flags": {"cache": False}}, transport=transport, flags={"retry": False}
     ) as client:
         every = await client.batch_list_models()
-        found = await client.embed("groq/text-embedding-3-small", ["one", "two"], dimensions=8)
+        embeddings = await client.embed("groq/text-embedding-3-small", ["one", "two"], dimensions=8)
     models = every["groq"]
     assert isinstance(models, llmopt.Catalog)
     assert {"text-embedding-3-small", "gpt-4o-mini"} <= {model.id for model in models}
     assert {model.provider for model in models} == {"groq"}
     assert not set(every) & (set(TABLE.rows) - {"groq"})
-    assert all(url.startswith("https://api.groq.com/openai/v1/") for url in way.seen)
-    assert found.vectors.tolist() == [vector_for(text, 8).tolist() for text in ("one", "two")]
+    assert all(url.startswith("https://api.groq.com/openai/v1/") for url in transport.urls)
+    assert embeddings.vectors.tolist() == [vector_for(text, 8).tolist() for text in ("one", "two")]
 
 
-async def test_another_address_without_its_key_is_refused(
+async def test_another_base_url_without_a_configured_key_is_an_error(
     server: OpenAIEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is sent; with the key beside the address it works."""
+    """Before any request; with the key in the same entry it works."""
     monkeypatch.setenv("GROQ_API_KEY", KEY)
     before = len(server.requests)
     entry = {"base_url": server.base_url}

@@ -1,4 +1,4 @@
-"""The classification of every known error, through the hooks as the core calls them."""
+"""Every known error is classified as its plugin's corpus says, through the hooks as the core calls them."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def settings(entry: Entry, **options: str) -> Settings:
 
 @pytest.mark.parametrize("entry", ALL, ids=str)
 def test_every_error_gets_its_verdict(entry: Entry) -> None:
-    """Kind, wait, limit and item, as the corpus says."""
+    """Kind, retry_after, limit and item."""
     entry.check(hooks(entry.plugin).classify_error(entry.failure, settings(entry)))
 
 
 @pytest.mark.parametrize("flavour", ["tei", "ollama", "vllm", "llamacpp", "infinity", "lmstudio"])
-def test_the_flavour_changes_no_verdict(flavour: str) -> None:
-    """A server's own errors are told by their shape."""
+def test_the_flavour_does_not_change_a_verdict(flavour: str) -> None:
+    """The plugin recognises a server's errors by their shape."""
     for entry in entries("local"):
         entry.check(hooks("local").classify_error(entry.failure, settings(entry, flavour=flavour)))
 
 
 @pytest.mark.parametrize("entry", ALL, ids=str)
 def test_every_verdict_becomes_its_exception(entry: Entry) -> None:
-    """The message is one line, names the status, and holds no input even where the body repeats it."""
+    """The message is one line with the status, and has no input text even where the body repeats it."""
     texts = ("zebra crossing", "zither music", "a zeppelin over the lake")
     verdict = hooks(entry.plugin).classify_error(entry.failure, settings(entry))
     error = error_from_verdict(verdict, entry.failure, EmbedCall(model="m", texts=texts), settings(entry))
@@ -61,7 +61,7 @@ def test_every_verdict_becomes_its_exception(entry: Entry) -> None:
 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_every_row_is_of_the_documented_format(plugin: str) -> None:
-    """Names are told once, keys are known, each row names its source."""
+    """Names are unique, keys are known, and each row names its source."""
     rows = [entry.row for entry in entries(plugin)]
     names = [row["name"] for row in rows]
     assert len(names) == len(set(names))
@@ -73,7 +73,7 @@ def test_every_row_is_of_the_documented_format(plugin: str) -> None:
 
 
 def test_every_kind_is_in_the_corpus() -> None:
-    """But UNEXPECTED, which is the core's own, and no kind is missing for want of an example."""
+    """Except UNEXPECTED, which only the core uses."""
     seen = {entry.row["kind"] for entry in ALL}
     assert seen == {kind.value for kind in EXCEPTION_OF} - {"unexpected"}
 
@@ -90,8 +90,8 @@ def test_every_5xx_may_pass_but_two_about_the_request() -> None:
 
 @pytest.mark.parametrize("plugin", PLUGINS)
 @pytest.mark.parametrize("status", [*range(400, 432), 451, 498, 499, *range(500, 512), *range(520, 531), 599])
-def test_any_status_with_any_body_gets_some_verdict(plugin: str, status: int) -> None:
-    """Nothing that a server may send makes classify_error fail."""
+def test_any_status_with_any_body_gets_a_verdict(plugin: str, status: int) -> None:
+    """No response makes classify_error raise."""
     bodies = [
         b"",
         b"null",
@@ -107,7 +107,7 @@ def test_any_status_with_any_body_gets_some_verdict(plugin: str, status: int) ->
         b'{"error": {"code": {}, "message": 7, "innererror": "x"}}',
         b'{"message": "Limit 0"}',
     ]
-    seen = [entry.failure.body for entry in entries(plugin)]
-    where = Settings(provider=plugin, base_url=BASES[plugin])
-    for body in (*bodies, *seen, *(body[: len(body) // 2] for body in seen)):
-        hooks(plugin).classify_error(Failure(status=status, body=body), where)
+    known = [entry.failure.body for entry in entries(plugin)]
+    endpoint = Settings(provider=plugin, base_url=BASES[plugin])
+    for body in (*bodies, *known, *(body[: len(body) // 2] for body in known)):
+        hooks(plugin).classify_error(Failure(status=status, body=body), endpoint)
