@@ -191,7 +191,7 @@ def test_offline_with_nothing_kept(served: EmbeddingServer) -> None:
     assert done.exit_code == 1
     assert done.stderr == f"llmopt: {sentence}\n"
     done = invoke("models", "near", "--offline", "--json")
-    assert found(done)["errors"] == {"near": {"type": "NotCached", "message": sentence}}
+    assert json_of(done)["errors"] == {"near": {"type": "NotCached", "message": sentence}}
 
 
 def test_refresh_and_offline_exclude_each_other(served: EmbeddingServer) -> None:
@@ -258,8 +258,8 @@ def test_cache_clear_of_an_unknown_name(served: EmbeddingServer) -> None:
     assert done.stderr == (
         "llmopt: unknown provider 'nera'; the names in the cache and the configuration: local, near.\n"
     )
-    assert found(invoke("cache", "clear", "near", "--json")) == {"removed": 0}
-    assert found(invoke("cache", "clear", "local", "--json")) == {"removed": 1}
+    assert json_of(invoke("cache", "clear", "near", "--json")) == {"removed": 0}
+    assert json_of(invoke("cache", "clear", "local", "--json")) == {"removed": 1}
 
 
 def test_cache_of_a_configured_folder(served: EmbeddingServer, here: Path) -> None:
