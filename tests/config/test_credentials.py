@@ -1,4 +1,4 @@
-"""API keys: present, returned by a function, and missing."""
+"""API keys: static, from a token provider, or missing; and the base URLs that they are sent to."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from llmopt.values.secret import Secret
 from tests.config.helpers import ACME, CANARY, endpoints, fault, load, one
 
 
-def by(provider: Callable[[], Any]) -> CredentialSource:
+def from_provider(provider: Callable[[], Any]) -> CredentialSource:
     return CredentialSource("providers.acme", "token provider", provider=provider)
 
 
-def static(key: str) -> CredentialSource:
+def static_source(key: str) -> CredentialSource:
     return CredentialSource("providers.acme", "configuration", secret=Secret(key))
 
 
-async def test_a_fixed_key_is_known_without_waiting() -> None:
-    """The way of nearly every request."""
-    source = static(CANARY)
+async def test_a_static_key_is_available_synchronously() -> None:
+    """Nearly every request uses this path."""
+    source = static_source(CANARY)
     assert source.is_static
     assert source.kind == "key"
     assert source.static_secret() == await source.get() == Secret(CANARY)
 
 
-async def test_no_key_is_none() -> None:
-    """For a server that wants none."""
+async def test_a_source_without_a_key_returns_none() -> None:
+    """For a server that needs none."""
     source = CredentialSource("providers.acme")
     assert (source.describe(), source.kind, source.problem) == ("none", "key", "")
     assert source.static_secret() is None
     assert await source.get() is None
 
 
-async def test_a_problem_is_raised_each_time_anew() -> None:
-    """One exception object never travels through two calls."""
+async def test_each_call_raises_a_new_exception_for_a_problem() -> None:
+    """Two calls must not share one exception object."""
     source = CredentialSource("providers.acme", problem="set it")
     errors = []
     for _ in range(2):
@@ -56,16 +56,16 @@ async def test_a_problem_is_raised_each_time_anew() -> None:
     assert errors[0] is not errors[1]
 
 
-async def test_a_function_is_called_for_every_attempt() -> None:
-    """A token may have expired meanwhile."""
+async def test_a_token_provider_is_called_for_every_attempt() -> None:
+    """A token may have expired since the last one."""
     tokens = iter(["one", "two"])
-    source = by(lambda: next(tokens))
+    source = from_provider(lambda: next(tokens))
     assert (source.kind, source.is_static, source.static_secret()) == ("token", False, None)
     assert [await source.get(), await source.get()] == [Secret("one"), Secret("two")]
 
 
-async def test_every_kind_of_function_will_do() -> None:
-    """Plain, async, partial, an object, or a plain one that returns something to await."""
+async def test_any_callable_can_be_a_token_provider() -> None:
+    """Plain, async, partial, an object, or a plain function that returns an awaitable."""
 
     async def token(text: str = "t") -> str:
         await asyncio.sleep(0)
@@ -92,13 +92,13 @@ async def test_every_kind_of_function_will_do() -> None:
         Async().method,
     ]
     for provider in providers:
-        assert await by(provider).get() == Secret("t")
+        assert await from_provider(provider).get() == Secret("t")
 
 
-async def test_a_function_that_blocks_does_not_block_the_loop() -> None:
-    """It runs in a thread; an async one stays in the loop."""
+async def test_a_blocking_token_provider_does_not_block_the_loop() -> None:
+    """It runs in a thread; an async one runs in the event loop."""
     go = threading.Event()
-    waiting = asyncio.create_task(by(lambda: str(go.wait(10))).get())
+    waiting = asyncio.create_task(from_provider(lambda: str(go.wait(10))).get())
     await asyncio.sleep(0.01)
     go.set()
     assert await waiting == Secret("True")
@@ -106,14 +106,14 @@ async def test_a_function_that_blocks_does_not_block_the_loop() -> None:
     async def where() -> str:
         return threading.current_thread().name
 
-    assert await by(where).get() == Secret(threading.current_thread().name)
+    assert await from_provider(where).get() == Secret(threading.current_thread().name)
 
 
 @pytest.mark.parametrize("value", [None, 5, CANARY.encode(), [CANARY], object(), True])
-async def test_what_is_no_text_is_refused_by_its_type(value: object) -> None:
-    """The value itself is not shown."""
+async def test_a_token_that_is_no_text_is_an_error_with_its_type(value: object) -> None:
+    """The error does not show the value."""
     with pytest.raises(ConfigError) as caught:
-        await by(lambda: value).get()
+        await from_provider(lambda: value).get()
     assert str(caught.value) == (
         f"the token provider of providers.acme returned {type(value).__name__}; it must return text."
     )
@@ -122,72 +122,72 @@ async def test_what_is_no_text_is_refused_by_its_type(value: object) -> None:
 
 @pytest.mark.row("S01")
 @pytest.mark.parametrize("token", ["", f"{CANARY}\r\n x", f"Bearer {CANARY}", f"{CANARY}ä"])
-async def test_a_token_that_cannot_be_one_is_refused_unseen(token: str) -> None:
-    """Whoever gave it."""
+async def test_an_invalid_token_is_an_error_that_does_not_show_it(token: str) -> None:
     with pytest.raises(ConfigError, match=r"^the token of providers\.acme ") as caught:
-        await by(lambda: token).get()
+        await from_provider(lambda: token).get()
     assert CANARY not in with_locals(caught.value)
 
 
-class Leaky(Exception):
-    """As identity libraries raise them: with the answer of the token endpoint inside."""
+class LeakyError(Exception):
+    """An error as identity libraries raise it: its message has the token endpoint's response."""
 
     def __init__(self) -> None:
         super().__init__(CANARY)
 
 
 def sync_failure() -> str:
-    raise Leaky
+    raise LeakyError
 
 
 async def async_failure() -> str:
-    raise Leaky
+    raise LeakyError
 
 
-async def late_failure() -> str:
+async def failure_after_an_await() -> str:
     await asyncio.sleep(0)
-    raise Leaky
+    raise LeakyError
 
 
-def stopped() -> str:
+def stop_iteration() -> str:
     raise StopIteration(CANARY)
 
 
-@pytest.mark.parametrize("provider", [sync_failure, async_failure, late_failure, stopped])
-async def test_a_function_that_fails_is_an_auth_error_without_its_text(provider: Callable[[], Any]) -> None:
-    """The kind of the failure is told, and it is not chained."""
+@pytest.mark.parametrize("provider", [sync_failure, async_failure, failure_after_an_await, stop_iteration])
+async def test_a_failed_token_provider_is_an_auth_error_without_its_message(
+    provider: Callable[[], Any],
+) -> None:
+    """The error names the exception's type, and it is not chained."""
     async with asyncio.timeout(5):
         with pytest.raises(AuthError) as caught:
-            await by(provider).get()
-    kind = "StopIteration" if provider is stopped else "Leaky"
+            await from_provider(provider).get()
+    kind = "StopIteration" if provider is stop_iteration else "LeakyError"
     assert str(caught.value) == f"the token provider of providers.acme failed with {kind}."
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     assert CANARY not in with_locals(caught.value)
 
 
-async def test_a_secret_may_be_returned_as_such() -> None:
-    """It is one already."""
-    assert await by(lambda: Secret(CANARY)).get() == Secret(CANARY)
+async def test_a_token_provider_may_return_a_secret() -> None:
+    assert await from_provider(lambda: Secret(CANARY)).get() == Secret(CANARY)
 
 
-async def test_cancellation_passes_through_a_function() -> None:
-    """It is no failure of the function's."""
+async def test_a_token_provider_can_be_cancelled() -> None:
+    """Cancellation is not taken for a failure."""
 
     async def endless() -> str:
         await asyncio.Event().wait()
         return ""
 
-    task = asyncio.create_task(by(endless).get())
+    task = asyncio.create_task(from_provider(endless).get())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-def test_fingerprints_tell_keys_apart_and_nothing_else() -> None:
-    """The same key has the same one wherever it is configured."""
-    one, same, other = static(CANARY), static(CANARY), static("other")
+def test_a_fingerprint_depends_on_the_key_only() -> None:
+    """The same key has the same fingerprint wherever it is configured."""
+    one, same, other = static_source(CANARY), static_source(CANARY), static_source("other")
     assert one.fingerprint() == same.fingerprint() != other.fingerprint()
     assert CANARY not in one.fingerprint()
     assert len(one.fingerprint()) == 64
@@ -195,29 +195,28 @@ def test_fingerprints_tell_keys_apart_and_nothing_else() -> None:
     assert none.fingerprint() == CredentialSource("providers.b").fingerprint() != one.fingerprint()
 
 
-def test_fingerprints_of_functions_follow_the_function() -> None:
-    """Its tokens change, the account behind them does not."""
+def test_a_fingerprint_of_a_token_provider_depends_on_the_function() -> None:
+    """Its tokens change, but not the account that they belong to."""
 
     class Identity:
         def token(self) -> str:
             return "t"
 
     identity, other = Identity(), Identity()
-    assert by(identity.token).fingerprint() == by(identity.token).fingerprint()
-    assert by(identity.token).fingerprint() != by(other.token).fingerprint()
-    assert by(sync_failure).fingerprint() != by(async_failure).fingerprint()
+    assert from_provider(identity.token).fingerprint() == from_provider(identity.token).fingerprint()
+    assert from_provider(identity.token).fingerprint() != from_provider(other.token).fingerprint()
+    assert from_provider(sync_failure).fingerprint() != from_provider(async_failure).fingerprint()
 
 
-def test_fingerprints_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the random key of the process a list of keys cannot be tried against one."""
-    before = static(CANARY).fingerprint()
+def test_fingerprints_depend_on_a_random_key_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it one could test a list of keys against a fingerprint."""
+    before = static_source(CANARY).fingerprint()
     monkeypatch.setattr("llmopt.config.credentials._PROCESS_KEY", b"another")
-    assert static(CANARY).fingerprint() != before
+    assert static_source(CANARY).fingerprint() != before
 
 
-def test_a_source_never_shows_its_key() -> None:
-    """Not in a repr and not as text."""
-    for source in (static(CANARY), by(functools.partial(str, CANARY))):
+def test_repr_and_str_do_not_show_the_key() -> None:
+    for source in (static_source(CANARY), from_provider(functools.partial(str, CANARY))):
         assert CANARY not in f"{source!r}{source}{source.describe()}"
 
 
@@ -225,7 +224,7 @@ LIBRARY = str(Path(llmopt.__file__).parent)
 
 
 def with_locals(error: BaseException) -> str:
-    """A traceback with the local variables of the library's own frames."""
+    """A traceback with the local variables of llmopt's frames."""
     shown = []
     frame = error.__traceback__
     while frame is not None:
@@ -236,7 +235,7 @@ def with_locals(error: BaseException) -> str:
     return "".join([*shown, *traceback.format_exception(error)])
 
 
-# Which key goes where.
+# Which key is sent to which base URL.
 
 KEY = {"ACME_API_KEY": CANARY}
 
@@ -252,11 +251,11 @@ KEY = {"ACME_API_KEY": CANARY}
         "https://eu.acme.cloud:8443/v1",
     ],
 )
-def test_a_key_from_the_environment_goes_to_its_provider(base_url: str | None) -> None:
-    """The profile's own origin, whatever the path, and its own hosts."""
-    found = one({"base_url": base_url}, **KEY)
-    assert found.credential.static_secret() == Secret(CANARY)
-    assert found.credential.describe() == "environment variable ACME_API_KEY"
+def test_a_key_from_the_environment_is_sent_to_its_provider(base_url: str | None) -> None:
+    """To the profile's origin with any path, and to the provider's own hosts."""
+    endpoint = one({"base_url": base_url}, **KEY)
+    assert endpoint.credential.static_secret() == Secret(CANARY)
+    assert endpoint.credential.describe() == "environment variable ACME_API_KEY"
 
 
 @pytest.mark.row("S03")
@@ -272,32 +271,31 @@ def test_a_key_from_the_environment_goes_to_its_provider(base_url: str | None) -
     ],
 )
 def test_a_foreign_origin_gets_no_key_from_the_environment(base_url: str) -> None:
-    """The error says why and what to do; the endpoint itself is there."""
-    found = one({"base_url": base_url}, **KEY)
-    told = fault(found.credential.static_secret)
-    assert told == (
+    """The error says why and what to do; the endpoint itself resolves."""
+    endpoint = one({"base_url": base_url}, **KEY)
+    message = fault(endpoint.credential.static_secret)
+    assert message == (
         "providers.acme: set api_key or api_key_env in providers.acme, because a key from the environment "
         "goes only to https://api.acme.example or https://*.acme.cloud "
         "or the base URL in the environment variable ACME_BASE_URL."
     )
-    assert found.credential.describe() == "none (ACME_API_KEY is not sent to this base URL)"
+    assert endpoint.credential.describe() == "none (ACME_API_KEY is not sent to this base URL)"
 
 
-def test_a_message_for_a_provider_with_one_place_is_short() -> None:
-    """The example of the design."""
+def test_the_error_for_a_provider_with_one_origin_is_short() -> None:
     profile = Profile(base_url="https://api.x.com/v1", key_env=("X_KEY",))
-    told = fault(one({"base_url": "https://evil.example"}, profile, X_KEY=CANARY).credential.static_secret)
-    assert told.endswith("because a key from the environment goes only to https://api.x.com.")
-    told = fault(
+    message = fault(one({"base_url": "https://evil.example"}, profile, X_KEY=CANARY).credential.static_secret)
+    assert message.endswith("because a key from the environment goes only to https://api.x.com.")
+    message = fault(
         one(
             {"base_url": "https://a.example"}, Profile(key_env=("X_KEY",)), X_KEY=CANARY
         ).credential.static_secret
     )
-    assert told.endswith("a key from the environment goes only to a base URL from the environment.")
+    assert message.endswith("a key from the environment goes only to a base URL from the environment.")
 
 
-def test_an_own_host_gets_a_key_over_http_only_on_this_machine() -> None:
-    """Leave to go unencrypted is no leave to show a key that was not given for it."""
+def test_an_own_host_gets_a_key_over_http_only_on_loopback() -> None:
+    """allow_http does not allow sending a key of the environment unencrypted."""
     keys = {"base_url": "http://eu.acme.cloud", "allow_http": True}
     assert "goes only to" in fault(one(keys, **KEY).credential.static_secret)
     local = evolve(ACME, own_hosts=("localhost",))
@@ -307,52 +305,52 @@ def test_an_own_host_gets_a_key_over_http_only_on_this_machine() -> None:
 
 
 @pytest.mark.parametrize("variable", ["ACME_BASE_URL", "LLMOPT_PROVIDERS__ACME__BASE_URL"])
-def test_a_base_url_from_the_environment_is_vouched_for_by_it(variable: str) -> None:
-    """Who can set the one can read the other."""
-    found = one({}, **KEY, **{variable: "https://proxy.example/v1"})
-    assert found.base_url == "https://proxy.example/v1"
-    assert found.credential.static_secret() == Secret(CANARY)
+def test_a_base_url_from_the_environment_gets_the_key_from_it(variable: str) -> None:
+    """A program that can set the one variable can read the other."""
+    endpoint = one({}, **KEY, **{variable: "https://proxy.example/v1"})
+    assert endpoint.base_url == "https://proxy.example/v1"
+    assert endpoint.credential.static_secret() == Secret(CANARY)
 
 
-def test_a_base_url_of_a_mapping_is_not_vouched_for_by_one_in_the_environment() -> None:
-    """The configured one is where requests go, so it is the one that counts."""
+def test_a_base_url_in_the_environment_does_not_allow_the_one_of_a_mapping() -> None:
+    """Requests go to the configured URL, so that one decides."""
     for variable in ("ACME_BASE_URL", "LLMOPT_PROVIDERS__ACME__BASE_URL"):
-        found = one({"base_url": "https://evil.example"}, **KEY, **{variable: "https://proxy.example"})
-        assert found.base_url == "https://evil.example"
-        assert "goes only to" in fault(found.credential.static_secret)
+        endpoint = one({"base_url": "https://evil.example"}, **KEY, **{variable: "https://proxy.example"})
+        assert endpoint.base_url == "https://evil.example"
+        assert "goes only to" in fault(endpoint.credential.static_secret)
 
 
-def test_a_configured_key_goes_where_its_entry_points() -> None:
-    """In any of the three ways to give one."""
+def test_a_configured_key_is_sent_to_the_base_url_of_its_entry() -> None:
+    """Whichever of the three ways the key is configured in."""
     there = {"base_url": "https://mine.example"}
-    found = one({**there, "api_key": "mine"}, **KEY)
-    assert (found.credential.static_secret(), found.credential.describe()) == (
+    endpoint = one({**there, "api_key": "mine"}, **KEY)
+    assert (endpoint.credential.static_secret(), endpoint.credential.describe()) == (
         Secret("mine"),
         "configuration",
     )
-    found = one({**there, "api_key_env": "MINE"}, **KEY, MINE="mine\n")
-    assert (found.credential.static_secret(), found.credential.describe()) == (
+    endpoint = one({**there, "api_key_env": "MINE"}, **KEY, MINE="mine\n")
+    assert (endpoint.credential.static_secret(), endpoint.credential.describe()) == (
         Secret("mine"),
         "environment variable MINE",
     )
-    found = one({**there, "api_key": lambda: "mine"}, **KEY)
-    assert (found.credential.kind, found.credential.describe()) == ("token", "token provider")
+    endpoint = one({**there, "api_key": lambda: "mine"}, **KEY)
+    assert (endpoint.credential.kind, endpoint.credential.describe()) == ("token", "token provider")
     place = {"LLMOPT_PROVIDERS__ACME__BASE_URL": "https://mine.example"}
-    found = one({}, **KEY, **place, LLMOPT_PROVIDERS__ACME__API_KEY="mine")
-    assert found.credential.static_secret() == Secret("mine")
+    endpoint = one({}, **KEY, **place, LLMOPT_PROVIDERS__ACME__API_KEY="mine")
+    assert endpoint.credential.static_secret() == Secret("mine")
 
 
-def test_a_key_set_for_an_entry_by_a_variable_does_not_follow_a_program_elsewhere() -> None:
-    """The variable and the base URL come from different layers, so nothing says that they belong together."""
-    found = one({"base_url": "https://mine.example"}, LLMOPT_PROVIDERS__ACME__API_KEY=CANARY)
-    assert fault(found.credential.static_secret).startswith(
+def test_a_key_from_a_variable_is_not_sent_to_a_base_url_from_the_program() -> None:
+    """Variable and base URL come from different layers, so they may not belong together."""
+    endpoint = one({"base_url": "https://mine.example"}, LLMOPT_PROVIDERS__ACME__API_KEY=CANARY)
+    assert fault(endpoint.credential.static_secret).startswith(
         "providers.acme: set api_key or api_key_env in providers.acme"
     )
 
 
-def test_endpoints_have_keys_of_their_own_or_share_the_entry_s() -> None:
-    """Both ways of giving a key in an endpoint end the entry's."""
-    found = endpoints(
+def test_an_endpoint_has_its_own_key_or_that_of_the_entry() -> None:
+    """Either way of configuring a key in an endpoint replaces the entry's."""
+    endpoint = endpoints(
         {
             "api_key": "shared",
             "endpoints": [
@@ -363,15 +361,15 @@ def test_endpoints_have_keys_of_their_own_or_share_the_entry_s() -> None:
         },
         OWN="third",
     )
-    assert [each.credential.static_secret() for each in found] == [
+    assert [each.credential.static_secret() for each in endpoint] == [
         Secret("shared"),
         Secret("own"),
         Secret("third"),
     ]
 
 
-def test_each_endpoint_is_judged_by_its_own_place() -> None:
-    """One may get the key of the environment, the other not."""
+def test_each_endpoint_is_judged_by_its_own_base_url() -> None:
+    """One may get the key of the environment while another does not."""
     own, foreign = endpoints({"endpoints": [{}, {"base_url": "https://evil.example"}]}, **KEY)
     assert own.credential.static_secret() == Secret(CANARY)
     assert fault(foreign.credential.static_secret).startswith(
@@ -379,54 +377,54 @@ def test_each_endpoint_is_judged_by_its_own_place() -> None:
     )
 
 
-def test_a_missing_key_is_told_when_it_is_asked_for() -> None:
-    """Listing providers works without; the message names every variable that would do."""
-    found = one({}, ACME_API_KEY="")
-    assert found.credential.describe() == "none"
-    assert fault(found.credential.static_secret) == (
+def test_a_missing_key_is_an_error_only_when_it_is_needed() -> None:
+    """Listing providers works without; the message names every variable that can hold the key."""
+    endpoint = one({}, ACME_API_KEY="")
+    assert endpoint.credential.describe() == "none"
+    assert fault(endpoint.credential.static_secret) == (
         "providers.acme: there is no key; set the environment variable ACME_API_KEY or ACME_KEY, "
         "or api_key or api_key_env in providers.acme."
     )
-    told = fault(one({}, Profile(base_url="https://a.example")).credential.static_secret)
-    assert told == "providers.acme: there is no key; set api_key or api_key_env in providers.acme."
+    message = fault(one({}, Profile(base_url="https://a.example")).credential.static_secret)
+    assert message == "providers.acme: there is no key; set api_key or api_key_env in providers.acme."
 
 
-def test_the_first_variable_that_holds_something_wins() -> None:
-    """In the order of the profile; an empty one counts as not set."""
+def test_the_first_variable_that_is_not_empty_wins() -> None:
+    """In the order of the profile."""
     assert one({}, ACME_API_KEY="", ACME_KEY="second").credential.static_secret() == Secret("second")
     assert one({}, ACME_API_KEY="first", ACME_KEY="second").credential.static_secret() == Secret("first")
 
 
-def test_a_named_variable_that_is_not_set_is_told_by_name() -> None:
-    """Also where the provider would do without a key: the user wants one sent."""
-    found = one({"api_key_env": "MINE"}, evolve(ACME, key_required=False), **KEY)
-    assert fault(found.credential.static_secret) == (
+def test_an_unset_variable_of_api_key_env_is_an_error_with_its_name() -> None:
+    """Also where the provider needs no key: the user wants one to be sent."""
+    endpoint = one({"api_key_env": "MINE"}, evolve(ACME, key_required=False), **KEY)
+    assert fault(endpoint.credential.static_secret) == (
         "providers.acme: api_key_env names the environment variable MINE, which is not set."
     )
 
 
 @pytest.mark.row("S01")
 @pytest.mark.parametrize("key", [CANARY, "0123456789abcdef0123456789abcdef", "AbC123xyz"])
-def test_a_key_in_the_place_of_a_variable_s_name_is_not_shown(key: str) -> None:
-    """A mistake that is easily made; what does not look like a variable's name stays hidden."""
+def test_a_key_in_place_of_a_variables_name_is_not_shown(key: str) -> None:
+    """The error shows only what looks like the name of a variable."""
 
     def call() -> None:
-        found = one({"api_key_env": key})
-        assert key not in repr(found)
-        found.credential.static_secret()
+        endpoint = one({"api_key_env": key})
+        assert key not in repr(endpoint)
+        endpoint.credential.static_secret()
 
     assert key not in fault(call)
     if key != CANARY:
         assert key not in repr(load({"providers": {"acme": {"api_key_env": "a" + key}}}))
 
 
-def test_a_provider_that_needs_no_key_goes_without() -> None:
-    """Silently, but the doctor can tell that a key was held back."""
+def test_a_provider_that_needs_no_key_works_without_one() -> None:
+    """The doctor can still report that a key was not sent."""
     profile = evolve(ACME, key_required=False)
     assert one({}, profile).credential.static_secret() is None
-    found = one({"base_url": "http://localhost:8000"}, profile, **KEY)
-    assert found.credential.static_secret() is None
-    assert found.credential.describe() == "none (ACME_API_KEY is not sent to this base URL)"
+    endpoint = one({"base_url": "http://localhost:8000"}, profile, **KEY)
+    assert endpoint.credential.static_secret() is None
+    assert endpoint.credential.describe() == "none (ACME_API_KEY is not sent to this base URL)"
 
 
 @pytest.mark.row("S01")
@@ -436,10 +434,12 @@ def test_a_provider_that_needs_no_key_goes_without() -> None:
     ids=["break", "nul", "foreign", "long", "scheme"],
 )
 @pytest.mark.parametrize("keys", [{}, {"api_key_env": "ACME_API_KEY"}], ids=["profile", "named"])
-def test_a_variable_that_holds_no_key_is_told_unseen(keys: dict[str, str], key: str) -> None:
-    """With the name of the variable, and only when the key is asked for."""
-    found = one(keys, ACME_API_KEY=key)
-    assert fault(found.credential.static_secret).startswith(
+def test_an_invalid_key_in_a_variable_is_an_error_that_does_not_show_it(
+    keys: dict[str, str], key: str
+) -> None:
+    """It names the variable, and is raised only when the key is needed."""
+    endpoint = one(keys, ACME_API_KEY=key)
+    assert fault(endpoint.credential.static_secret).startswith(
         "providers.acme: environment variable ACME_API_KEY "
     )
-    assert CANARY not in repr(found)
+    assert CANARY not in repr(endpoint)

@@ -1,4 +1,4 @@
-"""Fuzzing of the configuration: a valid configuration or a ConfigError, and no key in the message."""
+"""Fuzz tests of the configuration: the result is valid or a ConfigError without any key in it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -51,7 +51,7 @@ values = st.recursive(
     max_leaves=12,
 )
 entries = st.dictionaries(st.sampled_from(KEYS), values, max_size=5) | values
-# A key may be put where keys belong, and by mistake into its neighbours.
+# A user may put a key into the wrong option.
 secrets = st.sampled_from([CANARY, f"{CANARY}\n", f"{CANARY} x", [CANARY], {"x-key": CANARY}])
 urls = st.sampled_from(
     [f"https://{CANARY}@host", f"https://host?{CANARY}", f"{CANARY}@", "https://a.example", "x"]
@@ -89,17 +89,17 @@ variables = st.dictionaries(
 )
 
 
-def checked(error: ConfigError) -> None:
+def assert_no_canary(error: ConfigError) -> None:
     assert CANARY not in f"{error}{error!r}{error.__cause__!r}{error.__context__!r}"
 
 
-def resolved(config: Config, environ: Mapping[str, str]) -> str:
+def resolve_all(config: Config, environ: Mapping[str, str]) -> str:
     shown = repr(config)
     for name in config.providers:
         try:
             found = resolve_endpoints(config.entry(name), PROFILE, client_flags=Flags(), environ=environ)
         except ConfigError as error:
-            checked(error)
+            assert_no_canary(error)
             continue
         for endpoint in found:
             shown += repr(endpoint)
@@ -109,41 +109,41 @@ def resolved(config: Config, environ: Mapping[str, str]) -> str:
             try:
                 endpoint.credential.static_secret()
             except ConfigError as error:
-                checked(error)
+                assert_no_canary(error)
     return shown
 
 
 @settings(max_examples=scaled(100, nightly=400), deadline=None)
 @given(source=configs, environ=variables)
-def test_any_mapping_and_any_variables(source: dict[str, Any], environ: dict[str, str]) -> None:
-    """Keys of every kind in every place, values of every kind under them."""
+def test_any_mapping_and_variables_give_a_configuration_or_an_error(
+    source: dict[str, Any], environ: dict[str, str]
+) -> None:
+    """Keys of every kind in every place, with values of every kind."""
     environ = {"ACME_API_KEY": CANARY, **environ, **NO_FILE}
     try:
         config = load_config(source, environ=environ)
     except ConfigError as error:
-        checked(error)
+        assert_no_canary(error)
         return
-    resolved(config, environ)
+    resolve_all(config, environ)
 
 
 @settings(max_examples=scaled(75, nightly=300), deadline=None)
 @given(keys=keyed)
-def test_any_entry_with_a_key_somewhere(keys: dict[str, Any]) -> None:
-    """It is in no error and in no repr."""
+def test_a_key_in_any_place_is_in_no_error_and_no_repr(keys: dict[str, Any]) -> None:
     try:
         config = structure({"providers": {"acme": keys}})
     except ConfigError as error:
-        checked(error)
+        assert_no_canary(error)
         return
-    assert CANARY not in resolved(config, {"ACME_API_KEY": CANARY})
+    assert CANARY not in resolve_all(config, {"ACME_API_KEY": CANARY})
 
 
 @settings(max_examples=scaled(75, nightly=300), deadline=None)
 @given(
     content=st.binary(max_size=60) | st.text(alphabet="[]{}=\"'\n\r.#,ab1 \\u", max_size=40).map(str.encode)
 )
-def test_any_file(content: bytes) -> None:
-    """A table, or what is wrong with the file."""
+def test_any_file_gives_a_table_or_an_error(content: bytes) -> None:
     found = _parse(content)
     assert isinstance(found, dict) or found.startswith("not ")
 
@@ -158,8 +158,8 @@ def test_any_file(content: bytes) -> None:
         st.text(alphabet="/.?#%@a\\", max_size=6),
     )
 )
-def test_any_base_url(text: str) -> None:
-    """Refused, or in a spelling that stays as it is."""
+def test_any_base_url_is_refused_or_normalised(text: str) -> None:
+    """Normalising it again changes nothing."""
     try:
         found = parse_base_url(text, path="p", entry="e", allow_http=True)
     except ConfigError:
@@ -177,7 +177,7 @@ def test_any_base_url(text: str) -> None:
     base=st.sampled_from(["{}", "{:#x}", "0{:o}"]),
 )
 def test_a_link_local_address_is_refused_in_any_spelling(address: int, dots: int, base: str) -> None:
-    """Every form that libc's inet_aton would read."""
+    """In every form that inet_aton reads."""
     parts = [(address >> 8 * (3 - index)) & 0xFF for index in range(dots)]
     parts.append(address & ((1 << 8 * (4 - dots)) - 1))
     host = ".".join(base.format(part) for part in parts)

@@ -33,7 +33,7 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def files(nowhere: Path) -> dict[str, Path]:
-    """A file in every place where one is looked for; each sets another rate."""
+    """Write a file into every searched place; each sets another rate."""
     home = nowhere.parent / "home" / "llmopt" / "llmopt.toml"
     places = {
         "here": nowhere / "llmopt.toml",
@@ -46,13 +46,12 @@ def files(nowhere: Path) -> dict[str, Path]:
     return places
 
 
-def test_without_any_file_nothing_is_configured() -> None:
-    """That is no error."""
+def test_without_a_file_the_configuration_is_empty() -> None:
     assert load_config(environ={}) == Config()
 
 
-def test_the_nearest_file_is_the_one_that_counts(files: dict[str, Path]) -> None:
-    """Argument, then LLMOPT_CONFIG, then the current directory, then the user's folder; one file only."""
+def test_the_first_file_in_the_search_order_is_the_only_one_read(files: dict[str, Path]) -> None:
+    """Argument, LLMOPT_CONFIG, current directory, the user's folder."""
     named = {"LLMOPT_CONFIG": str(files["named"])}
     assert rpm(load_config(str(files["given"]), environ=named)) == 4
     assert rpm(load_config(files["given"], environ=named)) == 4
@@ -64,29 +63,28 @@ def test_the_nearest_file_is_the_one_that_counts(files: dict[str, Path]) -> None
     assert rpm(load_config(environ={})) is None
 
 
-def test_a_mapping_goes_over_the_environment_and_that_over_the_file(files: dict[str, Path]) -> None:
-    """Each layer overrides the keys it names, and no others."""
+def test_a_mapping_overrides_the_environment_which_overrides_the_file(files: dict[str, Path]) -> None:
+    """Each layer overrides only the keys that it has."""
     write(
         files["here"],
         "[providers.acme]\nrpm = 1\ntpm = 1\nmax_retries = 1\n[providers.acme.timeouts]\nread = 1\n",
     )
     environ = {"LLMOPT_PROVIDERS__ACME__TPM": "2", "LLMOPT_PROVIDERS__ACME__MAX_RETRIES": "2"}
-    found = load_config(
+    loaded = load_config(
         {"providers": {"acme": {"max_retries": 3, "timeouts": {"connect": 3}}}}, environ=environ
     )
-    entry = found.entry("acme")
+    entry = loaded.entry("acme")
     assert (entry.rpm, entry.tpm, entry.max_retries) == (1, 2, 3)
     assert (entry.timeouts.read, entry.timeouts.connect) == (1, 3)
 
 
-def test_a_finished_configuration_is_taken_as_it_is(files: dict[str, Path]) -> None:
-    """No layer goes over or under it."""
+def test_a_config_object_is_used_unchanged(files: dict[str, Path]) -> None:
+    """No layer is merged with it."""
     config = Config(providers={"acme": ProviderEntry(rpm=9)})
     assert load_config(config, environ={"LLMOPT_PROVIDERS__ACME__RPM": "5"}) is config
 
 
-def test_a_file_of_the_design_is_read(nowhere: Path) -> None:
-    """The example of the documentation."""
+def test_the_example_of_the_documentation_is_valid(nowhere: Path) -> None:
     write(
         nowhere / "llmopt.toml",
         """
@@ -107,26 +105,26 @@ def test_a_file_of_the_design_is_read(nowhere: Path) -> None:
         rpm = { default = 100, small = 10 }
         """,
     )
-    found = load_config(environ={})
-    assert found.flags == {"coalesce": False}
-    assert found.entry("my-vllm").plugin_name == "local"
-    east, west = found.entry("azure").endpoints
+    loaded = load_config(environ={})
+    assert loaded.flags == {"coalesce": False}
+    assert loaded.entry("my-vllm").plugin_name == "local"
+    east, west = loaded.entry("azure").endpoints
     assert (east.weight, west.rpm) == (2.0, {"default": 100.0, "small": 10.0})
-    assert found.entry("azure").options == {"api_version": "2024-10-21"}
+    assert loaded.entry("azure").options == {"api_version": "2024-10-21"}
 
 
-def test_a_fault_in_a_file_names_the_file(nowhere: Path) -> None:
-    """And a fault in the environment names the environment."""
+def test_an_error_in_a_file_names_the_file(nowhere: Path) -> None:
+    """An error in a variable names the environment."""
     write(nowhere / "llmopt.toml", "[providers.acme]\nrpm = true\n")
-    told = fault(lambda: load_config(environ={}))
-    assert told == "llmopt.toml: providers.acme.rpm: expected a number above 0, got true or false."
+    message = fault(lambda: load_config(environ={}))
+    assert message == "llmopt.toml: providers.acme.rpm: expected a number above 0, got true or false."
     environ = {"LLMOPT_CONFIG": os.devnull, "LLMOPT_PROVIDERS__ACME__RPM": "many"}
-    told = fault(lambda: load_config(environ=environ))
-    assert told == "environment: providers.acme.rpm: expected a number above 0, got text."
+    message = fault(lambda: load_config(environ=environ))
+    assert message == "environment: providers.acme.rpm: expected a number above 0, got text."
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b"a = 1\n[providers.acme]\nrpm = = 5\n", "line 3"),
         (b"[providers.acme]\nrpm = [1,\n2,\n", "line 3, the end of the document"),
@@ -139,22 +137,20 @@ def test_a_fault_in_a_file_names_the_file(nowhere: Path) -> None:
         (f"[providers.acme]\napi_key = {CANARY}\n".encode(), "line 2"),
     ],
 )
-def test_a_file_that_is_not_toml_names_its_line(nowhere: Path, content: bytes, told: str) -> None:
-    """And shows nothing of what stands there."""
+def test_a_syntax_error_names_the_line(nowhere: Path, content: bytes, reason: str) -> None:
+    """And shows no content of the file."""
     (nowhere / "llmopt.toml").write_bytes(content)
     message = fault(lambda: load_config(environ={}))
     assert message.startswith("llmopt.toml: not ")
-    assert told in message
+    assert reason in message
 
 
-def test_a_file_from_windows_is_read(nowhere: Path) -> None:
-    """A byte order mark and CR LF are no part of the content."""
+def test_a_file_with_byte_order_mark_and_crlf_is_read(nowhere: Path) -> None:
     (nowhere / "llmopt.toml").write_bytes(b"\xef\xbb\xbf[providers.acme]\r\nrpm = 5\r\n")
     assert rpm(load_config(environ={})) == 5
 
 
-def test_a_named_file_must_be_there(nowhere: Path) -> None:
-    """Whoever names a file wants it read."""
+def test_a_named_file_must_exist(nowhere: Path) -> None:
     for call in (
         lambda: load_config("missing.toml", environ={}),
         lambda: load_config(Path("missing.toml"), environ={}),
@@ -167,8 +163,7 @@ def test_a_named_file_must_be_there(nowhere: Path) -> None:
     assert "cannot be read" in fault(lambda: load_config("~nobody-of-this-name/x.toml", environ={}))
 
 
-def test_a_file_that_may_not_be_read_is_told(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not passed over in silence."""
+def test_an_unreadable_file_is_an_error(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(nowhere / "llmopt.toml", "")
 
     def refuse(*_: object) -> None:
@@ -179,20 +174,19 @@ def test_a_file_that_may_not_be_read_is_told(nowhere: Path, monkeypatch: pytest.
 
 
 def test_a_huge_file_is_not_read(nowhere: Path) -> None:
-    """A configuration has no five megabytes."""
+    """No configuration has five megabytes."""
     (nowhere / "llmopt.toml").write_bytes(b"#" * 5_000_000)
     assert "is larger than" in fault(lambda: load_config(environ={}))
 
 
 @pytest.mark.parametrize("source", [5, b"llmopt.toml", ["x"], object(), 1.5, True])
-def test_a_source_of_another_kind_is_refused(source: object) -> None:
-    """Bytes are no path, and a number is no file."""
-    told = fault(lambda: load_config(source, environ={}))  # type: ignore[arg-type]
-    assert told.startswith("config: expected a mapping, a path or a Config, got ")
+def test_a_source_of_another_type_is_an_error(source: object) -> None:
+    message = fault(lambda: load_config(source, environ={}))  # type: ignore[arg-type]
+    assert message.startswith("config: expected a mapping, a path or a Config, got ")
 
 
 def test_a_traceback_with_local_variables_shows_no_key(nowhere: Path) -> None:
-    """Whoever logs frames with their variables logs no key that came from a file or a variable."""
+    """Some loggers record the variables of each frame."""
     write(nowhere / "llmopt.toml", f"[providers.acme]\napi_key = '{CANARY}'\nrpm = true\n")
     environ = Environment({"ACME_API_KEY": CANARY})
     with pytest.raises(ConfigError, match="rpm") as caught:
@@ -211,11 +205,11 @@ def with_locals(error: BaseException) -> str:
     return shown
 
 
-class TestEntryOfTwoLayers:
-    """A key belongs to the place that it was given for."""
+class TestEntryInTwoLayers:
+    """A key belongs to the base URL that it was configured with."""
 
     def merged(self, nowhere: Path, lower: str, keys: dict[str, object]) -> ProviderEntry:
-        """An entry ``acme`` of a file with these keys over it."""
+        """The entry ``acme`` of a file, overridden by these keys."""
         write(nowhere / "llmopt.toml", f"[providers.acme]\n{lower}")
         return load_config({"providers": {"acme": keys}}, environ={}).entry("acme")
 
@@ -229,29 +223,33 @@ class TestEntryOfTwoLayers:
             {"plugin": "other"},
         ],
     )
-    def test_a_key_stays_behind_when_a_higher_layer_goes_elsewhere(
+    def test_a_key_is_dropped_when_a_higher_layer_changes_the_base_url(
         self, nowhere: Path, key: str, keys: dict[str, object]
     ) -> None:
-        """Neither the key nor the headers nor the leave to go unencrypted travel along."""
+        """So are the headers and allow_http."""
         lower = f"{key}\nbase_url = 'https://mine.example'\nallow_http = true\nrpm = 5\nheaders = {{ x-secret = 'y' }}"
-        found = self.merged(nowhere, lower, keys)
-        assert (found.api_key, found.api_key_env, found.headers, found.allow_http) == (None, None, {}, None)
-        assert found.rpm == 5
+        entry = self.merged(nowhere, lower, keys)
+        assert (
+            entry.api_key,
+            entry.api_key_env,
+            entry.headers,
+            entry.allow_http,
+        ) == (None, None, {}, None)
+        assert entry.rpm == 5
 
-    def test_the_environment_sends_a_file_s_key_nowhere_else_either(self, nowhere: Path) -> None:
+    def test_a_variable_does_not_send_a_files_key_to_another_base_url(self, nowhere: Path) -> None:
         """The rule holds between any two layers."""
         write(nowhere / "llmopt.toml", f"[providers.acme]\napi_key = '{CANARY}'\n")
         environ = {"LLMOPT_PROVIDERS__ACME__BASE_URL": "https://other.example"}
         assert load_config(environ=environ).entry("acme").api_key is None
 
-    def test_a_key_given_with_the_new_place_is_the_one_used(self, nowhere: Path) -> None:
-        """Whichever of the two ways of giving it is used."""
+    def test_a_key_configured_with_the_new_base_url_is_used(self, nowhere: Path) -> None:
+        """In either of the two ways to configure it."""
         lower = "api_key = 'old'\nbase_url = 'https://mine.example'"
-        found = self.merged(nowhere, lower, {"base_url": "https://other.example", "api_key_env": "NEW"})
-        assert (found.api_key, found.api_key_env) == (None, "NEW")
+        entry = self.merged(nowhere, lower, {"base_url": "https://other.example", "api_key_env": "NEW"})
+        assert (entry.api_key, entry.api_key_env) == (None, "NEW")
 
-    def test_the_same_place_said_again_keeps_the_key(self, nowhere: Path) -> None:
-        """Nothing goes elsewhere then."""
+    def test_the_same_base_url_in_a_higher_layer_keeps_the_key(self, nowhere: Path) -> None:
         lower = "api_key = 'old'\nbase_url = 'https://mine.example'"
         same: list[dict[str, object]] = [
             {"base_url": "https://mine.example"},
@@ -262,32 +260,32 @@ class TestEntryOfTwoLayers:
         for keys in same:
             assert self.merged(nowhere, lower, keys).api_key == Secret("old")
 
-    def test_a_key_for_a_lower_layer_s_place_is_used_there(self, nowhere: Path) -> None:
-        """A file says where, the program says with which key."""
-        found = self.merged(
+    def test_a_higher_layer_can_set_the_key_of_a_lower_layers_base_url(self, nowhere: Path) -> None:
+        """The file has the URL, and the program the key."""
+        entry = self.merged(
             nowhere, "base_url = 'https://mine.example'\napi_key_env = 'X'", {"api_key": "new"}
         )
-        assert (found.base_url, found.api_key, found.api_key_env) == (
+        assert (entry.base_url, entry.api_key, entry.api_key_env) == (
             "https://mine.example",
             Secret("new"),
             None,
         )
 
-    def test_a_base_url_ends_the_lower_layer_s_endpoints(self, nowhere: Path) -> None:
-        """They would win over it otherwise."""
+    def test_a_base_url_removes_the_endpoints_of_a_lower_layer(self, nowhere: Path) -> None:
+        """They would override it otherwise."""
         lower = "endpoints = [{ base_url = 'https://mine.example', api_key = 'old' }]"
         assert self.merged(nowhere, lower, {"base_url": "https://other.example"}).endpoints == ()
 
     def test_endpoints_are_replaced_as_a_whole(self, nowhere: Path) -> None:
-        """Their positions mean nothing across layers."""
+        """Positions in two lists do not correspond."""
         lower = "endpoints = [{ base_url = 'https://a.example', api_key = 'old' }, { base_url = 'https://b.example' }]"
-        found = self.merged(nowhere, lower, {"endpoints": [{"base_url": "https://a.example", "weight": 2}]})
-        assert [(each.base_url, each.weight, each.api_key) for each in found.endpoints] == [
+        entry = self.merged(nowhere, lower, {"endpoints": [{"base_url": "https://a.example", "weight": 2}]})
+        assert [(each.base_url, each.weight, each.api_key) for each in entry.endpoints] == [
             ("https://a.example", 2.0, None)
         ]
 
     def test_tables_are_merged_key_by_key(self, nowhere: Path) -> None:
-        """Header names without regard to case; a number ends a table and a table a number."""
+        """Header names match without regard to case; a number replaces a table and a table a number."""
         lower = "headers = { X-A = '1', X-B = '1' }\nrpm = { a = 1, b = 1 }\nflags = { retry = false }\ntpm = 5\nmore = { x = 1, y = { z = 1 } }"
         keys = {
             "headers": {"x-a": "2"},
@@ -296,31 +294,31 @@ class TestEntryOfTwoLayers:
             "tpm": {"a": 1},
             "more": {"y": {"w": 2}},
         }
-        found = self.merged(nowhere, lower, keys)
-        assert found.headers == {"x-a": "2", "x-b": "1"}
-        assert found.rpm == {"a": 2.0, "b": 1.0}
-        assert found.flags == {"retry": False, "cache": False}
-        assert found.tpm == {"a": 1.0}
-        assert found.options == {"more": {"x": 1, "y": {"z": 1, "w": 2}}}
+        entry = self.merged(nowhere, lower, keys)
+        assert entry.headers == {"x-a": "2", "x-b": "1"}
+        assert entry.rpm == {"a": 2.0, "b": 1.0}
+        assert entry.flags == {"retry": False, "cache": False}
+        assert entry.tpm == {"a": 1.0}
+        assert entry.options == {"more": {"x": 1, "y": {"z": 1, "w": 2}}}
         assert self.merged(nowhere, lower, {"rpm": 7}).rpm == 7.0
 
 
-# Variables that begin with LLMOPT_.
+# Variables whose names begin with LLMOPT_.
 
 
-def test_flags_are_switched_by_variables() -> None:
-    """In the spellings that people use for true and false."""
+def test_variables_switch_flags() -> None:
+    """In the common spellings of true and false."""
     for text in ("false", "False", "0", "no", "OFF", " false "):
         assert load({}, LLMOPT_FLAGS__RETRY=text).flags == {"retry": False}
     for text in ("true", "TRUE", "1", "yes", "on"):
         assert load({}, LLMOPT_FLAGS__RETRY=text).flags == {"retry": True}
-    told = fault(lambda: load({}, LLMOPT_FLAGS__RETRY="maybe"))
-    assert told == "environment: flags.retry: expected true or false, got text."
+    message = fault(lambda: load({}, LLMOPT_FLAGS__RETRY="maybe"))
+    assert message == "environment: flags.retry: expected true or false, got text."
 
 
-def test_values_become_what_their_key_wants() -> None:
-    """A number where a number is wanted, text where text is, even if it looks like a number."""
-    found = load(
+def test_a_variable_is_converted_to_the_type_of_its_key() -> None:
+    """To a number for a number; text stays text even if it looks like a number."""
+    loaded = load(
         {},
         LLMOPT_PROVIDERS__ACME__RPM="1_000",
         LLMOPT_PROVIDERS__ACME__MAX_RETRIES="5",
@@ -333,46 +331,46 @@ def test_values_become_what_their_key_wants() -> None:
         LLMOPT_CACHE="false",
         LLMOPT_CACHE_DIR="/tmp/cache",
     )
-    entry = found.entry("acme")
+    entry = loaded.entry("acme")
     assert (entry.rpm, entry.max_retries, entry.timeouts.read) == (1000.0, 5, 1.5)
     assert (entry.tpm, entry.compress_requests) == ({"default": 3000.0}, True)
     assert (entry.api_key, entry.plugin) == (Secret("12345"), "5")
     assert entry.headers == {"x-team-name": "true"}
-    assert (found.cache, found.cache_dir) == (False, "/tmp/cache")
+    assert (loaded.cache, loaded.cache_dir) == (False, "/tmp/cache")
 
 
 @pytest.mark.parametrize(
     "text", ["many", "nan", "inf", "-1", "0", "true", "[1]", "1\n2", "9" * 5000, "{}", "''"]
 )
-def test_a_variable_that_spells_no_sensible_number_is_refused(text: str) -> None:
-    """With the path of the key, and in no way that evaluates the text."""
-    told = fault(lambda: load({}, LLMOPT_PROVIDERS__ACME__RPM=text))
-    assert told.startswith("environment: providers.acme.rpm: expected a number above 0, got ")
+def test_an_invalid_number_in_a_variable_is_an_error(text: str) -> None:
+    """With the path of the key; the text is never evaluated."""
+    message = fault(lambda: load({}, LLMOPT_PROVIDERS__ACME__RPM=text))
+    assert message.startswith("environment: providers.acme.rpm: expected a number above 0, got ")
 
 
 @pytest.mark.parametrize("name", ["MY_VLLM", "my_vllm", "My-Vllm"])
-def test_a_known_entry_is_found_without_regard_to_case_and_dashes(name: str) -> None:
-    """Shells know no - in the name of a variable."""
-    found = load({"providers": {"my-vllm": {}}}, **{f"LLMOPT_PROVIDERS__{name}__RPM": "5"})
-    assert list(found.providers) == ["my-vllm"]
-    assert found.entry("my-vllm").rpm == 5.0
+def test_a_variable_matches_an_entry_without_regard_to_case_and_dashes(name: str) -> None:
+    """Names of variables cannot contain a dash."""
+    loaded = load({"providers": {"my-vllm": {}}}, **{f"LLMOPT_PROVIDERS__{name}__RPM": "5"})
+    assert list(loaded.providers) == ["my-vllm"]
+    assert loaded.entry("my-vllm").rpm == 5.0
 
 
-def test_an_unknown_entry_is_made() -> None:
+def test_a_variable_can_create_an_entry() -> None:
     """A container may be configured by variables alone."""
-    found = load({}, LLMOPT_PROVIDERS__VLLM_A__PLUGIN="local", LLMOPT_PROVIDERS__VLLM_A__RPM="5")
-    assert (found.entry("vllm_a").plugin_name, found.entry("vllm_a").rpm) == ("local", 5.0)
+    loaded = load({}, LLMOPT_PROVIDERS__VLLM_A__PLUGIN="local", LLMOPT_PROVIDERS__VLLM_A__RPM="5")
+    assert (loaded.entry("vllm_a").plugin_name, loaded.entry("vllm_a").rpm) == ("local", 5.0)
 
 
-def test_a_name_with_two_underscores_is_found_whole() -> None:
-    """The longest name of an entry that fits is the one meant."""
+def test_the_longest_matching_entry_name_wins() -> None:
+    """For names with two underscores."""
     config: dict[str, Any] = {"providers": {"a": {}, "a__b": {}}}
-    found = load(config, LLMOPT_PROVIDERS__A__B__RPM="5", LLMOPT_PROVIDERS__A__TPM="6")
-    assert (found.entry("a__b").rpm, found.entry("a").tpm) == (5.0, 6.0)
+    loaded = load(config, LLMOPT_PROVIDERS__A__B__RPM="5", LLMOPT_PROVIDERS__A__TPM="6")
+    assert (loaded.entry("a__b").rpm, loaded.entry("a").tpm) == (5.0, 6.0)
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         ({"LLMOPT_PROVIDER__ACME__RPM": "5"}, "unknown key; did you mean providers?"),
         ({"LLMOPT_FLAG__RETRY": "0"}, "unknown key; did you mean flags?"),
@@ -398,13 +396,13 @@ def test_a_name_with_two_underscores_is_found_whole() -> None:
         ({"LLMOPT_PROVIDERS__A__API_KEY": f"{CANARY} x"}, "providers.a.api_key: "),
     ],
 )
-def test_a_variable_that_names_no_key_is_refused(variables: dict[str, str], told: str) -> None:
-    """A typing error must not pass for a setting."""
-    assert told in fault(lambda: load({}, **variables))
+def test_a_variable_without_a_valid_key_is_an_error(variables: dict[str, str], message: str) -> None:
+    """A typing error must not be ignored."""
+    assert message in fault(lambda: load({}, **variables))
 
 
-def test_two_entries_that_look_alike_to_a_shell_are_told_apart_by_an_error() -> None:
-    """Only when a variable might mean either."""
+def test_a_variable_that_matches_two_entries_is_an_error() -> None:
+    """Without such a variable both entries work."""
     config: dict[str, Any] = {"providers": {"a-b": {}, "a_b": {}}}
     assert load(config).providers.keys() == {"a-b", "a_b"}
     assert "this matches the entries a-b and a_b" in fault(
@@ -412,16 +410,16 @@ def test_two_entries_that_look_alike_to_a_shell_are_told_apart_by_an_error() -> 
     )
 
 
-def test_variables_of_others_and_empty_ones_are_passed_over() -> None:
-    """The prefix with a single underscore is not ours alone."""
-    found = load(
+def test_empty_and_unrelated_variables_are_ignored() -> None:
+    """Other programs may use the prefix with a single underscore."""
+    loaded = load(
         {}, LLMOPT_LOG="x", PATH="x", LLMOPT_FLAGS__RETRY="", LLMOPT_CACHE="", LLMOPT_PROVIDERS__A__RPM=""
     )
-    assert found == load({})
+    assert loaded == load({})
 
 
-def test_a_plugin_s_option_from_a_variable_gets_its_declared_type() -> None:
-    """Its type is known only when the plugin's profile is."""
+def test_a_plugins_option_from_a_variable_gets_its_declared_type() -> None:
+    """The type is known once the plugin's profile is."""
     profile = Profile(
         base_url="https://a.example",
         options=(
@@ -430,28 +428,28 @@ def test_a_plugin_s_option_from_a_variable_gets_its_declared_type() -> None:
             Option(name="strict", type=bool),
         ),
     )
-    found = one(
+    loaded = one(
         {},
         profile,
         LLMOPT_PROVIDERS__ACME__SIZE="5",
         LLMOPT_PROVIDERS__ACME__RATIO="2",
         LLMOPT_PROVIDERS__ACME__STRICT="no",
     )
-    assert found.options == {"size": 5, "ratio": 2.0, "strict": False}
-    told = fault(lambda: one({}, profile, LLMOPT_PROVIDERS__ACME__SIZE="five"))
-    assert told == (
+    assert loaded.options == {"size": 5, "ratio": 2.0, "strict": False}
+    message = fault(lambda: one({}, profile, LLMOPT_PROVIDERS__ACME__SIZE="five"))
+    assert message == (
         "providers.acme.size (environment variable LLMOPT_PROVIDERS__ACME__SIZE): expected a whole number, got text."
     )
 
 
-def test_text_of_a_variable_does_not_show_itself() -> None:
+def test_repr_of_a_variables_text_does_not_show_it() -> None:
     """It may be a key."""
     text = EnvText(CANARY, "ACME_KEY")
     assert repr(text) == "EnvText('***', variable='ACME_KEY')"
     assert text == CANARY
 
 
-# Reading a configuration costs what it needs and no more.
+# The cost of an import.
 
 SLOW = (
     "aiohttp",
@@ -469,7 +467,7 @@ FOLDER = Path(llmopt.config.resolve.__file__).parent
 
 
 def imported(code: str) -> set[str]:
-    """Which of the slow modules a fresh interpreter has imported after this code."""
+    """The slow modules that a fresh interpreter has loaded after this code."""
     core = str(FOLDER.parents[1])
     code = f"import sys; sys.path.insert(0, {core!r}); {code}; print(*sys.modules)"
     done = subprocess.run(
@@ -479,7 +477,6 @@ def imported(code: str) -> set[str]:
 
 
 def test_importing_the_package_imports_nothing_slow() -> None:
-    """Everything slow waits until it is needed."""
     modules = ", ".join(f"llmopt.config.{path.stem}" for path in FOLDER.glob("[a-z]*.py"))
     assert imported(f"import {modules}") == set()
 

@@ -28,8 +28,8 @@ OPTIONS = evolve(
 )
 
 
-def test_an_unconfigured_entry_is_its_profile() -> None:
-    """Every value comes from the plugin, the rest is off or unlimited."""
+def test_an_empty_entry_has_the_values_of_its_profile() -> None:
+    """All others are off or unlimited."""
     profile = Profile(
         base_url="https://api.acme.example/v1/",
         key_required=False,
@@ -45,14 +45,14 @@ def test_an_unconfigured_entry_is_its_profile() -> None:
         tpm=14,
         compress_requests=True,
     )
-    (found,) = resolve_endpoints(ProviderEntry(name="a"), profile, client_flags=Flags(), environ={})
-    assert found == Endpoint(
+    (endpoint,) = resolve_endpoints(ProviderEntry(name="a"), profile, client_flags=Flags(), environ={})
+    assert endpoint == Endpoint(
         provider="a",
         plugin="a",
         path="providers.a",
         base_url="https://api.acme.example/v1",
         origin="https://api.acme.example",
-        credential=found.credential,
+        credential=endpoint.credential,
         auth="api-key",
         headers={"x-version": "1"},
         timeouts=profile.timeouts,
@@ -61,16 +61,16 @@ def test_an_unconfigured_entry_is_its_profile() -> None:
         pool_size=10,
         max_concurrency=10,
         keepalive=12,
-        rpm=found.rpm,
-        tpm=found.tpm,
+        rpm=endpoint.rpm,
+        tpm=endpoint.tpm,
         compress_requests=True,
     )
-    assert (found.rpm.get("m"), found.tpm.get("m")) == (13, 14)
-    assert found.credential.static_secret() is None
+    assert (endpoint.rpm.get("m"), endpoint.tpm.get("m")) == (13, 14)
+    assert endpoint.credential.static_secret() is None
 
 
-def test_the_entry_goes_over_the_profile_and_the_endpoint_over_the_entry() -> None:
-    """Key by key, tables too."""
+def test_an_endpoint_overrides_its_entry_which_overrides_the_profile() -> None:
+    """Key by key, in tables too."""
     keys: dict[str, Any] = {
         "max_retries": 5,
         "keepalive": 5,
@@ -109,20 +109,19 @@ def test_the_entry_goes_over_the_profile_and_the_endpoint_over_the_entry() -> No
     assert (first.path, second.path) == ("providers.acme.endpoints[0]", "providers.acme.endpoints[1]")
 
 
-def test_a_false_or_zero_in_an_endpoint_is_a_value() -> None:
-    """It overrides what is true or more."""
+def test_false_and_zero_in_an_endpoint_override_the_entry() -> None:
     keys = {
         "compress_requests": True,
         "max_retries": 3,
         "keepalive": 5,
         "endpoints": [{"compress_requests": False, "max_retries": 0, "keepalive": 0}],
     }
-    found = one(keys)
-    assert (found.compress_requests, found.max_retries, found.keepalive) == (False, 0, 0.0)
+    endpoint = one(keys)
+    assert (endpoint.compress_requests, endpoint.max_retries, endpoint.keepalive) == (False, 0, 0.0)
 
 
 def test_one_plugin_serves_several_entries() -> None:
-    """Each with its own name, place and key."""
+    """Each with its own name, base URL and key."""
     config = load(
         {
             "providers": {
@@ -133,20 +132,19 @@ def test_one_plugin_serves_several_entries() -> None:
         }
     )
     profile = Profile(base_url="http://127.0.0.1:3/v1", key_required=False)
-    found = [
+    endpoint = [
         resolve_endpoints(config.entry(name), profile, client_flags=Flags(), environ={})[0]
         for name in ("a", "b", "local")
     ]
-    assert [each.provider for each in found] == ["a", "b", "local"]
-    assert {each.plugin for each in found} == {"local"}
-    assert [each.base_url for each in found] == [f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3)]
-    assert [each.credential.static_secret() for each in found] == [Secret("ka"), None, None]
+    assert [each.provider for each in endpoint] == ["a", "b", "local"]
+    assert {each.plugin for each in endpoint} == {"local"}
+    assert [each.base_url for each in endpoint] == [f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3)]
+    assert [each.credential.static_secret() for each in endpoint] == [Secret("ka"), None, None]
 
 
-def test_the_flags_of_an_entry_win_over_those_of_the_client() -> None:
-    """The nearer one to the request decides."""
-    found = one({"flags": {"retry": True}}, LLMOPT_FLAGS__RETRY="0", LLMOPT_FLAGS__CACHE="0")
-    assert (found.flags.retry, found.flags.cache, found.flags.breaker) == (True, False, True)
+def test_the_flags_of_an_entry_override_those_of_the_client() -> None:
+    endpoint = one({"flags": {"retry": True}}, LLMOPT_FLAGS__RETRY="0", LLMOPT_FLAGS__CACHE="0")
+    assert (endpoint.flags.retry, endpoint.flags.cache, endpoint.flags.breaker) == (True, False, True)
 
 
 @pytest.mark.parametrize(
@@ -160,16 +158,16 @@ def test_the_flags_of_an_entry_win_over_those_of_the_client() -> None:
         ({"pool_size": 50, "endpoints": [{"max_concurrency": 100}]}, 50, 50),
     ],
 )
-def test_there_are_never_more_requests_in_flight_than_connections(
+def test_max_concurrency_never_exceeds_the_pool_size(
     keys: dict[str, Any], concurrency: int, pool: int
 ) -> None:
-    """A wish for more requests brings the connections along, unless those are limited in so many words."""
-    found = one(keys)
-    assert (found.max_concurrency, found.pool_size) == (concurrency, pool)
+    """A higher max_concurrency raises the pool size, unless that is configured."""
+    endpoint = one(keys)
+    assert (endpoint.max_concurrency, endpoint.pool_size) == (concurrency, pool)
 
 
-def test_a_read_timeout_alone_bounds_every_attempt() -> None:
-    """A catalogue is not waited for longer than before, a model is not given less time to load."""
+def test_a_read_timeout_bounds_the_other_timeouts() -> None:
+    """It can shorten the timeout of a catalog, and lengthen the one of the first response."""
     usual = evolve(ACME, timeouts=Timeouts(read=60, read_large=120, catalog=15, first=300))
     short, long = (
         one({"timeouts": {"read": 5}}, usual).timeouts,
@@ -185,26 +183,26 @@ def test_a_read_timeout_alone_bounds_every_attempt() -> None:
 
 
 @pytest.mark.row("C15")
-def test_no_timeout_given_is_the_profile_s_never_none() -> None:
-    """None in a mapping does not switch a timeout off."""
+def test_a_timeout_of_none_is_the_one_of_the_profile() -> None:
+    """None does not switch a timeout off."""
     assert one({"timeouts": {"read": None, "connect": None}}).timeouts == ACME.timeouts
 
 
-def test_rates_are_found_by_the_first_name_that_is_listed() -> None:
-    """A deployment may have its own, else the model, else the default."""
-    found = one({"rpm": {"east": 1, "small": 2, "default": 3}})
-    assert found.rpm.get("east", "small") == 1.0
-    assert found.rpm.get("west", "small") == 2.0
-    assert found.rpm.get("west", "large") == 3.0
+def test_a_rate_is_that_of_the_first_listed_name() -> None:
+    """Of the deployment, else the model, else the default."""
+    endpoint = one({"rpm": {"east": 1, "small": 2, "default": 3}})
+    assert endpoint.rpm.get("east", "small") == 1.0
+    assert endpoint.rpm.get("west", "small") == 2.0
+    assert endpoint.rpm.get("west", "large") == 3.0
     assert one({"rpm": {"small": 2}}).rpm.get("large") is None
 
 
 def test_a_profile_may_depend_on_the_endpoint() -> None:
-    """It is asked for each, with the entry as it is there."""
-    seen: list[ProviderEntry] = []
+    """The hook is called for each endpoint, with the merged entry."""
+    entries: list[ProviderEntry] = []
 
     def profile(entry: ProviderEntry) -> Profile:
-        seen.append(entry)
+        entries.append(entry)
         return evolve(OPTIONS, in_process=entry.base_url is None)
 
     inside, outside = endpoints(
@@ -212,22 +210,22 @@ def test_a_profile_may_depend_on_the_endpoint() -> None:
     )
     assert (inside.in_process, inside.base_url, inside.origin) == (True, "", "")
     assert (outside.in_process, outside.base_url) == (False, "https://a.example")
-    assert [(each.name, each.endpoints, each.options) for each in seen] == [
+    assert [(each.name, each.endpoints, each.options) for each in entries] == [
         ("acme", (), {"size": 5}),
         ("acme", (), {"size": 6}),
     ]
 
 
-def test_an_engine_inside_the_process_needs_neither_url_nor_key() -> None:
-    """A base URL would be ignored there, so it is refused."""
+def test_an_in_process_engine_needs_neither_url_nor_key() -> None:
+    """A base URL would be ignored, so it is an error."""
     profile = Profile(in_process=True)
     assert one({}, profile).credential.static_secret() is None
-    told = fault(lambda: one({"base_url": "https://a.example"}, profile))
-    assert told == "providers.acme.base_url: this provider works inside the process; leave base_url out."
+    message = fault(lambda: one({"base_url": "https://a.example"}, profile))
+    assert message == "providers.acme.base_url: this provider works inside the process; leave base_url out."
 
 
-def test_a_missing_base_url_is_told_with_the_variables_that_set_it() -> None:
-    """Only the user knows where an Azure resource is."""
+def test_the_error_of_a_missing_base_url_names_its_variables() -> None:
+    """Only the user knows the base URL of an Azure resource."""
     profile = evolve(ACME, base_url=None)
     assert fault(lambda: one({}, profile)) == (
         "providers.acme: there is no base URL; set base_url, or the environment variable ACME_BASE_URL."
@@ -236,18 +234,20 @@ def test_a_missing_base_url_is_told_with_the_variables_that_set_it() -> None:
     assert one({}, profile, ACME_BASE_URL="https://r.acme.cloud/").base_url == "https://r.acme.cloud"
 
 
-def test_a_variable_for_the_base_url_is_checked_like_any_other() -> None:
-    """And goes under what is configured."""
-    told = fault(lambda: one({}, ACME_BASE_URL=f"https://user:{CANARY}@host"))
-    assert told.startswith("providers.acme.base_url (environment variable ACME_BASE_URL): it contains an @")
+def test_a_base_url_in_a_variable_is_checked_too() -> None:
+    """A configured base URL overrides it."""
+    message = fault(lambda: one({}, ACME_BASE_URL=f"https://user:{CANARY}@host"))
+    assert message.startswith(
+        "providers.acme.base_url (environment variable ACME_BASE_URL): it contains an @"
+    )
     assert (
         one({"base_url": "https://b.example"}, ACME_BASE_URL="https://a.example").base_url
         == "https://b.example"
     )
 
 
-def test_options_are_what_the_profile_declares() -> None:
-    """Of the type it declares; those not given are absent."""
+def test_options_have_the_types_of_the_profile() -> None:
+    """Options that are not set are absent."""
     keys = {
         "deployment": "d",
         "api_version": "v1",
@@ -264,7 +264,7 @@ def test_options_are_what_the_profile_declares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"deploymnt": "d"}, "providers.acme.deploymnt: unknown key; did you mean deployment?"),
         ({"max_retry": 1}, "providers.acme.max_retry: unknown key; did you mean max_retries?"),
@@ -294,39 +294,37 @@ def test_options_are_what_the_profile_declares() -> None:
         ({"size": "x", "endpoints": [{}]}, "providers.acme.size: expected a whole number, got text."),
     ],
 )
-def test_wrong_options_are_told_by_path(keys: dict[str, Any], told: str) -> None:
-    """As the core's own keys are."""
-    assert fault(lambda: endpoints(keys, OPTIONS)).startswith(told)
+def test_the_error_of_a_wrong_option_names_its_path(keys: dict[str, Any], message: str) -> None:
+    assert fault(lambda: endpoints(keys, OPTIONS)).startswith(message)
 
 
-def test_without_declared_options_every_other_key_is_refused() -> None:
-    """A plugin says what it takes."""
+def test_without_declared_options_any_other_key_is_an_error() -> None:
     assert entry_fault(deployment="d").startswith("providers.acme.deployment: unknown key")
 
 
-def test_an_option_s_variables_go_under_the_configuration() -> None:
-    """The first that holds something wins, and its value is checked with its name in the message."""
+def test_the_configuration_overrides_the_variables_of_an_option() -> None:
+    """The first variable that is not empty is used; an error names it."""
     assert one({}, OPTIONS, API_VERSION="v2").options == {"api_version": "v2"}
     assert one({}, OPTIONS, ACME_API_VERSION="v1", API_VERSION="v2").options == {"api_version": "v1"}
     assert one({"api_version": "v1"}, OPTIONS, API_VERSION="v2").options == {"api_version": "v1"}
     assert type(one({}, OPTIONS, API_VERSION="v2").options["api_version"]) is str
-    told = fault(lambda: one({}, OPTIONS, API_VERSION="v3"))
-    assert told.startswith(
+    message = fault(lambda: one({}, OPTIONS, API_VERSION="v3"))
+    assert message.startswith(
         "providers.acme.api_version (environment variable API_VERSION): expected one of v1, v2"
     )
 
 
 def test_a_table_option_may_be_set_by_variables() -> None:
-    """As plain text, entry by entry."""
-    found = one({}, OPTIONS, LLMOPT_PROVIDERS__ACME__MODELS__A="b").options
-    assert found == {"models": {"a": "b"}}
-    assert type(found["models"]["a"]) is str
+    """One variable for each key."""
+    endpoint = one({}, OPTIONS, LLMOPT_PROVIDERS__ACME__MODELS__A="b").options
+    assert endpoint == {"models": {"a": "b"}}
+    assert type(endpoint["models"]["a"]) is str
 
 
-def test_an_endpoint_hands_a_plugin_its_settings() -> None:
-    """One attempt's key with everything that a hook may know."""
-    found = one({"api_key": lambda: "x", "headers": {"A": "1"}, "size": 5}, OPTIONS)
-    assert found.settings(Secret(CANARY)) == Settings(
+def test_settings_of_an_endpoint() -> None:
+    """They have the credential of one attempt, and everything else that a hook may know."""
+    endpoint = one({"api_key": lambda: "x", "headers": {"A": "1"}, "size": 5}, OPTIONS)
+    assert endpoint.settings(Secret(CANARY)) == Settings(
         provider="acme",
         plugin="acme",
         base_url="https://api.acme.example/v1",
@@ -339,13 +337,12 @@ def test_an_endpoint_hands_a_plugin_its_settings() -> None:
 
 
 def test_a_repr_of_an_endpoint_shows_no_secret() -> None:
-    """Endpoints end up in logs."""
+    """Endpoints appear in logs."""
     keys = {"api_key": CANARY, "headers": {"x": CANARY}, "deployment": CANARY}
     assert CANARY not in repr(one(keys, OPTIONS))
 
 
-def test_a_folder_is_found_from_the_user_s_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way a shell writes it."""
+def test_a_tilde_in_a_folder_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert one({"cache_dir": "~/cache"}).cache_dir == "/home/me/cache"
     assert one({"cache_dir": Path("/x")}).cache_dir == "/x"
@@ -353,9 +350,9 @@ def test_a_folder_is_found_from_the_user_s_home(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_configuration_built_in_python_resolves_like_one_from_a_file() -> None:
-    """Names are taken from the mapping."""
+    """Names of entries are the keys of the mapping."""
     config = Config(
         providers={"acme": ProviderEntry(endpoints=(EndpointEntry(base_url="https://a.example"),))}
     )
-    (found,) = resolve_endpoints(config.entry("acme"), ACME, client_flags=Flags(), environ={})
-    assert (found.provider, found.base_url) == ("acme", "https://a.example")
+    (endpoint,) = resolve_endpoints(config.entry("acme"), ACME, client_flags=Flags(), environ={})
+    assert (endpoint.provider, endpoint.base_url) == ("acme", "https://a.example")

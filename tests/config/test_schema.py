@@ -17,14 +17,13 @@ def entry(**keys: object) -> ProviderEntry:
     return load({"providers": {"acme": keys}}).providers["acme"]
 
 
-def test_an_empty_configuration_says_nothing() -> None:
-    """Every key may be left out."""
+def test_every_key_of_a_configuration_is_optional() -> None:
     assert load({}) == Config() == load(None)
 
 
-def test_a_full_entry_is_read() -> None:
-    """Every key of the design is there, numbers as floats where fractions make sense."""
-    found = entry(
+def test_every_key_of_an_entry_is_read() -> None:
+    """Numbers are floats where fractions make sense."""
+    result = entry(
         plugin="local",
         base_url="http://127.0.0.1:8000/v1",
         api_key=CANARY,
@@ -45,7 +44,7 @@ def test_a_full_entry_is_read() -> None:
         flags={"retry": False},
         deployment="d",
     )
-    assert found == ProviderEntry(
+    assert result == ProviderEntry(
         name="acme",
         plugin="local",
         base_url="http://127.0.0.1:8000/v1",
@@ -67,11 +66,11 @@ def test_a_full_entry_is_read() -> None:
         flags={"retry": False},
         options={"deployment": "d"},
     )
-    assert isinstance(found.rpm, float)
+    assert isinstance(result.rpm, float)
 
 
-def test_none_says_the_same_as_leaving_a_key_out() -> None:
-    """None is no value anywhere, also inside of tables."""
+def test_none_is_the_same_as_an_absent_key() -> None:
+    """In tables too."""
     keys = (
         "base_url",
         "api_key",
@@ -88,13 +87,12 @@ def test_none_says_the_same_as_leaving_a_key_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["rpmm", "rmp"])
-def test_a_misspelled_key_is_named_with_its_path_and_the_one_meant(name: str) -> None:
-    """The message of the design, to the letter."""
+def test_the_error_of_a_misspelled_key_has_its_path_and_a_suggestion(name: str) -> None:
     assert entry_fault(**{name: 5}) == f"providers.acme.{name}: unknown key; did you mean rpm?"
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"provider": {}}, "provider: unknown key; did you mean providers?"),
         (
@@ -111,13 +109,13 @@ def test_a_misspelled_key_is_named_with_its_path_and_the_one_meant(name: str) ->
         ({"a b\n": 1}, r"'a b\n': unknown key"),
     ],
 )
-def test_unknown_keys_are_refused_wherever_they_stand(config: Any, told: str) -> None:
-    """Only an entry may hold keys that the core does not know: its plugin's."""
-    assert told in fault(lambda: load(config))
+def test_an_unknown_key_is_an_error_in_every_table(config: Any, message: str) -> None:
+    """Only an entry may have keys that the core does not know: those of its plugin."""
+    assert message in fault(lambda: load(config))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("rpm", "many", "expected a number above 0, got text."),
         ("rpm", True, "expected a number above 0, got true or false."),
@@ -143,9 +141,11 @@ def test_unknown_keys_are_refused_wherever_they_stand(config: Any, told: str) ->
         ("api_key", 12345, "expected text or a function that returns it, got a whole number."),
     ],
 )
-def test_a_wrong_value_is_told_by_path_kind_and_what_is_expected(key: str, value: object, told: str) -> None:
-    """Numbers are shown, texts never: they might be a key."""
-    assert entry_fault(**{key: value}).startswith(f"providers.acme.{key}: {told}")
+def test_the_error_of_a_wrong_value_has_path_type_and_expectation(
+    key: str, value: object, message: str
+) -> None:
+    """It shows numbers but no texts, which might be keys."""
+    assert entry_fault(**{key: value}).startswith(f"providers.acme.{key}: {message}")
 
 
 @pytest.mark.row("C15")
@@ -153,16 +153,16 @@ def test_a_wrong_value_is_told_by_path_kind_and_what_is_expected(key: str, value
     "value", [float("nan"), float("inf"), float("-inf"), -1, 0, 10**400, 1e300, "1", True]
 )
 @pytest.mark.parametrize("key", ["connect", "read", "read_large", "catalog", "first", "pool", "total"])
-def test_senseless_timeouts_are_refused(key: str, value: object) -> None:
-    """A timeout is a number of seconds above 0 that a clock can hold."""
+def test_an_invalid_timeout_is_an_error(key: str, value: object) -> None:
+    """A timeout is a finite number of seconds above 0."""
     assert entry_fault(timeouts={key: value}).startswith(
         f"providers.acme.timeouts.{key}: expected seconds above 0"
     )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 0, 10**400, [], {}])
-def test_senseless_rates_and_weights_are_refused(value: object) -> None:
-    """Zero requests a minute is no rate but a way to wait for ever."""
+def test_invalid_rates_and_weights_are_errors(value: object) -> None:
+    """With a rate of zero every call would wait forever."""
     if value != {}:
         assert "providers.acme.rpm: " in entry_fault(rpm=value)
     assert "providers.acme.tpm.m: " in entry_fault(tpm={"m": value})
@@ -170,42 +170,39 @@ def test_senseless_rates_and_weights_are_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("key", ["retry_delay", "keepalive", "cache_ttl"])
-def test_some_times_may_be_none_at_all(key: str) -> None:
-    """Zero is refused only where it makes no sense."""
+def test_some_durations_may_be_zero(key: str) -> None:
     assert getattr(entry(**{key: 0}), key) == 0.0
     for value in (-0.1, float("nan"), float("inf"), 1e10):
         assert "expected seconds, 0 or more" in entry_fault(**{key: value})
 
 
 @pytest.mark.parametrize("name", ["Acme", "-a", "_a", "a/b", "a b", "", "ä", "a.b", "a\n", "a" * 200])
-def test_names_of_entries_leave_the_slash_to_decide(name: str) -> None:
-    """A model reference is split at the first slash, so a name is plain."""
+def test_an_entry_name_with_a_slash_is_an_error(name: str) -> None:
+    """A model reference is split at its first slash."""
     assert "the name of an entry" in fault(lambda: load({"providers": {name: {}}}))
 
 
-def test_a_name_that_is_no_text_is_refused() -> None:
-    """Also one that would look right when printed."""
-    told = fault(lambda: load({"providers": {5: {}}}))
-    assert told == "providers: every key of a table must be text."
+def test_an_entry_name_that_is_no_text_is_an_error() -> None:
+    """Even if its text would be a valid name."""
+    message = fault(lambda: load({"providers": {5: {}}}))
+    assert message == "providers: every key of a table must be text."
 
 
 @pytest.mark.parametrize("name", ["a", "0", "my-vllm", "a_b", "azure2"])
-def test_plain_names_are_taken(name: str) -> None:
-    """Digits, - and _ belong to a name."""
+def test_digits_dashes_and_underscores_are_valid_in_names(name: str) -> None:
     assert load({"providers": {name: {}}}).entry(name) == ProviderEntry(name=name)
 
 
-def test_the_second_of_several_endpoints_is_named_by_its_position() -> None:
-    """A path leads to the one value that is wrong."""
-    told = entry_fault(endpoints=[{"weight": 1}, {"max_retries": "x"}])
-    assert told.startswith("providers.acme.endpoints[1].max_retries: ")
+def test_an_error_in_an_endpoint_names_its_position() -> None:
+    message = entry_fault(endpoints=[{"weight": 1}, {"max_retries": "x"}])
+    assert message.startswith("providers.acme.endpoints[1].max_retries: ")
     assert entry_fault(endpoints=["x"]).startswith("providers.acme.endpoints[0]: expected a table, got text")
 
 
-def test_faults_in_several_places_are_all_told() -> None:
-    """One line each, so that one run mends them; a flood is cut."""
-    told = fault(lambda: load({"flag": 1, "providers": {"a": {"rpm": "x"}, "b": {"tpm": "x"}}}))
-    assert told.splitlines() == [
+def test_one_error_lists_all_wrong_keys() -> None:
+    """One line each, so that one run shows them all; a long list is cut."""
+    message = fault(lambda: load({"flag": 1, "providers": {"a": {"rpm": "x"}, "b": {"tpm": "x"}}}))
+    assert message.splitlines() == [
         "providers.a.rpm: expected a number above 0, got text.",
         "providers.b.tpm: expected a number above 0, got text.",
         "flag: unknown key; did you mean flags?",
@@ -214,10 +211,9 @@ def test_faults_in_several_places_are_all_told() -> None:
     assert flood.splitlines()[-1] == "and 22 more."
 
 
-def test_a_key_and_the_name_of_its_variable_exclude_each_other() -> None:
-    """Which of them should win would be a guess."""
-    told = entry_fault(api_key=CANARY, api_key_env="ACME_KEY")
-    assert told == "providers.acme.api_key_env: api_key is set as well; give one of the two."
+def test_api_key_and_api_key_env_exclude_each_other() -> None:
+    message = entry_fault(api_key=CANARY, api_key_env="ACME_KEY")
+    assert message == "providers.acme.api_key_env: api_key is set as well; give one of the two."
 
 
 @pytest.mark.parametrize(
@@ -237,8 +233,8 @@ def test_a_key_and_the_name_of_its_variable_exclude_each_other() -> None:
         [("a", "b")],
     ],
 )
-def test_headers_that_cannot_be_sent_are_refused(headers: object) -> None:
-    """No second header can be smuggled in, and the framing is ours."""
+def test_invalid_headers_are_errors(headers: object) -> None:
+    """No value can add a second header, and framing headers belong to the transport."""
     assert entry_fault(headers=headers).startswith("providers.acme.headers")
 
 
@@ -258,8 +254,8 @@ def test_headers_that_cannot_be_sent_are_refused(headers: object) -> None:
         {CANARY: CANARY},
     ],
 )
-def test_a_key_that_cannot_be_one_is_refused_unseen(key: object) -> None:
-    """The path and what is wrong are told, no part of the key."""
+def test_an_invalid_key_is_an_error_that_does_not_show_it(key: object) -> None:
+    """It has the path and the reason."""
     assert entry_fault(api_key=key).startswith("providers.acme.api_key: ")
     assert "providers.acme.endpoints[0].api_key: " in entry_fault(endpoints=[{"api_key": key}])
     with pytest.raises(ConfigError) as caught:
@@ -267,13 +263,13 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(key: object) -> None:
     assert CANARY not in str(caught.value)
 
 
-def test_a_newline_at_the_end_of_a_key_is_no_part_of_it() -> None:
+def test_a_newline_at_the_end_of_a_key_is_removed() -> None:
     """A mounted secret file ends with one."""
     assert entry(api_key=f"{CANARY}\n").api_key == Secret(CANARY)
 
 
 def test_a_repr_shows_no_secret() -> None:
-    """Key, header values, options and a URL's password stay hidden."""
+    """Neither a key, header values and options, nor the password in a URL."""
     shown = repr(
         load(
             {
@@ -291,8 +287,8 @@ def test_a_repr_shows_no_secret() -> None:
     assert "client_secret" in shown
 
 
-def test_a_function_that_gives_keys_is_kept_as_it_is() -> None:
-    """It is called for every attempt, not now."""
+def test_a_token_provider_is_not_called_while_loading() -> None:
+    """It is called for every attempt."""
 
     def token() -> str:
         raise AssertionError
@@ -300,36 +296,36 @@ def test_a_function_that_gives_keys_is_kept_as_it_is() -> None:
     assert entry(api_key=token).api_key is token
 
 
-def test_entries_are_copies_of_what_was_given() -> None:
-    """Changing the mapping afterwards changes nothing."""
+def test_an_entry_is_a_copy_of_its_mapping() -> None:
+    """A later change of the mapping has no effect."""
     given: dict[str, Any] = {"providers": {"a": {"headers": {"x": "1"}, "rpm": {"m": 1}, "deployment": "d"}}}
-    found = load(given)
-    before = copy.deepcopy(found)
+    result = load(given)
+    before = copy.deepcopy(result)
     given["providers"]["a"]["headers"]["x"] = "2"
     given["providers"]["a"]["rpm"]["m"] = 2
     given["providers"]["a"]["deployment"] = "e"
     given["providers"]["b"] = {}
-    assert found == before
+    assert result == before
 
 
 def test_a_configuration_without_keys_pickles() -> None:
-    """Worker processes may be handed one."""
+    """It can be sent to worker processes."""
     config = load({"providers": {"a": {"rpm": 5}}}, LLMOPT_PROVIDERS__A__BASE_URL="https://host")
     assert pickle.loads(pickle.dumps(config)) == config
     assert repr(pickle.loads(pickle.dumps(config))) == repr(config)
 
 
-def test_a_plugin_is_named_like_its_entry_unless_said_otherwise() -> None:
-    """One plugin serves many entries."""
+def test_the_default_plugin_has_the_name_of_the_entry() -> None:
+    """One plugin can serve many entries."""
     assert (entry().plugin_name, entry(plugin="local").plugin_name) == ("acme", "local")
 
 
-def test_an_entry_that_is_not_configured_is_an_empty_one() -> None:
+def test_an_unconfigured_entry_is_empty() -> None:
     """An installed plugin works without configuration."""
     assert Config().entry("acme") == ProviderEntry(name="acme")
 
 
-def test_constructors_check_what_tables_are_checked_for() -> None:
+def test_constructors_check_their_values_like_tables() -> None:
     """A configuration built in Python is as safe as one from a file."""
     with pytest.raises(ConfigError, match="rpm: expected a number above 0, got -1"):
         ProviderEntry(rpm=-1)
@@ -343,19 +339,16 @@ def test_constructors_check_what_tables_are_checked_for() -> None:
 
 
 @pytest.mark.parametrize("value", [True, False, None, "memory"])
-def test_the_cache_is_on_off_or_somewhere(value: bool | str | None) -> None:
-    """One key says whether and where."""
+def test_the_cache_is_true_false_or_a_folder(value: bool | str | None) -> None:
     assert load({"cache": value}).cache == value
 
 
-def test_a_cache_of_another_kind_is_refused() -> None:
-    """Neither numbers nor nothing in quotes."""
+def test_a_cache_of_another_type_is_an_error() -> None:
     assert fault(lambda: load({"cache": 5})) == "cache: expected true, false or text, got a whole number."
     assert fault(lambda: load({"cache": ""})).startswith("cache: ")
 
 
-def test_flags_are_on_until_switched_off_and_the_last_word_wins() -> None:
-    """Overrides are laid over each other in order."""
+def test_flags_are_on_by_default_and_the_last_override_wins() -> None:
     flags = Flags().overridden({"retry": False, "cache": False}, None, {"cache": True})
     assert (flags.retry, flags.cache, flags.breaker) == (False, True, True)
     with pytest.raises(ConfigError, match=r"flags\.retri: unknown key; did you mean retry\?"):

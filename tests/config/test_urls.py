@@ -42,11 +42,11 @@ def parse(text: str, *, allow_http: bool = False) -> Url:
         ("https://ａｐｉ.acme.example", "https://api.acme.example", "https://api.acme.example"),  # noqa: RUF001
     ],
 )
-def test_a_url_has_one_spelling(text: str, url: str, origin: str) -> None:
+def test_a_url_is_normalised(text: str, url: str, origin: str) -> None:
     """So that origins can be compared."""
-    found = parse(text)
-    assert (found.url, found.origin) == (url, origin)
-    assert parse(found.url) == found
+    result = parse(text)
+    assert (result.url, result.origin) == (url, origin)
+    assert parse(result.url) == result
 
 
 HOMOGRAPH = "https://api.аcme.example/v1"  # noqa: RUF001 - a Cyrillic a, which is the point
@@ -54,7 +54,7 @@ HOMOGRAPH = "https://api.аcme.example/v1"  # noqa: RUF001 - a Cyrillic a, which
 
 @pytest.mark.row("S03")
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("http://api.acme.example", "plain http to api.acme.example is refused"),
         ("http://10.0.0.5:8000", "plain http to 10.0.0.5 is refused"),
@@ -127,20 +127,20 @@ HOMOGRAPH = "https://api.аcme.example/v1"  # noqa: RUF001 - a Cyrillic a, which
         ("https://a" + "/x" * 2000, "longer than 2048"),
     ],
 )
-def test_where_no_request_goes(text: str, told: str) -> None:
-    """Each is refused with its reason; a URL that may hold a key is never shown."""
+def test_an_unsafe_or_malformed_url_is_an_error_with_its_reason(text: str, reason: str) -> None:
+    """The error never shows a URL that may hold a key."""
     message = fault(lambda: parse(text))
     assert message.startswith("providers.acme.base_url: ")
-    assert told in message
+    assert reason in message
 
 
 @pytest.mark.row("S03")
-def test_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> None:
-    """It is a host like any other, whose owner is not the provider."""
-    found = one({"base_url": HOMOGRAPH}, ACME_API_KEY=CANARY)
-    assert found.origin == "https://api.xn--cme-5cd.example"
+def test_a_homograph_is_shown_in_ascii_and_gets_no_key_from_the_environment() -> None:
+    """It is another host, which the provider does not own."""
+    result = one({"base_url": HOMOGRAPH}, ACME_API_KEY=CANARY)
+    assert result.origin == "https://api.xn--cme-5cd.example"
     assert "a key from the environment goes only to https://api.acme.example" in fault(
-        found.credential.static_secret
+        result.credential.static_secret
     )
 
 
@@ -170,17 +170,16 @@ def test_a_homograph_shows_itself_and_gets_no_key_from_the_environment() -> None
         ".",
     ],
 )
-def test_what_is_no_url_is_refused_before_anything_is_sent(text: str) -> None:
-    """In an entry as in one of its endpoints, with the path of the key."""
+def test_an_invalid_url_is_an_error_before_any_request(text: str) -> None:
+    """In an entry and in an endpoint, with the path of the key."""
     assert entry_fault(base_url=text).startswith("providers.acme.base_url: ")
     assert entry_fault(endpoints=[{"base_url": text}]).startswith("providers.acme.endpoints[0].base_url: ")
 
 
-def test_plain_http_is_a_decision_of_the_user_s() -> None:
-    """Said in the entry, for that entry."""
+def test_plain_http_needs_allow_http_in_its_entry() -> None:
     url = "http://gpu-box:8000/v1"
-    told = entry_fault(base_url=url)
-    assert told.endswith("use https, or set allow_http = true in providers.acme.")
+    error = entry_fault(base_url=url)
+    assert error.endswith("use https, or set allow_http = true in providers.acme.")
     assert one({"base_url": url, "allow_http": True}).base_url == url
     assert one({"allow_http": True, "endpoints": [{"base_url": url}]}).base_url == url
     assert "refused" in entry_fault(allow_http=True, endpoints=[{"base_url": url, "allow_http": False}])
@@ -190,8 +189,8 @@ def test_plain_http_is_a_decision_of_the_user_s() -> None:
     )
 
 
-def test_a_link_local_address_is_refused_whatever_is_allowed() -> None:
-    """A cloud machine's own credentials are there for the asking."""
+def test_allow_http_does_not_allow_a_link_local_address() -> None:
+    """The metadata service of a cloud machine gives out its credentials."""
     assert "link-local" in fault(lambda: parse("http://169.254.169.254", allow_http=True))
 
 
@@ -210,19 +209,19 @@ def test_a_link_local_address_is_refused_whatever_is_allowed() -> None:
     ],
 )
 def test_own_hosts_match_whole_labels(host: str, pattern: str, expected: bool) -> None:
-    """The end of a longer word is not the same domain."""
+    """A host that merely ends with the same letters is another domain."""
     assert host_matches(host, pattern) is expected
 
 
-def test_this_machine_is_known_by_its_names() -> None:
-    """And by nothing that merely begins like one of them."""
+def test_is_loopback_knows_the_names_and_addresses_of_this_machine() -> None:
+    """And no name that merely begins like one."""
     assert all(map(is_loopback, ("localhost", "a.localhost", "127.0.0.1", "127.1.2.3", "::1")))
     assert not any(
         map(is_loopback, ("127.0.0.1.evil", "localhost.evil", "10.0.0.1", "1270.0.0.1", "::2", "127"))
     )
 
 
-# Base URLs with a gap for something of the user's.
+# Base URLs with placeholders for options of the user.
 
 PROFILE = Profile(
     base_url="https://{account}.acme.example/regions/{region}/v1",
@@ -236,8 +235,8 @@ PROFILE = Profile(
 
 def endpoint(environ: dict[str, str] | None = None, **entry: object) -> Endpoint:
     made = ProviderEntry(name="acme", **entry)  # type: ignore[arg-type] # keys of an entry
-    (found,) = resolve_endpoints(made, PROFILE, client_flags=Flags(), environ=environ or {})
-    return found
+    (result,) = resolve_endpoints(made, PROFILE, client_flags=Flags(), environ=environ or {})
+    return result
 
 
 def template_fault(environ: dict[str, str] | None = None, **entry: object) -> str:
@@ -246,18 +245,18 @@ def template_fault(environ: dict[str, str] | None = None, **entry: object) -> st
     return caught.value.message
 
 
-def test_options_fill_it() -> None:
-    """From the configuration or the environment, and the key goes there."""
-    found = endpoint({"ACME_ACCOUNT": "ours", "ACME_API_KEY": "k-1"}, options={"region": "north"})
-    assert found.base_url == "https://ours.acme.example/regions/north/v1"
-    assert found.credential.problem == ""
-    secret = found.credential.static_secret()
+def test_options_replace_the_placeholders_of_a_base_url() -> None:
+    """From the configuration or the environment, and the key is sent there."""
+    result = endpoint({"ACME_ACCOUNT": "ours", "ACME_API_KEY": "k-1"}, options={"region": "north"})
+    assert result.base_url == "https://ours.acme.example/regions/north/v1"
+    assert result.credential.problem == ""
+    secret = result.credential.static_secret()
     assert secret is not None
     assert secret.reveal() == "k-1"
 
 
-def test_what_is_missing_is_asked_for_by_name() -> None:
-    """With its help, and the variable if there is one."""
+def test_the_error_of_a_missing_option_names_it() -> None:
+    """With its help text, and its variable if there is one."""
     assert template_fault() == (
         "providers.acme: there is no base URL; set account (the account's name), or the environment "
         "variable ACME_ACCOUNT."
@@ -271,30 +270,29 @@ def test_what_is_missing_is_asked_for_by_name() -> None:
 @pytest.mark.parametrize(
     "value", ["a/b", "a@b", "a:1", "", ".a", "a b", "é", "a#", "{region}", "x" * 200, "-a", "a?b"]
 )
-def test_nothing_but_a_name_fills_it(value: str) -> None:
-    """No value leads to another host, nor ends the path."""
-    told = template_fault(options={"account": value, "region": "north"})
-    assert told.startswith("providers.acme")
-    assert "account" in told
-    assert "acme.example" not in told
+def test_a_value_that_is_no_name_is_an_error(value: str) -> None:
+    """No value can change the host or end the path."""
+    error = template_fault(options={"account": value, "region": "north"})
+    assert error.startswith("providers.acme")
+    assert "account" in error
+    assert "acme.example" not in error
 
 
-def test_a_dotted_name_stays_below_the_domain() -> None:
-    """As some accounts are named."""
-    found = endpoint(options={"account": "evil.example", "region": "r"})
-    assert found.origin == "https://evil.example.acme.example"
+def test_a_name_with_dots_stays_below_the_domain() -> None:
+    """Some accounts have such names."""
+    result = endpoint(options={"account": "evil.example", "region": "r"})
+    assert result.origin == "https://evil.example.acme.example"
 
 
-def test_steps_of_a_path_are_refused() -> None:
-    """What begins with a letter and is no step at all is taken."""
+def test_a_dot_segment_in_an_option_is_an_error() -> None:
     assert template_fault(options={"account": "a", "region": ".."}).startswith(
         "providers.acme: region becomes a part"
     )
 
 
 def test_another_base_url_needs_no_options_and_gets_no_key() -> None:
-    """The key of the environment belongs to the provider's own address, which is not known here."""
-    found = endpoint({"ACME_API_KEY": "k-1"}, base_url="https://proxy.example/v1")
-    assert found.base_url == "https://proxy.example/v1"
-    assert "set api_key or api_key_env" in found.credential.problem
-    assert "k-1" not in found.credential.problem
+    """The key of the environment belongs to the provider's own URL, which is not known here."""
+    result = endpoint({"ACME_API_KEY": "k-1"}, base_url="https://proxy.example/v1")
+    assert result.base_url == "https://proxy.example/v1"
+    assert "set api_key or api_key_env" in result.credential.problem
+    assert "k-1" not in result.credential.problem
