@@ -57,6 +57,7 @@ async def test_a_failure_that_passes_is_not_seen() -> None:
         (error(401), llmopt.AuthError),
         (error(403), llmopt.PermissionDenied),
         (error(404), llmopt.NotFound),
+        (error(409), llmopt.BadRequest),
         (error(501), llmopt.BadRequest),
         (error(505), llmopt.BadRequest),
         (error(600), llmopt.UnexpectedStatus),
@@ -73,6 +74,16 @@ async def test_what_cannot_help_is_sent_once(answer: Answer, kind: type[Exceptio
         with pytest.raises(kind):
             await client.embed("server/m", ["a"])
     assert len(server.requests) == 1
+
+
+@pytest.mark.row("H12")
+async def test_a_conflict_is_retried_if_the_server_asks_for_it() -> None:
+    """OpenAI's servers send the header."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.play(bytes(error(409, x_should_retry="true")))
+        server.default(answer_openai)
+        assert len(await client.embed("server/m", ["a", "b"])) == 2
+    assert len(server.requests) == 2
 
 
 @pytest.mark.row("H03")

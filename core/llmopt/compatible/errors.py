@@ -39,7 +39,6 @@ _BY_STATUS: Final[Mapping[int, VerdictKind]] = {
     403: _K.PERMISSION,
     404: _K.NOT_FOUND,
     408: _K.TIMEOUT,
-    409: _K.TRANSIENT,
     413: _K.BATCH_TOO_LARGE,
     425: _K.TIMEOUT,
     429: _K.RATE_LIMITED,
