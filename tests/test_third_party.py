@@ -11,10 +11,12 @@ from zipfile import ZipFile
 import pytest
 
 import llmopt
+from llmopt.providers.discovery import how_to_install
 from tests.support.emulators import OpenAIEmulator, serve_in_thread, vector_for
 from tests.thirdparty.wheels import Environment, build_wheel, write_wheel
 
 ACME = Path(__file__).parent / "thirdparty" / "acme"
+_LISTED = "llmopt plugins lists what is installed, and docs/plugins.md describes how to add a provider"
 EMPTY = '"""A plugin that leaves everything to the core."""\n'
 
 _DISCOVER = "from llmopt.providers.discovery import discover_plugins\n"
@@ -106,7 +108,7 @@ def test_its_own_three_lines_pass(environment: Environment, tmp_path: Path) -> N
 
 
 def test_removing_a_plugin_leaves_no_trace(tmp_path: Path, wheel: Path) -> None:
-    """Every file is gone, the provider is unknown, and the error says how to get it back."""
+    """Every file is gone, the provider is unknown, and the error names no package that is not ours."""
     environment = Environment(tmp_path)
     before = environment.files()
     environment.install(wheel)
@@ -117,7 +119,7 @@ def test_removing_a_plugin_leaves_no_trace(tmp_path: Path, wheel: Path) -> None:
     assert "acme" not in environment.tell(_INSTALLED)
     kind, message = environment.tell(_ASK)
     assert kind == "UnknownProvider"
-    assert "pip install llmopt-plugin-acme" in message
+    assert message.endswith(_LISTED)
 
 
 def _unpacked(wheel: Path, folder: Path) -> Path:
@@ -213,25 +215,45 @@ def test_a_broken_plugin_says_what_is_wrong_with_it(crowded: Environment, name: 
 
 
 @pytest.mark.parametrize(
-    ("providers", "model", "package"),
+    ("providers", "model", "end"),
     [
-        ({}, "acme/m", "llmopt-plugin-acme"),
-        ({}, "acme-two/m", "llmopt-plugin-acme-two"),
-        ({}, "acme_two/m/with/slashes", "llmopt-plugin-acme_two"),
-        ({"mine": {"plugin": "acme"}}, "mine/m", "llmopt-plugin-acme"),
+        ({}, "qqqq/m", _LISTED),
+        ({"mine": {"plugin": "qqqq"}}, "mine/m/with/slashes", _LISTED),
+        ({}, "llmopt-plugin-qqqq/m", _LISTED),
+        ({}, "opemai/m", "did you mean 'openai'? If not, " + _LISTED),
+        ({"mine": {"plugin": "opemai"}}, "mine/m", "did you mean 'openai'? If not, " + _LISTED),
     ],
 )
-def test_the_line_to_install_a_provider_is_right(
-    providers: dict[str, dict[str, str]], model: str, package: str
+def test_an_unknown_provider_is_no_package(
+    providers: dict[str, dict[str, str]], model: str, end: str
 ) -> None:
-    """It names the plugin's package, also where an entry has a name of its own; and what there is."""
+    """A guessed package may be a stranger's; a name that is similar comes first."""
     with llmopt.Client({"providers": providers}) as client, pytest.raises(llmopt.UnknownProvider) as caught:
         client.embed(model, ["a text"])
-    assert str(caught.value).endswith(f"pip install {package}")
+    assert str(caught.value).endswith(f"; {end}")
+    assert "pip install" not in str(caught.value)
 
 
-def test_the_line_to_install_names_what_we_publish() -> None:
-    """For each of our providers the package is called as the line says."""
+@pytest.mark.parametrize(
+    ("plugin", "advice"),
+    [
+        ("openai", "try: pip install llmopt-plugin-openai"),
+        ("llmopt-plugin-openai", "try: pip install llmopt-plugin-openai"),
+        ("groq", "try: pip install llmopt-plugin-compatible"),
+        ("opemai", "if you mean 'openai', try: pip install llmopt-plugin-openai"),
+    ],
+)
+def test_one_of_our_packages_is_named(plugin: str, advice: str) -> None:
+    """For its own names, those of the table, and what is similar to one."""
+    assert how_to_install(plugin) == advice
+
+
+def test_the_packages_that_are_named_are_ours() -> None:
+    """Each with the names that it serves."""
+    ours = {}
     for project in (Path(__file__).parents[1] / "plugins").glob("*/pyproject.toml"):
         table = tomllib.loads(project.read_text())["project"]
-        assert [f"llmopt-plugin-{name}" for name in table["entry-points"]["llmopt"]] == [table["name"]]
+        points = table["entry-points"]
+        ours[table["name"]] = [*points["llmopt"], *points.get("llmopt.fallback", ())]
+    listed = Path(llmopt.__file__).parent / "providers" / "packages.toml"
+    assert tomllib.loads(listed.read_text()) == ours

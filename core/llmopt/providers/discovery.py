@@ -6,7 +6,10 @@ Reads package metadata; a plugin's module is imported by `InstalledPlugin.load` 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
@@ -110,3 +113,26 @@ def group_by_name(points: Iterable[EntryPoint], *, fallback: bool = False) -> Ma
         for name in sorted(by_name)
         if PROVIDER_NAME.match(name)
     }
+
+
+def how_to_install(plugin: str, similar: Iterable[str] = ()) -> str:
+    """What to do about a plugin that is not installed, as the end of a sentence.
+
+    A package is named only if it is one of ours: a guessed one may not exist, or may be a stranger's.
+
+    Args:
+        plugin: name of the plugin.
+        similar: names that can be used already and may be meant.
+    """
+    name = plugin.removeprefix("llmopt-plugin-")
+    # Read at an error only.
+    packages = tomllib.loads(Path(__file__).with_name("packages.toml").read_text("utf-8"))
+    package_of = {each: package for package, names in packages.items() for each in names}
+    near = get_close_matches(name, similar, n=1)
+    if name in package_of:
+        advice = f"try: pip install {package_of[name]}"
+    elif not near and (known := get_close_matches(name, package_of, n=1)):
+        advice = f"if you mean {known[0]!r}, try: pip install {package_of[known[0]]}"
+    else:
+        advice = "llmopt plugins lists what is installed, and docs/plugins.md describes how to add a provider"
+    return f"did you mean {near[0]!r}? If not, {advice}" if near else advice

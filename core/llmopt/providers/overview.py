@@ -14,7 +14,13 @@ from attrs import frozen
 from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import ConfigError, LLMOptError, PluginContractError
-from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, group_by_name, plugin_entry_points
+from llmopt.providers.discovery import (
+    PROVIDER_NAME,
+    InstalledPlugin,
+    group_by_name,
+    how_to_install,
+    plugin_entry_points,
+)
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.providers.registry import Provider, Registry
 from llmopt.values.calls import CatalogCall, EmbedCall, Settings
@@ -195,7 +201,7 @@ def _not_installed(name: str, entries: tuple[str, ...]) -> PluginOverview:
     return PluginOverview(
         name=name,
         state="not installed",
-        problem=f"no plugin {name!r} is installed; try: pip install llmopt-plugin-{name}",
+        problem=f"no plugin {name!r} is installed; {how_to_install(name)}",
         entries=entries,
     )
 

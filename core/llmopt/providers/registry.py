@@ -6,14 +6,13 @@ It imports plugins and reads the metadata of their distributions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Final
 
 from llmopt.config.resolve import Endpoint, resolve_endpoints
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
-from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, discover_plugins
+from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, discover_plugins, how_to_install
 from llmopt.providers.hooks import ProviderHooks
 
 
@@ -136,13 +135,9 @@ class Registry:
 
     def _unknown(self, plugin: str, name: str) -> UnknownProvider:
         served = {key for key, entry in self._config.providers.items() if entry.plugin_name in self.installed}
-        general = any(each.fallback for each in self.installed.values())
-        near = get_close_matches(name, {*self.installed, *served}, n=1)
-        advice = f"did you mean {near[0]!r}? If not, " if near else ""
         return UnknownProvider(
             f"no plugin {plugin!r} for provider {name!r} is installed ({self._installed_names(served)}); "
-            f"{advice}try: pip install llmopt-plugin-{plugin.removeprefix('llmopt-plugin-')}"
-            + ("" if general else "; many providers come with llmopt-plugin-compatible"),
+            f"{how_to_install(plugin, {*self.installed, *served})}",
             provider=name,
         )
 

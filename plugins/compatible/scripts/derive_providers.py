@@ -1,4 +1,4 @@
-"""Write ``providers.json``, the names in ``pyproject.toml`` and the table in ``docs/providers.md``.
+"""Write ``providers.json``, the names in ``pyproject.toml`` and in the core, and the table in ``docs/providers.md``.
 
 The facts are those of models.dev (https://models.dev/api.json; repository anomalyco/models.dev, MIT
 licence, see NOTICE.txt): name, address, variable of the key, documentation. ``additions.toml`` beside
@@ -21,6 +21,7 @@ PLUGIN: Final = Path(__file__).parents[1]
 REPOSITORY: Final = PLUGIN.parents[1]
 TABLE: Final = PLUGIN / "llmopt_plugin_compatible" / "providers.json"
 PROJECT: Final = PLUGIN / "pyproject.toml"
+PACKAGES: Final = REPOSITORY / "core" / "llmopt" / "providers" / "packages.toml"
 PAGE: Final = REPOSITORY / "docs" / "providers.md"
 SOURCE: Final = "models.dev, github anomalyco/models.dev@f3fc692 (2026-07-02), and scripts/additions.toml"
 COMMON: Final = frozenset({"@ai-sdk/openai-compatible", "@openrouter/ai-sdk-provider"})
@@ -81,9 +82,11 @@ def write_table(found: Mapping[str, Any]) -> None:
 
 
 def write_names(found: Mapping[str, Any]) -> None:
-    """The entry points, between the two marks."""
+    """The entry points, and the names that the core suggests this package for, between the two marks."""
     points = "\n".join(f'{name} = "llmopt_plugin_compatible"' for name in found)
     PROJECT.write_text(_between(PROJECT.read_text("utf-8"), "# names", points), "utf-8")
+    names = "\n".join(f'  "{name}",' for name in found)
+    PACKAGES.write_text(_between(PACKAGES.read_text("utf-8"), "# names", names), "utf-8")
 
 
 def write_page(found: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
@@ -111,7 +114,7 @@ def _between(text: str, mark: str, new: str) -> str:
 
 
 def main() -> None:
-    """Write all three."""
+    """Write all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("facts", type=Path, help="models.dev's api.json, or providers in its shape")
     facts = json.loads(parser.parse_args().facts.read_text("utf-8"))
