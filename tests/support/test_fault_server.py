@@ -83,7 +83,7 @@ from tests.support.faults import (
     vector_for,
     wrong_host_certificate,
 )
-from tests.support.faults.client import PATIENCE, Client, connected, exchange, get, post
+from tests.support.faults.client import TIMEOUT_S, Client, connected, exchange, get, post
 from tests.support.scale import scaled
 
 FIN, RST = "FIN", "RST"
@@ -634,7 +634,7 @@ def test_a_server_in_a_thread() -> None:
     """A test without an event loop plays replies, sends requests, and calls into the server's loop."""
     with serving() as thread:
         thread.server.play(b"one", Script([Stall()]))
-        with socket.create_connection(("127.0.0.1", thread.server.port), PATIENCE) as client:
+        with socket.create_connection(("127.0.0.1", thread.server.port), TIMEOUT_S) as client:
             client.sendall(get())
             assert client.recv(100) == b"one"
             client.sendall(get())
@@ -648,7 +648,7 @@ def test_a_bug_in_a_responder_fails_a_sync_test_too() -> None:
     """The thread raises the exception at the end."""
     with pytest.raises(ExceptionGroup), serving() as thread:
         thread.server.play(broken)
-        with socket.create_connection(("127.0.0.1", thread.server.port), PATIENCE) as client:
+        with socket.create_connection(("127.0.0.1", thread.server.port), TIMEOUT_S) as client:
             client.sendall(get())
             assert client.recv(100) == b""
 
@@ -917,9 +917,9 @@ def test_a_bomb_expands_a_thousandfold() -> None:
 
 def test_a_truncated_gzip_has_no_end() -> None:
     """H18: the text is complete, the trailer is missing."""
-    unpacker = zlib.decompressobj(31)
-    assert unpacker.decompress(truncated_gzip(HELLO).body) == b"hello"
-    assert not unpacker.eof
+    decompressor = zlib.decompressobj(31)
+    assert decompressor.decompress(truncated_gzip(HELLO).body) == b"hello"
+    assert not decompressor.eof
 
 
 def test_twenty_encodings() -> None:

@@ -214,7 +214,7 @@ class AzureEmulator(OpenAIEmulator):
 
 
 def on_v1(received: Received) -> bool:
-    """Tell whether a request is for the v1 surface."""
+    """Return whether a request is for the v1 surface."""
     return received.path.startswith("/openai/v1/")
 
 

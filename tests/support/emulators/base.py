@@ -1,4 +1,4 @@
-"""What every emulator shares: a real socket, a record of requests, scripted answers, rate budgets, vectors.
+"""The common part of the emulators: a real socket, a record of requests, scripted answers, rate budgets, vectors.
 
 Rules that let a test predict an answer:
 
@@ -108,7 +108,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def is_conversation(value: Any) -> TypeGuard[list[JsonObject]]:
-    """Tell whether a value is a list of messages, not empty, with content that ``message_text`` can read."""
+    """Return whether a value is a list of messages, not empty, with content that ``message_text`` can read."""
     return isinstance(value, list) and bool(value) and all(map(_is_message, value))
 
 
@@ -177,7 +177,7 @@ SSE_DONE = b"data: [DONE]\n\n"
 
 
 class Budget:
-    """So many units a minute: refilled steadily, or all at once when the clock's minute turns.
+    """A number of units a minute: refilled steadily, or all at once when the clock's minute turns.
 
     Args:
         limit: units per minute.
@@ -260,7 +260,7 @@ Shape: TypeAlias = Mapping[str, type]
 
 
 def fits(value: Any, kind: type) -> bool:
-    """Tell whether a value has the JSON type that a Python type stands for, or is null."""
+    """Return whether a value has the JSON type that a Python type stands for, or is null."""
     return value is None or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
 
 
@@ -281,7 +281,7 @@ class Common(TypedDict, total=False):
 
 
 class Emulator:
-    """A provider's server on 127.0.0.1, for ``async with`` or, in a thread of its own, ``with x.in_thread()``.
+    """A provider's server on 127.0.0.1, for ``async with`` or, in a thread, ``with x.in_thread()``.
 
     Args:
         key: the API key asked for; None means the provider's default, an empty string asks for none.
@@ -289,13 +289,13 @@ class Emulator:
         tpm: tokens per minute, likewise.
         latency: seconds that each piece of work takes (asyncio.sleep).
         clock: seconds for the rate budgets.
-        accepts_gzip: unpack gzip request bodies; otherwise they reach the JSON parser as they are.
+        accepts_gzip: decode gzip request bodies; otherwise they reach the JSON parser as they are.
 
     Attributes:
         requests: every request received so far, oldest first.
         in_flight, most_in_flight: requests being answered now, and the most there were at a time.
-        break_stream_after: end each chat stream after so many pieces, the way this provider fails.
-        rows_reversed: send the rows of OpenAI-shaped embedding replies last first (``index`` tells).
+        break_stream_after: end each chat stream after this number of pieces, in the way this provider fails.
+        rows_reversed: send the rows of OpenAI-shaped embedding replies in reverse order, as ``index`` says.
     """
 
     default_key: ClassVar[str] = "test-key"
@@ -365,7 +365,7 @@ class Emulator:
         return received.json
 
     def charge(self, received: Received, model: str, tokens: int) -> None:
-        """Pay for one request of so many tokens, or refuse: both budgets or neither."""
+        """Pay for one request of `tokens` tokens, or refuse: both budgets or neither."""
         asked = [("requests", self.request_budget, 1), ("tokens", self.token_budget, tokens)]
         for kind, budget, amount in asked:
             if budget is not None and (wait := budget.wait_for(amount)) > 0:
@@ -416,7 +416,7 @@ class Emulator:
     def fail_next(
         self, status: int, body: Any = None, headers: Headers | None = None, times: int = 1
     ) -> None:
-        """Answer the next requests so, before authentication and all else. May be called again to queue more."""
+        """Answer the next requests with this, before authentication and everything else. May be called again to queue more."""
         self._script.extend([(status, body, headers)] * times)
 
     async def start(self, port: int = 0) -> None:
@@ -424,7 +424,7 @@ class Emulator:
         self._runner = web.AppRunner(
             self._application(),
             access_log=None,
-            auto_decompress=False,  # no server here unpacks a request body by itself
+            auto_decompress=False,  # gzip request bodies are decoded only with `accepts_gzip`
             handler_cancellation=True,
             shutdown_timeout=1.0,
         )
@@ -448,7 +448,7 @@ class Emulator:
         await self.stop()
 
     def in_thread(self) -> contextlib.AbstractContextManager[Self]:
-        """Run on an event loop in a thread of its own, for synchronous tests."""
+        """Run on an event loop in another thread, for synchronous tests."""
         return serve_in_thread(self)
 
     def __repr__(self) -> str:

@@ -108,12 +108,12 @@ MODELS = (
 
 
 def quantised(vector: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Turn a vector into the output dtype asked for: bytes per number, or bits packed into bytes."""
+    """Turn a vector into the requested output dtype: bytes per number, or bits packed into bytes."""
     if dtype == "float":
         return vector
     if dtype in ("binary", "ubinary"):
-        packed = np.packbits(vector > 0)
-        return packed if dtype == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
+        bits = np.packbits(vector > 0)
+        return bits if dtype == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
     scaled = np.round(vector * 127)
     return scaled.astype(np.int8) if dtype == "int8" else (scaled + 128).astype(np.uint8)
 

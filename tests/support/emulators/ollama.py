@@ -75,7 +75,7 @@ MODELS = (
 
 
 def json_complaint(body: bytes) -> str:
-    """Say what Go's JSON decoder says about a body that is no JSON object."""
+    """Return the message of Go's JSON decoder about a body that is no JSON object."""
     start = body.lstrip()[:1]
     if not start:
         return "missing request body"
@@ -92,7 +92,7 @@ class OllamaEmulator(Emulator):
     Args:
         models: what has been pulled.
         max_queue: requests that may wait; one more is a 503.
-        recent_details: tell context_length, embedding_length and capabilities in /api/tags.
+        recent_details: send context_length, embedding_length and capabilities in /api/tags.
         common: see ``Emulator``; rpm and tpm are refused, Ollama has no such limits.
     """
 
@@ -206,8 +206,8 @@ class OllamaEmulator(Emulator):
             f"{model.family}.context_length": model.context,
             f"{model.family}.embedding_length": model.dimensions or 1024,
         }
-        told = {"details": self.details(model), "model_info": info, "capabilities": model.capabilities}
-        return answer(200, told | {"modified_at": MOMENT})
+        shown = {"details": self.details(model), "model_info": info, "capabilities": model.capabilities}
+        return answer(200, shown | {"modified_at": MOMENT})
 
     async def v1_models(self, received: Received) -> web.StreamResponse:
         fixed = {"object": "model", "created": CREATED, "owned_by": "library"}

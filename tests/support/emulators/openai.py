@@ -61,7 +61,7 @@ def go_duration(seconds: float) -> str:
 
 
 def is_tokens(value: Any) -> bool:
-    """Tell whether a value is one input given as token ids."""
+    """Return whether a value is one input given as token ids."""
     return isinstance(value, list) and bool(value) and all(type(number) is int for number in value)
 
 
@@ -180,7 +180,7 @@ class OpenAIEmulator(Emulator):
         return headers | self.rate_headers(go_duration) if limited else headers
 
     def rate_headers(self, duration: Callable[[float], str]) -> dict[str, str]:
-        """Tell limit, remaining and reset of each budget there is."""
+        """Write limit, remaining and reset of each budget."""
         headers = {}
         for unit, budget in [("requests", self.request_budget), ("tokens", self.token_budget)]:
             if budget is not None:

@@ -44,7 +44,7 @@ V1_SHAPE: Shape = {"model": str, "user": str, "encoding_format": str, "dimension
 
 
 def is_ids(value: Any) -> bool:
-    """Tell whether a value is one input given as token ids."""
+    """Return whether a value is one input given as token ids."""
     return isinstance(value, list) and bool(value) and all(type(number) is int for number in value)
 
 
@@ -57,7 +57,7 @@ class TEIEmulator(Emulator):
         max_input_length: tokens in one item.
         max_client_batch_size: items in one request.
         max_concurrent_requests: permits; each item in flight takes one.
-        max_batch_tokens: told in /info only, no limit for a request.
+        max_batch_tokens: shown in /info only, no limit of a request.
         auto_truncate: cut long items where the request does not say.
         payload_limit: bytes in one body.
         prompts: names for ``prompt_name`` and the text each puts in front.

@@ -18,7 +18,7 @@ class ConnectionGoneError(Exception):
 
 
 class Wire(asyncio.Protocol):
-    """Keeps what arrives in `buffer` (`received` counts it), and writes without a limit of its own.
+    """Keeps what arrives in `buffer` (`received` counts it), and writes without a limit.
 
     One script at most uses it at a time. Whatever it does after the end raises `ConnectionGoneError`.
     """
@@ -41,7 +41,7 @@ class Wire(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the socket over."""
+        """Keep the transport and its socket."""
         assert isinstance(transport, asyncio.Transport)
         self._raw = self._transport = transport
         self._socket = transport.get_extra_info("socket")
@@ -54,23 +54,23 @@ class Wire(asyncio.Protocol):
         self._wake()
 
     def pause_writing(self) -> None:
-        """Remember that the kernel takes no more."""
+        """Record that the kernel accepts no more bytes."""
         self.full = True
 
     def resume_writing(self) -> None:
-        """Let the writer go on."""
+        """Let the writer continue."""
         self.full = False
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let nobody wait for more."""
+        """Wake every waiter; no more bytes will arrive."""
         self.gone = True
         self._wake()
 
     # Reading.
 
     async def read(self, enough: Callable[[bytearray], int]) -> bytes:
-        """Take from the front of the buffer what `enough` counts, once it counts something."""
+        """Remove and return the bytes that `enough` counts, once it counts more than 0."""
         while not (count := enough(self.buffer)):
             await self.wait()
         taken = bytes(self.buffer[:count])
@@ -78,7 +78,7 @@ class Wire(asyncio.Protocol):
         return taken
 
     def stop_reading(self) -> None:
-        """Leave what arrives in the kernel."""
+        """Leave arriving bytes in the kernel."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
@@ -118,7 +118,9 @@ class Wire(asyncio.Protocol):
         finally:
             if self._transport is self._raw:
                 self.abort()
-                self.connection_lost(None)  # of an end in the handshake the loop tells only its TLS protocol
+                self.connection_lost(
+                    None
+                )  # the loop reports an end during the handshake only to its TLS protocol
         self.check()
 
     # Ending.
@@ -147,13 +149,13 @@ class Wire(asyncio.Protocol):
         self._transport.close()
 
     def abort(self) -> None:
-        """Let go of the socket at once."""
+        """Close the socket at once."""
         self._raw.abort()
 
     # Waiting.
 
     def check(self) -> None:
-        """Raise `ConnectionGoneError` once there is nobody to talk to."""
+        """Raise `ConnectionGoneError` once the connection has ended."""
         if self.ending:
             raise ConnectionGoneError
 

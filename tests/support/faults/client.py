@@ -1,4 +1,4 @@
-"""A bare TCP client, to see what a server really does: no HTTP library stands between."""
+"""A plain TCP client that shows what a server really sends, without an HTTP library."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.support.faults.ports import HOST
 from tests.support.faults.server import FaultServer
 
 End = Literal["FIN", "RST"]
-PATIENCE = 10.0  # seconds; only a broken test waits so long
+TIMEOUT_S = 10.0  # only a broken test waits that long
 
 
 class Client:
-    """Sends what it is told, gives what it receives, and says how the other side ended."""
+    """Sends bytes, returns received bytes, and reports how the other side ended the connection."""
 
     def __init__(self, port: int) -> None:
         self.sock = socket.socket()
@@ -27,7 +27,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
 
     async def connect(self) -> None:
-        """Connect, or raise what the kernel says."""
+        """Connect, or raise the error of the kernel."""
         await self._loop.sock_connect(self.sock, (HOST, self._port))
 
     async def send(self, data: bytes) -> None:
@@ -35,12 +35,12 @@ class Client:
         await self._loop.sock_sendall(self.sock, data)
 
     async def some(self) -> bytes:
-        """Give what one receive gives: empty bytes at FIN."""
-        async with asyncio.timeout(PATIENCE):
+        """Return the bytes of one receive; no bytes mean FIN."""
+        async with asyncio.timeout(TIMEOUT_S):
             return await self._loop.sock_recv(self.sock, 1 << 20)
 
     async def exactly(self, count: int) -> bytes:
-        """Give so many bytes; more than that, or an end before, fails."""
+        """Return exactly `count` bytes; more bytes, or an earlier end, are an error."""
         data = bytearray()
         while len(data) < count:
             piece = await self.some()
@@ -50,7 +50,7 @@ class Client:
         return bytes(data)
 
     async def everything(self) -> tuple[bytes, End]:
-        """Give all bytes until the end, and which end it was."""
+        """Return all bytes until the end, and the kind of end."""
         data = bytearray()
         while True:
             try:

@@ -26,11 +26,11 @@ class ManualClock:
 
     @property
     def sleeping(self) -> int:
-        """How many sleepers wait for a later moment."""
+        """The number of tasks that wait for a later time."""
         return sum(not future.done() for _, _, future in self._sleepers)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock was advanced by so many seconds."""
+        """Wait until the clock was advanced by `seconds`."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -41,7 +41,7 @@ class ManualClock:
         await future
 
     def advance(self, seconds: float) -> None:
-        """Move the clock and wake, in order, all whose moment has come."""
+        """Move the clock and wake, in order, every sleeper whose time is reached."""
         self.now += seconds
         while self._sleepers and self._sleepers[0][0] <= self.now + 1e-9:
             future = heapq.heappop(self._sleepers)[2]
@@ -49,7 +49,7 @@ class ManualClock:
                 future.set_result(None)
 
     async def wait_sleepers(self, count: int = 1) -> None:
-        """Wait until at least so many sleepers are there, so that an advance cannot come too early."""
+        """Wait until at least `count` tasks sleep, so that an advance cannot come too early."""
         async with asyncio.timeout(SLEEPER_TIMEOUT):
             while self.sleeping < count:
                 self._arrived = asyncio.get_running_loop().create_future()

@@ -19,31 +19,31 @@ class Owner(Protocol):
     sleep: Callable[[float], Awaitable[None]]
 
     def opened(self, connection: Connection) -> Script | None:
-        """Take note of a connection and give the script that it starts with."""
+        """Record a connection and return its first script."""
 
     def closed(self, connection: Connection) -> None:
-        """Take note of an end."""
+        """Record the end of a connection."""
 
     def arrived(self, message: Message, connection: Connection) -> Request:
-        """Take note of a request."""
+        """Record a request."""
 
     def malformed(self, problem: MalformedRequestError) -> None:
-        """Take note of bytes that are no request."""
+        """Record bytes that are no request."""
 
     def choose(self, request: Request) -> Reply:
-        """Give the reply whose turn it is."""
+        """Return the next reply."""
 
     def default_reply(self, request: Request) -> Reply:
-        """Give the reply that the default makes."""
+        """Return the reply of the default."""
 
     def idle_seconds(self) -> float | None:
-        """Say after how many idle seconds to close a connection; None for never."""
+        """Return the idle seconds after which a connection is closed; None for never."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task that ends with the server at the latest."""
 
     def failed(self, problem: Exception) -> None:
-        """Take note of an error in a responder or script: a bug in the test."""
+        """Record an error in a responder or script: a bug in the test."""
 
 
 class Connection(Wire):
@@ -86,7 +86,7 @@ class Connection(Wire):
         self._serve()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the script and tell the server, once."""
+        """End the script and report the end to the server, once."""
         if self.gone:
             return
         super().connection_lost(exc)
@@ -151,7 +151,7 @@ class Connection(Wire):
             self._start_idling()
             self._serve()
 
-    # What steps may do beside what a wire does (the `Line`).
+    # The methods of `Line` that a `Wire` does not have.
 
     async def sleep(self, seconds: float) -> None:
         """Wait on the server's sleep."""
@@ -172,7 +172,7 @@ class Connection(Wire):
     # What the server may do.
 
     def drop(self, *, reset: bool = False) -> None:
-        """Close at this very moment, without waiting for anything."""
+        """Close at once, without a wait."""
         with contextlib.suppress(ConnectionGoneError):
             self.reset() if reset else self.close()
 

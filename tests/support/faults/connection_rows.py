@@ -42,7 +42,7 @@ BAD_REQUEST = Answer(
 
 
 def strange_answer(request: Request) -> Answer:
-    """Give a faultless answer to somebody else's request of the same size: it must never be believed."""
+    """Return a valid answer to another request of the same size, which no client may accept."""
     payload = embeddings_payload(request, vectors=lambda text, size: vector_for(f"not {text}", size))
     return json_answer(payload)
 
@@ -50,7 +50,7 @@ def strange_answer(request: Request) -> Answer:
 def misframed(
     headers: Callable[[int], list[Header]], *end: Step, framing: Framing = Framing.AS_GIVEN
 ) -> Playable:
-    """Reply rightly, but with framing headers made from the true length, and play the end after it."""
+    """Reply correctly, but with framing headers made from the true length, and play the end after it."""
 
     def reply(request: Request) -> Script:
         good = answer_openai(request)
@@ -61,17 +61,17 @@ def misframed(
 
 
 def followed_by(extra: Callable[[Request], Answer | bytes]) -> Playable:
-    """Reply rightly, with more bytes behind the answer in the same segment."""
+    """Reply correctly, with more bytes behind the answer in the same segment."""
     return lambda request: bytes(answer_openai(request)) + bytes(extra(request))
 
 
 def with_headers(*headers: Header) -> Playable:
-    """Reply rightly, with more headers."""
+    """Reply correctly, with more headers."""
     return lambda request: answer_openai(request).plus(*headers)
 
 
 def with_raw_header(line: bytes) -> Playable:
-    """Reply rightly, with a line among the headers that need not be one."""
+    """Reply correctly, with a line among the headers that may be no header."""
 
     def reply(request: Request) -> bytes:
         status, rest = bytes(answer_openai(request)).split(b"\r\n", 1)
@@ -81,7 +81,7 @@ def with_raw_header(line: bytes) -> Playable:
 
 
 def dripping_body(request: Request) -> Script:
-    """Send a right header, then a body of spaces that never ends, a byte at a time."""
+    """Send a correct head, then an endless body of spaces, one byte at a time."""
     head = evolve(answer_openai(request), body=b"", framing=Framing.AS_GIVEN).plus(
         ("content-length", "1000000000")
     )

@@ -14,7 +14,7 @@ MEBIBYTE = 1 << 20
 
 
 def gzipped(answer: Answer, *, times: int = 1) -> Answer:
-    """Give the answer with its body gzipped `times` over and a content-encoding that says so."""
+    """Return the answer with its body gzipped `times` over and a content-encoding that says so."""
     body = answer.body
     for _ in range(times):
         body = gzip.compress(body, mtime=0)
@@ -22,19 +22,19 @@ def gzipped(answer: Answer, *, times: int = 1) -> Answer:
 
 
 def encoded_as(answer: Answer, encoding: str) -> Answer:
-    """Give the answer with a content-encoding that its body need not have."""
+    """Return the answer with a content-encoding that its body need not have."""
     return answer.plus(("content-encoding", encoding))
 
 
 def truncated_gzip(answer: Answer, *, missing: int = 8) -> Answer:
-    """Give the answer gzipped, with the last bytes of the gzip stream missing (8 are its whole trailer)."""
+    """Return the answer gzipped, with the last bytes of the gzip stream missing (8 are its whole trailer)."""
     whole = gzipped(answer)
     return evolve(whole, body=whole.body[:-missing])
 
 
 @functools.lru_cache(maxsize=4)
 def gzip_bomb(size: int) -> bytes:
-    """Give the gzip form of `size` spaces, about a thousandth of that; whole mebibytes only."""
+    """Return the gzip form of `size` spaces, about a thousandth of that; whole mebibytes only."""
     piece = b" " * MEBIBYTE
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     # A full flush ends on a byte boundary and forgets the window, so that the same block may be repeated.

@@ -1,4 +1,4 @@
-"""A named fault of the reliability matrix, ready to be played."""
+"""A named fault of the fault matrix, ready to be played."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Fault:
         return f"{self.row}: {self.name}"
 
     def inject(self, server: FaultServer, times: int = 1) -> None:
-        """Let the next request, or the next connection, meet this fault, so many times."""
+        """Let the next request, or the next connection, meet this fault, `times` times."""
         if self.reply is not None:
             server.play(*[self.reply] * times)
         if self.on_accept is not None:

@@ -12,10 +12,10 @@ from tests.support.faults.script import Reply, Responder
 
 
 class MaxItems:
-    """Refuses an embeddings request of more than so many items.
+    """Refuses an embeddings request with more than `limit` items.
 
     Args:
-        limit: most items that are accepted.
+        limit: the maximum number of items.
         inner: answers the others.
         status: 400 in OpenAI's words, 422 in TEI's, 413 in a gateway's.
         state_limit: whether the text says what the limit is.
@@ -54,7 +54,7 @@ class TokenLimit:
     """Refuses an embeddings request with too many tokens, in one item or summed over the request, as OpenAI does.
 
     Args:
-        limit: most tokens that are accepted.
+        limit: the maximum number of tokens.
         inner: answers the others.
         per: what the limit is for, "item" or "request".
         count: tokens of one item.
@@ -96,10 +96,10 @@ class TokenLimit:
 
 
 class Poison:
-    """Fails every embeddings request that holds one of these texts, and does not say which item it was.
+    """Fails every embeddings request that holds one of these texts, without saying which item it is.
 
     Args:
-        texts: what it cannot bear.
+        texts: the texts that fail.
         inner: answers the others.
         status: 400 as a bad request, 500 and more as an error of the server.
     """

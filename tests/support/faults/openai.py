@@ -1,4 +1,4 @@
-"""OpenAI-shaped answers whose vectors tell which text they belong to."""
+"""OpenAI-shaped answers whose vectors identify their text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL = "text-embedding-3-small"
 
 
 def vector_for(text: Any, dimensions: int = 4) -> Vector:
-    """Give the vector of a text (or of a list of token numbers): from its hash, so no two texts share one.
+    """Return the vector of a text (or of a list of token numbers): from its hash, so no two texts share one.
 
     The numbers are odd multiples of 2**-16 between -1 and 1: exact in float32, finite, and never zero, so that they
     come through base64 and through decimal JSON without a rounding.
@@ -37,7 +37,7 @@ def tokens_of(text: Any) -> int:
 
 
 def inputs_of(request: Request) -> list[Any]:
-    """Give the items of an embeddings request: texts, or lists of token numbers."""
+    """Return the items of an embeddings request: texts, or lists of token numbers."""
     return _items(request.json()["input"])
 
 
@@ -48,10 +48,10 @@ def embeddings_payload(
     vectors: Callable[[Any, int], Vector] = vector_for,
     encoding: str | None = None,
 ) -> Payload:
-    """Give the JSON value that answers an embeddings request.
+    """Return the JSON value that answers an embeddings request.
 
     Args:
-        request: what was asked; its own `dimensions` win over the argument.
+        request: the request; its own `dimensions` win over the argument.
         dimensions: numbers per vector.
         vectors: makes the vector of an item.
         encoding: "float" or "base64", whatever the request asked for.
@@ -77,19 +77,19 @@ def embeddings_answer(
     encoding: str | None = None,
     framing: Framing = Framing.LENGTH,
 ) -> Answer:
-    """Answer an embeddings request rightly; see `embeddings_payload`. `bytes()` of it is the wire form."""
+    """Answer an embeddings request correctly; see `embeddings_payload`. `bytes()` of it is the wire form."""
     payload = embeddings_payload(request, dimensions=dimensions, vectors=vectors, encoding=encoding)
     return json_answer(payload, framing=framing)
 
 
 def models_payload(ids: Iterable[str] = (MODEL,)) -> Payload:
-    """Give the JSON value of a catalogue of these models."""
+    """Return the JSON value of a catalog of these models."""
     data = [{"id": name, "object": "model", "created": 1700000000, "owned_by": "faults"} for name in ids]
     return {"object": "list", "data": data}
 
 
 def chat_payload(words: Iterable[str]) -> Payload:
-    """Give the JSON value of a chat reply of these words."""
+    """Return the JSON value of a chat reply of these words."""
     said = "".join(words)
     choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 1, "completion_tokens": tokens_of(said), "total_tokens": 1 + tokens_of(said)}
@@ -104,14 +104,14 @@ def chat_payload(words: Iterable[str]) -> Payload:
 
 
 def stream_events(words: Iterable[str], *, done: bool = True) -> list[bytes]:
-    """Give the events of a chat stream, one per word; without `done` the finish and `[DONE]` are missing."""
+    """Return the events of a chat stream, one per word; without `done` the finish and `[DONE]` are missing."""
     events = [_event({"role": "assistant", "content": ""}, None)]
     events += [_event({"content": word}, None) for word in words]
     return [*events, _event({}, "stop"), b"data: [DONE]\n\n"] if done else events
 
 
 def stream_answer(words: Iterable[str], *, done: bool = True, framing: Framing = Framing.CHUNKED) -> Answer:
-    """Give a chat stream as one answer."""
+    """Return a chat stream as one answer."""
     body = b"".join(stream_events(words, done=done))
     return Answer(200, body, [("content-type", "text/event-stream")], framing)
 
@@ -124,13 +124,13 @@ def error_answer(
     code: str | None = None,
     headers: Iterable[Header] = (),
 ) -> Answer:
-    """Give an error in OpenAI's envelope."""
+    """Return an error in OpenAI's envelope."""
     error = {"message": message, "type": kind, "param": None, "code": code}
     return json_answer({"error": error}, status=status, headers=headers)
 
 
 def answer_openai(request: Request) -> Answer:
-    """Answer like a healthy provider: embeddings, catalogue, and a chat of two words, by the end of the path."""
+    """Answer like a healthy provider: embeddings, catalog, and a chat of two words, by the end of the path."""
     if request.path.endswith("/embeddings"):
         return embeddings_answer(request)
     if request.path.endswith("/models"):

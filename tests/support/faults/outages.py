@@ -1,4 +1,4 @@
-"""Providers that come and go: outages by the clock, failures by chance, answers that get crossed."""
+"""Providers with outages by the clock, random failures, and exchanged answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class OutageSchedule:
 
 
 class Flaky:
-    """Answers with `failing` at a probability, by its own seeded dice."""
+    """Answers with `failing` at a probability, from its own seed."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Flaky:
 
 
 class CloseAfter:
-    """Closes each connection right after its n-th answer, without a word of warning in that answer."""
+    """Closes each connection right after its n-th answer, without an announcement in that answer."""
 
     def __init__(self, count: int, inner: Responder = answer_openai) -> None:
         self._count = count
@@ -82,7 +82,7 @@ class CloseAfter:
 
 
 class Crossed:
-    """Gives each of two concurrent requests the other's answer: it holds the first until the second is there."""
+    """Gives each of two concurrent requests the other's answer: it holds the first until the second arrives."""
 
     def __init__(self, inner: Callable[[Request], Answer] = answer_openai) -> None:
         self._inner = inner
@@ -110,7 +110,7 @@ async def flap(
     reset: bool = False,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Let a running server be up and down in turn, so many times, and leave it up; the port stays its own."""
+    """Stop and start a running server `cycles` times, and leave it up; it keeps its port."""
     for _ in range(cycles):
         await sleep(up)
         await server.stop(reset=reset)

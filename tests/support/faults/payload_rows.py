@@ -1,6 +1,6 @@
-"""Rows P01 to P13 of the fault matrix: JSON that is well framed and wrong.
+"""Rows P01 to P13 of the fault matrix: JSON with correct framing and wrong content.
 
-Those of embeddings want a request of two items or more, all different. P10 is `Crossed`; P12's bodies are `Answer`s.
+The faults of embeddings need a request of at least two different items. P10 is `Crossed`; P12's bodies are `Answer`s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEN_MEGABYTES = 10_000_000
 
 
 def changed(change: Callable[[Payload], object], *, encoding: str | None = "float") -> Responder:
-    """Give a responder whose right answer was changed in place."""
+    """Return a responder that changes the value of a correct answer in place."""
 
     def reply(request: Request) -> Answer:
         payload = embeddings_payload(request, encoding=encoding)
@@ -39,13 +39,13 @@ def changed(change: Callable[[Payload], object], *, encoding: str | None = "floa
 
 
 def written(payload: object) -> bytes:
-    """Write JSON, with strings that start with `RAW` as they are."""
+    """Write JSON; strings that start with `RAW` are written without quotes."""
     text = json.dumps(payload, separators=(",", ":"))
     return re.sub(rf'"{RAW}([^"]*)"', r"\1", text).encode()
 
 
 def rewritten(change: Callable[[bytes], bytes]) -> Responder:
-    """Give a responder whose right body was changed as bytes."""
+    """Return a responder that changes the bytes of a correct body."""
     return lambda request: Answer(200, change(answer_openai(request).body), [JSON_TYPE])
 
 
@@ -193,12 +193,12 @@ def _figures() -> Iterator[Fault]:
 
 
 def catalog(models: Iterable[object], **others: object) -> Answer:
-    """Give a catalogue of these entries, right or wrong."""
+    """Return a catalog of these entries, valid or not."""
     return json_answer({"object": "list", "data": list(models), **others})
 
 
 def _pages(request: Request) -> Answer:
-    """Give a page that always says there is more, behind the same cursor."""
+    """Return a page that always announces another page, with the same cursor."""
     return catalog(models_payload()["data"], has_more=True, last_id="same", next_page_token="same")
 
 

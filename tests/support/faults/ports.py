@@ -1,4 +1,4 @@
-"""Ports that nobody can connect to."""
+"""Ports to which no client can connect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOM = 8  # connections after which a backlog of 0 is surely full
 
 @contextlib.contextmanager
 def refused_port() -> Iterator[int]:
-    """Hold a port on which every connect is refused; nobody else can get it meanwhile."""
+    """Hold a port on which every connect is refused; no other process can get the port meanwhile."""
     with socket.socket() as held:
         held.bind((HOST, 0))
         yield held.getsockname()[1]
@@ -25,7 +25,7 @@ def full_backlog() -> Iterator[int]:
     """Hold a port whose queue of unaccepted connections is full: a connect there waits and gets no answer.
 
     Raises:
-        OSError: this system's backlog cannot be filled (only Linux tells when it is full).
+        OSError: this system's backlog cannot be filled (only on Linux it is known when the backlog is full).
     """
     with contextlib.ExitStack() as held:
         listener = held.enter_context(socket.socket())

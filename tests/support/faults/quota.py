@@ -13,7 +13,7 @@ from tests.support.faults.request import Request
 from tests.support.faults.response import Answer, Header
 from tests.support.faults.script import Reply, Responder
 
-ROUNDING = 1e-9  # who waited exactly as long as told must find enough
+ROUNDING = 1e-9  # a client that waited exactly the stated time must find enough
 
 
 class Bucket:
@@ -27,46 +27,46 @@ class Bucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """Say how much is in it."""
+        """Return its level."""
         return min(self.capacity, self._level + (now - self._at) * self.rate)
 
     def take(self, cost: float, now: float) -> None:
-        """Take a cost out of it."""
+        """Withdraw a cost."""
         self._level, self._at = self.level(now) - cost, now
 
     def wait(self, cost: float, now: float) -> float:
-        """Say in how many seconds it can pay a cost: infinity for one above its capacity."""
+        """Return the seconds until it can pay a cost; infinity for a cost above its capacity."""
         missing = cost - self.level(now) - ROUNDING
         if missing <= 0:
             return 0.0
         return missing / self.rate if cost <= self.capacity + ROUNDING else math.inf
 
     def refill(self, now: float) -> float:
-        """Say in how many seconds it is full."""
+        """Return the seconds until it is full."""
         return (self.capacity - self.level(now)) / self.rate
 
 
 @frozen
 class Grant:
-    """One request that was let through: when, and for how many tokens."""
+    """One admitted request: its time and its tokens."""
 
     time: float
     tokens: int
 
 
 class RateLimited:
-    """A responder that answers 429 when requests or tokens run out; who is refused pays nothing.
+    """A responder that answers 429 when requests or tokens run out; a refused request pays nothing.
 
-    `grants` and `refusals` (times) tell what happened, for the rule that grants in any window fit the limit.
+    `grants` and `refusals` (times) record what happened, for the rule that grants in any window fit the limit.
 
     Args:
-        inner: answers what is let through.
+        inner: answers the admitted requests.
         rpm: requests per minute; None for no such limit.
         tpm: tokens per minute; None for no such limit.
         burst: seconds of each rate that a full bucket holds.
         clock: monotonic seconds.
-        headers: send OpenAI's x-ratelimit headers, which tell the truth.
-        hint: say in a refusal, by retry-after-ms and retry-after, how long to wait.
+        headers: send OpenAI's x-ratelimit headers, with correct values.
+        hint: send retry-after-ms and retry-after with a refusal.
         count: tokens of one item.
     """
 

@@ -1,4 +1,4 @@
-"""Requests as the fault server reads them: one value, and the reader that cuts it out of a connection's bytes."""
+"""Requests as the fault server reads them: one value, and the reader that parses it from a connection's bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MalformedRequestError(ValueError):
 
 @frozen
 class Message:
-    """What one request says, without where and when it arrived."""
+    """The content of one request, without its place and time."""
 
     method: str
     target: str
@@ -28,7 +28,7 @@ class Message:
 
 @frozen
 class Request(Message):
-    """One request with its place: the number of its connection, its rank on it, and its time of arrival.
+    """One request with its place: the number of its connection, its number on that connection, and its time of arrival.
 
     `connection` counts accepted connections from 1, `nth` the requests of that connection from 1, and `time` is
     the reading of the server's clock, in seconds.
@@ -49,19 +49,19 @@ class Request(Message):
         return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
 
     def header(self, name: str) -> str | None:
-        """Give the first value of a header, whatever the case of its name."""
+        """Return the first value of a header, whatever the case of its name."""
         return next(iter(self.header_values(name)), None)
 
     def header_values(self, name: str) -> list[str]:
-        """Give every value of a header, in the order sent."""
+        """Return every value of a header, in the order sent."""
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def content(self) -> bytes:
-        """Give the body with its content encoding, if it is gzip, taken off."""
+        """Return the body with its content encoding, if it is gzip, removed."""
         return gzip.decompress(self.body) if self.header("content-encoding") == "gzip" else self.body
 
     def json(self) -> Any:
-        """Give the decoded JSON body.
+        """Return the decoded JSON body.
 
         Raises:
             ValueError: the body is not JSON.
@@ -70,7 +70,7 @@ class Request(Message):
 
 
 class RequestReader:
-    """Cuts requests out of a growing buffer, which others may read from between two requests."""
+    """Reads requests from a growing buffer, from which others may read between two requests."""
 
     def __init__(self, buffer: bytearray) -> None:
         self.buffer = buffer

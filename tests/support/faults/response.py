@@ -20,7 +20,7 @@ class Framing(Enum):
     LENGTH = "content-length"
     CHUNKED = "chunked"
     EOF = "the end of the connection"
-    AS_GIVEN = "whatever the given headers say, true or not"
+    AS_GIVEN = "whatever the headers say, correct or not"
 
 
 def _headers(given: Iterable[Header]) -> tuple[Header, ...]:
@@ -57,7 +57,7 @@ class Answer:
         )
 
     def head(self) -> bytes:
-        """Give the status line and the headers, with the empty line that ends them."""
+        """Return the status line and the headers, with the empty line that ends them."""
         lines = [
             f"HTTP/1.1 {self.status} {_reason(self.status) if self.reason is None else self.reason}".encode()
         ]
@@ -67,7 +67,7 @@ class Answer:
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def plus(self, *headers: Header) -> Answer:
-        """Give the same answer with more headers after its own."""
+        """Return the same answer with more headers after its own."""
         return evolve(self, headers=(*self.headers, *headers))
 
     def _framing_headers(self) -> tuple[Header, ...]:
@@ -81,7 +81,7 @@ class Answer:
 def json_answer(
     value: Any, *, status: int = 200, headers: Iterable[Header] = (), framing: Framing = Framing.LENGTH
 ) -> Answer:
-    """Give an answer whose body is a value as JSON, NaN and Infinity included."""
+    """Return an answer whose body is a value as JSON, NaN and Infinity included."""
     body = json.dumps(value, separators=(",", ":")).encode()
     return Answer(status, body, (("content-type", "application/json"), *headers), framing)
 

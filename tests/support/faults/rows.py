@@ -11,10 +11,10 @@ ROWS: tuple[Fault, ...] = (*WIRE_ROWS, *STATUS_ROWS, *PAYLOAD_ROWS)
 
 
 def faults_of(*rows: str) -> list[Fault]:
-    """Give the faults whose row starts with one of these: "N", "H02", "P"; for `pytest.mark.parametrize`.
+    """Return the faults whose row starts with one of these: "N", "H02", "P"; for `pytest.mark.parametrize`.
 
     Raises:
-        LookupError: there is none, so a test over it would say nothing.
+        LookupError: there is none; a test over no faults would prove nothing.
     """
     found = [fault for fault in ROWS if fault.row.startswith(rows)]
     if not found:
@@ -23,7 +23,7 @@ def faults_of(*rows: str) -> list[Fault]:
 
 
 def find_fault(row: str, name: str) -> Fault:
-    """Give one fault by its row and name.
+    """Return one fault by its row and name.
 
     Raises:
         LookupError: there is none; the text lists the names of that row.

@@ -1,6 +1,6 @@
 """Scripts: what a connection does, step by step.
 
-Each step is a value with one method, `run`, which acts on a `Line`: the narrow face that a connection shows to steps.
+Each step is a value with one method, `run`, which acts on a `Line`: the small interface that a connection offers to steps.
 A script ends early, without an error, when the client leaves.
 """
 
@@ -42,7 +42,7 @@ class Line(Protocol):
         """Make a TLS connection of this one, as the server side."""
 
     def stop_reading(self) -> None:
-        """Leave what arrives in the kernel, whose window then fills up."""
+        """Leave arriving bytes in the kernel, whose window then fills up."""
 
     def reset(self) -> None:
         """Send RST."""
@@ -51,7 +51,7 @@ class Line(Protocol):
         """Send FIN and go on reading."""
 
     def close(self) -> None:
-        """Send FIN and let go."""
+        """Send FIN and close the connection."""
 
 
 class Step(Protocol):
@@ -128,7 +128,7 @@ class Wait:
 
 @frozen
 class Signal:
-    """Set an event, so that a test knows how far the script has come."""
+    """Set an event, so that a test knows which steps are done."""
 
     event: asyncio.Event
 
@@ -154,7 +154,7 @@ class Repeat:
 
 @frozen
 class ReadBytes:
-    """Wait for so many bytes and drop them, whatever they mean."""
+    """Wait for a number of bytes and drop them."""
 
     count: int
 
@@ -182,7 +182,7 @@ class ReadRequest:
 
 @frozen
 class Respond:
-    """Answer the latest request: with the reply given, else as the server's default does. Decided at this moment."""
+    """Answer the latest request: with this reply, or as the server's default does. Decided at this moment."""
 
     reply: Playable | None = None
 
@@ -243,12 +243,12 @@ class Reset:
 
 
 def reply_of(playable: Playable, request: Request) -> Reply:
-    """Give the reply to a request: the one given, or the one that the given function makes."""
+    """Return the reply to a request: `playable` itself, or the reply that it returns as a function."""
     return playable if isinstance(playable, (bytes, Answer, Script)) else playable(request)
 
 
 def cut(offset: int, end: Step, answer: Answer | Callable[[Request], Answer]) -> Responder:
-    """Give a responder that sends the first `offset` bytes of an answer, then plays the end: `Reset()`, `Close()`."""
+    """Return a responder that sends the first `offset` bytes of an answer, then plays the end: `Reset()`, `Close()`."""
 
     def respond(request: Request) -> Script:
         whole = bytes(answer(request) if callable(answer) else answer)

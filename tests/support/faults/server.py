@@ -1,4 +1,4 @@
-"""The fault server: it plays scripts over raw sockets and remembers what it was asked."""
+"""The fault server: it plays scripts over raw sockets and records its requests."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class FaultServer:
 
     What it sends is found in this order: the script for the connection (`on_accept`, else `default_on_accept`) plays
     first; then each request takes the next reply given to `play`; when none is left, the `default` answers, which
-    is an OpenAI-shaped provider unless told otherwise.
+    is an OpenAI-shaped provider unless `default` replaces it.
 
     Args:
         tls: serve TLS with this context, on every connection, before anything else.
         sleep: what timed steps wait on.
         clock: where `Request.time` is read.
         receive_buffer: bytes of the kernel's receive buffer; small makes the window close early.
-        idle_close: close a connection so many seconds after an answer, a number or a function that draws one.
+        idle_close: seconds after an answer when a connection is closed: a number or a function that returns one.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class FaultServer:
         self._changed()
 
     async def stop(self, *, reset: bool = False) -> None:
-        """Die: refuse connections and end all open ones, as when a process is killed, or with RST; keep the port."""
+        """Stop: refuse connections and end all open ones, as when a process is killed, or with RST; keep the port."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -118,7 +118,7 @@ class FaultServer:
             await asyncio.sleep(0)
 
     async def aclose(self) -> None:
-        """Stop, give the port back, and leave nothing behind."""
+        """Stop, release the port, and end every task."""
         await self.stop()
         if self._anchor is not None:
             self._anchor.close()
@@ -154,7 +154,7 @@ class FaultServer:
         self._default = reply
 
     def on_accept(self, *scripts: Script) -> None:
-        """Let the next connections start with these scripts, one each, before a request is looked at."""
+        """Let the next connections start with these scripts, one each, before a request is read."""
         self._on_accept.extend(scripts)
 
     def default_on_accept(self, script: Script | None) -> None:
@@ -162,7 +162,7 @@ class FaultServer:
         self._default_on_accept = script
 
     def drop_idle(self, *, reset: bool = False) -> int:
-        """Close every idle connection at this very moment, and say how many: the keep-alive race.
+        """Close every idle connection at once and return their number: the keep-alive race.
 
         The FIN (or RST) has left when this returns. A client in the same event loop that sends now has not seen it.
         """
@@ -175,16 +175,16 @@ class FaultServer:
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open, as far as this side can know."""
+        """The number of open connections, as far as this side can know."""
         return len(self._open)
 
     @property
     def unplayed(self) -> int:
-        """How many replies given to `play` no request has taken yet."""
+        """The number of replies given to `play` that no request has used yet."""
         return len(self._played)
 
     async def wait_for(self, condition: Callable[[], bool], timeout: float = WAIT_TIMEOUT) -> None:
-        """Wait until a condition on this server holds; it is looked at whenever something happened here.
+        """Wait until a condition on this server holds; it is checked after every event of this server.
 
         Raises:
             TimeoutError: it did not within `timeout` seconds; the text shows the server's state.
@@ -199,18 +199,18 @@ class FaultServer:
             raise TimeoutError(f"waited {timeout} s in vain at {self!r}") from None
 
     async def wait_requests(self, count: int) -> None:
-        """Wait until so many requests have arrived, counted from the start."""
+        """Wait until `count` requests have arrived since the start."""
         await self.wait_for(lambda: len(self.requests) >= count)
 
     async def wait_connections(self, count: int) -> None:
-        """Wait until so many connections were accepted, counted from the start."""
+        """Wait until `count` connections were accepted since the start."""
         await self.wait_for(lambda: self.connections >= count)
 
     async def wait_all_closed(self) -> None:
         """Wait until no connection is open."""
         await self.wait_for(lambda: not self._open)
 
-    # What its connections tell it and ask it (their `Owner`).
+    # The methods that its connections call (`Owner`).
 
     def opened(self, connection: Connection) -> Script | None:
         """Number a connection and give its first script."""
@@ -254,7 +254,7 @@ class FaultServer:
         return reply_of(self._played.popleft(), request) if self._played else self.default_reply(request)
 
     def default_reply(self, request: Request) -> Reply:
-        """Give the default's reply."""
+        """Return the default's reply."""
         return reply_of(self._default, request)
 
     def idle_seconds(self) -> float | None:
@@ -269,7 +269,7 @@ class FaultServer:
         return task
 
     def failed(self, problem: Exception) -> None:
-        """Keep an error of the test's own code, to raise it at the end."""
+        """Keep an exception of the test's own code, to raise it at the end."""
         self._failures.append(problem)
 
     # Small things.

@@ -1,4 +1,4 @@
-"""What only the kernel's socket can tell or do."""
+"""Operations on the kernel's socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DISCARD_READS, DISCARD_SIZE = 1024, 65536
 
 
 def unsent(sock: TransportSocket) -> int:
-    """Count the bytes written but not sent; on loopback, sent bytes have arrived. 0 where the kernel cannot tell."""
+    """Count the bytes written but not sent; on loopback, sent bytes have arrived. 0 where the kernel does not report it."""
     if sys.platform != "linux":
         return 0
     return int.from_bytes(fcntl.ioctl(sock.fileno(), SIOCOUTQNSD, bytes(4)), sys.byteorder)
@@ -27,11 +27,11 @@ def reset_on_close(sock: TransportSocket) -> None:
 
 
 def discard(sock: TransportSocket) -> None:
-    """Read away what has arrived: closing a socket that holds unread bytes sends RST, even after a FIN."""
+    """Read and drop the received bytes: closing a socket that holds unread bytes sends RST, even after a FIN."""
     with sock.dup() as copy:
         for _ in range(DISCARD_READS):
             try:
                 if not copy.recv(DISCARD_SIZE):
                     return
-            except OSError:  # BlockingIOError: nothing is left; ConnectionResetError: nobody is left
+            except OSError:  # BlockingIOError: no bytes are left; ConnectionResetError: the peer has gone
                 return

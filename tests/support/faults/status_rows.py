@@ -22,29 +22,29 @@ DATE = ("date", "Tue, 15 Nov 1994 12:00:00 GMT")
 
 
 def rate_limited(*headers: Header) -> Answer:
-    """Give a plain 429 with these headers."""
+    """Return a plain 429 with these headers."""
     return error_answer(
         429, "Rate limit reached.", kind="requests", code="rate_limit_exceeded", headers=headers
     )
 
 
 def retry_after(value: HeaderText, *others: Header) -> Answer:
-    """Give a 429 with this Retry-After."""
+    """Return a 429 with this Retry-After."""
     return rate_limited(("retry-after", value), *others)
 
 
 def redirect(status: int, location: HeaderText) -> Answer:
-    """Give a redirect to anywhere."""
+    """Return a redirect to anywhere."""
     return Answer(status, b"", [("location", location)])
 
 
 def bomb(size: int) -> Answer:
-    """Give an answer that unpacks to so many spaces, a thousandfold."""
+    """Return an answer that expands a thousandfold to `size` spaces."""
     return encoded_as(Answer(200, gzip_bomb(size), [("content-type", "application/json")]), "gzip")
 
 
 def flood(size: int, *, framing: Framing) -> Script:
-    """Send so many spaces as fast as the client takes them, and close; with AS_GIVEN the length is announced."""
+    """Send `size` spaces as fast as the client reads them, and close; with AS_GIVEN the length is announced."""
     answer = Answer(200, b"", [("content-type", "application/json")], framing)
     if framing is Framing.AS_GIVEN:
         answer = answer.plus(("content-length", str(size)))
@@ -160,7 +160,7 @@ def _bodies() -> Iterator[Fault]:
 
 
 def _rates() -> Iterator[Fault]:
-    def told(limit: str, remaining: str, reset: str | None) -> Playable:
+    def limit_headers(limit: str, remaining: str, reset: str | None) -> Playable:
         headers: list[Header] = [
             ("x-ratelimit-limit-requests", limit),
             ("x-ratelimit-remaining-requests", remaining),
@@ -168,11 +168,11 @@ def _rates() -> Iterator[Fault]:
         return with_headers(*headers, *([] if reset is None else [("x-ratelimit-reset-requests", reset)]))
 
     for value in ("-1", "NaN", "1e30", "inf", "many", ""):
-        yield Fault("H16", f"everything {value!r}", told(value, value, value))
-    yield Fault("H16", "no reset", told("60", "0", None))
-    yield Fault("H16", "reset by RFC 3339", told("60", "0", "2025-08-21T12:40:59Z"))
-    yield Fault("H16", "reset in 6m0s", told("60", "0", "6m0s"))
-    yield Fault("H16", "limit suddenly 1", told("1", "1", "1s"))
+        yield Fault("H16", f"everything {value!r}", limit_headers(value, value, value))
+    yield Fault("H16", "no reset", limit_headers("60", "0", None))
+    yield Fault("H16", "reset by RFC 3339", limit_headers("60", "0", "2025-08-21T12:40:59Z"))
+    yield Fault("H16", "reset in 6m0s", limit_headers("60", "0", "6m0s"))
+    yield Fault("H16", "limit suddenly 1", limit_headers("1", "1", "1s"))
     yield Fault("H17", "cookie", with_headers(("set-cookie", "session=1; Path=/")))
 
 

@@ -1,4 +1,4 @@
-"""The fault server on a thread of its own, for tests without an event loop, or with another one than asyncio's own."""
+"""The fault server in a thread, for tests without an event loop, or with another loop than asyncio's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ServerThread:
 
 @contextlib.contextmanager
 def serving(server: FaultServer | None = None) -> Iterator[ServerThread]:
-    """Run a server, a new one if none is given, on a thread until the block ends."""
+    """Run a server, a new one by default, in a thread until the block ends."""
     loop = asyncio.SelectorEventLoop()  # whatever loop the test itself runs on
     runner = threading.Thread(target=loop.run_forever, name="fault server", daemon=True)
     runner.start()

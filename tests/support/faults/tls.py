@@ -1,4 +1,4 @@
-"""Certificates for a server on loopback: a good one, and each kind that a client must refuse.
+"""Certificates for a server on loopback: a valid one, and each kind that a client must refuse.
 
 Made by trustme where it is installed, else by the `openssl` command; `can_make_certificates` says whether either is there.
 """
@@ -44,13 +44,13 @@ authorityKeyIdentifier = keyid:always
 
 @frozen
 class Certificate:
-    """What a server shows, key and chain in PEM, and the PEM of whom a client must trust to accept it."""
+    """A server's key and chain in PEM, and the PEM of the authority that a client must trust to accept it."""
 
     key_and_chain: str
     authority: str
 
     def server(self) -> ssl.SSLContext:
-        """Give the context of a server that shows this certificate."""
+        """Return the context of a server with this certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "server.pem")
@@ -59,12 +59,12 @@ class Certificate:
         return context
 
     def client(self) -> ssl.SSLContext:
-        """Give the context of a client that trusts the authority and nobody else."""
+        """Return the context of a client that trusts only this authority."""
         return ssl.create_default_context(cadata=self.authority)
 
 
 def can_make_certificates() -> bool:
-    """Say whether one of the two makers is here."""
+    """Return whether trustme or openssl is installed."""
     return _has_trustme() or shutil.which("openssl") is not None
 
 
@@ -79,12 +79,12 @@ def expired_certificate() -> Certificate:
 
 
 def wrong_host_certificate() -> Certificate:
-    """Make a valid certificate for somebody else's name."""
+    """Make a valid certificate for another host name."""
     return make_certificate(ELSEWHERE)
 
 
 def self_signed_certificate() -> Certificate:
-    """Make a certificate that vouches for itself, with an authority that had nothing to do with it."""
+    """Make a self-signed certificate, with an authority that did not sign it."""
     selfish, stranger = make_certificate(HOST, self_signed=True), make_certificate(ELSEWHERE)
     return Certificate(selfish.key_and_chain, stranger.authority)
 
