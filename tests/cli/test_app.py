@@ -41,13 +41,12 @@ CODES = [
 
 
 @pytest.mark.parametrize(("error", "code"), CODES, ids=lambda value: type(value).__name__)
-def test_code_of_an_error(error: BaseException, code: Exit) -> None:
-    """What can be mended where, in a number."""
+def test_exit_code_of_an_error(error: BaseException, code: Exit) -> None:
     assert exit_code_for(error) == code
 
 
-def test_sentences() -> None:
-    """Errors of the system and of nobody's making are sentences too."""
+def test_every_error_is_a_sentence() -> None:
+    """Errors of the operating system and unexpected ones too."""
     assert (
         error_message(OSError(28, "No space left on device", "out.npy"))
         == "No space left on device: out.npy."
@@ -57,8 +56,8 @@ def test_sentences() -> None:
     assert "LLMOPT_TRACEBACK=1" in error_message(ValueError("oh"))
 
 
-def test_an_internal_fault_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No traceback, unless it is asked for."""
+def test_an_unexpected_error_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The traceback is shown with LLMOPT_TRACEBACK=1 only."""
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh dear")
@@ -77,8 +76,8 @@ def test_an_internal_fault_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "in broken" in done.stderr
 
 
-def test_an_interrupt_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit code 130 from every command."""
+def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every command."""
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -88,8 +87,7 @@ def test_an_interrupt_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (done.exit_code, done.stderr) == (130, "llmopt: interrupted.\n")
 
 
-def test_a_disk_that_fills_up_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure to write is told, and the rows before it are kept."""
+def test_a_full_disk_keeps_the_rows_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     append = AppendFile.append
 
     def full(self: AppendFile, data: memoryview) -> None:
@@ -107,8 +105,8 @@ def test_a_disk_that_fills_up_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -
     assert np.load("out.npy.partial").shape == (2048, 256)
 
 
-def test_a_partial_file_that_cannot_have_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is too long with ".partial": the rows stay in the temporary file, which is named."""
+def test_a_name_too_long_for_a_partial_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows stay in the temporary file, which the error names."""
     name = "o" * 250 + ".npy"
     done = invoke("embed", "-", "--model", "local/default", "--out", name, stdin=b"good\n" * 3000 + b"\xff")
     assert done.exit_code == 2
@@ -116,8 +114,8 @@ def test_a_partial_file_that_cannot_have_its_name(monkeypatch: pytest.MonkeyPatc
     assert str(left) in done.stderr
 
 
-def test_advice_for_every_way_to_fail() -> None:
-    """Half a sentence, with the key's source where the key is at fault."""
+def test_hint_for_each_error() -> None:
+    """With the source of the key if the key is wrong."""
     refused = errors.ConnectFailed("x", cause="refused")
     assert hint_for(refused, "") == "start the server, or correct the port in base_url"
     assert hint_for(errors.ConnectFailed("x", cause="other"), "").startswith("check base_url")
@@ -126,8 +124,8 @@ def test_advice_for_every_way_to_fail() -> None:
     assert hint_for(errors.ItemRejected("x"), "") == ""
 
 
-def test_text_for_people() -> None:
-    """Numbers with their nouns, names few and short, and nothing that moves a cursor."""
+def test_formatting_of_numbers_and_names() -> None:
+    """Numbers with their nouns, short lists of names, and no control characters."""
     assert (format_count(1, "text"), format_count(1234, "text")) == ("1 text", "1,234 texts")
     assert printable("a\x1b[1m\nb") == "a\ufffd[1m\ufffdb"
     assert printable("a\x1b\nb", lines=True) == "a\ufffd\nb"
@@ -149,17 +147,17 @@ def test_text_for_people() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
 )
-def test_what_never_began_is_told_to_machines_too(
+def test_json_output_of_an_error_before_the_work_begins(
     arguments: tuple[str, ...], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One object with the error, and the same sentence on standard error."""
+    """It has the same message as standard error."""
     monkeypatch.chdir(tmp_path)
     Path("in.txt").write_text("a text\n")
     Path("broken.toml").write_text("[providers\n")
     done = invoke(*arguments, "--json", "--config", "broken.toml", stdin=b"Hello?")
-    told = json_of(done)["error"]
-    assert told["type"] == kind
-    assert told["message"] in done.stderr
+    error = json_of(done)["error"]
+    assert error["type"] == kind
+    assert error["message"] in done.stderr
     assert done.exit_code in (Exit.USAGE, Exit.SETUP)
     plain_done = invoke(*arguments, "--config", "broken.toml", stdin=b"Hello?")
     assert (plain_done.stdout, plain_done.stderr) == ("", done.stderr)
@@ -171,27 +169,27 @@ _PAGES = ((), *((name,) for name in _COMMANDS))
 
 
 def examples(help_page: str) -> list[str]:
-    """The lines under "Example:"."""
+    """The lines below "Example:"."""
     lines = iter(help_page.splitlines())
     for line in lines:
         if line.strip() == "Example:":
             break
-    found = []
+    commands = []
     for line in lines:
         if not line.strip():
             break
-        found.append(line.strip())
-    return found
+        commands.append(line.strip())
+    return commands
 
 
 @pytest.mark.parametrize("arguments", _PAGES, ids=" ".join)
 def test_help_has_examples_that_parse(arguments: tuple[str, ...]) -> None:
-    """Every line under "Example:" is a command that the parser takes."""
+    """Each line below "Example:" is a valid command."""
     done = invoke(*arguments, "--help")
     assert done.exit_code == 0
-    found = examples(done.stdout)
-    assert found
-    for line in found:
+    commands = examples(done.stdout)
+    assert commands
+    for line in commands:
         program, name, *rest = shlex.split(line.rpartition("|")[2])
         command = app.get_command(click.Context(app), name)
         assert program == "llmopt"
@@ -202,8 +200,8 @@ def test_help_has_examples_that_parse(arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("arguments", _PAGES, ids=" ".join)
-def test_every_option_is_explained(arguments: tuple[str, ...]) -> None:
-    """No option without a sentence, and the page is the same with -h."""
+def test_every_option_has_a_help_text(arguments: tuple[str, ...]) -> None:
+    """And -h is the same as --help."""
     command: click.Command | None = app.get_command(click.Context(app), arguments[0]) if arguments else app
     assert command is not None
     assert command.help
@@ -213,7 +211,7 @@ def test_every_option_is_explained(arguments: tuple[str, ...]) -> None:
 
 
 def test_exit_codes_are_documented() -> None:
-    """Each of them stands in ``llmopt --help``."""
+    """All are in ``llmopt --help``."""
     page = invoke("--help").stdout
     codes = page.partition("Exit codes:")[2].split("An error is")[0]
     assert [int(line.split()[0]) for line in codes.split("\n") if line.strip()] == [
@@ -221,13 +219,11 @@ def test_exit_codes_are_documented() -> None:
     ]
 
 
-def test_no_command_shows_the_help() -> None:
-    """``llmopt`` alone."""
+def test_llmopt_without_a_command_shows_the_help() -> None:
     assert "Exit codes:" in (invoke().stdout + invoke().stderr)
 
 
-def test_an_unknown_command() -> None:
-    """Exit code 2, with a hint."""
+def test_an_unknown_command_is_a_usage_error() -> None:
     done = invoke("embedd", "x")
     assert done.exit_code == 2
     assert "No such command 'embedd'" in done.stderr

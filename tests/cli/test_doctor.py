@@ -23,7 +23,7 @@ def configure(**entries: str) -> None:
 
 
 def test_versions_and_configuration(served: EmbeddingServer) -> None:
-    """The versions, the file in use and the plugins, as text and as JSON."""
+    """Versions, the file in use and the plugins, as text and as JSON."""
     done = llmopt("doctor")
     assert done.returncode == 0, done.stderr
     head = done.stdout.decode().splitlines()[:2]
@@ -35,8 +35,8 @@ def test_versions_and_configuration(served: EmbeddingServer) -> None:
     assert {"local", "mistral"} <= {each["name"] for each in table["plugins"]}
 
 
-def test_what_answers(served: EmbeddingServer) -> None:
-    """Models, latency and address of a server; the engine inside the process has none."""
+def test_a_working_provider(served: EmbeddingServer) -> None:
+    """Models, latency and base URL of a server; the in-process engine has no base URL."""
     near = checks()["near"]
     assert near.pop("latency_ms") > 0
     assert near == {
@@ -57,8 +57,8 @@ def test_what_answers(served: EmbeddingServer) -> None:
     assert "in this process" in invoke("doctor", "local").stdout
 
 
-def test_a_provider_that_nobody_set_up_is_no_failure() -> None:
-    """Installed without a key: told how to set it up, exit code 0. Asked for by name it is a failure."""
+def test_a_provider_without_a_key_is_no_failure() -> None:
+    """The doctor says how to set it up, exit code 0; if it is named on the command line it is a failure."""
     done = invoke("doctor")
     assert done.exit_code == 0, done.stderr
     assert (
@@ -74,7 +74,7 @@ def test_a_provider_that_nobody_set_up_is_no_failure() -> None:
 def test_the_key_is_never_shown(
     served: EmbeddingServer, monkeypatch: pytest.MonkeyPatch, offline: tuple[str, ...]
 ) -> None:
-    """Present or not and from where, in every form of output."""
+    """Only whether there is one and where it comes from, in every form of output."""
     configure(
         a=f'plugin = "local"\nbase_url = "{served.url}"\napi_key = "sk-in-the-file"',
         b=f'plugin = "local"\nbase_url = "{served.url}"\napi_key_env = "MY_KEY"',
@@ -95,9 +95,8 @@ def test_the_key_is_never_shown(
         assert "spaces" not in text.replace("a space", "")
 
 
-def test_offline_asks_nobody(served: EmbeddingServer) -> None:
-    """--offline looks at the configuration alone."""
-    served.models = refused(500, "nobody should see this")
+def test_offline_sends_no_request(served: EmbeddingServer) -> None:
+    served.models = refused(500, "no request should see this")
     done = invoke("doctor", "near", "--offline", "--json")
     assert (done.exit_code, json_of(done)["providers"][0]["state"]) == (0, "not asked")
 
@@ -111,8 +110,8 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("status", "advice"), ANSWERS)
-def test_what_to_do_where_a_server_refuses(served: EmbeddingServer, status: int, advice: str) -> None:
-    """Each answer with its advice; exit code 1."""
+def test_advice_for_a_server_that_refuses(served: EmbeddingServer, status: int, advice: str) -> None:
+    """By status; exit code 1."""
     served.models = refused(status, "this is what the server said")
     done = invoke("doctor", "near", "--json")
     near = json_of(done)["providers"][0]
@@ -122,22 +121,21 @@ def test_what_to_do_where_a_server_refuses(served: EmbeddingServer, status: int,
         assert near["advice"] == advice
 
 
-def test_what_to_do_where_nobody_listens() -> None:
-    """A server that is not running."""
+def test_advice_for_a_server_that_does_not_run() -> None:
     configure(gone='plugin = "local"\nbase_url = "http://127.0.0.1:1/v1"')
     done = invoke("doctor", "gone")
     assert done.exit_code == 1
     assert "To do: start the server, or correct the port in base_url." in done.stderr
 
 
-def test_what_to_do_where_something_else_answers(served: EmbeddingServer) -> None:
-    """A page instead of a list of models."""
+def test_advice_for_a_server_that_is_not_the_provider(served: EmbeddingServer) -> None:
+    """It answers with another JSON object than a list of models."""
     served.models = (200, {"hello": "world"})
     assert checks("near")["near"]["advice"] == "check base_url: the server there is not the provider"
 
 
-def test_a_broken_configuration_is_a_finding(here: Path) -> None:
-    """The doctor comes to the sick: plugins and versions are shown all the same."""
+def test_an_invalid_configuration_is_reported(here: Path) -> None:
+    """Plugins and versions are shown all the same."""
     (here / "other.toml").write_text("[providers.near]\nmax_retries = 'many'\n")
     done = invoke("doctor", "--config", "other.toml", "--json")
     table = json_of(done)
@@ -148,8 +146,8 @@ def test_a_broken_configuration_is_a_finding(here: Path) -> None:
     assert "providers.near.max_retries" in invoke("doctor", "--config", "other.toml").stderr
 
 
-def test_a_broken_plugin_is_a_finding(tmp_path: Path) -> None:
-    """It takes down only itself."""
+def test_a_broken_plugin_is_reported(tmp_path: Path) -> None:
+    """The other providers are checked all the same."""
     folder = tmp_path / "packages"
     source = (
         "from llmopt import Profile, hookimpl\n"
@@ -162,15 +160,15 @@ def test_a_broken_plugin_is_a_finding(tmp_path: Path) -> None:
     )
     install(folder, "faulty-1.0", {"faulty": "faulty_plugin"}, {"faulty_plugin": source})
     done = llmopt("doctor", "faulty", "local", "--json", env=path_with(folder))
-    found_checks = {each["name"]: each for each in json_of(done)["providers"]}
-    assert found_checks["faulty"]["state"] == "failed"
-    assert "open_transport returned int" in found_checks["faulty"]["error"]
-    assert found_checks["local"]["state"] == "ok"
+    reports = {each["name"]: each for each in json_of(done)["providers"]}
+    assert reports["faulty"]["state"] == "failed"
+    assert "open_transport returned int" in reports["faulty"]["error"]
+    assert reports["local"]["state"] == "ok"
     assert done.returncode == 1
 
 
-def test_names_with_rates_of_their_own(served: EmbeddingServer) -> None:
-    """Those that are in no list of models may be misspelt, which nobody else would notice."""
+def test_a_rate_for_an_unlisted_model_is_reported(served: EmbeddingServer) -> None:
+    """Its name may be misspelt."""
     listed = json_of(invoke("models", "near", "--json"))["models"]["near"][0]["id"]
     configure(
         near=(
@@ -190,8 +188,7 @@ def test_names_with_rates_of_their_own(served: EmbeddingServer) -> None:
     assert (offline["rated"], offline["unlisted"]) == ([listed, "mispelt"], [])
 
 
-def test_every_endpoint_of_an_entry(served: EmbeddingServer) -> None:
-    """Not only the first one."""
+def test_every_endpoint_of_an_entry_is_checked(served: EmbeddingServer) -> None:
     configure(
         both=(
             'plugin = "local"\n'
@@ -202,8 +199,8 @@ def test_every_endpoint_of_an_entry(served: EmbeddingServer) -> None:
     assert [each["state"] for each in json_of(done)["providers"]] == ["ok", "failed"]
 
 
-def test_an_entry_with_an_unknown_key_is_a_finding(served: EmbeddingServer) -> None:
-    """The others are looked at all the same."""
+def test_an_entry_with_an_unknown_key_is_reported(served: EmbeddingServer) -> None:
+    """The other entries are checked all the same."""
     configure(near=f'plugin = "local"\nbase_url = "{served.url}"', bad='plugin = "local"\nurl = "x"')
     done = invoke("doctor", "--json")
     states = {each["name"]: each for each in json_of(done)["providers"]}

@@ -20,8 +20,8 @@ from tests.cli.server import EmbeddingServer, refused
 from tests.cli.test_progress import on_terminal
 
 
-def test_all_that_can_be_asked(served: EmbeddingServer) -> None:
-    """Without names: configured entries, and installed plugins that need no key. A line a model on a pipe."""
+def test_without_names_all_usable_providers_are_listed(served: EmbeddingServer) -> None:
+    """Configured entries, and installed plugins that need no key; on a pipe one line per model."""
     done = llmopt("models")
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t")[:2] for line in done.stdout.decode().splitlines()]
@@ -29,15 +29,14 @@ def test_all_that_can_be_asked(served: EmbeddingServer) -> None:
     assert done.stderr == b""
 
 
-def test_one_provider_and_filters(served: EmbeddingServer) -> None:
-    """Named providers only; --text looks at ids without regard to case."""
+def test_named_providers_and_filters(served: EmbeddingServer) -> None:
+    """--text searches ids without regard to case."""
     done = invoke("models", "near", "--text", "SMA")
     assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["small"]
     assert invoke("models", "near", "--kind", "chat").stdout == ""
 
 
-def test_json(served: EmbeddingServer) -> None:
-    """Models and errors by provider."""
+def test_json_output_has_models_and_errors_by_provider(served: EmbeddingServer) -> None:
     done = invoke("models", "near", "nobody", "--json")
     table = json_of(done)
     assert [model["id"] for model in table["models"]["near"]] == ["small", "large"]
@@ -45,8 +44,8 @@ def test_json(served: EmbeddingServer) -> None:
     assert done.exit_code == 0
 
 
-def test_a_failure_is_told_below_the_others(served: EmbeddingServer) -> None:
-    """One provider's failure is its own, and no failure of the command."""
+def test_the_failure_of_one_provider_does_not_fail_the_command(served: EmbeddingServer) -> None:
+    """It is reported on standard error."""
     done = invoke("models", "near", "mistral")
     assert done.exit_code == 0
     assert len(done.stdout.splitlines()) == 2
@@ -57,14 +56,16 @@ def test_a_failure_is_told_below_the_others(served: EmbeddingServer) -> None:
     ("names", "code"),
     [(("mistral",), 3), (("mistral", "nobody"), 3), (("near",), 1), (("near", "nobody"), 1)],
 )
-def test_all_failed(served: EmbeddingServer, names: tuple[str, ...], code: int) -> None:
-    """Then the exit code tells: 3 for what the user can mend here, else 1."""
+def test_the_exit_code_when_all_providers_fail(
+    served: EmbeddingServer, names: tuple[str, ...], code: int
+) -> None:
+    """3 if the user's configuration is the reason, else 1."""
     served.models = refused(403, "not for you")
     assert invoke("models", *names).exit_code == code
 
 
-def test_what_a_server_writes_cannot_move_the_cursor(served: EmbeddingServer) -> None:
-    """Control characters in names and messages are made visible."""
+def test_text_of_a_server_cannot_move_the_cursor(served: EmbeddingServer) -> None:
+    """Control characters in names and messages are replaced."""
     served.models = ["\x1b[2Jevil\tname"]
     done = invoke("models", "near")
     assert "\x1b" not in done.stdout
@@ -74,7 +75,7 @@ def test_what_a_server_writes_cannot_move_the_cursor(served: EmbeddingServer) ->
 
 
 def test_a_closed_pipe_is_no_error(served: EmbeddingServer) -> None:
-    """``llmopt models | head`` may stop reading whenever it likes."""
+    """``llmopt models | head`` closes it early."""
     served.models = [f"model-{number}" for number in range(5_000)]
     process = subprocess.Popen([*LLMOPT, "models", "near"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -85,8 +86,8 @@ def test_a_closed_pipe_is_no_error(served: EmbeddingServer) -> None:
     process.stderr.close()
 
 
-def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    """Nothing installed and nothing configured: told what to look at."""
+def test_without_any_provider_the_error_names_the_doctor(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    """Nothing is installed and nothing configured."""
     monkeypatch.setattr("llmopt.providers.registry.discover_plugins", dict)
     done = invoke("models")
     assert done.exit_code == 3
@@ -106,8 +107,8 @@ def ids(**choice: Any) -> str:
     return "".join(model.id for model in ModelFilter(**choice).apply(MODELS))
 
 
-def test_filters() -> None:
-    """Each alone, and together."""
+def test_filters_of_models() -> None:
+    """Alone and together."""
     assert ids() == "bAc"
     assert ids(kind="chat") == "bc"
     assert ids(text="ALPHA") == "A"
@@ -116,8 +117,8 @@ def test_filters() -> None:
     assert ids(min_context=8_001, kind="chat") == "c"
 
 
-def test_order() -> None:
-    """What is not known comes last, whichever way round."""
+def test_sorting_of_models() -> None:
+    """Unknown values come last in both directions."""
     assert ids(sort="id") == "Abc"
     assert ids(sort="id", reverse=True) == "cbA"
     assert ids(sort="context") == "bcA"
@@ -130,8 +131,7 @@ def test_order() -> None:
     assert all(len(ids(sort=each)) == 3 for each in SORT_KEYS)
 
 
-def test_words() -> None:
-    """Ages, money and bytes for people."""
+def test_formats_of_ages_prices_and_sizes() -> None:
     assert [format_age(each) for each in (0, 59, 60, 3_599, 3_600, 86_400 * 3)] == [
         "now",
         "now",
@@ -158,8 +158,8 @@ def test_words() -> None:
     ]
 
 
-def aged(seconds: float) -> None:
-    """Let everything on disk be older than it is."""
+def age_cache(seconds: float) -> None:
+    """Make every entry on disk this much older."""
     import struct
     from zlib import crc32
 
@@ -174,8 +174,8 @@ def aged(seconds: float) -> None:
     connection.close()
 
 
-def test_lists_are_kept_between_runs(served: EmbeddingServer) -> None:
-    """And asked for anew when told to; nobody is asked when told to."""
+def test_model_lists_are_cached_between_runs(served: EmbeddingServer) -> None:
+    """--refresh sends a request, and --offline sends none."""
     assert "small" in invoke("models", "near").stdout
     served.models = ["newer"]
     assert "small" in invoke("models", "near").stdout
@@ -184,8 +184,8 @@ def test_lists_are_kept_between_runs(served: EmbeddingServer) -> None:
     assert "newer" in invoke("models", "near", "--offline").stdout
 
 
-def test_offline_with_nothing_kept(served: EmbeddingServer) -> None:
-    """Said in one sentence, which names the option and no argument of Python's."""
+def test_offline_with_an_empty_cache(served: EmbeddingServer) -> None:
+    """The error is one sentence with the name of the option."""
     sentence = "no list of models of 'near' is cached; run the command once without --offline."
     done = invoke("models", "near", "--offline")
     assert done.exit_code == 1
@@ -195,16 +195,16 @@ def test_offline_with_nothing_kept(served: EmbeddingServer) -> None:
 
 
 def test_refresh_and_offline_exclude_each_other(served: EmbeddingServer) -> None:
-    """Told before anything is done."""
+    """The error comes before any request."""
     done = invoke("models", "near", "--refresh", "--offline")
     assert done.exit_code == 2
     assert "use only one of them" in done.stderr
 
 
-def test_an_old_list_is_shown_with_its_age(served: EmbeddingServer) -> None:
-    """And marked, where no new one could be had."""
+def test_a_stale_list_is_shown_with_its_age(served: EmbeddingServer) -> None:
+    """And with a mark, if the request for a new one failed."""
     invoke("models", "near")
-    aged(3 * 86_400)
+    age_cache(3 * 86_400)
     served.models = refused(503, "down")
     done = invoke("models", "near")
     assert done.exit_code == 0
@@ -216,7 +216,7 @@ def test_an_old_list_is_shown_with_its_age(served: EmbeddingServer) -> None:
 
 
 def test_the_table_on_a_terminal(served: EmbeddingServer) -> None:
-    """It has heads, fits, and shows a long name whole, folded."""
+    """It has headings, fits the width, and folds a long name."""
     served.models = ["short", "a-model-with-quite-a-long-name-" * 4]
     code, _, shown = on_terminal("models", "near", columns=60, env={"NO_COLOR": "1"})
     assert code == 0
@@ -229,7 +229,7 @@ def test_the_table_on_a_terminal(served: EmbeddingServer) -> None:
 
 
 def test_cache_info_and_clear(served: EmbeddingServer) -> None:
-    """What there is, by kind and provider; looking at nothing makes nothing."""
+    """Entries by kind and provider; without a cache the command creates none."""
     home = Path(os.environ["XDG_CACHE_HOME"]) / "llmopt"
     assert "nothing is cached" in invoke("cache", "info").stdout
     assert not (home / "cache-1.db").exists()
@@ -251,7 +251,7 @@ def test_cache_info_and_clear(served: EmbeddingServer) -> None:
 
 
 def test_cache_clear_of_an_unknown_name(served: EmbeddingServer) -> None:
-    """Nothing is removed, not even for the known name beside it; a known one without entries is no error."""
+    """It removes nothing, not even entries of a known name in the same command; a known name without entries is no error."""
     invoke("models", "local")
     done = invoke("cache", "clear", "local", "nera")
     assert done.exit_code == 2
@@ -262,8 +262,8 @@ def test_cache_clear_of_an_unknown_name(served: EmbeddingServer) -> None:
     assert json_of(invoke("cache", "clear", "local", "--json")) == {"removed": 1}
 
 
-def test_cache_of_a_configured_folder(served: EmbeddingServer, here: Path) -> None:
-    """Each folder that the configuration names."""
+def test_cache_info_of_configured_folders(served: EmbeddingServer, here: Path) -> None:
+    """It has each folder that the configuration names."""
     with (here / "llmopt.toml").open("a") as file:
         file.write(f'cache_dir = "{here / "own"}"\n')
     text = (here / "llmopt.toml").read_text()
@@ -277,8 +277,7 @@ def test_cache_of_a_configured_folder(served: EmbeddingServer, here: Path) -> No
     assert not any(each["entries"] for each in json_of(invoke("cache", "info", "--json"))["caches"])
 
 
-def test_a_hanging_provider_has_its_time(served: EmbeddingServer) -> None:
-    """``--timeout`` bounds each."""
+def test_timeout_bounds_each_provider(served: EmbeddingServer) -> None:
     from tests.support.faults import FaultServer, Script, Stall, serving
 
     with serving(FaultServer()) as hanging:

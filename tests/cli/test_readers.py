@@ -1,4 +1,4 @@
-"""Readers: what was written comes back, whatever the texts and however the bytes arrive."""
+"""Readers return the texts of a file, whatever the texts are and however the bytes arrive."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ texts = st.lists(plain, min_size=1, max_size=20)
 sizes = st.integers(1, 40)
 
 
-class Chopped(Source):
-    """A source whose bytes come in blocks of a given size."""
+class BlockSource(Source):
+    """A source whose bytes come in blocks of one size."""
 
     def __init__(self, content: bytes, size: int) -> None:
         self.name = "chopped"  # type: ignore[misc] # instead of the real one's
@@ -40,14 +40,14 @@ def read(content: bytes, form: InputFormat, **options: str) -> list[tuple[int, s
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "in"
         path.write_bytes(content)
-        found = Texts(str(path), form, name=options.get("name"), limit=None, check_texts=False)
-        assert found.total() == len(list(found))
-        return list(found)
+        result = Texts(str(path), form, name=options.get("name"), limit=None, check_texts=False)
+        assert result.total() == len(list(result))
+        return list(result)
 
 
 @given(texts)
-def test_text_a_line(texts: list[str]) -> None:
-    """Every line that is not blank, with its number; only line feeds end a line."""
+def test_lines_of_text(texts: list[str]) -> None:
+    """Every line that is not blank, with its number; only a line feed ends a line."""
     content = "\n".join(texts)
     expected = [
         (number, line.removesuffix("\r"))
@@ -60,7 +60,7 @@ def test_text_a_line(texts: list[str]) -> None:
 
 @given(texts, st.sampled_from(["text", "body", "ä b", '"']))
 def test_jsonl_round_trip(texts: list[str], field: str) -> None:
-    """Any text, escaped or not, from any field."""
+    """Any text, escaped or not, in any field."""
     for ascii_only in (True, False):
         content = "\n".join(json.dumps({"id": 1, field: text}, ensure_ascii=ascii_only) for text in texts)
         assert read(content.encode(), "jsonl", name=field) == list(enumerate(texts, 1))
@@ -68,82 +68,83 @@ def test_jsonl_round_trip(texts: list[str], field: str) -> None:
 
 @given(st.lists(plain.filter(lambda text: "\r" not in text), min_size=1, max_size=20))
 def test_csv_round_trip(texts: list[str]) -> None:
-    """Quotes, commas and line breaks inside of a text; each with the line its record begins in."""
+    """Texts with quotes, commas and line breaks; each with the first line of its record."""
     made = io.StringIO()
     writer = csv.writer(made, quoting=csv.QUOTE_ALL)
     writer.writerow(["id", "text"])
     writer.writerows([str(row), text] for row, text in enumerate(texts))
-    found = read(made.getvalue().encode(), "csv")
-    assert [text for _, text in found] == texts
+    result = read(made.getvalue().encode(), "csv")
+    assert [text for _, text in result] == texts
     lines = 2
-    for number, text in found:
+    for number, text in result:
         assert number == lines
         lines += 1 + text.count("\n")
 
 
 @given(plain, sizes)
-def test_lines_however_the_bytes_arrive(content: str, size: int) -> None:
-    """Blocks may end in the middle of a character, a mark or a line."""
-    pieces = list(LineReader(Chopped(content.encode(), size)).chunks())
+def test_lines_do_not_depend_on_the_blocks(content: str, size: int) -> None:
+    """A block may end inside a character, a byte order mark or a line."""
+    pieces = list(LineReader(BlockSource(content.encode(), size)).chunks())
     assert "".join(pieces) == content.removeprefix("\ufeff")
     assert all(piece.endswith("\n") for piece in pieces[:-1])
 
 
 @given(texts, sizes, st.binary(max_size=4))
-def test_a_bad_byte_is_named_and_nothing_before_it_lost(texts: list[str], size: int, tail: bytes) -> None:
-    """All whole lines before the bad byte come first; then its line and its position."""
+def test_an_invalid_byte_is_an_error_after_the_lines_before_it(
+    texts: list[str], size: int, tail: bytes
+) -> None:
+    """The error has its line and position."""
     before = "".join(f"{text}\n" for text in texts).encode()
-    found: list[str] = []
-    # What came before the error stays in the list.
+    result: list[str] = []
+    # The lines before the error stay in the list.
     with pytest.raises(InputError) as caught:
-        found.extend(LineReader(Chopped(before + b"\xff" + tail, size)).chunks())
-    assert "".join(found).encode() == before.removeprefix("\ufeff".encode())
+        result.extend(LineReader(BlockSource(before + b"\xff" + tail, size)).chunks())
+    assert "".join(result).encode() == before.removeprefix("\ufeff".encode())
     assert f"line {before.count(10) + 1}: byte {len(before) + 1} of the input (0xFF)" in str(caught.value)
 
 
-def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays bounded even where no line feed ever comes."""
+def test_a_line_above_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader's memory is bounded."""
     monkeypatch.setattr(readers, "_MAX_LINE_BYTES", 100)
     with pytest.raises(InputError, match="has a line of more than"):
-        list(LineReader(Chopped(b"x" * 1000, 10)).chunks())
+        list(LineReader(BlockSource(b"x" * 1000, 10)).chunks())
 
 
-def test_what_comes_slowly_is_given_as_it_comes(here: Path) -> None:
-    """A pipe is not read to the end of a block before the first text is there."""
+def test_a_slow_pipe_yields_each_text_as_it_arrives(here: Path) -> None:
+    """The reader does not wait for a full block."""
     os.mkfifo("pipe")
-    given = threading.Event()
+    first_was_read = threading.Event()
 
     def write() -> None:
         with Path("pipe").open("wb", buffering=0) as pipe:
             pipe.write(b"first\n")
-            given.wait(50)
+            first_was_read.wait(50)
             pipe.write(b"second\n")
 
     writer = threading.Thread(target=write)
     writer.start()
-    found = iter(Texts("pipe", None, name=None, limit=None, check_texts=True))
-    first = next(found)
-    given.set()
-    assert [first, *found] == [(1, "first"), (2, "second")]
+    result = iter(Texts("pipe", None, name=None, limit=None, check_texts=True))
+    first = next(result)
+    first_was_read.set()
+    assert [first, *result] == [(1, "first"), (2, "second")]
     writer.join()
 
 
-def test_a_pipe_is_never_read_twice(here: Path) -> None:
-    """The number of its texts is not known before they were read."""
+def test_the_number_of_texts_in_a_pipe_is_unknown(here: Path) -> None:
+    """A pipe can be read only once."""
     os.mkfifo("pipe")
-    found = Texts("pipe", None, name=None, limit=None, check_texts=True)
-    assert found.total() is None
+    result = Texts("pipe", None, name=None, limit=None, check_texts=True)
+    assert result.total() is None
 
 
 def test_a_very_large_file_is_not_checked_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its length is not known then."""
+    """So the number of its texts is unknown."""
     Path("in.txt").write_text("one\ntwo\n")
     monkeypatch.setattr(readers, "_MAX_CHECKED_BYTES", 3)
     assert Texts("in.txt", None, name=None, limit=None, check_texts=True).total() is None
 
 
-def test_a_read_that_fails_is_a_bad_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that gives up in the middle is told like any other input that cannot be read."""
+def test_a_failed_read_is_an_input_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def broken(file: object) -> bytes:
         raise OSError(5, "Input/output error")

@@ -1,4 +1,4 @@
-"""Writers: numpy and pyarrow read back what was given, also from files that were cut short."""
+"""Writers: numpy and pyarrow read the same rows, also from a partial file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARTS = st.lists(st.tuples(st.integers(1, 5), st.booleans(), st.booleans()), min
 
 
 def rows_of(parts: Sequence[tuple[int, bool, bool]], dimensions: int) -> list[Rows]:
-    """Parts of so many rows; one row of each, or all of them, may have failed."""
+    """Blocks of rows; in each block one row, or all of them, may have failed."""
     made, start = [], 0
     random = np.random.default_rng(len(parts))
     for count, some, every in parts:
@@ -51,7 +51,7 @@ def rows_of(parts: Sequence[tuple[int, bool, bool]], dimensions: int) -> list[Ro
     return made
 
 
-def written(form: OutputFormat, rows: list[Rows], path: Path, **options: Any) -> None:
+def write_rows(form: OutputFormat, rows: list[Rows], path: Path, **options: Any) -> None:
     path.write_bytes(b"")
     writer = open_writer(
         form, path, with_errors=options.get("errors", True), with_text=options.get("text", True)
@@ -62,7 +62,7 @@ def written(form: OutputFormat, rows: list[Rows], path: Path, **options: Any) ->
 
 
 def matrix(rows: list[Rows]) -> NDArray[np.float32]:
-    """All rows in one array, failed ones NaN."""
+    """All rows in one array, with NaN for failed ones."""
     width = max(each.dimensions for each in rows)
     return np.concatenate(
         [
@@ -74,16 +74,16 @@ def matrix(rows: list[Rows]) -> NDArray[np.float32]:
 
 @given(PARTS, st.integers(1, 9))
 def test_npy_round_trip(parts: list[tuple[int, bool, bool]], dimensions: int) -> None:
-    """numpy maps the file; failed rows are NaN, also those before the first vector."""
+    """numpy can map the file; failed rows are NaN, also before the first vector."""
     rows = rows_of(parts, dimensions)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.npy"
-        written("npy", rows, path)
-        found = np.load(path)
-        np.testing.assert_array_equal(found, matrix(rows))
-        assert found.dtype == np.float32
-        assert found.flags.c_contiguous
-        if found.size:
+        write_rows("npy", rows, path)
+        result = np.load(path)
+        np.testing.assert_array_equal(result, matrix(rows))
+        assert result.dtype == np.float32
+        assert result.flags.c_contiguous
+        if result.size:
             mapped = np.load(path, mmap_mode="r")
             np.testing.assert_array_equal(mapped, matrix(rows))
             mapped._mmap.close()
@@ -91,30 +91,30 @@ def test_npy_round_trip(parts: list[tuple[int, bool, bool]], dimensions: int) ->
 
 @given(PARTS, st.integers(1, 9))
 def test_jsonl_round_trip(parts: list[tuple[int, bool, bool]], dimensions: int) -> None:
-    """Each line is an object; a vector is the same float32 again."""
+    """Each line is an object; the numbers of a vector read back as the same float32."""
     rows = rows_of(parts, dimensions)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.jsonl"
-        written("jsonl", rows, path)
-        found = [json.loads(line) for line in path.read_text().splitlines()]
-    compare(found, rows)
+        write_rows("jsonl", rows, path)
+        result = [json.loads(line) for line in path.read_text().splitlines()]
+    compare(result, rows)
 
 
 @given(PARTS, st.integers(1, 9), st.integers(1, 12))
 def test_parquet_round_trip(parts: list[tuple[int, bool, bool]], dimensions: int, group: int) -> None:
-    """pyarrow reads the same rows, however many make a group."""
+    """pyarrow reads the same rows, whatever the size of a row group."""
     rows = rows_of(parts, dimensions)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(writers, "_GROUP_ROWS", group)
         path = Path(folder) / "out.parquet"
-        written("parquet", rows, path)
+        write_rows("parquet", rows, path)
         compare(pq.read_table(path).to_pylist(), rows)
 
 
-def compare(found: list[dict[str, Any]], rows: list[Rows]) -> None:
+def compare(result: list[dict[str, Any]], rows: list[Rows]) -> None:
     expected = [(each, position) for each in rows for position in range(len(each))]
-    assert len(found) == len(expected)
-    for record, (each, position) in zip(found, expected, strict=True):
+    assert len(result) == len(expected)
+    for record, (each, position) in zip(result, expected, strict=True):
         assert record["index"] == each.start + position
         assert record["line"] == each.lines[position]
         assert record["text"] == f"text {each.start + position}"
@@ -126,8 +126,8 @@ def compare(found: list[dict[str, Any]], rows: list[Rows]) -> None:
 
 
 @given(st.lists(floats, min_size=1, max_size=50))
-def test_the_shortest_number_is_the_same_float32(numbers: list[float]) -> None:
-    """Of every float32, subnormal, huge or not finite: nine digits or so, and back to the very same."""
+def test_shortest_decimals_read_back_as_the_same_float32(numbers: list[float]) -> None:
+    """For subnormal, huge and infinite numbers too, with about nine digits."""
     exact = np.array([numbers], dtype=np.float32)
     short = shortest_decimals(exact)
     np.testing.assert_array_equal(short.astype(np.float32), exact)
@@ -139,7 +139,7 @@ def test_the_shortest_number_is_the_same_float32(numbers: list[float]) -> None:
 
 
 def test_failed_rows_before_the_first_vector_take_little_memory(tmp_path: Path) -> None:
-    """They are counted, and written in pieces once it is known how long they are."""
+    """The writer counts them, and writes them once it knows the dimensions."""
     path = tmp_path / "out.npy"
     path.write_bytes(b"")
     writer = NpyWriter(path)
@@ -148,18 +148,18 @@ def test_failed_rows_before_the_first_vector_take_little_memory(tmp_path: Path) 
     assert path.stat().st_size == 128
     writer.add(Rows(start=5000, lines=[5000], vectors=np.ones((1, 3), dtype=np.float32)))
     writer.finish()
-    found = np.load(path)
-    assert found.shape == (5001, 3)
-    assert np.isnan(found[:5000]).all()
+    result = np.load(path)
+    assert result.shape == (5001, 3)
+    assert np.isnan(result[:5000]).all()
 
 
 def test_npy_header_has_room_for_any_shape(tmp_path: Path) -> None:
-    """The header keeps its length, so that it can be written over."""
+    """Its length is fixed, so that the final one can replace the first."""
     assert len(_header(0, 0)) == len(_header(10**15, 10**6)) == 128
 
 
 class FullDisk:
-    """A file that takes so many bytes more."""
+    """A file that accepts a limited number of bytes."""
 
     def __init__(self, file: Any, room: int) -> None:
         self.file, self.room = file, room
@@ -175,8 +175,8 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_a_full_disk_leaves_whole_pieces(tmp_path: Path) -> None:
-    """A piece that does not fit is taken back, and the file goes on from there."""
+def test_a_full_disk_leaves_complete_blocks(tmp_path: Path) -> None:
+    """A block that does not fit is removed, and later blocks can follow."""
     path = tmp_path / "out"
     path.write_bytes(b"")
     file = AppendFile(path)
@@ -193,8 +193,8 @@ def test_a_full_disk_leaves_whole_pieces(tmp_path: Path) -> None:
     assert path.read_bytes() == b"WHole again"
 
 
-def test_parquet_without_any_vector(tmp_path: Path) -> None:
-    """All rows failed: there is no fixed size, and all vectors are null."""
+def test_parquet_when_all_rows_failed(tmp_path: Path) -> None:
+    """The vectors are null, of unknown length."""
     path = tmp_path / "out.parquet"
-    written("parquet", rows_of([(3, False, True)], 4), path)
+    write_rows("parquet", rows_of([(3, False, True)], 4), path)
     assert pq.read_table(path)["embedding"].null_count == 3

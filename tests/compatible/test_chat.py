@@ -59,8 +59,7 @@ def message(finish_reason: Any = "stop", **said: Any) -> dict[str, Any]:
     }
 
 
-def test_words() -> None:
-    """Text, id, model, and all that the server sent."""
+def test_text_id_model_and_raw_are_read() -> None:
     value = delta(content="Hi")
     assert one(value) == ChatEvent(text="Hi", id="c", model="m", raw=value)
     found = reply(message(content="Hi"))
@@ -70,22 +69,22 @@ def test_words() -> None:
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
-def test_thoughts_stand_apart(key: str) -> None:
-    """Under either of the keys that servers use."""
+def test_reasoning_is_separate_from_text(key: str) -> None:
+    """Servers use either of these keys."""
     assert one(delta(content=None, **{key: "hm"})).reasoning == "hm"
     found = reply(message(content="a", **{key: "hm"}))
     assert isinstance(found, ChatReply)
     assert (found.text, found.reasoning) == ("a", "hm")
 
 
-def test_thoughts_that_are_told_twice_are_read_once() -> None:
-    """Some gateways send them under both keys."""
+def test_reasoning_under_both_keys_is_read_once() -> None:
+    """Some gateways send both."""
     assert one(delta(reasoning="hm", reasoning_content="hm")).reasoning == "hm"
     assert one(delta(reasoning="", reasoning_content=None)).reasoning == ""
 
 
-def test_typed_parts() -> None:
-    """Text, thoughts in parts or as text, a refusal; parts of another type are left alone."""
+def test_typed_content_parts() -> None:
+    """Text, reasoning as parts or text, and a refusal; other types are ignored."""
     content = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "h"}, {"type": "reference", "x": 1}]},
         {"type": "thinking", "thinking": "m"},
@@ -98,8 +97,7 @@ def test_typed_parts() -> None:
     assert (event.text, event.reasoning, event.refusal) == ("ab", "hm", "n")
 
 
-def test_a_refusal_stands_apart() -> None:
-    """It is no answer."""
+def test_a_refusal_is_separate_from_text() -> None:
     assert one(delta(content=None, refusal="no")).refusal == "no"
     found = reply(message(content=None, refusal="no"))
     assert isinstance(found, ChatReply)
@@ -126,7 +124,7 @@ def test_tool_calls() -> None:
 
 
 def test_the_first_choice_is_read() -> None:
-    """Of several, by its index and not by its place; the others are in raw."""
+    """The one with index 0, whatever its position; the others are in raw."""
     choices = [{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "a"}}]
     assert one({"choices": choices}).text == "a"
     assert one({"choices": choices[:1]}).text == ""
@@ -134,7 +132,7 @@ def test_the_first_choice_is_read() -> None:
 
 
 def test_usage() -> None:
-    """Without a choice, beside one, null, or what cannot be believed."""
+    """Without a choice, with one, null, or implausible."""
     counts = {
         "prompt_tokens": 3,
         "completion_tokens": 2,
@@ -157,8 +155,8 @@ def test_usage() -> None:
     )
 
 
-def test_the_end_is_the_end_by_every_character() -> None:
-    """E08: strict equality; all else is an event like any other, and is no JSON."""
+def test_only_the_exact_text_done_ends_a_stream() -> None:
+    """Any other text is an ordinary event, and these are no JSON."""
     assert streamed("[DONE]") == (ChatEvent(last=True),)
     for nearly in ("[DONE]x", " [DONE]", "[DONE] ", "[done]", "[DONE", "DONE"):
         with pytest.raises(InvalidResponse, match="is not JSON"):
@@ -168,8 +166,8 @@ def test_the_end_is_the_end_by_every_character() -> None:
 @pytest.mark.parametrize(
     "data", ["", " ", "\n", "{}", '{"type":"ping"}', '{"choices_":[]}', '{"message":null}']
 )
-def test_what_is_empty_or_unknown_adds_nothing(data: str) -> None:
-    """Pings, and kinds of events that are yet to come."""
+def test_empty_and_unknown_events_are_ignored(data: str) -> None:
+    """Pings, and kinds of events that do not exist yet."""
     assert streamed(data) == ()
 
 
@@ -185,8 +183,8 @@ def test_what_is_empty_or_unknown_adds_nothing(data: str) -> None:
         {**delta(content=None), "obfuscation": "x", "x_groq": {}, "sla_metrics": 1, "provider": "P"},
     ],
 )  # fmt: skip
-def test_chunks_without_words_are_no_errors(value: Any) -> None:
-    """They are handed on, with what the server sent, and add nothing."""
+def test_a_chunk_without_text_is_no_error(value: Any) -> None:
+    """It has the raw value, and adds nothing to the reply."""
     event = one(value)
     assert not event.adds
     assert event.raw == value
@@ -205,8 +203,8 @@ ERRORS: list[Any] = [
 
 
 @pytest.mark.parametrize("value", ERRORS)
-def test_errors_in_all_their_shapes(value: Any) -> None:
-    """In a stream and instead of an answer; never taken for words."""
+def test_an_error_of_any_shape_is_a_failure(value: Any) -> None:
+    """In a stream and as a whole response."""
     for found in (streamed(value), streamed(value, "error"), reply(value)):
         assert isinstance(found, Failure)
         assert "it failed" in found.error.message
@@ -217,15 +215,15 @@ def test_errors_in_all_their_shapes(value: Any) -> None:
 @pytest.mark.parametrize(
     "data", ['{"code":500,"message":"it failed","type":"server_error"}', "it failed", ""]
 )
-def test_an_event_named_error_is_one_whatever_it_holds(data: str) -> None:
-    """Groq and LM Studio name it so, and old llama.cpp's own field comes as such."""
+def test_an_event_named_error_is_a_failure_whatever_its_data(data: str) -> None:
+    """Groq and LM Studio send such events, and so did old versions of llama.cpp."""
     found = streamed(data, "error")
     assert isinstance(found, Failure)
     assert found.error.message in ("it failed", "")
 
 
-def test_a_finish_reason_of_error_is_an_error() -> None:
-    """Mistral describes it; an answer that ends so is none."""
+def test_the_finish_reason_error_is_a_failure() -> None:
+    """Mistral documents it."""
     for found in (
         streamed(delta("error", content="half an ans")),
         reply(message("error", content="half an ans")),
@@ -251,8 +249,10 @@ def test_a_finish_reason_of_error_is_an_error() -> None:
         ({"code": True, "message": "x"}, 200, VerdictKind.TRANSIENT),
     ],
 )
-def test_an_error_in_a_stream_is_judged_by_what_it_states(error: Any, status: int, kind: VerdictKind) -> None:
-    """A status if it names one, else its code or type; the answer's own status is a success."""
+def test_an_error_in_a_stream_is_classified_by_its_own_status(
+    error: Any, status: int, kind: VerdictKind
+) -> None:
+    """Or by its code or type; the status of the response is 200."""
     found = streamed({"error": error})
     assert isinstance(found, Failure)
     assert (found.status, found.stated_status) == (200, status)
@@ -261,8 +261,8 @@ def test_an_error_in_a_stream_is_judged_by_what_it_states(error: Any, status: in
 
 @pytest.mark.row("E09")
 @pytest.mark.parametrize("data", ["nonsense", "[1]", "null", "7", '"a"', '{"a":', '{"a":NaN}', "[" * 100_000])
-def test_an_event_that_is_no_object_is_refused(data: str) -> None:
-    """Without the text in the message."""
+def test_an_event_that_is_no_object_is_invalid(data: str) -> None:
+    """The error does not show its text."""
     with pytest.raises(InvalidResponse) as caught:
         streamed(data)
     assert caught.value.reason == "json"
@@ -294,8 +294,8 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("value", WRONG, ids=lambda value: json.dumps(value)[-60:])
-def test_words_of_a_wrong_type_are_refused(value: dict[str, Any]) -> None:
-    """They must not vanish."""
+def test_text_of_a_wrong_type_is_invalid(value: dict[str, Any]) -> None:
+    """Text must not be lost silently."""
     with pytest.raises(InvalidResponse) as caught:
         streamed(value)
     assert caught.value.reason == "type"
@@ -305,8 +305,8 @@ def test_words_of_a_wrong_type_are_refused(value: dict[str, Any]) -> None:
     "value",
     [{}, [], {"choices": []}, {"choices": None}, {"choices": [{"index": 1, "message": {}}]}, {"choices": [{}]}, {"choices": [{"message": None}]}, {"choices": [{"message": "a"}]}, message(content=1), message(3), b"", b"<html>", b"\xff"],
 )  # fmt: skip
-def test_an_answer_without_an_answer_is_refused(value: Any) -> None:
-    """Whatever it is, it is no empty answer."""
+def test_a_response_without_a_message_is_invalid(value: Any) -> None:
+    """It is not taken for an empty reply."""
     with pytest.raises(InvalidResponse):
         reply(value)
 
@@ -331,13 +331,13 @@ EVERY: dict[str, Any] = {
 }
 
 
-def test_what_is_not_asked_for_is_not_sent() -> None:
-    """Model, messages, and whether it is a stream."""
+def test_a_parameter_that_is_not_set_is_not_sent() -> None:
+    """A request has the model, the messages and stream."""
     assert compatible.chat_body(CHAT_CALL) == {"model": "m", "messages": MESSAGES, "stream": False}
 
 
 def test_every_parameter_is_sent() -> None:
-    """Under the name that it has; also 0 and False, which are no absence."""
+    """0 and False too."""
     assert compatible.chat_body(ChatCall(model="m", messages=MESSAGES, **EVERY)) == {
         "model": "m",
         "messages": MESSAGES,
@@ -348,24 +348,23 @@ def test_every_parameter_is_sent() -> None:
     assert known - set(EVERY) == {"model", "messages", "stream", "include_usage", "extra"}
 
 
-def test_a_stream_is_asked_for_its_usage_where_that_helps() -> None:
-    """And an answer in one piece never: it has it."""
+def test_a_stream_requests_its_usage_if_the_server_can() -> None:
+    """A whole response has it anyway."""
     asked = ChatCall(model="m", stream=True, include_usage=True)
     assert compatible.chat_body(asked)["stream_options"] == {"include_usage": True}
     assert "stream_options" not in compatible.chat_body(ChatCall(model="m", stream=True))
     assert "stream_options" not in compatible.chat_body(ChatCall(model="m", include_usage=True))
 
 
-def test_extra_wins() -> None:
-    """It is the user's last word."""
+def test_extra_overrides_other_parameters() -> None:
     call = ChatCall(model="m", max_tokens=1, extra={"max_tokens": 2, "top_k": 3, "stream": None})
     assert compatible.chat_body(call) == {
         "model": "m", "messages": (), "stream": None, "max_tokens": 2, "top_k": 3,
     }  # fmt: skip
 
 
-def test_a_provider_has_names_of_its_own() -> None:
-    """Or lacks a parameter, which is said and not left out."""
+def test_a_provider_may_rename_or_lack_a_parameter() -> None:
+    """A lacking one is an error, not ignored."""
     call = ChatCall(model="m", seed=1, max_tokens=2)
     body = compatible.chat_body(call, {"seed": "random_seed"})
     assert (body["random_seed"], body["max_tokens"]) == (1, 2)
@@ -375,14 +374,13 @@ def test_a_provider_has_names_of_its_own() -> None:
     assert "seed" not in compatible.chat_body(CHAT_CALL, {"seed": None})
 
 
-def test_where_it_goes() -> None:
-    """Beside the other paths of the common dialect."""
+def test_the_path_of_a_chat() -> None:
     request = compatible.build_request(CHAT_CALL, Settings(provider="p", base_url="http://x/v1"))
     assert (request.method, request.path) == ("POST", "/chat/completions")
 
 
 def test_messages_as_values() -> None:
-    """They say the same as plain mappings, and nothing that is not there."""
+    """They are sent like plain mappings, without empty keys."""
     call = ToolCall(id="a", name="f", arguments="{}")
     assert Message("user", "Hi", name="me").as_dict() == {"role": "user", "content": "Hi", "name": "me"}
     assert Message("tool", "7", tool_call_id="a").as_dict() == {
@@ -392,8 +390,8 @@ def test_messages_as_values() -> None:
     assert "Hi" not in repr(Message("user", "Hi"))
 
 
-def test_conversations_do_not_show_themselves() -> None:
-    """Texts stay out of logs."""
+def test_repr_of_a_conversation_does_not_show_its_text() -> None:
+    """Texts do not belong in logs."""
     call = ChatCall(
         model="m",
         messages=({"role": "user", "content": "secret"},),

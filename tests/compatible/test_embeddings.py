@@ -18,7 +18,7 @@ from llmopt.compatible.embeddings import decode_embeddings
 numbers = st.floats(-(2.0**50), 2.0**50, width=32, allow_nan=False, allow_infinity=False)
 
 
-def packed(vector: list[float]) -> str:
+def base64_of(vector: list[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
@@ -31,22 +31,22 @@ def body(*embeddings: Any, **more: Any) -> bytes:
     st.lists(st.lists(numbers, min_size=3, max_size=3).map(lambda row: [1.0, *row]), min_size=1, max_size=5),
     st.booleans(),
 )
-def test_both_forms_give_the_same_rows(vectors: list[list[float]], mixed: bool) -> None:
-    """base64 and lists, even mixed in one answer, round-trip exactly."""
-    forms = [packed(vector) if mixed or index % 2 else vector for index, vector in enumerate(vectors)]
-    found = decode_embeddings(body(*forms))
-    assert found is not None
-    assert found.vectors.dtype == np.float32
-    np.testing.assert_array_equal(found.vectors, np.array(vectors, dtype=np.float32))
+def test_base64_and_lists_give_the_same_vectors(vectors: list[list[float]], mixed: bool) -> None:
+    """Also mixed in one response."""
+    forms = [base64_of(vector) if mixed or index % 2 else vector for index, vector in enumerate(vectors)]
+    rows = decode_embeddings(body(*forms))
+    assert rows is not None
+    assert rows.vectors.dtype == np.float32
+    np.testing.assert_array_equal(rows.vectors, np.array(vectors, dtype=np.float32))
 
 
-def test_base64_may_be_escaped() -> None:
-    """JSON allows a slash to be written as backslash slash."""
-    text = packed([-1.5, 3.0e17, 1e-40])
+def test_base64_with_an_escaped_slash() -> None:
+    """JSON allows a slash to be written with a backslash."""
+    text = base64_of([-1.5, 3.0e17, 1e-40])
     escaped = body(text).replace(b"/", b"\\/")
-    found = decode_embeddings(escaped)
-    assert found is not None
-    assert found.vectors[0].tolist() == np.array([-1.5, 3.0e17, 1e-40], dtype=np.float32).tolist()
+    rows = decode_embeddings(escaped)
+    assert rows is not None
+    assert rows.vectors[0].tolist() == np.array([-1.5, 3.0e17, 1e-40], dtype=np.float32).tolist()
 
 
 @pytest.mark.row("P04", "P06")
@@ -66,8 +66,8 @@ def test_base64_may_be_escaped() -> None:
         (3, "type"),
     ],
 )
-def test_unreadable_vectors(value: Any, reason: str) -> None:
-    """Each is refused for what it is."""
+def test_an_unreadable_vector_is_invalid(value: Any, reason: str) -> None:
+    """The error has the reason."""
     with pytest.raises(InvalidResponse) as caught:
         decode_embeddings(body([1.0], value))
     assert caught.value.reason == reason
@@ -75,15 +75,14 @@ def test_unreadable_vectors(value: Any, reason: str) -> None:
 
 @pytest.mark.row("P04", "P07")
 @pytest.mark.parametrize("text", ["[1, NaN]", "[Infinity]", "[1e999]", "[1,]", "[", "[1 2]"])
-def test_what_is_no_json_number(text: str) -> None:
-    """Python's own JSON would have taken some of these."""
+def test_a_vector_with_an_invalid_json_number_is_invalid(text: str) -> None:
+    """Python's json module would accept some of these."""
     with pytest.raises(InvalidResponse):
         decode_embeddings(b'{"data":[{"index":0,"embedding":' + text.encode() + b"}]}")
 
 
 @pytest.mark.row("P05")
-def test_lengths_differ() -> None:
-    """Vectors of one answer have one length."""
+def test_vectors_of_different_lengths_are_invalid() -> None:
     with pytest.raises(InvalidResponse) as caught:
         decode_embeddings(body([1.0, 2.0], [1.0]))
     assert caught.value.reason == "dimensions"
@@ -92,7 +91,7 @@ def test_lengths_differ() -> None:
 @pytest.mark.row("P03")
 @pytest.mark.parametrize("index", ["0", 0.5, 1.0, True, None, -(10**30), [0]])
 def test_an_index_is_a_whole_number(index: Any) -> None:
-    """Nothing is read as an index that is none."""
+    """Any other value is invalid."""
     data = json.dumps({"data": [{"index": index, "embedding": [1.0]}]}).encode()
     with pytest.raises(InvalidResponse) as caught:
         decode_embeddings(data)
@@ -100,8 +99,8 @@ def test_an_index_is_a_whole_number(index: Any) -> None:
 
 
 @pytest.mark.row("P03")
-def test_no_index_needs_a_promise_of_order() -> None:
-    """The dialect refuses it; a plugin whose provider answers in order returns ``EmbeddedRows`` without indices."""
+def test_a_missing_index_is_invalid() -> None:
+    """A plugin whose provider answers in order returns ``EmbeddedRows`` without indices instead."""
     data = json.dumps({"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}).encode()
     with pytest.raises(InvalidResponse):
         decode_embeddings(data)
@@ -127,14 +126,13 @@ def test_no_index_needs_a_promise_of_order() -> None:
         b'{"usage": ' + b"9" * 5_000 + b"}",
     ],
 )
-def test_nothing_but_invalid_response(data: bytes) -> None:
-    """No body, however strange, raises anything else."""
+def test_no_body_raises_anything_but_invalid_response(data: bytes) -> None:
     with pytest.raises(InvalidResponse):
         decode_embeddings(data)
 
 
-def test_an_error_under_a_good_status_is_told_apart() -> None:
-    """None: the caller makes a failure of it."""
+def test_an_error_with_status_200_gives_none() -> None:
+    """The caller turns it into a failure."""
     assert decode_embeddings(b'{"error": {"message": "no"}, "data": []}') is None
     assert decode_embeddings(body([1.0], error=None)) is not None
 
@@ -152,24 +150,23 @@ def test_an_error_under_a_good_status_is_told_apart() -> None:
         {"prompt_tokens": True},
     ],
 )
-def test_unbelievable_usage_is_no_usage(usage: Any) -> None:
-    """A count that makes no sense is not counted."""
-    found = decode_embeddings(body([1.0], usage=usage))
-    assert found is not None
-    assert found.usage is None
+def test_implausible_usage_is_ignored(usage: Any) -> None:
+    rows = decode_embeddings(body([1.0], usage=usage))
+    assert rows is not None
+    assert rows.usage is None
 
 
 def test_usage_with_only_a_total() -> None:
     """Some providers report nothing else."""
-    found = decode_embeddings(body([1.0], usage={"total_tokens": 5}))
-    assert found is not None
-    assert found.usage is not None
-    assert (found.usage.prompt_tokens, found.usage.total_tokens) == (5, 5)
+    rows = decode_embeddings(body([1.0], usage={"total_tokens": 5}))
+    assert rows is not None
+    assert rows.usage is not None
+    assert (rows.usage.prompt_tokens, rows.usage.total_tokens) == (5, 5)
 
 
 @pytest.mark.row("P01")
-def test_no_items() -> None:
-    """An empty list is a value here; the count is checked against the request elsewhere."""
-    found = decode_embeddings(b'{"data": []}')
-    assert found is not None
-    assert found.vectors.shape == (0, 0)
+def test_an_empty_list_is_valid() -> None:
+    """The engine compares the count with the request."""
+    rows = decode_embeddings(b'{"data": []}')
+    assert rows is not None
+    assert rows.vectors.shape == (0, 0)

@@ -35,7 +35,7 @@ def one(**entry: object) -> Model:
 
 
 def test_an_entry_of_openrouter() -> None:
-    """Prices for one token become prices for a million, exactly."""
+    """A price for one token becomes the exact price for a million."""
     model = one(
         name="Vendor: M",
         created=1_778_613_011,
@@ -78,14 +78,14 @@ def test_an_entry_of_openrouter() -> None:
         ("free", None),
         ("0.5", None),  # half a dollar for a token: for a million, rather
         ("0." + "0" * 60 + "1", None),
-        (0.0000001, None),  # of a number nobody can tell what it is for
+        (0.0000001, None),  # the unit of a number is unknown
         (3, None),
         (None, None),
         (["0"], None),
     ],
 )
-def test_prices(text: object, cost: float | None) -> None:
-    """Decimal strings for one token, and nothing else."""
+def test_prices_are_decimal_strings_for_one_token(text: object, cost: float | None) -> None:
+    """Any other value is ignored."""
     found = one(pricing={"prompt": text, "completion": "0.000001"}).prices
     assert found == Prices(input=cost, output=1.0)
     assert one(pricing={"prompt": text}).prices == (None if cost is None else Prices(input=cost))
@@ -94,8 +94,7 @@ def test_prices(text: object, cost: float | None) -> None:
 @pytest.mark.parametrize(
     "pricing", [None, [], "0.1", {}, {"prompt": "-1", "completion": "-1"}, {"request": "1"}]
 )
-def test_no_prices(pricing: object) -> None:
-    """What varies or is not said is not known."""
+def test_variable_or_absent_prices_are_unknown(pricing: object) -> None:
     assert one(pricing=pricing).prices is None
 
 
@@ -120,8 +119,8 @@ def test_no_prices(pricing: object) -> None:
         ({"type": "video"}, "other"),
     ],
 )
-def test_kinds(entry: dict[str, Any], kind: str) -> None:
-    """By type, then by what it gives; nothing is known that was not said."""
+def test_the_kind_of_a_model(entry: dict[str, Any], kind: str) -> None:
+    """By type, then by output modality; the field known is empty."""
     model = one(**entry)
     assert (model.kind, model.known) == (kind, ())
 
@@ -142,13 +141,12 @@ def test_kinds(entry: dict[str, Any], kind: str) -> None:
     ],
 )
 def test_a_kind_by_name_is_marked_as_known(name: str, kind: str) -> None:
-    """It is not the provider who said so."""
+    """It does not come from the provider."""
     (model,) = page({"id": name}).models
     assert (model.kind, model.known) == (kind, ("kind",) if kind != "unknown" else ())
 
 
-def test_what_a_list_says_counts_more_than_a_name() -> None:
-    """Of an embedding model with a chat's type."""
+def test_the_type_in_a_list_overrides_the_name() -> None:
     assert one(id="embedding-chat", type="chat").kind == "chat"
 
 
@@ -175,36 +173,34 @@ def test_what_a_list_says_counts_more_than_a_name() -> None:
     ],
 )  # fmt: skip
 def test_other_fields(entry: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Under each of their names; what is of another type says nothing."""
+    """Under each of their names; a value of another type is ignored."""
     assert one(**entry) == Model(id="m", provider="here", **expected)
 
 
 @pytest.mark.parametrize("key", ["id", "model_id", "name", "key"])
-def test_names_of_the_id(key: str) -> None:
-    """The first that holds text."""
+def test_the_id_is_the_first_key_with_text(key: str) -> None:
     (model,) = page({"id": None, "key": "", key: "found"}).models
     assert (model.id, model.name) == ("found", "")
 
 
-def test_a_key_of_another_type_spoils_only_itself() -> None:
-    """All others are read as without it."""
-    told: dict[str, Any] = {
+def test_a_key_of_a_wrong_type_is_ignored_alone() -> None:
+    entry: dict[str, Any] = {
         "name": "M", "context_length": 5, "pricing": {"prompt": "0.000001"}, "aliases": ["n"],
         "architecture": {"input_modalities": ["text"], "output_modalities": ["image"]},
         "top_provider": {"max_completion_tokens": 7}, "replacement_model": "o",
     }  # fmt: skip
-    whole = one(**told)
+    whole = one(**entry)
     assert (whole.kind, whole.prices, whole.max_output_tokens) == ("image", Prices(input=1.0), 7)
-    assert one(**told, display_name=7) == whole
-    assert one(**{**told, "aliases": ["n", 7]}) == whole
-    assert one(**told, replaced_by=["x"]) == whole
-    assert one(**{**told, "architecture": {**told["architecture"], "modality": 7}}) == whole
-    assert one(**{**told, "top_provider": 7}) == evolve(whole, max_output_tokens=None)
-    assert one(**{**told, "pricing": "free"}) == evolve(whole, prices=None)
+    assert one(**entry, display_name=7) == whole
+    assert one(**{**entry, "aliases": ["n", 7]}) == whole
+    assert one(**entry, replaced_by=["x"]) == whole
+    assert one(**{**entry, "architecture": {**entry["architecture"], "modality": 7}}) == whole
+    assert one(**{**entry, "top_provider": 7}) == evolve(whole, max_output_tokens=None)
+    assert one(**{**entry, "pricing": "free"}) == evolve(whole, prices=None)
 
 
-def test_a_bad_entry_spoils_only_itself() -> None:
-    """It is left out and counted."""
+def test_a_bad_entry_is_dropped_alone() -> None:
+    """And counted."""
     bad = [None, 7, "kit", [], {}, {"id": None}, {"id": 7}, {"object": "model"}, {"id": {"a": "b"}}]
     found = page({"id": "a"}, *bad, {"id": "b"})
     assert [model.id for model in found.models] == ["a", "b"]
@@ -222,8 +218,7 @@ def test_a_bad_entry_spoils_only_itself() -> None:
         (b'{"id": 1e999}', False),
     ],
 )
-def test_values_that_cannot_be_read(entry: bytes, kept: bool) -> None:
-    """A number or a letter that there is not: it may stand where nobody looks."""
+def test_an_unreadable_value_drops_an_entry_only_in_a_key_that_is_read(entry: bytes, kept: bool) -> None:
     found = parsed(b'{"data": [{"id": "a"}, ' + entry + b', {"id": "b"}]}')
     assert [model.id for model in found.models] == (["a", "x", "b"] if kept else ["a", "b"])
     assert found.dropped == (0 if kept else 1)
@@ -245,14 +240,12 @@ def test_values_that_cannot_be_read(entry: bytes, kept: bool) -> None:
         b'{"data": [{"id": "a"}], "error": null}',
     ],
 )
-def test_shapes_of_a_list(body: bytes) -> None:
-    """All that were seen."""
+def test_every_known_shape_of_a_list_is_read(body: bytes) -> None:
     found = parsed(body)
     assert ([model.id for model in found.models], found.next_cursor) == (["a"], None)
 
 
-def test_a_further_page() -> None:
-    """Asked for with the last id."""
+def test_the_cursor_of_the_next_page_is_the_last_id() -> None:
     assert parsed(b'{"data": [], "has_more": true, "last_id": "z"}').next_cursor == "z"
 
 
@@ -264,28 +257,26 @@ def test_a_further_page() -> None:
         b"[" * 100_000,
     ],
 )  # fmt: skip
-def test_what_is_no_list_is_refused(body: bytes) -> None:
-    """Whatever else it is."""
+def test_a_body_that_is_no_list_is_invalid(body: bytes) -> None:
     with pytest.raises(InvalidResponse):
         compatible.parse_catalog(HttpResponse(status=200, body=body))
 
 
 @pytest.mark.parametrize("body", [b'{"error": "no"}', b'{"error": {"code": 429}, "data": []}'])
-def test_an_error_under_200(body: bytes) -> None:
-    """It is a failure and no empty list."""
+def test_an_error_with_status_200_is_a_failure(body: bytes) -> None:
+    """It is not taken for an empty list."""
     assert isinstance(compatible.parse_catalog(HttpResponse(status=200, body=body)), Failure)
 
 
-def test_one_entry_by_itself() -> None:
-    """As plugins with a format of their own read it."""
+def test_model_from_entry_reads_one_entry() -> None:
+    """For plugins whose lists have another format."""
     model = compatible.model_from_entry({"id": "m", "context_length": 5, "pricing": {"prompt": "0.000001"}})
     assert model == Model(id="m", context_length=5, prices=Prices(input=1.0))
     assert compatible.model_from_entry(["m"]) is None
     assert compatible.model_from_entry({"object": "model"}) is None
 
 
-def test_the_provider_s_own_entry() -> None:
-    """A table in every respect, whatever becomes of the answer."""
+def test_raw_is_a_mapping_that_parses_when_it_is_needed() -> None:
     raw = one(owned_by="me", nested={"a": [1]}).raw
     assert isinstance(raw, LazyJsonObject)
     assert raw == {"id": "m", "owned_by": "me", "nested": {"a": [1]}}
@@ -317,7 +308,7 @@ _KEYS = st.sampled_from([
 @settings(max_examples=scaled(50, nightly=200), deadline=None)
 @given(st.lists(st.dictionaries(_KEYS | st.text(), _VALUES, max_size=8), max_size=5))
 def test_no_entry_breaks_the_list(entries: list[dict[str, Any]]) -> None:
-    """Every entry is a model or is counted, and a model's own entry is what came."""
+    """Every entry is a model or is counted as dropped, and raw is the entry."""
     found = page(*entries)
     assert len(found.models) + found.dropped == len(entries)
     ids = {entry["id"] for entry in entries if isinstance(entry.get("id"), str) and entry["id"]}
@@ -330,7 +321,7 @@ def test_no_entry_breaks_the_list(entries: list[dict[str, Any]]) -> None:
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "samples" / "catalogues"
 RECORDED = SAMPLES.parent / "recorded"
-_MOST = 50 << 20
+MAX_PEAK_BYTES = 50 << 20
 
 
 def sample(name: str, folder: Path = SAMPLES) -> bytes:
@@ -360,8 +351,8 @@ def recorded_page(body: bytes) -> CatalogPage:
     return found
 
 
-def test_openrouter() -> None:
-    """Every model has limits, modalities and, unless it varies, prices."""
+def test_the_list_of_openrouter() -> None:
+    """Every model has limits and modalities, and prices unless they vary."""
     found = recorded_page(sample("openrouter-models-response.json"))
     assert (len(found.models), found.dropped, found.next_cursor) == (364, 0, None)
     assert all(model.context_length and model.inputs and model.name for model in found.models)
@@ -377,8 +368,8 @@ def test_openrouter() -> None:
 
 
 @pytest.mark.parametrize(("make", "count"), [(models_dev, 5_276), (litellm, 4_552)])
-def test_thousands(make: Any, count: int) -> None:
-    """All are read, in little memory, and come back from bytes."""
+def test_thousands_of_models_are_read_in_little_memory(make: Any, count: int) -> None:
+    """And encoded and decoded for the cache."""
     body = make()
     tracemalloc.start()
     try:
@@ -387,13 +378,13 @@ def test_thousands(make: Any, count: int) -> None:
     finally:
         tracemalloc.stop()
     assert (len(found.models), found.dropped) == (count, 0)
-    assert peak < _MOST
+    assert peak < MAX_PEAK_BYTES
     assert decode_models(encode_models(found.models), provider="here") == found.models
     assert json.loads(body)["data"][7] == found.models[7].raw
 
 
 def test_recorded_lists() -> None:
-    """The common shape, and a gateway's bare list with dates and types."""
+    """The common shape, and a gateway's plain list with dates and types."""
     exchanges = json.loads(sample("catalogues-openai-shape-and-bare-list.json", RECORDED))["exchanges"]
     plain, gateway = (
         recorded_page(json.dumps(each["response"]["body"]).encode()).models for each in exchanges

@@ -15,8 +15,8 @@ from llmopt.testing.clock import (
 )
 
 
-def test_an_hour_takes_no_time_and_is_exact() -> None:
-    """Sleeps, timers and the loop agree on it."""
+def test_a_simulated_hour_takes_no_real_time_and_is_exact() -> None:
+    """For sleeps, timers and loop.time()."""
 
     async def main(clock: SimulatedClock) -> list[float]:
         await asyncio.sleep(3_600)
@@ -28,7 +28,7 @@ def test_an_hour_takes_no_time_and_is_exact() -> None:
 
 
 def test_many_tasks_wake_in_order() -> None:
-    """Each at its own moment."""
+    """Each at its own time."""
 
     async def main(clock: SimulatedClock) -> list[tuple[int, float]]:
         seen: list[tuple[int, float]] = []
@@ -43,8 +43,8 @@ def test_many_tasks_wake_in_order() -> None:
     assert run_simulated(main) == [(i, 100.0 - i) for i in range(99, -1, -1)]
 
 
-def test_time_outs_are_simulated() -> None:
-    """``asyncio.timeout`` and ``wait_for`` go by the loop's time."""
+def test_timeouts_are_simulated() -> None:
+    """``asyncio.timeout`` and ``wait_for`` use the loop's time."""
 
     async def main(clock: SimulatedClock) -> None:
         with pytest.raises(TimeoutError):
@@ -58,7 +58,7 @@ def test_time_outs_are_simulated() -> None:
 
 
 def test_timers_can_be_cancelled() -> None:
-    """Without time passing for them."""
+    """No time passes for a cancelled timer."""
 
     async def main(clock: SimulatedClock) -> None:
         rung: list[str] = []
@@ -70,8 +70,7 @@ def test_timers_can_be_cancelled() -> None:
     run_simulated(main)
 
 
-def test_what_will_never_end_is_told() -> None:
-    """By the name of who waits."""
+def test_a_deadlock_is_an_error_that_names_the_waiting_task() -> None:
 
     async def stuck(clock: SimulatedClock) -> None:
         await asyncio.get_running_loop().create_future()
@@ -86,8 +85,8 @@ def test_what_will_never_end_is_told() -> None:
         run_simulated(endless, limit=100)
 
 
-def test_time_stands_still_for_threads() -> None:
-    """A timer does not overtake the work of a thread."""
+def test_time_does_not_advance_while_a_thread_works() -> None:
+    """A timer does not fire before the thread's result."""
 
     async def main(clock: SimulatedClock) -> float:
         go = threading.Event()
@@ -99,8 +98,8 @@ def test_time_stands_still_for_threads() -> None:
     assert run_simulated(main) == 0
 
 
-def test_a_server_in_the_same_loop_serves() -> None:
-    """Bytes between two sockets of the process arrive before time moves on."""
+def test_a_server_in_the_same_loop_works() -> None:
+    """Bytes between two sockets of the process arrive before time advances."""
 
     async def main(clock: SimulatedClock) -> bytes:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,8 +124,8 @@ def test_a_server_in_the_same_loop_serves() -> None:
     assert run_simulated(main) == b"pong\n"
 
 
-def test_a_clock_can_be_driven_by_hand() -> None:
-    """Forward only; the wall clock either way."""
+def test_a_clock_can_be_advanced_manually() -> None:
+    """Only forwards; the wall clock in both directions."""
     clock = SimulatedClock(start=10, epoch=1_000)
     assert (clock.now(), clock.wall(), clock.elapsed) == (10, 1_000, 0)
     clock.advance(5)
@@ -141,7 +140,7 @@ def test_a_clock_can_be_driven_by_hand() -> None:
 
 
 def test_code_that_blocks_the_loop_makes_timers_late() -> None:
-    """As it does in real time."""
+    """As in real time."""
 
     async def main(clock: SimulatedClock) -> list[float]:
         rung: list[float] = []
@@ -153,8 +152,7 @@ def test_code_that_blocks_the_loop_makes_timers_late() -> None:
     assert run_simulated(main) == [5.0]
 
 
-def test_runs_go_on_where_another_ended() -> None:
-    """On the same clock."""
+def test_a_second_run_continues_on_the_same_clock() -> None:
     clock = SimulatedClock()
 
     async def main(clock: SimulatedClock) -> float:
@@ -164,8 +162,8 @@ def test_runs_go_on_where_another_ended() -> None:
     assert [run_simulated(main, clock=clock) for _ in range(2)] == [7.0, 14.0]
 
 
-def test_two_timers_closer_than_a_rounding_both_come() -> None:
-    """The second is not taken for the first, over and over."""
+def test_two_timers_closer_than_a_rounding_error_both_fire() -> None:
+    """The loop must not repeat the first forever."""
 
     async def main(clock: SimulatedClock) -> int:
         await clock.sleep(1_000.3)

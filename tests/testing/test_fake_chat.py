@@ -45,8 +45,8 @@ def gathered(events: list[ServerEvent]) -> ReplyAccumulator:
     return found
 
 
-async def test_it_repeats_what_was_said() -> None:
-    """Without a script the answer depends on the question alone, whole and as a stream."""
+async def test_the_default_reply_depends_on_the_question_only() -> None:
+    """As a whole and as a stream."""
     fake = FakeProvider()
     whole = json.loads(await (await ask(fake)).aread())
     stream = await events_of(await ask(fake, stream=True, stream_options={"include_usage": True}))
@@ -61,8 +61,8 @@ async def test_it_repeats_what_was_said() -> None:
     assert "again" not in repr(fake.calls)
 
 
-async def test_a_script_is_spoken_piece_by_piece() -> None:
-    """Text, thoughts and tool calls as the test says, each time that it says."""
+async def test_a_scripted_reply_is_streamed_in_pieces() -> None:
+    """Text, reasoning and tool calls, as often as the script says."""
     fake = FakeProvider()
     call = ToolCall(id="c1", name="find", arguments='{"x": 1}')
     fake.say("a", "b", reasoning="hm", tool_calls=[call], times=2)
@@ -74,8 +74,8 @@ async def test_a_script_is_spoken_piece_by_piece() -> None:
     assert gathered(await events_of(await ask(fake, stream=True))).text == "say this again"
 
 
-async def test_a_stream_can_be_cut_and_broken() -> None:
-    """Without an end, with the connection, with an error: each a way that streams fail."""
+async def test_a_scripted_stream_can_fail() -> None:
+    """Without an end, by a lost connection, or by an error event."""
     fake = FakeProvider()
     fake.say("a", ends="cut")
     cut = gathered(await events_of(await ask(fake, stream=True)))
@@ -90,8 +90,8 @@ async def test_a_stream_can_be_cut_and_broken() -> None:
     assert FakePlugin().classify_error(failure).kind is llmopt.VerdictKind.OVERLOADED
 
 
-def test_an_error_that_no_stream_can_hold_is_refused() -> None:
-    """At once, with what to write instead."""
+def test_an_error_that_no_stream_can_have_is_refused() -> None:
+    """At once, with an alternative."""
     fake = FakeProvider()
     with pytest.raises(ValueError, match="ends='break'"):
         fake.say("a", ends="error", error=llmopt.ConnectionLost)
@@ -99,8 +99,7 @@ def test_an_error_that_no_stream_can_hold_is_refused() -> None:
         fake.say("a", ends="error", error=llmopt.ConfigError)
 
 
-async def test_reset_forgets_what_was_to_be_said() -> None:
-    """Calls, errors and answers."""
+async def test_reset_removes_calls_errors_and_replies() -> None:
     fake = FakeProvider()
     fake.say("never")
     fake.reset()

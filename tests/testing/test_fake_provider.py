@@ -25,8 +25,8 @@ def client(fake: FakeProvider) -> Iterator[llmopt.Client]:
         yield found
 
 
-def test_vectors_depend_on_the_text_alone(fake: FakeProvider, client: llmopt.Client) -> None:
-    """The same text has the same vector, in any place, and the test can name it."""
+def test_a_vector_depends_on_its_text_only(fake: FakeProvider, client: llmopt.Client) -> None:
+    """The test can compute it."""
     first = client.embed("fake/any", ["one", "two", "one"]).vectors
     second = client.embed("fake/other", ["two"]).vectors
     assert first.shape == (3, 8)
@@ -36,8 +36,8 @@ def test_vectors_depend_on_the_text_alone(fake: FakeProvider, client: llmopt.Cli
     assert not np.array_equal(first[0], first[1])
 
 
-def test_it_remembers_what_it_was_asked(fake: FakeProvider, client: llmopt.Client) -> None:
-    """Texts, model and options, request by request."""
+def test_it_records_its_requests(fake: FakeProvider, client: llmopt.Client) -> None:
+    """Texts, model and options of each."""
     client.embed("fake/small", ["one", "two"], dimensions=3, input_type="query", extra={"user": "u"})
     assert fake.texts == ["one", "two"]
     assert [(call.operation, call.model) for call in fake.calls] == [("embeddings", "small")]
@@ -54,8 +54,8 @@ async def test_the_asynchronous_client_works_too(fake: FakeProvider) -> None:
         assert [model.id for model in await client.list_models("fake")] == ["fake-embed", "fake-chat"]
 
 
-def test_large_inputs_come_in_batches(fake: FakeProvider, client: llmopt.Client) -> None:
-    """32 texts a request, or what the test says."""
+def test_a_large_input_is_split_into_batches(fake: FakeProvider, client: llmopt.Client) -> None:
+    """Of 32 texts, or as the test configures."""
     texts = [f"text {number}" for number in range(100)]
     assert client.embed("fake/any", texts).vectors.shape == (100, 8)
     assert max(len(call.texts) for call in fake.calls) <= 32
@@ -77,7 +77,7 @@ def test_large_inputs_come_in_batches(fake: FakeProvider, client: llmopt.Client)
     ],
 )  # fmt: skip
 def test_every_error_of_a_provider_can_be_scripted(error: type[llmopt.LLMOptError]) -> None:
-    """It reaches the caller as itself."""
+    """The caller gets that exception."""
     with FakeProvider(max_retries=0) as fake, llmopt.Client(fake.config, transport=fake.transport) as client:
         fake.fail_next(error, times=9)
         with pytest.raises(llmopt.LLMOptError) as caught:
@@ -85,8 +85,8 @@ def test_every_error_of_a_provider_can_be_scripted(error: type[llmopt.LLMOptErro
     assert type(caught.value) is error
 
 
-def test_errors_of_our_own_cannot_be_scripted(fake: FakeProvider) -> None:
-    """No provider brings them about; the message lists those that one can."""
+def test_errors_that_no_provider_causes_cannot_be_scripted(fake: FakeProvider) -> None:
+    """The message lists the possible ones."""
     with pytest.raises(
         ValueError,
         match=r"no response of a provider leads to ConfigError; choose one of AttemptTimeout.*ServerError",
@@ -94,15 +94,15 @@ def test_errors_of_our_own_cannot_be_scripted(fake: FakeProvider) -> None:
         fake.fail_next(llmopt.ConfigError)
 
 
-def test_a_passing_error_is_tried_again(fake: FakeProvider, client: llmopt.Client) -> None:
-    """Without waiting: each attempt uses up one scripted error."""
+def test_a_transient_error_is_retried(fake: FakeProvider, client: llmopt.Client) -> None:
+    """Without waiting; each attempt uses one scripted error."""
     fake.fail_next(llmopt.ServerError, times=2)
     assert client.embed("fake/any", ["one"]).vectors.shape == (1, 8)
     assert len(fake.calls) == 3
 
 
-def test_a_text_can_be_refused(fake: FakeProvider, client: llmopt.Client) -> None:
-    """The others come through."""
+def test_one_text_can_be_refused(fake: FakeProvider, client: llmopt.Client) -> None:
+    """The other texts get their vectors."""
     fake.refuse("bad", error=llmopt.ItemRejected)
     found = client.embed("fake/any", ["good", "bad", "fine"], errors="return")
     assert list(found.errors) == [1]
@@ -111,8 +111,7 @@ def test_a_text_can_be_refused(fake: FakeProvider, client: llmopt.Client) -> Non
     assert np.array_equal(found.vectors[2], np.array(fake.vector("fine"), np.float32))
 
 
-def test_reset_forgets_everything(fake: FakeProvider, client: llmopt.Client) -> None:
-    """Calls and scripted errors."""
+def test_reset_removes_calls_and_scripted_errors(fake: FakeProvider, client: llmopt.Client) -> None:
     fake.fail_next(llmopt.AuthError)
     fake.refuse("one", error=llmopt.ItemRejected)
     fake.reset()
@@ -120,8 +119,8 @@ def test_reset_forgets_everything(fake: FakeProvider, client: llmopt.Client) -> 
     assert len(fake.calls) == 1
 
 
-def test_it_takes_the_place_of_another_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The application's own model names work; its files and environment are left aside."""
+def test_it_can_replace_another_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application's model names work; its files and environment are not read."""
     (tmp_path / "llmopt.toml").write_text('[providers.mistral]\nbase_url = "https://elsewhere.example"\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MISTRAL_API_KEY", "canary")
@@ -130,8 +129,8 @@ def test_it_takes_the_place_of_another_provider(tmp_path: Path, monkeypatch: pyt
     assert "canary" not in repr(fake)
 
 
-def test_afterwards_nothing_is_left() -> None:
-    """A client made later finds no such provider; nothing that was installed is hidden."""
+def test_the_replacement_ends_with_the_block() -> None:
+    """A later client does not see the fake, and installed plugins work again."""
     from llmopt.providers.discovery import discover_plugins
 
     before = set(discover_plugins())

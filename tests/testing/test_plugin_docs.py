@@ -21,26 +21,24 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.mark.parametrize("hook", sorted(HOOK_NAMES))
 def test_every_hook_is_documented_with_its_exact_signature(hook: str) -> None:
-    """Parameters, their types and what is returned."""
+    """Parameters, their types and the return type."""
     signature = str(inspect.signature(getattr(hookspecs, hook))).replace("'", "")
     assert f"| `{hook}{signature.replace('|', chr(92) + '|')}` |" in PAGE
 
 
-def test_no_hook_is_documented_that_there_is_not() -> None:
-    """A hook that is gone goes from the page too."""
+def test_every_documented_hook_exists() -> None:
     assert set(re.findall(r"^\| `(\w+)\(", PAGE, re.MULTILINE)) == HOOK_NAMES
 
 
-def test_the_smallest_plugin_is_the_one_that_is_tested() -> None:
-    """The page shows Acme's module and its project, word for word."""
+def test_the_smallest_plugin_is_the_tested_one() -> None:
+    """The page has the module and the project file of Acme, word for word."""
     assert BLOCKS[0] == (ACME / "llmopt_plugin_acme" / "__init__.py").read_text()
     project = (ACME / "pyproject.toml").read_text()
     for line in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0].splitlines():
         assert line in project.splitlines()
 
 
-def test_its_test_file_is_the_one_that_is_tested() -> None:
-    """The same three lines."""
+def test_its_test_file_is_the_tested_one() -> None:
     shown = next(block for block in BLOCKS if "test_conformance = conformance(llmopt_plugin_acme)\n" in block)
     assert [line for line in shown.splitlines() if line] == [
         line for line in (ACME / "tests" / "test_acme.py").read_text().splitlines() if line
@@ -48,21 +46,20 @@ def test_its_test_file_is_the_one_that_is_tested() -> None:
 
 
 def test_every_family_of_checks_is_named() -> None:
-    """And the number of checks is not overstated."""
+    """And the page states no more checks than there are."""
     for family in {check.id.partition(".")[0] for check in CHECKS} | {"own-errors"}:
         assert f"`{family}`" in PAGE, family
     assert len(CHECKS) >= 190
 
 
-def test_the_other_examples_run() -> None:
-    """Those that are whole."""
+def test_the_complete_examples_run() -> None:
     for block in BLOCKS:
         if any(sign in block for sign in ("import llmopt\n", "import evolve\n", "chat_names=")):
             exec(compile(block, "docs/plugins.md", "exec"), {})
 
 
 def test_names_on_the_page_exist() -> None:
-    """Of the package, of its common dialect, and of the samples."""
+    """Those of the package, its dialect and the samples."""
     for name in re.findall(r"`llmopt\.(\w+)`", PAGE):
         assert hasattr(llmopt, name) or name in ("errors", "testing", "toml"), name
     for name in re.findall(r"compatible\.(\w+)", PAGE):
