@@ -36,7 +36,7 @@ def settings(base: str = ROOT, **more: Any) -> Settings:
 
 
 def url(where: Settings, asked: Any = None) -> str:
-    """The whole URL that would be sent to."""
+    """The URL that the request goes to."""
     return encode_request(AZURE.build_request(asked or call("emb"), where), where).url
 
 
@@ -47,8 +47,8 @@ def url(where: Settings, asked: Any = None) -> str:
     "base",
     [ROOT, f"{ROOT}/openai", f"{ROOT}/openai/v1", f"{ROOT}/openai/v1/embeddings", f"{ROOT}/openai/v1/models"],
 )
-def test_v1_whatever_was_pasted(base: str) -> None:
-    """The resource, with or without the way to the surface or an operation."""
+def test_v1_urls_from_any_form_of_base_url(base: str) -> None:
+    """The resource, with or without the path of the surface or of an operation."""
     assert url(settings(base)) == f"{ROOT}/openai/v1/embeddings"
     assert url(settings(base), CatalogCall()) == f"{ROOT}/openai/v1/models"
 
@@ -57,16 +57,16 @@ def test_v1_whatever_was_pasted(base: str) -> None:
     "base",
     [ROOT, f"{ROOT}/openai", f"{ROOT}/openai/deployments", f"{ROOT}/openai/models"],
 )
-def test_classic_whatever_was_pasted(base: str) -> None:
-    """A dated version means the classic surface."""
+def test_classic_urls_from_any_form_of_base_url(base: str) -> None:
+    """A dated version selects the classic surface."""
     where = settings_of("azure", base, auth="api-key", **DATED)
     assert url(where) == f"{ROOT}/openai/deployments/emb/embeddings?api-version=2024-10-21"
     assert url(where, CatalogCall()) == f"{ROOT}/openai/models?api-version=2024-10-21"
 
 
 @pytest.mark.parametrize("rest", ["", "/embeddings", "/chat/completions"])
-def test_a_pasted_deployment_is_the_one_that_is_used(rest: str) -> None:
-    """Its name need not be written twice, and the surface is clear."""
+def test_a_deployment_in_the_base_url_is_used(rest: str) -> None:
+    """It need not be configured again, and it selects the surface."""
     where = settings(f"{ROOT}/openai/deployments/my%20emb{rest}")
     assert url(where) == f"{ROOT}/openai/deployments/my%20emb/embeddings?api-version=2024-10-21"
 
@@ -83,7 +83,7 @@ def test_a_pasted_deployment_is_the_one_that_is_used(rest: str) -> None:
     ],
 )
 def test_foundry_hosts_and_gateways(base: str, root: str) -> None:
-    """A path of the gateway's own is kept."""
+    """The path of a gateway stays."""
     assert url(settings(base)) == f"{root}/openai/v1/embeddings"
 
 
@@ -107,12 +107,12 @@ def test_foundry_hosts_and_gateways(base: str, root: str) -> None:
         ),
     ],
 )
-def test_which_surface(base: str, options: dict[str, str], path: str) -> None:
-    """What is named counts first, then the address, then the version."""
+def test_selection_of_the_surface(base: str, options: dict[str, str], path: str) -> None:
+    """By the option, else by the base URL, else by the version."""
     assert url(settings_of("azure", base, auth="api-key", **options)) == ROOT + path
 
 
-def test_the_configured_deployment_is_used_whatever_the_model() -> None:
+def test_a_configured_deployment_replaces_the_model() -> None:
     """In the path on one surface, in the body on the other."""
     where = settings(deployment="emb/1")
     assert AZURE.build_request(call("any"), where).json["model"] == "emb/1"
@@ -120,8 +120,7 @@ def test_the_configured_deployment_is_used_whatever_the_model() -> None:
     assert url(classic).startswith(f"{ROOT}/openai/deployments/emb%2F1/embeddings?")
 
 
-def test_chat_goes_to_the_deployment_too() -> None:
-    """The same rules."""
+def test_a_chat_uses_the_deployment_too() -> None:
     chat = ChatCall(model="gpt-x", messages=({"role": "user", "content": "a"},))
     assert url(settings(), chat) == f"{ROOT}/openai/v1/chat/completions"
     classic = settings_of("azure", ROOT, auth="api-key", **DATED)
@@ -131,8 +130,8 @@ def test_chat_goes_to_the_deployment_too() -> None:
 @pytest.mark.parametrize(
     ("version", "asks"), [("2023-05-15", False), ("2024-02-01", False), ("2024-06-01", True)]
 )
-def test_old_versions_do_not_know_base64(version: str, asks: bool) -> None:
-    """It came with 2024-03-01-preview."""
+def test_no_base64_with_old_versions(version: str, asks: bool) -> None:
+    """Azure has it since 2024-03-01-preview."""
     body = AZURE.build_request(call(), settings_of("azure", ROOT, auth="api-key", api_version=version)).json
     assert ("encoding_format" in body) is asks
 
@@ -150,8 +149,8 @@ def test_old_versions_do_not_know_base64(version: str, asks: bool) -> None:
         ("token", {"auth": "entra"}, "authorization", f"Bearer {KEY}"),
     ],
 )
-def test_a_key_and_a_token_go_in_different_headers(kind: Any, options: Any, name: str, value: str) -> None:
-    """What a function gives is a token, unless it is said to be a key."""
+def test_a_key_and_a_token_use_different_headers(kind: Any, options: Any, name: str, value: str) -> None:
+    """The result of a function is a token, unless the configuration says that it is a key."""
     where = Settings(
         provider="azure",
         base_url=ROOT,
@@ -174,8 +173,8 @@ def test_a_key_and_a_token_go_in_different_headers(kind: Any, options: Any, name
         ("https://services.ai.azure.com.evil.example", "https://cognitiveservices.azure.com/.default"),
     ],
 )
-def test_the_scope_follows_the_host(base: str, scope: str) -> None:
-    """And whatever it is, the setting wins."""
+def test_the_scope_depends_on_the_host(base: str, scope: str) -> None:
+    """The configured scope overrides it."""
     assert scope_of(settings(base)) == scope
     assert scope_of(settings(base, token_scope="api://mine/.default")) == "api://mine/.default"
 
@@ -184,22 +183,21 @@ def entry(**options: str) -> ProviderEntry:
     return ProviderEntry(name="azure", base_url=ROOT, options=options)
 
 
-def test_entra_needs_no_key_and_looks_for_none() -> None:
-    """A key that lies in the environment is not meant."""
+def test_entra_does_not_use_a_key_of_the_environment() -> None:
     profile = AZURE.provider_profile(entry(auth="entra"))
     assert (profile.key_required, profile.key_env) == (False, ())
     assert AZURE.provider_profile(entry()).key_env == ("AZURE_OPENAI_API_KEY", "AZURE_API_KEY")
 
 
-def test_entra_beside_a_key_is_refused() -> None:
+def test_entra_with_a_key_is_an_error() -> None:
     """One of the two is a mistake."""
     both = ProviderEntry(name="azure", base_url=ROOT, api_key_env="X", options={"auth": "entra"})
     with pytest.raises(ConfigError, match=r'providers.azure: auth = "entra"'):
         AZURE.provider_profile(both)
 
 
-def test_without_entra_the_configured_credential_counts() -> None:
-    """The hook has nothing to give."""
+def test_without_entra_the_configured_credential_is_used() -> None:
+    """The hook returns none."""
     assert AZURE.credential_provider(settings()) is None
     assert AZURE.credential_provider(settings_of("azure", ROOT, auth="api-key")) is None
 
@@ -208,15 +206,17 @@ def entra(**more: Any) -> Settings:
     return Settings(provider="azure", base_url=ROOT, options={"auth": "entra", **more})
 
 
-def test_entra_without_azure_identity_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line to try stands in the error."""
+def test_entra_without_azure_identity_is_an_error_that_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the command that installs it."""
     monkeypatch.setattr("llmopt_plugin_azure._entra.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r'pip install "llmopt-plugin-azure\[entra\]"'):
         AZURE.credential_provider(entra())
 
 
 class FakeIdentity(ModuleType):
-    """azure-identity as far as it is used."""
+    """A fake of the part of azure-identity that the plugin uses."""
 
     def __init__(self) -> None:
         super().__init__("azure.identity")
@@ -246,8 +246,8 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> FakeIdentity:
     return fake
 
 
-def test_entra_signs_in_once_and_asks_for_every_attempt(identity: FakeIdentity) -> None:
-    """Nothing happens before the first token is asked for."""
+def test_entra_signs_in_once_and_gets_a_token_for_each_attempt(identity: FakeIdentity) -> None:
+    """It signs in when the first token is needed."""
     give: Any = AZURE.credential_provider(entra())
     assert identity.made == 0
     assert (give(), give()) == ("token-1", "token-2")
@@ -255,15 +255,15 @@ def test_entra_signs_in_once_and_asks_for_every_attempt(identity: FakeIdentity) 
     assert set(identity.asked) == {"https://cognitiveservices.azure.com/.default"}
 
 
-def test_entra_takes_the_configured_scope(identity: FakeIdentity) -> None:
-    """For clouds and gateways of one's own."""
+def test_entra_uses_the_configured_scope(identity: FakeIdentity) -> None:
+    """For other clouds and gateways."""
     give: Any = AZURE.credential_provider(entra(token_scope="api://mine/.default"))
     give()
     assert identity.asked == ["api://mine/.default"]
 
 
 def test_many_threads_sign_in_once(identity: FakeIdentity) -> None:
-    """The first attempts all come at the same time."""
+    """Even if their first attempts are concurrent."""
     give: Any = AZURE.credential_provider(entra())
     gate = threading.Barrier(8)
     with ThreadPoolExecutor(8) as pool:
@@ -274,8 +274,7 @@ def test_many_threads_sign_in_once(identity: FakeIdentity) -> None:
 # Lists and limits.
 
 
-def test_base_models_are_described() -> None:
-    """By what Azure says, and what it leaves out by the table."""
+def test_base_models_have_the_data_of_azure_and_of_the_table() -> None:
     entries = [
         {
             "id": "text-embedding-3-small",
@@ -296,8 +295,8 @@ def test_base_models_are_described() -> None:
     assert (mini.kind, curie.kind, curie.shutdown, tuned.kind) == ("chat", "completion", None, "unknown")
 
 
-def test_configured_deployments_are_the_list() -> None:
-    """Base models cannot be asked for; deployments can."""
+def test_configured_deployments_are_the_models() -> None:
+    """A request needs a deployment, not a base model."""
     where = settings(deployments=["emb", "chat"])
     assert [model.id for model in page("azure", {"data": [{"id": "gpt-4o"}]}, where).models] == [
         "emb",
@@ -305,8 +304,8 @@ def test_configured_deployments_are_the_list() -> None:
     ]
 
 
-def test_a_table_of_deployments_tells_their_models() -> None:
-    """So that kind, length and limits are known."""
+def test_a_table_of_deployments_names_their_base_models() -> None:
+    """So kind, dimensions and limits are known."""
     where = settings(deployments={"emb": "text-embedding-3-large", "chat": "gpt-4o"})
     emb, chat = page("azure", {"data": []}, where).models
     assert (emb.name, emb.kind, emb.dimensions) == ("text-embedding-3-large", "embedding", 3_072)
@@ -315,20 +314,20 @@ def test_a_table_of_deployments_tells_their_models() -> None:
 
 
 def test_deployments_from_the_environment() -> None:
-    """One variable, with commas."""
+    """One variable, separated by commas."""
     where = settings(deployments="emb, chat")
     assert [model.id for model in page("azure", {"data": []}, where).models] == ["emb", "chat"]
 
 
 @pytest.mark.parametrize("wrong", [7, True, [""], ["a", 7], {"a": ""}, {"": "b"}, "a,,b"])
-def test_deployments_of_another_form_are_refused(wrong: object) -> None:
-    """The message says what is expected."""
+def test_deployments_of_another_type_are_an_error(wrong: object) -> None:
+    """The message has the expected type."""
     with pytest.raises(ConfigError, match=r"providers.azure.deployments: expected a list"):
         page("azure", {"data": []}, settings(deployments=wrong))
 
 
 def test_the_undocumented_list_of_deployments() -> None:
-    """Asked for on request; its entries name their base models."""
+    """Only if configured; its entries name their base models."""
     where = settings(catalog="deployments")
     assert url(where, CatalogCall()) == f"{ROOT}/openai/deployments?api-version=2023-03-15-preview"
     entries = [{"id": "emb", "model": "text-embedding-ada-002", "object": "deployment", "created_at": 5}]
@@ -336,8 +335,8 @@ def test_the_undocumented_list_of_deployments() -> None:
     assert (emb.id, emb.name, emb.kind, emb.created) == ("emb", "text-embedding-ada-002", "embedding", 5)
 
 
-def test_the_limits() -> None:
-    """Whatever the deployment is called."""
+def test_batch_limits() -> None:
+    """They do not depend on the deployment's name."""
     for where in (
         settings(),
         settings(deployments={"m": "text-embedding-3-small"}),
@@ -350,8 +349,8 @@ def test_the_limits() -> None:
 # Hints.
 
 
-def test_a_wrong_audience_names_the_setting() -> None:
-    """And the scope in use, where a token was sent."""
+def test_the_error_of_a_wrong_audience_names_the_option() -> None:
+    """And the scope in use, if a token was sent."""
     flat = {
         "statusCode": 401,
         "message": "Unauthorized. Access token is missing, invalid, audience is incorrect",
@@ -367,8 +366,7 @@ def test_a_wrong_audience_names_the_setting() -> None:
     assert AZURE.classify_error(failure(401, {"error": {"code": "401", "message": "no"}}), token).hint == ""
 
 
-def test_two_kinds_of_404() -> None:
-    """A deployment that is not there, and a path that is not there."""
+def test_a_missing_deployment_and_a_missing_path_are_two_errors() -> None:
     where = settings()
     gone = AZURE.classify_error(
         failure(404, {"error": {"code": "DeploymentNotFound", "message": "no"}}), where

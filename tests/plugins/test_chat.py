@@ -49,8 +49,8 @@ def streamed(plugin: str, value: Any, kind: str = "message", **options: Any) -> 
 # OpenAI.
 
 
-def test_openai_has_another_name_for_the_most_tokens() -> None:
-    """The one that its models that reason take too."""
+def test_openai_gets_max_completion_tokens() -> None:
+    """Its reasoning models accept that name only."""
     where = settings("openai", "https://api.openai.com/v1", organization="org-1")
     found = body("openai", where, max_tokens=5, seed=1, stream=True, include_usage=True)
     assert found == {
@@ -63,8 +63,8 @@ def test_openai_has_another_name_for_the_most_tokens() -> None:
 # Mistral.
 
 
-def test_mistral_gets_no_key_that_it_refuses() -> None:
-    """``seed`` by its own name, and never ``stream_options``."""
+def test_mistral_gets_only_keys_that_it_accepts() -> None:
+    """``seed`` under its own name, and no ``stream_options``."""
     where = settings("mistral", "https://api.mistral.ai/v1")
     found = body("mistral", where, max_tokens=5, seed=1, stream=True, include_usage=True)
     assert found == {
@@ -74,8 +74,8 @@ def test_mistral_gets_no_key_that_it_refuses() -> None:
     assert (profile.stream_usage, profile.stream_end) == (False, "done")
 
 
-def test_mistral_thinks_in_typed_parts() -> None:
-    """They are told apart from the answer."""
+def test_mistral_reasoning_in_typed_parts() -> None:
+    """It is separate from the text."""
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
         {"type": "text", "text": "a"},
@@ -100,15 +100,15 @@ RESOURCE = "https://r.openai.azure.com"
         ({"api_version": "2024-02-01"}, "max_tokens", False),
     ],
 )
-def test_azure_gets_what_its_version_takes(options: dict[str, str], most: str, usage: bool) -> None:
-    """Older versions refuse what newer models want."""
+def test_azure_parameters_depend_on_the_version(options: dict[str, str], most: str, usage: bool) -> None:
+    """Older versions refuse parameters of newer models."""
     where = settings("azure", RESOURCE, auth="api-key", **options)
     found = body("azure", where, max_tokens=5, stream=True, include_usage=True)
     assert found[most] == 5
     assert ("stream_options" in found) is usage
 
 
-def test_azure_names_the_deployment() -> None:
+def test_azure_request_has_the_deployment() -> None:
     """In the path of the classic surface, in the body of the other."""
     classic = hooks("azure").build_request(call(model="d 1"), settings("azure", RESOURCE, **CLASSIC))
     assert classic.path == "/openai/deployments/d%201/chat/completions?api-version=2024-10-21"
@@ -117,8 +117,8 @@ def test_azure_names_the_deployment() -> None:
     assert newer.json["model"] == "d"
 
 
-def test_azure_filters_before_and_behind_the_words() -> None:
-    """Such chunks add nothing; only the end is the end."""
+def test_azure_filter_chunks_add_nothing() -> None:
+    """Before and after the text; only the end marker ends the stream."""
     first = {"id": "", "model": "", "prompt_filter_results": [{}], "choices": [], "usage": None}
     late = {"choices": [{"index": 0, "finish_reason": None, "content_filter_results": {}}]}
     for value in (first, late):
@@ -130,8 +130,8 @@ def test_azure_filters_before_and_behind_the_words() -> None:
 
 
 @pytest.mark.parametrize("key", ["innererror", "inner_error"])
-def test_azure_filters_in_a_stream(key: str) -> None:
-    """By code or by inner code, in either spelling."""
+def test_azure_content_filter_in_a_stream_is_a_failure(key: str) -> None:
+    """By code or inner code, in both spellings."""
     where = settings("azure", RESOURCE)
     for error in (
         {"code": "content_filter", "message": "x"},
@@ -149,21 +149,19 @@ def local(**options: Any) -> Settings:
     return settings("local", HOST, key=None, **options)
 
 
-def test_the_engine_inside_the_process_has_no_chat() -> None:
-    """Said before anything is sent, with what to set."""
+def test_the_in_process_engine_has_no_chat() -> None:
+    """The error comes before any request, and names the option to set."""
     with pytest.raises(ConfigError, match=r"for chat, set providers\.local\.base_url"):
         hooks("local").build_request(call(), settings("local", "", key=None))
 
 
 @pytest.mark.parametrize("flavour", ["tei", "infinity"])
-def test_servers_of_vectors_have_no_chat(flavour: str) -> None:
-    """The same."""
+def test_embedding_servers_have_no_chat(flavour: str) -> None:
     with pytest.raises(ConfigError, match=rf"flavour = '{flavour}' has no chat"):
         hooks("local").build_request(call(), local(flavour=flavour))
 
 
-def test_a_server_may_refuse_to_be_asked_for_usage() -> None:
-    """Then the configuration says so."""
+def test_the_request_for_usage_can_be_switched_off() -> None:
     entry = ProviderEntry(name="local", base_url=HOST)
     assert hooks("local").provider_profile(entry).stream_usage
     entry = ProviderEntry(name="local", base_url=HOST, options={"stream_usage": False})
@@ -171,8 +169,8 @@ def test_a_server_may_refuse_to_be_asked_for_usage() -> None:
 
 
 @pytest.mark.parametrize(("flavour", "end"), [(None, "finish"), ("vllm", "done"), ("ollama", "done")])
-def test_known_servers_send_an_end(flavour: str | None, end: str) -> None:
-    """Of an unknown one a finish reason will do."""
+def test_known_servers_must_send_an_end_marker(flavour: str | None, end: str) -> None:
+    """An unknown one may end with a finish reason."""
     options = {} if flavour is None else {"flavour": flavour}
     entry = ProviderEntry(name="local", base_url=HOST, options=options)
     assert hooks("local").provider_profile(entry).stream_end == end
@@ -183,8 +181,8 @@ def test_known_servers_send_an_end(flavour: str | None, end: str) -> None:
 OLLAMA = local(flavour="ollama")
 
 
-def test_ollama_takes_parameters_as_options() -> None:
-    """Under names of its own; and it must be told not to stream."""
+def test_ollama_gets_parameters_as_options() -> None:
+    """Under its own names; stream must be sent as false."""
     found = body(
         "local", OLLAMA, max_tokens=5, temperature=0.5, top_p=0.9, stop=("x",), seed=3,
         presence_penalty=0.1, frequency_penalty=0.2, tools=({"type": "function"},), tool_choice="auto",
@@ -213,8 +211,7 @@ def test_ollama_takes_parameters_as_options() -> None:
         ),
     ],
 )
-def test_ollama_takes_formats(wanted: dict[str, Any], sent: Any) -> None:
-    """A schema as it is."""
+def test_ollama_gets_response_formats(wanted: dict[str, Any], sent: Any) -> None:
     assert body("local", OLLAMA, response_format=wanted).get("format") == sent
 
 
@@ -234,14 +231,14 @@ def test_ollama_takes_formats(wanted: dict[str, Any], sent: Any) -> None:
         {"messages": ({"role": "assistant", "tool_calls": ["f"]},)},
     ],
 )  # fmt: skip
-def test_what_ollama_does_not_have_is_said(more: dict[str, Any]) -> None:
-    """And not left out."""
+def test_a_parameter_that_ollama_lacks_is_an_error(more: dict[str, Any]) -> None:
+    """It is not ignored."""
     with pytest.raises(InvalidInput):
         body("local", OLLAMA, **more)
 
 
-def test_ollama_takes_messages_in_a_form_of_its_own() -> None:
-    """Pictures beside the text, arguments as an object, the tool's name in its answer."""
+def test_ollama_message_format() -> None:
+    """Images beside the text, arguments as an object, the tool's name in its result."""
     asked = ToolCall(id="c1", name="find", arguments='{"x": 1}')
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
     messages = (
@@ -258,8 +255,8 @@ def test_ollama_takes_messages_in_a_form_of_its_own() -> None:
     assert json.dumps(messages) == before
 
 
-def test_ollama_answers_line_by_line() -> None:
-    """Words, thoughts and whole tool calls; the last line has the counts."""
+def test_ollama_stream_of_lines() -> None:
+    """Text, reasoning and whole tool calls; the last line has the usage."""
     head = {"model": "m", "created_at": "2026-11-21T10:00:00Z"}
     tool = {"function": {"index": 2, "name": "f", "arguments": {"x": 1}}}
     first = {"role": "assistant", "content": "Hi", "thinking": "hm", "tool_calls": [tool]}
@@ -286,8 +283,8 @@ def test_ollama_answers_line_by_line() -> None:
     )
 
 
-def test_ollama_leaves_out_counts_that_are_nothing() -> None:
-    """A prompt that was in the cache counts 0; without any count there is no usage. An end has a reason."""
+def test_ollama_omits_counts_of_zero() -> None:
+    """A cached prompt counts 0; without any count there is no usage."""
     done: dict[str, Any] = {"message": {"content": ""}, "done": True}
     (event,) = streamed("local", {**done, "eval_count": 2}, "line")
     assert event.usage == Usage(completion_tokens=2, total_tokens=2)
@@ -297,8 +294,8 @@ def test_ollama_leaves_out_counts_that_are_nothing() -> None:
         assert event.usage is None
 
 
-def test_ollama_answers_in_one_piece() -> None:
-    """In the same form; and an answer in the common dialect is understood as well."""
+def test_ollama_whole_response() -> None:
+    """In the same format; a response in the common dialect is read too."""
     message = {
         "role": "assistant",
         "content": "Hi",
@@ -317,8 +314,7 @@ def test_ollama_answers_in_one_piece() -> None:
     assert found.text == "Hi"
 
 
-def test_ollama_fails_in_a_line() -> None:
-    """Which is an error, and may pass."""
+def test_ollama_error_in_a_line_is_a_transient_failure() -> None:
     found = streamed("local", {"error": "an error was encountered while running the model"}, "line")
     assert isinstance(found, Failure)
     assert hooks("local").classify_error(found, OLLAMA).kind is VerdictKind.TRANSIENT
@@ -336,7 +332,7 @@ def test_ollama_fails_in_a_line() -> None:
         '{"message": {}, "done": true, "done_reason": 7}', "[DONE]",
     ],
 )  # fmt: skip
-def test_a_line_that_is_none_is_refused(value: str) -> None:
-    """As everywhere: words must not vanish."""
+def test_an_invalid_line_is_invalid(value: str) -> None:
+    """Text must not be lost silently."""
     with pytest.raises(InvalidResponse):
         streamed("local", value, "line")

@@ -39,8 +39,10 @@ CASES = {
 }  # fmt: skip
 
 
-async def ask(case: str, *, broken: int | None = None, **more: Any) -> tuple[Any, ReplyAccumulator, Settings]:
-    """The answer of one server: a reply, or the failure of a stream, and what it came to until then."""
+async def send_chat(
+    case: str, *, broken: int | None = None, **more: Any
+) -> tuple[Any, ReplyAccumulator, Settings]:
+    """The reply of one server, or the failure of a stream and the text before it."""
     plugin, kind, about, model, options = CASES[case]
     server: Emulator
     async with kind(**about) as server:  # type: ignore[attr-defined] # each case has its own emulator
@@ -81,11 +83,11 @@ async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, Repl
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_stream_and_a_whole_answer_say_the_same(case: str) -> None:
-    """Words, finish reason, usage, and the provider's own end."""
-    failure, stream, _ = await ask(case, stream=True)
+async def test_a_stream_and_a_whole_response_give_the_same_reply(case: str) -> None:
+    """Text, finish reason and usage."""
+    failure, stream, _ = await send_chat(case, stream=True)
     assert failure is None
-    whole, _, _ = await ask(case)
+    whole, _, _ = await send_chat(case)
     assert isinstance(whole, ChatReply)
     assert stream.text == whole.text == SAID
     assert stream.finish_reason == whole.finish_reason == "stop"
@@ -98,25 +100,25 @@ async def test_a_stream_and_a_whole_answer_say_the_same(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_the_most_tokens_reach_every_server(case: str) -> None:
-    """Whatever it calls them."""
-    failure, stream, _ = await ask(case, stream=True, max_tokens=2)
+async def test_max_tokens_reaches_every_server(case: str) -> None:
+    """Whatever the parameter's name is."""
+    failure, stream, _ = await send_chat(case, stream=True, max_tokens=2)
     assert failure is None
     assert (stream.text, stream.finish_reason) == ("You said:", "length")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "ollama, the common way"])
-async def test_a_failure_in_the_middle_is_one(case: str) -> None:
-    """With the words until then, and a verdict that it may pass."""
-    failure, stream, where = await ask(case, stream=True, broken=3)
+async def test_a_failure_in_the_middle_of_a_stream(case: str) -> None:
+    """It has the text before it, and is transient."""
+    failure, stream, where = await send_chat(case, stream=True, broken=3)
     assert isinstance(failure, Failure)
     assert stream.text == "You said: How"
     assert not stream.last
     assert hooks(CASES[case][0]).classify_error(failure, where).kind is VerdictKind.TRANSIENT
 
 
-async def test_where_only_the_end_is_missing_it_is_missing() -> None:
-    """Ollama's common interface tells a failure by nothing else."""
-    failure, stream, _ = await ask("ollama, the common way", stream=True, broken=3)
+async def test_a_missing_end_marker_is_a_failure() -> None:
+    """Ollama's common interface shows a failure in no other way."""
+    failure, stream, _ = await send_chat("ollama, the common way", stream=True, broken=3)
     assert failure is None
     assert (stream.text, stream.finish_reason, stream.last) == ("You said: How", None, False)

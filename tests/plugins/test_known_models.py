@@ -26,7 +26,7 @@ def table(plugin: str) -> ModelTable:
 
 @pytest.mark.parametrize("plugin", TABLES)
 def test_every_table_is_of_the_documented_format(plugin: str) -> None:
-    """Rows have a source, embedding models a length and a number of tokens that is not more than a request's."""
+    """Rows have a source; an embedding model's tokens do not exceed those of a request."""
     for row in table(plugin).rows:
         assert row.source
         if row.name == "*":
@@ -40,8 +40,7 @@ def test_every_table_is_of_the_documented_format(plugin: str) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["openai", "mistral", "azure"])
-def test_a_model_that_is_not_listed_has_limits_all_the_same(plugin: str) -> None:
-    """Those of the row for all others."""
+def test_an_unlisted_model_has_the_limits_of_the_default_row(plugin: str) -> None:
     limit = table(plugin).limit("a-model-of-tomorrow")
     assert limit.max_items
     assert limit.max_tokens
@@ -50,7 +49,7 @@ def test_a_model_that_is_not_listed_has_limits_all_the_same(plugin: str) -> None
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples are not there")
 @pytest.mark.parametrize("plugin", ["openai", "mistral", "azure"])
 def test_tables_agree_with_the_samples(plugin: str) -> None:
-    """Tokens within two of litellm's list (which has 8,191 where the provider says 8,192), lengths alike."""
+    """Dimensions are equal, and tokens within two: litellm has 8,191 where the provider documents 8,192."""
     listed = json.loads((SAMPLES / "catalogues" / "litellm-embedding-models.json").read_text())
     for row in table(plugin).rows:
         for name in (row.name, *row.aliases):
@@ -61,7 +60,7 @@ def test_tables_agree_with_the_samples(plugin: str) -> None:
 
 
 def test_a_model_is_found_by_name_and_by_alias() -> None:
-    """The first of several names that is listed counts; the row for all others is no model."""
+    """The first listed name is used; the default row is no model."""
     mistral = table("mistral")
     row = mistral.get("mistral-embed")
     assert row is not None
@@ -71,8 +70,8 @@ def test_a_model_is_found_by_name_and_by_alias() -> None:
     assert mistral.get("nothing") is None
 
 
-def test_only_what_is_missing_is_filled_in_and_marked() -> None:
-    """What the provider says is never changed."""
+def test_only_missing_fields_are_filled_in_and_marked() -> None:
+    """A value of the provider never changes."""
     bare = table("openai").described(Model(id="text-embedding-3-small"))
     assert (bare.kind, bare.dimensions, bare.context_length) == ("embedding", 1_536, 8_192)
     assert bare.known == ("kind", "dimensions", "context_length")
@@ -81,7 +80,7 @@ def test_only_what_is_missing_is_filled_in_and_marked() -> None:
     assert table("openai").described(Model(id="gpt-4o")) == Model(id="gpt-4o")
 
 
-def test_a_page_is_described_model_by_model() -> None:
+def test_the_models_of_a_page_are_filled_in() -> None:
     """The cursor stays."""
     page = CatalogPage(models=(Model(id="gpt-4o"), Model(id="text-embedding-ada-002")), next_cursor="c")
     found = table("openai").described_page(page)
@@ -89,16 +88,14 @@ def test_a_page_is_described_model_by_model() -> None:
     assert found.next_cursor == "c"
 
 
-def test_a_page_of_which_nothing_is_known() -> None:
-    """Is the same."""
+def test_a_page_of_unknown_models_stays_the_same() -> None:
     page = CatalogPage(models=(Model(id="gpt-4o"),), dropped=1)
     assert table("openai").described_page(page) is page
     aliased = CatalogPage(models=(Model(id="mine", aliases=("text-embedding-ada-002",)),))
     assert table("openai").described_page(aliased).models[0].dimensions == 1_536
 
 
-def test_every_key_is_read() -> None:
-    """The format in full."""
+def test_every_key_of_a_row_is_read() -> None:
     (row,) = read_table(
         "format = 1\n[[model]]\nname = 'm'\naliases = ['n']\nkind = 'embedding'\nmax_items = 1\n"
         "max_item_tokens = 2\nmax_tokens = 3\nmax_bytes = 4\ntruncates = true\ndimensions = 5\n"
@@ -130,14 +127,12 @@ def test_every_key_is_read() -> None:
         ("format = 1\n" + ROW + "aliases = ['m']\n", "m is listed twice"),
     ],
 )
-def test_a_wrong_table_says_where(text: str, fault: str) -> None:
-    """By row and key."""
+def test_the_error_of_a_wrong_table_names_row_and_key(text: str, fault: str) -> None:
     with pytest.raises(PluginContractError, match=fault):
         read_table(text)
 
 
-def test_a_table_that_is_not_there_says_so() -> None:
-    """Package and file are named."""
+def test_the_error_of_a_missing_table_names_package_and_file() -> None:
     with pytest.raises(PluginContractError, match=r"llmopt_plugin_openai/nothing.toml cannot be read"):
         _ = ModelTable("llmopt_plugin_openai", "nothing.toml").rows
     with pytest.raises(PluginContractError, match="not a package"):
@@ -146,16 +141,15 @@ def test_a_table_that_is_not_there_says_so() -> None:
         _ = ModelTable("llmopt_plugin_of_nobody").rows
 
 
-def test_nothing_is_read_before_it_is_needed_and_nothing_twice() -> None:
-    """A table that nobody asks costs nothing."""
+def test_a_table_is_read_once_when_it_is_needed() -> None:
     lazy = ModelTable("llmopt_plugin_openai")
     assert "rows" not in vars(lazy)
     assert lazy.rows is lazy.rows
 
 
 @pytest.mark.parametrize("plugin", KNOWN)
-def test_what_is_known_of_models_is_sane(plugin: str) -> None:
-    """Kinds, prices that somebody may ask, limits that fit; one source for all."""
+def test_the_table_of_models_dev_is_plausible(plugin: str) -> None:
+    """Kinds, prices, limits, and one source for all rows."""
     rows = ModelTable(f"llmopt_plugin_{plugin}", "known.json").rows
     assert len(rows) > 50
     assert {row.source for row in rows} == {rows[0].source}
@@ -171,15 +165,15 @@ def test_what_is_known_of_models_is_sane(plugin: str) -> None:
 
 
 @pytest.mark.parametrize("plugin", KNOWN)
-def test_the_licence_of_what_is_known_lies_beside_it(plugin: str) -> None:
-    """With its whole text, and where it comes from."""
+def test_the_package_has_the_licence_of_its_table(plugin: str) -> None:
+    """With the full text and the source."""
     notice = (REPOSITORY / "plugins" / plugin / f"llmopt_plugin_{plugin}" / "NOTICE.txt").read_text()
     assert "litellm 1.109.1" in notice
     assert "Permission is hereby granted, free of charge" in notice
 
 
-def test_a_later_table_counts_more_than_an_earlier_one() -> None:
-    """What was checked by hand replaces what was derived; what the provider said replaces both."""
+def test_a_later_table_overrides_an_earlier_one() -> None:
+    """Checked rows override derived ones, and the provider overrides both."""
     known, checked = ModelTable("llmopt_plugin_openai", "known.json"), table("openai")
     first = known.described(Model(id="text-embedding-3-small"))
     assert (first.context_length, first.kind) == (8_191, "embedding")
@@ -190,7 +184,7 @@ def test_a_later_table_counts_more_than_an_earlier_one() -> None:
     assert (told.context_length, "context_length" in told.known) == (5, False)
 
 
-def test_a_table_of_json_is_the_same_in_other_letters() -> None:
+def test_a_json_table_has_the_same_format() -> None:
     """With one source for all rows."""
     text = """{"format": 1, "source": "s", "model": [{"name": "m", "kind": "chat", "context_length": 5,
         "max_output_tokens": 2, "inputs": ["text"], "prices": {"input": 1, "cached_input": 0.5}}, {"name": "n", "source": "t"}]}"""
@@ -230,15 +224,14 @@ def test_a_table_of_json_is_the_same_in_other_letters() -> None:
         ),
     ],
 )
-def test_a_wrong_table_of_json_says_where(text: str, fault: str) -> None:
-    """As one of TOML does."""
+def test_the_error_of_a_wrong_json_table_names_row_and_key(text: str, fault: str) -> None:
     with pytest.raises(PluginContractError, match=fault):
         read_table(text, json=True)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_data_files_lie_in_the_package(plugin: str) -> None:
-    """Where a wheel takes them from."""
+def test_data_files_are_in_the_package(plugin: str) -> None:
+    """So that a wheel contains them."""
     package = importlib.import_module(f"llmopt_plugin_{plugin}")
     folder = Path(str(package.__file__)).parent
     assert (folder / ("models.toml" if plugin in TABLES else "providers.json")).is_file()

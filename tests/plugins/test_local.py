@@ -24,26 +24,26 @@ LOCAL = hooks("local")
 HOST = "http://127.0.0.1:8000"
 
 
-def here(base: str = HOST, **options: Any) -> Settings:
+def at(base: str = HOST, **options: Any) -> Settings:
     return settings("local", base, key=None, **options)
 
 
-def sent(where: Settings, asked: Any = None) -> tuple[str, Any]:
-    """Where a request goes, and its body."""
+def request_of(where: Settings, asked: Any = None) -> tuple[str, Any]:
+    """Path and body of a request."""
     request = LOCAL.build_request(asked or call(), where)
     return encode_request(request, where).url, request.json
 
 
-# What is sent.
+# What is request_of.
 
 
 @pytest.mark.parametrize("base", [HOST, f"{HOST}/v1", "https://gw.example/team/llm/v1"])
-def test_the_common_dialect_follows_the_base_url_as_it_stands(base: str) -> None:
-    """Nobody knows an unknown server's paths better than its user."""
-    where = here(base)
-    assert sent(where) == (f"{base}/embeddings", {"model": "m", "input": ("one", "two")})
-    assert sent(where, CatalogCall())[0] == f"{base}/models"
-    assert sent(here(base, flavour="openai-compatible"))[0] == f"{base}/embeddings"
+def test_the_common_dialect_keeps_the_base_url(base: str) -> None:
+    """Only the user knows the paths of an unknown server."""
+    where = at(base)
+    assert request_of(where) == (f"{base}/embeddings", {"model": "m", "input": ("one", "two")})
+    assert request_of(where, CatalogCall())[0] == f"{base}/models"
+    assert request_of(at(base, flavour="openai-compatible"))[0] == f"{base}/embeddings"
 
 
 @pytest.mark.parametrize("base", [HOST, f"{HOST}/v1", f"{HOST}/api"])
@@ -61,68 +61,66 @@ def test_a_flavour_finds_its_paths_from_any_base_url(
     base: str, flavour: str, embed: str, models: str, chat: str | None
 ) -> None:
     """With /v1 or without."""
-    where = here(base, flavour=flavour)
-    assert sent(where)[0] == f"{HOST}{embed}"
-    assert sent(where, CatalogCall())[0] == f"{HOST}{models}"
+    where = at(base, flavour=flavour)
+    assert request_of(where)[0] == f"{HOST}{embed}"
+    assert request_of(where, CatalogCall())[0] == f"{HOST}{models}"
     if chat is not None:
-        assert sent(where, ChatCall(model="m"))[0] == f"{HOST}{chat}"
+        assert request_of(where, ChatCall(model="m"))[0] == f"{HOST}{chat}"
 
 
-def test_infinity_has_no_v1() -> None:
-    """Unless it was started with such a prefix, which then stands in base_url."""
-    assert sent(here(flavour="infinity"))[0] == f"{HOST}/embeddings"
-    assert sent(here(f"{HOST}/v1", flavour="infinity"), CatalogCall())[0] == f"{HOST}/v1/models"
+def test_infinity_paths_have_no_v1() -> None:
+    """Unless the server has such a prefix, which base_url then contains."""
+    assert request_of(at(flavour="infinity"))[0] == f"{HOST}/embeddings"
+    assert request_of(at(f"{HOST}/v1", flavour="infinity"), CatalogCall())[0] == f"{HOST}/v1/models"
 
 
 @pytest.mark.parametrize("base", ["http://v1", "http://api:8000", "https://x.example/v1"])
-def test_a_host_called_v1_is_a_host(base: str) -> None:
-    """Only a path is cut off."""
-    url, _ = sent(here(base, flavour="tei"))
+def test_a_host_named_v1_stays(base: str) -> None:
+    """Only a path is removed."""
+    url, _ = request_of(at(base, flavour="tei"))
     assert url == f"{base.removesuffix('/v1') if base.count('/') > 2 else base}/embed"
 
 
-def test_tei_is_told_not_to_cut() -> None:
-    """Its own default is to cut silently. What a text is for selects a prompt."""
+def test_tei_is_told_not_to_truncate() -> None:
+    """By default it truncates silently. The input type selects a prompt."""
     asked = call(dimensions=128, input_type="query", extra={"normalize": False})
-    assert sent(here(flavour="tei"), asked)[1] == {
+    assert request_of(at(flavour="tei"), asked)[1] == {
         "inputs": ("one", "two"),
         "truncate": False,
         "dimensions": 128,
         "prompt_name": "query",
         "normalize": False,
     }
-    assert sent(here(flavour="tei", truncate=True))[1]["truncate"] is True
-    assert sent(here(flavour="tei"), call(extra={"truncate": True}))[1]["truncate"] is True
+    assert request_of(at(flavour="tei", truncate=True))[1]["truncate"] is True
+    assert request_of(at(flavour="tei"), call(extra={"truncate": True}))[1]["truncate"] is True
 
 
-def test_ollama_is_told_not_to_cut() -> None:
-    """Likewise."""
-    assert sent(here(flavour="ollama"), call(dimensions=128, extra={"keep_alive": "1h"}))[1] == {
+def test_ollama_is_told_not_to_truncate() -> None:
+    assert request_of(at(flavour="ollama"), call(dimensions=128, extra={"keep_alive": "1h"}))[1] == {
         "model": "m",
         "input": ("one", "two"),
         "truncate": False,
         "dimensions": 128,
         "keep_alive": "1h",
     }
-    assert sent(here(flavour="ollama", truncate=True))[1]["truncate"] is True
+    assert request_of(at(flavour="ollama", truncate=True))[1]["truncate"] is True
 
 
 @pytest.mark.parametrize(
     ("flavour", "asks"), [("vllm", True), ("llamacpp", True), ("infinity", True), ("lmstudio", False)]
 )
-def test_base64_is_asked_for_where_it_is_known(flavour: str, asks: bool) -> None:
-    """A quarter of the bytes; of an unknown server it is not asked."""
-    assert ("encoding_format" in sent(here(flavour=flavour))[1]) is asks
+def test_base64_is_requested_from_servers_that_have_it(flavour: str, asks: bool) -> None:
+    """It needs a quarter of the bytes; an unknown server may not have it."""
+    assert ("encoding_format" in request_of(at(flavour=flavour))[1]) is asks
 
 
-def test_vllm_cuts_on_request() -> None:
-    """By a key of its own."""
-    assert sent(here(flavour="vllm", truncate=True))[1]["truncate_prompt_tokens"] == -1
-    assert "truncate_prompt_tokens" not in sent(here(flavour="vllm"))[1]
+def test_vllm_truncates_if_configured() -> None:
+    assert request_of(at(flavour="vllm", truncate=True))[1]["truncate_prompt_tokens"] == -1
+    assert "truncate_prompt_tokens" not in request_of(at(flavour="vllm"))[1]
 
 
-def test_a_key_is_sent_where_there_is_one() -> None:
-    """Native requests too."""
+def test_a_configured_key_is_sent() -> None:
+    """In native requests too."""
     for flavour in ("tei", "ollama", "vllm"):
         where = settings("local", HOST, flavour=flavour, headers={"x-a": "b"})
         for asked in (call(), CatalogCall()):
@@ -133,11 +131,9 @@ def test_a_key_is_sent_where_there_is_one() -> None:
 # What is answered.
 
 
-def test_ollamas_vectors() -> None:
-    """In the order of the texts, with the tokens read."""
-    found = rows(
-        "local", {"model": "m:latest", "embeddings": [[1, 0], [0, 2]], "prompt_eval_count": 7}, here()
-    )
+def test_ollama_vectors() -> None:
+    """In the order of the texts, with usage."""
+    found = rows("local", {"model": "m:latest", "embeddings": [[1, 0], [0, 2]], "prompt_eval_count": 7}, at())
     np.testing.assert_array_equal(found.vectors, np.array([[1, 0], [0, 2]], dtype=np.float32))
     assert found.indices is None
     assert found.model == "m:latest"
@@ -146,30 +142,29 @@ def test_ollamas_vectors() -> None:
 
 
 @pytest.mark.parametrize("count", [None, -1, "7", 10**13, 1.5, True])
-def test_a_count_that_cannot_be_is_none(count: object) -> None:
-    """The vectors are good all the same."""
-    found = rows("local", {"embeddings": [[1, 0]], "prompt_eval_count": count}, here())
+def test_an_implausible_count_is_ignored(count: object) -> None:
+    """The vectors are still valid."""
+    found = rows("local", {"embeddings": [[1, 0]], "prompt_eval_count": count}, at())
     assert found.usage is None
 
 
-def test_teis_bare_lists() -> None:
-    """No index, no usage."""
-    found = rows("local", [[0.5, 0.25], [1, 2]], here())
+def test_tei_plain_lists() -> None:
+    """They have neither index nor usage."""
+    found = rows("local", [[0.5, 0.25], [1, 2]], at())
     assert found.vectors.dtype == np.float32
     assert found.vectors.tolist() == [[0.5, 0.25], [1.0, 2.0]]
     assert found.usage is None
 
 
-def test_llamas_nested_lists() -> None:
-    """What its /embeddings without /v1 answers, in any order."""
-    found = rows("local", [{"index": 1, "embedding": [[3, 4]]}, {"index": 0, "embedding": [[1, 2]]}], here())
+def test_llamacpp_nested_lists() -> None:
+    """Of its /embeddings without /v1, in any order."""
+    found = rows("local", [{"index": 1, "embedding": [[3, 4]]}, {"index": 0, "embedding": [[1, 2]]}], at())
     assert found.vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
-def test_the_common_shape() -> None:
-    """Whatever the flavour."""
+def test_the_common_shape_with_any_flavour() -> None:
     value = {"data": [{"index": 1, "embedding": [1]}, {"index": 0, "embedding": "AAAAQA=="}], "model": "m"}
-    found = rows("local", value, here(flavour="tei"))
+    found = rows("local", value, at(flavour="tei"))
     assert found.vectors.tolist() == [[1.0], [2.0]]
     assert found.indices is not None
     assert found.indices.tolist() == [1, 0]
@@ -194,40 +189,39 @@ def test_the_common_shape() -> None:
         b"null",
     ],
 )
-def test_wrong_answers_are_invalid_and_nothing_else(value: bytes) -> None:
-    """Never a shifted row, never another exception."""
+def test_a_wrong_response_is_invalid(value: bytes) -> None:
+    """It never shifts a row or raises another exception."""
     with pytest.raises(InvalidResponse):
-        LOCAL.parse_embeddings(call(), answer(value), here())
+        LOCAL.parse_embeddings(call(), answer(value), at())
 
 
 @pytest.mark.parametrize(
     "value", [{"error": "it failed"}, {"embeddings": [], "error": "x"}, {"error": {"message": "it failed"}}]
 )
-def test_a_failure_under_200_is_a_failure(value: object) -> None:
-    """It goes to classify_error."""
-    assert isinstance(LOCAL.parse_embeddings(call(), answer(value), here()), Failure)
+def test_an_error_with_status_200_is_a_failure(value: object) -> None:
+    assert isinstance(LOCAL.parse_embeddings(call(), answer(value), at()), Failure)
 
 
 # Lists.
 
 
 def test_tei_has_one_model() -> None:
-    """By the name that it is served under."""
+    """With the name that it is served under."""
     info = {
         "model_id": "BAAI/bge-small-en-v1.5",
         "served_model_name": "bge",
         "model_type": {"embedding": {"pooling": "cls"}},
         "max_input_length": 512,
     }
-    (model,) = page("local", info, here()).models
+    (model,) = page("local", info, at()).models
     assert (model.id, model.name, model.kind) == ("bge", "BAAI/bge-small-en-v1.5", "embedding")
     assert (model.context_length, model.dimensions, model.known) == (512, 384, ("dimensions",))
-    (ranker,) = page("local", {"model_id": "x", "model_type": {"reranker": {}}}, here()).models
+    (ranker,) = page("local", {"model_id": "x", "model_type": {"reranker": {}}}, at()).models
     assert (ranker.id, ranker.kind) == ("x", "rerank")
 
 
-def test_ollamas_tags() -> None:
-    """Recent builds tell more than older ones, for which the table helps."""
+def test_ollama_tags() -> None:
+    """Recent versions have more data than older ones, for which the table helps."""
     tags = {
         "models": [
             {
@@ -243,7 +237,7 @@ def test_ollamas_tags() -> None:
             {"name": "nomic-embed-text:v1.5", "details": {"family": "nomic-bert"}},
         ]
     }
-    nomic, qwen, old = page("local", tags, here()).models
+    nomic, qwen, old = page("local", tags, at()).models
     assert (nomic.kind, nomic.context_length, nomic.dimensions, nomic.known) == ("embedding", 2_048, 768, ())
     assert nomic.aliases == ("nomic-embed-text",)
     assert (qwen.kind, qwen.context_length) == ("chat", 40_960)
@@ -254,8 +248,8 @@ def test_ollamas_tags() -> None:
     )
 
 
-def test_what_servers_add_to_the_common_list() -> None:
-    """vLLM, llama.cpp, Infinity and LM Studio."""
+def test_additional_keys_in_the_common_list() -> None:
+    """Of vLLM, llama.cpp, Infinity and LM Studio."""
     entries = [
         {"id": "a", "owned_by": "vllm", "max_model_len": 512},
         {"id": "b", "owned_by": "llamacpp", "meta": {"n_ctx_train": 8_192, "n_embd": 576}},
@@ -264,7 +258,7 @@ def test_what_servers_add_to_the_common_list() -> None:
         {"id": "e", "type": "embeddings", "max_context_length": 2_048, "loaded_context_length": 1_024},
         {"id": "f", "type": "vlm", "max_context_length": 2_048},
     ]
-    a, b, c, d, e, f = page("local", {"data": entries}, here()).models
+    a, b, c, d, e, f = page("local", {"data": entries}, at()).models
     assert a.context_length == 512
     assert (b.context_length, b.dimensions) == (8_192, 576)
     assert (c.context_length, c.dimensions) == (None, None)
@@ -273,17 +267,17 @@ def test_what_servers_add_to_the_common_list() -> None:
     assert (f.kind, f.context_length) == ("chat", 2_048)
 
 
-def test_llamas_two_lists_are_one() -> None:
+def test_llamacpp_merges_two_lists() -> None:
     """The ids are those of `data`."""
     value = {"models": [{"name": "x"}], "data": [{"id": "/models/x.gguf"}]}
-    assert [model.id for model in page("local", value, here()).models] == ["/models/x.gguf"]
+    assert [model.id for model in page("local", value, at()).models] == ["/models/x.gguf"]
 
 
 def test_an_unknown_path_of_lm_studio() -> None:
-    """Status 200, and no list."""
-    found = LOCAL.parse_catalog(answer({"error": "Unexpected endpoint or method. (GET /models)"}), here())
+    """It answers 200 without a list."""
+    found = LOCAL.parse_catalog(answer({"error": "Unexpected endpoint or method. (GET /models)"}), at())
     assert isinstance(found, Failure)
-    verdict = LOCAL.classify_error(found, here())
+    verdict = LOCAL.classify_error(found, at())
     assert verdict.kind is VerdictKind.NOT_FOUND
     assert "/v1" in verdict.hint
 
@@ -303,25 +297,23 @@ def test_an_unknown_path_of_lm_studio() -> None:
         ("lmstudio", BatchLimit(max_items=32)),
     ],
 )
-def test_limits_that_need_no_question(flavour: str | None, limit: BatchLimit) -> None:
-    """A size that the server surely takes."""
-    where = here() if flavour is None else here(flavour=flavour)
+def test_default_limits(flavour: str | None, limit: BatchLimit) -> None:
+    """A size that every server accepts."""
+    where = at() if flavour is None else at(flavour=flavour)
     assert LOCAL.batch_limit(call(), where) == limit
 
 
-def test_a_server_that_cuts_is_believed() -> None:
-    """A text over the limit is then its business."""
-    assert LOCAL.batch_limit(call(), here(flavour="tei", truncate=True)).truncates
-    assert not LOCAL.batch_limit(call(), here(flavour="llamacpp", truncate=True)).truncates
-    assert LOCAL.batch_limit(call(extra={"truncate": True}), here(flavour="ollama")).truncates
+def test_no_item_limit_if_the_server_truncates() -> None:
+    assert LOCAL.batch_limit(call(), at(flavour="tei", truncate=True)).truncates
+    assert not LOCAL.batch_limit(call(), at(flavour="llamacpp", truncate=True)).truncates
+    assert LOCAL.batch_limit(call(extra={"truncate": True}), at(flavour="ollama")).truncates
 
 
-def test_the_embedded_engine_takes_large_batches() -> None:
-    """There is no network to lose them on."""
-    limit = LOCAL.batch_limit(call("default"), here(""))
+def test_the_in_process_engine_has_large_batches() -> None:
+    limit = LOCAL.batch_limit(call("default"), at(""))
     assert (limit.max_items, limit.max_item_tokens) == (1_024, None)
-    assert LOCAL.batch_limit(call("minilm"), here("")).truncates
-    assert LOCAL.limits_request(call("default"), here("")) is None
+    assert LOCAL.batch_limit(call("minilm"), at("")).truncates
+    assert LOCAL.limits_request(call("default"), at("")) is None
 
 
 @pytest.mark.parametrize(
@@ -336,12 +328,12 @@ def test_the_embedded_engine_takes_large_batches() -> None:
         ("openai-compatible", None),
     ],
 )
-def test_who_is_asked_for_limits(flavour: str, url: str | None) -> None:
-    """Without a flavour nobody is: a request that nobody asked for surprises."""
-    where = here(f"{HOST}/v1", flavour=flavour)
+def test_limits_are_requested_by_flavour(flavour: str, url: str | None) -> None:
+    """Without a flavour there is no such request."""
+    where = at(f"{HOST}/v1", flavour=flavour)
     request = LOCAL.limits_request(call(), where)
     assert (None if request is None else encode_request(request, where).url) == url
-    assert LOCAL.limits_request(call(), here()) is None
+    assert LOCAL.limits_request(call(), at()) is None
 
 
 @pytest.mark.parametrize(
@@ -371,9 +363,9 @@ def test_who_is_asked_for_limits(flavour: str, url: str | None) -> None:
         (b"", BatchLimit()),
     ],
 )
-def test_what_servers_tell(value: object, limit: BatchLimit) -> None:
-    """TEI's /info, vLLM's list, llama.cpp's /props; nonsense tells nothing."""
-    assert LOCAL.parse_limits(call("m"), answer(value), here()) == limit
+def test_limits_of_servers(value: object, limit: BatchLimit) -> None:
+    """TEI's /info, vLLM's list, llama.cpp's /props; invalid data gives no limits."""
+    assert LOCAL.parse_limits(call("m"), answer(value), at()) == limit
 
 
 # Profile and hints.
@@ -383,7 +375,7 @@ def profile(base: str | None = None, **options: str) -> Any:
     return LOCAL.provider_profile(ProviderEntry(name="local", base_url=base, options=options))
 
 
-def test_a_flavour_alone_is_an_address() -> None:
+def test_a_flavour_has_a_default_base_url() -> None:
     """Each server has its usual port."""
     assert profile(flavour="ollama").base_url == "http://127.0.0.1:11434"
     assert profile(flavour="tei").base_url == "http://127.0.0.1:3000"
@@ -392,21 +384,21 @@ def test_a_flavour_alone_is_an_address() -> None:
     assert profile(flavour="openai-compatible").in_process
 
 
-def test_near_and_far() -> None:
-    """A server next door gets one retry, a far one four; no key is needed for either."""
+def test_retries_of_a_local_and_a_remote_server() -> None:
+    """One on loopback, four elsewhere; neither needs a key."""
     assert (profile(HOST).max_retries, profile("https://far.example").max_retries) == (1, 4)
     assert not profile(HOST).key_required
 
 
-def test_a_path_that_is_not_there_says_what_to_check() -> None:
-    """The commonest mistake is a base URL without /v1."""
-    verdict = LOCAL.classify_error(failure(404, b"404 page not found"), here())
+def test_the_error_of_an_unknown_path_has_a_hint() -> None:
+    """The most frequent mistake is a base URL without /v1."""
+    verdict = LOCAL.classify_error(failure(404, b"404 page not found"), at())
     assert "most servers want /v1" in verdict.hint
-    model = LOCAL.classify_error(failure(404, {"error": "model 'x' not found"}), here())
+    model = LOCAL.classify_error(failure(404, {"error": "model 'x' not found"}), at())
     assert model.hint == ""
 
 
-def test_a_packed_request_says_what_to_set() -> None:
-    """Ollama takes the gzip for JSON."""
+def test_the_error_of_a_compressed_request_names_the_option() -> None:
+    """Ollama reads the gzip as JSON."""
     body = {"error": r"invalid character '\x1f' looking for beginning of value"}
-    assert "compress_requests = false" in LOCAL.classify_error(failure(400, body), here()).hint
+    assert "compress_requests = false" in LOCAL.classify_error(failure(400, body), at()).hint

@@ -24,14 +24,14 @@ def card(
 
 
 def test_the_profile() -> None:
-    """The key of the `llm` tool counts too."""
+    """It also accepts the key variable of the `llm` tool."""
     profile = MISTRAL.provider_profile(ProviderEntry(name="mistral"))
     assert profile.base_url == BASE
     assert profile.key_env == ("MISTRAL_API_KEY", "LLM_MISTRAL_KEY")
 
 
-def test_a_request_holds_only_keys_that_mistral_knows() -> None:
-    """Any other one is a 422."""
+def test_a_request_has_only_keys_that_mistral_accepts() -> None:
+    """Any other key is a 422."""
     request = MISTRAL.build_request(call(dimensions=512, input_type="query"), HERE)
     assert request.json == {
         "model": "m",
@@ -46,26 +46,25 @@ def test_a_request_holds_only_keys_that_mistral_knows() -> None:
 @pytest.mark.parametrize(
     ("dtype", "encoding"), [("float", "base64"), ("int8", "float"), ("ubinary", "float")]
 )
-def test_other_dtypes_come_as_lists(dtype: str, encoding: str) -> None:
-    """Their base64 holds bytes, which would be taken for float32."""
+def test_other_dtypes_are_requested_as_lists(dtype: str, encoding: str) -> None:
+    """Their base64 has bytes, which would be read as float32."""
     body = MISTRAL.build_request(call(extra={"output_dtype": dtype}), HERE).json
     assert (body["encoding_format"], body["output_dtype"]) == (encoding, dtype)
 
 
-def test_the_list_is_asked_for_in_the_common_way() -> None:
-    """There is one page."""
+def test_the_model_list_has_the_common_path() -> None:
+    """And one page."""
     assert MISTRAL.build_request(CatalogCall(), HERE).path == "/models"
 
 
 @pytest.mark.parametrize("model", ["mistral-embed", "codestral-embed-2505", "another"])
-def test_the_limits_are_careful(model: str) -> None:
-    """Below every number that was ever seen."""
+def test_the_limits_are_below_all_observed_ones(model: str) -> None:
     found = MISTRAL.batch_limit(call(model), HERE)
     assert found == BatchLimit(max_items=128, max_item_tokens=8_192, max_tokens=16_000)
 
 
 def test_one_model_for_all_its_aliases() -> None:
-    """Under the id that is its own name, in the place of its first card."""
+    """Under its own name as the id, at the position of its first card."""
     cards = [
         card("mistral-small-latest", "mistral-small-2506", ("mistral-small-2506",)),
         card("mistral-embed", "mistral-embed-2312", ("mistral-embed-2312",)),
@@ -82,27 +81,26 @@ def test_one_model_for_all_its_aliases() -> None:
     assert set(small.known) == {"max_output_tokens", "prices"}
 
 
-def test_cards_that_only_one_side_puts_together() -> None:
-    """A name alone, or one alias in one direction, is enough; three that chain are one."""
+def test_cards_are_merged_by_a_name_or_one_alias() -> None:
+    """Also three cards in a chain."""
     cards = [card("a"), card("c", aliases=("b",)), card("b", "a"), card("d")]
     first, last = page("mistral", cards, HERE).models
     assert (first.id, first.aliases) == ("a", ("b", "c"))
     assert last.id == "d"
 
 
-def test_a_name_for_people_is_no_alias() -> None:
-    """Only ids can be asked for."""
+def test_a_display_name_is_no_alias() -> None:
+    """A request accepts ids only."""
     (model,) = page("mistral", [card("a", "The Model A"), card("b", "The Model A")], HERE).models
     assert (model.id, model.aliases) == ("a", ("b",))
 
 
-def test_a_bare_list_is_read_as_well() -> None:
-    """As the description's own example has it."""
+def test_a_plain_list_is_read_too() -> None:
+    """The example of Mistral's API description is one."""
     assert [model.id for model in page("mistral", [card("a"), card("b")], HERE).models] == ["a", "b"]
 
 
-def test_odd_cards_spoil_nothing() -> None:
-    """Whatever type a field has."""
+def test_an_odd_card_is_dropped_alone() -> None:
     odd = [
         card("a", aliases=(), capabilities=None),
         card("b") | {"aliases": "x"},
@@ -117,7 +115,7 @@ def test_odd_cards_spoil_nothing() -> None:
     assert models[3].context_length is None
 
 
-def test_a_long_list_is_read_in_no_time() -> None:
+def test_a_long_list_is_read_in_linear_time() -> None:
     """5,000 models with an alias each."""
     cards = [card(f"m-{number}-{form}", f"m-{number}-0") for form in (0, 1) for number in range(5_000)]
     assert len(page("mistral", cards, HERE).models) == 5_000
@@ -156,7 +154,7 @@ def test_a_long_list_is_read_in_no_time() -> None:
     ],
 )
 def test_three_generations_of_rate_headers(headers: dict[str, str], requests: Any, tokens: Any) -> None:
-    """The newest tells no reset: it is the turn of the minute."""
+    """The newest has no reset: it is the next minute."""
     found = MISTRAL.rate_limits(HttpResponse(status=200, headers=headers, received=75.0), HERE)
     told = [
         None if limit is None else (limit.limit, limit.remaining, limit.reset_s)

@@ -13,7 +13,7 @@ OPENAI = hooks("openai")
 
 
 def test_the_profile() -> None:
-    """A key from the environment goes to OpenAI's own hosts, the regional ones among them."""
+    """A key of the environment may be sent to OpenAI's own hosts, regional ones included."""
     profile = OPENAI.provider_profile(ProviderEntry(name="openai"))
     assert profile.base_url == BASE
     assert profile.key_env == ("OPENAI_API_KEY",)
@@ -25,8 +25,8 @@ def test_the_profile() -> None:
     }
 
 
-def test_a_request_asks_for_base64_and_holds_no_other_key() -> None:
-    """The description allows five keys and no further one."""
+def test_a_request_has_base64_and_no_other_key() -> None:
+    """OpenAI's API description allows five keys."""
     request = OPENAI.build_request(call("text-embedding-3-small"), settings("openai", BASE))
     assert (request.method, request.path) == ("POST", "/embeddings")
     assert request.json == {
@@ -37,21 +37,20 @@ def test_a_request_asks_for_base64_and_holds_no_other_key() -> None:
     assert request.headers == {"authorization": f"Bearer {KEY}"}
 
 
-def test_dimensions_and_extra_keys_are_passed_on() -> None:
-    """Extra keys go as given."""
+def test_dimensions_and_extra_keys_are_sent() -> None:
     asked = call("text-embedding-3-large", dimensions=256, extra={"user": "u-1"})
     body = OPENAI.build_request(asked, settings("openai", BASE)).json
     assert (body["dimensions"], body["user"]) == (256, "u-1")
 
 
 def test_an_input_type_is_not_sent() -> None:
-    """It would be refused, and means nothing to these models."""
+    """OpenAI would refuse it."""
     body = OPENAI.build_request(call(input_type="query"), settings("openai", BASE)).json
     assert "input_type" not in body
 
 
 def test_organisation_and_project_are_headers() -> None:
-    """Beside the configured ones; those that are not set are left out."""
+    """In addition to the configured headers."""
     where = settings("openai", BASE, headers={"x-team": "a"}, organization="org-1", project="proj_1")
     headers = OPENAI.build_request(CatalogCall(), where).headers
     assert headers["OpenAI-Organization"] == "org-1"
@@ -62,7 +61,7 @@ def test_organisation_and_project_are_headers() -> None:
 
 
 def test_a_chat_has_no_encoding() -> None:
-    """Base64 is for embeddings alone."""
+    """Base64 is for embeddings only."""
     body = OPENAI.build_request(
         ChatCall(model="m", messages=({"role": "user"},)), settings("openai", BASE)
     ).json
@@ -71,13 +70,13 @@ def test_a_chat_has_no_encoding() -> None:
 
 @pytest.mark.parametrize("model", ["text-embedding-3-small", "text-embedding-ada-002", "one-of-tomorrow"])
 def test_the_limits_hold_for_every_model(model: str) -> None:
-    """2,048 inputs, 8,192 tokens each, 300,000 together."""
+    """2,048 inputs, 8,192 tokens each, 300,000 in all."""
     limit = OPENAI.batch_limit(call(model), settings("openai", BASE))
     assert limit == BatchLimit(max_items=2_048, max_item_tokens=8_192, max_tokens=300_000)
 
 
-def test_a_list_is_filled_up_from_the_table() -> None:
-    """OpenAI's list says neither kind nor size; what the plugin adds is marked."""
+def test_models_are_filled_in_from_the_table() -> None:
+    """OpenAI's list has neither kind nor dimensions; added fields are marked."""
     entries = [
         {"id": "text-embedding-3-large", "object": "model", "created": 1705953180, "owned_by": "system"},
         {"id": "gpt-4o-mini", "object": "model", "created": 1721172741, "shutdown_date": "2026-10-23"},
@@ -105,14 +104,14 @@ def test_a_list_is_filled_up_from_the_table() -> None:
         ("", None),
     ],
 )
-def test_waits_are_read_from_the_text(text: str, seconds: float | None) -> None:
-    """Go's durations, as OpenAI writes them."""
+def test_retry_after_is_read_from_the_message(text: str, seconds: float | None) -> None:
+    """As a duration of Go."""
     found = retry_after_in(text)
     assert found == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_limits_in_a_text_may_have_commas_or_be_nonsense() -> None:
-    """A stated limit of 0 or of thirty digits is none."""
+def test_limits_in_a_message() -> None:
+    """With commas; 0 and numbers of thirty digits are ignored."""
     where = settings("openai", BASE)
     body = {"error": {"message": "Request too large for m: Limit 30,000, Requested 40,000.", "code": None}}
     assert OPENAI.classify_error(failure(429, body), where).limit == BatchLimit(max_tokens=30_000)

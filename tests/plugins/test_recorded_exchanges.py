@@ -58,8 +58,8 @@ def host(exchange: Any) -> str:
     return urlsplit(exchange["request"]["url"]).hostname or ""
 
 
-def where(exchange: Any) -> tuple[str, Settings]:
-    """The plugin, and settings as a user would write them."""
+def settings_for(exchange: Any) -> tuple[str, Settings]:
+    """The plugin, and settings as a user would configure them."""
     url = urlsplit(exchange["request"]["url"])
     plugin = PLUGIN_OF[host(exchange)]
     path = next(url.path.removesuffix(end) for end in SUFFIXES if url.path.endswith(end))
@@ -69,7 +69,7 @@ def where(exchange: Any) -> tuple[str, Settings]:
     return plugin, settings(plugin, base, auth="api-key" if plugin == "azure" else "bearer", **version)
 
 
-def call_of(exchange: Any) -> Any:
+def call_from(exchange: Any) -> Any:
     request = exchange["request"]
     body = request.get("body")
     if request["method"] == "GET":
@@ -82,28 +82,26 @@ def call_of(exchange: Any) -> Any:
     )
 
 
-def answer_of(exchange: Any) -> HttpResponse:
+def response_from(exchange: Any) -> HttpResponse:
     found = exchange["response"]
     text = found["body_text"] if "body_text" in found else json.dumps(found["body"])
     return HttpResponse(status=found["status"], headers=found["headers"], body=text.encode())
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the recordings are not there")
-def test_every_recording_belongs_to_somebody() -> None:
-    """A new one is noticed: it gets a plugin, or stands among those that have none."""
+def test_every_recording_has_a_plugin_or_is_listed_without_one() -> None:
     found = {host(parameters.values[1]) for parameters in exchanges()}
     assert found <= PLUGIN_OF.keys() | NO_PLUGIN
 
 
 @pytest.mark.parametrize(("name", "exchange"), list(exchanges()))
-def test_requests_go_where_the_recorded_ones_went(name: str, exchange: Any) -> None:
-    """The same URL, and the same body as far as it was asked for."""
+def test_a_request_has_the_recorded_url_and_body(name: str, exchange: Any) -> None:
     if host(exchange) in NO_PLUGIN:
         pytest.skip("no plugin here for this provider")
     if name.startswith("catalogues"):
         pytest.skip("a gateway's own path")
-    plugin, there = where(exchange)
-    request = hooks(plugin).build_request(call_of(exchange), there)
+    plugin, there = settings_for(exchange)
+    request = hooks(plugin).build_request(call_from(exchange), there)
     assert encode_request(request, there).url == exchange["request"]["url"]
     body = json.loads(encode_request(request, there).body or b"null")
     recorded = exchange["request"].get("body")
@@ -113,12 +111,12 @@ def test_requests_go_where_the_recorded_ones_went(name: str, exchange: Any) -> N
 
 
 @pytest.mark.parametrize(("name", "exchange"), list(exchanges()))
-def test_answers_parse_or_classify_as_recorded(name: str, exchange: Any) -> None:
-    """Vectors, lists and errors; chats are another hook's."""
+def test_a_recorded_response_is_parsed_or_classified(name: str, exchange: Any) -> None:
+    """Vectors, lists and errors; another hook parses chats."""
     if host(exchange) in NO_PLUGIN:
         pytest.skip("no plugin here for this provider")
-    plugin, there = where(exchange)
-    call, answer = call_of(exchange), answer_of(exchange)
+    plugin, there = settings_for(exchange)
+    call, answer = call_from(exchange), response_from(exchange)
     if answer.status >= 400:
         failure = Failure.from_response(answer, operation=call.operation, model=call.model)
         verdict = hooks(plugin).classify_error(failure, there)

@@ -34,8 +34,10 @@ FULL = BatchLimit(max_items=1, max_item_tokens=2, max_tokens=3, max_bytes=4)
         ),
     ],
 )
-def test_the_least_of_each_number_counts(first: BatchLimit, second: BatchLimit, expected: BatchLimit) -> None:
-    """None is no limit, and is below nothing."""
+def test_limits_are_merged_by_the_smaller_number(
+    first: BatchLimit, second: BatchLimit, expected: BatchLimit
+) -> None:
+    """None means no limit."""
     assert merge_limits(first, second) == expected
 
 
@@ -43,8 +45,8 @@ def entry(server: TEIEmulator, **more: Any) -> dict[str, Any]:
     return {"providers": {"p": {"plugin": "local", "base_url": server.base_url, "flavour": "tei", **more}}}
 
 
-async def test_one_who_leaves_does_not_spoil_it_for_the_others() -> None:
-    """Who waited for the answer asks in its place."""
+async def test_a_cancelled_call_does_not_fail_the_waiting_ones() -> None:
+    """A waiting call sends the request instead."""
     async with TEIEmulator(max_client_batch_size=8) as server, llmopt.AsyncClient(entry(server)) as client:
         server.latency = 0.0
         first = asyncio.create_task(client.embed("p/m", ["a"]))
@@ -58,7 +60,7 @@ async def test_one_who_leaves_does_not_spoil_it_for_the_others() -> None:
 
 
 def test_a_client_in_several_event_loops() -> None:
-    """One after the other; the answer is kept."""
+    """One after the other; the limits stay known."""
     with TEIEmulator().in_thread() as server:
         client = llmopt.AsyncClient(entry(server))
 
@@ -71,8 +73,8 @@ def test_a_client_in_several_event_loops() -> None:
         assert [request.path for request in server.requests].count("/info") == 1
 
 
-async def test_all_endpoints_are_asked_and_the_least_counts() -> None:
-    """A batch may go to any of them."""
+async def test_every_endpoint_is_asked_and_the_smallest_limit_holds() -> None:
+    """A batch may be sent to any endpoint."""
     async with TEIEmulator(max_client_batch_size=8) as one, TEIEmulator(max_client_batch_size=4) as two:
         endpoints = [{"base_url": one.base_url}, {"base_url": two.base_url}]
         config = {"providers": {"p": {"plugin": "local", "flavour": "tei", "endpoints": endpoints}}}
@@ -86,8 +88,7 @@ async def test_all_endpoints_are_asked_and_the_least_counts() -> None:
         assert max(len(request.json["inputs"]) for request in batches) == 4
 
 
-async def test_nothing_is_asked_without_texts_or_after_the_end() -> None:
-    """No texts, no question; a closed client asks nothing."""
+async def test_no_limits_are_requested_without_texts_or_by_a_closed_client() -> None:
     async with TEIEmulator() as server:
         client = llmopt.AsyncClient(entry(server))
         assert (await client.embed("p/m", [])).vectors.shape == (0, 0)
@@ -97,8 +98,7 @@ async def test_nothing_is_asked_without_texts_or_after_the_end() -> None:
         assert server.requests == []
 
 
-async def test_a_server_that_does_not_answer_delays_no_longer_than_its_deadline() -> None:
-    """The question has the call's time, and no more."""
+async def test_the_request_for_limits_ends_at_the_deadline_of_the_call() -> None:
     async with TEIEmulator() as server, llmopt.AsyncClient(entry(server)) as client:
 
         async def never(_: object) -> Any:
@@ -110,8 +110,7 @@ async def test_a_server_that_does_not_answer_delays_no_longer_than_its_deadline(
             await asyncio.wait_for(client.embed("p/m", ["a"], deadline=0.3), 5)
 
 
-async def test_a_plugins_fault_in_the_question_fails_no_call() -> None:
-    """The hooks of a stranger's plugin may raise whatever they like."""
+async def test_an_exception_in_a_limits_hook_fails_no_call() -> None:
 
     class Wrapper:
         @hookimpl(tryfirst=True)

