@@ -4,7 +4,7 @@
 
 Unlike CPU time, the number of instructions does not depend on the load of the machine: a difference of 0.3 % is real. Each
 case is run twice with different numbers of requests in one checkout after the other, and the difference is divided, so that
-imports and the start of the client do not count. It needs valgrind, and takes about two minutes per case and checkout.
+imports and the start of the client do not count. It needs valgrind, and takes two to three minutes per case and checkout.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Case:
 
 CASES: Final = {
     "one-64": Case("one text, 64 in flight", 1, CONCURRENCY, 1, (64, 576)),
-    "large": Case("2,048 x 1,536 base64", 2048, 1, 64, (2, 6)),
+    "large": Case("2,048 x 1,536 base64 in requests of 64", 2048, 1, 64, (2, 6)),
 }
 
 
