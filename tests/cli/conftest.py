@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.startswith(("LLMOPT_", "OPENAI_", "AZURE_", "MISTRAL_", "LLM_")) or name in {
             "NO_COLOR",
             "FORCE_COLOR",
-            # pytest-xdist sets these for its workers; a test's terminal has a size of its own.
+            # pytest-xdist sets these for its workers; a test sets the size of its terminal.
             "COLUMNS",
             "LINES",
         }:

@@ -79,7 +79,7 @@ class EmbeddingServer:
                 self._send(*owner.answer(json.loads(self.rfile.read(size))))
 
             def handle(self) -> None:
-                # A client that is gone was told to go.
+                # A test may end the client before its response.
                 with suppress(ConnectionError):
                     super().handle()
 
@@ -102,7 +102,7 @@ class EmbeddingServer:
 
 
 def vector(text: str) -> list[float]:
-    """A vector that tells texts apart."""
+    """A vector that differs between texts."""
     return [float(len(text)), float(sum(text.encode()) % 1000), 0.25, 1.0]
 
 

@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_complete_blocks(tmp_path: Path) -> None:
     file._file = FullDisk(real, 3)  # type: ignore[assignment, misc] # what a file does when the disk is full
     with pytest.raises(OSError, match="No space left"):
         file.append(b"broken")
-    file._file = real  # type: ignore[misc] # somebody made room
+    file._file = real  # type: ignore[misc] # the disk has space again
     assert path.read_bytes() == b"whole"
     file.append(b" again")
     file.overwrite(b"WH")

@@ -35,9 +35,9 @@ def streamed(value: Any, kind: str = "message") -> tuple[ChatEvent, ...] | Failu
 
 
 def one(value: Any) -> ChatEvent:
-    found = streamed(value)
-    assert isinstance(found, tuple)
-    (event,) = found
+    result = streamed(value)
+    assert isinstance(result, tuple)
+    (event,) = result
     return event
 
 
@@ -62,19 +62,19 @@ def message(finish_reason: Any = "stop", **said: Any) -> dict[str, Any]:
 def test_text_id_model_and_raw_are_read() -> None:
     value = delta(content="Hi")
     assert one(value) == ChatEvent(text="Hi", id="c", model="m", raw=value)
-    found = reply(message(content="Hi"))
-    assert isinstance(found, ChatReply)
-    assert (found.text, found.finish_reason, found.id, found.model) == ("Hi", "stop", "c", "m")
-    assert found.request_id is None
+    result = reply(message(content="Hi"))
+    assert isinstance(result, ChatReply)
+    assert (result.text, result.finish_reason, result.id, result.model) == ("Hi", "stop", "c", "m")
+    assert result.request_id is None
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
 def test_reasoning_is_separate_from_text(key: str) -> None:
     """Servers use either of these keys."""
     assert one(delta(content=None, **{key: "hm"})).reasoning == "hm"
-    found = reply(message(content="a", **{key: "hm"}))
-    assert isinstance(found, ChatReply)
-    assert (found.text, found.reasoning) == ("a", "hm")
+    result = reply(message(content="a", **{key: "hm"}))
+    assert isinstance(result, ChatReply)
+    assert (result.text, result.reasoning) == ("a", "hm")
 
 
 def test_reasoning_under_both_keys_is_read_once() -> None:
@@ -99,9 +99,9 @@ def test_typed_content_parts() -> None:
 
 def test_a_refusal_is_separate_from_text() -> None:
     assert one(delta(content=None, refusal="no")).refusal == "no"
-    found = reply(message(content=None, refusal="no"))
-    assert isinstance(found, ChatReply)
-    assert (found.text, found.refusal) == ("", "no")
+    result = reply(message(content=None, refusal="no"))
+    assert isinstance(result, ChatReply)
+    assert (result.text, result.refusal) == ("", "no")
 
 
 def test_tool_calls() -> None:
@@ -118,9 +118,9 @@ def test_tool_calls() -> None:
         ToolCallPart(index=2, name="g", arguments='{"y":1}'),
         ToolCallPart(index=0),
     )
-    found = reply(message("tool_calls", content=None, tool_calls=wire[:1]))
-    assert isinstance(found, ChatReply)
-    assert found.tool_calls == (ToolCall(id="a", name="f"),)
+    result = reply(message("tool_calls", content=None, tool_calls=wire[:1]))
+    assert isinstance(result, ChatReply)
+    assert result.tool_calls == (ToolCall(id="a", name="f"),)
 
 
 def test_the_first_choice_is_read() -> None:
@@ -205,11 +205,11 @@ ERRORS: list[Any] = [
 @pytest.mark.parametrize("value", ERRORS)
 def test_an_error_of_any_shape_is_a_failure(value: Any) -> None:
     """In a stream and as a whole response."""
-    for found in (streamed(value), streamed(value, "error"), reply(value)):
-        assert isinstance(found, Failure)
-        assert "it failed" in found.error.message
-        assert (found.status, found.operation, found.model) == (200, "chat", "m")
-        assert compatible.classify(found).kind is VerdictKind.TRANSIENT
+    for result in (streamed(value), streamed(value, "error"), reply(value)):
+        assert isinstance(result, Failure)
+        assert "it failed" in result.error.message
+        assert (result.status, result.operation, result.model) == (200, "chat", "m")
+        assert compatible.classify(result).kind is VerdictKind.TRANSIENT
 
 
 @pytest.mark.parametrize(
@@ -217,20 +217,20 @@ def test_an_error_of_any_shape_is_a_failure(value: Any) -> None:
 )
 def test_an_event_named_error_is_a_failure_whatever_its_data(data: str) -> None:
     """Groq and LM Studio send such events, and so did old versions of llama.cpp."""
-    found = streamed(data, "error")
-    assert isinstance(found, Failure)
-    assert found.error.message in ("it failed", "")
+    result = streamed(data, "error")
+    assert isinstance(result, Failure)
+    assert result.error.message in ("it failed", "")
 
 
 def test_the_finish_reason_error_is_a_failure() -> None:
     """Mistral documents it."""
-    for found in (
+    for result in (
         streamed(delta("error", content="half an ans")),
         reply(message("error", content="half an ans")),
     ):
-        assert isinstance(found, Failure)
-        assert found.error.message == 'the model ended its answer with finish_reason "error"'
-        assert compatible.classify(found).kind is VerdictKind.TRANSIENT
+        assert isinstance(result, Failure)
+        assert result.error.message == 'the model ended its answer with finish_reason "error"'
+        assert compatible.classify(result).kind is VerdictKind.TRANSIENT
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,10 @@ def test_an_error_in_a_stream_is_classified_by_its_own_status(
     error: Any, status: int, kind: VerdictKind
 ) -> None:
     """Or by its code or type; the status of the response is 200."""
-    found = streamed({"error": error})
-    assert isinstance(found, Failure)
-    assert (found.status, found.stated_status) == (200, status)
-    assert compatible.classify(found).kind is kind
+    result = streamed({"error": error})
+    assert isinstance(result, Failure)
+    assert (result.status, result.stated_status) == (200, status)
+    assert compatible.classify(result).kind is kind
 
 
 @pytest.mark.row("E09")

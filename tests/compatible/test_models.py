@@ -20,9 +20,9 @@ from tests.support.scale import scaled
 
 
 def parsed(body: bytes) -> CatalogPage:
-    found = compatible.parse_catalog(HttpResponse(status=200, body=body), "here")
-    assert isinstance(found, CatalogPage)
-    return found
+    result = compatible.parse_catalog(HttpResponse(status=200, body=body), "here")
+    assert isinstance(result, CatalogPage)
+    return result
 
 
 def page(*entries: object) -> CatalogPage:
@@ -86,8 +86,8 @@ def test_an_entry_of_openrouter() -> None:
 )
 def test_prices_are_decimal_strings_for_one_token(text: object, cost: float | None) -> None:
     """Any other value is ignored."""
-    found = one(pricing={"prompt": text, "completion": "0.000001"}).prices
-    assert found == Prices(input=cost, output=1.0)
+    result = one(pricing={"prompt": text, "completion": "0.000001"}).prices
+    assert result == Prices(input=cost, output=1.0)
     assert one(pricing={"prompt": text}).prices == (None if cost is None else Prices(input=cost))
 
 
@@ -202,9 +202,9 @@ def test_a_key_of_a_wrong_type_is_ignored_alone() -> None:
 def test_a_bad_entry_is_dropped_alone() -> None:
     """And counted."""
     bad = [None, 7, "kit", [], {}, {"id": None}, {"id": 7}, {"object": "model"}, {"id": {"a": "b"}}]
-    found = page({"id": "a"}, *bad, {"id": "b"})
-    assert [model.id for model in found.models] == ["a", "b"]
-    assert found.dropped == len(bad)
+    result = page({"id": "a"}, *bad, {"id": "b"})
+    assert [model.id for model in result.models] == ["a", "b"]
+    assert result.dropped == len(bad)
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_a_bad_entry_is_dropped_alone() -> None:
     ],
 )
 def test_an_unreadable_value_drops_an_entry_only_in_a_key_that_is_read(entry: bytes, kept: bool) -> None:
-    found = parsed(b'{"data": [{"id": "a"}, ' + entry + b', {"id": "b"}]}')
-    assert [model.id for model in found.models] == (["a", "x", "b"] if kept else ["a", "b"])
-    assert found.dropped == (0 if kept else 1)
-    for model in found.models:
+    result = parsed(b'{"data": [{"id": "a"}, ' + entry + b', {"id": "b"}]}')
+    assert [model.id for model in result.models] == (["a", "x", "b"] if kept else ["a", "b"])
+    assert result.dropped == (0 if kept else 1)
+    for model in result.models:
         assert model.raw["id"] == model.id
 
 
@@ -241,8 +241,8 @@ def test_an_unreadable_value_drops_an_entry_only_in_a_key_that_is_read(entry: by
     ],
 )
 def test_every_known_shape_of_a_list_is_read(body: bytes) -> None:
-    found = parsed(body)
-    assert ([model.id for model in found.models], found.next_cursor) == (["a"], None)
+    result = parsed(body)
+    assert ([model.id for model in result.models], result.next_cursor) == (["a"], None)
 
 
 def test_the_cursor_of_the_next_page_is_the_last_id() -> None:
@@ -309,11 +309,11 @@ _KEYS = st.sampled_from([
 @given(st.lists(st.dictionaries(_KEYS | st.text(), _VALUES, max_size=8), max_size=5))
 def test_no_entry_breaks_the_list(entries: list[dict[str, Any]]) -> None:
     """Every entry is a model or is counted as dropped, and raw is the entry."""
-    found = page(*entries)
-    assert len(found.models) + found.dropped == len(entries)
+    result = page(*entries)
+    assert len(result.models) + result.dropped == len(entries)
     ids = {entry["id"] for entry in entries if isinstance(entry.get("id"), str) and entry["id"]}
-    assert ids <= {model.id for model in found.models}
-    for model in found.models:
+    assert ids <= {model.id for model in result.models}
+    for model in result.models:
         assert dict(model.raw) in entries
 
 
@@ -346,23 +346,23 @@ def litellm() -> bytes:
 
 
 def recorded_page(body: bytes) -> CatalogPage:
-    found = compatible.parse_catalog(HttpResponse(status=200, body=body), "here")
-    assert isinstance(found, CatalogPage)
-    return found
+    result = compatible.parse_catalog(HttpResponse(status=200, body=body), "here")
+    assert isinstance(result, CatalogPage)
+    return result
 
 
 def test_the_list_of_openrouter() -> None:
     """Every model has limits and modalities, and prices unless they vary."""
-    found = recorded_page(sample("openrouter-models-response.json"))
-    assert (len(found.models), found.dropped, found.next_cursor) == (364, 0, None)
-    assert all(model.context_length and model.inputs and model.name for model in found.models)
-    assert Counter(model.kind for model in found.models) == {"chat": 364}
-    unpriced = {model.id for model in found.models if model.prices is None}
+    result = recorded_page(sample("openrouter-models-response.json"))
+    assert (len(result.models), result.dropped, result.next_cursor) == (364, 0, None)
+    assert all(model.context_length and model.inputs and model.name for model in result.models)
+    assert Counter(model.kind for model in result.models) == {"chat": 364}
+    unpriced = {model.id for model in result.models if model.prices is None}
     assert unpriced == {"openrouter/pareto-code", "openrouter/bodybuilder", "openrouter/auto"}
-    free = [model.prices for model in found.models if model.id.endswith(":free")]
+    free = [model.prices for model in result.models if model.id.endswith(":free")]
     assert free == [Prices(input=0.0, output=0.0)] * len(free)
-    assert sum(model.shutdown is not None for model in found.models) == 11
-    opus = next(model for model in found.models if model.id == "anthropic/claude-opus-4.7-fast")
+    assert sum(model.shutdown is not None for model in result.models) == 11
+    opus = next(model for model in result.models if model.id == "anthropic/claude-opus-4.7-fast")
     assert opus.prices == Prices(input=30.0, output=150.0, cached_input=3.0, cache_write=37.5)
     assert opus.max_output_tokens == 128_000
 
@@ -373,14 +373,14 @@ def test_thousands_of_models_are_read_in_little_memory(make: Any, count: int) ->
     body = make()
     tracemalloc.start()
     try:
-        found = recorded_page(body)
+        result = recorded_page(body)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (len(found.models), found.dropped) == (count, 0)
+    assert (len(result.models), result.dropped) == (count, 0)
     assert peak < MAX_PEAK_BYTES
-    assert decode_models(encode_models(found.models), provider="here") == found.models
-    assert json.loads(body)["data"][7] == found.models[7].raw
+    assert decode_models(encode_models(result.models), provider="here") == result.models
+    assert json.loads(body)["data"][7] == result.models[7].raw
 
 
 def test_recorded_lists() -> None:
@@ -402,8 +402,8 @@ def test_a_very_long_list_with_a_long_description() -> None:
     """Neither the number of models nor the size of an entry is limited."""
     count = scaled(20_000, nightly=100_000)
     long = "x" * (10 << 20)
-    found = recorded_page(
+    result = recorded_page(
         listed([{"id": f"m{number}"} for number in range(count)] + [{"id": "long", "description": long}])
     )
-    assert len(found.models) == count + 1
-    assert found.models[-1].raw["description"] == long
+    assert len(result.models) == count + 1
+    assert result.models[-1].raw["description"] == long

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory and an empty user's configuration folder beside it."""
+    """An empty current directory, and an empty configuration folder of the user."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

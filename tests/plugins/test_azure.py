@@ -342,8 +342,8 @@ def test_batch_limits() -> None:
         settings(deployments={"m": "text-embedding-3-small"}),
         settings(deployment="d"),
     ):
-        found = AZURE.batch_limit(call(), where)
-        assert found == BatchLimit(max_items=2_048, max_item_tokens=8_192, max_tokens=300_000)
+        result = AZURE.batch_limit(call(), where)
+        assert result == BatchLimit(max_items=2_048, max_item_tokens=8_192, max_tokens=300_000)
 
 
 # Hints.

@@ -35,9 +35,9 @@ def call(**more: Any) -> ChatCall:
 
 
 def body(plugin: str, where: Settings, **more: Any) -> dict[str, Any]:
-    found = hooks(plugin).build_request(call(**more), where).json
-    assert isinstance(found, dict)
-    return found
+    result = hooks(plugin).build_request(call(**more), where).json
+    assert isinstance(result, dict)
+    return result
 
 
 def streamed(plugin: str, value: Any, kind: str = "message", **options: Any) -> Any:
@@ -52,8 +52,8 @@ def streamed(plugin: str, value: Any, kind: str = "message", **options: Any) -> 
 def test_openai_gets_max_completion_tokens() -> None:
     """Its reasoning models accept that name only."""
     where = settings("openai", "https://api.openai.com/v1", organization="org-1")
-    found = body("openai", where, max_tokens=5, seed=1, stream=True, include_usage=True)
-    assert found == {
+    result = body("openai", where, max_tokens=5, seed=1, stream=True, include_usage=True)
+    assert result == {
         "model": "m", "messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True},
         "max_completion_tokens": 5, "seed": 1,
     }  # fmt: skip
@@ -66,8 +66,8 @@ def test_openai_gets_max_completion_tokens() -> None:
 def test_mistral_gets_only_keys_that_it_accepts() -> None:
     """``seed`` under its own name, and no ``stream_options``."""
     where = settings("mistral", "https://api.mistral.ai/v1")
-    found = body("mistral", where, max_tokens=5, seed=1, stream=True, include_usage=True)
-    assert found == {
+    result = body("mistral", where, max_tokens=5, seed=1, stream=True, include_usage=True)
+    assert result == {
         "model": "m", "messages": MESSAGES, "stream": True, "max_tokens": 5, "random_seed": 1,
     }  # fmt: skip
     profile = hooks("mistral").provider_profile(ProviderEntry(name="mistral"))
@@ -103,9 +103,9 @@ RESOURCE = "https://r.openai.azure.com"
 def test_azure_parameters_depend_on_the_version(options: dict[str, str], most: str, usage: bool) -> None:
     """Older versions refuse parameters of newer models."""
     where = settings("azure", RESOURCE, auth="api-key", **options)
-    found = body("azure", where, max_tokens=5, stream=True, include_usage=True)
-    assert found[most] == 5
-    assert ("stream_options" in found) is usage
+    result = body("azure", where, max_tokens=5, stream=True, include_usage=True)
+    assert result[most] == 5
+    assert ("stream_options" in result) is usage
 
 
 def test_azure_request_has_the_deployment() -> None:
@@ -137,9 +137,9 @@ def test_azure_content_filter_in_a_stream_is_a_failure(key: str) -> None:
         {"code": "content_filter", "message": "x"},
         {"message": "x", key: {"code": "ResponsibleAIPolicyViolation"}},
     ):
-        found = streamed("azure", {"error": error})
-        assert isinstance(found, Failure)
-        assert hooks("azure").classify_error(found, where).kind is VerdictKind.CONTENT_FILTERED
+        result = streamed("azure", {"error": error})
+        assert isinstance(result, Failure)
+        assert hooks("azure").classify_error(result, where).kind is VerdictKind.CONTENT_FILTERED
 
 
 # Local servers.
@@ -183,12 +183,12 @@ OLLAMA = local(flavour="ollama")
 
 def test_ollama_gets_parameters_as_options() -> None:
     """Under its own names; stream must be sent as false."""
-    found = body(
+    result = body(
         "local", OLLAMA, max_tokens=5, temperature=0.5, top_p=0.9, stop=("x",), seed=3,
         presence_penalty=0.1, frequency_penalty=0.2, tools=({"type": "function"},), tool_choice="auto",
         reasoning_effort="low", include_usage=True, extra={"keep_alive": 60},
     )  # fmt: skip
-    assert found == {
+    assert result == {
         "model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": False, "tools": ({"type": "function"},),
         "options": {
             "num_predict": 5, "temperature": 0.5, "top_p": 0.9, "stop": ("x",), "seed": 3,
@@ -238,7 +238,7 @@ def test_a_parameter_that_ollama_lacks_is_an_error(more: dict[str, Any]) -> None
 
 
 def test_ollama_message_format() -> None:
-    """Images beside the text, arguments as an object, the tool's name in its result."""
+    """Images next to the text, arguments as an object, the tool's name in its result."""
     asked = ToolCall(id="c1", name="find", arguments='{"x": 1}')
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
     messages = (
@@ -247,11 +247,11 @@ def test_ollama_message_format() -> None:
         Message("tool", "7", tool_call_id="c1").as_dict(),
     )
     before = json.dumps(messages)
-    found = body("local", OLLAMA, messages=messages)["messages"]
-    assert found[0] == {"role": "user", "content": "ab", "images": ["QUJD"]}
-    assert found[1]["content"] == ""
-    assert found[1]["tool_calls"][0]["function"] == {"name": "find", "arguments": {"x": 1}}
-    assert found[2] == {"role": "tool", "content": "7", "tool_call_id": "c1", "tool_name": "find"}
+    result = body("local", OLLAMA, messages=messages)["messages"]
+    assert result[0] == {"role": "user", "content": "ab", "images": ["QUJD"]}
+    assert result[1]["content"] == ""
+    assert result[1]["tool_calls"][0]["function"] == {"name": "find", "arguments": {"x": 1}}
+    assert result[2] == {"role": "tool", "content": "7", "tool_call_id": "c1", "tool_name": "find"}
     assert json.dumps(messages) == before
 
 
@@ -303,21 +303,21 @@ def test_ollama_whole_response() -> None:
         "tool_calls": [{"function": {"name": "f"}}],
     }
     value = {"model": "m", "message": message, "done": True, "done_reason": "stop", "eval_count": 2}
-    found = hooks("local").parse_chat(call(), answer(value), OLLAMA)
-    assert isinstance(found, ChatReply)
-    assert (found.text, found.reasoning, found.tool_calls) == ("Hi", "hm", (ToolCall(name="f"),))
-    assert (found.finish_reason, found.model, found.raw) == ("stop", "m", value)
-    assert found.usage == Usage(completion_tokens=2, total_tokens=2)
+    result = hooks("local").parse_chat(call(), answer(value), OLLAMA)
+    assert isinstance(result, ChatReply)
+    assert (result.text, result.reasoning, result.tool_calls) == ("Hi", "hm", (ToolCall(name="f"),))
+    assert (result.finish_reason, result.model, result.raw) == ("stop", "m", value)
+    assert result.usage == Usage(completion_tokens=2, total_tokens=2)
     common = {"choices": [{"message": {"content": "Hi"}}]}
-    found = hooks("local").parse_chat(call(), answer(common), OLLAMA)
-    assert isinstance(found, ChatReply)
-    assert found.text == "Hi"
+    result = hooks("local").parse_chat(call(), answer(common), OLLAMA)
+    assert isinstance(result, ChatReply)
+    assert result.text == "Hi"
 
 
 def test_ollama_error_in_a_line_is_a_transient_failure() -> None:
-    found = streamed("local", {"error": "an error was encountered while running the model"}, "line")
-    assert isinstance(found, Failure)
-    assert hooks("local").classify_error(found, OLLAMA).kind is VerdictKind.TRANSIENT
+    result = streamed("local", {"error": "an error was encountered while running the model"}, "line")
+    assert isinstance(result, Failure)
+    assert hooks("local").classify_error(result, OLLAMA).kind is VerdictKind.TRANSIENT
     whole = hooks("local").parse_chat(call(), answer({"error": "x", "message": {"content": "a"}}), OLLAMA)
     assert isinstance(whole, Failure)
 

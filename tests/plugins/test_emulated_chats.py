@@ -55,8 +55,8 @@ async def send_chat(
         where = endpoint.settings(Secret("test-key"))
         profile = hooks(plugin).provider_profile(entry)
         call = ChatCall(model=model, messages=MESSAGES, include_usage=profile.stream_usage, **more)
-        found, gathered = await _send(plugin, call, where)
-        return found, gathered, where
+        result, gathered = await _send(plugin, call, where)
+        return result, gathered, where
 
 
 async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, ReplyAccumulator]:

@@ -53,8 +53,8 @@ def test_tables_agree_with_the_samples(plugin: str) -> None:
     listed = json.loads((SAMPLES / "catalogues" / "litellm-embedding-models.json").read_text())
     for row in table(plugin).rows:
         for name in (row.name, *row.aliases):
-            found = listed.get(name if plugin == "openai" else f"{plugin}/{name}", {})
-            tokens, length = found.get("max_input_tokens"), found.get("output_vector_size")
+            result = listed.get(name if plugin == "openai" else f"{plugin}/{name}", {})
+            tokens, length = result.get("max_input_tokens"), result.get("output_vector_size")
             assert tokens is None or abs(tokens - (row.limit.max_item_tokens or 0)) <= 2, name
             assert length in (None, row.dimensions), name
 
@@ -75,17 +75,21 @@ def test_only_missing_fields_are_filled_in_and_marked() -> None:
     bare = table("openai").described(Model(id="text-embedding-3-small"))
     assert (bare.kind, bare.dimensions, bare.context_length) == ("embedding", 1_536, 8_192)
     assert bare.known == ("kind", "dimensions", "context_length")
-    told = table("openai").described(Model(id="text-embedding-3-small", dimensions=7, kind="chat"))
-    assert (told.kind, told.dimensions, told.known) == ("chat", 7, ("context_length",))
+    described_model = table("openai").described(Model(id="text-embedding-3-small", dimensions=7, kind="chat"))
+    assert (described_model.kind, described_model.dimensions, described_model.known) == (
+        "chat",
+        7,
+        ("context_length",),
+    )
     assert table("openai").described(Model(id="gpt-4o")) == Model(id="gpt-4o")
 
 
 def test_the_models_of_a_page_are_filled_in() -> None:
     """The cursor stays."""
     page = CatalogPage(models=(Model(id="gpt-4o"), Model(id="text-embedding-ada-002")), next_cursor="c")
-    found = table("openai").described_page(page)
-    assert [model.dimensions for model in found.models] == [None, 1_536]
-    assert found.next_cursor == "c"
+    result = table("openai").described_page(page)
+    assert [model.dimensions for model in result.models] == [None, 1_536]
+    assert result.next_cursor == "c"
 
 
 def test_a_page_of_unknown_models_stays_the_same() -> None:
@@ -180,8 +184,8 @@ def test_a_later_table_overrides_an_earlier_one() -> None:
     both = checked.described(first)
     assert (both.context_length, both.prices) == (8_192, first.prices)
     assert len(both.known) == len(set(both.known))
-    told = checked.described(known.described(Model(id="text-embedding-3-small", context_length=5)))
-    assert (told.context_length, "context_length" in told.known) == (5, False)
+    described_model = checked.described(known.described(Model(id="text-embedding-3-small", context_length=5)))
+    assert (described_model.context_length, "context_length" in described_model.known) == (5, False)
 
 
 def test_a_json_table_has_the_same_format() -> None:

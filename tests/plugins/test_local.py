@@ -133,41 +133,43 @@ def test_a_configured_key_is_sent() -> None:
 
 def test_ollama_vectors() -> None:
     """In the order of the texts, with usage."""
-    found = rows("local", {"model": "m:latest", "embeddings": [[1, 0], [0, 2]], "prompt_eval_count": 7}, at())
-    np.testing.assert_array_equal(found.vectors, np.array([[1, 0], [0, 2]], dtype=np.float32))
-    assert found.indices is None
-    assert found.model == "m:latest"
-    assert found.usage is not None
-    assert found.usage.prompt_tokens == 7
+    result = rows(
+        "local", {"model": "m:latest", "embeddings": [[1, 0], [0, 2]], "prompt_eval_count": 7}, at()
+    )
+    np.testing.assert_array_equal(result.vectors, np.array([[1, 0], [0, 2]], dtype=np.float32))
+    assert result.indices is None
+    assert result.model == "m:latest"
+    assert result.usage is not None
+    assert result.usage.prompt_tokens == 7
 
 
 @pytest.mark.parametrize("count", [None, -1, "7", 10**13, 1.5, True])
 def test_an_implausible_count_is_ignored(count: object) -> None:
     """The vectors are still valid."""
-    found = rows("local", {"embeddings": [[1, 0]], "prompt_eval_count": count}, at())
-    assert found.usage is None
+    result = rows("local", {"embeddings": [[1, 0]], "prompt_eval_count": count}, at())
+    assert result.usage is None
 
 
 def test_tei_plain_lists() -> None:
     """They have neither index nor usage."""
-    found = rows("local", [[0.5, 0.25], [1, 2]], at())
-    assert found.vectors.dtype == np.float32
-    assert found.vectors.tolist() == [[0.5, 0.25], [1.0, 2.0]]
-    assert found.usage is None
+    result = rows("local", [[0.5, 0.25], [1, 2]], at())
+    assert result.vectors.dtype == np.float32
+    assert result.vectors.tolist() == [[0.5, 0.25], [1.0, 2.0]]
+    assert result.usage is None
 
 
 def test_llamacpp_nested_lists() -> None:
     """Of its /embeddings without /v1, in any order."""
-    found = rows("local", [{"index": 1, "embedding": [[3, 4]]}, {"index": 0, "embedding": [[1, 2]]}], at())
-    assert found.vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    result = rows("local", [{"index": 1, "embedding": [[3, 4]]}, {"index": 0, "embedding": [[1, 2]]}], at())
+    assert result.vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_the_common_shape_with_any_flavour() -> None:
     value = {"data": [{"index": 1, "embedding": [1]}, {"index": 0, "embedding": "AAAAQA=="}], "model": "m"}
-    found = rows("local", value, at(flavour="tei"))
-    assert found.vectors.tolist() == [[1.0], [2.0]]
-    assert found.indices is not None
-    assert found.indices.tolist() == [1, 0]
+    result = rows("local", value, at(flavour="tei"))
+    assert result.vectors.tolist() == [[1.0], [2.0]]
+    assert result.indices is not None
+    assert result.indices.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -275,9 +277,9 @@ def test_llamacpp_merges_two_lists() -> None:
 
 def test_an_unknown_path_of_lm_studio() -> None:
     """It answers 200 without a list."""
-    found = LOCAL.parse_catalog(answer({"error": "Unexpected endpoint or method. (GET /models)"}), at())
-    assert isinstance(found, Failure)
-    verdict = LOCAL.classify_error(found, at())
+    result = LOCAL.parse_catalog(answer({"error": "Unexpected endpoint or method. (GET /models)"}), at())
+    assert isinstance(result, Failure)
+    verdict = LOCAL.classify_error(result, at())
     assert verdict.kind is VerdictKind.NOT_FOUND
     assert "/v1" in verdict.hint
 

@@ -59,8 +59,8 @@ def test_the_model_list_has_the_common_path() -> None:
 
 @pytest.mark.parametrize("model", ["mistral-embed", "codestral-embed-2505", "another"])
 def test_the_limits_are_below_all_observed_ones(model: str) -> None:
-    found = MISTRAL.batch_limit(call(model), HERE)
-    assert found == BatchLimit(max_items=128, max_item_tokens=8_192, max_tokens=16_000)
+    result = MISTRAL.batch_limit(call(model), HERE)
+    assert result == BatchLimit(max_items=128, max_item_tokens=8_192, max_tokens=16_000)
 
 
 def test_one_model_for_all_its_aliases() -> None:
@@ -155,9 +155,9 @@ def test_a_long_list_is_read_in_linear_time() -> None:
 )
 def test_three_generations_of_rate_headers(headers: dict[str, str], requests: Any, tokens: Any) -> None:
     """The newest has no reset: it is the next minute."""
-    found = MISTRAL.rate_limits(HttpResponse(status=200, headers=headers, received=75.0), HERE)
-    told = [
+    result = MISTRAL.rate_limits(HttpResponse(status=200, headers=headers, received=75.0), HERE)
+    limits = [
         None if limit is None else (limit.limit, limit.remaining, limit.reset_s)
-        for limit in (found.requests, found.tokens)
+        for limit in (result.requests, result.tokens)
     ]
-    assert told == [requests, tokens]
+    assert limits == [requests, tokens]

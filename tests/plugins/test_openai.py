@@ -106,8 +106,8 @@ def test_models_are_filled_in_from_the_table() -> None:
 )
 def test_retry_after_is_read_from_the_message(text: str, seconds: float | None) -> None:
     """As a duration of Go."""
-    found = retry_after_in(text)
-    assert found == (None if seconds is None else pytest.approx(seconds))
+    result = retry_after_in(text)
+    assert result == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_limits_in_a_message() -> None:

@@ -1,6 +1,6 @@
 """Exchanges with real servers, recorded by others: asked for alike, read rightly, judged rightly.
 
-The recordings lie beside the repository (../shared/samples/recorded); without them
+The recordings are next to the repository (../shared/samples/recorded); without them
 these tests are skipped.
 """
 
@@ -24,7 +24,7 @@ PLUGIN_OF = {
     "api.openai.com": "openai",
     "api.mistral.ai": "mistral",
     "example-resource.openai.azure.com": "azure",
-    # The common dialect, which the local plugin speaks to whoever understands it.
+    # These servers speak the common dialect, as the local plugin does.
     "localhost": "local",
     "us.inference.heroku.com": "local",
     "api.cerebras.ai": "compatible",
@@ -83,15 +83,15 @@ def call_from(exchange: Any) -> Any:
 
 
 def response_from(exchange: Any) -> HttpResponse:
-    found = exchange["response"]
-    text = found["body_text"] if "body_text" in found else json.dumps(found["body"])
-    return HttpResponse(status=found["status"], headers=found["headers"], body=text.encode())
+    result = exchange["response"]
+    text = result["body_text"] if "body_text" in result else json.dumps(result["body"])
+    return HttpResponse(status=result["status"], headers=result["headers"], body=text.encode())
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the recordings are not there")
 def test_every_recording_has_a_plugin_or_is_listed_without_one() -> None:
-    found = {host(parameters.values[1]) for parameters in exchanges()}
-    assert found <= PLUGIN_OF.keys() | NO_PLUGIN
+    result = {host(parameters.values[1]) for parameters in exchanges()}
+    assert result <= PLUGIN_OF.keys() | NO_PLUGIN
 
 
 @pytest.mark.parametrize(("name", "exchange"), list(exchanges()))

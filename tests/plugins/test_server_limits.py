@@ -55,8 +55,8 @@ async def test_a_cancelled_call_does_not_fail_the_waiting_ones() -> None:
         first.cancel()
         with suppress(asyncio.CancelledError):
             await first
-        found = await asyncio.gather(*others)
-        assert all(part.errors == {} for part in found)
+        result = await asyncio.gather(*others)
+        assert all(part.errors == {} for part in result)
 
 
 def test_a_client_in_several_event_loops() -> None:
@@ -104,7 +104,7 @@ async def test_the_request_for_limits_ends_at_the_deadline_of_the_call() -> None
         async def never(_: object) -> Any:
             await asyncio.sleep(60)
 
-        server.authorise = lambda received: None  # type: ignore[method-assign] # nobody is refused here
+        server.authorise = lambda received: None  # type: ignore[method-assign] # accept every key
         server._answered = lambda handler, received: never(received)  # type: ignore[method-assign] # nor answered
         with pytest.raises(llmopt.DeadlineExceeded):
             await asyncio.wait_for(client.embed("p/m", ["a"], deadline=0.3), 5)

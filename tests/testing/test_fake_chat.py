@@ -36,13 +36,13 @@ async def events_of(response: httpx.Response) -> list[ServerEvent]:
 
 
 def gathered(events: list[ServerEvent]) -> ReplyAccumulator:
-    found = ReplyAccumulator()
+    result = ReplyAccumulator()
     for event in events:
         parts = compatible.parse_stream_event(CALL, event)
         assert not isinstance(parts, Failure)
         for part in parts:
-            found.add(part)
-    return found
+            result.add(part)
+    return result
 
 
 async def test_the_default_reply_depends_on_the_question_only() -> None:
@@ -50,12 +50,12 @@ async def test_the_default_reply_depends_on_the_question_only() -> None:
     fake = FakeProvider()
     whole = json.loads(await (await ask(fake)).aread())
     stream = await events_of(await ask(fake, stream=True, stream_options={"include_usage": True}))
-    found = gathered(stream)
-    assert found.text == whole["choices"][0]["message"]["content"] == "say this again"
-    assert found.usage is not None
-    assert found.usage.total_tokens == whole["usage"]["total_tokens"] == 8
-    assert found.finish_reason == "stop"
-    assert found.last
+    result = gathered(stream)
+    assert result.text == whole["choices"][0]["message"]["content"] == "say this again"
+    assert result.usage is not None
+    assert result.usage.total_tokens == whole["usage"]["total_tokens"] == 8
+    assert result.finish_reason == "stop"
+    assert result.last
     assert [call.operation for call in fake.calls] == ["chat", "chat"]
     assert fake.calls[0].messages == MESSAGES
     assert "again" not in repr(fake.calls)

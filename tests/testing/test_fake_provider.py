@@ -15,14 +15,14 @@ from llmopt.testing import FakeProvider
 
 @pytest.fixture
 def fake() -> Iterator[FakeProvider]:
-    with FakeProvider() as found:
-        yield found
+    with FakeProvider() as result:
+        yield result
 
 
 @pytest.fixture
 def client(fake: FakeProvider) -> Iterator[llmopt.Client]:
-    with llmopt.Client(fake.config, transport=fake.transport) as found:
-        yield found
+    with llmopt.Client(fake.config, transport=fake.transport) as result:
+        yield result
 
 
 def test_a_vector_depends_on_its_text_only(fake: FakeProvider, client: llmopt.Client) -> None:
@@ -49,8 +49,8 @@ def test_it_records_its_requests(fake: FakeProvider, client: llmopt.Client) -> N
 async def test_the_asynchronous_client_works_too(fake: FakeProvider) -> None:
     """With the same configuration and transport."""
     async with llmopt.AsyncClient(fake.config, transport=fake.transport) as client:
-        found = await client.embed("fake/any", ["one"], dimensions=5)
-        assert found.vectors.shape == (1, 5)
+        result = await client.embed("fake/any", ["one"], dimensions=5)
+        assert result.vectors.shape == (1, 5)
         assert [model.id for model in await client.list_models("fake")] == ["fake-embed", "fake-chat"]
 
 
@@ -104,11 +104,11 @@ def test_a_transient_error_is_retried(fake: FakeProvider, client: llmopt.Client)
 def test_one_text_can_be_refused(fake: FakeProvider, client: llmopt.Client) -> None:
     """The other texts get their vectors."""
     fake.refuse("bad", error=llmopt.ItemRejected)
-    found = client.embed("fake/any", ["good", "bad", "fine"], errors="return")
-    assert list(found.errors) == [1]
-    assert isinstance(found.errors[1], llmopt.ItemRejected)
-    assert np.isnan(found.vectors[1]).all()
-    assert np.array_equal(found.vectors[2], np.array(fake.vector("fine"), np.float32))
+    result = client.embed("fake/any", ["good", "bad", "fine"], errors="return")
+    assert list(result.errors) == [1]
+    assert isinstance(result.errors[1], llmopt.ItemRejected)
+    assert np.isnan(result.vectors[1]).all()
+    assert np.array_equal(result.vectors[2], np.array(fake.vector("fine"), np.float32))
 
 
 def test_reset_removes_calls_and_scripted_errors(fake: FakeProvider, client: llmopt.Client) -> None:
