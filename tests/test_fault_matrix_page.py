@@ -33,7 +33,7 @@ def test_every_row_is_listed_once() -> None:
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_its_tests_exist_and_one_is_marked_with_it(row: str) -> None:
+def test_the_tests_of_a_row_exist_and_one_has_its_marker(row: str) -> None:
     """A row whose subject is not built yet names no test, and the page says so."""
     _, behaviour, cell = TABLE[row]
     named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", cell)

@@ -120,7 +120,7 @@ def _reachable(edges: dict[str, set[str]], start: str) -> set[str]:
     return seen
 
 
-def test_imports_run_downhill() -> None:
+def test_modules_import_only_from_their_own_or_lower_layers() -> None:
     """No module imports from a layer above its own, at run time or for type checkers."""
     upward = {
         f"{name} imports {other}"
@@ -212,7 +212,7 @@ def test_one_core_file_imports_httpx() -> None:
     }
 
 
-def test_import_is_nearly_free() -> None:
+def test_importing_llmopt_loads_nothing_slow() -> None:
     """``import llmopt`` brings in nothing that is slow to import."""
     code = "import sys, llmopt; print(*sorted(sys.modules))"
     loaded = subprocess.run(

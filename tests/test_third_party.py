@@ -60,7 +60,7 @@ def config(server: OpenAIEmulator) -> str:
     return repr({"providers": {"acme": {"base_url": server.base_url, "api_key": "acme-emulated"}}})
 
 
-def test_the_module_is_as_short_as_promised() -> None:
+def test_the_example_plugin_is_short() -> None:
     """At most 25 lines for a provider that speaks the common dialect, and a test file of three."""
     module = (ACME / "llmopt_plugin_acme" / "__init__.py").read_text()
     assert len(module.splitlines()) <= 25
@@ -98,7 +98,7 @@ def test_an_installed_plugin_passes_the_kit(environment: Environment) -> None:
     assert "passed  own-errors.the-credit-is-used-up" in done.stdout
 
 
-def test_its_own_three_lines_pass(environment: Environment, tmp_path: Path) -> None:
+def test_the_plugins_own_test_file_passes(environment: Environment, tmp_path: Path) -> None:
     """As its author runs them."""
     shutil.copy(ACME / "tests" / "test_acme.py", tmp_path)
     done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))
@@ -179,7 +179,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environmen
 
 
 @pytest.mark.row("G01")
-def test_broken_plugins_take_down_nothing_else(crowded: Environment, server: OpenAIEmulator) -> None:
+def test_broken_plugins_do_not_affect_others(crowded: Environment, server: OpenAIEmulator) -> None:
     """All of them are found, one works, and everything is listed that can be."""
     code = f"""
 import llmopt
@@ -196,7 +196,7 @@ with llmopt.Client({config(server)}) as client:
 
 @pytest.mark.row("G01")
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_plugin_says_what_is_wrong_with_it(crowded: Environment, name: str) -> None:
+def test_a_broken_plugin_raises_an_error_with_its_cause(crowded: Environment, name: str) -> None:
     """It is a PluginError that names the provider and the cause."""
     kind, message = crowded.tell(_ASK.replace("acme/", f"{name}/"))
     assert kind in ("PluginLoadError", "PluginContractError")

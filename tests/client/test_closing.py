@@ -112,7 +112,7 @@ SCENES: list[Scene] = [
 @pytest.mark.row("C06")
 @pytest.mark.parametrize("coalesce", [True, False], ids=["coalesced", "alone"])
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_whoever_waits_is_told_at_once(scene: Scene, coalesce: bool) -> None:
+def test_closing_fails_waiting_calls_at_once(scene: Scene, coalesce: bool) -> None:
     """ClientClosed, in no time; no connection and no task is left."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -135,7 +135,7 @@ def test_whoever_waits_is_told_at_once(scene: Scene, coalesce: bool) -> None:
 
 
 @pytest.mark.row("C06")
-async def test_closed_by_one_of_its_own_calls() -> None:
+async def test_a_client_can_be_closed_by_one_of_its_calls() -> None:
     """From within the consumer of its parts: it closes, and its own call ends like all others."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -168,7 +168,7 @@ def outcome_of(call: Callable[[llmopt.Client], Any], client: llmopt.Client) -> s
 
 @pytest.mark.row("C01", "C06")
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_a_synchronous_client_closed_at_any_turn_of_its_loop(
+def test_a_sync_client_can_be_closed_at_any_loop_iteration(
     call: Callable[[llmopt.Client], Any],
 ) -> None:
     """From another thread, cold and warm: the call ends with a result or with ClientClosed, and never hangs."""

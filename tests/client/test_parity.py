@@ -21,13 +21,13 @@ def public(kind: type) -> dict[str, inspect.Signature]:
     }
 
 
-def test_the_same_methods() -> None:
+def test_both_clients_have_the_same_methods() -> None:
     """Nothing is missing on either side."""
     assert {RENAMED.get(name, name) for name in public(llmopt.AsyncClient)} == set(public(llmopt.Client))
 
 
 @pytest.mark.parametrize("name", sorted(public(llmopt.AsyncClient)))
-def test_the_same_parameters(name: str) -> None:
+def test_both_clients_have_the_same_parameters(name: str) -> None:
     """In the same order, of the same kind, with the same defaults."""
     asynchronous = public(llmopt.AsyncClient)[name].parameters
     synchronous = public(llmopt.Client)[RENAMED.get(name, name)].parameters

@@ -60,13 +60,13 @@ def resting(client: llmopt.Client, thread: ServerThread) -> bool:
     return at_rest(client)  # type: ignore[arg-type] # looks at the stats alone
 
 
-def test_a_chat(client: llmopt.Client) -> None:
+def test_a_chat_returns_its_reply(client: llmopt.Client) -> None:
     """In one piece."""
     assert client.chat(MODEL, ASKED, temperature=0).text == "Hello world"
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
-def test_a_stream(size: int, client: llmopt.Client, thread: ServerThread) -> None:
+def test_a_stream_returns_its_events(size: int, client: llmopt.Client, thread: ServerThread) -> None:
     """All its events, and the answer afterwards."""
     thread.server.default(lambda _: playing(*stream_events(WORDS)))
     with client.stream(MODEL, ASKED, buffer_size=size) as stream:
@@ -76,7 +76,7 @@ def test_a_stream(size: int, client: llmopt.Client, thread: ServerThread) -> Non
     assert (events[-1].last, stream.finish_reason, stream.reply.text) == (True, "stop", TEXT)
 
 
-def test_events_come_one_by_one(client: llmopt.Client, thread: ServerThread) -> None:
+def test_events_are_delivered_as_they_arrive(client: llmopt.Client, thread: ServerThread) -> None:
     """Each before the next is sent, and the answer grows with what was handed out."""
     gates = [asyncio.Event() for _ in said()]
     steps = []
@@ -93,14 +93,14 @@ def test_events_come_one_by_one(client: llmopt.Client, thread: ServerThread) -> 
         assert next(stream).last
 
 
-def test_without_with(client: llmopt.Client) -> None:
+def test_a_stream_works_without_a_with_block(client: llmopt.Client) -> None:
     """Begun by the first event asked for."""
     stream = client.stream(MODEL, ASKED)
     assert [each.text for each in stream] == ["", "Hello", " world", "", ""]
 
 
 @pytest.mark.row("E04")
-def test_refusals(client: llmopt.Client, thread: ServerThread) -> None:
+def test_error_statuses_raise(client: llmopt.Client, thread: ServerThread) -> None:
     """Raised on entering, and by a chat."""
     thread.server.default(error_answer(404, "no such model"))
     with pytest.raises(llmopt.NotFound), client.stream(MODEL, ASKED):
@@ -124,7 +124,9 @@ def test_a_stream_without_an_end(client: llmopt.Client, thread: ServerThread) ->
 
 @pytest.mark.row("E11")
 @pytest.mark.parametrize("how", ["break", "raise", "close"])
-def test_left_early(how: str, client: llmopt.Client, thread: ServerThread) -> None:
+def test_leaving_the_block_early_closes_the_stream(
+    how: str, client: llmopt.Client, thread: ServerThread
+) -> None:
     """The connection is let go; what was handed out stays."""
     thread.server.default(NEVER_ENDING)
     try:
@@ -142,7 +144,7 @@ def test_left_early(how: str, client: llmopt.Client, thread: ServerThread) -> No
 
 
 @pytest.mark.row("E11")
-def test_dropped(client: llmopt.Client, thread: ServerThread) -> None:
+def test_a_dropped_stream_warns(client: llmopt.Client, thread: ServerThread) -> None:
     """With a warning."""
     thread.server.default(NEVER_ENDING)
     stream = client.stream(MODEL, ASKED)
@@ -166,7 +168,7 @@ def test_ctrl_c_ends_the_wait(client: llmopt.Client, thread: ServerThread) -> No
     assert resting(client, thread)
 
 
-def test_the_client_closed_under_a_stream(thread: ServerThread) -> None:
+def test_closing_the_client_ends_its_streams(thread: ServerThread) -> None:
     """The next look says so, and closing the stream does no harm."""
     thread.server.default(NEVER_ENDING)
     client = llmopt.Client(config(thread.server))
@@ -184,7 +186,9 @@ def test_the_client_closed_under_a_stream(thread: ServerThread) -> None:
 
 
 @pytest.mark.row("C08")
-def test_from_many_threads_and_inside_a_loop(client: llmopt.Client, thread: ServerThread) -> None:
+def test_streams_work_in_threads_and_inside_a_running_loop(
+    client: llmopt.Client, thread: ServerThread
+) -> None:
     """Streams beside each other."""
     thread.server.default(stream_answer(WORDS))
 

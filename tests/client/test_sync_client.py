@@ -20,7 +20,7 @@ import llmopt
 MODEL = "local/default"
 
 
-def test_it_embeds() -> None:
+def test_the_sync_client_embeds() -> None:
     """Rows are those of the texts, repeated ones too."""
     with llmopt.Client() as client:
         found = client.embed(MODEL, ["a cat", "the rain", "a cat"])
@@ -32,13 +32,13 @@ def test_it_embeds() -> None:
     assert found.errors == {}
 
 
-async def test_it_works_inside_a_running_loop() -> None:
+async def test_the_sync_client_works_inside_a_running_loop() -> None:
     """A notebook calls it so."""
     with llmopt.Client() as client:
         assert client.embed(MODEL, ["a"]).vectors.shape == (1, 256)
 
 
-def test_eight_threads_at_once() -> None:
+def test_eight_threads_share_one_client() -> None:
     """Each gets its own rows."""
     with llmopt.Client() as client, ThreadPoolExecutor(8) as threads:
         lists = [[f"thread {thread} text {text}" for text in range(50)] for thread in range(8)]
@@ -48,7 +48,7 @@ def test_eight_threads_at_once() -> None:
         np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
-def test_a_closed_client_says_so() -> None:
+def test_a_closed_client_raises() -> None:
     """Closing twice is fine."""
     client = llmopt.Client()
     client.embed(MODEL, ["a"])
@@ -90,7 +90,7 @@ def test_an_endless_iterable_is_read_only_as_far_as_needed() -> None:
 
 
 @pytest.mark.row("I04")
-def test_an_iterable_that_raises_in_the_middle() -> None:
+def test_an_iterable_that_raises_ends_the_call() -> None:
     """What came before it is embedded and given first; then its own exception comes."""
 
     def texts() -> Iterator[str]:
@@ -106,7 +106,7 @@ def test_an_iterable_that_raises_in_the_middle() -> None:
     assert rows == 3_000
 
 
-def test_context_variables_travel_along() -> None:
+def test_context_variables_are_passed_on() -> None:
     """A wrapper plugin sees the caller's context."""
     tenant = contextvars.ContextVar("tenant", default="nobody")
     seen: list[str] = []
@@ -126,7 +126,7 @@ def test_context_variables_travel_along() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
-def test_a_forked_child_works_and_leaves_the_parent_alone() -> None:
+def test_a_forked_child_and_its_parent_both_work() -> None:
     """The child makes a loop and a model worker of its own."""
     with llmopt.Client() as client:
         before = client.embed(MODEL, ["a cat"]).vectors
@@ -155,14 +155,14 @@ def run(code: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.row("C07")
-def test_a_program_that_never_closes_it_ends() -> None:
+def test_a_program_that_never_closes_its_client_ends() -> None:
     """Without a word about tasks or sessions that were left."""
     ended = run("import llmopt; c = llmopt.Client(); c.embed('local/default', ['a']); print('done')")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
 @pytest.mark.row("C07")
-def test_so_does_one_with_an_uncaught_exception() -> None:
+def test_a_program_with_an_uncaught_exception_ends() -> None:
     """Its traceback is all there is."""
     ended = run(
         "import llmopt; c = llmopt.Client(); c.embed('local/default', ['a']); raise SystemError('mine')"
@@ -205,7 +205,7 @@ def test_ctrl_c_stops_the_work_and_the_client_stays_usable() -> None:
 
 
 @pytest.mark.row("C08")
-def test_two_loops_one_after_the_other() -> None:
+def test_an_async_client_outlives_its_event_loop() -> None:
     """One asynchronous client outlives the loop it was first used on."""
     client = llmopt.AsyncClient()
 

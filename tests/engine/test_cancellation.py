@@ -137,7 +137,7 @@ END = b"0\r\n\r\n"
 @pytest.mark.row("C01")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
-async def test_cancelled_at_every_turn(
+async def test_a_call_can_be_cancelled_at_every_loop_iteration(
     call: Callable[[llmopt.AsyncClient], Awaitable[None]], warm: bool
 ) -> None:
     """The next call succeeds, and nothing is held by a call that is gone."""
@@ -159,7 +159,7 @@ async def test_cancelled_at_every_turn(
 
 @pytest.mark.row("C01")
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-async def test_a_close_cancelled_at_every_turn(warm: bool) -> None:
+async def test_a_close_can_be_cancelled_at_every_loop_iteration(warm: bool) -> None:
     """With and without a call under way: nothing stays open, and closing again is fine."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -181,7 +181,7 @@ async def test_a_close_cancelled_at_every_turn(warm: bool) -> None:
 
 
 @pytest.mark.row("C02")
-async def test_cancelled_twice_at_every_turn() -> None:
+async def test_a_call_can_be_cancelled_twice_at_every_loop_iteration() -> None:
     """The second one while the first is being cleaned up after."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -201,7 +201,7 @@ async def test_cancelled_twice_at_every_turn() -> None:
 
 
 @pytest.mark.row("C02")
-def test_cancelled_in_the_moment_of_a_time_out() -> None:
+def test_cancellation_wins_over_a_simultaneous_timeout() -> None:
     """Of the attempt, of the deadline, of a back-off: the caller's wish is what counts."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -271,7 +271,7 @@ async def test_thousands_of_waiters_are_cancelled() -> None:
 
 
 @pytest.mark.row("C06")
-async def test_closing_in_many_ways() -> None:
+async def test_a_client_can_be_closed_concurrently_and_during_a_call() -> None:
     """Many at once, during a call, and a call afterwards."""
     gate = asyncio.Event()
     async with FaultServer() as server:

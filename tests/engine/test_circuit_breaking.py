@@ -65,7 +65,7 @@ def test_the_circuit_opens_above_half_and_not_below() -> None:
         assert run_simulated(main) is expected
 
 
-def test_a_wait_for_an_open_circuit_is_told_as_a_wait() -> None:
+def test_a_wait_for_an_open_circuit_is_reported_as_a_wait() -> None:
     """One event with its seconds, and no retry: nothing was sent, nothing is repeated."""
     events: list[Any] = []
 
@@ -90,7 +90,7 @@ def test_a_wait_for_an_open_circuit_is_told_as_a_wait() -> None:
     run_simulated(main)
 
 
-def test_who_waits_behind_a_probe_goes_when_it_ends() -> None:
+def test_calls_waiting_behind_a_probe_start_when_it_succeeds() -> None:
     """Not half a second later: the two probes in a row, and then all, at the moment each ends."""
     events: list[Any] = []
 
@@ -115,7 +115,7 @@ def test_who_waits_behind_a_probe_goes_when_it_ends() -> None:
     run_simulated(main)
 
 
-def test_a_probe_that_fails_sends_all_back_to_wait() -> None:
+def test_a_failed_probe_leaves_the_others_waiting() -> None:
     """Until the end of the new rest, not until the failed probe's place would have been given up."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -137,7 +137,7 @@ def test_a_probe_that_fails_sends_all_back_to_wait() -> None:
     run_simulated(main)
 
 
-def test_a_probe_that_is_cancelled_makes_room_at_once() -> None:
+def test_a_cancelled_probe_is_replaced_at_once() -> None:
     """For the next who waits."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -162,7 +162,7 @@ def test_a_probe_that_is_cancelled_makes_room_at_once() -> None:
     run_simulated(main)
 
 
-def test_who_waits_for_a_circuit_is_told_when_the_client_closes() -> None:
+def test_closing_the_client_ends_waits_for_a_circuit() -> None:
     """At once, whether or not others ask the same."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -180,7 +180,7 @@ def test_who_waits_for_a_circuit_is_told_when_the_client_closes() -> None:
     run_simulated(main)
 
 
-def test_a_wait_that_does_not_fit_the_deadline_is_not_begun() -> None:
+def test_a_wait_beyond_the_deadline_fails_at_once() -> None:
     """It fails at once and says how long it would have been."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -196,7 +196,7 @@ def test_a_wait_that_does_not_fit_the_deadline_is_not_begun() -> None:
     run_simulated(main)
 
 
-def test_a_patient_caller_counts_and_a_hasty_one_does_not() -> None:
+def test_only_long_deadlines_that_pass_count_as_failures() -> None:
     """Deadlines that pass after ten seconds say that the server hangs; those of a second say nothing."""
     for deadline, opens in ((1.0, False), (11.0, True)):
 
@@ -221,7 +221,7 @@ def test_a_patient_caller_counts_and_a_hasty_one_does_not() -> None:
         assert run_simulated(main) is opens
 
 
-def test_a_deadline_that_passes_on_the_way_says_that_something_was_sent() -> None:
+def test_a_deadline_during_a_request_reports_it_as_sent() -> None:
     """Perhaps: the server may have worked on it."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -238,7 +238,7 @@ def test_a_deadline_that_passes_on_the_way_says_that_something_was_sent() -> Non
 
 
 @pytest.mark.row("C11")
-def test_a_loop_that_stood_still_is_not_the_servers_fault() -> None:
+def test_a_blocked_event_loop_does_not_open_the_circuit() -> None:
     """Twenty requests are answered while the caller blocks the loop past their timeouts: no circuit opens."""
     events: list[Any] = []
 

@@ -104,7 +104,7 @@ async def embed_at_offsets(server: FaultServer, end: Step, framing: Framing, ste
     [(Framing.LENGTH, scaled(13, nightly=1)), (Framing.CHUNKED, scaled(37, nightly=11))],
     ids=["length", "chunked"],
 )
-async def test_reset_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
+async def test_a_reset_at_every_byte_of_a_response(framing: Framing, step: int) -> None:
     """Right every time, with one retry."""
     async with FaultServer() as server:
         assert await embed_at_offsets(server, Reset(), framing, step) == 0
@@ -120,7 +120,7 @@ async def test_reset_at_every_byte_of_two_kilobytes(framing: Framing, step: int)
     ],
     ids=["length", "chunked", "eof"],
 )
-async def test_end_at_every_byte_of_two_kilobytes(framing: Framing, step: int) -> None:
+async def test_an_end_at_every_byte_of_a_response(framing: Framing, step: int) -> None:
     """The same with a regular end of the connection, also where nothing but the JSON tells of it."""
     async with FaultServer() as server:
         assert await embed_at_offsets(server, Close(), framing, step) == 0
@@ -145,7 +145,7 @@ def test_with_the_circuit_breaker_on() -> None:
 
 
 @pytest.mark.row("N06")
-async def test_an_answer_to_nothing_is_never_believed() -> None:
+async def test_an_unsolicited_response_is_never_used() -> None:
     """A whole right-looking answer behind each answer: the connection is not used again."""
 
     def doubled(request: Request) -> bytes:
@@ -168,7 +168,7 @@ RACES: dict[str, Playable] = {
 
 @pytest.mark.row("N15")
 @pytest.mark.parametrize("race", RACES.values(), ids=RACES)
-async def test_a_kept_connection_that_the_server_gives_up(race: Playable) -> None:
+async def test_an_idle_connection_closed_by_the_server_is_replaced(race: Playable) -> None:
     """Nobody sees an error, whatever the moment; no call takes more than one further request."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=0)) as client:
         server.default(race)
@@ -189,7 +189,7 @@ async def test_a_kept_connection_that_the_server_gives_up(race: Playable) -> Non
 
 
 @pytest.mark.row("N15")
-def test_idle_connections_that_end_just_as_they_are_used() -> None:
+def test_idle_connections_that_end_during_reuse_are_replaced() -> None:
     """A server that closes after 5 s of idleness, give or take 10 ms, and a client that comes then."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -208,7 +208,7 @@ def test_idle_connections_that_end_just_as_they_are_used() -> None:
 
 
 @pytest.mark.row("N16")
-def test_a_kept_connection_whose_peer_is_dead() -> None:
+def test_an_idle_connection_to_a_dead_peer_is_replaced() -> None:
     """The attempt times out, and the next one has a fresh connection."""
 
     async def main(clock: SimulatedClock) -> None:

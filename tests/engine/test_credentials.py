@@ -34,7 +34,7 @@ def tokens(server: FaultServer) -> list[str]:
     return [(request.header("authorization") or "").removeprefix("Bearer ") for request in server.requests]
 
 
-async def test_a_new_token_is_tried_once_and_at_once() -> None:
+async def test_a_new_token_is_tried_once_without_delay() -> None:
     """The old one expired on the way; whoever gives tokens has another by now."""
     given = iter(["old-token", "new-token", "new-token", "new-token"])
     async with (
@@ -48,7 +48,7 @@ async def test_a_new_token_is_tried_once_and_at_once() -> None:
         assert (await client.embed(MODEL, ["b"])).vectors.shape == (1, 4)
 
 
-async def test_an_asynchronous_provider_likewise() -> None:
+async def test_an_asynchronous_credential_function_is_called_again() -> None:
     """Such as azure-identity's."""
     given = iter(["old-token", "new-token", "new-token"])
 
@@ -83,7 +83,7 @@ async def test_only_one_further_token_is_tried() -> None:
     assert len(server.requests) == 2
 
 
-async def test_a_provider_that_fails_then_leaves_the_refusal_as_it_is() -> None:
+async def test_a_failing_credential_function_leaves_the_refusal() -> None:
     """That is what the caller is told of."""
     given = iter(["old-token"])
 
@@ -109,7 +109,7 @@ async def test_a_fixed_key_is_sent_once() -> None:
     assert len(server.requests) == 1
 
 
-def test_how_long_a_refusal_stands() -> None:
+def test_a_refused_key_is_remembered() -> None:
     """A minute for a fixed key, and five seconds for a function that may give another token any moment."""
     for fixed, seconds in ((True, 60), (False, 5)):
 

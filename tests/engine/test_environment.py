@@ -49,7 +49,7 @@ def right(found: Any, *texts: str) -> bool:
 
 
 @pytest.mark.row("C08")
-def test_one_client_in_one_run_after_the_other() -> None:
+def test_one_client_works_in_consecutive_event_loops() -> None:
     """Each run makes connections of its own."""
     with serving() as thread:
         client = llmopt.AsyncClient(config(thread.server))
@@ -60,7 +60,7 @@ def test_one_client_in_one_run_after_the_other() -> None:
 
 
 @pytest.mark.row("C08")
-def test_one_client_on_several_loops_at_once() -> None:
+def test_one_client_works_on_several_loops_at_once() -> None:
     """In threads: nobody gets another's vectors, and one line of requests does not hold up the other."""
     with serving() as thread:
         client = llmopt.AsyncClient(config(thread.server))
@@ -107,7 +107,7 @@ def test_first_calls_from_many_threads_share_one_pool() -> None:
 
 
 @pytest.mark.row("C08")
-def test_uvloop() -> None:
+def test_uvloop_works() -> None:
     """Another loop, the same answers."""
     uvloop = pytest.importorskip("uvloop")
     with serving() as thread:
@@ -122,7 +122,7 @@ def test_uvloop() -> None:
 
 
 @pytest.mark.row("C07")
-async def test_a_client_that_nobody_closes_says_so() -> None:
+async def test_an_unclosed_client_warns() -> None:
     """With a `ResourceWarning`, and its connections end."""
     async with FaultServer() as server:
         clients = [llmopt.AsyncClient(config(server))]
@@ -138,7 +138,7 @@ async def test_a_client_that_nobody_closes_says_so() -> None:
 
 @pytest.mark.row("C10")
 @pytest.mark.parametrize("jump", [3_600.0, -3_600.0, 3.2e8, -3.2e8])
-def test_the_calendar_jumps_and_nobody_minds(jump: float) -> None:
+def test_a_jump_of_the_wall_clock_changes_nothing(jump: float) -> None:
     """Back-off, pause, deadline and circuit go by the clock that only grows."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -166,7 +166,7 @@ def test_the_calendar_jumps_and_nobody_minds(jump: float) -> None:
 
 
 @pytest.mark.row("C10")
-def test_a_machine_that_was_suspended_goes_on() -> None:
+def test_calls_continue_after_a_suspend() -> None:
     """A minute passes at once: what waited goes, the deadline that passed is told, nothing else breaks."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -237,7 +237,7 @@ async def test_a_call_inside_an_attempt_does_not_retry() -> None:
 
 @pytest.mark.row("C15")
 @pytest.mark.parametrize("deadline", [0, -1, 1e-9])
-async def test_no_time_left_is_told_at_once(deadline: float) -> None:
+async def test_an_expired_deadline_fails_at_once(deadline: float) -> None:
     """Nothing is sent."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         for call in (
@@ -255,7 +255,7 @@ async def test_no_time_left_is_told_at_once(deadline: float) -> None:
 
 @pytest.mark.row("C15")
 @pytest.mark.parametrize("deadline", [float("nan"), float("inf"), "5", True])
-async def test_what_is_no_time_is_refused(deadline: Any) -> None:
+async def test_invalid_deadlines_are_refused(deadline: Any) -> None:
     """A slip is told, not taken for ever."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with pytest.raises(llmopt.ConfigError, match="deadline"):
@@ -264,7 +264,7 @@ async def test_what_is_no_time_is_refused(deadline: Any) -> None:
 
 
 @pytest.mark.row("C16")
-async def test_staminas_switches_and_a_foreign_hook_that_raises() -> None:
+async def test_stamina_switches_and_a_raising_stamina_hook_change_nothing() -> None:
     """Switched off it makes no retry; in test mode as many attempts as it is told; a hook's fault stays its own."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=3)) as client:
         server.default(DOWN)
@@ -294,7 +294,7 @@ async def test_staminas_switches_and_a_foreign_hook_that_raises() -> None:
 
 
 @pytest.mark.row("C17")
-async def test_a_log_handler_that_raises_harms_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_handler_that_raises_does_not_affect_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """logging's own rule: what goes wrong in a handler is the handler's."""
 
     class Broken(logging.Handler):
@@ -317,7 +317,7 @@ async def test_a_log_handler_that_raises_harms_no_call(monkeypatch: pytest.Monke
 
 
 @pytest.mark.row("C17")
-async def test_structlog_configured_in_any_way_changes_nothing() -> None:
+async def test_structlog_configuration_changes_nothing() -> None:
     """A processor that raises is never called by a retry of ours."""
     import structlog
 
@@ -419,7 +419,7 @@ class _Planted:
 
 @pytest.mark.row("S06")
 @pytest.mark.parametrize("framed", [False, True])
-async def test_what_is_planted_among_saved_values_is_never_executed(framed: bool) -> None:
+async def test_planted_cache_values_are_never_executed(framed: bool) -> None:
     """Pickles and nonsense count for nothing, with a right checksum or without one."""
     plants = [
         pickle.dumps(_Explosive()),

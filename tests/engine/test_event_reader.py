@@ -83,7 +83,7 @@ ENDS: list[bytes] = [
     st.lists(st.integers(1, 200), max_size=30),
     st.sampled_from(["done", "finish"]),
 )
-def test_what_comes_out_does_not_depend_on_how_it_is_cut(
+def test_events_do_not_depend_on_chunk_boundaries(
     pieces: list[bytes], end: bytes, max_events: int, cuts: list[int], kind: Literal["done", "finish"]
 ) -> None:
     """Neither on the bytes that arrive together nor on the events that are parsed together."""
@@ -124,7 +124,7 @@ def test_what_comes_out_does_not_depend_on_how_it_is_cut(
         ("finish", [], False),
     ],
 )
-def test_what_makes_an_answer_complete(
+def test_a_finish_reason_or_done_completes_a_stream(
     end: Literal["done", "finish"], pieces: list[bytes], complete: bool
 ) -> None:
     """The provider's own end; or a reason and the body's end, where the profile says so."""
@@ -136,7 +136,7 @@ def test_what_makes_an_answer_complete(
     assert isinstance(made.fault, InvalidResponse) != complete
 
 
-def test_good_events_before_a_fault_come_first() -> None:
+def test_valid_events_before_a_fault_are_delivered_first() -> None:
     """In one go or in several; the fault is known when they are used up."""
     made = reader()
     made.feed(word("a") + word("b") + event(error={"message": "it broke"}) + word("c"))
@@ -146,7 +146,7 @@ def test_good_events_before_a_fault_come_first() -> None:
     assert made.take() == []
 
 
-def test_usage_and_length_are_noted() -> None:
+def test_usage_and_length_are_recorded() -> None:
     """For the limiter: the last usage told, and what was written."""
     made = reader()
     call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": '{"a"'}}

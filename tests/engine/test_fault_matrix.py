@@ -52,7 +52,7 @@ def shown(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("fault", EMBEDDINGS, ids=str)
-def test_one_attempt_gives_right_rows_or_one_clear_error(
+def test_one_attempt_returns_correct_rows_or_one_clear_error(
     fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Never a shifted row, never another kind of exception, never the key or a text in what is shown."""
@@ -93,7 +93,7 @@ RETRIED = [fault for fault in EMBEDDINGS if fault.row not in WAITS and fault.nam
 
 
 @pytest.mark.parametrize("fault", RETRIED, ids=str)
-def test_with_retries_a_fault_that_passes_is_not_seen_or_ends_in_one_clear_error(fault: Fault) -> None:
+def test_retries_hide_a_transient_fault_or_end_in_one_clear_error(fault: Fault) -> None:
     """What may be retried comes right; what may not is sent once."""
 
     async def main(clock: Clock) -> None:

@@ -43,7 +43,7 @@ def embedding_server() -> Iterator[str]:
 
 @pytest.mark.row("C09")
 @pytest.mark.parametrize("kind", CALLS)
-def test_nobody_gets_anothers_vectors(kind: str) -> None:
+def test_forked_processes_get_their_own_vectors(kind: str) -> None:
     """A child alone, a child beside its parent, eight children beside it, and the parent afterwards."""
     with embedding_server() as url:
         done = subprocess.run(

@@ -46,7 +46,7 @@ def answer(count: int, dimensions: int) -> Answer:
 config = functools.partial(provider_config, name="s", plugin="openai", api_key="key")
 
 
-async def test_other_requests_go_on_while_a_long_answer_is_read() -> None:
+async def test_parsing_a_long_response_does_not_block_other_requests() -> None:
     """It is read in another thread, which here waits until a second request is answered."""
     watcher, events = Watcher(), []
     long, short = answer(_COUNT, 1_024), answer(1, 1_024)
@@ -68,7 +68,7 @@ async def test_other_requests_go_on_while_a_long_answer_is_read() -> None:
     assert [each.size for each in read] == [len(short.body), len(long.body)]
 
 
-async def test_what_is_wrong_with_a_long_answer_is_said_as_ever() -> None:
+async def test_an_invalid_long_response_raises_the_usual_error() -> None:
     """By the same error, with its history."""
     watcher = Watcher()
     watcher.go_on.set()
@@ -85,7 +85,7 @@ async def test_what_is_wrong_with_a_long_answer_is_said_as_ever() -> None:
     assert threading.get_ident() not in watcher.threads
 
 
-async def test_a_call_that_is_cancelled_while_its_answer_is_read_ends_at_once() -> None:
+async def test_a_call_cancelled_during_parsing_ends_at_once() -> None:
     """And gives everything back."""
     watcher = Watcher()
     async with FaultServer() as server, llmopt.AsyncClient(config(server), plugins=[watcher]) as client:
@@ -102,7 +102,7 @@ async def test_a_call_that_is_cancelled_while_its_answer_is_read_ends_at_once() 
         assert endpoint["in_flight"] == 0
 
 
-async def test_a_busy_executor_of_the_programs_keeps_nobody_waiting() -> None:
+async def test_a_busy_default_executor_does_not_delay_parsing() -> None:
     """Long answers and long packed bodies have threads of their own."""
     watcher = Watcher()
     watcher.go_on.set()

@@ -138,7 +138,7 @@ async def meet(fault: Fault, number: int, folder: Path, gathered: Gathered) -> N
 
 
 @pytest.mark.row("S02")
-async def test_key_and_texts_are_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_keys_and_input_texts_do_not_leak(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Logs at DEBUG, tracebacks with our locals, pickles, events, stats, reprs, output, files: no hit."""
     gathered = Gathered(keys=[KEY, TOKEN], texts=[TEXT])
     room = asyncio.Semaphore(AT_ONCE)

@@ -127,7 +127,7 @@ def five_ways_to_fail(seed: int) -> Playable:
 
 
 @pytest.mark.parametrize("seed", [7, 8, 9])
-def test_five_percent_of_transient_faults(seed: int) -> None:
+def test_five_percent_of_transient_faults_are_retried(seed: int) -> None:
     """Under 1 % of calls fail, 1.2 requests for each at most, 90 % on kept connections, which come at once."""
     events: list[Any] = []
 
@@ -161,7 +161,7 @@ def test_five_percent_of_transient_faults(seed: int) -> None:
 
 
 @pytest.mark.row("N12")
-def test_five_connections_that_fail_open_the_circuit() -> None:
+def test_five_failed_connections_open_the_circuit() -> None:
     """Of the origin: nobody knocks any more, for any of its models."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -184,7 +184,7 @@ def test_five_connections_that_fail_open_the_circuit() -> None:
 
 @pytest.mark.row("N20")
 @pytest.mark.parametrize("when_open", ["wait", "fail"])
-def test_a_server_dies_with_two_hundred_in_flight(when_open: str) -> None:
+def test_a_server_restarts_with_two_hundred_requests_in_flight(when_open: str) -> None:
     """It is back after 3 s. Who waits gets the answer; who does not is told at once what is the matter."""
     events: list[Any] = []
 
@@ -232,7 +232,7 @@ def test_a_server_dies_with_two_hundred_in_flight(when_open: str) -> None:
 
 
 @pytest.mark.row("N21")
-def test_a_server_that_flaps() -> None:
+def test_a_flapping_server_costs_few_extra_requests() -> None:
     """A second up, a second down, again and again: what comes through costs little more than itself."""
     periods = scaled(10, nightly=30)
 
@@ -261,7 +261,7 @@ def test_a_server_that_flaps() -> None:
 
 
 @pytest.mark.row("N22")
-def test_one_of_three_endpoints_is_black_holed() -> None:
+def test_a_black_holed_endpoint_is_ejected() -> None:
     """Once it is ejected, the slowest of a hundred calls takes what it took before."""
     dice = random.Random(3)
 
@@ -301,7 +301,7 @@ def test_one_of_three_endpoints_is_black_holed() -> None:
     run_simulated(main)
 
 
-def test_one_time_out_keeps_nobody_away() -> None:
+def test_one_timeout_does_not_divert_traffic() -> None:
     """An endpoint that hung once and answers again has its half of the requests."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -328,7 +328,7 @@ def test_one_time_out_keeps_nobody_away() -> None:
     run_simulated(main)
 
 
-def test_a_retry_goes_elsewhere_first() -> None:
+def test_a_retry_prefers_another_endpoint() -> None:
     """The endpoint that just failed is the last to be asked."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -345,7 +345,7 @@ def test_a_retry_goes_elsewhere_first() -> None:
     run_simulated(main)
 
 
-def test_waiting_for_an_open_circuit_costs_nothing() -> None:
+def test_waiting_for_an_open_circuit_sends_only_probes() -> None:
     """With when_open="wait" every call succeeds after the outage, without attempts in it but probes."""
 
     async def main(clock: SimulatedClock) -> None:

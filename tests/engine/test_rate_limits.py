@@ -66,7 +66,7 @@ def part_of_possible(limits: RateLimited) -> float:
     ],
     ids=["limits known", "honest headers", "four clients", "refusals alone"],
 )
-def test_a_provider_that_keeps_its_limits(
+def test_a_limited_provider_is_used_fully_with_few_refusals(
     clients: int, headers: bool, limits: dict[str, float], least: float, refused: float
 ) -> None:
     """Nearly all that it lets through is used, and next to nothing is refused."""
@@ -163,7 +163,7 @@ def test_queued_calls_send_nothing_to_a_dead_server(when_open: str) -> None:
 
 
 @pytest.mark.row("H01")
-def test_a_hint_pauses_the_whole_quota_and_no_other() -> None:
+def test_retry_after_pauses_only_its_quota() -> None:
     """Who comes meanwhile waits as well; another model's calls do not."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -194,7 +194,7 @@ def test_a_hint_pauses_the_whole_quota_and_no_other() -> None:
 
 
 @pytest.mark.row("H03")
-def test_while_a_server_wants_an_hour_nothing_is_sent_and_nobody_waits() -> None:
+def test_a_pause_of_an_hour_fails_calls_at_once() -> None:
     """The first call says so, and so do those that come later."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -242,7 +242,7 @@ def test_another_endpoint_takes_over_while_one_is_paused() -> None:
     run_simulated(main)
 
 
-def test_a_batch_is_no_larger_than_what_is_let_through_at_once() -> None:
+def test_a_batch_fits_the_burst_of_the_rate_limit() -> None:
     """With 1,200 tokens a minute configured, a hundred texts of some 20 tokens are many requests, not one refused."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -259,7 +259,7 @@ def test_a_batch_is_no_larger_than_what_is_let_through_at_once() -> None:
     run_simulated(main)
 
 
-def test_a_text_that_never_fits_the_configured_rate_is_one_clear_error() -> None:
+def test_a_text_above_the_token_rate_is_one_clear_error() -> None:
     """The others come back."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -276,7 +276,7 @@ def test_a_text_that_never_fits_the_configured_rate_is_one_clear_error() -> None
     run_simulated(main)
 
 
-def test_the_flag_switches_it_off() -> None:
+def test_the_limiter_flag_switches_rate_limiting_off() -> None:
     """Nothing is paced, nobody pauses."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -296,7 +296,7 @@ def test_the_flag_switches_it_off() -> None:
     run_simulated(main)
 
 
-def test_stats_tell_the_limits_in_force_and_an_event_when_they_were_learned() -> None:
+def test_stats_and_an_event_report_learned_limits() -> None:
     """An operator sees why it waits."""
 
     async def main(clock: SimulatedClock) -> None:

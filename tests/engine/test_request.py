@@ -19,7 +19,7 @@ def url_of(path: str, base_url: str = "https://api.acme.test/v1") -> str:
 @pytest.mark.parametrize(
     "url", ["https://api.acme.test/v2/a?b=c", "HTTPS://API.acme.test/a", "https://api.acme.test:443/a"]
 )
-def test_a_whole_url_of_the_endpoint_is_sent_as_it_is(url: str) -> None:
+def test_an_absolute_url_of_the_endpoint_is_sent_unchanged(url: str) -> None:
     """An origin has several spellings."""
     assert url_of(url) == url
 
@@ -44,7 +44,7 @@ def test_a_path_is_appended_to_the_base_url() -> None:
         "ftp://api.acme.test/v1",
     ],
 )
-def test_a_whole_url_of_another_origin_is_refused(url: str) -> None:
+def test_an_absolute_url_of_another_origin_is_refused(url: str) -> None:
     """The key would go there. No part of the URL but its host is shown."""
     with pytest.raises(PluginContractError, match="acme") as caught:
         url_of(url)
@@ -53,7 +53,7 @@ def test_a_whole_url_of_another_origin_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 415, 422])
-def test_a_refusal_that_only_compressed_bodies_meet_ends_compression(status: int) -> None:
+def test_a_refusal_of_compressed_bodies_only_switches_compression_off(status: int) -> None:
     """Whatever words it comes in; told once, though several requests were under way."""
     support = CompressionSupport()
     assert support.should_resend(status)
@@ -64,14 +64,14 @@ def test_a_refusal_that_only_compressed_bodies_meet_ends_compression(status: int
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 408, 413, 429, 500, 503, 304])
-def test_other_answers_say_nothing_of_compression(status: int) -> None:
+def test_other_statuses_do_not_affect_compression(status: int) -> None:
     """They have policies of their own."""
     support = CompressionSupport()
     assert not support.should_resend(status)
     assert support.should_resend(400)
 
 
-def test_a_bad_request_is_bad_either_way() -> None:
+def test_a_request_refused_uncompressed_keeps_compression_on() -> None:
     """Nothing is concluded, so that the next refusal is looked at as well."""
     support = CompressionSupport()
     for _ in range(3):
@@ -82,7 +82,7 @@ def test_a_bad_request_is_bad_either_way() -> None:
 
 @pytest.mark.parametrize("plain", [401, 403, 408, 429, 500, 503])
 @pytest.mark.parametrize("compressed", [400, 415, 422])
-def test_what_has_nothing_to_do_with_compression_ends_nothing(compressed: int, plain: int) -> None:
+def test_unrelated_failures_keep_compression_on(compressed: int, plain: int) -> None:
     """A rate limit, a refused key, an outage in the moment of the second sending."""
     support = CompressionSupport()
     assert support.should_resend(compressed)
@@ -90,13 +90,13 @@ def test_what_has_nothing_to_do_with_compression_ends_nothing(compressed: int, p
     assert support.enabled
 
 
-def test_a_body_that_is_read_only_uncompressed_ends_packing() -> None:
+def test_a_body_read_only_uncompressed_switches_compression_off() -> None:
     """415 for how it came, 400 for what stands in it; a 400 that becomes another 4xx may have any cause."""
     assert CompressionSupport().record_resend(415, 400)
     assert not CompressionSupport().record_resend(400, 404)
 
 
-def test_who_has_taken_compressed_bodies_is_believed() -> None:
+def test_an_endpoint_that_accepted_compressed_bodies_is_trusted() -> None:
     """Eight times in a row; each body that is taken begins that anew."""
     support = CompressionSupport()
     assert not support.should_resend(200)
@@ -108,14 +108,14 @@ def test_who_has_taken_compressed_bodies_is_believed() -> None:
     assert not support.enabled
 
 
-def test_an_unsupported_encoding_is_doubted_always() -> None:
+def test_status_415_always_questions_compression() -> None:
     """415 can hardly mean anything else."""
     support = CompressionSupport()
     assert not support.should_resend(200)
     assert support.should_resend(415)
 
 
-def test_what_was_under_way_when_compression_ended_is_sent_again_too() -> None:
+def test_requests_in_flight_when_compression_ends_are_sent_again() -> None:
     """Its refusal is no news, and is not believed either."""
     support = CompressionSupport()
     support.should_resend(200)

@@ -65,7 +65,7 @@ def of(made: llmopt.AsyncClient) -> dict[str, Any]:
     return stats
 
 
-async def test_from_8_kib_on() -> None:
+async def test_bodies_of_8_kib_and_more_are_compressed() -> None:
     """One byte less goes as it is."""
     async with FaultServer() as server, client(server) as made:
         server.default(answer_openai)
@@ -85,7 +85,7 @@ async def test_from_8_kib_on() -> None:
     assert stats == {"on": True, "compressed": 1, "refused": 0, "saved_sent": saved, "saved_received": 0}
 
 
-async def test_only_where_it_is_asked_for() -> None:
+async def test_requests_are_compressed_only_when_configured() -> None:
     """The profile of a server says no, a configuration may say yes, the flag no to both."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -118,7 +118,7 @@ async def test_a_retry_sends_the_same_bytes() -> None:
     assert (stats["compressed"], stats["saved_sent"]) == (2, 2 * (told.size - told.sent))
 
 
-async def test_a_long_body_is_compressed_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_body_is_compressed_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 256 KiB on; shorter ones are quicker where they are."""
     threads: list[tuple[int, bool]] = []
     usual = request._gzip
@@ -137,7 +137,9 @@ async def test_a_long_body_is_compressed_beside_the_loop(monkeypatch: pytest.Mon
     assert [request.json()["messages"][0]["content"] for request in server.requests] == [LONG * 4, LONG * 30]
 
 
-async def test_what_does_not_get_smaller_goes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_compression_does_not_shrink_is_sent_uncompressed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whatever the reason."""
     monkeypatch.setattr(request, "_gzip", lambda body: body + b".")
     async with FaultServer() as server, client(server) as made:
@@ -157,7 +159,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=range(len(REFUSALS)))
-async def test_a_refusal_is_met_once(refusal: Answer) -> None:
+async def test_one_refusal_switches_compression_off(refusal: Answer) -> None:
     """The same request goes again at once as it is, without a retry; later ones are not compressed at all."""
     events: list[Any] = []
     async with FaultServer() as server, client(server, max_retries=0, on_event=events.append) as made:
@@ -181,7 +183,7 @@ async def test_a_refusal_is_met_once(refusal: Answer) -> None:
 
 
 @pytest.mark.parametrize("proven", [True, False])
-async def test_a_bad_request_is_a_bad_request(proven: bool) -> None:
+async def test_a_bad_request_keeps_compression_on(proven: bool) -> None:
     """It costs one more at most, and none where compressed bodies were taken before; compression stays on."""
     async with FaultServer() as server, client(server) as made:
         server.default(answer_openai)
@@ -198,7 +200,7 @@ async def test_a_bad_request_is_a_bad_request(proven: bool) -> None:
     assert [compressed(request) for request in server.requests] == expected
 
 
-async def test_many_at_once_are_all_sent_again() -> None:
+async def test_all_concurrent_refused_requests_are_sent_again() -> None:
     """Those that were under way when the first was refused, too; it is told once."""
     events: list[Any] = []
     texts = [f"{number} {LONG}" for number in range(12)]
@@ -212,7 +214,7 @@ async def test_many_at_once_are_all_sent_again() -> None:
     assert sum(not compressed(request) for request in server.requests) == 13
 
 
-async def test_the_second_sending_may_fail_like_any_other() -> None:
+async def test_an_uncompressed_resend_that_fails_is_retried() -> None:
     """Its error is the attempt's, and is retried as such; the timeout holds for both together."""
     async with FaultServer() as server, client(server, max_retries=1) as made:
         server.play(Answer(415, b""), error_answer(503, "busy"))
@@ -224,7 +226,7 @@ async def test_the_second_sending_may_fail_like_any_other() -> None:
     assert [compressed(request) for request in server.requests] == [True, False, True, False]
 
 
-def test_both_sendings_have_one_time_out() -> None:
+def test_the_resend_shares_the_timeout_of_the_attempt() -> None:
     """The second has what the first has left of it."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -239,7 +241,7 @@ def test_both_sendings_have_one_time_out() -> None:
     run_simulated(main)
 
 
-async def test_chats_and_streams_alike() -> None:
+async def test_chats_and_streams_are_compressed() -> None:
     """Packed, and sent again as they are where that is refused."""
     async with FaultServer() as server, client(server) as made:
         server.default(json_answer(chat_payload(["yes"])))
@@ -252,7 +254,7 @@ async def test_chats_and_streams_alike() -> None:
 
 
 @pytest.mark.parametrize("refusal", REFUSALS[:3], ids=range(3))
-async def test_a_refused_stream_is_asked_for_again(refusal: Answer) -> None:
+async def test_a_refused_stream_request_is_sent_again_uncompressed(refusal: Answer) -> None:
     """At once and once; the next one is not compressed."""
     async with FaultServer() as server, client(server, max_retries=0) as made:
         server.default(unless_compressed(refusal, stream_answer(["so", " be it"])))
@@ -265,7 +267,7 @@ async def test_a_refused_stream_is_asked_for_again(refusal: Answer) -> None:
     assert stats["compression"]["refused"] == 1
 
 
-async def test_a_bad_question_is_a_bad_question() -> None:
+async def test_a_bad_stream_request_keeps_compression_on() -> None:
     """For streams too, with what the server says of it."""
     async with FaultServer() as server, client(server) as made:
         server.default(BAD)
@@ -276,7 +278,7 @@ async def test_a_bad_question_is_a_bad_question() -> None:
     assert [compressed(request) for request in server.requests] == [True, False]
 
 
-async def test_over_a_transport_of_the_users() -> None:
+async def test_a_custom_transport_sends_a_refused_request_again() -> None:
     """The same there."""
     async with FaultServer() as server:
         server.default(unless_compressed(Answer(415, b"")))
@@ -295,7 +297,9 @@ async def test_over_a_transport_of_the_users() -> None:
     ],
     ids=["ollama", "openai", "tei"],
 )
-async def test_servers_that_do_not_unpack(make: Any, entry: dict[str, Any], reference: str) -> None:
+async def test_servers_that_do_not_decompress_switch_compression_off(
+    make: Any, entry: dict[str, Any], reference: str
+) -> None:
     """In their own words, which nobody needs to know."""
     texts = [f"text number {number} of many that make a long request" for number in range(30)] * 7
     texts = [f"{text} {index}" for index, text in enumerate(texts)][: 32 if "tei" in str(entry) else None]
@@ -309,7 +313,7 @@ async def test_servers_that_do_not_unpack(make: Any, entry: dict[str, Any], refe
     assert (stats["on"], stats["refused"] >= 1) == (False, True)
 
 
-async def test_a_server_that_unpacks() -> None:
+async def test_a_server_that_decompresses_receives_compressed_requests() -> None:
     """Gets every long request compressed."""
     texts = [f"text number {number} of many that make a long request" for number in range(300)]
     async with OpenAIEmulator(accepts_gzip=True) as server:
@@ -323,7 +327,7 @@ async def test_a_server_that_unpacks() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_compressed_answers_are_asked_for_unless_switched_off(own: bool) -> None:
+async def test_accept_encoding_is_sent_unless_switched_off(own: bool) -> None:
     """Of our pool and of a transport of the user's."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -350,7 +354,7 @@ async def test_a_compressed_stream_emits_its_sizes() -> None:
     assert (told.received, told.size) == (len(sent), len(body))
 
 
-async def test_compressed_answers_are_counted() -> None:
+async def test_the_bytes_saved_by_compressed_responses_are_counted() -> None:
     """Bytes saved, whether or not anybody listens."""
     async with FaultServer() as server, client(server) as made:
 
@@ -366,12 +370,12 @@ async def test_compressed_answers_are_counted() -> None:
         json.dumps(made.stats())
 
 
-def test_counters_of_compression_begin_at_nothing() -> None:
+def test_compression_counters_start_at_zero() -> None:
     """All there, all zero."""
     assert set(EndpointMetrics().stats()["compression"].values()) == {0}
 
 
-async def test_without_pooling_each_request_has_a_connection_of_its_own() -> None:
+async def test_without_pooling_each_request_opens_a_connection() -> None:
     """And the server is told so."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -390,7 +394,7 @@ async def test_without_pooling_each_request_has_a_connection_of_its_own() -> Non
             assert found["idle"] == (1 if pooling else 0)
 
 
-async def test_an_engine_inside_the_process_packs_nothing() -> None:
+async def test_an_in_process_engine_compresses_nothing() -> None:
     """There is no wire to spare."""
     entry = {"compress_requests": True}
     async with llmopt.AsyncClient({"providers": {"local": entry}}) as made:

@@ -42,7 +42,7 @@ def rows(texts: list[str]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.row("P08")
 @pytest.mark.parametrize("fault", faults_of("P08"), ids=str)
-def test_a_bill_that_makes_no_sense_costs_what_was_estimated(fault: Fault) -> None:
+def test_invalid_usage_is_replaced_by_the_estimate(fault: Fault) -> None:
     """The vectors are good, and nobody waits for a limit that was not used up."""
     events: list[Any] = []
 
@@ -65,7 +65,7 @@ def test_a_bill_that_makes_no_sense_costs_what_was_estimated(fault: Fault) -> No
 
 
 @pytest.mark.row("P09")
-async def test_another_model_than_was_asked_for_is_named_in_the_result() -> None:
+async def test_the_result_names_the_model_that_answered() -> None:
     """Providers answer an alias with the name behind it; the caller sees which it was."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         find_fault("P09", "another model").inject(server)
@@ -77,7 +77,7 @@ async def test_another_model_than_was_asked_for_is_named_in_the_result() -> None
 
 
 @pytest.mark.row("P10")
-async def test_answers_that_were_crossed_are_seen_by_their_size() -> None:
+async def test_swapped_responses_are_detected_by_their_size() -> None:
     """Two concurrent requests get each other's answer: both are asked again, and come right."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=2)) as client:
         await client.embed(MODEL, ["warm"])
@@ -89,7 +89,7 @@ async def test_answers_that_were_crossed_are_seen_by_their_size() -> None:
 
 
 @pytest.mark.row("P10")
-async def test_crossed_answers_of_one_size_cannot_be_told() -> None:
+async def test_swapped_responses_of_one_size_are_not_detected() -> None:
     """What no client can see: nothing in the answer says whose it is. It stands here so that nobody forgets."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         await client.embed(MODEL, ["warm"])
@@ -130,7 +130,7 @@ SOME_JSON = [
 
 @pytest.mark.row("P12")
 @pytest.mark.parametrize("body", [*NO_JSON, *SOME_JSON], ids=repr)
-async def test_a_body_that_is_no_answer_is_an_invalid_response(body: bytes) -> None:
+async def test_an_unusable_body_is_an_invalid_response(body: bytes) -> None:
     """Whatever it is, and nothing else comes of it."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"retry": False}) as client:
         server.default(Answer(200, body, JSON))
@@ -140,7 +140,7 @@ async def test_a_body_that_is_no_answer_is_an_invalid_response(body: bytes) -> N
 
 @pytest.mark.row("P12")
 @pytest.mark.parametrize("value", [body for body in SOME_JSON if b"data" not in body], ids=repr)
-async def test_odd_json_where_nobody_looks_spoils_nothing(value: bytes) -> None:
+async def test_odd_json_in_unused_fields_is_ignored(value: bytes) -> None:
     """In a field that is not ours it is skipped, or the answer is refused; the rows are never wrong."""
     spoiled = rewritten(lambda body: body[:-1] + b',"novel":' + value + b"}")
     async with FaultServer() as server, llmopt.AsyncClient(config(server), flags={"retry": False}) as client:
@@ -155,7 +155,7 @@ async def test_odd_json_where_nobody_looks_spoils_nothing(value: bytes) -> None:
 
 @pytest.mark.row("P01", "P02", "P03", "P04", "P05", "P06")
 @pytest.mark.parametrize("row", ["P01", "P03", "P04", "P05", "P06"])
-async def test_the_fault_of_one_answer_is_not_that_of_the_next(row: str) -> None:
+async def test_an_invalid_response_does_not_affect_the_next(row: str) -> None:
     """Each of them once, one after the other, in one client: right rows, whatever the answer before was."""
     async with (
         FaultServer() as server,
@@ -175,13 +175,13 @@ CANARY = "canary-text-f3a9c1"
 
 @pytest.mark.row("S02")
 @given(st.text(max_size=80), st.text(max_size=80), st.integers(12, 18))
-def test_no_stretch_of_a_text_gets_through(before: str, after: str, length: int) -> None:
+def test_no_part_of_an_input_text_is_in_an_error_message(before: str, after: str, length: int) -> None:
     """Whole or cut off, the echo is gone."""
     echo = CANARY[:length]
     assert echo not in redact(f"{before} {echo} {after}", texts=[f"hello {CANARY} world"])
 
 
-def test_short_texts_are_taken_out_whole() -> None:
+def test_short_input_texts_are_redacted_completely() -> None:
     """A text of few characters may be a password too."""
     assert redact("cannot embed 'hunter2'", texts=["hunter2"]) == "cannot embed '[text]'"
 
@@ -192,24 +192,24 @@ def test_control_characters_become_spaces() -> None:
     assert redact("a\x1b[31mred\r\nb\u2028c") == "a [31mred  b c"
 
 
-def test_keys_are_taken_out() -> None:
+def test_api_keys_are_redacted() -> None:
     """Some providers repeat the key that they refuse."""
     assert redact("Incorrect key: test-key-1.", secrets=["test-key-1"]) == "Incorrect key: [key]."
 
 
 @pytest.mark.row("S02")
-def test_part_of_a_key_is_taken_out() -> None:
+def test_part_of_an_api_key_is_redacted() -> None:
     """A message is cut at a length, perhaps in the middle of the key."""
     assert redact("you sent Bearer test-key-1", secrets=["test-key-1234567890"]) == "you sent Bearer [key]"
 
 
 @pytest.mark.row("S02")
-def test_white_space_hides_nothing() -> None:
+def test_redaction_ignores_white_space() -> None:
     """An error's line breaks are made spaces, so those of the text are too."""
     assert redact("bad: one two three four", texts=["one  two\n\tthree four"]) == "bad: [text]"
 
 
-def test_the_rest_stays() -> None:
+def test_redaction_leaves_other_text_unchanged() -> None:
     """What is useful is left alone."""
     message = "maximum context length is 8192 tokens, requested 9000"
     assert redact(message, texts=["something else entirely", "x" * 100]) == message

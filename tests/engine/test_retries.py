@@ -38,7 +38,7 @@ async def test_three_retries_are_four_requests() -> None:
     assert [attempt.outcome for attempt in caught.value.attempts] == ["Overloaded"] * 4
 
 
-async def test_a_failure_that_passes_is_not_seen() -> None:
+async def test_a_transient_failure_is_retried() -> None:
     """One retry is enough."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(bytes(error(500)))
@@ -67,7 +67,7 @@ async def test_a_failure_that_passes_is_not_seen() -> None:
     ],
     ids=lambda value: str(getattr(value, "status", value)),
 )
-async def test_what_cannot_help_is_sent_once(answer: Answer, kind: type[Exception]) -> None:
+async def test_permanent_failures_are_sent_once(answer: Answer, kind: type[Exception]) -> None:
     """Money, keys, permissions, vetoes, and waits that are too long."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=3)) as client:
         server.default(bytes(answer))
@@ -87,7 +87,7 @@ async def test_a_conflict_is_retried_if_the_server_asks_for_it() -> None:
 
 
 @pytest.mark.row("H03")
-async def test_a_wait_that_is_too_long_is_told() -> None:
+async def test_a_too_long_retry_after_is_in_the_error() -> None:
     """The caller learns how long."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(bytes(error(429, retry_after="1000000000")))
@@ -105,7 +105,7 @@ async def test_a_wait_that_does_not_fit_the_deadline_fails_at_once() -> None:
     assert len(server.requests) == 1
 
 
-async def test_quota_is_not_asked_for_again_by_the_next_call() -> None:
+async def test_an_exhausted_quota_blocks_the_next_call() -> None:
     """The refusal stands for a while; nothing is sent."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, api_key="test-key")) as client:
         server.default(bytes(error(429, "insufficient_quota")))
@@ -156,7 +156,7 @@ def waited(fault: Fault | Answer, **options: Any) -> tuple[float, list[RequestRe
 
 @pytest.mark.row("H01")
 @pytest.mark.parametrize(("name", "least"), [("1 s", 1.0), ("1.5 s", 1.5), ("250 ms", 0.25)])
-def test_a_hint_is_kept_to(name: str, least: float) -> None:
+def test_a_retry_waits_for_retry_after(name: str, least: float) -> None:
     """Never sooner, at most a second later, told of once."""
     seconds, retries, requests = waited(find_fault("H01", name))
     assert least <= seconds <= least + 1
@@ -176,7 +176,7 @@ def test_retry_after_two_is_two_seconds_and_one_event() -> None:
 
 @pytest.mark.row("H02")
 @pytest.mark.parametrize("fault", faults_of("H02"), ids=str)
-def test_an_absurd_hint_is_no_hint(fault: Fault) -> None:
+def test_an_absurd_retry_after_is_ignored(fault: Fault) -> None:
     """The own back-off counts; the one that is a number with spaces around it is that number."""
     seconds, retries, requests = waited(fault)
     least, most = (3.0, 4.0) if fault.name == "Retry-After ' 3 '" else (1.0, 1.6)
@@ -186,7 +186,7 @@ def test_an_absurd_hint_is_no_hint(fault: Fault) -> None:
 
 @pytest.mark.row("H03")
 @pytest.mark.parametrize("fault", faults_of("H03"), ids=str)
-def test_more_than_two_minutes_fails_at_once(fault: Fault) -> None:
+def test_a_retry_after_of_more_than_two_minutes_fails_at_once(fault: Fault) -> None:
     """With the value, so that the caller may come back then."""
     with pytest.raises(llmopt.RateLimited) as caught:
         waited(fault)
@@ -207,7 +207,7 @@ DATES = {
 
 @pytest.mark.row("H04")
 @pytest.mark.parametrize(("name", "bounds"), DATES.items(), ids=DATES)
-def test_dates_are_taken_from_the_servers_own_clock(name: str, bounds: tuple[float, float]) -> None:
+def test_retry_after_dates_use_the_clock_of_the_server(name: str, bounds: tuple[float, float]) -> None:
     """In all three forms; a moment that is past is no hint, nor is one that is in none of the forms."""
     seconds, retries, requests = waited(find_fault("H04", name))
     assert bounds[0] <= seconds <= bounds[1]
@@ -215,7 +215,7 @@ def test_dates_are_taken_from_the_servers_own_clock(name: str, bounds: tuple[flo
 
 
 @pytest.mark.row("H04")
-def test_the_year_9999_is_too_long() -> None:
+def test_a_retry_after_in_the_year_9999_fails_at_once() -> None:
     """A date is a number of seconds like any other."""
     with pytest.raises(llmopt.RateLimited) as caught:
         waited(find_fault("H04", "year 9999"))
@@ -225,7 +225,7 @@ def test_the_year_9999_is_too_long() -> None:
 
 @pytest.mark.row("H05")
 @pytest.mark.parametrize(("name", "least"), [("several", 3.0), ("ms and s disagree", 0.5)])
-def test_of_several_hints_the_largest_and_of_two_units_the_finer(name: str, least: float) -> None:
+def test_the_largest_hint_and_the_finer_unit_are_used(name: str, least: float) -> None:
     """A proxy may have added one of its own."""
     seconds, retries, requests = waited(find_fault("H05", name))
     assert least <= seconds <= least + 1
@@ -233,7 +233,7 @@ def test_of_several_hints_the_largest_and_of_two_units_the_finer(name: str, leas
 
 
 @pytest.mark.row("H06")
-def test_five_refusals_without_a_hint() -> None:
+def test_five_rate_limit_errors_without_retry_after() -> None:
     """The back-off doubles, and the call comes through where retries allow."""
 
     async def main(clock: SimulatedClock) -> tuple[float, int]:
@@ -253,7 +253,7 @@ def test_five_refusals_without_a_hint() -> None:
 
 
 @pytest.mark.row("H06")
-def test_refusals_for_ever_end_with_the_retries() -> None:
+def test_endless_rate_limit_errors_end_after_max_retries() -> None:
     """n retries are n + 1 requests."""
 
     async def main(clock: SimulatedClock) -> int:
@@ -270,7 +270,7 @@ def test_refusals_for_ever_end_with_the_retries() -> None:
 
 
 @pytest.mark.row("H03")
-def test_ninety_seconds_do_not_fit_a_deadline_of_thirty() -> None:
+def test_a_retry_after_beyond_the_deadline_fails_at_once() -> None:
     """That is told at once, with the number."""
 
     async def main(clock: SimulatedClock) -> None:

@@ -46,7 +46,7 @@ async def test_a_thousand_callers_of_one_text_send_one_request() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_overlapping_lists_send_only_what_is_new() -> None:
+async def test_overlapping_lists_send_only_new_texts() -> None:
     """Texts of both are in order in both."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -64,7 +64,7 @@ async def test_overlapping_lists_send_only_what_is_new() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_options_that_change_a_vector_are_not_mixed() -> None:
+async def test_calls_with_different_options_are_not_shared() -> None:
     """Another length is another question."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -79,7 +79,7 @@ async def test_options_that_change_a_vector_are_not_mixed() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_the_leader_is_cancelled_and_the_others_get_their_answer() -> None:
+async def test_cancelling_the_first_caller_keeps_the_shared_call_running() -> None:
     """From the same request."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -99,7 +99,7 @@ async def test_the_leader_is_cancelled_and_the_others_get_their_answer() -> None
 
 
 @pytest.mark.row("C13")
-async def test_all_are_cancelled_and_the_request_with_them() -> None:
+async def test_cancelling_all_callers_cancels_the_request() -> None:
     """The connection is given up; the next call asks afresh."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -116,7 +116,7 @@ async def test_all_are_cancelled_and_the_request_with_them() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_a_failure_is_everyones_and_remembered_for_nobody() -> None:
+async def test_a_shared_failure_reaches_every_caller_and_is_not_stored() -> None:
     """Each has an exception of its own; they do not each retry."""
     gate = asyncio.Event()
     refusal = Script([Wait(gate), Respond(lambda _: b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n")])
@@ -134,7 +134,7 @@ async def test_a_failure_is_everyones_and_remembered_for_nobody() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_a_follower_with_less_time_leaves_alone() -> None:
+async def test_a_later_caller_with_a_shorter_deadline_fails_alone() -> None:
     """The leader goes on."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -149,7 +149,7 @@ async def test_a_follower_with_less_time_leaves_alone() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_each_gets_its_own_order_and_an_array_of_its_own() -> None:
+async def test_each_caller_gets_its_own_array_in_its_own_order() -> None:
     """The same texts the other way round are not sent, and are not given back the first way round."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -170,7 +170,7 @@ async def test_each_gets_its_own_order_and_an_array_of_its_own() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_a_caller_that_writes_to_its_array_at_once_changes_nobody_elses() -> None:
+async def test_writing_to_one_result_does_not_change_another() -> None:
     """Even the first caller, which goes on before the others do."""
     gate = asyncio.Event()
 
@@ -193,7 +193,7 @@ async def test_a_caller_that_writes_to_its_array_at_once_changes_nobody_elses() 
 
 
 @pytest.mark.row("C13")
-async def test_a_leader_with_less_time_is_followed_by_a_request_of_the_followers_own() -> None:
+async def test_a_later_caller_with_a_longer_deadline_sends_its_own_request() -> None:
     """What ended was the leader's time, not the follower's."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -210,7 +210,7 @@ async def test_a_leader_with_less_time_is_followed_by_a_request_of_the_followers
 
 
 @pytest.mark.row("C13")
-async def test_closing_tells_the_waiters_so() -> None:
+async def test_closing_the_client_fails_waiting_callers() -> None:
     """ClientClosed, never a cancellation that nobody asked for."""
     gate = asyncio.Event()
     async with FaultServer() as server:
@@ -241,7 +241,7 @@ async def test_lists_of_models_are_shared() -> None:
 
 
 @pytest.mark.row("C13")
-async def test_switched_off_everybody_asks() -> None:
+async def test_without_singleflight_every_caller_sends_a_request() -> None:
     """The flag alone decides."""
     async with (
         FaultServer() as server,
@@ -252,7 +252,7 @@ async def test_switched_off_everybody_asks() -> None:
     assert len(server.requests) == 3
 
 
-async def test_nobody_joins_what_everybody_has_left() -> None:
+async def test_a_cancelled_call_is_not_joined() -> None:
     """A caller that comes in the instant in which the last one is cancelled starts afresh."""
     gate = asyncio.Event()
     async with (
@@ -271,7 +271,7 @@ async def test_nobody_joins_what_everybody_has_left() -> None:
         await asyncio.gather(first, return_exceptions=True)
 
 
-async def test_work_that_is_stopped_before_it_began() -> None:
+async def test_a_call_cancelled_before_it_started() -> None:
     """Its coroutine is not left behind unawaited."""
     flights = SingleFlight()
 
@@ -282,7 +282,7 @@ async def test_work_that_is_stopped_before_it_began() -> None:
     await flights.aclose()
 
 
-async def test_nothing_is_kept_of_a_kind_of_work_that_is_over() -> None:
+async def test_finished_calls_leave_nothing_behind() -> None:
     """There may be one for each user of a program, by `extra`."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)

@@ -69,7 +69,7 @@ async def test_a_stream_holds_its_slot_to_its_end() -> None:
         assert at_rest(client)
 
 
-async def test_the_events_tell_the_whole_story() -> None:
+async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
     """One start, one attempt for each request, its pieces, one end, when the stream ends."""
     told: list[Any] = []
 
@@ -100,7 +100,7 @@ async def test_the_events_tell_the_whole_story() -> None:
     [(NEVER_ENDING, "cancelled"), (cut_off(*said()), "StreamInterrupted")],
     ids=["left", "broken"],
 )
-async def test_the_events_tell_how_it_ended(play: Script, outcome: str) -> None:
+async def test_the_last_events_report_how_the_stream_ended(play: Script, outcome: str) -> None:
     """Once each."""
     told: list[Any] = []
     async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=told.append) as client:
@@ -116,7 +116,7 @@ async def test_the_events_tell_how_it_ended(play: Script, outcome: str) -> None:
     assert ends == [("request.attempt", outcome), ("request.end", outcome)]
 
 
-async def test_streams_that_break_off_open_the_circuit() -> None:
+async def test_interrupted_streams_open_the_circuit() -> None:
     """Though each of them began well."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(cut_off(*said()))
@@ -128,7 +128,7 @@ async def test_streams_that_break_off_open_the_circuit() -> None:
             await client.chat(MODEL, ASKED)
 
 
-async def test_a_limit_told_in_the_middle_is_none_of_the_circuits_business() -> None:
+async def test_a_rate_limit_error_in_a_stream_does_not_count_for_the_circuit() -> None:
     """It is the limiter that hears of it."""
     async with (
         FaultServer() as server,
@@ -143,7 +143,7 @@ async def test_a_limit_told_in_the_middle_is_none_of_the_circuits_business() -> 
         assert "open" not in circuits
 
 
-async def test_a_circuit_on_probation_does_not_wait_for_the_end_of_a_long_answer() -> None:
+async def test_the_first_events_of_streams_close_a_half_open_circuit() -> None:
     """Two first events close it, while the answers go on."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(stream_answer(["x"]))
@@ -167,7 +167,7 @@ def _call() -> llmopt.ChatCall:
     return llmopt.ChatCall(model="m", stream=True)
 
 
-async def test_the_lease_is_settled_with_what_it_really_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lease_is_settled_with_the_actual_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """As told, or as estimated from what was said; whichever way the stream ended."""
     usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
     with_usage = [*said(), event(choices=[], usage=usage), DONE]
@@ -201,7 +201,7 @@ async def test_the_lease_is_settled_with_what_it_really_cost(monkeypatch: pytest
     assert all(1000 < tokens < 1100 for tokens in told[1:]), told
 
 
-async def test_the_limiter_does_not_wait_for_the_end_of_long_answers() -> None:
+async def test_slow_start_advances_with_each_first_event() -> None:
     """Its slow start goes on with each first event, though no answer has ended; and a canary is back with it."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_concurrency=40)) as client:
         server.default(NEVER_ENDING)
@@ -227,7 +227,7 @@ async def test_the_limiter_does_not_wait_for_the_end_of_long_answers() -> None:
 
 
 @pytest.mark.row("C06")
-async def test_closing_the_client_under_a_stream() -> None:
+async def test_closing_the_client_ends_its_streams() -> None:
     """The reader is told so; whoever is not reading learns it with the next look."""
     async with FaultServer() as server:
         server.default(NEVER_ENDING)
@@ -250,7 +250,7 @@ async def test_closing_the_client_under_a_stream() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_closed_by_another_task_while_it_is_read() -> None:
+async def test_a_stream_closed_by_another_task_raises_in_its_reader() -> None:
     """Its reader gets an error, not a quiet end."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(NEVER_ENDING)
@@ -271,7 +271,7 @@ async def test_closed_by_another_task_while_it_is_read() -> None:
         assert at_rest(client)
 
 
-async def test_closed_by_another_task_before_it_began() -> None:
+async def test_a_stream_closed_before_its_response_raises() -> None:
     """While the request is under way."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Script([Wait(0.05), Send(head()), Send(chunk(said()[0])), Stall()]))
@@ -285,7 +285,7 @@ async def test_closed_by_another_task_before_it_began() -> None:
         assert at_rest(client)
 
 
-async def test_one_reader_at_a_time() -> None:
+async def test_a_stream_refuses_a_second_reader() -> None:
     """A second one is refused, and does no harm."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(NEVER_ENDING)
@@ -304,7 +304,7 @@ async def test_one_reader_at_a_time() -> None:
         assert at_rest(client)
 
 
-async def test_an_error_stays_an_error() -> None:
+async def test_a_failed_stream_raises_again() -> None:
     """Asking again does not make a broken stream a whole one."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(cut_off(*said()))
@@ -319,7 +319,7 @@ async def test_an_error_stays_an_error() -> None:
     assert len(server.requests) == 1
 
 
-async def test_a_stream_used_up_may_be_asked_again() -> None:
+async def test_an_exhausted_stream_stays_exhausted() -> None:
     """It stays at its end."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
@@ -332,7 +332,7 @@ async def test_a_stream_used_up_may_be_asked_again() -> None:
 
 
 @pytest.mark.row("C07")
-def test_dropped_when_its_loop_is_closed() -> None:
+def test_a_stream_dropped_after_its_loop_was_closed_warns() -> None:
     """Nothing is scheduled on it, and the next run works."""
     with serving() as thread:
         thread.server.default(NEVER_ENDING)
@@ -358,7 +358,7 @@ def test_dropped_when_its_loop_is_closed() -> None:
 
 
 @pytest.mark.row("C07")
-def test_dropped_in_another_thread() -> None:
+def test_a_stream_dropped_in_another_thread_is_released_by_its_loop() -> None:
     """Its own loop lets it go."""
     with serving() as thread:
         thread.server.default(NEVER_ENDING)
@@ -380,7 +380,7 @@ def test_dropped_in_another_thread() -> None:
 
 
 @pytest.mark.row("C08")
-def test_two_loops_at_once() -> None:
+def test_streams_work_on_two_loops_at_once() -> None:
     """One client, streams in two threads, each on its own connections."""
     with serving() as thread:
         thread.server.default(answer_openai)

@@ -69,7 +69,7 @@ async def interrupted(client: llmopt.AsyncClient, **options: Any) -> llmopt.Stre
 
 @pytest.mark.row("E01")
 @pytest.mark.parametrize("size", [1, 10, 100])
-async def test_cut_in_two_anywhere(size: int) -> None:
+async def test_a_stream_split_at_any_byte(size: int) -> None:
     """The events are the same for every cut, and for every number of them parsed together."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(stream_answer(WORDS))
@@ -83,7 +83,7 @@ async def test_cut_in_two_anywhere(size: int) -> None:
 
 @pytest.mark.row("E01")
 @pytest.mark.parametrize("size", [1, 100])
-async def test_in_single_bytes(size: int) -> None:
+async def test_a_stream_in_single_bytes(size: int) -> None:
     """As slow as a stream can be."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(stream_answer(WORDS), playing(*(WHOLE[at : at + 1] for at in range(len(WHOLE)))))
@@ -116,7 +116,7 @@ async def test_in_single_bytes(size: int) -> None:
         "no line end",
     ],
 )
-async def test_as_the_standard_allows(change: Callable[[bytes], bytes]) -> None:
+async def test_every_form_that_the_sse_standard_allows(change: Callable[[bytes], bytes]) -> None:
     """Whatever is allowed makes no difference."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(change(WHOLE)))
@@ -124,7 +124,7 @@ async def test_as_the_standard_allows(change: Callable[[bytes], bytes]) -> None:
 
 
 @pytest.mark.row("E02")
-async def test_separators_that_are_no_line_ends() -> None:
+async def test_unicode_separators_do_not_end_lines() -> None:
     """U+2028 and U+0085 stand in a text like any other character."""
     words = ["a\u2028b", "c\u0085d", "e\u2029f"]
     body = b"".join(event(choices=[{"index": 0, "delta": {"content": word}}]) for word in words)
@@ -140,7 +140,7 @@ async def test_separators_that_are_no_line_ends() -> None:
 
 @pytest.mark.row("E03")
 @pytest.mark.parametrize("end", [Send(END), Close()], ids=["ended chunks", "FIN"])
-async def test_an_answer_without_its_end_is_an_error(end: Send | Close) -> None:
+async def test_a_stream_without_its_end_is_an_error(end: Send | Close) -> None:
     """Never taken for a whole one, and not sent again."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(playing(*said(), end=(end, Close())))
@@ -154,7 +154,7 @@ async def test_an_answer_without_its_end_is_an_error(end: Send | Close) -> None:
 
 
 @pytest.mark.row("E03")
-async def test_a_server_that_sends_no_end_of_its_own_must_give_a_reason() -> None:
+async def test_a_stream_without_done_needs_a_finish_reason() -> None:
     """A finish reason and then the end of the body is an end, where the profile says so."""
     finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -163,7 +163,7 @@ async def test_a_server_that_sends_no_end_of_its_own_must_give_a_reason() -> Non
 
 
 @pytest.mark.row("E03")
-async def test_an_empty_stream_is_tried_again_once() -> None:
+async def test_an_empty_stream_is_retried_once() -> None:
     """Nothing was handed out."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(cut_off())
@@ -185,7 +185,7 @@ async def test_an_empty_stream_is_tried_again_once() -> None:
     ],
     ids=["data", "event", "field"],
 )
-async def test_an_error_that_comes_first_is_like_an_http_error(
+async def test_an_error_as_first_event_is_like_an_http_error(
     told: bytes, kind: type[llmopt.LLMOptError]
 ) -> None:
     """It is tried again; when it stays, it is raised as itself and not as a stream's."""
@@ -203,7 +203,7 @@ async def test_an_error_that_comes_first_is_like_an_http_error(
 
 
 @pytest.mark.row("E04")
-async def test_money_that_runs_out_first_is_not_asked_for_again() -> None:
+async def test_an_exhausted_quota_as_first_event_is_not_retried() -> None:
     """By its verdict, as with an HTTP error."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(playing(error_event(code="insufficient_quota")))
@@ -215,7 +215,7 @@ async def test_money_that_runs_out_first_is_not_asked_for_again() -> None:
 @pytest.mark.row("E04")
 @pytest.mark.parametrize("size", [1, 10, 100])
 @pytest.mark.parametrize("done", [False, True])
-async def test_an_error_after_words(size: int, done: bool) -> None:
+async def test_an_error_after_text_interrupts_the_stream(size: int, done: bool) -> None:
     """All words before it come first; nothing is repeated; the kind is the cause."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         told = error_event() + (DONE if done else b"")
@@ -235,7 +235,7 @@ async def test_an_error_after_words(size: int, done: bool) -> None:
 
 
 @pytest.mark.row("E05")
-async def test_an_endless_line() -> None:
+async def test_an_endless_line_is_refused() -> None:
     """Stopped at a mebibyte, and not asked for again: the same would come."""
     flood = Repeat([Send(chunk(b"x" * 65536))])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -251,7 +251,7 @@ async def test_an_endless_line() -> None:
 
 
 @pytest.mark.row("E05")
-async def test_an_event_of_two_mebibytes() -> None:
+async def test_an_event_of_two_mebibytes_is_read() -> None:
     """In many lines, none of them long."""
     lines = b"".join(b"data: " + b"x" * 1000 + b"\n" for _ in range(2200))
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -317,7 +317,7 @@ def silent(*pieces: bytes, signs: bytes | None) -> Script:
 
 @pytest.mark.row("E06")
 @pytest.mark.parametrize("signs", SIGNS, ids=["still", "comments", "pings"])
-def test_no_first_event(signs: bytes | None) -> None:
+def test_a_missing_first_event_times_out(signs: bytes | None) -> None:
     """Signs of life are no event. It is tried again once, since it may have been carried out."""
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -329,7 +329,7 @@ def test_no_first_event(signs: bytes | None) -> None:
 
 
 @pytest.mark.row("E06")
-def test_no_head() -> None:
+def test_missing_response_headers_time_out() -> None:
     """The same time holds for it."""
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -342,7 +342,7 @@ def test_no_head() -> None:
 
 @pytest.mark.row("E06")
 @pytest.mark.parametrize("first", [b": thinking\n\n", said()[0]], ids=["comment", "role"])
-def test_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
+def test_a_reasoning_model_has_five_minutes_to_the_first_event(first: bytes) -> None:
     """For its first word, whether or not the stream began with an event before it."""
     play = Script([Send(head()), Send(chunk(first)), Wait(290.0), Send(chunk(WHOLE) + END)])
 
@@ -362,7 +362,7 @@ def test_a_model_told_to_think_has_five_minutes(first: bytes) -> None:
     ],
     ids=["still", "comments", "pings"],
 )
-def test_silence_in_the_middle(signs: bytes | None, seconds: float, told: str) -> None:
+def test_silence_in_a_stream_times_out(signs: bytes | None, seconds: float, told: str) -> None:
     """Bytes set one clock back, only words the other; what came is kept, nothing is repeated."""
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -375,7 +375,7 @@ def test_silence_in_the_middle(signs: bytes | None, seconds: float, told: str) -
 
 
 @pytest.mark.row("E06")
-def test_a_slow_reader_is_no_silent_server() -> None:
+def test_a_slow_reader_does_not_time_out() -> None:
     """Time counts only while somebody waits."""
     first, *others = said()
     play = Script([Send(head()), Send(chunk(first)), Wait(700.0), Send(chunk(b"".join(others) + DONE) + END)])
@@ -392,7 +392,7 @@ def test_a_slow_reader_is_no_silent_server() -> None:
 
 
 @pytest.mark.row("E06")
-def test_a_slow_writer_is_no_silent_server() -> None:
+def test_a_slow_writer_does_not_time_out() -> None:
     """A word in 59 seconds is enough."""
     steps = [step for piece in said() for step in (Wait(59.0), Send(chunk(piece)))]
     play = Script([Send(head()), *steps, Send(chunk(DONE) + END)])
@@ -420,7 +420,7 @@ def test_the_deadline_holds_for_the_whole_stream() -> None:
 
 
 @pytest.mark.row("C11")
-def test_a_loop_that_was_held_up_reads_first_and_judges_then() -> None:
+def test_a_blocked_loop_reads_received_data_before_it_times_out() -> None:
     """What lies in the socket when the timer is due wins."""
     words = said()
     play = Script(
@@ -448,7 +448,7 @@ def test_a_loop_that_was_held_up_reads_first_and_judges_then() -> None:
 
 
 @pytest.mark.row("E07")
-async def test_the_end_is_the_end_though_the_connection_stays_open() -> None:
+async def test_the_final_event_ends_a_stream_on_an_open_connection() -> None:
     """It returns at once; the connection is closed soon after."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(WHOLE, end=[Stall()]))
@@ -460,7 +460,7 @@ async def test_the_end_is_the_end_though_the_connection_stays_open() -> None:
 
 
 @pytest.mark.row("E07")
-async def test_the_formal_end_may_come_a_little_later() -> None:
+async def test_the_last_chunk_may_follow_the_final_event_later() -> None:
     """Then the connection is kept."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -474,7 +474,7 @@ async def test_the_formal_end_may_come_a_little_later() -> None:
 
 
 @pytest.mark.row("E07")
-async def test_a_client_that_is_closed_meanwhile() -> None:
+async def test_a_client_closed_while_the_stream_ends() -> None:
     """Does not wait for that end, and leaves nothing behind."""
     async with FaultServer() as server:
         server.play(playing(WHOLE, end=[Stall()]))
@@ -490,7 +490,7 @@ async def test_a_client_that_is_closed_meanwhile() -> None:
     ids=["a second end", "words", "an error", "no JSON", "no UTF-8"],
 )
 @pytest.mark.parametrize("together", [False, True])
-async def test_nothing_counts_after_the_end(after: bytes, together: bool) -> None:
+async def test_bytes_after_the_final_event_are_ignored(after: bytes, together: bool) -> None:
     """Whatever it is."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(WHOLE + after) if together else playing(WHOLE, after), playing(WHOLE))
@@ -500,7 +500,7 @@ async def test_nothing_counts_after_the_end(after: bytes, together: bool) -> Non
 
 @pytest.mark.row("E08")
 @pytest.mark.parametrize("almost", [b"data: [DONE]x\n\n", b"data: DONE\n\n", b"data: [done]\n\n"])
-async def test_only_the_end_itself_is_the_end(almost: bytes) -> None:
+async def test_an_inexact_final_event_interrupts_the_stream(almost: bytes) -> None:
     """Anything near it is no JSON and no end."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(*said(), almost, DONE))
@@ -522,7 +522,7 @@ async def test_only_the_end_itself_is_the_end(almost: bytes) -> None:
     ],
     ids=["no JSON", "no object", "no text", "no UTF-8", "latin-1"],
 )
-async def test_an_event_that_cannot_be_read(broken: bytes) -> None:
+async def test_an_unreadable_event_interrupts_the_stream(broken: bytes) -> None:
     """First it is tried again once; later it ends the stream. Never a replacement, never silence."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(playing(broken, DONE))
@@ -538,7 +538,7 @@ async def test_an_event_that_cannot_be_read(broken: bytes) -> None:
 
 
 @pytest.mark.row("E09")
-async def test_what_a_header_says_of_the_charset_does_not_matter() -> None:
+async def test_the_charset_parameter_is_ignored() -> None:
     """Streams are UTF-8, by the standard."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(playing(WHOLE, kind="text/event-stream; charset=latin1"))
@@ -547,7 +547,7 @@ async def test_what_a_header_says_of_the_charset_does_not_matter() -> None:
 
 @pytest.mark.row("E09")
 @pytest.mark.parametrize("kind", ["text/plain; charset=utf-8", "application/octet-stream", None])
-async def test_a_content_type_that_says_nothing(kind: str | None) -> None:
+async def test_an_unspecific_content_type_is_accepted(kind: str | None) -> None:
     """What comes tells: a stream, an answer in one piece, or an error. However it is cut."""
     headers = [("content-type", kind)] if kind else []
     whole = json.dumps(chat_payload(["Hello"])).encode()
@@ -565,7 +565,7 @@ async def test_a_content_type_that_says_nothing(kind: str | None) -> None:
 
 
 @pytest.mark.row("E09")
-async def test_a_page_instead_of_a_stream() -> None:
+async def test_an_html_page_instead_of_a_stream_is_refused() -> None:
     """A proxy's, as a rule."""
     page = Answer(200, b"<html>Sign in</html>", [("content-type", "text/html")])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -576,7 +576,7 @@ async def test_a_page_instead_of_a_stream() -> None:
 
 
 @pytest.mark.row("E09")
-async def test_a_server_that_does_not_stream() -> None:
+async def test_a_json_response_instead_of_a_stream() -> None:
     """Its whole answer is one event, and its error an error."""
 
     def whole(request: Request) -> Answer:
@@ -606,7 +606,7 @@ def vars_of(request: Request) -> dict[str, Any]:
 
 @pytest.mark.row("E10")
 @pytest.mark.parametrize("end", [Reset(), Close()], ids=["RST", "FIN"])
-async def test_broken_at_every_event(end: Reset | Close) -> None:
+async def test_a_break_after_every_event(end: Reset | Close) -> None:
     """What came is kept, exactly; a request is repeated only while nothing was handed out, and once."""
     events = said()
     async with (
@@ -666,7 +666,7 @@ async def test_many_streams_left_after_the_first_event() -> None:
 
 
 @pytest.mark.row("E11")
-async def test_an_exception_in_the_block() -> None:
+async def test_an_exception_in_the_block_releases_the_connection() -> None:
     """Passes as it is; the connection is let go."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
@@ -680,7 +680,7 @@ async def test_an_exception_in_the_block() -> None:
 
 
 @pytest.mark.row("E11")
-async def test_dropped_without_being_closed() -> None:
+async def test_a_stream_that_is_not_closed_warns() -> None:
     """The garbage collector lets it go, and a warning says so."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
@@ -693,7 +693,7 @@ async def test_dropped_without_being_closed() -> None:
 
 
 @pytest.mark.row("E11")
-async def test_never_begun() -> None:
+async def test_an_unused_stream_does_not_warn() -> None:
     """Nothing was sent, so there is nothing to warn of."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with warnings.catch_warnings():
@@ -704,7 +704,7 @@ async def test_never_begun() -> None:
 
 
 @pytest.mark.row("E11")
-async def test_nobody_reads_ahead_of_a_slow_reader() -> None:
+async def test_the_client_does_not_read_ahead_of_a_slow_reader() -> None:
     """What is not asked for stays with the server, but for the socket's buffers."""
     word = chunk(event(choices=[{"index": 0, "delta": {"content": "x" * 1000}}]) * 100)
     sent = 0
@@ -757,7 +757,7 @@ async def test_a_hundred_refusals_leave_nothing_behind(status: int, size: int) -
         assert await text_of(client) == "Hello world"
 
 
-async def test_a_stream_of_chunks_without_lengths() -> None:
+async def test_a_stream_that_ends_with_the_connection() -> None:
     """Ended by the connection's end, it is as good as any."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(stream_answer(WORDS, framing=Framing.EOF))

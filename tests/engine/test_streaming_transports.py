@@ -54,7 +54,7 @@ async def client(server: FaultServer) -> AsyncIterator[llmopt.AsyncClient]:
         yield made
 
 
-async def test_a_whole_stream(server: FaultServer, client: llmopt.AsyncClient) -> None:
+async def test_a_complete_stream_is_read(server: FaultServer, client: llmopt.AsyncClient) -> None:
     """And the same connection for the next one."""
     server.default(stream_answer(WORDS))
     for _ in range(5):
@@ -63,7 +63,9 @@ async def test_a_whole_stream(server: FaultServer, client: llmopt.AsyncClient) -
 
 
 @pytest.mark.row("E07")
-async def test_an_end_without_an_end(server: FaultServer, client: llmopt.AsyncClient) -> None:
+async def test_a_stream_without_its_final_event_is_an_error(
+    server: FaultServer, client: llmopt.AsyncClient
+) -> None:
     """The reader does not wait for it; the next request gets its connection."""
     server.play(playing(b"".join(stream_events(WORDS)), end=[Stall()]), answer_openai)
     assert await text_of(client) == TEXT
@@ -71,7 +73,9 @@ async def test_an_end_without_an_end(server: FaultServer, client: llmopt.AsyncCl
 
 
 @pytest.mark.row("E10")
-async def test_broken_off(server: FaultServer, client: llmopt.AsyncClient) -> None:
+async def test_a_connection_that_breaks_interrupts_the_stream(
+    server: FaultServer, client: llmopt.AsyncClient
+) -> None:
     """With what had come."""
     server.play(cut_off(*said()))
     with pytest.raises(llmopt.StreamInterrupted) as caught:
@@ -80,7 +84,7 @@ async def test_broken_off(server: FaultServer, client: llmopt.AsyncClient) -> No
 
 
 @pytest.mark.row("E06")
-async def test_silence(server: FaultServer) -> None:
+async def test_a_silent_stream_times_out(server: FaultServer) -> None:
     """The clocks are ours."""
     times = {"first": 0.05, "first_event": 0.05, "idle": 0.1}
     transport = httpx.AsyncHTTPTransport()
@@ -92,7 +96,9 @@ async def test_silence(server: FaultServer) -> None:
 
 
 @pytest.mark.row("E11")
-async def test_left_early(server: FaultServer, client: llmopt.AsyncClient) -> None:
+async def test_leaving_the_block_early_closes_the_stream(
+    server: FaultServer, client: llmopt.AsyncClient
+) -> None:
     """Many times over the only connection."""
     server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
     for _ in range(20):
@@ -117,7 +123,9 @@ async def test_cancelled_at_any_turn(server: FaultServer, client: llmopt.AsyncCl
 
 
 @pytest.mark.row("E12")
-async def test_refusals(server: FaultServer, client: llmopt.AsyncClient) -> None:
+async def test_an_error_status_raises_before_the_first_event(
+    server: FaultServer, client: llmopt.AsyncClient
+) -> None:
     """A hundred over one connection."""
     server.default(error_answer(400, "no"))
     for _ in range(100):
@@ -126,7 +134,7 @@ async def test_refusals(server: FaultServer, client: llmopt.AsyncClient) -> None
     assert server.connections == 1
 
 
-async def test_without_a_network() -> None:
+async def test_a_stream_without_a_network_raises_connect_failed() -> None:
     """A mock transport, as tests of applications use it."""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -144,7 +152,7 @@ async def test_without_a_network() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_an_engine_inside_the_process() -> None:
+async def test_an_in_process_engine_streams() -> None:
     """Without queues, circuits and timeouts, and left early like any other."""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -167,7 +175,7 @@ async def test_an_engine_inside_the_process() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_an_engine_without_chat() -> None:
+async def test_an_in_process_engine_without_chat_is_a_clear_error() -> None:
     """Says so, before anything is loaded."""
     async with llmopt.AsyncClient() as client:
         with pytest.raises(llmopt.ConfigError, match="only makes embeddings"):

@@ -41,7 +41,7 @@ def of(kind: type[Event], events: list[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
-async def test_each_checkout_says_how_long_it_took_and_what_it_got() -> None:
+async def test_each_checkout_reports_its_duration_and_connection() -> None:
     """One event for each request, in order: the first makes a connection, the others use it."""
     events: list[Event] = []
     async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=events.append) as client:
@@ -57,7 +57,7 @@ async def test_each_checkout_says_how_long_it_took_and_what_it_got() -> None:
     assert [(event.open, event.in_use) for event in of(PoolSize, events)] == [(1, 1)]
 
 
-async def test_the_size_of_the_pool_is_told_as_it_changes() -> None:
+async def test_pool_size_events_follow_each_change() -> None:
     """Up with each connection that is made, down when one is given up."""
     events: list[Event] = []
     gate = asyncio.Event()
@@ -97,7 +97,7 @@ def test_a_wait_for_a_connection_is_part_of_its_checkout() -> None:
     run_simulated(main)
 
 
-def test_without_a_listener_a_pool_is_not_watched() -> None:
+def test_without_a_listener_a_pool_is_not_traced() -> None:
     """It looks at no clock, counts nothing, and makes no event."""
     assert Telemetry(None).pool_trace("server", "http://x") is None
 
@@ -114,7 +114,7 @@ async def test_without_a_listener_the_connector_measures_nothing(monkeypatch: py
         assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)
 
 
-async def test_limits_of_batches_are_told_when_they_are_learned() -> None:
+async def test_learned_batch_limits_are_events() -> None:
     """Found by halving, or stated by the server; each once."""
     events: list[Event] = []
     texts = [f"text {number}" for number in range(200)]
@@ -136,7 +136,7 @@ async def test_limits_of_batches_are_told_when_they_are_learned() -> None:
     assert [(event.limit, event.value) for event in stated] == [("max_tokens", 95)]
 
 
-async def test_what_a_server_tells_of_itself_is_told_once() -> None:
+async def test_server_limits_are_reported_once() -> None:
     """TEI's /info, asked before the first batch."""
     events: list[Event] = []
     async with (
@@ -154,7 +154,7 @@ async def test_what_a_server_tells_of_itself_is_told_once() -> None:
 
 
 @pytest.mark.row("C17")
-async def test_a_listener_that_raises_harms_no_call(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_that_raises_does_not_affect_calls(caplog: pytest.LogCaptureFixture) -> None:
     """C17: it is logged, and everything goes on."""
 
     def broken(event: Event) -> None:
@@ -181,7 +181,7 @@ def only(client: llmopt.AsyncClient | llmopt.Client) -> dict[str, Any]:
     return counters
 
 
-def test_counters_tell_what_was_done_and_why_it_waited() -> None:
+def test_counters_report_requests_and_reasons_for_waiting() -> None:
     """Requests, retries, errors by name, tokens, and seconds by cause."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -209,7 +209,7 @@ def test_counters_tell_what_was_done_and_why_it_waited() -> None:
     run_simulated(main)
 
 
-def test_an_engine_inside_the_process_is_counted_too() -> None:
+def test_in_process_requests_are_counted() -> None:
     """A user of the embedded model sees what it did."""
     with llmopt.Client({"providers": {"local": {}}}) as client:
         client.embed("local/default", ["one", "two"])

@@ -18,7 +18,7 @@ from tests.support.faults import Answer, FaultServer, answer_openai, models_payl
 config = functools.partial(provider_config, name="s")
 
 
-def test_size_and_evictions(tmp_path: Path) -> None:
+def test_cache_size_and_evictions_are_reported(tmp_path: Path) -> None:
     """Every ten seconds at most, while something is put there."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -40,7 +40,7 @@ def test_size_and_evictions(tmp_path: Path) -> None:
     run_simulated(main)
 
 
-async def test_packed_answers_and_reading(tmp_path: Path) -> None:
+async def test_compressed_responses_and_parsing_are_reported(tmp_path: Path) -> None:
     """Bytes that travelled, bytes that they stand for; how long reading them took."""
     body = json.dumps(models_payload(f"model-{number}" for number in range(500))).encode()
     packed = gzip.compress(body)
@@ -65,7 +65,7 @@ async def test_packed_answers_and_reading(tmp_path: Path) -> None:
     assert all(each.seconds >= 0 for each in read)
 
 
-async def test_a_listener_that_raises(tmp_path: Path) -> None:
+async def test_a_listener_that_raises_does_not_affect_calls(tmp_path: Path) -> None:
     """It is no fault of the call's."""
 
     def listen(event: object) -> None:

@@ -71,7 +71,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.row("K05")
-def test_one_thing_changed_is_another_key() -> None:
+def test_each_relevant_option_changes_the_key() -> None:
     """All of them distinct; each of them 32 bytes."""
     found = {name: make() for name, make in OTHERS.items()}
     assert len(set(found.values())) == len(found), found
@@ -88,19 +88,19 @@ SAME: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_what_says_nothing_of_the_answer_is_not_in_the_key(name: str) -> None:
+def test_irrelevant_options_do_not_change_the_key(name: str) -> None:
     """Or nobody would ever hit."""
     assert SAME[name]() == text_key(BASE)
 
 
-def test_order_of_fields_does_not_matter() -> None:
+def test_the_order_of_fields_does_not_change_the_key() -> None:
     """Canonical JSON."""
     one = text_key(BASE, evolve(CALL, extra={"a": 1, "b": {"c": 2, "d": 3}}))
     other = text_key(BASE, evolve(CALL, extra={"b": {"d": 3, "c": 2}, "a": 1}))
     assert one == other
 
 
-def test_keys_of_catalogues() -> None:
+def test_model_list_keys_depend_on_provider_and_credential() -> None:
     """By the same rules; none is that of a text."""
     made = [
         keys().model_list(provider_of(BASE)),
@@ -115,13 +115,13 @@ def test_keys_of_catalogues() -> None:
     assert made[0] == keys().model_list(provider_of(BASE))
 
 
-def test_a_function_lasts_for_this_process_only() -> None:
+def test_a_credential_function_has_a_key_for_this_process_only() -> None:
     """Whose key it gives nobody can tell from outside."""
     assert keys().stable(provider_of(BASE))
     assert not keys().stable(provider_of({**BASE, "api_key": lambda: "key-one"}))
 
 
-def test_many_texts_are_as_each_alone() -> None:
+def test_keys_of_many_texts_equal_the_single_keys() -> None:
     """The copied hash is the same hash."""
     made = keys().texts(provider_of(BASE), CALL)
     assert made.for_texts("m", ["a", "b", "ä"]) == [
@@ -130,7 +130,7 @@ def test_many_texts_are_as_each_alone() -> None:
 
 
 @pytest.mark.row("K05")
-async def test_two_tenants_do_not_see_each_others(tmp_path: Path) -> None:
+async def test_two_credentials_share_no_cache_entries(tmp_path: Path) -> None:
     """One folder, one server, two keys: nothing is shared, neither lists nor vectors."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -143,7 +143,7 @@ async def test_two_tenants_do_not_see_each_others(tmp_path: Path) -> None:
     assert sent == ["Bearer tenant-one"] * 2 + ["Bearer tenant-two"] * 2
 
 
-def test_the_secret_is_made_once(tmp_path: Path) -> None:
+def test_the_cache_secret_is_created_once(tmp_path: Path) -> None:
     """By whoever comes first; private; one that was cut is made anew."""
     folder = tmp_path / "kept"
     secret = installation_secret(folder)
@@ -167,7 +167,7 @@ def test_the_secret_is_made_once(tmp_path: Path) -> None:
     assert installation_secret(folder) is None
 
 
-def test_many_that_come_first_at_once(tmp_path: Path) -> None:
+def test_concurrent_first_users_share_one_secret(tmp_path: Path) -> None:
     """All of them get the same."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -33,7 +33,7 @@ REPLY = json_answer(chat_payload(["Hello", " world"]), headers=[("x-request-id",
 LENGTH = len(bytes(REPLY))
 
 
-async def test_everything_asked_for_arrives() -> None:
+async def test_every_option_reaches_the_server() -> None:
     """Each parameter by its name, and nothing that was not asked for."""
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     asked: dict[str, Any] = {
@@ -95,7 +95,7 @@ BAD: list[tuple[Any, dict[str, Any], str, int | None]] = [
 
 @pytest.mark.row("I01", "I05")
 @pytest.mark.parametrize(("messages", "options", "told", "index"), BAD, ids=range(len(BAD)))
-async def test_what_cannot_be_asked_is_refused_before_anything_is_sent(
+async def test_invalid_arguments_are_refused_before_sending(
     messages: Any, options: dict[str, Any], told: str, index: int | None
 ) -> None:
     """For a chat and for a stream alike, which is refused when it is made."""
@@ -109,7 +109,7 @@ async def test_what_cannot_be_asked_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.0, "10", 10**9])
-async def test_a_buffer_of_no_size(size: Any) -> None:
+async def test_an_invalid_buffer_size_is_refused(size: Any) -> None:
     """Refused likewise."""
     async with llmopt.AsyncClient() as client:
         with pytest.raises(llmopt.InvalidInput, match="buffer_size"):
@@ -118,7 +118,7 @@ async def test_a_buffer_of_no_size(size: Any) -> None:
 
 @pytest.mark.row("N01", "N02")
 @pytest.mark.parametrize("end", [Reset(), Close()], ids=["N01", "N02"])
-async def test_broken_at_any_byte_it_is_repeated_once(end: Reset | Close) -> None:
+async def test_a_response_broken_at_any_byte_is_retried_once(end: Reset | Close) -> None:
     """It may have been carried out: once more, and then no more."""
     async with (
         FaultServer() as server,
@@ -138,7 +138,7 @@ async def test_broken_at_any_byte_it_is_repeated_once(end: Reset | Close) -> Non
             assert at_rest(client)
 
 
-def test_a_chat_has_ten_minutes() -> None:
+def test_the_default_timeout_of_a_chat_is_ten_minutes() -> None:
     """And is repeated once."""
 
     async def main(clock: SimulatedClock) -> int:
@@ -172,7 +172,9 @@ def test_a_chat_has_ten_minutes() -> None:
     ],
     ids=lambda value: str(getattr(value, "status", value)),
 )
-async def test_by_verdict(answer: Answer, kind: type[Exception], requests: int) -> None:
+async def test_each_error_status_raises_its_error(
+    answer: Answer, kind: type[Exception], requests: int
+) -> None:
     """A chat in one piece and a stream are tried again alike."""
     flags = {"breaker": False}
     for streamed in (False, True):
@@ -192,7 +194,7 @@ async def test_by_verdict(answer: Answer, kind: type[Exception], requests: int) 
 
 @pytest.mark.row("P07")
 @pytest.mark.parametrize("fault", faults_of("P07"), ids=lambda fault: fault.name)
-async def test_no_body_breaks_the_client(fault: Any) -> None:
+async def test_odd_bodies_raise_only_errors_of_llmopt(fault: Any) -> None:
     """Whatever JSON can be: an unusable answer, never another exception. The bodies are of embeddings."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=0)) as client:
         reply = fault.reply
@@ -216,7 +218,7 @@ CANARY_TEXT = "canary-prompt-1a2b3c4d"
 
 @pytest.mark.row("S02")
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_neither_key_nor_prompt_gets_out(
+async def test_neither_key_nor_prompt_leaks(
     streamed: bool, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     """A provider that repeats both, in a status, in an event, first and later: errors, events, logs, pickles."""
@@ -256,7 +258,7 @@ async def test_neither_key_nor_prompt_gets_out(
                     assert CANARY_TEXT not in text
 
 
-async def test_the_same_answer_whichever_way() -> None:
+async def test_chat_and_stream_return_the_same_reply() -> None:
     """What a stream comes to is what a chat gives, but for what only one of them tells."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)

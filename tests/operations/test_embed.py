@@ -49,7 +49,7 @@ def test_unusable_texts_are_named_by_index(text: object, word: str) -> None:
 
 @pytest.mark.row("I01")
 @pytest.mark.parametrize("texts", ["one text", b"bytes", {"a": 1}, None, 5, object()])
-def test_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
+def test_anything_but_a_list_of_texts_is_refused(texts: Any) -> None:
     """A single text is not taken for a list of characters."""
     with pytest.raises(InvalidInput, match="list of str"):
         check_texts_argument(texts)
@@ -57,7 +57,7 @@ def test_what_is_no_list_of_texts_is_refused(texts: Any) -> None:
 
 @pytest.mark.row("I05")
 @pytest.mark.parametrize("dimensions", [0, -1, True, "5", 1.5, 10**9])
-def test_dimensions(dimensions: Any) -> None:
+def test_invalid_dimensions_are_refused(dimensions: Any) -> None:
     """Only a positive whole number of sensible size will do."""
     with pytest.raises(InvalidInput, match="dimensions"):
         embed_call("m", EmbedOptions(dimensions=dimensions))
@@ -117,7 +117,7 @@ async def test_nothing_to_embed_sends_nothing() -> None:
 
 
 @pytest.mark.row("I01")
-async def test_every_kind_of_iterable_of_texts_will_do() -> None:
+async def test_every_kind_of_iterable_is_accepted() -> None:
     """And texts that are a subclass of str, numpy's among them."""
 
     class Text(str):
@@ -144,7 +144,7 @@ async def test_every_kind_of_iterable_of_texts_will_do() -> None:
 
 @pytest.mark.row("I01", "I02")
 @pytest.mark.parametrize("bad", ["", None, 3, b"b", ["b"], "\ud800"])
-async def test_one_bad_text_is_told_by_its_index_before_anything_is_sent(bad: Any) -> None:
+async def test_a_bad_text_is_named_by_its_index_before_sending(bad: Any) -> None:
     """With errors="return" the others are embedded, and it alone is not."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with pytest.raises(llmopt.InvalidInput) as caught:
@@ -157,7 +157,7 @@ async def test_one_bad_text_is_told_by_its_index_before_anything_is_sent(bad: An
 
 
 @pytest.mark.row("I02")
-async def test_a_text_of_ten_megabytes_arrives_as_it_is() -> None:
+async def test_a_text_of_ten_megabytes_is_sent_unchanged() -> None:
     """Unless the provider says that it is too long."""
     text = "ä" * 5_000_000
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -171,7 +171,7 @@ async def test_a_text_of_ten_megabytes_arrives_as_it_is() -> None:
 
 
 @pytest.mark.row("I03")
-async def test_the_same_text_a_thousand_times_is_one_item() -> None:
+async def test_a_repeated_text_is_sent_once() -> None:
     """And a thousand rows."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         found = await client.embed(MODEL, ["same", "other", *["same"] * 998])
@@ -182,7 +182,7 @@ async def test_the_same_text_a_thousand_times_is_one_item() -> None:
 
 
 @pytest.mark.row("I04")
-async def test_an_iterable_that_raises_ends_after_all_that_came_before() -> None:
+async def test_an_iterable_that_raises_delivers_earlier_results_first() -> None:
     """What was taken is finished and comes first; nothing is under way afterwards."""
 
     def source() -> Iterator[str]:
@@ -205,7 +205,7 @@ async def test_an_iterable_that_raises_ends_after_all_that_came_before() -> None
 
 
 @pytest.mark.row("I04")
-async def test_an_endless_iterable_is_read_only_as_far_as_there_is_room() -> None:
+async def test_an_endless_iterable_is_read_as_far_as_needed() -> None:
     """Leaving the block stops it."""
     taken = 0
 
@@ -230,7 +230,7 @@ async def test_an_endless_iterable_is_read_only_as_far_as_there_is_room() -> Non
 
 
 @pytest.mark.row("I04")
-async def test_a_slow_iterable_does_not_hold_back_what_is_there() -> None:
+async def test_a_slow_iterable_does_not_delay_finished_batches() -> None:
     """The parts of what it gave come while it thinks of more, and cancelling it leaves nothing behind."""
     gate = asyncio.Event()
 
@@ -252,7 +252,7 @@ async def test_a_slow_iterable_does_not_hold_back_what_is_there() -> None:
 
 
 @pytest.mark.row("I04")
-async def test_a_list_that_is_changed_meanwhile_is_embedded_as_it_was() -> None:
+async def test_a_list_changed_during_the_call_is_embedded_unchanged() -> None:
     """The call has its own."""
     texts = [f"text {number}" for number in range(50)]
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -265,7 +265,7 @@ async def test_a_list_that_is_changed_meanwhile_is_embedded_as_it_was() -> None:
 
 @pytest.mark.row("I05")
 @pytest.mark.parametrize("extra", [{"a": float("nan")}, {"a": object()}, {1: 2}])
-async def test_options_that_cannot_be_sent_are_refused_before_anything_is(extra: Any) -> None:
+async def test_invalid_options_are_refused_before_sending(extra: Any) -> None:
     """Of the caller's own making, so the message says which."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with pytest.raises(llmopt.InvalidInput, match="extra"):
@@ -277,7 +277,7 @@ async def test_options_that_cannot_be_sent_are_refused_before_anything_is(extra:
 
 
 @pytest.mark.row("I06")
-def test_whatever_the_texts_and_the_batches() -> None:
+def test_rows_match_their_texts_for_any_texts_and_batches() -> None:
     """Each row is its text's, through any cutting into requests."""
     texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), max_size=40)
     with serving() as thread:

@@ -73,7 +73,7 @@ def test_batches_are_as_full_as_they_can_be(given_texts: list[str], limit: Batch
         )
 
 
-def test_a_limit_that_changes_under_way_holds_for_the_next_batch() -> None:
+def test_a_changed_limit_applies_to_the_next_batch() -> None:
     """The limit is asked for anew with each batch."""
     sizes = iter([3, 1, 2])
     batcher = Batcher(lambda: BatchLimit(max_items=next(sizes, 5)), estimate)
@@ -90,14 +90,14 @@ def test_skip_leaves_a_position_out() -> None:
     assert batch.start == 1
 
 
-def test_wire_bytes_are_those_of_utf8() -> None:
+def test_sizes_are_utf8_bytes() -> None:
     """Two quotes and a comma, and the text in UTF-8."""
     assert body_bytes("abc") == 6
     assert body_bytes("é") == 5
     assert body_bytes("🙂") == 7
 
 
-def test_only_hopeless_texts_are_surely_too_long() -> None:
+def test_only_texts_too_long_for_any_tokenizer_are_refused() -> None:
     """What some tokenizer might squeeze in is sent."""
     limit = BatchLimit(max_item_tokens=10)
     assert not certainly_too_long("a" * 2_000, limit)
@@ -124,7 +124,7 @@ async def sizes_sent(server: FaultServer, folder: Path, *, refuse: bool, **optio
     return [len(request.json()["input"]) for request in server.requests[before:]]
 
 
-async def test_the_next_process_starts_with_the_sizes_that_were_learned(tmp_path: Path) -> None:
+async def test_learned_batch_sizes_are_saved_for_the_next_process(tmp_path: Path) -> None:
     """A refused size is not tried again."""
     async with FaultServer() as server:
         assert (await sizes_sent(server, tmp_path, refuse=True))[0] == 8
@@ -132,7 +132,7 @@ async def test_the_next_process_starts_with_the_sizes_that_were_learned(tmp_path
 
 
 @pytest.mark.parametrize("choice", ["off", "memory", False])
-async def test_nothing_is_saved_where_the_cache_on_disk_is_off(tmp_path: Path, choice: Any) -> None:
+async def test_without_a_disk_cache_nothing_learned_is_saved(tmp_path: Path, choice: Any) -> None:
     """Nor read."""
     async with FaultServer() as server:
         await sizes_sent(server, tmp_path, refuse=True, cache=choice)
@@ -141,7 +141,7 @@ async def test_nothing_is_saved_where_the_cache_on_disk_is_off(tmp_path: Path, c
         assert await sizes_sent(server, tmp_path, refuse=False, cache=choice) == [8]
 
 
-async def test_nothing_learned_through_a_foreign_transport_is_saved(tmp_path: Path) -> None:
+async def test_nothing_learned_through_a_custom_transport_is_saved(tmp_path: Path) -> None:
     """It may lead anywhere: the address says nothing of who answers."""
     async with FaultServer() as server:
         transport = httpx.AsyncHTTPTransport()
@@ -149,7 +149,7 @@ async def test_nothing_learned_through_a_foreign_transport_is_saved(tmp_path: Pa
         assert await sizes_sent(server, tmp_path, refuse=False) == [8]
 
 
-async def test_what_was_learned_is_forgotten_after_its_lifetime() -> None:
+async def test_learned_sizes_expire() -> None:
     """Thirty days after it was saved, and when the calendar was set back."""
     clock = SimulatedClock()
     store = SafeStore(MemoryStore())

@@ -54,7 +54,7 @@ CHOICES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-async def test_hits_are_not_sent(choice: str, tmp_path: Path) -> None:
+async def test_cached_texts_are_not_sent(choice: str, tmp_path: Path) -> None:
     """Nothing is sent, nothing is paid, and the vectors are the same to the last bit."""
     texts = [f"text {number}" for number in range(100)]
     async with FaultServer() as server:
@@ -71,7 +71,7 @@ async def test_hits_are_not_sent(choice: str, tmp_path: Path) -> None:
     again.vectors[0] = 7.0
 
 
-async def test_hits_and_misses_in_one_call(tmp_path: Path) -> None:
+async def test_one_call_combines_hits_and_misses(tmp_path: Path) -> None:
     """Order is kept, repeated texts among them; only what is missing is sent, and counted."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), cache="memory") as client:
         server.default(answer_openai)
@@ -83,7 +83,7 @@ async def test_hits_and_misses_in_one_call(tmp_path: Path) -> None:
     assert found.usage.prompt_tokens == 3
 
 
-async def test_off_by_default(tmp_path: Path) -> None:
+async def test_the_embedding_cache_is_off_by_default(tmp_path: Path) -> None:
     """Vectors are kept only where somebody asks for it."""
     for more in ({}, {"flags": {"cache": True}}):
         async with FaultServer() as server, llmopt.AsyncClient(config(server), **more) as client:
@@ -104,7 +104,7 @@ SWITCHED_OFF: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("entry", "top", "client"), SWITCHED_OFF)
-async def test_switched_off(
+async def test_the_embedding_cache_can_be_switched_off(
     entry: dict[str, Any], top: dict[str, Any], client: dict[str, Any], tmp_path: Path
 ) -> None:
     """By the client, by the configuration, for one provider, by a flag."""
@@ -120,7 +120,7 @@ async def test_switched_off(
 
 
 @pytest.mark.parametrize("value", [True, "disk", "FOLDER"])
-async def test_on_by_configuration(value: bool | str, tmp_path: Path) -> None:
+async def test_the_configuration_switches_the_embedding_cache_on(value: bool | str, tmp_path: Path) -> None:
     """In ``cache_dir``, or in the folder that is named."""
     folder = tmp_path / "kept"
     async with FaultServer() as server:
@@ -135,13 +135,13 @@ async def test_on_by_configuration(value: bool | str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [3, object(), "", b"x", "a\0b"])
-def test_a_wrong_cache_is_told_at_once(wrong: Any) -> None:
+def test_an_invalid_cache_argument_is_refused(wrong: Any) -> None:
     """Before any I/O."""
     with pytest.raises(llmopt.ConfigError, match="cache"):
         llmopt.AsyncClient({}, cache=wrong)
 
 
-async def test_every_option_has_vectors_of_its_own() -> None:
+async def test_each_option_has_its_own_cached_vectors() -> None:
     """Dimensions, what the text is for, and whatever else goes into the body."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), cache="memory") as client:
         server.default(answer_openai)
@@ -164,7 +164,7 @@ def named(model: str, dimensions: int = 4) -> Callable[[Request], Answer]:
 
 
 @pytest.mark.row("P09")
-async def test_kept_under_the_model_that_answered(tmp_path: Path) -> None:
+async def test_vectors_are_cached_under_the_model_that_answered(tmp_path: Path) -> None:
     """The result says which; when another one answers to the name, what the first one gave is not mixed in."""
     async with FaultServer() as server:
         async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
@@ -184,7 +184,7 @@ async def test_kept_under_the_model_that_answered(tmp_path: Path) -> None:
             assert len(sent(server)) == 3
 
 
-async def test_other_dimensions_under_the_same_name() -> None:
+async def test_other_dimensions_are_a_miss() -> None:
     """Vectors of two lengths are not put into one array."""
     async with FaultServer() as server:
         server.default(named("m", 4))
@@ -241,7 +241,7 @@ K03: dict[str, Callable[[bytes, bytes], bytes]] = {
 
 @pytest.mark.row("K03")
 @pytest.mark.parametrize("fault", K03)
-async def test_what_is_not_whole_is_a_miss(fault: str, tmp_path: Path) -> None:
+async def test_a_damaged_entry_is_a_miss(fault: str, tmp_path: Path) -> None:
     """It is asked for again, and put right."""
     async with FaultServer() as server:
         server.default(named("model-x"))
@@ -257,7 +257,7 @@ async def test_what_is_not_whole_is_a_miss(fault: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K03")
-async def test_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None:
+async def test_cached_vectors_of_two_lengths_are_not_mixed(tmp_path: Path) -> None:
     """Whole in themselves, but not of one model: the first one found decides."""
 
     def shortened(key: bytes, value: bytes) -> bytes:
@@ -278,7 +278,7 @@ async def test_vectors_of_two_lengths_under_one_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K03")
-async def test_the_length_is_known(tmp_path: Path) -> None:
+async def test_the_length_of_cached_vectors_is_known(tmp_path: Path) -> None:
     """From an earlier answer, or because the call asks for it."""
 
     def shortened(key: bytes, value: bytes) -> bytes:
@@ -297,7 +297,7 @@ async def test_the_length_is_known(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(found.vectors, rows(["a"]))
 
 
-async def test_how_a_vector_is_written(tmp_path: Path) -> None:
+async def test_the_stored_form_of_a_vector(tmp_path: Path) -> None:
     """Little-endian float32, its length, its model, a checksum."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), cache=tmp_path) as client:
         server.default(named("model-x"))
@@ -331,7 +331,7 @@ async def test_neither_texts_nor_keys_are_in_the_files(tmp_path: Path) -> None:
         assert hashlib.sha256(canary.encode()).digest() not in written
 
 
-async def test_what_failed_is_not_kept() -> None:
+async def test_failures_are_not_cached() -> None:
     """Nor what could not be checked."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), cache="memory") as client:
         server.default(Poison("bad"))
@@ -344,7 +344,7 @@ async def test_what_failed_is_not_kept() -> None:
         assert found.errors == {}
 
 
-async def test_hits_are_given_when_the_rest_cannot_be_had() -> None:
+async def test_hits_are_returned_when_misses_fail() -> None:
     """A provider that is down takes with it only what is not kept."""
     async with FaultServer() as server:
         settings = config(server)
@@ -359,7 +359,7 @@ async def test_hits_are_given_when_the_rest_cannot_be_had() -> None:
             assert (await client.embed(MODEL, ["b"])).errors == {}
 
 
-async def test_after_closing(tmp_path: Path) -> None:
+async def test_a_closed_client_raises(tmp_path: Path) -> None:
     """Neither from the cache, nor is anything opened again."""
     import threading
 
@@ -380,7 +380,7 @@ async def test_after_closing(tmp_path: Path) -> None:
     assert not any(each.is_alive() for each in ours)
 
 
-async def test_embed_iter_uses_it_too(tmp_path: Path) -> None:
+async def test_embed_iter_uses_the_cache(tmp_path: Path) -> None:
     """In order, sending what is missing; a part of hits alone costs nothing."""
     texts = [f"text {number}" for number in range(200)]
     async with FaultServer() as server:
@@ -410,7 +410,7 @@ async def test_embed_iter_when_another_model_answers() -> None:
         np.testing.assert_array_equal(part.vectors, rows(["a", "new", "b"]))
 
 
-async def test_hits_and_misses_are_told() -> None:
+async def test_hits_and_misses_are_events() -> None:
     """Events with their numbers, and no text."""
     events: list[Any] = []
     async with FaultServer() as server:
@@ -426,7 +426,7 @@ async def test_hits_and_misses_are_told() -> None:
     ]
 
 
-def test_vectors_are_good_for_thirty_days_or_as_configured() -> None:
+def test_vectors_expire_after_thirty_days_or_as_configured() -> None:
     """With a tenth either way."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -448,7 +448,7 @@ def test_vectors_are_good_for_thirty_days_or_as_configured() -> None:
     run_simulated(main)
 
 
-def test_which_model_answers_is_written_again_now_and_then(tmp_path: Path) -> None:
+def test_the_answering_model_is_saved_again_now_and_then(tmp_path: Path) -> None:
     """So that it outlives the vectors that are found by it."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -467,7 +467,7 @@ def test_which_model_answers_is_written_again_now_and_then(tmp_path: Path) -> No
     run_simulated(main)
 
 
-async def test_a_function_as_key_keeps_in_memory_only(tmp_path: Path) -> None:
+async def test_a_credential_function_caches_in_memory_only(tmp_path: Path) -> None:
     """Another process could not know whose it is."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -482,7 +482,7 @@ async def test_a_function_as_key_keeps_in_memory_only(tmp_path: Path) -> None:
         assert len(server.requests) == 3
 
 
-async def test_the_cache_is_shared_by_calls_at_once() -> None:
+async def test_concurrent_calls_share_the_cache() -> None:
     """Coalescing and cache together: one request, all the same rows."""
     import asyncio
 
@@ -494,7 +494,7 @@ async def test_the_cache_is_shared_by_calls_at_once() -> None:
             np.testing.assert_array_equal(each.vectors, rows(["a", "b"]))
 
 
-def test_sync(tmp_path: Path) -> None:
+def test_the_sync_client_uses_the_cache(tmp_path: Path) -> None:
     """The same through `Client`."""
     with serving() as server:
         server.server.default(answer_openai)

@@ -28,7 +28,7 @@ TEXTS = [f"text number {number}" for number in range(300)]
 MODEL = "openai/text-embedding-3-small"
 
 
-async def test_a_limit_that_nobody_stated_is_found_and_remembered() -> None:
+async def test_an_unstated_batch_limit_is_learned() -> None:
     """200 texts to a server that takes 64 while its plugin declares 2,048: 7 requests, and 4 the next time."""
     async with FaultServer() as server:
         server.default(MaxItems(64, state_limit=False))
@@ -44,7 +44,7 @@ async def test_a_limit_that_nobody_stated_is_found_and_remembered() -> None:
         assert len(server.requests) - before == 4
 
 
-async def test_a_limit_that_the_server_states_is_taken_at_once() -> None:
+async def test_a_stated_batch_limit_is_used_at_once() -> None:
     """One refusal, then as few requests as can be."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(MaxItems(64, state_limit=True))
@@ -56,7 +56,7 @@ async def test_a_limit_that_the_server_states_is_taken_at_once() -> None:
 
 @pytest.mark.parametrize("status", [400, 422, 500])
 @pytest.mark.parametrize("at", [0, 150, 299])
-async def test_one_poison_costs_one_error(status: int, at: int) -> None:
+async def test_one_bad_text_is_one_error(status: int, at: int) -> None:
     """299 vectors, in at most 20 requests more than the one."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Poison(TEXTS[at], status=status))
@@ -69,7 +69,7 @@ async def test_one_poison_costs_one_error(status: int, at: int) -> None:
     assert len(server.requests) - 1 <= (20 if status < 500 else 22)
 
 
-async def test_a_vector_that_is_not_finite_costs_one_error() -> None:
+async def test_a_vector_that_is_not_finite_is_one_error() -> None:
     """The text at fault is found from the answers alone."""
 
     def reply(request: Request) -> Answer:
@@ -102,7 +102,7 @@ async def test_one_text_over_the_token_limit_among_a_hundred() -> None:
     assert len(server.requests) == 3
 
 
-async def test_too_many_tokens_in_all_are_split() -> None:
+async def test_a_batch_over_the_token_limit_is_split() -> None:
     """By tokens; every text comes through."""
     texts = [f"{number} " + "word " * 100 for number in range(40)]
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -121,7 +121,7 @@ async def test_a_400_that_names_a_parameter_is_never_bisected() -> None:
     assert len(server.requests) == 1
 
 
-async def test_a_400_for_everything_is_given_up_soon() -> None:
+async def test_bisection_stops_when_every_text_is_refused() -> None:
     """Nothing of three levels came through: it is no text's fault."""
     body = b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -131,7 +131,7 @@ async def test_a_400_for_everything_is_given_up_soon() -> None:
     assert len(server.requests) <= 15
 
 
-async def test_many_poisons_are_bounded() -> None:
+async def test_many_bad_texts_cost_a_bounded_number_of_requests() -> None:
     """At most 64 requests more; what was had stays."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Poison(TEXTS[3], inner=Poison(TEXTS[77], inner=Poison(TEXTS[200]))))

@@ -84,7 +84,7 @@ def first(catalog: llmopt.Catalog) -> str:
     return catalog[0].id
 
 
-def test_asked_once_an_hour(tmp_path: Path) -> None:
+def test_a_list_is_fresh_for_an_hour(tmp_path: Path) -> None:
     """Within it nobody is asked; the age is told."""
 
     async def main(world: World) -> None:
@@ -107,7 +107,7 @@ def test_asked_once_an_hour(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_stale_while_it_is_refreshed(tmp_path: Path) -> None:
+def test_a_stale_list_is_returned_while_it_is_refreshed(tmp_path: Path) -> None:
     """Nobody waits: the old list at once, marked, and the new one to whoever comes later."""
 
     async def main(world: World) -> None:
@@ -147,7 +147,7 @@ LASTING: dict[str, tuple[Any, type[llmopt.LLMOptError]]] = {
 
 @pytest.mark.parametrize("fault", PASSING)
 @pytest.mark.parametrize("age", [20 * HOUR, 3 * DAY])
-def test_an_old_list_is_better_than_none(fault: str, age: float, tmp_path: Path) -> None:
+def test_a_stale_list_is_returned_when_the_provider_fails(fault: str, age: float, tmp_path: Path) -> None:
     """While the provider is away: at once in the first day, after one try in the first week."""
 
     async def main(world: World) -> None:
@@ -183,7 +183,7 @@ def test_an_old_list_is_better_than_none(fault: str, age: float, tmp_path: Path)
 
 @pytest.mark.parametrize("fault", LASTING)
 @pytest.mark.parametrize("age", [20 * HOUR, 3 * DAY])
-def test_a_refusal_is_no_reason_to_give_an_old_list(fault: str, age: float, tmp_path: Path) -> None:
+def test_a_refused_credential_gets_no_stale_list(fault: str, age: float, tmp_path: Path) -> None:
     """It is not ours any more: neither from memory nor from disk."""
     answer, error = LASTING[fault]
 
@@ -208,7 +208,7 @@ def test_a_refusal_is_no_reason_to_give_an_old_list(fault: str, age: float, tmp_
 
 
 @pytest.mark.parametrize("fault", ["refused", "500", "html"])
-def test_after_a_week_it_is_gone(fault: str, tmp_path: Path) -> None:
+def test_a_list_expires_after_a_week(fault: str, tmp_path: Path) -> None:
     """Then there is the error."""
 
     async def main(world: World) -> None:
@@ -225,7 +225,7 @@ def test_after_a_week_it_is_gone(fault: str, tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_not_found_is_believed_for_a_minute(tmp_path: Path) -> None:
+def test_not_found_is_cached_for_a_minute(tmp_path: Path) -> None:
     """No other failure is."""
 
     async def main(world: World) -> None:
@@ -247,7 +247,7 @@ def test_not_found_is_believed_for_a_minute(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_each_caller_gets_an_exception_of_its_own(tmp_path: Path) -> None:
+def test_each_caller_gets_its_own_exception(tmp_path: Path) -> None:
     """Also of one that is remembered."""
 
     async def main(world: World) -> None:
@@ -266,7 +266,7 @@ def test_each_caller_gets_an_exception_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [60.0, 300.0])
-def test_who_asks_often_never_waits_and_never_sees_a_stale_list(every: float, tmp_path: Path) -> None:
+def test_frequent_calls_are_refreshed_ahead_of_expiry(every: float, tmp_path: Path) -> None:
     """For six hours (a day at night): refreshed ahead, about once in fifty minutes."""
     hours = scaled(6, nightly=24)
 
@@ -286,7 +286,7 @@ def test_who_asks_often_never_waits_and_never_sees_a_stale_list(every: float, tm
     simulated(tmp_path, main)
 
 
-def test_eighty_percent_hits(tmp_path: Path) -> None:
+def test_most_calls_of_a_long_tailed_pattern_are_hits(tmp_path: Path) -> None:
     """Twenty providers, called by a long-tailed pattern for eight hours (a day at night), some of them failing now and then."""
     import random
 
@@ -342,7 +342,7 @@ def test_another_process_reads_it_from_disk(tmp_path: Path) -> None:
 
 @pytest.mark.row("C10")
 @pytest.mark.parametrize("jump", [-10 * 365 * DAY, -DAY, -HOUR, 10 * 365 * DAY, HOUR])
-def test_the_calendar_jumps(jump: float, tmp_path: Path) -> None:
+def test_a_jump_of_the_wall_clock_changes_nothing(jump: float, tmp_path: Path) -> None:
     """No call fails. What lies on disk from a time to come is not believed."""
 
     async def main(world: World) -> None:
@@ -364,7 +364,7 @@ def test_the_calendar_jumps(jump: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K06")
-def test_a_refresh_that_hangs(tmp_path: Path) -> None:
+def test_a_hanging_refresh_does_not_block_calls(tmp_path: Path) -> None:
     """It has half a minute; meanwhile and afterwards the old list is given, and it is one at a time."""
 
     async def main(world: World) -> None:
@@ -383,7 +383,7 @@ def test_a_refresh_that_hangs(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K06")
-def test_closed_during_a_refresh(tmp_path: Path) -> None:
+def test_closing_the_client_cancels_a_refresh(tmp_path: Path) -> None:
     """At once, without a task left behind; the next client finds the old list."""
 
     async def main(world: World) -> None:
@@ -433,7 +433,7 @@ def test_refreshes_are_four_at_a_time(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_closing_stops_refreshes_that_wait_for_their_turn(tmp_path: Path) -> None:
+def test_closing_the_client_cancels_queued_refreshes(tmp_path: Path) -> None:
     """None of them is left, and no coroutine was never awaited."""
 
     async def main(world: World) -> None:
@@ -460,7 +460,7 @@ def with_etag(world: World, etag: str = '"one"') -> Callable[[Request], Answer]:
     return answer
 
 
-def test_an_etag_is_used(tmp_path: Path) -> None:
+def test_an_etag_is_sent_and_not_modified_extends_the_list(tmp_path: Path) -> None:
     """The provider says that nothing changed: the list is as good as new, here and on disk."""
 
     async def main(world: World) -> None:
@@ -488,7 +488,7 @@ def test_an_etag_is_used(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_an_etag_that_changed(tmp_path: Path) -> None:
+def test_a_changed_etag_replaces_the_list(tmp_path: Path) -> None:
     """The new list comes with a new one."""
 
     async def main(world: World) -> None:
@@ -504,7 +504,7 @@ def test_an_etag_that_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("etag", ["no quotes", '"' + "x" * 300 + '"', '"caf\xe9"', ""])
-def test_an_etag_that_cannot_be_sent_back(etag: str, tmp_path: Path) -> None:
+def test_an_invalid_etag_is_not_sent(etag: str, tmp_path: Path) -> None:
     """It is left alone."""
 
     async def main(world: World) -> None:
@@ -519,7 +519,7 @@ def test_an_etag_that_cannot_be_sent_back(etag: str, tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_not_modified_to_one_who_did_not_ask(tmp_path: Path) -> None:
+def test_an_unrequested_not_modified_is_an_error(tmp_path: Path) -> None:
     """An answer as wrong as any other."""
 
     async def main(world: World) -> None:
@@ -531,7 +531,7 @@ def test_not_modified_to_one_who_did_not_ask(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_invalidated_while_the_provider_says_that_nothing_changed(tmp_path: Path) -> None:
+def test_invalidate_during_a_not_modified_response(tmp_path: Path) -> None:
     """Then the list is asked for in full."""
 
     async def main(world: World) -> None:
@@ -550,7 +550,7 @@ def test_invalidated_while_the_provider_says_that_nothing_changed(tmp_path: Path
     simulated(tmp_path, main)
 
 
-def test_invalidate(tmp_path: Path) -> None:
+def test_invalidate_removes_the_list(tmp_path: Path) -> None:
     """One provider, or all; in memory, on disk and for others who share it."""
 
     async def main(world: World) -> None:
@@ -584,7 +584,7 @@ def test_invalidate(tmp_path: Path) -> None:
     simulated(tmp_path, prepared)
 
 
-def test_offline(tmp_path: Path) -> None:
+def test_offline_returns_only_cached_lists(tmp_path: Path) -> None:
     """What is kept, however old; else an error that says so. Nobody is asked."""
 
     async def main(world: World) -> None:
@@ -606,7 +606,7 @@ def test_offline(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_refresh(tmp_path: Path) -> None:
+def test_refresh_requests_the_list_again(tmp_path: Path) -> None:
     """Whatever is kept; a failure is raised, and what is kept stays."""
 
     async def main(world: World) -> None:
@@ -623,7 +623,7 @@ def test_refresh(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_with_a_transport_of_the_users_nothing_goes_to_disk(tmp_path: Path) -> None:
+def test_a_custom_transport_caches_nothing_on_disk(tmp_path: Path) -> None:
     """Unless he says so: who answers there is not told by any address."""
     from llmopt.testing import FakeProvider
 
@@ -639,7 +639,7 @@ def test_with_a_transport_of_the_users_nothing_goes_to_disk(tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_a_list_of_pages_is_kept_whole(tmp_path: Path) -> None:
+def test_a_list_of_several_pages_is_cached_completely(tmp_path: Path) -> None:
     """And asked for without an etag."""
 
     async def main(world: World) -> None:
@@ -660,7 +660,7 @@ def test_a_list_of_pages_is_kept_whole(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_what_comes_out_of_the_store_is_what_went_in(tmp_path: Path) -> None:
+def test_a_list_read_from_the_store_equals_the_original(tmp_path: Path) -> None:
     """Every field of every model, and the raw entry."""
     entries = [
         {
@@ -690,7 +690,7 @@ def test_what_comes_out_of_the_store_is_what_went_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("C01")
-def test_cancelled_at_every_turn_of_the_cache(tmp_path: Path) -> None:
+def test_a_cached_list_call_can_be_cancelled_at_every_loop_iteration(tmp_path: Path) -> None:
     """The next call succeeds, and gives the right list."""
 
     async def main(world: World) -> None:
@@ -716,7 +716,7 @@ def test_cancelled_at_every_turn_of_the_cache(tmp_path: Path) -> None:
     simulated(tmp_path, main)
 
 
-def test_a_model_that_cannot_be_kept(tmp_path: Path) -> None:
+def test_an_invalid_model_from_a_plugin_is_a_contract_error(tmp_path: Path) -> None:
     """It is the plugin's mistake, and said as such."""
 
     class Wrong:

@@ -49,14 +49,14 @@ BROKEN = {"pages without end": llmopt.InvalidResponse}
 config = functools.partial(provider_config, name="s", max_retries=0)
 
 
-def test_every_fault_is_expected() -> None:
+def test_every_fault_has_an_expected_result() -> None:
     """A new one must be thought about."""
     assert {fault.name for fault in P13} == {*MODELS, *BROKEN}
 
 
 @pytest.mark.parametrize("fault", P13, ids=str)
 @pytest.mark.row("P13")
-def test_unusual_lists_of_models(fault: Fault, tmp_path: Path) -> None:
+def test_unusual_lists_are_returned_and_cached_or_one_clear_error(fault: Fault, tmp_path: Path) -> None:
     """The right models or one clear error; the same again from memory and from disk; the next call is served."""
 
     async def main(clock: Clock) -> None:
@@ -98,7 +98,7 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("fault", NOT_JSON)
-async def test_no_list_at_all(fault: str, tmp_path: Path) -> None:
+async def test_a_body_without_a_list_is_an_invalid_response(fault: str, tmp_path: Path) -> None:
     """One clear error, and nothing of it is kept."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server), cache=tmp_path) as client:
         server.default(NOT_JSON[fault])
@@ -127,7 +127,7 @@ async def test_one_malformed_entry_spoils_only_itself(tmp_path: Path) -> None:
     assert len(server.requests) == 1
 
 
-async def test_what_a_plugin_cannot_write_down_is_kept_in_memory(tmp_path: Path) -> None:
+async def test_a_list_that_cannot_be_serialized_is_kept_in_memory(tmp_path: Path) -> None:
     """A raw entry that JSON has no words for; a wrapper of the user's makes it."""
     from attrs import evolve
 
@@ -148,7 +148,7 @@ async def test_what_a_plugin_cannot_write_down_is_kept_in_memory(tmp_path: Path)
     assert len(server.requests) <= 2
 
 
-async def test_a_failure_is_not_kept(tmp_path: Path) -> None:
+async def test_failures_are_not_cached(tmp_path: Path) -> None:
     """Neither is a list that was asked for in vain."""
     async with FaultServer() as server:
         server.default(error_answer(500, "sorry"))
@@ -186,7 +186,7 @@ def client_of(server: FaultServer, clock: Clock | None = None, **flags: bool) ->
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_the_models_or_one_clear_error(fault: Fault) -> None:
+def test_one_attempt_returns_the_models_or_one_clear_error(fault: Fault) -> None:
     """And the next question is answered as if nothing had been."""
 
     async def main(clock: Clock) -> None:
@@ -214,7 +214,7 @@ def test_the_models_or_one_clear_error(fault: Fault) -> None:
 
 @pytest.mark.row("H08")
 @pytest.mark.parametrize("name", ["500", "502", "503", "504", "520"])
-def test_a_failure_that_passes_is_not_seen(name: str) -> None:
+def test_a_transient_failure_is_retried(name: str) -> None:
     """Lists are asked for again, as embeddings are."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -242,7 +242,7 @@ LISTS: dict[str, tuple[Any, list[str]]] = {
 
 @pytest.mark.row("P13")
 @pytest.mark.parametrize(("answer", "ids"), LISTS.values(), ids=LISTS)
-def test_odd_entries_spoil_no_list(answer: Any, ids: list[str]) -> None:
+def test_odd_entries_do_not_invalidate_a_list(answer: Any, ids: list[str]) -> None:
     """What can be read is read."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -272,7 +272,7 @@ def test_many_models_keep_their_order() -> None:
 
 
 @pytest.mark.row("P13")
-def test_a_description_of_ten_megabytes() -> None:
+def test_a_description_of_ten_megabytes_is_read_and_not_shown() -> None:
     """It is read, and not shown."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -311,7 +311,7 @@ class Paged:
 
 @pytest.mark.row("P13")
 @pytest.mark.parametrize("ends", ["repeats", "never"])
-async def test_pages_without_end(ends: str) -> None:
+async def test_endless_pages_are_stopped(ends: str) -> None:
     """A cursor that was there before is told as such, and a thousand pages are enough."""
     asked = 0
 

@@ -119,7 +119,7 @@ def _check(found: Any) -> None:
             assert {model.provider for model in each} == {name}
 
 
-def test_one_that_hangs_does_not_hold_up_the_others(tmp_path: Path) -> None:
+def test_a_provider_that_hangs_does_not_delay_the_others(tmp_path: Path) -> None:
     """All in under ten seconds, with what is configured by default."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -146,7 +146,7 @@ def test_one_that_hangs_does_not_hold_up_the_others(tmp_path: Path) -> None:
     run_simulated(main)
 
 
-def test_a_provider_that_failed_is_asked_again_after_five_seconds(tmp_path: Path) -> None:
+def test_a_failed_provider_is_requested_again_after_five_seconds(tmp_path: Path) -> None:
     """By this call; `list_models` asks at once."""
 
     async def main(clock: SimulatedClock) -> None:
@@ -171,7 +171,7 @@ def test_a_provider_that_failed_is_asked_again_after_five_seconds(tmp_path: Path
     run_simulated(main)
 
 
-async def test_what_cannot_even_be_asked_is_an_error_of_its_own(tmp_path: Path) -> None:
+async def test_a_provider_that_cannot_be_requested_has_its_own_error(tmp_path: Path) -> None:
     """An unknown provider, one without its key, one whose address is wrong."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -193,7 +193,7 @@ async def test_what_cannot_even_be_asked_is_an_error_of_its_own(tmp_path: Path) 
         assert isinstance(found["dead"], llmopt.ConnectFailed)
 
 
-async def test_bad_arguments(tmp_path: Path) -> None:
+async def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     """Told before anybody is asked."""
     async with llmopt.AsyncClient({}) as client:
         with pytest.raises(llmopt.ConfigError, match="list of names"):
@@ -205,7 +205,7 @@ async def test_bad_arguments(tmp_path: Path) -> None:
         assert await client.batch_list_models([]) == {}
 
 
-async def test_after_closing() -> None:
+async def test_a_closed_client_raises() -> None:
     """Neither from the cache."""
     client = llmopt.AsyncClient({})
     await client.list_models("local")
@@ -216,7 +216,7 @@ async def test_after_closing() -> None:
         await client.batch_list_models(["local"])
 
 
-async def test_warm(tmp_path: Path) -> None:
+async def test_warm_fetches_the_lists(tmp_path: Path) -> None:
     """At start-up: then nobody waits, and what failed is told."""
     async with FaultServer() as server:
         server.default(answer_openai)
@@ -231,7 +231,7 @@ async def test_warm(tmp_path: Path) -> None:
             assert len(server.requests) == 1
 
 
-def test_sync_and_threads(tmp_path: Path) -> None:
+def test_the_sync_client_lists_models_in_threads(tmp_path: Path) -> None:
     """The mirror: one request for many threads, and lists at hand without crossing to the loop."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -254,7 +254,7 @@ def test_sync_and_threads(tmp_path: Path) -> None:
             client.list_models("s")
 
 
-def test_sync_has_it_refreshed_too(tmp_path: Path) -> None:
+def test_the_sync_client_refreshes_in_the_background(tmp_path: Path) -> None:
     """What is not fresh any more, or due, goes the long way, on which somebody sees to it."""
     clock = SimulatedClock()
     with serving() as server:
@@ -275,7 +275,7 @@ def test_sync_has_it_refreshed_too(tmp_path: Path) -> None:
             server.run(server.server.wait_requests(3))
 
 
-async def test_two_event_loops_one_after_the_other(tmp_path: Path) -> None:
+async def test_lists_are_refreshed_in_consecutive_event_loops(tmp_path: Path) -> None:
     """What one loop was refreshing when it ended, the next one refreshes."""
 
     def run(work: Any) -> Any:

@@ -50,7 +50,7 @@ def test_an_empty_plugin_gets_the_defaults() -> None:
     assert hooks.open_transport(SETTINGS) is None
 
 
-def test_the_plugin_wins_also_when_it_tries_last() -> None:
+def test_the_plugin_wins_even_with_trylast() -> None:
     """The core's defaults come after everything."""
 
     @hookimpl(trylast=True)
@@ -60,7 +60,7 @@ def test_the_plugin_wins_also_when_it_tries_last() -> None:
     assert ProviderHooks("acme", plugin(batch_limit=batch_limit)).batch_limit(CALL, SETTINGS).max_items == 7
 
 
-def test_none_means_the_default_and_nothing_is_a_value() -> None:
+def test_none_selects_the_default_and_empty_values_are_used() -> None:
     """An empty BatchLimit is an answer, None is a question passed on."""
 
     @hookimpl
@@ -143,7 +143,7 @@ def test_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -> No
 
 
 @pytest.mark.row("G03")
-def test_an_exception_in_a_hook_is_the_plugins() -> None:
+def test_an_exception_in_a_hook_is_a_plugin_error() -> None:
     """Its kind is named, its text stays with the cause."""
 
     @hookimpl
@@ -155,7 +155,7 @@ def test_an_exception_in_a_hook_is_the_plugins() -> None:
     assert "canary" not in str(caught.value)
 
 
-def test_an_llmopt_error_in_a_hook_passes() -> None:
+def test_an_llmopt_error_in_a_hook_is_raised_unchanged() -> None:
     """A plugin may say that an extra is missing."""
 
     @hookimpl
@@ -181,7 +181,7 @@ def test_plugins_do_not_see_each_other() -> None:
 
 @pytest.mark.row("G03")
 @pytest.mark.parametrize("given", [[ChatEvent()], ("text",), (ChatEvent(), None), ChatEvent(), "text"])
-def test_events_of_a_stream_are_a_tuple_of_them(given: object) -> None:
+def test_stream_events_must_be_a_tuple_of_chat_events(given: object) -> None:
     """Each is looked at, for every event."""
 
     @hookimpl
@@ -193,7 +193,7 @@ def test_events_of_a_stream_are_a_tuple_of_them(given: object) -> None:
         hooks.parse_stream_event(ChatCall(model="m"), ServerEvent(data="{}"), SETTINGS)
 
 
-def test_events_of_a_stream_come_through() -> None:
+def test_stream_events_of_a_plugin_are_delivered() -> None:
     """None of them, several, or a failure."""
     outcomes = [(), (ChatEvent(), ChatEvent(last=True)), Failure(status=200)]
     for outcome in outcomes:
@@ -226,7 +226,7 @@ def told(text: str) -> tuple[llmopt.ChatEvent, ...]:
     return (llmopt.ChatEvent(text=text),)
 
 
-def test_a_plugin_that_leaves_it_to_the_core() -> None:
+def test_a_plugin_without_the_hook_uses_the_default() -> None:
     """By having no such hook, or by returning None."""
     for each in (SimpleNamespace(), stream_plugin(lambda call, event, settings: None)):
         parse = ProviderHooks("p", each).stream_parser(STREAM_CALL, STREAM_SETTINGS)
@@ -251,7 +251,7 @@ def test_a_plugin_that_leaves_it_to_the_core() -> None:
         (lambda: told("nothing"), "nothing"),
     ],
 )
-def test_parameters_may_be_left_out_and_stand_in_any_order(function: Any, expected: str) -> None:
+def test_hook_parameters_may_be_omitted_and_reordered(function: Any, expected: str) -> None:
     """As pluggy allows."""
     assert (
         said(ProviderHooks("p", stream_plugin(function)).stream_parser(STREAM_CALL, STREAM_SETTINGS)(WORD))
@@ -272,7 +272,7 @@ def test_a_wrapper_is_called_around_it() -> None:
     assert [said(parse(WORD)) for _ in range(2)] == ["HELLO", "HELLO"]
 
 
-def test_a_users_plugin_goes_before_the_providers() -> None:
+def test_a_users_plugin_precedes_the_providers_plugin() -> None:
     """The one registered last is asked first."""
     mine = stream_plugin(lambda event: told("mine") if event.data.startswith("{") else None)
     parse = ProviderHooks("p", stream_plugin(lambda event: told("theirs")), [mine]).stream_parser(
@@ -283,14 +283,14 @@ def test_a_users_plugin_goes_before_the_providers() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["text", 7, [], (1,), {}, (llmopt.ChatEvent(), None)])
-def test_a_wrong_value_names_plugin_and_hook(wrong: object) -> None:
+def test_a_wrong_hook_value_names_plugin_and_hook(wrong: object) -> None:
     """Whatever it is."""
     parse = ProviderHooks("p", stream_plugin(lambda event: wrong)).stream_parser(STREAM_CALL, STREAM_SETTINGS)
     with pytest.raises(llmopt.PluginContractError, match=r"'p'.*parse_stream_event"):
         parse(WORD)
 
 
-def test_a_hook_that_raises() -> None:
+def test_a_hook_that_raises_names_the_plugin() -> None:
     """llmopt's own errors pass; any other is the stream_plugin's fault."""
 
     def refuse(event: ServerEvent) -> None:

@@ -63,7 +63,7 @@ def registry(config: Mapping[str, object] | None = None, **environ: str) -> Regi
     return Registry(load_config({"providers": config or {}}, environ={}), (), environ)
 
 
-def test_its_names_are_found_and_served(folder: Path) -> None:
+def test_every_name_of_a_general_plugin_is_served(folder: Path) -> None:
     """With the hooks told which one is meant."""
     found = registry()
     north = found.get("north")
@@ -78,7 +78,7 @@ def test_its_names_are_found_and_served(folder: Path) -> None:
     }
 
 
-def test_an_entry_may_name_one_of_them(folder: Path) -> None:
+def test_an_entry_may_name_a_provider_of_a_general_plugin(folder: Path) -> None:
     """Under a name of its own."""
     from llmopt import CatalogCall
 
@@ -87,7 +87,7 @@ def test_an_entry_may_name_one_of_them(folder: Path) -> None:
     assert mine.hooks.build_request(CatalogCall(), settings).path == "/south/mine"
 
 
-def test_the_plugin_is_taken_up_once(folder: Path) -> None:
+def test_a_general_plugin_is_registered_once(folder: Path) -> None:
     """For all its names; errors still name the one that was asked."""
     found = registry()
     north, south = found.get("north").hooks, found.get("south").hooks
@@ -95,7 +95,7 @@ def test_the_plugin_is_taken_up_once(folder: Path) -> None:
     assert (north._provider, south._provider) == ("north", "south")
 
 
-def test_only_those_with_a_key_are_asked_unnamed(folder: Path) -> None:
+def test_only_providers_with_a_key_are_used_by_default(folder: Path) -> None:
     """And not one whose variable is meant for more."""
     assert not {"north", "south", "shy", "many"} & set(registry().names())
     named = registry(SOUTH_KEY="k", SHY_KEY="k", MANY_KEY="").names()
@@ -104,7 +104,7 @@ def test_only_those_with_a_key_are_asked_unnamed(folder: Path) -> None:
     assert registry(SHY_KEY="k").get("shy").endpoints[0].credential.problem == ""
 
 
-def test_a_key_that_comes_later_is_seen(folder: Path) -> None:
+def test_a_key_set_later_is_used(folder: Path) -> None:
     """Without asking the plugin a second time."""
     environ: dict[str, str] = {}
     found = Registry(Config(), (), environ)
@@ -115,7 +115,7 @@ def test_a_key_that_comes_later_is_seen(folder: Path) -> None:
     assert sys.modules["many_providers"].made == [*asked, "north"]
 
 
-def test_a_plugin_of_the_name_s_own_comes_first(folder: Path) -> None:
+def test_a_plugin_for_one_name_precedes_a_general_plugin(folder: Path) -> None:
     """Without a conflict, and without a word."""
     lay(folder, "own-north", {"llmopt": {"north": "own_north"}}, OWN)
     found = registry(NORTH_KEY="k", OWN_KEY="k")
@@ -148,7 +148,7 @@ def test_the_overview_is_short(folder: Path) -> None:
     assert not any(each.state == "not installed" for each in plugins_overview(config))
 
 
-def test_providers_without_a_key_are_not_looked_at(folder: Path) -> None:
+def test_providers_without_a_key_are_not_loaded(folder: Path) -> None:
     """Unless somebody configured or named them."""
     assert {"north", "south"} & {each.name for each in providers_overview(Config(), {})} == set()
     assert {"north", "south"} & {each.name for each in providers_overview(Config(), {"SOUTH_KEY": "k"})} == {
@@ -157,7 +157,7 @@ def test_providers_without_a_key_are_not_looked_at(folder: Path) -> None:
     assert [each.name for each in providers_overview(Config(), {}, ["north"])] == ["north"]
 
 
-def test_an_unknown_name_gets_near_ones_and_no_list_of_hundreds(folder: Path) -> None:
+def test_an_unknown_name_gets_suggestions(folder: Path) -> None:
     """The general plugin's names are counted, and found when they are near."""
     with pytest.raises(UnknownProvider) as caught:
         registry().get("soutth")
@@ -168,6 +168,6 @@ def test_an_unknown_name_gets_near_ones_and_no_list_of_hundreds(folder: Path) ->
     assert "local" in message
 
 
-def test_a_profile_says_whether_it_is_asked_unnamed() -> None:
+def test_a_profile_says_whether_it_is_used_by_default() -> None:
     """By default it is."""
     assert Profile().discovered

@@ -79,7 +79,7 @@ def by_hand(url: str, question: str) -> Read:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-async def test_a_stream_is_what_stands_on_the_wire(question: str, llama_url: str) -> None:
+async def test_a_stream_equals_the_raw_events(question: str, llama_url: str) -> None:
     """Text, finish reason and usage, however many events are parsed at once; and the same as in one piece."""
     expected = await asyncio.to_thread(by_hand, llama_url, question)
     assert expected[0]
@@ -91,7 +91,7 @@ async def test_a_stream_is_what_stands_on_the_wire(question: str, llama_url: str
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-async def test_a_stream_is_what_openais_own_client_reads(question: str, llama_url: str) -> None:
+async def test_a_stream_equals_that_of_the_openai_client(question: str, llama_url: str) -> None:
     """Text, finish reason and usage."""
     openai: Any = pytest.importorskip("openai")
     text, reason, usage = "", None, None
@@ -136,7 +136,7 @@ async def test_parameters_reach_the_model(llama_url: str) -> None:
         assert isinstance(json.loads(whole.text)["n"], int)
 
 
-async def test_a_stream_that_is_left_stops_the_server(llama_url: str) -> None:
+async def test_leaving_a_stream_stops_the_server(llama_url: str) -> None:
     """Its slot is free for the next one, which otherwise would wait for thousands of tokens."""
     async with llmopt.AsyncClient(config(llama_url)) as client:
         for _ in range(10):
@@ -148,7 +148,7 @@ async def test_a_stream_that_is_left_stops_the_server(llama_url: str) -> None:
             assert (await client.chat(MODEL, asked("Say hello."), max_tokens=3)).text
 
 
-async def test_refusals(llama_url: str) -> None:
+async def test_error_statuses_raise(llama_url: str) -> None:
     """A wrong key, and a question longer than the context, for a stream as for a chat."""
     wrong = config(llama_url)
     wrong["providers"]["server"]["api_key"] = "wrong-key-1"
@@ -162,7 +162,7 @@ async def test_refusals(llama_url: str) -> None:
                 raise AssertionError
 
 
-def test_the_command_line_chats_with_it(llama_url: str, tmp_path: Path) -> None:
+def test_the_command_line_chats(llama_url: str, tmp_path: Path) -> None:
     """A question on standard input, its answer on standard output."""
     settings = tmp_path / "llmopt.toml"
     settings.write_text(

