@@ -31,7 +31,7 @@ def provider_profile(entry: ProviderEntry) -> Profile:
 
 @hookimpl
 def credential_provider(settings: Settings) -> Callable[[], str] | None:
-    """Tokens of azure-identity where ``auth = "entra"`` asks for them."""
+    """Tokens of azure-identity with ``auth = "entra"``."""
     return _entra.token_provider(settings) if settings.options.get("auth") == "entra" else None
 
 

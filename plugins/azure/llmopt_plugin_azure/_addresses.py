@@ -1,4 +1,4 @@
-"""What users paste as base_url, taken apart: Azure shows the address of a resource in many forms.
+"""Parsing of base_url: Azure shows the URL of a resource in many forms.
 
 ``https://r.openai.azure.com``, with ``/openai``, with ``/openai/v1``, with
 ``/openai/deployments/d`` and with the path of an operation behind it all mean the same resource; a
@@ -27,11 +27,11 @@ _V1_VERSIONS: Final = ("v1", "preview")
 
 @frozen(kw_only=True)
 class Resource:
-    """An Azure resource and how it is asked.
+    """An Azure resource and its interface.
 
     Attributes:
         root: its URL, up to and without ``/openai``.
-        classic: whether the classic surface is meant.
+        classic: whether to use the classic surface.
         version: value of ``api-version``, None to leave it out.
         deployment: the deployment that is used whatever the model's name; None for the model's name.
     """
@@ -43,7 +43,7 @@ class Resource:
 
 
 def resource_of(settings: Settings) -> Resource:
-    """The resource that the settings mean.
+    """The resource of the settings.
 
     The surface is the one that ``surface`` names, else the one of ``base_url``, else the one that
     ``api_version`` belongs to; v1 by default.

@@ -12,7 +12,7 @@ from llmopt_plugin_azure._limits import KNOWN, MODELS, deployments
 
 
 def page_of(page: CatalogPage, settings: Settings) -> CatalogPage:
-    """The configured deployments, or what the resource lists with what is known of it."""
+    """The configured deployments, or the models that the resource lists, with known data."""
     configured = deployments(settings)
     if configured:
         return CatalogPage(models=tuple(_deployed(name, base) for name, base in configured.items()))

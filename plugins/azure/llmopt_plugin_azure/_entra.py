@@ -26,7 +26,7 @@ _BY_HOST: Final[Mapping[str, str]] = {
 
 
 def scope_of(settings: Settings) -> str:
-    """The scope that tokens are asked for."""
+    """The scope of the tokens for an endpoint."""
     configured = settings.options.get("token_scope")
     if configured:
         return str(configured)
@@ -35,7 +35,7 @@ def scope_of(settings: Settings) -> str:
 
 
 def token_provider(settings: Settings) -> Callable[[], str]:
-    """A function that gives a token that is valid now.
+    """A function that returns a valid token.
 
     Raises:
         ConfigError: azure-identity is not installed.
@@ -60,7 +60,7 @@ class EntraTokens:
     """Tokens of azure-identity's default credential, which caches each token until it expires.
 
     Args:
-        scope: what the tokens are for.
+        scope: the scope of the tokens.
     """
 
     def __init__(self, scope: str) -> None:
@@ -70,7 +70,7 @@ class EntraTokens:
         self._provider: Callable[[], str] | None = None
 
     def __call__(self) -> str:
-        """A token that is valid now. May block."""
+        """Return a valid token. May block."""
         with self._lock:
             if self._provider is None:
                 identity = import_module("azure.identity")

@@ -23,7 +23,7 @@ _FILTERED: Final = "ResponsibleAIPolicyViolation"
 
 
 def verdict_of(failure: Failure, settings: Settings) -> Verdict:
-    """What an error of Azure's means."""
+    """Classify an error of Azure."""
     verdict = compatible.classify(failure)
     judge = _BY_STATUS.get(failure.stated_status)
     return judge(failure, verdict, settings) if judge is not None else verdict

@@ -1,4 +1,4 @@
-"""What fits into one request. A deployment's name says nothing; its base model does, where it is configured."""
+"""Limits of one request: those of the base model, where it is configured for the deployment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KNOWN: Final = ModelTable("llmopt_plugin_azure", "known.json")
 
 
 def limit_of(call: EmbedCall, settings: Settings) -> BatchLimit:
-    """The limits of the deployment's base model, or of any model where that is not known."""
+    """The limits of the deployment's base model, or of any model if that is unknown."""
     deployment = resource_of(settings).deployment or call.model
     return MODELS.limit(deployments(settings).get(deployment) or deployment, call.model)
 
@@ -23,7 +23,7 @@ def deployments(settings: Settings) -> Mapping[str, str | None]:
     """The configured deployments with their base models, None where only the name is given.
 
     Raises:
-        ConfigError: they are of another form.
+        ConfigError: they have another type.
     """
     given = settings.options.get("deployments")
     if given is None:

@@ -1,4 +1,4 @@
-"""What Azure OpenAI is like, and the keys that it adds to a provider entry."""
+"""The profile of Azure OpenAI, and the options that it adds to a provider entry."""
 
 from __future__ import annotations
 

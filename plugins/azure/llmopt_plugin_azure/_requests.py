@@ -1,4 +1,4 @@
-"""Azure's two surfaces: a deployment stands in the URL, or in the body."""
+"""Requests to Azure's two surfaces: the deployment is in the URL or in the body."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES: Final[Mapping[str, str]] = {"max_tokens": "max_completion_tokens"}
 
 
 def request_of(call: Call, settings: Settings) -> HttpRequest:
-    """The request for a call on the surface that the settings mean."""
+    """The request for a call on the surface of the settings."""
     resource = resource_of(settings)
     if resource.deployment and not isinstance(call, CatalogCall):
         call = evolve(call, model=resource.deployment)

@@ -31,7 +31,7 @@ def provider_profile(entry: ProviderEntry) -> Profile:
 
 @hookimpl
 def batch_limit(settings: Settings) -> BatchLimit | None:
-    """What the row states, where it states something."""
+    """The limits of the row, if it has any."""
     return TABLE.row(settings.plugin).limit
 
 
@@ -43,7 +43,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest | None:
 
 @hookimpl
 def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
-    """The common dialect's, and what the row says of the provider's own keys."""
+    """Read a list of the common dialect, and the provider's own keys that the row names."""
     return _catalog.page_of(response, settings, TABLE.row(settings.plugin))
 
 

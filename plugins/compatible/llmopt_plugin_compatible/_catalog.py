@@ -1,4 +1,4 @@
-"""Lists of models: the common dialect, and what a row says of the provider's own keys."""
+"""Lists of models: the common dialect, and the provider's own keys that a row names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAX_PLAUSIBLE_PRICE: Final = 100_000.0
 
 
 def page_of(response: HttpResponse, settings: Settings, row: Row) -> CatalogPage | Failure:
-    """The models of an answer.
+    """The models of a response.
 
     Raises:
-        InvalidResponse: the answer holds no list.
+        InvalidResponse: the response has no list.
     """
     page = compatible.parse_catalog(response, settings.provider)
     reading = row.reading
@@ -59,7 +59,7 @@ def _price(value: object, scale: float) -> float | None:
 
 
 def _at(raw: Mapping[str, Any], path: str) -> Any:
-    """What stands at a path of keys, None when there is nothing."""
+    """The value at a path of keys, or None."""
     found: Any = raw if path else None
     for key in path.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None

@@ -1,4 +1,4 @@
-"""What hosted providers say beyond codes and status. Every shape that was seen stands in errors.toml."""
+"""Errors of hosted providers beyond codes and status. errors.toml has every known shape."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_MESSAGE: Final = 300
 
 
 def verdict_of(failure: Failure) -> Verdict:
-    """What an error of a hosted provider means."""
+    """Classify an error of a hosted provider."""
     verdict = _with_text(failure, compatible.classify(failure))
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return evolve(verdict, kind=_K.RATE_LIMITED) if _is_in_flight(failure) else verdict

@@ -1,4 +1,4 @@
-"""What a provider of the table is like."""
+"""The profile of a provider of the table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from llmopt_plugin_compatible._table import Row
 
 
 def profile_of(row: Row) -> Profile:
-    """A row's profile. A key from the environment goes to the row's own origin and nowhere else."""
+    """A row's profile. A key from the environment is sent to the row's origin only."""
     return Profile(
         base_url=row.base_url,
         key_env=row.key_env,

@@ -1,4 +1,4 @@
-"""The table of providers: what a row holds, and where it is read."""
+"""The table of providers: its rows, and how they are read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llmopt import BatchLimit, package_data
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A gap in a base URL: something of the user's.
+    """A placeholder in a base URL for a value of the user.
 
     Attributes:
-        env: environment variables that fill it.
-        help: what to put there.
+        env: environment variables that replace it.
+        help: a description of the value.
     """
 
     env: tuple[str, ...]
@@ -74,7 +74,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def limit(self) -> BatchLimit | None:
-        """What fits into one request, None when nothing is known."""
+        """The limits of one request, or None."""
         if self.max_items is None and self.max_tokens is None:
             return None
         return BatchLimit(
@@ -104,7 +104,7 @@ class Table:
         ).providers
 
     def row(self, name: str) -> Row:
-        """The row of a provider; an empty one for the plugin's own name, which stands for any address."""
+        """The row of a provider; an empty one for the plugin's own name, which stands for any base URL."""
         return self.rows.get(name, _NOBODY)
 
 

@@ -79,7 +79,7 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
 
 @hookimpl
 def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure | None:
-    """Lines are Ollama's own; all else is the common dialect."""
+    """Lines are Ollama's format; other events are the common dialect."""
     return _ollama.events_of(call, event) if event.event == "line" else None
 
 
@@ -97,7 +97,7 @@ def classify_error(failure: Failure, settings: Settings) -> Verdict:
 
 @hookimpl
 def open_transport(settings: Settings) -> httpx.AsyncBaseTransport | None:
-    """The embedded engine, where no server is configured."""
+    """The embedded engine, if no server is configured."""
     if settings.base_url:
         return None
     from llmopt_plugin_local._embedded import EmbeddedTransport

@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own."""
+"""Recognises URLs of this machine."""
 
 from __future__ import annotations
 

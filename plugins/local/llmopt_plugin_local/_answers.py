@@ -1,4 +1,4 @@
-"""Embedding answers by their shape: the common one, Ollama's, and the bare lists of TEI and llama.cpp."""
+"""Embedding responses by their shape: the common one, Ollama's, and the bare lists of TEI and llama.cpp."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class _Unpooled(msgspec.Struct):
 
 
 def rows_of(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Failure:
-    """The vectors of an answer, or the failure that a 2xx carries.
+    """The vectors of a response, or the failure in a 2xx.
 
     Raises:
-        InvalidResponse: the answer is neither.
+        InvalidResponse: the response is neither.
     """
     head = response.body[:_HEAD].lstrip()
     if head.startswith(b"["):

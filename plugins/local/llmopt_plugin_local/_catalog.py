@@ -34,7 +34,7 @@ def page_of(response: HttpResponse, settings: Settings) -> CatalogPage | Failure
     """The models that a server has.
 
     Raises:
-        InvalidResponse: the answer holds no list.
+        InvalidResponse: the response has no list.
     """
     value = response.json
     if isinstance(value, dict) and isinstance(value.get("model_id"), str):
@@ -42,7 +42,7 @@ def page_of(response: HttpResponse, settings: Settings) -> CatalogPage | Failure
     page = compatible.parse_catalog(response, settings.provider)
     if isinstance(page, Failure):
         return page
-    # Native lists have one page, whatever they say: the next one could not be asked for.
+    # Native lists have one page, even if they name a next one: there is no request for it.
     cursor = None if flavour_of(settings) in LISTS else page.next_cursor
     return evolve(page, models=tuple(map(_described, page.models)), next_cursor=cursor)
 
@@ -98,7 +98,7 @@ def _aliases(model: Model) -> tuple[str, ...]:
 
 
 def _names(model: Model) -> tuple[str, ...]:
-    """What a model may be called in the table: "nomic-ai/Nomic-Embed-Text:v1.5" is "nomic-embed-text" there."""
+    """Names of a model in the table: "nomic-ai/Nomic-Embed-Text:v1.5" is "nomic-embed-text" there."""
     plain = (name.rpartition("/")[2].lower() for name in (model.id, model.name))
     return tuple(form for name in plain for form in (name, name.partition(":")[0]))
 

@@ -34,7 +34,7 @@ _TRY_AGAIN: Final = re.compile(r"try again in (\d{1,9}(?:\.\d+)?)(ms|s)\b", re.I
 
 
 def verdict_of(failure: Failure, settings: Settings) -> Verdict:
-    """What an error of a local server means."""
+    """Classify an error of a local server."""
     verdict = compatible.classify(failure)
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return verdict

@@ -26,7 +26,7 @@ class Detail:
     """The first fault.
 
     Attributes:
-        message: where it is and what it is, without the input.
+        message: position and reason, without the input.
         item: index of the text at fault, None when it is no single text's.
     """
 

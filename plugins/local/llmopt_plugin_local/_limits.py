@@ -4,7 +4,7 @@
 |---|---|
 | TEI | ``/info``: items and permits for a request, tokens for a text |
 | vLLM | ``/v1/models``: ``max_model_len`` of each model |
-| llama.cpp | ``/props``: the context; the physical batch, which is the limit of a text, stays untold |
+| llama.cpp | ``/props``: the context; the physical batch, which is the limit of a text, is not stated |
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def chat_body(call: ChatCall) -> dict[str, Any]:
     """The body of a request.
 
     Raises:
-        InvalidInput: the call has what Ollama does not: a forced tool, a picture that is a URL.
+        InvalidInput: Ollama lacks a feature of the call: a forced tool, an image by URL.
     """
     body: dict[str, Any] = {
         "model": call.model,
@@ -82,10 +82,10 @@ def _format(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reply_of(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
-    """The reply of an answer, in Ollama's form or the common one.
+    """The reply of a response, in Ollama's form or the common one.
 
     Raises:
-        InvalidResponse: the answer is neither, nor an error.
+        InvalidResponse: the response is neither, nor an error.
     """
     value = response.json
     if not isinstance(value, dict) or "choices" in value or not isinstance(value.get("message"), dict):

@@ -1,4 +1,4 @@
-"""What servers say when a request or a text is too large for them. Compared in small letters."""
+"""Messages of servers for a request or a text that is too large, in lower case."""
 
 from __future__ import annotations
 

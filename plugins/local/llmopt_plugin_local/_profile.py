@@ -1,4 +1,4 @@
-"""What local servers are like, and the keys that they add to a provider entry."""
+"""The profile of local servers, and the options that they add to a provider entry."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ADDRESSES: Final[Mapping[str, str]] = {
 
 
 def profile_of(entry: ProviderEntry) -> Profile:
-    """No key needed. Nearby servers get one retry, far ones four, the embedded engine none."""
+    """No key needed. A server on this machine gets one retry, a remote one four, the embedded engine none."""
     flavour = str(entry.options.get("flavour"))
     usual = _ADDRESSES.get(flavour)
     if entry.base_url is None and usual is None:

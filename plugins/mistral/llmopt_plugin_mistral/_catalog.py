@@ -1,4 +1,4 @@
-"""Mistral's list: the same model stands there once for each alias."""
+"""Mistral's list, which has a model once for each of its aliases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistral's errors: flat bodies, numeric codes as text. Every shape that was seen stands in errors.toml."""
+"""Mistral's errors: flat bodies, numeric codes as text. errors.toml has every known shape."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STATED: Final = re.compile(r"max is (\d{1,12})\b", re.IGNORECASE)
 
 
 def verdict_of(failure: Failure) -> Verdict:
-    """What an error of Mistral's means."""
+    """Classify an error of Mistral."""
     verdict = compatible.classify(failure)
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return verdict

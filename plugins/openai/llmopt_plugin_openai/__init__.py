@@ -64,7 +64,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
 
 @hookimpl
 def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
-    """OpenAI's list names models and no more; what is known of them is added."""
+    """OpenAI's list has ids only; known data is added."""
     page = compatible.parse_catalog(response, settings.provider)
     if not isinstance(page, CatalogPage):
         return page

@@ -1,4 +1,4 @@
-"""OpenAI's errors and what each means.
+"""Classification of OpenAI's errors.
 
 Quota comes first: since 2026 five codes of status 429 mean that no money is left. A 429 whose text
 says "Request too large" is more than a whole minute's tokens, so that waiting never helps.
@@ -30,7 +30,7 @@ _UNIT_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def verdict_of(failure: Failure) -> Verdict:
-    """What an error of OpenAI's means."""
+    """Classify an error of OpenAI."""
     verdict = compatible.classify(failure)
     if _NO_MONEY in (failure.error.code, failure.error.type):
         return evolve(verdict, kind=_K.QUOTA_EXHAUSTED)
