@@ -127,7 +127,7 @@ def test_a_stream_without_an_end(client: llmopt.Client, thread: ServerThread) ->
 def test_leaving_the_block_early_closes_the_stream(
     how: str, client: llmopt.Client, thread: ServerThread
 ) -> None:
-    """The connection is let go; what was handed out stays."""
+    """The connection is released; events already delivered stay."""
     thread.server.default(NEVER_ENDING)
     try:
         with client.stream(MODEL, ASKED) as stream:
@@ -189,7 +189,7 @@ def test_closing_the_client_ends_its_streams(thread: ServerThread) -> None:
 def test_streams_work_in_threads_and_inside_a_running_loop(
     client: llmopt.Client, thread: ServerThread
 ) -> None:
-    """Streams beside each other."""
+    """Several streams at once."""
     thread.server.default(stream_answer(WORDS))
 
     def one(_: int) -> str:

@@ -35,7 +35,7 @@ def tokens(server: FaultServer) -> list[str]:
 
 
 async def test_a_new_token_is_tried_once_without_delay() -> None:
-    """The old one expired on the way; whoever gives tokens has another by now."""
+    """The old token expired in flight; the credential function returns a new one."""
     given = iter(["old-token", "new-token", "new-token", "new-token"])
     async with (
         FaultServer() as server,
@@ -44,7 +44,7 @@ async def test_a_new_token_is_tried_once_without_delay() -> None:
         server.default(only("new-token"))
         assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)
         assert tokens(server) == ["old-token", "new-token"]
-        # And nobody holds the old one's refusal against it.
+        # The refusal of the old token does not block the new one.
         assert (await client.embed(MODEL, ["b"])).vectors.shape == (1, 4)
 
 
@@ -84,7 +84,7 @@ async def test_only_one_further_token_is_tried() -> None:
 
 
 async def test_a_failing_credential_function_leaves_the_refusal() -> None:
-    """That is what the caller is told of."""
+    """The caller gets the refusal."""
     given = iter(["old-token"])
 
     def token() -> str:
@@ -101,7 +101,7 @@ async def test_a_failing_credential_function_leaves_the_refusal() -> None:
 
 
 async def test_a_fixed_key_is_sent_once() -> None:
-    """There is no other one to be had."""
+    """There is no other key to try."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, "old-token")) as client:
         server.default(only("new-token"))
         with pytest.raises(llmopt.AuthError):

@@ -50,7 +50,7 @@ def right(found: Any, *texts: str) -> bool:
 
 @pytest.mark.row("C08")
 def test_one_client_works_in_consecutive_event_loops() -> None:
-    """Each run makes connections of its own."""
+    """Each run opens its own connections."""
     with serving() as thread:
         client = llmopt.AsyncClient(config(thread.server))
         for number in range(3):
@@ -86,7 +86,7 @@ def test_one_client_works_on_several_loops_at_once() -> None:
 
 @pytest.mark.row("C08")
 def test_first_calls_from_many_threads_share_one_pool() -> None:
-    """Whoever is first opens it; nobody's is left open and forgotten."""
+    """The first thread opens it; no other pool is left open."""
     with serving() as thread:
         for _ in range(scaled(10, nightly=30)):
             client = llmopt.AsyncClient(config(thread.server))
@@ -256,7 +256,7 @@ async def test_an_expired_deadline_fails_at_once(deadline: float) -> None:
 @pytest.mark.row("C15")
 @pytest.mark.parametrize("deadline", [float("nan"), float("inf"), "5", True])
 async def test_invalid_deadlines_are_refused(deadline: Any) -> None:
-    """A slip is told, not taken for ever."""
+    """An invalid value raises instead of meaning no deadline."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with pytest.raises(llmopt.ConfigError, match="deadline"):
             await client.embed(MODEL, ["a"], deadline=deadline)

@@ -20,7 +20,7 @@ KEY = "canary-key-58d1c07e"
 TOKEN = "canary-token-93b1e6aa"
 TEXT = "canary-text-a07c"
 LONG = f"{TEXT} and so on. " * 400
-"""Enough for a body that goes out packed."""
+"""Long enough for a body that is compressed."""
 AT_ONCE = 24
 TIMEOUT_S = 0.3
 DEADLINE_S = 2.0
@@ -90,7 +90,7 @@ def config(server: FaultServer, folder: Path, number: int) -> dict[str, Any]:
         "headers": {"x-gateway-token": TOKEN},
         "timeouts": timeouts,
         "retry_delay": 0.001,
-        # Long bodies go out packed, and again as they are where that is refused.
+        # Long bodies are sent compressed, and again uncompressed where that is refused.
         "compress_requests": True,
     }
     return {"providers": {f"server{number}": entry}, "cache_dir": str(folder)}

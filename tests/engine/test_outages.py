@@ -162,7 +162,7 @@ def test_five_percent_of_transient_faults_are_retried(seed: int) -> None:
 
 @pytest.mark.row("N12")
 def test_five_failed_connections_open_the_circuit() -> None:
-    """Of the origin: nobody knocks any more, for any of its models."""
+    """The circuit of the origin: no request is sent for any of its models."""
 
     async def main(clock: SimulatedClock) -> None:
         events: list[Any] = []

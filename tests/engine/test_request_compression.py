@@ -66,7 +66,7 @@ def of(made: llmopt.AsyncClient) -> dict[str, Any]:
 
 
 async def test_bodies_of_8_kib_and_more_are_compressed() -> None:
-    """One byte less goes as it is."""
+    """One byte less is sent uncompressed."""
     async with FaultServer() as server, client(server) as made:
         server.default(answer_openai)
         await made.embed(MODEL, ["a"])
@@ -99,7 +99,7 @@ async def test_requests_are_compressed_only_when_configured() -> None:
 
 
 async def test_a_retry_sends_the_same_bytes() -> None:
-    """Packed once."""
+    """Compressed once."""
     events: list[Any] = []
     async with FaultServer() as server, client(server, on_event=events.append) as made:
         server.play(error_answer(503, "busy"))
@@ -242,7 +242,7 @@ def test_the_resend_shares_the_timeout_of_the_attempt() -> None:
 
 
 async def test_chats_and_streams_are_compressed() -> None:
-    """Packed, and sent again as they are where that is refused."""
+    """Compressed, and sent again uncompressed where that is refused."""
     async with FaultServer() as server, client(server) as made:
         server.default(json_answer(chat_payload(["yes"])))
         assert (await made.chat(MODEL, QUESTION)).text == "yes"
@@ -300,7 +300,7 @@ async def test_a_custom_transport_sends_a_refused_request_again() -> None:
 async def test_servers_that_do_not_decompress_switch_compression_off(
     make: Any, entry: dict[str, Any], reference: str
 ) -> None:
-    """In their own words, which nobody needs to know."""
+    """Each refuses with its own error message."""
     texts = [f"text number {number} of many that make a long request" for number in range(30)] * 7
     texts = [f"{text} {index}" for index, text in enumerate(texts)][: 32 if "tei" in str(entry) else None]
     texts = [text + " and so on and on" * 20 for text in texts]
@@ -376,7 +376,7 @@ def test_compression_counters_start_at_zero() -> None:
 
 
 async def test_without_pooling_each_request_opens_a_connection() -> None:
-    """And the server is told so."""
+    """And the request has ``connection: close``."""
     async with FaultServer() as server:
         server.default(answer_openai)
         for pooling, connections in ((True, [1, 1, 1]), (False, [2, 3, 4])):

@@ -65,7 +65,7 @@ async def test_overlapping_lists_send_only_new_texts() -> None:
 
 @pytest.mark.row("C13")
 async def test_calls_with_different_options_are_not_shared() -> None:
-    """Another length is another question."""
+    """Another length is another request."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
@@ -117,7 +117,7 @@ async def test_cancelling_all_callers_cancels_the_request() -> None:
 
 @pytest.mark.row("C13")
 async def test_a_shared_failure_reaches_every_caller_and_is_not_stored() -> None:
-    """Each has an exception of its own; they do not each retry."""
+    """Each caller gets its own exception; the request is retried once for all."""
     gate = asyncio.Event()
     refusal = Script([Wait(gate), Respond(lambda _: b"HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n")])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
@@ -211,7 +211,7 @@ async def test_a_later_caller_with_a_longer_deadline_sends_its_own_request() -> 
 
 @pytest.mark.row("C13")
 async def test_closing_the_client_fails_waiting_callers() -> None:
-    """ClientClosed, never a cancellation that nobody asked for."""
+    """ClientClosed, never a cancellation that the caller did not request."""
     gate = asyncio.Event()
     async with FaultServer() as server:
         client = llmopt.AsyncClient(config(server))

@@ -71,28 +71,30 @@ async def test_a_stream_holds_its_slot_to_its_end() -> None:
 
 async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
     """One start, one attempt for each request, its pieces, one end, when the stream ends."""
-    told: list[Any] = []
+    emitted: list[Any] = []
 
-    def tell(happened: Any) -> None:
+    def record(happened: Any) -> None:
         if not happened.name.startswith("pool."):
-            told.append(happened)
+            emitted.append(happened)
 
-    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=tell) as client:
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=record) as client:
         server.play(error_answer(500, "x"), playing(*said(), DONE))
         async with client.stream(MODEL, ASKED) as stream:
             await anext(stream)
-            names = [each.name for each in told]
+            names = [each.name for each in emitted]
             assert names == ["request.start", "request.attempt", "request.retry"]
             async for _ in stream:
                 pass
-    names = [each.name for each in told]
+    names = [each.name for each in emitted]
     assert names[3:] == ["stream.chunk"] * 6 + ["request.attempt", "request.end"]
-    pieces = [each for each in told if each.name == "stream.chunk"]
+    pieces = [each for each in emitted if each.name == "stream.chunk"]
     assert [each.events for each in pieces] == [1] * 6
     assert [each.size for each in pieces] == [*map(len, said()[1:]), len(DONE)]
-    attempts = [(each.attempt, each.outcome, each.status) for each in told if each.name == "request.attempt"]
+    attempts = [
+        (each.attempt, each.outcome, each.status) for each in emitted if each.name == "request.attempt"
+    ]
     assert attempts == [(1, "ServerError", 500), (2, "ok", 200)]
-    assert (told[-1].outcome, told[-1].attempts) == ("ok", 2)
+    assert (emitted[-1].outcome, emitted[-1].attempts) == ("ok", 2)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +104,8 @@ async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
 )
 async def test_the_last_events_report_how_the_stream_ended(play: Script, outcome: str) -> None:
     """Once each."""
-    told: list[Any] = []
-    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=told.append) as client:
+    emitted: list[Any] = []
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=emitted.append) as client:
         server.default(play)
         try:
             async with client.stream(MODEL, ASKED) as stream:
@@ -112,7 +114,7 @@ async def test_the_last_events_report_how_the_stream_ended(play: Script, outcome
                         break
         except llmopt.StreamInterrupted:
             pass
-    ends = [(each.name, each.outcome) for each in told if hasattr(each, "outcome")]
+    ends = [(each.name, each.outcome) for each in emitted if hasattr(each, "outcome")]
     assert ends == [("request.attempt", outcome), ("request.end", outcome)]
 
 
@@ -129,7 +131,7 @@ async def test_interrupted_streams_open_the_circuit() -> None:
 
 
 async def test_a_rate_limit_error_in_a_stream_does_not_count_for_the_circuit() -> None:
-    """It is the limiter that hears of it."""
+    """Only the rate limiter counts it."""
     async with (
         FaultServer() as server,
         llmopt.AsyncClient(config(server), flags={"limiter": False}) as client,
@@ -168,7 +170,7 @@ def _call() -> llmopt.ChatCall:
 
 
 async def test_a_lease_is_settled_with_the_actual_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As told, or as estimated from what was said; whichever way the stream ended."""
+    """As emitted, or as estimated from what was said; whichever way the stream ended."""
     usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
     with_usage = [*said(), event(choices=[], usage=usage), DONE]
     long = event(choices=[{"index": 0, "delta": {"content": "x" * 4000}}])
@@ -195,10 +197,10 @@ async def test_a_lease_is_settled_with_the_actual_tokens(monkeypatch: pytest.Mon
         async with client.stream(MODEL, ASKED) as stream:
             await anext(stream)
         assert at_rest(client)
-    told = [tokens for tokens in settled if tokens is not None]
-    assert told[0] == 1000
-    assert len(told) == 4
-    assert all(1000 < tokens < 1100 for tokens in told[1:]), told
+    emitted = [tokens for tokens in settled if tokens is not None]
+    assert emitted[0] == 1000
+    assert len(emitted) == 4
+    assert all(1000 < tokens < 1100 for tokens in emitted[1:]), emitted
 
 
 async def test_slow_start_advances_with_each_first_event() -> None:
@@ -305,7 +307,7 @@ async def test_a_stream_refuses_a_second_reader() -> None:
 
 
 async def test_a_failed_stream_raises_again() -> None:
-    """Asking again does not make a broken stream a whole one."""
+    """Reading on raises the same error."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(cut_off(*said()))
         stream = client.stream(MODEL, ASKED)
@@ -359,7 +361,7 @@ def test_a_stream_dropped_after_its_loop_was_closed_warns() -> None:
 
 @pytest.mark.row("C07")
 def test_a_stream_dropped_in_another_thread_is_released_by_its_loop() -> None:
-    """Its own loop lets it go."""
+    """Its own loop releases the connection."""
     with serving() as thread:
         thread.server.default(NEVER_ENDING)
         held: list[Any] = []

@@ -376,7 +376,7 @@ def test_silence_in_a_stream_times_out(signs: bytes | None, seconds: float, told
 
 @pytest.mark.row("E06")
 def test_a_slow_reader_does_not_time_out() -> None:
-    """Time counts only while somebody waits."""
+    """The timeout counts only while the reader waits."""
     first, *others = said()
     play = Script([Send(head()), Send(chunk(first)), Wait(700.0), Send(chunk(b"".join(others) + DONE) + END)])
 
@@ -405,7 +405,7 @@ def test_a_slow_writer_does_not_time_out() -> None:
 
 
 def test_the_deadline_holds_for_the_whole_stream() -> None:
-    """It ends a stream that speaks; what had come can be looked at."""
+    """It ends an active stream; the events received so far can be read."""
     word = Repeat([Send(chunk(said()[1])), Wait(10.0)])
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -667,7 +667,7 @@ async def test_many_streams_left_after_the_first_event() -> None:
 
 @pytest.mark.row("E11")
 async def test_an_exception_in_the_block_releases_the_connection() -> None:
-    """Passes as it is; the connection is let go."""
+    """It is raised unchanged; the connection is released."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
         with pytest.raises(KeyError, match="mine"):
@@ -681,7 +681,7 @@ async def test_an_exception_in_the_block_releases_the_connection() -> None:
 
 @pytest.mark.row("E11")
 async def test_a_stream_that_is_not_closed_warns() -> None:
-    """The garbage collector lets it go, and a warning says so."""
+    """The garbage collector releases it with a ResourceWarning."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
         stream = client.stream(MODEL, ASKED)

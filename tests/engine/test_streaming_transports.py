@@ -76,7 +76,7 @@ async def test_a_stream_without_its_final_event_is_an_error(
 async def test_a_connection_that_breaks_interrupts_the_stream(
     server: FaultServer, client: llmopt.AsyncClient
 ) -> None:
-    """With what had come."""
+    """With the events received before."""
     server.play(cut_off(*said()))
     with pytest.raises(llmopt.StreamInterrupted) as caught:
         await events_of(client)

@@ -1,4 +1,4 @@
-"""Events of connections and limits, and their cost when nobody listens."""
+"""Events of connections and limits, and their cost without a listener."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ SAME: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_irrelevant_options_do_not_change_the_key(name: str) -> None:
-    """Or nobody would ever hit."""
+    """Otherwise no call would be a hit."""
     assert SAME[name]() == text_key(BASE)
 
 
@@ -144,7 +144,7 @@ async def test_two_credentials_share_no_cache_entries(tmp_path: Path) -> None:
 
 
 def test_the_cache_secret_is_created_once(tmp_path: Path) -> None:
-    """By whoever comes first; private; one that was cut is made anew."""
+    """By the first process; private; a truncated one is replaced."""
     folder = tmp_path / "kept"
     secret = installation_secret(folder)
     assert secret is not None

@@ -418,8 +418,8 @@ async def test_hits_and_misses_are_events() -> None:
         async with llmopt.AsyncClient(config(server), cache="memory", on_event=events.append) as client:
             await client.embed(MODEL, ["a", "b"])
             await client.embed(MODEL, ["a", "b", "c"])
-    told = [each for each in events if isinstance(each, (CacheHit, CacheMiss))]
-    assert [(each.name, each.items, each.cache, each.model) for each in told] == [
+    cache_events = [each for each in events if isinstance(each, (CacheHit, CacheMiss))]
+    assert [(each.name, each.items, each.cache, each.model) for each in cache_events] == [
         ("cache.miss", 2, "embeddings", "m"),
         ("cache.hit", 2, "embeddings", "m"),
         ("cache.miss", 1, "embeddings", "m"),

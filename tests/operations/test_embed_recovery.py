@@ -132,7 +132,7 @@ async def test_bisection_stops_when_every_text_is_refused() -> None:
 
 
 async def test_many_bad_texts_cost_a_bounded_number_of_requests() -> None:
-    """At most 64 requests more; what was had stays."""
+    """At most 64 further requests; rows received before are kept."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(Poison(TEXTS[3], inner=Poison(TEXTS[77], inner=Poison(TEXTS[200]))))
         found = await client.embed(MODEL, TEXTS, errors="return")

@@ -62,7 +62,7 @@ class World:
         for _ in range(100):
             await asyncio.sleep(seconds / 100)
 
-    def told(self, kind: type = CacheEvent) -> list[str]:
+    def event_names(self, kind: type = CacheEvent) -> list[str]:
         return [each.name for each in self.events if isinstance(each, kind) and each.name != "cache.size"]
 
 
@@ -85,7 +85,7 @@ def first(catalog: llmopt.Catalog) -> str:
 
 
 def test_a_list_is_fresh_for_an_hour(tmp_path: Path) -> None:
-    """Within it nobody is asked; the age is told."""
+    """Within it no request is sent; the age is reported."""
 
     async def main(world: World) -> None:
         async with world.client() as client:
@@ -96,7 +96,7 @@ def test_a_list_is_fresh_for_an_hour(tmp_path: Path) -> None:
                 found = await client.list_models("s")
             assert (first(found), found.age, found.stale) == ("model-1", 3_000.0, False)
             assert world.requests == 1
-            assert world.told() == ["cache.miss", "cache.hit", "cache.hit", "cache.hit"]
+            assert world.event_names() == ["cache.miss", "cache.hit", "cache.hit", "cache.hit"]
             assert [
                 (each.source, each.models) for each in world.events if isinstance(each, CatalogDiscover)
             ] == [
@@ -121,8 +121,8 @@ def test_a_stale_list_is_returned_while_it_is_refreshed(tmp_path: Path) -> None:
             assert world.requests == 2
             new = await client.list_models("s")
             assert (first(new), new.stale) == ("model-2", False)
-            assert world.told()[-2:] == ["cache.refresh", "cache.hit"]
-            assert world.told().count("cache.stale") == 1_000
+            assert world.event_names()[-2:] == ["cache.refresh", "cache.hit"]
+            assert world.event_names().count("cache.stale") == 1_000
 
     simulated(tmp_path, main)
 
@@ -311,10 +311,10 @@ def test_most_calls_of_a_long_tailed_pattern_are_hits(tmp_path: Path) -> None:
                 await asyncio.sleep(chance.expovariate(per_day / DAY))
                 with suppress(llmopt.LLMOptError):
                     await client.list_models(chance.choices(names, weights)[0])
-            told = world.told()
+            names_seen = world.event_names()
             # All but some that are given while they are asked for anew; those that nobody asks for in an hour.
-            assert told.count("cache.hit") + told.count("cache.stale") > 0.98 * asked
-            assert told.count("cache.hit") > 0.65 * asked
+            assert names_seen.count("cache.hit") + names_seen.count("cache.stale") > 0.98 * asked
+            assert names_seen.count("cache.hit") > 0.65 * asked
 
     simulated(tmp_path, main)
 
@@ -585,7 +585,7 @@ def test_invalidate_removes_the_list(tmp_path: Path) -> None:
 
 
 def test_offline_returns_only_cached_lists(tmp_path: Path) -> None:
-    """What is kept, however old; else an error that says so. Nobody is asked."""
+    """What is kept, however old; else an error that says so. No request is sent."""
 
     async def main(world: World) -> None:
         async with world.client() as client:

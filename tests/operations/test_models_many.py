@@ -194,7 +194,7 @@ async def test_a_provider_that_cannot_be_requested_has_its_own_error(tmp_path: P
 
 
 async def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
-    """Told before anybody is asked."""
+    """Before any request is sent."""
     async with llmopt.AsyncClient({}) as client:
         with pytest.raises(llmopt.ConfigError, match="list of names"):
             await client.batch_list_models("local")
@@ -217,7 +217,7 @@ async def test_a_closed_client_raises() -> None:
 
 
 async def test_warm_fetches_the_lists(tmp_path: Path) -> None:
-    """At start-up: then nobody waits, and what failed is told."""
+    """At start-up: later calls do not wait, and failures are returned."""
     async with FaultServer() as server:
         server.default(answer_openai)
         settings = {

@@ -222,7 +222,7 @@ def said(found: object) -> str:
     return "".join(event.text for event in found)
 
 
-def told(text: str) -> tuple[llmopt.ChatEvent, ...]:
+def text_events(text: str) -> tuple[llmopt.ChatEvent, ...]:
     return (llmopt.ChatEvent(text=text),)
 
 
@@ -238,17 +238,17 @@ def test_a_plugin_without_the_hook_uses_the_default() -> None:
     ("function", "expected"),
     [
         (
-            lambda call, event, settings: told(f"{call.model} {len(event.data)} {settings.provider}"),
+            lambda call, event, settings: text_events(f"{call.model} {len(event.data)} {settings.provider}"),
             f"m {len(WORD.data)} p",
         ),
         (
-            lambda settings, event, call: told(f"{call.model} {len(event.data)} {settings.provider}"),
+            lambda settings, event, call: text_events(f"{call.model} {len(event.data)} {settings.provider}"),
             f"m {len(WORD.data)} p",
         ),
-        (lambda event: told(event.event), "message"),
-        (lambda event, call: told(call.model), "m"),
-        (lambda call: told(call.model), "m"),
-        (lambda: told("nothing"), "nothing"),
+        (lambda event: text_events(event.event), "message"),
+        (lambda event, call: text_events(call.model), "m"),
+        (lambda call: text_events(call.model), "m"),
+        (lambda: text_events("nothing"), "nothing"),
     ],
 )
 def test_hook_parameters_may_be_omitted_and_reordered(function: Any, expected: str) -> None:
@@ -266,7 +266,7 @@ def test_a_wrapper_is_called_around_it() -> None:
         @llmopt.hookimpl(wrapper=True)
         def parse_stream_event(self) -> Any:
             found = yield
-            return told(said(found).upper())
+            return text_events(said(found).upper())
 
     parse = ProviderHooks("p", SimpleNamespace(), [Louder()]).stream_parser(STREAM_CALL, STREAM_SETTINGS)
     assert [said(parse(WORD)) for _ in range(2)] == ["HELLO", "HELLO"]
@@ -274,8 +274,8 @@ def test_a_wrapper_is_called_around_it() -> None:
 
 def test_a_users_plugin_precedes_the_providers_plugin() -> None:
     """The one registered last is asked first."""
-    mine = stream_plugin(lambda event: told("mine") if event.data.startswith("{") else None)
-    parse = ProviderHooks("p", stream_plugin(lambda event: told("theirs")), [mine]).stream_parser(
+    mine = stream_plugin(lambda event: text_events("mine") if event.data.startswith("{") else None)
+    parse = ProviderHooks("p", stream_plugin(lambda event: text_events("theirs")), [mine]).stream_parser(
         STREAM_CALL, STREAM_SETTINGS
     )
     assert said(parse(WORD)) == "mine"

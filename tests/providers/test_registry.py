@@ -79,7 +79,7 @@ def test_every_name_of_a_general_plugin_is_served(folder: Path) -> None:
 
 
 def test_an_entry_may_name_a_provider_of_a_general_plugin(folder: Path) -> None:
-    """Under a name of its own."""
+    """Under another name."""
     from llmopt import CatalogCall
 
     mine = registry({"mine": {"plugin": "south"}}).get("mine")
@@ -149,7 +149,7 @@ def test_the_overview_is_short(folder: Path) -> None:
 
 
 def test_providers_without_a_key_are_not_loaded(folder: Path) -> None:
-    """Unless somebody configured or named them."""
+    """Unless they are configured or named."""
     assert {"north", "south"} & {each.name for each in providers_overview(Config(), {})} == set()
     assert {"north", "south"} & {each.name for each in providers_overview(Config(), {"SOUTH_KEY": "k"})} == {
         "south"
