@@ -6,7 +6,7 @@ from kit_tests.planted import Fault
 
 FAULTS = (
     Fault(
-        name="thoughts among the words",
+        name="reasoning mixed into the text",
         hook="parse_chat",
         source="""
 @hookimpl
@@ -20,7 +20,7 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
         says="the text is 'kit thinkskit says",
     ),
     Fault(
-        name="an error under 200 that passes for an answer",
+        name="an error with status 200 read as a reply",
         hook="parse_chat",
         source="""
 @hookimpl
@@ -32,7 +32,7 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
         says="an error under status 200 passes for an answer",
     ),
     Fault(
-        name="the first choice, whether there is one or not",
+        name="the first choice taken without a check",
         hook="parse_chat",
         source="""
 @hookimpl
@@ -46,7 +46,7 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
         says="for null: .*hook parse_chat raised TypeError",
     ),
     Fault(
-        name="a finish reason that is no text",
+        name="a finish reason of a wrong type",
         hook="parse_chat",
         source="""
 @hookimpl
@@ -58,7 +58,7 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
         says=r"ChatReply.finish_reason is .*expected str \| None",
     ),
     Fault(
-        name="words that are kept for the end",
+        name="text held back until the end",
         hook="parse_stream_event",
         source="""
 _held = []
@@ -79,7 +79,7 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
         says="4 pieces come as 1",
     ),
     Fault(
-        name="no end",
+        name="a missing end",
         hook="parse_stream_event",
         source="""
 @hookimpl
@@ -94,7 +94,7 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
         says=r"those at \[\] are last; the profile says stream_end='done'",
     ),
     Fault(
-        name="a finish reason with every word",
+        name="a finish reason in every event",
         hook="parse_stream_event",
         source="""
 @hookimpl
@@ -151,7 +151,7 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
         says=r"they are read as \[\('kit_tool', ''\)",
     ),
     Fault(
-        name="a line that every event prints",
+        name="output for every event",
         hook="parse_stream_event",
         source="""
 @hookimpl

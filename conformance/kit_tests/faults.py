@@ -58,7 +58,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="the header authorization is sent without a key",
     ),
     Fault(
-        name="a count that is no whole number",
+        name="a count of a wrong type",
         hook="batch_limit",
         source="""
 @hookimpl
@@ -146,7 +146,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says=r"build_request .* depends on the time: time.time\(\)",
     ),
     Fault(
-        name="chance in a request",
+        name="randomness in a request",
         hook="build_request",
         source="""
 @hookimpl
@@ -173,7 +173,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="build_request .* reads the environment",
     ),
     Fault(
-        name="a state that is kept",
+        name="state kept between calls",
         hook="build_request",
         source="""
 _COUNT = []
@@ -188,7 +188,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="build_request .* gave two different answers to the same question",
     ),
     Fault(
-        name="an argument that is changed",
+        name="a changed argument",
         hook="build_request",
         source="""
 @hookimpl
@@ -200,7 +200,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="build_request .* changed its argument settings",
     ),
     Fault(
-        name="an answer that is changed while it is read",
+        name="a response changed while it is parsed",
         hook="parse_catalog",
         source="""
 @hookimpl
@@ -239,7 +239,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="changing it changes an argument",
     ),
     Fault(
-        name="a spent quota that is tried again",
+        name="a spent quota classified as retryable",
         hook="classify_error",
         source="""
 @hookimpl
@@ -252,7 +252,7 @@ def classify_error(failure: Failure) -> Verdict:
         says=r"quota-429 \(HTTP 429\): the verdict is RATE_LIMITED, not QUOTA_EXHAUSTED",
     ),
     Fault(
-        name="Retry-After taken for an invitation",
+        name="Retry-After that changes the verdict",
         hook="classify_error",
         source="""
 @hookimpl
@@ -265,7 +265,7 @@ def classify_error(failure: Failure) -> Verdict:
         says="becomes RATE_LIMITED when it comes with Retry-After",
     ),
     Fault(
-        name="an error body that is not what was expected",
+        name="an exception for an unexpected error body",
         hook="classify_error",
         source="""
 @hookimpl
@@ -289,7 +289,7 @@ def classify_error(failure: Failure) -> Verdict:
         says="hook classify_error returned dict; expected Verdict",
     ),
     Fault(
-        name="a request to another place",
+        name="a request to another origin",
         hook="build_request",
         source="""
 @hookimpl
@@ -301,7 +301,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="goes to https://collect.example; the endpoint is https://api.acme.example",
     ),
     Fault(
-        name="a text that is left out",
+        name="a missing text",
         hook="build_request",
         source="""
 @hookimpl
@@ -327,7 +327,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="build_request reordered the texts",
     ),
     Fault(
-        name="texts that are tidied up",
+        name="altered texts",
         hook="build_request",
         source="""
 @hookimpl
@@ -340,7 +340,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="text 4 of 6 .* is not in the body as it is",
     ),
     Fault(
-        name="dimensions that are forgotten",
+        name="ignored dimensions",
         hook="build_request",
         source="""
 @hookimpl
@@ -353,7 +353,7 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="dimensions=1357 is not in the request",
     ),
     Fault(
-        name="a model that is not escaped",
+        name="a model without escaping",
         hook="build_request",
         source="""
 @hookimpl
@@ -387,7 +387,7 @@ def batch_limits() -> BatchLimit:
         says="there is no hook 'batch_limits'; did you mean batch_limit",
     ),
     Fault(
-        name="a marker that is missing",
+        name="a missing marker",
         hook="classify_error",
         source="""
 def classify_error(failure: Failure) -> Verdict:
@@ -397,7 +397,7 @@ def classify_error(failure: Failure) -> Verdict:
         says="classify_error is named like a hook and lacks @llmopt.hookimpl",
     ),
     Fault(
-        name="a parameter that there is not",
+        name="an unknown parameter",
         hook="batch_limit",
         source="""
 @hookimpl
@@ -419,7 +419,7 @@ async def classify_error(failure: Failure) -> Verdict:
         says="classify_error is a coroutine function",
     ),
     Fault(
-        name="vectors taken in the order they come in",
+        name="an ignored index",
         hook="parse_embeddings",
         source="""
 @hookimpl
@@ -431,7 +431,7 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
         says="the vectors are at the wrong texts: the index is not used",
     ),
     Fault(
-        name="a page of HTML that makes it crash",
+        name="an exception for a page of HTML",
         hook="parse_embeddings",
         source="""
 @hookimpl
@@ -444,7 +444,7 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
         says="hook parse_embeddings raised JSONDecodeError",
     ),
     Fault(
-        name="one bad entry that spoils the list",
+        name="a bad entry in a list",
         hook="parse_catalog",
         source="""
 @hookimpl
@@ -456,7 +456,7 @@ def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
         says=r"CatalogPage.models\[1\] is 'None' \(NoneType\); expected Model",
     ),
     Fault(
-        name="a cursor that is not passed on",
+        name="an ignored cursor",
         hook="build_request",
         source="""
 @hookimpl
@@ -501,7 +501,7 @@ def provider_profile() -> Profile:
         says="base_url holds a query",
     ),
     Fault(
-        name="something slow imported at once",
+        name="a slow import at module level",
         source="""
 import httpx
 """,
@@ -527,7 +527,7 @@ threading.Thread(target=threading.Event().wait, args=(0.1,), daemon=True).start(
         says="importing it starts a thread or process",
     ),
     Fault(
-        name="a private name of llmopt's",
+        name="a private name of llmopt",
         source="""
 from llmopt.engine.request import encode_request
 """,
@@ -535,7 +535,7 @@ from llmopt.engine.request import encode_request
         says="imports llmopt.engine.request encode_request, which is not public",
     ),
     Fault(
-        name="pluggy instead of llmopt's marker",
+        name="pluggy's marker instead of llmopt's",
         source="""
 import pluggy
 """,

@@ -1,3 +1,3 @@
-"""What is here belongs to a distribution of its own, whose tests run where that is installed."""
+"""The folder acme is another distribution; its tests run where that is installed."""
 
 collect_ignore = ["acme"]

@@ -1,4 +1,4 @@
-"""Wheels written by hand, and environments of their own to install them in."""
+"""Writes wheels, and creates virtual environments to install them in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py
 def write_wheel(
     folder: Path, distribution: str, version: str, provider: str, files: Mapping[str, str]
 ) -> Path:
-    """A wheel of a distribution with some files, whose first one is the module of a provider."""
+    """Write a wheel with these files; the first one is the module of a provider."""
     stem = f"{distribution.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
     module = next(iter(files)).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
