@@ -197,10 +197,10 @@ async def test_a_lease_is_settled_with_the_actual_tokens(monkeypatch: pytest.Mon
         async with client.stream(MODEL, ASKED) as stream:
             await anext(stream)
         assert at_rest(client)
-    emitted = [tokens for tokens in settled if tokens is not None]
-    assert emitted[0] == 1000
-    assert len(emitted) == 4
-    assert all(1000 < tokens < 1100 for tokens in emitted[1:]), emitted
+    charged = [tokens for tokens in settled if tokens is not None]
+    assert charged[0] == 1000
+    assert len(charged) == 4
+    assert all(1000 < tokens < 1100 for tokens in charged[1:]), charged
 
 
 async def test_slow_start_advances_with_each_first_event() -> None:
