@@ -39,16 +39,16 @@ from tests.support.streams import (
     TEXT,
     WORDS,
     chunk,
-    cut_off,
     error_event,
     event,
     head,
-    playing,
-    said,
+    stream_script,
+    unfinished_stream,
+    word_events,
 )
 
 MODEL = "near/m"
-NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
+NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(word_events()))), Stall()])
 # A shell makes a test runner in the background ignore SIGINT; its child processes inherit that.
 PROGRAM = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from llmopt.cli.app import main; main()"
 
@@ -115,10 +115,10 @@ def test_json_output_is_the_events_and_then_the_reply(thread: ServerThread) -> N
     call = {"index": 0, "id": "c1", "function": {"name": "look", "arguments": "{}"}}
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     pieces = [
-        *said(),
+        *word_events(),
         event(choices=[{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "stop"}]),
     ]
-    thread.server.default(playing(*pieces, event(choices=[], usage=usage), DONE))
+    thread.server.default(stream_script(*pieces, event(choices=[], usage=usage), DONE))
     done = invoke("chat", MODEL, "--json", stdin=b"Hello?")
     assert (done.exit_code, done.stderr) == (0, "")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -140,8 +140,8 @@ def test_json_output_is_the_events_and_then_the_reply(thread: ServerThread) -> N
     [
         (error_answer(404, "no such model"), 1, "", "no such model"),
         (error_answer(401, "who are you?"), 1, "", "api_key"),
-        (cut_off(*said()), 1, TEXT + "\n", "broke off"),
-        (playing(*said(), error_event("it broke")), 1, TEXT + "\n", "it broke"),
+        (unfinished_stream(*word_events()), 1, TEXT + "\n", "broke off"),
+        (stream_script(*word_events(), error_event("it broke")), 1, TEXT + "\n", "it broke"),
     ],
     ids=["404", "401", "no end", "error"],
 )
@@ -185,7 +185,7 @@ def test_invalid_input_is_an_error_before_any_request(
 
 def test_an_answer_cut_off_at_the_limit_of_tokens_is_reported(thread: ServerThread) -> None:
     finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "length"}])
-    thread.server.default(playing(*said(), finish, DONE))
+    thread.server.default(stream_script(*word_events(), finish, DONE))
     done = invoke("chat", MODEL, stdin=b"Hello?")
     assert (done.exit_code, done.stdout) == (0, TEXT + "\n")
     assert "--max-tokens" in done.stderr
@@ -354,7 +354,7 @@ def test_a_question_stopped_before_its_first_word_is_dropped(thread: ServerThrea
 
 def test_an_error_does_not_end_the_conversation(thread: ServerThread) -> None:
     """The command prints it and goes on to the next question."""
-    thread.server.play(error_answer(400, "not like this"), cut_off(*said()))
+    thread.server.play(error_answer(400, "not like this"), unfinished_stream(*word_events()))
     thread.server.default(counting(thread))
     with Terminal() as terminal:
         terminal.shows("> ")
@@ -374,7 +374,7 @@ def test_an_answer_cannot_control_the_terminal(thread: ServerThread) -> None:
     """Reasoning is dimmed unless colours are off; control characters are replaced."""
     thought = event(choices=[{"index": 0, "delta": {"reasoning_content": "Hmm."}}])
     words = stream_events(["a\x1b[31mb\tc\r\nd 👩‍🚀"])
-    thread.server.default(lambda _: playing(thought, *words))
+    thread.server.default(lambda _: stream_script(thought, *words))
     for env, shown in (({}, "\x1b[2mHmm.\x1b[0m\n\n"), ({"NO_COLOR": "1"}, "Hmm.\n\n")):
         with Terminal(**env) as terminal:
             terminal.shows("> ")
@@ -389,8 +389,8 @@ def test_an_answer_cannot_control_the_terminal(thread: ServerThread) -> None:
 def test_words_are_shown_as_they_arrive(thread: ServerThread) -> None:
     """Each before the server sends the next."""
     gates = [asyncio.Event() for _ in WORDS]
-    steps: list[Any] = [Send(head()), Send(chunk(said()[0]))]
-    for piece, gate in zip(said()[1:], gates, strict=True):
+    steps: list[Any] = [Send(head()), Send(chunk(word_events()[0]))]
+    for piece, gate in zip(word_events()[1:], gates, strict=True):
         steps += [Send(chunk(piece)), Wait(gate)]
     thread.server.default(Script([*steps, Send(chunk(DONE) + END)]))
     with Terminal() as terminal:

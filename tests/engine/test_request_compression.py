@@ -31,7 +31,7 @@ from tests.support.faults import (
     json_answer,
     stream_answer,
 )
-from tests.support.streams import DONE, MODEL, config, said
+from tests.support.streams import DONE, MODEL, config, word_events
 
 LONG = "The bodies of requests are prose, and prose can be packed. " * 200
 BAD = error_answer(400, "no such thing")
@@ -342,7 +342,7 @@ async def test_accept_encoding_is_sent_unless_switched_off(own: bool) -> None:
 async def test_a_compressed_stream_emits_its_sizes() -> None:
     """When it is over; likewise in the statistics."""
     events: list[Any] = []
-    body = b"".join([*said(), DONE])
+    body = b"".join([*word_events(), DONE])
     sent = gzip.compress(body)
     async with FaultServer() as server, client(server, on_event=events.append) as made:
         headers = [("content-type", "text/event-stream"), ("content-encoding", "gzip")]

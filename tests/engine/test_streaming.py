@@ -24,26 +24,26 @@ from tests.support.faults import (
     stream_answer,
 )
 from tests.support.streams import (
-    ASKED,
     DONE,
     END,
+    MESSAGES,
     MODEL,
     TEXT,
-    at_rest,
     chunk,
     config,
-    cut_off,
     error_event,
     event,
     events_of,
     head,
-    playing,
-    said,
+    is_idle,
+    stream_script,
     text_of,
+    unfinished_stream,
     until,
+    word_events,
 )
 
-NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(said()))), Stall()])
+NEVER_ENDING = Script([Send(head()), Send(chunk(b"".join(word_events()))), Stall()])
 
 
 def standing(client: llmopt.AsyncClient, server: FaultServer) -> dict[str, Any]:
@@ -56,8 +56,8 @@ async def test_a_stream_holds_its_slot_to_its_end() -> None:
     """The next one waits for it."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_concurrency=1)) as client:
-        server.play(playing(*said(), end=[Wait(gate), Send(chunk(DONE) + END)]), answer_openai)
-        async with client.stream(MODEL, ASKED) as first:
+        server.play(stream_script(*word_events(), end=[Wait(gate), Send(chunk(DONE) + END)]), answer_openai)
+        async with client.stream(MODEL, MESSAGES) as first:
             await anext(first)
             second = asyncio.create_task(text_of(client))
             await until(lambda: standing(client, server)["waiting"] == 1)
@@ -66,7 +66,7 @@ async def test_a_stream_holds_its_slot_to_its_end() -> None:
             async for _ in first:
                 pass
             assert await second == "Hello world"
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
@@ -78,8 +78,8 @@ async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
             emitted.append(happened)
 
     async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=record) as client:
-        server.play(error_answer(500, "x"), playing(*said(), DONE))
-        async with client.stream(MODEL, ASKED) as stream:
+        server.play(error_answer(500, "x"), stream_script(*word_events(), DONE))
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
             names = [each.name for each in emitted]
             assert names == ["request.start", "request.attempt", "request.retry"]
@@ -89,7 +89,7 @@ async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
     assert names[3:] == ["stream.chunk"] * 6 + ["request.attempt", "request.end"]
     pieces = [each for each in emitted if each.name == "stream.chunk"]
     assert [each.events for each in pieces] == [1] * 6
-    assert [each.size for each in pieces] == [*map(len, said()[1:]), len(DONE)]
+    assert [each.size for each in pieces] == [*map(len, word_events()[1:]), len(DONE)]
     attempts = [
         (each.attempt, each.outcome, each.status) for each in emitted if each.name == "request.attempt"
     ]
@@ -99,7 +99,7 @@ async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
 
 @pytest.mark.parametrize(
     ("play", "outcome"),
-    [(NEVER_ENDING, "cancelled"), (cut_off(*said()), "StreamInterrupted")],
+    [(NEVER_ENDING, "cancelled"), (unfinished_stream(*word_events()), "StreamInterrupted")],
     ids=["left", "broken"],
 )
 async def test_the_last_events_report_how_the_stream_ended(play: Script, outcome: str) -> None:
@@ -108,7 +108,7 @@ async def test_the_last_events_report_how_the_stream_ended(play: Script, outcome
     async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=emitted.append) as client:
         server.default(play)
         try:
-            async with client.stream(MODEL, ASKED) as stream:
+            async with client.stream(MODEL, MESSAGES) as stream:
                 async for each in stream:
                     if each.text.startswith("König") and outcome == "cancelled":
                         break
@@ -121,13 +121,13 @@ async def test_the_last_events_report_how_the_stream_ended(play: Script, outcome
 async def test_interrupted_streams_open_the_circuit() -> None:
     """Though each of them began well."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(cut_off(*said()))
+        server.default(unfinished_stream(*word_events()))
         for _ in range(20):
             with pytest.raises((llmopt.StreamInterrupted, llmopt.CircuitOpen)):
                 await events_of(client)
         assert len(server.requests) < 20
         with pytest.raises(llmopt.CircuitOpen):
-            await client.chat(MODEL, ASKED)
+            await client.chat(MODEL, MESSAGES)
 
 
 async def test_a_rate_limit_error_in_a_stream_does_not_count_for_the_circuit() -> None:
@@ -136,7 +136,9 @@ async def test_a_rate_limit_error_in_a_stream_does_not_count_for_the_circuit() -
         FaultServer() as server,
         llmopt.AsyncClient(config(server), flags={"limiter": False}) as client,
     ):
-        server.default(playing(*said(), error_event("later", code="rate_limit_exceeded", status=429)))
+        server.default(
+            stream_script(*word_events(), error_event("later", code="rate_limit_exceeded", status=429))
+        )
         for _ in range(12):
             with pytest.raises(llmopt.StreamInterrupted) as caught:
                 await events_of(client)
@@ -157,12 +159,12 @@ async def test_the_first_events_of_streams_close_a_half_open_circuit() -> None:
             permit.failed(llmopt.ServerError("down"))
         pair.model._open_until = 0.0  # its break is over
         server.default(NEVER_ENDING)
-        async with client.stream(MODEL, ASKED) as first:
+        async with client.stream(MODEL, MESSAGES) as first:
             await anext(first)
-            async with client.stream(MODEL, ASKED) as second:
+            async with client.stream(MODEL, MESSAGES) as second:
                 await anext(second)
                 assert pair.model.state == "closed"
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 def _call() -> llmopt.ChatCall:
@@ -172,7 +174,7 @@ def _call() -> llmopt.ChatCall:
 async def test_a_lease_is_settled_with_the_actual_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """As emitted, or as estimated from what was said; whichever way the stream ended."""
     usage = {"prompt_tokens": 900, "completion_tokens": 100, "total_tokens": 1000}
-    with_usage = [*said(), event(choices=[], usage=usage), DONE]
+    with_usage = [*word_events(), event(choices=[], usage=usage), DONE]
     long = event(choices=[{"index": 0, "delta": {"content": "x" * 4000}}])
     entry = {"rpm": 60_000, "tpm": 6_000_000}
     async with FaultServer() as server, llmopt.AsyncClient(config(server, **entry)) as client:
@@ -185,18 +187,18 @@ async def test_a_lease_is_settled_with_the_actual_tokens(monkeypatch: pytest.Mon
 
         monkeypatch.setattr(RateLimiter, "settle", noted)
         server.play(
-            playing(*with_usage),
-            playing(long, DONE),
-            cut_off(long),
+            stream_script(*with_usage),
+            stream_script(long, DONE),
+            unfinished_stream(long),
             Script([Send(head()), Send(chunk(long)), Stall()]),
         )
         await events_of(client)
         await events_of(client)
         with pytest.raises(llmopt.StreamInterrupted):
             await events_of(client)
-        async with client.stream(MODEL, ASKED) as stream:
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
-        assert at_rest(client)
+        assert is_idle(client)
     charged = [tokens for tokens in settled if tokens is not None]
     assert charged[0] == 1000
     assert len(charged) == 4
@@ -208,7 +210,7 @@ async def test_slow_start_advances_with_each_first_event() -> None:
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_concurrency=40)) as client:
         server.default(NEVER_ENDING)
         waited: list[float] = []
-        streams = [client.stream(MODEL, ASKED) for _ in range(40)]
+        streams = [client.stream(MODEL, MESSAGES) for _ in range(40)]
         loop = asyncio.get_running_loop()
 
         async def enter(stream: Any) -> None:
@@ -225,7 +227,7 @@ async def test_slow_start_advances_with_each_first_event() -> None:
         assert waits.get("limiter", 0.0) == 0.0
         for stream in streams:
             await stream.aclose()
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 @pytest.mark.row("C06")
@@ -235,7 +237,7 @@ async def test_closing_the_client_ends_its_streams() -> None:
         server.default(NEVER_ENDING)
         client = llmopt.AsyncClient(config(server))
         reading = asyncio.create_task(events_of(client))
-        idle = client.stream(MODEL, ASKED)
+        idle = client.stream(MODEL, MESSAGES)
         for _ in range(6):
             await anext(idle)
         await server.wait_requests(2)
@@ -246,7 +248,7 @@ async def test_closing_the_client_ends_its_streams() -> None:
         with pytest.raises(llmopt.ClientClosed):
             await anext(idle)
         with pytest.raises(llmopt.ClientClosed):
-            async with client.stream(MODEL, ASKED):
+            async with client.stream(MODEL, MESSAGES):
                 raise AssertionError
         await server.wait_all_closed()
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -256,7 +258,7 @@ async def test_a_stream_closed_by_another_task_raises_in_its_reader() -> None:
     """Its reader gets an error, not a quiet end."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(NEVER_ENDING)
-        stream = client.stream(MODEL, ASKED)
+        stream = client.stream(MODEL, MESSAGES)
 
         async def read() -> None:
             async for _ in stream:
@@ -270,29 +272,29 @@ async def test_a_stream_closed_by_another_task_raises_in_its_reader() -> None:
         assert caught.value.text == TEXT
         assert [each async for each in stream] == []
         await server.wait_all_closed()
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 async def test_a_stream_closed_before_its_response_raises() -> None:
     """While the request is under way."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(Script([Wait(0.05), Send(head()), Send(chunk(said()[0])), Stall()]))
-        stream = client.stream(MODEL, ASKED)
+        server.default(Script([Wait(0.05), Send(head()), Send(chunk(word_events()[0])), Stall()]))
+        stream = client.stream(MODEL, MESSAGES)
         entering = asyncio.create_task(stream.__aenter__())
         await server.wait_requests(1)
         await stream.aclose()
         with pytest.raises(llmopt.StreamInterrupted, match="closed"):
             await entering
         await server.wait_all_closed()
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 async def test_a_stream_refuses_a_second_reader() -> None:
     """A second one is refused, and does no harm."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(NEVER_ENDING)
-        async with client.stream(MODEL, ASKED) as stream:
-            for _ in said():
+        async with client.stream(MODEL, MESSAGES) as stream:
+            for _ in word_events():
                 await anext(stream)
             first = asyncio.ensure_future(anext(stream))
             await asyncio.sleep(0)
@@ -303,14 +305,14 @@ async def test_a_stream_refuses_a_second_reader() -> None:
                 await first
             with pytest.raises(llmopt.StreamInterrupted, match="cancelled"):
                 await anext(stream)
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 async def test_a_failed_stream_raises_again() -> None:
     """Reading on raises the same error."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(cut_off(*said()))
-        stream = client.stream(MODEL, ASKED)
+        server.default(unfinished_stream(*word_events()))
+        stream = client.stream(MODEL, MESSAGES)
         for _ in range(3):
             with pytest.raises(llmopt.StreamInterrupted) as caught:
                 async for _ in stream:
@@ -325,7 +327,7 @@ async def test_an_exhausted_stream_stays_exhausted() -> None:
     """It stays at its end."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
-        stream = client.stream(MODEL, ASKED)
+        stream = client.stream(MODEL, MESSAGES)
         assert len([each async for each in stream]) == 5
         assert [each async for each in stream] == []
         await stream.aclose()
@@ -342,7 +344,7 @@ def test_a_stream_dropped_after_its_loop_was_closed_warns() -> None:
         kept: list[Any] = []
 
         async def leave() -> None:
-            stream = client.stream(MODEL, ASKED)
+            stream = client.stream(MODEL, MESSAGES)
             await anext(stream)
             kept.append(stream)
 
@@ -368,14 +370,14 @@ def test_a_stream_dropped_in_another_thread_is_released_by_its_loop() -> None:
 
         async def main() -> None:
             async with llmopt.AsyncClient(config(thread.server)) as client:
-                stream = client.stream(MODEL, ASKED)
+                stream = client.stream(MODEL, MESSAGES)
                 await anext(stream)
                 held.append(stream)
                 del stream
                 dropping = threading.Thread(target=held.clear)
                 dropping.start()
                 dropping.join()
-                await until(lambda: at_rest(client))
+                await until(lambda: is_idle(client))
 
         with pytest.warns(ResourceWarning, match="unclosed <ChatStream"):
             asyncio.run(main())

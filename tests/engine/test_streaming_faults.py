@@ -34,24 +34,24 @@ from tests.support.faults import (
 )
 from tests.support.scale import scaled
 from tests.support.streams import (
-    ASKED,
     DONE,
     END,
+    MESSAGES,
     MODEL,
     TEXT,
     WORDS,
-    at_rest,
     chunk,
     config,
-    cut_off,
     error_event,
     event,
     events_of,
     head,
-    playing,
-    said,
+    is_idle,
+    stream_script,
     text_of,
+    unfinished_stream,
     until,
+    word_events,
 )
 
 WHOLE = b"".join(stream_events(WORDS))
@@ -76,9 +76,9 @@ async def test_a_stream_split_at_any_byte(size: int) -> None:
         expected = await events_of(client)
         assert "".join(each.text for each in expected) == TEXT
         for cut in range(1, len(WHOLE), 1 if size == 100 else 7):
-            server.play(playing(WHOLE[:cut], WHOLE[cut:]))
+            server.play(stream_script(WHOLE[:cut], WHOLE[cut:]))
             assert await events_of(client, buffer_size=size) == expected, cut
-        await until(lambda: at_rest(client))
+        await until(lambda: is_idle(client))
 
 
 @pytest.mark.row("E01")
@@ -86,7 +86,7 @@ async def test_a_stream_split_at_any_byte(size: int) -> None:
 async def test_a_stream_in_single_bytes(size: int) -> None:
     """As slow as a stream can be."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(stream_answer(WORDS), playing(*(WHOLE[at : at + 1] for at in range(len(WHOLE)))))
+        server.play(stream_answer(WORDS), stream_script(*(WHOLE[at : at + 1] for at in range(len(WHOLE)))))
         assert await events_of(client) == await events_of(client, buffer_size=size)
 
 
@@ -119,7 +119,7 @@ async def test_a_stream_in_single_bytes(size: int) -> None:
 async def test_every_form_that_the_sse_standard_allows(change: Callable[[bytes], bytes]) -> None:
     """Whatever is allowed makes no difference."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(change(WHOLE)))
+        server.play(stream_script(change(WHOLE)))
         assert await text_of(client) == TEXT
 
 
@@ -131,7 +131,7 @@ async def test_unicode_separators_do_not_end_lines() -> None:
     raw = body.decode("unicode_escape").encode("utf-8")
     assert "\u2028".encode() in raw
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(raw, DONE))
+        server.play(stream_script(raw, DONE))
         assert await text_of(client) == "".join(words)
 
 
@@ -143,9 +143,9 @@ async def test_unicode_separators_do_not_end_lines() -> None:
 async def test_a_stream_without_its_end_is_an_error(end: Send | Close) -> None:
     """Never taken for a whole one, and not sent again."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(playing(*said(), end=(end, Close())))
+        server.default(stream_script(*word_events(), end=(end, Close())))
         error = await interrupted(client)
-        assert at_rest(client)
+        assert is_idle(client)
     assert (error.text, error.partial and error.partial.text) == (TEXT, TEXT)
     assert error.partial is not None
     assert error.partial.finish_reason is None
@@ -158,7 +158,7 @@ async def test_a_stream_without_done_needs_a_finish_reason() -> None:
     """A finish reason and then the end of the body is an end, where the profile says so."""
     finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(cut_off(*said(), finish))
+        server.play(unfinished_stream(*word_events(), finish))
         assert await text_of(client) == TEXT
 
 
@@ -166,7 +166,7 @@ async def test_a_stream_without_done_needs_a_finish_reason() -> None:
 async def test_an_empty_stream_is_retried_once() -> None:
     """Nothing was handed out."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(cut_off())
+        server.play(unfinished_stream())
         server.default(answer_openai)
         assert await text_of(client) == "Hello world"
     assert len(server.requests) == 2
@@ -190,15 +190,15 @@ async def test_an_error_as_first_event_is_like_an_http_error(
 ) -> None:
     """It is tried again; when it stays, it is raised as itself and not as a stream's."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=1)) as client:
-        server.play(playing(told))
+        server.play(stream_script(told))
         server.default(answer_openai)
         assert await text_of(client) == "Hello world"
         assert len(server.requests) == 2
-        server.default(playing(told))
+        server.default(stream_script(told))
         with pytest.raises(kind) as caught:
             await events_of(client)
         assert not isinstance(caught.value, llmopt.StreamError)
-        assert at_rest(client)
+        assert is_idle(client)
     assert len(server.requests) == 4
 
 
@@ -206,7 +206,7 @@ async def test_an_error_as_first_event_is_like_an_http_error(
 async def test_an_exhausted_quota_as_first_event_is_not_retried() -> None:
     """By its verdict, as with an HTTP error."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(playing(error_event(code="insufficient_quota")))
+        server.default(stream_script(error_event(code="insufficient_quota")))
         with pytest.raises(llmopt.QuotaExhausted):
             await events_of(client)
     assert len(server.requests) == 1
@@ -219,15 +219,15 @@ async def test_an_error_after_text_interrupts_the_stream(size: int, done: bool) 
     """All words before it come first; nothing is repeated; the kind is the cause."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         told = error_event() + (DONE if done else b"")
-        server.default(Answer(200, b"".join(said()) + told, [("content-type", "text/event-stream")]))
+        server.default(Answer(200, b"".join(word_events()) + told, [("content-type", "text/event-stream")]))
         got = ""
         with pytest.raises(llmopt.StreamInterrupted, match="it broke") as caught:
-            async with client.stream(MODEL, ASKED, buffer_size=size) as stream:
+            async with client.stream(MODEL, MESSAGES, buffer_size=size) as stream:
                 async for each in stream:
                     got += each.text
         assert got == stream.text == caught.value.text == TEXT
         assert isinstance(caught.value.__cause__, llmopt.LLMOptError)
-        assert at_rest(client)
+        assert is_idle(client)
     assert len(server.requests) == 1
 
 
@@ -244,10 +244,10 @@ async def test_an_endless_line_is_refused() -> None:
             await events_of(client)
         assert caught.value.reason == "too_large"
         assert len(server.requests) == 1
-        server.play(Script([Send(head()), Send(chunk(b"".join(said()) + b"data: ")), flood]))
+        server.play(Script([Send(head()), Send(chunk(b"".join(word_events()) + b"data: ")), flood]))
         assert (await interrupted(client)).text == TEXT
         await server.wait_all_closed()
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 @pytest.mark.row("E05")
@@ -255,7 +255,7 @@ async def test_an_event_of_two_mebibytes_is_read() -> None:
     """In many lines, none of them long."""
     lines = b"".join(b"data: " + b"x" * 1000 + b"\n" for _ in range(2200))
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(*said(), lines + b"\n"))
+        server.play(stream_script(*word_events(), lines + b"\n"))
         error = await interrupted(client)
     assert error.text == TEXT
     assert isinstance(error.__cause__, llmopt.InvalidResponse)
@@ -268,8 +268,8 @@ async def test_a_flood_of_tiny_events_is_read_in_steady_memory() -> None:
     tiny = chunk(b": ping\n\ndata:\n\n" * 1000)
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         flood = Repeat([Send(tiny)], times=50)
-        server.play(Script([Send(head()), Send(chunk(said()[1])), flood, Send(chunk(DONE) + END)]))
-        async with client.stream(MODEL, ASKED) as stream:
+        server.play(Script([Send(head()), Send(chunk(word_events()[1])), flood, Send(chunk(DONE) + END)]))
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
             tracemalloc.start()
             try:
@@ -303,7 +303,7 @@ def in_simulated_time(
             async with llmopt.AsyncClient({"providers": {"server": entry}}, clock=clock) as client:
                 await test(client, clock)
                 await asyncio.sleep(1)
-                assert at_rest(client)
+                assert is_idle(client)
             return server.requests
 
     return run_simulated(main)
@@ -341,7 +341,7 @@ def test_missing_response_headers_time_out() -> None:
 
 
 @pytest.mark.row("E06")
-@pytest.mark.parametrize("first", [b": thinking\n\n", said()[0]], ids=["comment", "role"])
+@pytest.mark.parametrize("first", [b": thinking\n\n", word_events()[0]], ids=["comment", "role"])
 def test_a_reasoning_model_has_five_minutes_to_the_first_event(first: bytes) -> None:
     """For its first word, whether or not the stream began with an event before it."""
     play = Script([Send(head()), Send(chunk(first)), Wait(290.0), Send(chunk(WHOLE) + END)])
@@ -371,17 +371,17 @@ def test_silence_in_a_stream_times_out(signs: bytes | None, seconds: float, told
         assert clock.elapsed == pytest.approx(seconds, abs=0.1)
         assert caught.value.text == TEXT
 
-    assert len(in_simulated_time(silent(*said(), signs=signs), test)) == 1
+    assert len(in_simulated_time(silent(*word_events(), signs=signs), test)) == 1
 
 
 @pytest.mark.row("E06")
 def test_a_slow_reader_does_not_time_out() -> None:
     """The timeout counts only while the reader waits."""
-    first, *others = said()
+    first, *others = word_events()
     play = Script([Send(head()), Send(chunk(first)), Wait(700.0), Send(chunk(b"".join(others) + DONE) + END)])
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
-        async with client.stream(MODEL, ASKED) as stream:
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
             await asyncio.sleep(690)
             async for _ in stream:
@@ -394,7 +394,7 @@ def test_a_slow_reader_does_not_time_out() -> None:
 @pytest.mark.row("E06")
 def test_a_slow_writer_does_not_time_out() -> None:
     """A word in 59 seconds is enough."""
-    steps = [step for piece in said() for step in (Wait(59.0), Send(chunk(piece)))]
+    steps = [step for piece in word_events() for step in (Wait(59.0), Send(chunk(piece)))]
     play = Script([Send(head()), *steps, Send(chunk(DONE) + END)])
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
@@ -406,11 +406,11 @@ def test_a_slow_writer_does_not_time_out() -> None:
 
 def test_the_deadline_holds_for_the_whole_stream() -> None:
     """It ends an active stream; the events received so far can be read."""
-    word = Repeat([Send(chunk(said()[1])), Wait(10.0)])
+    word = Repeat([Send(chunk(word_events()[1])), Wait(10.0)])
 
     async def test(client: llmopt.AsyncClient, clock: SimulatedClock) -> None:
         with pytest.raises(llmopt.DeadlineExceeded, match="middle of the response"):
-            async with client.stream(MODEL, ASKED, deadline=45) as stream:
+            async with client.stream(MODEL, MESSAGES, deadline=45) as stream:
                 async for _ in stream:
                     pass
         assert clock.elapsed == pytest.approx(45)
@@ -422,7 +422,7 @@ def test_the_deadline_holds_for_the_whole_stream() -> None:
 @pytest.mark.row("C11")
 def test_a_blocked_loop_reads_received_data_before_it_times_out() -> None:
     """What lies in the socket when the timer is due wins."""
-    words = said()
+    words = word_events()
     play = Script(
         [Send(head()), Send(chunk(words[0])), Wait(30.0), Send(chunk(b"".join(words[1:]) + DONE) + END)]
     )
@@ -433,7 +433,7 @@ def test_a_blocked_loop_reads_received_data_before_it_times_out() -> None:
             await asyncio.sleep(30.0)
             clock.advance(100.0)
 
-        async with client.stream(MODEL, ASKED) as stream:
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
             holding = asyncio.create_task(hold_up())
             async for _ in stream:
@@ -451,12 +451,12 @@ def test_a_blocked_loop_reads_received_data_before_it_times_out() -> None:
 async def test_the_final_event_ends_a_stream_on_an_open_connection() -> None:
     """It returns at once; the connection is closed soon after."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(WHOLE, end=[Stall()]))
-        async with client.stream(MODEL, ASKED) as stream:
+        server.play(stream_script(WHOLE, end=[Stall()]))
+        async with client.stream(MODEL, MESSAGES) as stream:
             assert [each.last async for each in stream][-1]
             assert client.stats()["server"][server.base_url]["in_flight"] == 0
         await server.wait_all_closed()
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 @pytest.mark.row("E07")
@@ -464,11 +464,11 @@ async def test_the_last_chunk_may_follow_the_final_event_later() -> None:
     """Then the connection is kept."""
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(WHOLE, end=[Wait(gate), Send(END)]))
+        server.play(stream_script(WHOLE, end=[Wait(gate), Send(END)]))
         assert await text_of(client) == TEXT
         gate.set()
-        await until(lambda: at_rest(client))
-        server.play(playing(WHOLE))
+        await until(lambda: is_idle(client))
+        server.play(stream_script(WHOLE))
         assert await text_of(client) == TEXT
     assert server.connections == 1
 
@@ -477,7 +477,7 @@ async def test_the_last_chunk_may_follow_the_final_event_later() -> None:
 async def test_a_client_closed_while_the_stream_ends() -> None:
     """Does not wait for that end, and leaves nothing behind."""
     async with FaultServer() as server:
-        server.play(playing(WHOLE, end=[Stall()]))
+        server.play(stream_script(WHOLE, end=[Stall()]))
         async with llmopt.AsyncClient(config(server)) as client:
             assert await text_of(client) == TEXT
         await server.wait_all_closed()
@@ -486,14 +486,16 @@ async def test_a_client_closed_while_the_stream_ends() -> None:
 @pytest.mark.row("E08")
 @pytest.mark.parametrize(
     "after",
-    [DONE, said()[1], error_event(), b"data: no JSON\n\n", b"\xff\xfe"],
+    [DONE, word_events()[1], error_event(), b"data: no JSON\n\n", b"\xff\xfe"],
     ids=["a second end", "words", "an error", "no JSON", "no UTF-8"],
 )
 @pytest.mark.parametrize("together", [False, True])
 async def test_bytes_after_the_final_event_are_ignored(after: bytes, together: bool) -> None:
     """Whatever it is."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(WHOLE + after) if together else playing(WHOLE, after), playing(WHOLE))
+        server.play(
+            stream_script(WHOLE + after) if together else stream_script(WHOLE, after), stream_script(WHOLE)
+        )
         for _ in range(2):
             assert await text_of(client) == TEXT
 
@@ -503,7 +505,7 @@ async def test_bytes_after_the_final_event_are_ignored(after: bytes, together: b
 async def test_an_inexact_final_event_interrupts_the_stream(almost: bytes) -> None:
     """Anything near it is no JSON and no end."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(*said(), almost, DONE))
+        server.play(stream_script(*word_events(), almost, DONE))
         assert (await interrupted(client)).text == TEXT
 
 
@@ -525,15 +527,15 @@ async def test_an_inexact_final_event_interrupts_the_stream(almost: bytes) -> No
 async def test_an_unreadable_event_interrupts_the_stream(broken: bytes) -> None:
     """First it is tried again once; later it ends the stream. Never a replacement, never silence."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(playing(broken, DONE))
+        server.default(stream_script(broken, DONE))
         with pytest.raises(llmopt.InvalidResponse):
             await events_of(client)
         assert len(server.requests) == 2
-        server.default(playing(*said(), broken, DONE))
+        server.default(stream_script(*word_events(), broken, DONE))
         error = await interrupted(client)
         assert error.text == TEXT
         assert isinstance(error.__cause__, llmopt.InvalidResponse)
-        assert at_rest(client)
+        assert is_idle(client)
     assert len(server.requests) == 3
 
 
@@ -541,7 +543,7 @@ async def test_an_unreadable_event_interrupts_the_stream(broken: bytes) -> None:
 async def test_the_charset_parameter_is_ignored() -> None:
     """Streams are UTF-8, by the standard."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(playing(WHOLE, kind="text/event-stream; charset=latin1"))
+        server.play(stream_script(WHOLE, kind="text/event-stream; charset=latin1"))
         assert await text_of(client) == TEXT
 
 
@@ -584,7 +586,7 @@ async def test_a_json_response_instead_of_a_stream() -> None:
 
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(whole)
-        async with client.stream(MODEL, ASKED) as stream:
+        async with client.stream(MODEL, MESSAGES) as stream:
             events = [each async for each in stream]
         assert ([each.text for each in events], events[0].last) == (["Hello world"], True)
         assert stream.usage is not None
@@ -608,14 +610,14 @@ def vars_of(request: Request) -> dict[str, Any]:
 @pytest.mark.parametrize("end", [Reset(), Close()], ids=["RST", "FIN"])
 async def test_a_break_after_every_event(end: Reset | Close) -> None:
     """What came is kept, exactly; a request is repeated only while nothing was handed out, and once."""
-    events = said()
+    events = word_events()
     async with (
         FaultServer() as server,
         llmopt.AsyncClient(config(server, flags={"breaker": False})) as client,
     ):
         for count in range(len(events) + 1):
             server.requests.clear()
-            server.default(playing(*events[:count], end=[end]))
+            server.default(stream_script(*events[:count], end=[end]))
             if count == 0:
                 with pytest.raises((llmopt.ConnectionLost, llmopt.InvalidResponse)):
                     await events_of(client)
@@ -624,7 +626,7 @@ async def test_a_break_after_every_event(end: Reset | Close) -> None:
             error = await interrupted(client)
             assert error.text == "".join(WORDS[: count - 1])
             assert len(server.requests) == 1
-            assert at_rest(client)
+            assert is_idle(client)
 
 
 # Readers that go.
@@ -634,10 +636,10 @@ async def test_a_break_after_every_event(end: Reset | Close) -> None:
 async def test_many_streams_left_after_the_first_event() -> None:
     """Neither connection nor task nor memory stays behind."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server, pool_size=10)) as client:
-        server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
+        server.default(Script([Send(head()), Send(chunk(b"".join(word_events()))), Stall()]))
 
         async def one() -> None:
-            async with client.stream(MODEL, ASKED) as stream:
+            async with client.stream(MODEL, MESSAGES) as stream:
                 async for _ in stream:
                     break
 
@@ -659,7 +661,7 @@ async def test_many_streams_left_after_the_first_event() -> None:
         finally:
             tracemalloc.stop()
         assert grown < scaled(100_000, nightly=300_000)
-        assert at_rest(client)
+        assert is_idle(client)
         server.default(answer_openai)
         assert await text_of(client) == "Hello world"
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -669,13 +671,13 @@ async def test_many_streams_left_after_the_first_event() -> None:
 async def test_an_exception_in_the_block_releases_the_connection() -> None:
     """It is raised unchanged; the connection is released."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
+        server.default(Script([Send(head()), Send(chunk(b"".join(word_events()))), Stall()]))
         with pytest.raises(KeyError, match="mine"):
-            async with client.stream(MODEL, ASKED) as stream:
+            async with client.stream(MODEL, MESSAGES) as stream:
                 async for _ in stream:
                     raise KeyError("mine")
         await server.wait_all_closed()
-        assert at_rest(client)
+        assert is_idle(client)
         assert stream.reply.finish_reason is None
 
 
@@ -683,13 +685,13 @@ async def test_an_exception_in_the_block_releases_the_connection() -> None:
 async def test_a_stream_that_is_not_closed_warns() -> None:
     """The garbage collector releases it with a ResourceWarning."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
-        stream = client.stream(MODEL, ASKED)
+        server.default(Script([Send(head()), Send(chunk(b"".join(word_events()))), Stall()]))
+        stream = client.stream(MODEL, MESSAGES)
         await anext(stream)
         with pytest.warns(ResourceWarning, match="unclosed <ChatStream running"):
             del stream
         await server.wait_all_closed()
-        assert at_rest(client)
+        assert is_idle(client)
 
 
 @pytest.mark.row("E11")
@@ -698,7 +700,7 @@ async def test_an_unused_stream_does_not_warn() -> None:
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            client.stream(MODEL, ASKED)
+            client.stream(MODEL, MESSAGES)
             gc.collect()
     assert server.requests == []
 
@@ -717,7 +719,7 @@ async def test_the_client_does_not_read_ahead_of_a_slow_reader() -> None:
 
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(Script([Send(head()), Repeat([Counted()])]))
-        async with client.stream(MODEL, ASKED) as stream:
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
             before = -1
             while before != sent:
@@ -750,7 +752,7 @@ async def test_a_hundred_refusals_leave_nothing_behind(status: int, size: int) -
 
         await asyncio.gather(*(refused() for _ in range(100)))
         assert len(server.requests) == 100
-        assert at_rest(client)
+        assert is_idle(client)
         if size == 100:
             assert server.connections <= 10
         server.default(answer_openai)
@@ -762,4 +764,4 @@ async def test_a_stream_that_ends_with_the_connection() -> None:
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.play(stream_answer(WORDS, framing=Framing.EOF))
         assert await text_of(client) == TEXT
-        await until(lambda: at_rest(client))
+        await until(lambda: is_idle(client))

@@ -23,20 +23,20 @@ from tests.support.faults import (
     stream_events,
 )
 from tests.support.streams import (
-    ASKED,
     DONE,
+    MESSAGES,
     MODEL,
     TEXT,
     WORDS,
     chunk,
     config,
-    cut_off,
     events_of,
     head,
-    playing,
-    said,
+    stream_script,
     text_of,
+    unfinished_stream,
     until,
+    word_events,
 )
 
 
@@ -67,7 +67,7 @@ async def test_a_stream_without_its_final_event_is_an_error(
     server: FaultServer, client: llmopt.AsyncClient
 ) -> None:
     """The reader does not wait for it; the next request gets its connection."""
-    server.play(playing(b"".join(stream_events(WORDS)), end=[Stall()]), answer_openai)
+    server.play(stream_script(b"".join(stream_events(WORDS)), end=[Stall()]), answer_openai)
     assert await text_of(client) == TEXT
     assert await text_of(client) == "Hello world"
 
@@ -77,7 +77,7 @@ async def test_a_connection_that_breaks_interrupts_the_stream(
     server: FaultServer, client: llmopt.AsyncClient
 ) -> None:
     """With the events received before."""
-    server.play(cut_off(*said()))
+    server.play(unfinished_stream(*word_events()))
     with pytest.raises(llmopt.StreamInterrupted) as caught:
         await events_of(client)
     assert caught.value.text == TEXT
@@ -89,7 +89,7 @@ async def test_a_silent_stream_times_out(server: FaultServer) -> None:
     times = {"first": 0.05, "first_event": 0.05, "idle": 0.1}
     transport = httpx.AsyncHTTPTransport()
     async with llmopt.AsyncClient(config(server, times), transport=transport) as client:
-        server.default(Script([Send(head()), Send(chunk(said()[1])), Stall()]))
+        server.default(Script([Send(head()), Send(chunk(word_events()[1])), Stall()]))
         with pytest.raises(llmopt.StreamIdle):
             await events_of(client)
         await server.wait_all_closed()
@@ -100,9 +100,9 @@ async def test_leaving_the_block_early_closes_the_stream(
     server: FaultServer, client: llmopt.AsyncClient
 ) -> None:
     """Many times over the only connection."""
-    server.default(Script([Send(head()), Send(chunk(b"".join(said()))), Stall()]))
+    server.default(Script([Send(head()), Send(chunk(b"".join(word_events()))), Stall()]))
     for _ in range(20):
-        async with client.stream(MODEL, ASKED) as stream:
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
     server.default(answer_openai)
     assert await text_of(client) == "Hello world"
@@ -112,7 +112,7 @@ async def test_leaving_the_block_early_closes_the_stream(
 @pytest.mark.row("C01")
 async def test_cancelled_at_any_turn(server: FaultServer, client: llmopt.AsyncClient) -> None:
     """httpx's pool, which loses a slot to a cancellation at the wrong moment, is never cancelled."""
-    server.default(lambda request: playing(*said(), DONE))
+    server.default(lambda request: stream_script(*word_events(), DONE))
     for turns in range(60):
         task = asyncio.create_task(text_of(client))
         for _ in range(turns):
@@ -147,7 +147,7 @@ async def test_a_stream_without_a_network_raises_connect_failed() -> None:
     entry: Any = {"providers": {"server": {"plugin": "local", "base_url": "http://127.0.0.1:9/v1"}}}
     async with llmopt.AsyncClient(entry, transport=httpx.MockTransport(answer)) as client:
         assert await text_of(client) == TEXT
-        async with client.stream(MODEL, ASKED) as stream:
+        async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -168,9 +168,9 @@ async def test_an_in_process_engine_streams() -> None:
     )
     with installed("inside", plugin):
         async with llmopt.AsyncClient() as client:
-            async with client.stream("inside/m", ASKED) as stream:
+            async with client.stream("inside/m", MESSAGES) as stream:
                 assert "".join([each.text async for each in stream]) == TEXT
-            async with client.stream("inside/m", ASKED) as stream:
+            async with client.stream("inside/m", MESSAGES) as stream:
                 await anext(stream)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -179,7 +179,7 @@ async def test_an_in_process_engine_without_chat_is_a_clear_error() -> None:
     """Says so, before anything is loaded."""
     async with llmopt.AsyncClient() as client:
         with pytest.raises(llmopt.ConfigError, match="only makes embeddings"):
-            async with client.stream("local/default", ASKED):
+            async with client.stream("local/default", MESSAGES):
                 raise AssertionError
         with pytest.raises(llmopt.ConfigError, match="only makes embeddings"):
-            await client.chat("local/default", ASKED)
+            await client.chat("local/default", MESSAGES)

@@ -27,7 +27,16 @@ from tests.support.faults import (
     faults_of,
     json_answer,
 )
-from tests.support.streams import ASKED, DONE, MODEL, at_rest, config, error_event, playing, said
+from tests.support.streams import (
+    DONE,
+    MESSAGES,
+    MODEL,
+    config,
+    error_event,
+    is_idle,
+    stream_script,
+    word_events,
+)
 
 REPLY = json_answer(chat_payload(["Hello", " world"]), headers=[("x-request-id", "req_7")])
 LENGTH = len(bytes(REPLY))
@@ -53,12 +62,12 @@ async def test_every_option_reaches_the_server() -> None:
         server.default(REPLY)
         messages = [llmopt.Message("system", "Be brief."), {"role": "user", "content": "Hello?"}]
         reply = await client.chat(MODEL, messages, stop="END", extra={"top_k": 1}, **asked)
-        await client.chat(MODEL, ASKED)
+        await client.chat(MODEL, MESSAGES)
     sent = server.requests[0].json()
     base = {"model": "m", "stream": False, "stop": ["END"], "top_k": 1}
-    assert sent.pop("messages") == [{"role": "system", "content": "Be brief."}, *ASKED]
+    assert sent.pop("messages") == [{"role": "system", "content": "Be brief."}, *MESSAGES]
     assert sent == {**base, **asked}
-    assert server.requests[1].json() == {"model": "m", "stream": False, "messages": ASKED}
+    assert server.requests[1].json() == {"model": "m", "stream": False, "messages": MESSAGES}
     assert (reply.text, reply.finish_reason, reply.request_id) == ("Hello world", "stop", "req_7")
     assert reply.usage is not None
     assert (reply.usage.total_tokens, reply.usage.requests) == (4, 1)
@@ -68,28 +77,28 @@ BAD: list[tuple[Any, dict[str, Any], str, int | None]] = [
     ("Hello?", {}, "one question", None),
     ([], {}, "empty", None),
     ({"role": "user", "content": "x"}, {}, "must be a list", None),
-    ([*ASKED, "Hello?"], {}, "message 1 is of type str", 1),
-    ([*ASKED, {"content": "x"}], {}, "message 1 has no role", 1),
+    ([*MESSAGES, "Hello?"], {}, "message 1 is of type str", 1),
+    ([*MESSAGES, {"content": "x"}], {}, "message 1 has no role", 1),
     ([{"role": "user"}], {}, "message 0 has no content", 0),
     ([{"role": "user", "content": "a\ud800b"}], {}, "surrogate", 0),
     ([{"role": "user", "content": {1, object()}}], {}, "JSON", 0),
-    (ASKED, {"max_tokens": 0}, "max_tokens must be a whole number of 1 or more", None),
-    (ASKED, {"max_tokens": True}, "max_tokens", None),
-    (ASKED, {"max_tokens": 1.5}, "max_tokens", None),
-    (ASKED, {"temperature": float("nan")}, "temperature must be a finite number", None),
-    (ASKED, {"temperature": -1}, "temperature must be 0 or more", None),
-    (ASKED, {"temperature": "hot"}, "temperature", None),
-    (ASKED, {"top_p": 1.5}, "top_p must be from 0 to 1", None),
-    (ASKED, {"stop": ["a", ""]}, "stop", None),
-    (ASKED, {"stop": 7}, "stop", None),
-    (ASKED, {"seed": 1.0}, "seed", None),
-    (ASKED, {"tools": {"type": "function"}}, "tools must be a list", None),
-    (ASKED, {"tools": ["look"]}, "tool 0", None),
-    (ASKED, {"tool_choice": 7}, "tool_choice", None),
-    (ASKED, {"parallel_tool_calls": "yes"}, "parallel_tool_calls", None),
-    (ASKED, {"response_format": "json"}, "response_format", None),
-    (ASKED, {"reasoning_effort": ""}, "reasoning_effort", None),
-    (ASKED, {"extra": {"a": float("inf")}}, "extra", None),
+    (MESSAGES, {"max_tokens": 0}, "max_tokens must be a whole number of 1 or more", None),
+    (MESSAGES, {"max_tokens": True}, "max_tokens", None),
+    (MESSAGES, {"max_tokens": 1.5}, "max_tokens", None),
+    (MESSAGES, {"temperature": float("nan")}, "temperature must be a finite number", None),
+    (MESSAGES, {"temperature": -1}, "temperature must be 0 or more", None),
+    (MESSAGES, {"temperature": "hot"}, "temperature", None),
+    (MESSAGES, {"top_p": 1.5}, "top_p must be from 0 to 1", None),
+    (MESSAGES, {"stop": ["a", ""]}, "stop", None),
+    (MESSAGES, {"stop": 7}, "stop", None),
+    (MESSAGES, {"seed": 1.0}, "seed", None),
+    (MESSAGES, {"tools": {"type": "function"}}, "tools must be a list", None),
+    (MESSAGES, {"tools": ["look"]}, "tool 0", None),
+    (MESSAGES, {"tool_choice": 7}, "tool_choice", None),
+    (MESSAGES, {"parallel_tool_calls": "yes"}, "parallel_tool_calls", None),
+    (MESSAGES, {"response_format": "json"}, "response_format", None),
+    (MESSAGES, {"reasoning_effort": ""}, "reasoning_effort", None),
+    (MESSAGES, {"extra": {"a": float("inf")}}, "extra", None),
 ]
 
 
@@ -113,7 +122,7 @@ async def test_an_invalid_buffer_size_is_refused(size: Any) -> None:
     """Refused likewise."""
     async with llmopt.AsyncClient() as client:
         with pytest.raises(llmopt.InvalidInput, match="buffer_size"):
-            client.stream("local/m", ASKED, buffer_size=size)
+            client.stream("local/m", MESSAGES, buffer_size=size)
 
 
 @pytest.mark.row("N01", "N02")
@@ -128,14 +137,14 @@ async def test_a_response_broken_at_any_byte_is_retried_once(end: Reset | Close)
             server.requests.clear()
             server.play(cut(offset, end, REPLY))
             server.default(REPLY)
-            assert (await client.chat(MODEL, ASKED)).text == "Hello world"
+            assert (await client.chat(MODEL, MESSAGES)).text == "Hello world"
             assert len(server.requests) == 2, offset
             server.requests.clear()
             server.default(cut(offset, end, REPLY))
             with pytest.raises((llmopt.ConnectionLost, llmopt.InvalidResponse)):
-                await client.chat(MODEL, ASKED)
+                await client.chat(MODEL, MESSAGES)
             assert len(server.requests) == 2, offset
-            assert at_rest(client)
+            assert is_idle(client)
 
 
 def test_the_default_timeout_of_a_chat_is_ten_minutes() -> None:
@@ -147,7 +156,7 @@ def test_the_default_timeout_of_a_chat_is_ten_minutes() -> None:
             async with llmopt.AsyncClient({"providers": {"server": entry}}, clock=clock) as client:
                 server.default(Script([Stall()]))
                 with pytest.raises(llmopt.AttemptTimeout):
-                    await client.chat(MODEL, ASKED)
+                    await client.chat(MODEL, MESSAGES)
                 assert 1201 <= clock.elapsed < 1203
             return len(server.requests)
 
@@ -185,11 +194,11 @@ async def test_each_error_status_raises_its_error(
             server.default(answer)
             with pytest.raises(kind):
                 if streamed:
-                    async with client.stream(MODEL, ASKED):
+                    async with client.stream(MODEL, MESSAGES):
                         raise AssertionError
-                await client.chat(MODEL, ASKED)
+                await client.chat(MODEL, MESSAGES)
             assert len(server.requests) == requests, streamed
-            assert at_rest(client)
+            assert is_idle(client)
 
 
 @pytest.mark.row("P07")
@@ -208,8 +217,8 @@ async def test_odd_bodies_raise_only_errors_of_llmopt(fault: Any) -> None:
 
         server.default(made)
         with pytest.raises(llmopt.LLMOptError):
-            await client.chat(MODEL, ASKED)
-        assert at_rest(client)
+            await client.chat(MODEL, MESSAGES)
+        assert is_idle(client)
 
 
 CANARY_KEY = "sk-canary-key-8f7e6d5c"
@@ -227,8 +236,8 @@ async def test_neither_key_nor_prompt_leaks(
     events: list[Any] = []
     answers: list[Any] = [error_answer(status, echo) for status in (400, 401, 422, 429, 500)]
     answers += [
-        playing(error_event(echo)),
-        playing(*said(), error_event(echo), DONE),
+        stream_script(error_event(echo)),
+        stream_script(*word_events(), error_event(echo), DONE),
         cut(30, Reset(), REPLY),
     ]
     for answer in answers:
@@ -262,8 +271,8 @@ async def test_chat_and_stream_return_the_same_reply() -> None:
     """What a stream comes to is what a chat gives, but for what only one of them tells."""
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
-        reply = await client.chat(MODEL, ASKED)
-        async with client.stream(MODEL, ASKED) as stream:
+        reply = await client.chat(MODEL, MESSAGES)
+        async with client.stream(MODEL, MESSAGES) as stream:
             async for _ in stream:
                 pass
     for name in ("text", "reasoning", "refusal", "tool_calls", "finish_reason", "model", "id"):

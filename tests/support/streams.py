@@ -11,11 +11,11 @@ import llmopt
 from tests.support.faults import Answer, Close, FaultServer, Framing, Script, Send, Step, Wait, stream_events
 
 MODEL = "server/m"
-ASKED = [{"role": "user", "content": "Hello?"}]
+MESSAGES = [{"role": "user", "content": "Hello?"}]
 WORDS = ["Es ", "war ", "einmal ", "ein ", "König."]
 TEXT = "".join(WORDS)
 DONE = b"data: [DONE]\n\n"
-QUICK = {
+SHORT_TIMEOUTS = {
     "connect": 2,
     "read": 2,
     "pool": 2,
@@ -33,7 +33,7 @@ def config(server: FaultServer, timeouts: dict[str, float] | None = None, **more
         "plugin": "local",
         "base_url": server.base_url,
         "retry_delay": 0.001,
-        "timeouts": {**QUICK, **(timeouts or {})},
+        "timeouts": {**SHORT_TIMEOUTS, **(timeouts or {})},
         **more,
     }
     return {"providers": {"server": entry}}
@@ -52,7 +52,9 @@ def chunk(data: bytes) -> bytes:
 END = b"0\r\n\r\n"
 
 
-def playing(*pieces: bytes, end: Iterable[Step] = (Send(END),), kind: str = "text/event-stream") -> Script:
+def stream_script(
+    *pieces: bytes, end: Iterable[Step] = (Send(END),), kind: str = "text/event-stream"
+) -> Script:
     """A stream of these pieces; the client reads each before the server sends the next."""
     steps: list[Step] = [Send(head(kind))]
     for piece in pieces:
@@ -61,7 +63,7 @@ def playing(*pieces: bytes, end: Iterable[Step] = (Send(END),), kind: str = "tex
     return Script([*steps, *end])
 
 
-def said(words: Iterable[str] = WORDS) -> list[bytes]:
+def word_events(words: Iterable[str] = WORDS) -> list[bytes]:
     """The events of a reply without its end: the role and the words."""
     return stream_events(words, done=False)
 
@@ -76,14 +78,14 @@ def error_event(message: str = "it broke", **more: Any) -> bytes:
     return event(error={"message": message, "type": "server_error", **more})
 
 
-def cut_off(*pieces: bytes) -> Script:
+def unfinished_stream(*pieces: bytes) -> Script:
     """A stream whose body ends correctly after these pieces, though its last event is missing."""
-    return playing(*pieces, end=(Send(END), Close()))
+    return stream_script(*pieces, end=(Send(END), Close()))
 
 
 async def events_of(client: llmopt.AsyncClient, **options: Any) -> list[llmopt.ChatEvent]:
     """All events of a stream."""
-    async with client.stream(MODEL, ASKED, **options) as stream:
+    async with client.stream(MODEL, MESSAGES, **options) as stream:
         return [event async for event in stream]
 
 
@@ -99,7 +101,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-def at_rest(client: llmopt.AsyncClient) -> bool:
+def is_idle(client: llmopt.AsyncClient) -> bool:
     """Whether the client holds nothing: no slot, no connection in use, and no waiting request."""
     endpoint = next(iter(next(iter(client.stats().values())).values()))
     connections = endpoint["connections"]
