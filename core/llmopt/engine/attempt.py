@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.endpoint_policies import NullLease, RateLimitLease
+from llmopt.engine.endpoint_policies import SET_ASIDE_S, NullLease, RateLimitLease
 from llmopt.engine.responses import may_be_item_error, request_id
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
@@ -387,6 +387,10 @@ class RequestRecorder:
         if retry.decision.reason != "circuit_open":
             endpoint.metrics.retries += 1
             self._telemetry.retry_scheduled(self._provider, self._model, retry)
+
+    def endpoint_set_aside(self, endpoint: LiveEndpoint, error: LLMOptError) -> None:
+        """The endpoint does not serve the model: others are asked for a while."""
+        self._telemetry.endpoint_set_aside(endpoint.config, self._call, error, SET_ASIDE_S)
 
     def limits_learned(self, endpoint: LiveEndpoint) -> None:
         """Response headers stated a rate limit that was unknown or different before."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
 from llmopt.engine.request import CompressingTransport, RequestCompressor, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
-from llmopt.errors import CircuitOpen, ClientClosed
+from llmopt.errors import CircuitOpen, ClientClosed, LLMOptError, NotFound, PermissionDenied
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock
 from llmopt.policies.load_balancer import Candidate, LoadBalancer
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import httpx
 
     from llmopt.transport.stream import RequestSender
+LACKS_MODEL: Final = (NotFound, PermissionDenied)
+"""Errors of an endpoint that does not serve a model; its other models, and other endpoints, may be served."""
 
 
 class LiveEndpoint:
@@ -228,7 +230,8 @@ class EndpointGroup:
     def _choose_from_several(self, call: Call, tried: Container[int]) -> LiveEndpoint:
         waits: list[float] = []
         candidates = []
-        for index, endpoint in enumerate(self.endpoints):
+        for index in self._serving(call):
+            endpoint = self.endpoints[index]
             wait = endpoint.retry_in(call)
             if wait is not None:
                 waits.append(wait)
@@ -239,15 +242,24 @@ class EndpointGroup:
                 raise self._circuit_open(min(waits))
             refusals = [endpoint.policies.credential_error() for endpoint in self.endpoints]
             raise next(refusal.copy() for refusal in refusals if refusal is not None)
-        # Without balancing the order of the configuration is a list of fallbacks.
-        if not self.endpoints[0].config.flags.balance:
-            return self.endpoints[candidates[0].index]
         # A throttled endpoint, or one without rate limit left, would delay a request that another one could take now.
         ready = [each for each in candidates if not self._is_paused(each.index, call)] or candidates
+        # Without balancing the order of the configuration is a list of fallbacks.
+        if not self.endpoints[0].config.flags.balance:
+            chosen = next((each for each in ready if each.index not in tried), ready[0])
+            return self.endpoints[chosen.index]
         free = [each for each in ready if self.endpoints[each.index].policies.rate_limiter(call).has_capacity]
-        candidates = free or ready
-        chosen = self._load_balancer.choose(candidates, tried)
-        return self.endpoints[(chosen or candidates[0]).index]
+        chosen = self._load_balancer.choose(free or ready, tried) or ready[0]
+        return self.endpoints[chosen.index]
+
+    def _serving(self, call: Call) -> Sequence[int]:
+        """The endpoints that are not set aside for a call; all of them where each one is."""
+        serving = [
+            index
+            for index, endpoint in enumerate(self.endpoints)
+            if not endpoint.policies.is_set_aside(call)
+        ]
+        return serving or range(len(self.endpoints))
 
     def _candidate(self, index: int, endpoint: LiveEndpoint) -> Candidate:
         limiter = endpoint.policies.concurrency()
@@ -263,24 +275,46 @@ class EndpointGroup:
             retry_after=retry_in,
         )
 
-    def has_alternative(self, endpoint: LiveEndpoint, call: Call, tried: Container[int] = ()) -> bool:
-        """Whether another endpoint, not tried yet, would take the call now without waiting."""
+    def has_alternative(
+        self, endpoint: LiveEndpoint, call: Call, tried: Container[int] = (), *, paused: bool = False
+    ) -> bool:
+        """Whether another endpoint, not tried yet, would take the call.
+
+        Args:
+            endpoint: the one that the call cannot use.
+            call: what is asked for.
+            tried: indices of the endpoints of earlier attempts.
+            paused: whether an endpoint counts that has to wait because the server has throttled it.
+        """
         return len(self.endpoints) > 1 and any(
             other is not endpoint
             and index not in tried
             and other.retry_in(call) is None
             and other.policies.credential_error() is None
-            and not self._is_paused(index, call)
+            and not other.policies.is_set_aside(call)
+            and (paused or not self._is_paused(index, call))
             for index, other in enumerate(self.endpoints)
         )
 
+    def set_aside(self, endpoint: LiveEndpoint, call: Call, error: LLMOptError) -> bool:
+        """Set an endpoint aside for the model of a call, if an error says that it does not serve that model.
+
+        Of a single endpoint nothing is remembered: there is no other one to ask.
+
+        Returns:
+            Whether that is new.
+        """
+        several = len(self.endpoints) > 1
+        return several and isinstance(error, LACKS_MODEL) and endpoint.policies.set_aside(call)
+
     def retry_in(self, call: Call, *, notified: bool = False) -> float | None:
         """Seconds until the circuits of one of the endpoints admit a call, None if one would now."""
-        waits = [endpoint.retry_in(call, notified=notified) for endpoint in self.endpoints]
+        waits = [self.endpoints[index].retry_in(call, notified=notified) for index in self._serving(call)]
         refusing = [wait for wait in waits if wait is not None]
         return min(refusing) if len(refusing) == len(waits) else None
 
-    def record_latency(self, endpoint: LiveEndpoint, seconds: float) -> None:
-        """Record how many seconds a successful attempt took, for the load balancer."""
+    def record_success(self, endpoint: LiveEndpoint, call: Call, seconds: float) -> None:
+        """Record a successful attempt, and how many seconds it took, for the choice of the next ones."""
         if len(self.endpoints) > 1:
             self._load_balancer.record_latency(endpoint.config.index, seconds)
+            endpoint.policies.readmit(call)

@@ -18,7 +18,7 @@ from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, static_timeout
-from llmopt.values.calls import Call, ChatCall, RateLimits
+from llmopt.values.calls import Call, ChatCall, Operation, RateLimits
 
 # The rate limiter as the pipeline sees it, and one that limits nothing.
 
@@ -142,6 +142,8 @@ _QUOTA_BLOCK_S: Final = 300.0
 _AUTH_BLOCK_S: Final = 60.0
 _TOKEN_BLOCK_S: Final = 5.0
 """Short, because a function may return another token at any time, and only the next attempt finds out."""
+SET_ASIDE_S: Final = 300.0
+"""For models that an endpoint lacks: deployments and permissions change within minutes, not seconds."""
 _REASONING_FACTOR: Final = 5.0
 """A model that reasons may take this much longer to its first event: 300 s instead of the usual 60 s."""
 _LITTLE_REASONING: Final = (None, "none", "minimal")
@@ -173,6 +175,7 @@ class EndpointPolicies:
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
         self._blocked: tuple[LLMOptError, float] | None = None
+        self._set_aside: Final[dict[tuple[str, Operation], float]] = {}
         self.has_answered = False
         self.retry_budget: Final = RetryBudget()
         self.retry_policy: Final = RetryPolicy(
@@ -287,6 +290,25 @@ class EndpointPolicies:
             self._blocked = None
             return None
         return error
+
+    def set_aside(self, call: Call) -> bool:
+        """Prefer other endpoints for this model and operation for a while; False if that was so already."""
+        if self.is_set_aside(call):
+            return False
+        self._set_aside[call.model, call.operation] = self._clock.now() + SET_ASIDE_S
+        return True
+
+    def is_set_aside(self, call: Call) -> bool:
+        """Whether other endpoints are preferred for the call's model and operation."""
+        # Empty for all endpoints but those that lack a model: this is asked for every request.
+        return bool(self._set_aside) and self._clock.now() < self._set_aside.get(
+            (call.model, call.operation), 0.0
+        )
+
+    def readmit(self, call: Call) -> None:
+        """The endpoint has served the call's model: it is as good as the others again."""
+        if self._set_aside:
+            self._set_aside.pop((call.model, call.operation), None)
 
     def stats(self) -> dict[str, Any]:
         """The state of the policies as plain values."""

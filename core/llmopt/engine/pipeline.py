@@ -25,7 +25,7 @@ from importlib import import_module
 from typing import Final, Generic, TypeVar
 
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
-from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
+from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint
 from llmopt.engine.endpoint_policies import RateLimitLease
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import T, may_be_item_error, parse_or_raise
@@ -33,7 +33,7 @@ from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import Attempt, AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency_limit import Slot
-from llmopt.policies.retry import RetryFacts, inside_attempt, retry_guard
+from llmopt.policies.retry import OTHER_ENDPOINT_MAY_SERVE, RetryFacts, inside_attempt, retry_guard
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
 from llmopt.values.calls import Operation, Settings
@@ -132,16 +132,22 @@ class Pipeline(Generic[T]):
             self._endpoint.policies.retry_policy,
             deadline=self._request.deadline,
             budget=lambda _: self._endpoint.policies.retry_budget,
-            facts=lambda _: RetryFacts(
+            facts=lambda error: RetryFacts(
                 idempotent=self._call.operation != "chat",
                 should_retry=self._should_retry,
                 new_credential=self._new_credential,
                 wait_when_open=self._request.wait_when_open,
                 circuit_retry_in=self._group.retry_in(self._call),
-                other_endpoint=self._group.has_alternative(self._endpoint, self._call, self._tried),
+                other_endpoint=self._has_alternative(error),
             ),
             on_retry=lambda retry: self._recorder.retry_scheduled(self._endpoint, retry),
         )
+
+    def _has_alternative(self, error: LLMOptError) -> bool:
+        # A model that this endpoint lacks is worth a wait for another one, also for one that was throttled before.
+        tried = () if isinstance(error, LACKS_MODEL) else self._tried
+        paused = isinstance(error, OTHER_ENDPOINT_MAY_SERVE)
+        return self._group.has_alternative(self._endpoint, self._call, tried, paused=paused)
 
     async def _attempt(self, number: int) -> T:
         """Send one HTTP request, or raise the error why none may be sent."""
@@ -275,7 +281,7 @@ class Pipeline(Generic[T]):
         usage = self._request.usage_of(value)
         if scope.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
             self._recorder.limits_learned(endpoint)
-        self._group.record_latency(endpoint, seconds)
+        self._group.record_success(endpoint, self._call, seconds)
         self._recorder.attempt_ended(endpoint, number, OK, response, seconds, sent="yes", usage=usage)
         return value
 
@@ -335,6 +341,8 @@ class Pipeline(Generic[T]):
         endpoint = scope.endpoint
         self._should_retry = should_retry(response)
         self._add_to_history(error, endpoint, response, seconds)
+        if self._group.set_aside(endpoint, self._call, error):
+            self._recorder.endpoint_set_aside(endpoint, error)
         if scope.failed(error, settings, seconds, response):
             self._recorder.limits_learned(endpoint)
         outcome = type(error).__name__

@@ -288,7 +288,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             self._recorder.limits_learned(scope.endpoint)
         # From here on the stream releases slot, lease and permit.
         scope.detach()
-        self._group.record_latency(scope.endpoint, seconds)
+        self._group.record_success(scope.endpoint, self._call, seconds)
         stream.on_end = partial(self._stream_ended, stream, number, scope, settings, started)
         return stream
 

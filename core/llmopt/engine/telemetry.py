@@ -19,6 +19,7 @@ from attrs import define, field
 from llmopt.values.events import (
     BreakerChanged,
     CompressionRefused,
+    EndpointSetAside,
     Event,
     OnEvent,
     PoolCheckout,
@@ -29,8 +30,11 @@ from llmopt.values.events import (
 )
 
 if TYPE_CHECKING:
+    from llmopt.config.resolve import Endpoint
+    from llmopt.errors import LLMOptError
     from llmopt.policies.circuit_breaker import CircuitTransition
     from llmopt.policies.retry_loop import Retry
+    from llmopt.values.calls import Call
 _P = ParamSpec("_P")
 _log: Final = logging.getLogger("llmopt")
 
@@ -85,6 +89,24 @@ class Telemetry:
             logging.INFO, "%s refuses compressed requests (HTTP %d): they go uncompressed", endpoint, status
         )
         self.emit(CompressionRefused, provider=provider, endpoint=endpoint, status=status)
+
+    def endpoint_set_aside(self, endpoint: Endpoint, call: Call, error: LLMOptError, seconds: float) -> None:
+        """One of several endpoints does not serve a model: for so many seconds the others are asked."""
+        _write(
+            logging.WARNING,
+            "%s (%s) does not serve %s of %r: other endpoints are asked for %.0f s; %s: %s",
+            *(endpoint.origin, endpoint.path, call.operation, call.model, seconds, type(error).__name__, error),
+        )
+        self.emit(
+            EndpointSetAside,
+            provider=endpoint.provider,
+            model=call.model,
+            endpoint=endpoint.origin,
+            index=endpoint.index,
+            operation=call.operation,
+            cause=type(error).__name__,
+            seconds=seconds,
+        )
 
     def breaker_changed(self, change: CircuitTransition) -> None:
         """A circuit breaker changed its state."""

@@ -81,7 +81,8 @@ class RetryFacts:
         wait_when_open: whether the call waits for an open circuit instead of failing.
         circuit_retry_in: seconds until the circuit lets a request through, None if it would now. The failure may
             have opened it.
-        other_endpoint: whether another endpoint, not tried by this call yet, would take the request now.
+        other_endpoint: whether another endpoint, not tried by this call yet, would take the request now; for
+            `OTHER_ENDPOINT_MAY_SERVE` also after a pause.
     """
 
     idempotent: bool = True
@@ -143,6 +144,13 @@ _FINAL_INVALID_RESPONSES: Final = frozenset({"too_large", "decompression"})
 """Reasons of `InvalidResponse` that the same request would meet again, at the same price."""
 _LOCAL_TO_ENDPOINT: Final[tuple[RetryReason, ...]] = ("rate_limited", "connect")
 """Reasons that say nothing about other endpoints."""
+OTHER_ENDPOINT_MAY_SERVE: Final = (
+    errors.AuthError,
+    errors.QuotaExhausted,
+    errors.NotFound,
+    errors.PermissionDenied,
+)
+"""Final errors of one key, or of one endpoint's models: another endpoint has its own."""
 _FLOW_CONTROL: Final[tuple[RetryReason, ...]] = ("rate_limited", "overloaded")
 
 
@@ -235,6 +243,9 @@ def _by_kind(error: errors.LLMOptError, history: RetryHistory, facts: RetryFacts
     """The table's row for an error, with the rules that a row alone cannot express."""
     if isinstance(error, errors.CircuitOpen):
         return _after_open_circuit(error, facts)
+    if facts.other_endpoint and isinstance(error, OTHER_ENDPOINT_MAY_SERVE):
+        # Each endpoint is tried once at most.
+        return RetryDecision(delay=0.0, reason="other_endpoint", cost=NO_COST, counted=False, computed=False)
     if isinstance(error, (errors.AuthError, errors.QuotaExhausted)):
         return _with_another_credential(error, history, facts)
     if facts.should_retry is False:
@@ -318,9 +329,6 @@ def _after_open_circuit(error: errors.CircuitOpen, facts: RetryFacts) -> RetryDe
 def _with_another_credential(
     error: errors.LLMOptError, history: RetryHistory, facts: RetryFacts
 ) -> RetryDecision | GiveUp:
-    if facts.other_endpoint:
-        # Another endpoint has its own key and quota, and each endpoint is tried once at most.
-        return RetryDecision(delay=0.0, reason="other_endpoint", cost=NO_COST, counted=False, computed=False)
     if not facts.new_credential or not isinstance(error, errors.AuthError):
         return _FINAL
     if "credential" in history.by_reason:

@@ -223,6 +223,27 @@ class BreakerChanged(Event):
     break_duration_s: float = 0.0
 
 
+@frozen(kw_only=True)
+class EndpointSetAside(Event):
+    """Emitted when one of several endpoints lacks a model (404), or its key may not use it (403).
+
+    For a while the other endpoints are asked for that model.
+
+    Attributes:
+        index: position of the endpoint in the entry, because several may have one origin and differ in the key.
+        operation: what was requested.
+        cause: name of the exception.
+        seconds: for how long the others are asked.
+    """
+
+    name: ClassVar[str] = "endpoint.set_aside"
+
+    index: int
+    operation: Operation
+    cause: str
+    seconds: float
+
+
 # Connections, streams and compression.
 
 
