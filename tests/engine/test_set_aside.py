@@ -106,9 +106,7 @@ async def test_a_single_endpoint_is_asked_each_time() -> None:
     events: list[Event] = []
     async with FaultServer() as server:
         server.default(without(LACKS, "m"))
-        async with llmopt.AsyncClient(
-            provider_config(server), on_event=events.append, cache=False
-        ) as client:
+        async with llmopt.AsyncClient(provider_config(server), on_event=events.append, cache=False) as client:
             for _ in range(3):
                 with pytest.raises(llmopt.NotFound):
                     await client.embed("server/m", ["a"])

@@ -161,13 +161,6 @@ def test_embedding_servers_have_no_chat(flavour: str) -> None:
         hooks("local").build_request(call(), local(flavour=flavour))
 
 
-def test_the_request_for_usage_can_be_switched_off() -> None:
-    entry = ProviderEntry(name="local", base_url=HOST)
-    assert hooks("local").provider_profile(entry).stream_usage
-    entry = ProviderEntry(name="local", base_url=HOST, options={"stream_usage": False})
-    assert not hooks("local").provider_profile(entry).stream_usage
-
-
 @pytest.mark.parametrize(("flavour", "end"), [(None, "finish"), ("vllm", "done"), ("ollama", "done")])
 def test_known_servers_must_send_an_end_marker(flavour: str | None, end: str) -> None:
     """An unknown one may end with a finish reason."""

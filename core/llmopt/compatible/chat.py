@@ -6,7 +6,8 @@ calls and finish reasons of a wrong type raise `InvalidResponse`: parts of a rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -68,6 +69,70 @@ def set_parameters(call: ChatCall) -> dict[str, Any]:
     """The parameters that a call sets, by their names in `ChatCall`."""
     values = ((name, getattr(call, name)) for name in _PARAMETERS)
     return {name: value for name, value in values if value is not None and value != ()}
+
+
+# Keys that a server may refuse although a call does not depend on them. llmopt sends ``stream_options`` for the usage of
+# a stream, and some plugins send the newer name of ``max_tokens``; older servers, and those that allow no unknown key,
+# answer 400 or 422.
+
+_SUBSTITUTES: Final[Mapping[str, str | None]] = {
+    "stream_options": None,
+    "max_completion_tokens": "max_tokens",
+    "max_tokens": "max_completion_tokens",
+}
+"""Each key with the one that replaces it, None where it is left out."""
+_REFUSED: Final = re.compile(
+    r"unrecogni[sz]ed|unknown|unsupported|unexpected|extra (?:inputs|fields)|additional propert|no such"
+    r"|not (?:\w+ ){0,2}(?:supported|permitted|allowed|recogni[sz]ed|accepted|valid|exist)|does(?: not|n't) support"
+    r"|use '?`?max_(?:completion_)?tokens|instead",
+    re.IGNORECASE,
+)
+"""Words for a key that a server does not know, in contrast to a value that is too high."""
+_VALUE: Final = re.compile(
+    r"\b(?:less|greater|larger|smaller|higher|lower) than\b|\bat (?:most|least)\b|\btoo (?:large|small|high|low|many)\b"
+    r"|\b(?:maximum|minimum|range|exceeds?)\b",
+    re.IGNORECASE,
+)
+
+
+def refused_keys(message: str, param: str | None, body: bytes, extra: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a request that its refusal is about, and that the request can do without.
+
+    Args:
+        message: what the server says.
+        param: the parameter that it names, or None.
+        body: the JSON that was sent.
+        extra: keys of the caller's own, which are never left out.
+    """
+    return tuple(
+        key
+        for key, substitute in _SUBSTITUTES.items()
+        # In a text the quotes would be escaped.
+        if b'"%b":' % key.encode() in body
+        and key not in extra
+        and _names(key, message, param)
+        # A stream does without its usage whatever was wrong with the request for it.
+        and (substitute is None or (_REFUSED.search(message) and not _VALUE.search(message)))
+    )
+
+
+def _names(key: str, message: str, param: str | None) -> bool:
+    pattern = rf"(?<![A-Za-z0-9_]){key}(?![A-Za-z0-9_])"
+    return any(re.search(pattern, text) is not None for text in (param or "", message))
+
+
+def without_keys(body: Mapping[str, Any], keys: Collection[str]) -> Mapping[str, Any]:
+    """The body without refused keys, or with the other name for them unless that is refused as well."""
+    if not any(key in body for key in keys):
+        return body
+    changed = dict(body)
+    for key in keys:
+        substitute = _SUBSTITUTES[key]
+        if key in changed and substitute not in keys:
+            value = changed.pop(key)
+            if substitute is not None:
+                changed.setdefault(substitute, value)
+    return changed
 
 
 # The response, whole or event by event.

@@ -445,6 +445,7 @@ class _EndpointKeys:
         compress_requests: whether request bodies are compressed with gzip.
         cache_ttl: seconds that a cached response is fresh; 0 switches the cache off.
         cache_dir: folder of the cache. Default: the one of the whole configuration.
+        stream_usage: whether streams are asked for their token usage (``stream_options``).
         allow_http: whether plain http to another machine is allowed. Default: false.
         flags: features to switch on or off, see `Flags`.
         options: the plugin's own keys; they are checked when the entry is resolved.
@@ -466,6 +467,7 @@ class _EndpointKeys:
     compress_requests: bool | None = _boolean()
     cache_ttl: float | None = _seconds(zero=True)
     cache_dir: str | None = _folder()
+    stream_usage: bool | None = _boolean()
     allow_http: bool | None = _boolean()
     flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
     options: Mapping[str, Any] = field(default=None, converter=_options, repr=repr_names)

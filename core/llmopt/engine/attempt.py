@@ -6,6 +6,7 @@ the events. `add_context` completes the error of an attempt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.engine.endpoint import LiveEndpoint
@@ -391,6 +392,10 @@ class RequestRecorder:
     def endpoint_set_aside(self, endpoint: LiveEndpoint, error: LLMOptError) -> None:
         """The endpoint does not serve the model: others are asked for a while."""
         self._telemetry.endpoint_set_aside(endpoint.config, self._call, error, SET_ASIDE_S)
+
+    def keys_refused(self, endpoint: LiveEndpoint, keys: Sequence[str]) -> None:
+        """The endpoint refused keys of the request body: it gets no more of them."""
+        self._telemetry.keys_refused(endpoint.name, keys)
 
     def limits_learned(self, endpoint: LiveEndpoint) -> None:
         """Response headers stated a rate limit that was unknown or different before."""

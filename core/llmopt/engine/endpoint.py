@@ -16,7 +16,7 @@ from attrs import asdict, evolve
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
-from llmopt.engine.request import CompressingTransport, RequestCompressor, RequestEncoder
+from llmopt.engine.request import CompressingTransport, OptionalKeys, RequestCompressor, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import CircuitOpen, ClientClosed, LLMOptError, NotFound, PermissionDenied
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
@@ -50,6 +50,7 @@ class LiveEndpoint:
         policies: retry budget, circuit breakers, limiters and timeouts of this endpoint.
         metrics: its counters.
         encode_request: turns requests of the plugin into bytes.
+        optional_keys: keys of request bodies that it has refused, and that requests can do without.
         request_compressor: compresses request bodies, None where that is switched off.
         server_limits: batch limits that the server reported, by model; see `llmopt.operations.embed_batches`.
         limit_locks: each held while the server is asked for them.
@@ -76,6 +77,7 @@ class LiveEndpoint:
         self.policies: Final = EndpointPolicies(self.config, breakers, clock)
         self.metrics: Final = EndpointMetrics()
         self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
+        self.optional_keys: Final = OptionalKeys()
         self.request_compressor: Final = self._compressor(clock, telemetry)
         self.server_limits: Final[dict[str, BatchLimit]] = {}
         self.limit_locks: Final[dict[object, asyncio.Lock]] = {}
@@ -255,9 +257,7 @@ class EndpointGroup:
     def _serving(self, call: Call) -> Sequence[int]:
         """The endpoints that are not set aside for a call; all of them where each one is."""
         serving = [
-            index
-            for index, endpoint in enumerate(self.endpoints)
-            if not endpoint.policies.is_set_aside(call)
+            index for index, endpoint in enumerate(self.endpoints) if not endpoint.policies.is_set_aside(call)
         ]
         return serving or range(len(self.endpoints))
 

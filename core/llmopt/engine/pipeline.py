@@ -24,19 +24,30 @@ from collections.abc import Awaitable, Mapping
 from importlib import import_module
 from typing import Final, Generic, TypeVar
 
+from attrs import evolve
+
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint
 from llmopt.engine.endpoint_policies import RateLimitLease
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import T, may_be_item_error, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
-from llmopt.errors import Attempt, AuthError, CircuitOpen, DeadlineExceeded, LLMOptError, RateLimited, Sent
+from llmopt.errors import (
+    Attempt,
+    AuthError,
+    CircuitOpen,
+    DeadlineExceeded,
+    LLMOptError,
+    ProviderError,
+    RateLimited,
+    Sent,
+)
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency_limit import Slot
 from llmopt.policies.retry import OTHER_ENDPOINT_MAY_SERVE, RetryFacts, inside_attempt, retry_guard
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
-from llmopt.values.calls import Operation, Settings
+from llmopt.values.calls import ChatCall, Operation, Settings
 from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
 
@@ -188,10 +199,9 @@ class Pipeline(Generic[T]):
                     # The transport may call llmopt itself, whose retries would multiply with these.
                     with retry_guard():
                         return await self._send(number, scope, encoded, settings)
-                except AuthError:
-                    # A token may have expired on the way: with another one the request is worth a retry.
-                    self._new_credential = await self._credential_changed(endpoint, settings)
-                    raise
+                except ProviderError as error:
+                    if not await self._can_be_changed(error, endpoint, encoded, settings):
+                        raise
 
     def _try_choose(self) -> LiveEndpoint | None:
         """The endpoint for the next attempt, None if all circuits are open."""
@@ -248,10 +258,29 @@ class Pipeline(Generic[T]):
         return result
 
     def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
-        request = endpoint.hooks.build_request(self._call, settings)
-        if self._call.operation == "catalog":
-            request = add_if_none_match(request, self._call)
+        call = self._call
+        if isinstance(call, ChatCall) and call.include_usage and not endpoint.config.stream_usage:
+            # Another endpoint of the entry is to be asked for it.
+            call = evolve(call, include_usage=False)
+        request = endpoint.hooks.build_request(call, settings)
+        if call.operation == "catalog":
+            request = add_if_none_match(request, call)
+        if endpoint.optional_keys.any_refused:
+            request = endpoint.optional_keys.remove_from(request, call)
         return endpoint.encode_request(request, settings)
+
+    async def _can_be_changed(
+        self, error: ProviderError, endpoint: LiveEndpoint, encoded: EncodedRequest, used: Settings
+    ) -> bool:
+        """Whether the request can be sent at once without what the endpoint refused."""
+        if isinstance(error, AuthError):
+            # A token may have expired on the way: with another one the request is worth a retry.
+            self._new_credential = await self._credential_changed(endpoint, used)
+            return False
+        keys = endpoint.optional_keys.learn(error, encoded, self._call)
+        if keys:
+            self._recorder.keys_refused(endpoint, keys)
+        return bool(keys)
 
     async def _send(self, number: int, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> T:
         endpoint = scope.endpoint

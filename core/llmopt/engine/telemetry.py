@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
@@ -90,12 +90,24 @@ class Telemetry:
         )
         self.emit(CompressionRefused, provider=provider, endpoint=endpoint, status=status)
 
+    def keys_refused(self, endpoint: str, keys: Sequence[str]) -> None:
+        """An endpoint does not accept optional keys of request bodies."""
+        _write(logging.INFO, "%s refuses %s: requests go without", endpoint, ", ".join(keys))
+
     def endpoint_set_aside(self, endpoint: Endpoint, call: Call, error: LLMOptError, seconds: float) -> None:
         """One of several endpoints does not serve a model: for so many seconds the others are asked."""
         _write(
             logging.WARNING,
             "%s (%s) does not serve %s of %r: other endpoints are asked for %.0f s; %s: %s",
-            *(endpoint.origin, endpoint.path, call.operation, call.model, seconds, type(error).__name__, error),
+            *(
+                endpoint.origin,
+                endpoint.path,
+                call.operation,
+                call.model,
+                seconds,
+                type(error).__name__,
+                error,
+            ),
         )
         self.emit(
             EndpointSetAside,

@@ -95,8 +95,8 @@ class ChatRun:
         Raises:
             LLMOptError: there is no reply.
         """
-        # The endpoints of one entry share a profile, so the first one says whether usage must be requested.
-        include_usage = self._provider.endpoints[0].stream_usage
+        # An endpoint that must not be asked gets the request without it, see `StreamPipeline`.
+        include_usage = any(endpoint.stream_usage for endpoint in self._provider.endpoints)
         request = StreamRequest(
             call=evolve(self._call, stream=True, include_usage=include_usage),
             parse=self._parse,

@@ -253,9 +253,8 @@ def _by_kind(error: errors.LLMOptError, history: RetryHistory, facts: RetryFacts
     decision = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
     if decision is not None:
         return _wait_for_circuit(_refined(decision, error, history, facts), error, facts)
-    if facts.should_retry and isinstance(error, _HEADER_MAY_ALLOW):
-        return RetryDecision(delay=_UNDECIDED, reason="asked")
-    return _FINAL
+    asked = facts.should_retry and isinstance(error, _HEADER_MAY_ALLOW)
+    return RetryDecision(delay=_UNDECIDED, reason="asked") if asked else _FINAL
 
 
 def _refined(

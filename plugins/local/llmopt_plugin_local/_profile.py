@@ -20,11 +20,6 @@ _OPTIONS: Final = (
         type=bool,
         help="whether TEI, Ollama and vLLM cut a text that is too long, instead of refusing it",
     ),
-    Option(
-        name="stream_usage",
-        type=bool,
-        help="false for a server that refuses to be asked for the usage of a stream (stream_options)",
-    ),
 )
 
 
@@ -56,7 +51,6 @@ def profile_of(entry: ProviderEntry) -> Profile:
         retry_delay=0.2,
         # Most servers on one machine compute one request at a time; a longer queue there only adds latency.
         max_concurrency=8,
-        stream_usage=entry.options.get("stream_usage") is not False,
         # An unknown server may not send its own end of a stream.
         stream_end="done" if flavour in _ADDRESSES else "finish",
         options=_OPTIONS,
