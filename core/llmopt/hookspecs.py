@@ -76,7 +76,8 @@ def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:
 
     Returns:
         The limits as the provider documents them, for example
-        ``BatchLimit(max_items=64, max_item_tokens=8_192)``. None: at most 32 texts in a request.
+        ``BatchLimit(max_items=64, max_item_tokens=8_192)``. A number that only is likely to be accepted is named
+        in ``guesses``: the user's ``max_batch_size`` may exceed it. None: 32 texts in a request, as a guess.
     """
 
 
@@ -204,7 +205,7 @@ def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) ->
 
     Returns:
         The limits; ``BatchLimit()`` if the response states none. Of these, of `batch_limit` and of the user's
-        ``max_batch_size`` the smallest number counts. None: no limits.
+        ``max_batch_size`` the smallest number counts, but ``max_batch_size`` replaces a guess. None: no limits.
     """
 
 

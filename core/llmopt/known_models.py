@@ -18,15 +18,14 @@ import msgspec
 from attrs import evolve, field, frozen
 
 from llmopt.errors import PluginContractError
-from llmopt.values.calls import BatchLimit
+from llmopt.values.calls import BATCH_NUMBERS, BatchLimit
 from llmopt.values.catalog import CatalogPage, Model, ModelKind, Prices
 
 __all__ = ["KnownModel", "ModelTable", "package_data", "read_table"]
 
 FORMAT: Final = 1
 """The version of the file format."""
-_NUMBERS: Final = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
-_LIMITS: Final = (*_NUMBERS, "truncates")
+_LIMITS: Final = (*BATCH_NUMBERS, "truncates", "guesses")
 _LISTS: Final = ("aliases", "inputs", "outputs")
 _COSTS: Final = ("input", "output", "cached_input", "cache_write")
 _KINDS: Final = get_args(ModelKind)
@@ -206,13 +205,17 @@ def _row(entry: object, shared: Mapping[str, Any], where: str) -> KnownModel:
     for key in ("name", "source"):
         if key not in row:
             raise PluginContractError(f"{where}: {key} is missing.")
-    limit = BatchLimit(**{key: row[key] for key in _LIMITS if key in row})
+    limit = BatchLimit(**{key: _frozen(row[key]) for key in _LIMITS if key in row})
     rest = {key: value for key, value in row.items() if key not in _LIMITS}
-    rest |= {key: tuple(row[key]) for key in _LISTS if key in row}
+    rest |= {key: _frozen(row[key]) for key in _LISTS if key in row}
     kind = cast("ModelKind", rest.pop("kind", "unknown"))
     costs = rest.pop("prices", None)
     prices = None if costs is None else Prices(**costs)
     return KnownModel(limit=limit, kind=kind, prices=prices, **rest)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _problem(key: str, value: object) -> str:
@@ -227,6 +230,10 @@ def _never(_: object) -> bool:
 
 def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(name in BATCH_NUMBERS for name in value)
 
 
 def _is_costs(value: object) -> bool:
@@ -254,13 +261,14 @@ _CHECKS: Final[Mapping[str, _Check]] = {
     "name": _TEXT,
     "source": _TEXT,
     **dict.fromkeys(_LISTS, ("a list of names", _is_names)),
+    "guesses": (f"some of {', '.join(BATCH_NUMBERS)}", _are_numbers),
     "prices": (f"US dollars for a million tokens, by {', '.join(_COSTS)}", _is_costs),
     "kind": (f"one of {', '.join(_KINDS)}", lambda value: value in _KINDS),
     "shutdown": ("a date such as 2027-01-31", _is_date),
     "shortens": _SWITCH,
     "base64": _SWITCH,
     "truncates": _SWITCH,
-    **dict.fromkeys((*_NUMBERS, "context_length", "max_output_tokens", "dimensions"), _NUMBER),
+    **dict.fromkeys((*BATCH_NUMBERS, "context_length", "max_output_tokens", "dimensions"), _NUMBER),
 }
 
 

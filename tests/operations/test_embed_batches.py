@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,14 @@ from llmopt.operations.embed_batches import (
     ModelState,
     body_bytes,
     certainly_too_long,
+    limit_items,
     make_batches,
+    merge_limits,
 )
 from llmopt.testing.clock import SimulatedClock
-from tests.support.faults import FaultServer, answer_openai, find_fault
+from tests.support.faults import FaultServer, MaxItems, Request, answer_openai, find_fault
+from tests.support.faults.response import json_answer
+from tests.support.faults.script import Reply
 
 texts = st.lists(st.text(min_size=1, max_size=40), max_size=60)
 limits = st.builds(
@@ -105,6 +111,117 @@ def test_only_texts_too_long_for_any_tokenizer_are_refused() -> None:
     assert not certainly_too_long("a" * 3_000, BatchLimit(max_item_tokens=10, truncates=True))
     assert not certainly_too_long("a" * 10_000_000, BatchLimit())
     assert certainly_too_long("a" * 600, BatchLimit(max_bytes=1_000))
+
+
+# A limit is somebody's word, or a guess that the user may exceed.
+
+NUMBERS = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
+
+
+@st.composite
+def declared(draw: st.DrawFn) -> BatchLimit:
+    numbers = {name: draw(st.none() | st.integers(1, 6)) for name in NUMBERS}
+    guesses = [name for name, number in numbers.items() if number is not None and draw(st.booleans())]
+    return BatchLimit(**numbers, guesses=tuple(sorted(guesses)))
+
+
+@given(st.lists(declared(), min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_of_several_limits_the_smallest_holds_and_says_what_it_is(
+    each: list[BatchLimit], dice: random.Random
+) -> None:
+    """In any order; a number is a guess only if nobody's word is as low."""
+    merged = functools.reduce(merge_limits, each)
+    shuffled = dice.sample(each, len(each))
+    assert functools.reduce(merge_limits, shuffled) == merged
+    for name in NUMBERS:
+        stated = [getattr(limit, name) for limit in each if getattr(limit, name) is not None]
+        assert getattr(merged, name) == min(stated, default=None)
+        words = [getattr(limit, name) for limit in each if name not in limit.guesses]
+        assert (name in merged.guesses) == (
+            getattr(merged, name) is not None and getattr(merged, name) not in words
+        )
+
+
+@given(declared(), st.none() | st.integers(1, 10))
+def test_the_users_number_counts_more_than_a_guess(limit: BatchLimit, maximum: int | None) -> None:
+    """And never more than a word; no other number changes."""
+    result = limit_items(limit, maximum)
+    if maximum is None:
+        assert result == limit
+        return
+    is_word = limit.max_items is not None and "max_items" not in limit.guesses
+    assert result.max_items == (min(maximum, limit.max_items or maximum) if is_word else maximum)
+    assert [getattr(result, name) for name in NUMBERS[1:]] == [getattr(limit, name) for name in NUMBERS[1:]]
+    assert set(result.guesses) == set(limit.guesses) - {"max_items"}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "maximum", "largest"),
+    [
+        ("local", None, 32),
+        ("local", 128, 128),
+        ("compatible", 128, 128),
+        ("compatible", 5, 5),
+        ("mistral", 200, 200),
+        # The documentation's word.
+        ("openai", 4_000, 2_048),
+    ],
+)
+async def test_max_batch_size_above_a_guess_is_believed(
+    plugin: str, maximum: int | None, largest: int
+) -> None:
+    """As many texts in a request as the user says, where the plugin does not know."""
+    async with FaultServer() as server:
+        entry = {
+            "plugin": plugin,
+            "base_url": server.base_url,
+            "api_key": "test-key",
+            "max_batch_size": maximum,
+        }
+        async with llmopt.AsyncClient({"providers": {"server": entry}}, cache=False) as client:
+            await client.embed("server/m", [str(number) for number in range(largest + 1)])
+    assert sorted(len(request.json()["input"]) for request in server.requests) == [1, largest]
+
+
+async def test_what_the_server_says_is_never_exceeded() -> None:
+    """A limit that it states when asked holds, whatever the configuration says."""
+    info = json_answer({"max_client_batch_size": 40, "max_input_length": 512, "max_concurrent_requests": 512})
+
+    def reply(request: Request) -> Reply:
+        if request.path == "/info":
+            return info
+        return json_answer([[0.5, 0.5]] * len(request.json()["inputs"]))
+
+    async with FaultServer() as server:
+        server.default(reply)
+        entry = {"plugin": "local", "flavour": "tei", "base_url": server.base_url, "max_batch_size": 128}
+        async with llmopt.AsyncClient({"providers": {"server": entry}}, cache=False) as client:
+            await client.embed("server/m", [str(number) for number in range(100)])
+    sizes = [len(request.json()["inputs"]) for request in server.requests if request.path != "/info"]
+    assert sorted(sizes) == [20, 40, 40]
+
+
+async def test_a_size_that_was_believed_wrongly_is_found_out() -> None:
+    """The server refuses it without a number: all texts arrive all the same, and the next call knows."""
+    async with FaultServer() as server:
+        server.default(MaxItems(64, state_limit=False))
+        entry = {"plugin": "local", "base_url": server.base_url, "max_batch_size": 128, "retry_delay": 0.001}
+        async with llmopt.AsyncClient({"providers": {"server": entry}}, cache=False) as client:
+            texts = [str(number) for number in range(256)]
+            assert (await client.embed("server/m", texts)).errors == {}
+            before = len(server.requests)
+            await client.embed("server/m", [f"more {text}" for text in texts])
+        assert len(server.requests) - before == 4
+
+
+async def test_each_endpoint_has_its_own_maximum() -> None:
+    """A batch may go to any of them, so the smallest holds."""
+    async with FaultServer() as server:
+        places = [{"max_batch_size": 64}, {"max_batch_size": 10}]
+        entry = {"plugin": "local", "base_url": server.base_url, "endpoints": places}
+        async with llmopt.AsyncClient({"providers": {"server": entry}}, cache=False) as client:
+            await client.embed("server/m", [str(number) for number in range(20)])
+    assert [len(request.json()["input"]) for request in server.requests] == [10, 10]
 
 
 # What was learned is saved for the next process.

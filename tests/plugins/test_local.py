@@ -290,13 +290,13 @@ def test_an_unknown_path_of_lm_studio() -> None:
 @pytest.mark.parametrize(
     ("flavour", "limit"),
     [
-        (None, BatchLimit(max_items=32)),
-        ("tei", BatchLimit(max_items=32, max_bytes=2_000_000)),
-        ("ollama", BatchLimit(max_items=32)),
-        ("vllm", BatchLimit(max_items=256)),
-        ("infinity", BatchLimit(max_items=256)),
-        ("llamacpp", BatchLimit(max_items=32)),
-        ("lmstudio", BatchLimit(max_items=32)),
+        (None, BatchLimit(max_items=32, guesses=("max_items",))),
+        ("tei", BatchLimit(max_items=32, max_bytes=2_000_000, guesses=("max_items",))),
+        ("ollama", BatchLimit(max_items=32, guesses=("max_items",))),
+        ("vllm", BatchLimit(max_items=256, guesses=("max_items",))),
+        ("infinity", BatchLimit(max_items=256, guesses=("max_items",))),
+        ("llamacpp", BatchLimit(max_items=32, guesses=("max_items",))),
+        ("lmstudio", BatchLimit(max_items=32, guesses=("max_items",))),
     ],
 )
 def test_default_limits(flavour: str | None, limit: BatchLimit) -> None:

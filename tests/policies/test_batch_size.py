@@ -434,11 +434,24 @@ def test_state_is_plain_json_and_complete() -> None:
     assert size.state() == {
         "version": 1,
         "size": 40,
+        "maximum": 100,
         "good": 30,
         "refused": 80,
         "refused_until": 1000.0 + DAY,
     }
     assert adaptive_size(100, clock, size.state()).state() == size.state()
+
+
+@pytest.mark.parametrize(("refused", "size"), [(None, 128), (50, 49), (200, 128)])
+def test_a_maximum_that_was_raised_counts_where_nothing_lowered_the_size(
+    refused: int | None, size: int
+) -> None:
+    """The saved size was the old maximum, not something that a server taught; a refused size still bounds it."""
+    state = {
+        "version": 1, "size": 32, "maximum": 32, "good": 32, "refused": refused, "refused_until": 1000.0 + DAY,
+    }  # fmt: skip
+    assert adaptive_size(128, SimulatedClock(epoch=1000.0), state).size == size
+    assert adaptive_size(128, state=state | {"size": 20, "refused": None}).size == 20
 
 
 def test_a_restored_state_is_limited_to_a_smaller_maximum() -> None:

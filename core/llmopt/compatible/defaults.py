@@ -89,7 +89,7 @@ def provider_profile() -> Profile:
 @hookimpl(trylast=True)
 def batch_limit() -> BatchLimit:
     """A batch that every server accepts."""
-    return BatchLimit(max_items=DEFAULT_MAX_ITEMS)
+    return BatchLimit(max_items=DEFAULT_MAX_ITEMS, guesses=("max_items",))
 
 
 @hookimpl(trylast=True)

@@ -1,7 +1,7 @@
 """Batches: which texts go into one request, and the limits by items, tokens and bytes that decide it.
 
 A limit comes from the plugin, the server, the configuration and from what earlier requests taught; the smallest
-number holds. I/O is in `fetch_server_limits` and in `ModelState`, which saves the learned limits.
+number holds, but the configuration counts more than a guess of the plugin. I/O is in `fetch_server_limits` and in `ModelState`, which saves the learned limits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmopt.policies.batch_size import AdaptiveBatchSize, TokenEstimator
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import PerLoop
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import BatchLimit, EmbedCall
+from llmopt.values.calls import BATCH_NUMBERS, BatchLimit, EmbedCall
 from llmopt.values.http import HttpResponse
 from llmopt.values.secret import repr_size
 
@@ -288,7 +288,6 @@ def _mapping(value: object) -> Mapping[str, Any] | None:
 _MAX_LIMITS_S: Final = 10.0
 """Most seconds of that request: a call should not wait longer for something that it can do without."""
 _MAX_LIMITS_BYTES: Final = 4 << 20
-_NUMBERS: Final = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
 _TRANSIENT: Final = (408, 425, 429)
 _NO_LIMIT: Final = BatchLimit()
 
@@ -297,13 +296,30 @@ def merge_limits(first: BatchLimit, second: BatchLimit) -> BatchLimit:
     """The smaller of each number. Long texts are truncated by the server if either of the two says so."""
     if second == _NO_LIMIT:
         return first
-    smaller = {name: _smaller(getattr(first, name), getattr(second, name)) for name in _NUMBERS}
-    return BatchLimit(**smaller, truncates=first.truncates or second.truncates)
+    smaller = {name: _smaller(getattr(first, name), getattr(second, name)) for name in BATCH_NUMBERS}
+    # A number is a guess if nobody's word is as low.
+    guesses = {
+        name
+        for name in (*first.guesses, *second.guesses)
+        if all(name in each.guesses or getattr(each, name) != smaller[name] for each in (first, second))
+    }
+    return BatchLimit(
+        **smaller, truncates=first.truncates or second.truncates, guesses=tuple(sorted(guesses))
+    )
+
+
+def limit_items(limit: BatchLimit, maximum: int | None) -> BatchLimit:
+    """A limit with the user's maximum number of texts, which counts more than a guess; None for no maximum."""
+    if maximum is None:
+        return limit
+    declared = None if "max_items" in limit.guesses else limit.max_items
+    guesses = tuple(name for name in limit.guesses if name != "max_items")
+    return evolve(limit, max_items=min(maximum, declared or maximum), guesses=guesses)
 
 
 def known_limits(limit: BatchLimit) -> list[tuple[str, int]]:
     """The limits that are not None, by name."""
-    values = ((name, getattr(limit, name)) for name in _NUMBERS)
+    values = ((name, getattr(limit, name)) for name in BATCH_NUMBERS)
     return [(name, value) for name, value in values if value is not None]
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import partial, reduce
 from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 from attrs import evolve
 
+from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
 from llmopt.engine.responses import may_be_item_error
@@ -39,6 +40,7 @@ from llmopt.operations.embed_batches import (
     certainly_too_long,
     fetch_server_limits,
     known_limits,
+    limit_items,
     merge_limits,
 )
 from llmopt.operations.embed_cache import EmbeddingCache
@@ -176,13 +178,14 @@ class EmbedRun:
 
     def _merged_limit(self, reported: BatchLimit) -> BatchLimit:
         """The limit that plugin, server and configuration declare."""
-        settings = self._engine.endpoints(self._provider)[0].settings_without_credential
-        limit = merge_limits(self._provider.hooks.batch_limit(self._call, settings), reported)
-        limit = self._within_burst(limit)
-        max_items = self._config.max_batch_size if self._config.flags.batching else 1
-        if max_items is None:
-            return limit
-        return evolve(limit, max_items=min(max_items, limit.max_items or max_items))
+        declared = (self._declared_by(endpoint) for endpoint in self._engine.endpoints(self._provider))
+        # A batch may be sent to any of the endpoints.
+        return self._within_burst(reduce(merge_limits, declared, reported))
+
+    def _declared_by(self, endpoint: LiveEndpoint) -> BatchLimit:
+        settings = endpoint.settings_without_credential
+        maximum = endpoint.config.max_batch_size if endpoint.config.flags.batching else 1
+        return limit_items(self._provider.hooks.batch_limit(self._call, settings), maximum)
 
     def _within_burst(self, limit: BatchLimit) -> BatchLimit:
         # A batch of more tokens than the rate limiter grants at once would wait until they are saved up, and

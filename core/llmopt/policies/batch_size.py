@@ -146,6 +146,7 @@ class AdaptiveBatchSize:
         return {
             "version": _VERSION,
             "size": self._size,
+            "maximum": self._maximum,
             "good": self._largest_good,
             "refused": self._too_large,
             "refused_until": self._too_large_until,
@@ -184,7 +185,8 @@ class AdaptiveBatchSize:
         # The state comes from a file: anything that is not as written counts as nothing learned.
         if state.get("version") != _VERSION or not _is_count(size, 1) or not _is_count(good, 0):
             return
-        self._size = min(size, self._maximum)
+        # A size that was not lowered says nothing about a maximum that was raised since.
+        self._size = self._maximum if size == state.get("maximum") else min(size, self._maximum)
         self._largest_good = min(good, self._maximum)
         if _is_count(too_large, 1) and isinstance(until, (int, float)):
             self._too_large, self._too_large_until = too_large, float(until)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from attrs import evolve, field, fields_dict, frozen
-from attrs.validators import gt, optional
+from attrs.validators import deep_iterable, gt, in_, optional
 
 from llmopt.errors import InvalidInput
 from llmopt.values.secret import Secret, repr_names, repr_size
@@ -272,11 +272,16 @@ class Settings:
 # Limits: what fits into one request, and how much is allowed per minute.
 
 _positive = optional(gt(0))
+BATCH_NUMBERS: Final = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
+"""The limits of a `BatchLimit` that are numbers."""
 
 
 @frozen(kw_only=True)
 class BatchLimit:
     """The limits of one request. None means that no limit is known.
+
+    A number is the word of the server or its documentation, unless ``guesses`` names it. The user's ``max_batch_size``
+    may exceed a guess, and nothing else.
 
     Attributes:
         max_items: texts in one request.
@@ -284,6 +289,7 @@ class BatchLimit:
         max_tokens: tokens in all texts of one request together.
         max_bytes: bytes of the encoded request body.
         truncates: whether the server truncates a text over ``max_item_tokens`` instead of refusing it.
+        guesses: names of the numbers above that are guesses: sizes that are likely to be accepted.
     """
 
     max_items: int | None = field(default=None, validator=_positive)
@@ -291,6 +297,7 @@ class BatchLimit:
     max_tokens: int | None = field(default=None, validator=_positive)
     max_bytes: int | None = field(default=None, validator=_positive)
     truncates: bool = False
+    guesses: tuple[str, ...] = field(default=(), validator=deep_iterable(in_(BATCH_NUMBERS)))
 
 
 @frozen(kw_only=True)

@@ -29,14 +29,16 @@ from llmopt_plugin_local._requests import get
 
 MODELS: Final = ModelTable("llmopt_plugin_local")
 
-_USUAL: Final = BatchLimit(max_items=32)
+_GUESSES: Final = ("max_items",)
+"""Sizes that suit a server of that kind; how many texts this one takes is its operator's choice."""
+_USUAL: Final = BatchLimit(max_items=32, guesses=_GUESSES)
 """A size that every server seen takes."""
 _BY_FLAVOUR: Final[Mapping[str, BatchLimit]] = {
     # TEI's own default; with 16 requests in flight it uses up the 512 permits that a router has.
-    TEI: BatchLimit(max_items=32, max_bytes=2_000_000),
+    TEI: BatchLimit(max_items=32, max_bytes=2_000_000, guesses=_GUESSES),
     # Infinity takes 2,048; vLLM has no limit. Both batch the texts of several requests themselves.
-    INFINITY: BatchLimit(max_items=256),
-    VLLM: BatchLimit(max_items=256),
+    INFINITY: BatchLimit(max_items=256, guesses=_GUESSES),
+    VLLM: BatchLimit(max_items=256, guesses=_GUESSES),
 }
 _CUTTING: Final = (TEI, OLLAMA, VLLM)
 """Flavours whose requests say whether a text that is too long is cut."""
