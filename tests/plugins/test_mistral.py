@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmopt import BatchLimit, CatalogCall, HttpResponse, Prices, ProviderEntry
+from llmopt import CatalogCall, HttpResponse, Prices, ProviderEntry
 from tests.plugins.helpers import KEY, call, hooks, page, settings
 
 BASE = "https://api.mistral.ai/v1"
