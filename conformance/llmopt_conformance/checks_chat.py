@@ -284,8 +284,14 @@ def _end(subject: Subject) -> None:
             f"of {len(found.parts)} events those at {ends} are last; the profile says stream_end='done'.",
             "the last one alone, or a profile with stream_end='finish'.",
         )
-    else:
+    if subject.profile.stream_end == "any":
         expect(ends or found.answer.finish_reason, "the stream has neither an end nor a finish reason.")
+    else:
+        expect(
+            found.answer.finish_reason,
+            f"the stream has no finish reason; the profile says stream_end={subject.profile.stream_end!r}.",
+            "a finish reason, or a profile with stream_end='any'.",
+        )
 
 
 @stream_checks("error")

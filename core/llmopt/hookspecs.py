@@ -154,8 +154,9 @@ def parse_stream_event(
     ``ToolCallPart.index``.
 
     Returns:
-        What the event adds to the reply; ``()`` for a ping. ``ChatEvent(last=True)`` for the provider's own
-        end of the stream. ``Failure.from_event(event, model=call.model)`` for an event that is an error. None:
+        What the event adds to the reply; ``()`` for a ping, ``ChatEvent(unknown=...)`` for an event of a type
+        that the plugin does not know. ``ChatEvent(last=True)`` for the provider's own end of the stream.
+        ``Failure.from_event(event, model=call.model)`` for an event that is an error. None:
         the OpenAI-compatible format.
 
     Raises:

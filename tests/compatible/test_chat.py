@@ -127,8 +127,22 @@ def test_the_first_choice_is_read() -> None:
     """The one with index 0, whatever its position; the others are in raw."""
     choices = [{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "a"}}]
     assert one({"choices": choices}).text == "a"
-    assert one({"choices": choices[:1]}).text == ""
     assert one({"choices": [{"delta": {"content": "c"}}]}).text == "c"
+    # Where several were asked for, each event has one of them.
+    several = ChatCall(model="m", extra={"n": 2})
+    found = compatible.parse_stream_event(several, ServerEvent(data=json.dumps({"choices": choices[:1]})))
+    assert isinstance(found, tuple)
+    assert not found[0].adds
+
+
+def test_the_only_choice_is_read_whatever_its_number() -> None:
+    """Some servers count from 1."""
+    assert one({"choices": [{"index": 1, "delta": {"content": "b"}}]}).text == "b"
+    value = message(content="b")
+    value["choices"][0]["index"] = 1
+    found = reply(value)
+    assert isinstance(found, ChatReply)
+    assert found.text == "b"
 
 
 def test_usage() -> None:
@@ -155,20 +169,42 @@ def test_usage() -> None:
     )
 
 
-def test_only_the_exact_text_done_ends_a_stream() -> None:
-    """Any other text is an ordinary event, and these are no JSON."""
-    assert streamed("[DONE]") == (ChatEvent(last=True),)
-    for nearly in ("[DONE]x", " [DONE]", "[DONE] ", "[done]", "[DONE", "DONE"):
+def test_only_the_text_done_ends_a_stream() -> None:
+    """With blanks around it; any other text is an ordinary event, and these are no JSON."""
+    for end in ("[DONE]", " [DONE]", "[DONE] ", "[DONE]\t", " [DONE]\n"):
+        assert streamed(end) == (ChatEvent(last=True),)
+    for nearly in ("[DONE]x", "[done]", "[DONE", "DONE", "[ DONE ]"):
         with pytest.raises(InvalidResponse, match="is not JSON"):
             streamed(nearly)
 
 
-@pytest.mark.parametrize(
-    "data", ["", " ", "\n", "{}", '{"type":"ping"}', '{"choices_":[]}', '{"message":null}']
-)
-def test_empty_and_unknown_events_are_ignored(data: str) -> None:
-    """Pings, and kinds of events that do not exist yet."""
+@pytest.mark.parametrize("data", ["", " ", "\n", "{}"])
+def test_empty_events_are_ignored(data: str) -> None:
+    """Some servers keep a connection open with them."""
     assert streamed(data) == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "name"),
+    [
+        ('{"type":"ping"}', "message", "ping"),
+        ('{"object":"chat.moderation","results":[]}', "message", "chat.moderation"),
+        ('{"type":"notice","message":"still warming up"}', "message", "notice"),
+        ('{"type":"x y","at":1}', "tick", "tick"),
+        ('{"choices_":[]}', "message", "unnamed"),
+        ('{"message":null}', "message", "unnamed"),
+        ("now", "heartbeat", "heartbeat"),
+        ("null", "heartbeat", "heartbeat"),
+        ("[]", "message", "unnamed"),
+    ],
+)
+def test_what_is_unknown_adds_nothing(data: str, kind: str, name: str) -> None:
+    """Kinds of events that are yet to come are handed on with their name, and are never words or an end."""
+    found = streamed(data, kind)
+    assert isinstance(found, tuple)
+    (event,) = found
+    assert (event.unknown, event.adds, event.last) == (name, False, False)
+    assert event.raw == (json.loads(data) if data.startswith("{") else {"event": kind, "data": data})
 
 
 @pytest.mark.parametrize(
@@ -303,7 +339,7 @@ def test_text_of_a_wrong_type_is_invalid(value: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [{}, [], {"choices": []}, {"choices": None}, {"choices": [{"index": 1, "message": {}}]}, {"choices": [{}]}, {"choices": [{"message": None}]}, {"choices": [{"message": "a"}]}, message(content=1), message(3), b"", b"<html>", b"\xff"],
+    [{}, [], {"choices": []}, {"choices": None}, {"choices": [{"index": 1}]}, {"choices": [{}]}, {"choices": [{"message": None}]}, {"choices": [{"message": "a"}]}, message(content=1), message(3), b"", b"<html>", b"\xff"],
 )  # fmt: skip
 def test_a_response_without_a_message_is_invalid(value: Any) -> None:
     """It is not taken for an empty reply."""

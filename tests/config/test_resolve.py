@@ -109,6 +109,32 @@ def test_an_endpoint_overrides_its_entry_which_overrides_the_profile() -> None:
     assert (first.path, second.path) == ("providers.acme.endpoints[0]", "providers.acme.endpoints[1]")
 
 
+@pytest.mark.parametrize(
+    ("keys", "environ", "end"),
+    [
+        ({}, {}, "done"),
+        ({"base_url": "https://api.acme.example/v2"}, {}, "done"),
+        ({"base_url": "https://eu.acme.example/v1"}, {}, "done"),
+        ({"base_url": "https://proxy.corp.example/v1"}, {}, "any"),
+        ({"base_url": "http://127.0.0.1:8000/v1"}, {}, "any"),
+        ({}, {"ACME_BASE_URL": "https://proxy.corp.example/v1"}, "any"),
+    ],
+)
+def test_what_ends_a_stream_belongs_to_the_address(
+    keys: dict[str, Any], environ: dict[str, str], end: str
+) -> None:
+    """At the provider's own hosts as the profile says; nothing is known of other servers."""
+    profile = Profile(
+        base_url="https://api.acme.example/v1",
+        base_url_env=("ACME_BASE_URL",),
+        own_hosts=("*.acme.example",),
+        stream_end="done",
+    )
+    entry = ProviderEntry(name="acme", **keys)
+    (found,) = resolve_endpoints(entry, profile, client_flags=Flags(), environ=environ)
+    assert found.stream_end == end
+
+
 def test_false_and_zero_in_an_endpoint_override_the_entry() -> None:
     keys = {
         "compress_requests": True,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmopt import ChatEvent, ToolCall, ToolCallPart, Usage
-from llmopt.decoding.accumulator import ReplyAccumulator
+from llmopt.decoding.accumulator import ReplyAccumulator, new_call_id
 
 
 def accumulate(*events: ChatEvent) -> ReplyAccumulator:
@@ -18,6 +22,10 @@ def accumulate(*events: ChatEvent) -> ReplyAccumulator:
 def calls(*fragments: ToolCallPart) -> list[tuple[str, str, str]]:
     result = accumulate(*(ChatEvent(tool_calls=(part,)) for part in fragments))
     return [(call.id, call.name, call.arguments) for call in result.tool_calls]
+
+
+def unnumbered(*parts: ToolCallPart) -> list[tuple[str, str]]:
+    return [(name, arguments) for _, name, arguments in calls(*parts)]
 
 
 def part(index: int = 0, arguments: str = "", *, call: str = "", name: str = "") -> ToolCallPart:
@@ -81,7 +89,7 @@ def test_a_repeated_id_is_the_same_call() -> None:
     assert calls(part(0, "[", call="a", name="f"), part(0, "]", call="a", name="f")) == [("a", "f", "[]")]
 
 
-def test_another_id_is_another_call() -> None:
+def test_whole_arguments_and_another_id_are_another_call() -> None:
     """Some servers give every call the index 0."""
     assert calls(part(0, "{}", call="a", name="f"), part(0, "[1]", call="b", name="f")) == [
         ("a", "f", "{}"),
@@ -91,8 +99,92 @@ def test_another_id_is_another_call() -> None:
 
 def test_without_ids_a_name_after_complete_arguments_is_another_call() -> None:
     """Some servers send complete calls without indexes."""
-    assert calls(part(0, "{}", name="f"), part(0, "{}", name="f")) == [("", "f", "{}"), ("", "f", "{}")]
-    assert calls(part(0, '{"a', name="f"), part(0, '":1}', name="f")) == [("", "f", '{"a":1}')]
+    assert unnumbered(part(0, "{}", name="f"), part(0, "{}", name="f")) == [("f", "{}"), ("f", "{}")]
+    assert unnumbered(part(0, '{"a', name="f"), part(0, '":1}', name="f")) == [("f", '{"a":1}')]
+
+
+def test_an_id_alone_begins_no_call() -> None:
+    """Some servers make a new one for each fragment, and repeat the name."""
+    assert calls(
+        part(0, "{", call="a", name="f"), part(0, '"x":', call="b"), part(0, "1}", call="c", name="f")
+    ) == [("a", "f", '{"x":1}')]
+    # What follows whole arguments without a word of another call belongs to them.
+    assert calls(part(0, "{}", call="a", name="f"), part(0, "\n", call="a", name="f"), part(0, call="b")) == [
+        ("a", "f", "{}\n")
+    ]
+
+
+def test_a_new_name_begins_a_call() -> None:
+    """Whatever its id and index."""
+    assert unnumbered(part(0, '{"x"', call="a", name="f"), part(0, "{}", call="a", name="g")) == [
+        ("f", '{"x"'),
+        ("g", "{}"),
+    ]
+    assert unnumbered(part(0, name="f"), part(0, name="g")) == [("f", ""), ("g", "")]
+
+
+def test_an_id_finds_its_call_again() -> None:
+    """Where the index does not tell calls apart."""
+    assert calls(
+        part(0, '{"x"', call="a", name="f"),
+        part(0, '{"y"', call="b", name="g"),
+        part(0, ":1}", call="a"),
+        part(0, ":2}", call="b"),
+    ) == [("a", "f", '{"x":1}'), ("b", "g", '{"y":2}')]
+
+
+def test_a_call_without_an_id_gets_one() -> None:
+    """It stays the same, and no two are equal."""
+    found = ReplyAccumulator(new_call_id)
+    found.add(ChatEvent(tool_calls=(part(0, "{}", name="f"), part(1, "{}", name="f"))))
+    first, second = found.tool_calls
+    assert first.id.startswith("call_")
+    assert first.id != second.id
+    assert found.reply().tool_calls == (first, second)
+    found.add(ChatEvent(tool_calls=(part(1, call="late"),)))
+    assert [call.id for call in found.tool_calls] == [first.id, "late"]
+
+
+_objects = st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=5), min_size=1, max_size=3)
+
+
+@st.composite
+def _streamed_calls(draw: st.DrawFn) -> tuple[list[tuple[str, str]], list[ToolCallPart]]:
+    """Tool calls with distinct names, in fragments as servers send them: with or without index, id and name."""
+    wanted, parts = [], []
+    counted, ids, repeats_name = (
+        draw(st.booleans()),
+        draw(st.sampled_from(["same", "new", "first", "none"])),
+        draw(st.booleans()),
+    )
+    for number in range(draw(st.integers(1, 3))):
+        name, arguments = f"f{number}", json.dumps(draw(_objects))
+        wanted.append((name, arguments))
+        cuts = sorted(draw(st.lists(st.integers(0, len(arguments)), max_size=4)))
+        for position, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(arguments)], strict=True)):
+            first = position == 0
+            call_id = {
+                "same": f"c{number}",
+                "new": f"c{number}.{position}",
+                "first": f"c{number}" * first,
+                "none": "",
+            }[ids]
+            parts.append(
+                part(
+                    number * counted,
+                    arguments[start:end],
+                    call=call_id,
+                    name=name if first or repeats_name else "",
+                )
+            )
+    return wanted, parts
+
+
+@given(_streamed_calls())
+def test_fragments_of_any_kind_come_together(made: tuple[list[tuple[str, str]], list[ToolCallPart]]) -> None:
+    """One index is one call, whatever ids its fragments bring; a new name is a new call."""
+    wanted, parts = made
+    assert unnumbered(*parts) == wanted
 
 
 def test_calls_are_ordered_by_index() -> None:

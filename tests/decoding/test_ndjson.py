@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmopt import ServerEvent
-from llmopt.decoding.ndjson import NDJSONDecoder, decoder_for
-from llmopt.decoding.sse import MAX_LINE_BYTES, SSEDecoder, StreamDecodeError
+from llmopt.decoding.ndjson import Format, NDJSONDecoder, decoder_for, decoder_of, detect_format
+from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
 BOM = b"\xef\xbb\xbf"
+LIMIT = 1_000_000
 CASES: dict[str, tuple[bytes, list[str]]] = {
     "nothing": (b"", []),
     "lines": (b'{"a":1}\n{"b":2}\n', ['{"a":1}', '{"b":2}']),
@@ -45,15 +48,15 @@ def test_an_event_is_returned_with_the_last_byte_of_its_line() -> None:
 
 
 @pytest.mark.row("E05")
-@pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
 def test_the_maximum_line_length_is_exact(size: int) -> None:
     body = b"x" * size + b"\n"
     for pieces in ([body], [body[:9], body[9:]], [body[i : i + 70_000] for i in range(0, len(body), 70_000)]):
-        if size <= MAX_LINE_BYTES:
-            assert [len(each.data) for each in events(NDJSONDecoder(), pieces)] == [size]
+        if size <= LIMIT:
+            assert [len(each.data) for each in events(NDJSONDecoder(max_line=LIMIT), pieces)] == [size]
         else:
-            with pytest.raises(StreamDecodeError, match="line of more than 1048576 bytes"):
-                events(NDJSONDecoder(), pieces)
+            with pytest.raises(StreamDecodeError, match="line of more than 1000000 bytes"):
+                events(NDJSONDecoder(max_line=LIMIT), pieces)
 
 
 @pytest.mark.row("E09")
@@ -82,6 +85,7 @@ def test_invalid_utf8_is_an_error_and_never_replaced() -> None:
         ("application/x-ndjson", NDJSONDecoder),
         ("application/jsonl", NDJSONDecoder),
         ("application/x-ndjson; charset=utf-8", NDJSONDecoder),
+        ("text/event-stream, text/event-stream", SSEDecoder),
         ("application/json", type(None)),
         ("text/html; charset=utf-8", type(None)),
         ("text/plain", type(None)),
@@ -91,3 +95,87 @@ def test_the_content_type_selects_the_decoder(content_type: str, expected: type)
     """Other types are not decoded as streams."""
     assert type(decoder_for(content_type)) is expected
     assert decoder_for("text/event-stream") is not decoder_for("text/event-stream")
+
+
+# Which format a body has.
+
+WRONG_TYPES = [
+    "application/json",
+    "text/plain",
+    "text/html; charset=utf-8",
+    "binary/octet-stream",
+    "",
+    "nonsense",
+]
+STREAM_TYPES = ["text/event-stream", "text/event-stream, text/event-stream", "application/x-ndjson"]
+REPLY = b'{"choices":[]}'
+BODIES: list[tuple[bytes, Format]] = [
+    (b'data: {"a":1}\n\n', "sse"),
+    (b"data:[DONE]", "sse"),
+    (b": a comment\n\n", "sse"),
+    (b"event: ping\ndata:\n\n", "sse"),
+    (b"id: 1\n", "sse"),
+    (b"retry: 1\r\n", "sse"),
+    (b'error: {"a":1}\n', "sse"),
+    (b"", "sse"),
+    (b"\r\n \n", "sse"),
+    (b"<html>data: x</html>", "whole"),
+]
+
+
+@given(
+    st.sampled_from(BODIES), st.sampled_from([b"", BOM]), st.sampled_from([b"", b"\n", b" \r\n\n"]),
+    st.sampled_from(WRONG_TYPES + STREAM_TYPES), st.integers(0, 40),
+)  # fmt: skip
+def test_the_first_bytes_tell_the_format(
+    body: tuple[bytes, Format], mark: bytes, blanks: bytes, content_type: str, cut: int
+) -> None:
+    """Whatever the content type says, and wherever the body is cut."""
+    data = mark + blanks + body[0]
+    assert detect_format(content_type, data, ended=True) == body[1]
+    assert detect_format(content_type, data[:cut], ended=False) in (None, body[1])
+
+
+@pytest.mark.parametrize("content_type", WRONG_TYPES)
+def test_json_is_an_answer_or_lines(content_type: str) -> None:
+    """One value, over however many lines; several values, each on its line; nothing that is read by a stream's rules."""
+    for whole in (
+        REPLY,
+        REPLY + b"\n\n",
+        b'{\n "choices": [\n{}]\n}',
+        b'[{"error":{}}]',
+        b'[\n{"a":1}\n,\n{"b":2}]',
+    ):
+        assert detect_format(content_type, whole, ended=True) == "whole"
+    assert detect_format(content_type, REPLY[:5], ended=False) == "whole"
+    assert detect_format(content_type, REPLY + b"\n" + REPLY + b"\n", ended=True) == "lines"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "expected"),
+    [
+        ("text/event-stream", REPLY, "whole"),
+        ("application/x-ndjson", REPLY, "lines"),
+        ("text/event-stream", b"unknown: x\ndata: y\n\n", "sse"),
+        ("text/event-stream", b"<html>", "whole"),
+        ("text/plain", b"upstream connect error", "whole"),
+        ("", b"upstream connect error", "whole"),
+        ("text/plain", b"database: lost", "whole"),
+        ("text/plain", b"eventually", "whole"),
+    ],
+)
+def test_what_the_first_bytes_leave_open_the_content_type_tells(
+    content_type: str, body: bytes, expected: Format
+) -> None:
+    """Words of a gateway are no stream."""
+    assert detect_format(content_type, body, ended=True) == expected
+
+
+def test_a_decoder_for_each_format() -> None:
+    """None for what is no stream; with the limit that was asked for."""
+    assert decoder_of("whole") is None
+    for body_format in ("sse", "lines"):
+        decoder = decoder_of(body_format, 10)  # type: ignore[arg-type]
+        assert decoder is not None
+        with pytest.raises(StreamDecodeError, match="more than 10 bytes; max_event_bytes"):
+            decoder.feed(b"data: 12345678901234567890")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llmopt import ServerEvent
-from llmopt.decoding.sse import MAX_LINE_BYTES, SSEDecoder, StreamDecodeError
+from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 from tests.support.scale import scaled
 
@@ -17,6 +17,7 @@ def event(data: str, kind: str = "message", *, number: str = "") -> ServerEvent:
 
 
 BOM = b"\xef\xbb\xbf"
+LIMIT = 1_000_000
 CASES: dict[str, tuple[bytes, list[ServerEvent]]] = {
     "nothing": (b"", []),
     "an event": (b"data: a\n\n", [event("a")]),
@@ -100,37 +101,42 @@ def test_an_event_is_returned_with_its_last_byte(pieces: tuple[bytes, ...], coun
 
 @pytest.mark.row("E05")
 def test_an_endless_line_is_an_error_at_the_maximum() -> None:
-    """At 1 MiB, in pieces of any size, in data and in comments."""
+    """At the maximum, in pieces of any size, in data and in comments."""
     for start in (b"data: ", b": ", b"nothing", b""):
-        decoder = SSEDecoder()
+        decoder = SSEDecoder(max_line=LIMIT, max_event=LIMIT)
         decoder.feed(start)
         fed = 0
-        with pytest.raises(StreamDecodeError, match="line of more than 1048576 bytes") as caught:
-            while fed <= 2 * MAX_LINE_BYTES:
+        with pytest.raises(StreamDecodeError, match="line of more than 1000000 bytes") as caught:
+            while fed <= 2 * LIMIT:
                 fed += 65_536
                 decoder.feed(b"x" * 65_536)
         assert caught.value.reason == "line"
-        assert fed <= MAX_LINE_BYTES + 2 * 65_536
+        assert fed <= LIMIT + 2 * 65_536
 
 
 @pytest.mark.row("E05")
-@pytest.mark.parametrize("size", [MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_maximum_line_length_is_exact(size: int, whole: bool) -> None:
     line = b"data: " + b"x" * (size - 6)
     pieces = [line + b"\n\n"] if whole else [line[:500_000], line[500_000:], b"\n\n"]
-    if size <= MAX_LINE_BYTES:
-        assert [len(each.data) for each in events(SSEDecoder(), pieces)] == [size - 6]
+    if size <= LIMIT:
+        assert [len(each.data) for each in events(SSEDecoder(max_line=LIMIT, max_event=LIMIT), pieces)] == [
+            size - 6
+        ]
     else:
         with pytest.raises(StreamDecodeError):
-            events(SSEDecoder(), pieces)
+            events(SSEDecoder(max_line=LIMIT, max_event=LIMIT), pieces)
 
 
 @pytest.mark.row("E05")
 def test_an_event_of_many_lines_is_an_error_at_the_maximum() -> None:
-    """In lines of 1 KiB at the default maximum; lines without data count too."""
+    """In lines of 1 KiB; lines without data count too."""
     lines = b"data: " + b"x" * 1024 + b"\n", b"data\n"
-    decoders = (lines[0], SSEDecoder(), MAX_LINE_BYTES), (lines[1], SSEDecoder(max_event=1 << 16), 1 << 16)
+    decoders = (
+        (lines[0], SSEDecoder(max_line=LIMIT, max_event=LIMIT), LIMIT),
+        (lines[1], SSEDecoder(max_event=1 << 16), 1 << 16),
+    )
     for line, decoder, limit in decoders:
         with pytest.raises(StreamDecodeError, match=f"an event of more than {limit} bytes") as caught:
             for _ in range(2 * limit // 100):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,15 +13,18 @@ from hypothesis import strategies as st
 from llmopt import compatible
 from llmopt.decoding.sse import SSEDecoder
 from llmopt.engine.event_reader import EventReader
-from llmopt.errors import InvalidResponse, LLMOptError, ServerError
+from llmopt.errors import LLMOptError, ServerError
 from llmopt.values.calls import ChatCall
 from llmopt.values.chat import ChatEvent
 from llmopt.values.http import Failure
+from llmopt.values.profile import StreamEnd
 
 CALL = ChatCall(model="m", stream=True)
 
 
-def reader(end: Literal["done", "finish"] = "done", max_events: int = 100) -> EventReader:
+def reader(
+    end: StreamEnd = "any", max_events: int = 100, on_unknown: Callable[[str], object] | None = None
+) -> EventReader:
     def judged(failure: Failure) -> LLMOptError:
         return ServerError(failure.error.message)
 
@@ -30,6 +34,7 @@ def reader(end: Literal["done", "finish"] = "done", max_events: int = 100) -> Ev
         judged,
         end=end,
         max_events=max_events,
+        on_unknown=on_unknown,
     )
 
 
@@ -81,10 +86,10 @@ ENDS: list[bytes] = [
     st.sampled_from(ENDS),
     st.sampled_from([1, 2, 3, 10, 100]),
     st.lists(st.integers(1, 200), max_size=30),
-    st.sampled_from(["done", "finish"]),
+    st.sampled_from(["done", "finish", "any"]),
 )
 def test_events_do_not_depend_on_chunk_boundaries(
-    pieces: list[bytes], end: bytes, max_events: int, cuts: list[int], kind: Literal["done", "finish"]
+    pieces: list[bytes], end: bytes, max_events: int, cuts: list[int], kind: StreamEnd
 ) -> None:
     """Neither on the bytes that arrive together nor on the events that are parsed together."""
     body = b"".join(pieces) + end
@@ -116,24 +121,36 @@ def test_events_do_not_depend_on_chunk_boundaries(
     ("end", "pieces", "complete"),
     [
         ("done", [word("x", "stop")], False),
-        ("done", [word("x"), DONE], True),
+        ("done", [word("x"), DONE], False),
+        ("done", [word("x", "stop"), DONE], True),
         ("finish", [word("x", "stop")], True),
         ("finish", [word("x", "stop"), USAGE], True),
+        ("finish", [word("x", "stop"), DONE], True),
         ("finish", [word("x")], False),
-        ("finish", [word("x"), DONE], True),
+        ("finish", [word("x"), DONE], False),
         ("finish", [], False),
+        ("any", [word("x", "stop")], True),
+        ("any", [word("x"), DONE], True),
+        ("any", [word("x"), USAGE, DONE], True),
+        ("any", [word("x")], False),
+        # What came last is not understood, or there was nothing.
+        ("any", [word("x"), event(type="news", text="y"), DONE], False),
+        ("any", [word("x"), b'{"error": {\n "message": "it broke"}}\n\n', DONE], False),
+        ("any", [DONE], False),
+        ("any", [event(type="ping"), DONE], False),
+        ("any", [], False),
     ],
 )
 def test_a_finish_reason_or_done_completes_a_stream(
-    end: Literal["done", "finish"], pieces: list[bytes], complete: bool
+    end: StreamEnd, pieces: list[bytes], complete: bool
 ) -> None:
-    """The provider's own end; or a reason and the body's end, where the profile says so."""
+    """A reason and an end; or one of the two, where the profile says so."""
     made = reader(end)
     made.feed(b"".join(pieces))
     made.feed(b"")
     everything(made)
     assert made.complete == complete
-    assert isinstance(made.fault, InvalidResponse) != complete
+    assert isinstance(made.fault, LLMOptError) != complete
 
 
 def test_valid_events_before_a_fault_are_delivered_first() -> None:
@@ -156,3 +173,81 @@ def test_usage_and_length_are_recorded() -> None:
     assert made.usage is not None
     assert made.usage.total_tokens == 7
     assert made.new_content
+
+
+def whole(text: str | None, **more: Any) -> bytes:
+    return event(
+        choices=[
+            {"index": 0, "message": {"role": "assistant", "content": text, **more}, "finish_reason": None}
+        ]
+    )
+
+
+def text_of(*pieces: bytes) -> str:
+    made = reader()
+    made.feed(b"".join(pieces) + word("", "stop") + DONE)
+    found = everything(made)
+    assert made.fault is None, made.fault
+    assert not any(each.whole for each in found)
+    assert made.reply.text == "".join(each.text for each in found)
+    return made.reply.text
+
+
+@given(
+    st.text(max_size=12),
+    st.lists(st.integers(0, 12), max_size=5),
+    st.lists(st.booleans(), min_size=7, max_size=7),
+)
+def test_a_whole_message_adds_what_is_new(text: str, cuts: list[int], as_whole: list[bool]) -> None:
+    """Parts, whole messages that grow, a whole one at the end: every word is read once."""
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [
+        whole(text[:end]) if full else word(text[start:end])
+        for start, end, full in zip(places, places[1:], as_whole, strict=False)
+    ]
+    assert text_of(*pieces) == text
+    assert text_of(*pieces, whole(text)) == text
+    assert text_of(*pieces, whole(None)) == text
+    assert text_of(*pieces, whole(f" {text}\n")) in (text, f" {text}\n")
+
+
+def test_a_whole_message_that_says_something_else_is_an_error() -> None:
+    """Neither of the two can be the answer."""
+    made = reader()
+    made.feed(word("Hello") + whole(" world") + DONE)
+    assert [each.text for each in everything(made)] == ["Hello"]
+    assert str(made.fault).startswith("a whole message in the stream does not begin with")
+
+
+def test_a_whole_message_brings_what_no_part_brought() -> None:
+    """Thoughts and tool calls, if there were none."""
+    call = {"id": "c", "function": {"name": "f", "arguments": "{}"}}
+    made = reader()
+    made.feed(
+        word("Hi")
+        + whole("Hi", reasoning="hm", tool_calls=[call])
+        + whole("Hi", reasoning="hm", tool_calls=[call])
+        + DONE
+    )
+    everything(made)
+    assert (made.reply.text, made.reply.reasoning, len(made.reply.tool_calls)) == ("Hi", "hm", 1)
+
+
+def test_an_error_between_the_events_is_told_at_the_end() -> None:
+    """Gemini writes some without \"data:\"; the standard ignores such lines."""
+    for end in (b"", DONE):
+        made = reader()
+        made.feed(word("Hi") + b'{\n  "error": {\n    "message": "it broke"\n  }\n}\n\n' + end)
+        made.feed(b"")
+        assert [each.text for each in everything(made)] == ["Hi"]
+        assert isinstance(made.fault, ServerError)
+        assert str(made.fault) == "it broke"
+
+
+def test_unknown_events_are_counted_and_kept() -> None:
+    """By their names; they are not content."""
+    names: list[str] = []
+    made = reader(on_unknown=names.append)
+    made.feed(event(type="a.b", at=1) + b"event: tick\ndata: 7\n\n" + event(nothing=1))
+    assert [each.unknown for each in everything(made)] == names == ["a.b", "tick", "unnamed"]
+    assert not made.new_content

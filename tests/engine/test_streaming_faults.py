@@ -29,6 +29,7 @@ from tests.support.faults import (
     answer_openai,
     chat_payload,
     error_answer,
+    json_answer,
     stream_answer,
     stream_events,
 )
@@ -55,6 +56,7 @@ from tests.support.streams import (
 )
 
 WHOLE = b"".join(stream_events(WORDS))
+FINISH = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
 
 
 async def interrupted(client: llmopt.AsyncClient, **options: Any) -> llmopt.StreamInterrupted:
@@ -156,9 +158,8 @@ async def test_a_stream_without_its_end_is_an_error(end: Send | Close) -> None:
 @pytest.mark.row("E03")
 async def test_a_stream_without_done_needs_a_finish_reason() -> None:
     """A finish reason and then the end of the body is an end, where the profile says so."""
-    finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
-        server.play(unfinished_stream(*word_events(), finish))
+        server.play(unfinished_stream(*word_events(), FINISH))
         assert await text_of(client) == TEXT
 
 
@@ -231,16 +232,298 @@ async def test_an_error_after_text_interrupts_the_stream(size: int, done: bool) 
     assert len(server.requests) == 1
 
 
+SHAPES: dict[str, dict[str, Any] | list[Any]] = {
+    "code and msg": {"code": 50501, "msg": "it broke"},
+    "code and message": {"code": 50501, "message": "it broke", "data": None},
+    "base_resp": {"id": "1", "choices": None, "base_resp": {"status_code": 1039, "status_msg": "it broke"}},
+    "base_resp beside choices": {
+        "choices": [{"index": 0, "delta": {}}],
+        "base_resp": {"status_code": 1039, "status_msg": "it broke"},
+    },
+    "error_code": {"error_code": 336100, "error_msg": "it broke"},
+    "errors": {"success": False, "errors": [{"code": 7009, "message": "it broke"}]},
+    "problem details": {"type": "about:blank", "title": "Unavailable", "status": 503, "detail": "it broke"},
+    "Spring": {"timestamp": 1, "status": 503, "error": "it broke", "path": "/v1/chat/completions"},
+    "list": [{"error": {"code": 503, "message": "it broke"}}],
+    "detail in a list": {"detail": [{"loc": ["body"], "msg": "it broke"}]},
+    "nested": {"Response": {"Error": {"Code": "X", "Message": "it broke"}, "RequestId": "r"}},
+    "flat": {"object": "error", "message": "it broke", "type": "internal", "code": 500},
+}
+
+
+@pytest.mark.row("E13")
+@pytest.mark.parametrize("plugin", ["local", "compatible", "openai"])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_an_error_of_any_shape_breaks_the_stream(plugin: str, shape: str) -> None:
+    """It has no key ``error``, or not where it is expected, and the end follows as if all was well."""
+    told = b"data: " + json.dumps(SHAPES[shape]).encode() + b"\n\n"
+    entry = {"plugin": plugin, "api_key": "test-key"}
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, **entry)) as client:
+        server.default(stream_script(*word_events(), told, DONE))
+        error = await interrupted(client)
+        assert is_idle(client)
+    assert error.text == TEXT
+    assert "it broke" in str(error)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.row("E14")
+async def test_events_of_unknown_types_pass() -> None:
+    """Providers promise new ones: they are counted and kept, and are neither words nor an end."""
+    unknown = [
+        event(type="reasoning.summary", text="no word of the answer"),
+        b'event: usage.hint\ndata: {"tokens": 3}\n\n',
+        b"event: heartbeat\ndata: 12:00\n\n",
+    ]
+    names = ["reasoning.summary", "usage.hint", "heartbeat"]
+    told: list[Any] = []
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=told.append) as client:
+        where = server.base_url
+        mixed = [piece for pair in zip(unknown, word_events()[1:4], strict=True) for piece in pair]
+        server.play(stream_script(*mixed, *word_events()[4:], FINISH, DONE))
+        found = await events_of(client)
+        assert client.stats()["server"][where]["unknown_events"] == 3
+    assert "".join(each.text for each in found) == TEXT
+    kept = [each for each in found if each.unknown]
+    assert [each.unknown for each in kept] == names
+    assert kept[0].raw["text"] == "no word of the answer"
+    assert kept[2].raw == {"event": "heartbeat", "data": "12:00"}
+    counted = [each for each in told if each.name == "stream.unknown"]
+    assert [(each.kind, each.model, each.endpoint) for each in counted] == [
+        (name, "m", where) for name in names
+    ]
+
+
+@pytest.mark.row("E14")
+async def test_unknown_events_do_not_begin_an_answer() -> None:
+    """An error behind them is still one before the first event."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.play(stream_script(event(type="ping"), event(type="queued", position=2), error_event()))
+        server.default(answer_openai)
+        assert await text_of(client) == "Hello world"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.row("E15")
+@pytest.mark.parametrize("reason", ["error", "network_error", "Error", "upstream error"])
+@pytest.mark.parametrize("end", [DONE, b""], ids=["done", "no end"])
+async def test_a_finish_reason_that_means_a_failure(reason: str, end: bytes) -> None:
+    """Half an answer is no whole one, though the server ends it in good order."""
+    finish = event(choices=[{"index": 0, "delta": {}, "finish_reason": reason}])
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(stream_script(*word_events(), finish + end))
+        error = await interrupted(client)
+    assert error.text == TEXT
+    assert f'finish_reason "{reason}"' in str(error)
+
+
+@pytest.mark.row("E15")
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        ("insufficient_system_resource", llmopt.Overloaded),
+        ("abort", llmopt.ServerError),
+        ("sensitive", llmopt.ContentFiltered),
+        ("model_context_window_exceeded", llmopt.ItemTooLong),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", llmopt.ServerError),
+    ],
+)
+async def test_a_finish_reason_that_means_a_failure_to_its_provider(
+    reason: str, cause: type[llmopt.LLMOptError]
+) -> None:
+    """The words are the plugin's; in a stream and in a whole reply."""
+    entry = {"plugin": "compatible", "api_key": "test-key", "max_retries": 0}
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, **entry)) as client:
+        server.play(
+            stream_script(
+                *word_events(), event(choices=[{"index": 0, "delta": {}, "finish_reason": reason}]), DONE
+            ),
+            json_answer({"choices": [{"message": {"content": "half an"}, "finish_reason": reason}]}),
+        )
+        error = await interrupted(client)
+        with pytest.raises(cause):
+            await client.chat(MODEL, MESSAGES)
+    assert error.text == TEXT
+    assert isinstance(error.__cause__, cause)
+
+
+@pytest.mark.row("E15")
+@pytest.mark.parametrize(
+    ("own", "whole"), [(False, True), (True, False)], ids=["elsewhere", "at the provider"]
+)
+async def test_an_end_without_a_finish_reason(own: bool, whole: bool) -> None:
+    """It completes nothing, unless the server is one of which nothing is known."""
+
+    class Plugin:
+        @llmopt.hookimpl
+        def provider_profile(self) -> llmopt.Profile:
+            base_url = server.base_url if own else "https://api.acme.example"
+            return llmopt.Profile(base_url=base_url, key_required=False, stream_end="finish")
+
+    async with FaultServer() as server:
+        server.default(stream_script(*word_events(), DONE))
+        async with llmopt.AsyncClient(config(server), plugins=[Plugin()]) as client:
+            if whole:
+                assert await text_of(client) == TEXT
+            else:
+                error = await interrupted(client)
+                assert error.text == TEXT
+                assert "without a finish reason" in str(error)
+
+
+# Answers in another form than the one that was asked for.
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "as it is": lambda body: body,
+    "blanks first": lambda body: b"\r\n\n" + body,
+    "comments first": lambda body: b": PROCESSING\n\n" * 3 + body,
+    "BOM": lambda body: b"\xef\xbb\xbf" + body,
+    "CR only": lambda body: body.replace(b"\n", b"\r"),
+    "single line feeds": lambda body: body.replace(b"\n\n", b"\n"),
+    "a prefix twice": lambda body: body.replace(b"data: ", b"data: data: "),
+    "blanks around the end": lambda body: body.replace(b"[DONE]", b"  [DONE]\t"),
+}
+KINDS = ["application/json", "text/html", "application/stream+json", "binary/octet-stream", "text/plain",
+         "text/event-stream, text/event-stream", "application/x-ndjson", ""]  # fmt: skip
+
+
+@pytest.mark.row("E16")
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_stream_is_one_whatever_its_content_type_says(form: str) -> None:
+    """For a stream that was asked for, and for a whole answer."""
+    body = FORMS[form](b"".join(word_events()) + FINISH + DONE)
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        for kind in KINDS:
+            server.default(Answer(200, body, [("content-type", kind)] if kind else []))
+            assert await text_of(client) == TEXT, kind
+            reply = await client.chat(MODEL, MESSAGES)
+            assert (reply.text, reply.finish_reason) == (TEXT, "stop"), kind
+    assert len(server.requests) == 2 * len(KINDS)
+
+
+@pytest.mark.row("E16")
+@pytest.mark.parametrize("kind", [*KINDS, "text/event-stream"])
+async def test_a_whole_answer_is_one_whatever_its_content_type_says(kind: str) -> None:
+    """Also where a stream was asked for."""
+    payload = json.dumps(chat_payload(WORDS)).encode()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.default(Answer(200, payload, [("content-type", kind)] if kind else []))
+        assert await text_of(client) == TEXT
+        assert (await client.chat(MODEL, MESSAGES)).text == TEXT
+
+
+@pytest.mark.row("E16")
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        word_events(),
+        [*word_events(), error_event()],
+        [*word_events(), event(code=7, msg="it broke"), DONE],
+        [DONE],
+    ],
+    ids=["no end", "an error", "an error and the end", "nothing"],
+)
+async def test_a_chat_answered_by_half_a_stream(pieces: list[bytes]) -> None:
+    """It is no answer, and is asked for again like any other."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.play(Answer(200, b"".join(pieces), [("content-type", "text/event-stream")]))
+        server.default(answer_openai)
+        assert (await client.chat(MODEL, MESSAGES)).text == "Hello world"
+    assert len(server.requests) == 2
+
+
+SAID_OTHERWISE: dict[str, dict[str, Any]] = {
+    "a whole message": {"message": {"role": "assistant", "content": "Hi"}},
+    "text of a completion": {"text": "Hi"},
+    "text beside an empty delta": {"delta": {}, "text": "Hi"},
+    "typed parts": {"delta": {"content": [{"type": "text", "text": "Hi"}]}},
+    "another number": {"index": 1, "delta": {"content": "Hi"}},
+}
+
+
+@pytest.mark.row("E17")
+@pytest.mark.parametrize("form", SAID_OTHERWISE)
+async def test_words_do_not_vanish(form: str) -> None:
+    """Wherever in the choice they stand."""
+    choice = {"finish_reason": None, **SAID_OTHERWISE[form]}
+    end = {**choice, **{key: {} for key in ("delta", "message") if key in choice}, "finish_reason": "stop"}
+    end.pop("text", None)
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.play(stream_script(event(choices=[choice]), event(choices=[end]), DONE))
+        assert await text_of(client) == "Hi"
+
+
+@pytest.mark.row("E17")
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        {"reasoning_content": "hm"},
+        {"reasoning": "hm"},
+        {"thinking": "hm"},
+        {"reasoning": [{"type": "text", "text": "hm"}]},
+        {"reasoning": {"content": "hm"}},
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "hm"}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": "x"}]},
+        {"reasoning": "hm", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
+    ],
+)
+async def test_thoughts_do_not_vanish(thoughts: dict[str, Any]) -> None:
+    """Whatever their key and form, and once."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.play(
+            stream_script(event(choices=[{"index": 0, "delta": thoughts}]), *word_events(), FINISH, DONE)
+        )
+        found = await events_of(client)
+    assert "".join(each.reasoning for each in found) == "hm"
+    assert "".join(each.text for each in found) == TEXT
+
+
+@pytest.mark.row("E18")
+async def test_tool_calls_as_servers_write_them() -> None:
+    """With another id in each fragment, without any, by an index that is text, in the old form."""
+    ids = [{"index": 0, "id": f"c{number}", "function": {"name": "f", "arguments": piece}}
+           for number, piece in enumerate(['{"x"', ": 1", "}"])]  # fmt: skip
+    text_index = [
+        {"index": "1", "function": {"name": "g", "arguments": '{"y"'}},
+        {"index": "1", "function": {"arguments": ": 2}"}},
+    ]
+    deltas = [{"tool_calls": [call]} for call in (*ids, *text_index)]
+    old = {"function_call": {"name": "h", "arguments": "{}"}}
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.play(
+            stream_script(*(event(choices=[{"index": 0, "delta": delta}]) for delta in deltas), FINISH, DONE),
+            stream_script(event(choices=[{"index": 0, "delta": old}]), FINISH, DONE),
+            json_answer(
+                {"choices": [{"message": {"content": None, **old}, "finish_reason": "function_call"}]}
+            ),
+        )
+        async with client.stream(MODEL, MESSAGES) as stream:
+            async for _ in stream:
+                pass
+        async with client.stream(MODEL, MESSAGES) as other:
+            async for _ in other:
+                pass
+        reply = await client.chat(MODEL, MESSAGES)
+    assert [(call.name, call.arguments) for call in stream.tool_calls] == [
+        ("f", '{"x": 1}'),
+        ("g", '{"y": 2}'),
+    ]
+    assert stream.tool_calls[0].id == "c0"
+    made = [stream.tool_calls[1].id, other.tool_calls[0].id, reply.tool_calls[0].id]
+    assert all(call_id.startswith("call_") for call_id in made)
+    assert len(set(made)) == 3
+
+
 # Too much.
 
 
 @pytest.mark.row("E05")
 async def test_an_endless_line_is_refused() -> None:
-    """Stopped at a mebibyte, and not asked for again: the same would come."""
+    """Stopped at the configured size, and not asked for again: the same would come."""
     flood = Repeat([Send(chunk(b"x" * 65536))])
-    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_event_bytes=1 << 20)) as client:
         server.play(Script([Send(head()), Send(chunk(b"data: ")), flood]))
-        with pytest.raises(llmopt.InvalidResponse, match="line") as caught:
+        with pytest.raises(llmopt.InvalidResponse, match="max_event_bytes") as caught:
             await events_of(client)
         assert caught.value.reason == "too_large"
         assert len(server.requests) == 1
@@ -254,12 +537,40 @@ async def test_an_endless_line_is_refused() -> None:
 async def test_an_event_of_two_mebibytes_is_read() -> None:
     """In many lines, none of them long."""
     lines = b"".join(b"data: " + b"x" * 1000 + b"\n" for _ in range(2200))
-    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_event_bytes=1 << 20)) as client:
         server.play(stream_script(*word_events(), lines + b"\n"))
         error = await interrupted(client)
     assert error.text == TEXT
     assert isinstance(error.__cause__, llmopt.InvalidResponse)
     assert error.__cause__.reason == "too_large"
+
+
+@pytest.mark.row("E05")
+@pytest.mark.parametrize("key", ["images", "audio"])
+async def test_an_image_in_one_event(key: str) -> None:
+    """Three megabytes are an honest answer; they stand in what the server sent."""
+    data = "A" * (3 << 20)
+    image = event(choices=[{"index": 0, "delta": {key: [{"image_url": {"url": data}}]}}])
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        server.play(stream_script(*word_events(), image, FINISH, DONE))
+        found = await events_of(client)
+    assert "".join(each.text for each in found) == TEXT
+    (raw,) = (each.raw["choices"][0]["delta"] for each in found if key in str(each.raw)[:200])
+    assert raw[key][0]["image_url"]["url"] == data
+
+
+@pytest.mark.row("E05")
+async def test_a_body_that_is_no_stream_has_the_limit_of_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it calls itself; it is not read to its end."""
+    monkeypatch.setattr("llmopt.engine.event_reader._MAX_BYTES", 200_000)
+    flood = Repeat([Send(chunk(b"x" * 65536))])
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        for kind in ("text/event-stream", "application/json"):
+            server.play(Script([Send(head(kind)), Send(chunk(b'{"x": "')), flood]))
+            with pytest.raises(llmopt.InvalidResponse, match="200000 bytes, the limit for a chat") as caught:
+                await events_of(client)
+            assert caught.value.reason == "too_large"
+        await server.wait_all_closed()
 
 
 @pytest.mark.row("E05")

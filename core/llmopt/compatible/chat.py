@@ -11,12 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from attrs import evolve
 
 from llmopt.compatible.embeddings import read_usage
 from llmopt.errors import InvalidInput, InvalidResponse
 from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import ChatCall
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, ToolCall, ToolCallPart
+from llmopt.values.error_shape import is_error
 from llmopt.values.http import Failure, HttpResponse
 
 # The request body.
@@ -139,33 +141,42 @@ def without_keys(body: Mapping[str, Any], keys: Collection[str]) -> Mapping[str,
 
 DONE: Final = "[DONE]"
 """The data of the event that ends a stream."""
+_FAILED: Final = re.compile(r"(?:.*[_ -])?error", re.IGNORECASE)
+"""Finish reasons that mean a failure whichever server sends them: "error", "network_error" and their like."""
+_NO_NAMES: Final[frozenset[str]] = frozenset()
 _decode: Final = msgspec.json.Decoder().decode
 
 
 @hookimpl(trylast=True)
-def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+def parse_chat(
+    call: ChatCall, response: HttpResponse, *, failed_reasons: Collection[str] = _NO_NAMES
+) -> ChatReply | Failure:
     """Read the reply of a response, or the error that a 2xx response holds.
 
     Of several ``choices`` only the first is read; ``raw`` has them all.
+
+    Args:
+        call: what was asked for.
+        response: of the server.
+        failed_reasons: finish reasons with which the provider marks a reply that it could not finish.
 
     Raises:
         InvalidResponse: the body is neither.
     """
     value = response.json
+    if is_error(value):
+        return Failure.from_response(response, operation="chat", model=call.model)
     if not isinstance(value, dict):
         raise _invalid("the response is not a JSON object.", "json")
-    if _is_error(value):
-        return Failure.from_response(response, operation="chat", model=call.model)
-    choice = _first(_list_of(value, "choices"))
+    choice = _choice(call, value)
     if choice is None:
         raise _invalid("the response has no choice.", "count")
-    message = choice.get("message")
-    if not isinstance(message, dict):
+    if choice.get("message") is None and choice.get("text") is None:
         raise _invalid("the choice of the response has no message.", "type")
     finish_reason = _finish_reason(choice)
-    if finish_reason == "error":
-        return _finished_with_error(call)
-    content = read_content(message)
+    if finish_reason is not None and _is_failed(finish_reason, failed_reasons):
+        return _ended_with(finish_reason, call)
+    content = _message(choice)
     return ChatReply(
         text=content.text,
         reasoning=content.reasoning,
@@ -182,37 +193,95 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
 
 
 @hookimpl(trylast=True)
-def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+def parse_stream_event(
+    call: ChatCall, event: ServerEvent, *, failed_reasons: Collection[str] = _NO_NAMES
+) -> tuple[ChatEvent, ...] | Failure:
     """Read what one event adds to a reply, or the error that it holds; ``()`` for an empty event.
 
     Every event is checked for an error, also one with choices: some servers send both in one event, and then end
-    the stream as if all was well.
+    the stream as if all was well. An event of a type that this version does not know adds nothing.
+
+    Args:
+        call: what was asked for.
+        event: of the server.
+        failed_reasons: as for `parse_chat`.
 
     Raises:
         InvalidResponse: the event is neither.
     """
     data = event.data
-    if data == DONE:
+    # Compared without the blanks that some servers put around it.
+    if data == DONE or (len(data) < _MAX_DONE and data.strip() == DONE):
         return (ChatEvent(last=True),)
     # vLLM sends such events; the data of some servers' lacks the key ``error``.
-    if event.event == "error":
+    if event.event != "message" and _ERROR_EVENT.search(event.event):
         return Failure.from_event(event, model=call.model)
-    return () if not data or data.isspace() else _chunk(call, event)
+    return () if not data or data.isspace() else _read_event(call, event, failed_reasons)
 
 
-def _chunk(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
-    value = _object(event.data)
-    if _is_error(value):
+_MAX_DONE: Final = 64
+_ERROR_EVENT: Final = re.compile(r"error|exception|fail(?:ed|ure)", re.IGNORECASE)
+_DOUBLED_PREFIX: Final = re.compile(r"^(?:[ \t]*data:)+", re.MULTILINE)
+_JSON_START: Final = ("{", "[", '"')
+
+
+def _is_named(event: ServerEvent) -> bool:
+    """Whether the server gives the event a type of its own."""
+    return event.event not in ("message", "line")
+
+
+def _read_event(
+    call: ChatCall, event: ServerEvent, failed_reasons: Collection[str]
+) -> tuple[ChatEvent, ...] | Failure:
+    try:
+        value = _decode(event.data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _not_json(call, event, failed_reasons)
+    if type(value) is dict:
+        return _chunk(call, event, value, failed_reasons)
+    if is_error(value):
         return Failure.from_event(event, model=call.model)
-    choice = _first(_list_of(value, "choices"))
+    if value == [] or _is_named(event):
+        return _unknown(event, {})
+    raise _invalid("an event of the stream is not a JSON object.", "json")
+
+
+def _not_json(
+    call: ChatCall, event: ServerEvent, failed_reasons: Collection[str]
+) -> tuple[ChatEvent, ...] | Failure:
+    """Read an event whose data is not one JSON value."""
+    lines = _DOUBLED_PREFIX.sub("", event.data).split("\n")
+    if lines != [event.data]:
+        # Some servers end each event with one line feed, so that several come as one; some proxies wrap events twice.
+        events: list[ChatEvent] = []
+        for line in lines:
+            result = parse_stream_event(call, evolve(event, data=line), failed_reasons=failed_reasons)
+            if isinstance(result, Failure):
+                return result
+            events += result
+        return tuple(events)
+    # A ping, or a kind of event without JSON; JSON that is damaged is no such thing.
+    if _is_named(event) and not event.data.lstrip().startswith(_JSON_START):
+        return _unknown(event, {})
+    raise _invalid(f"an event of the stream ({len(event.data)} characters) is not JSON.", "json")
+
+
+def _chunk(
+    call: ChatCall, event: ServerEvent, value: dict[str, Any], failed_reasons: Collection[str]
+) -> tuple[ChatEvent, ...] | Failure:
+    if is_error(value):
+        return Failure.from_event(event, model=call.model)
+    choice = _choice(call, value)
     finish_reason = _finish_reason(choice) if choice is not None else None
-    if finish_reason == "error":
-        return _finished_with_error(call)
+    if finish_reason is not None and _is_failed(finish_reason, failed_reasons):
+        return _ended_with(finish_reason, call)
     usage = read_usage(value.get("usage"))
     if choice is None and usage is None and "choices" not in value:
-        # A ping, or a kind of event that this version does not know.
-        return ()
-    content = _delta(choice) if choice is not None else _NO_CONTENT
+        return _unknown(event, value) if value else ()
+    content, whole = _NO_CONTENT, False
+    if choice is not None:
+        whole = choice.get("delta") is None and choice.get("message") is not None
+        content = _message(choice) if choice.get("delta") is None else _delta(choice)
     return (
         ChatEvent(
             text=content.text,
@@ -223,62 +292,70 @@ def _chunk(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failur
             usage=usage,
             model=_text(value.get("model")),
             id=_text(value.get("id")),
+            whole=whole,
             raw=value,
         ),
     )
 
 
-def _finished_with_error(call: ChatCall) -> Failure:
-    """The failure of a reply whose finish reason is "error", which some gateways send without an error object."""
-    return Failure(status=200, body=_FINISHED_WITH_ERROR, operation="chat", model=call.model)
+_TYPE_NAME: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 
 
-_FINISHED_WITH_ERROR: Final = msgspec.json.encode(
-    {"error": {"message": 'the model ended its answer with finish_reason "error"'}}
-)
+def _unknown(event: ServerEvent, value: dict[str, Any]) -> tuple[ChatEvent, ...]:
+    """An event of a type that this version does not know: it adds nothing, and the caller may look at it."""
+    names = [value.get("type"), value.get("object"), value.get("event")]
+    if _is_named(event):
+        names.append(event.event)
+    # It goes into events and logs, so that a text of any other form is not shown.
+    name = next((name for name in names if isinstance(name, str) and _TYPE_NAME.fullmatch(name)), "unnamed")
+    return (ChatEvent(unknown=name, raw=value or {"event": event.event, "data": event.data}),)
 
 
-def _object(data: str) -> dict[str, Any]:
-    try:
-        value = _decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise _invalid(f"an event of the stream ({len(data)} characters) is not JSON.", "json") from None
-    if not isinstance(value, dict):
-        raise _invalid("an event of the stream is not a JSON object.", "json")
-    return value
+def _is_failed(reason: str, failed_reasons: Collection[str]) -> bool:
+    return reason in failed_reasons or bool(_FAILED.fullmatch(reason))
 
 
-def _is_error(value: Mapping[str, Any]) -> bool:
-    """Whether an object is an error: below the key ``error``, or flat (only in an object without choices)."""
-    # Truthy: some servers send ``"error": null`` with every chunk.
-    if value.get("error"):
-        return True
-    # An object with choices is a reply, whatever other keys it has.
-    if "choices" in value:
-        return False
-    return (
-        value.get("object") == "error" or isinstance(value.get("message"), str) or bool(value.get("detail"))
-    )
+def _ended_with(reason: str, call: ChatCall) -> Failure:
+    """The failure of a reply with such a finish reason, which servers send without an error object."""
+    message = f'the model ended its answer with finish_reason "{reason}"'
+    body = msgspec.json.encode({"error": {"message": message, "code": reason}})
+    return Failure(status=200, body=body, operation="chat", model=call.model)
 
 
-def _first(choices: list[Any]) -> dict[str, Any] | None:
+def _choice(call: ChatCall, value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The choice that is read: number 0, or the only one that was asked for, whatever its number."""
+    choices = _list_of(value, "choices")
     for choice in choices:
         if not isinstance(choice, dict):
             raise _invalid("a choice of the response is not an object.", "type")
         # Choices of one event may come in any order, and some servers leave the index out.
         if choice.get("index", 0) in (0, None):
             return choice
-    return None
+    # Some servers count from 1. With more than one choice, the others come in events of their own.
+    return choices[0] if choices and call.extra.get("n") in (None, 1) else None
 
 
 def _delta(choice: Mapping[str, Any]) -> MessageContent:
-    delta = choice.get("delta")
-    if delta is None:
-        # The late verdict of a content filter comes as a choice without a delta.
-        return _NO_CONTENT
+    delta = choice["delta"]
     if not isinstance(delta, dict):
         raise _invalid("the delta of an event is not an object.", "type")
-    return read_content(delta)
+    content = read_content(delta)
+    return _old_text(choice) if content is _NO_CONTENT else content
+
+
+def _message(choice: Mapping[str, Any]) -> MessageContent:
+    message = choice.get("message")
+    if message is None:
+        return _old_text(choice)
+    if not isinstance(message, dict):
+        raise _invalid("the message of the response is not an object.", "type")
+    return read_content(message)
+
+
+def _old_text(choice: Mapping[str, Any]) -> MessageContent:
+    """The text where completions had it before there were chats; nothing in the late verdict of a content filter."""
+    text = choice.get("text")
+    return MessageContent(text=_checked_text(text, "text")) if text else _NO_CONTENT
 
 
 def _finish_reason(choice: Mapping[str, Any]) -> str | None:
@@ -307,8 +384,21 @@ def _invalid(message: str, reason: str) -> InvalidResponse:
 
 # The content of one message, or of one delta of a stream.
 
-_REASONING_KEYS: Final = ("reasoning_content", "reasoning")
-"""Keys in which servers of this dialect return the model's reasoning."""
+_REASONING_KEYS: Final = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "reasoning_text",
+    "reasoning_details",
+    "thinking_blocks",
+)
+"""Keys in which servers of this dialect return the model's reasoning; gateways fill several with the same words."""
+_REASONING_PARTS: Final = ("text", "thinking", "content", "summary")
+"""Keys of one part of a reasoning that is a list or an object."""
+_PLAIN_KEYS: Final = frozenset({"content", "role"})
+
+
+_MAX_INDEX_DIGITS: Final = 10
 
 
 class MessageContent(NamedTuple):
@@ -334,22 +424,36 @@ def read_content(message: Mapping[str, Any]) -> MessageContent:
     content = message.get("content")
     # The usual case first: this runs for every token of a stream.
     if type(content) is str:
-        result = MessageContent(text=content)
+        result = MessageContent(text=content) if content else _NO_CONTENT
     elif content is None:
         result = _NO_CONTENT
     else:
         result = _typed_parts(content)
-    reasoning = next((value for key in _REASONING_KEYS if (value := message.get(key))), None)
-    refusal, calls = message.get("refusal"), message.get("tool_calls")
     # The usual delta holds text alone: a second tuple for each token is saved.
-    if reasoning is None and refusal is None and calls is None:
+    if message.keys() <= _PLAIN_KEYS:
+        return result
+    reasoning = next((text for key in _REASONING_KEYS if (text := _reasoning(message.get(key)))), "")
+    refusal, calls = message.get("refusal"), message.get("tool_calls")
+    if calls is None and message.get("function_call"):
+        # What tool calls were before one message could have several.
+        calls = [{"function": message["function_call"]}]
+    if not reasoning and refusal is None and calls is None:
         return result
     return MessageContent(
         text=result.text,
-        reasoning=result.reasoning or (reasoning if isinstance(reasoning, str) else ""),
+        reasoning=result.reasoning or reasoning,
         refusal=result.refusal or _checked_text(refusal, "refusal"),
         tool_calls=_tool_calls(calls),
     )
+
+
+def _reasoning(value: object) -> str:
+    """The words of a reasoning in any of its forms; some values, such as numbers, have none."""
+    if isinstance(value, str):
+        return value
+    parts = value if isinstance(value, list) else (value,)
+    texts = (part.get(key) for part in parts if isinstance(part, dict) for key in _REASONING_PARTS)
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _typed_parts(content: object) -> MessageContent:
@@ -388,11 +492,17 @@ def _tool_call(entry: Mapping[str, Any], position: int) -> ToolCallPart:
     index = entry.get("index")
     return ToolCallPart(
         # Some servers leave out the index of a tool call, although pieces of a call are joined by it.
-        index=index if type(index) is int else position,
+        index=_tool_index(index, position),
         id=_checked_text(entry.get("id"), "id"),
         name=_checked_text(function.get("name"), "name"),
         arguments=arguments_json(function.get("arguments")),
     )
+
+
+def _tool_index(index: object, position: int) -> int:
+    if isinstance(index, str) and index.isdecimal() and len(index) < _MAX_INDEX_DIGITS:
+        return int(index)
+    return index if type(index) is int else position
 
 
 def arguments_json(value: object) -> str:

@@ -209,7 +209,7 @@ def credential_for(
         return _from_variable(path, text) if text else _variable_not_set(path, entry.api_key_env)
     text = environ.first(profile.key_env)
     # A process that can set the URL in the environment can read the key there anyway.
-    if base is None or base_from_environment or _is_own_host(base, profile):
+    if base is None or base_from_environment or is_own_host(base, profile):
         return _from_variable(path, text) if text else _no_key(path, profile, base)
     return _not_sent(path, profile, text)
 
@@ -254,7 +254,8 @@ def _own_origins(profile: Profile) -> str:
     return " or ".join(origins) or "a base URL from the environment"
 
 
-def _is_own_host(base: Url, profile: Profile) -> bool:
+def is_own_host(base: Url, profile: Profile) -> bool:
+    """Whether a base URL is the provider's own: that of its profile, or one of its hosts over an encrypted connection."""
     if profile.base_url is not None and base.origin == _profile_url(profile.base_url).origin:
         return True
     # A key over plain http is readable by everybody on the way.

@@ -9,11 +9,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from attrs import asdict, evolve, field, fields, frozen
 
-from llmopt.config.credentials import CredentialSource, credential_for
+from llmopt.config.credentials import CredentialSource, credential_for, is_own_host
 from llmopt.config.load import Environment, allowed_keys, overlay_endpoint
 from llmopt.config.schema import (
     EndpointEntry,
@@ -31,7 +31,7 @@ from llmopt.config.schema import (
 from llmopt.config.urls import Url, parse_base_url
 from llmopt.errors import ConfigError
 from llmopt.values.calls import Settings
-from llmopt.values.profile import Option, Profile, Timeouts
+from llmopt.values.profile import MAX_EVENT_BYTES, Option, Profile, StreamEnd, Timeouts
 from llmopt.values.secret import Secret, repr_names
 
 ProfileSource = Profile | Callable[[ProviderEntry], Profile]
@@ -84,6 +84,7 @@ class Endpoint:
         keepalive: seconds that an idle connection is kept.
         compress_requests: whether request bodies are compressed with gzip.
         stream_usage: whether streams are asked for their usage, see `llmopt.values.profile.Profile`.
+        max_event_bytes: maximum size of one event of a stream.
         stream_end: what makes a stream complete, see `llmopt.values.profile.Profile`.
         cache_ttl: seconds that a cached response is fresh; None for the default of the cache.
         cache_dir: folder of the cache; None for the default.
@@ -114,7 +115,8 @@ class Endpoint:
     keepalive: float = 60.0
     compress_requests: bool = False
     stream_usage: bool = True
-    stream_end: Literal["done", "finish"] = "finish"
+    max_event_bytes: int = MAX_EVENT_BYTES
+    stream_end: StreamEnd = "finish"
     cache_ttl: float | None = None
     cache_dir: str | None = None
     flags: Flags = field(factory=Flags)
@@ -213,6 +215,8 @@ class _Resolver:
             "cache_dir": _expand_user(entry.cache_dir),
             "flags": client_flags.overridden(entry.flags),
             "options": options,
+            # What ends a stream is the habit of the server at an address, and not of the plugin.
+            "stream_end": profile.stream_end if base is None or is_own_host(base, profile) else "any",
             **_sizes(entry, profile),
         }
         return Endpoint(**values)

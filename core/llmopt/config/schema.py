@@ -443,6 +443,7 @@ class _EndpointKeys:
         pool_size: maximum connections.
         keepalive: seconds that an idle connection is kept.
         compress_requests: whether request bodies are compressed with gzip.
+        max_event_bytes: maximum size of one event of a stream.
         cache_ttl: seconds that a cached response is fresh; 0 switches the cache off.
         cache_dir: folder of the cache. Default: the one of the whole configuration.
         stream_usage: whether streams are asked for their token usage (``stream_options``).
@@ -465,6 +466,7 @@ class _EndpointKeys:
     pool_size: int | None = _count()
     keepalive: float | None = _seconds(zero=True)
     compress_requests: bool | None = _boolean()
+    max_event_bytes: int | None = _count()
     cache_ttl: float | None = _seconds(zero=True)
     cache_dir: str | None = _folder()
     stream_usage: bool | None = _boolean()

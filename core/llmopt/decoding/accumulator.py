@@ -5,6 +5,8 @@ No I/O.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -17,6 +19,9 @@ from llmopt.values.embeddings import Usage
 class ReplyAccumulator:
     """The reply so far, from the events received so far.
 
+    Args:
+        new_id: makes the id of a tool call that has none from the server; None to leave it empty.
+
     Attributes:
         finish_reason: why the model stopped, None while it has not.
         model: the model that replies, "" while unknown.
@@ -24,7 +29,8 @@ class ReplyAccumulator:
         last: whether the provider has marked the end of the stream.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, new_id: Callable[[], str] | None = None) -> None:
+        self._new_id: Final = new_id
         self.finish_reason: str | None = None
         self.model = ""
         self.id = ""
@@ -77,7 +83,9 @@ class ReplyAccumulator:
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls so far, in order; the arguments of the last one may be unfinished."""
         ordered = sorted(self._calls, key=lambda call: call.index)
-        return tuple(ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in ordered)
+        return tuple(
+            ToolCall(id=call.id or call.own_id, name=call.name, arguments=call.arguments) for call in ordered
+        )
 
     def reply(self, request_id: str | None = None) -> ChatReply:
         """Return everything so far as a reply."""
@@ -94,10 +102,12 @@ class ReplyAccumulator:
         )
 
     def _add_part(self, part: ToolCallPart) -> None:
-        # The newest call with this index: some servers number every call 0 and begin the next one with a new id.
-        call = next((call for call in reversed(self._calls) if call.index == part.index), None)
+        same_index = [call for call in self._calls if call.index == part.index]
+        # Some servers number every call 0: the id tells then, or else the newest call goes on.
+        call = next((call for call in same_index if part.id and call.id == part.id), None)
+        call = call or (same_index[-1] if same_index else None)
         if call is None or call.ends_before(part):
-            call = _PartialCall(part.index)
+            call = _PartialCall(part.index, self._new_id() if self._new_id is not None else "")
             self._calls.append(call)
         call.add(part)
 
@@ -105,9 +115,10 @@ class ReplyAccumulator:
 class _PartialCall:
     """A tool call whose arguments are still arriving."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, own_id: str) -> None:
         self.index: Final = index
         self.id = ""
+        self.own_id: Final = own_id
         self.name = ""
         self._arguments: Final[list[str]] = []
 
@@ -122,16 +133,32 @@ class _PartialCall:
             self._arguments.append(part.arguments)
 
     def ends_before(self, part: ToolCallPart) -> bool:
-        """Whether a fragment with the same index begins another call."""
-        if part.id and self.id:
-            return part.id != self.id
-        # Without ids, a name after complete arguments begins another call.
-        return bool(part.name and not part.id and self._arguments and _is_json(self.arguments))
+        """Whether a fragment with the same index begins another call.
+
+        An id alone says nothing: some servers make a new one for each fragment.
+        """
+        if part.name and self.name and part.name != self.name:
+            return True
+        if not (part.name or part.id) or not self._is_whole():
+            return False
+        if part.arguments.strip():
+            return True
+        # Without arguments it begins a call by another id, or, where there are no ids, by a name.
+        return bool(part.name) and (part.id != self.id if part.id else not self.id)
+
+    def _is_whole(self) -> bool:
+        """Whether the arguments so far are a JSON object or list."""
+        # Asked for every fragment that has an id: the last character answers for nearly all.
+        last = next((piece for piece in reversed(self._arguments) if piece.strip()), "")
+        if not last.rstrip().endswith(("}", "]")):
+            return False
+        try:
+            msgspec.json.decode(self.arguments, type=msgspec.Raw)
+        except msgspec.DecodeError:
+            return False
+        return True
 
 
-def _is_json(text: str) -> bool:
-    try:
-        msgspec.json.decode(text, type=msgspec.Raw)
-    except msgspec.DecodeError:
-        return False
-    return True
+def new_call_id() -> str:
+    """An id for a tool call of a server that sends none: the message with the result must name one."""
+    return f"call_{os.urandom(12).hex()}"

@@ -1,14 +1,17 @@
-"""Decoder for newline-delimited JSON streams, and the choice of a decoder by content type.
+"""Decoder for newline-delimited JSON streams, and the choice of a decoder by content type or by the first bytes.
 
 No I/O: bytes in, events out.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import codecs
+import re
+from typing import Final, Literal
+
+import msgspec
 
 from llmopt.decoding.sse import (
-    MAX_LINE_BYTES,
     ByteOrderMarkFilter,
     SSEDecoder,
     StreamDecodeError,
@@ -16,6 +19,7 @@ from llmopt.decoding.sse import (
     too_long_error,
 )
 from llmopt.values.chat import ServerEvent
+from llmopt.values.profile import MAX_EVENT_BYTES
 
 
 class NDJSONDecoder:
@@ -25,9 +29,14 @@ class NDJSONDecoder:
 
     Args:
         max_line: maximum size of a line in bytes.
+
+    Attributes:
+        ignored: as of `SSEDecoder`; always empty, for every line is an event.
     """
 
-    def __init__(self, *, max_line: int = MAX_LINE_BYTES) -> None:
+    ignored: Final = b""
+
+    def __init__(self, *, max_line: int = MAX_EVENT_BYTES) -> None:
         self._max_line: Final = max_line
         self._byte_order_mark: Final = ByteOrderMarkFilter()
         self._line: Final = bytearray()
@@ -86,6 +95,8 @@ class NDJSONDecoder:
 
 
 Decoder = SSEDecoder | NDJSONDecoder
+Format = Literal["sse", "lines", "whole"]
+"""How a body is written: server-sent events, newline-delimited JSON, or anything that is not a stream."""
 _SSE_TYPES: Final = frozenset({"text/event-stream", ""})
 _NDJSON_TYPES: Final = frozenset(
     {
@@ -98,13 +109,68 @@ _NDJSON_TYPES: Final = frozenset(
 )
 
 
-def decoder_for(content_type: str) -> Decoder | None:
+def decoder_for(content_type: str, max_bytes: int = MAX_EVENT_BYTES) -> Decoder | None:
     """Return a new decoder for a response with this ``content-type``, None if it is not a stream.
 
     Parameters such as ``charset`` are ignored: both formats are always UTF-8. Without a content type the response
-    is decoded as server-sent events.
+    is decoded as server-sent events. Of a header that is sent twice, the first value counts.
     """
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = re.split("[;,]", content_type)[0].strip().lower()
     if media_type in _NDJSON_TYPES:
-        return NDJSONDecoder()
-    return SSEDecoder() if media_type in _SSE_TYPES else None
+        return decoder_of("lines", max_bytes)
+    return decoder_of("sse", max_bytes) if media_type in _SSE_TYPES else None
+
+
+def decoder_of(body_format: Format, max_bytes: int = MAX_EVENT_BYTES) -> Decoder | None:
+    """Return a new decoder for a body of this format, None if it is not a stream."""
+    if body_format == "lines":
+        return NDJSONDecoder(max_line=max_bytes)
+    return SSEDecoder(max_line=max_bytes, max_event=max_bytes) if body_format == "sse" else None
+
+
+_SSE_START: Final = re.compile(rb"(?:data|event|id|retry|error)?:")
+_SSE_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b"error:")
+
+
+def detect_format(content_type: str, start: bytes, *, ended: bool) -> Format | None:
+    """How a body is written, by its first bytes; by its content type only where they do not tell.
+
+    Servers and proxies give streams any content type, and answers that are not streamed that of a stream.
+
+    Args:
+        content_type: of the response.
+        start: the body so far.
+        ended: whether this is the whole body.
+
+    Returns:
+        None if more bytes are needed; never if the body has ended.
+    """
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    if not ended and (codecs.BOM_UTF8.startswith(start) or _may_become_sse(text)):
+        return None
+    if not text or _SSE_START.match(text):
+        return "sse"
+    declared = decoder_for(content_type) if content_type else None
+    if text.startswith((b"{", b"[")):
+        if isinstance(declared, NDJSONDecoder):
+            return "lines"
+        return "lines" if ended and _has_json_lines(text) else "whole"
+    if text.startswith(b"<") or declared is None:
+        return "whole"
+    return "lines" if isinstance(declared, NDJSONDecoder) else "sse"
+
+
+def _may_become_sse(text: bytes) -> bool:
+    return any(field.startswith(text) and field != text for field in _SSE_FIELDS)
+
+
+def _has_json_lines(text: bytes) -> bool:
+    """Whether the first line is JSON by itself, and another follows."""
+    first, _, rest = text.partition(b"\n")
+    if not rest.lstrip().startswith((b"{", b"[")):
+        return False
+    try:
+        msgspec.json.decode(first, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True

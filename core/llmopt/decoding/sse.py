@@ -19,11 +19,11 @@ import codecs
 from typing import Final, Literal
 
 from llmopt.values.chat import ServerEvent
+from llmopt.values.profile import MAX_EVENT_BYTES
 
-# A server that sends an endless line must not fill the memory; real events have a few hundred bytes.
-MAX_LINE_BYTES: Final = 1 << 20
-"""Default maximum size of a line, and of the data of an event, in bytes."""
 _DATA: Final = b"data: "
+_FIELDS: Final = frozenset({b"data", b"event", b"id", b"error"})
+_MAX_IGNORED: Final = 65_536
 _LF: Final = 0x0A
 Reason = Literal["line", "event", "utf8"]
 
@@ -51,9 +51,13 @@ class SSEDecoder:
     Args:
         max_line: maximum size of a line in bytes.
         max_event: maximum size of the data of an event in bytes.
+
+    Attributes:
+        ignored: the first 64 KiB of lines without a field from the first one on that begins like JSON. They belong to no
+            event, but some servers report errors so (Gemini, without ``data:``).
     """
 
-    def __init__(self, *, max_line: int = MAX_LINE_BYTES, max_event: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, *, max_line: int = MAX_EVENT_BYTES, max_event: int = MAX_EVENT_BYTES) -> None:
         self._max_line: Final = max_line
         self._max_event: Final = max_event
         self._max_simple: Final = min(max_line, max_event)
@@ -61,6 +65,7 @@ class SSEDecoder:
         self._after_cr = False
         self._line: Final = bytearray()
         self._data: bytearray | None = None
+        self.ignored = b""
         self._event = ""
         self._id = ""
         self._error: StreamDecodeError | None = None
@@ -152,10 +157,12 @@ class SSEDecoder:
             if len(line) > self._max_line:
                 raise too_long_error("line", self._max_line)
             name, _, value = line.partition(b":")
-            if name:
-                self._field(name, value.removeprefix(b" "))
-            elif not line:
+            if not line:
                 self._dispatch(events)
+            elif name in _FIELDS:
+                self._field(name, value.removeprefix(b" "))
+            elif self.ignored or line.startswith((b"{", b"[")):
+                self.ignored = (self.ignored + line + b"\n")[:_MAX_IGNORED]
 
     def _field(self, name: bytes, value: bytes) -> None:
         if name == b"data":
@@ -166,7 +173,7 @@ class SSEDecoder:
             # The standard says so: an id with NULL is ignored.
             if b"\0" not in value:
                 self._id = decode_utf8(value)
-        elif name == b"error":
+        else:
             self._event = "error"
             self._add_data(value)
 
@@ -232,7 +239,10 @@ class ByteOrderMarkFilter:
 def too_long_error(what: Literal["line", "event"], max_bytes: int) -> StreamDecodeError:
     """The error for a line or an event larger than ``max_bytes``."""
     article = "an" if what == "event" else "a"
-    return StreamDecodeError(f"the stream contains {article} {what} of more than {max_bytes} bytes.", what)
+    return StreamDecodeError(
+        f"the stream contains {article} {what} of more than {max_bytes} bytes; max_event_bytes sets this limit.",
+        what,
+    )
 
 
 def decode_utf8(data: bytes | bytearray) -> str:

@@ -39,6 +39,7 @@ from llmopt.values.events import (
     RequestWaiting,
     ResponseCompression,
     StreamChunk,
+    StreamUnknown,
     WaitCause,
 )
 from llmopt.values.http import HttpResponse
@@ -424,4 +425,11 @@ class RequestRecorder:
             size=size,
             events=events,
             seconds=seconds,
+        )
+
+    def unknown_event(self, endpoint: LiveEndpoint, kind: str) -> None:
+        """An event of a stream has a type that llmopt does not know."""
+        endpoint.metrics.unknown_events += 1
+        self._emit(
+            StreamUnknown, provider=self._provider, model=self._model, endpoint=endpoint.name, kind=kind
         )

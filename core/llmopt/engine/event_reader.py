@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal
+from contextlib import suppress
+from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from llmopt.decoding.ndjson import Decoder, decoder_for
-from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
+from llmopt.decoding.accumulator import ReplyAccumulator
+from llmopt.decoding.ndjson import Decoder, decoder_of, detect_format
+from llmopt.decoding.sse import StreamDecodeError
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.chat import ChatEvent, ServerEvent
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure
+from llmopt.values.profile import StreamEnd
 from llmopt.values.secret import repr_size
 
 ParseEvent = Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]
@@ -34,12 +37,14 @@ class EventReader:
         make_error: the exception for a failure.
         end: what completes the response, see `llmopt.values.profile.Profile`.
         max_events: maximum number of events that are parsed at once.
+        on_unknown: called with the type of each event that the parser does not know.
 
     Attributes:
+        reply: everything so far.
         complete: whether the response has ended properly; everything after that is ignored.
         fault: why nothing more can be read, None if nothing is wrong. Events before it are valid.
+        failure: the failure that an event carried, from which ``fault`` was made.
         new_content: whether an event had content since this was last set to False.
-        usage: the usage that was reported last.
         characters: number of characters that the model wrote so far.
     """
 
@@ -49,28 +54,36 @@ class EventReader:
         parse: ParseEvent,
         make_error: Callable[[Failure], LLMOptError],
         *,
-        end: Literal["done", "finish"],
+        end: StreamEnd,
         max_events: int,
+        on_unknown: Callable[[str], object] | None = None,
     ) -> None:
         self._decoder: Final = decoder
         self._parse: Final = parse
         self._make_error: Final = make_error
         self._end: Final = end
         self._max_events: Final = max_events
+        self._on_unknown: Final = on_unknown
         self._pending: Final[deque[ServerEvent]] = deque()
         self._decode_fault: StreamDecodeError | None = None
-        self._has_finish_reason = False
+        self._content_last = False
         self._body_ended = False
+        self.reply: Final = ReplyAccumulator()
         self.complete = False
         self.fault: LLMOptError | None = None
+        self.failure: Failure | None = None
         self.new_content = False
-        self.usage: Usage | None = None
         self.characters = 0
 
     @property
     def finished(self) -> bool:
         """Whether `take` returns nothing any more."""
         return self.complete or self.fault is not None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that was reported last."""
+        return self.reply.usage
 
     @property
     def pending(self) -> int:
@@ -106,10 +119,14 @@ class EventReader:
                 left -= 1
                 result = self._parse(waiting.popleft())
                 if isinstance(result, Failure):
+                    self.failure = result
                     raise self._make_error(result)
                 for event in result:
-                    events.append(event)
-                    self.record(event)
+                    increment = self._increment(event) if event.whole else event
+                    self._add(increment)
+                    if event.last:
+                        self._end_reached()
+                    events.append(increment)
         except LLMOptError as error:
             self.fault = error
         # The events before the end or a fault are returned first.
@@ -117,33 +134,100 @@ class EventReader:
             self._check_end()
         return events
 
-    def record(self, event: ChatEvent) -> None:
-        """Update the attributes by an event."""
+    def accept(self, reply: ChatEvent) -> None:
+        """Take the only event of a reply that was not streamed. It is complete whatever it lacks."""
+        self._add(reply)
+        self.complete = True
+
+    def _add(self, event: ChatEvent) -> None:
+        self.reply.add(event)
         if event.adds:
-            self.new_content = True
+            self.new_content = self._content_last = True
             self.characters += len(event.text) + len(event.reasoning) + len(event.refusal)
             for part in event.tool_calls:
                 self.characters += len(part.name) + len(part.arguments)
-            self._has_finish_reason = self._has_finish_reason or event.finish_reason is not None
-        self.usage = event.usage or self.usage
-        self.complete = self.complete or event.last
+        elif event.unknown:
+            self._content_last = False
+            if self._on_unknown is not None:
+                self._on_unknown(event.unknown)
+
+    def _increment(self, event: ChatEvent) -> ChatEvent:
+        """What the whole reply so far adds to the parts before it.
+
+        Some servers send each event so, and some end a stream of parts with the whole message.
+        """
+        received = self.reply
+        return evolve(
+            event,
+            whole=False,
+            text=_rest(event.text, received.text),
+            reasoning=_rest(event.reasoning, received.reasoning),
+            refusal=_rest(event.refusal, received.refusal),
+            tool_calls=() if received.tool_calls else event.tool_calls,
+        )
+
+    def _end_reached(self) -> None:
+        """The provider's own end: it ends a reply that has a finish reason, and at some servers any reply."""
+        lenient = self._end == "any" and self._content_last and not self._decoder.ignored
+        if self.reply.finish_reason is None and not lenient:
+            raise self._truncated("without a finish reason")
+        self.complete = True
+
+    def _truncated(self, how: str) -> LLMOptError:
+        """The error for an end that came too early: what the server says of it between its events, if it does."""
+        if self._decoder.ignored:
+            with suppress(LLMOptError):
+                data = self._decoder.ignored.decode("utf-8", "replace")
+                if isinstance(failure := self._parse(ServerEvent(data=data)), Failure):
+                    self.failure = failure
+                    return self._make_error(failure)
+        return InvalidResponse(f"the response ended {how}.", reason="truncated", sent="yes")
 
     def _check_end(self) -> None:
         if self._decode_fault is not None:
             reason = "utf8" if self._decode_fault.reason == "utf8" else "too_large"
             self.fault = InvalidResponse(str(self._decode_fault), reason=reason, sent="yes")
-        elif self._body_ended and self._has_finish_reason and self._end == "finish":
+        elif self._body_ended and self.reply.finish_reason is not None and self._end != "done":
             self.complete = True
         elif self._body_ended:
-            self.fault = InvalidResponse(
-                "the response ended before it was complete.", reason="truncated", sent="yes"
-            )
+            self.fault = self._truncated("before it was complete")
 
 
-_UNINFORMATIVE_TYPES: Final = ("", "text/plain", "application/octet-stream")
-"""Content types that proxies and simple frameworks give to streams and to anything else."""
-_NOT_A_STREAM: Final = (b"{", b"[", b"<")
-"""First characters of JSON and HTML, with which no stream of events begins."""
+def read_streamed_reply(
+    decoder: Decoder, body: bytes, parse: ParseEvent, end: StreamEnd
+) -> ReplyAccumulator | Failure:
+    """Read a whole body that a server streamed although it was not asked to.
+
+    Raises:
+        InvalidResponse: the body is not a complete reply.
+    """
+    reader = EventReader(
+        decoder, parse, lambda failure: InvalidResponse(failure.error.message), end=end, max_events=_NO_LIMIT
+    )
+    for data in (body, b""):
+        reader.feed(data)
+        while reader.take():
+            pass
+    if reader.failure is not None:
+        return reader.failure
+    if reader.fault is not None:
+        raise reader.fault
+    return reader.reply
+
+
+_NO_LIMIT: Final = 1 << 60
+
+
+def _rest(whole: str, received: str) -> str:
+    if whole.startswith(received):
+        return whole[len(received) :]
+    if not whole.strip() or whole.strip() == received.strip():
+        return ""
+    raise InvalidResponse(
+        "a whole message in the stream does not begin with the parts before it.", reason="type", sent="yes"
+    )
+
+
 _MAX_BYTES: Final = 64 << 20
 
 
@@ -153,35 +237,37 @@ class StreamFormat:
 
     Attributes:
         decoder: for its stream, None if the response is not streamed.
-        first_bytes: bytes of the stream that were read to detect the format, None if none were.
-        body: of a response that is not streamed.
+        body: the bytes that were read to find that out; the whole body of a response that is not streamed.
     """
 
     decoder: Decoder | None = None
-    first_bytes: bytes | None = field(default=None, repr=False)
     body: bytes = field(default=b"", repr=repr_size)
 
 
-async def detect_stream_format(response: ResponseStream) -> StreamFormat:
-    """The format of a response: by status and content type, or by its first bytes if these do not tell.
+async def detect_stream_format(response: ResponseStream, max_event_bytes: int) -> StreamFormat:
+    """The format of a response: by its status, then by its first bytes and its content type.
+
+    Args:
+        response: read until its format is clear, and to its end if it is not streamed.
+        max_event_bytes: for the decoder.
 
     Raises:
         InvalidResponse: a response that is not streamed is too large.
         LLMOptError: reading failed.
     """
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     # The body of an error is never streamed, whatever its content type says.
     if not 200 <= response.status < 300:
         return StreamFormat(body=await response.read_remaining())
-    if kind not in _UNINFORMATIVE_TYPES:
-        decoder = decoder_for(kind)
-        if decoder is not None:
-            return StreamFormat(decoder=decoder)
-        return StreamFormat(body=await response.read_remaining())
-    first = await response.read()
-    if first.lstrip()[:1] in _NOT_A_STREAM:
-        return StreamFormat(body=await _read_body(response, first))
-    return StreamFormat(decoder=SSEDecoder(), first_bytes=first)
+    content_type, start, ended = response.headers.get("content-type", ""), b"", False
+    while (body_format := detect_format(content_type, start, ended=ended)) is None:
+        chunk = await response.read()
+        # Only blanks: some servers send them until the model is ready.
+        start = start + chunk if start.strip() else chunk
+        ended = not chunk
+    if body_format == "whole":
+        start = await _read_body(response, start)
+        body_format = detect_format(content_type, start, ended=True) or "whole"
+    return StreamFormat(decoder=decoder_of(body_format, max_event_bytes), body=start)
 
 
 async def _read_body(response: ResponseStream, first: bytes) -> bytes:

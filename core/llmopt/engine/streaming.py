@@ -46,6 +46,8 @@ from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
 from llmopt.values.http import Failure, HttpResponse
 
 _DRAIN_S: Final = 0.1
+_MAX_FIRST: Final = 10_000
+"""Events that may come at once, see ``MAX_BUFFER_SIZE`` of `llmopt.operations.chat`."""
 Outcome = LLMOptError | Literal["complete", "abandoned"]
 """How a stream ended: with its last event, because its reader closed it, or with an error."""
 OnChunk = Callable[[int, int, float], None]
@@ -112,15 +114,20 @@ class LiveStream:
             LLMOptError: the stream failed before its first event.
         """
         if single_event is not None:
-            self.reader.record(single_event)
+            self.reader.accept(single_event)
             self._first = [single_event]
             return
-        while not (events := self.reader.take()):
+        # Events of an unknown type do not begin a reply: a failure after them may still be retried.
+        while True:
+            events = self.reader.take()
+            # A server that only pings must not fill the memory before the timeout.
+            self._first = [*self._first, *events][-_MAX_FIRST:]
+            if not all(event.unknown for event in events):
+                return
             if self.reader.fault is not None:
                 raise self.reader.fault
-            if not self.reader.pending:
+            if not (events or self.reader.pending):
                 self.reader.feed(await self._response.read())
-        self._first = events
 
     async def read(self) -> list[ChatEvent]:
         """The next events, as soon as there are some; [] when the reply is complete.
@@ -336,7 +343,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         self._head = head = HttpResponse(
             status=response_body.status, headers=response_body.headers, info=response_body.info
         )
-        stream_format = await detect_stream_format(response_body)
+        max_event_bytes = scope.endpoint.config.max_event_bytes
+        stream_format = await detect_stream_format(response_body, max_event_bytes)
         reader = self._reader(stream_format.decoder or SSEDecoder(), scope, settings)
         single_event: ChatEvent | None = None
         if stream_format.decoder is None:
@@ -348,8 +356,8 @@ class StreamPipeline(Pipeline[LiveStream]):
                 scope.endpoint.hooks, self._call, response, settings, self._stream_request.parse
             )
             single_event = as_event(reply)
-        elif stream_format.first_bytes is not None:
-            reader.feed(stream_format.first_bytes)
+        else:
+            reader.feed(stream_format.body)
         stream = LiveStream(
             response_body,
             reader,
@@ -376,6 +384,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             make_error,
             end=endpoint.config.stream_end,
             max_events=self._stream_request.buffer_size,
+            on_unknown=partial(self._recorder.unknown_event, endpoint),
         )
 
     def _stream_timeouts(self, scope: AttemptScope) -> StreamTimeouts:

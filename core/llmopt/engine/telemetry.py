@@ -172,6 +172,7 @@ class EndpointMetrics:
         retries: requests that were sent again.
         input_tokens: tokens sent, as responses report them.
         output_tokens: tokens received, as responses report them.
+        unknown_events: events of streams whose type llmopt does not know.
         waited: seconds that requests waited before they were sent, by cause.
         compressed: requests sent with a compressed body.
         compression_refused: those that were sent again because the server may not accept compression.
@@ -187,6 +188,7 @@ class EndpointMetrics:
     retries: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    unknown_events: int = 0
     waited: dict[WaitCause, float] = field(factory=dict)
     compressed: int = 0
     compression_refused: int = 0
@@ -204,6 +206,7 @@ class EndpointMetrics:
             "retries": self.retries,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
+            "unknown_events": self.unknown_events,
             "waited_s": dict(self.waited),
             "on_the_wire_s": self.on_the_wire,
             "compression": {

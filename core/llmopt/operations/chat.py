@@ -13,7 +13,10 @@ from typing import Any, Final
 import msgspec
 from attrs import evolve
 
+from llmopt.decoding.accumulator import new_call_id
+from llmopt.decoding.ndjson import decoder_of, detect_format
 from llmopt.engine.engine import Engine
+from llmopt.engine.event_reader import read_streamed_reply
 from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
@@ -25,6 +28,7 @@ from llmopt.values.calls import ChatCall, ChatOptions, Settings, check_json, che
 from llmopt.values.chat import ChatReply, Message
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure, HttpResponse
+from llmopt.values.profile import StreamEnd
 
 Messages = Iterable[Mapping[str, Any] | Message]
 """A conversation, oldest message first."""
@@ -121,11 +125,25 @@ class ChatRun:
         return self._prompt_tokens + (_DEFAULT_REPLY_TOKENS if limit is None else limit)
 
     def _parse(self, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
-        reply = self._provider.hooks.parse_chat(self._call, response, settings)
+        hooks = self._provider.hooks
+        content_type = response.headers.get("content-type", "")
+        decoder = decoder_of(detect_format(content_type, response.body, ended=True) or "whole")
+        if decoder is None or not response.body:
+            reply = hooks.parse_chat(self._call, response, settings)
+        else:
+            parse = hooks.stream_parser(self._call, settings)
+            streamed = read_streamed_reply(decoder, response.body, parse, self._stream_end(settings))
+            reply = streamed if isinstance(streamed, Failure) else streamed.reply()
         if isinstance(reply, Failure):
             return reply
         usage = None if reply.usage is None else evolve(reply.usage, requests=1)
-        return evolve(reply, usage=usage, request_id=request_id(response.headers))
+        calls = tuple(call if call.id else evolve(call, id=new_call_id()) for call in reply.tool_calls)
+        return evolve(reply, usage=usage, tool_calls=calls, request_id=request_id(response.headers))
+
+    def _stream_end(self, settings: Settings) -> StreamEnd:
+        """What completes a stream of the endpoint with these settings."""
+        endpoints = self._provider.endpoints
+        return next((each.stream_end for each in endpoints if each.base_url == settings.base_url), "finish")
 
 
 # The estimate of a prompt's tokens, for the rate limiter. The usage that replies report corrects it.

@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from typing import Any, ClassVar, Final, Self
 
-from llmopt.decoding.accumulator import ReplyAccumulator
+from llmopt.decoding.accumulator import ReplyAccumulator, new_call_id
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import LLMOptError, StreamError, StreamInterrupted
@@ -37,7 +37,7 @@ class ReplyStream:
     def __init__(self, run: ChatRun, buffer_size: int) -> None:
         self._buffer_size: Final = check_buffer_size(buffer_size)
         self._run: Final = run
-        self._reply: Final = ReplyAccumulator()
+        self._reply: Final = ReplyAccumulator(new_call_id)
         self._request_id: str | None = None
         # Events that were parsed and not returned yet.
         self._ready: Final[deque[ChatEvent]] = deque()

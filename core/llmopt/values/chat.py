@@ -19,7 +19,8 @@ class ToolCall:
     """A call of a tool that the model requests.
 
     Attributes:
-        id: identifier that the message with the result must repeat as ``tool_call_id``; "" if the server sends none.
+        id: identifier that the message with the result must repeat as ``tool_call_id``. For a server that sends none, the
+            core makes one.
         name: name of the tool.
         arguments: JSON text as the model wrote it; it may be invalid JSON.
     """
@@ -133,6 +134,10 @@ class ChatEvent:
         model: the model's name for itself, "" if the event does not say.
         id: the provider's id of the reply, "" if the event does not say.
         last: whether this is the provider's end of the stream; later events are ignored.
+        whole: whether the text is that of the whole reply so far and not its next piece. The core replaces such an
+            event by what it adds, so that a caller never sees one.
+        unknown: for an event of a type that llmopt does not know, the name of that type, or "unnamed"; "" for all
+            others. Such an event adds nothing to the reply.
         raw: the JSON of the event.
     """
 
@@ -145,6 +150,8 @@ class ChatEvent:
     model: str = ""
     id: str = ""
     last: bool = False
+    whole: bool = False
+    unknown: str = ""
     raw: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     @property

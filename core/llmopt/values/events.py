@@ -310,6 +310,19 @@ class StreamChunk(Event):
 
 
 @frozen(kw_only=True)
+class StreamUnknown(Event):
+    """Emitted for each event of a stream whose type llmopt does not know; it adds nothing to the reply.
+
+    Attributes:
+        kind: the type as the server names it, "unnamed" if it does not.
+    """
+
+    name: ClassVar[str] = "stream.unknown"
+
+    kind: str
+
+
+@frozen(kw_only=True)
 class RequestCompression(Event):
     """Emitted when a request body was compressed; all attempts send the same compressed body.
 

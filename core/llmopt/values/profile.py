@@ -5,9 +5,15 @@ No I/O.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from attrs import field, frozen
+
+StreamEnd = Literal["done", "finish", "any"]
+"""What completes a stream, see `Profile`."""
+# Far above an image or a minute of sound as base64 in one event; it bounds what a broken server can make the client allocate.
+MAX_EVENT_BYTES: Final = 64 << 20
+"""Default maximum size of one event of a stream in bytes."""
 
 
 @frozen(kw_only=True)
@@ -85,8 +91,11 @@ class Profile:
         compress_requests: whether gzip request bodies are known to be accepted.
         stream_usage: whether to request the token usage of a stream (``ChatCall.include_usage``); False if the
             provider sends it anyway, or refuses the request for it.
-        stream_end: what completes a stream. "done": only the provider's own end (``ChatEvent.last``). "finish": also
-            a finish reason followed by the end of the body, for servers without an end of their own.
+        max_event_bytes: maximum size of one event of a stream, or of one of its lines.
+        stream_end: what completes a stream. "done": a finish reason, and then the provider's own end
+            (``ChatEvent.last``). "finish": a finish reason, and then that end or the end of the body. "any": also the
+            provider's own end without a finish reason, if there was content. It holds for ``base_url`` and
+            ``own_hosts``; a server at any other address gets "any", because nothing is known about it.
         options: configuration keys of the plugin.
         discovered: whether ``batch_list_models()`` without names includes the provider once its key is in the
             environment; False if that variable is used for other purposes too.
@@ -110,7 +119,8 @@ class Profile:
     tpm: float | None = None
     compress_requests: bool = False
     stream_usage: bool = True
-    stream_end: Literal["done", "finish"] = "finish"
+    max_event_bytes: int = MAX_EVENT_BYTES
+    stream_end: StreamEnd = "finish"
     options: tuple[Option, ...] = ()
     discovered: bool = True
     in_process: bool = False

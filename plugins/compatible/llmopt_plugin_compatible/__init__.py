@@ -9,17 +9,22 @@ from llmopt import (
     BatchLimit,
     Call,
     CatalogPage,
+    ChatCall,
+    ChatEvent,
+    ChatReply,
     Failure,
     HttpRequest,
     HttpResponse,
     Profile,
     ProviderEntry,
+    ServerEvent,
     Settings,
     Verdict,
+    compatible,
     hookimpl,
 )
 from llmopt_plugin_compatible import _catalog, _profile, _requests
-from llmopt_plugin_compatible._errors import verdict_of
+from llmopt_plugin_compatible._errors import FAILED_REASONS, verdict_of
 from llmopt_plugin_compatible._table import TABLE
 
 
@@ -39,6 +44,18 @@ def batch_limit(settings: Settings) -> BatchLimit | None:
 def build_request(call: Call, settings: Settings) -> HttpRequest | None:
     """The request of the dialect; lists of models may have another path."""
     return _requests.request_of(call, settings, TABLE.row(settings.plugin))
+
+
+@hookimpl
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    """The reply of the dialect; more finish reasons mean a failure."""
+    return compatible.parse_chat(call, response, failed_reasons=FAILED_REASONS)
+
+
+@hookimpl
+def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+    """The event of the dialect; more finish reasons mean a failure."""
+    return compatible.parse_stream_event(call, event, failed_reasons=FAILED_REASONS)
 
 
 @hookimpl

@@ -22,6 +22,20 @@ _TOO_LARGE: Final[tuple[tuple[re.Pattern[str], VerdictKind, str], ...]] = tuple(
     )
 )
 """Sentences that pass through gateways from the servers behind them. Compared in small letters."""
+FAILED_REASONS: Final[Mapping[str, VerdictKind]] = {
+    # DeepSeek stops so when it runs out of capacity, SGLang and vLLM when the request is dropped.
+    "insufficient_system_resource": _K.OVERLOADED,
+    "abort": _K.TRANSIENT,
+    # Zhipu and Z.ai.
+    "sensitive": _K.CONTENT_FILTERED,
+    "model_context_window_exceeded": _K.ITEM_TOO_LONG,
+    # Gemini: the model wrote a tool call that is none.
+    "MALFORMED_FUNCTION_CALL": _K.TRANSIENT,
+    "function_call_filter: MALFORMED_FUNCTION_CALL": _K.TRANSIENT,
+    "UNEXPECTED_TOOL_CALL": _K.TRANSIENT,
+    "MALFORMED_RESPONSE": _K.TRANSIENT,
+}
+"""Finish reasons of replies that the provider could not finish, and what they mean."""
 _UNKNOWN_MODEL: Final = re.compile(r"model \S+ is not supported")
 _GENERIC_MESSAGE: Final = "Provider returned error"
 _MAX_MESSAGE: Final = 300
@@ -30,6 +44,8 @@ _MAX_MESSAGE: Final = 300
 def verdict_of(failure: Failure) -> Verdict:
     """Classify an error of a hosted provider."""
     verdict = _with_text(failure, compatible.classify(failure))
+    if 200 <= failure.status < 300 and (kind := FAILED_REASONS.get(verdict.code or "")):
+        return evolve(verdict, kind=kind)
     if verdict.kind is _K.QUOTA_EXHAUSTED:
         return evolve(verdict, kind=_K.RATE_LIMITED) if _is_in_flight(failure) else verdict
     if failure.stated_status in (400, 413, 422, 429) and (found := _too_large(verdict.message.lower())):

@@ -26,6 +26,7 @@ from llmopt import (
     ServerEvent,
     Settings,
     Verdict,
+    compatible,
     hookimpl,
 )
 from llmopt_plugin_local import _answers, _catalog, _limits, _ollama, _profile, _requests
@@ -80,7 +81,9 @@ def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
 @hookimpl
 def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure | None:
     """Lines are Ollama's format; other events are the common dialect."""
-    return _ollama.events_of(call, event) if event.event == "line" else None
+    if event.event == "line":
+        return _ollama.events_of(call, event)
+    return compatible.parse_stream_event(call, event, failed_reasons=_ollama.FAILED_REASONS)
 
 
 @hookimpl

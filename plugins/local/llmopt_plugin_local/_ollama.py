@@ -38,6 +38,8 @@ _OPTIONS: Final[Mapping[str, str]] = {
 }
 """Parameters that stand below ``options``, and what they are called there (api/types.go)."""
 _MAX_TOKENS: Final = 10**12
+FAILED_REASONS: Final = frozenset({"abort"})
+"""Finish reasons with which vLLM and SGLang end a reply that they drop."""
 
 
 def chat_body(call: ChatCall) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def reply_of(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
     """
     value = response.json
     if not isinstance(value, dict) or "choices" in value or not isinstance(value.get("message"), dict):
-        return compatible.parse_chat(call, response)
+        return compatible.parse_chat(call, response, failed_reasons=FAILED_REASONS)
     if value.get("error"):
         return Failure.from_response(response, operation="chat", model=call.model)
     event = _event(value)
@@ -118,8 +120,9 @@ def events_of(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Fai
         raise _invalid(f"a line of the stream ({len(event.data)} characters) is not JSON", "json") from None
     if not isinstance(value, dict):
         raise _invalid("a line of the stream is no JSON object", "json")
-    if value.get("error"):
-        return Failure.from_event(event, model=call.model)
+    # An error, a server of the common dialect, or a line of a type that is not known.
+    if value.get("error") or (value and "message" not in value):
+        return compatible.parse_stream_event(call, event, failed_reasons=FAILED_REASONS)
     return (_event(value),)
 
 

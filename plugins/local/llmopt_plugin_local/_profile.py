@@ -44,7 +44,8 @@ def profile_of(entry: ProviderEntry) -> Profile:
     if entry.base_url is None and usual is None:
         return _EMBEDDED
     return Profile(
-        base_url=usual,
+        # With a flavour, the user has said which server is at that address.
+        base_url=usual and (entry.base_url or usual),
         key_required=False,
         timeouts=Timeouts(connect=30, read=10, read_large=60, catalog=30, pool=5, first=300, first_event=300),
         max_retries=1 if is_loopback(entry.base_url or str(usual)) else 4,
