@@ -160,7 +160,7 @@ def _streamed_calls(draw: st.DrawFn) -> tuple[list[tuple[str, str]], list[ToolCa
     for number in range(draw(st.integers(1, 3))):
         name, arguments = f"f{number}", json.dumps(draw(_objects))
         wanted.append((name, arguments))
-        cuts = sorted(draw(st.lists(st.integers(0, len(arguments)), max_size=4)))
+        cuts = sorted(draw(st.lists(st.integers(0, len(arguments) - 1), max_size=4)))
         for position, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(arguments)], strict=True)):
             first = position == 0
             call_id = {

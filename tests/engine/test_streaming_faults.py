@@ -534,7 +534,7 @@ async def test_an_endless_line_is_refused() -> None:
 
 
 @pytest.mark.row("E05")
-async def test_an_event_of_two_mebibytes_is_read() -> None:
+async def test_an_event_above_the_maximum_is_refused() -> None:
     """In many lines, none of them long."""
     lines = b"".join(b"data: " + b"x" * 1000 + b"\n" for _ in range(2200))
     async with FaultServer() as server, llmopt.AsyncClient(config(server, max_event_bytes=1 << 20)) as client:
