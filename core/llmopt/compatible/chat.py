@@ -269,7 +269,8 @@ def _not_json(
 def _chunk(
     call: ChatCall, event: ServerEvent, value: dict[str, Any], failed_reasons: Collection[str]
 ) -> tuple[ChatEvent, ...] | Failure:
-    if is_error(value):
+    # The usual case first: this runs for every token of a stream.
+    if ("error" in value or "base_resp" in value or not value.get("choices")) and is_error(value):
         return Failure.from_event(event, model=call.model)
     choice = _choice(call, value)
     finish_reason = _finish_reason(choice) if choice is not None else None
@@ -279,9 +280,10 @@ def _chunk(
     if choice is None and usage is None and "choices" not in value:
         return _unknown(event, value) if value else ()
     content, whole = _NO_CONTENT, False
-    if choice is not None:
-        whole = choice.get("delta") is None and choice.get("message") is not None
-        content = _message(choice) if choice.get("delta") is None else _delta(choice)
+    if choice is not None and (delta := choice.get("delta")) is not None:
+        content = _delta(choice, delta)
+    elif choice is not None:
+        content, whole = _message(choice), choice.get("message") is not None
     return (
         ChatEvent(
             text=content.text,
@@ -329,14 +331,13 @@ def _choice(call: ChatCall, value: Mapping[str, Any]) -> dict[str, Any] | None:
         if not isinstance(choice, dict):
             raise _invalid("a choice of the response is not an object.", "type")
         # Choices of one event may come in any order, and some servers leave the index out.
-        if choice.get("index", 0) in (0, None):
+        if not choice.get("index"):
             return choice
     # Some servers count from 1. With more than one choice, the others come in events of their own.
     return choices[0] if choices and call.extra.get("n") in (None, 1) else None
 
 
-def _delta(choice: Mapping[str, Any]) -> MessageContent:
-    delta = choice["delta"]
+def _delta(choice: Mapping[str, Any], delta: object) -> MessageContent:
     if not isinstance(delta, dict):
         raise _invalid("the delta of an event is not an object.", "type")
     content = read_content(delta)

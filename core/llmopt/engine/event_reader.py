@@ -144,8 +144,8 @@ class EventReader:
         if event.adds:
             self.new_content = self._content_last = True
             self.characters += len(event.text) + len(event.reasoning) + len(event.refusal)
-            for part in event.tool_calls:
-                self.characters += len(part.name) + len(part.arguments)
+            if event.tool_calls:
+                self.characters += sum(len(part.name) + len(part.arguments) for part in event.tool_calls)
         elif event.unknown:
             self._content_last = False
             if self._on_unknown is not None:
