@@ -148,6 +148,7 @@ def test_json_is_an_answer_or_lines(content_type: str) -> None:
     ):
         assert detect_format(content_type, whole, ended=True) == "whole"
     assert detect_format(content_type, REPLY[:5], ended=False) == "whole"
+    assert detect_format("application/x-ndjson", REPLY[:5], ended=False) == "lines"
     assert detect_format(content_type, REPLY + b"\n" + REPLY + b"\n", ended=True) == "lines"
 
 
@@ -155,7 +156,8 @@ def test_json_is_an_answer_or_lines(content_type: str) -> None:
     ("content_type", "body", "expected"),
     [
         ("text/event-stream", REPLY, "whole"),
-        ("application/x-ndjson", REPLY, "lines"),
+        ("application/x-ndjson", REPLY, "whole"),
+        ("application/x-ndjson", b'{\n "choices": []}', "whole"),
         ("text/event-stream", b"unknown: x\ndata: y\n\n", "sse"),
         ("text/event-stream", b"<html>", "whole"),
         ("text/plain", b"upstream connect error", "whole"),

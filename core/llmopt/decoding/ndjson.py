@@ -152,7 +152,7 @@ def detect_format(content_type: str, start: bytes, *, ended: bool) -> Format | N
         return "sse"
     declared = decoder_for(content_type) if content_type else None
     if text.startswith((b"{", b"[")):
-        if isinstance(declared, NDJSONDecoder):
+        if isinstance(declared, NDJSONDecoder) and not ended:
             return "lines"
         return "lines" if ended and _has_json_lines(text) else "whole"
     if text.startswith(b"<") or declared is None:

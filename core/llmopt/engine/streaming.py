@@ -46,8 +46,8 @@ from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
 from llmopt.values.http import Failure, HttpResponse
 
 _DRAIN_S: Final = 0.1
-_MAX_FIRST: Final = 10_000
-"""Events that may come at once, see ``MAX_BUFFER_SIZE`` of `llmopt.operations.chat`."""
+_MAX_PINGS: Final = 1_000
+"""Events of unknown types before the first known one that are kept."""
 Outcome = LLMOptError | Literal["complete", "abandoned"]
 """How a stream ended: with its last event, because its reader closed it, or with an error."""
 OnChunk = Callable[[int, int, float], None]
@@ -121,7 +121,7 @@ class LiveStream:
         while True:
             events = self.reader.take()
             # A server that only pings must not fill the memory before the timeout.
-            self._first = [*self._first, *events][-_MAX_FIRST:]
+            self._first = [*self._first[-_MAX_PINGS:], *events]
             if not all(event.unknown for event in events):
                 return
             if self.reader.fault is not None:
