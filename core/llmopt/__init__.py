@@ -92,8 +92,8 @@ if TYPE_CHECKING:
     from llmopt.values.embeddings import EmbeddedRows as EmbeddedRows
     from llmopt.values.embeddings import Embeddings as Embeddings
     from llmopt.values.embeddings import Usage as Usage
+    from llmopt.values.error_body import ErrorBody as ErrorBody
     from llmopt.values.http import AttemptInfo as AttemptInfo
-    from llmopt.values.http import ErrorBody as ErrorBody
     from llmopt.values.http import Failure as Failure
     from llmopt.values.http import HttpRequest as HttpRequest
     from llmopt.values.http import HttpResponse as HttpResponse

@@ -40,7 +40,7 @@ MODULES: Final[dict[str, str]] = {
     "EmbeddedPart": "llmopt.values.embeddings",
     "EmbeddedRows": "llmopt.values.embeddings",
     "Embeddings": "llmopt.values.embeddings",
-    "ErrorBody": "llmopt.values.http",
+    "ErrorBody": "llmopt.values.error_body",
     "Failure": "llmopt.values.http",
     "Flags": "llmopt.config.schema",
     "HttpRequest": "llmopt.values.http",

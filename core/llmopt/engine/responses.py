@@ -30,6 +30,9 @@ _REQUEST_ID: Final = ("x-request-id", "request-id", "apim-request-id", "x-ms-req
 _ID_PATTERN: Final = re.compile(r"[!-~]{1,128}\Z")
 _MAX_CODE: Final = 128
 _MAX_MESSAGE: Final = 500
+_MAX_ERROR_IN_SUCCESS: Final = 65_536
+"""Bytes of a 2xx response that may be an error; a larger one is a result, or a part of one."""
+_UNEXPLAINED: Final = (VerdictKind.INVALID_RESPONSE, VerdictKind.TRANSIENT)
 _TEXT_WINDOW: Final = 12
 _KEY_WINDOW: Final = 8
 _MIN_TEXT: Final = 5
@@ -56,7 +59,10 @@ def parse_or_raise(
         InvalidResponse: the response is a success that cannot be used.
     """
     if 200 <= response.status < 300 or _is_not_modified(call, response):
-        result = parse(response, settings)
+        try:
+            result = parse(response, settings)
+        except InvalidResponse as error:
+            raise _error_in_success(error, hooks, call, response, settings) from None
         if not isinstance(result, Failure):
             return result
         failure = result
@@ -66,6 +72,29 @@ def parse_or_raise(
         if (error := _redirect(failure, call, settings)) is not None:
             raise error
     raise error_from_verdict(hooks.classify_error(failure, settings), failure, call, settings)
+
+
+def _error_in_success(
+    error: InvalidResponse, hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Settings
+) -> LLMOptError:
+    """The error for a 2xx response without a result: what the server says in it, if that is an error.
+
+    Gateways answer 200 to everything: with an error in a shape of their own, with text, with a page. A body that is no
+    error keeps the error of the parser, and the words of a body that is not JSON are added to it.
+    """
+    if not 0 < len(response.body) <= _MAX_ERROR_IN_SUCCESS:
+        return error
+    failure = Failure.from_response(response, operation=call.operation, model=call.model)
+    form = failure.error.form
+    if form not in ("error", "text"):
+        return error
+    verdict = hooks.classify_error(failure, settings)
+    if form == "text" and verdict.kind in _UNEXPLAINED:
+        words = _redacted(failure.error.message, call, settings)
+        return InvalidResponse(
+            f"{error.message} It says: {words}", reason=error.reason, status=response.status, sent="yes"
+        )
+    return error_from_verdict(verdict, failure, call, settings)
 
 
 def _is_not_modified(call: Call, response: HttpResponse) -> bool:

@@ -1,6 +1,6 @@
 """HTTP requests, responses and failures as plugins see them, and verdicts: what a failure means.
 
-These values are independent of any HTTP library. Parsing error bodies is here too, because every plugin needs it.
+These values are independent of any HTTP library. `llmopt.values.error_body` reads the bodies of failures.
 
 No I/O; a response takes the time of its arrival from the wall clock.
 """
@@ -21,7 +21,8 @@ from llmopt import errors
 from llmopt.errors import InvalidResponse, Sent
 from llmopt.values.calls import BatchLimit, Operation
 from llmopt.values.chat import ServerEvent
-from llmopt.values.secret import repr_code, repr_names, repr_size
+from llmopt.values.error_body import ErrorBody, read_error_body
+from llmopt.values.secret import repr_names, repr_size
 
 Phase = Literal["pool", "connect", "send", "wait", "read", "done"]
 """Waiting for a connection, connecting, sending, waiting for the response, reading it, complete."""
@@ -103,30 +104,7 @@ class HttpResponse:
 
 _MAX_BODY: Final = 65_536
 """Bytes of an error body that plugins see."""
-_MAX_MESSAGE: Final = 500
-"""Characters of a provider's message."""
-_ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
-
-
-@frozen(kw_only=True)
-class ErrorBody:
-    """The content of an error body, whatever its form. ``code`` is always str, so 429 and "429" are the same.
-
-    Attributes:
-        message: the provider's message, at most 500 characters.
-        code: machine-readable code, or None.
-        type: machine-readable type, or None.
-        param: the invalid parameter, or None.
-        inner_code: code of a nested error, or None.
-        raw: the object that the fields were taken from; it has fields that are special to one provider.
-    """
-
-    message: str = field(default="", repr=repr_size)
-    code: str | None = field(default=None, repr=repr_code)
-    type: str | None = field(default=None, repr=repr_code)
-    param: str | None = field(default=None, repr=repr_code)
-    inner_code: str | None = field(default=None, repr=repr_code)
-    raw: Mapping[str, Any] = field(factory=dict, repr=False)
+_CHARSET: Final = re.compile(r"charset=\"?([\w.:-]{1,40})", re.ASCII | re.IGNORECASE)
 
 
 @frozen(kw_only=True, slots=False)
@@ -168,101 +146,13 @@ class Failure:
     @cached_property
     def stated_status(self) -> int:
         """The status of the error: for a 2xx response the status that the body states, if it states one."""
-        return _stated_status(self.body) or self.status if 200 <= self.status < 300 else self.status
+        return self.error.status or self.status if 200 <= self.status < 300 else self.status
 
     @cached_property
     def error(self) -> ErrorBody:
         """The body, parsed by `read_error_body`. Never raises."""
-        return read_error_body(self.body)
-
-
-def read_error_body(body: bytes) -> ErrorBody:
-    """Parse an error body of any form that providers are known to send.
-
-    In this order: not JSON; a list with one object; ``error`` as an object; ``error`` as text; fields without
-    nesting; FastAPI's ``detail``, without its copy of the input; ``message`` alone.
-    """
-    try:
-        value = _first_object(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ErrorBody(message=_shortened(body.decode("utf-8", "replace")))
-    if not isinstance(value, dict):
-        return ErrorBody(message=_shortened(str(value)) if isinstance(value, str) else "")
-    error = value.get("error")
-    if isinstance(error, dict):
-        return _error_body(error)
-    if isinstance(error, str):
-        return _error_body({**value, "message": error, "type": value.get("error_type", value.get("type"))})
-    # FastAPI, and with it Voyage, Infinity and others.
-    if "message" not in value and "detail" in value:
-        return ErrorBody(message=_detail_message(value["detail"]), raw=value)
-    return _error_body(value)
-
-
-def _first_object(body: bytes) -> Any:
-    value = msgspec.json.decode(body)
-    # Gemini's dialect sends its errors in a list.
-    return value[0] if isinstance(value, list) and value else value
-
-
-_STATUS_KEYS: Final = ("status_code", "code", "statusCode", "status")
-"""Keys under which an error in a 2xx response states its status."""
-
-
-def _stated_status(body: bytes) -> int | None:
-    try:
-        value = _first_object(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
-    error = value.get("error")
-    fields = error if isinstance(error, dict) else value
-    # By type and not isinstance: True would be the status 1.
-    stated = (str(fields[key]) for key in _STATUS_KEYS if type(fields.get(key)) in (int, str))
-    return next((int(each) for each in stated if _ERROR_STATUS.fullmatch(each)), None)
-
-
-def _error_body(value: Mapping[str, Any]) -> ErrorBody:
-    # Azure OpenAI writes "innererror" in its deployment API, and "inner_error" in the specification of its v1 API.
-    inner = value.get("innererror") or value.get("inner_error")
-    message = value.get("message")
-    return ErrorBody(
-        message=_shortened(message) if isinstance(message, str) else _detail_message(message),
-        code=_code_text(value.get("code", value.get("statusCode"))),
-        type=_code_text(value.get("type")),
-        param=_code_text(value.get("param")),
-        inner_code=_code_text(inner.get("code")) if isinstance(inner, Mapping) else None,
-        raw=value,
-    )
-
-
-def _detail_message(detail: object) -> str:
-    if isinstance(detail, str):
-        return _shortened(detail)
-    if isinstance(detail, Mapping) and isinstance(detail.get("detail"), list):
-        detail = detail["detail"]
-    if not isinstance(detail, list):
-        return ""
-    # FastAPI repeats the whole input in each entry: only its location and message are taken.
-    lines = [_detail_line(entry) for entry in detail[:3] if isinstance(entry, Mapping)]
-    return _shortened("; ".join(lines))
-
-
-def _detail_line(entry: Mapping[str, Any]) -> str:
-    location = entry.get("loc")
-    path = ".".join(str(step) for step in location) if isinstance(location, list) else ""
-    return f"{path}: {entry.get('msg', '')}" if path else str(entry.get("msg", ""))
-
-
-def _code_text(value: object) -> str | None:
-    return None if value is None or isinstance(value, (dict, list, bool)) else str(value)
-
-
-def _shortened(text: str) -> str:
-    # Line breaks of a provider's message must not break a line of a log.
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+        charset = _CHARSET.search(self.headers.get("content-type", ""))
+        return read_error_body(self.body, charset[1] if charset else "")
 
 
 class VerdictKind(Enum):
@@ -321,6 +211,10 @@ EXCEPTION_OF: Final[dict[VerdictKind, type[errors.ProviderError | errors.Invalid
 """The exception that the caller gets for a verdict."""
 
 
+VerdictScope = Literal["account", "model", "request"]
+"""What an exhausted quota concerns."""
+
+
 @frozen(kw_only=True)
 class Verdict:
     """What a `Failure` means; returned by ``classify_error``.
@@ -334,6 +228,8 @@ class Verdict:
         item: index of the invalid text, if the response names it, or None.
         param: the invalid parameter, or None; with it, the failure concerns the whole request and no single text.
         hint: what the user can do about it, in one sentence, or "".
+        scope: what `QUOTA_EXHAUSTED` shuts out for some minutes: everything that the credential pays for, one model,
+            or nothing but this request.
     """
 
     kind: VerdictKind
@@ -344,3 +240,4 @@ class Verdict:
     item: int | None = None
     param: str | None = None
     hint: str = ""
+    scope: VerdictScope = "account"

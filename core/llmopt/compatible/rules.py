@@ -1,0 +1,127 @@
+"""Rules that say what an error means: a table of codes and words, and the one function that applies it. No I/O.
+
+A plugin gives its provider's rules as a table (`Rule`), and `first_rule` finds the one that applies to an error. The
+rules that hold for every provider are in `llmopt.compatible.errors`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, Final, Literal
+
+from attrs import frozen
+
+from llmopt.values.calls import BatchLimit
+from llmopt.values.http import Failure, VerdictKind, VerdictScope
+
+_MAX_WORDS: Final = 300
+"""Characters of a message that rules look at: what comes later is more often a quotation than the reason."""
+_MAX_DIGITS: Final = 12
+"""A longer number is no limit, and Python refuses to read very long ones."""
+LimitName = Literal["max_items", "max_item_tokens", "max_tokens", "max_bytes"]
+
+
+@frozen
+class Rule:
+    """One row of a table: an error with one of these codes, or with these words, is of this kind.
+
+    Attributes:
+        kind: what the error means.
+        codes: regular expression for a whole code, type or reason of the error, in lower case.
+        words: regular expression to find in the message, in lower case.
+        key: path of a value in the error's object that has to be there, such as ``"metadata.reasons"``.
+        status: the HTTP statuses that the rule holds for; all of them if empty. A rule with a status alone holds for
+            every error with it.
+        unless: regular expression; with it in the message the rule does not hold.
+        limit: the field of `BatchLimit` that the first number among the groups of ``words`` states.
+        number: the limit itself, where the words state it without a number ("only a single input").
+        scope: what a `QUOTA_EXHAUSTED` concerns; None to read it from the message.
+    """
+
+    kind: VerdictKind
+    codes: str = ""
+    words: str = ""
+    key: str = ""
+    status: tuple[int, ...] = ()
+    unless: str = ""
+    limit: LimitName | None = None
+    number: int | None = None
+    scope: VerdictScope | None = None
+
+    def match(self, failure: Failure, message: str) -> bool:
+        """Whether the rule applies to a failure with this message, in lower case."""
+        if self.status and failure.stated_status not in self.status:
+            return False
+        if self.unless and _pattern(self.unless).search(message):
+            return False
+        if self.codes:
+            whole = _pattern(self.codes).fullmatch
+            if any(whole(code) for code in failure.error.codes):
+                return True
+        if self.words and _pattern(self.words).search(message):
+            return True
+        if self.key:
+            return _at(failure.error.raw, self.key)
+        return not self.codes and not self.words
+
+    def stated_limit(self, message: str) -> BatchLimit | None:
+        """The limit that a message states, in lower case; None if it states none."""
+        if self.limit is None:
+            return None
+        number = self.number or _first_number(self.words, message)
+        values: dict[str, Any] = {self.limit: number}
+        return BatchLimit(**values) if number else None
+
+
+def first_rule(failure: Failure, rules: Iterable[Rule]) -> tuple[Rule, BatchLimit | None] | None:
+    """The first rule that applies, and the limit that the message states for it; None if no rule applies."""
+    message = rule_text(failure)
+    for rule in rules:
+        if rule.match(failure, message):
+            return rule, rule.stated_limit(message)
+    return None
+
+
+def rule_text(failure: Failure) -> str:
+    """The part of the message that rules are compared with."""
+    return failure.error.message[:_MAX_WORDS].lower()
+
+
+def _at(value: object, path: str) -> bool:
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return bool(value)
+
+
+def _first_number(words: str, message: str) -> int | None:
+    match = _pattern(words).search(message) if words else None
+    digits = next((group for group in match.groups() if group), "") if match is not None else ""
+    digits = digits.replace(",", "")
+    return int(digits) or None if digits.isdecimal() and len(digits) <= _MAX_DIGITS else None
+
+
+@cache
+def _pattern(expression: str) -> re.Pattern[str]:
+    # Compiled when the first error needs it: a client that meets none should not pay for it.
+    return re.compile(expression, re.DOTALL)
+
+
+_WAIT: Final = (
+    r"(?:again|retry|wait|resets?|replenished)\D{0,24}?"
+    r"((?:\d{1,9}(?:\.\d{1,9})?\s?(?:milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h)(?![a-z])"
+    r"[\s,]{0,2}(?:and )?)+)"
+)
+_WAIT_PART: Final = r"(\d+(?:\.\d+)?)\s?(milli|ms|s|m|h)"
+_UNIT_S: Final = {"milli": 0.001, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def stated_wait(message: str) -> float | None:
+    """Seconds of "try again in 6m0s", "wait 20 seconds" or "retry after 644ms"; None if the text states no wait."""
+    match = _pattern(_WAIT).search(message[:_MAX_WORDS].lower())
+    if match is None:
+        return None
+    return (
+        sum(float(amount) * _UNIT_S[unit] for amount, unit in _pattern(_WAIT_PART).findall(match[1])) or None
+    )

@@ -1,0 +1,367 @@
+"""Error bodies of any shape: what the server says, its codes, and the status that it states. No I/O.
+
+Providers, gateways and frameworks agree on no shape: objects within objects, lists, flat fields, JSON inside a message,
+bare text, HTML. So this reader knows names of keys, whatever the case and the underscores, and follows them inwards.
+It never raises. Where it knows no key, the body itself is the message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+from attrs import field, frozen
+
+from llmopt.values.secret import repr_code, repr_size
+
+_MAX_MESSAGE: Final = 500
+"""Characters of a provider's message."""
+_MAX_DEPTH: Final = 6
+_MAX_ENTRIES: Final = 3
+"""Entries of a list of errors that are read."""
+_SUMMARY: Final = ("error", "title")
+"""Keys of a summary ("Not Found"), which stands before the words of the other keys."""
+_WORDS: Final = (
+    "message", "msg", "errormessage", "errormsg", "statusmsg", "errmsg", "err", "errordescription", "faultstring",
+    "description", "statusmessage", "reason", "raw",
+)  # fmt: skip
+"""Keys of the message itself; the first one that has words counts. Compared without case, ``_`` and ``-``."""
+_INNER: Final = ("error", "errors", "fault", "baseresp", "detail", "response", "header")
+"""Keys under which the error stands as an object or a list."""
+_FURTHER: Final = ("innererror", "innererr", "metadata", "details", "violations", "extensions")
+"""Keys of objects that add codes, and sometimes words, to an error."""
+_CODE: Final = ("code", "errorcode", "errcode", "statuscode", "httpcode")
+_TYPE: Final = ("type", "errortype")
+_CODES: Final = (*_CODE, *_TYPE, "status", "reason", "quotaid")
+_STATUS: Final = ("statuscode", "code", "status", "httpcode", "httpstatuscode")
+_ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
+_STATUS_AT_START: Final = re.compile(r"(?:error code: |http )?([45][0-9][0-9])\b", re.ASCII | re.IGNORECASE)
+_NOTHING: Final = frozenset({"", "{}", "[]", '""', "null", "[[]]", "[{}]"})
+_INPUTS: Final = frozenset({"input", "inputs", "text", "texts", "content", "contents", "prompt", "messages"})
+"""Names of the parameter that carries the texts; every other parameter concerns the whole request."""
+
+
+@frozen(kw_only=True)
+class ErrorBody:
+    """The content of an error body, whatever its form. Codes are always str, so 429 and "429" are the same.
+
+    Attributes:
+        message: the provider's message, at most 500 characters; "" for an empty body only.
+        code: machine-readable code, or None.
+        type: machine-readable type, or None.
+        param: the invalid parameter, or None.
+        inner_code: code of a nested error, or None.
+        codes: every code, type and reason of all nested objects, in lower case.
+        status: the HTTP status that the body states, or None.
+        form: "error" for JSON that states an error (`is_error`), "json" for any other JSON, "text" for text and markup.
+        raw: the object that the fields were taken from; it has fields that are special to one provider.
+    """
+
+    message: str = field(default="", repr=repr_size)
+    code: str | None = field(default=None, repr=repr_code)
+    type: str | None = field(default=None, repr=repr_code)
+    param: str | None = field(default=None, repr=repr_code)
+    inner_code: str | None = field(default=None, repr=repr_code)
+    codes: tuple[str, ...] = field(default=(), repr=False)
+    status: int | None = None
+    form: Literal["error", "json", "text", "empty"] = "empty"
+    raw: Mapping[str, Any] = field(factory=dict, repr=False)
+
+
+def read_error_body(body: bytes, charset: str = "") -> ErrorBody:
+    """Parse an error body.
+
+    Args:
+        body: of any form; a part of one will do.
+        charset: as the content type states it, for a body that is not UTF-8.
+    """
+    text = _decoded(body, charset).strip("\ufeff \t\r\n\0")
+    value = _parsed(text)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        # Gemini's dialect sends its errors in a list.
+        value = value[0]
+    reader = _Reader()
+    # The text of what was cut off or is no JSON has the words too, and its codes.
+    words = reader.words(_pairs(text) if value is None else value, 0)
+    if not words and text not in _NOTHING:
+        words = _without_markup(text)
+    root = value if isinstance(value, dict) else {}
+    chain = [_plain_keys(each) for each in _chain(root)]
+    error = root.get("error")
+    return ErrorBody(
+        message=_shortened(words),
+        code=_first_code(chain, _CODE),
+        type=_first_code(chain, _TYPE),
+        param=_first_code(chain, ("param",)) or _location(root.get("detail")),
+        inner_code=next((code for each in chain if (code := _inner_code(each)) is not None), None),
+        codes=tuple(dict.fromkeys(_codes(reader.levels))),
+        status=_status(words, chain),
+        form=_form(text, value),
+        raw=error if isinstance(error, dict) else root,
+    )
+
+
+def _form(text: str, value: object) -> Literal["error", "json", "text", "empty"]:
+    if value is None and text[:1] not in ("{", "[") and text not in _NOTHING:
+        return "text"
+    # xAI answers with one JSON string.
+    if is_error(value) or (isinstance(value, str) and value.strip()):
+        return "error"
+    return "json" if text else "empty"
+
+
+def is_error(value: object) -> bool:
+    """Whether a JSON value of a successful response states an error, in any of the common shapes.
+
+    The caller has found no result in it. Words alone are no error: an unknown event of a stream may have some.
+    """
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict) and is_error(value[0])
+    if not isinstance(value, Mapping):
+        return False
+    keys = _plain_keys(value)
+    if any(keys.get(key) for key in ("error", "errors", "fault", "detail")) or _failed_flag(keys):
+        return True
+    if "error" in (keys.get("object"), keys.get("type")) or _is_failure_code(keys.get("errorcode")):
+        return True
+    base = keys.get("baseresp")
+    if isinstance(base, Mapping) and _is_failure_code(base.get("status_code")):
+        return True
+    stated = any(_is_status(keys.get(key)) for key in _STATUS)
+    return stated or (_is_failure_code(keys.get("code")) and any(_has_text(keys.get(key)) for key in _WORDS))
+
+
+def _failed_flag(keys: Mapping[str, Any]) -> bool:
+    if keys.get("success") is False or keys.get("ok") is False:
+        return True
+    return keys.get("status") in ("error", "fail", "failed", "failure")
+
+
+def _is_failure_code(value: object) -> bool:
+    # MiniMax, Baidu and others send a code of 0 with every success.
+    if value is None or isinstance(value, bool):
+        return False
+    return str(value).strip().lower() not in ("", "0", "200", "ok", "success", "none")
+
+
+def _is_status(value: object) -> bool:
+    # By type and not isinstance: True would be the status 1.
+    return type(value) in (int, str) and _ERROR_STATUS.fullmatch(str(value)) is not None
+
+
+def _has_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+class _Reader:
+    """Collects the words of nested values, and every object on the way.
+
+    Attributes:
+        levels: the objects that were read, with plain keys, from the outside in.
+    """
+
+    def __init__(self) -> None:
+        self.levels: Final[list[dict[str, Any]]] = []
+
+    def words(self, value: object, depth: int) -> str:
+        """The words of a value; "" if it has none under the keys that are known."""
+        if isinstance(value, str):
+            return self._text(value, depth)
+        if depth > _MAX_DEPTH:
+            return ""
+        if isinstance(value, Mapping):
+            return self._object(_plain_keys(value), depth)
+        if isinstance(value, list):
+            return "; ".join(filter(None, [self.words(each, depth + 1) for each in value[:_MAX_ENTRIES]]))
+        return ""
+
+    def _object(self, keys: dict[str, Any], depth: int) -> str:
+        self.levels.append(keys)
+        if isinstance(keys.get("loc"), list):
+            # FastAPI repeats the whole input in each entry: only its location and message are taken.
+            path = ".".join(map(str, keys["loc"]))
+            return f"{path}: {keys.get('msg', '')}" if path else str(keys.get("msg", ""))
+        summary = (keys[key] for key in _SUMMARY if isinstance(keys.get(key), str))
+        own = (
+            words
+            for key in _WORDS
+            if (words := self.words(keys.get(key), depth + 1)) and not _is_code(key, words)
+        )
+        parts = [*(self.words(each, depth) for each in summary), next(own, "")]
+        for key in (*_INNER, *_FURTHER):
+            inner = keys.get(key)
+            if isinstance(inner, str):
+                parts.append(self.words(inner, depth + 1) if key == "detail" else "")
+            elif inner:
+                parts.append(self.words(inner, depth + 1) or self._by_field(key, inner, depth))
+        return _joined(parts)
+
+    def _by_field(self, key: str, value: object, depth: int) -> str:
+        # ASP.NET: the errors of each field of the request, under its name.
+        if key != "errors" or not isinstance(value, Mapping):
+            return ""
+        fields = list(value.items())[:_MAX_ENTRIES]
+        return "; ".join(
+            f"{name}: {words}" for name, each in fields if (words := self.words(each, depth + 1))
+        )
+
+    def _text(self, text: str, depth: int) -> str:
+        """Text, in which an error as JSON is replaced by its words, as gateways quote those behind them."""
+        start = text.find("{")
+        if start < 0 or depth > _MAX_DEPTH:
+            return text
+        value, end = _json_at(text, start)
+        words = self.words(value, depth + 1) if isinstance(value, dict) else ""
+        return f"{text[:start]}{words}{text[end:]}" if words else text
+
+
+def _is_code(key: str, words: str) -> bool:
+    # Google's ErrorInfo and others: "API_KEY_INVALID".
+    return key == "reason" and " " not in words
+
+
+def _joined(parts: Iterable[str]) -> str:
+    kept: list[str] = []
+    for part in map(str.strip, parts):
+        if part and not any(part in other for other in kept):
+            kept.append(part)
+    return ": ".join(kept)
+
+
+def _plain_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """The object with its keys in lower case, without underscores and hyphens; of equal ones the first counts."""
+    plain: dict[str, Any] = {}
+    for key, each in value.items():
+        plain.setdefault(str(key).lower().replace("_", "").replace("-", ""), each)
+    return plain
+
+
+def _chain(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The objects from the error itself outwards; the code of the innermost one is the most exact."""
+    chain: list[Mapping[str, Any]] = []
+    level: object = value
+    while isinstance(level, Mapping) and len(chain) <= _MAX_DEPTH:
+        chain.insert(0, level)
+        keys = _plain_keys(level)
+        level = next(
+            (inner for key in _INNER if (inner := _inner_object(key, keys.get(key))) is not None), None
+        )
+    return chain
+
+
+def _inner_object(key: str, value: object) -> Mapping[str, Any] | None:
+    if isinstance(value, list) and value and key != "detail":
+        value = value[0]
+    return value if isinstance(value, Mapping) and value else None
+
+
+def _first_code(chain: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str | None:
+    codes = (_code_text(keys.get(name)) for keys in chain for name in names)
+    return next((code for code in codes if code is not None), None)
+
+
+def _inner_code(keys: Mapping[str, Any]) -> str | None:
+    # Azure OpenAI writes "innererror" in its deployment API, and "inner_error" in the specification of its v1 API.
+    inner = keys.get("innererror")
+    return _code_text(inner.get("code")) if isinstance(inner, Mapping) else None
+
+
+def _code_text(value: object) -> str | None:
+    if value is None or isinstance(value, (dict, list, bool)):
+        return None
+    # LiteLLM writes the None of Python.
+    return None if str(value) in ("", "None", "null") else str(value)
+
+
+def _codes(levels: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for keys in levels:
+        for name in _CODES:
+            if (code := _code_text(keys.get(name))) is not None:
+                yield code.lower()
+        # OAuth and others: a code instead of words.
+        if isinstance(error := keys.get("error"), str) and " " not in error:
+            yield error.lower()
+
+
+def _status(words: str, chain: Iterable[Mapping[str, Any]]) -> int | None:
+    # A gateway's own code is less exact than the status with which its message begins.
+    if (start := _STATUS_AT_START.match(words)) is not None:
+        return int(start[1])
+    stated = (str(keys[name]) for keys in chain for name in _STATUS if _is_status(keys.get(name)))
+    return next((int(each) for each in stated), None)
+
+
+def _location(detail: object) -> str | None:
+    """The parameter that FastAPI names, unless it is the one with the texts."""
+    entry = detail[0] if isinstance(detail, list) and detail else None
+    location = entry.get("loc") if isinstance(entry, Mapping) else None
+    if not isinstance(location, list) or len(location) < 2 or location[0] != "body":
+        return None
+    name = location[1]
+    return name if isinstance(name, str) and name not in _INPUTS else None
+
+
+_FIELD: Final = re.compile(r"(?:(?:event|data|id|retry):[^{\S]*(?:(?!data:)[\w.-]*\s+)?)+(?=[{\[])")
+"""The fields of a server-sent event before its JSON."""
+_PAIR: Final = re.compile(r'"(\w{1,30})"\s*:\s*("(?:[^"\\]|\\.){0,2000}"|[0-9]{1,12}\b)', re.DOTALL)
+_MAX_PAIRS: Final = 50
+_TAG: Final = re.compile(
+    r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|<[^<>]{0,2000}>", re.DOTALL | re.IGNORECASE
+)
+
+
+def _decoded(body: bytes, charset: str) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        pass
+    try:
+        return body.decode(charset or "utf-8", "replace")
+    except LookupError:
+        return body.decode("utf-8", "replace")
+
+
+def _parsed(text: str) -> Any:
+    """The text as JSON, also where it is followed by more or has control characters; None if it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        start = match.end() if (match := _FIELD.match(text)) is not None else 0
+        return _json_at(text, start)[0] if text[start : start + 1] in ("{", "[") else None
+
+
+def _json_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at ``start``, and where it ends; None if it is not complete."""
+    from json import JSONDecoder
+
+    try:
+        return JSONDecoder(strict=False).raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None, start
+
+
+def _pairs(text: str) -> dict[str, Any] | str:
+    """The keys with text or a number that occur in incomplete JSON; the text itself if it is something else."""
+    if text[:1] not in ("{", "["):
+        return _without_markup(text)
+    pairs: dict[str, Any] = {}
+    for _, match in zip(range(_MAX_PAIRS), _PAIR.finditer(text), strict=False):
+        pairs.setdefault(match[1], _json_at(match[2], 0)[0])
+    return pairs
+
+
+def _without_markup(text: str) -> str:
+    """The text of HTML or XML; any other text as it is."""
+    if not text.startswith("<"):
+        return text
+    from html import unescape
+
+    return unescape(" ".join(_TAG.sub(" ", text).split())) or text
+
+
+def _shortened(text: str) -> str:
+    # Line breaks of a provider's message must not break a line of a log.
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
