@@ -314,7 +314,23 @@ class Overloaded(ProviderError):
 
 
 class QuotaExhausted(ProviderError):
-    """The credit, spending limit or quota is used up. A retry does not help."""
+    """The credit, spending limit or quota is used up. A retry does not help.
+
+    ``scope`` says for what: for everything that the credential pays for ("account"), for this model ("model"), or for
+    a request of this size ("request"). Calls outside of it are still sent.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        scope: Literal["account", "model", "request"] = "account",
+        status: int | None = None,
+        code: str | None = None,
+        **context: Unpack[ErrorContext],
+    ) -> None:
+        super().__init__(message, status=status, code=code, **context)
+        self.scope = scope
 
 
 class RequestTooLarge(ProviderError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmopt import BatchLimit, CatalogCall, ChatCall, Prices, ProviderEntry, VerdictKind
-from llmopt_plugin_openai._errors import retry_after_in
+from llmopt.compatible.rules import stated_wait
 from tests.plugins.helpers import KEY, call, failure, hooks, page, settings
 
 BASE = "https://api.openai.com/v1"
@@ -106,7 +106,7 @@ def test_models_are_filled_in_from_the_table() -> None:
 )
 def test_retry_after_is_read_from_the_message(text: str, seconds: float | None) -> None:
     """As a duration of Go."""
-    result = retry_after_in(text)
+    result = stated_wait(text)
     assert result == (None if seconds is None else pytest.approx(seconds))
 
 

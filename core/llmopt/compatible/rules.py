@@ -31,11 +31,12 @@ class Rule:
         kind: what the error means.
         codes: regular expression for a whole code, type or reason of the error, in lower case.
         words: regular expression to find in the message, in lower case.
-        key: path of a value in the error's object that has to be there, such as ``"metadata.reasons"``.
+        key: path of a value in the error's object that is there, such as ``"metadata.reasons"``, or that is there with
+            this value, such as ``"metadata.cause=budget"``.
         status: the HTTP statuses that the rule holds for; all of them if empty. A rule with a status alone holds for
             every error with it.
         unless: regular expression; with it in the message the rule does not hold.
-        limit: the field of `BatchLimit` that the first number among the groups of ``words`` states.
+        limit: the field of `BatchLimit` that the first number among the groups of ``words``, or at ``key``, states.
         number: the limit itself, where the words state it without a number ("only a single input").
         scope: what a `QUOTA_EXHAUSTED` concerns; None to read it from the message.
     """
@@ -63,16 +64,21 @@ class Rule:
         if self.words and _pattern(self.words).search(message):
             return True
         if self.key:
-            return _at(failure.error.raw, self.key)
+            path, _, wanted = self.key.partition("=")
+            value = _at(failure.error.raw, path)
+            return value == wanted if wanted else bool(value)
         return not self.codes and not self.words
 
-    def stated_limit(self, message: str) -> BatchLimit | None:
-        """The limit that a message states, in lower case; None if it states none."""
+    def stated_limit(self, failure: Failure, message: str) -> BatchLimit | None:
+        """The limit that a failure states in its message, in lower case, or at ``key``; None if it states none."""
         if self.limit is None:
             return None
-        number = self.number or _first_number(self.words, message)
+        at_key = _at(failure.error.raw, self.key) if self.key else None
+        number = (
+            self.number or _first_number(self.words, message) or (at_key if type(at_key) is int else None)
+        )
         values: dict[str, Any] = {self.limit: number}
-        return BatchLimit(**values) if number else None
+        return BatchLimit(**values) if number and number > 0 else None
 
 
 def first_rule(failure: Failure, rules: Iterable[Rule]) -> tuple[Rule, BatchLimit | None] | None:
@@ -80,7 +86,7 @@ def first_rule(failure: Failure, rules: Iterable[Rule]) -> tuple[Rule, BatchLimi
     message = rule_text(failure)
     for rule in rules:
         if rule.match(failure, message):
-            return rule, rule.stated_limit(message)
+            return rule, rule.stated_limit(failure, message)
     return None
 
 
@@ -89,10 +95,10 @@ def rule_text(failure: Failure) -> str:
     return failure.error.message[:_MAX_WORDS].lower()
 
 
-def _at(value: object, path: str) -> bool:
+def _at(value: object, path: str) -> object:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return bool(value)
+    return value
 
 
 def _first_number(words: str, message: str) -> int | None:

@@ -149,7 +149,7 @@ class AttemptScope:
             Whether the headers of the response stated a limit that was unknown or different before.
         """
         policies = self.endpoint.policies
-        policies.block_credential(error)
+        policies.block_credential(error, self.call.model)
         timed_out = isinstance(error, AttemptTimeout)
         if timed_out and not self._loop_was_blocked(seconds):
             policies.record_timeout(self.call, self.tokens, self.timeout)

@@ -223,7 +223,7 @@ class EndpointGroup:
         if len(self.endpoints) > 1:
             return self._choose_from_several(call, tried)
         endpoint = self.endpoints[0]
-        if (refusal := endpoint.policies.credential_error()) is not None:
+        if (refusal := endpoint.policies.credential_error(call.model)) is not None:
             raise refusal.copy()
         if (retry_in := endpoint.retry_in(call)) is not None:
             raise self._circuit_open(retry_in)
@@ -237,12 +237,12 @@ class EndpointGroup:
             wait = endpoint.retry_in(call)
             if wait is not None:
                 waits.append(wait)
-            elif endpoint.policies.credential_error() is None:
+            elif endpoint.policies.credential_error(call.model) is None:
                 candidates.append(self._candidate(index, endpoint))
         if not candidates:
             if waits:
                 raise self._circuit_open(min(waits))
-            refusals = [endpoint.policies.credential_error() for endpoint in self.endpoints]
+            refusals = [endpoint.policies.credential_error(call.model) for endpoint in self.endpoints]
             raise next(refusal.copy() for refusal in refusals if refusal is not None)
         # A throttled endpoint, or one without rate limit left, would delay a request that another one could take now.
         ready = [each for each in candidates if not self._is_paused(each.index, call)] or candidates
@@ -290,7 +290,7 @@ class EndpointGroup:
             other is not endpoint
             and index not in tried
             and other.retry_in(call) is None
-            and other.policies.credential_error() is None
+            and other.policies.credential_error(call.model) is None
             and not other.policies.is_set_aside(call)
             and (paused or not self._is_paused(index, call))
             for index, other in enumerate(self.endpoints)

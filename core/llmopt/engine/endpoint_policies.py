@@ -138,6 +138,7 @@ class NullRateLimiter:
         return self._lease
 
 
+_ALL_MODELS: Final = ""
 _QUOTA_BLOCK_S: Final = 300.0
 _AUTH_BLOCK_S: Final = 60.0
 _TOKEN_BLOCK_S: Final = 5.0
@@ -174,7 +175,8 @@ class EndpointPolicies:
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
-        self._blocked: tuple[LLMOptError, float] | None = None
+        # By model; "" for all of them.
+        self._blocked: Final[dict[str, tuple[LLMOptError, float]]] = {}
         self._set_aside: Final[dict[tuple[str, Operation], float]] = {}
         self.has_answered = False
         self.retry_budget: Final = RetryBudget()
@@ -268,28 +270,37 @@ class EndpointPolicies:
             timeout = self._timeouts.setdefault(model, AdaptiveTimeout(now=self._clock.now))
         return timeout
 
-    def block_credential(self, error: LLMOptError) -> None:
-        """If the error is a refused credential, send nothing with it for a while."""
+    def block_credential(self, error: LLMOptError, model: str) -> None:
+        """If the error is a refused credential, send nothing with it for a while.
+
+        Args:
+            error: of an attempt.
+            model: of its call. A quota of one model blocks that model only, and one of a single request nothing.
+        """
         if isinstance(error, QuotaExhausted):
-            self._blocked = (error, self._clock.now() + _QUOTA_BLOCK_S)
+            if error.scope != "request":
+                blocked = model if error.scope == "model" else _ALL_MODELS
+                self._blocked[blocked] = (error, self._clock.now() + _QUOTA_BLOCK_S)
         elif isinstance(error, AuthError):
             seconds = _AUTH_BLOCK_S if self._endpoint.credential.is_static else _TOKEN_BLOCK_S
-            self._blocked = (error, self._clock.now() + seconds)
+            self._blocked[_ALL_MODELS] = (error, self._clock.now() + seconds)
 
     def unblock_credential(self) -> None:
         """Send requests again: there is another credential."""
-        self._blocked = None
+        self._blocked.clear()
 
-    def credential_error(self) -> LLMOptError | None:
-        """The error while the credential is blocked, else None."""
-        if self._blocked is None:
+    def credential_error(self, model: str) -> LLMOptError | None:
+        """The error while the credential is blocked for a model, else None."""
+        # Asked for every attempt, and next to never is anything blocked.
+        if not self._blocked:
             return None
-        error, until = self._blocked
-        if self._clock.now() >= until:
+        for blocked in (_ALL_MODELS, model):
+            error, until = self._blocked.get(blocked, (None, 0.0))
+            if error is not None and self._clock.now() < until:
+                return error
             # The next request finds out whether the account works again.
-            self._blocked = None
-            return None
-        return error
+            self._blocked.pop(blocked, None)
+        return None
 
     def set_aside(self, call: Call) -> bool:
         """Prefer other endpoints for this model and operation for a while; False if that was so already."""

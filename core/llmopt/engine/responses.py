@@ -15,6 +15,7 @@ from llmopt.errors import (
     ItemTooLong,
     LLMOptError,
     ProviderError,
+    QuotaExhausted,
     RequestTooLarge,
     ServerError,
     UnexpectedStatus,
@@ -61,8 +62,8 @@ def parse_or_raise(
     if 200 <= response.status < 300 or _is_not_modified(call, response):
         try:
             result = parse(response, settings)
-        except InvalidResponse as error:
-            raise _error_in_success(error, hooks, call, response, settings) from None
+        except InvalidResponse as unusable:
+            raise _error_in_success(unusable, hooks, call, response, settings) from None
         if not isinstance(result, Failure):
             return result
         failure = result
@@ -126,6 +127,8 @@ def error_from_verdict(verdict: Verdict, failure: Failure, call: Call, settings:
     error: ProviderError = kind(message)
     if isinstance(error, (RequestTooLarge, ItemTooLong)):
         error.limit = verdict.limit
+    if isinstance(error, QuotaExhausted):
+        error.scope = verdict.scope
     error.status = failure.status
     error.code = code
     error.param = param

@@ -65,6 +65,6 @@ def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | F
 
 
 @hookimpl
-def classify_error(failure: Failure) -> Verdict:
+def classify_error(failure: Failure, settings: Settings) -> Verdict:
     """See `llmopt_plugin_compatible._errors`."""
-    return verdict_of(failure)
+    return verdict_of(failure, settings.plugin)

@@ -1,27 +1,14 @@
-"""Errors of hosted providers beyond codes and status. errors.toml has every known shape."""
+"""Errors of hosted providers beyond what holds for every provider. errors.toml has an example of each."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from attrs import evolve
-
-from llmopt import BatchLimit, Failure, Verdict, VerdictKind, compatible
+from llmopt import Failure, Verdict, VerdictKind, compatible
+from llmopt.compatible import Rule
 
 _K: Final = VerdictKind
-_TOO_LARGE: Final[tuple[tuple[re.Pattern[str], VerdictKind, str], ...]] = tuple(
-    (re.compile(form), kind, number)
-    for form, kind, number in (
-        (r"maximum context length is (\d{1,12})", _K.ITEM_TOO_LONG, "max_item_tokens"),
-        (r"exceeds the maximum number of tokens allowed", _K.ITEM_TOO_LONG, ""),
-        (r"max (\d{1,12}) tokens per request", _K.BATCH_TOO_LARGE, "max_tokens"),
-        (r"at most (\d{1,12}) requests can be in one batch", _K.BATCH_TOO_LARGE, "max_items"),
-        (r"request too large for", _K.BATCH_TOO_LARGE, ""),
-    )
-)
-"""Sentences that pass through gateways from the servers behind them. Compared in small letters."""
 FAILED_REASONS: Final[Mapping[str, VerdictKind]] = {
     # DeepSeek stops so when it runs out of capacity, SGLang and vLLM when the request is dropped.
     "insufficient_system_resource": _K.OVERLOADED,
@@ -36,47 +23,48 @@ FAILED_REASONS: Final[Mapping[str, VerdictKind]] = {
     "MALFORMED_RESPONSE": _K.TRANSIENT,
 }
 """Finish reasons of replies that the provider could not finish, and what they mean."""
-_UNKNOWN_MODEL: Final = re.compile(r"model \S+ is not supported")
-_GENERIC_MESSAGE: Final = "Provider returned error"
-_MAX_MESSAGE: Final = 300
+_RULES: Final = (
+    *(Rule(kind, codes=reason.lower(), status=(200,)) for reason, kind in FAILED_REASONS.items()),
+    # OpenRouter: requests under way may cost more than is left; they will be done soon.
+    Rule(_K.RATE_LIMITED, key="metadata.limit_source=openrouter_in_flight_budget"),
+    # OpenRouter: the limit that the account set for this key.
+    Rule(_K.QUOTA_EXHAUSTED, words="key limit exceeded", status=(401, 403)),
+    # OpenRouter: the account's privacy settings leave no provider of the model.
+    Rule(_K.PERMISSION, words="guardrail restrictions"),
+    # Zhipu's plan without the model, MiniMax and ModelScope for one model: others may go on.
+    Rule(_K.QUOTA_EXHAUSTED, codes="1113|1008", words=r"\(1008\)", scope="model"),
+    # Zhipu, MiniMax, SiliconFlow, Cloudflare.
+    Rule(_K.QUOTA_EXHAUSTED, codes="1308|1309|1310|2056|30001|3036|4006"),
+    Rule(_K.CONTENT_FILTERED, codes="1301|1026|1027"),
+    Rule(_K.NOT_FOUND, codes="1211"),
+    Rule(_K.ITEM_TOO_LONG, codes="1261"),
+    Rule(_K.OVERLOADED, codes="1305|3040|50603"),
+    # Google names the quota: that of a day is used up until tomorrow, that of a minute is not.
+    Rule(_K.QUOTA_EXHAUSTED, codes=".*perday.*"),
+    Rule(_K.RATE_LIMITED, codes=".*perminute.*"),
+    # Volcengine: the account has not switched the model on.
+    Rule(_K.PERMISSION, codes="modelnotopen"),
+    # NVIDIA's own functions; a gateway for the provider behind it.
+    Rule(_K.TRANSIENT, words="degraded function|upstream request failed"),
+    # A gateway that quotes the path's 404 under its own 500, or under 200.
+    Rule(_K.NOT_FOUND, words="^404 not_found"),
+)
+_THROTTLED: Final = (Rule(_K.RATE_LIMITED, codes="insufficient_quota", status=(429,)),)
+"""OpenAI's code for no credit, where it means tokens per minute."""
+_KEY: Final = (Rule(_K.AUTH, codes="1000|1001|1002|1003|1004"),)
+_OF_PROVIDER: Final[Mapping[str, tuple[Rule, ...]]] = {
+    "alibaba": _THROTTLED,
+    "modelscope": _THROTTLED,
+    "zai": _KEY,
+    "zhipuai": _KEY,
+    "cohere": (Rule(_K.AUTH, status=(498,)),),
+    # Groq: no capacity for the service tier "flex".
+    "groq": (Rule(_K.OVERLOADED, status=(498,)),),
+}
+"""Rules of one provider and its variants ("alibaba-cn"): the same word with another meaning."""
 
 
-def verdict_of(failure: Failure) -> Verdict:
-    """Classify an error of a hosted provider."""
-    verdict = _with_text(failure, compatible.classify(failure))
-    if 200 <= failure.status < 300 and (kind := FAILED_REASONS.get(verdict.code or "")):
-        return evolve(verdict, kind=kind)
-    if verdict.kind is _K.QUOTA_EXHAUSTED:
-        return evolve(verdict, kind=_K.RATE_LIMITED) if _is_in_flight(failure) else verdict
-    if failure.stated_status in (400, 413, 422, 429) and (found := _too_large(verdict.message.lower())):
-        return evolve(verdict, kind=found[0], limit=found[1])
-    if failure.stated_status == 400 and _UNKNOWN_MODEL.match(verdict.message.lower()):
-        return evolve(verdict, kind=_K.NOT_FOUND)
-    return verdict
-
-
-def _metadata(failure: Failure) -> Mapping[str, Any]:
-    found = failure.error.raw.get("metadata")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _with_text(failure: Failure, verdict: Verdict) -> Verdict:
-    """OpenRouter puts the message of the provider behind it, if there is one, into a key of its own."""
-    raw = _metadata(failure).get("raw")
-    if verdict.message != _GENERIC_MESSAGE or not isinstance(raw, str) or not raw.strip():
-        return verdict
-    return evolve(verdict, message=f"{_GENERIC_MESSAGE}: {' '.join(raw.split())[:_MAX_MESSAGE]}")
-
-
-def _is_in_flight(failure: Failure) -> bool:
-    # OpenRouter's 402 for requests under way that may cost more than is left: they will be done soon.
-    return _metadata(failure).get("limit_source") == "openrouter_in_flight_budget"
-
-
-def _too_large(message: str) -> tuple[VerdictKind, BatchLimit | None] | None:
-    for form, kind, number in _TOO_LARGE:
-        if found := form.search(message):
-            most = int(found[1]) if number else 0
-            stated: dict[str, Any] = {number: most}
-            return kind, BatchLimit(**stated) if most else None
-    return None
+def verdict_of(failure: Failure, provider: str) -> Verdict:
+    """Classify an error of a hosted provider; ``provider`` is its name in the table."""
+    own = _OF_PROVIDER.get(provider.partition("-")[0], ())
+    return compatible.classify(failure, rules=(*own, *_RULES))

@@ -19,7 +19,7 @@ from llmopt import (
     compatible,
     hookimpl,
 )
-from llmopt_plugin_openai._errors import verdict_of
+from llmopt_plugin_openai._errors import RULES
 from llmopt_plugin_openai._requests import request_of
 
 _MODELS = ModelTable("llmopt_plugin_openai")
@@ -75,4 +75,4 @@ def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | F
 @hookimpl
 def classify_error(failure: Failure) -> Verdict:
     """See `llmopt_plugin_openai._errors`."""
-    return verdict_of(failure)
+    return compatible.classify(failure, rules=RULES)
