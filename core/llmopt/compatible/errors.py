@@ -44,8 +44,8 @@ RULES: Final = (
     Rule(
         _K.QUOTA_EXHAUSTED,
         words=rf"\b(?:{_GONE}){_NEAR}(?:{_MONEY})\b|\b(?:{_MONEY}){_NEAR}(?:{_GONE})\b"
-        r"|\brecharge\b|\btop[ -]up\b|good standing|余额不足|额度不足|额度已用尽|欠费|(?:today's|daily) quota|try again tomorrow"
-        r"|usage limit (?:reached|exceeded)|(?:hour|hourly|daily|session|weekly|monthly) usage limit"
+        r"|\brecharge\b|\btop[ -]up\b|good standing|余额不足|额度不足|额度已用尽|欠费|(?:today's|daily|weekly|monthly) quota|(?:plan|package|subscription|trial) (?:has )?(?:expired|ended)|try again tomorrow"
+        r"|usage limits? (?:reached|exceeded)|reached your (?:\w+ ){0,3}usage limits?|(?:hour|hourly|daily|session|weekly|monthly) usage limit"
         r"|exceeded your current quota|out of (?:\w+ ){0,2}quota|billing hard limit|no payment method"
         r"|payment (?:method )?(?:is )?required|valid credit card|past invoices",
         unless=_FLOW,
@@ -98,10 +98,10 @@ RULES: Final = (
         words=r"max(?:imum)? (?:allowed )?batch size(?: of| is|:)? ([\d,]+)|batch size limit(?: of| is|:)? ([\d,]+)"
         rf"|\b(?:batch|{_TEXTS}|contents|array)\b[^.!?]{{0,60}}\b(?:larger|greater|more|bigger|longer) than ([\d,]+){_NO_TOKENS}"
         rf"|at most ([\d,]+) {_TEXTS}"
-        rf"|(?:number|count) of (?:input )?{_TEXTS}[^.!?]{{0,40}}?(?:at most|exceed|less than or equal to|<=|no more than|limited to)"
+        rf"|(?:number|count) of (?:input )?{_TEXTS}[^.!?]{{0,40}}?(?:at most|exceeds?|less than or equal to|<=|no more than|limited to)"
         rf" ([\d,]+){_NO_TOKENS}"
         rf"|(?:max(?:imum)?|most) (?:number|count) of (?:input )?{_TEXTS}[\w ]{{0,30}}?(?: is| of|:) ([\d,]+){_NO_TOKENS}"
-        rf"|(?:up to|limit(?:ed)? (?:of|to|is)|no more than|maximum(?: of)?) ([\d,]+) (?:input )?{_TEXTS}\b"
+        rf"|(?:up to|limit(?:ed)? (?:of|to|is)|no more than|max(?:imum)?(?: of)?) ([\d,]+) (?:input )?{_TEXTS}\b"
         r"|不得超过 ?(\d+) ?[条个]|不能超过 ?(\d+) ?[条个]|input array (?:max|maximum|length)\D{0,20}([\d,]+)"
         r"|array with maximum length ([\d,]+)|\$\.input.{0,120}?\b([\d,]+) or (?:fewer|less)",
         status=(*_BAD_INPUT, 429),
@@ -111,7 +111,7 @@ RULES: Final = (
     Rule(
         _K.BATCH_TOO_LARGE,
         words=r"only (?:a |one )?(?:single )?(?:input|text|string|document) (?:is |at a time)"
-        r"|only (?:one|a single|single) (?:input|text|string|document)"
+        r"|only (?:supports? |accepts? |takes? |allows? )?(?:one|a single|single) (?:input|text|string|document)"
         r"|batch(?:ed|ing|es)?(?: inputs?| requests?| embeddings?)? (?:is|are) not (?:supported|allowed)"
         r"|(?:multiple|several|list of) (?:inputs|texts|strings) (?:is|are) not (?:supported|allowed)"
         r"|body\.input: (?:str type expected|input should be a valid string)",
@@ -243,12 +243,14 @@ def classify(failure: Failure, *, rules: Iterable[Rule] = ()) -> Verdict:
         param=error.param,
         limit=match[1] if match is not None else None,
         retry_after=stated_wait(error.message) if kind in _WAITS else None,
-        scope=(match[0].scope if match is not None else None) or _scope(failure),
+        scope=(match[0].scope if match is not None else None) or _scope(kind, failure),
     )
 
 
-def _scope(failure: Failure) -> VerdictScope:
+def _scope(kind: VerdictKind, failure: Failure) -> VerdictScope:
     """What an exhausted quota shuts out: one request, one model, or everything that the credential pays for."""
+    if kind is not _K.QUOTA_EXHAUSTED:
+        return "account"
     message = rule_text(failure)
     if any(words in message for words in _ONE_REQUEST):
         return "request"

@@ -25,16 +25,20 @@ _SUMMARY: Final = ("error", "title")
 """Keys of a summary ("Not Found"), which stands before the words of the other keys."""
 _WORDS: Final = (
     "message", "msg", "errormessage", "errormsg", "statusmsg", "errmsg", "err", "errordescription", "faultstring",
-    "description", "statusmessage", "reason", "raw",
+    "description", "statusmessage", "reason",
 )  # fmt: skip
 """Keys of the message itself; the first one that has words counts. Compared without case, ``_`` and ``-``."""
 _INNER: Final = ("error", "errors", "fault", "baseresp", "detail", "response", "header")
 """Keys under which the error stands as an object or a list."""
-_FURTHER: Final = ("innererror", "innererr", "metadata", "details", "violations", "extensions")
+_FURTHER: Final = (
+    "innererror", "innererr", "metadata", "details", "violations", "extensions", "promptfeedback", "raw",
+)  # fmt: skip
 """Keys of objects that add codes, and sometimes words, to an error."""
+_TEXTS: Final = ("detail", "raw")
+"""Keys of these that have words also as text."""
 _CODE: Final = ("code", "errorcode", "errcode", "statuscode", "httpcode")
 _TYPE: Final = ("type", "errortype")
-_CODES: Final = (*_CODE, *_TYPE, "status", "reason", "quotaid")
+_CODES: Final = (*_CODE, *_TYPE, "status", "reason", "quotaid", "blockreason")
 _STATUS: Final = ("statuscode", "code", "status", "httpcode", "httpstatuscode")
 _ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 _STATUS_AT_START: Final = re.compile(r"(?:error code: |http )?([45][0-9][0-9])\b", re.ASCII | re.IGNORECASE)
@@ -78,15 +82,15 @@ def read_error_body(body: bytes, charset: str = "") -> ErrorBody:
         charset: as the content type states it, for a body that is not UTF-8.
     """
     text = _decoded(body, charset).strip("\ufeff \t\r\n\0")
+    if text in _NOTHING:
+        return ErrorBody()
     value = _parsed(text)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # Gemini's dialect sends its errors in a list.
         value = value[0]
     reader = _Reader()
     # The text of what was cut off or is no JSON has the words too, and its codes.
-    words = reader.words(_pairs(text) if value is None else value, 0)
-    if not words and text not in _NOTHING:
-        words = _without_markup(text)
+    words = reader.words(_pairs(text) if value is None else value, 0) or _without_markup(text)
     root = value if isinstance(value, dict) else {}
     chain = [_plain_keys(each) for each in _chain(root)]
     error = root.get("error")
@@ -103,13 +107,13 @@ def read_error_body(body: bytes, charset: str = "") -> ErrorBody:
     )
 
 
-def _form(text: str, value: object) -> Literal["error", "json", "text", "empty"]:
-    if value is None and text[:1] not in ("{", "[") and text not in _NOTHING:
+def _form(text: str, value: object) -> Literal["error", "json", "text"]:
+    if value is None and text[:1] not in ("{", "["):
         return "text"
     # xAI answers with one JSON string.
     if is_error(value) or (isinstance(value, str) and value.strip()):
         return "error"
-    return "json" if text else "empty"
+    return "json"
 
 
 def is_error(value: object) -> bool:
@@ -119,24 +123,32 @@ def is_error(value: object) -> bool:
     """
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict) and is_error(value[0])
-    if not isinstance(value, Mapping):
-        return False
-    keys = _plain_keys(value)
-    if any(keys.get(key) for key in ("error", "errors", "fault", "detail")) or _failed_flag(keys):
-        return True
-    if "error" in (keys.get("object"), keys.get("type")) or _is_failure_code(keys.get("errorcode")):
-        return True
-    base = keys.get("baseresp")
-    if isinstance(base, Mapping) and _is_failure_code(base.get("status_code")):
-        return True
-    stated = any(_is_status(keys.get(key)) for key in _STATUS)
-    return stated or (_is_failure_code(keys.get("code")) and any(_has_text(keys.get(key)) for key in _WORDS))
+    return isinstance(value, Mapping) and (
+        _has_error_key(keys := _plain_keys(value)) or _has_failure_code(keys)
+    )
 
 
-def _failed_flag(keys: Mapping[str, Any]) -> bool:
-    if keys.get("success") is False or keys.get("ok") is False:
-        return True
-    return keys.get("status") in ("error", "fail", "failed", "failure")
+def _has_error_key(keys: Mapping[str, Any]) -> bool:
+    # Truthy: some servers write ``"error": null`` or ``"errors": []`` into every response.
+    return (
+        any(keys.get(key) for key in ("error", "errors", "fault", "detail"))
+        or "error" in (keys.get("object"), keys.get("type"))
+        or keys.get("success") is False
+        or keys.get("ok") is False
+        or keys.get("status") in ("error", "fail", "failed", "failure")
+    )
+
+
+def _has_failure_code(keys: Mapping[str, Any]) -> bool:
+    base, feedback = keys.get("baseresp"), keys.get("promptfeedback")
+    return (
+        _is_failure_code(keys.get("errorcode"))
+        or (isinstance(base, Mapping) and any(map(_is_failure_code, map(_plain_keys(base).get, _CODE))))
+        or any(isinstance(keys.get(key), Mapping) and is_error(keys[key]) for key in ("response", "header"))
+        or (isinstance(feedback, Mapping) and bool(feedback.get("blockReason")))
+        or any(_is_status(keys.get(key)) for key in _STATUS)
+        or (_is_failure_code(keys.get("code")) and any(_has_text(keys.get(key)) for key in _WORDS))
+    )
 
 
 def _is_failure_code(value: object) -> bool:
@@ -193,7 +205,7 @@ class _Reader:
         for key in (*_INNER, *_FURTHER):
             inner = keys.get(key)
             if isinstance(inner, str):
-                parts.append(self.words(inner, depth + 1) if key == "detail" else "")
+                parts.append(self.words(inner, depth + 1) if key in _TEXTS else "")
             elif inner:
                 parts.append(self.words(inner, depth + 1) or self._by_field(key, inner, depth))
         return _joined(parts)
@@ -303,13 +315,11 @@ def _location(detail: object) -> str | None:
     return name if isinstance(name, str) and name not in _INPUTS else None
 
 
-_FIELD: Final = re.compile(r"(?:(?:event|data|id|retry):[^{\S]*(?:(?!data:)[\w.-]*\s+)?)+(?=[{\[])")
-"""The fields of a server-sent event before its JSON."""
-_PAIR: Final = re.compile(r'"(\w{1,30})"\s*:\s*("(?:[^"\\]|\\.){0,2000}"|[0-9]{1,12}\b)', re.DOTALL)
-_MAX_PAIRS: Final = 50
-_TAG: Final = re.compile(
-    r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|<[^<>]{0,2000}>", re.DOTALL | re.IGNORECASE
+_EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
+_PAIR: Final = re.compile(
+    r'"(\w{1,30})"\s*:\s*(?:"((?:[^"\\]|\\.){0,2000})(?:"|$)|([0-9]{1,12})\b)', re.DOTALL
 )
+_MAX_PAIRS: Final = 50
 
 
 def _decoded(body: bytes, charset: str) -> str:
@@ -328,8 +338,14 @@ def _parsed(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        start = match.end() if (match := _FIELD.match(text)) is not None else 0
-        return _json_at(text, start)[0] if text[start : start + 1] in ("{", "[") else None
+        data = _first_event(text) if text.startswith(_EVENT_FIELDS) else text
+        return _json_at(data, 0)[0] if data[:1] in ("{", "[") else None
+
+
+def _first_event(text: str) -> str:
+    """The data of the first server-sent event of a stream."""
+    lines = (line[5:].strip() for line in text.splitlines() if line.startswith("data:"))
+    return next(filter(None, lines), "")
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int]:
@@ -348,17 +364,32 @@ def _pairs(text: str) -> dict[str, Any] | str:
         return _without_markup(text)
     pairs: dict[str, Any] = {}
     for _, match in zip(range(_MAX_PAIRS), _PAIR.finditer(text), strict=False):
-        pairs.setdefault(match[1], _json_at(match[2], 0)[0])
+        pairs.setdefault(match[1], match[3] or _unescaped(match[2]))
     return pairs
 
 
+def _unescaped(text: str) -> str:
+    value = _json_at(f'"{text}"', 0)[0]
+    return value if isinstance(value, str) else text
+
+
 def _without_markup(text: str) -> str:
-    """The text of HTML or XML; any other text as it is."""
+    """The text of HTML or XML, without scripts and styles; any other text as it is. In linear time."""
     if not text.startswith("<"):
         return text
     from html import unescape
 
-    return unescape(" ".join(_TAG.sub(" ", text).split())) or text
+    words, hidden = [], ""
+    for piece in text.split("<"):
+        tag, _, rest = piece.partition(">")
+        name = tag.split(maxsplit=1)[0].lower() if tag.strip() else ""
+        if not hidden:
+            hidden = name if name in ("script", "style") else ""
+            words.append("" if hidden else rest)
+        elif name == f"/{hidden}":
+            hidden = ""
+            words.append(rest)
+    return unescape(" ".join(words)).strip() or text
 
 
 def _shortened(text: str) -> str:

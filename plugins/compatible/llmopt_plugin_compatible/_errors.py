@@ -40,8 +40,10 @@ _RULES: Final = (
     Rule(_K.ITEM_TOO_LONG, codes="1261"),
     Rule(_K.OVERLOADED, codes="1305|3040|50603"),
     # Google names the quota: that of a day is used up until tomorrow, that of a minute is not.
-    Rule(_K.QUOTA_EXHAUSTED, codes=".*perday.*"),
+    Rule(_K.QUOTA_EXHAUSTED, codes=".*perday.*", words=r"quota exceeded for metric.{0,120}limit: 0\b"),
     Rule(_K.RATE_LIMITED, codes=".*perminute.*"),
+    # Bedrock: a model of the account's own that is not loaded yet.
+    Rule(_K.OVERLOADED, codes=".*modelnotready.*"),
     # Volcengine: the account has not switched the model on.
     Rule(_K.PERMISSION, codes="modelnotopen"),
     # NVIDIA's own functions; a gateway for the provider behind it.
