@@ -317,7 +317,7 @@ def _location(detail: object) -> str | None:
 
 _EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
 _PAIR: Final = re.compile(
-    r'"(\w{1,30})"\s*:\s*(?:"((?:[^"\\]|\\.){0,2000})(?:"|$)|([0-9]{1,12})\b)', re.DOTALL
+    r'"(\w{1,30})"\s*:\s*(?:"((?:[^"\\]|\\.){0,2000})(?:"|\\?$)|([0-9]{1,12})\b)', re.DOTALL
 )
 _MAX_PAIRS: Final = 50
 
