@@ -1,4 +1,7 @@
-"""``python -m llmopt`` is the command ``llmopt``."""
+"""``python -m llmopt`` is the command ``llmopt``.
+
+It hands over to `llmopt.cli.app` and touches nothing itself.
+"""
 
 from llmopt.cli.app import main
 

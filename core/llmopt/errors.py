@@ -35,6 +35,8 @@
     `-- PartialFailure         some items failed: ``result`` has all others
 
 No error contains a key, a header or an input text. All errors can be pickled and copied with their attributes.
+
+Pure: no I/O, no clock, no shared state.
 """
 
 from __future__ import annotations

@@ -19,14 +19,17 @@ Rules for every hook:
 * Every hook is optional. Without an implementation, or when it returns None, the default in `llmopt.compatible`
   answers. To say "nothing" return an empty value instead: ``BatchLimit()``, ``RateLimits()``, ``()``.
 * A hook may leave out parameters that it does not use. Their names are fixed, their order is not.
-* Hooks are pure functions: they take frozen values and return new ones. They do no I/O, do not sleep, and keep
-  nothing between calls; several threads may call one hook at the same time.
+* Hooks are pure functions: they take frozen values and return new ones. They do no I/O, except that a table in the
+  plugin's package is read once, at first use (`llmopt.ModelTable`). They do not sleep, read no clock, and keep nothing
+  between calls; several threads may call one hook at the same time.
 * Secrets belong in request headers and nowhere else, because URLs and bodies may be logged.
 * Import what is slow to import (numpy, httpx) inside the function that uses it.
 
 The four hooks ``provider_profile``, ``batch_limit``, ``build_request`` and ``classify_error`` are enough for most
 providers. A misspelled hook, a hook without the marker, or a return value of another type is a
 `PluginContractError` that names the plugin and the hook.
+
+The functions below are declarations and do nothing; `llmopt.providers.hooks` calls the implementations.
 """
 
 from __future__ import annotations

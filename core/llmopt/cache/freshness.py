@@ -1,6 +1,7 @@
 """Cache freshness: how long a cached answer may be served and when it is refreshed (RFC 5861, RFC 9111).
 
-Pure: both clocks are passed in. An answer ages through these phases (`FreshnessRules` has their lengths)::
+No I/O and no randomness: both clocks are passed in. All callers share the `CacheLifetime` of an answer, without a
+lock. An answer ages through these phases (`FreshnessRules` has their lengths)::
 
     fresh                    served as it is
     fresh, near its end      served; a key that is requested often is refreshed in the background

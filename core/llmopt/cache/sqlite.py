@@ -1,6 +1,7 @@
 """The SQLite file of the cache: schema, reads and writes, eviction, and what SQLite's errors mean.
 
-Everything here blocks and does file I/O; a `Database` belongs to one thread (`llmopt.cache.disk`).
+Everything here blocks and does file I/O; a `Database` belongs to one thread (`llmopt.cache.disk`). The wall clock is
+passed in; a `FileLock` sleeps and reads the monotonic clock.
 
 SQLite 3.7.0 to 3.51.2 can corrupt a database when two connections write and checkpoint the WAL in the same
 instant (the WAL-reset bug, https://www.sqlite.org/wal.html). With these versions every connection holds a lock

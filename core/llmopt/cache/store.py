@@ -4,8 +4,10 @@ A store keeps bytes by key. It may forget any of them, and may delete those past
 memory reads no clock and evicts the least recently used. A store knows nothing of models and vectors: the operations
 decide what the bytes mean, how old they may be, and check that they are intact (`read_record`).
 
-No file is touched here; `llmopt.cache.disk` has the store on disk. There are locks, fork hooks (`notify_on_fork`) and,
-in `SafeStore`, a timeout and a log line.
+No file is touched here; `llmopt.cache.disk` has the store on disk. `MemoryStore` has a lock, because clients in
+several threads may share it; `LRUCache` has none. A module-level set holds the objects that `notify_on_fork` calls
+around a fork. `SafeStore` awaits the store that it wraps, which may be the user's, for 2 seconds at most (10 for
+closing), and logs the first fault.
 """
 
 from __future__ import annotations

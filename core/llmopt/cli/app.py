@@ -1,6 +1,7 @@
 """The command line program ``llmopt``: its commands, their exit codes, and how errors are reported.
 
-It imports each command when it is used, and writes to standard output and standard error.
+It imports each command when it is used, and writes to standard output and standard error; files and requests are the
+commands' own. After an interrupt it ends the process at once, without waiting for threads.
 """
 
 from __future__ import annotations

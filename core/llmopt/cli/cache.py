@@ -1,4 +1,8 @@
-"""``llmopt cache``: show and clear the disk cache."""
+"""``llmopt cache``: show and clear the disk cache.
+
+It reads the configuration file, the environment and the files of the disk cache, deletes entries from it, and prints.
+It sends no request. A name of a provider is checked by the metadata of installed plugins.
+"""
 
 from __future__ import annotations
 

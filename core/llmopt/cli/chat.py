@@ -2,6 +2,9 @@
 
 It reads the configuration and sends requests through `llmopt.Client`, and prints replies to standard output and everything
 else to standard error. The conversation is kept in memory only.
+
+It reads standard input or the terminal, and NO_COLOR in the environment. Importing readline, if Python has it,
+changes the input of the whole process.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Results go to standard output, messages to standard error. Text that a provider, a file or a user wrote is
 made safe for a terminal first (`printable`).
+
+It prints, and does no other I/O; LLMOPT_TRACEBACK is read from the environment. `RunSummary` reads the monotonic
+clock. rich is imported at the first table on a terminal.
 """
 
 from __future__ import annotations

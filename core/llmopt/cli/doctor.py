@@ -1,6 +1,8 @@
 """``llmopt doctor`` and ``llmopt plugins``: check configuration, keys, plugins and endpoints.
 
-It reads the configuration and the environment, and sends requests to endpoints unless ``--offline`` is given.
+Both read the configuration and the environment, import every plugin and call its cheap hooks, and print. ``llmopt
+doctor`` also sends a request for the list of models to each endpoint, unless ``--offline`` is given, and measures it
+by the monotonic clock; ``llmopt plugins`` never sends one.
 """
 
 from __future__ import annotations

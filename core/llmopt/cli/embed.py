@@ -1,4 +1,9 @@
-"""``llmopt embed``: embed the texts of a file into a file of vectors."""
+"""``llmopt embed``: embed the texts of a file into a file of vectors.
+
+It reads the configuration, the environment and the input file or standard input, sends requests through
+`llmopt.Client`, writes the output file, and prints. The client works in a thread of its own; texts are read and
+vectors written in this one. While it runs, the signal handlers of the process are replaced (`llmopt.cli.progress`).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """``llmopt models``: list, filter and sort the models of providers.
 
-The lists come from `llmopt.Client`; this file selects and prints.
+The lists come from `llmopt.Client`, which reads the configuration and the environment, and sends requests unless
+``--offline`` is given; this file selects and prints. The progress line on standard error is updated by events, on the
+client's thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Input of ``llmopt embed``: reads texts from .txt, .jsonl and .csv files, or from standard input."""
+"""Input of ``llmopt embed``: reads texts from .txt, .jsonl and .csv files, or from standard input.
+
+It opens files and standard input, and reads them piece by piece as texts are asked for, a regular file perhaps twice.
+Reading CSV sets the csv module's limit for the length of a field, for the whole process. No requests, no threads, no
+clock.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Output of ``llmopt embed``: writes vectors to .npy, .jsonl and .parquet files."""
+"""Output of ``llmopt embed``: writes vectors to .npy, .jsonl and .parquet files.
+
+It writes to a temporary file with a random name beside the target, and renames that at the end; it opens no other
+file and prints nothing. pyarrow is imported for .parquet, numpy at first use. No threads, no clock.
+"""
 
 from __future__ import annotations
 

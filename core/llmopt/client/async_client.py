@@ -2,6 +2,10 @@
 
 Making a client reads the configuration file and the environment, and opens nothing else: the engine, the providers and
 aiohttp are imported at the first call, by `llmopt.client.components`.
+
+The methods await the network and the cache through the components. Event loops in several threads may use one client:
+an atomic ``dict.setdefault`` gives them the same components. The clock is the user's, if one is given, else the
+system's.
 """
 
 from __future__ import annotations

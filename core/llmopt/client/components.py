@@ -1,7 +1,10 @@
 """The implementation behind both clients: engine, providers, caches and learned state, wired together.
 
-Imported at the first call, because most of llmopt comes with it. What the methods do on the network is done by
-`llmopt.operations`; here a call gets its provider, its deadline and the state that earlier calls left.
+Imported at the first call, because most of llmopt comes with it. Requests are made by `llmopt.operations`; here a
+call gets its provider, its deadline and the state that earlier calls left, which all calls share, also those from
+several threads. There is no lock: the state of a model is made by an atomic ``dict.setdefault``. The environment is
+read through the registry; the secret of the cache keys is read from, or written to, a file in a worker thread, or
+else is random. Stores on disk are opened at first use.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 The thread is a daemon, so a client that is never closed does not keep the interpreter from exiting; an exit handler
 closes its connections, within half a second. After a fork the thread does not exist in the child, which starts its own.
+
+It does no I/O of its own: the coroutines do theirs on that thread. A lock guards the end of the loop, so that no task
+is handed over too late. Waits use the system's clock.
 """
 
 from __future__ import annotations

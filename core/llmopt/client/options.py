@@ -1,4 +1,7 @@
-"""Checks of what the application passes to a client and its methods, and what the ``cache`` option means. No I/O."""
+"""Checks of what the application passes to a client and its methods, and what the ``cache`` option means.
+
+Pure: no I/O, no clock, no state. A store or plugin that is passed in is looked at, not called.
+"""
 
 from __future__ import annotations
 

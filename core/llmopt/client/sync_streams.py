@@ -3,6 +3,10 @@
 The work runs on the loop's thread. The iterable of texts is read in the caller's thread only, because some iterables,
 such as a database cursor, may only be used in the thread that made them: the loop sends a request for more texts, and
 the caller, which is waiting for the next part anyway, answers it.
+
+Requests and the cache are accessed on the loop's thread only, while the caller blocks. A queue connects the two
+threads. The iterable is read in pieces, limited by the system's monotonic clock. A stream is for one thread at a
+time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Chat in the OpenAI-compatible dialect: the request body, whole replies, and the events of a stream.
 
 Unknown keys are ignored, and so is an optional part that makes no sense, such as a usage without counts. Text, tool
-calls and finish reasons of a wrong type raise `InvalidResponse`: parts of a reply must not vanish silently. No I/O.
+calls and finish reasons of a wrong type raise `InvalidResponse`: parts of a reply must not vanish silently.
+
+Pure: no I/O, no clock, no state. It may run in a worker thread, for large replies.
 """
 
 from __future__ import annotations

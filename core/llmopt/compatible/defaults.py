@@ -3,7 +3,7 @@
 The OpenAI-compatible dialect's own functions are the implementations wherever their parameters are the hook's. All
 are marked ``trylast``, so that any implementation of a plugin goes first.
 
-No I/O.
+Pure: no I/O, no state, no clock; `rate_limits` takes the time of arrival from the response.
 """
 
 from __future__ import annotations

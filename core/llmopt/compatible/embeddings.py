@@ -3,7 +3,10 @@
 No Python object is made for a number. Base64 vectors: a typed msgspec decode leaves each one as raw bytes, which are
 decoded straight into its row. Lists of numbers: their text is cut out of the body before anything parses it, and
 simdjson reads each list into a buffer. Anything unusual goes through a slower path that reads vector by vector and
-can say which one is wrong. No I/O.
+can say which one is wrong.
+
+No I/O, no clock and no shared state. numpy, simdjson and pybase64 are imported at first use. The engine calls it in a
+worker thread for large responses.
 """
 
 from __future__ import annotations

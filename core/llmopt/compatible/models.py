@@ -2,7 +2,10 @@
 
 The dialect itself has an id and a date. The extensions are ``context_length`` and its other names, ``architecture``
 with modalities, ``pricing`` in decimal strings for one token, and deprecation dates. Each entry is decoded by itself,
-so that a broken one does not spoil the others. No I/O.
+so that a broken one does not spoil the others.
+
+No I/O and no clock: dates are converted, not compared. A module-level cache keeps how to convert each kind of table;
+nothing of a response is kept. Large lists are read in a worker thread.
 """
 
 from __future__ import annotations

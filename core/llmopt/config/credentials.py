@@ -1,7 +1,11 @@
 """The key of an endpoint: find it, decide whether it may be sent there, and get it for each attempt.
 
-A key from the environment is sent only to the provider's own hosts, so that a changed ``base_url`` cannot leak it. The
-only I/O is the user's token provider; a synchronous one is called in a worker thread. No key appears in messages, tracebacks or representations.
+A key from the environment is sent only to the provider's own hosts, so that a changed ``base_url`` cannot leak it. No
+key appears in messages, tracebacks or representations.
+
+The only I/O is the token provider of the user or plugin: `CredentialSource.get` awaits it, and calls a synchronous
+one in a worker thread. Nothing is cached here. Environment variables are passed in; a random number of the process
+keeps fingerprints secret.
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
 """Load the configuration: ``llmopt.toml`` < environment variables < ``config`` argument.
 
-Reads at most one file, and the environment variables passed in. Every ConfigError names the key by its path, or the
-variable. Values never appear in messages or tracebacks, because any of them may be a key in the wrong place.
+Every ConfigError names the key by its path, or the variable. Values never appear in messages or tracebacks, because
+any of them may be a key in the wrong place.
+
+It reads at most one file: the one that is named, else the one in the working directory or in the user's configuration
+folder. Environment variables are passed in. The converter is made at first use, because importing cattrs is slow, and
+kept in a module-level cache.
 """
 
 from __future__ import annotations

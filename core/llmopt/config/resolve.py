@@ -1,6 +1,8 @@
 """Resolve a configured provider entry into its endpoints: plugin profile < entry < endpoint.
 
-Reads no files and opens no connections; environment variables are passed in.
+It reads no files and opens no connections. Environment variables are passed in, except that a ``~`` in ``cache_dir``
+is expanded to the home folder of the user. It calls the plugin's hook `provider_profile` where that is given in place
+of a profile. No state.
 """
 
 from __future__ import annotations

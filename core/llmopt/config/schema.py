@@ -1,8 +1,11 @@
 """The configuration schema: every key of ``llmopt.toml``, with its unit and its check.
 
 Every key is optional; the provider's profile gives the default. Checks belong to the classes, so that a table from a
-file and a call of the constructor pass the same ones. Messages name a key by its path and never contain its value, which
-may be a secret. No I/O.
+file and a call of the constructor pass the same ones. Messages name a key by its path and never contain its value,
+which may be a secret.
+
+No I/O and no state: it reads neither the file nor the environment, see `llmopt.config.load`. A token provider is kept
+and not called.
 """
 
 from __future__ import annotations

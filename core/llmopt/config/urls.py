@@ -1,7 +1,10 @@
 """Parse URLs strictly: base URLs of endpoints, URLs of requests, addresses of proxies.
 
 A host has one spelling here, so that origins can be compared as text. Error messages never contain a path, a query or
-user information, which may hold secrets. No I/O.
+user information, which may hold secrets.
+
+No I/O: no host name is resolved. No state but a module-level cache of networks; idna and ipaddress are imported at
+first use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Accumulates the events of a chat stream into a whole reply.
 
-No I/O.
+No I/O and no clock; `new_call_id` takes random bytes from the system. One object belongs to one stream and has no
+lock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Decoder for newline-delimited JSON streams, and the choice of a decoder by content type or by the first bytes.
 
-No I/O: bytes in, events out.
+No I/O and no clock: bytes in, events out. A decoder keeps the unfinished line of its one stream.
 """
 
 from __future__ import annotations

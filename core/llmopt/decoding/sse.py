@@ -10,7 +10,7 @@ additions that real servers make necessary:
 
 Text is always UTF-8, whatever a header says. Invalid bytes are an error and are never replaced.
 
-No I/O: bytes in, events out.
+No I/O and no clock: bytes in, events out. A decoder keeps the unfinished event of its one stream.
 """
 
 from __future__ import annotations

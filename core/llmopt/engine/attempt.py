@@ -1,7 +1,10 @@
-"""One attempt of a request: what it acquires, how it is settled, and what is recorded about it. No I/O.
+"""One attempt of a request: what it acquires, how it is settled, and what is recorded about it.
 
 `AttemptScope` holds slot, lease and permit and reports the result to the policies. `RequestRecorder` counts, and emits
 the events. `add_context` completes the error of an attempt.
+
+No I/O but lines in the log, no awaiting and no clock: durations are passed in. It changes the policies and counters
+that all requests of the endpoint share, and calls the plugin's hook `rate_limits` and the user's listener.
 """
 
 from __future__ import annotations

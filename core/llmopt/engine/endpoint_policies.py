@@ -1,7 +1,11 @@
-"""The resilience policies of one endpoint: retry budget, circuit breakers, limiters and timeouts. No I/O.
+"""The resilience policies of one endpoint: retry budget, circuit breakers, limiters and timeouts.
 
 Each is created when it is first needed, by what it applies to: circuits by model and operation, rate limits and adaptive
 timeouts by model, the concurrency limit by event loop.
+
+No I/O. Nothing here awaits but the limiters' own waits, and the monotonic clock is passed in. All calls of a client
+share these objects, also from event loops in several threads, without a lock: each policy is created by an atomic
+``dict.setdefault``.
 """
 
 from __future__ import annotations

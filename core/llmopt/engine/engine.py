@@ -1,4 +1,9 @@
-"""The engine of one client: sends requests, and owns what outlives them (endpoints, circuits, shared calls)."""
+"""The engine of one client: sends requests, and owns what outlives them (endpoints, circuits, shared calls).
+
+The network is accessed by the transports of the endpoints; `run`, `open` and `aclose` await them. All calls of a
+client share the engine, also from event loops in several threads: there is no lock, and shared dicts and sets are
+changed by atomic operations only. The clock is the one that is passed in, else the system's.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
 """Requests: what an operation asks of the engine, and how it becomes bytes.
 
 `Request` says what is asked for and how large it is. `RequestEncoder` turns what a plugin builds of it into an
-`EncodedRequest`. `RequestCompressor` compresses bodies, for servers that accept that. Only `CompressingTransport` does I/O.
+`EncodedRequest`. `RequestCompressor` compresses bodies, for servers that accept that.
+
+Only `CompressingTransport` does I/O, by awaiting the transport below it. Large bodies are compressed in a worker
+thread. All requests of an endpoint share its encoder, its refused keys and its compressor, without a lock: at worst
+something is worked out twice. The monotonic clock is passed in. Compression is reported to the user's listener.
 """
 
 from __future__ import annotations

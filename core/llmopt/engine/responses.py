@@ -1,4 +1,8 @@
-"""Turns a response into its value or into one exception, whose message repeats no key and no input text. No I/O."""
+"""Turns a response into its value or into one exception, whose message repeats no key and no input text.
+
+No I/O, no clock and no state. `parse_or_raise` calls the plugin's hooks, and runs in a worker thread for large
+responses.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ the answer away from the others; the task is cancelled when its last caller has 
 A call can no longer be joined from the moment its result is given out, so nothing is cached here: a caller that
 comes later starts a new run, also after a failure.
 
-It starts a task for each run on the running event loop; what the task does is up to the caller.
+It starts a task for each run on the running event loop, and awaits its result; what the task does is up to the
+caller. Each event loop has calls of its own, which no other loop sees, so there is no lock. No clock.
 """
 
 from __future__ import annotations

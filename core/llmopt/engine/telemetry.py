@@ -3,7 +3,9 @@
 Events are the classes of `llmopt.values.events`. None is made without a listener, and an exception that a listener or a
 log handler raises never reaches a call. Nothing here awaits.
 
-The only I/O are log records.
+The only I/O are log records. The user's listener is called directly, on the event loop of the request, so a slow one
+delays the other calls there. No clock: durations are passed in. All calls of an endpoint share its counters, without
+a lock: a count that two threads add at once may be lost.
 """
 
 from __future__ import annotations

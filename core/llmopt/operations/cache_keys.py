@@ -5,7 +5,9 @@ plugin and the plugin's version; the URL; and the whole request body, including 
 few body fields that cannot change the response are left out. (A list of fields to include is how other caches returned
 wrong responses: litellm issues #894 and #25673.) No part of the request can be recovered from a key.
 
-Keys need no I/O; the report of the size asks the cache store.
+Keys need no I/O; they call the plugin's hook `build_request`, and nothing is random: the secret is passed in. The
+report of the size awaits the cache stores, at most every 10 seconds by the monotonic clock of the engine, and emits
+events.
 """
 
 from __future__ import annotations

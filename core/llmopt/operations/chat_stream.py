@@ -1,7 +1,11 @@
-"""A streamed chat reply: opened when entered, read event by event, and closed once.
+"""A streamed chat reply: opened when it is entered or first read, read event by event, and closed once.
 
 `ReplyStream` holds the connection and what was received so far. `ChatStream` adds asynchronous iteration, and
 `llmopt.client.sync_streams.SyncChatStream` adds synchronous iteration.
+
+Opening and reading await the engine's connection; there is no other I/O and no clock. A complete reply teaches the
+token estimator of the model, which other calls share. A stream has no lock: a second reader gets an error. One that
+is deleted while open warns, and closes its connection on the loop that opened it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Embedding a list of texts: check the texts and options, send each distinct text once, keep the order."""
+"""Embedding a list of texts: check the texts and options, send each distinct text once, keep the order.
+
+The checks do no I/O. `embed` awaits the cache and the requests through `EmbedRun`, and reads the caller's iterable on
+the event loop. It keeps nothing between calls, and reads no clock.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,12 @@
 """Batches: which texts go into one request, and the limits by items, tokens and bytes that decide it.
 
 A limit comes from the plugin, the server, the configuration and from what earlier requests taught; the smallest
-number holds, but the configuration counts more than a guess of the plugin. I/O is in `fetch_server_limits` and in `ModelState`, which saves the learned limits.
+number holds, but the configuration counts more than a guess of the plugin.
+
+I/O is in two places, both awaited: `fetch_server_limits` sends a request through the endpoint's transport and calls
+the plugin's hooks for it, and `ModelState` loads and saves the learned limits in the cache store. All calls with a
+model share its `ModelState`, without a lock; an asyncio lock for each event loop keeps a server from being asked
+twice at once. The wall clock is passed in.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ Vectors are stored under the model that answered, not the one that was requested
 "latest" the model may change, and the vectors of two models must not be mixed in one result. Which model answers
 to a name is stored beside them. Of a text only a keyed hash is stored.
 
-It reads and writes the cache store; there is no other I/O.
+It awaits the cache store; there is no other I/O. Which model answers to a name is remembered in the model's state
+(`ModelState.answering_models`), which all calls share. The wall clock is the one that is passed in. Many vectors are
+encoded and decoded in a worker thread. Hits and misses are reported to the user's listener.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ A batch is sent as one request. If that fails because it is too large, it is spl
 cause may be one of its texts, it is halved, level by level, until that text is alone: two requests a level. A
 text that succeeded is never sent again.
 
-Requests are sent by a function that the caller passes in.
+Requests are sent by a function that the caller passes in, and awaited; there is no other I/O and no clock. A failure
+lowers the sizes in `AdaptiveBatchLimit`, which later calls share; all else belongs to one batch, but for the
+`SearchBudget` of the call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Results of embedding: check the vectors of a response, and build the `Embeddings` of a call. No I/O.
+"""Results of embedding: check the vectors of a response, and build the `Embeddings` of a call.
 
 A wrong response must never become a shifted row: number, order, length and finiteness of the vectors are
 checked for every response before anything is done with it.
+
+No I/O, no clock and no shared state: a `Collector` belongs to one call. numpy is imported at first use.
 """
 
 from __future__ import annotations

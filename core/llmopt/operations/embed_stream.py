@@ -1,6 +1,8 @@
 """Embedding an iterable of any length: bounded memory, results in the order of the texts.
 
-Requests go through `EmbedRun`.
+Requests and the cache go through `EmbedRun`, which is awaited. Batches are sent in tasks of their own on the event
+loop, and the caller's iterable is read there too, a little ahead of the results. No clock. What calls share is in
+`EmbedRun`.
 """
 
 from __future__ import annotations

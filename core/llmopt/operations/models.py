@@ -2,6 +2,10 @@
 
 `llmopt.cache.freshness` decides whether a cached list is served, refreshed or fetched first; this file carries the
 decision out. Concurrent callers share one request, and refreshes run in background tasks, a few at a time.
+
+It awaits the engine and the cache; it does no other I/O but lines in the log. Refreshes are tasks on the event loop
+that needed them, and `peek` may be called from any thread. The clock is the engine's, monotonic; events go to the
+user's listener.
 """
 
 from __future__ import annotations

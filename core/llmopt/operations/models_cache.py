@@ -1,6 +1,8 @@
 """Cached lists of models: in memory, and in a store that outlives the client; and how a list is fetched, page by page.
 
-Network access goes through the engine, and files through the cache store, only.
+Network access goes through the engine, and files through the cache store, only; both are awaited. All calls of a
+client share the lists in memory, without a lock. Both clocks, monotonic and wall, are the engine's. Pages are read by
+the plugin's hook `parse_catalog`, and long lists are encoded in a worker thread.
 """
 
 from __future__ import annotations

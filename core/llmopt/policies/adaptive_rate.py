@@ -15,7 +15,7 @@ in tests/policies/test_rate_limiter_simulation.py (no headers, unknown limit):
 
 Requests and tokens are slowed down together, because a 429 does not say which of them was too many.
 
-No I/O and no clock: the time is an argument.
+No I/O, no clock and no lock: the time is an argument, and the rate limiter calls it under its own lock.
 """
 
 from __future__ import annotations

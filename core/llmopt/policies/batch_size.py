@@ -6,8 +6,11 @@ again for a day. After a request that was too large the size goes back to the la
 work, if that is more than half, so that probing for the limit from below costs one request and not the
 throughput of half a batch. A limit that the server states replaces all guesses.
 
-There is no I/O here. `AdaptiveBatchSize.state` is a plain dict, to be stored for each provider, endpoint and
-model. Its times are those of the wall clock, because monotonic time means nothing to the next process.
+`AdaptiveBatchSize.state` is a plain dict, to be stored for each provider, endpoint and model. Its times are those of
+the wall clock, which is passed in, because monotonic time means nothing to the next process.
+
+No I/O, no awaiting and no lock. All calls with a model share these objects; of two threads at once one may overwrite
+what the other learned, which costs accuracy only.
 """
 
 from __future__ import annotations

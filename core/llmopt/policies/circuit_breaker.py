@@ -5,9 +5,11 @@ time (the probe) shows whether the server is back. The rules are those of Polly 
 probe at a time, late results never extend a break), with Envoy's break durations, which grow and are
 jittered. Each request passes two circuits, `CircuitPair`: that of its origin and that of its model.
 
-No I/O and no locks. A circuit is for one thread at a time and gets the time as ``now``; its permits are granted and
-reported on without awaiting, so that a cancelled call cannot lose one. Only `CircuitWaitQueue` awaits: it sets timers
-through a `Clock`, and wakes waiters on any event loop, from any thread.
+No I/O and no locks. A circuit is made for one thread at a time; a client whose event loops run in several threads
+shares it nevertheless, and may then lose a count or send a second probe. The monotonic clock and the random generator
+of the jitter are passed in, and changes are reported to a callback. Permits are granted and reported on without
+awaiting, so that a cancelled call cannot lose one. Only `CircuitWaitQueue` awaits: it sets timers through a `Clock`,
+and wakes waiters on any event loop, from any thread.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 There are two readings of time. ``now`` is monotonic and measures waits, rates and deadlines. ``wall`` is the
 calendar time, which may be set back; it serves HTTP dates and the age of cache entries only. Tests pass in
 `llmopt.testing.clock.SimulatedClock`.
+
+`SystemClock.sleep` and ``call_later`` use the running event loop; there is no other I/O. `new_rng` makes the random
+generators of all policies, and a module-level set of them is seeded anew in every forked child.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ much load a request in flight is, so that busy ones do. The second of a pair win
 otherwise noise in the latencies, not the weights, would place every request of a quiet client. Simulated with
 weights 3 and 1 and latencies that vary by 30 %, the first endpoint gets 71 % with one request at a time, 70 to
 74 % with 4 to 24 at once, and half with two, because the second request goes to the endpoint that is idle.
+
+No I/O and no awaiting. The monotonic clock is passed in; the draws come from a random generator of its own unless one
+is passed in. All calls of a provider share the averages, without a lock: at worst a measurement is lost.
 """
 
 from __future__ import annotations

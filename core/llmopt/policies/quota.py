@@ -1,9 +1,9 @@
 """Quota of requests and tokens per minute: whether a request may be sent now, and if not, when.
 
 A request needs capacity in two token buckets, and may be held back by a slow start or by a backoff after a 429.
-Decisions only: lock, queue and timers are in `llmopt.policies.rate_limiter`, and the time is an argument.
 
-No I/O, no lock and no timer: the rate limiter has those.
+Decisions only: no I/O, no awaiting and no clock, because the time is an argument. The lock, the queue and the timers
+are in `llmopt.policies.rate_limiter`, which calls this under its lock.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ shared by all event loops and threads, under one mutex that is never held over a
 
 A lease that is granted at the moment its waiter is cancelled or times out goes to the next waiter (a lost permit
 of that kind: Netflix/concurrency-limits#179).
+
+No I/O. Only `RateLimiter.acquire` awaits; the monotonic clock and the timers are those of the `Clock` that is passed
+in.
 """
 
 from __future__ import annotations

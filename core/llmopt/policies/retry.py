@@ -4,6 +4,9 @@ One table decides for every kind of error. What a decision depends on besides th
 this call was retried, whether repeating the request does harm, what the server said. Nothing here waits or
 does I/O: `RetryPolicy.decide` returns a `RetryDecision` or a `GiveUp`, and `llmopt.policies.retry_loop` acts
 on it. `RetryBudget` bounds the retries of all calls to an endpoint, `retry_guard` those of nested calls.
+
+It reads no clock but the one in the `Deadline`, and draws jitter from a random generator of its own unless one is
+passed in. All calls to an endpoint share its `RetryBudget`, without a lock; `retry_guard` is a context variable.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ All formats that servers use are read (docs/development/provider-facts.md), and 
 server sends. A value that makes no sense is treated as missing. The grammar of numbers and dates is narrower than
 that of Python's ``float`` and ``email.utils``, because llmopt obeys what it reads: ``-5``, ``nan``, ``1e400``,
 ``0x10``, ``1_000`` and ``tomorrow`` are no times to wait for.
+
+Pure: no I/O, no state, and no clock, because the wall time is an argument.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ What stamina's process-wide switches do: ``set_active(False)`` lets the first er
 not called for llmopt's own retries, for which llmopt has events.
 
 The only I/O is the attempt that the caller passes in; between attempts stamina sleeps on the event loop.
+`FILTERED_HOOKS` is shared by the whole process, under a lock: while loops run it replaces stamina's on_retry hooks by
+filters, which call the user's hooks for foreign retries only.
 """
 
 from __future__ import annotations

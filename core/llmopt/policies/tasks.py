@@ -1,4 +1,9 @@
-"""asyncio helpers: background tasks, a gather and a concurrent map, work in a thread, one value per event loop."""
+"""asyncio helpers: background tasks, a gather and a concurrent map, work in a thread, one value per event loop.
+
+It starts tasks on the running event loop, and `run_in_thread` starts a new thread for each call; the work is the
+caller's, and there is no other I/O and no clock. A `PerLoop` may be shared by event loops in several threads, without
+a lock: each loop sets its own value only.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ more than many responses do. A timeout is recorded as a response at that time, b
 unknown but not shorter; so a limit that cuts off too much grows again. Three timeouts in a row discard all
 samples: what was learned in a fast hour must not fail every request of a slow one.
 
-There is no I/O here, and time is passed in as ``now``.
+No I/O and no awaiting: the monotonic clock is passed in as ``now``, and durations are arguments. All calls with a
+model at an endpoint share an `AdaptiveTimeout`, without a lock: at worst a sample is lost. A `StreamTimeouts` belongs
+to one stream.
 """
 
 from __future__ import annotations

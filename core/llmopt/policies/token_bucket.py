@@ -1,6 +1,6 @@
 """Token bucket for one quantity (requests or tokens): a copy of the bucket that the server keeps.
 
-No I/O, no clock and no locks: the time is an argument. Levels are floats. A level may be negative, as a debt of requests that cost more than estimated, but by one burst at
+Levels are floats. A level may be negative, as a debt of requests that cost more than estimated, but by one burst at
 most. For a request that is larger than a burst, the bucket saves up while it is the first in the queue.
 
 The headers of responses correct the copy (docs/development/resilience.md), with two additions to the usual formula.
@@ -8,6 +8,8 @@ It subtracts all that was sent after the answered request from what the headers 
 since. With a latency as long as a bucket lasts (a second, for requests) that left 43 to 75 % of the possible throughput
 in the simulation, so the inflow is added (99 %). And while no other client uses the quota, the level is also raised
 towards the headers by small steps, so that no error costs throughput for ever (98.8 to 99.5 %).
+
+No I/O, no clock and no lock: the time is an argument, and the rate limiter calls it under its lock.
 """
 
 from __future__ import annotations

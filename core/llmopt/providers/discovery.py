@@ -1,6 +1,8 @@
 """Find installed plugins by their entry points, without importing them.
 
-Reads package metadata; a plugin's module is imported by `InstalledPlugin.load` only.
+It reads the metadata of installed distributions from disk each time, and keeps nothing. `InstalledPlugin.load` alone
+imports a plugin, which runs the plugin's code. `how_to_install` reads llmopt's own ``packages.toml``, for error
+messages. No network, no environment.
 """
 
 from __future__ import annotations

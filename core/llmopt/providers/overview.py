@@ -1,6 +1,7 @@
 """Overviews for ``llmopt plugins`` and ``llmopt doctor``: what is installed, configured and usable, and what is wrong.
 
-Imports plugins and calls their cheap hooks; sends no requests.
+It reads the metadata of distributions from disk, imports plugins and calls their cheap hooks; it sends no requests
+and opens no transport. The environment is passed in.
 """
 
 from __future__ import annotations

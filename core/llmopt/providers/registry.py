@@ -1,6 +1,8 @@
 """The providers of a client: configured entries and installed plugins, each created at first use.
 
-It imports plugins and reads the metadata of their distributions.
+It reads the metadata of distributions from disk, imports plugins and calls their hook `provider_profile`, each at
+first use. No network; the environment is passed in. All calls of a client share it, without a lock: at worst two
+threads create the same provider.
 """
 
 from __future__ import annotations

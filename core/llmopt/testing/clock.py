@@ -16,6 +16,8 @@ and Trio's ``MockClock`` work; this one uses public methods of asyncio only.)
 Sockets and threads stay real. Time stands still while a thread of ``run_in_executor`` or
 ``asyncio.to_thread`` works, and data on sockets is read before time moves on, so a server in the same
 loop works. A peer in another process has no simulated time: use real time with it.
+
+A `SimulatedClock` may be shared by several loops; it has no lock. Nothing here is random.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The format is that of docs/development/error-corpus.md. In the kit's own file an error has a ``check`` beside, the
 check that it belongs to; ``kind`` may be a list there, of which any is right, and what is left out is left
 open.
+
+`corpus_of` and `own_corpus` read a file, each time; everything else is pure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The common (OpenAI-compatible) dialect from the server's side: writes the bodies of responses, for fakes and kits.
 
-No I/O.
+Pure: no I/O, no clock, no state, no randomness: a vector depends on its text alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""`FakeProvider`: a provider for the tests of an application, without network or key, with repeatable answers."""
+"""`FakeProvider`: a provider for the tests of an application, without network or key, with repeatable answers.
+
+It answers in the thread of the client's event loop, and does no I/O; it records the calls, and deques make its script
+safe for several threads. `installed` changes ``sys.modules`` and ``sys.meta_path`` for the whole process, until its
+block ends. No clock: a scripted pause sleeps on the event loop.
+"""
 
 from __future__ import annotations
 

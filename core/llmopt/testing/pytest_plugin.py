@@ -2,6 +2,8 @@
 
 A wall: pytest imports this file in every run of every project that has llmopt installed, so it imports
 nothing of llmopt until the fixture is used.
+
+The fixture makes a provider in memory discoverable for one test; there is no other I/O.
 """
 
 from __future__ import annotations

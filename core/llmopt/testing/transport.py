@@ -1,4 +1,8 @@
-"""A transport for tests: a function in this process answers the requests, without a network."""
+"""A transport for tests: a function in this process answers the requests, without a network.
+
+The function is called on the event loop of the request, and may sleep there between pieces of a stream. No state and
+no I/O; httpx is imported at first use.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Response bodies: decompression (gzip, deflate) with limits, and reading in chunks or as a whole.
 
-`ContentDecoder` is pure: bytes in, bytes out. `BodyReader` reads from what its subclasses give it.
+`ContentDecoder` does no I/O: bytes in, bytes out. `BodyReader` awaits the bytes that its subclass reads from the
+network. Both belong to one response; there is no clock and no lock.
 """
 
 from __future__ import annotations

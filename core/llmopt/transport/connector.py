@@ -1,6 +1,8 @@
 """The connections of one event loop: aiohttp's connector with stricter rules for reuse, and counters.
 
-It opens and closes network connections.
+It opens and closes network connections, and resolves host names in worker threads. A connector serves one event loop
+and has no lock; `close_from_thread` and `close_after_loop` are for other threads. It uses the loop's clock, and
+reports to a `PoolTrace`, which may end in the user's listener.
 """
 
 from __future__ import annotations

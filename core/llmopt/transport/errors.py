@@ -2,6 +2,8 @@
 
 Messages say what happened and what to do. They contain the origin and nothing else of the URL, which may hold secrets.
 A file apart from `exchange`, which imports aiohttp: an httpx transport must work without loading it.
+
+It makes and completes exceptions: no I/O, no clock, no shared state. The attempt's `RequestState` is only read.
 """
 
 from __future__ import annotations

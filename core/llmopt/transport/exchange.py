@@ -1,6 +1,7 @@
 """One request and its response on one connection of the pool.
 
-It writes to and reads from the network.
+It awaits the network: it writes to and reads from the connection. An exchange belongs to one event loop and one
+request; its timeouts are timers of that loop. A module-level cache keeps 256 names of headers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """The connection pool, over aiohttp: one connector per event loop, safe for threads and for fork.
 
 The engine imports this file at the first request of the default transport, and aiohttp with it.
+
+The network is accessed by the connectors, and nothing is opened before the first request. Event loops in several
+threads share the pool, without a lock: each has a connector of its own, kept in a dict by loop. The proxy variables
+of the environment are read once for each origin. A module-level weak set of all pools serves the fork hook.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The request that a transport sends, and the record of how far an attempt has got. No I/O."""
+"""The request that a transport sends, and the record of how far an attempt has got.
+
+No I/O and no clock. A `RequestState` belongs to one attempt, and the transport changes it while the attempt runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A streamed response, and the interfaces of what sends requests. No I/O of its own, no HTTP library."""
+"""A streamed response, and the interfaces of what sends requests.
+
+No I/O of its own and no HTTP library: reading and closing await the source, which is an exchange of the pool or of an
+httpx transport. It has no lock, and one task at a time may read.
+"""
 
 from __future__ import annotations
 

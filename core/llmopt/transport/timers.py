@@ -3,7 +3,8 @@
 `asyncio.timeout` makes one timer per block and cancels it again. Cancelled timers stay in the loop's heap, where they
 are compared with the others: 4 to 6 µs a request with many in flight.
 
-They use timers of the running event loop and do no I/O.
+No I/O. They read the clock of the event loop they belong to, set its timers, and cancel the task that waits too long.
+No lock: a `TimeoutScheduler` is shared by the attempts of one loop, a `StreamTimer` belongs to one stream.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""URLs of requests: their origin (scheme, host and port), and the proxy to use. No I/O; reads the environment."""
+"""URLs of requests: their origin (scheme, host and port), and the proxy to use.
+
+No network access, and no host name is resolved. `proxy_for` reads HTTP_PROXY, HTTPS_PROXY and NO_PROXY from the
+environment. A `Targets` keeps what it has found, as long as its pool lives and without a lock: later changes of the
+environment have no effect.
+"""
 
 from __future__ import annotations
 

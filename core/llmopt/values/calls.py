@@ -1,7 +1,9 @@
 """What the application asks for: options of a call, calls as plugins see them, endpoint settings and limits.
 
-Frozen values without I/O. `EmbedOptions` and `ChatOptions` hold the arguments of the client's methods before they are
-checked; `EmbedCall`, `CatalogCall` and `ChatCall` are the checked requests that the hooks of a plugin get.
+`EmbedOptions` and `ChatOptions` hold the arguments of the client's methods before they are checked; `EmbedCall`,
+`CatalogCall` and `ChatCall` are the checked requests that the hooks of a plugin get.
+
+Frozen values and their checks: no I/O, no clock, no shared state. The first check of JSON imports msgspec.
 """
 
 from __future__ import annotations

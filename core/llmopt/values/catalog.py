@@ -1,6 +1,7 @@
 """Models, their prices, and lists of models; and the encoding of lists for the cache.
 
-No I/O.
+No I/O and no clock. A value keeps its JSON text and decodes it at the first access, without a lock: at worst two
+threads decode the same text twice.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Values of a conversation: messages, tool calls, the reply, and the events of a streamed reply.
 
-No I/O.
+Pure: no I/O, no clock, no shared state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Results of embedding: vectors, token usage, and the rows that a plugin reads from a response. No I/O."""
+"""Results of embedding: vectors, token usage, and the rows that a plugin reads from a response.
+
+No I/O and no clock. numpy is imported at first use; `in_order` keeps its last 32 arrays, read-only, for the whole
+process.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Each kind is a class with a fixed ``name``. Events contain no API key and no text of the user. They are made only if the
 client has a listener.
 
-No I/O.
+Values only: no I/O and no clock, because times and durations are passed in. `llmopt.engine.telemetry` makes the
+events and calls the listener.
 """
 
 from __future__ import annotations

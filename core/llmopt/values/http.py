@@ -2,7 +2,8 @@
 
 These values are independent of any HTTP library. `llmopt.values.error_body` reads the bodies of failures.
 
-No I/O; a response takes the time of its arrival from the wall clock.
+No I/O and no shared state. A response reads the wall clock once, when it is made, for the time of its arrival; it
+parses its body at the first access and keeps the result.
 """
 
 from __future__ import annotations

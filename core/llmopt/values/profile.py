@@ -1,6 +1,6 @@
 """The built-in defaults of a provider, which its plugin declares and configuration may override.
 
-No I/O.
+Pure: no I/O, no clock, no state. It names environment variables but reads none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """API keys and tokens that do not appear in logs, and how values show secret or large fields in ``repr``.
 
-No I/O.
+Pure: no I/O, no state. It finds no key by itself: the text is passed in.
 """
 
 from __future__ import annotations
