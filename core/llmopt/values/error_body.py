@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 from attrs import field, frozen
 
+from llmopt.values.error_shape import is_error
 from llmopt.values.secret import repr_code, repr_size
 
 _MAX_MESSAGE: Final = 500
@@ -116,55 +117,9 @@ def _form(text: str, value: object) -> Literal["error", "json", "text"]:
     return "json"
 
 
-def is_error(value: object) -> bool:
-    """Whether a JSON value of a successful response states an error, in any of the common shapes.
-
-    The caller has found no result in it. Words alone are no error: an unknown event of a stream may have some.
-    """
-    if isinstance(value, list):
-        return bool(value) and isinstance(value[0], dict) and is_error(value[0])
-    return isinstance(value, Mapping) and (
-        _has_error_key(keys := _plain_keys(value)) or _has_failure_code(keys)
-    )
-
-
-def _has_error_key(keys: Mapping[str, Any]) -> bool:
-    # Truthy: some servers write ``"error": null`` or ``"errors": []`` into every response.
-    return (
-        any(keys.get(key) for key in ("error", "errors", "fault", "detail"))
-        or "error" in (keys.get("object"), keys.get("type"))
-        or keys.get("success") is False
-        or keys.get("ok") is False
-        or keys.get("status") in ("error", "fail", "failed", "failure")
-    )
-
-
-def _has_failure_code(keys: Mapping[str, Any]) -> bool:
-    base, feedback = keys.get("baseresp"), keys.get("promptfeedback")
-    return (
-        _is_failure_code(keys.get("errorcode"))
-        or (isinstance(base, Mapping) and any(map(_is_failure_code, map(_plain_keys(base).get, _CODE))))
-        or any(isinstance(keys.get(key), Mapping) and is_error(keys[key]) for key in ("response", "header"))
-        or (isinstance(feedback, Mapping) and bool(feedback.get("blockReason")))
-        or any(_is_status(keys.get(key)) for key in _STATUS)
-        or (_is_failure_code(keys.get("code")) and any(_has_text(keys.get(key)) for key in _WORDS))
-    )
-
-
-def _is_failure_code(value: object) -> bool:
-    # MiniMax, Baidu and others send a code of 0 with every success.
-    if value is None or isinstance(value, bool):
-        return False
-    return str(value).strip().lower() not in ("", "0", "200", "ok", "success", "none")
-
-
 def _is_status(value: object) -> bool:
     # By type and not isinstance: True would be the status 1.
     return type(value) in (int, str) and _ERROR_STATUS.fullmatch(str(value)) is not None
-
-
-def _has_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 class _Reader:

@@ -56,6 +56,8 @@ def is_error(value: object) -> bool:
     return (
         _has_error_key(value)
         or value.get("success") is False
+        or value.get("ok") is False
+        or _is_blocked(value.get("promptFeedback"))
         or any(_names_error(value.get(key)) for key in _NAME_KEYS)
         or any(_has_error_key(inner) for inner in nested)
         or _is_bare_error(value)
@@ -69,6 +71,11 @@ def _has_error_key(value: Mapping[str, Any]) -> bool:
 def _base_resp_failed(value: object) -> bool:
     """Whether MiniMax's ``base_resp``, which every answer of it has, states another status than success."""
     return isinstance(value, dict) and not _is_success(value.get("status_code"))
+
+
+def _is_blocked(feedback: object) -> bool:
+    """Whether a reply has no choice because a filter refused the prompt (Gemini)."""
+    return isinstance(feedback, dict) and bool(feedback.get("blockReason"))
 
 
 def _names_error(kind: object) -> bool:
