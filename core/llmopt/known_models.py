@@ -4,8 +4,9 @@ The table is a TOML or JSON file in the plugin's package; docs/development/limit
 the hooks `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.described`). JSON suits long tables,
 because it is read many times faster than TOML.
 
-The file is read from disk at first use, by the hook that needs it first, and kept in the `ModelTable` for the life of
-the process. There is no other I/O, no clock and no lock: at worst two threads read the file twice.
+The file is read from disk at first use, by the hook that needs it first, and kept in the `ModelTable`, which plugins
+hold at module level, so for the life of the process. There is no other I/O, no clock and no lock: at worst two
+threads read the file twice.
 """
 
 from __future__ import annotations

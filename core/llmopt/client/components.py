@@ -4,7 +4,7 @@ Imported at the first call, because most of llmopt comes with it. Requests are m
 call gets its provider, its deadline and the state that earlier calls left, which all calls share, also those from
 several threads. There is no lock: the state of a model is made by an atomic ``dict.setdefault``. The environment is
 read through the registry; the secret of the cache keys is read from, or written to, a file in a worker thread, or
-else is random. Stores on disk are opened at first use.
+else is random. Stores on disk are opened at first use. The clock is the engine's.
 """
 
 from __future__ import annotations

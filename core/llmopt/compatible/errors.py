@@ -1,7 +1,11 @@
 """Error responses in the OpenAI-compatible dialect: what each means, as a `Verdict`.
 
 The rules of the plugin come first, then the ones below, which hold for every provider: money, content filters, keys,
-models, sizes, load. They look at codes and at words. Then the HTTP status decides. No I/O.
+models, sizes, load. They look at codes and at words. Then the HTTP status decides; for an error under a 2xx status
+that states no other, its type or code does.
+
+Pure: no I/O, no clock, no state. `classify` is the default of the hook `classify_error`. It reads a wait from the
+message only; headers are read by the engine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Rules that say what an error means: a table of codes and words, and the one function that applies it. No I/O.
+"""Rules that say what an error means: a table of codes and words, and the one function that applies it.
 
 A plugin gives its provider's rules as a table (`Rule`), and `first_rule` finds the one that applies to an error. The
 rules that hold for every provider are in `llmopt.compatible.errors`.
+
+No I/O and no clock. A regular expression is compiled when an error first needs it, and kept in a module-level cache.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Opening a transport makes no connection. I/O happens in two places: in the transport, and in `LiveEndpoint.settings`,
 which awaits the token provider of the user or plugin where there is one. All calls of a client share these objects,
 also from event loops in several threads, so a lock guards the opening of a transport. The plugin's hooks
-`credential_provider` and `open_transport` are called here. The clock is passed in. With several endpoints the choice
-is partly random (`llmopt.policies.load_balancer`).
+`credential_provider` and `open_transport` are called here. The first opening imports aiohttp or httpx. The clock is
+passed in. With several endpoints the choice is partly random (`llmopt.policies.load_balancer`).
 """
 
 from __future__ import annotations

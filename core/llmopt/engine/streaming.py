@@ -9,8 +9,9 @@ the attempt has acquired (slot, lease, permit, connection) and releases it when 
 
 The network is accessed through the transport of the endpoint: `LiveStream.read` awaits the next chunk, on the loop
 that opened the stream; `close_soon` alone may be called from any thread. Waits are measured by the monotonic clock
-that is passed in, and limited by timers of the event loop. The end of a stream changes the policies and counters that
-all requests of the endpoint share, and is reported to the user's listener.
+that is passed in, and limited by timers of the event loop. The plugin's hooks read the events on the event loop. The
+end of a stream changes the policies and counters that all requests of the endpoint share, and is reported to the
+user's listener.
 """
 
 from __future__ import annotations

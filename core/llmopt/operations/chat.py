@@ -4,8 +4,8 @@
 the engine. Streamed replies are read in `llmopt.operations.chat_stream`.
 
 The token estimator belongs to the model's state, which all calls share without a lock; each complete reply corrects
-it. Parsing calls the plugin's hook `parse_chat`, for large replies in a worker thread. No clock: the deadline is
-passed in.
+it. Parsing calls the plugin's hook `parse_chat`, for large replies in a worker thread. A tool call without an id gets
+a random one. No clock: the deadline is passed in.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ not called for llmopt's own retries, for which llmopt has events.
 
 The only I/O is the attempt that the caller passes in; between attempts stamina sleeps on the event loop.
 `FILTERED_HOOKS` is shared by the whole process, under a lock: while loops run it replaces stamina's on_retry hooks by
-filters, which call the user's hooks for foreign retries only.
+filters, which call the user's hooks for foreign retries only. A forked child gets a new lock.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The connections of one event loop: aiohttp's connector with stricter rules for reuse, and counters.
 
-It opens and closes network connections, and resolves host names in worker threads. A connector serves one event loop
-and has no lock; `close_from_thread` and `close_after_loop` are for other threads. It uses the loop's clock, and
-reports to a `PoolTrace`, which may end in the user's listener.
+It opens and closes network connections, which callers await, and resolves host names in worker threads. A connector
+serves one event loop and has no lock; `close_from_thread` and `close_after_loop` are for other threads, and a forked
+child gives up the connections of its parent. It uses the loop's clock, and reports to a `PoolTrace`, which may end in
+the user's listener.
 """
 
 from __future__ import annotations

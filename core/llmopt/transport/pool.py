@@ -2,9 +2,9 @@
 
 The engine imports this file at the first request of the default transport, and aiohttp with it.
 
-The network is accessed by the connectors, and nothing is opened before the first request. Event loops in several
-threads share the pool, without a lock: each has a connector of its own, kept in a dict by loop. The proxy variables
-of the environment are read once for each origin. A module-level weak set of all pools serves the fork hook.
+The network is accessed by the connectors and awaited; nothing is opened before the first request. Event loops in
+several threads share the pool, without a lock: each has a connector of its own, kept in a dict by loop. The proxy
+variables of the environment are read once for each origin. A module-level weak set of all pools serves the fork hook.
 """
 
 from __future__ import annotations

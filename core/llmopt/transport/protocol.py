@@ -4,8 +4,9 @@ Bytes are read into an existing buffer instead of a new object each time. A succ
 does not go through the parser's stream: the socket writes the rest of its body straight into a `BodyBuffer`. Every
 other response (chunked, compressed, an error, of unknown length, to be streamed) goes through aiohttp's parser.
 
-It reads from and writes to sockets, in callbacks of the one event loop that the connection belongs to.
-`SocketRegistry` may close them from another thread. It sets no timers and reads no clock.
+It reads from and writes to sockets, in callbacks of the one event loop that the connection belongs to; a long body is
+sent by a task, and the head of the response is awaited. `SocketRegistry` may close them from another thread. It sets
+no timers and reads no clock.
 """
 
 from __future__ import annotations
