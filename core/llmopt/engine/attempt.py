@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.endpoint_policies import SET_ASIDE_S, NullLease, RateLimitLease
-from llmopt.engine.responses import may_be_item_error, request_id
+from llmopt.engine.responses import SLOW, may_be_item_error, request_id
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
     Attempt,
@@ -154,14 +154,16 @@ class AttemptScope:
         policies = self.endpoint.policies
         policies.block_credential(error, self.call.model)
         timed_out = isinstance(error, AttemptTimeout)
+        # A text that the server cannot process, or takes long for, says nothing about the server's health.
+        of_text = self._suspect and (may_be_item_error(error) or isinstance(error, SLOW))
         if timed_out and not self._loop_was_blocked(seconds):
             policies.record_timeout(self.call, self.tokens, self.timeout)
         elif response is not None:
             policies.record_latency(self.call, self.tokens, seconds)
         if not timed_out or (self._timeouts_count and not self._loop_was_blocked(seconds)):
-            self.slot.release(load_signal(error) if self.endpoint.config.flags.concurrency else "neutral")
-            # A text that the server cannot process says nothing about the server's health.
-            if self.permit is not None and not (self._suspect and may_be_item_error(error)):
+            adaptive = self.endpoint.config.flags.concurrency and not (of_text and timed_out)
+            self.slot.release(load_signal(error) if adaptive else "neutral")
+            if self.permit is not None and not of_text:
                 self.permit.failed(self._breaker_error(error, seconds))
         limits = None if response is None else self.endpoint.hooks.rate_limits(response, settings)
         return self._settle_lease(error, limits)

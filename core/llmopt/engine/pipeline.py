@@ -35,7 +35,7 @@ from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, 
 from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint
 from llmopt.engine.endpoint_policies import RateLimitLease
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
-from llmopt.engine.responses import T, may_be_item_error, parse_or_raise
+from llmopt.engine.responses import SLOW, T, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
     Attempt,
@@ -85,6 +85,7 @@ class Pipeline(Generic[T]):
         self._history: tuple[Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
+        self._worth_retrying = True
         self._new_credential = False
         self._compressed: EncodedRequest | None = None
         self._endpoint = group.endpoints[0]
@@ -110,7 +111,7 @@ class Pipeline(Generic[T]):
                     if not budget.full:
                         budget.succeeded()
                 except LLMOptError as error:
-                    if not self._may_retry(error):
+                    if not self._may_retry():
                         raise
                     value = await self._run_retries(error)
             outcome = OK
@@ -130,11 +131,11 @@ class Pipeline(Generic[T]):
     def _record_end(self, outcome: str) -> None:
         self._recorder.request_ended(self._endpoint, outcome, self._clock.now() - self._started_at)
 
-    def _may_retry(self, error: LLMOptError) -> bool:
+    def _may_retry(self) -> bool:
         # Within an attempt of another llmopt client, that client retries: two nested retriers multiply requests.
         if not self._endpoint.config.flags.retry or inside_attempt():
             return False
-        return not (self._request.suspect and may_be_item_error(error))
+        return self._worth_retrying
 
     async def _run_retries(self, error: LLMOptError) -> T:
         # Importing stamina takes long, so it happens at the first retry, in a thread while the event loop goes on.
@@ -150,7 +151,7 @@ class Pipeline(Generic[T]):
             budget=lambda _: self._endpoint.policies.retry_budget,
             facts=lambda error: RetryFacts(
                 idempotent=self._call.operation != "chat",
-                should_retry=self._should_retry,
+                should_retry=self._should_retry if self._worth_retrying else False,
                 new_credential=self._new_credential,
                 wait_when_open=self._request.wait_when_open,
                 circuit_retry_in=self._group.retry_in(self._call),
@@ -169,6 +170,7 @@ class Pipeline(Generic[T]):
         """Send one HTTP request, or raise the error why none may be sent."""
         while True:
             self._should_retry = None
+            self._worth_retrying = True
             self._new_credential = False
             if self._request.deadline.expired():
                 raise deadline_error("before it was sent", "queue")
@@ -374,6 +376,9 @@ class Pipeline(Generic[T]):
     ) -> None:
         endpoint = scope.endpoint
         self._should_retry = should_retry(response)
+        # What took too long may do so because of its endpoint: another one is asked in any case.
+        elsewhere = isinstance(error, SLOW) and self._has_alternative(error)
+        self._worth_retrying = elsewhere or self._request.worth_retrying(self._request, error)
         self._add_to_history(error, endpoint, response, seconds)
         if self._group.set_aside(endpoint, self._call, error):
             self._recorder.endpoint_set_aside(endpoint, error)

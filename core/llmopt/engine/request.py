@@ -41,6 +41,10 @@ def _no_usage(_: object) -> Usage | None:
     return None
 
 
+def _always(_: Request[Any], __: LLMOptError) -> bool:
+    return True
+
+
 @define(kw_only=True, eq=False)
 class Request(Generic[T]):
     """One request, however often it is sent. Never changed; it is not frozen because that doubles the time to make one.
@@ -55,7 +59,8 @@ class Request(Generic[T]):
         fill: size as a share of the largest allowed request, 0 to 1, for the timeout.
         wait_when_open: whether to wait while the circuits of all endpoints are open.
         suspect: whether it is a part of a request that a single text may have caused to fail. The same failure
-            is then expected, and is not retried.
+            is then expected, and says nothing about the server.
+        worth_retrying: whether the same request may be sent again after an error. It is asked before the retry policy.
         usage_of: the usage that a response reports, None if it reports none.
     """
 
@@ -68,6 +73,7 @@ class Request(Generic[T]):
     fill: float = 0.0
     wait_when_open: bool = False
     suspect: bool = False
+    worth_retrying: Callable[[Request[T], LLMOptError], bool] = field(default=_always, repr=False)
     usage_of: Callable[[T], Usage | None] = field(default=_no_usage, repr=False)
 
 

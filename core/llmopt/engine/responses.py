@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from llmopt.errors import (
+    AttemptTimeout,
     AuthError,
     BadRequest,
     ContentFiltered,
@@ -20,6 +21,7 @@ from llmopt.errors import (
     LLMOptError,
     ProviderError,
     QuotaExhausted,
+    RequestTimeout,
     RequestTooLarge,
     ServerError,
     UnexpectedStatus,
@@ -187,6 +189,10 @@ def _hint(kind: VerdictKind, settings: Settings) -> str:
     return ""
 
 
+SLOW: Final = (AttemptTimeout, RequestTimeout)
+"""Errors of a request that took too long, here or at a gateway: a single slow text of a batch may be the cause."""
+_INPUT: Final = re.compile(r"[$./]*(?:body[./])?(?:inputs?|texts?|contents?|prompt|messages)\b")
+"""Names of the parameter that holds the texts: a refusal that names it may be about one of them."""
 _ITEM_REASONS: Final = frozenset({"count", "index", "non_finite", "type", "dimensions", "base64"})
 """Reasons of `InvalidResponse` that a single text of a batch can cause."""
 
@@ -194,7 +200,7 @@ _ITEM_REASONS: Final = frozenset({"count", "index", "non_finite", "type", "dimen
 def may_be_item_error(error: LLMOptError) -> bool:
     """Whether a single text of a batch may have caused the error, so that it helps to find that text.
 
-    A 400 or 422 that names a parameter concerns the whole request. Of the server errors only 500 counts: some
+    A 400 or 422 that names a parameter, other than that of the texts, concerns the whole request. Of the server errors only 500 counts: some
     servers answer it for a text that they cannot process.
     """
     if isinstance(error, InvalidResponse):
@@ -202,7 +208,8 @@ def may_be_item_error(error: LLMOptError) -> bool:
     if isinstance(error, (ItemTooLong, ItemRejected, ContentFiltered)):
         return True
     if isinstance(error, BadRequest):
-        return error.status in (400, 422) and error.param is None
+        of_texts = error.param is None or _INPUT.match(error.param) is not None
+        return error.status in (400, 422) and of_texts
     return isinstance(error, ServerError) and error.status == 500
 
 

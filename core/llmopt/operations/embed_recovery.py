@@ -1,24 +1,30 @@
-"""Recovery of a failed batch: split what is too large, and find the text that the provider refuses.
+"""Recovery of a failed batch: split what is too large, and find the text that is refused or slow.
 
 A batch is sent as one request. If that fails because it is too large, it is split into smaller requests. If the
 cause may be one of its texts, it is halved, level by level, until that text is alone: two requests a level. A
-text that succeeded is never sent again.
+text that succeeded is never sent again. A batch that took too long is retried in halves, and each level is one
+retry, but the search goes on as long as any part of the batch succeeds.
 
-Requests are sent by a function that the caller passes in, and awaited; there is no other I/O and no clock. A failure
-lowers the sizes in `AdaptiveBatchLimit`, which later calls share; all else belongs to one batch, but for the
-`SearchBudget` of the call.
+A refusal may also be about the call, whatever its texts: `CallRefusals` finds that out with a few requests.
+
+Requests are sent, and retries delayed, by functions that the caller passes in, and awaited; there is no other I/O and no
+clock. A failure lowers the sizes in `AdaptiveBatchLimit`, which later calls share; `SearchBudget` and `CallRefusals`
+belong to one call, all else to one batch.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from llmopt.engine.responses import may_be_item_error
+from llmopt.engine.responses import SLOW, may_be_item_error
 from llmopt.errors import (
-    AttemptTimeout,
     BadRequest,
     ContentFiltered,
+    InvalidResponse,
     ItemRejected,
     ItemTooLong,
     LLMOptError,
@@ -39,6 +45,8 @@ _FAR_LONGER: Final = 0.8
 """Of the longest text: texts of at least this share are searched first where no limit is stated."""
 _SUSPECT: Final = 0.7
 """Of a stated limit: a text estimated at this share may exceed it, because estimates are not exact."""
+_WITH_DIGIT: Final = re.compile(r"\S*\d\S*")
+"""Words that may differ between refusals of the same kind: numbers, positions, ids of requests."""
 Part = tuple[int, ...]
 """Positions in the batch of texts that are sent in one request."""
 
@@ -57,49 +65,124 @@ class SearchBudget:
         return True
 
 
+_WEIGHT_NEEDED: Final = 6
+
+
+class CallRefusals:
+    """Finds out whether refusals are about the call, such as a key or a parameter, and not about single texts.
+
+    That can be so only while nothing of the call was answered. Then each batch that is refused sends one of its texts
+    alone, one batch after the other, before any of them is searched. The refusal is that of the call when the same
+    words came for three batches and for a text of each; a server that refuses one text in ten refuses so once in a
+    thousand calls. A search in which no part of a batch succeeded counts as a batch, a batch of one text as half of one.
+
+    Attributes:
+        turn: held while a text is sent alone, and during the first search, from which the other batches learn.
+        searched: whether a search has ended.
+        searched_in_vain: whether a search has ended without any success.
+    """
+
+    def __init__(self) -> None:
+        self.turn: Final = asyncio.Lock()
+        self.searched = False
+        self.searched_in_vain = False
+        self._weights: Final[Counter[object]] = Counter()
+
+    def add(self, error: LLMOptError, *, texts: int) -> bool:
+        """Record the refusal of a batch of so many texts; whether it is now known to be that of the call."""
+        words = _words(error)
+        self._weights[words] += 2 if texts > 1 else 1
+        return self._weights[words] >= _WEIGHT_NEEDED
+
+    def was_seen(self, error: LLMOptError) -> bool:
+        """Record an error that proves nothing yet; whether the same words came before."""
+        words = _words(error)
+        seen = words in self._weights
+        self._weights.setdefault(words, 0)
+        return seen
+
+
+def may_concern_call(error: LLMOptError) -> bool:
+    """Whether an error may be about the call as well as about a text. Errors that may pass by themselves are not."""
+    if isinstance(error, InvalidResponse):
+        return True
+    return isinstance(error, BadRequest) and may_be_item_error(error)
+
+
+def same_words(first: LLMOptError, second: LLMOptError) -> bool:
+    """Whether two errors say the same, apart from numbers and ids."""
+    return _words(first) == _words(second)
+
+
+def _words(error: LLMOptError) -> tuple[object, ...]:
+    if isinstance(error, InvalidResponse):
+        # Its message may count the texts.
+        return type(error), error.reason
+    status, code = getattr(error, "status", None), getattr(error, "code", None)
+    return type(error), status, code, _WITH_DIGIT.sub("#", error.message)
+
+
 class Recovery:
     """Recovers one failed batch, with as many requests as it takes.
 
     Args:
-        send: sends the texts at some positions.
+        send: sends the texts at some positions; the second argument is whether a single text is known to be the cause
+            of the failure, because others of the batch succeeded.
         splitter: splits the batch.
         budget: bounds the search requests of the whole call.
         on_split: called for every part that is split, with its number of texts and the error.
+        pause: waits before a retry of what took too long; False if nothing may be retried any more.
+        max_retries: how often a single text that takes too long is sent again.
     """
 
     def __init__(
         self,
-        send: Callable[[Part], Awaitable[EmbeddedRows]],
+        send: Callable[[Part, bool], Awaitable[EmbeddedRows]],
         splitter: BatchSplitter,
         budget: SearchBudget,
         on_split: Callable[[int, LLMOptError], None],
+        pause: Callable[[LLMOptError], Awaitable[bool]],
+        max_retries: int,
     ) -> None:
         self._send: Final = send
         self._splitter: Final = splitter
         self._budget: Final = budget
         self._on_split: Final = on_split
+        self._pause: Final = pause
+        self._max_retries: Final = max_retries
         self._result: Final = BatchResult()
         self._searched: Final[list[Part]] = []
 
-    async def run(self, count: int, error: LLMOptError) -> BatchResult:
+    async def run(self, positions: Part, error: LLMOptError) -> BatchResult:
         """The vectors of all texts that can be embedded, and the errors of the others.
 
         Args:
-            count: number of texts in the batch.
+            positions: of the texts in the batch.
             error: of the request for all of them.
         """
-        failed: list[tuple[Part, LLMOptError]] = [(tuple(range(count)), error)]
+        failed: list[tuple[Part, LLMOptError]] = [(positions, error)]
         depth = 0
-        while level := [piece for part, error in failed for piece in self._pieces(part, error, depth)]:
-            errors = await gather_first_error([self._try(part) for part in level])
+        while failed and await self._may_go_on(failed):
+            level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
+            errors = await gather_first_error([self._try(part, error) for part in level])
             failed = [(part, error) for part, error in zip(level, errors, strict=True) if error is not None]
             depth += 1
         self._learn_sizes()
         return self._result
 
-    async def _try(self, part: Part) -> LLMOptError | None:
+    async def _may_go_on(self, failed: list[tuple[Part, LLMOptError]]) -> bool:
+        """Whether the parts of failed requests may be sent. What only took too long waits as any retry does."""
+        slow = next((error for _, error in failed if isinstance(error, SLOW)), None)
+        # Where other texts of the batch succeed, the server is well: the search goes on at once, and to its end.
+        if slow is None or self._result.rows or await self._pause(slow):
+            return True
+        for part, error in failed:
+            self._give_up(part, error)
+        return False
+
+    async def _try(self, part: Part, cause: LLMOptError) -> LLMOptError | None:
         try:
-            rows = await self._send(part)
+            rows = await self._send(part, not isinstance(cause, SLOW) or bool(self._result.rows))
         except LLMOptError as error:
             return error
         self._result.add(BatchResult(rows=[(part, rows)], requests=1))
@@ -113,12 +196,14 @@ class Recovery:
 
     def _pieces(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         """The parts to send instead of a failed one; none when its texts are given up."""
+        if len(part) == 1 and isinstance(error, SLOW) and depth < self._max_retries:
+            return [part]
         pieces = self._split(part, error, depth)
         # The same request again would fail again, for ever.
         if len(pieces) == 1 and len(pieces[0]) == len(part):
             pieces = []
         # Requests that are only smaller are always worth sending; the search for one text has a budget.
-        search = not isinstance(error, (RequestTooLarge, AttemptTimeout))
+        search = not isinstance(error, (RequestTooLarge, *SLOW)) and not self._fits_less(part)
         if not pieces or (search and not self._budget.spend(len(pieces))):
             self._give_up(part, error)
             return []
@@ -131,12 +216,16 @@ class Recovery:
         if isinstance(error, RequestTooLarge):
             self._splitter.refused(part, error.limit)
             return self._smaller(part)
-        if isinstance(error, AttemptTimeout):
-            timeouts = sum(attempt.outcome == AttemptTimeout.__name__ for attempt in error.attempts)
-            # A list, not any() over a generator: each of the timeouts counts.
-            smaller = [self._splitter.timed_out(part) for _ in range(timeouts)]
-            return self._smaller(part) if any(smaller) else []
+        if isinstance(error, SLOW):
+            self._splitter.timed_out(part)
+            return self._smaller(part)
+        if may_be_item_error(error) and self._fits_less(part):
+            # Another batch has shown meanwhile that this one was too large, whatever its error said.
+            return self._smaller(part)
         return self._search(part, error, depth) if len(part) > 1 and may_be_item_error(error) else []
+
+    def _fits_less(self, part: Part) -> bool:
+        return len(self._splitter.split(part)) > 1
 
     def _smaller(self, part: Part) -> list[Part]:
         if len(part) == 1:

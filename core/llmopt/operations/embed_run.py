@@ -23,11 +23,12 @@ from attrs import evolve
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
-from llmopt.engine.responses import may_be_item_error
+from llmopt.engine.responses import SLOW, may_be_item_error
 from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
 from llmopt.errors import (
     ClientClosed,
     DeadlineExceeded,
+    InvalidResponse,
     ItemTooLong,
     LLMOptError,
     LocalRejection,
@@ -47,10 +48,19 @@ from llmopt.operations.embed_batches import (
     merge_limits,
 )
 from llmopt.operations.embed_cache import EmbeddingCache
-from llmopt.operations.embed_recovery import BatchSplitter, Part, Recovery, SearchBudget
+from llmopt.operations.embed_recovery import (
+    BatchSplitter,
+    CallRefusals,
+    Part,
+    Recovery,
+    SearchBudget,
+    may_concern_call,
+    same_words,
+)
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
+from llmopt.policies.retry import NO_COST, GiveUp, RetryHistory, inside_attempt
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import BatchLimit, EmbedCall, Settings
@@ -116,6 +126,9 @@ class EmbedRun:
             self._coalescer = Coalescer(engine.singleflight, key, deadline)
         # Made at the first failure: most calls never need it.
         self._search_budget: SearchBudget | None = None
+        self._refusals: CallRefusals | None = None
+        self._answered = False
+        self._batches = 0
         self._fatal: LLMOptError | None = None
         self._adaptive: AdaptiveBatchLimit | None = None
         self._declared = _NO_LIMIT
@@ -214,6 +227,7 @@ class EmbedRun:
 
     async def send(self, texts: tuple[str, ...]) -> BatchResult:
         """Embed one batch of distinct texts. Errors of the provider are in the result, never raised."""
+        self._batches += 1
         too_long: dict[int, LLMOptError] = {}
         sent = texts
         # A provider would refuse the whole batch for one such text.
@@ -270,15 +284,84 @@ class EmbedRun:
         return result
 
     async def _recover(self, texts: tuple[str, ...], error: LLMOptError) -> BatchResult:
-        def send(part: Part) -> Awaitable[EmbeddedRows]:
-            return self._request(tuple(texts[at] for at in part), suspect=True)
+        everything = tuple(range(len(texts)))
+        if not may_concern_call(error):
+            return await self._split(texts, everything, error)
+        refusals = self._refusals = self._refusals or CallRefusals()
+        result = BatchResult()
+        if not self._answered and self._batches > 1:
+            async with refusals.turn:
+                result = await self._try_alone(texts, error, refusals)
+        done = {at for part, _ in result.rows for at in part}
+        rest = tuple(at for at in everything if at not in done)
+        async with refusals.turn:
+            if not refusals.searched:
+                result.add(await self._search(texts, rest, error, refusals))
+                return result
+        result.add(await self._search(texts, rest, error, refusals))
+        return result
+
+    async def _try_alone(
+        self, texts: tuple[str, ...], error: LLMOptError, refusals: CallRefusals
+    ) -> BatchResult:
+        """Send one text of a refused batch alone, if nothing of the call was answered yet."""
+        if self._answered or self._fatal is not None:
+            return BatchResult()
+        if len(texts) > 1 and may_be_item_error(error):
+            # Neither the shortest nor the longest text, which are refused more often than others.
+            at = sorted(range(len(texts)), key=lambda position: len(texts[position]))[len(texts) // 2]
+            try:
+                rows = await self._request((texts[at],), part=True, suspect=True)
+            except LLMOptError as alone:
+                if not same_words(alone, error):
+                    return BatchResult()
+            else:
+                return BatchResult(rows=[((at,), rows)], requests=1)
+        if refusals.add(error, texts=len(texts)):
+            self._fatal = error
+        return BatchResult()
+
+    async def _search(
+        self, texts: tuple[str, ...], positions: Part, error: LLMOptError, refusals: CallRefusals
+    ) -> BatchResult:
+        """Search a refused batch for the texts at fault, unless the refusal is that of the call."""
+        if self._fatal is not None or (refusals.searched_in_vain and not self._answered):
+            return BatchResult(errors={at: error.copy() for at in positions})
+        result = await self._split(texts, positions, error)
+        refusals.searched = True
+        if len(positions) > 1 and may_be_item_error(error) and not self._answered:
+            refusals.searched_in_vain = True
+            if refusals.add(error, texts=len(texts)):
+                self._fatal = error
+        return result
+
+    async def _split(self, texts: tuple[str, ...], positions: Part, error: LLMOptError) -> BatchResult:
+        def send(part: Part, suspect: bool) -> Awaitable[EmbeddedRows]:  # noqa: FBT001 - a callback
+            return self._request(tuple(texts[at] for at in part), part=True, suspect=suspect)
 
         splitter = BatchSplitter(
             texts, self._estimator.estimate, self.limit, self._adaptive, self._report_limit
         )
         self._search_budget = self._search_budget or SearchBudget()
-        recovery = Recovery(send, splitter, self._search_budget, self._report_split)
-        return await recovery.run(len(texts), error)
+        pause = partial(self._pause, RetryHistory())
+        retries = self._config.max_retries if self._config.flags.retry else 0
+        recovery = Recovery(send, splitter, self._search_budget, self._report_split, pause, retries)
+        return await recovery.run(positions, error)
+
+    async def _pause(self, history: RetryHistory, error: LLMOptError) -> bool:
+        """Wait before a retry, as the retry policy says; False if it says that there should be none."""
+        policies = self._engine.endpoints(self._provider)[0].policies
+        decision = policies.retry_policy.decide(error, history, self._deadline)
+        if isinstance(decision, GiveUp):
+            # Without retries the batch is searched all the same, because others of its texts should not be lost.
+            once = decision.reason == "attempts" and history.last_cost is None
+            history.last_cost = NO_COST
+            return once
+        if inside_attempt() or not policies.retry_budget.acquire(decision.cost):
+            return False
+        history.add(decision)
+        await self._engine.clock.sleep(decision.delay)
+        return True
 
     def _report_split(self, items: int, error: LLMOptError) -> None:
         provider, cause = self._provider.name, type(error).__name__
@@ -295,11 +378,14 @@ class EmbedRun:
             source=change.source,
         )
 
-    async def _request(self, texts: tuple[str, ...], *, suspect: bool = False) -> EmbeddedRows:
+    async def _request(
+        self, texts: tuple[str, ...], *, part: bool = False, suspect: bool = False
+    ) -> EmbeddedRows:
         """Send one request.
 
         Args:
             texts: the texts.
+            part: whether they are a part of a batch that failed.
             suspect: whether one of them is suspected to make requests fail.
         """
         if self._fatal is not None:
@@ -327,6 +413,7 @@ class EmbedRun:
                 fill=self._fill(len(texts)),
                 wait_when_open=self._wait_when_open,
                 suspect=suspect,
+                worth_retrying=_part_is_worth_retrying if part else self._is_worth_retrying,
                 usage_of=_usage_of,
             ),
         )
@@ -334,6 +421,17 @@ class EmbedRun:
         if self._cache is not None:
             await self._cache.store(texts, rows)
         return rows
+
+    def _is_worth_retrying(self, request: Request[EmbeddedRows], error: LLMOptError) -> bool:
+        """Whether a batch is sent again as it is, before its recovery."""
+        if isinstance(error, SLOW):
+            # It is retried in halves.
+            return request.items == 1
+        if not isinstance(error, InvalidResponse) or self._answered:
+            return True
+        # A response that is wrong in the same way for two batches is not wrong by chance.
+        self._refusals = self._refusals or CallRefusals()
+        return not self._refusals.was_seen(error)
 
     def _parse(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
         rows = self._provider.hooks.parse_embeddings(call, response, settings)
@@ -347,6 +445,7 @@ class EmbedRun:
         return EmbeddedRows(vectors=ordered, usage=rows.usage, model=rows.model)
 
     def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
+        self._answered = True
         # The length that a caller asks for says nothing about the model's own.
         if self._call.dimensions is None:
             self._state.dimensions = int(rows.vectors.shape[1])
@@ -460,6 +559,11 @@ def _options_key(call: EmbedCall) -> OptionsKey:
     if not call.extra:
         return call.dimensions, call.input_type, b""
     return call.dimensions, call.input_type, msgspec.json.encode(dict(call.extra), order="sorted")
+
+
+def _part_is_worth_retrying(_: Request[EmbeddedRows], error: LLMOptError) -> bool:
+    # A part is a retry itself, and the same failure is expected of the one with the text at fault.
+    return not (may_be_item_error(error) or isinstance(error, SLOW))
 
 
 def _next_batch_may_succeed(error: LLMOptError) -> bool:
