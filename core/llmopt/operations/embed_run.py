@@ -60,7 +60,7 @@ from llmopt.operations.embed_recovery import (
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
-from llmopt.policies.retry import NO_COST, GiveUp, RetryHistory, inside_attempt
+from llmopt.policies.retry import GiveUp, RetryDecision, RetryHistory, inside_attempt
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import BatchLimit, EmbedCall, Settings
@@ -77,6 +77,7 @@ _MAX_RESPONSE_BYTES: Final = 512 << 20
 _MAX_OPTIONS: Final = 64
 """Combinations of options per model whose limits are remembered; a program may have one for each of its users."""
 _NO_LIMIT: Final = BatchLimit()
+_SEARCH_LEVEL: Final = RetryDecision(delay=0.0, reason="timeout")
 _usage_of: Final[Callable[[EmbeddedRows], Usage | None]] = attrgetter("usage")
 
 
@@ -119,6 +120,7 @@ class EmbedRun:
         self._open_cache: Final = cache
         self._cache: EmbeddingCache | None = None
         self._config: Final = engine.endpoints(provider)[0].config
+        self._max_retries: Final = self._config.max_retries if self._config.flags.retry else 0
         self._options: Final = _options_key(call)
         self._coalescer: Coalescer | None = None
         if self._config.flags.coalesce:
@@ -344,19 +346,21 @@ class EmbedRun:
         )
         self._search_budget = self._search_budget or SearchBudget()
         pause = partial(self._pause, RetryHistory())
-        retries = self._config.max_retries if self._config.flags.retry else 0
-        recovery = Recovery(send, splitter, self._search_budget, self._report_split, pause, retries)
+        recovery = Recovery(send, splitter, self._search_budget, self._report_split, pause, self._max_retries)
         return await recovery.run(positions, error)
 
     async def _pause(self, history: RetryHistory, error: LLMOptError) -> bool:
         """Wait before a retry, as the retry policy says; False if it says that there should be none."""
         policies = self._engine.endpoints(self._provider)[0].policies
-        decision = policies.retry_policy.decide(error, history, self._deadline)
+        decision: RetryDecision | GiveUp = GiveUp(reason="attempts")
+        if self._max_retries:
+            decision = policies.retry_policy.decide(error, history, self._deadline)
         if isinstance(decision, GiveUp):
-            # Without retries the batch is searched all the same, because others of its texts should not be lost.
-            once = decision.reason == "attempts" and history.last_cost is None
-            history.last_cost = NO_COST
-            return once
+            # One level more than there are retries, up to two: two slow texts are often in different halves.
+            levels = min(2, self._max_retries + 1)
+            if decision.reason != "attempts" or history.counted >= levels:
+                return False
+            decision = _SEARCH_LEVEL
         if inside_attempt() or not policies.retry_budget.acquire(decision.cost):
             return False
         history.add(decision)

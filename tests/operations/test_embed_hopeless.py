@@ -1,0 +1,194 @@
+"""Refusals that no text causes: a call that cannot succeed ends after a few requests, and others are not given up."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llmopt
+from llmopt.errors import BadRequest, InvalidResponse, ServerError
+from llmopt.operations.embed_recovery import CallRefusals, may_concern_call, same_words
+from llmopt.testing.clock import SimulatedClock, run_simulated
+from tests.support.configuration import provider_config
+from tests.support.faults import Answer, FaultServer, MaxItems, Poison, Request, answer_openai, error_answer
+from tests.support.faults.openai import embeddings_payload
+from tests.support.faults.response import json_answer
+from tests.support.faults.script import Reply
+from tests.support.scale import scaled
+
+TEXTS = [f"text number {number}" for number in range(scaled(1_000, nightly=5_000))]
+MODEL = "server/m"
+DICE = random.Random(5)
+
+
+def config(server: FaultServer, **entry: Any) -> dict[str, Any]:
+    return provider_config(server, **{"plugin": "compatible", "retry_delay": 0.001, **entry})
+
+
+def with_id(text: str) -> Answer:
+    """A refusal whose words hold the id of the request, so that no two are equal."""
+    return json_answer(
+        {"message": f"{text} (request id: 2026{DICE.randrange(10**12)})", "code": 400}, status=400
+    )
+
+
+def short_vectors(request: Request) -> Answer:
+    """A server that ignores ``dimensions``."""
+    payload = embeddings_payload(request)
+    for entry in payload["data"]:
+        entry["embedding"] = [0.5, 0.5, 0.5]
+    return json_answer(payload)
+
+
+HOPELESS: dict[str, Callable[[Request], Reply]] = {
+    "a wrong key, answered 400": lambda _: error_answer(400, "The credentials look odd."),
+    "a parameter without its name": lambda _: json_answer(
+        {"object": "error", "message": "m does not support matryoshka representation", "code": 400}, status=400
+    ),
+    "a parameter in FastAPI's words": lambda _: json_answer(
+        {"detail": [{"loc": ["body", "dimensions"], "msg": "extra fields not permitted", "type": "extra"}]}, status=422
+    ),
+    "words with an id": lambda _: with_id("something about this account is wrong"),
+    "not implemented": lambda _: Answer(501, b"not implemented", []),
+    "no such method": lambda _: Answer(405, b"method not allowed", []),
+    "a page": lambda _: Answer(200, b"<html>please sign in</html>", [("content-type", "text/html")]),
+    "vectors of another length": short_vectors,
+    "no vectors": lambda _: json_answer({"object": "list", "data": []}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOPELESS)
+@pytest.mark.parametrize("concurrency", [1, 3, 16])
+@pytest.mark.parametrize("way", ["embed", "embed_iter"])
+async def test_a_hopeless_call_costs_a_handful_of_requests(case: str, concurrency: int, way: str) -> None:
+    """Whatever is in flight at once, and a few more; the error has the server's words."""
+    async with FaultServer() as server:
+        server.default(HOPELESS[case])
+        keys = config(server, max_concurrency=concurrency, flags={"breaker": False})
+        async with llmopt.AsyncClient(keys, cache=False) as client:
+            if way == "embed":
+                with pytest.raises((BadRequest, InvalidResponse, llmopt.PartialFailure)) as caught:
+                    await client.embed(MODEL, TEXTS, dimensions=2)
+                error = caught.value
+                if isinstance(error, llmopt.PartialFailure):
+                    assert len(error.result.errors) == len(TEXTS)
+            else:
+                async with client.embed_iter(MODEL, TEXTS, dimensions=2, errors="return") as parts:
+                    failed = [at async for part in parts for at in part.errors]
+                assert failed == list(range(len(TEXTS)))
+        assert len(server.requests) <= 20
+
+
+async def test_batches_of_one_text_too() -> None:
+    """There a batch says as little as a text, so a few more are needed."""
+    async with FaultServer() as server:
+        server.default(HOPELESS["a parameter without its name"])
+        keys = config(server, max_batch_size=1, max_concurrency=2)
+        async with llmopt.AsyncClient(keys, cache=False) as client:
+            with pytest.raises(BadRequest, match="matryoshka"):
+                await client.embed(MODEL, TEXTS)
+    assert len(server.requests) <= 8
+
+
+async def test_the_next_call_is_asked_anew() -> None:
+    """What was refused to one call says nothing about another one."""
+    async with FaultServer() as server:
+        server.default(HOPELESS["words with an id"])
+        async with llmopt.AsyncClient(config(server), cache=False) as client:
+            with pytest.raises(llmopt.LLMOptError):
+                await client.embed(MODEL, TEXTS)
+            server.default(answer_openai)
+            assert (await client.embed(MODEL, TEXTS)).errors == {}
+
+
+class Dislikes:
+    """Refuses every request with one of these texts, in the same words."""
+
+    def __init__(self, texts: frozenset[str], param: str | None) -> None:
+        self.texts, self.param = texts, param
+
+    def __call__(self, request: Request) -> Reply:
+        if self.texts.isdisjoint(request.json()["input"]):
+            return answer_openai(request)
+        return json_answer({"error": {"message": "Invalid input.", "param": self.param}}, status=400)
+
+
+@settings(max_examples=scaled(15, nightly=200), deadline=None)
+@given(
+    bad=st.sets(st.integers(0, 9), max_size=4).map(lambda batches: {8 * batch for batch in batches})
+    | st.sets(st.integers(0, 79), max_size=4),
+    concurrency=st.sampled_from([1, 2, 16]),
+    param=st.sampled_from([None, "input", "input[3]", "$.input"]),
+)
+def test_a_few_bad_texts_cost_themselves_alone(bad: set[int], concurrency: int, param: str | None) -> None:
+    """Also where the first batches all have one, and nothing was answered before."""
+
+    async def main(clock: SimulatedClock) -> None:
+        texts = TEXTS[:80]
+        async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
+            server.default(Dislikes(frozenset(texts[at] for at in bad), param))
+            keys = config(server, max_batch_size=8, max_concurrency=concurrency)
+            async with llmopt.AsyncClient(keys, clock=clock, cache=False) as client:
+                result = await client.embed(MODEL, texts, errors="return")
+            assert set(result.errors) == bad
+
+    run_simulated(main)
+
+
+async def test_a_first_batch_that_is_bad_as_a_whole() -> None:
+    """Three batches in a row of refused texts end a call; one alone does not."""
+    async with FaultServer() as server:
+        server.default(Poison(*TEXTS[:32]))
+        keys = config(server, max_concurrency=1)
+        async with llmopt.AsyncClient(keys, cache=False) as client:
+            result = await client.embed(MODEL, TEXTS[:320], errors="return")
+    assert set(result.errors) == set(range(32))
+
+
+async def test_a_size_that_nobody_stated_is_found_by_one_batch_for_all() -> None:
+    """Sixteen batches are refused at once; the others learn from the first, and no text is lost."""
+    async with FaultServer() as server:
+        server.default(MaxItems(5, state_limit=False))
+        async with llmopt.AsyncClient(config(server), cache=False) as client:
+            result = await client.embed(MODEL, TEXTS)
+    assert result.errors == {}
+    assert len(server.requests) <= 16 + 20 + 1.5 * len(TEXTS) / 5
+
+
+@given(st.text(), st.integers(0, 10**9), st.integers(0, 10**9))
+def test_numbers_and_ids_are_no_words(words: str, first: int, second: int) -> None:
+    """Two refusals that differ in them alone are the same."""
+    errors = [BadRequest(f"{words} (request req-{number}x)", status=400) for number in (first, second)]
+    assert same_words(*errors)
+    assert not same_words(errors[0], BadRequest(f"{words} (request req-{first}x)", status=422))
+    assert not same_words(errors[0], BadRequest(f"{words} otherwise (request req-{first}x)", status=400))
+
+
+def test_what_can_be_the_calls() -> None:
+    """Nothing that may pass by itself, and nothing that the provider says of a text."""
+    assert may_concern_call(BadRequest("no", status=400))
+    assert may_concern_call(InvalidResponse("no", reason="json"))
+    assert not may_concern_call(ServerError("no", status=500))
+    assert not may_concern_call(llmopt.ItemRejected("no", status=400))
+    assert not may_concern_call(llmopt.RateLimited("no", status=429))
+
+
+def test_how_much_makes_it_the_calls() -> None:
+    """Three batches, or six texts of their own, in the same words."""
+    for texts, needed in ((32, 3), (1, 6)):
+        refusals = CallRefusals()
+        errors = (BadRequest(f"no {number}", status=400) for number in range(needed))
+        assert [refusals.add(error, texts=texts) for error in errors] == [False] * (needed - 1) + [True]
+    refusals = CallRefusals()
+    assert not any(refusals.add(BadRequest(word, status=400), texts=32) for word in ("a", "b", "c", "d"))
+
+
+def test_the_body_is_json() -> None:
+    """The refusals above are what they should be."""
+    assert json.loads(with_id("no").body)["message"].startswith("no (request id: ")
