@@ -11,9 +11,9 @@ So the connection is closed and the thread ended before a fork, and each side op
 In the child of a fork outside `os.fork`, by a C extension, the store stays empty.
 
 Files are accessed on that thread only (but in the caller's while the interpreter exits), and callers await it; it is
-started at first use. The default folder depends on the environment. A lock guards the buffer and the worker, so that
-event loops in several threads may share a store. Both clocks are passed in, by default the system's. Faults go to the
-log.
+started at first use. `put` returns before anything is written. The default folder depends on the environment. A lock
+guards the buffer and the worker, so that event loops in several threads may share a store. Both clocks are passed in,
+by default the system's. Faults go to the log.
 """
 
 from __future__ import annotations

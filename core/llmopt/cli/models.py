@@ -2,7 +2,7 @@
 
 The lists come from `llmopt.Client`, which reads the configuration and the environment, and sends requests unless
 ``--offline`` is given; this file selects and prints. The progress line on standard error is updated by events, on the
-client's thread.
+client's thread. rich is imported for it at first use.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ timeouts by model, the concurrency limit by event loop.
 
 No I/O. Nothing here awaits but the limiters' own waits, and the monotonic clock is passed in. All calls of a client
 share these objects, also from event loops in several threads, without a lock: each policy is created by an atomic
-``dict.setdefault``.
+``dict.setdefault``. Only jitter is random.
 """
 
 from __future__ import annotations

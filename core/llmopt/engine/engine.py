@@ -2,7 +2,8 @@
 
 The network is accessed by the transports of the endpoints; `run`, `open` and `aclose` await them. All calls of a
 client share the engine, also from event loops in several threads: there is no lock, and shared dicts and sets are
-changed by atomic operations only. The clock is the one that is passed in, else the system's.
+changed by atomic operations only. The clock is the one that is passed in, else the system's. Events go to the user's
+listener (`llmopt.engine.telemetry`).
 """
 
 from __future__ import annotations

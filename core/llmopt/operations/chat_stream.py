@@ -4,8 +4,9 @@
 `llmopt.client.sync_streams.SyncChatStream` adds synchronous iteration.
 
 Opening and reading await the engine's connection; there is no other I/O and no clock. A complete reply teaches the
-token estimator of the model, which other calls share. A stream has no lock: a second reader gets an error. One that
-is deleted while open warns, and closes its connection on the loop that opened it.
+token estimator of the model, which other calls share. A tool call without an id gets a random one. A stream has no
+lock: a second reader gets an error. One that is deleted while open warns, and closes its connection on the loop that
+opened it.
 """
 
 from __future__ import annotations

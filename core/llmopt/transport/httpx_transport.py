@@ -1,6 +1,7 @@
 """Adapters to httpx: send requests over any httpx transport, or use our pool as an httpx transport.
 
-The only file of the core that imports httpx, because that import is slow and not always needed.
+The only file of the core that imports httpx, besides the fakes of `llmopt.testing`, because that import is slow and
+not always needed.
 
 The network access is that of the httpx transport, or of the pool, and is awaited. `HttpxSender` may run a request in
 a task of its own, which outlives a cancelled caller until it has ended, and closes responses in background tasks.
