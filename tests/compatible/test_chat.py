@@ -123,6 +123,25 @@ def test_tool_calls() -> None:
     assert result.tool_calls == (ToolCall(id="a", name="f"),)
 
 
+def test_typed_parts_under_other_names() -> None:
+    """Gateways pass on the names of other interfaces."""
+    content = [{"type": "reasoning_text", "text": "hm"}, {"type": "output_text", "text": "a"}]
+    event = one(delta(content=content))
+    assert (event.text, event.reasoning) == ("a", "hm")
+
+
+def test_tool_calls_in_other_forms() -> None:
+    """A custom tool gets free text; some servers leave out the inner object."""
+    calls = [
+        {"index": 0, "id": "a", "type": "custom", "custom": {"name": "f", "input": "free text"}},
+        {"index": 1, "id": "b", "name": "g", "arguments": "{}"},
+    ]
+    assert one(delta(tool_calls=calls)).tool_calls == (
+        ToolCallPart(index=0, id="a", name="f", arguments="free text"),
+        ToolCallPart(index=1, id="b", name="g", arguments="{}"),
+    )
+
+
 def test_the_first_choice_is_read() -> None:
     """The one with index 0, whatever its position; the others are in raw."""
     choices = [{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "a"}}]

@@ -465,8 +465,13 @@ def _typed_parts(content: object) -> MessageContent:
         kind = part.get("type", "text")
         if kind == "thinking":
             texts["thinking"].append(_thinking(part.get("thinking")))
-        elif kind in ("text", "refusal"):
+        elif kind == "refusal":
             texts[kind].append(_checked_text(part.get(kind), kind))
+        # "output_text" is the word of another API, which some gateways pass on.
+        elif kind in ("text", "output_text"):
+            texts["text"].append(_checked_text(part.get("text"), "text"))
+        elif isinstance(kind, str) and kind.startswith(("reasoning", "thought")):
+            texts["thinking"].append(_reasoning(part))
     text, reasoning, refusal = ("".join(parts) for parts in texts.values())
     return MessageContent(text, reasoning, refusal)
 
@@ -487,9 +492,8 @@ def _tool_calls(value: object) -> tuple[ToolCallPart, ...]:
 
 
 def _tool_call(entry: Mapping[str, Any], position: int) -> ToolCallPart:
-    function = entry.get("function")
-    if function is None:
-        function = {}
+    # Free text for a custom tool; some servers leave the inner object out.
+    function = next((entry[key] for key in ("function", "custom") if entry.get(key) is not None), entry)
     if not isinstance(function, Mapping):
         raise _wrong_type("function")
     index = entry.get("index")
@@ -498,7 +502,7 @@ def _tool_call(entry: Mapping[str, Any], position: int) -> ToolCallPart:
         index=_tool_index(index, position),
         id=_checked_text(entry.get("id"), "id"),
         name=_checked_text(function.get("name"), "name"),
-        arguments=arguments_json(function.get("arguments")),
+        arguments=arguments_json(function.get("arguments", function.get("input"))),
     )
 
 
