@@ -48,6 +48,11 @@ def _shapes(code: Any) -> st.SearchStrategy[dict[str, Any] | list[Any]]:
         {"status": "failure", "message": WORDS},
         {"fault": {"faultstring": WORDS}},
         {"Response": {"Error": {"Code": code, "Message": WORDS}}},
+        {"header": {"code": code, "message": WORDS, "sid": "x"}},
+        {"Message": WORDS, "Code": code},
+        {"__type": "ThrottlingException", "message": WORDS},
+        {"errorMessage": WORDS, "errorType": "X"},
+        {"promptFeedback": {"blockReason": "SAFETY"}},
         {"type": "response.failed", "response": {"error": {"code": code, "message": WORDS}}},
     ]
     return st.sampled_from([*shapes, *([shape] for shape in shapes)])
@@ -109,6 +114,11 @@ def test_what_names_itself_otherwise_is_merely_unknown(
         {"error": None, "errors": [], "error_code": 0, "error_msg": ""},
         {"code": 200, "msg": "ok", "data": {}},
         {"type": "lookup.result", "status": 404},
+        {"object": "chat.completion.chunk", "status": "completed"},
+        {"header": {"code": 0, "message": "Success", "sid": "x"}},
+        {"promptFeedback": {}},
+        ["text"],
+        7,
     ],
 )
 def test_what_is_no_error(value: Any) -> None:

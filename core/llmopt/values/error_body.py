@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 from attrs import field, frozen
 
-from llmopt.values.error_shape import is_error
+from llmopt.values.error_shape import is_error, plain_keys
 from llmopt.values.secret import repr_code, repr_size
 
 _MAX_MESSAGE: Final = 500
@@ -95,7 +95,7 @@ def read_error_body(body: bytes, charset: str = "") -> ErrorBody:
     # The text of what was cut off or is no JSON has the words too, and its codes.
     words = reader.words(_pairs(text) if value is None else value, 0) or _without_markup(text)
     root = value if isinstance(value, dict) else {}
-    chain = [_plain_keys(each) for each in _chain(root)]
+    chain = [plain_keys(each) for each in _chain(root)]
     error = root.get("error")
     return ErrorBody(
         message=_shortened(words),
@@ -141,7 +141,7 @@ class _Reader:
         if depth > _MAX_DEPTH:
             return ""
         if isinstance(value, Mapping):
-            return self._object(_plain_keys(value), depth)
+            return self._object(plain_keys(value), depth)
         if isinstance(value, list):
             return "; ".join(filter(None, [self.words(each, depth + 1) for each in value[:_MAX_ENTRIES]]))
         return ""
@@ -199,21 +199,13 @@ def _joined(parts: Iterable[str]) -> str:
     return ": ".join(kept)
 
 
-def _plain_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """The object with its keys in lower case, without underscores and hyphens; of equal ones the first counts."""
-    plain: dict[str, Any] = {}
-    for key, each in value.items():
-        plain.setdefault(str(key).lower().replace("_", "").replace("-", ""), each)
-    return plain
-
-
 def _chain(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The objects from the error itself outwards; the code of the innermost one is the most exact."""
     chain: list[Mapping[str, Any]] = []
     level: object = value
     while isinstance(level, Mapping) and len(chain) <= _MAX_DEPTH:
         chain.insert(0, level)
-        keys = _plain_keys(level)
+        keys = plain_keys(level)
         level = next(
             (inner for key in _INNER if (inner := _inner_object(key, keys.get(key))) is not None), None
         )

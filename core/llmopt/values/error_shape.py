@@ -7,27 +7,18 @@ and by the kind of their values, never by the words of one provider. Pure: no I/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-_ERROR_KEYS: Final = (
-    "error",
-    "Error",
-    "errors",
-    "fault",
-    "error_code",
-    "error_msg",
-    "error_message",
-    "errorMessage",
-)
-"""Keys that hold an error whenever they hold something."""
-_NESTED_KEYS: Final = ("Response", "response")
-"""Keys below which some servers put the whole body."""
+_ERROR_KEYS: Final = ("error", "errors", "fault", "errorcode", "errormsg", "errormessage")
+"""Keys that hold an error whenever they hold something; all keys are compared as `plain_keys` gives them."""
+_NESTED_KEYS: Final = ("response", "header")
+"""Keys below which some servers put what others write at the top."""
 _NAME_KEYS: Final = ("object", "type", "event", "status")
 """Keys that say what a value is."""
-_CODE_KEYS: Final = ("code", "statusCode", "status_code")
+_CODE_KEYS: Final = ("code", "statuscode")
 _WORD_KEYS: Final = ("message", "detail", "title")
-_NAMES_ERROR: Final = re.compile(r"error|exception|fail(?:ed|ure)|^about:", re.IGNORECASE)
+_NAMES_ERROR: Final = re.compile(r"error|exception|fail(?:ed|ure)?\b|^about:", re.IGNORECASE)
 _ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 # 0 and the statuses of HTTP; some providers write 20000.
 _SUCCESS: Final = re.compile(r"0*|2[0-9][0-9]|20000|ok|success|none", re.IGNORECASE | re.ASCII)
@@ -47,56 +38,80 @@ def is_error(value: object) -> bool:
         return any(is_error(each) for each in value if isinstance(each, dict))
     if not isinstance(value, dict):
         return False
+    keys = plain_keys(value)
     # Truthy: some servers send ``"error": null`` with every event.
-    if value.get("error") or _base_resp_failed(value.get("base_resp")):
+    if keys.get("error") or _failed_beside_an_answer(keys):
         return True
-    if value.get("choices") or (isinstance(value.get("data"), list) and value["data"]):
+    if keys.get("choices") or (isinstance(keys.get("data"), list) and keys["data"]):
         return False
-    nested = (inner for key in _NESTED_KEYS if isinstance(inner := value.get(key), dict))
     return (
-        _has_error_key(value)
-        or value.get("success") is False
-        or value.get("ok") is False
-        or _is_blocked(value.get("promptFeedback"))
-        or any(_names_error(value.get(key)) for key in _NAME_KEYS)
-        or any(_has_error_key(inner) for inner in nested)
-        or _is_bare_error(value)
+        _has_error_key(keys)
+        or False in (keys.get("success"), keys.get("ok"))
+        or any(_names_error(keys.get(key)) for key in _NAME_KEYS)
+        or any(_has_error_key(inner) or _has_failed_code(inner) for inner in _nested(keys))
+        or _has_failed_code(keys)
+        or _has_bare_words(keys)
     )
 
 
-def _has_error_key(value: Mapping[str, Any]) -> bool:
-    return any(not _is_success(value.get(key)) for key in _ERROR_KEYS)
+def plain_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """The object with its keys in lower case, without underscores and hyphens; of equal ones the first counts."""
+    plain: dict[str, Any] = {}
+    for key, each in value.items():
+        plain.setdefault(str(key).lower().replace("_", "").replace("-", ""), each)
+    return plain
 
 
-def _base_resp_failed(value: object) -> bool:
-    """Whether MiniMax's ``base_resp``, which every answer of it has, states another status than success."""
-    return isinstance(value, dict) and not _is_success(value.get("status_code"))
-
-
-def _is_blocked(feedback: object) -> bool:
-    """Whether a reply has no choice because a filter refused the prompt (Gemini)."""
+def _failed_beside_an_answer(keys: Mapping[str, Any]) -> bool:
+    """Whether a part that every answer of MiniMax or Gemini may have states another status than success."""
+    base, feedback = keys.get("baseresp"), keys.get("promptfeedback")
+    if isinstance(base, dict) and any(not _is_success(code) for code in _codes(plain_keys(base))):
+        return True
     return isinstance(feedback, dict) and bool(feedback.get("blockReason"))
+
+
+def _has_error_key(keys: Mapping[str, Any]) -> bool:
+    return any(not _is_success(keys.get(key)) for key in _ERROR_KEYS)
+
+
+def _nested(keys: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    return (plain_keys(inner) for key in _NESTED_KEYS if isinstance(inner := keys.get(key), dict))
 
 
 def _names_error(kind: object) -> bool:
     return isinstance(kind, str) and bool(_NAMES_ERROR.search(kind))
 
 
-def _is_bare_error(value: Mapping[str, Any]) -> bool:
-    """Whether a value without any key for errors has the code or the words of one."""
+def _has_failed_code(keys: Mapping[str, Any]) -> bool:
+    """Whether a value has the code of a failure, with words or as the status of an error."""
+    codes = _codes(keys)
+    if _words(keys) or isinstance(keys.get("msg"), str):
+        return any(not _is_success(code) for code in codes)
+    return not _names_itself(keys) and any(_ERROR_STATUS.fullmatch(str(code)) for code in codes)
+
+
+def _has_bare_words(keys: Mapping[str, Any]) -> bool:
+    """Whether a value has words and no code, and does not name itself."""
+    words = _words(keys)
+    # Several kinds of words are the problem details of RFC 9457, whose type may be any URI.
+    return len(words) > 1 or bool(words and not _codes(keys) and not _names_itself(keys))
+
+
+def _codes(keys: Mapping[str, Any]) -> list[int | str]:
+    codes = [code for key in _CODE_KEYS if type(code := keys.get(key)) in (int, str)]
+    # As text it is the name of a state.
+    return [*codes, keys["status"]] if type(keys.get("status")) is int else codes
+
+
+def _words(keys: Mapping[str, Any]) -> list[str]:
     # The message of a conversation is an object.
-    if isinstance(value.get("message"), dict):
-        return False
-    codes = [code for key in _CODE_KEYS if type(code := value.get(key)) in (int, str)]
-    if type(status := value.get("status")) is int:
-        codes.append(status)
-    words = [key for key in _WORD_KEYS if isinstance(value.get(key), (str, list, dict)) and value[key]]
-    names_itself = any(isinstance(name := value.get(key), str) and name for key in _NAME_KEYS)
-    if words or isinstance(value.get("msg"), str):
-        states_code = any(not _is_success(code) for code in codes)
-        # Several kinds of words are the problem details of RFC 9457, whose type may be any URI.
-        return states_code or len(words) > 1 or bool(words and not codes and not names_itself)
-    return not names_itself and any(_ERROR_STATUS.fullmatch(str(code)) for code in codes)
+    if isinstance(keys.get("message"), dict):
+        return []
+    return [key for key in _WORD_KEYS if isinstance(keys.get(key), (str, list, dict)) and keys[key]]
+
+
+def _names_itself(keys: Mapping[str, Any]) -> bool:
+    return any(isinstance(keys.get(key), str) and keys[key] for key in _NAME_KEYS)
 
 
 def _is_success(value: object) -> bool:
