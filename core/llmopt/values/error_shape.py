@@ -98,9 +98,9 @@ def _has_bare_words(keys: Mapping[str, Any]) -> bool:
 
 
 def _codes(keys: Mapping[str, Any]) -> list[int | str]:
-    codes = [code for key in _CODE_KEYS if type(code := keys.get(key)) in (int, str)]
+    codes: list[int | str] = [code for key in _CODE_KEYS if isinstance(code := keys.get(key), int | str)]
     # As text it is the name of a state.
-    return [*codes, keys["status"]] if type(keys.get("status")) is int else codes
+    return [*codes, keys["status"]] if isinstance(keys.get("status"), int) else codes
 
 
 def _words(keys: Mapping[str, Any]) -> list[str]:
