@@ -1,8 +1,8 @@
 """``llmopt doctor`` and ``llmopt plugins``: check configuration, keys, plugins and endpoints.
 
 Both read the configuration and the environment, import the installed plugins and call their cheap hooks, and print.
-Unless ``--offline`` is given, `doctor` also asks each endpoint that has its key for the list of models, and measures
-that by the monotonic clock; `plugins` never sends a request.
+Unless ``--offline`` is given, `doctor` also asks each endpoint that has its key, or needs none, for the list of
+models, and measures that by the monotonic clock; `plugins` never sends a request.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Making a client reads the configuration file and the environment, in the caller's thread. The first call starts the
 thread, which then does all I/O while the caller blocks; a lock guards its start and its end, so that several threads
-may use one client. Lists of models that are fresh in memory are returned without it. After a fork, a child starts
-with new objects.
+may use one client. A list of models that is fresh in memory is returned in the caller's thread. After a fork, a child
+starts with new objects.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 A batch passes, in this order: texts that are certainly too long are set aside; texts that another call is embedding
 are waited for (`Coalescer`); the others are sent through the engine; what fails is recovered (`embed_recovery`); what
-was learned is saved. Network access goes through the engine, and files through the cache store, only; both are
-awaited. Requests run in tasks of the event loop. Calls share the state of the model, and the requests for equal texts
-on one event loop, without a lock. The plugin's hooks `batch_limit` and `parse_embeddings` run here; large responses
-are parsed in a worker thread. Deadlines and pauses before retries use the engine's clock; a pause takes from the
-endpoint's retry budget, which all calls share. A lock of the call lets one of its batches at a time be searched
-first.
+was learned is saved.
+
+Network access goes through the engine, and files through the cache store, only; both are awaited. Requests run in
+tasks of the event loop. Calls share the state of the model, and the requests for equal texts on one event loop,
+without a lock. The plugin's hooks `batch_limit` and `parse_embeddings` run here; large responses are parsed in a
+worker thread. Deadlines and pauses before retries use the engine's clock; a pause takes from the endpoint's retry
+budget, which all calls share. A lock of the call lets one of its batches at a time be searched first.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 pluggy's hook relay is untyped and costs 2 to 10 µs per call: it copies its list of implementations, builds a
 dictionary and looks for wrappers each time. The implementations do not change once the provider is made, so `bind`
-resolves them once. This file does no I/O, and hooks do none either, except that a table in the plugin's package is
-read once, at first use (`llmopt.known_models`). All calls share the hooks of a provider, also from several threads
-and from worker threads; nothing changes after they are bound, so there is no lock.
+resolves them once.
+
+This file does no I/O, and hooks do none either, except that a table in the plugin's package is read once, at first
+use (`llmopt.known_models`). All calls share the hooks of a provider, also from several threads and from worker
+threads; nothing changes after they are bound, so there is no lock.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 It is the facade for conformance kits, which are distributions of their own. A kit imports the public names of
 `llmopt`, `llmopt.errors`, `llmopt.values`, `llmopt.compatible` and `llmopt.testing`; whatever else of the core it
-needs is here, so that the core can change behind this module. No I/O, except that the functions about installed
-plugins read the metadata of distributions, and no state and no clock; `PluginUnderTest` calls the plugin's hooks.
+needs is here, so that the core can change behind this module.
+
+No I/O, except that the functions about installed plugins read the metadata of distributions, and no state and no
+clock; `PluginUnderTest` calls the plugin's hooks.
 """
 
 from __future__ import annotations

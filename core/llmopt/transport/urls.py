@@ -1,8 +1,8 @@
 """URLs of requests: their origin (scheme, host and port), and the proxy to use.
 
 No network access, and no host name is resolved. `proxy_for` reads HTTP_PROXY, HTTPS_PROXY and NO_PROXY from the
-environment. A `Targets` keeps what it has found, as long as its pool lives and without a lock: later changes of the
-environment have no effect.
+environment. A `Targets` keeps the proxy of each origin as long as its pool lives, without a lock, so later changes of
+the environment have no effect on that origin.
 """
 
 from __future__ import annotations
