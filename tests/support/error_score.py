@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,15 +23,17 @@ from attrs import frozen
 import llmopt
 from llmopt.values.http import EXCEPTION_OF, VerdictKind
 
+Reply = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and body of a response."""
 LOCAL = {
     "lmstudio", "llama.cpp", "sglang", "vllm", "lmdeploy", "tabbyapi", "tgi", "koboldcpp", "localai",
     "text-generation-webui",
 }  # fmt: skip
 ALIASES = {"azure apim": "azure", "openai": "openai", "mistral": "mistral"}
-CALLS = {
-    "chat": lambda client: client.chat("x/m", [{"role": "user", "content": "hi"}]),
-    "embeddings": lambda client: client.embed("x/m", ["a text", "another text"]),
-    "catalog": lambda client: client.list_models("x"),
+CALLS: Mapping[str, Callable[[llmopt.Client, str], object]] = {
+    "chat": lambda client, name: client.chat(f"{name}/m", [{"role": "user", "content": "hi"}]),
+    "embeddings": lambda client, name: client.embed(f"{name}/m", ["a text", "another text"]),
+    "catalog": lambda client, name: client.list_models(name),
 }
 
 
@@ -68,8 +71,10 @@ def longest_text(body: str) -> str:
         texts = list(_texts(json.loads(body.removeprefix("data: "))))
     except ValueError:
         texts = [body]
-    # The longest one that is a sentence, because an id or a type may be longer.
-    texts = [" ".join(text.split()) for text in texts if " " in text.strip()] or texts
+    # The longest one that is a sentence, because an id, a type or an address may be longer.
+    texts = [" ".join(text.split()) for text in texts if " " in text.strip()] or [
+        text for text in texts if "://" not in text
+    ]
     # JSON in a message is unpacked: what stands before it is enough.
     return max(texts, key=len, default="").split("{")[0].strip()
 
@@ -84,15 +89,14 @@ def _texts(value: object) -> Iterator[str]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    case: Mapping[str, Any] = {}
-    requests = 0
+    respond: Callable[[str, bytes], Reply]
 
     def _answer(self) -> None:
-        type(self).requests += 1
-        self.rfile.read(int(self.headers.get("content-length", 0)))
-        body = self.case["body"].encode()
-        self.send_response_only(self.case["status"])
-        for name, value in {"content-type": "application/json", **self.case.get("headers", {})}.items():
+        status, headers, body = type(self).respond(
+            self.path, self.rfile.read(int(self.headers.get("content-length", 0)))
+        )
+        self.send_response_only(status)
+        for name, value in {"content-type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -105,41 +109,73 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _server() -> Iterator[tuple[type[_Handler], str]]:
-    handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
+def _serving(respond: Callable[[str, bytes], Reply]) -> Iterator[str]:
+    """The base URL of a server that answers every request so."""
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Handler", (_Handler,), {"respond": staticmethod(respond)})
+    )
+    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
-        yield handler, f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
+@contextmanager
+def bodies_server(
+    answer: Callable[[dict[str, Any]], tuple[int, object]],
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server that answers JSON with JSON: its base URL, and the requests that it received."""
+    requests: list[dict[str, Any]] = []
+
+    def respond(_: str, body: bytes) -> Reply:
+        requests.append(json.loads(body))
+        status, value = answer(requests[-1])
+        return status, {}, json.dumps(value).encode()
+
+    with _serving(respond) as url:
+        yield f"{url}/v1", requests
+
+
 def outcomes(cases: Iterable[Mapping[str, Any]], plugin: str | None = None) -> Iterator[Outcome]:
-    """Serve each body to a client of its own, without retries.
+    """Serve each body to a provider entry of its own, without retries.
 
     Args:
         cases: lines of the collection.
         plugin: serves all of them; None for the plugin of each case's provider.
     """
-    with _server() as (handler, url):
-        for case in cases:
-            handler.case, handler.requests = case, 0
-            entry = {
+    cases = list(cases)
+    requests: Counter[int] = Counter()
+
+    def respond(path: str, _: bytes) -> Reply:
+        number = int(path.split("/")[1])
+        requests[number] += 1
+        case = cases[number]
+        return case["status"], case.get("headers", {}), case["body"].encode()
+
+    with _serving(respond) as url:
+        entries = {
+            f"x{number}": {
                 "plugin": plugin or plugin_of(case["provider"]),
-                "base_url": url,
-                "api_key": "key-of-the-score-1",
+                "base_url": f"{url}/{number}/v1",
+                # One for each: what a key may not do is remembered.
+                "api_key": f"key-of-the-score-{number}",
+                "max_retries": 0,
+                "rpm": 60_000,
             }
-            with llmopt.Client({"providers": {"x": {**entry, "max_retries": 0}}}, cache=False) as client:
+            for number, case in enumerate(cases)
+        }
+        with llmopt.Client({"providers": entries}, cache=False) as client:
+            for number, case in enumerate(cases):
                 error: Exception | None = None
                 try:
-                    CALLS[case["operation"]](client)
+                    CALLS[case["operation"]](client, f"x{number}")
                 except Exception as raised:
                     error = raised
-                yield Outcome(case=case, error=error, requests=handler.requests)
+                yield Outcome(case=case, error=error, requests=requests[number])
 
 
 def plugin_of(provider: str) -> str:

@@ -20,6 +20,7 @@ import msgspec
 
 from llmopt.errors import InvalidResponse
 from llmopt.values.catalog import CatalogPage, LazyJsonObject, Model, ModelKind, Prices
+from llmopt.values.error_shape import is_error
 from llmopt.values.http import Failure, HttpResponse
 
 _LIST_START: Final = b"["
@@ -50,11 +51,19 @@ def parse_catalog(response: HttpResponse, provider: str = "") -> CatalogPage | F
             which copies every model.
 
     Returns:
-        The page; a `Failure` if the object has a truthy ``error``.
+        The page; a `Failure` if the object is an error.
 
     Raises:
         InvalidResponse: the body holds no list.
     """
+    page = _read_page(response, provider)
+    # Some gateways put an empty list beside an error, or errors into a list.
+    if isinstance(page, CatalogPage) and not page.models and is_error(response.json):
+        return Failure.from_response(response, operation="catalog")
+    return page
+
+
+def _read_page(response: HttpResponse, provider: str) -> CatalogPage | Failure:
     body = response.body
     try:
         # Not `body.lstrip()` alone: that copies a body of megabytes.
