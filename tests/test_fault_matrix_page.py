@@ -12,8 +12,22 @@ import pytest
 TESTS = Path(__file__).parent
 KIT_TESTS = TESTS.parent / "conformance" / "kit_tests"
 PAGE = TESTS.parent / "docs" / "development" / "fault-matrix.md"
-ROWS = {"N": 23, "H": 19, "P": 13, "E": 18, "C": 18, "L": 3, "R": 4, "K": 6, "J": 4, "I": 6, "G": 4, "S": 6}
-"""The number of rows of each letter: 124 in all."""
+ROWS = {
+    "N": 23,
+    "H": 19,
+    "P": 13,
+    "E": 18,
+    "C": 18,
+    "L": 3,
+    "R": 4,
+    "K": 6,
+    "J": 4,
+    "I": 6,
+    "G": 4,
+    "S": 6,
+    "V": 8,
+}
+"""The number of rows of each letter."""
 NOT_BUILT = {"R", "J"}
 
 TABLE = {
@@ -27,7 +41,6 @@ TABLE = {
 def test_every_row_is_listed_once() -> None:
     """No row is missing, and none is invented."""
     wanted = [f"{letter}{number:02}" for letter, count in ROWS.items() for number in range(1, count + 1)]
-    assert len(wanted) == 124
     assert sorted(TABLE) == sorted(wanted)
     assert all(fault and behaviour for fault, behaviour, _ in TABLE.values())
 
