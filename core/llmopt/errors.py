@@ -41,7 +41,7 @@ Pure: no I/O, no clock, no shared state.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack
 
 from attrs import frozen
 
@@ -100,9 +100,9 @@ class LLMOptError(Exception):
         sent: whether bytes of a request left this process: "no", "maybe" or "yes".
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     """Whether the same request may succeed later without a change."""
-    counts_for_breaker: ClassVar[bool] = False
+    counts_for_breaker: bool = False
     """Whether the circuit breaker counts it as a failure of the endpoint."""
 
     def __init__(
@@ -400,6 +400,12 @@ class InvalidResponse(LLMOptError):
         super().__init__(message, **context)
         self.reason = reason
         self.status = status
+        if reason in _UNFIT_REASONS:
+            self.retryable = self.counts_for_breaker = False
+
+
+_UNFIT_REASONS: Final = frozenset({"dimensions_ignored"})
+"""Reasons of a server that is well, but does not do what was asked for: it would answer every request so."""
 
 
 class StreamError(LLMOptError):

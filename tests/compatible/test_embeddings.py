@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from llmopt import InvalidResponse
 from llmopt.compatible.embeddings import decode_embeddings
+from llmopt.operations.embed_results import in_input_order
 
 numbers = st.floats(-(2.0**50), 2.0**50, width=32, allow_nan=False, allow_infinity=False)
 
@@ -88,22 +91,71 @@ def test_vectors_of_different_lengths_are_invalid() -> None:
     assert caught.value.reason == "dimensions"
 
 
+def indexed(*items: tuple[Any, float]) -> bytes:
+    """A response with vectors of one number; an index of ``...`` is left out."""
+    data = [{"embedding": [number]} | ({} if index is ... else {"index": index}) for index, number in items]
+    return json.dumps({"data": data}).encode()
+
+
+def ordered(data: bytes, count: int) -> list[float]:
+    rows = decode_embeddings(data)
+    assert rows is not None
+    return in_input_order(rows, count, None)[:, 0].tolist()
+
+
+WRITINGS: tuple[Callable[[int], Any], ...] = (int, float, str)
+
+
 @pytest.mark.row("P03")
-@pytest.mark.parametrize("index", ["0", 0.5, 1.0, True, None, -(10**30), [0]])
-def test_an_index_is_a_whole_number(index: Any) -> None:
-    """Any other value is invalid."""
-    data = json.dumps({"data": [{"index": index, "embedding": [1.0]}]}).encode()
+@given(
+    st.permutations(range(1, 7)), st.integers(0, 6), st.sampled_from(WRITINGS), st.sampled_from([..., None])
+)
+def test_vectors_are_placed_where_there_is_no_doubt(
+    numbers: list[int], left_out: int, write: Callable[[int], Any], absent: Any
+) -> None:
+    """Numbered in any order and any writing; one index may be missing, and so may all of them."""
+    expected = [float(number) for number in sorted(numbers)]
+    items = [(absent if number == left_out else write(number - 1), number) for number in numbers]
+    assert ordered(indexed(*items), 6) == expected
+    assert ordered(indexed(*((absent, number) for number in numbers)), 6) == numbers
+
+
+@pytest.mark.row("P03")
+@pytest.mark.parametrize("index", [..., None, 0, 1, -1, 7, 0.5, "x", "0", 10**30])
+def test_the_only_vector_is_that_of_the_only_text(index: Any) -> None:
+    """Whatever its index says."""
+    assert ordered(indexed((index, 3.0)), 1) == [3.0]
+
+
+@pytest.mark.row("P03")
+@given(
+    st.lists(
+        st.sampled_from([..., None, -1, 0, 1, 2, 3, 0.5, "0", "-1", "1.0", "\u0661", "", "9" * 30]),
+        min_size=2,
+        max_size=4,
+    )
+)
+def test_vectors_in_doubt_are_refused(indices: list[Any]) -> None:
+    """Each number is on one vector, or at most one vector has none: everything else is an error, and no guess."""
+    absent = [index for index in indices if index in (..., None)]
+    stated = [index for index in indices if index not in (..., None)]
+    if len(absent) == len(indices) or (
+        len(absent) <= 1
+        and len({str(index) for index in stated}) == len(stated)
+        and all(str(index) in {"0", "1", "2", "3"} and int(index) < len(indices) for index in stated)
+    ):
+        return
     with pytest.raises(InvalidResponse) as caught:
-        decode_embeddings(data)
+        ordered(indexed(*((index, 1.0) for index in indices)), len(indices))
     assert caught.value.reason == "index"
 
 
 @pytest.mark.row("P03")
-def test_a_missing_index_is_invalid() -> None:
-    """A plugin whose provider answers in order returns ``EmbeddedRows`` without indices instead."""
-    data = json.dumps({"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}).encode()
-    with pytest.raises(InvalidResponse):
-        decode_embeddings(data)
+@pytest.mark.parametrize("index", [True, [0], {}])
+def test_an_index_of_another_type_is_invalid(index: Any) -> None:
+    with pytest.raises(InvalidResponse) as caught:
+        decode_embeddings(indexed((index, 1.0), (1, 2.0)))
+    assert caught.value.reason == "index"
 
 
 @pytest.mark.row("P07", "P12")
@@ -122,6 +174,7 @@ def test_a_missing_index_is_invalid() -> None:
         b"\xef\xbb\xbf{}",
         b'{"data": []} x',
         b'{"model": "\\ud800"}',
+        b'{"data": [], "usage": NaN, "x"}',
         b'{"usage": ' + b"[" * 100_000,
         b'{"usage": ' + b"9" * 5_000 + b"}",
     ],
@@ -129,6 +182,26 @@ def test_a_missing_index_is_invalid() -> None:
 def test_no_body_raises_anything_but_invalid_response(data: bytes) -> None:
     with pytest.raises(InvalidResponse):
         decode_embeddings(data)
+
+
+@pytest.mark.row("P07")
+@pytest.mark.parametrize("form", [base64_of, list], ids=["base64", "lists"])
+def test_mistakes_outside_of_the_vectors_are_corrected(form: Callable[[list[float]], Any]) -> None:
+    """A byte order mark, NaN, and half of a surrogate pair cost nothing that is needed."""
+    data = body(form([1.0]), form([2.0]), usage={"prompt_tokens": 7, "cost": math.nan}, model="m\ud83d")
+    for start in (b"", b"\xef\xbb\xbf"):
+        rows = decode_embeddings(start + data)
+        assert rows is not None
+        assert rows.vectors.tolist() == [[1.0], [2.0]]
+        assert rows.model == "m\N{REPLACEMENT CHARACTER}"
+        assert rows.usage is not None
+
+
+@pytest.mark.row("P04")
+def test_nan_in_a_vector_is_named() -> None:
+    with pytest.raises(InvalidResponse, match="NaN or Infinity") as caught:
+        decode_embeddings(body([1.0, math.nan]))
+    assert caught.value.reason == "non_finite"
 
 
 def test_an_error_with_status_200_gives_none() -> None:

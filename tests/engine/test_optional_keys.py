@@ -1,4 +1,4 @@
-"""Keys of a chat's body that a server may refuse, and that llmopt then leaves out or renames."""
+"""Keys of a request's body that a server may refuse, and that llmopt then leaves out or renames."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmopt
-from llmopt.compatible.chat import refused_keys, without_keys
+from llmopt.compatible.defaults import refused_keys, without_keys
 from tests.support.configuration import provider_config
-from tests.support.faults import Answer, FaultServer, Request, error_answer
+from tests.support.faults import Answer, FaultServer, Request, answer_openai, error_answer, vector_for
 from tests.support.faults.openai import chat_payload, stream_answer
 from tests.support.faults.response import json_answer
 from tests.support.faults.script import Reply
@@ -143,11 +143,52 @@ async def test_the_configuration_switches_it_off(plugin: str) -> None:
         assert {"stream_options" in request.json() for request in second.requests} == {True}
 
 
+BASE64_REFUSALS = {
+    **{way: answer("encoding_format") for way, answer in WAYS.items()},
+    "vLLM, old": json_answer(
+        {"object": "error", "message": "base64 encoding is not currently supported", "code": 400}, status=400
+    ),
+    "a value": json_answer({"error": {"message": "Invalid value: 'base64'.", "param": "encoding_format"}}, status=400),
+    "strict pydantic, a value": json_answer(
+        {"detail": [{"loc": ["body", "encoding_format"], "msg": "Input should be 'float'", "input": "base64"}]}, status=422
+    ),
+    "501": error_answer(501, "base64 is not supported yet"),
+}  # fmt: skip
+
+
+@pytest.mark.row("P06")
+@pytest.mark.parametrize("way", BASE64_REFUSALS)
+async def test_vectors_come_as_lists(way: str) -> None:
+    """An endpoint that refuses base64 is asked for it once, and not searched for a text at fault."""
+
+    def reply(request: Request) -> Reply:
+        return BASE64_REFUSALS[way] if "encoding_format" in request.json() else answer_openai(request)
+
+    async with FaultServer() as server:
+        server.default(reply)
+        keys = provider_config(server, plugin="openai", api_key="test-key", retry_delay=0.001)
+        async with llmopt.AsyncClient(keys) as client:
+            result = await client.embed("server/m", ["one", "two"])
+            await client.embed("server/other", ["three"])
+    assert result.vectors.tolist() == [list(vector_for(text)) for text in ("one", "two")]
+    assert ["encoding_format" in request.json() for request in server.requests] == [True, False, False]
+
+
+async def test_base64_that_the_caller_asks_for_is_not_left_out() -> None:
+    async with FaultServer() as server:
+        server.default(BASE64_REFUSALS["vLLM, old"])
+        keys = provider_config(server, plugin="openai", api_key="test-key")
+        async with llmopt.AsyncClient(keys) as client:
+            with pytest.raises(llmopt.BadRequest, match="base64"):
+                await client.embed("server/m", ["one"], extra={"encoding_format": "base64"})
+    assert len(server.requests) == 1
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
-KEYS = ("stream_options", "max_completion_tokens", "max_tokens")
+KEYS = ("stream_options", "max_completion_tokens", "max_tokens", "encoding_format", "base64")
 
 
 @given(message=st.text(), param=st.none() | st.text(), noise=st.dictionaries(st.text(max_size=8), VALUES))
@@ -155,9 +196,9 @@ def test_other_refusals_leave_every_key(message: str, param: str | None, noise: 
     """Whatever a server says: without the name of a key, none is left out."""
     if any(key in message + (param or "") for key in KEYS):
         return
-    body = b'{"stream_options":{},"max_tokens":1}'
+    body = b'{"stream_options":{},"encoding_format":"base64","max_tokens":1}'
     assert refused_keys(message, param, body, {}) == ()
-    assert without_keys(dict(noise), set(KEYS)) == {
+    assert without_keys(dict(noise), set(KEYS[:3])) == {
         key: noise[key] for key in noise if key != "stream_options"
     }
 

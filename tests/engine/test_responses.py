@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,9 @@ from tests.support.faults import (
     Answer,
     Crossed,
     FaultServer,
+    Request,
     answer_openai,
+    embeddings_answer,
     faults_of,
     find_fault,
     rewritten,
@@ -109,6 +113,37 @@ async def test_a_vector_of_zeros_or_of_one_number_is_a_vector(fault: Fault) -> N
     assert found.errors == {}
     assert found.vectors.shape == (3, 4)
     assert len(server.requests) == 1
+
+
+@pytest.mark.row("P05")
+async def test_dimensions_that_a_server_ignores_are_told_at_once() -> None:
+    """By the first response, in words: no retry, no search for a text, and no open circuit for other requests."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, flags={"cache": False})) as client:
+        server.default(lambda request: embeddings_answer(without_dimensions(request)))
+        for number in range(1, 31):
+            with pytest.raises(
+                llmopt.InvalidResponse, match=r"dimensions=8 was asked for.* 4 numbers"
+            ) as caught:
+                await client.embed(MODEL, TEXTS, dimensions=8)
+            assert caught.value.reason == "dimensions_ignored"
+            assert not caught.value.copy().retryable
+            assert len(server.requests) == number
+        np.testing.assert_array_equal((await client.embed(MODEL, TEXTS)).vectors, rows(TEXTS))
+
+
+def without_dimensions(request: Request) -> Request:
+    kept = {key: value for key, value in request.json().items() if key != "dimensions"}
+    return evolve(request, body=json.dumps(kept).encode())
+
+
+@pytest.mark.row("P05")
+async def test_a_length_chosen_by_an_extra_key_is_another_length() -> None:
+    """What one call asks for by a key of the provider's own says nothing about the next one."""
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, flags={"cache": False})) as client:
+        server.default(lambda request: embeddings_answer(request, dimensions=request.json().get("size", 4)))
+        for size in (None, 8, 16, None):
+            extra = {} if size is None else {"size": size}
+            assert (await client.embed(MODEL, TEXTS, extra=extra)).vectors.shape == (3, size or 4)
 
 
 NO_JSON = [

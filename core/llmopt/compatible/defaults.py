@@ -8,8 +8,9 @@ Pure: no I/O, no state, no clock; `rate_limits` takes the time of arrival from t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+import re
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from llmopt.compatible import models
@@ -126,3 +127,75 @@ def credential_provider() -> TokenProvider | None:
 def open_transport() -> httpx.AsyncBaseTransport | None:
     """None: the connection pool."""
     return None
+
+
+# Keys that a server may refuse although a call does not depend on them. llmopt sends ``stream_options`` for the usage of
+# a stream, ``encoding_format`` for short responses, and some plugins send the newer name of ``max_tokens``; older
+# servers, and those that allow no unknown key, answer 400 or 422.
+
+_SUBSTITUTES: Final[Mapping[str, str | None]] = {
+    "stream_options": None,
+    "encoding_format": None,
+    "max_completion_tokens": "max_tokens",
+    "max_tokens": "max_completion_tokens",
+}
+"""Each key with the one that replaces it, None where it is left out."""
+_VALUE_NAMES: Final[Mapping[str, str]] = {"encoding_format": "base64"}
+"""The value that a refusal may name in place of a key: vLLM once said "base64 encoding is not currently supported"."""
+_REFUSED: Final = re.compile(
+    r"unrecogni[sz]ed|unknown|unsupported|unexpected|extra (?:inputs|fields)|additional propert|no such"
+    r"|not (?:\w+ ){0,2}(?:supported|permitted|allowed|recogni[sz]ed|accepted|valid|exist)|does(?: not|n't) support"
+    r"|use '?`?max_(?:completion_)?tokens|instead",
+    re.IGNORECASE,
+)
+"""Words for a key that a server does not know, in contrast to a value that is too high."""
+_VALUE: Final = re.compile(
+    r"\b(?:less|greater|larger|smaller|higher|lower) than\b|\bat (?:most|least)\b|\btoo (?:large|small|high|low|many)\b"
+    r"|\b(?:maximum|minimum|range|exceeds?)\b",
+    re.IGNORECASE,
+)
+
+
+def refused_keys(message: str, param: str | None, body: bytes, extra: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a request that its refusal is about, and that the request can do without.
+
+    Args:
+        message: what the server says.
+        param: the parameter that it names, or None.
+        body: the JSON that was sent.
+        extra: keys of the caller's own, which are never left out.
+    """
+    return tuple(
+        key
+        for key, substitute in _SUBSTITUTES.items()
+        # In a text the quotes would be escaped.
+        if b'"%b":' % key.encode() in body
+        and key not in extra
+        and _is_refused(key, substitute, message, param)
+    )
+
+
+def _is_refused(key: str, substitute: str | None, message: str, param: str | None) -> bool:
+    refused = bool(_REFUSED.search(message)) and not _VALUE.search(message)
+    if any(_names(key, text) for text in (param or "", message)):
+        # A request does without a key that has no substitute, whatever was wrong with its value.
+        return refused or substitute is None
+    return refused and key in _VALUE_NAMES and _names(_VALUE_NAMES[key], message)
+
+
+def _names(word: str, text: str) -> bool:
+    return re.search(rf"(?<![A-Za-z0-9_]){word}(?![A-Za-z0-9_])", text) is not None
+
+
+def without_keys(body: Mapping[str, Any], keys: Collection[str]) -> Mapping[str, Any]:
+    """The body without refused keys, or with the other name for them unless that is refused as well."""
+    if not any(key in body for key in keys):
+        return body
+    changed = dict(body)
+    for key in keys:
+        substitute = _SUBSTITUTES[key]
+        if key in changed and substitute not in keys:
+            value = changed.pop(key)
+            if substitute is not None:
+                changed.setdefault(substitute, value)
+    return changed

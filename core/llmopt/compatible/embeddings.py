@@ -25,6 +25,7 @@ from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import EmbeddedRows, Usage, in_order
 from llmopt.values.http import Failure, HttpResponse
+from llmopt.values.lenient_json import corrected_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,12 +56,13 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
     return rows if rows is not None else Failure.from_response(response, model=call.model)
 
 
+_DIGITS: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _NOT_A_NUMBER: Final = re.compile(rb"[\[,:]\s*-?(?:NaN|Infinity)\b")
 
 
 class _Item(msgspec.Struct):
     embedding: msgspec.Raw
-    index: int | msgspec.UnsetType | None = msgspec.UNSET
+    index: int | float | str | None = None
 
 
 class _Response(msgspec.Struct):
@@ -89,7 +91,12 @@ def decode_embeddings(body: bytes) -> EmbeddedRows | None:
     fast = _from_lists(body)
     if fast is not None:
         return fast
-    decoded = _decode(body)
+    try:
+        decoded = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _wrong_form(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_corrected(body)
     if decoded.error:
         return None
     if decoded.data is None:
@@ -128,15 +135,21 @@ def _embedded(decoded: _Response, items: Sequence[_Item], vectors: NDArray[np.fl
     )
 
 
-def _decode(body: bytes) -> _Response:
+def _decode_corrected(body: bytes) -> EmbeddedRows | None:
+    corrected = corrected_json(body)
+    if corrected == body:
+        raise _not_json(body)
     try:
-        return _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        # The message of a validation error names types and the path, never a value.
-        reason = "index" if ".index" in str(error) else "json"
-        raise _invalid(f"the response is no embeddings response: {error}.", reason) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _not_json(body) from None
+        return decode_embeddings(corrected)
+    except InvalidResponse as error:
+        # NaN in a vector has become null, which hides the cause.
+        raise (_not_json(body) if _NOT_A_NUMBER.search(body) else error) from None
+
+
+def _wrong_form(error: msgspec.ValidationError) -> InvalidResponse:
+    # The message of a validation error names types and the path, never a value.
+    reason = "index" if ".index" in str(error) else "json"
+    return _invalid(f"the response is no embeddings response: {error}.", reason)
 
 
 def _not_json(body: bytes) -> InvalidResponse:
@@ -160,20 +173,43 @@ _index_of: Final = attrgetter("index")
 _embedding_of: Final = attrgetter("embedding")
 
 
-def _indices(items: Sequence[_Item]) -> NDArray[np.int64]:
+def _indices(items: Sequence[_Item]) -> NDArray[np.int64] | None:
+    """The position of each vector's text; None where the vectors are in the order of the texts."""
     import numpy as np
 
     indices = list(map(_index_of, items))
     # One comparison in C instead of a look at each index, as nearly all responses are in order.
     if indices == list(range(len(indices))):
         return in_order(len(indices))
-    # A vector under a guessed index would belong to another text, so a missing one is an error.
-    if not all(type(index) is int for index in indices):
-        raise _invalid("an item of the response has no index, so its text is unknown.", "index")
+    # Of one vector the text is known, and a server that numbers none keeps their order.
+    if len(indices) == 1 or indices.count(None) == len(indices):
+        return None
+    numbers = [_whole_number(index) for index in indices]
+    if None in numbers:
+        _number_the_last(numbers)
     try:
-        return np.array(indices, dtype=np.int64)
+        return np.array(numbers, dtype=np.int64)
     except OverflowError:
         raise _invalid("an index of the response does not fit into 64 bits.", "index") from None
+
+
+def _number_the_last(numbers: list[int | None]) -> None:
+    """Give the one vector without a number the only number that is left; Protocol Buffers leave out 0."""
+    left = set(range(len(numbers))).difference(numbers)
+    # A vector under a guessed index would belong to another text.
+    if len(left) > 1:
+        raise _invalid("some items of the response have no index, so their texts are unknown.", "index")
+    numbers[numbers.index(None)] = left.pop()
+
+
+def _whole_number(index: float | str | None) -> int | None:
+    if index is None or isinstance(index, int):
+        return index
+    # Some servers number in text, or with a decimal point.
+    whole = _DIGITS.fullmatch(index) if isinstance(index, str) else index.is_integer()
+    if not whole:
+        raise _invalid("an index of the response is no whole number.", "index")
+    return int(index)
 
 
 # Larger counts are nonsense, and one of them would spoil all sums and the token estimator.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import msgspec
 from attrs import define, evolve, field
 
-from llmopt.compatible.chat import refused_keys, without_keys
+from llmopt.compatible.defaults import refused_keys, without_keys
 from llmopt.config.resolve import Endpoint
 from llmopt.config.urls import InvalidUrl, origin_of
 from llmopt.engine.responses import Parse, T
@@ -157,7 +157,7 @@ class RequestEncoder:
 
 
 class OptionalKeys:
-    """Which optional keys of request bodies one endpoint has refused; see `llmopt.compatible.chat.refused_keys`.
+    """Which optional keys of request bodies one endpoint has refused; see `llmopt.compatible.defaults.refused_keys`.
 
     Attributes:
         any_refused: whether there are any. It is looked at for every request.
@@ -170,7 +170,7 @@ class OptionalKeys:
 
     def learn(self, error: LLMOptError, encoded: EncodedRequest, call: Call) -> tuple[str, ...]:
         """The keys that an error refuses, and that were not known to be refused: without them a retry may succeed."""
-        if not isinstance(error, (BadRequest, ServerError)) or not isinstance(call, ChatCall):
+        if not isinstance(error, (BadRequest, ServerError)) or isinstance(call, CatalogCall):
             return ()
         body = encoded.uncompressed_body or encoded.body or b""
         keys = refused_keys(error.message, error.param, body, call.extra)
@@ -185,7 +185,7 @@ class OptionalKeys:
 
     def remove_from(self, request: HttpRequest, call: Call) -> HttpRequest:
         """The request without the keys that the endpoint refused."""
-        if not isinstance(call, ChatCall) or not isinstance(request.json, Mapping):
+        if isinstance(call, CatalogCall) or not isinstance(request.json, Mapping):
             return request
         # What the caller gave in ``extra`` is sent as it is.
         return evolve(request, json=without_keys(request.json, self._known(call.model) - call.extra.keys()))

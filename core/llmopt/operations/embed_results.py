@@ -26,13 +26,16 @@ Positions = tuple[int, ...] | range
 """Positions of texts in a batch. All texts in order are a `range`, which is compared without looking at each."""
 
 
-def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> NDArray[np.float32]:
+def in_input_order(
+    rows: EmbeddedRows, count: int, dimensions: int | None, *, requested: bool = False
+) -> NDArray[np.float32]:
     """Check the vectors of a response, and put them in the order of the texts.
 
     Args:
         rows: what a plugin read from the response.
         count: number of texts in the request.
         dimensions: length that a vector must have, None for any.
+        requested: whether the request asked for that length.
 
     Returns:
         float32, shape (count, d), C-contiguous.
@@ -51,10 +54,7 @@ def in_input_order(rows: EmbeddedRows, count: int, dimensions: int | None) -> ND
     if vectors.shape[1] == 0:
         raise _invalid("the vectors of the response are empty.", "dimensions")
     if dimensions is not None and vectors.shape[1] != dimensions:
-        raise _invalid(
-            f"the vectors of the response have {vectors.shape[1]} numbers, expected {dimensions}.",
-            "dimensions",
-        )
+        raise _wrong_length(vectors.shape[1], dimensions, requested=requested)
     ordered = _ordered(vectors, rows.indices, count)
     if not _surely_finite(ordered):
         finite = np.isfinite(ordered)
@@ -95,6 +95,16 @@ def _surely_finite(vectors: NDArray[np.float32]) -> bool:
     # A sum of squares is finite only if every number is. The sum of large finite ones may overflow: no proof of a fault.
     flat = vectors.reshape(-1)
     return math.isfinite(np.vdot(flat, flat))
+
+
+def _wrong_length(length: int, wanted: int, *, requested: bool) -> InvalidResponse:
+    if requested:
+        return _invalid(
+            f"dimensions={wanted} was asked for, and the vectors of the response have {length} numbers: the server "
+            f"or the model ignores `dimensions`. Leave it out, or shorten the vectors yourself if the model allows that.",
+            "dimensions_ignored",
+        )
+    return _invalid(f"the vectors of the response have {length} numbers, expected {wanted}.", "dimensions")
 
 
 def _invalid(message: str, reason: str) -> InvalidResponse:

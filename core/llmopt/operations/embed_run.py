@@ -148,6 +148,9 @@ class EmbedRun:
     @property
     def dimensions(self) -> int | None:
         """Length of a vector, as requested or as in the first response; None before that."""
+        if self._call.extra:
+            # It may set the length by a key of the provider's own.
+            return self._call.dimensions
         return self._call.dimensions or self._state.dimensions
 
     @property
@@ -446,7 +449,8 @@ class EmbedRun:
             return rows
         # Checked here, as a part of the attempt: a wrong response is then retried, and counts for the circuit
         # breaker.
-        ordered = in_input_order(rows, len(call.texts), self.dimensions)
+        requested = call.dimensions is not None
+        ordered = in_input_order(rows, len(call.texts), self.dimensions, requested=requested)
         if ordered is rows.vectors:
             return rows
         return EmbeddedRows(vectors=ordered, usage=rows.usage, model=rows.model)
@@ -454,7 +458,7 @@ class EmbedRun:
     def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
         self._answered = True
         # The length that a caller asks for says nothing about the model's own.
-        if self._call.dimensions is None:
+        if self._call.dimensions is None and not self._call.extra:
             self._state.dimensions = int(rows.vectors.shape[1])
         if rows.usage is not None:
             self._estimator.learn(tokens, rows.usage.prompt_tokens)

@@ -266,7 +266,7 @@ def _refined(
     if isinstance(error, errors.ConnectFailed):
         return _FINAL if error.permanent else decision
     if isinstance(error, errors.InvalidResponse):
-        if error.reason in _FINAL_INVALID_RESPONSES:
+        if not error.retryable or error.reason in _FINAL_INVALID_RESPONSES:
             return _FINAL
         return decision if "invalid_response" not in history.by_reason else GiveUp(reason="once")
     if isinstance(error, errors.Overloaded):

@@ -23,6 +23,7 @@ from llmopt.errors import InvalidResponse, Sent
 from llmopt.values.calls import BatchLimit, Operation
 from llmopt.values.chat import ServerEvent
 from llmopt.values.error_body import ErrorBody, read_error_body
+from llmopt.values.lenient_json import decode_json
 from llmopt.values.secret import repr_names, repr_size
 
 Phase = Literal["pool", "connect", "send", "wait", "read", "done"]
@@ -86,13 +87,13 @@ class HttpResponse:
 
     @cached_property
     def json(self) -> Any:
-        """The body, parsed as JSON in UTF-8.
+        """The body, parsed as JSON in UTF-8; see `llmopt.values.lenient_json` for the mistakes that are corrected.
 
         Raises:
             InvalidResponse: the body is not JSON.
         """
         try:
-            return msgspec.json.decode(self.body)
+            return decode_json(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             kind = self.headers.get("content-type", "no content type")
             raise InvalidResponse(
