@@ -57,6 +57,7 @@ HOPELESS: dict[str, Callable[[Request], Reply]] = {
     "words with an id": lambda _: with_id("something about this account is wrong"),
     "not implemented": lambda _: Answer(501, b"not implemented", []),
     "no such method": lambda _: Answer(405, b"method not allowed", []),
+    "too large, whatever it is": lambda _: Answer(413, b"<html>413 Request Entity Too Large</html>", []),
     "a page": lambda _: Answer(200, b"<html>please sign in</html>", [("content-type", "text/html")]),
     "vectors of another length": short_vectors,
     "no vectors": lambda _: json_answer({"object": "list", "data": []}),
@@ -73,7 +74,7 @@ async def test_a_hopeless_call_costs_a_handful_of_requests(case: str, concurrenc
         keys = config(server, max_concurrency=concurrency, flags={"breaker": False})
         async with llmopt.AsyncClient(keys, cache=False) as client:
             if way == "embed":
-                with pytest.raises((BadRequest, InvalidResponse, llmopt.PartialFailure)) as caught:
+                with pytest.raises((llmopt.ProviderError, InvalidResponse, llmopt.PartialFailure)) as caught:
                     await client.embed(MODEL, TEXTS, dimensions=2)
                 error = caught.value
                 if isinstance(error, llmopt.PartialFailure):
@@ -123,17 +124,20 @@ class Dislikes:
 @given(
     bad=st.sets(st.integers(0, 9), max_size=4).map(lambda batches: {8 * batch for batch in batches})
     | st.sets(st.integers(0, 79), max_size=4),
+    batch=st.sampled_from([2, 3, 8]),
     concurrency=st.sampled_from([1, 2, 16]),
     param=st.sampled_from([None, "input", "input[3]", "$.input"]),
 )
-def test_a_few_bad_texts_cost_themselves_alone(bad: set[int], concurrency: int, param: str | None) -> None:
+def test_a_few_bad_texts_cost_themselves_alone(
+    bad: set[int], batch: int, concurrency: int, param: str | None
+) -> None:
     """Also where the first batches all have one, and nothing was answered before."""
 
     async def main(clock: SimulatedClock) -> None:
         texts = TEXTS[:80]
         async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
             server.default(Dislikes(frozenset(texts[at] for at in bad), param))
-            keys = config(server, max_batch_size=8, max_concurrency=concurrency)
+            keys = config(server, max_batch_size=batch, max_concurrency=concurrency)
             async with llmopt.AsyncClient(keys, clock=clock, cache=False) as client:
                 result = await client.embed(MODEL, texts, errors="return")
             assert set(result.errors) == bad
@@ -176,13 +180,63 @@ def test_numbers_and_ids_are_no_words(words: str, first: int, second: int) -> No
     assert not same_words(errors[0], BadRequest(f"{words} otherwise (request req-{first}x)", status=400))
 
 
-def test_what_can_be_the_calls() -> None:
-    """Nothing that may pass by itself, and nothing that the provider says of a text."""
-    assert may_concern_call(BadRequest("no", status=400))
-    assert may_concern_call(InvalidResponse("no", reason="json"))
-    assert not may_concern_call(ServerError("no", status=500))
-    assert not may_concern_call(llmopt.ItemRejected("no", status=400))
-    assert not may_concern_call(llmopt.RateLimited("no", status=429))
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BadRequest("no", status=400), True),
+        (InvalidResponse("no", reason="json"), True),
+        (InvalidResponse("no", reason="count"), True),
+        (ServerError("no", status=500), True),
+        (ServerError("no", status=502), False),
+        (llmopt.ItemTooLong("no", status=400), True),
+        (llmopt.ContentFiltered("no", status=400), True),
+        (llmopt.RequestTooLarge("no", status=413), True),
+        # A number says what to do.
+        (llmopt.RequestTooLarge("no", status=413, limit=llmopt.BatchLimit(max_items=3)), False),
+        (llmopt.RateLimited("no", status=429), False),
+        (llmopt.AttemptTimeout("no"), False),
+    ],
+)
+def test_what_may_be_about_the_call(error: llmopt.LLMOptError, expected: bool) -> None:
+    """Whatever may be a text's or a size's fault as well."""
+    assert may_concern_call(error) is expected
+
+
+def test_a_refusal_that_names_a_text_is_that_texts() -> None:
+    """Nothing needs to be found out."""
+    error = BadRequest("no", status=400)
+    error.item = 3
+    assert not may_concern_call(error)
+
+
+@settings(max_examples=scaled(20, nightly=300), deadline=None)
+@given(
+    limit=st.integers(1, 9),
+    batch=st.integers(2, 9),
+    concurrency=st.sampled_from([1, 2, 16]),
+    way=st.sampled_from(["words", "too few vectors", "413"]),
+)
+def test_any_unstated_size_is_found(limit: int, batch: int, concurrency: int, way: str) -> None:
+    """All texts arrive, though nothing says that there are too many of them."""
+
+    def reply(request: Request) -> Reply:
+        if len(request.json()["input"]) <= limit:
+            return answer_openai(request)
+        if way == "words":
+            return error_answer(400, "The request is malformed.")
+        if way == "413":
+            return Answer(413, b"Request Entity Too Large", [])
+        payload = embeddings_payload(request)
+        return json_answer({**payload, "data": payload["data"][:limit]})
+
+    async def main(clock: SimulatedClock) -> None:
+        async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
+            server.default(reply)
+            keys = config(server, max_batch_size=batch, max_concurrency=concurrency, flags={"breaker": False})
+            async with llmopt.AsyncClient(keys, clock=clock, cache=False) as client:
+                assert (await client.embed(MODEL, TEXTS[:60], errors="return")).errors == {}
+
+    run_simulated(main)
 
 
 def test_how_much_makes_it_the_calls() -> None:

@@ -79,20 +79,31 @@ class CallRefusals:
     Attributes:
         turn: held while a text is sent alone, and during the first search, from which the other batches learn.
         searched: whether a search has ended.
-        searched_in_vain: whether a search has ended without any success.
     """
 
     def __init__(self) -> None:
         self.turn: Final = asyncio.Lock()
         self.searched = False
-        self.searched_in_vain = False
+        self._searched_in_vain: Final[set[object]] = set()
         self._weights: Final[Counter[object]] = Counter()
 
-    def add(self, error: LLMOptError, *, texts: int) -> bool:
-        """Record the refusal of a batch of so many texts; whether it is now known to be that of the call."""
+    def add(self, error: LLMOptError, *, texts: int, searched: bool = False) -> bool:
+        """Record the refusal of a batch; whether it is now known to be that of the call.
+
+        Args:
+            error: of the batch.
+            texts: number of its texts.
+            searched: whether all its parts were refused too.
+        """
         words = _words(error)
+        if searched:
+            self._searched_in_vain.add(words)
         self._weights[words] += 2 if texts > 1 else 1
         return self._weights[words] >= _WEIGHT_NEEDED
+
+    def was_searched_in_vain(self, error: LLMOptError) -> bool:
+        """Whether no part of another batch succeeded that was refused in the same words."""
+        return _words(error) in self._searched_in_vain
 
     def was_seen(self, error: LLMOptError) -> bool:
         """Record an error that proves nothing yet; whether the same words came before."""
@@ -103,10 +114,26 @@ class CallRefusals:
 
 
 def may_concern_call(error: LLMOptError) -> bool:
-    """Whether an error may be about the call as well as about a text. Errors that may pass by themselves are not."""
-    if isinstance(error, InvalidResponse):
-        return True
-    return isinstance(error, BadRequest) and may_be_item_error(error)
+    """Whether an error may be about the whole call as well as about a text or a size: nothing in it says which."""
+    if isinstance(error, RequestTooLarge):
+        return error.limit is None
+    if isinstance(error, ProviderError) and error.item is not None:
+        return False
+    return isinstance(error, InvalidResponse) or may_be_item_error(error)
+
+
+def is_of_no_text(error: LLMOptError) -> bool:
+    """Whether no text can cause the error, such as a response that is no JSON."""
+    return not isinstance(error, RequestTooLarge) and not may_be_item_error(error)
+
+
+def least_suspect(texts: Sequence[str], error: LLMOptError) -> int:
+    """The position of the text that is the least likely to be refused."""
+    by_length = sorted(range(len(texts)), key=lambda position: len(texts[position]))
+    if isinstance(error, (ItemTooLong, RequestTooLarge)):
+        return by_length[0]
+    # Very short texts, such as a single dot, are refused more often than others, and very long ones too.
+    return by_length[len(texts) // 2]
 
 
 def same_words(first: LLMOptError, second: LLMOptError) -> bool:
@@ -150,19 +177,22 @@ class Recovery:
         self._on_split: Final = on_split
         self._pause: Final = pause
         self._max_retries: Final = max_retries
-        self._result: Final = BatchResult()
+        self._result = BatchResult()
         self._searched: Final[list[Part]] = []
 
-    async def run(self, positions: Part, error: LLMOptError) -> BatchResult:
+    async def run(self, count: int, error: LLMOptError, result: BatchResult) -> BatchResult:
         """The vectors of all texts that can be embedded, and the errors of the others.
 
         Args:
-            positions: of the texts in the batch.
+            count: number of texts in the batch.
             error: of the request for all of them.
+            result: of texts that were sent alone since; the others are added to it.
         """
-        failed: list[tuple[Part, LLMOptError]] = [(positions, error)]
+        self._result = result
+        done = {at for part, _ in result.rows for at in part}
+        failed = [(tuple(at for at in range(count) if at not in done), error)]
         depth = 0
-        while failed and await self._may_go_on(failed):
+        while failed and await self._may_go_on(failed, depth):
             level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
             errors = await gather_first_error([self._try(part, error) for part in level])
             failed = [(part, error) for part, error in zip(level, errors, strict=True) if error is not None]
@@ -170,15 +200,26 @@ class Recovery:
         self._learn_sizes()
         return self._result
 
-    async def _may_go_on(self, failed: list[tuple[Part, LLMOptError]]) -> bool:
+    async def _may_go_on(self, failed: list[tuple[Part, LLMOptError]], depth: int) -> bool:
         """Whether the parts of failed requests may be sent. What only took too long waits as any retry does."""
-        slow = next((error for _, error in failed if isinstance(error, SLOW)), None)
         # Where other texts of the batch succeed, the server is well: the search goes on at once, and to its end.
-        if slow is None or self._result.rows or await self._pause(slow):
+        if self._result.rows:
             return True
-        for part, error in failed:
-            self._give_up(part, error)
-        return False
+        slow = next((error for _, error in failed if isinstance(error, SLOW)), None)
+        may_go_on = slow is None or await self._pause(slow)
+        if depth == _MAX_FRUITLESS_LEVELS and all(isinstance(error, RequestTooLarge) for _, error in failed):
+            # If the shortest text is too large as well, no size will do.
+            shortest = self._splitter.shortest([at for part, _ in failed for at in part])
+            refusal = await self._try((shortest,), failed[0][1])
+            rest = ((tuple(at for at in part if at != shortest), error) for part, error in failed)
+            failed[:] = [(part, error) for part, error in rest if part]
+            if refusal is not None:
+                self._give_up((shortest,), refusal)
+                may_go_on = False
+        if not may_go_on:
+            for part, error in failed:
+                self._give_up(part, error)
+        return may_go_on
 
     async def _try(self, part: Part, cause: LLMOptError) -> LLMOptError | None:
         try:
@@ -207,7 +248,7 @@ class Recovery:
         if not pieces or (search and not self._budget.spend(len(pieces))):
             self._give_up(part, error)
             return []
-        if isinstance(error, BadRequest):
+        if isinstance(error, BadRequest) or _has_too_few_vectors(error):
             self._searched.append(part)
         self._on_split(len(part), error)
         return pieces
@@ -308,6 +349,10 @@ class BatchSplitter:
         others = tuple(position for position in positions if position not in suspects)
         return [*((position,) for position in positions if position in suspects), others]
 
+    def shortest(self, positions: Sequence[int]) -> int:
+        """The position of the text with the fewest tokens."""
+        return min(positions, key=self._tokens)
+
     def refused(self, positions: Part, stated: BatchLimit | None) -> None:
         """Learn that these texts were too many or too long for one request.
 
@@ -329,6 +374,11 @@ class BatchSplitter:
 
     def _tokens(self, position: int) -> int:
         return self._estimate(self._texts[position])
+
+
+def _has_too_few_vectors(error: LLMOptError) -> bool:
+    # Some servers answer the first texts of a batch only.
+    return isinstance(error, InvalidResponse) and error.reason == "count"
 
 
 def to_item_rejected(error: LLMOptError) -> ItemRejected:

@@ -36,6 +36,7 @@ from llmopt.errors import (
     LLMOptError,
     LocalRejection,
     RequestTooLarge,
+    ServerError,
 )
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
@@ -57,6 +58,8 @@ from llmopt.operations.embed_recovery import (
     Part,
     Recovery,
     SearchBudget,
+    is_of_no_text,
+    least_suspect,
     may_concern_call,
     same_words,
 )
@@ -292,32 +295,28 @@ class EmbedRun:
         return result
 
     async def _recover(self, texts: tuple[str, ...], error: LLMOptError) -> BatchResult:
-        everything = tuple(range(len(texts)))
         if not may_concern_call(error):
-            return await self._split(texts, everything, error)
+            return await self._split(texts, BatchResult(), error)
         refusals = self._refusals = self._refusals or CallRefusals()
         result = BatchResult()
-        if not self._answered and self._batches > 1:
+        # A call of one batch is searched at once, unless the response may be short because of the number of texts.
+        if self._batches > 1 or isinstance(error, InvalidResponse):
             async with refusals.turn:
                 result = await self._try_alone(texts, error, refusals)
-        done = {at for part, _ in result.rows for at in part}
-        rest = tuple(at for at in everything if at not in done)
         async with refusals.turn:
             if not refusals.searched:
-                result.add(await self._search(texts, rest, error, refusals))
-                return result
-        result.add(await self._search(texts, rest, error, refusals))
-        return result
+                return await self._search(texts, result, error, refusals)
+        return await self._search(texts, result, error, refusals)
 
     async def _try_alone(
         self, texts: tuple[str, ...], error: LLMOptError, refusals: CallRefusals
     ) -> BatchResult:
         """Send one text of a refused batch alone, if nothing of the call was answered yet."""
-        if self._answered or self._fatal is not None:
+        # Of two texts each is sent alone by the search.
+        if self._answered or self._fatal is not None or isinstance(error, ServerError) or len(texts) == 2:
             return BatchResult()
-        if len(texts) > 1 and may_be_item_error(error):
-            # Neither the shortest nor the longest text, which are refused more often than others.
-            at = sorted(range(len(texts)), key=lambda position: len(texts[position]))[len(texts) // 2]
+        if len(texts) > 2 and not is_of_no_text(error):
+            at = least_suspect(texts, error)
             try:
                 rows = await self._request((texts[at],), part=True, suspect=True)
             except LLMOptError as alone:
@@ -330,20 +329,23 @@ class EmbedRun:
         return BatchResult()
 
     async def _search(
-        self, texts: tuple[str, ...], positions: Part, error: LLMOptError, refusals: CallRefusals
+        self, texts: tuple[str, ...], result: BatchResult, error: LLMOptError, refusals: CallRefusals
     ) -> BatchResult:
         """Search a refused batch for the texts at fault, unless the refusal is that of the call."""
-        if self._fatal is not None or (refusals.searched_in_vain and not self._answered):
-            return BatchResult(errors={at: error.copy() for at in positions})
-        result = await self._split(texts, positions, error)
+        if self._fatal is not None or (not self._answered and refusals.was_searched_in_vain(error)):
+            return BatchResult(errors={at: error.copy() for at in range(len(texts))})
+        result = await self._split(texts, result, error)
         refusals.searched = True
-        if len(positions) > 1 and may_be_item_error(error) and not self._answered:
-            refusals.searched_in_vain = True
-            if refusals.add(error, texts=len(texts)):
+        if len(texts) > 1 and not is_of_no_text(error) and not self._answered:
+            hopeless = refusals.add(error, texts=len(texts), searched=True)
+            # A server error may pass by itself, so that only the search is not repeated.
+            if hopeless and not isinstance(error, ServerError):
                 self._fatal = error
         return result
 
-    async def _split(self, texts: tuple[str, ...], positions: Part, error: LLMOptError) -> BatchResult:
+    async def _split(self, texts: tuple[str, ...], result: BatchResult, error: LLMOptError) -> BatchResult:
+        """Send a failed batch in parts, but for the texts that a result has already."""
+
         def send(part: Part, suspect: bool) -> Awaitable[EmbeddedRows]:  # noqa: FBT001 - a callback
             return self._request(tuple(texts[at] for at in part), part=True, suspect=suspect)
 
@@ -353,7 +355,7 @@ class EmbedRun:
         self._search_budget = self._search_budget or SearchBudget()
         pause = partial(self._pause, RetryHistory())
         recovery = Recovery(send, splitter, self._search_budget, self._report_split, pause, self._max_retries)
-        return await recovery.run(positions, error)
+        return await recovery.run(len(texts), error, result)
 
     async def _pause(self, history: RetryHistory, error: LLMOptError) -> bool:
         """Wait before a retry, as the retry policy says; False if it says that there should be none."""
