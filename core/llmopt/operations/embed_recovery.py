@@ -178,6 +178,7 @@ class Recovery:
         self._pause: Final = pause
         self._max_retries: Final = max_retries
         self._result = BatchResult()
+        self._count = 0
         self._searched: Final[list[Part]] = []
 
     async def run(self, count: int, error: LLMOptError, result: BatchResult) -> BatchResult:
@@ -189,6 +190,7 @@ class Recovery:
             result: of texts that were sent alone since; the others are added to it.
         """
         self._result = result
+        self._count = count
         done = {at for part, _ in result.rows for at in part}
         failed = [(tuple(at for at in range(count) if at not in done), error)]
         depth = 0
@@ -249,13 +251,13 @@ class Recovery:
             self._give_up(part, error)
             return []
         if isinstance(error, BadRequest) or _has_too_few_vectors(error):
-            self._searched.append(part)
+            self._searched.append(self._as_sent(part, depth))
         self._on_split(len(part), error)
         return pieces
 
     def _split(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         if isinstance(error, RequestTooLarge):
-            self._splitter.refused(part, error.limit)
+            self._splitter.refused(self._as_sent(part, depth), error.limit)
             return self._smaller(part)
         if isinstance(error, SLOW):
             self._splitter.timed_out(part)
@@ -264,6 +266,10 @@ class Recovery:
             # Another batch has shown meanwhile that this one was too large, whatever its error said.
             return self._smaller(part)
         return self._search(part, error, depth) if len(part) > 1 and may_be_item_error(error) else []
+
+    def _as_sent(self, part: Part, depth: int) -> Part:
+        # The batch itself had the texts too that were sent alone since.
+        return part if depth else tuple(range(self._count))
 
     def _fits_less(self, part: Part) -> bool:
         return len(self._splitter.split(part)) > 1
