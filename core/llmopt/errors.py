@@ -67,12 +67,14 @@ class Attempt:
         outcome: name of the error, or what else happened.
         status: HTTP status, None without a response.
         seconds: duration of the attempt.
+        message: of the error.
     """
 
     endpoint: str
     outcome: str
     status: int | None = None
     seconds: float = 0.0
+    message: str = ""
 
 
 class ErrorContext(TypedDict, total=False):
@@ -124,13 +126,16 @@ class LLMOptError(Exception):
         """The message, as ``str(error)`` returns it."""
         return str(self.args[0])
 
-    def copy(self) -> Self:
-        """A new exception with the same attributes and cause, for another caller that waits for the same result.
+    def copy(self, *, cause: bool = True) -> Self:
+        """A new exception with the same attributes, for another caller that waits for the same result.
 
         Raising one exception object in several tasks would mix their tracebacks.
+
+        Args:
+            cause: whether it has the same cause too, whose traceback keeps frames alive.
         """
         error = _rebuild(type(self), self.message, dict(self.__dict__))
-        error.__cause__ = self.__cause__
+        error.__cause__ = self.__cause__ if cause else None
         return error
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -182,9 +187,21 @@ class LocalRejection(LLMOptError):
 
 
 class CircuitOpen(LocalRejection):
-    """The circuit breaker of the endpoint is open after repeated failures; ``retry_after`` says for how many seconds."""
+    """The circuit breaker of the endpoint is open after repeated failures; ``retry_after`` says for how many seconds.
+
+    Attributes:
+        failure: the error that opened it, None if it is not known; with several endpoints that of the first.
+        requests: HTTP requests that this call sent before.
+    """
 
     retryable = True
+
+    def __init__(
+        self, message: str, *, failure: LLMOptError | None = None, **context: Unpack[ErrorContext]
+    ) -> None:
+        super().__init__(message, **context)
+        self.failure = failure
+        self.requests = 0
 
 
 class DeadlineExceeded(LocalRejection):
@@ -440,8 +457,24 @@ class StreamIdle(StreamError):
 
 
 class PartialFailure(LLMOptError):
-    """Some items failed. ``result`` is the ``Embeddings`` with the rows of all others."""
+    """Some items failed.
 
-    def __init__(self, message: str, *, result: Embeddings, **context: Unpack[ErrorContext]) -> None:
+    Attributes:
+        result: the ``Embeddings`` with the rows of all others, and the error of each that failed.
+        failure: the first error that a server or a connection caused, else the first one.
+        requests: HTTP requests that the call sent, failed ones included.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        result: Embeddings,
+        failure: LLMOptError | None = None,
+        requests: int = 0,
+        **context: Unpack[ErrorContext],
+    ) -> None:
         super().__init__(message, **context)
         self.result = result
+        self.failure = failure
+        self.requests = requests

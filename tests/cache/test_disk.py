@@ -262,7 +262,7 @@ async def test_a_file_that_others_may_write_is_quarantined(tmp_path: Path) -> No
     async with opened(tmp_path) as store:
         assert await store.get([key(1)]) == [None]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
+    assert len(list(tmp_path.glob("*.writable-*"))) == 1
 
 
 READ_ONLY = """

@@ -28,7 +28,9 @@ from tests.support.faults import (
     Stall,
     Wait,
     answer_openai,
+    chat_payload,
     error_answer,
+    json_answer,
     serving,
     stream_answer,
     stream_events,
@@ -191,10 +193,29 @@ def test_an_answer_cut_off_at_the_limit_of_tokens_is_reported(thread: ServerThre
     assert "--max-tokens" in done.stderr
 
 
-def test_output_to_a_file_keeps_control_characters(thread: ServerThread) -> None:
-    """Only a terminal gets replacements for them."""
-    thread.server.default(stream_answer(["a\x1b[31mb\tc\r\n", "👩‍🚀"]))
-    assert invoke("chat", MODEL, stdin=b"Hello?").stdout_bytes.decode() == "a\x1b[31mb\tc\r\n👩‍🚀\n"
+CONTROLS = "a\x1b[31mb\tc\r\nd\x7fe\x9bf\u202eg\u2066h\u2028i\x85j👩‍🚀 שלום\u200f"
+"""A colour, DEL, C1, overrides of the direction of text, separators of lines; and a tab, a joiner and a mark that stay."""
+
+
+@pytest.mark.row("S04")
+@pytest.mark.parametrize("options", [[], ["--no-stream"]])
+def test_control_characters_do_not_reach_a_pipe(thread: ServerThread, options: list[str]) -> None:
+    """It may be a pager, which passes escapes on; line ends are line feeds."""
+    thread.server.default(json_answer(chat_payload([CONTROLS])) if options else stream_answer([CONTROLS]))
+    shown = invoke("chat", MODEL, *options, stdin=b"Hello?").stdout_bytes.decode()
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert shown == f"a{mark}[31mb\tc\nd{mark}e{mark}f{mark}g{mark}h\ni\nj👩‍🚀 שלום\u200f\n"
+
+
+@pytest.mark.row("S04")
+@pytest.mark.parametrize("options", [[], ["--no-stream"]])
+def test_json_output_escapes_control_characters(thread: ServerThread, options: list[str]) -> None:
+    """A parser reads the text as it was; in the output there are neither controls nor further line ends."""
+    thread.server.default(json_answer(chat_payload([CONTROLS])) if options else stream_answer([CONTROLS]))
+    shown = invoke("chat", MODEL, "--json", *options, stdin=b"Hello?").stdout_bytes.decode()
+    assert json.loads(shown.rstrip("\n").rpartition("\n")[2])["reply"]["text"] == CONTROLS
+    assert not set("\x1b\x7f\x9b\u202e\u2066\u2028\x85") & set(shown)
+    assert shown.splitlines() == shown.rstrip("\n").split("\n")
 
 
 def test_a_closed_output_pipe_is_no_error(thread: ServerThread) -> None:

@@ -156,12 +156,14 @@ def stop_iteration() -> str:
 async def test_a_failed_token_provider_is_an_auth_error_without_its_message(
     provider: Callable[[], Any],
 ) -> None:
-    """The error names the exception's type, and it is not chained."""
+    """The error names the exception's type and its place, and it is not chained."""
     async with asyncio.timeout(5):
         with pytest.raises(AuthError) as caught:
             await from_provider(provider).get()
     kind = "StopIteration" if provider is stop_iteration else "LeakyError"
-    assert str(caught.value) == f"the token provider of providers.acme failed with {kind}."
+    line = provider.__code__.co_firstlineno + (2 if provider is failure_after_an_await else 1)
+    place = f"(config/test_credentials.py, line {line})"
+    assert str(caught.value) == f"the token provider of providers.acme failed with {kind} {place}."
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     assert CANARY not in with_locals(caught.value)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import sys
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,6 +28,16 @@ LONG = f"{TEXT} and so on. " * 400
 AT_ONCE = 24
 TIMEOUT_S = 0.3
 DEADLINE_S = 2.0
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "in base64": lambda key: b64encode(key.encode()).decode(),
+    "in base64 behind a user": lambda key: b64encode(b"me:" + key.encode()).decode(),
+}
+
+
+KEY_HEADERS = ("x-request-id", "content-type", "content-encoding", "apim-request-id", "cf-ray")
 
 
 def texts(call: int) -> list[str]:
@@ -61,6 +75,31 @@ def echoes() -> Iterator[Fault]:
     yield Fault("S02", "echo instead of JSON", lambda request: Answer(200, said(request).encode()))
     yield Fault("S02", "echo in the reason", lambda request: Answer(400, b"{}", reason=said(request)))
     yield Fault("S02", "echo as validators do", validator)
+    for spelling, spell in SPELLINGS.items():
+
+        def key(request: Request, spell: Callable[[str], str] = spell) -> str:
+            return spell((request.header("authorization") or " ").rpartition(" ")[2])
+
+        def error(request: Request, key: Callable[[Request], str] = key) -> Answer:
+            return json_answer(
+                {"error": {"message": f"bad: {key(request)}", "code": key(request)}}, status=400
+            )
+
+        yield Fault("S02", f"the key {spelling} in a 400", error)
+        for name in KEY_HEADERS if spelling == "as it is" else KEY_HEADERS[:2]:
+            for status in (200, 400):
+
+                def headed(
+                    request: Request,
+                    name: str = name,
+                    status: int = status,
+                    key: Callable[[Request], str] = key,
+                ) -> Answer:
+                    good = answer_openai(request)
+                    body = good.body if status == 200 else b"{}"
+                    return Answer(status, body, [*good.headers, (name, key(request))])
+
+                yield Fault("S02", f"the key {spelling} in {name} of a {status}", headed)
     for name in (
         "x-request-id",
         "retry-after",
@@ -140,7 +179,7 @@ async def meet(fault: Fault, number: int, folder: Path, gathered: Gathered) -> N
 @pytest.mark.row("S02")
 async def test_keys_and_input_texts_do_not_leak(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Logs at DEBUG, tracebacks with our locals, pickles, events, stats, reprs, output, files: no hit."""
-    gathered = Gathered(keys=[KEY, TOKEN], texts=[TEXT])
+    gathered = Gathered(keys=[KEY, TOKEN, *(spell(KEY)[8:20] for spell in SPELLINGS.values())], texts=[TEXT])
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int, fault: Fault) -> None:
@@ -156,3 +195,57 @@ async def test_keys_and_input_texts_do_not_leak(tmp_path: Path, capfd: pytest.Ca
     assert gathered.errors > len(FAULTS) / 2
     assert gathered.events > 10 * len(FAULTS)
     assert gathered.records > len(FAULTS)
+
+
+class LocalVariables:
+    """Looks at the local variables of every frame of llmopt at the moment when it returns or raises."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self.frames = 0
+        self.hits: set[str] = set()
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        code = frame.f_code
+        if "/llmopt" not in code.co_filename:
+            return None
+        frame.f_trace_lines = False
+        if event in ("return", "exception"):
+            self.frames += 1
+            for name, value in frame.f_locals.items():
+                with suppress(Exception):
+                    shown = repr(value)
+                    self.hits |= {f"{code.co_qualname}: {name}" for word in self._words if word in shown}
+        return self.trace
+
+
+@pytest.mark.row("S02")
+@pytest.mark.parametrize("plugin", ["compatible", "openai", "mistral", "azure"])
+async def test_no_local_variable_of_a_request_shows_a_key(plugin: str) -> None:
+    """So no traceback with local variables does, wherever a request fails. A server's answer is hidden as well."""
+    variables = LocalVariables([KEY, TOKEN])
+    async with FaultServer() as server:
+        entry = {
+            "plugin": plugin,
+            "base_url": server.base_url,
+            "api_key": KEY,
+            "headers": {"x-gateway-token": TOKEN},
+        }
+        async with llmopt.AsyncClient({"providers": {"server": entry}}, cache=False) as client:
+            said = [{"role": "user", "content": "Hello?"}]
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: client.embed("server/m", ["a"]),
+                lambda: client.list_models("server"),
+                lambda: client.chat("server/m", said),
+            ]
+            sys.settrace(variables.trace)
+            try:
+                for answer in (answer_openai, Answer(400, b"{}"), Answer(401, b"{}")):
+                    server.default(answer)
+                    for call in calls:
+                        with suppress(llmopt.LLMOptError):
+                            await call()
+            finally:
+                sys.settrace(None)
+    assert variables.hits == set()
+    assert variables.frames > 500

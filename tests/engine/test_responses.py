@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from attrs import evolve
-from hypothesis import given
-from hypothesis import strategies as st
 
 import llmopt
-from llmopt.engine.responses import redact
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import RequestWait
 from tests.support.configuration import provider_config
@@ -201,50 +198,3 @@ async def test_an_invalid_response_does_not_affect_the_next(row: str) -> None:
             fault.inject(server)
             found = await client.embed(MODEL, TEXTS)
             np.testing.assert_array_equal(found.vectors, rows(TEXTS))
-
-
-# A provider's sentence repeats neither key nor text.
-
-CANARY = "canary-text-f3a9c1"
-
-
-@pytest.mark.row("S02")
-@given(st.text(max_size=80), st.text(max_size=80), st.integers(12, 18))
-def test_no_part_of_an_input_text_is_in_an_error_message(before: str, after: str, length: int) -> None:
-    """Whole or cut off, the echo is gone."""
-    echo = CANARY[:length]
-    assert echo not in redact(f"{before} {echo} {after}", texts=[f"hello {CANARY} world"])
-
-
-def test_short_input_texts_are_redacted_completely() -> None:
-    """A text of few characters may be a password too."""
-    assert redact("cannot embed 'hunter2'", texts=["hunter2"]) == "cannot embed '[text]'"
-
-
-@pytest.mark.row("S04")
-def test_control_characters_become_spaces() -> None:
-    """Neither a terminal nor a log file can be steered by an error."""
-    assert redact("a\x1b[31mred\r\nb\u2028c") == "a [31mred  b c"
-
-
-def test_api_keys_are_redacted() -> None:
-    """Some providers repeat the key that they refuse."""
-    assert redact("Incorrect key: test-key-1.", secrets=["test-key-1"]) == "Incorrect key: [key]."
-
-
-@pytest.mark.row("S02")
-def test_part_of_an_api_key_is_redacted() -> None:
-    """A message is cut at a length, perhaps in the middle of the key."""
-    assert redact("you sent Bearer test-key-1", secrets=["test-key-1234567890"]) == "you sent Bearer [key]"
-
-
-@pytest.mark.row("S02")
-def test_redaction_ignores_white_space() -> None:
-    """An error's line breaks are made spaces, so those of the text are too."""
-    assert redact("bad: one two three four", texts=["one  two\n\tthree four"]) == "bad: [text]"
-
-
-def test_redaction_leaves_other_text_unchanged() -> None:
-    """What is useful is left alone."""
-    message = "maximum context length is 8192 tokens, requested 9000"
-    assert redact(message, texts=["something else entirely", "x" * 100]) == message

@@ -232,7 +232,8 @@ async def test_neither_key_nor_prompt_leaks(
 ) -> None:
     """A provider that repeats both, in a status, in an event, first and later: errors, events, logs, pickles."""
     caplog.set_level(logging.DEBUG)
-    echo = f"You said {CANARY_TEXT} with {CANARY_KEY}."
+    prompt = f"Hello, I am {CANARY_TEXT}, who are you?"
+    echo = f"You said {prompt} with {CANARY_KEY}."
     events: list[Any] = []
     answers: list[Any] = [error_answer(status, echo) for status in (400, 401, 422, 429, 500)]
     answers += [
@@ -245,7 +246,7 @@ async def test_neither_key_nor_prompt_leaks(
             entry = config(server, api_key=CANARY_KEY, max_retries=1)
             async with llmopt.AsyncClient(entry, on_event=events.append) as client:
                 server.default(answer)
-                messages = [{"role": "user", "content": [{"type": "text", "text": f"Hello {CANARY_TEXT}!"}]}]
+                messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
                 with pytest.raises(llmopt.LLMOptError) as caught:
                     if streamed:
                         async with client.stream(MODEL, messages) as stream:

@@ -7,6 +7,8 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmopt import errors as e
 from llmopt.policies.circuit_breaker import (
@@ -627,6 +629,65 @@ def test_a_failing_model_leaves_other_circuits_closed(other: dict[str, str]) -> 
     assert circuit.pair().retry_in() == 5.0
     assert circuit.pair(**other).retry_in() is None
     assert [change.name for change in circuit.changes] == ["https://a m embeddings"]
+
+
+REASONS = ("count", "index", "dimensions", "json", "html", "base64", "type", "a reason of a plugin")
+
+
+@pytest.mark.row("F03")
+@given(st.sampled_from(REASONS), st.lists(st.booleans(), min_size=40, max_size=80))
+def test_invalid_responses_of_one_reason_do_not_open_a_circuit(reason: str, unusable: list[bool]) -> None:
+    """They do not fit the request: a server that is down answers in other ways."""
+    circuit = PairFixture()
+    for each in unusable:
+        permit = granted(circuit.pair())
+        if each:
+            permit.failed(e.InvalidResponse("m", reason=reason))
+        else:
+            permit.success()
+    assert circuit.changes == []
+
+
+@pytest.mark.row("F03")
+@given(st.lists(st.sampled_from(REASONS), min_size=2, max_size=4, unique=True))
+def test_invalid_responses_of_changing_reasons_open_a_circuit(reasons: list[str]) -> None:
+    circuit = PairFixture()
+    for number in range(32):
+        if (permit := circuit.pair().acquire()) is not None:
+            permit.failed(e.InvalidResponse("m", reason=reasons[number % len(reasons)]))
+    assert [change.new for change in circuit.changes] == ["open"]
+
+
+@pytest.mark.parametrize("reason", ["truncated", "http", "decompression"])
+def test_responses_that_do_not_arrive_whole_open_a_circuit(reason: str) -> None:
+    circuit = PairFixture()
+    circuit.fail(e.InvalidResponse("m", reason=reason), 10)
+    assert [change.new for change in circuit.changes] == ["open"]
+
+
+@pytest.mark.row("F01")
+def test_a_transition_names_provider_endpoint_model_and_cause() -> None:
+    """The cause is a copy without its own cause, whose traceback would keep frames alive."""
+    circuit = PairFixture()
+    error = e.ServerError("down", status=500)
+    error.__cause__ = OSError()
+    for _ in range(10):
+        granted(circuit.breakers.pair("https://a", "k", "m", "chat", provider="p")).failed(error)
+    (change,) = circuit.changes
+    assert (change.provider, change.endpoint, change.model) == ("p", "https://a", "m")
+    assert str(change.cause) == "down"
+    assert change.cause is not None
+    assert (change.cause.__cause__, change.cause.__traceback__) == (None, None)
+    assert str(circuit.breakers.pair("https://a", "k", "m", "chat", provider="p").cause) == "down"
+
+
+def test_a_circuit_that_several_entries_share_names_none_of_them() -> None:
+    circuit = PairFixture()
+    for provider in ("p", "q", "p", "q", "p"):
+        granted(circuit.breakers.pair("https://a", provider, "m", "chat", provider=provider)).failed(
+            e.ConnectFailed("m")
+        )
+    assert [(change.name, change.provider) for change in circuit.changes] == [("https://a", "")]
 
 
 def test_sixteen_consecutive_failures_open_the_circuit_of_a_model() -> None:

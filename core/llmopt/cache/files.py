@@ -96,7 +96,9 @@ class CacheFiles:
         """Check a file and those beside it, create it if needed, and return its inode."""
         if writable_by_others(path) and check_private_file(path):
             # Others may have written its contents.
-            self.quarantine(path, path.stat().st_ino)
+            status = path.stat()
+            reason = f"could be written by other users (its mode is {stat.S_IMODE(status.st_mode):04o})"
+            self.quarantine(path, status.st_ino, reason, suffix="writable")
         # SQLite would create the file with the permissions of the umask.
         if not check_private_file(path):
             with suppress(FileExistsError):
@@ -105,13 +107,17 @@ class CacheFiles:
             check_private_file(path.with_name(path.name + suffix))
         return path.stat().st_ino
 
-    def quarantine(self, path: Path, inode: int) -> None:
-        """Rename a corrupt file to ``*.corrupt-<time>``, and delete one that was renamed before.
+    def quarantine(
+        self, path: Path, inode: int, reason: str = "is damaged", *, suffix: str = "corrupt"
+    ) -> None:
+        """Rename a file that must not be used to ``*.<suffix>-<time>``, and delete one that was renamed before.
 
         Args:
             path: the file.
-            inode: inode of the file that is corrupt. Nothing happens if the path has another one by now,
+            inode: inode of the file that must not be used. Nothing happens if the path has another one by now,
                 because another process has replaced the file already.
+            reason: why, for the log.
+            suffix: the same in one word.
         """
         lock = FileLock(_lock_path(path))
         try:
@@ -119,20 +125,22 @@ class CacheFiles:
                 # Of two processes that find the file corrupt, the second must not rename the first one's new
                 # file.
                 if path.stat().st_ino == inode:
-                    self._rename(path)
+                    self._rename(path, suffix)
+                    _log.warning(
+                        "the cache file %s %s; it was renamed to *.%s-* and replaced.", path, reason, suffix
+                    )
         except FileNotFoundError:
             return
         finally:
             lock.close()
 
-    def _rename(self, path: Path) -> None:
-        for old in self.folder.glob(f"{path.name}.corrupt-*"):
+    def _rename(self, path: Path, suffix: str) -> None:
+        for old in self.folder.glob(f"{path.name}.{suffix}-*"):
             old.unlink(missing_ok=True)
         # Side files first: SQLite would replay the old WAL into a new database of the same name.
-        for suffix in _SIDE_FILES:
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        path.rename(path.with_name(f"{path.name}.corrupt-{int(self._wall())}"))
-        _log.warning("the cache file %s is damaged; it was renamed to *.corrupt-* and replaced.", path)
+        for side_file in _SIDE_FILES:
+            path.with_name(path.name + side_file).unlink(missing_ok=True)
+        path.rename(path.with_name(f"{path.name}.{suffix}-{int(self._wall())}"))
 
 
 def _lock_path(path: Path) -> Path:
@@ -190,6 +198,8 @@ def check_private_file(path: Path) -> bool:
         raise UnsafePath(f"{path.name} is a link or not a regular file")
     if not _is_own(status):
         raise UnsafePath(f"{path.name} belongs to another user")
+    if not status.st_mode & stat.S_IRUSR:
+        raise UnsafePath(f"{path.name} cannot be read: its mode is {stat.S_IMODE(status.st_mode):04o}")
     if stat.S_IMODE(status.st_mode) & ~_PRIVATE_FILE:
         # On a read-only file system it fails: others may read the file then, but not write to it.
         with suppress(OSError):
@@ -235,6 +245,10 @@ def installation_secret(folder: Path) -> bytes | None:
         for _ in range(3):
             if writable_by_others(path):
                 # Another user may have chosen its contents.
+                _log.warning(
+                    "the file %s could be written by other users, and was replaced; what was cached is not found any more.",
+                    path,
+                )
                 path.unlink()
             if check_private_file(path):
                 secret = _read_secret(path)

@@ -10,7 +10,6 @@ changes the input of the whole process.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -18,7 +17,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
-import msgspec
 from attrs import asdict, fields, frozen
 
 from llmopt.cli.console import (
@@ -31,7 +29,10 @@ from llmopt.cli.console import (
     exit_code_for,
     no_color_option,
     print_error,
+    print_json_line,
     print_message,
+    printable,
+    printable_text,
     report_errors_as_json,
 )
 from llmopt.errors import LLMOptError
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from llmopt.client.sync_client import Client
 
 _PROMPT: Final = "> "
-# What terminals act upon; tabs and line feeds are kept.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _INCOMPLETE: Final = {
     "length": "the answer reached the token limit and is incomplete; raise --max-tokens.",
     "content_filter": "the provider's content filter stopped the answer.",
@@ -174,7 +173,7 @@ class ChatSession:
         with suppress(ImportError):
             # Importing readline gives input() editing and history, where Python has it.
             import_module("readline")
-        click.echo(f"{self._arguments.model}: Ctrl-C stops an answer, Ctrl-D ends.", err=True)
+        click.echo(f"{printable(self._arguments.model)}: Ctrl-C stops an answer, Ctrl-D ends.", err=True)
         while True:
             try:
                 question = _prompt()
@@ -337,9 +336,8 @@ class TextRenderer:
         print_error(error)
 
     def _write(self, text: str, *, dim: bool = False) -> None:
-        if self._terminal:
-            # A model must not move the cursor or change colours. A file gets the text unchanged.
-            text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+        # A model must not move the cursor or change colours, also not behind a pipe into a pager.
+        text = printable_text(text)
         self._last = text[-1:] or self._last
         sys.stdout.write(click.style(text, dim=True) if dim and self._color else text)
         sys.stdout.flush()
@@ -371,8 +369,7 @@ class JsonRenderer:
         print_message(f"llmopt: {error_message(error)}")
 
     def _write(self, value: dict[str, Any]) -> None:
-        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-        sys.stdout.flush()
+        print_json_line(value)
 
 
 def _as_json(value: ChatEvent | ChatReply) -> dict[str, Any]:

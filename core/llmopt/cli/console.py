@@ -10,6 +10,7 @@ clock. rich is imported at the first table on a terminal.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -22,13 +23,16 @@ import click
 import msgspec
 from attrs import frozen
 
-from llmopt.errors import ConfigError, InvalidInput, LLMOptError, PluginError, UnknownProvider
+from llmopt.errors import ConfigError, InvalidInput, LLMOptError, LocalRejection, PluginError, UnknownProvider
 from llmopt.values.embeddings import EmbeddedPart
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _TRACEBACK: Final = "LLMOPT_TRACEBACK"
 _MAX_NAMES: Final = 20
 _MAX_NAME_LENGTH: Final = 40
+_LINE_END: Final = re.compile("\r\n|[\x85\u2028\u2029]")
+# C0 without tab and line feed, DEL, C1, line separators, and what overrides the direction of text.
+_UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _UNITS_OF_TIME: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -97,6 +101,12 @@ def print_message(message: str) -> None:
     click.echo(printable(message, lines=True), err=True)
 
 
+def print_traceback(error: BaseException) -> None:
+    """Print the traceback of an error and of its causes on standard error, if LLMOPT_TRACEBACK is set."""
+    if os.environ.get(_TRACEBACK):
+        print_message("".join(traceback.format_exception(error)).rstrip())
+
+
 def print_error(error: BaseException, *, more: str = "") -> None:
     """Print an error on standard error, with its traceback if LLMOPT_TRACEBACK is set.
 
@@ -104,8 +114,7 @@ def print_error(error: BaseException, *, more: str = "") -> None:
         error: what went wrong.
         more: a further sentence.
     """
-    if os.environ.get(_TRACEBACK):
-        traceback.print_exception(error)
+    print_traceback(error)
     sentence = error_message(error)
     if more and not sentence.endswith((".", "!", "?")):
         sentence += "."
@@ -119,12 +128,17 @@ def with_name(name: str, sentence: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on standard output."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    click.echo(_escaped(msgspec.json.format(msgspec.json.encode(value), indent=2)))
 
 
 def print_json_line(value: Any) -> None:
     """Print a value as JSON on one line of standard output."""
-    click.echo(msgspec.json.encode(value).decode())
+    click.echo(_escaped(msgspec.json.encode(value)))
+
+
+def _escaped(encoded: bytes) -> str:
+    """JSON in which no character acts on a terminal or ends a line; a parser reads the same values."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded.decode())
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, no_color: bool) -> None:
@@ -173,6 +187,14 @@ def printable(text: str, *, lines: bool = False) -> str:
         each if each.isprintable() or (lines and each == "\n") else "\N{REPLACEMENT CHARACTER}"
         for each in text
     )
+
+
+def printable_text(text: str) -> str:
+    """What a model wrote, for a terminal or a pipe: all but control characters, and line ends as line feeds.
+
+    Joiners and marks of direction stay, because emoji and the scripts of some languages need them.
+    """
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", _LINE_END.sub("\n", text))
 
 
 def format_number(value: float) -> str:
@@ -313,6 +335,12 @@ class RunSummary:
         self.tokens = 0
         self.dimensions = 0
         self.model = ""
+
+    @property
+    def first_failure(self) -> FailedText:
+        """The first failure that a server or a connection caused, else the first one."""
+        causes = (each for each in self.errors if not isinstance(each.error, LocalRejection))
+        return next(causes, self.errors[0])
 
     @property
     def succeeded(self) -> int:

@@ -27,6 +27,7 @@ from llmopt.cli.console import (
     print_error,
     print_json,
     print_message,
+    print_traceback,
 )
 from llmopt.cli.progress import Interrupts, ProgressDisplay, progress_display
 from llmopt.cli.readers import FORMATS as INPUT_FORMATS
@@ -188,6 +189,7 @@ class EmbedReport:
         if self._cause is not None:
             print_error(self._cause, more=self._kept())
         elif self._summary.failed:
+            print_traceback(self._summary.first_failure.error)
             for line in self._summary.failure_lines():
                 print_message(f"llmopt: {line}")
         if as_json:
@@ -384,10 +386,12 @@ class _Embedding:
         summary = self._summary
         if not summary.failed or (summary.succeeded and self._options.errors == "return"):
             return None
-        first = summary.errors[0]
+        first = summary.first_failure
         code = Exit.FAILED if summary.succeeded else exit_code_for(first.error)
         many = "all texts" if not summary.succeeded else f"{summary.failed:,} of {summary.texts:,} texts"
-        return CommandError(f"{many} failed; the first, in line {first.line}: {first.error.message}", code)
+        failure = CommandError(f"{many} failed; the first, in line {first.line}: {first.error.message}", code)
+        failure.__cause__ = first.error
+        return failure
 
     def _finish_file(self, cause: BaseException | None) -> tuple[BaseException | None, str | None]:
         """Commit the file, or keep the finished rows; the name of the file, None if nothing was kept."""

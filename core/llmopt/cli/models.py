@@ -26,6 +26,7 @@ from llmopt.cli.console import (
     print_json,
     print_message,
     print_table,
+    print_traceback,
     with_name,
 )
 from llmopt.errors import LLMOptError, NotCached
@@ -241,6 +242,7 @@ def command(
         ages = {name: format_age(each.age, stale=each.stale) for name, each in lists.items()}
         print_table(_COLUMNS, [_row(each, ages[each.provider]) for each in chosen], no_color=no_color)
     for name, error in failures.items():
+        print_traceback(error)
         print_message(f"llmopt: {with_name(name, error.message)}")
     return _code(lists, failures)
 

@@ -18,7 +18,8 @@ from llmopt.config.schema import EnvText, ProviderEntry, TokenProvider, shown_va
 from llmopt.config.urls import Url, host_matches, is_loopback, parse_base_url
 from llmopt.errors import AuthError, ConfigError
 from llmopt.values.profile import Profile
-from llmopt.values.secret import Secret
+from llmopt.values.redaction import place_of
+from llmopt.values.secret import HiddenStr, Secret
 
 _PROCESS_KEY: Final = os.urandom(32)
 """Random per process, so that nobody can test a fingerprint against a list of leaked keys."""
@@ -97,7 +98,7 @@ class CredentialSource:
         import hmac
 
         if self._secret is not None:
-            text = f"key {self._secret.reveal()}"
+            text: str = HiddenStr(f"key {self._secret.reveal()}")
         else:
             text = "none" if self._provider is None else f"function {_identity(self._provider)}"
         return hmac.digest(_PROCESS_KEY, text.encode(), "sha256").hex()
@@ -107,7 +108,7 @@ class CredentialSource:
 
     def _to_secret(self, result: _ProviderResult) -> Secret:
         value, failure = result.value, result.failure
-        # The message of the failure may contain a token: only its class is shown, and it is not chained.
+        # The message of the failure may contain a token: only its class and place are shown, and it is not chained.
         del result
         if failure:
             raise AuthError(f"the token provider of {self._owner} failed with {failure}.")
@@ -125,7 +126,7 @@ class CredentialSource:
 
 
 class _ProviderResult:
-    """What a token provider returned, or the class of its exception; its repr shows neither."""
+    """What a token provider returned, or class and place of its exception; its repr shows neither."""
 
     __slots__ = ("failure", "value")
 
@@ -147,7 +148,7 @@ async def _call_provider(provider: TokenProvider) -> _ProviderResult:
         try:
             result.value = await result.value
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything; its text must not escape
-            return _ProviderResult(failure=type(error).__name__)
+            return _ProviderResult(failure=_described(error))
     return result
 
 
@@ -156,7 +157,12 @@ def _call(provider: TokenProvider) -> _ProviderResult:
     try:
         return _ProviderResult(provider())
     except Exception as error:  # noqa: BLE001 - as above
-        return _ProviderResult(failure=type(error).__name__)
+        return _ProviderResult(failure=_described(error))
+
+
+def _described(error: Exception) -> str:
+    # Without its text, which may contain a token.
+    return type(error).__name__ + place_of(error, (__file__,))
 
 
 def _is_async(provider: TokenProvider) -> bool:

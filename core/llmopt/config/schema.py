@@ -18,7 +18,7 @@ from typing import Any, Final, Self, TypeAlias, TypeGuard
 from attrs import Attribute, evolve, field, fields, frozen
 
 from llmopt.errors import ConfigError
-from llmopt.values.secret import Secret, repr_names
+from llmopt.values.secret import HiddenStr, Secret, repr_names
 
 TokenProvider: TypeAlias = Callable[[], str | Awaitable[str]]
 """A function that returns a key or token that is valid now; called for every attempt."""
@@ -302,7 +302,7 @@ def to_headers(value: Mapping[str, str] | None) -> dict[str, str]:
         problem = _header_problem(name.lower(), text, headers)
         if problem:
             raise InvalidKey(join_path("headers", name), problem)
-        headers[name.lower()] = str(text)
+        headers[name.lower()] = HiddenStr(text)
     return headers
 
 

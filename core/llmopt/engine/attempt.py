@@ -9,12 +9,12 @@ that all requests of the endpoint share, and calls the plugin's hook `rate_limit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.endpoint_policies import SET_ASIDE_S, NullLease, RateLimitLease
-from llmopt.engine.responses import SLOW, may_be_item_error, request_id
+from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
     Attempt,
@@ -222,8 +222,11 @@ def add_context(
     call: Call,
     response: HttpResponse | None,
     seconds: float,
+    settings: Settings,
 ) -> Attempt:
     """Add to an error what only the engine knows about it: provider, model, endpoint, request id, retry-after.
+
+    Keys in its message are removed.
 
     Returns:
         The entry for the error's history of attempts.
@@ -232,18 +235,20 @@ def add_context(
     error.model = error.model or call.model or None
     error.endpoint = error.endpoint or endpoint.name
     if response is not None:
-        error.request_id = error.request_id or request_id(response.headers)
+        error.request_id = error.request_id or request_id(response.headers, settings)
         if isinstance(error, (ProviderError, InvalidResponse)):
             # A header is more exact than what a plugin reads from the text of an error.
             header = parse_retry_after(response.headers, response.received)
             error.retry_after = header if header is not None else error.retry_after
             if error.retry_after is not None and isinstance(error, (RateLimited, Overloaded)):
                 error.args = (f"{error.message}; the server asks to wait {error.retry_after:g} s",)
+    hide_keys(error, settings)
     return Attempt(
         endpoint=endpoint.name,
         outcome=type(error).__name__,
         status=response.status if response is not None else None,
         seconds=seconds,
+        message=error.message,
     )
 
 
@@ -269,20 +274,22 @@ class RequestRecorder:
         call: the call that the request is for.
         provider: name of the provider entry.
         telemetry: gets the events.
+        on_send: called before each attempt.
 
     Attributes:
         enabled: whether there is a listener; what only an event needs is not computed otherwise.
         sent: HTTP requests sent so far.
     """
 
-    __slots__ = ("_call", "_emit", "_model", "_provider", "_telemetry", "enabled", "sent")
+    __slots__ = ("_call", "_emit", "_model", "_on_send", "_provider", "_telemetry", "enabled", "sent")
 
-    def __init__(self, call: Call, provider: str, telemetry: Telemetry) -> None:
+    def __init__(self, call: Call, provider: str, telemetry: Telemetry, on_send: Callable[[], None]) -> None:
         self._call: Final = call
         self._model: Final = call.model
         self._provider: Final = provider
         self._telemetry: Final = telemetry
         self._emit: Final = telemetry.emit
+        self._on_send: Final = on_send
         self.enabled: Final = telemetry.enabled
         self.sent = 0
 
@@ -314,6 +321,7 @@ class RequestRecorder:
     def attempt_started(self, endpoint: LiveEndpoint) -> None:
         """An HTTP request is about to be sent."""
         self.sent += 1
+        self._on_send()
         endpoint.metrics.requests += 1
 
     def attempt_ended(

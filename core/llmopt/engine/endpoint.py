@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,7 @@ from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
 from llmopt.engine.request import CompressingTransport, OptionalKeys, RequestCompressor, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
-from llmopt.errors import CircuitOpen, ClientClosed, LLMOptError, NotFound, PermissionDenied
+from llmopt.errors import Attempt, CircuitOpen, ClientClosed, LLMOptError, NotFound, PermissionDenied
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock
 from llmopt.policies.load_balancer import Candidate, LoadBalancer
@@ -191,6 +191,15 @@ def _with_plugin_credential(endpoint: Endpoint, hooks: ProviderHooks) -> Endpoin
     return evolve(endpoint, credential=source)
 
 
+def describe_failures(failures: Iterable[LLMOptError | Attempt]) -> str:
+    """What failed at each endpoint, in one line."""
+    return ", ".join(
+        f"{each.endpoint}: {each.outcome if isinstance(each, Attempt) else type(each).__name__}: "
+        f"{each.message.rstrip('.')}"
+        for each in failures
+    )
+
+
 class EndpointGroup:
     """All endpoints of a provider entry, and the choice of one for each attempt.
 
@@ -230,7 +239,7 @@ class EndpointGroup:
         if (refusal := endpoint.policies.credential_error(call.model)) is not None:
             raise refusal.copy()
         if (retry_in := endpoint.retry_in(call)) is not None:
-            raise self._circuit_open(retry_in)
+            raise self._circuit_open(call, retry_in)
         return endpoint
 
     def _choose_from_several(self, call: Call, tried: Container[int]) -> LiveEndpoint:
@@ -245,9 +254,12 @@ class EndpointGroup:
                 candidates.append(self._candidate(index, endpoint))
         if not candidates:
             if waits:
-                raise self._circuit_open(min(waits))
-            refusals = [endpoint.policies.credential_error(call.model) for endpoint in self.endpoints]
-            raise next(refusal.copy() for refusal in refusals if refusal is not None)
+                raise self._circuit_open(call, min(waits))
+            first, *others = self._failures(call)
+            error = first.copy()
+            if others:
+                error.args = (f"{first.endpoint}: {first.message.rstrip('.')}; {describe_failures(others)}",)
+            raise error
         # A throttled endpoint, or one without rate limit left, would delay a request that another one could take now.
         ready = [each for each in candidates if not self._is_paused(each.index, call)] or candidates
         # Without balancing the order of the configuration is a list of fallbacks.
@@ -272,12 +284,28 @@ class EndpointGroup:
     def _is_paused(self, index: int, call: Call) -> bool:
         return self.endpoints[index].policies.rate_limiter(call).pause_left > 0
 
-    def _circuit_open(self, retry_in: float) -> CircuitOpen:
-        return CircuitOpen(
-            f"{self.endpoints[0].config.provider!r} failed repeatedly, and no request is sent to it for another "
-            f"{retry_in:.1f} s. Try later, or pass when_open='wait'.",
+    def _circuit_open(self, call: Call, retry_in: float) -> CircuitOpen:
+        failures = self._failures(call)
+        first = failures[0] if failures else None
+        why = f"; {describe_failures(failures)}" if failures else ""
+        error = CircuitOpen(
+            f"{self.endpoints[0].config.provider!r} failed repeatedly{why}. No request is sent to it for another "
+            f"{retry_in:.1f} s: try later, or pass when_open='wait'.",
             retry_after=retry_in,
+            failure=first,
         )
+        error.__cause__ = None if first is None else first.copy()
+        return error
+
+    def _failures(self, call: Call) -> list[LLMOptError]:
+        """Why the endpoints get no request: what opened their circuits, or refused their credentials."""
+        failures = []
+        for endpoint in self.endpoints:
+            circuits = endpoint.policies.breakers(call)
+            cause = None if circuits is None or circuits.retry_in() is None else circuits.cause
+            if (failure := cause or endpoint.policies.credential_error(call.model)) is not None:
+                failures.append(failure)
+        return failures
 
     def has_alternative(
         self, endpoint: LiveEndpoint, call: Call, tried: Container[int] = (), *, paused: bool = False

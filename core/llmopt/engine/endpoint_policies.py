@@ -195,7 +195,9 @@ class EndpointPolicies:
         key = (call.model, call.operation)
         pair = self._circuit_pairs.get(key)
         if pair is None:
-            pair = self._breakers.pair(self._endpoint.origin, self._credential, *key)
+            pair = self._breakers.pair(
+                self._endpoint.origin, self._credential, *key, provider=self._endpoint.provider
+            )
             pair = self._circuit_pairs.setdefault(key, pair)
         return pair
 

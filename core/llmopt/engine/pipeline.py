@@ -32,7 +32,7 @@ from typing import Final, Generic, TypeVar
 from attrs import evolve
 
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
-from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint
+from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint, describe_failures
 from llmopt.engine.endpoint_policies import RateLimitLease
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import SLOW, T, parse_or_raise
@@ -81,7 +81,9 @@ class Pipeline(Generic[T]):
         self._request: Final = request
         self._call: Final = request.call
         self._clock: Final = clock
-        self._recorder: Final = RequestRecorder(request.call, group.endpoints[0].config.provider, telemetry)
+        self._recorder: Final = RequestRecorder(
+            request.call, group.endpoints[0].config.provider, telemetry, request.on_send
+        )
         self._history: tuple[Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
@@ -117,16 +119,28 @@ class Pipeline(Generic[T]):
             outcome = OK
         except LLMOptError as error:
             outcome = type(error).__name__
-            error.provider = error.provider or self._endpoint.config.provider
-            error.model = error.model or self._call.model or None
-            error.endpoint = error.endpoint or self._endpoint.name
-            error.attempts = self._history
+            self._complete(error)
             raise
         else:
             return value
         finally:
             if self._recorder.enabled:
                 self._record_end(outcome)
+
+    def _complete(self, error: LLMOptError) -> None:
+        """Add to the error that the call ends with what all its attempts have in common."""
+        error.provider = error.provider or self._endpoint.config.provider
+        error.model = error.model or self._call.model or None
+        error.endpoint = error.endpoint or self._endpoint.name
+        error.attempts = self._history
+        if isinstance(error, CircuitOpen):
+            error.requests = self._recorder.sent
+            return
+        # The last attempt at each of the other endpoints: the error itself is about one of them only.
+        others = {each.endpoint: each for each in self._history if each.endpoint != error.endpoint}
+        if others:
+            before = describe_failures(others.values())
+            error.args = (f"{error.endpoint}: {error.message.rstrip('.')}; before that, {before}",)
 
     def _record_end(self, outcome: str) -> None:
         self._recorder.request_ended(self._endpoint, outcome, self._clock.now() - self._started_at)
@@ -379,7 +393,7 @@ class Pipeline(Generic[T]):
         # What took too long may do so because of its endpoint: another one is asked in any case.
         elsewhere = isinstance(error, SLOW) and self._has_alternative(error)
         self._worth_retrying = elsewhere or self._request.worth_retrying(self._request, error)
-        self._add_to_history(error, endpoint, response, seconds)
+        self._add_to_history(error, endpoint, settings, response, seconds)
         if self._group.set_aside(endpoint, self._call, error):
             self._recorder.endpoint_set_aside(endpoint, error)
         if scope.failed(error, settings, seconds, response):
@@ -388,9 +402,15 @@ class Pipeline(Generic[T]):
         self._recorder.attempt_ended(endpoint, number, outcome, response, seconds, sent=error.sent)
 
     def _add_to_history(
-        self, error: LLMOptError, endpoint: LiveEndpoint, response: HttpResponse | None, seconds: float
+        self,
+        error: LLMOptError,
+        endpoint: LiveEndpoint,
+        settings: Settings,
+        response: HttpResponse | None,
+        seconds: float,
     ) -> None:
-        self._history = (*self._history, add_context(error, endpoint, self._call, response, seconds))
+        attempt = add_context(error, endpoint, self._call, response, seconds, settings)
+        self._history = (*self._history, attempt)
 
     async def _credential_changed(self, endpoint: LiveEndpoint, used: Settings) -> bool:
         """Whether the function that gives the credential returns another one than the one that was refused."""
@@ -424,7 +444,7 @@ class Pipeline(Generic[T]):
             outcome, usage = OK, self._request.usage_of(value)
         except LLMOptError as error:
             outcome = type(error).__name__
-            self._add_to_history(error, endpoint, response, self._clock.now() - started)
+            self._add_to_history(error, endpoint, settings, response, self._clock.now() - started)
             raise
         else:
             return value

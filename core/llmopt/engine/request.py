@@ -23,7 +23,7 @@ from llmopt.config.resolve import Endpoint
 from llmopt.config.urls import InvalidUrl, origin_of
 from llmopt.engine.responses import Parse, T
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
-from llmopt.errors import BadRequest, InvalidInput, LLMOptError, PluginContractError, ServerError
+from llmopt.errors import BadRequest, LLMOptError, PluginContractError, ServerError
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
@@ -32,6 +32,7 @@ from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import RequestCompression
 from llmopt.values.http import HttpRequest, HttpResponse
+from llmopt.values.secret import plain_text
 
 if TYPE_CHECKING:
     from llmopt.transport.stream import RequestSender
@@ -43,6 +44,10 @@ def _no_usage(_: object) -> Usage | None:
 
 def _always(_: Request[Any], __: LLMOptError) -> bool:
     return True
+
+
+def _nothing() -> None:
+    return None
 
 
 @define(kw_only=True, eq=False)
@@ -62,6 +67,7 @@ class Request(Generic[T]):
             is then expected, and says nothing about the server.
         worth_retrying: whether the same request may be sent again after an error. It is asked before the retry policy.
         usage_of: the usage that a response reports, None if it reports none.
+        on_send: called before each attempt.
     """
 
     call: Call
@@ -75,6 +81,7 @@ class Request(Generic[T]):
     suspect: bool = False
     worth_retrying: Callable[[Request[T], LLMOptError], bool] = field(default=_always, repr=False)
     usage_of: Callable[[T], Usage | None] = field(default=_no_usage, repr=False)
+    on_send: Callable[[], None] = field(default=_nothing, repr=False)
 
 
 @define(kw_only=True, eq=False)
@@ -100,7 +107,7 @@ _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
 _DEFAULT_HEADERS: Final = {"accept": "application/json"}
 _MAX_CHECKED: Final = 64
-json_encoder: Final = msgspec.json.Encoder()
+json_encoder: Final = msgspec.json.Encoder(enc_hook=plain_text)
 
 
 @define(kw_only=True, eq=False)
@@ -136,10 +143,9 @@ class RequestEncoder:
         """Encode a plugin's request.
 
         Raises:
-            PluginContractError: the URL leaves the endpoint's origin, or a header cannot be sent.
-            InvalidInput: the body holds something that JSON does not have.
+            PluginContractError: the URL leaves the endpoint's origin, a header cannot be sent, or the body is not JSON.
         """
-        body = None if request.json is None else _encode_json(request.json)
+        body = None if request.json is None else _encode_json(request.json, settings)
         key = (settings.base_url, request.path, body is None, *request.headers.items())
         try:
             checked = self._checked.get(key)
@@ -216,13 +222,16 @@ def add_if_none_match(request: HttpRequest, call: Call) -> HttpRequest:
     return evolve(request, headers={**request.headers, "if-none-match": call.etag})
 
 
-def _encode_json(value: object) -> bytes:
+def _encode_json(value: object, settings: Settings) -> bytes:
     try:
         return json_encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
-        # Without the encoder's message, which may contain a value.
-        raise InvalidInput(
-            f"the request cannot be written as JSON: {type(error).__name__}; check `extra`."
+        # The plugin's fault: what the caller gave was checked before. Of the encoder's messages only those about
+        # a type are shown, because the others may contain a value.
+        reason = str(error) if isinstance(error, TypeError) else type(error).__name__
+        raise PluginContractError(
+            f"the plugin of {settings.provider!r} built a request body that JSON cannot express: {reason}.",
+            provider=settings.provider,
         ) from None
 
 

@@ -7,7 +7,7 @@ responses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from llmopt.errors import (
@@ -27,8 +27,9 @@ from llmopt.errors import (
     UnexpectedStatus,
 )
 from llmopt.providers.hooks import ProviderHooks
-from llmopt.values.calls import Call, CatalogCall, ChatCall, EmbedCall, Settings
+from llmopt.values.calls import Call, CatalogCall, Settings
 from llmopt.values.http import EXCEPTION_OF, Failure, HttpResponse, Verdict, VerdictKind
+from llmopt.values.redaction import foreign_frames, input_texts, redact, repeats_key, secrets_of
 
 T = TypeVar("T")
 Parse = Callable[[HttpResponse, Settings], T | Failure]
@@ -40,20 +41,33 @@ _MAX_MESSAGE: Final = 500
 _MAX_ERROR_IN_SUCCESS: Final = 65_536
 """Bytes of a 2xx response that may be an error; a larger one is a result, or a part of one."""
 _UNEXPLAINED: Final = (VerdictKind.INVALID_RESPONSE, VerdictKind.TRANSIENT)
-_TEXT_WINDOW: Final = 12
-_KEY_WINDOW: Final = 8
-_MIN_TEXT: Final = 5
-"""Shorter texts occur in any sentence by chance."""
-_SECRET_HEADER: Final = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 
-def request_id(headers: Mapping[str, str]) -> str | None:
-    """The provider's id of a request, None if it sends none or something that is no id."""
+def request_id(headers: Mapping[str, str], settings: Settings) -> str | None:
+    """The provider's id of a request, None if it sends none, something that is no id, or the key."""
     for name in _REQUEST_ID:
         if name in headers:
             # The id goes into messages and logs: a header of any other form is not shown.
-            return headers[name] if _ID_PATTERN.match(headers[name]) else None
+            value = headers[name]
+            return (
+                value if _ID_PATTERN.match(value) and not repeats_key(value, secrets_of(settings)) else None
+            )
     return None
+
+
+def hide_keys(error: LLMOptError, settings: Settings) -> None:
+    """Remove keys and control characters from an error of an attempt, whatever part of llmopt has written it.
+
+    A header such as the content type is quoted by the layer that reads it, which does not know the keys. The frames of
+    that layer are dropped from tracebacks: their local variables hold the response, which may repeat a key.
+    """
+    secrets = secrets_of(settings)
+    for each in (error, error.__cause__):
+        if each is not None:
+            each.__traceback__ = foreign_frames(each.__traceback__)
+    error.args = (redact(error.message, secrets=secrets),)
+    if error.request_id is not None and redact(error.request_id, secrets=secrets) != error.request_id:
+        error.request_id = None
 
 
 def parse_or_raise(
@@ -144,30 +158,10 @@ def error_from_verdict(verdict: Verdict, failure: Failure, call: Call, settings:
     return error
 
 
-def input_texts(call: Call) -> Sequence[str]:
-    """The texts of a call, which no message may repeat."""
-    if isinstance(call, EmbedCall):
-        return call.texts
-    if isinstance(call, ChatCall):
-        return [text for message in call.messages for text in _strings(message)]
-    return ()
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _strings(inner)
-
-
 def _redacted(message: str, call: Call, settings: Settings) -> str:
     """Text of a provider without what it quotes from the request."""
-    secrets = [value for name, value in settings.headers.items() if _SECRET_HEADER.search(name)]
-    if settings.credential is not None:
-        secrets.append(settings.credential.reveal())
     # Cut first: the search takes time in proportion to the length of the message.
-    return redact(message[:_MAX_MESSAGE], secrets=secrets, texts=input_texts(call))
+    return redact(message[:_MAX_MESSAGE], secrets=secrets_of(settings), texts=input_texts(call))
 
 
 def _redacted_code(code: str | None, call: Call, settings: Settings) -> str | None:
@@ -211,59 +205,3 @@ def may_be_item_error(error: LLMOptError) -> bool:
         of_texts = error.param is None or _INPUT.match(error.param) is not None
         return error.status in (400, 422) and of_texts
     return isinstance(error, ServerError) and error.status == 500
-
-
-def redact(message: str, *, secrets: Sequence[str] = (), texts: Sequence[str] = ()) -> str:
-    """Remove keys, input texts and control characters from a provider's message.
-
-    The message may quote a part of a key or text only, so every run of 12 characters or more that also occurs in a
-    text is replaced, and every run of 8 or more of a key. Shorter keys and texts are replaced where they occur whole.
-
-    Args:
-        message: of the provider.
-        secrets: keys and tokens.
-        texts: the inputs of the request.
-    """
-    message = _printable(message)
-    # Whole keys first: one that is shorter than the window is found only so.
-    for secret in secrets:
-        message = message.replace(secret, "[key]")
-    message = _without_echo(message, "\n".join(secrets), _KEY_WINDOW, "[key]")
-    for text in texts:
-        if _MIN_TEXT <= len(text) < _TEXT_WINDOW:
-            message = message.replace(_printable(text), "[text]")
-    source = "\n".join(" ".join(_printable(text).split()) for text in texts if len(text) >= _TEXT_WINDOW)
-    return _without_echo(message, source, _TEXT_WINDOW, "[text]")
-
-
-def _printable(text: str) -> str:
-    """Without control characters: they could manipulate a terminal or forge lines of a log."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-def _without_echo(message: str, source: str, window: int, mark: str) -> str:
-    if not source:
-        return message
-    parts: list[str] = []
-    position = 0
-    while position < len(message):
-        end = _echo_end(message, position, source, window)
-        if end > position:
-            parts.append(mark)
-            position = end
-        else:
-            parts.append(message[position])
-            position += 1
-    return "".join(parts)
-
-
-def _echo_end(message: str, start: int, source: str, window: int) -> int:
-    """The end of the quotation that begins at ``start``; ``start`` if none begins there."""
-    end = start + window
-    if end > len(message) or message[start:end] not in source:
-        return start
-    while end < len(message) and message[start : end + 1] in source:
-        end += 1
-    return end

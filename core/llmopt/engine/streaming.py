@@ -5,7 +5,7 @@ it, and retried if that is worth it. After the first event nothing is sent again
 the attempt has acquired (slot, lease, permit, connection) and releases it when it ends, in whichever way.
 
 `llmopt.operations.chat_stream` uses these of a `LiveStream`: ``read``, ``aclose``, ``close_soon``, ``ended``,
-``holds_connection`` and ``head``. `StreamPipeline` uses the others.
+``holds_connection`` and ``request_id``. `StreamPipeline` uses the others.
 
 The network is accessed through the transport of the endpoint: `LiveStream.read` awaits the next chunk, on the loop
 that opened the stream; `close_soon` alone may be called from any thread. Waits are measured by the monotonic clock
@@ -31,7 +31,7 @@ from llmopt.engine.endpoint import EndpointGroup
 from llmopt.engine.event_reader import EventReader, detect_stream_format
 from llmopt.engine.pipeline import Pipeline, deadline_error
 from llmopt.engine.request import EncodedRequest, StreamRequest
-from llmopt.engine.responses import error_from_verdict, parse_or_raise
+from llmopt.engine.responses import error_from_verdict, parse_or_raise, request_id
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
     AttemptTimeout,
@@ -76,6 +76,7 @@ class LiveStream:
         reader, head: as passed to the constructor.
         on_end: called once when the stream ends, before an error is raised. Must not await.
         ended: whether the stream has ended.
+        request_id: the provider's id of the request, None if there is none.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class LiveStream:
         self.head: Final = head
         self.on_end: Callable[[Outcome], None] | None = None
         self.ended = False
+        self.request_id: str | None = None
         self._response: Final = response
         self._timeouts: Final = timeouts
         self._deadline: Final = deadline
@@ -300,6 +302,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         # From here on the stream releases slot, lease and permit.
         scope.detach()
         self._group.record_success(scope.endpoint, self._call, seconds)
+        stream.request_id = request_id(stream.head.headers, settings)
         stream.on_end = partial(self._stream_ended, stream, number, scope, settings, started)
         return stream
 
@@ -435,9 +438,9 @@ class StreamPipeline(Pipeline[LiveStream]):
     ) -> None:
         # The cause, such as a lost connection, says more about the server than that a stream was interrupted.
         cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
-        add_context(cause, scope.endpoint, self._call, head, seconds)
+        add_context(cause, scope.endpoint, self._call, head, seconds, settings)
         error.retry_after = cause.retry_after
-        self._add_to_history(error, scope.endpoint, head, seconds)
+        self._add_to_history(error, scope.endpoint, settings, head, seconds)
         error.attempts = self._history
         scope.stream_failed(cause, settings, tokens)
 

@@ -124,9 +124,21 @@ class Telemetry:
 
     def breaker_changed(self, change: CircuitTransition) -> None:
         """A circuit breaker changed its state."""
-        name, old, new, seconds = change.name, change.old, change.new, change.break_duration_s
-        _write(logging.WARNING, "circuit %s: %s -> %s (%.1f s)", name, old, new, seconds)
-        self.emit(BreakerChanged, provider="", circuit=name, old=old, new=new, break_duration_s=seconds)
+        old, new, seconds = change.old, change.new, change.break_duration_s
+        cause = "" if change.cause is None else type(change.cause).__name__
+        after = f", after {cause}: {change.cause}" if cause else ""
+        _write(logging.WARNING, "circuit %s: %s -> %s (%.1f s)%s", change.name, old, new, seconds, after)
+        self.emit(
+            BreakerChanged,
+            provider=change.provider,
+            model=change.model,
+            endpoint=change.endpoint,
+            circuit=change.name,
+            old=old,
+            new=new,
+            break_duration_s=seconds,
+            cause=cause,
+        )
 
     def pool_trace(self, provider: str, endpoint: str) -> PoolEvents | None:
         """The callbacks for an endpoint's connection pool, None without a listener."""

@@ -27,6 +27,7 @@ from llmopt.providers.registry import Provider
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.catalog import MODELS_FORMAT
 from llmopt.values.events import CacheEviction, CacheKind, CacheSized
+from llmopt.values.secret import plain_text
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -154,7 +155,9 @@ def _request(endpoint: LiveEndpoint, call: Call) -> list[Any]:
 
 def _canonical_json(value: Any) -> bytes:
     # A value that JSON cannot express counts by its repr. At worst that differs between processes, and the cache misses.
-    return msgspec.json.encode(value, order="sorted", enc_hook=repr)
+    return msgspec.json.encode(
+        value, order="sorted", enc_hook=lambda each: plain_text(each) if isinstance(each, str) else repr(each)
+    )
 
 
 _REPORT_INTERVAL_S: Final = 10.0

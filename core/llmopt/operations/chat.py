@@ -142,7 +142,7 @@ class ChatRun:
             return reply
         usage = None if reply.usage is None else evolve(reply.usage, requests=1)
         calls = tuple(call if call.id else evolve(call, id=new_call_id()) for call in reply.tool_calls)
-        return evolve(reply, usage=usage, tool_calls=calls, request_id=request_id(response.headers))
+        return evolve(reply, usage=usage, tool_calls=calls, request_id=request_id(response.headers, settings))
 
     def _stream_end(self, settings: Settings) -> StreamEnd:
         """What completes a stream of the endpoint with these settings."""

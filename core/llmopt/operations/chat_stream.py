@@ -16,7 +16,6 @@ from collections import deque
 from typing import Any, ClassVar, Final, Self
 
 from llmopt.decoding.accumulator import ReplyAccumulator, new_call_id
-from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import LLMOptError, StreamError, StreamInterrupted
 from llmopt.operations.chat import ChatRun, check_buffer_size
@@ -148,7 +147,7 @@ class ReplyStream:
 
     async def _open(self) -> LiveStream:
         self._live = live = await self._run.open_stream(self._buffer_size)
-        self._request_id = request_id(live.head.headers)
+        self._request_id = live.request_id
         if self._closed:
             # Another task closed this stream while it was being opened, and had nothing to close.
             await live.aclose()

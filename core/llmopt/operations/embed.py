@@ -54,7 +54,7 @@ async def embed(run: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, err
         await _send_batches(run, distinct, range(len(distinct)), collector)
     result = collector.result(listed, invalid)
     if result.errors and errors == "raise":
-        raise failure_of(result)
+        raise failure_of(result, run.requests)
     return result
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, evolve, field
 
-from llmopt.errors import InvalidResponse, LLMOptError, PartialFailure
+from llmopt.errors import CircuitOpen, InvalidResponse, LLMOptError, LocalRejection, PartialFailure
 from llmopt.values.embeddings import NO_USAGE, EmbeddedRows, Embeddings, Usage, in_order
 
 if TYPE_CHECKING:
@@ -269,23 +269,43 @@ class Collector:
         return expanded, errors
 
 
-def failure_of(result: Embeddings) -> LLMOptError:
+def failure_of(result: Embeddings, requests: int) -> LLMOptError:
     """The exception to raise for a result with errors.
 
-    When all texts failed of one cause, that error; else a `PartialFailure` that carries the result.
+    When all texts failed of one cause, that error; else a `PartialFailure` that carries the result. A text that was
+    not sent because the circuit was open by then failed of what opened the circuit.
+
+    Args:
+        result: of the call.
+        requests: HTTP requests that the call sent.
     """
-    causes = {(type(error), error.message) for error in result.errors.values()}
-    first = next(iter(result.errors.values()))
-    if len(result.errors) == len(result) and len(causes) == 1:
+    errors = list(result.errors.values())
+    causes = {_identity(_cause(error)) for error in errors}
+    first = next((each for each in errors if not isinstance(each, LocalRejection)), errors[0])
+    if len(errors) == len(result) and len(causes) == 1:
         return first.copy()
-    succeeded = len(result) - len(result.errors)
+    succeeded = len(result) - len(errors)
+    sent = "1 request was" if requests == 1 else f"{requests:,} requests were"
     rest = f" The other {succeeded} are in `result`." if succeeded else ""
-    return PartialFailure(
-        f"{len(result.errors)} of {len(result)} texts could not be embedded; the first: "
+    failure = PartialFailure(
+        f"{len(errors)} of {len(result)} texts could not be embedded ({sent} sent); the first: "
         f"{first.message.rstrip('.')}.{rest}",
         result=result,
+        failure=_cause(first),
+        requests=requests,
         provider=first.provider,
         model=first.model,
         endpoint=first.endpoint,
         sent=first.sent,
     )
+    failure.__cause__ = first.copy()
+    return failure
+
+
+def _cause(error: LLMOptError) -> LLMOptError:
+    return error.failure or error if isinstance(error, CircuitOpen) else error
+
+
+def _identity(cause: LLMOptError) -> tuple[type[LLMOptError], str]:
+    # What does not fit is counted in the message, so that it differs with the size of a batch.
+    return type(cause), cause.reason if isinstance(cause, InvalidResponse) else cause.message

@@ -103,6 +103,7 @@ class EmbedRun:
         model: as requested.
         may_cache: whether the client caches vectors.
         limits_known: whether `fetch_limits` is not necessary any more.
+        requests: HTTP requests sent so far, failed ones included.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class EmbedRun:
         self._declared = _NO_LIMIT
         self.model: Final = call.model
         self.may_cache: Final = cache is not None
+        self.requests = 0
         limit = state.declared_limits.get(self._options)
         self.limits_known = limit is not None
         if limit is not None:
@@ -427,12 +429,16 @@ class EmbedRun:
                 suspect=suspect,
                 worth_retrying=_part_is_worth_retrying if part else self._is_worth_retrying,
                 usage_of=_usage_of,
+                on_send=self._count_request,
             ),
         )
         self._learn(rows, len(texts), tokens)
         if self._cache is not None:
             await self._cache.store(texts, rows)
         return rows
+
+    def _count_request(self) -> None:
+        self.requests += 1
 
     def _is_worth_retrying(self, request: Request[EmbeddedRows], error: LLMOptError) -> bool:
         """Whether a batch is sent again as it is, before its recovery."""

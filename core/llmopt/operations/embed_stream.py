@@ -69,7 +69,7 @@ class EmbedStream:
         async with aclosing(results):
             async for start, result in results:
                 if result.errors and self._errors == "raise":
-                    raise failure_of(result)
+                    raise failure_of(result, self._run.requests)
                 yield EmbeddedPart(
                     start=start,
                     vectors=result.vectors,

@@ -37,6 +37,8 @@ _CONSECUTIVE_MODEL_FAILURES: Final = 16
 """Failures in a row, without one success between them, that open a circuit. The ratio alone is slow after a
 good time: at 20 requests a second, half of a full window of 30 s is 300 requests sent into an outage."""
 _MAX_CIRCUITS: Final = 4096
+_BROKEN: Final = frozenset({"truncated", "http", "decompression"})
+"""Reasons of `InvalidResponse` that no request causes: the response did not arrive whole."""
 
 
 @frozen(kw_only=True)
@@ -85,6 +87,10 @@ class CircuitTransition:
         break_duration_s: seconds until the first probe, if ``new`` is "open".
         calls: results in the window at that moment.
         failures: how many of them were failures.
+        provider: name of the provider entry, "" where several entries share the origin.
+        endpoint: origin of the endpoint.
+        model: model, "" for the circuit of an origin.
+        cause: the failure that opened the circuit, None if it did not open.
     """
 
     name: str
@@ -93,6 +99,10 @@ class CircuitTransition:
     break_duration_s: float = 0.0
     calls: int = 0
     failures: int = 0
+    provider: str = ""
+    endpoint: str = ""
+    model: str = ""
+    cause: errors.LLMOptError | None = None
 
 
 class CircuitBreaker:
@@ -105,6 +115,10 @@ class CircuitBreaker:
         rng: source of the jitter.
         on_transition: called with every change of state.
         on_probe_end: called when a probe has ended, so that callers that were refused can look again.
+        provider: see `CircuitTransition`, and so for the next two.
+
+    Attributes:
+        cause: the failure that opened it last, None before the first time.
     """
 
     def __init__(
@@ -116,8 +130,15 @@ class CircuitBreaker:
         rng: random.Random | None = None,
         on_transition: Callable[[CircuitTransition], None] | None = None,
         on_probe_end: Callable[[], None] | None = None,
+        provider: str = "",
+        endpoint: str = "",
+        model: str = "",
     ) -> None:
         self.name = name
+        self.provider = provider
+        self._endpoint: Final = endpoint
+        self._model: Final = model
+        self.cause: errors.LLMOptError | None = None
         self._options = options = options or CircuitBreakerOptions()
         self._now = now
         self._rng = rng or new_rng()
@@ -132,6 +153,7 @@ class CircuitBreaker:
         self._open_until = -math.inf
         self._closed_at = -math.inf
         self._probe_until = -math.inf  # a probe is under way until then
+        self._misfit = ""  # reason of the last response that did not fit its request
 
     def __repr__(self) -> str:
         return f"CircuitBreaker({self.name!r}, {self._state}, {self._window.failures}/{self._window.calls} failed)"
@@ -176,16 +198,35 @@ class CircuitBreaker:
         self._probe_until = self._now() + timeout_s + self._options.probe_grace_s
         return self._generation
 
-    def report(self, ticket: int, result: Result) -> None:
-        """Record the result of a request. To be called once for each ticket."""
+    def report(self, ticket: int, result: Result, error: errors.LLMOptError | None = None) -> None:
+        """Record the result of a request. To be called once for each ticket.
+
+        Args:
+            ticket: of the request.
+            result: what it says about the server.
+            error: of the request, None if it succeeded.
+        """
         if ticket != self._generation:
             return
+        if result == "failure" and self._is_misfit(error):
+            result = "neutral"
         if self._state == "half_open":
-            self._probe_ended(result)
+            self._probe_ended(result, error)
         elif result != "neutral":
-            self._count(result)
+            self._count(result, error)
 
-    def _count(self, result: Result) -> None:
+    def _is_misfit(self, error: errors.LLMOptError | None) -> bool:
+        """Whether a response is unusable for the same reason as the one before it.
+
+        A server that ignores ``dimensions``, or has no index, answers every request of that kind so: it is not down,
+        and other requests for the same model succeed. One that sends now this and now that is broken.
+        """
+        if not isinstance(error, errors.InvalidResponse) or error.reason in _BROKEN:
+            return False
+        before, self._misfit = self._misfit, error.reason
+        return before in ("", error.reason)
+
+    def _count(self, result: Result, error: errors.LLMOptError | None) -> None:
         now = self._now()
         window = self._window
         window.add(now, failed=result == "failure")
@@ -198,12 +239,12 @@ class CircuitBreaker:
         if (limit is not None and self._streak >= limit) or (
             window.calls >= options.minimum_calls and window.failures >= options.failure_ratio * window.calls
         ):
-            self._open(now)
+            self._open(now, error)
 
-    def _probe_ended(self, result: Result) -> None:
+    def _probe_ended(self, result: Result, error: errors.LLMOptError | None) -> None:
         self._probe_until = -math.inf
         if result == "failure":
-            self._open(self._now())
+            self._open(self._now(), error)
         elif result == "success":
             self._streak += 1
             if self._streak >= self._options.half_open_calls:
@@ -211,7 +252,7 @@ class CircuitBreaker:
         if self._on_probe_end is not None:
             self._on_probe_end()
 
-    def _open(self, now: float) -> None:
+    def _open(self, now: float, error: errors.LLMOptError | None) -> None:
         options = self._options
         if self._state == "closed" and now - self._closed_at >= options.reset_after_s:
             self._breaks = 0
@@ -220,6 +261,8 @@ class CircuitBreaker:
         duration *= self._rng.uniform(1 - options.jitter, 1 + options.jitter)
         self._breaks += 1
         self._open_until = now + duration
+        # Without its cause, whose traceback would keep the frames of that request alive.
+        self.cause = None if error is None else error.copy(cause=False)
         self._change("open", duration)
 
     def _close(self) -> None:
@@ -240,6 +283,10 @@ class CircuitBreaker:
                     break_duration_s=break_duration_s,
                     calls=self._window.calls,
                     failures=self._window.failures,
+                    provider=self.provider,
+                    endpoint=self._endpoint,
+                    model=self._model,
+                    cause=self.cause if new == "open" else None,
                 )
             )
 
@@ -268,6 +315,11 @@ class CircuitPair:
     def stats(self) -> dict[str, str]:
         """The states of both circuits."""
         return {"origin": self.origin.state, "model": self.model.state}
+
+    @property
+    def cause(self) -> errors.LLMOptError | None:
+        """The failure that opened the circuit that refuses requests."""
+        return self.model.cause if self.origin.retry_in() is None else self.origin.cause
 
     @property
     def half_open(self) -> bool:
@@ -312,16 +364,16 @@ class Permit:
         """Report that the request said nothing about the server, for example because it was cancelled."""
         self._report("neutral", "neutral")
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, error: errors.LLMOptError) -> None:
         """Report an error to the circuits that it concerns, see `results_of`."""
-        self._report(*results_of(error))
+        self._report(*results_of(error), error)
 
-    def _report(self, origin: Result, model: Result) -> None:
+    def _report(self, origin: Result, model: Result, error: errors.LLMOptError | None = None) -> None:
         pair = self._pair
         if pair is not None:
             self._pair = None
-            pair.origin.report(self._origin, origin)
-            pair.model.report(self._model, model)
+            pair.origin.report(self._origin, origin, error)
+            pair.model.report(self._model, model, error)
 
 
 class CircuitBreakerRegistry:
@@ -352,21 +404,33 @@ class CircuitBreakerRegistry:
         self._origins: dict[str, CircuitBreaker] = {}
         self._models: dict[tuple[str, str, str, str], CircuitBreaker] = {}
 
-    def pair(self, origin: str, credential: str, model: str, operation: str) -> CircuitPair:
+    def pair(
+        self, origin: str, credential: str, model: str, operation: str, *, provider: str = ""
+    ) -> CircuitPair:
         """The circuits of a request. ``credential`` is a fingerprint, never the key itself."""
         of_origin = self._origins.get(origin)
         if of_origin is None:
-            of_origin = self._origins[origin] = self._make(origin, _CONSECUTIVE_CONNECT_FAILURES)
+            of_origin = self._origins[origin] = self._make(
+                origin, _CONSECUTIVE_CONNECT_FAILURES, provider=provider, endpoint=origin
+            )
+        elif of_origin.provider != provider:
+            of_origin.provider = ""
         key = (origin, credential, model, operation)
         of_model = self._models.get(key)
         if of_model is None:
             self._make_room()
             # The name goes into events and log lines, so the credential is not part of it.
             name = f"{origin} {model} {operation}"
-            of_model = self._models[key] = self._make(name, _CONSECUTIVE_MODEL_FAILURES)
+            of_model = self._models[key] = self._make(
+                name, _CONSECUTIVE_MODEL_FAILURES, provider=provider, endpoint=origin, model=model
+            )
+        elif of_model.provider != provider:
+            of_model.provider = ""
         return CircuitPair(of_origin, of_model)
 
-    def _make(self, name: str, consecutive_failures: int) -> CircuitBreaker:
+    def _make(
+        self, name: str, consecutive_failures: int, *, provider: str, endpoint: str, model: str = ""
+    ) -> CircuitBreaker:
         return CircuitBreaker(
             name,
             evolve(self._options, consecutive_failures=consecutive_failures),
@@ -374,6 +438,9 @@ class CircuitBreakerRegistry:
             rng=self._rng,
             on_transition=self._on_transition,
             on_probe_end=self._on_probe_end,
+            provider=provider,
+            endpoint=endpoint,
+            model=model,
         )
 
     def _make_room(self) -> None:

@@ -18,6 +18,7 @@ from copy import copy
 from functools import partial
 from itertools import takewhile
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -32,6 +33,7 @@ from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
+from llmopt.values.redaction import input_texts, place_of, redact, secrets_of
 
 if TYPE_CHECKING:
     import httpx
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from llmopt.config.schema import ProviderEntry, TokenProvider
 
 _T = TypeVar("_T")
+_MAX_TEXT: Final = 300
+"""Characters of an exception's text in an error."""
+_MAX_SHOWN: Final = 4_096
+_NOT_OF_PLUGINS: Final = (__file__, str(Path(pluggy.__file__).parent))
 Hook = Callable[..., Any]
 HOOK_NAMES: Final = frozenset(
     name for name, value in vars(hookspecs).items() if hasattr(value, f"{PROJECT}_spec")
@@ -127,18 +133,20 @@ class ProviderHooks:
                 result = hook(event)
             except LLMOptError:
                 raise
-            except Exception as error:
-                raise self._raised("parse_stream_event", error) from error
-            if isinstance(result, tuple):
-                # A loop, because all() with a generator takes three times as long for one event.
-                for each in result:
-                    if not isinstance(each, ChatEvent):
-                        break
-                else:
+            except Exception as error:  # noqa: BLE001 - raised below, as in `_call`
+                failure = self._raised("parse_stream_event", error, (call, settings))
+            else:
+                if isinstance(result, tuple):
+                    # A loop, because all() with a generator takes three times as long for one event.
+                    for each in result:
+                        if not isinstance(each, ChatEvent):
+                            break
+                    else:
+                        return result
+                elif isinstance(result, Failure):
                     return result
-            elif isinstance(result, Failure):
-                return result
-            raise self._wrong("parse_stream_event", result, "a tuple of ChatEvent, or Failure")
+                raise self._wrong("parse_stream_event", result, "a tuple of ChatEvent, or Failure")
+            raise failure
 
         return parse
 
@@ -186,15 +194,28 @@ class ProviderHooks:
             return self._hooks[hook](*values)
         except LLMOptError:
             raise
-        except Exception as error:
-            raise self._raised(hook, error) from error
+        except Exception as error:  # noqa: BLE001 - raised below: the exception must not become its context
+            failure = self._raised(hook, error, values)
+        raise failure
 
-    def _raised(self, hook: str, error: Exception) -> PluginContractError:
-        return PluginContractError(
-            f"plugin {self._provider!r}: hook {hook} raised {type(error).__name__}; "
+    def _raised(self, hook: str, error: Exception, values: Sequence[object]) -> PluginContractError:
+        """The error for an exception in a hook, with its text, its place, and itself as the cause."""
+        secrets = [secret for each in values if isinstance(each, Settings) for secret in secrets_of(each)]
+        texts = [
+            text for each in values if isinstance(each, (EmbedCall, ChatCall)) for text in input_texts(each)
+        ]
+        text = redact(str(error)[:_MAX_TEXT], secrets=secrets, texts=texts)
+        named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        failure = PluginContractError(
+            f"plugin {self._provider!r}: hook {hook} raised {named}{place_of(error, _NOT_OF_PLUGINS)}; "
             "a hook must return a value or raise an llmopt error.",
             provider=self._provider,
         )
+        shown = f"{error!s:.{_MAX_SHOWN}} {error!r:.{_MAX_SHOWN}}"
+        harmless = redact(shown, secrets=secrets, texts=texts) == redact(shown)
+        # A traceback shows the text of a cause: in place of one that repeats a key or a text, its harmless form.
+        failure.__cause__ = error if harmless else RuntimeError(named).with_traceback(error.__traceback__)
+        return failure
 
     def _wrong(self, hook: str, result: object, expected: str) -> PluginContractError:
         return PluginContractError(

@@ -28,6 +28,7 @@ from llmopt.transport.protocol import HttpProtocol, SocketRegistry, finish_trans
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.timers import TimeoutScheduler
 from llmopt.transport.urls import Target
+from llmopt.values.secret import HiddenBytes, HiddenStr
 
 # RFC 9110: a name is a token (5.6.2), a value has visible characters, spaces and tabs (5.5); here ASCII only.
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -64,8 +65,10 @@ class HeadCache:
             head = self._lookup(target, request)
             self._last = (request.headers, request.url, request.method, head)
         if request.body is not None:
-            return b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body))
-        return head + (b"\r\n" if request.method in _METHODS_WITHOUT_BODY else b"content-length: 0\r\n\r\n")
+            return HiddenBytes(b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body)))
+        return HiddenBytes(
+            head + (b"\r\n" if request.method in _METHODS_WITHOUT_BODY else b"content-length: 0\r\n\r\n")
+        )
 
     def _lookup(self, target: Target, request: TransportRequest) -> bytes:
         # The values are part of the key: a new API key must not be answered with the old head.
@@ -88,15 +91,19 @@ class HeadCache:
             # A proxy for http gets the whole URL, and its own credentials.
             path = str(target.url)
             if target.proxy.authorization is not None:
-                headers["proxy-authorization"] = target.proxy.authorization
+                headers["proxy-authorization"] = HiddenStr(target.proxy.authorization)
         if not _HEADER_NAME.fullmatch(method):
             raise ValueError("invalid method")
         for name, value in headers.items():
             if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
                 # The message contains neither name nor value: they may be a key.
                 raise ValueError("invalid header")
-        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
-        return "\r\n".join(lines).encode("ascii")
+        # The lines are not given a name: they hold the API key, and tracebacks can show local variables.
+        return HiddenBytes(
+            "\r\n".join(
+                [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
+            ).encode("ascii")
+        )
 
 
 class ConnectionRequest(ClientRequest):

@@ -16,7 +16,7 @@ from attrs import evolve, field, fields_dict, frozen
 from attrs.validators import deep_iterable, gt, in_, optional
 
 from llmopt.errors import InvalidInput
-from llmopt.values.secret import Secret, repr_names, repr_size
+from llmopt.values.secret import HiddenStr, Secret, repr_names, repr_size
 
 # Options of a call, as given by the application.
 
@@ -267,8 +267,8 @@ class Settings:
         if self.credential is None or self.auth == "none":
             return {}
         if self.auth == "bearer":
-            return {"authorization": f"Bearer {self.credential.reveal()}"}
-        return {self.auth: self.credential.reveal()}
+            return {"authorization": HiddenStr(f"Bearer {self.credential.reveal()}")}
+        return {self.auth: HiddenStr(self.credential.reveal())}
 
 
 # Limits: what fits into one request, and how much is allowed per minute.

@@ -207,13 +207,14 @@ class LimitLearned(Event):
 
 @frozen(kw_only=True)
 class BreakerChanged(Event):
-    """Emitted when a circuit breaker changed its state.
+    """Emitted when a circuit breaker changed its state. ``provider`` is "" if several entries share the endpoint.
 
     Attributes:
         circuit: name of the circuit.
         old: the state before: "closed", "open" or "half_open".
         new: the state after.
         break_duration_s: seconds for which an open circuit lets no request through; 0 in the other states.
+        cause: name of the exception that opened it, "" in the other states.
     """
 
     name: ClassVar[str] = "breaker.change"
@@ -222,6 +223,7 @@ class BreakerChanged(Event):
     old: str
     new: str
     break_duration_s: float = 0.0
+    cause: str = ""
 
 
 @frozen(kw_only=True)

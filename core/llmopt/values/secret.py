@@ -15,6 +15,35 @@ _MAX_LENGTH: Final = 4096
 _MACHINE_READABLE: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
 
 
+class HiddenStr(str):
+    """A text whose ``repr`` shows a mask, so that no traceback with local variables shows it; all else is as in str."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def plain_text(value: object) -> str:
+    """The text of a subclass of str, as an ``enc_hook`` of msgspec, which encodes none of them.
+
+    Raises:
+        TypeError: the value is no text.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"{type(value).__name__} cannot be expressed in JSON")
+
+
+class HiddenBytes(bytes):
+    """Bytes whose ``repr`` shows a mask, for what contains a key."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "b'***'"
+
+
 class Secret:
     """An API key or token: printable ASCII without spaces, at most 4,096 characters.
 
@@ -34,12 +63,12 @@ class Secret:
         if not isinstance(text, str):
             raise ConfigError(f"{source} must be str, not {type(text).__name__}.")
         # A shell's `$(cat key)` removes the line break at the end of a file; a mounted secret file keeps it.
-        text = text.removesuffix("\n").removesuffix("\r")
+        text = HiddenStr(text.removesuffix("\n").removesuffix("\r"))
         self._text: Final = _checked(text, source)
 
     def reveal(self) -> str:
         """The text of the key."""
-        return self._text
+        return str.__str__(self._text)
 
     def __repr__(self) -> str:
         return "Secret('***')"

@@ -50,7 +50,7 @@ def _knows(resource: Resource, since: str) -> bool:
 def _auth(settings: Settings) -> dict[str, str]:
     kind = settings.options.get("auth") or settings.credential_kind
     if settings.credential is not None and kind in ("token", "entra"):
-        return {"authorization": f"Bearer {settings.credential.reveal()}"}
+        return evolve(settings, auth="bearer").auth_headers()
     return settings.auth_headers()
 
 
