@@ -255,7 +255,7 @@ class EndpointGroup:
         if not candidates:
             if waits:
                 raise self._circuit_open(call, min(waits))
-            first, *others = self._failures(call)
+            first, *others = self.failures(call)
             error = first.copy()
             if others:
                 error.args = (f"{first.endpoint}: {first.message.rstrip('.')}; {describe_failures(others)}",)
@@ -285,7 +285,7 @@ class EndpointGroup:
         return self.endpoints[index].policies.rate_limiter(call).pause_left > 0
 
     def _circuit_open(self, call: Call, retry_in: float) -> CircuitOpen:
-        failures = self._failures(call)
+        failures = self.failures(call)
         first = failures[0] if failures else None
         why = f"; {describe_failures(failures)}" if failures else ""
         error = CircuitOpen(
@@ -297,7 +297,7 @@ class EndpointGroup:
         error.__cause__ = None if first is None else first.copy()
         return error
 
-    def _failures(self, call: Call) -> list[LLMOptError]:
+    def failures(self, call: Call) -> list[LLMOptError]:
         """Why the endpoints get no request: what opened their circuits, or refused their credentials."""
         failures = []
         for endpoint in self.endpoints:

@@ -136,8 +136,11 @@ class Pipeline(Generic[T]):
         if isinstance(error, CircuitOpen):
             error.requests = self._recorder.sent
             return
-        # The last attempt at each of the other endpoints: the error itself is about one of them only.
-        others = {each.endpoint: each for each in self._history if each.endpoint != error.endpoint}
+        if len(self._group.endpoints) == 1:
+            return
+        # The error itself is about one endpoint only: the others failed in earlier attempts, or are not asked now.
+        failures: list[LLMOptError | Attempt] = [*self._group.failures(self._call), *self._history]
+        others = {each.endpoint: each for each in failures if each.endpoint != error.endpoint}
         if others:
             before = describe_failures(others.values())
             error.args = (f"{error.endpoint}: {error.message.rstrip('.')}; before that, {before}",)
