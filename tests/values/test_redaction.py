@@ -54,8 +54,8 @@ def test_placeholder_keys_are_not_removed_from_messages(message: str, key: str) 
 def test_texts_that_are_parts_of_a_message_are_not_removed(message: str, start: int, size: int) -> None:
     """A program may embed "model", "not found", or any phrase that a server uses too."""
     text = message[start : start + size]
-    # Between quotation marks it cannot be told from a quotation.
-    assume(text.strip() and not set(message[max(0, start - 1) : start + size + 1]) & set("'`:("))
+    # Between quotation marks, or behind a colon, it cannot be told from a quotation.
+    assume(text.strip() and not set(message[max(0, start - 2) : start + size + 1]) & set("'`:("))
     assert redact(message, texts=[text, text + " and more", "more and " + text]) == message
 
 
