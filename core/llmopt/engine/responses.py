@@ -1,7 +1,7 @@
 """Turns a response into its value or into one exception, whose message repeats no key and no input text.
 
 No I/O, no clock and no state. `parse_or_raise` calls the plugin's hooks, and runs in a worker thread for large
-responses.
+responses. `hide_keys` changes the error that it is given, its traceback included.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ jittered. Each request passes two circuits, `CircuitPair`: that of its origin an
 
 No I/O and no locks. A circuit is made for one thread at a time; a client whose event loops run in several threads
 shares it nevertheless, and may then lose a count or send a second probe. The monotonic clock and the random generator
-of the jitter are passed in, and changes are reported to a callback. Permits are granted and reported on without
-awaiting, so that a cancelled call cannot lose one. Only `CircuitWaitQueue` awaits: it sets timers through a `Clock`,
-and wakes waiters on any event loop, from any thread.
+of the jitter are passed in, and changes are reported to a callback. A circuit keeps a copy of the error that opened
+it. Permits are granted and reported on without awaiting, so that a cancelled call cannot lose one. Only
+`CircuitWaitQueue` awaits: it sets timers through a `Clock`, and wakes waiters on any event loop, from any thread.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""JSON as servers and files really have it: mistakes of writers whose meaning is certain are corrected. No I/O.
+"""JSON as servers and files really have it: mistakes of writers whose meaning is certain are corrected.
 
 Strict parsing comes first, so that correct JSON costs nothing; only what a parser refuses is looked at here.
+
+Pure: no I/O, no clock, no state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""Redaction: keys, input texts and control characters are removed from text that a provider or a plugin wrote. No I/O.
+"""Redaction: keys, input texts and control characters are removed from text that a provider or a plugin wrote.
 
 Only whole values are removed, because a message must keep its own words: a key called ``token`` must not turn "600
 tokens" into "600 [key]s". The time is linear in the length of the message plus the number of texts.
+
+No clock and no state. No I/O, except in `place_of`, which is for exceptions of foreign code: Python's ``traceback``
+module then reads the source files named in it.
 """
 
 from __future__ import annotations
