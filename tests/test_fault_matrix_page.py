@@ -27,6 +27,7 @@ ROWS = {
     "G": 4,
     "S": 7,
     "V": 8,
+    "B": 8,
 }
 """The number of rows of each letter."""
 NOT_BUILT = {"R", "J"}

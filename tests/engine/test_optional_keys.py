@@ -55,6 +55,7 @@ async def stream_text(client: llmopt.AsyncClient, model: str = "server/m", **opt
     return stream.text
 
 
+@pytest.mark.row("B08")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("plugin", ["local", "compatible", "openai"])
 @pytest.mark.parametrize("flags", [{}, {"retry": False}], ids=["", "no retries"])
@@ -69,6 +70,7 @@ async def test_a_stream_comes_without_its_usage(way: str, plugin: str, flags: di
         assert ["stream_options" in request.json() for request in server.requests] == [True, False, False]
 
 
+@pytest.mark.row("B08")
 @pytest.mark.parametrize("way", WAYS)
 async def test_the_old_name_of_the_maximum(way: str) -> None:
     """A server that knows ``max_tokens`` only gets the number under that name."""
@@ -83,6 +85,7 @@ async def test_the_old_name_of_the_maximum(way: str) -> None:
         assert "stream_options" not in bodies[-1]
 
 
+@pytest.mark.row("B08")
 async def test_the_new_name_for_the_models_that_want_it() -> None:
     """Models that reason refuse ``max_tokens``; others of the same server keep it."""
     advice = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
@@ -203,6 +206,7 @@ def test_other_refusals_leave_every_key(message: str, param: str | None, noise: 
     }
 
 
+@pytest.mark.row("B08")
 @pytest.mark.parametrize(
     "message",
     [

@@ -47,6 +47,7 @@ async def stream_text(client: llmopt.AsyncClient, model: str) -> str:
     return stream.text
 
 
+@pytest.mark.row("B07")
 @pytest.mark.parametrize("refusal", [LACKS, FORBIDS], ids=["lacks", "forbids"])
 @pytest.mark.parametrize("plugin", ["local", "compatible", "openai"])
 @pytest.mark.parametrize("retries", [0, 2])
@@ -79,6 +80,7 @@ async def test_calls_go_to_the_endpoint_that_has_the_model(
     assert all("providers.server.endpoints[0]" in each for each in warnings)
 
 
+@pytest.mark.row("B07")
 async def test_a_model_that_no_endpoint_has_is_an_error_of_one_request() -> None:
     """The first call asks each endpoint, later ones any of them: the model may exist by then."""
     async with FaultServer() as first, FaultServer() as second:
@@ -114,6 +116,7 @@ async def test_a_single_endpoint_is_asked_each_time() -> None:
     assert not any(isinstance(event, EndpointSetAside) for event in events)
 
 
+@pytest.mark.row("B07")
 async def test_two_keys_of_one_address() -> None:
     """Endpoints may differ in the key alone: the event names the endpoint by its position."""
     events: list[Event] = []
@@ -135,6 +138,7 @@ async def test_two_keys_of_one_address() -> None:
     assert sorted(event.index for event in events if isinstance(event, EndpointSetAside)) == [1, 2]
 
 
+@pytest.mark.row("B07")
 def test_the_endpoint_is_asked_again_after_some_minutes() -> None:
     """A deployment that was made meanwhile is found; one that is still missing costs one request."""
 
@@ -164,6 +168,7 @@ def test_the_endpoint_is_asked_again_after_some_minutes() -> None:
     run_simulated(main)
 
 
+@pytest.mark.row("B07")
 def test_another_endpoint_that_has_to_wait_is_waited_for() -> None:
     """It is throttled for two seconds at the moment when the first one turns out to lack the model."""
 

@@ -155,6 +155,7 @@ def test_the_users_number_counts_more_than_a_guess(limit: BatchLimit, maximum: i
     assert set(result.guesses) == set(limit.guesses) - {"max_items"}
 
 
+@pytest.mark.row("B06")
 @pytest.mark.parametrize(
     ("plugin", "maximum", "largest"),
     [
@@ -183,6 +184,7 @@ async def test_max_batch_size_above_a_guess_is_believed(
     assert sorted(len(request.json()["input"]) for request in server.requests) == [1, largest]
 
 
+@pytest.mark.row("B06")
 async def test_what_the_server_says_is_never_exceeded() -> None:
     """A limit that it states when asked holds, whatever the configuration says."""
     info = json_answer({"max_client_batch_size": 40, "max_input_length": 512, "max_concurrent_requests": 512})
@@ -201,6 +203,7 @@ async def test_what_the_server_says_is_never_exceeded() -> None:
     assert sorted(sizes) == [20, 40, 40]
 
 
+@pytest.mark.row("B06")
 async def test_a_size_that_was_believed_wrongly_is_found_out() -> None:
     """The server refuses it without a number: all texts arrive all the same, and the next call knows."""
     async with FaultServer() as server:

@@ -64,6 +64,7 @@ HOPELESS: dict[str, Callable[[Request], Reply]] = {
 }  # fmt: skip
 
 
+@pytest.mark.row("B01")
 @pytest.mark.parametrize("case", HOPELESS)
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
 @pytest.mark.parametrize("way", ["embed", "embed_iter"])
@@ -86,6 +87,7 @@ async def test_a_hopeless_call_costs_a_handful_of_requests(case: str, concurrenc
         assert len(server.requests) <= 20
 
 
+@pytest.mark.row("B01")
 async def test_batches_of_one_text_too() -> None:
     """There a batch says as little as a text, so a few more are needed."""
     async with FaultServer() as server:
@@ -97,6 +99,7 @@ async def test_batches_of_one_text_too() -> None:
     assert len(server.requests) <= 8
 
 
+@pytest.mark.row("B01")
 async def test_the_next_call_is_asked_anew() -> None:
     """What was refused to one call says nothing about another one."""
     async with FaultServer() as server:
@@ -120,6 +123,7 @@ class Dislikes:
         return json_answer({"error": {"message": "Invalid input.", "param": self.param}}, status=400)
 
 
+@pytest.mark.row("B02")
 @settings(max_examples=scaled(15, nightly=200), deadline=None)
 @given(
     bad=st.sets(st.integers(0, 9), max_size=4).map(lambda batches: {8 * batch for batch in batches})
@@ -145,6 +149,7 @@ def test_a_few_bad_texts_cost_themselves_alone(
     run_simulated(main)
 
 
+@pytest.mark.row("B02")
 async def test_a_first_batch_that_is_bad_as_a_whole() -> None:
     """Three batches in a row of refused texts end a call; one alone does not."""
     async with FaultServer() as server:
@@ -155,6 +160,7 @@ async def test_a_first_batch_that_is_bad_as_a_whole() -> None:
     assert set(result.errors) == set(range(32))
 
 
+@pytest.mark.row("B03")
 async def test_a_size_that_nobody_stated_is_found_by_one_batch_for_all() -> None:
     """Sixteen batches are refused at once in words that say nothing; the others learn from the first."""
 
@@ -209,6 +215,7 @@ def test_a_refusal_that_names_a_text_is_that_texts() -> None:
     assert not may_concern_call(error)
 
 
+@pytest.mark.row("B03")
 @settings(max_examples=scaled(20, nightly=300), deadline=None)
 @given(
     limit=st.integers(1, 9),

@@ -58,6 +58,7 @@ WAYS = {
 }
 
 
+@pytest.mark.row("B04")
 @settings(max_examples=scaled(12, nightly=150), deadline=None)
 @given(
     slow=st.sets(st.integers(0, 31), min_size=1, max_size=2),
@@ -89,6 +90,7 @@ def test_slow_texts_cost_themselves_alone(slow: set[int], way: str, retries: int
     run_simulated(main)
 
 
+@pytest.mark.row("B05")
 def test_texts_that_are_slow_in_sum_all_arrive() -> None:
     """0.1 s a text with a timeout of 2 s: batches of 32 are too large, and the next ones are smaller."""
 
@@ -109,6 +111,7 @@ def test_texts_that_are_slow_in_sum_all_arrive() -> None:
     run_simulated(main)
 
 
+@pytest.mark.row("B05")
 def test_a_server_that_hangs_once() -> None:
     """The retry waits as retries do, and is in halves."""
 
@@ -125,6 +128,7 @@ def test_a_server_that_hangs_once() -> None:
     run_simulated(main)
 
 
+@pytest.mark.row("B05")
 @pytest.mark.parametrize(("retries", "levels"), [(0, 1), (1, 2), (2, 2), (3, 3)])
 def test_a_server_that_hangs_for_ever(retries: int, levels: int) -> None:
     """Every level is a retry; up to two there is one level more than retries."""
@@ -143,6 +147,7 @@ def test_a_server_that_hangs_for_ever(retries: int, levels: int) -> None:
     run_simulated(main)
 
 
+@pytest.mark.row("B04")
 def test_a_deadline_bounds_the_search() -> None:
     """The caller's time is never exceeded."""
 
@@ -160,6 +165,7 @@ def test_a_deadline_bounds_the_search() -> None:
     run_simulated(main)
 
 
+@pytest.mark.row("B05")
 def test_another_endpoint_gets_the_whole_batch() -> None:
     """What hangs may be the endpoint: it is asked in one request elsewhere, before anything is split."""
 
