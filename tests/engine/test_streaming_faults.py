@@ -241,6 +241,7 @@ SHAPES: dict[str, dict[str, Any] | list[Any]] = {
         "base_resp": {"status_code": 1039, "status_msg": "it broke"},
     },
     "error_code": {"error_code": 336100, "error_msg": "it broke"},
+    "extension": {"choices": [{"index": 0, "delta": {}}], "x_acme": {"error": "it broke"}},
     "errors": {"success": False, "errors": [{"code": 7009, "message": "it broke"}]},
     "problem details": {"type": "about:blank", "title": "Unavailable", "status": 503, "detail": "it broke"},
     "Spring": {"timestamp": 1, "status": 503, "error": "it broke", "path": "/v1/chat/completions"},

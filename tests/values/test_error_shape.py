@@ -53,6 +53,7 @@ def _shapes(code: Any) -> st.SearchStrategy[dict[str, Any] | list[Any]]:
         {"__type": "ThrottlingException", "message": WORDS},
         {"errorMessage": WORDS, "errorType": "X"},
         {"promptFeedback": {"blockReason": "SAFETY"}},
+        {"x_acme": {"id": "1", "error": WORDS}},
         {"type": "response.failed", "response": {"error": {"code": code, "message": WORDS}}},
     ]
     return st.sampled_from([*shapes, *([shape] for shape in shapes)])
@@ -117,6 +118,7 @@ def test_what_names_itself_otherwise_is_merely_unknown(
         {"object": "chat.completion.chunk", "status": "completed"},
         {"header": {"code": 0, "message": "Success", "sid": "x"}},
         {"promptFeedback": {}},
+        {"x_acme": {"id": "1", "error": None}},
         ["text"],
         7,
     ],

@@ -208,7 +208,7 @@ def _chunk(
     call: ChatCall, event: ServerEvent, value: dict[str, Any], failed_reasons: Collection[str]
 ) -> tuple[ChatEvent, ...] | Failure:
     # The usual case first: this runs for every token of a stream.
-    if ("error" in value or "base_resp" in value or not value.get("choices")) and is_error(value):
+    if not (value.get("choices") and value.keys() <= _USUAL_KEYS) and is_error(value):
         return Failure.from_event(event, model=call.model)
     choice = _choice(call, value)
     finish_reason = _finish_reason(choice) if choice is not None else None
@@ -238,6 +238,21 @@ def _chunk(
     )
 
 
+_USUAL_KEYS: Final = frozenset(
+    {
+        "id",
+        "object",
+        "created",
+        "model",
+        "choices",
+        "usage",
+        "system_fingerprint",
+        "service_tier",
+        "obfuscation",
+        "provider",
+    }
+)
+"""Keys of an event with choices, none of which can hold an error."""
 _TYPE_NAME: Final = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 
 

@@ -63,7 +63,11 @@ def plain_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _failed_beside_an_answer(keys: Mapping[str, Any]) -> bool:
-    """Whether a part that every answer of MiniMax or Gemini may have states another status than success."""
+    """Whether a part that answers of MiniMax, Gemini and Groq may have states another status than success."""
+    # A provider's own extension, such as "x_groq".
+    extensions = (inner for key, inner in keys.items() if key.startswith("x") and isinstance(inner, dict))
+    if any(inner.get("error") for inner in extensions):
+        return True
     base, feedback = keys.get("baseresp"), keys.get("promptfeedback")
     if isinstance(base, dict) and any(not _is_success(code) for code in _codes(plain_keys(base))):
         return True
