@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmopt.cli.doctor import print_plugins as show
-from llmopt.providers.overview import PluginOverview
+from llmopt.cli.overview import PluginOverview
 from tests.cli.installed import install, path_with
 from tests.cli.run import invoke, json_of, llmopt
 

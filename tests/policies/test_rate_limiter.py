@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
+from llmopt.compatible.rate_limits import parse_rate_limits
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull, RateLimited
 from llmopt.policies.clock import Deadline
 from llmopt.policies.rate_limiter import RateLimiter
-from llmopt.policies.retry_after import parse_rate_limits
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop, run_simulated
 from llmopt.values.calls import RateLimit, RateLimits
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from llmopt.compatible.rate_limits import parse_rate_limits
 from llmopt.policies.rate_limiter import RateLimiter
-from llmopt.policies.retry_after import parse_rate_limits, parse_retry_after
+from llmopt.policies.retry_after import parse_retry_after
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.support.scale import NIGHTLY
 

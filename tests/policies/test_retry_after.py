@@ -9,18 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.batch_size import TokenEstimator
-from llmopt.policies.retry_after import (
+from llmopt.compatible.rate_limits import (
     parse_amount,
     parse_duration,
-    parse_http_date,
     parse_ietf,
     parse_rate_limits,
     parse_reset,
-    parse_retry_after,
     rate_limit,
-    split_values,
 )
+from llmopt.policies.batch_size import TokenEstimator
+from llmopt.policies.retry_after import parse_http_date, parse_retry_after, split_values
 from llmopt.values.calls import RateLimit
 
 NOW = 1_790_000_000.0

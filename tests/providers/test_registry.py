@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmopt import Config, PluginConflict, Profile, UnknownProvider
+from llmopt.cli.overview import plugins_overview, providers_overview
 from llmopt.config.load import load_config
 from llmopt.providers.discovery import discover_plugins
-from llmopt.providers.overview import plugins_overview, providers_overview
 from llmopt.providers.registry import Registry
 
 GENERAL = """

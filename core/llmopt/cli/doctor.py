@@ -32,6 +32,7 @@ from llmopt.cli.console import (
     printable,
     with_name,
 )
+from llmopt.cli.overview import PluginOverview, plugins_overview, providers_overview
 from llmopt.config.load import CONFIG_PATH, find_config_file, load_config
 from llmopt.config.schema import Config
 from llmopt.errors import (
@@ -52,11 +53,10 @@ from llmopt.errors import (
     ServerError,
     UnexpectedStatus,
 )
-from llmopt.providers.overview import PluginOverview, plugins_overview, providers_overview
 
 if TYPE_CHECKING:
+    from llmopt.cli.overview import ProviderOverview
     from llmopt.config.resolve import Endpoint
-    from llmopt.providers.overview import ProviderOverview
 
 
 _CONNECT_HINTS: Final = {

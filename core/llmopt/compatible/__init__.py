@@ -9,8 +9,8 @@ from llmopt.compatible.defaults import build_request
 from llmopt.compatible.embeddings import embed_body, parse_embeddings, rows_from_raw
 from llmopt.compatible.errors import classify
 from llmopt.compatible.models import model_from_entry, parse_catalog
+from llmopt.compatible.rate_limits import rate_limit
 from llmopt.compatible.rules import Rule
-from llmopt.policies.retry_after import rate_limit
 
 __all__ = [
     "Rule",

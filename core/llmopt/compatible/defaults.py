@@ -17,9 +17,9 @@ from llmopt.compatible import models
 from llmopt.compatible.chat import SAME_NAMES, chat_body, parse_chat, parse_stream_event
 from llmopt.compatible.embeddings import embed_body, parse_embeddings
 from llmopt.compatible.errors import classify
+from llmopt.compatible.rate_limits import parse_rate_limits
 from llmopt.config.schema import TokenProvider
 from llmopt.hookspecs import hookimpl
-from llmopt.policies.retry_after import parse_rate_limits
 from llmopt.values.calls import BatchLimit, Call, CatalogCall, EmbedCall, RateLimits, Settings
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.http import Failure, HttpRequest, HttpResponse
