@@ -23,7 +23,7 @@ CALL = ChatCall(model="m", stream=True)
 
 
 def reader(
-    end: StreamEnd = "any", max_events: int = 100, on_unknown: Callable[[str], object] | None = None
+    end: StreamEnd = "any", max_events: int = 100, on_unknown: Callable[[str], object] = bool
 ) -> EventReader:
     def judged(failure: Failure) -> LLMOptError:
         return ServerError(failure.error.message)
@@ -114,7 +114,7 @@ def test_events_do_not_depend_on_chunk_boundaries(
     assert made.complete == whole.complete
     assert type(made.fault) is type(whole.fault)
     assert str(made.fault) == str(whole.fault)
-    assert (made.usage, made.characters) == (whole.usage, whole.characters)
+    assert (made.reply.usage, made.characters) == (whole.reply.usage, whole.characters)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_usage_and_length_are_recorded() -> None:
     made.feed(word("four") + event(choices=[{"index": 0, "delta": {"tool_calls": [call]}}]) + USAGE)
     everything(made)
     assert made.characters == len("four") + len("look") + len('{"a"')
-    assert made.usage is not None
-    assert made.usage.total_tokens == 7
+    assert made.reply.usage is not None
+    assert made.reply.usage.total_tokens == 7
     assert made.new_content
 
 

@@ -97,16 +97,7 @@ class NDJSONDecoder:
 Decoder = SSEDecoder | NDJSONDecoder
 Format = Literal["sse", "lines", "whole"]
 """How a body is written: server-sent events, newline-delimited JSON, or anything that is not a stream."""
-_SSE_TYPES: Final = frozenset({"text/event-stream", ""})
-_NDJSON_TYPES: Final = frozenset(
-    {
-        "application/x-ndjson",
-        "application/ndjson",
-        "application/jsonl",
-        "application/x-jsonlines",
-        "application/jsonlines",
-    }
-)
+_NDJSON_TYPE: Final = re.compile(r"application/(?:x-)?(?:ndjson|jsonl|jsonlines)")
 
 
 def decoder_for(content_type: str, max_bytes: int = MAX_EVENT_BYTES) -> Decoder | None:
@@ -116,9 +107,9 @@ def decoder_for(content_type: str, max_bytes: int = MAX_EVENT_BYTES) -> Decoder 
     is decoded as server-sent events. Of a header that is sent twice, the first value counts.
     """
     media_type = re.split("[;,]", content_type)[0].strip().lower()
-    if media_type in _NDJSON_TYPES:
+    if _NDJSON_TYPE.fullmatch(media_type):
         return decoder_of("lines", max_bytes)
-    return decoder_of("sse", max_bytes) if media_type in _SSE_TYPES else None
+    return decoder_of("sse", max_bytes) if media_type in ("text/event-stream", "") else None
 
 
 def decoder_of(body_format: Format, max_bytes: int = MAX_EVENT_BYTES) -> Decoder | None:
@@ -146,7 +137,8 @@ def detect_format(content_type: str, start: bytes, *, ended: bool) -> Format | N
         None if more bytes are needed; never if the body has ended.
     """
     text = start.removeprefix(codecs.BOM_UTF8).lstrip()
-    if not ended and (codecs.BOM_UTF8.startswith(start) or _may_become_sse(text)):
+    may_become_sse = any(field.startswith(text) for field in _SSE_FIELDS if field != text)
+    if not ended and (may_become_sse or codecs.BOM_UTF8.startswith(start)):
         return None
     if not text or _SSE_START.match(text):
         return "sse"
@@ -158,10 +150,6 @@ def detect_format(content_type: str, start: bytes, *, ended: bool) -> Format | N
     if text.startswith(b"<") or declared is None:
         return "whole"
     return "lines" if isinstance(declared, NDJSONDecoder) else "sse"
-
-
-def _may_become_sse(text: bytes) -> bool:
-    return any(field.startswith(text) and field != text for field in _SSE_FIELDS)
 
 
 def _has_json_lines(text: bytes) -> bool:

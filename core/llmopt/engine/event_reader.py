@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import Decoder, decoder_of, detect_format
@@ -20,10 +20,8 @@ from llmopt.decoding.sse import StreamDecodeError
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.chat import ChatEvent, ServerEvent
-from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure
 from llmopt.values.profile import StreamEnd
-from llmopt.values.secret import repr_size
 
 ParseEvent = Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]
 """Turns one event of the server into chat events, or into the failure that it carries."""
@@ -57,7 +55,7 @@ class EventReader:
         *,
         end: StreamEnd,
         max_events: int,
-        on_unknown: Callable[[str], object] | None = None,
+        on_unknown: Callable[[str], object] = bool,
     ) -> None:
         self._decoder: Final = decoder
         self._parse: Final = parse
@@ -80,11 +78,6 @@ class EventReader:
     def finished(self) -> bool:
         """Whether `take` returns nothing any more."""
         return self.complete or self.fault is not None
-
-    @property
-    def usage(self) -> Usage | None:
-        """The usage that was reported last."""
-        return self.reply.usage
 
     @property
     def pending(self) -> int:
@@ -149,8 +142,7 @@ class EventReader:
                 self.characters += sum(len(part.name) + len(part.arguments) for part in event.tool_calls)
         elif event.unknown:
             self._content_last = False
-            if self._on_unknown is not None:
-                self._on_unknown(event.unknown)
+            self._on_unknown(event.unknown)
 
     def _increment(self, event: ChatEvent) -> ChatEvent:
         """What the whole reply so far adds to the parts before it.
@@ -194,31 +186,6 @@ class EventReader:
             self.fault = self._truncated("before it was complete")
 
 
-def read_streamed_reply(
-    decoder: Decoder, body: bytes, parse: ParseEvent, end: StreamEnd
-) -> ReplyAccumulator | Failure:
-    """Read a whole body that a server streamed although it was not asked to.
-
-    Raises:
-        InvalidResponse: the body is not a complete reply.
-    """
-    reader = EventReader(
-        decoder, parse, lambda failure: InvalidResponse(failure.error.message), end=end, max_events=_NO_LIMIT
-    )
-    for data in (body, b""):
-        reader.feed(data)
-        while reader.take():
-            pass
-    if reader.failure is not None:
-        return reader.failure
-    if reader.fault is not None:
-        raise reader.fault
-    return reader.reply
-
-
-_NO_LIMIT: Final = 1 << 60
-
-
 def _rest(whole: str, received: str) -> str:
     if whole.startswith(received):
         return whole[len(received) :]
@@ -232,25 +199,17 @@ def _rest(whole: str, received: str) -> str:
 _MAX_BYTES: Final = 64 << 20
 
 
-@frozen(kw_only=True)
-class StreamFormat:
-    """What the response to a request for a stream is.
-
-    Attributes:
-        decoder: for its stream, None if the response is not streamed.
-        body: the bytes that were read to find that out; the whole body of a response that is not streamed.
-    """
-
-    decoder: Decoder | None = None
-    body: bytes = field(default=b"", repr=repr_size)
-
-
-async def detect_stream_format(response: ResponseStream, max_event_bytes: int) -> StreamFormat:
-    """The format of a response: by its status, then by its first bytes and its content type.
+async def detect_stream_format(
+    response: ResponseStream, max_event_bytes: int
+) -> tuple[Decoder | None, bytes]:
+    """The decoder for a response, by its status, then by its first bytes and its content type; None for no stream.
 
     Args:
         response: read until its format is clear, and to its end if it is not streamed.
         max_event_bytes: for the decoder.
+
+    Returns:
+        Also the bytes that were read: the whole body of a response that is not streamed.
 
     Raises:
         InvalidResponse: a response that is not streamed is too large.
@@ -258,7 +217,7 @@ async def detect_stream_format(response: ResponseStream, max_event_bytes: int) -
     """
     # The body of an error is never streamed, whatever its content type says.
     if not 200 <= response.status < 300:
-        return StreamFormat(body=await response.read_remaining())
+        return None, await response.read_remaining()
     content_type, start, ended = response.headers.get("content-type", ""), b"", False
     while (body_format := detect_format(content_type, start, ended=ended)) is None:
         chunk = await response.read()
@@ -268,7 +227,7 @@ async def detect_stream_format(response: ResponseStream, max_event_bytes: int) -
     if body_format == "whole":
         start = await _read_body(response, start)
         body_format = detect_format(content_type, start, ended=True) or "whole"
-    return StreamFormat(decoder=decoder_of(body_format, max_event_bytes), body=start)
+    return decoder_of(body_format, max_event_bytes), start
 
 
 async def _read_body(response: ResponseStream, first: bytes) -> bytes:

@@ -351,20 +351,18 @@ class StreamPipeline(Pipeline[LiveStream]):
             status=response_body.status, headers=response_body.headers, info=response_body.info
         )
         max_event_bytes = scope.endpoint.config.max_event_bytes
-        stream_format = await detect_stream_format(response_body, max_event_bytes)
-        reader = self._reader(stream_format.decoder or SSEDecoder(), scope, settings)
+        decoder, body = await detect_stream_format(response_body, max_event_bytes)
+        reader = self._reader(decoder or SSEDecoder(), scope, settings)
         single_event: ChatEvent | None = None
-        if stream_format.decoder is None:
+        if decoder is None:
             # An error, or a server that ignores ``stream``.
-            response = HttpResponse(
-                status=head.status, headers=head.headers, body=stream_format.body, info=head.info
-            )
+            response = HttpResponse(status=head.status, headers=head.headers, body=body, info=head.info)
             reply: ChatReply = parse_or_raise(
                 scope.endpoint.hooks, self._call, response, settings, self._stream_request.parse
             )
             single_event = as_event(reply)
         else:
-            reader.feed(stream_format.body)
+            reader.feed(body)
         stream = LiveStream(
             response_body,
             reader,
@@ -421,7 +419,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         scope.release()
         if stream.decoded_sizes is not None:
             self._recorder.response_decoded(scope.endpoint, *stream.decoded_sizes)
-        usage = stream.reader.usage
+        usage = stream.reader.reply.usage
         self._recorder.attempt_ended(
             scope.endpoint, number, name, stream.head, seconds, sent="yes", usage=usage
         )
@@ -446,8 +444,8 @@ class StreamPipeline(Pipeline[LiveStream]):
 
     def _tokens_used(self, reader: EventReader) -> int:
         """Tokens used so far, as the server reports them or estimated from the text."""
-        if reader.usage is not None and reader.usage.total_tokens:
-            return reader.usage.total_tokens
+        if (usage := reader.reply.usage) is not None and usage.total_tokens:
+            return usage.total_tokens
         return self._stream_request.prompt_tokens + reader.characters // _CHARACTERS_PER_TOKEN
 
 

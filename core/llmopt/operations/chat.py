@@ -11,20 +11,21 @@ a random one. No clock: the deadline is passed in.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from attrs import evolve
 
-from llmopt.decoding.accumulator import new_call_id
-from llmopt.decoding.ndjson import decoder_of, detect_format
+from llmopt.decoding.accumulator import ReplyAccumulator, new_call_id
+from llmopt.decoding.ndjson import Decoder, decoder_of, detect_format
 from llmopt.engine.engine import Engine
-from llmopt.engine.event_reader import read_streamed_reply
+from llmopt.engine.event_reader import EventReader, ParseEvent
 from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
-from llmopt.errors import InvalidInput
+from llmopt.errors import InvalidInput, InvalidResponse
 from llmopt.policies.batch_size import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
@@ -136,7 +137,7 @@ class ChatRun:
             reply = hooks.parse_chat(self._call, response, settings)
         else:
             parse = hooks.stream_parser(self._call, settings)
-            streamed = read_streamed_reply(decoder, response.body, parse, self._stream_end(settings))
+            streamed = _read_streamed_reply(decoder, response.body, parse, self._stream_end(settings))
             reply = streamed if isinstance(streamed, Failure) else streamed.reply()
         if isinstance(reply, Failure):
             return reply
@@ -148,6 +149,32 @@ class ChatRun:
         """What completes a stream of the endpoint with these settings."""
         endpoints = self._provider.endpoints
         return next((each.stream_end for each in endpoints if each.base_url == settings.base_url), "finish")
+
+
+def _read_streamed_reply(
+    decoder: Decoder, body: bytes, parse: ParseEvent, end: StreamEnd
+) -> ReplyAccumulator | Failure:
+    """Read a whole body that a server streamed although it was not asked to.
+
+    Raises:
+        InvalidResponse: the body is not a complete reply.
+    """
+    reader = EventReader(
+        decoder,
+        parse,
+        lambda failure: InvalidResponse(failure.error.message),
+        end=end,
+        max_events=sys.maxsize,
+    )
+    for data in (body, b""):
+        reader.feed(data)
+        while reader.take():
+            pass
+    if reader.failure is not None:
+        return reader.failure
+    if reader.fault is not None:
+        raise reader.fault
+    return reader.reply
 
 
 # The estimate of a prompt's tokens, for the rate limiter. The usage that replies report corrects it.

@@ -47,7 +47,7 @@ def is_error(value: object) -> bool:
     return (
         _has_error_key(keys)
         or False in (keys.get("success"), keys.get("ok"))
-        or any(_names_error(keys.get(key)) for key in _NAME_KEYS)
+        or any(map(_NAMES_ERROR.search, _names(keys)))
         or any(_has_error_key(inner) or _has_failed_code(inner) for inner in _nested(keys))
         or _has_failed_code(keys)
         or _has_bare_words(keys)
@@ -82,23 +82,19 @@ def _nested(keys: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     return (plain_keys(inner) for key in _NESTED_KEYS if isinstance(inner := keys.get(key), dict))
 
 
-def _names_error(kind: object) -> bool:
-    return isinstance(kind, str) and bool(_NAMES_ERROR.search(kind))
-
-
 def _has_failed_code(keys: Mapping[str, Any]) -> bool:
     """Whether a value has the code of a failure, with words or as the status of an error."""
     codes = _codes(keys)
     if _words(keys) or isinstance(keys.get("msg"), str):
         return any(not _is_success(code) for code in codes)
-    return not _names_itself(keys) and any(_ERROR_STATUS.fullmatch(str(code)) for code in codes)
+    return not _names(keys) and any(_ERROR_STATUS.fullmatch(str(code)) for code in codes)
 
 
 def _has_bare_words(keys: Mapping[str, Any]) -> bool:
     """Whether a value has words and no code, and does not name itself."""
     words = _words(keys)
     # Several kinds of words are the problem details of RFC 9457, whose type may be any URI.
-    return len(words) > 1 or bool(words and not _codes(keys) and not _names_itself(keys))
+    return len(words) > 1 or bool(words and not _codes(keys) and not _names(keys))
 
 
 def _codes(keys: Mapping[str, Any]) -> list[int | str]:
@@ -114,8 +110,8 @@ def _words(keys: Mapping[str, Any]) -> list[str]:
     return [key for key in _WORD_KEYS if isinstance(keys.get(key), (str, list, dict)) and keys[key]]
 
 
-def _names_itself(keys: Mapping[str, Any]) -> bool:
-    return any(isinstance(keys.get(key), str) and keys[key] for key in _NAME_KEYS)
+def _names(keys: Mapping[str, Any]) -> list[str]:
+    return [name for key in _NAME_KEYS if isinstance(name := keys.get(key), str) and name]
 
 
 def _is_success(value: object) -> bool:
