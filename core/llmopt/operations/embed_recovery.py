@@ -18,7 +18,8 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llmopt.engine.responses import SLOW, may_be_item_error
 from llmopt.errors import (
@@ -30,9 +31,11 @@ from llmopt.errors import (
     LLMOptError,
     ProviderError,
     RequestTooLarge,
+    ServerError,
 )
 from llmopt.operations.embed_batches import AdaptiveBatchLimit, Batcher, LimitChange, make_batches
 from llmopt.operations.embed_results import BatchResult
+from llmopt.policies.retry import RetryHistory
 from llmopt.policies.tasks import gather_first_error
 from llmopt.values.calls import BatchLimit
 
@@ -149,12 +152,137 @@ def _words(error: LLMOptError) -> tuple[object, ...]:
     return type(error), status, code, _WITH_DIGIT.sub("#", error.message)
 
 
+class CallState(Protocol):
+    """What the recovery of a call knows about it; see `llmopt.operations.embed_run.EmbedRun`."""
+
+    answered: bool
+    fatal: LLMOptError | None
+
+
+class SendTexts(Protocol):
+    """Sends some texts in one request."""
+
+    def __call__(self, texts: tuple[str, ...], *, suspect: bool) -> Awaitable[EmbeddedRows]:
+        """Their vectors."""
+        ...
+
+
+class CallRecovery:
+    """Recovers the failed batches of one call, which learn from one another.
+
+    Args:
+        call: what is known about the call; ``fatal`` is set when a refusal turns out to be that of the call.
+        send: sends texts; ``suspect`` is whether one of them is known to be the cause of a failure.
+        splitter: makes the splitter of a batch.
+        on_split: called for every part that is split, with its number of texts and the error.
+        pause: waits before a retry; see `Recovery`.
+        max_retries: how often a single text that takes too long is sent again.
+    """
+
+    def __init__(
+        self,
+        call: CallState,
+        *,
+        send: SendTexts,
+        splitter: Callable[[Sequence[str]], BatchSplitter],
+        on_split: Callable[[int, LLMOptError], None],
+        pause: Callable[[RetryHistory, LLMOptError], Awaitable[bool]],
+        max_retries: int,
+    ) -> None:
+        self._call: Final = call
+        self._send: Final = send
+        self._splitter: Final = splitter
+        self._on_split: Final = on_split
+        self._pause: Final = pause
+        self._max_retries: Final = max_retries
+        self._budget: Final = SearchBudget()
+        self._refusals: Final = CallRefusals()
+
+    def was_seen(self, error: LLMOptError) -> bool:
+        """Whether another request of the call failed in the same words."""
+        return self._refusals.was_seen(error)
+
+    async def recover(self, texts: tuple[str, ...], error: LLMOptError, *, several: bool) -> BatchResult:
+        """The vectors of all texts of a failed batch that can be embedded, and the errors of the others.
+
+        Args:
+            texts: of the batch.
+            error: of the request for all of them.
+            several: whether the call has other batches.
+        """
+        if not may_concern_call(error):
+            return await self._split(texts, error, BatchResult())
+        result = BatchResult()
+        # A call of one batch is searched at once, unless the response may be short because of the number of texts.
+        if several or isinstance(error, InvalidResponse):
+            async with self._refusals.turn:
+                result = await self._try_alone(texts, error)
+        async with self._refusals.turn:
+            if not self._refusals.searched:
+                return await self._search(texts, error, result)
+        return await self._search(texts, error, result)
+
+    async def _try_alone(self, texts: tuple[str, ...], error: LLMOptError) -> BatchResult:
+        """Send one text of a refused batch alone, if nothing of the call was answered yet."""
+        # Of two texts each is sent alone by the search. A server error may pass by itself, and proves nothing.
+        if self._call.answered or self._call.fatal or isinstance(error, ServerError) or len(texts) == 2:
+            return BatchResult()
+        if len(texts) > 2 and not is_of_no_text(error):
+            at = least_suspect(texts, error)
+            try:
+                rows = await self._send((texts[at],), suspect=True)
+            except LLMOptError as alone:
+                if not same_words(alone, error):
+                    return BatchResult()
+            else:
+                return BatchResult(rows=[((at,), rows)], requests=1)
+        if self._refusals.add(error, texts=len(texts)):
+            self._call.fatal = error
+        return BatchResult()
+
+    async def _search(self, texts: tuple[str, ...], error: LLMOptError, result: BatchResult) -> BatchResult:
+        """Search a refused batch for the texts at fault, unless the refusal is that of the call."""
+        in_vain = self._refusals.was_searched_in_vain(error) and not self._call.answered
+        if self._call.fatal is not None or in_vain:
+            done = result.positions
+            result.errors.update({at: error.copy() for at in range(len(texts)) if at not in done})
+            return result
+        result = await self._split(texts, error, result)
+        if len(texts) > 1 and not is_of_no_text(error):
+            self._refusals.searched = True
+            if not self._call.answered:
+                certain = self._refusals.add(error, texts=len(texts), searched=True)
+                # A server error may pass by itself: it is not searched again, but the next batch is sent.
+                if certain and not isinstance(error, ServerError):
+                    self._call.fatal = error
+        return result
+
+    async def _split(self, texts: tuple[str, ...], error: LLMOptError, result: BatchResult) -> BatchResult:
+        """Send a failed batch in parts, but for the texts that a result has already."""
+
+        def send(part: Part, *, suspect: bool) -> Awaitable[EmbeddedRows]:
+            return self._send(tuple(texts[at] for at in part), suspect=suspect)
+
+        pause = partial(self._pause, RetryHistory())
+        recovery = Recovery(
+            send, self._splitter(texts), self._budget, self._on_split, pause, self._max_retries
+        )
+        return await recovery.run(len(texts), error, result)
+
+
+class SendPart(Protocol):
+    """Sends the texts at some positions of a batch in one request."""
+
+    def __call__(self, part: Part, *, suspect: bool) -> Awaitable[EmbeddedRows]:
+        """Their vectors."""
+        ...
+
+
 class Recovery:
     """Recovers one failed batch, with as many requests as it takes.
 
     Args:
-        send: sends the texts at some positions; the second argument is whether a single text is known to be the cause
-            of the failure, because others of the batch succeeded.
+        send: sends texts; ``suspect`` is whether one of them is known to be the cause of the failure.
         splitter: splits the batch.
         budget: bounds the search requests of the whole call.
         on_split: called for every part that is split, with its number of texts and the error.
@@ -164,7 +292,7 @@ class Recovery:
 
     def __init__(
         self,
-        send: Callable[[Part, bool], Awaitable[EmbeddedRows]],
+        send: SendPart,
         splitter: BatchSplitter,
         budget: SearchBudget,
         on_split: Callable[[int, LLMOptError], None],
@@ -191,8 +319,7 @@ class Recovery:
         """
         self._result = result
         self._count = count
-        done = {at for part, _ in result.rows for at in part}
-        failed = [(tuple(at for at in range(count) if at not in done), error)]
+        failed = [(tuple(at for at in range(count) if at not in result.positions), error)]
         depth = 0
         while failed and await self._may_go_on(failed, depth):
             level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
@@ -225,7 +352,9 @@ class Recovery:
 
     async def _try(self, part: Part, cause: LLMOptError) -> LLMOptError | None:
         try:
-            rows = await self._send(part, not isinstance(cause, SLOW) or bool(self._result.rows))
+            # A slow part says something about the server, until others of the batch succeed.
+            suspect = not isinstance(cause, SLOW) or bool(self._result.rows)
+            rows = await self._send(part, suspect=suspect)
         except LLMOptError as error:
             return error
         self._result.add(BatchResult(rows=[(part, rows)], requests=1))

@@ -139,6 +139,11 @@ class BatchResult:
             requests=self.requests,
         )
 
+    @property
+    def positions(self) -> set[int]:
+        """The positions of the texts that have a vector."""
+        return {at for part, _ in self.rows for at in part}
+
     def add(self, other: BatchResult) -> None:
         """Add the result of other texts of the same batch."""
         self.rows.extend(other.rows)

@@ -36,7 +36,6 @@ from llmopt.errors import (
     LLMOptError,
     LocalRejection,
     RequestTooLarge,
-    ServerError,
 )
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
@@ -52,17 +51,7 @@ from llmopt.operations.embed_batches import (
     merge_limits,
 )
 from llmopt.operations.embed_cache import EmbeddingCache
-from llmopt.operations.embed_recovery import (
-    BatchSplitter,
-    CallRefusals,
-    Part,
-    Recovery,
-    SearchBudget,
-    is_of_no_text,
-    least_suspect,
-    may_concern_call,
-    same_words,
-)
+from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
@@ -103,6 +92,8 @@ class EmbedRun:
         model: as requested.
         may_cache: whether the client caches vectors.
         limits_known: whether `fetch_limits` is not necessary any more.
+        answered: whether a request of the call succeeded.
+        fatal: the error of a whole batch that no other batch of the call can avoid, None for none so far.
         requests: HTTP requests sent so far, failed ones included.
     """
 
@@ -134,11 +125,10 @@ class EmbedRun:
             key = (provider.name, call.model, *self._options)
             self._coalescer = Coalescer(engine.singleflight, key, deadline)
         # Made at the first failure: most calls never need it.
-        self._search_budget: SearchBudget | None = None
-        self._refusals: CallRefusals | None = None
-        self._answered = False
+        self._recovery: CallRecovery | None = None
         self._batches = 0
-        self._fatal: LLMOptError | None = None
+        self.answered = False
+        self.fatal: LLMOptError | None = None
         self._adaptive: AdaptiveBatchLimit | None = None
         self._declared = _NO_LIMIT
         self.model: Final = call.model
@@ -278,17 +268,17 @@ class EmbedRun:
     def _note_fatal(self, result: BatchResult, count: int) -> None:
         """If a whole batch failed for a permanent cause, such as a wrong key, no other batch of this call is sent."""
         # A batch that failed in part shows that the key and the model are right.
-        if self._fatal is not None or len(result.errors) < count:
+        if self.fatal is not None or len(result.errors) < count:
             return
         error = next(iter(result.errors.values()))
         if not _next_batch_may_succeed(error):
-            self._fatal = error
+            self.fatal = error
 
     async def _embed(self, texts: tuple[str, ...]) -> BatchResult:
         try:
             rows = await self._request(texts)
         except LLMOptError as error:
-            result = await self._recover(texts, error)
+            result = await self._call_recovery().recover(texts, error, several=self._batches > 1)
         else:
             result = BatchResult(rows=[(range(len(texts)), rows)], requests=1)
         # Not where it is learned, because saving has to wait for the store.
@@ -296,68 +286,24 @@ class EmbedRun:
             await self._state.save()
         return result
 
-    async def _recover(self, texts: tuple[str, ...], error: LLMOptError) -> BatchResult:
-        if not may_concern_call(error):
-            return await self._split(texts, BatchResult(), error)
-        refusals = self._refusals = self._refusals or CallRefusals()
-        result = BatchResult()
-        # A call of one batch is searched at once, unless the response may be short because of the number of texts.
-        if self._batches > 1 or isinstance(error, InvalidResponse):
-            async with refusals.turn:
-                result = await self._try_alone(texts, error, refusals)
-        async with refusals.turn:
-            if not refusals.searched:
-                return await self._search(texts, result, error, refusals)
-        return await self._search(texts, result, error, refusals)
-
-    async def _try_alone(
-        self, texts: tuple[str, ...], error: LLMOptError, refusals: CallRefusals
-    ) -> BatchResult:
-        """Send one text of a refused batch alone, if nothing of the call was answered yet."""
-        # Of two texts each is sent alone by the search.
-        if self._answered or self._fatal is not None or isinstance(error, ServerError) or len(texts) == 2:
-            return BatchResult()
-        if len(texts) > 2 and not is_of_no_text(error):
-            at = least_suspect(texts, error)
-            try:
-                rows = await self._request((texts[at],), part=True, suspect=True)
-            except LLMOptError as alone:
-                if not same_words(alone, error):
-                    return BatchResult()
-            else:
-                return BatchResult(rows=[((at,), rows)], requests=1)
-        if refusals.add(error, texts=len(texts)):
-            self._fatal = error
-        return BatchResult()
-
-    async def _search(
-        self, texts: tuple[str, ...], result: BatchResult, error: LLMOptError, refusals: CallRefusals
-    ) -> BatchResult:
-        """Search a refused batch for the texts at fault, unless the refusal is that of the call."""
-        if self._fatal is not None or (not self._answered and refusals.was_searched_in_vain(error)):
-            return BatchResult(errors={at: error.copy() for at in range(len(texts))})
-        result = await self._split(texts, result, error)
-        refusals.searched = True
-        if len(texts) > 1 and not is_of_no_text(error) and not self._answered:
-            hopeless = refusals.add(error, texts=len(texts), searched=True)
-            # A server error may pass by itself, so that only the search is not repeated.
-            if hopeless and not isinstance(error, ServerError):
-                self._fatal = error
-        return result
-
-    async def _split(self, texts: tuple[str, ...], result: BatchResult, error: LLMOptError) -> BatchResult:
-        """Send a failed batch in parts, but for the texts that a result has already."""
-
-        def send(part: Part, suspect: bool) -> Awaitable[EmbeddedRows]:  # noqa: FBT001 - a callback
-            return self._request(tuple(texts[at] for at in part), part=True, suspect=suspect)
-
-        splitter = BatchSplitter(
-            texts, self._estimator.estimate, self.limit, self._adaptive, self._report_limit
-        )
-        self._search_budget = self._search_budget or SearchBudget()
-        pause = partial(self._pause, RetryHistory())
-        recovery = Recovery(send, splitter, self._search_budget, self._report_split, pause, self._max_retries)
-        return await recovery.run(len(texts), error, result)
+    def _call_recovery(self) -> CallRecovery:
+        if self._recovery is None:
+            splitter = partial(
+                BatchSplitter,
+                estimate=self._estimator.estimate,
+                limit=self.limit,
+                adaptive=self._adaptive,
+                on_change=self._report_limit,
+            )
+            self._recovery = CallRecovery(
+                self,
+                send=partial(self._request, part=True),
+                splitter=splitter,
+                on_split=self._report_split,
+                pause=self._pause,
+                max_retries=self._max_retries,
+            )
+        return self._recovery
 
     async def _pause(self, history: RetryHistory, error: LLMOptError) -> bool:
         """Wait before a retry, as the retry policy says; False if it says that there should be none."""
@@ -402,9 +348,9 @@ class EmbedRun:
             part: whether they are a part of a batch that failed.
             suspect: whether one of them is suspected to make requests fail.
         """
-        if self._fatal is not None:
+        if self.fatal is not None:
             # A copy: a raised exception collects the traceback and context of each place it passes.
-            raise self._fatal.copy()
+            raise self.fatal.copy()
         options = self._call
         # Not attrs.evolve, which takes five times as long.
         call = EmbedCall(
@@ -445,11 +391,10 @@ class EmbedRun:
         if isinstance(error, SLOW):
             # It is retried in halves.
             return request.items == 1
-        if not isinstance(error, InvalidResponse) or self._answered:
+        if not isinstance(error, InvalidResponse) or self.answered:
             return True
         # A response that is wrong in the same way for two batches is not wrong by chance.
-        self._refusals = self._refusals or CallRefusals()
-        return not self._refusals.was_seen(error)
+        return not self._call_recovery().was_seen(error)
 
     def _parse(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> EmbeddedRows | Failure:
         rows = self._provider.hooks.parse_embeddings(call, response, settings)
@@ -464,7 +409,7 @@ class EmbedRun:
         return EmbeddedRows(vectors=ordered, usage=rows.usage, model=rows.model)
 
     def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
-        self._answered = True
+        self.answered = True
         # The length that a caller asks for says nothing about the model's own.
         if self._call.dimensions is None and not self._call.extra:
             self._state.dimensions = int(rows.vectors.shape[1])
