@@ -3,7 +3,8 @@
 The OpenAI-compatible dialect's own functions are the implementations wherever their parameters are the hook's. All
 are marked ``trylast``, so that any implementation of a plugin goes first.
 
-Pure: no I/O, no state, no clock; `rate_limits` takes the time of arrival from the response.
+No I/O and no clock; `rate_limits` takes the time of arrival from the response. The only state is that of `OptionalKeys`,
+which each endpoint has for itself; event loops in several threads may change it at the same time.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from attrs import evolve
+
 from llmopt.compatible import models
 from llmopt.compatible.chat import SAME_NAMES, chat_body, parse_chat, parse_stream_event
 from llmopt.compatible.embeddings import embed_body, parse_embeddings
 from llmopt.compatible.errors import classify
 from llmopt.compatible.rate_limits import parse_rate_limits
 from llmopt.config.schema import TokenProvider
+from llmopt.errors import BadRequest, ProviderError, ServerError
 from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import BatchLimit, Call, CatalogCall, EmbedCall, RateLimits, Settings
 from llmopt.values.catalog import CatalogPage
@@ -199,3 +203,40 @@ def without_keys(body: Mapping[str, Any], keys: Collection[str]) -> Mapping[str,
             if substitute is not None:
                 changed.setdefault(substitute, value)
     return changed
+
+
+class OptionalKeys:
+    """Which optional keys of request bodies one endpoint has refused; see `refused_keys`.
+
+    Attributes:
+        any_refused: whether there are any. It is looked at for every request.
+    """
+
+    def __init__(self) -> None:
+        self.any_refused = False
+        self._of_endpoint: frozenset[str] = frozenset()
+        self._of_model: Final[dict[str, frozenset[str]]] = {}
+
+    def learn(self, error: ProviderError, body: bytes, call: Call) -> tuple[str, ...]:
+        """The keys that an error refuses, and that were not known to be refused: without them a retry may succeed."""
+        if not isinstance(error, (BadRequest, ServerError)) or isinstance(call, CatalogCall):
+            return ()
+        keys = refused_keys(error.message, error.param, body, call.extra)
+        new = tuple(key for key in keys if key not in self._known(call.model))
+        if new:
+            self.any_refused = True
+            # Models that reason refuse the old name of this key, where others know no other.
+            of_model = {"max_tokens"}.intersection(new)
+            self._of_endpoint = self._of_endpoint.union(new) - of_model
+            self._of_model[call.model] = self._of_model.get(call.model, frozenset()) | of_model
+        return new
+
+    def remove_from(self, request: HttpRequest, call: Call) -> HttpRequest:
+        """The request without the keys that the endpoint refused."""
+        if isinstance(call, CatalogCall) or not isinstance(request.json, Mapping):
+            return request
+        # What the caller gave in ``extra`` is sent as it is.
+        return evolve(request, json=without_keys(request.json, self._known(call.model) - call.extra.keys()))
+
+    def _known(self, model: str) -> frozenset[str]:
+        return self._of_endpoint | self._of_model.get(model, frozenset())

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict, evolve
 
+from llmopt.compatible.defaults import OptionalKeys
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
-from llmopt.engine.request import CompressingTransport, OptionalKeys, RequestCompressor, RequestEncoder
+from llmopt.engine.request import CompressingTransport, RequestCompressor, RequestEncoder
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import Attempt, CircuitOpen, ClientClosed, LLMOptError, NotFound, PermissionDenied
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue

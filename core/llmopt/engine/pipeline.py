@@ -301,7 +301,8 @@ class Pipeline(Generic[T]):
             # A token may have expired on the way: with another one the request is worth a retry.
             self._new_credential = await self._credential_changed(endpoint, used)
             return False
-        keys = endpoint.optional_keys.learn(error, encoded, self._call)
+        body = encoded.uncompressed_body or encoded.body or b""
+        keys = endpoint.optional_keys.learn(error, body, self._call)
         if keys:
             self._recorder.keys_refused(endpoint, keys)
         return bool(keys)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import msgspec
 from attrs import define, evolve, field
 
-from llmopt.compatible.defaults import refused_keys, without_keys
 from llmopt.config.resolve import Endpoint
 from llmopt.config.urls import InvalidUrl, origin_of
 from llmopt.engine.responses import Parse, T
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
-from llmopt.errors import BadRequest, LLMOptError, PluginContractError, ServerError
+from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
@@ -160,44 +159,6 @@ class RequestEncoder:
             self._checked[key] = checked
         url, headers = checked
         return EncodedRequest(method=request.method, url=url, headers=headers, body=body)
-
-
-class OptionalKeys:
-    """Which optional keys of request bodies one endpoint has refused; see `llmopt.compatible.defaults.refused_keys`.
-
-    Attributes:
-        any_refused: whether there are any. It is looked at for every request.
-    """
-
-    def __init__(self) -> None:
-        self.any_refused = False
-        self._of_endpoint: frozenset[str] = frozenset()
-        self._of_model: Final[dict[str, frozenset[str]]] = {}
-
-    def learn(self, error: LLMOptError, encoded: EncodedRequest, call: Call) -> tuple[str, ...]:
-        """The keys that an error refuses, and that were not known to be refused: without them a retry may succeed."""
-        if not isinstance(error, (BadRequest, ServerError)) or isinstance(call, CatalogCall):
-            return ()
-        body = encoded.uncompressed_body or encoded.body or b""
-        keys = refused_keys(error.message, error.param, body, call.extra)
-        new = tuple(key for key in keys if key not in self._known(call.model))
-        if new:
-            self.any_refused = True
-            # Models that reason refuse the old name of this key, where others know no other.
-            of_model = {"max_tokens"}.intersection(new)
-            self._of_endpoint = self._of_endpoint.union(new) - of_model
-            self._of_model[call.model] = self._of_model.get(call.model, frozenset()) | of_model
-        return new
-
-    def remove_from(self, request: HttpRequest, call: Call) -> HttpRequest:
-        """The request without the keys that the endpoint refused."""
-        if isinstance(call, CatalogCall) or not isinstance(request.json, Mapping):
-            return request
-        # What the caller gave in ``extra`` is sent as it is.
-        return evolve(request, json=without_keys(request.json, self._known(call.model) - call.extra.keys()))
-
-    def _known(self, model: str) -> frozenset[str]:
-        return self._of_endpoint | self._of_model.get(model, frozenset())
 
 
 def encode_request(request: HttpRequest, settings: Settings) -> EncodedRequest:
