@@ -34,7 +34,8 @@
     |   `-- StreamIdle         no data arrived within the idle timeout
     `-- PartialFailure         some items failed: ``result`` has all others
 
-No error contains a key, a header or an input text. All errors can be pickled and copied with their attributes.
+No error contains a key, a header or an input text: what a server or a plugin quotes of them is removed, see
+`llmopt.values.redaction`. All errors can be pickled and copied with their attributes.
 
 Pure: no I/O, no clock, no shared state.
 """

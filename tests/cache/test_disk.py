@@ -251,16 +251,25 @@ async def test_a_sticky_folder_open_to_all_is_accepted(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("K01")
-async def test_a_file_that_others_may_write_is_quarantined(tmp_path: Path) -> None:
-    """A file that others may only read is made private."""
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602])
+async def test_a_file_that_others_may_write_is_quarantined(
+    mode: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names its mode and does not call it damaged. A file that others may only read is made private."""
     path = await create_database(tmp_path, 5)
     path.chmod(0o644)
     async with opened(tmp_path) as store:
         assert (await store.get([key(1)]))[0] is not None
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.chmod(0o666)
+    assert caplog.messages == []
+    path.chmod(mode)
     async with opened(tmp_path) as store:
         assert await store.get([key(1)]) == [None]
+    (message,) = caplog.messages
+    assert (
+        f"could be written by other users (its mode is {mode:04o}); it was renamed to *.writable-*" in message
+    )
+    assert "damaged" not in message
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(list(tmp_path.glob("*.writable-*"))) == 1
 

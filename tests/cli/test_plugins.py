@@ -166,3 +166,43 @@ def test_problems_are_sentences_on_standard_error(folder: Path) -> None:
 def test_without_plugins_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib_metadata.entry_points", lambda **_: ())
     assert "pip install llmopt-plugin-local" in invoke("plugins").stderr
+
+
+RAISING = """
+from llmopt import hookimpl
+
+@hookimpl
+def build_request(call):
+    names = {}
+    return names["no such field"]
+"""
+
+
+@pytest.mark.row("G03")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("embed", "in.txt", "--model", "raising/m", "--out", "out.npy"),
+        ("embed", "in.txt", "--model", "raising/m", "--out", "out.npy", "--errors", "return"),
+        ("chat", "raising/m"),
+        ("models", "raising"),
+    ],
+    ids=["embed", "embed-return", "chat", "models"],
+)
+def test_a_hook_exception_is_printed_with_its_text_and_place(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """In one sentence, which does not blame the caller; LLMOPT_TRACEBACK=1 adds the plugin's own frame."""
+    folder = tmp_path / "raising"
+    install(folder, "raising-1.0", {"raising": "raising_plugin"}, {"raising_plugin": RAISING})
+    Path("llmopt.toml").write_text('[providers.raising]\nbase_url = "http://127.0.0.1:1/v1"\napi_key = "k"\n')
+    Path("in.txt").write_text("one\ntwo\n")
+    done = llmopt(*arguments, stdin=b"Hello?", env={**path_with(folder), "LLMOPT_TRACEBACK": "1"})
+    printed = done.stderr.decode()
+    sentence = printed.splitlines()[-1]
+    assert (
+        "hook build_request raised KeyError: 'no such field' (raising/raising_plugin.py, line 7)" in sentence
+    )
+    assert "extra" not in sentence
+    assert 'return names["no such field"]' in printed
+    assert "in build_request" in printed

@@ -42,7 +42,7 @@ WORDS = sorted({word.strip(".,:;'`()") for message in MESSAGES for word in messa
 @example(MESSAGES[3], "token")
 def test_placeholder_keys_are_not_removed_from_messages(message: str, key: str) -> None:
     """Servers without keys get "token", "ollama", "x": words that their own messages contain."""
-    assume(len(key) < 8 or key.replace("-", "").isalpha())
+    assume(len(key) < 8 or (key.replace("-", "").isalpha() and f"'{key}'" not in message))
     assert redact(message, secrets=[key]) == message
     assert redact(message, secrets=[f"Bearer {key}"]) == message
 

@@ -94,11 +94,10 @@ class CacheFiles:
 
     def _prepare(self, path: Path) -> int:
         """Check a file and those beside it, create it if needed, and return its inode."""
-        if writable_by_others(path) and check_private_file(path):
+        if (mode := mode_if_writable_by_others(path)) and check_private_file(path):
             # Others may have written its contents.
-            status = path.stat()
-            reason = f"could be written by other users (its mode is {stat.S_IMODE(status.st_mode):04o})"
-            self.quarantine(path, status.st_ino, reason, suffix="writable")
+            reason = f"could be written by other users (its mode is {mode:04o})"
+            self.quarantine(path, path.stat().st_ino, reason, suffix="writable")
         # SQLite would create the file with the permissions of the umask.
         if not check_private_file(path):
             with suppress(FileExistsError):
@@ -207,13 +206,13 @@ def check_private_file(path: Path) -> bool:
     return True
 
 
-def writable_by_others(path: Path) -> bool:
-    """Whether other users may write to a regular file, so that its contents cannot be trusted."""
+def mode_if_writable_by_others(path: Path) -> int:
+    """The permissions of a regular file whose contents cannot be trusted, as others may write to it; else 0."""
     try:
         mode = path.lstat().st_mode
     except OSError:
-        return False
-    return stat.S_ISREG(mode) and bool(mode & _WRITABLE_BY_OTHERS)
+        return 0
+    return stat.S_IMODE(mode) if stat.S_ISREG(mode) and mode & _WRITABLE_BY_OTHERS else 0
 
 
 def create_private_file(path: Path) -> None:
@@ -243,7 +242,7 @@ def installation_secret(folder: Path) -> bytes | None:
     with suppress(UnsafePath, OSError):
         ensure_private_folder(folder)
         for _ in range(3):
-            if writable_by_others(path):
+            if mode_if_writable_by_others(path):
                 # Another user may have chosen its contents.
                 _log.warning(
                     "the file %s could be written by other users, and was replaced; what was cached is not found any more.",
