@@ -11,6 +11,7 @@ import pytest
 
 import llmopt
 from tests.support.configuration import provider_config
+from tests.support.error_score import bodies_server
 from tests.support.faults import Answer, FaultServer, MaxItems, Poison, TokenLimit, answer_openai, vector_for
 from tests.support.faults.payload_rows import changed
 from tests.support.faults.request import Request
@@ -122,13 +123,40 @@ async def test_a_400_that_names_a_parameter_is_never_bisected() -> None:
 
 
 async def test_bisection_stops_when_every_text_is_refused() -> None:
-    """Nothing of three levels came through: it is no text's fault."""
+    """Nothing of three levels came through, and no text alone: it is no text's fault, and no size's."""
     body = b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(bytes(Answer(400, body, [("content-type", "application/json")])))
         with pytest.raises(llmopt.BadRequest):
             await client.embed(MODEL, TEXTS)
-    assert len(server.requests) <= 15
+    assert len(server.requests) <= 16
+
+
+@pytest.mark.row("V07")
+@pytest.mark.parametrize("plugin", ["openai", "local"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [2, 34, 100])
+def test_a_size_that_no_word_states_is_found_down_to_one(limit: int, count: int, plugin: str) -> None:
+    """All texts get their vectors with a few requests more than needed, and the next call knows."""
+
+    def answer(request: dict[str, Any]) -> tuple[int, object]:
+        texts = request["input"]
+        if len(texts) > limit:
+            return 400, {"error": {"message": "the engine says no"}}
+        return 200, {"data": [{"index": at, "embedding": [len(text), 1.0]} for at, text in enumerate(texts)]}
+
+    texts = ["a" * length for length in range(1, count + 1)]
+    needed = -(-count // limit)
+    with bodies_server(answer) as (url, requests):
+        entry = {"plugin": plugin, "base_url": url, "api_key": "key-of-the-test", "rpm": 60_000, "tpm": 1e9}
+        with llmopt.Client({"providers": {"x": entry}}, cache=False) as client:
+            vectors = client.embed("x/m", texts).vectors
+            first = len(requests)
+            client.embed("x/m", [f"{text}b" for text in texts])
+    assert [vector[0] for vector in vectors] == [len(text) for text in texts]
+    assert first <= needed + 40
+    # A larger size than one may be tried again after ten batches.
+    assert len(requests) - first == needed or limit > 1
 
 
 async def test_many_bad_texts_cost_a_bounded_number_of_requests() -> None:

@@ -320,8 +320,12 @@ class Recovery:
         self._result = result
         self._count = count
         failed = [(tuple(at for at in range(count) if at not in result.positions), error)]
+        if result.positions:
+            failed = await self._rest(*failed[0], size=1)
         depth = 0
         while failed and await self._may_go_on(failed, depth):
+            if depth == _MAX_FRUITLESS_LEVELS and not any(len(part) > 1 for part, _ in result.rows):
+                failed = await self._find_size(*failed)
             level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
             errors = await gather_first_error([self._try(part, error) for part in level])
             failed = [(part, error) for part, error in zip(level, errors, strict=True) if error is not None]
@@ -349,6 +353,35 @@ class Recovery:
             for part, error in failed:
                 self._give_up(part, error)
         return may_go_on
+
+    async def _find_size(
+        self, first: tuple[Part, LLMOptError], *others: tuple[Part, LLMOptError]
+    ) -> list[tuple[Part, LLMOptError]]:
+        """If one text alone succeeds, find the size that the server takes, down to one text, with a few requests.
+
+        Returns:
+            What failed and was not sent since. The sizes that are known then cut it.
+        """
+        part, error = first
+        if not isinstance(error, BadRequest) or len(part) == 1:
+            return [first, *others]
+        left, accepted, refused = part, 1, len(part)
+        if not self._result.rows:
+            if await self._try(part[:1], error) is not None:
+                return [first, *others]
+            left = part[1:]
+        while (size := (accepted + refused) // 2) > accepted and size <= len(left):
+            if await self._try(left[:size], error) is None:
+                left, accepted = left[size:], size
+            else:
+                refused = size
+        self._splitter.refused(part[:refused], None)
+        return [*await self._rest(left, error, accepted), *others]
+
+    async def _rest(self, part: Part, error: LLMOptError, size: int) -> list[tuple[Part, LLMOptError]]:
+        """What is left of a part that failed. If it fits into a size that works, it was not refused, and is sent."""
+        refusal = await self._try(part, error) if part and len(part) <= size else error
+        return [(part, refusal)] if part and refusal is not None else []
 
     async def _try(self, part: Part, cause: LLMOptError) -> LLMOptError | None:
         try:

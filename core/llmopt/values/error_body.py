@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import msgspec
@@ -95,14 +96,16 @@ def read_error_body(body: bytes, charset: str = "") -> ErrorBody:
     # The text of what was cut off or is no JSON has the words too, and its codes.
     words = reader.words(_pairs(text) if value is None else value, 0) or _without_markup(text)
     root = value if isinstance(value, dict) else {}
-    chain = [plain_keys(each) for each in _chain(root)]
+    chain = _chain(root)
+    # Azure OpenAI writes "innererror" in its deployment API, and "inner_error" in the specification of its v1 API.
+    inner = [keys["innererror"] for keys in chain if isinstance(keys.get("innererror"), Mapping)]
     error = root.get("error")
     return ErrorBody(
         message=_shortened(words),
         code=_first_code(chain, _CODE),
         type=_first_code(chain, _TYPE),
         param=_first_code(chain, ("param",)) or _location(root.get("detail")),
-        inner_code=next((code for each in chain if (code := _inner_code(each)) is not None), None),
+        inner_code=_first_code(inner, ("code",)),
         codes=tuple(dict.fromkeys(_codes(reader.levels))),
         status=_status(words, chain),
         form=_form(text, value),
@@ -117,11 +120,6 @@ def _form(text: str, value: object) -> Literal["error", "json", "text"]:
     if is_error(value) or (isinstance(value, str) and value.strip()):
         return "error"
     return "json"
-
-
-def _is_status(value: object) -> bool:
-    # By type and not isinstance: True would be the status 1.
-    return type(value) in (int, str) and _ERROR_STATUS.fullmatch(str(value)) is not None
 
 
 class _Reader:
@@ -199,34 +197,22 @@ def _joined(parts: Iterable[str]) -> str:
     return ": ".join(kept)
 
 
-def _chain(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _chain(value: Mapping[str, Any], depth: int = 0) -> list[Mapping[str, Any]]:
     """The objects from the error itself outwards; the code of the innermost one is the most exact."""
-    chain: list[Mapping[str, Any]] = []
-    level: object = value
-    while isinstance(level, Mapping) and len(chain) <= _MAX_DEPTH:
-        chain.insert(0, level)
-        keys = plain_keys(level)
-        level = next(
-            (inner for key in _INNER if (inner := _inner_object(key, keys.get(key))) is not None), None
-        )
-    return chain
+    keys = plain_keys(value)
+    inner = next(filter(None, (_inner_object(key, keys.get(key)) for key in _INNER)), None)
+    return [*_chain(inner, depth + 1), keys] if inner and depth < _MAX_DEPTH else [keys]
 
 
 def _inner_object(key: str, value: object) -> Mapping[str, Any] | None:
     if isinstance(value, list) and value and key != "detail":
         value = value[0]
-    return value if isinstance(value, Mapping) and value else None
+    return value if isinstance(value, Mapping) else None
 
 
 def _first_code(chain: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str | None:
     codes = (_code_text(keys.get(name)) for keys in chain for name in names)
     return next((code for code in codes if code is not None), None)
-
-
-def _inner_code(keys: Mapping[str, Any]) -> str | None:
-    # Azure OpenAI writes "innererror" in its deployment API, and "inner_error" in the specification of its v1 API.
-    inner = keys.get("innererror")
-    return _code_text(inner.get("code")) if isinstance(inner, Mapping) else None
 
 
 def _code_text(value: object) -> str | None:
@@ -250,21 +236,18 @@ def _status(words: str, chain: Iterable[Mapping[str, Any]]) -> int | None:
     # A gateway's own code is less exact than the status with which its message begins.
     if (start := _STATUS_AT_START.match(words)) is not None:
         return int(start[1])
-    stated = (str(keys[name]) for keys in chain for name in _STATUS if _is_status(keys.get(name)))
-    return next((int(each) for each in stated), None)
+    stated = (_ERROR_STATUS.fullmatch(str(keys.get(name))) for keys in chain for name in _STATUS)
+    return next((int(match[0]) for match in stated if match is not None), None)
 
 
 def _location(detail: object) -> str | None:
     """The parameter that FastAPI names, unless it is the one with the texts."""
-    entry = detail[0] if isinstance(detail, list) and detail else None
-    location = entry.get("loc") if isinstance(entry, Mapping) else None
-    if not isinstance(location, list) or len(location) < 2 or location[0] != "body":
-        return None
-    name = location[1]
-    return name if isinstance(name, str) and name not in _INPUTS else None
+    match detail:
+        case [{"loc": ["body", str(name), *_]}, *_] if name not in _INPUTS:
+            return name
+    return None
 
 
-_EVENT_FIELDS: Final = ("data:", "event:", "id:", "retry:", ":")
 _PAIR: Final = re.compile(
     r'"(\w{1,30})"\s*:\s*(?:"((?:[^"\\]|\\.){0,2000})(?:"|\\?$)|([0-9]{1,12})\b)', re.DOTALL
 )
@@ -272,14 +255,11 @@ _MAX_PAIRS: Final = 50
 
 
 def _decoded(body: bytes, charset: str) -> str:
-    try:
+    with suppress(UnicodeDecodeError):
         return body.decode()
-    except UnicodeDecodeError:
-        pass
-    try:
+    with suppress(LookupError):
         return body.decode(charset or "utf-8", "replace")
-    except LookupError:
-        return body.decode("utf-8", "replace")
+    return body.decode("utf-8", "replace")
 
 
 def _parsed(text: str) -> Any:
@@ -287,14 +267,8 @@ def _parsed(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        data = _first_event(text) if text.startswith(_EVENT_FIELDS) else text
-        return _json_at(data, 0)[0] if data[:1] in ("{", "[") else None
-
-
-def _first_event(text: str) -> str:
-    """The data of the first server-sent event of a stream."""
-    lines = (line[5:].strip() for line in text.splitlines() if line.startswith("data:"))
-    return next(filter(None, lines), "")
+        start = text.find("{") if text.startswith(("data:", "event:")) else 0
+        return _json_at(text, start)[0] if text[start : start + 1] in ("{", "[") else None
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int]:
@@ -313,13 +287,8 @@ def _pairs(text: str) -> dict[str, Any] | str:
         return _without_markup(text)
     pairs: dict[str, Any] = {}
     for _, match in zip(range(_MAX_PAIRS), _PAIR.finditer(text), strict=False):
-        pairs.setdefault(match[1], match[3] or _unescaped(match[2]))
+        pairs.setdefault(match[1], match[3] or _json_at(f'"{match[2]}"', 0)[0] or match[2])
     return pairs
-
-
-def _unescaped(text: str) -> str:
-    value = _json_at(f'"{text}"', 0)[0]
-    return value if isinstance(value, str) else text
 
 
 def _without_markup(text: str) -> str:
