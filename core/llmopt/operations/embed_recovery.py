@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _MAX_SEARCH_REQUESTS: Final = 64
 _MAX_FRUITLESS_LEVELS: Final = 3
 """If none of the eight parts of a third level succeeds, the cause is not one text."""
+_SURELY_SHORT: Final = 128
+"""Characters that every model and every server takes. Texts are often sorted by length, so the first may all be too long."""
 _FAR_LONGER: Final = 0.8
 """Of the longest text: texts of at least this share are searched first where no limit is stated."""
 _SUSPECT: Final = 0.7
@@ -88,6 +90,7 @@ class CallRefusals:
         self.turn: Final = asyncio.Lock()
         self.searched = False
         self._searched_in_vain: Final[set[object]] = set()
+        self._about_texts: Final[set[object]] = set()
         self._weights: Final[Counter[object]] = Counter()
 
     def add(self, error: LLMOptError, *, texts: int, searched: bool = False) -> bool:
@@ -103,6 +106,14 @@ class CallRefusals:
             self._searched_in_vain.add(words)
         self._weights[words] += 2 if texts > 1 else 1
         return self._weights[words] >= _WEIGHT_NEEDED
+
+    def note_about_texts(self, error: LLMOptError) -> None:
+        """Record that a refusal in these words is about the texts, so that nothing more is to be found out."""
+        self._about_texts.add(_words(error))
+
+    def is_about_texts(self, error: LLMOptError) -> bool:
+        """Whether refusals in these words are known to be about the texts."""
+        return _words(error) in self._about_texts
 
     def was_searched_in_vain(self, error: LLMOptError) -> bool:
         """Whether no part of another batch succeeded that was refused in the same words."""
@@ -128,6 +139,13 @@ def may_concern_call(error: LLMOptError) -> bool:
 def is_of_no_text(error: LLMOptError) -> bool:
     """Whether no text can cause the error, such as a response that is no JSON."""
     return not isinstance(error, RequestTooLarge) and not may_be_item_error(error)
+
+
+def fits_text(error: LLMOptError, text: str) -> bool:
+    """Whether a refusal of one text alone may be true of it, so that other texts may be accepted."""
+    if isinstance(error, (ItemTooLong, RequestTooLarge)):
+        return len(text) > _SURELY_SHORT
+    return isinstance(error, (ItemRejected, ContentFiltered))
 
 
 def least_suspect(texts: Sequence[str], error: LLMOptError) -> int:
@@ -228,10 +246,15 @@ class CallRecovery:
         if self._call.answered or self._call.fatal or isinstance(error, ServerError) or len(texts) == 2:
             return BatchResult()
         if len(texts) > 2 and not is_of_no_text(error):
+            if self._refusals.is_about_texts(error):
+                return BatchResult()
             at = least_suspect(texts, error)
             try:
                 rows = await self._send((texts[at],), suspect=True)
             except LLMOptError as alone:
+                if fits_text(alone, texts[at]):
+                    self._refusals.note_about_texts(error)
+                    return BatchResult()
                 if not same_words(alone, error):
                     return BatchResult()
             else:
@@ -252,8 +275,8 @@ class CallRecovery:
             self._refusals.searched = True
             if not self._call.answered:
                 certain = self._refusals.add(error, texts=len(texts), searched=True)
-                # A server error may pass by itself: it is not searched again, but the next batch is sent.
-                if certain and not isinstance(error, ServerError):
+                # Others may pass by themselves, or fit these texts: the next batch is sent, but not searched.
+                if certain and isinstance(error, (BadRequest, InvalidResponse, RequestTooLarge)):
                     self._call.fatal = error
         return result
 
