@@ -202,6 +202,26 @@ async def test_texts_that_are_refused_first_end_no_call(kind: str, concurrency: 
     assert set(range(100)) <= set(result.errors) <= set(range(128))
 
 
+async def test_a_quota_of_one_request_is_a_size() -> None:
+    """What is left pays for smaller requests: all texts come, and no size is remembered."""
+
+    def reply(request: Request) -> Reply:
+        if len(request.json()["input"]) <= 8:
+            return answer_openai(request)
+        return error_answer(
+            402, "This request requires more credits. You requested 320 tokens, but can only afford 80."
+        )
+
+    async with FaultServer() as server:
+        server.default(reply)
+        async with llmopt.AsyncClient(config(server), cache=False) as client:
+            assert (await client.embed(MODEL, TEXTS[:320], errors="return")).errors == {}
+            server.default(answer_openai)
+            before = len(server.requests)
+            await client.embed(MODEL, [f"{text} again" for text in TEXTS[:320]])
+        assert len(server.requests) - before == 10
+
+
 @given(st.text(), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_numbers_and_ids_are_no_words(words: str, first: int, second: int) -> None:
     """Two refusals that differ in them alone are the same."""

@@ -30,6 +30,7 @@ from llmopt.errors import (
     ItemTooLong,
     LLMOptError,
     ProviderError,
+    QuotaExhausted,
     RequestTooLarge,
     ServerError,
 )
@@ -129,8 +130,8 @@ class CallRefusals:
 
 def may_concern_call(error: LLMOptError) -> bool:
     """Whether an error may be about the whole call as well as about a text or a size: nothing in it says which."""
-    if isinstance(error, RequestTooLarge):
-        return error.limit is None
+    if is_too_large(error):
+        return getattr(error, "limit", None) is None
     if isinstance(error, ProviderError) and error.item is not None:
         return False
     return isinstance(error, InvalidResponse) or may_be_item_error(error)
@@ -138,12 +139,18 @@ def may_concern_call(error: LLMOptError) -> bool:
 
 def is_of_no_text(error: LLMOptError) -> bool:
     """Whether no text can cause the error, such as a response that is no JSON."""
-    return not isinstance(error, RequestTooLarge) and not may_be_item_error(error)
+    return not is_too_large(error) and not may_be_item_error(error)
+
+
+def is_too_large(error: LLMOptError) -> bool:
+    """Whether a smaller request may succeed: for the server, or for what is left of a quota."""
+    of_request = isinstance(error, QuotaExhausted) and error.scope == "request"
+    return of_request or isinstance(error, RequestTooLarge)
 
 
 def fits_text(error: LLMOptError, text: str) -> bool:
     """Whether a refusal of one text alone may be true of it, so that other texts may be accepted."""
-    if isinstance(error, (ItemTooLong, RequestTooLarge)):
+    if is_too_large(error) or isinstance(error, ItemTooLong):
         return len(text) > _SURELY_SHORT
     return isinstance(error, (ItemRejected, ContentFiltered))
 
@@ -151,7 +158,7 @@ def fits_text(error: LLMOptError, text: str) -> bool:
 def least_suspect(texts: Sequence[str], error: LLMOptError) -> int:
     """The position of the text that is the least likely to be refused."""
     by_length = sorted(range(len(texts)), key=lambda position: len(texts[position]))
-    if isinstance(error, (ItemTooLong, RequestTooLarge)):
+    if is_too_large(error) or isinstance(error, ItemTooLong):
         return by_length[0]
     # Very short texts, such as a single dot, are refused more often than others, and very long ones too.
     return by_length[len(texts) // 2]
@@ -276,7 +283,7 @@ class CallRecovery:
             if not self._call.answered:
                 certain = self._refusals.add(error, texts=len(texts), searched=True)
                 # Others may pass by themselves, or fit these texts: the next batch is sent, but not searched.
-                if certain and isinstance(error, (BadRequest, InvalidResponse, RequestTooLarge)):
+                if certain and (is_too_large(error) or isinstance(error, (BadRequest, InvalidResponse))):
                     self._call.fatal = error
         return result
 
@@ -363,7 +370,7 @@ class Recovery:
             return True
         slow = next((error for _, error in failed if isinstance(error, SLOW)), None)
         may_go_on = slow is None or await self._pause(slow)
-        if depth == _MAX_FRUITLESS_LEVELS and all(isinstance(error, RequestTooLarge) for _, error in failed):
+        if depth == _MAX_FRUITLESS_LEVELS and all(is_too_large(error) for _, error in failed):
             # If the shortest text is too large as well, no size will do.
             shortest = self._splitter.shortest([at for part, _ in failed for at in part])
             refusal = await self._try((shortest,), failed[0][1])
@@ -431,8 +438,8 @@ class Recovery:
         if len(pieces) == 1 and len(pieces[0]) == len(part):
             pieces = []
         # Requests that are only smaller are always worth sending; the search for one text has a budget.
-        search = not isinstance(error, (RequestTooLarge, *SLOW)) and not self._fits_less(part)
-        if not pieces or (search and not self._budget.spend(len(pieces))):
+        smaller = is_too_large(error) or isinstance(error, SLOW) or self._fits_less(part)
+        if not pieces or (not smaller and not self._budget.spend(len(pieces))):
             self._give_up(part, error)
             return []
         if isinstance(error, BadRequest) or _has_too_few_vectors(error):
@@ -443,6 +450,7 @@ class Recovery:
     def _split(self, part: Part, error: LLMOptError, depth: int) -> list[Part]:
         if isinstance(error, RequestTooLarge):
             self._splitter.refused(self._as_sent(part, depth), error.limit)
+        if is_too_large(error):
             return self._smaller(part)
         if isinstance(error, SLOW):
             self._splitter.timed_out(part)

@@ -35,7 +35,6 @@ from llmopt.errors import (
     ItemTooLong,
     LLMOptError,
     LocalRejection,
-    RequestTooLarge,
 )
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
@@ -51,7 +50,7 @@ from llmopt.operations.embed_batches import (
     merge_limits,
 )
 from llmopt.operations.embed_cache import EmbeddingCache
-from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery
+from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery, is_too_large
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
@@ -531,7 +530,6 @@ def _part_is_worth_retrying(_: Request[EmbeddedRows], error: LLMOptError) -> boo
 
 
 def _next_batch_may_succeed(error: LLMOptError) -> bool:
-    # Transient errors, and those that may be about one text.
-    return (
-        error.retryable or may_be_item_error(error) or isinstance(error, (RequestTooLarge, DeadlineExceeded))
-    )
+    # Transient errors, and those that may be about one text or one size.
+    of_request = may_be_item_error(error) or is_too_large(error)
+    return error.retryable or of_request or isinstance(error, DeadlineExceeded)
