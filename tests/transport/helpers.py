@@ -19,6 +19,7 @@ from llmopt.errors import LLMOptError
 from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.transport.pool import ConnectionPool
 from llmopt.transport.request import TransportRequest
+from llmopt.transport.stream import ResponseStream
 from llmopt.values.http import HttpResponse
 from tests.support.faults import FaultServer
 
@@ -31,6 +32,16 @@ PROMPT = "canary prompt"
 HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
 TIMEOUT_S = 20.0  # only a broken test waits that long
 ROOT = Path(__file__).parents[2]
+
+
+@contextlib.asynccontextmanager
+async def open_stream(sender: Sender, request: TransportRequest) -> AsyncIterator[ResponseStream]:
+    """The response as a stream, which leaving the block closes."""
+    stream = await sender.open(request)
+    try:
+        yield stream
+    finally:
+        await stream.aclose()
 
 
 def embed_request_to(url: str, *texts: str, **options: Any) -> TransportRequest:

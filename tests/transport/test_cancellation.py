@@ -22,7 +22,14 @@ from tests.support.faults import (
     json_answer,
 )
 from tests.support.scale import scaled
-from tests.transport.helpers import CancelAtSuspension, count_vectors, embed_request, open_pool, other_tasks
+from tests.transport.helpers import (
+    CancelAtSuspension,
+    count_vectors,
+    embed_request,
+    open_pool,
+    open_stream,
+    other_tasks,
+)
 
 
 @pytest.mark.row("C01")
@@ -61,7 +68,7 @@ async def test_other_calls_cancelled_at_every_suspension(action: str, server: Fa
         server.play(Answer(200, b"a" * 300_000, framing=Framing.CHUNKED))
 
         async def stream(pool: ConnectionPool = pool) -> None:
-            async with pool.open_stream(embed_request(server)) as answer:
+            async with open_stream(pool, embed_request(server)) as answer:
                 async for _ in answer:
                     await asyncio.sleep(0)
 

@@ -43,6 +43,7 @@ from tests.transport.helpers import (
     embed_request,
     embed_request_to,
     expect_error,
+    open_stream,
     other_tasks,
 )
 
@@ -438,7 +439,7 @@ class TestHttpx:
         request = embed_request_to(URL, timeout=0.01)
         with pytest.raises(errors.AttemptTimeout):
             if streaming:
-                await sender.open_stream(request).__aenter__()
+                await open_stream(sender, request).__aenter__()
             else:
                 await sender.send(request)
         assert (len(sender._tasks), pieces.closed) == (1, 0)

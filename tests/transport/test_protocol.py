@@ -28,7 +28,7 @@ from tests.support.faults import (
     faults_of,
     find_fault,
 )
-from tests.transport.helpers import assert_no_secrets, count_vectors, embed_request, expect_error
+from tests.transport.helpers import assert_no_secrets, count_vectors, embed_request, expect_error, open_stream
 
 HTTP = "InvalidResponse http"
 RIGHT = "right"
@@ -175,7 +175,7 @@ async def test_a_malformed_chunk_ends_the_response_at_once(
     else:
         go = asyncio.Event()
         server.play(Script([Send(head), Wait(go), Send(tail), Stall()]))
-        async with pool.open_stream(embed_request(server)) as stream:
+        async with open_stream(pool, embed_request(server)) as stream:
             assert await anext(stream) == b"hello"
             go.set()
             with pytest.raises(InvalidResponse) as caught:

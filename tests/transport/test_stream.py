@@ -37,7 +37,7 @@ from tests.support.faults import (
     stream_answer,
     stream_events,
 )
-from tests.transport.helpers import Sender, embed_request, embed_request_to, open_pool
+from tests.transport.helpers import Sender, embed_request, embed_request_to, open_pool, open_stream
 
 WORDS = ["one ", "two ", "three"]
 
@@ -62,7 +62,7 @@ async def test_a_stream_arrives_piece_by_piece(server: FaultServer, sender: Send
     for event, gate in zip(events, gates, strict=True):
         steps += [Send(b"%x\r\n%b\r\n" % (len(event), event)), Wait(gate)]  # type: ignore[list-item]
     server.play(Script([*steps, Send(b"0\r\n\r\n")]))
-    async with sender.open_stream(embed_request(server)) as stream:
+    async with open_stream(sender, embed_request(server)) as stream:
         assert stream.status == 200
         assert stream.headers["content-type"] == "text/event-stream"
         for event, gate in zip(events, gates, strict=True):
@@ -79,7 +79,7 @@ async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer
         Answer(200, gzip.compress(body), [("content-encoding", "gzip")], Framing.CHUNKED),
     )
     for _ in range(2):
-        async with sender.open_stream(embed_request(server)) as stream:
+        async with open_stream(sender, embed_request(server)) as stream:
             assert b"".join([piece async for piece in stream]) == body
     assert (await sender.send(embed_request(server))).status == 200
     assert server.connections == 1
@@ -92,7 +92,7 @@ async def test_compressed_pieces_are_decoded_as_they_arrive(server: FaultServer,
     second = compressor.compress(b"data: 2\n\n") + compressor.flush()
     head = Answer(200, b"", [("content-encoding", "gzip")], Framing.EOF)
     server.play(Script([Send(head), Send(first), Wait(gate), Send(second), Close()]))
-    async with sender.open_stream(embed_request(server)) as stream:
+    async with open_stream(sender, embed_request(server)) as stream:
         assert await anext(stream) == b"data: 1\n\n"
         gate.set()
         assert [piece async for piece in stream] == [b"data: 2\n\n"]
@@ -105,7 +105,7 @@ async def test_leaving_early_closes_the_connection(how: str, server: FaultServer
     server.default(Script([Send(Answer(200, b"data: 1\n\n" * 10, framing=Framing.EOF)), Stall()]))
     for _ in range(20):
         with pytest.raises(KeyError) if how == "raise" else contextlib.nullcontext():
-            async with sender.open_stream(embed_request(server)) as stream:
+            async with open_stream(sender, embed_request(server)) as stream:
                 if how == "unread":
                     continue
                 async for _piece in stream:
@@ -118,7 +118,7 @@ async def test_leaving_early_closes_the_connection(how: str, server: FaultServer
         await server.wait_all_closed()
     gc.collect()
     server.default(stream_answer(WORDS))
-    async with sender.open_stream(embed_request(server)) as stream:
+    async with open_stream(sender, embed_request(server)) as stream:
         assert b"".join([piece async for piece in stream]).endswith(b"data: [DONE]\n\n")
 
 
@@ -127,7 +127,7 @@ async def test_error_statuses_are_streams_too(server: FaultServer, sender: Sende
     """A hundred 429 responses do not close the only connection."""
     server.default(error_answer(429, "Later.", headers=[("retry-after", "1")]))
     for turn in range(100):
-        async with sender.open_stream(embed_request(server)) as stream:
+        async with open_stream(sender, embed_request(server)) as stream:
             assert stream.status == 429
             assert stream.headers["retry-after"] == "1"
             if turn % 2:
@@ -140,10 +140,10 @@ async def test_the_attempt_timeout_ends_with_the_head(server: FaultServer, sende
     answer = Answer(200, b"1", framing=Framing.EOF)
     server.play(Script([Stall()]), Script([Send(answer), Wait(0.15), Send(b"2"), Close()]))
     with pytest.raises(AttemptTimeout) as caught:
-        async with sender.open_stream(embed_request(server, timeout=0.1)):
+        async with open_stream(sender, embed_request(server, timeout=0.1)):
             pass
     assert caught.value.sent == "maybe"
-    async with sender.open_stream(embed_request(server, timeout=0.1)) as stream:
+    async with open_stream(sender, embed_request(server, timeout=0.1)) as stream:
         assert await anext(stream) == b"1"
         assert await anext(stream) == b"2"
 
@@ -167,7 +167,7 @@ async def test_a_truncated_stream_gives_its_bytes_first(
     server.play(cut(len(bytes(answer)) - 30, end, answer))
     received = b""
     with pytest.raises(expected) as caught:
-        async with sender.open_stream(embed_request(server)) as stream:
+        async with open_stream(sender, embed_request(server)) as stream:
             async for piece in stream:
                 received += piece
     assert received
@@ -181,7 +181,7 @@ async def test_a_stream_has_the_limits_of_any_response(server: FaultServer, send
     server.play(bomb, Answer(200, b"a" * 1000))
     for reason, maximum in (("decompression", 2**30), ("too_large", 999)):
         with pytest.raises(InvalidResponse) as caught:
-            async with sender.open_stream(embed_request(server, max_body=maximum)) as stream:
+            async with open_stream(sender, embed_request(server, max_body=maximum)) as stream:
                 async for _ in stream:
                     pass
         assert caught.value.reason == reason
@@ -189,7 +189,7 @@ async def test_a_stream_has_the_limits_of_any_response(server: FaultServer, send
 
 async def test_a_stream_that_does_not_begin_raises_on_entering(sender: Sender) -> None:
     with refused_port() as port, pytest.raises(ConnectFailed) as caught:
-        async with sender.open_stream(embed_request_to(f"http://127.0.0.1:{port}")):
+        async with open_stream(sender, embed_request_to(f"http://127.0.0.1:{port}")):
             raise AssertionError
     assert (caught.value.cause, caught.value.sent) == ("refused", "no")
 
@@ -197,7 +197,7 @@ async def test_a_stream_that_does_not_begin_raises_on_entering(sender: Sender) -
 async def test_a_slow_reader_stops_the_server(server: FaultServer) -> None:
     """Unread bytes do not accumulate."""
     server.play(flood(2**30, framing=Framing.EOF))
-    async with open_pool() as pool, pool.open_stream(embed_request(server, max_body=2**31)) as stream:
+    async with open_pool() as pool, open_stream(pool, embed_request(server, max_body=2**31)) as stream:
         await anext(stream)
         for _ in range(2000):
             await asyncio.sleep(0)
@@ -210,7 +210,7 @@ async def test_a_cancelled_reader_closes_the_stream(server: FaultServer, pool: C
     server.play(Script([Send(Answer(200, b"1", framing=Framing.EOF)), Stall()]))
 
     async def read() -> None:
-        async with pool.open_stream(embed_request(server)) as stream:
+        async with open_stream(pool, embed_request(server)) as stream:
             async for _ in stream:
                 reading.set()
 

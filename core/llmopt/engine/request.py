@@ -37,18 +37,6 @@ if TYPE_CHECKING:
     from llmopt.transport.stream import RequestSender
 
 
-def _no_usage(_: object) -> Usage | None:
-    return None
-
-
-def _always(_: Request[Any], __: LLMOptError) -> bool:
-    return True
-
-
-def _nothing() -> None:
-    return None
-
-
 @define(kw_only=True, eq=False)
 class Request(Generic[T]):
     """One request, however often it is sent. Never changed; it is not frozen because that doubles the time to make one.
@@ -78,9 +66,9 @@ class Request(Generic[T]):
     fill: float = 0.0
     wait_when_open: bool = False
     suspect: bool = False
-    worth_retrying: Callable[[Request[T], LLMOptError], bool] = field(default=_always, repr=False)
-    usage_of: Callable[[T], Usage | None] = field(default=_no_usage, repr=False)
-    on_send: Callable[[], None] = field(default=_nothing, repr=False)
+    worth_retrying: Callable[[Request[T], LLMOptError], bool] = field(default=lambda *_: True, repr=False)
+    usage_of: Callable[[T], Usage | None] = field(default=lambda _: None, repr=False)
+    on_send: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
 @define(kw_only=True, eq=False)
@@ -190,20 +178,18 @@ def _encode_json(value: object, settings: Settings) -> bytes:
         # The plugin's fault: what the caller gave was checked before. Of the encoder's messages only those about
         # a type are shown, because the others may contain a value.
         reason = str(error) if isinstance(error, TypeError) else type(error).__name__
-        raise PluginContractError(
-            f"the plugin of {settings.provider!r} built a request body that JSON cannot express: {reason}.",
-            provider=settings.provider,
-        ) from None
+        raise _contract_error(settings, f"built a request body that JSON cannot express: {reason}") from None
+
+
+def _contract_error(settings: Settings, what: str) -> PluginContractError:
+    return PluginContractError(f"the plugin of {settings.provider!r} {what}.", provider=settings.provider)
 
 
 def _check_headers(headers: Mapping[str, str], settings: Settings) -> None:
     for name, value in headers.items():
         if not (isinstance(value, str) and _HEADER_NAME.match(name) and _HEADER_VALUE.match(value)):
             # Without the value: it may be the key.
-            raise PluginContractError(
-                f"the plugin of {settings.provider!r} wants to send a header {name!r:.60} that HTTP does not allow.",
-                provider=settings.provider,
-            )
+            raise _contract_error(settings, f"wants to send a header {name!r:.60} that HTTP does not allow")
 
 
 def _url(path: str, settings: Settings) -> str:
@@ -213,10 +199,7 @@ def _url(path: str, settings: Settings) -> str:
         url = path
         _check_origin(url, settings)
     if not _PATH.match(url):
-        raise PluginContractError(
-            f"the plugin of {settings.provider!r} built a URL with characters that must be escaped.",
-            provider=settings.provider,
-        )
+        raise _contract_error(settings, "built a URL with characters that must be escaped")
     return url
 
 
@@ -226,15 +209,10 @@ def _check_origin(url: str, settings: Settings) -> None:
         origin = origin_of(url)
         own = origin_of(settings.base_url or _IN_PROCESS)
     except InvalidUrl as error:
-        raise PluginContractError(
-            f"the plugin of {settings.provider!r} built a URL that is not valid: {error}.",
-            provider=settings.provider,
-        ) from None
+        raise _contract_error(settings, f"built a URL that is not valid: {error}") from None
     if origin != own:
-        raise PluginContractError(
-            f"the plugin of {settings.provider!r} wants to send to {origin}, which is not the "
-            f"endpoint's origin {own}.",
-            provider=settings.provider,
+        raise _contract_error(
+            settings, f"wants to send to {origin}, which is not the endpoint's origin {own}"
         )
 
 

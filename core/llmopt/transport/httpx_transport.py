@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
@@ -249,15 +249,6 @@ class HttpxSender:
         await exchange.run_step(exchange.open(), request.timeout)
         exchange.set_read_timeout((request.idle_timeout or _MAX_READ_TIMEOUT) if self._isolate else None)
         return ResponseStream(exchange)
-
-    @asynccontextmanager
-    async def open_stream(self, request: TransportRequest) -> AsyncIterator[ResponseStream]:
-        """`open` for ``async with``, like `ConnectionPool.open_stream`."""
-        stream = await self.open(request)
-        try:
-            yield stream
-        finally:
-            await stream.aclose()
 
     async def aclose(self) -> None:
         """Cancel the running requests and close the transport."""

@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -118,15 +116,6 @@ class ConnectionPool:
         exchange = self.new_exchange(request)
         await exchange.run_step(exchange.fetch_head())
         return ResponseStream(exchange)
-
-    @asynccontextmanager
-    async def open_stream(self, request: TransportRequest) -> AsyncIterator[ResponseStream]:
-        """`open` for ``async with``: leaving the block early closes the connection."""
-        stream = await self.open(request)
-        try:
-            yield stream
-        finally:
-            stream.close()
 
     def new_exchange(self, request: TransportRequest) -> Exchange:
         """Create an exchange on the running event loop; call its steps through `Exchange.run_step`."""
