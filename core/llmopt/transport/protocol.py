@@ -116,19 +116,20 @@ class BodyBuffer:
         size: length of the body, above 0.
     """
 
-    __slots__ = ("_filled", "_memory", "_size", "_view")
+    __slots__ = ("_filled", "_memory", "_size")
 
     def __init__(self, size: int) -> None:
-        # BytesIO, because its getvalue() returns its own memory as bytes, not a copy.
+        # BytesIO, because its getvalue() returns its own memory as bytes, not a copy. No memoryview of it is kept
+        # between two reads: getvalue() would copy, and the garbage collector of Python 3.13 reports a BufferError
+        # for a BytesIO that it frees together with a view of it.
         self._memory: Final = BytesIO(bytes(size))
-        self._view: Final = self._memory.getbuffer()
         self._size: Final = size
         self._filled = 0
 
     @property
     def free_space(self) -> memoryview:
         """Where the next bytes go; limited, because the kernel fills as much as it is given while more arrives."""
-        return self._view[self._filled : self._filled + _MAX_READ]
+        return self._memory.getbuffer()[self._filled : self._filled + _MAX_READ]
 
     @property
     def remaining(self) -> int:
@@ -142,7 +143,7 @@ class BodyBuffer:
 
     def append(self, data: bytes | memoryview) -> None:
         """Copy bytes that were read elsewhere; at most `remaining`."""
-        self._view[self._filled : self._filled + len(data)] = data
+        self._memory.getbuffer()[self._filled : self._filled + len(data)] = data
         self._filled += len(data)
 
     def advance(self, count: int) -> None:
@@ -150,9 +151,7 @@ class BodyBuffer:
         self._filled += count
 
     def getvalue(self) -> bytes:
-        """Return the body. `free_space` must not be written to any more."""
-        # BytesIO hands out its memory without a copy only if no memoryview of it is left.
-        self._view.release()
+        """Return the body; without a copy if no `free_space` is in use any more."""
         return self._memory.getvalue()
 
 
@@ -364,6 +363,9 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Record how the connection ended, and fail the response that it interrupts."""
+        if exc is not None:
+            # A failed read leaves a traceback whose frame holds the view that it read into, and with it the body.
+            exc.__traceback__ = None
         self.lost_error = exc
         self._deliver_full_body()
         if self._message is not None:
