@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import llmopt
 from llmopt.config.credentials import CredentialSource
 from llmopt.errors import AuthError, ConfigError
 from llmopt.values.profile import Profile
 from llmopt.values.secret import Secret
-from tests.config.helpers import ACME, CANARY, endpoints, fault, load, one
+from tests.config.helpers import ACME, CANARY, endpoints, entry_fault, fault, load, one
+from tests.support.scale import scaled
 
 
 def from_provider(provider: Callable[[], Any]) -> CredentialSource:
@@ -445,3 +448,42 @@ def test_an_invalid_key_in_a_variable_is_an_error_that_does_not_show_it(
         "providers.acme: environment variable ACME_API_KEY "
     )
     assert CANARY not in repr(endpoint)
+
+
+@pytest.mark.row("S01")
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (f'"{CANARY}"', "is in quotes"),
+        (f"'{CANARY}'", "is in quotes"),
+        (f" `{CANARY}` ", "is in quotes"),
+        (f"Bearer {CANARY}", 'begins with the word "Bearer"'),
+        (f"bearer {CANARY}", 'begins with the word "Bearer"'),
+        (f"ACME_API_KEY={CANARY}", "begins with the name of a variable"),
+        (f"export ACME_TOKEN = {CANARY}", "begins with the name of a variable"),
+        ("${ACME_API_KEY}", "is the name of a variable"),
+        ("$ACME_API_KEY", "is the name of a variable"),
+        ("%ACME_API_KEY%", "is the name of a variable"),
+        ("{{ secrets.ACME }}", "is the name of a variable"),
+    ],
+)
+def test_what_was_copied_with_a_key_is_named(key: str, message: str) -> None:
+    """From a shell, a header, a template; in the configuration and in the environment alike."""
+    assert message in entry_fault(api_key=key)
+    assert message in fault(one({}, ACME_API_KEY=key).credential.static_secret)
+
+
+@settings(max_examples=scaled(100, nightly=5000))
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=60))
+def test_any_other_visible_text_is_a_key(key: str) -> None:
+    """Base64 with its equals signs, passwords with a quote in them, words such as EMPTY."""
+    assume(not (len(key) > 1 and key[0] == key[-1] and key[0] in "\"'`"))
+    assume(key[0] not in "$%{" and "=" not in key[:-2])
+    assert one({"api_key": key}).credential.static_secret() == Secret(key)
+
+
+def test_a_key_may_be_as_long_as_headers_may_be() -> None:
+    """Tokens of identity providers list the groups of their user."""
+    longest = "e" * 65_536
+    assert one({"api_key": longest}).credential.static_secret() == Secret(longest)
+    assert "has 65537 characters; a key has at most 65536." in entry_fault(api_key=f"{longest}e")

@@ -226,15 +226,13 @@ class TestEntryInTwoLayers:
     def test_a_key_is_dropped_when_a_higher_layer_changes_the_base_url(
         self, nowhere: Path, key: str, keys: dict[str, object]
     ) -> None:
-        """So are the headers and allow_http."""
+        """So is all else that belongs to the old address."""
         lower = f"{key}\nbase_url = 'https://mine.example'\nallow_http = true\nrpm = 5\nheaders = {{ x-secret = 'y' }}"
+        lower += "\nquery = { key = 'y' }\nca_file = 'a'\nclient_cert = 'b'\nclient_key = 'c'"
         entry = self.merged(nowhere, lower, keys)
-        assert (
-            entry.api_key,
-            entry.api_key_env,
-            entry.headers,
-            entry.allow_http,
-        ) == (None, None, {}, None)
+        assert (entry.api_key, entry.api_key_env, entry.allow_http) == (None, None, None)
+        assert (entry.headers, entry.query) == ({}, {})
+        assert (entry.ca_file, entry.client_cert, entry.client_key) == (None, None, None)
         assert entry.rpm == 5
 
     def test_a_variable_does_not_send_a_files_key_to_another_base_url(self, nowhere: Path) -> None:

@@ -8,6 +8,7 @@ from attrs import evolve
 
 from llmopt.config.resolve import Endpoint, resolve_endpoints
 from llmopt.config.schema import Config, EndpointEntry, Flags, ProviderEntry
+from llmopt.transport.tls import tls_context
 from llmopt.values.calls import Settings
 from llmopt.values.profile import Option, Profile, Timeouts
 from llmopt.values.secret import Secret
@@ -382,3 +383,33 @@ def test_a_configuration_built_in_python_resolves_like_one_from_a_file() -> None
     )
     (endpoint,) = resolve_endpoints(config.entry("acme"), ACME, client_flags=Flags(), environ={})
     assert (endpoint.provider, endpoint.base_url) == ("acme", "https://a.example")
+
+
+@pytest.mark.parametrize(
+    ("environ", "ca_file"),
+    [
+        ({}, None),
+        ({"REQUESTS_CA_BUNDLE": "/r.pem"}, "/r.pem"),
+        ({"CURL_CA_BUNDLE": "/c.pem"}, "/c.pem"),
+        ({"REQUESTS_CA_BUNDLE": "/r.pem", "CURL_CA_BUNDLE": "/c.pem"}, "/r.pem"),
+        ({"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": "/c.pem"}, "/c.pem"),
+        ({"REQUESTS_CA_BUNDLE": "/r.pem", "SSL_CERT_FILE": "/s.pem"}, None),
+        ({"CURL_CA_BUNDLE": "/c.pem", "SSL_CERT_DIR": "/s"}, None),
+    ],
+)
+def test_the_authorities_of_the_whole_machine_count_last(
+    environ: dict[str, str], ca_file: str | None
+) -> None:
+    """OpenSSL itself reads SSL_CERT_FILE and SSL_CERT_DIR; the entry's own key wins over all of them."""
+    assert one({}, **environ).ca_file == ca_file
+    assert one({"ca_file": "/own.pem"}, **environ).ca_file == "/own.pem"
+    assert one({"base_url": "http://127.0.0.1:8000"}, **environ).ca_file is None
+
+
+def test_a_message_about_shared_authorities_names_the_variable() -> None:
+    """No key of the configuration is to be corrected."""
+    endpoint = one({}, REQUESTS_CA_BUNDLE="/nowhere/ca.pem")
+    assert fault(lambda: tls_context(endpoint)) == (
+        "providers.acme.ca_file (environment variable REQUESTS_CA_BUNDLE): "
+        "the file '/nowhere/ca.pem' cannot be read: no such file or directory."
+    )

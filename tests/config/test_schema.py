@@ -10,7 +10,7 @@ import pytest
 from llmopt.config.schema import Config, EndpointEntry, Flags, ProviderEntry, TimeoutsEntry
 from llmopt.errors import ConfigError
 from llmopt.values.secret import Secret
-from tests.config.helpers import CANARY, entry_fault, fault, load
+from tests.config.helpers import CANARY, endpoints, entry_fault, fault, load
 
 
 def entry(**keys: object) -> ProviderEntry:
@@ -134,7 +134,21 @@ def test_an_unknown_key_is_an_error_in_every_table(config: Any, message: str) ->
         ("base_url", 5, "expected text, got 5."),
         ("base_url", "", "expected text, got text."),
         ("plugin", ["local"], "expected text, got a list."),
-        ("cache_dir", 5, "expected a path, got 5."),
+        ("cache_dir", 5, "expected the path of a file or folder, got 5."),
+        ("ca_file", "", "expected the path of a file or folder, got text."),
+        (
+            "client_key",
+            f"-----BEGIN PRIVATE KEY-----\n{CANARY}",
+            "expected the path of a file or folder, got text.",
+        ),
+        (
+            "client_cert",
+            f"-----BEGIN CERTIFICATE----- {CANARY}",
+            "expected the path of a file or folder, got text.",
+        ),
+        ("query", "a=b", "expected a table, got text."),
+        ("query", {"": CANARY}, "one of the names is empty"),
+        ("query", {"a\nb": CANARY}, "one of the names is empty, too long or contains a control character."),
         ("timeouts", 5, "expected a table, got a whole number."),
         ("headers", "X: y", "expected a table, got text."),
         ("flags", True, "expected a table, got true or false."),
@@ -148,6 +162,44 @@ def test_the_error_of_a_wrong_value_has_path_type_and_expectation(
 ) -> None:
     """It shows numbers but no texts, which might be keys."""
     assert entry_fault(**{key: value}).startswith(f"providers.acme.{key}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (2024.1, "expected text, got a number; write it in quotes."),
+        (True, "expected text, got true or false; write it in quotes."),
+        (f"{CANARY}\ud800", "its value contains half of a surrogate pair."),
+    ],
+)
+def test_a_parameter_of_the_query_is_text(value: object, message: str) -> None:
+    """A version such as 2024.10 would lose a digit as a number."""
+    assert entry_fault(query={"api-version": value}) == f"providers.acme.query.api-version: {message}"
+
+
+def test_query_and_certificates_come_from_every_layer(tmp_path: Path) -> None:
+    """The environment names parameters in lower case; an endpoint adds to those of its entry. No value is shown."""
+    keys = {
+        "query": {"tenant": CANARY},
+        "endpoints": [{"query": {"v": "1"}, "ca_file": "~/ca.pem"}, {"client_cert": str(tmp_path / "b.pem")}],
+        "client_cert": Path("a.pem"),
+        "client_key": "a.key",
+    }
+    first, second = endpoints(keys, LLMOPT_PROVIDERS__ACME__QUERY__REGION="eu")
+    assert first.query == {"tenant": CANARY, "region": "eu", "v": "1"}
+    assert first.ca_file == str(Path.home() / "ca.pem")
+    assert (first.client_cert, first.client_key) == ("a.pem", "a.key")
+    # Another certificate has another private key.
+    assert (second.client_cert, second.client_key, second.ca_file) == (str(tmp_path / "b.pem"), None, None)
+    assert CANARY not in repr(first)
+    assert first.settings(None).query == first.query
+
+
+def test_a_private_key_needs_its_certificate() -> None:
+    """It would silently not be used."""
+    assert entry_fault(client_key="a.key") == (
+        "providers.acme.client_key: it needs client_cert, the certificate of this key."
+    )
 
 
 @pytest.mark.row("C15")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import parse_qsl, urlencode
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmopt import ConfigError, Option, Profile, ProviderEntry
 from llmopt.config.resolve import Endpoint, resolve_endpoints
 from llmopt.config.schema import Flags
-from llmopt.config.urls import Url, host_matches, is_loopback, parse_base_url
+from llmopt.config.urls import Url, add_query, host_matches, is_loopback, parse_base_url
 from tests.config.helpers import CANARY, entry_fault, fault, one
+from tests.support.scale import scaled
 
 
 def parse(text: str, *, allow_http: bool = False) -> Url:
@@ -29,6 +35,10 @@ def parse(text: str, *, allow_http: bool = False) -> Url:
         ),
         ("https://api.acme.example./v1", "https://api.acme.example/v1", "https://api.acme.example"),
         ("https://a/b%20c/d~e", "https://a/b%20c/d~e", "https://a"),
+        ("https://a/embeddings/v1", "https://a/embeddings/v1", "https://a"),
+        ("https://a/models", "https://a/models", "https://a"),
+        ("https://embeddings", "https://embeddings", "https://embeddings"),
+        ("https://a/my-embeddings", "https://a/my-embeddings", "https://a"),
         ("http://localhost:11434", "http://localhost:11434", "http://localhost:11434"),
         ("http://models.localhost", "http://models.localhost", "http://models.localhost"),
         ("http://127.0.0.1:80/v1", "http://127.0.0.1/v1", "http://127.0.0.1"),
@@ -66,6 +76,11 @@ HOMOGRAPH = "https://api.аcme.example/v1"  # noqa: RUF001 - a Cyrillic a, which
         ("https://api.acme.example/@x", "it contains an @"),
         (f"https://api.acme.example/v1?key={CANARY}", "a query"),
         (f"https://api.acme.example/v1#{CANARY}", "a fragment"),
+        ("https://api.acme.example/v1?a=b", 'as in query = { name = "value" }'),
+        ("https://api.acme.example/v1/embeddings", "ends in /embeddings, which llmopt adds"),
+        ("http://127.0.0.1:8000/chat/completions/", "ends in /chat/completions, which llmopt adds"),
+        ("https://api.acme.example/v1/Completions", "ends in /completions, which llmopt adds"),
+        ("https://api.acme.example/openai/v1/responses", "ends in /responses, which llmopt adds"),
         ("https://api.acme.example?", "a query"),
         ("//evil", "expected https://<host>"),
         ("https:////evil", "the host is empty"),
@@ -296,3 +311,19 @@ def test_another_base_url_needs_no_options_and_gets_no_key() -> None:
     assert result.base_url == "https://proxy.example/v1"
     assert "set api_key or api_key_env" in result.credential.problem
     assert "k-1" not in result.credential.problem
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+QUERY = st.dictionaries(TEXT.filter(bool), TEXT, max_size=4)
+
+
+@settings(max_examples=scaled(100, nightly=5000))
+@given(present=QUERY, query=QUERY)
+def test_a_query_is_added_to_any_url(present: dict[str, str], query: dict[str, str]) -> None:
+    """Encoded; a configured parameter replaces the one of that name, and all others stay in their order."""
+    url = "https://api.acme.example/v1/models"
+    whole = add_query(f"{url}?{urlencode(present)}" if present else url, query)
+    added = whole.removeprefix(url)
+    assert re.fullmatch(r"[!-~]*", added)
+    kept = [(name, value) for name, value in present.items() if name not in query]
+    assert parse_qsl(added.removeprefix("?"), keep_blank_values=True) == [*kept, *query.items()]

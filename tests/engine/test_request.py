@@ -124,3 +124,13 @@ def test_requests_in_flight_when_compression_ends_are_sent_again() -> None:
     assert support.should_resend(400)
     assert not support.should_resend(200)
     assert support.should_resend(400)
+
+
+def test_the_configured_query_is_sent_with_every_request() -> None:
+    """It replaces a parameter of the plugin's, and is added to the URL of the next page of a list too."""
+    settings = Settings(
+        provider="acme", base_url="https://api.acme.test/v1", query={"api-version": "2", "key": "a&b"}
+    )
+    for path in ("/models?api-version=1&after=x", "https://api.acme.test/v1/models?key=old&after=x"):
+        request = encode_request(HttpRequest(method="GET", path=path), settings)
+        assert request.url == "https://api.acme.test/v1/models?after=x&api-version=2&key=a%26b"

@@ -60,6 +60,8 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "port": lambda: text_key({**BASE, "base_url": "http://127.0.0.1:10/v1"}),
     "header": lambda: text_key({**BASE, "headers": {"x-tenant": "one"}}),
     "header's value": lambda: text_key({**BASE, "headers": {"x-tenant": "two"}}),
+    "query": lambda: text_key({**BASE, "query": {"tenant": "one"}}),
+    "query's value": lambda: text_key({**BASE, "query": {"tenant": "two"}}),
     "plugin's option": lambda: text_key({**BASE, "flavour": "vllm"}),
     "endpoint": lambda: text_key({"endpoints": [BASE, {**BASE, "base_url": "http://127.0.0.1:11/v1"}]}),
     "plugin's version": lambda: text_key(BASE, identity=("local 2",)),

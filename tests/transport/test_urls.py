@@ -100,7 +100,17 @@ class TestProxies:
             ("https://a.example", {"HTTPS_PROXY": "proxy:3128"}, "http://proxy:3128"),
             ("https://a.example", {"HTTPS_PROXY": "https://proxy"}, "https://proxy:443"),
             ("https://a.example", {"HTTPS_PROXY": "http://[::1]:3128"}, "http://[::1]:3128"),
-            ("https://a.example", {"ALL_PROXY": "http://proxy:3128"}, None),
+            ("https://a.example", {"ALL_PROXY": "http://proxy:3128"}, "http://proxy:3128"),
+            ("http://a.example", {"all_proxy": "proxy:3128"}, "http://proxy:3128"),
+            ("http://a.example", {"all_proxy": "low", "ALL_PROXY": "up"}, "http://low:80"),
+            ("http://a.example", {"HTTP_PROXY": "http", "all_proxy": "all"}, "http://http:80"),
+            ("https://a.example", {"HTTP_PROXY": "http", "ALL_PROXY": "all"}, "http://all:80"),
+            (
+                "https://a.example",
+                {"https_proxy": "", "HTTPS_PROXY": "", "ALL_PROXY": "all"},
+                "http://all:80",
+            ),
+            ("https://a.example", {"ALL_PROXY": "all", "NO_PROXY": "example"}, None),
             ("http://a.example", {"HTTP_PROXY": "http://proxy", "REQUEST_METHOD": "GET"}, None),
             ("http://a.example", {"http_proxy": "http://proxy", "REQUEST_METHOD": "GET"}, "http://proxy:80"),
             ("https://a.example", {"HTTPS_PROXY": ""}, None),
@@ -109,7 +119,7 @@ class TestProxies:
     def test_the_proxy_depends_on_the_scheme(
         self, origin: str, environment: dict[str, str], url: str | None
     ) -> None:
-        """HTTP_PROXY and HTTPS_PROXY, and no other variable."""
+        """HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, and no other variable."""
         proxy = proxy_for(origin, environment)
         assert (proxy and proxy.url) == url
 

@@ -265,6 +265,17 @@ def _insert(table: dict[str, Any], path: list[str], value: EnvText) -> None:
 # Layers: put one configuration over another, key by key.
 
 _T = TypeVar("_T", Config, ProviderEntry, TimeoutsEntry)
+_BOUND_TO_HOST: Final[Mapping[str, Any]] = {
+    "api_key": None,
+    "api_key_env": None,
+    "headers": {},
+    "query": {},
+    "ca_file": None,
+    "client_cert": None,
+    "client_key": None,
+    "allow_http": None,
+}
+"""The keys of an entry that must not reach another host, with the value that unsets each."""
 
 
 def overlay_config(lower: Config, higher: Config) -> Config:
@@ -280,11 +291,11 @@ def overlay_config(lower: Config, higher: Config) -> Config:
 def overlay_entry(lower: ProviderEntry, higher: ProviderEntry) -> ProviderEntry:
     """Merge an entry over the entry of the same name in a lower layer.
 
-    A key belongs to the host that it was configured for. If the higher layer changes the plugin or the host, then the
-    lower layer's key, headers and ``allow_http`` are dropped.
+    A key belongs to the host that it was configured for. If the higher layer changes the plugin or the host, then
+    everything that the lower layer says about keys and trust is dropped.
     """
     if _changes_destination(lower, higher):
-        lower = evolve(lower, api_key=None, api_key_env=None, headers={}, allow_http=None)
+        lower = evolve(lower, **_BOUND_TO_HOST)
     if higher.base_url is not None:
         # The base URL of an endpoint would win over the one that the higher layer sets.
         lower = evolve(lower, endpoints=())
@@ -312,9 +323,10 @@ def _destinations(entry: ProviderEntry, base_url: str | None) -> set[str | None]
 
 def _without_replaced_key(lower: ProviderEntry, higher: ProviderEntry) -> ProviderEntry:
     # An api_key must also replace a lower layer's api_key_env, and the other way round.
-    if higher.api_key is None and higher.api_key_env is None:
-        return lower
-    return evolve(lower, api_key=None, api_key_env=None)
+    if higher.api_key is not None or higher.api_key_env is not None:
+        lower = evolve(lower, api_key=None, api_key_env=None)
+    # Another certificate has another private key, in the same file if no other is named.
+    return lower if higher.client_cert is None else evolve(lower, client_key=None)
 
 
 def _overlay(lower: _T, higher: _T) -> _T:

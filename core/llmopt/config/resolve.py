@@ -75,6 +75,10 @@ class Endpoint:
         credential: gives the key of each attempt.
         auth: "bearer", "none", or the name of the header that carries the key.
         headers: sent with every request; names in lower case.
+        query: parameters added to the URL of every request.
+        ca_file: path of the certificate authorities, None for the system's.
+        client_cert: path of the client's certificate.
+        client_key: path of its private key, None if ``client_cert`` contains it.
         timeouts: in seconds.
         max_retries: retries after the first attempt.
         retry_delay: first backoff in seconds.
@@ -106,6 +110,10 @@ class Endpoint:
     credential: CredentialSource
     auth: str = "bearer"
     headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
+    query: Mapping[str, str] = field(factory=dict, repr=repr_names)
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
     timeouts: Timeouts = field(factory=Timeouts)
     max_retries: int = 2
     retry_delay: float = 1.0
@@ -215,6 +223,9 @@ class _Resolver:
             "rpm": _merge_rates(entry.rpm, profile.rpm),
             "tpm": _merge_rates(entry.tpm, profile.tpm),
             "cache_dir": _expand_user(entry.cache_dir),
+            "ca_file": _expand_user(entry.ca_file or self._shared_ca_file(base)),
+            "client_cert": _expand_user(entry.client_cert),
+            "client_key": self._client_key(),
             "flags": client_flags.overridden(entry.flags),
             "options": options,
             # What ends a stream is the habit of the server at an address, and not of the plugin.
@@ -245,6 +256,21 @@ class _Resolver:
     def _option_path(self, key: str) -> str:
         return join_path(self.path if key in self.overrides.options else self.entry_path, key)
 
+    def _shared_ca_file(self, base: Url | None) -> str | None:
+        """The certificate authorities that another program's variable names, where none are configured.
+
+        Companies set REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE for all programs of a machine. OpenSSL reads SSL_CERT_FILE
+        and SSL_CERT_DIR itself; these win.
+        """
+        if base is None or not base.encrypted or self.environ.first(("SSL_CERT_FILE", "SSL_CERT_DIR")):
+            return None
+        return self.environ.first(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
+
+    def _client_key(self) -> str | None:
+        if self.entry.client_key is not None and self.entry.client_cert is None:
+            raise ConfigError(f"{self.path}.client_key: it needs client_cert, the certificate of this key.")
+        return _expand_user(self.entry.client_key)
+
     def _base_url(self) -> tuple[Url | None, bool]:
         """The base URL, and whether an environment variable gave it."""
         entry, profile = self.entry, self.profile
@@ -269,8 +295,12 @@ def _or_variable(variables: tuple[str, ...]) -> str:
 
 
 def _expand_user(path: str | None) -> str | None:
+    if path is None:
+        return None
     # Not Path.expanduser, which raises for an unknown user.
-    return None if path is None else os.path.expanduser(str(path))  # noqa: PTH111
+    expanded = os.path.expanduser(str(path))  # noqa: PTH111
+    # Messages about the file name the variable.
+    return EnvText(expanded, path.variable) if isinstance(path, EnvText) else expanded
 
 
 def _sizes(entry: ProviderEntry, profile: Profile) -> dict[str, int]:

@@ -36,6 +36,8 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _USUAL_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _ENTRY_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
+_PARAMETER_NAME: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
+_PATH: Final = re.compile(r"(?!-----BEGIN )[^\0\r\n]+")
 _TRANSPORT_HEADERS: Final = frozenset(
     {"connection", "content-encoding", "content-length", "host", "te", "transfer-encoding", "upgrade"}
 )
@@ -230,12 +232,14 @@ def shown_variable(name: str) -> str:
     return str(name) if _USUAL_VARIABLE.fullmatch(name) else "'***'"
 
 
-def _folder() -> Any:
-    """The path of a folder."""
-    return _field("a path", lambda v: isinstance(v, str) and bool(v) and "\0" not in v, _path)
+def _path() -> Any:
+    """The path of a file or folder."""
+    # A text with line breaks is the content of a file, pasted instead of its path.
+    expected = "the path of a file or folder"
+    return _field(expected, lambda v: isinstance(v, str) and bool(_PATH.fullmatch(v)), _to_path)
 
 
-def _path(value: object) -> object:
+def _to_path(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -317,6 +321,27 @@ def _header_problem(name: str, text: object, headers: Mapping[str, str]) -> str:
     if not (text.isascii() and text.isprintable()):
         return "its value contains a line break or a character outside printable ASCII."
     return ""
+
+
+def to_query(value: Mapping[str, str] | None) -> dict[str, str]:
+    """Check the parameters of a query and return them.
+
+    Raises:
+        ConfigError: a parameter cannot be sent.
+    """
+    query: dict[str, str] = {}
+    for name, text in _items("query", value):
+        if not _PARAMETER_NAME.fullmatch(name):
+            raise InvalidKey("query", "one of the names is empty, too long or contains a control character.")
+        # A version such as 2024.10 would lose its last digit as a number.
+        if not isinstance(text, str):
+            raise InvalidKey(
+                join_path("query", name), f"expected text, got {kind_name(text)}; write it in quotes."
+            )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidKey(join_path("query", name), "its value contains half of a surrogate pair.")
+        query[name] = str(text)
+    return query
 
 
 def _items(table: str, value: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
@@ -436,6 +461,11 @@ class _EndpointKeys:
             environment variable that the profile names.
         api_key_env: name of an environment variable that holds the key, instead of ``api_key``.
         headers: sent with every request; names in lower case. Default: none.
+        query: parameters that are added to the URL of every request, such as a gateway's key. Default: none.
+        ca_file: certificate authorities that sign the server's certificate, instead of the system's: a PEM file, or a
+            folder as ``openssl rehash`` makes it.
+        client_cert: PEM file of the certificate that this client shows to the server. Default: none.
+        client_key: PEM file of its private key. Default: ``client_cert`` contains the key.
         timeouts: in seconds, see `TimeoutsEntry`.
         max_retries: retries after the first attempt; 3 means at most 4 requests.
         retry_delay: first backoff in seconds.
@@ -459,6 +489,10 @@ class _EndpointKeys:
     api_key: Secret | TokenProvider | None = field(default=None, converter=_api_key, repr=False)
     api_key_env: str | None = _variable()
     headers: Mapping[str, str] = field(default=None, converter=to_headers, repr=repr_names)
+    query: Mapping[str, str] = field(default=None, converter=to_query, repr=repr_names)
+    ca_file: str | None = _path()
+    client_cert: str | None = _path()
+    client_key: str | None = _path()
     timeouts: TimeoutsEntry = field(factory=TimeoutsEntry, validator=_instance_of(TimeoutsEntry))
     max_retries: int | None = _count(minimum=0)
     retry_delay: float | None = _seconds(zero=True)
@@ -471,7 +505,7 @@ class _EndpointKeys:
     compress_requests: bool | None = _boolean()
     max_event_bytes: int | None = _count()
     cache_ttl: float | None = _seconds(zero=True)
-    cache_dir: str | None = _folder()
+    cache_dir: str | None = _path()
     stream_usage: bool | None = _boolean()
     allow_http: bool | None = _boolean()
     flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
@@ -547,7 +581,7 @@ class Config:
     providers: Mapping[str, ProviderEntry] = field(factory=dict, converter=_named)
     flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
     cache: bool | str | None = field(default=None, converter=_cache, repr=_shown_url)
-    cache_dir: str | None = _folder()
+    cache_dir: str | None = _path()
 
     def entry(self, name: str) -> ProviderEntry:
         """The entry of that name; without any keys if it is not configured."""

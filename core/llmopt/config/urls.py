@@ -10,6 +10,7 @@ first use.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +43,8 @@ _METADATA_HOSTS: Final = frozenset(
         "metadata.google.internal",
     }
 )
+# Not /models: some clouds serve their whole API below that path.
+_OPERATION_PATHS: Final = ("/chat/completions", "/completions", "/embeddings", "/responses")
 _IPV4_IN_IPV6: Final = ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
 """Networks whose addresses contain an IPv4 address: compatible, mapped, NAT64 (two), Teredo, 6to4."""
 
@@ -218,8 +221,18 @@ def _checked_url(text: str) -> Url:
         )
     if not url.rest.isascii() or any(step in {".", ".."} for step in url.rest.split("/")):
         raise InvalidUrl("the path contains a . or .. step or a character outside ASCII")
+    if pasted := _pasted_path(url.rest):
+        raise InvalidUrl(f"it ends in {pasted}, which llmopt adds to it; leave that part out")
     _refuse_special_host(url.host)
     return url
+
+
+_FORBIDDEN: Final = (
+    ("\\", "it contains a backslash"),
+    ("@", "it contains an @; a user name or password does not belong here, give the key as api_key"),
+    ("#", "it contains a fragment (#), which a base URL must not have"),
+    ("?", 'it contains a query (?); give its parameters beside base_url, as in query = { name = "value" }'),
+)
 
 
 def _forbidden_part(text: str) -> str:
@@ -227,13 +240,13 @@ def _forbidden_part(text: str) -> str:
         return f"longer than {MAX_URL_LENGTH} characters"
     if not text.isprintable() or " " in text:
         return "it contains a space, a line break or a control character"
-    if "\\" in text:
-        return "it contains a backslash"
-    if "@" in text:
-        return "it contains an @; a user name or password does not belong here, give the key as api_key"
-    if "?" in text or "#" in text:
-        return "it contains a query (?) or a fragment (#), which a base URL must not have"
-    return ""
+    return next((problem for character, problem in _FORBIDDEN if character in text), "")
+
+
+def _pasted_path(path: str) -> str:
+    """The path of an operation that a base URL ends in; "" if there is none."""
+    path = path.rstrip("/").lower()
+    return next((each for each in _OPERATION_PATHS if path.endswith(each)), "")
 
 
 def _refuse_special_host(host: str) -> None:
@@ -284,3 +297,15 @@ def host_matches(host: str, pattern: str) -> bool:
         # With the dot, so that ``evil-example.com`` does not match ``*.example.com``.
         return host.endswith(pattern[1:]) and host != pattern[1:]
     return host == pattern
+
+
+def add_query(url: str, query: Mapping[str, str]) -> str:
+    """The URL with more parameters, encoded; each replaces those of the same name that the URL has."""
+    if not query:
+        return url
+    from urllib.parse import quote, unquote_plus
+
+    base, _, present = url.partition("?")
+    kept = [each for each in present.split("&") if each and unquote_plus(each.partition("=")[0]) not in query]
+    added = [f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in query.items()]
+    return f"{base}?{'&'.join(kept + added)}"

@@ -31,6 +31,8 @@ from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.calls import BatchLimit, Call, Settings
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
     from llmopt.transport.stream import RequestSender
@@ -64,7 +66,7 @@ class LiveEndpoint:
         custom_transport: whether requests may go through code outside llmopt, which may itself call llmopt.
 
     Raises:
-        ConfigError: the credential source of the plugin cannot be used.
+        ConfigError: the credential source of the plugin, or a file of certificates, cannot be used.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class LiveEndpoint:
     ) -> None:
         self.config: Final = _with_plugin_credential(endpoint, hooks)
         self.hooks: Final = hooks
+        self._tls: Final = _tls_context(self.config)
         self.policies: Final = EndpointPolicies(self.config, breakers, clock)
         self.metrics: Final = EndpointMetrics()
         self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
@@ -158,7 +161,9 @@ class LiveEndpoint:
 
         trace = self._telemetry.pool_trace(self.config.provider, self.name)
         keepalive = self.config.keepalive if self.config.flags.pooling else 0.0
-        return ConnectionPool(pool_size=self.config.pool_size, keepalive=keepalive, trace=trace)
+        return ConnectionPool(
+            pool_size=self.config.pool_size, keepalive=keepalive, tls=self._tls, trace=trace
+        )
 
     def retry_in(self, call: Call, *, notified: bool = False) -> float | None:
         """Seconds until its circuit breakers admit a call, None if they would now; see `CircuitBreaker.retry_in`."""
@@ -181,6 +186,16 @@ class LiveEndpoint:
         if transport is not None:
             # A cancelled caller must not leave connections open.
             await asyncio.shield(transport.aclose())
+
+
+def _tls_context(config: Endpoint) -> ssl.SSLContext | None:
+    """The TLS context of an endpoint that names files of certificates; made before its first request."""
+    if not (config.ca_file or config.client_cert):
+        return None
+    # Imported here: ssl is slow to import, and most configurations name no files.
+    from llmopt.transport.tls import tls_context
+
+    return tls_context(config)
 
 
 def _with_plugin_credential(endpoint: Endpoint, hooks: ProviderHooks) -> Endpoint:

@@ -19,7 +19,7 @@ import msgspec
 from attrs import define, evolve, field
 
 from llmopt.config.resolve import Endpoint
-from llmopt.config.urls import InvalidUrl, origin_of
+from llmopt.config.urls import InvalidUrl, add_query, origin_of
 from llmopt.engine.responses import Parse, T
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import LLMOptError, PluginContractError
@@ -198,6 +198,7 @@ def _url(path: str, settings: Settings) -> str:
     else:
         url = path
         _check_origin(url, settings)
+    url = add_query(url, settings.query)
     if not _PATH.match(url):
         raise _contract_error(settings, "built a URL with characters that must be escaped")
     return url

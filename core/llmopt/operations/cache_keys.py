@@ -21,6 +21,7 @@ import msgspec
 from attrs import evolve
 
 from llmopt.cache.store import SafeStore
+from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.providers.registry import Provider
@@ -98,7 +99,10 @@ class CacheKeys:
 
     def _namespace(self, endpoints: Sequence[LiveEndpoint]) -> str:
         # Headers and the plugin's options may contain secrets too, and short ones: an unkeyed hash could be guessed.
-        content = [[self._credential(each), each.config.headers, each.config.options] for each in endpoints]
+        content = [
+            [self._credential(each), each.config.headers, each.config.options, *_more_identity(each.config)]
+            for each in endpoints
+        ]
         return hmac.digest(self._secret, _canonical_json(content), "sha256").hex()
 
     def _credential(self, endpoint: LiveEndpoint) -> str:
@@ -142,6 +146,11 @@ class TextKeys:
             digest.update(text.encode())
             keys.append(digest.digest())
         return keys
+
+
+def _more_identity(config: Endpoint) -> list[Any]:
+    """What else tells the users of one address apart. Nothing where it is not configured, so that old keys remain valid."""
+    return [config.query, config.client_cert] if config.query or config.client_cert else []
 
 
 def _request(endpoint: LiveEndpoint, call: Call) -> list[Any]:

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import ssl
+from pathlib import Path
 from typing import Final
 
 from llmopt.errors import (
@@ -36,6 +37,8 @@ _PHASE_TEXT: Final = {
     "done": "reading the response",
 }
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
+# The alerts of TLS about the certificate of the client, by their names in OpenSSL.
+_CLIENT_CERTIFICATE_ALERT: Final = re.compile(r"ALERT_(.*CERTIFICATE.*|UNKNOWN_CA)")
 _TOO_MANY_FILES: Final = (errno.EMFILE, errno.ENFILE)
 _PROXY_AUTHENTICATION: Final = 407
 
@@ -116,13 +119,21 @@ def connect_failed(error: OSError | None, state: RequestState) -> ConnectFailed:
     return failure
 
 
-def connection_lost(state: RequestState) -> ConnectionLost:
+def connection_lost(state: RequestState) -> ConnectionLost | ConnectFailed:
     """The connection broke while the request was under way."""
+    if isinstance(state.connection_error, ssl.SSLError) and _about_client_certificate(state.connection_error):
+        # With TLS 1.3 the server refuses the client's certificate after the client has begun to send.
+        return _client_certificate_refused(state.connection_error, state)
     if state.response_started:
         # Not stale: once the server has begun to answer, it may have done the work, and a free repetition is
         # wrong.
         return ConnectionLost(f"the connection to {state.origin} broke in the middle of the response.")
-    return ConnectionLost(f"{state.origin} closed the connection without a response.", stale=state.reused)
+    hint = (
+        "" if state.reused or not _encrypted(state) else "; does it want a client certificate (client_cert)?"
+    )
+    return ConnectionLost(
+        f"{state.origin} closed the connection without a response{hint or '.'}", stale=state.reused
+    )
 
 
 def response_truncated(state: RequestState) -> InvalidResponse:
@@ -153,6 +164,8 @@ def _connect_error(error: OSError | None, state: RequestState) -> ConnectFailed:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _certificate_rejected(error, state)
     if isinstance(error, ssl.SSLError):
+        if _about_client_certificate(error):
+            return _client_certificate_refused(error, state)
         return _tls_failed(error.reason or "the handshake failed", state)
     return _from_errno(_errno_of(error), state)
 
@@ -165,7 +178,7 @@ def _from_errno(number: int | None, state: RequestState) -> ConnectFailed:
     elif number in _TOO_MANY_FILES:
         reason, cause = "too many open files; raise `ulimit -n` or lower pool_size.", "other"
     # A server that speaks plain HTTP on this port often resets the connection when it reads a TLS hello.
-    elif state.origin.startswith("https:") and number in (None, errno.ECONNRESET, errno.EPIPE):
+    elif _encrypted(state) and number in (None, errno.ECONNRESET, errno.EPIPE):
         return _tls_failed("the connection was closed in the handshake", state)
     else:
         reason, cause = f"{_errno_text(number)}.", _cause(state, "other")
@@ -186,10 +199,30 @@ def _name_not_resolved(error: socket.gaierror, state: RequestState) -> ConnectFa
     )
 
 
+def _encrypted(state: RequestState) -> bool:
+    return state.origin.startswith("https:")
+
+
+def _about_client_certificate(error: ssl.SSLError) -> bool:
+    return bool(_CLIENT_CERTIFICATE_ALERT.search(error.reason or ""))
+
+
+def _client_certificate_refused(error: ssl.SSLError, state: RequestState) -> ConnectFailed:
+    text = _printable((error.reason or "").replace("_", " ").lower())
+    return ConnectFailed(
+        f"{state.origin} refused the certificate of this client, or wants one ({text}); check client_cert and "
+        "client_key.",
+        cause="tls",
+        permanent=True,
+    )
+
+
 def _certificate_rejected(error: ssl.SSLCertVerificationError, state: RequestState) -> ConnectFailed:
+    file = os.environ.get("SSL_CERT_FILE")
+    missing = "" if not file or Path(file).is_file() else " The file that SSL_CERT_FILE names does not exist."
     return ConnectFailed(
         f"the certificate of {state.origin} was not accepted: {_printable(error.verify_message)}; check the host "
-        "name, or set SSL_CERT_FILE to your certificate authority.",
+        f"name, or name your certificate authority in ca_file or SSL_CERT_FILE.{missing}",
         cause="tls",
         permanent=True,
     )
@@ -198,7 +231,8 @@ def _certificate_rejected(error: ssl.SSLCertVerificationError, state: RequestSta
 def _tls_failed(reason: str, state: RequestState) -> ConnectFailed:
     text = _printable(reason.replace("_", " ").lower())
     return ConnectFailed(
-        f"no TLS connection to {state.origin}: {text}; does the server use https on this port?",
+        f"no TLS connection to {state.origin}: {text}; does the server use https on this port? It "
+        "may also want a client certificate (client_cert).",
         cause="tls",
     )
 

@@ -68,7 +68,7 @@ def _map_exception(error: BaseException, state: RequestState) -> LLMOptError | N
 def _map_after_connect(error: BaseException, state: RequestState) -> LLMOptError | None:
     if isinstance(error, HttpProcessingError):
         return transport_errors.response_malformed(state)
-    if isinstance(error, aiohttp.ClientPayloadError) and not state.connection_broken:
+    if isinstance(error, aiohttp.ClientPayloadError) and state.connection_error is None:
         return transport_errors.response_truncated(state)
     # aiohttp raises RuntimeError when it reads from a closed connection.
     if isinstance(error, (aiohttp.ClientError, OSError, EofStream, RuntimeError)):
@@ -324,10 +324,7 @@ class Exchange(BodyReader):
         self._complete = False
         state, protocol = self.state, self._protocol
         if protocol is not None:
-            state.response_started, state.connection_broken = (
-                protocol.response_started,
-                protocol.lost_error is not None,
-            )
+            state.response_started, state.connection_error = protocol.response_started, protocol.lost_error
         state.pool_closed = self._connector.closed
         self.close()
         mapped = map_aiohttp_exceptions(error, state)

@@ -76,14 +76,14 @@ class RequestState:
         phase: the last phase entered.
         reused: whether the connection had carried a request before.
         response_started: whether any byte of a response was received.
-        connection_broken: whether the connection was lost without a clean end.
+        connection_error: the error that the connection was lost with, None for a clean end.
         status: status of the response, None before its head was read.
         queued_s: seconds spent waiting for a pooled connection.
         pool_closed: whether the pool was closed during the attempt.
     """
 
     __slots__ = (
-        "connection_broken",
+        "connection_error",
         "origin",
         "phase",
         "pool_closed",
@@ -102,7 +102,7 @@ class RequestState:
         self.phase: Phase = "pool"
         self.reused = False
         self.response_started = False
-        self.connection_broken = False
+        self.connection_error: BaseException | None = None
         self.status: int | None = None
         self.queued_s = 0.0
         self.pool_closed = False

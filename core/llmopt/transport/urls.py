@@ -47,25 +47,28 @@ class Proxy:
 
 
 def proxy_for(origin: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """Return the proxy for an origin from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, None for a direct connection.
+    """Return the proxy for an origin from the environment, None for a direct connection.
 
-    Lower-case variables win, as in curl. NO_PROXY lists hosts (each includes its subdomains), host:port,
-    addresses, networks such as 10.0.0.0/8, or ``*``. Nothing else is read: no netrc, no ALL_PROXY, no settings
-    of the system.
+    HTTP_PROXY and HTTPS_PROXY count for URLs of their scheme, ALL_PROXY where that is not set. Lower-case variables
+    win, as in curl. NO_PROXY lists hosts (each includes its subdomains), host:port, addresses, networks such as
+    10.0.0.0/8, or ``*``. Nothing else is read: no netrc, no settings of the system.
 
     Raises:
         ConfigError: the value of the variable cannot be used; the message never contains it.
     """
     url = parse_url(origin)
-    variable = f"{url.scheme.upper()}_PROXY"
-    text = environment.get(variable.lower()) or _uppercase_variable(variable, environment)
+    variables = (f"{url.scheme.upper()}_PROXY", "ALL_PROXY")
+    texts = ((each, _either_case(each, environment)) for each in variables)
+    variable, text = next((pair for pair in texts if pair[1]), ("", None))
     no_proxy = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     if not text or _bypasses(url.host, url.port, no_proxy):
         return None
     return _parse_proxy(text, variable)
 
 
-def _uppercase_variable(variable: str, environment: Mapping[str, str]) -> str | None:
+def _either_case(variable: str, environment: Mapping[str, str]) -> str | None:
+    if text := environment.get(variable.lower()):
+        return text
     # In a CGI program HTTP_PROXY holds the client's "Proxy" header (CVE-2016-5388, "httpoxy").
     is_cgi = variable == "HTTP_PROXY" and "REQUEST_METHOD" in environment
     return None if is_cgi else environment.get(variable)

@@ -242,6 +242,7 @@ class Settings:
             token provider.
         auth: the authentication scheme of the profile: "bearer", "none" or the name of a header.
         headers: configured headers of the entry.
+        query: configured parameters that llmopt adds to the URL of every request.
         options: values of the configuration keys that the plugin's profile declares.
     """
 
@@ -252,6 +253,7 @@ class Settings:
     credential_kind: Literal["key", "token"] = "key"
     auth: str = "bearer"
     headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
+    query: Mapping[str, str] = field(factory=dict, repr=repr_names)
     options: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     def with_headers(self, headers: Mapping[str, str | None]) -> Settings:

@@ -62,7 +62,8 @@ _LABELS: Final = frozenset({"role", "type", "id", "name", "tool_call_id", "detai
 
 def secrets_of(settings: Settings) -> list[str]:
     """The keys and tokens that the requests of these settings contain."""
-    secrets = [value for name, value in settings.headers.items() if _SECRET_HEADER.search(name)]
+    configured = (*settings.headers.items(), *settings.query.items())
+    secrets = [value for name, value in configured if _SECRET_HEADER.search(name)]
     if settings.credential is not None:
         secrets.append(HiddenStr(settings.credential.reveal()))
     return secrets

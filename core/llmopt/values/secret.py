@@ -11,7 +11,10 @@ from typing import Any, Final
 
 from llmopt.errors import ConfigError
 
-_MAX_LENGTH: Final = 4096
+# Tokens of identity providers carry the groups of their user. Few servers accept headers above this size.
+_MAX_LENGTH: Final = 64 * 1024
+_PASTED_NAME: Final = re.compile(r"(export\s+)?[A-Z][A-Z0-9_]*(KEY|TOKEN)\s*=\s*\S")
+_UNEXPANDED: Final = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?|\{\{.*\}\}|%[A-Z_][A-Z0-9_]*%")
 _MACHINE_READABLE: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
 
 
@@ -45,7 +48,7 @@ class HiddenBytes(bytes):
 
 
 class Secret:
-    """An API key or token: printable ASCII without spaces, at most 4,096 characters.
+    """An API key or token: printable ASCII without spaces, at most 65,536 characters.
 
     ``repr`` and ``str`` show a mask. Only `reveal` returns the text, for a request header.
 
@@ -90,12 +93,30 @@ def _checked(text: str, source: str) -> str:
         raise ConfigError(f"{source} is empty.")
     if len(text) > _MAX_LENGTH:
         raise ConfigError(f"{source} has {len(text)} characters; a key has at most {_MAX_LENGTH}.")
+    if problem := _paste_problem(text):
+        raise ConfigError(f"{source} {problem}.")
     if any(not "!" <= character <= "~" for character in text):
         raise ConfigError(
             f"{source} contains a space, a line break or a character outside printable ASCII; "
             "copy it again, without quotes and on one line."
         )
     return text
+
+
+def _paste_problem(text: str) -> str:
+    """What was copied together with a key, or instead of it; the words are for the error message."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
+        return "is in quotes, which are a part of it as it stands; leave them out"
+    if text[:7].lower() == "bearer ":
+        return 'begins with the word "Bearer", which llmopt adds; leave it out'
+    if _PASTED_NAME.match(text):
+        return "begins with the name of a variable and an equals sign; leave both out"
+    if _UNEXPANDED.fullmatch(text):
+        return (
+            "is the name of a variable that was not replaced by its value; name the variable in api_key_env"
+        )
+    return ""
 
 
 # Values use these for ``repr``: sizes and names are shown, contents that may be secret or large are not.
