@@ -130,9 +130,10 @@ async def test_a_broken_connection_frees_its_body_at_once(end: Step, secured: bo
     answer = Answer(200, BODY)
     reply = cut(len(bytes(answer)) - 5, end, answer)
     async with (
-        FaultServer(tls=certificate and certificate.server(), default=reply) as server,
+        FaultServer(tls=certificate and certificate.server()) as server,
         open_pool(tls=certificate and certificate.client()) as pool,
     ):
+        server.default(reply)
         before = bodies()
         gc.disable()
         try:

@@ -340,7 +340,7 @@ def to_query(value: Mapping[str, str] | None) -> dict[str, str]:
             )
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InvalidKey(join_path("query", name), "its value contains half of a surrogate pair.")
-        query[name] = str(text)
+        query[name] = HiddenStr(text)
     return query
 
 
