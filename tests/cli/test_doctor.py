@@ -71,6 +71,22 @@ def test_a_provider_without_a_key_is_no_failure() -> None:
 
 
 @pytest.mark.parametrize("offline", [(), ("--offline",)])
+def test_a_wrong_file_of_certificates_is_found_without_a_request(
+    served: EmbeddingServer, offline: tuple[str, ...]
+) -> None:
+    """The exit code is that of a wrong configuration."""
+    configure(near=f'plugin = "local"\nbase_url = "{served.url}"\nca_file = "none.pem"')
+    assert checks(*offline)["near"]["state"] == "cannot be used"
+    done = invoke("doctor", "near", *offline)
+    assert done.exit_code == 3
+    assert (
+        "providers.near.ca_file: the file 'none.pem' cannot be read: no such file or directory."
+        in done.stderr
+    )
+    assert served.requests == []
+
+
+@pytest.mark.parametrize("offline", [(), ("--offline",)])
 def test_the_key_is_never_shown(
     served: EmbeddingServer, monkeypatch: pytest.MonkeyPatch, offline: tuple[str, ...]
 ) -> None:

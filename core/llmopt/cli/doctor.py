@@ -62,9 +62,10 @@ if TYPE_CHECKING:
 _CONNECT_HINTS: Final = {
     "dns": "check the host name in base_url, and this machine's network",
     "refused": "start the server, or correct the port in base_url",
-    "tls": "check the server's certificate, this machine's clock, and whether base_url should begin with http://",
+    "tls": "check the server's certificate, ca_file and client_cert in the configuration, this machine's clock, and "
+    "whether base_url should begin with http://",
     "timeout": "see whether a firewall or a missing proxy setting is in the way",
-    "proxy": "check the proxy in HTTPS_PROXY, or name the host in NO_PROXY",
+    "proxy": "check the proxy in HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY",
 }
 _HINTS: Final[tuple[tuple[type[LLMOptError], str], ...]] = (
     (PermissionDenied, "the key is valid but may not list models; other calls may work"),
@@ -178,7 +179,21 @@ def _with_key(check: Check, endpoint: Endpoint) -> Check:
         check = evolve(check, key="missing" if none else "unusable", state="no key", error=problem)
     else:
         check = evolve(check, key="not needed" if none else "present")
-    return check if source == "none" else evolve(check, key_source=source)
+    check = check if source == "none" else evolve(check, key_source=source)
+    # A missing key is reported first: whoever has none has not set up the entry.
+    return check if problem else _with_certificates(check, endpoint)
+
+
+def _with_certificates(check: Check, endpoint: Endpoint) -> Check:
+    if not (endpoint.ca_file or endpoint.client_cert):
+        return check
+    from llmopt.transport.tls import tls_context
+
+    try:
+        tls_context(endpoint)
+    except ConfigError as error:
+        return evolve(check, state="cannot be used", error=error.message)
+    return check
 
 
 async def _check_all_online(checks: Sequence[Check], config: Config, seconds: float) -> list[Check]:
