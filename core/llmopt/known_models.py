@@ -309,7 +309,9 @@ def package_data(package: str, file: str) -> bytes:
     try:
         return bytes(loader.get_data(path))
     except OSError as error:
-        raise PluginContractError(f"{package}/{file} cannot be read: {type(error).__name__}.") from None
+        raise PluginContractError(
+            f"{package}/{file} cannot be read: {type(error).__name__}: {error}."
+        ) from None
 
 
 def _read(package: str, file: str) -> str:

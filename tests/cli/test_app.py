@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shlex
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from llmopt import errors
 from llmopt.cli.app import _COMMANDS, app
@@ -18,7 +23,10 @@ from llmopt.cli.console import (
     error_message,
     exit_code_for,
     format_count,
+    print_json,
+    print_json_line,
     printable,
+    printable_text,
     quoted_list,
 )
 from llmopt.cli.doctor import hint_for
@@ -227,3 +235,23 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     done = invoke("embedd", "x")
     assert done.exit_code == 2
     assert "No such command 'embedd'" in done.stderr
+
+
+@pytest.mark.row("S04")
+@given(st.dictionaries(st.text(), st.text(), max_size=4))
+@example({"\x1b\x7f\x9b": "\u202e\u2066\u2028\x85\r"})
+def test_json_output_has_no_control_characters(value: dict[str, str]) -> None:
+    """A parser reads the same values."""
+    for show in (print_json, print_json_line):
+        with redirect_stdout(io.StringIO()) as output:
+            show(value)
+        printed = output.getvalue()
+        assert json.loads(printed) == value
+        assert not CONTROLS & set(printed)
+    assert not CONTROLS & set("".join(map(printable_text, value.values())))
+
+
+CONTROLS = {
+    *(chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"),
+    *"\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
+}

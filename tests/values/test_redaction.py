@@ -36,13 +36,13 @@ WORDS = sorted({word.strip(".,:;'`()") for message in MESSAGES for word in messa
 @pytest.mark.row("S07")
 @given(
     st.sampled_from(MESSAGES),
-    st.sampled_from([*WORDS, "EMPTY", "not-needed", "sk-no-key-required", "lm-studio", "x", "sk-1"]),
+    st.sampled_from([*WORDS, "EMPTY", "placeholder", "x", "sk-1"]),
 )
 @example(MESSAGES[0], "token")
 @example(MESSAGES[3], "token")
 def test_placeholder_keys_are_not_removed_from_messages(message: str, key: str) -> None:
     """Servers without keys get "token", "ollama", "x": words that their own messages contain."""
-    assume(len(key) < 8 or (key.replace("-", "").isalpha() and f"'{key}'" not in message))
+    assume(len(key) < 8 or (key.isalpha() and f"'{key}'" not in message))
     assert redact(message, secrets=[key]) == message
     assert redact(message, secrets=[f"Bearer {key}"]) == message
 
@@ -117,7 +117,12 @@ def test_both_ends_of_a_long_key_are_removed() -> None:
         ("you sent Bearer test-key-1", "test-key-1234567890", "you sent Bearer [key]"),
         ("company embeddings are down", "company-embeddings-key-1", "company embeddings are down"),
         ("the key 's3cr3t!' is wrong", "s3cr3t!", "the key '[key]' is wrong"),
-        ("the key 'correct-horse' is wrong", "correct-horse", "the key '[key]' is wrong"),
+        ("the key 'placeholder' is wrong", "placeholder", "the key '[key]' is wrong"),
+        (
+            "no correct-horse-staple here, correct is another word",
+            "correct-horse-staple",
+            "no [key] here, correct is another word",
+        ),
         ("a=1; session=f00dfacecafe is over", "a=1; session=f00dfacecafe", "a=1; [key] is over"),
     ],
 )

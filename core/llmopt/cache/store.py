@@ -21,18 +21,21 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 from weakref import WeakSet
 from zlib import crc32
 
 from attrs import field, frozen
 
+from llmopt.values.redaction import place_of
 from llmopt.values.secret import repr_size
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 T = TypeVar("T")
 MAX_MEMORY_BYTES: Final = 64 << 20
+_NOT_OF_STORES: Final = (__file__, str(Path(asyncio.__file__).parent))
 _log: Final = logging.getLogger("llmopt")
 # A slower answer is no gain: the provider itself could have been asked by then.
 _TIMEOUT_S: Final = 2.0
@@ -299,11 +302,12 @@ class SafeStore:
     def _log_once(self, error: Exception) -> None:
         if not self._logged:
             self._logged = True
-            # The type alone: the message of a store's error may quote keys or values.
+            # Type and place alone: the message of a store's error may quote keys or values.
             _log.warning(
-                "the cache store %s failed with %s; calls continue without the cache.",
+                "the cache store %s failed with %s%s; calls continue without the cache.",
                 type(self._store).__name__,
                 type(error).__name__,
+                place_of(error, _NOT_OF_STORES),
             )
 
 

@@ -48,6 +48,7 @@ from llmopt.transport.timers import StreamTimer
 from llmopt.values.calls import Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
 from llmopt.values.http import Failure, HttpResponse
+from llmopt.values.redaction import redact, secrets_of
 
 _DRAIN_S: Final = 0.1
 _MAX_PINGS: Final = 1_000
@@ -383,13 +384,16 @@ class StreamPipeline(Pipeline[LiveStream]):
                 endpoint.hooks.classify_error(failure, settings), failure, call, settings
             )
 
+        def on_unknown(kind: str) -> None:
+            self._recorder.unknown_event(endpoint, redact(kind, secrets=secrets_of(settings)))
+
         return EventReader(
             decoder,
             endpoint.hooks.stream_parser(call, settings),
             make_error,
             end=endpoint.config.stream_end,
             max_events=self._stream_request.buffer_size,
-            on_unknown=partial(self._recorder.unknown_event, endpoint),
+            on_unknown=on_unknown,
         )
 
     def _stream_timeouts(self, scope: AttemptScope) -> StreamTimeouts:

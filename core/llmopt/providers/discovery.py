@@ -7,6 +7,7 @@ messages. No network, no environment.
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from attrs import field, frozen
 
 from llmopt.errors import PluginConflict, PluginLoadError
 from llmopt.hookspecs import PROJECT
+from llmopt.values.redaction import place_of
 
 if TYPE_CHECKING:
     from importlib_metadata import EntryPoint
@@ -58,6 +60,12 @@ class InstalledPlugin:
         """Name and version of each distribution that claims the name. Slow: it reads files."""
         return tuple(_distribution(point) for point in self.entry_points)
 
+    @property
+    def _import_system(self) -> tuple[str, ...]:
+        """The files of an import's frames that are not the plugin's."""
+        load = type(self.entry_points[0]).load
+        return (__file__, "<frozen importlib", importlib.__file__, load.__code__.co_filename)
+
     def load(self) -> object:
         """Import the plugin's module.
 
@@ -73,7 +81,7 @@ class InstalledPlugin:
             # A module may raise anything, SystemExit too. It must not stop the others.
             raise PluginLoadError(
                 f"the plugin of provider {self.name!r} ({self.entry_points[0].value}) cannot be imported: "
-                f"{type(error).__name__}: {error}",
+                f"{type(error).__name__}: {error}{place_of(error, self._import_system)}",
                 provider=self.name,
             ) from error
 

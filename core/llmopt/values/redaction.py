@@ -26,11 +26,11 @@ _SECRET_HEADER: Final = re.compile(
     r"auth|key|token|secret|cookie|passw|credential|session|signature", re.IGNORECASE
 )
 _SEPARATOR: Final = re.compile(r"[\s;,]+")
-_WORDS: Final = re.compile(
-    r"(?:[a-z]{1,14}|[A-Z]{1,14}|[A-Z][a-z]{1,13})(?:[-_./: ](?:[a-z]{1,14}|[A-Z]{1,14}))*"
-)
-"""Plain words such as ``ollama`` or ``not-needed``: what is written where a server needs no key. A key that was made
-at random has digits, or capitals inside a word."""
+_WORD: Final = r"(?:[a-z]{1,14}|[A-Z]{1,14}|[A-Z][a-z]{1,13})"
+_PLACEHOLDER: Final = re.compile(_WORD)
+"""A plain word such as ``ollama`` or ``EMPTY``: what is written where a server needs no key."""
+_WORDS: Final = re.compile(rf"{_WORD}(?:[-_./: ]{_WORD})*")
+"""Words of a message. A key that was made at random has digits, or capitals inside a word."""
 _MIN_KEY: Final = 8
 """Shorter keys are removed only where they are quoted; so many characters of a key are a part of it, and no accident."""
 _MIN_QUOTED_KEY: Final = 4
@@ -100,7 +100,7 @@ def redact(message: str, *, secrets: Iterable[str] = (), texts: Iterable[str] = 
     """Remove keys, input texts and control characters from a message.
 
     A key is removed wherever it occurs, in capitals, base64, hexadecimal or escaped, and so are parts of it from 8
-    characters on. A short key, and one of plain words, is removed only between quotation marks. A text is removed
+    characters on. A short key, and one that is a plain word, is removed only between quotation marks. A text is removed
     where it is quoted whole, or cut off at one of its ends.
 
     Args:
@@ -117,7 +117,7 @@ def redact(message: str, *, secrets: Iterable[str] = (), texts: Iterable[str] = 
         message = _without_keys(message, keys)
     for value in set(values).difference(keys):
         # Not a short placeholder such as ``token``: it is a word of many messages, also between quotation marks.
-        if len(value) >= _MIN_KEY or (len(value) >= _MIN_QUOTED_KEY and not _WORDS.fullmatch(value)):
+        if len(value) >= _MIN_KEY or (len(value) >= _MIN_QUOTED_KEY and not _PLACEHOLDER.fullmatch(value)):
             message = _without_quoted(message, value, "[key]")
     return _without_texts(message, texts)
 
@@ -158,12 +158,12 @@ def repeats_key(text: str, secrets: Iterable[str]) -> bool:
 
 
 def _is_plain(value: str) -> bool:
-    return len(value) < _MIN_KEY or _WORDS.fullmatch(value) is not None
+    return len(value) < _MIN_KEY or _PLACEHOLDER.fullmatch(value) is not None
 
 
 def _without_keys(message: str, keys: Sequence[str]) -> str:
-    # Most messages consist of words, in which no key needs to be searched for.
-    runs = [run for run in _RUN.finditer(message) if not _WORDS.fullmatch(run[0].strip(_PUNCTUATION))]
+    # Most messages consist of words, which are no parts of keys; so most need no search.
+    runs = [run for run in _RUN.finditer(message) if _may_be_key(run[0], keys)]
     if not runs:
         return message
     source = HiddenStr("\n".join(map(_spellings, keys)).lower())
@@ -173,10 +173,13 @@ def _without_keys(message: str, keys: Sequence[str]) -> str:
         for at in range(run.start(), run.end() - _MIN_KEY + 1)
         if message[at : at + _MIN_KEY].lower() in source
     ]
-    parts = [
-        span for span in _merged(spans) if not _WORDS.fullmatch(message[slice(*span)].strip(_PUNCTUATION))
-    ]
+    parts = [span for span in _merged(spans) if _may_be_key(message[slice(*span)], keys)]
     return _replaced(message, parts, "[key]")
+
+
+def _may_be_key(text: str, keys: Sequence[str]) -> bool:
+    """Whether it is not of words only, or contains a whole key, which may be of words itself."""
+    return not _WORDS.fullmatch(text.strip(_PUNCTUATION)) or any(key in text for key in keys)
 
 
 def _spellings(key: str) -> str:
