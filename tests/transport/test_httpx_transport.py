@@ -131,7 +131,7 @@ class TestCustomTransports:
         endings: list[tuple[ByteStream, dict[str, str], type[BaseException] | None]] = [
             (ByteStream(b"a", b"", b"b"), {}, None),
             (ByteStream(), {}, None),
-            (ByteStream(b"no gzip"), {"content-encoding": "gzip"}, errors.InvalidResponse),
+            (ByteStream(b"\x1f no gzip"), {"content-encoding": "gzip"}, errors.InvalidResponse),
             (ByteStream(b"a" * 100), {}, errors.InvalidResponse),
             (ByteStream(b"a", failing=httpx.ReadError("canned")), {}, errors.ConnectionLost),
             (ByteStream(b"a", failing=KeyError("bug")), {}, KeyError),
@@ -156,8 +156,8 @@ class TestCustomTransports:
         assert (await sender.send(embed_request_to(URL))).body == b"hello"
         bomb = ByteStream(gzip_bomb(64 * 2**20))
         sender = mocked(lambda _: httpx.Response(200, headers={"content-encoding": "gzip"}, stream=bomb))
-        error = await expect_error(sender, embed_request_to(URL), errors.InvalidResponse)
-        assert (error.reason, error.status, error.sent) == ("decompression", 200, "yes")
+        error = await expect_error(sender, embed_request_to(URL, max_body=2**20), errors.InvalidResponse)
+        assert (error.reason, error.status, error.sent) == ("too_large", 200, "yes")
         assert bomb.closed == 1
 
     async def test_error_bodies_are_cut(self) -> None:

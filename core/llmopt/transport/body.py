@@ -6,6 +6,8 @@ network. Both belong to one response; there is no clock and no lock.
 
 from __future__ import annotations
 
+import codecs
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Final
@@ -21,16 +23,20 @@ MAX_ERROR_BODY: Final = 64 * 1024
 _GZIP: Final = zlib.MAX_WBITS | 16
 # RFC 9110 allows any number of encodings, but servers use one.
 _MAX_ENCODINGS: Final = 2
-# The size and the ratio are checked after each step, so this bounds what a bomb can allocate at once.
+# The size is checked after each step, so this bounds what is decoded beyond the maximum.
 _MAX_STEP: Final = 256 * 1024
-# A "zip bomb" is a short body that decompresses to gigabytes. JSON compresses at most about 20-fold;
-# the ratio is checked from 1 MiB on, because short bodies of spaces can do better.
-_RATIO_FREE_BYTES: Final = 2**20
-_MAX_RATIO: Final = 50
+_NO_ENCODING: Final = re.compile(
+    r"(?:identity|none|null|no|off|plain|text|default|binary|[78]bit|(?:aws-)?chunked"
+    r"|utf-?8|(?:us-)?ascii|iso-8859-[0-9]{1,2}|latin-?1|windows-125[0-9])?"
+)
+"""What servers write for no encoding: words for it, charsets, and encodings of the transfer."""
 
 
 class ContentDecoder:
-    """Decompresses a body chunk by chunk, and enforces its maximum size and compression ratio.
+    """Decompresses a body chunk by chunk, and enforces its maximum size.
+
+    The size alone is the limit: honest JSON, such as vectors of zeros or a list of equal entries, compresses several
+    hundredfold.
 
     Args:
         encoding: the ``content-encoding`` header, None or "" for none.
@@ -110,15 +116,15 @@ class ContentDecoder:
             return
         stage = self._decompressors[depth]
         stage.feed(data)
+        # Data that decompresses to nothing, such as empty members of gzip, must end as well.
+        if stage.received_size > self.max_body + _MAX_STEP:
+            raise self._too_large()
         while chunk := stage.next_chunk():
             self._decode(chunk, depth + 1, chunks)
 
     def _emit(self, data: bytes, chunks: list[bytes]) -> None:
         room = self.max_body - self._decoded_size
         self._decoded_size += len(data)
-        if self._decompressors:
-            # The whole chain: two encodings of a ratio of 50 each would multiply to 2,500.
-            _check_ratio(self._decompressors[0].consumed, self._decoded_size)
         # Appended before the error: with ``truncate`` the caller keeps what fits.
         chunks.append(data[:room] if len(data) > room else data)
         if len(data) > room:
@@ -132,32 +138,36 @@ class ContentDecoder:
 
 
 class _Decompressor:
-    """The decompressor of one content encoding."""
+    """The decompressor of one content encoding.
+
+    Some proxies decompress a body and leave the header as it was: text under the name of a compression is passed on.
+
+    Attributes:
+        received_size: bytes of compressed data so far.
+    """
 
     def __init__(self, *, gzip: bool) -> None:
         self._gzip: Final = gzip
-        # None for deflate until the first bytes tell which of its two formats it is.
-        self._zlib = zlib.decompressobj(_GZIP) if gzip else None
+        # None until the first bytes tell which format it is.
+        self._zlib: zlib._Decompress | None = None
+        self._is_text = False
         self._input = b""
-        self._received_size = 0
-        self._decoded_size = 0
+        self.received_size = 0
 
     @property
     def complete(self) -> bool:
-        return self._zlib is not None and self._zlib.eof
-
-    @property
-    def consumed(self) -> int:
-        """Bytes of input that have been used."""
-        return self._received_size - len(self._input)
+        return self._is_text or (self._zlib is not None and self._zlib.eof)
 
     def feed(self, data: bytes) -> None:
-        self._received_size += len(data)
+        self.received_size += len(data)
         self._input = self._input + data if self._input else data
 
     def next_chunk(self) -> bytes:
-        """The next chunk of at most `_MAX_STEP` bytes, b"" when more input is needed."""
+        """The next chunk of at most `_MAX_STEP` bytes of decompressed data, b"" when more input is needed."""
         engine = self._zlib or self._detect_format()
+        if self._is_text:
+            text, self._input = self._input, b""
+            return text
         try:
             while engine is not None and self._input:
                 if engine.eof:
@@ -166,30 +176,25 @@ class _Decompressor:
                 chunk = engine.decompress(self._input, _MAX_STEP)
                 self._input = engine.unused_data if engine.eof else engine.unconsumed_tail
                 if chunk:
-                    self._decoded_size += len(chunk)
-                    _check_ratio(self.consumed, self._decoded_size)
                     return chunk
-            return self._flush_pending(engine)
+            # What zlib still holds if the input ended exactly when a step was full.
+            return b"" if engine is None or engine.eof else engine.decompress(b"", _MAX_STEP)
         except zlib.error:
             raise InvalidResponse("the compressed response is damaged.", reason="decompression") from None
 
-    def _flush_pending(self, engine: zlib._Decompress | None) -> bytes:
-        """What zlib still holds if the input ended exactly when a step was full."""
-        if engine is None or engine.eof:
-            return b""
-        chunk = engine.decompress(b"", _MAX_STEP)
-        self._decoded_size += len(chunk)
-        _check_ratio(self.consumed, self._decoded_size)
-        return chunk
-
     def _detect_format(self) -> zlib._Decompress | None:
         """Look at the first two bytes: "deflate" means the zlib format (RFC 9110), but some servers send raw deflate."""
-        if len(self._input) < 2:
+        if self._is_text or len(self._input) < 2:
             return None
         first, second = self._input[0], self._input[1]
+        # No gzip begins with a character of text. A raw deflate that begins with a bracket would decode to no JSON.
+        self._is_text = first in (_TEXT_STARTS if self._gzip else _JSON_STARTS)
+        if self._is_text:
+            return None
         # The check of a zlib header (RFC 1950, 2.2): the method, and a multiple of 31.
         wrapped = first & 0x0F == zlib.DEFLATED and (first * 256 + second) % 31 == 0
-        self._zlib = zlib.decompressobj(zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS)
+        bits = _GZIP if self._gzip else zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS
+        self._zlib = zlib.decompressobj(bits)
         return self._zlib
 
     def _next_member(self) -> zlib._Decompress | None:
@@ -203,16 +208,13 @@ class _Decompressor:
         return None
 
 
-def _check_ratio(consumed: int, decoded_size: int) -> None:
-    if decoded_size > _RATIO_FREE_BYTES and decoded_size > _MAX_RATIO * consumed:
-        raise InvalidResponse(
-            f"the response decompresses to more than {_MAX_RATIO} times its size and was given up.",
-            reason="decompression",
-        )
+_JSON_STARTS: Final = b"{["
+_TEXT_STARTS: Final = bytes(range(0x20, 0x7F)) + b"\t\n\r" + codecs.BOM_UTF8[:1]
 
 
 def _decompressors(encoding: str) -> list[_Decompressor]:
-    names = [name for part in encoding.lower().split(",") if (name := part.strip()) not in ("", "identity")]
+    names = [part.partition(";")[0].strip() for part in encoding.lower().split(",")]
+    names = [name for name in names if not _NO_ENCODING.fullmatch(name)]
     if len(names) > _MAX_ENCODINGS:
         raise InvalidResponse(
             f"the response has {len(names)} content encodings, one after the other.", reason="decompression"
