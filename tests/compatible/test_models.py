@@ -245,6 +245,78 @@ def test_every_known_shape_of_a_list_is_read(body: bytes) -> None:
     assert ([model.id for model in result.models], result.next_cursor) == (["a"], None)
 
 
+_SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_KEYS = st.sampled_from([
+    "id", "name", "type", "pricing", "architecture", "top_provider", "aliases", "created", "deprecated",
+    "input_modalities", "output_modalities", "context_length", "max_output_tokens", "shutdown_date", "prompt",
+])  # fmt: skip
+
+
+NOT_JSON: tuple[tuple[str, Any], ...] = (
+    ("NaN", None), ("-Infinity", None), ('"\\ud83d"', "\N{REPLACEMENT CHARACTER}"), ('"NaN \\" \\ude00"', 'NaN " \N{REPLACEMENT CHARACTER}'),
+    ('{"prompt":NaN,"completion":"0.000001"}', {"prompt": None, "completion": "0.000001"}),
+    ('"\\ud83d\\ude00 \\\\ud83d"', "\U0001f600 \\ud83d"),
+)  # fmt: skip
+"""Values that Python and JavaScript write and JSON lacks, and what is read in their place."""
+
+
+@given(
+    st.lists(st.tuples(_KEYS | st.just("novel"), st.sampled_from(NOT_JSON)), min_size=1, max_size=5),
+    st.booleans(),
+)
+def test_values_that_are_no_json_cost_no_entry(members: list[tuple[str, tuple[str, Any]]], bom: bool) -> None:
+    """They become null, or text with a replacement; a byte order mark is nothing."""
+    entry = ",".join(f'"{key}":{text}' for key, (text, _) in members if key != "id")
+    body = '{"data":[{"id":"a"},{"id":"b"%s},{"id":"c"}]}' % (entry and f",{entry}")
+    result = parsed(b"\xef\xbb\xbf" * bom + body.encode())
+    assert [model.id for model in result.models] == ["a", "b", "c"]
+    expected = {key: value for key, (_, value) in members if key != "id"}
+    assert dict(result.models[1].raw) == {"id": "b", **expected}
+
+
+@pytest.mark.parametrize(
+    ("body", "ids"),
+    [
+        (b'["a", "b"]', ["a", "b"]),
+        (b'{"data": ["a"]}', ["a"]),
+        (b'{"models": ["a", "b/c"]}', ["a", "b/c"]),
+        (b'{"data": [{"slug": "a", "name": "Model A"}]}', ["a"]),
+        (b'{"data": [{"model": "a"}]}', ["a"]),
+        (b'{"data": [{"name": "a", "model": "b"}]}', ["a"]),
+        (b'{"data": null}', []),
+        (b'{"models": null}', []),
+        (b'{"data": null, "models": [{"id": "a"}]}', ["a"]),
+        (b'{"data": [], "object": "list"}', []),
+    ],
+)
+def test_lists_of_names_and_null_lists(body: bytes, ids: list[str]) -> None:
+    result = parsed(body)
+    assert [model.id for model in result.models] == ids
+    assert [model.raw.get("id", model.id) for model in result.models] == ids
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": 401, "msg": "bad key"},
+        {"success": False, "message": "no"},
+        {"base_resp": {"status_code": 1004}},
+    ],
+)
+@pytest.mark.parametrize("models", [{"data": None}, {"data": []}, {"models": None}])
+def test_no_models_beside_an_error_are_a_failure(error: dict[str, Any], models: dict[str, Any]) -> None:
+    """An empty list in its place would be a wrong answer."""
+    body = json.dumps({**error, **models}).encode()
+    assert isinstance(compatible.parse_catalog(HttpResponse(status=200, body=body)), Failure)
+
+
 def test_the_cursor_of_the_next_page_is_the_last_id() -> None:
     assert parsed(b'{"data": [], "has_more": true, "last_id": "z"}').next_cursor == "z"
 
@@ -252,7 +324,7 @@ def test_the_cursor_of_the_next_page_is_the_last_id() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"null", b"7", b'"x"', b"{}", b'{"data": null}', b'{"data": {"id": "a"}}', b'{"object": "list"}',
+        b"", b"null", b"7", b'"x"', b"{}", b'{"data": {"id": "a"}}', b'{"data": [{}]}', b'[7, null, {"a": 1}]', b"NaN", b"[NaN]", b'{"object": "list"}',
         b"<html>502</html>", b'[{"id": "a"}', b'{"data": [{"id": "a"},]}', b'{"data": [tru]}', b"\xff[]",
         b"[" * 100_000,
     ],
@@ -291,25 +363,16 @@ def test_raw_is_a_mapping_that_parses_when_it_is_needed() -> None:
     assert json.loads(raw.text)["owned_by"] == "me"
 
 
-_SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-)
-_VALUES = st.recursive(
-    _SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-_KEYS = st.sampled_from([
-    "id", "name", "type", "pricing", "architecture", "top_provider", "aliases", "created", "deprecated",
-    "input_modalities", "output_modalities", "context_length", "max_output_tokens", "shutdown_date", "prompt",
-])  # fmt: skip
-
-
 @settings(max_examples=scaled(50, nightly=200), deadline=None)
 @given(st.lists(st.dictionaries(_KEYS | st.text(), _VALUES, max_size=8), max_size=5))
 def test_no_entry_breaks_the_list(entries: list[dict[str, Any]]) -> None:
-    """Every entry is a model or is counted as dropped, and raw is the entry."""
-    result = page(*entries)
+    """Every entry is a model or is counted as dropped, and raw is the entry; a list without any model is none."""
+    try:
+        result = page(*entries)
+    except InvalidResponse:
+        assert entries
+        assert not any(isinstance(entry.get("id"), str) and entry["id"] for entry in entries)
+        return
     assert len(result.models) + result.dropped == len(entries)
     ids = {entry["id"] for entry in entries if isinstance(entry.get("id"), str) and entry["id"]}
     assert ids <= {model.id for model in result.models}

@@ -241,6 +241,12 @@ def command(
         chosen = model_filter.apply([model for each in lists.values() for model in each])
         ages = {name: format_age(each.age, stale=each.stale) for name, each in lists.items()}
         print_table(_COLUMNS, [_row(each, ages[each.provider]) for each in chosen], no_color=no_color)
+    for name, each in lists.items():
+        if each.dropped:
+            total = each.dropped + len(each)
+            print_message(
+                f"llmopt: {name}: {each.dropped} of {total} entries cannot be read and are left out."
+            )
     for name, error in failures.items():
         print_traceback(error)
         print_message(f"llmopt: {with_name(name, error.message)}")

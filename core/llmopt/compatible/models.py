@@ -22,15 +22,17 @@ from llmopt.errors import InvalidResponse
 from llmopt.values.catalog import CatalogPage, LazyJsonObject, Model, ModelKind, Prices
 from llmopt.values.error_shape import is_error
 from llmopt.values.http import Failure, HttpResponse
+from llmopt.values.lenient_json import decode_json
 
 _LIST_START: Final = b"["
+_QUOTE: Final = 0x22
 
 
 class _Response(msgspec.Struct):
     """The keys around the list. Its entries stay raw here."""
 
-    data: list[msgspec.Raw] | None = None
-    models: list[msgspec.Raw] | None = None
+    data: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
+    models: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
     error: Any = None
     has_more: Any = None
     last_id: Any = None
@@ -43,7 +45,8 @@ _list_decoder: Final = msgspec.json.Decoder(list[msgspec.Raw])
 def parse_catalog(response: HttpResponse, provider: str = "") -> CatalogPage | Failure:
     """Read the models of ``{"data": [...]}``, ``{"models": [...]}`` or a bare list.
 
-    An entry that cannot be read is left out and counted, see `CatalogPage.dropped`.
+    An entry that cannot be read is left out and counted, see `CatalogPage.dropped`; a list of which no entry can be
+    read is none.
 
     Args:
         response: the response.
@@ -51,39 +54,46 @@ def parse_catalog(response: HttpResponse, provider: str = "") -> CatalogPage | F
             which copies every model.
 
     Returns:
-        The page; a `Failure` if the object is an error.
+        The page; a `Failure` if the body holds an error.
 
     Raises:
         InvalidResponse: the body holds no list.
     """
-    page = _read_page(response, provider)
-    # Some gateways put an empty list beside an error, or errors into a list.
-    if isinstance(page, CatalogPage) and not page.models and is_error(response.json):
+    try:
+        decoded = decode_json(response.body, _decode)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        decoded = _Response()
+    if decoded.error:
         return Failure.from_response(response, operation="catalog")
+    page = _page(decoded.data or decoded.models or [], provider, _cursor(decoded))
+    if page.models or page.next_cursor is not None:
+        return page
+    if page.dropped:
+        raise _invalid(f"none of the {page.dropped} entries of the list of models can be read.")
+    # Raises an InvalidResponse of its own if the body is not JSON.
+    if is_error(response.json):
+        return Failure.from_response(response, operation="catalog")
+    # Some servers write null for no models.
+    if decoded.data is msgspec.UNSET and decoded.models is msgspec.UNSET:
+        raise _invalid("the response holds no list of models.")
     return page
 
 
-def _read_page(response: HttpResponse, provider: str) -> CatalogPage | Failure:
-    body = response.body
-    try:
-        # Not `body.lstrip()` alone: that copies a body of megabytes.
-        if (body[:64].lstrip() or body.lstrip())[:1] == _LIST_START:
-            return _page(_list_decoder.decode(body), provider)
-        decoded = _response_decoder.decode(body)
-        if decoded.error:
-            return Failure.from_response(response, operation="catalog")
-        entries = decoded.models if decoded.data is None else decoded.data
-        if entries is not None:
-            return _page(entries, provider, _cursor(decoded))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # Raises an InvalidResponse of its own if the body is not JSON.
-        value = response.json
-        if isinstance(value, dict) and value.get("error"):
-            return Failure.from_response(response, operation="catalog")
-    raise InvalidResponse("the response holds no list of models.", reason="json", sent="yes")
+def _decode(body: bytes) -> _Response:
+    # Not `body.lstrip()` alone: that copies a body of megabytes.
+    if (body[:64].lstrip() or body.lstrip())[:1] == _LIST_START:
+        return _Response(data=_list_decoder.decode(body))
+    return _response_decoder.decode(body)
+
+
+def _invalid(message: str) -> InvalidResponse:
+    return InvalidResponse(message, reason="json", sent="yes")
 
 
 def _page(raws: list[msgspec.Raw], provider: str, cursor: str | None = None) -> CatalogPage:
+    if raws and all(memoryview(raw)[0] == _QUOTE for raw in raws):
+        # A list of names alone.
+        raws = [msgspec.Raw(b'{"id":%b}' % bytes(raw)) for raw in raws]
     models = tuple([model for raw in raws if (model := _model_from_raw(raw, provider)) is not None])
     return CatalogPage(models=models, next_cursor=cursor, dropped=len(raws) - len(models))
 
@@ -153,6 +163,8 @@ class EntryKeys(msgspec.Struct, gc=False):
     model_id: str | None = None
     name: str | None = None
     key: str | None = None
+    slug: str | None = None
+    model: str | None = None
     display_name: str | None = None
     type: Any = None
     architecture: ArchitectureKeys | None = None
@@ -276,7 +288,7 @@ _MAX_PRICE_LENGTH: Final = 40
 
 def _model(keys: EntryKeys, raw: Mapping[str, Any], provider: str) -> Model | None:
     # `id` is the dialect's key; gateways and desktop servers use the others.
-    name = keys.id or keys.model_id or keys.name or keys.key
+    name = keys.id or keys.model_id or keys.slug or keys.name or keys.key or keys.model
     if not name:
         return None
     shown = keys.display_name or keys.name or ""

@@ -214,7 +214,8 @@ class ModelLists:
             emit(CacheStale, provider=name, cache="catalog", age=age, cause=cause)
         else:
             emit(CacheHit, provider=name, cache="catalog", age=age)
-        emit(CatalogDiscover, provider=name, outcome="ok", source="cache", models=len(catalog))
+        models, dropped = len(catalog), catalog.dropped
+        emit(CatalogDiscover, provider=name, outcome="ok", source="cache", models=models, dropped=dropped)
         return _with_age(catalog, decision)
 
     async def _fetch_shared(self, provider: Provider, entry: CachedList, deadline: Deadline) -> Catalog:
@@ -254,16 +255,24 @@ class ModelLists:
                 await self._record_failure(provider, entry, error)
             self._emit_fetch(provider, started, type(error).__name__)
             raise
-        self._emit_fetch(provider, started, "ok", len(catalog))
+        if catalog.dropped:
+            _log.warning(
+                "the list of models of %s: %d of %d entries cannot be read and are left out",
+                *(provider.name, catalog.dropped, catalog.dropped + len(catalog)),
+            )
+        self._emit_fetch(provider, started, "ok", len(catalog), catalog.dropped)
         return catalog
 
-    def _emit_fetch(self, provider: Provider, started: float, outcome: str, models: int = 0) -> None:
+    def _emit_fetch(
+        self, provider: Provider, started: float, outcome: str, models: int = 0, dropped: int = 0
+    ) -> None:
         self._telemetry.emit(
             CatalogDiscover,
             provider=provider.name,
             outcome=outcome,
             source="provider",
             models=models,
+            dropped=dropped,
             seconds=self._now() - started,
         )
 

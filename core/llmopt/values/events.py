@@ -480,6 +480,7 @@ class CatalogDiscover(Event):
         outcome: "ok" or the name of the exception.
         source: "cache" or "provider".
         models: number of models.
+        dropped: number of entries of the list that could not be read and are missing.
         seconds: how long the request took; 0.0 from the cache.
     """
 
@@ -488,6 +489,7 @@ class CatalogDiscover(Event):
     outcome: str
     source: Literal["cache", "provider"]
     models: int = 0
+    dropped: int = 0
     seconds: float = 0.0
 
 
