@@ -110,6 +110,15 @@ def test_jsonl_output(expected: NDArray[np.float32]) -> None:
     assert [json.loads(line)["text"] for line in Path("out.jsonl").read_text().splitlines()] == TEXTS[:2]
 
 
+def test_halves_of_surrogate_pairs_are_told() -> None:
+    """A text that was cut inside of an emoji is embedded with U+FFFD in the place of the half."""
+    write("in.jsonl", '{"text": "one"}\n{"text": "a \\ud83d b", "score": NaN}\n')
+    done = invoke("embed", "in.jsonl", "--model", "local/default", "--out", "out.jsonl", "--with-text")
+    assert "1 half surrogate pair replaced with U+FFFD" in done.stderr
+    texts = [json.loads(line)["text"] for line in Path("out.jsonl").read_text().splitlines()]
+    assert texts == ["one", "a \N{REPLACEMENT CHARACTER} b"]
+
+
 def test_parquet_output(expected: NDArray[np.float32]) -> None:
     """The columns are index, line and embedding, a list of fixed size."""
     write("in.txt", "".join(f"{text}\n" for text in TEXTS))
@@ -143,6 +152,7 @@ def test_json_output_is_one_object_and_nothing_else() -> None:
         "requests": 1,
         "errors": [],
         "skipped": 1,
+        "replaced": 0,
         "error": None,
     }
 

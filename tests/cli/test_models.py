@@ -74,6 +74,14 @@ def test_text_of_a_server_cannot_move_the_cursor(served: EmbeddingServer) -> Non
     assert "\x1b" not in invoke("models", "near").stderr
 
 
+def test_entries_that_are_left_out_are_told(served: EmbeddingServer) -> None:
+    """On standard error; the models that can be read are listed."""
+    served.models = ["a", "", "b"]
+    done = invoke("models", "near")
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["a", "b"]
+    assert done.stderr == "llmopt: near: 1 of 3 entries cannot be read and are left out.\n"
+
+
 def test_a_closed_pipe_is_no_error(served: EmbeddingServer) -> None:
     """``llmopt models | head`` closes it early."""
     served.models = [f"model-{number}" for number in range(5_000)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import tempfile
 import threading
@@ -64,6 +65,45 @@ def test_jsonl_round_trip(texts: list[str], field: str) -> None:
     for ascii_only in (True, False):
         content = "\n".join(json.dumps({"id": 1, field: text}, ensure_ascii=ascii_only) for text in texts)
         assert read(content.encode(), "jsonl", name=field) == list(enumerate(texts, 1))
+
+
+halves = st.text(
+    st.sampled_from(["a", "é", "\ud83d", "\ude00", "\U0001f600", '"', "\\", "\ufffd"]), min_size=1
+)
+
+
+def whole(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def read_counted(content: bytes, form: InputFormat) -> tuple[list[str], int]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "in"
+        path.write_bytes(content)
+        result = Texts(str(path), form, name=None, limit=None, check_texts=True)
+        assert result.total() is not None
+        return [text for _, text in result], result.replaced
+
+
+@given(st.lists(halves, min_size=1), st.sampled_from([None, 1.0, math.nan, -math.inf]))
+def test_halves_of_surrogate_pairs_are_joined_or_replaced(texts: list[str], other: float | None) -> None:
+    """Escaped in JSON, or encoded one by one; the replaced ones are counted, and the texts can be sent."""
+    expected = list(map(whole, texts))
+    replaced = sum(
+        new.count("\ufffd") - old.count("\ufffd") for new, old in zip(expected, texts, strict=True)
+    )
+    lines = [json.dumps({"other": other, "text": text, "more": text}) for text in texts]
+    assert read_counted("\n".join(lines).encode(), "jsonl") == (expected, replaced)
+    assert read_counted("\n".join(texts).encode("utf-8", "surrogatepass"), "txt") == (expected, replaced)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"text": "a\\ud83', '{"text": NaN}', '{"text": "a", "n": nan}', '{"text": "a",}']
+)
+def test_lines_that_no_writer_means_are_named(line: str) -> None:
+    content = '{"text": "one"}\n' + line
+    with pytest.raises(InputError, match=r"line 2"):
+        read_counted(content.encode(), "jsonl")
 
 
 @given(st.lists(plain.filter(lambda text: "\r" not in text), min_size=1, max_size=20))

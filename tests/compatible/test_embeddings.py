@@ -197,6 +197,36 @@ def test_mistakes_outside_of_the_vectors_are_corrected(form: Callable[[list[floa
         assert rows.usage is not None
 
 
+JUNK = st.sampled_from(
+    ["0", "1", "null", '"x"', "[]", "{}", "[9.0, 9.0]", '"AAAAQQ=="', '[{"index": 0, "embedding": [8.0]}]']
+)
+
+
+@pytest.mark.row("P07")
+@given(
+    forms=st.tuples(st.booleans(), st.booleans()),
+    junk=st.lists(
+        st.tuples(st.sampled_from(["index", "embedding", "data", "usage", "model", "data"]), JUNK), max_size=4
+    ),
+)
+def test_of_duplicate_keys_the_last_counts(forms: tuple[bool, bool], junk: list[tuple[str, str]]) -> None:
+    """As in Python and JavaScript: a vector is never read from a value that a later one replaces."""
+    vectors = [base64_of([float(number)]) if form else [float(number)] for number, form in enumerate(forms)]
+    inner = "".join(f'"{key}": {value}, ' for key, value in junk)
+    items = [
+        f'{{{inner}"index": {number}, "embedding": {json.dumps(each)}}}'
+        for number, each in enumerate(vectors)
+    ]
+    data = f'{{{inner}"data": [{", ".join(items)}]}}'
+    try:
+        rows = decode_embeddings(data.encode())
+    except InvalidResponse as error:
+        assert error.reason in ("json", "index")
+        return
+    assert rows is not None
+    assert rows.vectors.tolist() == [[0.0], [1.0]]
+
+
 @pytest.mark.row("P04")
 def test_nan_in_a_vector_is_named() -> None:
     with pytest.raises(InvalidResponse, match="NaN or Infinity") as caught:

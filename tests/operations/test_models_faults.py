@@ -13,6 +13,7 @@ import llmopt
 from llmopt.policies.clock import Clock
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.testing.fake import installed
+from llmopt.values.events import CatalogDiscover
 from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,
@@ -108,9 +109,13 @@ async def test_a_body_without_a_list_is_an_invalid_response(fault: str, tmp_path
         assert len(await client.list_models("s")) == 1
 
 
-async def test_one_malformed_entry_spoils_only_itself(tmp_path: Path) -> None:
+async def test_one_malformed_entry_spoils_only_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Among a hundred good ones; how many were left out is told, from the cache too."""
     import json
+
+    events: list[Any] = []
 
     entries: list[object] = [{"id": f"m{number}", "object": "model"} for number in range(100)]
     entries[50:50] = [{"id": 7}, None, {"id": ""}, {"id": "odd", "context_length": "many", "created": []}]
@@ -118,13 +123,17 @@ async def test_one_malformed_entry_spoils_only_itself(tmp_path: Path) -> None:
     async with FaultServer() as server:
         server.default(Answer(200, body, [("content-type", "application/json")]))
         for _ in range(2):
-            async with llmopt.AsyncClient(config(server), cache=tmp_path) as client:
+            keys = config(server)
+            async with llmopt.AsyncClient(keys, cache=tmp_path, on_event=events.append) as client:
                 found = await client.list_models("s")
                 assert len(found) == 101
                 assert found.dropped == 3
                 assert found[50].id == "odd"
                 assert found[50].context_length is None
     assert len(server.requests) == 1
+    told = [event.dropped for event in events if isinstance(event, CatalogDiscover)]
+    assert told == [3, 3]
+    assert "the list of models of s: 3 of 104 entries cannot be read and are left out" in caplog.messages
 
 
 async def test_a_list_that_cannot_be_serialized_is_kept_in_memory(tmp_path: Path) -> None:

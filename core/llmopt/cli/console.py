@@ -373,8 +373,14 @@ class RunSummary:
         """Take the number of requests from a client's ``stats()``."""
         self.requests = sum(at["requests"] for entry in stats.values() for at in entry.values())
 
-    def closing_line(self, file: str, skipped: int) -> str:
-        """The closing line for people."""
+    def closing_line(self, file: str, skipped: int, replaced: int = 0) -> str:
+        """The closing line for people.
+
+        Args:
+            file: where the rows are.
+            skipped: blank lines of the input.
+            replaced: halves of surrogate pairs that were replaced.
+        """
         seconds = self.seconds
         parts = [
             f"{format_count(self.texts, 'text')} -> float32 {self.texts:,} x {self.dimensions:,} in {file}",
@@ -385,6 +391,8 @@ class RunSummary:
         ]
         if skipped:
             parts.append(f"{format_count(skipped, 'blank line')} skipped")
+        if replaced:
+            parts.append(f"{format_count(replaced, 'half surrogate pair')} replaced with U+FFFD")
         if self.failed:
             parts.append(f"{self.failed:,} failed")
         return ", ".join(parts)

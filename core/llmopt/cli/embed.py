@@ -172,16 +172,16 @@ class EmbedReport:
     Args:
         summary: the numbers.
         file: where the rows are, None if nowhere.
-        skipped: blank lines.
+        texts: the input, for what was skipped and replaced in it.
         cause: why the run did not end well, None if it did.
     """
 
     def __init__(
-        self, summary: RunSummary, *, file: str | None, skipped: int, cause: BaseException | None
+        self, summary: RunSummary, *, file: str | None, texts: Texts, cause: BaseException | None
     ) -> None:
         self._summary: Final = summary
         self._file: Final = file
-        self._skipped: Final = skipped
+        self._texts: Final = texts
         self._cause: Final = cause
 
     def show(self, *, as_json: bool, quiet: bool) -> None:
@@ -195,7 +195,8 @@ class EmbedReport:
         if as_json:
             print_json(self._table())
         elif self._cause is None and not quiet:
-            print_message(self._summary.closing_line(self._file or "", self._skipped))
+            texts = self._texts
+            print_message(self._summary.closing_line(self._file or "", texts.skipped, texts.replaced))
 
     def _kept(self) -> str:
         if self._file is None:
@@ -210,7 +211,8 @@ class EmbedReport:
             "file": self._file,
             "model": self._summary.model,
             **self._summary.as_table(),
-            "skipped": self._skipped,
+            "skipped": self._texts.skipped,
+            "replaced": self._texts.replaced,
             "error": None if self._cause is None else error_as_json(self._cause),
         }
 
@@ -345,7 +347,7 @@ class _Embedding:
         cause = self._attempt(total, interrupts)
         interrupts.defer_all()
         cause, file = self._finish_file(cause)
-        report = EmbedReport(self._summary, file=file, skipped=self._texts.skipped, cause=cause)
+        report = EmbedReport(self._summary, file=file, texts=self._texts, cause=cause)
         report.show(as_json=self._options.as_json, quiet=self._options.quiet)
         if cause is not None:
             return exit_code_for(cause)

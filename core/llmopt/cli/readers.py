@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import stat
 import sys
@@ -22,6 +23,7 @@ import msgspec
 
 from llmopt.cli.console import CommandError, InputError, printable, quoted_list
 from llmopt.operations.embed import text_error
+from llmopt.values.lenient_json import REPLACEMENT, join_halves
 
 # The input as bytes: a file or standard input.
 
@@ -156,11 +158,15 @@ class LineReader:
 
     Args:
         source: where the bytes come from.
+
+    Attributes:
+        replaced: halves of surrogate pairs so far that were replaced with U+FFFD; no text can be sent with one.
     """
 
     def __init__(self, source: Source) -> None:
         self._source: Final = source
         self.name: Final = source.name
+        self.replaced = 0
 
     def chunks(self) -> Iterator[str]:
         """Text that ends with a line feed, except for the last piece perhaps.
@@ -171,14 +177,27 @@ class LineReader:
         line, offset = 1, 0
         for chunk in self._chunks():
             try:
-                text = chunk.decode()
+                text = self._decoded(chunk)
             except UnicodeDecodeError as error:
                 start = chunk.rfind(b"\n", 0, error.start) + 1
-                yield _without_bom(chunk[:start].decode(), offset)
+                yield _without_bom(self._decoded(chunk[:start]), offset)
                 raise self._undecodable(chunk, error.start, line, offset) from None
             yield _without_bom(text, offset)
             line += chunk.count(b"\n")
             offset += len(chunk)
+
+    def _decoded(self, chunk: bytes) -> str:
+        try:
+            return chunk.decode()
+        except UnicodeDecodeError:
+            # Java and some databases write each half of a pair in three bytes (CESU-8).
+            return self.without_halves(chunk.decode("utf-8", "surrogatepass"))
+
+    def without_halves(self, text: str) -> str:
+        """Text whose pairs of halves are joined, with a single half replaced and counted."""
+        joined = join_halves(text)
+        self.replaced += joined.count(REPLACEMENT) - text.count(REPLACEMENT)
+        return joined
 
     def _undecodable(self, chunk: bytes, at: int, line: int, offset: int) -> InputError:
         return InputError(
@@ -335,10 +354,20 @@ class JsonlReader:
         try:
             found = msgspec.json.decode(line)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise self._bad(number, f"not valid JSON: {error}") from None
+            found = self._lenient(line, number, error)
         if type(found) is dict and type(text := found.get(self._field)) is str:
             return text
         raise self._bad(number, self._fault(found))
+
+    def _lenient(self, line: str, number: int, error: Exception) -> Any:
+        """Decode what Python and JavaScript write and JSON lacks: NaN, infinite numbers, halves of surrogate pairs."""
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self._bad(number, f"not valid JSON: {error}") from None
+        if isinstance(found, dict) and isinstance(text := found.get(self._field), str):
+            found[self._field] = self._lines.without_halves(text)
+        return found
 
     def _fault(self, found: Any) -> str:
         if not isinstance(found, dict):
@@ -398,12 +427,18 @@ class Texts:
         self._name: Final = name or "text"
         self._limit: Final = limit
         self._check_texts: Final = check_texts
+        self._lines = LineReader(self.source)
         self._reader = self._open()
 
     @property
     def skipped(self) -> int:
         """Blank lines so far."""
         return self._reader.skipped
+
+    @property
+    def replaced(self) -> int:
+        """Halves of surrogate pairs so far that were replaced with U+FFFD."""
+        return self._lines.replaced
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         self._reader = self._open()
@@ -428,7 +463,7 @@ class Texts:
         return sum(1 for _ in self)
 
     def _open(self) -> FormatReader:
-        lines = LineReader(self.source)
+        lines = self._lines = LineReader(self.source)
         if self._form == "jsonl":
             return JsonlReader(lines, self._name)
         if self._form == "csv":
