@@ -119,6 +119,37 @@ async def test_what_is_refused_under_both_names_is_an_error() -> None:
             assert len(server.requests) == 4
 
 
+@pytest.mark.parametrize("cause", ["stream_options", "temperature"])
+async def test_a_refusal_without_any_name_is_tried_without_the_key_once(cause: str) -> None:
+    """Some servers say "Param Incorrect" to everything: the stream comes, or the error is that of another key."""
+
+    def reply(request: Request) -> Reply:
+        if cause in request.json():
+            return json_answer({"code": "400", "message": "Param Incorrect"}, status=400)
+        return stream_answer(["good"])
+
+    async with FaultServer() as server:
+        server.default(reply)
+        async with llmopt.AsyncClient(provider_config(server, plugin="compatible")) as client:
+            if cause == "stream_options":
+                for _ in range(2):
+                    assert await stream_text(client) == "good"
+                # Another mistake in the same words changes nothing.
+                server.play(json_answer({"code": "400", "message": "Param Incorrect"}, status=400))
+                with pytest.raises(llmopt.BadRequest):
+                    await stream_text(client)
+                assert await stream_text(client) == "good"
+                assert len(server.requests) == 5
+            else:
+                for requests in (2, 3):
+                    with pytest.raises(llmopt.BadRequest, match="Param Incorrect"):
+                        await stream_text(client, temperature=0.5)
+                    assert len(server.requests) == requests
+                # The key was not the cause, and is sent as before.
+                assert await stream_text(client) == "good"
+                assert "stream_options" in server.requests[-1].json()
+
+
 async def test_what_the_caller_asks_for_is_not_left_out() -> None:
     """A key of ``extra`` is the caller's own: its refusal is the caller's error."""
     async with FaultServer() as server:

@@ -160,6 +160,9 @@ _VALUE: Final = re.compile(
 )
 
 
+_KEY: Final = re.compile(rb'"([a-z_]{4,40})":')
+
+
 def refused_keys(message: str, param: str | None, body: bytes, extra: Mapping[str, Any]) -> tuple[str, ...]:
     """The keys of a request that its refusal is about, and that the request can do without.
 
@@ -210,10 +213,13 @@ class OptionalKeys:
 
     Attributes:
         any_refused: whether there are any. It is looked at for every request.
+        trial: an error without any name, after which ``stream_options`` is left out for a try; None after a success.
     """
 
     def __init__(self) -> None:
         self.any_refused = False
+        self.trial: str | None = None
+        self._may_try = True
         self._of_endpoint: frozenset[str] = frozenset()
         self._of_model: Final[dict[str, frozenset[str]]] = {}
 
@@ -221,7 +227,12 @@ class OptionalKeys:
         """The keys that an error refuses, and that were not known to be refused: without them a retry may succeed."""
         if not isinstance(error, (BadRequest, ServerError)) or isinstance(call, CatalogCall):
             return ()
-        keys = refused_keys(error.message, error.param, body, call.extra)
+        if error.message == self.trial:
+            # The same words without the key: it was not the cause.
+            self.trial = None
+            self._of_endpoint -= {"stream_options"}
+            return ()
+        keys = refused_keys(error.message, error.param, body, call.extra) or self._tried_key(error, body)
         new = tuple(key for key in keys if key not in self._known(call.model))
         if new:
             self.any_refused = True
@@ -230,6 +241,20 @@ class OptionalKeys:
             self._of_endpoint = self._of_endpoint.union(new) - of_model
             self._of_model[call.model] = self._of_model.get(call.model, frozenset()) | of_model
         return new
+
+    def _tried_key(self, error: ProviderError, body: bytes) -> tuple[str, ...]:
+        """The key of a stream that a server may refuse without naming it, as with "Param Incorrect"; once an endpoint."""
+        names = (key.decode() for key in _KEY.findall(body))
+        unnamed = isinstance(error, BadRequest) and error.status in (400, 422) and error.param is None
+        if (
+            not self._may_try
+            or not unnamed
+            or b'"stream_options":{"include_usage":true}' not in body
+            or any(_names(name, error.message) for name in names)
+        ):
+            return ()
+        self._may_try, self.trial = False, error.message
+        return ("stream_options",)
 
     def remove_from(self, request: HttpRequest, call: Call) -> HttpRequest:
         """The request without the keys that the endpoint refused."""

@@ -300,6 +300,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         seconds = self._clock.now() - started
         if scope.stream_started(stream.head, settings, seconds):
             self._recorder.limits_learned(scope.endpoint)
+        scope.endpoint.optional_keys.trial = None
         # From here on the stream releases slot, lease and permit.
         scope.detach()
         self._group.record_success(scope.endpoint, self._call, seconds)
