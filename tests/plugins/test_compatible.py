@@ -314,3 +314,29 @@ async def test_another_base_url_without_a_configured_key_is_an_error(
     named = {"groq": {**entry, "api_key_env": "GROQ_API_KEY"}}
     async with llmopt.AsyncClient({"providers": named}) as client:
         assert len(await client.list_models("groq")) > 0
+
+
+@pytest.mark.parametrize(
+    ("row", "status", "body", "kind"),
+    [
+        ("alibaba-cn", 429, {"error": {"message": "too much", "code": "insufficient_quota"}}, "rate_limited"),
+        ("modelscope", 429, {"error": {"message": "too much", "code": "insufficient_quota"}}, "rate_limited"),
+        (
+            "openrouter",
+            429,
+            {"error": {"message": "too much", "code": "insufficient_quota"}},
+            "quota_exhausted",
+        ),
+        ("zai-coding-plan", 400, {"error": {"message": "no", "code": "1002"}}, "auth"),
+        ("groq", 400, {"error": {"message": "no", "code": "1002"}}, "bad_request"),
+        ("groq", 498, {}, "overloaded"),
+        ("cohere", 498, {}, "auth"),
+        ("voyage", 498, {}, "bad_request"),
+    ],
+)
+def test_one_code_with_another_meaning(
+    hooks: ProviderHooks, row: str, status: int, body: dict[str, Any], kind: str
+) -> None:
+    """A row and its variants may have rules of their own, which come first."""
+    failure = llmopt.Failure(status=status, body=json.dumps(body).encode(), operation="chat")
+    assert hooks.classify_error(failure, Settings(provider="x", plugin=row)).kind.value == kind
