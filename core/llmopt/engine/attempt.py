@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.endpoint_policies import SET_ASIDE_S, NullLease, RateLimitLease
+from llmopt.engine.endpoint_policies import NO_LEASE, SET_ASIDE_S, NullLease
 from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
@@ -29,6 +29,7 @@ from llmopt.errors import (
 )
 from llmopt.policies.circuit_breaker import counts_as_timeout
 from llmopt.policies.concurrency_limit import Slot, load_signal
+from llmopt.policies.quota import Lease
 from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.calls import Call, RateLimits, Settings
 from llmopt.values.embeddings import Usage
@@ -54,7 +55,6 @@ _BLOCKED_S: Final = 0.5
 _BLOCKED_SHARE: Final = 0.1
 """A timeout that fires later than this many seconds, or this share of it, was delayed by a blocked event loop."""
 _NO_SLOT: Final = Slot(lambda _: None)
-_NO_LEASE: Final = NullLease()
 
 
 class AttemptScope:
@@ -83,7 +83,7 @@ class AttemptScope:
         self.tokens: Final = tokens
         self.timeout = 0.0
         self.slot = _NO_SLOT
-        self.lease: RateLimitLease = _NO_LEASE
+        self.lease: Lease | NullLease = NO_LEASE
         self.permit: Permit | None = None
         self._release_on_exit = True
         self._suspect: Final = suspect

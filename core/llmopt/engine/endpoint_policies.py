@@ -11,7 +11,7 @@ share these objects, also from event loops in several threads, without a lock: e
 from __future__ import annotations
 
 import math
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final
 
 from llmopt.config.resolve import Endpoint
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
@@ -24,75 +24,15 @@ from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, static_timeout
 from llmopt.values.calls import Call, ChatCall, Operation, RateLimits
 
-# The rate limiter as the pipeline sees it, and one that limits nothing.
-
-
-class RateLimitLease(Protocol):
-    """Permission to send one request. Leaving the ``with`` block settles it as estimated if nothing else did."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    @property
-    def wants_headers(self) -> bool:
-        """Whether `observe` would use response headers now; parsing them is skipped otherwise."""
-        ...
-
-    def settle(self, tokens: float | None) -> None:
-        """The request cost ``tokens`` tokens; None: the estimate stands."""
-
-    def accept(self) -> None:
-        """The response has begun; its cost is settled when it ends."""
-
-    def refund(self) -> None:
-        """Nothing was sent."""
-
-    def observe(self, limits: RateLimits) -> bool:
-        """Take the limits from response headers; True if a limit was unknown or different before."""
-        ...
-
-    def throttled(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:
-        """The server refused the request for its rate (HTTP 429); returns as `observe`."""
-        ...
-
-
-class RateLimiterLike(Protocol):
-    """Grants leases in the order in which they are asked for."""
-
-    @property
-    def pause_left(self) -> float:
-        """Seconds until requests are sent again after the server has throttled them, 0 if it has not."""
-        ...
-
-    @property
-    def has_capacity(self) -> bool:
-        """Whether a small request would be granted at once."""
-        ...
-
-    @property
-    def server_limits(self) -> tuple[float | None, float | None]:
-        """Requests and tokens per minute that response headers stated, None where they did not."""
-        ...
-
-    def try_acquire(self, tokens: float) -> RateLimitLease | None:
-        """A lease at once, or None if there is a wait."""
-        ...
-
-    async def acquire(self, tokens: float, *, deadline: Deadline, max_pause: float) -> RateLimitLease:
-        """A lease, when it is this caller's turn; raises `RateLimited` before a pause longer than ``max_pause``."""
-        ...
+# A rate limiter that limits nothing.
 
 
 class NullLease:
-    """A lease of no limiter."""
+    """A lease of no limiter: what the engine uses of a `Lease`."""
 
     __slots__ = ()
 
     wants_headers = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         return
@@ -115,21 +55,21 @@ class NullLease:
         return False
 
 
-class NullRateLimiter:
-    """Grants everything at once, for ``flags.limiter = false``."""
+NO_LEASE: Final = NullLease()
 
-    __slots__ = ("_lease",)
+
+class NullRateLimiter:
+    """Grants everything at once, for ``flags.limiter = false``: what the engine uses of a `RateLimiter`."""
+
+    __slots__ = ()
 
     pause_left = 0.0
     has_capacity = True
     server_limits = (None, None)
 
-    def __init__(self) -> None:
-        self._lease = NullLease()
-
-    def try_acquire(self, tokens: float) -> RateLimitLease:  # noqa: ARG002 - nothing is counted
+    def try_acquire(self, tokens: float) -> NullLease:  # noqa: ARG002 - nothing is counted
         """A lease at once."""
-        return self._lease
+        return NO_LEASE
 
     async def acquire(
         self,
@@ -137,9 +77,9 @@ class NullRateLimiter:
         *,
         deadline: Deadline,  # noqa: ARG002
         max_pause: float,  # noqa: ARG002
-    ) -> RateLimitLease:
+    ) -> NullLease:
         """A lease at once."""
-        return self._lease
+        return NO_LEASE
 
 
 _ALL_MODELS: Final = ""
@@ -209,7 +149,7 @@ class EndpointPolicies:
         maximum = self._endpoint.max_concurrency
         return ConcurrencyLimiter(clock=self._clock, initial=maximum, maximum=maximum)
 
-    def rate_limiter(self, call: Call) -> RateLimiterLike:
+    def rate_limiter(self, call: Call) -> RateLimiter | NullRateLimiter:
         """The limiter of the quota that a call uses: one for each model, and one for listing models."""
         if not self._endpoint.flags.limiter:
             return self._null_limiter

@@ -33,7 +33,7 @@ from attrs import evolve
 
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint, describe_failures
-from llmopt.engine.endpoint_policies import RateLimitLease
+from llmopt.engine.endpoint_policies import NullLease
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import SLOW, T, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
@@ -49,6 +49,7 @@ from llmopt.errors import (
 )
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency_limit import Slot
+from llmopt.policies.quota import Lease
 from llmopt.policies.retry import OTHER_ENDPOINT_MAY_SERVE, RetryFacts, inside_attempt, retry_guard
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
@@ -256,7 +257,7 @@ class Pipeline(Generic[T]):
         limiter = endpoint.policies.concurrency()
         return await self._record_wait("concurrency", endpoint, limiter.acquire(self._request.deadline))
 
-    async def _acquire_lease(self, endpoint: LiveEndpoint) -> RateLimitLease | None:
+    async def _acquire_lease(self, endpoint: LiveEndpoint) -> Lease | NullLease | None:
         """A rate-limit lease; None if the server has throttled this endpoint and another one is free."""
         if len(self._group.endpoints) > 1:
             try:
@@ -269,7 +270,7 @@ class Pipeline(Generic[T]):
             endpoint, max_pause=endpoint.policies.retry_policy.max_retry_after
         )
 
-    async def _acquire_rate_limit(self, endpoint: LiveEndpoint, *, max_pause: float) -> RateLimitLease:
+    async def _acquire_rate_limit(self, endpoint: LiveEndpoint, *, max_pause: float) -> Lease | NullLease:
         limiter, deadline = endpoint.policies.rate_limiter(self._call), self._request.deadline
         wait = limiter.acquire(self._request.tokens, deadline=deadline, max_pause=max_pause)
         return await self._record_wait("limiter", endpoint, wait)

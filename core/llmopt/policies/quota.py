@@ -9,39 +9,14 @@ are in `llmopt.policies.rate_limiter`, which calls this under its lock.
 from __future__ import annotations
 
 import math
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.policies.adaptive_rate import BURST_S, CubicRate
 from llmopt.policies.token_bucket import TokenBucket
 from llmopt.values.calls import RateLimit, RateLimits
 
-
-class LeaseOwner(Protocol):
-    """Receives the outcome of each lease; implemented by the rate limiter."""
-
-    @property
-    def wants_headers(self) -> bool:
-        """See `Lease.wants_headers`."""
-        ...
-
-    def settle(self, lease: Lease, tokens: float | None) -> None:
-        """See `Lease.settle`."""
-
-    def refund(self, lease: Lease) -> None:
-        """See `Lease.refund`."""
-
-    def accept(self, lease: Lease) -> None:
-        """See `Lease.accept`."""
-
-    def observe(self, limits: RateLimits, lease: Lease) -> bool:
-        """See `Lease.observe`."""
-        ...
-
-    def throttled(
-        self, retry_after: float | None, lease: Lease, *, limits: RateLimits | None, tokens_counted: bool
-    ) -> bool:
-        """See `Lease.throttled`."""
-        ...
+if TYPE_CHECKING:
+    from llmopt.policies.rate_limiter import RateLimiter
 
 
 class Lease:
@@ -79,7 +54,7 @@ class Lease:
 
     def __init__(
         self,
-        owner: LeaseOwner,
+        owner: RateLimiter,
         tokens: float,
         granted_at: float,
         number: int,
@@ -345,7 +320,7 @@ class Quota:
         tpm: float | None,
         *,
         now: float,
-        owner: LeaseOwner,
+        owner: RateLimiter,
         initial_window: int = INITIAL_WINDOW,
     ) -> None:
         """Start with full buckets.
