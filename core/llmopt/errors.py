@@ -108,11 +108,7 @@ class LLMOptError(Exception):
     counts_for_breaker: bool = False
     """Whether the circuit breaker counts it as a failure of the endpoint."""
 
-    def __init__(
-        self,
-        message: str,
-        **context: Unpack[ErrorContext],
-    ) -> None:
+    def __init__(self, message: str, **context: Unpack[ErrorContext]) -> None:
         super().__init__(message)
         self.provider = context.get("provider")
         self.model = context.get("model")

@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmopt import ServerEvent
-from llmopt.decoding.ndjson import Decoder
+from llmopt.decoding.sse import StreamDecoder
 
 
-def events(decoder: Decoder, pieces: Iterable[bytes]) -> list[ServerEvent]:
+def events(decoder: StreamDecoder, pieces: Iterable[bytes]) -> list[ServerEvent]:
     """All events of a stream in these pieces."""
     result = [event for piece in pieces for event in decoder.feed(piece)]
     return result + decoder.end()

@@ -23,8 +23,8 @@ from llmopt import (
     Settings,
 )
 from llmopt.decoding.accumulator import ReplyAccumulator
-from llmopt.decoding.ndjson import Decoder, NDJSONDecoder
-from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
+from llmopt.decoding.ndjson import NDJSONDecoder
+from llmopt.decoding.sse import SSEDecoder, StreamDecodeError, StreamDecoder
 from tests.plugins.helpers import hooks
 from tests.support.scale import scaled
 
@@ -55,7 +55,7 @@ def cut(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
     return body, [body[start:stop] for start, stop in zip([0, *places], [*places, len(body)], strict=True)]
 
 
-def outcome(decoder: Decoder, pieces: list[bytes]) -> tuple[list[ServerEvent], str]:
+def outcome(decoder: StreamDecoder, pieces: list[bytes]) -> tuple[list[ServerEvent], str]:
     """The events of a stream, and the reason for which decoding stopped."""
     result: list[ServerEvent] = []
     try:

@@ -11,96 +11,38 @@ from typing import Final, Literal
 
 import msgspec
 
-from llmopt.decoding.sse import (
-    ByteOrderMarkFilter,
-    SSEDecoder,
-    StreamDecodeError,
-    decode_utf8,
-    too_long_error,
-)
+from llmopt.decoding.sse import SSEDecoder, StreamDecoder, decode_utf8
 from llmopt.values.chat import ServerEvent
 from llmopt.values.profile import MAX_EVENT_BYTES
 
 
-class NDJSONDecoder:
+class NDJSONDecoder(StreamDecoder):
     """Decodes one stream into an event of type "line" for each line that is not blank.
 
     Lines end with LF or CR LF. The last line counts without a line feed, too.
-
-    Args:
-        max_line: maximum size of a line in bytes.
-
-    Attributes:
-        ignored: as of `SSEDecoder`; always empty, for every line is an event.
     """
-
-    ignored: Final = b""
-
-    def __init__(self, *, max_line: int = MAX_EVENT_BYTES) -> None:
-        self._max_line: Final = max_line
-        self._byte_order_mark: Final = ByteOrderMarkFilter()
-        self._line: Final = bytearray()
-        self._error: StreamDecodeError | None = None
-
-    def feed(self, chunk: bytes) -> list[ServerEvent]:
-        """Decode a chunk of the stream and return the lines that it completes.
-
-        Raises:
-            StreamDecodeError: a line is too long, or not UTF-8. Its ``events`` are those that came before it
-                in this chunk.
-        """
-        if not self._byte_order_mark.done:
-            chunk = self._byte_order_mark.strip(chunk)
-        events: list[ServerEvent] = []
-        self._feed(chunk, events)
-        return events
-
-    def end(self) -> list[ServerEvent]:
-        """Return the last line, if the stream ended without a line feed after it.
-
-        Raises:
-            StreamDecodeError: like `feed`.
-        """
-        events: list[ServerEvent] = []
-        # A line feed completes the last line, so that it needs no path of its own.
-        self._feed(self._byte_order_mark.flush() + b"\n", events)
-        return events
-
-    def _feed(self, chunk: bytes, events: list[ServerEvent]) -> None:
-        if self._error is not None:
-            raise StreamDecodeError(str(self._error), self._error.reason)
-        try:
-            self._read(chunk, events)
-        except StreamDecodeError as error:
-            error.events = tuple(events)
-            self._error = error
-            self._line.clear()
-            raise
 
     def _read(self, chunk: bytes, events: list[ServerEvent]) -> None:
         first, *others = chunk.split(b"\n")
         self._buffer_line(first)
         for following in others:
-            line = bytes(self._line)
-            self._line.clear()
+            line = self._take_line()
             # A blank line only keeps the connection alive.
             if line.strip():
                 events.append(ServerEvent(event="line", data=decode_utf8(line.removesuffix(b"\r"))))
             self._buffer_line(following)
 
-    def _buffer_line(self, part: bytes) -> None:
-        self._line.extend(part)
-        if len(self._line) > self._max_line:
-            raise too_long_error("line", self._max_line)
+    def _finish(self, chunk: bytes, events: list[ServerEvent]) -> None:
+        # A line feed completes the last line, so that it needs no path of its own.
+        self._read(chunk + b"\n", events)
 
 
-Decoder = SSEDecoder | NDJSONDecoder
 Format = Literal["sse", "lines", "whole"]
 """How a body is written: server-sent events, newline-delimited JSON, or anything that is not a stream."""
 _NDJSON_TYPE: Final = re.compile(r"application/(?:x-)?(?:ndjson|jsonl|jsonlines)")
 
 
-def decoder_for(content_type: str, max_bytes: int = MAX_EVENT_BYTES) -> Decoder | None:
+def decoder_for(content_type: str, max_bytes: int = MAX_EVENT_BYTES) -> StreamDecoder | None:
     """Return a new decoder for a response with this ``content-type``, None if it is not a stream.
 
     Parameters such as ``charset`` are ignored: both formats are always UTF-8. Without a content type the response
@@ -112,7 +54,7 @@ def decoder_for(content_type: str, max_bytes: int = MAX_EVENT_BYTES) -> Decoder 
     return decoder_of("sse", max_bytes) if media_type in ("text/event-stream", "") else None
 
 
-def decoder_of(body_format: Format, max_bytes: int = MAX_EVENT_BYTES) -> Decoder | None:
+def decoder_of(body_format: Format, max_bytes: int = MAX_EVENT_BYTES) -> StreamDecoder | None:
     """Return a new decoder for a body of this format, None if it is not a stream."""
     if body_format == "lines":
         return NDJSONDecoder(max_line=max_bytes)

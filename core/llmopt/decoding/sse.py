@@ -16,6 +16,7 @@ No I/O and no clock: bytes in, events out. A decoder keeps the unfinished event 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from typing import Final, Literal
 
 from llmopt.values.chat import ServerEvent
@@ -43,31 +44,24 @@ class StreamDecodeError(ValueError):
         self.events = events
 
 
-class SSEDecoder:
-    """Decodes one stream of server-sent events.
+class StreamDecoder:
+    """Decodes one stream: what its kinds have in common.
 
-    Between two chunks it keeps the unfinished line and the unfinished event, each limited in size.
+    Between two chunks it keeps the unfinished line, limited in size. After an error it decodes nothing more.
 
     Args:
         max_line: maximum size of a line in bytes.
-        max_event: maximum size of the data of an event in bytes.
 
     Attributes:
-        ignored: the first 64 KiB of lines without a field from the first one on that begins like JSON. They belong to no
-            event, but some servers report errors so (Gemini, without ``data:``).
+        ignored: the first 64 KiB of lines that belong to no event, from the first one on that begins like JSON: some
+            servers report errors so (Gemini, without ``data:``).
     """
 
-    def __init__(self, *, max_line: int = MAX_EVENT_BYTES, max_event: int = MAX_EVENT_BYTES) -> None:
-        self._max_line: Final = max_line
-        self._max_event: Final = max_event
-        self._max_simple: Final = min(max_line, max_event)
-        self._byte_order_mark: Final = ByteOrderMarkFilter()
-        self._after_cr = False
-        self._line: Final = bytearray()
-        self._data: bytearray | None = None
+    def __init__(self, *, max_line: int = MAX_EVENT_BYTES) -> None:
         self.ignored = b""
-        self._event = ""
-        self._id = ""
+        self._max_line: Final = max_line
+        self._byte_order_mark: Final = ByteOrderMarkFilter()
+        self._line: Final = bytearray()
         self._error: StreamDecodeError | None = None
 
     def feed(self, chunk: bytes) -> list[ServerEvent]:
@@ -77,43 +71,69 @@ class SSEDecoder:
             StreamDecodeError: a line or an event is too long, or not UTF-8. Its ``events`` are those that
                 came before it in this chunk.
         """
-        self._raise_after_error()
-        events: list[ServerEvent] = []
-        try:
-            self._read(chunk, events)
-        except StreamDecodeError as error:
-            self._set_error(error, events)
-            raise
-        return events
+        return self._decode(
+            self._read, chunk if self._byte_order_mark.done else self._byte_order_mark.strip(chunk)
+        )
 
     def end(self) -> list[ServerEvent]:
-        """Return the last event, if the stream ended without a blank line after it.
+        """Return the last event, if the stream ended without the line feeds after it.
 
         Raises:
             StreamDecodeError: like `feed`.
         """
-        self._raise_after_error()
+        return self._decode(self._finish, self._byte_order_mark.flush())
+
+    def _decode(self, read: Callable[[bytes, list[ServerEvent]], None], chunk: bytes) -> list[ServerEvent]:
+        if self._error is not None:
+            raise StreamDecodeError(str(self._error), self._error.reason)
         events: list[ServerEvent] = []
         try:
-            self._finish(events)
+            read(chunk, events)
         except StreamDecodeError as error:
-            self._set_error(error, events)
+            error.events = tuple(events)
+            self._error = error
+            self._line.clear()
             raise
         return events
 
-    def _raise_after_error(self) -> None:
-        if self._error is not None:
-            raise StreamDecodeError(str(self._error), self._error.reason)
+    def _read(self, chunk: bytes, events: list[ServerEvent]) -> None:
+        raise NotImplementedError
 
-    def _set_error(self, error: StreamDecodeError, events: list[ServerEvent]) -> None:
-        error.events = tuple(events)
-        self._error = error
+    def _finish(self, chunk: bytes, events: list[ServerEvent]) -> None:
+        """Read what is left; ``chunk`` was held back at the beginning of the stream."""
+        raise NotImplementedError
+
+    def _buffer_line(self, part: bytes) -> None:
+        self._line.extend(part)
+        if len(self._line) > self._max_line:
+            raise too_long_error("line", self._max_line)
+
+    def _take_line(self) -> bytes:
+        line = bytes(self._line)
         self._line.clear()
-        self._data = None
+        return line
+
+
+class SSEDecoder(StreamDecoder):
+    """Decodes one stream of server-sent events.
+
+    Between two chunks it also keeps the unfinished event.
+
+    Args:
+        max_line: maximum size of a line in bytes.
+        max_event: maximum size of the data of an event in bytes.
+    """
+
+    def __init__(self, *, max_line: int = MAX_EVENT_BYTES, max_event: int = MAX_EVENT_BYTES) -> None:
+        super().__init__(max_line=max_line)
+        self._max_event: Final = max_event
+        self._max_simple: Final = min(max_line, max_event)
+        self._after_cr = False
+        self._data: bytearray | None = None
+        self._event = ""
+        self._id = ""
 
     def _read(self, chunk: bytes, events: list[ServerEvent]) -> None:
-        if not self._byte_order_mark.done:
-            chunk = self._byte_order_mark.strip(chunk)
         if self._after_cr and chunk:
             self._after_cr = False
             chunk = chunk[1:] if chunk[0] == _LF else chunk
@@ -146,9 +166,7 @@ class SSEDecoder:
                 self._buffer_line(chunk[start:])
                 return b""
             self._line.extend(chunk[start:stop])
-            line = bytes(self._line)
-            self._line.clear()
-            self._read_lines((line,), events)
+            self._read_lines((self._take_line(),), events)
             start = stop + 1
         return chunk[start:]
 
@@ -194,16 +212,9 @@ class SSEDecoder:
         if data is not None:
             events.append(ServerEvent(event=event or "message", data=decode_utf8(data), id=self._id))
 
-    def _buffer_line(self, rest: bytes) -> None:
-        self._line.extend(rest)
-        if len(self._line) > self._max_line:
-            raise too_long_error("line", self._max_line)
-
-    def _finish(self, events: list[ServerEvent]) -> None:
-        self._buffer_line(self._byte_order_mark.flush())
-        line = bytes(self._line)
-        self._line.clear()
-        if line:
+    def _finish(self, chunk: bytes, events: list[ServerEvent]) -> None:
+        self._buffer_line(chunk)
+        if line := self._take_line():
             self._read_lines((line,), events)
         self._dispatch(events)
 

@@ -337,7 +337,7 @@ class RequestRecorder:
     ) -> None:
         """The HTTP request is over."""
         metrics = endpoint.metrics
-        metrics.on_the_wire += seconds
+        metrics.on_the_wire_s += seconds
         if usage is not None:
             metrics.input_tokens += usage.prompt_tokens
             metrics.output_tokens += usage.completion_tokens
@@ -365,7 +365,7 @@ class RequestRecorder:
 
     def response_decoded(self, endpoint: LiveEndpoint, received: int, size: int) -> None:
         """The response was compressed: ``received`` bytes were decoded to ``size`` bytes."""
-        endpoint.metrics.saved_received += size - received
+        endpoint.metrics.compression.saved_received += size - received
         provider, model, name = self._provider, self._model, endpoint.name
         self._emit(
             ResponseCompression, provider=provider, model=model, endpoint=name, received=received, size=size
@@ -392,7 +392,7 @@ class RequestRecorder:
 
     def wait_ended(self, endpoint: LiveEndpoint, cause: WaitCause, seconds: float) -> None:
         """The request has waited so long."""
-        waited = endpoint.metrics.waited
+        waited = endpoint.metrics.waited_s
         waited[cause] = waited.get(cause, 0.0) + seconds
         provider, model, name = self._provider, self._model, endpoint.name
         self._emit(RequestWait, provider=provider, model=model, endpoint=name, cause=cause, seconds=seconds)

@@ -15,8 +15,8 @@ from typing import Final
 from attrs import evolve
 
 from llmopt.decoding.accumulator import ReplyAccumulator
-from llmopt.decoding.ndjson import Decoder, decoder_of, detect_format
-from llmopt.decoding.sse import StreamDecodeError
+from llmopt.decoding.ndjson import decoder_of, detect_format
+from llmopt.decoding.sse import StreamDecodeError, StreamDecoder
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.chat import ChatEvent, ServerEvent
@@ -49,7 +49,7 @@ class EventReader:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: StreamDecoder,
         parse: ParseEvent,
         make_error: Callable[[Failure], LLMOptError],
         *,
@@ -201,7 +201,7 @@ _MAX_BYTES: Final = 64 << 20
 
 async def detect_stream_format(
     response: ResponseStream, max_event_bytes: int
-) -> tuple[Decoder | None, bytes]:
+) -> tuple[StreamDecoder | None, bytes]:
     """The decoder for a response, by its status, then by its first bytes and its content type; None for no stream.
 
     Args:

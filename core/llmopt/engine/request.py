@@ -338,17 +338,17 @@ class RequestCompressor:
         plain_body: bytes,
     ) -> _Response:
         """The response to a compressed request, or that to the plain one if the compressed one may be unsupported."""
-        started = self._clock.now()
-        self._metrics.compressed += 1
-        self._metrics.saved_sent += len(plain_body) - len(request.body or b"")
+        started, counters = self._clock.now(), self._metrics.compression
+        counters.compressed += 1
+        counters.saved_sent += len(plain_body) - len(request.body or b"")
         refusal = await send(request)
         if not self.support.should_resend(refusal.status):
             return refusal
         if isinstance(refusal, ResponseStream):
             refusal.drain(_DRAIN_S)
         self._metrics.requests += 1
-        self._metrics.compression_refused += 1
-        self._metrics.saved_sent -= len(plain_body)
+        counters.refused += 1
+        counters.saved_sent -= len(plain_body)
         left = request.timeout
         if left is not None:
             left = max(0.0, left - (self._clock.now() - started))

@@ -24,8 +24,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, Literal
 
-from llmopt.decoding.ndjson import Decoder
-from llmopt.decoding.sse import SSEDecoder
+from llmopt.decoding.sse import SSEDecoder, StreamDecoder
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, add_context
 from llmopt.engine.endpoint import EndpointGroup
 from llmopt.engine.event_reader import EventReader, detect_stream_format
@@ -377,7 +376,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         await stream.read_first(single_event)
         return stream
 
-    def _reader(self, decoder: Decoder, scope: AttemptScope, settings: Settings) -> EventReader:
+    def _reader(self, decoder: StreamDecoder, scope: AttemptScope, settings: Settings) -> EventReader:
         endpoint, call = scope.endpoint, self._stream_request.call
 
         def make_error(failure: Failure) -> LLMOptError:

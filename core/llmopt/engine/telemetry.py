@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
-from attrs import define, field
+from attrs import asdict, define, field
 
 from llmopt.values.events import (
     BreakerChanged,
@@ -175,6 +175,23 @@ class PoolEvents:
 
 
 @define(eq=False)
+class CompressionMetrics:
+    """Counters of compressed bodies.
+
+    Attributes:
+        compressed: requests sent with a compressed body.
+        refused: those that were sent again because the server may not accept compression.
+        saved_sent: bytes saved by compressed requests.
+        saved_received: bytes saved by compressed responses.
+    """
+
+    compressed: int = 0
+    refused: int = 0
+    saved_sent: int = 0
+    saved_received: int = 0
+
+
+@define(eq=False)
 class EndpointMetrics:
     """Counters of one endpoint since its client was created.
 
@@ -187,12 +204,9 @@ class EndpointMetrics:
         input_tokens: tokens sent, as responses report them.
         output_tokens: tokens received, as responses report them.
         unknown_events: events of streams whose type llmopt does not know.
-        waited: seconds that requests waited before they were sent, by cause.
-        compressed: requests sent with a compressed body.
-        compression_refused: those that were sent again because the server may not accept compression.
-        saved_sent: bytes saved by compressed requests.
-        saved_received: bytes saved by compressed responses.
-        on_the_wire: seconds from sending to the end of the response, summed over all requests.
+        waited_s: seconds that requests waited before they were sent, by cause.
+        on_the_wire_s: seconds from sending to the end of the response, summed over all requests.
+        compression: counters of compressed bodies.
     """
 
     requests: int = 0
@@ -203,30 +217,10 @@ class EndpointMetrics:
     input_tokens: int = 0
     output_tokens: int = 0
     unknown_events: int = 0
-    waited: dict[WaitCause, float] = field(factory=dict)
-    compressed: int = 0
-    compression_refused: int = 0
-    saved_sent: int = 0
-    saved_received: int = 0
-    on_the_wire: float = 0.0
+    waited_s: dict[WaitCause, float] = field(factory=dict)
+    on_the_wire_s: float = 0.0
+    compression: CompressionMetrics = field(factory=CompressionMetrics)
 
     def stats(self) -> dict[str, Any]:
         """All counters as plain values."""
-        return {
-            "requests": self.requests,
-            "succeeded": self.succeeded,
-            "errors": dict(self.errors),
-            "cancelled": self.cancelled,
-            "retries": self.retries,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "unknown_events": self.unknown_events,
-            "waited_s": dict(self.waited),
-            "on_the_wire_s": self.on_the_wire,
-            "compression": {
-                "compressed": self.compressed,
-                "refused": self.compression_refused,
-                "saved_sent": self.saved_sent,
-                "saved_received": self.saved_received,
-            },
-        }
+        return asdict(self)

@@ -19,7 +19,8 @@ import msgspec
 from attrs import evolve
 
 from llmopt.decoding.accumulator import ReplyAccumulator, new_call_id
-from llmopt.decoding.ndjson import Decoder, decoder_of, detect_format
+from llmopt.decoding.ndjson import decoder_of, detect_format
+from llmopt.decoding.sse import StreamDecoder
 from llmopt.engine.engine import Engine
 from llmopt.engine.event_reader import EventReader, ParseEvent
 from llmopt.engine.request import Request, StreamRequest
@@ -152,7 +153,7 @@ class ChatRun:
 
 
 def _read_streamed_reply(
-    decoder: Decoder, body: bytes, parse: ParseEvent, end: StreamEnd
+    decoder: StreamDecoder, body: bytes, parse: ParseEvent, end: StreamEnd
 ) -> ReplyAccumulator | Failure:
     """Read a whole body that a server streamed although it was not asked to.
 

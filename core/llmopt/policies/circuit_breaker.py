@@ -18,6 +18,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Final, Literal
 
@@ -397,10 +398,13 @@ class CircuitBreakerRegistry:
         on_probe_end: Callable[[], None] | None = None,
     ) -> None:
         self._options = options or CircuitBreakerOptions()
-        self._now = now
-        self._rng = rng or new_rng()
-        self._on_transition = on_transition
-        self._on_probe_end = on_probe_end
+        self._new_circuit = partial(
+            CircuitBreaker,
+            now=now,
+            rng=rng or new_rng(),
+            on_transition=on_transition,
+            on_probe_end=on_probe_end,
+        )
         self._origins: dict[str, CircuitBreaker] = {}
         self._models: dict[tuple[str, str, str, str], CircuitBreaker] = {}
 
@@ -410,38 +414,22 @@ class CircuitBreakerRegistry:
         """The circuits of a request. ``credential`` is a fingerprint, never the key itself."""
         of_origin = self._origins.get(origin)
         if of_origin is None:
-            of_origin = self._origins[origin] = self._make(
-                origin, _CONSECUTIVE_CONNECT_FAILURES, provider=provider, endpoint=origin
-            )
-        elif of_origin.provider != provider:
-            of_origin.provider = ""
+            options = evolve(self._options, consecutive_failures=_CONSECUTIVE_CONNECT_FAILURES)
+            of_origin = self._new_circuit(origin, options, provider=provider, endpoint=origin)
+            self._origins[origin] = of_origin
         key = (origin, credential, model, operation)
         of_model = self._models.get(key)
         if of_model is None:
             self._make_room()
             # The name goes into events and log lines, so the credential is not part of it.
             name = f"{origin} {model} {operation}"
-            of_model = self._models[key] = self._make(
-                name, _CONSECUTIVE_MODEL_FAILURES, provider=provider, endpoint=origin, model=model
-            )
-        elif of_model.provider != provider:
-            of_model.provider = ""
+            options = evolve(self._options, consecutive_failures=_CONSECUTIVE_MODEL_FAILURES)
+            of_model = self._new_circuit(name, options, provider=provider, endpoint=origin, model=model)
+            self._models[key] = of_model
+        for circuit in (of_origin, of_model):
+            if circuit.provider != provider:
+                circuit.provider = ""
         return CircuitPair(of_origin, of_model)
-
-    def _make(
-        self, name: str, consecutive_failures: int, *, provider: str, endpoint: str, model: str = ""
-    ) -> CircuitBreaker:
-        return CircuitBreaker(
-            name,
-            evolve(self._options, consecutive_failures=consecutive_failures),
-            now=self._now,
-            rng=self._rng,
-            on_transition=self._on_transition,
-            on_probe_end=self._on_probe_end,
-            provider=provider,
-            endpoint=endpoint,
-            model=model,
-        )
 
     def _make_room(self) -> None:
         # A service that uses a key for each of its own users must not keep their circuits for ever.

@@ -97,24 +97,15 @@ class ProviderHooks:
         self, call: EmbedCall, response: HttpResponse, settings: Settings
     ) -> EmbeddedRows | Failure:
         """See `llmopt.hookspecs.parse_embeddings`."""
-        result = self._call("parse_embeddings", call, response, settings)
-        if isinstance(result, (EmbeddedRows, Failure)):
-            return result
-        raise self._wrong("parse_embeddings", result, "EmbeddedRows or Failure")
+        return self._call_or_fail(EmbeddedRows, "parse_embeddings", call, response, settings)
 
     def parse_catalog(self, response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
         """See `llmopt.hookspecs.parse_catalog`."""
-        result = self._call("parse_catalog", response, settings)
-        if isinstance(result, (CatalogPage, Failure)):
-            return result
-        raise self._wrong("parse_catalog", result, "CatalogPage or Failure")
+        return self._call_or_fail(CatalogPage, "parse_catalog", response, settings)
 
     def parse_chat(self, call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
         """See `llmopt.hookspecs.parse_chat`."""
-        result = self._call("parse_chat", call, response, settings)
-        if isinstance(result, (ChatReply, Failure)):
-            return result
-        raise self._wrong("parse_chat", result, "ChatReply or Failure")
+        return self._call_or_fail(ChatReply, "parse_chat", call, response, settings)
 
     def parse_stream_event(
         self, call: ChatCall, event: ServerEvent, settings: Settings
@@ -189,6 +180,12 @@ class ProviderHooks:
             return result
         raise self._wrong(hook, result, kind.__name__)
 
+    def _call_or_fail(self, kind: type[_T], hook: str, *values: object) -> _T | Failure:
+        result = self._call(hook, *values)
+        if isinstance(result, (kind, Failure)):
+            return result
+        raise self._wrong(hook, result, f"{kind.__name__} or Failure")
+
     def _call(self, hook: str, *values: object) -> Any:
         try:
             return self._hooks[hook](*values)
@@ -201,9 +198,7 @@ class ProviderHooks:
     def _raised(self, hook: str, error: Exception, values: Sequence[object]) -> PluginContractError:
         """The error for an exception in a hook, with its text, its place, and itself as the cause."""
         secrets = [secret for each in values if isinstance(each, Settings) for secret in secrets_of(each)]
-        texts = [
-            text for each in values if isinstance(each, (EmbedCall, ChatCall)) for text in input_texts(each)
-        ]
+        texts = [text for each in values if isinstance(each, Call) for text in input_texts(each)]
         text = redact(str(error)[:_MAX_TEXT], secrets=secrets, texts=texts)
         named = f"{type(error).__name__}: {text}" if text else type(error).__name__
         failure = PluginContractError(
