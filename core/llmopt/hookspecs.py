@@ -176,8 +176,8 @@ def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
     never retry); providers send 429 for both.
 
     Returns:
-        The verdict. None: judge by the status and the error codes of the OpenAI-compatible dialect.
-        `llmopt.compatible.classify` gives that verdict too, to be changed for the provider's exceptions.
+        The verdict. None: judge by the codes and words that hold for every provider, then by the status.
+        `llmopt.compatible.classify` gives that verdict too, and takes a table of the provider's own rules.
     """
 
 

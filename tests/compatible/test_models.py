@@ -470,3 +470,20 @@ def test_a_very_long_list_with_a_long_description() -> None:
     )
     assert len(result.models) == count + 1
     assert result.models[-1].raw["description"] == long
+
+
+@pytest.mark.parametrize(
+    ("body", "is_list"),
+    [
+        (b'{"data": []}', True),
+        (b'{"code": 200, "message": "success", "data": []}', True),
+        (b'{"message": "successful", "models": []}', True),
+        (b"[]", True),
+        (b'{"data": [], "error_code": 7, "error_msg": "no"}', False),
+        (b'{"code": 7, "msg": "no", "data": []}', False),
+        (b'[{"error": {"message": "no"}}]', False),
+    ],
+)
+def test_an_empty_list_beside_an_error_is_an_error(body: bytes, is_list: bool) -> None:
+    """A list without models is one, unless the response says that something is wrong."""
+    assert isinstance(compatible.parse_catalog(HttpResponse(status=200, body=body)), CatalogPage) is is_list

@@ -312,5 +312,5 @@ def _without_markup(text: str) -> str:
 
 def _shortened(text: str) -> str:
     # Line breaks of a provider's message must not break a line of a log.
-    text = " ".join(text.split())
+    text = " ".join(text[: 16 * _MAX_MESSAGE].split())
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"

@@ -21,7 +21,9 @@ _WORD_KEYS: Final = ("message", "detail", "title")
 _NAMES_ERROR: Final = re.compile(r"error|exception|fail(?:ed|ure)?\b|^about:", re.IGNORECASE)
 _ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 # 0 and the statuses of HTTP; some providers write 20000.
-_SUCCESS: Final = re.compile(r"0*|2[0-9][0-9]|20000|ok|success|none", re.IGNORECASE | re.ASCII)
+_SUCCESS: Final = re.compile(
+    r"0*|2[0-9][0-9]|20000|ok|success(?:ful|fully)?|succeeded|none", re.IGNORECASE | re.ASCII
+)
 
 
 def is_error(value: object) -> bool:
@@ -107,7 +109,11 @@ def _words(keys: Mapping[str, Any]) -> list[str]:
     # The message of a conversation is an object.
     if isinstance(keys.get("message"), dict):
         return []
-    return [key for key in _WORD_KEYS if isinstance(keys.get(key), (str, list, dict)) and keys[key]]
+    return [
+        key
+        for key in _WORD_KEYS
+        if isinstance(keys.get(key), (str, list, dict)) and not _is_success(keys[key])
+    ]
 
 
 def _names(keys: Mapping[str, Any]) -> list[str]:
