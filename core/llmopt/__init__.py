@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from llmopt.errors import LocalRejection as LocalRejection
     from llmopt.errors import NotCached as NotCached
     from llmopt.errors import NotFound as NotFound
+    from llmopt.errors import OutOfResources as OutOfResources
     from llmopt.errors import Overloaded as Overloaded
     from llmopt.errors import PartialFailure as PartialFailure
     from llmopt.errors import PermissionDenied as PermissionDenied

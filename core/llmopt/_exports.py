@@ -58,6 +58,7 @@ MODULES: Final[dict[str, str]] = {
     "NotCached": "llmopt.errors",
     "NotFound": "llmopt.errors",
     "Option": "llmopt.values.profile",
+    "OutOfResources": "llmopt.errors",
     "Overloaded": "llmopt.errors",
     "PartialFailure": "llmopt.errors",
     "PermissionDenied": "llmopt.errors",

@@ -21,6 +21,7 @@
     |   |-- ConnectFailed      no connection was made; nothing was sent
     |   |-- ConnectionLost     the connection broke during a request
     |   |-- AttemptTimeout     no complete response within the timeout of one attempt
+    |   |-- OutOfResources     this machine lacks file descriptors, memory, ports or threads
     |   `-- PoolTimeout        no pooled connection became free in time; nothing was sent
     |-- ProviderError          the provider answered with an error
     |   |-- ServerError, RequestTimeout, RateLimited, Overloaded      temporary: a retry may succeed
@@ -107,6 +108,8 @@ class LLMOptError(Exception):
     """Whether the same request may succeed later without a change."""
     counts_for_breaker: bool = False
     """Whether the circuit breaker counts it as a failure of the endpoint."""
+    local: bool = False
+    """Whether this process caused it, and not the server: it was out of resources, or its event loop was late."""
 
     def __init__(self, message: str, **context: Unpack[ErrorContext]) -> None:
         super().__init__(message)
@@ -269,6 +272,20 @@ class AttemptTimeout(TransportError):
     ) -> None:
         super().__init__(message, **context)
         self.timeout = timeout
+
+
+class OutOfResources(TransportError):
+    """This process or machine lacks what a request needs. It says nothing about the server.
+
+    ``resource`` is "descriptors", "memory", "disk", "ports", "buffers" or "threads".
+    """
+
+    counts_for_breaker = False
+    local = True
+
+    def __init__(self, message: str, *, resource: str = "memory", **context: Unpack[ErrorContext]) -> None:
+        super().__init__(message, **context)
+        self.resource = resource
 
 
 class PoolTimeout(TransportError):

@@ -6,10 +6,11 @@ import math
 import random
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.timeouts import AdaptiveTimeout, StreamTimeouts, static_timeout
+from llmopt.policies.timeouts import AdaptiveTimeout, StreamTimeouts, first_timeout, static_timeout
 from llmopt.testing.clock import SimulatedClock
 from llmopt.values.profile import Timeouts
 
@@ -293,3 +294,42 @@ def test_the_wait_never_exceeds_either_timeout(waits: list[tuple[float, bool]], 
             quiet, started = 0.0, True
         idle, content = (60, 120) if started else (max(60, first), max(120, first))
         assert made.read_timeout == min(idle, content - quiet)
+
+
+LOADING = Timeouts(read=10, read_large=60, first=300, first_event=300)
+
+
+@pytest.mark.parametrize(
+    ("configured", "keys", "expected"),
+    [
+        (set(), ("read", "read_large"), 300),
+        ({"read"}, ("read", "read_large"), 10),
+        ({"read_large"}, ("read", "read_large"), 10),
+        ({"chat"}, ("read", "read_large"), 300),
+        ({"read", "first"}, ("read", "read_large"), 300),
+        ({"first_event"}, ("first_event",), 10),
+        ({"connect"}, ("chat",), 300),
+    ],
+)
+def test_a_configured_timeout_bounds_the_first_attempt(
+    configured: set[str], keys: tuple[str, ...], expected: float
+) -> None:
+    """A server may load its model for minutes, but not longer than the user waits."""
+    timeouts = evolve(LOADING, configured=frozenset(configured))
+    assert first_timeout(timeouts, 10, *keys) == expected
+
+
+@given(
+    configured=st.frozensets(st.sampled_from(["read", "read_large", "chat", "first_event", "first", "idle"])),
+    seconds=st.floats(0.1, 1000),
+    keys=st.sets(st.sampled_from(["read", "read_large", "chat", "first_event"]), min_size=1),
+)
+def test_the_first_timeout_is_never_shorter_than_the_others(
+    configured: frozenset[str], seconds: float, keys: set[str]
+) -> None:
+    """It is longer only where the user has set none of the timeouts that it is made of, or has set it."""
+    first = first_timeout(evolve(LOADING, configured=configured), seconds, *keys)
+    assert first >= seconds
+    if configured & keys and "first" not in configured:
+        assert first == seconds
+    assert first_timeout(Timeouts(configured=configured), seconds, *keys) == seconds

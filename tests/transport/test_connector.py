@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
 import aiohappyeyeballs
 import pytest
 
-from llmopt.errors import ConnectFailed, ConnectionLost, LLMOptError
+from llmopt.errors import ConnectFailed, ConnectionLost, LLMOptError, OutOfResources
+from llmopt.transport import errors as transport_errors
 from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.request import RequestState
 from tests.support.faults import (
     Answer,
     Certificate,
     FaultServer,
     Reset,
     Script,
+    answer_openai,
     can_make_certificates,
     cut,
     expired_certificate,
@@ -224,8 +229,8 @@ async def test_the_error_explains_a_lack_of_sockets(
 
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", refuse)
-        error = await expect_error(pool, embed_request(server), ConnectFailed)
-    assert (error.cause, error.sent) == ("other", "no")
+        error = await expect_error(pool, embed_request(server), OutOfResources)
+    assert (error.sent, error.counts_for_breaker) == ("no", False)
     assert message in str(error)
     assert count_vectors(await pool.send(embed_request(server))) == 1
 
@@ -244,9 +249,60 @@ async def test_a_real_limit_of_file_descriptors() -> None:
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             kinds = {type(answer).__name__ for answer in answers}
-            assert kinds == {"ConnectFailed", "HttpResponse"}
+            assert kinds == {"OutOfResources", "HttpResponse"}
             later = await asyncio.gather(*(pool.send(request) for _ in range(64)))
             assert {answer.body for answer in later} == {request.body}
+
+
+def not_verified() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "canned")
+    error.verify_message = "unable to get local issuer certificate"
+    return error
+
+
+@pytest.mark.row("C12")
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "canned"),
+        socket.gaierror(socket.EAI_AGAIN, "canned"),
+        not_verified(),
+    ],
+    ids=["no such name", "name server", "certificate"],
+)
+def test_an_unread_file_is_not_a_wrong_name_or_certificate(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor the resolver says that no name exists, and OpenSSL that no certificate is trusted."""
+    state = RequestState(embed_request_to("https://a.example"), "https://a.example")
+    assert isinstance(transport_errors.connect_failed(error, state), ConnectFailed)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "canned")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        failure = transport_errors.connect_failed(error, state)
+    assert isinstance(failure, OutOfResources)
+    assert (failure.resource, failure.retryable) == ("descriptors", True)
+
+
+@pytest.mark.row("C12")
+async def test_a_lack_of_memory_for_a_body_is_no_fault_of_the_server(
+    server: FaultServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol loses its connection, because it has no room for what the server sends."""
+
+    def exhausted(*_: Any) -> None:
+        raise MemoryError
+
+    server.default(answer_openai)
+    with monkeypatch.context() as patched:
+        patched.setattr("llmopt.transport.protocol.HttpProtocol.get_buffer", exhausted)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        error = await expect_error(pool, embed_request(server), OutOfResources)
+    assert (error.resource, error.sent) == ("memory", "maybe")
+    assert count_vectors(await pool.send(embed_request(server))) == 1
 
 
 @pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")

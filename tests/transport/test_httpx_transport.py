@@ -252,7 +252,7 @@ CAUSED: list[tuple[BaseException, dict[str, Any]]] = [
     (ConnectionRefusedError(errno.ECONNREFUSED, "x"), {"cause": "refused", "permanent": False}),
     (socket.gaierror(socket.EAI_NONAME, "x"), {"cause": "dns", "permanent": True}),
     (socket.gaierror(socket.EAI_AGAIN, "x"), {"cause": "dns", "permanent": False}),
-    (OSError(errno.EMFILE, "x"), {"cause": "other"}),
+    (OSError(errno.EMFILE, "x"), {"resource": "descriptors"}),
 ]
 
 
@@ -280,7 +280,7 @@ class TestFaults:
         """However deep in the chain."""
         lowest = ExceptionGroup("canned", [cause]) if grouped and isinstance(cause, Exception) else cause
         made = caused_by(httpx.ConnectError("x"), OSError("All connection attempts failed"), lowest)
-        error = await expect_error(raising(made), embed_request_to(URL), errors.ConnectFailed)
+        error = await expect_error(raising(made), embed_request_to(URL), errors.TransportError)
         assert {name: getattr(error, name) for name in data} == data
 
     @pytest.mark.parametrize("error", [KeyError("a bug"), AssertionError("of a mock"), MemoryError()])

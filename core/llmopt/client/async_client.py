@@ -19,6 +19,7 @@ from llmopt.config.load import load_config
 from llmopt.config.schema import Config
 from llmopt.errors import LLMOptError
 from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, WhenOpen
+from llmopt.values.resources import local_errors
 
 if TYPE_CHECKING:
     import httpx
@@ -79,11 +80,12 @@ class AsyncClient:
         caching = cache_options(cache, loaded, custom_transport=transport is not None)
 
         def make() -> Components:
-            from llmopt.client.components import Components
+            with local_errors("the client could not be started"):
+                from llmopt.client.components import Components
 
-            return Components(
-                loaded, caching, transport=transport, plugins=plugins, on_event=on_event, clock=clock
-            )
+                return Components(
+                    loaded, caching, transport=transport, plugins=plugins, on_event=on_event, clock=clock
+                )
 
         self._make: Final = make
         self._made: dict[str, Components] = {}

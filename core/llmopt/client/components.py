@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,11 +35,13 @@ from llmopt.operations.embed_run import EmbedRun
 from llmopt.operations.models import BatchListModels, CacheMode, ModelLists
 from llmopt.operations.models_cache import ModelListCache
 from llmopt.policies.clock import Clock, Deadline, valid_seconds
+from llmopt.policies.tasks import require_asyncio
 from llmopt.providers.registry import Provider, Registry
 from llmopt.values.calls import ChatOptions, EmbedCall, EmbedOptions
 from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent
+from llmopt.values.resources import local_errors
 
 if TYPE_CHECKING:
     import httpx
@@ -97,6 +100,7 @@ class Components:
 
     async def aclose(self) -> None:
         """Close everything, in the order of use; a failure of one step does not prevent the next."""
+        require_asyncio()
         try:
             await self.model_lists.aclose()
         finally:
@@ -110,6 +114,7 @@ class Components:
         self, model: str, texts: Iterable[str] | AsyncIterable[str], options: EmbedOptions
     ) -> Embeddings:
         """See `llmopt.AsyncClient.embed`."""
+        require_asyncio()
         return await embed(self._embed_run(model, options), texts, errors=options.errors)
 
     def embed_stream(
@@ -123,6 +128,10 @@ class Components:
     def _embed_run(self, model: str, options: EmbedOptions) -> EmbedRun:
         check_error_mode(options.errors)
         wait_when_open = check_when_open(options.when_open)
+        if "numpy" not in sys.modules:
+            # A result has vectors even where all texts failed, perhaps because no descriptor is free by then.
+            with local_errors("numpy could not be imported"):
+                import numpy  # noqa: F401, ICN001
         provider, name = self.registry.resolve(model)
         call = embed_call(name, options)
         state = self._model_state(provider, name)
@@ -161,6 +170,7 @@ class Components:
 
     async def list_models(self, name: str, seconds: float | None, mode: CacheMode) -> Catalog:
         """See `llmopt.AsyncClient.list_models`."""
+        require_asyncio()
         check_cache_mode(mode)
         provider = self.registry.get(name)
         if seconds is None:
@@ -171,6 +181,7 @@ class Components:
         self, names: Iterable[str] | None, seconds: float | None, timeout: float | None, mode: CacheMode
     ) -> Mapping[str, Catalog | LLMOptError]:
         """See `llmopt.AsyncClient.batch_list_models`."""
+        require_asyncio()
         check_cache_mode(mode)
         # A str is an iterable of names of one letter each.
         if isinstance(names, str):
@@ -199,6 +210,7 @@ class Components:
 
     async def invalidate(self, name: str | None) -> None:
         """See `llmopt.AsyncClient.invalidate`."""
+        require_asyncio()
         for each in self.registry.names() if name is None else (name,):
             # Opens the provider's store, which may be configured to be in a directory of its own.
             with suppress(LLMOptError):

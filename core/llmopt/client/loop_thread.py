@@ -13,6 +13,7 @@ import asyncio
 import atexit
 import contextvars
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
@@ -21,7 +22,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
-from llmopt.errors import ClientClosed
+from llmopt.errors import ClientClosed, ConfigError
+from llmopt.values.resources import local_errors
 
 T = TypeVar("T")
 
@@ -34,19 +36,29 @@ _STOP_TIMEOUT_S: Final = 2.0
 class LoopThread:
     """Runs coroutines on its event loop, for callers in other threads.
 
+    Raises:
+        OutOfResources: no event loop or no thread could be made.
+        ConfigError: gevent or eventlet has replaced sockets, but not threads.
+
     Attributes:
         pid: the process that started the thread.
         loop: the event loop.
     """
 
     def __init__(self) -> None:
+        _check_threads_are_usable()
         self.pid: Final = os.getpid()
-        self.loop: Final = asyncio.new_event_loop()
         self._lock: Final = threading.Lock()
         self._tasks: Final[set[LoopTask[Any]]] = set()
         self._ended = False
         self._thread: Final = threading.Thread(target=self._serve, name="llmopt", daemon=True)
-        self._thread.start()
+        with local_errors("the thread of the client could not be started"):
+            self.loop: Final = asyncio.new_event_loop()
+            try:
+                self._thread.start()
+            except BaseException:
+                self.loop.close()
+                raise
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end and return its result.
@@ -108,6 +120,24 @@ class LoopThread:
             self.loop.close()
             for task in tuple(self._tasks):
                 task.discard()
+
+
+_PATCHERS: Final = (
+    ("gevent.monkey", "is_module_patched", ("socket", "_thread")),
+    ("eventlet.patcher", "is_monkey_patched", ("socket", "thread")),
+)
+
+
+def _check_threads_are_usable() -> None:
+    """Refuse a process in which sockets wait in greenlets but threads are the system's: a wait in ours never ends."""
+    for name, function, (sockets, threads) in _PATCHERS:
+        is_patched = getattr(sys.modules.get(name), function, None)
+        if is_patched is not None and is_patched(sockets) and not is_patched(threads):
+            library = name.partition(".")[0]
+            raise ConfigError(
+                f"{library} has replaced sockets, but not threads (thread=False), and llmopt.Client needs a thread: "
+                f"let {library} replace everything, or nothing."
+            )
 
 
 class LoopTask(Generic[T]):

@@ -325,12 +325,8 @@ def _merge_timeouts(configured: TimeoutsEntry, usual: Timeouts) -> Timeouts:
     values = {key: value for key, value in asdict(configured).items() if value is not None}
     read = configured.read
     if read is not None:
-        implied = {"read_large": read, "catalog": min(read, usual.catalog)}
-        if usual.first is not None:
-            # The first request may load a model; a short ``read`` must not cut that off.
-            implied["first"] = max(read, usual.first)
-        values = {**implied, **values}
-    return evolve(usual, **values)
+        values = {"read_large": read, "catalog": min(read, usual.catalog), **values}
+    return evolve(usual, **values, configured=frozenset(values))
 
 
 # The plugin's own keys: each value must have the type that its `Option` declares.

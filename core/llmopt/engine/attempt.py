@@ -19,16 +19,21 @@ from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
     Attempt,
     AttemptTimeout,
+    ConnectFailed,
     DeadlineExceeded,
     InvalidResponse,
     LLMOptError,
     Overloaded,
+    PoolTimeout,
     ProviderError,
     RateLimited,
+    RequestTimeout,
     Sent,
+    StreamIdle,
 )
 from llmopt.policies.circuit_breaker import counts_as_timeout
 from llmopt.policies.concurrency_limit import Slot, load_signal
+from llmopt.policies.loop_lag import explains_timeout
 from llmopt.policies.quota import Lease
 from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.calls import Call, RateLimits, Settings
@@ -51,9 +56,10 @@ from llmopt.values.http import HttpResponse
 if TYPE_CHECKING:
     from llmopt.policies.circuit_breaker import Permit
     from llmopt.policies.retry_loop import Retry
-_BLOCKED_S: Final = 0.5
-_BLOCKED_SHARE: Final = 0.1
-"""A timeout that fires later than this many seconds, or this share of it, was delayed by a blocked event loop."""
+_REQUEST_TIMEOUT: Final = 408
+_LOOP_WAS_LATE: Final = (
+    "The event loop was {:.1f} s late meanwhile: something blocks it, or the machine is too busy."
+)
 _NO_SLOT: Final = Slot(lambda _: None)
 
 
@@ -111,8 +117,9 @@ class AttemptScope:
         """The circuit breakers admit the attempt; it may take ``timeout`` seconds from now."""
         self.permit, self.timeout = permit, timeout
         # A server that loads its model for the first request is slow, but neither broken nor overloaded.
-        policies = self.endpoint.policies
-        self._timeouts_count = policies.has_answered or self.endpoint.config.timeouts.first is None
+        self.endpoint.policies.loop_lag().watch()
+        first = self.endpoint.config.timeouts.first
+        self._timeouts_count = self.endpoint.policies.has_answered or first is None or timeout < first
 
     def succeeded(
         self, response: HttpResponse, settings: Settings, seconds: float, tokens: int | None
@@ -156,11 +163,13 @@ class AttemptScope:
         timed_out = isinstance(error, AttemptTimeout)
         # A text that the server cannot process, or takes long for, says nothing about the server's health.
         of_text = self._suspect and (may_be_item_error(error) or isinstance(error, SLOW))
-        if timed_out and not self._loop_was_blocked(seconds):
+        if self._loop_was_late(error, seconds):
+            error.local = True
+        if timed_out and not error.local:
             policies.record_timeout(self.call, self.tokens, self.timeout)
         elif response is not None:
             policies.record_latency(self.call, self.tokens, seconds)
-        if not timed_out or (self._timeouts_count and not self._loop_was_blocked(seconds)):
+        if not error.local and (self._timeouts_count or not timed_out):
             adaptive = self.endpoint.config.flags.concurrency and not (of_text and timed_out)
             self.slot.release(load_signal(error) if adaptive else "neutral")
             if self.permit is not None and not of_text:
@@ -195,9 +204,31 @@ class AttemptScope:
             self.lease.settle(tokens)
         self.failed(error, settings, 0.0, None)
 
-    def _loop_was_blocked(self, seconds: float) -> bool:
-        """Whether the timeout fired so late that this process was blocked, which says nothing about the server."""
-        return seconds - self.timeout > max(_BLOCKED_S, _BLOCKED_SHARE * self.timeout)
+    def _loop_was_late(self, error: LLMOptError, seconds: float) -> bool:
+        """Whether a late event loop may have caused the timeout. The error then says so."""
+        limit = self._expired_limit(error, seconds)
+        if limit is None:
+            return False
+        late = self.endpoint.policies.loop_lag().seconds(seconds or limit)
+        if not explains_timeout(late, limit):
+            return False
+        error.args = (f"{error.message} {_LOOP_WAS_LATE.format(late)}",)
+        return True
+
+    def _expired_limit(self, error: LLMOptError, seconds: float) -> float | None:
+        """The seconds whose passing alone is the failure, None for a failure of another kind."""
+        timeouts = self.endpoint.config.timeouts
+        if isinstance(error, AttemptTimeout):
+            return self.timeout
+        if isinstance(error, ConnectFailed):
+            return timeouts.connect if error.cause == "timeout" else None
+        if isinstance(error, StreamIdle):
+            return timeouts.idle
+        if isinstance(error, PoolTimeout):
+            return timeouts.pool
+        # With status 408 the server says that it has waited for the request.
+        waited_for_us = isinstance(error, RequestTimeout) and error.status == _REQUEST_TIMEOUT
+        return seconds if waited_for_us or isinstance(error, DeadlineExceeded) else None
 
     def _breaker_error(self, error: LLMOptError, seconds: float) -> LLMOptError:
         """The error for the circuit breakers: a deadline that left enough time counts as a timeout."""

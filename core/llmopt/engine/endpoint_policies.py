@@ -18,10 +18,11 @@ from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitPair
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter
+from llmopt.policies.loop_lag import LoopLag
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
-from llmopt.policies.timeouts import AdaptiveTimeout, static_timeout
+from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
 from llmopt.values.calls import Call, ChatCall, Operation, RateLimits
 
 # A rate limiter that limits nothing.
@@ -119,6 +120,7 @@ class EndpointPolicies:
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
+        self._loop_lags: Final[PerLoop[LoopLag]] = PerLoop(self._new_loop_lag)
         # By model; "" for all of them.
         self._blocked: Final[dict[str, tuple[LLMOptError, float]]] = {}
         self._set_aside: Final[dict[tuple[str, Operation], float]] = {}
@@ -148,6 +150,14 @@ class EndpointPolicies:
     def _new_concurrency_limit(self) -> ConcurrencyLimiter:
         maximum = self._endpoint.max_concurrency
         return ConcurrencyLimiter(clock=self._clock, initial=maximum, maximum=maximum)
+
+    def loop_lag(self) -> LoopLag:
+        """The lag of the current event loop."""
+        return self._loop_lags.current()
+
+    def _new_loop_lag(self) -> LoopLag:
+        limiter = self.concurrency()
+        return LoopLag(self._clock, lambda: limiter.in_flight > 0)
 
     def rate_limiter(self, call: Call) -> RateLimiter | NullRateLimiter:
         """The limiter of the quota that a call uses: one for each model, and one for listing models."""
@@ -184,9 +194,8 @@ class EndpointPolicies:
         if isinstance(call, ChatCall):
             return self._chat_timeout(call)
         maximum = static_timeout(timeouts, fill)
-        if not self.has_answered and timeouts.first is not None:
-            # The server may have to load its model first.
-            return max(maximum, timeouts.first)
+        if not self.has_answered:
+            return first_timeout(timeouts, maximum, "read", "read_large")
         if not self._endpoint.flags.adaptive_timeouts:
             return maximum
         return self._adaptive_timeout(call.model).limit(size, maximum)
@@ -205,10 +214,10 @@ class EndpointPolicies:
     def _chat_timeout(self, call: ChatCall) -> float:
         """Seconds until the whole reply, or the first event of a stream. Not adaptive: it depends on the question."""
         timeouts = self._endpoint.timeouts
-        maximum = timeouts.first_event if call.stream else timeouts.chat
-        if call.stream and call.reasoning_effort not in _LITTLE_REASONING:
+        key, maximum = ("first_event", timeouts.first_event) if call.stream else ("chat", timeouts.chat)
+        if call.stream and call.reasoning_effort not in _LITTLE_REASONING and key not in timeouts.configured:
             maximum *= _REASONING_FACTOR
-        return maximum if self.has_answered or timeouts.first is None else max(maximum, timeouts.first)
+        return maximum if self.has_answered else first_timeout(timeouts, maximum, key)
 
     def _adaptive_timeout(self, model: str) -> AdaptiveTimeout:
         timeout = self._timeouts.get(model)

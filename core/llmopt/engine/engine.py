@@ -21,6 +21,7 @@ from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock, Deadline, SystemClock
+from llmopt.policies.tasks import require_asyncio
 from llmopt.providers.registry import Provider
 from llmopt.values.events import OnEvent
 
@@ -155,6 +156,7 @@ class _ActiveCall:
         self._ended = False
 
     def __enter__(self) -> None:
+        require_asyncio()
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("llmopt must be called from an asyncio task")

@@ -24,9 +24,7 @@ worker thread. The policies are shared with all other requests; everything else 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Mapping
-from importlib import import_module
 from typing import Final, Generic, TypeVar
 
 from attrs import evolve
@@ -56,6 +54,7 @@ from llmopt.transport.request import TransportRequest
 from llmopt.values.calls import ChatCall, Operation, Settings
 from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
+from llmopt.values.resources import as_llmopt_error
 
 _W = TypeVar("_W")
 _PARSE_IN_THREAD_BYTES: Final[Mapping[Operation, int]] = {
@@ -64,7 +63,6 @@ _PARSE_IN_THREAD_BYTES: Final[Mapping[Operation, int]] = {
     "chat": 1 << 20,
 }
 """Larger responses are parsed in a thread: from this size it takes 4 ms for vectors in base64, 8 ms for other JSON."""
-_RETRY_LOOP: Final = "llmopt.policies.retry_loop"
 
 
 class Pipeline(Generic[T]):
@@ -118,18 +116,23 @@ class Pipeline(Generic[T]):
                         raise
                     value = await self._run_retries(error)
             outcome = OK
-        except LLMOptError as error:
-            outcome = type(error).__name__
-            self._complete(error)
-            raise
+        except Exception as error:
+            failure = as_llmopt_error(error) or error
+            outcome = type(failure).__name__
+            self._complete(failure)
+            if failure is error:
+                raise
+            raise failure from failure.__cause__
         else:
             return value
         finally:
             if self._recorder.enabled:
                 self._record_end(outcome)
 
-    def _complete(self, error: LLMOptError) -> None:
+    def _complete(self, error: Exception) -> None:
         """Add to the error that the call ends with what all its attempts have in common."""
+        if not isinstance(error, LLMOptError):
+            return
         error.provider = error.provider or self._endpoint.config.provider
         error.model = error.model or self._call.model or None
         error.endpoint = error.endpoint or self._endpoint.name
@@ -156,9 +159,7 @@ class Pipeline(Generic[T]):
         return self._worth_retrying
 
     async def _run_retries(self, error: LLMOptError) -> T:
-        # Importing stamina takes long, so it happens at the first retry, in a thread while the event loop goes on.
-        if _RETRY_LOOP not in sys.modules:
-            await run_in_thread(import_module, _RETRY_LOOP)
+        # Loaded already, see `LiveEndpoint`: a process without free descriptors could not import it now.
         from llmopt.policies.retry_loop import with_retries
 
         return await with_retries(
@@ -325,8 +326,11 @@ class Pipeline(Generic[T]):
             # Without the time for parsing, which is not the server's.
             seconds = self._clock.now() - started
             value = await self._parse_response(endpoint, response, settings)
-        except LLMOptError as error:
-            self._record_failure(number, scope, settings, error, response, self._clock.now() - started)
+        except Exception as error:
+            if (failure := as_llmopt_error(error)) is not None:
+                self._record_failure(number, scope, settings, failure, response, self._clock.now() - started)
+                if failure is not error:
+                    raise failure from failure.__cause__
             raise
         except asyncio.CancelledError:
             # The policies get no result: a cancellation says nothing about the server.

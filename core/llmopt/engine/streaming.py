@@ -48,6 +48,7 @@ from llmopt.values.calls import Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
 from llmopt.values.http import Failure, HttpResponse
 from llmopt.values.redaction import redact, secrets_of
+from llmopt.values.resources import as_llmopt_error
 
 _DRAIN_S: Final = 0.1
 _MAX_PINGS: Final = 1_000
@@ -293,8 +294,13 @@ class StreamPipeline(Pipeline[LiveStream]):
         started = self._clock.now()
         try:
             stream = await self._open(scope, encoded, settings)
-        except LLMOptError as error:
-            self._record_failure(number, scope, settings, error, self._head, self._clock.now() - started)
+        except Exception as error:
+            if (failure := as_llmopt_error(error)) is not None:
+                self._record_failure(
+                    number, scope, settings, failure, self._head, self._clock.now() - started
+                )
+                if failure is not error:
+                    raise failure from failure.__cause__
             raise
         seconds = self._clock.now() - started
         if scope.stream_started(stream.head, settings, seconds):

@@ -54,7 +54,7 @@ from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery, is_too
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
-from llmopt.policies.retry import GiveUp, RetryDecision, RetryHistory, inside_attempt
+from llmopt.policies.retry import NO_COST, GiveUp, RetryDecision, RetryHistory, inside_attempt
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import BatchLimit, EmbedCall, Settings
@@ -315,7 +315,7 @@ class EmbedRun:
             levels = min(2, self._max_retries + 1)
             if decision.reason != "attempts" or history.counted >= levels:
                 return False
-            decision = _SEARCH_LEVEL
+            decision = evolve(_SEARCH_LEVEL, cost=NO_COST) if error.local else _SEARCH_LEVEL
         if inside_attempt() or not policies.retry_budget.acquire(decision.cost):
             return False
         history.add(decision)

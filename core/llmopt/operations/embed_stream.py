@@ -18,7 +18,7 @@ from llmopt.operations.embed import as_async, check_texts_argument, collect, tex
 from llmopt.operations.embed_batches import Batch
 from llmopt.operations.embed_results import Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.policies.tasks import ordered_map
+from llmopt.policies.tasks import ordered_map, require_asyncio
 from llmopt.values.calls import ErrorMode
 from llmopt.values.embeddings import NO_USAGE, EmbeddedPart, Embeddings
 
@@ -54,6 +54,7 @@ class EmbedStream:
         return self
 
     async def __anext__(self) -> EmbeddedPart:
+        require_asyncio()
         return await anext(self._parts)
 
     async def aclose(self) -> None:

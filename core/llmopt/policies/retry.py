@@ -29,8 +29,8 @@ THROTTLED_COST: Final = 5
 NO_COST: Final = 0
 """For a retry that adds no load, because nothing was sent or the server never saw the request."""
 RetryReason = Literal[
-    "asked", "circuit_open", "connect", "connection", "credential", "invalid_response", "other_endpoint", "overloaded",
-    "pool", "rate_limited", "server", "stale", "timeout",
+    "asked", "circuit_open", "connect", "connection", "credential", "invalid_response", "local", "other_endpoint",
+    "overloaded", "pool", "rate_limited", "server", "stale", "timeout",
 ]  # fmt: skip
 """Why a request is tried again."""
 GiveUpReason = Literal[
@@ -130,6 +130,7 @@ _UNDECIDED: Final = -1.0
 """A delay that `RetryPolicy` still has to compute."""
 _TABLE: Final[dict[type[errors.LLMOptError], RetryDecision]] = {
     errors.ConnectFailed: RetryDecision(delay=_UNDECIDED, reason="connect"),
+    errors.OutOfResources: RetryDecision(delay=_UNDECIDED, reason="local"),
     errors.PoolTimeout: RetryDecision(delay=_UNDECIDED, reason="pool"),
     errors.ConnectionLost: RetryDecision(delay=_UNDECIDED, reason="connection"),
     errors.AttemptTimeout: RetryDecision(delay=_UNDECIDED, reason="timeout"),
@@ -196,6 +197,9 @@ class RetryPolicy:
         decision = _by_kind(error, history, facts)
         if isinstance(decision, GiveUp):
             return decision
+        if error.local:
+            # A retry is paid for to spare a server in trouble, and this one has none.
+            decision = evolve(decision, cost=NO_COST)
         decision = self._count(decision, history)
         if decision.counted and history.counted >= self.max_retries:
             return GiveUp(reason="attempts")
@@ -272,14 +276,14 @@ def _refined(
     if isinstance(error, errors.Overloaded):
         # A server that says when to return sheds load in an orderly way; the retry then is cheap for it.
         return evolve(decision, cost=THROTTLED_COST) if _hint(error) is not None else decision
-    if isinstance(error, (errors.ConnectionLost, errors.AttemptTimeout)):
+    if isinstance(error, (errors.ConnectionLost, errors.AttemptTimeout, errors.OutOfResources)):
         return _after_lost_response(decision, error, history, facts)
     return decision
 
 
 def _after_lost_response(
     decision: RetryDecision,
-    error: errors.ConnectionLost | errors.AttemptTimeout,
+    error: errors.ConnectionLost | errors.AttemptTimeout | errors.OutOfResources,
     history: RetryHistory,
     facts: RetryFacts,
 ) -> RetryDecision:

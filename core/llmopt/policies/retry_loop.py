@@ -40,6 +40,7 @@ from llmopt.policies.retry import (
     inside_attempt,
     retry_guard,
 )
+from llmopt.values.resources import out_of_resources
 
 _T = TypeVar("_T")
 _NO_FACTS: Final = RetryFacts()
@@ -47,6 +48,7 @@ _NOTES: Final = {
     "ambiguous": "Not retried: the server may have processed the request, and repeating it may not be safe.",
     "budget": "Not retried: the endpoint's retry budget is used up, because too many recent requests failed.",
     "retry_after": "Not retried: the server asks for a longer wait than llmopt waits.",
+    "resources": "Not retried: this process is out of resources, so that stamina could not load its hooks.",
     "hooks": "Not retried: one of stamina's on_retry hooks raised an exception when it was made.",
 }
 
@@ -161,8 +163,9 @@ class _Hook:
         self._next = Retry(self._attempt + 1, decision.delay, error, decision)
         try:
             FILTERED_HOOKS.retry_scheduled(error)
-        except Exception:  # noqa: BLE001 - the user's hook factory; stamina would raise it in place of the error
-            self._note = _NOTES["hooks"]
+        except Exception as failure:  # noqa: BLE001 - the user's hook factory; stamina would raise it in place of the error
+            # stamina's own hooks import structlog, which needs a descriptor.
+            self._note = _NOTES["hooks" if out_of_resources(failure) is None else "resources"]
             return False
         if not is_testing():
             self._on_retry(self._next)

@@ -14,6 +14,8 @@ from contextvars import copy_context
 from typing import Any, Final, Generic, TypeVar, TypeVarTuple, Unpack
 from weakref import WeakKeyDictionary, ref
 
+from llmopt.errors import ConfigError
+
 T = TypeVar("T")
 R = TypeVar("R")
 _Args = TypeVarTuple("_Args")
@@ -148,6 +150,19 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def require_asyncio() -> None:
+    """Check that asyncio runs the caller.
+
+    Raises:
+        ConfigError: another library does, such as trio, or nothing.
+    """
+    if running_loop() is None:
+        raise ConfigError(
+            "llmopt.AsyncClient runs on asyncio, and no event loop of asyncio is running here. With trio, call "
+            "llmopt.Client in a thread: await trio.to_thread.run_sync(client.embed, model, texts)."
+        )
 
 
 class PerLoop(Generic[T]):

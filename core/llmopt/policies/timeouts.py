@@ -41,6 +41,23 @@ def static_timeout(timeouts: Timeouts, fill: float) -> float:
     return timeouts.read + (timeouts.read_large - timeouts.read) * min(1.0, max(0.0, fill))
 
 
+def first_timeout(timeouts: Timeouts, seconds: float, *keys: str) -> float:
+    """The timeout in seconds of an attempt at an endpoint that has never answered: it may have to load its model.
+
+    A timeout that the user has set bounds the first attempt too, unless the user has set ``first`` as well.
+
+    Args:
+        timeouts: of the provider entry.
+        seconds: the timeout of later attempts.
+        keys: names of the timeouts that ``seconds`` was made of.
+    """
+    if timeouts.first is None or (
+        "first" not in timeouts.configured and not timeouts.configured.isdisjoint(keys)
+    ):
+        return seconds
+    return max(seconds, timeouts.first)
+
+
 class AdaptiveTimeout:
     """The timeouts of one endpoint and model, learned from the latencies of responses."""
 

@@ -34,6 +34,7 @@ from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
 from llmopt.values.redaction import input_texts, place_of, redact, secrets_of
+from llmopt.values.resources import out_of_resources
 
 if TYPE_CHECKING:
     import httpx
@@ -195,8 +196,11 @@ class ProviderHooks:
             failure = self._raised(hook, error, values)
         raise failure
 
-    def _raised(self, hook: str, error: Exception, values: Sequence[object]) -> PluginContractError:
+    def _raised(self, hook: str, error: Exception, values: Sequence[object]) -> LLMOptError:
         """The error for an exception in a hook, with its text, its place, and itself as the cause."""
+        if (local := out_of_resources(error)) is not None:
+            # The plugin is not at fault: it needed memory, or a module that could not be read now.
+            return local
         secrets = [secret for each in values if isinstance(each, Settings) for secret in secrets_of(each)]
         texts = [text for each in values if isinstance(each, Call) for text in input_texts(each)]
         text = redact(str(error)[:_MAX_TEXT], secrets=secrets, texts=texts)

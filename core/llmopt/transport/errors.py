@@ -24,9 +24,11 @@ from llmopt.errors import (
     ConnectionLost,
     InvalidResponse,
     LLMOptError,
+    OutOfResources,
     PoolTimeout,
 )
 from llmopt.transport.request import RequestState
+from llmopt.values.resources import out_of_resources
 
 _PHASE_TEXT: Final = {
     "pool": "waiting for a free connection",
@@ -39,8 +41,10 @@ _PHASE_TEXT: Final = {
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 # The alerts of TLS about the certificate of the client, by their names in OpenSSL.
 _CLIENT_CERTIFICATE_ALERT: Final = re.compile(r"ALERT_(.*CERTIFICATE.*|UNKNOWN_CA)")
-_TOO_MANY_FILES: Final = (errno.EMFILE, errno.ENFILE)
 _PROXY_AUTHENTICATION: Final = 407
+_NEEDS_FILES: Final = (socket.gaierror, ssl.SSLCertVerificationError)
+"""Without a free descriptor the resolver cannot read its files and says that the name does not exist, and OpenSSL cannot
+read the directory of certificate authorities and says that the certificate is wrong."""
 
 
 def add_request_state(error: LLMOptError, state: RequestState) -> LLMOptError:
@@ -110,13 +114,27 @@ def proxy_failed(state: RequestState) -> ConnectFailed:
     return ConnectFailed(f"{_could_not_connect(state)}: the proxy could not be used.", cause="proxy")
 
 
-def connect_failed(error: OSError | None, state: RequestState) -> ConnectFailed:
+def connect_failed(error: OSError | None, state: RequestState) -> ConnectFailed | OutOfResources:
     """No connection could be opened; ``error`` is the reason that the system gave, None if unknown."""
+    if error is not None:
+        if isinstance(error, _NEEDS_FILES) and (exhausted := _no_descriptor()) is not None:
+            error = exhausted
+        if (local := out_of_resources(error, _could_not_connect(state))) is not None:
+            return local
     failure = _connect_error(error, state)
     if error is not None:
         # Without its traceback: its frames hold the headers.
         failure.__cause__ = error.with_traceback(None)
     return failure
+
+
+def _no_descriptor() -> OSError | None:
+    """The system's error if no descriptor is free now."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error
+    return None
 
 
 def connection_lost(state: RequestState) -> ConnectionLost | ConnectFailed:
@@ -175,8 +193,6 @@ def _from_errno(number: int | None, state: RequestState) -> ConnectFailed:
         reason, cause = "connection refused; is the server running?", _cause(state, "refused")
     elif number == errno.ETIMEDOUT:
         reason, cause = "no response; is it reachable from here?", "timeout"
-    elif number in _TOO_MANY_FILES:
-        reason, cause = "too many open files; raise `ulimit -n` or lower pool_size.", "other"
     # A server that speaks plain HTTP on this port often resets the connection when it reads a TLS hello.
     elif _encrypted(state) and number in (None, errno.ECONNRESET, errno.EPIPE):
         return _tls_failed("the connection was closed in the handshake", state)

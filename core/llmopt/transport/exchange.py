@@ -24,6 +24,7 @@ from llmopt.transport.protocol import HttpProtocol, Upload, write_at_once
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.urls import Target
 from llmopt.values.http import AttemptInfo, HttpResponse
+from llmopt.values.resources import out_of_resources
 
 if TYPE_CHECKING:
     from aiohttp import StreamReader
@@ -42,7 +43,7 @@ def map_aiohttp_exceptions(error: BaseException, state: RequestState) -> LLMOptE
     # Before the mapping by type: a closed pool breaks connections in every possible way.
     if state.pool_closed and _caused_by_close(error):
         return transport_errors.add_request_state(transport_errors.pool_closed(), state)
-    mapped = _map_exception(error, state)
+    mapped = _map_resources(error, state) or _map_exception(error, state)
     return None if mapped is None else transport_errors.add_request_state(mapped, state)
 
 
@@ -53,6 +54,16 @@ def _caused_by_close(error: BaseException) -> bool:
     task = asyncio.current_task()
     # `Task.cancelling` counts requests to cancel; aiohttp cancels a waiter's future without such a request.
     return task is not None and not task.cancelling()
+
+
+def _map_resources(error: BaseException, state: RequestState) -> LLMOptError | None:
+    # The exceptions of a failed connection hold the system's error, and are mapped below.
+    if state.connecting and isinstance(error, OSError):
+        return None
+    # asyncio ends a connection for which its protocol found no memory.
+    return out_of_resources(
+        state.connection_error or error, f"the request to {state.origin} could not be completed"
+    )
 
 
 def _map_exception(error: BaseException, state: RequestState) -> LLMOptError | None:

@@ -32,6 +32,7 @@ class Timeouts:
         pool: waiting for a connection of the pool. llmopt limits its concurrency, so this rarely passes.
         total: a whole call with all its attempts; None for unlimited.
         first: the first request to an engine that may have to load its model; None for the same as the others.
+        configured: names of the timeouts that the user has set. A plugin leaves it empty: nothing extends these.
     """
 
     connect: float = 10.0
@@ -45,6 +46,7 @@ class Timeouts:
     pool: float = 5.0
     total: float | None = None
     first: float | None = None
+    configured: frozenset[str] = frozenset()
 
 
 @frozen(kw_only=True)
