@@ -244,7 +244,7 @@ class Failing:
 
 @pytest.mark.parametrize("how", ["raises", "nonsense"])
 async def test_a_store_that_fails_is_a_miss(how: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning, without the message of the error."""
+    """One warning, with the place of the error and without its message."""
     store = SafeStore(Failing(how))
     for _ in range(3):
         assert await store.get([key(1), key(2)]) == [None, None]
@@ -255,6 +255,9 @@ async def test_a_store_that_fails_is_a_miss(how: str, caplog: pytest.LogCaptureF
         await store.aclose()
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == (how == "raises")
+    if how == "raises":
+        line = Failing._fail.__code__.co_firstlineno + 5
+        assert f"failed with RuntimeError (cache/test_store.py, line {line})" in caplog.text
     assert "canary" not in caplog.text
 
 

@@ -89,6 +89,7 @@ def test_a_faulty_plugin_has_a_state_of_its_own(folder: Path) -> None:
     states = plugins(folder)
     assert states["broken"]["state"] == "does not load"
     assert "RuntimeError: not today" in states["broken"]["problem"]
+    assert "/broken_plugin.py, line 1)" in states["broken"]["problem"]
     assert states["misspelt"]["state"] == "breaks the contract"
     assert "batch_limits" in states["misspelt"]["problem"]
     assert states["Odd.Name"]["state"] == "unusable name"
