@@ -30,7 +30,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _TRACEBACK: Final = "LLMOPT_TRACEBACK"
 _MAX_NAMES: Final = 20
 _MAX_NAME_LENGTH: Final = 40
-_LINE_END: Final = re.compile("\r\n|[\x85\u2028\u2029]")
+_LINE_END: Final = re.compile("[\x85\u2028\u2029]")
 # C0 without tab and line feed, DEL, C1, line separators, and what overrides the direction of text.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _UNITS_OF_TIME: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -194,7 +194,8 @@ def printable_text(text: str) -> str:
 
     Joiners and marks of direction stay, because emoji and the scripts of some languages need them.
     """
-    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", _LINE_END.sub("\n", text))
+    # A carriage return is dropped: the line feed that belongs to it may come with the next part of a stream.
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", _LINE_END.sub("\n", text.replace("\r", "")))
 
 
 def format_number(value: float) -> str:
