@@ -195,18 +195,24 @@ async def test_a_hook_exception_is_redacted() -> None:
     """A plugin may put all that it was given into its message."""
 
     def build_request(call: Any, settings: Any) -> HttpRequest:
-        raise ValueError(f"cannot send {settings.auth_headers()['authorization']!s} with '{call.texts[0]}'")
+        sent = f"cannot send {settings.auth_headers()['authorization']!s} with '{call.texts[0]}'"
+        if call.texts[0].startswith("canary-text-a07c in"):
+            raise TypeError("no key here") from ValueError(sent)
+        raise ValueError(sent)
 
     async with llmopt.AsyncClient(
         {"providers": {"server": {"plugin": "local", "base_url": "http://127.0.0.1:1/v1", "api_key": KEY}}},
         plugins=of_plugin(build_request=build_request),
     ) as client:
         error = await failure(client, ["canary-text-a07c and more"])
-    shown = "".join(traceback.format_exception(error))
-    assert "ValueError: cannot send Bearer [key] with '[text]'" in str(error)
-    assert "in build_request" in shown
-    assert KEY not in shown
-    assert "canary-text" not in shown
+        assert "ValueError: cannot send Bearer [key] with '[text]'" in str(error)
+        inside = await failure(client, ["canary-text-a07c in the cause of an exception"])
+        assert "TypeError: no key here" in str(inside)
+    for each in (error, inside):
+        shown = "".join(traceback.format_exception(each))
+        assert "in build_request" in shown
+        assert KEY not in shown
+        assert "canary-text" not in shown
 
 
 @pytest.mark.row("G03")

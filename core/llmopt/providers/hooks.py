@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from itertools import takewhile
@@ -210,7 +210,7 @@ class ProviderHooks:
             "a hook must return a value or raise an llmopt error.",
             provider=self._provider,
         )
-        shown = f"{error!s:.{_MAX_SHOWN}} {error!r:.{_MAX_SHOWN}}"
+        shown = " ".join(f"{each!s:.{_MAX_SHOWN}} {each!r:.{_MAX_SHOWN}}" for each in _chain(error))
         harmless = redact(shown, secrets=secrets, texts=texts) == redact(shown)
         # A traceback shows the text of a cause: in place of one that repeats a key or a text, its harmless form.
         failure.__cause__ = error if harmless else RuntimeError(named).with_traceback(error.__traceback__)
@@ -221,6 +221,13 @@ class ProviderHooks:
             f"plugin {self._provider!r}: hook {hook} returned {type(result).__name__}; expected {expected}.",
             provider=self._provider,
         )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that a traceback shows with it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def bind(hook: Any, **fixed: object) -> Hook:
