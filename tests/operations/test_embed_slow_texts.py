@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +144,26 @@ def test_a_server_that_hangs_for_ever(retries: int, levels: int) -> None:
                 with pytest.raises(llmopt.AttemptTimeout):
                     await client.embed(MODEL, TEXTS)
             assert sizes(server) == [32 >> level for level in range(levels + 1) for _ in range(1 << level)]
+
+    run_simulated(main)
+
+
+@pytest.mark.row("B05")
+def test_an_outage_is_waited_for() -> None:
+    """With ``when_open="wait"`` a job outlives a server that hangs for five minutes, however few the retries are."""
+
+    async def main(clock: SimulatedClock) -> None:
+        async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
+            keys = config(server, max_retries=1, max_batch_size=4)
+            async with llmopt.AsyncClient(keys, clock=clock, cache=False) as client:
+                await client.embed(MODEL, ["warm"])
+                server.default(STALL)
+                texts = [f"text {number}" for number in range(80)]
+                job = asyncio.create_task(client.embed(MODEL, texts, when_open="wait"))
+                await clock.sleep(300.0)
+                assert not job.done()
+                server.default(answer_openai)
+                assert (await job).errors == {}
 
     run_simulated(main)
 

@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from llmopt.engine.responses import SLOW, may_be_item_error
 from llmopt.errors import (
@@ -53,6 +53,8 @@ _SUSPECT: Final = 0.7
 """Of a stated limit: a text estimated at this share may exceed it, because estimates are not exact."""
 _WITH_DIGIT: Final = re.compile(r"\S*\d\S*")
 """Words that may differ between refusals of the same kind: numbers, positions, ids of requests."""
+Step = Literal["split", "again", "give up"]
+"""What happens with the parts of a batch that failed: each is split, sent again as it is, or its texts are given up."""
 Part = tuple[int, ...]
 """Positions in the batch of texts that are sent in one request."""
 
@@ -211,7 +213,7 @@ class CallRecovery:
         send: SendTexts,
         splitter: Callable[[Sequence[str]], BatchSplitter],
         on_split: Callable[[int, LLMOptError], None],
-        pause: Callable[[RetryHistory, LLMOptError], Awaitable[bool]],
+        pause: Callable[[RetryHistory, LLMOptError], Awaitable[Step]],
         max_retries: int,
     ) -> None:
         self._call: Final = call
@@ -316,7 +318,7 @@ class Recovery:
         splitter: splits the batch.
         budget: bounds the search requests of the whole call.
         on_split: called for every part that is split, with its number of texts and the error.
-        pause: waits before a retry of what took too long; False if nothing may be retried any more.
+        pause: waits before a retry of what took too long, and says what to do then.
         max_retries: how often a single text that takes too long is sent again.
     """
 
@@ -326,7 +328,7 @@ class Recovery:
         splitter: BatchSplitter,
         budget: SearchBudget,
         on_split: Callable[[int, LLMOptError], None],
-        pause: Callable[[LLMOptError], Awaitable[bool]],
+        pause: Callable[[LLMOptError], Awaitable[Step]],
         max_retries: int,
     ) -> None:
         self._send: Final = send
@@ -353,23 +355,25 @@ class Recovery:
         if result.positions:
             failed = await self._rest(*failed[0], size=1)
         depth = 0
-        while failed and await self._may_go_on(failed, depth):
-            if depth == _MAX_FRUITLESS_LEVELS and not any(len(part) > 1 for part, _ in result.rows):
-                failed = await self._find_size(*failed)
-            level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
+        while failed and (step := await self._next_step(failed, depth)) != "give up":
+            level = [part for part, _ in failed]
+            if step == "split":
+                if depth == _MAX_FRUITLESS_LEVELS and not any(len(part) > 1 for part, _ in result.rows):
+                    failed = await self._find_size(*failed)
+                level = [piece for part, error in failed for piece in self._pieces(part, error, depth)]
+                depth += 1
             errors = await gather_first_error([self._try(part, error) for part in level])
             failed = [(part, error) for part, error in zip(level, errors, strict=True) if error is not None]
-            depth += 1
         self._learn_sizes()
         return self._result
 
-    async def _may_go_on(self, failed: list[tuple[Part, LLMOptError]], depth: int) -> bool:
-        """Whether the parts of failed requests may be sent. What only took too long waits as any retry does."""
+    async def _next_step(self, failed: list[tuple[Part, LLMOptError]], depth: int) -> Step:
+        """Whether the parts of failed requests are sent. What only took too long waits as any retry does."""
         # Where other texts of the batch succeed, the server is well: the search goes on at once, and to its end.
         if self._result.rows:
-            return True
+            return "split"
         slow = next((error for _, error in failed if isinstance(error, SLOW)), None)
-        may_go_on = slow is None or await self._pause(slow)
+        step: Step = "split" if slow is None else await self._pause(slow)
         if depth == _MAX_FRUITLESS_LEVELS and all(is_too_large(error) for _, error in failed):
             # If the shortest text is too large as well, no size will do.
             shortest = self._splitter.shortest([at for part, _ in failed for at in part])
@@ -378,11 +382,11 @@ class Recovery:
             failed[:] = [(part, error) for part, error in rest if part]
             if refusal is not None:
                 self._give_up((shortest,), refusal)
-                may_go_on = False
-        if not may_go_on:
+                step = "give up"
+        if step == "give up":
             for part, error in failed:
                 self._give_up(part, error)
-        return may_go_on
+        return step
 
     async def _find_size(
         self, first: tuple[Part, LLMOptError], *others: tuple[Part, LLMOptError]

@@ -50,11 +50,18 @@ from llmopt.operations.embed_batches import (
     merge_limits,
 )
 from llmopt.operations.embed_cache import EmbeddingCache
-from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery, is_too_large
+from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery, Step, is_too_large
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Deadline
-from llmopt.policies.retry import NO_COST, GiveUp, RetryDecision, RetryHistory, inside_attempt
+from llmopt.policies.retry import (
+    NO_COST,
+    GiveUp,
+    RetryDecision,
+    RetryFacts,
+    RetryHistory,
+    inside_attempt,
+)
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import BatchLimit, EmbedCall, Settings
@@ -304,23 +311,30 @@ class EmbedRun:
             )
         return self._recovery
 
-    async def _pause(self, history: RetryHistory, error: LLMOptError) -> bool:
-        """Wait before a retry, as the retry policy says; False if it says that there should be none."""
-        policies = self._engine.endpoints(self._provider)[0].policies
+    async def _pause(self, history: RetryHistory, error: LLMOptError) -> Step:
+        """Wait before a retry of what took too long, as the retry policy says."""
+        group = self._engine.endpoint_group(self._provider)
+        policies = group.endpoints[0].policies
         decision: RetryDecision | GiveUp = GiveUp(reason="attempts")
         if self._max_retries:
-            decision = policies.retry_policy.decide(error, history, self._deadline)
+            facts = RetryFacts(
+                wait_when_open=self._wait_when_open, circuit_retry_in=group.retry_in(self._call)
+            )
+            decision = policies.retry_policy.decide(error, history, self._deadline, facts)
         if isinstance(decision, GiveUp):
             # One level more than there are retries, up to two: two slow texts are often in different halves.
             levels = min(2, self._max_retries + 1)
             if decision.reason != "attempts" or history.counted >= levels:
-                return False
+                return "give up"
             decision = evolve(_SEARCH_LEVEL, cost=NO_COST) if error.local else _SEARCH_LEVEL
         if inside_attempt() or not policies.retry_budget.acquire(decision.cost):
-            return False
+            return "give up"
         history.add(decision)
+        if decision.reason == "circuit_open":
+            # An outage is no search: the request itself waits until the circuit lets it through.
+            return "again"
         await self._engine.clock.sleep(decision.delay)
-        return True
+        return "split"
 
     def _report_split(self, items: int, error: LLMOptError) -> None:
         provider, cause = self._provider.name, type(error).__name__
