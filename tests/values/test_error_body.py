@@ -72,6 +72,8 @@ def test_words_and_code_are_found_in_every_shape(leaf: str, wrapper: str) -> Non
     [
         (b'"a whole body that is one string"', "a whole body that is one string"),
         (b"error code: 1010", "error code: 1010"),
+        (b'{"message": "Bad", "description": "the wheel is square", "details": "use a round one"}',
+         "Bad: the wheel is square: use a round one"),
         (b'data: {"error": {"message": "in an event", "code": 502}}\n\n', "in an event"),
         (b'event: error\ndata: {"message": "in a named event"}\n\n', "in a named event"),
         (b'\xef\xbb\xbf{"message": "behind a BOM"}', "behind a BOM"),

@@ -174,7 +174,7 @@ def _message(text: str, code: str | None, verdict: Verdict, failure: Failure, se
         return text or "the engine refused the request"
     shown_code = f", {code}" if code and code != str(failure.status) else ""
     hint = verdict.hint or _hint(verdict.kind, settings)
-    return f"{text or 'no message'} (HTTP {failure.status}{shown_code}){f'; {hint}' if hint else ''}"
+    return f"{text.strip() or 'no message'} (HTTP {failure.status}{shown_code}){f'; {hint}' if hint else ''}"
 
 
 def _hint(kind: VerdictKind, settings: Settings) -> str:

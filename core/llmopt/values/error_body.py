@@ -31,14 +31,14 @@ _WORDS: Final = (
     "message", "msg", "errormessage", "errormsg", "statusmsg", "errmsg", "err", "errordescription", "faultstring",
     "description", "statusmessage", "reason",
 )  # fmt: skip
-"""Keys of the message itself; the first one that has words counts. Compared without case, ``_`` and ``-``."""
+"""Keys of the message itself, compared without case, ``_`` and ``-``."""
 _INNER: Final = ("error", "errors", "fault", "baseresp", "detail", "response", "header")
 """Keys under which the error stands as an object or a list."""
 _FURTHER: Final = (
     "innererror", "innererr", "metadata", "details", "violations", "extensions", "promptfeedback", "raw",
 )  # fmt: skip
 """Keys of objects that add codes, and sometimes words, to an error."""
-_TEXTS: Final = ("detail", "raw")
+_TEXTS: Final = ("detail", "details", "raw")
 """Keys of these that have words also as text."""
 _CODE: Final = ("code", "errorcode", "errcode", "statuscode", "httpcode")
 _TYPE: Final = ("type", "errortype")
@@ -151,12 +151,10 @@ class _Reader:
             path = ".".join(map(str, keys["loc"]))
             return f"{path}: {keys.get('msg', '')}" if path else str(keys.get("msg", ""))
         summary = (keys[key] for key in _SUMMARY if isinstance(keys.get(key), str))
-        own = (
-            words
-            for key in _WORDS
-            if (words := self.words(keys.get(key), depth + 1)) and not _is_code(key, words)
-        )
-        parts = [*(self.words(each, depth) for each in summary), next(own, "")]
+        own = ((key, self.words(keys.get(key), depth + 1)) for key in _WORDS)
+        parts = [self.words(each, depth) for each in summary]
+        # Google's ErrorInfo and others: "API_KEY_INVALID" is a code and no reason in words.
+        parts += [words for key, words in own if key != "reason" or " " in words]
         for key in (*_INNER, *_FURTHER):
             inner = keys.get(key)
             if isinstance(inner, str):
@@ -182,11 +180,6 @@ class _Reader:
         value, end = _json_at(text, start)
         words = self.words(value, depth + 1) if isinstance(value, dict) else ""
         return f"{text[:start]}{words}{text[end:]}" if words else text
-
-
-def _is_code(key: str, words: str) -> bool:
-    # Google's ErrorInfo and others: "API_KEY_INVALID".
-    return key == "reason" and " " not in words
 
 
 def _joined(parts: Iterable[str]) -> str:
