@@ -22,6 +22,7 @@ from tests.support.scale import NIGHTLY
 
 KEY = "canary-key-58d1c07e"
 TOKEN = "canary-token-93b1e6aa"
+PARAMETER = "canary-parameter-6d0f"
 TEXT = "canary-text-a07c"
 LONG = f"{TEXT} and so on. " * 400
 """Long enough for a body that is compressed."""
@@ -56,7 +57,7 @@ def echoes() -> Iterator[Fault]:
     def said(request: Request) -> str:
         given = request.json() if request.body else {}
         words = " ".join(given.get("input") or [each["content"] for each in given.get("messages", ())])
-        return f"bad: {words} ({request.header('authorization')}, {request.header('x-gateway-token')})"
+        return f"bad: {words} ({request.header('authorization')}, {request.header('x-gateway-token')}, {request.target})"
 
     def body(status: int, **others: str) -> Any:
         def reply(request: Request) -> Reply:
@@ -127,6 +128,7 @@ def config(server: FaultServer, folder: Path, number: int) -> dict[str, Any]:
         "base_url": server.base_url,
         "api_key": KEY,
         "headers": {"x-gateway-token": TOKEN},
+        "query": {"subscription-key": PARAMETER},
         "timeouts": timeouts,
         "retry_delay": 0.001,
         # Long bodies are sent compressed, and again uncompressed where that is refused.
@@ -179,7 +181,9 @@ async def meet(fault: Fault, number: int, folder: Path, gathered: Gathered) -> N
 @pytest.mark.row("S02")
 async def test_keys_and_input_texts_do_not_leak(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Logs at DEBUG, tracebacks with our locals, pickles, events, stats, reprs, output, files: no hit."""
-    gathered = Gathered(keys=[KEY, TOKEN, *(spell(KEY)[8:20] for spell in SPELLINGS.values())], texts=[TEXT])
+    gathered = Gathered(
+        keys=[KEY, TOKEN, PARAMETER, *(spell(KEY)[8:20] for spell in SPELLINGS.values())], texts=[TEXT]
+    )
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int, fault: Fault) -> None:
@@ -223,13 +227,14 @@ class LocalVariables:
 @pytest.mark.parametrize("plugin", ["compatible", "openai", "mistral", "azure"])
 async def test_no_local_variable_of_a_request_shows_a_key(plugin: str) -> None:
     """So no traceback with local variables does, wherever a request fails. A server's answer is hidden as well."""
-    variables = LocalVariables([KEY, TOKEN])
+    variables = LocalVariables([KEY, TOKEN, PARAMETER])
     async with FaultServer() as server:
         entry = {
             "plugin": plugin,
             "base_url": server.base_url,
             "api_key": KEY,
             "headers": {"x-gateway-token": TOKEN},
+            "query": {"subscription-key": PARAMETER},
         }
         async with llmopt.AsyncClient({"providers": {"server": entry}}, cache=False) as client:
             said = [{"role": "user", "content": "Hello?"}]

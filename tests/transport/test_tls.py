@@ -163,6 +163,15 @@ def test_a_file_that_is_cut_or_changed_anywhere_is_no_other_error(
     assert usable or "providers.acme.c" in problem_of(**files)
 
 
+async def test_the_servers_own_certificate_may_be_named(tmp_path: Path) -> None:
+    """On every Python; without its authority."""
+    leaf = f"-----BEGIN CERTIFICATE-----{SERVER.key_and_chain.split('-----BEGIN CERTIFICATE-----')[1]}"
+    context = context_of(ca_file=write(tmp_path, "leaf.pem", leaf))
+    async with FaultServer(tls=SERVER.server()) as server, open_pool(tls=context) as pool:
+        server.default(answer_openai)
+        assert (await pool.send(embed_request(server))).status == 200
+
+
 def mutual(server: Certificate, authority: str) -> ssl.SSLContext:
     """The context of a server that accepts only clients whose certificate this authority has signed."""
     context = server.server()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import evolve, field, frozen
 
 from llmopt.errors import ConfigError
+from llmopt.values.secret import HiddenStr
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -102,7 +103,7 @@ def parse_url(text: str) -> Url:
     match = _URL.fullmatch(text)
     if match is None:
         raise InvalidUrl("expected https://<host>, with a port and a path where needed")
-    scheme, authority, rest = match.groups()
+    scheme, authority = match.group(1, 2)
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
         raise InvalidUrl("expected a host, or a host and a port, after the scheme")
@@ -110,7 +111,7 @@ def parse_url(text: str) -> Url:
     port = None if digits is None else int(digits)
     if port is not None and not 1 <= port <= MAX_PORT:
         raise InvalidUrl(f"a port is a number from 1 to {MAX_PORT}")
-    return Url(scheme=scheme.lower(), userinfo=userinfo, host=canonical_host(name), port=port, rest=rest)
+    return Url(scheme=scheme.lower(), userinfo=userinfo, host=canonical_host(name), port=port, rest=match[3])
 
 
 def origin_of(text: str) -> str:
@@ -307,5 +308,6 @@ def add_query(url: str, query: Mapping[str, str]) -> str:
 
     base, _, present = url.partition("?")
     kept = [each for each in present.split("&") if each and unquote_plus(each.partition("=")[0]) not in query]
-    added = [f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in query.items()]
-    return f"{base}?{'&'.join(kept + added)}"
+    # A parameter may be a key: no local variable of the path of a request may show it.
+    added = HiddenStr("&".join(f"{quote(name, safe='')}={quote(query[name], safe='')}" for name in query))
+    return HiddenStr(f"{base}?{'&'.join([*kept, added])}")

@@ -86,10 +86,11 @@ class HeadCache:
         headers = {"host": target.url.host_port_subcomponent or "", **self._default_headers}
         # Lower case, so that a caller's "User-Agent" replaces the default instead of being sent beside it.
         headers.update((name.lower(), value) for name, value in request_headers.items())
-        path = target.url.raw_path_qs
+        # A query may hold a key.
+        path = HiddenStr(target.url.raw_path_qs)
         if target.proxy is not None and not target.tunnelled:
             # A proxy for http gets the whole URL, and its own credentials.
-            path = str(target.url)
+            path = HiddenStr(target.url)
             if target.proxy.authorization is not None:
                 headers["proxy-authorization"] = HiddenStr(target.proxy.authorization)
         if not _HEADER_NAME.fullmatch(method):

@@ -109,6 +109,9 @@ def _make_context(
             context = ssl.create_default_context(cafile=ca_file)
     except OSError:  # ssl.SSLError too
         return _Problem("ca_file", "contains a damaged certificate")
+    if ca_file is not None:
+        # Since Python 3.13 an intermediate authority, or the server's own certificate, may be named alone; here always.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     # The same as aiohttp's own context: this client speaks HTTP/1.1 only.
     context.set_alpn_protocols(["http/1.1"])
     if client_cert is None:

@@ -135,7 +135,8 @@ _MAX_TARGETS: Final = 1024
 class Target:
     """Where a request goes: the URL as aiohttp needs it, its origin as text, and the proxy."""
 
-    url: URL
+    # Its query may hold a key.
+    url: URL = field(repr=False)
     origin: str
     proxy: Proxy | None = None
     proxy_url: URL | None = None
