@@ -58,6 +58,8 @@ def test_no_money_in_any_words_shape_and_status(
         "Please recharge", "top up to go on", "您的余额不足", "账户欠费", "No payment method is on file", "quota of today: try again tomorrow",
         "You have reached your weekly usage limit", "Your plan has expired", "Out of call volume quota.", "You exceeded today's quota",
         "You have reached your specified API usage limits.", "Account not in good standing", "a valid credit card is needed",
+        "The quota for your subscription has been exceeded", "the account is in arrears", "Spending cap reached", "免费额度已用完",
+        "Billing is not enabled", "there is an unpaid invoice", "can only afford 3 tokens",
     ],
 )  # fmt: skip
 def test_other_words_for_no_money(message: str) -> None:

@@ -18,7 +18,7 @@ from llmopt.hookspecs import hookimpl
 from llmopt.values.http import Failure, Verdict, VerdictKind, VerdictScope
 
 _K = VerdictKind
-_MONEY: Final = r"balance|credits?|funds|spend(?:ing)? limits?|budget|free tier|free allocation"
+_MONEY: Final = r"balance|credits?|funds|spend(?:ing)? (?:limit|cap|quota)s?|budget|free tier|free allocation"
 _GONE: Final = (
     r"insufficient|not enough|not sufficient|exhausted|exceed(?:ed|s|ing)?|used up|used all|depleted|r[ua]n out of"
     r"|overdue|reach(?:ed|ing)|too low|does ?n[o']t have|do not have|negative|no (?:more |remaining )?"
@@ -48,10 +48,19 @@ RULES: Final = (
     Rule(
         _K.QUOTA_EXHAUSTED,
         words=rf"\b(?:{_GONE}){_NEAR}(?:{_MONEY})\b|\b(?:{_MONEY}){_NEAR}(?:{_GONE})\b"
-        r"|\brecharge\b|\btop[ -]up\b|good standing|余额不足|额度不足|额度已用尽|欠费|(?:today's|daily|weekly|monthly) quota|(?:plan|package|subscription|trial) (?:has )?(?:expired|ended)|try again tomorrow"
+        r"|\brecharge\b|\btop[ -]up\b|good standing|余额不足|额度(?:不足|已用尽|已用完|失败)|欠费|(?:today's|daily|weekly|monthly) quota|(?:plan|package|subscription|trial) (?:has )?(?:expired|ended)|try again tomorrow"
         r"|usage limits? (?:reached|exceeded)|reached your (?:\w+ ){0,3}usage limits?|(?:hour|hourly|daily|session|weekly|monthly) usage limit"
         r"|exceeded your current quota|out of (?:\w+ ){0,2}quota|billing hard limit|no payment method"
-        r"|payment (?:method )?(?:is )?required|valid credit card|past invoices",
+        r"|payment (?:method )?(?:is )?required|valid credit card|(?:past|unpaid) invoices?|in arrears"
+        r"|billing (?:is )?(?:disabled|inactive|not (?:enabled|active))|quota is not enough|can only afford"
+        r"|tokens limit exceeded: \d+ > \d+",
+        unless=_FLOW,
+    ),
+    # A rate is refused with 429.
+    Rule(
+        _K.QUOTA_EXHAUSTED,
+        words=r"quota\b.{0,60}exceeded|exceeded.{0,60}\bquota",
+        status=(403,),
         unless=_FLOW,
     ),
     # What a content filter refuses.
