@@ -160,6 +160,10 @@ _VALUE: Final = re.compile(
 )
 
 
+_A_KEY: Final = re.compile(
+    r"\b(?:param(?:eter)?s?|arguments?|fields?|propert(?:y|ies)|keys?)\b", re.IGNORECASE
+)
+"""Words of a refusal that is about some key."""
 _KEY: Final = re.compile(rb'"([a-z_]{4,40})":')
 
 
@@ -243,9 +247,9 @@ class OptionalKeys:
         return new
 
     def _tried_key(self, error: ProviderError, body: bytes) -> tuple[str, ...]:
-        """The key of a stream that a server may refuse without naming it, as with "Param Incorrect"; once an endpoint."""
+        """The key of a stream that a server may refuse without its name, as with "Param Incorrect"; once an endpoint."""
         names = (key.decode() for key in _KEY.findall(body))
-        unnamed = isinstance(error, BadRequest) and error.status in (400, 422) and error.param is None
+        unnamed = isinstance(error, BadRequest) and error.param is None and _A_KEY.search(error.message)
         if (
             not self._may_try
             or not unnamed

@@ -27,8 +27,6 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Final, Generic, TypeVar
 
-from attrs import evolve
-
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint, describe_failures
 from llmopt.engine.endpoint_policies import NullLease
@@ -51,7 +49,7 @@ from llmopt.policies.quota import Lease
 from llmopt.policies.retry import OTHER_ENDPOINT_MAY_SERVE, RetryFacts, inside_attempt, retry_guard
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
-from llmopt.values.calls import ChatCall, Operation, Settings
+from llmopt.values.calls import Operation, Settings
 from llmopt.values.events import WaitCause
 from llmopt.values.http import HttpResponse
 from llmopt.values.resources import as_llmopt_error
@@ -189,7 +187,6 @@ class Pipeline(Generic[T]):
         """Send one HTTP request, or raise the error why none may be sent."""
         while True:
             self._should_retry = None
-            self._worth_retrying = True
             self._new_credential = False
             if self._request.deadline.expired():
                 raise deadline_error("before it was sent", "queue")
@@ -284,15 +281,11 @@ class Pipeline(Generic[T]):
         return result
 
     def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
-        call = self._call
-        if isinstance(call, ChatCall) and call.include_usage and not endpoint.config.stream_usage:
-            # Another endpoint of the entry is to be asked for it.
-            call = evolve(call, include_usage=False)
-        request = endpoint.hooks.build_request(call, settings)
-        if call.operation == "catalog":
-            request = add_if_none_match(request, call)
+        request = endpoint.hooks.build_request(self._call, settings)
+        if self._call.operation == "catalog":
+            request = add_if_none_match(request, self._call)
         if endpoint.optional_keys.any_refused:
-            request = endpoint.optional_keys.remove_from(request, call)
+            request = endpoint.optional_keys.remove_from(request, self._call)
         return endpoint.encode_request(request, settings)
 
     async def _can_be_changed(

@@ -24,9 +24,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, Literal
 
+from attrs import evolve
+
 from llmopt.decoding.sse import SSEDecoder, StreamDecoder
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, add_context
-from llmopt.engine.endpoint import EndpointGroup
+from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
 from llmopt.engine.event_reader import EventReader, detect_stream_format
 from llmopt.engine.pipeline import Pipeline, deadline_error
 from llmopt.engine.request import EncodedRequest, StreamRequest
@@ -284,6 +286,14 @@ class StreamPipeline(Pipeline[LiveStream]):
         scope = AttemptScope(endpoint, self._call, 0)
         scope.begin(None, math.inf)
         return await self._send(1, scope, self._build_request(endpoint, settings), settings)
+
+    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
+        call = self._stream_request.call
+        if call.include_usage and not endpoint.config.stream_usage:
+            # Another endpoint of the entry is to be asked for it.
+            call = evolve(call, include_usage=False)
+        request = endpoint.hooks.build_request(call, settings)
+        return endpoint.encode_request(endpoint.optional_keys.remove_from(request, call), settings)
 
     async def _send(
         self, number: int, scope: AttemptScope, encoded: EncodedRequest, settings: Settings
