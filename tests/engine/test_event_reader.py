@@ -251,3 +251,35 @@ def test_unknown_events_are_counted_and_kept() -> None:
     made.feed(event(type="a.b", at=1) + b"event: tick\ndata: 7\n\n" + event(nothing=1))
     assert [each.unknown for each in everything(made)] == names == ["a.b", "tick", "unnamed"]
     assert not made.new_content
+
+
+UNITS = st.sampled_from(["a", "é", "\ud83d", "\ude00", "\ufffd", "\n", "\\"])
+
+
+@pytest.mark.row("E09")
+@given(st.lists(st.lists(UNITS).map("".join)), st.sampled_from(["content", "reasoning"]), st.booleans())
+def test_halves_of_a_surrogate_pair_in_two_events_are_joined(
+    pieces: list[str], key: str, pings: bool
+) -> None:
+    """A text that was cut anywhere between its UTF-16 units is whole again; what has no other half is replaced."""
+    made = reader()
+    for piece in pieces:
+        made.feed(event(choices=[{"index": 0, "delta": {key: piece}, "finish_reason": None}]) + USAGE * pings)
+    made.feed(word("", "stop") + DONE)
+    events = everything(made)
+    assert made.complete
+    expected = "".join(pieces).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert "".join(each.text if key == "content" else each.reasoning for each in events) == expected
+    assert (made.reply.text, made.reply.reasoning) == ((expected, "") if key == "content" else ("", expected))
+
+
+@given(st.sampled_from(["NaN", "-Infinity", '"\\ud83d"']), st.booleans())
+def test_values_that_are_no_json_cost_no_word(value: str, last: bool) -> None:
+    """In a key beside the text, of any event."""
+    made = reader()
+    for number, text in enumerate(("good", " word")):
+        odd = value if number == last else "1"
+        made.feed(word(text, "stop").replace(b'"index": 0', b'"index": 0, "score": ' + odd.encode()))
+    made.feed(DONE)
+    assert "".join(each.text for each in everything(made)) == "good word"
+    assert made.complete

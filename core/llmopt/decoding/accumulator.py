@@ -7,7 +7,7 @@ lock.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -15,6 +15,7 @@ from attrs import evolve
 
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCall, ToolCallPart
 from llmopt.values.embeddings import Usage
+from llmopt.values.lenient_json import REPLACEMENT, join_halves
 
 
 class ReplyAccumulator:
@@ -163,3 +164,56 @@ class _PartialCall:
 def new_call_id() -> str:
     """An id for a tool call of a server that sends none: the message with the result must name one."""
     return f"call_{os.urandom(12).hex()}"
+
+
+class HalfJoiner:
+    """Joins the two halves of a surrogate pair that came in two events of a stream.
+
+    JavaScript counts UTF-16 units: a server that cuts a text by them may send an emoji in two halves. In each event, a
+    half without the other one was replaced before it was parsed, see `llmopt.values.lenient_json`.
+
+    Attributes:
+        held: the first half, whose other one is awaited; 0 if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._in_reasoning = False
+
+    def join(self, events: Iterable[ChatEvent], halves: Sequence[int]) -> tuple[ChatEvent, ...]:
+        """The events, with what was held back before them and without what is held back now.
+
+        Args:
+            events: of one event of the server.
+            halves: those that were replaced in it.
+        """
+        return tuple([self._join(event, halves) for event in events])
+
+    def _join(self, event: ChatEvent, halves: Sequence[int]) -> ChatEvent:
+        if event.whole:
+            # It repeats what was held back.
+            self.held = 0
+            return event
+        text, reasoning = event.text, event.reasoning
+        ends = event.last or event.finish_reason is not None
+        if self.held and (text or reasoning or ends):
+            if self._in_reasoning:
+                reasoning = self._completed(reasoning, halves)
+            else:
+                text = self._completed(text, halves)
+        if halves and halves[-1] < _LOW_HALVES and not ends:
+            self._in_reasoning = not text.endswith(REPLACEMENT)
+            if not self._in_reasoning:
+                self.held, text = halves[-1], text[:-1]
+            elif reasoning.endswith(REPLACEMENT):
+                self.held, reasoning = halves[-1], reasoning[:-1]
+        return evolve(event, text=text, reasoning=reasoning)
+
+    def _completed(self, text: str, halves: Sequence[int]) -> str:
+        first, self.held = self.held, 0
+        if halves and halves[0] >= _LOW_HALVES and text.startswith(REPLACEMENT):
+            return join_halves(chr(first) + chr(halves[0])) + text[1:]
+        return REPLACEMENT + text
+
+
+_LOW_HALVES: Final = 0xDC00

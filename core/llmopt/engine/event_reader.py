@@ -8,19 +8,20 @@ first bytes of a stream, or the whole body of a response that is not a stream.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from attrs import evolve
 
-from llmopt.decoding.accumulator import ReplyAccumulator
+from llmopt.decoding.accumulator import HalfJoiner, ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_of, detect_format
 from llmopt.decoding.sse import StreamDecodeError, StreamDecoder
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.chat import ChatEvent, ServerEvent
 from llmopt.values.http import Failure
+from llmopt.values.lenient_json import corrected_json, single_halves
 from llmopt.values.profile import StreamEnd
 
 ParseEvent = Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]
@@ -65,6 +66,7 @@ class EventReader:
         self._on_unknown: Final = on_unknown
         self._pending: Final[deque[ServerEvent]] = deque()
         self._decode_fault: StreamDecodeError | None = None
+        self._halves: Final = HalfJoiner()
         self._content_last = False
         self._body_ended = False
         self.reply: Final = ReplyAccumulator()
@@ -111,10 +113,17 @@ class EventReader:
             # At most ``max_events``: a large chunk must not keep the event loop from other tasks.
             while waiting and left and not self.complete:
                 left -= 1
-                result = self._parse(waiting.popleft())
+                received = waiting.popleft()
+                replaced: Sequence[int] = ()
+                try:
+                    result = self._parse(received)
+                except InvalidResponse as error:
+                    result, replaced = self._parse_corrected(received, error)
                 if isinstance(result, Failure):
                     self.failure = result
                     raise self._make_error(result)
+                if replaced or self._halves.held:
+                    result = self._halves.join(result, replaced)
                 for event in result:
                     increment = self._increment(event) if event.whole else event
                     self._add(increment)
@@ -127,6 +136,16 @@ class EventReader:
         if not (events or waiting or self.finished):
             self._check_end()
         return events
+
+    def _parse_corrected(
+        self, event: ServerEvent, error: InvalidResponse
+    ) -> tuple[tuple[ChatEvent, ...] | Failure, Sequence[int]]:
+        """Parse an event again that is not quite JSON; with the halves of surrogate pairs that were replaced in it."""
+        data = event.data.encode("utf-8", "replace")
+        corrected = corrected_json(data)
+        if corrected == data:
+            raise error
+        return self._parse(evolve(event, data=corrected.decode())), single_halves(data)
 
     def accept(self, reply: ChatEvent) -> None:
         """Take the only event of a reply that was not streamed. It is complete whatever it lacks."""

@@ -7,6 +7,7 @@ Pure: no I/O, no clock, no state.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -67,6 +68,12 @@ def corrected_json(data: bytes) -> bytes:
     if b"NaN" in data or b"Infinity" in data:
         data = _CONSTANT.sub(_corrected_constant, data)
     return data
+
+
+def single_halves(data: bytes) -> list[int]:
+    """The code units of the escaped halves that have no other half beside them, in order."""
+    escapes = [match[0] for match in _ESCAPE.finditer(data)]
+    return [ord(json.loads(b'"%b"' % each)) for each in escapes if len(each) == _HALF_ESCAPE_LENGTH]
 
 
 def without_halves(data: bytes) -> bytes:
