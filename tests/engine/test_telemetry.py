@@ -63,7 +63,9 @@ async def test_pool_size_events_follow_each_change() -> None:
     gate = asyncio.Event()
     async with (
         FaultServer() as server,
-        llmopt.AsyncClient(config(server, timeouts={"read": 0.2}), on_event=events.append) as client,
+        llmopt.AsyncClient(
+            config(server, timeouts={"read": 0.2, "first": 60}), on_event=events.append
+        ) as client,
     ):
         server.default(answer_openai)
         server.play(*[Script([Wait(gate), Respond(answer_openai)])] * 3)
