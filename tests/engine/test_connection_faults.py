@@ -209,7 +209,7 @@ def test_idle_connections_that_end_during_reuse_are_replaced() -> None:
 
 @pytest.mark.row("N16")
 def test_an_idle_connection_to_a_dead_peer_is_replaced() -> None:
-    """The attempt times out, and the next one has a fresh connection."""
+    """The attempt times out, and the batch is retried in halves, each on a fresh connection."""
 
     async def main(clock: SimulatedClock) -> None:
         async with (
@@ -221,6 +221,6 @@ def test_an_idle_connection_to_a_dead_peer_is_replaced() -> None:
             found = await client.embed(MODEL, TEXTS)
             np.testing.assert_array_equal(found.vectors, expected(TEXTS))
             assert clock.elapsed < 2.1
-            assert [request.connection for request in server.requests] == [1, 1, 2]
+            assert [request.connection for request in server.requests] == [1, 1, 2, 3]
 
     run_simulated(main)
