@@ -53,8 +53,8 @@ class HeadCache:
         self._heads: Final[dict[tuple[object, ...], bytes]] = {}
         self._last: tuple[Mapping[str, str], str, str, bytes] = ({}, "", "", b"")
 
-    def get(self, target: Target, request: TransportRequest) -> bytes:
-        """Return all bytes before the body.
+    def get(self, target: Target, request: TransportRequest) -> memoryview:
+        """Return all bytes before the body, as a view: its ``repr`` does not show the API key.
 
         Raises:
             ValueError: the method or a header contains characters that HTTP forbids.
@@ -65,8 +65,8 @@ class HeadCache:
             head = self._lookup(target, request)
             self._last = (request.headers, request.url, request.method, head)
         if request.body is not None:
-            return HiddenBytes(b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body)))
-        return HiddenBytes(
+            return memoryview(b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body)))
+        return memoryview(
             head + (b"\r\n" if request.method in _METHODS_WITHOUT_BODY else b"content-length: 0\r\n\r\n")
         )
 

@@ -191,7 +191,7 @@ class Exchange(BodyReader):
         if self.status == _PROXY_AUTHENTICATION and state.proxy is not None and not self._target.tunnelled:
             raise transport_errors.proxy_refused(state, self.status, message.reason)
 
-    def _send(self, protocol: HttpProtocol, head: bytes, body: bytes | None) -> None:
+    def _send(self, protocol: HttpProtocol, head: memoryview, body: bytes | None) -> None:
         transport = protocol.transport
         if transport is None:
             raise ConnectionResetError("the connection is gone")

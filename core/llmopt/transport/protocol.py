@@ -408,10 +408,10 @@ _MAX_JOINED_WRITE: Final = 64 * 1024
 _MAX_WRITE: Final = 256 * 1024
 
 
-def write_at_once(transport: asyncio.Transport, head: bytes, body: bytes | None) -> bool:
+def write_at_once(transport: asyncio.Transport, head: memoryview, body: bytes | None) -> bool:
     """Write head and body if one or two writes are enough; returns whether they were written."""
     if body is None or len(body) <= _MAX_JOINED_WRITE:
-        transport.write(head if body is None else head + body)
+        transport.write(head if body is None else b"".join((head, body)))
         return True
     if len(body) <= _MAX_WRITE:
         transport.write(head)
