@@ -232,3 +232,10 @@ def test_the_place_of_an_exception_is_in_the_foreign_file() -> None:
     except ValueError as error:
         assert place_of(error, ()).startswith(" (values/test_redaction.py, line ")
         assert place_of(error, (__file__, json.__path__[0])) == ""
+
+
+def test_parameters_of_the_query_that_hold_keys_are_secrets() -> None:
+    """A version or a region is not one: messages name it."""
+    keys = {"subscription-key": "s1", "code": "s2", "sig": "s3", "access_token": "s4"}
+    settings = Settings(provider="acme", query={**keys, "api-version": "2024-10-21", "region": "eu"})
+    assert sorted(secrets_of(settings)) == sorted(keys.values())

@@ -23,8 +23,9 @@ from llmopt.values.secret import HiddenStr
 
 _PACKAGE: Final = str(Path(__file__).parents[1])
 _SECRET_HEADER: Final = re.compile(
-    r"auth|key|token|secret|cookie|passw|credential|session|signature", re.IGNORECASE
+    r"auth|key|token|secret|cookie|passw|credential|session|signature|^code$|^sig$", re.IGNORECASE
 )
+"""Names of headers and parameters that hold a key. The key of a function app is in ``code``, that of a signed URL in ``sig``."""
 _SEPARATOR: Final = re.compile(r"[\s;,]+")
 _WORD: Final = r"(?:[a-z]{1,14}|[A-Z]{1,14}|[A-Z][a-z]{1,13})"
 _PLACEHOLDER: Final = re.compile(_WORD)
