@@ -283,6 +283,27 @@ def test_a_configured_timeout_bounds_the_first_attempt(
     assert run_simulated(main) == pytest.approx(seconds, abs=0.5)
 
 
+@pytest.mark.row("C12")
+async def test_a_lack_in_the_middle_of_a_stream_interrupts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reply until then, as any other break, but not as the server's fault."""
+
+    def exhausted(*_: Any) -> None:
+        raise MemoryError
+
+    begin = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    event = b'data: {"choices": [{"index": 0, "delta": {"content": "word "}}]}\n\n'
+    gate = asyncio.Event()
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_retries=0)) as client:
+        server.default(Script([Send(begin + event), Wait(gate), Send(event), Wait(5.0)]))
+        async with client.stream(MODEL, MESSAGES) as stream:
+            assert (await anext(stream)).text == "word "
+            monkeypatch.setattr("llmopt.engine.event_reader.EventReader.feed", exhausted)
+            gate.set()
+            with pytest.raises(llmopt.StreamInterrupted, match="out of memory") as caught:
+                await anext(stream)
+        assert (caught.value.text, caught.value.local) == ("word ", True)
+
+
 AFTER_A_SUCCESS = """
 import asyncio, sys
 import llmopt

@@ -17,8 +17,8 @@ Streams pass the same order; see `llmopt.engine.streaming`.
 
 I/O happens in the transport of the endpoint and in a token provider, both awaited; so are the waits of the policies.
 The monotonic clock is passed in. The plugin's hooks run on the event loop, except that large responses are parsed in
-a worker thread. What happens is reported to the user's listener. The first retry of a process imports stamina, in a
-worker thread. The policies are shared with all other requests; everything else here belongs to one request.
+a worker thread. What happens is reported to the user's listener. The policies are shared with all other requests;
+everything else here belongs to one request.
 """
 
 from __future__ import annotations

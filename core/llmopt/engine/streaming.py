@@ -159,11 +159,11 @@ class LiveStream:
                     await self._read_chunk()
             if not events and self.reader.fault is not None:
                 raise self.reader.fault
-        except LLMOptError as error:
-            failure = _interrupted(error)
-            self._end(failure)
-            raise failure from failure.__cause__
-        except BaseException:
+        except BaseException as caught:
+            if isinstance(caught, Exception) and (error := as_llmopt_error(caught)) is not None:
+                failure = _interrupted(error)
+                self._end(failure)
+                raise failure from failure.__cause__
             # A cancelled read may have lost a chunk, so that the stream cannot go on.
             self._end("abandoned")
             raise
@@ -461,6 +461,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         self._add_to_history(error, scope.endpoint, settings, head, seconds)
         error.attempts = self._history
         scope.stream_failed(cause, settings, tokens)
+        error.local = cause.local
 
     def _tokens_used(self, reader: EventReader) -> int:
         """Tokens used so far, as the server reports them or estimated from the text."""

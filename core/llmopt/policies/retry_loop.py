@@ -1,8 +1,8 @@
 """Retry loop: the one place that retries. It runs stamina's ``retry_context`` with a hook of llmopt's own.
 
-It is a module of its own because it imports stamina, which a client whose requests all succeed does not need:
-the loop is entered after a first failure, and that error is raised as stamina's attempt 1. Every rule is
-`llmopt.policies.retry.RetryPolicy`'s, every wait stamina's. stamina sleeps with ``asyncio.sleep`` and cannot be
+It is a module of its own because it imports stamina, which ``import llmopt`` does not need: it is loaded with the first
+transport, not by a failure, which may be that no descriptor is free. The loop is entered after a first failure, and that
+error is raised as stamina's attempt 1. Every rule is `llmopt.policies.retry.RetryPolicy`'s, every wait stamina's. stamina sleeps with ``asyncio.sleep`` and cannot be
 given a clock (26.1: ``_RetryContextIterator.__aiter__`` passes a function of its module), so simulated time
 comes from the event loop, as in `llmopt.testing.clock`.
 
