@@ -43,7 +43,7 @@ def plugin(**hooks: Any) -> ModuleType:
 def test_an_empty_plugin_gets_the_defaults() -> None:
     """A provider that speaks the common dialect needs nothing."""
     hooks = ProviderHooks("acme", plugin())
-    assert hooks.batch_limit(CALL, SETTINGS) == BatchLimit(max_items=32)
+    assert hooks.batch_limit(CALL, SETTINGS) == BatchLimit(max_items=32, guesses=("max_items",))
     request = hooks.build_request(CALL, SETTINGS)
     assert (request.method, request.path, request.json["input"]) == ("POST", "/embeddings", ("a",))
     assert isinstance(hooks.provider_profile(ProviderEntry(name="acme")), Profile)
