@@ -26,6 +26,7 @@ _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][89a-fA-F][0-9a-fA-F]{2}|.)",
     re.DOTALL,
 )
+_QUOTE: Final = ord('"')
 _HALF_ESCAPE_LENGTH: Final = len(rb"\ud83d")
 # Java and some databases encode each half of a pair as three bytes (CESU-8); in UTF-8 they do not occur.
 _ENCODED_HALVES: Final = re.compile(rb"(?:\xed[\xa0-\xbf][\x80-\xbf])+")
@@ -71,9 +72,13 @@ def corrected_json(data: bytes) -> bytes:
 
 
 def single_halves(data: bytes) -> list[int]:
-    """The code units of the escaped halves that have no other half beside them, in order."""
-    escapes = [match[0] for match in _ESCAPE.finditer(data)]
-    return [ord(json.loads(b'"%b"' % each)) for each in escapes if len(each) == _HALF_ESCAPE_LENGTH]
+    """The code units of the escaped halves that another text may complete.
+
+    A second half does so at the beginning of a text, a first one at its end.
+    """
+    found = [match for match in _ESCAPE.finditer(data) if len(match[0]) == _HALF_ESCAPE_LENGTH]
+    units = [(ord(json.loads(b'"%b"' % match[0])), match.start() - 1, match.end()) for match in found]
+    return [unit for unit, before, after in units if data[before if unit >= 0xDC00 else after] == _QUOTE]
 
 
 def without_halves(data: bytes) -> bytes:
