@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Final
 from urllib.parse import unquote
@@ -148,26 +149,16 @@ class Target:
 
 
 class Targets:
-    """A cache of targets; the proxy is determined once per origin."""
+    """A cache of targets; the proxy is determined once per origin.
+
+    Attributes:
+        get: returns the target of a URL; raises `ConfigError` for one that cannot be used.
+    """
 
     def __init__(self) -> None:
-        self._targets: Final[dict[str, Target]] = {}
         self._proxies: Final[dict[str, Proxy | None]] = {}
-
-    def get(self, url: str) -> Target:
-        """Return the target of a URL.
-
-        Raises:
-            ConfigError: the URL cannot be used.
-        """
-        target = self._targets.get(url)
-        if target is None:
-            target = self._make(url)
-            # A path or query that changes per call (Azure's deployments, a cursor) must not grow the cache without limit.
-            if len(self._targets) >= _MAX_TARGETS:
-                self._targets.clear()
-            self._targets[url] = target
-        return target
+        # Bounded: a path or query may change with every call (Azure's deployments, a cursor).
+        self.get: Final = lru_cache(_MAX_TARGETS)(self._make)
 
     def _make(self, url: str) -> Target:
         origin = request_origin(url)

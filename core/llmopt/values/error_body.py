@@ -37,7 +37,7 @@ _INNER: Final = ("error", "errors", "fault", "baseresp", "detail", "response", "
 _FURTHER: Final = (
     "innererror", "innererr", "metadata", "details", "violations", "extensions", "promptfeedback", "raw",
 )  # fmt: skip
-"""Keys of objects that add codes, and sometimes words, to an error."""
+"""Keys of objects that add codes, and sometimes words, to an error; Azure writes ``innererror`` and ``inner_error``."""
 _TEXTS: Final = ("detail", "details", "raw")
 """Keys of these that have words also as text."""
 _CODE: Final = ("code", "errorcode", "errcode", "statuscode", "httpcode")
@@ -60,7 +60,6 @@ class ErrorBody:
         code: machine-readable code, or None.
         type: machine-readable type, or None.
         param: the invalid parameter, or None.
-        inner_code: code of a nested error, or None.
         codes: every code, type and reason of all nested objects, in lower case.
         status: the HTTP status that the body states, or None.
         form: "error" for JSON that states an error (`is_error`), "json" for any other JSON, "text" for text and markup.
@@ -71,7 +70,6 @@ class ErrorBody:
     code: str | None = field(default=None, repr=repr_code)
     type: str | None = field(default=None, repr=repr_code)
     param: str | None = field(default=None, repr=repr_code)
-    inner_code: str | None = field(default=None, repr=repr_code)
     codes: tuple[str, ...] = field(default=(), repr=False)
     status: int | None = None
     form: Literal["error", "json", "text", "empty"] = "empty"
@@ -97,15 +95,12 @@ def read_error_body(body: bytes, charset: str = "") -> ErrorBody:
     words = reader.words(_pairs(text) if value is None else value, 0) or _without_markup(text)
     root = value if isinstance(value, dict) else {}
     chain = _chain(root)
-    # Azure OpenAI writes "innererror" in its deployment API, and "inner_error" in the specification of its v1 API.
-    inner = [keys["innererror"] for keys in chain if isinstance(keys.get("innererror"), Mapping)]
     error = root.get("error")
     return ErrorBody(
         message=_shortened(words),
         code=_first_code(chain, _CODE),
         type=_first_code(chain, _TYPE),
         param=_first_code(chain, ("param",)) or _location(root.get("detail")),
-        inner_code=_first_code(inner, ("code",)),
         codes=tuple(dict.fromkeys(_codes(reader.levels))),
         status=_status(words, chain),
         form=_form(text, value),
