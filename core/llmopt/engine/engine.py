@@ -156,8 +156,11 @@ class _ActiveCall:
         self._ended = False
 
     def __enter__(self) -> None:
-        require_asyncio()
-        task = asyncio.current_task()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            require_asyncio()
+            raise
         if task is None:
             raise RuntimeError("llmopt must be called from an asyncio task")
         self._task: asyncio.Task[object] = task
