@@ -5,8 +5,8 @@ the hooks `batch_limit` (`ModelTable.limit`) and `parse_catalog` (`ModelTable.de
 because it is read many times faster than TOML.
 
 The file is read from disk at first use, by the hook that needs it first, and kept in the `ModelTable`, which plugins
-hold at module level, so for the life of the process. There is no other I/O, no clock and no lock: at worst two
-threads read the file twice.
+hold at module level, so for the life of the process. There is no clock and no lock: at worst two threads read
+the file twice. `package_data` reads any file of a plugin's package from disk, at each call.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ symbolic link. So folder and files are checked before anything is opened (owner,
 everything is created readable by its owner alone.
 
 Everything here blocks and touches the disk; `DiskStore` calls it on its thread, and `installation_secret` is for a
-worker thread. The secret and the names of temporary files are random; the wall clock, which is passed in, names a
+worker thread. `open` opens the database; replacing a broken one waits up to 5 seconds for a lock between processes.
+The secret and the names of temporary files are random; the wall clock, which is passed in, names a
 file that was replaced, and the log says so. It keeps no state but the path of the database.
 """
 

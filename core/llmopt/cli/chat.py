@@ -1,7 +1,7 @@
 """``llmopt chat``: one question from standard input, or a conversation on a terminal.
 
 It reads the configuration and sends requests through `llmopt.Client`, and prints replies to standard output and everything
-else to standard error. The conversation is kept in memory only.
+else to standard error, but the prompt of a terminal, and with ``--json`` errors, which go to standard output too. The conversation is kept in memory only.
 
 It reads standard input or the terminal, and NO_COLOR in the environment. Importing readline, if Python has it,
 changes the input of the whole process.

@@ -1,7 +1,8 @@
 """Progress bar of ``llmopt embed``, and signals that wait while a file is written.
 
 The bar is drawn on standard error, by a thread of rich; events update it on the client's thread. `Interrupts`
-replaces the signal handlers of the whole process while its block runs, in the main thread. No files, no requests.
+replaces the signal handlers of the whole process while its block runs, in the main thread: SIGINT, SIGTERM and SIGHUP
+become KeyboardInterrupt, at once or after a deferred block. No files, no requests.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """An event loop in a thread of its own, which runs coroutines for synchronous callers.
 
 The thread is a daemon, so a client that is never closed does not keep the interpreter from exiting; an exit handler
-closes its connections, within half a second. After a fork the thread does not exist in the child, which starts its own.
+closes its connections, within half a second. After a fork the thread does not exist in the child; by `pid` the client
+notices it, and makes a new one.
 
 It does no I/O of its own: the coroutines do theirs on that thread. A lock guards the end of the loop, so that no task
-is handed over too late. Waits use the system's clock.
+is handed over too late. Coroutines run in a copy of the caller's context variables; `run_coroutine_threadsafe` takes no
+context, so a private function of asyncio links the futures. Waits use the system's clock.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ Streams pass the same order; see `llmopt.engine.streaming`.
 
 I/O happens in the transport of the endpoint and in a token provider, both awaited; so are the waits of the policies.
 The monotonic clock is passed in. The plugin's hooks run on the event loop, except that large responses are parsed in
-a worker thread. What happens is reported to the user's listener. The policies are shared with all other requests;
-everything else here belongs to one request.
+a worker thread, and large bodies are compressed in one. What happens is reported to the user's listener. Shared with
+all other requests are the policies, the group, whose load balancer learns from each success, and the endpoint with its
+compressor and the keys that it refused. A context variable stops clients inside an attempt from retrying as well.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """The common (OpenAI-compatible) dialect from the server's side: writes the bodies of responses, for fakes and kits.
 
+`Samples` is what a plugin's author gives the conformance kit where the responses of a provider differ from this dialect.
+`Dialect` writes each body with the author's function if there is one, else in the common form.
+
 Pure: no I/O, no clock, no state, no randomness: a vector depends on its text alone.
 """
 

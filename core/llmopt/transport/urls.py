@@ -1,8 +1,9 @@
 """URLs of requests: their origin (scheme, host and port), and the proxy to use.
 
-No network access, and no host name is resolved. `proxy_for` reads HTTP_PROXY, HTTPS_PROXY and NO_PROXY from the
-environment. A `Targets` keeps the proxy of each origin as long as its pool lives, without a lock, so later changes of
-the environment have no effect on that origin.
+No network access, and no host name is resolved. `proxy_for` reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY from
+the environment, and REQUEST_METHOD, because HTTP_PROXY is not trusted in a CGI program. A `Targets` keeps the proxy of
+each origin as long as its pool lives, without a lock, so later changes of the environment have no effect on that
+origin; it also caches the last 1,024 URLs, whose queries may hold keys.
 """
 
 from __future__ import annotations
