@@ -286,7 +286,13 @@ class _Resolver:
             )
         if isinstance(text, EnvText):
             path = f"{path} (environment variable {text.variable})"
-        url = parse_base_url(text, path=path, entry=self.entry_path, allow_http=bool(entry.allow_http))
+        url = parse_base_url(
+            text,
+            path=path,
+            entry=self.entry_path,
+            allow_http=bool(entry.allow_http),
+            operations=profile.reads_base_url,
+        )
         return url, isinstance(text, EnvText)
 
 

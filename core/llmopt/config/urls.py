@@ -184,7 +184,9 @@ def _ipv6(text: str) -> str:
 # Base URLs: only http(s), no secrets in them, and no host that a request must not reach.
 
 
-def parse_base_url(text: str, *, path: str, entry: str, allow_http: bool = False) -> Url:
+def parse_base_url(
+    text: str, *, path: str, entry: str, allow_http: bool = False, operations: bool = False
+) -> Url:
     """Parse and check a base URL; a trailing slash and the scheme's default port are dropped.
 
     Args:
@@ -192,12 +194,15 @@ def parse_base_url(text: str, *, path: str, entry: str, allow_http: bool = False
         path: path of its configuration key, for messages.
         entry: path of the provider entry, for messages.
         allow_http: whether plain http to another machine is allowed.
+        operations: whether it may end in the path of an operation.
 
     Raises:
         ConfigError: requests cannot or must not go there; the message contains at most the host.
     """
     try:
         url = _checked_url(text)
+        if not operations and (pasted := _pasted_path(url.rest)):
+            raise InvalidUrl(f"it ends in {pasted}, which llmopt adds to it; leave that part out")
     except InvalidUrl as error:
         problem = str(error)
     else:
@@ -222,8 +227,6 @@ def _checked_url(text: str) -> Url:
         )
     if not url.rest.isascii() or any(step in {".", ".."} for step in url.rest.split("/")):
         raise InvalidUrl("the path contains a . or .. step or a character outside ASCII")
-    if pasted := _pasted_path(url.rest):
-        raise InvalidUrl(f"it ends in {pasted}, which llmopt adds to it; leave that part out")
     _refuse_special_host(url.host)
     return url
 

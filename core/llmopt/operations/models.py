@@ -292,7 +292,8 @@ class ModelLists:
         return catalog
 
     async def _record_failure(self, provider: Provider, entry: CachedList, error: LLMOptError) -> None:
-        if isinstance(error, LocalRejection) and not isinstance(error, CircuitOpen):
+        sent_or_open = isinstance(error, CircuitOpen) or error.sent != "no"
+        if isinstance(error, LocalRejection) and not sent_or_open:
             # Caused on this side, such as by a deadline or a full queue: it says nothing about the provider.
             entry.life.abandoned()
             return

@@ -101,6 +101,8 @@ class Profile:
         options: configuration keys of the plugin.
         discovered: whether ``batch_list_models()`` without names includes the provider once its key is in the
             environment; False if that variable is used for other purposes too.
+        reads_base_url: whether the plugin itself reads the path of ``base_url``, which may then end in the path of an
+            operation; False: such a URL is refused, because llmopt adds that path.
         in_process: whether ``open_transport`` answers without a network, so that no key and no URL is needed.
     """
 
@@ -125,4 +127,5 @@ class Profile:
     stream_end: StreamEnd = "finish"
     options: tuple[Option, ...] = ()
     discovered: bool = True
+    reads_base_url: bool = False
     in_process: bool = False
