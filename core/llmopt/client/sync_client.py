@@ -1,9 +1,10 @@
 """The synchronous client: the same methods as the asynchronous one, run on an event loop in a thread of its own.
 
 Making a client reads the configuration file and the environment, in the caller's thread. The first call starts the
-thread, which then does all I/O while the caller blocks; a lock guards its start and its end, so that several threads
-may use one client. A list of models that is fresh in memory is returned in the caller's thread. After a fork, a child
-starts with new objects.
+thread, which sends the requests, uses the caches and runs token providers and listeners while the caller blocks; a lock
+guards its start and its end, so that several threads may use one client. In the caller's thread an iterable of texts
+is read, a list of models that is fresh in memory is returned, and the first chat with a provider imports its plugin
+and calls the hook `provider_profile`. After a fork, a child reads the configuration again and starts with new objects.
 """
 
 from __future__ import annotations

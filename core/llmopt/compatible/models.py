@@ -4,8 +4,8 @@ The dialect itself has an id and a date. The extensions are ``context_length`` a
 with modalities, ``pricing`` in decimal strings for one token, and deprecation dates. Each entry is decoded by itself,
 so that a broken one does not spoil the others.
 
-No I/O and no clock: dates are converted, not compared. A module-level cache keeps how to convert each kind of table;
-nothing of a response is kept. Large lists are read in a worker thread.
+No I/O and no clock: dates are converted, not compared. A module-level cache keeps how to convert the few tables that
+are defined here; the module keeps nothing of a response. The pipeline calls this in a worker thread for large lists.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The endpoints in use: configuration, policies and transport of each, and the choice between those of one provider.
 
-Opening a transport makes no connection. I/O happens in two places: in the transport, and in `LiveEndpoint.settings`,
-which awaits the token provider of the user or plugin where there is one. All calls of a client share these objects,
+Opening a transport makes no connection. I/O happens in three places: the constructor reads the certificate files that the
+configuration names, on the event loop of the first request; the transport, which may be the user's; and
+`LiveEndpoint.settings`, which awaits the token provider of the user or plugin where there is one. All calls of a client share these objects,
 also from event loops in several threads, so a lock guards the opening of a transport. The plugin's hooks
 `credential_provider` and `open_transport` are called here. The first opening imports aiohttp or httpx. The clock is
 passed in. With several endpoints the choice is partly random (`llmopt.policies.load_balancer`).

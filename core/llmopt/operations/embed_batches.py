@@ -5,8 +5,9 @@ number holds, but the configuration counts more than a guess of the plugin.
 
 I/O is in two places, both awaited: `fetch_server_limits` sends a request through the endpoint's transport and calls
 the plugin's hooks for it, and `ModelState` loads and saves the learned limits in the cache store. All calls with a
-model share its `ModelState`, without a lock; an asyncio lock for each event loop keeps a server from being asked
-twice at once. The wall clock is passed in.
+model share its `ModelState` and the limits that the server stated, which the endpoint keeps as long as the client
+lives; neither has a lock. An asyncio lock for each event loop keeps a server from being asked twice at once. The wall
+clock is passed in.
 """
 
 from __future__ import annotations

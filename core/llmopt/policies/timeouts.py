@@ -153,14 +153,13 @@ class _Histogram:
         if position == self._position:
             return
         for passed in range(max(self._position + 1, position - _SLICES + 1), position + 1):
-            old = self._slices[passed % _SLICES]
-            samples = sum(old)
-            if samples:
-                self._sum = [count - dropped for count, dropped in zip(self._sum, old, strict=True)]
-                self._total -= samples
+            if any(self._slices[passed % _SLICES]):
                 self._slices[passed % _SLICES] = [0] * _BUCKETS
                 self._p99 = None
         self._position = position
+        # Counted anew, not reduced: two threads that do this at once must come to the same numbers.
+        self._sum = [sum(counts) for counts in zip(*self._slices, strict=True)]
+        self._total = sum(self._sum)
 
 
 def _bucket(seconds: float) -> int:
