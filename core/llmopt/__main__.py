@@ -1,6 +1,6 @@
 """``python -m llmopt`` is the command ``llmopt``.
 
-It hands over to `llmopt.cli.app` and touches nothing itself.
+It hands over to `llmopt.cli.app`, which ends the process, and touches nothing itself.
 """
 
 from llmopt.cli.app import main

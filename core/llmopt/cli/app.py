@@ -1,7 +1,9 @@
 """The command line program ``llmopt``: its commands, their exit codes, and how errors are reported.
 
-It imports each command when it is used, and writes to standard output and standard error; files and requests are the
-commands' own. After an interrupt it ends the process at once, without waiting for threads.
+It imports each command when it is used, and all of them for the help. It writes to standard output and standard error,
+which it sets to escape what they cannot print; a standard output that its reader closed is replaced by the null device.
+Errors are printed with a traceback if LLMOPT_TRACEBACK is set, and click reads the variable of its shell completion;
+files and requests are the commands' own. After an interrupt it ends the process at once, without waiting for threads.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """``llmopt models``: list, filter and sort the models of providers.
 
 The lists come from `llmopt.Client`, which reads the configuration and the environment, and sends requests unless
-``--offline`` is given; this file selects and prints. The progress line on standard error is updated by events, on the
-client's thread. rich is imported for it at first use.
+``--offline`` is given; this file selects and prints. If standard error is a terminal, events update a progress line
+there, on the client's thread; rich, which is imported for it, redraws it from a thread of rich's own, under rich's lock.
+Errors of providers are printed with a traceback if LLMOPT_TRACEBACK is set.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Every key is optional; the provider's profile gives the default. Checks belong t
 file and a call of the constructor pass the same ones. Messages name a key by its path and never contain its value,
 which may be a secret.
 
-No I/O and no state: it reads neither the file nor the environment, see `llmopt.config.load`. A token provider is kept
-and not called.
+No I/O and no state: it reads neither the file nor the environment, see `llmopt.config.load`. Files that its values
+name are not opened. A token provider is kept and not called. Tables of the caller are copied, but the values in
+``options`` are not.
 """
 
 from __future__ import annotations

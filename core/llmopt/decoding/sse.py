@@ -10,7 +10,8 @@ additions that real servers make necessary:
 
 Text is always UTF-8, whatever a header says. Invalid bytes are an error and are never replaced.
 
-No I/O and no clock: bytes in, events out. A decoder keeps the unfinished event of its one stream.
+No I/O and no clock: bytes in, events out. A decoder keeps the unfinished event, the last id, the ignored lines and the
+first error of its one stream; it has no lock.
 """
 
 from __future__ import annotations

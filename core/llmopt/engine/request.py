@@ -3,9 +3,13 @@
 `Request` says what is asked for and how large it is. `RequestEncoder` turns what a plugin builds of it into an
 `EncodedRequest`. `RequestCompressor` compresses bodies, for servers that accept that.
 
-Only `CompressingTransport` does I/O, by awaiting the transport below it. Large bodies are compressed in a worker
-thread. All requests of an endpoint share its encoder, its refused keys and its compressor, without a lock: at worst
-something is worked out twice. The monotonic clock is passed in. Compression is reported to the user's listener.
+Only `CompressingTransport` and its `RequestCompressor` do I/O, by awaiting the transport below them, which may be the
+user's; the rest of a refusal's body is discarded in the background. Large bodies are compressed in a worker thread. All
+requests of an endpoint share its encoder, its compressor and its counters, without a lock. Event loops in several
+threads may check or compress something twice, lose a count, and, in a rare race, send a compressed request with the
+headers of another request of the endpoint. The monotonic clock is passed in. Compression is reported to the user's
+listener, and its end for an endpoint also to the log. A `Request` carries callbacks of the operations, which the engine
+calls.
 """
 
 from __future__ import annotations

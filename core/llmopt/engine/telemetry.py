@@ -4,8 +4,10 @@ Events are the classes of `llmopt.values.events`. None is made without a listene
 log handler raises never reaches a call. Nothing here awaits.
 
 The only I/O are log records. The user's listener is called directly, on the event loop of the request, so a slow one
-delays the other calls there. No clock: durations are passed in. All calls of an endpoint share its counters, without
-a lock: a count that two threads add at once may be lost.
+delays the other calls there. Log handlers run there too. No clock: durations are passed in. All calls of an endpoint
+share its counters, without a lock: a count that two threads add at once may be lost, and `EndpointMetrics.stats` may
+raise `RuntimeError` if another thread adds the first error of a kind at that moment (`llmopt.Client` counts on its
+loop's thread and reads in the caller's).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Chat: check the arguments, estimate the tokens, send the request and parse the reply.
 
-`ChatRun` is one call of ``chat`` or ``stream``; the checks and the estimate do no I/O, `send` and `open_stream` await
-the engine. Streamed replies are read in `llmopt.operations.chat_stream`.
+`ChatRun` is one call of ``chat`` or ``stream``; `send` and `open_stream` await the engine. The checks and the estimate
+do no I/O, and read the caller's messages in the caller's thread. Streamed replies are read in
+`llmopt.operations.chat_stream`.
 
 The token estimator belongs to the model's state, which all calls share without a lock; each complete reply corrects
-it. Parsing calls the plugin's hook `parse_chat`, for large replies in a worker thread. A tool call without an id gets
-a random one. No clock: the deadline is passed in.
+it. Parsing calls the plugin's hook `parse_chat`, or `stream_parser` and the parser that it makes if the server streams
+unasked; for large replies in a worker thread. A tool call without an id gets a random one, from the system. No clock:
+the deadline is passed in.
 """
 
 from __future__ import annotations

@@ -4,11 +4,14 @@ A batch passes, in this order: texts that are certainly too long are set aside; 
 are waited for (`Coalescer`); the others are sent through the engine; what fails is recovered (`embed_recovery`); what
 was learned is saved.
 
-Network access goes through the engine, and files through the cache store, only; both are awaited. Requests run in
-tasks of the event loop. Calls share the state of the model, and the requests for equal texts on one event loop,
-without a lock. The plugin's hooks `batch_limit` and `parse_embeddings` run here; large responses are parsed in a
-worker thread. Deadlines and pauses before retries use the engine's clock; a pause takes from the endpoint's retry
-budget, which all calls share. A lock of the call lets one of its batches at a time be searched first.
+Network access goes through the engine, but for the request for the server's limits, which goes to the endpoint's
+transport; learned limits and cached vectors go through the cache store. All are awaited. Requests run in tasks of the
+event loop. Calls share the state of the model, the limits that an endpoint's server stated, and the requests for equal
+texts on one event loop, without a lock. The plugin's hooks `batch_limit` and `parse_embeddings` run here, and those for
+the server's limits; large responses are parsed in a worker thread. Splits and learned limits are reported to the user's
+listener. Deadlines and pauses before retries use the engine's clock, and waits for the store and for another call's
+texts the event loop's; a pause takes from the endpoint's retry budget, which all calls share. An asyncio lock of the
+call, in `embed_recovery`, lets one of its batches at a time be searched first.
 """
 
 from __future__ import annotations

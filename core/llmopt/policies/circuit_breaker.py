@@ -6,10 +6,12 @@ probe at a time, late results never extend a break), with Envoy's break duration
 jittered. Each request passes two circuits, `CircuitPair`: that of its origin and that of its model.
 
 No I/O and no locks. A circuit is made for one thread at a time; a client whose event loops run in several threads
-shares it nevertheless, and may then lose a count or send a second probe. The monotonic clock and the random generator
-of the jitter are passed in, and changes are reported to a callback. A circuit keeps a copy of the error that opened
-it. Permits are granted and reported on without awaiting, so that a cancelled call cannot lose one. Only
-`CircuitWaitQueue` awaits: it sets timers through a `Clock`, and wakes waiters on any event loop, from any thread.
+shares it nevertheless, and may then lose a count or send a second probe. The monotonic clock is passed in; the random
+generator of the jitter is passed in or made, and all circuits of a client share it. Changes are reported to a callback
+in the thread of the request; the engine's callback writes to the log and calls the user's listener. A circuit keeps a
+copy of the error that opened it. Permits are granted and reported on without awaiting, so that a cancelled call cannot
+lose one. Only `CircuitWaitQueue` awaits: it sets timers through a `Clock`, and wakes waiters on any event loop, from
+any thread.
 """
 
 from __future__ import annotations

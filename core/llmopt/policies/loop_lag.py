@@ -4,7 +4,9 @@ A loop that a callback blocks, or whose machine has too little CPU time, notices
 requests that the server has answered. Such a timeout says nothing about the server. The measure is the usual one: a
 timer each second, and how late it fires. It runs while requests are in flight only.
 
-No I/O; timers are set through a `Clock`.
+No I/O, and nothing awaits. The time is read from a `Clock`, which also sets the timers. Each event loop has a `LoopLag`
+for each endpoint, with the delays of its last timers and no lock; only ``active`` is called, and it may look at what
+other loops share.
 """
 
 from __future__ import annotations

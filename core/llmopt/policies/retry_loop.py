@@ -1,18 +1,20 @@
 """Retry loop: the one place that retries. It runs stamina's ``retry_context`` with a hook of llmopt's own.
 
-It is a module of its own because it imports stamina, which ``import llmopt`` does not need: it is loaded with the first
-transport, not by a failure, which may be that no descriptor is free. The loop is entered after a first failure, and that
-error is raised as stamina's attempt 1. Every rule is `llmopt.policies.retry.RetryPolicy`'s, every wait stamina's. stamina sleeps with ``asyncio.sleep`` and cannot be
-given a clock (26.1: ``_RetryContextIterator.__aiter__`` passes a function of its module), so simulated time
-comes from the event loop, as in `llmopt.testing.clock`.
+It is a module of its own because it imports stamina, which ``import llmopt`` does not need: it is loaded with the
+first transport, not by a failure, which may be that no descriptor is free. The loop is entered after a first failure,
+and that error is raised as stamina's attempt 1. Every rule is `llmopt.policies.retry.RetryPolicy`'s, every wait
+stamina's. stamina sleeps with ``asyncio.sleep`` and cannot be given a clock (26.1: ``_RetryContextIterator.__aiter__``
+passes a function of its module), so simulated time comes from the event loop, as in `llmopt.testing.clock`.
 
 What stamina's process-wide switches do: ``set_active(False)`` lets the first error through;
 ``set_testing(True, attempts=n)`` makes n attempts without waiting, the first one counted; on_retry hooks are
 not called for llmopt's own retries, for which llmopt has events.
 
-The only I/O is the attempt that the caller passes in; between attempts stamina sleeps on the event loop.
-`FILTERED_HOOKS` is shared by the whole process, under a lock: while loops run it replaces stamina's on_retry hooks by
-filters, which call the user's hooks for foreign retries only. A forked child gets a new lock.
+The only I/O is the attempt that the caller passes in, and what stamina imports to make its hooks at the first retry;
+between attempts stamina sleeps on the event loop. `FILTERED_HOOKS` is shared by the whole process, under a lock: while
+loops run it replaces stamina's on_retry hooks by filters, which call the user's hooks for foreign retries only. The
+user's factories of hooks run under that lock, on the event loop. A ContextVar holds the error whose retry is being
+scheduled. A forked child gets a new lock. Jitter is the policy's, and the deadline brings the clock.
 """
 
 from __future__ import annotations

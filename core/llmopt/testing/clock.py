@@ -17,7 +17,9 @@ Sockets and threads stay real. Time stands still while a thread of ``run_in_exec
 ``asyncio.to_thread`` works, and data on sockets is read before time moves on, so a server in the same
 loop works. A peer in another process has no simulated time: use real time with it.
 
-A `SimulatedClock` may be shared by several loops; it has no lock. Nothing here is random.
+The machine's clocks are not read: by default monotonic time begins at 0 and the calendar at a fixed moment. The loop's
+selector blocks its thread for up to 1 ms of real time if sockets are open, and without limit while such a thread
+works. A `SimulatedClock` may be shared by several loops; it has no lock. Nothing here is random.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Response bodies: decompression (gzip, deflate) with limits, and reading in chunks or as a whole.
 
 `ContentDecoder` does no I/O: bytes in, bytes out. `BodyReader` awaits the bytes that its subclass reads from the
-network. Both belong to one response; there is no clock and no lock.
+network, or from the user's httpx transport. Bodies are decompressed on the event loop, also large ones, which delays
+other calls there. Both belong to one response; there is no clock and no lock.
 """
 
 from __future__ import annotations

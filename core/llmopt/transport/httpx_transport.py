@@ -3,9 +3,12 @@
 The only file of the core that imports httpx, besides the fakes of `llmopt.testing`, because that import is slow and
 not always needed.
 
-The network access is that of the httpx transport, or of the pool, and is awaited. `HttpxSender` may run a request in
-a task of its own, which outlives a cancelled caller until it has ended, and closes responses in background tasks.
-Timeouts use the clock of the event loop.
+The network access is that of the httpx transport, which is the user's or a plugin's, or of the pool, and is awaited.
+`HttpxSender` may run a request in a task of its own, which outlives a cancelled caller until it has ended; a response
+that is closed early or drained is so in a background task. All requests of an endpoint share one `HttpxSender` and its
+transport, without a lock: each event loop has its own set of tasks, and `aclose` cancels those of the running loop
+only. Timeouts use the clock of the event loop; the transport is passed the same seconds. `PoolTransport` reads the
+body of a request from the user's httpx stream.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 are compared with the others: 4 to 6 µs a request with many in flight.
 
 No I/O. They read the clock of the event loop they belong to, set its timers, and cancel the task that waits too long.
-No lock: a `TimeoutScheduler` is shared by the attempts of one loop, a `StreamTimer` belongs to one stream.
+No lock: a `TimeoutScheduler` is shared by the attempts of one connection pool on one loop, a `StreamTimer` belongs to
+one stream. Nothing here awaits or may be called from another thread.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final, Self
 
 
 class TimeoutScheduler:
-    """The timeouts of all attempts on one event loop, with one timer.
+    """The timeouts of all attempts of a pool on one event loop, with one timer.
 
     Attempts begin one after the other with nearly equal timeouts, so the earliest deadline is usually the oldest.
 

@@ -1,6 +1,6 @@
 """Values of a conversation: messages, tool calls, the reply, and the events of a streamed reply.
 
-Pure: no I/O, no clock, no shared state.
+Pure: no I/O, no clock, no module-level state. A value keeps the lists and mappings that it is given, without a copy.
 """
 
 from __future__ import annotations

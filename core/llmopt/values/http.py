@@ -2,8 +2,9 @@
 
 These values are independent of any HTTP library. `llmopt.values.error_body` reads the bodies of failures.
 
-No I/O and no shared state. A response reads the wall clock once, when it is made, for the time of its arrival; it
-parses its body at the first access and keeps the result.
+No I/O and no module-level state. A response reads the wall clock once, when it is made, for the time of its arrival. A
+response and a failure parse their body at the first access, in the thread of the reader, and keep the result, which all
+later readers share.
 """
 
 from __future__ import annotations
