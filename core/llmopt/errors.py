@@ -1,4 +1,4 @@
-"""All exceptions of llmopt, as a tree by what the caller can do about them.
+"""The public exceptions of llmopt, as a tree by what the caller can do about them.
 
 ::
 

@@ -1,7 +1,9 @@
 """``llmopt cache``: show and clear the disk cache.
 
 It reads the configuration file, the environment and the files of the disk cache, deletes entries from it, and prints.
-It sends no request. A name of a provider is checked by the metadata of installed plugins.
+Each folder is opened on a short-lived event loop by a `DiskStore`, which works in a thread of its own; this renames and
+replaces a corrupt file, also for ``info``, and logs a fault of the disk instead of raising it. It sends no request. To
+check the name of a provider, ``clear`` reads the metadata of installed plugins, and imports none.
 """
 
 from __future__ import annotations

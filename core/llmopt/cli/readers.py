@@ -1,8 +1,9 @@
 """Input of ``llmopt embed``: reads texts from .txt, .jsonl and .csv files, or from standard input.
 
-It opens files and standard input, and reads them piece by piece as texts are asked for, a regular file perhaps twice.
-Reading CSV sets the csv module's limit for the length of a field, for the whole process. No requests, no threads, no
-clock.
+Making a `Source` or `Texts` looks at the file's status and permissions. The file, or standard input, is read piece by
+piece as texts are asked for, in the thread that asks, which blocks meanwhile; `Texts.total` reads a regular file up to
+1 GiB once more, before. Reading CSV sets the csv module's limit for the length of a field, for the whole process and
+for good. No requests, no threads of its own, no clock.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Unknown keys are ignored, and so is an optional part that makes no sense, such as a usage without counts. Text, tool
 calls and finish reasons of a wrong type raise `InvalidResponse`: parts of a reply must not vanish silently.
 
-Pure: no I/O, no clock, no state. It may run in a worker thread, for large replies.
+Pure: no I/O, no clock, no state. The engine calls these functions on the event loop, `parse_chat` in a worker thread
+for large replies.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 A key from the environment is sent only to the provider's own hosts, so that a changed ``base_url`` cannot leak it. No
 key appears in messages, tracebacks or representations.
 
-The only I/O is the token provider of the user or plugin: `CredentialSource.get` awaits it, and calls a synchronous
-one in a worker thread. Nothing is cached here. Environment variables are passed in; a random number of the process
-keeps fingerprints secret.
+The only I/O is the token provider of the user or plugin, which `CredentialSource.get` calls each time: an asynchronous
+one on the event loop of the attempt, a synchronous one in a thread of that loop's default executor. All calls share a
+`CredentialSource`, which never changes, and no lock keeps their calls of the token provider apart. No token is cached
+here. Environment variables are passed in; a random number, drawn once per process, keeps fingerprints secret.
 """
 
 from __future__ import annotations

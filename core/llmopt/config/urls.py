@@ -1,10 +1,10 @@
 """Parse URLs strictly: base URLs of endpoints, URLs of requests, addresses of proxies.
 
-A host has one spelling here, so that origins can be compared as text. Error messages never contain a path, a query or
-user information, which may hold secrets.
+A host has one spelling here, so that origins can be compared as text. Error messages never quote a query, user
+information or a path, which may hold secrets; they name only the known path of an operation, such as /embeddings.
 
-No I/O: no host name is resolved. No state but a module-level cache of networks; idna and ipaddress are imported at
-first use.
+No I/O: no host name is resolved. No state but a module-level cache of networks, which never change; idna, ipaddress and
+urllib.parse are imported at first use.
 """
 
 from __future__ import annotations

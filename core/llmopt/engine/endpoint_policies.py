@@ -1,11 +1,14 @@
 """The resilience policies of one endpoint: retry budget, circuit breakers, limiters and timeouts.
 
-Each is created when it is first needed, by what it applies to: circuits by model and operation, rate limits and adaptive
-timeouts by model, the concurrency limit by event loop.
+Most are created when first needed, by what they apply to: circuits by model and operation, rate limits and adaptive
+timeouts by model, the concurrency limit and the measure of the loop's lag by event loop.
 
-No I/O. Nothing here awaits but the limiters' own waits, and the monotonic clock is passed in. All calls of a client
-share these objects, also from event loops in several threads, without a lock: each policy is created by an atomic
-``dict.setdefault``. Only jitter is random.
+No I/O. Nothing here awaits but the limiters' own waits; the monotonic clock and its timers are passed in. All calls of
+a client share an `EndpointPolicies`, with its blocked credentials and the models set aside, also from event loops in
+several threads, without a lock: rate limits and timeouts are created by an atomic ``dict.setdefault``, and only a rate
+limiter has a lock of its own. Circuits come from the client's registry, so that endpoints of one origin share them; two
+threads may create one twice. `stats` may raise RuntimeError if another thread adds a policy meanwhile. Only jitter is
+random.
 """
 
 from __future__ import annotations

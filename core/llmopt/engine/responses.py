@@ -1,7 +1,8 @@
 """Turns a response into its value or into one exception, whose message repeats no key and no input text.
 
-No I/O, no clock and no state. `parse_or_raise` calls the plugin's hooks, and runs in a worker thread for large
-responses. `hide_keys` changes the error that it is given, its traceback included.
+No I/O, no clock and no state. `parse_or_raise` calls the function that parses, which calls the plugin's hooks, and the
+hook `classify_error`; it runs on the event loop, or in a worker thread for a large response that is no stream's.
+`hide_keys` changes the error that it is given, its traceback and that of its cause included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Embedding a list of texts: check the texts and options, send each distinct text once, keep the order.
 
-The checks do no I/O. `embed` awaits the cache and the requests through `EmbedRun`, and reads the caller's iterable on
-the event loop. It keeps nothing between calls, and reads no clock.
+The checks do no I/O. `embed` first reads all of the caller's iterable, on the event loop, which a slow synchronous one
+blocks. Then it awaits, through `EmbedRun`, the cache, perhaps a request for the server's limits, and the batches, each
+in a task if there are several; the first error cancels the others. `EmbedRun` calls the plugin's hooks and shares state
+with other calls; this file keeps nothing between calls, and reads no clock.
 """
 
 from __future__ import annotations

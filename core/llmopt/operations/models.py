@@ -1,11 +1,14 @@
 """Listing models: from the cache, from the provider, or both; for one provider or for many at once.
 
 `llmopt.cache.freshness` decides whether a cached list is served, refreshed or fetched first; this file carries the
-decision out. Concurrent callers share one request, and refreshes run in background tasks, a few at a time.
+decision out. Concurrent callers on one event loop share one request, unless ``flags.coalesce`` is off, and refreshes
+run in background tasks, four at a time on each loop.
 
-It awaits the engine and the cache; it does no other I/O but lines in the log. Refreshes are tasks on the event loop
-that needed them, and `peek` may be called from any thread. The clock is the engine's, monotonic; events go to the
-user's listener.
+It awaits the engine and the cache, and writes lines to the log; `BatchListModels` also looks up each provider, which
+reads the metadata of plugins and imports a plugin at its first use. Refreshes are tasks on the event loop that needed
+them, and `aclose` cancels those of the running loop only. All calls share the cached entries, with the last failure of
+each, without a lock; `peek` may be called from any thread. Durations are measured by the engine's monotonic clock, the
+age of a list also by its calendar. The user's listener is called on the event loop.
 """
 
 from __future__ import annotations

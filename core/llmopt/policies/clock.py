@@ -4,8 +4,10 @@ There are two readings of time. ``now`` is monotonic and measures waits, rates a
 calendar time, which may be set back; it serves HTTP dates and the age of cache entries only. Tests pass in
 `llmopt.testing.clock.SimulatedClock`.
 
-`SystemClock.sleep` and ``call_later`` use the running event loop; there is no other I/O. `new_rng` makes the random
-generators of all policies, and a module-level set of them is seeded anew in every forked child.
+No I/O. `SystemClock.sleep` and ``call_later`` use the running event loop, which runs the callback; a `Deadline` reads
+the clock that it was made with, at each question. `new_rng` makes the random generators of all policies that are given
+none. It keeps them in a module-level weak set, without a lock, and a fork hook that importing this file registers seeds
+them anew in every forked child.
 """
 
 from __future__ import annotations

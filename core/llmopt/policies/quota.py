@@ -2,8 +2,10 @@
 
 A request needs capacity in two token buckets, and may be held back by a slow start or by a backoff after a 429.
 
-Decisions only: no I/O, no awaiting and no clock, because the time is an argument. The lock, the queue and the timers
-are in `llmopt.policies.rate_limiter`, which calls this under its lock.
+A `Quota` only decides: no I/O, no awaiting, no randomness, and no clock, because the time is an argument. All calls
+with a model at an endpoint share it; the lock, the queue and the timers are in `llmopt.policies.rate_limiter`, which
+calls it under its lock, but reads rates and the pause without. A `Lease` belongs to one request, and passes its reports
+to that rate limiter, which reads the clock, takes the lock and wakes waiters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """`FakeProvider`: a provider for the tests of an application, without network or key, with repeatable answers.
 
-It answers in the thread of the client's event loop, and does no I/O; it records the calls, and deques make its script
-safe for several threads. `installed` changes ``sys.modules`` and ``sys.meta_path`` for the whole process, until its
-block ends. No clock: a scripted pause sleeps on the event loop.
+It answers in the thread of the client's event loop, and does no I/O. There it appends to `FakeProvider.calls`, a plain
+list that the test reads in its own thread; several threads may use its script without a lock, because deques and lists
+change atomically. Entering a `FakeProvider` calls `installed`, which changes ``sys.modules`` and ``sys.meta_path`` for
+the whole process until its block ends, so that every other client finds the plugin too. No clock and nothing random: a
+scripted pause sleeps on the event loop.
 """
 
 from __future__ import annotations

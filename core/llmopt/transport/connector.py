@@ -1,9 +1,11 @@
 """The connections of one event loop: aiohttp's connector with stricter rules for reuse, and counters.
 
-It opens and closes network connections, which callers await, and resolves host names in worker threads. A connector
-serves one event loop and has no lock; `close_from_thread` and `close_after_loop` are for other threads, and a forked
-child gives up the connections of its parent. It uses the loop's clock, and reports to a `PoolTrace`, which may end in
-the user's listener.
+It opens and closes network connections, which callers await, resolves host names in threads of the loop's default
+executor, and keeps the addresses for ten seconds. A connector serves one event loop and has no lock: its requests share
+the connections, one read buffer, and a cache of heads, which hold keys. `close_from_thread` and `close_after_loop` are
+for other threads, the counters are read from other threads too, without any guard, and a forked child gives up the
+connections of its parent. When its loop shuts down its asynchronous generators, the connector closes. It uses the
+loop's clock, and reports to a `PoolTrace`, on that loop, which may end in the user's listener.
 """
 
 from __future__ import annotations

@@ -3,8 +3,12 @@
 The engine imports this file at the first request of the default transport, and aiohttp with it.
 
 The network is accessed by the connectors and awaited; nothing is opened before the first request. Event loops in
-several threads share the pool, without a lock: each has a connector of its own, kept in a dict by loop. The proxy
-variables of the environment are read once for each origin. A module-level weak set of all pools serves the fork hook.
+several threads share the pool, without a lock: each has a connector of its own, kept in a dict by loop, and all share
+the cache of targets and the counters of closed connectors, which two threads may count wrongly. `stats` reads the
+connectors of other threads while they change, which may raise RuntimeError, and `aclose` waits for that of the running
+loop only. The proxy variables of the environment are read once for each origin. A module-level weak set of all pools
+serves the fork hook. The callbacks of the trace, which may end in the user's listener, run on the loop of the
+connection.
 """
 
 from __future__ import annotations

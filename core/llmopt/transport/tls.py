@@ -1,6 +1,10 @@
 """TLS contexts: the certificate authorities that an endpoint trusts, and the certificate that it shows.
 
-It reads the files that the configuration names. No message and no traceback contains their content.
+It reads the files that the configuration names, at each call, blocking the caller's thread; OpenSSL reads a folder of
+authorities during handshakes. Without ``ca_file`` it loads the system's authorities, which SSL_CERT_FILE and
+SSL_CERT_DIR in the environment replace; SSLKEYLOGFILE there names a file that the keys of connections are written to.
+A module-level ``lru_cache``, which all clients share, keeps the last 32 contexts or problems. No message and no
+traceback contains the content of a file.
 """
 
 from __future__ import annotations
