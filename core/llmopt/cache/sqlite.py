@@ -1,7 +1,9 @@
 """The SQLite file of the cache: schema, reads and writes, eviction, and what SQLite's errors mean.
 
-Everything here blocks and does file I/O; a `Database` belongs to one thread (`llmopt.cache.disk`). The wall clock is
-passed in; a `FileLock` sleeps and reads the monotonic clock.
+Everything here blocks and does file I/O. One thread at a time uses a `Database`, which has no lock against others; it
+is that of `llmopt.cache.disk`, or the caller's while the interpreter exits. Other connections, of this process or of
+others, share the file: each transaction may wait up to 5 seconds for them in SQLite, and up to 5 more for the `FileLock`
+where that is used (see below). The wall clock is passed in; a `FileLock` sleeps and reads the system's monotonic clock.
 
 SQLite 3.7.0 to 3.51.2 can corrupt a database when two connections write and checkpoint the WAL in the same
 instant (the WAL-reset bug, https://www.sqlite.org/wal.html). With these versions every connection holds a lock

@@ -1,8 +1,11 @@
 """``llmopt embed``: embed the texts of a file into a file of vectors.
 
 It reads the configuration, the environment and the input file or standard input, sends requests through
-`llmopt.Client`, writes the output file, and prints. The client works in a thread of its own; texts are read and
-vectors written in this one. While it runs, the signal handlers of the process are replaced (`llmopt.cli.progress`).
+`llmopt.Client`, writes the output file, and prints. The client works in a thread of its own, where it also reads and
+writes its cache on disk, runs the plugin's hooks and calls the progress bar's listener; rich draws the bar in a third
+thread. This one imports the plugin and calls its hook `provider_profile`, reads the texts, writes the vectors and waits
+for the client; nothing is awaited here. While it runs, the signal handlers of the process are replaced
+(`llmopt.cli.progress`). The summary measures time by the monotonic clock.
 """
 
 from __future__ import annotations

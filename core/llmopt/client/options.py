@@ -1,6 +1,7 @@
 """Checks of what the application passes to a client and its methods, and what the ``cache`` option means.
 
-Pure: no I/O, no clock, no state. A store or plugin that is passed in is looked at, not called.
+No I/O, no clock, no state. No method of a store or plugin that is passed in is called, but their attributes are read,
+which runs a property's code: of a plugin all that ``dir`` lists. A path's ``__fspath__`` is called.
 """
 
 from __future__ import annotations

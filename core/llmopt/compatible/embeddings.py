@@ -5,8 +5,9 @@ decoded straight into its row. Lists of numbers: their text is cut out of the bo
 simdjson reads each list into a buffer. Anything unusual goes through a slower path that reads vector by vector and
 can say which one is wrong.
 
-No I/O, no clock and no shared state. numpy, simdjson and pybase64 are imported at first use. The engine calls it in a
-worker thread for large responses.
+No I/O and no clock. numpy, simdjson and pybase64 are imported at first use. The engine calls the hook
+`parse_embeddings` on the event loop, for large responses in a worker thread. Nothing that changes is shared; responses
+in order share the read-only indices that `in_order` caches for the process.
 """
 
 from __future__ import annotations

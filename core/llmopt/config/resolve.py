@@ -1,8 +1,9 @@
 """Resolve a configured provider entry into its endpoints: plugin profile < entry < endpoint.
 
-It reads no files and opens no connections. Environment variables are passed in, except that a ``~`` in ``cache_dir``
-is expanded to the home folder of the user. It calls the plugin's hook `provider_profile` where that is given in place
-of a profile. No state.
+It reads no configuration or certificate and opens no connections. Environment variables are passed in, except that a
+``~`` in ``cache_dir``, ``ca_file``, ``client_cert`` and ``client_key`` is expanded to the home folder of the user, by
+HOME or the system's list of users. It calls the plugin's hook `provider_profile`, once for each endpoint, where that is
+given in place of a profile. Token providers are kept, not called. No clock, no state.
 """
 
 from __future__ import annotations

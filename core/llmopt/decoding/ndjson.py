@@ -1,6 +1,6 @@
 """Decoder for newline-delimited JSON streams, and the choice of a decoder by content type or by the first bytes.
 
-No I/O and no clock: bytes in, events out. A decoder keeps the unfinished line of its one stream.
+No I/O and no clock: bytes in, events out. A decoder keeps the unfinished line of its one stream, without a lock.
 """
 
 from __future__ import annotations

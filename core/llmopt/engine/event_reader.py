@@ -1,8 +1,9 @@
 """Turns the bytes of a streamed response into chat events, and finds out whether a response is a stream at all.
 
-`EventReader` does no I/O and knows no time; it keeps the reply so far of its one stream, and parses by the function
-it is given, which calls the plugin's hook `parse_stream_event`. `detect_stream_format` awaits the connection: the
-first bytes of a stream, or the whole body of a response that is not a stream.
+`EventReader` does no I/O and knows no time; it keeps the reply so far of its one stream, without a lock. The functions
+that it is given run foreign code: ``parse`` calls the plugin's hook `parse_stream_event`, ``make_error`` its
+hook `classify_error`, and ``on_unknown`` the user's listener. `detect_stream_format` awaits the connection, without a
+timeout of its own: the first bytes of a stream, or the whole body of a response that is not a stream.
 """
 
 from __future__ import annotations

@@ -7,11 +7,13 @@ the attempt has acquired (slot, lease, permit, connection) and releases it when 
 `llmopt.operations.chat_stream` uses these of a `LiveStream`: ``read``, ``aclose``, ``close_soon``, ``ended``,
 ``holds_connection`` and ``request_id``. `StreamPipeline` uses the others.
 
-The network is accessed through the transport of the endpoint: `LiveStream.read` awaits the next chunk, on the loop
-that opened the stream; `close_soon` alone may be called from any thread. Waits are measured by the monotonic clock
-that is passed in, and limited by timers of the event loop. The plugin's hooks read the events on the event loop. The
-end of a stream changes the policies and counters that all requests of the endpoint share, and is reported to the
-user's listener.
+The network is accessed through the transport of the endpoint, which may be the user's: `StreamPipeline` awaits the
+token provider, the head and the first event, `LiveStream.read` each next chunk, on the loop that opened the stream;
+`close_soon` alone may be called from any thread. Waits are measured by the monotonic clock that is passed in, and
+limited by timers of the event loop. After the last event the transport may read on for 0.1 s, for which nobody waits.
+All hooks of the plugin run on the event loop: they build the request, read the events, or a reply that was not
+streamed, however large, and classify errors. The start and the end of a stream change the policies and counters that
+all requests of the endpoint share. Attempts, chunks, unknown events and the end are reported to the user's listener.
 """
 
 from __future__ import annotations
@@ -219,9 +221,10 @@ class LiveStream:
     def close_soon(self) -> None:
         """As `aclose`, a little later and from any thread: for a stream that was not closed before it is deleted.
 
-        The garbage collector may call this at any point, so it takes no lock and uses no shared state. If the event loop
-        is closed, only the connection is: nobody waits for a slot of that loop, the lease stays settled as estimated,
-        and a circuit breaker gives up a probe that does not report.
+        The garbage collector may call this at any point, so it takes no lock, and changes nothing that a running loop
+        shares. If the event loop is closed, it closes only the connection, in the calling thread, and the pool of that
+        loop may tell the listener: nobody waits for a slot of that loop, the lease stays settled as estimated, and a
+        circuit breaker gives up a probe that does not report.
         """
         if not self.holds_connection:
             return

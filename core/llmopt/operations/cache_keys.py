@@ -5,9 +5,12 @@ plugin and the plugin's version; the URL; and the whole request body, including 
 few body fields that cannot change the response are left out. (A list of fields to include is how other caches returned
 wrong responses: litellm issues #894 and #25673.) No part of the request can be recovered from a key.
 
-Keys need no I/O; they call the plugin's hook `build_request`, and nothing is random: the secret is passed in. The
-report of the size awaits the cache stores, at most every 10 seconds by the monotonic clock of the engine, and emits
-events.
+Keys are made without awaiting; they call the plugin's hook `build_request`, but no token provider. The first key of a
+provider may read disk on the caller's loop: versions of distributions (`Registry.identity`), and the certificate files
+of endpoints that are not yet in use. The secret is passed in; a token provider counts by a fingerprint that is random
+per process. The report of the size awaits the cache stores, the user's among them, at most every 10 seconds by the
+monotonic clock of the engine, and emits events to the user's listener; all calls of a client share one
+`StoreSizeReporter` without a lock, so that loops in two threads may both report.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 A wrong response must never become a shifted row: number, order, length and finiteness of the vectors are
 checked for every response before anything is done with it.
 
-No I/O, no clock and no shared state: a `Collector` belongs to one call. numpy is imported at first use.
+No I/O and no clock. numpy is imported at first use. A `Collector` belongs to one call; calls of one event
+loop that wait for the same request share its `BatchResult`, without a lock, and each of the waiting takes a copy with
+`BatchResult.moved`. One response for all texts is not copied here: its array, made by the plugin, becomes the result.
 """
 
 from __future__ import annotations
@@ -175,8 +177,8 @@ def _moved(
 class Collector:
     """Builds the `Embeddings` of a call out of the results of its batches.
 
-    Vectors are copied when they are added: beside the array of the whole result only the batches that are
-    being sent are in memory.
+    Vectors are copied when they are added, except those of one response for all texts: beside the array of the whole
+    result only the batches that are being sent are in memory.
 
     Args:
         texts: the distinct texts of the call.

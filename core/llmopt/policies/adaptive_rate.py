@@ -15,7 +15,8 @@ in tests/policies/test_rate_limiter_simulation.py (no headers, unknown limit):
 
 Requests and tokens are slowed down together, because a 429 does not say which of them was too many.
 
-No I/O, no clock and no lock: the time is an argument, and the rate limiter calls it under its own lock.
+No I/O, no clock and no lock: the time is an argument. All requests of one quota share a `CubicRate`, from any loop and
+thread; the rate limiter calls it under its own lock.
 """
 
 from __future__ import annotations

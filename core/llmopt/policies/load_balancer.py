@@ -10,8 +10,10 @@ otherwise noise in the latencies, not the weights, would place every request of 
 weights 3 and 1 and latencies that vary by 30 %, the first endpoint gets 71 % with one request at a time, 70 to
 74 % with 4 to 24 at once, and half with two, because the second request goes to the endpoint that is idle.
 
-No I/O and no awaiting. The monotonic clock is passed in; the draws come from a random generator of its own unless one
-is passed in. All calls of a provider share the averages, without a lock: at worst a measurement is lost.
+No I/O and no awaiting. The monotonic clock is passed in; the draws come from a random generator, which is passed in or
+else its own and seeded anew in a forked child. All calls of a provider share the generator and the averages, also
+from several threads, without a lock: two threads that record at once may lose a measurement or give one a slightly
+wrong weight, and a choice may combine an average with the time of another measurement.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The providers of a client: configured entries and installed plugins, each created at first use.
 
-It reads the metadata of distributions from disk, imports plugins and calls their hook `provider_profile`, each at
-first use. No network; the environment is passed in. All calls of a client share it, without a lock: at worst two
-threads create the same provider.
+It reads the metadata of distributions from disk, imports plugins and calls their hook `provider_profile`, or the user's
+wrappers of it, each at first use, in the thread of the caller and without awaiting. `Registry.names` does so for every
+installed plugin that no entry uses. For an unknown provider it reads llmopt's ``packages.toml``. No network; the
+environment is passed in and read at these moments. All calls of a client share it, also from several threads, without
+a lock: two threads may each make the hooks of the same plugin or the same provider, and the later object is kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """A transport for tests: a function in this process answers the requests, without a network.
 
-The function is called on the event loop of the request, and may sleep there between pieces of a stream. No state and
-no I/O; httpx is imported at first use.
+The function is the user's. It is called on the event loop of the request, which it blocks until it returns; with
+`llmopt.Client` that is in the client's thread, and with loops in several threads perhaps in several at once. The
+transport awaits the request's body, and `asyncio.sleep` before each piece of a stream that has a ``pause``. No state
+and no I/O; httpx is imported at first use.
 """
 
 from __future__ import annotations

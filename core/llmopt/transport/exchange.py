@@ -1,7 +1,11 @@
 """One request and its response on one connection of the pool.
 
-It awaits the network: it writes to and reads from the connection. An exchange belongs to one event loop and one
-request; its timeouts are timers of that loop. A module-level cache keeps 256 names of headers.
+It awaits the network: it waits for a connection of the pool, which may have to be opened, writes to it and reads from
+it. An exchange belongs to one event loop and one request; its timeouts are timers of that loop. It shares with all
+exchanges of the loop the connector with its pool, its encoded heads (which hold keys) and its list of exchanges that
+`drain` goes on reading after the caller has left; there is no lock. `close` is called on that loop, or from any thread
+once the loop is closed, and reports the pool's size, which may call the user's listener. `LazyHeaders` may be read in a
+worker thread; a module-level cache keeps 256 names of headers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The request that a transport sends, and the record of how far an attempt has got.
 
-No I/O and no clock. A `RequestState` belongs to one attempt, and the transport changes it while the attempt runs.
+No I/O and no clock. A `RequestState` belongs to one attempt, and the transport changes it while the attempt runs, on
+one event loop and without a lock. What is shared never changes: attempts on reused connections share one `AttemptInfo`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Models, their prices, and lists of models; and the encoding of lists for the cache.
 
-No I/O and no clock. A value keeps its JSON text and decodes it at the first access, without a lock: at worst two
-threads decode the same text twice.
+No I/O and no clock. A value keeps its JSON text and decodes it at the first access, without a lock: two threads may
+both decode the same text, and then get equal but different objects. Calls share the lists that are in memory. Encoding
+reads the mapping that a plugin gave as ``raw``, for long lists in a worker thread.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Each kind is a class with a fixed ``name``. Events contain no API key and no text of the user. They are made only if the
 client has a listener.
 
-Values only: no I/O and no clock, because times and durations are passed in. `llmopt.engine.telemetry` makes the
-events and calls the listener.
+Values only: no I/O, no clock and no shared state, because times and durations are passed in and an event never changes.
+`llmopt.engine.telemetry` makes the events and calls the listener.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
-"""A listener. It is called on the event loop, so it must return quickly and not block."""
+"""A listener. It is called on the event loop, so it must return quickly and not block. `llmopt.Client` calls it in the
+client's thread; where loops in several threads use one client, it may run in several threads at once."""
 
 # Requests. One request may take several attempts, and each attempt is one HTTP request.
 

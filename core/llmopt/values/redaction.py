@@ -3,8 +3,9 @@
 Only whole values are removed, because a message must keep its own words: a key called ``token`` must not turn "600
 tokens" into "600 [key]s". The time is linear in the length of the message plus the number of texts.
 
-No clock and no state. No I/O, except in `place_of`, which is for exceptions of foreign code: Python's ``traceback``
-module then reads the source files named in it.
+No clock and no state of its own. No I/O, except in `place_of`, which is for exceptions of foreign code: Python's
+``traceback`` module then reads the source files named in it, and keeps them in the process's ``linecache``.
+`foreign_frames` changes the traceback that it is given.
 """
 
 from __future__ import annotations
