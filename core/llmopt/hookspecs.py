@@ -19,9 +19,13 @@ Rules for every hook:
 * Every hook is optional. Without an implementation, or when it returns None, the default in `llmopt.compatible`
   answers. To say "nothing" return an empty value instead: ``BatchLimit()``, ``RateLimits()``, ``()``.
 * A hook may leave out parameters that it does not use. Their names are fixed, their order is not.
-* Hooks are pure functions: they take frozen values and return new ones. They do no I/O, except that a table in the
-  plugin's package is read once, at first use (`llmopt.ModelTable`). They do not sleep, read no clock, and keep nothing
-  between calls; several threads may call one hook at the same time.
+* Hooks are pure, synchronous functions: they take frozen values and return new ones. They do no I/O, except that a
+  table in the plugin's package is read once, at first use (`llmopt.ModelTable`). They do not sleep, read no clock,
+  and keep nothing between calls; several threads may call one hook at the same time. llmopt calls them on the event
+  loop, and to parse a large response in a worker thread.
+* Two hooks return an object that may do I/O and keep state: the function of ``credential_provider``, which llmopt
+  calls when an attempt needs a token, and the transport of ``open_transport``, which it awaits. All calls share these
+  objects.
 * Secrets belong in request headers and nowhere else, because URLs and bodies may be logged.
 * Import what is slow to import (numpy, httpx) inside the function that uses it.
 

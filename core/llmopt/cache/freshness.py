@@ -1,7 +1,9 @@
 """Cache freshness: how long a cached answer may be served and when it is refreshed (RFC 5861, RFC 9111).
 
-No I/O and no randomness: both clocks are passed in. All callers share the `CacheLifetime` of an answer, without a
-lock. An answer ages through these phases (`FreshnessRules` has their lengths)::
+No I/O and no randomness: both clocks are passed in, and nothing here awaits. All callers share the `CacheLifetime` of
+an answer, also from several threads, without a lock: a count may be lost, and two threads may both be told to
+refresh. The jitter is a checksum of key and creation time, so that all processes get the same. An answer ages through
+these phases (`FreshnessRules` has their lengths)::
 
     fresh                    served as it is
     fresh, near its end      served; a key that is requested often is refreshed in the background

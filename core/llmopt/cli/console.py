@@ -3,8 +3,9 @@
 Results go to standard output, messages to standard error. Text that a provider, a file or a user wrote is
 made safe for a terminal first (`printable`).
 
-It prints, and does no other I/O; LLMOPT_TRACEBACK is read from the environment. `RunSummary` reads the monotonic
-clock. rich is imported at the first table on a terminal.
+It prints, and asks whether standard output is a terminal. LLMOPT_TRACEBACK is read from the environment; a traceback
+reads the source files that it shows. For a table on a terminal rich is imported, prints it itself, and reads the size
+of the terminal and variables such as NO_COLOR. `RunSummary` reads the monotonic clock and belongs to one command.
 """
 
 from __future__ import annotations

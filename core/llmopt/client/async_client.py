@@ -1,11 +1,13 @@
 """The asynchronous client: the public methods, their documentation, and the check of the client's arguments.
 
-Making a client reads the configuration file and the environment, and opens nothing else: the engine, the providers and
-aiohttp are imported at the first call, by `llmopt.client.components`.
+Making a client reads the configuration file and the environment, and opens nothing else. The first use of any method,
+`stats` and `aclose` too, imports and makes the components (`llmopt.client.components`), on the caller's thread; the
+first request imports aiohttp, or httpx for the user's transport.
 
-The methods await the network and the cache through the components. Event loops in several threads may use one client:
-an atomic ``dict.setdefault`` gives them the same components. The clock is the user's, if one is given, else the
-system's.
+The methods await the network and the cache through the components, which also run the plugins' hooks and the user's
+transport, store, token providers and ``on_event``, most of it on the event loop of the call. Event loops in several
+threads may use one client, without a lock: two may make components at once, and an atomic ``dict.setdefault`` gives
+both the same. The clock is the user's, if one is given, else the system's.
 """
 
 from __future__ import annotations

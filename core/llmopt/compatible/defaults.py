@@ -3,8 +3,10 @@
 The OpenAI-compatible dialect's own functions are the implementations wherever their parameters are the hook's. All
 are marked ``trylast``, so that any implementation of a plugin goes first.
 
-No I/O and no clock; `rate_limits` takes the time of arrival from the response. The only state is that of `OptionalKeys`,
-which each endpoint has for itself; event loops in several threads may change it at the same time.
+No I/O and no clock; `rate_limits` takes the time of arrival from the response. The hooks keep nothing. The only state
+is that of `OptionalKeys`: the engine makes one for each endpoint, and all calls to the endpoint share it as long as
+the client lives. Event loops in several threads may change it at the same time, without a lock: the change of one may
+overwrite that of another.
 """
 
 from __future__ import annotations

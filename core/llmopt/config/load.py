@@ -3,9 +3,11 @@
 Every ConfigError names the key by its path, or the variable. Values never appear in messages or tracebacks, because
 any of them may be a key in the wrong place.
 
-It reads at most one file: the one that is named, else the one in the working directory or in the user's configuration
-folder. Environment variables are passed in. The converter is made at first use, because importing cattrs is slow, and
-kept in a module-level cache.
+It reads at most one file, on the caller's thread: the one that the argument or the variable LLMOPT_CONFIG names, else
+the one in the working directory or in the user's configuration folder. Environment variables are passed in; but to
+find the folder, platformdirs reads the process's own (XDG_CONFIG_HOME, HOME), as does the expansion of ``~``. The
+converter is made at first use, because importing cattrs is slow, and kept in a module-level cache, which all threads
+share without a lock: two may make one each. No clock, and nothing here awaits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Accumulates the events of a chat stream into a whole reply.
 
-No I/O and no clock; `new_call_id` takes random bytes from the system. One object belongs to one stream and has no
-lock.
+No I/O and no clock; `new_call_id`, which a `ReplyAccumulator` calls if it is passed in, takes random bytes from the
+system. One object belongs to one stream and has no lock. With a synchronous stream, the user's thread adds the
+events, and the event loop's thread reads the reply while the user's thread waits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """The engine of one client: sends requests, and owns what outlives them (endpoints, circuits, shared calls).
 
-The network is accessed by the transports of the endpoints; `run`, `open` and `aclose` await them. All calls of a
-client share the engine, also from event loops in several threads: there is no lock, and shared dicts and sets are
-changed by atomic operations only. The clock is the one that is passed in, else the system's. Events go to the user's
+The network is accessed by the transports of the endpoints, one of which may be the user's; `run`, `open` and `aclose`
+await them. The first use of a provider makes its endpoints, which reads certificate files and calls a hook of the
+plugin on the caller's thread, the event loop's (`llmopt.engine.endpoint`). All calls of a client share the engine,
+also from event loops in several threads: there is no lock here, and shared dicts and sets are changed by atomic
+operations only. But `stats` and `aclose` iterate over the providers in use, and raise RuntimeError if another thread
+adds one meanwhile. `aclose` asks the loop of each call to cancel it, without waiting for that; it awaits the end of
+the running loop's shared calls. The clock is the one that is passed in, else the system's. Events go to the user's
 listener (`llmopt.engine.telemetry`).
 """
 

@@ -8,7 +8,8 @@ A call can no longer be joined from the moment its result is given out, so nothi
 comes later starts a new run, also after a failure.
 
 It starts a task for each run on the running event loop, and awaits its result; what the task does is up to the
-caller. Each event loop has calls of its own, which no other loop sees, so there is no lock. No clock.
+caller. The task runs with the context variables of the caller that started it. Each event loop has calls of its own,
+which no other loop sees, so there is no lock; `SingleFlight.aclose` ends those of the running loop only. No clock.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ retry, but the search goes on as long as any part of the batch succeeds.
 
 A refusal may also be about the call, whatever its texts: `CallRefusals` finds that out with a few requests.
 
-Requests are sent, and retries delayed, by functions that the caller passes in, and awaited; there is no other I/O and no
-clock. A failure lowers the sizes in `AdaptiveBatchLimit`, which later calls share; `SearchBudget` and `CallRefusals`
-belong to one call, all else to one batch.
+Requests and delays, both awaited, and reports for the user's listener are functions that are passed in; there is no
+other I/O and no clock. All calls with the model share the sizes in `AdaptiveBatchLimit`, without a lock. The batches of a
+call share `CallRecovery`, `SearchBudget` and `CallRefusals`, whose asyncio lock `turn` makes them wait while one sends a
+text alone or does the first search. All else belongs to one batch; the parts of a level are sent at the same time.
 """
 
 from __future__ import annotations

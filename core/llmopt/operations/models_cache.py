@@ -1,8 +1,10 @@
 """Cached lists of models: in memory, and in a store that outlives the client; and how a list is fetched, page by page.
 
-Network access goes through the engine, and files through the cache store, only; both are awaited. All calls of a
-client share the lists in memory, without a lock. Both clocks, monotonic and wall, are the engine's. Pages are read by
-the plugin's hook `parse_catalog`, and long lists are encoded in a worker thread.
+Network access goes through the engine, and files through the cache store, which may be the user's; both are awaited,
+and so is the function that gives the maker of cache keys, which may read a file. All calls of a client share the
+lists in memory without a lock, although `LRUCache` is not thread-safe and `peek` may be called from any thread. Both
+clocks, monotonic and wall, are the engine's. Pages are read by the plugin's hook `parse_catalog`, cache keys call its
+hook `build_request`, and long lists are encoded in a worker thread.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ does I/O: `RetryPolicy.decide` returns a `RetryDecision` or a `GiveUp`, and `llm
 on it. `RetryBudget` bounds the retries of all calls to an endpoint, `retry_guard` those of nested calls.
 
 It reads no clock but the one in the `Deadline`, and draws jitter from a random generator of its own unless one is
-passed in. All calls to an endpoint share its `RetryBudget`, without a lock; `retry_guard` is a context variable.
+passed in. All calls to an endpoint share its `RetryPolicy` with the generator and its `RetryBudget`, without a lock:
+of two changes of a budget by two threads one may be lost. `retry_guard` sets a context variable, which tasks and
+`asyncio.to_thread` started inside it inherit; a `RetryHistory` belongs to one call, or to one failed batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Find installed plugins by their entry points, without importing them.
 
 It reads the metadata of installed distributions from disk each time, and keeps nothing. `InstalledPlugin.load` alone
-imports a plugin, which runs the plugin's code. `how_to_install` reads llmopt's own ``packages.toml``, for error
-messages. No network, no environment.
+imports a plugin, which runs the plugin's code; if that fails, the traceback's source files are read for the message.
+`how_to_install` reads llmopt's own ``packages.toml``, for error messages. All of it is synchronous and runs on the
+caller's thread, which may be that of an event loop. No network, no environment, no clock.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ It is the facade for conformance kits, which are distributions of their own. A k
 `llmopt`, `llmopt.errors`, `llmopt.values`, `llmopt.compatible` and `llmopt.testing`; whatever else of the core it
 needs is here, so that the core can change behind this module.
 
-No I/O, except that the functions about installed plugins read the metadata of distributions, and no state and no
-clock; `PluginUnderTest` calls the plugin's hooks.
+No clock and no state, and nothing here awaits. The only I/O: the functions about installed plugins read the metadata
+of distributions, `InstalledPlugin.load` imports a plugin, and a hook may read a table of its package at first use.
+`PluginUnderTest` calls the plugin's hooks, on the caller's thread.
 """
 
 from __future__ import annotations

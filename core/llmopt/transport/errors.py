@@ -1,9 +1,11 @@
 """The errors of one attempt and their messages, independent of the HTTP library.
 
-Messages say what happened and what to do. They contain the origin and nothing else of the URL, which may hold secrets.
-A file apart from `exchange`, which imports aiohttp: an httpx transport must work without loading it.
+Messages say what happened and what to do. They contain the origin and nothing else of the URL, which may hold
+secrets. A file apart from `exchange`, which imports aiohttp: an httpx transport must work without loading it.
 
-It makes and completes exceptions: no I/O, no clock, no shared state. The attempt's `RequestState` is only read.
+It makes and completes exceptions: no network, no clock, no shared state. To find the cause of a failed connection it
+may touch the disk, on the event loop: it opens /dev/null to see whether a descriptor is free, and it reads the
+environment variable SSL_CERT_FILE and looks whether that file exists. The attempt's `RequestState` is only read.
 """
 
 from __future__ import annotations

@@ -5,8 +5,11 @@ does not go through the parser's stream: the socket writes the rest of its body 
 other response (chunked, compressed, an error, of unknown length, to be streamed) goes through aiohttp's parser.
 
 It reads from and writes to sockets, in callbacks of the one event loop that the connection belongs to; a long body is
-sent by a task, and the head of the response is awaited. `SocketRegistry` may close them from another thread. It sets
-no timers and reads no clock.
+sent by a task, and the head of the response is awaited. All connections of a connector, which belongs to that loop
+too, share one read buffer and one `SocketRegistry`, without a lock: the buffer is used on the loop only. Another
+thread may shut the sockets of the registry down, and close them once their loop is closed; in a forked child they are
+redirected to /dev/null. Before a connection is used again its socket is polled, without waiting. It sets no timers
+and reads no clock.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 `EmbedOptions` and `ChatOptions` hold the arguments of the client's methods before they are checked; `EmbedCall`,
 `CatalogCall` and `ChatCall` are the checked requests that the hooks of a plugin get.
 
-Frozen values and their checks: no I/O, no clock, no shared state. The first check of JSON imports msgspec.
+Frozen values and their checks: no I/O, no clock, no shared state, nothing to await. The first check of JSON imports
+msgspec. `Settings` holds the credential; all calls to an endpoint may share one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Error bodies of any shape: what the server says, its codes, and the status that it states.
 
-Providers, gateways and frameworks agree on no shape: objects within objects, lists, flat fields, JSON inside a message,
-bare text, HTML. So this reader knows names of keys, whatever the case and the underscores, and follows them inwards.
-It never raises. Where it knows no key, the body itself is the message.
+Providers, gateways and frameworks agree on no shape: objects within objects, lists, flat fields, JSON inside a
+message, bare text, HTML. So this reader knows names of keys, whatever the case and the underscores, and follows them
+inwards. No body makes it raise. Where it knows no key, the body itself is the message.
 
-Pure: no I/O, no clock, no state. It only reads: nothing in a body is executed, and no address in it is opened.
+No I/O of its own, no clock, no state. It only reads: nothing in a body is executed, and no address in it is opened.
+But a body that is not UTF-8 is decoded by the codec that the server's ``charset`` names: Python imports that module
+at first use, and a few codecs ("idna", "punycode") raise UnicodeError.
 """
 
 from __future__ import annotations
