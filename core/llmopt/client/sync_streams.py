@@ -4,11 +4,11 @@ The work runs on the loop's thread. The iterable of texts is read in the caller'
 such as a database cursor, may only be used in the thread that made them: the loop sends a request for more texts, and
 the caller, which is waiting for the next part anyway, answers it.
 
-Requests and the cache are accessed on the loop's thread only, where plugins' hooks, the user's listener and token
-providers run too. The caller blocks in each step without a time limit of this file's; the requests of an embedding go
-on while it works with a part. A queue carries requests for texts to the caller, and the loop's `call_soon_threadsafe`
-the texts back. The iterable is read in pieces, limited by the system's monotonic clock. A stream is for one thread at
-a time and has no lock.
+Requests and the cache are accessed from the loop's thread, where plugins' hooks and the user's listener run too;
+worker threads call synchronous token providers and parse large responses. The caller blocks in each step, without a
+time limit of this file's; the requests of an embedding go on while it works with a part. A queue carries requests for
+texts to the caller, and the loop's `call_soon_threadsafe` the texts back. The iterable is read in pieces, limited by
+the system's monotonic clock. A stream is for one thread at a time and has no lock.
 """
 
 from __future__ import annotations
