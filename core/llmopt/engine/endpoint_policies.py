@@ -289,8 +289,9 @@ class EndpointPolicies:
             "concurrency": max(
                 (limiter.limit for limiter in limiters), default=float(self._endpoint.max_concurrency)
             ),
-            "limiters": {model: _limiter_stats(limiter) for model, limiter in self._limiters.items()},
-            "breakers": {" ".join(key): pair.stats() for key, pair in self._circuit_pairs.items()},
+            # Copied first: calls in other threads may add to them meanwhile.
+            "limiters": {model: _limiter_stats(limiter) for model, limiter in list(self._limiters.items())},
+            "breakers": {" ".join(key): pair.stats() for key, pair in list(self._circuit_pairs.items())},
         }
 
 

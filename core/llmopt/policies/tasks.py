@@ -196,7 +196,10 @@ class PerLoop(Generic[T]):
         return value
 
     def __iter__(self) -> Iterator[T]:
-        return iter(list(self._values.values()))
+        # `keyrefs` copies all keys in one step: a loop in another thread may add its value meanwhile.
+        loops = [reference() for reference in self._values.keyrefs()]
+        values = [self._values.get(loop) for loop in loops if loop is not None]
+        return iter([value for value in values if value is not None])
 
 
 async def run_in_thread(function: Callable[[Unpack[_Args]], T], *args: *_Args) -> T:
