@@ -7,7 +7,7 @@ No I/O. Nothing here awaits but the limiters' own waits; the monotonic clock and
 a client share an `EndpointPolicies`, with its blocked credentials and the models set aside, also from event loops in
 several threads, without a lock: rate limits and timeouts are created by an atomic ``dict.setdefault``, and only a rate
 limiter has a lock of its own. Circuits come from the client's registry, so that endpoints of one origin share them; two
-threads may create one twice. `stats` may raise RuntimeError if another thread adds a policy meanwhile. Only jitter is
+threads may create one twice. Only jitter is
 random.
 """
 

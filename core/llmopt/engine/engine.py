@@ -3,9 +3,8 @@
 The network is accessed by the transports of the endpoints, one of which may be the user's; `run`, `open` and `aclose`
 await them. The first use of a provider makes its endpoints, which reads certificate files and calls a hook of the
 plugin on the caller's thread, the event loop's (`llmopt.engine.endpoint`). All calls of a client share the engine,
-also from event loops in several threads: there is no lock here, and shared dicts and sets are changed by atomic
-operations only. But `stats` and `aclose` iterate over the providers in use, and raise RuntimeError if another thread
-adds one meanwhile. `aclose` asks the loop of each call to cancel it, without waiting for that; it awaits the end of
+also from event loops in several threads: there is no lock here, and shared dicts and sets are changed and copied by atomic
+operations only. `aclose` asks the loop of each call to cancel it, without waiting for that; it awaits the end of
 the running loop's shared calls. The clock is the one that is passed in, else the system's. Events go to the user's
 listener (`llmopt.engine.telemetry`).
 """
@@ -129,7 +128,7 @@ class Engine:
         """Counters and gauges of every endpoint in use, as plain values."""
         return {
             name: {endpoint.name: endpoint.stats() for endpoint in group.endpoints}
-            for name, group in self._groups.items()
+            for name, group in tuple(self._groups.items())
         }
 
     async def aclose(self) -> None:
@@ -138,7 +137,7 @@ class Engine:
         await self.singleflight.aclose()
         for call in tuple(self._active_calls):
             call.end()
-        for group in self._groups.values():
+        for group in tuple(self._groups.values()):
             for endpoint in group.endpoints:
                 await endpoint.aclose()
 

@@ -6,8 +6,7 @@
 Only `CompressingTransport` and its `RequestCompressor` do I/O, by awaiting the transport below them, which may be the
 user's; the rest of a refusal's body is discarded in the background. Large bodies are compressed in a worker thread. All
 requests of an endpoint share its encoder, its compressor and its counters, without a lock. Event loops in several
-threads may check or compress something twice, lose a count, and, in a rare race, send a compressed request with the
-headers of another request of the endpoint. The monotonic clock is passed in. Compression is reported to the user's
+threads may check or compress something twice, or lose a count. The monotonic clock is passed in. Compression is reported to the user's
 listener, and its end for an endpoint also to the log. A `Request` carries callbacks of the operations, which the engine
 calls.
 """
@@ -330,10 +329,13 @@ class RequestCompressor:
             )
         if len(compressed) >= len(body):
             return encoded
-        if self._headers[0] is not encoded.headers:
+        # Read once: an event loop in another thread may replace it meanwhile.
+        plain, headers = self._headers
+        if plain is not encoded.headers:
             # The connection pool recognizes equal headers by identity and then reuses their encoded form.
-            self._headers = (encoded.headers, {**encoded.headers, "content-encoding": "gzip"})
-        return evolve(encoded, headers=self._headers[1], body=compressed, uncompressed_body=body)
+            headers = {**encoded.headers, "content-encoding": "gzip"}
+            self._headers = (encoded.headers, headers)
+        return evolve(encoded, headers=headers, body=compressed, uncompressed_body=body)
 
     async def send(
         self,

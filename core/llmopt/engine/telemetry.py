@@ -5,9 +5,7 @@ log handler raises never reaches a call. Nothing here awaits.
 
 The only I/O are log records. The user's listener is called directly, on the event loop of the request, so a slow one
 delays the other calls there. Log handlers run there too. No clock: durations are passed in. All calls of an endpoint
-share its counters, without a lock: a count that two threads add at once may be lost, and `EndpointMetrics.stats` may
-raise `RuntimeError` if another thread adds the first error of a kind at that moment (`llmopt.Client` counts on its
-loop's thread and reads in the caller's).
+share its counters, without a lock: a count that two threads add at once may be lost.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
-from attrs import asdict, define, field
+from attrs import asdict, define, evolve, field
 
 from llmopt.values.events import (
     BreakerChanged,
@@ -225,4 +223,5 @@ class EndpointMetrics:
 
     def stats(self) -> dict[str, Any]:
         """All counters as plain values."""
-        return asdict(self)
+        # Copied first, each in one step: the loop's thread of `llmopt.Client` may add a kind of error meanwhile.
+        return asdict(evolve(self, errors=Counter(dict(self.errors)), waited_s=dict(self.waited_s)))

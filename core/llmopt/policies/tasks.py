@@ -3,8 +3,8 @@
 It starts tasks on the running event loop, and `run_in_thread` starts a new thread for each call, with a copy of the
 caller's context variables; the work is the caller's, and there is no other I/O and no clock. Event loops in several
 threads may share a `PerLoop` or a `TaskSet`, without a lock: each loop sets its own value only, and `TaskSet.aclose`
-cancels the tasks of the running loop only. Iterating over a `PerLoop`, or taking the length of a `TaskSet`, may raise
-RuntimeError if a loop in another thread adds its value meanwhile.
+cancels the tasks of the running loop only. Iterating over a `PerLoop` gives the
+values that were there when it began.
 """
 
 from __future__ import annotations

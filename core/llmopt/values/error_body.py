@@ -247,7 +247,8 @@ _MAX_PAIRS: Final = 50
 def _decoded(body: bytes, charset: str) -> str:
     with suppress(UnicodeDecodeError):
         return body.decode()
-    with suppress(LookupError):
+    # The server may name any codec of Python's; some refuse to replace what they cannot decode.
+    with suppress(LookupError, UnicodeError):
         return body.decode(charset or "utf-8", "replace")
     return body.decode("utf-8", "replace")
 
