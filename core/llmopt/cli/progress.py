@@ -1,8 +1,9 @@
 """Progress bar of ``llmopt embed``, and signals that wait while a file is written.
 
-The bar is drawn on standard error, by a thread of rich; events update it on the client's thread. `Interrupts`
-replaces the signal handlers of the whole process while its block runs, in the main thread: SIGINT, SIGTERM and SIGHUP
-become KeyboardInterrupt, at once or after a deferred block. No files, no requests.
+The bar is drawn on standard error, by a thread of rich; events update it on the client's thread, and
+the command on the main thread. Its clocks are rich's and that of the run's summary. `Interrupts` replaces the signal
+handlers of the whole process while its block runs, in the main thread: SIGINT, SIGTERM and SIGHUP become
+KeyboardInterrupt, at once or after a deferred block; after `defer_all` they are held until the end. No files, no requests.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 The checks do no I/O. `embed` first reads all of the caller's iterable, on the event loop, which a slow synchronous one
 blocks. Then it awaits, through `EmbedRun`, the cache, perhaps a request for the server's limits, and the batches, each
-in a task if there are several; the first error cancels the others. `EmbedRun` calls the plugin's hooks and shares state
+in a task if there are several. An error of the provider belongs to the result of its batch and cancels nothing; it is
+raised when all batches have ended. The caller's cancellation, and any other exception, cancels the batches in flight.
+`EmbedRun` calls the plugin's hooks and shares state
 with other calls; this file keeps nothing between calls, and reads no clock.
 """
 

@@ -58,7 +58,7 @@ class EmbedStream:
         return await anext(self._parts)
 
     async def aclose(self) -> None:
-        """Stop the requests that are being sent, and close the iterable."""
+        """Stop the requests that are being sent, and reading the iterable, which stays the caller's to close."""
         await self._parts.aclose()
 
     async def _embed_all(self) -> AsyncGenerator[EmbeddedPart, None]:

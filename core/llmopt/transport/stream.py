@@ -1,7 +1,7 @@
 """A streamed response, and the interfaces of what sends requests.
 
-No I/O of its own and no HTTP library: reading and closing await the source, which is an exchange of the pool or of an
-httpx transport. It has no lock, and one task at a time may read.
+No I/O of its own and no HTTP library: reading and `aclose` await the source, which is an exchange of the pool or of
+an httpx transport, perhaps the user's; `close` and `drain` do not wait. It has no lock, and one task may read at a time.
 """
 
 from __future__ import annotations
