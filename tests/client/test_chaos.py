@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tests.client.chaos import chaos
+from tests.support.scale import nightly_only
 
 CALLS = 120
 
 
-@pytest.mark.parametrize("every_fault", [False, True], ids=["faults that a retry mends", "every fault"])
+@pytest.mark.parametrize(
+    "every_fault",
+    [
+        pytest.param(False, marks=nightly_only, id="faults that a retry mends"),
+        pytest.param(True, id="every fault"),
+    ],
+)
 def test_two_loops_and_eight_threads_get_right_vectors_or_errors_of_llmopt(every_fault: bool) -> None:
     """While the server fails a quarter of the requests."""
     calls = iter(range(CALLS))

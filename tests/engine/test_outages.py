@@ -292,8 +292,9 @@ def test_a_black_holed_endpoint_is_ejected() -> None:
 
             before = await calls(0, scaled(8, nightly=30))
             dead.default(Script([Stall()]))
-            meanwhile = await calls(10_000, scaled(12, nightly=30))
-            after = await calls(20_000, scaled(16, nightly=60))
+            meanwhile = await calls(10_000, scaled(16, nightly=30))
+            # Long enough that the probes of the dead endpoint, one in five to ten seconds, are well below one in a hundred.
+            after = await calls(20_000, scaled(30, nightly=60))
             assert percentile(after, 0.99) <= 1.5 * percentile(before, 0.99)
             # Until then some had to wait for the attempt's timeout, and came through elsewhere.
             assert max(meanwhile) > 1
