@@ -113,7 +113,7 @@ def test_only_texts_too_long_for_any_tokenizer_are_refused() -> None:
     assert certainly_too_long("a" * 600, BatchLimit(max_bytes=1_000))
 
 
-# A limit is somebody's word, or a guess that the user may exceed.
+# A limit is documented or stated by the server, or it is a guess that the user may exceed.
 
 NUMBERS = ("max_items", "max_item_tokens", "max_tokens", "max_bytes")
 

@@ -180,7 +180,7 @@ def _with_key(check: Check, endpoint: Endpoint) -> Check:
     else:
         check = evolve(check, key="not needed" if none else "present")
     check = check if source == "none" else evolve(check, key_source=source)
-    # A missing key is reported first: whoever has none has not set up the entry.
+    # A missing key is reported first: without one the entry is not set up.
     return check if problem else _with_certificates(check, endpoint)
 
 

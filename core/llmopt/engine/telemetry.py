@@ -97,7 +97,7 @@ class Telemetry:
         _write(logging.INFO, "%s refuses %s: requests go without", endpoint, ", ".join(keys))
 
     def endpoint_set_aside(self, endpoint: Endpoint, call: Call, error: LLMOptError, seconds: float) -> None:
-        """One of several endpoints does not serve a model: for so many seconds the others are asked."""
+        """One of several endpoints does not serve a model; the others are asked instead for ``seconds``."""
         _write(
             logging.WARNING,
             "%s (%s) does not serve %s of %r: other endpoints are asked for %.0f s; %s: %s",

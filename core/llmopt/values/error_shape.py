@@ -1,7 +1,8 @@
 """Tells by its shape whether a JSON value under a successful status is an error, whatever provider wrote it.
 
 Servers and gateways report errors in bodies and in events of streams in many forms. The forms are told apart by keys
-and by the kind of their values, never by the words of one provider. Pure: no I/O, no clock, no state.
+and by the kind of their values, never by the words of one provider; three shapes beside an answer are
+special to one provider each (MiniMax, Gemini, Groq). Pure: no I/O, no clock, no state.
 """
 
 from __future__ import annotations

@@ -34,14 +34,16 @@ _PLACEHOLDER: Final = re.compile(_WORD)
 _WORDS: Final = re.compile(rf"{_WORD}(?:[-_./: ]{_WORD})*")
 """Words of a message. A key that was made at random has digits, or capitals inside a word."""
 _MIN_KEY: Final = 8
-"""Shorter keys are removed only where they are quoted; so many characters of a key are a part of it, and no accident."""
+"""A shorter key is removed only between quotation marks. Also the length from which a part of a key is removed: a shorter
+part may occur in a message by chance."""
 _MIN_QUOTED_KEY: Final = 4
 _RUN: Final = re.compile(r"[!-~]{8,}")
 _PUNCTUATION: Final = "-_./:;,!?()[]{}<>'\"`"
 _MAX_KEY_END: Final = 512
 """Characters of a long key that are looked for, at both of its ends; messages are not longer."""
 _PROBE: Final = 12
-"""A shorter text is removed only between quotation marks; of longer ones, so many characters at either end are looked for."""
+"""A shorter text is removed only between quotation marks. Also how many characters at either end of a longer text are
+searched for."""
 _SURELY_QUOTED: Final = 32
 """Characters that the words of a message and an input text do not share by accident."""
 _TEXT_END: Final = 600
