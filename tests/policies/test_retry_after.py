@@ -17,7 +17,6 @@ from llmopt.compatible.rate_limits import (
     parse_reset,
     rate_limit,
 )
-from llmopt.policies.batch_size import TokenEstimator
 from llmopt.policies.retry_after import parse_http_date, parse_retry_after, split_values
 from llmopt.values.calls import RateLimit
 
@@ -127,17 +126,6 @@ def test_the_usual_rate_limit_headers() -> None:
 def test_invalid_numbers_are_no_limit(value: str) -> None:
     result = parse_rate_limits({"x-ratelimit-limit-requests": value}, NOW)
     assert result.requests is None or result.requests.limit is None
-
-
-def test_reported_usage_corrects_the_estimates() -> None:
-    """After some responses the estimate is close, however wrong it began."""
-    estimator = TokenEstimator()
-    texts = ["some words in a row"] * 20
-    for _ in range(40):
-        estimated = sum(map(estimator.estimate, texts))
-        estimator.learn(estimated, 20 * 12)
-    assert abs(estimator.estimate(texts[0]) - 12) <= 2
-    assert estimator.estimate("x") >= 1
 
 
 # Headers with limits and waits: every format in use, and invalid ones.

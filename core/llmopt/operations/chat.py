@@ -29,7 +29,7 @@ from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import InvalidInput, InvalidResponse
-from llmopt.policies.batch_size import TokenEstimator
+from llmopt.operations.token_estimate import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import ChatCall, ChatOptions, Settings, check_json, checked_extra

@@ -25,7 +25,8 @@ from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
-from llmopt.policies.batch_size import AdaptiveBatchSize, TokenEstimator
+from llmopt.operations.batch_size import AdaptiveBatchSize
+from llmopt.operations.token_estimate import TokenEstimator
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import PerLoop
 from llmopt.providers.hooks import ProviderHooks

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from llmopt.policies.batch_size import AdaptiveBatchSize
+from llmopt.operations.batch_size import AdaptiveBatchSize
 from llmopt.testing.clock import SimulatedClock
 from tests.support.scale import scaled
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmopt.policies.batch_size import TokenEstimator
+from llmopt.operations.token_estimate import TokenEstimator
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,14 @@ def test_usage_of_zero_or_less_is_ignored() -> None:
 def test_a_lone_surrogate_is_estimated_too() -> None:
     """It is refused elsewhere."""
     assert TokenEstimator().estimate("\ud800") >= 1
+
+
+def test_reported_usage_corrects_the_estimates() -> None:
+    """After some responses the estimate is close, however wrong it began."""
+    estimator = TokenEstimator()
+    texts = ["some words in a row"] * 20
+    for _ in range(40):
+        estimated = sum(map(estimator.estimate, texts))
+        estimator.learn(estimated, 20 * 12)
+    assert abs(estimator.estimate(texts[0]) - 12) <= 2
+    assert estimator.estimate("x") >= 1
