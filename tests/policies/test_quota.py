@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from llmopt.policies.adaptive_rate import Dimension
 from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota, SlowStart
 from llmopt.values.calls import RateLimit, RateLimits
 
@@ -222,6 +223,20 @@ def test_a_remaining_without_a_limit_explains_nothing() -> None:
     assert it._learned.active
 
 
+@pytest.mark.parametrize("dimension", ["requests", "tokens"])
+def test_a_refusal_that_names_its_limit_teaches_nothing_of_the_other(dimension: Dimension) -> None:
+    """Twenty requests of ten tokens in two seconds, then one is refused."""
+    it = quota(None, None)
+    for step in range(20):
+        take(it, 10.0, now=step / 10)
+    it.throttled(2.0, 0.1, it.take(2.0, 10.0), dimension=dimension)
+    it.wait_time(3.0, 0.0)
+    assert (it.requests.rate < math.inf, it.tokens.rate < math.inf) == (
+        dimension == "requests",
+        dimension == "tokens",
+    )
+
+
 def test_a_refusal_ends_the_slow_start_and_leaves_a_debt() -> None:
     """A tenth of a burst, held through the pause if the refusal came soon after the start."""
     it = quota(initial_window=2)
@@ -295,9 +310,15 @@ class LeaseOwner:
         return True
 
     def throttled(
-        self, retry_after: float | None, lease: Lease, *, limits: RateLimits | None, tokens_counted: bool
+        self,
+        retry_after: float | None,
+        lease: Lease,
+        *,
+        limits: RateLimits | None,
+        tokens_counted: bool,
+        dimension: Dimension | None,
     ) -> bool:
-        self.calls.append(("throttled", retry_after, lease, limits, tokens_counted))
+        self.calls.append(("throttled", retry_after, lease, limits, tokens_counted, dimension))
         return True
 
 
@@ -335,14 +356,14 @@ def test_every_report_reaches_the_owner() -> None:
     lease.settle()
     lease.refund()
     assert lease.observe(limits) is True
-    assert lease.throttled(2.5, limits=limits, tokens_counted=True) is True
+    assert lease.throttled(2.5, limits=limits, tokens_counted=True, dimension="tokens") is True
     assert lease.throttled() is True
     assert owner.calls == [
         ("settle", lease, None),
         ("refund", lease),
         ("observe", limits, lease),
-        ("throttled", 2.5, lease, limits, True),
-        ("throttled", None, lease, None, False),
+        ("throttled", 2.5, lease, limits, True, "tokens"),
+        ("throttled", None, lease, None, False, None),
     ]
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from llmopt.config.resolve import Endpoint
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
+from llmopt.policies.adaptive_rate import Dimension
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitPair
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter
@@ -54,7 +55,13 @@ class NullLease:
         """Learn nothing."""
         return False
 
-    def throttled(self, retry_after: float | None, *, limits: RateLimits | None) -> bool:  # noqa: ARG002 - as above
+    def throttled(
+        self,
+        retry_after: float | None,  # noqa: ARG002 - as above
+        *,
+        limits: RateLimits | None,  # noqa: ARG002
+        dimension: Dimension | None = None,  # noqa: ARG002
+    ) -> bool:
         """Learn nothing: the retry policy waits for ``retry_after``."""
         return False
 

@@ -13,7 +13,7 @@ in tests/policies/test_rate_limiter_simulation.py (no headers, unknown limit):
   enough: 97 % of the possible throughput, 96 % with the AWS SDKs' 0.3. A 429 soon after another one takes 0.3, because
   then the measurement was wrong.
 
-Requests and tokens are slowed down together, because a 429 does not say which of them was too many.
+Requests and tokens are slowed down together, unless the 429 says which of them was too many.
 
 No I/O, no clock and no lock: the time is an argument. All requests of one quota share a `CubicRate`, from any loop and
 thread; the rate limiter calls it under its own lock.
@@ -23,7 +23,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final
+from typing import Final, Literal
+
+Dimension = Literal["requests", "tokens"]
+"""What a rate limit counts."""
 
 CUT_INTERVAL_S: Final = 1.0
 """One overload shows in many 429s; they count once a second."""
@@ -67,6 +70,7 @@ class CubicRate:
         "_anchored",
         "_counted",
         "_cut_at",
+        "_dimension",
         "_measured_long_enough",
         "_mix",
         "_mixed",
@@ -85,6 +89,7 @@ class CubicRate:
         self.next_sample_at = -math.inf
         self._plateau_rate = math.inf  # requests per second at the plateau
         self._tokens_each = 0.0  # 0 when unknown
+        self._dimension: Dimension | None = None  # what was too many; None for one of both
         self._recovery_s = _RECOVERY_S
         self._cut_at = -math.inf
         self._counted = 0.0  # requests that the last measurement rests on
@@ -114,7 +119,10 @@ class CubicRate:
         if factor > _FORGOTTEN:
             self.forget()
         tokens = self._plateau_rate * self._tokens_each * _TOKEN_SLACK if self._tokens_each else math.inf
-        return self._plateau_rate * factor, tokens * factor
+        if self._dimension == "requests":
+            tokens = math.inf
+        requests = math.inf if self._dimension == "tokens" and tokens < math.inf else self._plateau_rate
+        return requests * factor, tokens * factor
 
     def forget(self) -> None:
         """Stop limiting, because the curve is above all known limits."""
@@ -128,6 +136,7 @@ class CubicRate:
         cost: float,
         granted: tuple[float, float],
         rates: tuple[float, float],
+        dimension: Dimension | None = None,
     ) -> bool:
         """Slow down after a 429.
 
@@ -137,6 +146,7 @@ class CubicRate:
             cost: its tokens.
             granted: what was granted by now, without this request.
             rates: requests and tokens per second in force.
+            dimension: which limit the server names as exceeded, None if it does not say.
 
         Returns:
             Whether the rate was cut. A 429 of the same overload does not cut it again.
@@ -156,6 +166,7 @@ class CubicRate:
             return False
         self._plateau_rate = max(MIN_RATE, plateau)
         self._tokens_each = each
+        self._dimension = dimension
         self._recovery_s = max(_RECOVERY_S, min(_MAX_RECOVERY_S, _RECOVERY_REQUESTS / self._plateau_rate))
         self.active = True
         self._start_measuring(now, granted)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, Self
 
-from llmopt.policies.adaptive_rate import BURST_S, CubicRate
+from llmopt.policies.adaptive_rate import BURST_S, CubicRate, Dimension
 from llmopt.policies.token_bucket import TokenBucket
 from llmopt.values.calls import RateLimit, RateLimits
 
@@ -117,6 +117,7 @@ class Lease:
         *,
         limits: RateLimits | None = None,
         tokens_counted: bool = False,
+        dimension: Dimension | None = None,
     ) -> bool:
         """The server refused the request with a 429, which ends the lease.
 
@@ -124,11 +125,14 @@ class Lease:
             retry_after: seconds that the server asks to wait, None if it does not say.
             limits: rate limits in the headers of the 429; they need no call of `observe`.
             tokens_counted: whether the server counts the tokens of requests that it refuses.
+            dimension: which limit the server names as exceeded, None if it does not say.
 
         Returns:
             As `observe`.
         """
-        return self._owner.throttled(retry_after, self, limits=limits, tokens_counted=tokens_counted)
+        return self._owner.throttled(
+            retry_after, self, limits=limits, tokens_counted=tokens_counted, dimension=dimension
+        )
 
 
 _MAX_STATED_BACKOFF_S: Final = 3_600.0
@@ -460,6 +464,7 @@ class Quota:
         *,
         limits: RateLimits = _NO_LIMITS,
         tokens_counted: bool = False,
+        dimension: Dimension | None = None,
     ) -> bool:
         """The server sent a 429: pause, and slow down unless its headers explain it.
 
@@ -469,13 +474,14 @@ class Quota:
             lease: that of the refused request, None if unknown.
             limits: rate limits in the headers.
             tokens_counted: whether the server counts the tokens of the refused request.
+            dimension: which limit the server names as exceeded, None if it does not say.
 
         Returns:
             As `observe`.
         """
         if lease is None:
             self.backoff.throttled(now, now, retry_after, None)
-            self._slow_down(now, now, 0.0)
+            self._slow_down(now, now, 0.0, dimension)
             return False
         self.backoff.throttled(now, lease.granted_at, retry_after, lease)
         if not lease.accepted:
@@ -486,7 +492,7 @@ class Quota:
             self.tokens.refund(lease.tokens)
         changed = self.observe(now, limits, lease)
         if not self._explained_by_headers(now, limits, lease.tokens):
-            self._slow_down(now, lease.granted_at, lease.tokens)
+            self._slow_down(now, lease.granted_at, lease.tokens, dimension)
         return changed
 
     def _explained_by_headers(self, now: float, limits: RateLimits, tokens: float) -> bool:
@@ -501,9 +507,9 @@ class Quota:
                 explained = True
         return explained
 
-    def _slow_down(self, now: float, sent_at: float, tokens: float) -> None:
+    def _slow_down(self, now: float, sent_at: float, tokens: float, dimension: Dimension | None) -> None:
         rates = self.requests.rate, self.tokens.rate
-        if not self._learned.cut(now, sent_at, tokens, self._granted(), rates):
+        if not self._learned.cut(now, sent_at, tokens, self._granted(), rates, dimension):
             return
         self._start.finished = True
         self._apply_learned_rate(now)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final, TypeVarTuple, Unpack
 
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
+from llmopt.policies.adaptive_rate import Dimension
 from llmopt.policies.clock import Clock, Deadline, Timer
 from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota
 from llmopt.policies.tasks import running_loop
@@ -299,6 +300,7 @@ class RateLimiter:
         *,
         limits: RateLimits | None = None,
         tokens_counted: bool = False,
+        dimension: Dimension | None = None,
     ) -> bool:
         """The server refused a request with a 429: pause, and slow down unless its headers explain it.
 
@@ -307,6 +309,7 @@ class RateLimiter:
             lease: that of the refused request, which ends it; None if unknown.
             limits: rate limits in the headers of the 429; they need no call of `observe`.
             tokens_counted: whether the server counts the tokens of requests that it refuses.
+            dimension: which limit the server names as exceeded, None if it does not say.
 
         Returns:
             As `observe`.
@@ -318,7 +321,12 @@ class RateLimiter:
                 lease.open = False
             now = self._now()
             changed = self._quota.throttled(
-                now, retry_after, lease, limits=limits or RateLimits(), tokens_counted=tokens_counted
+                now,
+                retry_after,
+                lease,
+                limits=limits or RateLimits(),
+                tokens_counted=tokens_counted,
+                dimension=dimension,
             )
             pause = self._quota.backoff.remaining(now)
             if pause:
