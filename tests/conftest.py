@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,16 @@ settings.register_profile("nightly", max_examples=800, deadline=None)
 settings.load_profile("nightly" if NIGHTLY else "change")
 
 
+@pytest.fixture(scope="session")
+def numbered_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Paths of folders that do not exist yet. pytest's own numbering reads the folder for each of 10,000 tests."""
+    home = tmp_path_factory.mktemp("home")
+    return (home / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_folders(numbered_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches and configuration of the person who runs the tests are neither read nor written."""
-    folder = tmp_path_factory.mktemp("home")
+    folder = next(numbered_folders)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
-    return folder
