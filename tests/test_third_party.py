@@ -13,6 +13,7 @@ import pytest
 import llmopt
 from llmopt.providers.discovery import how_to_install
 from tests.support.emulators import OpenAIEmulator, serve_in_thread, vector_for
+from tests.support.scale import NIGHTLY, scaled
 from tests.thirdparty.wheels import Environment, build_wheel, write_wheel
 
 ACME = Path(__file__).parent / "thirdparty" / "acme"
@@ -99,12 +100,13 @@ def test_an_installed_plugin_passes_the_kit(environment: Environment) -> None:
 
 
 def test_the_plugins_own_test_file_passes(environment: Environment, tmp_path: Path) -> None:
-    """As its author runs them."""
+    """As its author runs them; before each change some, because the command above runs the same checks."""
     shutil.copy(ACME / "tests" / "test_acme.py", tmp_path)
-    done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))
+    some = [] if NIGHTLY else ["-k", "embeddings or request"]
+    done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", *some, str(tmp_path))
     assert done.returncode == 0, done.stdout
-    passed = int(done.stdout.rpartition(" passed")[0].rpartition("\n")[2].rpartition(" ")[2])
-    assert passed >= 60
+    passed = int(done.stdout.rpartition(" passed")[0].rpartition("\n")[2].split()[0])
+    assert passed >= scaled(30, nightly=60)
 
 
 def test_removing_a_plugin_leaves_no_trace(tmp_path: Path, wheel: Path) -> None:

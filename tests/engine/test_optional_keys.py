@@ -219,8 +219,9 @@ async def test_base64_that_the_caller_asks_for_is_not_left_out() -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
 )
 KEYS = ("stream_options", "max_completion_tokens", "max_tokens", "encoding_format", "base64")
 
