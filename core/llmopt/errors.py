@@ -50,7 +50,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llmopt.values.calls import BatchLimit
+    from llmopt.values.calls import BatchLimit, Dimension
     from llmopt.values.chat import ChatReply
     from llmopt.values.embeddings import Embeddings
 
@@ -334,9 +334,14 @@ class RequestTimeout(ProviderError):
 
 
 class RateLimited(ProviderError):
-    """Too many requests or tokens; wait ``retry_after`` seconds."""
+    """Too many requests or tokens; wait ``retry_after`` seconds.
+
+    ``exceeded`` says which limit: "requests", "tokens" or "output_tokens" (a minute, or in another window); None if the
+    provider does not say.
+    """
 
     retryable = True
+    exceeded: Dimension | None = None
 
 
 class Overloaded(ProviderError):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from llmopt import BatchLimit, Failure, Verdict, VerdictKind
 from llmopt.compatible import Rule, classify
-from llmopt.compatible.rules import stated_wait
 from tests.support.scale import scaled
 from tests.values.test_error_body import WRAPPERS
 
@@ -261,27 +260,6 @@ def test_moderation_is_a_content_filter(status: int, body: object) -> None:
 def test_other_words_and_statuses(status: int, message: str, kind: VerdictKind) -> None:
     """The words decide before the status, and the status where no words do."""
     assert verdict(status, message).kind is kind
-
-
-@pytest.mark.parametrize(
-    ("message", "seconds"),
-    [
-        ("Please try again in 9m38.016s.", 578.016),
-        ("please try again after 1 seconds", 1.0),
-        ("Please wait 5631 seconds before retrying.", 5631.0),
-        ("Please retry after 250 milliseconds.", 0.25),
-        ("Your limit resets in 2 hours", 7200.0),
-        ("Try again in 1 minute and 5 seconds", 65.0),
-        ("try again later", None),
-        ("retry, 5 apples", None),
-        ("try again in 0s", None),
-    ],
-)
-def test_waits_in_words(message: str, seconds: float | None) -> None:
-    """Of a rate limit, they are the verdict's."""
-    assert stated_wait(message) == (None if seconds is None else pytest.approx(seconds))
-    assert verdict(429, message).retry_after == stated_wait(message)
-    assert verdict(400, message).retry_after is None
 
 
 # --- The table of a plugin

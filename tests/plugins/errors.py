@@ -14,7 +14,7 @@ from llmopt import BatchLimit, Failure, Verdict, VerdictKind
 PLUGINS: Final = ("openai", "mistral", "azure", "local", "compatible")
 REPOSITORY: Final = Path(__file__).parents[2]
 KEYS: Final = {
-    "name", "source", "operation", "status", "headers", "body", "kind", "retry_after", "limit", "item",
+    "name", "source", "operation", "status", "headers", "body", "kind", "retry_after", "exceeded", "limit", "item",
 }  # fmt: skip
 REQUIRED: Final = {"name", "source", "status", "body", "kind"}
 
@@ -47,6 +47,7 @@ class Entry:
         assert verdict.retry_after == (
             None if "retry_after" not in self.row else _approximately(self.row["retry_after"])
         )
+        assert verdict.exceeded == self.row.get("exceeded")
         assert verdict.limit == (None if limit is None else BatchLimit(**limit))
         assert verdict.item == self.row.get("item")
 

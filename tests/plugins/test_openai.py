@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmopt import BatchLimit, CatalogCall, ChatCall, Prices, ProviderEntry, VerdictKind
-from llmopt.compatible.rules import stated_wait
+from llmopt.compatible.refusals import stated_wait
 from tests.plugins.helpers import KEY, call, failure, hooks, page, settings
 
 BASE = "https://api.openai.com/v1"

@@ -5,7 +5,7 @@ models, sizes, load. They look at codes and at words. Then the HTTP status decid
 that states no other, its type or code does.
 
 Pure: no I/O, no clock, no state. `classify` is the default of the hook `classify_error`. It reads a wait from the
-message only; headers are read by the engine.
+body only; headers are read by the engine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from llmopt.compatible.rules import Rule, first_rule, rule_text, stated_wait
+from llmopt.compatible.refusals import body_wait, exceeded_limit
+from llmopt.compatible.rules import Rule, first_rule, rule_text
 from llmopt.hookspecs import hookimpl
+from llmopt.values.calls import Dimension
 from llmopt.values.http import Failure, Verdict, VerdictKind, VerdictScope
 
 _K = VerdictKind
@@ -248,16 +250,24 @@ def classify(failure: Failure, *, rules: Iterable[Rule] = ()) -> Verdict:
     """
     error = failure.error
     match = first_rule(failure, (*rules, *RULES))
-    kind = match[0].kind if match is not None else _kind_without_rule(failure)
+    rule = match[0] if match is not None else None
+    kind = rule.kind if rule is not None else _kind_without_rule(failure)
     return Verdict(
         kind=kind,
         code=error.code or error.type,
         message=error.message,
         param=error.param,
         limit=match[1] if match is not None else None,
-        retry_after=stated_wait(error.message) if kind in _WAITS else None,
-        scope=(match[0].scope if match is not None else None) or _scope(kind, failure),
+        retry_after=body_wait(failure) if kind in _WAITS else None,
+        scope=(rule.scope if rule is not None else None) or _scope(kind, failure),
+        exceeded=_exceeded(kind, rule, failure),
     )
+
+
+def _exceeded(kind: VerdictKind, rule: Rule | None, failure: Failure) -> Dimension | None:
+    if kind is not _K.RATE_LIMITED:
+        return None
+    return (rule.exceeded if rule is not None else None) or exceeded_limit(failure)
 
 
 def _scope(kind: VerdictKind, failure: Failure) -> VerdictScope:

@@ -129,8 +129,8 @@ def parse_reset(value: str, wall_now: float) -> float | None:
         return None
     if _HEADER_NUMBER.fullmatch(text):
         seconds: float | None = _from_number(float(text), wall_now)
-    elif _RFC_3339.fullmatch(text):
-        seconds = _from_moment(text, wall_now)
+    elif (moment := parse_moment(text)) is not None:
+        seconds = max(0.0, moment - wall_now)
     else:
         seconds = parse_duration(text)
     return None if seconds is None or seconds > _DAY_S else seconds
@@ -217,8 +217,10 @@ def _from_number(number: float, wall_now: float) -> float:
     return number
 
 
-def _from_moment(text: str, wall_now: float) -> float | None:
+def parse_moment(text: str) -> float | None:
+    """Seconds since 1970 of a date and time in RFC 3339, with a time zone, which may also be "UTC"; else None."""
+    text = re.sub(r" ?(?:UTC|GMT)$", "Z", text.upper())
     try:
-        return max(0.0, datetime.fromisoformat(text.upper()).timestamp() - wall_now)
+        return datetime.fromisoformat(text).timestamp() if _RFC_3339.fullmatch(text) else None
     except (ValueError, OverflowError):
         return None

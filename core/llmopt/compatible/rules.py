@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from attrs import frozen
 
-from llmopt.values.calls import BatchLimit
+from llmopt.values.calls import BatchLimit, Dimension
 from llmopt.values.http import Failure, VerdictKind, VerdictScope
 
 _MAX_WORDS: Final = 300
@@ -41,6 +41,7 @@ class Rule:
         limit: the field of `BatchLimit` that the first number among the groups of ``words``, or at ``key``, states.
         number: the limit itself, where the words state it without a number ("only a single input").
         scope: what a `QUOTA_EXHAUSTED` concerns; None to read it from the message.
+        exceeded: the limit that a `RATE_LIMITED` is about; None to read it from the codes and the message.
     """
 
     kind: VerdictKind
@@ -52,6 +53,7 @@ class Rule:
     limit: LimitName | None = None
     number: int | None = None
     scope: VerdictScope | None = None
+    exceeded: Dimension | None = None
 
     def match(self, failure: Failure, message: str) -> bool:
         """Whether the rule applies to a failure with this message, in lower case."""
@@ -114,22 +116,3 @@ def _first_number(words: str, message: str) -> int | None:
 def _pattern(expression: str) -> re.Pattern[str]:
     # Compiled when the first error needs it: a client that meets none should not pay for it.
     return re.compile(expression, re.DOTALL)
-
-
-_WAIT: Final = (
-    r"(?:again|retry|wait|resets?|replenished)\D{0,24}?"
-    r"((?:\d{1,9}(?:\.\d{1,9})?\s?(?:milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h)(?![a-z])"
-    r"[\s,]{0,2}(?:and )?)+)"
-)
-_WAIT_PART: Final = r"(\d+(?:\.\d+)?)\s?(milli|ms|s|m|h)"
-_UNIT_S: Final = {"milli": 0.001, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def stated_wait(message: str) -> float | None:
-    """Seconds of "try again in 6m0s", "wait 20 seconds" or "retry after 644ms"; None if the text states no wait."""
-    match = _pattern(_WAIT).search(message[:_MAX_WORDS].lower())
-    if match is None:
-        return None
-    return (
-        sum(float(amount) * _UNIT_S[unit] for amount, unit in _pattern(_WAIT_PART).findall(match[1])) or None
-    )

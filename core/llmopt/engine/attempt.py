@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
+from llmopt.compatible.refusals import exceeded_by, reset_wait
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.endpoint_policies import NO_LEASE, SET_ASIDE_S, NullLease
 from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
@@ -241,7 +242,10 @@ class AttemptScope:
             self.lease.refund()
             return False
         if isinstance(error, RateLimited):
-            return self.lease.throttled(error.retry_after, limits=limits)
+            if limits is not None:
+                error.exceeded = error.exceeded or exceeded_by(limits, self.tokens)
+                error.retry_after = error.retry_after or reset_wait(limits, error.exceeded)
+            return self.lease.throttled(error.retry_after, limits=limits, dimension=error.exceeded)
         # A request that is refused for good costs no tokens; for any other failure the estimate stands.
         self.lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
         return limits is not None and self.lease.observe(limits)

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from llmopt.config.resolve import Endpoint
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
-from llmopt.policies.adaptive_rate import Dimension
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitPair
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter
@@ -27,7 +26,7 @@ from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
-from llmopt.values.calls import Call, ChatCall, Operation, RateLimits
+from llmopt.values.calls import Call, ChatCall, Dimension, Operation, RateLimits
 
 # A rate limiter that limits nothing.
 

@@ -22,6 +22,7 @@ from llmopt.errors import (
     LLMOptError,
     ProviderError,
     QuotaExhausted,
+    RateLimited,
     RequestTimeout,
     RequestTooLarge,
     ServerError,
@@ -150,6 +151,8 @@ def error_from_verdict(verdict: Verdict, failure: Failure, call: Call, settings:
         error.limit = verdict.limit
     if isinstance(error, QuotaExhausted):
         error.scope = verdict.scope
+    if isinstance(error, RateLimited):
+        error.exceeded = verdict.exceeded
     error.status = failure.status
     error.code = code
     error.param = param

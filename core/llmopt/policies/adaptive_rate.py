@@ -23,10 +23,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, Literal
+from typing import Final
 
-Dimension = Literal["requests", "tokens"]
-"""What a rate limit counts."""
+from llmopt.values.calls import Dimension
 
 CUT_INTERVAL_S: Final = 1.0
 """One overload shows in many 429s; they count once a second."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, Self
 
-from llmopt.policies.adaptive_rate import BURST_S, CubicRate, Dimension
+from llmopt.policies.adaptive_rate import BURST_S, CubicRate
 from llmopt.policies.token_bucket import TokenBucket
-from llmopt.values.calls import RateLimit, RateLimits
+from llmopt.values.calls import Dimension, RateLimit, RateLimits
 
 if TYPE_CHECKING:
     from llmopt.policies.rate_limiter import RateLimiter

@@ -20,11 +20,10 @@ from collections.abc import Callable
 from typing import Final, TypeVarTuple, Unpack
 
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
-from llmopt.policies.adaptive_rate import Dimension
 from llmopt.policies.clock import Clock, Deadline, Timer
 from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota
 from llmopt.policies.tasks import running_loop
-from llmopt.values.calls import RateLimits
+from llmopt.values.calls import Dimension, RateLimits
 
 _Args = TypeVarTuple("_Args")
 _HEADER_INTERVAL_S: Final = 0.02

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from llmopt.values.calls import BatchLimit, Operation
+from llmopt.values.calls import BatchLimit, Dimension, Operation
 from llmopt.values.http import Failure, Verdict, VerdictKind
 from llmopt.values.secret import repr_size
 
@@ -33,6 +33,7 @@ _KEYS: Final = frozenset(
         "body",
         "kind",
         "retry_after",
+        "exceeded",
         "limit",
         "item",
         "check",
@@ -59,6 +60,7 @@ class KnownError:
         body: the bytes.
         kinds: the correct verdicts; exactly one in a plugin's own corpus.
         retry_after: the verdict's ``retry_after``, in seconds.
+        exceeded: the verdict's ``exceeded``.
         limit: the verdict's ``limit``.
         item: the verdict's ``item``.
         check: the check of the conformance kit that it belongs to, "" in a plugin's own corpus.
@@ -72,6 +74,7 @@ class KnownError:
     body: bytes = field(repr=repr_size)
     kinds: frozenset[VerdictKind]
     retry_after: float | None = None
+    exceeded: Dimension | None = None
     limit: BatchLimit | None = None
     item: int | None = None
     check: str = ""
@@ -96,9 +99,9 @@ class KnownError:
             problems.append(
                 f"{self.name} (HTTP {self.status}): the verdict is {verdict.kind.name}, not {wanted}."
             )
-        for name in ("retry_after", "limit", "item"):
+        for name in ("retry_after", "exceeded", "limit", "item"):
             wanted, actual = getattr(self, name), getattr(verdict, name)
-            left_open = wanted is None and self.check
+            left_open = wanted is None and (self.check or name == "exceeded")
             if actual != wanted and not left_open:
                 problems.append(f"{self.name} (HTTP {self.status}): {name} is {actual}, not {wanted}.")
         return problems

@@ -305,6 +305,10 @@ class BatchLimit:
     guesses: tuple[str, ...] = field(default=(), validator=deep_iterable(in_(BATCH_NUMBERS)))
 
 
+Dimension = Literal["requests", "tokens", "output_tokens"]
+"""What a rate limit counts. ``tokens`` are those of the input, or all of them, whatever the provider counts."""
+
+
 @frozen(kw_only=True)
 class RateLimit:
     """One rate limit, as the headers of a response state it.

@@ -21,7 +21,7 @@ from attrs import field, frozen
 
 from llmopt import errors
 from llmopt.errors import InvalidResponse, Sent
-from llmopt.values.calls import BatchLimit, Operation
+from llmopt.values.calls import BatchLimit, Dimension, Operation
 from llmopt.values.chat import ServerEvent
 from llmopt.values.error_body import ErrorBody, read_error_body
 from llmopt.values.lenient_json import decode_json
@@ -120,6 +120,7 @@ class Failure:
         body: the first 64 KiB of the body, or of the data of the event.
         operation: "embeddings", "catalog" or "chat".
         model: model of the call, "" if none is concerned.
+        received: when the response arrived, in seconds since 1970.
     """
 
     status: int
@@ -127,6 +128,7 @@ class Failure:
     body: bytes = field(default=b"", repr=repr_size)
     operation: Operation = "embeddings"
     model: str = ""
+    received: float = field(factory=time.time, eq=False)
 
     @classmethod
     def from_response(
@@ -139,6 +141,7 @@ class Failure:
             body=response.body[:_MAX_BODY],
             operation=operation,
             model=model,
+            received=response.received,
         )
 
     @classmethod
@@ -233,6 +236,7 @@ class Verdict:
         hint: what the user can do about it, in one sentence, or "".
         scope: what `QUOTA_EXHAUSTED` shuts out for some minutes: everything that the credential pays for, one model,
             or nothing but this request.
+        exceeded: the limit that `RATE_LIMITED` is about, None if the response does not say.
     """
 
     kind: VerdictKind
@@ -244,3 +248,4 @@ class Verdict:
     param: str | None = None
     hint: str = ""
     scope: VerdictScope = "account"
+    exceeded: Dimension | None = None

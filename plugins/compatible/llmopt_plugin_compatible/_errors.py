@@ -42,6 +42,13 @@ _RULES: Final = (
     # Google names the quota: that of a day is used up until tomorrow, that of a minute is not.
     Rule(_K.QUOTA_EXHAUSTED, codes=".*perday.*", words=r"quota exceeded for metric.{0,120}limit: 0\b"),
     Rule(_K.RATE_LIMITED, codes=".*perminute.*"),
+    # OpenRouter's free models, GitHub's limits by user, Zhipu's frequency: requests, in words of their own.
+    Rule(
+        _K.RATE_LIMITED,
+        words=r"free-models-per-|exceeded for userby(?:model)?by(?:minute|day)\b|请求频率",
+        status=(429,),
+        exceeded="requests",
+    ),
     # Bedrock: a model of the account's own that is not loaded yet.
     Rule(_K.OVERLOADED, codes=".*modelnotready.*"),
     # Volcengine: the account has not switched the model on.
@@ -52,10 +59,18 @@ _RULES: Final = (
     Rule(_K.NOT_FOUND, words="^404 not_found"),
 )
 _THROTTLED: Final = (Rule(_K.RATE_LIMITED, codes="insufficient_quota", status=(429,)),)
-"""OpenAI's code for no credit, where it means tokens per minute."""
+"""OpenAI's code for no credit, where it means a rate."""
 _KEY: Final = (Rule(_K.AUTH, codes="1000|1001|1002|1003|1004"),)
 _OF_PROVIDER: Final[Mapping[str, tuple[Rule, ...]]] = {
-    "alibaba": _THROTTLED,
+    # DashScope means tokens per minute by both.
+    "alibaba": (
+        Rule(
+            _K.RATE_LIMITED,
+            codes=r"insufficient_quota|throttling\.allocationquota",
+            status=(429,),
+            exceeded="tokens",
+        ),
+    ),
     "modelscope": _THROTTLED,
     "zai": _KEY,
     "zhipuai": _KEY,
