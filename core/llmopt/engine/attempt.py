@@ -245,7 +245,7 @@ class AttemptScope:
             if limits is not None:
                 error.exceeded = error.exceeded or exceeded_by(limits, self.tokens)
                 error.retry_after = error.retry_after or reset_wait(limits, error.exceeded)
-            return self.lease.throttled(error.retry_after, limits=limits, dimension=error.exceeded)
+            return self.lease.throttled(error.retry_after, limits=limits)
         # A request that is refused for good costs no tokens; for any other failure the estimate stands.
         self.lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
         return limits is not None and self.lease.observe(limits)

@@ -49,6 +49,8 @@ _RULES: Final = (
         status=(429,),
         exceeded="requests",
     ),
+    # DashScope: tokens per minute or second.
+    Rule(_K.RATE_LIMITED, codes=r"throttling\.allocationquota", status=(429,), exceeded="tokens"),
     # Bedrock: a model of the account's own that is not loaded yet.
     Rule(_K.OVERLOADED, codes=".*modelnotready.*"),
     # Volcengine: the account has not switched the model on.
@@ -62,15 +64,8 @@ _THROTTLED: Final = (Rule(_K.RATE_LIMITED, codes="insufficient_quota", status=(4
 """OpenAI's code for no credit, where it means a rate."""
 _KEY: Final = (Rule(_K.AUTH, codes="1000|1001|1002|1003|1004"),)
 _OF_PROVIDER: Final[Mapping[str, tuple[Rule, ...]]] = {
-    # DashScope means tokens per minute by both.
-    "alibaba": (
-        Rule(
-            _K.RATE_LIMITED,
-            codes=r"insufficient_quota|throttling\.allocationquota",
-            status=(429,),
-            exceeded="tokens",
-        ),
-    ),
+    # DashScope means tokens per minute by it.
+    "alibaba": (Rule(_K.RATE_LIMITED, codes="insufficient_quota", status=(429,), exceeded="tokens"),),
     "modelscope": _THROTTLED,
     "zai": _KEY,
     "zhipuai": _KEY,
