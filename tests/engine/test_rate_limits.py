@@ -13,7 +13,6 @@ from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import Event, LimitLearned, RequestWait
 from tests.support.configuration import provider_config
 from tests.support.faults import Answer, FaultServer, OutageSchedule, RateLimited, answer_openai
-from tests.support.faults.quota import Bucket
 from tests.support.scale import nightly_only, scaled
 
 MODEL = "server/m"
@@ -33,12 +32,7 @@ config = functools.partial(provider_config, max_batch_size=1)
 
 def provider(clock: SimulatedClock, *, headers: bool) -> RateLimited:
     """One that keeps 600 requests and 100,000 tokens a minute, in shallow buckets."""
-    limits = RateLimited(rpm=RPM, tpm=TPM, clock=clock.now, headers=headers, hint=headers)
-    limits.buckets = {
-        name: Bucket(limit, BURST_S[name], clock.now())
-        for name, limit in (("requests", RPM), ("tokens", TPM))
-    }
-    return limits
+    return RateLimited(rpm=RPM, tpm=TPM, burst=BURST_S, clock=clock.now, headers=headers, hint=headers)
 
 
 async def busy(client: llmopt.AsyncClient, numbers: itertools.count[int]) -> None:

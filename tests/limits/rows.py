@@ -1,0 +1,241 @@
+"""The rows of the table of limits: what must be reached, and the scenarios that measure it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from attrs import evolve, field, frozen
+
+from tests.limits.simulation import Latency, Report, Scenario, Texts, run, run_phases
+
+SHALLOW: Final = {"requests": 1.0, "tokens": 5.0}
+"""Seconds of inflow in the buckets of a provider that keeps no bank."""
+LARGE: Final = Texts(tokens=400.0)
+"""Texts of which the limit of tokens allows fewer than the limit of requests."""
+
+
+@frozen(kw_only=True)
+class Bounds:
+    """What a report must keep."""
+
+    share: float | None = None
+    refused: float | None = None
+    lost: int | None = 0
+    least_share: float | None = None
+    seconds: float | None = None
+
+    def broken(self, report: Report) -> list[str]:
+        """What is not kept, in words."""
+        checks = [
+            (
+                self.share is None or report.share_of_possible >= self.share,
+                f"{report.share_of_possible:.1%} of the possible",
+            ),
+            (self.refused is None or report.refused <= self.refused, f"{report.refused:.2%} refused"),
+            (
+                self.lost is None or report.lost <= self.lost,
+                f"{report.lost} calls lost: {dict(report.errors)}",
+            ),
+            (
+                self.least_share is None or report.least_share >= self.least_share,
+                f"the least share is {report.least_share:.2f}",
+            ),
+            (self.seconds is None or report.seconds <= self.seconds, f"{report.seconds:.1f} s"),
+        ]
+        return [text for kept, text in checks if not kept]
+
+
+@frozen(kw_only=True)
+class Case:
+    """One way to measure a row: a scenario, and how it is played."""
+
+    scenario: Scenario
+    play: Callable[[Scenario], Report] = run
+
+    @property
+    def name(self) -> str:
+        """The name of the scenario."""
+        return self.scenario.name
+
+    def report(self) -> Report:
+        """Play it."""
+        return self.play(self.scenario)
+
+
+@frozen(kw_only=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: what happens.
+        bounds: what must be kept in every case.
+        cases: the ways to measure it. The first ``quick`` of them are in every test run, all of them at night.
+        quick: how many.
+    """
+
+    name: str
+    bounds: Bounds
+    cases: Sequence[Case] = field(converter=tuple)
+    quick: int = 1
+
+
+def _cases(*scenarios: Scenario, seeds: Sequence[int] = (1,)) -> list[Case]:
+    return [
+        Case(
+            scenario=evolve(
+                scenario, name=f"{scenario.name}, seed {seed}" if len(seeds) > 1 else scenario.name, seed=seed
+            )
+        )
+        for seed in seeds
+        for scenario in scenarios
+    ]
+
+
+_STEADY = Scenario(name="requests bind", filled=0.2, measured_from=25.0, of_refill=True)
+_BANK = Scenario(name="requests bind")
+_NO_HEADERS = Scenario(name="requests bind", headers="none", burst=SHALLOW)
+_FOUR = Scenario(name="requests bind", busy=4, workers=16)
+
+
+def _stall(number: int, *, later: bool = False, **other: object) -> Case:
+    rng = random.Random(f"stall {number}")
+    at, seconds = rng.uniform(0.1, 3.0), rng.uniform(2.0, 6.0)
+    if later:
+        at += 15.0
+    scenario = Scenario(
+        name=f"{seconds:.1f} s after {at:.1f} s",
+        burst=1.0,
+        seconds=at + seconds + 35.0,
+        measured_from=at + seconds,
+        stalls=[(at, seconds)],
+        joins=0.0,
+        texts=Texts(tokens=30.0),
+        seed=number,
+    )
+    return Case(scenario=evolve(scenario, **other))
+
+
+_SMALL_CALLS = [Texts(tokens=4.0, spread=0.0)] * 400
+_LARGE_CALLS = [Texts(each=32, tokens=150.0, spread=0.0)] * 10
+_GATEWAY = Scenario(
+    name="no headers, Retry-After: 1",
+    tpm=None,
+    burst=0.3,
+    headers="none",
+    hint="seconds",
+    names_limit=False,
+    joins=0.0,
+    latency=Latency(there=0.005, median=0.03),
+)
+_RANDOM = Scenario(
+    name="no hint",
+    rpm=60_000.0,
+    tpm=None,
+    headers="none",
+    hint="none",
+    names_limit=False,
+    refused_at_random=0.1,
+    latency=Latency(there=0.005, median=0.03),
+    joins=0.0,
+    entry={"max_retries": 8},
+)
+
+ROWS: Final = (
+    Row(
+        name="one process, steady, of the refill",
+        bounds=Bounds(share=0.99, refused=0.0),
+        cases=_cases(_STEADY, evolve(_STEADY, name="tokens bind", texts=LARGE), seeds=(1, 2)),
+    ),
+    Row(
+        name="75 s with a full bank",
+        bounds=Bounds(share=0.97, refused=0.005),
+        cases=_cases(_BANK, evolve(_BANK, name="tokens bind", texts=LARGE), seeds=(1, 2)),
+    ),
+    Row(
+        name="no headers, limits configured",
+        bounds=Bounds(share=0.98, refused=0.01),
+        cases=_cases(
+            evolve(_NO_HEADERS, configured=1.0),
+            evolve(_NO_HEADERS, name="tokens bind", configured=1.0, texts=LARGE),
+            seeds=(1, 2),
+        ),
+    ),
+    Row(
+        name="neither headers nor limits",
+        bounds=Bounds(share=0.94, refused=0.03),
+        cases=_cases(
+            _NO_HEADERS,
+            evolve(
+                _NO_HEADERS,
+                name="tokens bind, no hint, no words",
+                texts=LARGE,
+                hint="none",
+                names_limit=False,
+            ),
+            evolve(_NO_HEADERS, name="no hint, no words", hint="none", names_limit=False),
+            evolve(_NO_HEADERS, name="tokens bind, Retry-After in seconds", texts=LARGE, hint="seconds"),
+            seeds=(1, 2),
+        ),
+    ),
+    Row(
+        name="four processes, headers",
+        bounds=Bounds(share=0.98, refused=0.005, least_share=0.8),
+        cases=_cases(
+            _FOUR,
+            evolve(_FOUR, name="tokens bind", texts=LARGE),
+            evolve(_FOUR, name="shallow buckets", burst=SHALLOW),
+            evolve(_FOUR, name="shallow buckets, tokens bind", burst=SHALLOW, texts=LARGE),
+            seeds=(1, 2),
+        ),
+    ),
+    Row(
+        name="two busy and two idle processes, headers",
+        bounds=Bounds(share=0.95, refused=0.005, least_share=0.8),
+        cases=_cases(
+            evolve(_FOUR, busy=2, idle=2),
+            evolve(_FOUR, name="shallow buckets", busy=2, idle=2, burst=SHALLOW),
+        ),
+    ),
+    Row(
+        name="requests-only gateway, then large batches",
+        bounds=Bounds(seconds=2.0),
+        cases=[
+            Case(scenario=_GATEWAY, play=partial(run_phases, phases=(_SMALL_CALLS, _LARGE_CALLS))),
+            Case(
+                scenario=evolve(_GATEWAY, name="headers of requests", headers="requests"),
+                play=partial(run_phases, phases=(_SMALL_CALLS, _LARGE_CALLS)),
+            ),
+        ],
+    ),
+    Row(
+        name="stall in the first 3 s, the rest of the run",
+        bounds=Bounds(share=0.9),
+        cases=[
+            *(_stall(number, headers="scaled") for number in range(20)),
+            *(_stall(number) for number in range(20)),
+        ],
+        quick=2,
+    ),
+    Row(
+        name="stall later, the rest of the run",
+        bounds=Bounds(share=0.9),
+        cases=[
+            *(_stall(number, headers="none", hint="seconds", later=True) for number in range(10)),
+            *(_stall(number, headers="scaled", later=True) for number in range(10)),
+        ],
+    ),
+    Row(
+        name="a tenth refused at random, 400 calls",
+        bounds=Bounds(seconds=6.0),
+        cases=[
+            Case(scenario=_RANDOM, play=partial(run_phases, phases=([Texts(tokens=30.0)] * 400,))),
+            Case(
+                scenario=evolve(_RANDOM, name="Retry-After: 1", hint="seconds"),
+                play=partial(run_phases, phases=([Texts(tokens=30.0)] * 400,)),
+            ),
+        ],
+    ),
+)
