@@ -213,7 +213,7 @@ class DeadlineExceeded(LocalRejection):
 
 
 class QueueFull(LocalRejection):
-    """The queue of calls that wait for the rate limit is full."""
+    """Too many calls wait for a provider and model already. Nothing of this one was sent."""
 
     retryable = True
 

@@ -50,10 +50,11 @@ def test_the_same_options(name: str) -> None:
     ]
     if name == "embed_iter":
         fields[fields.index(("when_open", "fail"))] = ("when_open", "wait")
+        fields[fields.index(("priority", "interactive"))] = ("priority", "bulk")
     assert arguments == fields
 
 
 def test_a_chat_call_has_every_option() -> None:
     """What a client can be told of a chat is a field of the request, but for what concerns the call as a whole."""
-    options = {each.name for each in attrs.fields(ChatOptions)} - {"deadline", "when_open"}
+    options = {each.name for each in attrs.fields(ChatOptions)} - {"deadline", "when_open", "priority"}
     assert options <= {each.name for each in attrs.fields(llmopt.ChatCall)}

@@ -24,10 +24,16 @@ class Model:
         self.limit, self.maximum = float(limit), maximum
         self.holding: set[int] = set()
         self.queue: list[tuple[int, float]] = []
+        self.bulk: set[int] = set()
+        self.credit = 0.0
         self.late: set[int] = set()
         self.decreased = float("-inf")
 
-    def arrive(self, number: int, until: float, now: float) -> None:
+    def arrive(self, number: int, until: float, now: float, *, bulk: bool) -> None:
+        if bulk and not self.waiting_bulk():
+            self.credit = 0.0
+        if bulk:
+            self.bulk.add(number)
         if not self.queue and len(self.holding) < int(self.limit):
             self.holding.add(number)
         else:
@@ -36,8 +42,20 @@ class Model:
 
     def pump(self, now: float) -> None:
         while self.queue and len(self.holding) < int(self.limit):
-            number, until = self.queue.pop(0)
+            number, until = self.queue.pop(self.next_place())
             (self.late if now >= until else self.holding).add(number)
+            if now < until and number in self.bulk:
+                self.credit = max(0.0, self.credit - 1)
+            elif now < until and self.waiting_bulk():
+                self.credit += 1 / 9
+
+    def waiting_bulk(self) -> list[int]:
+        return [place for place, (number, _) in enumerate(self.queue) if number in self.bulk]
+
+    def next_place(self) -> int:
+        bulk = self.waiting_bulk()
+        others = [place for place in range(len(self.queue)) if place not in bulk]
+        return bulk[0] if not others or (bulk and self.credit >= 1) else others[0]
 
     def expire(self, now: float) -> None:
         self.late |= {number for number, until in self.queue if now >= until}
@@ -92,13 +110,13 @@ class ConcurrencyMachine(RuleBasedStateMachine):
                     assert isinstance(task.exception(), DeadlineExceeded)
                     assert number in self.model.late
 
-    @rule(left=st.sampled_from([None, None, 1.0, 3.0]))
-    def arrive(self, left: float | None) -> None:
+    @rule(left=st.sampled_from([None, None, 1.0, 3.0]), bulk=st.booleans())
+    def arrive(self, left: float | None, bulk: bool) -> None:
         self.count += 1
-        self.model.arrive(
-            self.count, float("inf") if left is None else self.clock.now() + left, self.clock.now()
-        )
-        waiting = self.concurrency.acquire(Deadline.after(left, self.clock.now))
+        until = float("inf") if left is None else self.clock.now() + left
+        self.model.arrive(self.count, until, self.clock.now(), bulk=bulk)
+        deadline = Deadline.after(left, self.clock.now)
+        waiting = self.concurrency.acquire(deadline, priority="bulk" if bulk else "interactive")
         self.tasks[self.count] = self.loop.create_task(waiting)
         self.run(1)
         self.settle()

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from llmopt.compatible.rate_limits import parse_rate_limits
-from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, QueueFull, RateLimited
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, RateLimited
 from llmopt.policies.clock import Deadline
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop, run_simulated
@@ -146,26 +146,6 @@ def test_invalid_token_counts_are_refused(tokens: float) -> None:
     async def main(clock: SimulatedClock) -> None:
         with pytest.raises((ValueError, CostNeverFits)):
             await limiter(clock, tpm=60).acquire(tokens)
-
-    run_simulated(main)
-
-
-def test_the_queue_is_limited() -> None:
-    """By requests and by tokens."""
-
-    async def main(clock: SimulatedClock) -> None:
-        pacer = limiter(clock, tpm=6_000, max_waiting=3, max_waiting_tokens=100)
-        drain(pacer, 45)
-        waiting = [asyncio.create_task(pacer.acquire(40)) for _ in range(2)]
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
-            await pacer.acquire(21)
-        waiting.append(asyncio.create_task(pacer.acquire(20)))
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
-            await pacer.acquire(0)
-        await asyncio.gather(*waiting)
-        assert pacer.waiting == 0
 
     run_simulated(main)
 
@@ -657,7 +637,7 @@ def test_errors_explain_the_refusal() -> None:
             ):
                 limiter(clock, **limits)  # type: ignore[arg-type] # that is what is refused
         assert limiter(clock, rpm=0.5).rates[0] == pytest.approx(0.5 / 60)
-        pacer = limiter(clock, rpm=None, tpm=6_000, max_waiting=1)
+        pacer = limiter(clock, rpm=None, tpm=6_000)
         with pytest.raises(
             CostNeverFits, match=r"about 7000 tokens.*a minute; raise tpm, or send less at once"
         ):
@@ -665,12 +645,6 @@ def test_errors_explain_the_refusal() -> None:
         with pytest.raises(ValueError, match="finite number, 0 or more, not nan"):
             await pacer.acquire(math.nan)
         drain(pacer, 45)
-        waiting = asyncio.create_task(pacer.acquire(40))
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match=r"^1 calls with about 40 tokens wait for the rate limit already"):
-            await pacer.acquire(1)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
         with pytest.raises(DeadlineExceeded) as late:
             await pacer.acquire(450, deadline=Deadline.after(0.1, clock.now))
         assert late.value.message == "the deadline passed while waiting for the rate limit"

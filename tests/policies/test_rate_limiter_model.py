@@ -1,7 +1,8 @@
 """The limiter against a small model, over random histories (L01).
 
 The model has three rules: over any time w at most rate * w and one burst (or the largest request) is granted, waiters
-are served in order of arrival, and a cancelled waiter gets nothing. A refund counts from the moment of the refund.
+of one priority are served in order of arrival, and a cancelled waiter gets nothing. A refund counts from the moment of
+the refund.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llmopt.policies.quota import Lease
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop
+from llmopt.values.calls import Priority
 from tests.support.scale import scaled
 
 RPM, TPM = 600, 60_000
@@ -39,9 +41,10 @@ class Debt:
 class Call:
     """One caller: the waiting task, and its lease."""
 
-    def __init__(self, task: asyncio.Task[Lease], tokens: int) -> None:
+    def __init__(self, task: asyncio.Task[Lease], tokens: int, priority: Priority) -> None:
         self.task = task
         self.tokens = tokens
+        self.priority = priority
         self.cancelled = False
         self.open = True
 
@@ -82,10 +85,12 @@ class LimiterMachine(RuleBasedStateMachine):
 
         self.loop.run_until_complete(main())
 
-    async def acquire(self, call: list[Call], tokens: int) -> Lease:
-        lease = await self.limiter.acquire(tokens)
+    async def acquire(self, call: list[Call], tokens: int, priority: Priority) -> Lease:
+        lease = await self.limiter.acquire(tokens, priority=priority)
         self.order.append(call[0])
-        self.largest = max(self.largest, tokens)
+        # What was saved up for a bulk request that still waits may go to interactive requests instead.
+        waiting = (each.tokens for each in self.calls if each.priority == "bulk" and not each.task.done())
+        self.largest = max(self.largest, tokens, *waiting)
         self.charge(1, tokens, lease.granted_at)
         return lease
 
@@ -99,12 +104,17 @@ class LimiterMachine(RuleBasedStateMachine):
         if self.requests.amount > requests + SLACK or self.tokens.amount > tokens + SLACK:
             self.breaches.append(f"{self.requests.amount} requests, {self.tokens.amount} tokens at {at}")
 
-    @rule(tokens=st.one_of(st.integers(0, 300), st.integers(1_000, 20_000)), count=st.integers(1, 12))
-    def arrive(self, tokens: int, count: int) -> None:
+    @rule(
+        tokens=st.one_of(st.integers(0, 300), st.integers(1_000, 20_000)),
+        count=st.integers(1, 12),
+        priority=st.sampled_from(["interactive", "bulk"]),
+    )
+    def arrive(self, tokens: int, count: int, priority: Priority) -> None:
         """Several requests arrive at once."""
         for _ in range(count):
             holder: list[Call] = []
-            call = Call(self.loop.create_task(self.acquire(holder, tokens)), tokens)
+            task = self.loop.create_task(self.acquire(holder, tokens, priority))
+            call = Call(task, tokens, priority)
             holder.append(call)
             self.calls.append(call)
         self.pass_time(0)
@@ -166,9 +176,10 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @invariant()
     def first_come_first_served(self) -> None:
-        """In the order of arrival."""
-        places = [self.calls.index(call) for call in self.order]
-        assert places == sorted(places)
+        """In the order of arrival, within a priority."""
+        for priority in ("interactive", "bulk"):
+            places = [self.calls.index(call) for call in self.order if call.priority == priority]
+            assert places == sorted(places)
 
     @invariant()
     def cancelled_waiters_get_nothing(self) -> None:

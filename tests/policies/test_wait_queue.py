@@ -11,8 +11,10 @@ import pytest
 
 from llmopt.errors import QueueFull
 from llmopt.policies.quota import Lease
-from llmopt.policies.rate_limiter import Waiter, WaitQueue
+from llmopt.policies.rate_limiter import RateLimiter
+from llmopt.policies.wait_queue import Waiter, WaitQueue
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from llmopt.values.calls import Priority
 
 
 def lease() -> Lease:
@@ -27,7 +29,8 @@ def test_a_new_waiter_holds_its_request() -> None:
     """It has no outcome yet."""
 
     async def main(clock: SimulatedClock) -> None:
-        it = Waiter(3.0, 5.0, None, 7.0)
+        it = Waiter(3.0, 5.0, None, 7.0, "bulk")
+        assert it.priority == "bulk"
         assert (it.tokens, it.enqueued_at, it.deadline, it.max_pause) == (3.0, 5.0, None, 7.0)
         assert (it.cause, it.lease, it.deadline_timer) == ("", None, None)
         assert it.loop is asyncio.get_running_loop()
@@ -35,27 +38,28 @@ def test_a_new_waiter_holds_its_request() -> None:
     run_simulated(main)
 
 
-def test_waiters_keep_their_order_and_their_tokens_are_counted() -> None:
-    """A waiter that leaves takes its tokens with it, once."""
+def test_waiters_keep_their_order() -> None:
+    """A waiter leaves once."""
 
     async def main(clock: SimulatedClock) -> None:
         queue = WaitQueue(clock, lambda: None)
-        assert (len(queue), queue.tokens, queue.first()) == (0, 0.0, None)
+        assert (len(queue), queue.head_tokens, queue.first()) == (0, 0.0, None)
         first, second, third = (waiter(tokens) for tokens in (1.0, 20.0, 300.0))
         for each in (first, second, third):
             queue.put(each)
-        assert (len(queue), queue.tokens) == (3, 321.0)
+        assert (len(queue), queue.head_tokens) == (3, 1.0)
         assert queue.all() == [first, second, third]
         assert queue.first() is first
         assert queue.remove(second)
         assert not queue.remove(second)
-        assert (queue.all(), queue.tokens) == ([first, third], 301.0)
+        assert queue.all() == [first, third]
         second_again = waiter(4.0)
         queue.put(second_again)
         assert queue.all() == [first, third, second_again]
         for each in (first, third, second_again):
+            assert queue.head_tokens == each.tokens
             assert queue.remove(each)
-        assert (len(queue), queue.tokens) == (0, 0.0)
+        assert (len(queue), queue.head_tokens) == (0, 0.0)
 
     run_simulated(main)
 
@@ -71,7 +75,7 @@ def test_a_cancelled_waiter_is_skipped() -> None:
         first.future.cancel()
         assert queue.first() is second
         assert queue.all() == [second]
-        assert queue.tokens == 2.0
+        assert queue.head_tokens == 2.0
 
     run_simulated(main)
 
@@ -215,3 +219,32 @@ def test_a_late_outcome_is_dropped() -> None:
         assert second.future.cancelled()
 
     run_simulated(main)
+
+
+def test_an_interactive_request_of_another_thread_goes_first() -> None:
+    """The queue is that of the quota, not of an event loop."""
+    clock = SimulatedClock()
+    limiter = RateLimiter(clock=clock, rpm=60, initial_window=0)
+    leases = [limiter.try_acquire() for _ in range(2)]
+    assert leases[0] is not None
+    order: list[str] = []
+    threads = []
+    for priority in ("bulk", "interactive"):
+        joined = threading.Event()
+
+        async def wait(priority: Priority = priority, joined: threading.Event = joined) -> None:
+            waiting = asyncio.create_task(limiter.acquire(priority=priority))
+            await asyncio.sleep(0)
+            joined.set()
+            (await waiting).refund()
+            order.append(priority)
+
+        threads.append(threading.Thread(target=asyncio.run, args=(wait(),), daemon=True))
+        threads[-1].start()
+        assert joined.wait(10)
+    assert limiter.waiting == 2
+    clock.advance(1)
+    leases[0].refund()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["interactive", "bulk"]

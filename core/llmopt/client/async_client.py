@@ -20,7 +20,7 @@ from llmopt.client.options import CacheChoice, cache_options, check_client_argum
 from llmopt.config.load import load_config
 from llmopt.config.schema import Config
 from llmopt.errors import LLMOptError
-from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, WhenOpen
+from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, Priority, WhenOpen
 from llmopt.values.resources import local_errors
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class AsyncClient:
         deadline: float | None = None,
         errors: ErrorMode = "raise",
         when_open: WhenOpen = "fail",
+        priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
     ) -> Embeddings:
         """Embed texts; row i of the result belongs to text i.
@@ -142,6 +143,8 @@ class AsyncClient:
             errors: "raise" (default) raises when any text failed; "return" returns NaN rows for the failed texts,
                 and their errors in ``errors``.
             when_open: what to do while the circuit of the provider is open: "fail" (default) or "wait".
+            priority: "interactive" (default) or "bulk". Of the calls that have to wait, interactive ones are sent
+                first; bulk calls keep at least a tenth of what the provider allows.
             extra: more keys for the request body, sent unchanged.
 
         Returns:
@@ -149,10 +152,11 @@ class AsyncClient:
 
         Raises:
             InvalidInput: a text or an option is invalid; ``index`` is the position of the text. Nothing was sent.
+            QueueFull: 10,000 calls wait for this provider and model already. Nothing was sent.
             PartialFailure: some texts failed; ``result`` holds all the others.
             LLMOptError: every text failed, all for this reason.
         """
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
         return await self._components.embed(model, texts, options)
 
     def embed_iter(
@@ -165,6 +169,7 @@ class AsyncClient:
         deadline: float | None = None,
         errors: ErrorMode = "raise",
         when_open: WhenOpen = "wait",
+        priority: Priority = "bulk",
         extra: Mapping[str, Any] | None = None,
     ) -> EmbedStream:
         """Embed an iterable of any length in bounded memory; the results come in order.
@@ -177,6 +182,7 @@ class AsyncClient:
             deadline: seconds for the whole iteration; the default is as for `embed`.
             errors: "raise" (default) ends the iteration at the first part with a failed text; "return" continues.
             when_open: as for `embed`, but "wait" is the default.
+            priority: as for `embed`, but "bulk" is the default.
             extra: as for `embed`.
 
         Returns:
@@ -188,7 +194,7 @@ class AsyncClient:
 
         Iterating raises what `embed` raises, after all parts before the error.
         """
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
         return self._components.embed_stream(model, texts, options)
 
     async def chat(
@@ -210,6 +216,7 @@ class AsyncClient:
         reasoning_effort: str | None = None,
         deadline: float | None = None,
         when_open: WhenOpen = "fail",
+        priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
     ) -> ChatReply:
         """Send a conversation and wait for the complete reply.
@@ -237,6 +244,7 @@ class AsyncClient:
             deadline: seconds for the whole call; None (default) for the provider's ``timeouts.total``, which is
                 unlimited unless configured. Each attempt has a timeout of its own (``timeouts.chat``, 600 s).
             when_open: what to do while the circuit of the provider is open: "fail" (default) or "wait".
+            priority: "interactive" (default) or "bulk", as for `embed`.
             extra: more keys for the request body, sent unchanged; they override all other parameters.
 
         Returns:
@@ -245,6 +253,7 @@ class AsyncClient:
         Raises:
             InvalidInput: a message or a parameter is invalid; ``index`` is the position of the message. Nothing was
                 sent.
+            QueueFull: 10,000 calls wait for this provider and model already. Nothing was sent.
             LLMOptError: there is no reply; the class says what the caller can do.
         """
         options = ChatOptions.from_arguments(locals())
@@ -269,6 +278,7 @@ class AsyncClient:
         reasoning_effort: str | None = None,
         deadline: float | None = None,
         when_open: WhenOpen = "fail",
+        priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
         buffer_size: int = 100,
     ) -> ChatStream:

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Final
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import installation_secret
 from llmopt.cache.store import LayeredStore, MemoryStore, SafeStore
-from llmopt.client.options import CacheOptions, check_cache_mode, check_error_mode, check_when_open
+from llmopt.client.options import (
+    CacheOptions,
+    check_cache_mode,
+    check_error_mode,
+    check_priority,
+    check_when_open,
+)
 from llmopt.config.schema import Config
 from llmopt.engine.engine import Engine
 from llmopt.errors import ConfigError, LLMOptError
@@ -127,6 +133,7 @@ class Components:
 
     def _embed_run(self, model: str, options: EmbedOptions) -> EmbedRun:
         check_error_mode(options.errors)
+        check_priority(options.priority)
         wait_when_open = check_when_open(options.when_open)
         if "numpy" not in sys.modules:
             # A result has vectors even where all texts failed, perhaps because no descriptor is free by then.
@@ -142,6 +149,7 @@ class Components:
             state=state,
             deadline=self._deadline(provider, options.deadline),
             wait_when_open=wait_when_open,
+            priority=options.priority,
             cache=(lambda: self.stores.embeddings(provider, call, state))
             if self.stores.caching.vectors
             else None,
@@ -149,6 +157,7 @@ class Components:
 
     def chat_run(self, model: str, messages: Messages, options: ChatOptions) -> ChatRun:
         """One call of ``chat`` or ``stream``, checked but not sent."""
+        check_priority(options.priority)
         wait_when_open = check_when_open(options.when_open)
         provider, name = self.registry.resolve(model)
         return ChatRun(
@@ -158,6 +167,7 @@ class Components:
             estimator=self._model_state(provider, name).estimator,
             deadline=self._deadline(provider, options.deadline),
             wait_when_open=wait_when_open,
+            priority=options.priority,
         )
 
     def chat_stream(

@@ -141,6 +141,16 @@ def check_when_open(when_open: object) -> bool:
     return when_open == "wait"
 
 
+def check_priority(priority: object) -> None:
+    """Refuse a value of ``priority`` that is neither "interactive" nor "bulk".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if priority not in ("interactive", "bulk"):
+        raise ConfigError(f"priority must be 'interactive' or 'bulk', not {priority!r:.40}.")
+
+
 def check_error_mode(errors: object) -> None:
     """Refuse a value of ``errors`` that is neither "raise" nor "return".
 

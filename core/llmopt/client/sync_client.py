@@ -25,7 +25,7 @@ from llmopt.operations.chat import Messages
 from llmopt.operations.embed import check_texts_argument
 from llmopt.operations.models import CacheMode
 from llmopt.policies.clock import Clock
-from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, WhenOpen
+from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, Priority, WhenOpen
 from llmopt.values.catalog import Catalog
 from llmopt.values.chat import ChatReply
 from llmopt.values.embeddings import Embeddings
@@ -143,12 +143,13 @@ class Client:
         deadline: float | None = None,
         errors: ErrorMode = "raise",
         when_open: WhenOpen = "fail",
+        priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
     ) -> Embeddings:
         """Embed texts; see `llmopt.AsyncClient.embed`. The iterable is read in the caller's thread."""
         thread = self._running_thread()
         check_texts_argument(texts)
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
         return thread.run(self._components.embed(model, list(texts), options))
 
     def embed_iter(
@@ -161,6 +162,7 @@ class Client:
         deadline: float | None = None,
         errors: ErrorMode = "raise",
         when_open: WhenOpen = "wait",
+        priority: Priority = "bulk",
         extra: Mapping[str, Any] | None = None,
     ) -> SyncEmbedStream:
         """Embed an iterable of any length; see `llmopt.AsyncClient.embed_iter`.
@@ -171,7 +173,7 @@ class Client:
             An iterator of `EmbeddedPart`. Use it in ``with`` if the loop may be left early.
         """
         check_texts_argument(texts)
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
         thread, components = self._running_thread(), self._components
         return SyncEmbedStream(thread, texts, lambda source: components.embed_stream(model, source, options))
 
@@ -194,6 +196,7 @@ class Client:
         reasoning_effort: str | None = None,
         deadline: float | None = None,
         when_open: WhenOpen = "fail",
+        priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
     ) -> ChatReply:
         """Send a conversation and wait for the complete reply; see `llmopt.AsyncClient.chat`."""
@@ -220,6 +223,7 @@ class Client:
         reasoning_effort: str | None = None,
         deadline: float | None = None,
         when_open: WhenOpen = "fail",
+        priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
         buffer_size: int = 100,
     ) -> SyncChatStream:

@@ -26,7 +26,8 @@ from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
-from llmopt.values.calls import Call, ChatCall, Dimension, Operation, RateLimits
+from llmopt.policies.wait_queue import WaitingCalls
+from llmopt.values.calls import Call, ChatCall, Dimension, Operation, Priority, RateLimits
 
 # A rate limiter that limits nothing.
 
@@ -87,6 +88,7 @@ class NullRateLimiter:
         *,
         deadline: Deadline,  # noqa: ARG002
         max_pause: float,  # noqa: ARG002
+        priority: Priority,  # noqa: ARG002
     ) -> NullLease:
         """A lease at once."""
         return NO_LEASE
@@ -127,6 +129,7 @@ class EndpointPolicies:
         self._circuit_pairs: Final[dict[tuple[str, str], CircuitPair]] = {}
         self._null_limiter: Final = NullRateLimiter()
         self._limiters: Final[dict[str, RateLimiter]] = {}
+        self._waiting: Final[dict[str, WaitingCalls]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
         self._loop_lags: Final[PerLoop[LoopLag]] = PerLoop(self._new_loop_lag)
@@ -177,6 +180,10 @@ class EndpointPolicies:
             # setdefault is atomic: an event loop in another thread may have been faster.
             limiter = self._limiters.setdefault(call.model, self._new_limiter(call))
         return limiter
+
+    def waiting_calls(self, call: Call) -> WaitingCalls:
+        """The count of the calls that wait for the quota of a call."""
+        return self._waiting.get(call.model) or self._waiting.setdefault(call.model, WaitingCalls())
 
     def _new_limiter(self, call: Call) -> RateLimiter:
         # The configuration states limits by model, or by what an option names (a deployment on Azure).

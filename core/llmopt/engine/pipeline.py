@@ -25,7 +25,8 @@ compressor and the keys that it refused. A context variable stops clients inside
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
@@ -249,12 +250,13 @@ class Pipeline(Generic[T]):
                     raise
             # The queue notifies its callers, so that they need not poll while another request is the probe.
             retry_in = self._group.retry_in(self._call, notified=True) or retry_in
-            wait = self._group.circuit_waiters.wait(self._request.deadline.clamp(retry_in))
-            await self._record_wait("breaker", self._endpoint, wait)
+            wait = partial(self._group.circuit_waiters.wait, self._request.deadline.clamp(retry_in))
+            await self._wait("breaker", self._endpoint, wait)
 
     async def _acquire_slot(self, endpoint: LiveEndpoint) -> Slot:
-        limiter = endpoint.policies.concurrency()
-        return await self._record_wait("concurrency", endpoint, limiter.acquire(self._request.deadline))
+        acquire = endpoint.policies.concurrency().acquire
+        wait = partial(acquire, self._request.deadline, priority=self._request.priority)
+        return await self._wait("concurrency", endpoint, wait)
 
     async def _acquire_lease(self, endpoint: LiveEndpoint) -> Lease | NullLease | None:
         """A rate-limit lease; None if the server has throttled this endpoint and another one is free."""
@@ -270,16 +272,34 @@ class Pipeline(Generic[T]):
         )
 
     async def _acquire_rate_limit(self, endpoint: LiveEndpoint, *, max_pause: float) -> Lease | NullLease:
-        limiter, deadline = endpoint.policies.rate_limiter(self._call), self._request.deadline
-        wait = limiter.acquire(self._request.tokens, deadline=deadline, max_pause=max_pause)
-        return await self._record_wait("limiter", endpoint, wait)
+        request = self._request
+        wait = partial(
+            endpoint.policies.rate_limiter(self._call).acquire,
+            request.tokens,
+            deadline=request.deadline,
+            max_pause=max_pause,
+            priority=request.priority,
+        )
+        return await self._wait("limiter", endpoint, wait)
 
-    async def _record_wait(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Awaitable[_W]) -> _W:
-        started = self._clock.now()
-        self._recorder.wait_started(endpoint, cause)
-        result = await wait
-        self._recorder.wait_ended(endpoint, cause, self._clock.now() - started)
-        return result
+    async def _wait(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Callable[[], Awaitable[_W]]) -> _W:
+        """Wait as a counted and reported call.
+
+        Raises:
+            QueueFull: too many calls wait, and nothing of this one was sent.
+        """
+        waiting = endpoint.policies.waiting_calls(self._call) if self._request.first_of_call else None
+        if waiting is not None:
+            waiting.enter(self._request.tokens, bounded=not self._recorder.sent)
+        try:
+            started = self._clock.now()
+            self._recorder.wait_started(endpoint, cause)
+            result = await wait()
+            self._recorder.wait_ended(endpoint, cause, self._clock.now() - started)
+            return result
+        finally:
+            if waiting is not None:
+                waiting.leave(self._request.tokens)
 
     def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
         request = endpoint.hooks.build_request(self._call, settings)

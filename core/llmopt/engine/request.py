@@ -30,7 +30,7 @@ from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
-from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
+from llmopt.values.calls import Call, CatalogCall, ChatCall, Priority, Settings
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import RequestCompression
 from llmopt.values.http import HttpRequest, HttpResponse
@@ -53,6 +53,9 @@ class Request(Generic[T]):
         tokens: estimated tokens, which the rate limiter reserves.
         fill: size as a share of the largest allowed request, 0 to 1, for the timeout.
         wait_when_open: whether to wait while the circuits of all endpoints are open.
+        priority: which of the requests that wait are sent first.
+        first_of_call: whether it counts as a waiting call, and is refused if too many wait. The later requests of an
+            embedding are not, because their number is bounded by the call, which has its place already.
         suspect: whether it is a part of a request that a single text may have caused to fail. The same failure
             is then expected, and says nothing about the server.
         worth_retrying: whether the same request may be sent again after an error. It is asked before the retry policy.
@@ -68,6 +71,8 @@ class Request(Generic[T]):
     tokens: int = 0
     fill: float = 0.0
     wait_when_open: bool = False
+    priority: Priority = "interactive"
+    first_of_call: bool = True
     suspect: bool = False
     worth_retrying: Callable[[Request[T], LLMOptError], bool] = field(default=lambda *_: True, repr=False)
     usage_of: Callable[[T], Usage | None] = field(default=lambda _: None, repr=False)

@@ -32,7 +32,7 @@ from llmopt.errors import InvalidInput, InvalidResponse
 from llmopt.operations.token_estimate import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import ChatCall, ChatOptions, Settings, check_json, checked_extra
+from llmopt.values.calls import ChatCall, ChatOptions, Priority, Settings, check_json, checked_extra
 from llmopt.values.chat import ChatReply, Message
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure, HttpResponse
@@ -57,6 +57,7 @@ class ChatRun:
         estimator: estimates the tokens of a text, as learned for this model.
         deadline: for the whole call.
         wait_when_open: whether to wait while the circuit of the provider is open.
+        priority: which of the calls that wait are sent first.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ChatRun:
         estimator: TokenEstimator,
         deadline: Deadline,
         wait_when_open: bool,
+        priority: Priority,
     ) -> None:
         self._engine: Final = engine
         self._provider: Final = provider
@@ -75,6 +77,7 @@ class ChatRun:
         self._estimator: Final = estimator
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
+        self._priority: Final[Priority] = priority
         # Once per call: the estimator learns in between, and must compare the reported usage with this
         # estimate.
         self._prompt_tokens: Final = _prompt_tokens(call, estimator)
@@ -91,6 +94,7 @@ class ChatRun:
             deadline=self._deadline,
             tokens=self._tokens,
             wait_when_open=self._wait_when_open,
+            priority=self._priority,
             max_body=_MAX_REPLY_BYTES,
             usage_of=lambda reply: reply.usage,
         )
@@ -115,6 +119,7 @@ class ChatRun:
             deadline=self._deadline,
             tokens=self._tokens,
             wait_when_open=self._wait_when_open,
+            priority=self._priority,
             max_body=_MAX_STREAM_BYTES,
             prompt_tokens=self._prompt_tokens,
             buffer_size=buffer_size,

@@ -38,6 +38,7 @@ from llmopt.errors import (
     ItemTooLong,
     LLMOptError,
     LocalRejection,
+    QueueFull,
 )
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
@@ -67,7 +68,7 @@ from llmopt.policies.retry import (
 )
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import BatchLimit, EmbedCall, Settings
+from llmopt.values.calls import BatchLimit, EmbedCall, Priority, Settings
 from llmopt.values.embeddings import EmbeddedRows, Usage
 from llmopt.values.events import BatchSplit, LimitLearned
 from llmopt.values.http import Failure, HttpResponse
@@ -95,6 +96,7 @@ class EmbedRun:
         state: what earlier calls learned about the model.
         deadline: of the whole call.
         wait_when_open: whether to wait while the provider's circuit is open.
+        priority: which of the calls that wait are sent first.
         cache: opens the cache of the texts' vectors, which may be off all the same; None if it is off for the client.
 
     Attributes:
@@ -115,6 +117,7 @@ class EmbedRun:
         state: ModelState,
         deadline: Deadline,
         wait_when_open: bool = False,
+        priority: Priority = "interactive",
         cache: Callable[[], Awaitable[EmbeddingCache | None]] | None = None,
     ) -> None:
         self._engine: Final = engine
@@ -124,6 +127,7 @@ class EmbedRun:
         self._estimator: Final = state.estimator
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
+        self._priority: Final[Priority] = priority
         self._open_cache: Final = cache
         self._cache: EmbeddingCache | None = None
         self._config: Final = engine.endpoints(provider)[0].config
@@ -136,6 +140,7 @@ class EmbedRun:
         # Made at the first failure: most calls never need it.
         self._recovery: CallRecovery | None = None
         self._batches = 0
+        self._queued = False
         self.answered = False
         self.fatal: LLMOptError | None = None
         self._adaptive: AdaptiveBatchLimit | None = None
@@ -377,23 +382,29 @@ class EmbedRun:
             extra=options.extra,
         )
         tokens = self._estimator.total(texts)
-        rows = await self._engine.run(
-            self._provider,
-            Request(
-                call=call,
-                parse=partial(self._parse, call),
-                deadline=self._deadline,
-                max_body=self._max_body(len(texts)),
-                items=len(texts),
-                tokens=tokens,
-                fill=self._fill(len(texts)),
-                wait_when_open=self._wait_when_open,
-                suspect=suspect,
-                worth_retrying=_part_is_worth_retrying if part else self._is_worth_retrying,
-                usage_of=_usage_of,
-                on_send=self._count_request,
-            ),
+        request = Request(
+            call=call,
+            parse=partial(self._parse, call),
+            deadline=self._deadline,
+            max_body=self._max_body(len(texts)),
+            items=len(texts),
+            tokens=tokens,
+            fill=self._fill(len(texts)),
+            wait_when_open=self._wait_when_open,
+            priority=self._priority,
+            first_of_call=not self._queued,
+            suspect=suspect,
+            worth_retrying=_part_is_worth_retrying if part else self._is_worth_retrying,
+            usage_of=_usage_of,
+            on_send=self._count_request,
         )
+        self._queued = True
+        try:
+            rows = await self._engine.run(self._provider, request)
+        except QueueFull as error:
+            # Before the other batches of the call begin to wait: it is refused as a whole.
+            self.fatal = error
+            raise
         self._learn(rows, len(texts), tokens)
         if self._cache is not None:
             await self._cache.store(texts, rows)

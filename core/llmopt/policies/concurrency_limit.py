@@ -5,9 +5,8 @@ Additive increase, multiplicative decrease, as in TCP and Netflix's concurrency-
 second, because one overload shows in many responses. There is no latency gradient: with timeouts of constant
 length it grows to the maximum (Netflix/concurrency-limits#137).
 
-A request that finds no free slot waits in a queue, first come, first served. The queue is written by hand: asyncio's
-semaphore and condition have lost wake-ups under cancellation (CPython gh-90155, gh-112202), and a slot that is
-granted at the moment its waiter is cancelled or times out must go to the next waiter
+A request that finds no free slot waits in a `PriorityQueue`. The waiting is written by hand: asyncio's semaphore and
+condition have lost wake-ups under cancellation (CPython gh-90155, gh-112202), and a slot that is granted at the moment its waiter is cancelled or times out must go to the next waiter
 (Netflix/concurrency-limits#179).
 
 No I/O and no locks: a limiter serves one event loop, and all requests of the endpoint on that loop share it. Only
@@ -18,12 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Literal
 
 from llmopt import errors
 from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.wait_queue import PriorityQueue
+from llmopt.values.calls import Priority
 
 LoadSignal = Literal["success", "overload", "neutral"]
 """What a request says about the load of the endpoint; "neutral" says nothing."""
@@ -54,9 +54,7 @@ class ConcurrencyLimiter:
         self._maximum = max(minimum, maximum)
         self.limit = float(min(max(initial, minimum), self._maximum))
         self.in_flight = 0
-        # An ordered dict, because a waiter in the middle leaves it in O(1). A deque would search for it: 10,000
-        # searches for 10,000 waiters that are cancelled at once.
-        self._waiters: OrderedDict[asyncio.Future[None], Deadline | None] = OrderedDict()
+        self._waiters: PriorityQueue[_Waiter] = PriorityQueue()
         self._decreased_at = -math.inf
 
     def __repr__(self) -> str:
@@ -76,8 +74,8 @@ class ConcurrencyLimiter:
         self.in_flight += 1
         return Slot(self._release_slot)
 
-    async def acquire(self, deadline: Deadline | None = None) -> Slot:
-        """A slot, after all callers that came before have got theirs.
+    async def acquire(self, deadline: Deadline | None = None, *, priority: Priority = "interactive") -> Slot:
+        """A slot, in the order of `llmopt.policies.wait_queue.PriorityQueue`.
 
         Raises:
             DeadlineExceeded: the deadline passed first.
@@ -85,13 +83,13 @@ class ConcurrencyLimiter:
         slot = self.try_acquire()
         if slot is not None:
             return slot
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = deadline
+        waiter = _Waiter(deadline)
+        self._waiters.put(waiter, priority)
         timer = None
         if deadline is not None and deadline.bounded:
             timer = self._clock.call_later(deadline.remaining(), self._expire, waiter)
         try:
-            await waiter
+            await waiter.future
         except BaseException:
             self._abandon(waiter)
             raise
@@ -100,18 +98,19 @@ class ConcurrencyLimiter:
                 timer.cancel()
         return Slot(self._release_slot)
 
-    def _abandon(self, waiter: asyncio.Future[None]) -> None:
+    def _abandon(self, waiter: _Waiter) -> None:
         """Remove a waiter that goes without a slot; one that was granted to it just now goes to the next."""
-        waiter.cancel()  # no effect on a future that is done; an abandoned coroutine leaves one that is not
-        if waiter.cancelled():
-            self._waiters.pop(waiter, None)
-        elif waiter.exception() is None:
+        future = waiter.future
+        future.cancel()  # no effect on a future that is done; an abandoned coroutine leaves one that is not
+        if future.cancelled():
+            self._waiters.remove(waiter)
+        elif future.exception() is None:
             self._release("neutral")
 
-    def _expire(self, waiter: asyncio.Future[None]) -> None:
-        if not waiter.done():  # a slot that was granted before stays granted
-            del self._waiters[waiter]
-            waiter.set_exception(_deadline_error())
+    def _expire(self, waiter: _Waiter) -> None:
+        if not waiter.future.done():  # a slot that was granted before stays granted
+            self._waiters.remove(waiter)
+            waiter.future.set_exception(_deadline_error())
 
     def _release(self, signal: LoadSignal) -> None:
         if signal == "success":
@@ -134,15 +133,25 @@ class ConcurrencyLimiter:
             self.limit = max(self._minimum, self.limit * _DECREASE)
 
     def _grant_waiting(self) -> None:
-        while self._waiters and self.in_flight < int(self.limit):
-            waiter, deadline = self._waiters.popitem(last=False)
-            if waiter.done():  # cancelled, but its task has not run since
-                continue
-            if deadline is not None and deadline.expired():
-                waiter.set_exception(_deadline_error())
-                continue
-            self.in_flight += 1
-            waiter.set_result(None)
+        while self.in_flight < int(self.limit) and (waiter := self._waiters.first()) is not None:
+            if waiter.future.done():  # cancelled, but its task has not run since
+                self._waiters.remove(waiter)
+            elif waiter.deadline is not None and waiter.deadline.expired():
+                self._expire(waiter)
+            else:
+                self._waiters.remove(waiter, served=True)
+                self.in_flight += 1
+                waiter.future.set_result(None)
+
+
+class _Waiter:
+    """A request in the queue."""
+
+    __slots__ = ("deadline", "future")
+
+    def __init__(self, deadline: Deadline | None) -> None:
+        self.deadline = deadline
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Slot:

@@ -1,7 +1,8 @@
-"""Rate limiter: requests and tokens per minute of one quota, first come, first served.
+"""Rate limiter: requests and tokens per minute of one quota, interactive requests before bulk.
 
-`llmopt.policies.quota.Quota` decides whether a request may be sent; here are the lock and the queue. Both are
-shared by all event loops and threads, under one mutex that is never held over an await. Nothing polls.
+`llmopt.policies.quota.Quota` decides whether a request may be sent, and `llmopt.policies.wait_queue` which one is next;
+here is the lock. All three are shared by all event loops and threads, under one mutex that is never held over an await.
+Nothing polls.
 
 A lease that is granted at the moment its waiter is cancelled or times out goes to the next waiter (a lost permit
 of that kind: Netflix/concurrency-limits#179).
@@ -12,25 +13,18 @@ in.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final, TypeVarTuple, Unpack
+from typing import Final
 
-from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, QueueFull, RateLimited
-from llmopt.policies.clock import Clock, Deadline, Timer
+from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, RateLimited
+from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota
-from llmopt.policies.tasks import running_loop
-from llmopt.values.calls import Dimension, RateLimits
+from llmopt.policies.wait_queue import Waiter, WaitQueue
+from llmopt.values.calls import Dimension, Priority, RateLimits
 
-_Args = TypeVarTuple("_Args")
 _HEADER_INTERVAL_S: Final = 0.02
 """Seconds between responses whose headers are read."""
-MAX_WAITING: Final = 10_000
-MAX_WAITING_TOKENS: Final = 100_000_000
-"""Tokens of all waiters, about 400 MB of text."""
 
 
 class RateLimiter:
@@ -42,8 +36,6 @@ class RateLimiter:
         clock: Clock,
         rpm: float | None = None,
         tpm: float | None = None,
-        max_waiting: int = MAX_WAITING,
-        max_waiting_tokens: float = MAX_WAITING_TOKENS,
         initial_window: int = INITIAL_WINDOW,
     ) -> None:
         """Limit by the configuration, by the headers of responses, and by what is learned from 429s.
@@ -52,8 +44,6 @@ class RateLimiter:
             clock: the time.
             rpm: requests per minute, None to use headers and 429s alone.
             tpm: tokens per minute, likewise.
-            max_waiting: the longest queue, in requests.
-            max_waiting_tokens: the longest queue, in tokens.
             initial_window: requests in flight before the first response; 0 for no slow start.
 
         Raises:
@@ -66,9 +56,7 @@ class RateLimiter:
         self._now = clock.now
         self._mutex = threading.Lock()
         self._quota = Quota(rpm, tpm, now=clock.now(), owner=self, initial_window=initial_window)
-        self._queue = WaitQueue(clock, self._on_timer)
-        self._max_waiting = max_waiting
-        self._max_waiting_tokens = max_waiting_tokens
+        self._queue = WaitQueue(clock, self._on_timer, self._cost)
         self._headers_read_at = -math.inf
 
     def __repr__(self) -> str:
@@ -122,25 +110,30 @@ class RateLimiter:
             return self._quota.take(now, tokens)
 
     async def acquire(
-        self, tokens: float = 0, *, deadline: Deadline | None = None, max_pause: float = math.inf
+        self,
+        tokens: float = 0,
+        *,
+        deadline: Deadline | None = None,
+        max_pause: float = math.inf,
+        priority: Priority = "interactive",
     ) -> Lease:
-        """A lease, after all callers that came before have got theirs.
+        """A lease, in the order of `llmopt.policies.wait_queue.PriorityQueue`.
 
         Args:
             tokens: estimated tokens of the request.
             deadline: until when to wait.
             max_pause: the longest pause after a 429, in seconds, that this caller waits for.
+            priority: "interactive" or "bulk".
 
         Raises:
             CostNeverFits: more tokens than the configured limit allows in a minute.
-            QueueFull: too many waiters, or too many tokens, are in the queue.
             RateLimited: the server asks for a pause longer than ``max_pause``, now or while waiting.
             DeadlineExceeded: the deadline passes first; raised at once if the server asks for a pause beyond it.
         """
         lease = self.try_acquire(tokens)
         if lease is not None:
             return lease
-        waiter = self._enqueue(tokens, deadline, max_pause)
+        waiter = self._enqueue(tokens, deadline, max_pause, priority)
         try:
             return await waiter.future
         except BaseException:
@@ -150,10 +143,12 @@ class RateLimiter:
             if waiter.deadline_timer is not None:
                 waiter.deadline_timer.cancel()
 
-    def _enqueue(self, tokens: float, deadline: Deadline | None, max_pause: float) -> Waiter:
+    def _enqueue(
+        self, tokens: float, deadline: Deadline | None, max_pause: float, priority: Priority
+    ) -> Waiter:
         with self._mutex:
             now = self._now()
-            waiter = Waiter(tokens, now, deadline, max_pause)
+            waiter = Waiter(tokens, now, deadline, max_pause, priority)
             self._check(now, waiter)
             if deadline is not None and deadline.bounded:
                 waiter.deadline_timer = self._clock.call_later(deadline.remaining(), self._expire, waiter)
@@ -170,11 +165,6 @@ class RateLimiter:
             raise CostNeverFits(
                 f"the request has about {tokens:.0f} tokens, more than the configured limit allows in a minute;"
                 " raise tpm, or send less at once"
-            )
-        waiting = len(self._queue)
-        if waiting >= self._max_waiting or self._queue.tokens + tokens > self._max_waiting_tokens:
-            raise QueueFull(
-                f"{waiting} calls with about {self._queue.tokens:.0f} tokens wait for the rate limit already"
             )
         pause = self._quota.backoff.remaining(now)
         error = _wait_error(waiter, now, pause) or self._too_slow_error(now, waiter)
@@ -224,13 +214,23 @@ class RateLimiter:
             if waiter.deadline is not None and waiter.deadline.expired():
                 self._queue.reject(waiter, _deadline_error(0.0))
                 continue
-            self._quota.reserve(waiter.tokens)
+            # For both priorities: what is saved up for a large bulk request stays when a small interactive one goes first.
+            self._quota.reserve(self._queue.head_tokens)
             wait = self._quota.wait_time(now, waiter.tokens)
             if wait > 0:
                 self._queue.wake_at(now + wait)
                 return
             self._grant(waiter, now)
         self._quota.reserve(0.0)
+
+    def _cost(self, waiter: Waiter) -> float:
+        """The seconds of the quota that a request takes, of the dimension that it takes more of.
+
+        The dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011): counted in requests alone, bulk would
+        get more than its part where tokens are short, because its requests are larger, and the reverse.
+        """
+        requests, tokens = self.rates
+        return max(1 / requests, waiter.tokens / tokens) or 1.0
 
     def _reject_waiters(self, now: float, pause: float) -> None:
         for waiter in self._queue.all():
@@ -359,170 +359,3 @@ def _pause_error(pause: float) -> LLMOptError:
         retry_after=pause,
         sent="no",
     )
-
-
-class Waiter:
-    """A request in the queue.
-
-    Attributes:
-        tokens: its estimated tokens.
-        enqueued_at: monotonic seconds when it entered the queue.
-        cause: why it waits, see `Lease.cause`.
-        deadline: until when it waits.
-        max_pause: the longest pause after a 429, in seconds, that it waits for.
-        loop: the event loop of its task.
-        future: what its task awaits.
-        lease: what was granted to it; its task may not have run since.
-        deadline_timer: rejects it at its deadline.
-    """
-
-    __slots__ = (
-        "cause",
-        "deadline",
-        "deadline_timer",
-        "enqueued_at",
-        "future",
-        "lease",
-        "loop",
-        "max_pause",
-        "tokens",
-    )
-
-    def __init__(
-        self, tokens: float, enqueued_at: float, deadline: Deadline | None, max_pause: float
-    ) -> None:
-        self.tokens = tokens
-        self.enqueued_at = enqueued_at
-        self.cause = ""
-        self.deadline = deadline
-        self.max_pause = max_pause
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Lease] = self.loop.create_future()
-        self.lease: Lease | None = None
-        self.deadline_timer: Timer | None = None
-
-
-class _LoopTimer:
-    """The timer of one event loop with waiters."""
-
-    __slots__ = ("due", "handle", "waiters")
-
-    def __init__(self) -> None:
-        self.waiters = 0
-        self.due = math.inf
-        self.handle: Timer | None = None
-
-
-class WaitQueue:
-    """The waiters for a rate limit in the order of their arrival, whatever event loop they wait on.
-
-    A waiter's future belongs to its loop. Each loop with waiters has a timer, all with the same moment, so that no
-    waiter depends on a loop that is blocked or closed. To be used under the limiter's mutex, except for callbacks,
-    which run on their own loop.
-
-    It is written by hand because asyncio's semaphore and condition have lost wake-ups under cancellation (CPython
-    gh-90155, gh-112202).
-
-    Attributes:
-        tokens: estimated tokens of all waiters.
-    """
-
-    def __init__(self, clock: Clock, on_timer: Callable[[], None]) -> None:
-        """Call ``on_timer``, on a loop with waiters, at the moment passed to `wake_at`."""
-        self.tokens = 0.0
-        self._clock = clock
-        self._on_timer = on_timer
-        # An ordered dict, because a waiter in the middle leaves it in O(1); a deque would search for it.
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
-        self._timers: dict[asyncio.AbstractEventLoop, _LoopTimer] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiters)
-
-    def first(self) -> Waiter | None:
-        """The first waiter, None if the queue is empty. Waiters that were cancelled are removed."""
-        while self._waiters:
-            waiter = next(iter(self._waiters))
-            if not waiter.future.done():
-                return waiter
-            self.remove(waiter)
-        return None
-
-    def all(self) -> list[Waiter]:
-        """All waiters, in order."""
-        return list(self._waiters)
-
-    def put(self, waiter: Waiter) -> None:
-        """Add a waiter at the end."""
-        self._waiters[waiter] = None
-        self.tokens += waiter.tokens
-        self._timers.setdefault(waiter.loop, _LoopTimer()).waiters += 1
-
-    def remove(self, waiter: Waiter) -> bool:
-        """Remove a waiter; False if it was not in the queue."""
-        if waiter not in self._waiters:
-            return False
-        del self._waiters[waiter]
-        self.tokens -= waiter.tokens
-        timer = self._timers[waiter.loop]
-        timer.waiters -= 1
-        if not timer.waiters:
-            del self._timers[waiter.loop]
-            _run_on(waiter.loop, _cancel, timer)
-        return True
-
-    def grant(self, waiter: Waiter, lease: Lease) -> bool:
-        """Give a waiter its lease; False if its loop is closed, so that its task can never use it."""
-        self.remove(waiter)
-        waiter.lease = lease
-        return _run_on(waiter.loop, _set_result, waiter.future, lease)
-
-    def reject(self, waiter: Waiter, error: LLMOptError) -> None:
-        """Remove a waiter and raise an error in its task."""
-        if self.remove(waiter):
-            _run_on(waiter.loop, _set_exception, waiter.future, error)
-
-    def wake_at(self, moment: float) -> None:
-        """Call ``on_timer`` at that moment at the latest."""
-        for loop, timer in self._timers.items():
-            if moment < timer.due:
-                timer.due = moment
-                _run_on(loop, self._schedule, timer, moment)
-
-    def _schedule(self, timer: _LoopTimer, moment: float) -> None:
-        _cancel(timer)
-        if timer.waiters:
-            timer.handle = self._clock.call_later(max(0.0, moment - self._clock.now()), self._fire, timer)
-
-    def _fire(self, timer: _LoopTimer) -> None:
-        timer.handle = None
-        timer.due = math.inf
-        self._on_timer()
-
-
-def _run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
-    """Call a function on an event loop, at once if it is the running one; False if the loop is closed."""
-    if running_loop() is loop:
-        act(*args)
-        return True
-    try:
-        loop.call_soon_threadsafe(act, *args)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _cancel(timer: _LoopTimer) -> None:
-    if timer.handle is not None:
-        timer.handle.cancel()
-        timer.handle = None
-
-
-def _set_result(future: asyncio.Future[Lease], lease: Lease) -> None:
-    if not future.done():
-        future.set_result(lease)
-
-
-def _set_exception(future: asyncio.Future[Lease], error: LLMOptError) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -23,6 +23,8 @@ from llmopt.values.secret import HiddenStr, Secret, repr_names, repr_size
 
 WhenOpen = Literal["fail", "wait"]
 """What a call does while the circuit of its provider is open: raise `CircuitOpen`, or wait until it closes."""
+Priority = Literal["interactive", "bulk"]
+"""Which of the calls that wait for a provider are sent first; bulk calls keep at least a tenth."""
 ErrorMode = Literal["raise", "return"]
 """What happens with texts that could not be embedded: an exception at the end, or entries in ``errors``."""
 
@@ -41,6 +43,7 @@ class EmbedOptions(NamedTuple):
     deadline: float | None = None
     errors: ErrorMode = "raise"
     when_open: WhenOpen = "fail"
+    priority: Priority = "interactive"
     extra: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -70,13 +73,14 @@ class ChatOptions:
     reasoning_effort: str | None = None
     deadline: float | None = None
     when_open: WhenOpen = "fail"
+    priority: Priority = "interactive"
     extra: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
         """The options among the arguments of a method, given as its ``locals()``.
 
-        Four methods take these fifteen arguments. This spares each of them a call that repeats every name;
+        Four methods take these sixteen arguments. This spares each of them a call that repeats every name;
         tests/client/test_parity.py checks that their signatures and this class agree.
         """
         return cls(**{name: arguments[name] for name in _CHAT_OPTIONS})
