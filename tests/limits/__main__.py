@@ -2,7 +2,8 @@
 
     python -m tests.limits [--all] [WORD ...]
 
-The words select rows by their names. Without ``--all``, the short variant of each row is measured.
+The words select rows by their names. Without ``--all``, the short variant of each row is
+measured, as in every run of the tests.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def print_row(row: Row, *, whole: bool) -> None:
     """Run the cases of a row, and print a line for each."""
     print(row.name, flush=True)
     kept = 0
-    cases = row.cases if whole else row.cases[: row.quick]
+    cases = row.selected(nightly=whole)
     for case in cases:
         began = time.process_time()
         report = case.report()

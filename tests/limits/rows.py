@@ -72,14 +72,26 @@ class Row:
     Attributes:
         name: what happens.
         bounds: what must be kept in every case.
-        cases: the ways to measure it. The first ``quick`` of them are in every test run, all of them at night.
-        quick: how many.
+        cases: the ways to measure it.
+        quick: how many of them are in every test run.
     """
 
     name: str
     bounds: Bounds
     cases: Sequence[Case] = field(converter=tuple)
     quick: int = 1
+
+    def selected(self, *, nightly: bool) -> list[Case]:
+        """All cases at night; otherwise the first ones, with half of the requests."""
+        return list(self.cases) if nightly else [_halved(case) for case in self.cases[: self.quick]]
+
+
+def _halved(case: Case) -> Case:
+    scenario = case.scenario
+    if case.play is not run or scenario.rpm is None or scenario.tpm is None:
+        return case
+    half = evolve(scenario, rpm=scenario.rpm / 2, tpm=scenario.tpm / 2, workers=scenario.workers // 2)
+    return evolve(case, scenario=half)
 
 
 def _cases(*scenarios: Scenario, seeds: Sequence[int] = (1,)) -> list[Case]:
@@ -102,7 +114,8 @@ _FOUR = Scenario(name="requests bind", busy=4, workers=16)
 
 def _stall(number: int, *, later: bool = False, **other: object) -> Case:
     rng = random.Random(f"stall {number}")
-    at, seconds = rng.uniform(0.1, 3.0), rng.uniform(2.0, 6.0)
+    # Most of them before the first answers, when nothing is known of the limits.
+    at, seconds = 3.0 * rng.random() ** 2, rng.uniform(2.0, 6.0)
     if later:
         at += 15.0
     scenario = Scenario(
@@ -111,6 +124,7 @@ def _stall(number: int, *, later: bool = False, **other: object) -> Case:
         seconds=at + seconds + 35.0,
         measured_from=at + seconds,
         stalls=[(at, seconds)],
+        latency=Latency(median=rng.uniform(0.3, 1.0)),
         joins=0.0,
         texts=Texts(tokens=30.0),
         seed=number,

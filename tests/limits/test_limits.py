@@ -11,19 +11,29 @@ from tests.support.scale import NIGHTLY
 
 NOT_YET: Final = {
     "75 s with a full bank": "56 %",
-    "neither headers nor limits": "92.5 %",
+    "neither headers nor limits": "88 to 97 %, up to 3.7 % refused",
+    "four processes, headers": "up to 1.2 % refused, the least share down to 0.47",
     "requests-only gateway, then large batches": "39 s",
+    "stall in the first 3 s, the rest of the run": "43 to 65 % after half of the stalls",
+    "stall later, the rest of the run": "64 %",
     "a tenth refused at random, 400 calls": "903 s",
 }
 """Rows that do not keep their bounds, and what they reach; whoever mends a row removes it here."""
+NOT_YET_AT_NIGHT: Final = {
+    "one process, steady, of the refill": "98.3 % where tokens bind",
+    "no headers, limits configured": "92.5 to 96 % where tokens bind",
+    "two busy and two idle processes, headers": "the least share is 0.26 with shallow buckets",
+}
+"""Rows that keep them in the short variant only."""
 
 
 def _params() -> list[object]:
+    reasons = {**NOT_YET, **(NOT_YET_AT_NIGHT if NIGHTLY else {})}
     return [
         pytest.param(
             row,
             id=row.name,
-            marks=[pytest.mark.xfail(strict=True, reason=NOT_YET[row.name])] if row.name in NOT_YET else [],
+            marks=[pytest.mark.xfail(strict=True, reason=reasons[row.name])] if row.name in reasons else [],
         )
         for row in ROWS
     ]
@@ -33,7 +43,7 @@ def _params() -> list[object]:
 def test_limits(row: Row) -> None:
     """A short variant in every run, all variants at night."""
     broken = {}
-    for case in row.cases if NIGHTLY else row.cases[: row.quick]:
+    for case in row.selected(nightly=NIGHTLY):
         report = case.report()
         print(case.name, report)
         if problems := row.bounds.broken(report):
