@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from llmopt.values.calls import EmbedCall as EmbedCall
     from llmopt.values.calls import RateLimit as RateLimit
     from llmopt.values.calls import RateLimits as RateLimits
+    from llmopt.values.calls import RequestCost as RequestCost
     from llmopt.values.calls import Settings as Settings
     from llmopt.values.catalog import Catalog as Catalog
     from llmopt.values.catalog import CatalogPage as CatalogPage

@@ -76,6 +76,7 @@ MODULES: Final[dict[str, str]] = {
     "RateLimit": "llmopt.values.calls",
     "RateLimited": "llmopt.errors",
     "RateLimits": "llmopt.values.calls",
+    "RequestCost": "llmopt.values.calls",
     "RequestTimeout": "llmopt.errors",
     "RequestTooLarge": "llmopt.errors",
     "Secret": "llmopt.values.secret",

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Final
 import pluggy
 
 from llmopt.config.schema import ProviderEntry, TokenProvider
-from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, Settings
+from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, RequestCost, Settings
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.embeddings import EmbeddedRows
@@ -192,6 +192,18 @@ def rate_limits(response: HttpResponse, settings: Settings) -> RateLimits | None
     Returns:
         The limits that the headers state; ``RateLimits()`` if there are none. None: read the usual
         ``x-ratelimit-*`` headers.
+    """
+
+
+@hookspec(firstresult=True)
+def request_cost(call: Call, settings: Settings) -> RequestCost | None:
+    """Say what a request counts under the provider's rate limits, where that is not one request and its tokens.
+
+    Called before each attempt, so it must be quick. Batches of texts are cut by it: it must depend on the number of texts
+    and their lengths alone, and count several texts as no less than one of them.
+
+    Returns:
+        The cost. None: one request, and llmopt's estimate of its tokens.
     """
 
 

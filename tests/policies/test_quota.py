@@ -45,9 +45,9 @@ def test_a_quota_starts_with_full_buckets() -> None:
 
 def test_tokens_of_a_minute_fit() -> None:
     """Without a token limit any number fits."""
-    assert quota().fits(6_000)
-    assert not quota().fits(6_001)
-    assert quota(tpm=None).fits(1e12)
+    assert quota().never_fits(6_000, 1.0) is None
+    assert quota().never_fits(6_001, 1.0) == "tpm"
+    assert quota(tpm=None).never_fits(1e12, 1.0) is None
 
 
 def test_the_cause_names_the_limit_with_the_longer_wait() -> None:

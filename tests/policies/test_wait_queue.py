@@ -43,11 +43,11 @@ def test_waiters_keep_their_order() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         queue = WaitQueue(clock, lambda: None)
-        assert (len(queue), queue.head_tokens, queue.first()) == (0, 0.0, None)
+        assert (len(queue), queue.head_costs[0], queue.first()) == (0, 0.0, None)
         first, second, third = (waiter(tokens) for tokens in (1.0, 20.0, 300.0))
         for each in (first, second, third):
             queue.put(each)
-        assert (len(queue), queue.head_tokens) == (3, 1.0)
+        assert (len(queue), queue.head_costs[0]) == (3, 1.0)
         assert queue.all() == [first, second, third]
         assert queue.first() is first
         assert queue.remove(second)
@@ -57,9 +57,9 @@ def test_waiters_keep_their_order() -> None:
         queue.put(second_again)
         assert queue.all() == [first, third, second_again]
         for each in (first, third, second_again):
-            assert queue.head_tokens == each.tokens
+            assert queue.head_costs[0] == each.tokens
             assert queue.remove(each)
-        assert (len(queue), queue.head_tokens) == (0, 0.0)
+        assert (len(queue), queue.head_costs[0]) == (0, 0.0)
 
     run_simulated(main)
 
@@ -75,7 +75,7 @@ def test_a_cancelled_waiter_is_skipped() -> None:
         first.future.cancel()
         assert queue.first() is second
         assert queue.all() == [second]
-        assert queue.head_tokens == 2.0
+        assert queue.head_costs[0] == 2.0
 
     run_simulated(main)
 

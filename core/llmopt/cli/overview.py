@@ -229,6 +229,7 @@ def check_hooks(plugin: str, hooks: ProviderHooks) -> None:
     for call_hook in (
         lambda: hooks.batch_limit(EmbedCall(model="model", texts=("text",)), settings),
         lambda: hooks.build_request(CatalogCall(), settings),
+        lambda: hooks.request_cost(EmbedCall(model="model", texts=("text",)), settings),
         lambda: hooks.classify_error(_SAMPLE_FAILURE, settings),
         lambda: hooks.rate_limits(_SAMPLE_RESPONSE, settings),
     ):

@@ -78,13 +78,14 @@ class NullRateLimiter:
     has_capacity = True
     server_limits = (None, None)
 
-    def try_acquire(self, tokens: float) -> NullLease:  # noqa: ARG002 - nothing is counted
+    def try_acquire(self, tokens: float, requests: float = 1.0) -> NullLease:  # noqa: ARG002 - nothing is counted
         """A lease at once."""
         return NO_LEASE
 
     async def acquire(
         self,
         tokens: float,  # noqa: ARG002 - as above
+        requests: float = 1.0,  # noqa: ARG002
         *,
         deadline: Deadline,  # noqa: ARG002
         max_pause: float,  # noqa: ARG002

@@ -199,9 +199,10 @@ class Pipeline(Generic[T]):
                 endpoint, self._call, self._request.tokens, suspect=self._request.suspect
             ) as scope:
                 scope.slot = policies.concurrency().try_acquire() or await self._acquire_slot(endpoint)
-                lease = policies.rate_limiter(self._call).try_acquire(self._request.tokens)
+                cost = self._cost(endpoint) if endpoint.hooks.counts_cost else (self._request.tokens,)
+                lease = policies.rate_limiter(self._call).try_acquire(*cost)
                 if lease is None:
-                    lease = await self._acquire_lease(endpoint)
+                    lease = await self._acquire_lease(endpoint, cost)
                     if lease is None:
                         continue
                 scope.lease = lease
@@ -227,6 +228,11 @@ class Pipeline(Generic[T]):
                 except ProviderError as error:
                     if not await self._can_be_changed(error, endpoint, encoded, settings):
                         raise
+
+    def _cost(self, endpoint: LiveEndpoint) -> tuple[float, float]:
+        """What the request counts under the limits of tokens and of requests, as the plugin says."""
+        cost = endpoint.hooks.request_cost(self._call, endpoint.settings_without_credential)
+        return self._request.tokens if cost.tokens is None else cost.tokens, cost.requests
 
     def _try_choose(self) -> LiveEndpoint | None:
         """The endpoint for the next attempt, None if all circuits are open."""
@@ -258,24 +264,28 @@ class Pipeline(Generic[T]):
         wait = partial(acquire, self._request.deadline, priority=self._request.priority)
         return await self._wait("concurrency", endpoint, wait)
 
-    async def _acquire_lease(self, endpoint: LiveEndpoint) -> Lease | NullLease | None:
+    async def _acquire_lease(
+        self, endpoint: LiveEndpoint, cost: tuple[float, ...]
+    ) -> Lease | NullLease | None:
         """A rate-limit lease; None if the server has throttled this endpoint and another one is free."""
         if len(self._group.endpoints) > 1:
             try:
                 # Without a pause: another endpoint may be free now.
-                return await self._acquire_rate_limit(endpoint, max_pause=0.0)
+                return await self._acquire_rate_limit(endpoint, cost, max_pause=0.0)
             except RateLimited:
                 if self._group.has_alternative(endpoint, self._call):
                     return None
         return await self._acquire_rate_limit(
-            endpoint, max_pause=endpoint.policies.retry_policy.max_retry_after
+            endpoint, cost, max_pause=endpoint.policies.retry_policy.max_retry_after
         )
 
-    async def _acquire_rate_limit(self, endpoint: LiveEndpoint, *, max_pause: float) -> Lease | NullLease:
+    async def _acquire_rate_limit(
+        self, endpoint: LiveEndpoint, cost: tuple[float, ...], *, max_pause: float
+    ) -> Lease | NullLease:
         request = self._request
         wait = partial(
             endpoint.policies.rate_limiter(self._call).acquire,
-            request.tokens,
+            *cost,
             deadline=request.deadline,
             max_pause=max_pause,
             priority=request.priority,

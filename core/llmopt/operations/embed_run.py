@@ -221,18 +221,28 @@ class EmbedRun:
         return limit_items(self._provider.hooks.batch_limit(self._call, settings), maximum)
 
     def _within_burst(self, limit: BatchLimit) -> BatchLimit:
-        # A batch of more tokens than the rate limiter grants at once would wait until they are saved up, and
-        # the requests of other calls with it.
-        rates = [
-            endpoint.config.tpm.get(self.model)
-            for endpoint in self._engine.endpoints(self._provider)
-            if endpoint.config.flags.limiter
-        ]
-        tpm = min((rate for rate in rates if rate is not None), default=None)
-        if tpm is None:
-            return limit
-        burst = max(1, int(tpm / 60 * BURST_S[1]))
-        return evolve(limit, max_tokens=min(burst, limit.max_tokens or burst))
+        # A batch of more than the rate limiter grants at once would wait until that is saved up, and the requests of
+        # other calls with it.
+        limited = [each for each in self._engine.endpoints(self._provider) if each.config.flags.limiter]
+        tpm = [rate for each in limited if (rate := each.config.tpm.get(self.model)) is not None]
+        if tpm:
+            burst = max(1, int(min(tpm) / 60 * BURST_S[1]))
+            limit = evolve(limit, max_tokens=min(burst, limit.max_tokens or burst))
+        items = [each for endpoint in limited if (each := self._max_items(endpoint)) is not None]
+        return evolve(limit, max_items=min(*items, limit.max_items or items[0])) if items else limit
+
+    def _max_items(self, endpoint: LiveEndpoint) -> int | None:
+        """How many texts the limit of requests allows in one burst, where each of them counts as a request."""
+        rpm = endpoint.config.rpm.get(self.model)
+        if rpm is None or not self._provider.hooks.counts_cost:
+            return None
+        one, two = (
+            self._provider.hooks.request_cost(
+                evolve(self._call, texts=("text",) * count), endpoint.settings_without_credential
+            ).requests
+            for count in (1, 2)
+        )
+        return max(1, int(rpm / 60 * BURST_S[1] / (two - one))) if two > one else None
 
     def limit(self) -> BatchLimit:
         """What fits into one request now."""

@@ -136,6 +136,7 @@ class CubicRate:
         granted: tuple[float, float],
         rates: tuple[float, float],
         dimension: Dimension | None = None,
+        requests: float = 1.0,
     ) -> bool:
         """Slow down after a 429.
 
@@ -146,11 +147,12 @@ class CubicRate:
             granted: what was granted by now, without this request.
             rates: requests and tokens per second in force.
             dimension: which limit the server names as exceeded, None if it does not say.
+            requests: what the refused request counts under a limit of requests.
 
         Returns:
             Whether the rate was cut. A 429 of the same overload does not cut it again.
         """
-        self._subtract_refused(sent_at, cost)
+        self._subtract_refused(sent_at, cost, requests)
         if sent_at < self._cut_at or now - self._cut_at < CUT_INTERVAL_S:
             return False
         self._update_mix(now, granted)
@@ -196,11 +198,11 @@ class CubicRate:
                 best = max(best, in_requests / (span + BURST_S[0]), in_tokens / (span + BURST_S[1]))
         return best
 
-    def _subtract_refused(self, sent_at: float, cost: float) -> None:
+    def _subtract_refused(self, sent_at: float, cost: float, counted: float) -> None:
         """Subtract a refused request from the samples since it was sent."""
         if self._samples and self._samples[-1][0] >= sent_at:
             self._samples = deque(
-                (then, requests - 1, tokens - cost) if then >= sent_at else (then, requests, tokens)
+                (then, requests - counted, tokens - cost) if then >= sent_at else (then, requests, tokens)
                 for then, requests, tokens in self._samples
             )
         if sent_at < self._cut_at and self._counted > 1:

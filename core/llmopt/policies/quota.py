@@ -29,6 +29,7 @@ class Lease:
 
     Attributes:
         tokens: the estimated tokens of the request.
+        requests: what it counts under a limit of requests.
         number: counts the leases of this quota in the order of granting.
         granted_at: monotonic seconds when it was granted.
         requests_spent: requests taken from the quota so far, this one included.
@@ -48,6 +49,7 @@ class Lease:
         "granted_at",
         "number",
         "open",
+        "requests",
         "requests_spent",
         "tokens",
         "tokens_spent",
@@ -62,9 +64,11 @@ class Lease:
         number: int,
         requests_spent: float,
         tokens_spent: float,
+        requests: float = 1.0,
     ) -> None:
         self._owner = owner
         self.tokens = tokens
+        self.requests = requests
         self.granted_at = granted_at
         self.number = number
         self.requests_spent = requests_spent
@@ -312,6 +316,7 @@ class Quota:
         "_newest_observed",
         "_number",
         "_owner",
+        "_rpm",
         "_start",
         "_tpm",
         "backoff",
@@ -342,6 +347,7 @@ class Quota:
         self.tokens = TokenBucket(_per_second(tpm), burst_s=BURST_S[1], smallest=0.0, now=now)
         self.backoff = Backoff()
         self.cause = ""
+        self._rpm = math.inf if rpm is None else rpm
         self._tpm = math.inf if tpm is None else tpm
         self._owner = owner
         self._start = SlowStart(initial_window)
@@ -352,16 +358,18 @@ class Quota:
     def __repr__(self) -> str:
         return f"Quota(requests={self.requests}, tokens={self.tokens}, {self._learned})"
 
-    def fits(self, tokens: float) -> bool:
-        """Whether a request of this size can ever be granted under the configured limit.
+    def never_fits(self, tokens: float, requests: float) -> str | None:
+        """The configured limit under which a request of this size can never be granted, "rpm" or "tpm", or None.
 
-        The limit of a whole minute can: the bucket saves up for a request that is larger than a burst.
+        A request as large as the limit of a whole minute can: the bucket saves up for one larger than a burst.
         """
-        return tokens <= self._tpm
+        if tokens > self._tpm:
+            return "tpm"
+        return "rpm" if requests > max(1.0, self._rpm) else None
 
     # Granting
 
-    def wait_time(self, now: float, tokens: float) -> float:
+    def wait_time(self, now: float, tokens: float, requests: float = 1.0) -> float:
         """Seconds until a request of this size should be tried again; 0 if it may be sent now."""
         if now < self.backoff.until:
             self.cause = "pause" if self.backoff.probe is None else "probe"
@@ -374,7 +382,7 @@ class Quota:
         if self.backoff.server_stated:
             # The server has stated this moment, so one request is sent now, whatever the buckets hold.
             return 0.0
-        for_request = self.requests.wait_time(now, 1.0)
+        for_request = self.requests.wait_time(now, requests)
         for_tokens = self.tokens.wait_time(now, tokens)
         if for_request > for_tokens:
             self.cause = "requests"
@@ -383,14 +391,16 @@ class Quota:
             self.cause = "tokens"
         return for_tokens
 
-    def take(self, now: float, tokens: float) -> Lease:
+    def take(self, now: float, tokens: float, requests: float = 1.0) -> Lease:
         """Grant a lease. To be called after `wait_time` has returned 0."""
         if now >= self._learned.next_sample_at:
             self._learned.add_sample(now, self._granted())
-        self.requests.take(1.0)
+        self.requests.take(requests)
         self.tokens.take(tokens)
         self._number += 1
-        lease = Lease(self._owner, tokens, now, self._number, self.requests.spent, self.tokens.spent)
+        lease = Lease(
+            self._owner, tokens, now, self._number, self.requests.spent, self.tokens.spent, requests
+        )
         if not self._start.finished:
             self._start.sent(now)
         self.backoff.server_stated = False
@@ -398,8 +408,9 @@ class Quota:
             self.backoff.probe_sent(now, lease)
         return lease
 
-    def reserve(self, tokens: float) -> None:
+    def reserve(self, tokens: float, requests: float) -> None:
         """Save up for the first waiter's request of this size; 0 if nothing waits."""
+        self.requests.reserve(requests)
         self.tokens.reserve(tokens)
 
     def _granted(self) -> tuple[float, float]:
@@ -435,7 +446,7 @@ class Quota:
 
     def refund(self, lease: Lease, now: float) -> None:
         """See `Lease.refund`."""
-        for bucket, cost in ((self.requests, 1.0), (self.tokens, lease.tokens)):
+        for bucket, cost in ((self.requests, lease.requests), (self.tokens, lease.tokens)):
             bucket.refund(cost)
             bucket.spent -= cost
         self._start.completed(answered=False)
@@ -486,30 +497,32 @@ class Quota:
         self.backoff.throttled(now, lease.granted_at, retry_after, lease)
         if not lease.accepted:
             self._start.completed(answered=False)
-        self.requests.refused_total += 1.0
+        self.requests.refused_total += lease.requests
         if not tokens_counted:
             self.tokens.refused_total += lease.tokens
             self.tokens.refund(lease.tokens)
         changed = self.observe(now, limits, lease)
-        if not self._explained_by_headers(now, limits, lease.tokens):
-            self._slow_down(now, lease.granted_at, lease.tokens, dimension)
+        if not self._explained_by_headers(now, limits, lease):
+            self._slow_down(now, lease.granted_at, lease.tokens, dimension, lease.requests)
         return changed
 
-    def _explained_by_headers(self, now: float, limits: RateLimits, tokens: float) -> bool:
+    def _explained_by_headers(self, now: float, limits: RateLimits, lease: Lease) -> bool:
         """Whether the headers show too little left for such a request. Then there is no more to learn from the 429."""
         explained = False
         for bucket, limit, cost in (
-            (self.requests, limits.requests, 1.0),
-            (self.tokens, limits.tokens, tokens),
+            (self.requests, limits.requests, lease.requests),
+            (self.tokens, limits.tokens, lease.tokens),
         ):
             if bucket.max_rate < math.inf and _is_nearly_empty(limit, cost):
                 bucket.throttled(now)
                 explained = True
         return explained
 
-    def _slow_down(self, now: float, sent_at: float, tokens: float, dimension: Dimension | None) -> None:
+    def _slow_down(
+        self, now: float, sent_at: float, tokens: float, dimension: Dimension | None, requests: float = 1.0
+    ) -> None:
         rates = self.requests.rate, self.tokens.rate
-        if not self._learned.cut(now, sent_at, tokens, self._granted(), rates, dimension):
+        if not self._learned.cut(now, sent_at, tokens, self._granted(), rates, dimension, requests):
             return
         self._start.finished = True
         self._apply_learned_rate(now)

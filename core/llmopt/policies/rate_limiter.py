@@ -99,19 +99,20 @@ class RateLimiter:
 
     # Getting a lease
 
-    def try_acquire(self, tokens: float = 0) -> Lease | None:
+    def try_acquire(self, tokens: float = 0, requests: float = 1.0) -> Lease | None:
         """A lease if the quota allows it now and nothing waits for one, else None. Never awaits."""
         with self._mutex:
             if self._queue:
                 return None
             now = self._now()
-            if self._quota.wait_time(now, tokens) > 0:
+            if self._quota.wait_time(now, tokens, requests) > 0:
                 return None
-            return self._quota.take(now, tokens)
+            return self._quota.take(now, tokens, requests)
 
     async def acquire(
         self,
         tokens: float = 0,
+        requests: float = 1.0,
         *,
         deadline: Deadline | None = None,
         max_pause: float = math.inf,
@@ -121,19 +122,20 @@ class RateLimiter:
 
         Args:
             tokens: estimated tokens of the request.
+            requests: what it counts under a limit of requests.
             deadline: until when to wait.
             max_pause: the longest pause after a 429, in seconds, that this caller waits for.
             priority: "interactive" or "bulk".
 
         Raises:
-            CostNeverFits: more tokens than the configured limit allows in a minute.
+            CostNeverFits: more tokens or requests than the configured limit allows in a minute.
             RateLimited: the server asks for a pause longer than ``max_pause``, now or while waiting.
             DeadlineExceeded: the deadline passes first; raised at once if the server asks for a pause beyond it.
         """
-        lease = self.try_acquire(tokens)
+        lease = self.try_acquire(tokens, requests)
         if lease is not None:
             return lease
-        waiter = self._enqueue(tokens, deadline, max_pause, priority)
+        waiter = self._enqueue(Waiter(tokens, self._now(), deadline, max_pause, priority, requests))
         try:
             return await waiter.future
         except BaseException:
@@ -143,12 +145,10 @@ class RateLimiter:
             if waiter.deadline_timer is not None:
                 waiter.deadline_timer.cancel()
 
-    def _enqueue(
-        self, tokens: float, deadline: Deadline | None, max_pause: float, priority: Priority
-    ) -> Waiter:
+    def _enqueue(self, waiter: Waiter) -> Waiter:
+        deadline = waiter.deadline
         with self._mutex:
             now = self._now()
-            waiter = Waiter(tokens, now, deadline, max_pause, priority)
             self._check(now, waiter)
             if deadline is not None and deadline.bounded:
                 waiter.deadline_timer = self._clock.call_later(deadline.remaining(), self._expire, waiter)
@@ -161,10 +161,15 @@ class RateLimiter:
         tokens = waiter.tokens
         if not 0 <= tokens < math.inf:
             raise ValueError(f"tokens must be a finite number, 0 or more, not {tokens}")
-        if not self._quota.fits(tokens):
+        if (key := self._quota.never_fits(tokens, waiter.requests)) is not None:
+            size = (
+                f"has about {tokens:.0f} tokens"
+                if key == "tpm"
+                else f"counts as {waiter.requests:g} requests"
+            )
             raise CostNeverFits(
-                f"the request has about {tokens:.0f} tokens, more than the configured limit allows in a minute;"
-                " raise tpm, or send less at once"
+                f"the request {size}, more than the configured limit allows in a minute;"
+                f" raise {key}, or send less at once"
             )
         pause = self._quota.backoff.remaining(now)
         error = _wait_error(waiter, now, pause) or self._too_slow_error(now, waiter)
@@ -178,7 +183,7 @@ class RateLimiter:
         """
         if waiter.deadline is None or not waiter.deadline.bounded or self._queue:
             return None
-        wait = self._quota.wait_time(now, waiter.tokens)
+        wait = self._quota.wait_time(now, waiter.tokens, waiter.requests)
         if self._quota.cause != "requests" or now + wait <= waiter.deadline.at:
             return None
         rate = self._quota.requests.rate * 60
@@ -215,13 +220,13 @@ class RateLimiter:
                 self._queue.reject(waiter, _deadline_error(0.0))
                 continue
             # For both priorities: what is saved up for a large bulk request stays when a small interactive one goes first.
-            self._quota.reserve(self._queue.head_tokens)
-            wait = self._quota.wait_time(now, waiter.tokens)
+            self._quota.reserve(*self._queue.head_costs)
+            wait = self._quota.wait_time(now, waiter.tokens, waiter.requests)
             if wait > 0:
                 self._queue.wake_at(now + wait)
                 return
             self._grant(waiter, now)
-        self._quota.reserve(0.0)
+        self._quota.reserve(0.0, 0.0)
 
     def _cost(self, waiter: Waiter) -> float:
         """The seconds of the quota that a request takes, of the dimension that it takes more of.
@@ -230,7 +235,7 @@ class RateLimiter:
         get more than its part where tokens are short, because its requests are larger, and the reverse.
         """
         requests, tokens = self.rates
-        return max(1 / requests, waiter.tokens / tokens) or 1.0
+        return max(waiter.requests / requests, waiter.tokens / tokens) or 1.0
 
     def _reject_waiters(self, now: float, pause: float) -> None:
         for waiter in self._queue.all():
@@ -239,7 +244,7 @@ class RateLimiter:
                 self._queue.reject(waiter, error)
 
     def _grant(self, waiter: Waiter, now: float) -> None:
-        lease = self._quota.take(now, waiter.tokens)
+        lease = self._quota.take(now, waiter.tokens, waiter.requests)
         lease.waited = now - waiter.enqueued_at
         lease.cause = waiter.cause
         if not self._queue.grant(waiter, lease):

@@ -163,6 +163,7 @@ class Waiter:
         deadline: until when it waits.
         max_pause: the longest pause after a 429, in seconds, that it waits for.
         priority: "interactive" or "bulk".
+        requests: what it counts under a limit of requests.
         loop: the event loop of its task.
         future: what its task awaits.
         lease: what was granted to it; its task may not have run since.
@@ -179,6 +180,7 @@ class Waiter:
         "loop",
         "max_pause",
         "priority",
+        "requests",
         "tokens",
     )
 
@@ -189,8 +191,10 @@ class Waiter:
         deadline: Deadline | None,
         max_pause: float,
         priority: Priority = "interactive",
+        requests: float = 1.0,
     ) -> None:
         self.tokens = tokens
+        self.requests = requests
         self.priority: Priority = priority
         self.enqueued_at = enqueued_at
         self.cause = ""
@@ -243,9 +247,11 @@ class WaitQueue:
         return waiter
 
     @property
-    def head_tokens(self) -> float:
-        """Most tokens that the first waiter of a priority needs; 0 if the queue is empty."""
-        return max((waiter.tokens for waiter in self._waiters.heads()), default=0.0)
+    def head_costs(self) -> tuple[float, float]:
+        """Most tokens, and most requests, that the first waiter of a priority needs; 0 if the queue is empty."""
+        heads = self._waiters.heads()
+        tokens = max((waiter.tokens for waiter in heads), default=0.0)
+        return tokens, max((waiter.requests for waiter in heads), default=0.0)
 
     def all(self) -> list[Waiter]:
         """All waiters."""

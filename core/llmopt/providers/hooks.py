@@ -27,7 +27,7 @@ from llmopt import hookspecs
 from llmopt.compatible import defaults
 from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.hookspecs import PROJECT
-from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, Settings
+from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, RequestCost, Settings
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.embeddings import EmbeddedRows
@@ -46,6 +46,7 @@ _MAX_TEXT: Final = 300
 """Characters of an exception's text in an error."""
 _MAX_SHOWN: Final = 4_096
 _NOT_OF_PLUGINS: Final = (__file__, str(Path(pluggy.__file__).parent))
+_ONE_REQUEST: Final = RequestCost()
 Hook = Callable[..., Any]
 HOOK_NAMES: Final = frozenset(
     name for name, value in vars(hookspecs).items() if hasattr(value, f"{PROJECT}_spec")
@@ -64,6 +65,10 @@ class ProviderHooks:
         plugin: the plugin's module, or an object with the hooks as attributes.
         wrappers: plugins of the user, called before or around the provider's.
 
+    Attributes:
+        counts_cost: whether the plugin or a wrapper has the hook `request_cost`. No default answers it, so that requests
+            to other providers do not pay for it.
+
     Raises:
         PluginContractError: a hook is misspelled, lacks its marker, or has a wrong signature.
     """
@@ -74,6 +79,7 @@ class ProviderHooks:
         self._hooks: Final[Mapping[str, Hook]] = {
             name: bind(getattr(self._relay, name)) for name in HOOK_NAMES
         }
+        self.counts_cost: Final = bool(self._relay.request_cost.get_hookimpls())
 
     def for_provider(self, provider: str) -> ProviderHooks:
         """The same hooks under the name of another provider that the plugin serves."""
@@ -149,6 +155,15 @@ class ProviderHooks:
     def rate_limits(self, response: HttpResponse, settings: Settings) -> RateLimits:
         """See `llmopt.hookspecs.rate_limits`."""
         return self._call_for(RateLimits, "rate_limits", response, settings)
+
+    def request_cost(self, call: Call, settings: Settings) -> RequestCost:
+        """See `llmopt.hookspecs.request_cost`."""
+        result = self._call("request_cost", call, settings)
+        if result is None:
+            return _ONE_REQUEST
+        if isinstance(result, RequestCost):
+            return result
+        raise self._wrong("request_cost", result, "RequestCost or None")
 
     def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:
         """See `llmopt.hookspecs.limits_request`."""

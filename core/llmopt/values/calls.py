@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from attrs import evolve, field, fields_dict, frozen
-from attrs.validators import deep_iterable, gt, in_, optional
+from attrs.validators import deep_iterable, ge, gt, in_, optional
 
 from llmopt.errors import InvalidInput
 from llmopt.values.secret import HiddenStr, Secret, repr_names, repr_size
@@ -307,6 +307,21 @@ class BatchLimit:
     max_bytes: int | None = field(default=None, validator=_positive)
     truncates: bool = False
     guesses: tuple[str, ...] = field(default=(), validator=deep_iterable(in_(BATCH_NUMBERS)))
+
+
+@frozen(kw_only=True)
+class RequestCost:
+    """What one request counts under the provider's rate limits.
+
+    Attributes:
+        requests: how many requests it counts as; a provider may count each text as one.
+        tokens: its tokens, None for llmopt's estimate.
+        output_tokens: the part of them that the reply may have, None for llmopt's estimate.
+    """
+
+    requests: float = field(default=1.0, validator=ge(0))
+    tokens: float | None = field(default=None, validator=optional(ge(0)))
+    output_tokens: float | None = field(default=None, validator=optional(ge(0)))
 
 
 Dimension = Literal["requests", "tokens", "output_tokens"]
