@@ -69,6 +69,33 @@ def batch_limit() -> BatchLimit:
         says=r"max_items is '16.0' \(float\); expected int \| None",
     ),
     Fault(
+        name="a request that costs less for more texts",
+        hook="",
+        source="""
+from llmopt import RequestCost
+
+@hookimpl
+def request_cost(call: Call) -> RequestCost:
+    texts = getattr(call, "texts", ())
+    return RequestCost(requests=100 - len(texts))
+""",
+        check="limits.cost",
+        says="2 texts have requests=98, fewer 99",
+    ),
+    Fault(
+        name="a cost without end",
+        hook="",
+        source="""
+from llmopt import RequestCost
+
+@hookimpl
+def request_cost() -> RequestCost:
+    return RequestCost(tokens=float("inf"))
+""",
+        check="limits.cost",
+        says="of a EmbedCall: .*tokens=inf",
+    ),
+    Fault(
         name="a number instead of a BatchLimit",
         hook="batch_limit",
         source="""

@@ -12,7 +12,7 @@ from attrs import evolve
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.testing.dialect import SampleError, SamplePage, SampleRows, single
 from llmopt.testing.harness import encode_request, origin, vectors_in_order
-from llmopt.values.calls import BatchLimit, CatalogCall, EmbedCall, RateLimit
+from llmopt.values.calls import BatchLimit, Call, CatalogCall, ChatCall, EmbedCall, RateLimit, RequestCost
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.embeddings import EmbeddedRows, Usage
 from llmopt.values.http import Failure
@@ -481,6 +481,32 @@ def _sane(limit: RateLimit | None) -> bool:
         return True
     numbers = (limit.limit, limit.remaining, limit.reset_s, limit.window_s)
     return all(number is None or (math.isfinite(number) and number >= 0) for number in numbers)
+
+
+@limits_checks("cost")
+def _cost(subject: Subject) -> None:
+    """request_cost returns a RequestCost of finite numbers for any call; more texts never cost less."""
+    if not subject.implements("request_cost"):
+        raise NotApplicable("a request counts as one request, with the tokens that llmopt estimates")
+    before = RequestCost(requests=0, tokens=0, output_tokens=0)
+    for count in (1, 2, 50):
+        found = _cost_of(subject, subject.embed_call(count))
+        for name in ("requests", "tokens", "output_tokens"):
+            cost, less = getattr(found, name), getattr(before, name)
+            expect(
+                cost is None or less is None or cost >= less,
+                f"{count} texts have {name}={cost}, fewer {less}.",
+            )
+        before = found
+    _cost_of(subject, CatalogCall())
+    _cost_of(subject, ChatCall(model=subject.samples.model, messages=({"role": "user", "content": "hello"},)))
+
+
+def _cost_of(subject: Subject, call: Call) -> RequestCost:
+    found = subject.hooks.request_cost(call, subject.settings())
+    for number in (found.requests, found.tokens, found.output_tokens):
+        expect(number is None or math.isfinite(number), f"of a {type(call).__name__}: {found}.")
+    return found
 
 
 @limits_checks("rate-silence")

@@ -76,6 +76,7 @@ def _requests(subject: Subject) -> Iterator[HookCall]:
         ("for a chat with every option", lambda: full_chat(subject)),
     ):
         yield _request(subject, label, call)
+        yield _request(subject, label, call, hook="request_cost")
     yield HookCall(
         hook="limits_request",
         label="for a model",
@@ -83,9 +84,9 @@ def _requests(subject: Subject) -> Iterator[HookCall]:
     )
 
 
-def _request(subject: Subject, label: str, call: Callable[[], Any]) -> HookCall:
+def _request(subject: Subject, label: str, call: Callable[[], Any], hook: str = "build_request") -> HookCall:
     return HookCall(
-        hook="build_request",
+        hook=hook,
         label=label,
         arguments=lambda: {"call": call(), "settings": subject.settings()},
     )

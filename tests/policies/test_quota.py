@@ -461,3 +461,36 @@ def test_a_finished_slow_start_stays_finished() -> None:
     start.finished = True
     start.completed(answered=True)
     assert start.finished
+
+
+# --- Requests that count as several
+
+
+def test_a_request_may_count_as_several() -> None:
+    """It takes and gives back what it counts, and a refusal counts it as refused."""
+    it = quota(rpm=600, tpm=None)
+    before = it.requests.level
+    lease = it.take(0.0, 0.0, 5.0)
+    assert it.requests.level == before - 5.0
+    assert it.wait_time(0.0, 0.0, 5.0) == pytest.approx((5.0 - it.requests.level) / 10.0)
+    it.refund(lease, 0.0)
+    assert (it.requests.level, it.requests.spent) == (before, 0.0)
+    it.throttled(0.0, None, it.take(0.0, 0.0, 5.0), dimension="requests")
+    assert it.requests.refused_total == 5.0
+
+
+def test_it_waits_until_more_than_a_burst_is_saved_up() -> None:
+    """50 of 600 a minute are five seconds' worth, and the bucket holds one."""
+    it = quota(rpm=600, tpm=None)
+    it.reserve(0.0, 50.0)
+    wait = it.wait_time(0.0, 0.0, 50.0)
+    assert wait == pytest.approx((50.0 - it.requests.level) / 10.0)
+    assert it.wait_time(wait, 0.0, 50.0) == 0
+
+
+def test_more_than_the_limit_of_a_minute_never_fits() -> None:
+    assert quota(rpm=600).never_fits(0.0, 600.0) is None
+    assert quota(rpm=600).never_fits(0.0, 601.0) == "rpm"
+    assert quota(rpm=None).never_fits(0.0, 1e12) is None
+    # One request always may, however rare.
+    assert quota(rpm=0.5).never_fits(0.0, 1.0) is None

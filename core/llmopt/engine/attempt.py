@@ -81,6 +81,7 @@ class AttemptScope:
         timeout: seconds that the attempt may take.
         slot: of the concurrency limiter; a slot of no limiter until it is set.
         lease: of the rate limiter; a lease of no limiter until it is set.
+        cost_stated: whether the plugin has stated the cost in tokens, so that the usage in the response does not correct it.
         permit: of the circuit breakers, None before it is acquired and where they are switched off.
     """
 
@@ -92,6 +93,7 @@ class AttemptScope:
         self.slot = _NO_SLOT
         self.lease: Lease | NullLease = NO_LEASE
         self.permit: Permit | None = None
+        self.cost_stated = False
         self._release_on_exit = True
         self._suspect: Final = suspect
         self._timeouts_count = True
@@ -148,7 +150,7 @@ class AttemptScope:
         self.slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self.permit is not None:
             self.permit.success()
-        self.lease.settle(tokens)
+        self.lease.settle(None if self.cost_stated else tokens)
         self._release_on_exit = False
 
     def failed(
@@ -197,12 +199,12 @@ class AttemptScope:
 
     def stream_abandoned(self, tokens: int) -> None:
         """Settle a stream that its reader closed; ``tokens`` is its cost until then."""
-        self.lease.settle(tokens)
+        self.lease.settle(None if self.cost_stated else tokens)
 
     def stream_failed(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
         """Record a stream that broke off; ``tokens`` is its cost until then."""
         if not isinstance(error, RateLimited):
-            self.lease.settle(tokens)
+            self.lease.settle(None if self.cost_stated else tokens)
         self.failed(error, settings, 0.0, None)
 
     def _loop_was_late(self, error: LLMOptError, seconds: float) -> bool:

@@ -199,7 +199,7 @@ class Pipeline(Generic[T]):
                 endpoint, self._call, self._request.tokens, suspect=self._request.suspect
             ) as scope:
                 scope.slot = policies.concurrency().try_acquire() or await self._acquire_slot(endpoint)
-                cost = self._cost(endpoint) if endpoint.hooks.counts_cost else (self._request.tokens,)
+                cost = self._cost(scope) if endpoint.hooks.counts_cost else (self._request.tokens,)
                 lease = policies.rate_limiter(self._call).try_acquire(*cost)
                 if lease is None:
                     lease = await self._acquire_lease(endpoint, cost)
@@ -229,9 +229,11 @@ class Pipeline(Generic[T]):
                     if not await self._can_be_changed(error, endpoint, encoded, settings):
                         raise
 
-    def _cost(self, endpoint: LiveEndpoint) -> tuple[float, float]:
+    def _cost(self, scope: AttemptScope) -> tuple[float, float]:
         """What the request counts under the limits of tokens and of requests, as the plugin says."""
+        endpoint = scope.endpoint
         cost = endpoint.hooks.request_cost(self._call, endpoint.settings_without_credential)
+        scope.cost_stated = cost.tokens is not None
         return self._request.tokens if cost.tokens is None else cost.tokens, cost.requests
 
     def _try_choose(self) -> LiveEndpoint | None:

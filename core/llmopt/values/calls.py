@@ -315,7 +315,7 @@ class RequestCost:
 
     Attributes:
         requests: how many requests it counts as; a provider may count each text as one.
-        tokens: its tokens, None for llmopt's estimate.
+        tokens: its tokens, whatever usage the response reports; None for llmopt's estimate, and then that usage.
         output_tokens: the part of them that the reply may have, None for llmopt's estimate.
     """
 
