@@ -198,7 +198,7 @@ class CubicRate:
                 best = max(best, in_requests / (span + BURST_S[0]), in_tokens / (span + BURST_S[1]))
         return best
 
-    def _subtract_refused(self, sent_at: float, cost: float, counted: float) -> None:
+    def _subtract_refused(self, sent_at: float, cost: float, counted: float = 1.0) -> None:
         """Subtract a refused request from the samples since it was sent."""
         if self._samples and self._samples[-1][0] >= sent_at:
             self._samples = deque(
