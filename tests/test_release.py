@@ -159,8 +159,8 @@ INFO = f"{OPENAI.stem}.dist-info"
         pytest.param(lambda files: files | {"llmopt_plugin_openai/__init__.py": str(ROOT).encode()},
             "llmopt_plugin_openai/__init__.py names the folder of this machine", id="path"),
         pytest.param(lambda files: files | {f"{INFO}/LICENSE": b""}, f"RECORD does not list {INFO}/LICENSE", id="not in RECORD"),
-        pytest.param(lambda files: files | {f"{INFO}/METADATA": files[f"{INFO}/METADATA"] + b"\n[a](docs/x.md)\n"},
-            "the link docs/x.md is relative, and an index shows it", id="link"),
+        pytest.param(lambda files: files | {f"{INFO}/METADATA": files[f"{INFO}/METADATA"] + b"\n[a](docs/x.txt)\n"},
+            "the link docs/x.txt is relative, and an index shows it", id="link"),
         pytest.param(lambda files: files | {f"{INFO}/METADATA": files[f"{INFO}/METADATA"].replace(b"Apache-2.0", b"MIT")},
             "License-Expression is MIT, not Apache-2.0", id="licence"),
         pytest.param(lambda files: {name: files[name] for name in files if not name.endswith("NOTICE.txt")},
@@ -225,11 +225,9 @@ def test_links_of_every_description_can_be_followed(project: Project, tracked: f
 
 def test_a_link_to_a_file_that_is_gone_is_found(tracked: frozenset[Path]) -> None:
     """An absolute link into the repository is checked against git."""
-    text = (
-        "[a](https://host/us/llmopt/blob/main/README.md#tests), [b](https://host/us/llmopt/blob/main/gone.md)"
-    )
-    (problem,) = link_problems(text, "https://host/us/llmopt", tracked)
-    assert problem == "the link https://host/us/llmopt/blob/main/gone.md names no file of the repository"
+    text = "[a](https://h/us/llmopt/blob/main/pyproject.toml#tests), [b](https://h/us/llmopt/blob/main/gone.toml)"
+    (problem,) = link_problems(text, "https://h/us/llmopt", tracked)
+    assert problem == "the link https://h/us/llmopt/blob/main/gone.toml names no file of the repository"
 
 
 def get(url: str) -> bytes:
