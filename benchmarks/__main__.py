@@ -11,6 +11,7 @@ COMMANDS: Final = {
     "speed": "CPU per request and per vector, wall time, memory and start-up, beside other clients",
     "streams": "CPU per chunk of a chat stream, and how late its text arrives, beside other clients",
     "faults": "what each client does when the server fails",
+    "limits": "what each client makes of a rate limit: share of the possible, refused, lost, CPU",
     "models": "lists of models: of sixty providers at once, or how fast the lists in files are read",
     "instructions": "user instructions per request under callgrind, for two checkouts side by side",
 }

@@ -328,6 +328,36 @@ FAULT_CONTENDERS: Final = (
 )
 
 
+# ---- limits: each function is called with a `LimitedSetting`, and returns a function that embeds one text
+
+
+@dataclass(frozen=True)
+class LimitedSetting:
+    """What a client of the limits benchmark is told.
+
+    Attributes:
+        origin: the server's URL, without ``/v1``.
+        rpm: requests per minute that the server allows, None if the client is to find out.
+        tpm: tokens per minute, likewise.
+        in_flight: calls at the same time.
+    """
+
+    origin: str
+    rpm: float | None
+    tpm: float | None
+    in_flight: int
+
+
+LIMIT_CONTENDERS: Final = (
+    Contender("llmopt", "llmopt", "llmopt", "llmopt", ("peer_clients", "limited_llmopt", {})),
+    Contender("openai", "openai", "openai", "openai", ("peer_clients", "limited_openai", {})),
+    Contender("router", "litellm Router", "litellm", "litellm", ("peer_clients", "limited_router", {})),
+    Contender(
+        "baseten", "Baseten", "baseten-performance-client", "baseten", ("peer_clients", "limited_baseten", {})
+    ),
+)
+
+
 def contender_named(name: str, contenders: Sequence[Contender]) -> Contender:
     """Return a contender by its name."""
     return next(each for each in contenders if each.name == name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from benchmarks.clients import (
@@ -17,6 +17,7 @@ from benchmarks.clients import (
     MODEL,
     Client,
     Embed,
+    LimitedSetting,
     PartialResultError,
     Setting,
     SyncClient,
@@ -26,6 +27,9 @@ from benchmarks.clients import (
 
 RETRIES: Final = 3
 """For the clients that are told how often to retry; the others use their default."""
+
+EmbedText = Callable[[str], Awaitable[Any]]
+"""Embeds one text, for the limits benchmark."""
 
 # ---- llmopt
 
@@ -178,6 +182,25 @@ def open_llmopt(origin: str, deadline: float | None, waits: WaitLog) -> Embed:
     return embed
 
 
+def limited_llmopt(setting: LimitedSetting) -> EmbedText:
+    """llmopt with its OpenAI plugin; told of limits by ``rpm`` and ``tpm``."""
+    llmopt: Any = importlib.import_module("llmopt")
+    limits = {"rpm": setting.rpm, "tpm": setting.tpm}
+    entry = {
+        "base_url": f"{setting.origin}/v1",
+        "api_key": KEY,
+        "max_concurrency": setting.in_flight,
+        "pool_size": setting.in_flight,
+        **{name: limit for name, limit in limits.items() if limit is not None},
+    }
+    client = llmopt.AsyncClient({"providers": {"openai": entry}})
+
+    async def embed(text: str) -> Any:
+        return await client.embed(f"openai/{MODEL}", [text])
+
+    return embed
+
+
 # ---- openai, and LangChain over it. They decode base64 themselves.
 
 
@@ -268,6 +291,17 @@ def open_openai(origin: str, deadline: float | None, waits: WaitLog) -> Embed:  
     async def embed(texts: Sequence[str]) -> Vectors:
         response = await client.embeddings.create(model=MODEL, input=list(texts))
         return Vectors([item.embedding for item in response.data], [item.index for item in response.data])
+
+    return embed
+
+
+def limited_openai(setting: LimitedSetting) -> EmbedText:
+    """openai.AsyncOpenAI, with its two retries. It cannot be told of limits."""
+    module: Any = importlib.import_module("openai")
+    client = module.AsyncOpenAI(base_url=f"{setting.origin}/v1", api_key=KEY)
+
+    async def embed(text: str) -> Any:
+        return await client.embeddings.create(model=MODEL, input=[text])
 
     return embed
 
@@ -363,6 +397,29 @@ def open_router(origin: str, deadline: float | None, waits: WaitLog) -> Embed:  
     return embed
 
 
+def limited_router(setting: LimitedSetting) -> EmbedText:
+    """litellm.Router with its strategy for limits; told of limits by ``rpm`` and ``tpm`` of the deployment."""
+    module: Any = importlib.import_module("litellm")
+    limits = {"rpm": setting.rpm, "tpm": setting.tpm}
+    deployment = {
+        "model": f"openai/{MODEL}",
+        "api_base": f"{setting.origin}/v1",
+        "api_key": KEY,
+        **{name: int(limit) for name, limit in limits.items() if limit is not None},
+    }
+    router = module.Router(
+        model_list=[{"model_name": "embed", "litellm_params": deployment}],
+        num_retries=RETRIES,
+        routing_strategy="usage-based-routing-v2",
+        enable_pre_call_checks=True,
+    )
+
+    async def embed(text: str) -> Any:
+        return await router.aembedding(model="embed", input=[text])
+
+    return embed
+
+
 def _litellm_vectors(response: Any) -> Vectors:
     return Vectors([item["embedding"] for item in response.data], [item["index"] for item in response.data])
 
@@ -445,6 +502,18 @@ def open_baseten(origin: str, deadline: float | None, waits: WaitLog) -> Embed: 
         preference = module.RequestProcessingPreference(**timeouts)
         response = await client.async_embed(list(texts), model=MODEL, preference=preference)
         return Vectors(response.numpy().tolist(), [item.index for item in response.data])
+
+    return embed
+
+
+def limited_baseten(setting: LimitedSetting) -> EmbedText:
+    """Baseten's client, with its own retries. It cannot be told of limits."""
+    module: Any = importlib.import_module("baseten_performance_client")
+    client = module.PerformanceClient(setting.origin, KEY)
+    preference = module.RequestProcessingPreference(max_concurrent_requests=setting.in_flight)
+
+    async def embed(text: str) -> Any:
+        return await client.async_embed([text], model=MODEL, preference=preference)
 
     return embed
 

@@ -31,6 +31,7 @@ from benchmarks.clients import (
     WaitLog,
     contender_named,
 )
+from benchmarks.limits_worker import serve_client, serve_limits
 from benchmarks.processes import MAX_MESSAGE
 from benchmarks.speed_cases import Case, case_named, passages, texts, vectors
 
@@ -51,7 +52,13 @@ def main() -> None:
     def write(report: Report) -> None:
         out.write(json.dumps(report) + "\n")
 
-    serve = {"speed": _serve_speed, "streams": _serve_streams, "faults": _serve_faults}[task["benchmark"]]
+    serve = {
+        "speed": _serve_speed,
+        "streams": _serve_streams,
+        "faults": _serve_faults,
+        "limits": _serve_limits_client,
+        "limits-server": serve_limits,
+    }[task["benchmark"]]
     try:
         asyncio.run(serve(task, write))
     except Exception as error:  # noqa: BLE001 # the table shows why a contender cannot take part
@@ -348,6 +355,13 @@ async def _call(embed: Embed, task: Report) -> Report:
             return {"still_waiting": True}
         description = {"error": type(error).__name__, "message": str(error)[:MAX_MESSAGE]}
         return description | {"retry_after": getattr(error, "retry_after", None)}
+
+
+# ---- limits
+
+
+async def _serve_limits_client(task: Report, write: Write) -> None:
+    await serve_client(task, write, _version)
 
 
 if __name__ == "__main__":

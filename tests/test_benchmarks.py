@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -61,3 +62,19 @@ def test_faults_does_not_pass_without_a_peer(tmp_path: Path) -> None:
     output = run("faults", *arguments, exit_code=1)
     assert "openai, reset: not run" in output
     assert absent in output
+
+
+def test_limits_measures_llmopt(tmp_path: Path) -> None:
+    """The server's books and the client's report make a row; a bound that is not kept fails the check."""
+    results = tmp_path / "limits.json"
+    case = ("--case", "four-unknown", "--contender", "llmopt")
+    output = run("limits", *case, "--seconds", "2", "--json", str(results))
+    assert "0 lost" in output
+    stored = json.loads(results.read_text())
+    (outcome,) = stored["outcomes"]
+    assert outcome["admitted"] > 0
+    assert 0 < outcome["share"] <= 1
+    outcome["lost"] = 7
+    results.write_text(json.dumps(stored))
+    checked = run("limits", "--render", "--json", str(results), "--check", exit_code=1)
+    assert "llmopt, four-unknown: 7 lost" in checked

@@ -132,6 +132,7 @@ def _stall(number: int, *, later: bool = False, **other: object) -> Case:
     return Case(scenario=evolve(scenario, **other))
 
 
+_PATIENT: Final = {"max_retries": 8}
 _SMALL_CALLS = [Texts(tokens=4.0, spread=0.0)] * 400
 _LARGE_CALLS = [Texts(each=32, tokens=150.0, spread=0.0)] * 10
 _GATEWAY = Scenario(
@@ -154,7 +155,7 @@ _RANDOM = Scenario(
     refused_at_random=0.1,
     latency=Latency(there=0.005, median=0.03),
     joins=0.0,
-    entry={"max_retries": 8},
+    entry=_PATIENT,
 )
 
 ROWS: Final = (
@@ -214,6 +215,24 @@ ROWS: Final = (
         ),
     ),
     Row(
+        name="eight processes, headers",
+        bounds=Bounds(share=0.98, refused=0.005, least_share=0.8),
+        cases=_cases(
+            evolve(_FOUR, name="a bank of a minute", busy=8, workers=8),
+            evolve(_FOUR, name="shallow buckets", busy=8, workers=8, burst=SHALLOW),
+        ),
+        quick=0,
+    ),
+    Row(
+        name="buckets filled once per window, headers",
+        bounds=Bounds(share=0.9, refused=0.02),
+        cases=_cases(
+            evolve(_BANK, name="windows of 2 s", windowed=True, burst=2.0, seconds=40.0),
+            evolve(_BANK, name="windows of 10 s", windowed=True, burst=10.0, seconds=60.0),
+            evolve(_BANK, name="windows of a minute", windowed=True, burst=60.0, seconds=130.0),
+        ),
+    ),
+    Row(
         name="requests-only gateway, then large batches",
         bounds=Bounds(seconds=2.0),
         cases=[
@@ -251,5 +270,13 @@ ROWS: Final = (
                 play=partial(run_phases, phases=([Texts(tokens=30.0)] * 400,)),
             ),
         ],
+    ),
+    Row(
+        name="a tenth refused at random, and limits",
+        bounds=Bounds(share=0.9, refused=0.01),
+        cases=_cases(
+            evolve(_NO_HEADERS, name="headers", headers="honest", refused_at_random=0.1, entry=_PATIENT),
+            evolve(_NO_HEADERS, name="no headers", refused_at_random=0.1, entry=_PATIENT),
+        ),
     ),
 )

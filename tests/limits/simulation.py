@@ -234,25 +234,8 @@ class Provider:
 
     def levels(self) -> dict[str, float]:
         """What the buckets hold now."""
-        return {name: bucket.level(self._clock.now()) for name, bucket in self.books.buckets.items()}
-
-    def share_of_possible(self, since: float, until: float, levels: Mapping[str, float]) -> float:
-        """What was admitted in a time, as a part of what the narrower limit allows.
-
-        Args:
-            since: the beginning.
-            until: the end.
-            levels: what the buckets held at the beginning.
-        """
-        grants = [grant for grant in self.books.grants if since <= grant.time < until]
-        used = {
-            "requests": sum(grant.requests for grant in grants),
-            "tokens": sum(grant.tokens for grant in grants),
-        }
-        return max(
-            used[name] / (levels[name] + bucket.inflow(since, until))
-            for name, bucket in self.books.buckets.items()
-        )
+        self._arrival = max(self._arrival, self._clock.now())
+        return self.books.levels()
 
 
 class _Users:
@@ -331,7 +314,7 @@ def run(scenario: Scenario) -> Report:
         await clock.sleep(began + scenario.seconds - clock.now())
         until = clock.now()
         await _cancel(tasks)
-        share = provider.share_of_possible(since, until, levels)
+        share = provider.books.share_of_possible(since, until, levels)
         report = _report(scenario, provider, users, share, until - began)
         await users.aclose()
         return report
@@ -378,7 +361,7 @@ def run_phases(scenario: Scenario, phases: Sequence[Sequence[Texts]]) -> Report:
             await asyncio.gather(*(users.call(0, texts, rng) for texts in calls))
         assert began is not None
         assert levels is not None
-        share = provider.share_of_possible(began, clock.now(), levels)
+        share = provider.books.share_of_possible(began, clock.now(), levels)
         report = _report(scenario, provider, users, share, clock.now() - began)
         await users.aclose()
         return report

@@ -16,12 +16,15 @@ NOT_YET: Final = {
     "requests-only gateway, then large batches": "39 s",
     "stall in the first 3 s, the rest of the run": "43 to 65 % after half of the stalls",
     "stall later, the rest of the run": "64 %",
+    "buckets filled once per window, headers": "73 to 88 %",
     "a tenth refused at random, 400 calls": "903 s",
+    "a tenth refused at random, and limits": "4 %",
 }
 """Rows that do not keep their bounds, and what they reach; whoever mends a row removes it here."""
 NOT_YET_AT_NIGHT: Final = {
     "one process, steady, of the refill": "98.3 % where tokens bind",
     "no headers, limits configured": "92.5 to 96 % where tokens bind",
+    "eight processes, headers": "1.6 % refused",
     "two busy and two idle processes, headers": "the least share is 0.26 with shallow buckets",
 }
 """Rows that keep them in the short variant only."""
@@ -36,6 +39,7 @@ def _params() -> list[object]:
             marks=[pytest.mark.xfail(strict=True, reason=reasons[row.name])] if row.name in reasons else [],
         )
         for row in ROWS
+        if row.selected(nightly=NIGHTLY)
     ]
 
 

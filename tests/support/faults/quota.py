@@ -161,6 +161,28 @@ class RateLimited:
         reply = self._inner(request)
         return self._told(reply, now) if isinstance(reply, Answer) else reply
 
+    def levels(self) -> dict[str, float]:
+        """Return what the buckets hold now."""
+        now = self._clock()
+        return {name: bucket.level(now) for name, bucket in self.buckets.items()}
+
+    def share_of_possible(self, since: float, until: float, levels: Mapping[str, float]) -> float:
+        """Return what was admitted in a time, as a part of what the narrower limit allows.
+
+        Args:
+            since: the beginning.
+            until: the end.
+            levels: what the buckets held at the beginning.
+        """
+        grants = [grant for grant in self.grants if since <= grant.time < until]
+        used = {
+            "requests": sum(grant.requests for grant in grants),
+            "tokens": sum(grant.tokens for grant in grants),
+        }
+        return max(
+            used[name] / (levels[name] + bucket.inflow(since, until)) for name, bucket in self.buckets.items()
+        )
+
     def _costs(self, request: Request) -> dict[str, int]:
         if not request.path.endswith("/embeddings"):
             return {"requests": 1, "tokens": 0}
