@@ -25,6 +25,7 @@ from llmopt.operations.embed_batches import (
     make_batches,
     merge_limits,
 )
+from llmopt.operations.learned_rates import LearnedRates
 from llmopt.testing.clock import SimulatedClock
 from tests.support.faults import FaultServer, MaxItems, Request, answer_openai, find_fault
 from tests.support.faults.response import json_answer
@@ -274,11 +275,18 @@ async def test_learned_sizes_expire() -> None:
     clock = SimulatedClock()
     store = SafeStore(MemoryStore())
 
+    async def nowhere() -> None:
+        return None
+
+    def new_state() -> ModelState:
+        rates = LearnedRates("server", "a model", lambda: (), nowhere, clock)
+        return ModelState("server", "a model", lambda: store, clock, rates)
+
     async def learned() -> BatchLimit:
-        adaptive = await ModelState("server", "a model", lambda: store, clock).load(BatchLimit(max_items=100))
+        adaptive = await new_state().load(BatchLimit(max_items=100))
         return adaptive.apply(BatchLimit(max_items=100))
 
-    state = ModelState("server", "a model", lambda: store, clock)
+    state = new_state()
     adaptive = await state.load(BatchLimit(max_items=100))
     assert not state.unsaved
     adaptive.refused(64, 1_000, BatchLimit(max_items=20))

@@ -36,7 +36,7 @@ from llmopt.config.load import load_config
 from llmopt.config.schema import Config
 from llmopt.providers.discovery import discover_plugins
 
-_KINDS: Final = {"catalog": "list of models", "embeddings": "vectors"}
+_KINDS: Final = {"catalog": "list of models", "embeddings": "vectors", "limits": "learned limits"}
 
 
 @frozen(kw_only=True)
@@ -60,7 +60,10 @@ class _Folder:
     epilog=example("llmopt cache info", "llmopt cache clear openai", "llmopt cache clear"),
 )
 def command() -> None:
-    """Show and clear the disk cache: lists of models, and vectors where caching them is switched on."""
+    """Show and clear the disk cache.
+
+    It holds lists of models, learned limits of batches and rates, and vectors where caching them is switched on.
+    """
 
 
 @command.command("info", epilog=example("llmopt cache info", "llmopt cache info --json"))

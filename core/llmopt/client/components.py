@@ -38,6 +38,7 @@ from llmopt.operations.embed import embed, embed_call
 from llmopt.operations.embed_batches import ModelState
 from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_run import EmbedRun
+from llmopt.operations.learned_rates import LearnedRates
 from llmopt.operations.models import BatchListModels, CacheMode, ModelLists
 from llmopt.operations.models_cache import ModelListCache
 from llmopt.policies.clock import Clock, Deadline, valid_seconds
@@ -102,6 +103,7 @@ class Components:
             enabled=caching.model_lists,
         )
         self.model_states: Final[dict[tuple[str, str], ModelState]] = {}
+        self.engine.telemetry.on_limits_changed = self._save_rates
         self._batch_list_models: Final = BatchListModels(self.engine, self.model_lists, self.registry.get)
 
     async def aclose(self) -> None:
@@ -112,6 +114,8 @@ class Components:
         finally:
             try:
                 await self.engine.aclose()
+                for state in tuple(self.model_states.values()):
+                    await state.rates.aclose()
             finally:
                 # Last: calls that the engine ends may still store what they have received.
                 await self.stores.aclose()
@@ -160,11 +164,13 @@ class Components:
         check_priority(options.priority)
         wait_when_open = check_when_open(options.when_open)
         provider, name = self.registry.resolve(model)
+        state = self._model_state(provider, name)
         return ChatRun(
             self.engine,
             provider,
             chat_call(name, messages, options),
-            estimator=self._model_state(provider, name).estimator,
+            estimator=state.estimator,
+            rates=state.rates,
             deadline=self._deadline(provider, options.deadline),
             wait_when_open=wait_when_open,
             priority=options.priority,
@@ -240,12 +246,33 @@ class Components:
             state = ModelState(
                 provider.name,
                 f"{provider.name} {origins} {model}",
-                lambda: self.stores.for_batch_limits(provider),
+                lambda: self.stores.for_learned(provider),
                 self.engine.clock,
+                self._learned_rates(provider, model),
             )
             # Several threads of a synchronous client may come here at once; all get the same state.
             state = self.model_states.setdefault(key, state)
         return state
+
+    def _learned_rates(self, provider: Provider, model: str) -> LearnedRates:
+        async def open_record() -> tuple[SafeStore, bytes] | None:
+            store = self.stores.for_learned(provider)
+            if store is None or provider.endpoints[0].in_process:
+                return None
+            keys = await self.stores.keys()
+            # An endpoint that cannot be used is the error of the call, which is not hidden here.
+            with suppress(LLMOptError):
+                return (store, keys.learned_rates(provider, model)) if keys.stable(provider) else None
+            return None
+
+        return LearnedRates(
+            provider.name, model, lambda: self.engine.endpoints(provider), open_record, self.engine.clock
+        )
+
+    def _save_rates(self, provider: str, model: str) -> None:
+        state = self.model_states.get((provider, model))
+        if state is not None:
+            state.rates.save_soon()
 
 
 class CacheStores:
@@ -279,8 +306,8 @@ class CacheStores:
             return self._custom
         return self._disk_store(self._folder(provider)) if self.caching.disk else None
 
-    def for_batch_limits(self, provider: Provider) -> SafeStore | None:
-        """Where learned batch limits are stored; None if they are in memory only."""
+    def for_learned(self, provider: Provider) -> SafeStore | None:
+        """Where learned batch sizes and rate limits are stored; None if they are in memory only."""
         endpoint = provider.endpoints[0]
         return self.for_model_lists(provider) if endpoint.flags.cache and endpoint.cache_ttl != 0 else None
 

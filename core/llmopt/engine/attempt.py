@@ -448,8 +448,13 @@ class RequestRecorder:
         """The endpoint refused keys of the request body: it gets no more of them."""
         self._telemetry.keys_refused(endpoint.name, keys)
 
+    def limits_changed(self) -> None:
+        """Something was learned of the rate limits, from headers or from a 429."""
+        self._telemetry.on_limits_changed(self._provider, self._model)
+
     def limits_learned(self, endpoint: LiveEndpoint) -> None:
         """Response headers stated a rate limit that was unknown or different before."""
+        self.limits_changed()
         if not self.enabled:
             return
         limits = endpoint.policies.rate_limiter(self._call).server_limits

@@ -433,6 +433,8 @@ class Pipeline(Generic[T]):
             self._recorder.endpoint_set_aside(endpoint, error)
         if scope.failed(error, settings, seconds, response):
             self._recorder.limits_learned(endpoint)
+        elif isinstance(error, RateLimited):
+            self._recorder.limits_changed()
         outcome = type(error).__name__
         self._recorder.attempt_ended(endpoint, number, outcome, response, seconds, sent=error.sent)
 

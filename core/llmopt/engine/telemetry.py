@@ -46,9 +46,12 @@ class Telemetry:
 
     Attributes:
         enabled: whether there is a listener. Callers on the path of every request ask before they compute an event's fields.
+        on_limits_changed: called with provider and model when something was learned of their rate limits. Not for the
+            application: it is where that is saved.
     """
 
     def __init__(self, on_event: OnEvent | None) -> None:
+        self.on_limits_changed: Callable[[str, str], None] = lambda *_: None
         self._on_event: Final = on_event
         self.enabled: Final = on_event is not None
 

@@ -78,6 +78,13 @@ class CacheKeys:
         """
         return self._hash(provider, CatalogCall()).digest()
 
+    def learned_rates(self, provider: Provider, model: str) -> bytes:
+        """The key of what was learned of the rate limits of a model, which are those of the credentials."""
+        endpoints = self._endpoints(provider)
+        origins = [endpoint.config.origin for endpoint in endpoints]
+        content = ["learned rates", _VERSION, self._namespace(endpoints), provider.name, origins, model]
+        return hashlib.sha256(_canonical_json(content)).digest()
+
     def texts(self, provider: Provider, call: EmbedCall) -> TextKeys:
         """The keys of texts that are embedded with the same options.
 

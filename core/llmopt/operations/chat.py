@@ -29,6 +29,7 @@ from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream
 from llmopt.errors import InvalidInput, InvalidResponse
+from llmopt.operations.learned_rates import LearnedRates
 from llmopt.operations.token_estimate import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
@@ -55,6 +56,7 @@ class ChatRun:
         provider: the provider that gets it.
         call: the checked request.
         estimator: estimates the tokens of a text, as learned for this model.
+        rates: what was learned of the model's rate limits.
         deadline: for the whole call.
         wait_when_open: whether to wait while the circuit of the provider is open.
         priority: which of the calls that wait are sent first.
@@ -67,6 +69,7 @@ class ChatRun:
         call: ChatCall,
         *,
         estimator: TokenEstimator,
+        rates: LearnedRates,
         deadline: Deadline,
         wait_when_open: bool,
         priority: Priority,
@@ -75,6 +78,7 @@ class ChatRun:
         self._provider: Final = provider
         self._call: Final = call
         self._estimator: Final = estimator
+        self._rates: Final = rates
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
         self._priority: Final[Priority] = priority
@@ -98,6 +102,7 @@ class ChatRun:
             max_body=_MAX_REPLY_BYTES,
             usage_of=lambda reply: reply.usage,
         )
+        self._rates.restore_soon(self._call)
         reply = await self._engine.run(self._provider, request)
         self.learn_usage(reply.usage)
         return reply
@@ -124,6 +129,7 @@ class ChatRun:
             prompt_tokens=self._prompt_tokens,
             buffer_size=buffer_size,
         )
+        self._rates.restore_soon(self._call)
         return await self._engine.open(self._provider, request)
 
     def learn_usage(self, usage: Usage | None) -> None:

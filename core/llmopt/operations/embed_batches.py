@@ -26,6 +26,7 @@ from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
 from llmopt.operations.batch_size import AdaptiveBatchSize
+from llmopt.operations.learned_rates import LearnedRates
 from llmopt.operations.token_estimate import TokenEstimator
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import PerLoop
@@ -433,8 +434,10 @@ class ModelState:
         name: the provider, its endpoints and the model, which tells the saved state from that of others.
         store: opens the store, None where nothing is saved.
         clock: the time.
+        rates: what was learned of the rate limits.
 
     Attributes:
+        rates: as given.
         estimator: tokens of a text, corrected by the usage that responses report.
         dimensions: length of the model's own vectors, None before the first response.
         answering_models: which model answers, and when that was stored, by its key in the cache.
@@ -442,7 +445,15 @@ class ModelState:
         adaptive_limit: the learned batch sizes, None before `load`.
     """
 
-    def __init__(self, provider: str, name: str, store: Callable[[], SafeStore | None], clock: Clock) -> None:
+    def __init__(
+        self,
+        provider: str,
+        name: str,
+        store: Callable[[], SafeStore | None],
+        clock: Clock,
+        rates: LearnedRates,
+    ) -> None:
+        self.rates: Final = rates
         self._group: Final = f"limits/{provider}"
         self._key: Final = hashlib.sha256(b"llmopt batch limits\0" + name.encode()).digest()
         self._store: Final = store

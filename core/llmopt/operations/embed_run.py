@@ -181,6 +181,7 @@ class EmbedRun:
     async def fetch_limits(self) -> None:
         """Learn the limits of a request, by asking the server where that is possible. Before the first batch."""
         self._check_open()
+        self._state.rates.restore_soon(self._call)
         endpoints = self._engine.endpoints(self._provider)
         # Looked up before the request, so that a limit is reported once and not at each call.
         unknown = [endpoint for endpoint in endpoints if self.model not in endpoint.server_limits]

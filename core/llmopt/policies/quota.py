@@ -11,7 +11,7 @@ to that rate limiter, which reads the clock, takes the lock and wakes waiters.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from llmopt.policies.adaptive_rate import BURST_S, CubicRate
 from llmopt.policies.token_bucket import TokenBucket
@@ -295,6 +295,22 @@ class SlowStart:
             self.finished = self.finished or self._window >= _WINDOW_WITHOUT_LIMIT
 
 
+class LearnedLimits(NamedTuple):
+    """What was learned of a quota, for another process; None where nothing was. All are per minute.
+
+    Attributes:
+        stated_rpm: requests according to headers.
+        stated_tpm: tokens according to headers.
+        measured_rpm: requests according to 429s.
+        measured_tpm: tokens according to 429s.
+    """
+
+    stated_rpm: float | None = None
+    stated_tpm: float | None = None
+    measured_rpm: float | None = None
+    measured_tpm: float | None = None
+
+
 _NO_LIMITS: Final = RateLimits()
 _DEBT_AFTER_THROTTLE: Final = 0.1
 _NEARLY_EMPTY: Final = 2.0
@@ -312,6 +328,7 @@ class Quota:
     """
 
     __slots__ = (
+        "_assumed",
         "_learned",
         "_newest_observed",
         "_number",
@@ -352,11 +369,33 @@ class Quota:
         self._owner = owner
         self._start = SlowStart(initial_window)
         self._learned = CubicRate()
+        self._assumed = False
         self._number = 0
         self._newest_observed = 0
 
     def __repr__(self) -> str:
         return f"Quota(requests={self.requests}, tokens={self.tokens}, {self._learned})"
+
+    @property
+    def learned(self) -> LearnedLimits:
+        """What was learned so far."""
+        measured = (rate * 60 if rate < math.inf else None for rate in self._learned.plateau)
+        return LearnedLimits(self.requests.server_limit, self.tokens.server_limit, *measured)
+
+    def restore(self, now: float, learned: LearnedLimits) -> None:
+        """Begin with what an earlier process learned, where this one has learned nothing yet.
+
+        The first response corrects it: a limit that its headers do not state is dropped.
+        """
+        stated = learned.stated_rpm, learned.stated_tpm
+        for bucket, limit in zip((self.requests, self.tokens), stated, strict=True):
+            if limit is not None and bucket.server_limit is None and not self._newest_observed:
+                bucket.assume_limit(limit)
+                self._assumed = True
+        if not self._learned.active:
+            measured = learned.measured_rpm, learned.measured_tpm
+            requests, tokens = (math.inf if limit is None else limit / 60 for limit in measured)
+            self._learned.resume(now, (requests, tokens))
 
     def never_fits(self, tokens: float, requests: float) -> str | None:
         """The configured limit under which a request of this size can never be granted, "rpm" or "tpm", or None.
@@ -460,6 +499,11 @@ class Quota:
         if lease.number < self._newest_observed:
             return False
         self._newest_observed = lease.number
+        if self._assumed:
+            self._assumed = False
+            for bucket, limit in ((self.requests, limits.requests), (self.tokens, limits.tokens)):
+                if limit is None or not limit.limit:
+                    bucket.assume_limit(None)
         before = self.requests.max_rate, self.tokens.max_rate
         if limits.requests is not None:
             self.requests.observe(now, limits.requests, lease.granted_at, lease.requests_spent)

@@ -19,7 +19,7 @@ from typing import Final
 
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, RateLimited
 from llmopt.policies.clock import Clock, Deadline
-from llmopt.policies.quota import INITIAL_WINDOW, Lease, Quota
+from llmopt.policies.quota import INITIAL_WINDOW, LearnedLimits, Lease, Quota
 from llmopt.policies.wait_queue import Waiter, WaitQueue
 from llmopt.values.calls import Dimension, Priority, RateLimits
 
@@ -76,6 +76,18 @@ class RateLimiter:
     def server_limits(self) -> tuple[float | None, float | None]:
         """Requests and tokens per minute according to the headers; None where these do not say."""
         return self._quota.requests.server_limit, self._quota.tokens.server_limit
+
+    @property
+    def learned(self) -> LearnedLimits:
+        """What was learned of the quota so far, for another process."""
+        with self._mutex:
+            return self._quota.learned
+
+    def restore(self, learned: LearnedLimits) -> None:
+        """As `llmopt.policies.quota.Quota.restore`."""
+        with self._mutex:
+            self._quota.restore(self._now(), learned)
+            self._grant_waiting(self._now())
 
     @property
     def pause_left(self) -> float:

@@ -285,6 +285,12 @@ class TokenBucket:
 
     # The rate
 
+    def assume_limit(self, per_minute: float | None) -> None:
+        """Take a limit for that of the server until its headers say another one; None for no limit of the server."""
+        self.server_limit = per_minute
+        self.max_rate = self._configured if per_minute is None else min(self._configured, per_minute / 60)
+        self._resize()
+
     def set_learned_rate(self, now: float, rate: float) -> None:
         """Set the highest rate that was learned from 429s; infinite for none."""
         self.wait_time(now, 0.0)

@@ -1,0 +1,139 @@
+"""Learned rate limits, kept for the next process: what headers stated, and what was measured by 429s.
+
+A process begins with what the one before it learned, and its first answers correct that (`llmopt.policies.quota`). Only
+limits are kept, never how much of them is left. The key of a record names the credential by a keyed hash, because limits
+are those of an account; where a function gives the credential, nothing is kept.
+
+The cache store is awaited in a task of the event loop, so that no call waits for it; the store has a thread of its own.
+The loops of several threads may share a `LearnedRates` without a lock: at worst two of them write the same. Age is
+measured by the wall clock, and the time between two writes by the monotonic one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
+from llmopt.engine.endpoint import LiveEndpoint
+from llmopt.policies.clock import Clock
+from llmopt.policies.quota import LearnedLimits
+from llmopt.policies.tasks import TaskSet
+from llmopt.values.calls import Call
+
+_SAVED: Final = b"LOR1"
+_SAVED_TTL_S: Final = 7 * 24 * 3600.0
+"""Limits of an account change with its tier, every few weeks; batch sizes, which are the server's, are kept for 30 days."""
+_SAVE_INTERVAL_S: Final = 10.0
+"""A rate measured by 429s changes with each of them."""
+_MAX_PER_MINUTE: Final = 1e9
+
+OpenRecord = Callable[[], Awaitable[tuple[SafeStore, bytes] | None]]
+"""Gives the store and the key of the record; None where nothing is kept."""
+
+
+class LearnedRates:
+    """The learned rate limits of one model of a provider, by endpoint.
+
+    Args:
+        provider: name of the provider entry.
+        model: the model.
+        endpoints: gives the endpoints of the provider.
+        open_record: opens the store.
+        clock: the time.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        model: str,
+        endpoints: Callable[[], Sequence[LiveEndpoint]],
+        open_record: OpenRecord,
+        clock: Clock,
+    ) -> None:
+        self._group: Final = f"limits/{provider}"
+        self._model: Final = model
+        self._endpoints: Final = endpoints
+        self._open_record: Final = open_record
+        self._clock: Final = clock
+        self._tasks: Final = TaskSet()
+        self._used = False
+        self._saved: dict[str, list[float | None]] = {}
+        self._saved_at = -math.inf
+
+    def restore_soon(self, call: Call) -> None:
+        """Before the first request of a call: begin to read what an earlier process learned."""
+        if not self._used:
+            self._used = True
+            self._tasks.start(self._restore(call))
+
+    def save_soon(self) -> None:
+        """Begin to save what was learned, unless that was done just now; then `aclose` does it."""
+        now = self._clock.now()
+        if self._used and now >= self._saved_at + _SAVE_INTERVAL_S:
+            self._saved_at = now
+            self._tasks.start(self._save())
+
+    async def aclose(self) -> None:
+        """End what runs on this event loop, and save what is not saved yet."""
+        await self._tasks.aclose()
+        if self._used:
+            await self._save()
+
+    async def _restore(self, call: Call) -> None:
+        opened = await self._open_record()
+        if opened is None:
+            return
+        store, key = opened
+        (value,) = await store.get([key])
+        record = None if value is None else read_record(_SAVED, key, value)
+        # Expired entries may still be in the store.
+        if record is None or not 0 <= self._clock.wall() - record.created < _SAVED_TTL_S:
+            return
+        saved = _decoded(record.body)
+        for endpoint in self._endpoints():
+            learned = _limits(saved.get(str(endpoint.config.index)))
+            if learned is not None:
+                endpoint.policies.restore_limits(call, learned)
+                self._saved[str(endpoint.config.index)] = list(learned)
+
+    async def _save(self) -> None:
+        opened = await self._open_record()
+        if opened is None:
+            return
+        learned = dict(self._saved)
+        for endpoint in self._endpoints():
+            limits = endpoint.policies.learned_limits(self._model)
+            if limits is not None and any(limits):
+                learned[str(endpoint.config.index)] = list(limits)
+        if learned == self._saved:
+            return
+        self._saved = learned
+        store, key = opened
+        now = self._clock.wall()
+        value = write_record(_SAVED, key, now, b"", msgspec.json.encode({"limits": learned}))
+        await store.put([CacheItem(key=key, group=self._group, value=value, expires_at=now + _SAVED_TTL_S)])
+
+
+def _decoded(body: memoryview) -> Mapping[str, Any]:
+    try:
+        saved = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    limits = saved.get("limits") if isinstance(saved, Mapping) else None
+    return limits if isinstance(limits, Mapping) else {}
+
+
+def _limits(saved: object) -> LearnedLimits | None:
+    """The limits of one endpoint; None if they are not what this version writes.
+
+    A later version may append to them.
+    """
+    if not isinstance(saved, list) or len(saved) < len(LearnedLimits._fields):
+        return None
+    numbers = saved[: len(LearnedLimits._fields)]
+    valid = (each is None or (type(each) in (int, float) and 0 < each <= _MAX_PER_MINUTE) for each in numbers)
+    return LearnedLimits(*numbers) if all(valid) else None
