@@ -21,7 +21,7 @@ from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.policies.clock import Clock
 from llmopt.policies.quota import LearnedLimits
-from llmopt.policies.tasks import TaskSet
+from llmopt.policies.tasks import TaskSet, require_asyncio
 from llmopt.values.calls import Call
 
 _SAVED: Final = b"LOR1"
@@ -67,6 +67,7 @@ class LearnedRates:
     def restore_soon(self, call: Call) -> None:
         """Before the first request of a call: begin to read what an earlier process learned."""
         if not self._used:
+            require_asyncio()
             self._used = True
             self._tasks.start(self._restore(call))
 
