@@ -76,6 +76,14 @@ async def work(client: llmopt.AsyncClient, numbers: itertools.count[int], second
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def limiter_of(client: llmopt.AsyncClient) -> RateLimiter:
+    components = client._components
+    (endpoint,) = components.engine.endpoints(components.registry.get("server"))
+    limiter = endpoint.policies.rate_limiter(CALL)
+    assert isinstance(limiter, RateLimiter)
+    return limiter
+
+
 def limits_of(client: llmopt.AsyncClient) -> dict[str, Any]:
     (endpoint,) = client.stats()["server"].values()
     limits: dict[str, Any] = endpoint["limiters"]["m"]
@@ -176,10 +184,7 @@ def test_a_wrong_record_is_corrected_by_the_first_answers(factor: float) -> None
                 server.default(limits)
                 async with client_of(server, clock, False) as client:
                     if record is not None:
-                        endpoint = client._components.engine.endpoints(
-                            client._components.registry.get("server")
-                        )[0]
-                        endpoint.policies.restore_limits(CALL, record)
+                        limiter_of(client).restore(record)
                     await work(client, numbers, 60)
                 refused.append(len(limits.refusals))
                 granted.append(len(limits.grants))
@@ -198,12 +203,7 @@ def test_a_limit_that_the_first_response_does_not_state_is_dropped() -> None:
             for stated, rpm in ((True, 600), (False, None)):
                 server.default(limited(clock, 600, headers=stated))
                 async with client_of(server, clock, False) as client:
-                    endpoint = client._components.engine.endpoints(client._components.registry.get("server"))[
-                        0
-                    ]
-                    endpoint.policies.restore_limits(
-                        CALL, LearnedLimits(stated_rpm=120.0, stated_tpm=7_000.0)
-                    )
+                    limiter_of(client).restore(LearnedLimits(stated_rpm=120.0, stated_tpm=7_000.0))
                     assert limits_of(client)["rpm"] == 120
                     assert limits_of(client)["tpm"] == 7_000
                     await client.embed(MODEL, ["a"])

@@ -266,7 +266,7 @@ class Components:
             return None
 
         return LearnedRates(
-            provider.name, model, lambda: self.engine.endpoints(provider), open_record, self.engine.clock
+            provider.name, lambda: self.engine.endpoints(provider), open_record, self.engine.clock
         )
 
     def _save_rates(self, provider: str, model: str) -> None:

@@ -22,7 +22,6 @@ from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitPair
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter
 from llmopt.policies.loop_lag import LoopLag
-from llmopt.policies.quota import LearnedLimits
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
@@ -182,17 +181,6 @@ class EndpointPolicies:
             # setdefault is atomic: an event loop in another thread may have been faster.
             limiter = self._limiters.setdefault(call.model, self._new_limiter(call))
         return limiter
-
-    def learned_limits(self, model: str) -> LearnedLimits | None:
-        """What was learned of a model's quota, for another process; None if no request was sent to it."""
-        limiter = self._limiters.get(model)
-        return None if limiter is None else limiter.learned
-
-    def restore_limits(self, call: Call, learned: LearnedLimits) -> None:
-        """Begin with what an earlier process learned of the quota of a call."""
-        limiter = self.rate_limiter(call)
-        if isinstance(limiter, RateLimiter):
-            limiter.restore(learned)
 
     def waiting_calls(self, call: Call) -> WaitingCalls:
         """The count of the calls that wait for the quota of a call."""

@@ -12,7 +12,7 @@ measured by the wall clock, and the time between two writes by the monotonic one
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,7 @@ from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.policies.clock import Clock
 from llmopt.policies.quota import LearnedLimits
+from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.tasks import TaskSet, require_asyncio
 from llmopt.values.calls import Call
 
@@ -40,7 +41,6 @@ class LearnedRates:
 
     Args:
         provider: name of the provider entry.
-        model: the model.
         endpoints: gives the endpoints of the provider.
         open_record: opens the store.
         clock: the time.
@@ -49,40 +49,38 @@ class LearnedRates:
     def __init__(
         self,
         provider: str,
-        model: str,
         endpoints: Callable[[], Sequence[LiveEndpoint]],
         open_record: OpenRecord,
         clock: Clock,
     ) -> None:
         self._group: Final = f"limits/{provider}"
-        self._model: Final = model
         self._endpoints: Final = endpoints
         self._open_record: Final = open_record
         self._clock: Final = clock
         self._tasks: Final = TaskSet()
-        self._used = False
+        self._call: Call | None = None
         self._saved: dict[str, list[float | None]] = {}
         self._saved_at = -math.inf
 
     def restore_soon(self, call: Call) -> None:
         """Before the first request of a call: begin to read what an earlier process learned."""
-        if not self._used:
+        if self._call is None:
             require_asyncio()
-            self._used = True
+            self._call = call
             self._tasks.start(self._restore(call))
 
     def save_soon(self) -> None:
         """Begin to save what was learned, unless that was done just now; then `aclose` does it."""
         now = self._clock.now()
-        if self._used and now >= self._saved_at + _SAVE_INTERVAL_S:
+        if self._call is not None and now >= self._saved_at + _SAVE_INTERVAL_S:
             self._saved_at = now
-            self._tasks.start(self._save())
+            self._tasks.start(self._save(self._call))
 
     async def aclose(self) -> None:
         """End what runs on this event loop, and save what is not saved yet."""
         await self._tasks.aclose()
-        if self._used:
-            await self._save()
+        if self._call is not None:
+            await self._save(self._call)
 
     async def _restore(self, call: Call) -> None:
         opened = await self._open_record()
@@ -95,21 +93,20 @@ class LearnedRates:
         if record is None or not 0 <= self._clock.wall() - record.created < _SAVED_TTL_S:
             return
         saved = _decoded(record.body)
-        for endpoint in self._endpoints():
-            learned = _limits(saved.get(str(endpoint.config.index)))
+        for name, limiter in self._limiters(call):
+            learned = _limits(saved.get(name))
             if learned is not None:
-                endpoint.policies.restore_limits(call, learned)
-                self._saved[str(endpoint.config.index)] = list(learned)
+                limiter.restore(learned)
+                self._saved[name] = list(learned)
 
-    async def _save(self) -> None:
+    async def _save(self, call: Call) -> None:
         opened = await self._open_record()
         if opened is None:
             return
         learned = dict(self._saved)
-        for endpoint in self._endpoints():
-            limits = endpoint.policies.learned_limits(self._model)
-            if limits is not None and any(limits):
-                learned[str(endpoint.config.index)] = list(limits)
+        for name, limiter in self._limiters(call):
+            if any(limiter.learned):
+                learned[name] = list(limiter.learned)
         if learned == self._saved:
             return
         self._saved = learned
@@ -117,6 +114,13 @@ class LearnedRates:
         now = self._clock.wall()
         value = write_record(_SAVED, key, now, b"", msgspec.json.encode({"limits": learned}))
         await store.put([CacheItem(key=key, group=self._group, value=value, expires_at=now + _SAVED_TTL_S)])
+
+    def _limiters(self, call: Call) -> Iterator[tuple[str, RateLimiter]]:
+        """The limiters of the endpoints, by the number of the endpoint."""
+        for endpoint in self._endpoints():
+            limiter = endpoint.policies.rate_limiter(call)
+            if isinstance(limiter, RateLimiter):
+                yield str(endpoint.config.index), limiter
 
 
 def _decoded(body: memoryview) -> Mapping[str, Any]:

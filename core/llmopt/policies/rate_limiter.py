@@ -80,8 +80,7 @@ class RateLimiter:
     @property
     def learned(self) -> LearnedLimits:
         """What was learned of the quota so far, for another process."""
-        with self._mutex:
-            return self._quota.learned
+        return self._quota.learned
 
     def restore(self, learned: LearnedLimits) -> None:
         """As `llmopt.policies.quota.Quota.restore`."""

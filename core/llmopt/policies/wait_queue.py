@@ -19,6 +19,8 @@ from collections.abc import Callable, Hashable, Iterator
 from itertools import chain
 from typing import Final, Generic, TypeVar, TypeVarTuple, Unpack
 
+from attrs import define, field
+
 from llmopt.errors import LLMOptError, QueueFull
 from llmopt.policies.clock import Clock, Deadline, Timer
 from llmopt.policies.quota import Lease
@@ -100,26 +102,22 @@ class PriorityQueue(Generic[_W]):
         return True
 
 
+@define(eq=False)
 class WaitingCalls:
     """How many calls of one quota wait before they are sent, for whatever reason: a slot, the rate limit, a circuit.
 
-    Args:
+    Attributes:
         max_calls: most calls that may wait.
         max_tokens: most tokens, as estimated, that they may have together.
-
-    Attributes:
         calls: calls that wait.
         tokens: their estimated tokens.
     """
 
-    __slots__ = ("_lock", "_max_calls", "_max_tokens", "calls", "tokens")
-
-    def __init__(self, max_calls: int = MAX_WAITING_CALLS, max_tokens: float = MAX_WAITING_TOKENS) -> None:
-        self._lock = threading.Lock()
-        self._max_calls = max_calls
-        self._max_tokens = max_tokens
-        self.calls = 0
-        self.tokens = 0.0
+    max_calls: int = MAX_WAITING_CALLS
+    max_tokens: float = MAX_WAITING_TOKENS
+    calls: int = 0
+    tokens: float = 0.0
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def enter(self, tokens: float, *, bounded: bool) -> None:
         """A call begins to wait.
@@ -132,11 +130,11 @@ class WaitingCalls:
             QueueFull: too many calls wait, or too many tokens.
         """
         with self._lock:
-            full = self.calls >= self._max_calls or self.tokens + tokens > self._max_tokens
+            full = self.calls >= self.max_calls or self.tokens + tokens > self.max_tokens
             if full and bounded and self.calls:
                 raise QueueFull(
                     f"{self.calls:,} calls with about {self.tokens:,.0f} tokens wait already, and no more than "
-                    f"{self._max_calls:,} calls or {self._max_tokens:,.0f} tokens may; nothing was sent. Start fewer "
+                    f"{self.max_calls:,} calls or {self.max_tokens:,.0f} tokens may; nothing was sent. Start fewer "
                     "calls at once, give all texts to one call of embed or embed_iter, or try again later.",
                     sent="no",
                 )
@@ -153,68 +151,44 @@ class WaitingCalls:
 # The queue of the rate limiter.
 
 
+@define(eq=False)
 class Waiter:
     """A request in the queue.
 
     Attributes:
         tokens: its estimated tokens.
         enqueued_at: monotonic seconds when it entered the queue.
-        cause: why it waits, see `Lease.cause`.
         deadline: until when it waits.
         max_pause: the longest pause after a 429, in seconds, that it waits for.
         priority: "interactive" or "bulk".
         requests: what it counts under a limit of requests.
-        loop: the event loop of its task.
-        future: what its task awaits.
+        cause: why it waits, see `Lease.cause`.
         lease: what was granted to it; its task may not have run since.
         deadline_timer: rejects it at its deadline.
+        loop: the event loop of its task.
+        future: what its task awaits.
     """
 
-    __slots__ = (
-        "cause",
-        "deadline",
-        "deadline_timer",
-        "enqueued_at",
-        "future",
-        "lease",
-        "loop",
-        "max_pause",
-        "priority",
-        "requests",
-        "tokens",
-    )
-
-    def __init__(
-        self,
-        tokens: float,
-        enqueued_at: float,
-        deadline: Deadline | None,
-        max_pause: float,
-        priority: Priority = "interactive",
-        requests: float = 1.0,
-    ) -> None:
-        self.tokens = tokens
-        self.requests = requests
-        self.priority: Priority = priority
-        self.enqueued_at = enqueued_at
-        self.cause = ""
-        self.deadline = deadline
-        self.max_pause = max_pause
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Lease] = self.loop.create_future()
-        self.lease: Lease | None = None
-        self.deadline_timer: Timer | None = None
+    tokens: float
+    enqueued_at: float
+    deadline: Deadline | None
+    max_pause: float
+    priority: Priority = "interactive"
+    requests: float = 1.0
+    cause: str = ""
+    lease: Lease | None = None
+    deadline_timer: Timer | None = None
+    loop: asyncio.AbstractEventLoop = field(factory=asyncio.get_running_loop)
+    future: asyncio.Future[Lease] = field(factory=lambda: asyncio.get_running_loop().create_future())
 
 
+@define(eq=False)
 class _LoopTimer:
     """The timer of one event loop with waiters."""
 
-    __slots__ = ("due", "handle", "waiters")
-
-    def __init__(self) -> None:
-        self.waiters = 0
-        self.due = math.inf
-        self.handle: Timer | None = None
+    waiters: int = 0
+    due: float = math.inf
+    handle: Timer | None = None
 
 
 class WaitQueue:
