@@ -207,7 +207,7 @@ def _print_lookup(label: str, started: float) -> None:
 
 
 def _parsing_table(files: list[Path]) -> list[list[str]]:
-    from llmopt.values.catalog import decode_models, encode_models
+    from llmopt.cache.models import decode_models, encode_models
 
     table = [["ms for 1,000 models", "models", "bytes", "parse", "encode", "decode", "read all", "peak MB"]]
     for path in files:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import CatalogPage, Failure, HttpResponse, InvalidResponse, Model, Prices, compatible
-from llmopt.values.catalog import LazyJsonObject, decode_models, encode_models
+from llmopt.cache.models import decode_models, encode_models
+from llmopt.values.catalog import LazyJsonObject
 from tests.support.scale import scaled
 
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from attrs import evolve
 
+from llmopt.cache.models import MODELS_FORMAT
 from llmopt.cache.store import SafeStore
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import Call, CatalogCall, EmbedCall
-from llmopt.values.catalog import MODELS_FORMAT
 from llmopt.values.events import CacheEviction, CacheKind, CacheSized
 from llmopt.values.secret import plain_text
 

@@ -17,6 +17,7 @@ import msgspec
 from attrs import define, evolve, field, frozen
 
 from llmopt.cache.freshness import CacheLifetime, FreshnessRules
+from llmopt.cache.models import decode_models, encode_models
 from llmopt.cache.store import CacheItem, LRUCache, SafeStore, read_record, write_record
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
@@ -25,7 +26,7 @@ from llmopt.operations.cache_keys import CacheKeys
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import CatalogCall, Settings
-from llmopt.values.catalog import Catalog, CatalogPage, Model, decode_models, encode_models
+from llmopt.values.catalog import Catalog, CatalogPage, Model
 from llmopt.values.http import Failure, HttpResponse
 
 _MAX_BYTES: Final = 64 << 20

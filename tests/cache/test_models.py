@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import Catalog, Model, Prices
-from llmopt.values.catalog import LazyJsonObject, ModelKind, StoredModels, decode_models, encode_models
+from llmopt.cache.models import StoredModels, decode_models, encode_models
+from llmopt.values.catalog import LazyJsonObject, ModelKind
 
 _WORDS = st.lists(st.text(max_size=5), max_size=3).map(tuple)
 _COUNTS = st.none() | st.integers(min_value=1, max_value=1 << 60)
