@@ -16,7 +16,13 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from llmopt.client.options import CacheChoice, cache_options, check_client_arguments, with_flags
+from llmopt.client.options import (
+    CacheChoice,
+    TokenCounters,
+    cache_options,
+    check_client_arguments,
+    with_flags,
+)
 from llmopt.config.load import load_config
 from llmopt.config.schema import Config
 from llmopt.errors import LLMOptError
@@ -58,6 +64,9 @@ class AsyncClient:
             return quickly.
         flags: switches that override those of the configuration, such as ``{"retry": False}``.
         clock: source of time, for tests: `llmopt.testing.clock.SimulatedClock`.
+        token_counter: a function that returns the number of tokens of a text, or a mapping of such functions by
+            "provider/model". Without one llmopt estimates, and learns from the usage that responses report. It runs on
+            the event loop, once for most texts, and is tried when the client is made.
 
     Raises:
         ConfigError: the configuration or an argument is invalid; the message names the key.
@@ -73,8 +82,11 @@ class AsyncClient:
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
         clock: Clock | None = None,
+        token_counter: TokenCounters | None = None,
     ) -> None:
-        check_client_arguments(transport=transport, plugins=plugins, on_event=on_event, flags=flags)
+        check_client_arguments(
+            transport=transport, plugins=plugins, on_event=on_event, flags=flags, token_counter=token_counter
+        )
         # Now and not at the first call, so that a mistake is reported where the client is made.
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
@@ -86,7 +98,13 @@ class AsyncClient:
                 from llmopt.client.components import Components
 
                 return Components(
-                    loaded, caching, transport=transport, plugins=plugins, on_event=on_event, clock=clock
+                    loaded,
+                    caching,
+                    transport=transport,
+                    plugins=plugins,
+                    on_event=on_event,
+                    clock=clock,
+                    token_counter=token_counter,
                 )
 
         self._make: Final = make

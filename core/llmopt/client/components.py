@@ -24,6 +24,7 @@ from llmopt.cache.files import installation_secret
 from llmopt.cache.store import LayeredStore, MemoryStore, SafeStore
 from llmopt.client.options import (
     CacheOptions,
+    TokenCounters,
     check_cache_mode,
     check_error_mode,
     check_priority,
@@ -41,6 +42,7 @@ from llmopt.operations.embed_run import EmbedRun
 from llmopt.operations.learned_rates import LearnedRates
 from llmopt.operations.models import BatchListModels, CacheMode, ModelLists
 from llmopt.operations.models_cache import ModelListCache
+from llmopt.operations.token_estimate import TokenCounter
 from llmopt.policies.clock import Clock, Deadline, valid_seconds
 from llmopt.policies.tasks import require_asyncio
 from llmopt.providers.registry import Provider, Registry
@@ -73,6 +75,7 @@ class Components:
         plugins: wrapper plugins.
         on_event: is called with every event.
         clock: source of time; None for the system's clocks.
+        token_counter: counts the tokens of texts, for every model or by "provider/model".
 
     Attributes:
         registry: the providers.
@@ -91,6 +94,7 @@ class Components:
         plugins: Sequence[object],
         on_event: OnEvent | None,
         clock: Clock | None,
+        token_counter: TokenCounters | None = None,
     ) -> None:
         self.registry: Final = Registry(config, plugins, os.environ)
         self.engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
@@ -104,6 +108,7 @@ class Components:
         )
         self.model_states: Final[dict[tuple[str, str], ModelState]] = {}
         self.engine.telemetry.on_limits_changed = self._save_rates
+        self._token_counters: Final = token_counter
         self._batch_list_models: Final = BatchListModels(self.engine, self.model_lists, self.registry.get)
 
     async def aclose(self) -> None:
@@ -237,6 +242,10 @@ class Components:
         total = provider.endpoints[0].timeouts.total
         return self.engine.deadline(total if seconds is None else seconds)
 
+    def _token_counter(self, model: str) -> TokenCounter | None:
+        counters = self._token_counters
+        return counters.get(model) if isinstance(counters, Mapping) else counters
+
     def _model_state(self, provider: Provider, model: str) -> ModelState:
         key = (provider.name, model)
         state = self.model_states.get(key)
@@ -249,6 +258,7 @@ class Components:
                 lambda: self.stores.for_learned(provider),
                 self.engine.clock,
                 self._learned_rates(provider, model),
+                self._token_counter(f"{provider.name}/{model}"),
             )
             # Several threads of a synchronous client may come here at once; all get the same state.
             state = self.model_states.setdefault(key, state)

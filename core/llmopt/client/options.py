@@ -1,6 +1,6 @@
 """Checks of what the application passes to a client and its methods, and what the ``cache`` option means.
 
-No I/O, no clock, no state. No method of a store or plugin that is passed in is called, but their attributes are read,
+No I/O, no clock, no state. A ``token_counter`` is called once. No method of a store or plugin that is passed in is called, but their attributes are read,
 which runs a property's code: of a plugin all that ``dir`` lists. A path's ``__fspath__`` is called.
 """
 
@@ -17,9 +17,12 @@ from llmopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from llmopt.cache.store import CacheStore
+    from llmopt.operations.token_estimate import TokenCounter
 
 CacheChoice: TypeAlias = "bool | str | os.PathLike[str] | CacheStore | None"
 """The values of the client's ``cache`` option."""
+TokenCounters: TypeAlias = "TokenCounter | Mapping[str, TokenCounter]"
+"""The values of the client's ``token_counter`` option."""
 CACHE_WORDS: Final = frozenset({"off", "memory", "disk"})
 """Values of ``cache`` that are not the path of a directory; for a directory of that name write "./memory"."""
 _STORE_METHODS: Final = ("get", "put", "remove", "clear", "size", "aclose")
@@ -85,7 +88,9 @@ def _from_word_or_path(choice: str | os.PathLike[str], config: Config) -> CacheO
     return CacheOptions(vectors=True, folder=config.cache_dir if path == "disk" else path)
 
 
-def check_client_arguments(*, transport: object, plugins: object, on_event: object, flags: object) -> None:
+def check_client_arguments(
+    *, transport: object, plugins: object, on_event: object, flags: object, token_counter: object
+) -> None:
     """Refuse arguments that would fail later, with a less clear error.
 
     Raises:
@@ -104,6 +109,21 @@ def check_client_arguments(*, transport: object, plugins: object, on_event: obje
         raise _wrong_type("on_event", "a function that takes one event", on_event)
     if flags is not None and not isinstance(flags, Mapping):
         raise _wrong_type("flags", "a mapping from flags to True or False", flags)
+    by_model = token_counter if isinstance(token_counter, Mapping) else {"any/model": token_counter}
+    for model, counter in by_model.items():
+        if not isinstance(model, str) or "/" not in model:
+            raise ConfigError(f"token_counter names {model!r:.80}; it must name models as 'provider/model'.")
+        if counter is not None:
+            _try_counter(counter)
+
+
+def _try_counter(counter: object) -> None:
+    if not callable(counter):
+        raise _wrong_type("token_counter", "a function that takes a text and returns its tokens", counter)
+    from llmopt.operations.token_estimate import TokenEstimator
+
+    # Once, so that a mistake is reported where the client is made.
+    TokenEstimator(counter).estimate("llmopt")
 
 
 def _has_hooks(plugin: object) -> bool:

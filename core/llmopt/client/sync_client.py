@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.async_client import AsyncClient
 from llmopt.client.loop_thread import LoopThread, register_exit_handler
-from llmopt.client.options import CacheChoice
+from llmopt.client.options import CacheChoice, TokenCounters
 from llmopt.client.sync_streams import SyncChatStream, SyncEmbedStream
 from llmopt.config.schema import Config
 from llmopt.errors import ClientClosed, LLMOptError
@@ -55,6 +55,7 @@ class Client:
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
         clock: Clock | None = None,
+        token_counter: TokenCounters | None = None,
     ) -> None:
         def make() -> AsyncClient:
             return AsyncClient(
@@ -65,6 +66,7 @@ class Client:
                 on_event=on_event,
                 flags=flags,
                 clock=clock,
+                token_counter=token_counter,
             )
 
         self._make: Final[Callable[[], AsyncClient]] = make

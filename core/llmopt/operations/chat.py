@@ -84,7 +84,9 @@ class ChatRun:
         self._priority: Final[Priority] = priority
         # Once per call: the estimator learns in between, and must compare the reported usage with this
         # estimate.
-        self._prompt_tokens: Final = _prompt_tokens(call, estimator)
+        self._prompt: Final = _Prompt(call)
+        self._text_tokens: Final = estimator.total(self._prompt.texts)
+        self._prompt_tokens: Final = self._text_tokens + self._prompt.other_tokens
 
     async def send(self) -> ChatReply:
         """Send the request and wait for the complete reply.
@@ -134,8 +136,10 @@ class ChatRun:
 
     def learn_usage(self, usage: Usage | None) -> None:
         """Correct the estimator by the reported token count of the prompt."""
-        if usage is not None:
-            self._estimator.learn(self._prompt_tokens, usage.prompt_tokens)
+        # What an image costs is not known well enough to tell the text's part of the usage.
+        if usage is not None and not self._prompt.has_media:
+            text_tokens = usage.prompt_tokens - self._prompt.other_tokens
+            self._estimator.learn(self._prompt.texts, self._text_tokens, text_tokens)
 
     @property
     def _tokens(self) -> int:
@@ -201,28 +205,38 @@ _DEFAULT_REPLY_TOKENS: Final = 256
 """For a reply without ``max_tokens``."""
 
 
-def _prompt_tokens(call: ChatCall, estimator: TokenEstimator) -> int:
-    tokens = sum(_message_tokens(message, estimator) for message in call.messages)
-    if call.tools:
-        tokens += estimator.estimate(_encode(call.tools).decode())
-    return tokens
+class _Prompt:
+    """What of a prompt is estimated.
 
+    Attributes:
+        texts: its texts, those of tools and of their calls as JSON.
+        other_tokens: estimated tokens of everything else.
+        has_media: whether it has parts without text.
+    """
 
-def _message_tokens(message: Mapping[str, Any], estimator: TokenEstimator) -> int:
-    content = message.get("content")
-    tokens = _TOKENS_PER_MESSAGE
-    if isinstance(content, str):
-        tokens += estimator.estimate(content)
-    elif isinstance(content, (list, tuple)):
-        tokens += sum(_part_tokens(part, estimator) for part in content)
-    if calls := message.get("tool_calls"):
-        tokens += estimator.estimate(_encode(calls).decode())
-    return tokens
+    def __init__(self, call: ChatCall) -> None:
+        self.texts: Final[list[str]] = []
+        self.other_tokens = 0
+        self.has_media = False
+        for message in call.messages:
+            self._add(message)
+        if call.tools:
+            self.texts.append(_encode(call.tools).decode())
 
-
-def _part_tokens(part: object, estimator: TokenEstimator) -> int:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    return estimator.estimate(text) if isinstance(text, str) else _TOKENS_PER_MEDIA_PART
+    def _add(self, message: Mapping[str, Any]) -> None:
+        self.other_tokens += _TOKENS_PER_MESSAGE
+        content = message.get("content")
+        if isinstance(content, str):
+            self.texts.append(content)
+        for part in content if isinstance(content, (list, tuple)) else ():
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if isinstance(text, str):
+                self.texts.append(text)
+            else:
+                self.other_tokens += _TOKENS_PER_MEDIA_PART
+                self.has_media = True
+        if calls := message.get("tool_calls"):
+            self.texts.append(_encode(calls).decode())
 
 
 # The checks of the arguments. They run before any I/O.

@@ -27,7 +27,7 @@ from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
 from llmopt.operations.batch_size import AdaptiveBatchSize
 from llmopt.operations.learned_rates import LearnedRates
-from llmopt.operations.token_estimate import TokenEstimator
+from llmopt.operations.token_estimate import TokenCounter, TokenEstimator
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import PerLoop
 from llmopt.providers.hooks import ProviderHooks
@@ -435,10 +435,11 @@ class ModelState:
         store: opens the store, None where nothing is saved.
         clock: the time.
         rates: what was learned of the rate limits.
+        token_counter: counts the tokens of a text, None to estimate them.
 
     Attributes:
         rates: as given.
-        estimator: tokens of a text, corrected by the usage that responses report.
+        estimator: tokens of a text, counted, or estimated and corrected by the usage that responses report.
         dimensions: length of the model's own vectors, None before the first response.
         answering_models: which model answers, and when that was stored, by its key in the cache.
         declared_limits: limits that plugin, server and configuration declare, by the options of the call.
@@ -452,6 +453,7 @@ class ModelState:
         store: Callable[[], SafeStore | None],
         clock: Clock,
         rates: LearnedRates,
+        token_counter: TokenCounter | None = None,
     ) -> None:
         self.rates: Final = rates
         self._group: Final = f"limits/{provider}"
@@ -460,7 +462,7 @@ class ModelState:
         self._clock: Final = clock
         self._saved_changes = 0
         self._first_read: Final = PerLoop(lambda: asyncio.get_running_loop().create_task(self._read()))
-        self.estimator: Final = TokenEstimator()
+        self.estimator: Final = TokenEstimator(token_counter)
         self.dimensions: int | None = None
         self.answering_models: Final[dict[bytes, tuple[str, float]]] = {}
         self.declared_limits: Final[dict[OptionsKey, BatchLimit]] = {}

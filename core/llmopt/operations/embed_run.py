@@ -416,7 +416,7 @@ class EmbedRun:
             # Before the other batches of the call begin to wait: it is refused as a whole.
             self.fatal = error
             raise
-        self._learn(rows, len(texts), tokens)
+        self._learn(rows, texts, tokens)
         if self._cache is not None:
             await self._cache.store(texts, rows)
         return rows
@@ -446,15 +446,15 @@ class EmbedRun:
             return rows
         return EmbeddedRows(vectors=ordered, usage=rows.usage, model=rows.model)
 
-    def _learn(self, rows: EmbeddedRows, items: int, tokens: int) -> None:
+    def _learn(self, rows: EmbeddedRows, texts: tuple[str, ...], tokens: int) -> None:
         self.answered = True
         # The length that a caller asks for says nothing about the model's own.
         if self._call.dimensions is None and not self._call.extra:
             self._state.dimensions = int(rows.vectors.shape[1])
         if rows.usage is not None:
-            self._estimator.learn(tokens, rows.usage.prompt_tokens)
+            self._estimator.learn(texts, tokens, rows.usage.prompt_tokens)
         if self._adaptive is not None:
-            self._adaptive.succeeded(items, tokens)
+            self._adaptive.succeeded(len(texts), tokens)
 
     def _fill(self, items: int) -> float:
         """The share of a full batch that these texts are, from 0 for one text to 1."""
