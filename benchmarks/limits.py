@@ -372,7 +372,7 @@ def draw(versions: Mapping[str, str], outcomes: Outcomes, path: Path) -> None:
         ("of the possible, %", lambda each: each.share * 100, "linear"),
         ("requests refused", lambda each: each.refused, "symlog"),
         ("calls lost", lambda each: each.lost, "symlog"),
-        ("client CPU, s", lambda each: each.cpu, "log"),
+        ("client CPU, s", lambda each: each.cpu, "linear"),
     )
     contenders = [each for each in LIMIT_CONTENDERS if each.name in versions]
     cases = [case for case in CASES if (case.name, contenders[0].name) in outcomes]
