@@ -22,7 +22,7 @@ CORE = Path(llmopt.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
 
 LAYERS = (
-    {"errors", "_exports"},
+    {"errors", "_exports", "_platform"},
     {"values"},
     {"policies", "decoding", "transport", "config", "cache"},
     {"hookspecs"},

@@ -31,6 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from llmopt._platform import has_private_files
 from llmopt.cache.files import CacheFiles, UnsafePath
 from llmopt.cache.sqlite import Database, LockTimeout, classify_sqlite_error
 from llmopt.cache.store import CacheItem, CacheSize, LRUCache, notify_on_fork
@@ -360,7 +361,9 @@ class DiskWorker:
         # Once for each problem, although it is met again every minute while it lasts.
         if problem not in self._warned:
             self._warned.add(problem)
-            _log.warning("the disk cache in %s %s.", self._files.folder, text)
+            # A system that cannot have a disk cache is no incident; every run would begin with this line.
+            level = logging.WARNING if has_private_files() else logging.INFO
+            _log.log(level, "the disk cache in %s %s.", self._files.folder, text)
 
 
 class WriteBuffer:

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from llmopt._platform import NO_FOLLOW, has_private_files, is_own
 from llmopt.cache.sqlite import SCHEMA_VERSION, Database, FileLock, ForeignSchemaError, classify_sqlite_error
 
 _PRIVATE_FILE: Final = 0o600
@@ -153,15 +154,15 @@ def ensure_private_folder(folder: Path) -> None:
     Raises:
         UnsafePath: it belongs to another user, others may write into it or replace it, or it cannot be created.
     """
-    if os.name != "posix":
-        raise UnsafePath("the disk cache needs file permissions as POSIX systems have them")
+    if not has_private_files():
+        raise UnsafePath("the disk cache needs file permissions and locks as POSIX systems have them")
     try:
         _create_folder(folder)
         link, target, parent = folder.lstat(), folder.stat(), folder.resolve().parent.stat()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "the path is not valid"
         raise UnsafePath(f"the folder cannot be created: {reason}") from None
-    if not _is_own(link) or not _is_own(target):
+    if not is_own(link) or not is_own(target):
         raise UnsafePath("the folder belongs to another user")
     # In a sticky folder such as /tmp, others may create files but not rename or delete ours.
     if target.st_mode & _WRITABLE_BY_OTHERS and not target.st_mode & stat.S_ISVTX:
@@ -196,7 +197,7 @@ def check_private_file(path: Path) -> bool:
         raise UnsafePath(f"{path.name} cannot be examined: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise UnsafePath(f"{path.name} is a link or not a regular file")
-    if not _is_own(status):
+    if not is_own(status):
         raise UnsafePath(f"{path.name} belongs to another user")
     if not status.st_mode & stat.S_IRUSR:
         raise UnsafePath(f"{path.name} cannot be read: its mode is {stat.S_IMODE(status.st_mode):04o}")
@@ -223,11 +224,7 @@ def create_private_file(path: Path) -> None:
         FileExistsError: another process was faster.
         OSError: it cannot be created.
     """
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _PRIVATE_FILE))
-
-
-def _is_own(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid()
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, _PRIVATE_FILE))
 
 
 def installation_secret(folder: Path) -> bytes | None:
@@ -260,7 +257,7 @@ def installation_secret(folder: Path) -> bytes | None:
 
 def _read_secret(path: Path) -> bytes | None:
     # O_NOFOLLOW closes the gap between the check and this call, in which a link could replace the file.
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    file = os.open(path, os.O_RDONLY | NO_FOLLOW)
     try:
         secret = os.read(file, _SECRET_BYTES + 1)
     finally:
@@ -275,7 +272,7 @@ def _read_secret(path: Path) -> bytes | None:
 def _write_secret(path: Path) -> None:
     """Write the file under a temporary name and link it, so that no process ever reads half of it."""
     temporary = path.with_name(f"{_SECRET_NAME}.{os.getpid()}.{secrets.token_hex(4)}")
-    file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _PRIVATE_FILE)
+    file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
     try:
         os.write(file, secrets.token_bytes(_SECRET_BYTES))
     finally:

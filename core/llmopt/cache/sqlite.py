@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from llmopt._platform import NO_FOLLOW, try_lock, unlock
 from llmopt.cache.store import CacheItem, CacheSize
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ class FileLock:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         # The file is never deleted: two processes could then hold locks on two files of one name.
-        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_CREAT | os.O_RDWR | NO_FOLLOW
         self._file: int | None = os.open(path, flags, 0o600)
         self._sleep: Final = sleep
         self._now: Final = now
@@ -345,30 +346,20 @@ class FileLock:
             LockTimeout: it was not released within 5 seconds.
             OSError: the file system does not support locks.
         """
-        import fcntl
-
         if self._file is None:
             raise ValueError("the lock is closed")
         self._acquire(self._file)
         try:
             yield
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            unlock(self._file)
 
     def _acquire(self, file: int) -> None:
-        import fcntl
-
         give_up_at = self._now() + _MAX_LOCK_WAIT_S
         pause = 0.0005
-        while True:
-            try:
-                # flock belongs to the open file, not to the process: it also excludes two stores of one process.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if self._now() >= give_up_at:
-                    raise LockTimeout from None
-            else:
-                return
+        while not try_lock(file):
+            if self._now() >= give_up_at:
+                raise LockTimeout
             self._sleep(pause)
             # flock with a timeout does not exist, so the lock is polled, quickly at first.
             pause = min(2 * pause, _MAX_LOCK_POLL_S)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import struct
 import threading
 from collections import Counter, OrderedDict
@@ -28,6 +27,7 @@ from zlib import crc32
 
 from attrs import field, frozen
 
+from llmopt._platform import register_at_fork
 from llmopt.values.redaction import place_of
 from llmopt.values.secret import repr_size
 
@@ -486,7 +486,4 @@ def _after_fork_in_child() -> None:
         _prepared.pop().after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+register_at_fork(_after_fork_in_child, before=_before_fork, after_in_parent=_after_fork_in_parent)

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from llmopt._platform import end_signals
 from llmopt.values.events import Event, OnEvent, RequestRetry, RequestWaiting
 
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ def _bar(*, known: bool, no_color: bool) -> Progress:
 
 # Signals, deferred while a file is being written.
 
-_SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP")
-
 
 class Interrupts:
     """Turns the signals that end a program into `KeyboardInterrupt`, except where they are held.
@@ -139,10 +138,8 @@ class Interrupts:
         self._pending = False
 
     def __enter__(self) -> Self:
-        for name in _SIGNALS:
-            # There is no SIGHUP on Windows.
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+        for number in end_signals():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._former[number] = signal.signal(number, self._handle)
         return self
 

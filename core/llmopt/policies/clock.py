@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from weakref import WeakSet
 
 from attrs import field, frozen
 
+from llmopt._platform import register_at_fork
 from llmopt.errors import ConfigError
 
 _Args = TypeVarTuple("_Args")
@@ -167,5 +167,4 @@ def _reseed() -> None:
         rng.seed()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reseed)
+register_at_fork(_reseed)

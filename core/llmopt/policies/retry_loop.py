@@ -19,7 +19,6 @@ scheduled. A forked child gets a new lock. Jitter is the policy's, and the deadl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -30,6 +29,7 @@ from attrs import frozen
 from stamina import is_testing, retry_context
 from stamina.instrumentation import RetryDetails, RetryHook, get_on_retry_hooks, set_on_retry_hooks
 
+from llmopt._platform import register_at_fork
 from llmopt.errors import DeadlineExceeded, LLMOptError
 from llmopt.policies.clock import Deadline
 from llmopt.policies.retry import (
@@ -314,5 +314,4 @@ FILTERED_HOOKS: Final = FilteredHooks()
 """One for the process, like the hooks that it filters."""
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=FILTERED_HOOKS.after_fork)
+register_at_fork(FILTERED_HOOKS.after_fork)

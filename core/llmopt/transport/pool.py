@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 from attrs import evolve, frozen
 
+from llmopt._platform import register_at_fork
 from llmopt.transport import errors as transport_errors
 from llmopt.transport.connector import Connector, PoolTrace
 from llmopt.transport.exchange import Exchange
@@ -228,9 +229,7 @@ def _detach_all_pools() -> None:
         pool._detach_after_fork()  # noqa: SLF001 - part of the class, called by os.fork
 
 
-# Windows has no fork.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_detach_all_pools)
+register_at_fork(_detach_all_pools)
 
 
 def _close_from_outside(loop: asyncio.AbstractEventLoop, connector: Connector) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,7 @@ from aiohttp import ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 
+from llmopt._platform import readable_check
 from llmopt.transport.request import RequestState
 
 
@@ -75,7 +75,7 @@ class SocketRegistry:
 
 def _point_at_devnull(opened: socket.socket) -> None:
     try:
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR)
     except OSError:  # no descriptor left for /dev/null: closing this one is the next best
         os.close(opened.detach())
         return
@@ -83,16 +83,6 @@ def _point_at_devnull(opened: socket.socket) -> None:
         os.dup2(null, opened.fileno(), inheritable=False)
     finally:
         os.close(null)
-
-
-def readable_check(descriptor: int) -> Callable[[], bool]:
-    """Return a function that tells whether the descriptor is readable now; it costs one system call."""
-    if not hasattr(select, "poll"):  # Windows, where select takes any number
-        return lambda: bool(select.select([descriptor], [], [], 0)[0])
-    # poll and not select: select fails for descriptors above 1023 (FD_SETSIZE).
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return lambda: bool(poll.poll(0))
 
 
 def finish_transport(transport: Any) -> None:
@@ -189,7 +179,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
         self.response_started = False
         self.lost_error: BaseException | None = None
         # `bool` returns False: without a socket there is nothing to poll.
-        self._has_data: Callable[[], bool] = bool
+        self._has_data: Callable[[], object] = bool
         self._read_buffer: Final = new_read_buffer() if read_buffer is None else read_buffer
         self._buffered_state: RequestState | None = None
         self._message: RawResponseMessage | None = None
