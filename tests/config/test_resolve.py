@@ -223,6 +223,11 @@ def test_a_rate_is_that_of_the_first_listed_name() -> None:
     assert endpoint.rpm.get("west", "small") == 2.0
     assert endpoint.rpm.get("west", "large") == 3.0
     assert one({"rpm": {"small": 2}}).rpm.get("large") is None
+    assert [endpoint.rpm.is_configured(name) for name in ("east", "large")] == [True, True]
+    partly = one({"rpm": {"small": 2}}).rpm
+    assert [partly.is_configured(name) for name in ("small", "large")] == [True, False]
+    assert not one({}).rpm.is_configured("small")
+    assert one({"rpm": 5}).rpm.is_configured("small")
 
 
 def test_a_profile_may_depend_on_the_endpoint() -> None:

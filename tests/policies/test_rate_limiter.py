@@ -150,6 +150,33 @@ def test_invalid_token_counts_are_refused(tokens: float) -> None:
     run_simulated(main)
 
 
+@pytest.mark.parametrize(
+    ("firm", "requests", "tokens"),
+    [((True, True), 600, 6_000), ((False, False), 1_200, 9_000), ((False, True), 1_200, 6_000)],
+)
+def test_a_stated_limit_replaces_a_usual_one(firm: tuple[bool, bool], requests: float, tokens: float) -> None:
+    """A configured one is never exceeded. A lower limit of the server holds in any case."""
+    pacer = limiter(SimulatedClock(), rpm=600, tpm=6_000, firm=firm)
+    assert pacer.rates == (10, 100)
+    for factor, expected in ((1.0, (requests / 60, tokens / 60)), (0.25, (5.0, 37.5))):
+        lease = pacer.try_acquire()
+        assert lease is not None
+        lease.settle(0)
+        stated = RateLimit(limit=1_200 * factor, window_s=60), RateLimit(limit=9_000 * factor, window_s=60)
+        lease.observe(server_limits(requests=stated[0], tokens=stated[1]))
+        assert pacer.rates == expected
+
+
+def test_a_usual_limit_refuses_no_request_for_its_size() -> None:
+    """The account may allow it."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock, rpm=None, tpm=6_000, firm=(True, False))
+        assert (await pacer.acquire(7_000)).waited > 60
+
+    run_simulated(main)
+
+
 def test_a_deadline_ends_the_wait_without_charge() -> None:
     """The other waiters stay."""
 

@@ -48,10 +48,12 @@ class Rates:
     Attributes:
         default: for names that are not listed; None for no limit.
         by_name: for single models or deployments.
+        usual: whether the default is that of the provider's profile, which is a guess about the account.
     """
 
     default: float | None = None
     by_name: Mapping[str, float] = field(factory=dict)
+    usual: bool = False
 
     def get(self, *names: str) -> float | None:
         """The allowance of the first of these names that is listed, else the default."""
@@ -59,6 +61,10 @@ class Rates:
             if name in self.by_name:
                 return self.by_name[name]
         return self.default
+
+    def is_configured(self, *names: str) -> bool:
+        """Whether the user gave the allowance that `get` returns."""
+        return not self.usual or any(name in self.by_name for name in names)
 
 
 @frozen(kw_only=True)
@@ -320,11 +326,12 @@ def _sizes(entry: ProviderEntry, profile: Profile) -> dict[str, int]:
 
 def _merge_rates(configured: float | Mapping[str, float] | None, usual: float | None) -> Rates:
     if configured is None:
-        return Rates(default=usual)
+        return Rates(default=usual, usual=True)
     if not isinstance(configured, Mapping):
         return Rates(default=configured)
     by_name = {name: rate for name, rate in configured.items() if name != "default"}
-    return Rates(default=configured.get("default", usual), by_name=by_name)
+    default = configured.get("default", usual)
+    return Rates(default=default, by_name=by_name, usual="default" not in configured)
 
 
 def _merge_timeouts(configured: TimeoutsEntry, usual: Timeouts) -> Timeouts:

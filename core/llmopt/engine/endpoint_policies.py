@@ -195,6 +195,7 @@ class EndpointPolicies:
             clock=self._clock,
             rpm=endpoint.rpm.get(*names) if limited else None,
             tpm=endpoint.tpm.get(*names) if limited else None,
+            firm=(endpoint.rpm.is_configured(*names), endpoint.tpm.is_configured(*names)),
         )
 
     def timeout(self, call: Call, size: int, fill: float) -> float:

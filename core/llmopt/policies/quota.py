@@ -349,6 +349,7 @@ class Quota:
         *,
         now: float,
         owner: RateLimiter,
+        firm: tuple[bool, bool] = (True, True),
         initial_window: int = INITIAL_WINDOW,
     ) -> None:
         """Start with full buckets.
@@ -358,14 +359,18 @@ class Quota:
             tpm: configured tokens per minute, likewise.
             now: monotonic seconds.
             owner: what the leases report to.
+            firm: see `RateLimiter`.
             initial_window: requests in flight before the first response; 0 for no slow start.
         """
         self.requests = TokenBucket(_per_second(rpm), burst_s=BURST_S[0], smallest=1.0, now=now)
         self.tokens = TokenBucket(_per_second(tpm), burst_s=BURST_S[1], smallest=0.0, now=now)
         self.backoff = Backoff()
         self.cause = ""
-        self._rpm = math.inf if rpm is None else rpm
-        self._tpm = math.inf if tpm is None else tpm
+        self.requests.firm, self.tokens.firm = firm
+        self._rpm, self._tpm = (
+            limit if limit is not None and holds else math.inf
+            for limit, holds in zip((rpm, tpm), firm, strict=True)
+        )
         self._owner = owner
         self._start = SlowStart(initial_window)
         self._learned = CubicRate()

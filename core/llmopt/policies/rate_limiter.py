@@ -36,6 +36,7 @@ class RateLimiter:
         clock: Clock,
         rpm: float | None = None,
         tpm: float | None = None,
+        firm: tuple[bool, bool] = (True, True),
         initial_window: int = INITIAL_WINDOW,
     ) -> None:
         """Limit by the configuration, by the headers of responses, and by what is learned from 429s.
@@ -44,6 +45,7 @@ class RateLimiter:
             clock: the time.
             rpm: requests per minute, None to use headers and 429s alone.
             tpm: tokens per minute, likewise.
+            firm: of each of the two, whether it holds where the server states a higher limit, too.
             initial_window: requests in flight before the first response; 0 for no slow start.
 
         Raises:
@@ -55,7 +57,7 @@ class RateLimiter:
         self._clock = clock
         self._now = clock.now
         self._mutex = threading.Lock()
-        self._quota = Quota(rpm, tpm, now=clock.now(), owner=self, initial_window=initial_window)
+        self._quota = Quota(rpm, tpm, now=clock.now(), owner=self, firm=firm, initial_window=initial_window)
         self._queue = WaitQueue(clock, self._on_timer, self._cost)
         self._headers_read_at = -math.inf
 

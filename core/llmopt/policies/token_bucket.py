@@ -188,6 +188,7 @@ class TokenBucket:
         spent: all that was ever taken, by estimates.
         refused_total: the part of it that the server refused with 429s.
         share: this client's share of the limit.
+        firm: whether the configured limit holds where the server states a higher one, too.
         server_limit: the limit per minute in the last headers, None before the first.
     """
 
@@ -201,6 +202,7 @@ class TokenBucket:
         "_smallest",
         "_suspicious",
         "capacity",
+        "firm",
         "level",
         "max_rate",
         "rate",
@@ -221,6 +223,7 @@ class TokenBucket:
             now: monotonic seconds.
         """
         self._configured = math.inf if per_second is None else per_second
+        self.firm = True
         self._burst_s = burst_s
         self._smallest = smallest
         self._learned = math.inf
@@ -288,8 +291,11 @@ class TokenBucket:
     def assume_limit(self, per_minute: float | None) -> None:
         """Take a limit for that of the server until its headers say another one; None for no limit of the server."""
         self.server_limit = per_minute
-        self.max_rate = self._configured if per_minute is None else min(self._configured, per_minute / 60)
+        self.max_rate = self._configured if per_minute is None else self._allowed(per_minute / 60)
         self._resize()
+
+    def _allowed(self, stated: float) -> float:
+        return min(self._configured, stated) if self.firm else stated
 
     def set_learned_rate(self, now: float, rate: float) -> None:
         """Set the highest rate that was learned from 429s; infinite for none."""
@@ -346,7 +352,7 @@ class TokenBucket:
                 return
         self._suspicious = 0
         self.server_limit = rate * 60
-        self.max_rate = min(self._configured, rate)
+        self.max_rate = self._allowed(rate)
         self._resize()
 
     def _update_level(
