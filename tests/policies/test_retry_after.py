@@ -172,7 +172,9 @@ HOUR_FAST = "Sun, 06 Nov 1994 09:49:37 GMT"
         ("1e3", None),
         ("1_000", None),
         ("١٢", None),
-        ("1 s", None),
+        ("1 s", 1),
+        ("2 minutes", 120),
+        ("1 parsec", None),
         ("s", None),
         ("", None),
         ("1" * 300, None),
@@ -424,8 +426,8 @@ def test_no_rate_limit_header_raises(value: str, date: str) -> None:
         ("100000000", 0),
         ("99999999999", None),
         ("100000000000", 0),
-        ("1s" * 100, 100),
-        ("1s" * 100 + "1", None),
+        ("1s" * 4, 4),
+        ("1s" * 5, None),
     ],
 )
 def test_limits_of_numbers_and_lengths(value: str, seconds: float | None) -> None:

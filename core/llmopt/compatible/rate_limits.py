@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import cache
 from typing import Final
 
 from llmopt.policies.retry_after import server_time, split_values
@@ -23,18 +24,19 @@ _DAY_S: Final = 86_400.0
 _MAX_HEADER: Final = 200
 """Characters; a longer header holds no rate limit."""
 _HEADER_NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?", re.ASCII)
-_DURATION: Final = re.compile(r"(?:[0-9]{1,15}(?:\.[0-9]{1,15})?(?:ns|us|µs|μs|ms|s|m|h))+", re.ASCII)
-_DURATION_PART: Final = re.compile(r"([0-9.]+)([a-zµμ]+)", re.ASCII)
-_UNIT_S: Final = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "\u00b5s": 1e-6,  # the micro sign
-    "\u03bcs": 1e-6,  # the Greek letter
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
-}
+_UNIT_S: Final = (
+    (r"nanoseconds?|ns", 1e-9),
+    (r"microseconds?|[uµμ]s", 1e-6),
+    (r"milliseconds?|millis|msecs?|ms|毫秒", 1e-3),
+    (r"seconds?|secs?|s|秒钟?", 1.0),
+    (r"minutes?|mins?|m|分钟?", 60.0),
+    (r"hours?|hrs?|h|小时|時間", 3_600.0),
+    (r"days?|d|天", 86_400.0),
+)
+_AMOUNT: Final = r"[0-9]{1,15}(?:\.[0-9]{1,15})?|an?(?= )|one"
+_UNIT: Final = "|".join(f"(?:{names})" for names, _ in _UNIT_S)
+SPAN: Final = rf"(?:(?:{_AMOUNT})[ -]?(?:{_UNIT})(?![a-z]),?(?: and)? ?){{1,4}}"
+"""A duration, as Go writes it or in words: "1m30.5s", "2 minutes and 5 seconds", "an hour", "20-second"."""
 _RFC_3339: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})",
     re.ASCII,
@@ -137,11 +139,22 @@ def parse_reset(value: str, wall_now: float) -> float | None:
 
 
 def parse_duration(value: str) -> float | None:
-    """Seconds of a Go duration such as ``6m0s``, ``12ms`` or ``1m30.951s``, None if it is none."""
-    text = value.strip(" \t")
-    if len(text) > _MAX_HEADER or not _DURATION.fullmatch(text):
+    """Seconds of a duration such as ``6m0s``, ``12ms``, ``1m30.951s`` or ``2 minutes``, None if it is none."""
+    text = value.strip(" \t").lower()
+    if len(text) > _MAX_HEADER or not compiled(SPAN).fullmatch(text):
         return None
-    return sum(float(number) * _UNIT_S[unit] for number, unit in _DURATION_PART.findall(text))
+    parts = compiled(rf"({_AMOUNT})[ -]?({_UNIT})(?![a-z])").findall(text)
+    return sum(_unit_seconds(unit) * (float(n) if n[0].isdecimal() else 1.0) for n, unit in parts)
+
+
+def _unit_seconds(unit: str) -> float:
+    return next(seconds for names, seconds in _UNIT_S if compiled(names).fullmatch(unit))
+
+
+@cache
+def compiled(expression: str) -> re.Pattern[str]:
+    """A pattern without case, compiled when it is first needed: a client that meets no refusal should not pay for it."""
+    return re.compile(expression, re.IGNORECASE)
 
 
 def parse_ietf(limits: str, policies: str = "") -> RateLimit | None:

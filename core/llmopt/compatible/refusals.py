@@ -13,10 +13,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Final
 
-from llmopt.compatible.rate_limits import parse_moment, parse_rate_limits, parse_reset
+from llmopt.compatible.rate_limits import (
+    SPAN,
+    compiled,
+    parse_duration,
+    parse_moment,
+    parse_rate_limits,
+    parse_reset,
+)
 from llmopt.policies.retry_after import parse_http_date, parse_retry_after, server_time
 from llmopt.values.calls import Dimension, RateLimit, RateLimits
 from llmopt.values.http import Failure
@@ -29,19 +35,6 @@ _MAX_FIELDS: Final = 200
 
 # Words.
 
-_UNIT_S: Final = (
-    (r"nanoseconds?|ns", 1e-9),
-    (r"microseconds?|[uµμ]s", 1e-6),
-    (r"milliseconds?|millis|msecs?|ms|毫秒", 1e-3),
-    (r"seconds?|secs?|s|秒钟?", 1.0),
-    (r"minutes?|mins?|m|分钟?", 60.0),
-    (r"hours?|hrs?|h|小时|時間", 3_600.0),
-    (r"days?|d|天", 86_400.0),
-)
-_UNIT: Final = "|".join(names for names, _ in _UNIT_S)
-_AMOUNT: Final = r"\d{1,9}(?:\.\d{1,9})?|an?(?= )|one"
-_SPAN: Final = rf"(?:(?:{_AMOUNT})[ -]?(?:{_UNIT})(?![a-z]),?(?: and)? ?){{1,4}}"
-"""A duration: "1m30.5s", "2 minutes and 5 seconds", "an hour", "20-second"."""
 _GAP: Final = r"(?:(?!\. )[^\d!?;\n]){0,32}?"
 """Between the verb and the time: never the end of the sentence, and never another number."""
 _RETRY: Final = r"\b(?:retry|retrying|again|wait|available|back ?off|cool ?down)\b|重试|等待"
@@ -51,7 +44,7 @@ _RESET: Final = r"\b(?:resets?|renews?|refresh(?:es)?|replenished)\b"
 def _time_after(verb: str) -> str:
     """A pattern for the time after a verb; its groups are a span, bare seconds, a clock time and a date."""
     return (
-        rf"(?:{verb}){_GAP}(?:(?<![\d.])(?P<span>{_SPAN})"
+        rf"(?:{verb}){_GAP}(?:(?<![\d.])(?P<span>{SPAN})"
         r"|(?<=in )(?P<clock>\d{1,3}:[0-5]\d:[0-5]\d)(?![\d:])"
         r"|(?P<date>\d{4}-\d\d-\d\d[t ]\d\d:\d\d:\d\d(?:\.\d{1,9})? ?(?:z|utc|gmt|[+-]\d\d:\d\d)"
         r"|[a-z]{3,9}, \d\d[ -][a-z]{3}[ -]\d{2,4} \d\d:\d\d:\d\d gmt)"
@@ -62,7 +55,7 @@ def _time_after(verb: str) -> str:
 _TIMES: Final = (
     _time_after(_RETRY),
     # "请在 30 秒后重试": the time stands before the verb.
-    rf"(?P<span>{_SPAN})(?:[之以]?[后後])",
+    rf"(?P<span>{SPAN})(?:[之以]?[后後])",
     r"retry[-_ ]?after\W{1,4}(?P<bare>\d{1,6}(?:\.\d{1,6})?)(?![\w/:%-])(?! ?\w)",
     _time_after(_RESET),
 )
@@ -83,7 +76,7 @@ def stated_wait(message: str, now: float = 0.0) -> float | None:
     """
     text = " ".join(message.split())
     for pattern in _TIMES:
-        for match in _compiled(pattern).finditer(text):
+        for match in compiled(pattern).finditer(text):
             if (seconds := _bounded(_seconds_of(match, now))) is not None:
                 return seconds
     return None
@@ -92,7 +85,7 @@ def stated_wait(message: str, now: float = 0.0) -> float | None:
 def _seconds_of(match: re.Match[str], now: float) -> float | None:
     found = match.groupdict()
     if found.get("span"):
-        return sum(_parts(found["span"].lower()))
+        return parse_duration(found["span"])
     if found.get("bare"):
         return float(found["bare"])
     if found.get("clock"):
@@ -100,12 +93,6 @@ def _seconds_of(match: re.Match[str], now: float) -> float | None:
         return hours * 3_600.0 + minutes * 60.0 + seconds
     moment = parse_http_date(found["date"], now) or parse_moment(found["date"])
     return None if moment is None else moment - now
-
-
-def _parts(span: str) -> Iterator[float]:
-    for amount, unit in _compiled(rf"({_AMOUNT})[ -]?({_UNIT})(?![a-z])").findall(span):
-        factor = next(factor for names, factor in _UNIT_S if _compiled(names).fullmatch(unit))
-        yield factor * (float(amount) if amount[0].isdecimal() else 1.0)
 
 
 # Fields of the body.
@@ -145,7 +132,7 @@ def body_wait(failure: Failure) -> float | None:
 
 def _fields(failure: Failure) -> Iterator[tuple[str, str]]:
     text = failure.body[:_MAX_BODY].decode("utf-8", "replace")
-    for _, match in zip(range(_MAX_FIELDS), _compiled(_FIELD).finditer(text), strict=False):
+    for _, match in zip(range(_MAX_FIELDS), compiled(_FIELD).finditer(text), strict=False):
         yield match[1].lower(), match[2] or match[3]
 
 
@@ -153,7 +140,7 @@ def _of_fields(names: str, fields: Iterable[tuple[str, str]], now: float) -> flo
     waits = [
         _bounded(_field_seconds(value, unit, now))
         for name, value in fields
-        if (match := _compiled(names).fullmatch(name.replace("_", "").replace("-", ""))) is not None
+        if (match := compiled(names).fullmatch(name.replace("_", "").replace("-", ""))) is not None
         and (unit := _FIELD_UNIT_S.get(match["unit"])) is not None
     ]
     return max((seconds for seconds in waits if seconds is not None), default=None)
@@ -162,8 +149,7 @@ def _of_fields(names: str, fields: Iterable[tuple[str, str]], now: float) -> flo
 def _field_seconds(value: str, unit: float, now: float) -> float | None:
     if unit != 1.0 and value.replace(".", "", 1).isdecimal():
         return float(value) * unit
-    seconds = parse_reset(value, now)
-    return seconds if seconds is not None else stated_wait(f"retry after {value}", now)
+    return parse_reset(value, now)
 
 
 def _of_headers(headers: dict[str, str], now: float) -> float | None:
@@ -210,7 +196,7 @@ def _named(text: str) -> set[Dimension]:
     named: set[Dimension] = set()
     for dimension, pattern in _NAMES.items():
         # What one name takes is gone: "output tokens per minute" are no tokens per minute.
-        text, count = _compiled(pattern).subn(" ", text)
+        text, count = compiled(pattern).subn(" ", text)
         if count:
             named.add(dimension)
     return named
@@ -256,9 +242,3 @@ def reset_wait(limits: RateLimits, exceeded: Dimension | None) -> float | None:
         if limit.reset_s >= _CONTINUOUS * missing * limit.window_s / limit.limit:
             return None
     return limit.reset_s
-
-
-@cache
-def _compiled(expression: str) -> re.Pattern[str]:
-    # Compiled when the first refusal needs it: a client that meets none should not pay for it.
-    return re.compile(expression, re.IGNORECASE)
