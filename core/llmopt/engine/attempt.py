@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from llmopt.compatible.refusals import exceeded_by, reset_wait
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.endpoint_policies import NO_LEASE, SET_ASIDE_S, NullLease
+from llmopt.engine.endpoint_policies import SET_ASIDE_S
 from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import (
@@ -80,7 +80,7 @@ class AttemptScope:
     Attributes:
         timeout: seconds that the attempt may take.
         slot: of the concurrency limiter; a slot of no limiter until it is set.
-        lease: of the rate limiter; a lease of no limiter until it is set.
+        lease: of the rate limiter; one that has ended until it is set.
         cost_stated: whether the plugin has stated the cost in tokens, so that the usage in the response does not correct it.
         permit: of the circuit breakers, None before it is acquired and where they are switched off.
     """
@@ -91,7 +91,7 @@ class AttemptScope:
         self.tokens: Final = tokens
         self.timeout = 0.0
         self.slot = _NO_SLOT
-        self.lease: Lease | NullLease = NO_LEASE
+        self.lease: Lease = endpoint.policies.no_lease
         self.permit: Permit | None = None
         self.cost_stated = False
         self._release_on_exit = True

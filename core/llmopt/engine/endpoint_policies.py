@@ -19,80 +19,38 @@ from typing import Any, Final
 from llmopt.config.resolve import Endpoint
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitPair
-from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter
 from llmopt.policies.loop_lag import LoopLag
+from llmopt.policies.quota import Lease
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
 from llmopt.policies.wait_queue import WaitingCalls
-from llmopt.values.calls import Call, ChatCall, Dimension, Operation, Priority, RateLimits
-
-# A rate limiter that limits nothing.
+from llmopt.values.calls import Call, ChatCall, Dimension, Operation, RateLimits
 
 
-class NullLease:
-    """A lease of no limiter: what the engine uses of a `Lease`."""
-
-    __slots__ = ()
+class UnlimitedRateLimiter(RateLimiter):
+    """Grants everything at once and learns nothing, for ``flags.limiter = false``."""
 
     wants_headers = False
 
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def settle(self, tokens: float | None) -> None:
-        """Do nothing."""
-
-    def accept(self) -> None:
-        """Do nothing."""
-
-    def refund(self) -> None:
-        """Do nothing."""
-
-    def observe(self, limits: RateLimits) -> bool:  # noqa: ARG002 - nothing is learned
+    def observe(self, limits: RateLimits, lease: Lease) -> bool:  # noqa: ARG002 - nothing is learned
         """Learn nothing."""
         return False
 
     def throttled(
         self,
-        retry_after: float | None,  # noqa: ARG002 - as above
+        retry_after: float | None = None,  # noqa: ARG002 - as above
+        lease: Lease | None = None,  # noqa: ARG002
         *,
-        limits: RateLimits | None,  # noqa: ARG002
+        limits: RateLimits | None = None,  # noqa: ARG002
+        tokens_counted: bool = False,  # noqa: ARG002
         dimension: Dimension | None = None,  # noqa: ARG002
     ) -> bool:
-        """Learn nothing: the retry policy waits for ``retry_after``."""
+        """Learn nothing: the retry policy waits for what the server asks."""
         return False
-
-
-NO_LEASE: Final = NullLease()
-
-
-class NullRateLimiter:
-    """Grants everything at once, for ``flags.limiter = false``: what the engine uses of a `RateLimiter`."""
-
-    __slots__ = ()
-
-    pause_left = 0.0
-    has_capacity = True
-    server_limits = (None, None)
-
-    def try_acquire(self, tokens: float, requests: float = 1.0) -> NullLease:  # noqa: ARG002 - nothing is counted
-        """A lease at once."""
-        return NO_LEASE
-
-    async def acquire(
-        self,
-        tokens: float,  # noqa: ARG002 - as above
-        requests: float = 1.0,  # noqa: ARG002
-        *,
-        deadline: Deadline,  # noqa: ARG002
-        max_pause: float,  # noqa: ARG002
-        priority: Priority,  # noqa: ARG002
-    ) -> NullLease:
-        """A lease at once."""
-        return NO_LEASE
 
 
 _ALL_MODELS: Final = ""
@@ -116,6 +74,7 @@ class EndpointPolicies:
         clock: the time.
 
     Attributes:
+        no_lease: a lease that has ended, in place of one that is not granted yet.
         retry_budget: limits retries as a share of the successes.
         retry_policy: decides about each retry.
         has_answered: whether the endpoint has ever answered; before, it may have to load its model.
@@ -128,7 +87,9 @@ class EndpointPolicies:
         # Circuits are also by credential: one account may be blocked while another one works.
         self._credential: Final = endpoint.credential.fingerprint()
         self._circuit_pairs: Final[dict[tuple[str, str], CircuitPair]] = {}
-        self._null_limiter: Final = NullRateLimiter()
+        self._unlimited: Final = UnlimitedRateLimiter(clock=clock, initial_window=0)
+        self.no_lease: Final = Lease(self._unlimited, 0.0, 0.0, 0, 0.0, 0.0)
+        self.no_lease.open = False
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self._waiting: Final[dict[str, WaitingCalls]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
@@ -172,10 +133,10 @@ class EndpointPolicies:
         limiter = self.concurrency()
         return LoopLag(self._clock, lambda: limiter.in_flight > 0)
 
-    def rate_limiter(self, call: Call) -> RateLimiter | NullRateLimiter:
+    def rate_limiter(self, call: Call) -> RateLimiter:
         """The limiter of the quota that a call uses: one for each model, and one for listing models."""
         if not self._endpoint.flags.limiter:
-            return self._null_limiter
+            return self._unlimited
         limiter = self._limiters.get(call.model)
         if limiter is None:
             # setdefault is atomic: an event loop in another thread may have been faster.

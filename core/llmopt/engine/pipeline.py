@@ -31,7 +31,6 @@ from typing import Final, Generic, TypeVar
 
 from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint, describe_failures
-from llmopt.engine.endpoint_policies import NullLease
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import SLOW, T, parse_or_raise
 from llmopt.engine.telemetry import Telemetry
@@ -266,9 +265,7 @@ class Pipeline(Generic[T]):
         wait = partial(acquire, self._request.deadline, priority=self._request.priority)
         return await self._wait("concurrency", endpoint, wait)
 
-    async def _acquire_lease(
-        self, endpoint: LiveEndpoint, cost: tuple[float, ...]
-    ) -> Lease | NullLease | None:
+    async def _acquire_lease(self, endpoint: LiveEndpoint, cost: tuple[float, ...]) -> Lease | None:
         """A rate-limit lease; None if the server has throttled this endpoint and another one is free."""
         if len(self._group.endpoints) > 1:
             try:
@@ -283,7 +280,7 @@ class Pipeline(Generic[T]):
 
     async def _acquire_rate_limit(
         self, endpoint: LiveEndpoint, cost: tuple[float, ...], *, max_pause: float
-    ) -> Lease | NullLease:
+    ) -> Lease:
         request = self._request
         wait = partial(
             endpoint.policies.rate_limiter(self._call).acquire,
