@@ -52,6 +52,16 @@ def test_many_short_blocks_add_up() -> None:
     assert seconds > 0.1 * elapsed
 
 
+@pytest.mark.parametrize(("late", "expected"), [(0.015, 0.0), (0.03, 0.03)])
+def test_delays_of_less_than_20_ms_are_usual(late: float, expected: float) -> None:
+    assert measured([(0.99, 0.01 + late), (0.5, 0.0)])[0] == pytest.approx(expected)
+
+
+def test_the_last_600_delays_are_remembered() -> None:
+    """Of 650 of one second each, and that of the timer that is due."""
+    assert measured([(0.5, 1.5)] * 650)[0] == pytest.approx(601)
+
+
 @given(st.lists(st.tuples(st.floats(0.001, 5), st.floats(0, 20)), max_size=scaled(12, nightly=40)))
 def test_the_lag_is_never_longer_than_the_blocks(plan: list[tuple[float, float]]) -> None:
     """And shorter by at most one interval for each of them."""
