@@ -132,6 +132,20 @@ def _stall(number: int, *, later: bool = False, **other: object) -> Case:
     return Case(scenario=evolve(scenario, **other))
 
 
+_ITEMS: Final = Scenario(
+    name="Gemini, the limit configured",
+    model="google/gemini-embedding-001",
+    rpm=3_000.0,
+    tpm=None,
+    burst=3.0,
+    items=True,
+    headers="none",
+    hint="text",
+    configured=1.0,
+    joins=0.0,
+    latency=Latency(median=0.1),
+)
+_THOUSAND: Final = [Texts(each=1_000, tokens=30.0)]
 _PATIENT: Final = {"max_retries": 8}
 _SMALL_CALLS = [Texts(tokens=4.0, spread=0.0)] * 400
 _LARGE_CALLS = [Texts(each=32, tokens=150.0, spread=0.0)] * 10
@@ -240,6 +254,18 @@ ROWS: Final = (
             Case(
                 scenario=evolve(_GATEWAY, name="headers of requests", headers="requests"),
                 play=partial(run_phases, phases=(_SMALL_CALLS, _LARGE_CALLS)),
+            ),
+        ],
+    ),
+    Row(
+        name="texts counted as requests, 1,000 texts in a call",
+        # 17 s at the least: 150 at once, and 50 a second.
+        bounds=Bounds(seconds=25.0),
+        cases=[
+            Case(scenario=_ITEMS, play=partial(run_phases, phases=(_THOUSAND,))),
+            Case(
+                scenario=evolve(_ITEMS, name="Gemini, unknown", configured=None),
+                play=partial(run_phases, phases=(_THOUSAND,)),
             ),
         ],
     ),

@@ -26,7 +26,6 @@ from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.support.faults import Answer, RateLimited, Request, inputs_of, json_answer, tokens_of
 from tests.support.faults.quota import Headers, Hint
 
-MODEL: Final = "openai/text-embedding-3-small"
 RPM, TPM = 1_200.0, 300_000.0
 Options = Callable[[int, SimulatedClock], Mapping[str, Any]]
 
@@ -89,6 +88,7 @@ class Scenario:
         measured_from: when measuring begins.
         of_refill: whether what the buckets hold at that moment is left out of what is possible.
         stalls: moments when the clients' loop is blocked, and for how long.
+        model: the reference of the model; the plugin of its provider is used.
         joins: seconds within which the clients start.
         entry: further keys of the provider's entry in the configuration.
         options: further arguments of the client with this number.
@@ -116,6 +116,7 @@ class Scenario:
     measured_from: float = 0.0
     of_refill: bool = False
     stalls: Sequence[tuple[float, float]] = ()
+    model: str = "openai/text-embedding-3-small"
     joins: float = 1.0
     entry: Mapping[str, Any] = field(factory=dict)
     options: Options = lambda _number, _clock: {}
@@ -261,7 +262,7 @@ class _Users:
             entry |= {
                 name: limit * scenario.configured for name, limit in limits.items() if limit is not None
             }
-        config = {"providers": {"openai": entry | dict(scenario.entry)}}
+        config = {"providers": {scenario.model.partition("/")[0]: entry | dict(scenario.entry)}}
         transport = provider.transport(number, random.Random(f"{scenario.seed} transport {number}"))
         options = {"cache": "off", **scenario.options(number, self._clock)}
         return llmopt.AsyncClient(config, transport=transport, clock=self._clock, **options)
@@ -282,8 +283,13 @@ class _Users:
     async def call(self, number: int, texts: Texts, rng: random.Random) -> None:
         """One call; it counts an error."""
         try:
-            await self.clients[number].embed(MODEL, texts.draw(rng, next(self._numbers)))
-        except (llmopt.ProviderError, llmopt.TransportError, llmopt.LocalRejection) as error:
+            await self.clients[number].embed(self._scenario.model, texts.draw(rng, next(self._numbers)))
+        except (
+            llmopt.ProviderError,
+            llmopt.TransportError,
+            llmopt.LocalRejection,
+            llmopt.PartialFailure,
+        ) as error:
             name = type(error).__name__
             self.errors[name] = self.errors.get(name, 0) + 1
             # A caller that fails at once must not loop without any time passing.
