@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from llmopt import errors
-from llmopt.transport.httpx_transport import HttpxSender, PoolTransport
+from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.transport.pool import ConnectionPool
 from tests.support.faults import (
     Answer,
@@ -25,6 +25,7 @@ from tests.support.faults import (
     gzipped,
     refused_port,
 )
+from tests.support.pool_transport import PoolTransport
 from tests.transport.helpers import (
     HEADERS,
     embed_request,

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from llmopt.errors import AttemptTimeout, ConnectFailed, ConnectionLost, InvalidResponse, LLMOptError
-from llmopt.transport.httpx_transport import HttpxSender, PoolTransport
+from llmopt.transport.httpx_transport import HttpxSender
 from llmopt.transport.pool import ConnectionPool
 from llmopt.transport.stream import ResponseStream
 from tests.support.faults import (
@@ -37,6 +37,7 @@ from tests.support.faults import (
     stream_answer,
     stream_events,
 )
+from tests.support.pool_transport import PoolTransport
 from tests.transport.helpers import Sender, embed_request, embed_request_to, open_pool, open_stream
 
 WORDS = ["one ", "two ", "three"]

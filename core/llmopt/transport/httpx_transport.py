@@ -1,14 +1,13 @@
-"""Adapters to httpx: send requests over any httpx transport, or use our pool as an httpx transport.
+"""Adapter to httpx: send requests over any httpx transport.
 
 The only file of the core that imports httpx, besides the fakes of `llmopt.testing`, because that import is slow and
 not always needed.
 
-The network access is that of the httpx transport, which is the user's or a plugin's, or of the pool, and is awaited.
+The network access is that of the httpx transport, which is the user's or a plugin's, and is awaited.
 `HttpxSender` may run a request in a task of its own, which outlives a cancelled caller until it has ended; a response
 that is closed early or drained is so in a background task. All requests of an endpoint share one `HttpxSender` and its
 transport, without a lock: each event loop has its own set of tasks, and `aclose` cancels those of the running loop
-only. Timeouts use the clock of the event loop; the transport is passed the same seconds. `PoolTransport` reads the
-body of a request from the user's httpx stream.
+only. Timeouts use the clock of the event loop; the transport is passed the same seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 from attrs import evolve
@@ -30,11 +29,6 @@ from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import request_origin
 from llmopt.values.http import AttemptInfo, HttpResponse
-
-if TYPE_CHECKING:
-    from llmopt.transport.exchange import Exchange
-    from llmopt.transport.pool import ConnectionPool
-
 
 T = TypeVar("T")
 
@@ -279,84 +273,6 @@ class HttpxSender:
         return f"<HttpxSender over {type(self._transport).__name__}: {len(self._tasks)} running>"
 
 
-class PoolTransport(httpx.AsyncBaseTransport):
-    """A `ConnectionPool` as an httpx transport: the same pool, with httpx's exceptions.
-
-    Bodies are streamed as received; httpx decompresses them. The timeouts of the request's extensions are used,
-    "read" between two chunks; there is no write timeout.
-    """
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool: Final = pool
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; its body is read completely before."""
-        times = request.extensions.get("timeout", {})
-        sent = TransportRequest(
-            method=request.method,
-            # httpx's client has turned the user information into an authorization header already.
-            url=str(request.url.copy_with(userinfo=b"")),
-            headers={
-                name: value
-                for name, value in request.headers.items()
-                # The pool frames the body itself; two content-lengths that differ allow request smuggling
-                # (RFC 9112, 6.3).
-                if name not in ("connection", "content-length", "transfer-encoding")
-            },
-            body=await request.aread() or None,
-            connect_timeout=times.get("connect"),
-            pool_timeout=times.get("pool"),
-            timeout=times.get("read"),
-        )
-        exchange = None
-        try:
-            exchange = self._pool.new_exchange(sent)
-            await exchange.run_step(exchange.fetch_head())
-        except errors.LLMOptError as error:
-            raise _to_httpx_error(error, request) from error
-        finally:
-            info = AttemptInfo(sent="no") if exchange is None else exchange.state.info()
-            request.extensions = {**request.extensions, ATTEMPT_INFO: info}
-        return httpx.Response(
-            exchange.status,
-            # The raw headers: httpx decodes the body by their content-encoding.
-            headers=exchange.raw_headers,
-            stream=_PoolStream(exchange, request),
-            extensions={"http_version": b"HTTP/1.1", ATTEMPT_INFO: info},
-        )
-
-    async def aclose(self) -> None:
-        """Close the pool."""
-        await self._pool.aclose()
-
-
-class _PoolStream(httpx.AsyncByteStream):
-    """The body of a response that the pool received."""
-
-    def __init__(self, exchange: Exchange, request: httpx.Request) -> None:
-        self._exchange: Final = exchange
-        self._request: Final = request
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while chunk := await self._next():
-            yield chunk
-        self._exchange.close()
-
-    async def aclose(self) -> None:
-        self._exchange.close()
-
-    async def _next(self) -> bytes:
-        seconds = self._request.extensions.get("timeout", {}).get("read")
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._exchange.run_step(self._exchange.read_raw())
-        except TimeoutError:
-            error: errors.LLMOptError = transport_errors.attempt_timeout(self._exchange.state)
-        except errors.LLMOptError as caught:
-            error = caught
-        raise _to_httpx_error(error, self._request) from error
-
-
 def _to_httpx_request(request: TransportRequest, read: float | None) -> httpx.Request:
     defaults = {"accept": "*/*", "accept-encoding": ACCEPT_ENCODING, "user-agent": "llmopt"}
     names = {name.lower() for name in request.headers}
@@ -373,7 +289,7 @@ def _to_httpx_request(request: TransportRequest, read: float | None) -> httpx.Re
 def map_httpx_exceptions(error: BaseException, state: RequestState) -> errors.LLMOptError | None:
     """Return llmopt's error for an exception of an httpx transport, None for one that is raised unchanged."""
     error = next(_leaf_exceptions(error))
-    # `PoolTransport` and its wrappers raise httpx's exception from llmopt's, which says more.
+    # A transport over our own pool raises httpx's exception from llmopt's, which says more.
     for candidate in (error, error.__cause__):
         if isinstance(candidate, errors.LLMOptError):
             return transport_errors.add_request_state(candidate, state)
@@ -419,20 +335,3 @@ def _system_error(error: BaseException) -> OSError | None:
         if os_error is not None:
             return os_error
     return None
-
-
-def _to_httpx_error(error: errors.LLMOptError, request: httpx.Request) -> httpx.TransportError:
-    """Return the httpx exception for an error of llmopt, which becomes its cause."""
-    kind: type[httpx.TransportError] = httpx.ReadError
-    if isinstance(error, errors.ConnectFailed):
-        by_cause = {"timeout": httpx.ConnectTimeout, "proxy": httpx.ProxyError}
-        kind = by_cause.get(error.cause, httpx.ConnectError)
-    elif isinstance(error, errors.PoolTimeout):
-        kind = httpx.PoolTimeout
-    elif isinstance(error, errors.AttemptTimeout):
-        kind = httpx.ReadTimeout
-    elif isinstance(error, errors.InvalidResponse):
-        kind = httpx.RemoteProtocolError
-    elif isinstance(error, errors.ConfigError):
-        kind = httpx.LocalProtocolError
-    return kind(error.message, request=request)
