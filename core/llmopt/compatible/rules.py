@@ -1,7 +1,7 @@
 """Rules that say what an error means: a table of codes and words, and the one function that applies it.
 
 A plugin gives its provider's rules as a table (`Rule`), and `first_rule` finds the one that applies to an error. The
-rules that hold for every provider are in `llmopt.compatible.errors`.
+rules that hold for every provider are in ``errors.toml``, which `read_table` reads.
 
 No I/O and no clock. A regular expression is compiled when an error first needs it, and kept in a module-level cache.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from attrs import frozen
@@ -22,6 +24,7 @@ _MAX_WORDS: Final = 300
 """Characters of a message that rules look at: what comes later is more often a quotation than the reason."""
 _MAX_DIGITS: Final = 12
 """A longer number is no limit, and Python refuses to read very long ones."""
+_SERVER_ERRORS: Final = range(500, 600)
 LimitName = Literal["max_items", "max_item_tokens", "max_tokens", "max_bytes"]
 
 
@@ -83,6 +86,51 @@ class Rule:
         )
         values: dict[str, Any] = {self.limit: number}
         return BatchLimit(**values) if number and number > 0 else None
+
+
+@frozen
+class ErrorTable:
+    """What errors mean, whoever the provider is; see ``errors.toml``.
+
+    Attributes:
+        rules: by codes and words, in order.
+        stream_rules: likewise, for an error that came with a 2xx status and states no other.
+        by_status: by HTTP status, for an error that no rule is about.
+        by_type: by lower-case ``type`` or ``code``, for an error that came with a 2xx status and states no other.
+    """
+
+    rules: tuple[Rule, ...]
+    stream_rules: tuple[Rule, ...]
+    by_status: Mapping[int, VerdictKind]
+    by_type: Mapping[str, VerdictKind]
+
+
+def read_table(text: str) -> ErrorTable:
+    """Read a table of errors from TOML; its head describes the format."""
+    import tomllib
+
+    table = tomllib.loads(text)
+    names = {f"<{name}>": _one_of(parts) for name, parts in table["names"].items()}
+    return ErrorTable(
+        rules=tuple(_rule(row, names) for row in table["rule"]),
+        stream_rules=tuple(_rule(row, names) for row in table["stream_rule"]),
+        by_status={int(status): VerdictKind(kind) for status, kind in table["by_status"].items()},
+        by_type={name: VerdictKind(kind) for name, kind in table["by_type"].items()},
+    )
+
+
+def _rule(row: Mapping[str, Any], names: Mapping[str, str]) -> Rule:
+    expressions = {key: _one_of(row[key], names) for key in ("codes", "words", "unless") if key in row}
+    statuses = (_SERVER_ERRORS if each == "5xx" else (each,) for each in row.get("status", ()))
+    return Rule(**{**row, **expressions, "kind": VerdictKind(row["kind"]), "status": tuple(chain(*statuses))})
+
+
+def _one_of(parts: str | list[str], names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """One regular expression for several, with the named ones put in."""
+    expression = parts if isinstance(parts, str) else "|".join(parts)
+    for name, named in names.items():
+        expression = expression.replace(name, named)
+    return expression
 
 
 def first_rule(failure: Failure, rules: Iterable[Rule]) -> tuple[Rule, BatchLimit | None] | None:
