@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pytest
 
 import llmopt
 from llmopt._exports import MODULES
+from llmopt.hookspecs import PROJECT
+from llmopt.providers.discovery import FALLBACK_GROUP
 
 CORE = Path(llmopt.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
@@ -230,6 +233,25 @@ def test_importing_llmopt_loads_nothing_slow() -> None:
         "importlib_metadata",
     }
     assert not heavy & set(loaded)
+
+
+def test_the_page_of_public_names_lists_each_once() -> None:
+    """A name that is exported is a promise: it stands in a group of docs/stability.md."""
+    page = (REPOSITORY / "docs" / "stability.md").read_text()
+    table = page.split("\n| group | names of `llmopt` |\n", 1)[1].split("\n\n", 1)[0]
+    listed = re.findall(r"`(\w+)`", table)
+    assert sorted(listed) == sorted(set(llmopt.__all__) - {"__version__"})
+
+
+def test_public_modules_and_groups_are_those_of_the_page() -> None:
+    """What the page says to be listed in ``__all__`` is; its entry-point groups are those that are read."""
+    page = (REPOSITORY / "docs" / "stability.md").read_text()
+    (row,) = re.findall(r"^\| (.+) \| the names in their `__all__` \|$", page, re.MULTILINE)
+    for name in re.findall(r"`([\w.]+)`", row):
+        module = importlib.import_module(name)
+        assert all(hasattr(module, each) for each in module.__all__)
+    (groups,) = re.findall(r"^\| entry-point groups (.+) \|", page, re.MULTILINE)
+    assert set(re.findall(r"`([a-z.]+)`", groups)) >= {PROJECT, FALLBACK_GROUP}
 
 
 def test_exports_are_complete_sorted_and_importable() -> None:
