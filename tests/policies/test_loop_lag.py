@@ -92,7 +92,7 @@ def test_the_timer_ends_when_nothing_is_in_flight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("late", "limit", "expected"), [(0.4, 2, False), (0.6, 2, True), (0.6, 60, False), (7, 60, True)]
+    ("late", "limit", "expected"), [(0.5, 2, False), (0.6, 2, True), (0.6, 60, False), (7, 60, True)]
 )
 def test_a_tenth_of_the_timeout_explains_it(late: float, limit: float, expected: bool) -> None:
     assert explains_timeout(late, limit) is expected
