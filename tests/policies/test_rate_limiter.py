@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from typing import Any
 
 import pytest
 
@@ -834,5 +835,78 @@ def test_an_expired_waiter_at_the_front_does_not_stop_the_queue() -> None:
         with pytest.raises(DeadlineExceeded, match="while waiting"):
             await late
         assert (await next_one).waited == pytest.approx(2)
+
+    run_simulated(main)
+
+
+def test_capacity_for_one_more_request() -> None:
+    """There is some until the burst is spent, and again a tenth of a second later; not while others wait."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        for _ in range(9):
+            assert pacer.has_capacity
+            assert pacer.try_acquire() is not None
+        assert not pacer.has_capacity
+        await clock.sleep(0.1)
+        assert pacer.has_capacity
+        tokens = limiter(clock, rpm=None, tpm=6_000)
+        huge = asyncio.create_task(tokens.acquire(3_000))
+        await asyncio.sleep(0)
+        assert tokens.waiting == 1
+        assert not tokens.has_capacity
+        huge.cancel()
+
+    run_simulated(main)
+
+
+class CountingClock(SimulatedClock):
+    """It remembers its timers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers: list[asyncio.TimerHandle] = []
+
+    def call_later(self, *args: Any) -> Any:
+        timer = asyncio.get_running_loop().call_later(*args)
+        self.timers.append(timer)
+        return timer
+
+    @property
+    def pending(self) -> int:
+        """Timers that will still fire."""
+        return sum(not timer.cancelled() and timer.when() > self.now() for timer in self.timers)
+
+
+def test_no_timer_is_left_when_nothing_waits() -> None:
+    """A waiter's deadline of an hour ends with its wait."""
+
+    async def main(clock: Any) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        await pacer.acquire(deadline=Deadline.after(3_600, clock.now))
+        cancelled = asyncio.create_task(pacer.acquire(deadline=Deadline.after(3_600, clock.now)))
+        await asyncio.sleep(0)
+        assert clock.pending == 2
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        assert clock.pending == 0
+
+    run_simulated(main, clock=CountingClock())
+
+
+def test_a_late_loop_grants_nothing_after_the_deadline() -> None:
+    """The timer for the next request fires before that of the deadline, but both are overdue by then."""
+
+    async def main(clock: SimulatedClock) -> None:
+        pacer = limiter(clock)
+        drain(pacer)
+        late = asyncio.create_task(pacer.acquire(deadline=Deadline.after(0.15, clock.now)))
+        await asyncio.sleep(0)
+        clock.advance(1.0)
+        with pytest.raises(DeadlineExceeded) as raised:
+            await late
+        assert raised.value.retry_after is None
+        assert drain(pacer) == 9
 
     run_simulated(main)
