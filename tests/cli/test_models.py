@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llmopt import Client
 from llmopt.cli.console import format_age, format_bytes, format_price
 from llmopt.cli.models import SORT_KEYS, ModelFilter
 from llmopt.values.catalog import Model, Prices
@@ -256,6 +257,21 @@ def test_cache_info_and_clear(served: EmbeddingServer) -> None:
     assert "1 entry removed" in invoke("cache", "clear", "near").stderr
     assert json_of(invoke("cache", "clear", "--json")) == {"removed": 1}
     assert "0 entries" in invoke("cache", "info").stdout
+
+
+def test_the_cache_shows_and_clears_learned_limits(served: EmbeddingServer) -> None:
+    """A process begins with those that another one left on the disk."""
+    from tests.support.faults import FaultServer, RateLimited, serving
+
+    with serving(FaultServer()) as limited:
+        limited.server.default(RateLimited(rpm=6_000, headers=True))
+        with Path("llmopt.toml").open("a") as file:
+            file.write(f'[providers.far]\nplugin = "local"\nbase_url = "{limited.server.base_url}"\n')
+        with Client() as client:
+            client.embed("far/m", ["a"])
+        assert "learned limits\tfar\t1" in invoke("cache", "info").stdout
+        assert "1 entry removed" in invoke("cache", "clear", "far").stderr
+        assert "far" not in invoke("cache", "info").stdout
 
 
 def test_cache_clear_of_an_unknown_name(served: EmbeddingServer) -> None:

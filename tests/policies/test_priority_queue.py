@@ -58,9 +58,9 @@ def test_bulk_alone_is_served_in_order_and_owes_nothing() -> None:
     """What bulk gets while nothing else waits does not count against it."""
     queue = queue_of(bulk(30))
     assert [serve_next(queue)[1] for _ in range(20)] == list(range(20))
-    for item in interactive(9):
+    for item in interactive(20):
         queue.put(item, "interactive")
-    assert serve(queue, 10) == "iiiiiiiiib"
+    assert serve(queue, 12) == "iiiiiiiiibii"
 
 
 def test_a_credit_ends_with_the_queue_of_bulk() -> None:
@@ -72,6 +72,22 @@ def test_a_credit_ends_with_the_queue_of_bulk() -> None:
     assert not queue.remove(left)
     assert serve(queue, 5) == "iiiii"
     queue.put(left, "bulk")
+    assert serve(queue, 10) == "iiiiiiiiib"
+
+
+def test_bulk_that_comes_later_leaves_the_credit_as_it_is() -> None:
+    """Otherwise a steady stream of bulk calls would never be served."""
+    queue = queue_of([*bulk(1), *interactive(20)])
+    assert serve(queue, 8) == "iiiiiiii"
+    queue.put(("bulk", 1, 1.0), "bulk")
+    assert serve(queue, 2) == "ib"
+
+
+def test_interactive_waiters_that_leave_give_bulk_nothing() -> None:
+    """Only what is served does."""
+    queue = queue_of([*bulk(1), *interactive(29)])
+    for item in interactive(20):
+        assert queue.remove(item)
     assert serve(queue, 10) == "iiiiiiiiib"
 
 
@@ -89,6 +105,8 @@ def test_the_share_is_of_the_cost() -> None:
     assert serve(queue, 460) == "i" * 450 + "b" + "i" * 9
     queue = queue_of([*bulk(10, cost=0.1), *interactive(5)])
     assert serve(queue, 6) == "ibibib"
+    queue = queue_of([*bulk(4), *interactive(4, cost=18.5)])
+    assert serve(queue, 6) == "ibbibb", "what is left of the credit stays"
 
 
 def test_iteration_and_heads() -> None:

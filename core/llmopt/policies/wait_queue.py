@@ -91,7 +91,7 @@ class PriorityQueue(Generic[_W]):
         """Remove a waiter, because it is served or because it left; False if it was not in the queue."""
         if waiter in self._interactive:
             del self._interactive[waiter]
-            if served and self._bulk:
+            if served:
                 self._credit += self._cost(waiter) * _CREDIT
         elif waiter in self._bulk:
             del self._bulk[waiter]
