@@ -266,6 +266,32 @@ def test_as_many_calls_as_the_bound_are_all_served() -> None:
 
 
 @pytest.mark.usefixtures("bound")
+def test_a_retry_is_not_refused_by_a_full_queue() -> None:
+    """Its request was sent already."""
+
+    async def main(clock: SimulatedClock) -> None:
+        provider = Provider(clock)
+
+        async def fail_once(request: httpx.Request) -> httpx.Response:
+            response = await provider(request)
+            return httpx.Response(500, text="broken") if len(provider.sent) == 1 else response
+
+        async with client_of(fail_once, clock, max_concurrency=1, max_batch_size=1) as client:
+            first = asyncio.create_task(client.embed(MODEL, ["first"]))
+            await asyncio.sleep(0.01)
+            tasks = await all_waiting(client, BOUND)
+            async with cancelled(tasks):
+                await clock.sleep(LATENCY_S)
+                tasks += await all_waiting(client, 5, "later")
+                assert any(isinstance(task.exception(), QueueFull) for task in tasks if task.done())
+                assert (await first).vectors.shape == (1, 2)
+                assert provider.sent[0] == "f"
+                assert provider.sent.count("f") == 2
+
+    run_simulated(main)
+
+
+@pytest.mark.usefixtures("bound")
 def test_large_calls_are_not_too_many() -> None:
     """The requests that wait for their own call do not count, because its window bounds them."""
 

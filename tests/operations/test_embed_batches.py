@@ -279,7 +279,7 @@ async def test_learned_sizes_expire() -> None:
         return None
 
     def new_state() -> ModelState:
-        rates = LearnedRates("server", lambda: (), nowhere, clock)
+        rates = LearnedRates(lambda: (), nowhere, clock.now)
         return ModelState("server", "a model", lambda: store, clock, rates)
 
     async def learned() -> BatchLimit:

@@ -39,7 +39,7 @@ from llmopt.operations.embed import embed, embed_call
 from llmopt.operations.embed_batches import ModelState
 from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.operations.learned_rates import LearnedRates
+from llmopt.operations.learned_rates import LearnedRates, SavedRecord
 from llmopt.operations.models import BatchListModels, CacheMode, ModelLists
 from llmopt.operations.models_cache import ModelListCache
 from llmopt.operations.token_estimate import TokenCounter
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from llmopt.operations.embed_stream import EmbedStream
 
 _log: Final = logging.getLogger("llmopt")
+_RATES_TTL_S: Final = 7 * 24 * 3600.0
+"""Limits of an account change with its tier, every few weeks; batch sizes, which are the server's, are kept for 30 days."""
 _LIST_TIMEOUT_S: Final = 30.0
 """For one list of models, unless ``timeouts.total`` is configured."""
 _BATCH_LIST_TIMEOUT_S: Final = 8.0
@@ -265,19 +267,19 @@ class Components:
         return state
 
     def _learned_rates(self, provider: Provider, model: str) -> LearnedRates:
-        async def open_record() -> tuple[SafeStore, bytes] | None:
+        async def open_record() -> SavedRecord | None:
             store = self.stores.for_learned(provider)
             if store is None or provider.endpoints[0].in_process:
                 return None
             keys = await self.stores.keys()
             # An endpoint that cannot be used is the error of the call, which is not hidden here.
             with suppress(LLMOptError):
-                return (store, keys.learned_rates(provider, model)) if keys.stable(provider) else None
+                if keys.stable(provider):
+                    key, group = keys.learned_rates(provider, model), f"limits/{provider.name}"
+                    return SavedRecord(store, key, group, _RATES_TTL_S, self.engine.clock.wall)
             return None
 
-        return LearnedRates(
-            provider.name, lambda: self.engine.endpoints(provider), open_record, self.engine.clock
-        )
+        return LearnedRates(lambda: self.engine.endpoints(provider), open_record, self.engine.clock.now)
 
     def _save_rates(self, provider: str, model: str) -> None:
         state = self.model_states.get((provider, model))

@@ -18,15 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, Final, Literal
 
-import msgspec
 from attrs import evolve, field, frozen
 
-from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
+from llmopt.cache.store import SafeStore
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
 from llmopt.operations.batch_size import AdaptiveBatchSize
-from llmopt.operations.learned_rates import LearnedRates
+from llmopt.operations.learned_rates import LearnedRates, SavedRecord
 from llmopt.operations.token_estimate import TokenCounter, TokenEstimator
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import PerLoop
@@ -420,7 +419,6 @@ async def _send(endpoint: LiveEndpoint, request: EncodedRequest, deadline: Deadl
 
 OptionsKey = tuple[int | None, str | None, bytes]
 """The options of a call that change its vectors: dimensions, input type, everything else as JSON."""
-_SAVED: Final = b"LOB1"
 _SAVED_TTL_S: Final = 30 * 24 * 3600.0
 
 
@@ -486,26 +484,19 @@ class ModelState:
 
     async def save(self) -> None:
         """Save the learned batch sizes. Of two processes the later one wins."""
-        store, limit = self._store(), self.adaptive_limit
-        if store is None or limit is None:
+        record, limit = self._record(), self.adaptive_limit
+        if record is None or limit is None:
             return
         # Before the first await: what is learned during the write must count as unsaved.
         self._saved_changes = limit.changes
-        now = self._clock.wall()
-        value = write_record(_SAVED, self._key, now, b"", msgspec.json.encode(limit.state()))
-        item = CacheItem(key=self._key, group=self._group, value=value, expires_at=now + _SAVED_TTL_S)
-        await store.put([item])
+        await record.write(limit.state())
 
-    async def _read(self) -> Mapping[str, Any] | None:
+    async def _read(self) -> Mapping[str, Any]:
+        record = self._record()
+        return {} if record is None else await record.read()
+
+    def _record(self) -> SavedRecord | None:
         store = self._store()
         if store is None:
             return None
-        (value,) = await store.get([self._key])
-        record = None if value is None else read_record(_SAVED, self._key, value)
-        # Expired entries may still be in the store.
-        if record is None or not 0 <= self._clock.wall() - record.created < _SAVED_TTL_S:
-            return None
-        try:
-            return _mapping(msgspec.json.decode(record.body))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+        return SavedRecord(store, self._key, self._group, _SAVED_TTL_S, self._clock.wall)

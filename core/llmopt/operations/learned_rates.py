@@ -16,47 +16,82 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+from attrs import field, frozen
 
 from llmopt.cache.store import CacheItem, SafeStore, read_record, write_record
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.policies.clock import Clock
+from llmopt.policies.clock import Now
 from llmopt.policies.quota import LearnedLimits
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.tasks import TaskSet, require_asyncio
 from llmopt.values.calls import Call
 
-_SAVED: Final = b"LOR1"
-_SAVED_TTL_S: Final = 7 * 24 * 3600.0
-"""Limits of an account change with its tier, every few weeks; batch sizes, which are the server's, are kept for 30 days."""
 _SAVE_INTERVAL_S: Final = 10.0
 """A rate measured by 429s changes with each of them."""
 _MAX_PER_MINUTE: Final = 1e9
 
-OpenRecord = Callable[[], Awaitable[tuple[SafeStore, bytes] | None]]
-"""Gives the store and the key of the record; None where nothing is kept."""
+
+_KIND: Final = b"LOB1"
+"""The first four bytes of a record."""
+
+
+@frozen
+class SavedRecord:
+    """One JSON object in a cache store, of what was learned.
+
+    Attributes:
+        store: where it is.
+        key: its key there.
+        group: entries that are cleared together.
+        ttl_s: seconds until it expires.
+        wall: the calendar's clock.
+    """
+
+    store: SafeStore
+    key: bytes = field(repr=False)
+    group: str
+    ttl_s: float
+    wall: Callable[[], float]
+
+    async def read(self) -> Mapping[str, Any]:
+        """The object; empty if there is none, or another version wrote something else."""
+        (value,) = await self.store.get([self.key])
+        record = None if value is None else read_record(_KIND, self.key, value)
+        # Expired entries may still be in the store.
+        if record is None or not 0 <= self.wall() - record.created < self.ttl_s:
+            return {}
+        try:
+            saved = msgspec.json.decode(record.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return {}
+        return saved if isinstance(saved, Mapping) else {}
+
+    async def write(self, state: Mapping[str, Any]) -> None:
+        """Replace the object. Of two processes the later one wins."""
+        now = self.wall()
+        value = write_record(_KIND, self.key, now, b"", msgspec.json.encode(state))
+        item = CacheItem(key=self.key, group=self.group, value=value, expires_at=now + self.ttl_s)
+        await self.store.put([item])
 
 
 class LearnedRates:
     """The learned rate limits of one model of a provider, by endpoint.
 
     Args:
-        provider: name of the provider entry.
         endpoints: gives the endpoints of the provider.
-        open_record: opens the store.
-        clock: the time.
+        open_record: gives the record; None where nothing is kept.
+        now: the monotonic clock.
     """
 
     def __init__(
         self,
-        provider: str,
         endpoints: Callable[[], Sequence[LiveEndpoint]],
-        open_record: OpenRecord,
-        clock: Clock,
+        open_record: Callable[[], Awaitable[SavedRecord | None]],
+        now: Now,
     ) -> None:
-        self._group: Final = f"limits/{provider}"
         self._endpoints: Final = endpoints
         self._open_record: Final = open_record
-        self._clock: Final = clock
+        self._now: Final = now
         self._tasks: Final = TaskSet()
         self._call: Call | None = None
         self._saved: dict[str, list[float | None]] = {}
@@ -71,7 +106,7 @@ class LearnedRates:
 
     def save_soon(self) -> None:
         """Begin to save what was learned, unless that was done just now; then `aclose` does it."""
-        now = self._clock.now()
+        now = self._now()
         if self._call is not None and now >= self._saved_at + _SAVE_INTERVAL_S:
             self._saved_at = now
             self._tasks.start(self._save(self._call))
@@ -83,16 +118,10 @@ class LearnedRates:
             await self._save(self._call)
 
     async def _restore(self, call: Call) -> None:
-        opened = await self._open_record()
-        if opened is None:
+        record = await self._open_record()
+        if record is None:
             return
-        store, key = opened
-        (value,) = await store.get([key])
-        record = None if value is None else read_record(_SAVED, key, value)
-        # Expired entries may still be in the store.
-        if record is None or not 0 <= self._clock.wall() - record.created < _SAVED_TTL_S:
-            return
-        saved = _decoded(record.body)
+        saved = await record.read()
         for name, limiter in self._limiters(call):
             learned = _limits(saved.get(name))
             if learned is not None:
@@ -100,20 +129,16 @@ class LearnedRates:
                 self._saved[name] = list(learned)
 
     async def _save(self, call: Call) -> None:
-        opened = await self._open_record()
-        if opened is None:
+        record = await self._open_record()
+        if record is None:
             return
         learned = dict(self._saved)
         for name, limiter in self._limiters(call):
             if any(limiter.learned):
                 learned[name] = list(limiter.learned)
-        if learned == self._saved:
-            return
-        self._saved = learned
-        store, key = opened
-        now = self._clock.wall()
-        value = write_record(_SAVED, key, now, b"", msgspec.json.encode({"limits": learned}))
-        await store.put([CacheItem(key=key, group=self._group, value=value, expires_at=now + _SAVED_TTL_S)])
+        if learned != self._saved:
+            self._saved = learned
+            await record.write(learned)
 
     def _limiters(self, call: Call) -> Iterator[tuple[str, RateLimiter]]:
         """The limiters of the endpoints, by the number of the endpoint."""
@@ -121,15 +146,6 @@ class LearnedRates:
             limiter = endpoint.policies.rate_limiter(call)
             if isinstance(limiter, RateLimiter):
                 yield str(endpoint.config.index), limiter
-
-
-def _decoded(body: memoryview) -> Mapping[str, Any]:
-    try:
-        saved = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
-    limits = saved.get("limits") if isinstance(saved, Mapping) else None
-    return limits if isinstance(limits, Mapping) else {}
 
 
 def _limits(saved: object) -> LearnedLimits | None:
