@@ -194,9 +194,11 @@ async def cancelled(tasks: list[asyncio.Task[Any]]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def all_waiting(client: llmopt.AsyncClient, calls: int, text: str = "text") -> list[asyncio.Task[Any]]:
+async def all_waiting(
+    client: llmopt.AsyncClient, calls: int, text: str = "text", **options: Any
+) -> list[asyncio.Task[Any]]:
     tasks: list[asyncio.Task[Any]] = [
-        asyncio.create_task(client.embed(MODEL, [f"{text} {number}"])) for number in range(calls)
+        asyncio.create_task(client.embed(MODEL, [f"{text} {number}"], **options)) for number in range(calls)
     ]
     await asyncio.sleep(0.01)
     return tasks
@@ -279,11 +281,12 @@ def test_a_retry_is_not_refused_by_a_full_queue() -> None:
         async with client_of(fail_once, clock, max_concurrency=1, max_batch_size=1) as client:
             first = asyncio.create_task(client.embed(MODEL, ["first"]))
             await asyncio.sleep(0.01)
-            tasks = await all_waiting(client, BOUND)
+            tasks = await all_waiting(client, BOUND, priority="bulk")
             async with cancelled(tasks):
-                await clock.sleep(LATENCY_S)
-                tasks += await all_waiting(client, 5, "later")
-                assert any(isinstance(task.exception(), QueueFull) for task in tasks if task.done())
+                # The queue stays full until the retry has been served.
+                while not first.done():
+                    tasks += await all_waiting(client, 2, f"more {len(tasks)}", priority="bulk")
+                assert isinstance(tasks[-1].exception(), QueueFull)
                 assert (await first).vectors.shape == (1, 2)
                 assert provider.sent[0] == "f"
                 assert provider.sent.count("f") == 2
