@@ -12,30 +12,24 @@ the file twice. `package_data` reads any file of a plugin's package from disk, a
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, Final, cast, get_args
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from attrs import evolve, field, frozen
 
 from llmopt.errors import PluginContractError
-from llmopt.values.calls import BATCH_NUMBERS, BatchLimit
+from llmopt.values.calls import BatchLimit
 from llmopt.values.catalog import CatalogPage, Model, ModelKind, Prices
 
 __all__ = ["KnownModel", "ModelTable", "package_data", "read_table"]
 
 FORMAT: Final = 1
 """The version of the file format."""
-_LIMITS: Final = (*BATCH_NUMBERS, "truncates", "guesses")
-_LISTS: Final = ("aliases", "inputs", "outputs")
-_COSTS: Final = ("input", "output", "cached_input", "cache_write")
-_KINDS: Final = get_args(ModelKind)
 _MAX_PRICE: Final = 100_000
 """US dollars for a million tokens; a higher number is in another unit."""
-_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class ModelTable:
@@ -178,7 +172,7 @@ def read_table(text: str, *, where: str = "the table", json: bool = False) -> tu
             f"{where}: expected tables [[model]], format and source, and no other keys."
         )
     shared = {"source": table["source"]} if "source" in table else {}
-    known = tuple(_row(row, shared, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
+    known = tuple(_known(row, shared, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
     _refuse_duplicates(known, where)
     return known
 
@@ -199,81 +193,65 @@ def _from_json(text: str, where: str) -> object:
         raise PluginContractError(f"{where}: not valid JSON: {error}.") from None
 
 
-def _row(entry: object, shared: Mapping[str, Any], where: str) -> KnownModel:
+_Number = Annotated[int, msgspec.Meta(ge=1)]
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Cost = Annotated[float, msgspec.Meta(ge=0, lt=_MAX_PRICE)]
+
+
+class _Costs(msgspec.Struct, forbid_unknown_fields=True):
+    """The prices of a row, in US dollars for a million tokens."""
+
+    input: _Cost | None = None
+    output: _Cost | None = None
+    cached_input: _Cost | None = None
+    cache_write: _Cost | None = None
+
+    def __post_init__(self) -> None:
+        if not any(price is not None for price in msgspec.structs.astuple(self)):
+            raise ValueError("Expected at least one price")
+
+
+class _Limits(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The keys of a row that are limits of one request."""
+
+    max_items: _Number | None = None
+    max_item_tokens: _Number | None = None
+    max_tokens: _Number | None = None
+    max_bytes: _Number | None = None
+    truncates: bool = False
+    guesses: tuple[Literal["max_items", "max_item_tokens", "max_tokens", "max_bytes"], ...] = ()
+
+
+class _Row(_Limits, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A row of the table."""
+
+    name: _Text
+    source: _Text
+    aliases: tuple[_Text, ...] = ()
+    kind: ModelKind = "unknown"
+    inputs: tuple[_Text, ...] = ()
+    outputs: tuple[_Text, ...] = ()
+    context_length: _Number | None = None
+    max_output_tokens: _Number | None = None
+    dimensions: _Number | None = None
+    prices: _Costs | None = None
+    shortens: bool | None = None
+    base64: bool | None = None
+    shutdown: Annotated[str, msgspec.Meta(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")] | None = None
+
+
+def _known(entry: object, shared: Mapping[str, Any], where: str) -> KnownModel:
     if not isinstance(entry, dict):
         raise PluginContractError(f"{where}: expected a table.")
-    row = {**shared, **entry}
-    for key, value in row.items():
-        if problem := _problem(key, value):
-            raise PluginContractError(f"{where}: {key}: {problem}.")
-    for key in ("name", "source"):
-        if key not in row:
-            raise PluginContractError(f"{where}: {key} is missing.")
-    limit = BatchLimit(**{key: _frozen(row[key]) for key in _LIMITS if key in row})
-    rest = {key: value for key, value in row.items() if key not in _LIMITS}
-    rest |= {key: _frozen(row[key]) for key in _LISTS if key in row}
-    kind = cast("ModelKind", rest.pop("kind", "unknown"))
-    costs = rest.pop("prices", None)
-    prices = None if costs is None else Prices(**costs)
-    return KnownModel(limit=limit, kind=kind, prices=prices, **rest)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _problem(key: str, value: object) -> str:
-    """What is wrong with a value; "" if nothing is."""
-    expected, fits = _CHECKS.get(key, ("one of the documented keys", _never))
-    return "" if fits(value) else f"expected {expected}"
-
-
-def _never(_: object) -> bool:
-    return False
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-
-
-def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(name in BATCH_NUMBERS for name in value)
-
-
-def _is_costs(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(key in _COSTS and _is_cost(cost) for key, cost in value.items())
-    )
-
-
-def _is_cost(value: object) -> bool:
-    # By type and not isinstance: true is an int in Python, and no price.
-    return type(value) in (int, float) and 0 <= cast("float", value) < _MAX_PRICE
-
-
-def _is_date(value: object) -> bool:
-    return isinstance(value, str) and _DATE.fullmatch(value) is not None
-
-
-_Check = tuple[str, Callable[[object], bool]]
-_NUMBER: Final[_Check] = ("a whole number above 0", lambda value: type(value) is int and value > 0)
-_SWITCH: Final[_Check] = ("true or false", lambda value: isinstance(value, bool))
-_TEXT: Final[_Check] = ("text", lambda value: isinstance(value, str) and bool(value))
-_CHECKS: Final[Mapping[str, _Check]] = {
-    "name": _TEXT,
-    "source": _TEXT,
-    **dict.fromkeys(_LISTS, ("a list of names", _is_names)),
-    "guesses": (f"some of {', '.join(BATCH_NUMBERS)}", _are_numbers),
-    "prices": (f"US dollars for a million tokens, by {', '.join(_COSTS)}", _is_costs),
-    "kind": (f"one of {', '.join(_KINDS)}", lambda value: value in _KINDS),
-    "shutdown": ("a date such as 2027-01-31", _is_date),
-    "shortens": _SWITCH,
-    "base64": _SWITCH,
-    "truncates": _SWITCH,
-    **dict.fromkeys((*BATCH_NUMBERS, "context_length", "max_output_tokens", "dimensions"), _NUMBER),
-}
+    try:
+        row = msgspec.convert({**shared, **entry}, _Row)
+    except msgspec.ValidationError as error:
+        raise PluginContractError(f"{where}: {error}.") from None
+    values = {name: value for name, value in msgspec.structs.asdict(row).items() if value is not None}
+    limit = BatchLimit(**{name: values.pop(name) for name in _Limits.__struct_fields__ if name in values})
+    if row.prices is not None:
+        values["prices"] = Prices(**msgspec.structs.asdict(row.prices))
+    return KnownModel(**values, limit=limit)
 
 
 def _refuse_duplicates(rows: tuple[KnownModel, ...], where: str) -> None:
