@@ -218,6 +218,7 @@ def exceeded_by(limits: RateLimits, tokens: float = 1.0) -> Dimension | None:
     needed: tuple[tuple[Dimension, RateLimit | None, float], ...] = (
         ("requests", limits.requests, 1.0),
         ("tokens", limits.tokens, max(1.0, tokens)),
+        ("output_tokens", limits.output_tokens, 1.0),
     )
     empty = [
         name
@@ -234,7 +235,7 @@ def reset_wait(limits: RateLimits, exceeded: Dimension | None) -> float | None:
     the moment when it is full, far too late. The headers are the same; they are told apart by the time that the whole
     allowance takes to flow in.
     """
-    limit = {"requests": limits.requests, "tokens": limits.tokens}.get(exceeded or "")
+    limit: RateLimit | None = getattr(limits, exceeded) if exceeded is not None else None
     if limit is None or not limit.reset_s:
         return None
     if limit.limit is not None:

@@ -36,6 +36,7 @@ from llmopt.policies.circuit_breaker import counts_as_timeout
 from llmopt.policies.concurrency_limit import Slot, load_signal
 from llmopt.policies.loop_lag import explains_timeout
 from llmopt.policies.quota import Lease
+from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry_after import parse_retry_after
 from llmopt.values.calls import Call, RateLimits, Settings
 from llmopt.values.embeddings import Usage
@@ -61,6 +62,8 @@ _REQUEST_TIMEOUT: Final = 408
 _LOOP_WAS_LATE: Final = (
     "The event loop was {:.1f} s late meanwhile: something blocks it, or the machine is too busy."
 )
+Used = tuple[int, int]
+"""Tokens of a response: all of them, and those of the reply."""
 _NO_SLOT: Final = Slot(lambda _: None)
 
 
@@ -81,6 +84,7 @@ class AttemptScope:
         timeout: seconds that the attempt may take.
         slot: of the concurrency limiter; a slot of no limiter until it is set.
         lease: of the rate limiter; one that has ended until it is set.
+        reply_lease: of the limiter of the tokens of replies, likewise.
         cost_stated: whether the plugin has stated the cost in tokens, so that the usage in the response does not correct it.
         permit: of the circuit breakers, None before it is acquired and where they are switched off.
     """
@@ -93,6 +97,7 @@ class AttemptScope:
         self.slot = _NO_SLOT
         self.lease: Lease = endpoint.policies.no_lease
         self.permit: Permit | None = None
+        self.reply_lease = self.lease
         self.cost_stated = False
         self._release_on_exit = True
         self._suspect: Final = suspect
@@ -114,6 +119,7 @@ class AttemptScope:
         if self.permit is not None:
             self.permit.neutral()
         self.lease.__exit__()
+        self.reply_lease.__exit__()
         self.slot.release()
 
     def begin(self, permit: Permit | None, timeout: float) -> None:
@@ -125,7 +131,7 @@ class AttemptScope:
         self._timeouts_count = self.endpoint.policies.has_answered or first is None or timeout < first
 
     def succeeded(
-        self, response: HttpResponse, settings: Settings, seconds: float, tokens: int | None
+        self, response: HttpResponse, settings: Settings, seconds: float, used: Used | None
     ) -> bool:
         """Record a complete response.
 
@@ -133,25 +139,45 @@ class AttemptScope:
             response: with the headers that may state rate limits.
             settings: of the attempt.
             seconds: from sending to the end of the response.
-            tokens: as the response reports them, None if it does not.
+            used: tokens as the response reports them, None if it does not.
 
         Returns:
             Whether the headers stated a limit that was unknown or different before.
         """
         self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
-        self.completed(tokens)
+        self.completed(used)
         # After the lease is settled: what the headers say is left is compared with what the limiter has counted.
         if not self.lease.wants_headers:
             return False
-        return self.lease.observe(self.endpoint.hooks.rate_limits(response, settings))
+        return self._observe(self.endpoint.hooks.rate_limits(response, settings))
 
-    def completed(self, tokens: int | None) -> None:
-        """Settle everything for a complete response; ``tokens`` is its cost, None to keep the estimate."""
+    def completed(self, used: Used | None) -> None:
+        """Settle everything for a complete response; ``used`` is its cost, None to keep the estimate."""
         self.slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self.permit is not None:
             self.permit.success()
-        self.lease.settle(None if self.cost_stated else tokens)
+        self._settle(used)
         self._release_on_exit = False
+
+    def _settle(self, used: Used | None) -> None:
+        if used is None or self.cost_stated:
+            self.reply_lease.settle()
+            self.lease.settle()
+        else:
+            tokens, reply = used
+            self.lease.settle(tokens - reply if self.reply_lease.open else tokens)
+            self.reply_lease.settle(reply)
+
+    def _observe(self, limits: RateLimits) -> bool:
+        if limits.output_tokens is not None and (limiter := self._reply_limiter()) is not None:
+            # The first response that states the limit had no lease for its reply.
+            lease = self.reply_lease if self.reply_lease.number else limiter.try_acquire()
+            if lease is not None:
+                lease.observe(RateLimits(tokens=limits.output_tokens))
+        return self.lease.observe(limits)
+
+    def _reply_limiter(self) -> RateLimiter | None:
+        return self.endpoint.policies.reply_limiter(self.call, create=True)
 
     def failed(
         self, error: LLMOptError, settings: Settings, seconds: float, response: HttpResponse | None
@@ -193,18 +219,17 @@ class AttemptScope:
             self.permit.success()
         # The requests that the limiter holds back until it has seen a first response need not wait for its end.
         self.lease.accept()
-        return self.lease.wants_headers and self.lease.observe(
-            self.endpoint.hooks.rate_limits(response, settings)
-        )
+        self.reply_lease.accept()
+        return self.lease.wants_headers and self._observe(self.endpoint.hooks.rate_limits(response, settings))
 
-    def stream_abandoned(self, tokens: int) -> None:
-        """Settle a stream that its reader closed; ``tokens`` is its cost until then."""
-        self.lease.settle(None if self.cost_stated else tokens)
+    def stream_abandoned(self, used: Used) -> None:
+        """Settle a stream that its reader closed; ``used`` is its cost until then."""
+        self._settle(used)
 
-    def stream_failed(self, error: LLMOptError, settings: Settings, tokens: int) -> None:
-        """Record a stream that broke off; ``tokens`` is its cost until then."""
+    def stream_failed(self, error: LLMOptError, settings: Settings, used: Used) -> None:
+        """Record a stream that broke off; ``used`` is its cost until then."""
         if not isinstance(error, RateLimited):
-            self.lease.settle(None if self.cost_stated else tokens)
+            self._settle(used)
         self.failed(error, settings, 0.0, None)
 
     def _loop_was_late(self, error: LLMOptError, seconds: float) -> bool:
@@ -242,15 +267,24 @@ class AttemptScope:
     def _settle_lease(self, error: LLMOptError, limits: RateLimits | None) -> bool:
         if error.sent == "no":
             self.lease.refund()
+            self.reply_lease.refund()
             return False
         if isinstance(error, RateLimited):
-            if limits is not None:
-                error.exceeded = error.exceeded or exceeded_by(limits, self.tokens)
-                error.retry_after = error.retry_after or reset_wait(limits, error.exceeded)
-            return self.lease.throttled(error.retry_after, limits=limits)
+            return self._throttled(error, limits or RateLimits())
         # A request that is refused for good costs no tokens; for any other failure the estimate stands.
-        self.lease.settle(0 if isinstance(error, ProviderError) and not error.retryable else None)
-        return limits is not None and self.lease.observe(limits)
+        self._settle((0, 0) if isinstance(error, ProviderError) and not error.retryable else None)
+        return limits is not None and self._observe(limits)
+
+    def _throttled(self, error: RateLimited, limits: RateLimits) -> bool:
+        error.exceeded = error.exceeded or exceeded_by(limits, self.tokens)
+        error.retry_after = error.retry_after or reset_wait(limits, error.exceeded)
+        if error.exceeded == "output_tokens" and (limiter := self._reply_limiter()) is not None:
+            self.lease.refund()
+            lease = self.reply_lease if self.reply_lease.open else None
+            replies = RateLimits(tokens=limits.output_tokens)
+            return limiter.throttled(error.retry_after, lease, limits=replies, dimension="tokens")
+        self.reply_lease.refund()
+        return self.lease.throttled(error.retry_after, limits=limits)
 
 
 def add_context(

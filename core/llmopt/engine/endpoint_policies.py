@@ -91,6 +91,7 @@ class EndpointPolicies:
         self.no_lease: Final = Lease(self._unlimited, 0.0, 0.0, 0, 0.0, 0.0)
         self.no_lease.open = False
         self._limiters: Final[dict[str, RateLimiter]] = {}
+        self._reply_limiters: Final[dict[str, RateLimiter]] = {}
         self._waiting: Final[dict[str, WaitingCalls]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
@@ -141,6 +142,22 @@ class EndpointPolicies:
         if limiter is None:
             # setdefault is atomic: an event loop in another thread may have been faster.
             limiter = self._limiters.setdefault(call.model, self._new_limiter(call))
+        return limiter
+
+    @property
+    def limits_replies(self) -> bool:
+        """Whether there is a `reply_limiter` of any model: asked for every request, and next to never so."""
+        return bool(self._reply_limiters)
+
+    def reply_limiter(self, call: Call, *, create: bool = False) -> RateLimiter | None:
+        """The limiter of the tokens of replies, where the provider has shown that it counts them apart.
+
+        It is a limiter of its own, so that all that is known and learned of a limit holds for this one as well.
+        """
+        limiter = self._reply_limiters.get(call.model)
+        if limiter is None and create and self._endpoint.flags.limiter:
+            new = RateLimiter(clock=self._clock, initial_window=0)
+            limiter = self._reply_limiters.setdefault(call.model, new)
         return limiter
 
     def waiting_calls(self, call: Call) -> WaitingCalls:
@@ -267,6 +284,9 @@ class EndpointPolicies:
             ),
             # Copied first: calls in other threads may add to them meanwhile.
             "limiters": {model: _limiter_stats(limiter) for model, limiter in list(self._limiters.items())},
+            "reply_limiters": {
+                model: _limiter_stats(each) for model, each in list(self._reply_limiters.items())
+            },
             "breakers": {" ".join(key): pair.stats() for key, pair in list(self._circuit_pairs.items())},
         }
 

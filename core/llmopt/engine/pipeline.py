@@ -47,6 +47,7 @@ from llmopt.errors import (
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency_limit import Slot
 from llmopt.policies.quota import Lease
+from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import OTHER_ENDPOINT_MAY_SERVE, RetryFacts, inside_attempt, retry_guard
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
@@ -198,11 +199,13 @@ class Pipeline(Generic[T]):
                 endpoint, self._call, self._request.tokens, suspect=self._request.suspect
             ) as scope:
                 scope.slot = policies.concurrency().try_acquire() or await self._acquire_slot(endpoint)
-                cost = self._cost(scope) if endpoint.hooks.counts_cost else (self._request.tokens,)
+                usual = not (endpoint.hooks.counts_cost or policies.limits_replies)
+                cost = (self._request.tokens,) if usual else await self._cost(scope)
                 lease = policies.rate_limiter(self._call).try_acquire(*cost)
                 if lease is None:
                     lease = await self._acquire_lease(endpoint, cost)
                     if lease is None:
+                        scope.reply_lease.refund()
                         continue
                 scope.lease = lease
                 settings = endpoint.static_settings or await endpoint.settings()
@@ -216,6 +219,7 @@ class Pipeline(Generic[T]):
                 if permit is None and circuits is not None:
                     # A circuit opened while this request was waiting: nothing was sent, so choose again.
                     lease.refund()
+                    scope.reply_lease.refund()
                     continue
                 scope.begin(permit, timeout)
                 try:
@@ -228,12 +232,26 @@ class Pipeline(Generic[T]):
                     if not await self._can_be_changed(error, endpoint, encoded, settings):
                         raise
 
-    def _cost(self, scope: AttemptScope) -> tuple[float, float]:
-        """What the request counts under the limits of tokens and of requests, as the plugin says."""
-        endpoint = scope.endpoint
-        cost = endpoint.hooks.request_cost(self._call, endpoint.settings_without_credential)
-        scope.cost_stated = cost.tokens is not None
-        return self._request.tokens if cost.tokens is None else cost.tokens, cost.requests
+    async def _cost(self, scope: AttemptScope) -> tuple[float, float]:
+        """What the request counts under the limits of tokens and of requests, as the plugin says.
+
+        Where the provider limits the tokens of replies apart, those are acquired here, and are not in the cost.
+        """
+        endpoint, policies = scope.endpoint, scope.endpoint.policies
+        tokens, requests, reply = float(self._request.tokens), 1.0, float(self._request.output_tokens)
+        if endpoint.hooks.counts_cost:
+            cost = endpoint.hooks.request_cost(self._call, endpoint.settings_without_credential)
+            scope.cost_stated = cost.tokens is not None
+            tokens = tokens if cost.tokens is None else cost.tokens
+            reply = reply if cost.output_tokens is None else cost.output_tokens
+            requests = cost.requests
+        limiter = policies.reply_limiter(self._call)
+        if limiter is None:
+            return tokens, requests
+        scope.reply_lease = limiter.try_acquire(reply) or await self._wait_for(
+            limiter, endpoint, (reply,), policies.retry_policy.max_retry_after
+        )
+        return max(0.0, tokens - reply), requests
 
     def _try_choose(self) -> LiveEndpoint | None:
         """The endpoint for the next attempt, None if all circuits are open."""
@@ -281,9 +299,14 @@ class Pipeline(Generic[T]):
     async def _acquire_rate_limit(
         self, endpoint: LiveEndpoint, cost: tuple[float, ...], *, max_pause: float
     ) -> Lease:
+        return await self._wait_for(endpoint.policies.rate_limiter(self._call), endpoint, cost, max_pause)
+
+    async def _wait_for(
+        self, limiter: RateLimiter, endpoint: LiveEndpoint, cost: tuple[float, ...], max_pause: float
+    ) -> Lease:
         request = self._request
         wait = partial(
-            endpoint.policies.rate_limiter(self._call).acquire,
+            limiter.acquire,
             *cost,
             deadline=request.deadline,
             max_pause=max_pause,
@@ -361,7 +384,8 @@ class Pipeline(Generic[T]):
             self._recorder.attempt_ended(endpoint, number, CANCELLED, response, seconds, sent="maybe")
             raise
         usage = self._request.usage_of(value)
-        if scope.succeeded(response, settings, seconds, usage.total_tokens if usage is not None else None):
+        used = None if usage is None else (usage.total_tokens, usage.completion_tokens)
+        if scope.succeeded(response, settings, seconds, used):
             self._recorder.limits_learned(endpoint)
         self._group.record_success(endpoint, self._call, seconds)
         self._recorder.attempt_ended(endpoint, number, OK, response, seconds, sent="yes", usage=usage)

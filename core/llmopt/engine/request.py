@@ -51,6 +51,7 @@ class Request(Generic[T]):
         max_body: maximum size of the response in bytes, after decompression.
         items: number of texts.
         tokens: estimated tokens, which the rate limiter reserves.
+        output_tokens: those of the reply, a part of ``tokens``.
         fill: size as a share of the largest allowed request, 0 to 1, for the timeout.
         wait_when_open: whether to wait while the circuits of all endpoints are open.
         priority: which of the requests that wait are sent first.
@@ -69,6 +70,7 @@ class Request(Generic[T]):
     max_body: int
     items: int = 0
     tokens: int = 0
+    output_tokens: int = 0
     fill: float = 0.0
     wait_when_open: bool = False
     priority: Priority = "interactive"
@@ -85,12 +87,10 @@ class StreamRequest(Request[Any]):
 
     Attributes:
         call: what is asked for, with ``stream``.
-        prompt_tokens: estimated tokens of the prompt, a part of ``tokens``.
         buffer_size: maximum number of events that are parsed at once.
     """
 
     call: ChatCall
-    prompt_tokens: int = 0
     buffer_size: int = 100
 
 

@@ -29,7 +29,7 @@ from typing import Final, Literal
 from attrs import evolve
 
 from llmopt.decoding.sse import SSEDecoder, StreamDecoder
-from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, add_context
+from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, Used, add_context
 from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
 from llmopt.engine.event_reader import EventReader, detect_stream_format
 from llmopt.engine.pipeline import Pipeline, deadline_error
@@ -430,15 +430,15 @@ class StreamPipeline(Pipeline[LiveStream]):
     ) -> None:
         """Report the end of the stream to the policies, release what it holds, and record it."""
         seconds = self._clock.now() - started
-        tokens = self._tokens_used(stream.reader)
+        used = self._used(stream.reader)
         name = OK if outcome == "complete" else CANCELLED
         if isinstance(outcome, LLMOptError):
             name = type(outcome).__name__
-            self._stream_broke(stream.head, scope, settings, outcome, seconds, tokens)
+            self._stream_broke(stream.head, scope, settings, outcome, seconds, used)
         elif outcome == "complete":
-            scope.completed(tokens)
+            scope.completed(used)
         else:
-            scope.stream_abandoned(tokens)
+            scope.stream_abandoned(used)
         scope.release()
         if stream.decoded_sizes is not None:
             self._recorder.response_decoded(scope.endpoint, *stream.decoded_sizes)
@@ -455,7 +455,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         settings: Settings,
         error: LLMOptError,
         seconds: float,
-        tokens: int,
+        used: Used,
     ) -> None:
         # The cause, such as a lost connection, says more about the server than that a stream was interrupted.
         cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
@@ -463,14 +463,15 @@ class StreamPipeline(Pipeline[LiveStream]):
         error.retry_after = cause.retry_after
         self._add_to_history(error, scope.endpoint, settings, head, seconds)
         error.attempts = self._history
-        scope.stream_failed(cause, settings, tokens)
+        scope.stream_failed(cause, settings, used)
         error.local = cause.local
 
-    def _tokens_used(self, reader: EventReader) -> int:
+    def _used(self, reader: EventReader) -> Used:
         """Tokens used so far, as the server reports them or estimated from the text."""
         if (usage := reader.reply.usage) is not None and usage.total_tokens:
-            return usage.total_tokens
-        return self._stream_request.prompt_tokens + reader.characters // _CHARACTERS_PER_TOKEN
+            return usage.total_tokens, usage.completion_tokens
+        prompt, reply = self._request.tokens - self._request.output_tokens, reader.characters
+        return prompt + reply // _CHARACTERS_PER_TOKEN, reply // _CHARACTERS_PER_TOKEN
 
 
 def as_event(reply: ChatReply) -> ChatEvent:

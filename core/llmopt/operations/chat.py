@@ -98,7 +98,8 @@ class ChatRun:
             call=self._call,
             parse=self._parse,
             deadline=self._deadline,
-            tokens=self._tokens,
+            tokens=self._prompt_tokens + self._reply_tokens,
+            output_tokens=self._reply_tokens,
             wait_when_open=self._wait_when_open,
             priority=self._priority,
             max_body=_MAX_REPLY_BYTES,
@@ -124,11 +125,11 @@ class ChatRun:
             call=evolve(self._call, stream=True, include_usage=include_usage),
             parse=self._parse,
             deadline=self._deadline,
-            tokens=self._tokens,
+            tokens=self._prompt_tokens + self._reply_tokens,
+            output_tokens=self._reply_tokens,
             wait_when_open=self._wait_when_open,
             priority=self._priority,
             max_body=_MAX_STREAM_BYTES,
-            prompt_tokens=self._prompt_tokens,
             buffer_size=buffer_size,
         )
         self._rates.restore_soon(self._call)
@@ -142,10 +143,10 @@ class ChatRun:
             self._estimator.learn(self._prompt.texts, self._text_tokens, text_tokens)
 
     @property
-    def _tokens(self) -> int:
+    def _reply_tokens(self) -> int:
         # Providers charge ``max_tokens`` to the rate limit before the reply begins.
         limit = self._call.max_tokens
-        return self._prompt_tokens + (_DEFAULT_REPLY_TOKENS if limit is None else limit)
+        return _DEFAULT_REPLY_TOKENS if limit is None else limit
 
     def _parse(self, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
         hooks = self._provider.hooks

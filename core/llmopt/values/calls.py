@@ -347,7 +347,14 @@ class RateLimit:
 
 @frozen(kw_only=True)
 class RateLimits:
-    """The rate limits that a response states; None for a limit that it does not state."""
+    """The rate limits that a response states; None for a limit that it does not state.
+
+    Attributes:
+        requests: the limit of requests.
+        tokens: the limit of tokens; of those of the input, where ``output_tokens`` is stated.
+        output_tokens: the limit of tokens of replies, where the provider counts them apart.
+    """
 
     requests: RateLimit | None = None
     tokens: RateLimit | None = None
+    output_tokens: RateLimit | None = None
