@@ -160,13 +160,11 @@ class AttemptScope:
         self._release_on_exit = False
 
     def _settle(self, used: Used | None) -> None:
-        if used is None or self.cost_stated:
-            self.reply_lease.settle()
-            self.lease.settle()
-        else:
-            tokens, reply = used
-            self.lease.settle(tokens - reply if self.reply_lease.open else tokens)
+        tokens, reply = (None, None) if used is None or self.cost_stated else used
+        if self.reply_lease.open:
             self.reply_lease.settle(reply)
+            tokens = None if tokens is None or reply is None else tokens - reply
+        self.lease.settle(tokens)
 
     def _observe(self, limits: RateLimits) -> bool:
         if limits.output_tokens is not None and (limiter := self._reply_limiter()) is not None:
