@@ -156,7 +156,10 @@ class AttemptScope:
         self.slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self.permit is not None:
             self.permit.success()
-        self._settle(used)
+        if self.cost_stated or self.reply_lease.open:
+            self._settle(used)
+        else:
+            self.lease.settle(None if used is None else used[0])
         self._release_on_exit = False
 
     def _settle(self, used: Used | None) -> None:

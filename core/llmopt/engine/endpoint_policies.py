@@ -74,6 +74,7 @@ class EndpointPolicies:
         clock: the time.
 
     Attributes:
+        reply_limiters: see `reply_limiter`, by model; empty for next to all providers.
         no_lease: a lease that has ended, in place of one that is not granted yet.
         retry_budget: limits retries as a share of the successes.
         retry_policy: decides about each retry.
@@ -91,7 +92,7 @@ class EndpointPolicies:
         self.no_lease: Final = Lease(self._unlimited, 0.0, 0.0, 0, 0.0, 0.0)
         self.no_lease.open = False
         self._limiters: Final[dict[str, RateLimiter]] = {}
-        self._reply_limiters: Final[dict[str, RateLimiter]] = {}
+        self.reply_limiters: Final[dict[str, RateLimiter]] = {}
         self._waiting: Final[dict[str, WaitingCalls]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
         self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
@@ -144,20 +145,15 @@ class EndpointPolicies:
             limiter = self._limiters.setdefault(call.model, self._new_limiter(call))
         return limiter
 
-    @property
-    def limits_replies(self) -> bool:
-        """Whether there is a `reply_limiter` of any model: asked for every request, and next to never so."""
-        return bool(self._reply_limiters)
-
     def reply_limiter(self, call: Call, *, create: bool = False) -> RateLimiter | None:
         """The limiter of the tokens of replies, where the provider has shown that it counts them apart.
 
         It is a limiter of its own, so that all that is known and learned of a limit holds for this one as well.
         """
-        limiter = self._reply_limiters.get(call.model)
+        limiter = self.reply_limiters.get(call.model)
         if limiter is None and create and self._endpoint.flags.limiter:
             new = RateLimiter(clock=self._clock, initial_window=0)
-            limiter = self._reply_limiters.setdefault(call.model, new)
+            limiter = self.reply_limiters.setdefault(call.model, new)
         return limiter
 
     def waiting_calls(self, call: Call) -> WaitingCalls:
@@ -285,7 +281,7 @@ class EndpointPolicies:
             # Copied first: calls in other threads may add to them meanwhile.
             "limiters": {model: _limiter_stats(limiter) for model, limiter in list(self._limiters.items())},
             "reply_limiters": {
-                model: _limiter_stats(each) for model, each in list(self._reply_limiters.items())
+                model: _limiter_stats(each) for model, each in list(self.reply_limiters.items())
             },
             "breakers": {" ".join(key): pair.stats() for key, pair in list(self._circuit_pairs.items())},
         }

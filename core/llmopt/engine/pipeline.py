@@ -199,8 +199,8 @@ class Pipeline(Generic[T]):
                 endpoint, self._call, self._request.tokens, suspect=self._request.suspect
             ) as scope:
                 scope.slot = policies.concurrency().try_acquire() or await self._acquire_slot(endpoint)
-                usual = not (endpoint.hooks.counts_cost or policies.limits_replies)
-                cost = (self._request.tokens,) if usual else await self._cost(scope)
+                apart = endpoint.hooks.counts_cost or policies.reply_limiters
+                cost = await self._cost(scope) if apart else (self._request.tokens,)
                 lease = policies.rate_limiter(self._call).try_acquire(*cost)
                 if lease is None:
                     lease = await self._acquire_lease(endpoint, cost)
