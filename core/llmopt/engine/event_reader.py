@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from attrs import evolve
+from attrs import define, evolve, field
 
 from llmopt.decoding.accumulator import HalfJoiner, ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_of, detect_format
@@ -29,6 +29,7 @@ ParseEvent = Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]
 """Turns one event of the server into chat events, or into the failure that it carries."""
 
 
+@define(eq=False)
 class EventReader:
     """Turns the bytes of one response into events, as far as they were received.
 
@@ -49,33 +50,23 @@ class EventReader:
         characters: number of characters that the model wrote so far.
     """
 
-    def __init__(
-        self,
-        decoder: StreamDecoder,
-        parse: ParseEvent,
-        make_error: Callable[[Failure], LLMOptError],
-        *,
-        end: StreamEnd,
-        max_events: int,
-        on_unknown: Callable[[str], object] = bool,
-    ) -> None:
-        self._decoder: Final = decoder
-        self._parse: Final = parse
-        self._make_error: Final = make_error
-        self._end: Final = end
-        self._max_events: Final = max_events
-        self._on_unknown: Final = on_unknown
-        self._pending: Final[deque[ServerEvent]] = deque()
-        self._decode_fault: StreamDecodeError | None = None
-        self._halves: Final = HalfJoiner()
-        self._content_last = False
-        self._body_ended = False
-        self.reply: Final = ReplyAccumulator()
-        self.complete = False
-        self.fault: LLMOptError | None = None
-        self.failure: Failure | None = None
-        self.new_content = False
-        self.characters = 0
+    _decoder: StreamDecoder
+    _parse: ParseEvent
+    _make_error: Callable[[Failure], LLMOptError]
+    _end: StreamEnd = field(kw_only=True)
+    _max_events: int = field(kw_only=True)
+    _on_unknown: Callable[[str], object] = field(default=bool, kw_only=True)
+    _pending: deque[ServerEvent] = field(factory=deque, init=False)
+    _decode_fault: StreamDecodeError | None = field(default=None, init=False)
+    _halves: HalfJoiner = field(factory=HalfJoiner, init=False)
+    _content_last: bool = field(default=False, init=False)
+    _body_ended: bool = field(default=False, init=False)
+    reply: ReplyAccumulator = field(factory=ReplyAccumulator, init=False)
+    complete: bool = field(default=False, init=False)
+    fault: LLMOptError | None = field(default=None, init=False)
+    failure: Failure | None = field(default=None, init=False)
+    new_content: bool = field(default=False, init=False)
+    characters: int = field(default=0, init=False)
 
     @property
     def finished(self) -> bool:

@@ -25,7 +25,7 @@ from contextvars import ContextVar
 from threading import Lock
 from typing import Final, Self, TypeVar
 
-from attrs import frozen
+from attrs import define, field, frozen
 from stamina import is_testing, retry_context
 from stamina.instrumentation import RetryDetails, RetryHook, get_on_retry_hooks, set_on_retry_hooks
 
@@ -119,28 +119,21 @@ async def with_retries(
     raise AssertionError("stamina's loop ends in a result or an error")  # pragma: no cover
 
 
+@define(eq=False)
 class _Hook:
     """Decides on every exception of one loop: stamina calls it, and waits for as long as it returns."""
 
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        deadline: Deadline,
-        budget: Callable[[LLMOptError], RetryBudget | None],
-        facts: Callable[[LLMOptError], RetryFacts],
-        on_retry: Callable[[Retry], None],
-    ) -> None:
-        self._policy = policy
-        self._deadline = deadline
-        self._budget = budget
-        self._facts = facts
-        self._on_retry = on_retry
-        self._history = RetryHistory()
-        self._attempt = 0
-        self._charged: RetryBudget | None = None  # the budget that paid for the last retry
-        self._next: Retry | None = None  # decided on, but its attempt has not started
-        self._note: str | None = None
-        self._wait: float | None = None  # the wait that would end after the deadline
+    _policy: RetryPolicy
+    _deadline: Deadline
+    _budget: Callable[[LLMOptError], RetryBudget | None]
+    _facts: Callable[[LLMOptError], RetryFacts]
+    _on_retry: Callable[[Retry], None]
+    _history: RetryHistory = field(factory=RetryHistory)
+    _attempt: int = 0
+    _charged: RetryBudget | None = None  # the budget that paid for the last retry
+    _next: Retry | None = None  # decided on, but its attempt has not started
+    _note: str | None = None
+    _wait: float | None = None  # the wait that would end after the deadline
 
     def __call__(self, error: Exception) -> bool | float:
         # stamina asks about CancelledError and KeyboardInterrupt too; a hook that returns True swallows them.

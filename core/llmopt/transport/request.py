@@ -67,6 +67,7 @@ class TransportRequest:
 _COMMON_INFO: Final = AttemptInfo(phase="done", reused=True, sent="yes")
 
 
+@define(eq=False)
 class RequestState:
     """How far one attempt has got: updated while it runs, read when it ends to build its result or its error.
 
@@ -83,30 +84,16 @@ class RequestState:
         pool_closed: whether the pool was closed during the attempt.
     """
 
-    __slots__ = (
-        "connection_error",
-        "origin",
-        "phase",
-        "pool_closed",
-        "proxy",
-        "queued_s",
-        "request",
-        "response_started",
-        "reused",
-        "status",
-    )
-
-    def __init__(self, request: TransportRequest, origin: str, proxy: Proxy | None = None) -> None:
-        self.request: Final = request
-        self.origin: Final = origin
-        self.proxy: Final = proxy
-        self.phase: Phase = "pool"
-        self.reused = False
-        self.response_started = False
-        self.connection_error: BaseException | None = None
-        self.status: int | None = None
-        self.queued_s = 0.0
-        self.pool_closed = False
+    request: Final[TransportRequest]
+    origin: Final[str]
+    proxy: Final[Proxy | None] = None
+    phase: Phase = "pool"
+    reused: bool = False
+    response_started: bool = False
+    connection_error: BaseException | None = None
+    status: int | None = None
+    queued_s: float = 0.0
+    pool_closed: bool = False
 
     @property
     def connecting(self) -> bool:
