@@ -12,7 +12,16 @@ from attrs import evolve
 from llmopt.errors import InvalidResponse, LLMOptError
 from llmopt.testing.dialect import SampleError, SamplePage, SampleRows, single
 from llmopt.testing.harness import encode_request, origin, vectors_in_order
-from llmopt.values.calls import BatchLimit, Call, CatalogCall, ChatCall, EmbedCall, RateLimit, RequestCost
+from llmopt.values.calls import (
+    BatchLimit,
+    Call,
+    CatalogCall,
+    ChatCall,
+    EmbedCall,
+    RateLimit,
+    RateLimits,
+    RequestCost,
+)
 from llmopt.values.catalog import CatalogPage
 from llmopt.values.embeddings import EmbeddedRows, Usage
 from llmopt.values.http import Failure
@@ -472,7 +481,7 @@ def _rate_sane(subject: Subject) -> None:
     """Whatever the headers hold, no limit is negative or not finite: nonsense is taken for absent."""
     for headers in _HEADERS:
         found = subject.hooks.rate_limits(subject.answer(b"{}", headers=headers), subject.settings())
-        for limit in (found.requests, found.tokens):
+        for limit in (found.requests, found.tokens, found.output_tokens):
             expect(_sane(limit), f"{headers} became {limit}.")
 
 
@@ -514,4 +523,4 @@ def _rate_silence(subject: Subject) -> None:
     """An answer without any such header tells nothing, whatever its status."""
     for status in (200, 429, 500):
         found = subject.hooks.rate_limits(subject.answer(b"{}", status=status), subject.settings())
-        expect(found.requests is None and found.tokens is None, f"status {status} alone became {found}.")
+        expect(found == RateLimits(), f"status {status} alone became {found}.")
