@@ -151,6 +151,27 @@ def test_a_chat_begins_with_what_was_learned_too() -> None:
     run_simulated(main)
 
 
+def test_closing_saves_what_is_new() -> None:
+    """Of changes within ten seconds only the first is saved at once. What was saved already is not written again."""
+
+    async def main(clock: SimulatedClock) -> None:
+        store = KeptStore()
+        async with FaultServer(sleep=clock.sleep, clock=clock.now) as server:
+            server.default(limited(clock, 600, headers=True))
+            async with client_of(server, clock, store) as client:
+                await client.embed(MODEL, ["a"])
+                await asyncio.sleep(0)
+                limiter_of(client).restore(LearnedLimits(measured_rpm=60.0))
+                assert store.record()[1]["0"] == [600, None, None, None]
+            assert store.record()[1]["0"] == [600, None, 60, None]
+            item = store.record()[0]
+            async with client_of(server, clock, store) as client:
+                await client.embed(MODEL, ["b"])
+            assert store.record()[0] is item
+
+    run_simulated(main)
+
+
 def test_a_measured_rate_spares_the_next_process_its_refusals() -> None:
     """A server without headers refuses fewer requests of the second process, which does as much."""
 
