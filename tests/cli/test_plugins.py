@@ -29,6 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     misspelt = "from llmopt import hookimpl\n@hookimpl\ndef batch_limits(call):\n    return None\n"
     install(folder, "misspelt-1.0", {"misspelt": "misspelt_plugin"}, {"misspelt_plugin": misspelt})
     install(folder, "odd-1.0", {"Odd.Name": "odd_plugin"}, {"odd_plugin": ""})
+    for number, group in enumerate(
+        ("llmopts", "llmopt.providers", "llmopt.falback", "llm", "llm_ops", "pytest12")
+    ):
+        install(folder, f"group{number}-1.0", {f"in-{group}": "odd_plugin"}, {}, group)
     return folder
 
 
@@ -96,6 +100,19 @@ def test_a_faulty_plugin_has_a_state_of_its_own(folder: Path) -> None:
     assert states["mistral"]["state"] == "ok"
 
 
+def test_a_misspelt_entry_point_group_is_told(folder: Path) -> None:
+    """Else the plugin would seem not to be installed at all. A group of another project is left alone."""
+    found = {name: each for name, each in plugins(folder).items() if name.startswith("in-")}
+    assert {name: each["state"] for name, each in found.items()} == dict.fromkeys(
+        ("in-llmopt.falback", "in-llmopt.providers", "in-llmopts"), "unknown group"
+    )
+    assert found["in-llmopts"]["distributions"] == ["group0 1.0"]
+    assert found["in-llmopt.falback"]["problem"] == (
+        "llmopt does not read the entry-point group 'llmopt.falback'; "
+        "if its author means 'llmopt.fallback', they must rename it."
+    )
+
+
 PROFILE = "@hookimpl\ndef provider_profile():\n    return Profile(base_url='https://here.example/v1')\n"
 WRONG = [
     (
@@ -160,7 +177,7 @@ def test_an_entry_without_its_plugin_is_reported(tmp_path: Path) -> None:
 def test_problems_are_sentences_on_standard_error(folder: Path) -> None:
     done = llmopt("plugins", env=path_with(folder))
     assert done.returncode == 3
-    assert len(done.stderr.decode().splitlines()) == 4
+    assert len(done.stderr.decode().splitlines()) == 7
     assert b"broken\tbroken 1.0\tbroken_plugin\tdoes not load\t" in done.stdout
 
 

@@ -90,14 +90,19 @@ def test_a_wrapper_sees_every_provider() -> None:
 
 
 def test_a_misspelled_hook_is_named() -> None:
-    """check_pending finds it, and the message lists the hooks there are."""
+    """With the hook that is probably meant, or else with all that there are."""
 
     @hookimpl
     def batch_limits() -> BatchLimit:
         return BatchLimit()
 
-    with pytest.raises(PluginContractError, match=r"batch_limits.*parse_catalog"):
+    with pytest.raises(PluginContractError) as raised:
         ProviderHooks("acme", plugin(batch_limits=batch_limits))
+    assert raised.value.message == "plugin 'acme': unknown hook 'batch_limits'; did you mean batch_limit?"
+    with pytest.raises(
+        PluginContractError, match=r"unknown hook 'zzz'; the hooks are batch_limit, .*, request_cost\.$"
+    ):
+        ProviderHooks("acme", plugin(zzz=batch_limits))
 
 
 def test_a_hook_without_its_marker_is_named() -> None:
@@ -111,14 +116,26 @@ def test_a_hook_without_its_marker_is_named() -> None:
 
 
 def test_an_unknown_parameter_is_named() -> None:
-    """pluggy says which."""
+    """With the parameter that is probably meant, or else with all of the hook's."""
 
     @hookimpl
-    def batch_limit(call: EmbedCall, config: object) -> BatchLimit:
+    def batch_limit(call: EmbedCall, setings: object) -> BatchLimit:
         return BatchLimit()
 
-    with pytest.raises(PluginContractError, match="config"):
+    with pytest.raises(
+        PluginContractError, match=r"{'setings'} are declared .*; did you mean settings\?$"
+    ) as raised:
         ProviderHooks("acme", plugin(batch_limit=batch_limit))
+    assert raised.value.message.startswith(
+        "plugin 'acme': hook 'batch_limit' hookimpl definition: batch_limit("
+    )
+
+    @hookimpl(specname="batch_limit")
+    def other(call: EmbedCall, zzz: object) -> BatchLimit:
+        return BatchLimit()
+
+    with pytest.raises(PluginContractError, match=r"'zzz'.*; the parameters are call, settings\.$"):
+        ProviderHooks("acme", plugin(other=other))
 
 
 @pytest.mark.row("G03")

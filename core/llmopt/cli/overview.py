@@ -6,7 +6,9 @@ and opens no transport. The environment is passed in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -15,7 +17,9 @@ from attrs import frozen
 from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import ConfigError, LLMOptError, PluginContractError
+from llmopt.hookspecs import PROJECT
 from llmopt.providers.discovery import (
+    FALLBACK_GROUP,
     PROVIDER_NAME,
     InstalledPlugin,
     group_by_name,
@@ -32,7 +36,13 @@ if TYPE_CHECKING:
 
 
 PluginState = Literal[
-    "ok", "conflict", "does not load", "breaks the contract", "unusable name", "not installed"
+    "ok",
+    "conflict",
+    "does not load",
+    "breaks the contract",
+    "unusable name",
+    "unknown group",
+    "not installed",
 ]
 
 
@@ -92,6 +102,7 @@ def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
     plugins += [
         _misnamed(point) for point in (*points, *general) if not PROVIDER_NAME.match(point.name.lower())
     ]
+    plugins += _misgrouped()
     plugins += [_not_installed(name, names) for name, names in entries.items()]
     return tuple(sorted(plugins, key=attrgetter("name")))
 
@@ -196,6 +207,33 @@ def _misnamed(point: EntryPoint) -> PluginOverview:
         state="unusable name",
         problem=f"{rule}; its author must rename the entry point.",
     )
+
+
+def _misgrouped() -> list[PluginOverview]:
+    """Entry points of a group that nobody reads and that looks like one of llmopt's."""
+    from importlib_metadata import entry_points
+
+    points = tuple(entry_points())
+    groups = {point.group for point in points} - {PROJECT, FALLBACK_GROUP}
+    meant = {group: near for group in groups if (near := _meant_group(group))}
+    return [
+        PluginOverview(
+            name=point.name,
+            distributions=InstalledPlugin(name=point.name, entry_points=(point,)).distributions,
+            module=point.value,
+            state="unknown group",
+            problem=f"llmopt does not read the entry-point group {point.group!r}; "
+            f"if its author means {meant[point.group]!r}, they must rename it.",
+        )
+        for point in points
+        if point.group in meant
+    ]
+
+
+def _meant_group(group: str) -> str:
+    if re.fullmatch(rf"{PROJECT}[._-](plugin|provider)s?", group.lower()):
+        return PROJECT
+    return next(iter(get_close_matches(group.lower(), (PROJECT, FALLBACK_GROUP), n=1, cutoff=0.8)), "")
 
 
 def _not_installed(name: str, entries: tuple[str, ...]) -> PluginOverview:

@@ -321,7 +321,7 @@ def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> plugg
         manager.register(defaults)
     except pluggy.PluginValidationError as error:
         raise PluginContractError(
-            f"{owner}: {_without_address(error)}; the hooks are {', '.join(sorted(HOOK_NAMES))}.",
+            f"{owner}: {_misspelt(error)}",
             provider=provider,
         ) from error
     return manager
@@ -331,9 +331,21 @@ def _name(plugin: object) -> str:
     return getattr(plugin, "__name__", type(plugin).__name__)
 
 
-def _without_address(error: Exception) -> str:
+def _misspelt(error: Exception) -> str:
+    """What pluggy found wrong, with the name that is probably meant, or else all names."""
+    from difflib import get_close_matches
+
     # Addresses differ in each run, and mean nothing to a reader.
-    return re.sub(r" in plugin .*|<[^<>]* at 0x[0-9a-f]+>", "", " ".join(str(error).split()))
+    address = r" in plugin .*|<[^<>]* at 0x[0-9a-f]+>|^Plugin '[^']*' for "
+    text = re.sub(address, "", " ".join(str(error).split())).removesuffix(".")
+    words = re.search(r"Argument\(s\) {(.+)}", text)
+    hook = re.search(r"hook '(\w+)'", text)
+    parameters = inspect.signature(getattr(hookspecs, hook[1])).parameters if words and hook else HOOK_NAMES
+    unknown = re.findall(r"'(\w+)'", words[1] if words else text)
+    near = [match for word in unknown for match in get_close_matches(word, parameters, n=1)]
+    if near:
+        return f"{text}; did you mean {' and '.join(near)}?"
+    return f"{text}; the {'parameters' if words else 'hooks'} are {', '.join(sorted(parameters))}."
 
 
 def _refuse_unmarked(owner: str, plugin: object, provider: str) -> None:
