@@ -24,7 +24,7 @@ from functools import partial
 from itertools import islice
 from typing import Final, Literal
 
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from llmopt import errors
 from llmopt.policies.clock import Clock, Now, new_rng
@@ -108,6 +108,7 @@ class CircuitTransition:
     cause: errors.LLMOptError | None = None
 
 
+@define(eq=False, repr=False)
 class CircuitBreaker:
     """One circuit. Not tied to an event loop; for use by one thread at a time.
 
@@ -124,39 +125,33 @@ class CircuitBreaker:
         cause: the failure that opened it last, None before the first time.
     """
 
-    def __init__(
-        self,
-        name: str = "",
-        options: CircuitBreakerOptions | None = None,
-        *,
-        now: Now,
-        rng: random.Random | None = None,
-        on_transition: Callable[[CircuitTransition], None] | None = None,
-        on_probe_end: Callable[[], None] | None = None,
-        provider: str = "",
-        endpoint: str = "",
-        model: str = "",
-    ) -> None:
-        self.name = name
-        self.provider = provider
-        self._endpoint: Final = endpoint
-        self._model: Final = model
-        self.cause: errors.LLMOptError | None = None
-        self._options = options = options or CircuitBreakerOptions()
-        self._now = now
-        self._rng = rng or new_rng()
-        self._on_transition = on_transition
-        self._on_probe_end = on_probe_end
-        self._state: State = "closed"
-        self._window = FailureWindow(options.window_s, options.buckets)
-        # A result counts only in the generation in which its permit was granted; of another one it is late.
-        self._generation = 0
-        self._streak = 0  # failures in a row while closed, successful probes in a row while half-open
-        self._breaks = 0  # breaks since the circuit was last closed for `reset_after_s`
-        self._open_until = -math.inf
-        self._closed_at = -math.inf
-        self._probe_until = -math.inf  # a probe is under way until then
-        self._misfit = ""  # reason of the last response that did not fit its request
+    name: str = ""
+    _options: CircuitBreakerOptions = field(factory=CircuitBreakerOptions)
+    _now: Now = field(kw_only=True)
+    _rng: random.Random = field(factory=new_rng, kw_only=True)
+    _on_transition: Callable[[CircuitTransition], None] | None = field(default=None, kw_only=True)
+    _on_probe_end: Callable[[], None] | None = field(default=None, kw_only=True)
+    provider: str = field(default="", kw_only=True)
+    _endpoint: str = field(default="", kw_only=True)
+    _model: str = field(default="", kw_only=True)
+    cause: errors.LLMOptError | None = field(default=None, init=False)
+    _state: State = field(default="closed", init=False)
+    _window: FailureWindow = field(init=False)
+    # A result counts only in the generation in which its permit was granted; of another one it is late.
+    _generation: int = field(default=0, init=False)
+    _streak: int = field(
+        default=0, init=False
+    )  # failures in a row while closed, successful probes while half-open
+    _breaks: int = field(
+        default=0, init=False
+    )  # breaks since the circuit was last closed for `reset_after_s`
+    _open_until: float = field(default=-math.inf, init=False)
+    _closed_at: float = field(default=-math.inf, init=False)
+    _probe_until: float = field(default=-math.inf, init=False)  # a probe is under way until then
+    _misfit: str = field(default="", init=False)  # reason of the last response that did not fit its request
+
+    def __attrs_post_init__(self) -> None:
+        self._window = FailureWindow(self._options.window_s, self._options.buckets)
 
     def __repr__(self) -> str:
         return f"CircuitBreaker({self.name!r}, {self._state}, {self._window.failures}/{self._window.calls} failed)"
