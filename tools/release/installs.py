@@ -25,7 +25,7 @@ from tools.release.index import metadata_of
 from tools.release.projects import Project
 
 OLD_PIP: Final = "23.2"
-"""The oldest pip that is tried: the one that came with the first Python 3.12, the next after the one of 3.11.4."""
+"""The oldest pip that is tried. Python 3.12.0, for one, came with 23.2.1."""
 _SECRETS: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
