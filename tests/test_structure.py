@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "_exports", "_platform"},
     {"values"},
-    {"policies", "decoding", "transport", "config", "cache"},
+    {"policies", "decoding", "transport", "config", "cache", "shared"},
     {"hookspecs"},
     {"compatible", "known_models"},
     {"providers"},

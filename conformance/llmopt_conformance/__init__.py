@@ -11,6 +11,8 @@ Each check is a test of its own and runs offline, without a key. `Samples` descr
 answers differ from the common dialect. From a shell: ``pytest --llmopt-conformance NAME``, or
 ``python -m llmopt_conformance NAME``.
 
+`shared_state` makes the tests of a store of shared limits, in the same way.
+
 Every name here is imported when it is first used.
 """
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from llmopt.testing.dialect import Samples as Samples
     from llmopt_conformance.runner import Conformance as Conformance
     from llmopt_conformance.runner import conformance as conformance
+    from llmopt_conformance.shared_store import StoreServer as StoreServer
+    from llmopt_conformance.shared_store import shared_state as shared_state
 else:
     _MODULES = {
         "Conformance": "llmopt_conformance.runner",
@@ -34,7 +38,9 @@ else:
         "SamplePage": "llmopt.testing.dialect",
         "SampleRows": "llmopt.testing.dialect",
         "Samples": "llmopt.testing.dialect",
+        "StoreServer": "llmopt_conformance.shared_store",
         "conformance": "llmopt_conformance.runner",
+        "shared_state": "llmopt_conformance.shared_store",
     }
     __all__ = list(_MODULES)
 

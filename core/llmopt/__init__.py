@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from llmopt.errors import RequestTimeout as RequestTimeout
     from llmopt.errors import RequestTooLarge as RequestTooLarge
     from llmopt.errors import ServerError as ServerError
+    from llmopt.errors import SharedStateUnavailable as SharedStateUnavailable
     from llmopt.errors import StreamError as StreamError
     from llmopt.errors import StreamIdle as StreamIdle
     from llmopt.errors import StreamInterrupted as StreamInterrupted
@@ -71,6 +72,12 @@ if TYPE_CHECKING:
     from llmopt.hookspecs import hookimpl as hookimpl
     from llmopt.known_models import ModelTable as ModelTable
     from llmopt.known_models import package_data as package_data
+    from llmopt.shared.state import Reservation as Reservation
+    from llmopt.shared.state import SharedCost as SharedCost
+    from llmopt.shared.state import SharedRate as SharedRate
+    from llmopt.shared.state import SharedRates as SharedRates
+    from llmopt.shared.state import SharedRecord as SharedRecord
+    from llmopt.shared.state import SharedState as SharedState
     from llmopt.values.calls import BatchLimit as BatchLimit
     from llmopt.values.calls import Call as Call
     from llmopt.values.calls import CatalogCall as CatalogCall

@@ -218,6 +218,12 @@ class QueueFull(LocalRejection):
     retryable = True
 
 
+class SharedStateUnavailable(LocalRejection):
+    """The store of the shared limits does not answer, and ``[shared] required = true`` forbids to go on without it."""
+
+    retryable = True
+
+
 class CostNeverFits(LocalRejection):
     """One request needs more tokens than the configured rate limit ever allows at once."""
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.options import (
     CacheChoice,
+    SharedChoice,
     TokenCounters,
     cache_options,
     check_client_arguments,
+    shared_options,
     with_flags,
 )
 from llmopt.config.load import load_config
@@ -63,6 +65,9 @@ class AsyncClient:
         on_event: a function that is called with every event (`llmopt.values.events`), on the event loop; it must
             return quickly.
         flags: switches that override those of the configuration, such as ``{"retry": False}``.
+        shared: the store through which processes with one key share their limits: a URL such as
+            ``valkey://host:6379/0``, or an object with the methods of `llmopt.SharedState`. None (default): what the
+            configuration's ``[shared]`` table names. False: nothing is shared.
         clock: source of time, for tests: `llmopt.testing.clock.SimulatedClock`.
         token_counter: a function that returns the number of tokens of a text, or a mapping of such functions by
             "provider/model". Without one llmopt estimates, and learns from the usage that responses report. It runs on
@@ -81,6 +86,7 @@ class AsyncClient:
         plugins: Sequence[object] = (),
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
+        shared: SharedChoice = None,
         clock: Clock | None = None,
         token_counter: TokenCounters | None = None,
     ) -> None:
@@ -92,6 +98,7 @@ class AsyncClient:
         if flags is not None:
             loaded = with_flags(loaded, flags)
         caching = cache_options(cache, loaded, custom_transport=transport is not None)
+        sharing = shared_options(shared, loaded, os.environ)
 
         def make() -> Components:
             with local_errors("the client could not be started"):
@@ -105,6 +112,7 @@ class AsyncClient:
                     on_event=on_event,
                     clock=clock,
                     token_counter=token_counter,
+                    shared=sharing,
                 )
 
         self._make: Final = make

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from llmopt.operations.chat_stream import ChatStream
     from llmopt.operations.embed_stream import EmbedStream
+    from llmopt.shared.state import SharedOptions
 
 _log: Final = logging.getLogger("llmopt")
 _RATES_TTL_S: Final = 7 * 24 * 3600.0
@@ -78,6 +79,7 @@ class Components:
         on_event: is called with every event.
         clock: source of time; None for the system's clocks.
         token_counter: counts the tokens of texts, for every model or by "provider/model".
+        shared: the store of limits that several processes share; None for none.
 
     Attributes:
         registry: the providers.
@@ -97,9 +99,14 @@ class Components:
         on_event: OnEvent | None,
         clock: Clock | None,
         token_counter: TokenCounters | None = None,
+        shared: SharedOptions | None = None,
     ) -> None:
         self.registry: Final = Registry(config, plugins, os.environ)
         self.engine: Final = Engine(transport=transport, on_event=on_event, clock=clock)
+        if shared is not None:
+            from llmopt.shared.sharing import Sharing
+
+            self.engine.share(Sharing(shared, self.engine.clock, self.engine.telemetry.emit))
         self.stores: Final = CacheStores(caching, self.engine, self.registry)
         self.model_lists: Final = ModelLists(
             self.engine,
@@ -123,6 +130,8 @@ class Components:
                 await self.engine.aclose()
                 for state in tuple(self.model_states.values()):
                     await state.rates.aclose()
+                if self.engine.sharing is not None:
+                    await self.engine.sharing.aclose()
             finally:
                 # Last: calls that the engine ends may still store what they have received.
                 await self.stores.aclose()

@@ -1,4 +1,4 @@
-"""Checks of what the application passes to a client and its methods, and what the ``cache`` option means.
+"""Checks of what the application passes to a client and its methods, and what ``cache`` and ``shared`` mean.
 
 No I/O, no clock, no state. A ``token_counter`` is called once. No method of a store or plugin that is passed in is called, but their attributes are read,
 which runs a property's code: of a plugin all that ``dir`` lists. A path's ``__fspath__`` is called.
@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from attrs import evolve, field, frozen
 
-from llmopt.config.schema import Config
+from llmopt.config.schema import Config, shown_variable
 from llmopt.errors import ConfigError
+from llmopt.values.secret import HiddenBytes
 
 if TYPE_CHECKING:
     from llmopt.cache.store import CacheStore
     from llmopt.operations.token_estimate import TokenCounter
+    from llmopt.shared.state import SharedOptions, SharedState
 
 CacheChoice: TypeAlias = "bool | str | os.PathLike[str] | CacheStore | None"
 """The values of the client's ``cache`` option."""
 TokenCounters: TypeAlias = "TokenCounter | Mapping[str, TokenCounter]"
 """The values of the client's ``token_counter`` option."""
+SharedChoice: TypeAlias = "str | SharedState | Literal[False] | None"
+"""The values of the client's ``shared`` option."""
 CACHE_WORDS: Final = frozenset({"off", "memory", "disk"})
 """Values of ``cache`` that are not the path of a directory; for a directory of that name write "./memory"."""
+SECRET_VARIABLE: Final = "LLMOPT_SHARED_SECRET"  # noqa: S105 - a name, not a secret
 _STORE_METHODS: Final = ("get", "put", "remove", "clear", "size", "aclose")
 
 
@@ -86,6 +91,40 @@ def _from_word_or_path(choice: str | os.PathLike[str], config: Config) -> CacheO
     if path == "memory":
         return CacheOptions(vectors=True, disk=False)
     return CacheOptions(vectors=True, folder=config.cache_dir if path == "disk" else path)
+
+
+def shared_options(choice: SharedChoice, config: Config, environ: Mapping[str, str]) -> SharedOptions | None:
+    """The meaning of a client's ``shared`` option or, if it is None, of the configuration's ``[shared]`` table.
+
+    Args:
+        choice: the client's option; False for a client that shares nothing.
+        config: the client's configuration.
+        environ: the environment variables, one of which holds the secret.
+
+    Raises:
+        ConfigError: the value has no meaning, no package serves the URL, or the secret is missing.
+    """
+    table = config.shared
+    chosen = table.url if choice is None else choice
+    if chosen is None or chosen is False:
+        if table.required and chosen is None:
+            raise ConfigError("shared.required: no store is configured; set shared.url as well.")
+        return None
+    # Imported here: few clients share anything.
+    from llmopt.shared.state import SharedOptions, SharedState, open_store
+
+    if not isinstance(chosen, (str, SharedState)):
+        raise _wrong_type("shared", "a URL or an object with the methods of llmopt.SharedState", chosen)
+    variable = table.secret_env or SECRET_VARIABLE
+    secret = HiddenBytes(environ.get(variable, "").encode())
+    if not secret:
+        raise ConfigError(
+            f"shared: the environment variable {shown_variable(variable)} is not set. Set it to one random text in all "
+            "processes that share limits: with it they name their quotas, so that nobody can read keys from the names."
+        )
+    owned = isinstance(chosen, str)
+    store = open_store(chosen) if isinstance(chosen, str) else chosen
+    return SharedOptions(store=store, secret=secret, required=bool(table.required), owned=owned)
 
 
 def check_client_arguments(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.client.async_client import AsyncClient
 from llmopt.client.loop_thread import LoopThread, register_exit_handler
-from llmopt.client.options import CacheChoice, TokenCounters
+from llmopt.client.options import CacheChoice, SharedChoice, TokenCounters
 from llmopt.client.sync_streams import SyncChatStream, SyncEmbedStream
 from llmopt.config.schema import Config
 from llmopt.errors import ClientClosed, LLMOptError
@@ -54,6 +54,7 @@ class Client:
         plugins: Sequence[object] = (),
         on_event: OnEvent | None = None,
         flags: Mapping[str, bool] | None = None,
+        shared: SharedChoice = None,
         clock: Clock | None = None,
         token_counter: TokenCounters | None = None,
     ) -> None:
@@ -65,6 +66,7 @@ class Client:
                 plugins=plugins,
                 on_event=on_event,
                 flags=flags,
+                shared=shared,
                 clock=clock,
                 token_counter=token_counter,
             )

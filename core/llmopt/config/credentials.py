@@ -94,15 +94,21 @@ class CredentialSource:
         """Where the key comes from, in words."""
         return self._origin
 
-    def fingerprint(self) -> str:
-        """A text that is equal for equal keys or functions of this process, and does not reveal the key."""
+    def fingerprint(self, key: bytes | None = None) -> str:
+        """A text that is equal for equal keys or functions of this process, and does not reveal the key.
+
+        Args:
+            key: a secret that other processes have too; the text is then equal there, and all functions are equal.
+        """
         import hmac
 
         if self._secret is not None:
             text: str = HiddenStr(f"key {self._secret.reveal()}")
         else:
-            text = "none" if self._provider is None else f"function {_identity(self._provider)}"
-        return hmac.digest(_PROCESS_KEY, text.encode(), "sha256").hex()
+            text = (
+                "none" if self._provider is None else f"function {'' if key else _identity(self._provider)}"
+            )
+        return hmac.digest(key or _PROCESS_KEY, text.encode(), "sha256").hex()
 
     def __repr__(self) -> str:
         return f"CredentialSource({self._owner!r}, {self._origin!r})"

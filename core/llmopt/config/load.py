@@ -26,6 +26,7 @@ from llmopt.config.schema import (
     EnvText,
     InvalidKey,
     ProviderEntry,
+    SharedEntry,
     TimeoutsEntry,
     join_path,
     kind_name,
@@ -42,7 +43,7 @@ CONFIG_PATH: Final = "LLMOPT_CONFIG"
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 _MAX_SHOWN_PROBLEMS: Final = 8
 _TOP_LEVEL_KEYS: Final = frozenset({"CACHE", "CACHE_DIR"})
-_TOP_LEVEL_TABLES: Final = frozenset({"FLAGS", "PROVIDERS"})
+_TOP_LEVEL_TABLES: Final = frozenset({"FLAGS", "PROVIDERS", "SHARED"})
 
 
 def load_config(
@@ -218,13 +219,13 @@ def _key_path(variable: str, names: Mapping[str, list[str]]) -> list[str]:
         raise ConfigError(
             f"{variable}: {unknown_key_message(head, (table.lower() for table in _TOP_LEVEL_TABLES))}"
         )
-    if head == "FLAGS":
-        return ["flags", rest[0].lower()]
+    if head in ("FLAGS", "SHARED"):
+        return [head.lower(), rest[0].lower()]
     return ["providers", *_entry_path(variable, rest[0], names)]
 
 
 def _example(head: str) -> str:
-    return "RETRY=false" if head == "FLAGS" else "<NAME>__<KEY>=value"
+    return {"FLAGS": "RETRY=false", "SHARED": "URL=value"}.get(head, "<NAME>__<KEY>=value")
 
 
 def _entry_path(variable: str, rest: str, names: Mapping[str, list[str]]) -> list[str]:
@@ -266,7 +267,7 @@ def _insert(table: dict[str, Any], path: list[str], value: EnvText) -> None:
 
 # Layers: put one configuration over another, key by key.
 
-_T = TypeVar("_T", Config, ProviderEntry, TimeoutsEntry)
+_T = TypeVar("_T", Config, ProviderEntry, TimeoutsEntry, SharedEntry)
 _BOUND_TO_HOST: Final[Mapping[str, Any]] = {
     "api_key": None,
     "api_key_env": None,
@@ -342,6 +343,8 @@ def _overlay(lower: _T, higher: _T) -> _T:
 def _overlay_value(lower: object, higher: object) -> object:
     if isinstance(lower, TimeoutsEntry) and isinstance(higher, TimeoutsEntry):
         return _overlay(lower, higher)
+    if isinstance(lower, SharedEntry) and isinstance(higher, SharedEntry):
+        return _overlay(lower, higher)
     if isinstance(lower, Mapping) and isinstance(higher, Mapping):
         return {**lower, **{key: _overlay_value(lower.get(key), item) for key, item in higher.items()}}
     # None and () are keys that are not set.
@@ -350,7 +353,7 @@ def _overlay_value(lower: object, higher: object) -> object:
 
 # From a plain table to a `Config`, by cattrs.
 
-_TABLE_CLASSES: Final = (Config, ProviderEntry, EndpointEntry, TimeoutsEntry)
+_TABLE_CLASSES: Final = (Config, ProviderEntry, EndpointEntry, TimeoutsEntry, SharedEntry)
 _ENTRIES: Final = Mapping[str, ProviderEntry]
 _ENDPOINTS: Final = tuple[EndpointEntry, ...]
 _NOT_KEYS: Final = frozenset({"name", "options"})

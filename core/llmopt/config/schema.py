@@ -550,6 +550,15 @@ class ProviderEntry(_EndpointKeys):
         return self.plugin or self.name
 
 
+@frozen(kw_only=True)
+class SharedEntry:
+    """The store of shared limits: its URL, the environment variable with the secret, whether calls need it."""
+
+    url: str | None = _text(repr=_shown_url)
+    secret_env: str | None = _variable()
+    required: bool | None = _boolean()
+
+
 def _named(value: Mapping[Any, ProviderEntry]) -> dict[str, ProviderEntry]:
     for name, entry in value.items():
         _instance_of(ProviderEntry)(None, fields(Config).providers, entry)
@@ -577,12 +586,14 @@ class Config:
         flags: features to switch on or off for all entries; the flags of an entry win.
         cache: whether embeddings are cached, or where. Default: as the client's ``cache`` argument says.
         cache_dir: folder of all caches. Default: the user's cache folder.
+        shared: the store of limits that several processes share.
     """
 
     providers: Mapping[str, ProviderEntry] = field(factory=dict, converter=_named)
     flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
     cache: bool | str | None = field(default=None, converter=_cache, repr=_shown_url)
     cache_dir: str | None = _path()
+    shared: SharedEntry = field(factory=SharedEntry, validator=_instance_of(SharedEntry))
 
     def entry(self, name: str) -> ProviderEntry:
         """The entry of that name; without any keys if it is not configured."""

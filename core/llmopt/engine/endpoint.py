@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from llmopt.shared.sharing import Sharing
     from llmopt.transport.stream import RequestSender
 LACKS_MODEL: Final = (NotFound, PermissionDenied)
 """Errors of an endpoint that does not serve a model; its other models, and other endpoints, may be served."""
@@ -51,6 +52,7 @@ class LiveEndpoint:
         breakers: all circuit breakers of the client.
         clock: the time.
         telemetry: gets the events.
+        sharing: shares rate limits with other processes, None where nothing is shared.
 
     Attributes:
         config: the configuration, with the credential source of the plugin if it has one.
@@ -79,11 +81,12 @@ class LiveEndpoint:
         breakers: CircuitBreakerRegistry,
         clock: Clock,
         telemetry: Telemetry,
+        sharing: Sharing | None = None,
     ) -> None:
         self.config: Final = _with_plugin_credential(endpoint, hooks)
         self.hooks: Final = hooks
         self._tls: Final = _tls_context(self.config)
-        self.policies: Final = EndpointPolicies(self.config, breakers, clock)
+        self.policies: Final = EndpointPolicies(self.config, breakers, clock, sharing)
         self.metrics: Final = EndpointMetrics()
         self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
         self.optional_keys: Final = OptionalKeys()

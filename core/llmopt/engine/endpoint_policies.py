@@ -14,7 +14,7 @@ random.
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.config.resolve import Endpoint
 from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
@@ -29,6 +29,9 @@ from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
 from llmopt.policies.wait_queue import WaitingCalls
 from llmopt.values.calls import Call, ChatCall, Dimension, Operation, RateLimits
+
+if TYPE_CHECKING:
+    from llmopt.shared.sharing import Sharing
 
 
 class UnlimitedRateLimiter(RateLimiter):
@@ -72,6 +75,7 @@ class EndpointPolicies:
         endpoint: as configured; its flags switch single policies off.
         breakers: all circuit breakers of the client.
         clock: the time.
+        sharing: shares rate limits with other processes, None where nothing is shared.
 
     Attributes:
         reply_limiters: see `reply_limiter`, by model; empty for next to all providers.
@@ -81,7 +85,14 @@ class EndpointPolicies:
         has_answered: whether the endpoint has ever answered; before, it may have to load its model.
     """
 
-    def __init__(self, endpoint: Endpoint, breakers: CircuitBreakerRegistry, clock: Clock) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        breakers: CircuitBreakerRegistry,
+        clock: Clock,
+        sharing: Sharing | None = None,
+    ) -> None:
+        self._sharing: Final = sharing
         self._endpoint: Final = endpoint
         self._clock: Final = clock
         self._breakers: Final = breakers
@@ -164,13 +175,13 @@ class EndpointPolicies:
         # The configuration states limits by model, or by what an option names (a deployment on Azure).
         endpoint = self._endpoint
         names = (call.model, *(value for value in endpoint.options.values() if isinstance(value, str)))
-        limited = call.operation != "catalog"
-        return RateLimiter(
-            clock=self._clock,
-            rpm=endpoint.rpm.get(*names) if limited else None,
-            tpm=endpoint.tpm.get(*names) if limited else None,
-            firm=(endpoint.rpm.is_configured(*names), endpoint.tpm.is_configured(*names)),
-        )
+        firm = endpoint.rpm.is_configured(*names), endpoint.tpm.is_configured(*names)
+        if call.operation == "catalog":
+            return RateLimiter(clock=self._clock, firm=firm)
+        rpm, tpm = endpoint.rpm.get(*names), endpoint.tpm.get(*names)
+        if self._sharing is not None:
+            return self._sharing.limiter(endpoint, call.model, rpm, tpm, firm)
+        return RateLimiter(clock=self._clock, rpm=rpm, tpm=tpm, firm=firm)
 
     def timeout(self, call: Call, size: int, fill: float) -> float:
         """Seconds for one attempt.

@@ -22,7 +22,7 @@ from llmopt.engine.singleflight import SingleFlight
 from llmopt.engine.streaming import LiveStream, StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
-from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
+from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitTransition, CircuitWaitQueue
 from llmopt.policies.clock import Clock, Deadline, SystemClock
 from llmopt.policies.tasks import require_asyncio
 from llmopt.providers.registry import Provider
@@ -30,6 +30,8 @@ from llmopt.values.events import OnEvent
 
 if TYPE_CHECKING:
     import httpx
+
+    from llmopt.shared.sharing import Sharing
 
 
 class Engine:
@@ -44,6 +46,7 @@ class Engine:
         telemetry: emits the events.
         singleflight: calls whose result several callers share.
         clock: the time.
+        sharing: shares limits with other processes, None where nothing is shared.
         closed: whether the client was closed.
     """
 
@@ -61,13 +64,24 @@ class Engine:
         self._circuit_waiters: Final = CircuitWaitQueue(self.clock)
         self._breakers: Final = CircuitBreakerRegistry(
             now=self.clock.now,
-            on_transition=self.telemetry.breaker_changed,
+            on_transition=self._circuit_changed,
             on_probe_end=self._circuit_waiters.notify_all,
         )
+        self.sharing: Sharing | None = None
         self.singleflight: Final = SingleFlight()
         self._active_calls: Final[set[_ActiveCall]] = set()
         self._groups: Final[dict[str, EndpointGroup]] = {}
         self.closed = False
+
+    def share(self, sharing: Sharing) -> None:
+        """Share limits, pauses and open circuits with other processes. To be called before the first request."""
+        self.sharing = sharing
+        sharing.circuits = self._breakers
+
+    def _circuit_changed(self, change: CircuitTransition) -> None:
+        self.telemetry.breaker_changed(change)
+        if self.sharing is not None:
+            self.sharing.circuit_changed(change)
 
     def deadline(self, seconds: float | None) -> Deadline:
         """The deadline ``seconds`` from now; None: no deadline."""
@@ -85,6 +99,7 @@ class Engine:
                     breakers=self._breakers,
                     clock=self.clock,
                     telemetry=self.telemetry,
+                    sharing=self.sharing,
                 )
                 for endpoint in provider.endpoints
             )

@@ -177,6 +177,12 @@ class CircuitBreaker:
             return None
         return left if notified else min(self._options.probe_retry_in_s, left)
 
+    def suspect(self, error: errors.LLMOptError) -> None:
+        """Another process has found the server broken: one request at a time, until the probes succeed."""
+        if self._state == "closed":
+            self._open_until, self.cause = self._now(), error
+            self._change("open")
+
     def acquire(self, timeout_s: float = 60.0) -> int | None:
         """Let a request through: a ticket to `report` its result with, None while the circuit refuses.
 
@@ -427,6 +433,12 @@ class CircuitBreakerRegistry:
             if circuit.provider != provider:
                 circuit.provider = ""
         return CircuitPair(of_origin, of_model)
+
+    def suspect(self, is_meant: Callable[[str], bool], error: errors.LLMOptError) -> None:
+        """As `CircuitBreaker.suspect`, for the circuits whose name is meant."""
+        for circuit in (*self._origins.values(), *self._models.values()):
+            if is_meant(circuit.name):
+                circuit.suspect(error)
 
     def _make_room(self) -> None:
         # A service that uses a key for each of its own users must not keep their circuits for ever.

@@ -36,8 +36,8 @@ class Lease:
         tokens_spent: tokens taken from the quota so far, likewise.
         waited: seconds that it waited in the queue.
         cause: why it waited, as of its arrival: "requests" or "tokens" (the limit), "pause" (backoff after a 429),
-            "probe" (another request tests whether the server accepts requests again), "start" (slow start), or ""
-            for no wait.
+            "probe" (another request tests whether the server accepts requests again), "start" (slow start), "shared" (no
+            block of a shared quota is left), or "" for no wait.
         open: whether its end has not been reported.
         accepted: whether its response has started.
     """

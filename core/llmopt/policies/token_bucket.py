@@ -189,6 +189,7 @@ class TokenBucket:
         refused_total: the part of it that the server refused with 429s.
         share: this client's share of the limit.
         firm: whether the configured limit holds where the server states a higher one, too.
+        shared: whether the limit is shared through a store, which alone says how much of it this client may use.
         server_limit: the limit per minute in the last headers, None before the first.
     """
 
@@ -210,6 +211,7 @@ class TokenBucket:
         "reserved",
         "server_limit",
         "share",
+        "shared",
         "spent",
     )
 
@@ -232,6 +234,7 @@ class TokenBucket:
         self._full_at = math.inf
         self._at = now
         self.share = FairShare()
+        self.shared = False
         self.server_limit: float | None = None
         self.max_rate = self._configured
         self.rate = self.max_rate
@@ -315,7 +318,8 @@ class TokenBucket:
     def throttled(self, now: float) -> None:
         """A 429 that the headers explain: too little remains."""
         self.wait_time(now, 0.0)
-        self.share.refused()
+        if not self.shared:
+            self.share.refused()
         self._resize()
 
     def _resize(self) -> None:
@@ -360,6 +364,9 @@ class TokenBucket:
     ) -> None:
         burst = self.max_rate * self._burst_s
         expected = remaining + self.rate * (now - sent_at) - max(0.0, self.spent - spent_when_sent)
+        if self.shared:
+            self.level = max(min(self.level, expected - _MARGIN * burst), -self.capacity)
+            return
         spent = spent_when_sent - self.refused_total + self._corrected
         self.share.update(
             QuotaSample(sent_at=sent_at, remaining=remaining, spent=spent, expected_remaining=expected),

@@ -2,6 +2,7 @@
 
 * ``FakeProvider``: a provider without a network for the tests of an application.
 * ``installed``: lets clients find a plugin that is not installed.
+* ``SimulatedStore``: a store of shared limits in memory, with delay, loss and restarts.
 * ``SimulatedClock`` and ``run_simulated``: an hour of waiting runs in a moment.
 
 Every name here is imported when it is first used.
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from llmopt.testing.clock import run_simulated as run_simulated
     from llmopt.testing.fake import FakeProvider as FakeProvider
     from llmopt.testing.fake import installed as installed
+    from llmopt.testing.shared import SimulatedStore as SimulatedStore
 else:
     _MODULES = {
         "FakeProvider": "fake",
         "SimulatedClock": "clock",
+        "SimulatedStore": "shared",
         "installed": "fake",
         "run_simulated": "clock",
     }

@@ -207,6 +207,23 @@ class LimitLearned(Event):
 
 
 @frozen(kw_only=True)
+class SharedDegraded(Event):
+    """Emitted when the store of shared limits does not answer any more, and when it answers again.
+
+    Attributes:
+        degraded: whether each process keeps to its own part of the limits from now on; False when the store is back.
+        cause: name of the exception of the last failure.
+        seconds: how long it did not answer, 0 if ``degraded``.
+    """
+
+    name: ClassVar[str] = "shared.degraded"
+
+    degraded: bool
+    cause: str
+    seconds: float = 0.0
+
+
+@frozen(kw_only=True)
 class BreakerChanged(Event):
     """Emitted when a circuit breaker changed its state. ``provider`` is "" if several entries share the endpoint.
 

@@ -1,0 +1,1 @@
+"""State that several processes share: the protocol of a store, and what this process may spend of a shared quota."""
