@@ -365,7 +365,7 @@ class TokenBucket:
         burst = self.max_rate * self._burst_s
         expected = remaining + self.rate * (now - sent_at) - max(0.0, self.spent - spent_when_sent)
         if self.shared:
-            self.level = max(min(self.level, expected - _MARGIN * burst), -self.capacity)
+            self.level = max(min(self.level, expected), -self.capacity)
             return
         spent = spent_when_sent - self.refused_total + self._corrected
         self.share.update(

@@ -55,12 +55,12 @@ class Waiting:
 
     Attributes:
         requests: their number.
-        first: estimated tokens of the first.
+        first: cost of the first, its tokens as estimated.
         priority: of the first.
     """
 
     requests: int = 0
-    first: float = 0.0
+    first: _Pair = _NOTHING
     priority: Priority = "interactive"
 
 
@@ -113,9 +113,10 @@ class SharedBlocks:
         self._level = [0.0, 0.0]
         self._booked: deque[tuple[float, _Pair]] = deque()  # from when it may be spent, and how much
         self._taken = [0.0, 0.0]  # decays with _DEMAND_S, so it is the demand per second
+        self._sent = 0.0  # requests; decays likewise
         self._taken_at = -math.inf
         self._decayed_at = now
-        self._first = 0.0  # tokens of the request that waits
+        self._first: _Pair = _NOTHING  # cost of the request that waits
         self._inflow_at = now  # until when this process's own part was counted, while the store fails
         self._debt = [0.0, 0.0]
         self._total: _Pair = (0.0, 0.0)  # granted to all by the last answer
@@ -132,11 +133,11 @@ class SharedBlocks:
         """The known limits per second; infinite for none."""
         self._limits = requests, tokens
 
-    def wait_time(self, now: float, tokens: float) -> float:
-        """Seconds until a request with these tokens should be tried again; 0 if it can be spent now."""
-        self._first = tokens
+    def wait_time(self, now: float, cost: _Pair) -> float:
+        """Seconds until a request of this cost should be tried again; 0 if it can be spent now."""
+        self._first = cost
         self._advance(now)
-        cost, level = (1.0, tokens), list(self._level)
+        level = list(self._level)
         short = self._short(cost, level)
         if short == _NOTHING:
             return 0.0
@@ -149,15 +150,16 @@ class SharedBlocks:
             return _POLL_S
         return max(_EPSILON, *(short[i] / (self._limits[i] * self._part(i)) for i in _BOTH if short[i]))
 
-    def take(self, now: float, tokens: float) -> None:
+    def take(self, now: float, cost: _Pair) -> None:
         """Spend a request, even if less is left."""
         self._decay(now)
         self._taken_at = now
-        self._first = 0.0
-        for i, cost in enumerate((1.0, tokens)):
-            self._taken[i] += cost
+        self._first = _NOTHING
+        self._sent += 1
+        for i in _BOTH:
+            self._taken[i] += cost[i]
             if self._limits[i] < math.inf:
-                self._level[i] -= cost
+                self._level[i] -= cost[i]
         mark, _ = self._marks(Waiting())
         have = self._have()
         if have[0] < mark[0] or have[1] < mark[1] or now >= self.news_at:
@@ -191,7 +193,7 @@ class SharedBlocks:
         if now < self.retry_at or self._limits == (math.inf, math.inf):
             return None
         have = self._have()
-        least = self._short((1.0, waiting.first), have) if waiting.requests else _NOTHING
+        least = self._short(waiting.first, have) if waiting.requests else _NOTHING
         active = waiting.requests > 0 or self.failing or now < self._taken_at + IDLE_S
         mark, target = self._marks(waiting) if active else (_NOTHING, _NOTHING)
         if least == _NOTHING and not self.failing and have[0] >= mark[0] and have[1] >= mark[1]:
@@ -266,10 +268,12 @@ class SharedBlocks:
     def _marks(self, waiting: Waiting) -> tuple[_Pair, _Pair]:
         """The level below which a block is reserved, and the level that it brings."""
         marks, targets = [0.0, 0.0], [0.0, 0.0]
-        mean = self._taken[1] / self._taken[0] if self._taken[0] > _EPSILON else 0.0
-        for i, (one, first) in enumerate(((1.0, 1.0), (mean, waiting.first))):
+        for i in _BOTH:
             if self._limits[i] < math.inf:
-                demand = min(self._taken[i] / _DEMAND_S + waiting.requests * first, self._limits[i])
+                one = self._taken[i] / self._sent if self._sent > _EPSILON else 0.0
+                demand = min(
+                    self._taken[i] / _DEMAND_S + waiting.requests * waiting.first[i], self._limits[i]
+                )
                 block = min(demand * _BLOCK_S, self._burst(i) * _BURST_PART)
                 marks[i], targets[i] = max(one, block), max(one, 2 * block)
         return (marks[0], marks[1]), (targets[0], targets[1])
@@ -291,6 +295,7 @@ class SharedBlocks:
     def _decay(self, now: float) -> None:
         weight = math.exp((self._decayed_at - now) / _DEMAND_S)
         self._decayed_at = now
+        self._sent *= weight
         self._taken = [self._taken[0] * weight, self._taken[1] * weight]
 
     def _advance(self, now: float) -> None:
@@ -301,7 +306,7 @@ class SharedBlocks:
         if not self.failing or self._required or elapsed <= 0:
             return
         self._inflow_at = now
-        for i, first in enumerate((1.0, self._first)):
+        for i, first in enumerate(self._first):
             if self._limits[i] < math.inf:
                 # Never more than a burst, or what the request that waits needs.
                 room = max(self._burst(i) * self._part(i), first) - self._level[i]

@@ -55,20 +55,20 @@ class SharedQuota(Quota):
                 bucket.observe(now, RateLimit(limit=limit, window_s=60.0), now, bucket.spent)
         self._limits_changed()
 
-    def wait_time(self, now: float, tokens: float) -> float:
+    def wait_time(self, now: float, tokens: float, requests: float = 1.0) -> float:
         """As for any quota, and until there is a block."""
-        wait = super().wait_time(now, tokens)
+        wait = super().wait_time(now, tokens, requests)
         if self.backoff.server_stated:
             return wait
-        for_block = self._blocks.wait_time(now, tokens)
+        for_block = self._blocks.wait_time(now, (requests, tokens))
         if for_block > wait:
             self.cause = "shared"
         return max(wait, for_block)
 
-    def take(self, now: float, tokens: float) -> Lease:
+    def take(self, now: float, tokens: float, requests: float = 1.0) -> Lease:
         """As for any quota."""
-        self._blocks.take(now, tokens)
-        return super().take(now, tokens)
+        self._blocks.take(now, (requests, tokens))
+        return super().take(now, tokens, requests)
 
     def settle(self, lease: Lease, tokens: float | None) -> None:
         """As for any quota. A refused request gets nothing back: the shared bucket was fuller than the provider's."""
@@ -78,7 +78,7 @@ class SharedQuota(Quota):
 
     def refund(self, lease: Lease, now: float) -> None:
         """As for any quota."""
-        self._blocks.give_back(1.0, lease.tokens)
+        self._blocks.give_back(lease.requests, lease.tokens)
         super().refund(lease, now)
 
     def observe(self, now: float, limits: RateLimits, lease: Lease) -> bool:

@@ -74,7 +74,11 @@ class _Quota:
     def next_step(self, now: float, queue: WaitQueue) -> Block | float | None:
         """The block to reserve, or seconds until it is worth asking, or None if there is nothing to ask for."""
         first = queue.first()
-        waiting = Waiting() if first is None else Waiting(len(queue), first.tokens, first.priority)
+        waiting = (
+            Waiting()
+            if first is None
+            else Waiting(len(queue), (first.requests, first.tokens), first.priority)
+        )
         block = self.blocks.next_block(now, waiting)
         if block is None and self.blocks.retry_at > now and (waiting.requests or self.blocks.failing):
             return self.blocks.retry_at - now
