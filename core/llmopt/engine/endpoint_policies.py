@@ -295,7 +295,7 @@ class EndpointPolicies:
                 model: _limiter_stats(each) for model, each in list(self.reply_limiters.items())
             },
             "breakers": {" ".join(key): pair.stats() for key, pair in list(self._circuit_pairs.items())},
-        }
+        } | ({} if self._sharing is None else {"shared": self._sharing.stats()})
 
 
 def _limiter_stats(limiter: RateLimiter) -> dict[str, float | None]:

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from llmopt.policies.clock import Clock
-from llmopt.policies.quota import Lease, Quota
+from llmopt.policies.quota import LearnedLimits, Lease, Quota
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.wait_queue import Waiter, WaitQueue
 from llmopt.shared.blocks import SharedBlocks
-from llmopt.values.calls import Dimension, RateLimit, RateLimits
+from llmopt.values.calls import Dimension, RateLimits
 
 _T = TypeVar("_T")
 _MIN_PAUSE_S: Final = 1.0
@@ -32,15 +32,23 @@ class SharedQuota(Quota):
         tpm: configured tokens per minute, likewise.
         now: monotonic seconds.
         owner: what the leases report to.
+        firm: see `RateLimiter`.
         blocks: what this process may spend.
     """
 
     __slots__ = ("_blocks",)
 
     def __init__(
-        self, rpm: float | None, tpm: float | None, *, now: float, owner: RateLimiter, blocks: SharedBlocks
+        self,
+        rpm: float | None,
+        tpm: float | None,
+        *,
+        now: float,
+        owner: RateLimiter,
+        firm: tuple[bool, bool],
+        blocks: SharedBlocks,
     ) -> None:
-        super().__init__(rpm, tpm, now=now, owner=owner)
+        super().__init__(rpm, tpm, now=now, owner=owner, firm=firm)
         self._blocks = blocks
         self.requests.shared = self.tokens.shared = True
         self._limits_changed()
@@ -48,11 +56,9 @@ class SharedQuota(Quota):
     def _limits_changed(self) -> None:
         self._blocks.set_limits(self.requests.max_rate, self.tokens.max_rate)
 
-    def learn(self, now: float, rpm: float | None, tpm: float | None) -> None:
-        """As `SharedRateLimiter.learn`."""
-        for bucket, limit in ((self.requests, rpm), (self.tokens, tpm)):
-            if limit is not None:
-                bucket.observe(now, RateLimit(limit=limit, window_s=60.0), now, bucket.spent)
+    def restore(self, now: float, learned: LearnedLimits) -> None:
+        """As for any quota."""
+        super().restore(now, learned)
         self._limits_changed()
 
     def wait_time(self, now: float, tokens: float, requests: float = 1.0) -> float:
@@ -95,14 +101,22 @@ class SharedRateLimiter(RateLimiter):
         clock: the time.
         rpm: requests per minute, None to use headers and 429s alone.
         tpm: tokens per minute, likewise.
+        firm: see `RateLimiter`.
         blocks: what this process may spend.
     """
 
-    def __init__(self, *, clock: Clock, rpm: float | None, tpm: float | None, blocks: SharedBlocks) -> None:
-        super().__init__(clock=clock, rpm=rpm, tpm=tpm)
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        rpm: float | None,
+        tpm: float | None,
+        firm: tuple[bool, bool],
+        blocks: SharedBlocks,
+    ) -> None:
+        super().__init__(clock=clock, rpm=rpm, tpm=tpm, firm=firm)
         self._blocks = blocks
-        self._shared_quota = SharedQuota(rpm, tpm, now=clock.now(), owner=self, blocks=blocks)
-        self._quota = self._shared_quota
+        self._quota = SharedQuota(rpm, tpm, now=clock.now(), owner=self, firm=firm, blocks=blocks)
 
     def _check(self, now: float, waiter: Waiter) -> None:
         if self._blocks.error is not None:
@@ -140,11 +154,6 @@ class SharedRateLimiter(RateLimiter):
                     self._queue.reject(waiter, self._blocks.error.copy())
             self._grant_waiting(now)
             return result
-
-    def learn(self, rpm: float | None, tpm: float | None) -> None:
-        """Limits per minute that the provider has stated to another process; None for one that is not known."""
-        with self._mutex:
-            self._shared_quota.learn(self._now(), rpm, tpm)
 
     def pause(self, seconds: float) -> None:
         """Send nothing for so long: another process was asked to pause."""

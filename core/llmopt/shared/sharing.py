@@ -27,10 +27,11 @@ from attrs import define
 
 from llmopt import errors
 from llmopt.policies.clock import Clock
+from llmopt.policies.quota import LearnedLimits
 from llmopt.policies.tasks import TaskSet, running_loop
 from llmopt.shared.blocks import IDLE_S, Block, SharedBlocks, Waiting
 from llmopt.shared.limiter import SharedRateLimiter
-from llmopt.shared.state import Reservation, SharedOptions
+from llmopt.shared.state import Reservation, SharedOptions, SharedRecord
 from llmopt.values.events import SharedDegraded
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _FAILURES: Final = 2
 """Consecutive failures after which the store counts as down: one lost packet is no outage."""
 _NEWS_S: Final = 1.0
 _LIMITS_TTL_S: Final = 3_600.0
+_NOTHING: Final = type(None)
+_RECORD: Final[Any] = (SharedRecord, type(None))
 _log: Final = logging.getLogger("llmopt")
 
 
@@ -121,7 +124,7 @@ class Sharing:
         self._closed = False
 
     def limiter(
-        self, endpoint: Endpoint, group: str, rpm: float | None, tpm: float | None
+        self, endpoint: Endpoint, group: str, rpm: float | None, tpm: float | None, firm: tuple[bool, bool]
     ) -> SharedRateLimiter:
         """The limiter of a quota that all clients share which have the same key for the same origin and group.
 
@@ -130,13 +133,14 @@ class Sharing:
             group: what the provider limits together, such as a model.
             rpm: configured requests per minute, None for none.
             tpm: configured tokens per minute, likewise.
+            firm: see `llmopt.policies.rate_limiter.RateLimiter`.
         """
         credential = endpoint.credential.fingerprint(self._options.secret)
         name = self._digest("quota", endpoint.origin, credential, group)
         blocks = SharedBlocks(
             self._clock.now(), lambda: self._start(self._run(quota)), required=self._options.required
         )
-        limiter = SharedRateLimiter(clock=self._clock, rpm=rpm, tpm=tpm, blocks=blocks)
+        limiter = SharedRateLimiter(clock=self._clock, rpm=rpm, tpm=tpm, firm=firm, blocks=blocks)
         quota = _Quota(name, limiter, endpoint.origin, blocks)
         self._quotas.append(quota)
         return limiter
@@ -168,11 +172,13 @@ class Sharing:
 
     # Calls of the store
 
-    async def _call(self, method: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
+    async def _call(
+        self, expected: type[T], method: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs
+    ) -> T:
         """Call a method of the store.
 
         Raises:
-            _NoAnswerError: it did not answer, or is not asked now because it is down.
+            _NoAnswerError: it did not answer, or not with what is expected, or is not asked now because it is down.
         """
         now = self._clock.now()
         if self.down:
@@ -182,6 +188,8 @@ class Sharing:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 answer = await method(*args, **options)
+            if not isinstance(answer, expected):
+                raise TypeError
         except Exception as error:  # noqa: BLE001 - a store is foreign code, and may raise anything
             self._failed(type(error).__name__)
             raise _NoAnswerError from None
@@ -227,7 +235,7 @@ class Sharing:
                 pause, quota.blocks.pause = quota.blocks.pause, 0.0
                 if pause:
                     with suppress(_NoAnswerError):
-                        await self._call(self._store.pause, quota.name, pause)
+                        await self._call(_NOTHING, self._store.pause, quota.name, pause)
                 if isinstance(step, Block):
                     await self._reserve(quota, step)
                 elif step is not None:
@@ -243,6 +251,7 @@ class Sharing:
         answer: Reservation | None = None
         with suppress(_NoAnswerError):
             answer = await self._call(
+                Reservation,
                 self._store.reserve,
                 quota.name,
                 block.want,
@@ -286,7 +295,7 @@ class Sharing:
         )
         if back is not None:
             with suppress(_NoAnswerError):
-                await self._call(self._store.refund, quota.name, back, quota.blocks.rates)
+                await self._call(_NOTHING, self._store.refund, quota.name, back, quota.blocks.rates)
 
     # Limits and circuits
 
@@ -308,13 +317,14 @@ class Sharing:
         own = quota.limiter.server_limits
         if own != quota.limits:
             state = {key: value for key, value in zip(("rpm", "tpm"), own, strict=True) if value is not None}
-            await self._call(self._store.publish, name, state, _LIMITS_TTL_S)
+            await self._call(_NOTHING, self._store.publish, name, state, _LIMITS_TTL_S)
             quota.limits = own
             return
-        record = await self._call(self._store.read, name)
+        record = await self._call(_RECORD, self._store.read, name)
         if record is not None and record.version != quota.limits_version:
             quota.limits_version = record.version
-            quota.limiter.learn(_limit(record.state.get("rpm")), _limit(record.state.get("tpm")))
+            rpm, tpm = _limit(record.state.get("rpm")), _limit(record.state.get("tpm"))
+            quota.limiter.restore(LearnedLimits(rpm, tpm, None, None))
             quota.limits = quota.limiter.server_limits
 
     def circuit_changed(self, change: CircuitTransition) -> None:
@@ -327,11 +337,11 @@ class Sharing:
     async def _publish_circuit(self, change: CircuitTransition, state: dict[str, str | float]) -> None:
         name = self._digest("circuits", change.endpoint)
         with suppress(_NoAnswerError):
-            await self._call(self._store.publish, name, state, change.break_duration_s)
+            await self._call(_NOTHING, self._store.publish, name, state, change.break_duration_s)
 
     async def _read_circuits(self, origin: str) -> None:
         """Let the circuits of an origin that have opened elsewhere be tested here."""
-        record = await self._call(self._store.read, self._digest("circuits", origin))
+        record = await self._call(_RECORD, self._store.read, self._digest("circuits", origin))
         if record is None or self._circuit_versions.get(origin) == record.version:
             return
         self._circuit_versions[origin] = record.version
