@@ -136,7 +136,7 @@ def test_idle_blocks_are_returned_and_those_of_an_active_process_are_not() -> No
     assert 2 * IDLE_S < 1
 
 
-def test_without_an_answer_the_part_of_the_last_minute_is_spent() -> None:
+def test_without_an_answer_the_part_of_what_was_granted_is_spent() -> None:
     """Three quarters of what all were granted, so three quarters of the limit."""
     blocks = blocks_of()
     grant(blocks, 0.0, 75.0, total=100.0)

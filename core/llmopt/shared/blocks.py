@@ -7,7 +7,7 @@ of 25 requests need 0.04 round trips per request and share evenly (measured with
 reserved when less than one is left, so a request waits for the store only if none is left at all.
 
 While the store does not answer, this process goes on with its part of the limit: its part of what was granted to all
-in about the last minute, and at least an equal part. What it spends so is reserved afterwards, because the store cannot
+in the last seconds, and at least an equal part. What it spends so is reserved afterwards, because the store cannot
 know of it; a burst at most, as the bucket in the store is full by then.
 
 It decides only: no I/O, no awaiting, no lock and no clock, because the time is an argument. The rate limiter of the
@@ -38,8 +38,11 @@ _MARGIN: Final = 0.1
 """Part of the burst that is not used: requests overtake each other on their way to the provider's own bucket."""
 _DEMAND_S: Final = 1.0
 """Time constant of the demand."""
-_MEMORY_S: Final = 60.0
+_MEMORY_S: Final = 20.0
 """Time constant of what was granted."""
+_UNEVEN: Final = 1.5
+"""A part up to so many times an equal one counts as equal. Without this, four equal processes together sent 1.06 to 1.14 of
+the limit, because each that had got a little more kept it and each that had got less took its equal part."""
 IDLE_S: Final = 0.4
 """A process without requests for so long returns its blocks. It looks as often, so they are back within a second."""
 _MAX_AHEAD_S: Final = 1.0
@@ -202,7 +205,10 @@ class SharedBlocks:
         for i in _BOTH:
             if self._limits[i] < math.inf:
                 debt[i] = min(self._debt[i], self._burst(i) * self._part(i))
-                want[i] = max(least[i], target[i] - have[i], 0.0) + debt[i]
+                # Less than a request is as good as nothing: with it subtracted, two of three processes that had it got
+                # half of what the third one got.
+                lacks = target[i] if least[i] else target[i] - have[i]
+                want[i] = max(least[i], lacks, 0.0) + debt[i]
                 # Room for one such request of each client: of requests that are large beside the limit, those of the
                 # others come first. With 1 s alone, two of four clients got a twentieth of what the others got.
                 ahead[i] = (least[i] * self.clients + debt[i]) / self._limits[i]
@@ -327,8 +333,9 @@ class SharedBlocks:
 
     def _part(self, i: int) -> float:
         """This process's part of what was granted lately, at least an equal one."""
-        own, everybody = self._granted[0][i], self._granted[1][i]
-        return max(own / everybody if everybody else 0.0, 1 / self.clients)
+        own, everybody, equal = self._granted[0][i], self._granted[1][i], 1 / self.clients
+        part = own / everybody if everybody else 0.0
+        return part if part > _UNEVEN * equal else equal
 
 
 def _add(level: list[float], amounts: _Pair) -> None:
