@@ -51,6 +51,7 @@ def failure(body: Any, **headers: str) -> Failure:
         ("Please retry in 2.5s. Your limit resets in 60 seconds.", 2.5),
         ("Quota will be replenished in 01:22:33.", 4953),
         ("Out of volume; it resets in 2 days", 172_800),
+        ("Out of volume; it resets in 31 days", 31 * 86_400),
         ("Retry-After: 12", 12),
         ("retry_after=12.5", 12.5),
         ("Too fast, retry after 12", 12),
@@ -78,7 +79,7 @@ def test_waits_in_words(message: str, seconds: float) -> None:
         "Rate limit of 60 requests per 60s",
         "Please try again. 30 seconds is the window",
         "try again in 0s",
-        "try again in 900 days",
+        "try again in 32 days",
         # Without a time zone it may be half a day off.
         "Your limit will reset at 2026-09-29 23:10:05",
         # A clock time, not a duration.
@@ -136,6 +137,9 @@ def test_any_duration_in_any_sentence(parts: list[tuple[int, float]], data: st.D
         ({"message": "slow", "retry_after_ms": "250"}, 0.25),
         ({"message": "slow", "retry_after_seconds": 4}, 4),
         ({"message": "slow", "wait_seconds": 8}, 8),
+        ({"message": "slow", "retry_after_s": 3}, 3),
+        ({"message": "slow", "retry_after_minutes": 2}, 120),
+        ({"message": "slow", "wait_hours": 1}, 3_600),
         ({"message": "slow", "retry_in": "1m2s"}, 62),
         ({"message": "slow", "retry_after": "20 seconds"}, 20),
         ({"message": "slow", "reset_at": NOW + 9}, 9),
@@ -154,6 +158,8 @@ def test_any_duration_in_any_sentence(parts: list[tuple[int, float]], data: st.D
         # A field without its fraction, and both.
         ({"error": {"message": "Please retry in 45.58s.", "details": [{"retryDelay": "45s"}]}}, 45.58),
         ({"error": {"message": "The quota resets in 3 hours.", "retry_after": 45}}, 45),
+        ({"error": {"message": "Please retry in 46s.", "retry_after": 45}}, 45),
+        ({"error": {"message": "Please retry in 44s.", "retry_after": 45}}, 45),
         # What is left shows that these headers are of another limit; the words say which.
         ({"error": {"message": "Please try again in 6.57s.", "headers": {"x-ratelimit-remaining-tokens": "4735", "x-ratelimit-reset-tokens": "50.529s"}}}, 6.57),
     ],
@@ -293,6 +299,8 @@ def test_only_a_rate_limit_is_exceeded() -> None:
     [
         (0, 5_000, "requests"),
         (5, 99, "tokens"),
+        (5, 100, None),
+        (1, 5_000, None),
         (5, 0, "tokens"),
         (0, 0, None),
         (5, 5_000, None),
@@ -317,6 +325,9 @@ def test_the_limit_of_which_nothing_is_left(
         (60, 0, 60, None),
         (60, 0, 54, None),
         (60, 6, 54, None),
+        (60, 6, 50, None),
+        (60, 6, 48, 48),
+        (60, None, 53.5, 53.5),
         # The limit of a day, in the headers of a minute.
         (60, 0, 7_200, None),
         (60, 0, 0, None),
@@ -324,7 +335,7 @@ def test_the_limit_of_which_nothing_is_left(
     ],
 )
 def test_the_reset_of_a_window_is_a_wait(
-    limit: float | None, remaining: float, reset_s: float | None, wait: float | None
+    limit: float | None, remaining: float | None, reset_s: float | None, wait: float | None
 ) -> None:
     """That of a bucket, which fills all the time, is none."""
     limits = RateLimits(requests=RateLimit(limit=limit, remaining=remaining, reset_s=reset_s))
