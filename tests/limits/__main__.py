@@ -31,7 +31,7 @@ def print_row(row: Row, *, whole: bool) -> None:
     """Run the cases of a row, and print a line for each."""
     print(row.name, flush=True)
     kept = 0
-    cases = row.selected(nightly=whole)
+    cases = row.selected(nightly=whole) or list(row.cases[:1])
     for case in cases:
         began = time.process_time()
         report = case.report()

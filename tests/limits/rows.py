@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from attrs import evolve, field, frozen
 
 from tests.limits.simulation import Latency, Report, Scenario, Texts, run, run_phases
+from tests.shared.scenarios import Store
 
 SHALLOW: Final = {"requests": 1.0, "tokens": 5.0}
 """Seconds of inflow in the buckets of a provider that keeps no bank."""
@@ -22,6 +23,7 @@ class Bounds:
     """What a report must keep."""
 
     share: float | None = None
+    most: float | None = None
     refused: float | None = None
     lost: int | None = 0
     least_share: float | None = None
@@ -33,6 +35,10 @@ class Bounds:
             (
                 self.share is None or report.share_of_possible >= self.share,
                 f"{report.share_of_possible:.1%} of the possible",
+            ),
+            (
+                self.most is None or report.share_of_possible <= self.most,
+                f"{report.share_of_possible:.1%} of what is allowed",
             ),
             (self.refused is None or report.refused <= self.refused, f"{report.refused:.2%} refused"),
             (
@@ -73,7 +79,7 @@ class Row:
         name: what happens.
         bounds: what must be kept in every case.
         cases: the ways to measure it.
-        quick: how many of them are in every test run.
+        quick: how many of them are in every test run; none of those that tests/shared has in a shorter form.
     """
 
     name: str
@@ -110,6 +116,16 @@ _STEADY = Scenario(name="requests bind", filled=0.2, measured_from=25.0, of_refi
 _BANK = Scenario(name="requests bind")
 _NO_HEADERS = Scenario(name="requests bind", headers="none", burst=SHALLOW)
 _FOUR = Scenario(name="requests bind", busy=4, workers=16)
+
+
+def _stored(scenario: Scenario, **store: Any) -> Case:
+    """A case whose clients share a simulated store: a new one for each run."""
+    return Case(scenario=scenario, play=lambda given: run(evolve(given, options=Store(**store).options)))
+
+
+_STORED = evolve(
+    _FOUR, burst=SHALLOW, headers="none", configured=1.0, workers=8, of_refill=True, measured_from=5.0
+)
 
 
 def _stall(number: int, *, later: bool = False, **other: object) -> Case:
@@ -227,6 +243,44 @@ ROWS: Final = (
             evolve(_FOUR, busy=2, idle=2),
             evolve(_FOUR, name="shallow buckets", busy=2, idle=2, burst=SHALLOW),
         ),
+    ),
+    Row(
+        name="four processes over a store, killed half way and back",
+        bounds=Bounds(share=0.99, refused=0.01, least_share=0.8),
+        cases=[
+            _stored(evolve(_STORED, name="it refuses connections for 5 s"), stops_at=35.0, starts_at=40.0),
+            _stored(evolve(_STORED, name="it hangs for 5 s"), stops_at=35.0, starts_at=40.0, hangs=True),
+            _stored(
+                evolve(_STORED, name="headers", headers="honest", configured=None),
+                stops_at=35.0,
+                starts_at=40.0,
+            ),
+        ],
+        quick=0,
+    ),
+    Row(
+        name="four processes, their store is dead for 60 s",
+        # A provider that refuses nothing counts what they would have sent.
+        bounds=Bounds(share=0.95, most=1.05),
+        cases=[
+            _stored(evolve(_STORED, burst=3_600.0, seconds=85.0, measured_from=20.0), stops_at=20.0),
+            _stored(
+                evolve(
+                    _STORED, name="tokens bind", texts=LARGE, burst=3_600.0, seconds=85.0, measured_from=20.0
+                ),
+                stops_at=20.0,
+            ),
+        ],
+        quick=0,
+    ),
+    Row(
+        name="two busy and two idle processes over a store",
+        bounds=Bounds(share=0.95, refused=0.005, least_share=0.8),
+        cases=[
+            _stored(evolve(_STORED, busy=2, idle=2)),
+            _stored(evolve(_STORED, name="headers", headers="honest", configured=None, busy=2, idle=2)),
+        ],
+        quick=0,
     ),
     Row(
         name="eight processes, headers",
