@@ -158,6 +158,7 @@ class Outcome:
         return [text for text, kept in checks.items() if not kept]
 
 
+_MISSING: Final = Outcome(not_run="not measured")
 Outcomes = Mapping[tuple[str, str], Outcome]
 
 
@@ -178,7 +179,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_environment_arguments(parser)
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each case (default: {SECONDS:g})")
     parser.add_argument("--docs", type=Path, metavar="DIR", help=f"write {PAGE} and its plot there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all results to this file; what is not measured again stays in it",
+    )
     parser.add_argument(
         "--render", action="store_true", help="measure nothing: take the results from the file of --json"
     )
@@ -194,8 +200,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Run the cases, print the table, and write the page."""
-    if arguments.docs and (arguments.case or arguments.contender):
-        parser.error("--docs replaces the whole table and cannot be used with --case or --contender")
+    if arguments.docs and (arguments.case or arguments.contender) and not arguments.json:
+        parser.error(
+            "--docs replaces the whole table: with --case or --contender it needs --json FILE with the rest"
+        )
     if arguments.render and not arguments.json:
         parser.error("--render needs --json FILE")
     if arguments.render:
@@ -203,6 +211,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     else:
         versions, outcomes = _measured(arguments)
         where = machine()
+        if arguments.json and arguments.json.exists():
+            earlier_versions, earlier, _ = _loaded(arguments.json)
+            versions, outcomes = earlier_versions | versions, earlier | outcomes
     table = markdown(_table(versions, outcomes), numbers=False)
     print(f"\n{table}", end="")
     if arguments.docs:
@@ -337,9 +348,9 @@ def _table(versions: Mapping[str, str], outcomes: Outcomes) -> list[list[str]]:
     return [
         head,
         *(
-            [case.title, *(_cell(outcomes[case.name, each.name]) for each in contenders)]
+            [case.title, *(_cell(outcomes.get((case.name, each.name), _MISSING)) for each in contenders)]
             for case in CASES
-            if (case.name, contenders[0].name) in outcomes
+            if any(name == case.name for name, _ in outcomes)
         ),
     ]
 
@@ -375,7 +386,7 @@ def draw(versions: Mapping[str, str], outcomes: Outcomes, path: Path) -> None:
         ("client CPU, s", lambda each: each.cpu, "linear"),
     )
     contenders = [each for each in LIMIT_CONTENDERS if each.name in versions]
-    cases = [case for case in CASES if (case.name, contenders[0].name) in outcomes]
+    cases = [case for case in CASES if any(name == case.name for name, _ in outcomes)]
     colours = ("#1f6feb", "#9aa4b2", "#d29922", "#8a63d2")
     figure, axes = plt.subplots(
         1, len(panels), figsize=(11, 0.7 + 0.62 * len(cases)), sharey=True, layout="constrained"
@@ -383,7 +394,7 @@ def draw(versions: Mapping[str, str], outcomes: Outcomes, path: Path) -> None:
     height = 0.8 / len(contenders)
     for axis, (label, value, scale) in zip(axes, panels, strict=True):
         for number, contender in enumerate(contenders):
-            lengths = [value(outcomes[case.name, contender.name]) for case in cases]
+            lengths = [value(outcomes.get((case.name, contender.name), _MISSING)) for case in cases]
             places = [row + (number - (len(contenders) - 1) / 2) * height for row in range(len(cases))]
             axis.barh(places, lengths, height, color=colours[number], label=contender.title)
         axis.set_xscale(scale)
