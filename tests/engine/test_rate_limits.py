@@ -302,6 +302,7 @@ def test_stats_and_an_event_report_learned_limits() -> None:
             server.default(provider(clock, headers=True))
             for number in range(5):
                 await client.embed(MODEL, [f"text {number}"])
+                await clock.sleep(0.5)  # for longer than it takes to see that no other client uses the limit
             (endpoint,) = client.stats()["server"].values()
             limiter = endpoint["limiters"]["m"]
             assert limiter["rpm"] == pytest.approx(RPM)

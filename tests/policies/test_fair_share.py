@@ -1,6 +1,7 @@
 """The fair share of a rate limit: how response headers and refusals change it.
 
-The numbers are calculated by hand for a limit of 10 a second with a bucket that holds 10.
+The numbers are calculated by hand for a limit of 10 a second with a bucket that holds 30: three seconds, the whole zone
+of the controller.
 """
 
 from __future__ import annotations
@@ -11,309 +12,302 @@ import pytest
 
 from llmopt.policies.token_bucket import FairShare, QuotaSample
 
-RATE = BURST = 10.0
+RATE = 10.0
 
 
-def sample(at: float, remaining: float, own: float, expected: float | None = None) -> QuotaSample:
-    return QuotaSample(
-        sent_at=at,
-        remaining=remaining,
-        spent=own,
-        expected_remaining=remaining if expected is None else expected,
-    )
+def sample(
+    at: float, remaining: float, own: float = 0.0, *, cost: float = 1.0, full: float = 0.0
+) -> QuotaSample:
+    return QuotaSample(sent_at=at, remaining=remaining, spent=own, cost=cost, full=full)
 
 
-def observe(share: FairShare, *samples: QuotaSample) -> None:
+def observe(share: FairShare, *samples: QuotaSample) -> FairShare:
     for each in samples:
-        share.update(each, RATE, BURST)
-
-
-def shared_limit(part: float = 0.5) -> FairShare:
-    """A fair share that knows of other clients, and has seen a full bucket."""
-    share = FairShare()
-    observe(share, sample(0.0, 10.0, 0.0))
-    share.uncontended = False
-    share._others = 0.5
-    share._share = part
+        share.update(each, RATE)
     return share
 
 
+def contended(slow: float = math.log(0.5)) -> FairShare:
+    """A client that knows of others: for 5 s they have used half of the limit, and it the other half."""
+    share = observe(FairShare(), sample(0.0, 30.0))
+    share._inflow, share._others, share._own = 50.0, 25.0, 25.0
+    share._slow = slow
+    return share
+
+
+def share_after(slow: float, aim: float, seconds: float, lag: float = 6.0) -> tuple[float, float]:
+    """The logarithm behind the filter, and the share."""
+    slow += (aim - slow) * (1 - math.exp(-seconds / lag))
+    return slow, math.exp(0.25 * aim + 0.75 * slow)
+
+
 def test_a_client_starts_uncontended_with_the_whole_limit() -> None:
-    """Until a response shows other clients."""
+    """Until the first response."""
     share = FairShare()
-    assert (share.factor, share.uncontended) == (1.0, True)
-    assert share.bucket_fits(0.0)
+    assert (share.factor, share.uncontended, share.starting, share.deep) == (1.0, True, False, False)
     assert repr(share) == "FairShare(1.00, others=0.00)"
 
 
-# The first sample
+# The first second
 
 
-def test_a_first_sample_with_only_our_requests_keeps_the_whole_limit() -> None:
-    """What is missing from the bucket is our own use."""
-    share = FairShare()
-    observe(share, sample(0.0, 7.0, 3.0))
-    assert (share.uncontended, share.factor, share._others) == (True, 1.0, 0.0)
-    # Also when less is missing than we used: the rest may have flowed in again.
-    share = FairShare()
-    observe(share, sample(0.0, 9.0, 3.0))
-    assert (share.uncontended, share._others) == (True, 0.0)
-
-
-def test_a_first_sample_with_other_clients_lowers_the_share() -> None:
-    """Six are missing and two were ours: others used 0.4 of a bucket, and a third is our share."""
-    share = FairShare()
-    observe(share, sample(0.0, 4.0, 2.0))
+@pytest.mark.parametrize(("remaining", "first"), [(30.0, 1.0), (10.0, 0.5), (4.0, 0.2), (0.0, 0.05)])
+def test_the_first_response_lowers_the_rate_to_what_remains_over_two_seconds(
+    remaining: float, first: float
+) -> None:
+    """Others may have begun at the same moment: eight of them then spend no more than there is."""
+    share = observe(FairShare(), sample(0.0, remaining, full=30.0))
     assert not share.uncontended
-    assert share._others == pytest.approx(0.4)
-    assert share._share == pytest.approx(1 / 3)
-    assert share.factor == pytest.approx(1 / 3)
+    assert share.starting
+    aim = min(0.3, 5 * (remaining / 30 - 0.8))
+    assert share.factor == pytest.approx(max(0.1, math.exp(0.25 * aim + 0.75 * math.log(first))))
 
 
-def test_others_that_use_a_tenth_of_the_limit_count_as_contention() -> None:
+def test_a_bank_is_spent_before_it_is_known_who_else_spends_it() -> None:
+    """The faster the more of it there is, at most within two seconds; a bank is no reason to begin with nothing."""
+    for seconds, factor in ((60.0, 1 + 57 / 10), (4.0, 1 + 1 / 10), (3.1, 1.01)):
+        share = observe(FairShare(), sample(0.0, seconds * RATE))
+        assert share.factor == pytest.approx(factor)
+        assert not share.starting
     share = FairShare()
-    observe(share, sample(0.0, 7.0, 2.0))
-    assert share._others == pytest.approx(0.1)
+    share.update(sample(0.0, 1_000.0, cost=100.0), 10.0)
+    # Four requests take 40 s to flow in, so the zone is the whole bucket, and there is no bank.
+    assert share.starting
+
+
+def test_after_a_second_without_use_by_others_a_client_finds_itself_alone() -> None:
+    """It then uses the whole limit, whatever remains."""
+    share = observe(FairShare(), sample(0.0, 20.0), sample(0.5, 15.0, 10.0))
     assert not share.uncontended
-    share = FairShare()
-    observe(share, sample(0.0, 7.001, 2.0))
+    observe(share, sample(1.1, 11.0, 20.0))
     assert share.uncontended
+    assert share.others == pytest.approx(0.0)
+    assert share.factor == 1.0
+    assert share._slow == 0.0
 
 
-def test_the_first_sample_sets_a_share_between_a_tenth_and_the_whole() -> None:
-    """However much others used."""
-    share = FairShare()
-    observe(share, sample(0.0, 0.0, 0.1))
-    assert share._share == pytest.approx(0.1)
-    share = FairShare()
-    observe(share, sample(0.0, 8.5, 0.0))
-    assert share._share == pytest.approx(0.1)
+@pytest.mark.parametrize(("others", "alone"), [(1.27, True), (1.28, False)])
+def test_contention_begins_at_seven_hundredths_of_the_limit(others: float, alone: bool) -> None:
+    """Of all that flowed in, most of it lately: 10 in this second, and 10 faded to 8.2 in the one before."""
+    share = observe(FairShare(), sample(0.0, 30.0), sample(1.0, 20.0, 20.0))
+    assert share.uncontended
+    observe(share, sample(2.0, 20.0 - others, 30.0))
+    assert share.others == pytest.approx(others / (10 * math.exp(-1 / 5) + 10))
+    assert share.uncontended is alone
+    assert (share.factor == 1.0) is alone
 
 
 # What others use
 
 
 def test_missing_capacity_was_used_by_others() -> None:
-    """In half a second 5 flow in; 2 were ours and 4 more are missing: others use 0.8 of the limit for that time."""
-    share = shared_limit()
-    share._last = sample(0.0, 5.0, 0.0)
-    observe(share, sample(0.5, 4.0, 2.0))
-    weight = math.exp(-0.5 / 5)
-    assert share._others == pytest.approx(0.5 * weight + (4 / 0.5 / 10) * (1 - weight))
-    assert not share.uncontended
-    # No deeper than any sample showed: of a bucket that held five, six cannot be missing.
-    share = shared_limit()
-    share._max_remaining = 5.0
-    share._last = sample(0.0, 5.0, 0.0)
-    observe(share, sample(0.5, 4.0, 0.5))
-    assert share._others == pytest.approx(0.5 * weight + (0.5 / 0.5 / 10) * (1 - weight))
+    """In half a second 5 flow in; 2 were ours and 4 more are missing."""
+    share = contended()
+    share._last = sample(0.0, 15.0)
+    observe(share, sample(0.5, 14.0, 2.0))
+    keep = math.exp(-0.5 / 5)
+    assert share._others == pytest.approx(25 * keep + 4)
+    assert share._own == pytest.approx(25 * keep + 2)
+    assert share._inflow == pytest.approx(50 * keep + 5)
+    assert share.others == pytest.approx(share._others / share._inflow)
+    assert repr(share) == f"FairShare({share.factor:.2f}, others={share.others:.2f})"
 
 
-def test_a_bucket_that_may_have_overflowed_is_ignored_under_contention() -> None:
-    """It was full before, for an unknown time."""
-    share = shared_limit()
-    observe(share, sample(2.0, 9.0, 1.0))
-    assert share._others == 0.5
-    share = shared_limit()
-    share._last = sample(0.0, 5.0, 0.0)
-    observe(share, sample(0.5, 5.0, 0.0))
-    # A level of exactly full counts: only the inflow of half a second is missing.
-    weight = math.exp(-0.1)
-    assert share._others == pytest.approx(0.5 * weight + (5 / 0.5 / 10) * (1 - weight))
-
-
-def test_an_uncontended_client_learns_from_a_full_bucket_too() -> None:
-    """No other client uses the limit."""
-    share = FairShare()
-    observe(share, sample(0.0, 10.0, 0.0), sample(1.0, 8.0, 2.0))
-    assert share._others == 0.0
-    assert share.uncontended
-    observe(share, sample(2.0, 6.0, 3.0))
-    # Full again except for later use: ten, of which one is ours, and three more are missing.
-    assert share._others == pytest.approx(3 / 10 * (1 - math.exp(-1 / 5)))
-
-
-def test_reordered_requests_may_make_the_use_of_others_negative() -> None:
-    """Down to the whole limit."""
-    share = FairShare()
-    observe(share, sample(0.0, 10.0, 0.0), sample(1.0, 10.0, 4.0))
-    assert share._others == pytest.approx(-4 / 10 * (1 - math.exp(-1 / 5)))
-    assert share.uncontended
-    observe(share, sample(1.001, 10.0, 1_000.0))
-    assert share._others == -1.0
+def test_requests_that_overtake_each_other_cancel_out() -> None:
+    """A sample may show what was not yet sent as missing; the next one gives it back."""
+    share = contended()
+    share._others = 0.0
+    share._last = sample(0.0, 20.0)
+    observe(share, sample(1e-4, 17.0))
+    assert share._others > 2.9
+    observe(share, sample(2e-4, 20.0))
+    assert share._others == pytest.approx(0.0, abs=0.05)
 
 
 def test_samples_of_one_moment_count_as_a_millisecond_apart() -> None:
-    """A rate over no time would be infinite."""
-    share = shared_limit()
-    share._last = sample(1.0, 5.0, 0.0)
-    observe(share, sample(1.0, 4.0, 0.0))
-    weight = math.exp(-1e-3 / 5)
-    assert share._others == pytest.approx(0.5 * weight + (1.01 / 1e-3 / 10) * (1 - weight))
+    """Time does not run backwards either."""
+    share = contended()
+    share._last = sample(1.0, 15.0)
+    observe(share, sample(0.9, 15.0))
+    assert share._inflow == pytest.approx(50 * math.exp(-1e-3 / 5) + 0.01)
 
 
-def test_remaining_is_limited_to_the_depth_of_our_bucket() -> None:
-    """The server's bucket may hold a minute; ours holds a second."""
+def test_what_flows_past_a_full_bucket_counts_as_use_by_others_only_under_contention() -> None:
+    """A client that believes to be alone sees that nothing is missing; another one has to use it to find out."""
+    share = observe(FairShare(), sample(0.0, 30.0), sample(1.0, 29.0, 11.0))
+    assert share.uncontended
+    observe(share, sample(3.0, 29.0, 12.0))
+    assert share.others == pytest.approx(0.0)
+    share = contended()
+    observe(share, sample(2.0, 29.0, 1.0))
+    assert share._others == pytest.approx(25 * math.exp(-2 / 5) + 20)
+
+
+def test_a_new_window_says_nothing_about_others() -> None:
+    """More came than flows in, by more than a zone."""
+    for remaining, learned in ((30.0, True), (45.1, False)):
+        share = contended()
+        share._last = sample(0.0, 5.0)
+        observe(share, sample(1.0, remaining))
+        assert (share._inflow != 50.0) is learned
+
+
+def test_after_fifty_seconds_without_a_sample_the_estimate_starts_anew() -> None:
+    """Ten times of a second, here."""
+    share = contended()
+    observe(share, sample(10.0, 20.0))
+    assert not share.starting
+    assert share._inflow > 0
+    observe(share, sample(20.01, 20.0))
+    assert share.starting
+    assert (share._inflow, share._others, share._own) == (0.0, 0.0, 0.0)
+
+
+def test_slow_limits_have_slow_times() -> None:
+    """Four requests of 100 take 40 s to flow in: nothing is known before, and the memory lasts 200 s."""
     share = FairShare()
-    observe(share, sample(0.0, 600.0, 0.0), sample(1.0, 9.0, 1.0))
-    assert not share.bucket_fits(10.0)
-    assert not share.bucket_fits(599.0)
-    assert share.bucket_fits(600.0)
-    # Of the ten in our bucket, one is our own use and none is missing.
-    assert share._others == 0.0
+    for at in (0.0, 30.0, 39.0):
+        share.update(sample(at, 900.0, 10 * at, cost=100.0), RATE)
+        assert not share.uncontended
+    assert share._inflow == pytest.approx(300 * math.exp(-9 / 200) + 90)
+    share.update(sample(50.0, 900.0, 500.0, cost=100.0), RATE)
+    assert share.uncontended
+    share.update(sample(440.0, 900.0, 4_400.0, cost=100.0), RATE)
+    assert share._inflow > 0
+    share.update(sample(841.0, 900.0, 8_410.0, cost=100.0), RATE)
+    assert share._inflow == 0.0
 
 
-def test_contention_starts_at_a_tenth_and_ends_below_half_of_that() -> None:
-    """The distance avoids a state that changes with every sample."""
-    for others, uncontended, expected in (
-        (0.0999, True, True),
-        (0.1001, True, False),
-        (0.0501, False, False),
-        (0.0499, False, True),
-    ):
-        share = shared_limit()
-        share.uncontended = uncontended
-        share._others = others
-        share._last = sample(0.0, 20.0, 0.0)  # more than full, which says nothing about use
-        if uncontended:
-            # An uncontended client learns from a full bucket: this level keeps its estimate unchanged.
-            weight = math.exp(-1 / 5)
-            used = others * RATE
-            share._last = sample(0.0, 10.0, 0.0)
-            observe(share, sample(1.0, 10.0 - used, 0.0))
-            assert share._others == pytest.approx(others * weight + others * (1 - weight))
-        else:
-            observe(share, sample(1.0, 10.0, 0.0))
-            assert share._others == others
-        assert share.uncontended is expected
+def test_the_cost_of_a_request_is_a_running_average() -> None:
+    share = observe(FairShare(), sample(0.0, 30.0, cost=10.0))
+    assert share.cost == 10.0
+    observe(share, sample(1.0, 30.0, cost=20.0))
+    assert share.cost == pytest.approx(11.0)
 
 
-# The controller
+# The common price
 
 
-def test_an_uncontended_client_uses_everything_and_remembers_what_others_left() -> None:
-    """Its share starts there when contention begins."""
-    share = FairShare()
-    observe(share, sample(0.0, 10.0, 0.0), sample(1.0, 9.5, 0.0))
-    others = 0.5 / 10 * (1 - math.exp(-1 / 5))
-    assert share.factor == 1.0
-    assert share._share == pytest.approx(1 - others)
-    observe(share, sample(2.0, 10.0, 4.0))
-    assert share._share == 1.0
+@pytest.mark.parametrize("remaining", [24.0, 15.0, 3.0])
+@pytest.mark.parametrize("slow", [math.log(0.5), math.log(0.2)])
+def test_the_share_follows_what_remains(remaining: float, slow: float) -> None:
+    """A quarter of the change at once, the rest within six seconds; the same number for all clients."""
+    share = contended(slow)
+    observe(share, sample(2.0, remaining))
+    aim = 5 * (remaining / RATE / 3.0 - 0.8)
+    wanted, factor = share_after(slow, aim, 2.0, 6.0 if aim < 0 else 1.0)
+    assert share._slow == pytest.approx(wanted)
+    assert share.factor == pytest.approx(max(0.1, factor))
 
 
-@pytest.mark.parametrize(("part", "filled"), [(0.5, 0.9), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0)])
-def test_the_share_is_controlled_to_a_set_point_of_the_remaining(part: float, filled: float) -> None:
-    """The set point is half a bucket for a share of 0 and 0.85 of it for a share of 1; the controller is a PI controller."""
-    share = shared_limit(part)
-    observe(share, sample(1.0, 10.0, 0.0, expected=10 * filled))
-    error = filled - (0.5 + 0.35 * part)
-    wanted = min(1.0, part * math.exp(0.5 * error * 1.0))
-    assert share._share == pytest.approx(max(0.1, wanted))
-    assert share.factor == pytest.approx(min(1.0, max(0.1, wanted * math.exp(error))))
+def test_shares_that_began_apart_meet() -> None:
+    """Whatever each of two clients believed, the remaining allowance that both see brings them together."""
+    first, second = contended(math.log(0.9)), contended(math.log(0.1))
+    for second_of_time in range(1, 31):
+        for share in (first, second):
+            share._others = share._inflow  # they see each other
+            observe(share, sample(float(second_of_time), 18.0))
+    assert first.factor == pytest.approx(second.factor, rel=0.02)
+    assert first.factor == pytest.approx(math.exp(5 * (18 / 30 - 0.8)), rel=0.02)
 
 
-def test_the_control_error_is_at_most_a_whole_bucket() -> None:
-    """However deep the debt or the server's bucket."""
-    for expected, error in ((-100.0, -1.0), (100.0, 1.0)):
-        share = shared_limit(0.5)
-        observe(share, sample(1.0, 10.0, 0.0, expected=expected))
-        assert share._share == pytest.approx(min(1.0, 0.5 * math.exp(0.5 * error)))
-        assert share.factor == pytest.approx(min(1.0, share._share * math.exp(error)))
+def test_a_nearly_full_bucket_raises_the_share_within_a_second_a_little_beyond_the_limit() -> None:
+    """Otherwise a client that is alone would never see that nobody else uses what it leaves."""
+    share = contended()
+    observe(share, sample(1.0, 30.0))
+    assert share._slow == pytest.approx(share_after(math.log(0.5), 0.3, 1.0, 1.0)[0])
+    for second_of_time in range(2, 8):
+        share._others = share._inflow
+        observe(share, sample(float(second_of_time), 30.0))
+    assert share.factor == pytest.approx(math.exp(0.3), rel=0.01)
 
 
 def test_a_long_time_without_samples_counts_as_three_seconds() -> None:
     """One sample changes no more than that."""
-    share = shared_limit(0.2)
-    observe(share, sample(60.0, 10.0, 0.0, expected=9.0))
-    error = 0.9 - (0.5 + 0.35 * 0.2)
-    assert share._share == pytest.approx(0.2 * math.exp(0.5 * error * 3))
+    share = contended()
+    observe(share, sample(9.0, 15.0))
+    assert share._slow == pytest.approx(share_after(math.log(0.5), -1.5, 3.0)[0])
+
+
+def test_the_zone_is_three_seconds_or_the_whole_bucket() -> None:
+    """A bucket of a minute is used down to the last seconds, and one of a second as a whole."""
+    deep = contended()
+    observe(deep, sample(1.0, 600.0))
+    assert deep.factor == pytest.approx(1 + 57 / 10)
+    # A bank leaves the share that was measured: half.
+    assert deep._slow == pytest.approx(math.log(25 / (25 + deep._others / math.exp(-1 / 5))), rel=0.2)
+    observe(deep, sample(2.0, 15.0))
+    assert deep.factor == pytest.approx(share_after(deep._slow, -1.5, 0.0)[1])
+    small = observe(FairShare(), sample(0.0, 10.0))
+    small._inflow, small._others = 50.0, 25.0
+    slow = small._slow
+    observe(small, sample(1.0, 5.0))
+    assert small.factor == pytest.approx(share_after(slow, -1.5, 1.0)[1])
+
+
+def test_the_share_measured_while_a_bank_is_spent_is_that_of_what_was_sent() -> None:
+    """So that nobody begins with the whole limit when the bank is gone; at least a twentieth."""
+    for own, others, part in ((10.0, 30.0, 0.25), (0.0, 50.0, 0.05), (20.0, -5.0, 1.0)):
+        share = contended()
+        share._own, share._others, share._inflow = own, others, 1e9
+        share._last = sample(0.0, 500.0)
+        share.uncontended = False
+        share._factor(50.0, 3.0, 0.0)
+        assert share._slow == pytest.approx(math.log(part))
+
+
+def test_a_reset_time_tells_a_newcomer_how_much_the_bucket_holds() -> None:
+    """Otherwise it would take the little that it sees for a full bucket, and more than the others."""
+    known, unknown = FairShare(), FairShare()
+    for share, full in ((known, 30.0), (unknown, 0.0)):
+        observe(share, sample(0.0, 12.0, full=full))
+        share._inflow, share._others = 50.0, 25.0
+        observe(share, sample(1.0, 12.0, full=full))
+    assert known.factor < 0.5 < unknown.factor
 
 
 def test_only_refusals_lower_the_share_below_a_tenth() -> None:
-    """The controller stops there; a lower share rises only by growth."""
-    share = shared_limit(0.12)
-    observe(share, sample(1.0, 10.0, 0.0, expected=-10.0))
-    assert share._share == 0.1
-    assert share.factor == pytest.approx(0.1)
-    share = shared_limit(0.05)
-    observe(share, sample(1.0, 10.0, 0.0, expected=-10.0))
-    assert share._share == 0.05
-    assert share.factor == pytest.approx(0.05)
-    share = shared_limit(0.05)
-    observe(share, sample(1.0, 10.0, 0.0, expected=10.0))
-    error = 1 - (0.5 + 0.35 * 0.05)
-    assert share._share == pytest.approx(0.05 * math.exp(0.5 * error))
-
-
-def test_the_share_is_at_most_the_whole_limit() -> None:
-    """However much remains."""
-    share = shared_limit(0.95)
-    observe(share, sample(3.0, 10.0, 0.0, expected=10.0))
-    assert share._share <= 1.0
-    assert share.factor == 1.0
-
-
-# Buckets without depth, and refusals
-
-
-def test_the_share_of_a_bucket_without_depth_grows_by_a_twentieth_a_second() -> None:
-    """Its remaining is 0 after every request, and says nothing."""
-    share = FairShare()
-    observe(share, sample(0.0, 0.0, 5.0))
-    assert not share.uncontended
-    part = share._share
-    assert part == pytest.approx(0.5)
-    observe(share, sample(2.0, 0.0, 6.0))
-    assert share._share == pytest.approx(part + 0.1)
-    assert share.factor == pytest.approx(part + 0.1)
-    observe(share, sample(60.0, 0.0, 6.0))
-    assert share._share == pytest.approx(part + 0.25)
-    for number in range(10):
-        observe(share, sample(100.0 * (number + 1), 0.0, 6.0))
-    assert (share._share, share.factor) == (1.0, 1.0)
-
-
-def test_an_uncontended_bucket_without_depth_changes_nothing() -> None:
-    """No other client shares the limit."""
-    share = FairShare()
-    observe(share, sample(0.0, 0.0, 10.0), sample(1.0, 0.0, 20.0))
-    assert (share.uncontended, share.factor, share._share) == (True, 1.0, 1.0)
-
-
-def test_two_unexpected_refusals_count_as_contention() -> None:
-    """One may be an accident."""
-    share = FairShare()
+    """A client that takes less is not noticed by one that believes to be alone."""
+    share = contended(-20.0)
+    observe(share, sample(0.01, 0.0))
+    assert share.factor == 0.1
     share.refused()
+    observe(share, sample(0.02, 0.0))
+    assert share.factor == pytest.approx(0.07, rel=0.01)
+    for _ in range(20):
+        share.refused()
+    observe(share, sample(0.03, 0.0))
+    assert share.factor == pytest.approx(0.005, rel=0.01)
+    # A fiftieth comes back each second.
+    observe(share, sample(5.03, 0.0))
+    assert share.factor == pytest.approx(0.1 * (0.05 + 0.02 * 5.0), rel=0.02)
+    for second_of_time in range(10, 90, 5):
+        observe(share, sample(float(second_of_time), 0.0))
+    assert share.factor == 0.1
+
+
+# Buckets of few requests
+
+
+def test_what_remains_of_few_requests_says_nothing() -> None:
+    """Their share is cut by each refusal, and grows by a fiftieth a second."""
+    share = observe(FairShare(), sample(0.0, 5.9))
+    assert (share.deep, share.uncontended, share.factor, share.starting) == (False, True, 1.0, True)
+    observe(share, sample(2.0, 0.0))
     assert (share.uncontended, share.factor) == (True, 1.0)
-    assert share._others == pytest.approx(0.05)
     share.refused()
+    observe(share, sample(3.0, 0.0))
+    assert share.factor == pytest.approx(0.7 + 0.02)
     assert not share.uncontended
-    assert share._others == pytest.approx(0.1)
-    assert share.factor == pytest.approx(0.7)
-    share.refused()
-    assert share.factor == pytest.approx(0.49)
+    for second_of_time in range(4, 40):
+        observe(share, sample(float(second_of_time), 0.0))
+    # A client that was refused once keeps to the margins of a shared limit.
+    assert (share.factor, share.uncontended) == (1.0, False)
 
 
-def test_a_refusal_raises_a_negative_estimate_of_others_to_zero_first() -> None:
-    share = FairShare()
-    share._others = -0.8
-    share.refused()
-    assert share._others == pytest.approx(0.05)
-
-
-def test_a_refusal_never_ends_contention() -> None:
-    """Even if others seem to use next to nothing."""
-    share = shared_limit(0.5)
-    share._others = -1.0
-    share.refused()
+def test_six_requests_are_enough() -> None:
+    share = observe(FairShare(), sample(0.0, 6.0))
+    assert share.deep
     assert not share.uncontended
-    assert share.factor == pytest.approx(0.35)
-
-
-def test_refusals_leave_a_share_of_a_hundredth() -> None:
-    """The share can grow again from there."""
-    share = shared_limit(0.011)
-    share.refused()
-    assert share._share == 0.01
-    assert share.factor == 0.01
+    share = observe(FairShare(), sample(0.0, 300.0, cost=51.0))
+    assert not share.deep

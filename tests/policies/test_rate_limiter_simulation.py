@@ -1,6 +1,6 @@
 """The limiter against a simulated provider that enforces its own limits.
 
-600 requests and 100,000 tokens a minute, in buckets that hold one second of requests and five of tokens;
+600 requests and 100,000 tokens a minute, in buckets that hold one second of requests and five of tokens, or a minute of both;
 two minutes of simulated time, every random number seeded. "Possible" is the throughput of a client that knows the
 buckets and has no latency.
 """
@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,17 @@ class Provider:
     """Two token buckets; a request takes from both or from neither."""
 
     def __init__(
-        self, *, rpm: float = RPM, tpm: float = TPM, headers: bool = True, retry_after: str = "none"
+        self,
+        *,
+        rpm: float = RPM,
+        tpm: float = TPM,
+        headers: bool = True,
+        retry_after: str = "none",
+        depths_s: tuple[float, float] = (1.0, 5.0),
     ) -> None:
         self.limits = (rpm, tpm)
         self.rates = (rpm / 60, tpm / 60)
-        self.depths = (rpm / 60, tpm / 60 * 5)
+        self.depths = (rpm / 60 * depths_s[0], tpm / 60 * depths_s[1])
         self.levels = list(self.depths)
         self.at = 0.0
         self.headers = headers
@@ -122,7 +128,8 @@ class Client:
         self.limiter = RateLimiter(clock=clock, rpm=rpm, tpm=tpm)
         self.done = 0
 
-    async def run(self) -> None:
+    async def run(self, begin: float) -> None:
+        await self.clock.sleep(begin)
         async with asyncio.TaskGroup() as group:
             for _ in range(self.workers):
                 group.create_task(self.work())
@@ -178,8 +185,10 @@ def simulate(
     headers: bool = True,
     retry_after: str = "none",
     workers: int = 32,
+    depths_s: tuple[float, float] = (1.0, 5.0),
+    begins: Sequence[float] = (),
 ) -> Outcome:
-    provider = Provider(headers=headers, retry_after=retry_after)
+    provider = Provider(headers=headers, retry_after=retry_after, depths_s=depths_s)
 
     async def main(clock: SimulatedClock) -> list[int]:
         all_clients = [
@@ -188,7 +197,12 @@ def simulate(
         ]
         try:
             async with asyncio.timeout(SECONDS):
-                await asyncio.gather(*(client.run() for client in all_clients))
+                await asyncio.gather(
+                    *(
+                        client.run(begin)
+                        for client, begin in itertools.zip_longest(all_clients, begins, fillvalue=0.0)
+                    )
+                )
         except TimeoutError:
             pass
         return [client.done for client in all_clients]
@@ -230,11 +244,37 @@ def test_one_client_with_correct_headers(
 
 @pytest.mark.parametrize(("seed", "mean", "retry_after"), cases("none", "seconds", "milliseconds"))
 def test_four_clients_without_coordination(seed: int, mean: float, retry_after: str) -> None:
-    """At least 85 %, at most 1 of 20 refused, and no client starves."""
+    """At least 97 %, at most 1 of 50 refused, and the least gets seven tenths of its share."""
     outcome = simulate(seed, mean, clients=4, retry_after=retry_after)
-    assert outcome.throughput >= 0.85, outcome
-    assert outcome.refused <= 1 / 20, outcome
-    assert min(outcome.each) >= 0.03 * sum(outcome.each), outcome
+    assert outcome.throughput >= 0.97, outcome
+    assert outcome.refused <= 1 / 50, outcome
+    assert min(outcome.each) >= 0.7 * sum(outcome.each) / 4, outcome
+
+
+MINUTE = (60.0, 60.0)
+
+
+@pytest.mark.parametrize(("seed", "mean", "clients"), cases(1, 4, 8))
+def test_the_bank_of_a_minute_is_spent_by_all_and_overspent_by_none(
+    seed: int, mean: float, clients: int
+) -> None:
+    """All begin at the same moment, and see the same full bucket."""
+    outcome = simulate(seed, mean, clients=clients, depths_s=MINUTE)
+    assert outcome.throughput >= 0.97, outcome
+    assert outcome.refused <= clients / 200, outcome
+    assert min(outcome.each) >= 0.6 * sum(outcome.each) / clients, outcome
+
+
+@pytest.mark.parametrize(("seed", "mean", "depths_s"), cases((1.0, 5.0), (5.0, 5.0), MINUTE))
+def test_a_newcomer_gets_its_share_of_a_client_that_was_alone(
+    seed: int, mean: float, depths_s: tuple[float, float]
+) -> None:
+    """It begins after half of the time, when the bank is gone, so half of its share is a quarter of all since."""
+    outcome = simulate(seed, mean, clients=2, depths_s=depths_s, begins=(0.0, SECONDS / 2))
+    assert outcome.throughput >= 0.96, outcome
+    assert outcome.refused <= 1 / 100, outcome
+    whole = sum(outcome.each) * SECONDS / 2 / (SECONDS + depths_s[1])
+    assert outcome.each[1] >= 0.3 * whole, outcome
 
 
 @pytest.mark.parametrize(

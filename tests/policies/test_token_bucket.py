@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.policies.token_bucket import TokenBucket
+from llmopt.policies.token_bucket import QuotaSample, TokenBucket
 from llmopt.values.calls import RateLimit
 
 
@@ -22,9 +22,16 @@ def bucket(per_second: float | None = 10.0, **more: Any) -> TokenBucket:
 def observe(
     it: TokenBucket, now: float, *, sent_at: float | None = None, mark: float | None = None, **limit: Any
 ) -> None:
-    it.observe(
-        now, RateLimit(**limit), now if sent_at is None else sent_at, it.spent if mark is None else mark
-    )
+    sent, spent = now if sent_at is None else sent_at, it.spent if mark is None else mark
+    it.observe(now, RateLimit(**limit), sent, spent, 1.0)
+
+
+def alone(it: TokenBucket) -> TokenBucket:
+    """The bucket of a client that has seen for a while that nobody else uses the limit."""
+    it.share._last = QuotaSample(sent_at=0.0, remaining=9.0, spent=it.spent)
+    it.share._depth_s, it.share._inflow, it.share._own = 1.0, 50.0, 50.0
+    it.share.cost = 1.0
+    return it
 
 
 def test_a_bucket_starts_full() -> None:
@@ -190,52 +197,106 @@ def test_a_limit_below_a_tenth_applies_from_the_third_time_in_a_row() -> None:
 
 def test_remaining_is_corrected_by_requests_in_flight_and_refill() -> None:
     """6.2 remained when ours was the third; two more are in flight and a tenth of a second has passed."""
-    it = bucket(now=7.0)
+    it = alone(bucket(now=7.0))
     it.take(3.0)
     it.take(2.0)
     observe(it, 7.1, sent_at=7.0, mark=3.0, limit=600, remaining=6.2)
     # 6.2 - 2 + 1, and a tenth of the burst less; the level before was 5.
     assert it.level == pytest.approx(4.2)
     # A request refunded meanwhile is not in flight.
-    it = bucket()
+    it = alone(bucket())
     it.take(3.0)
     observe(it, 0.0, mark=5.0, limit=600, remaining=4.9)
     assert it.level == pytest.approx(3.9)
 
 
 def test_an_uncontended_level_rises_in_small_steps() -> None:
-    """A fiftieth of the difference, never above the safe level or the burst."""
-    it = bucket()
+    """A fiftieth of the difference, never above the safe level."""
+    it = alone(bucket())
     it.take(8.0)
     observe(it, 0.0, limit=600, remaining=6)
     # The level is 1, and 6 - 1 are safe.
     assert it.level == pytest.approx(1.0 + 0.02 * (5.0 - 1.0))
-    it = bucket()
-    it.take(8.0)
-    observe(it, 0.0, limit=600, remaining=9.9)
-    assert it.level == pytest.approx(1.0 + 0.02 * (8.9 - 1.0))
-    it = bucket()
+    it = alone(bucket())
     it.take(5.0)
     observe(it, 0.0, limit=600, remaining=4.5)
     assert it.level == pytest.approx(3.5)
 
 
-def test_a_deeper_server_bucket_does_not_raise_the_level() -> None:
-    """Its remaining shows its depth, not how much may be sent at once."""
-    it = bucket()
+def test_a_bank_may_be_spent_as_a_burst_while_nobody_else_draws_on_it() -> None:
+    """What remains, less a tenth of a burst or the cost of a request, until five seconds after the last headers."""
+    it = alone(bucket())
     it.take(8.0)
-    observe(it, 0.0, limit=600, remaining=500)
-    assert it.level == pytest.approx(1.0)
+    for number in range(300):
+        observe(it, 0.01 * number, limit=600, remaining=500)
+    assert it.capacity == pytest.approx(499.0)
+    assert it.level == pytest.approx(499.0, rel=0.01)
+    it.share.cost, it.share._inflow, it.share._own = 20.0, 500.0, 500.0
+    observe(it, 3.0, limit=600, remaining=500)
+    assert it.level < 482.0
+    assert it.wait_time(7.99, 480.0) == 0
+    assert it.wait_time(8.0, 480.0) > 0
+    assert (it.level, it.capacity) == (9.0, 9.0)
 
 
-def test_under_contention_more_is_left_and_the_level_does_not_rise() -> None:
-    """0.15 of a burst."""
-    it = bucket()
-    it.share.uncontended = False
-    it.take(2.0)
-    observe(it, 0.0, limit=600, remaining=5)
+@pytest.mark.parametrize("state", ["configured", "learned", "contended", "few requests"])
+def test_a_bank_is_not_for_everybody(state: str) -> None:
+    """A lower limit of the user or of refusals holds, and so do the shares of others."""
+    it = alone(bucket(10.0 if state == "configured" else 20.0))
+    it.take(8.0)
+    if state == "learned":
+        it.set_learned_rate(0.0, 10.0)
+    if state == "contended":
+        it.share._others = 50.0
+    if state == "few requests":
+        it.share._depth_s = 0.2
+    for number in range(1, 100):
+        observe(it, 0.01 * number, limit=1_200, remaining=5 if state == "few requests" else 500)
+    assert it._bank == 0.0
+    assert it.capacity <= 20.0
+    assert it.level <= it.capacity
+
+
+def test_a_configured_limit_that_equals_the_servers_allows_the_bank() -> None:
+    it = alone(bucket(10.0))
+    observe(it, 0.01, limit=600, remaining=500)
+    assert it.capacity == pytest.approx(499.0)
+
+
+def test_under_contention_the_bucket_holds_a_quarter_of_a_second() -> None:
+    """A burst of each client would empty the server's bucket. The share keeps what else must remain."""
+    it = alone(bucket(100.0))
+    it.share._others = it.share._inflow
+    observe(it, 1.0, limit=6_000, remaining=50)
     assert not it.share.uncontended
-    assert it.level == pytest.approx(5.0 - 1.5)
+    assert it.capacity == pytest.approx(100 * it.share.factor * 0.25)
+    assert it.level == it.capacity
+    # No debt for a margin, which a small share would take long to pay back.
+    it.set_debt(0.01)
+    observe(it, 1.0, limit=6_000, remaining=0)
+    it.wait_time(2.0, 0.0)
+    assert it.level > 0.0
+    small = alone(bucket(4.0))
+    small.share._others, small.share._depth_s = small.share._inflow, 5.0
+    observe(small, 1.0, limit=240, remaining=4)
+    assert small.capacity == 1.0
+
+
+def test_the_first_headers_leave_nothing_at_once_unless_they_show_a_bank() -> None:
+    """Others that began at the same moment have sent as much, and their answers are still on the way."""
+    for remaining, level in ((8, 0.0), (29, 0.0), (31, 2.5 * (1 + 0.1 / 10))):
+        it = bucket()
+        observe(it, 0.0, limit=600, remaining=remaining, reset_s=3.5)
+        assert it.level == pytest.approx(level)
+
+
+def test_the_reset_time_tells_how_much_a_full_bucket_holds() -> None:
+    """Whole seconds may be rounded up, and no bucket holds more than the limit of a window."""
+    for reset, full in ((2.5, 30.0), (2.0, 15.0), (0.0, 5.0), (1_000.5, 600.0), (None, 0.0), (-1.0, 0.0)):
+        it = bucket()
+        observe(it, 0.0, limit=600, remaining=5, reset_s=reset)
+        assert it.share._last is not None
+        assert it.share._last.full == pytest.approx(full), reset
 
 
 def test_a_remaining_may_cause_a_debt_of_at_most_one_burst() -> None:
@@ -244,6 +305,7 @@ def test_a_remaining_may_cause_a_debt_of_at_most_one_burst() -> None:
     mark = it.spent
     for _ in range(30):
         it.take(1.0)
+    alone(it)
     observe(it, 0.0, sent_at=0.0, mark=mark, limit=600, remaining=0)
     assert it.level == -9.0
 
@@ -256,8 +318,7 @@ def test_refused_and_charged_tokens_reach_the_fair_share() -> None:
     it.refused_total = 2.0
     observe(it, 0.0, limit=600, remaining=8)
     assert it.share._last is not None
-    assert (it.share._last.spent, it.share._last.remaining) == (2.0, 8.0)
-    assert it.share._last.expected_remaining == pytest.approx(8.0)
+    assert (it.share._last.spent, it.share._last.remaining, it.share._last.cost) == (2.0, 8.0, 1.0)
 
 
 @pytest.mark.parametrize("remaining", [-1.0, math.nan, 1e9 + 1, None])
@@ -329,13 +390,13 @@ def test_under_contention_only_the_window_counts_as_reset() -> None:
 
 
 def test_an_explained_refusal_counts_for_the_fair_share() -> None:
-    """Two of them are contention, and lower the rate."""
+    """Where what remains says nothing, it lowers the rate from the next response on."""
     it = bucket()
+    observe(it, 0.0, limit=600, remaining=0)
     it.throttled(0.0)
-    assert it.rate == 10.0
-    it.throttled(0.0)
-    assert it.rate == pytest.approx(7.0)
-    assert it.capacity == pytest.approx(6.3)
+    observe(it, 0.0, limit=600, remaining=0)
+    assert it.rate == pytest.approx(7.0, rel=1e-3)
+    assert it.capacity == pytest.approx(7.0 * 0.25, rel=1e-3)
 
 
 def test_refilling_withdraws_nothing() -> None:

@@ -511,9 +511,11 @@ class Quota:
                     bucket.assume_limit(None)
         before = self.requests.max_rate, self.tokens.max_rate
         if limits.requests is not None:
-            self.requests.observe(now, limits.requests, lease.granted_at, lease.requests_spent)
+            self.requests.observe(
+                now, limits.requests, lease.granted_at, lease.requests_spent, lease.requests
+            )
         if limits.tokens is not None:
-            self.tokens.observe(now, limits.tokens, lease.granted_at, lease.tokens_spent)
+            self.tokens.observe(now, limits.tokens, lease.granted_at, lease.tokens_spent, lease.tokens)
         return before != (self.requests.max_rate, self.tokens.max_rate)
 
     def throttled(

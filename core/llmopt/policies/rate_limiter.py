@@ -72,7 +72,8 @@ class RateLimiter:
     @property
     def rates(self) -> tuple[float, float]:
         """Requests and tokens per second in force; infinite without a limit."""
-        return self._quota.requests.rate, self._quota.tokens.rate
+        requests, tokens = self._quota.requests, self._quota.tokens
+        return min(requests.rate, requests.max_rate), min(tokens.rate, tokens.max_rate)
 
     @property
     def server_limits(self) -> tuple[float | None, float | None]:
