@@ -572,7 +572,7 @@ class Quota:
     def _slow_down(
         self, now: float, sent_at: float, tokens: float, dimension: Dimension | None, requests: float = 1.0
     ) -> None:
-        rates = self.requests.rate, self.tokens.rate
+        rates = self.requests.whole_rate, self.tokens.whole_rate
         if not self._learned.cut(now, sent_at, tokens, self._granted(), rates, dimension, requests):
             return
         self._start.finished = True

@@ -71,9 +71,8 @@ class RateLimiter:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Requests and tokens per second in force; infinite without a limit."""
-        requests, tokens = self._quota.requests, self._quota.tokens
-        return min(requests.rate, requests.max_rate), min(tokens.rate, tokens.max_rate)
+        """Requests and tokens per second in force; infinite without a limit. Other clients may leave less."""
+        return self._quota.requests.whole_rate, self._quota.tokens.whole_rate
 
     @property
     def server_limits(self) -> tuple[float | None, float | None]:

@@ -301,6 +301,11 @@ class TokenBucket:
     def __repr__(self) -> str:
         return f"TokenBucket(level={self.level:.6g}, rate={self.rate:.6g}/s)"
 
+    @property
+    def whole_rate(self) -> float:
+        """Inflow per second that the limits allow, whatever the share of this client is."""
+        return min(self.max_rate, self._learned)
+
     # Taking
 
     def wait_time(self, now: float, cost: float) -> float:
@@ -436,7 +441,7 @@ class TokenBucket:
         burst = self.max_rate * self._burst_s
         expected = (
             remaining
-            + min(self.rate, self.max_rate) * (now - sent_at)
+            + min(self.rate, self.whole_rate) * (now - sent_at)
             - max(0.0, self.spent - spent_when_sent)
         )
         if self.shared:
