@@ -143,13 +143,41 @@ def test_what_flows_past_a_full_bucket_counts_as_use_by_others_only_under_conten
     assert share._others == pytest.approx(25 * math.exp(-2 / 5) + 20)
 
 
-def test_a_new_window_says_nothing_about_others() -> None:
-    """More came than flows in, by more than a zone."""
-    for remaining, learned in ((30.0, True), (45.1, False)):
-        share = contended()
-        share._last = sample(0.0, 5.0)
-        observe(share, sample(1.0, remaining))
-        assert (share._inflow != 50.0) is learned
+@pytest.mark.parametrize(("remaining", "learned"), [(45.0, True), (45.1, False)])
+def test_a_rise_beyond_what_flows_in_is_a_new_window(remaining: float, learned: bool) -> None:
+    """By more than the zone; it says nothing about others."""
+    share = contended()
+    share._last = sample(0.0, 5.0)
+    observe(share, sample(1.0, remaining))
+    assert (share._inflow != 50.0) is learned
+
+
+def in_window(at: float, remaining: float, own: float) -> QuotaSample:
+    return QuotaSample(sent_at=at, remaining=remaining, spent=own, full=30.0, reset_s=2.0 - at % 2)
+
+
+def test_a_bucket_that_is_filled_once_per_window_gains_nothing_in_between() -> None:
+    """Its reset time falls with what remains, where that of a steadily filled one rises."""
+    share = observe(FairShare(), in_window(0.1, 19.0, 1.0), in_window(0.5, 15.0, 5.0))
+    assert share._others == 0.0
+    observe(share, in_window(1.0, 10.0, 10.0), in_window(1.9, 5.0, 15.0))
+    assert share._others == 0.0
+    assert share.uncontended
+    # The new window is nobody's negative use, and what a reset of this kind says about the depth is ignored.
+    observe(share, in_window(2.2, 18.0, 17.0))
+    assert share._others == 0.0
+    assert share._depth_s == 1.9
+    # A bucket that fills up while its reset comes nearer is a steady one.
+    steady = observe(FairShare(), *(sample_with_reset(0.5 * n, 10.0 + n) for n in range(4)))
+    assert not steady._windowed
+    observe(steady, sample_with_reset(3.0, 11.0), sample_with_reset(3.5, 11.0))
+    assert not steady._windowed
+
+
+def sample_with_reset(at: float, remaining: float) -> QuotaSample:
+    return QuotaSample(
+        sent_at=at, remaining=remaining, spent=0.0, full=30.0, reset_s=(30.0 - remaining) / RATE
+    )
 
 
 def test_after_fifty_seconds_without_a_sample_the_estimate_starts_anew() -> None:

@@ -73,6 +73,7 @@ class QuotaSample:
         spent: all that this client had taken when it sent the request.
         cost: that of the request.
         full: what the full bucket holds according to its reset time, 0 if that does not say.
+        reset_s: seconds until its reset time, 0 if it states none.
     """
 
     sent_at: float
@@ -80,6 +81,7 @@ class QuotaSample:
     spent: float
     cost: float = 1.0
     full: float = 0.0
+    reset_s: float = 0.0
 
 
 class FairShare:
@@ -115,6 +117,7 @@ class FairShare:
         "_others",
         "_own",
         "_slow",
+        "_windowed",
         "cost",
         "deep",
         "factor",
@@ -134,6 +137,7 @@ class FairShare:
         self._inflow = self._others = self._own = 0.0
         self._slow = 0.0  # the logarithm of the share, behind the filter
         self._last: QuotaSample | None = None
+        self._windowed = False  # whether the bucket is filled once per window, and not steadily
 
     def __repr__(self) -> str:
         return f"FairShare({self.factor:.2f}, others={self.others:.2f})"
@@ -153,9 +157,12 @@ class FairShare:
         last, self._last = self._last, sample
         self.cost = sample.cost if last is None else self.cost + _COST_STEP * (sample.cost - self.cost)
         left = sample.remaining / rate
-        self._depth_s = max(self._depth_s, left, sample.full / rate)
+        if last is not None and sample.full:
+            self._update_windowed(sample, last)
+        self._depth_s = max(self._depth_s, left)
+        depth_s = self._depth_s if self._windowed else max(self._depth_s, sample.full / rate)
         unit_s = max(1.0, _UNIT_REQUESTS * self.cost / rate)
-        zone = min(self._depth_s, _ZONE_S * unit_s)
+        zone = min(depth_s, _ZONE_S * unit_s)
         span = max(sample.sent_at - last.sent_at, 1e-3) if last is not None else math.inf
         forgotten = span > _FORGET * unit_s
         self.starting = forgotten and left <= zone
@@ -165,7 +172,7 @@ class FairShare:
         else:
             self._estimate_others(sample, last, span, rate, zone, math.exp(-span / (_MEMORY_S * unit_s)))
         self._caution = min(1.0, self._caution + _RECOVERY * span)
-        self.deep = self._depth_s * rate >= _FEW_REQUESTS * self.cost
+        self.deep = depth_s * rate >= _FEW_REQUESTS * self.cost
         if not self.deep:
             self.uncontended = self.uncontended and self._caution >= 1.0
             self.factor = self._caution
@@ -177,12 +184,18 @@ class FairShare:
         """A 429 although this client's copy had capacity: others were faster, or an estimate was too low."""
         self._caution = max(_MIN_CAUTION, self._caution * _CUT)
 
+    def _update_windowed(self, sample: QuotaSample, last: QuotaSample) -> None:
+        """The more remains, the sooner a steadily filled bucket is full; a window ends when it ends."""
+        moved = (sample.remaining - last.remaining) * (sample.reset_s - last.reset_s)
+        self._windowed = moved > 0 if moved else self._windowed
+
     def _estimate_others(
         self, sample: QuotaSample, last: QuotaSample, span: float, rate: float, zone: float, keep: float
     ) -> None:
-        filled = last.remaining + rate * span
-        if sample.remaining > filled + zone * rate:
-            return  # The window of the limit has ended, and a new one begun.
+        inflow, rise = rate * span, sample.remaining - last.remaining
+        if rise > (0.0 if self._windowed else inflow + zone * rate):
+            return  # A new window has begun.
+        filled = last.remaining + (0.0 if self._windowed else inflow)
         if self.uncontended:
             # A full bucket loses what flows in, and that is nobody's use. Where others use the limit it is taken for
             # theirs, so that it takes a client that uses all to find itself alone.
@@ -191,7 +204,7 @@ class FairShare:
         # Requests that overtook each other show here as use, and are cancelled by the next sample.
         self._others = self._others * keep + filled - sample.remaining - own
         self._own = self._own * keep + own
-        self._inflow = self._inflow * keep + rate * span
+        self._inflow = self._inflow * keep + inflow
 
     def _factor(self, left: float, zone: float, elapsed: float) -> float:
         if self.uncontended:
@@ -450,7 +463,14 @@ class TokenBucket:
         spent = spent_when_sent - self.refused_total + self._corrected
         full = self._full(limit, remaining)
         self.share.update(
-            QuotaSample(sent_at=sent_at, remaining=remaining, spent=spent, cost=cost, full=full),
+            QuotaSample(
+                sent_at=sent_at,
+                remaining=remaining,
+                spent=spent,
+                cost=cost,
+                full=full,
+                reset_s=_plausible(limit.reset_s, _DAY) or 0.0,
+            ),
             self.max_rate,
         )
         safe = expected - self._margin(burst)
