@@ -200,6 +200,16 @@ ROWS: Final = (
         cases=_cases(_BANK, evolve(_BANK, name="tokens bind", texts=LARGE), seeds=(1, 2)),
     ),
     Row(
+        name="headers that overstate what remains",
+        # They state what a minute would leave of the requests, while the bucket holds one second of them.
+        bounds=Bounds(share=0.97, refused=0.01),
+        cases=_cases(
+            evolve(_BANK, burst=SHALLOW, headers="scaled"),
+            evolve(_BANK, name="tokens bind", burst=SHALLOW, headers="scaled", texts=LARGE),
+        ),
+        quick=0,
+    ),
+    Row(
         name="no headers, limits configured",
         bounds=Bounds(share=0.98, refused=0.01),
         cases=_cases(
