@@ -59,6 +59,7 @@ def test_the_first_response_lowers_the_rate_to_what_remains_over_two_seconds(
     share = observe(FairShare(), sample(0.0, remaining, full=30.0))
     assert not share.uncontended
     assert share.starting
+    assert share._slow == pytest.approx(math.log(first))
     aim = min(0.3, 5 * (remaining / 30 - 0.8))
     assert share.factor == pytest.approx(max(0.1, math.exp(0.25 * aim + 0.75 * math.log(first))))
 

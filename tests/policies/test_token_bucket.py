@@ -271,15 +271,26 @@ def test_under_contention_the_bucket_holds_a_quarter_of_a_second() -> None:
     assert not it.share.uncontended
     assert it.capacity == pytest.approx(100 * it.share.factor * 0.25)
     assert it.level == it.capacity
-    # No debt for a margin, which a small share would take long to pay back.
-    it.set_debt(0.01)
-    observe(it, 1.0, limit=6_000, remaining=0)
-    it.wait_time(2.0, 0.0)
-    assert it.level > 0.0
+    # No debt, which a small share would take long to pay back: what is in flight is more than what remains.
+    mark = it.spent
+    it.take(5.0)
+    it.refund(5.0)
+    observe(it, 1.0, mark=mark, limit=6_000, remaining=2)
+    assert it.level == 0.0
     small = alone(bucket(4.0))
     small.share._others, small.share._depth_s = small.share._inflow, 5.0
     observe(small, 1.0, limit=240, remaining=4)
     assert small.capacity == 1.0
+
+
+def test_under_contention_a_bucket_of_few_requests_keeps_the_margin() -> None:
+    """Its share does not depend on what remains."""
+    it = bucket()
+    observe(it, 0.0, limit=600, remaining=5)
+    it.throttled(0.0)
+    observe(it, 0.5, limit=600, remaining=2)
+    assert not it.share.uncontended
+    assert it.level == pytest.approx(1.0)
 
 
 def test_the_first_headers_leave_nothing_at_once_unless_they_show_a_bank() -> None:

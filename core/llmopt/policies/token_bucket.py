@@ -42,8 +42,8 @@ whole limit shows a single client that it is alone (98.7 % of the possible inste
 second)."""
 _FIRST_S: Final = 2.0
 _SPEND_S: Final = 10.0
-"""A bank beyond the zone is spent with this time constant by each of several clients, and by a client that does not
-know yet whether it is alone at most with that of ``_FIRST_S``: eight clients then overspend nothing within a round trip."""
+"""A client that does not know the others yet takes at most what remains over ``_FIRST_S``, and each of several spends a
+bank beyond the zone with the time constant ``_SPEND_S``: eight then overspend nothing within a round trip."""
 _MIN_SHARE: Final = 0.1
 """A newcomer takes at least this, so that a client which has believed to be alone notices it: with 0.07 it stayed
 unnoticed in 3 of 8 runs. Only 429s lower it, for more than ten clients."""
@@ -213,7 +213,7 @@ class FairShare:
         if left > zone:
             used = max(self._own, 1e-9)
             self._slow = math.log(max(_MIN_SHARE / 2, used / (used + max(0.0, self._others))))
-            return min(left / _FIRST_S, 1 + (left - zone) / _SPEND_S)
+            return 1 + (left - zone) / _SPEND_S
         aim = min(_MAX_AIM, _SLOPE * (left / zone - _HIGH))
         lag = _SETTLE_S if aim < 0 else _GROW_S
         self._slow += (aim - self._slow) * (1 - math.exp(-min(elapsed, _ZONE_S) / lag))
@@ -452,11 +452,7 @@ class TokenBucket:
         cost: float,
     ) -> None:
         burst = self.max_rate * self._burst_s
-        expected = (
-            remaining
-            + min(self.rate, self.whole_rate) * (now - sent_at)
-            - max(0.0, self.spent - spent_when_sent)
-        )
+        expected = remaining + self.rate * (now - sent_at) - max(0.0, self.spent - spent_when_sent)
         if self.shared:
             self.level = max(min(self.level, expected), -self.capacity)
             return
