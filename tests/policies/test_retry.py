@@ -119,7 +119,7 @@ def test_partial_failure_is_final() -> None:
 
 
 def test_every_retryable_error_is_retried() -> None:
-    """Except two, which the caller's options decide."""
+    """Except those that the caller's options or the configuration decide."""
     kinds: list[Any] = [k for _, k in inspect.getmembers(e, inspect.isclass) if issubclass(k, e.LLMOptError)]
     makes: dict[Any, dict[str, Any]] = {e.PartialFailure: {"result": None}}
 
@@ -127,7 +127,7 @@ def test_every_retryable_error_is_retried() -> None:
 
     claimed = {k for k in kinds if k.retryable}
     # TransportError is only ever raised as one of its subclasses.
-    assert claimed - again == {e.CircuitOpen, e.QueueFull, e.TransportError}
+    assert claimed - again == {e.CircuitOpen, e.QueueFull, e.SharedStateUnavailable, e.TransportError}
     assert again <= claimed
 
 
