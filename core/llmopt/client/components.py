@@ -9,7 +9,6 @@ else is random. Stores on disk are opened at first use. The clock is the engine'
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -44,7 +43,7 @@ from llmopt.operations.models import BatchListModels, CacheMode, ModelLists
 from llmopt.operations.models_cache import ModelListCache
 from llmopt.operations.token_estimate import TokenCounter
 from llmopt.policies.clock import Clock, Deadline, valid_seconds
-from llmopt.policies.tasks import require_asyncio
+from llmopt.policies.tasks import require_asyncio, run_in_thread
 from llmopt.providers.registry import Provider, Registry
 from llmopt.values.calls import ChatOptions, EmbedCall, EmbedOptions
 from llmopt.values.catalog import Catalog
@@ -359,7 +358,7 @@ class CacheStores:
             secret = None
             if self.caching.disk or self._custom is not None:
                 # The file is read, or made, in a thread: it may be on a slow disk.
-                secret = await asyncio.to_thread(installation_secret, cache_folder(self.caching.folder))
+                secret = await run_in_thread(installation_secret, cache_folder(self.caching.folder))
             self._keys = CacheKeys(
                 secret or secrets.token_bytes(32), self._registry.identity, self._engine.endpoints
             )
