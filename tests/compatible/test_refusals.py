@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmopt import Failure, RateLimit, RateLimits, VerdictKind
+from llmopt import Failure, VerdictKind
 from llmopt.compatible import Rule, classify
-from llmopt.compatible.refusals import body_wait, exceeded_by, exceeded_limit, reset_wait, stated_wait
+from llmopt.compatible.refusals import body_wait, exceeded_limit, stated_wait
 from tests.support.scale import scaled
 
 NOW = 1_790_000_000.0
@@ -289,56 +289,3 @@ def test_a_plugin_names_the_limit_of_its_own_words() -> None:
 def test_only_a_rate_limit_is_exceeded() -> None:
     refused = Failure(status=402, body=b'{"message": "tokens per minute"}')
     assert classify(refused).exceeded is None
-
-
-# --- Headers
-
-
-@pytest.mark.parametrize(
-    ("requests", "tokens", "exceeded"),
-    [
-        (0, 5_000, "requests"),
-        (5, 99, "tokens"),
-        (5, 100, None),
-        (1, 5_000, None),
-        (5, 0, "tokens"),
-        (0, 0, None),
-        (5, 5_000, None),
-        (0, None, "requests"),
-        (None, None, None),
-    ],
-)
-def test_the_limit_of_which_nothing_is_left(
-    requests: float | None, tokens: float | None, exceeded: str | None
-) -> None:
-    limits = RateLimits(requests=RateLimit(remaining=requests), tokens=RateLimit(remaining=tokens))
-    assert exceeded_by(limits, 100.0) == exceeded
-
-
-@pytest.mark.parametrize(
-    ("limit", "remaining", "reset_s", "wait"),
-    [
-        (60, 0, 2, 2),
-        (None, 0, 3, 3),
-        (60, 0, 53, 53),
-        # A bucket that is full after a minute has room for a request after a second.
-        (60, 0, 60, None),
-        (60, 0, 54, None),
-        (60, 6, 54, None),
-        (60, 6, 50, None),
-        (60, 6, 48, 48),
-        (60, None, 53.5, 53.5),
-        # The limit of a day, in the headers of a minute.
-        (60, 0, 7_200, None),
-        (60, 0, 0, None),
-        (60, 0, None, None),
-    ],
-)
-def test_the_reset_of_a_window_is_a_wait(
-    limit: float | None, remaining: float | None, reset_s: float | None, wait: float | None
-) -> None:
-    """That of a bucket, which fills all the time, is none."""
-    limits = RateLimits(requests=RateLimit(limit=limit, remaining=remaining, reset_s=reset_s))
-    assert reset_wait(limits, "requests") == wait
-    assert reset_wait(limits, "tokens") is None
-    assert reset_wait(limits, None) is None

@@ -21,10 +21,13 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="rows whose names contain one of these words")
     parser.add_argument("--all", action="store_true", help="all cases of each row")
     arguments = parser.parse_args()
+    rows = [row for row in ROWS if not arguments.words or any(word in row.name for word in arguments.words)]
+    if not rows:
+        names = "".join(f"\n  {row.name}" for row in ROWS)
+        parser.error(f"no row has any of these words in its name; the rows are:{names}")
     print(f"{'':50} {'possible':>8} {'refused':>8} {'lost':>5} {'least':>5} {'seconds':>8} {'CPU s':>6}")
-    for row in ROWS:
-        if not arguments.words or any(word in row.name for word in arguments.words):
-            print_row(row, whole=arguments.all)
+    for row in rows:
+        print_row(row, whole=arguments.all)
 
 
 def print_row(row: Row, *, whole: bool) -> None:

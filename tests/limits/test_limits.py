@@ -18,7 +18,7 @@ NOT_YET: Final = {
     "a tenth refused at random, 400 calls": Bounds(seconds=1_000.0),
     "a tenth refused at random, and limits": Bounds(share=0.03),
 }
-"""Rows that do not keep their bounds, and what they keep meanwhile; whoever mends a row removes it here."""
+"""Rows that do not keep their bounds, and what they must keep until they do. A change that mends a row removes it here."""
 NOT_YET_AT_NIGHT: Final = {
     "headers that overstate what remains": Bounds(share=0.7, refused=0.06),
     "one process, steady, of the refill": Bounds(share=0.65, refused=0.03),

@@ -43,7 +43,7 @@ def serve_next(queue: PriorityQueue[Item]) -> Item:
 
 
 def serve(queue: PriorityQueue[Item], count: int) -> str:
-    """Serve so many; their priorities by their first letters."""
+    """Serve ``count`` waiters, and return the first letters of their priorities."""
     return "".join(serve_next(queue)[0][0] for _ in range(count))
 
 

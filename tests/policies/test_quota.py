@@ -159,18 +159,12 @@ def test_a_refusal_pauses_and_the_cause_names_the_pause() -> None:
 
 
 def test_a_refused_request_stays_charged() -> None:
-    """One request each time, and its tokens only if the server counts them."""
+    """One request each time, and none of its tokens."""
     it = quota()
     for _ in range(2):
         it.throttled(0.0, 0.1, it.take(0.0, 100.0), limits=server_limits(requests={"remaining": 0}))
     assert (it.requests.refused_total, it.tokens.refused_total) == (2.0, 200.0)
     assert it.tokens.level == 450.0
-    it = quota()
-    it.throttled(
-        0.0, 0.1, take(it, 100.0), limits=server_limits(requests={"remaining": 0}), tokens_counted=True
-    )
-    assert (it.requests.refused_total, it.tokens.refused_total) == (1.0, 0.0)
-    assert it.tokens.level == 350.0
 
 
 def test_a_refusal_without_a_lease_slows_down_and_teaches_no_limit() -> None:
@@ -315,10 +309,9 @@ class LeaseOwner:
         lease: Lease,
         *,
         limits: RateLimits | None,
-        tokens_counted: bool,
         dimension: Dimension | None,
     ) -> bool:
-        self.calls.append(("throttled", retry_after, lease, limits, tokens_counted, dimension))
+        self.calls.append(("throttled", retry_after, lease, limits, dimension))
         return True
 
 
@@ -356,14 +349,14 @@ def test_every_report_reaches_the_owner() -> None:
     lease.settle()
     lease.refund()
     assert lease.observe(limits) is True
-    assert lease.throttled(2.5, limits=limits, tokens_counted=True, dimension="tokens") is True
+    assert lease.throttled(2.5, limits=limits, dimension="tokens") is True
     assert lease.throttled() is True
     assert owner.calls == [
         ("settle", lease, None),
         ("refund", lease),
         ("observe", limits, lease),
-        ("throttled", 2.5, lease, limits, True, "tokens"),
-        ("throttled", None, lease, None, False, None),
+        ("throttled", 2.5, lease, limits, "tokens"),
+        ("throttled", None, lease, None, None),
     ]
 
 

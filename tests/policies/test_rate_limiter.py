@@ -418,16 +418,14 @@ def test_a_deadline_before_the_end_of_a_pause_fails_at_once() -> None:
     run_simulated(main)
 
 
-def test_a_refused_request_costs_no_tokens_unless_the_server_counts_them() -> None:
-    """It still costs a request."""
-    for counted, left in ((False, 450), (True, 350)):
-        pacer = limiter(SimulatedClock(), tpm=6_000)
-        lease = pacer.try_acquire(100)
-        limits = server_limits(requests=RateLimit(remaining=0))
-        pacer.throttled(0.1, lease, limits=limits, tokens_counted=counted)
-        assert levels(pacer)[1] == pytest.approx(left)
-        pacer.throttled(50, lease)
-        assert pacer.pause_left == pytest.approx(0.1)
+def test_a_refused_request_costs_no_tokens() -> None:
+    """It still costs a request, and its lease has ended."""
+    pacer = limiter(SimulatedClock(), tpm=6_000)
+    lease = pacer.try_acquire(100)
+    pacer.throttled(0.1, lease, limits=server_limits(requests=RateLimit(remaining=0)))
+    assert levels(pacer)[1] == pytest.approx(450)
+    pacer.throttled(50, lease)
+    assert pacer.pause_left == pytest.approx(0.1)
 
 
 # Headers

@@ -17,8 +17,14 @@ from llmopt.compatible.rate_limits import (
     parse_reset,
     rate_limit,
 )
-from llmopt.policies.retry_after import parse_http_date, parse_retry_after, split_values
-from llmopt.values.calls import RateLimit
+from llmopt.policies.retry_after import (
+    exceeded_by,
+    parse_http_date,
+    parse_retry_after,
+    reset_wait,
+    split_values,
+)
+from llmopt.values.calls import RateLimit, RateLimits
 
 NOW = 1_790_000_000.0
 
@@ -439,3 +445,56 @@ def test_the_tightest_limit_has_the_smallest_remaining_share() -> None:
     """Not the smallest number; a reset of a whole day is accepted."""
     result = parse_ietf('"a";r=50;t=86400, "b";r=40;t=1', '"a";q=1000;w=60,"b";q=50;w=1')
     assert result == RateLimit(limit=1_000, remaining=50, reset_s=86_400)
+
+
+# The rate limits in the headers of a refusal.
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "exceeded"),
+    [
+        (0, 5_000, "requests"),
+        (5, 99, "tokens"),
+        (5, 100, None),
+        (1, 5_000, None),
+        (5, 0, "tokens"),
+        (0, 0, None),
+        (5, 5_000, None),
+        (0, None, "requests"),
+        (None, None, None),
+    ],
+)
+def test_the_limit_of_which_nothing_is_left(
+    requests: float | None, tokens: float | None, exceeded: str | None
+) -> None:
+    limits = RateLimits(requests=RateLimit(remaining=requests), tokens=RateLimit(remaining=tokens))
+    assert exceeded_by(limits, 100.0) == exceeded
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset_s", "wait"),
+    [
+        (60, 0, 2, 2),
+        (None, 0, 3, 3),
+        (60, 0, 53, 53),
+        # A bucket that is full after a minute has room for a request after a second.
+        (60, 0, 60, None),
+        (60, 0, 54, None),
+        (60, 6, 54, None),
+        (60, 6, 50, None),
+        (60, 6, 48, 48),
+        (60, None, 53.5, 53.5),
+        # The limit of a day, in the headers of a minute.
+        (60, 0, 7_200, None),
+        (60, 0, 0, None),
+        (60, 0, None, None),
+    ],
+)
+def test_the_reset_of_a_window_is_a_wait(
+    limit: float | None, remaining: float | None, reset_s: float | None, wait: float | None
+) -> None:
+    """That of a bucket, which fills all the time, is none."""
+    limits = RateLimits(requests=RateLimit(limit=limit, remaining=remaining, reset_s=reset_s))
+    assert reset_wait(limits, "requests") == wait
+    assert reset_wait(limits, "tokens") is None
+    assert reset_wait(limits, None) is None

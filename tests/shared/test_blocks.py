@@ -38,7 +38,7 @@ def grant(
     clients: int = 4,
     total: float = 0.0,
 ) -> None:
-    """The store grants so many requests to the request that waits first."""
+    """The store grants ``requests`` to the request that waits first."""
     block = ask(blocks, now, Waiting(1, ONE))
     answer = Reservation(
         granted=SharedCost(requests), delay_s=delay, clients=clients, total=SharedCost(total or requests)

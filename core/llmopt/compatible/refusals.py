@@ -23,8 +23,14 @@ from llmopt.compatible.rate_limits import (
     parse_rate_limits,
     parse_reset,
 )
-from llmopt.policies.retry_after import parse_http_date, parse_retry_after, server_time
-from llmopt.values.calls import Dimension, RateLimit, RateLimits
+from llmopt.policies.retry_after import (
+    exceeded_by,
+    parse_http_date,
+    parse_retry_after,
+    reset_wait,
+    server_time,
+)
+from llmopt.values.calls import Dimension
 from llmopt.values.http import Failure
 
 _MAX_WAIT_S: Final = 31 * 86_400.0
@@ -175,7 +181,7 @@ _REQUESTS: Final = (
     r"|(?<![a-z])(?:rp[smhd]|qp[smhd])(?![a-z])|number of (?:api )?(?:requests|calls)|_requests\b|requestsper|request_limited"
 )
 _NAMES: Final[Mapping[Dimension, str]] = {"output_tokens": _OUTPUT, "tokens": _TOKENS, "requests": _REQUESTS}
-"""How limits are named in words and in codes, whoever is speaking, the longest names first."""
+"""How servers name limits in words and in codes, the longest names first."""
 _CODES: Final[Mapping[str, Dimension]] = {"tokens": "tokens", "requests": "requests"}
 """Codes and types that are the name of the limit."""
 
@@ -200,46 +206,3 @@ def _named(text: str) -> set[Dimension]:
         if count:
             named.add(dimension)
     return named
-
-
-# Headers.
-
-_CONTINUOUS: Final = 0.9
-"""A reset of at least this part of the time in which the whole allowance flows in may be that of a bucket."""
-
-
-def exceeded_by(limits: RateLimits, tokens: float = 1.0) -> Dimension | None:
-    """The limit of which the headers of a refusal say that too little is left; None if that is none, or several.
-
-    Args:
-        limits: as the headers state them.
-        tokens: of the request.
-    """
-    needed: tuple[tuple[Dimension, RateLimit | None, float], ...] = (
-        ("requests", limits.requests, 1.0),
-        ("tokens", limits.tokens, max(1.0, tokens)),
-        ("output_tokens", limits.output_tokens, 1.0),
-    )
-    empty = [
-        name
-        for name, limit, cost in needed
-        if limit is not None and limit.remaining is not None and limit.remaining < cost
-    ]
-    return empty[0] if len(empty) == 1 else None
-
-
-def reset_wait(limits: RateLimits, exceeded: Dimension | None) -> float | None:
-    """Seconds until the exceeded limit is renewed at once; None if it flows in, or if the headers do not say.
-
-    A window begins anew at its reset, and nothing may be sent before. A bucket fills all the time, and its reset is
-    the moment when it is full, far too late. The headers are the same; they are told apart by the time that the whole
-    allowance takes to flow in.
-    """
-    limit: RateLimit | None = getattr(limits, exceeded) if exceeded is not None else None
-    if limit is None or not limit.reset_s:
-        return None
-    if limit.limit is not None:
-        missing = limit.limit - (limit.remaining or 0.0)
-        if limit.reset_s >= _CONTINUOUS * missing * limit.window_s / limit.limit:
-            return None
-    return limit.reset_s

@@ -90,7 +90,7 @@ class Rule:
 
 @frozen
 class ErrorTable:
-    """What errors mean, whoever the provider is; see ``errors.toml``.
+    """What the errors of all providers mean; see ``errors.toml``.
 
     Attributes:
         rules: by codes and words, in order.

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
-from llmopt.compatible.refusals import exceeded_by, reset_wait
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.endpoint_policies import SET_ASIDE_S
 from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
@@ -37,7 +36,7 @@ from llmopt.policies.concurrency_limit import Slot, load_signal
 from llmopt.policies.loop_lag import explains_timeout
 from llmopt.policies.quota import Lease
 from llmopt.policies.rate_limiter import RateLimiter
-from llmopt.policies.retry_after import parse_retry_after
+from llmopt.policies.retry_after import exceeded_by, parse_retry_after, reset_wait
 from llmopt.values.calls import Call, RateLimits, Settings
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import (
@@ -285,6 +284,7 @@ class AttemptScope:
             replies = RateLimits(tokens=limits.output_tokens)
             return limiter.throttled(error.retry_after, lease, limits=replies, dimension="tokens")
         self.reply_lease.refund()
+        # Without its dimension: refusals that name requests and tokens by turns would lift each other's learned rate.
         return self.lease.throttled(error.retry_after, limits=limits)
 
 

@@ -7,8 +7,7 @@ No I/O. Nothing here awaits but the limiters' own waits; the monotonic clock and
 a client share an `EndpointPolicies`, with its blocked credentials and the models set aside, also from event loops in
 several threads, without a lock: rate limits and timeouts are created by an atomic ``dict.setdefault``, and only a rate
 limiter has a lock of its own. Circuits come from the client's registry, so that endpoints of one origin share them; two
-threads may create one twice. Only jitter is
-random.
+threads may create one twice. Only jitter is random.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ class UnlimitedRateLimiter(RateLimiter):
         lease: Lease | None = None,  # noqa: ARG002
         *,
         limits: RateLimits | None = None,  # noqa: ARG002
-        tokens_counted: bool = False,  # noqa: ARG002
         dimension: Dimension | None = None,  # noqa: ARG002
     ) -> bool:
         """Learn nothing: the retry policy waits for what the server asks."""

@@ -6,8 +6,8 @@ second, because one overload shows in many responses. There is no latency gradie
 length it grows to the maximum (Netflix/concurrency-limits#137).
 
 A request that finds no free slot waits in a `PriorityQueue`. The waiting is written by hand: asyncio's semaphore and
-condition have lost wake-ups under cancellation (CPython gh-90155, gh-112202), and a slot that is granted at the moment its waiter is cancelled or times out must go to the next waiter
-(Netflix/concurrency-limits#179).
+condition have lost wake-ups under cancellation (CPython gh-90155, gh-112202), and a slot that is granted at the moment
+its waiter is cancelled or times out must go to the next waiter (Netflix/concurrency-limits#179).
 
 No I/O and no locks: a limiter serves one event loop, and all requests of the endpoint on that loop share it. Only
 `acquire` awaits; the monotonic clock and its timers are passed in.

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from attrs import define
+
 from llmopt.policies.adaptive_rate import BURST_S, CubicRate
 from llmopt.policies.token_bucket import TokenBucket
 from llmopt.values.calls import Dimension, RateLimit, RateLimits
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from llmopt.policies.rate_limiter import RateLimiter
 
 
+@define(eq=False, repr=False)
 class Lease:
     """A rate-limit lease for one request. It ends once; later reports have no effect.
 
@@ -42,41 +45,17 @@ class Lease:
         accepted: whether its response has started.
     """
 
-    __slots__ = (
-        "_owner",
-        "accepted",
-        "cause",
-        "granted_at",
-        "number",
-        "open",
-        "requests",
-        "requests_spent",
-        "tokens",
-        "tokens_spent",
-        "waited",
-    )
-
-    def __init__(
-        self,
-        owner: RateLimiter,
-        tokens: float,
-        granted_at: float,
-        number: int,
-        requests_spent: float,
-        tokens_spent: float,
-        requests: float = 1.0,
-    ) -> None:
-        self._owner = owner
-        self.tokens = tokens
-        self.requests = requests
-        self.granted_at = granted_at
-        self.number = number
-        self.requests_spent = requests_spent
-        self.tokens_spent = tokens_spent
-        self.waited = 0.0
-        self.cause = ""
-        self.open = True
-        self.accepted = False
+    _owner: RateLimiter
+    tokens: float
+    granted_at: float
+    number: int
+    requests_spent: float
+    tokens_spent: float
+    requests: float = 1.0
+    waited: float = 0.0
+    cause: str = ""
+    open: bool = True
+    accepted: bool = False
 
     def __repr__(self) -> str:
         return f"Lease(tokens={self.tokens:g}, waited={self.waited:.3f}, open={self.open})"
@@ -120,7 +99,6 @@ class Lease:
         retry_after: float | None = None,
         *,
         limits: RateLimits | None = None,
-        tokens_counted: bool = False,
         dimension: Dimension | None = None,
     ) -> bool:
         """The server refused the request with a 429, which ends the lease.
@@ -128,15 +106,12 @@ class Lease:
         Args:
             retry_after: seconds that the server asks to wait, None if it does not say.
             limits: rate limits in the headers of the 429; they need no call of `observe`.
-            tokens_counted: whether the server counts the tokens of requests that it refuses.
             dimension: which limit the server names as exceeded, None if it does not say.
 
         Returns:
             As `observe`.
         """
-        return self._owner.throttled(
-            retry_after, self, limits=limits, tokens_counted=tokens_counted, dimension=dimension
-        )
+        return self._owner.throttled(retry_after, self, limits=limits, dimension=dimension)
 
 
 _MAX_STATED_BACKOFF_S: Final = 3_600.0
@@ -525,7 +500,6 @@ class Quota:
         lease: Lease | None,
         *,
         limits: RateLimits = _NO_LIMITS,
-        tokens_counted: bool = False,
         dimension: Dimension | None = None,
     ) -> bool:
         """The server sent a 429: pause, and slow down unless its headers explain it.
@@ -535,7 +509,6 @@ class Quota:
             retry_after: seconds that the server asks to wait, None if it does not say.
             lease: that of the refused request, None if unknown.
             limits: rate limits in the headers.
-            tokens_counted: whether the server counts the tokens of the refused request.
             dimension: which limit the server names as exceeded, None if it does not say.
 
         Returns:
@@ -549,9 +522,8 @@ class Quota:
         if not lease.accepted:
             self._start.completed(answered=False)
         self.requests.refused_total += lease.requests
-        if not tokens_counted:
-            self.tokens.refused_total += lease.tokens
-            self.tokens.refund(lease.tokens)
+        self.tokens.refused_total += lease.tokens
+        self.tokens.refund(lease.tokens)
         changed = self.observe(now, limits, lease)
         if not self._explained_by_headers(now, limits, lease):
             self._slow_down(now, lease.granted_at, lease.tokens, dimension, lease.requests)

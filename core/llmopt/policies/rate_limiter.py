@@ -316,7 +316,6 @@ class RateLimiter:
         lease: Lease | None = None,
         *,
         limits: RateLimits | None = None,
-        tokens_counted: bool = False,
         dimension: Dimension | None = None,
     ) -> bool:
         """The server refused a request with a 429: pause, and slow down unless its headers explain it.
@@ -325,7 +324,6 @@ class RateLimiter:
             retry_after: seconds that the server asks to wait, None if it does not say.
             lease: that of the refused request, which ends it; None if unknown.
             limits: rate limits in the headers of the 429; they need no call of `observe`.
-            tokens_counted: whether the server counts the tokens of requests that it refuses.
             dimension: which limit the server names as exceeded, None if it does not say.
 
         Returns:
@@ -342,7 +340,6 @@ class RateLimiter:
                 retry_after,
                 lease,
                 limits=limits or RateLimits(),
-                tokens_counted=tokens_counted,
                 dimension=dimension,
             )
             pause = self._quota.backoff.remaining(now)

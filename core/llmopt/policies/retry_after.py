@@ -1,4 +1,6 @@
-"""``Retry-After`` and the dates of HTTP headers. Headers about rate limits: `llmopt.compatible.rate_limits`.
+"""Waits that headers ask for: ``Retry-After``, dates, and what the rate limits of a refusal say.
+
+`llmopt.compatible.rate_limits` reads the headers about rate limits; here is what follows from them.
 
 All formats that servers use are read (docs/development/provider-facts.md), and nothing here raises, whatever a
 server sends. A value that makes no sense is treated as missing. The grammar of numbers and dates is narrower than
@@ -14,6 +16,8 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final
+
+from llmopt.values.calls import Dimension, RateLimit, RateLimits
 
 _MAX_RETRY_AFTER: Final = 1_000
 """Characters; no list of real values is longer."""
@@ -128,3 +132,46 @@ def _timestamp(parts: dict[str, str], wall_now: float) -> float | None:
     except ValueError:
         return None
     return moment.timestamp()
+
+
+# Rate-limit headers.
+
+_CONTINUOUS: Final = 0.9
+"""A reset of at least this part of the time in which the whole allowance flows in may be that of a bucket."""
+
+
+def exceeded_by(limits: RateLimits, tokens: float = 1.0) -> Dimension | None:
+    """The limit of which the headers of a refusal say that too little is left; None if that is none, or several.
+
+    Args:
+        limits: as the headers state them.
+        tokens: of the request.
+    """
+    needed: tuple[tuple[Dimension, RateLimit | None, float], ...] = (
+        ("requests", limits.requests, 1.0),
+        ("tokens", limits.tokens, max(1.0, tokens)),
+        ("output_tokens", limits.output_tokens, 1.0),
+    )
+    empty = [
+        name
+        for name, limit, cost in needed
+        if limit is not None and limit.remaining is not None and limit.remaining < cost
+    ]
+    return empty[0] if len(empty) == 1 else None
+
+
+def reset_wait(limits: RateLimits, exceeded: Dimension | None) -> float | None:
+    """Seconds until the exceeded limit is renewed at once; None if it flows in, or if the headers do not say.
+
+    A window begins anew at its reset, and nothing may be sent before. A bucket fills all the time, and its reset is
+    the moment when it is full, far too late. The headers are the same; they are told apart by the time that the whole
+    allowance takes to flow in.
+    """
+    limit: RateLimit | None = getattr(limits, exceeded) if exceeded is not None else None
+    if limit is None or not limit.reset_s:
+        return None
+    if limit.limit is not None:
+        missing = limit.limit - (limit.remaining or 0.0)
+        if limit.reset_s >= _CONTINUOUS * missing * limit.window_s / limit.limit:
+            return None
+    return limit.reset_s

@@ -60,7 +60,7 @@ _FEW_REQUESTS: Final = 6.0
 """What remains of a bucket of fewer says too little: only 429s count there (additive increase, multiplicative decrease)."""
 _COST_STEP: Final = 0.1
 _FORGET: Final = 10.0
-"""After so many of these times without a sample the estimate starts anew."""
+"""Without a sample for this many units of time, the estimate of the use by others starts anew."""
 
 
 @frozen(kw_only=True)

@@ -41,10 +41,11 @@ _DEMAND_S: Final = 1.0
 _MEMORY_S: Final = 20.0
 """Time constant of what was granted."""
 _UNEVEN: Final = 1.5
-"""A part up to so many times an equal one counts as equal. Without this, four equal processes together sent 1.06 to 1.14 of
+"""A part of at most 1.5 times an equal one counts as equal. Without this, four equal processes together sent 1.06 to 1.14 of
 the limit, because each that had got a little more kept it and each that had got less took its equal part."""
 IDLE_S: Final = 0.4
-"""A process without requests for so long returns its blocks. It looks as often, so they are back within a second."""
+"""A process that had no request for this time returns its blocks. It checks at the same interval, so that blocks are back
+within a second."""
 _MAX_AHEAD_S: Final = 1.0
 _POLL_S: Final = 0.25
 """When a waiting request is tried again, if the answer of the store does not come first."""
@@ -91,7 +92,7 @@ class SharedBlocks:
     Args:
         now: monotonic seconds.
         on_need: is called when the store should be asked, and not again before `asked` was called. It returns whether
-            somebody will ask.
+            a task will ask.
         required: whether nothing may be spent while the store does not answer.
 
     Attributes:

@@ -129,16 +129,13 @@ class SharedRateLimiter(RateLimiter):
         lease: Lease | None = None,
         *,
         limits: RateLimits | None = None,
-        tokens_counted: bool = False,
         dimension: Dimension | None = None,
     ) -> bool:
         """As for any limiter; a pause that the provider asks for is a pause for all.
 
         A pause below a second is the time until one more request fits, and concerns the refused one alone.
         """
-        changed = super().throttled(
-            retry_after, lease, limits=limits, tokens_counted=tokens_counted, dimension=dimension
-        )
+        changed = super().throttled(retry_after, lease, limits=limits, dimension=dimension)
         if retry_after is not None and retry_after >= _MIN_PAUSE_S and self.pause_left:
             with self._mutex:
                 self._blocks.report_pause(self.pause_left)
@@ -156,7 +153,7 @@ class SharedRateLimiter(RateLimiter):
             return result
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for so long: another process was asked to pause."""
+        """Send nothing for ``seconds``: the provider asked another process to pause."""
         with self._mutex:
             now = self._now()
             self._quota.backoff.until = max(self._quota.backoff.until, now + seconds)

@@ -1,7 +1,8 @@
 """The protocol of a store through which processes with one key share their limits, and the values it works with.
 
 A store is a service that all processes reach, such as Valkey; its client is a package of its own, found by the scheme
-of a URL. The core has no such client. `llmopt.testing` has a store in memory and a kit of checks for implementers.
+of a URL. The core has no such client. For implementers, `llmopt.testing.SimulatedStore` is a store in memory, and
+`llmopt_conformance.shared_state` checks theirs.
 
 `open_store` reads the metadata of installed distributions, imports the package that it finds, and calls its factory.
 Otherwise no I/O, no clock and no state: times are durations, because the clocks of two machines may differ by hours.
@@ -146,7 +147,7 @@ class SharedState(Protocol):
         ...
 
     async def pause(self, quota: bytes, seconds: float) -> None:
-        """Grant nothing of a quota for so long. A pause that lasts longer already stays."""
+        """Grant nothing of a quota for ``seconds``. A pause that already lasts longer stays."""
         ...
 
     async def publish(self, name: bytes, state: Mapping[str, str | float], ttl_s: float) -> None:
