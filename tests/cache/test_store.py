@@ -11,7 +11,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ import llmopt
 from llmopt.cache.disk import DiskStore, WriteBuffer
 from llmopt.cache.store import (
     CacheStore,
-    LayeredStore,
     LRUCache,
     MemoryStore,
     SafeStore,
@@ -36,7 +35,7 @@ Make = Callable[[Path], CacheStore]
 STORES: dict[str, Make] = {
     "memory": lambda _: MemoryStore(),
     "disk": DiskStore,
-    "layered": lambda folder: LayeredStore(MemoryStore(), DiskStore(folder)),
+    "layered": lambda folder: SafeStore(DiskStore(folder), MemoryStore()),
     "guarded": lambda folder: SafeStore(DiskStore(folder)),
 }
 
@@ -280,6 +279,28 @@ def test_a_client_without_a_disk_cache_does_not_import_sqlite() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+async def test_what_was_found_in_the_store_is_kept_in_memory() -> None:
+    """Only the keys that memory does not have are asked of the store; what is cleared is gone from both."""
+    below = MemoryStore()
+    asked: list[int] = []
+
+    class Counting(MemoryStore):
+        async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+            asked.append(len(keys))
+            return await below.get(keys)
+
+        clear = below.clear
+
+    await below.put([item(1), item(2)])
+    store = SafeStore(Counting(), MemoryStore())
+    await store.put([item(3)])
+    for _ in range(2):
+        assert await store.get([key(3), key(1)]) == [b"value 3", b"value 1"]
+    assert asked == [1]
+    await store.clear("g")
+    assert await store.get([key(3), key(1)]) == [None, None]
 
 
 async def test_several_clients_can_share_a_store(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cache stores: the `CacheStore` protocol, the store in memory, and wrappers that layer and protect stores.
+"""Cache stores: the `CacheStore` protocol, the store in memory, and a wrapper that protects stores.
 
 A store keeps bytes by key. It may forget any of them, and may delete those past their ``expires_at``; the store in
 memory reads no clock and evicts the least recently used. A store knows nothing of models and vectors: the operations
@@ -18,7 +18,7 @@ import math
 import struct
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
@@ -141,7 +141,7 @@ class MemoryStore:
         """See `CacheStore.put`."""
         self.put_nowait(items)
 
-    def put_nowait(self, items: Sequence[CacheItem]) -> None:
+    def put_nowait(self, items: Iterable[CacheItem]) -> None:
         """Like `put`, without a coroutine."""
         with self._lock:
             for item in items:
@@ -186,79 +186,43 @@ class MemoryStore:
         self._lock = threading.Lock()
 
 
-class LayeredStore:
-    """A store in memory in front of a slower one.
-
-    A hit in memory does not count as a use in the lower store. An entry may be evicted there while it is
-    in use here, which costs nothing as long as this process lives.
-
-    Args:
-        memory: asked first.
-        lower: asked for what memory does not have.
-    """
-
-    def __init__(self, memory: MemoryStore, lower: CacheStore) -> None:
-        self._memory: Final = memory
-        self._lower: Final = lower
-
-    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `CacheStore.get`."""
-        values = self._memory.get_nowait(keys)
-        misses = [index for index, value in enumerate(values) if value is None]
-        if not misses:
-            return values
-        loaded = []
-        lower_values = await self._lower.get([keys[index] for index in misses])
-        for index, value in zip(misses, lower_values, strict=True):
-            values[index] = value
-            if value is not None:
-                # The protocol returns values alone: neither group nor expiry of an entry is known here.
-                loaded.append(CacheItem(key=keys[index], group="", value=value, expires_at=math.inf))
-        self._memory.put_nowait(loaded)
-        return values
-
-    async def put(self, items: Sequence[CacheItem]) -> None:
-        """See `CacheStore.put`."""
-        # Memory first: another call finds the entries at once, however slow the lower store is.
-        self._memory.put_nowait(items)
-        await self._lower.put(items)
-
-    async def remove(self, keys: Sequence[bytes]) -> None:
-        """See `CacheStore.remove`."""
-        await self._memory.remove(keys)
-        await self._lower.remove(keys)
-
-    async def clear(self, group: str | None = None) -> None:
-        """See `CacheStore.clear`."""
-        # All of memory, because entries that were loaded from the lower store have lost their group.
-        await self._memory.clear()
-        await self._lower.clear(group)
-
-    async def size(self) -> CacheSize:
-        """Return the size of the lower store, which has every entry."""
-        return await self._lower.size()
-
-    async def aclose(self) -> None:
-        """See `CacheStore.aclose`."""
-        await self._lower.aclose()
-
-
 class SafeStore:
     """A store that never raises and never hangs: a fault of the wrapped store is a miss, logged once.
 
     Once closed it stays empty, so that no call of a closed client opens the store again.
 
+    A hit in ``memory`` does not count as a use in the store. An entry may be evicted there while it is in use here,
+    which costs nothing as long as this process lives.
+
     Args:
         store: the store to wrap.
+        memory: what is asked before the store, and keeps what was found there.
     """
 
-    def __init__(self, store: CacheStore) -> None:
+    def __init__(self, store: CacheStore, memory: MemoryStore | None = None) -> None:
         self._store: Final = store
+        self._memory: Final = memory
         self._logged = False
         self._closed = False
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the value of each key, None where it is not stored or cannot be read."""
+        if self._memory is None or self._closed:
+            return await self._get(keys)
+        values = self._memory.get_nowait(keys)
+        misses = [index for index, value in enumerate(values) if value is None]
+        if misses:
+            for index, value in zip(misses, await self._get([keys[index] for index in misses]), strict=True):
+                values[index] = value
+            # The protocol returns values alone: neither group nor expiry of an entry is known here.
+            self._memory.put_nowait(
+                CacheItem(key=keys[index], group="", value=value, expires_at=math.inf)
+                for index in misses
+                if (value := values[index]) is not None
+            )
+        return values
+
+    async def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         none: Sequence[bytes | None] = ()
         values = await self._try(lambda: self._store.get(keys), none)
         # A store of the user's own may return anything; a shifted list would mix up the values of keys.
@@ -268,18 +232,26 @@ class SafeStore:
 
     async def put(self, items: Sequence[CacheItem]) -> None:
         """Store entries if possible."""
+        if self._memory is not None:
+            # First: another call finds the entries at once, however slow the store is.
+            self._memory.put_nowait(items)
         await self._try(lambda: self._store.put(items), None)
 
     async def remove(self, keys: Sequence[bytes]) -> None:
         """Delete entries if possible."""
+        if self._memory is not None:
+            await self._memory.remove(keys)
         await self._try(lambda: self._store.remove(keys), None)
 
     async def clear(self, group: str | None = None) -> None:
         """Delete a group, or all entries, if possible."""
+        if self._memory is not None:
+            # All of it, because entries that were found in the store have lost their group.
+            await self._memory.clear()
         await self._try(lambda: self._store.clear(group), None)
 
     async def size(self) -> CacheSize:
-        """Return how much is stored; zeros where the store cannot tell."""
+        """Return how much is stored, without what is in memory only; zeros where the store cannot tell."""
         result = await self._try(self._store.size, CacheSize())
         return result if isinstance(result, CacheSize) else CacheSize()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import installation_secret
-from llmopt.cache.store import LayeredStore, MemoryStore, SafeStore
+from llmopt.cache.store import MemoryStore, SafeStore
 from llmopt.client.options import (
     CacheOptions,
     TokenCounters,
@@ -316,8 +316,7 @@ class CacheStores:
         self._custom: Final = None if caching.store is None else SafeStore(caching.store)
         # By directory: each provider entry may have a ``cache_dir`` of its own.
         self._disk: Final[dict[Path, SafeStore]] = {}
-        self._layered: Final[dict[Path, SafeStore]] = {}
-        self._memory: MemoryStore | None = None
+        self._memory: Final = MemoryStore()
         self._keys: CacheKeys | None = None
 
     def for_model_lists(self, provider: Provider) -> SafeStore | None:
@@ -338,11 +337,10 @@ class CacheStores:
             provider: the provider that made them.
             persistent: whether another process could compute the same keys; otherwise memory is enough.
         """
-        if self._custom is not None and persistent:
-            return self._custom
-        if self.caching.disk and persistent:
-            return self._layered_store(self._folder(provider))
-        return SafeStore(self._memory_store())
+        store = self.for_model_lists(provider) if persistent else None
+        if store is None:
+            return SafeStore(self._memory)
+        return store if store is self._custom else SafeStore(store, self._memory)
 
     def persistent(self) -> Iterable[SafeStore]:
         """The stores that outlive this client, apart from those of providers that were not used yet."""
@@ -400,9 +398,8 @@ class CacheStores:
         """The stores whose size is reported."""
         if self._custom is not None:
             return (self._custom,)
-        if self._disk or self._memory is None:
-            return tuple(self._disk.values())
-        return (SafeStore(self._memory),)
+        in_memory = (SafeStore(self._memory),) if self.caching.vectors else ()
+        return tuple(self._disk.values()) or in_memory
 
     def _folder(self, provider: Provider) -> Path:
         return cache_folder(provider.endpoints[0].cache_dir or self.caching.folder)
@@ -413,15 +410,3 @@ class CacheStores:
             clock = self._engine.clock
             store = self._disk[folder] = SafeStore(DiskStore(folder, wall=clock.wall, now=clock.now))
         return store
-
-    def _layered_store(self, folder: Path) -> SafeStore:
-        store = self._layered.get(folder)
-        if store is None:
-            layered = LayeredStore(self._memory_store(), self._disk_store(folder))
-            store = self._layered[folder] = SafeStore(layered)
-        return store
-
-    def _memory_store(self) -> MemoryStore:
-        if self._memory is None:
-            self._memory = MemoryStore()
-        return self._memory
