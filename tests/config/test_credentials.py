@@ -43,7 +43,7 @@ async def test_a_static_key_is_available_synchronously() -> None:
 async def test_a_source_without_a_key_returns_none() -> None:
     """For a server that needs none."""
     source = CredentialSource("providers.acme")
-    assert (source.describe(), source.kind, source.problem) == ("none", "key", "")
+    assert (source.origin, source.kind, source.problem) == ("none", "key", "")
     assert source.static_secret() is None
     assert await source.get() is None
 
@@ -222,7 +222,7 @@ def test_fingerprints_depend_on_a_random_key_of_the_process(monkeypatch: pytest.
 
 def test_repr_and_str_do_not_show_the_key() -> None:
     for source in (static_source(CANARY), from_provider(functools.partial(str, CANARY))):
-        assert CANARY not in f"{source!r}{source}{source.describe()}"
+        assert CANARY not in f"{source!r}{source}{source.origin}"
 
 
 LIBRARY = str(Path(llmopt.__file__).parent)
@@ -260,7 +260,7 @@ def test_a_key_from_the_environment_is_sent_to_its_provider(base_url: str | None
     """To the profile's origin with any path, and to the provider's own hosts."""
     endpoint = one({"base_url": base_url}, **KEY)
     assert endpoint.credential.static_secret() == Secret(CANARY)
-    assert endpoint.credential.describe() == "environment variable ACME_API_KEY"
+    assert endpoint.credential.origin == "environment variable ACME_API_KEY"
 
 
 @pytest.mark.row("S03")
@@ -284,7 +284,7 @@ def test_a_foreign_origin_gets_no_key_from_the_environment(base_url: str) -> Non
         "goes only to https://api.acme.example or https://*.acme.cloud "
         "or the base URL in the environment variable ACME_BASE_URL."
     )
-    assert endpoint.credential.describe() == "none (ACME_API_KEY is not sent to this base URL)"
+    assert endpoint.credential.origin == "none (ACME_API_KEY is not sent to this base URL)"
 
 
 def test_the_error_for_a_provider_with_one_origin_is_short() -> None:
@@ -329,17 +329,17 @@ def test_a_configured_key_is_sent_to_the_base_url_of_its_entry() -> None:
     """Whichever of the three ways the key is configured in."""
     there = {"base_url": "https://mine.example"}
     endpoint = one({**there, "api_key": "mine"}, **KEY)
-    assert (endpoint.credential.static_secret(), endpoint.credential.describe()) == (
+    assert (endpoint.credential.static_secret(), endpoint.credential.origin) == (
         Secret("mine"),
         "configuration",
     )
     endpoint = one({**there, "api_key_env": "MINE"}, **KEY, MINE="mine\n")
-    assert (endpoint.credential.static_secret(), endpoint.credential.describe()) == (
+    assert (endpoint.credential.static_secret(), endpoint.credential.origin) == (
         Secret("mine"),
         "environment variable MINE",
     )
     endpoint = one({**there, "api_key": lambda: "mine"}, **KEY)
-    assert (endpoint.credential.kind, endpoint.credential.describe()) == ("token", "token provider")
+    assert (endpoint.credential.kind, endpoint.credential.origin) == ("token", "token provider")
     place = {"LLMOPT_PROVIDERS__ACME__BASE_URL": "https://mine.example"}
     endpoint = one({}, **KEY, **place, LLMOPT_PROVIDERS__ACME__API_KEY="mine")
     assert endpoint.credential.static_secret() == Secret("mine")
@@ -385,7 +385,7 @@ def test_each_endpoint_is_judged_by_its_own_base_url() -> None:
 def test_a_missing_key_is_an_error_only_when_it_is_needed() -> None:
     """Listing providers works without; the message names every variable that can hold the key."""
     endpoint = one({}, ACME_API_KEY="")
-    assert endpoint.credential.describe() == "none"
+    assert endpoint.credential.origin == "none"
     assert fault(endpoint.credential.static_secret) == (
         "providers.acme: there is no key; set the environment variable ACME_API_KEY or ACME_KEY, "
         "or api_key or api_key_env in providers.acme."
@@ -429,7 +429,7 @@ def test_a_provider_that_needs_no_key_works_without_one() -> None:
     assert one({}, profile).credential.static_secret() is None
     endpoint = one({"base_url": "http://localhost:8000"}, profile, **KEY)
     assert endpoint.credential.static_secret() is None
-    assert endpoint.credential.describe() == "none (ACME_API_KEY is not sent to this base URL)"
+    assert endpoint.credential.origin == "none (ACME_API_KEY is not sent to this base URL)"
 
 
 @pytest.mark.row("S01")

@@ -173,7 +173,7 @@ def _rated(endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def _with_key(check: Check, endpoint: Endpoint) -> Check:
-    source, problem = endpoint.credential.describe(), endpoint.credential.problem
+    source, problem = endpoint.credential.origin, endpoint.credential.problem
     none = source.startswith("none")
     if problem:
         check = evolve(check, key="missing" if none else "unusable", state="no key", error=problem)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 from typing import Final, Literal
 
+from attrs import define, field, frozen
+
 from llmopt.config.load import Environment
 from llmopt.config.schema import EnvText, ProviderEntry, TokenProvider, shown_variable
 from llmopt.config.urls import Url, host_matches, is_loopback, parse_base_url
@@ -26,48 +28,33 @@ _PROCESS_KEY: Final = os.urandom(32)
 """Random per process, so that nobody can test a fingerprint against a list of leaked keys."""
 
 
+@frozen(eq=False)
 class CredentialSource:
     """A fixed key, a function that returns a key, no key at all, or the reason why a needed key is missing.
 
-    Args:
+    Attributes:
         owner: path of the entry or endpoint, for messages.
         origin: where the key comes from, in words.
         secret: the key.
         provider: a function, sync or async, that returns a key or token.
-        problem: why a needed key is missing; raised when a request asks for it.
+        problem: why a needed key is missing, raised when a request asks for it; "" if none is missing.
     """
 
-    __slots__ = ("_origin", "_owner", "_problem", "_provider", "_secret")
-
-    def __init__(
-        self,
-        owner: str,
-        origin: str = "none",
-        *,
-        secret: Secret | None = None,
-        provider: TokenProvider | None = None,
-        problem: str = "",
-    ) -> None:
-        self._owner: Final = owner
-        self._origin: Final = origin
-        self._secret: Final = secret
-        self._provider: Final = provider
-        self._problem: Final = problem
+    owner: str
+    origin: str = "none"
+    secret: Secret | None = field(default=None, kw_only=True, repr=False)
+    provider: TokenProvider | None = field(default=None, kw_only=True, repr=False)
+    problem: str = field(default="", kw_only=True, repr=False)
 
     @property
     def kind(self) -> Literal["key", "token"]:
         """Either "key" for a fixed key, "token" for one that a function returns."""
-        return "key" if self._provider is None else "token"
+        return "key" if self.is_static else "token"
 
     @property
     def is_static(self) -> bool:
         """Whether `static_secret` returns the key, so that nothing need be awaited."""
-        return self._provider is None
-
-    @property
-    def problem(self) -> str:
-        """Why a needed key is missing; "" if none is missing."""
-        return self._problem
+        return self.provider is None
 
     def static_secret(self) -> Secret | None:
         """The fixed key; None if there is none or a function returns it.
@@ -75,9 +62,9 @@ class CredentialSource:
         Raises:
             ConfigError: a key is needed and missing; the message says what to set.
         """
-        if self._problem:
-            raise ConfigError(self._problem)
-        return self._secret
+        if self.problem:
+            raise ConfigError(self.problem)
+        return self.secret
 
     async def get(self) -> Secret | None:
         """The key for one attempt.
@@ -86,13 +73,9 @@ class CredentialSource:
             ConfigError: a key is needed and missing, or the function returned something else than text.
             AuthError: the function failed.
         """
-        if self._provider is None:
+        if self.provider is None:
             return self.static_secret()
-        return self._to_secret(await _call_provider(self._provider))
-
-    def describe(self) -> str:
-        """Where the key comes from, in words."""
-        return self._origin
+        return self._to_secret(await _call_provider(self.provider))
 
     def fingerprint(self, key: bytes | None = None) -> str:
         """A text that is equal for equal keys or functions of this process, and does not reveal the key.
@@ -102,44 +85,37 @@ class CredentialSource:
         """
         import hmac
 
-        if self._secret is not None:
-            text: str = HiddenStr(f"key {self._secret.reveal()}")
+        if self.secret is not None:
+            text: str = HiddenStr(f"key {self.secret.reveal()}")
         else:
-            text = (
-                "none" if self._provider is None else f"function {'' if key else _identity(self._provider)}"
-            )
+            text = "none" if self.provider is None else f"function {'' if key else _identity(self.provider)}"
         return hmac.digest(key or _PROCESS_KEY, text.encode(), "sha256").hex()
-
-    def __repr__(self) -> str:
-        return f"CredentialSource({self._owner!r}, {self._origin!r})"
 
     def _to_secret(self, result: _ProviderResult) -> Secret:
         value, failure = result.value, result.failure
         # The message of the failure may contain a token: only its class and place are shown, and it is not chained.
         del result
         if failure:
-            raise AuthError(f"the token provider of {self._owner} failed with {failure}.")
+            raise AuthError(f"the token provider of {self.owner} failed with {failure}.")
         if isinstance(value, Secret):
             return value
         if isinstance(value, str):
-            secret = _secret_or_problem(value, self._owner)
+            secret = _secret_or_problem(value, self.owner)
             del value
             if isinstance(secret, Secret):
                 return secret
             raise ConfigError(secret)
         kind = type(value).__name__
         del value
-        raise ConfigError(f"the token provider of {self._owner} returned {kind}; it must return text.")
+        raise ConfigError(f"the token provider of {self.owner} returned {kind}; it must return text.")
 
 
+@define
 class _ProviderResult:
-    """What a token provider returned, or class and place of its exception; its repr shows neither."""
+    """What a token provider returned, or class and place of its exception; its repr does not show the value."""
 
-    __slots__ = ("failure", "value")
-
-    def __init__(self, value: object = None, failure: str = "") -> None:
-        self.value = value
-        self.failure = failure
+    value: object = field(default=None, repr=False)
+    failure: str = ""
 
 
 async def _call_provider(provider: TokenProvider) -> _ProviderResult:
