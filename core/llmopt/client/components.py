@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Final
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import installation_secret
 from llmopt.cache.store import MemoryStore, SafeStore
-from llmopt.client.options import (
-    CacheOptions,
-    TokenCounters,
-    check_cache_mode,
-    check_error_mode,
-    check_priority,
-    check_when_open,
-)
+from llmopt.client.options import CacheOptions, TokenCounters, check_word
 from llmopt.config.schema import Config
 from llmopt.engine.engine import Engine
 from llmopt.errors import ConfigError, LLMOptError
@@ -151,9 +144,9 @@ class Components:
         return EmbedStream(self._embed_run(model, options), texts, errors=options.errors)
 
     def _embed_run(self, model: str, options: EmbedOptions) -> EmbedRun:
-        check_error_mode(options.errors)
-        check_priority(options.priority)
-        wait_when_open = check_when_open(options.when_open)
+        check_word("errors", options.errors)
+        check_word("priority", options.priority)
+        check_word("when_open", options.when_open)
         if "numpy" not in sys.modules:
             # A result has vectors even where all texts failed, perhaps because no descriptor is free by then.
             with local_errors("numpy could not be imported"):
@@ -167,7 +160,7 @@ class Components:
             call,
             state=state,
             deadline=self._deadline(provider, options.deadline),
-            wait_when_open=wait_when_open,
+            wait_when_open=options.when_open == "wait",
             priority=options.priority,
             cache=(lambda: self.stores.embeddings(provider, call, state))
             if self.stores.caching.vectors
@@ -176,8 +169,8 @@ class Components:
 
     def chat_run(self, model: str, messages: Messages, options: ChatOptions) -> ChatRun:
         """One call of ``chat`` or ``stream``, checked but not sent."""
-        check_priority(options.priority)
-        wait_when_open = check_when_open(options.when_open)
+        check_word("priority", options.priority)
+        check_word("when_open", options.when_open)
         provider, name = self.registry.resolve(model)
         state = self._model_state(provider, name)
         return ChatRun(
@@ -187,7 +180,7 @@ class Components:
             estimator=state.estimator,
             rates=state.rates,
             deadline=self._deadline(provider, options.deadline),
-            wait_when_open=wait_when_open,
+            wait_when_open=options.when_open == "wait",
             priority=options.priority,
         )
 
@@ -202,7 +195,7 @@ class Components:
     async def list_models(self, name: str, seconds: float | None, mode: CacheMode) -> Catalog:
         """See `llmopt.AsyncClient.list_models`."""
         require_asyncio()
-        check_cache_mode(mode)
+        check_word("cached", mode)
         provider = self.registry.get(name)
         if seconds is None:
             seconds = provider.endpoints[0].timeouts.total or _LIST_TIMEOUT_S
@@ -213,7 +206,7 @@ class Components:
     ) -> Mapping[str, Catalog | LLMOptError]:
         """See `llmopt.AsyncClient.batch_list_models`."""
         require_asyncio()
-        check_cache_mode(mode)
+        check_word("cached", mode)
         # A str is an iterable of names of one letter each.
         if isinstance(names, str):
             raise ConfigError(f"providers must be a list of names, such as [{names!r:.40}], not one str.")

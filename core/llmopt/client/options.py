@@ -189,42 +189,22 @@ def with_flags(config: Config, flags: Mapping[str, bool]) -> Config:
     raise ConfigError(message)
 
 
-def check_when_open(when_open: object) -> bool:
-    """Whether a call waits while the circuit of its provider is open.
+_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "when_open": ("fail", "wait"),
+    "priority": ("interactive", "bulk"),
+    "errors": ("raise", "return"),
+    "cached": ("auto", "refresh", "offline"),
+}
+"""The options of calls that are one of a few words."""
+
+
+def check_word(option: str, value: object) -> None:
+    """Refuse a value that is none of the words of an option.
 
     Raises:
-        ConfigError: the value is neither "fail" nor "wait".
+        ConfigError: it is none of them; the message lists them.
     """
-    if when_open not in ("fail", "wait"):
-        raise ConfigError(f"when_open must be 'fail' or 'wait', not {when_open!r:.40}.")
-    return when_open == "wait"
-
-
-def check_priority(priority: object) -> None:
-    """Refuse a value of ``priority`` that is neither "interactive" nor "bulk".
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if priority not in ("interactive", "bulk"):
-        raise ConfigError(f"priority must be 'interactive' or 'bulk', not {priority!r:.40}.")
-
-
-def check_error_mode(errors: object) -> None:
-    """Refuse a value of ``errors`` that is neither "raise" nor "return".
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if errors not in ("raise", "return"):
-        raise ConfigError(f"errors must be 'raise' or 'return', not {errors!r:.40}.")
-
-
-def check_cache_mode(cached: object) -> None:
-    """Refuse a value of ``cached`` that is not "auto", "refresh" or "offline".
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    if cached not in ("auto", "refresh", "offline"):
-        raise ConfigError(f"cached must be 'auto', 'refresh' or 'offline', not {cached!r:.40}.")
+    words = _WORDS[option]
+    if value not in words:
+        *others, last = map(repr, words)
+        raise ConfigError(f"{option} must be {', '.join(others)} or {last}, not {value!r:.40}.")
