@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from llmopt.errors import PluginContractError
 from llmopt.values.calls import BatchLimit
@@ -99,41 +99,78 @@ class ModelTable:
         return evolve(page, models=tuple(map(self.described, page.models)))
 
 
-@frozen(kw_only=True)
-class KnownModel:
+_Number = Annotated[int, msgspec.Meta(ge=1)]
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Date = Annotated[str, msgspec.Meta(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+_Cost = Annotated[float, msgspec.Meta(ge=0, lt=_MAX_PRICE)]
+
+
+class _Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The prices of a row, in US dollars for a million tokens."""
+
+    input: _Cost | None = None
+    output: _Cost | None = None
+    cached_input: _Cost | None = None
+    cache_write: _Cost | None = None
+
+    def __post_init__(self) -> None:
+        if not any(price is not None for price in msgspec.structs.astuple(self)):
+            raise ValueError("Expected at least one price")
+
+
+class _Limits(msgspec.Struct, frozen=True):
+    """The keys of a row that are limits of one request."""
+
+    max_items: _Number | None = None
+    max_item_tokens: _Number | None = None
+    max_tokens: _Number | None = None
+    max_bytes: _Number | None = None
+    truncates: bool = False
+    guesses: tuple[Literal["max_items", "max_item_tokens", "max_tokens", "max_bytes"], ...] = ()
+
+
+class KnownModel(_Limits, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """One row of the table. None, "unknown" and () mean that a value is not known.
 
     Attributes:
         name: id of the model as the provider names it; "*" for the row of all models that are not listed.
+        source: where the row comes from.
         aliases: other ids of the same model.
         kind: kind of model, such as "chat" or "embedding".
-        limit: limits of one request.
-        context_length: tokens of input and output together.
-        max_output_tokens: maximum tokens of a reply.
         inputs: what the model accepts, such as "text" or "image".
         outputs: what the model produces.
-        prices: in US dollars for a million tokens.
+        context_length: tokens of input and output together.
+        max_output_tokens: maximum tokens of a reply.
         dimensions: length of its vectors.
+        costs: what ``prices`` is made of.
         shortens: whether a request may ask for shorter vectors.
         base64: whether the server can send vectors as base64.
         shutdown: date after which the model is gone, ISO 8601.
-        source: where the row comes from.
     """
 
-    name: str
-    aliases: tuple[str, ...] = ()
+    name: _Text
+    source: _Text
+    aliases: tuple[_Text, ...] = ()
     kind: ModelKind = "unknown"
-    limit: BatchLimit = field(factory=BatchLimit)
-    context_length: int | None = None
-    max_output_tokens: int | None = None
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    prices: Prices | None = None
-    dimensions: int | None = None
+    inputs: tuple[_Text, ...] = ()
+    outputs: tuple[_Text, ...] = ()
+    context_length: _Number | None = None
+    max_output_tokens: _Number | None = None
+    dimensions: _Number | None = None
+    costs: _Costs | None = msgspec.field(default=None, name="prices")
     shortens: bool | None = None
     base64: bool | None = None
-    shutdown: str | None = None
-    source: str
+    shutdown: _Date | None = None
+
+    @cached_property
+    def limit(self) -> BatchLimit:
+        """The limits of one request."""
+        return BatchLimit(**{name: getattr(self, name) for name in _Limits.__struct_fields__})
+
+    @property
+    def prices(self) -> Prices | None:
+        """In US dollars for a million tokens."""
+        return None if self.costs is None else Prices(**msgspec.structs.asdict(self.costs))
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -141,7 +178,7 @@ class KnownModel:
         values = {
             "kind": None if self.kind == "unknown" else self.kind,
             "dimensions": self.dimensions,
-            "context_length": self.context_length or self.limit.max_item_tokens,
+            "context_length": self.context_length or self.max_item_tokens,
             "max_output_tokens": self.max_output_tokens,
             "inputs": self.inputs or None,
             "outputs": self.outputs or None,
@@ -193,65 +230,13 @@ def _from_json(text: str, where: str) -> object:
         raise PluginContractError(f"{where}: not valid JSON: {error}.") from None
 
 
-_Number = Annotated[int, msgspec.Meta(ge=1)]
-_Text = Annotated[str, msgspec.Meta(min_length=1)]
-_Cost = Annotated[float, msgspec.Meta(ge=0, lt=_MAX_PRICE)]
-
-
-class _Costs(msgspec.Struct, forbid_unknown_fields=True):
-    """The prices of a row, in US dollars for a million tokens."""
-
-    input: _Cost | None = None
-    output: _Cost | None = None
-    cached_input: _Cost | None = None
-    cache_write: _Cost | None = None
-
-    def __post_init__(self) -> None:
-        if not any(price is not None for price in msgspec.structs.astuple(self)):
-            raise ValueError("Expected at least one price")
-
-
-class _Limits(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """The keys of a row that are limits of one request."""
-
-    max_items: _Number | None = None
-    max_item_tokens: _Number | None = None
-    max_tokens: _Number | None = None
-    max_bytes: _Number | None = None
-    truncates: bool = False
-    guesses: tuple[Literal["max_items", "max_item_tokens", "max_tokens", "max_bytes"], ...] = ()
-
-
-class _Row(_Limits, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A row of the table."""
-
-    name: _Text
-    source: _Text
-    aliases: tuple[_Text, ...] = ()
-    kind: ModelKind = "unknown"
-    inputs: tuple[_Text, ...] = ()
-    outputs: tuple[_Text, ...] = ()
-    context_length: _Number | None = None
-    max_output_tokens: _Number | None = None
-    dimensions: _Number | None = None
-    prices: _Costs | None = None
-    shortens: bool | None = None
-    base64: bool | None = None
-    shutdown: Annotated[str, msgspec.Meta(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")] | None = None
-
-
 def _known(entry: object, shared: Mapping[str, Any], where: str) -> KnownModel:
     if not isinstance(entry, dict):
         raise PluginContractError(f"{where}: expected a table.")
     try:
-        row = msgspec.convert({**shared, **entry}, _Row)
+        return msgspec.convert({**shared, **entry}, KnownModel)
     except msgspec.ValidationError as error:
         raise PluginContractError(f"{where}: {error}.") from None
-    values = {name: value for name, value in msgspec.structs.asdict(row).items() if value is not None}
-    limit = BatchLimit(**{name: values.pop(name) for name in _Limits.__struct_fields__ if name in values})
-    if row.prices is not None:
-        values["prices"] = Prices(**msgspec.structs.asdict(row.prices))
-    return KnownModel(**values, limit=limit)
 
 
 def _refuse_duplicates(rows: tuple[KnownModel, ...], where: str) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import llmopt
 from llmopt import InvalidInput
+from llmopt.client.options import check_word
 from llmopt.operations.embed import check_texts_argument, embed_call, text_error
 from llmopt.values.calls import EmbedOptions
 from tests.support.configuration import provider_config
@@ -78,6 +79,21 @@ def test_extra_must_be_json() -> None:
     ):
         with pytest.raises(InvalidInput, match="extra"):
             embed_call("m", EmbedOptions(extra=extra))  # type: ignore[arg-type] # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("errors", "'raise' or 'return'"),
+        ("when_open", "'fail' or 'wait'"),
+        ("priority", "'interactive' or 'bulk'"),
+        ("cached", "'auto', 'refresh' or 'offline'"),
+    ],
+)
+def test_an_option_that_is_none_of_its_words_is_refused(option: str, words: str) -> None:
+    """The message has the words, and what was given instead."""
+    with pytest.raises(llmopt.ConfigError, match=f"^{option} must be {words}, not 'x'.$"):
+        check_word(option, "x")
 
 
 def test_extra_is_a_copy() -> None:
