@@ -1,7 +1,8 @@
-"""The built-in plugin: one implementation of every hook, for what a provider's plugin leaves out.
+"""The built-in plugin: the implementations of hooks that a provider's plugin leaves out.
 
 The OpenAI-compatible dialect's own functions are the implementations wherever their parameters are the hook's. All
-are marked ``trylast``, so that any implementation of a plugin goes first.
+are marked ``trylast``, so that any implementation of a plugin goes first. The hooks that are answered with None where a
+plugin has none are not here.
 
 No I/O and no clock; `rate_limits` takes the time of arrival from the response. The hooks keep nothing. The only state
 is that of `OptionalKeys`: the engine makes one for each endpoint, and all calls to the endpoint share it as long as
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from attrs import evolve
@@ -23,7 +24,6 @@ from llmopt.compatible.chat import SAME_NAMES, chat_body, parse_chat, parse_stre
 from llmopt.compatible.embeddings import embed_body, parse_embeddings
 from llmopt.compatible.errors import classify
 from llmopt.compatible.rate_limits import parse_rate_limits
-from llmopt.config.schema import TokenProvider
 from llmopt.errors import BadRequest, ProviderError, ServerError
 from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import BatchLimit, Call, CatalogCall, EmbedCall, RateLimits, Settings
@@ -31,16 +31,10 @@ from llmopt.values.catalog import CatalogPage
 from llmopt.values.http import Failure, HttpRequest, HttpResponse
 from llmopt.values.profile import Profile
 
-if TYPE_CHECKING:
-    import httpx
-
 __all__ = [
     "batch_limit",
     "build_request",
     "classify",
-    "credential_provider",
-    "limits_request",
-    "open_transport",
     "parse_catalog",
     "parse_chat",
     "parse_embeddings",
@@ -112,27 +106,9 @@ def rate_limits(response: HttpResponse) -> RateLimits:
 
 
 @hookimpl(trylast=True)
-def limits_request() -> HttpRequest | None:
-    """None: the dialect has no request for limits."""
-    return None
-
-
-@hookimpl(trylast=True)
 def parse_limits() -> BatchLimit:
     """No limits."""
     return BatchLimit()
-
-
-@hookimpl(trylast=True)
-def credential_provider() -> TokenProvider | None:
-    """None: the configured key."""
-    return None
-
-
-@hookimpl(trylast=True)
-def open_transport() -> httpx.AsyncBaseTransport | None:
-    """None: the connection pool."""
-    return None
 
 
 # Keys that a server may refuse although a call does not depend on them. llmopt sends ``stream_options`` for the usage of
