@@ -280,10 +280,12 @@ def _ended_with(reason: str, call: ChatCall) -> Failure:
 
 def _choice(call: ChatCall, value: Mapping[str, Any]) -> dict[str, Any] | None:
     """The choice that is read: number 0, or the only one that was asked for, whatever its number."""
-    choices = _list_of(value, "choices")
-    for choice in choices:
+    choices = value.get("choices")
+    if choices is not None and not isinstance(choices, list):
+        raise _wrong_type("choices")
+    for choice in choices or ():
         if not isinstance(choice, dict):
-            raise _invalid("a choice of the response is not an object.", "type")
+            raise _wrong_type("choices")
         # Choices of one event may come in any order, and some servers leave the index out.
         if not choice.get("index"):
             return choice
@@ -293,7 +295,7 @@ def _choice(call: ChatCall, value: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _delta(choice: Mapping[str, Any], delta: object) -> MessageContent:
     if not isinstance(delta, dict):
-        raise _invalid("the delta of an event is not an object.", "type")
+        raise _wrong_type("delta")
     content = read_content(delta)
     return _old_text(choice) if content is _NO_CONTENT else content
 
@@ -303,7 +305,7 @@ def _message(choice: Mapping[str, Any]) -> MessageContent:
     if message is None:
         return _old_text(choice)
     if not isinstance(message, dict):
-        raise _invalid("the message of the response is not an object.", "type")
+        raise _wrong_type("message")
     return read_content(message)
 
 
@@ -316,17 +318,8 @@ def _old_text(choice: Mapping[str, Any]) -> MessageContent:
 def _finish_reason(choice: Mapping[str, Any]) -> str | None:
     reason = choice.get("finish_reason")
     if reason is not None and not isinstance(reason, str):
-        raise _invalid("the finish reason of the response is not text.", "type")
+        raise _wrong_type("finish_reason")
     return reason or None
-
-
-def _list_of(value: Mapping[str, Any], key: str) -> list[Any]:
-    items = value.get(key)
-    if items is None:
-        return []
-    if not isinstance(items, list):
-        raise _invalid(f"`{key}` of the response is not a list.", "type")
-    return items
 
 
 def _text(value: object) -> str:
@@ -486,4 +479,4 @@ def _checked_text(value: object, what: str) -> str:
 
 
 def _wrong_type(what: str) -> InvalidResponse:
-    return InvalidResponse(f"`{what}` of the response has a wrong type.", reason="type", sent="yes")
+    return _invalid(f"`{what}` of the response has a wrong type.", "type")
