@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from llmopt._platform import NO_FOLLOW, has_private_files, is_own
-from llmopt.cache.sqlite import SCHEMA_VERSION, Database, FileLock, ForeignSchemaError, classify_sqlite_error
+from llmopt.cache.sqlite import SCHEMA_VERSION, Database, ForeignSchemaError, classify_sqlite_error, file_lock
 
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_FOLDER: Final = 0o700
@@ -120,20 +120,13 @@ class CacheFiles:
             reason: why, for the log.
             suffix: the same in one word.
         """
-        lock = FileLock(_lock_path(path))
-        try:
-            with lock.held():
-                # Of two processes that find the file corrupt, the second must not rename the first one's new
-                # file.
-                if path.stat().st_ino == inode:
-                    self._rename(path, suffix)
-                    _log.warning(
-                        "the cache file %s %s; it was renamed to *.%s-* and replaced.", path, reason, suffix
-                    )
-        except FileNotFoundError:
-            return
-        finally:
-            lock.close()
+        with suppress(FileNotFoundError), file_lock(_lock_path(path)):
+            # Of two processes that find the file corrupt, the second must not rename the first one's new file.
+            if path.stat().st_ino == inode:
+                self._rename(path, suffix)
+                _log.warning(
+                    "the cache file %s %s; it was renamed to *.%s-* and replaced.", path, reason, suffix
+                )
 
     def _rename(self, path: Path, suffix: str) -> None:
         for old in self.folder.glob(f"{path.name}.{suffix}-*"):

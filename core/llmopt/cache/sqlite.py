@@ -2,8 +2,8 @@
 
 Everything here blocks and does file I/O. One thread at a time uses a `Database`, which has no lock against others; it
 is that of `llmopt.cache.disk`, or the caller's while the interpreter exits. Other connections, of this process or of
-others, share the file: each transaction may wait up to 5 seconds for them in SQLite, and up to 5 more for the `FileLock`
-where that is used (see below). The wall clock is passed in; a `FileLock` sleeps and reads the system's monotonic clock.
+others, share the file: each transaction may wait up to 5 seconds for them in SQLite, and up to 5 more for the
+`file_lock` where that is used (see below). The wall clock is passed in; the lock sleeps and reads the system's monotonic clock.
 
 SQLite 3.7.0 to 3.51.2 can corrupt a database when two connections write and checkpoint the WAL in the same
 instant (the WAL-reset bug, https://www.sqlite.org/wal.html). With these versions every connection holds a lock
@@ -98,26 +98,21 @@ class Database:
         self._max_bytes: Final = max_bytes
         self._wall: Final = wall
         locked = sqlite3.sqlite_version_info < _WAL_RESET_BUG_FIXED
-        self._lock: Final = FileLock(lock) if locked else None
+        self._lock: Final = lock if locked else None
         self.evicted = 0
-        try:
-            with self._locked():
-                self._connection: Final = sqlite3.connect(
-                    # mode=rw: if the file was deleted meanwhile, SQLite must not create one with its own permissions.
-                    f"{path.absolute().as_uri()}?mode=rw",
-                    uri=True,
-                    # Autocommit: Python would otherwise begin transactions by itself, and not with IMMEDIATE.
-                    isolation_level=None,
-                    timeout=_BUSY_TIMEOUT_S,
-                    # While the interpreter exits, the caller's thread works on the connection: its own has
-                    # ended (`llmopt.cache.disk.DiskStore`).
-                    check_same_thread=False,
-                )
-                self._configure()
-        except BaseException:
-            if self._lock is not None:
-                self._lock.close()
-            raise
+        with self._locked():
+            self._connection: Final = sqlite3.connect(
+                # mode=rw: if the file was deleted meanwhile, SQLite must not create one with its own permissions.
+                f"{path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                # Autocommit: Python would otherwise begin transactions by itself, and not with IMMEDIATE.
+                isolation_level=None,
+                timeout=_BUSY_TIMEOUT_S,
+                # While the interpreter exits, the caller's thread works on the connection: its own has
+                # ended (`llmopt.cache.disk.DiskStore`).
+                check_same_thread=False,
+            )
+            self._configure()
         self.inode: Final = path.stat().st_ino
 
     def _configure(self) -> None:
@@ -209,11 +204,9 @@ class Database:
         finally:
             # Again, without the lock, if that could not be had; closing twice is harmless.
             self._connection.close()
-            if self._lock is not None:
-                self._lock.close()
 
     def _locked(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._lock is None else self._lock.held()
+        return nullcontext() if self._lock is None else file_lock(self._lock)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -314,8 +307,11 @@ class LockTimeout(Exception):
     """Another process has held the lock for too long; it may be stopped."""
 
 
-class FileLock:
-    """A lock between processes, on a file of its own. It blocks the waiting thread.
+@contextmanager
+def file_lock(
+    path: Path, *, sleep: Callable[[float], None] = time.sleep, now: Callable[[], float] = time.monotonic
+) -> Iterator[None]:
+    """Hold a lock between processes, on a file of its own. It blocks the waiting thread.
 
     The system releases it when its holder dies.
 
@@ -323,52 +319,29 @@ class FileLock:
         path: the file, created if it does not exist.
         sleep: for tests.
         now: a monotonic clock, for tests.
+
+    Raises:
+        LockTimeout: it was not released within 5 seconds.
+        OSError: the file system does not support locks.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        # The file is never deleted: two processes could then hold locks on two files of one name.
-        flags = os.O_CREAT | os.O_RDWR | NO_FOLLOW
-        self._file: int | None = os.open(path, flags, 0o600)
-        self._sleep: Final = sleep
-        self._now: Final = now
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock.
-
-        Raises:
-            LockTimeout: it was not released within 5 seconds.
-            OSError: the file system does not support locks.
-        """
-        if self._file is None:
-            raise ValueError("the lock is closed")
-        self._acquire(self._file)
+    # The file is never deleted: two processes could then hold locks on two files of one name.
+    file = os.open(path, os.O_CREAT | os.O_RDWR | NO_FOLLOW, 0o600)
+    try:
+        give_up_at = now() + _MAX_LOCK_WAIT_S
+        pause = 0.0005
+        while not try_lock(file):
+            if now() >= give_up_at:
+                raise LockTimeout
+            sleep(pause)
+            # flock with a timeout does not exist, so the lock is polled, quickly at first.
+            pause = min(2 * pause, _MAX_LOCK_POLL_S)
         try:
             yield
         finally:
-            unlock(self._file)
-
-    def _acquire(self, file: int) -> None:
-        give_up_at = self._now() + _MAX_LOCK_WAIT_S
-        pause = 0.0005
-        while not try_lock(file):
-            if self._now() >= give_up_at:
-                raise LockTimeout
-            self._sleep(pause)
-            # flock with a timeout does not exist, so the lock is polled, quickly at first.
-            pause = min(2 * pause, _MAX_LOCK_POLL_S)
-
-    def close(self) -> None:
-        """Close the file; the lock cannot be used any more."""
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+            # Closing alone would not release it while a forked child has the file open.
+            unlock(file)
+    finally:
+        os.close(file)
 
 
 SqliteProblem = Literal["corrupt", "replaced", "busy", "unwritable", "unusable"]
