@@ -18,11 +18,12 @@ whether an answer is fresh, and the lower one whether it may be served as a last
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, Literal
 from zlib import crc32
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 _MAX_CRC: Final = 0xFFFFFFFF
 
@@ -118,6 +119,7 @@ def is_fresh(created: float, ttl_s: float, key: bytes, wall: float, rules: Fresh
     return wall - created < jittered_ttl(ttl_s, rules.jitter, key, created)
 
 
+@define(eq=False)
 class CacheLifetime:
     """The age of one cached answer and the state of its refreshes. The answer itself is stored elsewhere.
 
@@ -129,28 +131,22 @@ class CacheLifetime:
 
     Attributes:
         refreshing: whether a background refresh is in progress.
+        has_entry: whether there is an answer at all.
     """
 
-    def __init__(
-        self, key: bytes, rules: FreshnessRules, now: Callable[[], float], wall: Callable[[], float]
-    ) -> None:
-        self._key: Final = key
-        self._rules: Final = rules
-        self._now: Final = now
-        self._wall: Final = wall
-        self._has_entry = False
-        self._created = 0.0
-        self._stored_at = 0.0
-        self._age_when_stored = 0.0
-        self._ttl_s = 0.0
-        self._requests = 0
-        self._paused_until = self._not_found_until = float("-inf")
-        self.refreshing = False
-
-    @property
-    def has_entry(self) -> bool:
-        """Whether there is an answer at all."""
-        return self._has_entry
+    _key: bytes
+    _rules: FreshnessRules
+    _now: Callable[[], float]
+    _wall: Callable[[], float]
+    refreshing: bool = field(default=False, init=False)
+    has_entry: bool = field(default=False, init=False)
+    _created: float = field(default=0.0, init=False)
+    _stored_at: float = field(default=0.0, init=False)
+    _age_when_stored: float = field(default=0.0, init=False)
+    _ttl_s: float = field(default=0.0, init=False)
+    _requests: int = field(default=0, init=False)
+    _paused_until: float = field(default=-math.inf, init=False)
+    _not_found_until: float = field(default=-math.inf, init=False)
 
     def stored(self, created: float | None = None) -> bool:
         """Record that there is an answer.
@@ -172,19 +168,19 @@ class CacheLifetime:
         self._age_when_stored = max(0.0, wall - self._created)
         self._ttl_s = jittered_ttl(self._rules.ttl_s, self._rules.jitter, self._key, self._created)
         self._requests = 0
-        self._has_entry, self.refreshing = True, False
-        self._paused_until = self._not_found_until = float("-inf")
+        self.has_entry, self.refreshing = True, False
+        self._paused_until = self._not_found_until = -math.inf
         return True
 
     def refresh_failed(self) -> None:
         """Record a temporary failure: the answer stays, and no refresh starts for a while."""
         self.refreshing = False
-        self._not_found_until = float("-inf")
+        self._not_found_until = -math.inf
         self._paused_until = self._now() + self._rules.failure_pause_s
 
     def refresh_refused(self) -> None:
         """Record a permanent refusal, such as a 401: the answer may not be served to this caller any more."""
-        self.refreshing = self._has_entry = False
+        self.refreshing = self.has_entry = False
 
     def not_found(self) -> None:
         """Record that there is no such thing."""
@@ -197,15 +193,15 @@ class CacheLifetime:
 
     def reset(self) -> None:
         """Forget the answer and all failures."""
-        self._has_entry = self.refreshing = False
-        self._paused_until = self._not_found_until = float("-inf")
+        self.has_entry = self.refreshing = False
+        self._paused_until = self._not_found_until = -math.inf
 
     def decide(self) -> Decision:
         """Decide for one caller. On "serve_and_refresh" the caller must refresh and record the outcome."""
         now = self._now()
         if now < self._not_found_until:
             return Decision(action="not_found")
-        if not self._has_entry:
+        if not self.has_entry:
             return _FETCH
         lower, higher = self._ages(now)
         ttl = self._ttl_s
@@ -220,7 +216,7 @@ class CacheLifetime:
 
     def peek(self) -> Decision:
         """Decide for a caller that never fetches (offline mode): whatever there is, however old."""
-        if not self._has_entry:
+        if not self.has_entry:
             return _FETCH
         _, age = self._ages(self._now())
         return Decision(action="serve", stale=age >= self._ttl_s, age=age)

@@ -5,15 +5,15 @@ closes its connections, within half a second. After a fork the thread does not e
 notices it, and makes a new one.
 
 It does no I/O of its own: the coroutines do theirs on that thread. A lock guards the end of the loop, so that no task
-is handed over too late. Coroutines run in a copy of the caller's context variables; `run_coroutine_threadsafe` takes no
-context, so a private function of asyncio links the futures. Waits use the system's clock.
+is handed over too late. Coroutines run in a copy of the caller's context variables, which `call_soon_threadsafe` makes. A
+private function of asyncio links the futures, as in `run_coroutine_threadsafe`, which gives no access to the task.
+Waits use the system's clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import contextvars
 import os
 import sys
 import threading
@@ -155,16 +155,15 @@ class LoopTask(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self.future: Final[Future[T]] = Future()
         self._coroutine: Final = coroutine
-        self._context: Final = contextvars.copy_context()
         self._ended: Final = threading.Event()
         self._started = False
 
     def start(self) -> None:
         """Create the task, on the running loop, and connect it with the future in both directions."""
         self._started = True
-        task = asyncio.get_running_loop().create_task(self._coroutine, context=self._context)
+        task = asyncio.get_running_loop().create_task(self._coroutine)
         task.add_done_callback(lambda _: self._ended.set())
-        # This is what asyncio.run_coroutine_threadsafe does; but that function takes no context.
+        # This is what asyncio.run_coroutine_threadsafe does; but that gives no access to the task.
         asyncio.futures._chain_future(task, self.future)  # type: ignore[attr-defined]  # noqa: SLF001 - see above
 
     def result(self) -> T:

@@ -195,27 +195,18 @@ class EntryKeys(msgspec.Struct, gc=False):
     replaced_by: str | None = None
 
 
-_UntypedKeys: Final = msgspec.defstruct(
-    "_UntypedKeys", [(key.name, Any, None) for key in msgspec.structs.fields(EntryKeys)]
-)
 _keys_decoder: Final = msgspec.json.Decoder(EntryKeys)
-_untyped_decoder: Final = msgspec.json.Decoder(_UntypedKeys)
 
 
 def _decode_keys(raw: msgspec.Raw) -> EntryKeys | None:
     """The keys of a JSON object; None if the value is not an object or cannot be read."""
     try:
-        return _keys_decoder.decode(raw)
-    # One key of an unexpected type must not cost the whole entry.
-    except msgspec.ValidationError:
-        return _decode_keys_one_by_one(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _decode_keys_one_by_one(raw: msgspec.Raw) -> EntryKeys | None:
-    try:
-        return _lenient(msgspec.structs.asdict(_untyped_decoder.decode(raw)), EntryKeys)
+        try:
+            return _keys_decoder.decode(raw)
+        except msgspec.ValidationError:
+            # One key of an unexpected type must not cost the whole entry.
+            entry = msgspec.json.decode(raw)
+            return _lenient(entry, EntryKeys) if isinstance(entry, dict) else None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
