@@ -248,13 +248,14 @@ def installation_secret(folder: Path) -> bytes | None:
     return None
 
 
-def _read_secret(path: Path) -> bytes | None:
+def _open_private(path: str, flags: int) -> int:
     # O_NOFOLLOW closes the gap between the check and this call, in which a link could replace the file.
-    file = os.open(path, os.O_RDONLY | NO_FOLLOW)
-    try:
-        secret = os.read(file, _SECRET_BYTES + 1)
-    finally:
-        os.close(file)
+    return os.open(path, flags | NO_FOLLOW, _PRIVATE_FILE)
+
+
+def _read_secret(path: Path) -> bytes | None:
+    with open(path, "rb", opener=_open_private) as file:
+        secret = file.read(_SECRET_BYTES + 1)
     if len(secret) == _SECRET_BYTES:
         return secret
     # Truncated, or another program's file; the next attempt writes a new one.
@@ -265,14 +266,11 @@ def _read_secret(path: Path) -> bytes | None:
 def _write_secret(path: Path) -> None:
     """Write the file under a temporary name and link it, so that no process ever reads half of it."""
     temporary = path.with_name(f"{_SECRET_NAME}.{os.getpid()}.{secrets.token_hex(4)}")
-    file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE_FILE)
+    with open(temporary, "xb", opener=_open_private) as file:
+        file.write(secrets.token_bytes(_SECRET_BYTES))
     try:
-        os.write(file, secrets.token_bytes(_SECRET_BYTES))
-    finally:
-        os.close(file)
-    try:
-        # link fails if another process was faster; its secret is the one to use.
+        # It fails if another process was faster; its secret is the one to use.
         with suppress(FileExistsError):
-            os.link(temporary, path)
+            path.hardlink_to(temporary)
     finally:
         temporary.unlink()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -221,8 +221,10 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-            if self._lock is not None and _file_size(self._wal) > _CHECKPOINT_BYTES:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            # OSError: there is no WAL.
+            with suppress(OSError):
+                if self._lock is not None and self._wal.stat().st_size > _CHECKPOINT_BYTES:
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _bytes_in_use(self) -> int:
         pages, free, page_size = (
@@ -290,13 +292,6 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 def _batches(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     return (keys[start : start + _BATCH_SIZE] for start in range(0, len(keys), _BATCH_SIZE))
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 _MAX_LOCK_WAIT_S: Final = 5.0

@@ -318,23 +318,20 @@ class LRUCache(Generic[K, V]):
         self._entries.move_to_end(key)
         return entry[0]
 
-    def put(self, key: K, value: V) -> int:
-        """Store a value, unless it alone exceeds the limit; return how many others were evicted for it."""
+    def put(self, key: K, value: V) -> None:
+        """Store a value, unless it alone exceeds the limit."""
         # Before the check of the size: a value that is too large must not leave the old one behind.
         self.remove(key)
         size = self._size_of(value) + _ENTRY_OVERHEAD_BYTES
         # It would evict all others and then itself.
         if size > self._max_bytes:
-            return 0
+            return
         self._entries[key] = value, size
         self.bytes += size
-        evicted = 0
         while self.bytes > self._max_bytes:
             _, (_, oldest_size) = self._entries.popitem(last=False)
             self.bytes -= oldest_size
-            evicted += 1
-        self.evicted += evicted
-        return evicted
+            self.evicted += 1
 
     def remove(self, key: K) -> V | None:
         """Remove and return a value; None when it is not there."""
@@ -343,11 +340,6 @@ class LRUCache(Generic[K, V]):
             return None
         self.bytes -= entry[1]
         return entry[0]
-
-    def clear(self) -> None:
-        """Remove all values."""
-        self._entries.clear()
-        self.bytes = 0
 
 
 # The format of a stored value:

@@ -276,12 +276,13 @@ def _rate() -> Any:
     return field(default=None, converter=convert, validator=check)
 
 
-def _to_flags(value: Mapping[str, bool] | None, known: frozenset[str]) -> dict[str, bool]:
+def _to_flags(value: Mapping[str, bool] | None) -> dict[str, bool]:
     """Check a table of flags.
 
     Raises:
-        ConfigError: a name is not one of ``known``, or a value is not a bool.
+        ConfigError: there is no flag of a name, or a value is not a bool.
     """
+    known = {flag.name for flag in fields(Flags)}
     flags: dict[str, bool] = {}
     for name, item in _items("flags", value):
         flag = parse_bool(item)
@@ -399,15 +400,8 @@ class Flags:
         """
         flags = self
         for table in overrides:
-            flags = evolve(flags, **_flag_table(table))
+            flags = evolve(flags, **_to_flags(table))
         return flags
-
-
-_FLAG_NAMES: Final = frozenset(flag.name for flag in fields(Flags))
-
-
-def _flag_table(value: Mapping[str, bool] | None) -> dict[str, bool]:
-    return _to_flags(value, _FLAG_NAMES)
 
 
 def _api_key(value: str | Secret | TokenProvider | None) -> Secret | TokenProvider | None:
@@ -509,7 +503,7 @@ class _EndpointKeys:
     cache_dir: str | None = _path()
     stream_usage: bool | None = _boolean()
     allow_http: bool | None = _boolean()
-    flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
+    flags: Mapping[str, bool] = field(default=None, converter=_to_flags)
     options: Mapping[str, Any] = field(default=None, converter=_options, repr=repr_names)
 
     def __attrs_post_init__(self) -> None:
@@ -590,7 +584,7 @@ class Config:
     """
 
     providers: Mapping[str, ProviderEntry] = field(factory=dict, converter=_named)
-    flags: Mapping[str, bool] = field(default=None, converter=_flag_table)
+    flags: Mapping[str, bool] = field(default=None, converter=_to_flags)
     cache: bool | str | None = field(default=None, converter=_cache, repr=_shown_url)
     cache_dir: str | None = _path()
     shared: SharedEntry = field(factory=SharedEntry, validator=_instance_of(SharedEntry))
