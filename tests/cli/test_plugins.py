@@ -182,7 +182,7 @@ def test_problems_are_sentences_on_standard_error(folder: Path) -> None:
 
 
 def test_without_plugins_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib_metadata.entry_points", lambda **_: ())
+    monkeypatch.setattr("llmopt.providers.discovery.installed_entry_points", tuple)
     assert "pip install llmopt-plugin-local" in invoke("plugins").stderr
 
 

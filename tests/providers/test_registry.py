@@ -63,6 +63,21 @@ def registry(config: Mapping[str, object] | None = None, **environ: str) -> Regi
     return Registry(load_config({"providers": config or {}}, environ={}), (), environ)
 
 
+def test_a_plugin_that_is_installed_while_the_program_runs_is_found(folder: Path) -> None:
+    """As in a notebook: the error said what to install, and the next client has it."""
+    with pytest.raises(UnknownProvider, match="no plugin 'late'"):
+        registry().get("late")
+    lay(folder, "late-plugin", {"llmopt": {"late": "late_plugin"}}, OWN)
+    assert registry().get("late").endpoints[0].base_url == "https://own.example/v1"
+    sys.modules.pop("late_plugin")
+
+
+def test_metadata_is_read_once_while_nothing_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    discover_plugins()
+    monkeypatch.setattr("importlib_metadata.entry_points", pytest.fail)
+    assert "north" in discover_plugins()
+
+
 def test_every_name_of_a_general_plugin_is_served(folder: Path) -> None:
     """With the hooks told which one is meant."""
     found = registry()

@@ -24,6 +24,7 @@ from llmopt.providers.discovery import (
     InstalledPlugin,
     group_by_name,
     how_to_install,
+    installed_entry_points,
     plugin_entry_points,
 )
 from llmopt.providers.hooks import ProviderHooks
@@ -211,9 +212,7 @@ def _misnamed(point: EntryPoint) -> PluginOverview:
 
 def _misgrouped() -> list[PluginOverview]:
     """Entry points of a group that nobody reads and that looks like one of llmopt's."""
-    from importlib_metadata import entry_points
-
-    points = tuple(entry_points())
+    points = installed_entry_points()
     groups = {point.group for point in points} - {PROJECT, FALLBACK_GROUP}
     meant = {group: near for group in groups if (near := _meant_group(group))}
     return [

@@ -1,7 +1,8 @@
 """Find installed plugins by their entry points, without importing them.
 
-It reads the metadata of installed distributions from disk each time, and keeps nothing. `InstalledPlugin.load` alone
-imports a plugin, which runs the plugin's code; if that fails, the traceback's source files are read for the message.
+It reads the metadata of installed distributions from disk, again when a folder of ``sys.path`` or an import hook has
+changed since. `InstalledPlugin.load` alone imports a plugin, which runs the plugin's code; if that fails, the
+traceback's source files are read for the message.
 `how_to_install` reads llmopt's own ``packages.toml``, for error messages. All of it is synchronous and runs on the
 caller's thread, which may be that of an event loop. No network, no environment, no clock.
 """
@@ -10,10 +11,13 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
@@ -96,21 +100,58 @@ def discover_plugins() -> Mapping[str, InstalledPlugin]:
 
     Where a plugin of a provider's own and a general plugin serve one name, the general one is left out.
     """
-    own, general = plugin_entry_points()
-    # The later one wins: a plugin of the provider's own knows more about it than a general one.
-    plugins = {**group_by_name(general, fallback=True), **group_by_name(own)}
-    return {name: plugins[name] for name in sorted(plugins)}
+    return _metadata().plugins
+
+
+def installed_entry_points() -> tuple[EntryPoint, ...]:
+    """The entry points of every group of every installed distribution."""
+    return _metadata().points
 
 
 def plugin_entry_points() -> tuple[Sequence[EntryPoint], Sequence[EntryPoint]]:
     """The entry points of ordinary plugins, and those of general plugins."""
+    metadata = _metadata()
+    return metadata.in_group(PROJECT), metadata.in_group(FALLBACK_GROUP)
+
+
+@frozen(eq=False)
+class _Metadata:
+    """What the installed distributions say, at one state of ``sys.path`` and of the import hooks."""
+
+    points: tuple[EntryPoint, ...]
+    # Kept, because no later import hook can then have the id of one of them.
+    import_hooks: tuple[object, ...]
+
+    def in_group(self, group: str) -> Sequence[EntryPoint]:
+        return [each for each in self.points if each.group == group]
+
+    @cached_property
+    def plugins(self) -> Mapping[str, InstalledPlugin]:
+        general = group_by_name(self.in_group(FALLBACK_GROUP), fallback=True)
+        # The later one wins: a plugin of the provider's own knows more about it than a general one.
+        plugins = {**general, **group_by_name(self.in_group(PROJECT))}
+        return MappingProxyType({name: plugins[name] for name in sorted(plugins)})
+
+
+def _metadata() -> _Metadata:
+    folders = tuple((folder, _changed(folder)) for folder in sys.path)
+    return _read_metadata((folders, tuple(map(id, sys.meta_path))))
+
+
+@lru_cache(maxsize=1)
+def _read_metadata(_import_state: tuple[object, ...]) -> _Metadata:
+    """Read it, and keep it for the next client: with 90 distributions it takes 12 ms of CPU time."""
     from importlib_metadata import entry_points
 
-    # One scan for both groups, because reading the metadata is the slow part.
-    points = tuple(entry_points())
-    return [each for each in points if each.group == PROJECT], [
-        each for each in points if each.group == FALLBACK_GROUP
-    ]
+    return _Metadata(tuple(entry_points()), tuple(sys.meta_path))
+
+
+def _changed(folder: str) -> int:
+    """When something was last installed in a folder or removed from it; 0 if there is no such folder."""
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def group_by_name(points: Iterable[EntryPoint], *, fallback: bool = False) -> Mapping[str, InstalledPlugin]:

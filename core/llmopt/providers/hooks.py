@@ -19,6 +19,7 @@ from functools import partial
 from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -305,9 +306,17 @@ def _adapt(implementation: pluggy.HookImpl, parameters: Sequence[str], fixed: Ma
     return call
 
 
+class _Manager(pluggy.PluginManager):
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        # Most names of a module are no functions; pluggy looks at each of them for 30 µs, 2 ms for a client.
+        if isinstance(plugin, ModuleType) and not inspect.isroutine(vars(plugin).get(name)):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
 def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> pluggy.PluginManager:
     # One manager per provider, so that no plugin can answer for another provider.
-    manager = pluggy.PluginManager(PROJECT)
+    manager = _Manager(PROJECT)
     manager.add_hookspecs(hookspecs)
     owner = f"plugin {provider!r}"
     try:
