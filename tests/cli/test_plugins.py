@@ -181,8 +181,12 @@ def test_problems_are_sentences_on_standard_error(folder: Path) -> None:
     assert b"broken\tbroken 1.0\tbroken_plugin\tdoes not load\t" in done.stdout
 
 
-def test_without_plugins_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmopt.providers.discovery.installed_entry_points", tuple)
+def test_without_plugins_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib_metadata.entry_points", tuple)
+    # Metadata is read again when the path has changed.
+    monkeypatch.syspath_prepend(str(tmp_path))
     assert "pip install llmopt-plugin-local" in invoke("plugins").stderr
 
 

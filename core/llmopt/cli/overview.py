@@ -25,7 +25,6 @@ from llmopt.providers.discovery import (
     group_by_name,
     how_to_install,
     installed_entry_points,
-    plugin_entry_points,
 )
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.providers.registry import Provider, Registry
@@ -91,7 +90,7 @@ class ProviderOverview:
 
 def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
     """Every installed plugin, and every missing one that a configured entry needs, sorted by name."""
-    points, general = plugin_entry_points()
+    points, general = installed_entry_points(PROJECT), installed_entry_points(FALLBACK_GROUP)
     entries = _entries_by_plugin(config)
     own = group_by_name(points)
     # One row for each module: a general plugin serves dozens of names.

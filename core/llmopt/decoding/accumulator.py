@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
-from attrs import evolve
+from attrs import define, evolve, field
 
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCall, ToolCallPart
 from llmopt.values.embeddings import Usage
@@ -115,15 +115,15 @@ class ReplyAccumulator:
         call.add(part)
 
 
+@define(eq=False)
 class _PartialCall:
     """A tool call whose arguments are still arriving."""
 
-    def __init__(self, index: int, own_id: str) -> None:
-        self.index: Final = index
-        self.id = ""
-        self.own_id: Final = own_id
-        self.name = ""
-        self._arguments: Final[list[str]] = []
+    index: int
+    own_id: str
+    id: str = ""
+    name: str = ""
+    _arguments: list[str] = field(factory=list)
 
     @property
     def arguments(self) -> str:

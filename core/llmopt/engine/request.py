@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from llmopt.config.resolve import Endpoint
 from llmopt.config.urls import InvalidUrl, add_query, origin_of
@@ -242,6 +242,7 @@ _DRAIN_S: Final = 0.1
 _Response = TypeVar("_Response", HttpResponse, ResponseStream)
 
 
+@define(eq=False)
 class CompressionSupport:
     """Decides from status codes whether a server accepts compressed request bodies.
 
@@ -252,11 +253,8 @@ class CompressionSupport:
         enabled: whether request bodies are compressed. Never True again once it is False.
     """
 
-    __slots__ = ("_trusted_refusals", "enabled")
-
-    def __init__(self) -> None:
-        self.enabled = True
-        self._trusted_refusals = 0
+    enabled: bool = True
+    _trusted_refusals: int = 0
 
     def should_resend(self, status: int) -> bool:
         """Whether a compressed request that got this status is sent again with its plain body."""
@@ -371,12 +369,12 @@ class RequestCompressor:
         return response
 
 
+@frozen(eq=False)
 class CompressingTransport:
     """A transport whose compressed requests go through `RequestCompressor.send`."""
 
-    def __init__(self, transport: RequestSender, compression: RequestCompressor) -> None:
-        self._transport: Final = transport
-        self._compression: Final = compression
+    _transport: RequestSender
+    _compression: RequestCompressor
 
     async def send(self, request: TransportRequest) -> HttpResponse:
         """See `RequestSender.send`."""

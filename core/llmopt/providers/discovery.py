@@ -103,15 +103,9 @@ def discover_plugins() -> Mapping[str, InstalledPlugin]:
     return _metadata().plugins
 
 
-def installed_entry_points() -> tuple[EntryPoint, ...]:
-    """The entry points of every group of every installed distribution."""
-    return _metadata().points
-
-
-def plugin_entry_points() -> tuple[Sequence[EntryPoint], Sequence[EntryPoint]]:
-    """The entry points of ordinary plugins, and those of general plugins."""
-    metadata = _metadata()
-    return metadata.in_group(PROJECT), metadata.in_group(FALLBACK_GROUP)
+def installed_entry_points(group: str | None = None) -> Sequence[EntryPoint]:
+    """The entry points of all installed distributions, or those of one group."""
+    return [each for each in _metadata().points if group is None or each.group == group]
 
 
 @frozen(eq=False)
@@ -122,14 +116,13 @@ class _Metadata:
     # Kept, because no later import hook can then have the id of one of them.
     import_hooks: tuple[object, ...]
 
-    def in_group(self, group: str) -> Sequence[EntryPoint]:
-        return [each for each in self.points if each.group == group]
-
     @cached_property
     def plugins(self) -> Mapping[str, InstalledPlugin]:
-        general = group_by_name(self.in_group(FALLBACK_GROUP), fallback=True)
+        own, general = (
+            [each for each in self.points if each.group == group] for group in (PROJECT, FALLBACK_GROUP)
+        )
         # The later one wins: a plugin of the provider's own knows more about it than a general one.
-        plugins = {**general, **group_by_name(self.in_group(PROJECT))}
+        plugins = {**group_by_name(general, fallback=True), **group_by_name(own)}
         return MappingProxyType({name: plugins[name] for name in sorted(plugins)})
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final
 
+from attrs import frozen
+
 from llmopt.config.resolve import Endpoint, resolve_endpoints
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
@@ -20,6 +22,7 @@ from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, discover_
 from llmopt.providers.hooks import ProviderHooks
 
 
+@frozen(eq=False, repr=False)
 class Provider:
     """A provider entry with the hooks of its plugin and its resolved endpoints.
 
@@ -30,11 +33,10 @@ class Provider:
         endpoints: at least one.
     """
 
-    def __init__(self, name: str, plugin: str, hooks: ProviderHooks, endpoints: tuple[Endpoint, ...]) -> None:
-        self.name: Final = name
-        self.plugin: Final = plugin
-        self.hooks: Final = hooks
-        self.endpoints: Final = endpoints
+    name: str
+    plugin: str
+    hooks: ProviderHooks
+    endpoints: tuple[Endpoint, ...]
 
     def __repr__(self) -> str:
         return f"Provider({self.name!r}, plugin={self.plugin!r}, endpoints={len(self.endpoints)})"

@@ -32,7 +32,7 @@ from llmopt.providers.discovery import (
     PROVIDER_NAME,
     InstalledPlugin,
     discover_plugins,
-    plugin_entry_points,
+    installed_entry_points,
 )
 from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
 from llmopt.values.calls import Call, Settings
@@ -180,5 +180,5 @@ def is_provider_name(name: str) -> bool:
 
 def entry_point_of(module: str) -> EntryPoint | None:
     """The entry point that names a module, None if it is not installed as a plugin."""
-    plugins, general_plugins = plugin_entry_points()
-    return next((point for point in (*plugins, *general_plugins) if point.module == module), None)
+    points = (*installed_entry_points(PROJECT), *installed_entry_points(FALLBACK_GROUP))
+    return next((point for point in points if point.module == module), None)

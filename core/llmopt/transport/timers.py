@@ -14,6 +14,8 @@ import asyncio
 import math
 from typing import Any, Final, Self
 
+from attrs import define, field
+
 
 class TimeoutScheduler:
     """The timeouts of all attempts of a pool on one event loop, with one timer.
@@ -63,22 +65,22 @@ class TimeoutScheduler:
         self._schedule(min(self._due.values(), default=math.inf))
 
 
+@define(eq=False)
 class Timeout:
     """The timeout of one ``with`` block."""
 
-    __slots__ = ("_cancelling_before", "_expired", "_scheduler", "_seconds", "_task")
-
-    def __init__(self, scheduler: TimeoutScheduler, seconds: float | None) -> None:
-        self._scheduler = scheduler
-        self._seconds = seconds
-        self._expired = False
+    _scheduler: TimeoutScheduler
+    _seconds: float | None
+    _expired: bool = field(init=False, default=False)
+    _task: asyncio.Task[object] = field(init=False)
+    _cancelling_before: int = field(init=False)
 
     def __enter__(self) -> Self:
         if self._seconds is not None:
             task = asyncio.current_task()
             if task is None:
                 raise RuntimeError("llmopt must be called from a task of asyncio")
-            self._task: asyncio.Task[object] = task
+            self._task = task
             # As in asyncio.timeout: a cancellation with another cause must not be swallowed.
             self._cancelling_before = task.cancelling()
             self._scheduler.add(self, self._seconds)
@@ -99,6 +101,7 @@ class Timeout:
         self._task.cancel()
 
 
+@define(eq=False)
 class StreamTimer:
     """One timer for all the waits of a stream: cancels the waiting task when a wait takes too long.
 
@@ -119,15 +122,12 @@ class StreamTimer:
             timer.stop()
     """
 
-    __slots__ = ("_cancelling_before", "_deadline", "_expired", "_loop", "_task", "_timer")
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling_before = 0
-        self._deadline = 0.0
-        self._expired = False
+    _loop: asyncio.AbstractEventLoop = field(init=False, factory=asyncio.get_running_loop)
+    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
+    _task: asyncio.Task[Any] | None = field(init=False, default=None)
+    _cancelling_before: int = field(init=False, default=0)
+    _deadline: float = field(init=False, default=0.0)
+    _expired: bool = field(init=False, default=False)
 
     def start(self, seconds: float) -> None:
         """Limit the wait that the current task begins now."""
