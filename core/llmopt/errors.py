@@ -377,24 +377,20 @@ class QuotaExhausted(ProviderError):
         self.scope = scope
 
 
-class RequestTooLarge(ProviderError):
+class _TooLarge(ProviderError):
+    def __init__(
+        self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[ErrorContext]
+    ) -> None:
+        super().__init__(message, **context)
+        self.limit = limit
+
+
+class RequestTooLarge(_TooLarge):
     """The request has too many items, tokens or bytes. ``limit`` is the limit that the provider states, or None."""
 
-    def __init__(
-        self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[ErrorContext]
-    ) -> None:
-        super().__init__(message, **context)
-        self.limit = limit
 
-
-class ItemTooLong(ProviderError):
+class ItemTooLong(_TooLarge):
     """A text has more tokens than the model accepts. ``limit`` is the limit that the provider states, or None."""
-
-    def __init__(
-        self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[ErrorContext]
-    ) -> None:
-        super().__init__(message, **context)
-        self.limit = limit
 
 
 class ItemRejected(ProviderError):

@@ -89,27 +89,21 @@ class CacheStore(Protocol):
 
     async def get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the value of each key, in order; None for a key that is not stored."""
-        ...
 
     async def put(self, items: Sequence[CacheItem]) -> None:
         """Store entries, replacing those with the same keys. Writing them later, or never, is allowed."""
-        ...
 
     async def remove(self, keys: Sequence[bytes]) -> None:
         """Delete entries by key."""
-        ...
 
     async def clear(self, group: str | None = None) -> None:
         """Delete all entries of a group, or all entries."""
-        ...
 
     async def size(self) -> CacheSize:
         """Return how much is stored."""
-        ...
 
     async def aclose(self) -> None:
         """Write what is buffered and release files and connections. The store may be used again later."""
-        ...
 
 
 class MemoryStore:

@@ -41,7 +41,6 @@ class ProgressDisplay(Protocol):
 
     def update(self, summary: RunSummary) -> None:
         """Show the current numbers."""
-        ...
 
 
 class _NoDisplay:

@@ -403,7 +403,6 @@ class FormatReader(Protocol):
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """Each text with the number of its line."""
-        ...
 
 
 class Texts:

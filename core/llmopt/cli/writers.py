@@ -367,15 +367,12 @@ class Writer(Protocol):
 
     def add(self, rows: Rows) -> None:
         """Write rows, all of them or none."""
-        ...
 
     def finish(self) -> None:
         """Make the file whole, with the rows it has, and let it go."""
-        ...
 
     def close(self) -> None:
         """Close the file without finishing it."""
-        ...
 
 
 def output_format_for(path: str) -> OutputFormat:

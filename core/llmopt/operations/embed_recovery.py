@@ -192,7 +192,6 @@ class SendTexts(Protocol):
 
     def __call__(self, texts: tuple[str, ...], *, suspect: bool) -> Awaitable[EmbeddedRows]:
         """Their vectors."""
-        ...
 
 
 class CallRecovery:
@@ -308,7 +307,6 @@ class SendPart(Protocol):
 
     def __call__(self, part: Part, *, suspect: bool) -> Awaitable[EmbeddedRows]:
         """Their vectors."""
-        ...
 
 
 class Recovery:

@@ -140,27 +140,21 @@ class SharedState(Protocol):
             max_ahead_s: longest delay of a grant.
             priority: of the request that waits for it, "interactive" or "bulk"; a store may ignore it.
         """
-        ...
 
     async def refund(self, quota: bytes, cost: SharedCost, rates: SharedRates) -> None:
         """Return what was granted and not used. A bucket never gets fuller than its burst."""
-        ...
 
     async def pause(self, quota: bytes, seconds: float) -> None:
         """Grant nothing of a quota for ``seconds``. A pause that already lasts longer stays."""
-        ...
 
     async def publish(self, name: bytes, state: Mapping[str, str | float], ttl_s: float) -> None:
         """Keep a record for ``ttl_s``, in place of the one of that name."""
-        ...
 
     async def read(self, name: bytes) -> SharedRecord | None:
         """The record of that name, None if there is none or its time is over."""
-        ...
 
     async def aclose(self) -> None:
         """Close connections. The store may be used again later."""
-        ...
 
 
 @frozen(kw_only=True)

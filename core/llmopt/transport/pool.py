@@ -241,11 +241,6 @@ def _close_from_outside(loop: asyncio.AbstractEventLoop, connector: Connector) -
 
 
 def _add_stats(total: PoolStats, connector: Connector) -> PoolStats:
-    return PoolStats(
-        created=total.created + connector.created,
-        reused=total.reused + connector.reused,
-        in_use=total.in_use + connector.in_use,
-        idle=total.idle + connector.idle,
-        waiting=total.waiting + connector.waiting,
-        peak=max(total.peak, connector.peak),
-    )
+    counters = ("created", "reused", "in_use", "idle", "waiting")
+    sums = {name: getattr(total, name) + getattr(connector, name) for name in counters}
+    return PoolStats(**sums, peak=max(total.peak, connector.peak))

@@ -78,20 +78,16 @@ class ResponseSource(Protocol):
     @property
     def info(self) -> AttemptInfo:
         """How the request was sent."""
-        ...
 
     @property
     def body_sizes(self) -> tuple[int, int] | None:
         """Bytes of the body so far as received, and after decompression; None for an uncompressed body."""
-        ...
 
     async def read(self) -> bytes:
         """Return the next bytes of the body, decoded, b"" at its end; an error closes the exchange."""
-        ...
 
     async def read_remaining(self) -> bytes:
         """Return the rest of the body; of an error at most 64 KiB."""
-        ...
 
     def close(self) -> None:
         """Stop now."""
@@ -108,12 +104,9 @@ class RequestSender(Protocol):
 
     async def send(self, request: TransportRequest) -> HttpResponse:
         """Send a request and return the whole response; raises a `TransportError` or `InvalidResponse`."""
-        ...
 
     async def open(self, request: TransportRequest) -> ResponseStream:
         """Send a request and return when the head of the response has arrived; raises like `send`."""
-        ...
 
     async def aclose(self) -> None:
         """Close all connections."""
-        ...
