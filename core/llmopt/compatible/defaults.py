@@ -178,8 +178,6 @@ def _names(word: str, text: str) -> bool:
 
 def without_keys(body: Mapping[str, Any], keys: Collection[str]) -> Mapping[str, Any]:
     """The body without refused keys, or with the other name for them unless that is refused as well."""
-    if not any(key in body for key in keys):
-        return body
     changed = dict(body)
     for key in keys:
         substitute = _SUBSTITUTES[key]

@@ -11,20 +11,24 @@ from the body only; headers are read by the engine.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from llmopt.compatible.refusals import body_wait, exceeded_limit
-from llmopt.compatible.rules import Rule, first_rule, read_table, rule_text
+from llmopt.compatible.rules import Rule, first_rule, read_rules, rule_text
 from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import Dimension
 from llmopt.values.http import Failure, Verdict, VerdictKind, VerdictScope
 
 _K = VerdictKind
-_TABLE: Final = read_table(Path(__file__).with_name("errors.toml").read_text("utf-8"))
-RULES: Final = _TABLE.rules
+_TABLE: Final = tomllib.loads(Path(__file__).with_name("errors.toml").read_text("utf-8"))
+RULES: Final = read_rules(_TABLE["rule"], _TABLE["names"])
 """The rules that hold for every provider, in order."""
+_STREAM_RULES: Final = read_rules(_TABLE["stream_rule"], _TABLE["names"])
+_BY_STATUS: Final = {int(status): VerdictKind(kind) for status, kind in _TABLE["by_status"].items()}
+_BY_TYPE: Final = {name: VerdictKind(kind) for name, kind in _TABLE["by_type"].items()}
 _ONE_REQUEST: Final = ("can only afford", "fewer max_tokens", "tokens limit exceeded")
 _WAITS: Final = frozenset({_K.RATE_LIMITED, _K.OVERLOADED, _K.TRANSIENT})
 
@@ -74,8 +78,8 @@ def _kind_without_rule(failure: Failure) -> VerdictKind:
     # OpenRouter and streams send errors with status 200, which says nothing about them.
     if not 200 <= failure.stated_status < 300:
         return _kind_by_status(failure.stated_status)
-    kind = next((_TABLE.by_type[code] for code in failure.error.codes if code in _TABLE.by_type), None)
-    if kind is None and (match := first_rule(failure, _TABLE.stream_rules)) is not None:
+    kind = next((_BY_TYPE[code] for code in failure.error.codes if code in _BY_TYPE), None)
+    if kind is None and (match := first_rule(failure, _STREAM_RULES)) is not None:
         kind = match[0].kind
     if kind is None and failure.operation == "chat":
         # An unexplained error in a stream or in place of a reply is usually temporary.
@@ -84,8 +88,8 @@ def _kind_without_rule(failure: Failure) -> VerdictKind:
 
 
 def _kind_by_status(status: int) -> VerdictKind:
-    if status in _TABLE.by_status:
-        return _TABLE.by_status[status]
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
     if 400 <= status < 500:
         return _K.BAD_REQUEST
     if 500 <= status < 600:

@@ -1,7 +1,7 @@
 """Rules that say what an error means: a table of codes and words, and the one function that applies it.
 
 A plugin gives its provider's rules as a table (`Rule`), and `first_rule` finds the one that applies to an error. The
-rules that hold for every provider are in ``errors.toml``, which `read_table` reads.
+rules that hold for every provider are in ``errors.toml``; `read_rules` reads such rows.
 
 No I/O and no clock. A regular expression is compiled when an error first needs it, and kept in a module-level cache.
 """
@@ -88,35 +88,10 @@ class Rule:
         return BatchLimit(**values) if number and number > 0 else None
 
 
-@frozen
-class ErrorTable:
-    """What the errors of all providers mean; see ``errors.toml``.
-
-    Attributes:
-        rules: by codes and words, in order.
-        stream_rules: likewise, for an error that came with a 2xx status and states no other.
-        by_status: by HTTP status, for an error that no rule is about.
-        by_type: by lower-case ``type`` or ``code``, for an error that came with a 2xx status and states no other.
-    """
-
-    rules: tuple[Rule, ...]
-    stream_rules: tuple[Rule, ...]
-    by_status: Mapping[int, VerdictKind]
-    by_type: Mapping[str, VerdictKind]
-
-
-def read_table(text: str) -> ErrorTable:
-    """Read a table of errors from TOML; its head describes the format."""
-    import tomllib
-
-    table = tomllib.loads(text)
-    names = {f"<{name}>": _one_of(parts) for name, parts in table["names"].items()}
-    return ErrorTable(
-        rules=tuple(_rule(row, names) for row in table["rule"]),
-        stream_rules=tuple(_rule(row, names) for row in table["stream_rule"]),
-        by_status={int(status): VerdictKind(kind) for status, kind in table["by_status"].items()},
-        by_type={name: VerdictKind(kind) for name, kind in table["by_type"].items()},
-    )
+def read_rules(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str | list[str]]) -> tuple[Rule, ...]:
+    """Rules from the rows of a table; the head of ``errors.toml`` describes their keys, and the names."""
+    named = {f"<{name}>": _one_of(parts) for name, parts in names.items()}
+    return tuple(_rule(row, named) for row in rows)
 
 
 def _rule(row: Mapping[str, Any], names: Mapping[str, str]) -> Rule:
