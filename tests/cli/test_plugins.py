@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llmopt import __version__
 from llmopt.cli.doctor import print_plugins as show
 from llmopt.cli.overview import PluginOverview
 from tests.cli.installed import install, path_with
@@ -29,6 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     misspelt = "from llmopt import hookimpl\n@hookimpl\ndef batch_limits(call):\n    return None\n"
     install(folder, "misspelt-1.0", {"misspelt": "misspelt_plugin"}, {"misspelt_plugin": misspelt})
     install(folder, "odd-1.0", {"Odd.Name": "odd_plugin"}, {"odd_plugin": ""})
+    install(folder, "capital-1.0", {"Upper": "capital_plugin"}, {"capital_plugin": ""})
+    for name, requires in {"later": "llmopt>=2,<3", "other": "llmopt>=9; extra == 'never'"}.items():
+        install(folder, f"{name}-1.0", {name: f"{name}_plugin"}, {f"{name}_plugin": ""})
+        with (folder / f"{name}-1.0.dist-info" / "METADATA").open("a") as metadata:
+            metadata.write(f"Requires-Dist: {requires}\nRequires-Dist: not a requirement!\n")
     for number, group in enumerate(
         ("llmopts", "llmopt.providers", "llmopt.falback", "llm", "llm_ops", "pytest12")
     ):
@@ -98,6 +104,17 @@ def test_a_faulty_plugin_has_a_state_of_its_own(folder: Path) -> None:
     assert "batch_limits" in states["misspelt"]["problem"]
     assert states["Odd.Name"]["state"] == "unusable name"
     assert states["mistral"]["state"] == "ok"
+    assert (states["later"]["state"], states["other"]["state"]) == ("other version", "ok")
+    assert states["later"]["problem"] == (
+        f"it requires llmopt<3,>=2, and llmopt {__version__} is installed; install versions of both that fit."
+    )
+
+
+def test_an_entry_point_in_capitals_is_told(folder: Path) -> None:
+    """It works, under a name that its author did not write."""
+    upper = plugins(folder)["upper"]
+    assert upper["state"] == "ok"
+    assert upper["problem"].startswith("'Upper' is used as 'upper': names of providers are in lower case")
 
 
 def test_a_misspelt_entry_point_group_is_told(folder: Path) -> None:
@@ -120,6 +137,14 @@ WRONG = [
         "provider_profile returned dict; expected Profile",
     ),
     ("@hookimpl\ndef provider_profile():\n    return Profile(base_url=7)\n", "a Profile that cannot be used"),
+    (
+        "@hookimpl\ndef provider_profile():\n    return Profile(base_url='htp://here.example')\n",
+        "a Profile that cannot be used (providers.wrong2.base_url: expected https://<host>",
+    ),
+    (
+        "@hookimpl\ndef provider_profile():\n    return Profile(headers={'a b': 'c'})\n",
+        "a Profile that cannot be used (headers: one of the names is not a valid header name)",
+    ),
     (
         PROFILE + "@hookimpl\ndef classify_error(failure):\n    return 'retry'\n",
         "classify_error returned str",
@@ -177,7 +202,7 @@ def test_an_entry_without_its_plugin_is_reported(tmp_path: Path) -> None:
 def test_problems_are_sentences_on_standard_error(folder: Path) -> None:
     done = llmopt("plugins", env=path_with(folder))
     assert done.returncode == 3
-    assert len(done.stderr.decode().splitlines()) == 7
+    assert len(done.stderr.decode().splitlines()) == 9
     assert b"broken\tbroken 1.0\tbroken_plugin\tdoes not load\t" in done.stdout
 
 

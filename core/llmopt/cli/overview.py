@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from llmopt.config.resolve import resolve_endpoints
+from llmopt import __version__
+from llmopt.config.resolve import resolve_endpoints, url_placeholders
 from llmopt.config.schema import Config, Flags, ProviderEntry
-from llmopt.errors import ConfigError, LLMOptError, PluginContractError
+from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.hookspecs import PROJECT
 from llmopt.providers.discovery import (
     FALLBACK_GROUP,
@@ -40,6 +42,7 @@ PluginState = Literal[
     "conflict",
     "does not load",
     "breaks the contract",
+    "other version",
     "unusable name",
     "unknown group",
     "not installed",
@@ -173,12 +176,13 @@ def _plugin_overview(
     """One row. Its entries are removed from ``entries``, so that only those of missing plugins remain."""
     state, problem = _state(plugin)
     names = tuple(each.name for each in others)
+    points = [(point.name, each.name) for each in (plugin, *others) for point in each.entry_points]
     return PluginOverview(
         name=plugin.name,
         distributions=plugin.distributions,
         module=", ".join(point.value for point in plugin.entry_points),
         state=state,
-        problem=problem,
+        problem=problem or _renamed(points),
         entries=tuple(entry for name in (plugin.name, *names) for entry in entries.pop(name, ())),
         providers=names,
     )
@@ -187,6 +191,8 @@ def _plugin_overview(
 def _state(plugin: InstalledPlugin) -> tuple[PluginState, str]:
     if plugin.conflict is not None:
         return "conflict", plugin.conflict.message
+    if problem := _unmet_requirement(plugin.entry_points[0]):
+        return "other version", problem
     try:
         check_hooks(plugin.name, ProviderHooks(plugin.name, plugin.load()))
     except PluginContractError as error:
@@ -194,6 +200,30 @@ def _state(plugin: InstalledPlugin) -> tuple[PluginState, str]:
     except LLMOptError as error:
         return "does not load", error.message
     return "ok", ""
+
+
+def _unmet_requirement(point: EntryPoint) -> str:
+    """The versions of llmopt that a plugin is written for, if the installed one is another; else ""."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for text in (point.dist.requires if point.dist is not None else None) or ():
+        # pip installed it, so what cannot be read is a file that somebody has changed.
+        with suppress(InvalidRequirement):
+            needed = Requirement(text)
+            applies = needed.marker is None or needed.marker.evaluate({"extra": ""})
+            fits = needed.specifier.contains(__version__, prereleases=True)
+            if needed.name == PROJECT and applies and not fits:
+                return (
+                    f"it requires llmopt{needed.specifier}, and llmopt {__version__} is installed; "
+                    "install versions of both that fit."
+                )
+    return ""
+
+
+def _renamed(points: Iterable[tuple[str, str]]) -> str:
+    """What to say about entry points whose names have capitals; "" if there are none."""
+    said = ", ".join(f"{name!r} is used as {used!r}" for name, used in points if name != used)
+    return f"{said}: names of providers are in lower case; its author should rename it." if said else ""
 
 
 def _misnamed(point: EntryPoint) -> PluginOverview:
@@ -247,6 +277,7 @@ def _not_installed(name: str, entries: tuple[str, ...]) -> PluginOverview:
 
 _SAMPLE_RESPONSE: Final = HttpResponse(status=200, body=b"{}")
 _SAMPLE_FAILURE: Final = Failure(status=500, body=b"{}")
+_SAMPLE_URL: Final = "https://provider.example"
 
 
 def check_hooks(plugin: str, hooks: ProviderHooks) -> None:
@@ -283,13 +314,17 @@ def _settings(plugin: str, hooks: ProviderHooks) -> Settings | None:
     entry = ProviderEntry(name=plugin)
     profile = hooks.provider_profile(entry)
     try:
+        configured = not profile.in_process and (
+            profile.base_url is None or bool(url_placeholders(profile.base_url))
+        )
+        if configured:
+            entry = evolve(entry, base_url=_SAMPLE_URL)
         (endpoint,) = resolve_endpoints(entry, profile, client_flags=Flags(), environ={})
-    except ConfigError:
-        return None
     except Exception as error:
+        what = error.message if isinstance(error, LLMOptError) else f"{type(error).__name__}: {error}"
         raise PluginContractError(
             f"plugin {plugin!r}: hook provider_profile returned a Profile that cannot be used "
-            f"({type(error).__name__}: {error}); llmopt-conformance says which field it is.",
+            f"({what.rstrip('.')}); llmopt-conformance says which field it is.",
             provider=plugin,
         ) from error
-    return endpoint.settings(None)
+    return None if configured else endpoint.settings(None)
