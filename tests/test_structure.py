@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "_platform"},
     {"values"},
+    {"log"},
     {"policies", "decoding", "transport", "config", "cache", "shared"},
     {"hookspecs"},
     {"compatible", "known_models"},

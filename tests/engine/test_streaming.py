@@ -82,11 +82,17 @@ async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
         async with client.stream(MODEL, MESSAGES) as stream:
             await anext(stream)
             names = [each.name for each in emitted]
-            assert names == ["request.start", "request.attempt", "request.retry"]
+            assert names == [
+                "call.start",
+                "request.start",
+                "request.attempt",
+                "request.retry",
+                "stream.first_chunk",
+            ]
             async for _ in stream:
                 pass
     names = [each.name for each in emitted]
-    assert names[3:] == ["stream.chunk"] * 6 + ["request.attempt", "request.end"]
+    assert names[5:] == ["stream.chunk"] * 6 + ["request.attempt", "request.end", "call.end"]
     pieces = [each for each in emitted if each.name == "stream.chunk"]
     assert [each.events for each in pieces] == [1] * 6
     assert [each.size for each in pieces] == [*map(len, word_events()[1:]), len(DONE)]
@@ -94,7 +100,7 @@ async def test_a_retried_stream_emits_one_event_for_each_step() -> None:
         (each.attempt, each.outcome, each.status) for each in emitted if each.name == "request.attempt"
     ]
     assert attempts == [(1, "ServerError", 500), (2, "ok", 200)]
-    assert (emitted[-1].outcome, emitted[-1].attempts) == ("ok", 2)
+    assert (emitted[-2].outcome, emitted[-2].attempts) == ("ok", 2)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ async def test_the_last_events_report_how_the_stream_ended(play: Script, outcome
         except llmopt.StreamInterrupted:
             pass
     ends = [(each.name, each.outcome) for each in emitted if hasattr(each, "outcome")]
-    assert ends == [("request.attempt", outcome), ("request.end", outcome)]
+    assert ends == [("request.attempt", outcome), ("request.end", outcome), ("call.end", outcome)]
 
 
 async def test_interrupted_streams_open_the_circuit() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llmopt
+from llmopt.values.events import CallEnd, Event, RequestRetry
 
 if TYPE_CHECKING:
     import httpx
@@ -80,3 +81,14 @@ def wrong(client: llmopt.Client) -> None:
 @llmopt.hookimpl
 def batch_limit(call: llmopt.EmbedCall, settings: llmopt.Settings) -> llmopt.BatchLimit:
     return llmopt.BatchLimit(max_items=96 if settings.options.get("large") else 1, max_bytes=len(call.model))
+
+
+def listen(event: Event) -> None:
+    assert_type(event.call_id, str)
+    if event.name == "request.retry":
+        assert_type(event, RequestRetry)
+        assert_type(event.delay, float)
+    elif event.name == "call.end":
+        assert_type(event, CallEnd)
+        assert_type(event.usage, llmopt.Usage | None)
+    llmopt.Client(on_event=listen)

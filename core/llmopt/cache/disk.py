@@ -19,7 +19,6 @@ by default the system's. Faults go to the log.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sqlite3
 import threading
@@ -35,10 +34,10 @@ from llmopt._platform import has_private_files
 from llmopt.cache.files import CacheFiles, UnsafePath
 from llmopt.cache.sqlite import Database, LockTimeout, classify_sqlite_error
 from llmopt.cache.store import CacheItem, CacheSize, LRUCache, notify_on_fork
+from llmopt.log import CACHE, DEBUG, INFO, WARNING
 
 T = TypeVar("T")
 MAX_DISK_BYTES: Final = 1 << 30
-_log: Final = logging.getLogger("llmopt")
 # What waits to be written, in memory. When the disk is slower than the callers, the oldest is dropped.
 _MAX_BUFFER_BYTES: Final = 64 << 20
 _MAX_BUFFERED_USES: Final = 100_000
@@ -277,7 +276,8 @@ class DiskWorker:
         try:
             more = self._flush()
         except Exception:  # noqa: BLE001 - nobody awaits this future, so the error would be lost
-            _log.exception("an unexpected error occurred while writing to the disk cache")
+            message = "an unexpected error occurred while writing to the disk cache"
+            CACHE.write(WARNING, "cache.failed", message, {"exc_info": True})
             return
         if more:
             self.schedule_flush()
@@ -312,7 +312,8 @@ class DiskWorker:
         except sqlite3.Error as error:
             self._recover(error)
         except LockTimeout:
-            _log.debug("another process holds the lock of the disk cache; this operation is skipped")
+            message = "another process holds the lock of the disk cache; this operation is skipped"
+            CACHE.write(DEBUG, "cache.busy", message)
         except (UnsafePath, OSError) as error:
             self._suspend(str(error))
         return default
@@ -328,7 +329,7 @@ class DiskWorker:
     def _recover(self, error: sqlite3.Error) -> None:
         problem = classify_sqlite_error(error)
         if problem == "busy":
-            _log.debug("the disk cache is busy (%s); this operation is skipped", error)
+            CACHE.write(DEBUG, "cache.busy", f"the disk cache is busy ({error}); this operation is skipped")
         elif problem == "unwritable":
             self._warn(problem, f"cannot be written ({error}); writing is tried again in a minute")
             self._no_writes_until = self._now() + _RETRY_AFTER_S
@@ -355,15 +356,17 @@ class DiskWorker:
             try:
                 database.close()
             except (sqlite3.Error, OSError, LockTimeout) as error:
-                _log.debug("the disk cache could not be closed: %s", error)
+                CACHE.write(DEBUG, "cache.not_closed", f"the disk cache could not be closed: {error}")
 
     def _warn(self, problem: str, text: str) -> None:
         # Once for each problem, although it is met again every minute while it lasts.
         if problem not in self._warned:
             self._warned.add(problem)
             # A system that cannot have a disk cache is no incident; every run would begin with this line.
-            level = logging.WARNING if has_private_files() else logging.INFO
-            _log.log(level, "the disk cache in %s %s.", self._files.folder, text)
+            level = WARNING if has_private_files() else INFO
+            folder = str(self._files.folder)
+            message = f"the disk cache in {folder} {text}."
+            CACHE.write(level, f"cache.{problem}", message, {"folder": folder})
 
 
 class WriteBuffer:

@@ -12,7 +12,6 @@ file that was replaced, and the log says so. It keeps no state but the path of t
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
@@ -25,6 +24,7 @@ from typing import Final
 
 from llmopt._platform import NO_FOLLOW, has_private_files, is_own
 from llmopt.cache.sqlite import SCHEMA_VERSION, Database, ForeignSchemaError, classify_sqlite_error, file_lock
+from llmopt.log import CACHE, WARNING
 
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_FOLDER: Final = 0o700
@@ -35,7 +35,6 @@ _MAX_NAMES: Final = 4
 _SIDE_FILES: Final = ("-wal", "-shm")
 _SECRET_NAME: Final = "secret"  # noqa: S105 - the name of the file
 _SECRET_BYTES: Final = 32
-_log: Final = logging.getLogger("llmopt")
 
 
 class UnsafePath(Exception):
@@ -124,9 +123,8 @@ class CacheFiles:
             # Of two processes that find the file corrupt, the second must not rename the first one's new file.
             if path.stat().st_ino == inode:
                 self._rename(path, suffix)
-                _log.warning(
-                    "the cache file %s %s; it was renamed to *.%s-* and replaced.", path, reason, suffix
-                )
+                message = f"the cache file {path} {reason}; it was renamed to *.{suffix}-* and replaced."
+                CACHE.write(WARNING, "cache.replaced", message, {"path": str(path)})
 
     def _rename(self, path: Path, suffix: str) -> None:
         for old in self.folder.glob(f"{path.name}.{suffix}-*"):
@@ -235,10 +233,11 @@ def installation_secret(folder: Path) -> bytes | None:
         for _ in range(3):
             if mode_if_writable_by_others(path):
                 # Another user may have chosen its contents.
-                _log.warning(
-                    "the file %s could be written by other users, and was replaced; what was cached is not found any more.",
-                    path,
+                message = (
+                    f"the file {path} could be written by other users, and was replaced; "
+                    "what was cached is not found any more."
                 )
+                CACHE.write(WARNING, "cache.replaced", message, {"path": str(path)})
                 path.unlink()
             if check_private_file(path):
                 secret = _read_secret(path)

@@ -13,7 +13,6 @@ closing), and logs the first fault.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import struct
 import threading
@@ -28,6 +27,7 @@ from zlib import crc32
 from attrs import field, frozen
 
 from llmopt._platform import register_at_fork
+from llmopt.log import CACHE, WARNING
 from llmopt.values.redaction import place_of
 from llmopt.values.secret import repr_size
 
@@ -36,7 +36,6 @@ V = TypeVar("V")
 T = TypeVar("T")
 MAX_MEMORY_BYTES: Final = 64 << 20
 _NOT_OF_STORES: Final = (__file__, str(Path(asyncio.__file__).parent))
-_log: Final = logging.getLogger("llmopt")
 # A slower answer is no gain: the provider itself could have been asked by then.
 _TIMEOUT_S: Final = 2.0
 # Closing writes what is still buffered, which is worth a longer wait.
@@ -269,12 +268,10 @@ class SafeStore:
         if not self._logged:
             self._logged = True
             # Type and place alone: the message of a store's error may quote keys or values.
-            _log.warning(
-                "the cache store %s failed with %s%s; calls continue without the cache.",
-                type(self._store).__name__,
-                type(error).__name__,
-                place_of(error, _NOT_OF_STORES),
-            )
+            store, cause = type(self._store).__name__, type(error).__name__
+            place = place_of(error, _NOT_OF_STORES)
+            message = f"the cache store {store} failed with {cause}{place}; calls continue without the cache."
+            CACHE.write(WARNING, "cache.failed", message, {"store": store, "cause": cause})
 
 
 class LRUCache(Generic[K, V]):

@@ -9,7 +9,6 @@ else is random. Stores on disk are opened at first use. The clock is the engine'
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sys
@@ -21,11 +20,14 @@ from typing import TYPE_CHECKING, Final
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import installation_secret
 from llmopt.cache.store import MemoryStore, SafeStore
-from llmopt.client.options import CacheOptions, TokenCounters, check_word
+from llmopt.client.options import CacheOptions, TokenCounters
 from llmopt.config.schema import Config
+from llmopt.engine.attempt import CallScope
 from llmopt.engine.engine import Engine
 from llmopt.errors import ConfigError, LLMOptError
+from llmopt.log import CACHE, DEBUG
 from llmopt.operations.cache_keys import CacheKeys, StoreSizeReporter
+from llmopt.operations.call_events import observed
 from llmopt.operations.chat import ChatRun, Messages, chat_call
 from llmopt.operations.embed import embed, embed_call
 from llmopt.operations.embed_batches import ModelState
@@ -51,13 +53,19 @@ if TYPE_CHECKING:
     from llmopt.operations.embed_stream import EmbedStream
     from llmopt.shared.state import SharedOptions
 
-_log: Final = logging.getLogger("llmopt")
 _RATES_TTL_S: Final = 7 * 24 * 3600.0
 """Limits of an account change with its tier, every few weeks; batch sizes, which are the server's, are kept for 30 days."""
 _LIST_TIMEOUT_S: Final = 30.0
 """For one list of models, unless ``timeouts.total`` is configured."""
 _BATCH_LIST_TIMEOUT_S: Final = 8.0
 """For each of many lists of models: shorter, because one provider that hangs delays the result for all."""
+_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "when_open": ("fail", "wait"),
+    "priority": ("interactive", "bulk"),
+    "errors": ("raise", "return"),
+    "cached": ("auto", "refresh", "offline"),
+}
+"""The options of calls that are one of a few words."""
 
 
 class Components:
@@ -133,7 +141,9 @@ class Components:
     ) -> Embeddings:
         """See `llmopt.AsyncClient.embed`."""
         require_asyncio()
-        return await embed(self._embed_run(model, options), texts, errors=options.errors)
+        run = self._embed_run(model, options)
+        work = embed(run, texts, errors=options.errors)
+        return await (observed(run, self.engine.clock, work, texts) if run.listening else work)
 
     def embed_stream(
         self, model: str, texts: Iterable[str] | AsyncIterable[str], options: EmbedOptions
@@ -199,7 +209,9 @@ class Components:
         provider = self.registry.get(name)
         if seconds is None:
             seconds = provider.endpoints[0].timeouts.total or _LIST_TIMEOUT_S
-        return await self.model_lists.get(provider, deadline=self.engine.deadline(seconds), mode=mode)
+        scope = CallScope(self.engine.telemetry, "catalog", "", provider.endpoints[0])
+        work = self.model_lists.get(provider, deadline=self.engine.deadline(seconds), mode=mode)
+        return await observed(scope, self.engine.clock, work)
 
     async def batch_list_models(
         self, names: Iterable[str] | None, seconds: float | None, timeout: float | None, mode: CacheMode
@@ -220,12 +232,14 @@ class Components:
                 else provider.endpoints[0].timeouts.total or _BATCH_LIST_TIMEOUT_S
             )
 
-        return await self._batch_list_models.run(
+        scope = CallScope(self.engine.telemetry, "catalog", "")
+        work = self._batch_list_models.run(
             self.registry.names() if names is None else names,
             deadline=self.engine.deadline(seconds),
             timeout_of=timeout_of,
             mode=mode,
         )
+        return await observed(scope, self.engine.clock, work)
 
     def fresh_models(self, name: str) -> Catalog | None:
         """A fresh list of models in memory, from any thread; None if there is none, or if it must be refreshed."""
@@ -286,6 +300,18 @@ class Components:
         state = self.model_states.get((provider, model))
         if state is not None:
             state.rates.save_soon()
+
+
+def check_word(option: str, value: object) -> None:
+    """Refuse a value that is none of the words of an option.
+
+    Raises:
+        ConfigError: it is none of them; the message lists them.
+    """
+    words = _WORDS[option]
+    if value not in words:
+        *others, last = map(repr, words)
+        raise ConfigError(f"{option} must be {', '.join(others)} or {last}, not {value!r:.40}.")
 
 
 class CacheStores:
@@ -367,7 +393,8 @@ class CacheStores:
         try:
             text_keys = keys.texts(provider, call)
         except Exception as error:  # noqa: BLE001 - a plugin's hook may fail in any way; then nothing is cached
-            _log.debug("no cache key for texts of %s: %s", provider.name, type(error).__name__)
+            message = f"no cache key for texts of {provider.name}: {type(error).__name__}"
+            CACHE.write(DEBUG, "cache.no_key", message, {"provider": provider.name})
             return None
         return EmbeddingCache(
             store,

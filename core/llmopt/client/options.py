@@ -187,24 +187,3 @@ def with_flags(config: Config, flags: Mapping[str, bool]) -> Config:
         message = error.message
     # Raised here, not in the handler: the context would repeat the same message.
     raise ConfigError(message)
-
-
-_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "when_open": ("fail", "wait"),
-    "priority": ("interactive", "bulk"),
-    "errors": ("raise", "return"),
-    "cached": ("auto", "refresh", "offline"),
-}
-"""The options of calls that are one of a few words."""
-
-
-def check_word(option: str, value: object) -> None:
-    """Refuse a value that is none of the words of an option.
-
-    Raises:
-        ConfigError: it is none of them; the message lists them.
-    """
-    words = _WORDS[option]
-    if value not in words:
-        *others, last = map(repr, words)
-        raise ConfigError(f"{option} must be {', '.join(others)} or {last}, not {value!r:.40}.")

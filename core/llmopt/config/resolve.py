@@ -141,6 +141,11 @@ class Endpoint:
     discovered: bool = True
     in_process: bool = False
 
+    @property
+    def name(self) -> str:
+        """Its origin, or ``in-process:`` and the provider's name for an engine inside this process."""
+        return self.origin or f"in-process:{self.provider}"
+
     def settings(self, credential: Secret | None) -> Settings:
         """The part that hooks may see, with the key of one attempt."""
         shared: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS_FIELDS}

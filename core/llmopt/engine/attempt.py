@@ -1,7 +1,8 @@
 """One attempt of a request: what it acquires, how it is settled, and what is recorded about it.
 
 `AttemptScope` holds slot, lease and permit and reports the result to the policies. `RequestRecorder` counts, and emits
-the events. `add_context` completes the error of an attempt.
+the events, with the ids that `CallScope` makes when the first event needs them. `add_context` completes the error of
+an attempt.
 
 No I/O but lines in the log, no awaiting and no clock: durations are passed in. It changes the policies and counters
 that all requests of the endpoint share, and calls the plugin's hook `rate_limits` and the user's listener.
@@ -9,13 +10,15 @@ that all requests of the endpoint share, and calls the plugin's hook `rate_limit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Self
+import itertools
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.endpoint_policies import SET_ASIDE_S
 from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
-from llmopt.engine.telemetry import Telemetry
+from llmopt.engine.telemetry import CANCELLED, OK, Scope, Telemetry, current_scope
 from llmopt.errors import (
     Attempt,
     AttemptTimeout,
@@ -31,22 +34,25 @@ from llmopt.errors import (
     Sent,
     StreamIdle,
 )
+from llmopt.log import DEBUG, REQUEST
 from llmopt.policies.circuit_breaker import counts_as_timeout
 from llmopt.policies.concurrency_limit import Slot, load_signal
 from llmopt.policies.loop_lag import explains_timeout
 from llmopt.policies.quota import Lease
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry_after import exceeded_by, parse_retry_after, reset_wait
-from llmopt.values.calls import Call, RateLimits, Settings
+from llmopt.values.calls import Call, Operation, RateLimits, Settings
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import (
+    CredentialRefused,
+    EndpointSetAside,
     JsonParse,
     LimitLearned,
     RequestAttempt,
     RequestEnd,
+    RequestRetry,
     RequestStart,
     RequestWait,
-    RequestWaiting,
     ResponseCompression,
     StreamChunk,
     StreamUnknown,
@@ -55,6 +61,7 @@ from llmopt.values.events import (
 from llmopt.values.http import HttpResponse
 
 if TYPE_CHECKING:
+    from llmopt.config.resolve import Endpoint
     from llmopt.policies.circuit_breaker import Permit
     from llmopt.policies.retry_loop import Retry
 _REQUEST_TIMEOUT: Final = 408
@@ -331,75 +338,127 @@ def should_retry(response: HttpResponse | None) -> bool | None:
     return {"true": True, "false": False}.get(response.headers.get("x-should-retry", "").strip().lower())
 
 
-# Recording one request: counters of its endpoints, and events if there is a listener.
-
-OK: Final = "ok"
-CANCELLED: Final = "cancelled"
+# Recording: what the events of one call have in common, and the counters and events of one request.
 
 
-class RequestRecorder:
+class CallScope(Scope):
+    """One call of the user's. What an operation keeps of its call derives from it, so that it costs no object.
+
+    Args:
+        telemetry: of the client.
+        operation: what is asked for.
+        model: of the call, "" without one.
+        endpoint: the first one of the provider entry, None for a call that concerns several entries.
+        parent: the call that this is a part of, with whose ids its events are emitted.
+
+    Attributes:
+        telemetry, operation, model: as passed to the constructor.
+        listening: whether somebody listens to every request.
+        requests: HTTP requests sent so far, failed ones included.
+    """
+
+    requests = 0
+    _ids: tuple[str, Iterator[int]] | None = None
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        operation: Operation,
+        model: str,
+        endpoint: Endpoint | None = None,
+        parent: CallScope | None = None,
+    ) -> None:
+        self.telemetry = telemetry
+        self.operation: Final = operation
+        self.model: Final = model
+        # As `Telemetry.enabled`, which is asked for every request and would cost a call.
+        self.listening: Final = telemetry.on_event is not None or REQUEST.enabled(DEBUG)
+        self._endpoint: Final = endpoint
+        self._parent: Final = parent
+
+    def fields(self) -> dict[str, Any]:
+        """Provider, endpoint, model and the id of the call."""
+        endpoint = self._endpoint
+        provider, name = ("", "") if endpoint is None else (endpoint.provider, endpoint.name)
+        return {"provider": provider, "endpoint": name, "model": self.model, "call_id": self.ids[0]}
+
+    @property
+    def ids(self) -> tuple[str, Iterator[int]]:
+        """The id of the call, and the numbers of its requests. As long as a span id of W3C Trace Context."""
+        if self._parent is not None:
+            return self._parent.ids
+        if self._ids is None:
+            self._ids = secrets.token_hex(8), itertools.count(1)
+        return self._ids
+
+    def count_request(self) -> None:
+        """An HTTP request is about to be sent."""
+        self.requests += 1
+        if self._parent is not None:
+            self._parent.count_request()
+
+
+def running_call(telemetry: Telemetry) -> CallScope | None:
+    """The call of a client that runs in the current context; None without one, and if nobody listens."""
+    scope = current_scope.get()
+    return scope if isinstance(scope, CallScope) and scope.telemetry is telemetry else None
+
+
+class RequestRecorder(Scope):
     """Records one request and all its attempts.
 
     An outcome is `OK`, `CANCELLED` or the name of an exception class.
 
     Args:
-        call: the call that the request is for.
-        provider: name of the provider entry.
-        telemetry: gets the events.
-        on_send: called before each attempt.
+        call: what the request asks for.
+        scope: the call of the user's that the request is for.
+        endpoint: the first of the provider.
 
     Attributes:
-        enabled: whether there is a listener; what only an event needs is not computed otherwise.
+        telemetry: gets the events.
+        enabled: whether somebody listens to every request; what only an event needs is not computed otherwise.
+        endpoint: the one that was chosen last.
+        attempt: number of the current attempt, 0 before the first.
         sent: HTTP requests sent so far.
     """
 
-    __slots__ = ("_call", "_emit", "_model", "_on_send", "_provider", "_telemetry", "enabled", "sent")
+    __slots__ = ("_call", "_key", "_scope", "attempt", "enabled", "endpoint", "sent", "telemetry")
 
-    def __init__(self, call: Call, provider: str, telemetry: Telemetry, on_send: Callable[[], None]) -> None:
+    def __init__(self, call: Call, scope: CallScope, endpoint: LiveEndpoint) -> None:
         self._call: Final = call
-        self._model: Final = call.model
-        self._provider: Final = provider
-        self._telemetry: Final = telemetry
-        self._emit: Final = telemetry.emit
-        self._on_send: Final = on_send
-        self.enabled: Final = telemetry.enabled
+        self._scope: Final = scope
+        self._key = ""
+        self.telemetry = scope.telemetry
+        self.enabled: Final = scope.listening
+        self.endpoint = endpoint
+        self.attempt = 0
         self.sent = 0
+
+    def fields(self) -> dict[str, Any]:
+        """Those of the call, the endpoint that was chosen last, the key of the request and the number of the attempt."""
+        if not self._key:
+            call_id, numbers = self._scope.ids
+            self._key = f"{call_id}-{next(numbers)}"
+        own = {"endpoint": self.endpoint.name, "request_key": self._key, "attempt": self.attempt}
+        return {**self._scope.fields(), **own}
 
     def request_started(self, items: int, tokens: int) -> None:
         """The request begins, with ``items`` texts and ``tokens`` estimated tokens."""
-        operation = self._call.operation
-        self._emit(
-            RequestStart,
-            provider=self._provider,
-            model=self._model,
-            operation=operation,
-            items=items,
-            tokens=tokens,
-        )
+        self.emit(RequestStart, operation=self._call.operation, items=items, tokens=tokens)
 
-    def request_ended(self, endpoint: LiveEndpoint, outcome: str, seconds: float) -> None:
+    def request_ended(self, outcome: str, seconds: float) -> None:
         """The request is over, after all its attempts."""
-        self._emit(
-            RequestEnd,
-            provider=self._provider,
-            model=self._model,
-            endpoint=endpoint.name,
-            operation=self._call.operation,
-            outcome=outcome,
-            attempts=self.sent,
-            seconds=seconds,
-        )
+        operation, sent = self._call.operation, self.sent
+        self.emit(RequestEnd, attempt=0, operation=operation, outcome=outcome, attempts=sent, seconds=seconds)
 
-    def attempt_started(self, endpoint: LiveEndpoint) -> None:
+    def attempt_started(self) -> None:
         """An HTTP request is about to be sent."""
         self.sent += 1
-        self._on_send()
-        endpoint.metrics.requests += 1
+        self._scope.count_request()
+        self.endpoint.metrics.requests += 1
 
     def attempt_ended(
         self,
-        endpoint: LiveEndpoint,
-        number: int,
         outcome: str,
         response: HttpResponse | None,
         seconds: float,
@@ -408,7 +467,7 @@ class RequestRecorder:
         usage: Usage | None = None,
     ) -> None:
         """The HTTP request is over."""
-        metrics = endpoint.metrics
+        metrics = self.endpoint.metrics
         metrics.on_the_wire_s += seconds
         if usage is not None:
             metrics.input_tokens += usage.prompt_tokens
@@ -420,14 +479,10 @@ class RequestRecorder:
         else:
             metrics.errors[outcome] += 1
         if response is not None and response.info.compressed_size is not None:
-            self.response_decoded(endpoint, response.info.compressed_size, len(response.body))
+            self.response_decoded(response.info.compressed_size, len(response.body))
         if self.enabled:
-            self._emit(
+            self.emit(
                 RequestAttempt,
-                provider=self._provider,
-                model=self._model,
-                endpoint=endpoint.name,
-                attempt=number,
                 outcome=outcome,
                 status=response.status if response is not None else None,
                 seconds=seconds,
@@ -435,91 +490,65 @@ class RequestRecorder:
                 reused=response.info.reused if response is not None else False,
             )
 
-    def response_decoded(self, endpoint: LiveEndpoint, received: int, size: int) -> None:
+    def response_decoded(self, received: int, size: int) -> None:
         """The response was compressed: ``received`` bytes were decoded to ``size`` bytes."""
-        endpoint.metrics.compression.saved_received += size - received
-        provider, model, name = self._provider, self._model, endpoint.name
-        self._emit(
-            ResponseCompression, provider=provider, model=model, endpoint=name, received=received, size=size
-        )
+        self.endpoint.metrics.compression.saved_received += size - received
+        if self.enabled:
+            self.emit(ResponseCompression, received=received, size=size)
 
     def response_parsed(self, response: HttpResponse, seconds: float) -> None:
         """The response was parsed in ``seconds``."""
-        provider, model, operation, size = (
-            self._provider,
-            self._model,
-            self._call.operation,
-            len(response.body),
-        )
-        if size:
-            self._emit(
-                JsonParse, provider=provider, model=model, operation=operation, size=size, seconds=seconds
-            )
+        if size := len(response.body):
+            self.emit(JsonParse, operation=self._call.operation, size=size, seconds=seconds)
 
-    def wait_started(self, endpoint: LiveEndpoint, cause: WaitCause) -> None:
-        """The request begins to wait before it can be sent."""
-        self._emit(
-            RequestWaiting, provider=self._provider, model=self._model, endpoint=endpoint.name, cause=cause
-        )
-
-    def wait_ended(self, endpoint: LiveEndpoint, cause: WaitCause, seconds: float) -> None:
+    def wait_ended(self, cause: WaitCause, seconds: float, outcome: str) -> None:
         """The request has waited so long."""
-        waited = endpoint.metrics.waited_s
+        waited = self.endpoint.metrics.waited_s
         waited[cause] = waited.get(cause, 0.0) + seconds
-        provider, model, name = self._provider, self._model, endpoint.name
-        self._emit(RequestWait, provider=provider, model=model, endpoint=name, cause=cause, seconds=seconds)
+        if self.telemetry.wants(RequestWait):
+            limits = self.endpoint.policies.limits_in_force(self._call, cause)
+            self.emit(RequestWait, cause=cause, seconds=seconds, outcome=outcome, limits=limits)
 
-    def retry_scheduled(self, endpoint: LiveEndpoint, retry: Retry) -> None:
+    def retry_scheduled(self, retry: Retry) -> None:
         """The request will be sent again. A wait for an open circuit is recorded as a wait, not as a retry."""
         if retry.decision.reason != "circuit_open":
-            endpoint.metrics.retries += 1
-            self._telemetry.retry_scheduled(self._provider, self._model, retry)
+            self.endpoint.metrics.retries += 1
+            cause, endpoint = type(retry.error).__name__, retry.error.endpoint or ""
+            self.emit(RequestRetry, endpoint=endpoint, attempt=retry.attempt, delay=retry.delay, cause=cause)
 
-    def endpoint_set_aside(self, endpoint: LiveEndpoint, error: LLMOptError) -> None:
+    def endpoint_set_aside(self, error: LLMOptError) -> None:
         """The endpoint does not serve the model: others are asked for a while."""
-        self._telemetry.endpoint_set_aside(endpoint.config, self._call, error, SET_ASIDE_S)
+        self.emit(
+            EndpointSetAside,
+            index=self.endpoint.config.index,
+            operation=self._call.operation,
+            cause=type(error).__name__,
+            seconds=SET_ASIDE_S,
+            message=str(error),
+        )
 
-    def keys_refused(self, endpoint: LiveEndpoint, keys: Sequence[str]) -> None:
-        """The endpoint refused keys of the request body: it gets no more of them."""
-        self._telemetry.keys_refused(endpoint.name, keys)
+    def credential_refused(self, error: LLMOptError) -> None:
+        """Nothing is sent with the credential for a while, because of this error."""
+        if self.endpoint.policies.credential_error(self._call.model) is error:
+            self.emit(CredentialRefused, cause=type(error).__name__, message=str(error))
 
     def limits_changed(self) -> None:
         """Something was learned of the rate limits, from headers or from a 429."""
-        self._telemetry.on_limits_changed(self._provider, self._model)
+        self.telemetry.on_limits_changed(self.endpoint.config.provider, self._call.model)
 
-    def limits_learned(self, endpoint: LiveEndpoint) -> None:
+    def limits_learned(self) -> None:
         """Response headers stated a rate limit that was unknown or different before."""
         self.limits_changed()
-        if not self.enabled:
-            return
-        limits = endpoint.policies.rate_limiter(self._call).server_limits
+        limits = self.endpoint.policies.rate_limiter(self._call).server_limits
         for name, value in zip(("rpm", "tpm"), limits, strict=True):
             if value is not None:
-                self._emit(
-                    LimitLearned,
-                    provider=self._provider,
-                    model=self._model,
-                    endpoint=endpoint.name,
-                    limit=name,
-                    value=value,
-                    source="headers",
-                )
+                self.emit(LimitLearned, limit=name, value=value, source="headers")
 
-    def stream_chunk(self, endpoint: LiveEndpoint, size: int, events: int, seconds: float) -> None:
+    def stream_chunk(self, size: int, events: int, seconds: float) -> None:
         """A chunk of a streamed response was received, after the first."""
-        self._emit(
-            StreamChunk,
-            provider=self._provider,
-            model=self._model,
-            endpoint=endpoint.name,
-            size=size,
-            events=events,
-            seconds=seconds,
-        )
+        self.emit(StreamChunk, size=size, events=events, seconds=seconds)
 
-    def unknown_event(self, endpoint: LiveEndpoint, kind: str) -> None:
+    def unknown_event(self, kind: str) -> None:
         """An event of a stream has a type that llmopt does not know."""
-        endpoint.metrics.unknown_events += 1
-        self._emit(
-            StreamUnknown, provider=self._provider, model=self._model, endpoint=endpoint.name, kind=kind
-        )
+        self.endpoint.metrics.unknown_events += 1
+        self.emit(StreamUnknown, kind=kind)

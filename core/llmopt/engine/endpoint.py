@@ -84,6 +84,7 @@ class LiveEndpoint:
         sharing: Sharing | None = None,
     ) -> None:
         self.config: Final = _with_plugin_credential(endpoint, hooks)
+        self.name: Final = endpoint.name
         self.hooks: Final = hooks
         self._tls: Final = _tls_context(self.config)
         self.policies: Final = EndpointPolicies(self.config, breakers, clock, sharing)
@@ -102,11 +103,6 @@ class LiveEndpoint:
         # Event loops in several threads may use one client; of two pools, one would never be closed.
         self._opening: Final = threading.Lock()
         self._closed = False
-
-    @property
-    def name(self) -> str:
-        """Its origin, or ``in-process:`` and the provider's name for an engine inside this process."""
-        return self.config.origin or f"in-process:{self.config.provider}"
 
     @cached_property
     def settings_without_credential(self) -> Settings:

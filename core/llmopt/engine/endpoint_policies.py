@@ -28,6 +28,7 @@ from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
 from llmopt.policies.wait_queue import WaitingCalls
 from llmopt.values.calls import Call, ChatCall, Dimension, Operation, RateLimits
+from llmopt.values.events import WaitCause
 
 if TYPE_CHECKING:
     from llmopt.shared.sharing import Sharing
@@ -235,11 +236,16 @@ class EndpointPolicies:
         """
         if isinstance(error, QuotaExhausted):
             if error.scope != "request":
-                blocked = model if error.scope == "model" else _ALL_MODELS
-                self._blocked[blocked] = (error, self._clock.now() + _QUOTA_BLOCK_S)
+                self._block(model if error.scope == "model" else _ALL_MODELS, error, _QUOTA_BLOCK_S)
         elif isinstance(error, AuthError):
             seconds = _AUTH_BLOCK_S if self._endpoint.credential.is_static else _TOKEN_BLOCK_S
-            self._blocked[_ALL_MODELS] = (error, self._clock.now() + seconds)
+            self._block(_ALL_MODELS, error, seconds)
+
+    def _block(self, blocked: str, error: LLMOptError, seconds: float) -> None:
+        now = self._clock.now()
+        # Of many requests that are refused together the first one counts, so that it is reported once.
+        if self._blocked.get(blocked, (None, now))[1] <= now:
+            self._blocked[blocked] = (error, now + seconds)
 
     def unblock_credential(self) -> None:
         """Send requests again: there is another credential."""
@@ -276,6 +282,13 @@ class EndpointPolicies:
         """The endpoint has served the call's model: it is as good as the others again."""
         if self._set_aside:
             self._set_aside.pop((call.model, call.operation), None)
+
+    def limits_in_force(self, call: Call, cause: WaitCause) -> dict[str, float]:
+        """The limits that a call has waited for: "rpm" and "tpm", or "concurrency"."""
+        if cause == "concurrency":
+            return {"concurrency": self.concurrency().limit}
+        stats = _limiter_stats(self.rate_limiter(call)) if cause == "limiter" else {"rpm": None, "tpm": None}
+        return {name: value for name in ("rpm", "tpm") if (value := stats[name]) is not None}
 
     def stats(self) -> dict[str, Any]:
         """The state of the policies as plain values."""

@@ -12,6 +12,7 @@ listener (`llmopt.engine.telemetry`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
@@ -113,31 +114,35 @@ class Engine:
         """The endpoints of a provider."""
         return self.endpoint_group(provider).endpoints
 
-    async def run(self, provider: Provider, request: Request[T]) -> T:
-        """Send a request and return its parsed response; see `Pipeline`.
+    def check_open(self, provider: Provider) -> None:
+        """Refuse a call of this provider after the client was closed.
+
+        Raises:
+            ClientClosed: it was.
+        """
+        if self.closed:
+            raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
+
+    async def run(
+        self, provider: Provider, request: Request[T], make: Callable[..., Pipeline[T]] = Pipeline
+    ) -> T:
+        """Send a request and return its parsed response; see `Pipeline`, which ``make`` makes.
 
         Raises:
             ClientClosed: the client was closed before or during the call.
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        if self.closed:
-            raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
+        self.check_open(provider)
         with _ActiveCall(self._active_calls):
-            return await Pipeline(self.endpoint_group(provider), request, self.clock, self.telemetry).run()
+            pipeline = make(self.endpoint_group(provider), request, self.clock, self.telemetry)
+            if not pipeline.recorder.enabled:
+                return await pipeline.run()
+            with pipeline.recorder.bound():
+                return await pipeline.run()
 
     async def open(self, provider: Provider, request: StreamRequest) -> LiveStream:
-        """Send a request for a stream and wait for its first event; see `StreamPipeline`.
-
-        Raises:
-            ClientClosed: the client was closed before or during the call.
-            LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
-        """
-        if self.closed:
-            raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
-        with _ActiveCall(self._active_calls):
-            return await StreamPipeline(
-                self.endpoint_group(provider), request, self.clock, self.telemetry
-            ).run()
+        """Send a request for a stream and wait for its first event, as `run`; see `StreamPipeline`."""
+        return await self.run(provider, request, StreamPipeline)
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges of every endpoint in use, as plain values."""

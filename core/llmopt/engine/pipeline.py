@@ -29,11 +29,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, RequestRecorder, add_context, should_retry
+from llmopt.engine.attempt import AttemptScope, CallScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint, describe_failures
 from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
 from llmopt.engine.responses import SLOW, T, parse_or_raise
-from llmopt.engine.telemetry import Telemetry
+from llmopt.engine.telemetry import CANCELLED, OK, Telemetry
 from llmopt.errors import (
     Attempt,
     AuthError,
@@ -41,6 +41,7 @@ from llmopt.errors import (
     DeadlineExceeded,
     LLMOptError,
     ProviderError,
+    QuotaExhausted,
     RateLimited,
     Sent,
 )
@@ -52,7 +53,7 @@ from llmopt.policies.retry import OTHER_ENDPOINT_MAY_SERVE, RetryFacts, inside_a
 from llmopt.policies.tasks import run_in_thread
 from llmopt.transport.request import TransportRequest
 from llmopt.values.calls import Operation, Settings
-from llmopt.values.events import WaitCause
+from llmopt.values.events import KeysRefused, RequestWaiting, WaitCause
 from llmopt.values.http import HttpResponse
 from llmopt.values.resources import as_llmopt_error
 
@@ -73,6 +74,9 @@ class Pipeline(Generic[T]):
         request: what to send.
         clock: the time.
         telemetry: gets the events.
+
+    Attributes:
+        recorder: records it.
     """
 
     def __init__(self, group: EndpointGroup, request: Request[T], clock: Clock, telemetry: Telemetry) -> None:
@@ -80,16 +84,15 @@ class Pipeline(Generic[T]):
         self._request: Final = request
         self._call: Final = request.call
         self._clock: Final = clock
-        self._recorder: Final = RequestRecorder(
-            request.call, group.endpoints[0].config.provider, telemetry, request.on_send
-        )
+        call, endpoint = request.call, group.endpoints[0]
+        scope = request.scope or CallScope(telemetry, call.operation, call.model, endpoint.config)
+        self.recorder: Final = RequestRecorder(call, scope, endpoint)
         self._history: tuple[Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
         self._should_retry: bool | None = None
         self._worth_retrying = True
         self._new_credential = False
         self._compressed: EncodedRequest | None = None
-        self._endpoint = group.endpoints[0]
         self._started_at = 0.0
 
     async def run(self) -> T:
@@ -99,8 +102,8 @@ class Pipeline(Generic[T]):
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
         self._started_at = self._clock.now()
-        if self._recorder.enabled:
-            self._recorder.request_started(self._request.items, self._request.tokens)
+        if self.recorder.enabled:
+            self.recorder.request_started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
             if self._group.in_process:
@@ -108,7 +111,7 @@ class Pipeline(Generic[T]):
             else:
                 try:
                     value = await self._attempt(1)
-                    budget = self._endpoint.policies.retry_budget
+                    budget = self.recorder.endpoint.policies.retry_budget
                     if not budget.full:
                         budget.succeeded()
                 except LLMOptError as error:
@@ -126,19 +129,19 @@ class Pipeline(Generic[T]):
         else:
             return value
         finally:
-            if self._recorder.enabled:
+            if self.recorder.enabled:
                 self._record_end(outcome)
 
     def _complete(self, error: Exception) -> None:
         """Add to the error that the call ends with what all its attempts have in common."""
         if not isinstance(error, LLMOptError):
             return
-        error.provider = error.provider or self._endpoint.config.provider
+        error.provider = error.provider or self.recorder.endpoint.config.provider
         error.model = error.model or self._call.model or None
-        error.endpoint = error.endpoint or self._endpoint.name
+        error.endpoint = error.endpoint or self.recorder.endpoint.name
         error.attempts = self._history
         if isinstance(error, CircuitOpen):
-            error.requests = self._recorder.sent
+            error.requests = self.recorder.sent
             return
         if len(self._group.endpoints) == 1:
             return
@@ -150,11 +153,11 @@ class Pipeline(Generic[T]):
             error.args = (f"{error.endpoint}: {error.message.rstrip('.')}; before that, {before}",)
 
     def _record_end(self, outcome: str) -> None:
-        self._recorder.request_ended(self._endpoint, outcome, self._clock.now() - self._started_at)
+        self.recorder.request_ended(outcome, self._clock.now() - self._started_at)
 
     def _may_retry(self) -> bool:
         # Within an attempt of another llmopt client, that client retries: two nested retriers multiply requests.
-        if not self._endpoint.config.flags.retry or inside_attempt():
+        if not self.recorder.endpoint.config.flags.retry or inside_attempt():
             return False
         return self._worth_retrying
 
@@ -165,9 +168,9 @@ class Pipeline(Generic[T]):
         return await with_retries(
             error,
             self._attempt,
-            self._endpoint.policies.retry_policy,
+            self.recorder.endpoint.policies.retry_policy,
             deadline=self._request.deadline,
-            budget=lambda _: self._endpoint.policies.retry_budget,
+            budget=lambda _: self.recorder.endpoint.policies.retry_budget,
             facts=lambda error: RetryFacts(
                 idempotent=self._call.operation != "chat",
                 should_retry=self._should_retry if self._worth_retrying else False,
@@ -176,24 +179,24 @@ class Pipeline(Generic[T]):
                 circuit_retry_in=self._group.retry_in(self._call),
                 other_endpoint=self._has_alternative(error),
             ),
-            on_retry=lambda retry: self._recorder.retry_scheduled(self._endpoint, retry),
+            on_retry=self.recorder.retry_scheduled,
         )
 
     def _has_alternative(self, error: LLMOptError) -> bool:
         # A model that this endpoint lacks is worth a wait for another one, also for one that was throttled before.
         tried = () if isinstance(error, LACKS_MODEL) else self._tried
         paused = isinstance(error, OTHER_ENDPOINT_MAY_SERVE)
-        return self._group.has_alternative(self._endpoint, self._call, tried, paused=paused)
+        return self._group.has_alternative(self.recorder.endpoint, self._call, tried, paused=paused)
 
     async def _attempt(self, number: int) -> T:
         """Send one HTTP request, or raise the error why none may be sent."""
+        self.recorder.attempt = number
         while True:
-            self._should_retry = None
-            self._new_credential = False
+            self._should_retry, self._new_credential = None, False
             if self._request.deadline.expired():
                 raise deadline_error("before it was sent", "queue")
             # Awaited only if there is a wait: a coroutine for each policy would cost more than the policies do.
-            endpoint = self._endpoint = self._try_choose() or await self._wait_for_endpoint()
+            endpoint = self.recorder.endpoint = self._try_choose() or await self._wait_for_endpoint()
             policies = endpoint.policies
             with AttemptScope(
                 endpoint, self._call, self._request.tokens, suspect=self._request.suspect
@@ -211,7 +214,7 @@ class Pipeline(Generic[T]):
                 settings = endpoint.static_settings or await endpoint.settings()
                 encoded = self._build_request(endpoint, settings)
                 if (compressor := endpoint.request_compressor) is not None:
-                    encoded = await compressor.compress(encoded, self._compressed, self._call.model)
+                    encoded = await compressor.compress(encoded, self._compressed)
                     self._compressed = encoded
                 timeout = policies.timeout(self._call, self._request.tokens, self._request.fill)
                 circuits = policies.breakers(self._call)
@@ -224,10 +227,10 @@ class Pipeline(Generic[T]):
                 scope.begin(permit, timeout)
                 try:
                     if not endpoint.custom_transport:
-                        return await self._send(number, scope, encoded, settings)
+                        return await self._send(scope, encoded, settings)
                     # The transport may call llmopt itself, whose retries would multiply with these.
                     with retry_guard():
-                        return await self._send(number, scope, encoded, settings)
+                        return await self._send(scope, encoded, settings)
                 except ProviderError as error:
                     if not await self._can_be_changed(error, endpoint, encoded, settings):
                         raise
@@ -249,7 +252,7 @@ class Pipeline(Generic[T]):
         if limiter is None:
             return tokens, requests
         scope.reply_lease = limiter.try_acquire(reply) or await self._wait_for(
-            limiter, endpoint, (reply,), policies.retry_policy.max_retry_after
+            limiter, (reply,), policies.retry_policy.max_retry_after
         )
         return max(0.0, tokens - reply), requests
 
@@ -270,68 +273,60 @@ class Pipeline(Generic[T]):
                 if retry_in is None or not self._request.wait_when_open:
                     raise
                 # If too little time is left, the retry policy decides which error the caller gets.
-                min_attempt = self._endpoint.policies.retry_policy.min_attempt
+                min_attempt = self.recorder.endpoint.policies.retry_policy.min_attempt
                 if not self._request.deadline.leaves(retry_in, spare=min_attempt):
                     raise
             # The queue notifies its callers, so that they need not poll while another request is the probe.
             retry_in = self._group.retry_in(self._call, notified=True) or retry_in
             wait = partial(self._group.circuit_waiters.wait, self._request.deadline.clamp(retry_in))
-            await self._wait("breaker", self._endpoint, wait)
+            await self._wait("breaker", wait)
 
     async def _acquire_slot(self, endpoint: LiveEndpoint) -> Slot:
         acquire = endpoint.policies.concurrency().acquire
         wait = partial(acquire, self._request.deadline, priority=self._request.priority)
-        return await self._wait("concurrency", endpoint, wait)
+        return await self._wait("concurrency", wait)
 
     async def _acquire_lease(self, endpoint: LiveEndpoint, cost: tuple[float, ...]) -> Lease | None:
         """A rate-limit lease; None if the server has throttled this endpoint and another one is free."""
+        limiter = endpoint.policies.rate_limiter(self._call)
         if len(self._group.endpoints) > 1:
             try:
                 # Without a pause: another endpoint may be free now.
-                return await self._acquire_rate_limit(endpoint, cost, max_pause=0.0)
+                return await self._wait_for(limiter, cost, 0.0)
             except RateLimited:
                 if self._group.has_alternative(endpoint, self._call):
                     return None
-        return await self._acquire_rate_limit(
-            endpoint, cost, max_pause=endpoint.policies.retry_policy.max_retry_after
-        )
+        return await self._wait_for(limiter, cost, endpoint.policies.retry_policy.max_retry_after)
 
-    async def _acquire_rate_limit(
-        self, endpoint: LiveEndpoint, cost: tuple[float, ...], *, max_pause: float
-    ) -> Lease:
-        return await self._wait_for(endpoint.policies.rate_limiter(self._call), endpoint, cost, max_pause)
+    async def _wait_for(self, limiter: RateLimiter, cost: tuple[float, ...], max_pause: float) -> Lease:
+        deadline, priority = self._request.deadline, self._request.priority
+        wait = partial(limiter.acquire, *cost, deadline=deadline, max_pause=max_pause, priority=priority)
+        return await self._wait("limiter", wait)
 
-    async def _wait_for(
-        self, limiter: RateLimiter, endpoint: LiveEndpoint, cost: tuple[float, ...], max_pause: float
-    ) -> Lease:
-        request = self._request
-        wait = partial(
-            limiter.acquire,
-            *cost,
-            deadline=request.deadline,
-            max_pause=max_pause,
-            priority=request.priority,
-        )
-        return await self._wait("limiter", endpoint, wait)
-
-    async def _wait(self, cause: WaitCause, endpoint: LiveEndpoint, wait: Callable[[], Awaitable[_W]]) -> _W:
+    async def _wait(self, cause: WaitCause, wait: Callable[[], Awaitable[_W]]) -> _W:
         """Wait as a counted and reported call.
 
         Raises:
             QueueFull: too many calls wait, and nothing of this one was sent.
         """
-        waiting = endpoint.policies.waiting_calls(self._call) if self._request.first_of_call else None
+        recorder, first = self.recorder, self._request.first_of_call
+        waiting = recorder.endpoint.policies.waiting_calls(self._call) if first else None
         if waiting is not None:
-            waiting.enter(self._request.tokens, bounded=not self._recorder.sent)
+            waiting.enter(self._request.tokens, bounded=not recorder.sent)
+        started, outcome = self._clock.now(), CANCELLED
         try:
-            started = self._clock.now()
-            self._recorder.wait_started(endpoint, cause)
+            recorder.emit(RequestWaiting, cause=cause)
             result = await wait()
-            self._recorder.wait_ended(endpoint, cause, self._clock.now() - started)
+            outcome = OK
+        except Exception as error:
+            outcome = type(error).__name__
+            raise
+        else:
             return result
         finally:
             if waiting is not None:
                 waiting.leave(self._request.tokens)
+            recorder.wait_ended(cause, self._clock.now() - started, outcome)
 
     def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
         request = endpoint.hooks.build_request(self._call, settings)
@@ -345,20 +340,22 @@ class Pipeline(Generic[T]):
         self, error: ProviderError, endpoint: LiveEndpoint, encoded: EncodedRequest, used: Settings
     ) -> bool:
         """Whether the request can be sent at once without what the endpoint refused."""
-        if isinstance(error, AuthError):
-            # A token may have expired on the way: with another one the request is worth a retry.
-            self._new_credential = await self._credential_changed(endpoint, used)
+        if isinstance(error, (AuthError, QuotaExhausted)):
+            if isinstance(error, AuthError):
+                # A token may have expired on the way: with another one the request is worth a retry.
+                self._new_credential = await self._credential_changed(endpoint, used)
+            self.recorder.credential_refused(error)
             return False
         body = encoded.uncompressed_body or encoded.body or b""
         keys = endpoint.optional_keys.learn(error, body, self._call)
         if keys:
-            self._recorder.keys_refused(endpoint, keys)
+            self.recorder.emit(KeysRefused, keys=tuple(keys))
         return bool(keys)
 
-    async def _send(self, number: int, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> T:
+    async def _send(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> T:
         endpoint = scope.endpoint
         self._tried = (*self._tried, endpoint.config.index)
-        self._recorder.attempt_started(endpoint)
+        self.recorder.attempt_started()
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
@@ -374,21 +371,21 @@ class Pipeline(Generic[T]):
             value = await self._parse_response(endpoint, response, settings)
         except Exception as error:
             if (failure := as_llmopt_error(error)) is not None:
-                self._record_failure(number, scope, settings, failure, response, self._clock.now() - started)
+                self._record_failure(scope, settings, failure, response, self._clock.now() - started)
                 if failure is not error:
                     raise failure from failure.__cause__
             raise
         except asyncio.CancelledError:
             # The policies get no result: a cancellation says nothing about the server.
             seconds = self._clock.now() - started
-            self._recorder.attempt_ended(endpoint, number, CANCELLED, response, seconds, sent="maybe")
+            self.recorder.attempt_ended(CANCELLED, response, seconds, sent="maybe")
             raise
         usage = self._request.usage_of(value)
         used = None if usage is None else (usage.total_tokens, usage.completion_tokens)
         if scope.succeeded(response, settings, seconds, used):
-            self._recorder.limits_learned(endpoint)
+            self.recorder.limits_learned()
         self._group.record_success(endpoint, self._call, seconds)
-        self._recorder.attempt_ended(endpoint, number, OK, response, seconds, sent="yes", usage=usage)
+        self.recorder.attempt_ended(OK, response, seconds, sent="yes", usage=usage)
         return value
 
     async def _send_within_deadline(
@@ -426,18 +423,17 @@ class Pipeline(Generic[T]):
     async def _parse_response(self, endpoint: LiveEndpoint, response: HttpResponse, settings: Settings) -> T:
         """The value of a response. A large one is parsed in a thread while the event loop goes on."""
         call, parse = self._call, self._request.parse
-        started = self._clock.now() if self._recorder.enabled else 0.0
+        started = self._clock.now() if self.recorder.enabled else 0.0
         if len(response.body) < _PARSE_IN_THREAD_BYTES[call.operation]:
             value = parse_or_raise(endpoint.hooks, call, response, settings, parse)
         else:
             value = await run_in_thread(parse_or_raise, endpoint.hooks, call, response, settings, parse)
-        if self._recorder.enabled:
-            self._recorder.response_parsed(response, self._clock.now() - started)
+        if self.recorder.enabled:
+            self.recorder.response_parsed(response, self._clock.now() - started)
         return value
 
     def _record_failure(
         self,
-        number: int,
         scope: AttemptScope,
         settings: Settings,
         error: LLMOptError,
@@ -451,13 +447,16 @@ class Pipeline(Generic[T]):
         self._worth_retrying = elsewhere or self._request.worth_retrying(self._request, error)
         self._add_to_history(error, endpoint, settings, response, seconds)
         if self._group.set_aside(endpoint, self._call, error):
-            self._recorder.endpoint_set_aside(endpoint, error)
-        if scope.failed(error, settings, seconds, response):
-            self._recorder.limits_learned(endpoint)
+            self.recorder.endpoint_set_aside(error)
+        # The circuit breakers learn of it here, and their events are of this request.
+        with self.recorder.bound():
+            learned = scope.failed(error, settings, seconds, response)
+        if learned:
+            self.recorder.limits_learned()
         elif isinstance(error, RateLimited):
-            self._recorder.limits_changed()
+            self.recorder.limits_changed()
         outcome = type(error).__name__
-        self._recorder.attempt_ended(endpoint, number, outcome, response, seconds, sent=error.sent)
+        self.recorder.attempt_ended(outcome, response, seconds, sent=error.sent)
 
     def _add_to_history(
         self,
@@ -487,13 +486,14 @@ class Pipeline(Generic[T]):
 
     async def _in_process(self) -> T:
         """Run a request of an engine inside this process, which no policy but the deadline applies to."""
-        endpoint = self._endpoint
+        endpoint = self.recorder.endpoint
         if self._request.deadline.expired():
             raise deadline_error("before it began", "queue")
         settings = await endpoint.settings()
         encoded = self._build_request(endpoint, settings)
         response: HttpResponse | None = None
-        self._recorder.attempt_started(endpoint)
+        self.recorder.attempt = 1
+        self.recorder.attempt_started()
         started = self._clock.now()
         outcome, usage = CANCELLED, None
         try:
@@ -508,7 +508,7 @@ class Pipeline(Generic[T]):
             return value
         finally:
             seconds = self._clock.now() - started
-            self._recorder.attempt_ended(endpoint, 1, outcome, response, seconds, sent="yes", usage=usage)
+            self.recorder.attempt_ended(outcome, response, seconds, sent="yes", usage=usage)
 
 
 def deadline_error(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:

@@ -32,11 +32,12 @@ from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Priority, Settings
 from llmopt.values.embeddings import Usage
-from llmopt.values.events import RequestCompression
+from llmopt.values.events import CompressionRefused, RequestCompression
 from llmopt.values.http import HttpRequest, HttpResponse
 from llmopt.values.secret import plain_text
 
 if TYPE_CHECKING:
+    from llmopt.engine.attempt import CallScope
     from llmopt.transport.stream import RequestSender
 
 
@@ -61,7 +62,7 @@ class Request(Generic[T]):
             is then expected, and says nothing about the server.
         worth_retrying: whether the same request may be sent again after an error. It is asked before the retry policy.
         usage_of: the usage that a response reports, None if it reports none.
-        on_send: called before each attempt.
+        scope: the call of the user's that it is for, None for one of its own.
     """
 
     call: Call
@@ -78,7 +79,7 @@ class Request(Generic[T]):
     suspect: bool = False
     worth_retrying: Callable[[Request[T], LLMOptError], bool] = field(default=lambda *_: True, repr=False)
     usage_of: Callable[[T], Usage | None] = field(default=lambda _: None, repr=False)
-    on_send: Callable[[], None] = field(default=lambda: None, repr=False)
+    scope: CallScope | None = field(default=None, repr=False)
 
 
 @define(kw_only=True, eq=False)
@@ -309,9 +310,7 @@ class RequestCompressor:
         self._clock: Final = clock
         self._headers: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
 
-    async def compress(
-        self, encoded: EncodedRequest, previous: EncodedRequest | None, model: str
-    ) -> EncodedRequest:
+    async def compress(self, encoded: EncodedRequest, previous: EncodedRequest | None) -> EncodedRequest:
         """The request with its body compressed, if that pays; ``previous`` is that of the attempt before."""
         body = encoded.body
         if body is None or len(body) < MIN_COMPRESSED_BYTES or not self.support.enabled:
@@ -322,14 +321,7 @@ class RequestCompressor:
             compressed = previous.body
         else:
             compressed = await compress_body(body)
-            self._telemetry.emit(
-                RequestCompression,
-                provider=self._provider,
-                model=model,
-                endpoint=self._endpoint,
-                size=len(body),
-                sent=len(compressed),
-            )
+            self._telemetry.emit(RequestCompression, size=len(body), sent=len(compressed))
         if len(compressed) >= len(body):
             return encoded
         # Read once: an event loop in another thread may replace it meanwhile.
@@ -365,7 +357,8 @@ class RequestCompressor:
         plain = evolve(request, headers=headers, body=plain_body, uncompressed_body=None, timeout=left)
         response = await send(plain)
         if self.support.record_resend(refusal.status, response.status):
-            self._telemetry.compression_refused(self._provider, self._endpoint, refusal.status)
+            provider, endpoint, status = self._provider, self._endpoint, refusal.status
+            self._telemetry.emit(CompressionRefused, provider=provider, endpoint=endpoint, status=status)
         return response
 
 

@@ -24,18 +24,18 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 from attrs import evolve
 
 from llmopt.decoding.sse import SSEDecoder, StreamDecoder
-from llmopt.engine.attempt import CANCELLED, OK, AttemptScope, Used, add_context
+from llmopt.engine.attempt import AttemptScope, Used, add_context
 from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
 from llmopt.engine.event_reader import EventReader, detect_stream_format
 from llmopt.engine.pipeline import Pipeline, deadline_error
 from llmopt.engine.request import EncodedRequest, StreamRequest
 from llmopt.engine.responses import error_from_verdict, parse_or_raise, request_id
-from llmopt.engine.telemetry import Telemetry
+from llmopt.engine.telemetry import CANCELLED, OK, Telemetry
 from llmopt.errors import (
     AttemptTimeout,
     DeadlineExceeded,
@@ -50,6 +50,7 @@ from llmopt.transport.stream import ResponseStream
 from llmopt.transport.timers import StreamTimer
 from llmopt.values.calls import Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
+from llmopt.values.events import StreamFirstChunk
 from llmopt.values.http import Failure, HttpResponse
 from llmopt.values.redaction import redact, secrets_of
 from llmopt.values.resources import as_llmopt_error
@@ -57,7 +58,7 @@ from llmopt.values.resources import as_llmopt_error
 _DRAIN_S: Final = 0.1
 _MAX_PINGS: Final = 1_000
 """Events of unknown types before the first known one that are kept."""
-Outcome = LLMOptError | Literal["complete", "abandoned"]
+Outcome = LLMOptError | str
 """How a stream ended: with its last event, because its reader closed it, or with an error."""
 OnChunk = Callable[[int, int, float], None]
 """Called with each chunk of the body: bytes, events that it completed, seconds of waiting for it."""
@@ -79,7 +80,7 @@ class LiveStream:
 
     Attributes:
         reader, head: as passed to the constructor.
-        on_end: called once when the stream ends, before an error is raised. Must not await.
+        on_end: each is called once when the stream ends, before an error is raised. Must not await.
         ended: whether the stream has ended.
         request_id: the provider's id of the request, None if there is none.
     """
@@ -97,7 +98,7 @@ class LiveStream:
     ) -> None:
         self.reader: Final = reader
         self.head: Final = head
-        self.on_end: Callable[[Outcome], None] | None = None
+        self.on_end: Final[list[Callable[[Outcome], None]]] = []
         self.ended = False
         self.request_id: str | None = None
         self._response: Final = response
@@ -167,7 +168,7 @@ class LiveStream:
                 self._end(failure)
                 raise failure from failure.__cause__
             # A cancelled read may have lost a chunk, so that the stream cannot go on.
-            self._end("abandoned")
+            self._end(CANCELLED)
             raise
         self._after_read()
         return events
@@ -180,7 +181,7 @@ class LiveStream:
         if self.reader.complete and not self.ended:
             # At best the end of the body is left, which the caller need not wait for.
             self._response.drain(_DRAIN_S)
-            self._end("complete")
+            self._end(OK)
 
     async def _read_chunk(self) -> None:
         """Wait for the next chunk of the body."""
@@ -215,7 +216,7 @@ class LiveStream:
     async def aclose(self) -> None:
         """End the stream, if it has not ended."""
         if not self.ended:
-            self._end("abandoned")
+            self._end(CANCELLED)
             await self._response.aclose()
 
     def close_soon(self) -> None:
@@ -233,17 +234,17 @@ class LiveStream:
                 self.ended = True
                 self._response.close()
             else:
-                self._loop.call_soon_threadsafe(self._end, "abandoned")
+                self._loop.call_soon_threadsafe(self._end, CANCELLED)
 
     def _end(self, outcome: Outcome) -> None:
         if self.ended:
             return
         self._timer.close()
-        if outcome != "complete":
+        if outcome != OK:
             self._response.close()
         self.ended = True
-        if self.on_end is not None:
-            self.on_end(outcome)
+        for ended in self.on_end:
+            ended(outcome)
 
 
 def _interrupted(cause: LLMOptError) -> LLMOptError:
@@ -282,13 +283,14 @@ class StreamPipeline(Pipeline[LiveStream]):
             super()._record_end(outcome)
 
     async def _in_process(self) -> LiveStream:
-        endpoint = self._endpoint
+        endpoint = self.recorder.endpoint
         if self._request.deadline.expired():
             raise deadline_error("before it began", "queue")
         settings = await endpoint.settings()
         scope = AttemptScope(endpoint, self._call, 0)
         scope.begin(None, math.inf)
-        return await self._send(1, scope, self._build_request(endpoint, settings), settings)
+        self.recorder.attempt = 1
+        return await self._send(scope, self._build_request(endpoint, settings), settings)
 
     def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
         call = self._stream_request.call
@@ -298,32 +300,29 @@ class StreamPipeline(Pipeline[LiveStream]):
         request = endpoint.hooks.build_request(call, settings)
         return endpoint.encode_request(endpoint.optional_keys.remove_from(request, call), settings)
 
-    async def _send(
-        self, number: int, scope: AttemptScope, encoded: EncodedRequest, settings: Settings
-    ) -> LiveStream:
+    async def _send(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> LiveStream:
         self._tried = (*self._tried, scope.endpoint.config.index)
-        self._recorder.attempt_started(scope.endpoint)
+        self.recorder.attempt_started()
         self._head = None
         started = self._clock.now()
         try:
             stream = await self._open(scope, encoded, settings)
         except Exception as error:
             if (failure := as_llmopt_error(error)) is not None:
-                self._record_failure(
-                    number, scope, settings, failure, self._head, self._clock.now() - started
-                )
+                self._record_failure(scope, settings, failure, self._head, self._clock.now() - started)
                 if failure is not error:
                     raise failure from failure.__cause__
             raise
         seconds = self._clock.now() - started
+        self.recorder.emit(StreamFirstChunk, seconds=seconds)
         if scope.stream_started(stream.head, settings, seconds):
-            self._recorder.limits_learned(scope.endpoint)
+            self.recorder.limits_learned()
         scope.endpoint.optional_keys.trial = None
         # From here on the stream releases slot, lease and permit.
         scope.detach()
         self._group.record_success(scope.endpoint, self._call, seconds)
         stream.request_id = request_id(stream.head.headers, settings)
-        stream.on_end = partial(self._stream_ended, stream, number, scope, settings, started)
+        stream.on_end.append(partial(self._stream_ended, stream, scope, settings, started))
         return stream
 
     async def _open(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> LiveStream:
@@ -390,7 +389,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             timeouts=self._stream_timeouts(scope),
             deadline=self._request.deadline,
             clock=self._clock,
-            on_chunk=partial(self._recorder.stream_chunk, scope.endpoint) if self._recorder.enabled else None,
+            on_chunk=self.recorder.stream_chunk if self.recorder.enabled else None,
         )
         await stream.read_first(single_event)
         return stream
@@ -404,7 +403,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             )
 
         def on_unknown(kind: str) -> None:
-            self._recorder.unknown_event(endpoint, redact(kind, secrets=secrets_of(settings)))
+            self.recorder.unknown_event(redact(kind, secrets=secrets_of(settings)))
 
         return EventReader(
             decoder,
@@ -422,7 +421,6 @@ class StreamPipeline(Pipeline[LiveStream]):
     def _stream_ended(
         self,
         stream: LiveStream,
-        number: int,
         scope: AttemptScope,
         settings: Settings,
         started: float,
@@ -431,21 +429,18 @@ class StreamPipeline(Pipeline[LiveStream]):
         """Report the end of the stream to the policies, release what it holds, and record it."""
         seconds = self._clock.now() - started
         used = self._used(stream.reader)
-        name = OK if outcome == "complete" else CANCELLED
+        name = type(outcome).__name__ if isinstance(outcome, LLMOptError) else outcome
         if isinstance(outcome, LLMOptError):
-            name = type(outcome).__name__
             self._stream_broke(stream.head, scope, settings, outcome, seconds, used)
-        elif outcome == "complete":
+        elif outcome == OK:
             scope.completed(used)
         else:
             scope.stream_abandoned(used)
         scope.release()
         if stream.decoded_sizes is not None:
-            self._recorder.response_decoded(scope.endpoint, *stream.decoded_sizes)
+            self.recorder.response_decoded(*stream.decoded_sizes)
         usage = stream.reader.reply.usage
-        self._recorder.attempt_ended(
-            scope.endpoint, number, name, stream.head, seconds, sent="yes", usage=usage
-        )
+        self.recorder.attempt_ended(name, stream.head, seconds, sent="yes", usage=usage)
         super()._record_end(name)
 
     def _stream_broke(
@@ -463,7 +458,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         error.retry_after = cause.retry_after
         self._add_to_history(error, scope.endpoint, settings, head, seconds)
         error.attempts = self._history
-        scope.stream_failed(cause, settings, used)
+        with self.recorder.bound():
+            scope.stream_failed(cause, settings, used)
         error.local = cause.local
 
     def _used(self, reader: EventReader) -> Used:

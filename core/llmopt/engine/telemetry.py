@@ -1,157 +1,131 @@
-"""Telemetry of one client: events for the application's listener, lines in the log, counters per endpoint.
+"""Telemetry of one client: events for the application's listener and for the log, counters per endpoint.
 
-Events are the classes of `llmopt.values.events`. None is made without a listener, and an exception that a listener or a
+Events are the classes of `llmopt.values.events`. None is made that nobody wants, and an exception that a listener or a
 log handler raises never reaches a call. Nothing here awaits.
 
-The only I/O are log records. The user's listener is called directly, on the event loop of the request, so a slow one
-delays the other calls there. Log handlers run there too. No clock: durations are passed in. All calls of an endpoint
+A `Scope` is what the events of one call or request have in common. While somebody
+listens, a context variable holds the one that runs, for the events of what knows neither (the
+connection pool, circuit breakers, caches); a task that is started meanwhile inherits it.
+
+The only I/O are the records of `llmopt.log`. The user's listener is called directly, on the event loop of the request,
+so a slow one delays the other calls there. No clock: durations are passed in. All calls of an endpoint
 share its counters, without a lock: a count that two threads add at once may be lost.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, ParamSpec
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, cast
 
 from attrs import asdict, define, evolve, field
 
-from llmopt.values.events import (
-    BreakerChanged,
-    CompressionRefused,
-    EndpointSetAside,
-    Event,
-    OnEvent,
-    PoolCheckout,
-    PoolReuse,
-    PoolSize,
-    RequestRetry,
-    WaitCause,
-)
+from llmopt import log
+from llmopt.values.events import BreakerChanged, Event, OnEvent, PoolCheckout, PoolReuse, PoolSize, WaitCause
 
 if TYPE_CHECKING:
-    from llmopt.config.resolve import Endpoint
-    from llmopt.errors import LLMOptError
     from llmopt.policies.circuit_breaker import CircuitTransition
-    from llmopt.policies.retry_loop import Retry
-    from llmopt.values.calls import Call
 _P = ParamSpec("_P")
-_log: Final = logging.getLogger("llmopt")
+OK: Final = "ok"
+CANCELLED: Final = "cancelled"
 
 
 class Telemetry:
-    """The one place from which events and log lines leave the engine.
+    """The one place from which events leave the engine.
 
     Attributes:
-        enabled: whether there is a listener. Callers on the path of every request ask before they compute an event's fields.
+        on_event: the listener, None without one.
         on_limits_changed: called with provider and model when something was learned of their rate limits. Not for the
             application: it is where that is saved.
     """
 
     def __init__(self, on_event: OnEvent | None) -> None:
+        self.on_event: Final = on_event
         self.on_limits_changed: Callable[[str, str], None] = lambda *_: None
-        self._on_event: Final = on_event
-        self.enabled: Final = on_event is not None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether somebody listens to every request: a listener, or the log at level DEBUG."""
+        return self.on_event is not None or log.REQUEST.enabled(log.DEBUG)
+
+    def wants(self, kind: object) -> bool:
+        """Whether somebody listens to the events of this class."""
+        return self.on_event is not None or log.wants(kind)
 
     def emit(self, kind: Callable[_P, Event], /, *args: _P.args, **fields: _P.kwargs) -> None:
-        """Make an event of this kind and pass it to the listener; do nothing if there is none.
+        """Make an event of this kind and pass it to the log and the listener; do nothing if neither wants it.
 
-        An exception of the listener is logged and otherwise ignored.
+        What the current scope knows is added. An exception of the listener is logged and otherwise ignored.
         """
-        if self._on_event is None:
+        if not self.wants(kind):
             return
+        scope = current_scope.get()
+        known = {} if scope is None else scope.fields()
         # Not inside the try: a wrong field is an error of llmopt, not of the listener.
-        event = kind(*args, **fields)
-        try:
-            self._on_event(event)
-        except Exception:  # noqa: BLE001 - a faulty listener must not fail the call
-            with suppress(Exception):
-                _log.exception("the listener on_event raised on %s", event.name)
-
-    def retry_scheduled(self, provider: str, model: str, retry: Retry) -> None:
-        """A request will be sent again after a delay."""
-        endpoint, cause, delay = retry.error.endpoint or "", type(retry.error).__name__, retry.delay
-        _write(
-            logging.INFO,
-            "retry %d of %s/%s at %s in %.2f s after %s",
-            *(retry.attempt - 1, provider, model, endpoint, delay, cause),
-        )
-        self.emit(
-            RequestRetry,
-            provider=provider,
-            model=model,
-            endpoint=endpoint,
-            attempt=retry.attempt,
-            delay=delay,
-            cause=cause,
-        )
-
-    def compression_refused(self, provider: str, endpoint: str, status: int) -> None:
-        """An endpoint does not accept compressed request bodies."""
-        _write(
-            logging.INFO, "%s refuses compressed requests (HTTP %d): they go uncompressed", endpoint, status
-        )
-        self.emit(CompressionRefused, provider=provider, endpoint=endpoint, status=status)
-
-    def keys_refused(self, endpoint: str, keys: Sequence[str]) -> None:
-        """An endpoint does not accept optional keys of request bodies."""
-        _write(logging.INFO, "%s refuses %s: requests go without", endpoint, ", ".join(keys))
-
-    def endpoint_set_aside(self, endpoint: Endpoint, call: Call, error: LLMOptError, seconds: float) -> None:
-        """One of several endpoints does not serve a model; the others are asked instead for ``seconds``."""
-        _write(
-            logging.WARNING,
-            "%s (%s) does not serve %s of %r: other endpoints are asked for %.0f s; %s: %s",
-            *(
-                endpoint.origin,
-                endpoint.path,
-                call.operation,
-                call.model,
-                seconds,
-                type(error).__name__,
-                error,
-            ),
-        )
-        self.emit(
-            EndpointSetAside,
-            provider=endpoint.provider,
-            model=call.model,
-            endpoint=endpoint.origin,
-            index=endpoint.index,
-            operation=call.operation,
-            cause=type(error).__name__,
-            seconds=seconds,
-        )
+        event = cast("Callable[..., Event]", kind)(*args, **{**known, **fields})
+        log.write(event)
+        if self.on_event is not None:
+            try:
+                self.on_event(event)
+            except Exception:  # noqa: BLE001 - a faulty listener must not fail the call
+                message = f"the listener on_event raised on {event.name}"
+                log.REQUEST.write(log.WARNING, "listener.failed", message, {"exc_info": True})
 
     def breaker_changed(self, change: CircuitTransition) -> None:
         """A circuit breaker changed its state."""
-        old, new, seconds = change.old, change.new, change.break_duration_s
-        cause = "" if change.cause is None else type(change.cause).__name__
-        after = f", after {cause}: {change.cause}" if cause else ""
-        _write(logging.WARNING, "circuit %s: %s -> %s (%.1f s)%s", change.name, old, new, seconds, after)
+        scope = current_scope.get()
+        # Several entries may share the circuit.
+        provider = change.provider or ("" if scope is None else scope.fields()["provider"])
         self.emit(
             BreakerChanged,
-            provider=change.provider,
+            provider=provider,
             model=change.model,
             endpoint=change.endpoint,
             circuit=change.name,
-            old=old,
-            new=new,
-            break_duration_s=seconds,
-            cause=cause,
+            old=change.old,
+            new=change.new,
+            break_duration_s=change.break_duration_s,
+            cause="" if change.cause is None else type(change.cause).__name__,
+            message="" if change.cause is None else str(change.cause),
         )
 
     def pool_trace(self, provider: str, endpoint: str) -> PoolEvents | None:
         """The callbacks for an endpoint's connection pool, None without a listener."""
-        return PoolEvents(self, provider, endpoint) if self.enabled else None
+        return None if self.on_event is None else PoolEvents(self, provider, endpoint)
 
 
-def _write(level: int, message: str, *values: object) -> None:
-    """Write a line to the log; an exception of a log handler is ignored."""
-    with suppress(Exception):
-        _log.log(level, message, *values)
+class Scope:
+    """What the events of one call, or of one request, have in common."""
+
+    __slots__ = ()
+
+    telemetry: Telemetry
+
+    def fields(self) -> dict[str, Any]:
+        """The common fields of its events."""
+        raise NotImplementedError
+
+    def emit(self, kind: Callable[_P, Event], /, *args: _P.args, **fields: _P.kwargs) -> None:
+        """As `Telemetry.emit`, for an event of this scope."""
+        if self.telemetry.wants(kind):
+            with self.bound():
+                self.telemetry.emit(kind, *args, **fields)
+
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """Make this the scope of all events in the block. Not for a generator, whose caller would share it."""
+        token = current_scope.set(self)
+        try:
+            yield
+        finally:
+            # Another context closes a coroutine that was never finished: there is nothing to restore.
+            with suppress(ValueError):
+                current_scope.reset(token)
+
+
+current_scope: Final[ContextVar[Scope | None]] = ContextVar("llmopt_scope", default=None)
 
 
 class PoolEvents:
@@ -171,9 +145,18 @@ class PoolEvents:
 
     def size_changed(self, connections: int, in_use: int, waiting: int) -> None:
         """The number of open connections has changed; ``waiting`` requests wait for one."""
-        provider, endpoint = self._provider, self._endpoint
         self._emit(
-            PoolSize, provider=provider, endpoint=endpoint, open=connections, in_use=in_use, waiting=waiting
+            PoolSize,
+            provider=self._provider,
+            endpoint=self._endpoint,
+            # Not of a call: what was opened for one closes long after it.
+            model="",
+            call_id="",
+            request_key="",
+            attempt=0,
+            open=connections,
+            in_use=in_use,
+            waiting=waiting,
         )
 
 

@@ -207,7 +207,6 @@ class StoreSizeReporter:
         for size in sizes:
             self._telemetry.emit(
                 CacheSized,
-                provider="",
                 cache=kind,
                 items=size.entries,
                 size=size.bytes,
@@ -216,4 +215,4 @@ class StoreSizeReporter:
         evicted = sum(size.evicted for size in sizes)
         if evicted > self._evicted:
             items, self._evicted = evicted - self._evicted, evicted
-            self._telemetry.emit(CacheEviction, provider="", cache=kind, items=items)
+            self._telemetry.emit(CacheEviction, cache=kind, items=items)

@@ -23,12 +23,14 @@ from attrs import evolve
 from llmopt.decoding.accumulator import ReplyAccumulator, new_call_id
 from llmopt.decoding.ndjson import decoder_of, detect_format
 from llmopt.decoding.sse import StreamDecoder
+from llmopt.engine.attempt import CallScope
 from llmopt.engine.engine import Engine
 from llmopt.engine.event_reader import EventReader, ParseEvent
 from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import request_id
-from llmopt.engine.streaming import LiveStream
+from llmopt.engine.streaming import LiveStream, Outcome
 from llmopt.errors import InvalidInput, InvalidResponse
+from llmopt.operations.call_events import CallEvents, observed
 from llmopt.operations.learned_rates import LearnedRates
 from llmopt.operations.token_estimate import TokenEstimator
 from llmopt.policies.clock import Deadline
@@ -48,7 +50,7 @@ _MAX_STREAM_BYTES: Final = 512 << 20
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class ChatRun:
+class ChatRun(CallScope):
     """One call of ``chat`` or ``stream`` with one model.
 
     Args:
@@ -74,6 +76,7 @@ class ChatRun:
         wait_when_open: bool,
         priority: Priority,
     ) -> None:
+        super().__init__(engine.telemetry, "chat", call.model, provider.endpoints[0])
         self._engine: Final = engine
         self._provider: Final = provider
         self._call: Final = call
@@ -104,9 +107,11 @@ class ChatRun:
             priority=self._priority,
             max_body=_MAX_REPLY_BYTES,
             usage_of=lambda reply: reply.usage,
+            scope=self,
         )
         self._rates.restore_soon(self._call)
-        reply = await self._engine.run(self._provider, request)
+        work = self._engine.run(self._provider, request)
+        reply = await observed(self, self._engine.clock, work, self._call.messages)
         self.learn_usage(reply.usage)
         return reply
 
@@ -131,9 +136,29 @@ class ChatRun:
             priority=self._priority,
             max_body=_MAX_STREAM_BYTES,
             buffer_size=buffer_size,
+            scope=self,
         )
         self._rates.restore_soon(self._call)
-        return await self._engine.open(self._provider, request)
+        if not self.listening:
+            return await self._engine.open(self._provider, request)
+        with self.bound():
+            return await self._observed_stream(request)
+
+    async def _observed_stream(self, request: StreamRequest) -> LiveStream:
+        """The stream, with the events of the call before its request and after its end."""
+        events = CallEvents(self, self._engine.clock, self._call.messages, stream=True)
+        try:
+            live = await self._engine.open(self._provider, request)
+        except BaseException as error:
+            events.end(error)
+            raise
+
+        def ended(outcome: Outcome) -> None:
+            events.add(live.reader.reply.reply())
+            events.end(outcome)
+
+        live.on_end.append(ended)
+        return live
 
     def learn_usage(self, usage: Usage | None) -> None:
         """Correct the estimator by the reported token count of the prompt."""

@@ -83,8 +83,11 @@ class EmbeddingCache:
         """The cached vectors of distinct texts, with the positions of their texts; None if there are none."""
         cached = await self._read(texts)
         hits = 0 if cached is None else len(cached[0])
-        if self._telemetry.enabled:
-            self._report(hits, len(texts))
+        provider, model, emit = self._provider, self._model, self._telemetry.emit
+        if hits:
+            emit(CacheHit, provider=provider, model=model, cache="embeddings", items=hits)
+        if misses := len(texts) - hits:
+            emit(CacheMiss, provider=provider, model=model, cache="embeddings", items=misses)
         return cached
 
     async def store(self, texts: Sequence[str], rows: EmbeddedRows) -> None:
@@ -177,11 +180,3 @@ class EmbeddingCache:
         expires_at = created + self._ttl_s * (1 + 2 * _RULES.jitter)
         value = write_record(kind, key, created, head, body)
         return CacheItem(key=key, group=f"embeddings/{self._provider}", value=value, expires_at=expires_at)
-
-    def _report(self, hits: int, texts: int) -> None:
-        provider, model = self._provider, self._model
-        if hits:
-            self._telemetry.emit(CacheHit, provider=provider, model=model, cache="embeddings", items=hits)
-        if hits < texts:
-            misses = texts - hits
-            self._telemetry.emit(CacheMiss, provider=provider, model=model, cache="embeddings", items=misses)

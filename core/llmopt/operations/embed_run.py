@@ -26,13 +26,13 @@ from typing import Any, Final
 import msgspec
 from attrs import evolve
 
+from llmopt.engine.attempt import CallScope
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
 from llmopt.engine.responses import SLOW, may_be_item_error
 from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
 from llmopt.errors import (
-    ClientClosed,
     DeadlineExceeded,
     InvalidResponse,
     ItemTooLong,
@@ -57,7 +57,7 @@ from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery, Step, is_too_large
 from llmopt.operations.embed_results import BatchResult, in_input_order
 from llmopt.policies.adaptive_rate import BURST_S
-from llmopt.policies.clock import Deadline
+from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.retry import (
     NO_COST,
     GiveUp,
@@ -86,7 +86,7 @@ _SEARCH_LEVEL: Final = RetryDecision(delay=0.0, reason="timeout")
 _usage_of: Final[Callable[[EmbeddedRows], Usage | None]] = attrgetter("usage")
 
 
-class EmbedRun:
+class EmbedRun(CallScope):
     """One call, with what its requests have in common.
 
     Args:
@@ -100,12 +100,10 @@ class EmbedRun:
         cache: opens the cache of the texts' vectors, which may be off all the same; None if it is off for the client.
 
     Attributes:
-        model: as requested.
         may_cache: whether the client caches vectors.
         limits_known: whether `fetch_limits` is not necessary any more.
         answered: whether a request of the call succeeded.
         fatal: the error of a whole batch that no other batch of the call can avoid, None for none so far.
-        requests: HTTP requests sent so far, failed ones included.
     """
 
     def __init__(
@@ -120,6 +118,9 @@ class EmbedRun:
         priority: Priority = "interactive",
         cache: Callable[[], Awaitable[EmbeddingCache | None]] | None = None,
     ) -> None:
+        config = engine.endpoints(provider)[0].config
+        self._config: Final = config
+        super().__init__(engine.telemetry, "embeddings", call.model, config)
         self._engine: Final = engine
         self._provider: Final = provider
         self._call: Final = call
@@ -130,11 +131,10 @@ class EmbedRun:
         self._priority: Final[Priority] = priority
         self._open_cache: Final = cache
         self._cache: EmbeddingCache | None = None
-        self._config: Final = engine.endpoints(provider)[0].config
-        self._max_retries: Final = self._config.max_retries if self._config.flags.retry else 0
+        self._max_retries: Final = config.max_retries if config.flags.retry else 0
         self._options: Final = _options_key(call)
         self._coalescer: Coalescer | None = None
-        if self._config.flags.coalesce:
+        if config.flags.coalesce:
             key = (provider.name, call.model, *self._options)
             self._coalescer = Coalescer(engine.singleflight, key, deadline)
         # Made at the first failure: most calls never need it.
@@ -145,9 +145,7 @@ class EmbedRun:
         self.fatal: LLMOptError | None = None
         self._adaptive: AdaptiveBatchLimit | None = None
         self._declared = _NO_LIMIT
-        self.model: Final = call.model
         self.may_cache: Final = cache is not None
-        self.requests = 0
         limit = state.declared_limits.get(self._options)
         self.limits_known = limit is not None
         if limit is not None:
@@ -163,6 +161,11 @@ class EmbedRun:
         return self._call.dimensions or self._state.dimensions
 
     @property
+    def clock(self) -> Clock:
+        """The client's clock."""
+        return self._engine.clock
+
+    @property
     def max_concurrency(self) -> int:
         """Maximum number of concurrent requests."""
         return sum(endpoint.config.max_concurrency for endpoint in self._engine.endpoints(self._provider))
@@ -171,7 +174,8 @@ class EmbedRun:
         """Open the cache. Without it nothing is read from the cache and nothing stored in it."""
         if self._open_cache is None:
             return
-        self._check_open()
+        # Before a cache store is opened, which a closed client would not close any more.
+        self._engine.check_open(self._provider)
         self._cache = await self._open_cache()
 
     async def read_cache(self, texts: Sequence[str]) -> tuple[tuple[int, ...], EmbeddedRows] | None:
@@ -180,7 +184,7 @@ class EmbedRun:
 
     async def fetch_limits(self) -> None:
         """Learn the limits of a request, by asking the server where that is possible. Before the first batch."""
-        self._check_open()
+        self._engine.check_open(self._provider)
         self._state.rates.restore_soon(self._call)
         endpoints = self._engine.endpoints(self._provider)
         # Looked up before the request, so that a limit is reported once and not at each call.
@@ -204,11 +208,6 @@ class EmbedRun:
                     self._adaptive = await self._state.load(limit)
         self._declared = limit
         self.limits_known = True
-
-    def _check_open(self) -> None:
-        # Before a cache store is opened, which a closed client would not close any more.
-        if self._engine.closed:
-            raise ClientClosed("the client is closed; make a new one.", provider=self._provider.name)
 
     def _merged_limit(self, reported: BatchLimit) -> BatchLimit:
         """The limit that plugin, server and configuration declare."""
@@ -356,14 +355,12 @@ class EmbedRun:
         return "split"
 
     def _report_split(self, items: int, error: LLMOptError) -> None:
-        provider, cause = self._provider.name, type(error).__name__
-        self._engine.telemetry.emit(BatchSplit, provider=provider, model=self.model, items=items, cause=cause)
+        self.emit(BatchSplit, items=items, cause=type(error).__name__)
 
     def _report_limit(self, change: LimitChange, endpoint: str = "") -> None:
-        self._engine.telemetry.emit(
+        endpoint = endpoint or self._config.name
+        self.emit(
             LimitLearned,
-            provider=self._provider.name,
-            model=self.model,
             endpoint=endpoint,
             limit=change.limit,
             value=change.value,
@@ -407,7 +404,7 @@ class EmbedRun:
             suspect=suspect,
             worth_retrying=_part_is_worth_retrying if part else self._is_worth_retrying,
             usage_of=_usage_of,
-            on_send=self._count_request,
+            scope=self,
         )
         self._queued = True
         try:
@@ -420,9 +417,6 @@ class EmbedRun:
         if self._cache is not None:
             await self._cache.store(texts, rows)
         return rows
-
-    def _count_request(self) -> None:
-        self.requests += 1
 
     def _is_worth_retrying(self, request: Request[EmbeddedRows], error: LLMOptError) -> bool:
         """Whether a batch is sent again as it is, before its recovery."""

@@ -14,6 +14,7 @@ from typing import Final, Self
 from attrs import frozen
 
 from llmopt.errors import InvalidInput
+from llmopt.operations.call_events import CallEvents
 from llmopt.operations.embed import as_async, check_texts_argument, collect, text_error
 from llmopt.operations.embed_batches import Batch
 from llmopt.operations.embed_results import Collector, failure_of
@@ -55,7 +56,9 @@ class EmbedStream:
 
     async def __anext__(self) -> EmbeddedPart:
         require_asyncio()
-        return await anext(self._parts)
+        # Here and not in the generator, which would leave the scope to the caller's other calls.
+        with self._run.bound():
+            return await anext(self._parts)
 
     async def aclose(self) -> None:
         """Stop the requests that are being sent, and reading the iterable, which stays the caller's to close."""
@@ -66,18 +69,22 @@ class EmbedStream:
         results = ordered_map(
             self._batches(), self._embed, concurrency=concurrency, lookahead=2 * concurrency
         )
+        events = CallEvents(self._run, self._run.clock, self._texts, stream=True)
         # Closed in this task, also when the caller leaves the loop early: it cancels the requests in flight.
-        async with aclosing(results):
-            async for start, result in results:
-                if result.errors and self._errors == "raise":
-                    raise failure_of(result, self._run.requests)
-                yield EmbeddedPart(
-                    start=start,
-                    vectors=result.vectors,
-                    errors={start + row: error for row, error in result.errors.items()},
-                    usage=result.usage,
-                    model=result.model,
-                )
+        with events:
+            async with aclosing(results):
+                async for start, result in results:
+                    if result.errors and self._errors == "raise":
+                        raise failure_of(result, self._run.requests)
+                    part = EmbeddedPart(
+                        start=start,
+                        vectors=result.vectors,
+                        errors={start + row: error for row, error in result.errors.items()},
+                        usage=result.usage,
+                        model=result.model,
+                    )
+                    events.add(part)
+                    yield part
 
     async def _batches(self) -> AsyncIterator[Batch | _Invalid]:
         """Batches. A text that cannot be sent ends the batch before it and comes alone.

@@ -4,7 +4,7 @@
 decision out. Concurrent callers on one event loop share one request, unless ``flags.coalesce`` is off, and refreshes
 run in background tasks, four at a time on each loop.
 
-It awaits the engine and the cache, and writes lines to the log; `BatchListModels` also looks up each provider, which
+It awaits the engine and the cache, and writes a line to the log; `BatchListModels` also looks up each provider, which
 reads the metadata of plugins and imports a plugin at its first use. Refreshes are tasks on the event loop that needed
 them, and `aclose` cancels those of the running loop only. All calls share the cached entries, with the last failure of
 each, without a lock; `peek` may be called from any thread. Durations are measured by the engine's monotonic clock, the
@@ -14,16 +14,15 @@ age of a list also by its calendar. The user's listener is called on the event l
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, Literal
 
 from llmopt.cache.freshness import Decision
 from llmopt.cache.store import SafeStore
+from llmopt.engine.attempt import CallScope
 from llmopt.engine.engine import Engine
 from llmopt.errors import (
     CircuitOpen,
-    ClientClosed,
     DeadlineExceeded,
     InvalidResponse,
     LLMOptError,
@@ -37,8 +36,10 @@ from llmopt.errors import (
     ServerError,
     TransportError,
 )
+from llmopt.log import REQUEST, WARNING
 from llmopt.operations.cache_keys import StoreSizeReporter
-from llmopt.operations.models_cache import CachedList, ModelListCache, fetch_model_list
+from llmopt.operations.call_events import CallEvents
+from llmopt.operations.models_cache import CachedList, ModelListCache, fetch_model_list, list_scope
 from llmopt.policies.clock import Deadline
 from llmopt.policies.tasks import PerLoop, TaskSet
 from llmopt.providers.registry import Provider
@@ -54,7 +55,6 @@ from llmopt.values.events import (
 
 CacheMode = Literal["auto", "refresh", "offline"]
 """How a caller uses the cache: normally, not at all (always fetch), or alone (never fetch)."""
-_log: Final = logging.getLogger("llmopt")
 _MAX_CONCURRENT_REFRESHES: Final = 4
 _MAX_CONCURRENT_PROVIDERS: Final = 10
 _REFRESH_TIMEOUT_S: Final = 30.0
@@ -111,7 +111,7 @@ class ModelLists:
             NotCached: ``mode`` is "offline" and no list is cached.
             LLMOptError: the provider gave no list, and no cached one may be served.
         """
-        self._check_open(provider)
+        self._engine.check_open(provider)
         if not self._uses_cache(provider):
             if mode == "offline":
                 raise _not_cached(provider)
@@ -120,7 +120,7 @@ class ModelLists:
         if mode == "offline":
             if entry.catalog is None:
                 raise _not_cached(provider)
-            return self._serve(entry, entry.catalog, entry.life.peek(), cause="offline")
+            return self._serve(provider, entry.catalog, entry.life.peek(), cause="offline")
         if mode == "refresh":
             return await self._fetch_shared(provider, entry, deadline)
         return await self._get_cached_or_fetch(provider, entry, deadline)
@@ -132,7 +132,7 @@ class ModelLists:
         cached = self._serve_without_waiting(provider, entry, decision)
         if cached is not None:
             return cached
-        self._telemetry.emit(CacheMiss, provider=provider.name, cache="catalog")
+        list_scope(self._engine, provider).emit(CacheMiss, cache="catalog")
         try:
             return await self._fetch_shared(provider, entry, deadline)
         except LLMOptError as error:
@@ -144,14 +144,14 @@ class ModelLists:
                 or catalog is None
             ):
                 raise
-            return self._serve(entry, catalog, decision, cause=type(error).__name__)
+            return self._serve(provider, catalog, decision, cause=type(error).__name__)
 
     def get_without_waiting(self, provider: Provider) -> Catalog | LLMOptError | None:
         """A cached list or a remembered error; None if a request or the store is needed.
 
         A recent failure counts only if no list is cached.
         """
-        self._check_open(provider)
+        self._engine.check_open(provider)
         entry = self._cache.peek(provider) if self._uses_cache(provider) else None
         if entry is None:
             return None
@@ -193,10 +193,6 @@ class ModelLists:
         endpoint = provider.endpoints[0]
         return self._enabled and endpoint.flags.cache and endpoint.cache_ttl != 0
 
-    def _check_open(self, provider: Provider) -> None:
-        if self._engine.closed:
-            raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
-
     def _serve_without_waiting(
         self, provider: Provider, entry: CachedList, decision: Decision
     ) -> Catalog | None:
@@ -209,16 +205,16 @@ class ModelLists:
             # A callback, not a ``finally`` in the coroutine: a task that is cancelled before its first step
             # never enters the coroutine.
             task.add_done_callback(lambda _: entry.life.abandoned())
-        return self._serve(entry, entry.catalog, decision, cause="refreshing")
+        return self._serve(provider, entry.catalog, decision, cause="refreshing")
 
-    def _serve(self, entry: CachedList, catalog: Catalog, decision: Decision, *, cause: str) -> Catalog:
-        name, age, emit = entry.provider, decision.age, self._telemetry.emit
+    def _serve(self, provider: Provider, catalog: Catalog, decision: Decision, *, cause: str) -> Catalog:
+        age, emit = decision.age, list_scope(self._engine, provider).emit
         if decision.stale:
-            emit(CacheStale, provider=name, cache="catalog", age=age, cause=cause)
+            emit(CacheStale, cache="catalog", age=age, cause=cause)
         else:
-            emit(CacheHit, provider=name, cache="catalog", age=age)
+            emit(CacheHit, cache="catalog", age=age)
         models, dropped = len(catalog), catalog.dropped
-        emit(CatalogDiscover, provider=name, outcome="ok", source="cache", models=models, dropped=dropped)
+        emit(CatalogDiscover, outcome="ok", source="cache", models=models, dropped=dropped)
         return _with_age(catalog, decision)
 
     async def _fetch_shared(self, provider: Provider, entry: CachedList, deadline: Deadline) -> Catalog:
@@ -258,20 +254,20 @@ class ModelLists:
                 await self._record_failure(provider, entry, error)
             self._emit_fetch(provider, started, type(error).__name__)
             raise
-        if catalog.dropped:
-            _log.warning(
-                "the list of models of %s: %d of %d entries cannot be read and are left out",
-                *(provider.name, catalog.dropped, catalog.dropped + len(catalog)),
-            )
-        self._emit_fetch(provider, started, "ok", len(catalog), catalog.dropped)
+        models, dropped = len(catalog), catalog.dropped
+        if dropped:
+            left_out = f"{dropped} of {dropped + models} entries cannot be read and are left out"
+            message = f"the list of models of {provider.name}: {left_out}"
+            values = {"provider": provider.name, "models": models, "dropped": dropped}
+            REQUEST.write(WARNING, "catalog.unreadable", message, values)
+        self._emit_fetch(provider, started, "ok", models, dropped)
         return catalog
 
     def _emit_fetch(
         self, provider: Provider, started: float, outcome: str, models: int = 0, dropped: int = 0
     ) -> None:
-        self._telemetry.emit(
+        list_scope(self._engine, provider).emit(
             CatalogDiscover,
-            provider=provider.name,
             outcome=outcome,
             source="provider",
             models=models,
@@ -311,19 +307,17 @@ class ModelLists:
         await self._cache.drop(provider, entry)
 
     async def _refresh(self, provider: Provider, entry: CachedList) -> None:
+        # A call of its own in the events, because it may outlast the one that is served.
+        scope = CallScope(self._telemetry, "catalog", "", provider.endpoints[0])
         async with self._refresh_slots.current():
-            started = self._now()
-            etag = entry.etag
-            try:
-                await self._fetch_shared(provider, entry, self._engine.deadline(_REFRESH_TIMEOUT_S))
-                outcome = "unchanged" if etag is not None and entry.etag == etag else "new"
-            except LLMOptError as error:
-                outcome = type(error).__name__
-                _log.debug("the list of models of %s could not be refreshed: %s", provider.name, outcome)
-            seconds = self._now() - started
-            self._telemetry.emit(
-                CacheRefresh, provider=provider.name, cache="catalog", outcome=outcome, seconds=seconds
-            )
+            with scope.bound(), CallEvents(scope, self._engine.clock):
+                started, etag = self._now(), entry.etag
+                try:
+                    await self._fetch_shared(provider, entry, self._engine.deadline(_REFRESH_TIMEOUT_S))
+                    outcome = "unchanged" if etag is not None and entry.etag == etag else "new"
+                except LLMOptError as error:
+                    outcome = type(error).__name__
+                scope.emit(CacheRefresh, cache="catalog", outcome=outcome, seconds=self._now() - started)
 
 
 def _with_age(catalog: Catalog, decision: Decision) -> Catalog:
@@ -405,7 +399,6 @@ class BatchListModels:
             await asyncio.gather(*map(fetch, pending.values()))
         self._engine.telemetry.emit(
             CatalogBatch,
-            provider="",
             providers=len(results),
             failures=sum(isinstance(each, LLMOptError) for each in results.values()),
             seconds=self._engine.clock.now() - started,

@@ -19,6 +19,7 @@ from attrs import define, evolve, field, frozen
 from llmopt.cache.freshness import CacheLifetime, FreshnessRules
 from llmopt.cache.models import decode_models, encode_models
 from llmopt.cache.store import CacheItem, LRUCache, SafeStore, read_record, write_record
+from llmopt.engine.attempt import CallScope, running_call
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
 from llmopt.errors import InvalidResponse, LLMOptError, PluginContractError
@@ -222,6 +223,12 @@ def _group(provider: str) -> str:
 # Fetching a list from the provider, page by page.
 
 
+def list_scope(engine: Engine, provider: Provider) -> CallScope:
+    """The scope of events about a provider's list: a part of the call that runs, if there is one."""
+    telemetry = engine.telemetry
+    return CallScope(telemetry, "catalog", "", provider.endpoints[0], running_call(telemetry))
+
+
 @frozen(kw_only=True)
 class FetchedList:
     """A list as a provider returned it.
@@ -306,7 +313,8 @@ async def _fetch_page(
         page = provider.hooks.parse_catalog(response, settings)
         return page if isinstance(page, Failure) else _FetchedPage(page=page, etag=etag)
 
-    request = Request(call=call, parse=parse, deadline=deadline, max_body=_MAX_BYTES)
+    scope = list_scope(engine, provider)
+    request = Request(call=call, parse=parse, deadline=deadline, max_body=_MAX_BYTES, scope=scope)
     return await engine.run(provider, request)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import math
 import os
 import socket
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from attrs import define
 
 from llmopt import errors
+from llmopt.log import LIMITS, WARNING
 from llmopt.policies.clock import Clock
 from llmopt.policies.quota import LearnedLimits
 from llmopt.policies.tasks import TaskSet, running_loop
@@ -49,7 +49,6 @@ _NEWS_S: Final = 1.0
 _LIMITS_TTL_S: Final = 3_600.0
 _NOTHING: Final = type(None)
 _RECORD: Final[Any] = (SharedRecord, type(None))
-_log: Final = logging.getLogger("llmopt")
 
 
 @define(eq=False)
@@ -214,8 +213,7 @@ class Sharing:
             self._report(f"the shared store answers again after {seconds:.1f} s", seconds)
 
     def _report(self, text: str, seconds: float = 0.0) -> None:
-        with suppress(Exception):
-            _log.warning(text)
+        LIMITS.write(WARNING, "shared.degraded", text, {"degraded": self.down, "cause": self._cause})
         self._emit(SharedDegraded, provider="", degraded=self.down, cause=self._cause, seconds=seconds)
 
     # The task of a quota

@@ -1,7 +1,7 @@
-"""The events that ``on_event`` receives: requests, retries, waits, limits, circuits, connections, streams and the cache.
+"""The events that ``on_event`` receives: calls, requests, retries, waits, limits, circuits, connections, streams, cache.
 
-Each kind is a class with a fixed ``name``. Events contain no API key and no text of the user. They are made only if the
-client has a listener.
+Each kind is a class with a fixed ``name``; `Event` is the union of them, which a comparison of ``name`` narrows. Events
+contain no API key and no text of the user. They are made only for a listener, or for a line in the log.
 
 Values only: no I/O, no clock and no shared state, because times and durations are passed in and an event never changes.
 `llmopt.engine.telemetry` makes the events and calls the listener.
@@ -9,35 +9,88 @@ Values only: no I/O, no clock and no shared state, because times and durations a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from llmopt.errors import Sent
 from llmopt.values.calls import Operation
+from llmopt.values.embeddings import Usage
 
 
 @frozen(kw_only=True)
-class Event:
-    """The base class of all events.
+class BaseEvent:
+    """What all events have.
 
     Attributes:
         provider: name of the provider entry, "" for an event that concerns several.
         model: model of the call, "" if none is concerned.
-        endpoint: origin of the endpoint, "" if none is chosen or concerned.
+        endpoint: origin of the endpoint; before one of several is chosen, that of the first.
+        call_id: the same for all events of one call of the user's, 16 hexadecimal digits; "" outside of calls.
+        request_key: the same for all events of one request, which begins with the id of its call; "" outside of
+            requests. The provider's own id of a request is called request id.
+        attempt: number of the attempt, 1 for the first; 0 outside of attempts.
     """
 
-    name: ClassVar[str] = ""
-
-    provider: str
+    provider: str = ""
     model: str = ""
     endpoint: str = ""
+    call_id: str = ""
+    request_key: str = ""
+    attempt: int = 0
 
 
-OnEvent = Callable[[Event], None]
-"""A listener. It is called on the event loop, so it must return quickly and not block. `llmopt.Client` calls it in the
-client's thread; where loops in several threads use one client, it may run in several threads at once."""
+# Calls of the user's. One call may make no request, because all is cached, or many.
+
+
+@frozen(kw_only=True)
+class CallStart(BaseEvent):
+    """Emitted when a call begins. `CallEnd` follows.
+
+    Attributes:
+        operation: what is asked for.
+        items: number of texts, of messages or of providers; 0 if it is not known yet.
+        stream: whether the result is returned in parts.
+    """
+
+    name: ClassVar[Literal["call.start"]] = "call.start"
+
+    operation: Operation
+    items: int = 0
+    stream: bool = False
+
+
+@frozen(kw_only=True)
+class CallEnd(BaseEvent):
+    """Emitted when a call has ended. A request that another call has joined may end later.
+
+    Attributes:
+        operation: what was asked for.
+        outcome: "ok", "cancelled" or the name of the exception; "cancelled" also if the reader has left a stream.
+        items: number of texts, of replies, of models or of providers in the result.
+        failures: how many of these have an error in place of a result.
+        requests: HTTP requests that it sent.
+        seconds: since its start.
+        usage: the tokens as the responses report them, None if they do not.
+        response_model: the model as the response names it, "" if it does not.
+        finish_reason: of a chat, in the server's word; None without one.
+        response_id: the server's id of the reply, "" if there is none.
+    """
+
+    name: ClassVar[Literal["call.end"]] = "call.end"
+
+    operation: Operation
+    outcome: str
+    items: int = 0
+    failures: int = 0
+    requests: int = 0
+    seconds: float = 0.0
+    usage: Usage | None = None
+    response_model: str = ""
+    finish_reason: str | None = None
+    response_id: str = ""
+
 
 # Requests. One request may take several attempts, and each attempt is one HTTP request.
 
@@ -46,7 +99,7 @@ WaitCause = Literal["limiter", "breaker", "concurrency", "pool"]
 
 
 @frozen(kw_only=True)
-class RequestStart(Event):
+class RequestStart(BaseEvent):
     """Emitted when a request begins, before any wait.
 
     Attributes:
@@ -55,7 +108,7 @@ class RequestStart(Event):
         tokens: estimated tokens.
     """
 
-    name: ClassVar[str] = "request.start"
+    name: ClassVar[Literal["request.start"]] = "request.start"
 
     operation: Operation
     items: int = 0
@@ -63,7 +116,7 @@ class RequestStart(Event):
 
 
 @frozen(kw_only=True)
-class RequestEnd(Event):
+class RequestEnd(BaseEvent):
     """Emitted when a request has ended, after its last attempt.
 
     Attributes:
@@ -73,7 +126,7 @@ class RequestEnd(Event):
         seconds: since its start, waits included.
     """
 
-    name: ClassVar[str] = "request.end"
+    name: ClassVar[Literal["request.end"]] = "request.end"
 
     operation: Operation
     outcome: str
@@ -82,11 +135,10 @@ class RequestEnd(Event):
 
 
 @frozen(kw_only=True)
-class RequestAttempt(Event):
+class RequestAttempt(BaseEvent):
     """Emitted when an attempt has ended.
 
     Attributes:
-        attempt: its number, 1 for the first.
         outcome: "ok" or the name of the exception.
         status: HTTP status, None without a response.
         seconds: from sending to the end of the response.
@@ -94,9 +146,8 @@ class RequestAttempt(Event):
         reused: whether the connection had carried a request before.
     """
 
-    name: ClassVar[str] = "request.attempt"
+    name: ClassVar[Literal["request.attempt"]] = "request.attempt"
 
-    attempt: int
     outcome: str
     status: int | None = None
     seconds: float = 0.0
@@ -105,52 +156,50 @@ class RequestAttempt(Event):
 
 
 @frozen(kw_only=True)
-class RequestRetry(Event):
-    """Emitted when a retry is scheduled.
+class RequestRetry(BaseEvent):
+    """Emitted when a retry is scheduled; ``attempt`` is the number of the attempt to come.
 
     Attributes:
-        attempt: number of the attempt to come.
         delay: seconds until then.
         cause: name of the exception of the failed attempt.
     """
 
-    name: ClassVar[str] = "request.retry"
+    name: ClassVar[Literal["request.retry"]] = "request.retry"
 
-    attempt: int
     delay: float
     cause: str
 
 
 @frozen(kw_only=True)
-class RequestWaiting(Event):
-    """Emitted when a request begins to wait. `RequestWait` follows, unless the caller gives up.
+class RequestWaiting(BaseEvent):
+    """Emitted when a request begins to wait for its ``cause``. `RequestWait` follows."""
 
-    Attributes:
-        cause: what it waits for.
-    """
-
-    name: ClassVar[str] = "request.waiting"
+    name: ClassVar[Literal["request.waiting"]] = "request.waiting"
 
     cause: WaitCause
 
 
 @frozen(kw_only=True)
-class RequestWait(Event):
+class RequestWait(BaseEvent):
     """Emitted when a request has waited.
 
     Attributes:
         cause: what it waited for.
         seconds: how long.
+        outcome: "ok", "cancelled", or the name of the exception that ended the wait.
+        limits: the limits in force: "rpm" and "tpm" of the rate limiter, "concurrency" in requests at once.
     """
 
-    name: ClassVar[str] = "request.wait"
+    name: ClassVar[Literal["request.wait"]] = "request.wait"
 
     cause: WaitCause
     seconds: float
+    outcome: str = "ok"
+    limits: Mapping[str, float] = field(factory=dict)
 
 
 @frozen(kw_only=True)
-class JsonParse(Event):
+class JsonParse(BaseEvent):
     """Emitted when a response was parsed into values.
 
     Attributes:
@@ -159,7 +208,7 @@ class JsonParse(Event):
         seconds: how long parsing took.
     """
 
-    name: ClassVar[str] = "json.parse"
+    name: ClassVar[Literal["json.parse"]] = "json.parse"
 
     operation: Operation
     size: int
@@ -170,15 +219,10 @@ class JsonParse(Event):
 
 
 @frozen(kw_only=True)
-class BatchSplit(Event):
-    """Emitted when a failed batch is split, to be sent again in parts.
+class BatchSplit(BaseEvent):
+    """Emitted when a failed batch of ``items`` texts is split, to be sent again in parts; ``cause`` is the exception."""
 
-    Attributes:
-        items: number of texts in the batch.
-        cause: name of the exception.
-    """
-
-    name: ClassVar[str] = "batch.split"
+    name: ClassVar[Literal["batch.split"]] = "batch.split"
 
     items: int
     cause: str
@@ -190,7 +234,7 @@ the endpoint where a server publishes its limits."""
 
 
 @frozen(kw_only=True)
-class LimitLearned(Event):
+class LimitLearned(BaseEvent):
     """Emitted when a limit became known or changed.
 
     Attributes:
@@ -199,7 +243,7 @@ class LimitLearned(Event):
         source: where it was learned.
     """
 
-    name: ClassVar[str] = "limit.learned"
+    name: ClassVar[Literal["limit.learned"]] = "limit.learned"
 
     limit: str
     value: float
@@ -207,16 +251,13 @@ class LimitLearned(Event):
 
 
 @frozen(kw_only=True)
-class SharedDegraded(Event):
-    """Emitted when the store of shared limits does not answer any more, and when it answers again.
+class SharedDegraded(BaseEvent):
+    """Emitted when the store of shared limits does not answer (``degraded``), and when it answers again.
 
-    Attributes:
-        degraded: whether each process keeps to its own part of the limits from now on; False when the store is back.
-        cause: name of the exception of the last failure.
-        seconds: how long it did not answer, 0 if ``degraded``.
+    ``cause`` is the exception of the last failure, and ``seconds`` how long it did not answer, 0 if ``degraded``.
     """
 
-    name: ClassVar[str] = "shared.degraded"
+    name: ClassVar[Literal["shared.degraded"]] = "shared.degraded"
 
     degraded: bool
     cause: str
@@ -224,8 +265,10 @@ class SharedDegraded(Event):
 
 
 @frozen(kw_only=True)
-class BreakerChanged(Event):
-    """Emitted when a circuit breaker changed its state. ``provider`` is "" if several entries share the endpoint.
+class BreakerChanged(BaseEvent):
+    """Emitted when a circuit breaker changed its state.
+
+    Several entries may share the circuit of an endpoint: ``provider`` is then that of the request that changed it.
 
     Attributes:
         circuit: name of the circuit.
@@ -233,19 +276,21 @@ class BreakerChanged(Event):
         new: the state after.
         break_duration_s: seconds for which an open circuit lets no request through; 0 in the other states.
         cause: name of the exception that opened it, "" in the other states.
+        message: what that exception says.
     """
 
-    name: ClassVar[str] = "breaker.change"
+    name: ClassVar[Literal["breaker.change"]] = "breaker.change"
 
     circuit: str
     old: str
     new: str
     break_duration_s: float = 0.0
     cause: str = ""
+    message: str = ""
 
 
 @frozen(kw_only=True)
-class EndpointSetAside(Event):
+class EndpointSetAside(BaseEvent):
     """Emitted when one of several endpoints lacks a model (404), or its key may not use it (403).
 
     For a while the other endpoints are asked for that model.
@@ -255,21 +300,47 @@ class EndpointSetAside(Event):
         operation: what was requested.
         cause: name of the exception.
         seconds: for how long the others are asked.
+        message: what the exception says.
     """
 
-    name: ClassVar[str] = "endpoint.set_aside"
+    name: ClassVar[Literal["endpoint.set_aside"]] = "endpoint.set_aside"
 
     index: int
     operation: Operation
     cause: str
     seconds: float
+    message: str = ""
+
+
+@frozen(kw_only=True)
+class CredentialRefused(BaseEvent):
+    """Emitted when a server refused a key, or its quota is used up. For a while nothing is sent with that key.
+
+    Attributes:
+        cause: name of the exception.
+        message: what it says.
+    """
+
+    name: ClassVar[Literal["credential.refused"]] = "credential.refused"
+
+    cause: str
+    message: str = ""
+
+
+@frozen(kw_only=True)
+class KeysRefused(BaseEvent):
+    """Emitted when an endpoint refused optional keys of a request body. Later requests to it go without them."""
+
+    name: ClassVar[Literal["keys.refused"]] = "keys.refused"
+
+    keys: tuple[str, ...]
 
 
 # Connections, streams and compression.
 
 
 @frozen(kw_only=True)
-class PoolCheckout(Event):
+class PoolCheckout(BaseEvent):
     """Emitted when a request got a connection from the pool.
 
     Attributes:
@@ -277,27 +348,23 @@ class PoolCheckout(Event):
         reused: whether the connection was open before.
     """
 
-    name: ClassVar[str] = "pool.checkout"
+    name: ClassVar[Literal["pool.checkout"]] = "pool.checkout"
 
     seconds: float
     reused: bool
 
 
 @frozen(kw_only=True)
-class PoolReuse(Event):
-    """Emitted when an open connection is used for another request.
+class PoolReuse(BaseEvent):
+    """Emitted when an open connection, which carried ``served`` requests before, is used for another one."""
 
-    Attributes:
-        served: number of requests that it carried before.
-    """
-
-    name: ClassVar[str] = "pool.reuse"
+    name: ClassVar[Literal["pool.reuse"]] = "pool.reuse"
 
     served: int
 
 
 @frozen(kw_only=True)
-class PoolSize(Event):
+class PoolSize(BaseEvent):
     """Emitted when the number of connections to an endpoint has changed.
 
     Attributes:
@@ -306,7 +373,7 @@ class PoolSize(Event):
         waiting: requests that wait for a connection.
     """
 
-    name: ClassVar[str] = "pool.size"
+    name: ClassVar[Literal["pool.size"]] = "pool.size"
 
     open: int
     in_use: int
@@ -314,7 +381,16 @@ class PoolSize(Event):
 
 
 @frozen(kw_only=True)
-class StreamChunk(Event):
+class StreamFirstChunk(BaseEvent):
+    """Emitted when the first event of a stream was received, ``seconds`` after the request was sent."""
+
+    name: ClassVar[Literal["stream.first_chunk"]] = "stream.first_chunk"
+
+    seconds: float
+
+
+@frozen(kw_only=True)
+class StreamChunk(BaseEvent):
     """Emitted for each chunk of a streamed response after the first event.
 
     Attributes:
@@ -323,7 +399,7 @@ class StreamChunk(Event):
         seconds: how long it was waited for.
     """
 
-    name: ClassVar[str] = "stream.chunk"
+    name: ClassVar[Literal["stream.chunk"]] = "stream.chunk"
 
     size: int
     events: int
@@ -331,28 +407,22 @@ class StreamChunk(Event):
 
 
 @frozen(kw_only=True)
-class StreamUnknown(Event):
+class StreamUnknown(BaseEvent):
     """Emitted for each event of a stream whose type llmopt does not know; it adds nothing to the reply.
 
-    Attributes:
-        kind: the type as the server names it, "unnamed" if it does not.
+    ``kind`` is the type as the server names it, "unnamed" if it does not.
     """
 
-    name: ClassVar[str] = "stream.unknown"
+    name: ClassVar[Literal["stream.unknown"]] = "stream.unknown"
 
     kind: str
 
 
 @frozen(kw_only=True)
-class RequestCompression(Event):
-    """Emitted when a request body was compressed; all attempts send the same compressed body.
+class RequestCompression(BaseEvent):
+    """Emitted when a body of ``size`` bytes was compressed to ``sent``; all attempts send the same compressed body."""
 
-    Attributes:
-        size: bytes before compression.
-        sent: bytes after compression.
-    """
-
-    name: ClassVar[str] = "request.compression"
+    name: ClassVar[Literal["request.compression"]] = "request.compression"
 
     size: int
     sent: int
@@ -364,30 +434,19 @@ class RequestCompression(Event):
 
 
 @frozen(kw_only=True)
-class CompressionRefused(Event):
-    """Emitted when an endpoint refused a compressed request and accepted the same request uncompressed.
+class CompressionRefused(BaseEvent):
+    """Emitted when an endpoint refused a compressed request (HTTP ``status``); later ones go uncompressed."""
 
-    Later requests to this endpoint are not compressed.
-
-    Attributes:
-        status: HTTP status of the refusal.
-    """
-
-    name: ClassVar[str] = "compression.refused"
+    name: ClassVar[Literal["compression.refused"]] = "compression.refused"
 
     status: int
 
 
 @frozen(kw_only=True)
-class ResponseCompression(Event):
-    """Emitted when a response body was decompressed.
+class ResponseCompression(BaseEvent):
+    """Emitted when a response body was decompressed from ``received`` bytes to ``size`` bytes."""
 
-    Attributes:
-        received: bytes as received.
-        size: bytes after decompression.
-    """
-
-    name: ClassVar[str] = "response.compression"
+    name: ClassVar[Literal["response.compression"]] = "response.compression"
 
     received: int
     size: int
@@ -405,7 +464,7 @@ CacheKind = Literal["catalog", "embeddings"]
 
 
 @frozen(kw_only=True)
-class CacheEvent(Event):
+class CacheEvent(BaseEvent):
     """The base class of cache events.
 
     Attributes:
@@ -419,13 +478,9 @@ class CacheEvent(Event):
 
 @frozen(kw_only=True)
 class CacheHit(CacheEvent):
-    """Emitted when something was returned from the cache.
+    """Emitted when something was returned from the cache, ``age`` seconds after it was stored; 0.0 for vectors."""
 
-    Attributes:
-        age: seconds since it was stored; 0.0 for vectors.
-    """
-
-    name: ClassVar[str] = "cache.hit"
+    name: ClassVar[Literal["cache.hit"]] = "cache.hit"
 
     age: float = 0.0
 
@@ -434,7 +489,7 @@ class CacheHit(CacheEvent):
 class CacheMiss(CacheEvent):
     """Emitted when something is not in the cache, or too old to be returned without a request."""
 
-    name: ClassVar[str] = "cache.miss"
+    name: ClassVar[Literal["cache.miss"]] = "cache.miss"
 
 
 @frozen(kw_only=True)
@@ -447,7 +502,7 @@ class CacheStale(CacheEvent):
             name of the exception that made a refresh impossible.
     """
 
-    name: ClassVar[str] = "cache.stale"
+    name: ClassVar[Literal["cache.stale"]] = "cache.stale"
 
     age: float
     cause: str
@@ -462,7 +517,7 @@ class CacheRefresh(CacheEvent):
         seconds: how long it took.
     """
 
-    name: ClassVar[str] = "cache.refresh"
+    name: ClassVar[Literal["cache.refresh"]] = "cache.refresh"
 
     outcome: str
     seconds: float
@@ -470,14 +525,12 @@ class CacheRefresh(CacheEvent):
 
 @frozen(kw_only=True)
 class CacheSized(CacheEvent):
-    """Emitted after something was stored, at most every 10 seconds; ``items`` is the number of entries.
+    """Emitted after something was stored, at most every 10 seconds.
 
-    Attributes:
-        size: bytes of all entries.
-        max_size: limit of ``size`` in bytes.
+    ``items`` is the number of entries, ``size`` their bytes, and ``max_size`` the limit of these.
     """
 
-    name: ClassVar[str] = "cache.size"
+    name: ClassVar[Literal["cache.size"]] = "cache.size"
 
     size: int
     max_size: int
@@ -487,11 +540,11 @@ class CacheSized(CacheEvent):
 class CacheEviction(CacheEvent):
     """Emitted with `CacheSized` when ``items`` entries were evicted to make room since the last such event."""
 
-    name: ClassVar[str] = "cache.eviction"
+    name: ClassVar[Literal["cache.eviction"]] = "cache.eviction"
 
 
 @frozen(kw_only=True)
-class CatalogDiscover(Event):
+class CatalogDiscover(BaseEvent):
     """Emitted when a provider's list of models was returned, or could not be.
 
     Attributes:
@@ -502,7 +555,7 @@ class CatalogDiscover(Event):
         seconds: how long the request took; 0.0 from the cache.
     """
 
-    name: ClassVar[str] = "catalog.discover"
+    name: ClassVar[Literal["catalog.discover"]] = "catalog.discover"
 
     outcome: str
     source: Literal["cache", "provider"]
@@ -512,7 +565,7 @@ class CatalogDiscover(Event):
 
 
 @frozen(kw_only=True)
-class CatalogBatch(Event):
+class CatalogBatch(BaseEvent):
     """Emitted when ``batch_list_models`` has ended.
 
     Attributes:
@@ -521,8 +574,25 @@ class CatalogBatch(Event):
         seconds: how long it took.
     """
 
-    name: ClassVar[str] = "catalog.batch"
+    name: ClassVar[Literal["catalog.batch"]] = "catalog.batch"
 
     providers: int
     failures: int
     seconds: float
+
+
+_OfCalls = CallStart | CallEnd | CatalogDiscover | CatalogBatch | BatchSplit | JsonParse
+_OfRequests = RequestStart | RequestEnd | RequestAttempt | RequestRetry | RequestWaiting | RequestWait
+_OfEndpoints = (
+    LimitLearned | BreakerChanged | EndpointSetAside | CredentialRefused | KeysRefused | SharedDegraded
+)
+_OfConnections = PoolCheckout | PoolReuse | PoolSize
+_OfStreams = StreamFirstChunk | StreamChunk | StreamUnknown
+_OfCompression = RequestCompression | CompressionRefused | ResponseCompression
+_OfCaches = CacheHit | CacheMiss | CacheStale | CacheRefresh | CacheSized | CacheEviction
+Event = _OfCalls | _OfRequests | _OfEndpoints | _OfConnections | _OfStreams | _OfCompression | _OfCaches
+"""Any event. The comparison of its ``name`` tells a type checker which one it is."""
+
+OnEvent = Callable[[Event], None]
+"""A listener. It is called on the event loop, so it must return quickly and not block. `llmopt.Client` calls it in the
+client's thread; where loops in several threads use one client, it may run in several threads at once."""
