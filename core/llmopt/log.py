@@ -211,7 +211,8 @@ def _words(event: events.Event, values: Mapping[str, Any]) -> dict[str, object]:
     """What the sentences say beside the attributes of their events."""
     told, whom = values.get, f"{event.provider}/{event.model}".strip("/")
     status, usage, limits = told("status"), told("usage"), told("limits", {})
-    over = f" over {'an open' if told('reused') else 'a new'} connection"
+    # None inside this process.
+    over = f" over {'an open' if told('reused') else 'a new'} connection" if "//" in event.endpoint else ""
     counts = f"requests: {told('requests')}, results: {told('items')}, failed: {told('failures')}"
     tokens = f", tokens: {usage['prompt_tokens']} in, {usage['completion_tokens']} out" if usage else ""
     answer = "no response" if status is None else f"HTTP {status}"
@@ -222,7 +223,7 @@ def _words(event: events.Event, values: Mapping[str, Any]) -> dict[str, object]:
         "wait": _WAITS.get(told("cause", "")),
         "why": f", after {told('cause')}: {told('message')}" if told("cause") else "",
         "results": counts + tokens,
-        "answer": f"{answer} after {told('seconds', 0.0) * 1000:.0f} ms{over if '//' in event.endpoint else ''}",
+        "answer": f"{answer} after {told('seconds', 0.0) * 1000:.0f} ms{over}",
         "in_force": "".join(f", {name} {value:g}" for name, value in limits.items()),
         "names": ", ".join(told("keys", ())),
         "number": event.attempt - 1,
