@@ -82,6 +82,25 @@ def test_a_question_on_standard_input(thread: ServerThread) -> None:
     assert request_body(thread)["stream"] is True
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_log_at_debug_is_on_standard_error_alone(
+    thread: ServerThread, here: Path, options: tuple[str, ...]
+) -> None:
+    """A retry included; what a pipe gets is the answer."""
+    entry = here / "llmopt.toml"
+    entry.write_text(entry.read_text().replace("max_retries = 0", "retry_delay = 0.001"))
+    thread.server.play(error_answer(503, "busy"))
+    setup = "import logging; logging.basicConfig(level=logging.DEBUG); "
+    program = [sys.executable, "-c", setup + PROGRAM]
+    done = subprocess.run(
+        [*program, "chat", MODEL, *options], input="?", capture_output=True, encoding="utf-8", check=True
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()] if options else [{"text": done.stdout}]
+    assert "".join(line.get("text", "") for line in lines).removesuffix("\n") == TEXT
+    assert "INFO:llmopt.retry" in done.stderr
+    assert "DEBUG:llmopt.request" in done.stderr
+
+
 def test_options_become_parameters_of_the_request(thread: ServerThread) -> None:
     options = [
         "--system",
