@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from llmopt.policies.tasks import ordered_map
+from llmopt.policies.tasks import concurrent_map
 
 
 async def numbers(count: int, taken: list[int] | None = None) -> AsyncIterator[int]:
@@ -27,7 +27,7 @@ async def test_results_keep_the_order_of_the_source() -> None:
         gates[number].set()
         return number * 10
 
-    flow = ordered_map(numbers(6), work, concurrency=3, lookahead=3)
+    flow = concurrent_map(numbers(6), work, concurrency=3, lookahead=3)
     assert [result async for result in flow] == [0, 10, 20, 30, 40, 50]
 
 
@@ -44,7 +44,7 @@ async def test_width_limits_the_tasks_and_ahead_limits_the_read_items() -> None:
         running -= 1
         return number
 
-    flow = ordered_map(numbers(10**9, taken), work, concurrency=4, lookahead=8)
+    flow = concurrent_map(numbers(10**9, taken), work, concurrency=4, lookahead=8)
     seen = 0
     results = flow
     async for _ in results:
@@ -66,7 +66,7 @@ async def test_an_error_is_raised_after_the_results_before_it() -> None:
 
     results: list[int] = []
     with pytest.raises(ValueError, match="three"):
-        async for result in ordered_map(numbers(9), work, concurrency=2, lookahead=4):
+        async for result in concurrent_map(numbers(9), work, concurrency=2, lookahead=4):
             results.append(result)
     assert results == [0, 1, 2]
 
@@ -85,7 +85,7 @@ async def test_an_error_of_the_source_is_raised_last() -> None:
 
     results: list[int] = []
     with pytest.raises(KeyError, match="cursor"):
-        async for result in ordered_map(source(), work, concurrency=3, lookahead=3):
+        async for result in concurrent_map(source(), work, concurrency=3, lookahead=3):
             results.append(result)
     assert results == [0, 1]
 
@@ -107,7 +107,7 @@ async def test_closing_the_iterator_stops_the_tasks() -> None:
             await asyncio.Event().wait()
         return number
 
-    results = ordered_map(source(), work, concurrency=4, lookahead=8)
+    results = concurrent_map(source(), work, concurrency=4, lookahead=8)
     assert await anext(results) == 0
     await results.aclose()
     assert closed
@@ -120,7 +120,7 @@ async def test_cancelling_the_consumer_stops_the_tasks() -> None:
         return number
 
     async def consume() -> None:
-        async for _ in ordered_map(numbers(10), work, concurrency=4, lookahead=4):
+        async for _ in concurrent_map(numbers(10), work, concurrency=4, lookahead=4):
             pass
 
     task = asyncio.create_task(consume())
@@ -136,7 +136,7 @@ async def test_an_empty_source_gives_nothing() -> None:
     async def work(number: int) -> int:
         return number
 
-    assert [result async for result in ordered_map(numbers(0), work, concurrency=3, lookahead=3)] == []
+    assert [result async for result in concurrent_map(numbers(0), work, concurrency=3, lookahead=3)] == []
 
 
 async def test_a_task_that_finishes_while_its_consumer_is_cancelled_is_no_error() -> None:
@@ -148,7 +148,7 @@ async def test_a_task_that_finishes_while_its_consumer_is_cancelled_is_no_error(
         return number
 
     async def consume() -> None:
-        async for _ in ordered_map(numbers(3), work, concurrency=2, lookahead=2):
+        async for _ in concurrent_map(numbers(3), work, concurrency=2, lookahead=2):
             pass
 
     task = asyncio.create_task(consume())

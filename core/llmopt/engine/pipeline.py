@@ -445,7 +445,7 @@ class Pipeline(Generic[T]):
         # What took too long may do so because of its endpoint: another one is asked in any case.
         elsewhere = isinstance(error, SLOW) and self._has_alternative(error)
         self._worth_retrying = elsewhere or self._request.worth_retrying(self._request, error)
-        self._add_to_history(error, endpoint, settings, response, seconds)
+        self._history += (add_context(error, endpoint, self._call, response, seconds, settings),)
         if self._group.set_aside(endpoint, self._call, error):
             self.recorder.endpoint_set_aside(error)
         # The circuit breakers learn of it here, and their events are of this request.
@@ -457,17 +457,6 @@ class Pipeline(Generic[T]):
             self.recorder.limits_changed()
         outcome = type(error).__name__
         self.recorder.attempt_ended(outcome, response, seconds, sent=error.sent)
-
-    def _add_to_history(
-        self,
-        error: LLMOptError,
-        endpoint: LiveEndpoint,
-        settings: Settings,
-        response: HttpResponse | None,
-        seconds: float,
-    ) -> None:
-        attempt = add_context(error, endpoint, self._call, response, seconds, settings)
-        self._history = (*self._history, attempt)
 
     async def _credential_changed(self, endpoint: LiveEndpoint, used: Settings) -> bool:
         """Whether the function that gives the credential returns another one than the one that was refused."""
@@ -502,7 +491,8 @@ class Pipeline(Generic[T]):
             outcome, usage = OK, self._request.usage_of(value)
         except LLMOptError as error:
             outcome = type(error).__name__
-            self._add_to_history(error, endpoint, settings, response, self._clock.now() - started)
+            seconds = self._clock.now() - started
+            self._history += (add_context(error, endpoint, self._call, response, seconds, settings),)
             raise
         else:
             return value

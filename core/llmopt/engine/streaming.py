@@ -456,7 +456,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
         add_context(cause, scope.endpoint, self._call, head, seconds, settings)
         error.retry_after = cause.retry_after
-        self._add_to_history(error, scope.endpoint, settings, head, seconds)
+        self._history += (add_context(error, scope.endpoint, self._call, head, seconds, settings),)
         error.attempts = self._history
         with self.recorder.bound():
             scope.stream_failed(cause, settings, used)

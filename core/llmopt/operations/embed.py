@@ -29,7 +29,7 @@ from llmopt.errors import InvalidInput, LLMOptError
 from llmopt.operations.embed_batches import Batch, make_batches
 from llmopt.operations.embed_results import BatchResult, Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.policies.tasks import ordered_map
+from llmopt.policies.tasks import concurrent_map
 from llmopt.values.calls import EmbedCall, EmbedOptions, ErrorMode, checked_extra
 from llmopt.values.embeddings import Embeddings
 
@@ -103,7 +103,7 @@ async def _send_batches(
     concurrency = run.max_concurrency
     source = _as_async(chain([first], batches))
     # All results have a place already, so that nothing bounds how far ahead the batches are made.
-    results = ordered_map(source, send, concurrency=concurrency, lookahead=len(texts) + concurrency)
+    results = concurrent_map(source, send, concurrency=concurrency, lookahead=len(texts) + concurrency)
     # An error must cancel the other requests now, not when the garbage collector finds the generator.
     async with aclosing(results):
         async for batch, result in results:

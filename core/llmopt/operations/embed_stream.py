@@ -19,7 +19,7 @@ from llmopt.operations.embed import as_async, check_texts_argument, collect, tex
 from llmopt.operations.embed_batches import Batch
 from llmopt.operations.embed_results import Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
-from llmopt.policies.tasks import ordered_map, require_asyncio
+from llmopt.policies.tasks import concurrent_map, require_asyncio
 from llmopt.values.calls import ErrorMode
 from llmopt.values.embeddings import NO_USAGE, EmbeddedPart, Embeddings
 
@@ -66,7 +66,7 @@ class EmbedStream:
 
     async def _embed_all(self) -> AsyncGenerator[EmbeddedPart, None]:
         concurrency = self._run.max_concurrency
-        results = ordered_map(
+        results = concurrent_map(
             self._batches(), self._embed, concurrency=concurrency, lookahead=2 * concurrency
         )
         events = CallEvents(self._run, self._run.clock, self._texts, stream=True)

@@ -10,7 +10,7 @@ values that were there when it began.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Final, Generic, TypeVar, TypeVarTuple, Unpack
@@ -68,12 +68,13 @@ async def gather_first_error(coroutines: Sequence[Coroutine[Any, Any, T]]) -> li
     return [task.result() for task in tasks]
 
 
-async def ordered_map(
+async def concurrent_map(
     source: AsyncIterator[T],
     function: Callable[[T], Coroutine[Any, Any, R]],
     *,
     concurrency: int,
     lookahead: int,
+    in_order: bool = True,
 ) -> AsyncGenerator[R, None]:
     """Apply a coroutine function to all items, some at once; yields the results in the order of the items.
 
@@ -87,45 +88,62 @@ async def ordered_map(
         concurrency: most calls of the function that run at once.
         lookahead: most items that are taken from the source and whose results are not yielded yet, which bounds
             the memory; at least as many as run at once.
+        in_order: False yields each result, and raises an item's exception, when it is there; an exception of the source
+            comes last.
     """
-    # None is put behind the last task.
-    tasks: asyncio.Queue[asyncio.Task[R] | None] = asyncio.Queue()
-    running = asyncio.Semaphore(concurrency)
-    held = asyncio.Semaphore(max(concurrency, lookahead))
-
-    async def feed() -> BaseException | None:
-        try:
-            while True:
-                await held.acquire()
-                await running.acquire()
-                task = asyncio.create_task(function(await anext(source)))
-                task.add_done_callback(lambda _: running.release())
-                tasks.put_nowait(task)
-        except StopAsyncIteration:
-            return None
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised to the consumer, after all results before it
-            # Returned, not raised: a KeyboardInterrupt of a task ends the whole event loop.
-            return error
-        finally:
-            tasks.put_nowait(None)
-
-    feeder = asyncio.create_task(feed())
-    task = None
+    tasks = _Tasks[R](concurrency, max(concurrency, lookahead), in_order=in_order)
+    feeder = asyncio.create_task(tasks.feed(source, function))
+    feeder.add_done_callback(lambda _: tasks.queue.put_nowait(None))
     try:
-        while (task := await tasks.get()) is not None:
+        while (task := await tasks.queue.get()) is not None:
             result = await task
+            tasks.not_yielded.discard(task)
             # Before the yield: the consumer may take long, and holds the result by then.
-            held.release()
+            tasks.held.release()
             yield result
         if (error := await feeder) is not None:
             raise error
     finally:
         # The feeder first: it could start another task in the meantime.
         await _cancel_all([feeder])
-        await _cancel_all([each for each in (task, *_drain(tasks)) if each is not None])
+        await _cancel_all(tasks.not_yielded)
         await _close(source)
+
+
+class _Tasks(Generic[R]):
+    """The tasks of a `concurrent_map`, in the order of their results; None is put behind the last one."""
+
+    def __init__(self, concurrency: int, lookahead: int, *, in_order: bool) -> None:
+        self.queue: Final[asyncio.Queue[asyncio.Task[R] | None]] = asyncio.Queue()
+        self.not_yielded: Final[set[asyncio.Task[R]]] = set()
+        self.held: Final = asyncio.Semaphore(lookahead)
+        self._running: Final = asyncio.Semaphore(concurrency)
+        self._in_order: Final = in_order
+
+    async def feed(
+        self, source: AsyncIterator[T], function: Callable[[T], Coroutine[Any, Any, R]]
+    ) -> BaseException | None:
+        """Start a task for each item; the exception of the source, when all tasks have ended."""
+        error: BaseException | None = None
+        try:
+            while True:
+                await self.held.acquire()
+                await self._running.acquire()
+                task = asyncio.create_task(function(await anext(source)))
+                task.add_done_callback(lambda _: self._running.release())
+                self.not_yielded.add(task)
+                if self._in_order:
+                    self.queue.put_nowait(task)
+                else:
+                    task.add_done_callback(self.queue.put_nowait)
+        except StopAsyncIteration:
+            pass
+        except (Exception, KeyboardInterrupt, SystemExit) as caught:  # noqa: BLE001 - raised to the consumer
+            # Returned, not raised: a KeyboardInterrupt of a task ends the whole event loop.
+            error = caught
+        if self.not_yielded:
+            await asyncio.wait(self.not_yielded)
+        return error
 
 
 async def _close(source: AsyncIterator[Any]) -> None:
@@ -135,11 +153,7 @@ async def _close(source: AsyncIterator[Any]) -> None:
         await close()
 
 
-def _drain(queue: asyncio.Queue[T]) -> list[T]:
-    return [queue.get_nowait() for _ in range(queue.qsize())]
-
-
-async def _cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+async def _cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     # Exceptions are collected, so that asyncio does not report them as never retrieved.

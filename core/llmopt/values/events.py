@@ -583,14 +583,13 @@ class CatalogBatch(BaseEvent):
 
 _OfCalls = CallStart | CallEnd | CatalogDiscover | CatalogBatch | BatchSplit | JsonParse
 _OfRequests = RequestStart | RequestEnd | RequestAttempt | RequestRetry | RequestWaiting | RequestWait
-_OfEndpoints = (
-    LimitLearned | BreakerChanged | EndpointSetAside | CredentialRefused | KeysRefused | SharedDegraded
+_OfLimits = (
+    LimitLearned | SharedDegraded | BreakerChanged | EndpointSetAside | CredentialRefused | KeysRefused
 )
-_OfConnections = PoolCheckout | PoolReuse | PoolSize
-_OfStreams = StreamFirstChunk | StreamChunk | StreamUnknown
+_OfConnections = PoolCheckout | PoolReuse | PoolSize | StreamFirstChunk | StreamChunk | StreamUnknown
 _OfCompression = RequestCompression | CompressionRefused | ResponseCompression
 _OfCaches = CacheHit | CacheMiss | CacheStale | CacheRefresh | CacheSized | CacheEviction
-Event = _OfCalls | _OfRequests | _OfEndpoints | _OfConnections | _OfStreams | _OfCompression | _OfCaches
+Event = _OfCalls | _OfRequests | _OfLimits | _OfConnections | _OfCompression | _OfCaches
 """Any event. The comparison of its ``name`` tells a type checker which one it is."""
 
 OnEvent = Callable[[Event], None]
