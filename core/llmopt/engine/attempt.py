@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.endpoint_policies import SET_ASIDE_S
 from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
-from llmopt.engine.telemetry import CANCELLED, OK, Scope, Telemetry, current_scope
+from llmopt.engine.telemetry import CANCELLED, OK, Scope, Telemetry
 from llmopt.errors import (
     Attempt,
     AttemptTimeout,
@@ -163,12 +163,13 @@ class AttemptScope:
         if self.permit is not None:
             self.permit.success()
         if self.cost_stated or self.reply_lease.open:
-            self._settle(used)
+            self.settle(used)
         else:
             self.lease.settle(None if used is None else used[0])
         self._release_on_exit = False
 
-    def _settle(self, used: Used | None) -> None:
+    def settle(self, used: Used | None) -> None:
+        """Settle the leases by the cost of the response, None to keep the estimate."""
         tokens, reply = (None, None) if used is None or self.cost_stated else used
         if self.reply_lease.open:
             self.reply_lease.settle(reply)
@@ -229,14 +230,10 @@ class AttemptScope:
         self.reply_lease.accept()
         return self.lease.wants_headers and self._observe(self.endpoint.hooks.rate_limits(response, settings))
 
-    def stream_abandoned(self, used: Used) -> None:
-        """Settle a stream that its reader closed; ``used`` is its cost until then."""
-        self._settle(used)
-
     def stream_failed(self, error: LLMOptError, settings: Settings, used: Used) -> None:
         """Record a stream that broke off; ``used`` is its cost until then."""
         if not isinstance(error, RateLimited):
-            self._settle(used)
+            self.settle(used)
         self.failed(error, settings, 0.0, None)
 
     def _loop_was_late(self, error: LLMOptError, seconds: float) -> bool:
@@ -279,7 +276,7 @@ class AttemptScope:
         if isinstance(error, RateLimited):
             return self._throttled(error, limits or RateLimits())
         # A request that is refused for good costs no tokens; for any other failure the estimate stands.
-        self._settle((0, 0) if isinstance(error, ProviderError) and not error.retryable else None)
+        self.settle((0, 0) if isinstance(error, ProviderError) and not error.retryable else None)
         return limits is not None and self._observe(limits)
 
     def _throttled(self, error: RateLimited, limits: RateLimits) -> bool:
@@ -371,7 +368,6 @@ class CallScope(Scope):
         self.telemetry = telemetry
         self.operation: Final = operation
         self.model: Final = model
-        # As `Telemetry.enabled`, which is asked for every request and would cost a call.
         self.listening: Final = telemetry.on_event is not None or REQUEST.enabled(DEBUG)
         self._endpoint: Final = endpoint
         self._parent: Final = parent
@@ -396,12 +392,6 @@ class CallScope(Scope):
         self.requests += 1
         if self._parent is not None:
             self._parent.count_request()
-
-
-def running_call(telemetry: Telemetry) -> CallScope | None:
-    """The call of a client that runs in the current context; None without one, and if nobody listens."""
-    scope = current_scope.get()
-    return scope if isinstance(scope, CallScope) and scope.telemetry is telemetry else None
 
 
 class RequestRecorder(Scope):

@@ -435,7 +435,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         elif outcome == OK:
             scope.completed(used)
         else:
-            scope.stream_abandoned(used)
+            scope.settle(used)
         scope.release()
         if stream.decoded_sizes is not None:
             self.recorder.response_decoded(*stream.decoded_sizes)

@@ -45,11 +45,6 @@ class Telemetry:
         self.on_event: Final = on_event
         self.on_limits_changed: Callable[[str, str], None] = lambda *_: None
 
-    @property
-    def enabled(self) -> bool:
-        """Whether somebody listens to every request: a listener, or the log at level DEBUG."""
-        return self.on_event is not None or log.REQUEST.enabled(log.DEBUG)
-
     def wants(self, kind: object) -> bool:
         """Whether somebody listens to the events of this class."""
         return self.on_event is not None or log.wants(kind)
@@ -64,7 +59,10 @@ class Telemetry:
         scope = current_scope.get()
         known = {} if scope is None else scope.fields()
         # Not inside the try: a wrong field is an error of llmopt, not of the listener.
-        event = cast("Callable[..., Event]", kind)(*args, **{**known, **fields})
+        self.publish(cast("Callable[..., Event]", kind)(*args, **{**known, **fields}))
+
+    def publish(self, event: Event) -> None:
+        """Pass an event on as it is."""
         log.write(event)
         if self.on_event is not None:
             try:
@@ -132,31 +130,23 @@ class PoolEvents:
     """Turns the callbacks of a connection pool into events; see `llmopt.transport.connector.PoolTrace`."""
 
     def __init__(self, telemetry: Telemetry, provider: str, endpoint: str) -> None:
-        self._emit: Final = telemetry.emit
+        self._telemetry: Final = telemetry
         self._provider: Final = provider
         self._endpoint: Final = endpoint
 
     def connection_acquired(self, waited_s: float, served: int) -> None:
         """A request got a connection after ``waited_s``, which has carried ``served`` requests before."""
-        provider, endpoint = self._provider, self._endpoint
-        self._emit(PoolCheckout, provider=provider, endpoint=endpoint, seconds=waited_s, reused=served > 0)
+        provider, endpoint, emit = self._provider, self._endpoint, self._telemetry.emit
+        emit(PoolCheckout, provider=provider, endpoint=endpoint, seconds=waited_s, reused=served > 0)
         if served:
-            self._emit(PoolReuse, provider=provider, endpoint=endpoint, served=served)
+            emit(PoolReuse, provider=provider, endpoint=endpoint, served=served)
 
     def size_changed(self, connections: int, in_use: int, waiting: int) -> None:
         """The number of open connections has changed; ``waiting`` requests wait for one."""
-        self._emit(
-            PoolSize,
-            provider=self._provider,
-            endpoint=self._endpoint,
-            # Not of a call: what was opened for one closes long after it.
-            model="",
-            call_id="",
-            request_key="",
-            attempt=0,
-            open=connections,
-            in_use=in_use,
-            waiting=waiting,
+        provider, endpoint = self._provider, self._endpoint
+        # Of no call: what was opened for one closes long after it.
+        self._telemetry.publish(
+            PoolSize(provider=provider, endpoint=endpoint, open=connections, in_use=in_use, waiting=waiting)
         )
 
 

@@ -200,7 +200,7 @@ class StoreSizeReporter:
 
     async def stored(self, kind: CacheKind) -> None:
         """Report the sizes, if there is a listener and the last report is not recent."""
-        if not self._telemetry.enabled or self._now() < self._reported_at + _REPORT_INTERVAL_S:
+        if not self._telemetry.wants(CacheSized) or self._now() < self._reported_at + _REPORT_INTERVAL_S:
             return
         self._reported_at = self._now()
         sizes = [await store.size() for store in self._stores()]

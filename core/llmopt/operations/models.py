@@ -49,6 +49,7 @@ from llmopt.values.events import (
     CacheMiss,
     CacheRefresh,
     CacheStale,
+    CallStart,
     CatalogBatch,
     CatalogDiscover,
 )
@@ -173,7 +174,7 @@ class ModelLists:
         """A fresh list in memory, from any thread; None if there is none, or if more than returning it must be done."""
         entry = self._cache.peek(provider) if self._uses_cache(provider) else None
         # With a listener there is more to do: events are emitted on the loop.
-        if entry is None or entry.catalog is None or self._telemetry.enabled:
+        if entry is None or entry.catalog is None or self._telemetry.wants(CallStart):
             return None
         decision = entry.life.decide()
         if decision.action == "serve_and_refresh":

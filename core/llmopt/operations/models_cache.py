@@ -19,9 +19,10 @@ from attrs import define, evolve, field, frozen
 from llmopt.cache.freshness import CacheLifetime, FreshnessRules
 from llmopt.cache.models import decode_models, encode_models
 from llmopt.cache.store import CacheItem, LRUCache, SafeStore, read_record, write_record
-from llmopt.engine.attempt import CallScope, running_call
+from llmopt.engine.attempt import CallScope
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
+from llmopt.engine.telemetry import current_scope
 from llmopt.errors import InvalidResponse, LLMOptError, PluginContractError
 from llmopt.operations.cache_keys import CacheKeys
 from llmopt.policies.clock import Clock, Deadline
@@ -225,8 +226,9 @@ def _group(provider: str) -> str:
 
 def list_scope(engine: Engine, provider: Provider) -> CallScope:
     """The scope of events about a provider's list: a part of the call that runs, if there is one."""
-    telemetry = engine.telemetry
-    return CallScope(telemetry, "catalog", "", provider.endpoints[0], running_call(telemetry))
+    running, telemetry = current_scope.get(), engine.telemetry
+    parent = running if isinstance(running, CallScope) and running.telemetry is telemetry else None
+    return CallScope(telemetry, "catalog", "", provider.endpoints[0], parent)
 
 
 @frozen(kw_only=True)
