@@ -191,7 +191,7 @@ def parse_or_refusal(plugin: str, read: Callable[[], Any]) -> Any:
 def test_every_event_is_parsed_classified_or_refused(data: str, kind: str, plugin: str) -> None:
     """The checked hooks return only the types of the contract; parsed events can be accumulated."""
     event = ServerEvent(event=kind, data=data.encode("utf-8", "replace").decode())
-    result = parse_or_refusal(plugin, lambda: hooks(plugin).parse_stream_event(CALL, event, WHERE))
+    result = parse_or_refusal(plugin, lambda: hooks(plugin).stream_parser(CALL, WHERE)(event))
     assert isinstance(result, (tuple, Failure, InvalidResponse))
     gathered = ReplyAccumulator()
     for part in result if isinstance(result, tuple) else ():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llmopt.engine.request import CompressionSupport, encode_request
@@ -50,6 +52,37 @@ def test_an_absolute_url_of_another_origin_is_refused(url: str) -> None:
         url_of(url)
     assert "canary" not in str(caught.value)
     assert "/v1" not in str(caught.value)
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "what"),
+    [
+        ("PUT", None, "built a 'PUT' request, not GET or POST"),
+        ("get", None, "built a 'get' request, not GET or POST"),
+        (["GET"], None, "built a ['GET'] request, not GET or POST"),
+        ("POST", b"{}", "gave bytes as json, not the value that they encode"),
+        (
+            "POST",
+            {"model": "m", "input": [{"text": "canary"}, {"text": object()}]},
+            "JSON cannot express: json['input'][1]['text']: object cannot be expressed in JSON",
+        ),
+        ("POST", {"a": {"b": "half \ud800"}}, "cannot express: json['a']['b']: UnicodeEncodeError"),
+        ("POST", {"a": {(1, 2): 3}}, "cannot express: json['a']: "),
+        ("POST", {"a": CYCLE}, "cannot express: json['a'][0][0]"),
+    ],
+    ids=["method", "case", "list", "bytes", "object", "surrogate", "key", "cycle"],
+)
+def test_a_request_that_cannot_be_sent_is_the_plugins_error(method: Any, body: Any, what: str) -> None:
+    """The message has the place of what cannot be encoded, and no other part of the body."""
+    request = HttpRequest(method=method, path="/v1", json=body)
+    with pytest.raises(PluginContractError, match="the plugin of 'acme'") as caught:
+        encode_request(request, Settings(provider="acme", base_url="https://api.acme.test"))
+    assert what in str(caught.value)
+    assert "canary" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [400, 415, 422])

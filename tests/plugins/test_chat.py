@@ -43,7 +43,7 @@ def body(plugin: str, where: Settings, **more: Any) -> dict[str, Any]:
 def streamed(plugin: str, value: Any, kind: str = "message", **options: Any) -> Any:
     data = value if isinstance(value, str) else json.dumps(value)
     where = settings(plugin, HOST, **options)
-    return hooks(plugin).parse_stream_event(call(), ServerEvent(event=kind, data=data), where)
+    return hooks(plugin).stream_parser(call(), where)(ServerEvent(event=kind, data=data))
 
 
 # OpenAI.

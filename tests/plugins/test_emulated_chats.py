@@ -74,7 +74,7 @@ async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, Repl
         assert decoder is not None
         events = [event async for piece in response.content.iter_any() for event in decoder.feed(piece)]
         for event in [*events, *decoder.end()]:
-            parts = hooks(plugin).parse_stream_event(call, event, where)
+            parts = hooks(plugin).stream_parser(call, where)(event)
             if isinstance(parts, Failure):
                 return parts, gathered
             for part in parts:

@@ -156,7 +156,10 @@ def test_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -> No
     }
     arguments = [samples[name] for name in inspect.signature(getattr(hookspecs, hook)).parameters]
     with pytest.raises(PluginContractError, match=rf"'acme'.*{hook} returned int; expected"):
-        getattr(hooks, hook)(*arguments)
+        if hook == "parse_stream_event":
+            hooks.stream_parser(ChatCall(model="m"), SETTINGS)(ServerEvent(data="{}"))
+        else:
+            getattr(hooks, hook)(*arguments)
 
 
 @pytest.mark.row("G03")
@@ -209,7 +212,7 @@ def test_stream_events_must_be_a_tuple_of_chat_events(given: object) -> None:
 
     hooks = ProviderHooks("acme", plugin(parse_stream_event=parse_stream_event))
     with pytest.raises(PluginContractError, match="expected a tuple of ChatEvent, or Failure"):
-        hooks.parse_stream_event(ChatCall(model="m"), ServerEvent(data="{}"), SETTINGS)
+        hooks.stream_parser(ChatCall(model="m"), SETTINGS)(ServerEvent(data="{}"))
 
 
 def test_stream_events_of_a_plugin_are_delivered() -> None:
@@ -222,7 +225,7 @@ def test_stream_events_of_a_plugin_are_delivered() -> None:
             return outcome
 
         hooks = ProviderHooks("acme", plugin(parse_stream_event=parse_stream_event))
-        assert hooks.parse_stream_event(ChatCall(model="m"), ServerEvent(), SETTINGS) == outcome
+        assert hooks.stream_parser(ChatCall(model="m"), SETTINGS)(ServerEvent()) == outcome
 
 
 # The hook for events, worked out once for a stream: the same as the relay, in every constellation.

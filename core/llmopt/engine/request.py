@@ -103,6 +103,8 @@ _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
 _DEFAULT_HEADERS: Final = {"accept": "application/json"}
 _MAX_CHECKED: Final = 64
+_MAX_PATH: Final = 200
+_NOT_JSON: Final = (TypeError, ValueError, RecursionError)
 json_encoder: Final = msgspec.json.Encoder(enc_hook=plain_text)
 
 
@@ -139,10 +141,11 @@ class RequestEncoder:
         """Encode a plugin's request.
 
         Raises:
-            PluginContractError: the URL leaves the endpoint's origin, a header cannot be sent, or the body is not JSON.
+            PluginContractError: the URL leaves the endpoint's origin, a header or the method cannot be sent, or
+                JSON cannot express the body.
         """
         body = None if request.json is None else _encode_json(request.json, settings)
-        key = (settings.base_url, request.path, body is None, *request.headers.items())
+        key = (settings.base_url, request.path, request.method, body is None, *request.headers.items())
         try:
             checked = self._checked.get(key)
         except TypeError:
@@ -166,6 +169,8 @@ def encode_request(request: HttpRequest, settings: Settings) -> EncodedRequest:
 def _checked(
     request: HttpRequest, settings: Settings, defaults: Mapping[str, str]
 ) -> tuple[str, Mapping[str, str]]:
+    if request.method not in ("GET", "POST"):
+        raise _contract_error(settings, f"built a {request.method!r:.20} request, not GET or POST")
     headers = {**defaults, **request.headers}
     if request.json is not None:
         headers["content-type"] = "application/json"
@@ -181,13 +186,30 @@ def add_if_none_match(request: HttpRequest, call: Call) -> HttpRequest:
 
 
 def _encode_json(value: object, settings: Settings) -> bytes:
+    # The encoder would write them in base64.
+    if isinstance(value, (bytes, bytearray)):
+        raise _contract_error(settings, "gave bytes as json, not the value that they encode")
     try:
         return json_encoder.encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
+    except _NOT_JSON as error:
         # The plugin's fault: what the caller gave was checked before. Of the encoder's messages only those about
         # a type are shown, because the others may contain a value.
         reason = str(error) if isinstance(error, TypeError) else type(error).__name__
-        raise _contract_error(settings, f"built a request body that JSON cannot express: {reason}") from None
+        what = f"built a request body that JSON cannot express: {_faulty_path(value)}: {reason}"
+        raise _contract_error(settings, what) from None
+
+
+def _faulty_path(value: object, path: str = "json") -> str:
+    """The path of the innermost value that JSON cannot express."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if type(value) is list else ()
+    for key, item in items:
+        try:
+            json_encoder.encode(item)
+        except _NOT_JSON:
+            inner = f"{path}[{key!r:.60}]"
+            # A value that contains itself has no innermost one.
+            return inner if len(inner) > _MAX_PATH else _faulty_path(item, inner)
+    return path
 
 
 def _contract_error(settings: Settings, what: str) -> PluginContractError:

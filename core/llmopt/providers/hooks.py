@@ -115,16 +115,10 @@ class ProviderHooks:
         """See `llmopt.hookspecs.parse_chat`."""
         return self._call_or_fail(ChatReply, "parse_chat", call, response, settings)
 
-    def parse_stream_event(
-        self, call: ChatCall, event: ServerEvent, settings: Settings
-    ) -> tuple[ChatEvent, ...] | Failure:
-        """See `llmopt.hookspecs.parse_stream_event`."""
-        return self.stream_parser(call, settings)(event)
-
     def stream_parser(
         self, call: ChatCall, settings: Settings
     ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
-        """`parse_stream_event` as a function of the event alone, for all events of one stream."""
+        """See `llmopt.hookspecs.parse_stream_event`; a function of the event alone, for all events of one stream."""
         hook = bind(self._relay.parse_stream_event, call=call, settings=settings)
 
         def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
@@ -159,19 +153,11 @@ class ProviderHooks:
 
     def request_cost(self, call: Call, settings: Settings) -> RequestCost:
         """See `llmopt.hookspecs.request_cost`."""
-        result = self._call("request_cost", call, settings)
-        if result is None:
-            return _ONE_REQUEST
-        if isinstance(result, RequestCost):
-            return result
-        raise self._wrong("request_cost", result, "RequestCost or None")
+        return self._call_or_none(RequestCost, "request_cost", call, settings) or _ONE_REQUEST
 
     def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:
         """See `llmopt.hookspecs.limits_request`."""
-        result = self._call("limits_request", call, settings)
-        if result is None or isinstance(result, HttpRequest):
-            return result
-        raise self._wrong("limits_request", result, "HttpRequest or None")
+        return self._call_or_none(HttpRequest, "limits_request", call, settings)
 
     def parse_limits(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
         """See `llmopt.hookspecs.parse_limits`."""
@@ -202,6 +188,12 @@ class ProviderHooks:
         if isinstance(result, (kind, Failure)):
             return result
         raise self._wrong(hook, result, f"{kind.__name__} or Failure")
+
+    def _call_or_none(self, kind: type[_T], hook: str, *values: object) -> _T | None:
+        result = self._call(hook, *values)
+        if result is None or isinstance(result, kind):
+            return result
+        raise self._wrong(hook, result, f"{kind.__name__} or None")
 
     def _call(self, hook: str, *values: object) -> Any:
         try:
@@ -329,10 +321,7 @@ def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> plugg
         # Last, because of implementations marked `trylast` pluggy calls the one registered last at the end.
         manager.register(defaults)
     except pluggy.PluginValidationError as error:
-        raise PluginContractError(
-            f"{owner}: {_misspelt(error)}",
-            provider=provider,
-        ) from error
+        raise PluginContractError(f"{owner}: {_misspelt(error)}", provider=provider) from error
     return manager
 
 

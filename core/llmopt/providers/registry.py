@@ -180,7 +180,7 @@ class Registry:
             # A general plugin has many names; those without a key are skipped before anything is created.
             return False
         try:
-            return all(map(_is_usable, self.get(name).endpoints))
+            return all(each.discovered and not each.credential.problem for each in self.get(name).endpoints)
         except LLMOptError:
             # Nobody asked for this plugin by name, so its error is not reported.
             return False
@@ -198,7 +198,3 @@ class Registry:
 def _class_name(wrapper: object) -> str:
     kind: Any = wrapper if isinstance(wrapper, ModuleType) else type(wrapper)
     return f"{getattr(kind, '__module__', '')} {kind.__name__}"
-
-
-def _is_usable(endpoint: Endpoint) -> bool:
-    return endpoint.discovered and not endpoint.credential.problem

@@ -63,7 +63,7 @@ def proxy_for(origin: str, environment: Mapping[str, str] = os.environ) -> Proxy
     texts = ((each, _either_case(each, environment)) for each in variables)
     variable, text = next((pair for pair in texts if pair[1]), ("", None))
     no_proxy = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    if not text or _bypasses(url.host, url.port, no_proxy):
+    if not text or any(_matches(url.host, url.port, each.strip().lower()) for each in no_proxy.split(",")):
         return None
     return _parse_proxy(text, variable)
 
@@ -74,10 +74,6 @@ def _either_case(variable: str, environment: Mapping[str, str]) -> str | None:
     # In a CGI program HTTP_PROXY holds the client's "Proxy" header (CVE-2016-5388, "httpoxy").
     is_cgi = variable == "HTTP_PROXY" and "REQUEST_METHOD" in environment
     return None if is_cgi else environment.get(variable)
-
-
-def _bypasses(host: str, port: int | None, no_proxy: str) -> bool:
-    return any(_matches(host, port, entry.strip().lower()) for entry in no_proxy.split(","))
 
 
 def _matches(host: str, port: int | None, entry: str) -> bool:
