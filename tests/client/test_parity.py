@@ -51,6 +51,7 @@ def test_the_same_options(name: str) -> None:
     if name == "embed_iter":
         fields[fields.index(("when_open", "fail"))] = ("when_open", "wait")
         fields[fields.index(("priority", "interactive"))] = ("priority", "bulk")
+        fields.append(("order", "input"))
     assert arguments == fields
 
 

@@ -69,7 +69,8 @@ def test_the_iterable_is_read_in_the_callers_thread() -> None:
 
     with llmopt.Client() as client:
         rows = sum(len(part) for part in client.embed_iter(MODEL, texts()))
-    assert rows == 5_000
+        again = sum(len(part) for part in client.embed_iter(MODEL, texts(), order="completion"))
+    assert rows == again == 5_000
     assert readers == {threading.get_ident()}
 
 

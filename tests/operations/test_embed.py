@@ -17,7 +17,19 @@ from llmopt.client.components import check_word
 from llmopt.operations.embed import check_texts_argument, embed_call, text_error
 from llmopt.values.calls import EmbedOptions
 from tests.support.configuration import provider_config
-from tests.support.faults import FaultServer, answer_openai, serving, vector_for
+from tests.support.faults import (
+    Answer,
+    FaultServer,
+    Request,
+    Respond,
+    Script,
+    Stall,
+    Wait,
+    answer_openai,
+    error_answer,
+    serving,
+    vector_for,
+)
 
 
 @pytest.mark.row("I02")
@@ -88,6 +100,7 @@ def test_extra_must_be_json() -> None:
         ("when_open", "'fail' or 'wait'"),
         ("priority", "'interactive' or 'bulk'"),
         ("cached", "'auto', 'refresh' or 'offline'"),
+        ("order", "'input' or 'completion'"),
     ],
 )
 def test_an_option_that_is_none_of_its_words_is_refused(option: str, words: str) -> None:
@@ -264,6 +277,58 @@ async def test_a_slow_iterable_does_not_delay_finished_batches() -> None:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         await parts.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.row("I04")
+async def test_in_the_order_of_completion_a_slow_part_holds_up_no_other() -> None:
+    """It comes last, and ``start`` tells its place; an exception of the iterable comes after all parts."""
+
+    def source() -> Iterator[str]:
+        yield from (f"text {number}" for number in range(12))
+        raise OSError("cursor lost")
+
+    def reply(request: Request) -> Answer | Script:
+        slow = "text 0" in request.json()["input"]
+        return Script([Wait(gate), Respond(answer_openai)]) if slow else answer_openai(request)
+
+    gate = asyncio.Event()
+    got: dict[int, np.ndarray[Any, Any]] = {}
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_batch_size=2)) as client:
+        server.default(reply)
+        with pytest.raises(OSError, match="cursor lost"):
+            async for part in client.embed_iter(MODEL, source(), order="completion"):
+                got[part.start] = part.vectors
+                if len(got) == 5:
+                    gate.set()
+    assert sorted(got) == list(range(0, 12, 2))
+    assert list(got)[-1] == 0
+    in_order = np.concatenate([got[start] for start in sorted(got)])
+    np.testing.assert_array_equal(in_order, rows([f"text {number}" for number in range(12)]))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.row("I04")
+async def test_in_the_order_of_completion_a_failure_is_raised_at_once() -> None:
+    """While an earlier part is under way, which is cancelled; with ``errors="return"`` all parts come."""
+
+    def reply(request: Request) -> Answer | Script:
+        (text,) = request.json()["input"]
+        if text == "slow":
+            return Script([Stall()])
+        return error_answer(400, "bad text") if text == "bad" else answer_openai(request)
+
+    async with FaultServer() as server, llmopt.AsyncClient(config(server, max_batch_size=1)) as client:
+        server.default(reply)
+        texts = ["slow", "bad", "good"]
+        with pytest.raises(llmopt.LLMOptError, match="bad text"):
+            async for part in client.embed_iter(MODEL, texts, order="completion"):
+                assert part.start == 2
+        async with client.embed_iter(MODEL, texts, errors="return", order="completion") as parts:
+            found = {part.start: dict(part.errors) for part in [await anext(parts), await anext(parts)]}
+        assert sorted(found) == [1, 2]
+        assert not found[2]
+        assert isinstance(found[1][1], llmopt.BadRequest)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

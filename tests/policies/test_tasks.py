@@ -31,7 +31,40 @@ async def test_results_keep_the_order_of_the_source() -> None:
     assert [result async for result in flow] == [0, 10, 20, 30, 40, 50]
 
 
-async def test_width_limits_the_tasks_and_ahead_limits_the_read_items() -> None:
+async def test_results_in_the_order_of_completion() -> None:
+    """Each comes when it is there; an exception of the source after all of them, one of an item at once."""
+    gates = [asyncio.Event() for _ in range(3)]
+
+    async def source() -> AsyncIterator[int]:
+        for number in range(3):
+            yield number
+        raise OSError("source")
+
+    async def work(number: int) -> int:
+        await gates[number].wait()
+        return number
+
+    flow = concurrent_map(source(), work, concurrency=3, lookahead=3, in_order=False)
+    seen = []
+    with pytest.raises(OSError, match="source"):
+        for number in (2, 0, 1, 2):
+            gates[number].set()
+            seen.append(await anext(flow))
+    assert seen == [2, 0, 1]
+
+    async def fail(number: int) -> int:
+        if number == 1:
+            raise ValueError("one")
+        await asyncio.Event().wait()
+        return number
+
+    with pytest.raises(ValueError, match="one"):
+        await anext(concurrent_map(numbers(9), fail, concurrency=2, lookahead=2, in_order=False))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_width_limits_the_tasks_and_ahead_limits_the_read_items(*, in_order: bool) -> None:
     """An endless source is read only as far as there is room."""
     taken: list[int] = []
     running = most = 0
@@ -44,7 +77,7 @@ async def test_width_limits_the_tasks_and_ahead_limits_the_read_items() -> None:
         running -= 1
         return number
 
-    flow = concurrent_map(numbers(10**9, taken), work, concurrency=4, lookahead=8)
+    flow = concurrent_map(numbers(10**9, taken), work, concurrency=4, lookahead=8, in_order=in_order)
     seen = 0
     results = flow
     async for _ in results:

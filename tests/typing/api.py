@@ -22,7 +22,7 @@ def sync(client: llmopt.Client, texts: Iterator[str]) -> None:
     assert_type(found.vectors, NDArray[np.float32])
     assert_type(found.errors, Mapping[int, llmopt.LLMOptError])
     assert_type(found.usage.total_tokens, int)
-    with client.embed_iter("local/default", texts) as parts:
+    with client.embed_iter("local/default", texts, order="completion") as parts:
         for part in parts:
             assert_type(part, llmopt.EmbeddedPart)
             assert_type(part.start, int)

@@ -28,7 +28,7 @@ from llmopt.client.options import (
 from llmopt.config.load import load_config
 from llmopt.config.schema import Config
 from llmopt.errors import LLMOptError
-from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, Priority, WhenOpen
+from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, PartOrder, Priority, WhenOpen
 from llmopt.values.resources import local_errors
 
 if TYPE_CHECKING:
@@ -197,8 +197,9 @@ class AsyncClient:
         when_open: WhenOpen = "wait",
         priority: Priority = "bulk",
         extra: Mapping[str, Any] | None = None,
+        order: PartOrder = "input",
     ) -> EmbedStream:
-        """Embed an iterable of any length in bounded memory; the results come in order.
+        """Embed an iterable of any length in bounded memory.
 
         Args:
             model: "provider/model".
@@ -210,6 +211,8 @@ class AsyncClient:
             when_open: as for `embed`, but "wait" is the default.
             priority: as for `embed`, but "bulk" is the default.
             extra: as for `embed`.
+            order: "input" (default) yields the parts in the order of the texts; "completion" yields each as soon as it is
+                there, and ``start`` tells its place. A slow request then holds up no other part.
 
         Returns:
             An asynchronous iterator of `EmbeddedPart`. Use it in ``async with`` if the loop may be left early, so
@@ -218,10 +221,10 @@ class AsyncClient:
         Raises:
             InvalidInput: an option is invalid.
 
-        Iterating raises what `embed` raises, after all parts before the error.
+        Iterating raises what `embed` raises, after all parts before the error in the order of the texts, else at once.
         """
         options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
-        return self._components.embed_stream(model, texts, options)
+        return self._components.embed_stream(model, texts, options, order)
 
     async def chat(
         self,

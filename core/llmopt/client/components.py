@@ -40,7 +40,7 @@ from llmopt.operations.token_estimate import TokenCounter
 from llmopt.policies.clock import Clock, Deadline, valid_seconds
 from llmopt.policies.tasks import require_asyncio, run_in_thread
 from llmopt.providers.registry import Provider, Registry
-from llmopt.values.calls import ChatOptions, EmbedCall, EmbedOptions
+from llmopt.values.calls import ChatOptions, EmbedCall, EmbedOptions, PartOrder
 from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent
@@ -64,6 +64,7 @@ _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "priority": ("interactive", "bulk"),
     "errors": ("raise", "return"),
     "cached": ("auto", "refresh", "offline"),
+    "order": ("input", "completion"),
 }
 """The options of calls that are one of a few words."""
 
@@ -146,12 +147,13 @@ class Components:
         return await (observed(run, self.engine.clock, work, texts) if run.listening else work)
 
     def embed_stream(
-        self, model: str, texts: Iterable[str] | AsyncIterable[str], options: EmbedOptions
+        self, model: str, texts: Iterable[str] | AsyncIterable[str], options: EmbedOptions, order: PartOrder
     ) -> EmbedStream:
         """See `llmopt.AsyncClient.embed_iter`."""
         from llmopt.operations.embed_stream import EmbedStream
 
-        return EmbedStream(self._embed_run(model, options), texts, errors=options.errors)
+        check_word("order", order)
+        return EmbedStream(self._embed_run(model, options), texts, errors=options.errors, order=order)
 
     def _embed_run(self, model: str, options: EmbedOptions) -> EmbedRun:
         check_word("errors", options.errors)

@@ -25,7 +25,7 @@ from llmopt.operations.chat import Messages
 from llmopt.operations.embed import check_texts_argument
 from llmopt.operations.models import CacheMode
 from llmopt.policies.clock import Clock
-from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, Priority, WhenOpen
+from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, PartOrder, Priority, WhenOpen
 from llmopt.values.catalog import Catalog
 from llmopt.values.chat import ChatReply
 from llmopt.values.embeddings import Embeddings
@@ -168,6 +168,7 @@ class Client:
         when_open: WhenOpen = "wait",
         priority: Priority = "bulk",
         extra: Mapping[str, Any] | None = None,
+        order: PartOrder = "input",
     ) -> SyncEmbedStream:
         """Embed an iterable of any length; see `llmopt.AsyncClient.embed_iter`.
 
@@ -179,7 +180,9 @@ class Client:
         check_texts_argument(texts)
         options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
         thread, components = self._running_thread(), self._components
-        return SyncEmbedStream(thread, texts, lambda source: components.embed_stream(model, source, options))
+        return SyncEmbedStream(
+            thread, texts, lambda source: components.embed_stream(model, source, options, order)
+        )
 
     def chat(
         self,

@@ -35,7 +35,7 @@ _MAX_READ_S: Final = 0.01
 
 
 class SyncEmbedStream(Iterator[EmbeddedPart]):
-    """The parts of an embedding, in order. Use it in ``with``, so that leaving the loop early cancels the work.
+    """The parts of an embedding. Use it in ``with``, so that leaving the loop early cancels the work.
 
     Args:
         thread: runs the event loop.

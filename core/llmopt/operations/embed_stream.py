@@ -1,4 +1,4 @@
-"""Embedding an iterable of any length: bounded memory, results in the order of the texts.
+"""Embedding an iterable of any length: bounded memory, results in the order of the texts or of their completion.
 
 Requests and the cache go through `EmbedRun`, which is awaited. Batches are sent in tasks of their own on the event
 loop, and the caller's iterable is read there too, a little ahead of the results. No clock. What calls share is in
@@ -20,12 +20,12 @@ from llmopt.operations.embed_batches import Batch
 from llmopt.operations.embed_results import Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.policies.tasks import concurrent_map, require_asyncio
-from llmopt.values.calls import ErrorMode
+from llmopt.values.calls import ErrorMode, PartOrder
 from llmopt.values.embeddings import NO_USAGE, EmbeddedPart, Embeddings
 
 
 class EmbedStream:
-    """The parts of an embedding, in order. Use it in ``async with``, so that leaving the loop early stops the work.
+    """The parts of an embedding. Use it in ``async with``, so that leaving the loop early stops the work.
 
     Iterating yields `EmbeddedPart`. At most two parts for each concurrent request are in memory.
 
@@ -34,14 +34,21 @@ class EmbedStream:
         texts: any iterable; read only as far as requests can be made.
         errors: "raise" raises at the first failed part, after all parts before it; "return" puts the errors
             into the parts.
+        order: of the parts: that of the texts, or each when it is there.
     """
 
     def __init__(
-        self, run: EmbedRun, texts: Iterable[str] | AsyncIterable[str], *, errors: ErrorMode
+        self,
+        run: EmbedRun,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        errors: ErrorMode,
+        order: PartOrder = "input",
     ) -> None:
         check_texts_argument(texts)
         self._run: Final = run
         self._errors: Final = errors
+        self._in_order: Final = order == "input"
         self._texts: Final = texts
         self._parts: Final = self._embed_all()
 
@@ -67,7 +74,11 @@ class EmbedStream:
     async def _embed_all(self) -> AsyncGenerator[EmbeddedPart, None]:
         concurrency = self._run.max_concurrency
         results = concurrent_map(
-            self._batches(), self._embed, concurrency=concurrency, lookahead=2 * concurrency
+            self._batches(),
+            self._embed,
+            concurrency=concurrency,
+            lookahead=2 * concurrency,
+            in_order=self._in_order,
         )
         events = CallEvents(self._run, self._run.clock, self._texts, stream=True)
         # Closed in this task, also when the caller leaves the loop early: it cancels the requests in flight.

@@ -26,6 +26,7 @@ WhenOpen = Literal["fail", "wait"]
 Priority = Literal["interactive", "bulk"]
 """Which of the calls that wait for a provider are sent first; bulk calls keep at least a tenth."""
 ErrorMode = Literal["raise", "return"]
+PartOrder = Literal["input", "completion"]
 """What happens with texts that could not be embedded: an exception at the end, or entries in ``errors``."""
 
 
