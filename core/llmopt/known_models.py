@@ -199,7 +199,7 @@ def read_table(text: str, *, where: str = "the table", json: bool = False) -> tu
     Raises:
         PluginContractError: the text has another format; the message names the row and the key.
     """
-    table = _from_json(text, where) if json else _from_toml(text, where)
+    table = _parsed(text, where, json=json)
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise PluginContractError(f"{where}: expected format = {FORMAT}.")
     rows = table.get("model")
@@ -214,20 +214,13 @@ def read_table(text: str, *, where: str = "the table", json: bool = False) -> tu
     return known
 
 
-def _from_toml(text: str, where: str) -> object:
+def _parsed(text: str, where: str, *, json: bool) -> object:
     import tomllib
 
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PluginContractError(f"{where}: not valid TOML: {error}.") from None
-
-
-def _from_json(text: str, where: str) -> object:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise PluginContractError(f"{where}: not valid JSON: {error}.") from None
+        return msgspec.json.decode(text) if json else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError, RecursionError) as error:
+        raise PluginContractError(f"{where}: not valid {'JSON' if json else 'TOML'}: {error}.") from None
 
 
 def _known(entry: object, shared: Mapping[str, Any], where: str) -> KnownModel:

@@ -112,17 +112,12 @@ class Database:
                 # ended (`llmopt.cache.disk.DiskStore`).
                 check_same_thread=False,
             )
-            self._configure()
+            try:
+                configure(self._connection, manual_checkpoints=self._lock is not None)
+            except BaseException:
+                self._connection.close()
+                raise
         self.inode: Final = path.stat().st_ino
-
-    def _configure(self) -> None:
-        # Text that another program wrote there may not be UTF-8.
-        self._connection.text_factory = lambda data: data.decode(errors="replace")
-        try:
-            configure(self._connection, manual_checkpoints=self._lock is not None)
-        except BaseException:
-            self._connection.close()
-            raise
 
     def get(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
         """Return the values that are there, and the keys whose time of last use should be updated."""
@@ -256,6 +251,8 @@ def configure(connection: sqlite3.Connection, *, manual_checkpoints: bool) -> No
         ForeignSchemaError: the tables are not ours.
         sqlite3.Error: the file is no database, or cannot be written.
     """
+    # Text that another program wrote there may not be UTF-8.
+    connection.text_factory = lambda data: data.decode(errors="replace")
     run = connection.execute
     # First, so that functions named in the file's schema cannot be called.
     run("PRAGMA trusted_schema=OFF")

@@ -180,10 +180,7 @@ def with_flags(config: Config, flags: Mapping[str, bool]) -> Config:
     Raises:
         ConfigError: there is no such flag.
     """
-    message = ""
     try:
         return evolve(config, flags={**config.flags, **flags})
     except ConfigError as error:
-        message = error.message
-    # Raised here, not in the handler: the context would repeat the same message.
-    raise ConfigError(message)
+        raise ConfigError(error.message) from None

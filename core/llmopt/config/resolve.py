@@ -19,6 +19,7 @@ from attrs import asdict, evolve, field, fields, frozen
 from llmopt.config.credentials import CredentialSource, credential_for, is_own_host
 from llmopt.config.load import Environment, allowed_keys, overlay_endpoint
 from llmopt.config.schema import (
+    KIND_NAMES,
     EndpointEntry,
     EnvText,
     Flags,
@@ -350,16 +351,6 @@ def _merge_timeouts(configured: TimeoutsEntry, usual: Timeouts) -> Timeouts:
 
 # The plugin's own keys: each value must have the type that its `Option` declares.
 
-_TYPE_NAMES: Final = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    tuple: "a list",
-    dict: "a table",
-}
-
 
 def _checked_option(value: object, option: Option, path: str) -> object:
     converted = _convert(value, option.type)
@@ -387,7 +378,7 @@ def _convert(value: object, kind: type) -> object:
 
 def _problem(value: object, option: Option) -> str:
     if not _has_type(value, option.type):
-        return f"expected {_TYPE_NAMES.get(option.type, option.type.__name__)}"
+        return f"expected {KIND_NAMES.get(option.type, option.type.__name__)}"
     if option.choices and value not in option.choices:
         return f"expected one of {', '.join(map(str, option.choices))}"
     return ""

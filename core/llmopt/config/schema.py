@@ -122,23 +122,24 @@ def join_path(path: str, key: str | int) -> str:
     return f"{path}.{key}" if path else key
 
 
+KIND_NAMES: Final[Mapping[type, str]] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Mapping: "a table",
+    dict: "a table",
+    list: "a list",
+    tuple: "a list",
+}
+
+
 def kind_name(value: object) -> str:
     """The type of a value in plain words; never the value, which may be a secret."""
-    for kind, words in _KIND_NAMES:
+    for kind, words in KIND_NAMES.items():
         if isinstance(value, kind):
             return words
     return "nothing" if value is None else type(value).__name__
-
-
-_KIND_NAMES: Final[tuple[tuple[type, str], ...]] = (
-    (bool, "true or false"),
-    (int, "a whole number"),
-    (float, "a number"),
-    (str, "text"),
-    (Mapping, "a table"),
-    (list, "a list"),
-    (tuple, "a list"),
-)
 
 
 def unknown_key_message(key: str, known: Iterable[str]) -> str:
