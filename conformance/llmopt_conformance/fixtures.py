@@ -327,7 +327,7 @@ def event_read(subject: Subject, event: ServerEvent) -> Any:
     """What the plugin reads in an event: a tuple, a failure, or the InvalidResponse it raises."""
     call = chat(subject, stream=True)
     try:
-        return subject.hooks.stream_parser(call, subject.settings())(event)
+        return subject.hooks.parse_stream_event(call, event, subject.settings())
     except InvalidResponse as error:
         return error
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from llmopt.engine.request import CompressionSupport, encode_request
+from llmopt.engine.request import CompressionSupport
 from llmopt.errors import PluginContractError
+from llmopt.testing.harness import encode_request
 from llmopt.values.calls import Settings
 from llmopt.values.http import HttpRequest
 

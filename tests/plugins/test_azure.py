@@ -21,7 +21,7 @@ from llmopt import (
     Settings,
     VerdictKind,
 )
-from llmopt.engine.request import encode_request
+from llmopt.testing.harness import encode_request
 from llmopt_plugin_azure._entra import scope_of
 from tests.plugins.helpers import KEY, call, failure, hooks, page
 from tests.plugins.helpers import settings as settings_of

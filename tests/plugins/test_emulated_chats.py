@@ -16,7 +16,7 @@ from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Flags
 from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_for
-from llmopt.engine.request import encode_request
+from llmopt.testing.harness import encode_request
 from tests.plugins.helpers import hooks
 from tests.support.emulators import (
     AzureEmulator,

@@ -17,7 +17,7 @@ from llmopt import (
     Settings,
     VerdictKind,
 )
-from llmopt.engine.request import encode_request
+from llmopt.testing.harness import encode_request
 from tests.plugins.helpers import answer, call, failure, hooks, page, rows, settings
 
 LOCAL = hooks("local")

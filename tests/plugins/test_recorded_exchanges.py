@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llmopt import CatalogCall, CatalogPage, ChatCall, EmbedCall, Failure, HttpResponse, Settings, VerdictKind
-from llmopt.engine.request import encode_request
+from llmopt.testing.harness import encode_request
 from tests.plugins.errors import REPOSITORY
 from tests.plugins.helpers import hooks, settings
 

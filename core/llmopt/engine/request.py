@@ -161,11 +161,6 @@ class RequestEncoder:
         return EncodedRequest(method=request.method, url=url, headers=headers, body=body)
 
 
-def encode_request(request: HttpRequest, settings: Settings) -> EncodedRequest:
-    """Encode a single request, see `RequestEncoder`."""
-    return RequestEncoder()(request, settings)
-
-
 def _checked(
     request: HttpRequest, settings: Settings, defaults: Mapping[str, str]
 ) -> tuple[str, Mapping[str, str]]:

@@ -115,10 +115,16 @@ class ProviderHooks:
         """See `llmopt.hookspecs.parse_chat`."""
         return self._call_or_fail(ChatReply, "parse_chat", call, response, settings)
 
+    def parse_stream_event(
+        self, call: ChatCall, event: ServerEvent, settings: Settings
+    ) -> tuple[ChatEvent, ...] | Failure:
+        """See `llmopt.hookspecs.parse_stream_event`."""
+        return self.stream_parser(call, settings)(event)
+
     def stream_parser(
         self, call: ChatCall, settings: Settings
     ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
-        """See `llmopt.hookspecs.parse_stream_event`; a function of the event alone, for all events of one stream."""
+        """`parse_stream_event` as a function of the event alone, for all events of one stream."""
         hook = bind(self._relay.parse_stream_event, call=call, settings=settings)
 
         def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:

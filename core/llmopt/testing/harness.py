@@ -22,7 +22,7 @@ from llmopt.config.schema import Flags, ProviderEntry
 from llmopt.config.urls import InvalidUrl, is_loopback, origin_of
 from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_for
-from llmopt.engine.request import EncodedRequest, encode_request, json_encoder
+from llmopt.engine.request import EncodedRequest, RequestEncoder, json_encoder
 from llmopt.engine.responses import error_from_verdict
 from llmopt.errors import LLMOptError
 from llmopt.hookspecs import PROJECT
@@ -38,7 +38,7 @@ from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
 from llmopt.values.calls import Call, Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.embeddings import EmbeddedRows
-from llmopt.values.http import Failure
+from llmopt.values.http import Failure, HttpRequest
 from llmopt.values.secret import Secret
 
 if TYPE_CHECKING:
@@ -117,6 +117,15 @@ class PluginUnderTest:
     def error(self, failure: Failure, call: Call, settings: Settings) -> LLMOptError:
         """The exception that a caller would get for a failure, after ``classify_error``."""
         return error_from_verdict(self.hooks.classify_error(failure, settings), failure, call, settings)
+
+
+def encode_request(request: HttpRequest, settings: Settings) -> EncodedRequest:
+    """What the engine sends for a request of a plugin.
+
+    Raises:
+        PluginContractError: it cannot be sent.
+    """
+    return RequestEncoder()(request, settings)
 
 
 def encode_json(value: object) -> bytes:
