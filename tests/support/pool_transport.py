@@ -61,8 +61,8 @@ class PoolTransport(httpx.AsyncBaseTransport):
             request.extensions = {**request.extensions, ATTEMPT_INFO: info}
         return httpx.Response(
             exchange.status,
-            # The raw headers: httpx decodes the body by their content-encoding.
-            headers=exchange.raw_headers,
+            # httpx decodes the body by their content-encoding.
+            headers=exchange.headers,
             stream=_PoolStream(exchange, request),
             extensions={"http_version": b"HTTP/1.1", ATTEMPT_INFO: info},
         )

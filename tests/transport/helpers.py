@@ -44,6 +44,12 @@ async def open_stream(sender: Sender, request: TransportRequest) -> AsyncIterato
         await stream.aclose()
 
 
+async def chunks(stream: ResponseStream) -> AsyncIterator[bytes]:
+    """The body, chunk by chunk."""
+    while chunk := await stream.read():
+        yield chunk
+
+
 def embed_request_to(url: str, *texts: str, **options: Any) -> TransportRequest:
     """An embeddings request to a base URL."""
     body = json.dumps({"model": "m", "input": list(texts or (PROMPT,))}).encode()

@@ -24,6 +24,7 @@ from tests.support.faults import (
 from tests.support.scale import scaled
 from tests.transport.helpers import (
     CancelAtSuspension,
+    chunks,
     count_vectors,
     embed_request,
     open_pool,
@@ -69,7 +70,7 @@ async def test_other_calls_cancelled_at_every_suspension(action: str, server: Fa
 
         async def stream(pool: ConnectionPool = pool) -> None:
             async with open_stream(pool, embed_request(server)) as answer:
-                async for _ in answer:
+                async for _ in chunks(answer):
                     await asyncio.sleep(0)
 
         run = CancelAtSuspension(number)

@@ -28,7 +28,14 @@ from tests.support.faults import (
     faults_of,
     find_fault,
 )
-from tests.transport.helpers import assert_no_secrets, count_vectors, embed_request, expect_error, open_stream
+from tests.transport.helpers import (
+    assert_no_secrets,
+    chunks,
+    count_vectors,
+    embed_request,
+    expect_error,
+    open_stream,
+)
 
 HTTP = "InvalidResponse http"
 RIGHT = "right"
@@ -176,10 +183,10 @@ async def test_a_malformed_chunk_ends_the_response_at_once(
         go = asyncio.Event()
         server.play(Script([Send(head), Wait(go), Send(tail), Stall()]))
         async with open_stream(pool, embed_request(server)) as stream:
-            assert await anext(stream) == b"hello"
+            assert await stream.read() == b"hello"
             go.set()
             with pytest.raises(InvalidResponse) as caught:
-                async for piece in stream:
+                async for piece in chunks(stream):
                     assert piece == b"hello"
             error = caught.value
     assert error.reason == "http"

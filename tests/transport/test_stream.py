@@ -38,7 +38,7 @@ from tests.support.faults import (
     stream_events,
 )
 from tests.support.pool_transport import PoolTransport
-from tests.transport.helpers import Sender, embed_request, embed_request_to, open_pool, open_stream
+from tests.transport.helpers import Sender, chunks, embed_request, embed_request_to, open_pool, open_stream
 
 WORDS = ["one ", "two ", "three"]
 
@@ -67,9 +67,9 @@ async def test_a_stream_arrives_piece_by_piece(server: FaultServer, sender: Send
         assert stream.status == 200
         assert stream.headers["content-type"] == "text/event-stream"
         for event, gate in zip(events, gates, strict=True):
-            assert await anext(stream) == event
+            assert await stream.read() == event
             gate.set()
-        assert [piece async for piece in stream] == []
+        assert [piece async for piece in chunks(stream)] == []
 
 
 async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer, sender: Sender) -> None:
@@ -81,7 +81,7 @@ async def test_a_stream_read_to_its_end_keeps_the_connection(server: FaultServer
     )
     for _ in range(2):
         async with open_stream(sender, embed_request(server)) as stream:
-            assert b"".join([piece async for piece in stream]) == body
+            assert b"".join([piece async for piece in chunks(stream)]) == body
     assert (await sender.send(embed_request(server))).status == 200
     assert server.connections == 1
 
@@ -94,9 +94,9 @@ async def test_compressed_pieces_are_decoded_as_they_arrive(server: FaultServer,
     head = Answer(200, b"", [("content-encoding", "gzip")], Framing.EOF)
     server.play(Script([Send(head), Send(first), Wait(gate), Send(second), Close()]))
     async with open_stream(sender, embed_request(server)) as stream:
-        assert await anext(stream) == b"data: 1\n\n"
+        assert await stream.read() == b"data: 1\n\n"
         gate.set()
-        assert [piece async for piece in stream] == [b"data: 2\n\n"]
+        assert [piece async for piece in chunks(stream)] == [b"data: 2\n\n"]
 
 
 @pytest.mark.row("E11")
@@ -109,7 +109,7 @@ async def test_leaving_early_closes_the_connection(how: str, server: FaultServer
             async with open_stream(sender, embed_request(server)) as stream:
                 if how == "unread":
                     continue
-                async for _piece in stream:
+                async for _piece in chunks(stream):
                     if how == "raise":
                         raise KeyError
                     break
@@ -120,7 +120,7 @@ async def test_leaving_early_closes_the_connection(how: str, server: FaultServer
     gc.collect()
     server.default(stream_answer(WORDS))
     async with open_stream(sender, embed_request(server)) as stream:
-        assert b"".join([piece async for piece in stream]).endswith(b"data: [DONE]\n\n")
+        assert b"".join([piece async for piece in chunks(stream)]).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.row("E12")
@@ -132,7 +132,7 @@ async def test_error_statuses_are_streams_too(server: FaultServer, sender: Sende
             assert stream.status == 429
             assert stream.headers["retry-after"] == "1"
             if turn % 2:
-                assert b"Later." in b"".join([piece async for piece in stream])
+                assert b"Later." in b"".join([piece async for piece in chunks(stream)])
     assert len(server.requests) == 100
 
 
@@ -145,8 +145,8 @@ async def test_the_attempt_timeout_ends_with_the_head(server: FaultServer, sende
             pass
     assert caught.value.sent == "maybe"
     async with open_stream(sender, embed_request(server, timeout=0.1)) as stream:
-        assert await anext(stream) == b"1"
-        assert await anext(stream) == b"2"
+        assert await stream.read() == b"1"
+        assert await stream.read() == b"2"
 
 
 @pytest.mark.row("E10")
@@ -169,7 +169,7 @@ async def test_a_truncated_stream_gives_its_bytes_first(
     received = b""
     with pytest.raises(expected) as caught:
         async with open_stream(sender, embed_request(server)) as stream:
-            async for piece in stream:
+            async for piece in chunks(stream):
                 received += piece
     assert received
     if isinstance(caught.value, InvalidResponse):
@@ -183,7 +183,7 @@ async def test_a_stream_has_the_limits_of_any_response(server: FaultServer, send
     for maximum in (2**24, 999):
         with pytest.raises(InvalidResponse) as caught:
             async with open_stream(sender, embed_request(server, max_body=maximum)) as stream:
-                async for _ in stream:
+                async for _ in chunks(stream):
                     pass
         assert caught.value.reason == "too_large"
 
@@ -199,10 +199,10 @@ async def test_a_slow_reader_stops_the_server(server: FaultServer) -> None:
     """Unread bytes do not accumulate."""
     server.play(flood(2**30, framing=Framing.EOF))
     async with open_pool() as pool, open_stream(pool, embed_request(server, max_body=2**31)) as stream:
-        await anext(stream)
+        await stream.read()
         for _ in range(2000):
             await asyncio.sleep(0)
-        read = len(await anext(stream))
+        read = len(await stream.read())
         assert read < 4 * 2**20
 
 
@@ -212,7 +212,7 @@ async def test_a_cancelled_reader_closes_the_stream(server: FaultServer, pool: C
 
     async def read() -> None:
         async with open_stream(pool, embed_request(server)) as stream:
-            async for _ in stream:
+            async for _ in chunks(stream):
                 reading.set()
 
     reading = asyncio.Event()

@@ -1,8 +1,7 @@
-"""Response bodies: decompression (gzip, deflate) with limits, and reading in chunks or as a whole.
+"""Decompression of response bodies (gzip, deflate), with limits.
 
-`ContentDecoder` does no I/O: bytes in, bytes out. `BodyReader` awaits the bytes that its subclass reads from the
-network, or from the user's httpx transport. Bodies are decompressed on the event loop, also large ones, which delays
-other calls there. Both belong to one response; there is no clock and no lock.
+`ContentDecoder` does no I/O: bytes in, bytes out. It belongs to one response and has no clock and no lock. Bodies are
+decompressed on the event loop, also large ones, which delays other calls there.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from __future__ import annotations
 import codecs
 import re
 import zlib
-from collections.abc import Mapping
 from typing import Final
 
 from llmopt.errors import InvalidResponse
-from llmopt.transport.request import RequestState
 
 ACCEPT_ENCODING: Final = "gzip, deflate"
 """The request header that asks for what `ContentDecoder` can decompress."""
@@ -227,72 +224,3 @@ def _decompressors(encoding: str) -> list[_Decompressor]:
                 reason="decompression",
             )
     return [_Decompressor(gzip=name != "deflate") for name in reversed(names)]
-
-
-_SUCCESS: Final = range(200, 300)
-
-
-class BodyReader:
-    """Base of the exchanges: a response whose body is read in chunks or as a whole.
-
-    Attributes:
-        state: how far the attempt has got.
-        status: status of the response, 0 before its head was read.
-        headers: headers of the response, with lower-case names.
-    """
-
-    def __init__(self, state: RequestState) -> None:
-        self.state: Final = state
-        self.status = 0
-        self.headers: Mapping[str, str] = {}
-        self._decoder: ContentDecoder | None = None
-
-    async def read_raw(self) -> bytes:
-        """Return the next bytes of the body as received, b"" at its end."""
-        raise NotImplementedError
-
-    async def read_decoded(self) -> bytes:
-        """Return the next bytes of the body, decoded, b"" at its end."""
-        decoder = self._decoder = self._decoder or self._new_decoder()
-        while not decoder.stopped:
-            data = await self.read_raw()
-            if not data:
-                decoder.finish()
-                break
-            if chunk := decoder.decode(data):
-                return chunk
-        return b""
-
-    async def read_body(self) -> bytes:
-        """Return the whole body, decoded."""
-        decoder = self._decoder = self._new_decoder()
-        read = (
-            self.read_raw
-            if decoder.passthrough and self._length_limited(decoder.max_body)
-            else self.read_decoded
-        )
-        chunks = []
-        while chunk := await read():
-            chunks.append(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    @property
-    def compressed_size(self) -> int | None:
-        """Bytes received of a compressed body, None for an uncompressed one."""
-        return None if self._decoder is None else self._decoder.compressed_size
-
-    @property
-    def body_sizes(self) -> tuple[int, int] | None:
-        """Bytes of the body so far as received, and after decompression; None for an uncompressed body."""
-        decoder = self._decoder
-        if decoder is None or decoder.compressed_size is None:
-            return None
-        return decoder.compressed_size, decoder.decoded_size
-
-    def _length_limited(self, max_body: int) -> bool:  # noqa: ARG002 - for subclasses
-        """Whether the body cannot exceed ``max_body`` for another reason, so that its bytes need not be counted."""
-        return False
-
-    def _new_decoder(self) -> ContentDecoder:
-        encoding, request = self.headers.get("content-encoding"), self.state.request
-        return ContentDecoder(encoding, request.max_body, truncate=self.status not in _SUCCESS)

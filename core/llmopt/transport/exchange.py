@@ -22,12 +22,12 @@ from aiohttp.streams import EMPTY_PAYLOAD, EofStream
 
 from llmopt.errors import ConnectionLost, LLMOptError
 from llmopt.transport import errors as transport_errors
-from llmopt.transport.body import BodyReader
 from llmopt.transport.connector import Connector
 from llmopt.transport.protocol import HttpProtocol, Upload, write_at_once
 from llmopt.transport.request import RequestState, TransportRequest
+from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import Target
-from llmopt.values.http import AttemptInfo, HttpResponse
+from llmopt.values.http import HttpResponse
 from llmopt.values.resources import out_of_resources
 
 if TYPE_CHECKING:
@@ -156,18 +156,14 @@ T = TypeVar("T")
 _PROXY_AUTHENTICATION: Final = 407
 
 
-class Exchange(BodyReader):
+class Exchange(ResponseStream):
     """One request and its response, from acquiring a connection to releasing or aborting it.
 
     It must be closed on every path with `close`, which is synchronous so that no cancellation can interrupt it.
-
-    Attributes:
-        raw_headers: headers of the response as received.
     """
 
     def __init__(self, connector: Connector, target: Target, request: TransportRequest) -> None:
         super().__init__(RequestState(request, target.origin, target.proxy))
-        self.raw_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._connector: Final = connector
         self._target: Final = target
         self._connection: Connection | None = None
@@ -191,7 +187,6 @@ class Exchange(BodyReader):
         state.phase = "read"
         self.status = state.status = message.code
         self.headers = LazyHeaders(message.headers)
-        self.raw_headers = message.raw_headers
         if self.status == _PROXY_AUTHENTICATION and state.proxy is not None and not self._target.tunnelled:
             raise transport_errors.proxy_refused(state, self.status, message.reason)
 
@@ -207,6 +202,7 @@ class Exchange(BodyReader):
         """`open` within the timeout of the attempt."""
         with self._connector.timeouts.timeout(self.state.request.timeout):
             await self.open()
+        self.info = self.state.info()
 
     async def fetch(self) -> HttpResponse:
         """Send the request and return the whole response, within the timeout. The caller calls `fail` on an error."""
@@ -236,11 +232,6 @@ class Exchange(BodyReader):
     def _stream(self) -> StreamReader:
         return cast("StreamReader", self._payload)
 
-    @property
-    def info(self) -> AttemptInfo:
-        """How far the attempt has got."""
-        return self.state.info()
-
     async def read(self) -> bytes:
         """Return the next bytes of the body, decoded; b"" at its end, which releases the connection.
 
@@ -263,12 +254,6 @@ class Exchange(BodyReader):
                 self.close()
             return data
         raise failure
-
-    async def read_remaining(self) -> bytes:
-        """Return the rest of the body, of an error at most 64 KiB, and close the exchange."""
-        body = await self.run_step(self.read_body())
-        self.close()
-        return body
 
     async def run_step(self, step: Coroutine[Any, Any, T]) -> T:
         """Await a step of this exchange; if it fails, close the exchange and raise llmopt's error for it."""
@@ -329,10 +314,6 @@ class Exchange(BodyReader):
 
         timer = loop.call_later(seconds, partial(finish, complete=False))
         self._stream.on_eof(at_end)
-
-    async def aclose(self) -> None:
-        """Like `close`."""
-        self.close()
 
     def fail(self, error: BaseException) -> LLMOptError | None:
         """Close after an error, and return llmopt's error for it, None for one that is raised unchanged."""

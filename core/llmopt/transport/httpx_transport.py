@@ -24,7 +24,7 @@ from llmopt import errors
 from llmopt.errors import ConfigError, InvalidResponse
 from llmopt.policies.tasks import TaskSet
 from llmopt.transport import errors as transport_errors
-from llmopt.transport.body import ACCEPT_ENCODING, BodyReader
+from llmopt.transport.body import ACCEPT_ENCODING
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import request_origin
@@ -37,7 +37,7 @@ ATTEMPT_INFO: Final = "attempt_info"
 """The key of the `AttemptInfo` in the extensions of an httpx request and of its response."""
 
 
-class TransportExchange(BodyReader):
+class TransportExchange(ResponseStream):
     """One request and its response over an httpx transport.
 
     Args:
@@ -47,8 +47,7 @@ class TransportExchange(BodyReader):
         tasks: the set for the tasks of isolated steps.
         isolate: whether each step runs in such a task.
 
-    Attributes:
-        info: what the transport reports about the attempt, if it does.
+    ``info`` is what the transport reports about the attempt. Until it does, ``info.sent`` is "maybe".
     """
 
     def __init__(
@@ -61,8 +60,6 @@ class TransportExchange(BodyReader):
         isolate: bool,
     ) -> None:
         super().__init__(state)
-        # Unknown until the transport reports it: `AttemptInfo.sent` is "maybe" by default.
-        self.info = AttemptInfo()
         state.phase = "send"
         self._transport: Final = transport
         self._httpx_request: Final = httpx_request
@@ -116,7 +113,7 @@ class TransportExchange(BodyReader):
         )
         return HttpResponse(status=self.status, headers=self.headers, body=body, info=info)
 
-    async def run_step(self, step: Coroutine[Any, Any, T], seconds: float | None) -> T:
+    async def run_step(self, step: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
         """Await a step with a timeout; if it fails, close the exchange and raise llmopt's error for it."""
         try:
             async with asyncio.timeout(seconds):
@@ -132,16 +129,6 @@ class TransportExchange(BodyReader):
         if self.info.sent != "maybe" and not isinstance(failure, InvalidResponse):
             failure.sent = self.info.sent
         raise failure
-
-    async def read(self) -> bytes:
-        """Return the next bytes of the body, decoded, b"" at its end."""
-        return await self.run_step(self.read_decoded(), None)
-
-    async def read_remaining(self) -> bytes:
-        """Return the rest of the body; of an error at most 64 KiB."""
-        body = await self.run_step(self.read_body(), None)
-        await self.aclose()
-        return body
 
     async def aclose(self) -> None:
         """Close the response, now or when the current step has ended."""
@@ -245,7 +232,7 @@ class HttpxSender:
         exchange = self._exchange(request)
         await exchange.run_step(exchange.open(), request.timeout)
         exchange.set_read_timeout((request.idle_timeout or _MAX_READ_TIMEOUT) if self._isolate else None)
-        return ResponseStream(exchange)
+        return exchange
 
     async def aclose(self) -> None:
         """Cancel the running requests and close the transport."""

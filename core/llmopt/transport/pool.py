@@ -120,7 +120,7 @@ class ConnectionPool:
         """
         exchange = self.new_exchange(request)
         await exchange.run_step(exchange.fetch_head())
-        return ResponseStream(exchange)
+        return exchange
 
     def new_exchange(self, request: TransportRequest) -> Exchange:
         """Create an exchange on the running event loop; call its steps through `Exchange.run_step`."""

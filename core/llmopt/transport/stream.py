@@ -1,102 +1,122 @@
-"""A streamed response, and the interfaces of what sends requests.
+"""A response that is read while it arrives, and the interface of what sends requests.
 
-No I/O of its own and no HTTP library: reading and `aclose` await the source, which is an exchange of the pool or of
-an httpx transport, perhaps the user's; `close` and `drain` do not wait. It has no lock, and one task may read at a time.
+No HTTP library. Reading awaits the bytes that the subclass gets from the network, or from the user's httpx transport;
+`close` and `drain` do not wait. Bodies are decompressed on the event loop, also large ones, which delays other calls
+there. A `ResponseStream` belongs to one request and has no lock: one task may read at a time. It reads no clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Protocol, Self
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, Protocol, TypeVar
 
-from llmopt.transport.request import TransportRequest
+from llmopt.transport.body import ContentDecoder
+from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.values.http import AttemptInfo, HttpResponse
+
+_T = TypeVar("_T")
+_SUCCESS: Final = range(200, 300)
+_UNKNOWN: Final = AttemptInfo()
 
 
 class ResponseStream:
-    """A response whose body is read while it arrives: an asynchronous iterator of bytes.
+    """A response whose body is read in chunks or as a whole; the base of the exchanges, which know the transport.
 
-    Iterating raises the errors that reading can end in. Nothing is read ahead except what fits into the socket's
-    buffer. There is no timeout between chunks: the caller has its own.
+    Nothing is read ahead except what fits into the socket's buffer. There is no timeout between chunks: the caller has
+    its own. Whoever gets a stream closes it.
 
     Attributes:
-        status: HTTP status.
-        headers: lower-case names; values of a repeated header are joined with ", ".
-        info: how the request was sent.
-        read: returns the next bytes of the body, decoded; b"" at the end, after which the connection is free again.
-        read_remaining: returns the rest of the body at once; of an error at most 64 KiB.
+        state: how far the attempt has got.
+        status: HTTP status, 0 before the head of the response was read.
+        headers: headers of the response, with lower-case names; values of a repeated header are joined with ", ".
+        info: how the request was sent, as far as that is known.
     """
 
-    def __init__(self, source: ResponseSource) -> None:
-        self._source: Final = source
-        self.status: Final = source.status
-        self.headers: Final[Mapping[str, str]] = source.headers
-        self.info: Final = source.info
-        # The methods of the source themselves: a wrapper would cost one more coroutine for each chunk.
-        self.read: Final[Callable[[], Awaitable[bytes]]] = source.read
-        self.read_remaining: Final[Callable[[], Awaitable[bytes]]] = source.read_remaining
+    def __init__(self, state: RequestState) -> None:
+        self.state: Final = state
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.info = _UNKNOWN
+        self._decoder: ContentDecoder | None = None
 
-    @property
-    def body_sizes(self) -> tuple[int, int] | None:
-        """Bytes of the body so far as received, and after decompression; None for an uncompressed body."""
-        return self._source.body_sizes
+    async def read(self) -> bytes:
+        """Return the next bytes of the body, decoded; b"" at its end, after which the connection is free again."""
+        return await self.run_step(self.read_decoded())
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        chunk = await self.read()
-        if not chunk:
-            raise StopAsyncIteration
-        return chunk
+    async def read_remaining(self) -> bytes:
+        """Return the rest of the body, of an error at most 64 KiB, and close."""
+        body = await self.run_step(self.read_body())
+        await self.aclose()
+        return body
 
     def close(self) -> None:
         """Stop reading, without waiting. The connection is closed unless the body was read to its end."""
-        self._source.close()
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Like `close`, and wait until it is done."""
+        self.close()
 
     def drain(self, seconds: float) -> None:
         """Discard the rest of the body in the background, without waiting.
 
         The connection is kept for the next request if the body ends within ``seconds``, else it is closed.
         """
-        self._source.drain(seconds)
+        raise NotImplementedError
 
-    async def aclose(self) -> None:
-        """Like `close`, and wait until it is done."""
-        await self._source.aclose()
+    async def run_step(self, step: Coroutine[Any, Any, _T]) -> _T:
+        """Await a step of this exchange; if it fails, close the exchange and raise llmopt's error for it."""
+        raise NotImplementedError
 
-    def __repr__(self) -> str:
-        return f"<ResponseStream {self.status}>"
+    async def read_raw(self) -> bytes:
+        """Return the next bytes of the body as received, b"" at its end."""
+        raise NotImplementedError
 
+    async def read_decoded(self) -> bytes:
+        """Return the next bytes of the body, decoded, b"" at its end."""
+        decoder = self._decoder = self._decoder or self._new_decoder()
+        while not decoder.stopped:
+            data = await self.read_raw()
+            if not data:
+                decoder.finish()
+                break
+            if chunk := decoder.decode(data):
+                return chunk
+        return b""
 
-class ResponseSource(Protocol):
-    """Where a `ResponseStream` reads from: an exchange on a pooled connection, or one over an httpx transport."""
-
-    status: int
-    headers: Mapping[str, str]
+    async def read_body(self) -> bytes:
+        """Return the whole body, decoded."""
+        decoder = self._decoder = self._new_decoder()
+        read = (
+            self.read_raw
+            if decoder.passthrough and self._length_limited(decoder.max_body)
+            else self.read_decoded
+        )
+        chunks = []
+        while chunk := await read():
+            chunks.append(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @property
-    def info(self) -> AttemptInfo:
-        """How the request was sent."""
+    def compressed_size(self) -> int | None:
+        """Bytes received of a compressed body, None for an uncompressed one."""
+        return None if self._decoder is None else self._decoder.compressed_size
 
     @property
     def body_sizes(self) -> tuple[int, int] | None:
         """Bytes of the body so far as received, and after decompression; None for an uncompressed body."""
+        decoder = self._decoder
+        if decoder is None or decoder.compressed_size is None:
+            return None
+        return decoder.compressed_size, decoder.decoded_size
 
-    async def read(self) -> bytes:
-        """Return the next bytes of the body, decoded, b"" at its end; an error closes the exchange."""
+    def _length_limited(self, max_body: int) -> bool:  # noqa: ARG002 - for subclasses
+        """Whether the body cannot exceed ``max_body`` for another reason, so that its bytes need not be counted."""
+        return False
 
-    async def read_remaining(self) -> bytes:
-        """Return the rest of the body; of an error at most 64 KiB."""
-
-    def close(self) -> None:
-        """Stop now."""
-
-    def drain(self, seconds: float) -> None:
-        """Stop when the body has ended, after ``seconds`` at the latest."""
-
-    async def aclose(self) -> None:
-        """Stop, and wait until it is done."""
+    def _new_decoder(self) -> ContentDecoder:
+        encoding, request = self.headers.get("content-encoding"), self.state.request
+        return ContentDecoder(encoding, request.max_body, truncate=self.status not in _SUCCESS)
 
 
 class RequestSender(Protocol):
