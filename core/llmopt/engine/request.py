@@ -101,7 +101,6 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
-_DEFAULT_HEADERS: Final = {"accept": "application/json"}
 _MAX_CHECKED: Final = 64
 _MAX_PATH: Final = 200
 _NOT_JSON: Final = (TypeError, ValueError, RecursionError)
@@ -132,9 +131,8 @@ class RequestEncoder:
 
     def __init__(self, *, compression: bool = True) -> None:
         # The transport adds the encodings that it can decode, unless the header is there.
-        self._default_headers: Final = (
-            _DEFAULT_HEADERS if compression else {**_DEFAULT_HEADERS, "accept-encoding": "identity"}
-        )
+        identity = {} if compression else {"accept-encoding": "identity"}
+        self._default_headers: Final = {"accept": "application/json", **identity}
         self._checked: Final[dict[tuple[object, ...], tuple[str, Mapping[str, str]]]] = {}
 
     def __call__(self, request: HttpRequest, settings: Settings) -> EncodedRequest:
