@@ -85,11 +85,8 @@ class ChatRun(CallScope):
         self._deadline: Final = deadline
         self._wait_when_open: Final = wait_when_open
         self._priority: Final[Priority] = priority
-        # Once per call: the estimator learns in between, and must compare the reported usage with this
-        # estimate.
         self._prompt: Final = _Prompt(call)
-        self._text_tokens: Final = estimator.total(self._prompt.texts)
-        self._prompt_tokens: Final = self._text_tokens + self._prompt.other_tokens
+        self._prompt_tokens: Final = estimator.total(self._prompt.texts) + self._prompt.other_tokens
 
     async def send(self) -> ChatReply:
         """Send the request and wait for the complete reply.
@@ -165,7 +162,7 @@ class ChatRun(CallScope):
         # What an image costs is not known well enough to tell the text's part of the usage.
         if usage is not None and not self._prompt.has_media:
             text_tokens = usage.prompt_tokens - self._prompt.other_tokens
-            self._estimator.learn(self._prompt.texts, self._text_tokens, text_tokens)
+            self._estimator.learn(self._prompt.texts, text_tokens)
 
     @property
     def _reply_tokens(self) -> int:

@@ -446,7 +446,7 @@ class EmbedRun(CallScope):
         if self._call.dimensions is None and not self._call.extra:
             self._state.dimensions = int(rows.vectors.shape[1])
         if rows.usage is not None:
-            self._estimator.learn(texts, tokens, rows.usage.prompt_tokens)
+            self._estimator.learn(texts, rows.usage.prompt_tokens)
         if self._adaptive is not None:
             self._adaptive.succeeded(len(texts), tokens)
 
