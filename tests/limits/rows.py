@@ -182,6 +182,7 @@ _RANDOM = Scenario(
     headers="none",
     hint="none",
     names_limit=False,
+    configured=1.0,
     refused_at_random=0.1,
     latency=Latency(there=0.005, median=0.03),
     joins=0.0,

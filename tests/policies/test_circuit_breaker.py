@@ -768,7 +768,7 @@ def test_only_the_first_report_of_a_permit_counts() -> None:
 
     assert (pair.origin._window.calls, pair.origin._window.failures) == (1, 0)
     assert (pair.model._window.calls, pair.model._window.failures) == (1, 1)
-    assert repr(pair).startswith("CircuitPair(CircuitBreaker('https://a', closed")
+    assert repr(pair).startswith("CircuitPair(origin=CircuitBreaker('https://a', closed")
 
 
 def test_the_same_request_gets_the_same_circuits() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmopt.errors import QueueFull
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter, Slot
+from llmopt.policies.quota import Refusal
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.wait_queue import BULK_SHARE, PriorityQueue, WaitingCalls
 from llmopt.testing.clock import SimulatedClock, run_simulated
@@ -222,7 +223,7 @@ def test_without_limits_each_request_costs_the_same() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         limiter = RateLimiter(clock=clock, initial_window=0)
-        limiter.throttled(1.0)
+        limiter.throttled(limiter.try_acquire(), Refusal(1.0))
         order: list[str] = []
 
         async def one(tokens: int, priority: Priority) -> None:

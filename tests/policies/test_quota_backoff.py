@@ -9,12 +9,12 @@ import pytest
 from llmopt.policies.quota import Backoff, Lease
 
 
-def lease(granted_at: float = 0.0) -> Lease:
-    return Lease(cast("Any", None), 0.0, granted_at, 1, 1.0, 0.0)
+def lease(granted_at: float = 0.0, number: int = 1) -> Lease:
+    return Lease(cast("Any", None), 0.0, granted_at, number, 1.0, 0.0)
 
 
 def refuse(pause: Backoff, now: float, retry_after: float | None = None, **more: Any) -> None:
-    pause.throttled(now, more.pop("sent_at", now), retry_after, more.pop("lease", None))
+    pause.throttled(now, retry_after, more.get("lease") or lease(more.get("sent_at", now), 100))
 
 
 def test_without_a_refusal_there_is_no_backoff() -> None:
@@ -143,6 +143,35 @@ def test_a_response_resets_the_throttles_unless_it_is_old() -> None:
     assert pause.remaining(12.5) == 0.5
 
 
+def test_a_pause_ends_when_later_requests_are_accepted() -> None:
+    """The refusal then concerned its own request. An earlier request proves nothing."""
+    pause = Backoff()
+    refuse(pause, 1.0, 30.0, sent_at=0.5, lease=lease(0.5, 5))
+    assert pause.wants_probe
+    pause.succeeded(lease(0.4, 4))
+    assert pause.remaining(1.0) == 30.0
+    pause.succeeded(lease(0.6, 6))
+    assert (pause.remaining(1.0), pause.wants_probe, pause.server_stated) == (0.0, False, False)
+
+
+def test_a_pause_stays_when_later_requests_are_refused_too() -> None:
+    """More than two must be accepted for each of them; then a further refusal does not pause again."""
+    pause = Backoff()
+    refuse(pause, 1.0, 3.0, sent_at=0.5, lease=lease(0.5, 5))
+    refuse(pause, 1.1, 3.0, sent_at=0.6, lease=lease(0.6, 6))
+    for number in (7, 8):
+        pause.succeeded(lease(0.7, number))
+        assert pause.remaining(1.1) == pytest.approx(3.0)
+    pause.succeeded(lease(0.7, 9))
+    assert pause.remaining(1.1) == 0.0
+    for number in (10, 11):
+        pause.succeeded(lease(0.7, number))
+    refuse(pause, 1.2, 3.0, sent_at=0.8, lease=lease(0.8, 12))
+    assert pause.remaining(1.2) == 0.0
+    refuse(pause, 1.2, 3.0, sent_at=0.8, lease=lease(0.8, 13))
+    assert pause.remaining(1.2) == pytest.approx(3.0)
+
+
 def test_an_unsent_probe_makes_room_for_another() -> None:
     """At once; a refund of another request changes nothing."""
     pause = Backoff()
@@ -183,9 +212,3 @@ def test_a_refusal_of_another_request_leaves_the_probe_in_place() -> None:
     refuse(pause, 3.1, sent_at=2.0, lease=lease(2.0))
     refuse(pause, 3.1, sent_at=2.0)
     assert pause.probe is first
-
-
-def test_repr_shows_the_state() -> None:
-    pause = Backoff()
-    refuse(pause, 1.0, 2.0)
-    assert repr(pause) == "Backoff(until=3.000, consecutive_throttles=1, probe=None)"

@@ -12,6 +12,7 @@ import pytest
 from llmopt.compatible.rate_limits import parse_rate_limits
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, RateLimited
 from llmopt.policies.clock import Deadline
+from llmopt.policies.quota import Refusal
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop, run_simulated
 from llmopt.values.calls import RateLimit, RateLimits
@@ -227,7 +228,7 @@ def test_a_thousand_refusals_and_a_day_without_a_response_do_not_overflow() -> N
         (await limiter.acquire()).settle()
         held.settle()
         for _ in range(1_100):
-            (await limiter.acquire()).throttled()
+            (await limiter.acquire()).throttled(Refusal())
         assert limiter.pause_left == pytest.approx(30)
 
     run_simulated(main)
@@ -318,7 +319,7 @@ def test_a_refusal_pauses_all_requests() -> None:
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
         lease = pacer.try_acquire()
-        pacer.throttled(1.5, lease)
+        pacer.throttled(lease, Refusal(1.5))
         assert pacer.pause_left == 1.5
         later = await pacer.acquire()
         assert 1.5 <= later.waited <= 2.5
@@ -336,7 +337,7 @@ def test_without_retry_after_the_pause_doubles() -> None:
     for _ in range(4):
         lease = pacer.try_acquire()
         assert lease is not None
-        pacer.throttled(None, lease)
+        pacer.throttled(lease, Refusal(None))
         pauses.append(pacer.pause_left)
         clock.advance(pacer.pause_left)
         clock.advance(5)
@@ -345,7 +346,7 @@ def test_without_retry_after_the_pause_doubles() -> None:
     assert lease is not None
     lease.settle()
     lease = pacer.try_acquire()
-    pacer.throttled(None, lease)
+    pacer.throttled(lease, Refusal(None))
     assert pacer.pause_left == 0.5
 
 
@@ -356,7 +357,7 @@ def test_refusals_of_requests_in_flight_count_once() -> None:
     leases = [pacer.try_acquire() for _ in range(5)]
     clock.advance(0.1)
     for lease in leases:
-        pacer.throttled(None, lease)
+        pacer.throttled(lease, Refusal(None))
     assert pacer.pause_left == 0.5
     assert pacer.rates[0] >= 3
 
@@ -366,7 +367,7 @@ def test_one_probe_is_sent_after_a_long_pause() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.throttled(3.0, pacer.try_acquire())
+        pacer.throttled(pacer.try_acquire(), Refusal(3.0))
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(4)
         assert [task.done() for task in tasks] == [True, False, False]
@@ -383,7 +384,7 @@ def test_an_unsent_probe_makes_room_for_another() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.throttled(3.0, pacer.try_acquire())
+        pacer.throttled(pacer.try_acquire(), Refusal(3.0))
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(3.01)
         assert tasks[0].done()
@@ -402,11 +403,12 @@ def test_a_deadline_before_the_end_of_a_pause_fails_at_once() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
+        sent = pacer.try_acquire()
         drain(pacer)
         waiting = asyncio.create_task(pacer.acquire(deadline=Deadline.after(30, clock.now)))
         patient = asyncio.create_task(pacer.acquire())
         await asyncio.sleep(0)
-        pacer.throttled(90)
+        pacer.throttled(sent, Refusal(90))
         with pytest.raises(DeadlineExceeded) as caught:
             await waiting
         assert caught.value.retry_after == pytest.approx(90)
@@ -422,9 +424,9 @@ def test_a_refused_request_costs_no_tokens() -> None:
     """It still costs a request, and its lease has ended."""
     pacer = limiter(SimulatedClock(), tpm=6_000)
     lease = pacer.try_acquire(100)
-    pacer.throttled(0.1, lease, limits=server_limits(requests=RateLimit(remaining=0)))
+    pacer.throttled(lease, Refusal(0.1, limits=server_limits(requests=RateLimit(remaining=0))))
     assert levels(pacer)[1] == pytest.approx(450)
-    pacer.throttled(50, lease)
+    pacer.throttled(lease, Refusal(50))
     assert pacer.pause_left == pytest.approx(0.1)
 
 
@@ -543,7 +545,7 @@ def test_a_streamed_response_counts_when_it_begins() -> None:
     assert drain(pacer) == 0
     second.accept()
     assert drain(pacer) == 2
-    second.throttled(3.0)
+    second.throttled(Refusal(3.0))
     assert pacer.try_acquire() is None
 
 
@@ -552,7 +554,7 @@ def test_the_beginning_of_a_probes_response_ends_the_pause() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.throttled(3.0, pacer.try_acquire())
+        pacer.throttled(pacer.try_acquire(), Refusal(3.0))
         tasks = [asyncio.create_task(pacer.acquire()) for _ in range(3)]
         await clock.sleep(4)
         assert [task.done() for task in tasks] == [True, False, False]
@@ -670,12 +672,13 @@ def test_errors_explain_the_refusal() -> None:
             await pacer.acquire(7_000)
         with pytest.raises(ValueError, match="finite number, 0 or more, not nan"):
             await pacer.acquire(math.nan)
+        sent = pacer.try_acquire(45)
         drain(pacer, 45)
         with pytest.raises(DeadlineExceeded) as late:
             await pacer.acquire(450, deadline=Deadline.after(0.1, clock.now))
         assert late.value.message == "the deadline passed while waiting for the rate limit"
         assert (late.value.phase, late.value.retry_after) == ("limiter", None)
-        pacer.throttled(50)
+        pacer.throttled(sent, Refusal(50))
         with pytest.raises(DeadlineExceeded) as paused:
             await pacer.acquire(1, deadline=Deadline.after(5, clock.now))
         assert (paused.value.phase, paused.value.retry_after) == ("limiter", 50)
@@ -693,7 +696,7 @@ def test_the_first_request_after_a_pause_is_sent_when_the_server_said() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         slow = RateLimiter(clock=clock, rpm=100, tpm=100_000)
-        slow.throttled(2.0, slow.try_acquire(50))
+        slow.throttled(slow.try_acquire(50), Refusal(2.0))
         leases = [asyncio.create_task(slow.acquire(50)) for _ in range(2)]
         await clock.sleep(2.0001)
         assert leases[0].done()
@@ -725,7 +728,7 @@ def test_an_absurd_retry_after_is_reported_but_soon_retried(retry_after: float) 
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.throttled(retry_after, pacer.try_acquire())
+        pacer.throttled(pacer.try_acquire(), Refusal(retry_after))
         assert pacer.pause_left == pytest.approx(60)
 
     run_simulated(main)
@@ -736,7 +739,7 @@ def test_only_a_pause_above_the_maximum_wait_fails() -> None:
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
-        pacer.throttled(5, pacer.try_acquire())
+        pacer.throttled(pacer.try_acquire(), Refusal(5))
         lease = await pacer.acquire(max_pause=5, deadline=Deadline.after(6, clock.now))
         assert 5 <= lease.waited < 5.5
 
@@ -767,11 +770,12 @@ def test_waiters_fail_when_a_pause_begins_that_exceeds_their_maximum_wait() -> N
 
     async def main(clock: SimulatedClock) -> None:
         pacer = limiter(clock)
+        sent = pacer.try_acquire()
         drain(pacer)
         hasty = asyncio.create_task(pacer.acquire(max_pause=10))
         patient = asyncio.create_task(pacer.acquire(max_pause=100))
         await asyncio.sleep(0)
-        pacer.throttled(20)
+        pacer.throttled(sent, Refusal(20))
         with pytest.raises(RateLimited):
             await hasty
         assert clock.elapsed == 0
@@ -786,7 +790,7 @@ def test_a_second_refusal_of_one_lease_is_ignored() -> None:
     assert lease is not None
     lease.settle()
     assert not lease.open
-    assert pacer.throttled(5, lease) is False
+    assert pacer.throttled(lease, Refusal(5)) is False
     assert pacer.pause_left == 0
     lease = pacer.try_acquire()
     assert lease is not None
@@ -797,7 +801,7 @@ def test_a_second_refusal_of_one_lease_is_ignored() -> None:
     assert levels(pacer)[0] == level
     lease = pacer.try_acquire()
     assert lease is not None
-    lease.throttled(1.0, limits=server_limits(requests=RateLimit(remaining=0)))
+    lease.throttled(Refusal(1.0, limits=server_limits(requests=RateLimit(remaining=0))))
     assert not lease.open
 
 
@@ -815,7 +819,7 @@ def test_tokens_default_to_zero() -> None:
 def test_refused_tokens_are_charged_only_if_counted() -> None:
     """By default the server does not count them."""
     pacer = limiter(SimulatedClock(), rpm=None, tpm=6_000)
-    pacer.throttled(0.1, pacer.try_acquire(100), limits=server_limits(tokens=RateLimit(remaining=0)))
+    pacer.throttled(pacer.try_acquire(100), Refusal(0.1, limits=server_limits(tokens=RateLimit(remaining=0))))
     assert pacer._quota.tokens.refused_total == 100
 
 

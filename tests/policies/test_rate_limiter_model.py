@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from llmopt.policies.quota import Lease
+from llmopt.policies.quota import Lease, Refusal
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.testing.clock import SimulatedClock, SimulatedLoop
 from llmopt.values.calls import Priority
@@ -158,11 +158,16 @@ class LimiterMachine(RuleBasedStateMachine):
     @rule(data=st.data(), retry_after=st.one_of(st.none(), st.floats(0.1, 5)))
     def refuse(self, data: st.DataObject, retry_after: float | None) -> None:
         """The server answered 429; it did not count the tokens."""
-        call = data.draw(st.sampled_from([call for call in self.calls if self.has_lease(call)]))
+        self.refuse_call(
+            data.draw(st.sampled_from([call for call in self.calls if self.has_lease(call)])), retry_after
+        )
+
+    def refuse_call(self, call: Call, retry_after: float | None) -> None:
+        """Report a 429."""
         call.open = False
         self.charge(0, -call.tokens, self.clock.now())
         self.words += retry_after is not None and retry_after >= 1
-        call.task.result().throttled(retry_after)
+        call.task.result().throttled(Refusal(retry_after))
         self.pass_time(0)
 
     @staticmethod
@@ -196,3 +201,16 @@ LimiterMachine.TestCase.settings = settings(
     max_examples=scaled(40, nightly=150), stateful_step_count=30, deadline=None
 )
 TestLimiter = LimiterMachine.TestCase
+
+
+def test_refused_small_requests_do_not_hold_back_a_large_one() -> None:
+    """Six calls of one token, one of 4,495, and a refusal without a hint: the large one was not served in an hour."""
+    machine = LimiterMachine()
+    machine.arrive(tokens=1, count=6, priority="interactive")
+    machine.arrive(tokens=4_495, count=1, priority="interactive")
+    machine.arrive(tokens=4_495, count=1, priority="interactive")
+    machine.refuse_call(machine.calls[0], None)
+    machine.windows_hold()
+    machine.pass_time(60)
+    assert all(call.task.done() for call in machine.calls)
+    machine.teardown()

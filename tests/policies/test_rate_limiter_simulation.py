@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from llmopt.compatible.rate_limits import parse_rate_limits
+from llmopt.policies.quota import Refusal
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry_after import parse_retry_after
 from llmopt.testing.clock import SimulatedClock, run_simulated
@@ -157,7 +158,7 @@ class Client:
                 self.limiter.observe(limits, lease)
                 return True
             retry_after = parse_retry_after(answer.headers, self.clock.wall())
-            self.limiter.throttled(retry_after, lease, limits=limits)
+            self.limiter.throttled(lease, Refusal(retry_after, limits=limits))
         wait = 0.5 * 2 ** min(tries, 5) if retry_after is None else retry_after
         await self.clock.sleep(wait + self.random.uniform(0, 0.5))
         return False

@@ -118,39 +118,6 @@ def test_an_underestimate_is_a_debt_of_at_most_one_burst() -> None:
     assert it._corrected == 100.5
 
 
-def test_debt_and_hold() -> None:
-    """The debt is at least a part of a burst, and nothing flows in until the hold ends."""
-    it = bucket(burst_s=5.0)
-    it.set_debt(0.1)
-    assert it.level == -5.0
-    it.correct(30.0)
-    level = it.level
-    it.set_debt(0.1)
-    assert it.level == level
-    it.hold_until(10.0)
-    it.wait_time(10.0, 0.0)
-    assert it.level == level
-    it.hold_until(5.0)
-    it.wait_time(11.0, 0.0)
-    assert it.level == level + 10.0
-    free = bucket(None)
-    free.set_debt(0.1)
-    assert free.level == math.inf
-
-
-def test_a_learned_rate_applies_until_it_is_removed() -> None:
-    """What flowed in before stays, as far as it fits."""
-    it = bucket()
-    it.take(9.0)
-    it.set_learned_rate(0.3, 2.0)
-    assert (it.rate, it.capacity) == (2.0, 1.8)
-    assert it.level == pytest.approx(1.8)
-    it.set_learned_rate(0.4, 50.0)
-    assert it.rate == 10.0
-    it.set_learned_rate(0.4, math.inf)
-    assert (it.rate, it.capacity) == (10.0, 9.0)
-
-
 # Headers
 
 
@@ -239,13 +206,11 @@ def test_a_bank_may_be_spent_as_a_burst_while_nobody_else_draws_on_it() -> None:
     assert (it.level, it.capacity) == (9.0, 9.0)
 
 
-@pytest.mark.parametrize("state", ["configured", "learned", "contended", "few requests"])
+@pytest.mark.parametrize("state", ["configured", "contended", "few requests"])
 def test_a_bank_is_not_for_everybody(state: str) -> None:
-    """A lower limit of the user or of refusals holds, and so do the shares of others."""
+    """A lower limit of the user holds, and so do the shares of others."""
     it = alone(bucket(10.0 if state == "configured" else 20.0))
     it.take(8.0)
-    if state == "learned":
-        it.set_learned_rate(0.0, 10.0)
     if state == "contended":
         it.share._others = 50.0
     if state == "few requests":
@@ -411,9 +376,8 @@ def test_an_explained_refusal_counts_for_the_fair_share() -> None:
 
 
 def test_refilling_withdraws_nothing() -> None:
-    """Learning, observing and refusals refill the bucket first."""
+    """Observing and refusals refill the bucket first."""
     for act in (
-        lambda it: it.set_learned_rate(0.4, 10.0),
         lambda it: it.throttled(0.4),
         lambda it: observe(it, 0.4),
     ):

@@ -38,7 +38,7 @@ from llmopt.log import DEBUG, REQUEST
 from llmopt.policies.circuit_breaker import counts_as_timeout
 from llmopt.policies.concurrency_limit import Slot, load_signal
 from llmopt.policies.loop_lag import explains_timeout
-from llmopt.policies.quota import Lease
+from llmopt.policies.quota import Lease, Refusal
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry_after import exceeded_by, parse_retry_after, reset_wait
 from llmopt.values.calls import Call, Operation, RateLimits, Settings
@@ -162,14 +162,11 @@ class AttemptScope:
         self.slot.release("success" if self.endpoint.config.flags.concurrency else "neutral")
         if self.permit is not None:
             self.permit.success()
-        if self.cost_stated or self.reply_lease.open:
-            self.settle(used)
-        else:
-            self.lease.settle(None if used is None else used[0])
+        self.settle(used)
         self._release_on_exit = False
 
     def settle(self, used: Used | None) -> None:
-        """Settle the leases by the cost of the response, None to keep the estimate."""
+        """Settle the leases at the cost of what was received; None to keep the estimate."""
         tokens, reply = (None, None) if used is None or self.cost_stated else used
         if self.reply_lease.open:
             self.reply_lease.settle(reply)
@@ -284,12 +281,13 @@ class AttemptScope:
         error.retry_after = error.retry_after or reset_wait(limits, error.exceeded)
         if error.exceeded == "output_tokens" and (limiter := self._reply_limiter()) is not None:
             self.lease.refund()
-            lease = self.reply_lease if self.reply_lease.open else None
+            # The first response that names the limit had no lease for its reply.
+            lease = self.reply_lease if self.reply_lease.open else limiter.try_acquire()
             replies = RateLimits(tokens=limits.output_tokens)
-            return limiter.throttled(error.retry_after, lease, limits=replies, dimension="tokens")
+            return lease is not None and lease.throttled(Refusal(error.retry_after, replies, "tokens"))
         self.reply_lease.refund()
-        # Without its dimension: refusals that name requests and tokens by turns would lift each other's learned rate.
-        return self.lease.throttled(error.retry_after, limits=limits)
+        dimension = None if error.exceeded == "output_tokens" else error.exceeded
+        return self.lease.throttled(Refusal(error.retry_after, limits, dimension))
 
 
 def add_context(
@@ -529,7 +527,7 @@ class RequestRecorder(Scope):
     def limits_learned(self) -> None:
         """Response headers stated a rate limit that was unknown or different before."""
         self.limits_changed()
-        limits = self.endpoint.policies.rate_limiter(self._call).server_limits
+        limits = self.endpoint.policies.rate_limiter(self._call).learned[:2]
         for name, value in zip(("rpm", "tpm"), limits, strict=True):
             if value is not None:
                 self.emit(LimitLearned, limit=name, value=value, source="headers")

@@ -27,32 +27,11 @@ from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
 from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
 from llmopt.policies.wait_queue import WaitingCalls
-from llmopt.values.calls import Call, ChatCall, Dimension, Operation, RateLimits
+from llmopt.values.calls import Call, ChatCall, Operation
 from llmopt.values.events import WaitCause
 
 if TYPE_CHECKING:
     from llmopt.shared.sharing import Sharing
-
-
-class UnlimitedRateLimiter(RateLimiter):
-    """Grants everything at once and learns nothing, for ``flags.limiter = false``."""
-
-    wants_headers = False
-
-    def observe(self, limits: RateLimits, lease: Lease) -> bool:  # noqa: ARG002 - nothing is learned
-        """Learn nothing."""
-        return False
-
-    def throttled(
-        self,
-        retry_after: float | None = None,  # noqa: ARG002 - as above
-        lease: Lease | None = None,  # noqa: ARG002
-        *,
-        limits: RateLimits | None = None,  # noqa: ARG002
-        dimension: Dimension | None = None,  # noqa: ARG002
-    ) -> bool:
-        """Learn nothing: the retry policy waits for what the server asks."""
-        return False
 
 
 _ALL_MODELS: Final = ""
@@ -98,7 +77,7 @@ class EndpointPolicies:
         # Circuits are also by credential: one account may be blocked while another one works.
         self._credential: Final = endpoint.credential.fingerprint()
         self._circuit_pairs: Final[dict[tuple[str, str], CircuitPair]] = {}
-        self._unlimited: Final = UnlimitedRateLimiter(clock=clock, initial_window=0)
+        self._unlimited: Final = RateLimiter(clock=clock, initial_window=0, learns=False)
         self.no_lease: Final = Lease(self._unlimited, 0.0, 0.0, 0, 0.0, 0.0)
         self.no_lease.open = False
         self._limiters: Final[dict[str, RateLimiter]] = {}
@@ -149,11 +128,10 @@ class EndpointPolicies:
         """The limiter of the quota that a call uses: one for each model, and one for listing models."""
         if not self._endpoint.flags.limiter:
             return self._unlimited
-        limiter = self._limiters.get(call.model)
-        if limiter is None:
-            # setdefault is atomic: an event loop in another thread may have been faster.
-            limiter = self._limiters.setdefault(call.model, self._new_limiter(call))
-        return limiter
+        # setdefault is atomic: an event loop in another thread may have been faster.
+        return self._limiters.get(call.model) or self._limiters.setdefault(
+            call.model, self._new_limiter(call)
+        )
 
     def reply_limiter(self, call: Call, *, create: bool = False) -> RateLimiter | None:
         """The limiter of the tokens of replies, where the provider has shown that it counts them apart.
@@ -222,10 +200,9 @@ class EndpointPolicies:
         return maximum if self.has_answered else first_timeout(timeouts, maximum, key)
 
     def _adaptive_timeout(self, model: str) -> AdaptiveTimeout:
-        timeout = self._timeouts.get(model)
-        if timeout is None:
-            timeout = self._timeouts.setdefault(model, AdaptiveTimeout(now=self._clock.now))
-        return timeout
+        return self._timeouts.get(model) or self._timeouts.setdefault(
+            model, AdaptiveTimeout(now=self._clock.now)
+        )
 
     def block_credential(self, error: LLMOptError, model: str) -> None:
         """If the error is a refused credential, send nothing with it for a while.

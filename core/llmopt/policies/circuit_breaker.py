@@ -139,12 +139,10 @@ class CircuitBreaker:
     _window: FailureWindow = field(init=False)
     # A result counts only in the generation in which its permit was granted; of another one it is late.
     _generation: int = field(default=0, init=False)
-    _streak: int = field(
-        default=0, init=False
-    )  # failures in a row while closed, successful probes while half-open
-    _breaks: int = field(
-        default=0, init=False
-    )  # breaks since the circuit was last closed for `reset_after_s`
+    # Failures in a row while closed, successful probes while half-open.
+    _streak: int = field(default=0, init=False)
+    # Breaks since the circuit was last closed for `reset_after_s`.
+    _breaks: int = field(default=0, init=False)
     _open_until: float = field(default=-math.inf, init=False)
     _closed_at: float = field(default=-math.inf, init=False)
     _probe_until: float = field(default=-math.inf, init=False)  # a probe is under way until then
@@ -295,6 +293,7 @@ class CircuitBreaker:
             )
 
 
+@define(eq=False)
 class CircuitPair:
     """The two circuits that a request passes, used as one.
 
@@ -307,14 +306,8 @@ class CircuitPair:
         model: the circuit of the model behind it.
     """
 
-    __slots__ = ("model", "origin")
-
-    def __init__(self, origin: CircuitBreaker, model: CircuitBreaker) -> None:
-        self.origin = origin
-        self.model = model
-
-    def __repr__(self) -> str:
-        return f"CircuitPair({self.origin!r}, {self.model!r})"
+    origin: CircuitBreaker
+    model: CircuitBreaker
 
     def stats(self) -> dict[str, str]:
         """The states of both circuits."""
@@ -350,15 +343,13 @@ class CircuitPair:
         return Permit(self, origin, model)
 
 
+@define(eq=False)
 class Permit:
     """Permission to send one request through both circuits. The first report counts, later ones do nothing."""
 
-    __slots__ = ("_model", "_origin", "_pair")
-
-    def __init__(self, pair: CircuitPair, origin: int, model: int) -> None:
-        self._pair: CircuitPair | None = pair
-        self._origin = origin
-        self._model = model
+    _pair: CircuitPair | None
+    _origin: int
+    _model: int
 
     def success(self) -> None:
         """Report a good response."""

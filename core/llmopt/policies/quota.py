@@ -4,8 +4,7 @@ A request needs capacity in two token buckets, and may be held back by a slow st
 
 A `Quota` only decides: no I/O, no awaiting, no randomness, and no clock, because the time is an argument. All calls
 with a model at an endpoint share it; the lock, the queue and the timers are in `llmopt.policies.rate_limiter`, which
-calls it under its lock, but reads rates and the pause without. A `Lease` belongs to one request, and passes its reports
-to that rate limiter, which reads the clock, takes the lock and wakes waiters.
+calls it under its lock, but reads rates and the pause without.
 """
 
 from __future__ import annotations
@@ -13,14 +12,28 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from attrs import define
+from attrs import Factory, define, field
 
-from llmopt.policies.adaptive_rate import BURST_S, CubicRate
+from llmopt.policies.adaptive_rate import BURST_S, DIMENSIONS, Amounts, CubicRate, Effect
 from llmopt.policies.token_bucket import TokenBucket
 from llmopt.values.calls import Dimension, RateLimit, RateLimits
 
 if TYPE_CHECKING:
     from llmopt.policies.rate_limiter import RateLimiter
+
+
+class Refusal(NamedTuple):
+    """What a 429 says.
+
+    Attributes:
+        retry_after: seconds that the server asks to wait, None if it does not say.
+        limits: rate limits in its headers; they need no call of `Lease.observe`.
+        dimension: which limit it names as exceeded, None if it does not say.
+    """
+
+    retry_after: float | None = None
+    limits: RateLimits = RateLimits()
+    dimension: Dimension | None = None
 
 
 @define(eq=False, repr=False)
@@ -94,24 +107,13 @@ class Lease:
         """
         return self._owner.observe(limits, self)
 
-    def throttled(
-        self,
-        retry_after: float | None = None,
-        *,
-        limits: RateLimits | None = None,
-        dimension: Dimension | None = None,
-    ) -> bool:
-        """The server refused the request with a 429, which ends the lease.
-
-        Args:
-            retry_after: seconds that the server asks to wait, None if it does not say.
-            limits: rate limits in the headers of the 429; they need no call of `observe`.
-            dimension: which limit the server names as exceeded, None if it does not say.
+    def throttled(self, refusal: Refusal) -> bool:
+        """The server refused the request with a 429, which ends the lease: pause, and slow down unless headers explain it.
 
         Returns:
             As `observe`.
         """
-        return self._owner.throttled(retry_after, self, limits=limits, dimension=dimension)
+        return self._owner.throttled(self, refusal)
 
 
 _MAX_STATED_BACKOFF_S: Final = 3_600.0
@@ -127,15 +129,19 @@ _MIN_STATED_S: Final = 1.0
 _PROBE_AFTER_S: Final = 2.0
 _PROBE_AFTER_THROTTLES: Final = 3
 _MIN_PROBE_WAIT_S: Final = 1.0
+_ACCEPTED_PER_REFUSED: Final = 2
+"""With so many later requests accepted for each one that was refused too, a 429 concerned its own request."""
 
 
+@define
 class Backoff:
     """The pause of one quota after a 429, and the probe that tests whether it was long enough.
 
     A pause lasts as long as the server asks, one hour at most, or 0.5 s, doubled with each consecutive 429. A 429 to
     a request that was in flight when the pause began may prolong it, but does not count as consecutive. After a long
     pause, or the third consecutive 429, one request (the probe) goes first, and the others wait for its response, at
-    most for another such pause.
+    most for another such pause. A pause ends early when the server accepts requests that were sent after the refused
+    one, as TCP ends a recovery that later acknowledgements show to be spurious (F-RTO, RFC 5682).
 
     Attributes:
         until: no request is sent before.
@@ -144,27 +150,17 @@ class Backoff:
         server_stated: whether the server has stated the length of the pause, and nothing was sent since.
     """
 
-    __slots__ = (
-        "_began_at",
-        "_consecutive_throttles",
-        "_length_s",
-        "probe",
-        "server_stated",
-        "until",
-        "wants_probe",
-    )
-
-    def __init__(self) -> None:
-        self.until = -math.inf
-        self.probe: Lease | None = None
-        self._length_s = 0.0
-        self.wants_probe = False
-        self.server_stated = False
-        self._consecutive_throttles = 0
-        self._began_at = -math.inf
-
-    def __repr__(self) -> str:
-        return f"Backoff(until={self.until:.3f}, consecutive_throttles={self._consecutive_throttles}, probe={self.probe})"
+    until: float = -math.inf
+    probe: Lease | None = None
+    wants_probe: bool = False
+    server_stated: bool = False
+    _consecutive_throttles: int = 0
+    _began_at: float = -math.inf
+    _length_s: float = 0.0
+    _number: float = math.inf  # of the refused lease
+    # Of the leases that were granted after it.
+    _accepted_after: int = 0
+    _refused_after: int = 0
 
     def remaining(self, now: float) -> float:
         """Seconds left of the pause; 0 while a probe is in flight."""
@@ -183,6 +179,12 @@ class Backoff:
             self.probe = None
             self.wants_probe = False
             self.until = -math.inf
+        elif lease.number > self._number and self.probe is None:
+            self._accepted_after += 1
+            if self._accepted_after > _ACCEPTED_PER_REFUSED * self._refused_after:
+                self.until = -math.inf
+                self.wants_probe = self.server_stated = False
+                self._consecutive_throttles = 0
 
     def not_sent(self, now: float, lease: Lease) -> None:
         """A granted request was not sent; if it was the probe, the next request is."""
@@ -190,14 +192,20 @@ class Backoff:
             self.probe = None
             self.until = now
 
-    def throttled(self, now: float, sent_at: float, retry_after: float | None, lease: Lease | None) -> None:
-        """The server refused a request that was sent at ``sent_at``."""
-        if lease is not None and lease is self.probe:
+    def throttled(self, now: float, retry_after: float | None, lease: Lease) -> None:
+        """The server refused a request."""
+        if lease is self.probe:
             self.probe = None
-        new = sent_at >= self._began_at
+        new = lease.granted_at >= self._began_at
         if new:
             self._consecutive_throttles += 1
             self._began_at = now
+            self._number = lease.number
+            self._accepted_after = self._refused_after = 0
+        elif lease.number > self._number:
+            self._refused_after += 1
+            if self._accepted_after > _ACCEPTED_PER_REFUSED * self._refused_after:
+                return
         length = self._length(retry_after, new=new)
         if now + length > self.until:
             self.until = now + length
@@ -207,12 +215,10 @@ class Backoff:
             self.wants_probe = True
 
     def _length(self, retry_after: float | None, *, new: bool) -> float:
+        if retry_after is not None and retry_after > _MAX_PLAUSIBLE_S:
+            return _IMPLAUSIBLE_BACKOFF_S
         if retry_after is not None and retry_after > 0:
-            return (
-                min(retry_after, _MAX_STATED_BACKOFF_S)
-                if retry_after <= _MAX_PLAUSIBLE_S
-                else _IMPLAUSIBLE_BACKOFF_S
-            )
+            return min(retry_after, _MAX_STATED_BACKOFF_S)
         doublings = min(self._consecutive_throttles - 1, _MAX_DOUBLINGS)
         return min(_BACKOFF_S * 2.0**doublings, _MAX_DEFAULT_BACKOFF_S) if new else 0.0
 
@@ -221,50 +227,53 @@ INITIAL_WINDOW: Final = 2
 """Requests in flight before the first answer."""
 _WINDOW_WITHOUT_LIMIT: Final = 64
 _MAX_WAIT_S: Final = 60.0
+_MAX_STEP_S: Final = 1.0
+"""The longest wait of a request that the window holds back; a longer one is a stop of the process."""
 _MIN_HOLD_S: Final = 1e-3
 
 
+@define
 class SlowStart:
     """TCP's slow start for one quota: few requests at first, twice as many each second, one more for each response.
 
     The configured limits may be wrong, other clients may use the same quota, and the server's limits are known only
     from its first response on. Two requests find out what sixty would have been refused for, at the price of a round
     trip. The window grows with responses, so that a fast server gets full speed within milliseconds, and with time,
-    so that a server that loads its model for a minute does not hold up all callers.
+    so that a server that loads its model for a minute does not hold up all callers. Time counts only while a request
+    waits: a process that was stopped for five seconds would otherwise send 64 requests at once.
+
+    Args:
+        window: requests in flight before the first response; 0 for no slow start.
 
     Attributes:
         finished: whether it no longer limits requests.
     """
 
-    __slots__ = ("_first_at", "_in_flight", "_window", "finished")
-
-    def __init__(self, initial_window: int = INITIAL_WINDOW) -> None:
-        """Allow ``initial_window`` requests in flight before the first response; 0 for no slow start."""
-        self.finished = initial_window == 0
-        self._window = initial_window
-        self._in_flight = 0
-        self._first_at: float | None = None
-
-    def __repr__(self) -> str:
-        return f"SlowStart(finished={self.finished}, window={self._window}, in_flight={self._in_flight})"
+    _window: int = INITIAL_WINDOW
+    finished: bool = field(default=Factory(lambda self: self._window == 0, takes_self=True))
+    _in_flight: int = 0
+    _asked_at: float | None = None
+    _elapsed: float = 0.0
 
     def wait_time(self, now: float) -> float:
         """Seconds to hold the next request back; 0 when it may go."""
-        # Bounded: after a minute nothing is held back, and the doublings of a day would overflow.
-        elapsed = 0.0 if self._first_at is None else min(now - self._first_at, _MAX_WAIT_S)
-        if self._in_flight + 1 <= self._window * 2.0**elapsed:
+        if self._asked_at is not None:
+            # Bounded: after a minute nothing is held back, and the doublings of a day would overflow.
+            self._elapsed = min(_MAX_WAIT_S, self._elapsed + min(now - self._asked_at, _MAX_STEP_S))
+            self._asked_at = now
+        if self._in_flight + 1 <= self._window * 2.0**self._elapsed:
             return 0.0
-        return max(_MIN_HOLD_S, math.log2((self._in_flight + 1) / self._window) - elapsed)
+        return max(_MIN_HOLD_S, math.log2((self._in_flight + 1) / self._window) - self._elapsed)
 
     def sent(self, now: float) -> None:
         """A request is sent."""
         self._in_flight += 1
-        if self._first_at is None:
-            self._first_at = now
+        if self._asked_at is None:
+            self._asked_at = now
 
     def completed(self, *, answered: bool) -> None:
         """A request is no longer in flight."""
-        self._in_flight -= 1
+        self._in_flight = max(0, self._in_flight - 1)
         if answered:
             self._window += 1
             self.finished = self.finished or self._window >= _WINDOW_WITHOUT_LIMIT
@@ -286,8 +295,8 @@ class LearnedLimits(NamedTuple):
     measured_tpm: float | None = None
 
 
-_NO_LIMITS: Final = RateLimits()
-_DEBT_AFTER_THROTTLE: Final = 0.1
+_Stated = tuple[TokenBucket, RateLimit | None, float, float]
+"""A bucket, what headers say of its limit, and the cost of the request and all that was spent then."""
 _NEARLY_EMPTY: Final = 2.0
 """A quota with less left than the cost of this many requests explains a 429."""
 
@@ -301,21 +310,6 @@ class Quota:
         backoff: the pause after a 429.
         cause: why the last request had to wait, as in `Lease.cause`.
     """
-
-    __slots__ = (
-        "_assumed",
-        "_learned",
-        "_newest_observed",
-        "_number",
-        "_owner",
-        "_rpm",
-        "_start",
-        "_tpm",
-        "backoff",
-        "cause",
-        "requests",
-        "tokens",
-    )
 
     def __init__(
         self,
@@ -342,19 +336,17 @@ class Quota:
         self.backoff = Backoff()
         self.cause = ""
         self.requests.firm, self.tokens.firm = firm
-        self._rpm, self._tpm = (
-            limit if limit is not None and holds else math.inf
-            for limit, holds in zip((rpm, tpm), firm, strict=True)
-        )
         self._owner = owner
+        self._initial_window = initial_window
         self._start = SlowStart(initial_window)
-        self._learned = CubicRate()
+        self._learned = CubicRate((self.requests, self.tokens))
         self._assumed = False
+        self._explained_at = self._held_until = -math.inf
         self._number = 0
         self._newest_observed = 0
 
     def __repr__(self) -> str:
-        return f"Quota(requests={self.requests}, tokens={self.tokens}, {self._learned})"
+        return f"Quota(requests={self.requests}, tokens={self.tokens}, learned={self._learned.plateau})"
 
     @property
     def learned(self) -> LearnedLimits:
@@ -382,38 +374,37 @@ class Quota:
 
         A request as large as the limit of a whole minute can: the bucket saves up for one larger than a burst.
         """
-        if tokens > self._tpm:
+        if tokens > self.tokens.per_minute:
             return "tpm"
-        return "rpm" if requests > max(1.0, self._rpm) else None
+        return "rpm" if requests > max(1.0, self.requests.per_minute) else None
 
     # Granting
 
     def wait_time(self, now: float, tokens: float, requests: float = 1.0) -> float:
         """Seconds until a request of this size should be tried again; 0 if it may be sent now."""
+        if now >= self._learned.samples.next_at:
+            self._learned.add_sample(now, self._number, max(self.backoff.until, self._held_until))
         if now < self.backoff.until:
             self.cause = "pause" if self.backoff.probe is None else "probe"
             return self.backoff.until - now
         if not self._start.finished and (held := self._start.wait_time(now)) > 0:
             self.cause = "start"
             return held
-        if self._learned.active:
-            self._apply_learned_rate(now)
         if self.backoff.server_stated:
             # The server has stated this moment, so one request is sent now, whatever the buckets hold.
             return 0.0
-        for_request = self.requests.wait_time(now, requests)
-        for_tokens = self.tokens.wait_time(now, tokens)
-        if for_request > for_tokens:
-            self.cause = "requests"
-            return for_request
-        if for_tokens > 0:
-            self.cause = "tokens"
-        return for_tokens
+        waits = [
+            (self.requests.wait_time(now, requests), "requests"),
+            (self.tokens.wait_time(now, tokens), "tokens"),
+        ]
+        if self._learned.active:
+            waits.append((self._learned.wait_time(now, (requests, tokens)), self._learned.cause))
+        wait, self.cause = max(waits)
+        self._held_until = now + wait
+        return wait
 
     def take(self, now: float, tokens: float, requests: float = 1.0) -> Lease:
         """Grant a lease. To be called after `wait_time` has returned 0."""
-        if now >= self._learned.next_sample_at:
-            self._learned.add_sample(now, self._granted())
         self.requests.take(requests)
         self.tokens.take(tokens)
         self._number += 1
@@ -422,6 +413,8 @@ class Quota:
         )
         if not self._start.finished:
             self._start.sent(now)
+        if self._learned.active:
+            self._learned.take((requests, tokens))
         self.backoff.server_stated = False
         if self.backoff.wants_probe:
             self.backoff.probe_sent(now, lease)
@@ -429,22 +422,15 @@ class Quota:
 
     def reserve(self, tokens: float, requests: float) -> None:
         """Save up for the first waiter's request of this size; 0 if nothing waits."""
-        self.requests.reserve(requests)
-        self.tokens.reserve(tokens)
+        for buckets in ((self.requests, self.tokens), self._learned.buckets):
+            buckets[0].reserve(requests)
+            buckets[1].reserve(tokens)
 
-    def _granted(self) -> tuple[float, float]:
-        requests, tokens = self.requests, self.tokens
-        return requests.spent - requests.refused_total, tokens.spent - tokens.refused_total
-
-    def _apply_learned_rate(self, now: float) -> None:
-        """Follow the learned curve until it is above the known limits."""
-        requests, tokens = self._learned.rates(now)
-        if requests >= self.requests.max_rate and tokens >= self.tokens.max_rate:
-            self._learned.forget()
-        if not self._learned.active:
-            requests = tokens = math.inf
-        self.requests.set_learned_rate(now, requests)
-        self.tokens.set_learned_rate(now, tokens)
+    @property
+    def rates(self) -> Amounts:
+        """Requests and tokens per second in force; infinite without a limit. Other clients may leave less."""
+        requests, tokens = self._learned.buckets
+        return min(self.requests.max_rate, requests.rate), min(self.tokens.max_rate, tokens.rate)
 
     # The end of a lease
 
@@ -452,6 +438,8 @@ class Quota:
         """See `Lease.settle`."""
         if tokens is not None and tokens != lease.tokens and 0 <= tokens < math.inf:
             self.tokens.correct(tokens - lease.tokens)
+            if self._learned.active:
+                self._learned.give_back((0.0, lease.tokens - tokens))
         self.accept(lease)
 
     def accept(self, lease: Lease) -> None:
@@ -462,12 +450,15 @@ class Quota:
         if not self._start.finished:
             self._start.completed(answered=True)
         self.backoff.succeeded(lease)
+        if self._learned.undecided:
+            self._learned.accepted(lease.granted_at, (lease.requests, lease.tokens))
 
     def refund(self, lease: Lease, now: float) -> None:
         """See `Lease.refund`."""
         for bucket, cost in ((self.requests, lease.requests), (self.tokens, lease.tokens)):
             bucket.refund(cost)
             bucket.spent -= cost
+        self._learned.give_back((lease.requests, lease.tokens))
         self._start.completed(answered=False)
         self.backoff.not_sent(now, lease)
 
@@ -479,81 +470,75 @@ class Quota:
         if lease.number < self._newest_observed:
             return False
         self._newest_observed = lease.number
-        if self._assumed:
-            self._assumed = False
-            for bucket, limit in ((self.requests, limits.requests), (self.tokens, limits.tokens)):
-                if limit is None or not limit.limit:
-                    bucket.assume_limit(None)
         before = self.requests.max_rate, self.tokens.max_rate
-        if limits.requests is not None:
-            self.requests.observe(
-                now, limits.requests, lease.granted_at, lease.requests_spent, lease.requests
-            )
-        if limits.tokens is not None:
-            self.tokens.observe(now, limits.tokens, lease.granted_at, lease.tokens_spent, lease.tokens)
+        for index, (bucket, limit, cost, spent) in enumerate(self._stated(limits, lease)):
+            if self._assumed and (limit is None or not limit.limit):
+                bucket.assume_limit(None)
+            if limit is not None:
+                bucket.observe(now, limit, lease.granted_at, spent, cost)
+                if self._learned.active and lease.accepted and bucket.believed and _is_half_full(limit):
+                    self._learned.lift(index)
+        self._assumed = False
         return before != (self.requests.max_rate, self.tokens.max_rate)
 
-    def throttled(
-        self,
-        now: float,
-        retry_after: float | None,
-        lease: Lease | None,
-        *,
-        limits: RateLimits = _NO_LIMITS,
-        dimension: Dimension | None = None,
-    ) -> bool:
-        """The server sent a 429: pause, and slow down unless its headers explain it.
+    def _stated(self, limits: RateLimits, lease: Lease) -> tuple[_Stated, _Stated]:
+        return (
+            (self.requests, limits.requests, lease.requests, lease.requests_spent),
+            (self.tokens, limits.tokens, lease.tokens, lease.tokens_spent),
+        )
 
-        Args:
-            now: monotonic seconds.
-            retry_after: seconds that the server asks to wait, None if it does not say.
-            lease: that of the refused request, None if unknown.
-            limits: rate limits in the headers.
-            dimension: which limit the server names as exceeded, None if it does not say.
+    def throttled(self, now: float, lease: Lease, refusal: Refusal) -> bool:
+        """The server refused a request with a 429: pause, and slow down unless its headers explain it.
 
         Returns:
             As `observe`.
         """
-        if lease is None:
-            self.backoff.throttled(now, now, retry_after, None)
-            self._slow_down(now, now, 0.0, dimension)
-            return False
-        self.backoff.throttled(now, lease.granted_at, retry_after, lease)
         if not lease.accepted:
             self._start.completed(answered=False)
         self.requests.refused_total += lease.requests
         self.tokens.refused_total += lease.tokens
         self.tokens.refund(lease.tokens)
-        changed = self.observe(now, limits, lease)
-        if not self._explained_by_headers(now, limits, lease):
-            self._slow_down(now, lease.granted_at, lease.tokens, dimension, lease.requests)
+        self._learned.give_back((0.0, lease.tokens))
+        changed = self.observe(now, refusal.limits, lease)
+        effect: Effect = "none"
+        if not self._explained_by_headers(now, refusal.limits, lease):
+            effect = self._learned.refused(now, lease, self._number, refusal.dimension)
+        if effect in ("cut", "none"):
+            # Otherwise it is one of those that come at any rate, and concerns its own request alone.
+            self.backoff.throttled(now, refusal.retry_after, lease)
+        if effect == "cut":
+            self._start.finished = True
+            self._disbelieve(refusal, lease)
+        elif effect == "undone":
+            # The rate that was in force is void, and nothing is known in its place.
+            self._start = SlowStart(self._initial_window)
+            self.requests.believed = self.tokens.believed = True
         return changed
+
+    def _disbelieve(self, refusal: Refusal, lease: Lease) -> None:
+        """The headers of a refusal say that enough remains of what it names, or of both if it names nothing."""
+        contradicted = [
+            bucket
+            for (bucket, limit, _, _), name in zip(
+                self._stated(refusal.limits, lease), DIMENSIONS, strict=True
+            )
+            if limit is not None and limit.remaining is not None and refusal.dimension in (None, name)
+        ]
+        if refusal.dimension is not None or len(contradicted) == 2:
+            for bucket in contradicted:
+                bucket.disbelieve()
 
     def _explained_by_headers(self, now: float, limits: RateLimits, lease: Lease) -> bool:
         """Whether the headers show too little left for such a request. Then there is no more to learn from the 429."""
         explained = False
-        for bucket, limit, cost in (
-            (self.requests, limits.requests, lease.requests),
-            (self.tokens, limits.tokens, lease.tokens),
-        ):
-            if bucket.max_rate < math.inf and _is_nearly_empty(limit, cost):
-                bucket.throttled(now)
+        for bucket, limit, cost, _ in self._stated(limits, lease):
+            if bucket.believed and bucket.max_rate < math.inf and _is_nearly_empty(limit, cost):
                 explained = True
+                # One overload shows in many 429s.
+                if lease.granted_at >= self._explained_at:
+                    self._explained_at = now
+                    bucket.throttled(now)
         return explained
-
-    def _slow_down(
-        self, now: float, sent_at: float, tokens: float, dimension: Dimension | None, requests: float = 1.0
-    ) -> None:
-        rates = self.requests.whole_rate, self.tokens.whole_rate
-        if not self._learned.cut(now, sent_at, tokens, self._granted(), rates, dimension, requests):
-            return
-        self._start.finished = True
-        self._apply_learned_rate(now)
-        for bucket in (self.requests, self.tokens):
-            bucket.set_debt(_DEBT_AFTER_THROTTLE)
-            if self._learned.repeated:
-                # Otherwise all that flows in during the pause would be sent at once after it.
-                bucket.hold_until(self.backoff.until)
 
 
 def _per_second(per_minute: float | None) -> float | None:
@@ -562,3 +547,7 @@ def _per_second(per_minute: float | None) -> float | None:
 
 def _is_nearly_empty(limit: RateLimit | None, cost: float) -> bool:
     return limit is not None and limit.remaining is not None and limit.remaining < _NEARLY_EMPTY * cost
+
+
+def _is_half_full(limit: RateLimit | None) -> bool:
+    return limit is not None and 2 * (limit.remaining or 0.0) > (limit.limit or math.inf)

@@ -19,9 +19,9 @@ from typing import Final
 
 from llmopt.errors import ConfigError, CostNeverFits, DeadlineExceeded, LLMOptError, RateLimited
 from llmopt.policies.clock import Clock, Deadline
-from llmopt.policies.quota import INITIAL_WINDOW, LearnedLimits, Lease, Quota
+from llmopt.policies.quota import INITIAL_WINDOW, LearnedLimits, Lease, Quota, Refusal
 from llmopt.policies.wait_queue import Waiter, WaitQueue
-from llmopt.values.calls import Dimension, Priority, RateLimits
+from llmopt.values.calls import Priority, RateLimits
 
 _HEADER_INTERVAL_S: Final = 0.02
 """Seconds between responses whose headers are read."""
@@ -38,6 +38,7 @@ class RateLimiter:
         tpm: float | None = None,
         firm: tuple[bool, bool] = (True, True),
         initial_window: int = INITIAL_WINDOW,
+        learns: bool = True,
     ) -> None:
         """Limit by the configuration, by the headers of responses, and by what is learned from 429s.
 
@@ -47,6 +48,7 @@ class RateLimiter:
             tpm: tokens per minute, likewise.
             firm: of each of the two, whether it holds where the server states a higher limit, too.
             initial_window: requests in flight before the first response; 0 for no slow start.
+            learns: whether headers and 429s count at all. Without that, the retry policy alone waits for what a 429 asks.
 
         Raises:
             ConfigError: a limit is not a number above 0.
@@ -59,7 +61,8 @@ class RateLimiter:
         self._mutex = threading.Lock()
         self._quota = Quota(rpm, tpm, now=clock.now(), owner=self, firm=firm, initial_window=initial_window)
         self._queue = WaitQueue(clock, self._on_timer, self._cost)
-        self._headers_read_at = -math.inf
+        self._learns = learns
+        self._headers_read_at = -math.inf if learns else math.inf
 
     def __repr__(self) -> str:
         return f"RateLimiter({self._quota}, waiting={self.waiting})"
@@ -71,13 +74,8 @@ class RateLimiter:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Requests and tokens per second in force; infinite without a limit. Other clients may leave less."""
-        return self._quota.requests.whole_rate, self._quota.tokens.whole_rate
-
-    @property
-    def server_limits(self) -> tuple[float | None, float | None]:
-        """Requests and tokens per minute according to the headers; None where these do not say."""
-        return self._quota.requests.server_limit, self._quota.tokens.server_limit
+        """Requests and tokens per second in force; infinite without a limit."""
+        return self._quota.rates
 
     @property
     def learned(self) -> LearnedLimits:
@@ -199,7 +197,7 @@ class RateLimiter:
         wait = self._quota.wait_time(now, waiter.tokens, waiter.requests)
         if self._quota.cause != "requests" or now + wait <= waiter.deadline.at:
             return None
-        rate = self._quota.requests.rate * 60
+        rate = self._quota.rates[0] * 60
         return DeadlineExceeded(
             f"the rate limit in force, {rate:.3g} requests a minute, has room in {wait:.1f} s, later than the deadline",
             phase="limiter",
@@ -252,8 +250,7 @@ class RateLimiter:
 
     def _reject_waiters(self, now: float, pause: float) -> None:
         for waiter in self._queue.all():
-            error = _wait_error(waiter, now, pause)
-            if error is not None:
+            if (error := _wait_error(waiter, now, pause)) is not None:
                 self._queue.reject(waiter, error)
 
     def _grant(self, waiter: Waiter, now: float) -> None:
@@ -302,6 +299,8 @@ class RateLimiter:
         Returns:
             Whether a limit was learned or has changed.
         """
+        if not self._learns:
+            return False
         with self._mutex:
             now = self._now()
             self._headers_read_at = now
@@ -310,38 +309,16 @@ class RateLimiter:
                 self._grant_waiting(now)
             return changed
 
-    def throttled(
-        self,
-        retry_after: float | None = None,
-        lease: Lease | None = None,
-        *,
-        limits: RateLimits | None = None,
-        dimension: Dimension | None = None,
-    ) -> bool:
-        """The server refused a request with a 429: pause, and slow down unless its headers explain it.
-
-        Args:
-            retry_after: seconds that the server asks to wait, None if it does not say.
-            lease: that of the refused request, which ends it; None if unknown.
-            limits: rate limits in the headers of the 429; they need no call of `observe`.
-            dimension: which limit the server names as exceeded, None if it does not say.
-
-        Returns:
-            As `observe`.
-        """
+    def throttled(self, lease: Lease, refusal: Refusal) -> bool:
+        """As `Lease.throttled`."""
         with self._mutex:
-            if lease is not None:
-                if not lease.open:
-                    return False
-                lease.open = False
+            if not lease.open:
+                return False
+            lease.open = False
+            if not self._learns:
+                return False
             now = self._now()
-            changed = self._quota.throttled(
-                now,
-                retry_after,
-                lease,
-                limits=limits or RateLimits(),
-                dimension=dimension,
-            )
+            changed = self._quota.throttled(now, lease, refusal)
             pause = self._quota.backoff.remaining(now)
             if pause:
                 self._reject_waiters(now, pause)
@@ -352,7 +329,11 @@ class RateLimiter:
 def _wait_error(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
     """The error for a caller that must not wait through a pause, or None."""
     if pause > waiter.max_pause:
-        return _pause_error(pause)
+        return RateLimited(
+            f"the server asked for a pause that lasts {pause:.0f} s more, longer than llmopt waits; nothing was sent",
+            retry_after=pause,
+            sent="no",
+        )
     if pause and waiter.deadline is not None and now + pause > waiter.deadline.at:
         return _deadline_error(pause)
     return None
@@ -366,11 +347,3 @@ def _deadline_error(pause: float) -> DeadlineExceeded:
             retry_after=pause,
         )
     return DeadlineExceeded("the deadline passed while waiting for the rate limit", phase="limiter")
-
-
-def _pause_error(pause: float) -> LLMOptError:
-    return RateLimited(
-        f"the server asked for a pause that lasts {pause:.0f} s more, longer than llmopt waits; nothing was sent",
-        retry_after=pause,
-        sent="no",
-    )

@@ -92,10 +92,7 @@ class AdaptiveTimeout:
     def _histogram(self, size: int) -> _Histogram:
         # One histogram for each power of two: few, and sizes within it take about the same time.
         key = size.bit_length()
-        histogram = self._by_size.get(key)
-        if histogram is None:
-            histogram = self._by_size[key] = _Histogram()
-        return histogram
+        return self._by_size.get(key) or self._by_size.setdefault(key, _Histogram())
 
 
 class _Histogram:

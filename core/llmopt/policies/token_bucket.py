@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from llmopt.values.calls import RateLimit
 
@@ -63,7 +63,7 @@ _FORGET: Final = 10.0
 """Without a sample for this many units of time, the estimate of the use by others starts anew."""
 
 
-@frozen(kw_only=True)
+@frozen
 class QuotaSample:
     """What the headers of one response show of the server's bucket.
 
@@ -84,6 +84,7 @@ class QuotaSample:
     reset_s: float = 0.0
 
 
+@define(eq=False)
 class FairShare:
     """This client's share of a rate limit that clients which know nothing of each other use together.
 
@@ -109,43 +110,20 @@ class FairShare:
         deep: whether the server's bucket holds more than a few requests.
     """
 
-    __slots__ = (
-        "_caution",
-        "_depth_s",
-        "_inflow",
-        "_last",
-        "_others",
-        "_own",
-        "_slow",
-        "_windowed",
-        "cost",
-        "deep",
-        "factor",
-        "starting",
-        "uncontended",
-    )
-
-    def __init__(self) -> None:
-        self.factor = 1.0
-        self.uncontended = True
-        self.starting = False
-        self.cost = 0.0
-        self.deep = False
-        self._caution = 1.0
-        self._depth_s = 0.0  # the highest level seen or stated, in seconds of inflow
-        # Sums with a fading memory: what flowed in, what others took of it, and what this client did.
-        self._inflow = self._others = self._own = 0.0
-        self._slow = 0.0  # the logarithm of the share, behind the filter
-        self._last: QuotaSample | None = None
-        self._windowed = False  # whether the bucket is filled once per window, and not steadily
-
-    def __repr__(self) -> str:
-        return f"FairShare({self.factor:.2f}, others={self.others:.2f})"
-
-    @property
-    def others(self) -> float:
-        """The part of the limit that other clients use, as estimated; noise may make it negative."""
-        return self._others / self._inflow if self._inflow else 0.0
+    factor: float = 1.0
+    uncontended: bool = True
+    starting: bool = False
+    cost: float = 0.0
+    deep: bool = False
+    _caution: float = 1.0
+    _depth_s: float = 0.0  # the highest level seen or stated, in seconds of inflow
+    # Sums with a fading memory: what flowed in, what others took of it, and what this client did.
+    _inflow: float = 0.0
+    _others: float = 0.0
+    _own: float = 0.0
+    _slow: float = 0.0  # the logarithm of the share, behind the filter
+    _last: QuotaSample | None = None
+    _windowed: bool = False  # whether the bucket is filled once per window, and not steadily
 
     def update(self, sample: QuotaSample, rate: float) -> None:
         """Learn from the headers of one response.
@@ -242,6 +220,8 @@ class TokenBucket:
     """The bucket of one quantity.
 
     Attributes:
+        burst_s: capacity, in seconds of inflow.
+        smallest: the lowest capacity.
         level: what may be taken now; infinite without a limit.
         rate: inflow per second in force.
         max_rate: inflow per second of the known limit; infinite without one.
@@ -253,31 +233,8 @@ class TokenBucket:
         firm: whether the configured limit holds where the server states a higher one, too.
         shared: whether the limit is shared through a store, which alone says how much of it this client may use.
         server_limit: the limit per minute in the last headers, None before the first.
+        believed: whether what headers say remains is used. A refusal that contradicts them ends that.
     """
-
-    __slots__ = (
-        "_at",
-        "_bank",
-        "_burst_s",
-        "_configured",
-        "_corrected",
-        "_due_at",
-        "_full_at",
-        "_learned",
-        "_smallest",
-        "_suspicious",
-        "capacity",
-        "firm",
-        "level",
-        "max_rate",
-        "rate",
-        "refused_total",
-        "reserved",
-        "server_limit",
-        "share",
-        "shared",
-        "spent",
-    )
 
     def __init__(self, per_second: float | None, *, burst_s: float, smallest: float, now: float) -> None:
         """Start full.
@@ -290,9 +247,8 @@ class TokenBucket:
         """
         self._configured = math.inf if per_second is None else per_second
         self.firm = True
-        self._burst_s = burst_s
-        self._smallest = smallest
-        self._learned = math.inf
+        self.burst_s = burst_s
+        self.smallest = smallest
         self._corrected = 0.0
         self._suspicious = 0
         self._bank = 0.0
@@ -301,6 +257,7 @@ class TokenBucket:
         self._at = now
         self.share = FairShare()
         self.shared = False
+        self.believed = True
         self.server_limit: float | None = None
         self.max_rate = self._configured
         self.rate = self.max_rate
@@ -315,9 +272,14 @@ class TokenBucket:
         return f"TokenBucket(level={self.level:.6g}, rate={self.rate:.6g}/s)"
 
     @property
-    def whole_rate(self) -> float:
-        """Inflow per second that the limits allow, whatever the share of this client is."""
-        return min(self.max_rate, self._learned)
+    def per_minute(self) -> float:
+        """The limit that is never exceeded: the configured one; infinite where headers may state a higher one."""
+        return self._configured * 60 if self.firm else math.inf
+
+    @property
+    def stated_rate(self) -> float:
+        """Inflow per second of the limit that headers state; 0 where they state none."""
+        return 0.0 if self.server_limit is None else self.max_rate
 
     # Taking
 
@@ -365,7 +327,7 @@ class TokenBucket:
         if now >= self._full_at:
             # According to the server the bucket is full now, so the next request may be sent, whatever the level is.
             self._full_at = math.inf
-            self.level = max(self.level, self.reserved, self._smallest)
+            self.level = max(self.level, self.reserved, self.smallest)
         self._due_at = self._full_at
 
     # The rate
@@ -373,26 +335,10 @@ class TokenBucket:
     def assume_limit(self, per_minute: float | None) -> None:
         """Take a limit for that of the server until its headers say another one; None for no limit of the server."""
         self.server_limit = per_minute
-        self.max_rate = self._configured if per_minute is None else self._allowed(per_minute / 60)
+        self.max_rate = self._configured if per_minute is None else per_minute / 60
+        if self.firm:
+            self.max_rate = min(self.max_rate, self._configured)
         self._resize()
-
-    def _allowed(self, stated: float) -> float:
-        return min(self._configured, stated) if self.firm else stated
-
-    def set_learned_rate(self, now: float, rate: float) -> None:
-        """Set the highest rate that was learned from 429s; infinite for none."""
-        self.wait_time(now, 0.0)
-        self._learned = rate
-        self._resize()
-
-    def set_debt(self, part: float) -> None:
-        """Lower the level to a debt of this part of a burst, so that the server's bucket fills up a little."""
-        if self.rate < math.inf:
-            self.level = min(self.level, -part * self.rate * self._burst_s)
-
-    def hold_until(self, until: float) -> None:
-        """Stop the inflow until then."""
-        self._at = max(self._at, until)
 
     def throttled(self, now: float) -> None:
         """A 429 that the headers explain: too little remains."""
@@ -401,10 +347,26 @@ class TokenBucket:
             self.share.refused()
         self._resize()
 
+    def set_rate(self, now: float, per_second: float) -> None:
+        """Let this much flow in from now on."""
+        self.wait_time(now, 0.0)
+        self.max_rate = per_second
+        self._resize()
+
+    def empty(self, now: float) -> None:
+        """Nothing is known to be left."""
+        self._at, self.level = now, 0.0
+
+    def disbelieve(self) -> None:
+        """A 429 although headers say that enough remains: send no more at once than without headers."""
+        self.believed, self.share = False, FairShare()
+        self._bank, self._full_at = 0.0, math.inf
+        self._resize()
+
     def _resize(self) -> None:
-        self.rate = min(self.max_rate * self.share.factor, self._learned)
-        burst_s = self._burst_s * (1 - _MARGIN) if self.share.uncontended else min(self._burst_s, _PACE_S)
-        self.capacity = max(self._smallest, self.rate * burst_s, self._bank)
+        self.rate = self.max_rate * self.share.factor
+        burst_s = self.burst_s * (1 - _MARGIN) if self.share.uncontended else min(self.burst_s, _PACE_S)
+        self.capacity = max(self.smallest, self.rate * burst_s, self._bank)
         self.level = min(self.level, max(self.capacity, self.reserved))
 
     # Headers
@@ -423,9 +385,19 @@ class TokenBucket:
         """
         self.wait_time(now, 0.0)
         self._update_limit(limit)
-        remaining = _plausible(limit.remaining, _MAX_LIMIT)
+        remaining = _plausible(limit.remaining, _MAX_LIMIT) if self.believed else None
         if remaining is not None and self.max_rate < math.inf:
-            self._update_level(now, limit, remaining, sent_at, spent_when_sent, cost)
+            inflow = min(self.rate, self.max_rate) * (now - sent_at)
+            expected = remaining + inflow - max(0.0, self.spent - spent_when_sent)
+            if self.shared:
+                self.level = max(min(self.level, expected), -self.capacity)
+            else:
+                spent = spent_when_sent - self.refused_total + self._corrected
+                reset = _plausible(limit.reset_s, _DAY)
+                full = 0.0 if reset is None else self._full(limit.limit or 0.0, remaining, reset)
+                sample = QuotaSample(sent_at, remaining, spent, cost, full, reset or 0.0)
+                self.share.update(sample, self.max_rate)
+                self._update_level(now, expected, self._renewal(limit, reset))
         self._resize()
 
     def _update_limit(self, limit: RateLimit) -> None:
@@ -438,38 +410,11 @@ class TokenBucket:
             if self._suspicious < _CONFIRMATIONS:
                 return
         self._suspicious = 0
-        self.server_limit = rate * 60
-        self.max_rate = self._allowed(rate)
-        self._resize()
+        self.assume_limit(rate * 60)
 
-    def _update_level(
-        self,
-        now: float,
-        limit: RateLimit,
-        remaining: float,
-        sent_at: float,
-        spent_when_sent: float,
-        cost: float,
-    ) -> None:
-        burst = self.max_rate * self._burst_s
-        expected = remaining + self.rate * (now - sent_at) - max(0.0, self.spent - spent_when_sent)
-        if self.shared:
-            self.level = max(min(self.level, expected), -self.capacity)
-            return
-        spent = spent_when_sent - self.refused_total + self._corrected
-        full = self._full(limit, remaining)
-        self.share.update(
-            QuotaSample(
-                sent_at=sent_at,
-                remaining=remaining,
-                spent=spent,
-                cost=cost,
-                full=full,
-                reset_s=_plausible(limit.reset_s, _DAY) or 0.0,
-            ),
-            self.max_rate,
-        )
-        safe = expected - self._margin(burst)
+    def _update_level(self, now: float, expected: float, renewal: float) -> None:
+        """Correct the level; ``expected`` is what should be left of the whole limit by now."""
+        safe = expected - self._margin(self.max_rate * self.burst_s)
         self._bank = max(0.0, safe) if self._may_bank() else 0.0
         if self.share.uncontended:
             self._resize()
@@ -479,7 +424,7 @@ class TokenBucket:
             # The share keeps the margin. At the first sample, others may have sent as much as this client.
             safe = 0.0 if self.share.starting else max(0.0, expected)
         self.level = max(min(self.level, safe), -self.capacity)
-        self._full_at = now + self._renewal(limit)
+        self._full_at = now + renewal
         self._due_at = min(self._full_at, now + _FRESH_S)
 
     def _margin(self, burst: float) -> float:
@@ -487,26 +432,22 @@ class TokenBucket:
         return max(_MARGIN * burst, self.share.cost) if self._bank else _MARGIN * burst
 
     def _may_bank(self) -> bool:
-        """Whether more than a burst may be sent at once: a lower limit that is configured or learned forbids it."""
+        """Whether more than a burst may be sent at once: a lower limit that is configured forbids it."""
         server = self.max_rate if self.server_limit is None else self.server_limit / 60
-        return self.share.deep and self.share.uncontended and min(self._configured, self._learned) >= server
+        return self.share.deep and self.share.uncontended and self._configured >= server
 
-    def _full(self, limit: RateLimit, remaining: float) -> float:
+    def _full(self, limit: float, remaining: float, reset: float) -> float:
         """What the full bucket holds if ``reset`` is the time until then; whole seconds may be rounded up."""
-        reset = _plausible(limit.reset_s, _DAY)
-        if reset is None:
-            return 0.0
-        return min(limit.limit or 0.0, remaining + max(0.0, reset - (reset % 1 == 0)) * self.max_rate)
+        return min(limit, remaining + max(0.0, reset - (reset % 1 == 0)) * self.max_rate)
 
-    def _renewal(self, limit: RateLimit) -> float:
+    def _renewal(self, limit: RateLimit, reset: float | None) -> float:
         window = _plausible(limit.window_s, _DAY) or _DAY
-        reset = _plausible(limit.reset_s, _DAY)
         if reset is None:
-            return max(window, self._burst_s)
+            return max(window, self.burst_s)
         if not self.share.uncontended:
             # Others take from what flows in, too.
             reset = min(window, reset * _CONTENDED_RESET_FACTOR)
-        return max(reset, self._burst_s)
+        return max(reset, self.burst_s)
 
 
 def _plausible(value: float | None, maximum: float) -> float | None:

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from llmopt.policies.clock import Clock
-from llmopt.policies.quota import LearnedLimits, Lease, Quota
+from llmopt.policies.quota import LearnedLimits, Lease, Quota, Refusal
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.wait_queue import Waiter, WaitQueue
 from llmopt.shared.blocks import SharedBlocks
-from llmopt.values.calls import Dimension, RateLimits
+from llmopt.values.calls import RateLimits
 
 _T = TypeVar("_T")
 _MIN_PAUSE_S: Final = 1.0
@@ -123,20 +123,13 @@ class SharedRateLimiter(RateLimiter):
             raise self._blocks.error.copy()
         super()._check(now, waiter)
 
-    def throttled(
-        self,
-        retry_after: float | None = None,
-        lease: Lease | None = None,
-        *,
-        limits: RateLimits | None = None,
-        dimension: Dimension | None = None,
-    ) -> bool:
+    def throttled(self, lease: Lease, refusal: Refusal) -> bool:
         """As for any limiter; a pause that the provider asks for is a pause for all.
 
         A pause below a second is the time until one more request fits, and concerns the refused one alone.
         """
-        changed = super().throttled(retry_after, lease, limits=limits, dimension=dimension)
-        if retry_after is not None and retry_after >= _MIN_PAUSE_S and self.pause_left:
+        changed = super().throttled(lease, refusal)
+        if (refusal.retry_after or 0.0) >= _MIN_PAUSE_S and self.pause_left:
             with self._mutex:
                 self._blocks.report_pause(self.pause_left)
         return changed

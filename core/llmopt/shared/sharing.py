@@ -312,7 +312,7 @@ class Sharing:
     async def _exchange_limits(self, quota: _Quota) -> None:
         """Publish the limits that headers have stated, or learn those that others have published."""
         name = self._digest("limits", quota.name.hex())
-        own = quota.limiter.server_limits
+        own = quota.limiter.learned[:2]
         if own != quota.limits:
             state = {key: value for key, value in zip(("rpm", "tpm"), own, strict=True) if value is not None}
             await self._call(_NOTHING, self._store.publish, name, state, _LIMITS_TTL_S)
@@ -323,7 +323,7 @@ class Sharing:
             quota.limits_version = record.version
             rpm, tpm = _limit(record.state.get("rpm")), _limit(record.state.get("tpm"))
             quota.limiter.restore(LearnedLimits(rpm, tpm, None, None))
-            quota.limits = quota.limiter.server_limits
+            quota.limits = quota.limiter.learned[:2]
 
     def circuit_changed(self, change: CircuitTransition) -> None:
         """Tell the others that a circuit has opened here."""
