@@ -16,7 +16,8 @@ from llmopt.testing import FakeProvider
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values import events
 from tests.support.configuration import provider_config
-from tests.support.faults import Answer, FaultServer, MaxItems, answer_openai
+from tests.support.faults import Answer, FaultServer, MaxItems, Stall, answer_openai
+from tests.support.streams import MESSAGES, stream_script, unfinished_stream, word_events
 from tests.test_size import REPOSITORY
 
 MODEL = "server/m"
@@ -103,6 +104,28 @@ async def test_a_failed_call_ends_with_the_name_of_its_error() -> None:
             await never
     ends = [(each.outcome, each.requests) for each in found if each.name == "call.end"]
     assert ends == [("AuthError", 1), ("InvalidInput", 0), ("cancelled", 0)]
+
+
+async def test_a_stream_ends_with_its_call() -> None:
+    """Refused before its first event, broken off, and left by its reader; with what was received by then."""
+    found: list[Any] = []
+    async with FaultServer() as server, llmopt.AsyncClient(config(server), on_event=found.append) as client:
+        server.play(
+            Answer(400, b'{"error": {"message": "no"}}', [("content-type", "application/json")]),
+            unfinished_stream(*word_events()),
+            stream_script(*word_events(), end=(Stall(),)),
+        )
+        for _ in range(2):
+            with pytest.raises(llmopt.LLMOptError):
+                async for _ in client.stream(MODEL, MESSAGES):
+                    pass
+        async with client.stream(MODEL, MESSAGES) as stream:
+            await anext(stream)
+    ends = [each for each in found if each.name == "call.end"]
+    outcomes = [(each.outcome, each.items, each.requests) for each in ends]
+    assert outcomes == [("BadRequest", 0, 1), ("StreamInterrupted", 1, 1), ("cancelled", 1, 1)]
+    starts = [each.call_id for each in found if each.name == "call.start" and each.stream]
+    assert [each.call_id for each in ends] == starts
 
 
 async def _endless() -> Any:

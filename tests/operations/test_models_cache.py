@@ -123,6 +123,14 @@ def test_a_stale_list_is_returned_while_it_is_refreshed(tmp_path: Path) -> None:
             assert (first(new), new.stale) == ("model-2", False)
             assert world.event_names()[-2:] == ["cache.refresh", "cache.hit"]
             assert world.event_names().count("cache.stale") == 1_000
+            # A call of its own, which may outlast those that got the old list.
+            (refresh,) = (each for each in world.events if each.name == "cache.refresh")
+            assert refresh.call_id not in {
+                each.call_id for each in world.events if each.name == "cache.stale"
+            }
+            own = [each.name for each in world.events if each.call_id == refresh.call_id]
+            assert own[:2] == ["call.start", "request.start"]
+            assert own[-2:] == ["cache.refresh", "call.end"]
 
     simulated(tmp_path, main)
 

@@ -7,6 +7,7 @@ that is passed in. `observed` awaits the work of the call, in the caller's task;
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sized
+from operator import length_hint
 from typing import Any, Final, Self, TypeVar
 
 from llmopt.engine.attempt import CallScope
@@ -25,7 +26,7 @@ class CallEvents:
     Args:
         scope: the call.
         clock: the time.
-        asked: what the call asks for. It has a length, unless its number is not known yet.
+        asked: what the call asks for; without a length its number is not known yet.
         stream: whether the result is returned in parts.
     """
 
@@ -34,8 +35,7 @@ class CallEvents:
         self._clock: Final = clock
         self._started: Final = clock.now()
         self._facts: Final[dict[str, Any]] = {"items": 0, "failures": 0}
-        items = len(asked) if isinstance(asked, Sized) else 0
-        scope.emit(CallStart, operation=scope.operation, items=items, stream=stream)
+        scope.emit(CallStart, operation=scope.operation, items=length_hint(asked), stream=stream)
 
     def __enter__(self) -> Self:
         return self
