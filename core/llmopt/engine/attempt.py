@@ -344,7 +344,6 @@ class CallScope(Scope):
         operation: what is asked for.
         model: of the call, "" without one.
         endpoint: the first one of the provider entry, None for a call that concerns several entries.
-        parent: the call that this is a part of, with whose ids its events are emitted.
 
     Attributes:
         telemetry, operation, model: as passed to the constructor.
@@ -356,19 +355,13 @@ class CallScope(Scope):
     _ids: tuple[str, Iterator[int]] | None = None
 
     def __init__(
-        self,
-        telemetry: Telemetry,
-        operation: Operation,
-        model: str,
-        endpoint: Endpoint | None = None,
-        parent: CallScope | None = None,
+        self, telemetry: Telemetry, operation: Operation, model: str, endpoint: Endpoint | None = None
     ) -> None:
         self.telemetry = telemetry
         self.operation: Final = operation
         self.model: Final = model
         self.listening: Final = telemetry.on_event is not None or REQUEST.enabled(DEBUG)
         self._endpoint: Final = endpoint
-        self._parent: Final = parent
 
     def fields(self) -> dict[str, Any]:
         """Provider, endpoint, model and the id of the call."""
@@ -379,8 +372,6 @@ class CallScope(Scope):
     @property
     def ids(self) -> tuple[str, Iterator[int]]:
         """The id of the call, and the numbers of its requests. As long as a span id of W3C Trace Context."""
-        if self._parent is not None:
-            return self._parent.ids
         if self._ids is None:
             self._ids = secrets.token_hex(8), itertools.count(1)
         return self._ids
@@ -388,8 +379,6 @@ class CallScope(Scope):
     def count_request(self) -> None:
         """An HTTP request is about to be sent."""
         self.requests += 1
-        if self._parent is not None:
-            self._parent.count_request()
 
 
 class RequestRecorder(Scope):

@@ -39,7 +39,7 @@ from llmopt.errors import (
 from llmopt.log import REQUEST, WARNING
 from llmopt.operations.cache_keys import StoreSizeReporter
 from llmopt.operations.call_events import CallEvents
-from llmopt.operations.models_cache import CachedList, ModelListCache, fetch_model_list, list_scope
+from llmopt.operations.models_cache import CachedList, ListScope, ModelListCache, fetch_model_list
 from llmopt.policies.clock import Deadline
 from llmopt.policies.tasks import PerLoop, TaskSet
 from llmopt.providers.registry import Provider
@@ -133,7 +133,7 @@ class ModelLists:
         cached = self._serve_without_waiting(provider, entry, decision)
         if cached is not None:
             return cached
-        list_scope(self._engine, provider).emit(CacheMiss, cache="catalog")
+        ListScope(self._engine, provider).emit(CacheMiss, cache="catalog")
         try:
             return await self._fetch_shared(provider, entry, deadline)
         except LLMOptError as error:
@@ -209,7 +209,7 @@ class ModelLists:
         return self._serve(provider, entry.catalog, decision, cause="refreshing")
 
     def _serve(self, provider: Provider, catalog: Catalog, decision: Decision, *, cause: str) -> Catalog:
-        age, emit = decision.age, list_scope(self._engine, provider).emit
+        age, emit = decision.age, ListScope(self._engine, provider).emit
         if decision.stale:
             emit(CacheStale, cache="catalog", age=age, cause=cause)
         else:
@@ -267,7 +267,7 @@ class ModelLists:
     def _emit_fetch(
         self, provider: Provider, started: float, outcome: str, models: int = 0, dropped: int = 0
     ) -> None:
-        list_scope(self._engine, provider).emit(
+        ListScope(self._engine, provider).emit(
             CatalogDiscover,
             outcome=outcome,
             source="provider",

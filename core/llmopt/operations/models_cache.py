@@ -10,7 +10,7 @@ hook `build_request`, and long lists are encoded in a worker thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -224,11 +224,29 @@ def _group(provider: str) -> str:
 # Fetching a list from the provider, page by page.
 
 
-def list_scope(engine: Engine, provider: Provider) -> CallScope:
-    """The scope of events about a provider's list: a part of the call that runs, if there is one."""
-    running, telemetry = current_scope.get(), engine.telemetry
-    parent = running if isinstance(running, CallScope) and running.telemetry is telemetry else None
-    return CallScope(telemetry, "catalog", "", provider.endpoints[0], parent)
+class ListScope(CallScope):
+    """What the events about a provider's list have in common. It is a part of the call that runs, if there is one.
+
+    Args:
+        engine: of the client.
+        provider: whose list it is.
+    """
+
+    def __init__(self, engine: Engine, provider: Provider) -> None:
+        super().__init__(engine.telemetry, "catalog", "", provider.endpoints[0])
+        call = current_scope.get()
+        self._call: Final = call if isinstance(call, CallScope) and call.telemetry is self.telemetry else None
+
+    @property
+    def ids(self) -> tuple[str, Iterator[int]]:
+        """Those of the call."""
+        return super().ids if self._call is None else self._call.ids
+
+    def count_request(self) -> None:
+        """As a request of the call, too."""
+        super().count_request()
+        if self._call is not None:
+            self._call.count_request()
 
 
 @frozen(kw_only=True)
@@ -315,7 +333,7 @@ async def _fetch_page(
         page = provider.hooks.parse_catalog(response, settings)
         return page if isinstance(page, Failure) else _FetchedPage(page=page, etag=etag)
 
-    scope = list_scope(engine, provider)
+    scope = ListScope(engine, provider)
     request = Request(call=call, parse=parse, deadline=deadline, max_body=_MAX_BYTES, scope=scope)
     return await engine.run(provider, request)
 
