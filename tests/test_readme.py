@@ -25,22 +25,21 @@ def section(page: Path, heading: str) -> str:
     return page.read_text().split(f"\n{heading}\n", 1)[1]
 
 
-EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, code in enumerate(blocks(page, "python"))
-]
+WITH_EXAMPLES = [page for page in PAGES if blocks(page, "python")]
+RUN_EACH = "import runpy, sys\nfor script in sys.argv[1:]: runpy.run_path(script, run_name='__main__')"
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
-def test_python_examples_run(code: str, tmp_path: Path) -> None:
-    """Each block by itself, in the repository."""
-    script = tmp_path / "example.py"
-    script.write_text(code)
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.name)
+def test_python_examples_run(page: Path, tmp_path: Path) -> None:
+    """Each block by its own names, in the repository; those of a page in one process."""
+    scripts = []
+    for number, code in enumerate(blocks(page, "python"), 1):
+        scripts.append(tmp_path / f"{page.stem}-{number}.py")
+        scripts[-1].write_text(code)
     acme = REPOSITORY / "tests" / "thirdparty" / "acme"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(acme)])}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
+        [sys.executable, "-W", "error", "-c", RUN_EACH, *map(str, scripts)],
         cwd=REPOSITORY,
         env=environ,
         capture_output=True,

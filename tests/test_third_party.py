@@ -24,12 +24,20 @@ _DISCOVER = "from llmopt.providers.discovery import discover_plugins\n"
 _INSTALLED = f"{_DISCOVER}found = sorted(discover_plugins())"
 _ASK = """
 import llmopt
-try:
-    with llmopt.Client({"providers": {}}) as client:
-        found = client.embed("acme/acme-embed", ["a text"]).vectors.shape
-except llmopt.LLMOptError as error:
-    found = [type(error).__name__, str(error)]
+found = {}
+for name in NAMES:
+    try:
+        with llmopt.Client({"providers": {}}) as client:
+            found[name] = client.embed(f"{name}/acme-embed", ["a text"]).vectors.shape
+    except llmopt.LLMOptError as error:
+        found[name] = [type(error).__name__, str(error)]
 """
+
+
+def error_of(environment: Environment, name: str, path: tuple[Path, ...] = ()) -> tuple[str, str]:
+    """The class and the message of the error that a call to a provider ends in."""
+    kind, message = environment.tell(f"NAMES = {[name]!r}{_ASK}", path=path)[name]
+    return kind, message
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +127,7 @@ def test_removing_a_plugin_leaves_no_trace(tmp_path: Path, wheel: Path) -> None:
     environment.uninstall("llmopt-plugin-acme")
     assert environment.files() == before
     assert "acme" not in environment.tell(_INSTALLED)
-    kind, message = environment.tell(_ASK)
+    kind, message = error_of(environment, "acme")
     assert kind == "UnknownProvider"
     assert message.endswith(_LISTED)
 
@@ -136,7 +144,7 @@ def test_two_distributions_with_one_name_are_refused(tmp_path: Path, wheel: Path
     other = write_wheel(tmp_path, "acme-for-llmopt", "9.1", "acme", {"acme_for_llmopt.py": EMPTY})
     first, second = _unpacked(wheel, tmp_path / "first"), _unpacked(other, tmp_path / "second")
     environment = Environment(tmp_path / "environment")
-    told = [environment.tell(_ASK, path=order) for order in ((first, second), (second, first))]
+    told = [error_of(environment, "acme", order) for order in ((first, second), (second, first))]
     assert told[0] == told[1]
     kind, message = told[0]
     assert kind == "PluginConflict"
@@ -149,7 +157,7 @@ def test_the_same_distribution_twice_on_the_path_is_no_conflict(tmp_path: Path, 
     """As an editable checkout beside an installed wheel is: the first one counts."""
     first, second = _unpacked(wheel, tmp_path / "first"), _unpacked(wheel, tmp_path / "second")
     environment = Environment(tmp_path / "environment")
-    kind, _ = environment.tell(_ASK, path=(first, second))
+    kind, _ = error_of(environment, "acme", (first, second))
     assert kind == "ConfigError"
 
 
@@ -196,11 +204,20 @@ with llmopt.Client({config(server)}) as client:
     assert set(BROKEN) < set(crowded.tell(_INSTALLED))
 
 
+@pytest.fixture(scope="module")
+def errors(crowded: Environment) -> dict[str, tuple[str, str]]:
+    """What a call to each broken plugin ends in, all in one process."""
+    found: dict[str, tuple[str, str]] = crowded.tell(f"NAMES = {list(BROKEN)!r}{_ASK}")
+    return found
+
+
 @pytest.mark.row("G01")
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_plugin_raises_an_error_with_its_cause(crowded: Environment, name: str) -> None:
+def test_a_broken_plugin_raises_an_error_with_its_cause(
+    errors: dict[str, tuple[str, str]], name: str
+) -> None:
     """It is a PluginError that names the provider and the cause."""
-    kind, message = crowded.tell(_ASK.replace("acme/", f"{name}/"))
+    kind, message = errors[name]
     assert kind in ("PluginLoadError", "PluginContractError")
     assert repr(name) in message
     cause = {
