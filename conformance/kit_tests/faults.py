@@ -556,7 +556,7 @@ threading.Thread(target=threading.Event().wait, args=(0.1,), daemon=True).start(
     Fault(
         name="a private name of llmopt",
         source="""
-from llmopt.engine.request import encode_request
+from llmopt.engine.request import RequestEncoder
 """,
         check="package.public-modules",
         says="imports llmopt.engine.request encode_request, which is not public",

@@ -16,7 +16,7 @@ from tests.support.scale import scaled
 
 FAULTS = (*faults.FAULTS, *chat_faults.FAULTS)
 # In every run each fault meets its own check; only at night does each meet all other checks too.
-AMONG_ALL = FAULTS[:: scaled(12, nightly=1)]
+AMONG_ALL = FAULTS[:: scaled(24, nightly=1)]
 
 SLOW_CHECKS = (
     "errors.altered",

@@ -372,10 +372,10 @@ async def test_a_long_input_takes_no_more_memory_than_a_short_one() -> None:
         # What the server remembers of its requests is not what is measured.
         thread.server.requests = _Forgetful()
         async with llmopt.AsyncClient(config(thread.server, max_batch_size=32)) as client:
-            await peak(client, scaled(2_000, nightly=3_000))
-            short = await peak(client, scaled(2_000, nightly=3_000))
-            long = await peak(client, scaled(8_000, nightly=15_000))
-    assert most < 2_000
+            await peak(client, scaled(1_000, nightly=3_000))
+            short = await peak(client, scaled(1_000, nightly=3_000))
+            long = await peak(client, scaled(4_000, nightly=15_000))
+    assert most < 1_000
     assert live == 0
     assert long < 1.2 * short + (1 << 20)
 

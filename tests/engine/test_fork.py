@@ -15,8 +15,8 @@ import pytest
 from tests.support.scale import scaled
 
 ROOT = Path(__file__).parents[2]
-CALLS = {"async": scaled(150, nightly=500), "sync": scaled(70, nightly=220)}
-"""Calls of each process and turn, of which there are fourteen: 3,000 calls in all, at night 10,000."""
+CALLS = {"async": scaled(60, nightly=500), "sync": scaled(30, nightly=220)}
+"""Calls of each process and turn, of which there are fourteen: 1,260 calls in all, at night 10,000."""
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 

@@ -112,7 +112,7 @@ def test_a_block_serves_several_requests() -> None:
     """The store is asked less than once for each request."""
     store = Store()
     report = play(
-        evolve(FOUR, rpm=12_000.0, tpm=None, workers=32, seconds=12.0, texts=evolve(FOUR.texts, tokens=20.0)),
+        evolve(FOUR, rpm=6_000.0, tpm=None, workers=32, seconds=9.0, texts=evolve(FOUR.texts, tokens=20.0)),
         store,
     )
     assert store.server.calls["reserve"] <= report.admitted / 4
