@@ -47,7 +47,7 @@ from llmopt.errors import (
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.timeouts import StreamTimeouts
 from llmopt.transport.stream import ResponseStream
-from llmopt.transport.timers import StreamTimer
+from llmopt.transport.timers import TimeoutScheduler
 from llmopt.values.calls import Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
 from llmopt.values.events import StreamFirstChunk
@@ -106,8 +106,8 @@ class LiveStream:
         self._deadline: Final = deadline
         self._clock: Final = clock
         self._on_chunk: Final = on_chunk
-        self._timer: Final = StreamTimer()
         self._loop: Final = asyncio.get_running_loop()
+        self._waits: Final = TimeoutScheduler(self._loop)
         self._pid: Final = os.getpid()
         self._first: list[ChatEvent] = []
 
@@ -185,16 +185,10 @@ class LiveStream:
 
     async def _read_chunk(self) -> None:
         """Wait for the next chunk of the body."""
-        started = self._clock.now()
-        self._timer.start(min(self._timeouts.read_timeout, self._deadline.remaining()))
-        try:
+        started, chunk = self._clock.now(), None
+        limit = min(self._timeouts.read_timeout, self._deadline.remaining())
+        with suppress(TimeoutError), self._waits.timeout(limit):
             chunk = await self._response.read()
-        except asyncio.CancelledError:
-            if not self._timer.uncancel_if_expired():
-                raise
-            chunk = None
-        finally:
-            self._timer.stop()
         seconds = self._clock.now() - started
         if chunk is None:
             raise self._timeout_error()
@@ -239,7 +233,7 @@ class LiveStream:
     def _end(self, outcome: Outcome) -> None:
         if self.ended:
             return
-        self._timer.close()
+        self._waits.close()
         if outcome != OK:
             self._response.close()
         self.ended = True
