@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import textwrap
+from typing import get_args
 
 import pytest
 
 import llmopt
 from llmopt import log
 from llmopt.testing.clock import SimulatedClock, run_simulated
+from llmopt.values import events
 from tests.engine.test_call_events import DOWN, MODEL, config
 from tests.support.faults import FaultServer, answer_openai
 from tests.test_size import REPOSITORY
@@ -254,3 +257,17 @@ def test_an_opened_circuit_is_a_warning_and_a_closed_one_is_not(caplog: pytest.L
     assert changes == [("WARNING", "open"), ("INFO", "half_open"), ("INFO", "closed")]
     assert "after ServerError: down" in caplog.records[0].getMessage()
     assert len(vars(caplog.records[0])["llmopt_call_id"]) == 16
+
+
+def test_the_page_names_the_lines_that_are_made_of_no_event() -> None:
+    """Each name that is written in the code, and no other."""
+    code = "\n".join(path.read_text() for path in (REPOSITORY / "core" / "llmopt").rglob("*.py"))
+    # The last part of one name is a word for the problem.
+    written = set(re.findall(r'\.write\(\s*[\w.]+, f?"([\w.{}]+)"', code)) - {"cache.{problem}"}
+    written |= {f"cache.{problem}" for problem in ("unusable", "unwritable")}
+    page = (REPOSITORY / "docs" / "logging.md").read_text()
+    table = page.split("| name | when | log line |")[1].split("\n\n")[0]
+    named = {
+        name for line in table.splitlines()[2:] for name in re.findall(r"`([\w.]+)`", line.split(" | ")[0])
+    }
+    assert named == written - {kind.name for kind in get_args(events.Event)}
