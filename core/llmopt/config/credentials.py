@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from typing import Final, Literal
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from llmopt.config.load import Environment
 from llmopt.config.schema import EnvText, ProviderEntry, TokenProvider, shown_variable
@@ -75,7 +75,10 @@ class CredentialSource:
         """
         if self.provider is None:
             return self.static_secret()
-        return self._to_secret(await _call_provider(self.provider))
+        result = await _secret_of(self.provider, self.owner)
+        if isinstance(result, Secret):
+            return result
+        raise result
 
     def fingerprint(self, key: bytes | None = None) -> str:
         """A text that is equal for equal keys or functions of this process, and does not reveal the key.
@@ -91,56 +94,39 @@ class CredentialSource:
             text = "none" if self.provider is None else f"function {'' if key else _identity(self.provider)}"
         return hmac.digest(key or _PROCESS_KEY, text.encode(), "sha256").hex()
 
-    def _to_secret(self, result: _ProviderResult) -> Secret:
-        value, failure = result.value, result.failure
-        # The message of the failure may contain a token: only its class and place are shown, and it is not chained.
-        del result
-        if failure:
-            raise AuthError(f"the token provider of {self.owner} failed with {failure}.")
-        if isinstance(value, Secret):
-            return value
-        if isinstance(value, str):
-            secret = _secret_or_problem(value, self.owner)
-            del value
-            if isinstance(secret, Secret):
-                return secret
-            raise ConfigError(secret)
-        kind = type(value).__name__
-        del value
-        raise ConfigError(f"the token provider of {self.owner} returned {kind}; it must return text.")
 
-
-@define
-class _ProviderResult:
-    """What a token provider returned, or class and place of its exception; its repr does not show the value."""
-
-    value: object = field(default=None, repr=False)
-    failure: str = ""
-
-
-async def _call_provider(provider: TokenProvider) -> _ProviderResult:
+async def _secret_of(provider: TokenProvider, owner: str) -> Secret | AuthError | ConfigError:
+    """What a token provider gives, or the error: it is raised elsewhere, so that no traceback shows the token."""
     import asyncio
     import inspect
 
-    if _is_async(provider):
-        result = _call(provider)
-    else:
-        # A sync provider may block on a network or a lock.
-        result = await asyncio.to_thread(_call, provider)
-    if inspect.isawaitable(result.value):
-        try:
-            result.value = await result.value
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; its text must not escape
-            return _ProviderResult(failure=_described(error))
-    return result
+    # A sync provider may block on a network or a lock.
+    value, failure = _call(provider) if _is_async(provider) else await asyncio.to_thread(_call, provider)
+    try:
+        if inspect.isawaitable(value):
+            value = await value
+    except Exception as error:  # noqa: BLE001 - a user's function may raise anything; its text must not escape
+        failure = _described(error)
+    if failure:
+        return AuthError(f"the token provider of {owner} failed with {failure}.")
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        return ConfigError(f"the token provider of {owner} returned {kind}; it must return text.")
+    try:
+        return Secret(value, source=f"the token of {owner}")
+    except ConfigError as error:
+        return ConfigError(error.message)
 
 
-def _call(provider: TokenProvider) -> _ProviderResult:
+def _call(provider: TokenProvider) -> tuple[object, str]:
+    """What the function returns, and class and place of its exception."""
     # Caught here and not by the caller, because a StopIteration cannot be raised into a future.
     try:
-        return _ProviderResult(provider())
+        return provider(), ""
     except Exception as error:  # noqa: BLE001 - as above
-        return _ProviderResult(failure=_described(error))
+        return None, _described(error)
 
 
 def _described(error: Exception) -> str:
@@ -152,13 +138,6 @@ def _is_async(provider: TokenProvider) -> bool:
     from inspect import iscoroutinefunction
 
     return iscoroutinefunction(provider) or iscoroutinefunction(type(provider).__call__)
-
-
-def _secret_or_problem(text: str, owner: str) -> Secret | str:
-    try:
-        return Secret(text, source=f"the token of {owner}")
-    except ConfigError as error:
-        return error.message
 
 
 def _identity(provider: TokenProvider) -> str:
