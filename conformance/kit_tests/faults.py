@@ -559,7 +559,7 @@ threading.Thread(target=threading.Event().wait, args=(0.1,), daemon=True).start(
 from llmopt.engine.request import RequestEncoder
 """,
         check="package.public-modules",
-        says="imports llmopt.engine.request encode_request, which is not public",
+        says="imports llmopt.engine.request RequestEncoder, which is not public",
     ),
     Fault(
         name="pluggy's marker instead of llmopt's",
