@@ -57,7 +57,6 @@ def parse_embeddings(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | 
     return rows if rows is not None else Failure.from_response(response, model=call.model)
 
 
-_DIGITS: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _NOT_A_NUMBER: Final = re.compile(rb"[\[,:]\s*-?(?:NaN|Infinity)\b")
 
 
@@ -185,13 +184,14 @@ def _indices(items: Sequence[_Item]) -> NDArray[np.int64] | None:
     # Of one vector the text is known, and a server that numbers none keeps their order.
     if len(indices) == 1 or indices.count(None) == len(indices):
         return None
-    numbers = [_whole_number(index) for index in indices]
-    if None in numbers:
-        _number_the_last(numbers)
     try:
+        # Not strict: some servers number in text, or with a decimal point.
+        numbers = msgspec.convert(indices, list[int | None], strict=False)
+        if None in numbers:
+            _number_the_last(numbers)
         return np.array(numbers, dtype=np.int64)
-    except OverflowError:
-        raise _invalid("an index of the response does not fit into 64 bits.", "index") from None
+    except (msgspec.ValidationError, OverflowError):
+        raise _invalid("an index of the response is no whole number of 64 bits.", "index") from None
 
 
 def _number_the_last(numbers: list[int | None]) -> None:
@@ -201,16 +201,6 @@ def _number_the_last(numbers: list[int | None]) -> None:
     if len(left) > 1:
         raise _invalid("some items of the response have no index, so their texts are unknown.", "index")
     numbers[numbers.index(None)] = left.pop()
-
-
-def _whole_number(index: float | str | None) -> int | None:
-    if index is None or isinstance(index, int):
-        return index
-    # Some servers number in text, or with a decimal point.
-    whole = _DIGITS.fullmatch(index) if isinstance(index, str) else index.is_integer()
-    if not whole:
-        raise _invalid("an index of the response is no whole number.", "index")
-    return int(index)
 
 
 # Larger counts are nonsense, and one of them would spoil all sums and the token estimator.
