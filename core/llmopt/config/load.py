@@ -354,7 +354,7 @@ def _overlay_value(lower: object, higher: object) -> object:
 # From a plain table to a `Config`, by cattrs.
 
 _TABLE_CLASSES: Final = (Config, ProviderEntry, EndpointEntry, TimeoutsEntry, SharedEntry)
-_ENTRIES: Final = Mapping[str, ProviderEntry]
+_ENTRIES: Final[Any] = Mapping[str, ProviderEntry]
 _ENDPOINTS: Final = tuple[EndpointEntry, ...]
 _NOT_KEYS: Final = frozenset({"name", "options"})
 _StructureHook = Callable[[Any, type], object]
@@ -431,17 +431,13 @@ def _converter() -> Converter:
     # All other values are checked by the fields of `llmopt.config.schema`.
     converter.register_structure_hook_func(lambda kind: kind not in structured, lambda value, _: value)
     converter.register_structure_hook_factory(lambda kind: kind in _TABLE_CLASSES, _table_hook)
-    converter.register_structure_hook_factory(
-        lambda kind: kind == _ENTRIES,
-        lambda kind, converter: _require(
-            Mapping, "a table", mapping_structure_factory(kind, converter, dict)
-        ),
+    endpoints = homogenous_tuple_structure_factory(_ENDPOINTS, converter)
+    converter.register_structure_hook_func(
+        lambda kind: kind == _ENDPOINTS, _require((list, tuple), "a list", endpoints)
     )
-    converter.register_structure_hook_factory(
-        lambda kind: kind == _ENDPOINTS,
-        lambda kind, converter: _require(
-            (list, tuple), "a list", homogenous_tuple_structure_factory(kind, converter)
-        ),
+    entries = mapping_structure_factory(_ENTRIES, converter, dict)
+    converter.register_structure_hook_func(
+        lambda kind: kind == _ENTRIES, _require(Mapping, "a table", entries)
     )
     return converter
 
