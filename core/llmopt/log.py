@@ -166,7 +166,11 @@ _LINES: Final[Mapping[object, tuple[Log, int, str]]] = {
     events.RequestWaiting: (LIMITS, DEBUG, "waits for {wait} of {at}"),
     events.RequestWait: (LIMITS, INFO, "waited {seconds:.2f} s for {wait} of {at}: {outcome}{in_force}"),
     events.LimitLearned: (LIMITS, INFO, "limit of {at}: {limit} {value:g}, from {source}"),
-    events.BreakerChanged: (CIRCUIT, WARNING, "circuit {circuit}: {old} -> {new}{why}"),
+    events.BreakerChanged: (
+        CIRCUIT,
+        WARNING,
+        "circuit {circuit}: {old} -> {new} ({break_duration_s:.1f} s){why}",
+    ),
     events.EndpointSetAside: (CIRCUIT, WARNING, "{at} ({path}) does not serve {operation}{why}"),
     events.CacheHit: (CACHE, DEBUG, "{items} of the {cache} of {whom} in the cache"),
     events.CacheMiss: (CACHE, DEBUG, "{items} of the {cache} of {whom} not in the cache"),

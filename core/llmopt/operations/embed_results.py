@@ -290,7 +290,11 @@ def failure_of(result: Embeddings, requests: int) -> LLMOptError:
     causes = {_identity(_cause(error)) for error in errors}
     first = next((each for each in errors if not isinstance(each, LocalRejection)), errors[0])
     if len(errors) == len(result) and len(causes) == 1:
-        return first.copy()
+        only = first.copy()
+        if isinstance(only, CircuitOpen):
+            # Of all batches: that of this text may have come when the circuit was open already.
+            only.requests = requests
+        return only
     succeeded = len(result) - len(errors)
     sent = "1 request was" if requests == 1 else f"{requests:,} requests were"
     rest = f" The other {succeeded} are in `result`." if succeeded else ""
