@@ -15,8 +15,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import partial
-from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
@@ -76,11 +74,9 @@ class ProviderHooks:
 
     def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
         self._provider = provider
-        self._relay: Final[Any] = _manager(provider, plugin, wrappers).hook
-        self._hooks: Final[Mapping[str, Hook]] = {
-            name: bind(getattr(self._relay, name)) for name in HOOK_NAMES
-        }
-        self.counts_cost: Final = bool(self._relay.request_cost.get_hookimpls())
+        relay: Any = _manager(provider, plugin, wrappers).hook
+        self._hooks: Final[Mapping[str, Hook]] = {name: bind(getattr(relay, name)) for name in HOOK_NAMES}
+        self.counts_cost: Final = bool(relay.request_cost.get_hookimpls())
 
     def for_provider(self, provider: str) -> ProviderHooks:
         """The same hooks under the name of another provider that the plugin serves."""
@@ -125,11 +121,11 @@ class ProviderHooks:
         self, call: ChatCall, settings: Settings
     ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
         """`parse_stream_event` as a function of the event alone, for all events of one stream."""
-        hook = bind(self._relay.parse_stream_event, call=call, settings=settings)
+        hook = self._hooks["parse_stream_event"]
 
         def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
             try:
-                result = hook(event)
+                result = hook(call, event, settings)
             except LLMOptError:
                 raise
             except Exception as error:  # noqa: BLE001 - raised below, as in `_call`
@@ -244,23 +240,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def bind(hook: Any, **fixed: object) -> Hook:
+def bind(hook: Any) -> Hook:
     """Return a hook as a plain function that calls its implementations directly.
 
     Args:
         hook: the hook caller of a pluggy manager.
-        fixed: values for some of the hook's parameters, the same in every call.
 
     Returns:
-        A function of the other parameters, by position. Like pluggy with ``firstresult`` it returns the first
+        A function of the hook's parameters, by position. Like pluggy with ``firstresult`` it returns the first
         value that is not None. Hooks with wrappers go through pluggy itself.
     """
     implementations: list[pluggy.HookImpl] = hook.get_hookimpls()
-    parameters = [name for name in hook.spec.argnames if name not in fixed]
+    parameters = list(hook.spec.argnames)
     if any(each.wrapper or each.hookwrapper or each.kwargnames for each in implementations):
-        return lambda *values: hook(**fixed, **dict(zip(parameters, values, strict=True)))
+        return lambda *values: hook(**dict(zip(parameters, values, strict=True)))
     # pluggy keeps the implementation that is called first at the end of its list.
-    functions = [_adapt(each, parameters, fixed) for each in reversed(implementations)]
+    functions = [_adapt(each, parameters) for each in reversed(implementations)]
     if len(functions) == 1:
         return functions[0]
 
@@ -274,34 +269,19 @@ def bind(hook: Any, **fixed: object) -> Hook:
     return first_result
 
 
-def _adapt(implementation: pluggy.HookImpl, parameters: Sequence[str], fixed: Mapping[str, object]) -> Hook:
+def _adapt(implementation: pluggy.HookImpl, parameters: Sequence[str]) -> Hook:
     """An implementation, which may leave out and reorder parameters, as a function of all ``parameters``."""
-    names = list(implementation.argnames)
     # By position, as pluggy calls it: a plugin may declare positional-only parameters.
-    leading = [fixed[name] for name in takewhile(fixed.__contains__, names)]
-    function: Hook = partial(implementation.function, *leading) if leading else implementation.function
-    names = names[len(leading) :]
+    function: Hook = implementation.function
+    names = list(implementation.argnames)
     if names == parameters:
         return function
-    if not names:
-        return lambda *_: function()
-    if not fixed.keys() & names:
-        positions = [parameters.index(name) for name in names]
-        if len(positions) == 1:
-            # itemgetter with one position returns the value itself, not a tuple.
-            position = positions[0]
-            return lambda *values: function(values[position])
+    positions = [parameters.index(name) for name in names]
+    if len(positions) > 1:
         chosen = itemgetter(*positions)
         return lambda *values: function(*chosen(values))
-    # A fixed parameter after a free one, as in (event, call): rare, so this may be slower.
-    constants = tuple(fixed.values())
-    order = [[*parameters, *fixed].index(name) for name in names]
-
-    def call(*values: object) -> Any:
-        everything = (*values, *constants)
-        return function(*[everything[position] for position in order])
-
-    return call
+    # itemgetter with one position returns the value itself, not a tuple.
+    return lambda *values: function(*[values[position] for position in positions])
 
 
 class _Manager(pluggy.PluginManager):
