@@ -14,9 +14,9 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol, cast
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import aiohttp
 from aiohttp import ClientRequest
@@ -39,6 +39,7 @@ _DEFAULT_HEADERS: Final = {"accept": "*/*", "accept-encoding": ACCEPT_ENCODING, 
 # Requests with these methods send no content-length if they have no body (RFC 9110, 8.6).
 _METHODS_WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
 _MAX_HEADS: Final = 256
+_MAX_KEYS: Final = 256
 
 
 class HeadCache:
@@ -134,6 +135,10 @@ def connection_request(
     return made
 
 
+def _connection_key(loop: asyncio.AbstractEventLoop, target: Target) -> ConnectionKey:
+    return connection_request(target, loop).connection_key
+
+
 class PoolTrace(Protocol):
     """Callbacks for pool events, called on the event loop of the connection. Without them no time is measured."""
 
@@ -162,6 +167,7 @@ class Connector(aiohttp.TCPConnector):
         loop: the event loop it belongs to.
         timeouts: the timeouts of attempts.
         head_cache: the heads of requests.
+        connection_key: returns aiohttp's key for the connections to a target.
         created: connections opened.
         reused: requests sent over a kept connection.
         peak: maximum number of connections in use at once.
@@ -188,9 +194,8 @@ class Connector(aiohttp.TCPConnector):
         self.loop: Final = self._loop
         self.timeouts: Final = TimeoutScheduler(self._loop)
         self.head_cache: Final = HeadCache(close=keepalive <= 0)
-        self._keys: Final[WeakKeyDictionary[Target, ConnectionKey]] = WeakKeyDictionary()
-        # Nearly all requests of a pool go to one target.
-        self._last_key: tuple[Target, ConnectionKey] | None = None
+        # Of a function without the connector: a cycle would keep a forgotten one alive.
+        self.connection_key: Final = lru_cache(_MAX_KEYS)(partial(_connection_key, self._loop))
         self.created = 0
         self.reused = 0
         self.peak = 0
@@ -240,17 +245,6 @@ class Connector(aiohttp.TCPConnector):
             self._loop.time() - started, cast("HttpProtocol", connection.protocol).served
         )
         self.report_size()
-
-    def connection_key(self, target: Target) -> ConnectionKey:
-        """Return aiohttp's key for the connections to a target."""
-        last = self._last_key
-        if last is not None and last[0] is target:
-            return last[1]
-        key = self._keys.get(target)
-        if key is None:
-            key = self._keys[target] = connection_request(target, self.loop).connection_key
-        self._last_key = (target, key)
-        return key
 
     def report_size(self) -> None:
         """Report the number of connections to the trace, if it has changed."""
