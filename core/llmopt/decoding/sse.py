@@ -61,7 +61,8 @@ class StreamDecoder:
     def __init__(self, *, max_line: int = MAX_EVENT_BYTES) -> None:
         self.ignored = b""
         self._max_line: Final = max_line
-        self._byte_order_mark: Final = ByteOrderMarkFilter()
+        # The first bytes, until it is known whether they are a byte order mark; None once the stream has begun.
+        self._start: bytes | None = b""
         self._line: Final = bytearray()
         self._error: StreamDecodeError | None = None
 
@@ -72,9 +73,13 @@ class StreamDecoder:
             StreamDecodeError: a line or an event is too long, or not UTF-8. Its ``events`` are those that
                 came before it in this chunk.
         """
-        return self._decode(
-            self._read, chunk if self._byte_order_mark.done else self._byte_order_mark.strip(chunk)
-        )
+        if self._start is not None:
+            chunk = self._start + chunk
+            if len(chunk) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(chunk):
+                self._start, chunk = chunk, b""
+            else:
+                self._start, chunk = None, chunk.removeprefix(codecs.BOM_UTF8)
+        return self._decode(self._read, chunk)
 
     def end(self) -> list[ServerEvent]:
         """Return the last event, if the stream ended without the line feeds after it.
@@ -82,7 +87,7 @@ class StreamDecoder:
         Raises:
             StreamDecodeError: like `feed`.
         """
-        return self._decode(self._finish, self._byte_order_mark.flush())
+        return self._decode(self._finish, self._start or b"")
 
     def _decode(self, read: Callable[[bytes, list[ServerEvent]], None], chunk: bytes) -> list[ServerEvent]:
         if self._error is not None:
@@ -218,34 +223,6 @@ class SSEDecoder(StreamDecoder):
         if line := self._take_line():
             self._read_lines((line,), events)
         self._dispatch(events)
-
-
-class ByteOrderMarkFilter:
-    """Removes the byte order mark that a stream may begin with, wherever it is split.
-
-    Attributes:
-        done: whether the beginning of the stream has passed, so that nothing needs to be removed any more.
-    """
-
-    def __init__(self) -> None:
-        self.done = False
-        self._held = b""
-
-    def strip(self, chunk: bytes) -> bytes:
-        """Return the chunk without the mark; b"" while it is not yet known whether there is one."""
-        held = self._held + chunk
-        if len(held) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(held):
-            self._held = held
-            return b""
-        self.done = True
-        self._held = b""
-        return held.removeprefix(codecs.BOM_UTF8)
-
-    def flush(self) -> bytes:
-        """Return the bytes that were held back when the stream ended."""
-        self.done = True
-        held, self._held = self._held, b""
-        return held
 
 
 def too_long_error(what: Literal["line", "event"], max_bytes: int) -> StreamDecodeError:
