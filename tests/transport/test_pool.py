@@ -228,7 +228,7 @@ def test_the_repr_of_a_request_shows_no_secrets() -> None:
     )
     assert KEY not in text
     assert PROMPT not in text
-    assert "['authorization', 'content-type']" in text
+    assert "<authorization, content-type>" in text
     assert "<13 bytes>" in text
 
 

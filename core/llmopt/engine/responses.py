@@ -146,19 +146,16 @@ def error_from_verdict(verdict: Verdict, failure: Failure, call: Call, settings:
     kind = EXCEPTION_OF[verdict.kind]
     if issubclass(kind, InvalidResponse):
         return InvalidResponse(message, reason="error", status=failure.status, sent="yes")
-    error: ProviderError = kind(message)
+    error: ProviderError = kind(message, status=failure.status, code=code, sent="yes")
     if isinstance(error, (RequestTooLarge, ItemTooLong)):
         error.limit = verdict.limit
     if isinstance(error, QuotaExhausted):
         error.scope = verdict.scope
     if isinstance(error, RateLimited):
         error.exceeded = verdict.exceeded
-    error.status = failure.status
-    error.code = code
     error.param = param
     error.item = verdict.item
     error.retry_after = verdict.retry_after
-    error.sent = "yes"
     return error
 
 

@@ -43,6 +43,7 @@ class ContentDecoder:
             problem and keep what was decoded so far, instead of raising.
 
     Attributes:
+        decoded_size: bytes decoded so far.
         stopped: whether ``truncate`` ended the body early; the rest of the body need not be read.
 
     Raises:
@@ -54,7 +55,7 @@ class ContentDecoder:
         self.stopped = False
         self._truncate: Final = truncate
         self._received_size = 0
-        self._decoded_size = 0
+        self.decoded_size = 0
         self._decompressors: list[_Decompressor] = []
         try:
             self._decompressors = _decompressors(encoding) if encoding else []
@@ -73,11 +74,6 @@ class ContentDecoder:
         """Bytes received of a compressed body; None for an uncompressed one."""
         return self._received_size if self._decompressors else None
 
-    @property
-    def decoded_size(self) -> int:
-        """Bytes decoded so far."""
-        return self._decoded_size
-
     def decode(self, data: bytes) -> bytes:
         """Decode the next bytes of the body; returns b"" while more input is needed."""
         chunks: list[bytes] = []
@@ -94,8 +90,8 @@ class ContentDecoder:
 
     def count(self, data: bytes) -> None:
         """Count bytes that need no decoding, see `passthrough`."""
-        self._decoded_size += len(data)
-        if self._decoded_size > self.max_body:
+        self.decoded_size += len(data)
+        if self.decoded_size > self.max_body:
             raise self._too_large()
 
     def finish(self) -> None:
@@ -121,8 +117,8 @@ class ContentDecoder:
             self._decode(chunk, depth + 1, chunks)
 
     def _emit(self, data: bytes, chunks: list[bytes]) -> None:
-        room = self.max_body - self._decoded_size
-        self._decoded_size += len(data)
+        room = self.max_body - self.decoded_size
+        self.decoded_size += len(data)
         # Appended before the error: with ``truncate`` the caller keeps what fits.
         chunks.append(data[:room] if len(data) > room else data)
         if len(data) > room:

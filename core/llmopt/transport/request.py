@@ -13,6 +13,7 @@ from attrs import define, field
 
 from llmopt.errors import Sent
 from llmopt.values.http import AttemptInfo, Phase
+from llmopt.values.secret import repr_names
 
 if TYPE_CHECKING:
     from llmopt.transport.urls import Proxy
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 def _without_query(url: str) -> str:
     return repr(url.partition("?")[0])
-
-
-def _names(headers: Mapping[str, str]) -> str:
-    return repr(list(headers))
 
 
 def _size(body: bytes | None) -> str:
@@ -53,7 +50,7 @@ class TransportRequest:
     method: str
     # A query may hold a key, headers do hold one, and bodies are private: none of them is shown.
     url: str = field(repr=_without_query)
-    headers: Mapping[str, str] = field(factory=dict, repr=_names)
+    headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
     body: bytes | None = field(default=None, repr=_size)
     uncompressed_body: bytes | None = field(default=None, repr=_size)
     connect_timeout: float | None = 10.0

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,16 +42,10 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         if self is NO_USAGE:
             return other
-        return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            total_tokens=self.total_tokens + other.total_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-            requests=self.requests + other.requests,
-        )
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in _COUNTERS})
 
 
+_COUNTERS: Final = tuple(each.name for each in fields(Usage))
 NO_USAGE: Final = Usage()
 """No tokens and no requests. A constant, so that the first usage is taken over without an addition."""
 
