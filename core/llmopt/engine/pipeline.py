@@ -25,6 +25,7 @@ compressor and the keys that it refused. A context variable stops clients inside
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -81,7 +82,7 @@ class Pipeline(Generic[T]):
 
     def __init__(self, group: EndpointGroup, request: Request[T], clock: Clock, telemetry: Telemetry) -> None:
         self._group: Final = group
-        self._request: Final = request
+        self._request = request
         self._call: Final = request.call
         self._clock: Final = clock
         call, endpoint = request.call, group.endpoints[0]
@@ -106,18 +107,15 @@ class Pipeline(Generic[T]):
             self.recorder.request_started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
-            if self._group.in_process:
-                value = await self._in_process()
-            else:
-                try:
-                    value = await self._attempt(1)
-                    budget = self.recorder.endpoint.policies.retry_budget
-                    if not budget.full:
-                        budget.succeeded()
-                except LLMOptError as error:
-                    if not self._may_retry():
-                        raise
-                    value = await self._run_retries(error)
+            try:
+                value = await (self._in_process() if self._group.in_process else self._attempt(1))
+                budget = self.recorder.endpoint.policies.retry_budget
+                if not budget.full:
+                    budget.succeeded()
+            except LLMOptError as error:
+                if not self._may_retry():
+                    raise
+                value = await self._run_retries(error)
             outcome = OK
         except Exception as error:
             failure = as_llmopt_error(error) or error
@@ -157,9 +155,8 @@ class Pipeline(Generic[T]):
 
     def _may_retry(self) -> bool:
         # Within an attempt of another llmopt client, that client retries: two nested retriers multiply requests.
-        if not self.recorder.endpoint.config.flags.retry or inside_attempt():
-            return False
-        return self._worth_retrying
+        retried = self.recorder.endpoint.config.flags.retry and not self._group.in_process
+        return retried and self._worth_retrying and not inside_attempt()
 
     async def _run_retries(self, error: LLMOptError) -> T:
         # Loaded already, see `LiveEndpoint`: a process without free descriptors could not import it now.
@@ -359,13 +356,11 @@ class Pipeline(Generic[T]):
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
+            request = self._transport_request(endpoint, encoded, scope.timeout)
             if self._request.deadline.bounded:
-                response = await self._send_within_deadline(endpoint, encoded, scope.timeout)
+                response = await self._send_within_deadline(endpoint, request)
             else:
-                # As `_send_within_deadline` without a deadline, but with one coroutine less.
-                response = await endpoint.transport.send(
-                    self._transport_request(endpoint, encoded, scope.timeout)
-                )
+                response = await endpoint.transport.send(request)
             # Without the time for parsing, which is not the server's.
             seconds = self._clock.now() - started
             value = await self._parse_response(endpoint, response, settings)
@@ -388,12 +383,7 @@ class Pipeline(Generic[T]):
         self.recorder.attempt_ended(OK, response, seconds, sent="yes", usage=usage)
         return value
 
-    async def _send_within_deadline(
-        self, endpoint: LiveEndpoint, encoded: EncodedRequest, timeout: float | None
-    ) -> HttpResponse:
-        request = self._transport_request(endpoint, encoded, timeout)
-        if not self._request.deadline.bounded:
-            return await endpoint.transport.send(request)
+    async def _send_within_deadline(self, endpoint: LiveEndpoint, request: TransportRequest) -> HttpResponse:
         try:
             async with asyncio.timeout(self._request.deadline.remaining()):
                 return await endpoint.transport.send(request)
@@ -404,7 +394,7 @@ class Pipeline(Generic[T]):
         self,
         endpoint: LiveEndpoint,
         encoded: EncodedRequest,
-        timeout: float | None,
+        timeout: float,
         idle: float | None = None,
     ) -> TransportRequest:
         return TransportRequest(
@@ -415,7 +405,7 @@ class Pipeline(Generic[T]):
             uncompressed_body=encoded.uncompressed_body,
             connect_timeout=endpoint.config.timeouts.connect,
             pool_timeout=endpoint.config.timeouts.pool,
-            timeout=timeout,
+            timeout=None if timeout == math.inf else timeout,
             idle_timeout=idle,
             max_body=self._request.max_body,
         )
@@ -479,26 +469,10 @@ class Pipeline(Generic[T]):
         if self._request.deadline.expired():
             raise deadline_error("before it began", "queue")
         settings = await endpoint.settings()
-        encoded = self._build_request(endpoint, settings)
-        response: HttpResponse | None = None
+        scope = AttemptScope(endpoint, self._call, self._request.tokens)
+        scope.timeout = math.inf
         self.recorder.attempt = 1
-        self.recorder.attempt_started()
-        started = self._clock.now()
-        outcome, usage = CANCELLED, None
-        try:
-            response = await self._send_within_deadline(endpoint, encoded, None)
-            value = await self._parse_response(endpoint, response, settings)
-            outcome, usage = OK, self._request.usage_of(value)
-        except LLMOptError as error:
-            outcome = type(error).__name__
-            seconds = self._clock.now() - started
-            self._history += (add_context(error, endpoint, self._call, response, seconds, settings),)
-            raise
-        else:
-            return value
-        finally:
-            seconds = self._clock.now() - started
-            self.recorder.attempt_ended(outcome, response, seconds, sent="yes", usage=usage)
+        return await self._send(scope, self._build_request(endpoint, settings), settings)
 
 
 def deadline_error(when: str, phase: str, *, sent: Sent = "no") -> DeadlineExceeded:

@@ -30,12 +30,12 @@ from attrs import evolve
 
 from llmopt.decoding.sse import SSEDecoder, StreamDecoder
 from llmopt.engine.attempt import AttemptScope, Used, add_context
-from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
+from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.event_reader import EventReader, detect_stream_format
 from llmopt.engine.pipeline import Pipeline, deadline_error
 from llmopt.engine.request import EncodedRequest, StreamRequest
 from llmopt.engine.responses import error_from_verdict, parse_or_raise, request_id
-from llmopt.engine.telemetry import CANCELLED, OK, Telemetry
+from llmopt.engine.telemetry import CANCELLED, OK
 from llmopt.errors import (
     AttemptTimeout,
     DeadlineExceeded,
@@ -44,7 +44,7 @@ from llmopt.errors import (
     StreamIdle,
     StreamInterrupted,
 )
-from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.clock import Deadline
 from llmopt.policies.timeouts import StreamTimeouts
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.timers import TimeoutScheduler
@@ -74,12 +74,11 @@ class LiveStream:
         reader: turns its bytes into events.
         head: status and headers.
         timeouts: how long it may be silent.
-        deadline: of the whole call.
-        clock: the time.
+        deadline: of the whole call; it brings the clock.
         on_chunk: called with each chunk, None for no call.
 
     Attributes:
-        reader, head: as passed to the constructor.
+        response, reader, head: as passed to the constructor.
         on_end: each is called once when the stream ends, before an error is raised. Must not await.
         ended: whether the stream has ended.
         request_id: the provider's id of the request, None if there is none.
@@ -93,7 +92,6 @@ class LiveStream:
         head: HttpResponse,
         timeouts: StreamTimeouts,
         deadline: Deadline,
-        clock: Clock,
         on_chunk: OnChunk | None,
     ) -> None:
         self.reader: Final = reader
@@ -101,20 +99,14 @@ class LiveStream:
         self.on_end: Final[list[Callable[[Outcome], None]]] = []
         self.ended = False
         self.request_id: str | None = None
-        self._response: Final = response
+        self.response: Final = response
         self._timeouts: Final = timeouts
         self._deadline: Final = deadline
-        self._clock: Final = clock
         self._on_chunk: Final = on_chunk
         self._loop: Final = asyncio.get_running_loop()
         self._waits: Final = TimeoutScheduler(self._loop)
         self._pid: Final = os.getpid()
         self._first: list[ChatEvent] = []
-
-    @property
-    def decoded_sizes(self) -> tuple[int, int] | None:
-        """Bytes of the body so far as received and after decompression; None if it is not compressed."""
-        return self._response.body_sizes
 
     async def read_first(self, single_event: ChatEvent | None = None) -> None:
         """Wait for the first event. The caller limits the time, and closes the response if this raises.
@@ -139,7 +131,7 @@ class LiveStream:
             if self.reader.fault is not None:
                 raise self.reader.fault
             if not (events or self.reader.pending):
-                self.reader.feed(await self._response.read())
+                self.reader.feed(await self.response.read())
 
     async def read(self) -> list[ChatEvent]:
         """The next events, as soon as there are some; [] when the reply is complete.
@@ -180,16 +172,16 @@ class LiveStream:
             self._timeouts.content_received()
         if self.reader.complete and not self.ended:
             # At best the end of the body is left, which the caller need not wait for.
-            self._response.drain(_DRAIN_S)
+            self.response.drain(_DRAIN_S)
             self._end(OK)
 
     async def _read_chunk(self) -> None:
         """Wait for the next chunk of the body."""
-        started, chunk = self._clock.now(), None
+        started, chunk = self._deadline.now(), None
         limit = min(self._timeouts.read_timeout, self._deadline.remaining())
         with suppress(TimeoutError), self._waits.timeout(limit):
-            chunk = await self._response.read()
-        seconds = self._clock.now() - started
+            chunk = await self.response.read()
+        seconds = self._deadline.now() - started
         if chunk is None:
             raise self._timeout_error()
         self._timeouts.bytes_received(seconds)
@@ -211,7 +203,7 @@ class LiveStream:
         """End the stream, if it has not ended."""
         if not self.ended:
             self._end(CANCELLED)
-            await self._response.aclose()
+            await self.response.aclose()
 
     def close_soon(self) -> None:
         """As `aclose`, a little later and from any thread: for a stream that was not closed before it is deleted.
@@ -226,7 +218,7 @@ class LiveStream:
         with suppress(RuntimeError):
             if self._loop.is_closed():
                 self.ended = True
-                self._response.close()
+                self.response.close()
             else:
                 self._loop.call_soon_threadsafe(self._end, CANCELLED)
 
@@ -235,7 +227,7 @@ class LiveStream:
             return
         self._waits.close()
         if outcome != OK:
-            self._response.close()
+            self.response.close()
         self.ended = True
         for ended in self.on_end:
             ended(outcome)
@@ -264,30 +256,16 @@ class StreamPipeline(Pipeline[LiveStream]):
         telemetry: gets the events.
     """
 
-    def __init__(
-        self, group: EndpointGroup, request: StreamRequest, clock: Clock, telemetry: Telemetry
-    ) -> None:
-        super().__init__(group, request, clock, telemetry)
-        self._stream_request: Final = request
-        self._head: HttpResponse | None = None
+    _request: StreamRequest
+    _head: HttpResponse | None = None
 
     def _record_end(self, outcome: str) -> None:
         # A request that has become a stream ends with the stream.
         if outcome != OK:
             super()._record_end(outcome)
 
-    async def _in_process(self) -> LiveStream:
-        endpoint = self.recorder.endpoint
-        if self._request.deadline.expired():
-            raise deadline_error("before it began", "queue")
-        settings = await endpoint.settings()
-        scope = AttemptScope(endpoint, self._call, 0)
-        scope.begin(None, math.inf)
-        self.recorder.attempt = 1
-        return await self._send(scope, self._build_request(endpoint, settings), settings)
-
     def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
-        call = self._stream_request.call
+        call = self._request.call
         if call.include_usage and not endpoint.config.stream_usage:
             # Another endpoint of the entry is to be asked for it.
             call = evolve(call, include_usage=False)
@@ -321,40 +299,28 @@ class StreamPipeline(Pipeline[LiveStream]):
 
     async def _open(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> LiveStream:
         """Send the request, and wait for the first event."""
-        endpoint, deadline = scope.endpoint, self._request.deadline
-        left = scope.timeout if math.isfinite(scope.timeout) else None
-        started = self._clock.now()
+        endpoint, deadline, timeout = scope.endpoint, self._request.deadline, scope.timeout
+        due = self._clock.now() + timeout
         try:
-            async with asyncio.timeout(deadline.remaining() if deadline.bounded else None):
-                idle = None if left is None else max(left, endpoint.config.timeouts.idle)
+            async with asyncio.timeout(deadline.remaining() if deadline.bounded else None) as limit:
+                idle = None if timeout == math.inf else max(timeout, endpoint.config.timeouts.idle)
                 response_body = await endpoint.transport.open(
-                    self._transport_request(endpoint, encoded, left, idle)
+                    self._transport_request(endpoint, encoded, timeout, idle)
                 )
                 try:
-                    if left is not None:
-                        left = max(0.0, left - (self._clock.now() - started))
-                    return await self._first_event(response_body, scope, settings, left)
+                    left = deadline.clamp(due - self._clock.now())
+                    if left != math.inf:
+                        limit.reschedule(asyncio.get_running_loop().time() + left)
+                    return await self._start_stream(response_body, scope, settings)
                 except BaseException:
                     # Also when cancelled: nobody else knows of this connection yet.
                     response_body.close()
                     raise
         except TimeoutError:
-            raise deadline_error("while waiting for the response", "send", sent="maybe") from None
-
-    async def _first_event(
-        self, response_body: ResponseStream, scope: AttemptScope, settings: Settings, left: float | None
-    ) -> LiveStream:
-        try:
-            async with asyncio.timeout(left):
-                return await self._start_stream(response_body, scope, settings)
-        except TimeoutError:
-            # Both timeouts raise the same error; that of the deadline is handled one level up.
-            if self._request.deadline.expired():
-                raise
+            if deadline.at <= due:
+                raise deadline_error("while waiting for the response", "send", sent="maybe") from None
         raise AttemptTimeout(
-            f"{scope.endpoint.name} sent no first event within {scope.timeout:g} s.",
-            timeout=scope.timeout,
-            sent="maybe",
+            f"{endpoint.name} sent no first event within {timeout:g} s.", timeout=timeout, sent="maybe"
         )
 
     async def _start_stream(
@@ -371,7 +337,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             # An error, or a server that ignores ``stream``.
             response = HttpResponse(status=head.status, headers=head.headers, body=body, info=head.info)
             reply: ChatReply = parse_or_raise(
-                scope.endpoint.hooks, self._call, response, settings, self._stream_request.parse
+                scope.endpoint.hooks, self._call, response, settings, self._request.parse
             )
             single_event = as_event(reply)
         else:
@@ -382,14 +348,13 @@ class StreamPipeline(Pipeline[LiveStream]):
             head=head,
             timeouts=self._stream_timeouts(scope),
             deadline=self._request.deadline,
-            clock=self._clock,
             on_chunk=self.recorder.stream_chunk if self.recorder.enabled else None,
         )
         await stream.read_first(single_event)
         return stream
 
     def _reader(self, decoder: StreamDecoder, scope: AttemptScope, settings: Settings) -> EventReader:
-        endpoint, call = scope.endpoint, self._stream_request.call
+        endpoint, call = scope.endpoint, self._request.call
 
         def make_error(failure: Failure) -> LLMOptError:
             return error_from_verdict(
@@ -404,7 +369,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             endpoint.hooks.stream_parser(call, settings),
             make_error,
             end=endpoint.config.stream_end,
-            max_events=self._stream_request.buffer_size,
+            max_events=self._request.buffer_size,
             on_unknown=on_unknown,
         )
 
@@ -431,8 +396,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         else:
             scope.settle(used)
         scope.release()
-        if stream.decoded_sizes is not None:
-            self.recorder.response_decoded(*stream.decoded_sizes)
+        if (sizes := stream.response.body_sizes) is not None:
+            self.recorder.response_decoded(*sizes)
         usage = stream.reader.reply.usage
         self.recorder.attempt_ended(name, stream.head, seconds, sent="yes", usage=usage)
         super()._record_end(name)
@@ -464,20 +429,14 @@ class StreamPipeline(Pipeline[LiveStream]):
         return prompt + reply // _CHARACTERS_PER_TOKEN, reply // _CHARACTERS_PER_TOKEN
 
 
+_OF_BOTH: Final = ("text", "reasoning", "refusal", "finish_reason", "usage", "model", "id", "raw")
+"""What a reply and an event have in common, but for the tool calls."""
+
+
 def as_event(reply: ChatReply) -> ChatEvent:
     """A whole reply as the only event of a stream."""
-    return ChatEvent(
-        text=reply.text,
-        reasoning=reply.reasoning,
-        refusal=reply.refusal,
-        tool_calls=tuple(
-            ToolCallPart(index=index, id=call.id, name=call.name, arguments=call.arguments)
-            for index, call in enumerate(reply.tool_calls)
-        ),
-        finish_reason=reply.finish_reason,
-        usage=reply.usage,
-        model=reply.model,
-        id=reply.id,
-        last=True,
-        raw=reply.raw,
+    parts = tuple(
+        ToolCallPart(index=index, id=call.id, name=call.name, arguments=call.arguments)
+        for index, call in enumerate(reply.tool_calls)
     )
+    return ChatEvent(**{name: getattr(reply, name) for name in _OF_BOTH}, tool_calls=parts, last=True)
