@@ -32,7 +32,7 @@ from typing import Final, Generic, TypeVar
 
 from llmopt.engine.attempt import AttemptScope, CallScope, RequestRecorder, add_context, should_retry
 from llmopt.engine.endpoint import LACKS_MODEL, EndpointGroup, LiveEndpoint, describe_failures
-from llmopt.engine.request import EncodedRequest, Request, add_if_none_match
+from llmopt.engine.request import Request, add_if_none_match
 from llmopt.engine.responses import SLOW, T, parse_or_raise
 from llmopt.engine.telemetry import CANCELLED, OK, Telemetry
 from llmopt.errors import (
@@ -93,7 +93,7 @@ class Pipeline(Generic[T]):
         self._should_retry: bool | None = None
         self._worth_retrying = True
         self._new_credential = False
-        self._compressed: EncodedRequest | None = None
+        self._compressed: TransportRequest | None = None
         self._started_at = 0.0
 
     async def run(self) -> T:
@@ -325,7 +325,7 @@ class Pipeline(Generic[T]):
                 waiting.leave(self._request.tokens)
             recorder.wait_ended(cause, self._clock.now() - started, outcome)
 
-    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
+    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> TransportRequest:
         request = endpoint.hooks.build_request(self._call, settings)
         if self._call.operation == "catalog":
             request = add_if_none_match(request, self._call)
@@ -334,7 +334,7 @@ class Pipeline(Generic[T]):
         return endpoint.encode_request(request, settings)
 
     async def _can_be_changed(
-        self, error: ProviderError, endpoint: LiveEndpoint, encoded: EncodedRequest, used: Settings
+        self, error: ProviderError, endpoint: LiveEndpoint, encoded: TransportRequest, used: Settings
     ) -> bool:
         """Whether the request can be sent at once without what the endpoint refused."""
         if isinstance(error, (AuthError, QuotaExhausted)):
@@ -349,18 +349,18 @@ class Pipeline(Generic[T]):
             self.recorder.emit(KeysRefused, keys=tuple(keys))
         return bool(keys)
 
-    async def _send(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> T:
+    async def _send(self, scope: AttemptScope, encoded: TransportRequest, settings: Settings) -> T:
         endpoint = scope.endpoint
         self._tried = (*self._tried, endpoint.config.index)
         self.recorder.attempt_started()
         response: HttpResponse | None = None
         started = self._clock.now()
         try:
-            request = self._transport_request(endpoint, encoded, scope.timeout)
+            self._set_timeouts(endpoint, encoded, scope.timeout)
             if self._request.deadline.bounded:
-                response = await self._send_within_deadline(endpoint, request)
+                response = await self._send_within_deadline(endpoint, encoded)
             else:
-                response = await endpoint.transport.send(request)
+                response = await endpoint.transport.send(encoded)
             # Without the time for parsing, which is not the server's.
             seconds = self._clock.now() - started
             value = await self._parse_response(endpoint, response, settings)
@@ -390,25 +390,11 @@ class Pipeline(Generic[T]):
         except TimeoutError:
             raise deadline_error("while waiting for the response", "send", sent="maybe") from None
 
-    def _transport_request(
-        self,
-        endpoint: LiveEndpoint,
-        encoded: EncodedRequest,
-        timeout: float,
-        idle: float | None = None,
-    ) -> TransportRequest:
-        return TransportRequest(
-            method=encoded.method,
-            url=encoded.url,
-            headers=encoded.headers,
-            body=encoded.body,
-            uncompressed_body=encoded.uncompressed_body,
-            connect_timeout=endpoint.config.timeouts.connect,
-            pool_timeout=endpoint.config.timeouts.pool,
-            timeout=None if timeout == math.inf else timeout,
-            idle_timeout=idle,
-            max_body=self._request.max_body,
-        )
+    def _set_timeouts(self, endpoint: LiveEndpoint, request: TransportRequest, timeout: float) -> None:
+        request.connect_timeout = endpoint.config.timeouts.connect
+        request.pool_timeout = endpoint.config.timeouts.pool
+        request.timeout = None if timeout == math.inf else timeout
+        request.max_body = self._request.max_body
 
     async def _parse_response(self, endpoint: LiveEndpoint, response: HttpResponse, settings: Settings) -> T:
         """The value of a response. A large one is parsed in a thread while the event loop goes on."""

@@ -1,7 +1,7 @@
 """Requests: what an operation asks of the engine, and how it becomes bytes.
 
-`Request` says what is asked for and how large it is. `RequestEncoder` turns what a plugin builds of it into an
-`EncodedRequest`. `RequestCompressor` compresses bodies, for servers that accept that.
+`Request` says what is asked for and how large it is. `RequestEncoder` turns what a plugin builds of it into a
+`TransportRequest`. `RequestCompressor` compresses bodies, for servers that accept that.
 
 Only `CompressingTransport` and its `RequestCompressor` do I/O, by awaiting the transport below them, which may be the
 user's; the rest of a refusal's body is discarded in the background. Large bodies are compressed in a worker thread. All
@@ -107,21 +107,6 @@ _NOT_JSON: Final = (TypeError, ValueError, RecursionError)
 json_encoder: Final = msgspec.json.Encoder(enc_hook=plain_text)
 
 
-@define(kw_only=True, eq=False)
-class EncodedRequest:
-    """A request ready for the transport. Never changed, and not frozen for the same reason as `Request`.
-
-    Attributes:
-        uncompressed_body: the body before compression, None if it is not compressed.
-    """
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes | None = field(repr=False)
-    uncompressed_body: bytes | None = field(default=None, repr=False)
-
-
 class RequestEncoder:
     """Encodes the requests of one endpoint. URLs and headers repeat, so the result of checking them is cached.
 
@@ -135,8 +120,8 @@ class RequestEncoder:
         self._default_headers: Final = {"accept": "application/json", **identity}
         self._checked: Final[dict[tuple[object, ...], tuple[str, Mapping[str, str]]]] = {}
 
-    def __call__(self, request: HttpRequest, settings: Settings) -> EncodedRequest:
-        """Encode a plugin's request.
+    def __call__(self, request: HttpRequest, settings: Settings) -> TransportRequest:
+        """Encode a plugin's request; its timeouts are set by whoever sends it.
 
         Raises:
             PluginContractError: the URL leaves the endpoint's origin, a header or the method cannot be sent, or
@@ -156,7 +141,7 @@ class RequestEncoder:
                 self._checked.clear()
             self._checked[key] = checked
         url, headers = checked
-        return EncodedRequest(method=request.method, url=url, headers=headers, body=body)
+        return TransportRequest(method=request.method, url=url, headers=headers, body=body)
 
 
 def _checked(
@@ -325,7 +310,9 @@ class RequestCompressor:
         self._clock: Final = clock
         self._headers: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
 
-    async def compress(self, encoded: EncodedRequest, previous: EncodedRequest | None) -> EncodedRequest:
+    async def compress(
+        self, encoded: TransportRequest, previous: TransportRequest | None
+    ) -> TransportRequest:
         """The request with its body compressed, if that pays; ``previous`` is that of the attempt before."""
         body = encoded.body
         if body is None or len(body) < MIN_COMPRESSED_BYTES or not self.support.enabled:

@@ -33,7 +33,7 @@ from llmopt.engine.attempt import AttemptScope, Used, add_context
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.event_reader import EventReader, detect_stream_format
 from llmopt.engine.pipeline import Pipeline, deadline_error
-from llmopt.engine.request import EncodedRequest, StreamRequest
+from llmopt.engine.request import StreamRequest
 from llmopt.engine.responses import error_from_verdict, parse_or_raise, request_id
 from llmopt.engine.telemetry import CANCELLED, OK
 from llmopt.errors import (
@@ -46,6 +46,7 @@ from llmopt.errors import (
 )
 from llmopt.policies.clock import Deadline
 from llmopt.policies.timeouts import StreamTimeouts
+from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.timers import TimeoutScheduler
 from llmopt.values.calls import Settings
@@ -264,7 +265,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         if outcome != OK:
             super()._record_end(outcome)
 
-    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> EncodedRequest:
+    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> TransportRequest:
         call = self._request.call
         if call.include_usage and not endpoint.config.stream_usage:
             # Another endpoint of the entry is to be asked for it.
@@ -272,7 +273,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         request = endpoint.hooks.build_request(call, settings)
         return endpoint.encode_request(endpoint.optional_keys.remove_from(request, call), settings)
 
-    async def _send(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> LiveStream:
+    async def _send(self, scope: AttemptScope, encoded: TransportRequest, settings: Settings) -> LiveStream:
         self._tried = (*self._tried, scope.endpoint.config.index)
         self.recorder.attempt_started()
         self._head = None
@@ -297,16 +298,16 @@ class StreamPipeline(Pipeline[LiveStream]):
         stream.on_end.append(partial(self._stream_ended, stream, scope, settings, started))
         return stream
 
-    async def _open(self, scope: AttemptScope, encoded: EncodedRequest, settings: Settings) -> LiveStream:
+    async def _open(self, scope: AttemptScope, encoded: TransportRequest, settings: Settings) -> LiveStream:
         """Send the request, and wait for the first event."""
         endpoint, deadline, timeout = scope.endpoint, self._request.deadline, scope.timeout
         due = self._clock.now() + timeout
+        self._set_timeouts(endpoint, encoded, timeout)
+        if timeout != math.inf:
+            encoded.idle_timeout = max(timeout, endpoint.config.timeouts.idle)
         try:
             async with asyncio.timeout(deadline.remaining() if deadline.bounded else None) as limit:
-                idle = None if timeout == math.inf else max(timeout, endpoint.config.timeouts.idle)
-                response_body = await endpoint.transport.open(
-                    self._transport_request(endpoint, encoded, timeout, idle)
-                )
+                response_body = await endpoint.transport.open(encoded)
                 try:
                     left = deadline.clamp(due - self._clock.now())
                     if left != math.inf:

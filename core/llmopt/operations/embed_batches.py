@@ -22,7 +22,6 @@ from attrs import evolve, field, frozen
 
 from llmopt.cache.store import SafeStore
 from llmopt.engine.endpoint import LiveEndpoint
-from llmopt.engine.request import EncodedRequest
 from llmopt.errors import LLMOptError
 from llmopt.operations.batch_size import AdaptiveBatchSize
 from llmopt.operations.learned_rates import LearnedRates, SavedRecord
@@ -30,6 +29,7 @@ from llmopt.operations.token_estimate import TokenCounter, TokenEstimator
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.tasks import PerLoop
 from llmopt.providers.hooks import ProviderHooks
+from llmopt.transport.request import TransportRequest
 from llmopt.values.calls import BATCH_NUMBERS, BatchLimit, EmbedCall
 from llmopt.values.http import HttpResponse
 from llmopt.values.secret import repr_size
@@ -387,7 +387,7 @@ async def _fetch(
 
 async def _limits_request(
     endpoint: LiveEndpoint, hooks: ProviderHooks, call: EmbedCall
-) -> EncodedRequest | None:
+) -> TransportRequest | None:
     # Built without a credential first: most plugins have no such request, and a token provider should be called
     # for requests only.
     if hooks.limits_request(call, endpoint.settings_without_credential) is None:
@@ -397,22 +397,13 @@ async def _limits_request(
     return None if request is None else endpoint.encode_request(request, settings)
 
 
-async def _send(endpoint: LiveEndpoint, request: EncodedRequest, deadline: Deadline) -> HttpResponse:
-    from llmopt.transport.request import TransportRequest
-
+async def _send(endpoint: LiveEndpoint, request: TransportRequest, deadline: Deadline) -> HttpResponse:
     timeouts = endpoint.config.timeouts
-    return await endpoint.transport.send(
-        TransportRequest(
-            method=request.method,
-            url=request.url,
-            headers=request.headers,
-            body=request.body,
-            connect_timeout=deadline.clamp(timeouts.connect),
-            pool_timeout=deadline.clamp(timeouts.pool),
-            timeout=deadline.clamp(min(timeouts.catalog, _MAX_LIMITS_S)),
-            max_body=_MAX_LIMITS_BYTES,
-        )
-    )
+    request.connect_timeout = deadline.clamp(timeouts.connect)
+    request.pool_timeout = deadline.clamp(timeouts.pool)
+    request.timeout = deadline.clamp(min(timeouts.catalog, _MAX_LIMITS_S))
+    request.max_body = _MAX_LIMITS_BYTES
+    return await endpoint.transport.send(request)
 
 
 # What a client knows about a model.

@@ -22,7 +22,7 @@ from llmopt.config.schema import Flags, ProviderEntry
 from llmopt.config.urls import InvalidUrl, is_loopback, origin_of
 from llmopt.decoding.accumulator import ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_for
-from llmopt.engine.request import EncodedRequest, RequestEncoder, json_encoder
+from llmopt.engine.request import RequestEncoder, json_encoder
 from llmopt.engine.responses import error_from_verdict
 from llmopt.errors import LLMOptError
 from llmopt.hookspecs import PROJECT
@@ -35,6 +35,7 @@ from llmopt.providers.discovery import (
     installed_entry_points,
 )
 from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
+from llmopt.transport.request import TransportRequest as EncodedRequest
 from llmopt.values.calls import Call, Settings
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.embeddings import EmbeddedRows

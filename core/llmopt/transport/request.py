@@ -29,7 +29,10 @@ def _size(body: bytes | None) -> str:
 
 @define(kw_only=True, eq=False)
 class TransportRequest:
-    """A request and its timeouts. It is never changed; a frozen class would take twice as long to make.
+    """A request and its timeouts.
+
+    The engine encodes it, then sets the timeouts; a transport never changes it. A frozen class would take twice as long
+    to make.
 
     Attributes:
         method: "GET" or "POST".
