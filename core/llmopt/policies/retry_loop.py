@@ -170,7 +170,8 @@ class _Hook:
 
     def attempt_started(self) -> None:
         """Record that the retry that was decided on is being made."""
-        FILTERED_HOOKS.attempt_started()
+        # Retries inside the attempt, by foreign code, are passed on to the hooks.
+        _scheduled.set(None)
         self._attempt += 1
         retry, self._next = self._next, None
         if retry is None:
@@ -270,10 +271,6 @@ class FilteredHooks:
                 set_on_retry_hooks(
                     [hook if isinstance(hook, HookFilter) else HookFilter(hook) for hook in present]
                 )
-
-    def attempt_started(self) -> None:
-        """An attempt has started: retries inside it, by foreign code, are passed on to the hooks."""
-        _scheduled.set(None)
 
     def after_fork(self) -> None:
         """In a forked child: the parent's loops do not run here, and no thread is left to release its lock."""

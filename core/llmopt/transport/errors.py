@@ -199,7 +199,8 @@ def _from_errno(number: int | None, state: RequestState) -> ConnectFailed:
     elif _encrypted(state) and number in (None, errno.ECONNRESET, errno.EPIPE):
         return _tls_failed("the connection was closed in the handshake", state)
     else:
-        reason, cause = f"{_errno_text(number)}.", _cause(state, "other")
+        text = "the system gave no reason" if number is None else os.strerror(number).lower()
+        reason, cause = f"{text}.", _cause(state, "other")
     return ConnectFailed(f"{_could_not_connect(state)}: {reason}", cause=cause)
 
 
@@ -264,10 +265,6 @@ def _errno_of(error: OSError) -> int | None:
     numbers = [int(text) for text in _ERRNO.findall(str(error))]
     # With IPv6 unreachable and IPv4 refused, "refused" is what the user can act on.
     return errno.ECONNREFUSED if errno.ECONNREFUSED in numbers else next(iter(numbers), None)
-
-
-def _errno_text(number: int | None) -> str:
-    return "the system gave no reason" if number is None else os.strerror(number).lower()
 
 
 def _could_not_connect(state: RequestState) -> str:

@@ -23,7 +23,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, EofStream
 from llmopt.errors import ConnectionLost, LLMOptError
 from llmopt.transport import errors as transport_errors
 from llmopt.transport.connector import Connector
-from llmopt.transport.protocol import HttpProtocol, Upload, write_at_once
+from llmopt.transport.protocol import HttpProtocol, Upload, send_request
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import Target
@@ -181,7 +181,9 @@ class Exchange(ResponseStream):
         protocol.start_request(state, buffered=buffered)
         state.phase = "send"
         # The head is not given a name: it holds the API key, and tracebacks can show local variables.
-        self._send(protocol, connector.head_cache.get(self._target, request), request.body)
+        self._upload = send_request(
+            protocol, connector.head_cache.get(self._target, request), request.body, connector.loop
+        )
         state.phase = "wait"
         message, self._payload = await protocol.read_head()
         state.phase = "read"
@@ -189,14 +191,6 @@ class Exchange(ResponseStream):
         self.headers = LazyHeaders(message.headers)
         if self.status == _PROXY_AUTHENTICATION and state.proxy is not None and not self._target.tunnelled:
             raise transport_errors.proxy_refused(state, self.status, message.reason)
-
-    def _send(self, protocol: HttpProtocol, head: memoryview, body: bytes | None) -> None:
-        transport = protocol.transport
-        if transport is None:
-            raise ConnectionResetError("the connection is gone")
-        if not write_at_once(transport, head, body) and body is not None:
-            transport.write(head)
-            self._upload = Upload(protocol, body, self._connector.loop)
 
     async def fetch_head(self) -> None:
         """`open` within the timeout of the attempt."""

@@ -161,16 +161,11 @@ class ConnectionPool:
         if connector is None or connector.closed or len(self._connectors) > 1:
             self._discard_closed()
         if connector is None or connector.closed:
-            connector = self._open(loop)
-        return connector
-
-    def _open(self, loop: asyncio.AbstractEventLoop) -> Connector:
-        if self._closed:
-            raise transport_errors.pool_closed()
-        connector = Connector(
-            pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls, trace=self._trace
-        )
-        self._connectors[loop] = connector
+            if self._closed:
+                raise transport_errors.pool_closed()
+            connector = self._connectors[loop] = Connector(
+                pool_size=self._pool_size, keepalive=self._keepalive, tls=self._tls, trace=self._trace
+            )
         return connector
 
     def _discard_closed(self) -> None:

@@ -401,18 +401,6 @@ _MAX_JOINED_WRITE: Final = 64 * 1024
 _MAX_WRITE: Final = 256 * 1024
 
 
-def write_at_once(transport: asyncio.Transport, head: memoryview, body: bytes | None) -> bool:
-    """Write head and body if one or two writes are enough; returns whether they were written."""
-    if body is None or len(body) <= _MAX_JOINED_WRITE:
-        transport.write(head if body is None else b"".join((head, body)))
-        return True
-    if len(body) <= _MAX_WRITE:
-        transport.write(head)
-        transport.write(body)
-        return True
-    return False
-
-
 class Upload:
     """Sends a long body in chunks, while the response is already awaited: a server may reject it early.
 
@@ -443,3 +431,20 @@ class Upload:
         # Looking at the exception keeps asyncio from logging "Task exception was never retrieved".
         if self._task.done() and not self._task.cancelled():
             self._task.exception()
+
+
+def send_request(
+    protocol: HttpProtocol, head: memoryview, body: bytes | None, loop: asyncio.AbstractEventLoop
+) -> Upload | None:
+    """Send head and body: at once if one or two writes are enough, else as an upload, which is returned."""
+    transport = protocol.transport
+    if transport is None:
+        raise ConnectionResetError("the connection is gone")
+    if body is None or len(body) <= _MAX_JOINED_WRITE:
+        transport.write(head if body is None else b"".join((head, body)))
+        return None
+    transport.write(head)
+    if len(body) > _MAX_WRITE:
+        return Upload(protocol, body, loop)
+    transport.write(body)
+    return None

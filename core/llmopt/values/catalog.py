@@ -172,9 +172,6 @@ class LazyJsonObject(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._fields())
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._fields()
-
     def __repr__(self) -> str:
         return f"LazyJsonObject(<{len(bytes(self._text))} bytes>)"
 
