@@ -148,9 +148,9 @@ REQUEST: Final = Log("request")
 # What is written of each kind of event: the logger, the level or the highest one that `_level` gives, and the sentence. Its
 # braces hold attributes of the event, and what `_words` adds to them.
 _LINES: Final[Mapping[object, tuple[Log, int, str]]] = {
-    events.CallStart: (REQUEST, DEBUG, "call for {operation} of {whom}, {of}: {items}"),
+    events.CallStart: (REQUEST, DEBUG, "call for {operation} of {whom}{count}"),
     events.CallEnd: (REQUEST, DEBUG, "call ended: {outcome}, {seconds:.3f} s, {results}"),
-    events.RequestStart: (REQUEST, DEBUG, "request to {whom}, {of}: {items}, tokens: about {tokens}"),
+    events.RequestStart: (REQUEST, DEBUG, "request to {whom}{count}, tokens: about {tokens}"),
     events.RequestAttempt: (REQUEST, DEBUG, "attempt {attempt} at {endpoint}: {outcome}, {answer}"),
     events.RequestEnd: (
         REQUEST,
@@ -223,7 +223,9 @@ def _words(event: events.Event, values: Mapping[str, Any]) -> dict[str, object]:
     return {
         "whom": whom,
         "at": f"{whom} at {event.endpoint}",
-        "of": _ITEMS.get(told("operation", ""), ""),
+        "count": f", {_ITEMS[told('operation')]}: {told('items')}"
+        if told("operation") and told("items")
+        else "",
         "wait": _WAITS.get(told("cause", "")),
         "why": f", after {told('cause')}: {told('message')}" if told("cause") else "",
         "results": counts + tokens,
