@@ -12,6 +12,7 @@ import pytest
 
 import llmopt
 from llmopt.testing import installed
+from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.support.faults import (
     FaultServer,
     Script,
@@ -173,6 +174,40 @@ async def test_an_in_process_engine_streams() -> None:
             async with client.stream("inside/m", MESSAGES) as stream:
                 await anext(stream)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (TimeoutError(), llmopt.AttemptTimeout),
+        (MemoryError(), llmopt.OutOfResources),
+        (httpx.Response(429), llmopt.RateLimited),
+        (httpx.Response(503), llmopt.Overloaded),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_an_in_process_engine_fails_as_any_other(
+    failure: Exception | httpx.Response, expected: type[llmopt.LLMOptError]
+) -> None:
+    """With the attempt in the error, though no policy applies to it: its timeout is infinite."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if isinstance(failure, Exception):
+            raise failure
+        return failure
+
+    async def main(clock: SimulatedClock) -> None:
+        plugin = SimpleNamespace(
+            provider_profile=llmopt.hookimpl(lambda: llmopt.Profile(in_process=True, key_required=False)),
+            open_transport=llmopt.hookimpl(lambda: httpx.MockTransport(answer)),
+        )
+        with installed("inside", plugin):
+            async with llmopt.AsyncClient() as client:
+                with pytest.raises(expected) as caught:
+                    await client.embed("inside/m", ["one"])
+        assert [each.outcome for each in caught.value.attempts] == [expected.__name__]
+
+    run_simulated(main)
 
 
 async def test_an_in_process_engine_without_chat_is_a_clear_error() -> None:

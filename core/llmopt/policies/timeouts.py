@@ -162,7 +162,8 @@ class _Histogram:
 def _bucket(seconds: float) -> int:
     if seconds <= _MIN_LATENCY_S:
         return 0
-    return min(_BUCKETS - 1, int(math.log2(seconds / _MIN_LATENCY_S) * _BUCKETS_PER_DOUBLING))
+    # Compared before it is rounded: an engine inside this process has an infinite timeout.
+    return int(min(_BUCKETS - 1, math.log2(seconds / _MIN_LATENCY_S) * _BUCKETS_PER_DOUBLING))
 
 
 def _upper_edge(bucket: int) -> float:
