@@ -286,8 +286,7 @@ class EndpointGroup:
             chosen = next((each for each in ready if each.index not in tried), ready[0])
             return self.endpoints[chosen.index]
         free = [each for each in ready if self.endpoints[each.index].policies.rate_limiter(call).has_capacity]
-        chosen = self._load_balancer.choose(free or ready, tried) or ready[0]
-        return self.endpoints[chosen.index]
+        return self.endpoints[self._load_balancer.choose(free or ready, tried).index]
 
     def _serving(self, call: Call) -> Sequence[int]:
         """The endpoints that are not set aside for a call; all of them where each one is."""

@@ -77,17 +77,15 @@ class LoadBalancer:
         """
         self._latencies[index].add(seconds, self._now())
 
-    def choose(self, candidates: Sequence[Candidate], tried: Container[int] = ()) -> Candidate | None:
-        """The endpoint to ask next, None if there is none.
+    def choose(self, candidates: Sequence[Candidate], tried: Container[int] = ()) -> Candidate:
+        """The endpoint to ask next.
 
         Args:
-            candidates: all endpoints that may be asked.
+            candidates: all endpoints that may be asked, at least one.
             tried: indices of endpoints that this call has tried before; they are chosen only if there is no other.
         """
         # A retry goes to another endpoint: the one that has just failed is the likeliest to fail again.
         untried = [each for each in candidates if each.index not in tried] or candidates
-        if not untried:
-            return None
         if len(untried) == 1:
             return untried[0]
         first = self._draw(untried)
