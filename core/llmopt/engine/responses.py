@@ -47,14 +47,10 @@ _UNEXPLAINED: Final = (VerdictKind.INVALID_RESPONSE, VerdictKind.TRANSIENT)
 
 def request_id(headers: Mapping[str, str], settings: Settings) -> str | None:
     """The provider's id of a request, None if it sends none, something that is no id, or the key."""
-    for name in _REQUEST_ID:
-        if name in headers:
-            # The id goes into messages and logs: a header of any other form is not shown.
-            value = headers[name]
-            return (
-                value if _ID_PATTERN.match(value) and not repeats_key(value, secrets_of(settings)) else None
-            )
-    return None
+    value = next((headers[name] for name in _REQUEST_ID if name in headers), "")
+    # The id goes into messages and logs: a header of any other form is not shown.
+    is_id = _ID_PATTERN.match(value) and not repeats_key(value, secrets_of(settings))
+    return value if is_id else None
 
 
 def hide_keys(error: LLMOptError, settings: Settings) -> None:

@@ -330,8 +330,8 @@ class StreamPipeline(Pipeline[LiveStream]):
         self._head = head = HttpResponse(
             status=response_body.status, headers=response_body.headers, info=response_body.info
         )
-        max_event_bytes = scope.endpoint.config.max_event_bytes
-        decoder, body = await detect_stream_format(response_body, max_event_bytes)
+        config, timeouts = scope.endpoint.config, scope.endpoint.config.timeouts
+        decoder, body = await detect_stream_format(response_body, config.max_event_bytes)
         reader = self._reader(decoder or SSEDecoder(), scope, settings)
         single_event: ChatEvent | None = None
         if decoder is None:
@@ -347,7 +347,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             response_body,
             reader,
             head=head,
-            timeouts=self._stream_timeouts(scope),
+            timeouts=StreamTimeouts(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout),
             deadline=self._request.deadline,
             on_chunk=self.recorder.stream_chunk if self.recorder.enabled else None,
         )
@@ -373,10 +373,6 @@ class StreamPipeline(Pipeline[LiveStream]):
             max_events=self._request.buffer_size,
             on_unknown=on_unknown,
         )
-
-    def _stream_timeouts(self, scope: AttemptScope) -> StreamTimeouts:
-        timeouts = scope.endpoint.config.timeouts
-        return StreamTimeouts(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout)
 
     def _stream_ended(
         self,

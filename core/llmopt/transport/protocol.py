@@ -126,13 +126,8 @@ class BodyBuffer:
 
     @property
     def remaining(self) -> int:
-        """Bytes that are still missing."""
+        """Bytes that are still missing; 0 when the body is complete."""
         return self._size - self._filled
-
-    @property
-    def full(self) -> bool:
-        """Whether the body is complete."""
-        return self._filled == self._size
 
     def append(self, data: bytes | memoryview) -> None:
         """Copy bytes that were read elsewhere; at most `remaining`."""
@@ -263,7 +258,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
             self.data_received(bytes(self._read_buffer[:nbytes]))
         else:
             self._body.advance(nbytes)
-            if self._body.full:
+            if not self._body.remaining:
                 # Later: the loop still holds the memoryview, and BytesIO would copy its memory because of it.
                 self._full_body, self._body = self._body, None
                 self._loop.call_soon(self._deliver_full_body)
@@ -331,7 +326,7 @@ class HttpProtocol(ResponseHandler, asyncio.BufferedProtocol):
     def _fill_body(self, body: BodyBuffer, data: bytes) -> None:
         missing = body.remaining
         body.append(memoryview(data)[:missing])
-        if body.full:
+        if not body.remaining:
             self._full_body, self._body = body, None
             self._deliver_full_body()
         # Bytes after the body belong to no request: the parser keeps them, and `should_close` then sees them.
