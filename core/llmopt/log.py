@@ -219,13 +219,12 @@ def _words(event: events.Event, values: Mapping[str, Any]) -> dict[str, object]:
     over = f" over {'an open' if told('reused') else 'a new'} connection" if "//" in event.endpoint else ""
     counts = f"requests: {told('requests')}, results: {told('items')}, failed: {told('failures')}"
     tokens = f", tokens: {usage['prompt_tokens']} in, {usage['completion_tokens']} out" if usage else ""
+    of = _ITEMS.get(told("operation", ""))
     answer = "no response" if status is None else f"HTTP {status}"
     return {
         "whom": whom,
         "at": f"{whom} at {event.endpoint}",
-        "count": f", {_ITEMS[told('operation')]}: {told('items')}"
-        if told("operation") and told("items")
-        else "",
+        "count": f", {of}: {told('items')}" if of and told("items") else "",
         "wait": _WAITS.get(told("cause", "")),
         "why": f", after {told('cause')}: {told('message')}" if told("cause") else "",
         "results": counts + tokens,
