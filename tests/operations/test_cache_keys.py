@@ -60,6 +60,8 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "port": lambda: text_key({**BASE, "base_url": "http://127.0.0.1:10/v1"}),
     "header": lambda: text_key({**BASE, "headers": {"x-tenant": "one"}}),
     "header's value": lambda: text_key({**BASE, "headers": {"x-tenant": "two"}}),
+    "call's header": lambda: text_key(BASE, evolve(CALL, headers={"x-tenant": "one"})),
+    "call's header's value": lambda: text_key(BASE, evolve(CALL, headers={"x-tenant": "two"})),
     "query": lambda: text_key({**BASE, "query": {"tenant": "one"}}),
     "query's value": lambda: text_key({**BASE, "query": {"tenant": "two"}}),
     "plugin's option": lambda: text_key({**BASE, "flavour": "vllm"}),
@@ -84,6 +86,7 @@ SAME: dict[str, Callable[[], bytes]] = {
     "again": lambda: text_key(BASE),
     "user": lambda: text_key(BASE, evolve(CALL, extra={"user": "somebody"})),
     "metadata": lambda: text_key(BASE, evolve(CALL, extra={"metadata": {"a": "b"}})),
+    "trace": lambda: text_key(BASE, evolve(CALL, headers={"traceparent": "00-1-2-01", "x-request-id": "3"})),
     "time-outs": lambda: text_key({**BASE, "timeouts": {"read": 3}}),
     "retries": lambda: text_key({**BASE, "max_retries": 7, "pool_size": 3, "rpm": 10, "max_batch_size": 2}),
 }

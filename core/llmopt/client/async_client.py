@@ -152,6 +152,7 @@ class AsyncClient:
         when_open: WhenOpen = "fail",
         priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Embeddings:
         """Embed texts; row i of the result belongs to text i.
 
@@ -172,6 +173,8 @@ class AsyncClient:
             priority: "interactive" (default) or "bulk". Of the calls that have to wait, interactive ones are sent
                 first; bulk calls keep at least a tenth of what the provider allows.
             extra: more keys for the request body, sent unchanged.
+            headers: more headers for the requests of this call, as under ``headers`` in llmopt.toml. Calls that differ in
+                them share no result, but for headers that only trace a call (docs/configuration.md).
 
         Returns:
             ``vectors`` as float32 of shape (number of texts, dimensions), ``usage``, ``model`` and ``errors``.
@@ -182,7 +185,7 @@ class AsyncClient:
             PartialFailure: some texts failed; ``result`` holds all the others.
             LLMOptError: every text failed, all for this reason.
         """
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra, headers)
         return await self._components.embed(model, texts, options)
 
     def embed_iter(
@@ -197,6 +200,7 @@ class AsyncClient:
         when_open: WhenOpen = "wait",
         priority: Priority = "bulk",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
         order: PartOrder = "input",
     ) -> EmbedStream:
         """Embed an iterable of any length in bounded memory.
@@ -211,6 +215,7 @@ class AsyncClient:
             when_open: as for `embed`, but "wait" is the default.
             priority: as for `embed`, but "bulk" is the default.
             extra: as for `embed`.
+            headers: as for `embed`.
             order: "input" (default) yields the parts in the order of the texts; "completion" yields each as soon as it is
                 there, and ``start`` tells its place. A slow request then holds up no other part.
 
@@ -223,7 +228,7 @@ class AsyncClient:
 
         Iterating raises what `embed` raises, after all parts before the error in the order of the texts, else at once.
         """
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra, headers)
         return self._components.embed_stream(model, texts, options, order)
 
     async def chat(
@@ -247,6 +252,7 @@ class AsyncClient:
         when_open: WhenOpen = "fail",
         priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> ChatReply:
         """Send a conversation and wait for the complete reply.
 
@@ -275,6 +281,7 @@ class AsyncClient:
             when_open: what to do while the circuit of the provider is open: "fail" (default) or "wait".
             priority: "interactive" (default) or "bulk", as for `embed`.
             extra: more keys for the request body, sent unchanged; they override all other parameters.
+            headers: more headers for the requests of this call, as for `embed`.
 
         Returns:
             The reply: text, reasoning, refusal, tool calls, finish reason and usage.
@@ -309,6 +316,7 @@ class AsyncClient:
         when_open: WhenOpen = "fail",
         priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
         buffer_size: int = 100,
     ) -> ChatStream:
         """Send a conversation and receive the reply as a stream of events.
@@ -344,7 +352,12 @@ class AsyncClient:
         return self._components.chat_stream(model, messages, options, buffer_size)
 
     async def list_models(
-        self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
+        self,
+        provider: str,
+        *,
+        deadline: float | None = None,
+        cached: CacheMode = "auto",
+        headers: Mapping[str, str] | None = None,
     ) -> Catalog:
         """List all models of one provider, in the provider's order.
 
@@ -356,6 +369,8 @@ class AsyncClient:
             deadline: seconds for the whole call; None (default) for the provider's ``timeouts.total``, else 30.
             cached: "auto" (default) as described above; "refresh" always sends a request; "offline" never sends one
                 and returns the cached list of any age.
+            headers: more headers for the requests of this call. The list may depend on them, so that it is always
+                requested, and not stored.
 
         Returns:
             A sequence of `Model`, with the age of the list and whether it is stale.
@@ -364,7 +379,7 @@ class AsyncClient:
             NotCached: ``cached`` is "offline" and there is no cached list.
             LLMOptError: the provider gave no list, and none is cached.
         """
-        return await self._components.list_models(provider, deadline, cached)
+        return await self._components.list_models(provider, deadline, cached, headers)
 
     async def batch_list_models(
         self,

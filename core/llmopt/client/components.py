@@ -17,14 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from attrs import evolve
+
 from llmopt.cache.disk import DiskStore, cache_folder
 from llmopt.cache.files import installation_secret
 from llmopt.cache.store import MemoryStore, SafeStore
-from llmopt.client.options import CacheOptions, TokenCounters
+from llmopt.client.options import CacheOptions, TokenCounters, call_headers
 from llmopt.config.schema import Config
 from llmopt.engine.attempt import CallScope
 from llmopt.engine.engine import Engine
-from llmopt.errors import ConfigError, LLMOptError
+from llmopt.errors import ConfigError, InvalidInput, LLMOptError
 from llmopt.log import CACHE, DEBUG
 from llmopt.operations.cache_keys import CacheKeys, StoreSizeReporter
 from llmopt.operations.call_events import observed
@@ -165,6 +167,8 @@ class Components:
                 import numpy  # noqa: F401, ICN001
         provider, name = self.registry.resolve(model)
         call = embed_call(name, options)
+        if options.headers is not None:
+            call = evolve(call, headers=_headers(provider, options.headers))
         state = self._model_state(provider, name)
         return EmbedRun(
             self.engine,
@@ -184,11 +188,14 @@ class Components:
         check_word("priority", options.priority)
         check_word("when_open", options.when_open)
         provider, name = self.registry.resolve(model)
+        call = chat_call(name, messages, options)
+        if options.headers is not None:
+            call = evolve(call, headers=_headers(provider, options.headers))
         state = self._model_state(provider, name)
         return ChatRun(
             self.engine,
             provider,
-            chat_call(name, messages, options),
+            call,
             estimator=state.estimator,
             rates=state.rates,
             deadline=self._deadline(provider, options.deadline),
@@ -204,15 +211,23 @@ class Components:
 
         return ChatStream(self.chat_run(model, messages, options), buffer_size)
 
-    async def list_models(self, name: str, seconds: float | None, mode: CacheMode) -> Catalog:
+    async def list_models(
+        self, name: str, seconds: float | None, mode: CacheMode, headers: Mapping[str, str] | None = None
+    ) -> Catalog:
         """See `llmopt.AsyncClient.list_models`."""
         require_asyncio()
         check_word("cached", mode)
         provider = self.registry.get(name)
+        checked = _headers(provider, headers)
+        if checked and mode == "offline":
+            raise InvalidInput(
+                "headers are given, but cached='offline' sends no request; leave out one of them."
+            )
         if seconds is None:
             seconds = provider.endpoints[0].timeouts.total or _LIST_TIMEOUT_S
         scope = CallScope(self.engine.telemetry, "catalog", "", provider.endpoints[0])
-        work = self.model_lists.get(provider, deadline=self.engine.deadline(seconds), mode=mode)
+        deadline = self.engine.deadline(seconds)
+        work = self.model_lists.get(provider, deadline=deadline, mode=mode, headers=checked)
         return await observed(scope, self.engine.clock, work)
 
     async def batch_list_models(
@@ -302,6 +317,10 @@ class Components:
         state = self.model_states.get((provider, model))
         if state is not None:
             state.rates.save_soon()
+
+
+def _headers(provider: Provider, headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    return call_headers(headers, {each.auth.lower() for each in provider.endpoints})
 
 
 def check_word(option: str, value: object) -> None:

@@ -7,13 +7,13 @@ which runs a property's code: of a plugin all that ``dir`` lists. A path's ``__f
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from attrs import evolve, field, frozen
 
-from llmopt.config.schema import Config, shown_variable
-from llmopt.errors import ConfigError
+from llmopt.config.schema import Config, shown_variable, to_headers
+from llmopt.errors import ConfigError, InvalidInput
 from llmopt.values.secret import HiddenBytes
 
 if TYPE_CHECKING:
@@ -172,6 +172,29 @@ def _has_hooks(plugin: object) -> bool:
 
 def _wrong_type(name: str, expected: str, value: object) -> ConfigError:
     return ConfigError(f"{name} must be {expected}, not {type(value).__name__}.")
+
+
+def call_headers(headers: Any, reserved: Iterable[str]) -> Mapping[str, str]:
+    """The ``headers`` option of a call, checked.
+
+    Args:
+        headers: as given.
+        reserved: the authentication schemes of the provider's endpoints; the one that names a header reserves it.
+
+    Raises:
+        InvalidInput: a header cannot be sent, or llmopt sets it itself.
+    """
+    try:
+        checked = to_headers({} if headers is None else headers)
+    except ConfigError as error:
+        raise InvalidInput(error.message) from None
+    for name in ("authorization", "proxy-authorization", "content-type", *reserved):
+        # Limits and refusals are remembered for the configured key, so that a call cannot have another one.
+        if name in checked:
+            raise InvalidInput(
+                f"headers.{name}: llmopt sets this header itself; for another key configure another provider entry."
+            )
+    return checked
 
 
 def with_flags(config: Config, flags: Mapping[str, bool]) -> Config:

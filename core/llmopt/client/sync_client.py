@@ -149,11 +149,12 @@ class Client:
         when_open: WhenOpen = "fail",
         priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Embeddings:
         """Embed texts; see `llmopt.AsyncClient.embed`. The iterable is read in the caller's thread."""
         thread = self._running_thread()
         check_texts_argument(texts)
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra, headers)
         return thread.run(self._components.embed(model, list(texts), options))
 
     def embed_iter(
@@ -168,6 +169,7 @@ class Client:
         when_open: WhenOpen = "wait",
         priority: Priority = "bulk",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
         order: PartOrder = "input",
     ) -> SyncEmbedStream:
         """Embed an iterable of any length; see `llmopt.AsyncClient.embed_iter`.
@@ -178,7 +180,7 @@ class Client:
             An iterator of `EmbeddedPart`. Use it in ``with`` if the loop may be left early.
         """
         check_texts_argument(texts)
-        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra)
+        options = EmbedOptions(dimensions, input_type, deadline, errors, when_open, priority, extra, headers)
         thread, components = self._running_thread(), self._components
         return SyncEmbedStream(
             thread, texts, lambda source: components.embed_stream(model, source, options, order)
@@ -205,6 +207,7 @@ class Client:
         when_open: WhenOpen = "fail",
         priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> ChatReply:
         """Send a conversation and wait for the complete reply; see `llmopt.AsyncClient.chat`."""
         options = ChatOptions.from_arguments(locals())
@@ -232,6 +235,7 @@ class Client:
         when_open: WhenOpen = "fail",
         priority: Priority = "interactive",
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
         buffer_size: int = 100,
     ) -> SyncChatStream:
         """Send a conversation and receive the reply as a stream of events; see `llmopt.AsyncClient.stream`.
@@ -244,16 +248,21 @@ class Client:
         return SyncChatStream(thread, self._components.chat_run(model, messages, options), buffer_size)
 
     def list_models(
-        self, provider: str, *, deadline: float | None = None, cached: CacheMode = "auto"
+        self,
+        provider: str,
+        *,
+        deadline: float | None = None,
+        cached: CacheMode = "auto",
+        headers: Mapping[str, str] | None = None,
     ) -> Catalog:
         """List all models of one provider; see `llmopt.AsyncClient.list_models`."""
         thread = self._running_thread()
-        if cached == "auto":
+        if cached == "auto" and headers is None:
             # A fresh list in memory needs no switch to the loop's thread and back, which takes ten times as long.
             models = self._components.fresh_models(provider)
             if models is not None:
                 return models
-        return thread.run(self._components.list_models(provider, deadline, cached))
+        return thread.run(self._components.list_models(provider, deadline, cached, headers))
 
     def batch_list_models(
         self,

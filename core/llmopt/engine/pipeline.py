@@ -201,14 +201,14 @@ class Pipeline(Generic[T]):
                 scope.slot = policies.concurrency().try_acquire() or await self._acquire_slot(endpoint)
                 apart = endpoint.hooks.counts_cost or policies.reply_limiters
                 cost = await self._cost(scope) if apart else (self._request.tokens,)
-                lease = policies.rate_limiter(self._call).try_acquire(*cost)
+                limiter = policies.rate_limiter(self._call)
+                lease = limiter.try_acquire(*cost) or await self._acquire_lease(endpoint, cost)
                 if lease is None:
-                    lease = await self._acquire_lease(endpoint, cost)
-                    if lease is None:
-                        scope.reply_lease.refund()
-                        continue
+                    scope.reply_lease.refund()
+                    continue
                 scope.lease = lease
                 settings = endpoint.static_settings or await endpoint.settings()
+                settings = settings.with_headers(more) if (more := self._call.headers) else settings
                 encoded = self._build_request(endpoint, settings)
                 if (compressor := endpoint.request_compressor) is not None:
                     encoded = await compressor.compress(encoded, self._compressed)
@@ -454,7 +454,7 @@ class Pipeline(Generic[T]):
         endpoint = self.recorder.endpoint
         if self._request.deadline.expired():
             raise deadline_error("before it began", "queue")
-        settings = await endpoint.settings()
+        settings = (await endpoint.settings()).with_headers(self._call.headers)
         scope = AttemptScope(endpoint, self._call, self._request.tokens)
         scope.timeout = math.inf
         self.recorder.attempt = 1

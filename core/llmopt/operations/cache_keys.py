@@ -1,7 +1,7 @@
 """Cache keys: hashes of everything that can change the response to a request; and the report of the cache's size.
 
 A key is the SHA-256 of canonical JSON with: the version of this scheme; a keyed hash of the credential; the provider, its
-plugin and the plugin's version; the URL; and the whole request body, including fields that llmopt does not know. Only a
+plugin and the plugin's version; the URL; the headers of the call; and the whole request body, including fields that llmopt does not know. Only a
 few body fields that cannot change the response are left out. (A list of fields to include is how other caches returned
 wrong responses: litellm issues #894 and #25673.) No part of the request can be recovered from a key.
 
@@ -29,7 +29,7 @@ from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import Call, CatalogCall, EmbedCall
+from llmopt.values.calls import Call, CatalogCall, EmbedCall, headers_of_result
 from llmopt.values.events import CacheEviction, CacheKind, CacheSized
 from llmopt.values.secret import plain_text
 
@@ -105,6 +105,8 @@ class CacheKeys:
             # All endpoints, because any of them may have answered.
             "requests": [_request(endpoint, call) for endpoint in endpoints],
         }
+        if headers := headers_of_result(call.headers):
+            content["headers"] = self._keyed(headers)
         return hashlib.sha256(_canonical_json(content))
 
     def _namespace(self, endpoints: Sequence[LiveEndpoint]) -> str:
@@ -113,6 +115,9 @@ class CacheKeys:
             [self._credential(each), each.config.headers, each.config.options, *_more_identity(each.config)]
             for each in endpoints
         ]
+        return self._keyed(content)
+
+    def _keyed(self, content: Any) -> str:
         return hmac.digest(self._secret, _canonical_json(content), "sha256").hex()
 
     def _credential(self, endpoint: LiveEndpoint) -> str:

@@ -68,10 +68,11 @@ from llmopt.policies.retry import (
 )
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import BatchLimit, EmbedCall, Priority, Settings
+from llmopt.values.calls import BatchLimit, EmbedCall, Priority, Settings, headers_of_result
 from llmopt.values.embeddings import EmbeddedRows, Usage
 from llmopt.values.events import BatchSplit, LimitLearned
 from llmopt.values.http import Failure, HttpResponse
+from llmopt.values.secret import HiddenBytes
 
 _RESPONSE_BYTES_PER_NUMBER: Final = 24
 """The longest way to write a number in JSON, and a comma."""
@@ -155,8 +156,8 @@ class EmbedRun(CallScope):
     @property
     def dimensions(self) -> int | None:
         """Length of a vector, as requested or as in the first response; None before that."""
-        if self._call.extra:
-            # It may set the length by a key of the provider's own.
+        if self._options[2]:
+            # A key or header of the provider's own may set the length.
             return self._call.dimensions
         return self._call.dimensions or self._state.dimensions
 
@@ -388,6 +389,7 @@ class EmbedRun(CallScope):
             dimensions=options.dimensions,
             input_type=options.input_type,
             extra=options.extra,
+            headers=options.headers,
         )
         tokens = self._estimator.total(texts)
         request = Request(
@@ -443,7 +445,7 @@ class EmbedRun(CallScope):
     def _learn(self, rows: EmbeddedRows, texts: tuple[str, ...], tokens: int) -> None:
         self.answered = True
         # The length that a caller asks for says nothing about the model's own.
-        if self._call.dimensions is None and not self._call.extra:
+        if self._call.dimensions is None and not self._options[2]:
             self._state.dimensions = int(rows.vectors.shape[1])
         if rows.usage is not None:
             self._estimator.learn(texts, rows.usage.prompt_tokens)
@@ -552,9 +554,11 @@ class Coalescer:
 
 
 def _options_key(call: EmbedCall) -> OptionsKey:
-    if not call.extra:
+    headers = headers_of_result(call.headers) if call.headers else {}
+    if not call.extra and not headers:
         return call.dimensions, call.input_type, b""
-    return call.dimensions, call.input_type, msgspec.json.encode(dict(call.extra), order="sorted")
+    more = msgspec.json.encode([dict(call.extra), headers], order="sorted")
+    return call.dimensions, call.input_type, HiddenBytes(more)
 
 
 def _part_is_worth_retrying(_: Request[EmbeddedRows], error: LLMOptError) -> bool:

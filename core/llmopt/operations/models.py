@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from llmopt.cache.freshness import Decision
@@ -105,14 +106,23 @@ class ModelLists:
         self._refreshes: Final = TaskSet()
         self._refresh_slots: Final = PerLoop(lambda: asyncio.Semaphore(_MAX_CONCURRENT_REFRESHES))
 
-    async def get(self, provider: Provider, *, deadline: Deadline, mode: CacheMode = "auto") -> Catalog:
-        """All models of one provider.
+    async def get(
+        self,
+        provider: Provider,
+        *,
+        deadline: Deadline,
+        mode: CacheMode = "auto",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Catalog:
+        """All models of one provider. With headers of the call, on which they may depend, nothing is cached or shared.
 
         Raises:
             NotCached: ``mode`` is "offline" and no list is cached.
             LLMOptError: the provider gave no list, and no cached one may be served.
         """
         self._engine.check_open(provider)
+        if headers:
+            return await self._fetch(provider, None, deadline, headers)
         if not self._uses_cache(provider):
             if mode == "offline":
                 raise _not_cached(provider)
@@ -245,11 +255,17 @@ class ModelLists:
                 raise
             return await make()
 
-    async def _fetch(self, provider: Provider, entry: CachedList | None, deadline: Deadline) -> Catalog:
+    async def _fetch(
+        self,
+        provider: Provider,
+        entry: CachedList | None,
+        deadline: Deadline,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Catalog:
         """Fetch the list, and record the result in the cache and as an event."""
         started = self._now()
         try:
-            catalog = await self._fetch_and_store(provider, entry, deadline)
+            catalog = await self._fetch_and_store(provider, entry, deadline, headers)
         except LLMOptError as error:
             if entry is not None:
                 await self._record_failure(provider, entry, error)
@@ -277,10 +293,14 @@ class ModelLists:
         )
 
     async def _fetch_and_store(
-        self, provider: Provider, entry: CachedList | None, deadline: Deadline
+        self,
+        provider: Provider,
+        entry: CachedList | None,
+        deadline: Deadline,
+        headers: Mapping[str, str],
     ) -> Catalog:
         if entry is None:
-            fetched = await fetch_model_list(self._engine, provider, deadline=deadline)
+            fetched = await fetch_model_list(self._engine, provider, deadline=deadline, headers=headers)
             return Catalog(provider=provider.name, models=fetched.models or (), dropped=fetched.dropped)
         etag = entry.etag if entry.catalog is not None else None
         fetched = await fetch_model_list(self._engine, provider, deadline=deadline, etag=etag)

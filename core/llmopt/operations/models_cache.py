@@ -10,7 +10,8 @@ hook `build_request`, and long lists are encoded in a worker thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -271,7 +272,12 @@ class _FetchedPage:
 
 
 async def fetch_model_list(
-    engine: Engine, provider: Provider, *, deadline: Deadline, etag: str | None = None
+    engine: Engine,
+    provider: Provider,
+    *,
+    deadline: Deadline,
+    etag: str | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> FetchedList:
     """Fetch all pages of a provider's list, one after the other.
 
@@ -280,6 +286,7 @@ async def fetch_model_list(
         provider: the provider.
         deadline: for all pages together.
         etag: entity tag of the cached list; the provider may then answer "not modified".
+        headers: of the call.
 
     Raises:
         InvalidResponse: a page repeats a cursor, or there are more than 1,000 pages.
@@ -288,7 +295,7 @@ async def fetch_model_list(
     models: dict[str, Model] = {}
     dropped = 0
     cursors: set[str] = set()
-    call = CatalogCall(etag=etag)
+    call = CatalogCall(etag=etag, headers=headers)
     for _ in range(_MAX_PAGES):
         fetched = await _fetch_page(engine, provider, call, deadline)
         page = fetched.page
@@ -310,7 +317,7 @@ async def fetch_model_list(
         if page.next_cursor in cursors:
             raise _endless(provider, "a page repeats a cursor")
         cursors.add(page.next_cursor)
-        call = CatalogCall(cursor=page.next_cursor)
+        call = CatalogCall(cursor=page.next_cursor, headers=headers)
     raise _endless(provider, f"there are more than {_MAX_PAGES} pages")
 
 

@@ -26,8 +26,9 @@ WhenOpen = Literal["fail", "wait"]
 Priority = Literal["interactive", "bulk"]
 """Which of the calls that wait for a provider are sent first; bulk calls keep at least a tenth."""
 ErrorMode = Literal["raise", "return"]
-PartOrder = Literal["input", "completion"]
 """What happens with texts that could not be embedded: an exception at the end, or entries in ``errors``."""
+PartOrder = Literal["input", "completion"]
+"""The order in which ``embed_iter`` yields its parts."""
 
 
 class EmbedOptions(NamedTuple):
@@ -46,9 +47,10 @@ class EmbedOptions(NamedTuple):
     when_open: WhenOpen = "fail"
     priority: Priority = "interactive"
     extra: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
-        # Without ``extra``: it may contain the name of a user, and a traceback may show this.
+        # Without ``extra`` and ``headers``: they may contain the name of a user, and a traceback may show this.
         return f"EmbedOptions(dimensions={self.dimensions!r:.40}, errors={self.errors!r:.40})"
 
 
@@ -76,12 +78,13 @@ class ChatOptions:
     when_open: WhenOpen = "fail"
     priority: Priority = "interactive"
     extra: Mapping[str, Any] | None = field(default=None, repr=False)
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
         """The options among the arguments of a method, given as its ``locals()``.
 
-        Four methods take these sixteen arguments. This spares each of them a call that repeats every name;
+        Four methods take these arguments. This spares each of them a call that repeats every name;
         tests/client/test_parity.py checks that their signatures and this class agree.
         """
         return cls(**{name: arguments[name] for name in _CHAT_OPTIONS})
@@ -158,6 +161,7 @@ class EmbedCall:
         dimensions: requested length of a vector, None for the model's default.
         input_type: what the texts are for, such as "query" or "document"; None when not stated.
         extra: more keys for the request body, sent unchanged.
+        headers: of this call; the hooks find them in ``Settings.headers`` too.
     """
 
     operation: ClassVar[Operation] = "embeddings"
@@ -167,6 +171,7 @@ class EmbedCall:
     dimensions: int | None = None
     input_type: str | None = None
     extra: Mapping[str, Any] = field(factory=dict, repr=repr_names)
+    headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
 
 
 @frozen(kw_only=True)
@@ -177,6 +182,7 @@ class CatalogCall:
         cursor: ``next_cursor`` of the previous page, None for the first page.
         etag: entity tag of the cached list, None when nothing is cached. The core sends it as ``If-None-Match``.
         model: always ""; every call has this attribute.
+        headers: as for `EmbedCall`.
     """
 
     operation: ClassVar[Operation] = "catalog"
@@ -184,6 +190,7 @@ class CatalogCall:
     cursor: str | None = None
     etag: str | None = None
     model: str = ""
+    headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
 
 
 @frozen(kw_only=True)
@@ -208,6 +215,7 @@ class ChatCall:
         response_format: a mapping such as ``{"type": "json_object"}``, or one with a JSON schema.
         reasoning_effort: "none", "minimal", "low", "medium", "high" or another word that the provider defines.
         extra: more keys for the request body, sent unchanged; they override the fields above.
+        headers: as for `EmbedCall`.
     """
 
     operation: ClassVar[Operation] = "chat"
@@ -230,6 +238,18 @@ class ChatCall:
     response_format: Mapping[str, Any] | None = field(default=None, repr=False)
     reasoning_effort: str | None = None
     extra: Mapping[str, Any] = field(factory=dict, repr=repr_names)
+    headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
+
+
+_TRACE_HEADERS: Final = frozenset(
+    {"traceparent", "tracestate", "baggage", "b3", "x-request-id", "x-correlation-id", "x-client-request-id"}
+)
+"""W3C Trace Context, W3C Baggage, B3, and ids of requests: they name a call and do not change its response."""
+
+
+def headers_of_result(headers: Mapping[str, str]) -> dict[str, str]:
+    """Of the headers of a call those that may change its response: calls that differ in them share no result."""
+    return {name: str(headers[name]) for name in sorted(headers) if name not in _TRACE_HEADERS}
 
 
 Call = EmbedCall | CatalogCall | ChatCall
@@ -247,7 +267,7 @@ class Settings:
         credential_kind: "key" for a key from the configuration or the environment, "token" for one from a
             token provider.
         auth: the authentication scheme of the profile: "bearer", "none" or the name of a header.
-        headers: configured headers of the entry.
+        headers: configured headers of the entry, and those of the call.
         query: configured parameters that llmopt adds to the URL of every request.
         options: values of the configuration keys that the plugin's profile declares.
     """
