@@ -63,9 +63,8 @@ def _method(subject: Subject) -> None:
         expect(
             request.method in ("GET", "POST"), f"for {type(call).__name__} the method is {request.method!r}."
         )
-        expect(
-            request.method != "GET" or request.json is None, f"for {type(call).__name__} a GET has a body."
-        )
+        body = request.json is not None or request.content is not None or request.form
+        expect(request.method != "GET" or not body, f"for {type(call).__name__} a GET has a body.")
 
 
 @request_checks("origin")

@@ -91,7 +91,9 @@ class BuiltRequest:
     @property
     def everything(self) -> str:
         """URL and body as text, escapes undone: all that is not a header."""
-        return f"{self.url}\n{unquote(self.url)}\n{json.dumps(self.body, ensure_ascii=False)}"
+        values = (each.value for each in self.request.form)
+        other = [str(each) for each in (self.request.content, *values) if each is not None]
+        return "\n".join([self.url, unquote(self.url), json.dumps(self.body, ensure_ascii=False), *other])
 
     def checked(self) -> None:
         """Hold it against what the core demands of every request.

@@ -89,6 +89,7 @@ from llmopt.values.embeddings import Usage as Usage
 from llmopt.values.error_body import ErrorBody as ErrorBody
 from llmopt.values.http import AttemptInfo as AttemptInfo
 from llmopt.values.http import Failure as Failure
+from llmopt.values.http import FormField as FormField
 from llmopt.values.http import HttpRequest as HttpRequest
 from llmopt.values.http import HttpResponse as HttpResponse
 from llmopt.values.http import Verdict as Verdict

@@ -90,7 +90,7 @@ def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:
 
 @hookspec(firstresult=True)
 def build_request(call: Call, settings: Settings) -> HttpRequest | None:
-    """Build the HTTP request for a call: method, path, headers and JSON body.
+    """Build the HTTP request for a call: method, path, headers and body.
 
     Called for every attempt, with the settings of the endpoint that was chosen for it, so that each retry
     carries a fresh credential.

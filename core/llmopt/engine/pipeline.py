@@ -343,7 +343,9 @@ class Pipeline(Generic[T]):
                 self._new_credential = await self._credential_changed(endpoint, used)
             self.recorder.credential_refused(error)
             return False
-        body = encoded.uncompressed_body or encoded.body or b""
+        # Other bodies have no keys.
+        json = encoded.headers.get("content-type") == "application/json"
+        body = (encoded.uncompressed_body or encoded.body or b"") if json else b""
         keys = endpoint.optional_keys.learn(error, body, self._call)
         if keys:
             self.recorder.emit(KeysRefused, keys=tuple(keys))

@@ -14,8 +14,9 @@ calls.
 from __future__ import annotations
 
 import re
+import secrets
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
@@ -33,7 +34,7 @@ from llmopt.transport.stream import ResponseStream
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Priority, Settings
 from llmopt.values.embeddings import Usage
 from llmopt.values.events import CompressionRefused, RequestCompression
-from llmopt.values.http import HttpRequest, HttpResponse
+from llmopt.values.http import FormField, HttpRequest, HttpResponse
 from llmopt.values.secret import plain_text
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
 _MAX_CHECKED: Final = 64
 _MAX_PATH: Final = 200
+_FORM: Final = "multipart/form-data; boundary="
+_FORM_ESCAPES: Final = {ord('"'): "%22", ord("\r"): "%0D", ord("\n"): "%0A"}
 _NOT_JSON: Final = (TypeError, ValueError, RecursionError)
 json_encoder: Final = msgspec.json.Encoder(enc_hook=plain_text)
 
@@ -118,16 +121,19 @@ class RequestEncoder:
         # The transport adds the encodings that it can decode, unless the header is there.
         identity = {} if compression else {"accept-encoding": "identity"}
         self._default_headers: Final = {"accept": "application/json", **identity}
+        self._boundary = ""
         self._checked: Final[dict[tuple[object, ...], tuple[str, Mapping[str, str]]]] = {}
 
     def __call__(self, request: HttpRequest, settings: Settings) -> TransportRequest:
         """Encode a plugin's request; its timeouts are set by whoever sends it.
 
         Raises:
-            PluginContractError: the URL leaves the endpoint's origin, a header or the method cannot be sent, or
-                JSON cannot express the body.
+            PluginContractError: the URL leaves the endpoint's origin, a header, the method or the body cannot be sent, or
+                there are two bodies.
         """
         body = None if request.json is None else _encode_json(request.json, settings)
+        if request.content is not None or request.form:
+            request, body = self._with_other_body(request, settings)
         key = (settings.base_url, request.path, request.method, body is None, *request.headers.items())
         try:
             checked = self._checked.get(key)
@@ -142,6 +148,23 @@ class RequestEncoder:
             self._checked[key] = checked
         url, headers = checked
         return TransportRequest(method=request.method, url=url, headers=headers, body=body)
+
+    def _with_other_body(self, request: HttpRequest, settings: Settings) -> tuple[HttpRequest, bytes]:
+        """A request with a body that is not JSON, as the request with its content type, and the bytes."""
+        given = [name for name in ("json", "content") if getattr(request, name) is not None]
+        given += ["form"] if request.form else []
+        if len(given) > 1:
+            raise _contract_error(settings, f"gave {' and '.join(given)}, but a request has one body")
+        body, kind = request.content, request.content_type
+        if body is None:
+            # Drawn once and not for each request: a retry sends, compresses and signs the same bytes. It is random, so that no text
+            # can contain it on purpose.
+            self._boundary = self._boundary or secrets.token_hex(16)
+            body, kind = _encode_form(request.form, self._boundary, settings), f"{_FORM}{self._boundary}"
+        elif not isinstance(body, bytes):
+            raise _contract_error(settings, f"gave content of type {type(body).__name__}, not bytes")
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "content-type"}
+        return evolve(request, headers={**headers, "content-type": kind}), body
 
 
 def _checked(
@@ -174,6 +197,29 @@ def _encode_json(value: object, settings: Settings) -> bytes:
         # a type are shown, because the others may contain a value.
         reason = str(error) if isinstance(error, TypeError) else type(error).__name__
         what = f"built a request body that JSON cannot express: {_faulty_path(value)}: {reason}"
+        raise _contract_error(settings, what) from None
+
+
+def _encode_form(fields: Sequence[FormField], boundary: str, settings: Settings) -> bytes:
+    """A form as multipart/form-data (RFC 7578); names are escaped as browsers do it (WHATWG HTML, 4.10.21.8)."""
+    pieces: list[bytes] = []
+    try:
+        for each in fields:
+            head = (
+                f'--{boundary}\r\ncontent-disposition: form-data; name="{each.name.translate(_FORM_ESCAPES)}"'
+            )
+            if each.filename is not None:
+                head += f'; filename="{each.filename.translate(_FORM_ESCAPES)}"'
+            if each.content_type is not None:
+                _check_headers({"content-type": each.content_type}, settings)
+                head += f"\r\ncontent-type: {each.content_type}"
+            value = each.value.encode() if isinstance(each.value, str) else each.value
+            pieces += (f"{head}\r\n\r\n".encode(), value, b"\r\n")
+        return b"".join((*pieces, f"--{boundary}--\r\n".encode()))
+    except (AttributeError, TypeError, ValueError) as error:
+        what = (
+            f"built a form that cannot be sent ({type(error).__name__}): give FormField, with text or bytes"
+        )
         raise _contract_error(settings, what) from None
 
 

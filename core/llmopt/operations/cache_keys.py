@@ -174,7 +174,9 @@ def _request(endpoint: LiveEndpoint, call: Call) -> list[Any]:
     body = request.json
     if isinstance(body, dict):
         body = {name: value for name, value in body.items() if name not in _IGNORED_FIELDS}
-    return [request.method, endpoint.config.base_url, request.path, body]
+    # Nothing where the body is JSON, so that old keys remain valid.
+    other = [request.content_type, request.content, *request.form] if request.content or request.form else []
+    return [request.method, endpoint.config.base_url, request.path, body, *other]
 
 
 def _canonical_json(value: Any) -> bytes:

@@ -50,21 +50,48 @@ class AttemptInfo:
     compressed_size: int | None = None
 
 
+def _size_if_any(body: bytes | None) -> str:
+    return "None" if body is None else repr_size(body)
+
+
+@frozen
+class FormField:
+    """One field of a form, which is sent as multipart/form-data (RFC 7578).
+
+    Attributes:
+        name: name of the field.
+        value: its text or bytes.
+        filename: for a file: the name that the server gets.
+        content_type: of the value, None to state none.
+    """
+
+    name: str
+    value: str | bytes = field(repr=repr_size)
+    filename: str | None = field(default=None, kw_only=True, repr=False)
+    content_type: str | None = field(default=None, kw_only=True)
+
+
 @frozen(kw_only=True)
 class HttpRequest:
-    """An HTTP request, built by a plugin.
+    """An HTTP request, built by a plugin. Its body is one of ``json``, ``content`` and ``form``, or there is none.
 
     Attributes:
         method: "GET" or "POST".
         path: appended to the endpoint's base URL, or an absolute URL with the same origin as the endpoint.
         headers: header names and values. A secret may be in these only, never in the path or the body.
-        json: the body, which the core encodes as JSON; None for no body.
+        json: a body that the core encodes as JSON.
+        content: a body of any other kind.
+        content_type: of ``content``.
+        form: the fields of a form. The core assembles them once for each attempt, beside the values themselves.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
     json: Any = field(default=None, repr=False)
+    content: bytes | None = field(default=None, repr=_size_if_any)
+    content_type: str = "application/octet-stream"
+    form: tuple[FormField, ...] = field(default=(), repr=repr_size)
 
 
 @frozen(kw_only=True, slots=False)
