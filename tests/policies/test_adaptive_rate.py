@@ -272,7 +272,7 @@ def test_the_buckets_save_up_for_the_first_waiter() -> None:
 
 def test_refusals_count_once_a_second_and_not_those_sent_before_the_cut() -> None:
     it = measured()
-    assert cut(it, 10.99, 105) == "none"
+    assert cut(it, 10.99, 105) == "tolerated", "it pauses nothing: less was sent than flowed in"
     assert cut(it, 11.0, 105) == "cut"
     assert cut(it, 30.0, 200, sent_at=11.0) == "none"
     assert cut(it, 30.0, 200, sent_at=11.01) == "cut"
@@ -413,11 +413,11 @@ def noisy(share: float, seconds: float, *, speed: float = 50.0) -> tuple[CubicRa
     return it, number, undone
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.2])
-def test_refusals_at_any_rate_do_not_slow_down(share: float) -> None:
-    """The first cuts are undone, and from then on the share is tolerated."""
+@pytest.mark.parametrize(("share", "until"), [(0.02, 50.0), (0.05, 6.0), (0.1, 6.0), (0.2, 3.0)])
+def test_refusals_at_any_rate_do_not_slow_down(share: float, until: float) -> None:
+    """The first cuts are undone, and from then on the share is tolerated. Few refusals take longer to tell."""
     it, number, undone = noisy(share, 60.0)
-    assert undone < 40
+    assert undone < until
     assert it.noise == pytest.approx(share, rel=0.5)
     assert number > 20 * 50
 
@@ -430,6 +430,40 @@ def test_the_tolerance_ends_when_the_share_of_refusals_grows() -> None:
     ]
     assert effects[0] == "tolerated"
     assert "cut" in effects
+
+
+def test_after_a_wrong_guess_twice_as_many_refusals_are_needed() -> None:
+    """The limit was real: the rate is cut at once, also within a second."""
+    it = anchored()
+    assert cut(it, 16.5, 146) == "cut"
+    assert cut(it, 18.0, 148) == "undone"
+    assert not it.active
+    effects = [cut(it, 18.1, 160, sent_at=18.05, sent=160 + step) for step in range(12)]
+    assert effects[:2] == ["tolerated"] * 2
+    assert "cut" in effects
+    assert "undone" not in effects[effects.index("cut") :]
+
+
+def test_many_refusals_in_a_row_are_those_of_a_limit() -> None:
+    """The measurement was wrong, and so the rate falls again and again."""
+    it = anchored()
+    effects = [cut(it, 15.0 + 1.5 * step, 144, sent=144 + step) for step in range(1, 20)]
+    assert set(effects) == {"cut"}
+    assert it.plateau[0] == 0.5
+
+
+def test_a_server_that_names_its_limits_means_something_else_where_it_names_none() -> None:
+    """Up to two, and three of ten."""
+    it = rate()
+    requests = run(it, 0.0, 10.0, 10.0)
+    assert cut(it, 10.0, requests, dimension="requests") == "cut"
+    plateau = list(it.plateau)
+    for step in range(1, 10):
+        assert cut(it, 11.5 + step, requests + 8 * step) == "tolerated"
+    assert it.plateau == plateau
+    assert cut(it, 22.0, requests + 80, dimension="requests") == "cut"
+    effects = [cut(it, 24.0 + step / 10, requests + 80 + step) for step in range(9)]
+    assert effects[:3] == ["tolerated"] * 2 + ["cut"]
 
 
 def test_the_tolerance_fades_with_the_refusals() -> None:

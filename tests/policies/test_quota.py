@@ -248,6 +248,61 @@ def test_a_stated_bank_that_is_half_full_ends_a_learned_rate() -> None:
         assert it._learned.active is active
 
 
+PLENTY = {"limit": 600, "remaining": 300}
+PLENTY_OF_TOKENS = {"limit": 6_000, "remaining": 3_000}
+
+
+@pytest.mark.parametrize(
+    ("limits", "dimension", "believed"),
+    [
+        (server_limits(PLENTY, PLENTY_OF_TOKENS), "requests", (False, True)),
+        (server_limits(PLENTY, PLENTY_OF_TOKENS), "tokens", (True, False)),
+        (server_limits(PLENTY, PLENTY_OF_TOKENS), None, (False, False)),
+        # Nothing is said of tokens, which may be the limit.
+        (server_limits(PLENTY), None, (True, True)),
+        (server_limits(PLENTY), "requests", (False, True)),
+        (server_limits({"limit": 600}), "requests", (True, True)),
+        (server_limits(), "requests", (True, True)),
+    ],
+)
+def test_headers_that_a_refusal_contradicts_are_not_believed(
+    limits: RateLimits, dimension: Dimension | None, believed: tuple[bool, bool]
+) -> None:
+    """Only what remains: the limit still counts, and no later headers refill the bucket or end the learned rate."""
+    it = quota(None, None)
+    for step in range(20):
+        assert it.wait_time(step / 10, 10.0) == 0
+        it.take(step / 10, 10.0)
+    it.throttled(2.0, it.take(2.0, 10.0), Refusal(0.1, limits, dimension))
+    assert (it.requests.believed, it.tokens.believed) == believed
+    if limits.requests and not it.requests.believed:
+        assert it._learned.plateau[0] < math.inf
+        lease = it.take(3.0, 10.0)
+        it.settle(lease, 10.0)
+        it.observe(3.1, server_limits(PLENTY), lease)
+        assert it._learned.plateau[0] < math.inf
+        assert it.requests.server_limit == 600
+        assert it.requests.capacity == pytest.approx(9.0)
+
+
+def test_refusals_at_random_contradict_no_headers() -> None:
+    """Once they are known to come at any rate, headers are believed again."""
+    it, effects = quota(None, None), []
+    now = 0.0
+    for _ in range(60):
+        now += 0.5 + it.wait_time(now + 0.5, 10.0)
+        lease = it.take(now, 10.0)
+        limits = server_limits(PLENTY, PLENTY_OF_TOKENS)
+        if lease.number % 10:
+            it.settle(lease, None)
+            it.observe(now, limits, lease)
+        else:
+            it.throttled(now, lease, Refusal(None, limits))
+            effects.append(it.requests.believed)
+    assert effects[0] is False
+    assert effects[-1] is True
+
+
 def test_one_overload_lowers_the_fair_share_once() -> None:
     """However many requests it refuses."""
     it = quota(60_000, None)

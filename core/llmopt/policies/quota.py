@@ -510,8 +510,8 @@ class Quota:
             self._start.finished = True
             self._disbelieve(refusal, lease)
         elif effect == "undone":
-            # The rate that was in force is void, and nothing is known in its place.
-            self._start = SlowStart(self._initial_window)
+            # The rate that was in force is void, and nothing is known in its place. One request at first: it may be wrong.
+            self._start = SlowStart(min(self._initial_window, 1))
             self.requests.believed = self.tokens.believed = True
         return changed
 
