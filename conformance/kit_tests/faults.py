@@ -517,6 +517,18 @@ def provider_profile() -> Profile:
         says="base_url begins with 'http'",
     ),
     Fault(
+        name="an operation that there is not",
+        hook="provider_profile",
+        source="""
+@hookimpl
+def provider_profile() -> Profile:
+    operations = frozenset({"embedding", "chat"})
+    return Profile(base_url="https://api.acme.example/v1", key_env=("ACME_API_KEY",), operations=operations)
+""",
+        check="profile.operations",
+        says="operations has 'embedding'",
+    ),
+    Fault(
         name="a key in the base URL",
         hook="provider_profile",
         source="""

@@ -32,6 +32,7 @@ from llmopt_conformance.fixtures import OF_KEYS, OF_THE_WIRE, header_faults
 from llmopt_conformance.observe import PACKAGE, SideEffect, import_in_fresh_interpreter, third_party
 from llmopt_conformance.questions import HookObservation, observe_hooks
 from llmopt_conformance.subject import (
+    OPERATIONS,
     SOMEWHERE,
     CheckFailed,
     Family,
@@ -488,6 +489,24 @@ def _rates(subject: Subject) -> None:
     """Usual rates are above 0, or None for no limit."""
     profile = subject.profile
     _within([("rpm", profile.rpm), ("tpm", profile.tpm)], "Profile", least=0.01, most=1e12)
+
+
+@profile_checks("operations")
+def _operations(subject: Subject) -> None:
+    """Operations are some of "embeddings", "chat" and "catalog"; models are stated only where "catalog" is left out."""
+    profile = subject.profile
+    if profile.operations is None:
+        expect(not profile.models, "it states models, but not by operations that there is no list of them.")
+        raise NotApplicable("the profile does not tell its operations")
+    unknown = sorted(profile.operations - OPERATIONS)
+    expect(not unknown, f"operations has {', '.join(map(repr, unknown))}.")
+    expect(profile.operations, "operations is empty, so that every call is refused.")
+    expect(
+        not (profile.models and "catalog" in profile.operations),
+        "it states models and has a list of them, which is the one that is shown.",
+    )
+    names = [name for model in profile.models for name in (model.id, *model.aliases)]
+    expect(all(names) and len(names) == len(set(names)), "a model of Profile.models has no name of its own.")
 
 
 def _within(fields: Iterable[tuple[str, float | None]], owner: str, *, least: float, most: float) -> None:

@@ -118,7 +118,7 @@ def calls(subject: Subject) -> list[Call]:
         ("catalog", CatalogCall(cursor="page-2")),
         ("chat", chat(subject)),
     ):
-        if operation not in subject.samples.without and not refused(subject, call):
+        if operation not in subject.lacking and not refused(subject, call):
             found.append(call)
     expect(found, "build_request builds no request at all.")
     return found

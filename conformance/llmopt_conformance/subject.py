@@ -18,7 +18,7 @@ from llmopt import ProviderEntry
 from llmopt.errors import LLMOptError
 from llmopt.testing.dialect import Dialect, Samples
 from llmopt.testing.harness import HOOK_PARAMETERS, PluginUnderTest, ProviderHooks, url_placeholders
-from llmopt.values.calls import EmbedCall, Settings
+from llmopt.values.calls import EmbedCall, Operation, Settings
 from llmopt.values.http import HttpResponse
 from llmopt.values.profile import Profile
 from llmopt.values.secret import Secret
@@ -205,6 +205,8 @@ SOMEWHERE: Final = "https://server.llmopt-kit.example/v1"
 CONFIGURED: Final = {"x-kit-configured": "by the user"}
 """A header that the user's configuration asks for."""
 RECEIVED: Final = 1_790_000_000.0
+OPERATIONS: Final[frozenset[Operation]] = frozenset(get_args(Operation))
+"""What a provider can be asked for."""
 
 
 class Subject:
@@ -352,14 +354,23 @@ class Subject:
         most = found.max_items
         return most if type(most) is int and most > 0 else None
 
-    def without(self, operation: Literal["embeddings", "catalog", "chat"]) -> None:
+    def without(self, operation: Operation) -> None:
         """Leave the running check when the provider does not have an operation.
 
         Raises:
             NotApplicable: it does not.
         """
-        if operation in self.samples.without:
-            raise NotApplicable(f"the samples say that the provider has no {operation}")
+        if operation in self.lacking:
+            raise NotApplicable(f"the profile or the samples say that the provider has no {operation}")
+
+    @cached_property
+    def lacking(self) -> frozenset[Operation]:
+        """The operations that the samples name as missing, or that the profile leaves out."""
+        try:
+            told = self.profile.operations
+        except (LLMOptError, NotApplicable):
+            told = None
+        return self.samples.without | (OPERATIONS - told if told is not None else frozenset())
 
     @staticmethod
     def answer(
@@ -440,6 +451,10 @@ def _tuple(value: Any, inner: tuple[Any, ...]) -> bool:
     return isinstance(value, tuple) and all(_fits(each, inner[0]) for each in value)
 
 
+def _frozenset(value: Any, inner: tuple[Any, ...]) -> bool:
+    return isinstance(value, frozenset) and all(_fits(each, inner[0]) for each in value)
+
+
 def _mapping(value: Any, inner: tuple[Any, ...]) -> bool:
     return isinstance(value, Mapping) and all(
         _fits(key, inner[0]) and _fits(each, inner[1]) for key, each in value.items()
@@ -448,6 +463,7 @@ def _mapping(value: Any, inner: tuple[Any, ...]) -> bool:
 
 _SHAPES: dict[Any, Callable[[Any, tuple[Any, ...]], bool]] = {
     Literal: _literal,
+    frozenset: _frozenset,
     tuple: _tuple,
     Mapping: _mapping,
     dict: _mapping,

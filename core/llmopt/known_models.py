@@ -58,6 +58,11 @@ class ModelTable:
         where = f"{self._package}/{self._file}"
         return read_table(text, where=where, json=self._file.endswith(".json"))
 
+    def models(self) -> tuple[Model, ...]:
+        """All rows but "*" as models, for `llmopt.Profile.models` of a provider that has no list of models."""
+        names = (row.name for row in self.rows if row.name != "*")
+        return tuple(self.described(Model(id=name, aliases=self._by_name[name].aliases)) for name in names)
+
     @cached_property
     def _by_name(self) -> Mapping[str, KnownModel]:
         return {name: row for row in self.rows for name in (*row.aliases, row.name)}

@@ -53,6 +53,7 @@ def test_a_working_provider(served: EmbeddingServer) -> None:
         "chosen": True,
         "rated": [],
         "unlisted": [],
+        "operations": None,
     }
     assert "in this process" in invoke("doctor", "local").stdout
 

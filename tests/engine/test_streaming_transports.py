@@ -213,8 +213,8 @@ def test_an_in_process_engine_fails_as_any_other(
 async def test_an_in_process_engine_without_chat_is_a_clear_error() -> None:
     """Says so, before anything is loaded."""
     async with llmopt.AsyncClient() as client:
-        with pytest.raises(llmopt.ConfigError, match="only makes embeddings"):
+        with pytest.raises(llmopt.InvalidInput, match="has no chat, only a list of models and embeddings"):
             async with client.stream("local/default", MESSAGES):
                 raise AssertionError
-        with pytest.raises(llmopt.ConfigError, match="only makes embeddings"):
+        with pytest.raises(llmopt.InvalidInput, match="has no chat, only a list of models and embeddings"):
             await client.chat("local/default", MESSAGES)

@@ -123,6 +123,7 @@ class Check:
         chosen: whether it is configured or was named on the command line.
         rated: models or deployments that ``rpm`` and ``tpm`` are set for by name.
         unlisted: those of them that its list of models does not contain.
+        operations: what it can be asked for, None if its plugin does not tell.
     """
 
     name: str
@@ -139,6 +140,12 @@ class Check:
     chosen: bool = False
     rated: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
+    operations: tuple[str, ...] | None = None
+
+    @property
+    def no_list(self) -> bool:
+        """Whether the provider has no list of models, which is what an endpoint is asked for."""
+        return self.operations is not None and "catalog" not in self.operations
 
 
 def check_endpoints(
@@ -162,10 +169,19 @@ def _offline_checks(overview: ProviderOverview) -> list[Check]:
     if overview.provider is None:
         error = overview.problem.message if overview.problem is not None else ""
         return [evolve(blank, state="cannot be used", error=error)]
-    return [
-        _with_key(evolve(blank, endpoint=each.index, base_url=each.base_url, rated=_rated(each)), each)
-        for each in overview.provider.endpoints
-    ]
+    return [_of_endpoint(blank, each) for each in overview.provider.endpoints]
+
+
+def _of_endpoint(blank: Check, endpoint: Endpoint) -> Check:
+    operations = None if endpoint.operations is None else tuple(sorted(endpoint.operations))
+    check = evolve(
+        blank,
+        endpoint=endpoint.index,
+        base_url=endpoint.base_url,
+        rated=_rated(endpoint),
+        operations=operations,
+    )
+    return _with_key(check, endpoint)
 
 
 def _rated(endpoint: Endpoint) -> tuple[str, ...]:
@@ -200,7 +216,7 @@ async def _check_all_online(checks: Sequence[Check], config: Config, seconds: fl
     slots = asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)
 
     async def one(check: Check) -> Check:
-        if check.state != "not asked":
+        if check.state != "not asked" or check.no_list:
             return check
         async with slots:
             return await _check_online(check, config, seconds)
@@ -391,6 +407,10 @@ def _print_report(report: DoctorReport, *, no_color: bool) -> None:
             advice = f" To do: {each.advice}." if each.advice else ""
             print_message(
                 f"{'llmopt' if each.chosen else 'not set up'}: {with_name(each.name, each.error)}{advice}"
+            )
+        if each.no_list and each.state == "not asked":
+            print_message(
+                f"note: {each.name}: the provider has no list of models, so llmopt doctor does not ask it; only a call shows whether it answers."
             )
         if each.unlisted:
             models = ", ".join(each.unlisted)

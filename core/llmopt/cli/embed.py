@@ -321,7 +321,7 @@ def embed_file(options: EmbedArguments) -> Exit:
 
 def _check_model(config: Config, model: str) -> None:
     """See that the provider is there and has a key, before anything large is read."""
-    provider, _ = Registry(config, (), os.environ).resolve(model)
+    provider, _ = Registry(config, (), os.environ).resolve(model, "embeddings")
     for endpoint in provider.endpoints:
         endpoint.credential.static_secret()
 

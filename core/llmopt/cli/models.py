@@ -240,9 +240,13 @@ def command(
         print_json(_table(lists, failures, model_filter))
     else:
         chosen = model_filter.apply([model for each in lists.values() for model in each])
-        ages = {name: format_age(each.age, stale=each.stale) for name, each in lists.items()}
+        ages = {name: _age(each) for name, each in lists.items()}
         print_table(_COLUMNS, [_row(each, ages[each.provider]) for each in chosen], no_color=no_color)
     for name, each in lists.items():
+        if each.known:
+            print_message(
+                f"llmopt: {name}: the provider has no list of models; these are the ones that its plugin knows."
+            )
         if each.dropped:
             total = each.dropped + len(each)
             print_message(
@@ -252,6 +256,10 @@ def command(
         print_traceback(error)
         print_message(f"llmopt: {with_name(name, error.message)}")
     return _code(lists, failures)
+
+
+def _age(catalog: Catalog) -> str:
+    return "known" if catalog.known else format_age(catalog.age, stale=catalog.stale)
 
 
 def _mode(refresh: bool, offline: bool) -> CacheMode:  # noqa: FBT001 - as click gives them
@@ -310,6 +318,7 @@ def _table(
                 "dropped": each.dropped,
                 "age_s": round(each.age, 3),
                 "stale": each.stale,
+                "known": each.known,
             }
             for name, each in lists.items()
         },

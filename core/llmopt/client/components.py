@@ -165,7 +165,7 @@ class Components:
             # A result has vectors even where all texts failed, perhaps because no descriptor is free by then.
             with local_errors("numpy could not be imported"):
                 import numpy  # noqa: F401, ICN001
-        provider, name = self.registry.resolve(model)
+        provider, name = self.registry.resolve(model, "embeddings")
         call = embed_call(name, options)
         if options.headers is not None:
             call = evolve(call, headers=_headers(provider, options.headers))
@@ -187,7 +187,7 @@ class Components:
         """One call of ``chat`` or ``stream``, checked but not sent."""
         check_word("priority", options.priority)
         check_word("when_open", options.when_open)
-        provider, name = self.registry.resolve(model)
+        provider, name = self.registry.resolve(model, "chat")
         call = chat_call(name, messages, options)
         if options.headers is not None:
             call = evolve(call, headers=_headers(provider, options.headers))

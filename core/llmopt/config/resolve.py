@@ -35,6 +35,7 @@ from llmopt.config.schema import (
 from llmopt.config.urls import Url, parse_base_url
 from llmopt.errors import ConfigError
 from llmopt.values.calls import Settings
+from llmopt.values.catalog import Model
 from llmopt.values.profile import MAX_EVENT_BYTES, Option, Profile, StreamEnd, Timeouts
 from llmopt.values.secret import Secret, repr_names
 
@@ -106,6 +107,8 @@ class Endpoint:
         options: the plugin's own keys, checked.
         discovered: whether ``batch_list_models()`` includes it as soon as its key is in the environment.
         in_process: whether the plugin answers without a network.
+        operations: what it can be asked for, None if that is not known.
+        models: the models that the plugin knows, where it has no list of models.
     """
 
     provider: str
@@ -141,6 +144,8 @@ class Endpoint:
     options: Mapping[str, Any] = field(factory=dict, repr=repr_names)
     discovered: bool = True
     in_process: bool = False
+    operations: frozenset[str] | None = None
+    models: tuple[Model, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from attrs import evolve
+
 from llmopt.cache.freshness import Decision
 from llmopt.cache.store import SafeStore
 from llmopt.engine.attempt import CallScope
@@ -25,6 +27,7 @@ from llmopt.engine.engine import Engine
 from llmopt.errors import (
     CircuitOpen,
     DeadlineExceeded,
+    InvalidInput,
     InvalidResponse,
     LLMOptError,
     LocalRejection,
@@ -118,9 +121,12 @@ class ModelLists:
 
         Raises:
             NotCached: ``mode`` is "offline" and no list is cached.
+            InvalidInput: the provider has no list, and its plugin knows no models.
             LLMOptError: the provider gave no list, and no cached one may be served.
         """
         self._engine.check_open(provider)
+        if (known := self._known(provider)) is not None:
+            return known
         if headers:
             return await self._fetch(provider, None, deadline, headers)
         if not self._uses_cache(provider):
@@ -135,6 +141,19 @@ class ModelLists:
         if mode == "refresh":
             return await self._fetch_shared(provider, entry, deadline)
         return await self._get_cached_or_fetch(provider, entry, deadline)
+
+    def _known(self, provider: Provider) -> Catalog | None:
+        """The models that the plugin knows of a provider without a list; None for a provider that has one."""
+        if provider.operations is None or "catalog" in provider.operations:
+            return None
+        models = provider.endpoints[0].models
+        if not models:
+            raise provider.lacks("catalog")
+        own = tuple(evolve(each, provider=provider.name) for each in models)
+        ListScope(self._engine, provider).emit(
+            CatalogDiscover, outcome="ok", source="plugin", models=len(own)
+        )
+        return Catalog(provider=provider.name, models=own, known=True)
 
     async def _get_cached_or_fetch(
         self, provider: Provider, entry: CachedList, deadline: Deadline
@@ -163,6 +182,11 @@ class ModelLists:
         A recent failure counts only if no list is cached.
         """
         self._engine.check_open(provider)
+        try:
+            if (known := self._known(provider)) is not None:
+                return known
+        except InvalidInput as no_list:
+            return no_list
         entry = self._cache.peek(provider) if self._uses_cache(provider) else None
         if entry is None:
             return None

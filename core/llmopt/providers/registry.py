@@ -13,13 +13,17 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from llmopt.config.resolve import Endpoint, resolve_endpoints
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import InvalidInput, LLMOptError, UnknownProvider
 from llmopt.providers.discovery import PROVIDER_NAME, InstalledPlugin, discover_plugins, how_to_install
 from llmopt.providers.hooks import ProviderHooks
+from llmopt.values.calls import Operation
+
+OPERATION_NAMES: Final[Mapping[str, str]] = {"catalog": "a list of models"}
+"""What messages call the operations whose names are not plain words."""
 
 
 @frozen(eq=False, repr=False)
@@ -31,12 +35,33 @@ class Provider:
         plugin: name of the plugin that serves it.
         hooks: the plugin's hooks.
         endpoints: at least one.
+        operations: what one of them at least can be asked for; None if that is not known.
     """
 
     name: str
     plugin: str
     hooks: ProviderHooks
     endpoints: tuple[Endpoint, ...]
+    operations: frozenset[str] | None = field(init=False)
+
+    @operations.default
+    def _(self) -> frozenset[str] | None:
+        told = [each.operations for each in self.endpoints if each.operations is not None]
+        return frozenset().union(*told) if len(told) == len(self.endpoints) else None
+
+    def lacks(self, operation: Operation) -> InvalidInput:
+        """The error for a call of an operation that no endpoint has."""
+        own = " and ".join(OPERATION_NAMES.get(each, each) for each in sorted(self.operations or ()))
+        asked = OPERATION_NAMES.get(operation, operation).removeprefix("a ")
+        todo = "use the model of another provider"
+        if operation == "catalog":
+            todo = "its documentation names its models"
+        elif self.endpoints[0].in_process:
+            todo += f", or set providers.{self.name}.base_url to a server that has it"
+        return InvalidInput(
+            f"the provider {self.name!r} has no {asked}, only {own or 'what llmopt does not know'}; {todo}.",
+            provider=self.name,
+        )
 
     def __repr__(self) -> str:
         return f"Provider({self.name!r}, plugin={self.plugin!r}, endpoints={len(self.endpoints)})"
@@ -70,11 +95,11 @@ class Registry:
             self._installed = discover_plugins()
         return self._installed
 
-    def resolve(self, reference: str) -> tuple[Provider, str]:
+    def resolve(self, reference: str, operation: Operation) -> tuple[Provider, str]:
         """Split a model reference ``"<provider>/<model>"`` and return the provider and the model.
 
         Raises:
-            InvalidInput: the reference has another form.
+            InvalidInput: the reference has another form, or the provider does not have the operation.
             UnknownProvider: no entry and no plugin has that name.
         """
         if not isinstance(reference, str):
@@ -87,7 +112,10 @@ class Registry:
             raise InvalidInput(
                 f"the model {reference!r:.80} must have the form 'provider/model', such as 'local/default'."
             )
-        return self.get(name), model
+        provider = self.get(name)
+        if provider.operations is not None and operation not in provider.operations:
+            raise provider.lacks(operation)
+        return provider, model
 
     def get(self, name: str) -> Provider:
         """The provider of an entry, created at the first call.

@@ -110,6 +110,7 @@ class Catalog(Sequence[Model]):
         age: seconds since the list was fetched from the provider.
         stale: whether it is past its time to live, and was returned because a newer one is not available yet.
         dropped: number of entries of the provider's list that could not be parsed and are missing.
+        known: whether the provider has no list, so that these are the models that its plugin knows.
     """
 
     provider: str
@@ -117,6 +118,7 @@ class Catalog(Sequence[Model]):
     age: float = 0.0
     stale: bool = False
     dropped: int = 0
+    known: bool = False
 
     def __len__(self) -> int:
         return len(self.models)

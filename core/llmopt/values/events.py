@@ -549,7 +549,7 @@ class CatalogDiscover(BaseEvent):
 
     Attributes:
         outcome: "ok" or the name of the exception.
-        source: "cache" or "provider".
+        source: "cache", "provider", or "plugin" for a provider without a list, whose models its plugin knows.
         models: number of models.
         dropped: number of entries of the list that could not be read and are missing.
         seconds: how long the request took; 0.0 from the cache.
@@ -558,7 +558,7 @@ class CatalogDiscover(BaseEvent):
     name: ClassVar[Literal["catalog.discover"]] = "catalog.discover"
 
     outcome: str
-    source: Literal["cache", "provider"]
+    source: Literal["cache", "provider", "plugin"]
     models: int = 0
     dropped: int = 0
     seconds: float = 0.0

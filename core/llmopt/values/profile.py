@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
+
+from llmopt.values.catalog import Model
 
 StreamEnd = Literal["done", "finish", "any"]
 """What completes a stream, see `Profile`."""
@@ -104,6 +106,10 @@ class Profile:
         reads_base_url: whether the plugin itself reads the path of ``base_url``, which may then end in the path of an
             operation; False: such a URL is refused, because llmopt adds that path.
         in_process: whether ``open_transport`` answers without a network, so that no key and no URL is needed.
+        operations: which of "embeddings", "chat" and "catalog" (the list of models) the provider has; None: not told. Calls of
+            the others are refused before a request, with a sentence that names these. Other names are for later versions.
+        models: what the plugin knows of the provider's models, where ``operations`` leaves out "catalog"; it is then
+            the list. `llmopt.ModelTable.models` makes them.
     """
 
     base_url: str | None = None
@@ -129,3 +135,8 @@ class Profile:
     discovered: bool = True
     reads_base_url: bool = False
     in_process: bool = False
+    # A str would be a set of letters, and a list could be changed.
+    operations: frozenset[str] | None = field(
+        default=None, validator=validators.optional(validators.instance_of(frozenset))
+    )
+    models: tuple[Model, ...] = ()

@@ -24,6 +24,7 @@ _BY_KEY: Final = Profile(
     max_concurrency=32,
     rpm=300,
     stream_end="done",
+    operations=frozenset({"embeddings", "chat", "catalog"}),
     reads_base_url=True,
     options=(
         Option(

@@ -33,7 +33,7 @@ from llmopt_plugin_compatible._table import TABLE
 @hookimpl
 def provider_profile(entry: ProviderEntry) -> Profile:
     """See `llmopt_plugin_compatible._profile`."""
-    return _profile.profile_of(TABLE.row(entry.plugin_name))
+    return _profile.profile_of(TABLE.row(entry.plugin_name), entry)
 
 
 @hookimpl

@@ -45,6 +45,18 @@ class Reading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     currency: str = "USD"
 
 
+class KnownModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model for embeddings of a provider without a list of models.
+
+    Attributes:
+        context_length: the most tokens of a text.
+        dimensions: the length of its vectors, unless a call asks for another.
+    """
+
+    context_length: int
+    dimensions: int
+
+
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One provider.
 
@@ -60,6 +72,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         counts_texts: whether each text of a request for embeddings counts as a request under the provider's rate limits.
         catalog: path or URL of the list of models, where it is not ``/models``.
         reading: how to read that list, where the common dialect does not do.
+        operations: what the provider has, where a source says what it has not.
+        models: its models, where it has no list of them.
     """
 
     base_url: str | None = None
@@ -73,6 +87,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counts_texts: bool = False
     catalog: str | None = None
     reading: Reading | None = None
+    operations: frozenset[str] | None = None
+    models: Mapping[str, KnownModel] = msgspec.field(default_factory=dict)
 
     @property
     def limit(self) -> BatchLimit | None:

@@ -29,6 +29,7 @@ COMMON: Final = frozenset({"@ai-sdk/openai-compatible", "@openrouter/ai-sdk-prov
 FIELDS: Final = (
     "base_url", "key_env", "discovered", "parts", "max_items", "max_item_tokens", "max_tokens",
     "counts_texts", "catalog", "reading", "docs",
+    "operations", "models",
 )  # fmt: skip
 KEY: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 ADDRESS: Final = re.compile(r"https://[a-z0-9.{}_-]+(/[A-Za-z0-9._{}/-]*)?")

@@ -23,8 +23,14 @@ _OPTIONS: Final = (
 )
 
 
+_NO_CHAT: Final = frozenset({"embeddings", "catalog"})
 _EMBEDDED: Final = Profile(
-    key_required=False, in_process=True, max_retries=0, max_concurrency=2, options=_OPTIONS
+    key_required=False,
+    in_process=True,
+    max_retries=0,
+    max_concurrency=2,
+    options=_OPTIONS,
+    operations=_NO_CHAT,
 )
 _ADDRESSES: Final[Mapping[str, str]] = {
     TEI: "http://127.0.0.1:3000",
@@ -55,4 +61,6 @@ def profile_of(entry: ProviderEntry) -> Profile:
         # An unknown server may not send its own end of a stream.
         stream_end="done" if flavour in _ADDRESSES else "finish",
         options=_OPTIONS,
+        # What the other servers have depends on the model that they run.
+        operations=_NO_CHAT if flavour in (TEI, INFINITY) else None,
     )

@@ -37,6 +37,7 @@ _PROFILE = Profile(
     # It comes unasked with the last chunk, and `stream_options` is refused.
     stream_usage=False,
     stream_end="done",
+    operations=frozenset({"embeddings", "chat", "catalog"}),
 )
 
 

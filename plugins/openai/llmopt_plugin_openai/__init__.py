@@ -37,6 +37,7 @@ _PROFILE = Profile(
     rpm=3_000,
     tpm=1_000_000,
     stream_end="done",
+    operations=frozenset({"embeddings", "chat", "catalog"}),
     options=(
         Option(name="organization", env=("OPENAI_ORG_ID",), help="sent as OpenAI-Organization"),
         Option(name="project", env=("OPENAI_PROJECT_ID",), help="sent as OpenAI-Project"),
