@@ -80,6 +80,7 @@ from llmopt.values.chat import ChatEvent as ChatEvent
 from llmopt.values.chat import ChatReply as ChatReply
 from llmopt.values.chat import Message as Message
 from llmopt.values.chat import ServerEvent as ServerEvent
+from llmopt.values.chat import StreamStep as StreamStep
 from llmopt.values.chat import ToolCall as ToolCall
 from llmopt.values.chat import ToolCallPart as ToolCallPart
 from llmopt.values.embeddings import EmbeddedPart as EmbeddedPart

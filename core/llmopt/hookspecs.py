@@ -38,14 +38,14 @@ The functions below are declarations and do nothing; `llmopt.providers.hooks` ca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pluggy
 
 from llmopt.config.schema import ProviderEntry, TokenProvider
 from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, RequestCost, Settings
 from llmopt.values.catalog import CatalogPage
-from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
+from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, StreamStep
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
@@ -152,17 +152,26 @@ def parse_chat(call: ChatCall, response: HttpResponse, settings: Settings) -> Ch
 
 @hookspec(firstresult=True)
 def parse_stream_event(
-    call: ChatCall, event: ServerEvent, settings: Settings
-) -> tuple[ChatEvent, ...] | Failure | None:
+    call: ChatCall, event: ServerEvent, settings: Settings, state: Any
+) -> StreamStep | tuple[ChatEvent, ...] | Failure | None:
     """Read one event of a streamed chat.
 
     Called for every event in the order of the stream. The core has decoded server-sent events and
     newline-delimited JSON (then ``event.event == "line"``) and joins the fragments of tool calls by
     ``ToolCallPart.index``.
 
+    Args:
+        call: what was asked for.
+        event: of the server.
+        settings: the endpoint.
+        state: for a plugin that has to know what earlier events of the same stream said: the ``state`` of the last
+            `StreamStep` that it returned, None at first. Declare the parameter without a default.
+
     Returns:
         What the event adds to the reply; ``()`` for a ping, ``ChatEvent(unknown=...)`` for an event of a type
         that the plugin does not know. ``ChatEvent(last=True)`` for the provider's own end of the stream.
+        ``StreamStep(events, state)`` to change the state: a new value of any type, never the old one changed. A tuple
+        alone leaves it as it is, and a wrapper gets what the plugin returned.
         ``Failure.from_event(event, model=call.model)`` for an event that is an error. None:
         the OpenAI-compatible format.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 
+import msgspec
 import pytest
+from attrs import asdict, evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +74,75 @@ def test_missing_fields_keep_their_value() -> None:
     )
     assert (result.finish_reason, result.model, result.id) == ("stop", "m", "i")
     assert result.usage == Usage(total_tokens=2, requests=1)
+
+
+def test_counts_that_an_event_does_not_tell_keep_their_value() -> None:
+    """The split usage of Anthropic: the input first, the output last; a count of 0 that is told replaces another."""
+    first = ChatEvent(usage=Usage(prompt_tokens=25, cached_tokens=9, completion_tokens=1))
+    later = ChatEvent(usage=Usage(completion_tokens=31))
+    assert accumulate(first).usage == Usage(
+        prompt_tokens=25, cached_tokens=9, completion_tokens=1, total_tokens=26, requests=1
+    )
+    exact = Usage(prompt_tokens=25, cached_tokens=9, completion_tokens=31, total_tokens=56, requests=1)
+    assert accumulate(first, later).usage == exact
+    assert accumulate(first, later, ChatEvent(usage=Usage())).usage == exact
+    assert accumulate(first, later, ChatEvent(usage=Usage(cached_tokens=0))).usage == evolve(
+        exact, cached_tokens=0
+    )
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(_COUNTS), st.integers(0, 3)), min_size=1))
+def test_the_last_count_that_was_told_holds(told: list[dict[str, int]]) -> None:
+    """For each field apart, as a table of the last values has it; the events are pickled on their way."""
+    events = [pickle.loads(pickle.dumps(ChatEvent(usage=Usage(**each)))) for each in told]
+    last = {name: count for each in told for name, count in each.items()}
+    total = last.get("prompt_tokens", 0) + last.get("completion_tokens", 0)
+    assert accumulate(*events).usage == Usage(**last, total_tokens=total, requests=1)
+
+
+def test_a_count_that_was_not_told_is_a_zero_to_everybody() -> None:
+    """In a comparison, in a hash, in JSON and in a sum."""
+    usage, zeros = Usage(prompt_tokens=3), Usage(**dict.fromkeys(_COUNTS, 0), total_tokens=0)
+    assert (usage, hash(usage)) == (evolve(zeros, prompt_tokens=3), hash(evolve(zeros, prompt_tokens=3)))
+    assert json.loads(json.dumps(asdict(usage))) == json.loads(msgspec.json.encode(usage)) == asdict(usage)
+    assert repr(usage) == repr(evolve(zeros, prompt_tokens=3))
+    assert sum([usage, usage], Usage()) == Usage(prompt_tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [("stop", "tool_calls"), ("STOP", "tool_calls"), ("length", "length"), ("tool_use", "tool_use")],
+)
+def test_a_reply_that_calls_tools_says_so(stated: str, expected: str) -> None:
+    """Where the server says "stop", and not where its word contradicts."""
+    called = ChatEvent(tool_calls=(part(0, "{}", name="f"),))
+    assert accumulate(called).finish_reason is None
+    assert accumulate(called, ChatEvent(finish_reason=stated)).finish_reason == expected
+    assert accumulate(ChatEvent(text="a"), ChatEvent(finish_reason=stated)).finish_reason == stated
+    assert accumulate(called, ChatEvent(last=True)).finish_reason == "tool_calls"
+
+
+def test_provider_data_of_all_events_come_together() -> None:
+    """The last value of a key holds, for the reply and for each of its calls, and becomes a part of the next message."""
+
+    def call(index: int, **data: int) -> ChatEvent:
+        return ChatEvent(tool_calls=(ToolCallPart(index=index, name=f"f{index}", provider_data=data),))
+
+    events = [
+        *(call(0, a=1), call(1, a=2), call(0, b=3)),
+        *(ChatEvent(provider_data={"x": 1, "y": 1}), ChatEvent(text="a"), ChatEvent(provider_data={"y": 2})),
+    ]
+    reply = accumulate(*events).reply()
+    assert reply.provider_data == {"x": 1, "y": 2}
+    assert [each.provider_data for each in reply.tool_calls] == [{"a": 1, "b": 3}, {"a": 2}]
+    assert pickle.loads(pickle.dumps(reply)) == reply
+    message = reply.message.as_dict()
+    assert message["provider_data"] == {"x": 1, "y": 2}
+    assert [each["provider_data"] for each in message["tool_calls"]] == [{"a": 1, "b": 3}, {"a": 2}]
+    assert len({*reply.tool_calls, *events[0].tool_calls}) == 3, "calls can still be members of a set"
 
 
 def test_tool_call_fragments_are_joined_by_index() -> None:
@@ -234,7 +306,8 @@ def test_reprs_show_no_text() -> None:
         text="secret",
         reasoning="secret",
         refusal="secret",
-        tool_calls=(part(0, "secret"),),
+        tool_calls=(ToolCallPart(index=0, arguments="secret", provider_data={"a": "secret"}),),
+        provider_data={"a": "secret"},
         raw={"a": "secret"},
     )
     assert "secret" not in f"{event!r}{accumulate(event).reply()!r}{accumulate(event).reply().message!r}"

@@ -16,6 +16,7 @@ from llmopt.engine.event_reader import EventReader
 from llmopt.errors import LLMOptError, ServerError
 from llmopt.values.calls import ChatCall
 from llmopt.values.chat import ChatEvent
+from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure
 from llmopt.values.profile import StreamEnd
 
@@ -173,6 +174,32 @@ def test_usage_and_length_are_recorded() -> None:
     assert made.reply.usage is not None
     assert made.reply.usage.total_tokens == 7
     assert made.new_content
+
+
+def test_events_say_what_follows_from_earlier_ones() -> None:
+    """Whoever reads the events alone sees the usage so far, and why the reply ended as the reply itself says it."""
+    made = reader()
+    call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": "{}"}}
+    made.feed(event(choices=[{"index": 0, "delta": {"tool_calls": [call]}}], usage={"prompt_tokens": 25}))
+    made.feed(event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]))
+    made.feed(event(choices=[], usage={"completion_tokens": 31}) + DONE)
+    found = everything(made)
+    assert [each.usage for each in found] == [
+        Usage(prompt_tokens=25, total_tokens=25),
+        None,
+        Usage(prompt_tokens=25, completion_tokens=31, total_tokens=56),
+        None,
+    ]
+    assert [each.finish_reason for each in found] == [None, "tool_calls", None, None]
+
+
+def test_calls_without_a_finish_reason_do_not_complete_a_stream() -> None:
+    """Where a reply needs one: the arguments may have been cut."""
+    made = reader("finish")
+    call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": "{}"}}
+    made.feed(event(choices=[{"index": 0, "delta": {"tool_calls": [call]}}]) + DONE)
+    assert len(everything(made)) == 1
+    assert made.fault is not None
 
 
 def whole(text: str | None, **more: Any) -> bytes:

@@ -33,6 +33,7 @@ from tests.support.streams import (
     MODEL,
     config,
     error_event,
+    event,
     is_idle,
     stream_script,
     word_events,
@@ -87,6 +88,19 @@ BAD: list[tuple[Any, dict[str, Any], str, int | None]] = [
     (MESSAGES, {"max_tokens": 1.5}, "max_tokens", None),
     (MESSAGES, {"temperature": float("nan")}, "temperature must be a finite number", None),
     (MESSAGES, {"temperature": -1}, "temperature must be 0 or more", None),
+    ([{"role": "user", "content": "x", "provider_data": "y"}], {}, "provider_data of message 0", 0),
+    (
+        [*MESSAGES, {"role": "assistant", "tool_calls": [{"id": "a", "provider_data": ["y"]}]}],
+        {},
+        "provider_data of message 1",
+        1,
+    ),
+    (
+        [llmopt.Message("user", "x", provider_data={"a": object()})],
+        {},
+        "message 0 contains a value that JSON cannot express",
+        0,
+    ),
     (MESSAGES, {"temperature": "hot"}, "temperature", None),
     (MESSAGES, {"top_p": 1.5}, "top_p must be from 0 to 1", None),
     (MESSAGES, {"stop": ["a", ""]}, "stop", None),
@@ -266,6 +280,60 @@ async def test_neither_key_nor_prompt_leaks(
                 for text in told:
                     assert CANARY_KEY not in text
                     assert CANARY_TEXT not in text
+
+
+@pytest.mark.parametrize("plugin", ["local", "openai", "mistral"])
+async def test_the_common_dialect_sends_no_provider_data(plugin: str) -> None:
+    """A conversation may move from a provider that wants it back to one that would refuse the key."""
+    data = {"other": {"signature": "c2lnbmVk"}}
+    called = llmopt.ToolCall(id="a", name="f", arguments="{}", provider_data=data)
+    told = [
+        llmopt.Message("assistant", "x", tool_calls=[called], provider_data=data),
+        {"role": "tool", "tool_call_id": "a", "content": "y", "provider_data": {}},
+    ]
+    async with (
+        FaultServer() as server,
+        llmopt.AsyncClient(config(server, plugin=plugin, api_key="k")) as client,
+    ):
+        server.default(REPLY)
+        await client.chat(MODEL, [*MESSAGES, *told])
+    function = {"name": "f", "arguments": "{}"}
+    assert server.requests[0].json()["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "x",
+            "tool_calls": [{"id": "a", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "y"},
+    ]
+    assert told[0].provider_data == data, "the caller's message is unchanged"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_calls_without_ids_can_be_answered(streamed: bool) -> None:
+    """Each gets an id that stays, and "stop" behind them is "tool_calls"."""
+    functions = [{"name": "f", "arguments": "{}"}, {"name": "f", "arguments": "[1]"}]
+    calls = [{"index": index, "function": each} for index, each in enumerate(functions)]
+    choice = {"index": 0, "message": {"content": None, "tool_calls": calls}, "finish_reason": "stop"}
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        if streamed:
+            delta = {"index": 0, "delta": {"tool_calls": calls}}
+            end = {"index": 0, "delta": {}, "finish_reason": "stop"}
+            server.default(stream_script(event(choices=[delta]), event(choices=[end]), DONE))
+            async with client.stream(MODEL, MESSAGES) as stream:
+                reasons = [each.finish_reason async for each in stream]
+            reply = stream.reply
+            assert reasons[:2] == [None, "tool_calls"]
+        else:
+            server.default(json_answer({"choices": [choice]}))
+            reply = await client.chat(MODEL, MESSAGES)
+    assert reply.finish_reason == "tool_calls"
+    first, second = reply.tool_calls
+    assert (first.arguments, second.arguments) == ("{}", "[1]")
+    assert first.id.startswith("call_")
+    assert first.id != second.id
+    sent = reply.message.as_dict()["tool_calls"]
+    assert [each["id"] for each in sent] == [first.id, second.id]
 
 
 async def test_chat_and_stream_return_the_same_reply() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -152,6 +153,7 @@ def test_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -> No
         "settings": SETTINGS,
         "response": HttpResponse(status=200),
         "failure": Failure(status=400),
+        "state": None,
         "event": ServerEvent(data="{}"),
     }
     arguments = [samples[name] for name in inspect.signature(getattr(hookspecs, hook)).parameters]
@@ -265,6 +267,7 @@ def test_a_plugin_without_the_hook_uses_the_default() -> None:
             f"m {len(WORD.data)} p",
         ),
         (lambda event: text_events(event.event), "message"),
+        (lambda state, event: text_events(f"{state} {event.event}"), "None message"),
         (lambda event, call: text_events(call.model), "m"),
         (lambda call: text_events(call.model), "m"),
         (lambda: text_events("nothing"), "nothing"),
@@ -276,6 +279,47 @@ def test_hook_parameters_may_be_omitted_and_reordered(function: Any, expected: s
         said(ProviderHooks("p", stream_plugin(function)).stream_parser(STREAM_CALL, STREAM_SETTINGS)(WORD))
         == expected
     )
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_state_of_a_stream_goes_from_event_to_event(wrapped: bool) -> None:
+    """None at first, apart for each stream; a bare tuple leaves it as it is."""
+
+    class Passing:
+        @llmopt.hookimpl(wrapper=True)
+        def parse_stream_event(self) -> Any:
+            return (yield)
+
+    def counted(event: ServerEvent, state: Any) -> Any:
+        number = state or 0
+        if event.data == "same":
+            return text_events(f"{number}")
+        return llmopt.StreamStep(text_events(f"{number}"), number + 1)
+
+    hooks = ProviderHooks("p", stream_plugin(counted), [Passing()] if wrapped else [])
+    first, second = (hooks.stream_parser(STREAM_CALL, STREAM_SETTINGS) for _ in range(2))
+    assert [said(first(ServerEvent(data=data))) for data in ("", "", "same", "")] == ["0", "1", "2", "2"]
+    assert said(second(WORD)) == "0"
+    step = hooks.parse_stream_event(STREAM_CALL, WORD, STREAM_SETTINGS, state=7)
+    assert step == llmopt.StreamStep(text_events("7"), 8)
+
+
+def test_a_plugin_without_state_is_called_directly() -> None:
+    """Nothing stands between the engine and its function but the check of what it returns."""
+
+    def events(call: ChatCall, event: ServerEvent, settings: Settings) -> Any:
+        return text_events(event.data)
+
+    hooks = ProviderHooks("p", stream_plugin(events))
+    parse = hooks.stream_parser(STREAM_CALL, STREAM_SETTINGS)
+    called: list[str] = []
+    sys.setprofile(lambda frame, kind, _: called.append(frame.f_code.co_name) if kind == "call" else None)
+    try:
+        parse(WORD)
+    finally:
+        sys.setprofile(None)
+    assert called[:3] == ["parse", "first_result", "events"]
+    assert hooks.parse_stream_event(STREAM_CALL, WORD, STREAM_SETTINGS).state is None
 
 
 def test_a_wrapper_is_called_around_it() -> None:
@@ -301,7 +345,9 @@ def test_a_users_plugin_precedes_the_providers_plugin() -> None:
     assert said(parse(ServerEvent(data="x"))) == "theirs"
 
 
-@pytest.mark.parametrize("wrong", ["text", 7, [], (1,), {}, (llmopt.ChatEvent(), None)])
+@pytest.mark.parametrize(
+    "wrong", ["text", 7, [], (1,), {}, (llmopt.ChatEvent(), None), llmopt.StreamStep(text_events("no state"))]
+)
 def test_a_wrong_hook_value_names_plugin_and_hook(wrong: object) -> None:
     """Whatever it is."""
     parse = ProviderHooks("p", stream_plugin(lambda event: wrong)).stream_parser(STREAM_CALL, STREAM_SETTINGS)

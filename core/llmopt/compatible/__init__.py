@@ -4,7 +4,7 @@ These functions answer every hook that a plugin does not implement. Plugins whos
 them and change the result. They do no I/O.
 """
 
-from llmopt.compatible.chat import chat_body, parse_chat, parse_stream_event
+from llmopt.compatible.chat import chat_body, parse_chat, parse_stream_event, plain_messages
 from llmopt.compatible.defaults import build_request
 from llmopt.compatible.embeddings import embed_body, parse_embeddings, rows_from_raw
 from llmopt.compatible.errors import classify
@@ -23,6 +23,7 @@ __all__ = [
     "parse_chat",
     "parse_embeddings",
     "parse_stream_event",
+    "plain_messages",
     "rate_limit",
     "rows_from_raw",
 ]

@@ -10,7 +10,7 @@ for large replies.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -55,7 +55,11 @@ def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> d
     Raises:
         InvalidInput: the call sets a parameter that the provider lacks.
     """
-    body: dict[str, Any] = {"model": call.model, "messages": call.messages, "stream": call.stream}
+    body: dict[str, Any] = {
+        "model": call.model,
+        "messages": plain_messages(call.messages),
+        "stream": call.stream,
+    }
     for parameter, value in set_parameters(call).items():
         name = names.get(parameter, parameter)
         if name is None:
@@ -68,6 +72,34 @@ def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> d
     if call.stream and call.include_usage:
         body["stream_options"] = {"include_usage": True}
     return {**body, **call.extra}
+
+
+def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Messages without their ``provider_data``, which no server of the dialect knows, and some would refuse."""
+    if not any(map(provider_data_of, messages)):
+        return messages
+    return tuple(map(_plain, messages))
+
+
+def provider_data_of(message: Mapping[str, Any]) -> list[Any]:
+    """The ``provider_data`` of a message and of its tool calls."""
+    parts = (message, *_calls_of(message))
+    return [part[_PROVIDER_DATA] for part in parts if _PROVIDER_DATA in part]
+
+
+_PROVIDER_DATA: Final = "provider_data"
+
+
+def _plain(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    plain = {key: value for key, value in part.items() if key != _PROVIDER_DATA}
+    return {**plain, "tool_calls": [_plain(call) for call in calls]} if (calls := _calls_of(part)) else plain
+
+
+def _calls_of(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    calls = message.get("tool_calls")
+    if isinstance(calls, (list, tuple)) and all(isinstance(call, Mapping) for call in calls):
+        return calls
+    return ()
 
 
 def set_parameters(call: ChatCall) -> dict[str, Any]:

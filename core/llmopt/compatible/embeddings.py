@@ -24,7 +24,7 @@ import msgspec
 from llmopt.errors import InvalidResponse
 from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import EmbedCall
-from llmopt.values.embeddings import EmbeddedRows, Usage, in_order
+from llmopt.values.embeddings import NOT_TOLD, EmbeddedRows, Usage, in_order
 from llmopt.values.http import Failure, HttpResponse
 from llmopt.values.lenient_json import corrected_json
 
@@ -213,11 +213,14 @@ def read_usage(value: object) -> Usage | None:
         return None
     total = _count(value.get("total_tokens"))
     prompt = _count(value.get("prompt_tokens"))
-    completion = _count(value.get("completion_tokens")) or 0
-    if total is None and prompt is None:
-        return None
-    prompt = prompt if prompt is not None else max(0, (total or 0) - completion)
-    total = total if total is not None else prompt + completion
+    completion = _count(value.get("completion_tokens"))
+    if total is NOT_TOLD and prompt is NOT_TOLD:
+        # Some gateways tell the input in another event of the stream.
+        return Usage(completion_tokens=completion) if completion else None
+    if prompt is NOT_TOLD:
+        prompt = max(0, total - completion)
+    if total is NOT_TOLD:
+        total = prompt + completion
     if value.keys() <= _BASIC_KEYS:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total)
     return Usage(
@@ -225,8 +228,7 @@ def read_usage(value: object) -> Usage | None:
         completion_tokens=completion,
         total_tokens=total,
         cached_tokens=_detail(value, "cached_tokens", *_PROMPT_DETAILS)
-        or _count(value.get("num_cached_tokens"))
-        or 0,
+        or _count(value.get("num_cached_tokens")),
         reasoning_tokens=_detail(value, "reasoning_tokens", "completion_tokens_details"),
     )
 
@@ -238,11 +240,11 @@ _PROMPT_DETAILS: Final = ("prompt_tokens_details", "prompt_token_details")
 
 def _detail(usage: dict[str, Any], name: str, *groups: str) -> int:
     counts = (_count(group.get(name)) for key in groups if isinstance(group := usage.get(key), dict))
-    return next(filter(None, counts), 0)
+    return max(counts, default=NOT_TOLD)
 
 
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else None
+def _count(value: object) -> int:
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else NOT_TOLD
 
 
 # Lists of numbers: cut out of the body before anything parses it.

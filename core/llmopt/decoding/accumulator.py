@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from attrs import define, evolve, field
@@ -26,7 +26,9 @@ class ReplyAccumulator:
         new_id: makes the id of a tool call that has none from the server; None to leave it empty.
 
     Attributes:
-        finish_reason: why the model stopped, None while it has not.
+        usage_so_far: the last value of each count that was reported, None if none was.
+        stated_reason: why the model stopped, in the server's word; None while it does not say.
+        provider_data: what the provider wants back with the next request; of each key the last value.
         model: the model that replies, "" while unknown.
         id: the provider's id of the reply, "" while unknown.
         last: whether the provider has marked the end of the stream.
@@ -34,11 +36,12 @@ class ReplyAccumulator:
 
     def __init__(self, new_id: Callable[[], str] | None = None) -> None:
         self._new_id: Final = new_id
-        self.finish_reason: str | None = None
+        self.stated_reason: str | None = None
+        self.provider_data: dict[str, Any] = {}
         self.model = ""
         self.id = ""
         self.last = False
-        self._usage: Usage | None = None
+        self.usage_so_far: Usage | None = None
         # Joined when asked for: adding to one str copies the text again for every event.
         self._text: Final[list[str]] = []
         self._reasoning: Final[list[str]] = []
@@ -55,9 +58,12 @@ class ReplyAccumulator:
             self._refusal.append(event.refusal)
         for part in event.tool_calls:
             self._add_part(part)
-        self.finish_reason = event.finish_reason or self.finish_reason
-        # The last one counts: some servers repeat a running usage in every event.
-        self._usage = event.usage or self._usage
+        if event.provider_data:
+            self.provider_data.update(event.provider_data)
+        self.stated_reason = event.finish_reason or self.stated_reason
+        # The last count of each kind counts: some servers repeat a running usage in every event.
+        if event.usage is not None:
+            self.usage_so_far = event.usage.after(self.usage_so_far)
         self.model = event.model or self.model
         self.id = event.id or self.id
         self.last = self.last or event.last
@@ -65,7 +71,13 @@ class ReplyAccumulator:
     @property
     def usage(self) -> Usage | None:
         """The last usage reported, counted as one request; None if none was reported yet."""
-        return None if self._usage is None else evolve(self._usage, requests=1)
+        return None if self.usage_so_far is None else evolve(self.usage_so_far, requests=1)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the model stopped, None while it has not."""
+        ended = self.last or self.stated_reason is not None
+        return finish_reason(self.stated_reason, called=bool(self._calls)) if ended else None
 
     @property
     def text(self) -> str:
@@ -87,7 +99,13 @@ class ReplyAccumulator:
         """The tool calls so far, in order; the arguments of the last one may be unfinished."""
         ordered = sorted(self._calls, key=lambda call: call.index)
         return tuple(
-            ToolCall(id=call.id or call.own_id, name=call.name, arguments=call.arguments) for call in ordered
+            ToolCall(
+                id=call.id or call.own_id,
+                name=call.name,
+                arguments=call.arguments,
+                provider_data=dict(call.provider_data),
+            )
+            for call in ordered
         )
 
     def reply(self, request_id: str | None = None) -> ChatReply:
@@ -102,6 +120,7 @@ class ReplyAccumulator:
             model=self.model,
             id=self.id,
             request_id=request_id,
+            provider_data=dict(self.provider_data),
         )
 
     def _add_part(self, part: ToolCallPart) -> None:
@@ -123,6 +142,7 @@ class _PartialCall:
     own_id: str
     id: str = ""
     name: str = ""
+    provider_data: dict[str, Any] = field(factory=dict)
     _arguments: list[str] = field(factory=list)
 
     @property
@@ -134,6 +154,8 @@ class _PartialCall:
         self.name = self.name or part.name
         if part.arguments:
             self._arguments.append(part.arguments)
+        if part.provider_data:
+            self.provider_data.update(part.provider_data)
 
     def ends_before(self, part: ToolCallPart) -> bool:
         """Whether a fragment with the same index begins another call.
@@ -160,6 +182,14 @@ class _PartialCall:
         except msgspec.DecodeError:
             return False
         return True
+
+
+def finish_reason(stated: str | None, *, called: bool) -> str | None:
+    """Why a reply has ended: "tool_calls" also where a server that calls tools says "stop", as Gemini does, or nothing."""
+    return "tool_calls" if called and (stated or _ORDINARY).lower() == _ORDINARY else stated
+
+
+_ORDINARY: Final = "stop"
 
 
 def new_call_id() -> str:

@@ -117,11 +117,10 @@ class EventReader:
                 if replaced or self._halves.held:
                     result = self._halves.join(result, replaced)
                 for event in result:
-                    increment = self._increment(event) if event.whole else event
-                    self._add(increment)
+                    added = self._add(self._increment(event) if event.whole else event)
                     if event.last:
                         self._end_reached()
-                    events.append(increment)
+                    events.append(added)
         except LLMOptError as error:
             self.fault = error
         # The events before the end or a fault are returned first.
@@ -144,7 +143,8 @@ class EventReader:
         self._add(reply)
         self.complete = True
 
-    def _add(self, event: ChatEvent) -> None:
+    def _add(self, event: ChatEvent) -> ChatEvent:
+        """Add an event to the reply, and return it with what follows from earlier ones."""
         self.reply.add(event)
         if event.adds:
             self.new_content = self._content_last = True
@@ -154,6 +154,17 @@ class EventReader:
         elif event.unknown:
             self._content_last = False
             self._on_unknown(event.unknown)
+        if event.usage is None and event.finish_reason is None:
+            return event
+        return self._completed(event)
+
+    def _completed(self, event: ChatEvent) -> ChatEvent:
+        """The event with what follows from those before it: counts that they told, and "tool_calls" in place of "stop"."""
+        usage = None if event.usage is None else self.reply.usage_so_far
+        reason = None if event.finish_reason is None else self.reply.finish_reason
+        if usage is event.usage and reason == event.finish_reason:
+            return event
+        return evolve(event, usage=usage, finish_reason=reason)
 
     def _increment(self, event: ChatEvent) -> ChatEvent:
         """What the whole reply so far adds to the parts before it.
@@ -173,7 +184,7 @@ class EventReader:
     def _end_reached(self) -> None:
         """The provider's own end: it ends a reply that has a finish reason, and at some servers any reply."""
         lenient = self._end == "any" and self._content_last and not self._decoder.ignored
-        if self.reply.finish_reason is None and not lenient:
+        if self.reply.stated_reason is None and not lenient:
             raise self._truncated("without a finish reason")
         self.complete = True
 
@@ -191,7 +202,7 @@ class EventReader:
         if self._decode_fault is not None:
             reason = "utf8" if self._decode_fault.reason == "utf8" else "too_large"
             self.fault = InvalidResponse(str(self._decode_fault), reason=reason, sent="yes")
-        elif self._body_ended and self.reply.finish_reason is not None and self._end != "done":
+        elif self._body_ended and self.reply.stated_reason is not None and self._end != "done":
             self.complete = True
         elif self._body_ended:
             self.fault = self._truncated("before it was complete")

@@ -426,14 +426,22 @@ class StreamPipeline(Pipeline[LiveStream]):
         return prompt + reply // _CHARACTERS_PER_TOKEN, reply // _CHARACTERS_PER_TOKEN
 
 
-_OF_BOTH: Final = ("text", "reasoning", "refusal", "finish_reason", "usage", "model", "id", "raw")
+_OF_BOTH: Final = (
+    *("text", "reasoning", "refusal", "finish_reason", "usage", "model", "id", "provider_data", "raw"),
+)
 """What a reply and an event have in common, but for the tool calls."""
 
 
 def as_event(reply: ChatReply) -> ChatEvent:
     """A whole reply as the only event of a stream."""
     parts = tuple(
-        ToolCallPart(index=index, id=call.id, name=call.name, arguments=call.arguments)
+        ToolCallPart(
+            index=index,
+            id=call.id,
+            name=call.name,
+            arguments=call.arguments,
+            provider_data=call.provider_data,
+        )
         for index, call in enumerate(reply.tool_calls)
     )
     return ChatEvent(**{name: getattr(reply, name) for name in _OF_BOTH}, tool_calls=parts, last=True)

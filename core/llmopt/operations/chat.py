@@ -20,7 +20,8 @@ from typing import Any, Final
 import msgspec
 from attrs import evolve
 
-from llmopt.decoding.accumulator import ReplyAccumulator, new_call_id
+from llmopt.compatible.chat import plain_messages, provider_data_of
+from llmopt.decoding.accumulator import ReplyAccumulator, finish_reason, new_call_id
 from llmopt.decoding.ndjson import decoder_of, detect_format
 from llmopt.decoding.sse import StreamDecoder
 from llmopt.engine.attempt import CallScope
@@ -182,9 +183,14 @@ class ChatRun(CallScope):
             reply = streamed if isinstance(streamed, Failure) else streamed.reply()
         if isinstance(reply, Failure):
             return reply
-        usage = None if reply.usage is None else evolve(reply.usage, requests=1)
         calls = tuple(call if call.id else evolve(call, id=new_call_id()) for call in reply.tool_calls)
-        return evolve(reply, usage=usage, tool_calls=calls, request_id=request_id(response.headers, settings))
+        return evolve(
+            reply,
+            usage=None if reply.usage is None else evolve(reply.usage.after(None), requests=1),
+            tool_calls=calls,
+            finish_reason=finish_reason(reply.finish_reason, called=bool(calls)),
+            request_id=request_id(response.headers, settings),
+        )
 
     def _stream_end(self, settings: Settings) -> StreamEnd:
         """What completes a stream of the endpoint with these settings."""
@@ -241,7 +247,7 @@ class _Prompt:
         self.texts: Final[list[str]] = []
         self.other_tokens = 0
         self.has_media = False
-        for message in call.messages:
+        for message in plain_messages(call.messages):
             self._add(message)
         if call.tools:
             self.texts.append(_encode(call.tools).decode())
@@ -329,6 +335,10 @@ def _message(message: object, index: int) -> Mapping[str, Any]:
         raise InvalidInput(f"message {index} has no content.", index=index)
     plain = dict(fields)
     check_json(plain, f"message {index}", index)
+    if not all(isinstance(data, Mapping) for data in provider_data_of(plain)):
+        raise InvalidInput(
+            f"provider_data of message {index} is not a mapping, as replies have it.", index=index
+        )
     return plain
 
 

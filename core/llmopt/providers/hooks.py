@@ -28,7 +28,7 @@ from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.hookspecs import PROJECT
 from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, RequestCost, Settings
 from llmopt.values.catalog import CatalogPage
-from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
+from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, StreamStep
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
@@ -75,7 +75,12 @@ class ProviderHooks:
     def __init__(self, provider: str, plugin: object, wrappers: Sequence[object] = ()) -> None:
         self._provider = provider
         relay: Any = _manager(provider, plugin, wrappers).hook
-        self._hooks: Final[Mapping[str, Hook]] = {name: bind(getattr(relay, name)) for name in HOOK_NAMES}
+        stream_hooks = relay.parse_stream_event.get_hookimpls()
+        self._keeps_state: Final = any("state" in each.argnames for each in stream_hooks)
+        unused = "" if self._keeps_state else "state"
+        self._hooks: Final[Mapping[str, Hook]] = {
+            name: bind(getattr(relay, name), unused) for name in HOOK_NAMES
+        }
         self.counts_cost: Final = bool(relay.request_cost.get_hookimpls())
 
     def for_provider(self, provider: str) -> ProviderHooks:
@@ -112,17 +117,28 @@ class ProviderHooks:
         return self._call_or_fail(ChatReply, "parse_chat", call, response, settings)
 
     def parse_stream_event(
-        self, call: ChatCall, event: ServerEvent, settings: Settings
-    ) -> tuple[ChatEvent, ...] | Failure:
+        self, call: ChatCall, event: ServerEvent, settings: Settings, state: object = None
+    ) -> StreamStep | Failure:
         """See `llmopt.hookspecs.parse_stream_event`."""
-        return self.stream_parser(call, settings)(event)
+        hook = self._stream_hook(state)
+        result = self._checked_parser(hook, call, settings)(event)
+        if isinstance(result, Failure):
+            return result
+        return StreamStep(result, hook.state if isinstance(hook, _StreamSteps) else None)
 
     def stream_parser(
         self, call: ChatCall, settings: Settings
     ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
-        """`parse_stream_event` as a function of the event alone, for all events of one stream."""
-        hook = self._hooks["parse_stream_event"]
+        """`parse_stream_event` as a function of the event alone, for all events of one stream, in their order."""
+        return self._checked_parser(self._stream_hook(), call, settings)
 
+    def _stream_hook(self, state: object = None) -> Hook:
+        hook = self._hooks["parse_stream_event"]
+        return _StreamSteps(hook, state) if self._keeps_state else hook
+
+    def _checked_parser(
+        self, hook: Hook, call: ChatCall, settings: Settings
+    ) -> Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]:
         def parse(event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
             try:
                 result = hook(call, event, settings)
@@ -140,7 +156,7 @@ class ProviderHooks:
                         return result
                 elif isinstance(result, Failure):
                     return result
-                raise self._wrong("parse_stream_event", result, "a tuple of ChatEvent, or Failure")
+                raise self._wrong("parse_stream_event", result, _STREAM_RESULT)
             raise failure
 
         return parse
@@ -233,6 +249,32 @@ class ProviderHooks:
         )
 
 
+_STREAM_RESULT: Final = "a tuple of ChatEvent, or Failure, or StreamStep from a hook with the parameter state"
+
+
+class _StreamSteps:
+    """The hook `parse_stream_event` with its state between the events of one stream.
+
+    Args:
+        hook: the hook with all its parameters.
+        state: of the stream so far.
+
+    Attributes:
+        state: what the last event left.
+    """
+
+    def __init__(self, hook: Hook, state: object) -> None:
+        self._hook: Final = hook
+        self.state = state
+
+    def __call__(self, call: ChatCall, event: ServerEvent, settings: Settings) -> Any:
+        result = self._hook(call, event, settings, self.state)
+        if not isinstance(result, StreamStep):
+            return result
+        self.state = result.state
+        return result.events
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and those that a traceback shows with it."""
     while error is not None:
@@ -240,20 +282,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def bind(hook: Any) -> Hook:
+def bind(hook: Any, unused: str = "") -> Hook:
     """Return a hook as a plain function that calls its implementations directly.
 
     Args:
         hook: the hook caller of a pluggy manager.
+        unused: a parameter that no implementation takes, and the function neither.
 
     Returns:
         A function of the hook's parameters, by position. Like pluggy with ``firstresult`` it returns the first
         value that is not None. Hooks with wrappers go through pluggy itself.
     """
     implementations: list[pluggy.HookImpl] = hook.get_hookimpls()
-    parameters = list(hook.spec.argnames)
+    parameters = [name for name in hook.spec.argnames if name != unused]
     if any(each.wrapper or each.hookwrapper or each.kwargnames for each in implementations):
-        return lambda *values: hook(**dict(zip(parameters, values, strict=True)))
+        rest = dict.fromkeys(set(hook.spec.argnames).difference(parameters))
+        return lambda *values: hook(**rest, **dict(zip(parameters, values, strict=True)))
     # pluggy keeps the implementation that is called first at the end of its list.
     functions = [_adapt(each, parameters) for each in reversed(implementations)]
     if len(functions) == 1:

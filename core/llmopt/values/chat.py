@@ -1,5 +1,9 @@
 """Values of a conversation: messages, tool calls, the reply, and the events of a streamed reply.
 
+``provider_data`` of a message, a reply, an event or a tool call is what the provider wants back unchanged, such as the
+signature of a reasoning: a mapping of JSON values that only the plugin reads, which put it there. llmopt keeps it, and the
+common dialect sends none of it. Its keys begin with the name of the plugin, because a conversation may move to another.
+
 Pure: no I/O, no clock, no module-level state. A value keeps the lists and mappings that it is given, without a copy.
 """
 
@@ -23,11 +27,19 @@ class ToolCall:
             core makes one.
         name: name of the tool.
         arguments: JSON text as the model wrote it; it may be invalid JSON.
+        provider_data: what the provider wants back with the next request, see above.
     """
 
     id: str = ""
     name: str = ""
     arguments: str = field(default="", repr=repr_size)
+    provider_data: Mapping[str, Any] = field(factory=dict, repr=repr_size, hash=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The call in the common dialect, as a part of a message."""
+        function = {"name": self.name, "arguments": self.arguments}
+        call: dict[str, Any] = {"id": self.id, "type": "function", "function": function}
+        return {**call, "provider_data": self.provider_data} if self.provider_data else call
 
 
 @frozen
@@ -40,6 +52,7 @@ class Message:
         name: name of the speaker, "" for none.
         tool_calls: the tool calls of an assistant's message.
         tool_call_id: in a message of role "tool", the id of the call that it answers.
+        provider_data: what the provider wants back with this message, see the module.
     """
 
     role: str
@@ -47,6 +60,7 @@ class Message:
     name: str = field(default="", kw_only=True)
     tool_calls: Sequence[ToolCall] = field(default=(), kw_only=True, repr=repr_size)
     tool_call_id: str = field(default="", kw_only=True)
+    provider_data: Mapping[str, Any] = field(factory=dict, kw_only=True, repr=repr_size, hash=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The message in the common dialect, without empty optional keys."""
@@ -54,16 +68,11 @@ class Message:
         if self.name:
             message["name"] = self.name
         if self.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in self.tool_calls
-            ]
+            message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
         if self.tool_call_id:
             message["tool_call_id"] = self.tool_call_id
+        if self.provider_data:
+            message["provider_data"] = self.provider_data
         return message
 
 
@@ -81,6 +90,7 @@ class ChatReply:
         model: the model's name for itself; "" if the server does not say.
         id: the provider's id of the reply.
         request_id: the provider's id of the request, from the response headers; set by the core.
+        provider_data: what the provider wants back with the next request, see above.
         raw: the JSON of the response; empty for a reply that was assembled from a stream.
     """
 
@@ -93,13 +103,16 @@ class ChatReply:
     model: str = ""
     id: str = ""
     request_id: str | None = None
+    provider_data: Mapping[str, Any] = field(factory=dict, repr=repr_size, hash=False)
     raw: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     @property
     def message(self) -> Message:
         """The reply as the next message of the conversation."""
         content = self.text or self.refusal
-        return Message("assistant", content or None, tool_calls=self.tool_calls)
+        return Message(
+            "assistant", content or None, tool_calls=self.tool_calls, provider_data=self.provider_data
+        )
 
 
 @frozen(kw_only=True)
@@ -111,12 +124,14 @@ class ToolCallPart:
         id: of the call; "" in fragments that do not repeat it.
         name: of the tool; "" in fragments that do not repeat it.
         arguments: the next piece of the JSON text of the arguments.
+        provider_data: as in an event.
     """
 
     index: int
     id: str = ""
     name: str = ""
     arguments: str = field(default="", repr=repr_size)
+    provider_data: Mapping[str, Any] = field(factory=dict, repr=repr_size, hash=False)
 
 
 @frozen(kw_only=True)
@@ -130,7 +145,8 @@ class ChatEvent:
         tool_calls: fragments of tool calls.
         finish_reason: why generation ended, in the server's word ("stop", "length", "tool_calls", "content_filter"
             ...); None before the end.
-        usage: the token usage of the whole reply so far; a later value replaces an earlier one.
+        usage: the token usage of the whole reply so far. From a plugin it may be what this event alone tells: the core
+            completes it by what earlier events told, see `Usage`.
         model: the model's name for itself, "" if the event does not say.
         id: the provider's id of the reply, "" if the event does not say.
         last: whether this is the provider's end of the stream; later events are ignored.
@@ -138,6 +154,8 @@ class ChatEvent:
             event by what it adds, so that a caller never sees one.
         unknown: for an event of a type that llmopt does not know, the name of that type, or "unnamed"; "" for all
             others. Such an event adds nothing to the reply.
+        provider_data: what the provider wants back with the next request. Of a key that several events have, the last
+            value counts: what must be joined, such as a signature in pieces, the plugin joins in its state.
         raw: the JSON of the event.
     """
 
@@ -152,6 +170,7 @@ class ChatEvent:
     last: bool = False
     whole: bool = False
     unknown: str = ""
+    provider_data: Mapping[str, Any] = field(factory=dict, repr=repr_size, hash=False)
     raw: Mapping[str, Any] = field(factory=dict, repr=repr_names)
 
     @property
@@ -160,6 +179,19 @@ class ChatEvent:
         return bool(
             self.text or self.reasoning or self.refusal or self.tool_calls or self.finish_reason is not None
         )
+
+
+@frozen
+class StreamStep:
+    """What ``parse_stream_event`` makes of one event, and what it has to know for the next one.
+
+    Attributes:
+        events: what the event adds to the reply.
+        state: passed to the hook with the next event of the same stream. The hook makes a new value, and changes none.
+    """
+
+    events: tuple[ChatEvent, ...]
+    state: Any = field(default=None, repr=False)
 
 
 @frozen(kw_only=True)

@@ -7,6 +7,7 @@ process.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +20,22 @@ if TYPE_CHECKING:
     from llmopt.errors import LLMOptError
 
 
+class NotTold(IntEnum):
+    """The 0 of a count that was not told: for everybody else a 0, also in JSON."""
+
+    NOT_TOLD = 0
+
+    __repr__ = int.__repr__
+
+
+NOT_TOLD: Final = NotTold.NOT_TOLD
+
+
 @frozen(kw_only=True)
 class Usage:
     """Tokens as the provider counted them, and the number of requests.
+
+    A count that is left out is not told. It reads as 0; in a stream, what an earlier event told of it remains.
 
     Attributes:
         prompt_tokens: tokens of the input.
@@ -32,12 +46,38 @@ class Usage:
         requests: requests that were answered: 1 for a chat, streamed or not; 0 in the events of a stream.
     """
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
+    prompt_tokens: int = NOT_TOLD
+    completion_tokens: int = NOT_TOLD
+    total_tokens: int = NOT_TOLD
+    cached_tokens: int = NOT_TOLD
+    reasoning_tokens: int = NOT_TOLD
     requests: int = 0
+
+    def after(self, earlier: Usage | None) -> Usage:
+        """This usage of an event, with what only earlier events told, and with a total.
+
+        Counts of a stream are cumulative, so the last one that was told holds. Anthropic tells the tokens of the input in
+        its first event and those of the output in the last ones.
+        """
+        before = earlier or _NOTHING_TOLD
+        prompt = _later(self.prompt_tokens, before.prompt_tokens)
+        completion = _later(self.completion_tokens, before.completion_tokens)
+        total = _later(self.total_tokens, before.total_tokens)
+        # A total that an event before one of its parts told is out of date.
+        if not _told(self.total_tokens) and (
+            not _told(total) or _told(self.prompt_tokens) or _told(self.completion_tokens)
+        ):
+            total = prompt + completion
+        usage = Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=total,
+            cached_tokens=_later(self.cached_tokens, before.cached_tokens),
+            reasoning_tokens=_later(self.reasoning_tokens, before.reasoning_tokens),
+            requests=self.requests,
+        )
+        # Itself if nothing is new, so that its event needs no copy.
+        return self if usage == self else usage
 
     def __add__(self, other: Usage) -> Usage:
         if self is NO_USAGE:
@@ -46,6 +86,18 @@ class Usage:
 
 
 _COUNTERS: Final = tuple(each.name for each in fields(Usage))
+
+
+def _told(count: int | None) -> bool:
+    # A plugin without type checks may hand on the null of its server.
+    return count is not NOT_TOLD and count is not None
+
+
+def _later(count: int, earlier: int) -> int:
+    return count if _told(count) else earlier
+
+
+_NOTHING_TOLD: Final = Usage()
 NO_USAGE: Final = Usage()
 """No tokens and no requests. A constant, so that the first usage is taken over without an addition."""
 

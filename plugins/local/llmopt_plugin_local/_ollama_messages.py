@@ -6,15 +6,15 @@ answer names the tool (api/types.go of ollama/ollama).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from llmopt import InvalidInput
+from llmopt import InvalidInput, compatible
 
 
-def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def messages_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages.
 
     Raises:
@@ -22,7 +22,7 @@ def messages_of(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     names: dict[str, Any] = {}
     found = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(compatible.plain_messages(messages)):
         converted = dict(message)
         if not isinstance(converted.get("content"), str):
             converted.update(_content(converted.get("content"), index))
