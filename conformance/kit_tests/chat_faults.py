@@ -163,6 +163,86 @@ def parse_stream_event(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, .
         says=r"parse_stream_event \(of event 0 of a stream\) prints",
     ),
     Fault(
+        name="a state that is changed in place",
+        hook="parse_stream_event",
+        source="""
+@hookimpl
+def parse_stream_event(call: ChatCall, event: ServerEvent, state: object) -> StreamStep | Failure:
+    seen = {} if state is None else state
+    seen[len(seen)] = event.data
+    found = compatible.parse_stream_event(call, event)
+    return found if isinstance(found, Failure) else StreamStep(found, seen)
+""",
+        check="purity.arguments",
+        says=r"parse_stream_event \(of event 1 of a stream\) changed its argument state",
+    ),
+    Fault(
+        name="a parameter with a default",
+        hook="parse_stream_event",
+        source="""
+@hookimpl
+def parse_stream_event(call: ChatCall, event: ServerEvent, state: object = None) -> tuple[ChatEvent, ...] | Failure:
+    return compatible.parse_stream_event(call, event)
+""",
+        check="discovery.defaults",
+        says="parse_stream_event has a default for state",
+    ),
+    Fault(
+        name="provider_data that is no JSON",
+        hook="parse_chat",
+        source="""
+@hookimpl
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    found = compatible.parse_chat(call, response)
+    return found if isinstance(found, Failure) else evolve(found, provider_data={"acme": {1j}})
+""",
+        check="chat.provider-data",
+        says="provider_data: ",
+    ),
+    Fault(
+        name="provider_data that is never sent back",
+        hook="parse_chat",
+        source="""
+@hookimpl
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    found = compatible.parse_chat(call, response)
+    return found if isinstance(found, Failure) else evolve(found, provider_data={"acme": "signed"})
+""",
+        check="chat.provider-data",
+        says="the next request is the same without provider_data",
+    ),
+    Fault(
+        name="provider_data that streams lose",
+        source="""
+@hookimpl
+def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+    found = compatible.parse_chat(call, response)
+    return found if isinstance(found, Failure) else evolve(found, provider_data={"acme": "signed"})
+
+@hookimpl
+def build_request(call: Call, settings: Settings) -> HttpRequest:
+    found = compatible.build_request(call, settings)
+    if not isinstance(call, ChatCall):
+        return found
+    signed = [message.get("provider_data", {}).get("acme") for message in call.messages]
+    return evolve(found, json={**found.json, "signed": signed})
+""",
+        check="stream.provider-data",
+        says="the request behind a stream is .*expected: ",
+    ),
+    Fault(
+        name="messages sent with what other providers left in them",
+        hook="build_request",
+        source="""
+@hookimpl
+def build_request(call: Call, settings: Settings) -> HttpRequest:
+    found = compatible.build_request(call, settings)
+    return evolve(found, json={**found.json, "messages": call.messages}) if isinstance(call, ChatCall) else found
+""",
+        check="request.provider-data",
+        says="provider_data of another provider is in the request",
+    ),
+    Fault(
         name="a parameter of a chat that is left out",
         hook="build_request",
         source="""

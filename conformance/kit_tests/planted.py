@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from llmopt import BatchLimit, Call, CatalogPage, ChatCall, ChatEvent, ChatReply, EmbedCall, EmbeddedRows, Failure, HttpRequest, HttpResponse, Profile, RateLimits, ServerEvent, Settings, Verdict, VerdictKind, hookimpl
+from llmopt import BatchLimit, Call, CatalogPage, ChatCall, ChatEvent, ChatReply, EmbedCall, EmbeddedRows, Failure, HttpRequest, HttpResponse, Profile, RateLimits, ServerEvent, Settings, StreamStep, Verdict, VerdictKind, hookimpl
 from llmopt import compatible
 '''
 

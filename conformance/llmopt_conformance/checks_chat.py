@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from attrs import evolve
 
@@ -16,7 +17,7 @@ from llmopt.errors import (
     StreamInterrupted,
 )
 from llmopt.testing.dialect import SampleError
-from llmopt.testing.harness import origin
+from llmopt.testing.harness import encode_json, origin
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent
 from llmopt.values.http import Failure
 from llmopt_conformance.fixtures import (
@@ -25,6 +26,7 @@ from llmopt_conformance.fixtures import (
     CHAT_REFUSED,
     EVENT_REFUSED,
     HTML,
+    THOUGHT,
     WORDS,
     ChattingServer,
     altered,
@@ -37,11 +39,13 @@ from llmopt_conformance.fixtures import (
     event_read,
     fails,
     is_refusal,
+    next_request,
     read_stream,
     refusing,
     replied,
     reply,
     says,
+    steps_read,
     stream_reply,
     verdict_of,
 )
@@ -127,6 +131,34 @@ def _id(subject: Subject) -> None:
     says(subject, "id")
     found = reply(subject, evolve(WORDS, id="kit-answer-7")).id
     expect(found == "kit-answer-7", f"'kit-answer-7' is read as {found!r}.")
+
+
+@chat_checks("provider-data")
+def _provider_data(subject: Subject) -> None:
+    """What the plugin keeps in provider_data is made of JSON values, and is in the request behind the answer."""
+    found = reply(subject, THOUGHT)
+    kept = _kept(found)
+    if not any(kept):
+        raise NotApplicable("the answers of the samples leave no provider_data")
+    try:
+        encode_json(kept)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckFailed(f"provider_data: {error}", "JSON values.") from None
+    bare = evolve(
+        found,
+        provider_data={},
+        tool_calls=tuple(evolve(call, provider_data={}) for call in found.tool_calls),
+    )
+    expect(
+        next_request(subject, found) != next_request(subject, bare),
+        "the next request is the same without provider_data.",
+        "build_request sends back what the provider wants back.",
+    )
+
+
+def _kept(answer: ChatReply) -> list[Mapping[str, Any]]:
+    """The provider_data of an answer and of its calls."""
+    return [answer.provider_data, *(call.provider_data for call in answer.tool_calls)]
 
 
 @chat_checks("failure-under-200")
@@ -273,6 +305,16 @@ def _stream_usage(subject: Subject) -> None:
     )
 
 
+@stream_checks("provider-data")
+def _stream_provider_data(subject: Subject) -> None:
+    """A streamed answer is sent back in the same form as a whole one."""
+    whole, streamed = reply(subject, THOUGHT), stream_reply(subject, THOUGHT)
+    if not any(_kept(whole) + _kept(streamed)):
+        raise NotApplicable("the answers of the samples leave no provider_data")
+    wanted, found = next_request(subject, whole), next_request(subject, streamed)
+    expect(wanted == found, f"the request behind a stream is {found!r:.300}.", f"{wanted!r:.300}.")
+
+
 @stream_checks("end")
 def _end(subject: Subject) -> None:
     """The end is told as the profile says: by ChatEvent.last, at the very end alone, or by a finish reason."""
@@ -342,10 +384,10 @@ def _stream_altered(subject: Subject) -> None:
     """A right event with any one value replaced or left out never makes parse_stream_event crash or lie about types."""
     chats(subject)
     events = decoded(subject, subject.dialect.stream(evolve(WORDS, tool_calls=CALLS.tool_calls)))
-    for event in events:
+    for event, state, _ in steps_read(subject, events):
         for label, changed in altered(event.data.encode()):
             try:
-                found = event_read(subject, evolve(event, data=changed.decode()))
+                found = event_read(subject, evolve(event, data=changed.decode()), state)
             except LLMOptError as error:
                 raise CheckFailed(f"for an event with {label}: {explain(error)}", EVENT_REFUSED) from None
             faults = _faults(found)

@@ -311,6 +311,20 @@ def _parameters(subject: Subject) -> None:
             )
 
 
+@discovery_checks("defaults")
+def _defaults(subject: Subject) -> None:
+    """No parameter of a hook has a default: the core would always leave it at that."""
+    for name, function in _marked(subject):
+        if name in HOOK_PARAMETERS:
+            parameters = inspect.signature(function).parameters.values()
+            kept = [each.name for each in parameters if each.default is not each.empty]
+            expect(
+                not kept,
+                f"{name} has a default for {', '.join(kept)}, and so is never given it.",
+                "parameters without defaults; leave out those that are not used.",
+            )
+
+
 @discovery_checks("plain-functions")
 def _plain(subject: Subject) -> None:
     """Hooks are plain functions: not async, no generators, no wrappers around other plugins."""

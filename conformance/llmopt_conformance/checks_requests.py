@@ -11,10 +11,12 @@ from llmopt.errors import InvalidInput, LLMOptError
 from llmopt.testing.dialect import SampleError
 from llmopt.testing.harness import origin
 from llmopt.values.calls import CatalogCall, EmbedCall
+from llmopt.values.chat import Message, ToolCall
 from llmopt.values.http import Failure
 from llmopt_conformance.fixtures import (
     CHAT_OPTIONS,
     OF_THE_WIRE,
+    TOOL,
     BuiltRequest,
     calls,
     chat,
@@ -192,6 +194,26 @@ def _model_escaped(subject: Subject) -> None:
     expect(
         _ODD_MODEL in set(strings(asked.body)) or _ODD_MODEL in path,
         f"the model {_ODD_MODEL!r} arrives as another one: {asked.request.path[:80]!r}.",
+    )
+
+
+@options_checks("provider-data")
+def _provider_data(subject: Subject) -> None:
+    """What another provider left in the messages of a conversation is not sent to this one."""
+    if "chat" in subject.samples.without or refused(subject, chat(subject)):
+        raise NotApplicable("the provider has no chat")
+    data = {"kit-other": {"signature": "kit-opaque"}}
+    called = ToolCall(id="kit-call", name="kit_tool", arguments="{}", provider_data=data)
+    messages = (
+        *MESSAGES,
+        Message("assistant", "kit said", tool_calls=[called], provider_data=data).as_dict(),
+        Message("tool", "kit result", tool_call_id="kit-call").as_dict(),
+    )
+    asked = BuiltRequest(subject, chat(subject, messages=messages, tools=(TOOL,)))
+    expect(
+        "provider_data" not in asked.everything and "kit-opaque" not in asked.everything,
+        "provider_data of another provider is in the request.",
+        "only what the plugin itself put there; compatible.plain_messages(call.messages) leaves it out.",
     )
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -31,7 +32,7 @@ from llmopt.testing.harness import (
 )
 from llmopt.testing.transport import Reply, SentRequest, function_transport
 from llmopt.values.calls import Call, CatalogCall, ChatCall, Settings
-from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, ToolCall
+from llmopt.values.chat import ChatEvent, ChatReply, Message, ServerEvent, StreamStep, ToolCall
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import EXCEPTION_OF, Failure, HttpRequest, Verdict
 from llmopt.values.profile import Profile
@@ -249,6 +250,9 @@ CALLS: Final = SampleChat(
     ),
 )
 
+THOUGHT: Final = evolve(CALLS, pieces=("kit says so",), reasoning="kit thinks")
+"""An answer of every part."""
+
 
 def full_chat(subject: Subject) -> ChatCall:
     """A chat with every parameter."""
@@ -325,13 +329,35 @@ class StreamReading:
     parts: tuple[Any, ...] = field(repr=False)
 
 
-def event_read(subject: Subject, event: ServerEvent) -> Any:
-    """What the plugin reads in an event: a tuple, a failure, or the InvalidResponse it raises."""
+def step_read(subject: Subject, event: ServerEvent, state: object = None) -> Any:
+    """What the plugin makes of an event: a StreamStep, a failure, or the InvalidResponse it raises.
+
+    Args:
+        subject: the plugin.
+        event: of the server.
+        state: what the plugin has left of the events before it.
+    """
     call = chat(subject, stream=True)
     try:
-        return subject.hooks.parse_stream_event(call, event, subject.settings())
+        return subject.hooks.parse_stream_event(call, event, subject.settings(), state)
     except InvalidResponse as error:
         return error
+
+
+def event_read(subject: Subject, event: ServerEvent, state: object = None) -> Any:
+    """As `step_read`, with a tuple of events in place of a step."""
+    found = step_read(subject, event, state)
+    return found.events if isinstance(found, StreamStep) else found
+
+
+def steps_read(subject: Subject, events: Iterable[ServerEvent]) -> Iterator[tuple[ServerEvent, object, Any]]:
+    """The events of a stream, each with the state before it and what the plugin makes of it."""
+    state: object = None
+    for event in events:
+        found = step_read(subject, event, state)
+        yield event, state, found
+        if isinstance(found, StreamStep):
+            state = found.state
 
 
 def read_stream(subject: Subject, pieces: Sequence[bytes]) -> StreamReading:
@@ -342,14 +368,13 @@ def read_stream(subject: Subject, pieces: Sequence[bytes]) -> StreamReading:
     """
     chats(subject)
     parts: list[tuple[ChatEvent, ...]] = []
-    for number, event in enumerate(decoded(subject, pieces)):
-        found = event_read(subject, event)
-        if not isinstance(found, tuple):
+    for number, (_, _, found) in enumerate(steps_read(subject, decoded(subject, pieces))):
+        if not isinstance(found, StreamStep):
             raise CheckFailed(
                 f"parse_stream_event gave {_word(found)} for event {number} of a right stream.",
                 "what it adds.",
             )
-        parts.append(found)
+        parts.append(found.events)
     return StreamReading(answer=accumulate(part for each in parts for part in each), parts=tuple(parts))
 
 
@@ -525,18 +550,30 @@ def client_stream(subject: Subject, server: PretendedServer) -> Any:
 
 def beginning(subject: Subject, answer: SampleChat) -> list[bytes]:
     """The events of a stream up to its finish reason, which is left out with all that follows."""
+    pieces = subject.dialect.stream(answer)
+    # Each piece apart: the state goes through all of them.
+    counts = [len(decoded(subject, [piece])) for piece in pieces]
+    steps = steps_read(subject, (event for piece in pieces for event in decoded(subject, [piece])))
     found: list[bytes] = []
-    for piece in subject.dialect.stream(answer):
-        parts = [part for event in decoded(subject, [piece]) for part in _parts(subject, event)]
-        if any(part.last or part.finish_reason for part in parts):
+    for piece, count in zip(pieces, counts, strict=True):
+        made = [step.events for _, _, step in islice(steps, count) if isinstance(step, StreamStep)]
+        if any(part.last or part.finish_reason for parts in made for part in parts):
             break
         found.append(piece)
     return found
 
 
-def _parts(subject: Subject, event: Any) -> tuple[Any, ...]:
-    found = event_read(subject, event)
-    return found if isinstance(found, tuple) else ()
+def next_request(subject: Subject, answer: ChatReply) -> Any:
+    """The body of the request behind an answer: its message, and a result for each of its tool calls."""
+    # The core gives each call an id where the provider has none.
+    calls = tuple(
+        call if call.id else evolve(call, id=f"kit-own-{index}")
+        for index, call in enumerate(answer.tool_calls)
+    )
+    results = [Message("tool", "kit result", tool_call_id=call.id) for call in calls]
+    added = (evolve(answer, tool_calls=calls).message, *results)
+    messages = (*MESSAGES, *(message.as_dict() for message in added))
+    return BuiltRequest(subject, chat(subject, messages=messages, tools=(TOOL,))).body
 
 
 def _model(subject: Subject) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from itertools import repeat
 from typing import Any
 
 from attrs import field, frozen
@@ -12,7 +14,7 @@ from llmopt.testing.dialect import SampleChat, SampleError, SamplePage, SampleRo
 from llmopt.values.calls import CatalogCall, ChatCall, EmbedCall
 from llmopt.values.chat import ServerEvent
 from llmopt.values.http import Failure
-from llmopt_conformance.fixtures import decoded, full_chat
+from llmopt_conformance.fixtures import decoded, full_chat, steps_read
 from llmopt_conformance.observe import Act, Watch, fingerprint, mutate, work_out
 from llmopt_conformance.subject import MESSAGES, Subject
 
@@ -135,8 +137,12 @@ def _chats(subject: Subject) -> Iterator[HookCall]:
     ):
         yield _chat(subject, label, body)
     failure = subject.dialect.stream_error(SampleError(status=200, message="it failed"))
-    for number, event in enumerate(decoded(subject, (*subject.dialect.stream(answer), failure))):
-        yield _event(subject, number, event)
+    events = decoded(subject, (*subject.dialect.stream(answer), failure))
+    states: Iterable[object] = repeat(None)
+    if "state" in subject.parameters("parse_stream_event"):
+        states = [state for _, state, _ in steps_read(subject, events)]
+    for number, (event, state) in enumerate(zip(events, states, strict=False)):
+        yield _event(subject, number, event, state)
 
 
 def _chat(subject: Subject, label: str, body: bytes) -> HookCall:
@@ -151,7 +157,7 @@ def _chat(subject: Subject, label: str, body: bytes) -> HookCall:
     )
 
 
-def _event(subject: Subject, number: int, event: ServerEvent) -> HookCall:
+def _event(subject: Subject, number: int, event: ServerEvent, state: object) -> HookCall:
     return HookCall(
         hook="parse_stream_event",
         label=f"of event {number} of a stream",
@@ -159,6 +165,7 @@ def _event(subject: Subject, number: int, event: ServerEvent) -> HookCall:
             "call": ChatCall(model=subject.samples.model, messages=MESSAGES, stream=True),
             "event": event,
             "settings": subject.settings(),
+            "state": deepcopy(state),
         },
     )
 

@@ -261,6 +261,11 @@ class Subject:
         """Whether the plugin has an implementation of its own."""
         return hasattr(self.plugin, hook)
 
+    def parameters(self, hook: str) -> tuple[str, ...]:
+        """The parameters that its implementation takes; none without one."""
+        function = getattr(self.plugin, hook, None)
+        return () if function is None else tuple(inspect.signature(function).parameters)
+
     @cached_property
     def entry(self) -> ProviderEntry:
         """The plugin's entry in a configuration, with a key."""
