@@ -146,9 +146,9 @@ def test_json_output_is_the_events_and_then_the_reply(thread: ServerThread) -> N
     assert "".join(line.get("text", "") for line in lines[:-1]) == TEXT
     assert lines[1] == {"text": "Es ", "model": "m", "id": "c1"}
     part = {"index": 0, "id": "c1", "name": "look", "arguments": "{}"}
-    assert {"tool_calls": [part], "finish_reason": "stop"}.items() <= lines[-4].items()
+    assert {"tool_calls": [part], "finish_reason": "tool_calls"}.items() <= lines[-4].items()
     reply = lines[-1]["reply"]
-    assert (reply["text"], reply["finish_reason"]) == (TEXT, "stop")
+    assert (reply["text"], reply["finish_reason"]) == (TEXT, "tool_calls")
     assert reply["usage"]["total_tokens"] == 7
     assert reply["tool_calls"] == [{"id": "c1", "name": "look", "arguments": "{}"}]
     thread.server.default(answer_openai)

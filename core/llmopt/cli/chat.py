@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
-from attrs import asdict, fields, frozen
+from attrs import asdict, fields, filters, frozen
 
 from llmopt.cli.console import (
     CommandError,
@@ -373,8 +373,11 @@ class JsonRenderer:
 
 
 def _as_json(value: ChatEvent | ChatReply) -> dict[str, Any]:
-    """All fields but the provider's own JSON."""
-    table = {each.name: getattr(value, each.name) for each in fields(type(value)) if each.name != "raw"}
-    table["tool_calls"] = [asdict(call) for call in value.tool_calls]
+    """All fields but what only the provider or its plugin reads."""
+    table = {each.name: getattr(value, each.name) for each in fields(type(value)) if each.name not in _OPAQUE}
+    table["tool_calls"] = [asdict(call, filter=filters.exclude(*_OPAQUE)) for call in value.tool_calls]
     table["usage"] = None if value.usage is None else asdict(value.usage)
     return table
+
+
+_OPAQUE: Final = ("raw", "provider_data")
