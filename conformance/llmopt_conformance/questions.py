@@ -13,7 +13,7 @@ from llmopt.errors import LLMOptError
 from llmopt.testing.dialect import SampleChat, SampleError, SamplePage, SampleRows
 from llmopt.values.calls import CatalogCall, ChatCall, EmbedCall
 from llmopt.values.chat import ServerEvent
-from llmopt.values.http import Failure
+from llmopt.values.http import Failure, HttpRequest
 from llmopt_conformance.fixtures import decoded, full_chat, steps_read
 from llmopt_conformance.observe import Act, Watch, fingerprint, mutate, work_out
 from llmopt_conformance.subject import MESSAGES, Subject
@@ -79,6 +79,15 @@ def _requests(subject: Subject) -> Iterator[HookCall]:
     ):
         yield _request(subject, label, call)
         yield _request(subject, label, call, hook="request_cost")
+    yield HookCall(
+        hook="sign_request",
+        label="for a body",
+        arguments=lambda: {
+            "request": HttpRequest(method="POST", path="https://kit.example/v1", content=b"{}"),
+            "now": 1_800_000_000.0,
+            "settings": subject.settings(),
+        },
+    )
     yield HookCall(
         hook="limits_request",
         label="for a model",

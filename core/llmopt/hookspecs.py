@@ -51,6 +51,8 @@ from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import httpx
 
 PROJECT: Final = "llmopt"
@@ -213,6 +215,23 @@ def request_cost(call: Call, settings: Settings) -> RequestCost | None:
 
     Returns:
         The cost. None: one request, and llmopt's estimate of its tokens.
+    """
+
+
+@hookspec(firstresult=True)
+def sign_request(request: HttpRequest, now: float, settings: Settings) -> Mapping[str, str] | None:
+    """Sign a request as it is sent, for providers whose signature covers the body, such as AWS Signature Version 4.
+
+    Called for every attempt, after the body was encoded and compressed, for a large body in a worker thread.
+
+    Args:
+        request: what is sent: the whole URL in ``path``, the body in ``content``, and all headers but those that the transport
+            adds: host, content-length and, where they are missing, accept-encoding and user-agent.
+        now: the time, in seconds since 1970.
+        settings: the endpoint, with the credential of this attempt.
+
+    Returns:
+        Headers to add, in place of those of the same name. None: the request is sent as it is.
     """
 
 

@@ -101,7 +101,7 @@ def test_a_misspelled_hook_is_named() -> None:
         ProviderHooks("acme", plugin(batch_limits=batch_limits))
     assert raised.value.message == "plugin 'acme': unknown hook 'batch_limits'; did you mean batch_limit?"
     with pytest.raises(
-        PluginContractError, match=r"unknown hook 'zzz'; the hooks are batch_limit, .*, request_cost\.$"
+        PluginContractError, match=r"unknown hook 'zzz'; the hooks are batch_limit, .*, sign_request\.$"
     ):
         ProviderHooks("acme", plugin(zzz=batch_limits))
 
@@ -155,6 +155,8 @@ def test_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -> No
         "failure": Failure(status=400),
         "state": None,
         "event": ServerEvent(data="{}"),
+        "request": HttpRequest(method="GET", path="https://acme.test/"),
+        "now": 0.0,
     }
     arguments = [samples[name] for name in inspect.signature(getattr(hookspecs, hook)).parameters]
     with pytest.raises(PluginContractError, match=rf"'acme'.*{hook} returned int; expected"):

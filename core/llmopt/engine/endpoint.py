@@ -22,7 +22,7 @@ from llmopt.compatible.defaults import OptionalKeys
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
-from llmopt.engine.request import CompressingTransport, RequestCompressor, RequestEncoder
+from llmopt.engine.request import CompressingTransport, RequestCompressor, RequestEncoder, SigningTransport
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import Attempt, CircuitOpen, ClientClosed, LLMOptError, NotFound, PermissionDenied
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
@@ -89,7 +89,9 @@ class LiveEndpoint:
         self._tls: Final = _tls_context(self.config)
         self.policies: Final = EndpointPolicies(self.config, breakers, clock, sharing)
         self.metrics: Final = EndpointMetrics()
-        self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
+        self.encode_request: Final = RequestEncoder(
+            compression=self.config.flags.compression, signing=hooks.signs_requests
+        )
         self.optional_keys: Final = OptionalKeys()
         self.request_compressor: Final = self._compressor(clock, telemetry)
         self.server_limits: Final[dict[str, BatchLimit]] = {}
@@ -98,6 +100,7 @@ class LiveEndpoint:
         self.custom_transport = True
         self._client_transport: Final = transport
         self._telemetry: Final = telemetry
+        self._wall: Final = clock.wall
         self._opened_transport: RequestSender | None = None
         self._base_transport: RequestSender | None = None
         # Event loops in several threads may use one client; of two pools, one would never be closed.
@@ -136,6 +139,9 @@ class LiveEndpoint:
             with self._opening:
                 if self._opened_transport is None:
                     base = self._base_transport = self._open()
+                    if self.hooks.signs_requests:
+                        # Below the compressor: a plain body that is sent after a refusal has another signature.
+                        base = SigningTransport(base, self.hooks.sign_request, self._wall)
                     compressor = self.request_compressor
                     self._opened_transport = (
                         base if compressor is None else CompressingTransport(base, compressor)

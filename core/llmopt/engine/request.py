@@ -115,9 +115,11 @@ class RequestEncoder:
 
     Args:
         compression: whether responses may be compressed.
+        signing: whether the plugin signs requests.
     """
 
-    def __init__(self, *, compression: bool = True) -> None:
+    def __init__(self, *, compression: bool = True, signing: bool = False) -> None:
+        self._signing: Final = signing
         # The transport adds the encodings that it can decode, unless the header is there.
         identity = {} if compression else {"accept-encoding": "identity"}
         self._default_headers: Final = {"accept": "application/json", **identity}
@@ -147,7 +149,10 @@ class RequestEncoder:
                 self._checked.clear()
             self._checked[key] = checked
         url, headers = checked
-        return TransportRequest(method=request.method, url=url, headers=headers, body=body)
+        encoded = TransportRequest(method=request.method, url=url, headers=headers, body=body)
+        if self._signing:
+            encoded.settings = settings
+        return encoded
 
     def _with_other_body(self, request: HttpRequest, settings: Settings) -> tuple[HttpRequest, bytes]:
         """A request with a body that is not JSON, as the request with its content type, and the bytes."""
@@ -432,3 +437,43 @@ class CompressingTransport:
     async def aclose(self) -> None:
         """Close the transport below."""
         await self._transport.aclose()
+
+
+# Signatures.
+
+
+@frozen(eq=False)
+class SigningTransport:
+    """A transport that signs each request as it is sent, by the plugin's hook `sign_request`."""
+
+    _transport: RequestSender
+    _sign: Callable[[HttpRequest, float, Settings], Mapping[str, str]]
+    _wall: Callable[[], float]
+
+    async def send(self, request: TransportRequest) -> HttpResponse:
+        """See `RequestSender.send`."""
+        return await self._transport.send(await self._signed(request))
+
+    async def open(self, request: TransportRequest) -> ResponseStream:
+        """See `RequestSender.open`."""
+        return await self._transport.open(await self._signed(request))
+
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self._transport.aclose()
+
+    async def _signed(self, request: TransportRequest) -> TransportRequest:
+        settings = request.settings
+        if settings is None:
+            return request
+        final = HttpRequest(
+            method=request.method, path=request.url, headers=request.headers, content=request.body
+        )
+        # A signature covers a hash of the whole body.
+        large = len(request.body or b"") > _MAX_BYTES_ON_LOOP
+        sign, now = self._sign, self._wall()
+        signature = await run_in_thread(sign, final, now, settings) if large else sign(final, now, settings)
+        _check_headers(signature, settings)
+        replaced = {name.lower() for name in signature}
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in replaced}
+        return evolve(request, headers={**headers, **signature})

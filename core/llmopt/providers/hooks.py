@@ -67,6 +67,7 @@ class ProviderHooks:
     Attributes:
         counts_cost: whether the plugin or a wrapper has the hook `request_cost`. No default answers it, so that requests
             to other providers do not pay for it.
+        signs_requests: the same of the hook `sign_request`.
 
     Raises:
         PluginContractError: a hook is misspelled, lacks its marker, or has a wrong signature.
@@ -82,6 +83,7 @@ class ProviderHooks:
             name: bind(getattr(relay, name), unused) for name in HOOK_NAMES
         }
         self.counts_cost: Final = bool(relay.request_cost.get_hookimpls())
+        self.signs_requests: Final = bool(relay.sign_request.get_hookimpls())
 
     def for_provider(self, provider: str) -> ProviderHooks:
         """The same hooks under the name of another provider that the plugin serves."""
@@ -172,6 +174,15 @@ class ProviderHooks:
     def request_cost(self, call: Call, settings: Settings) -> RequestCost:
         """See `llmopt.hookspecs.request_cost`."""
         return self._call_or_none(RequestCost, "request_cost", call, settings) or _ONE_REQUEST
+
+    def sign_request(self, request: HttpRequest, now: float, settings: Settings) -> Mapping[str, str]:
+        """See `llmopt.hookspecs.sign_request`."""
+        result = self._call("sign_request", request, now, settings)
+        if result is None:
+            return {}
+        if isinstance(result, Mapping):
+            return result
+        raise self._wrong("sign_request", result, "a mapping of headers")
 
     def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:
         """See `llmopt.hookspecs.limits_request`."""

@@ -35,6 +35,7 @@ from llmopt.values.secret import HiddenBytes, HiddenStr
 # RFC 9110: a name is a token (5.6.2), a value has visible characters, spaces and tabs (5.5); here ASCII only.
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]*")
 _DEFAULT_HEADERS: Final = {"accept": "*/*", "accept-encoding": ACCEPT_ENCODING, "user-agent": "llmopt"}
 # Requests with these methods send no content-length if they have no body (RFC 9110, 8.6).
 _METHODS_WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
@@ -90,14 +91,14 @@ class HeadCache:
         # Lower case, so that a caller's "User-Agent" replaces the default instead of being sent beside it.
         headers.update((name.lower(), value) for name, value in request_headers.items())
         # A query may hold a key.
-        path = HiddenStr(target.url.raw_path_qs)
+        path = HiddenStr(target.written.raw_path_qs)
         if target.proxy is not None and not target.tunnelled:
             # A proxy for http gets the whole URL, and its own credentials.
-            path = HiddenStr(target.url)
+            path = HiddenStr(target.written)
             if target.proxy.authorization is not None:
                 headers["proxy-authorization"] = HiddenStr(target.proxy.authorization)
-        if not _HEADER_NAME.fullmatch(method):
-            raise ValueError("invalid method")
+        if not (_HEADER_NAME.fullmatch(method) and _VISIBLE.fullmatch(path)):
+            raise ValueError("invalid method or URL")
         for name, value in headers.items():
             if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
                 # The message contains neither name nor value: they may be a key.

@@ -17,6 +17,7 @@ from llmopt.values.secret import repr_names
 
 if TYPE_CHECKING:
     from llmopt.transport.urls import Proxy
+    from llmopt.values.calls import Settings
 
 
 def _without_query(url: str) -> str:
@@ -48,6 +49,7 @@ class TransportRequest:
         idle_timeout: seconds without a byte of a stream after which an httpx transport that runs in its own task
             gives up; None for a long time. Not used otherwise: the caller has its own timeout.
         max_body: maximum size of the response in bytes, after decompression.
+        settings: of the endpoint, for a plugin that signs requests; None where none does.
     """
 
     method: str
@@ -62,6 +64,7 @@ class TransportRequest:
     idle_timeout: float | None = None
     # 2,048 vectors (the largest batch of OpenAI) of 4,096 numbers take up to 200 MB as JSON.
     max_body: int = 512 * 2**20
+    settings: Settings | None = field(default=None, repr=False)
 
 
 _COMMON_INFO: Final = AttemptInfo(phase="done", reused=True, sent="yes")

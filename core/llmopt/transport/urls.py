@@ -131,10 +131,12 @@ _MAX_TARGETS: Final = 1024
 # Compared by identity: targets are keys of caches on the path of every request.
 @frozen(kw_only=True, eq=False)
 class Target:
-    """Where a request goes: the URL as aiohttp needs it, its origin as text, and the proxy."""
+    """Where a request goes: the URL as aiohttp needs it, the same as it is sent, its origin as text, and the proxy."""
 
     # Its query may hold a key.
     url: URL = field(repr=False)
+    # With its escapes as they were written, where ``url`` has ":" for "%3A": a signature covers them.
+    written: URL = field(repr=False)
     origin: str
     proxy: Proxy | None = None
     proxy_url: URL | None = None
@@ -164,6 +166,7 @@ class Targets:
         try:
             proxy = self._proxies[origin]
             proxy_url = None if proxy is None else URL(proxy.url)
-            return Target(url=URL(url), origin=origin, proxy=proxy, proxy_url=proxy_url)
+            written = URL(url, encoded=True)
+            return Target(url=URL(url), written=written, origin=origin, proxy=proxy, proxy_url=proxy_url)
         except ValueError:
             raise ConfigError(f"the URL of the request to {origin} cannot be used.") from None
