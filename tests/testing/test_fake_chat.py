@@ -104,3 +104,23 @@ async def test_reset_removes_calls_errors_and_replies() -> None:
     fake.say("never")
     fake.reset()
     assert gathered(await events_of(await ask(fake, stream=True))).text == "say this again"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_provider_data_comes_back(streamed: bool) -> None:
+    """An application's test sees whether it appends the message of a reply, and not a part of it."""
+    call = ToolCall(id="c1", name="find", arguments='{"x": 1}', provider_data={"fake": {"signature": "s1"}})
+    with FakeProvider() as fake, llmopt.Client(fake.config, transport=fake.transport) as client:
+        fake.say("a", tool_calls=[call], provider_data={"fake": ["s2"]})
+        if streamed:
+            with client.stream("fake/m", MESSAGES) as stream:
+                assert {"fake": ["s2"]} in [event.provider_data for event in stream]
+            reply = stream.reply
+        else:
+            reply = client.chat("fake/m", MESSAGES)
+        assert (reply.provider_data, reply.tool_calls) == ({"fake": ["s2"]}, (call,))
+        client.chat("fake/m", [*MESSAGES, reply.message])
+        sent = fake.calls[-1].messages[-1]
+    assert sent == json.loads(json.dumps(reply.message.as_dict()))
+    assert sent["provider_data"] == {"fake": ["s2"]}
+    assert sent["tool_calls"][0]["provider_data"] == {"fake": {"signature": "s1"}}

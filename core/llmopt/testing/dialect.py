@@ -67,6 +67,7 @@ class SampleChat:
         pieces: the text, in the pieces that a stream sends.
         reasoning: the reasoning before the answer, "" for none.
         tool_calls: tool calls in the answer.
+        provider_data: what the provider wants back. The common dialect has no place for it: it is written for fakes alone.
         finish_reason: why it ended, as in the common dialect.
         prompt_tokens: tokens of the conversation in the answer's usage.
         completion_tokens: tokens of the answer in its usage.
@@ -77,6 +78,7 @@ class SampleChat:
     pieces: tuple[str, ...] = field(default=(), repr=repr_size)
     reasoning: str = field(default="", repr=repr_size)
     tool_calls: tuple[ToolCall, ...] = ()
+    provider_data: Mapping[str, Any] = field(factory=dict, repr=repr_size)
     finish_reason: str = "stop"
     prompt_tokens: int = 7
     completion_tokens: int = 5
@@ -189,7 +191,9 @@ def chat_body(answer: SampleChat) -> bytes:
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
     if answer.tool_calls:
-        message["tool_calls"] = [_call(call) for call in answer.tool_calls]
+        message["tool_calls"] = [call.as_dict() for call in answer.tool_calls]
+    if answer.provider_data:
+        message["provider_data"] = answer.provider_data
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
     head = {"id": answer.id, "object": "chat.completion", "created": 1_790_000_000, "model": answer.model}
     return _json({**head, "choices": [choice], "usage": _usage(answer)})
@@ -208,6 +212,8 @@ def chat_stream(answer: SampleChat, *, usage: bool = True) -> tuple[bytes, ...]:
     deltas += ({"content": piece} for piece in answer.pieces)
     for index, call in enumerate(answer.tool_calls):
         deltas += ({"tool_calls": [fragment]} for fragment in _fragments(index, call))
+    if answer.provider_data:
+        deltas.append({"provider_data": answer.provider_data})
     chunks: list[dict[str, Any]] = [{"choices": [_choice(delta, None)]} for delta in deltas]
     chunks.append({"choices": [_choice({}, answer.finish_reason)]})
     if usage:
@@ -235,20 +241,12 @@ def _choice(delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "finish_reason": finish_reason}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
-
-
 def _fragments(index: int, call: ToolCall) -> list[dict[str, Any]]:
     """A tool call as streams send it: id and name first, then the arguments in two pieces."""
     # In two pieces, which shows whether a plugin or an application joins them.
     middle = len(call.arguments) // 2
     pieces = (call.arguments[:middle], call.arguments[middle:])
-    first = {"index": index, **_call(evolve(call, arguments=""))}
+    first = {"index": index, **evolve(call, arguments="").as_dict()}
     return [first, *({"index": index, "function": {"arguments": piece}} for piece in pieces)]
 
 

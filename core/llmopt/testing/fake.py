@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from attrs import evolve, field, frozen
 from importlib_metadata import Distribution, DistributionFinder
 
-from llmopt.compatible import classify
+from llmopt.compatible import build_request, classify, parse_chat, parse_stream_event
 from llmopt.config.schema import Config, ProviderEntry
 from llmopt.errors import (
     AttemptTimeout,
@@ -44,9 +44,9 @@ from llmopt.testing.dialect import (
     vector_of,
 )
 from llmopt.testing.transport import Reply, SentRequest, function_transport
-from llmopt.values.calls import BatchLimit
-from llmopt.values.chat import ToolCall
-from llmopt.values.http import EXCEPTION_OF, Failure, Verdict, VerdictKind
+from llmopt.values.calls import BatchLimit, Call, ChatCall, Settings
+from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, ToolCall
+from llmopt.values.http import EXCEPTION_OF, Failure, HttpRequest, HttpResponse, Verdict, VerdictKind
 from llmopt.values.profile import Profile
 from llmopt.values.secret import repr_size
 
@@ -60,7 +60,7 @@ PREFIX: Final = "fake:"
 
 
 class FakePlugin:
-    """The plugin behind `FakeProvider`: the common dialect, with the verdicts that a test scripts."""
+    """The plugin behind `FakeProvider`: the common dialect, with provider_data and the verdicts that a test scripts."""
 
     @hookimpl
     def provider_profile(self) -> Profile:
@@ -80,6 +80,28 @@ class FakePlugin:
         return BatchLimit(max_items=32)
 
     @hookimpl
+    def build_request(self, call: Call, settings: Settings) -> HttpRequest:
+        """With the provider_data of the messages, which other servers do not get."""
+        request = build_request(call, settings)
+        if not isinstance(call, ChatCall):
+            return request
+        return evolve(request, json={**request.json, "messages": call.messages})
+
+    @hookimpl
+    def parse_chat(self, call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
+        """With the scripted provider_data."""
+        reply = parse_chat(call, response)
+        return reply if isinstance(reply, Failure) else _with_provider_data(reply, "message")
+
+    @hookimpl
+    def parse_stream_event(self, call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Failure:
+        """With the scripted provider_data."""
+        events = parse_stream_event(call, event)
+        if isinstance(events, Failure):
+            return events
+        return tuple(_with_provider_data(each, "delta") for each in events)
+
+    @hookimpl
     def classify_error(self, failure: Failure) -> Verdict:
         """The verdict that the test asked for."""
         code = failure.error.code or ""
@@ -87,6 +109,20 @@ class FakePlugin:
             return classify(failure)
         kind = VerdictKind(code.removeprefix(PREFIX))
         return Verdict(kind=kind, code=kind.value, message=failure.error.message)
+
+
+_Told = TypeVar("_Told", ChatReply, ChatEvent)
+
+
+def _with_provider_data(found: _Told, key: str) -> _Told:
+    choices = found.raw.get("choices")
+    message = choices[0][key] if choices else {}
+    calls = zip(found.tool_calls, message.get("tool_calls") or (), strict=True)
+    return evolve(
+        found,
+        provider_data=message.get("provider_data", {}),
+        tool_calls=tuple(evolve(call, provider_data=raw.get("provider_data", {})) for call, raw in calls),
+    )
 
 
 # Scripted responses: the errors and chat answers that a test asks for.
@@ -400,6 +436,7 @@ class FakeProvider:
         *pieces: str,
         reasoning: str = "",
         tool_calls: Sequence[ToolCall] = (),
+        provider_data: Mapping[str, Any] | None = None,
         finish_reason: str = "",
         times: int = 1,
         pause: float = 0.0,
@@ -411,7 +448,8 @@ class FakeProvider:
         Args:
             pieces: the text; in a stream each piece is one event.
             reasoning: the reasoning before the text.
-            tool_calls: tool calls in the answer.
+            tool_calls: tool calls in the answer, each with its ``provider_data``.
+            provider_data: what this provider wants back with the next request; `calls` shows whether it came back.
             finish_reason: by default "tool_calls" with tool calls and "stop" without.
             times: number of chats with this answer.
             pause: seconds before each event of a stream.
@@ -427,6 +465,7 @@ class FakeProvider:
             pieces=pieces,
             reasoning=reasoning,
             tool_calls=tuple(tool_calls),
+            provider_data=provider_data or {},
             finish_reason=reason,
             completion_tokens=len(pieces),
         )
