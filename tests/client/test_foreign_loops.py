@@ -15,6 +15,7 @@ import pytest
 import llmopt
 
 MODEL = "local/default"
+CHAT_MODEL = "openai/gpt-5"
 MESSAGES = [{"role": "user", "content": "x"}]
 
 
@@ -24,14 +25,14 @@ async def _iterate(client: llmopt.AsyncClient) -> None:
 
 
 async def _stream(client: llmopt.AsyncClient) -> None:
-    async with client.stream(MODEL, MESSAGES):
+    async with client.stream(CHAT_MODEL, MESSAGES):
         pass
 
 
 CALLS: dict[str, Callable[[llmopt.AsyncClient], Coroutine[Any, Any, object]]] = {
     "embed": lambda client: client.embed(MODEL, ["a"]),
     "embed_iter": _iterate,
-    "chat": lambda client: client.chat(MODEL, MESSAGES),
+    "chat": lambda client: client.chat(CHAT_MODEL, MESSAGES),
     "stream": _stream,
     "list_models": lambda client: client.list_models("local"),
     "batch_list_models": lambda client: client.batch_list_models(["local"]),

@@ -136,7 +136,7 @@ async def test_an_invalid_buffer_size_is_refused(size: Any) -> None:
     """Refused likewise."""
     async with llmopt.AsyncClient() as client:
         with pytest.raises(llmopt.InvalidInput, match="buffer_size"):
-            client.stream("local/m", MESSAGES, buffer_size=size)
+            client.stream("openai/m", MESSAGES, buffer_size=size)
 
 
 @pytest.mark.row("N01", "N02")
