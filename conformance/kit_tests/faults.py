@@ -266,6 +266,23 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
         says="changing it changes an argument",
     ),
     Fault(
+        name="something that one thread alone has",
+        hook="batch_limit",
+        source="""
+import threading
+
+_own = threading.local()
+_own.items = 16
+
+
+@hookimpl
+def batch_limit() -> BatchLimit:
+    return BatchLimit(max_items=_own.items)
+""",
+        check="purity.threads",
+        says=r"with other threads beside it, another answer comes from batch_limit \(for a model\)",
+    ),
+    Fault(
         name="a spent quota classified as retryable",
         hook="classify_error",
         source="""

@@ -30,7 +30,7 @@ from llmopt.testing.harness import (
 from llmopt.values.profile import Option
 from llmopt_conformance.fixtures import OF_KEYS, OF_THE_WIRE, header_faults
 from llmopt_conformance.observe import PACKAGE, SideEffect, import_in_fresh_interpreter, third_party
-from llmopt_conformance.questions import HookObservation, observe_hooks
+from llmopt_conformance.questions import HookObservation, differing_in_threads, observe_hooks
 from llmopt_conformance.subject import (
     OPERATIONS,
     SOMEWHERE,
@@ -661,3 +661,11 @@ def _shared(subject: Subject) -> None:
             not each.shares,
             f"{each.title} returns a dictionary that is not new: changing it changes {each.shares}.",
         )
+
+
+@purity_checks("threads")
+def _threads(subject: Subject) -> None:
+    """Hooks that several threads ask at once answer as they answer one thread."""
+    _asked(subject)
+    found = differing_in_threads(subject)
+    expect(not found, f"with other threads beside it, another answer comes from {', '.join(found)}.")

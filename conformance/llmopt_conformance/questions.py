@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from itertools import repeat
-from typing import Any
+from threading import Barrier
+from typing import Any, Final
 
 from attrs import field, frozen
 
@@ -288,3 +291,45 @@ def _shared(
     if _differences(given, question):
         return "an argument"
     return "" if fingerprint(_outcome(watch, hook, question.arguments())) == before else "a later result"
+
+
+# Several threads at once: llmopt parses large responses in worker threads, and one plugin serves all clients of a process.
+
+_THREADS: Final = 4
+_ROUNDS: Final = 2
+_SWITCH_S: Final = 1e-5
+"""Python's own 5 ms are longer than a hook takes, so that no hook would ever be interrupted."""
+
+
+def differing_in_threads(subject: Subject) -> tuple[str, ...]:
+    """The questions whose answers are others when several threads ask at once, each in words."""
+    asked = [each for each in hook_calls(subject) if subject.implements(each.hook)]
+    alone = [_fingerprint_of(subject, each) for each in asked]
+    together = Barrier(_THREADS)
+
+    def ask(thread: int) -> set[int]:
+        # Each begins with another question, so that one hook is asked different things at the same time.
+        order = [(number + thread * len(asked) // _THREADS) % len(asked) for number in range(len(asked))]
+        together.wait()
+        return {
+            number
+            for _ in range(_ROUNDS)
+            for number in order
+            if _fingerprint_of(subject, asked[number]) != alone[number]
+        }
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = set().union(*threads.map(ask, range(_THREADS)))
+    finally:
+        sys.setswitchinterval(interval)
+    return tuple(f"{asked[number].hook} ({asked[number].label})" for number in sorted(found))
+
+
+def _fingerprint_of(subject: Subject, question: HookCall) -> Any:
+    try:
+        return fingerprint(getattr(subject.hooks, question.hook)(**question.arguments()))
+    except LLMOptError as error:
+        return fingerprint(error)
