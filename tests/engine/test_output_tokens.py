@@ -12,10 +12,11 @@ import llmopt
 from llmopt import HttpResponse, RateLimit, RateLimits, RequestCost, hookimpl
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.support.configuration import provider_config
-from tests.support.faults import FaultServer, error_answer, json_answer
+from tests.support.faults import Close, FaultServer, chat_payload, error_answer, json_answer
 from tests.support.faults.quota import Bucket
 from tests.support.faults.request import Request
 from tests.support.faults.response import Answer
+from tests.support.streams import event, stream_script
 
 QUESTION = [{"role": "user", "content": "word " * 400}]
 PER_MINUTE = 6_000
@@ -136,5 +137,28 @@ def test_prompts_do_not_count() -> None:
             print(f"{clock.now():.1f} s")
             # 21 prompts of 400 tokens at 500 a second, and not of 600 with their replies.
             assert clock.now() <= 21
+
+    run(main)
+
+
+@pytest.mark.parametrize("reported", [False, True])
+def test_a_broken_stream_counts_what_was_written(reported: bool) -> None:
+    """Also where the usage of its first event has the prompt alone: 24,000 characters are 6,000 tokens."""
+
+    async def main(clock: SimulatedClock, server: FaultServer) -> None:
+        usage = {"usage": {"prompt_tokens": 25, "completion_tokens": 1}} if reported else {}
+        words = [event(choices=[{"index": 0, "delta": {"content": "x" * 2_000}}]) for _ in range(12)]
+        server.play(stream_script(event(choices=[], **usage), *words, end=(Close(),)))
+        server.default(json_answer(chat_payload(["yes"])))
+        async with llmopt.AsyncClient(provider_config(server, tpm=PER_MINUTE), clock=clock) as client:
+            with pytest.raises(llmopt.StreamInterrupted):
+                async with client.stream("server/m", QUESTION) as stream:
+                    async for _ in stream:
+                        pass
+            assert len(stream.text) == 24_000
+            started = clock.now()
+            await client.chat("server/m", QUESTION)
+            # What is overdrawn is bounded.
+            assert clock.now() - started > 10
 
     run(main)

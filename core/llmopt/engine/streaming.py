@@ -420,10 +420,12 @@ class StreamPipeline(Pipeline[LiveStream]):
 
     def _used(self, reader: EventReader) -> Used:
         """Tokens used so far, as the server reports them or estimated from the text."""
-        if (usage := reader.reply.usage) is not None and usage.total_tokens:
-            return usage.total_tokens, usage.completion_tokens
-        prompt, reply = self._request.tokens - self._request.output_tokens, reader.characters
-        return prompt + reply // _CHARACTERS_PER_TOKEN, reply // _CHARACTERS_PER_TOKEN
+        usage, reply = reader.reply.usage, reader.characters // _CHARACTERS_PER_TOKEN
+        if usage is None or not usage.total_tokens:
+            return self._request.tokens - self._request.output_tokens + reply, reply
+        # Some servers report the prompt in the first event, and what they wrote in the last one.
+        unreported = 0 if reader.complete else max(0, reply - usage.completion_tokens)
+        return usage.total_tokens + unreported, usage.completion_tokens + unreported
 
 
 _OF_BOTH: Final = (
