@@ -260,7 +260,10 @@ async def test_neither_key_nor_prompt_leaks(
             entry = config(server, api_key=CANARY_KEY, max_retries=1)
             async with llmopt.AsyncClient(entry, on_event=events.append) as client:
                 server.default(answer)
-                messages = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+                messages = [
+                    {"role": "user", "content": [{"type": "text", "text": prompt}]},
+                    llmopt.Message("assistant", "Yes?", provider_data={"other": {"signature": prompt}}),
+                ]
                 with pytest.raises(llmopt.LLMOptError) as caught:
                     if streamed:
                         async with client.stream(MODEL, messages) as stream:
@@ -276,7 +279,7 @@ async def test_neither_key_nor_prompt_leaks(
                     caplog.text,
                     repr(client),
                 ]
-                told += [str(pickle.dumps(caught.value)), json.dumps(client.stats())]
+                told += [str(pickle.dumps(caught.value)), json.dumps(client.stats()), repr(messages[1])]
                 for text in told:
                     assert CANARY_KEY not in text
                     assert CANARY_TEXT not in text
