@@ -92,6 +92,11 @@ def _requests(subject: Subject) -> Iterator[HookCall]:
         },
     )
     yield HookCall(
+        hook="decode_stream",
+        label="of an unknown type",
+        arguments=lambda: {"content_type": "application/octet-stream", "settings": subject.settings()},
+    )
+    yield HookCall(
         hook="limits_request",
         label="for a model",
         arguments=lambda: {"call": EmbedCall(model=subject.samples.model), "settings": subject.settings()},

@@ -78,6 +78,7 @@ from llmopt.values.catalog import Model as Model
 from llmopt.values.catalog import Prices as Prices
 from llmopt.values.chat import ChatEvent as ChatEvent
 from llmopt.values.chat import ChatReply as ChatReply
+from llmopt.values.chat import EventDecoder as EventDecoder
 from llmopt.values.chat import Message as Message
 from llmopt.values.chat import ServerEvent as ServerEvent
 from llmopt.values.chat import StreamStep as StreamStep

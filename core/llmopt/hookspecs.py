@@ -45,7 +45,7 @@ import pluggy
 from llmopt.config.schema import ProviderEntry, TokenProvider
 from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, RequestCost, Settings
 from llmopt.values.catalog import CatalogPage
-from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, StreamStep
+from llmopt.values.chat import ChatEvent, ChatReply, EventDecoder, ServerEvent, StreamStep
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
@@ -179,6 +179,22 @@ def parse_stream_event(
 
     Raises:
         InvalidResponse: the event cannot be read.
+    """
+
+
+@hookspec(firstresult=True)
+def decode_stream(content_type: str, settings: Settings) -> EventDecoder | None:
+    """Return a decoder for a stream that is neither server-sent events nor newline-delimited JSON.
+
+    Called for each streamed 2xx response, before its body is read. `parse_stream_event` gets the decoder's events.
+
+    Args:
+        content_type: of the response, "" if it states none.
+        settings: the endpoint.
+
+    Returns:
+        A new `EventDecoder`, which belongs to this stream alone and keeps its unfinished event; it has to limit its size. None:
+        the core decodes the body.
     """
 
 

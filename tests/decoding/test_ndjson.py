@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt import ServerEvent
-from llmopt.decoding.ndjson import Format, NDJSONDecoder, decoder_for, decoder_of, detect_format
+from llmopt.decoding.ndjson import Format, NDJSONDecoder, declared_format, decoder_of, detect_format
 from llmopt.decoding.sse import SSEDecoder, StreamDecodeError
 from tests.decoding.splits import events, halves, random_cuts, single_bytes
 
@@ -93,8 +93,10 @@ def test_invalid_utf8_is_an_error_and_never_replaced() -> None:
 )
 def test_the_content_type_selects_the_decoder(content_type: str, expected: type) -> None:
     """Other types are not decoded as streams."""
-    assert type(decoder_for(content_type)) is expected
-    assert decoder_for("text/event-stream") is not decoder_for("text/event-stream")
+    assert type(decoder_of(declared_format(content_type))) is expected
+    assert decoder_of(declared_format("text/event-stream")) is not decoder_of(
+        declared_format("text/event-stream")
+    )
 
 
 # Which format a body has.

@@ -17,7 +17,7 @@ import pytest
 
 from llmopt import ChatCall, ChatEvent, Failure, ServerEvent, VerdictKind, compatible
 from llmopt.decoding.accumulator import ReplyAccumulator
-from llmopt.decoding.ndjson import decoder_for
+from llmopt.decoding.ndjson import declared_format, decoder_of
 from tests.decoding.splits import events, random_cuts, single_bytes
 from tests.support.scale import NIGHTLY, scaled
 
@@ -40,7 +40,7 @@ WITHOUT = [
 
 
 def decoded(response: Any, pieces: Any) -> list[ServerEvent]:
-    decoder = decoder_for(response["headers"]["content-type"])
+    decoder = decoder_of(declared_format(response["headers"]["content-type"]))
     assert decoder is not None
     return events(decoder, pieces)
 

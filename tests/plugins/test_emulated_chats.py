@@ -15,7 +15,7 @@ from llmopt import ChatCall, ChatReply, Failure, HttpResponse, ProviderEntry, Se
 from llmopt.config.resolve import resolve_endpoints
 from llmopt.config.schema import Flags
 from llmopt.decoding.accumulator import ReplyAccumulator
-from llmopt.decoding.ndjson import decoder_for
+from llmopt.decoding.ndjson import declared_format, decoder_of
 from llmopt.testing.harness import encode_request
 from tests.plugins.helpers import hooks
 from tests.support.emulators import (
@@ -70,7 +70,7 @@ async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, Repl
         if not call.stream:
             whole = HttpResponse(status=200, headers={}, body=await response.read())
             return hooks(plugin).parse_chat(call, whole, where), gathered
-        decoder = decoder_for(response.headers["content-type"])
+        decoder = decoder_of(declared_format(response.headers["content-type"]))
         assert decoder is not None
         events = [event async for piece in response.content.iter_any() for event in decoder.feed(piece)]
         for event in [*events, *decoder.end()]:

@@ -157,6 +157,7 @@ def test_a_wrong_return_value_names_plugin_hook_and_expectation(hook: str) -> No
         "event": ServerEvent(data="{}"),
         "request": HttpRequest(method="GET", path="https://acme.test/"),
         "now": 0.0,
+        "content_type": "",
     }
     arguments = [samples[name] for name in inspect.signature(getattr(hookspecs, hook)).parameters]
     with pytest.raises(PluginContractError, match=rf"'acme'.*{hook} returned int; expected"):

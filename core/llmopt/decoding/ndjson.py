@@ -42,16 +42,16 @@ Format = Literal["sse", "lines", "whole"]
 _NDJSON_TYPE: Final = re.compile(r"application/(?:x-)?(?:ndjson|jsonl|jsonlines)")
 
 
-def decoder_for(content_type: str, max_bytes: int = MAX_EVENT_BYTES) -> StreamDecoder | None:
-    """Return a new decoder for a response with this ``content-type``, None if it is not a stream.
+def declared_format(content_type: str) -> Format:
+    """What a response with this ``content-type`` is said to be.
 
-    Parameters such as ``charset`` are ignored: both formats are always UTF-8. Without a content type the response
-    is decoded as server-sent events. Of a header that is sent twice, the first value counts.
+    Parameters such as ``charset`` are ignored: both formats are always UTF-8. Without a content type it is
+    server-sent events. Of a header that is sent twice, the first value counts.
     """
     media_type = re.split("[;,]", content_type)[0].strip().lower()
     if _NDJSON_TYPE.fullmatch(media_type):
-        return decoder_of("lines", max_bytes)
-    return decoder_of("sse", max_bytes) if media_type in ("text/event-stream", "") else None
+        return "lines"
+    return "sse" if media_type in ("text/event-stream", "") else "whole"
 
 
 def decoder_of(body_format: Format, max_bytes: int = MAX_EVENT_BYTES) -> StreamDecoder | None:
@@ -84,14 +84,12 @@ def detect_format(content_type: str, start: bytes, *, ended: bool) -> Format | N
         return None
     if not text or _SSE_START.match(text):
         return "sse"
-    declared = decoder_for(content_type) if content_type else None
+    declared = declared_format(content_type) if content_type else "whole"
     if text.startswith((b"{", b"[")):
-        if isinstance(declared, NDJSONDecoder) and not ended:
+        if declared == "lines" and not ended:
             return "lines"
         return "lines" if ended and _has_json_lines(text) else "whole"
-    if text.startswith(b"<") or declared is None:
-        return "whole"
-    return "lines" if isinstance(declared, NDJSONDecoder) else "sse"
+    return "whole" if text.startswith(b"<") else declared
 
 
 def _has_json_lines(text: bytes) -> bool:

@@ -89,9 +89,7 @@ class LiveEndpoint:
         self._tls: Final = _tls_context(self.config)
         self.policies: Final = EndpointPolicies(self.config, breakers, clock, sharing)
         self.metrics: Final = EndpointMetrics()
-        self.encode_request: Final = RequestEncoder(
-            compression=self.config.flags.compression, signing=hooks.signs_requests
-        )
+        self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
         self.optional_keys: Final = OptionalKeys()
         self.request_compressor: Final = self._compressor(clock, telemetry)
         self.server_limits: Final[dict[str, BatchLimit]] = {}

@@ -17,13 +17,14 @@ from attrs import define, evolve, field
 
 from llmopt.decoding.accumulator import HalfJoiner, ReplyAccumulator
 from llmopt.decoding.ndjson import decoder_of, detect_format
-from llmopt.decoding.sse import StreamDecodeError, StreamDecoder
-from llmopt.errors import InvalidResponse, LLMOptError
+from llmopt.decoding.sse import StreamDecodeError
+from llmopt.errors import InvalidResponse, LLMOptError, PluginContractError
 from llmopt.transport.stream import ResponseStream
-from llmopt.values.chat import ChatEvent, ServerEvent
+from llmopt.values.chat import ChatEvent, EventDecoder, ServerEvent
 from llmopt.values.http import Failure
 from llmopt.values.lenient_json import corrected_json, single_halves
 from llmopt.values.profile import StreamEnd
+from llmopt.values.redaction import place_of
 
 ParseEvent = Callable[[ServerEvent], tuple[ChatEvent, ...] | Failure]
 """Turns one event of the server into chat events, or into the failure that it carries."""
@@ -50,14 +51,14 @@ class EventReader:
         characters: number of characters that the model wrote so far.
     """
 
-    _decoder: StreamDecoder
+    _decoder: EventDecoder
     _parse: ParseEvent
     _make_error: Callable[[Failure], LLMOptError]
     _end: StreamEnd = field(kw_only=True)
     _max_events: int = field(kw_only=True)
     _on_unknown: Callable[[str], object] = field(default=bool, kw_only=True)
     _pending: deque[ServerEvent] = field(factory=deque, init=False)
-    _decode_fault: StreamDecodeError | None = field(default=None, init=False)
+    _decode_fault: StreamDecodeError | LLMOptError | None = field(default=None, init=False)
     _halves: HalfJoiner = field(factory=HalfJoiner, init=False)
     _content_last: bool = field(default=False, init=False)
     _body_ended: bool = field(default=False, init=False)
@@ -90,6 +91,11 @@ class EventReader:
             # The events before the fault are valid, and the caller gets them first.
             self._pending.extend(fault.events)
             self._decode_fault = fault
+        except LLMOptError as fault:
+            self._decode_fault = fault
+        except Exception as error:  # noqa: BLE001 - raised after the events before it
+            where = f"{type(error).__name__}{place_of(error, (__file__,))}"
+            self._decode_fault = PluginContractError(f"the decoder of hook decode_stream raised {where}.")
 
     def take(self) -> list[ChatEvent]:
         """Parse the next ``max_events`` events of the server at most.
@@ -183,25 +189,27 @@ class EventReader:
 
     def _end_reached(self) -> None:
         """The provider's own end: it ends a reply that has a finish reason, and at some servers any reply."""
-        lenient = self._end == "any" and self._content_last and not self._decoder.ignored
+        lenient = self._end == "any" and self._content_last and not getattr(self._decoder, "ignored", b"")
         if self.reply.stated_reason is None and not lenient:
             raise self._truncated("without a finish reason")
         self.complete = True
 
     def _truncated(self, how: str) -> LLMOptError:
         """The error for an end that came too early: what the server says of it between its events, if it does."""
-        if self._decoder.ignored:
+        if ignored := getattr(self._decoder, "ignored", b""):
             with suppress(LLMOptError):
-                data = self._decoder.ignored.decode("utf-8", "replace")
+                data = ignored.decode("utf-8", "replace")
                 if isinstance(failure := self._parse(ServerEvent(data=data)), Failure):
                     self.failure = failure
                     return self._make_error(failure)
         return InvalidResponse(f"the response ended {how}.", reason="truncated", sent="yes")
 
     def _check_end(self) -> None:
-        if self._decode_fault is not None:
+        if isinstance(self._decode_fault, StreamDecodeError):
             reason = "utf8" if self._decode_fault.reason == "utf8" else "too_large"
             self.fault = InvalidResponse(str(self._decode_fault), reason=reason, sent="yes")
+        elif self._decode_fault is not None:
+            self.fault = self._decode_fault
         elif self._body_ended and self.reply.stated_reason is not None and self._end != "done":
             self.complete = True
         elif self._body_ended:
@@ -222,13 +230,16 @@ _MAX_BYTES: Final = 64 << 20
 
 
 async def detect_stream_format(
-    response: ResponseStream, max_event_bytes: int
-) -> tuple[StreamDecoder | None, bytes]:
-    """The decoder for a response, by its status, then by its first bytes and its content type; None for no stream.
+    response: ResponseStream,
+    max_event_bytes: int,
+    decode: Callable[[str], EventDecoder | None] = lambda _: None,
+) -> tuple[EventDecoder | None, bytes]:
+    """The decoder for a response, by its status, then the plugin's, then by first bytes and content type; None for no stream.
 
     Args:
         response: read until its format is clear, and to its end if it is not streamed.
         max_event_bytes: for the decoder.
+        decode: the plugin's decoder for a content type.
 
     Returns:
         Also the bytes that were read: the whole body of a response that is not streamed.
@@ -241,6 +252,8 @@ async def detect_stream_format(
     if not 200 <= response.status < 300:
         return None, await response.read_remaining()
     content_type, start, ended = response.headers.get("content-type", ""), b"", False
+    if (decoder := decode(content_type)) is not None:
+        return decoder, await response.read()
     while (body_format := detect_format(content_type, start, ended=ended)) is None:
         chunk = await response.read()
         # Only blanks: some servers send them until the model is ready.

@@ -115,11 +115,9 @@ class RequestEncoder:
 
     Args:
         compression: whether responses may be compressed.
-        signing: whether the plugin signs requests.
     """
 
-    def __init__(self, *, compression: bool = True, signing: bool = False) -> None:
-        self._signing: Final = signing
+    def __init__(self, *, compression: bool = True) -> None:
         # The transport adds the encodings that it can decode, unless the header is there.
         identity = {} if compression else {"accept-encoding": "identity"}
         self._default_headers: Final = {"accept": "application/json", **identity}
@@ -149,10 +147,7 @@ class RequestEncoder:
                 self._checked.clear()
             self._checked[key] = checked
         url, headers = checked
-        encoded = TransportRequest(method=request.method, url=url, headers=headers, body=body)
-        if self._signing:
-            encoded.settings = settings
-        return encoded
+        return TransportRequest(method=request.method, url=url, headers=headers, body=body, settings=settings)
 
     def _with_other_body(self, request: HttpRequest, settings: Settings) -> tuple[HttpRequest, bytes]:
         """A request with a body that is not JSON, as the request with its content type, and the bytes."""
@@ -474,6 +469,6 @@ class SigningTransport:
         sign, now = self._sign, self._wall()
         signature = await run_in_thread(sign, final, now, settings) if large else sign(final, now, settings)
         _check_headers(signature, settings)
-        replaced = {name.lower() for name in signature}
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in replaced}
-        return evolve(request, headers={**headers, **signature})
+        # In lower case, as the engine's own: a plugin's "Authorization" replaces its "authorization".
+        headers = {name.lower(): value for name, value in (*request.headers.items(), *signature.items())}
+        return evolve(request, headers=headers)

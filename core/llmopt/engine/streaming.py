@@ -28,7 +28,7 @@ from typing import Final
 
 from attrs import evolve
 
-from llmopt.decoding.sse import SSEDecoder, StreamDecoder
+from llmopt.decoding.sse import SSEDecoder
 from llmopt.engine.attempt import AttemptScope, Used, add_context
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.event_reader import EventReader, detect_stream_format
@@ -50,7 +50,7 @@ from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.timers import TimeoutScheduler
 from llmopt.values.calls import Settings
-from llmopt.values.chat import ChatEvent, ChatReply, ToolCallPart
+from llmopt.values.chat import ChatEvent, ChatReply, EventDecoder, ToolCallPart
 from llmopt.values.events import StreamFirstChunk
 from llmopt.values.http import Failure, HttpResponse
 from llmopt.values.redaction import redact, secrets_of
@@ -331,7 +331,8 @@ class StreamPipeline(Pipeline[LiveStream]):
             status=response_body.status, headers=response_body.headers, info=response_body.info
         )
         config, timeouts = scope.endpoint.config, scope.endpoint.config.timeouts
-        decoder, body = await detect_stream_format(response_body, config.max_event_bytes)
+        decode = partial(scope.endpoint.hooks.decode_stream, settings=settings)
+        decoder, body = await detect_stream_format(response_body, config.max_event_bytes, decode)
         reader = self._reader(decoder or SSEDecoder(), scope, settings)
         single_event: ChatEvent | None = None
         if decoder is None:
@@ -354,7 +355,7 @@ class StreamPipeline(Pipeline[LiveStream]):
         await stream.read_first(single_event)
         return stream
 
-    def _reader(self, decoder: StreamDecoder, scope: AttemptScope, settings: Settings) -> EventReader:
+    def _reader(self, decoder: EventDecoder, scope: AttemptScope, settings: Settings) -> EventReader:
         endpoint, call = scope.endpoint, self._request.call
 
         def make_error(failure: Failure) -> LLMOptError:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -29,7 +29,7 @@ from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import Call, CatalogCall, EmbedCall, headers_of_result
+from llmopt.values.calls import Call, CatalogCall, EmbedCall
 from llmopt.values.events import CacheEviction, CacheKind, CacheSized
 from llmopt.values.secret import plain_text
 
@@ -40,8 +40,17 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 _IGNORED_FIELDS: Final = frozenset({"user", "metadata", "stream", "timeout"})
 """Fields of a request body that do not change the response."""
+_TRACE_HEADERS: Final = frozenset(
+    {"traceparent", "tracestate", "baggage", "b3", "x-request-id", "x-correlation-id", "x-client-request-id"}
+)
+"""W3C Trace Context, W3C Baggage, B3, and ids of requests: they name a call and do not change its response."""
 _PLACEHOLDER_TEXTS: Final = ("x",)
 """In place of the real texts, because some plugins cannot build a request without texts."""
+
+
+def headers_of_result(headers: Mapping[str, str]) -> dict[str, str]:
+    """Of the headers of a call those that may change its response: calls that differ in them share no result."""
+    return {name: str(headers[name]) for name in sorted(headers) if name not in _TRACE_HEADERS}
 
 
 class CacheKeys:

@@ -40,6 +40,7 @@ from llmopt.errors import (
     LocalRejection,
     QueueFull,
 )
+from llmopt.operations.cache_keys import headers_of_result
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
     Batcher,
@@ -68,7 +69,7 @@ from llmopt.policies.retry import (
 )
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import BatchLimit, EmbedCall, Priority, Settings, headers_of_result
+from llmopt.values.calls import BatchLimit, EmbedCall, Priority, Settings
 from llmopt.values.embeddings import EmbeddedRows, Usage
 from llmopt.values.events import BatchSplit, LimitLearned
 from llmopt.values.http import Failure, HttpResponse

@@ -28,7 +28,7 @@ from llmopt.errors import LLMOptError, PluginContractError
 from llmopt.hookspecs import PROJECT
 from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, RequestCost, Settings
 from llmopt.values.catalog import CatalogPage
-from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, StreamStep
+from llmopt.values.chat import ChatEvent, ChatReply, EventDecoder, ServerEvent, StreamStep
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
 from llmopt.values.profile import Profile
@@ -163,6 +163,13 @@ class ProviderHooks:
 
         return parse
 
+    def decode_stream(self, content_type: str, settings: Settings) -> EventDecoder | None:
+        """See `llmopt.hookspecs.decode_stream`."""
+        decoder = self._call("decode_stream", content_type, settings)
+        if decoder is None or isinstance(decoder, EventDecoder):
+            return decoder
+        raise self._wrong("decode_stream", decoder, "an EventDecoder or None")
+
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""
         return self._call_for(Verdict, "classify_error", failure, settings)
@@ -178,10 +185,8 @@ class ProviderHooks:
     def sign_request(self, request: HttpRequest, now: float, settings: Settings) -> Mapping[str, str]:
         """See `llmopt.hookspecs.sign_request`."""
         result = self._call("sign_request", request, now, settings)
-        if result is None:
-            return {}
-        if isinstance(result, Mapping):
-            return result
+        if result is None or isinstance(result, Mapping):
+            return result or {}
         raise self._wrong("sign_request", result, "a mapping of headers")
 
     def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:

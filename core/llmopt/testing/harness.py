@@ -21,7 +21,7 @@ from llmopt.config.resolve import fill_placeholders, resolve_endpoints, url_plac
 from llmopt.config.schema import Flags, ProviderEntry
 from llmopt.config.urls import InvalidUrl, is_loopback, origin_of
 from llmopt.decoding.accumulator import ReplyAccumulator
-from llmopt.decoding.ndjson import decoder_for
+from llmopt.decoding.ndjson import declared_format, decoder_of
 from llmopt.engine.request import RequestEncoder, json_encoder
 from llmopt.engine.responses import error_from_verdict
 from llmopt.errors import LLMOptError
@@ -140,7 +140,7 @@ def encode_json(value: object) -> bytes:
 
 def decode_stream(content_type: str, chunks: Iterable[bytes]) -> list[ServerEvent] | None:
     """The events of a whole stream; None for a content type that the engine does not decode."""
-    decoder = decoder_for(content_type)
+    decoder = decoder_of(declared_format(content_type))
     if decoder is None:
         return None
     return [event for chunk in chunks for event in decoder.feed(chunk)] + decoder.end()

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from llmopt.errors import Sent
 from llmopt.values.http import AttemptInfo, Phase
-from llmopt.values.secret import repr_names
+from llmopt.values.secret import repr_body, repr_names
 
 if TYPE_CHECKING:
     from llmopt.transport.urls import Proxy
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 def _without_query(url: str) -> str:
     return repr(url.partition("?")[0])
-
-
-def _size(body: bytes | None) -> str:
-    return "None" if body is None else f"<{len(body)} bytes>"
 
 
 @define(kw_only=True, eq=False)
@@ -49,15 +45,15 @@ class TransportRequest:
         idle_timeout: seconds without a byte of a stream after which an httpx transport that runs in its own task
             gives up; None for a long time. Not used otherwise: the caller has its own timeout.
         max_body: maximum size of the response in bytes, after decompression.
-        settings: of the endpoint, for a plugin that signs requests; None where none does.
+        settings: of the endpoint, for a plugin that signs requests.
     """
 
     method: str
     # A query may hold a key, headers do hold one, and bodies are private: none of them is shown.
     url: str = field(repr=_without_query)
     headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
-    body: bytes | None = field(default=None, repr=_size)
-    uncompressed_body: bytes | None = field(default=None, repr=_size)
+    body: bytes | None = field(default=None, repr=repr_body)
+    uncompressed_body: bytes | None = field(default=None, repr=repr_body)
     connect_timeout: float | None = 10.0
     pool_timeout: float | None = 5.0
     timeout: float | None = 60.0

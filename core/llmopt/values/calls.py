@@ -241,17 +241,6 @@ class ChatCall:
     headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
 
 
-_TRACE_HEADERS: Final = frozenset(
-    {"traceparent", "tracestate", "baggage", "b3", "x-request-id", "x-correlation-id", "x-client-request-id"}
-)
-"""W3C Trace Context, W3C Baggage, B3, and ids of requests: they name a call and do not change its response."""
-
-
-def headers_of_result(headers: Mapping[str, str]) -> dict[str, str]:
-    """Of the headers of a call those that may change its response: calls that differ in them share no result."""
-    return {name: str(headers[name]) for name in sorted(headers) if name not in _TRACE_HEADERS}
-
-
 Call = EmbedCall | CatalogCall | ChatCall
 
 

@@ -9,8 +9,8 @@ Pure: no I/O, no clock, no module-level state. A value keeps the lists and mappi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -192,6 +192,21 @@ class StreamStep:
 
     events: tuple[ChatEvent, ...]
     state: Any = field(default=None, repr=False)
+
+
+@runtime_checkable
+class EventDecoder(Protocol):
+    """Turns the bytes of one stream into the events of the server, as they come; see the hook ``decode_stream``."""
+
+    def feed(self, data: bytes, /) -> Iterable[ServerEvent]:
+        """The events that these bytes complete; may be a generator.
+
+        Raises:
+            InvalidResponse: they cannot be decoded. The events before it are valid.
+        """
+
+    def end(self) -> Iterable[ServerEvent]:
+        """The events that the end of the body completes; raises as `feed`, where it is in the middle of one."""
 
 
 @frozen(kw_only=True)

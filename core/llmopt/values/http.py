@@ -25,7 +25,7 @@ from llmopt.values.calls import BatchLimit, Dimension, Operation
 from llmopt.values.chat import ServerEvent
 from llmopt.values.error_body import ErrorBody, read_error_body
 from llmopt.values.lenient_json import decode_json
-from llmopt.values.secret import repr_names, repr_size
+from llmopt.values.secret import repr_body, repr_names, repr_size
 
 Phase = Literal["pool", "connect", "send", "wait", "read", "done"]
 """Waiting for a connection, connecting, sending, waiting for the response, reading it, complete."""
@@ -48,10 +48,6 @@ class AttemptInfo:
     sent: Sent = "maybe"
     queued_s: float = 0.0
     compressed_size: int | None = None
-
-
-def _size_if_any(body: bytes | None) -> str:
-    return "None" if body is None else repr_size(body)
 
 
 @frozen
@@ -89,7 +85,7 @@ class HttpRequest:
     path: str
     headers: Mapping[str, str] = field(factory=dict, repr=repr_names)
     json: Any = field(default=None, repr=False)
-    content: bytes | None = field(default=None, repr=_size_if_any)
+    content: bytes | None = field(default=None, repr=repr_body)
     content_type: str = "application/octet-stream"
     form: tuple[FormField, ...] = field(default=(), repr=repr_size)
 

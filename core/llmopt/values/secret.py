@@ -127,6 +127,11 @@ def repr_size(value: Sized) -> str:
     return f"<{len(value)}>"
 
 
+def repr_body(body: bytes | None) -> str:
+    """The size of a body, if there is one."""
+    return "None" if body is None else f"<{len(body)} bytes>"
+
+
 def repr_names(value: Mapping[str, Any]) -> str:
     """The keys of a mapping."""
     return f"<{', '.join(value)}>"
