@@ -15,7 +15,6 @@ import pytest
 
 from llmopt import ModelTable
 from llmopt.compatible import defaults
-from llmopt.providers.hooks import HOOK_NAMES
 from llmopt_conformance import Samples
 from llmopt_conformance.questions import differing_in_threads, hook_calls
 from llmopt_conformance.subject import Subject
@@ -61,7 +60,9 @@ def test_the_table_of_providers_is_whole_for_all() -> None:
 
 def test_the_default_hooks_answer_several_threads_alike() -> None:
     """A plugin without hooks of its own gets the answers of the dialect."""
-    plugin = SimpleNamespace(**{name: hook for name, hook in vars(defaults).items() if name in HOOK_NAMES})
+    marked = {name: getattr(hook, "llmopt_impl", None) for name, hook in vars(defaults).items()}
+    names = {opts["specname"] or name: name for name, opts in marked.items() if opts}
+    plugin = SimpleNamespace(**{hook: getattr(defaults, name) for hook, name in names.items()})
     subject = Subject(plugin, name="defaults", samples=Samples(base_url="https://defaults.example/v1"))
     assert {each.hook for each in hook_calls(subject) if subject.implements(each.hook)} >= ASKED
     assert differing_in_threads(subject) == ()
