@@ -43,7 +43,7 @@ def test_tokens_left(steps: list[str], left: Any) -> None:
         elif step.startswith("put back"):
             budget.release(int(step.split()[-1]))
         else:
-            budget.succeeded(int(step.split()[-1]) if " " in step else None)
+            budget.succeeded(int(step.split()[-1]) if " " in step else 0)
 
     assert budget.available == left
 

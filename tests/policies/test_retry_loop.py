@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -208,11 +209,13 @@ def test_facts_budget_and_events_get_the_current_error() -> None:
 
 
 def test_the_budget_of_the_failed_endpoint_pays() -> None:
-    """The budget that paid last gets its price back."""
+    """Each gets its price back when the call succeeds, and not before."""
     budgets = {"a": RetryBudget(), "b": RetryBudget()}
+    paid = []
 
     async def main(clock: SimulatedClock) -> None:
         async def attempt(number: int) -> int:
+            paid.append((budgets["a"].available, budgets["b"].available))
             if number == 2:
                 raise e.RateLimited("slow", endpoint="b")
             return number
@@ -227,7 +230,8 @@ def test_the_budget_of_the_failed_endpoint_pays() -> None:
 
     run_simulated(main)
 
-    assert (budgets["a"].available, budgets["b"].available) == (486, 500)
+    assert paid == [(486, 500), (486, 495)]
+    assert (budgets["a"].available, budgets["b"].available) == (500, 500)
 
 
 def test_budget_facts_and_events_are_optional() -> None:
@@ -304,12 +308,46 @@ def test_an_empty_budget_ends_the_call() -> None:
     assert caught.value.__notes__[0].startswith("Not retried: the endpoint's retry budget is used up")
 
 
-def test_success_refunds_the_last_retry() -> None:
-    """As the AWS SDKs do it."""
+def test_success_refunds_all_retries() -> None:
+    """A call that fails in the end refunds none."""
     call = Call(server_error(), e.RateLimited("slow"), "done")
     call.play()
+    assert call.budget.available == 500
 
-    assert call.budget.available == 500 - 14 - 5 + 5
+    with pytest.raises(e.ServerError):
+        (failing := Call(*[server_error() for _ in range(4)])).play()
+    assert failing.budget.available == 500 - 3 * 14
+
+
+def test_a_server_that_fails_at_random_does_not_empty_the_budget() -> None:
+    """A third of 1,500 requests fails; with the last retry's cost alone refunded, the budget is empty after 600."""
+    chance, budget = random.Random(1), RetryBudget()
+    outcomes: Counter[str] = Counter()
+
+    async def main(clock: SimulatedClock) -> None:
+        async def attempt(_: int) -> str:
+            if chance.random() < 1 / 3:
+                raise server_error()
+            return "answered"
+
+        for _ in range(1_500):
+            try:
+                outcome = await attempt(1)
+                budget.succeeded()
+            except e.ServerError as error:
+                deadline = Deadline.after(None, clock.now)
+                try:
+                    outcome = await with_retries(
+                        error, attempt, RetryPolicy(max_retries=3), deadline=deadline, budget=lambda _: budget
+                    )
+                except e.ServerError as last:
+                    outcome = "budget" if hasattr(last, "__notes__") else "failed"
+            outcomes[outcome] += 1
+
+    run_simulated(main)
+    # A third of a third of a third of a third.
+    assert outcomes["answered"] >= 1_500 * (1 - 1.5 / 81), outcomes
+    assert outcomes["budget"] == 0
 
 
 def test_an_ambiguous_chat_stops_after_one_repeat() -> None:

@@ -105,17 +105,15 @@ class RetryHistory:
         counted: those that count towards ``max_retries``.
         ambiguous: those of a request that may have been carried out.
         backoffs: those that waited by the policy's own backoff.
-        last_cost: what the last one took from the budget, None before the first.
         by_reason: their number for each reason.
     """
 
-    __slots__ = ("ambiguous", "backoffs", "by_reason", "counted", "last_cost")
+    __slots__ = ("ambiguous", "backoffs", "by_reason", "counted")
 
     def __init__(self) -> None:
         self.counted = 0
         self.ambiguous = 0
         self.backoffs = 0
-        self.last_cost: int | None = None
         self.by_reason: dict[RetryReason, int] = {}
 
     def add(self, decision: RetryDecision) -> None:
@@ -123,7 +121,6 @@ class RetryHistory:
         self.counted += decision.counted
         self.ambiguous += decision.ambiguous
         self.backoffs += decision.computed
-        self.last_cost = decision.cost
         self.by_reason[decision.reason] = self.by_reason.get(decision.reason, 0) + 1
 
 
@@ -354,9 +351,11 @@ class RetryBudget:
     """Bounds the retries of all calls to one endpoint during an outage. Not tied to an event loop.
 
     It is the retry quota of the AWS SDKs' standard mode (botocore.retries.standard): full at 500 tokens, a retry
-    after a transient failure takes 14 and one after throttling 5; a call that succeeds pays back what its last
-    retry took, or 1 if it needed none. An endpoint that is down thus gets about 35 retries, whatever the number
-    of callers, while one that fails now and then is never refused a retry.
+    after a transient failure takes 14 and one after throttling 5; a call that needs none pays back 1. An endpoint that
+    is down thus gets about 35 retries, whatever the number of callers. In one point it differs: a call that succeeds
+    pays back what all its retries took, not the last one alone. So a server that fails at random is retried as long as
+    three retries mend nearly all, up to a third of its requests (0.35^4 x 42 < 0.65); with the last one alone a quarter
+    empties the budget, and in the long run 6 % of the calls fail instead of 0.4 %.
 
     Attributes:
         full: whether no cost is outstanding, so that a success changes nothing.
@@ -394,14 +393,10 @@ class RetryBudget:
         self._available = min(self._capacity, self._available + cost)
         self.full = self._available == self._capacity
 
-    def succeeded(self, last_cost: int | None = None) -> None:
-        """Record a call that succeeded.
-
-        Args:
-            last_cost: what its last retry took; None or 0 if nothing was taken.
-        """
+    def succeeded(self, cost: int = 0) -> None:
+        """Record a call that succeeded; ``cost`` is what all its retries took."""
         if not self.full:
-            self.release(last_cost or 1)
+            self.release(cost or 1)
 
 
 _inside_attempt: Final[ContextVar[bool]] = ContextVar("llmopt_inside_attempt", default=False)

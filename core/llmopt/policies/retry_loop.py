@@ -130,7 +130,9 @@ class _Hook:
     _on_retry: Callable[[Retry], None]
     _history: RetryHistory = field(factory=RetryHistory)
     _attempt: int = 0
-    _charged: RetryBudget | None = None  # the budget that paid for the last retry
+    _charges: list[tuple[RetryBudget | None, int]] = field(
+        factory=list
+    )  # of each retry: who paid, and how much
     _next: Retry | None = None  # decided on, but its attempt has not started
     _note: str | None = None
     _wait: float | None = None  # the wait that would end after the deadline
@@ -154,7 +156,7 @@ class _Hook:
         budget = self._budget(error)
         if budget is not None and not budget.acquire(decision.cost):
             return self._give_up(GiveUp(reason="budget"))
-        self._charged = budget
+        self._charges.append((budget, decision.cost))
         self._next = Retry(self._attempt + 1, decision.delay, error, decision)
         try:
             FILTERED_HOOKS.retry_scheduled(error)
@@ -181,14 +183,15 @@ class _Hook:
             self._on_retry(Retry(retry.attempt, 0.0, retry.error, retry.decision))
 
     def succeeded(self) -> None:
-        """The attempt succeeded: pay back what it took from the budget."""
-        if self._charged is not None:
-            self._charged.succeeded(self._history.last_cost)
+        """The attempt succeeded: pay back what it and those before it took from the budgets."""
+        for budget, cost in self._charges:
+            if budget is not None:
+                budget.succeeded(cost)
 
     def close(self) -> None:
         """Return the cost of a retry that was not made, because of a cancellation or stamina's test mode."""
-        if self._next is not None and self._charged is not None:
-            self._charged.release(self._next.decision.cost)
+        if self._next is not None and (budget := self._charges[-1][0]) is not None:
+            budget.release(self._next.decision.cost)
 
     def explain(self, error: LLMOptError) -> None:
         """Add to an error why it was not tried again, where that is not plain from the error itself.
