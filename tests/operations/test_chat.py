@@ -312,6 +312,40 @@ async def test_the_common_dialect_sends_no_provider_data(plugin: str) -> None:
     assert told[0].provider_data == data, "the caller's message is unchanged"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("plugin", ["local", "openai", "mistral", "azure"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_signature_of_geminis_compatible_endpoint_goes_back(streamed: bool, plugin: str) -> None:
+    """It stands in ``extra_content`` of a tool call, in a stream also in a last piece of the call; others refuse the key."""
+    signed = {"extra_content": {"google": {"thought_signature": "EpC1"}}}
+    call = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
+        if streamed:
+            deltas = [{"tool_calls": [call]}, {"tool_calls": [signed]}]
+            pieces = [event(choices=[{"index": 0, "delta": delta}]) for delta in deltas]
+            end = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+            server.default(stream_script(*pieces, end, DONE))
+            async with client.stream(MODEL, MESSAGES) as stream:
+                async for _ in stream:
+                    pass
+            reply = stream.reply
+        else:
+            message = {"content": None, "tool_calls": [{**call, **signed}]}
+            server.default(json_answer({"choices": [{"message": message, "finish_reason": "stop"}]}))
+            reply = await client.chat(MODEL, MESSAGES)
+    stored = json.loads(json.dumps(reply.message.as_dict()))
+    async with FaultServer() as server:
+        server.default(REPLY)
+        entry = config(server, plugin=plugin, api_key="test-key", **_API_VERSION.get(plugin, {}))
+        async with llmopt.AsyncClient(entry) as client:
+            await client.chat(MODEL, [*MESSAGES, stored])
+    (sent,) = server.requests[0].json()["messages"][-1]["tool_calls"]
+    del call["index"]
+    assert sent == (call if plugin != "local" else {**call, **signed})
+
+
+_API_VERSION = {"azure": {"api_version": "v1"}}
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_calls_without_ids_can_be_answered(streamed: bool) -> None:
     """Each gets an id that stays, and "stop" behind them is "tool_calls"."""

@@ -57,7 +57,7 @@ def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> d
     """
     body: dict[str, Any] = {
         "model": call.model,
-        "messages": plain_messages(call.messages),
+        "messages": plain_messages(call.messages, own=True),
         "stream": call.stream,
     }
     for parameter, value in set_parameters(call).items():
@@ -74,11 +74,18 @@ def chat_body(call: ChatCall, names: Mapping[str, str | None] = SAME_NAMES) -> d
     return {**body, **call.extra}
 
 
-def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Messages without their ``provider_data``, which no server of the dialect knows, and some would refuse."""
+def plain_messages(
+    messages: Sequence[Mapping[str, Any]], *, own: bool = False
+) -> tuple[Mapping[str, Any], ...]:
+    """Messages without their ``provider_data``, which no server of the dialect knows, and some would refuse.
+
+    Args:
+        messages: of a call.
+        own: whether tool calls get back the ``extra_content`` that a server of this dialect sent with them.
+    """
     if not any(map(provider_data_of, messages)):
-        return messages
-    return tuple(map(_plain, messages))
+        return tuple(messages)
+    return tuple(_plain(message, own=own) for message in messages)
 
 
 def provider_data_of(message: Mapping[str, Any]) -> list[Any]:
@@ -88,11 +95,19 @@ def provider_data_of(message: Mapping[str, Any]) -> list[Any]:
 
 
 _PROVIDER_DATA: Final = "provider_data"
+_EXTRA: Final = "extra_content"
+"""Key of a tool call in which Gemini's compatible endpoints sign it (``{"google": {"thought_signature": ...}}``). They refuse
+the results of a call that comes back without it (ai.google.dev/gemini-api/docs/thought-signatures)."""
+_KEPT: Final = f"compatible.{_EXTRA}"
 
 
-def _plain(part: Mapping[str, Any]) -> Mapping[str, Any]:
+def _plain(part: Mapping[str, Any], *, own: bool) -> Mapping[str, Any]:
     plain = {key: value for key, value in part.items() if key != _PROVIDER_DATA}
-    return {**plain, "tool_calls": [_plain(call) for call in calls]} if (calls := _calls_of(part)) else plain
+    if own and (extra := part.get(_PROVIDER_DATA, {}).get(_KEPT)) is not None:
+        plain[_EXTRA] = extra
+    if calls := _calls_of(part):
+        plain["tool_calls"] = [_plain(call, own=own) for call in calls]
+    return plain
 
 
 def _calls_of(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -153,7 +168,8 @@ def parse_chat(
         reasoning=content.reasoning,
         refusal=content.refusal,
         tool_calls=tuple(
-            ToolCall(id=part.id, name=part.name, arguments=part.arguments) for part in content.tool_calls
+            ToolCall(id=part.id, name=part.name, arguments=part.arguments, provider_data=part.provider_data)
+            for part in content.tool_calls
         ),
         finish_reason=finish_reason,
         usage=read_usage(value.get("usage")),
@@ -480,6 +496,7 @@ def _tool_call(entry: Mapping[str, Any], position: int) -> ToolCallPart:
         id=_checked_text(entry.get("id"), "id"),
         name=_checked_text(function.get("name"), "name"),
         arguments=arguments_json(function.get("arguments", function.get("input"))),
+        provider_data={_KEPT: extra} if (extra := entry.get(_EXTRA)) else {},
     )
 
 

@@ -2,7 +2,7 @@
 
 ``provider_data`` of a message, a reply, an event or a tool call is what the provider wants back unchanged, such as the
 signature of a reasoning: a mapping of JSON values that only the plugin reads, which put it there. llmopt keeps it, and the
-common dialect sends none of it. Its keys begin with the name of the plugin, because a conversation may move to another.
+common dialect sends none of another's. Its keys begin with the name of the plugin, because a conversation may move to another.
 
 Pure: no I/O, no clock, no module-level state. A value keeps the lists and mappings that it is given, without a copy.
 """

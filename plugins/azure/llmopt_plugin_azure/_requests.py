@@ -27,8 +27,10 @@ def request_of(call: Call, settings: Settings) -> HttpRequest:
     if resource.deployment and not isinstance(call, CatalogCall):
         call = evolve(call, model=resource.deployment)
     encoding = "base64" if isinstance(call, EmbedCall) and _knows(resource, _BASE64_SINCE) else None
-    if isinstance(call, ChatCall) and not _knows(resource, _USAGE_SINCE):
-        call = evolve(call, include_usage=False)
+    if isinstance(call, ChatCall):
+        # What another server signed is an unknown key here.
+        usage = call.include_usage and _knows(resource, _USAGE_SINCE)
+        call = evolve(call, include_usage=usage, messages=compatible.plain_messages(call.messages))
     names = _NAMES if _knows(resource, _COMPLETION_TOKENS_SINCE) else {}
     request = compatible.build_request(call, settings, encoding_format=encoding, chat_names=names)
     headers = {**settings.headers, **_auth(settings)}

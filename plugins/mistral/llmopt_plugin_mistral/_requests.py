@@ -21,8 +21,9 @@ def request_of(call: Call, settings: Settings) -> HttpRequest:
     if isinstance(call, EmbedCall):
         return _embeddings(call, settings)
     if isinstance(call, ChatCall):
-        # The last chunk of a stream has the usage, asked or not.
-        call = evolve(call, include_usage=False)
+        # The last chunk of a stream has the usage, asked or not. What another server signed is an unknown key here.
+        messages = compatible.plain_messages(call.messages)
+        call = evolve(call, include_usage=False, messages=messages)
     return compatible.build_request(call, settings, chat_names=_NAMES)
 
 
