@@ -664,7 +664,7 @@ def _shared(subject: Subject) -> None:
 
 
 @purity_checks("threads")
-def _threads(subject: Subject) -> None:
+def _asked_by_threads(subject: Subject) -> None:
     """Hooks that several threads ask at once answer as they answer one thread."""
     _asked(subject)
     found = differing_in_threads(subject)

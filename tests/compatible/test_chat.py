@@ -400,7 +400,7 @@ def test_every_parameter_is_sent() -> None:
         **EVERY,
     }
     known = {each.name for each in fields(ChatCall)}
-    assert known - set(EVERY) == {"model", "messages", "stream", "include_usage", "extra"}
+    assert known - set(EVERY) == {"model", "messages", "stream", "include_usage", "extra", "headers"}
 
 
 def test_a_stream_requests_its_usage_if_the_server_can() -> None:
