@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import Any
 
 import msgspec
 import pytest
@@ -86,6 +87,8 @@ def test_counts_that_an_event_does_not_tell_keep_their_value() -> None:
     exact = Usage(prompt_tokens=25, cached_tokens=9, completion_tokens=31, total_tokens=56, requests=1)
     assert accumulate(first, later).usage == exact
     assert accumulate(first, later, ChatEvent(usage=Usage())).usage == exact
+    null: Any = None
+    assert accumulate(first, ChatEvent(usage=evolve(later.usage, prompt_tokens=null))).usage == exact
     assert accumulate(first, later, ChatEvent(usage=Usage(cached_tokens=0))).usage == evolve(
         exact, cached_tokens=0
     )

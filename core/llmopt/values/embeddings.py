@@ -59,23 +59,15 @@ class Usage:
         Counts of a stream are cumulative, so the last one that was told holds. Anthropic tells the tokens of the input in
         its first event and those of the output in the last ones.
         """
-        before = earlier or _NOTHING_TOLD
-        prompt = _later(self.prompt_tokens, before.prompt_tokens)
-        completion = _later(self.completion_tokens, before.completion_tokens)
-        total = _later(self.total_tokens, before.total_tokens)
+        told = {name: count for name in _COUNTERS if _is_told(count := getattr(self, name))}
+        counts = {name: getattr(earlier or _NOTHING_TOLD, name) for name in _COUNTERS} | told
+        parts = ("prompt_tokens", "completion_tokens")
         # A total that an event before one of its parts told is out of date.
-        if not _told(self.total_tokens) and (
-            not _told(total) or _told(self.prompt_tokens) or _told(self.completion_tokens)
+        if "total_tokens" not in told and (
+            counts["total_tokens"] is NOT_TOLD or not told.keys().isdisjoint(parts)
         ):
-            total = prompt + completion
-        usage = Usage(
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            total_tokens=total,
-            cached_tokens=_later(self.cached_tokens, before.cached_tokens),
-            reasoning_tokens=_later(self.reasoning_tokens, before.reasoning_tokens),
-            requests=self.requests,
-        )
+            counts["total_tokens"] = sum(counts[name] for name in parts)
+        usage = Usage(**counts)
         # Itself if nothing is new, so that its event needs no copy.
         return self if usage == self else usage
 
@@ -88,13 +80,9 @@ class Usage:
 _COUNTERS: Final = tuple(each.name for each in fields(Usage))
 
 
-def _told(count: int | None) -> bool:
+def _is_told(count: int | None) -> bool:
     # A plugin without type checks may hand on the null of its server.
     return count is not NOT_TOLD and count is not None
-
-
-def _later(count: int, earlier: int) -> int:
-    return count if _told(count) else earlier
 
 
 _NOTHING_TOLD: Final = Usage()
