@@ -106,7 +106,10 @@ def test_the_error_of_a_misspelled_key_has_its_path_and_a_suggestion(name: str) 
             {"providers": {"a": {"flags": {"hedge": True}}}},
             "providers.a.flags.hedge: unknown key; the keys here are",
         ),
-        ({"zzz": 1}, "zzz: unknown key; the keys here are cache, cache_dir, flags, providers, shared."),
+        (
+            {"zzz": 1},
+            "zzz: unknown key; the keys here are cache, cache_dir, flags, providers, shared, wrappers.",
+        ),
         ({5: 1}, "the configuration: every key of a table must be text."),
         ({"a b\n": 1}, r"'a b\n': unknown key"),
     ],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import evolve, frozen
 
 from llmopt import __version__
+from llmopt.client.options import WRAPPER_GROUP, load_wrappers
 from llmopt.config.resolve import resolve_endpoints, url_placeholders
 from llmopt.config.schema import Config, Flags, ProviderEntry
 from llmopt.errors import LLMOptError, PluginContractError
@@ -106,6 +107,9 @@ def plugins_overview(config: Config) -> tuple[PluginOverview, ...]:
         _misnamed(point) for point in (*points, *general) if not PROVIDER_NAME.match(point.name.lower())
     ]
     plugins += _misgrouped()
+    entries |= {f"wrapper {name}": ("all",) for name in config.wrappers or ()}
+    wrappers = group_by_name(installed_entry_points(WRAPPER_GROUP))
+    plugins += [_wrapper(each, entries) for each in wrappers.values()]
     plugins += [_not_installed(name, names) for name, names in entries.items()]
     return tuple(sorted(plugins, key=attrgetter("name")))
 
@@ -239,10 +243,20 @@ def _misnamed(point: EntryPoint) -> PluginOverview:
     )
 
 
+def _wrapper(plugin: InstalledPlugin, entries: dict[str, tuple[str, ...]]) -> PluginOverview:
+    row = _plugin_overview(evolve(plugin, name=f"wrapper {plugin.name}"), (), entries)
+    try:
+        load_wrappers([plugin.name])
+    except LLMOptError as error:
+        state: PluginState = "breaks the contract" if row.state == "ok" else row.state
+        return evolve(row, state=state, problem=error.message)
+    return row
+
+
 def _misgrouped() -> list[PluginOverview]:
     """Entry points of a group that nobody reads and that looks like one of llmopt's."""
     points = installed_entry_points()
-    groups = {point.group for point in points} - {PROJECT, FALLBACK_GROUP}
+    groups = {point.group for point in points} - {PROJECT, FALLBACK_GROUP, WRAPPER_GROUP}
     meant = {group: near for group in groups if (near := _meant_group(group))}
     return [
         PluginOverview(
@@ -261,7 +275,9 @@ def _misgrouped() -> list[PluginOverview]:
 def _meant_group(group: str) -> str:
     if re.fullmatch(rf"{PROJECT}[._-](plugin|provider)s?", group.lower()):
         return PROJECT
-    return next(iter(get_close_matches(group.lower(), (PROJECT, FALLBACK_GROUP), n=1, cutoff=0.8)), "")
+    return next(
+        iter(get_close_matches(group.lower(), (PROJECT, FALLBACK_GROUP, WRAPPER_GROUP), n=1, cutoff=0.8)), ""
+    )
 
 
 def _not_installed(name: str, entries: tuple[str, ...]) -> PluginOverview:

@@ -22,6 +22,7 @@ from llmopt.client.options import (
     TokenCounters,
     cache_options,
     check_client_arguments,
+    load_wrappers,
     shared_options,
     with_flags,
 )
@@ -61,7 +62,8 @@ class AsyncClient:
         cache: what is cached, and where. None (default): lists of models, on disk in the user's cache directory.
             True: also vectors, there. A path: the same in that directory. "memory": both, in this process only. An
             object with the methods of `llmopt.CacheStore`: both, in that store. False: nothing.
-        plugins: wrapper plugins, which are called around the hooks of every provider.
+        plugins: wrapper plugins, which are called around the hooks of every provider, and around those that the
+            configuration's ``wrappers`` names.
         on_event: a function that is called with every event (`llmopt.values.events`), on the event loop; it must
             return quickly.
         flags: switches that override those of the configuration, such as ``{"retry": False}``.
@@ -97,6 +99,8 @@ class AsyncClient:
         loaded = load_config(config, environ=os.environ)
         if flags is not None:
             loaded = with_flags(loaded, flags)
+        if loaded.wrappers:
+            plugins = [*load_wrappers(loaded.wrappers), *plugins]
         caching = cache_options(cache, loaded, custom_transport=transport is not None)
         sharing = shared_options(shared, loaded, os.environ)
 

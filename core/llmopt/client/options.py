@@ -1,6 +1,6 @@
 """Checks of what the application passes to a client and its methods, and what ``cache`` and ``shared`` mean.
 
-No I/O, no clock, no state. A ``token_counter`` is called once. No method of a store or plugin that is passed in is called, but their attributes are read,
+No I/O, no clock, no state, but that `load_wrappers` reads the metadata of packages and imports wrappers. A ``token_counter`` is called once. No method of a store or plugin that is passed in is called, but their attributes are read,
 which runs a property's code: of a plugin all that ``dir`` lists. A path's ``__fspath__`` is called.
 """
 
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from attrs import evolve, field, frozen
 
 from llmopt.config.schema import Config, shown_variable, to_headers
-from llmopt.errors import ConfigError, InvalidInput
+from llmopt.errors import ConfigError, InvalidInput, PluginConflict, PluginContractError, PluginLoadError
 from llmopt.values.secret import HiddenBytes
 
 if TYPE_CHECKING:
     from llmopt.cache.store import CacheStore
     from llmopt.operations.token_estimate import TokenCounter
+    from llmopt.providers.discovery import InstalledPlugin
     from llmopt.shared.state import SharedOptions, SharedState
 
 CacheChoice: TypeAlias = "bool | str | os.PathLike[str] | CacheStore | None"
@@ -29,6 +30,8 @@ SharedChoice: TypeAlias = "str | SharedState | Literal[False] | None"
 """The values of the client's ``shared`` option."""
 CACHE_WORDS: Final = frozenset({"off", "memory", "disk"})
 """Values of ``cache`` that are not the path of a directory; for a directory of that name write "./memory"."""
+WRAPPER_GROUP: Final = "llmopt.wrappers"
+"""Entry-point group of wrapper plugins, which a configuration opts into by name."""
 SECRET_VARIABLE: Final = "LLMOPT_SHARED_SECRET"  # noqa: S105 - a name, not a secret
 _STORE_METHODS: Final = ("get", "put", "remove", "clear", "size", "aclose")
 
@@ -195,6 +198,42 @@ def call_headers(headers: Any, reserved: Iterable[str]) -> Mapping[str, str]:
                 f"headers.{name}: llmopt sets this header itself; for another key configure another provider entry."
             )
     return checked
+
+
+def load_wrappers(names: Sequence[str]) -> list[object]:
+    """The wrapper plugins that the configuration's ``wrappers`` names, by the entry-point group ``llmopt.wrappers``.
+
+    Raises:
+        ConfigError, PluginError: one is not installed, or cannot be used.
+    """
+    from llmopt.providers.discovery import group_by_name, installed_entry_points
+
+    installed = group_by_name(installed_entry_points(WRAPPER_GROUP))
+    return [_load_wrapper(name, installed) for name in names]
+
+
+def _load_wrapper(name: str, installed: Mapping[str, InstalledPlugin]) -> object:
+    if name not in installed:
+        from difflib import get_close_matches
+
+        near = get_close_matches(str(name), installed, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else "llmopt plugins lists what is installed."
+        raise ConfigError(f"wrappers: no wrapper {name!r:.80} is installed; {advice}")
+    point, *others = installed[name].entry_points
+    if others:
+        claims = " and ".join(sorted(installed[name].distributions))
+        raise PluginConflict(f"wrapper {name!r} is claimed by {claims}; uninstall all but one of them.")
+    try:
+        plugin = point.load()
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise PluginLoadError(f"wrapper {name!r} ({point.value}) cannot be imported: {told}") from error
+    if isinstance(plugin, type) or not _has_hooks(plugin):
+        raise PluginContractError(
+            f"wrapper {name!r} ({point.value}): its entry point must name a module or an object with functions that are "
+            "marked with @llmopt.hookimpl."
+        )
+    return plugin
 
 
 def with_flags(config: Config, flags: Mapping[str, bool]) -> Config:

@@ -582,6 +582,7 @@ class Config:
         cache: whether embeddings are cached, or where. Default: as the client's ``cache`` argument says.
         cache_dir: folder of all caches. Default: the user's cache folder.
         shared: the store of limits that several processes share.
+        wrappers: names of installed wrapper plugins that every provider gets. Default: none.
     """
 
     providers: Mapping[str, ProviderEntry] = field(factory=dict, converter=_named)
@@ -589,6 +590,9 @@ class Config:
     cache: bool | str | None = field(default=None, converter=_cache, repr=_shown_url)
     cache_dir: str | None = _path()
     shared: SharedEntry = field(factory=SharedEntry, validator=_instance_of(SharedEntry))
+    wrappers: tuple[str, ...] | None = _field(
+        "a list of names", lambda v: isinstance(v, (list, tuple)), lambda v: v
+    )
 
     def entry(self, name: str) -> ProviderEntry:
         """The entry of that name; without any keys if it is not configured."""
