@@ -16,13 +16,13 @@ from llmopt.policies.circuit_breaker import (
     CircuitBreakerOptions,
     CircuitBreakerRegistry,
     CircuitPair,
-    CircuitTransition,
     FailureWindow,
     Permit,
     counts_as_timeout,
     results_of,
 )
 from llmopt.testing.clock import SimulatedClock
+from llmopt.values.events import BreakerChanged
 
 
 class FixedJitter(random.Random):
@@ -73,7 +73,7 @@ class BreakerFixture:
 
     def __init__(self, jitter: float = 0.5, **options: Any) -> None:
         self.clock = SimulatedClock(start=1000.0)
-        self.changes: list[CircuitTransition] = []
+        self.changes: list[BreakerChanged] = []
         self.breaker = CircuitBreaker(
             "e",
             CircuitBreakerOptions(**options),
@@ -500,16 +500,16 @@ def test_an_expired_probe_counts_until_another_probe_starts() -> None:
 
 
 def test_transitions_are_reported() -> None:
-    """With the results that caused them."""
+    """All of them, with the duration of the break."""
     circuit = BreakerFixture()
     circuit.run("ss" + "f" * 8)
     circuit.clock.advance(5)
     circuit.run("ss")
 
     assert circuit.changes == [
-        CircuitTransition(name="e", old="closed", new="open", break_duration_s=5.0, calls=10, failures=8),
-        CircuitTransition(name="e", old="open", new="half_open", calls=10, failures=8),
-        CircuitTransition(name="e", old="half_open", new="closed"),
+        BreakerChanged(circuit="e", old="closed", new="open", break_duration_s=5.0),
+        BreakerChanged(circuit="e", old="open", new="half_open"),
+        BreakerChanged(circuit="e", old="half_open", new="closed"),
     ]
 
 
@@ -586,7 +586,7 @@ def test_an_expired_deadline_counts_after_ten_seconds_or_the_whole_timeout(
 class PairFixture:
     def __init__(self, **more: Any) -> None:
         self.clock = SimulatedClock()
-        self.changes: list[CircuitTransition] = []
+        self.changes: list[BreakerChanged] = []
         self.breakers = CircuitBreakerRegistry(
             now=self.clock.now, rng=FixedJitter(), on_transition=self.changes.append, **more
         )
@@ -615,7 +615,7 @@ def test_a_dead_origin_opens_for_all_its_models() -> None:
 
     assert circuit.pair(model="z").retry_in() == 5.0
     assert circuit.pair(model="z").acquire() is None
-    assert [change.name for change in circuit.changes] == ["https://a"]
+    assert [change.circuit for change in circuit.changes] == ["https://a"]
     assert circuit.pair(origin="https://b").retry_in() is None
 
 
@@ -628,7 +628,7 @@ def test_a_failing_model_leaves_other_circuits_closed(other: dict[str, str]) -> 
     assert circuit.pair().acquire() is None
     assert circuit.pair().retry_in() == 5.0
     assert circuit.pair(**other).retry_in() is None
-    assert [change.name for change in circuit.changes] == ["https://a m embeddings"]
+    assert [change.circuit for change in circuit.changes] == ["https://a m embeddings"]
 
 
 REASONS = ("count", "index", "dimensions", "json", "html", "base64", "type", "a reason of a plugin")
@@ -675,10 +675,11 @@ def test_a_transition_names_provider_endpoint_model_and_cause() -> None:
         granted(circuit.breakers.pair("https://a", "k", "m", "chat", provider="p")).failed(error)
     (change,) = circuit.changes
     assert (change.provider, change.endpoint, change.model) == ("p", "https://a", "m")
-    assert str(change.cause) == "down"
-    assert change.cause is not None
-    assert (change.cause.__cause__, change.cause.__traceback__) == (None, None)
-    assert str(circuit.breakers.pair("https://a", "k", "m", "chat", provider="p").cause) == "down"
+    assert (change.cause, change.message) == ("ServerError", "down")
+    cause = circuit.breakers.pair("https://a", "k", "m", "chat", provider="p").cause
+    assert str(cause) == "down"
+    assert cause is not None
+    assert (cause.__cause__, cause.__traceback__) == (None, None)
 
 
 def test_a_circuit_that_several_entries_share_names_none_of_them() -> None:
@@ -687,7 +688,7 @@ def test_a_circuit_that_several_entries_share_names_none_of_them() -> None:
         granted(circuit.breakers.pair("https://a", provider, "m", "chat", provider=provider)).failed(
             e.ConnectFailed("m")
         )
-    assert [(change.name, change.provider) for change in circuit.changes] == [("https://a", "")]
+    assert [(change.circuit, change.provider) for change in circuit.changes] == [("https://a", "")]
 
 
 def test_sixteen_consecutive_failures_open_the_circuit_of_a_model() -> None:

@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from llmopt.policies.circuit_breaker import CircuitBreaker, CircuitBreakerOptions, CircuitTransition
+from llmopt.policies.circuit_breaker import CircuitBreaker, CircuitBreakerOptions
 from llmopt.testing.clock import SimulatedClock
+from llmopt.values.events import BreakerChanged
 from tests.support.scale import scaled
 
 IN_A_ROW = 6
@@ -85,7 +86,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.clock = SimulatedClock(start=999.0)
-        self.changes: list[CircuitTransition] = []
+        self.changes: list[BreakerChanged] = []
         self.breaker = CircuitBreaker(
             "e",
             OPTIONS,

@@ -23,11 +23,11 @@ from llmopt.engine.singleflight import SingleFlight
 from llmopt.engine.streaming import LiveStream, StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
-from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitTransition, CircuitWaitQueue
+from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock, Deadline, SystemClock
 from llmopt.policies.tasks import require_asyncio
 from llmopt.providers.registry import Provider
-from llmopt.values.events import OnEvent
+from llmopt.values.events import BreakerChanged, OnEvent
 
 if TYPE_CHECKING:
     import httpx
@@ -79,7 +79,7 @@ class Engine:
         self.sharing = sharing
         sharing.circuits = self._breakers
 
-    def _circuit_changed(self, change: CircuitTransition) -> None:
+    def _circuit_changed(self, change: BreakerChanged) -> None:
         self.telemetry.breaker_changed(change)
         if self.sharing is not None:
             self.sharing.circuit_changed(change)

@@ -1,7 +1,7 @@
 """Telemetry of one client: events for the application's listener and for the log, counters per endpoint.
 
-Events are the classes of `llmopt.values.events`. None is made that nobody wants, and an exception that a listener or a
-log handler raises never reaches a call. Nothing here awaits.
+Events are the classes of `llmopt.values.events`. None is made here that nobody wants, and an exception that a listener
+or a log handler raises never reaches a call. Nothing here awaits.
 
 A `Scope` is what the events of one call or request have in common. While somebody
 listens, a context variable holds the one that runs, for the events of what knows neither (the
@@ -18,15 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, cast
+from typing import Any, Final, ParamSpec, cast
 
 from attrs import asdict, define, evolve, field
 
 from llmopt import log
 from llmopt.values.events import BreakerChanged, Event, OnEvent, PoolCheckout, PoolReuse, PoolSize, WaitCause
 
-if TYPE_CHECKING:
-    from llmopt.policies.circuit_breaker import CircuitTransition
 _P = ParamSpec("_P")
 OK: Final = "ok"
 CANCELLED: Final = "cancelled"
@@ -71,23 +69,14 @@ class Telemetry:
                 message = f"the listener on_event raised on {event.name}"
                 log.REQUEST.write(log.WARNING, "listener.failed", message, {"exc_info": True})
 
-    def breaker_changed(self, change: CircuitTransition) -> None:
-        """A circuit breaker changed its state."""
+    def breaker_changed(self, change: BreakerChanged) -> None:
+        """A circuit breaker changed its state, in the current scope."""
         scope = current_scope.get()
+        known = {} if scope is None else scope.fields()
         # Several entries may share the circuit.
-        provider = change.provider or ("" if scope is None else scope.fields()["provider"])
-        self.emit(
-            BreakerChanged,
-            provider=provider,
-            model=change.model,
-            endpoint=change.endpoint,
-            circuit=change.name,
-            old=change.old,
-            new=change.new,
-            break_duration_s=change.break_duration_s,
-            cause="" if change.cause is None else type(change.cause).__name__,
-            message="" if change.cause is None else str(change.cause),
-        )
+        provider = change.provider or known.get("provider", "")
+        own = {"provider": provider, "model": change.model, "endpoint": change.endpoint}
+        self.publish(evolve(change, **{**known, **own}))
 
     def pool_trace(self, provider: str, endpoint: str) -> PoolEvents | None:
         """The callbacks for an endpoint's connection pool, None without a listener."""

@@ -28,7 +28,8 @@ from attrs import define, evolve, field, frozen
 
 from llmopt import errors
 from llmopt.policies.clock import Clock, Now, new_rng
-from llmopt.policies.tasks import running_loop
+from llmopt.policies.tasks import run_on
+from llmopt.values.events import BreakerChanged
 
 State = Literal["closed", "open", "half_open"]
 Result = Literal["success", "failure", "neutral"]
@@ -79,35 +80,6 @@ class CircuitBreakerOptions:
     probe_retry_in_s: float = 0.5
 
 
-@frozen(kw_only=True)
-class CircuitTransition:
-    """A change of a circuit's state.
-
-    Attributes:
-        name: the circuit's name.
-        old: state before.
-        new: state after.
-        break_duration_s: seconds until the first probe, if ``new`` is "open".
-        calls: results in the window at that moment.
-        failures: how many of them were failures.
-        provider: name of the provider entry, "" where several entries share the origin.
-        endpoint: origin of the endpoint.
-        model: model, "" for the circuit of an origin.
-        cause: the failure that opened the circuit, None if it did not open.
-    """
-
-    name: str
-    old: State
-    new: State
-    break_duration_s: float = 0.0
-    calls: int = 0
-    failures: int = 0
-    provider: str = ""
-    endpoint: str = ""
-    model: str = ""
-    cause: errors.LLMOptError | None = None
-
-
 @define(eq=False, repr=False)
 class CircuitBreaker:
     """One circuit. Not tied to an event loop; for use by one thread at a time.
@@ -119,7 +91,7 @@ class CircuitBreaker:
         rng: source of the jitter.
         on_transition: called with every change of state.
         on_probe_end: called when a probe has ended, so that callers that were refused can look again.
-        provider: see `CircuitTransition`, and so for the next two.
+        provider: see `BreakerChanged`, and so for the next two; "" where several entries share the circuit.
 
     Attributes:
         cause: the failure that opened it last, None before the first time.
@@ -129,7 +101,7 @@ class CircuitBreaker:
     _options: CircuitBreakerOptions = field(factory=CircuitBreakerOptions)
     _now: Now = field(kw_only=True)
     _rng: random.Random = field(factory=new_rng, kw_only=True)
-    _on_transition: Callable[[CircuitTransition], None] | None = field(default=None, kw_only=True)
+    _on_transition: Callable[[BreakerChanged], None] | None = field(default=None, kw_only=True)
     _on_probe_end: Callable[[], None] | None = field(default=None, kw_only=True)
     provider: str = field(default="", kw_only=True)
     _endpoint: str = field(default="", kw_only=True)
@@ -276,21 +248,22 @@ class CircuitBreaker:
     def _change(self, new: State, break_duration_s: float = 0.0) -> None:
         old, self._state = self._state, new
         self._generation += 1
-        if self._on_transition is not None:
-            self._on_transition(
-                CircuitTransition(
-                    name=self.name,
-                    old=old,
-                    new=new,
-                    break_duration_s=break_duration_s,
-                    calls=self._window.calls,
-                    failures=self._window.failures,
-                    provider=self.provider,
-                    endpoint=self._endpoint,
-                    model=self._model,
-                    cause=self.cause if new == "open" else None,
-                )
+        if self._on_transition is None:
+            return
+        cause = self.cause if new == "open" else None
+        self._on_transition(
+            BreakerChanged(
+                provider=self.provider,
+                model=self._model,
+                endpoint=self._endpoint,
+                circuit=self.name,
+                old=old,
+                new=new,
+                break_duration_s=break_duration_s,
+                cause="" if cause is None else type(cause).__name__,
+                message="" if cause is None else str(cause),
             )
+        )
 
 
 @define(eq=False)
@@ -388,7 +361,7 @@ class CircuitBreakerRegistry:
         *,
         now: Now,
         rng: random.Random | None = None,
-        on_transition: Callable[[CircuitTransition], None] | None = None,
+        on_transition: Callable[[BreakerChanged], None] | None = None,
         on_probe_end: Callable[[], None] | None = None,
     ) -> None:
         self._options = options or CircuitBreakerOptions()
@@ -469,7 +442,7 @@ def counts_as_timeout(ran_s: float, timeout_s: float) -> bool:
 
 
 class FailureWindow:
-    """Results of a sliding window, in a ring of buckets. The sums are kept, so that reading them costs nothing.
+    """Results of a sliding window, in buckets. The sums are kept, so that reading them costs nothing.
 
     Args:
         window_s: seconds that the window covers.
@@ -480,43 +453,35 @@ class FailureWindow:
         failures: how many of them were failures.
     """
 
-    __slots__ = ("_calls", "_failures", "_position", "_span", "calls", "failures")
+    __slots__ = ("_buckets", "_size", "_span", "calls", "failures")
 
     def __init__(self, window_s: float, buckets: int) -> None:
         self._span = window_s / buckets
-        self._calls = [0] * buckets
-        self._failures = [0] * buckets
-        self._position = 0
-        self.calls = 0
-        self.failures = 0
+        self._size = buckets
+        self.clear()
 
     def clear(self) -> None:
         """Forget all results."""
-        for ring in (self._calls, self._failures):
-            ring[:] = [0] * len(ring)
+        # Each with its position and its sums; the first one stands for no results.
+        self._buckets = [[-1, 0, 0]]
         self.calls = self.failures = 0
 
     def add(self, now: float, *, failed: bool) -> None:
         """Count a result. ``now`` must not be before that of the last one."""
         position = int(now / self._span)
-        if position != self._position:
-            self._move(position)
-        slot = position % len(self._calls)
-        self._calls[slot] += 1
+        bucket = self._buckets[-1]
+        if bucket[0] != position:
+            bucket = [position, 0, 0]
+            # A new list, and sums counted anew: two threads that do this at once lose a count at most.
+            kept = [each for each in self._buckets if each[0] > position - self._size]
+            self.calls = sum(calls for _, calls, _ in kept)
+            self.failures = sum(failures for *_, failures in kept)
+            self._buckets = [*kept, bucket]
+        bucket[1] += 1
         self.calls += 1
         if failed:
-            self._failures[slot] += 1
+            bucket[2] += 1
             self.failures += 1
-
-    def _move(self, position: int) -> None:
-        """Empty the buckets that were passed; after a whole turn these are all of them."""
-        size = len(self._calls)
-        for passed in range(max(self._position + 1, position - size + 1), position + 1):
-            slot = passed % size
-            self.calls -= self._calls[slot]
-            self.failures -= self._failures[slot]
-            self._calls[slot] = self._failures[slot] = 0
-        self._position = position
 
 
 class CircuitWaitQueue:
@@ -553,13 +518,8 @@ class CircuitWaitQueue:
 
     def notify_all(self) -> None:
         """Wake all waiters. May be called from any thread, with or without a running loop."""
-        running = running_loop()
         for future in tuple(self._waiters):
-            loop = future.get_loop()
-            if loop is running:
-                _wake(future)
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(_wake, future)
+            run_on(future.get_loop(), _wake, future)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

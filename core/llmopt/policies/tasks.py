@@ -168,6 +168,18 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
+    """Call a function on an event loop, at once if it is the running one; False if the loop is closed."""
+    if running_loop() is loop:
+        act(*args)
+        return True
+    try:
+        loop.call_soon_threadsafe(act, *args)
+    except RuntimeError:
+        return False
+    return True
+
+
 def require_asyncio() -> None:
     """Check that asyncio runs the caller.
 

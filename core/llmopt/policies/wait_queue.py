@@ -17,18 +17,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from itertools import chain
-from typing import Final, Generic, TypeVar, TypeVarTuple, Unpack
+from typing import Final, Generic, TypeVar
 
 from attrs import define, field
 
 from llmopt.errors import LLMOptError, QueueFull
 from llmopt.policies.clock import Clock, Deadline, Timer
 from llmopt.policies.quota import Lease
-from llmopt.policies.tasks import running_loop
+from llmopt.policies.tasks import run_on
 from llmopt.values.calls import Priority
 
 _W = TypeVar("_W", bound=Hashable)
-_Args = TypeVarTuple("_Args")
 BULK_SHARE: Final = 0.1
 """What bulk gets at least while interactive waiters never run out. They wait a ninth longer for it; with a quarter it would
 be a third."""
@@ -244,26 +243,26 @@ class WaitQueue:
         timer.waiters -= 1
         if not timer.waiters:
             del self._timers[waiter.loop]
-            _run_on(waiter.loop, _cancel, timer)
+            run_on(waiter.loop, _cancel, timer)
         return True
 
     def grant(self, waiter: Waiter, lease: Lease) -> bool:
         """Give a waiter its lease; False if its loop is closed, so that its task can never use it."""
         self.remove(waiter, served=True)
         waiter.lease = lease
-        return _run_on(waiter.loop, _set_result, waiter.future, lease)
+        return run_on(waiter.loop, _resolve, waiter.future, lease)
 
     def reject(self, waiter: Waiter, error: LLMOptError) -> None:
         """Remove a waiter and raise an error in its task."""
         if self.remove(waiter):
-            _run_on(waiter.loop, _set_exception, waiter.future, error)
+            run_on(waiter.loop, _resolve, waiter.future, error)
 
     def wake_at(self, moment: float) -> None:
         """Call ``on_timer`` at that moment at the latest."""
         for loop, timer in self._timers.items():
             if moment < timer.due:
                 timer.due = moment
-                _run_on(loop, self._schedule, timer, moment)
+                run_on(loop, self._schedule, timer, moment)
 
     def _schedule(self, timer: _LoopTimer, moment: float) -> None:
         _cancel(timer)
@@ -276,29 +275,16 @@ class WaitQueue:
         self._on_timer()
 
 
-def _run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None], *args: *_Args) -> bool:
-    """Call a function on an event loop, at once if it is the running one; False if the loop is closed."""
-    if running_loop() is loop:
-        act(*args)
-        return True
-    try:
-        loop.call_soon_threadsafe(act, *args)
-    except RuntimeError:
-        return False
-    return True
-
-
 def _cancel(timer: _LoopTimer) -> None:
     if timer.handle is not None:
         timer.handle.cancel()
         timer.handle = None
 
 
-def _set_result(future: asyncio.Future[Lease], lease: Lease) -> None:
-    if not future.done():
-        future.set_result(lease)
-
-
-def _set_exception(future: asyncio.Future[Lease], error: LLMOptError) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _resolve(future: asyncio.Future[Lease], result: Lease | LLMOptError) -> None:
+    if future.done():
+        return
+    if isinstance(result, LLMOptError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -32,11 +32,11 @@ from llmopt.policies.tasks import TaskSet, running_loop
 from llmopt.shared.blocks import IDLE_S, Block, SharedBlocks, Waiting
 from llmopt.shared.limiter import SharedRateLimiter
 from llmopt.shared.state import Reservation, SharedOptions, SharedRecord
-from llmopt.values.events import SharedDegraded
+from llmopt.values.events import BreakerChanged, SharedDegraded
 
 if TYPE_CHECKING:
     from llmopt.config.resolve import Endpoint
-    from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitTransition
+    from llmopt.policies.circuit_breaker import CircuitBreakerRegistry
     from llmopt.policies.wait_queue import WaitQueue
 
 T = TypeVar("T")
@@ -325,14 +325,16 @@ class Sharing:
             quota.limiter.restore(LearnedLimits(rpm, tpm, None, None))
             quota.limits = quota.limiter.learned[:2]
 
-    def circuit_changed(self, change: CircuitTransition) -> None:
+    def circuit_changed(self, change: BreakerChanged) -> None:
         """Tell the others that a circuit has opened here."""
-        if change.new != "open" or change.cause is None or not change.break_duration_s:
+        if change.new != "open" or not change.cause or not change.break_duration_s:
             return
-        cause, circuit = type(change.cause).__name__, self._digest("circuit", change.name).hex()
-        self._start(self._publish_circuit(change, {"circuit": circuit, "cause": cause, "by": self._me}))
+        circuit = self._digest("circuit", change.circuit).hex()
+        self._start(
+            self._publish_circuit(change, {"circuit": circuit, "cause": change.cause, "by": self._me})
+        )
 
-    async def _publish_circuit(self, change: CircuitTransition, state: dict[str, str | float]) -> None:
+    async def _publish_circuit(self, change: BreakerChanged, state: dict[str, str | float]) -> None:
         name = self._digest("circuits", change.endpoint)
         with suppress(_NoAnswerError):
             await self._call(_NOTHING, self._store.publish, name, state, change.break_duration_s)
