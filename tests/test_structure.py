@@ -34,7 +34,7 @@ LAYERS = (
     {"engine"},
     {"operations"},
     {"client"},
-    {"cli", "testing"},
+    {"cli", "testing", "typing"},
     {"__main__"},
 )
 """From the bottom up: a module imports from its own layer and from the layers below."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
 
 import pytest
 
-import llmopt
+import llmopt.typing
 from llmopt import compatible, hookspecs
-from llmopt.providers.hooks import HOOK_NAMES
+from llmopt.providers.hooks import HOOK_NAMES, ProviderHooks
 from llmopt.testing.dialect import Samples
 from llmopt_conformance.runner import CHECKS
 from tests.test_third_party import ACME
@@ -24,6 +25,27 @@ def test_every_hook_is_documented_with_its_exact_signature(hook: str) -> None:
     """Parameters, their types and the return type."""
     signature = str(inspect.signature(getattr(hookspecs, hook))).replace("'", "")
     assert f"| `{hook}{signature.replace('|', chr(92) + '|')}` |" in PAGE
+
+
+def test_the_protocol_has_the_same_hooks() -> None:
+    """Names, parameters and types; at runtime a plugin that subclasses it has none but its own."""
+    (plugin,) = (
+        each
+        for each in ast.parse(Path(llmopt.typing.__file__).read_text()).body
+        if isinstance(each, ast.ClassDef)
+    )
+    found = {
+        each.name: f"{ast.unparse(each.args)} -> {ast.unparse(each.returns or plugin)}"
+        for each in ast.walk(plugin)
+        if isinstance(each, ast.FunctionDef)
+    }
+    declared = {
+        name: str(inspect.signature(getattr(hookspecs, name))).replace("'", "") for name in HOOK_NAMES
+    }
+    assert found == {
+        name: text.replace("(", "self, ", 1).replace(")", "", 1) for name, text in declared.items()
+    }
+    ProviderHooks("acme", type("Acme", (llmopt.typing.Plugin,), {})())
 
 
 def test_every_documented_hook_exists() -> None:

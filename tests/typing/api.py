@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 import llmopt
+from llmopt import hookimpl
+from llmopt.typing import Plugin
 from llmopt.values.events import CallEnd, Event, RequestRetry
 
 if TYPE_CHECKING:
@@ -92,3 +95,35 @@ def listen(event: Event) -> None:
         assert_type(event, CallEnd)
         assert_type(event.usage, llmopt.Usage | None)
     llmopt.Client(on_event=listen)
+
+
+class Acme(Plugin):
+    """A plugin of one hook is a plugin."""
+
+    @hookimpl
+    @override
+    def batch_limit(self, call: llmopt.EmbedCall, settings: llmopt.Settings) -> llmopt.BatchLimit:
+        return llmopt.BatchLimit(max_items=64)
+
+
+class WrongParameter(Plugin):
+    @hookimpl
+    def batch_limit(self, call: llmopt.ChatCall, settings: llmopt.Settings) -> llmopt.BatchLimit:  # type: ignore[override]
+        return llmopt.BatchLimit()
+
+
+class WrongResult(Plugin):
+    @hookimpl
+    def classify_error(self, failure: llmopt.Failure, settings: llmopt.Settings) -> str:  # type: ignore[override]
+        return "transient"
+
+
+class Misspelt(Plugin):
+    @hookimpl
+    @override
+    def batch_limits(self, call: llmopt.EmbedCall, settings: llmopt.Settings) -> llmopt.BatchLimit:  # type: ignore[misc]
+        return llmopt.BatchLimit()
+
+
+def plugins() -> llmopt.Client:
+    return llmopt.Client(plugins=[Acme()])
