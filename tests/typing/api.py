@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_type
+from typing import TYPE_CHECKING, Any, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ def sync(client: llmopt.Client, texts: Iterator[str]) -> None:
         for event in stream:
             assert_type(event, llmopt.ChatEvent)
     assert_type(stream.reply, llmopt.ChatReply)
+    assert_type(stream.reply.provider_data, Mapping[str, Any])
     assert_type(client.list_models("local"), llmopt.Catalog)
     for model in client.list_models("local"):
         assert_type(model, llmopt.Model)
