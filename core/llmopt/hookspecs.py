@@ -29,7 +29,8 @@ Rules for every hook:
 * Secrets belong in request headers and nowhere else, because URLs and bodies may be logged.
 * Import what is slow to import (numpy, httpx) inside the function that uses it.
 
-The four hooks ``provider_profile``, ``batch_limit``, ``build_request`` and ``classify_error`` are enough for most
+The hooks are in four groups: for every provider, for embeddings, for chat, and rare ones. The four hooks
+``provider_profile``, ``batch_limit``, ``build_request`` and ``classify_error`` are enough for most
 providers. A misspelled hook, a hook without the marker, or a return value of another type is a
 `PluginContractError` that names the plugin and the hook.
 
@@ -62,6 +63,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 """The marker for a plugin's hooks. Plugins import it from ``llmopt``, so that they do not depend on pluggy."""
 
 
+# Every provider.
+
+
 @hookspec(firstresult=True)
 def provider_profile(entry: ProviderEntry) -> Profile | None:
     """Describe the provider: base URL, key variables, timeouts, retries, pool size, usual rate limits.
@@ -74,19 +78,6 @@ def provider_profile(entry: ProviderEntry) -> Profile | None:
 
     Returns:
         The profile. None: a provider without any defaults, for which the user must configure ``base_url``.
-    """
-
-
-@hookspec(firstresult=True)
-def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:
-    """State how much one embeddings request for ``call.model`` may hold.
-
-    Called before texts are split into batches, not for every request; ``call.texts`` is empty.
-
-    Returns:
-        The limits as the provider documents them, for example
-        ``BatchLimit(max_items=64, max_item_tokens=8_192)``. A number that only is likely to be accepted is named
-        in ``guesses``: the user's ``max_batch_size`` may exceed it. None: 32 texts in a request, as a guess.
     """
 
 
@@ -111,6 +102,59 @@ def build_request(call: Call, settings: Settings) -> HttpRequest | None:
 
 
 @hookspec(firstresult=True)
+def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
+    """Decide what an error response means, and thereby what llmopt does next.
+
+    Called once for each response with an error status, and for each `Failure` that a parsing hook returned.
+    Tell "too many requests" (``RATE_LIMITED``: wait and retry) from "no credit left" (``QUOTA_EXHAUSTED``:
+    never retry); providers send 429 for both.
+
+    Returns:
+        The verdict. None: judge by the codes and words that hold for every provider, then by the status.
+        `llmopt.compatible.classify` gives that verdict too, and takes a table of the provider's own rules.
+    """
+
+
+@hookspec(firstresult=True)
+def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:
+    """Read the models from a 2xx response to a `CatalogCall`.
+
+    Returns:
+        One page: the models, and ``next_cursor`` if there are more. An entry that cannot be read is left out
+        and counted in ``dropped``. A `Failure` if the body holds an error. None: the OpenAI-compatible format.
+
+    Raises:
+        InvalidResponse: the body holds no list of models.
+    """
+
+
+@hookspec(firstresult=True)
+def rate_limits(response: HttpResponse, settings: Settings) -> RateLimits | None:
+    """Read rate limits from the headers of a response, whatever its status.
+
+    Returns:
+        The limits that the headers state; ``RateLimits()`` if there are none. None: read the usual
+        ``x-ratelimit-*`` headers.
+    """
+
+
+# Embeddings.
+
+
+@hookspec(firstresult=True)
+def batch_limit(call: EmbedCall, settings: Settings) -> BatchLimit | None:
+    """State how much one embeddings request for ``call.model`` may hold.
+
+    Called before texts are split into batches, not for every request; ``call.texts`` is empty.
+
+    Returns:
+        The limits as the provider documents them, for example
+        ``BatchLimit(max_items=64, max_item_tokens=8_192)``. A number that only is likely to be accepted is named
+        in ``guesses``: the user's ``max_batch_size`` may exceed it. None: 32 texts in a request, as a guess.
+    """
+
+
+@hookspec(firstresult=True)
 def parse_embeddings(
     call: EmbedCall, response: HttpResponse, settings: Settings
 ) -> EmbeddedRows | Failure | None:
@@ -127,16 +171,28 @@ def parse_embeddings(
 
 
 @hookspec(firstresult=True)
-def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:
-    """Read the models from a 2xx response to a `CatalogCall`.
+def limits_request(call: EmbedCall, settings: Settings) -> HttpRequest | None:
+    """Build a request that asks the server for its limits, such as ``GET /info``.
+
+    Called once for each endpoint and model, before the first batch; ``call.texts`` is empty. If the request
+    fails, the limits of `batch_limit` hold; the user's call does not fail for it.
 
     Returns:
-        One page: the models, and ``next_cursor`` if there are more. An entry that cannot be read is left out
-        and counted in ``dropped``. A `Failure` if the body holds an error. None: the OpenAI-compatible format.
-
-    Raises:
-        InvalidResponse: the body holds no list of models.
+        The request. None: the server has nothing to ask.
     """
+
+
+@hookspec(firstresult=True)
+def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit | None:
+    """Read the limits from a 2xx response to `limits_request`.
+
+    Returns:
+        The limits; ``BatchLimit()`` if the response states none. Of these, of `batch_limit` and of the user's
+        ``max_batch_size`` the smallest number counts, but ``max_batch_size`` replaces a guess. None: no limits.
+    """
+
+
+# Chat.
 
 
 @hookspec(firstresult=True)
@@ -198,28 +254,7 @@ def decode_stream(content_type: str, settings: Settings) -> EventDecoder | None:
     """
 
 
-@hookspec(firstresult=True)
-def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
-    """Decide what an error response means, and thereby what llmopt does next.
-
-    Called once for each response with an error status, and for each `Failure` that a parsing hook returned.
-    Tell "too many requests" (``RATE_LIMITED``: wait and retry) from "no credit left" (``QUOTA_EXHAUSTED``:
-    never retry); providers send 429 for both.
-
-    Returns:
-        The verdict. None: judge by the codes and words that hold for every provider, then by the status.
-        `llmopt.compatible.classify` gives that verdict too, and takes a table of the provider's own rules.
-    """
-
-
-@hookspec(firstresult=True)
-def rate_limits(response: HttpResponse, settings: Settings) -> RateLimits | None:
-    """Read rate limits from the headers of a response, whatever its status.
-
-    Returns:
-        The limits that the headers state; ``RateLimits()`` if there are none. None: read the usual
-        ``x-ratelimit-*`` headers.
-    """
+# Rare.
 
 
 @hookspec(firstresult=True)
@@ -231,6 +266,22 @@ def request_cost(call: Call, settings: Settings) -> RequestCost | None:
 
     Returns:
         The cost. None: one request, and llmopt's estimate of its tokens.
+    """
+
+
+@hookspec(firstresult=True)
+def credential_provider(settings: Settings) -> TokenProvider | None:
+    """Return a function that gives the key or token of each attempt.
+
+    For another way to sign in, such as a cloud's identity library, that the user chooses by one of the plugin's
+    own configuration keys. Called once for each endpoint.
+
+    Returns:
+        A function without parameters, sync or async, that returns the token as text. The core calls a sync one
+        in a worker thread, never on the event loop. None: the configured key.
+
+    Raises:
+        ConfigError: the library that it needs is not installed.
     """
 
 
@@ -252,46 +303,8 @@ def sign_request(request: HttpRequest, now: float, settings: Settings) -> Mappin
 
 
 @hookspec(firstresult=True)
-def limits_request(call: EmbedCall, settings: Settings) -> HttpRequest | None:
-    """Build a request that asks the server for its limits, such as ``GET /info``.
-
-    Called once for each endpoint and model, before the first batch; ``call.texts`` is empty. If the request
-    fails, the limits of `batch_limit` hold; the user's call does not fail for it.
-
-    Returns:
-        The request. None: the server has nothing to ask.
-    """
-
-
-@hookspec(firstresult=True)
-def parse_limits(call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit | None:
-    """Read the limits from a 2xx response to `limits_request`.
-
-    Returns:
-        The limits; ``BatchLimit()`` if the response states none. Of these, of `batch_limit` and of the user's
-        ``max_batch_size`` the smallest number counts, but ``max_batch_size`` replaces a guess. None: no limits.
-    """
-
-
-@hookspec(firstresult=True)
-def credential_provider(settings: Settings) -> TokenProvider | None:
-    """Return a function that gives the key or token of each attempt.
-
-    For another way to sign in, such as a cloud's identity library, that the user chooses by one of the plugin's
-    own configuration keys. Called once for each endpoint.
-
-    Returns:
-        A function without parameters, sync or async, that returns the token as text. The core calls a sync one
-        in a worker thread, never on the event loop. None: the configured key.
-
-    Raises:
-        ConfigError: the library that it needs is not installed.
-    """
-
-
-@hookspec(firstresult=True)
 def open_transport(settings: Settings) -> httpx.AsyncBaseTransport | None:
-    """Open another transport than llmopt's connection pool: an in-process engine, a request signer, a Unix socket.
+    """Open another transport than llmopt's connection pool: an in-process engine, a Unix socket.
 
     Called once for each endpoint, when it is first used. The core closes the transport with the client.
 
