@@ -166,7 +166,13 @@ class Targets:
         try:
             proxy = self._proxies[origin]
             proxy_url = None if proxy is None else URL(proxy.url)
-            written = URL(url, encoded=True)
-            return Target(url=URL(url), written=written, origin=origin, proxy=proxy, proxy_url=proxy_url)
+            # Neither URL is given a name: a query may hold a key, and tracebacks can show local variables.
+            return Target(
+                url=URL(url),
+                written=URL(url, encoded=True),
+                origin=origin,
+                proxy=proxy,
+                proxy_url=proxy_url,
+            )
         except ValueError:
             raise ConfigError(f"the URL of the request to {origin} cannot be used.") from None
