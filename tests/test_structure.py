@@ -29,6 +29,7 @@ LAYERS = (
     {"log"},
     {"policies", "decoding", "transport", "config", "cache", "shared"},
     {"hookspecs"},
+    {"reading"},
     {"compatible", "known_models"},
     {"providers"},
     {"engine"},

@@ -20,7 +20,6 @@ from llmopt import (
     HttpRequest,
     HttpResponse,
     InvalidInput,
-    InvalidResponse,
     Model,
     Profile,
     Settings,
@@ -28,6 +27,7 @@ from llmopt import (
     Verdict,
     compatible,
     hookimpl,
+    reading,
 )
 from llmopt_conformance import SampleError, SamplePage, SampleRows, Samples
 
@@ -35,7 +35,12 @@ from llmopt_conformance import SampleError, SamplePage, SampleRows, Samples
 @hookimpl
 def provider_profile() -> Profile:
     """The key is sent in the header x-own-key."""
-    return Profile(base_url="https://own.example/api", key_env=("OWN_API_KEY",), auth="x-own-key")
+    return Profile(
+        base_url="https://own.example/api",
+        key_env=("OWN_API_KEY",),
+        auth="x-own-key",
+        operations=frozenset({"embeddings", "catalog"}),
+    )
 
 
 @hookimpl
@@ -63,39 +68,21 @@ def build_request(call: Call, settings: Settings) -> HttpRequest:
 @hookimpl
 def parse_embeddings(response: HttpResponse) -> EmbeddedRows | Failure:
     """Read vectors, which come in the order of the texts."""
-    import numpy as np
-
-    value = response.json
-    if isinstance(value, dict) and value.get("error"):
+    value = reading.body(response)
+    if value.get("error"):
         return Failure.from_response(response)
-    results = value.get("results") if isinstance(value, dict) else None
-    if not isinstance(results, list) or not results or not all(map(_is_result, results)):
-        raise InvalidResponse("the answer holds no results.", reason="json", sent="yes")
-    if len({len(each["values"]) for each in results}) > 1:
-        raise InvalidResponse("the vectors differ in length.", reason="dimensions", sent="yes")
-    with np.errstate(over="ignore"):
-        vectors = np.array([each["values"] for each in results], dtype=np.float32)
-    return EmbeddedRows(vectors=vectors, usage=_usage(value.get("cost")))
-
-
-def _is_result(value: object) -> bool:
-    values = value.get("values") if isinstance(value, dict) else None
-    return isinstance(values, list) and all(type(number) in (int, float) for number in values)
-
-
-def _usage(cost: object) -> Usage | None:
-    return Usage(prompt_tokens=cost, total_tokens=cost) if type(cost) is int and 0 <= cost < 10**9 else None
+    rows = [each.get("values") for each in reading.objects(value.get("results"), "results")]
+    cost = reading.count(value.get("cost"))
+    return EmbeddedRows(vectors=reading.vectors(rows), usage=Usage(prompt_tokens=cost, total_tokens=cost))
 
 
 @hookimpl
 def parse_catalog(response: HttpResponse) -> CatalogPage | Failure:
     """Read a list of model names."""
-    value = response.json
-    if isinstance(value, dict) and value.get("error"):
+    value = reading.body(response)
+    if value.get("error"):
         return Failure.from_response(response, operation="catalog")
-    names = value.get("list") if isinstance(value, dict) else None
-    if not isinstance(names, list):
-        raise InvalidResponse("the answer holds no list.", reason="json", sent="yes")
+    names = reading.as_type(value.get("list"), list[object])
     following = value.get("next")
     return CatalogPage(
         models=tuple(Model(id=name) for name in names if isinstance(name, str)),

@@ -132,7 +132,7 @@ def _no_files(subject: Subject) -> None:
 # The distribution, when the plugin is installed, and the names that its code takes from llmopt.
 
 package_checks: Final = Family("package")
-_OPEN: Final = ("llmopt.compatible", "llmopt.errors", "llmopt.values", "llmopt.testing")
+_OPEN: Final = ("llmopt.compatible", "llmopt.reading", "llmopt.errors", "llmopt.values", "llmopt.testing")
 """Modules of llmopt that a plugin may name; docs/plugins.md lists them."""
 _REQUIREMENT: Final = re.compile(r"llmopt\s*(\[[^]]*\])?\s*\(?([^;)]*)", re.IGNORECASE)
 
@@ -221,7 +221,7 @@ def _imports(subject: Subject) -> Iterator[tuple[str, str, str]]:
 @package_checks("public-names")
 def _public_names(subject: Subject) -> None:
     """From llmopt itself it imports public names only, and only such as there are."""
-    public = set(dir(llmopt)) | {"testing", "errors"}
+    public = set(dir(llmopt)) | {"testing", "errors", "reading"}
     for module, name, place in _imports(subject):
         if module == PACKAGE and name:
             expect(name in public, f"{place} imports {name!r} from llmopt, which is no public name.")
@@ -229,7 +229,7 @@ def _public_names(subject: Subject) -> None:
 
 @package_checks("public-modules")
 def _public_modules(subject: Subject) -> None:
-    """Of llmopt's modules it names only those that are public: compatible, errors, values.*, testing."""
+    """Of llmopt's modules it names only those that are public: compatible, reading, errors, values.*, testing."""
     for module, name, place in _imports(subject):
         if module.startswith(f"{PACKAGE}."):
             open_to_all = any(module == each or module.startswith(f"{each}.") for each in _OPEN)

@@ -1,6 +1,7 @@
 # The public names of llmopt: type checkers read this file, and __init__.py finds the module of each name in it.
 
 from llmopt import compatible as compatible
+from llmopt import reading as reading
 from llmopt.cache.disk import DiskStore as DiskStore
 from llmopt.cache.store import CacheItem as CacheItem
 from llmopt.cache.store import CacheSize as CacheSize

@@ -65,7 +65,7 @@ def test_a_call_of_another_operation_is_refused_before_a_request(plugin: Vectors
                 await refusal(lambda: client.stream("vectors/small", "hi")),
             ]
 
-    said = "the provider 'vectors' has no chat, only embeddings; use the model of another provider."
+    said = "the provider 'vectors' has no chat, only embeddings; use the model of another provider, or set base_url to a server that has it."
     assert asyncio.run(main()) == [said, said]
 
 

@@ -10,14 +10,15 @@ for large replies.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from attrs import evolve
 
+from llmopt import reading
 from llmopt.compatible.embeddings import read_usage
-from llmopt.errors import InvalidInput, InvalidResponse
+from llmopt.errors import InvalidInput
 from llmopt.hookspecs import hookimpl
 from llmopt.values.calls import ChatCall
 from llmopt.values.chat import ChatEvent, ChatReply, ServerEvent, ToolCall, ToolCallPart
@@ -149,17 +150,15 @@ def parse_chat(
     Raises:
         InvalidResponse: the body is neither.
     """
-    value = response.json
-    if is_error(value):
+    if is_error(response.json):
         return Failure.from_response(response, operation="chat", model=call.model)
-    if not isinstance(value, dict):
-        raise _invalid("the response is not a JSON object.", "json")
+    value = reading.body(response)
     choice = _choice(call, value)
     if choice is None:
-        raise _invalid("the response has no choice.", "count")
+        raise reading.invalid("the response has no choice.", "count")
     if choice.get("message") is None and choice.get("text") is None:
-        raise _invalid("the choice of the response has no message.", "type")
-    finish_reason = _finish_reason(choice)
+        raise reading.invalid("the choice of the response has no message.", "type")
+    finish_reason = reading.text(choice.get("finish_reason"), "finish_reason") or None
     if finish_reason is not None and _is_failed(finish_reason, failed_reasons):
         return _ended_with(finish_reason, call)
     content = _message(choice)
@@ -230,7 +229,7 @@ def _read_event(
         return Failure.from_event(event, model=call.model)
     if value == [] or _is_named(event):
         return _unknown(event, {})
-    raise _invalid("an event of the stream is not a JSON object.", "json")
+    raise reading.invalid("an event of the stream is not a JSON object.", "json")
 
 
 def _not_json(
@@ -250,7 +249,7 @@ def _not_json(
     # A ping, or a kind of event without JSON; JSON that is damaged is no such thing.
     if _is_named(event) and not event.data.lstrip().startswith(_JSON_START):
         return _unknown(event, {})
-    raise _invalid(f"an event of the stream ({len(event.data)} characters) is not JSON.", "json")
+    raise reading.invalid(f"an event of the stream ({len(event.data)} characters) is not JSON.", "json")
 
 
 def _chunk(
@@ -260,7 +259,8 @@ def _chunk(
     if not (value.get("choices") and value.keys() <= _USUAL_KEYS) and is_error(value):
         return Failure.from_event(event, model=call.model)
     choice = _choice(call, value)
-    finish_reason = _finish_reason(choice) if choice is not None else None
+    reason = None if choice is None else choice.get("finish_reason")
+    finish_reason = reading.text(reason, "finish_reason") or None
     if finish_reason is not None and _is_failed(finish_reason, failed_reasons):
         return _ended_with(finish_reason, call)
     usage = read_usage(value.get("usage"))
@@ -330,10 +330,10 @@ def _choice(call: ChatCall, value: Mapping[str, Any]) -> dict[str, Any] | None:
     """The choice that is read: number 0, or the only one that was asked for, whatever its number."""
     choices = value.get("choices")
     if choices is not None and not isinstance(choices, list):
-        raise _wrong_type("choices")
+        raise reading.wrong_type("choices")
     for choice in choices or ():
         if not isinstance(choice, dict):
-            raise _wrong_type("choices")
+            raise reading.wrong_type("choices")
         # Choices of one event may come in any order, and some servers leave the index out.
         if not choice.get("index"):
             return choice
@@ -342,9 +342,7 @@ def _choice(call: ChatCall, value: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _delta(choice: Mapping[str, Any], delta: object) -> MessageContent:
-    if not isinstance(delta, dict):
-        raise _wrong_type("delta")
-    content = read_content(delta)
+    content = read_content(delta, "delta")
     return _old_text(choice) if content is _NO_CONTENT else content
 
 
@@ -352,30 +350,17 @@ def _message(choice: Mapping[str, Any]) -> MessageContent:
     message = choice.get("message")
     if message is None:
         return _old_text(choice)
-    if not isinstance(message, dict):
-        raise _wrong_type("message")
-    return read_content(message)
+    return read_content(message, "message")
 
 
 def _old_text(choice: Mapping[str, Any]) -> MessageContent:
     """The text where completions had it before there were chats; nothing in the late verdict of a content filter."""
     text = choice.get("text")
-    return MessageContent(text=_checked_text(text, "text")) if text else _NO_CONTENT
-
-
-def _finish_reason(choice: Mapping[str, Any]) -> str | None:
-    reason = choice.get("finish_reason")
-    if reason is not None and not isinstance(reason, str):
-        raise _wrong_type("finish_reason")
-    return reason or None
+    return MessageContent(text=reading.text(text, "text")) if text else _NO_CONTENT
 
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _invalid(message: str, reason: str) -> InvalidResponse:
-    return InvalidResponse(message, reason=reason, sent="yes")
 
 
 # The content of one message, or of one delta of a stream.
@@ -409,7 +394,7 @@ class MessageContent(NamedTuple):
 _NO_CONTENT: Final = MessageContent()
 
 
-def read_content(message: Mapping[str, Any]) -> MessageContent:
+def read_content(message: object, name: str) -> MessageContent:
     """Read a ``message`` or a ``delta``.
 
     ``content`` is null, text, or a list of typed parts. Parts without text (images, references) stay in ``raw`` only.
@@ -417,6 +402,8 @@ def read_content(message: Mapping[str, Any]) -> MessageContent:
     Raises:
         InvalidResponse: a value has a wrong type.
     """
+    if not isinstance(message, dict):
+        raise reading.wrong_type(name)
     content = message.get("content")
     # The usual case first: this runs for every token of a stream.
     if type(content) is str:
@@ -438,7 +425,7 @@ def read_content(message: Mapping[str, Any]) -> MessageContent:
     return MessageContent(
         text=result.text,
         reasoning=result.reasoning or reasoning,
-        refusal=result.refusal or _checked_text(refusal, "refusal"),
+        refusal=result.refusal or reading.text(refusal, "refusal"),
         tool_calls=_tool_calls(calls),
     )
 
@@ -454,15 +441,15 @@ def _reasoning(value: object) -> str:
 
 def _typed_parts(content: object) -> MessageContent:
     texts: dict[str, list[str]] = {"text": [], "thinking": [], "refusal": []}
-    for part in _objects(content, "content"):
+    for part in reading.objects(content, "content"):
         kind = part.get("type", "text")
         if kind == "thinking":
             texts["thinking"].append(_thinking(part.get("thinking")))
         elif kind == "refusal":
-            texts[kind].append(_checked_text(part.get(kind), kind))
+            texts[kind].append(reading.text(part.get(kind), kind))
         # "output_text" is the word of another API, which some gateways pass on.
         elif kind in ("text", "output_text"):
-            texts["text"].append(_checked_text(part.get("text"), "text"))
+            texts["text"].append(reading.text(part.get("text"), "text"))
         elif isinstance(kind, str) and kind.startswith(("reasoning", "thought")):
             texts["thinking"].append(_reasoning(part))
     text, reasoning, refusal = ("".join(parts) for parts in texts.values())
@@ -472,30 +459,29 @@ def _typed_parts(content: object) -> MessageContent:
 def _thinking(value: object) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    parts = _objects(value, "thinking")
+    parts = reading.objects(value, "thinking")
     return "".join(
-        _checked_text(part.get("text"), "text") for part in parts if part.get("type", "text") == "text"
+        reading.text(part.get("text"), "text") for part in parts if part.get("type", "text") == "text"
     )
 
 
 def _tool_calls(value: object) -> tuple[ToolCallPart, ...]:
-    if value is None:
-        return ()
-    return tuple(_tool_call(entry, position) for position, entry in enumerate(_objects(value, "tool_calls")))
+    entries = reading.objects(value, "tool_calls", optional=True)
+    return tuple(_tool_call(entry, position) for position, entry in enumerate(entries))
 
 
 def _tool_call(entry: Mapping[str, Any], position: int) -> ToolCallPart:
     # Free text for a custom tool; some servers leave the inner object out.
     function = next((entry[key] for key in ("function", "custom") if entry.get(key) is not None), entry)
     if not isinstance(function, Mapping):
-        raise _wrong_type("function")
+        raise reading.wrong_type("function")
     index = entry.get("index")
     return ToolCallPart(
         # Some servers leave out the index of a tool call, although pieces of a call are joined by it.
         index=_tool_index(index, position),
-        id=_checked_text(entry.get("id"), "id"),
-        name=_checked_text(function.get("name"), "name"),
-        arguments=arguments_json(function.get("arguments", function.get("input"))),
+        id=reading.text(entry.get("id"), "id"),
+        name=reading.text(function.get("name"), "name"),
+        arguments=reading.arguments(function.get("arguments", function.get("input"))),
         provider_data={_KEPT: extra} if (extra := entry.get(_EXTRA)) else {},
     )
 
@@ -504,28 +490,3 @@ def _tool_index(index: object, position: int) -> int:
     if isinstance(index, str) and index.isdecimal() and len(index) < _MAX_INDEX_DIGITS:
         return int(index)
     return index if type(index) is int else position
-
-
-def arguments_json(value: object) -> str:
-    """The arguments of a tool call as JSON text; some servers send an object instead of text."""
-    return (
-        msgspec.json.encode(value).decode() if isinstance(value, dict) else _checked_text(value, "arguments")
-    )
-
-
-def _objects(value: object, what: str) -> Iterable[Mapping[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise _wrong_type(what)
-    return value
-
-
-def _checked_text(value: object, what: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong_type(what)
-    return value
-
-
-def _wrong_type(what: str) -> InvalidResponse:
-    return _invalid(f"`{what}` of the response has a wrong type.", "type")

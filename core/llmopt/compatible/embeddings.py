@@ -23,6 +23,7 @@ import msgspec
 
 from llmopt.errors import InvalidResponse
 from llmopt.hookspecs import hookimpl
+from llmopt.reading import MAX_TOKENS, count, invalid
 from llmopt.values.calls import EmbedCall
 from llmopt.values.embeddings import NOT_TOLD, EmbeddedRows, Usage, in_order
 from llmopt.values.http import Failure, HttpResponse
@@ -100,7 +101,7 @@ def decode_embeddings(body: bytes) -> EmbeddedRows | None:
     if decoded.error:
         return None
     if decoded.data is None:
-        raise _invalid("the response has no list `data`.", "json")
+        raise invalid("the response has no list `data`.", "json")
     vectors = rows_from_raw(list(map(_embedding_of, decoded.data)))
     return _embedded(decoded, decoded.data, vectors)
 
@@ -149,23 +150,21 @@ def _decode_corrected(body: bytes) -> EmbeddedRows | None:
 def _wrong_form(error: msgspec.ValidationError) -> InvalidResponse:
     # The message of a validation error names types and the path, never a value.
     reason = "index" if ".index" in str(error) else "json"
-    return _invalid(f"the response is no embeddings response: {error}.", reason)
+    return invalid(f"the response is no embeddings response: {error}.", reason)
 
 
 def _not_json(body: bytes) -> InvalidResponse:
     if _NOT_A_NUMBER.search(body):
-        return _invalid(
-            "the response holds NaN or Infinity among its numbers, which no vector has.", "non_finite"
-        )
+        return invalid("the response holds NaN or Infinity, which no vector has.", "non_finite")
     start = body[:64].lstrip().lower()
     if not start:
-        return _invalid("the response body is empty.", "json")
+        return invalid("the response body is empty.", "json")
     if start.startswith(b"<"):
-        return _invalid(
+        return invalid(
             "the response is HTML, not JSON; check base_url, and whether a proxy or a login page answers.",
             "json",
         )
-    return _invalid(f"the response ({len(body)} bytes) is not JSON, or is incomplete.", "json")
+    return invalid(f"the response ({len(body)} bytes) is not JSON, or is incomplete.", "json")
 
 
 # In C: an answer may have thousands of items.
@@ -191,7 +190,7 @@ def _indices(items: Sequence[_Item]) -> NDArray[np.int64] | None:
             _number_the_last(numbers)
         return np.array(numbers, dtype=np.int64)
     except (msgspec.ValidationError, OverflowError):
-        raise _invalid("an index of the response is no whole number of 64 bits.", "index") from None
+        raise invalid("an index of the response is no whole number of 64 bits.", "index") from None
 
 
 def _number_the_last(numbers: list[int | None]) -> None:
@@ -199,21 +198,19 @@ def _number_the_last(numbers: list[int | None]) -> None:
     left = set(range(len(numbers))).difference(numbers)
     # A vector under a guessed index would belong to another text.
     if len(left) > 1:
-        raise _invalid("some items of the response have no index, so their texts are unknown.", "index")
+        raise invalid("some items of the response have no index, so their texts are unknown.", "index")
     numbers[numbers.index(None)] = left.pop()
-
-
-# Larger counts are nonsense, and one of them would spoil all sums and the token estimator.
-_MAX_TOKENS: Final = 10**12
 
 
 def read_usage(value: object) -> Usage | None:
     """Read a ``usage`` object leniently: None unless it holds plausible counts."""
     if not isinstance(value, dict):
         return None
-    total = _count(value.get("total_tokens"))
-    prompt = _count(value.get("prompt_tokens"))
-    completion = _count(value.get("completion_tokens"))
+    # As `count` reads them, but for every response, and so without a call for each.
+    told = {name: n for name, n in value.items() if type(n) is int and 0 <= n <= MAX_TOKENS}
+    total = told.get("total_tokens", NOT_TOLD)
+    prompt = told.get("prompt_tokens", NOT_TOLD)
+    completion = told.get("completion_tokens", NOT_TOLD)
     if total is NOT_TOLD and prompt is NOT_TOLD:
         # Some gateways tell the input in another event of the stream.
         return Usage(completion_tokens=completion) if completion else None
@@ -228,7 +225,7 @@ def read_usage(value: object) -> Usage | None:
         completion_tokens=completion,
         total_tokens=total,
         cached_tokens=_detail(value, "cached_tokens", *_PROMPT_DETAILS)
-        or _count(value.get("num_cached_tokens")),
+        or told.get("num_cached_tokens", NOT_TOLD),
         reasoning_tokens=_detail(value, "reasoning_tokens", "completion_tokens_details"),
     )
 
@@ -239,12 +236,8 @@ _PROMPT_DETAILS: Final = ("prompt_tokens_details", "prompt_token_details")
 
 
 def _detail(usage: dict[str, Any], name: str, *groups: str) -> int:
-    counts = (_count(group.get(name)) for key in groups if isinstance(group := usage.get(key), dict))
+    counts = (count(group.get(name)) for key in groups if isinstance(group := usage.get(key), dict))
     return max(counts, default=NOT_TOLD)
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else NOT_TOLD
 
 
 # Lists of numbers: cut out of the body before anything parses it.
@@ -382,7 +375,7 @@ def _any_form(
     for number in range(start, len(raws)):
         row = read(raws[number], number)
         if row.size != rows.shape[1]:
-            raise _invalid(
+            raise invalid(
                 f"vector {number} of the response has {row.size} numbers, vector 0 has {rows.shape[1]}.",
                 "dimensions",
             )
@@ -432,7 +425,7 @@ def check_byte_order(row: NDArray[np.floating[Any]]) -> None:
     if not np.isfinite(largest):
         return
     if largest > _MAX_MAGNITUDE or 0.0 < largest < _MIN_MAGNITUDE:
-        raise _invalid(
+        raise invalid(
             "the numbers of the response look like big-endian bytes; expected little-endian.", "base64"
         )
 
@@ -455,7 +448,7 @@ class _RowReader:
             return self._from_base64(view, number)
         if view and view[0] == _BRACKET:
             return self._from_list(bytes(view), number)
-        raise _invalid(f"vector {number} of the response is neither base64 nor a list.", "type")
+        raise invalid(f"vector {number} of the response is neither base64 nor a list.", "type")
 
     def _from_base64(self, view: memoryview, number: int) -> NDArray[np.floating[Any]]:
         text = bytes(view[1:-1])
@@ -465,9 +458,9 @@ class _RowReader:
         try:
             data = self._unbase64(text, validate=True)
         except ValueError:
-            raise _invalid(f"vector {number} of the response is not base64.", "base64") from None
+            raise invalid(f"vector {number} of the response is not base64.", "base64") from None
         if len(data) % 4:
-            raise _invalid(
+            raise invalid(
                 f"vector {number} of the response has {len(data)} bytes, not a multiple of 4.",
                 "base64",
             )
@@ -476,18 +469,14 @@ class _RowReader:
     def _from_list(self, text: bytes, number: int) -> NDArray[np.floating[Any]]:
         # The parser's buffer flattens nested lists, so they are refused here.
         if text.count(b"[") != 1:
-            raise _invalid(f"vector {number} of the response holds a value that is not a number.", "type")
+            raise invalid(f"vector {number} of the response holds a value that is not a number.", "type")
         try:
             values: Any = self._parser.parse(text)
             numbers = self._np.frombuffer(values.as_buffer(of_type="d"), dtype=self._np.float64)
         except (ValueError, TypeError, RuntimeError) as error:
             reason = "non_finite" if "NUMBER_ERROR" in str(error) else "type"
-            raise _invalid(
+            raise invalid(
                 f"vector {number} of the response holds a value that is not a finite number.", reason
             ) from None
         with self._np.errstate(over="ignore"):
             return numbers.astype(self._np.float32)
-
-
-def _invalid(message: str, reason: str) -> InvalidResponse:
-    return InvalidResponse(message, reason=reason, sent="yes")

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, cast, get_args, get_origin
 
 import msgspec
 
-from llmopt.errors import InvalidResponse
+from llmopt.reading import invalid
 from llmopt.values.catalog import CatalogPage, LazyJsonObject, Model, ModelKind, Prices
 from llmopt.values.error_shape import is_error
 from llmopt.values.http import Failure, HttpResponse
@@ -69,13 +69,13 @@ def parse_catalog(response: HttpResponse, provider: str = "") -> CatalogPage | F
     if page.models or page.next_cursor is not None:
         return page
     if page.dropped:
-        raise _invalid(f"none of the {page.dropped} entries of the list of models can be read.")
+        raise invalid(f"none of the {page.dropped} entries of the list of models can be read.", "json")
     # Raises an InvalidResponse of its own if the body is not JSON.
     if is_error(response.json):
         return Failure.from_response(response, operation="catalog")
     # Some servers write null for no models.
     if decoded.data is msgspec.UNSET and decoded.models is msgspec.UNSET:
-        raise _invalid("the response holds no list of models.")
+        raise invalid("the response holds no list of models.", "json")
     return page
 
 
@@ -84,10 +84,6 @@ def _decode(body: bytes) -> _Response:
     if (body[:64].lstrip() or body.lstrip())[:1] == _LIST_START:
         return _Response(data=_list_decoder.decode(body))
     return _response_decoder.decode(body)
-
-
-def _invalid(message: str) -> InvalidResponse:
-    return InvalidResponse(message, reason="json", sent="yes")
 
 
 def _page(raws: list[msgspec.Raw], provider: str, cursor: str | None = None) -> CatalogPage:

@@ -27,7 +27,6 @@ from llmopt.engine.engine import Engine
 from llmopt.errors import (
     CircuitOpen,
     DeadlineExceeded,
-    InvalidInput,
     InvalidResponse,
     LLMOptError,
     LocalRejection,
@@ -150,9 +149,8 @@ class ModelLists:
         if not models:
             raise provider.lacks("catalog")
         own = tuple(evolve(each, provider=provider.name) for each in models)
-        ListScope(self._engine, provider).emit(
-            CatalogDiscover, outcome="ok", source="plugin", models=len(own)
-        )
+        scope = ListScope(self._engine, provider)
+        scope.emit(CatalogDiscover, outcome="ok", source="plugin", models=len(own))
         return Catalog(provider=provider.name, models=own, known=True)
 
     async def _get_cached_or_fetch(
@@ -182,11 +180,6 @@ class ModelLists:
         A recent failure counts only if no list is cached.
         """
         self._engine.check_open(provider)
-        try:
-            if (known := self._known(provider)) is not None:
-                return known
-        except InvalidInput as no_list:
-            return no_list
         entry = self._cache.peek(provider) if self._uses_cache(provider) else None
         if entry is None:
             return None

@@ -53,11 +53,9 @@ class Provider:
         """The error for a call of an operation that no endpoint has."""
         own = " and ".join(OPERATION_NAMES.get(each, each) for each in sorted(self.operations or ()))
         asked = OPERATION_NAMES.get(operation, operation).removeprefix("a ")
-        todo = "use the model of another provider"
+        todo = "use the model of another provider, or set base_url to a server that has it"
         if operation == "catalog":
             todo = "its documentation names its models"
-        elif self.endpoints[0].in_process:
-            todo += f", or set providers.{self.name}.base_url to a server that has it"
         return InvalidInput(
             f"the provider {self.name!r} has no {asked}, only {own or 'what llmopt does not know'}; {todo}.",
             provider=self.name,

@@ -6,7 +6,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from llmopt import EmbedCall, EmbeddedRows, Failure, HttpResponse, InvalidResponse, Usage, compatible
+from llmopt import EmbedCall, EmbeddedRows, Failure, HttpResponse, Usage, compatible, reading
+from llmopt.values.embeddings import NOT_TOLD
 
 _MAX_TOKENS: Final = 10**12
 _HEAD: Final = 4_096
@@ -45,11 +46,10 @@ def _from_ollama(call: EmbedCall, response: HttpResponse) -> EmbeddedRows | Fail
     answer = _decoded(response.body, _Ollama)
     if answer.error:
         return Failure.from_response(response, model=call.model)
-    count = answer.prompt_eval_count
-    known = type(count) is int and 0 <= count <= _MAX_TOKENS
+    count = reading.count(answer.prompt_eval_count)
     return EmbeddedRows(
         vectors=compatible.rows_from_raw(answer.embeddings),
-        usage=Usage(prompt_tokens=count, total_tokens=count) if known else None,
+        usage=None if count is NOT_TOLD else Usage(prompt_tokens=count, total_tokens=count),
         model=answer.model if isinstance(answer.model, str) else None,
     )
 
@@ -65,9 +65,11 @@ def _in_order(items: list[_Unpooled]) -> list[msgspec.Raw]:
     """llama.cpp without ``/v1``: each vector in its own list, or one vector for each token."""
     items = sorted(items, key=lambda item: item.index)
     if [item.index for item in items] != list(range(len(items))):
-        raise _invalid("the indices of the answer are not 0, 1, 2 and so on", "index")
+        raise reading.invalid("the indices of the answer are not 0, 1, 2 and so on.", "index")
     if any(len(item.embedding) != 1 for item in items):
-        raise _invalid("the server gives a vector for each token; start it with pooling", "dimensions")
+        raise reading.invalid(
+            "the server gives a vector for each token; start it with pooling.", "dimensions"
+        )
     return [item.embedding[0] for item in items]
 
 
@@ -76,10 +78,6 @@ def _decoded(body: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         # Its message names types and the path, never a value.
-        raise _invalid(f"the answer has another form than embeddings: {error}", "json") from None
+        raise reading.invalid(f"the answer has another form than embeddings: {error}.", "json") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _invalid(f"the answer ({len(body)} bytes) is not JSON", "json") from None
-
-
-def _invalid(message: str, reason: str) -> InvalidResponse:
-    return InvalidResponse(f"{message}.", reason=reason, sent="yes")
+        raise reading.invalid(f"the answer ({len(body)} bytes) is not JSON.", "json") from None

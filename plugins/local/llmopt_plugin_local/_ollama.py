@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
 from llmopt import (
     ChatCall,
     ChatEvent,
@@ -18,13 +16,14 @@ from llmopt import (
     Failure,
     HttpResponse,
     InvalidInput,
-    InvalidResponse,
     ServerEvent,
     ToolCall,
     ToolCallPart,
     Usage,
     compatible,
+    reading,
 )
+from llmopt.values.embeddings import NOT_TOLD
 from llmopt_plugin_local._ollama_messages import messages_of
 
 _OPTIONS: Final[Mapping[str, str]] = {
@@ -114,12 +113,7 @@ def events_of(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Fai
     Raises:
         InvalidResponse: the line is neither.
     """
-    try:
-        value = msgspec.json.decode(event.data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise _invalid(f"a line of the stream ({len(event.data)} characters) is not JSON", "json") from None
-    if not isinstance(value, dict):
-        raise _invalid("a line of the stream is no JSON object", "json")
+    value = reading.event(event)
     # An error, a server of the common dialect, or a line of a type that is not known.
     if value.get("error") or (value and "message" not in value):
         return compatible.parse_stream_event(call, event, failed_reasons=FAILED_REASONS)
@@ -129,13 +123,14 @@ def events_of(call: ChatCall, event: ServerEvent) -> tuple[ChatEvent, ...] | Fai
 def _event(value: Mapping[str, Any]) -> ChatEvent:
     message = value.get("message")
     if not isinstance(message, dict):
-        raise _invalid("the answer holds no message", "type")
+        raise reading.invalid("the answer holds no message.")
     done = value.get("done") is True
+    calls = reading.objects(message.get("tool_calls"), "tool_calls", optional=True)
     return ChatEvent(
-        text=_text(message, "content"),
-        reasoning=_text(message, "thinking"),
-        tool_calls=_calls(message.get("tool_calls")),
-        finish_reason=_text(value, "done_reason") or "stop" if done else None,
+        text=reading.text(message.get("content"), "content"),
+        reasoning=reading.text(message.get("thinking"), "thinking"),
+        tool_calls=tuple(_call(entry, place) for place, entry in enumerate(calls)),
+        finish_reason=reading.text(value.get("done_reason"), "done_reason") or "stop" if done else None,
         usage=_usage(value) if done else None,
         model=model if isinstance(model := value.get("model"), str) else "",
         last=done,
@@ -143,52 +138,23 @@ def _event(value: Mapping[str, Any]) -> ChatEvent:
     )
 
 
-def _calls(value: object) -> tuple[ToolCallPart, ...]:
+def _call(entry: Mapping[str, Any], place: int) -> ToolCallPart:
     """Calls come whole, with arguments as an object; ids are recent."""
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise _invalid("the tool calls of the answer are no list", "type")
-    return tuple(_call(entry, place) for place, entry in enumerate(value))
-
-
-def _call(entry: object, place: int) -> ToolCallPart:
-    function = entry.get("function") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not isinstance(function, dict):
-        raise _invalid("a tool call of the answer has no function", "type")
-    arguments = function.get("arguments")
+    function = entry.get("function")
+    if not isinstance(function, dict):
+        raise reading.invalid("a tool call of the answer has no function.")
     index = function.get("index")
     return ToolCallPart(
         index=index if type(index) is int else place,
-        id=_text(entry, "id"),
-        name=_text(function, "name"),
-        arguments=_text(function, "arguments")
-        if not isinstance(arguments, dict)
-        else msgspec.json.encode(arguments).decode(),
+        id=reading.text(entry.get("id"), "id"),
+        name=reading.text(function.get("name"), "name"),
+        arguments=reading.arguments(function.get("arguments")),
     )
 
 
 def _usage(value: Mapping[str, Any]) -> Usage | None:
     """Counts that are 0 are left out, as that of a prompt that was in the cache."""
-    read, said = (_count(value.get(name)) for name in ("prompt_eval_count", "eval_count"))
-    if read is None and said is None:
+    read, said = (reading.count(value.get(name)) for name in ("prompt_eval_count", "eval_count"))
+    if read is NOT_TOLD and said is NOT_TOLD:
         return None
-    read, said = read or 0, said or 0
     return Usage(prompt_tokens=read, completion_tokens=said, total_tokens=read + said)
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else None
-
-
-def _text(value: Mapping[str, Any], key: str) -> str:
-    found = value.get(key)
-    if found is None:
-        return ""
-    if not isinstance(found, str):
-        raise _invalid(f"`{key}` of the answer is no text", "type")
-    return found
-
-
-def _invalid(message: str, reason: str) -> InvalidResponse:
-    return InvalidResponse(f"{message}.", reason=reason, sent="yes")

@@ -17,7 +17,6 @@ from llmopt import (
     HttpRequest,
     HttpResponse,
     InvalidInput,
-    InvalidResponse,
     Profile,
     ServerEvent,
     Settings,
@@ -28,6 +27,7 @@ from llmopt import (
     Verdict,
     compatible,
     hookimpl,
+    reading,
 )
 
 REASONS = {"STOP": "stop", "MAX_TOKENS": "length", "SAFETY": "content_filter"}
@@ -140,12 +140,12 @@ class _Answer(msgspec.Struct, rename="camel"):
 @hookimpl
 def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
     """A whole answer: the one event of a stream."""
-    value = response.json
-    if isinstance(value, dict) and value.get("error"):
+    value = reading.body(response)
+    if value.get("error"):
         return Failure.from_response(response, operation="chat", model=call.model)
     event = _read(value, State()).events[0]
     if event.finish_reason is None:
-        raise InvalidResponse("the answer has no end.", reason="truncated", sent="yes")
+        raise reading.invalid("the answer has no end.", "truncated")
     return ChatReply(
         text=event.text,
         reasoning=event.reasoning,
@@ -175,26 +175,22 @@ def parse_stream_event(call: ChatCall, event: ServerEvent, state: State | None) 
     """One event: a whole answer with the new parts alone."""
     if not event.data.strip():
         return StreamStep((), state)
-    try:
-        value = msgspec.json.decode(event.data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise InvalidResponse("an event of the stream is not JSON.", reason="json", sent="yes") from None
-    if isinstance(value, dict) and value.get("error"):
+    value = reading.event(event)
+    if value.get("error"):
         return Failure.from_event(event, model=call.model)
     return _read(value, state or State())
 
 
 def _read(value: Any, state: State) -> StreamStep:
-    try:
-        answer = msgspec.convert(value, _Answer)
-        candidate = answer.candidates[0]
-        parts = candidate.content.parts if candidate.content is not None else []
-        calls = tuple(
-            _call(part, state.calls + number)
-            for number, part in enumerate(each for each in parts if each.function_call)
-        )
-    except (msgspec.ValidationError, IndexError) as error:
-        raise InvalidResponse(f"no answer: {error}.", reason="type", sent="yes") from None
+    answer = reading.as_type(value, _Answer)
+    if not answer.candidates:
+        raise reading.invalid("the answer has no candidate.", "count")
+    candidate = answer.candidates[0]
+    parts = candidate.content.parts if candidate.content is not None else []
+    calls = tuple(
+        _call(part, state.calls + number)
+        for number, part in enumerate(each for each in parts if each.function_call)
+    )
     usage = {**state.usage, **{n: v for n, v in answer.usage_metadata.items() if type(v) is int and v >= 0}}
     signatures = [
         each.thought_signature for each in parts if each.thought_signature and not each.function_call
@@ -220,7 +216,7 @@ class _Function(msgspec.Struct):
 
 
 def _call(part: _Part, index: int) -> ToolCallPart:
-    function = msgspec.convert(part.function_call, _Function)
+    function = reading.as_type(part.function_call, _Function)
     own = {"signature": part.thought_signature, "id": function.id}
     own = {name: value for name, value in own.items() if value}
     return ToolCallPart(

@@ -17,7 +17,6 @@ from llmopt import (
     HttpRequest,
     HttpResponse,
     InvalidInput,
-    InvalidResponse,
     Profile,
     ServerEvent,
     Settings,
@@ -28,6 +27,7 @@ from llmopt import (
     Verdict,
     compatible,
     hookimpl,
+    reading,
 )
 
 REASONS = {
@@ -115,14 +115,11 @@ def _blocks(message: Mapping[str, Any]) -> list[Any]:
 @hookimpl
 def parse_chat(call: ChatCall, response: HttpResponse) -> ChatReply | Failure:
     """A whole answer."""
-    value = response.json
-    if isinstance(value, dict) and value.get("error"):
+    value = reading.body(response)
+    if value.get("error"):
         return Failure.from_response(response, operation="chat", model=call.model)
-    try:
-        message = msgspec.convert(value, _Message)
-        blocks = [msgspec.convert(block, _Block) for block in message.content]
-    except msgspec.ValidationError as error:
-        raise InvalidResponse(f"the answer is no message: {error}.", reason="type", sent="yes") from None
+    message = reading.as_type(value, _Message)
+    blocks = [reading.as_type(block, _Block) for block in message.content]
     return ChatReply(
         text="".join(block.text for block in blocks),
         reasoning="".join(block.thinking for block in blocks),
@@ -204,34 +201,29 @@ def parse_stream_event(call: ChatCall, event: ServerEvent, state: State | None) 
     state = state or State()
     if not event.data.strip():
         return StreamStep((), state)
-    try:
-        value = msgspec.json.decode(event.data, type=dict[str, Any])
-        if value.get("error") or value.get("type") == "error":
-            return Failure.from_event(event, model=call.model)
-        return _step(value, state)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise InvalidResponse(
-            f"an event of the stream cannot be read: {error}.", reason="json", sent="yes"
-        ) from None
+    value = reading.event(event)
+    if value.get("error") or value.get("type") == "error":
+        return Failure.from_event(event, model=call.model)
+    return _step(value, state)
 
 
 def _step(value: Mapping[str, Any], state: State) -> StreamStep:
     match value.get("type"):
         case "message_start":
-            message = msgspec.convert(value.get("message"), _Message)
+            message = reading.as_type(value.get("message"), _Message)
             usage = _usage(message.usage, {})
             event = ChatEvent(usage=usage, model=message.model, id=message.id, raw=value)
             return StreamStep((event,), evolve(state, usage=_counts(message.usage)))
         case "content_block_start":
-            return _begun(msgspec.convert(value.get("content_block"), dict[str, Any]), state)
+            return _begun(reading.as_type(value.get("content_block"), dict[str, Any]), state)
         case "content_block_delta":
-            return _added(msgspec.convert(value.get("delta"), _Delta), state)
+            return _added(reading.as_type(value.get("delta"), _Delta), state)
         case "content_block_stop" if state.begun is not None:
             return _stopped(state)
         case "message_delta":
-            delta = msgspec.convert(value.get("delta"), _Delta)
+            delta = reading.as_type(value.get("delta"), _Delta)
             reason = REASONS.get(delta.stop_reason or "", delta.stop_reason)
-            usage = _usage(msgspec.convert(value.get("usage") or {}, dict[str, Any]), state.usage)
+            usage = _usage(reading.as_type(value.get("usage") or {}, dict[str, Any]), state.usage)
             return StreamStep((ChatEvent(finish_reason=reason, usage=usage, raw=value),), state)
         case "message_stop":
             return StreamStep((ChatEvent(last=True, raw=value),), state)
@@ -250,7 +242,7 @@ class _Delta(msgspec.Struct):
 
 
 def _begun(block: Mapping[str, Any], state: State) -> StreamStep:
-    read = msgspec.convert(block, _Block)
+    read = reading.as_type(block, _Block)
     events: tuple[ChatEvent, ...] = ()
     if read.type == "tool_use":
         part = ToolCallPart(index=len(state.blocks), id=read.id, name=read.name)
