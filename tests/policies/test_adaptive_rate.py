@@ -13,6 +13,7 @@ import pytest
 from llmopt.policies.adaptive_rate import BURST_S, Amounts, CubicRate, Effect, GrantSamples
 from llmopt.policies.quota import Lease
 from llmopt.policies.token_bucket import TokenBucket
+from llmopt.values.calls import Dimension
 
 FREE = (math.inf, math.inf)
 
@@ -100,7 +101,13 @@ def factor(it: CubicRate, now: float) -> float:
 
 def test_without_a_refusal_no_rate_is_learned() -> None:
     it = rate()
-    assert (it.active, it.undecided, it.noise, rates(it), it.plateau) == (False, False, 0.0, FREE, [*FREE])
+    assert (it.active, it.undecided, it.unnamed.noise, rates(it), it.plateau) == (
+        False,
+        False,
+        0.0,
+        FREE,
+        [*FREE],
+    )
     assert it.wait_time(5.0, (1.0, 1e9)) == 0.0
 
 
@@ -391,7 +398,9 @@ def test_an_earlier_process_hands_over_its_rates() -> None:
 # Refusals that come at any rate
 
 
-def noisy(share: float, seconds: float, *, speed: float = 50.0) -> tuple[CubicRate, int, float]:
+def noisy(
+    share: float, seconds: float, *, speed: float = 50.0, dimension: Dimension | None = None
+) -> tuple[CubicRate, int, float]:
     """A server without a limit that refuses every so many requests; the number sent, and the effect of each."""
     it, number, granted, undone = rate(), 0, 0.0, math.inf
     now, every = 0.0, round(1 / share)
@@ -408,7 +417,7 @@ def noisy(share: float, seconds: float, *, speed: float = 50.0) -> tuple[CubicRa
             granted += 1
             continue
         grant(it, granted, granted * 10)
-        if refuse(it, now, (1.0, 10.0), number) == "undone":
+        if refuse(it, now, (1.0, 10.0), number, dimension=dimension) == "undone":
             undone = min(undone, now)
     return it, number, undone
 
@@ -418,13 +427,22 @@ def test_refusals_at_any_rate_do_not_slow_down(share: float, until: float) -> No
     """The first cuts are undone, and from then on the share is tolerated. Few refusals take longer to tell."""
     it, number, undone = noisy(share, 60.0)
     assert undone < until
-    assert it.noise == pytest.approx(share, rel=0.5)
+    assert it.unnamed.noise == pytest.approx(share, rel=0.5)
     assert number > 20 * 50
+
+
+@pytest.mark.parametrize(("share", "until"), [(0.02, 50.0), (0.05, 16.0), (0.1, 6.0), (0.2, 3.0)])
+def test_a_name_is_no_proof(share: float, until: float) -> None:
+    """A gateway that fails by chance sends the words of a limit too."""
+    it, _, undone = noisy(share, 60.0, dimension="requests")
+    assert undone < until
+    assert it.named.noise == pytest.approx(share, rel=0.5)
+    assert it.unnamed.noise == 0.0
 
 
 def test_the_tolerance_ends_when_the_share_of_refusals_grows() -> None:
     it, number, _ = noisy(0.1, 60.0)
-    assert it.noise > 0.05
+    assert it.unnamed.noise > 0.05
     effects = [
         cut(it, 70.0 + step, number + step, sent_at=70.0 + step, sent=number + step) for step in range(1, 60)
     ]
@@ -471,7 +489,7 @@ def test_the_tolerance_fades_with_the_refusals() -> None:
     for step in range(1, 12):
         number += 300
         cut(it, 70.0 + step, number, sent=number)
-    assert it.noise < 0.01
+    assert it.unnamed.noise < 0.01
 
 
 def test_a_limit_is_not_taken_for_noise() -> None:
