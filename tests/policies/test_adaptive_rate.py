@@ -6,6 +6,7 @@ The numbers are calculated by hand. "Ten a second" means one sample every half s
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -399,9 +400,18 @@ def test_an_earlier_process_hands_over_its_rates() -> None:
 
 
 def noisy(
-    share: float, seconds: float, *, speed: float = 50.0, dimension: Dimension | None = None
+    share: float,
+    seconds: float,
+    *,
+    speed: float = 50.0,
+    dimension: Dimension | None = None,
+    chance: random.Random | None = None,
 ) -> tuple[CubicRate, int, float]:
-    """A server without a limit that refuses every so many requests; the number sent, and the effect of each."""
+    """A server without a limit that refuses every so many requests, or by chance.
+
+    Returns:
+        The learned rate, the number sent, and when the first cuts were undone.
+    """
     it, number, granted, undone = rate(), 0, 0.0, math.inf
     now, every = 0.0, round(1 / share)
     while now < seconds:
@@ -413,7 +423,7 @@ def noisy(
             it.add_sample(now, number, -math.inf)
         it.take((1.0, 10.0))
         number += 1
-        if number % every:
+        if number % every if chance is None else chance.random() >= share:
             granted += 1
             continue
         grant(it, granted, granted * 10)
@@ -438,6 +448,16 @@ def test_a_name_is_no_proof(share: float, until: float) -> None:
     assert undone < until
     assert it.named.noise == pytest.approx(share, rel=0.5)
     assert it.unnamed.noise == 0.0
+
+
+@pytest.mark.parametrize("dimension", [None, "requests"])
+@pytest.mark.parametrize(("share", "kept"), [(0.01, 0.5), (0.03, 0.6), (0.1, 0.95)])
+def test_refusals_by_chance_do_not_slow_down_for_long(
+    share: float, kept: float, dimension: Dimension | None
+) -> None:
+    """Ten minutes at 50 requests a second; 8 to 30 % of them were sent when a rate had no memory of higher ones."""
+    _, number, _ = noisy(share, 600.0, dimension=dimension, chance=random.Random(1))
+    assert number >= kept * 50 * 600
 
 
 def test_the_tolerance_ends_when_the_share_of_refusals_grows() -> None:
