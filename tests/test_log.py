@@ -29,14 +29,17 @@ TEXT = "canary-text-9f8e7d"
 PROGRAM = f"""
 import asyncio, logging, sys
 import llmopt
-from tests.engine.test_call_events import DOWN, REFUSED, config
-from tests.support.faults import FaultServer, answer_openai
+from tests.support.configuration import provider_config
+from tests.support.faults import Answer, FaultServer, answer_openai
+
+HEADERS = [("content-type", "application/json")]
+REFUSED = Answer(401, b'{{"error": {{"message": "who?"}}}}', HEADERS)
 
 async def main():
     async with FaultServer() as server:
         server.default(answer_openai)
-        server.play(DOWN)
-        entry = config(server, api_key={KEY!r}, max_retries=2)
+        server.play(Answer(500, b'{{"error": {{"message": "down"}}}}', HEADERS))
+        entry = provider_config(server, api_key={KEY!r}, max_retries=2, retry_delay=0.001)
         async with llmopt.AsyncClient(entry) as client:
             await client.embed("server/m", [{TEXT!r}, "b"])
             await client.list_models("server")

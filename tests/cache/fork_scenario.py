@@ -17,7 +17,7 @@ from typing import Any
 from llmopt.cache.disk import DiskStore
 from llmopt.cache.store import MemoryStore
 from tests.cache.stores import item, key
-from tests.support.scale import scaled
+from tests.support.nightly import scaled
 
 MEMORY_FORKS = scaled(6, nightly=20)
 """Each fork meets the lock, held or free, by chance."""

@@ -138,12 +138,10 @@ def test_the_only_vector_is_that_of_the_only_text(index: Any) -> None:
 def test_vectors_in_doubt_are_refused(indices: list[Any]) -> None:
     """Each number is on one vector, or at most one vector has none: everything else is an error, and no guess."""
     absent = [index for index in indices if index in (..., None)]
-    stated = [index for index in indices if index not in (..., None)]
-    if len(absent) == len(indices) or (
-        len(absent) <= 1
-        and len({str(index) for index in stated}) == len(stated)
-        and all(str(index) in {"0", "1", "2", "3"} and int(index) < len(indices) for index in stated)
-    ):
+    whole = {"0": 0, "1": 1, "1.0": 1, "2": 2, "3": 3}
+    stated = [whole.get(str(index), 99) for index in indices if index not in (..., None)]
+    plain = len(set(stated)) == len(stated) and max(stated, default=0) < len(indices)
+    if len(absent) == len(indices) or (len(absent) <= 1 and plain):
         return
     with pytest.raises(InvalidResponse) as caught:
         ordered(indexed(*((index, 1.0) for index in indices)), len(indices))

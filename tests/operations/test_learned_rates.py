@@ -19,6 +19,7 @@ from llmopt.values.calls import EmbedCall
 from tests.support.configuration import provider_config
 from tests.support.faults import FaultServer, RateLimited, Respond, Script, Wait, answer_openai
 from tests.support.faults.quota import Bucket
+from tests.support.scale import scaled
 
 MODEL = "server/m"
 KIND = b"LOB1"
@@ -210,7 +211,7 @@ def test_a_wrong_record_is_corrected_by_the_first_answers(factor: float) -> None
                 async with client_of(server, clock, False) as client:
                     if record is not None:
                         limiter_of(client).restore(record)
-                    await work(client, numbers, 60)
+                    await work(client, numbers, scaled(30, nightly=60))
                 refused.append(len(limits.refusals))
                 granted.append(len(limits.grants))
         print(refused, granted)

@@ -23,7 +23,7 @@ FOUR = Scenario(
     workers=8,
     of_refill=True,
     measured_from=5.0,
-    seconds=125.0 if NIGHTLY else 45.0,
+    seconds=125.0 if NIGHTLY else 35.0,
 )
 CASES = [FOUR, evolve(FOUR, headers="none", configured=1.0)]
 IDS = ["headers", "configured"]

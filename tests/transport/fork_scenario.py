@@ -17,7 +17,7 @@ from typing import Any
 
 from llmopt.transport.pool import ConnectionPool
 from llmopt.transport.request import TransportRequest
-from tests.support.scale import scaled
+from tests.support.nightly import scaled
 
 CALLS = scaled(100, nightly=500)
 AT_ONCE = 10

@@ -19,7 +19,7 @@ from tests.support.faults.openai import Payload, answer_openai, embeddings_paylo
 from tests.support.faults.request import Request
 from tests.support.faults.response import Answer, json_answer
 from tests.support.faults.script import Responder
-from tests.support.scale import scaled
+from tests.support.nightly import scaled
 
 JSON_TYPE = ("content-type", "application/json")
 RAW = "@raw:"  # a string that starts so is written without its quotes: JSON that no Python value makes
